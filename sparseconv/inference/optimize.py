@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from torch.nn.parameter import is_lazy
 
 from sparseconv.inference.spans import FOLDED, FoldedLink
 from sparseconv.nn.block import Block, Plan, leaves
@@ -23,14 +22,14 @@ def optimize_for_inference(model: nn.Module) -> nn.Module:
     other. The outputs differ from those of ``model.eval()`` by rounding.
 
     All modules stay in place, with their names, hooks and state; what changes is how a Sequential
-    runs. Indexing it, slicing it, looping over it, hooks, training, loading and converting give
-    what they give with the original. Modules are run one by one, as in the original, where
-    merging them could be noticed or could change the result: while one of them asks for gradients,
-    is in training mode or has hooks or its own ``forward``; for inputs that ask for gradients, or
-    have no batch dimension; under torch.compile, torch.jit, torch.export, torch.func, autocast and
-    modes that see functions or operations (except ``torch.set_default_device``); for subclasses, a
-    BatchNorm without running statistics or of another size or dtype, and where folded weights would
-    not be finite. A Sequential in training mode runs as a ``Block``.
+    runs. Indexing, slicing, hooks, training, loading and converting give what they give with the
+    original. Modules run one by one where merging them could be noticed or could change the result:
+    while one asks for gradients, is in training mode or has hooks or its own ``forward``; for
+    inputs that ask for gradients, or have no batch dimension; under torch.compile, torch.jit,
+    torch.export, torch.func, autocast and modes that see functions or operations (except
+    ``torch.set_default_device``); for subclasses, a BatchNorm without running statistics or of
+    another size or dtype, and where folded weights would not be finite. A Sequential in training
+    mode runs as a ``Block``.
 
     The folded weights are computed at the first call, and again after every change of a parameter,
     buffer, pattern or ``eps``. Only in-place writes that PyTorch does not count are not seen, when
@@ -48,8 +47,7 @@ def optimize_for_inference(model: nn.Module) -> nn.Module:
 
     Raises:
         TypeError: ``model`` is not an ``nn.Module``.
-        ValueError: a parameter or buffer holds no data: on the meta device, or of a lazy module
-            that has not run yet.
+        ValueError: a lazy module that has not run yet.
 
     Example:
         >>> model = nn.Sequential(nn.Conv1d(2, 3, 5), nn.BatchNorm1d(3), nn.ReLU())
@@ -61,12 +59,6 @@ def optimize_for_inference(model: nn.Module) -> nn.Module:
     Integer-Arithmetic-Only Inference", CVPR 2018, section 3.2 (folding).
     """
     check_module(model)
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if tensor.is_meta or is_lazy(tensor):
-            raise ValueError(
-                f"every parameter and buffer must hold data, but {name} does not; load the model's "
-                "state, or run it once if it has lazy modules"
-            )
     # Tensors of inference mode could not be used outside of it, nor count what is written.
     with torch.inference_mode(False), torch.no_grad():
         fast = deepcopy_model(model).eval()
