@@ -22,6 +22,18 @@ def out(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def command(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """``command(*words)``: what a command prints; it has to succeed."""
+
+    def run(*words: object) -> str:
+        capsys.readouterr()
+        assert main(list(map(str, words))) == 0
+        return capsys.readouterr().out
+
+    return run
+
+
+@pytest.fixture
 def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., None]:
     """``refused(words, *expected)``: the command ends with 2 and a last line that says this."""
 

@@ -29,17 +29,14 @@ from sparseconv.training import Recipe, checkpoint, run_folder
 
 @pytest.mark.promise("P10")
 def test_info_says_what_is_there_and_what_is_missing(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    command: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def shown() -> str:
-        assert main(["info"]) == 0
-        return capsys.readouterr().out
-
     for module in (backends, machine):
         monkeypatch.setattr(module, "extension", None)
     monkeypatch.setattr(backends, "_missing_reason", "no compiler was found")
     monkeypatch.setattr(machine, "OPTIONAL_PACKAGES", ("aeon", "no-such-package"))
     monkeypatch.setenv("SPARSECONV_BACKEND", "reference")
+    shown = command("info")
     for pattern in (
         rf"versions .*sparseconv {sc.__version__}, torch {re.escape(torch.__version__)}",
         rf"processor +{re.escape(machine.cpu_name())}",
@@ -49,13 +46,14 @@ def test_info_says_what_is_there_and_what_is_missing(
         r"no-such-package +not installed: pip install 'sparseconv\[tsc\]'",
         r"SPARSECONV_BACKEND +reference",
     ):
-        assert re.search(pattern, shown()), pattern
+        assert re.search(pattern, shown), pattern
     monkeypatch.undo()
+    shown = command("info")
     for name, state in sc.available_backends().items():
-        assert re.search(rf"backend {name} +{re.escape(state)}", shown())
+        assert re.search(rf"backend {name} +{re.escape(state)}", shown)
     if backends.extension is not None:
         monkeypatch.setenv("SPARSECONV_CPU_ISA", "mmx")
-        assert re.search(r"ISA +.*'mmx'.*; available: .*baseline", shown())
+        assert re.search(r"ISA +.*'mmx'.*; available: .*baseline", command("info"))
 
 
 def test_train_writes_a_results_folder(

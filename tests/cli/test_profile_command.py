@@ -12,13 +12,12 @@ from fake_clock import fake_clock
 from toy_run import SMALL, files
 
 from sparseconv import profiling
-from sparseconv.cli.main import main
 from sparseconv.models import DSN
 from sparseconv.training import checkpoint
 
 
 def test_a_trained_network(
-    data: str, out: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    data: str, out: Path, command: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """That of the best epoch, on series as in training or others; only the clock is not real."""
     fake_clock(monkeypatch)
@@ -32,20 +31,17 @@ def test_a_trained_network(
         return real(model, input, backward=backward)
 
     monkeypatch.setattr(profiling, "profile", spy)
-    words = ["train", data, "--epochs", "6", "--out", str(out), *SMALL]
-    assert main([*words, "--update-every-epochs", "1"]) == 0
+    command("train", data, "--epochs", 6, "--out", out, *SMALL, "--update-every-epochs", 1)
     best = checkpoint.load(out / "checkpoint.pt")["best"]["model"]
     before, threads = files(out), torch.get_num_threads()
-    capsys.readouterr()
     with torch.random.fork_rng():
-        assert main(["profile", str(out)]) == 0
-    printed = capsys.readouterr().out
+        printed = command("profile", out)
     assert printed.startswith("| layer")
     assert "blocks.1.conv" in printed
 
     path = out.with_name("out.json")
-    words = ["profile", str(out / "checkpoint.pt"), "--inference", "--batch", "3"]
-    assert main([*words, "--length", "31", "--threads", "2", "--json", str(path)]) == 0
+    words = ["--inference", "--batch", 3, "--length", 31, "--threads", 2, "--json", path]
+    command("profile", out / "checkpoint.pt", *words)
     assert calls == [((2, 1, 20), True, True, 1), ((3, 1, 31), False, False, 2)]
     rows = json.loads(path.read_text())["layers"]
     assert [row["input_shape"] for row in rows] == [[3, 1, 31], [3, 3, 31]]

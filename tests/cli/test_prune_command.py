@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from toy_run import write_data
+from toy_run import files, write_data
 
 import sparseconv as sc
 from sparseconv import datasets
@@ -41,37 +42,28 @@ def trained(run: Path, tmp_path: Path) -> Path:
     ],
 )
 def test_a_pruned_run_is_a_run(
-    words: list[str], data: str, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    words: list[str], data: str, trained: Path, tmp_path: Path, command: Any
 ) -> None:
-    out, before = tmp_path / "pruned", sorted(p.read_bytes() for p in trained.glob("*.*"))
-    assert main(["prune", str(trained), "--data", data, "--out", str(out), *TUNE, *words]) == 0
-    assert sorted(p.read_bytes() for p in trained.glob("*.*")) == before
-    assert "test accuracy" in capsys.readouterr().out
+    out, before = tmp_path / "pruned", files(trained)
+    printed = command("prune", trained, "--data", data, "--out", out, *TUNE, *words)
+    assert files(trained) == before
+    assert "test accuracy" in printed
     whole, pruned = sc.load_run(trained), sc.load_run(out)
     cost, old = pruned.model.cost(40), whole.model.cost(40)
     assert cost.params == sum(p.numel() for p in pruned.model.parameters()) < old.params
+    read = datasets.load(data)
     if "--target-macs" in words:
-        assert cost.macs_executed <= 6000 * 40 / datasets.load(data).n_timepoints
-    accuracy = float((pruned.predict(datasets.load(data).X_test) ==
-                      pruned.classes[datasets.load(data).y_test]).mean())  # fmt: skip
+        assert cost.macs_executed <= 6000 * 40 / read.n_timepoints
+    accuracy = float((pruned.predict(read.X_test) == pruned.classes[read.y_test]).mean())
     assert f"{accuracy:.4f}" in (out / "summary.md").read_text()
     assert "filters" in (out / "pruning.html").read_text()
-    capsys.readouterr()
-    assert main(["info", str(out)]) == 0
-    shown = dict(line.split(None, 2)[::2] for line in capsys.readouterr().out.splitlines()
-                 if line.startswith("pruned by"))  # fmt: skip
-    assert shown == {
-        "pruned": json.loads((out / "config.json").read_text())["pruning"]["criterion"]
-    }
-    assert main(["profile", str(out), "--inference", "--threads", "1"]) == 0
+    criterion = json.loads((out / "config.json").read_text())["pruning"]["criterion"]
+    assert re.search(rf"^pruned by +{re.escape(criterion)}$", command("info", out), re.MULTILINE)
+    command("profile", out, "--inference", "--threads", 1)
 
 
 def test_what_silences_filters_is_scaled_to_the_batch(
-    data: str,
-    trained: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    data: str, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Any
 ) -> None:
     given: list[float] = []
     real = sc.pruning.InstanceSparsity
@@ -81,21 +73,19 @@ def test_what_silences_filters_is_scaled_to_the_batch(
         return real(model, stages, weight)
 
     monkeypatch.setattr("sparseconv.pruning.InstanceSparsity", watched)
-    words = ["prune", str(trained), "--data", data, "--criterion", "dsp", "--eps", "0", "--quiet"]
-    words += ["--silence-epochs", "1", "--epochs", "1"]
-    for i, more in enumerate((["--batch-size", "8"], ["--silence", "3"])):
-        assert main([*words, *more, "--out", str(tmp_path / f"{i}")]) == 0
+    words = ["prune", trained, "--data", data, "--criterion", "dsp", "--eps", 0, "--quiet"]
+    words += ["--silence-epochs", 1, "--epochs", 1]
+    for i, more in enumerate((["--batch-size", 8], ["--silence", 3])):
+        printed = command(*words, *more, "--out", tmp_path / f"{i}")
     assert given == pytest.approx([2e-5 * 64 / 8, 3.0])
-    shown = capsys.readouterr().out
-    assert "nothing was silent: more --silence-epochs or a larger --silence" in shown
-    assert "units of filters kept at other thresholds: " in shown
+    assert "nothing was silent: more --silence-epochs or a larger --silence" in printed
+    assert "units of filters kept at other thresholds: " in printed
 
 
-def test_pruned_twice(data: str, trained: Path, tmp_path: Path) -> None:
+def test_pruned_twice(data: str, trained: Path, tmp_path: Path, command: Any) -> None:
     folders = [trained, tmp_path / "a", tmp_path / "b"]
     for source, out in itertools.pairwise(folders):
-        words = ["--data", data, "--out", str(out), "--ratio", "0.5", *TUNE]
-        assert main(["prune", str(source), *words]) == 0
+        command("prune", source, "--data", data, "--out", out, "--ratio", 0.5, *TUNE)
     config = json.loads((folders[2] / "config.json").read_text())
     kept = config["pruning"]["filters"]["blocks.0.conv"]
     assert len(kept) == 6
@@ -107,14 +97,11 @@ def test_pruned_twice(data: str, trained: Path, tmp_path: Path) -> None:
 
 
 def test_the_same_data_by_another_name_from_inside_of_the_run(
-    data: str, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: str, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Any
 ) -> None:
-    moved, inside = tmp_path / "moved.npz", trained / "report"
-    moved.write_bytes(Path(data).read_bytes())
-    inside.mkdir(exist_ok=True)
-    monkeypatch.chdir(inside)
-    words = ["prune", "../checkpoint.pt", "--data", str(moved), "--criterion", "hc", *TUNE]
-    assert main(words) == 0
+    moved = Path(shutil.copy(data, tmp_path / "moved.npz"))
+    monkeypatch.chdir(trained / "figures")
+    command("prune", "../checkpoint.pt", "--data", moved, "--criterion", "hc", *TUNE)
     pruned = tmp_path / "trained-hc"
     assert (pruned / "pruning.html").exists()
     config = json.loads((pruned / "config.json").read_text())

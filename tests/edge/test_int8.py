@@ -32,9 +32,8 @@ def extreme(n_cases: int, channels: int, length: int) -> Floats:
     return X.astype(np.float32)
 
 
-def integers(name: str, seed: int = 0) -> tuple[nn.Module, quantize.IntegerNetwork]:
-    model, X = network(name, seed), series(24, seed)
-    return model, quantize.quantize(lowering.lower(model, *X.shape[1:]), X.numpy())
+def integers(model: nn.Module, X: torch.Tensor) -> quantize.IntegerNetwork:
+    return quantize.quantize(lowering.lower(model, *X.shape[1:]), X.numpy())
 
 
 WAYS = [*product(COMPILERS, (("-O0",), ("-O3", "-march=native")))]
@@ -44,8 +43,8 @@ WAYS = [*product(COMPILERS, (("-O0",), ("-O3", "-march=native")))]
 def test_every_bit_of_the_program(
     number: int, name: str, tmp_path: Path, count_cases: Any, campaign: Any
 ) -> None:
-    model, made = integers(name)
-    calibration = series(24)
+    model, calibration = network(name), series(24)
+    made = integers(model, calibration)
     sc.export_c(model, calibration[:2], tmp_path / "a", weights="int8", calibration=calibration)
     X = np.concatenate([series(50, 1).numpy(), extreme(200, *calibration.shape[1:])])
     scores, labels = made.scores(X), made.run(X).argmax(1).tolist()
@@ -72,12 +71,11 @@ def test_exponential_and_logarithm() -> None:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_scores_are_near_pytorch(name: str) -> None:
     """On the series of the calibration; int8 has 256 steps, a few layers add up what they lose."""
-    model, made = integers(name)
-    X = series(24)
+    model, X = network(name), series(24)
     with torch.no_grad():
         wanted = model(X).numpy()
     spread = wanted.max() - wanted.min()
-    assert np.abs(made.scores(X.numpy()) - wanted).max() < 0.15 * spread
+    assert np.abs(integers(model, X).scores(X.numpy()) - wanted).max() < 0.15 * spread
 
 
 def test_what_is_not_a_number_counts_as_zero(tmp_path: Path) -> None:
@@ -102,7 +100,7 @@ def test_scores_that_saturate(ending: list[nn.Module], tmp_path: Path) -> None:
         model[1].weight.copy_(torch.tensor([[1e6] * 4, [-1e6] * 4, [0.0] * 4]))
     X = series(9, channels=1, length=4)
     folder = sc.export_c(model, X, tmp_path / "a", weights="int8", calibration=X)
-    made = quantize.quantize(lowering.lower(model, 1, 4), X.numpy())
+    made = integers(model, X)
     program = Program(
         folder, flags=("-O1", "-fsanitize=undefined", "-fsanitize-undefined-trap-on-error")
     )
@@ -118,17 +116,17 @@ def test_every_scale_is_as_good(scale: float, tmp_path: Path) -> None:
     power = 2.0 ** round(math.log2(scale))
     model = nn.Sequential(nn.Conv1d(2, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(24, 2)).eval()
     X = series(20, channels=2, length=10)
-    usual = quantize.quantize(lowering.lower(model, 2, 10), X.numpy())
+    usual = integers(model, X)
     with torch.no_grad():
         model[0].weight.div_(power)
-    found = quantize.quantize(lowering.lower(model, 2, 10), (X * power).numpy())
+    found = integers(model, X * power)
     assert (found.run((X * power).numpy()) == usual.run(X.numpy())).all()
     with torch.no_grad():
         model[0].bias.mul_(power)
         model[0].weight.mul_(power).mul_(power)
         model[3].weight.div_(power)
     sc.export_c(model, X, tmp_path / "a", weights="int8", calibration=X)
-    made = quantize.quantize(lowering.lower(model, 2, 10), X.numpy())
+    made = integers(model, X)
     assert (made.run(X.numpy()) == usual.run(X.numpy())).all()
     assert Program(tmp_path / "a").scores(X.numpy()).tobytes() == made.scores(X.numpy()).tobytes()
 
@@ -159,6 +157,6 @@ def test_long_distances_are_bridged(tmp_path: Path) -> None:
     conv = SparseConv1d(300, 3, 3, pattern=sc.KernelCSR.from_mask(mask))
     model = nn.Sequential(conv, nn.AdaptiveAvgPool1d(1), nn.Flatten()).eval()
     X = series(5, channels=300, length=9)
-    made = quantize.quantize(lowering.lower(model, 300, 9), X.numpy())
-    folder = sc.export_c(model, X, tmp_path / "a", weights="int8", calibration=X)
-    assert Program(folder).scores(X.numpy()).tobytes() == made.scores(X.numpy()).tobytes()
+    program = Program(sc.export_c(model, X, tmp_path / "a", weights="int8", calibration=X))
+    scores = integers(model, X).scores(X.numpy())
+    assert program.scores(X.numpy()).tobytes() == scores.tobytes()

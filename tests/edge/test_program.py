@@ -35,7 +35,7 @@ def test_symbols_and_sections(name: str, weights: str, tmp_path: Path) -> None:
     """Nothing is shown but two functions, nothing is called but a few of libc's."""
     folder = export(name, tmp_path / "a", weights, "my_net")
     for compiler in COMPILERS:
-        for level in ("-O0", "-Os", "-O2", "-O3"):
+        for level in ("-O0", "-Os", "-O3"):
             run([compiler, *FLAGS, level, "-fno-pie", "-c", "my_net.c", "-o", "net.o"], folder)
             rows = [line.split()[-2:] for line in run(["nm", "net.o"], folder).splitlines()]
             assert {symbol for kind, symbol in rows if kind.isupper() and kind != "U"} == {
@@ -52,31 +52,26 @@ def test_symbols_and_sections(name: str, weights: str, tmp_path: Path) -> None:
             assert int(bss[1], 16) == int(wanted[1])
 
 
-@pytest.mark.parametrize("weights", WEIGHTS)
-@pytest.mark.parametrize("name", NETWORKS)
-def test_the_self_test_passes_and_can_fail(name: str, weights: str, tmp_path: Path) -> None:
-    folder = export(name, tmp_path / "a", weights)
-    words = ["gcc", *FLAGS, "-O2", "net.c", "net_test.c", "-lm", "-o", "t"]
-    run(words, folder)
-    assert run(["./t"], folder) == "3 of 3 series as expected\n"
-    if name not in FEW:
-        return
-    # One weight of the first layer is another.
-    source = (folder / "net.c").read_text()
-    damaged = re.sub(r"(bias_0\[\d+\] = \{\n\s+)[^,\n}]+", r"\g<1>99999", source, count=1)
-    assert damaged != source
-    (folder / "net.c").write_text(damaged)
-    run(words, folder)
-    with pytest.raises(AssertionError, match=r"[012] of 3 series"):
-        run(["./t"], folder)
-
-
 def self_test(folder: Path) -> None:
     """Compile the self-test, against a header that C++ reads as well, and run it."""
     run(["gcc", *FLAGS, "-O2", "dsn.c", "dsn_test.c", "-lm", "-o", "t"], folder)
     assert run(["./t"], folder) == "3 of 3 series as expected\n"
     (folder / "use.cpp").write_text('#include "dsn.h"\nint main() { return 0; }\n')
     run(["g++", "-Wall", "-Wextra", "-Werror", "-pedantic", "-c", "use.cpp"], folder)
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+@pytest.mark.parametrize("name", FEW)
+def test_the_self_test_passes_and_can_fail(name: str, weights: str, tmp_path: Path) -> None:
+    folder = export(name, tmp_path / "a", weights, "dsn")
+    self_test(folder)
+    # One weight of the first layer is another.
+    source = (folder / "dsn.c").read_text()
+    damaged = re.sub(r"(bias_0\[\d+\] = \{\n\s+)[^,\n}]+", r"\g<1>99999", source, count=1)
+    assert damaged != source
+    (folder / "dsn.c").write_text(damaged)
+    with pytest.raises(AssertionError, match=r"[012] of 3 series"):
+        self_test(folder)
 
 
 def test_one_channel_calls_nothing(tmp_path: Path) -> None:
@@ -179,7 +174,7 @@ def test_two_exports_are_the_same(weights: str, tmp_path: Path) -> None:
         assert len(list(other.iterdir())) == 4
 
 
-@pytest.mark.parametrize("target", targets.TARGETS, ids=lambda target: target.name)
+@pytest.mark.parametrize("target", targets.TARGETS[1:], ids=lambda target: target.name)
 @pytest.mark.parametrize("name", FEW)
 def test_other_processors(
     name: str, target: targets.Target, tmp_path: Path, count_cases: Callable[[int], None]
