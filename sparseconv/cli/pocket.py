@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -37,38 +36,22 @@ def train(args: argparse.Namespace, config: dict[str, Any], out: Path) -> int:
     if not args.quiet:
         print(f"{described(data)}; {classifier.kernels}, threads: {threads}", flush=True)
     with new_folder(out):
-        return _fit_and_write(classifier, data, config, out)
-
-
-def _fit_and_write(
-    classifier: Any, data: datasets.Dataset, config: Mapping[str, Any], out: Path
-) -> int:
-    begin = time.perf_counter()
-    classifier.fit(data.X_train, data.y_train)
-    seconds = time.perf_counter() - begin
-    model = replace(classifier.model_, classes=data.classes)
-    with machine.threads(classifier.n_jobs):
-        model.predict(data.X_test[:1])  # the kernels are prepared once
-        begin = time.perf_counter()
-        guess = model.predict(data.X_test)
-        each = (time.perf_counter() - begin) / len(guess)
-    correct = int((guess == data.classes[data.y_test]).sum())
-    kind = "kernels" if classifier.kernels == "rocket" else "features"
-    found = {
-        "test accuracy": f"{correct / len(guess):.4f} ({correct} of {len(guess)})",
-        f"{kind} kept": f"{classifier.keep_:,} of {classifier.n_candidates_:,}",
-        "features": f"{model.bank.n_features:,}",
-        "ridge of the selection": f"{classifier.k_:g}",
-        "fit": f"{seconds:.2f} s",
-        "prediction": f"{1e6 * each:.0f} us a series",
-    }
-    write_config(out, config)
-    model.save(out / MODEL_NAME)
-    write_whole(out / "summary.md", _summary(data.name, found, classifier.scores_))
-    print(f"{data.name}: test accuracy {found.pop('test accuracy')}")
-    width = max(map(len, found))
-    print("\n".join(f"  {name:{width}}  {text}" for name, text in found.items()))
-    print(f"  {'report':{width}}  {out / 'summary.md'}")
+        classifier.fit(data.X_train, data.y_train)
+        model = replace(classifier.model_, classes=data.classes)
+        with machine.threads(threads):
+            correct = int((model.predict(data.X_test) == data.classes[data.y_test]).sum())
+        write_config(out, config)
+        model.save(out / MODEL_NAME)
+        cases, kept = len(data.y_test), f"{classifier.keep_:,} of {classifier.n_candidates_:,}"
+        found = {
+            "test accuracy": f"{correct / cases:.4f} ({correct} of {cases})",
+            f"{'kernels' if classifier.kernels == 'rocket' else 'features'} kept": kept,
+            "features": f"{model.bank.n_features:,}",
+            "ridge of the selection": f"{classifier.k_:g}",
+        }
+        write_whole(out / "summary.md", _summary(data.name, found, classifier.scores_))
+    facts = [f"{name} {text}" for name, text in found.items()]
+    print(f"{data.name}:", "\n  ".join([*facts, f"report: {out / 'summary.md'}"]))
     return 0
 
 
