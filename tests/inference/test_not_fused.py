@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-import watchers
 from folded import bordering, conv, flat, norms, operations, original_and_copy, outcome, settled
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn.utils import parametrizations, prune
+from torch.utils.flop_counter import FlopCounterMode
 
 import sparseconv as sc
 from sparseconv import SparseConv1d
@@ -98,6 +99,26 @@ def test_models_that_are_left_as_they_are(name: str) -> None:
 # can be compared with what the original shows.
 
 
+def flops(network: nn.Module, x: Tensor) -> int:
+    with FlopCounterMode(display=False) as counter:
+        network(x)
+    return counter.get_total_flops()
+
+
+def autocast(network: nn.Module, x: Tensor) -> Tensor:
+    with torch.autocast("cpu", torch.bfloat16):
+        return network(x)
+
+
+def vmap(network: nn.Module, x: Tensor) -> Tensor:
+    return torch.func.vmap(lambda x: network(x[None])[0], randomness="same")(x)
+
+
+def forward_mode(network: nn.Module, x: Tensor) -> Tensor:
+    with forward_ad.dual_level():
+        return forward_ad.unpack_dual(network(forward_ad.make_dual(x, x.cos()))).tangent
+
+
 def hooks_on(place: str) -> Callable[[nn.Module, Tensor], Any]:
     def watch(network: nn.Module, x: Tensor) -> Any:
         seen: list[Tensor] = []
@@ -156,7 +177,15 @@ def input_gradient(network: nn.Module, x: Tensor) -> Tensor:
 
 
 WATCHERS: dict[str, Callable[[nn.Module, Tensor], Any]] = {
-    **watchers.WATCHERS,
+    "flops": flops,
+    "autocast": autocast,
+    "vmap": vmap,
+    "forward mode": forward_mode,
+    "jvp": lambda network, x: torch.func.jvp(network, (x,), (x.cos(),))[1],
+    "grad": lambda network, x: torch.func.grad(lambda x: network(x).square().sum())(x),
+    "compile": lambda network, x: torch.compile(network, backend="aot_eager", fullgraph=True)(x),
+    "script": lambda network, x: torch.jit.script(network)(x),
+    "trace": lambda network, x: torch.jit.trace(network, x, check_trace=False)(x),
     **{f"hooks on {place}": hooks_on(place) for place in ("0", "1", "2", "3", "0.0", "0.2", "1.0")},
     "hooks on all": hooks_on_all,
     "function mode": function_mode,
