@@ -94,7 +94,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def shown(found: Mapping[str, Any]) -> str:
-    """The document as text: machine, a table for each suite, network."""
+    """Write the document as text: machine, and a table for each suite."""
     rows = found["rows"]
     parts = [
         "\n".join(f"{key}: {value}" for key, value in found["machine"].items()),
@@ -111,7 +111,7 @@ def shown(found: Mapping[str, Any]) -> str:
 
 
 def listing(cases: Iterable[Case], others: Container[str]) -> str:
-    """The cases by suite, one line each, and those of the other suites that have none."""
+    """List the cases by suite, one line each, and the suites that have none."""
     chosen, lines = list(cases), []
     for name, what in SUITES.items():
         members = [case for case in chosen if case.suite == name]

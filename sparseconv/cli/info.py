@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _of_run(folder: Path) -> list[tuple[str, str]]:
-    """What was trained, on what, with which options other than the defaults."""
+    """Describe what was trained, on what, with which options other than the defaults."""
     run = load_run(folder)
     config, data = run.config, run.config["data"]
     options = {

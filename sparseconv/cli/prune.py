@@ -119,7 +119,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _numbered(report: pruning.PruningReport, before: Mapping[str, Any]) -> dict[str, list[int]]:
-    """The filters that each layer kept, by their numbers in the network that was never pruned."""
+    """Number the filters that each layer kept as in the network that was never pruned."""
     return {
         layer.name: [before[layer.name][i] if before else i for i in layer.kept]
         for layer in report.layers

@@ -13,7 +13,7 @@ Weights = tuple[Tensor, Tensor | None]
 
 
 def fold(conv: Convolution, norm: nn.BatchNorm1d) -> Weights | None:
-    """Weight and bias that compute ``norm(conv(x))`` in eval mode.
+    """Return weight and bias that compute ``norm(conv(x))`` in eval mode.
 
     Returns:
         The weight, of the shape of ``conv.values`` or ``conv.weight``, and a bias ``(C_out,)``;

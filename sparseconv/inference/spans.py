@@ -49,11 +49,11 @@ class FoldedLink(Link):
         return super().one_by_one(x) if y is None else y
 
     def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
-        """The output of the modules by the folded weights; None where they have to compute."""
+        """Compute with the folded weights; return None where the modules have to."""
         raise NotImplementedError
 
     def weights_for(self, x: Any) -> Weights | None:
-        """The weights to compute with; None where the modules have to compute."""
+        """Return the weights to compute with; None where the modules have to compute."""
         norm = self.norm
         # BatchNorm reads an unbatched (C, L) as N = C cases of L channels.
         if (
@@ -70,7 +70,7 @@ class FoldedLink(Link):
             return None
 
     def weights(self) -> Weights | None:
-        """The folded weights, computed again when one of the tensors was changed."""
+        """Return the folded weights, computed again when one of the tensors was changed."""
         conv, norm = self.conv, self.norm
         own = conv._parameters.values()
         if norm is None:
@@ -96,12 +96,12 @@ class FoldedLink(Link):
 
 
 def _state(tensor: Tensor | None) -> tuple[int, int, int] | None:
-    """In-place writes increase the version, ``.data = ...`` gives a tensor other memory."""
+    """Tell writes: in place they increase the version, ``.data = ...`` gives other memory."""
     return None if tensor is None else (id(tensor), tensor._version, tensor.data_ptr())
 
 
 def _any_trained(tensors: Any) -> bool:
-    """Whether an optimizer may write into them: torch's fused ones do it without counting."""
+    """Tell whether an optimizer may write into them: fused ones do it without counting."""
     return any(isinstance(tensor, Tensor) and tensor.requires_grad for tensor in tensors)
 
 
@@ -136,7 +136,7 @@ class PointwiseThenMean(FoldedLink, PointwiseLink):
 
     @property
     def _bins(self) -> int | None:
-        """How many averages come before the convolution; None where the two do not commute."""
+        """Count the averages before the convolution; None where the two do not commute."""
         first, last = self.modules[0], self.modules[-1]
         if not is_pointwise(self.conv) or _pooled_size(last) != 1:
             return None
