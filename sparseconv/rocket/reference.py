@@ -1,4 +1,4 @@
-"""Features of random kernels: ROCKET's in float64, MiniROCKET's in their exact order."""
+"""Features of random kernels by loops over indices, in float64 or in MiniROCKET's exact order."""
 
 from __future__ import annotations
 
@@ -8,12 +8,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-import torch.nn.functional as F
 
 from sparseconv.rocket.bank import MINI_LENGTH, KernelBank
 
-SIZES = ("length", "dilation", "padding", "n_channels")
 TAPS = np.array(list(combinations(range(MINI_LENGTH), 3)))
 
 
@@ -40,14 +37,19 @@ def kernel_outputs_reference(X: Any, bank: KernelBank) -> Iterator[npt.NDArray[A
 
 
 def _rocket(X: npt.NDArray[Any], bank: KernelBank) -> Iterator[npt.NDArray[np.float64]]:
-    a, x, w, c = bank.arrays, torch.as_tensor(X, dtype=torch.float64), 0, 0
-    weights, biases = (torch.tensor(a[name], dtype=torch.float64) for name in ("weights", "bias"))
+    a, (n, _, length), w, c = bank.arrays, X.shape, 0, 0
     for k in range(bank.n_kernels):
-        taps, d, pad, many = (int(a[name][k]) for name in SIZES)
-        weight = weights[w : w + taps * many].view(1, many, taps)
-        channels = a["channels"][c : c + many]
-        yield F.conv1d(x[:, channels], weight, biases[k : k + 1], 1, pad, d)[:, 0].numpy()
-        c, w = c + many, w + taps * many
+        taps, d, pad = (int(a[name][k]) for name in ("length", "dilation", "padding"))
+        channels = a["channels"][c : c + a["n_channels"][k]]
+        weights = a["weights"][w : w + taps * len(channels)].reshape(len(channels), taps)
+        c, w = c + len(channels), w + weights.size
+        n_out = length + 2 * pad - (taps - 1) * d
+        s = np.full((n, n_out), float(a["bias"][k]))
+        for channel, row in zip(channels, weights, strict=True):
+            x = np.pad(X[:, channel].astype(np.float64), ((0, 0), (pad, pad)))
+            for j in range(taps):
+                s += float(row[j]) * x[:, j * d : j * d + n_out]
+        yield s
 
 
 def _minirocket(X: npt.NDArray[Any], bank: KernelBank) -> Iterator[npt.NDArray[np.float32]]:
