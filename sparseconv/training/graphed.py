@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections import Counter
 from collections.abc import Callable, Hashable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -45,6 +46,7 @@ class _Graph(NamedTuple):
     addresses: list[int]  # of all that it reads and writes
 
 
+@dataclass(eq=False, repr=False)
 class GraphedStep:
     """Call ``function(*tensors)``, a training step, from CUDA graphs: one for each input shape.
 
@@ -85,14 +87,12 @@ class GraphedStep:
     Source: https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        function: Callable[..., Outputs],
-        optimizer: torch.optim.Optimizer | None = None,
-    ) -> None:
-        self.model, self.function, self.optimizer = model, function, optimizer
-        self._layers = [layer for layer in model.modules() if isinstance(layer, SparseConv1d)]
+    model: nn.Module
+    function: Callable[..., Outputs]
+    optimizer: torch.optim.Optimizer
+
+    def __post_init__(self) -> None:
+        self._layers = [layer for layer in self.model.modules() if isinstance(layer, SparseConv1d)]
         self._device = self._only_device({tensor.device for tensor in self._tensors()})
         self._graphs: dict[Hashable, _Graph] = {}
         self._calls: Counter[Hashable] = Counter()
@@ -167,10 +167,7 @@ class GraphedStep:
             for name, tensor in (module._parameters | module._buffers).items()
             if name != "pattern_tag"
         ]
-        if self.optimizer is not None:
-            tensors += [
-                entry for state in self.optimizer.state.values() for entry in state.values()
-            ]
+        tensors += [entry for state in self.optimizer.state.values() for entry in state.values()]
         return [tensor for tensor in tensors if isinstance(tensor, Tensor)]
 
     def _addresses(self) -> list[int]:

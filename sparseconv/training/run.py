@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,29 +27,28 @@ from sparseconv.training.recipe import Recipe
 SchedulerFactory = Callable[..., Any]
 
 
+@dataclass(eq=False, repr=False)
 class Run:
     """The state of a training run: all that a checkpoint holds."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        X: Tensor,
-        y: Tensor,
-        recipe: Recipe,
-        make_scheduler: SchedulerFactory | None,
-        penalty: InstanceSparsity | None,
-        cuda_graphs: bool,
-    ) -> None:
-        self.penalty = penalty
-        self.model, self.X, self.y, self.recipe = model, X, y, recipe
-        self.data_digest = digest(X, y)
+    model: nn.Module
+    X: Tensor
+    y: Tensor
+    recipe: Recipe
+    make_scheduler: SchedulerFactory | None
+    penalty: InstanceSparsity | None
+    cuda_graphs: bool
+
+    def __post_init__(self) -> None:
+        model, X, recipe = self.model, self.X, self.recipe
+        self.data_digest = digest(X, self.y)
         self.batch_size = recipe.batch_size_for(len(X))
         self.batches = math.ceil(len(X) / self.batch_size)
         self.update_every = recipe.update_every_steps or recipe.update_every_epochs * self.batches
         # A graph cannot read a Python number; eager steps read the same tensor, for the same bits.
         # (Torch's fused Adam reads 32 bits on CUDA, and 64 on a CPU.)
         dtype = torch.float32 if X.is_cuda else torch.float64
-        fixed = X.is_cuda or cuda_graphs
+        fixed = X.is_cuda or self.cuda_graphs
         self.lr = torch.tensor(recipe.lr, dtype=dtype, device=X.device) if fixed else None
         self.optimizer = torch.optim.Adam(
             model.parameters(),
@@ -59,13 +58,13 @@ class Run:
             capturable=X.is_cuda,
         )
         # Gradient growth watches the step before an update by hooks, which a graph skips.
-        self.watched = make_scheduler is not None or recipe.grow == "gradient"
+        self.watched = self.make_scheduler is not None or recipe.grow == "gradient"
         self.step: Any = self._eager_step
-        if cuda_graphs:
+        if self.cuda_graphs:
             self.step = GraphedStep(model, self._eager_step, self.optimizer)
         steps = recipe.epochs * self.batches
         decay_steps = max(1, int(recipe.decay_share * steps))
-        self.scheduler = (make_scheduler or self._dst)(
+        self.scheduler = (self.make_scheduler or self._dst)(
             model, self.optimizer, self.update_every, steps, decay_steps
         )
         self.shuffle = torch.Generator().manual_seed(recipe.seed)
