@@ -90,7 +90,7 @@ def train(
         on_epoch: called with the history so far when an epoch has ended and is saved.
         scheduler_factory: builds what changes the patterns; a ``SchedulerFactory``.
         penalty: a term that is added to the loss of each batch, and so to the training loss that
-            is reported: a ``pruning.InstanceSparsity``, or what is used like one.
+            is reported: a ``pruning.InstanceSparsity``.
         cuda_graphs: replay all steps but the first ones as CUDA graphs (``training.graphed``): the
             same results without most of the time for launches. With gradient growth or a
             ``scheduler_factory`` the steps before an update are none. The model must be on a CUDA

@@ -162,11 +162,12 @@ class Run:
         }
 
     def _identity(self) -> dict[str, Any]:
+        penalty = [] if self.penalty is None else ["stages", "weight"]
         return {
             "recipe": asdict(self.recipe),
             "model": _architecture(self.model),
             "data": {"SHA-256 of X and y": self.data_digest},
-            "penalty": {} if self.penalty is None else {"loss term": repr(self.penalty)},
+            "penalty": {name: str(getattr(self.penalty, name)) for name in penalty},
         }
 
     def load(self, path: Path) -> None:
