@@ -9,6 +9,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 T = TypeVar("T")
+_HINT = (
+    "build model and scheduler from the same seed or state dict on every rank, keep the weights "
+    "equal (DistributedDataParallel does), or pass the process_group that trains this model"
+)
 
 
 class Ranks:
@@ -41,7 +45,7 @@ class Ranks:
             dist.all_reduce(tensor, group=self.group)
         return tensor
 
-    def agree(self, compute: Callable[[], T], fingerprint: Callable[[T], Any], hint: str) -> T:
+    def agree(self, compute: Callable[[], T], fingerprint: Callable[[T], Any]) -> T:
         """Return what ``compute`` returns, if it succeeds on every rank with one ``fingerprint``.
 
         Else RuntimeError on all ranks.
@@ -65,6 +69,6 @@ class Ranks:
             if other != own:
                 raise RuntimeError(
                     f"all ranks must have the same, but rank {rank} has {other} and this one, "
-                    f"rank {dist.get_rank(self.group)}, has {own}; {hint}"
+                    f"rank {dist.get_rank(self.group)}, has {own}; {_HINT}"
                 )
         return found  # type: ignore[return-value]

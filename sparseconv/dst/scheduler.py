@@ -32,11 +32,6 @@ from sparseconv.nn.dense_gradient import new_probe
 from sparseconv.nn.modules import check_module
 from sparseconv.nn.rewiring import check_movable
 
-_HINT = (
-    "build model and scheduler from the same seed or state dict on every rank, keep the weights "
-    "equal (DistributedDataParallel does), or pass the process_group that trains this model"
-)
-
 
 class _Change(NamedTuple):
     """What an update will do to one layer, computed before any layer is touched."""
@@ -160,7 +155,7 @@ class DSTScheduler:
             )
         self._copies = checks.copies_of(self._layers, averages)
         self._ranks = Ranks(process_group)
-        self._ranks.agree(self._check_layers, self._fingerprint, _HINT)
+        self._ranks.agree(self._check_layers, self._fingerprint)
         for layer in self._layers.values():
             check_regions(layer.regions, layer.pattern.shape)
         self._ever_active = EverActive(self._layers)
@@ -309,7 +304,7 @@ class DSTScheduler:
         try:
             gradients = self._dense_gradients()
             return self._ranks.agree(
-                compute, lambda plans: {p.name: checksum(p.pattern) for p in plans}, _HINT
+                compute, lambda plans: {p.name: checksum(p.pattern) for p in plans}
             )
         except BaseException:
             self._generator.set_state(before)

@@ -37,21 +37,19 @@ class ShortAvgPool1d(nn.AdaptiveAvgPool1d):
         return input @ make(length, input.dtype, input.device)
 
 
-@functools.cache
-def averaging_matrix(
-    length: int, dtype: torch.dtype, device: torch.device, bins: int = POOLED
-) -> Tensor:
-    """``(length, bins)``: a series times this is ``nn.AdaptiveAvgPool1d(bins)`` of the series."""
-    with outside_tracing():
-        return new_averaging_matrix(length, dtype, device, bins)
-
-
 def new_averaging_matrix(
     length: int, dtype: torch.dtype, device: torch.device, bins: int = POOLED
 ) -> Tensor:
-    """The same, not kept."""
+    """``(length, bins)``: a series times this is ``nn.AdaptiveAvgPool1d(bins)`` of the series."""
     bin = torch.arange(bins, device=device)
     first, end = bin * length // bins, -(-(bin + 1) * length // bins)
     samples = torch.arange(length, device=device).unsqueeze(1)
     inside = (samples >= first) & (samples < end)
     return (inside / (end - first).double()).to(dtype)
+
+
+@functools.cache
+def averaging_matrix(length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return the same, made once."""
+    with outside_tracing():
+        return new_averaging_matrix(length, dtype, device)
