@@ -153,18 +153,6 @@ def test_immutable():
 
 
 @pytest.mark.promise("P5")
-@pytest.mark.parametrize("name", ["crow_indices", "col_indices"])
-def test_a_change_of_its_arrays_is_seen(name):
-    arrays = int32(0, 2), int32(0, 2)
-    pattern = KernelCSR(*arrays, (1, 1, 3))
-    arrays[name == "col_indices"][1] = 1
-    assert getattr(pattern, name).tolist() == [0, 2], "it owns its arrays"
-    getattr(pattern, name)[1] = 1
-    with pytest.raises(RuntimeError, match="modified in place"):
-        getattr(pattern, name)
-
-
-@pytest.mark.promise("P5")
 @pytest.mark.parametrize(
     ("name", "change"),
     [
@@ -176,7 +164,10 @@ def test_a_change_of_its_arrays_is_seen(name):
 )
 def test_a_change_in_place_behind_a_convolution_is_seen(name, change):
     """Its plans are made once; forward and backward must not use two patterns."""
-    pattern = KernelCSR.from_mask(torch.tensor([[[True, False, False]]]))
+    arrays = int32(0, 1), int32(0)
+    pattern = KernelCSR(*arrays, (1, 1, 3))
+    arrays[0][1] = arrays[1][0] = 2
+    assert pattern.to_mask().tolist() == [[[True, False, False]]], "it owns its arrays"
     x = torch.arange(1.0, 8).view(1, 1, 7).requires_grad_()
     y = sparse_conv1d(x, torch.ones(1), pattern)
     change(getattr(pattern, name))
