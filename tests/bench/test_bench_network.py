@@ -13,11 +13,11 @@ import torch
 from dense_kernels import dense_calls, one_wrong
 from torch import Tensor, nn
 
-from sparseconv import DSTScheduler, SparseConv1d
+from sparseconv import DSTScheduler
 from sparseconv.bench import run, tables
 from sparseconv.bench.network import compare, dense
 from sparseconv.bench.network.compare import TrainingStep
-from sparseconv.bench.network.masked import PremaskedConv1d, masked_copy
+from sparseconv.bench.network.masked import PremaskedConv1d
 from sparseconv.bench.run import WrongResultError
 from sparseconv.measure import timing
 from sparseconv.models import DSN
@@ -86,10 +86,8 @@ def test_rows_of_every_mode(fake_times: list[list[str]], monkeypatch: pytest.Mon
         others = {"masked_dense", "plain_step"} if update else set(SECONDS)
         assert set(row["ms"]) == {"sparse"} | others
         assert ("peak_bytes" in row) == trains
-        ways = (
-            dense.training_variants(small()) if trains else dense.inference_variants(small(), ...)
-        )
-        assert row["settings"].get("dense_best", "plain") in ways
+        ways = [None] if update else ["channels_last"] if trains else ["jit", "channels_last jit"]
+        assert row["settings"].get("dense_best") in ways
     json.dumps(rows)
     assert tables.network(rows).markdown().count("5.00 [5.00, 5.00]") == len(rows)
 
@@ -149,7 +147,7 @@ def test_what_fails_is_absent_with_the_reason(
     assert train["absent"] == {"dense_compiled": "no compiler found"}
     without = ("dense_best, jit", "dense_best, channels_last jit", "dense_compiled, freezing")
     assert inference["absent"] == dict.fromkeys(without, "no compiler found")
-    assert set(inference["ms"]) == {"sparse", "masked_dense", "dense_best"}
+    assert set(inference["ms"]) == {"sparse", "masked_dense"}
 
 
 # The dense side
@@ -163,47 +161,41 @@ def test_every_way_to_run_dense_computes_the_same(length: int, padding: str) -> 
     for _ in range(5):
         model(x)
     model.eval()
-    variants = dense.inference_variants(model, x)
     with torch.no_grad():
-        for name, make in variants.items():
+        for name, make in dense.inference_variants(model, x).items():
             torch.testing.assert_close(make()(x), model(x), msg=lambda m, n=name: f"{n}: {m}")
-    assert not any(isinstance(m, SparseConv1d) for m in variants["channels_last"]().modules())  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("padding", ["right-replicate", "centred-zeros"])
-def test_every_way_to_train_dense_learns_the_same(padding: str) -> None:
-    """The same loss, gradients and masked weights, step for step; in memory of another order."""
+def test_every_way_to_train_dense_learns_the_same(
+    padding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same gradients and masked weights, in memory of another order, and no kernel of ours."""
+    monkeypatch.setattr(block.Chain, "__call__", lambda *_: pytest.fail("a kernel of ours"))
     torch.manual_seed(0)
     model = small(3, padding=padding)
     X, y = torch.randn(4, 3, 20), torch.arange(4) % 2
     before = [p.clone() for p in model.parameters()]
-    names = ("masked_dense", *dense.training_variants(model))
-    made = {name: TrainingStep(model, name, update_every=3) for name in names}
+    names = "masked_dense", "channels_last"
+    plain, images = (TrainingStep(model, name, update_every=3) for name in names)
     for _ in range(3):
-        for step in made.values():
+        for step in (plain, images):
             step(X, y)
-        wanted, *others = ([p.grad for p in step.model.parameters()] for step in made.values())
-        for grads in others:
-            for a, b in zip(wanted, grads, strict=True):
-                torch.testing.assert_close(a, b.view_as(a), rtol=1e-3, atol=1e-5)
+        pairs = zip(plain.model.parameters(), images.model.parameters(), strict=True)
+        for first, second in pairs:
+            found = second.grad.view_as(first)
+            torch.testing.assert_close(first.grad, found, rtol=1e-3, atol=1e-5)
     assert all(map(torch.equal, before, model.parameters()))
-    layers = {
-        name: [m for m in step.model.modules() if isinstance(m, PremaskedConv1d)]
-        for name, step in made.items()
-    }
-    assert len(layers["channels_last"]) == 2
-    for first, second in zip(layers["masked_dense"], layers["channels_last"], strict=True):
+    layers = [
+        [layer for layer in step.model.modules() if isinstance(layer, PremaskedConv1d)]
+        for step in (plain, images)
+    ]
+    assert len(layers[1]) == 2
+    for first, second in zip(*layers, strict=True):
         assert torch.equal(first.mask, second.mask)
         assert (second.weight[~second.mask] == 0).all()
     for tensor in (second.weight, second.mask, second.weight.grad):
         assert tensor.unsqueeze(2).is_contiguous(memory_format=torch.channels_last)
-
-
-def test_the_dense_side_runs_none_of_our_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, x = small(3), torch.randn(4, 3, 20)
-    monkeypatch.setattr(block.Chain, "__call__", lambda *_: pytest.fail("a kernel of ours"))
-    for make in (lambda: masked_copy(model), *dense.training_variants(model).values()):
-        make()(x).sum().backward()
 
 
 def test_the_fastest_setting_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparseconv.bench.cases import layer_problem
-from sparseconv.bench.network.dense import Network, inference_variants, training_variants
+from sparseconv.bench.network.dense import Network, as_images, inference_variants
 from sparseconv.bench.network.masked import MaskedDST, masked_copy
 from sparseconv.bench.run import WrongResultError, check, first_line, times_and_ratios
 from sparseconv.dst.scheduler import DSTScheduler
@@ -98,8 +98,8 @@ def tasks(
 class TrainingStep:
     """zero_grad, forward, loss, backward, Adam and masks, of a copy of ``model`` or of its twin.
 
-    ``name`` is ``"sparse"``, ``"masked_dense"`` (as its authors run it), ``"dense_compiled"`` or
-    one of ``training_variants``.
+    ``name`` is ``"sparse"``, ``"masked_dense"`` (as its authors run it), ``"channels_last"``
+    (``as_images``) or ``"dense_compiled"``.
 
     Example:
         >>> step = TrainingStep(DSN(1, 2, nf=2, kernel_size=3, depth=2), "masked_dense")
@@ -108,10 +108,12 @@ class TrainingStep:
 
     def __init__(self, model: DSN, name: str, update_every: int = NEVER) -> None:
         if name == "sparse":
-            self.model: nn.Module = copy.deepcopy(model).train()
+            self.model: nn.Module = copy.deepcopy(model)
+        elif name == "channels_last":
+            self.model = as_images(model, fold=False)
         else:
-            make = training_variants(model).get(name, lambda: masked_copy(model))
-            self.model = make().train()
+            self.model = masked_copy(model)
+        self.model.train()
         # fused: Adam's fastest form for either side, and the one that train() uses.
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=3e-4, fused=True)
         self.scheduler = (DSTScheduler if name == "sparse" else MaskedDST)(
@@ -172,11 +174,9 @@ def training_row(
         return call
 
     every = 1 if mode == "update" else NEVER
-    ways: dict[str, tuple[str, ...]] = {name: (name,) for name in ("sparse", *baselines)}
-    if "dense_best" in ways:
-        ways["dense_best"] = tuple(training_variants(model))
+    ways = {name: "channels_last" if name == "dense_best" else name for name in baselines}
     sides: dict[str, Ways] = {
-        side: {way: partial(step, way, every) for way in names} for side, names in ways.items()
+        side: {way: partial(step, way, every)} for side, way in {"sparse": "sparse", **ways}.items()
     }
     if mode == "update":  # interleaved with the step that it is compared with
         sides["plain_step"] = {"plain_step": partial(step, "sparse", NEVER)}
@@ -194,7 +194,7 @@ def _inference_row(mode: str, model: DSN, x: Tensor, rounds: int, baselines: Seq
     exact = masked_copy(model).double()(x.double()).detach()
     networks: dict[str, dict[str, Callable[[], Network]]] = {
         "sparse": {"optimize_for_inference": lambda: optimize_for_inference(model)},
-        "masked_dense": {"plain": lambda: masked_copy(model).eval()},
+        "masked_dense": {"masked_dense": lambda: masked_copy(model).eval()},
         "dense_best": inference_variants(model, x),
         "dense_compiled": {"freezing": lambda: compiled(masked_copy(model).eval(), freezing=True)},
     }

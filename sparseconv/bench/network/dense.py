@@ -1,7 +1,6 @@
-"""The dense network at PyTorch's best settings: all ways to run and train it, the best is kept.
+"""The dense network at PyTorch's best settings, to run and to train.
 
-Which of them is fastest depends on the length and the machine, so every one is tried on the very
-series that are timed. All pool short series by a matrix product, which beats torch's own pooling.
+All ways pool short series by a matrix product, which beats torch's own pooling.
 """
 
 from __future__ import annotations
@@ -23,34 +22,13 @@ Network = Callable[[Tensor], Tensor]
 def inference_variants(model: DSN, x: Tensor) -> dict[str, Callable[[], Network]]:
     """Makers of the dense twin of ``model`` in eval mode; ``x (N, C, L)`` is what it will be given.
 
-    ``plain`` is the network as it was trained. ``jit`` is traced, frozen and optimized by
-    TorchScript, which folds BatchNorm and packs weights for oneDNN. ``channels_last`` runs 2-D
-    convolutions of height 1 on channels-last memory with BatchNorm folded; ``channels_last jit`` is
-    both. ``torch.compile`` is not among them: it is a baseline of its own.
-    """
-
-    def plain() -> nn.Module:
-        return _with_fast_pool(masked_copy(model).eval())
-
-    def channels_last() -> nn.Module:
-        return _as_images(model, fold=True).requires_grad_(False).eval()
-
-    return {
-        "plain": plain,
-        "jit": lambda: _scripted(plain(), x),
-        "channels_last": channels_last,
-        "channels_last jit": lambda: _scripted(channels_last(), x),
-    }
-
-
-def training_variants(model: DSN) -> dict[str, Callable[[], nn.Module]]:
-    """Makers of the masked-dense twin of ``model`` to train: as it is, and in channels-last memory.
-
-    Both hold ``PremaskedConv1d``, so ``MaskedDST`` accepts them.
+    ``jit`` is traced, frozen and optimized by TorchScript, which folds BatchNorm and packs weights
+    for oneDNN. ``channels_last jit`` is the same of ``as_images``. Which is faster depends on the
+    length and the machine. ``torch.compile`` is a baseline of its own.
     """
     return {
-        "plain": lambda: _with_fast_pool(masked_copy(model).train()),
-        "channels_last": lambda: _as_images(model, fold=False).train(),
+        "jit": lambda: _scripted(_with_fast_pool(masked_copy(model).eval()), x),
+        "channels_last jit": lambda: _scripted(as_images(model, fold=True).eval(), x),
     }
 
 
@@ -93,8 +71,8 @@ def _with_fast_pool(network: nn.Module) -> nn.Module:
     return network
 
 
-def _as_images(model: DSN, *, fold: bool) -> nn.Sequential:
-    """The same function, its blocks on ``(N, C, 1, L)`` in channels-last memory.
+def as_images(model: DSN, *, fold: bool) -> nn.Sequential:
+    """Build the same function, its blocks on ``(N, C, 1, L)`` in channels-last memory.
 
     To be trained with masks, or with the norms folded into the convolutions.
     """
