@@ -10,7 +10,7 @@ from typing import Any
 from sparseconv.bench import random_kernels
 from sparseconv.bench.baselines import BASELINES
 from sparseconv.bench.cases import CASES, SUITES, WITHOUT_CASES, Case
-from sparseconv.bench.document import SCHEMA, rounded
+from sparseconv.bench.document import rounded
 from sparseconv.bench.network import compare
 from sparseconv.bench.run import WrongResultError, measure
 from sparseconv.measure.machine import measurement_context
@@ -62,7 +62,6 @@ def run(
     missing = {case.suite for case in CASES.values() if case not in cases}
     missing |= {name for name in WITHOUT_CASES if name not in others}
     document: Document = {
-        "schema": SCHEMA,
         "complete": False,
         "suites": [name for name in SUITES if name not in missing],  # measured as a whole
         "rounds": rounds or ROUNDS,

@@ -52,10 +52,8 @@ def learning_curve(history: Sequence[Mapping[str, Any]], path: str | Path) -> Pa
     """Draw loss and accuracy per epoch of a ``TrainingResult.history``, with the pattern updates.
 
     Thin lines are single epochs; a strong line is their running median, over about a thirtieth of
-    the run. ValueError if the history is empty.
+    the run.
     """
-    if not history:
-        raise ValueError("expected a history of at least one epoch, but got none; train first")
     epochs = np.array([row["epoch"] for row in history])
     updates = np.array([row["epoch"] for row in history if row["updated"]])
     kept = best_epoch(history)["epoch"]

@@ -53,30 +53,19 @@ def write_training_report(
             ("time in training", f"{sum(float(row['seconds']) for row in history):.0f} s"),
         ],
     )
+    counts = (
+        ("parameters", cost.params, cost.params_dense),
+        ("multiply-accumulates executed", cost.macs_executed, cost.macs_dense),
+        ("FLOPs as the paper counts", cost.flops_paper, cost.flops_paper_dense),
+    )
     costs = Table(
         ("per series", "this network", "every tap active", "share"),
         [
-            _compared("parameters", cost.params, cost.params_dense),
-            _compared("multiply-accumulates executed", cost.macs_executed, cost.macs_dense),
-            _compared("FLOPs as the paper counts", cost.flops_paper, cost.flops_paper_dense),
+            (name, with_thousands(ours), with_thousands(dense), f"{ours / dense:.1%}")
+            for name, ours, dense in counts
         ],
     )
-    settings = Table(
-        ("setting", "value"), [(key, str(value)) for key, value in config.items()], text_columns=2
-    )
-    parts = [f"# DSN on {dataset_name}", facts.markdown(), "## Cost", costs.markdown()]
-    parts += ["## Sparse layers", _layer_table(model).markdown(), "## Figures"]
-    parts += [f"![{text}]({path.relative_to(out).as_posix()})" for path, text in captions.items()]
-    parts += ["## Settings", settings.markdown()]
-    summary = out / "summary.md"
-    write_whole(summary, "\n\n".join(parts) + "\n")
-    return summary
-
-
-def _layer_table(model: DSN) -> Table:
-    """Make a table of the sparse layers: size, active weights, density."""
-    patterns = [layer.pattern for layer in model.sparse_layers()]
-    return Table(
+    patterns = Table(
         ("layer", "channels x taps", "active weights", "of", "density"),
         [
             (
@@ -86,11 +75,17 @@ def _layer_table(model: DSN) -> Table:
                 with_thousands(p.numel),
                 f"{p.density:.2%}",
             )
-            for i, p in enumerate(patterns, start=1)
+            for i, p in enumerate((layer.pattern for layer in layers), start=1)
         ],
         text_columns=2,
     )
-
-
-def _compared(name: str, ours: float, dense: float) -> tuple[str, str, str, str]:
-    return name, with_thousands(ours), with_thousands(dense), f"{ours / dense:.1%}"
+    settings = Table(
+        ("setting", "value"), [(key, str(value)) for key, value in config.items()], text_columns=2
+    )
+    parts = [f"# DSN on {dataset_name}", facts.markdown(), "## Cost", costs.markdown()]
+    parts += ["## Sparse layers", patterns.markdown(), "## Figures"]
+    parts += [f"![{text}]({path.relative_to(out).as_posix()})" for path, text in captions.items()]
+    parts += ["## Settings", settings.markdown()]
+    summary = out / "summary.md"
+    write_whole(summary, "\n\n".join(parts) + "\n")
+    return summary

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import pytest
 from bench_rows import network, row
 
 from sparseconv.bench import document, tables
@@ -18,17 +17,8 @@ def lines(table: Any) -> list[str]:
 # Reading and writing
 
 
-def test_another_schema_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "bench.json").write_text('{"schema": 1}')
-    with pytest.raises(ValueError, match=r"bench.json must be .* schema 2, but its schema is 1"):
-        document.read(tmp_path / "bench.json")
-
-
 def test_a_document_is_read_as_it_was_written(tmp_path: Path) -> None:
-    content: dict[str, Any] = {
-        "schema": document.SCHEMA, "machine": {},
-        "rows": [row("packing")], "network": [network("train", 24)],
-    }  # fmt: skip
+    content = {"machine": {}, "rows": [row("packing")], "network": [network("train", 24)]}
     document.write_json(content, tmp_path / "bench.json")
     assert document.read(tmp_path / "bench.json") == content
 
