@@ -41,9 +41,9 @@ PICTURE = ROOT / "docs" / "static" / "time-saved.svg"
 BEGIN = "<!-- results: written by `python -m benchmarks.readme`, not by hand -->\n"
 END = "<!-- end of results -->"
 BASELINES = (
-    "`F.conv1d` and `F.conv2d` on channels-last memory (both also of series that `F.pad` padded), "
-    "`torch.sparse` on im2col columns, and FFT convolution: *fft* computes the spectrum of the "
-    "weights in the call, as training must, and *fft, prepared* has it prepared, as inference can"
+    "`F.conv1d`, `F.conv2d` on channels-last memory, `torch.sparse` on im2col columns, and FFT "
+    "convolution: *fft* computes the spectrum of the weights in the call, as training must, and "
+    "*fft, prepared* has it prepared, as inference can"
 )
 
 

@@ -36,47 +36,47 @@ def _unpad(x: Tensor, geometry: Geometry) -> Callable[[Tensor], Tensor]:
     return lambda grad: torch.autograd.grad(padded, leaf, grad, retain_graph=True)[0]
 
 
-def dense(problem: Problem, *, channels_last: bool = False, padded: bool = False) -> Calls:
-    """Call ``F.conv1d``, and autograd for its two gradients, each alone.
+def dense(problem: Problem, *, channels_last: bool = False) -> Calls:
+    """Call ``F.conv1d`` and its two gradients, each alone.
 
     ``channels_last`` is ``F.conv2d`` of height 1 on channels-last memory, into which everything was
-    converted. ``padded`` gives zeros by ``F.pad`` instead of by the argument, which is faster where
-    kernels are long. There are no such calls where every call pads so, nor for ``wgrad``, which
-    does not gain.
+    converted.
     """
     x, values, grad, pattern, geometry = problem
-    zeros = geometry.padding_mode == "zeros" and len(set(geometry.padding)) == 1
-    if padded and not (zeros and any(geometry.padding)):
-        return {}
-    inside = geometry.padding[0] if zeros and not padded else 0  # one call pads by itself
-    around = (0, 0) if inside else geometry.padding
+    # One call pads by itself.
+    fits = geometry.padding_mode == "zeros" and len(set(geometry.padding)) == 1
 
     def convert(t: Tensor) -> Tensor:
-        t = t.detach()
         return t.unsqueeze(2).contiguous(memory_format=torch.channels_last) if channels_last else t
 
-    def convolve(x: Tensor, weight: Tensor) -> Tensor:
-        if not channels_last:
-            x = pad(x, around, geometry.padding_mode)
-            return F.conv1d(x, weight, None, geometry.stride, inside, *rest)
-        x = pad(x, (*around, 0, 0), geometry.padding_mode)
-        return F.conv2d(x, weight, None, (1, geometry.stride), (0, inside), *rest)
+    def back(t: Tensor) -> Tensor:
+        return t.squeeze(2) if channels_last else t
 
-    rest = geometry.dilation, geometry.groups
+    def spatial(size: int, height: int) -> list[int]:
+        return [height, size] if channels_last else [size]
+
+    convolve: Callable[..., Tensor] = F.conv2d if channels_last else F.conv1d
     image, weight, g = (convert(t) for t in (x, dense_weight(values, pattern), grad))
-    leaves = {"dgrad": image.clone().requires_grad_(), "wgrad": weight.clone().requires_grad_()}
-    y = convolve(*leaves.values())
+    inside = geometry.padding[0] if fits else 0
+    sizes = spatial(geometry.stride, 1), spatial(inside, 0), spatial(geometry.dilation, 1)
+    unpad = _unpad(x, geometry)
 
-    def gradient(name: str) -> Tensor:
-        (found,) = torch.autograd.grad(y, leaves[name], g, retain_graph=True)
-        return found.squeeze(2) if channels_last else found
+    def input() -> Tensor:
+        return image if fits else convert(_pad(back(image), geometry))
 
-    def fprop() -> Tensor:
-        y = convolve(image, weight)
-        return y.squeeze(2) if channels_last else y
+    def backward(wanted: int, input: Tensor) -> Tensor:
+        chosen = [wanted == i for i in range(3)]
+        result: tuple[Tensor, ...] = torch.ops.aten.convolution_backward(
+            g, input, weight, None, *sizes, False, spatial(0, 0), geometry.groups, chosen
+        )
+        return back(result[wanted])
 
-    calls: Calls = {"fprop": fprop, "dgrad": partial(gradient, "dgrad")}
-    return calls if padded else calls | {"wgrad": partial(gradient, "wgrad")}
+    shaped = input()  # the input's gradient reads the input's shape only
+    return {
+        "fprop": lambda: back(convolve(input(), weight, None, *sizes, geometry.groups)),
+        "dgrad": lambda: backward(0, shaped) if fits else unpad(backward(0, shaped)),
+        "wgrad": lambda: backward(1, input()),
+    }
 
 
 def im2col_csr(problem: Problem) -> Calls:
@@ -202,9 +202,7 @@ def _fast_size(least: int) -> int:
 
 BASELINES: dict[str, Callable[[Problem], Calls]] = {
     "conv1d": dense,
-    "conv1d_padded": partial(dense, padded=True),
     "conv2d_channels_last": partial(dense, channels_last=True),
-    "conv2d_channels_last_padded": partial(dense, channels_last=True, padded=True),
     "im2col_csr": im2col_csr,
     "fft": fft,
     "fft_prepared": partial(fft, prepared=True),

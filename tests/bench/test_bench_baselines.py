@@ -14,9 +14,7 @@ from sparseconv.bench import run
 from sparseconv.bench.baselines import BASELINES, Calls, dense
 from sparseconv.bench.cases import CASES, Case, Problem
 
-OF = {name: set(run.COMPUTATIONS) for name in BASELINES}
-WITHOUT_WGRAD = ("conv1d_padded", "conv2d_channels_last_padded", "fft_prepared")
-OF |= {name: {"fprop", "dgrad"} for name in WITHOUT_WGRAD}
+OF = {name: set(run.COMPUTATIONS) for name in BASELINES} | {"fft_prepared": {"fprop", "dgrad"}}
 # Every option, pattern and dtype; the other suites vary sizes.
 SOME = [case.name for case in CASES.values() if case.suite in ("options", "adversarial", "trained")]
 
@@ -25,10 +23,7 @@ def all_right(problem: Problem) -> None:
     wanted = run.exact_results(problem)
     for name in BASELINES:
         right, absent = run.checked_baseline(name, problem, wanted)
-        before, after = problem.geometry.padding
-        two_ways = problem.geometry.padding_mode == "zeros" and before == after > 0
-        computations = OF[name] if two_ways or not name.endswith("_padded") else set()
-        assert set(right) == computations, (name, absent)
+        assert set(right) == OF[name], (name, absent)
 
 
 @pytest.mark.parametrize("name", [*SOME, "float64", "uci_HAR_dense"])
@@ -92,9 +87,7 @@ def test_the_baselines_are_what_they_are_called(small: Problem) -> None:
     """Each runs the operator that its name promises; a prepared spectrum is not computed again."""
     operators = {
         "conv1d": "aten::conv1d",
-        "conv1d_padded": "aten::constant_pad_nd",
         "conv2d_channels_last": "aten::conv2d",
-        "conv2d_channels_last_padded": "aten::constant_pad_nd",
         "im2col_csr": "aten::addmm",
         "fft": "aten::fft_rfft",
         "fft_prepared": "aten::fft_rfft",
@@ -110,7 +103,6 @@ def test_the_baselines_are_what_they_are_called(small: Problem) -> None:
     assert counts["fft"] == 2 * counts["fft_prepared"]
 
 
-@pytest.mark.parametrize("padded", [False, True])
-def test_channels_last_stays_channels_last(small: Problem, padded: bool) -> None:
-    y = dense(small, channels_last=True, padded=padded)["fprop"]()
+def test_channels_last_stays_channels_last(small: Problem) -> None:
+    y = dense(small, channels_last=True)["fprop"]()
     assert y.unsqueeze(2).is_contiguous(memory_format=torch.channels_last)

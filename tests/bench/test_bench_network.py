@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from functools import partial
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from dense_kernels import dense_calls, one_wrong
-from torch import Tensor, nn
+from torch import Tensor
 
 from sparseconv import DSTScheduler
 from sparseconv.bench import run, tables
@@ -97,40 +98,36 @@ def test_rows_of_every_mode(fake_times: list[list[str]], monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("mode", compare.MODES)
 def test_a_wrong_kernel_is_not_timed(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    wrong = partial(dense_calls, wgrad=one_wrong)
-    monkeypatch.setattr(run, "public_calls", wrong)
+    monkeypatch.setattr(run, "public_calls", partial(dense_calls, wgrad=one_wrong))
     monkeypatch.setattr(timing, "interleave", lambda *a, **k: pytest.fail("timed a wrong kernel"))
     with pytest.raises(WrongResultError, match="wgrad is wrong"):
         measured(mode)
 
 
-def test_a_wrong_network_is_not_timed(
-    fake_times: list[list[str]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def optimized(model: nn.Module) -> Callable[[Tensor], Tensor]:
-        return lambda x: model(x) + 1e-3
-
-    monkeypatch.setattr(compare, "optimize_for_inference", optimized)
-    with pytest.raises(WrongResultError, match="outputs are wrong"):
-        measured("inference", baselines=["masked_dense"])
-    assert fake_times == []
-
-
-@pytest.mark.parametrize("mode", ["train", "update"])
-@pytest.mark.parametrize("which", ["network's outputs", "gradient"])
-def test_a_wrong_step_is_not_timed(
-    mode: str, which: str, fake_times: list[list[str]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Each layer is right alone; what runs them in a row is not."""
+def run_wrongly(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    """Let each layer be right alone, but not what runs them in a row."""
     right = block.Plan._run
 
     def wrong(plan: block.Plan, *stages: Any) -> Tensor:
         y = right(plan, *stages)
         rising = torch.linspace(1, 1.01, y.shape[2])  # BatchNorm would undo a scale of all
-        return y * rising if which != "gradient" else y + 0.1 * (y - y.detach())
+        return y * rising if what == "outputs" else y + 0.1 * (y - y.detach())
 
     monkeypatch.setattr(block.Plan, "_run", wrong)
-    with pytest.raises(WrongResultError, match=f"the {which}.*(is|are) wrong"):
+
+
+@pytest.mark.parametrize(
+    ("mode", "what"),
+    [("inference", "outputs"), *itertools.product(("train", "update"), ("outputs", "gradient"))],
+)
+def test_a_wrong_network_is_not_timed(
+    mode: str, what: str, fake_times: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if mode == "inference":
+        monkeypatch.setattr(compare, "optimize_for_inference", lambda net: lambda x: net(x) + 1e-3)
+    else:
+        run_wrongly(monkeypatch, what)
+    with pytest.raises(WrongResultError, match=f"the (network's )?{what}.*(is|are) wrong"):
         measured(mode, baselines=["masked_dense"])
     assert fake_times == []
 

@@ -15,12 +15,7 @@ from sparseconv.bench.network.masked import MaskedDST, PremaskedConv1d, masked_c
 from sparseconv.models import DSN
 from sparseconv.models.dsn import PADDINGS
 
-SETTINGS: dict[str, Any] = {
-    "update_every": 2,
-    "end_step": 100,
-    "decay_steps": 80,
-    "prune_floor": 0.001,
-}
+SETTINGS = {"update_every": 2, "end_step": 100, "decay_steps": 80, "prune_floor": 0.001}
 
 
 def network(**options: Any) -> DSN:
@@ -40,7 +35,7 @@ def batch(n: int = 8, length: int = 20) -> tuple[Tensor, Tensor]:
 def take_step(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     X, y = batch()
     optimizer.zero_grad()
-    F.nll_loss(model(X), y).backward()
+    F.nll_loss(model(X.to(next(model.parameters()).dtype)), y).backward()
     optimizer.step()
 
 
@@ -95,16 +90,13 @@ def test_it_moves_what_the_sparse_scheduler_moves() -> None:
     dense_optimizer = torch.optim.SGD(twin.parameters(), 0.1)
     sparse = DSTScheduler(model, sparse_optimizer, seed=3, **SETTINGS)
     dense = MaskedDST(twin, dense_optimizer, seed=3, **SETTINGS)
-    X, y = batch()
     for i in range(12):
         if i == 5:
             state = dense.state_dict()
             dense = MaskedDST(twin, dense_optimizer, **SETTINGS)
             dense.load_state_dict(state)
         for each, optimizer in ((model, sparse_optimizer), (twin, dense_optimizer)):
-            optimizer.zero_grad()
-            F.nll_loss(each(X.double()), y).backward()
-            optimizer.step()
+            take_step(each, optimizer)
         assert sparse.step() == dense.step()
         assert sparse.prune_fraction_now == pytest.approx(dense.prune_fraction_now, rel=1e-12)
         for ours, theirs in zip(model.sparse_layers(), masked_layers(twin), strict=True):
