@@ -74,13 +74,6 @@ def time(arguments: argparse.Namespace) -> int:
     return report(arguments)
 
 
-def cores() -> int:
-    """Count the cores that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):  # Linux
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def folder(text: str) -> Path:
     return Path(text).expanduser()  # make hands "~" over as it is
 
@@ -101,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     where = running.add_mutually_exclusive_group()
     where.add_argument(
-        "--workers", type=int, default=cores(), metavar="N",
+        "--workers", type=int, default=len(os.sched_getaffinity(0)), metavar="N",
         help="processes, one thread each (default: one for each core that this one may use)",
     )  # fmt: skip
     where.add_argument(

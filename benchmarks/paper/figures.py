@@ -79,7 +79,7 @@ def _mean_layers(runs: Runs, name: str, layers_of: Callable[[Row], list[Any]]) -
 
 def growth(runs: Runs, path: Path, names: Sequence[str]) -> Path | None:
     """Draw figure 7: dynamic, fixed and gradient-grown patterns, each against OS-CNN."""
-    compared = beside_published(runs, names, published_accuracy("OS-CNN"))
+    compared = published_and_ours(runs, names, published_accuracy("OS-CNN"))
     if len(compared) < 2 or len(next(iter(compared.values()))) < 2:
         return None
     sets = counted(len(next(iter(compared.values()))), "data set")
@@ -99,7 +99,7 @@ def growth(runs: Runs, path: Path, names: Sequence[str]) -> Path | None:
     return _save(figure, path)
 
 
-def beside_published(
+def published_and_ours(
     runs: Runs, names: Sequence[str], theirs: Mapping[str, float]
 ) -> dict[str, dict[str, tuple[float, float]]]:
     """Return by run and set a published accuracy and its own; of the sets that all have."""

@@ -39,9 +39,7 @@ def test_means_of_common_data_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert classifiers.draw(tmp_path / "a.png").stat().st_size > 5000
 
 
-def test_each_fit_is_a_line_and_done_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_each_fit_is_a_line_and_done_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     generator = np.random.default_rng(0)
     X, y = generator.normal(size=(20, 1, 30)), np.arange(20) % 2
     archive = tmp_path / "archive"
@@ -60,6 +58,3 @@ def test_each_fit_is_a_line_and_done_once(
     assert all(row["fit_seconds"] > 0 and 0 <= row["accuracy"] <= 1 for row in rows)
     assert main(words) == 0
     assert out.read_text() == before
-    assert main(["classifiers", "--archive", str(tmp_path / "nowhere"), "--out", str(out)]) == 2
-    assert main(["classifiers", "--archive", str(archive), "--out", "/proc/none"]) == 2
-    assert "/proc/none cannot be written" in capsys.readouterr().err

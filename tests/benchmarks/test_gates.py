@@ -90,29 +90,6 @@ def test_a_slowdown_must_show_in_fresh_workers_too(factors: list[float]) -> None
     assert len(sides.started) == 2
 
 
-def test_only_what_looks_slower_is_measured_again() -> None:
-    sides = FakeTrees(1.0, slow=KEYS[4])
-    assert slower(compare.compare(sides, KEYS)) == [KEYS[4]]
-    first, second = ({request[:2] for request in side.requests} for side in sides.started)
-    assert (first, second) == (set(KEYS), {KEYS[4]})
-
-
-@pytest.mark.parametrize(("once", "repeats"), [(1e-4, 30), (1.0, 1)])
-def test_a_turn_lasts_long_enough(once: float, repeats: int) -> None:
-    class Exact(FakeSide):
-        def seconds(self, row: str, computation: str, repeats: int) -> float:
-            super().seconds(row, computation, repeats)
-            return self.factor
-
-    base, present = Exact(once, 0), Exact(once, 0)
-    result = compare.measure(base, present, KEYS[0], rounds=5, seed=0)
-    assert result.ratio == (1.0, 1.0, 1.0)
-    assert (result.base, result.present) == pytest.approx((once, once))
-    for side in (base, present):
-        assert side.requests[0] == (*KEYS[0], 1)
-        assert {request[2] for request in side.requests[1:]} == {repeats}
-
-
 # A user's own layers.
 
 MINE = {"name": "mine", "in_channels": 4, "out_channels": 6, "kernel_size": 5, "length": 30,
@@ -121,7 +98,7 @@ MINE = {"name": "mine", "in_channels": 4, "out_channels": 6, "kernel_size": 5, "
 
 def written(folder: Path, content: Any) -> Path:
     path = folder / "cases.json"
-    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    path.write_text(json.dumps(content))
     return path
 
 
@@ -129,26 +106,11 @@ def test_own_layers_are_read(tmp_path: Path) -> None:
     other = {"name": "other", "n": 2, "padding": [4, 0], "groups": 2, "dtype": "float64"}
     first, second = map(rows.layer, rows.read_layers(written(tmp_path, [MINE, MINE | other])))
     assert (first.name, second.name) == ("mine", "other")
-    assert first.data["x"].shape == (16, 4, 30)
-    assert second.data["x"].shape == (2, 4, 30)
+    assert (first.data["x"].shape, second.data["x"].shape) == ((16, 4, 30), (2, 4, 30))
     assert second.data["mask"].shape == (6, 2, 5)
     assert second.data["options"]["padding"] == (4, 0)
-
-
-@pytest.mark.parametrize(
-    ("content", "says"),
-    [
-        (None, "must be a JSON list of layers"),
-        ("[{", "must be a JSON list of layers"),
-        ([MINE, MINE | {"kernel": 3}], "entry 1: .*'kernel'"),
-        ([MINE | {"length": 3}], "entry 0: "),
-        ([MINE | {"groups": 0}], "entry 0: "),
-    ],
-)
-def test_malformed_cases_are_refused(tmp_path: Path, content: Any, says: str) -> None:
-    path = written(tmp_path, content) if content else tmp_path / "nowhere.json"
-    with pytest.raises(CompareError, match=says):
-        rows.read_layers(path)
+    with pytest.raises(CompareError, match=r"entry 1: .*'kernel'"):
+        rows.read_layers(written(tmp_path, [MINE, MINE | {"kernel": 3}]))
 
 
 # The two trees.
@@ -212,12 +174,6 @@ def test_a_base_that_is_missing_or_does_not_build(
     assert leftovers(repository) == []
 
 
-def test_a_build_without_kernels_is_refused(repository: Path, tmp_path: Path) -> None:
-    (repository / "setup.py").write_text("print('the C++ extension is left out')\n")
-    with pytest.raises(CompareError, match="with kernels:\nthe C\\+\\+ extension is left"):
-        trees.build(repository, tmp_path / "into")
-
-
 @pytest.mark.parametrize(("factor", "code", "word"), [(1.0, 0, "unchanged"), (1.3, 1, "slower")])
 def test_the_command_fails_for_what_became_slower_only(
     repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
@@ -233,8 +189,4 @@ def test_the_command_fails_for_what_became_slower_only(
     assert built[0] != built[1] == repository
     assert shown.count(f"{word} |") == 3 + 2
     assert ("5 of 5 became slower by over 10%" in shown) == (code == 1)
-    assert "uncommitted" not in shown
     assert leftovers(repository) == []
-    (repository / "new").write_text("")
-    compare.main([*words, "--rounds", "6", "--", "good"])
-    assert "with uncommitted changes" in capsys.readouterr().out

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any
-from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -14,7 +13,6 @@ from one_thread import one_thread  # noqa: F401 (a fixture of every test here)
 from benchmarks.gpu import __main__ as gpu
 from benchmarks.gpu import layer, step
 from benchmarks.gpu.target import PRECISIONS, Target, Timed
-from sparseconv import available_backends
 from sparseconv.bench.run import COMPUTATIONS
 
 
@@ -90,22 +88,3 @@ def test_times_are_of_one_call_at_its_precision() -> None:
     )
     assert row["samples_ms"] == {"one": [1000.0] * 2, "many": [50.0] * 2}
     assert (seen, row["error"]) == ({True, False}, {"one": None, "many": None})
-
-
-def test_what_only_a_gpu_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run each line once, on a CUDA that does nothing."""
-    monkeypatch.setattr(torch, "cuda", cuda := MagicMock())
-    cuda.get_device_capability.return_value = (9, 0)
-    cuda.get_device_name.return_value = "H200"
-    calls: list[int] = []
-    timed = Target("cpu", 2).graphed(Timed(lambda: calls.append(1)))
-    assert (len(calls), timed.times, timed.call) == (5, 2, cuda.CUDAGraph().replay)
-    assert gpu.machine(torch.device("cuda"))["device"] == "H200 (sm_90)"
-    Target("cuda", 2).clock()
-    assert cuda.synchronize.called
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-def test_without_a_gpu_it_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert gpu.main(["--out", str(tmp_path / "gpu.json")]) == 2
-    assert available_backends()["cuda"] in capsys.readouterr().err

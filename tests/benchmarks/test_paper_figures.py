@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-import matplotlib.pyplot as plt
 import pytest
 from paper_rows import SETS, on, row
 
@@ -27,7 +25,7 @@ def test_figure_7_shows_the_sets_that_all_have() -> None:
     rows = [row("a", name, 0, 0.9) for name in SETS]
     rows += [row("b", name, 0, 0.8) for name in SETS[1:]]
     theirs = dict.fromkeys(SETS[:3], 85.0)
-    found = figures.beside_published(Runs(rows), ("a", "b", "not run"), theirs)
+    found = figures.published_and_ours(Runs(rows), ("a", "b", "not run"), theirs)
     assert found == {
         run: dict.fromkeys(SETS[1:3], (85.0, pytest.approx(ours)))
         for run, ours in (("a", 90), ("b", 80))
@@ -95,17 +93,3 @@ def test_the_ratio_of_times_is_said_where_it_is_known(
     ) or path)  # fmt: skip
     figures.time_to_accuracy(Runs(rows), tmp_path / "x.png", "fast", "slow")
     assert sorted(said) == ["3.0x", "≥ 12.0x"], "1.2 s by 0.1 s, or less; none where slow may be"
-
-
-def test_figure_5_states_its_threshold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    names = ("DSN", "depth 2", "nf = 24")
-    rows = [row(name, dataset, 0, 0.9 - i / 10) for i, name in enumerate(names) for dataset in SETS]
-    drawn = {}
-
-    def plot(scores: Any, names: Any, **settings: Any) -> Any:
-        drawn.update(settings, shape=scores.shape)
-        return plt.subplots()
-
-    monkeypatch.setattr("aeon.visualisation.plot_critical_difference", plot)
-    figures.architectures(Runs(rows), tmp_path / "x.png", names)
-    assert drawn == {"correction": "holm", "alpha": 0.05, "shape": (6, 3)}

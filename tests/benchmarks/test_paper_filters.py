@@ -153,24 +153,3 @@ def test_times_and_tables(
     (silent,) = silenced(Runs(rows)).rows
     assert silent[:4] == ("InceptionTime", "GunPoint", "14", "14")  # 2 epochs, pairs
     assert 0 <= float(silent[4]) < 100
-
-
-def test_each_set_is_timed_with_its_first_seed(
-    out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    found = {"forward_ms": 1.0, "step_ms": 2.0}
-    monkeypatch.setattr(times, "_timed", lambda models, x: dict.fromkeys(models, found))
-    rows = [row for row in read_rows(out / ROWS_NAME) if row["run"] == "LITE"]
-    others = [{**row, "dataset": "Other", "seed": seed} for row in rows for seed in (2, 1)]
-    path = tmp_path / TIMES_NAME
-    assert times.measure([*rows, *others], path) == 2
-    assert {(line["dataset"], line["seed"]) for line in read_times(path)} == {
-        ("GunPoint", 0), ("Other", 1),
-    }  # fmt: skip
-    timed = list(expanded(rows, read_times(path)))
-    assert len(timed) > len(rows)
-    assert all(row["step_ms"] == 2 for row in timed)
-    ratio = next(variant for variant in rows[0]["options"]["pruning"] if "ratio" in variant)
-    ratio["ratio"] /= 2  # of this variant and of no other the network is another one
-    names = [row["run"] for row in expanded(rows, read_times(path)) if "step_ms" not in row]
-    assert names == [f"{rows[0]['run']}, {ratio['name']}"]

@@ -30,11 +30,7 @@ def test_each_job_once(
     plan.write_text(f"{PLAN}post_hoc = true\n")
     (archive / "Broken.npz").write_bytes(b"no archive")
     assert main(command(plan, archive, out)) == 1
-    printed = capsys.readouterr()
-    assert "5 jobs on 2 data sets" in printed.out
-    assert "5 of 5:" in printed.out
-    assert "left out: Broken" in printed.err
-    assert "5 of 5 jobs done; 0 failed, 1 data set could not be read" in printed.err
+    assert "left out: Broken" in capsys.readouterr().err
     rows = facts(out)
     keys = [(row["run"], row["dataset"], row["seed"]) for row in rows]
     small = [("small", name, seed) for name in ("Long", "Short") for seed in (0, 1)]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,7 @@ pytest.importorskip("aeon", reason="aeon is not installed")
 from benchmarks.paper import times
 from benchmarks.paper.plan import DEFAULTS
 from benchmarks.paper.pruned_filters import expanded
-from benchmarks.paper.rows import LOCK_NAME
 from sparseconv.bench.network.masked import PremaskedConv1d
-from sparseconv.core.files import locked
 from sparseconv.nn.conv import SparseConv1d
 
 
@@ -105,11 +102,3 @@ def test_predictions_are_timed_in_eval_mode_and_steps_with_gradients() -> None:
     assert all(took["forward_ms"] > 0 and took["step_ms"] > 0 for took in found.values())
     assert seen.keys() == {(False, False), (True, True)}
     assert min(seen.values()) >= times.ROUNDS
-
-
-def test_no_time_is_taken_beside_a_sweep(tmp_path: Path) -> None:
-    path = tmp_path / times.TIMES_NAME
-    with locked(tmp_path / LOCK_NAME), ThreadPoolExecutor() as pool:
-        beside = pool.submit(times.measure, ROWS, path)
-        with pytest.raises(ValueError, match=r"a sweep is running in .*; wait for it"):
-            beside.result()

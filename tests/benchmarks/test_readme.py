@@ -101,12 +101,6 @@ def test_the_registry_spans_the_maps_and_cells_are_the_fastest_baselines() -> No
         np.testing.assert_allclose(plots.map_of(rows, each), 2.0)
 
 
-def test_patterns_of_almost_no_weights_and_other_dtypes_are_not_drawn() -> None:
-    names = ("uniform_10", "packing", "float64", "tiny_module", "avx2_L128", "uniform_20")
-    found = plots.main_rows([row(name) for name in names])
-    assert [each["case"] for each in found] == ["uniform_10", "uniform_20"]
-
-
 def test_the_same_results_give_the_same_pictures(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     rows = [row("uniform_10", threads=n) for n in (1, 2)]

@@ -6,13 +6,12 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
 from typing import TypeVar
 
-from benchmarks.paper.comparison import Compared, Row, Versus, holm
+from benchmarks.paper.comparison import Row, Runs, Versus, holm, versus
 
 Name = TypeVar("Name")
 NONE = "-"
 DIFFERENCE = "difference, 95 % interval; median"
 COMPARED = ("wins/ties/losses", DIFFERENCE, "p, Holm", "to all seeds (sets)")
-NOT_COMPARED = (NONE, NONE, NONE)
 
 
 def counted(number: int, noun: str) -> str:
@@ -52,21 +51,31 @@ def result_cells(found: Mapping[Name, Versus | None]) -> dict[Name, tuple[str, .
     """Write wins, difference and Holm's corrected p of each comparison of a table."""
     compared = {name: result for name, result in found.items() if result}
     corrected = holm([result.p for result in compared.values()])
-    return dict.fromkeys(found, NOT_COMPARED) | {
+    return dict.fromkeys(found, (NONE, NONE, NONE)) | {
         name: (wins(result), difference(result), p_text(p))
         for (name, result), p in zip(compared.items(), corrected, strict=True)
     }
 
 
-def compared_cells(found: Compared) -> tuple[str, ...]:
-    """Write what goes under ``COMPARED``."""
-    more = found.to_all_seeds
-    return (
-        wins(found.result),
-        difference(found.result),
-        p_text(found.p),
-        f"{difference(more)} ({more.sets})" if more else NONE,
-    )
+def compared(runs: Runs, others: Sequence[str], reference: str) -> dict[str, tuple[str, ...]]:
+    """Write what goes under ``COMPARED``, of runs that have a set and a seed of the reference."""
+    found: dict[str, Versus] = {}
+    for other in others:
+        both = runs.paired(other, reference)
+        result = versus(both.accuracy(other), both.accuracy(reference))
+        if result and other != reference:
+            found[other] = result
+    cells = result_cells(found)
+    return {other: (*cells[other], _to_all_seeds(runs, other, reference)) for other in found}
+
+
+def _to_all_seeds(runs: Runs, run: str, reference: str) -> str:
+    """Compare with all seeds of the reference, on the data sets where that has more of them."""
+    ours, theirs = runs.rows(run), runs.rows(reference)
+    means = runs.accuracy(run)
+    fewer = [name for name in runs.common(run, reference) if len(theirs[name]) > len(ours[name])]
+    result = versus({name: means[name] for name in fewer}, runs.accuracy(reference))
+    return f"{difference(result)} ({result.sets})" if result else NONE
 
 
 def p_text(p: float | None) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from statistics import fmean, geometric_mean
 
 from scipy.stats import hypergeom
@@ -12,7 +12,6 @@ from benchmarks.paper.comparison import (
     PEERS,
     Runs,
     Versus,
-    compared,
     published_accuracy,
     versus,
 )
@@ -20,7 +19,7 @@ from benchmarks.paper.tables.cells import (
     COMPARED,
     DIFFERENCE,
     NONE,
-    compared_cells,
+    compared,
     counted,
     p_text,
     percent,
@@ -43,7 +42,7 @@ def against_published(runs: Runs, run: str = "DSN", archive: str = "ucr85") -> T
     rows = []
     for peer, (result, means) in found.items():
         counts, *others = cells[peer]
-        papers = [_beside_the_papers(PAPER[peer], result)] if archive == "ucr85" else []
+        papers = [_scaled_counts(PAPER[peer], result)] if archive == "ucr85" else []
         rows.append((peer, str(result.sets), counts, *papers, *reversed(means), *others))
     header = (
         "published", "sets", "DSN wins/ties/losses",
@@ -84,7 +83,7 @@ def _to_published(ours: Mapping[str, float], peer: str) -> tuple[Versus, list[st
     return result, [f"{mean:.2f}" for mean in means]
 
 
-def _beside_the_papers(counts: Sequence[int], result: Versus) -> str:
+def _scaled_counts(counts: Sequence[int], result: Versus) -> str:
     """Scale the paper's counts to our number of sets, and give the p of our wins.
 
     Of our wins if ours were some of the paper's sets, with its results. Trainings differ by chance
@@ -114,15 +113,17 @@ def costs(runs: Runs, names: Sequence[str], reference: str = "DSN") -> Table:
                 name,
                 f"{len(sets)}, {both.count(name)}",
                 _means(both, pair, sets, "accuracy", 100, 2),
-                *(compared_cells(found[name]) if name in found else [NONE] * len(COMPARED)),
+                *found.get(name, [NONE] * len(COMPARED)),
                 _means(both, pair, sets, "params", 1e-3, 2),
                 _means(both, pair, sets, "flops_paper", 1e-6, 2),
                 _means(both, pair, sets, "macs", 1e-6, 2),
-                _milliseconds(timed, pair, "forward_ms"),
-                _milliseconds(timed, pair, "step_ms"),
+                _joined(timed, pair, "forward_ms", _milliseconds),
+                _joined(timed, pair, "step_ms", _milliseconds),
                 f"{geometric_mean(ratios):.2f} [{min(ratios):.2f}, {max(ratios):.2f}] "
                 f"({len(ratios)})" if ratios and name != reference else NONE,
-                _training_seconds(runs, pair) if name != reference else NONE,
+                # CPU seconds of whole trainings, of the sets that one machine trained for both.
+                _joined(runs.on_one_machine(*pair), pair, "train_seconds", _seconds)
+                if name != reference else NONE,
             )
         )  # fmt: skip
     header = (
@@ -132,23 +133,26 @@ def costs(runs: Runs, names: Sequence[str], reference: str = "DSN") -> Table:
     return Table(header, rows)
 
 
-def _training_seconds(runs: Runs, names: Sequence[str]) -> str:
-    """Average CPU seconds of whole trainings over the sets that one machine trained for all."""
-    held = runs.on_one_machine(*names)
-    means = [held.mean(name, "train_seconds").values() for name in names]
-    return ", ".join(with_thousands(fmean(mean)) for mean in means) if all(means) else NONE
+def _joined(
+    runs: Runs, names: Sequence[str], key: str, write: Callable[[Collection[float]], str]
+) -> str:
+    """Write a mean of each run over the data sets, with commas; none where a run has no numbers."""
+    values = [runs.mean(name, key).values() for name in names]
+    return ", ".join(map(write, values)) if all(values) else NONE
+
+
+def _milliseconds(values: Collection[float]) -> str:
+    return f"{geometric_mean(values):.2f}"
+
+
+def _seconds(values: Collection[float]) -> str:
+    return with_thousands(fmean(values))
 
 
 def step_ratios(timed: Runs, run: str, reference: str) -> list[float]:
     """Return the time of a training step by another run's, of each data set."""
     ours, theirs = timed.mean(run, "step_ms"), timed.mean(reference, "step_ms")
     return [ours[name] / theirs[name] for name in timed.common(run, reference)]
-
-
-def _milliseconds(timed: Runs, names: Sequence[str], key: str) -> str:
-    """Write the geometric means of runs' times over the data sets, with commas."""
-    means = [timed.mean(name, key).values() for name in names]
-    return ", ".join(f"{geometric_mean(mean):.2f}" for mean in means) if all(means) else NONE
 
 
 def _means(
@@ -187,15 +191,12 @@ def multivariate(runs: Runs) -> Table:
 
 def against(runs: Runs, reference: str, others: Sequence[str]) -> Table:
     """Compare the accuracies of other runs with one, on the sets and seeds that both have."""
-    rows = [
-        (
-            other,
-            f"{found.result.sets}, {found.both.count(other)}",
-            *(f"{fmean(found.both.accuracy(run).values()):.2f}" for run in (other, reference)),
-            *compared_cells(found),
-        )
-        for other, found in compared(runs, others, reference).items()
-    ]
+    rows = []
+    for other, cells in compared(runs, others, reference).items():
+        both = runs.paired(other, reference)
+        means = [f"{fmean(both.accuracy(run).values()):.2f}" for run in (other, reference)]
+        counts = f"{len(both.rows(other))}, {both.count(other)}"
+        rows.append((other, counts, *means, *cells))
     return Table(("run", "sets, runs", "accuracy %", f"{reference} %", *COMPARED), rows)
 
 

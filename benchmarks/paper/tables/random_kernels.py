@@ -16,7 +16,7 @@ from benchmarks.paper.tables.cells import (
 )
 from sparseconv.measure.table import Table
 
-# Whose published accuracies stand beside a run of ours.
+# Whose published accuracies a run of ours is shown with.
 PUBLISHED_ROCKET = {
     "ROCKET": "ROCKET",
     "ROCKET, as published, POCKET, stage 1": "POCKET-1",
@@ -50,7 +50,7 @@ def pruned_kernels(runs: Runs) -> Table:
                 f"{100 * kept:.0f} %",
                 f"{fmean(ours[dataset] for dataset in common):.2f}",
                 *cells[name],
-                _beside_published(name, ours),
+                _published_and_ours(name, ours),
                 f"{fit:.2f}",
                 f"{1e6 * median(runs.mean(name, prediction_seconds).values()):.0f}"
                 if timed
@@ -86,7 +86,7 @@ def choices(runs: Runs) -> Table:
     return Table(header, rows, 2)
 
 
-def _beside_published(run: str, ours: Mapping[str, float]) -> str:
+def _published_and_ours(run: str, ours: Mapping[str, float]) -> str:
     """Write the published and our mean accuracy over the sets that have both."""
     theirs = published_accuracy(PUBLISHED_ROCKET[run]) if run in PUBLISHED_ROCKET else {}
     known = [dataset for dataset in ours if dataset in theirs]
