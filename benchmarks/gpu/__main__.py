@@ -32,28 +32,8 @@ import torch
 from benchmarks.gpu import layer, step, tables
 from benchmarks.gpu.target import Row, Target
 from sparseconv.bench.document import write_json
-from sparseconv.bench.run import COMPUTATIONS
 from sparseconv.core.files import check_writable
 from sparseconv.measure.machine import measurement_context
-
-
-def layers(target: Target, lengths: Sequence[int]) -> Iterator[Row]:
-    """Time each computation of the layer in every form."""
-    for length in lengths:
-        for computation in COMPUTATIONS:
-            yield layer.row(target, length, computation)
-
-
-def training(target: Target, lengths: Sequence[int]) -> Iterator[Row]:
-    """Time a training step, eager and as a graph."""
-    for length in lengths[:2]:
-        yield step.row(target, length)
-
-
-def densities(target: Target, lengths: Sequence[int]) -> Iterator[Row]:
-    """Time each backend with few weights a kernel: backend "auto" chooses by these rows."""
-    for length in lengths:
-        yield from layer.density_rows(target, length)
 
 
 def once(target: Target, lengths: Sequence[int]) -> Iterator[Row]:
@@ -70,7 +50,7 @@ def once(target: Target, lengths: Sequence[int]) -> Iterator[Row]:
 
 Part = Callable[[Target, Sequence[int]], Iterator[Row]]
 PARTS: dict[str, Part] = {
-    "layer": layers, "step": training, "density": densities, "once": once
+    "layer": layer.rows, "step": step.rows, "density": layer.density_rows, "once": once
 }  # fmt: skip
 _TESTS = (sys.executable, "-m", "pytest", "-q", "-x", "tests/kernels/test_kernels.py", "-k")
 # Each tensor gets memory of its own: a wrong access could hit a neighbour in torch's cache.

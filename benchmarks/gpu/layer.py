@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import product
@@ -130,9 +130,16 @@ def row(target: Target, length: int, computation: str) -> Row:
     return target.row(computation, length, makes)
 
 
-def density_rows(target: Target, length: int) -> Iterator[Row]:
-    """Time each backend's kernels with few weights a kernel."""
-    for shape, per_kernel in product(target.sizes.shapes, target.sizes.per_kernel):
+def rows(target: Target, lengths: Sequence[int]) -> Iterator[Row]:
+    """Time each computation of the layer in every form."""
+    for length, computation in product(lengths, COMPUTATIONS):
+        yield row(target, length, computation)
+
+
+def density_rows(target: Target, lengths: Sequence[int]) -> Iterator[Row]:
+    """Time each backend with few weights a kernel: backend "auto" chooses by these rows."""
+    sizes = target.sizes
+    for length, shape, per_kernel in product(lengths, sizes.shapes, sizes.per_kernel):
         rows, columns, taps = shape
         case = replace(target.layer(length), out_channels=rows, in_channels=columns,
                        kernel_size=taps, pattern="random", density=per_kernel / taps)  # fmt: skip

@@ -6,6 +6,7 @@ applied, which makes it a faster baseline than masked training is.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import product
 
@@ -100,3 +101,9 @@ def row(target: Target, length: int) -> Row:
         for name, precision, mode, updates in (*sparse, *dense)
     }  # fmt: skip
     return target.row("training step", length, makes)
+
+
+def rows(target: Target, lengths: Sequence[int]) -> Iterator[Row]:
+    """Time a training step, eager and as a graph."""
+    for length in lengths[:2]:
+        yield row(target, length)

@@ -98,8 +98,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="processes, one thread each (default: one for each core that this one may use)",
     )  # fmt: skip
     where.add_argument(
-        "--scheduler", metavar="ADDRESS", help="of a Dask cluster that runs the jobs"
-    )
+        "--scheduler", metavar="ADDRESS",
+        help="of a Dask cluster (pip install distributed) that runs the jobs",
+    )  # fmt: skip
     running.add_argument(
         "--device", choices=("cpu", "cuda"), default="cpu",
         help="where networks are trained; on a GPU as CUDA graphs, and their rows have no times "
@@ -118,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         code: int = arguments.command(arguments)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         complain(f"error: {error}")
         return 2
     except KeyboardInterrupt:

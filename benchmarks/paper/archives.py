@@ -144,9 +144,8 @@ def _split_within_subjects(data: Dataset, source: str) -> Dataset:
                 for key in ("subject", "segment")
             )
     except (OSError, ValueError, KeyError) as error:
-        why = f" ({error})" if source.endswith(".npz") else ""
         raise ValueError(
-            f"{source} names no subjects{why}; the split within subjects needs a .npz file with "
+            f"{source} names no subjects; the split within subjects needs a .npz file with "
             "subject_train, subject_test, segment_train and segment_test"
         ) from error
     X, y = (
@@ -175,11 +174,12 @@ def members(archive: str) -> list[str]:
 ARCHIVES = ("ucr85", "ucr2018", "uea")
 
 
-def choose(archive: Archive, wanted: Any) -> list[str]:
-    """Return the data sets that a plan's ``sets`` names, of those that are there, cheapest first.
+def choose(archive: Archive, wanted: Any) -> tuple[list[str], list[str]]:
+    """Return the data sets that a plan's ``sets`` names and that are there, cheapest first.
 
-    ``wanted`` is "all", an archive's name, a list of names, or a table with ``of`` and ``without``
-    (each one of these) and ``cheapest`` (how many).
+    Also those that it names one by one and that are not there. ``wanted`` is "all", an archive's
+    name, a list of names, or a table with ``of`` and ``without`` (each one of these) and
+    ``cheapest`` (how many).
 
     Raises:
         ValueError: anything else, or a name that neither the archive nor published.csv has.
@@ -190,14 +190,12 @@ def choose(archive: Archive, wanted: Any) -> list[str]:
             "sets must be a name, a list of names, or a table with of, without and cheapest, but "
             f"got {wanted!r}"
         )
+    names = named(archive, table["of"])
+    absent = [name for name in names if name not in archive.sources]
     without = named(archive, table.get("without", []))
-    names = [
-        name
-        for name in named(archive, table["of"])
-        if name in archive.shapes and name not in without
-    ]
+    names = [name for name in names if name in archive.shapes and name not in without]
     names.sort(key=lambda name: (archive.shapes[name].train_points, name))
-    return names[: table.get("cheapest")]
+    return names[: table.get("cheapest")], [] if table["of"] in ARCHIVES else absent
 
 
 def named(archive: Archive, of: Any) -> list[str]:

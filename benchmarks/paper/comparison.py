@@ -20,11 +20,7 @@ TIE = 0.005  # percentage points: equal as printed with two decimals
 
 
 class Runs:
-    """The rows of a sweep, by run and data set.
-
-    Args:
-        rows: as ``rows.read_rows`` gives them.
-    """
+    """The rows of a sweep, as ``rows.read_rows`` gives them, by run and data set."""
 
     def __init__(self, rows: Iterable[Row]) -> None:
         self._rows: dict[str, dict[str, list[Row]]] = {}

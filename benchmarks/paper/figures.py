@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, geometric_mean
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -162,19 +161,11 @@ def time_to_accuracy(runs: Runs, path: Path, sparse: str, dense: str) -> Path | 
     return _save(figure, path)
 
 
-@dataclass(frozen=True)
-class Reached:
-    """When a training reached an accuracy.
+class Reached(NamedTuple):
+    """When trainings reached an accuracy: means over seeds."""
 
-    Attributes:
-        seconds: of training, the mean over seeds.
-        bound: seen, for some seed, at the first look at the test set, or by the test at the end
-            alone: it may have been much earlier.
-        seeds: how many.
-    """
-
-    seconds: float
-    bound: bool
+    seconds: float  # of training
+    bound: bool  # some seed had it at the first look or was only tested at the end: maybe earlier
     seeds: int = 1
 
 
@@ -198,10 +189,9 @@ def times_to_accuracy(runs: Runs, sparse: str, dense: str) -> dict[str, tuple[Re
             pairs = [pair for pair, at in zip(pairs, begins, strict=True) if at == min(begins)]
             targets = [NEAR * min(row["accuracy"] for row in pair) for pair in pairs]
             fast, slow = (
-                [reached(row, target) for row, target in zip(rows, targets, strict=True)]
-                for rows in zip(*pairs, strict=True)
+                _mean_reached(map(reached, rows, targets)) for rows in zip(*pairs, strict=True)
             )
-            found[dataset] = _mean_reached(fast), _mean_reached(slow)
+            found[dataset] = fast, slow
     return found
 
 
@@ -214,9 +204,9 @@ def reached(row: Row, target: float) -> Reached:
     return Reached(row["train_seconds"], True)
 
 
-def _mean_reached(found: Sequence[Reached]) -> Reached:
-    mean = fmean(one.seconds for one in found)
-    return Reached(mean, any(one.bound for one in found), len(found))
+def _mean_reached(found: Iterable[Reached]) -> Reached:
+    seconds, bounds, seeds = zip(*found, strict=True)
+    return Reached(fmean(seconds), any(bounds), sum(seeds))
 
 
 def differences(runs: Runs, path: Path, reference: str, others: Sequence[str]) -> Path | None:

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.paper.archives import ARCHIVES, SERIES, SPLITS, Archive, choose, named
+from benchmarks.paper.archives import SERIES, SPLITS, Archive, choose
 from benchmarks.paper.criteria import check_variants
 from benchmarks.paper.networks import MOMENTS, NETWORKS, ROCKETS, WEIGHTS, member_seed
 from sparseconv.training.recipe import Recipe
@@ -106,7 +106,7 @@ def read_plan(
     for number, run in enumerate(content.get("run", []), 1):
         name = run.get("name", f"number {number}")
         try:
-            found = _jobs(run, content, archive)
+            found, absent = _jobs(run, content, archive)
             if found and (change := difference(options.setdefault(name, found[0].options),
                                                found[0].options)):  # fmt: skip
                 raise ValueError(f"above it has {change}; give one of the two another name")
@@ -115,7 +115,7 @@ def read_plan(
         for job in found:
             if job.key not in jobs or not job.post_hoc:  # also where another line says so
                 jobs[job.key] = job
-        if absent := _absent(run["sets"], archive):
+        if absent:
             left_out(f"{', '.join(absent)}: the archive does not hold them")
         if not found:
             left_out(f'the run "{name}": nothing of its data sets is there')
@@ -151,14 +151,10 @@ def _read(path: str | Path) -> tuple[Path, dict[str, Any]]:
         raise ValueError(f"the plan {file} is not TOML: {error}") from error
 
 
-def _absent(sets: Any, archive: Archive) -> list[str]:
-    """Return the data sets that a run names one by one, and that the archive does not hold."""
-    of = sets["of"] if isinstance(sets, dict) else sets
-    names = [] if of in ("all", *ARCHIVES) else named(archive, of)
-    return [name for name in names if name not in archive.sources]
-
-
-def _jobs(run: dict[str, Any], content: Mapping[str, Any], archive: Archive) -> list[Job]:
+def _jobs(
+    run: dict[str, Any], content: Mapping[str, Any], archive: Archive
+) -> tuple[list[Job], list[str]]:
+    """Return a run's jobs, and the data sets that it names and that are not there."""
     _check_keys(run, ("name", "sets", "seeds", "post_hoc", *DEFAULTS))
     if missing := [key for key in ("name", "sets") if key not in run]:
         raise ValueError(f"it needs {missing[0]!r}")
@@ -169,14 +165,12 @@ def _jobs(run: dict[str, Any], content: Mapping[str, Any], archive: Archive) -> 
     seeds = run.get("seeds", content.get("seeds", [0]))
     if not isinstance(seeds, list) or not seeds:
         raise ValueError(f"seeds must be a list of integers, at least one, but got {seeds!r}")
-    jobs = [
-        Job(run["name"], dataset, seed, options, run.get("post_hoc", False))
-        for seed in seeds
-        for dataset in choose(archive, run["sets"])
-    ]
+    names, absent = choose(archive, run["sets"])
+    post_hoc = run.get("post_hoc", False)
+    jobs = [Job(run["name"], name, seed, options, post_hoc) for seed in seeds for name in names]
     for job in jobs:
         job.recipe()  # which refuses constants that cannot be
-    return jobs
+    return jobs, absent
 
 
 def _check_options(options: Mapping[str, Any]) -> None:
@@ -185,7 +179,10 @@ def _check_options(options: Mapping[str, Any]) -> None:
         if options[key] not in allowed:
             raise ValueError(f"{key} must be one of {', '.join(allowed)}, not {options[key]!r}")
     model, pruned = options["model"], bool(options["pruning"])
-    _check_keys(options["network"], _arguments(model), "network.")
+    if model in ROCKETS:
+        _check_keys(options["network"], ROCKETS[model], "network.")
+    else:
+        inspect.signature(NETWORKS[model]).bind_partial(1, 2, **options["network"])
     check_variants(options["pruning"])
     drawn, dsn = model in ROCKETS, model == "DSN"
     ignored = {
@@ -202,14 +199,6 @@ def _check_options(options: Mapping[str, Any]) -> None:
                 f"{key} = {options[key]!r} is not for {model} with the other options of this run; "
                 "leave it out"
             )
-
-
-def _arguments(model: str) -> Iterable[str]:
-    if model in ROCKETS:
-        return ROCKETS[model]
-    known = inspect.signature(NETWORKS[model]).parameters.values()
-    options = [parameter.name for parameter in known if parameter.kind is parameter.KEYWORD_ONLY]
-    return [name for name in options if name != "n_timepoints"]  # the data set's
 
 
 def _check_keys(table: Mapping[str, Any], known: Iterable[str], prefix: str = "") -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -34,80 +35,72 @@ def perform(job: Job, source: str) -> dict[str, Any]:
     arguments, model = job.options["network"], job.options["model"]
     n_classes, group = len(data.classes), 2 if model == "ROCKET" else 1
     n_kernels = arguments.get("n_kernels", POCKET["n_kernels"])
-    watch = _Watch()
+    lap = _stopwatch()
     bank = draw_kernels(KINDS[model], n_kernels, job.seed, data.X_train)
-    watch.lap("draw")
+    seconds = {"draw_seconds": lap()}
     train = kernel_features(data.X_train, bank)
-    watch.lap("transform")
+    seconds["transform_seconds"] = lap()
     test = kernel_features(data.X_test, bank)
-    watch.lap("predict")
+    seconds["predict_seconds"] = lap()
     candidates = bank.n_features // group
 
-    def tested(columns: Any) -> float:
+    def tested(columns: Any) -> dict[str, float]:
+        lap()
         coef, intercept = ridge_classifier(train[:, columns], data.y_train)
-        watch.lap("refit")
+        refit_seconds = lap()
         guess = chosen(test[:, columns] @ coef + intercept)
-        return float((guess == data.y_test).mean())
+        accuracy = float((guess == data.y_test).mean())
+        return {"accuracy": accuracy, "refit_seconds": refit_seconds}
 
-    accuracy = tested(slice(None))
-    watch.lap("head")
-    full = dict(watch.laps)
+    whole = tested(slice(None))
+    seconds["train_seconds"] = seconds["transform_seconds"] + whole["refit_seconds"]
+    lap()
     select = GroupSelection(train, data.y_train, n_classes, group)
-    watch.lap("prepare")
+    seconds["prepare_seconds"] = lap()
     counts = _counts(job.dataset, model, candidates)
     variants = []
     if arguments.get("cv", False) or arguments.get("k") == "cv":
         keep = "cv" if arguments.get("cv", False) else next(iter(counts.values()))
-        variants.append(_cross_validated(job, data, bank, watch, keep))
+        variants.append(_cross_validated(job, data, bank, keep))
         counts = {}
-    for share, keep in counts.items():
-        for way in ("POCKET", "magnitude", "random"):
-            watch.lap("before")
-            if way == "random":
-                drawn = np.random.default_rng(job.seed).permutation(candidates)[:keep]
-                columns = (np.sort(drawn)[:, None] * group + np.arange(group)).reshape(-1)
-            else:
-                found = select(keep, RIDGE, ITERATIONS if way == "POCKET" else 1)
-                columns = found.columns
-            watch.lap("select")
-            variant = {"way": way, "share": share, "keep": keep, "accuracy": tested(columns)}
-            variant |= {"select_seconds": watch.laps["select"]}
-            variant |= {"refit_seconds": watch.laps["refit"]}
-            if way == "POCKET":
-                decision = test[:, columns] @ found.coef + found.intercept
-                variant["stage_1"] = float((chosen(decision) == data.y_test).mean())
-                small = bank.select_features(columns)
-                kernel_features(data.X_test[:1], small)  # its plan is made once
-                watch.lap("before")
-                kernel_features(data.X_test, small)
-                watch.lap("predict")
-                variant["predict_seconds"] = watch.laps["predict"]
-            variants.append(variant)
+    for (share, keep), way in product(counts.items(), ("POCKET", "magnitude", "random")):
+        lap()
+        if way == "random":
+            drawn = np.random.default_rng(job.seed).permutation(candidates)[:keep]
+            columns = (np.sort(drawn)[:, None] * group + np.arange(group)).reshape(-1)
+        else:
+            found = select(keep, RIDGE, ITERATIONS if way == "POCKET" else 1)
+            columns = found.columns
+        variant = {"way": way, "share": share, "keep": keep, "select_seconds": lap()}
+        variant |= tested(columns)
+        if way == "POCKET":
+            decision = test[:, columns] @ found.coef + found.intercept
+            variant["stage_1"] = float((chosen(decision) == data.y_test).mean())
+            small = bank.select_features(columns)
+            kernel_features(data.X_test[:1], small)  # its plan is made once
+            lap()
+            kernel_features(data.X_test, small)
+            variant["predict_seconds"] = lap()
+        variants.append(variant)
     return {
         **facts_of(job, data),
-        "accuracy": accuracy,
+        "accuracy": whole["accuracy"],
         "n_kernels": bank.n_kernels,
         "n_candidates": candidates,
-        "draw_seconds": full["draw"],
-        "prepare_seconds": watch.laps["prepare"],
-        "train_seconds": full["transform"] + full["refit"],
-        "transform_seconds": full["transform"],
-        "predict_seconds": full["predict"],
+        **seconds,
         "variants": variants,
     }
 
 
-def _cross_validated(
-    job: Job, data: Any, bank: Any, watch: _Watch, keep: int | str
-) -> dict[str, Any]:
+def _cross_validated(job: Job, data: Any, bank: Any, keep: int | str) -> dict[str, Any]:
     """Choose the number of kernels, or the ridge, by five folds."""
     from sparseconv.estimators.pocket import POCKETClassifier
 
-    watch.lap("before")
+    lap = _stopwatch()
     by_folds = {"keep": keep, "k": RIDGE if keep == "cv" else "cv"}
     classifier = POCKETClassifier(bank, **by_folds, random_state=job.seed)
     classifier.fit(data.X_train, data.y_train)
-    watch.lap("cv")
+    select_seconds = lap()
     found = {"keep": classifier.keep_, "k": classifier.k_, "random_state": job.seed}
     first = POCKETClassifier(bank, **found, refit=False).fit(data.X_train, data.y_train)
     accuracy, stage_1 = (
@@ -116,7 +109,7 @@ def _cross_validated(
     return {
         "way": "POCKET", "share": "cv" if keep == "cv" else AS_PUBLISHED, "k": classifier.k_,
         "keep": classifier.keep_, "accuracy": accuracy, "stage_1": stage_1,
-        "select_seconds": watch.laps["cv"],
+        "select_seconds": select_seconds,
     }  # fmt: skip
 
 
@@ -129,16 +122,16 @@ def _counts(dataset: str, model: str, candidates: int) -> dict[str, int]:
     return {name: min(max(1, count), candidates) for name, count in counts.items()}
 
 
-class _Watch:
-    """CPU seconds between laps."""
+def _stopwatch() -> Callable[[], float]:
+    """Make a function that returns the CPU seconds since its last call."""
+    last = time.process_time()
 
-    def __init__(self) -> None:
-        self.laps: dict[str, float] = {}
-        self.last = time.process_time()
+    def lap() -> float:
+        nonlocal last
+        before, last = last, time.process_time()
+        return round(last - before, 5)
 
-    def lap(self, name: str) -> None:
-        now = time.process_time()
-        self.laps[name], self.last = round(now - self.last, 5), now
+    return lap
 
 
 def is_pruned_kernels(row: Mapping[str, Any]) -> bool:

@@ -22,16 +22,19 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import torch
+from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from benchmarks.lines import add_line
+from benchmarks.paper import rocket, training
 from benchmarks.paper.archives import Archive
-from benchmarks.paper.job import perform
 from benchmarks.paper.networks import ROCKETS
 from benchmarks.paper.plan import Job
 from benchmarks.paper.pruned_filters import TUNING
 from benchmarks.paper.rows import LOCK_NAME, ROWS_NAME, done_jobs
 from sparseconv.core.files import locked
+from sparseconv.measure.machine import threads
 
 RUNNING_NAME = "running"
 ATTEMPTS = 3  # in a row in which a process is killed and no job ends
@@ -120,6 +123,21 @@ def sweep(
         return failed
 
 
+def perform(job: Job, source: str, folder: Path, device: str = "cpu") -> dict[str, Any]:
+    """Train and test; continue from what ``folder`` holds. One thread, and the GPU if so asked.
+
+    Returns the row: facts that are the same however often the job was killed, and times. These are
+    CPU seconds of the one thread, since a sweep shares its machine with other work.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    # Of a GPU: in float32, and the same bits each time.
+    exact = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
+    with locked(folder / "lock"), threads(1), threadpool_limits(1), exact:
+        if job.options["model"] in ROCKETS:
+            return rocket.perform(job, source)
+        return training.perform(job, source, folder, device)
+
+
 def _folder(out: Path, job: Job) -> Path:
     name = "".join(c if c.isalnum() or c in "-_=.," else "_" for c in "-".join(map(str, job.key)))
     # Other names may look alike once they are a folder's.
@@ -149,7 +167,7 @@ def local_pool(workers: int) -> Pool:
     def opened() -> Iterator[Executor]:
         # Forks of one process that has imported everything, and has no threads yet.
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["benchmarks.paper.job", "torch._dynamo"])
+        context.set_forkserver_preload([__name__, "torch._dynamo"])
         watched, held = context.Pipe(duplex=False)
         executor = ProcessPoolExecutor(
             workers, mp_context=context, initializer=_end_with, initargs=(watched,)
@@ -185,20 +203,9 @@ def dask_pool(address: str) -> Pool:
 
     @contextmanager
     def opened() -> Iterator[Executor]:
-        try:
-            from distributed import Client
+        from distributed import Client  # pip install distributed
 
-            client = Client(address)
-        except ImportError as error:
-            raise ValueError(
-                f"--scheduler needs Dask, but {error}; install it with `pip install distributed`"
-            ) from error
-        except (ValueError, OSError) as error:
-            raise ValueError(
-                f"--scheduler must be the address of a Dask scheduler that runs, such as "
-                f"tcp://HOST:8786, but {address!r} cannot be used: {error}"
-            ) from error
-        with client, client.get_executor(pure=False) as executor:
+        with Client(address) as client, client.get_executor(pure=False) as executor:
             yield executor
 
     return opened

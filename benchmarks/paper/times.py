@@ -54,18 +54,18 @@ def measure(rows: Sequence[Mapping[str, Any]], path: Path) -> int:
             if all(line["machine"][key] == here[key] for key in ("cpu", "isa"))
         }
         for dataset, seed in sorted(first.items()):
-            models: dict[str, nn.Module] = {}
-            timed_as: dict[str, str] = {}
-            for row in rows:
-                if (row["dataset"], row["seed"]) != (dataset, seed) or is_pruned_kernels(row):
-                    continue
-                for variant in variants_of(row):
-                    name = timed_as[name_of(row, variant)] = network_of(row, variant)
-                    if name not in models:
-                        models[name] = like(row, variant)
-                x = torch.randn(BATCH, row["n_channels"], row["n_timepoints"])
-            if len(models) < 2 or done.get(dataset) == (seed, timed_as):
+            shown = [
+                (row, variant)
+                for row in rows
+                if (row["dataset"], row["seed"]) == (dataset, seed) and not is_pruned_kernels(row)
+                for variant in variants_of(row)
+            ]
+            timed_as = {name_of(*one): network_of(*one) for one in shown}
+            if len(set(timed_as.values())) < 2 or done.get(dataset) == (seed, timed_as):
                 continue
+            models = {network_of(*one): like(*one) for one in shown}
+            row, _ = shown[0]
+            x = torch.randn(BATCH, row["n_channels"], row["n_timepoints"])
             with threads(1):
                 found = _timed(models, x)
             line = {

@@ -36,8 +36,8 @@ from torch.nn.utils import prune
 from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
 
 import sparseconv as sc
+from benchmarks.paper.archives import read
 from benchmarks.paper.tables.cells import spread
-from sparseconv import datasets
 from sparseconv.bench.document import rounded, write_json
 from sparseconv.measure.machine import measurement_context, threads
 from sparseconv.measure.table import Table
@@ -105,13 +105,9 @@ class Data(NamedTuple):
 
     @classmethod
     def load(cls, name: str) -> Data:
-        found = datasets.load(name)
-        X_train, y_train, X_test, y_test = map(
-            torch.as_tensor, (found.X_train, found.y_train, found.X_test, found.y_test)
-        )
-        std, mean = torch.std_mean(X_train, (0, 2), correction=0, keepdim=True)
-        parts = (X_train - mean) / std, y_train, (X_test - mean) / std, y_test
-        return cls(*parts, classes=len(found.classes))
+        found = read(name, "z-normalised")
+        arrays = found.X_train, found.y_train, found.X_test, found.y_test
+        return cls(*map(torch.as_tensor, arrays), classes=len(found.classes))
 
 
 def run(network: Network, seed: int, choice: Sequence[str] | None, data: Data) -> dict[str, Any]:

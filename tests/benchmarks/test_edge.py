@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 pytest.importorskip("aeon", reason="aeon is not installed")
@@ -115,19 +113,3 @@ def test_straightforward_loops_compute_the_layer(tmp_path: Path) -> None:
     products = 141 * 47 * 39 * 150
     for is_int8 in (True, False):
         assert 3 * products < targets.straightforward(board, tmp_path, is_int8) < 12 * products
-
-
-def test_it_trains_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rng = np.random.default_rng(0)
-    X, y = rng.normal(size=(20, 1, 30)), np.arange(20) % 2
-    np.savez(tmp_path / "Coffee.npz", X_train=X[:12], y_train=y[:12], X_test=X[12:], y_test=y[12:])
-    monkeypatch.setattr(measure, "BUNDLED", ())
-    monkeypatch.setattr(measure, "TRAINING", ("--epochs", "1", "--nf", "3", "--depth", "1",
-                                              "--quiet"))  # fmt: skip
-    for _ in range(2):
-        (one,) = measure.trained(tmp_path / "runs", tmp_path)
-        assert (one.dataset, one.sparsity) == ("Coffee", 0.8)
-    dense = measure.every_tap(one.model)
-    assert all(layer.pattern.density == 1 for layer in dense.sparse_layers())
-    config = json.loads((tmp_path / "runs" / "Coffee-80" / "config.json").read_text())
-    assert config["recipe"]["epochs"] == 1

@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.gates import compare, rows, trees
+from benchmarks.gates import compare, rows, trees, worker
 from benchmarks.gates.trees import CompareError
+from sparseconv.bench.cases import CASES
+from sparseconv.bench.run import WrongResultError
 from sparseconv.measure import timing
 
 KEYS = [(f"row {i}", computation) for i in range(4) for computation in ("fprop", "dgrad", "wgrad")]
@@ -23,30 +25,26 @@ KEYS = [(f"row {i}", computation) for i in range(4) for computation in ("fprop",
 class FakeSide:
     """Calls of 1 ms times ``factor``, on a machine that now and then stops for a while."""
 
-    def __init__(self, factor: float, seed: int, slow: tuple[str, str] | None = None) -> None:
-        self.factor, self.slow, self.rng = factor, slow, np.random.default_rng(seed)
-        self.requests: list[tuple[str, str, int]] = []
+    def __init__(self, factor: float, seed: int) -> None:
+        self.factor, self.rng = factor, np.random.default_rng(seed)
 
     def seconds(self, row: str, computation: str, repeats: int) -> float:
-        self.requests.append((row, computation, repeats))
         stopped = 5.0 if self.rng.random() < 0.1 else 1.0
-        slower = 1.3 if (row, computation) == self.slow else 1.0
-        return 1e-3 * self.factor * slower * stopped * float(self.rng.lognormal(0, 0.05))
+        return 1e-3 * self.factor * stopped * float(self.rng.lognormal(0, 0.05))
 
 
 class FakeTrees:
     """Starts fake sides; ``factors`` are those of the present side at each start."""
 
-    def __init__(self, *factors: float, seed: int = 0, slow: tuple[str, str] | None = None) -> None:
-        self.factors, self.seed, self.slow = factors, seed, slow
-        self.started: list[FakeSide] = []
+    def __init__(self, *factors: float, seed: int = 0) -> None:
+        self.factors, self.seed, self.started = factors, seed, 0
 
     @contextmanager
     def __call__(self, *_: object, **__: object) -> Iterator[tuple[FakeSide, FakeSide]]:
-        n = len(self.started)
-        factor = self.factors[min(n, len(self.factors) - 1)]
-        self.started.append(FakeSide(factor, 1000 * n + 2 * self.seed, self.slow))
-        yield FakeSide(1.0, 1000 * n + 2 * self.seed + 1), self.started[-1]
+        n = self.started
+        self.started += 1
+        seed = 1000 * n + 2 * self.seed
+        yield FakeSide(1.0, seed + 1), FakeSide(self.factors[min(n, len(self.factors) - 1)], seed)
 
 
 @pytest.fixture(autouse=True)
@@ -87,10 +85,8 @@ def test_unchanged_sides_pass_ten_times_of_ten() -> None:
 def test_a_slowdown_must_show_in_fresh_workers_too(factors: list[float]) -> None:
     sides = FakeTrees(*factors)
     assert bool(slower(compare.compare(sides, KEYS))) == (factors == (1.3,))
-    assert len(sides.started) == 2
+    assert sides.started == 2
 
-
-# A user's own layers.
 
 MINE = {"name": "mine", "in_channels": 4, "out_channels": 6, "kernel_size": 5, "length": 30,
         "density": 0.2}  # fmt: skip
@@ -111,9 +107,6 @@ def test_own_layers_are_read(tmp_path: Path) -> None:
     assert second.data["options"]["padding"] == (4, 0)
     with pytest.raises(CompareError, match=r"entry 1: .*'kernel'"):
         rows.read_layers(written(tmp_path, [MINE, MINE | {"kernel": 3}]))
-
-
-# The two trees.
 
 
 @pytest.fixture
@@ -139,22 +132,6 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def leftovers(repo: Path) -> list[str]:
     return trees.git(repo, "worktree", "list").splitlines()[1:]
-
-
-def test_the_worktree_is_gone_after_an_interruption(repository: Path) -> None:
-    folders = []
-
-    def interrupted() -> None:
-        with trees.worktree(repository, "good") as tree:
-            folders.append(tree)
-            assert (tree / "setup.py").exists()
-            assert len(leftovers(repository)) == 1
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        interrupted()
-    assert leftovers(repository) == []
-    assert not folders[0].parent.exists()
 
 
 @pytest.mark.parametrize(
@@ -190,3 +167,73 @@ def test_the_command_fails_for_what_became_slower_only(
     assert shown.count(f"{word} |") == 3 + 2
     assert ("5 of 5 became slower by over 10%" in shown) == (code == 1)
     assert leftovers(repository) == []
+
+
+REAL = rows.layer(CASES["first_layer_L128"])
+
+
+ALTERED = f"""
+import sys
+del sys.modules["sparseconv"]
+sys.path.insert(1, {str(compare.ROOT)!r})
+sys.path.pop(0)
+import sparseconv
+sparseconv.__file__ = __file__
+convolve = sparseconv.sparse_conv1d
+"""
+
+
+def altered_tree(folder: Path, code: str) -> Path:
+    """A tree with this package, changed by some code."""
+    (folder / "sparseconv").mkdir(parents=True)
+    (folder / "sparseconv" / "__init__.py").write_text(ALTERED + code)
+    return folder
+
+
+@pytest.mark.serial
+def test_a_slowed_computation_fails_and_no_other_does(tmp_path: Path) -> None:
+    tree = altered_tree(
+        tmp_path,
+        "sparseconv.sparse_conv1d = lambda x, v, *a, **k: ("
+        "x.requires_grad or v.requires_grad or convolve(x, v, *a, **k), "
+        "convolve(x, v, *a, **k))[1]",
+    )
+    keys = [(REAL.name, computation) for computation in REAL.computations]
+    found = compare.compare(lambda: compare.workers(compare.ROOT, tree, [REAL]), keys, rounds=12)
+    assert [result[:2] for result in found if result.verdict(1.1) == "slower"] == [
+        (REAL.name, "fprop")
+    ], found
+    assert found[0].ratio.median > 1.5
+
+
+@pytest.mark.parametrize(
+    "row", [REAL, rows.layer(rows.TINY), rows.step(8)], ids=lambda row: row.name
+)
+def test_what_a_worker_computes_is_checked(row: rows.Row) -> None:
+    calls = worker.KINDS[row.kind](**row.data)
+    assert tuple(calls) == row.computations
+    results = {name: calls[name]().detach() for name in row.computations if "compiled" not in name}
+    row.check(results)
+    with pytest.raises(WrongResultError, match="is wrong"):
+        row.check({name: 1.001 * result for name, result in results.items()})
+
+
+def test_a_worker_of_another_tree_is_refused(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with (
+        pytest.raises(CompareError, match=f"worker of {tmp_path} ended with code 1"),
+        compare.workers(tmp_path, compare.ROOT, [REAL]),
+    ):
+        pytest.fail("the base was taken from elsewhere")
+    assert f"sparseconv was to come from {tmp_path}" in capfd.readouterr().err
+
+
+def test_a_wrong_result_is_not_timed(tmp_path: Path) -> None:
+    wrong = "sparseconv.sparse_conv1d = lambda x, v, *a, **k: convolve(x, 1.001 * v, *a, **k)"
+    tree = altered_tree(tmp_path, wrong)
+    with (
+        pytest.raises(WrongResultError, match=f"present, {REAL.name}: .*fprop is wrong"),
+        compare.workers(compare.ROOT, tree, [REAL]),
+    ):
+        pytest.fail("a wrong result was offered for timing")

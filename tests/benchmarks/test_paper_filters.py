@@ -113,7 +113,7 @@ def test_a_job_that_was_killed_goes_on(
     monkeypatch.setattr(pruned_filters, "smaller", counted)
     (lite, *_) = read_plan(folder / "plan.toml", open_archive(folder / "archive"))
     source = str(folder / "archive" / "GunPoint.npz")
-    from benchmarks.paper.job import perform
+    from benchmarks.paper.sweep import perform
 
     with pytest.raises(KeyboardInterrupt):
         perform(lite, source, tmp_path / "job")

@@ -16,7 +16,7 @@ from benchmarks.paper import report
 from benchmarks.paper.__main__ import main
 from benchmarks.paper.archives import members
 from benchmarks.paper.parts import PARTS
-from benchmarks.paper.plan import DEFAULTS, PLANS
+from benchmarks.paper.plan import PLANS
 
 
 @pytest.fixture(scope="module")
@@ -44,19 +44,19 @@ def full() -> list[dict[str, Any]]:
     return rows
 
 
-def test_hours_are_of_training_pruning_and_tuning() -> None:
+def test_where_counts_hours_of_training_pruning_and_tuning() -> None:
     variant = {"prune_seconds": 600.0, "tune_seconds": 1200.0, "accuracy": 0.5}
     rows = [row("a", SETS[0], train_seconds=1800.0, variants=[variant, variant])]
-    assert report.where(rows).startswith("1 training, 1.5 hours of one core")
-    few = report.where([row("a", SETS[0], train_seconds=100.0)])
-    assert few.startswith("1 training, 2 minutes of one core")
+    said = report.where(rows)
+    assert said.startswith("1 training, 1.5 hours of one core")
+    assert "; commit abc; the last on" in said
     rows += [row("a", SETS[1], train_seconds=None)]
-    assert report.where(rows).startswith("2 trainings (1 of them without times), 1.5 hours")
-    assert "GPU" not in report.where(rows)
-    assert "; commit abc; the last on" in report.where(rows)
     rows[1]["machine"] = rows[1]["machine"] | {"gpu": "GPU 7", "commit": "abc then cc"}
-    assert "; 2 commits, abc to cc; the last on" in report.where(rows)
-    assert "(1 of them without times, 1 in part or whole on GPU 7), 1.5" in report.where(rows)
+    said = report.where(rows)
+    assert said.startswith(
+        "2 trainings (1 of them without times, 1 in part or whole on GPU 7), 1.5 hours"
+    )
+    assert "; 2 commits, abc to cc; the last on" in said
 
 
 def test_report_with_everything(full: list[dict[str, Any]], tmp_path: Path) -> None:
@@ -74,36 +74,6 @@ def test_report_with_everything(full: list[dict[str, Any]], tmp_path: Path) -> N
     with (tmp_path / "table-4.csv").open(newline="") as file:
         header, cells = csv.reader(file)
     assert (header[3], cells[0]) == ("DSN %", "without groups")
-
-
-def pruned_row(run: str, dataset: str) -> dict[str, Any]:
-    variant = {"name": "WHC", "criterion": "whc", "ratio": 0.5}
-    found = {"name": "WHC", "accuracy": 0.8, "params": 500, "macs": 7, "at_once": 0.5,
-             "tune_seconds": 1.0}  # fmt: skip
-    options = {**DEFAULTS, "model": "LITE", "pruning": [variant]}
-    return row(run, dataset, options=options, variants=[found])
-
-
-def drawn_row(dataset: str) -> dict[str, Any]:
-    laps = dict.fromkeys(("draw_seconds", "prepare_seconds", "transform_seconds"), 1.0)
-    found = row("ROCKET", dataset, options={**DEFAULTS, "model": "ROCKET"}, n_candidates=9,
-                variants=[], **laps)  # fmt: skip
-    return {key: value for key, value in found.items() if key not in ("params", "macs", "epochs")}
-
-
-def test_rows_of_all_kinds(tmp_path: Path) -> None:
-    """Each part shows its kind of rows; a single one of another kind hides nothing."""
-    kinds = {
-        "table-1": [row("DSN", name) for name in SETS],
-        "smaller-networks": [pruned_row("LITE", SETS[0])],
-        "pruned-kernels": [drawn_row(SETS[0])],
-    }
-    for shown in (["table-1"], ["smaller-networks"], ["pruned-kernels"], [*kinds]):
-        folder = tmp_path / "-".join(shown)
-        report.write_report([one for kind in shown for one in kinds[kind]], folder)
-        assert {kind for kind in kinds if (folder / f"{kind}.md").exists()} == set(shown)
-        assert (folder / "runs.md").exists()
-    assert "LITE, WHC" in (tmp_path / "-".join(kinds) / "runs.md").read_text()
 
 
 def test_runs_of_any_name_are_shown(tmp_path: Path) -> None:
@@ -159,22 +129,3 @@ def test_what_is_missing_and_the_machine_of_times_are_named(
     assert "on EPYC (avx2), EPYC (avx512), which their means mix." in report.where_timed(lines)
     assert main(["report", str(tmp_path)]) == 2
     assert f"no rows to report in {tmp_path}; run a plan first" in capsys.readouterr().err
-
-
-def test_the_documentation_shows_what_is_recorded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rows = [row("DSN", name, n_classes=2, **dsn_facts(nf=4)) for name in SETS]
-    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
-    with monkeypatch.context() as patch:
-        patch.setitem(report.RECORDED, "full", tmp_path / "rows.jsonl")
-        text = report.recorded(tmp_path, "full")
-    for picture in tmp_path.glob("*.png"):
-        assert f"({tmp_path.name}/{picture.name})" in text
-    assert list(tmp_path.glob("*figure-8.png"))
-    assert "## Table 1: univariate sets" in text
-    assert "6 data sets; epochs:" in text
-    table = report.recorded_table("full", "table-1")
-    assert "1277 trainings" in table
-    assert "| InceptionTime |" in table
-    assert "##" not in table  # the page has headings of its own

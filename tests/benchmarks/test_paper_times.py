@@ -26,7 +26,7 @@ def row(run: str, dataset: str = "x", seed: int = 0, **options: Any) -> dict[str
     return {"run": run, "dataset": dataset, "seed": seed, "options": options, **shape}
 
 
-ROWS = [
+TIMED = [
     row("DSN"),
     row("DSN", seed=1),
     row("moments: mean", moments="mean"),
@@ -51,8 +51,8 @@ def test_equal_networks_are_measured_once(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(times, "_timed", timed)
     path = tmp_path / times.TIMES_NAME
-    assert times.measure(ROWS[5:6], path) == 0, "random kernels are not timed"
-    assert times.measure(ROWS, path) == 1, "of one set all networks are equal"
+    assert times.measure(TIMED[5:6], path) == 0, "random kernels are not timed"
+    assert times.measure(TIMED, path) == 1, "of one set all networks are equal"
     layers = 4
     assert measured == [
         [SparseConv1d] * layers + [PremaskedConv1d] * layers + [SparseConv1d] * layers
@@ -62,8 +62,8 @@ def test_equal_networks_are_measured_once(tmp_path: Path, monkeypatch: pytest.Mo
     assert {run: found["step_ms"] for run, found in line["times"].items()} == {
         "DSN": 1, "moments: mean": 1, "masked dense": 2, "S = 90 %": 3,
     }  # fmt: skip
-    assert times.measure(ROWS, path) == 0, "nothing is measured twice"
-    assert times.measure([*ROWS, row("new", network={"nf": 5})], path) == 1
+    assert times.measure(TIMED, path) == 0, "nothing is measured twice"
+    assert times.measure([*TIMED, row("new", network={"nf": 5})], path) == 1
     assert [len(line["times"]) for line in times.read_times(path)] == [5]
 
 

@@ -14,9 +14,9 @@ from small_plan import job_with, without_times
 
 from benchmarks.paper import training
 from benchmarks.paper.archives import Shape, open_archive, read
-from benchmarks.paper.job import perform
 from benchmarks.paper.networks import MomentsDST, multiply_adds
 from benchmarks.paper.plan import Job
+from benchmarks.paper.sweep import perform
 from benchmarks.paper.training import (
     checkpoint_interval,
     first_model,

@@ -24,7 +24,7 @@ LITE = f'{RUN}model = "LITE"\npruning = '
         (f"seeds = 2\n{RUN}", "seeds must be a list of integers"),
         (f"{RUN}seed = 1", "run a: unknown key seed"),
         ('[[run]]\nsets = "all"', "run number 1: it needs 'name'"),
-        (f"{RUN}network = {{layers = 2}}", "unknown key network.layers; known are backend"),
+        (f"{RUN}network = {{layers = 2}}", "run a: got an unexpected keyword argument 'layers'"),
         (RUN.replace("all", "ucr86"), "names 'ucr86', which the archive does not hold"),
         (RUN.replace('"all"', "{without = []}"), "a table with of"),
         (RUN.replace('"all"', '["FordA"]'), "chooses no data set that the archive holds"),

@@ -1,0 +1,140 @@
+"""Studies of networks and classifiers of others: measured once, recorded, and shown."""
+
+from __future__ import annotations
+
+import json
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from fake_clock import fake_clock
+from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
+
+pytest.importorskip("aeon", reason="aeon is not installed")
+
+from benchmarks.lines import add_line, read_lines
+from benchmarks.studies import classifiers, published_networks, unpruned
+from benchmarks.studies.__main__ import main
+from benchmarks.studies.published_networks import WAYS, Data, Network
+from sparseconv.estimators.pocket import POCKETClassifier
+
+
+def test_each_network_is_measured_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = fake_clock(
+        monkeypatch, lambda name, _: 3.0 if name.split()[0] in ("dense", "before") else 1.0
+    )
+    networks = {"small": lambda: nn.Sequential(nn.Conv1d(1, 4, 5), nn.ReLU(), nn.Conv1d(4, 2, 3))}
+    monkeypatch.setattr(unpruned, "NETWORKS", networks)
+    path = tmp_path / "rows.jsonl"
+    assert main(["unpruned", "--out", str(path)]) == 0
+    rows = read_lines(path)
+    assert [(r["n_timepoints"], r["threads"]) for r in rows] == [
+        (150, 1), (150, 2), (500, 1), (500, 2),
+    ]  # fmt: skip
+    everywhere = {"chosen": 2, "layers": 2, "ratio": [3, 3, 3]}
+    assert all(row["training"] == row["inference"] == everywhere for row in rows)
+    measured = len(clock)
+    assert main(["unpruned", "--out", str(path)]) == 0
+    assert len(clock) == measured, "nothing was left to do"
+    assert "3.00 [3.00, 3.00]" in capsys.readouterr().out
+
+
+class Own(nn.Conv1d):
+    """Convert leaves it alone."""
+
+
+def build(channels: int, classes: int) -> nn.Module:
+    return nn.Sequential(
+        weight_norm(nn.Conv1d(channels, 8, 49, padding="same")),
+        nn.ReLU(),
+        Own(8, 8, 3),
+        nn.AdaptiveAvgPool1d(1),
+        nn.Flatten(),
+        nn.Linear(8, classes),
+    )
+
+
+def ramps(_: str) -> Data:
+    torch.manual_seed(0)
+    y = torch.arange(36) % 2
+    X = torch.randn(36, 1, 80) + torch.linspace(-2, 2, 80) * (2 * y - 1)[:, None, None]
+    return Data(X, y, X[:20], y[:20], classes=2)
+
+
+def test_a_run_is_recorded_once_and_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Data, "load", ramps)
+    monkeypatch.setattr(published_networks, "ROUNDS", 6)
+    monkeypatch.setattr(published_networks, "LR", 0.02)
+    network = Network("Stand-in", "torch", "Ramps", build, epochs=8)
+    monkeypatch.setattr(published_networks, "NETWORKS", (network,))
+    monkeypatch.setattr(published_networks, "SEEDS", range(2))
+    path = tmp_path / "results.json"
+    published_networks.measure(path)
+    before = path.read_text()
+    published_networks.measure(path)
+    assert path.read_text() == before
+    rows = json.loads(before)["rows"]
+    assert [row["seed"] for row in rows] == [0, 1]
+    assert [layer["name"] for layer in rows[0]["layers"]] == ["0", "2"]
+    assert "a Own may compute something else" in rows[0]["layers"][1]["reason"]
+    assert rows[0]["times"].keys() == {"step", "inference"}
+    assert "times" not in rows[1]
+    for row in rows:
+        assert row["before"].keys() == {"dense", "pruned"}
+        assert min(row["after"][way] for way in (*WAYS, "moving")) > 0.6
+    text = published_networks.section(path)
+    assert f"Stand-in (torch {version('torch')})" in text
+    assert "1 of 2 left dense: cannot be replaced; a Own" in text
+    assert capsys.readouterr().out.count("Stand-in") == 2
+
+
+def line(classifier: str, dataset: str, accuracy: float, seed: int = 0) -> dict[str, Any]:
+    return {
+        "classifier": classifier, "dataset": dataset, "seed": seed, "accuracy": accuracy,
+        "fit_seconds": 2.0, "predict_seconds": 0.5, "n_test": 100,
+        "machine": {"cpu": "a processor", "date": "today"},
+    }  # fmt: skip
+
+
+def test_means_of_common_data_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = [line("ours", "a", 0.9), line("ours", "a", 0.7, seed=1), line("ours", "b", 0.5)]
+    lines += [line("theirs", "a", 0.9)]
+    file = tmp_path / "time.jsonl"
+    for row in lines:
+        add_line(file, row)
+    monkeypatch.setattr(classifiers, "read_rows", lambda _: [])
+    monkeypatch.setattr(classifiers, "RESULTS", file)
+    text = classifiers.section(file)
+    assert "| ours       |      65.00 |     2 |          5000 |" in text
+    assert "theirs" not in text
+    assert "2 data sets (a, b), 3 seeds each" in text
+    assert classifiers.draw(tmp_path / "a.png").stat().st_size > 5000
+
+
+def test_each_fit_is_a_line_and_done_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = np.random.default_rng(0)
+    X, y = generator.normal(size=(20, 1, 30)), np.arange(20) % 2
+    archive = tmp_path / "archive"
+    archive.mkdir()
+    np.savez(archive / "GunPoint.npz", X_train=X[:12], y_train=y[:12], X_test=X[12:], y_test=y[12:])
+    trained = [{"run": "DSN", "dataset": "GunPoint", "seed": 0, "train_seconds": None}]
+    monkeypatch.setattr(classifiers, "read_rows", lambda _: trained)
+    small = {"ROCKET": lambda seed: POCKETClassifier(n_kernels=20, random_state=seed)}
+    monkeypatch.setattr(classifiers, "classifiers", lambda: small)
+    out = tmp_path / "new" / "time.jsonl"
+    words = ["classifiers", "--archive", str(archive), "--out", str(out)]
+    assert main(words) == 0
+    before = out.read_text()
+    rows = read_lines(out)
+    assert [row["seed"] for row in rows] == [0, 1, 2]
+    assert all(row["fit_seconds"] > 0 and 0 <= row["accuracy"] <= 1 for row in rows)
+    assert main(words) == 0
+    assert out.read_text() == before
