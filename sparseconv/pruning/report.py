@@ -36,7 +36,7 @@ from sparseconv.pruning.channels import Channels, kept_channels
 from sparseconv.pruning.data import evaluating
 from sparseconv.pruning.equivalent import merge
 
-DECADES = [10.0**k for k in range(-6, 1)]  # of a curve in a line of text
+DECADES = tuple(10.0**k for k in range(-6, 1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,19 +257,16 @@ class PruningReport(SmallerNetwork):
         """With ``equivalent=True``: the fine-tuned model in its pruned shape (``merge``)."""
         return merge(self.after)
 
-    def curve(self, thresholds: Iterable[float] | None = None) -> list[tuple[float, int]]:
+    def curve(self, thresholds: Iterable[float] = DECADES) -> list[tuple[float, int]]:
         """Count the units of filters that other thresholds would keep: ``(threshold, kept)``.
 
-        For ``DSP``: a threshold in the middle of a plateau is a safe one. Without an argument from
-        1e-6 to 1, eight in each decade.
+        For ``DSP``: a threshold in the middle of a plateau is a safe one.
 
         Raises:
             ValueError: the criterion has no threshold.
         """
         if self.threshold is None:
             raise ValueError(f"{self.criterion} has no threshold, and so no curve; DSP has one")
-        if thresholds is None:
-            thresholds = torch.logspace(-6, 0, 49).tolist()
         best = [int(group.units[self.scores[group.units].argmax()]) for group in self.channels.sets]
         result = []
         for threshold in thresholds:
@@ -284,7 +281,7 @@ class PruningReport(SmallerNetwork):
         if self.unpaired:
             lines.append(f"without compressors: {', '.join(self.unpaired)}")
         if self.threshold is not None:
-            kept = ", ".join(f"{kept} at {threshold:g}" for threshold, kept in self.curve(DECADES))
+            kept = ", ".join(f"{kept} at {threshold:g}" for threshold, kept in self.curve())
             lines.append(f"units of filters kept at other thresholds: {kept}")
         return lines
 

@@ -95,11 +95,9 @@ def ignored_modules(model: nn.Module, ignore: Iterable[str]) -> set[nn.Module]:
         ValueError: there is no module of a name.
     """
     modules = dict(model.named_modules(remove_duplicate=False))  # a shared one by each of its names
-    if unknown := [name for name in ignore if name not in modules]:
-        raise ValueError(
-            f"ignore names {unknown[0]!r}, but the model has no such module; model.named_modules() "
-            "lists them"
-        )
+    for name in ignore:
+        if name not in modules:
+            raise ValueError(f"ignore names {name!r}, but model.named_modules() has no such name")
     return {module for name in ignore for module in modules[name].modules()}
 
 
@@ -177,16 +175,14 @@ class _Tracer(TorchFunctionMode):
             if known is not None:
                 self.numbers.follow(output, *known)
             return
-        last = isinstance(module, nn.Linear)
-        dim = x.dim() - 1 if last else 1
+        channel_dim = -1 if isinstance(module, nn.Linear) else 1
+        dim = channel_dim % x.dim()
         if known is not None and known[1] != dim:
             self.refuse("a layer along another dimension than the channels'", x)
             known = None
         inputs = self.numbers.new(x.shape[dim], fixed=True) if known is None else known[0]
-        if isinstance(module, nn.BatchNorm1d):
-            outputs = inputs
-        else:
-            outputs = self.numbers.new(output.shape[output.dim() - 1 if last else 1])
+        norm = isinstance(module, nn.BatchNorm1d)
+        outputs = inputs if norm else self.numbers.new(output.shape[channel_dim])
         samples = output.numel() // max(1, len(outputs))  # of all series, in whatever dimension
         if (before := self.layers.get(name)) is not None:  # called again
             self.numbers.unite(before.inputs, inputs)

@@ -83,7 +83,7 @@ test_arguments = refusals(
     (call(ratio=1), ValueError, "ratio must lie in [0, 1), since every layer keeps a filter"),
     (call(target_macs=3), ValueError, "target_macs=3 is out of reach: with one filter in each"),
     (call(steps=0), ValueError, "steps must be at least 1, but got 0"),
-    (call(ignore=["0", "no"]), ValueError, "ignore names 'no', but the model has no such module"),
+    (call(ignore=["0", "no"]), ValueError, "ignore names 'no', but model.named_modules() has"),
     (call(ignore="0"), ValueError, "Sequential has no filters that can be removed"),
     (call(criterion="WHC"), TypeError, "criterion must be one of sparseconv.pruning"),
     (call(criterion=DSP(X), ratio=0.5), ValueError, "finds out how many filters go"),
