@@ -138,12 +138,8 @@ class Jacobian(Criterion):
         batches: how many are used, at most; of arrays so many times 64 series, at equal distances.
 
     Example:
-        >>> import sparseconv as sc
-        >>> X, y = torch.randn(8, 1, 30), torch.arange(8) % 2
-        >>> model = sc.models.ResNet(1, 2, nf=4)
-        >>> report = sc.prune_filters(model, X[:1], Jacobian((X, y)), ratio=0.5).report
-        >>> report.parameters.ratio > 1
-        True
+        >>> Jacobian((torch.randn(8, 1, 30), torch.arange(8) % 2), F.cross_entropy)
+        Jacobian(batches=50)
 
     Source: Chen et al., "Optimal Brain Connection: Towards Efficient Structural Pruning", arXiv
     2508.05521.
