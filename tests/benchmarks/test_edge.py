@@ -10,6 +10,7 @@ import pytest
 
 pytest.importorskip("aeon", reason="aeon is not installed")
 
+from quick_figures import quick_figures  # noqa: F401 (a fixture of every test here)
 from toy_run import SMALL, write_data
 
 from benchmarks.edge import __main__ as command

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from quick_figures import quick_figures  # noqa: F401 (a fixture of every test here)
 from toy_run import write_data
 
 from sparseconv.cli.main import main

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from quick_figures import quick_figures  # noqa: F401 (a fixture of every test here)
 from toy_run import SMALL, files, write_data
 
 import sparseconv as sc

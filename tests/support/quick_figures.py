@@ -1,0 +1,25 @@
+"""Empty files for the figures of a run: drawing takes nine tenths of the time of a small one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sparseconv.report import figures
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_figures() -> Iterator[None]:
+    """Draw none in the tests of this module; ``test_report`` and the snippets of the docs do."""
+
+    def save(figure: object, path: str | Path) -> Path:
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        return path
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(figures, "save", save)
+        yield
