@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fake_clock import fake_clock
 from toy_run import files, write_data
 
 import sparseconv as sc
@@ -19,6 +20,11 @@ from sparseconv.cli.main import main
 
 SMALL = ["--epochs", "2", "--nf", "5", "--depth", "2", "--threads", "1", "--quiet"]
 TUNE = ["--epochs", "2", "--quiet"]
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_clock(monkeypatch)
 
 
 @pytest.fixture(scope="module")
