@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 from collections.abc import Callable
@@ -11,17 +12,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from dense_kernels import dense_calls, one_wrong
-from torch import Tensor
+from torch import Tensor, nn
 
-from sparseconv import DSTScheduler
+from sparseconv import DSTScheduler, SparseConv1d
 from sparseconv.bench import run, tables
 from sparseconv.bench.network import compare, dense
 from sparseconv.bench.network.compare import TrainingStep
-from sparseconv.bench.network.masked import PremaskedConv1d
+from sparseconv.bench.network.masked import MaskedDST, PremaskedConv1d, masked_copy
 from sparseconv.bench.run import WrongResultError
 from sparseconv.measure import timing
 from sparseconv.models import DSN
+from sparseconv.models.dsn import PADDINGS
 from sparseconv.nn import block
 from sparseconv.ops.backends import extension
 
@@ -104,18 +107,6 @@ def test_a_wrong_kernel_is_not_timed(mode: str, monkeypatch: pytest.MonkeyPatch)
         measured(mode)
 
 
-def run_wrongly(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
-    """Let each layer be right alone, but not what runs them in a row."""
-    right = block.Plan._run
-
-    def wrong(plan: block.Plan, *stages: Any) -> Tensor:
-        y = right(plan, *stages)
-        rising = torch.linspace(1, 1.01, y.shape[2])  # BatchNorm would undo a scale of all
-        return y * rising if what == "outputs" else y + 0.1 * (y - y.detach())
-
-    monkeypatch.setattr(block.Plan, "_run", wrong)
-
-
 @pytest.mark.parametrize(
     ("mode", "what"),
     [("inference", "outputs"), *itertools.product(("train", "update"), ("outputs", "gradient"))],
@@ -123,10 +114,18 @@ def run_wrongly(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
 def test_a_wrong_network_is_not_timed(
     mode: str, what: str, fake_times: list[list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    right = block.Plan._run
+
+    def wrong(plan: block.Plan, *stages: Any) -> Tensor:
+        """Let each layer be right alone, but not what runs them in a row."""
+        y = right(plan, *stages)
+        rising = torch.linspace(1, 1.01, y.shape[2])  # BatchNorm would undo a scale of all
+        return y * rising if what == "outputs" else y + 0.1 * (y - y.detach())
+
     if mode == "inference":
         monkeypatch.setattr(compare, "optimize_for_inference", lambda net: lambda x: net(x) + 1e-3)
     else:
-        run_wrongly(monkeypatch, what)
+        monkeypatch.setattr(block.Plan, "_run", wrong)
     with pytest.raises(WrongResultError, match=f"the (network's )?{what}.*(is|are) wrong"):
         measured(mode, baselines=["masked_dense"])
     assert fake_times == []
@@ -183,12 +182,8 @@ def test_every_way_to_train_dense_learns_the_same(
             found = second.grad.view_as(first)
             torch.testing.assert_close(first.grad, found, rtol=1e-3, atol=1e-5)
     assert all(map(torch.equal, before, model.parameters()))
-    layers = [
-        [layer for layer in step.model.modules() if isinstance(layer, PremaskedConv1d)]
-        for step in (plain, images)
-    ]
-    assert len(layers[1]) == 2
-    for first, second in zip(*layers, strict=True):
+    layers = zip(masked_layers(plain.model), masked_layers(images.model), strict=True)
+    for first, second in layers:
         assert torch.equal(first.mask, second.mask)
         assert (second.weight[~second.mask] == 0).all()
     for tensor in (second.weight, second.mask, second.weight.grad):
@@ -232,3 +227,95 @@ def test_memory_counts_what_is_held_and_what_comes_out() -> None:
     assert sparse > 16 * sum(p.numel() for p in model.parameters()) + held
     longer = TrainingStep(model, "sparse").peak_bytes(torch.randn(2, 1, 1600), y)
     assert longer - sparse > 4 * 2 * 1584 * 36 * 2  # a module's outputs, before and after the norm
+
+
+# Masked dense: the same network, trained by the same rule
+
+SCHEDULE = {"update_every": 2, "end_step": 100, "decay_steps": 80, "prune_floor": 0.001}
+
+
+def deep(**options: Any) -> DSN:
+    torch.manual_seed(0)
+    return small(2, nf=5, depth=3, **options)
+
+
+def masked_layers(model: nn.Module) -> list[PremaskedConv1d]:
+    return [layer for layer in model.modules() if isinstance(layer, PremaskedConv1d)]
+
+
+def batch() -> tuple[Tensor, Tensor]:
+    X = torch.randn(8, 2, 20, generator=torch.Generator().manual_seed(1))
+    return X, torch.arange(8) % 2
+
+
+def take_step(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    X, y = batch()
+    optimizer.zero_grad()
+    F.nll_loss(model(X.to(next(model.parameters()).dtype)), y).backward()
+    optimizer.step()
+
+
+@pytest.mark.parametrize("padding", PADDINGS)
+@pytest.mark.parametrize("init", ["prefix", "random"])
+def test_the_copy_is_the_same_function(padding: str, init: str) -> None:
+    model = deep(padding=padding, init=init, backend="reference").double()
+    before = copy.deepcopy(model.state_dict())
+    twin = masked_copy(model)
+    layers = model.sparse_layers()
+    X = batch()[0].double()
+    for train_mode in (True, False):
+        torch.testing.assert_close(
+            twin.train(train_mode)(X), model.train(train_mode)(X), rtol=1e-12, atol=1e-12
+        )
+    assert not [m for m in twin.modules() if isinstance(m, SparseConv1d)]
+    for masked, sparse in zip(masked_layers(twin), layers, strict=True):
+        assert masked.weight.shape == sparse.pattern.shape
+        assert torch.equal(masked.mask, sparse.pattern.to_mask())
+        assert masked.regions == sparse.regions
+    assert model.sparse_layers() == layers  # the model is left as it was, but for running means
+    assert torch.equal(before["blocks.0.conv.values"], model.state_dict()["blocks.0.conv.values"])
+
+
+def test_weights_stay_masked_while_gradients_and_moments_are_dense() -> None:
+    model = deep()
+    twin = masked_copy(model)
+    assert sum(p.numel() for p in twin.parameters()) == model.cost(20).params_dense
+    optimizer = torch.optim.Adam(twin.parameters(), lr=1e-2)
+    scheduler = MaskedDST(twin, optimizer, **SCHEDULE)
+    updated = []
+    for _ in range(7):
+        take_step(twin, optimizer)
+        for layer in masked_layers(twin):  # before scheduler.step() as well as after
+            assert layer.weight.grad is not None
+            inactive = layer.weight.grad[~layer.mask]
+            assert (inactive != 0).double().mean() > 0.5  # a channel whose ReLU is shut has none
+            assert (layer.weight[~layer.mask] == 0).all()
+            assert optimizer.state[layer.weight]["exp_avg"][~layer.mask].abs().max() > 0
+        updated.append(scheduler.step())
+        for layer in masked_layers(twin):
+            assert (layer.weight[~layer.mask] == 0).all()
+    assert updated == [False, True, False, True, False, True, False]
+
+
+def test_it_moves_what_the_sparse_scheduler_moves() -> None:
+    """Same weights, seed and schedule: the same patterns and values, also when it was resumed."""
+    model = deep(backend="reference").double()
+    twin = masked_copy(model)
+    # Without optimizer state both follow the same trajectory; SGD without momentum has none.
+    sparse_optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    dense_optimizer = torch.optim.SGD(twin.parameters(), 0.1)
+    sparse = DSTScheduler(model, sparse_optimizer, seed=3, **SCHEDULE)
+    dense = MaskedDST(twin, dense_optimizer, seed=3, **SCHEDULE)
+    for i in range(12):
+        if i == 5:
+            state = dense.state_dict()
+            dense = MaskedDST(twin, dense_optimizer, **SCHEDULE)
+            dense.load_state_dict(state)
+        for each, optimizer in ((model, sparse_optimizer), (twin, dense_optimizer)):
+            take_step(each, optimizer)
+        assert sparse.step() == dense.step()
+        assert sparse.prune_fraction_now == pytest.approx(dense.prune_fraction_now, rel=1e-12)
+        for ours, theirs in zip(model.sparse_layers(), masked_layers(twin), strict=True):
+            assert torch.equal(ours.pattern.to_mask(), theirs.mask)
+            torch.testing.assert_close(ours.dense_weight(), theirs.weight, rtol=1e-9, atol=1e-12)
+    assert sparse.updates == 6
