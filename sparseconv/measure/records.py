@@ -113,7 +113,7 @@ class LayerTimes:
         notes: what else ``convert`` has to report of it.
         calls: how often one pass of the model calls it, in a ``Profile`` in this way (see its
             ``layers``); 0 if it was not measured. FLOPs and times are of all these calls together.
-        input_shape, output_shape: of the first of them.
+        input_shape: of the first of them.
         dtype: of the output.
         backend: what computed the sparse layer, ``"cpp"`` or ``"reference"``; empty if it was not
             measured.
@@ -132,7 +132,6 @@ class LayerTimes:
     notes: tuple[str, ...] = ()
     calls: int = 0
     input_shape: tuple[int, ...] = ()
-    output_shape: tuple[int, ...] = ()
     dtype: str = ""
     backend: str = ""
     dgrad: bool = False

@@ -99,7 +99,8 @@ class Call:
     input: Tensor
     needs_dgrad: bool
     trains: bool  # the model records gradients here
-    output: Tensor  # on the meta device, without its data
+    positions: int  # samples of the output, of all its series
+    dtype: torch.dtype
     count: int = 0
 
 
@@ -116,7 +117,8 @@ def capture(
         needs_dgrad = trains and x.requires_grad
         key = x.shape, x.stride(), x.dtype, needs_dgrad, trains
         if key not in seen:  # cloned, for what follows may write into it
-            seen[key] = Call(x.detach().clone(), needs_dgrad, trains, y.detach().to("meta"))
+            positions = y.numel() // y.shape[-2]
+            seen[key] = Call(x.detach().clone(), needs_dgrad, trains, positions, y.dtype)
         seen[key].count += 1
 
     handles = [layer.register_forward_hook(see, with_kwargs=True, prepend=True) for layer in layers]
@@ -192,9 +194,8 @@ def time_layer(
     for which in found:
         per_weight = 0  # multiply-adds: one for each position of the output, in each such pass
         for call in calls:
-            positions = call.output.numel() // call.output.shape[-2]
             gradients = (trained and call.trains) + call.needs_dgrad if which == TRAINING else 0
-            per_weight += call.count * positions * (1 + gradients)
+            per_weight += call.count * call.positions * (1 + gradients)
         flops[which] = Counts(2 * per_weight * pattern.numel, 2 * per_weight * executed)
     return LayerTimes(
         name=name,
@@ -203,8 +204,7 @@ def time_layer(
         density=pattern.density,
         calls=sum(call.count for call in calls),
         input_shape=tuple(first.input.shape),
-        output_shape=tuple(first.output.shape),
-        dtype=str(first.output.dtype).removeprefix("torch."),
+        dtype=str(first.dtype).removeprefix("torch."),
         backend=backend,
         dgrad=any(call.needs_dgrad for call in calls),
         wgrad=trained and any(call.trains for call in calls),
