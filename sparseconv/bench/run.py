@@ -1,4 +1,7 @@
-"""Check a case against float64, then time it beside its baselines: only checked cases have rows."""
+"""Check a case against float64, then time it beside its baselines: only checked cases have rows.
+
+Every check raises ``WrongResultError`` where an output leaves its bound.
+"""
 
 from __future__ import annotations
 
@@ -90,9 +93,6 @@ def check(
     Within the computed bound on the problem's own data, and exactly on integers: a gradient of the
     weights sums so many terms that a missing one hides inside any bound. The calls are
     ``public_calls`` unless ``make_calls`` makes others of a problem.
-
-    Raises:
-        WrongResultError: some output is outside its bound, or some sum of integers is not exact.
     """
     make_calls = make_calls or public_calls
     wanted = check_bounds({name: call() for name, call in make_calls(problem).items()}, problem)
@@ -107,11 +107,7 @@ def check(
 
 
 def check_bounds(results: Mapping[str, Tensor], problem: Problem) -> dict[str, Expected]:
-    """Compare what some kernels computed with float64; return what it was compared with.
-
-    Raises:
-        WrongResultError: some output is outside its bound.
-    """
+    """Compare what some kernels computed with float64; return what it was compared with."""
     wanted = exact_results(problem)
     for name, result in results.items():
         times = _times_its_bound(result, wanted[name])
@@ -241,11 +237,7 @@ def measure(
 def _module_calls(
     problem: Problem, others: Sequence[str]
 ) -> tuple[dict[str, Timed], dict[str, dict[str, str]]]:
-    """Make calls of a layer as a loop has them, sparse and in other ways; and why some are absent.
-
-    Raises:
-        WrongResultError: an output or a gradient is wrong.
-    """
+    """Make calls of a layer as a loop has them, in every way; and say why some are absent."""
     x, values, grad, pattern, geometry = problem
     sizes = x.shape[1], grad.shape[1], pattern.shape[2], *geometry[1:5]
     mode = geometry.padding_mode

@@ -3,7 +3,7 @@
 The baselines are the network as mask-based sparse training runs it (``masked_dense``), the fastest
 that PyTorch's settings make of it (``dense_best``, the row names which), and ``torch.compile``.
 Before anything is timed, every sparse layer is checked against float64, a training step by its
-gradients, and what runs inference by its outputs.
+gradients, and what runs inference by its outputs; what is wrong raises ``WrongResultError``.
 """
 
 from __future__ import annotations
@@ -68,9 +68,6 @@ def tasks(
     and grows in each step as well, beside a ``"plain_step"`` that does not, and is compared with
     ``masked_dense`` only. ``"latency"`` is ``"inference"`` of one series. What fails is left out
     of its row, with the reason under ``"absent"``.
-
-    Raises:
-        WrongResultError: of a task: a kernel or network is wrong; nothing of it was timed.
     """
 
     def measure(
@@ -160,11 +157,7 @@ def training_row(
     rounds: int = 20,
     baselines: Sequence[str] = ("masked_dense",),
 ) -> Row:
-    """Measure the training step of a model, which is left as it is, on one batch.
-
-    Raises:
-        WrongResultError: a kernel, an output or a gradient is wrong; nothing was timed.
-    """
+    """Measure the training step of a model, which is left as it is, on one batch."""
     check_layers(model, len(X), X.shape[2])
     check_step(model, X, y)
 
@@ -220,11 +213,7 @@ def _check_output(got: Tensor, exact: Tensor) -> None:
 
 
 def check_layers(model: DSN, batch: int, length: int) -> None:
-    """Compare the kernels with float64 on every sparse layer of a model.
-
-    Raises:
-        WrongResultError: some result is outside its error bound.
-    """
+    """Compare the kernels with float64 on every sparse layer of a model."""
     for layer in model.sparse_layers():
         check(layer_problem(layer, batch, length))
 
@@ -234,9 +223,6 @@ def check_step(model: DSN, X: Tensor, y: Tensor) -> None:
 
     Within torch's own tolerances; the gradients those in float64, where no ReLU falls to the other
     side by rounding. ``check_layers`` has the gradients of the kernels in float32.
-
-    Raises:
-        WrongResultError: some output or gradient is wrong.
     """
     dense = masked_copy(model).double().train()
     with torch.no_grad():
