@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
 from sparseconv.core.pattern import KernelCSR, Region
 from sparseconv.nn.conv import SparseConv1d
@@ -26,25 +25,20 @@ def successor(
     Args:
         cuts: as ``remove`` returns them; other tensors of a parameter's shape follow its cut.
     """
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
     after = dict(pruned.named_parameters())
-    successors: dict[int, Any] = {key: after[name] for key, name in names.items()}
+    memo: dict[int, Any] = {}  # by id, what takes the place of a parameter or a tensor of its state
+    for name, parameter in model.named_parameters():
+        memo[id(parameter)] = after[name]
+        for tensor in tree_leaves(old.state.get(parameter, {})):
+            if isinstance(tensor, Tensor) and tensor.shape == parameter.shape:
+                memo[id(tensor)] = _cut(tensor, cuts.get(name, {})).clone()
     # Not by its class, whose arguments differ from what it keeps of them; nor by its pickled
     # state, which leaves out hooks and what a subclass has added.
     new = object.__new__(type(old))
     for key, value in vars(old).items():
         if not callable(getattr(type(old), key, None)):  # a scheduler's step() is the old one's
             vars(new)[key] = copy.copy(value) if isinstance(value, dict) else value
-    new.param_groups = copy.deepcopy(old.param_groups, dict(successors))
-    new.state = defaultdict(dict)
-    for parameter, state in old.state.items():
-        cut = cuts.get(names[id(parameter)], {})
-
-        def follow(value: Any, cut: Cut = cut, shape: torch.Size = parameter.shape) -> Any:
-            has_its_shape = isinstance(value, Tensor) and value.shape == shape
-            return _cut(value, cut).clone() if has_its_shape else copy.deepcopy(value)
-
-        new.state[successors[id(parameter)]] = tree_map(follow, state)
+    new.param_groups, new.state = copy.deepcopy((old.param_groups, old.state), memo)
     return new
 
 
@@ -60,20 +54,20 @@ def check_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
             "the optimizer holds a parameter that is not the model's; give the one that trains "
             "this model alone"
         )
+    kind = type(optimizer).__name__
     for name, value in vars(optimizer).items():
         apart = name not in ("param_groups", "state")
         if apart and any(id(leaf) in own for leaf in tree_leaves(value)):  # as LBFGS does
             raise ValueError(
-                f"{type(optimizer).__name__} holds parameters in its attribute {name!r}, which "
-                "cannot be followed; build a new optimizer"
+                f"{kind} holds parameters in its attribute {name!r}, which cannot be followed; "
+                "build a new optimizer"
             )
     for parameter, state in optimizer.state.items():
-        for tensor in tree_leaves(state):
-            of_all = isinstance(tensor, Tensor) and tensor.numel() > 1
-            if of_all and tensor.shape != parameter.shape:
+        for x in tree_leaves(state):
+            if isinstance(x, Tensor) and x.numel() > 1 and x.shape != parameter.shape:
                 raise ValueError(
-                    f"{type(optimizer).__name__} keeps tensors of other shapes than its parameters "
-                    "have, which cannot be followed; build a new optimizer"
+                    f"{kind} keeps tensors of other shapes than its parameters have, which cannot "
+                    "be followed; build a new optimizer"
                 )
 
 
