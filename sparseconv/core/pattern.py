@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable
 from contextlib import nullcontext
 from typing import Any, NamedTuple, TypeVar, cast
@@ -178,8 +179,7 @@ class KernelCSR:
             >>> KernelCSR.full((2, 1, 3))
             KernelCSR(shape=(2, 1, 3), nnz=6, density=100.00 %)
         """
-        out_channels, group_channels, kernel_size = checked_shape(shape)
-        positions = torch.arange(out_channels * group_channels * kernel_size, device="cpu")
+        positions = torch.arange(math.prod(checked_shape(shape)), device="cpu")
         return cls.from_positions(positions, shape)
 
     @classmethod
@@ -205,8 +205,7 @@ class KernelCSR:
             >>> KernelCSR.random((8, 4, 5), 32, generator=torch.Generator().manual_seed(0)).nnz
             32
         """
-        out_channels, group_channels, kernel_size = checked_shape(shape)
-        numel = out_channels * group_channels * kernel_size
+        numel = math.prod(checked_shape(shape))
         nnz = integer("nnz must be an int", nnz)
         if not 0 <= nnz <= numel:
             raise ValueError(f"nnz must lie in [0, {numel}] for shape {shape}, but got {nnz}")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 from edge_networks import network, series
-from refusals import refuses, table
+from refusals import refusals
 from torch import nn
 
 import sparseconv as sc
@@ -31,8 +31,12 @@ def dsn(change: Callable[[Any], Any]) -> nn.Module:
 
 
 def export(model: nn.Module | None = None, **options: Any) -> None:
-    given = {"example_input": series(3), "folder": "out"} | options
-    sc.export_c(network("dsn") if model is None else model, **given)
+    with TemporaryDirectory() as parent:
+        given = {"example_input": series(3), "folder": Path(parent) / "out"} | options
+        try:
+            sc.export_c(network("dsn") if model is None else model, **given)
+        finally:
+            assert not any(Path(parent).iterdir())
 
 
 NOT = NotImplementedError
@@ -44,7 +48,7 @@ nn.init.constant_(MANY[1].weight, 1.0)
 LONG = series(2, channels=1, length=140_000)
 
 
-@table(
+test_export_c = refusals(
     (lambda: export(3), TypeError, "nn.Module, but got int"),
     (lambda: export(after(nn.GELU(), *FLAT)), NOT, "module '1' (GELU) cannot be exported to C"),
     (lambda: export(sc.models.ResNet(3, 2).eval()), NOT, "the model (ResNet)"),
@@ -72,13 +76,3 @@ LONG = series(2, channels=1, length=140_000)
     (lambda: export(folder=__file__), ValueError, "is a file or holds files"),
     (lambda: export(folder=Path(__file__).parent), ValueError, "holds files"),
 )  # fmt: skip
-def test_export_c(
-    call: Callable[[], Any],
-    error: type[Exception],
-    fragment: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    refuses(call, error, fragment)
-    assert not any(tmp_path.iterdir())
