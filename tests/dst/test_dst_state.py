@@ -13,6 +13,7 @@ import torch
 from dst_runs import batches, scheduled, snapshot, train_step, two_layers
 from tiny import same
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from sparseconv import KernelCSR, Region, SparseConv1d
 
@@ -55,29 +56,35 @@ def test_a_saved_state_is_independent_of_the_running_scheduler() -> None:
     assert same(state, kept)
 
 
+FULL = KernelCSR.full((4, 6, 5))
+
+
 @pytest.mark.promise("P9")
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda layer: setattr(layer, "regions", (Region((0, 9), (0, 5)),)), "does not lie inside"),
+        (lambda layer, _: setattr(layer, "regions", (Region((0, 9), (0, 5)),)), "not lie inside"),
         (
-            lambda layer: layer.set_pattern(KernelCSR.full(layer.pattern.shape)),
+            lambda layer, copied: [each.set_pattern(FULL) for each in (layer, copied)],
             r"'exp_avg' of layer '2' .*\[120\].*\[36\].*new optimizer",
         ),
+        (lambda _, copied: copied.set_pattern(FULL), "start a new one"),
     ],
 )
 def test_an_update_that_fails_leaves_everything_as_it_was(
-    change: Callable[[SparseConv1d], None], message: str
+    change: Callable[[SparseConv1d, SparseConv1d], None], message: str
 ) -> None:
     """The second layer is at fault, after the first one's growth was drawn."""
-    model, optimizer, dst = scheduled(None, "Adam")
+    model = two_layers()
+    average = AveragedModel(model)
+    _, optimizer, dst = scheduled(model, "Adam", averages=[average])
     train_step(model, optimizer, next(batches()))
     good = model[2].regions
-    change(model[2])
-    before = snapshot(model, optimizer, dst)
+    change(model[2], average.module[2])
+    before = snapshot(model, optimizer, dst), copy.deepcopy(average.state_dict())
     with pytest.raises(ValueError, match=message):
         dst.step()
-    assert same(snapshot(model, optimizer, dst), before)
+    assert same((snapshot(model, optimizer, dst), average.state_dict()), before)
     if model[2].regions != good:
         model[2].regions = good
         assert dst.step()

@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from dst_runs import batches, snapshot, sparse_layers, train_step, two_layers
-from tiny import same
+from dst_runs import batches, sparse_layers, train_step, two_layers
 from torch import nn
 from torch.optim.swa_utils import (
     AveragedModel,
@@ -166,20 +165,3 @@ def test_every_other_pattern_is_noticed(count_cases: Any) -> None:
                 layer.pattern  # noqa: B018
             own.copy_(kept)
     count_cases(4 * (n - 1))
-
-
-def test_an_average_whose_pattern_others_change_is_refused() -> None:
-    model = two_layers()
-    optimizer = torch.optim.Adam(model.parameters())
-    average = AveragedModel(model)
-    dst = DSTScheduler(model, optimizer, update_every=1, end_step=9, averages=[average])
-    train_step(model, optimizer, next(batches()))
-    assert dst.step()
-    layer = average.module[2]
-    layer.set_pattern(KernelCSR.random(layer.pattern.shape, layer.pattern.nnz))
-    before = snapshot(model, optimizer, dst)
-    kept = copy.deepcopy(average.state_dict())
-    with pytest.raises(ValueError, match="start a new one"):
-        dst.step()
-    assert same(snapshot(model, optimizer, dst), before)
-    assert same(average.state_dict(), kept)
