@@ -65,7 +65,7 @@ test_export_c = refusals(
     (lambda: export(OVERFLOW), ValueError, "infinite or NaN"),
     (lambda: export(network("flattened"), example_input=series(2, length=30)), RuntimeError,
      "shapes cannot be multiplied"),
-    (lambda: export(example_input=series(1)[0, 0]), ValueError, "expected example_input of shape"),
+    (lambda: export(example_input=series(1)[0, 0]), ValueError, "expected example_input to hold"),
     (lambda: export(example_input=series(1) * np.nan), ValueError, "finite values in example"),
     (lambda: export(classes=["a"]), ValueError, "expected 4 names of classes, but got 1"),
     (lambda: export(calibration=series(5)), ValueError, "weights is 'float32' and calibration is"),
