@@ -78,11 +78,11 @@ def load(name_or_path: str | os.PathLike[str], *, nan_to_zero: bool = False) -> 
     if bundled:
         stem = _STEMS.get(path.name, path.name)
         path = Path(_aeon().__file__).parent / "data" / path / f"{stem}{_TRAIN}"
-    elif path.is_dir():
+    elif os.path.isdir(path):  # False where the path cannot be one
         path = _training_file(path)
-    if path.suffix == ".npz" and path.is_file():
+    if path.suffix == ".npz" and os.path.isfile(path):
         name, raw = path.stem, _read_npz(path)
-    elif path.name.endswith(_TRAIN) and path.is_file():
+    elif path.name.endswith(_TRAIN) and os.path.isfile(path):
         name = path.name.removesuffix(_TRAIN)
         cases = *_read_ts(path), *_read_ts(path.with_name(name + _TEST))
         raw = dict(zip(_KEYS, cases, strict=True))
