@@ -1,7 +1,7 @@
 """For correctness tests: random cases, an oracle and computed error bounds."""
 
 from sparseconv.testing.cases import LENGTHS, PATTERNS, Case, Tensors, random_case
-from sparseconv.testing.oracle import Expected, conv1d_oracle, error_bound, expected, oracle
+from sparseconv.testing.oracle import Expected, conv1d_oracle, error_bound, exact_results, expected
 
 __all__ = [
     "LENGTHS",
@@ -11,7 +11,7 @@ __all__ = [
     "Tensors",
     "conv1d_oracle",
     "error_bound",
+    "exact_results",
     "expected",
-    "oracle",
     "random_case",
 ]

@@ -74,7 +74,7 @@ def conv1d_oracle(
     return y if bias is None else y + bias.detach().double()[:, None]
 
 
-def oracle(case: Case, tensors: Tensors) -> tuple[Tensor, Tensor, Tensor]:
+def exact_results(case: Case, tensors: Tensors) -> tuple[Tensor, Tensor, Tensor]:
     """Compute the output, and the gradients of input and values that belong to its ``grad``.
 
     The gradients are autograd's, of ``conv1d_oracle``. On absolute values all of them are the sums
@@ -100,7 +100,7 @@ class Expected(NamedTuple):
 
 
 def expected(case: Case, tensors: Tensors) -> list[Expected]:
-    """Compute the three results of ``oracle`` with their error bounds.
+    """Compute the three results of ``exact_results`` with their error bounds.
 
     Example:
         >>> import sparseconv as sc
@@ -114,10 +114,10 @@ def expected(case: Case, tensors: Tensors) -> list[Expected]:
 
     def of(change: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         changed = [None if t is None else change(t) for t in tensors]
-        return oracle(case, Tensors(*changed))  # type: ignore[arg-type]
+        return exact_results(case, Tensors(*changed))  # type: ignore[arg-type]
 
     # On magnitudes the oracle adds up what can be rounded, on ones it counts the terms.
-    sums = zip(oracle(case, tensors), of(torch.abs), of(torch.ones_like), strict=True)
+    sums = zip(exact_results(case, tensors), of(torch.abs), of(torch.ones_like), strict=True)
     dtype = tensors.input.dtype
     return [Expected(e, error_bound(e, magnitude, n, dtype)) for e, magnitude, n in sums]
 
