@@ -1,4 +1,4 @@
-"""The two plots of a benchmark: time saved beside arithmetic saved, and where dense wins."""
+"""The two plots of a benchmark: time saved against arithmetic saved, and where dense wins."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def saved(rows: Sequence[Row]) -> Figure:
         }  # fmt: skip
         draw_savings(ax, points)
         ax.set_ylabel("" if ax is right else "time: other / sparse")
-        ax.set_title(f"beside {spelled}", fontsize=9, color=figures.INK, loc="left")
+        ax.set_title(f"against {spelled}", fontsize=9, color=figures.INK, loc="left")
         limits.append((*ax.get_xlim(), *ax.get_ylim()))
     x0, x1, y0, y1 = zip(*limits, strict=True)  # of both: they share their axes
     left.set_xlim(min(x0), max(x1))

@@ -63,7 +63,7 @@ def short() -> str:
         "- *Plain dense*: `F.conv1d` for the layer, `weight * mask` for the network. *Fastest*: "
         f"for the layer, the best of {BASELINES}; for the network, the best of PyTorch's "
         "settings.\n"
-        "- *Worst row*: a row of its own for each of the two figures. A dense way wins in "
+        "- *Worst row*: the two figures may be of different rows. A dense way wins in "
         f"[{len(slower)} of {timed} measured rows](docs/when-it-pays.md) by the median, {full} of "
         "them with more than half of the weights active"
         f"{f', {len(few)} with less than 15 % (kernels of {sizes} taps)' if few else ''}.\n"
@@ -75,16 +75,16 @@ def section() -> str:
     """Every table of the recorded results, in Markdown."""
     bench = recorded()
     parts = [
-        f"One run of `python -m sparseconv bench` on {where(bench['machine'])}. Calls take turns "
-        "in one process; ratios are another's time over the sparse one: medians of the pairs, with "
-        "their 95 % interval where there is room. All of it, with all suites, is in "
-        "`benchmarks/results/bench.json`."
+        f"One run of `python -m sparseconv bench` on {where(bench['machine'])}. Calls are "
+        "interleaved in one process; ratios are another's time over the sparse one: medians of "
+        "the pairs, with their 95 % interval where there is room. All of it, with all suites, is "
+        "in `benchmarks/results/bench.json`."
     ]
     for text, shown in (
         (
             "**Kernels.** One layer of the network on 16 series of L samples: 47 → 141 channels, "
             "K = 39, 34 459 of 258 453 weights active (13.3 %), float32. *Of peak*: of the same "
-            "multiply-adds from registers, timed in turns with the kernel. Beside it: "
+            "multiply-adds from registers, timed interleaved with the kernel. Compared with "
             f"{BASELINES}. The gradient of the weights needs no such spectrum.",
             kernels(bench["rows"]),
         ),
@@ -93,7 +93,7 @@ def section() -> str:
             worst(bench["rows"]),
         ),
         (
-            "**The whole network** (DSN, S = 80 %, N series of C channels and L samples), beside "
+            "**The whole network** (DSN, S = 80 %, N series of C channels and L samples), against "
             "the same network with dense weights: *masked*, `weight * mask` as in published code; "
             "*settings*, with those of PyTorch's that were the fastest before these calls; "
             "*compiled*, `torch.compile`. A training step is zero_grad, forward, "

@@ -67,7 +67,7 @@ def random_kernels(folder: Path) -> str:
     return "\n\n".join(
         (
             "Microseconds of the features of one series, 10 000 kernels. "
-            "aeon's transforms were compiled in the same process, took their turns, and had the "
+            "aeon's transforms were compiled in the same process, timed interleaved, and had the "
             "same kernels and threads. Of peak: multiply-adds inside the series over what the CPU "
             f"can do from registers. {readme.where(bench['machine'])}.",
             "\n\n".join(

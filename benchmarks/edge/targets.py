@@ -37,7 +37,7 @@ class Target:
     Attributes:
         compiler: prefix and name.
         flags: of this processor.
-        link: what a whole program needs beside.
+        link: what a whole program needs in addition.
         emulator: the words before the program's file; none: it runs here.
     """
 

@@ -53,7 +53,7 @@ PARTS: dict[str, Part] = {
     "layer": layer.rows, "step": step.rows, "density": layer.density_rows, "once": once
 }  # fmt: skip
 _TESTS = (sys.executable, "-m", "pytest", "-q", "-x", "tests/kernels/test_kernels.py", "-k")
-# Each tensor gets memory of its own: a wrong access could hit a neighbour in torch's cache.
+# Each tensor gets its own memory: a wrong access could hit a neighbour in torch's cache.
 _SANITIZER = (
     "env",
     "PYTORCH_NO_CUDA_MEMORY_CACHING=1",

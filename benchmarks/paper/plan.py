@@ -46,10 +46,7 @@ class Job:
         run: the name of its line in the plan.
         dataset: the name of the data set.
         seed: of the first weights and of the training.
-        options: ``model``, ``weights``, ``network`` (its arguments), ``recipe`` (constants other
-            than the paper's), ``series`` (raw or z-normalised), ``split``, ``moments``,
-            ``members`` (networks of an ensemble), ``silence`` (weight of the loss that silences
-            filters), ``pruning`` (ways to make the trained network smaller).
+        options: those of ``DEFAULTS``, as docs/paper.md describes them.
         post_hoc: the data set was chosen by results, so the job counts in no comparison.
     """
 

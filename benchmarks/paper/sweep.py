@@ -38,7 +38,6 @@ from sparseconv.measure.machine import threads
 
 RUNNING_NAME = "running"
 ATTEMPTS = 3  # in a row in which a process is killed and no job ends
-LOG_SECONDS = 300  # between two lines where no terminal shows a bar
 Pool = Callable[[], AbstractContextManager[Executor]]
 
 
@@ -78,7 +77,10 @@ def sweep(
                 raise ValueError(f"{job} cannot run on a GPU, only networks can; take --device cpu")
         failed: dict[str, str] = {}
         points = {job.key: _points(job, archive) for job in jobs}
-        with _bar(sum(points.values()), sum(points[key] for key in points if key in done)) as bar:
+        with tqdm(
+            total=sum(points.values()), initial=sum(points[key] for key in points if key in done),
+            unit="points", unit_scale=True, smoothing=0.05, dynamic_ncols=True,
+        ) as bar:  # fmt: skip
 
             def ended(job: Job, row: dict[str, Any] | None, error: str = "") -> None:
                 del todo[job.key]
@@ -142,14 +144,6 @@ def _folder(out: Path, job: Job) -> Path:
     name = "".join(c if c.isalnum() or c in "-_=.," else "_" for c in "-".join(map(str, job.key)))
     # Other names may look alike once they are a folder's.
     return out / RUNNING_NAME / f"{name[:60]}-{sha256(repr(job.key).encode()).hexdigest()[:10]}"
-
-
-def _bar(total: int, done: int) -> tqdm[Any]:
-    """Make a bar over the time points of all trainings; a log gets a line of it now and then."""
-    return tqdm(
-        total=total, initial=done, unit="points", unit_scale=True, smoothing=0.05,
-        mininterval=0.1 if sys.stderr.isatty() else LOG_SECONDS, miniters=1, dynamic_ncols=True,
-    )  # fmt: skip
 
 
 def _points(job: Job, archive: Archive) -> int:

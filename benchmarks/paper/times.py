@@ -21,6 +21,7 @@ from benchmarks.paper.rows import LOCK_NAME
 from sparseconv.core.files import locked
 from sparseconv.measure.machine import measurement_context, threads
 from sparseconv.measure.timing import interleave, milliseconds
+from sparseconv.nn.modules import deepcopy_model
 from sparseconv.profiling.stopwatch import model_passes
 
 TIMES_NAME = "times.jsonl"
@@ -86,27 +87,12 @@ def read_times(path: Path) -> list[dict[str, Any]]:
 def _timed(models: Mapping[str, nn.Module], x: torch.Tensor) -> dict[str, dict[str, float]]:
     calls: dict[str, Callable[[], object]] = {}
     for name, model in models.items():
-        step = model_passes(model.train(), (x,), True)["training"]
-        calls[f"{name} forward"] = partial(_predict, model, x)
-        calls[f"{name} step"] = partial(_step, model, step)
+        # A copy each: changing the mode of one would take microseconds of every call.
+        calls[f"{name} forward"] = torch.no_grad()(partial(deepcopy_model(model).eval(), x))
+        calls[f"{name} step"] = model_passes(model.train(), (x,), True)["training"]
     times = interleave(calls, rounds=ROUNDS)
-    return {
-        name: {
-            f"{which}_ms": round(milliseconds(times[f"{name} {which}"]).median, 4)
-            for which in ("forward", "step")
-        }
-        for name in models
-    }
-
-
-def _predict(model: nn.Module, x: torch.Tensor) -> object:
-    if model.training:  # the call before was a step; setting the mode costs microseconds
-        model.eval()
-    with torch.no_grad():
-        return model(x)
-
-
-def _step(model: nn.Module, step: Callable[[], object]) -> object:
-    if not model.training:
-        model.train()
-    return step()
+    found: dict[str, dict[str, float]] = {name: {} for name in models}
+    for key, seconds in times.items():
+        name, _, which = key.rpartition(" ")
+        found[name][f"{which}_ms"] = round(milliseconds(seconds).median, 4)
+    return found

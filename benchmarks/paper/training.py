@@ -32,7 +32,7 @@ from sparseconv.training.recipe import Recipe
 from sparseconv.training.run import SchedulerFactory
 
 SCHEDULED = ("prune_fraction", "prune_floor", "seed")  # what every scheduler takes of a recipe
-TRAINING = 3  # what a step costs beside a prediction: fprop, dgrad, wgrad
+TRAINING = 3  # what a step costs, in predictions: fprop, dgrad, wgrad
 CHECKPOINTS = 50  # in a whole run: a killed one repeats 2 % at most
 CURVE_POINTS, CURVE_SHARE = 25, 0.05  # at most, and what they may cost of the training
 JOB_NAME = "job.json"

@@ -134,8 +134,9 @@ def section(path: Path = RESULTS) -> str:
     return (
         f"Means over {len(names)} data sets ({', '.join(names)}), {len(SEEDS)} seeds each, on one "
         f"thread of {machine['cpu']}, {machine['date']}. DSN: 1 000 epochs, CPU seconds on "
-        f"{', '.join(cpus) or 'no machine yet'}, while other networks were trained beside it, so "
-        "that its times compare in their order of magnitude alone (hollow in the figure).\n\n"
+        f"{', '.join(cpus) or 'no machine yet'}, while other networks were trained at the "
+        "same time, so that its times compare in their order of magnitude alone "
+        "(hollow in the figure).\n\n"
         f"{table.markdown()}"
     )
 

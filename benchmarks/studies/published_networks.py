@@ -252,10 +252,10 @@ def section(path: Path = RESULTS) -> str:
     lines.append(
         f"{about['cpu']}, 1 thread, {about['isa']}, torch {about['torch']}, {about['date']}; 90 % "
         "of the weights of every convolution pruned by magnitude. Ratios above 1: the converted "
-        f"network is faster; medians with 95 % intervals of {ROUNDS} pairs taken in "
-        f"turns, other processes at work on the same {about['cores']} cores. Accuracies in "
-        "percent on the test set: mean ± standard deviation (seeds), after as many epochs of "
-        "fine-tuning as of training, few of both."
+        f"network is faster; medians with 95 % intervals of {ROUNDS} interleaved "
+        f"pairs, other processes at work on the same {about['cores']} cores. Accuracies in "
+        "percent on the test set: mean ± standard deviation (seeds), after fine-tuning for the "
+        "same number of epochs as training, few of both."
     )
     for row in document["rows"]:
         layers = row.get("layers", ())

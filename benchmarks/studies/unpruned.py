@@ -1,4 +1,4 @@
-"""Networks that nobody pruned, with their layers on these kernels where that is faster.
+"""Unpruned networks, with their layers on these kernels where that is faster.
 
 ``sc.convert(unpruned=True)`` of each network for training and for inference, interleaved with
 the network before. The machine should do nothing else: it takes ten minutes.
@@ -93,5 +93,5 @@ def section(path: Path = RESULTS) -> str:
     return (
         f"{Table(header, lines).markdown()}\n\n{'; '.join(sorted(machines))}. Batches of {BATCH} "
         "series of one channel, float32; ratios above 1: the converted network is faster; medians "
-        f"with 95 % intervals of {ROUNDS} pairs in turns.\n"
+        f"with 95 % intervals of {ROUNDS} interleaved pairs.\n"
     )

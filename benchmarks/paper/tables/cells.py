@@ -57,6 +57,15 @@ def result_cells(found: Mapping[Name, Versus | None]) -> dict[Name, tuple[str, .
     }
 
 
+def to_whole(runs: Runs, whole_of: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
+    """Compare each run with the one that it is a smaller form of; a whole one has no result."""
+    results = {
+        name: versus(runs.accuracy(name), runs.accuracy(whole)) if name != whole else None
+        for name, whole in whole_of.items()
+    }
+    return result_cells(results)
+
+
 def compared(runs: Runs, others: Sequence[str], reference: str) -> dict[str, tuple[str, ...]]:
     """Write what goes under ``COMPARED``, of runs that have a set and a seed of the reference."""
     found: dict[str, Versus] = {}

@@ -13,6 +13,7 @@ from benchmarks.paper.tables.cells import (
     percent,
     prediction_seconds,
     result_cells,
+    to_whole,
 )
 from sparseconv.measure.table import Table
 
@@ -30,12 +31,7 @@ BY_FOLDS = ("ROCKET, cross-validated", "ROCKET, ridge by folds")
 def pruned_kernels(runs: Runs) -> Table:
     """Compare pruned ROCKET and MiniROCKET with whole ones, and with published means."""
     whole_of = {name: whole for name in runs.names() if (whole := _whole(runs, name))}
-    cells = result_cells(
-        {
-            name: versus(runs.accuracy(name), runs.accuracy(whole)) if name != whole else None
-            for name, whole in whole_of.items()
-        }
-    )
+    cells = to_whole(runs, whole_of)
     rows = []
     for name, whole in whole_of.items():
         common, ours = runs.common(whole, name), runs.accuracy(name)

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from statistics import fmean, geometric_mean
 
-from benchmarks.paper.comparison import Row, Runs, versus
-from benchmarks.paper.tables.cells import DIFFERENCE, NONE, percent, result_cells
+from benchmarks.paper.comparison import Row, Runs
+from benchmarks.paper.tables.cells import DIFFERENCE, NONE, percent, to_whole
 from sparseconv.measure.table import Table, with_thousands
 from sparseconv.training.recipe import Recipe
 
@@ -18,12 +18,7 @@ def smaller_networks(runs: Runs) -> Table:
     names = runs.names()
     common = runs.common(*names)
     whole_of = {name: name.split(",")[0] for name in names}
-    cells = result_cells(
-        {
-            name: versus(runs.accuracy(name), runs.accuracy(whole)) if name != whole else None
-            for name, whole in whole_of.items()
-        }
-    )
+    cells = to_whole(runs, whole_of)
     # Times of the sets of which every run has some.
     together = [
         dataset
