@@ -30,7 +30,6 @@ SUITES = {
     "break_even": "30 to 100 % of the weights at other lengths, channels and kernel sizes",
     "options": "first layer, 1x1, stride, dilation, groups",
     "dtype": "float64, bfloat16 and float16",
-    "isa": "AVX2 forced",
     "adversarial": "patterns and shapes that are hard to share out or to cut into blocks",
     "network": "the whole network: training step, update, inference, latency",
     "random_kernels": "features of ROCKET's and MiniROCKET's kernels, per series, beside aeon's",
@@ -80,7 +79,6 @@ class Case(testing.Case):
     Attributes:
         name: how the case is called everywhere.
         suite: which of ``SUITES`` it belongs to.
-        isa: the instruction set that the kernels are forced to; the best one if empty.
         module: if not empty, what is timed is not the kernels but all of a ``SparseConv1d``, a
             forward pass without gradients and a pass with both gradients. The other ways to run the
             layer that are timed with it: ``"conv1d"`` (``nn.Conv1d``), ``"compiled"``
@@ -96,7 +94,6 @@ class Case(testing.Case):
 
     name: str
     suite: str
-    isa: str = ""
     module: tuple[str, ...] = ()
     bias: bool = False
 
@@ -217,8 +214,6 @@ def _rows() -> Iterator[tuple[str, str, Fields]]:
     yield from (("options", *row) for row in _options().items())
     for dtype in ("float64", "bfloat16", "float16"):
         yield "dtype", dtype, {"dtype": dtype}
-    for length in (128, 512, 1024):
-        yield "isa", f"avx2_L{length}", {"length": length, "isa": "avx2"}
     for n, length in ((16, 128), (16, 24), (1, 128)):
         shape = {"n": n, "length": length}
         yield "compiled", f"compiled_{n}x{length}", shape | {"module": COMPILERS}
@@ -292,8 +287,8 @@ def select(suites: Collection[str] = (), names: Collection[str] = ()) -> list[Ca
     """Return the cases of some suites and those of these names; all if neither is given.
 
     Example:
-        >>> [case.name for case in select(["isa"], ["float64"])]
-        ['float64', 'avx2_L128', 'avx2_L512', 'avx2_L1024']
+        >>> [case.name for case in select(["dtype"], ["stride_2"])]
+        ['stride_2', 'float64', 'bfloat16', 'float16']
     """
     everything = not (suites or names)
     return [c for c in CASES.values() if everything or c.suite in suites or c.name in names]

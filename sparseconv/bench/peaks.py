@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -12,36 +10,11 @@ import numpy as np
 import torch
 
 from sparseconv.measure.timing import Times
-from sparseconv.ops import backends
+from sparseconv.ops.backends import extension
 
 DTYPES = ("float32", "float64")
 PEAK = "fma peak"  # the loop's name among candidates
 _RUN = 2e-3  # seconds of one run: short, so that some run undisturbed; starting threads takes 0.5 %
-_VARIABLE = "SPARSECONV_CPU_ISA"
-
-
-@contextmanager
-def forced_isa(isa: str | None) -> Iterator[str]:
-    """Let the C++ kernels use ``isa`` inside the block; None leaves their choice.
-
-    Raises:
-        ValueError: this CPU cannot run it; the message names what it can.
-
-    Example:
-        >>> with forced_isa("baseline") as isa:
-        ...     print(isa)
-        baseline
-    """
-    assert backends.extension is not None
-    before = os.environ.get(_VARIABLE)
-    if isa is not None:
-        os.environ[_VARIABLE] = isa
-    try:
-        yield str(backends.extension.isa())
-    finally:
-        os.environ.pop(_VARIABLE, None)
-        if before is not None:
-            os.environ[_VARIABLE] = before
 
 
 class Loop(NamedTuple):
@@ -62,13 +35,13 @@ def loop(dtype: str) -> Loop:
     runs between its own calls. The multiply-add is the kernels' own, which the portable baseline
     imitates without the instruction.
     """
-    assert backends.extension is not None
+    assert extension is not None
     tried = 1_000
     passes = max(1, round(tried * _RUN / _seconds(dtype, tried, 20)))
-    flops = 2.0 * backends.extension.peak_pass * passes * torch.get_num_threads()
+    flops = 2.0 * extension.peak_pass * passes * torch.get_num_threads()
     return Loop(partial(_seconds, dtype, passes, 1), flops)
 
 
 def _seconds(dtype: str, passes: int, repeats: int) -> float:
-    assert backends.extension is not None
-    return float(min(backends.extension.run_peak(dtype == "float64", passes, repeats)))
+    assert extension is not None
+    return float(min(extension.run_peak(dtype == "float64", passes, repeats)))

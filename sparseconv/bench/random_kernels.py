@@ -18,6 +18,7 @@ from sparseconv.bench import peaks
 from sparseconv.bench.run import WrongResultError, times_and_ratios
 from sparseconv.measure import timing
 from sparseconv.measure.machine import threads
+from sparseconv.ops.backends import extension
 from sparseconv.rocket.bank import KINDS, KernelBank
 from sparseconv.rocket.bounds import feature_limits
 from sparseconv.rocket.features import kernel_features, operations
@@ -100,20 +101,20 @@ def _check(X: npt.NDArray[np.float32], bank: KernelBank) -> None:
 def _row(
     X: npt.NDArray[np.float32], bank: KernelBank, count: int, rounds: int, theirs: Any = None
 ) -> dict[str, Any]:
+    assert extension is not None
     out = np.empty((len(X), bank.n_features), np.float32)
     few = X[: AEONS_BATCH[bank.kind]]
     calls: dict[str, Callable[[], object]] = {"sparse": partial(kernel_features, X, bank, out=out)}
     if theirs is not None:
         calls["aeon"] = partial(theirs.transform, few)
-    with peaks.forced_isa(None) as isa:
-        # On one thread only: numba's threads spin for a while after each call of aeon's.
-        loop = peaks.loop("float32") if bank.kind == "rocket" and count == 1 else None
-        if loop:
-            calls[peaks.PEAK] = loop.call
-        # numba's threads are OpenMP's: its calls change how many torch uses.
-        times = timing.interleave(
-            calls, rounds=rounds, least_seconds=TURN, context=lambda _: threads(count)
-        )
+    # On one thread only: numba's threads spin for a while after each call of aeon's.
+    loop = peaks.loop("float32") if bank.kind == "rocket" and count == 1 else None
+    if loop:
+        calls[peaks.PEAK] = loop.call
+    # numba's threads are OpenMP's: its calls change how many torch uses.
+    times = timing.interleave(
+        calls, rounds=rounds, least_seconds=TURN, context=lambda _: threads(count)
+    )
     times["sparse"] /= len(X)
     if "aeon" in times:
         times["aeon"] /= len(few)
@@ -126,7 +127,7 @@ def _row(
         "batch": len(X),
         "kept": 1.0,
         "threads": count,
-        "isa": isa,
+        "isa": extension.isa(),
         "operations": flops // 2,
         **times_and_ratios(times),
         "share_of_peak": share,

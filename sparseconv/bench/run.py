@@ -21,6 +21,7 @@ from sparseconv.functional import sparse_conv1d
 from sparseconv.measure import timing
 from sparseconv.measure.machine import threads
 from sparseconv.nn.conv import SparseConv1d
+from sparseconv.ops.backends import extension
 from sparseconv.reference import conv1d_dense
 from sparseconv.testing import Expected, error_bound
 
@@ -182,15 +183,15 @@ def measure(
 ) -> list[dict[str, Any]]:
     """Check a case, then time its computations on ``count`` threads; one row each.
 
-    The case names the instruction set. A baseline that cannot run a computation, or whose result is
+    A baseline that cannot run a computation, or whose result is
     wrong, is left out of its row, which says why under ``"absent"``. The ``"share_of_peak"`` of a
     half type is None.
 
     Raises:
         WrongResultError: a result is wrong; nothing was timed.
-        ValueError: the case's instruction set cannot run here.
     """
-    with threads(count), peaks.forced_isa(case.isa or None) as isa:
+    assert extension is not None
+    with threads(count):
         problem, loop = case.build(), None
         wanted = check(problem)
         if case.module:  # its time is Python's, and has no peak
@@ -216,7 +217,7 @@ def measure(
             flops = work * problem.pattern.nnz
             share = loop.share(times, flops) if loop else None
             rows.append(
-                {"case": case.name, "computation": name, "isa": isa, "rounds": rounds}
+                {"case": case.name, "computation": name, "isa": extension.isa(), "rounds": rounds}
                 | {fact: getattr(case, fact) for fact in FACTS}
                 | {
                     "batch": case.n,

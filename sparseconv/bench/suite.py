@@ -17,7 +17,6 @@ from sparseconv.measure.machine import measurement_context
 from sparseconv.measure.memory import retain_freed_memory
 from sparseconv.measure.table import threads_text
 from sparseconv.measure.timing import LEAST_ROUNDS
-from sparseconv.ops import backends
 
 # So that everything takes an hour on two cores, and what README.md shows half of that.
 README_SUITES = ("layer", "density", "trained", "network")
@@ -43,8 +42,7 @@ def run(
     The process keeps freed memory from then on (``retain_freed_memory``): either side gains.
 
     Args:
-        cases: from ``cases.select``; those whose instruction set cannot run here are left out, and
-            stderr says so.
+        cases: from ``cases.select``.
         thread_counts: everything is measured with each.
         others: suites of ``WITHOUT_CASES`` to measure as well.
         rounds: pairs of neighbours; None chooses.
@@ -57,7 +55,6 @@ def run(
             before it has been saved.
     """
     retain_freed_memory()  # before anything is timed, so that all of it is timed alike
-    assert backends.extension is not None
     rounds = QUICK_ROUNDS if quick else rounds
     missing = {case.suite for case in CASES.values() if case not in cases}
     missing |= {name for name in WITHOUT_CASES if name not in others}
@@ -69,12 +66,9 @@ def run(
         "rows": [],
         **{name: [] for name in WITHOUT_CASES},
     }
-    measures: list[tuple[str, str, Callable[..., Rows]]] = []
-    for case in cases:
-        if case.isa in ("", *backends.extension.isas()):
-            measures.append(("rows", case.name, partial(measure, case=case, baselines=baselines)))
-        else:
-            print(f"{case.name} is left out: this CPU has no {case.isa}", file=sys.stderr)
+    measures: list[tuple[str, str, Callable[..., Rows]]] = [
+        ("rows", case.name, partial(measure, case=case, baselines=baselines)) for case in cases
+    ]
     if "random_kernels" in others:
         measures.append(("random_kernels", "random kernels", random_kernels.measure))
     tasks: list[tuple[str, str, Callable[[], Rows]]] = [

@@ -118,8 +118,8 @@ def listing(cases: Iterable[Case], others: Container[str]) -> str:
         if members or name in others:
             lines.append(f"{name}: {what}")
         for c in members:
-            usual = (("stride", 1), ("dilation", 1), ("groups", 1), ("isa", ""))
-            options = [f"{k} {getattr(c, k)}" for k, value in usual if getattr(c, k) != value]
+            names = ("stride", "dilation", "groups")
+            options = [f"{name} {getattr(c, name)}" for name in names if getattr(c, name) != 1]
             shape = f"N={c.n} {c.in_channels}->{c.out_channels} K={c.kernel_size} L={c.length}"
             lines.append("  ".join((f"  {c.name:26}", shape, c.dtype, c.pattern, *options)))
     return "\n".join(lines)

@@ -89,7 +89,7 @@ def test_no_figure_is_given_for_a_wrong_kernel(
     ("words", "names", "network"),
     [
         ([], [*CASES], True),
-        (["--suites", "isa"], ["avx2_L128", "avx2_L512", "avx2_L1024"], False),
+        (["--suites", "dtype"], ["float64", "bfloat16", "float16"], False),
         (["--suites", "network"], [], True),
         (["--cases", "tiny_module", "--suites", "trained", "network"],
          [*(n for n in CASES if CASES[n].suite == "trained"), "tiny_module"], True),
@@ -103,14 +103,11 @@ def test_what_is_listed(
     lines = [line for line in shown.splitlines() if line.startswith("  ")]
     assert sorted(line.split()[0] for line in lines) == sorted(names)
     assert ("network: the whole network" in shown) == network
-    assert sum("isa avx2" in line for line in lines) == sum("avx2" in name for name in names)
 
 
 @needs_extension
 @pytest.mark.parametrize("quick", [False, True])
-def test_rounds_threads_and_what_cannot_run(
-    quick: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_rounds_and_threads(quick: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: dict[str, Any] = {}
     done: list[str] = []
 
@@ -126,16 +123,13 @@ def test_rounds_threads_and_what_cannot_run(
     monkeypatch.setattr(suite, "retain_freed_memory", lambda: done.append("kept"))
     monkeypatch.setattr(suite, "measure", fake)
     monkeypatch.setattr(compare, "tasks", tasks)
-    other = Case(1, 1, 1, 1, 1, name="other_isa", suite="isa", isa="neon9")
-    monkeypatch.setitem(CASES, "other_isa", other)
-    words = ["--cases", "stride_2", "other_isa", "--suites", "network", "--threads", "2"]
+    words = ["--cases", "stride_2", "--suites", "network", "--threads", "2"]
     assert main(["bench", *words, *(["--quick"] if quick else [])]) == 0
     few = suite.QUICK_ROUNDS
     assert asked == {
         "stride_2": (few if quick else suite.ROUNDS, 2, list(BASELINES)),
         "network": ([2], few if quick else compare.ROUNDS, not quick),
     }
-    assert "other_isa is left out: this CPU has no neon9" in capsys.readouterr().err
 
 
 @needs_extension

@@ -17,7 +17,7 @@ def row(name: str, computation: str = "fprop", threads: int = 1, **fields: Any) 
     found = {key: fields.pop(key) for key in list(fields) if isinstance(fields[key], float)}
     ms = 1e-6 * (1 + pattern.nnz) * outputs
     return {
-        "case": name, "computation": computation, "threads": threads, "isa": case.isa or "avx512",
+        "case": name, "computation": computation, "threads": threads, "isa": "avx512",
         **{key: getattr(case, key) for key in FACTS},
         "batch": case.n, "nnz": pattern.nnz, "density": pattern.density, "gflops": 99.6,
         "flops": 2 * pattern.nnz * outputs, "dense_flops": 2 * pattern.numel * outputs,
