@@ -34,8 +34,7 @@ class StaticPattern(KernelCSR):
             crow.copy_(pattern.crow_indices)
             col.copy_(pattern.col_indices)
             gpu_plans.refresh(crow, col)
-        object.__setattr__(self, "_versions", (self._crow._version, self._col._version))
-        object.__setattr__(self, "_hash", None)
+        self._versions, self._hash = (self._crow._version, self._col._version), None
         for (make, args), held in self._cached.items():
             held.copy_(pattern.cached(make, *args))  # a tensor, as all that the reference keeps
 
