@@ -128,41 +128,10 @@ static inline void transpose(const T* const* src, T* const* dst) {
 }
 
 static inline float half_to_float(uint16_t bits) {
-  const uint32_t sign = static_cast<uint32_t>(bits & 0x8000u) << 16;
-  const uint32_t magnitude = bits & 0x7fffu;
-  union {
-    uint32_t bits;
-    float value;
-  } y;
-  if (magnitude >= 0x7c00u) {  // infinity, NaN
-    y.bits = 0x7f800000u | ((magnitude & 0x3ffu) << 13);
-  } else if (magnitude >= 0x0400u) {
-    y.bits = (magnitude << 13) + ((127 - 15) << 23);
-  } else {  // subnormal: an integer times 2^-24
-    y.value = static_cast<float>(magnitude) * 0x1p-24f;
-  }
-  y.bits |= sign;
-  return y.value;
+  return c10::detail::fp16_ieee_to_fp32_value(bits);
 }
 static inline uint16_t float_to_half(float x) {
-  union {
-    float value;
-    uint32_t bits;
-  } y = {x};
-  const uint16_t sign = static_cast<uint16_t>((y.bits >> 16) & 0x8000u);
-  y.bits &= 0x7fffffffu;
-  if (y.bits > 0x7f800000u) {
-    return static_cast<uint16_t>(sign | 0x7e00u);
-  }
-  if (y.bits >= 0x477ff000u) {  // 65520 and more round to infinity
-    return static_cast<uint16_t>(sign | 0x7c00u);
-  }
-  if (y.bits < 0x38800000u) {  // below 2^-14: adding 0.5 leaves the rounded multiple of 2^-24
-    y.value += 0.5f;
-    return static_cast<uint16_t>(sign | (y.bits - 0x3f000000u));
-  }
-  const uint32_t odd = (y.bits >> 13) & 1;
-  return static_cast<uint16_t>(sign | ((y.bits - ((127 - 15) << 23) + 0xfffu + odd) >> 13));
+  return c10::detail::fp16_ieee_from_fp32_value(x);
 }
 
 // Outputs x vectors of one register tile: 8 sums, two inputs, one weight of 16 registers.

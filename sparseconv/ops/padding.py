@@ -1,0 +1,54 @@
+"""dgrad of inputs that are padded with their own samples, for kernels that pad with zeros."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from sparseconv.core.geometry import Geometry
+
+Dgrad = Callable[[Tensor, Tensor, Tensor, Tensor, Sequence[int], int], Tensor]
+
+
+def folds_padding(dgrad: Dgrad) -> Dgrad:
+    """Add the gradients of the padding to those of the samples that it repeats.
+
+    ``dgrad`` then computes the gradient of the padded input, which has no padding. It is added up
+    in float32 at least.
+    """
+
+    @functools.wraps(dgrad)
+    def folded(
+        grad_output: Tensor,
+        values: Tensor,
+        crow_indices: Tensor,
+        col_indices: Tensor,
+        geometry: Sequence[int],
+        input_length: int,
+    ) -> Tensor:
+        g, pattern = Geometry.from_numbers(geometry), (crow_indices, col_indices)
+        g.check_length(input_length)
+        left, right = g.padding
+        if g.padding_mode == "zeros" or left + right == 0:
+            return dgrad(grad_output, values, *pattern, geometry, input_length)
+        wide = torch.promote_types(grad_output.dtype, torch.float32)
+        bare = g._replace(padding=(0, 0), padding_mode="zeros").numbers
+        length = left + input_length + right
+        padded = dgrad(grad_output.to(wide), values.to(wide), *pattern, bare, length)
+        before, middle, after = padded.split((left, input_length, right), 2)
+        out = middle.clone()
+        if g.padding_mode == "replicate":
+            out[..., 0] += before.sum(2)
+            out[..., -1] += after.sum(2)
+        elif g.padding_mode == "reflect":
+            out[..., 1 : left + 1] += before.flip(2)
+            out[..., input_length - 1 - right : input_length - 1] += after.flip(2)
+        else:
+            out[..., input_length - left :] += before
+            out[..., :right] += after
+        return out.to(grad_output.dtype)
+
+    return folded
