@@ -117,6 +117,45 @@ Packed pack(const Packing& p) {
   return {p.out, p.stride};
 }
 
+// fprop, or dgrad of an input padded with zeros (ops/cuda.py folds other padding).
+Tensor correlate(const Geometry& g,
+                 const Tensor& x,
+                 const Tensor& values,
+                 const Tensor& init,
+                 const Tensor& rows,
+                 const Tensor& slots,
+                 int64_t input_length,
+                 bool backwards,
+                 bool relu) {
+  check_vector(values, "values", x, values.numel());
+  check_indices(slots, "rows", values.numel(), x.device());
+  const int64_t channels = backwards ? g.in_channels() : g.out_channels;
+  const int64_t length = backwards ? input_length : g.output_length(input_length);
+  Correlation p{};
+  p.pattern = check_pattern(rows, slots, channels, x.size(1), x.device());
+  const Series series(g, p.pattern, x.size(0), input_length, true);
+  const Tensor signal = x.to(at::kFloat), given = values.to(at::kFloat).contiguous();
+  const Tensor output = at::empty({x.size(0), channels, length}, signal.options());
+  if (!series.empty()) {
+    Tensor memory, weights;
+    Packing packing =
+        series.packing(signal, backwards ? 0 : g.left, backwards ? PaddingMode::zeros : g.mode,
+                       memory, given, slots, p.pattern, weights);
+    packing.backwards = p.backwards = backwards;
+    p.in = pack(packing);
+    p.weights = weights.const_data_ptr<float>();
+    p.bias = init.defined() ? init.const_data_ptr<float>() : nullptr;
+    p.out = output.data_ptr<float>();
+    p.batch = series.batch;
+    p.length = static_cast<int32_t>(length);
+    p.period = series.period;
+    p.left = backwards ? static_cast<int32_t>(g.left) : 0;
+    p.relu = relu;
+    C10_CUDA_CHECK(launch_correlate(p, series.cut, stream()));
+  }
+  return output.to(x.scalar_type());
+}
+
 Tensor fprop(const Tensor& input,
              const Tensor& values,
              const std::optional<Tensor>& bias,
@@ -128,54 +167,12 @@ Tensor fprop(const Tensor& input,
   check_signal(input, "input", g.in_channels(), at::kCUDA);
   const c10::cuda::CUDAGuard guard(input.device());
   check_lengths(g, input.size(2));
-  check_vector(values, "values", input, values.numel());
-  check_indices(slots, "rows", values.numel(), input.device());
-  const Tensor given = values.to(at::kFloat).contiguous();
   Tensor init;
   if (bias.has_value()) {
     check_vector(*bias, "bias", input, g.out_channels);
     init = bias->to(at::kFloat).contiguous();
   }
-  Correlation p{};
-  p.pattern = check_pattern(rows, slots, g.out_channels, g.in_channels(), input.device());
-  const Series series(g, p.pattern, input.size(0), input.size(2), true);
-  const Tensor signal = input.to(at::kFloat);
-  const int64_t length = g.output_length(input.size(2));
-  const Tensor output = at::empty({input.size(0), g.out_channels, length}, signal.options());
-  if (!series.empty()) {
-    Tensor memory, weights;
-    p.in = pack(series.packing(signal, g.left, g.mode, memory, given, slots, p.pattern, weights));
-    p.weights = weights.const_data_ptr<float>();
-    p.bias = init.defined() ? init.const_data_ptr<float>() : nullptr;
-    p.out = output.data_ptr<float>();
-    p.batch = series.batch;
-    p.length = static_cast<int32_t>(length);
-    p.period = series.period;
-    p.relu = relu;
-    C10_CUDA_CHECK(launch_correlate(p, series.cut, stream()));
-  }
-  return output.to(input.scalar_type());
-}
-
-// Adds the gradients of the padding to those of the samples that it was copied from.
-Tensor fold(const Tensor& padded, const Geometry& g, int64_t length) {
-  Tensor out = padded.narrow(2, g.left, length).clone();
-  const Tensor left = padded.narrow(2, 0, g.left),
-               right = padded.narrow(2, g.left + length, g.right);
-  switch (g.mode) {
-    case PaddingMode::replicate:
-      out.select(2, 0).add_(left.sum(2));
-      out.select(2, length - 1).add_(right.sum(2));
-      break;
-    case PaddingMode::reflect:
-      out.narrow(2, 1, g.left).add_(left.flip(2));
-      out.narrow(2, length - 1 - g.right, g.right).add_(right.flip(2));
-      break;
-    default:
-      out.narrow(2, length - g.left, g.left).add_(left);
-      out.narrow(2, 0, g.right).add_(right);
-  }
-  return out;
+  return correlate(g, input, values, init, rows, slots, input.size(2), false, relu);
 }
 
 Tensor dgrad(const Tensor& grad,
@@ -189,30 +186,7 @@ Tensor dgrad(const Tensor& grad,
   const c10::cuda::CUDAGuard guard(grad.device());
   check_lengths(g, input_length);
   check_gradient(grad, g, grad.size(0), input_length);
-  check_vector(values, "values", grad, values.numel());
-  check_indices(slots, "rows", values.numel(), grad.device());
-  Correlation p{};
-  p.pattern = check_pattern(rows, slots, g.in_channels(), g.out_channels, grad.device());
-  const Series series(g, p.pattern, grad.size(0), input_length, true);
-  const Tensor signal = grad.to(at::kFloat), given = values.to(at::kFloat).contiguous();
-  const bool folds = g.mode != PaddingMode::zeros && g.left + g.right > 0;
-  const int64_t length = folds ? series.period : input_length;
-  Tensor output = at::empty({grad.size(0), g.in_channels(), length}, signal.options());
-  if (!series.empty()) {
-    Tensor memory, weights;
-    Packing packing =
-        series.packing(signal, 0, PaddingMode::zeros, memory, given, slots, p.pattern, weights);
-    packing.backwards = p.backwards = true;
-    p.in = pack(packing);
-    p.weights = weights.const_data_ptr<float>();
-    p.out = output.data_ptr<float>();
-    p.batch = series.batch;
-    p.length = static_cast<int32_t>(length);
-    p.period = series.period;
-    p.left = folds ? 0 : static_cast<int32_t>(g.left);
-    C10_CUDA_CHECK(launch_correlate(p, series.cut, stream()));
-  }
-  return (folds ? fold(output, g, input_length) : output).to(grad.scalar_type());
+  return correlate(g, grad, values, {}, rows, slots, input_length, true, false);
 }
 
 Tensor wgrad(const Tensor& grad,

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sparseconv.core.geometry import Geometry
 from sparseconv.ops import gpu_plans
+from sparseconv.ops.padding import folds_padding
 
 _OPS = torch.ops.sparseconv
 
@@ -27,6 +28,7 @@ def fprop(
     return y
 
 
+@folds_padding
 def dgrad(
     grad_output: Tensor,
     values: Tensor,

@@ -38,8 +38,8 @@ def folds_padding(dgrad: Dgrad) -> Dgrad:
         bare = g._replace(padding=(0, 0), padding_mode="zeros").numbers
         length = left + input_length + right
         padded = dgrad(grad_output.to(wide), values.to(wide), *pattern, bare, length)
-        before, middle, after = padded.split((left, input_length, right), 2)
-        out = middle.clone()
+        before, after = padded[..., :left], padded[..., left + input_length :]
+        out = padded[..., left : left + input_length].clone()
         if g.padding_mode == "replicate":
             out[..., 0] += before.sum(2)
             out[..., -1] += after.sum(2)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sparseconv.core.geometry import Geometry
 from sparseconv.ops import gpu_plans
+from sparseconv.ops.padding import folds_padding
 from sparseconv.ops.triton import kernels
 
 # Sizes of programs, all fixed: nothing is tuned at run time. Each thread has 16 accumulators.
@@ -154,6 +155,7 @@ def fprop(
     )
 
 
+@folds_padding
 def dgrad(
     grad_output: Tensor,
     values: Tensor,
@@ -163,20 +165,15 @@ def dgrad(
     input_length: int,
 ) -> Tensor:
     g = Geometry.from_numbers(geometry)
-    shape, stride, padding, dilation, groups, padding_mode = g
+    shape, stride, padding, dilation, groups, _ = g
     batch, channels = grad_output.shape[0], shape[1] * groups
     _check_length(g, input_length)
     expected = (batch, shape[0], g.output_length(input_length))
     _expect("grad_output", grad_output, expected, grad_output)
     _expect("values", values, tuple(col_indices.shape), grad_output)
     rows, entries, source = gpu_plans.triton_dgrad(crow_indices, col_indices, g)
-    left, right = padding
-    folded = padding_mode != "zeros" and left + right > 0
-    length, dtype = input_length, grad_output.dtype
-    if folded:
-        length, dtype = left + length + right, torch.promote_types(dtype, torch.float32)
-    out = grad_output.new_empty((batch, channels, length), dtype=dtype)
-    _correlate(
+    out = grad_output.new_empty((batch, channels, input_length))
+    return _correlate(
         grad_output,
         values,
         None,
@@ -187,29 +184,11 @@ def dgrad(
         in_step=1,
         out_step=stride,
         origin=0,
-        lead=0 if folded else left,
+        lead=padding[0],
         offsets=(-((shape[2] - 1) * dilation // stride), 0),
         relu=False,
         mode="zeros",
     )
-    return _fold(out, left, right, padding_mode).to(grad_output.dtype) if folded else out
-
-
-def _fold(padded: Tensor, left: int, right: int, mode: str) -> Tensor:
-    """Add the gradients of the padding to those of the samples that it repeats."""
-    length = padded.shape[2] - left - right
-    out = padded.narrow(2, left, length).clone()
-    before, after = padded.narrow(2, 0, left), padded.narrow(2, left + length, right)
-    if mode == "replicate":
-        out[..., 0] += before.sum(2)
-        out[..., -1] += after.sum(2)
-    elif mode == "reflect":
-        out[..., 1 : left + 1] += before.flip(2)
-        out[..., length - 1 - right : length - 1] += after.flip(2)
-    else:
-        out[..., length - left :] += before
-        out[..., :right] += after
-    return out
 
 
 def wgrad(
