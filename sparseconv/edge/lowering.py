@@ -252,18 +252,14 @@ def _nothing(state: _State, module: nn.Module) -> None:
 
 
 _LOWERINGS: dict[type[nn.Module], Callable[[_State, Any], None]] = {
-    SparseConv1d: _convolution,
-    nn.Conv1d: _convolution,
+    **dict.fromkeys((SparseConv1d, nn.Conv1d), _convolution),
     nn.Linear: _linear,
     nn.BatchNorm1d: _norm,
     nn.ReLU: _relu,
-    nn.AdaptiveAvgPool1d: _pool,
-    ShortAvgPool1d: _pool,
+    **dict.fromkeys((nn.AdaptiveAvgPool1d, ShortAvgPool1d), _pool),
     nn.Flatten: _flatten,
-    nn.LogSoftmax: _end,
-    nn.Softmax: _end,
-    nn.Dropout: _nothing,
-    nn.Identity: _nothing,
+    **dict.fromkeys((nn.LogSoftmax, nn.Softmax), _end),
+    **dict.fromkeys((nn.Dropout, nn.Identity), _nothing),
     **dict.fromkeys(_PADS, _pad),
 }
 # Which of them cannot get channels, and which no features.
