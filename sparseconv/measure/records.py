@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -207,7 +207,9 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything that was counted and measured, as ``json.dumps`` accepts it."""
-        return {f.name: plain(getattr(self, f.name)) for f in fields(self) if f.repr}
+        shown = {f.name: getattr(self, f.name) for f in fields(self) if f.repr}
+        found: dict[str, Any] = json.loads(json.dumps(shown, default=asdict))
+        return found
 
     def _sections(self) -> list[Section]:
         together = Section("Together", "\n".join(self.summary()))
@@ -248,15 +250,6 @@ class ChangeReport(Report):
         """Yield a line for each measured pass of the whole model."""
         for which, found in self.times.items():
             yield f"{which} of the whole model: {found}"
-
-
-def plain(value: Any) -> Any:
-    """Turn records into dicts and lists."""
-    if is_dataclass(value):
-        return {f.name: plain(getattr(value, f.name)) for f in fields(value)}
-    if isinstance(value, Mapping):
-        return {key: plain(entry) for key, entry in value.items()}
-    return [plain(entry) for entry in value] if isinstance(value, list | tuple) else value
 
 
 def count_cells(name: str, counts: Counts) -> dict[str, str]:

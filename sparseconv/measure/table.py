@@ -39,23 +39,20 @@ class Table:
 
     def markdown(self) -> str:
         """Write the table as Markdown, padded so that it also reads well in a terminal."""
-        lines = [[cell.replace("|", r"\|") for cell in row] for row in (self.header, *self.rows)]
-        widths = [max(3, *map(len, column)) for column in zip(*lines, strict=True)]
-        left = [i < self.text_columns for i in range(len(widths))]
-        rule = [
-            ":" + "-" * (width + 1) if text else "-" * (width + 1) + ":"
-            for width, text in zip(widths, left, strict=True)
+        rows = [[cell.replace("|", r"\|") for cell in row] for row in (self.header, *self.rows)]
+        widths = [max(3, *map(len, column)) for column in zip(*rows, strict=True)]
+        sides = ["<" if i < self.text_columns else ">" for i in range(len(widths))]
+
+        def line(cells: Sequence[str]) -> str:
+            placed = zip(cells, sides, widths, strict=True)
+            return f"| {' | '.join(f'{cell:{side}{width}}' for cell, side, width in placed)} |"
+
+        rules = [
+            f":{'-' * (width + 1)}" if side == "<" else f"{'-' * (width + 1)}:"
+            for side, width in zip(sides, widths, strict=True)
         ]
-        body = [
-            "| "
-            + " | ".join(
-                cell.ljust(width) if text else cell.rjust(width)
-                for cell, width, text in zip(line, widths, left, strict=True)
-            )
-            + " |"
-            for line in lines
-        ]
-        return "\n".join([body[0], "|" + "|".join(rule) + "|", *body[1:]])
+        header, *body = map(line, rows)
+        return "\n".join([header, f"|{'|'.join(rules)}|", *body])
 
 
 def with_thousands(number: float) -> str:
