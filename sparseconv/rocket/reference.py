@@ -55,25 +55,17 @@ def _rocket(X: npt.NDArray[Any], bank: KernelBank) -> Iterator[npt.NDArray[np.fl
 def _minirocket(X: npt.NDArray[Any], bank: KernelBank) -> Iterator[npt.NDArray[np.float32]]:
     a, (n, _, length), c = bank.arrays, X.shape, 0
     X = X.astype(np.float32)
-    triple = np.float32(3) * X
-
-    def shifted(x: npt.NDArray[np.float32], steps: int) -> npt.NDArray[np.float32]:
-        """Return x[t + steps], 0 outside."""
-        found = np.zeros_like(x)
-        if abs(steps) < length:
-            source = slice(max(0, steps), length + min(0, steps))
-            found[..., max(0, -steps) : length - max(0, steps)] = x[..., source]
-        return found
-
     for k in range(bank.n_kernels):
         d, total = int(a["dilation"][k]), np.zeros((n, length), np.float32)
+        taps = [slice(j * d, j * d + length) for j in range(MINI_LENGTH)]
         for channel in a["channels"][c : c + a["n_channels"][k]]:
-            x, g = X[:, channel], triple[:, channel]
-            s = -x
+            x = np.pad(X[:, channel], ((0, 0), (4 * d, 4 * d)))
+            triple = np.float32(3) * x
+            s = -X[:, channel]
             for j in (0, 1, 2, 3, 5, 6, 7, 8):
-                s = s - shifted(x, (j - 4) * d)
-            for tap in TAPS[a["taps"][k]]:
-                s = s + shifted(g, (int(tap) - 4) * d)
+                s = s - x[:, taps[j]]
+            for j in TAPS[a["taps"][k]]:
+                s = s + triple[:, taps[j]]
             total = total + s
         c += a["n_channels"][k]
         yield total if a["padded"][k] else total[:, 4 * d : length - 4 * d]

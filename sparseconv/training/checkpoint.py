@@ -89,12 +89,11 @@ def restore_adam(optimizer: torch.optim.Adam, state: dict[str, Any]) -> None:
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     restored = {}
     for index, moments in state["state"].items():
-        like = parameters[index]
-        if any(moments[name].shape != like.shape for name in ("exp_avg", "exp_avg_sq")):
-            raise CheckpointError(f"the moments of parameter {index} do not have its shape")
-        # Copied, since the fused step reads a moment's memory as the parameter's lies.
-        restored[index] = {
-            name: torch.empty_like(like).copy_(moments[name]) for name in ("exp_avg", "exp_avg_sq")
-        } | {"step": torch.tensor(float(moments["step"]))}
+        like, restored[index] = parameters[index], {"step": torch.tensor(float(moments["step"]))}
+        for name in ("exp_avg", "exp_avg_sq"):
+            if moments[name].shape != like.shape:
+                raise CheckpointError(f"{name} of parameter {index} does not have its shape")
+            # Copied, since the fused step reads a moment's memory as the parameter's lies.
+            restored[index][name] = torch.empty_like(like).copy_(moments[name])
     own = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": restored, "param_groups": own})
