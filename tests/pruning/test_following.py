@@ -162,12 +162,14 @@ FOLLOWED: list[Any] = [
     lambda x: F.pad(x, (1, 2)),
     lambda x: x - x.mean(2, keepdim=True),
     lambda x: x.flip(1),
+    lambda x: x @ torch.ones(12, 5).double(),
     lambda x: torch.where(x > 0, x, 0.1 * x),
     lambda x: x * (x.abs() >= x.mean(2, keepdim=True)),
     lambda x: torch.where(x.mean(2, keepdim=True) < 1, torch.zeros(()).double(), x),
 ]
 MIXED: list[Any] = [
-    lambda x: x.softmax(1), lambda x: x / (1 + x.amax(1, keepdim=True)), lambda x: x.cumsum(1)
+    lambda x: x.softmax(1), lambda x: x / (1 + x.amax(1, keepdim=True)), lambda x: x.cumsum(1),
+    lambda x: torch.cat([torch.ones(len(x), 8, 12).double(), x], 1)[:, :8] + x,
 ]  # fmt: skip
 
 
@@ -203,6 +205,7 @@ OBSTACLES: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "index": (lambda: Around(lambda x: (x[x > 0].sum() + x.argmax()) * x), "'__getitem__' in"),
     "where": (lambda: Around(lambda x: x * len(torch.where(x)[0])), "'where' in middle"),
     "constants": (lambda: Around(lambda x: x * torch.ones(8, 1)), "'mul' in middle"),
+    "matmul": (lambda: Around(lambda x: torch.ones(8, 8).double().matmul(x)), "'matmul' in"),
     "mT": (lambda: Around(lambda x: x.mT.transpose(1, 2)), r"'mT' in middle \(Function\)"),
     "subclass": (lambda: Around(type("Own", (nn.Conv1d,), {})(8, 8, 1)), r"in middle \(Own\)"),
 }  # fmt: skip
