@@ -25,7 +25,6 @@ from sparseconv.measure import timing
 from sparseconv.measure.machine import measurement_context, threads
 from sparseconv.measure.page import Section, write_html
 from sparseconv.measure.records import INFERENCE, TRAINING
-from sparseconv.measure.table import threads_text
 from sparseconv.models import DSN, DSNCost
 from sparseconv.ops.backends import resolve_backend
 from sparseconv.profiling import Profile, profile
@@ -43,9 +42,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.demo", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for the results")
     parser.add_argument("--epochs", type=int, default=EPOCHS)
-    # Batches of 5 gain little from a second thread, and two threads wait for each other where
-    # other programs run too.
-    parser.add_argument("--threads", type=int, default=1, help="in training and layers")
     arguments = parser.parse_args(argv)
     try:
         resolve_backend("cpp", torch.device("cpu"))  # the demo shows the C++ kernels at work
@@ -53,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    with threads(arguments.threads):
+    with threads(1):  # batches of 5 gain little from a second one
         page = run(arguments.epochs, arguments.out)
     print(f"Report: {page.resolve()}")
     return 0
@@ -65,8 +61,7 @@ def run(epochs: int, out: Path) -> Path:
     Raises:
         WrongResultError: the kernels compute something else than float64 does.
     """
-    count = torch.get_num_threads()
-    machine = measurement_context() | {"threads": count}
+    machine = measurement_context()
     print(f"Weight-sparse convolution on {_where(machine)}, torch {machine['torch']}\n")
     data = datasets.load(DATASET)
     recipe = Recipe(epochs=epochs)
@@ -91,8 +86,8 @@ def run(epochs: int, out: Path) -> Path:
 
     print("3/3  The whole training step, and the masked-dense step")
     steps = []
-    for step_count in sorted({count, min(2, os.cpu_count() or 1)}):
-        with threads(step_count):
+    for count in sorted({1, min(2, os.cpu_count() or 1)}):
+        with threads(count):
             steps += [compare.training_row(mode, model, X, y) for mode in ("train", "update")]
     print(tables.network(steps).markdown(), end="\n\n")
     results = {
@@ -109,10 +104,7 @@ def write_page(
 ) -> Path:
     """Draw the figures and write ``report.html`` into the folder ``out``."""
     machine, epochs = results["machine"], len(result.history)
-    step = next(
-        row for row in results["steps"]
-        if (row["threads"], row["mode"]) == (machine["threads"], "train")
-    )  # fmt: skip
+    step = next(row for row in results["steps"] if (row["threads"], row["mode"]) == (1, "train"))
     ratio = timing.Estimate(*step["ratio"]["masked_dense"])
     figure = figures.new_figure("Time saved against FLOPs saved", 6.4, 5.2)
     points = {
@@ -139,8 +131,7 @@ def write_page(
         ),
         Section(
             "Every layer",
-            f"The dense layer multiplies the same weights, zeros included; "
-            f"{threads_text(machine['threads'])}.",
+            "The dense layer multiplies the same weights, zeros included; one thread.",
             table=layers.table(),
             caption="Ratios are medians of interleaved pairs, with 95 % intervals. "
             "Training: gradients of the weights and, except in the first layer, of the input.",
@@ -177,7 +168,7 @@ def write_page(
 
 def _where(machine: Mapping[str, Any]) -> str:
     isa = machine["cpp"].removeprefix("available ").strip("()")
-    return f"{machine['cpu']}, {threads_text(machine['threads'])}, kernels for {isa}"
+    return f"{machine['cpu']}, 1 thread, kernels for {isa}"
 
 
 if __name__ == "__main__":

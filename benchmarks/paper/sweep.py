@@ -8,7 +8,7 @@ import shutil
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import (
     BrokenExecutor,
     CancelledError,
@@ -99,21 +99,10 @@ def sweep(
             while todo and attempts < ATTEMPTS:
                 before = len(todo)
                 with pool() as executor:
-                    futures = {
-                        executor.submit(
-                            perform, job, archive.sources[job.dataset], _folder(out, job), device
-                        ): job
-                        for job in todo.values()
-                    }
-                    for future in as_completed(futures):
-                        try:
-                            row = future.result()
-                        except (BrokenExecutor, CancelledError):  # Dask cancels without scheduler
-                            continue
-                        except Exception as error:  # whatever training raises is this job's alone
-                            ended(futures[future], None, f"{type(error).__name__}: {error}")
-                        else:
-                            ended(futures[future], row)
+                    for job, row, error in _performed(
+                        todo.values(), archive, out, device, executor
+                    ):
+                        ended(job, row, error)
                 if todo:
                     bar.write("a process was killed; all goes on from the last checkpoints")
                 attempts = attempts + 1 if len(todo) == before else 0
@@ -123,6 +112,23 @@ def sweep(
                 ended(job, None, f"its process or another was killed {ATTEMPTS} times; with fewer "
                       "--workers there is more memory for each")  # fmt: skip
         return failed
+
+
+def _performed(
+    jobs: Iterable[Job], archive: Archive, out: Path, device: str, executor: Executor
+) -> Iterator[tuple[Job, dict[str, Any] | None, str]]:
+    """Yield jobs as they end, with a row or an error; none whose process was killed."""
+    futures = {
+        executor.submit(perform, job, archive.sources[job.dataset], _folder(out, job), device): job
+        for job in jobs
+    }
+    for future in as_completed(futures):
+        try:
+            yield futures[future], future.result(), ""
+        except (BrokenExecutor, CancelledError):  # Dask cancels without its scheduler
+            continue
+        except Exception as error:  # whatever training raises is this job's alone
+            yield futures[future], None, f"{type(error).__name__}: {error}"
 
 
 def perform(job: Job, source: str, folder: Path, device: str = "cpu") -> dict[str, Any]:

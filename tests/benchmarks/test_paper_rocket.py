@@ -110,8 +110,7 @@ def test_tables(out: Path) -> None:
     (cells,) = random_kernels.pruned_kernels_each(runs).rows
     assert cells[0] == "GunPoint"
     text = (out / "report" / "report.html").read_text(encoding="utf-8")
-    for part in report.KERNELS:
-        assert part.title in text
+    assert all(part.title in text for part in report.KERNELS)
     assert "Table 1" not in text
 
 
