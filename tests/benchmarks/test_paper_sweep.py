@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +183,16 @@ def test_a_killed_sweep_goes_on(tmp_path: Path, archive: Path, plan: Path, campa
     assert sweep(jobs, opened, out, one_thread) == {}
     assert sweep(jobs, opened, tmp_path / "calm", one_thread) == {}
     assert facts(out) == facts(tmp_path / "calm")
+
+
+def test_workers_end_with_the_sweep() -> None:
+    with suppress(KeyboardInterrupt), local_pool(1)() as executor:
+        worker = executor.submit(os.getpid).result()
+        raise KeyboardInterrupt
+    deadline = time.monotonic() + PATIENCE
+    while Path(f"/proc/{worker}").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_dask(tmp_path: Path, archive: Path, plan: Path, campaign: Any) -> None:
