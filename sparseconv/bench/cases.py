@@ -58,14 +58,7 @@ class Problem(NamedTuple):
 def layer_problem(layer: SparseConv1d, batch: int, length: int, seed: int = 0) -> Problem:
     """Make the problem of a layer on random series; the same seed gives the same bits."""
     generator = torch.Generator().manual_seed(seed)
-    geometry = Geometry(
-        layer.pattern.shape,
-        layer.stride[0],
-        layer.resolved_padding,
-        layer.dilation[0],
-        layer.groups,
-        layer.padding_mode,
-    )
+    geometry = layer._geometry()
     x = torch.randn(batch, layer.in_channels, length, generator=generator)
     grad_shape = batch, layer.out_channels, geometry.output_length(length)
     grad = torch.randn(grad_shape, generator=generator)
@@ -105,7 +98,7 @@ class Case(testing.Case):
         """Draw the tensors; always the same ones."""
         x, values, _, grad = self.tensors()
         pattern = self.make_pattern()
-        return Problem(x, values, grad, pattern, Geometry(pattern.shape, *self.geometry))
+        return Problem(x, values, grad, pattern, self.geometry)
 
     def shrunk(self, n: int = 2, outputs: int = 40) -> Case:
         """Return the same case on fewer and shorter series, for tests.

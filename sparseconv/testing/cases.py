@@ -14,13 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sparseconv.core.geometry import (
-    DTYPES,
-    PADDING_MODES,
-    Padding,
-    output_length,
-    resolve_padding,
-)
+from sparseconv.core.checks import checked_shape
+from sparseconv.core.geometry import DTYPES, Geometry, Padding
 from sparseconv.core.pattern import KernelCSR
 
 # Below, at and just past the vector widths (2 to 16 numbers), their multiples, and the longest
@@ -62,32 +57,22 @@ class Case:
     seed: int = 0
 
     @property
-    def resolved_padding(self) -> tuple[int, int]:
-        """Samples added ``(left, right)``."""
-        return resolve_padding(self.padding, self.kernel_size, self.dilation, self.stride)
-
-    @property
     def output_length(self) -> int:
         """``L_out``; less than one where the kernel does not fit."""
-        padding = self.resolved_padding
-        return output_length(self.length, self.kernel_size, self.stride, padding, self.dilation)
+        return self.geometry.output_length(self.length)
 
     @property
     def is_valid(self) -> bool:
         """Tell whether the fields are in their ranges and fit together."""
-        counts = (
-            self.in_channels, self.out_channels, self.kernel_size, self.length, self.stride,
-            self.dilation, self.groups,
-        )  # fmt: skip
-        if min(counts) < 1 or self.n < 0 or (self.n != 1 and not self.batched):
+        if self.n < 0 or (self.n != 1 and not self.batched) or self.groups < 1:
             return False
-        if self.in_channels % self.groups or self.out_channels % self.groups:
+        if self.in_channels % self.groups or getattr(torch, self.dtype, None) not in DTYPES:
             return False
-        if self.padding_mode not in PADDING_MODES or getattr(torch, self.dtype, None) not in DTYPES:
+        try:
+            self.geometry.check_length(self.length)
+        except ValueError:
             return False
-        room = {"reflect": self.length - 1, "circular": self.length}
-        most = max(self.resolved_padding)
-        return self.output_length > 0 and most <= room.get(self.padding_mode, most)
+        return True
 
     @property
     def options(self) -> dict[str, Any]:
@@ -96,13 +81,14 @@ class Case:
         return {name: getattr(self, name) for name in names}
 
     @property
-    def geometry(self) -> tuple[int, tuple[int, int], int, int, str]:
-        """Last positional arguments of the functions in ``sparseconv.reference``."""
-        return self.stride, self.resolved_padding, self.dilation, self.groups, self.padding_mode
+    def geometry(self) -> Geometry:
+        """What a kernel computes; ValueError where the fields do not fit together."""
+        shape = (self.out_channels, self.in_channels // self.groups, self.kernel_size)
+        return Geometry.of(checked_shape(shape), **self.options)
 
     def make_pattern(self) -> KernelCSR:
         """Build the pattern; always the same one."""
-        shape = (self.out_channels, self.in_channels // self.groups, self.kernel_size)
+        shape = self.geometry.shape
         mask = torch.rand(shape, generator=torch.Generator().manual_seed(self.seed)) < self.density
         taps = torch.arange(self.kernel_size).expand(shape)
         if self.pattern == "empty_row":

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sparseconv.core.geometry import Geometry
 from sparseconv.core.pattern import KernelCSR
 from sparseconv.testing.cases import Case, Tensors
 
@@ -38,31 +39,27 @@ def conv1d_oracle(
     values: Tensor,
     pattern: KernelCSR,
     bias: Tensor | None,
-    stride: int,
-    padding: tuple[int, int],
-    dilation: int,
-    groups: int,
-    padding_mode: str,
+    geometry: Geometry,
 ) -> Tensor:
     """Compute the output ``(N, C_out, L_out)`` in float64, one tap after the other.
 
     The definition itself: ``y[n, o, l] = bias[o] + sum w[o, c, k] * x[n, c, l*stride +
-    k*dilation - left]``. Differentiable in input and values. ``padding`` is ``(left, right)``, in
-    samples.
+    k*dilation - left]``. Differentiable in input and values.
 
     Example:
         >>> pattern = KernelCSR.from_mask(torch.tensor([[[True, False, True]]]))
         >>> x, values = torch.arange(5.0).view(1, 1, 5), torch.tensor([1.0, -1.0])
-        >>> conv1d_oracle(x, values, pattern, None, 1, (0, 0), 1, 1, "zeros")
+        >>> geometry = Geometry.of(pattern.shape, 1, 0, 1, 1, "zeros")
+        >>> conv1d_oracle(x, values, pattern, None, geometry)
         tensor([[[-2., -2., -2.]]], dtype=torch.float64)
     """
-    out_channels, group_channels, taps = pattern.shape
+    (out_channels, group_channels, taps), stride, padding, dilation, groups, mode = geometry
     sizes = pattern.crow_indices.diff()
     row = torch.arange(len(sizes)).repeat_interleave(sizes)
     weight = torch.zeros(len(sizes), taps, dtype=torch.float64)
     weight = weight.index_put((row, pattern.col_indices.long()), values.double())
     weight = weight.view(groups, out_channels // groups, group_channels, taps)
-    sources = torch.tensor(_sources(input.shape[2], padding, padding_mode))
+    sources = torch.tensor(_sources(input.shape[2], padding, mode))
     x = torch.where(sources < 0, 0, input.double()[:, :, sources])
     x = x.view(len(x), groups, group_channels, len(sources))
     length = (len(sources) - dilation * (taps - 1) - 1) // stride + 1
@@ -86,7 +83,7 @@ def exact_results(case: Case, tensors: Tensors) -> tuple[Tensor, Tensor, Tensor]
     with torch.enable_grad():
         x, values = (t.detach().double().requires_grad_() for t in tensors[:2])
         batch = x if case.batched else x.unsqueeze(0)
-        y = conv1d_oracle(batch, values, case.make_pattern(), tensors.bias, *case.geometry)
+        y = conv1d_oracle(batch, values, case.make_pattern(), tensors.bias, case.geometry)
         y = y if case.batched else y[0]
         dx, dw = torch.autograd.grad(y, (x, values), tensors.grad.double())
     return y.detach(), dx, dw

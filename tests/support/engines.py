@@ -93,7 +93,7 @@ def compute(case: Case, tensors: Tensors, engine: Engine) -> tuple[Tensor, Tenso
     """Run the three computations: output, gradient of the input, gradient of the values."""
     x, values, bias, grad = engine.put(tensors)
     pattern = case.make_pattern()
-    backend = engine.backend_for(Geometry(pattern.shape, *case.geometry), x.dtype)
+    backend = engine.backend_for(case.geometry, x.dtype)
     x, values = x.detach().requires_grad_(), values.detach().requires_grad_()
     y = sparse_conv1d(x, values, pattern, bias, **case.options, backend=backend)
     dx, dw = torch.autograd.grad(y, (x, values), grad)

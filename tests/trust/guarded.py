@@ -67,7 +67,7 @@ def calls_of(case: Case, rng: random.Random, seed: int) -> list[tuple[Any, tuple
         assert grad is not None
         x, grad = x[None], grad[None]
     pattern = case.make_pattern()
-    geometry = Geometry(pattern.shape, *case.geometry)
+    geometry = case.geometry
     calls = op_calls((x, values, bias, grad), pattern, geometry, case.length)
     calls["fprop"] += (rng.random() < 0.3,)  # with ReLU
     found: list[tuple[Any, tuple[Any, ...]]] = [(getattr(OPS, n), a) for n, a in calls.items()]

@@ -56,7 +56,7 @@ def strides(folder: Path) -> tuple[int, list[str]]:
         mode, stride = ("reflect", 2) if dtype == "float64" else ("zeros", 1)
         case = Case(2, 3, 4, 5, 40, stride, (3, 2), padding_mode=mode, dtype=dtype, density=0.5)
         pattern = case.make_pattern()
-        geometry = Geometry(pattern.shape, *case.geometry)
+        geometry = case.geometry
         for name, args in op_calls(case.tensors(), pattern, geometry, 40).items():
             places = [
                 (i, dim, offset)

@@ -28,7 +28,6 @@ from engines import Engine, check, compute
 from layouts import LAYOUTS
 
 from sparseconv import SparseConv1d
-from sparseconv.core.geometry import Geometry
 from sparseconv.functional import conv
 from sparseconv.ops import cuda, gpu_plans, schemas
 from sparseconv.ops.backends import extension
@@ -49,7 +48,7 @@ def supported_case(rng):
     """A random case that the kernels compute."""
     while True:
         case = random_case(rng, stride=1, groups=1)
-        geometry = Geometry(case.make_pattern().shape, *case.geometry)
+        geometry = case.geometry
         if case.dtype != "float64" and gpu_plans.cuda_computes(geometry):
             return case
 
@@ -169,7 +168,7 @@ def test_wrong_arguments_are_refused():
     case = Case(2, 4, 6, 3, 20)
     x, values, bias, grad = case.tensors()
     pattern = case.make_pattern()
-    g = Geometry(pattern.shape, *case.geometry)
+    g = case.geometry
     arrays = pattern.crow_indices, pattern.col_indices
     context = *arrays, g.numbers
     for call in (

@@ -86,7 +86,7 @@ def test_plans_hold_the_whole_pattern(seed: int) -> None:
     """Every weight has the slot of its tap, also in the transposed pattern, and its bit is set."""
     case = random_case(random.Random(seed), stride=1, groups=1, dilation=1)
     pattern = case.make_pattern()
-    geometry = Geometry(pattern.shape, *case.geometry)
+    geometry = case.geometry
     mask = pattern.to_mask()
     for make, expected in (
         (gpu_plans.cuda_fprop, mask),

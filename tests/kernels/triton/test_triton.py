@@ -17,7 +17,6 @@ import torch
 from packaging.version import Version
 
 import sparseconv as sc
-from sparseconv.core.geometry import Geometry
 from sparseconv.ops import backends
 from sparseconv.testing import Case
 
@@ -130,7 +129,7 @@ def test_compiled_ahead_of_time(case, dtype, capability, monkeypatch, tmp_path, 
     x, values, bias, grad = (t.to(dtype) for t in case.tensors())
     pattern = case.make_pattern()
     # On CPU tensors, because nothing is launched; the plans are the same.
-    numbers = Geometry(pattern.shape, *case.geometry).numbers
+    numbers = case.geometry.numbers
     context = pattern.crow_indices, pattern.col_indices, numbers
     launch.fprop(x, values, bias, *context, case is FULL_OPTIONS)
     launch.dgrad(grad, values, *context, case.length)
