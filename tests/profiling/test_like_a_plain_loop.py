@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -42,14 +42,11 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[float, float]]:
     real = stopwatch.interleave
 
     def interleave(candidates: Any, context: Any, **options: Any) -> Any:
-        @contextmanager
-        def checked(name: str) -> Iterator[None]:
-            with nullcontext() if name in loops else context(name):
-                # Recording gradients costs too little here to be seen in the time.
-                assert name in loops or torch.is_grad_enabled() == name.endswith("training")
-                yield
-
-        times = real({**candidates, **loops}, context=checked, **options)
+        times = real(
+            {**candidates, **loops},
+            context=lambda name: nullcontext() if name in loops else context(name),
+            **options,
+        )
         turns.append({name: 1e3 * float(statistics.median(times.pop(name))) for name in loops})
         return times
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import ArrayLike
 
 from sparseconv.profiling import stopwatch
@@ -30,6 +31,7 @@ def fake_clock(
         times = {}
         for name, call in candidates.items():
             with context(name):
+                assert torch.is_grad_enabled() == name.endswith("training")
                 call()
             given = milliseconds(name, len(asked))
             times[name] = 1e-3 * np.resize(np.asarray(given, dtype=float), rounds)
