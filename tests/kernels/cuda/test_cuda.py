@@ -186,27 +186,13 @@ def toolkit(folder: Path, release: str) -> str:
     return str(folder)
 
 
-def set_up(
-    code: str, version: str | None, home: str | None, force: str, folder: Path, *arguments: str
-) -> Any:
-    """Run code in a folder with setup.py, beside a torch for this version of CUDA."""
-    before = f"""
-import torch
-from torch.utils import cpp_extension
-torch.version.cuda, cpp_extension.CUDA_HOME = {version!r}, {home!r}
-"""
-    return subprocess.run(
-        [sys.executable, "-c", before + code, *arguments],
-        env=os.environ | {"FORCE_CUDA": force}, cwd=folder,
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-
-
 @pytest.mark.promise("P10")
 def test_what_is_built(tmp_path: Path) -> None:
     """CUDA kernels where torch has CUDA and there is an nvcc; FORCE_CUDA may forbid or demand."""
     code = """
 import itertools, json, os, sys, warnings
+import torch
+from torch.utils import cpp_extension
 warnings.simplefilter("error")
 import setuptools
 from distutils.core import run_setup
@@ -221,7 +207,9 @@ for home, force in itertools.product([None, *sys.argv[1:]], ["", "0", "1"]):
         print(json.dumps([home, force, module.sources, module.define_macros]))
 """
     homes = [toolkit(tmp_path / name, release) for name, release in (("no", ""), ("yes", "13.0"))]
-    done = set_up(code, None, None, "", ROOT, *homes)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *homes], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     said = [line for line in done.stderr.splitlines() if "No CUDA runtime is found" not in line]
     assert (done.returncode, said) == (0, [])
     results = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
@@ -250,49 +238,68 @@ extern "C" __attribute__((visibility("default"))) PyObject* PyInit__C() {
 """
 
 
+# For each folder with a setup.py, in a fork of a process that has imported torch: the exit code of
+# a build for CUDA 13.0, and what it says in a file.
+BUILDS = """
+import importlib.util, json, os, runpy, sys, traceback
+from pathlib import Path
+import setuptools, torch
+from torch.utils import cpp_extension
+
+for folder, home, environment in json.loads(sys.argv[1]):
+    if child := os.fork():
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+        continue
+    code = 1
+    try:
+        os.chdir(folder)
+        os.dup2(os.open("said", os.O_WRONLY | os.O_CREAT), 1)
+        os.dup2(1, 2)
+        os.environ.update(environment)
+        torch.version.cuda, cpp_extension.CUDA_HOME = "13.0", home
+        sys.argv = ["setup.py", "-q", "build_ext", "--inplace"]
+        runpy.run_path("setup.py", run_name="__main__")
+        for built in Path("sparseconv").glob("_C*"):
+            spec = importlib.util.spec_from_file_location("sparseconv._C", built.resolve())
+            assert importlib.util.module_from_spec(spec).cuda == 0
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+"""
+
+
 @pytest.mark.promise("P10")
-@pytest.mark.parametrize(
-    ("release", "gpus", "source", "force"),
-    [
+def test_builds_that_fail(tmp_path: Path) -> None:
+    """What cannot be built is left out, and nothing else is; what is demanded stops the build."""
+    if not shutil.which(COMPILER):
+        pytest.skip("no C++ compiler")
+    rows = [
         ("12.0", "9.0", SMALL, ""),  # not torch's
         ("13.0", "9.0", SMALL, "1"),  # cannot compile
         ("13.0", "", SMALL, ""),  # does not know for which GPUs, where none is visible
         ("13.0", "9.0", "#error broken", ""),
-    ],
-)
-def test_a_build_that_fails(
-    release: str, gpus: str, source: str, force: str, tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    """What cannot be built is left out, and nothing else is; what is demanded stops the build."""
-    if not shutil.which(COMPILER):
-        pytest.skip("no C++ compiler")
-    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", gpus)
-    shutil.copy(ROOT / "setup.py", tmp_path)
-    for name, text in (("extension.cpp", source), ("cpu/cpu.cpp", ""), ("cuda/kernel.cu", "")):
-        file = tmp_path / "csrc" / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text)
-    (tmp_path / "sparseconv").mkdir()
-    code = """
-import runpy, sys
-sys.argv = ["setup.py", "-q", "build_ext", "--inplace"]
-runpy.run_path("setup.py", run_name="__main__")
-"""
-    done = set_up(code, "13.0", toolkit(tmp_path / "cuda", release), force, tmp_path)
-    built = list((tmp_path / "sparseconv").glob("_C*"))
-    assert done.returncode == (force == "1"), done.stderr
-    if force == "1":
-        assert not built
-        return
-    without = re.findall("sparseconv: the (.*) left out: .", done.stderr)
-    assert without == ["CUDA kernels are"] * bool(release) + ["C++ extension is"] * (not built)
-    assert bool(built) == (source == SMALL), done.stderr
-    if not gpus and not torch.cuda.is_available():
-        assert "name those to build for in TORCH_CUDA_ARCH_LIST" in done.stderr
-    if built:
-        run([sys.executable, "-c", f"""
-import importlib.util, torch
-spec = importlib.util.spec_from_file_location("sparseconv._C", {str(built[0])!r})
-assert importlib.util.module_from_spec(spec).cuda == 0
-"""])  # fmt: skip
+    ]
+    folders, builds = [tmp_path / str(i) for i in range(len(rows))], []
+    for folder, (release, gpus, source, force) in zip(folders, rows, strict=True):
+        home = toolkit(folder / "cuda", release)
+        for name, text in (("extension.cpp", source), ("cpu/cpu.cpp", ""), ("cuda/kernel.cu", "")):
+            file = folder / "csrc" / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text)
+        (folder / "sparseconv").mkdir()
+        shutil.copy(ROOT / "setup.py", folder)
+        environment = {"TORCH_CUDA_ARCH_LIST": gpus, "FORCE_CUDA": force}
+        builds.append((str(folder), home, environment))
+    codes = run([sys.executable, "-c", BUILDS, json.dumps(builds)]).split()
+    for folder, code, (_, gpus, source, force) in zip(folders, codes, rows, strict=True):
+        said, built = (folder / "said").read_text(), list((folder / "sparseconv").glob("_C*"))
+        assert int(code) == (force == "1"), said
+        assert bool(built) == (source == SMALL and not force), said
+        without = re.findall("sparseconv: the (.*) left out: .", said)
+        assert without == (
+            [] if force else ["CUDA kernels are"] + ["C++ extension is"] * (not built)
+        )
+        if not gpus and not torch.cuda.is_available():
+            assert "name those to build for in TORCH_CUDA_ARCH_LIST" in said
