@@ -21,7 +21,7 @@ from sparseconv.edge import lowering
 WAYS = (("-O2",), ("-O3", "-march=native", "-ffp-contract=fast"))
 
 
-@pytest.mark.parametrize(("number", "name"), enumerate(NETWORKS))
+@pytest.mark.parametrize(("number", "name"), [*enumerate(NETWORKS)])
 def test_scores_are_within_the_bound(
     number: int, name: str, tmp_path: Path, count_cases: Any, campaign: Any
 ) -> None:

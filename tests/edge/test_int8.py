@@ -39,7 +39,7 @@ def integers(model: nn.Module, X: torch.Tensor) -> quantize.IntegerNetwork:
 WAYS = [*product(COMPILERS, (("-O0",), ("-O3", "-march=native")))]
 
 
-@pytest.mark.parametrize(("number", "name"), enumerate(NETWORKS))
+@pytest.mark.parametrize(("number", "name"), [*enumerate(NETWORKS)])
 def test_every_bit_of_the_program(
     number: int, name: str, tmp_path: Path, count_cases: Any, campaign: Any
 ) -> None:

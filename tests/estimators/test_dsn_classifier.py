@@ -77,7 +77,7 @@ def test_learns_and_reports(fitted: DSNClassifier) -> None:
 def test_labels_of_any_dtype(label: Callable[[int], Any]) -> None:
     X, indices = waves(n_classes=2 if label is bool else 3)
     y = np.array([label(int(i)) for i in indices])
-    classifier = small(epochs=40).fit(X, y)
+    classifier = small(epochs=20, lr=1e-2).fit(X, y)
     predicted = classifier.predict(X)
     assert predicted.dtype == y.dtype
     np.testing.assert_array_equal(classifier.classes_, np.unique(y))

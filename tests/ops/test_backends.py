@@ -131,17 +131,26 @@ def run_python(code: str) -> str:
 
 
 @pytest.mark.promise("P10")
-def test_import_without_the_extension() -> None:
+def test_without_the_extension_and_triton() -> None:
     code = """
 import sys
-sys.modules["sparseconv._C"] = None
+sys.modules["sparseconv._C"] = sys.modules["triton"] = None
 import torch, sparseconv as sc
-print(sc.available_backends()["cpp"])
+print(sc.available_backends())
+x, crow = torch.ones(1, 1, 9), torch.tensor([0, 1]).int()
+try:
+    torch.ops.sparseconv.triton_fprop(
+        x, x[0, 0, :1], None, crow, crow[:1], [1, 1, 1, 1, 0, 0, 1, 1, 0]
+    )
+except RuntimeError as error:
+    assert "Triton cannot be loaded" in str(error), error
 conv = sc.SparseConv1d(2, 3, 5)
 conv(torch.ones(1, 2, 9)).sum().backward()
 assert conv.values.grad is not None
 """
-    assert "the C++ extension cannot be loaded" in run_python(code)
+    said = run_python(code)
+    for text in ("C++ extension cannot be loaded", "Triton cannot be loaded", "pip install triton"):
+        assert text in said
 
 
 @pytest.mark.promise("P10")
@@ -171,5 +180,7 @@ from torch.utils.flop_counter import FlopCounterMode
 with FlopCounterMode(display=False) as counter:
     y.sum().backward()
 print(counter.get_total_flops())
+# Modules are there without an import:
+sc.datasets, sc.rocket, sc.testing, sc.pruning.WHC, sc.training.train
 """
     assert run_python(code).splitlines() == ["[]", str(2 * 7 * 4 * 5)]

@@ -75,7 +75,7 @@ def test_integers_are_exact(engines, campaign, count_cases):
     count_cases(counted)
 
 
-@pytest.mark.parametrize(("number", "pattern"), enumerate(PATTERNS))
+@pytest.mark.parametrize(("number", "pattern"), [*enumerate(PATTERNS)])
 def test_named_patterns(number, pattern, engines, count_cases):
     """Each pattern in one padding mode, or it would take a minute; the random cases mix them."""
     mode = MODES[number % 4]
