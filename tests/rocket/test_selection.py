@@ -28,7 +28,7 @@ def naive(
 @pytest.mark.parametrize("shape", [(20, 60), (80, 30)], ids=["fewer cases", "fewer features"])
 @pytest.mark.parametrize("size", [1, 2])
 @pytest.mark.parametrize("n_classes", [2, 4])
-@pytest.mark.parametrize("n_iter", [1, 5, 50])
+@pytest.mark.parametrize("n_iter", [1, 5, 20])
 def test_the_authors_algorithm(
     shape: tuple[int, int], size: int, n_classes: int, n_iter: int
 ) -> None:
@@ -36,7 +36,7 @@ def test_the_authors_algorithm(
     raw = np.random.default_rng(0).normal(size=(n, p))
     selection = GroupSelection(raw, np.arange(n) % n_classes, n_classes, size)
     X, Y = selection.X, selection.Y
-    for k in (0.1, 1.0, 10.0):
+    for k in (0.1, 10.0):
         for keep in (1, 5, p // size - 1):
             kept, W = selection.select(keep, k, n_iter)
             expected, weights = naive(X, Y, size, k, keep, n_iter)

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
+import resource
 import signal
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
-from full_disk import check_every_write
 from tiny import RECIPE, WithDropout, data, interrupted, network, run, same
 from torch import Tensor, nn
 
@@ -194,14 +197,32 @@ def test_damaged_and_foreign_files(tmp_path: Path, count_cases: Any) -> None:
         refused(network(1), tmp_path, "but not a sparseconv checkpoint, version 1")
 
 
+@contextmanager
+def room_for(size: int) -> Iterator[None]:
+    """No file grows beyond these bytes, as on a disk that becomes full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
 @pytest.mark.promise("P9")
 def test_a_failed_write_leaves_the_older_file(tmp_path: Path, count_cases: Any) -> None:
     path, content = tmp_path / "checkpoint.pt", {"epoch": 1, "x": [torch.zeros(9), torch.ones(5)]}
     checkpoint.save(path, content)
-    failed = check_every_write(lambda: checkpoint.save(path, {**content, "epoch": 2}), path)
-    assert failed > 13
+    whole, full = path.read_bytes(), OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    places = (os, "fsync"), (Path, "replace"), (Path, "open")
+    disks = [*map(room_for, range(0, len(whole), 100))]
+    for disk in (*disks, *(mock.patch.object(*place, side_effect=full) for place in places)):
+        with disk, pytest.raises((OSError, RuntimeError)):
+            checkpoint.save(path, {**content, "epoch": 2})
+        assert path.read_bytes() == whole
+        assert [file.name for file in tmp_path.iterdir()] == [path.name]
+    checkpoint.save(path, {**content, "epoch": 2})
     assert checkpoint.load(path)["epoch"] == 2
-    count_cases(failed)
+    count_cases(len(disks) + 3)
 
 
 class CtrlC:
