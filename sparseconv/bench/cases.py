@@ -72,7 +72,7 @@ class Case(testing.Case):
     Attributes:
         name: how the case is called everywhere.
         suite: which of ``SUITES`` it belongs to.
-        module: if not empty, what is timed is not the kernels but all of a ``SparseConv1d``, a
+        layer_ways: if not empty, what is timed is not the kernels but all of a ``SparseConv1d``, a
             forward pass without gradients and a pass with both gradients. The other ways to run the
             layer that are timed with it: ``"conv1d"`` (``nn.Conv1d``), ``"compiled"``
             (``torch.compile``), ``"exported"`` (``torch.export``).
@@ -87,7 +87,7 @@ class Case(testing.Case):
 
     name: str
     suite: str
-    module: tuple[str, ...] = ()
+    layer_ways: tuple[str, ...] = ()
     bias: bool = False
 
     def make_pattern(self) -> KernelCSR:
@@ -209,7 +209,7 @@ def _rows() -> Iterator[tuple[str, str, Fields]]:
         yield "dtype", dtype, {"dtype": dtype}
     for n, length in ((16, 128), (16, 24), (1, 128)):
         shape = {"n": n, "length": length}
-        yield "compiled", f"compiled_{n}x{length}", shape | {"module": COMPILERS}
+        yield "compiled", f"compiled_{n}x{length}", shape | {"layer_ways": COMPILERS}
     for pattern in ("dense_output", "empty_outputs", "one_channel", "one_dense_row",
                     "last_tap_only"):  # fmt: skip
         yield "adversarial", pattern, UNIFORM | {"pattern": pattern}
@@ -257,8 +257,8 @@ def _options() -> dict[str, Fields]:
 def _all() -> Iterator[Case]:
     for suite, name, changes in _rows():
         yield Case(**(LAYER | changes), name=name, suite=suite)
-    yield Case(1, 4, 8, 5, 16, name="tiny_module", suite="options", module=("conv1d",))
-    yield Case(2, 4, 8, 5, 16, name="compiled_tiny", suite="compiled", module=COMPILERS)
+    yield Case(1, 4, 8, 5, 16, name="tiny_module", suite="options", layer_ways=("conv1d",))
+    yield Case(2, 4, 8, 5, 16, name="compiled_tiny", suite="compiled", layer_ways=COMPILERS)
     for name, case in {
         "wgrad_splits": testing.Case(16, 2, 3, 3, 512),  # lane groups summed in separate runs
         # More rows than L2 has sums for:

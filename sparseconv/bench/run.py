@@ -194,9 +194,9 @@ def measure(
     with threads(count):
         problem, loop = case.build(), None
         wanted = check(problem)
-        if case.module:  # its time is Python's, and has no peak
-            others = [name for name in case.module if name in baselines or name not in BASELINES]
-            candidates, absent = _module_calls(problem, others)
+        if case.layer_ways:  # its time is Python's, and has no peak
+            others = [way for way in case.layer_ways if way in baselines or way not in BASELINES]
+            candidates, absent = _layer_calls(problem, others)
         else:
             candidates = {name: {"sparse": call} for name, call in public_calls(problem).items()}
             absent = {name: {} for name in candidates}
@@ -235,7 +235,7 @@ def measure(
         return rows
 
 
-def _module_calls(
+def _layer_calls(
     problem: Problem, others: Sequence[str]
 ) -> tuple[dict[str, Timed], dict[str, dict[str, str]]]:
     """Make calls of a layer as a loop has them, in every way; and say why some are absent."""
