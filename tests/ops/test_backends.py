@@ -57,7 +57,7 @@ def test_named_backend_never_falls_back(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.promise("P10")
-def test_cuda_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_backend_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     def state(built: bool, version: str | None, device: bool) -> str:
         fake = SimpleNamespace(cuda=built, isa=lambda: "isa", getenv=os.environ.get)
         monkeypatch.setattr(backends, "extension", fake)
@@ -80,8 +80,11 @@ def test_cuda_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert state(True, "13.0", True) == "available (a GPU)"
     assert (auto(None), auto(module)) == ("reference", "triton")
     assert auto(module, cuda_pays=True) == "cuda"
-    with pytest.raises(RuntimeError, match="'cuda' cannot run: it runs on CUDA tensors"):
-        backends.resolve_backend("cuda", torch.device("cpu"))
+    auto(None)
+    for name, device, text in (("cuda", "cpu", "it runs on CUDA"), ("triton", "cuda", "none")):
+        with pytest.raises(RuntimeError, match=f"'{name}' cannot run: {text}"):
+            backends.resolve_backend(name, torch.device(device))
+    assert sc.available_backends()["triton"] == "none"
 
 
 def test_auto_takes_the_cuda_kernels_where_they_pay() -> None:

@@ -9,7 +9,6 @@ import sys
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,7 +20,6 @@ from sparseconv.ops import backends
 from sparseconv.testing import Case
 
 HERE = Path(__file__).parent
-CUDA = torch.device("cuda")
 TYPES = {
     torch.float32: "fp32",
     torch.float64: "fp64",
@@ -155,19 +153,6 @@ def test_compiled_ahead_of_time(case, dtype, capability, monkeypatch, tmp_path, 
             most = 255 if dtype == torch.float64 else 168 if name == "wgrad" else 128
             assert used["REG"] <= most, report
             count_cases(1)
-
-
-def test_backend_is_chosen(monkeypatch):
-    monkeypatch.delenv("SPARSECONV_BACKEND", raising=False)
-    without = SimpleNamespace(cuda=False, getenv=os.environ.get, isa=lambda: "any")
-    monkeypatch.setattr(backends, "extension", without)
-    assert backends.resolve_backend("auto", CUDA) == ("reference" if missing else "triton")
-    assert backends.resolve_backend("auto", torch.device("meta")) == "reference"
-    monkeypatch.setattr(backends, "_load_triton", lambda: (None, "Triton is not here"))
-    assert backends.resolve_backend("auto", CUDA) == "reference"
-    assert sc.available_backends()["triton"] == "Triton is not here"
-    with pytest.raises(RuntimeError, match="backend 'triton' cannot run: Triton is not here"):
-        backends.resolve_backend("triton", CUDA)
 
 
 @pytest.mark.promise("P10")
