@@ -97,10 +97,9 @@ def factorize(
         ``(model, report)``: the copy, and what became of each set and of the other convolutions.
 
     Raises:
-        TypeError: ``model`` is not a module, or an argument of another type.
-        ValueError: names that are not there; sets of unequal or too few layers; a layer of another
-            class, with groups, hooks, a computed or shared weight; not one of ``rank`` and
-            ``compression``, or one that the weights cannot have; no layer gets smaller.
+        TypeError, ValueError: sets of unequal or too few layers; a layer of another class, with
+            groups, hooks, a computed or shared weight; not one of ``rank`` and ``compression``, or
+            one that the weights cannot have; no layer gets smaller.
 
     Example:
         >>> import sparseconv as sc
@@ -163,13 +162,9 @@ def factorize(
         raise ValueError(f"no layer gets smaller; {reasons or 'there is no nn.Conv1d'}")
     small = replace(twin, successors)
     parameters = Counts(*(sum(p.numel() for p in m.parameters()) for m in (model, small)))
-    return Factorized(
-        small,
-        FactorizationReport(
-            method=method, layers=tuple(records), left=left,
-            parameters=parameters, before=model, after=small,
-        ),
-    )  # fmt: skip
+    report = FactorizationReport(method=method, layers=tuple(records), left=left,
+                                 parameters=parameters, before=model, after=small)  # fmt: skip
+    return Factorized(small, report)
 
 
 def _sizes(

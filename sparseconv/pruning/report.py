@@ -160,11 +160,7 @@ class SmallerNetwork(ChangeReport):
         Args:
             example_input: a tensor ``(N, C, L)``, or a tuple of the model's arguments, the first
                 tensor of which holds the batch; None: the one that ``prune_filters`` was given.
-            backward, rounds, least_seconds: as in ``profile``.
-
-        Raises:
-            ValueError: the input is one series without a batch.
-            NotImplementedError: the model is on a GPU.
+            backward, rounds, least_seconds: as in ``profile``, and its errors.
         """
         stopwatch = Stopwatch(backward, rounds, least_seconds)
         given = self.arguments if example_input is None else example_input
@@ -172,20 +168,21 @@ class SmallerNetwork(ChangeReport):
         # Fresh copies: what has been trained in place is not as fast.
         models = {"before": deepcopy_model(self.before).eval(), "after": merge(self.after).eval()}
         check_on_cpu({self.before: type(self.before).__name__})
-        records = []
+        layers = []
         with stopwatch.running():
             runs = {when: _runs(m, self.layers, arguments) for when, m in models.items()}
-            for record in self.layers:
-                passes = {when: in_sequence(found[record.name]) for when, found in runs.items()}
-                called = runs["before"][record.name]  # by eval mode
-                times = BeforeAfter.of(stopwatch.time(passes), INFERENCE) if called else None
-                records.append(replace(record, times={INFERENCE: times} if times else {}))
+            for layer in self.layers:
+                passes = {when: in_sequence(found[layer.name]) for when, found in runs.items()}
+                if runs["before"][layer.name]:  # eval mode calls it
+                    times = BeforeAfter.of(stopwatch.time(passes), INFERENCE)
+                    layer = replace(layer, times={INFERENCE: times})
+                layers.append(layer)
             whole = {when: model_passes(m, arguments, backward) for when, m in models.items()}
             seconds = stopwatch.time(whole)
         return replace(
             self,
             macs=self.macs or Counts(*(_macs(m, arguments) for m in models.values())),
-            layers=tuple(records),
+            layers=tuple(layers),
             times={which: BeforeAfter.of(seconds, which) for which in whole["after"]},
             machine=machine.environment_info(),
         )
@@ -261,18 +258,14 @@ class PruningReport(SmallerNetwork):
 
         For ``DSP``: a threshold in the middle of a plateau is a safe one.
 
-        Raises:
-            ValueError: the criterion has no threshold.
+        A criterion without a threshold has none (ValueError).
         """
         if self.threshold is None:
             raise ValueError(f"{self.criterion} has no threshold, and so no curve; DSP has one")
         best = [int(group.units[self.scores[group.units].argmax()]) for group in self.channels.sets]
-        result = []
-        for threshold in thresholds:
-            kept = self.scores > threshold
-            kept[best] = True
-            result.append((float(threshold), int(kept.sum())))
-        return result
+        scores = self.scores.clone()
+        scores[best] = torch.inf
+        return [(float(x), int((scores > x).sum())) for x in thresholds]
 
     def notes(self) -> list[str]:
         """Return the criterion, the layers without compressors, and the curve of thresholds."""
