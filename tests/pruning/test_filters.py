@@ -81,6 +81,10 @@ def test_steps() -> None:
     once = sc.prune_filters(model, X, Magnitude(), ratio=0.75).report
     assert once.layers[0].kept == report.layers[0].kept
     assert pruned[5].weight.shape == (2, 2)
+    towards = Watched()
+    sc.prune_filters(model, X, towards, target_macs=report.macs.after, steps=3)
+    whole, second, third = map(sum, towards.asked)
+    assert whole > second > third
 
 
 @pytest.mark.parametrize("steps", [1, 3])
