@@ -11,6 +11,7 @@ import torch
 from networks import Drawn, classifier, data, silenced
 from random_networks import RandomNetwork
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 import sparseconv as sc
 from sparseconv.pruning import WHC
@@ -51,6 +52,9 @@ def test_an_optimizer_goes_on_as_if_its_filters_were_silent(seed: int, which: in
     positions = sc.prune_filters(marked, x, drawn, ratio=0.5).model
     pruned, report = sc.prune_filters(model, x, drawn, ratio=0.5, optimizer=optimizer)
     assert report.parameters[1] < report.parameters[0]
+    both = [x for each in (optimizer, report.optimizer) for x in tree_leaves({**each.state})]
+    places = [x.data_ptr() for x in both if isinstance(x, torch.Tensor)]
+    assert len(set(places)) == len(places)  # no moment is in both
 
     memo: dict[int, Any] = {}
     whole = silenced(model, report, memo)
