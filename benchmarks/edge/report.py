@@ -11,7 +11,7 @@ from benchmarks.edge.measure import BUNDLED, SPARSITIES, USUAL
 from benchmarks.edge.targets import TARGETS
 from sparseconv.edge.export import WEIGHTS
 from sparseconv.measure.table import Table
-from sparseconv.report.figures import BLUE, ORANGE, legend_above, new_figure, style_axes
+from sparseconv.report.figures import BLUE, ORANGE, legend_above, new_figure, save, style_axes
 
 Row = dict[str, Any]
 NATIVE, BOARD = TARGETS[0].name, TARGETS[1].name  # where accuracy and where cost is taken from
@@ -169,8 +169,7 @@ def draw(rows: Rows, path: Path) -> None:
         style_axes(ax, "sparsity, %", title)
         ax.set_yscale("log")
     legend_above(figure, axes[0])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=170)
+    save(figure, path)
 
 
 def cost_cells(row: Row) -> tuple[str, ...]:

@@ -23,6 +23,7 @@ from sparseconv.report.figures import (
     SERIES,
     legend_above,
     new_figure,
+    save,
     style_axes,
 )
 
@@ -95,7 +96,7 @@ def growth(runs: Runs, path: Path, names: Sequence[str]) -> Path | None:
         title = f"wins/ties/losses {wins(result)}"
         axes.set_title(title, fontsize=9, color=INK, loc="left")
         axes.set(xlim=(low, 101), ylim=(low, 101), aspect="equal")
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def published_and_ours(
@@ -158,7 +159,7 @@ def time_to_accuracy(runs: Runs, path: Path, sparse: str, dense: str) -> Path | 
     axes.xaxis.set_minor_formatter(lambda x, _: f"{x:g}" if f"{x:.0e}"[0] in "25" else "")
     axes.margins(x=0.1)
     legend_above(figure, axes)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 class Reached(NamedTuple):
@@ -230,7 +231,7 @@ def differences(runs: Runs, path: Path, reference: str, others: Sequence[str]) -
     labels = [f"{other} ({len(found)} sets)" for other, found in shown.items()]
     axes.set(yticks=range(len(shown)), yticklabels=labels)
     axes.invert_yaxis()
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def less(runs: Runs, run: str, reference: str) -> dict[str, float]:
@@ -263,7 +264,7 @@ def accuracy_by_time(runs: Runs, path: Path, names: Sequence[str]) -> Path | Non
         axes, f"time of a step / {first}'s; {sets} data sets", f"accuracy above {first}'s (points)"
     )
     axes.margins(x=0.15)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def times_and_accuracies(
@@ -325,9 +326,4 @@ def pareto(runs: Runs, path: Path) -> Path | None:
         axes, f"ms of a batch of {BATCH} on one thread; data sets: {len(common)}", "accuracy (%)"
     )
     axes.margins(x=0.1, y=0.1)
-    return _save(figure, path)
-
-
-def _save(figure: Any, path: Path) -> Path:
-    figure.savefig(path, dpi=170)
-    return path
+    return save(figure, path)

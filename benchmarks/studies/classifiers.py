@@ -23,7 +23,7 @@ from benchmarks.paper.rows import read_rows
 from sparseconv.estimators.pocket import POCKETClassifier
 from sparseconv.measure.machine import threads
 from sparseconv.measure.table import Table
-from sparseconv.report.figures import BLUE, GREEN, INK, ORANGE, new_figure, style_axes
+from sparseconv.report.figures import BLUE, GREEN, INK, ORANGE, new_figure, save, style_axes
 
 RESULTS = Path(__file__).parents[1] / "results" / "pocket" / "time.jsonl"
 SETS = 12  # the cheapest of UCR 85 that the paper's sweep has trained DSN on
@@ -159,5 +159,4 @@ def draw(path: Path) -> Path:
     axes.set_xscale("log")
     style_axes(axes, "microseconds of a series, in one call for the test set", "mean accuracy, %")
     axes.margins(x=0.25, y=0.12)
-    figure.savefig(path, dpi=170)
-    return path
+    return save(figure, path)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
 from typing import TypeVar
 
-from benchmarks.paper.comparison import Row, Runs, Versus, holm, versus
+from benchmarks.paper.comparison import Row, Runs, Versus, holm, published_accuracy, versus
 
 Name = TypeVar("Name")
 NONE = "-"
@@ -55,6 +55,17 @@ def result_cells(found: Mapping[Name, Versus | None]) -> dict[Name, tuple[str, .
         name: (wins(result), difference(result), p_text(p))
         for (name, result), p in zip(compared.items(), corrected, strict=True)
     }
+
+
+def to_published(ours: Mapping[str, float], peer: str) -> tuple[Versus, list[str]] | None:
+    """Compare accuracies with published ones; also return both means over their common sets."""
+    theirs = published_accuracy(peer)
+    result = versus(ours, theirs)
+    if result is None:
+        return None
+    common = [name for name in ours if name in theirs]
+    means = [fmean(accuracy[name] for name in common) for accuracy in (ours, theirs)]
+    return result, [f"{mean:.2f}" for mean in means]
 
 
 def to_whole(runs: Runs, whole_of: Mapping[str, str]) -> dict[str, tuple[str, ...]]:

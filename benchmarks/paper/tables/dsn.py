@@ -13,7 +13,6 @@ from benchmarks.paper.comparison import (
     Runs,
     Versus,
     published_accuracy,
-    versus,
 )
 from benchmarks.paper.tables.cells import (
     COMPARED,
@@ -25,6 +24,7 @@ from benchmarks.paper.tables.cells import (
     percent,
     result_cells,
     spread,
+    to_published,
 )
 from sparseconv.measure.table import Table, with_thousands
 
@@ -37,7 +37,7 @@ def against_published(runs: Runs, run: str = "DSN", archive: str = "ucr85") -> T
     """Compare DSN with published networks on an archive's sets that were run."""
     sets = set(members(archive))
     ours = {name: value for name, value in runs.accuracy(run).items() if name in sets}
-    found = {peer: both for peer in PEERS if (both := _to_published(ours, peer))}
+    found = {peer: both for peer in PEERS if (both := to_published(ours, peer))}
     cells = result_cells({peer: result for peer, (result, _) in found.items()})
     rows = []
     for peer, (result, means) in found.items():
@@ -54,7 +54,7 @@ def against_published(runs: Runs, run: str = "DSN", archive: str = "ucr85") -> T
 
 def reproduced(runs: Runs, names: Sequence[str]) -> Table:
     """Compare networks of others that were trained here with what their authors published."""
-    found = {name: both for name in names if (both := _to_published(runs.accuracy(name), name))}
+    found = {name: both for name in names if (both := to_published(runs.accuracy(name), name))}
     cells = result_cells({name: result for name, (result, _) in found.items()})
     rows = [
         (name, f"{result.sets}, {_counted_rows(runs, name)}", *means, *cells[name])
@@ -70,17 +70,6 @@ def reproduced(runs: Runs, names: Sequence[str]) -> Table:
 def _counted_rows(runs: Runs, name: str) -> int:
     published = published_accuracy(name)
     return sum(len(rows) for dataset, rows in runs.rows(name).items() if dataset in published)
-
-
-def _to_published(ours: Mapping[str, float], peer: str) -> tuple[Versus, list[str]] | None:
-    """Compare accuracies with published ones; also return both means over their common sets."""
-    theirs = published_accuracy(peer)
-    result = versus(ours, theirs)
-    if result is None:
-        return None
-    common = [name for name in ours if name in theirs]
-    means = [fmean(accuracy[name] for name in common) for accuracy in (ours, theirs)]
-    return result, [f"{mean:.2f}" for mean in means]
 
 
 def _scaled_counts(counts: Sequence[int], result: Versus) -> str:

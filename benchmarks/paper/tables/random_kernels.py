@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from statistics import fmean, median
 
 from benchmarks.paper.comparison import Runs, Versus, published_accuracy, versus
@@ -13,6 +12,7 @@ from benchmarks.paper.tables.cells import (
     percent,
     prediction_seconds,
     result_cells,
+    to_published,
     to_whole,
 )
 from sparseconv.measure.table import Table
@@ -38,6 +38,8 @@ def pruned_kernels(runs: Runs) -> Table:
         held = [row for dataset in common for row in runs.rows(name)[dataset]]
         kept = fmean(row["keep"] / row["n_candidates"] for row in held)
         timed = all(row["predict_seconds"] is not None for row in held)
+        peer = PUBLISHED_ROCKET.get(name)
+        published = to_published(ours, peer) if peer else None
         fit = median(runs.mean(name, "fit_seconds").values())
         rows.append(
             (
@@ -46,7 +48,7 @@ def pruned_kernels(runs: Runs) -> Table:
                 f"{100 * kept:.0f} %",
                 f"{fmean(ours[dataset] for dataset in common):.2f}",
                 *cells[name],
-                _published_and_ours(name, ours),
+                ", ".join(reversed(published[1])) if published else NONE,
                 f"{fit:.2f}",
                 f"{1e6 * median(runs.mean(name, prediction_seconds).values()):.0f}"
                 if timed
@@ -80,15 +82,6 @@ def choices(runs: Runs) -> Table:
     rows = [(*names, str(result.sets), *cells[names]) for names, result in found.items()]
     header = ("run", "against", "sets", "wins/ties/losses", DIFFERENCE, "p, Holm")
     return Table(header, rows, 2)
-
-
-def _published_and_ours(run: str, ours: Mapping[str, float]) -> str:
-    """Write the published and our mean accuracy over the sets that have both."""
-    theirs = published_accuracy(PUBLISHED_ROCKET[run]) if run in PUBLISHED_ROCKET else {}
-    known = [dataset for dataset in ours if dataset in theirs]
-    if not known:
-        return NONE
-    return f"{fmean(theirs[d] for d in known):.2f}, {fmean(ours[d] for d in known):.2f}"
 
 
 def pruned_kernels_each(runs: Runs) -> Table:
