@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import snippets
 import torch
+from quick_figures import quick_figures  # noqa: F401 (a fixture of every test here)
 
 import sparseconv as sc
 from sparseconv.measure.timing import LEAST_ROUNDS

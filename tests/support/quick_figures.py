@@ -12,7 +12,7 @@ from sparseconv.report import figures
 
 @pytest.fixture(autouse=True, scope="module")
 def quick_figures() -> Iterator[None]:
-    """Draw none in the tests of this module; ``test_report`` and the snippets of the docs do."""
+    """Draw none in the tests of this module; ``test_report`` does."""
 
     def empty(*arguments: object) -> Path:
         path = Path(str(arguments[-1]))
