@@ -88,6 +88,11 @@ def test_sparse_is_what_was_measured_faster(clock: list[set[str]]) -> None:
     assert f"dense: {Verdict.DENSE}" in text
     assert "training of the whole model: 2.000 -> 1.000 ms, ratio 2.00" in text
     assert "training decides" in text
+    clock.clear()
+    _, report = sc.convert(model, example_input=X, backward=False)
+    assert all(name.endswith(" inference") for asked in clock for name in asked)
+    assert report.times.keys() == {"inference"}
+    assert "inference decides" in str(report)
 
 
 @pytest.mark.parametrize("dense_ms", [3.0, 0.5])
@@ -104,13 +109,6 @@ def test_unpruned_layers_are_measured_if_asked(
     assert found["whole"] == (dense_ms > 1, Verdict.SPARSE if dense_ms > 1 else Verdict.DENSE)
     if dense_ms > 1:
         assert sc.to_dense(converted).whole.weight.equal(model.whole.weight)
-
-
-def test_inference_is_measured_without_gradients(clock: list[set[str]]) -> None:
-    _, report = sc.convert(network(), example_input=X, backward=False)
-    assert all(name.endswith(" inference") for asked in clock for name in asked)
-    assert report.times.keys() == {"inference"}
-    assert "inference decides" in str(report)
 
 
 def test_you_may_decide(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,6 @@ import torch
 from layers import OPTIONS
 from pruned_models import KINDS, bits, integers, masked, pruned
 from torch import nn
-from torch.nn.utils import prune
 
 import sparseconv as sc
 from sparseconv import SparseConv1d
@@ -89,31 +88,3 @@ def test_a_whole_dsn(padding: str) -> None:
             left, right = layer.resolved_padding
             inner = name if left == right else f"{name}.1"
             assert torch.equal(dense.state_dict()[f"{inner}.weight"], layer.dense_weight())
-
-
-def test_values_that_are_computed_come_back_as_they_are_now() -> None:
-    layer = SparseConv1d(2, 3, 5, density=0.5)
-    prune.l1_unstructured(layer, "values", 3)
-    layer.values_orig.data.mul_(2)  # the attribute is that of the last forward pass
-    dense = sc.to_dense(layer)
-    expected = layer.values_orig * layer.values_mask
-    assert torch.equal(dense.weight[layer.pattern.to_mask()], expected)
-    assert not dense._forward_pre_hooks
-    assert {name for name, _ in dense.named_parameters()} == {"weight", "bias"}
-
-
-class OwnSparse(SparseConv1d):
-    """Another."""
-
-
-def test_to_dense_refuses_what_it_does_not_know() -> None:
-    with pytest.raises(NotImplementedError, match=r"layer '0' is a OwnSparse"):
-        sc.to_dense(nn.Sequential(OwnSparse(2, 3, 5)))
-    hooked = SparseConv1d(2, 3, 5)
-    hooked.register_forward_hook(lambda *_: None)
-    with pytest.raises(ValueError, match="layer '0' has hooks, which would be lost"):
-        sc.to_dense(nn.Sequential(hooked))
-    with pytest.raises(TypeError, match=r"an nn\.Module, but got int"):
-        sc.to_dense(3)
-    plain = nn.Sequential(nn.Linear(2, 2))
-    assert sc.to_dense(plain) is not plain

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.checkpoint import checkpoint
 
 from sparseconv import SparseConv1d
 from sparseconv.nn.block import Block
@@ -110,12 +109,6 @@ def compiled_autograd(model: nn.Module) -> list[Any]:
     return [x.grad, *(p.grad for p in model.parameters())]
 
 
-def checkpointed(model: nn.Module, reentrant: bool) -> list[Any]:
-    x = sample().requires_grad_()
-    checkpoint(model, x, use_reentrant=reentrant).square().sum().backward()
-    return [x.grad, *(p.grad for p in model.parameters())]
-
-
 def loss(model: nn.Module, x: Tensor) -> Tensor:
     return model(x).square().sum()
 
@@ -129,8 +122,6 @@ ASKED: dict[str, Callable[[nn.Module], Any]] = {
     "hooks of saved tensors": partial(
         gradients, forward=lambda: saved_tensors_hooks(torch.clone, lambda t: t)
     ),
-    "checkpoint": partial(checkpointed, reentrant=False),
-    "reentrant checkpoint": partial(checkpointed, reentrant=True),
     "backward in autocast": partial(
         gradients, backward=lambda: torch.autocast("cpu", torch.bfloat16)
     ),

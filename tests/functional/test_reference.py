@@ -8,8 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sparseconv import KernelCSR, sparse_conv1d
-from sparseconv.reference import conv1d_dense, dense_weight
+from sparseconv import sparse_conv1d
+from sparseconv.reference import conv1d_dense
 from sparseconv.testing import exact_results, expected, random_case
 
 
@@ -65,36 +65,3 @@ def test_the_bound_is_tight_enough_to_catch_a_missing_term():
         exact, bound = expected(case, tensors)[0]
         y = conv1d_dense(x, wrong, case.make_pattern(), bias, *case.geometry[1:])
         assert ((y.double() - exact).abs() > bound).any(), case
-
-
-@pytest.mark.parametrize("mode", ["zeros", "replicate", "reflect", "circular"])
-def test_gradcheck(mode):
-    pattern = KernelCSR.random((4, 2, 3), 9, generator=torch.Generator().manual_seed(0))
-    torch.manual_seed(1)
-    tensors = [
-        torch.randn(size, dtype=torch.float64, requires_grad=True)
-        for size in ((2, 4, 6), (9,), (4,))
-    ]
-
-    def function(x, values, bias):
-        return conv1d_dense(x, values, pattern, bias, 2, (1, 3), 2, 2, mode)
-
-    assert torch.autograd.gradcheck(function, tensors)
-    assert torch.autograd.gradgradcheck(function, tensors)
-
-
-def test_dense_weight():
-    mask = torch.rand(5, 3, 4, generator=torch.Generator().manual_seed(0)) < 0.4
-    pattern = KernelCSR.from_mask(mask)
-    values = torch.arange(1.0, pattern.nnz + 1, requires_grad=True)
-    weight = dense_weight(values, pattern)
-    assert weight[mask].equal(values)
-    assert not weight[~mask].any()
-    weight.square().sum().backward()
-    assert values.grad.equal(2 * values)
-
-
-def test_the_reference_refuses_what_it_would_hide() -> None:
-    pattern = KernelCSR.full((4, 1, 3))
-    with pytest.raises(ValueError, match=r"values must be \(12,\), but got \(13,\)"):
-        dense_weight(torch.zeros(13), pattern)

@@ -1,4 +1,4 @@
-"""What ``sc.convert`` refuses."""
+"""What ``sc.convert`` and ``sc.to_dense`` refuse."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from refusals import refusals
 from torch import nn
 
-from sparseconv import convert
+from sparseconv import SparseConv1d, convert, to_dense
 
 X = torch.randn(2, 3, 40)
 MODEL = nn.Sequential(nn.Conv1d(3, 4, 9), nn.ReLU())
@@ -31,3 +31,17 @@ test_convert = refusals(
     (lambda: convert(torch.compile(MODEL, backend="eager")), ValueError,
      "expected a model before torch.compile"),
 )  # fmt: skip
+
+
+class OwnSparse(SparseConv1d):
+    """A subclass, whatever it does."""
+
+
+HOOKED = SparseConv1d(2, 3, 5)
+HOOKED.register_forward_hook(lambda *_: None)
+
+test_to_dense = refusals(
+    (lambda: to_dense(3), TypeError, "an nn.Module, but got int"),
+    (lambda: to_dense(nn.Sequential(OwnSparse(2, 3, 5))), NotImplementedError, "'0' is a OwnSpars"),
+    (lambda: to_dense(nn.Sequential(HOOKED)), ValueError, "'0' has hooks, which would be lost"),
+)
