@@ -21,6 +21,7 @@ import torch
 from tiny import RECIPE, WithDropout, data, interrupted, network, run, same
 from torch import Tensor, nn
 
+from sparseconv.pruning.sparsity_loss import InstanceSparsity
 from sparseconv.training import checkpoint
 from sparseconv.training.checkpoint import CheckpointError
 from sparseconv.training.loop import train
@@ -59,6 +60,25 @@ def test_resumed_runs_end_with_the_same_bits(
     again = make()  # resumed when it is finished
     assert run(again, out=tmp_path / "b", resume=True, **arguments) == result
     assert same(dict(again.state_dict()), dict(model.state_dict()))
+
+
+def test_a_run_with_a_penalty_resumes_with_the_same_bits_and_no_other_penalty(
+    tmp_path: Path,
+) -> None:
+    def penalty(model: nn.Module, weight: float = 0.1) -> InstanceSparsity:
+        return InstanceSparsity(model, ["blocks.0.relu"], weight)
+
+    model, other = network(), network()
+    expected = run(model, penalty=penalty(model))
+    interrupted(other, 18, out=tmp_path, penalty=penalty(other))
+    assert not any(module._forward_hooks for module in other.modules())
+    other = network()
+    found = run(other, out=tmp_path, resume=True, penalty=penalty(other))
+    assert same(found.history, expected.history)
+    assert same(model.state_dict(), other.state_dict())
+    for then in (penalty(other, 0.2), None):
+        with pytest.raises(ValueError, match=r"another run, its penalty differs: '(stages|weight)"):
+            run(other, out=tmp_path, resume=True, penalty=then)
 
 
 def test_an_interrupted_model_holds_the_best_epoch_so_far(tmp_path: Path) -> None:

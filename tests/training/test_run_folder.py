@@ -61,6 +61,8 @@ def test_its_labels(finished: Path) -> None:
     assert run.predict(data.X_test[:, 0].astype("float64")).tolist() == predicted.tolist()
     watched = torch.from_numpy(data.X_test).requires_grad_()
     assert run.predict(watched).tolist() == predicted.tolist()
+    run = sc.load_run(finished, backend="reference")
+    assert {layer.backend for layer in run.model.sparse_layers()} == {"reference"}
     assert run.predict(np.tile(data.X_test, 2)).shape == predicted.shape, "of another length"
 
 
@@ -108,15 +110,3 @@ def test_what_is_refused(copied: Path, tmp_path: Path) -> None:
     file.write_text(json.dumps(config))
     with pytest.raises(checkpoint.CheckpointError, match="does not fit the network"):
         sc.load_run(copied)
-
-
-def test_where_it_was_trained_and_how_it_is_named_do_not_matter(copied: Path) -> None:
-    config = json.loads((copied / "config.json").read_text())
-    config["network"]["backend"] = "cuda"
-    (copied / "config.json").write_text(json.dumps(config))
-    X = np.zeros((2, 1, 20))
-    wanted = sc.load_run(copied).predict(X)
-    layers = sc.load_run(copied, backend="reference").model.sparse_layers()
-    assert {layer.backend for layer in layers} == {"reference"}
-    named = copied.rename(copied.with_name("like a file.pt"))
-    assert sc.load_run(named).predict(X).tolist() == wanted.tolist()

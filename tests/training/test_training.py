@@ -4,21 +4,51 @@ from __future__ import annotations
 
 import math
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tiny import RECIPE, Constant, WithDropout, data, network, run, same
 from torch import Tensor, nn
 
 from sparseconv import DSTScheduler
+from sparseconv.pruning.sparsity_loss import InstanceSparsity
 from sparseconv.training import checkpoint
 from sparseconv.training.data import digest
 from sparseconv.training.evaluation import predict_log_proba
 from sparseconv.training.loop import train
 from sparseconv.training.recipe import Recipe
+
+
+def test_defaults_are_the_published_recipe() -> None:
+    assert Recipe() == Recipe(
+        epochs=1000, lr=3e-4, lr_min=1e-4, weight_decay=0.0, batch_size=None,
+        update_every_epochs=5, update_every_steps=None, skip_step_at_update=False,
+        decay_share=0.8, prune_fraction=0.5, prune_floor=0.001, grow="random", seed=0,
+    )  # fmt: skip
+    sizes = {n: Recipe().batch_size_for(n) for n in (1, 20, 29, 30, 50, 159, 160, 5000)}
+    assert sizes == {1: 2, 20: 2, 29: 2, 30: 3, 50: 5, 159: 15, 160: 16, 5000: 16}
+
+
+def test_learning_rate_is_the_cosine_per_epoch() -> None:
+    recipe = Recipe(epochs=9, lr=0.1, lr_min=0.02)
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 9, 0.02)
+    for epoch in range(1, 10):
+        assert recipe.lr_in(epoch) == pytest.approx(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        cosine.step()
+
+
+def test_numpy_scalars_are_taken_and_saved(tmp_path: Path) -> None:
+    recipe = Recipe(epochs=np.int64(1), lr=np.float32(0.01), seed=np.uint64(2**63 - 1))
+    run(network(), recipe, out=tmp_path)
+    saved = checkpoint.load(tmp_path / "checkpoint.pt")["recipe"]
+    assert saved == asdict(recipe)
+    assert {type(saved[name]) for name in ("epochs", "lr", "seed")} == {int, float}
 
 
 def test_every_series_once_per_epoch_in_a_new_order_last_batch_kept() -> None:
@@ -63,9 +93,6 @@ def test_loss_and_accuracy_are_means_over_series() -> None:
     assert result.history[0]["train_loss"] == pytest.approx(math.log(2))
     assert result.history[0]["train_accuracy"] == 0.5  # argmax of equals is class 0: half of them
     assert result.best_epoch == 5  # the last of equal epochs
-
-
-def test_networks_whose_pattern_cannot_change() -> None:
     for model, itop in ((WithDropout(), None), (network(sparsity=0.0), 1.0)):
         result = run(model)
         assert result.itop_rate == itop
@@ -160,19 +187,9 @@ def test_progress_bar_and_what_is_said_without_tqdm(
         assert len(run(network(), progress=True).history) == 7
 
 
-def test_predict_log_proba_converts() -> None:
-    model = network()
-    X, _ = data()
-    want = predict_log_proba(model, X)
-    torch.testing.assert_close(predict_log_proba(model, X.double().numpy()), want)
-    backwards = X.numpy()[..., ::-1].copy()[..., ::-1]
-    torch.testing.assert_close(predict_log_proba(model, backwards), want)
-    indices = nn.Sequential(nn.Embedding(3, 2), nn.Flatten(), nn.LogSoftmax(1))
-    assert predict_log_proba(indices, torch.tensor([[0, 2]])).shape == (1, 4)
-
-
 @pytest.mark.promise("P8")
-def test_predict_log_proba_leaves_every_module_in_its_mode() -> None:
+def test_predict_log_proba() -> None:
+    """Data of any type and memory layout; every module stays in its mode."""
     model = network()
     X, _ = data(11)
     expected = model.eval()(X)
@@ -180,11 +197,14 @@ def test_predict_log_proba_leaves_every_module_in_its_mode() -> None:
     for mode in (True, False):
         model.train(mode)
         frozen.eval()
-        got = predict_log_proba(model, X, batch_size=4)
+        for kind in (X, X.double().numpy(), X.numpy()[..., ::-1].copy()[..., ::-1]):
+            got = predict_log_proba(model, kind, batch_size=4)
+            torch.testing.assert_close(got, expected)
         assert {m.training for m in model.modules() if m is not frozen} == {mode}
         assert not frozen.training
         assert not got.requires_grad
-        torch.testing.assert_close(got, expected)
+    indices = nn.Sequential(nn.Embedding(3, 2), nn.Flatten(), nn.LogSoftmax(1))
+    assert predict_log_proba(indices, torch.tensor([[0, 2]])).shape == (1, 4)
 
 
 def test_data_of_any_kind_and_where_gradients_are_off() -> None:
@@ -198,3 +218,26 @@ def test_data_of_any_kind_and_where_gradients_are_off() -> None:
     last = X[:, 0, 0].clone().view(1, 1, -1).permute(2, 1, 0)
     assert last.is_contiguous()
     assert digest(last) == digest(X[:, :1, :1].clone())
+
+
+def test_the_history_holds_the_penalty() -> None:
+    X, y = data(5)  # one batch
+    one, given = Recipe(epochs=1, batch_size=5, grow="static"), []
+
+    class Counted(InstanceSparsity):
+        def __call__(self) -> Tensor:
+            given.append(super().__call__())
+            return given[-1]
+
+    model, again = network(), network()
+    options = {"progress": False, "validation": data(9, seed=1)}  # which is not watched
+    both = train(
+        model, X, y, one, penalty=Counted(model, ["blocks.0.relu"], 0.1), **options
+    ).history[0]
+    alone = train(again, X, y, one, **options).history[0]
+    assert len(given) == 1
+    assert given[0] > 0
+    loss = alone["train_loss"] + given[0].item()
+    assert both["train_loss"] == pytest.approx(loss, rel=1e-6)  # of float32
+    assert not same(model.state_dict(), again.state_dict()), "its gradient moves the weights"
+    assert not any(module._forward_hooks for module in model.modules())
