@@ -7,13 +7,11 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from layers import OPTIONS
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim, export
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -89,21 +87,6 @@ def test_export_is_the_first_to_run_a_model() -> None:
 def test_script_is_refused() -> None:
     with pytest.raises((ValueError, RuntimeError, torch.jit.frontend.FrontendError)):
         torch.jit.script(sc.SparseConv1d(2, 3, 5))
-
-
-@pytest.mark.parametrize(
-    "around", [FakeTensorMode(allow_non_fake_inputs=True), torch.inference_mode()]
-)
-def test_plans_are_made_for_real(around: Any) -> None:
-    """They are made at the first call, whatever fakes it, and used ever after."""
-    layer, x = sc.SparseConv1d(2, 3, 5, stride=2), torch.randn(4, 2, 9)
-    with around:
-        layer(x)
-    pattern = sc.KernelCSR.from_mask(layer.pattern.to_mask())
-    y, wanted = layer(x), sc.sparse_conv1d(x, layer.values, pattern, layer.bias, 2)
-    assert y.equal(wanted)
-    gradients = (torch.autograd.grad(each.sum(), layer.parameters()) for each in (y, wanted))
-    assert all(a.equal(b) for a, b in zip(*gradients, strict=True))
 
 
 @pytest.mark.tool("training an exported or traced graph", "works")

@@ -16,31 +16,24 @@ from torch.optim import lr_scheduler as schedules
 from sparseconv import DSTScheduler, SparseConv1d
 
 
-@pytest.mark.tool("LBFGS with DSTScheduler", "refuses", "its history is of all parameters at once")
-def test_lbfgs_trains_fixed_patterns_and_refuses_to_follow() -> None:
-    model = two_layers()
-    optimizer = torch.optim.LBFGS(model.parameters(), 0.1, max_iter=4)
-    x = next(batches())
+class Wrapped(torch.optim.Optimizer):
+    """As ZeroRedundancyOptimizer and SAM do: another optimizer holds the state."""
 
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = model(x).square().mean()
-        loss.backward()
-        return loss
-
-    first = optimizer.step(closure).item()
-    assert optimizer.step(closure).item() < first
-    settings = {"update_every": 1, "end_step": 9}
-    assert not DSTScheduler(model, optimizer, **settings, grow="static").step()
-    for grow in ("random", "gradient"):
-        with pytest.raises(NotImplementedError, match=r"LBFGS .*elementwise optimizer"):
-            DSTScheduler(model, optimizer, **settings, grow=grow)
+    def __init__(self, parameters: Any) -> None:
+        super().__init__(parameters, {})
+        self.inner = torch.optim.Adam(self.param_groups)
 
 
 @pytest.mark.tool("Muon", "refuses")
 @pytest.mark.tool("SparseAdam", "refuses")
-def test_optimizers_that_refuse_the_values_themselves() -> None:
-    model = two_layers()
+@pytest.mark.tool("LBFGS with DSTScheduler", "refuses", "its history is of all parameters at once")
+def test_optimizers_whose_state_cannot_follow_a_pattern() -> None:
+    model, settings = two_layers(), {"update_every": 1, "end_step": 9}
+    for kind, said in ((torch.optim.LBFGS, "LBFGS .*elementwise"), (Wrapped, r"optimizer\.inner")):
+        optimizer = kind(model.parameters())
+        with pytest.raises(NotImplementedError, match=said):
+            DSTScheduler(model, optimizer, **settings)
+        assert not DSTScheduler(model, optimizer, **settings, grow="static").step()
     if hasattr(torch.optim, "Muon"):
         with pytest.raises(ValueError, match="2D"):
             torch.optim.Muon(model.parameters())
@@ -174,25 +167,3 @@ def test_groups_and_frozen_layers() -> None:
     model[0].requires_grad_(True)
     with pytest.raises(ValueError, match=r"lacks those of layer .* or freeze the layer"):
         dst.step()
-
-
-class Wrapped(torch.optim.Optimizer):
-    """As ZeroRedundancyOptimizer and SAM do: another optimizer holds the state."""
-
-    def __init__(self, parameters: Any) -> None:
-        super().__init__(parameters, {})
-        self.inner = torch.optim.Adam(self.param_groups)
-
-    def step(self) -> None:  # type: ignore[override]
-        self.inner.step()
-
-
-def test_state_in_another_optimizer_is_refused_where_it_would_stay_behind() -> None:
-    model = two_layers()
-    optimizer = Wrapped(model.parameters())
-    with pytest.raises(NotImplementedError, match=r"hand optimizer\.inner to the DSTScheduler"):
-        DSTScheduler(model, optimizer, update_every=1, end_step=9)
-    DSTScheduler(model, optimizer, update_every=1, end_step=9, grow="static")
-    dst = DSTScheduler(model, optimizer.inner, update_every=1, end_step=9)
-    train_step(model, optimizer, next(iter(batches())))
-    assert dst.step()
