@@ -9,6 +9,7 @@ of the tensors: for an H100 the CPU took three times the time.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar, cast
@@ -60,30 +61,38 @@ def block_count(shape: Shape, nnz: int) -> int:
     return nnz // block_size(shape) + min(shape[0], nnz)
 
 
+Make = Callable[[Tensor, Tensor, Geometry], P]
+
+
 class _Held:
     """The plans of one pattern's two tensors, as they were at ``versions``."""
 
     def __init__(self, crow: Tensor, versions: tuple[int, int]) -> None:
         self.crow, self.versions = TensorWeakRef(crow), versions
-        self.plans: dict[tuple[Callable[..., Any], tuple[Hashable, ...]], tuple[Tensor, ...]] = {}
+        self.plans: dict[Hashable, tuple[Make[Any], Geometry, tuple[Tensor, ...]]] = {}
 
 
 _held: Any = WeakTensorKeyDictionary()  # by col_indices
 
 
-def _plan(make: Callable[..., P], crow: Tensor, col: Tensor, *args: Hashable) -> P:
-    """Return ``make(crow, col, *args)``, made at the first call for these tensors."""
-    if crow.is_inference() or col.is_inference():  # nothing tells that they were changed
-        return make(crow, col, *args)
-    held = _held.get(col)
-    if held is None or held.crow() is not crow:
-        held = _held[col] = _Held(crow, (crow._version, col._version))
-    if held.versions != (crow._version, col._version):
-        refresh(crow, col)
-    key = make, args
-    if key not in held.plans:
-        held.plans[key] = _elsewhere(make, crow, col, *args)
-    return cast(P, held.plans[key])
+def _kept(make: Make[P]) -> Make[P]:
+    """Make a plan at the first call for two tensors, and for a geometry except its padding."""
+
+    @functools.wraps(make)
+    def plan(crow: Tensor, col: Tensor, g: Geometry) -> P:
+        if crow.is_inference() or col.is_inference():  # nothing tells that they were changed
+            return make(crow, col, g)
+        held = _held.get(col)
+        if held is None or held.crow() is not crow:
+            held = _held[col] = _Held(crow, (crow._version, col._version))
+        if held.versions != (crow._version, col._version):
+            refresh(crow, col)
+        key = make, g.shape, g.stride, g.dilation, g.groups
+        if key not in held.plans:
+            held.plans[key] = make, g, _elsewhere(make, crow, col, g)
+        return cast(P, held.plans[key][2])
+
+    return plan
 
 
 def refresh(crow: Tensor, col: Tensor) -> None:
@@ -91,13 +100,13 @@ def refresh(crow: Tensor, col: Tensor) -> None:
     held = _held.get(col)
     if held is None:
         return
-    for (make, args), plan in held.plans.items():
-        for own, new in zip(plan, make(crow, col, *args), strict=True):
+    for make, geometry, plan in held.plans.values():
+        for own, new in zip(plan, make(crow, col, geometry), strict=True):
             own.copy_(new)
     held.versions = crow._version, col._version
 
 
-def _elsewhere(make: Callable[..., P], crow: Tensor, col: Tensor, *args: Hashable) -> P:
+def _elsewhere(make: Make[P], crow: Tensor, col: Tensor, g: Geometry) -> P:
     """Compute a plan that outlives the call: not in the memory of a CUDA graph.
 
     torch.compile's graphs allocate from a pool of their own on the thread and the stream of the
@@ -107,7 +116,7 @@ def _elsewhere(make: Callable[..., P], crow: Tensor, col: Tensor, *args: Hashabl
         RuntimeError: a CUDA graph is being captured.
     """
     if col.device.type != "cuda":
-        return make(crow, col, *args)
+        return make(crow, col, g)
     if torch.cuda.is_current_stream_capturing():
         raise RuntimeError(
             "a CUDA graph is captured before the first call with this pattern; call the function "
@@ -118,7 +127,7 @@ def _elsewhere(make: Callable[..., P], crow: Tensor, col: Tensor, *args: Hashabl
     def compute() -> P:
         with torch.cuda.device(col.device), torch.cuda.stream(torch.cuda.Stream()):  # type: ignore[no-untyped-call]
             torch.cuda.current_stream().wait_stream(current)
-            plan = make(crow, col, *args)
+            plan = make(crow, col, g)
             torch.cuda.current_stream().synchronize()  # any stream may read it from here on
         return plan
 
@@ -128,38 +137,26 @@ def _elsewhere(make: Callable[..., P], crow: Tensor, col: Tensor, *args: Hashabl
 _thread = ThreadPoolExecutor(1, "sparseconv-plans")  # started at the first plan of a GPU
 
 
+@_kept
 def triton_fprop(crow: Tensor, col: Tensor, g: Geometry) -> Correlation:
-    return _plan(_triton_fprop, crow, col, g.shape, g.dilation, g.groups)
+    _, channel, tap = _weights(crow, col, g)
+    return Correlation(_rows(crow, g.shape), _packed(channel, tap * g.dilation))
 
 
-def _triton_fprop(
-    crow: Tensor, col: Tensor, shape: Shape, dilation: int, groups: int
-) -> Correlation:
-    _, channel, tap = _weights(crow, col, shape, groups)
-    return Correlation(_rows(crow, shape), _packed(channel, tap * dilation))
-
-
+@_kept
 def triton_dgrad(crow: Tensor, col: Tensor, g: Geometry) -> Transposed:
-    return _plan(_triton_dgrad, crow, col, g.shape, g.stride, g.dilation, g.groups)
-
-
-def _triton_dgrad(
-    crow: Tensor, col: Tensor, shape: Shape, stride: int, dilation: int, groups: int
-) -> Transposed:
-    out_channel, channel, tap = _weights(crow, col, shape, groups)
-    row = channel * stride + tap * dilation % stride
-    rows, order = _sorted_rows(row, shape[1] * groups * stride)
-    entries = _packed(out_channel, -(tap * dilation // stride))[order]
+    out_channel, channel, tap = _weights(crow, col, g)
+    offset = tap * g.dilation
+    row = channel * g.stride + offset % g.stride
+    rows, order = _sorted_rows(row, g.shape[1] * g.groups * g.stride)
+    entries = _packed(out_channel, -(offset // g.stride))[order]
     return Transposed(rows, entries, order.int())
 
 
-def triton_wgrad(crow: Tensor, col: Tensor, g: Geometry) -> Tensor:
+@_kept
+def triton_wgrad(crow: Tensor, col: Tensor, g: Geometry) -> tuple[Tensor]:
     """Return the blocks ``(blocks, 3)``: entries of one output channel that a program takes."""
-    return _plan(_triton_wgrad, crow, col, g.shape)[0]
-
-
-def _triton_wgrad(crow: Tensor, col: Tensor, shape: Shape) -> tuple[Tensor]:
-    size = block_size(shape)
+    shape, size = g.shape, block_size(g.shape)
     bounds = crow[:: shape[1]].to(torch.int64)
     blocks = ((bounds.diff() + size - 1) // size).cumsum(0)
     # What any pattern with this nnz may need: those left over are empty.
@@ -197,6 +194,7 @@ def cuda_pays(dtype: torch.dtype, nnz: int, geometry: Geometry) -> bool:
     )
 
 
+@_kept
 def cuda_fprop(crow: Tensor, col: Tensor, g: Geometry) -> Masks:
     """Return the plan of fprop and of wgrad.
 
@@ -204,26 +202,19 @@ def cuda_fprop(crow: Tensor, col: Tensor, g: Geometry) -> Masks:
         NotImplementedError: the CUDA kernels do not compute this geometry.
     """
     _check_cuda(g)
-    return _plan(_cuda_fprop, crow, col, g.shape, g.dilation)
+    out_channel, channel, tap = _weights(crow, col, g)
+    return _masks(_rows(crow, g.shape), out_channel, channel, tap * g.dilation, g.shape[1])
 
 
-def _cuda_fprop(crow: Tensor, col: Tensor, shape: Shape, dilation: int) -> Masks:
-    out_channel, channel, tap = _weights(crow, col, shape, 1)
-    return _masks(_rows(crow, shape), out_channel, channel, tap * dilation, shape[1])
-
-
+@_kept
 def cuda_dgrad(crow: Tensor, col: Tensor, g: Geometry) -> Masks:
     """Return the plan of dgrad, whose rows are input channels; raises as ``cuda_fprop`` does."""
     _check_cuda(g)
-    return _plan(_cuda_dgrad, crow, col, g.shape, g.dilation)
-
-
-def _cuda_dgrad(crow: Tensor, col: Tensor, shape: Shape, dilation: int) -> Masks:
-    out_channel, channel, tap = _weights(crow, col, shape, 1)
+    out_channel, channel, tap = _weights(crow, col, g)
     # Not bincount, which waits for the GPU.
-    counts = channel.new_zeros(shape[1]).scatter_add_(0, channel, torch.ones_like(channel))
+    counts = channel.new_zeros(g.shape[1]).scatter_add_(0, channel, torch.ones_like(channel))
     swizzled = _heaviest_first(torch.nn.functional.pad(counts.cumsum(0), (1, 0)))
-    return _masks(swizzled, channel, out_channel, tap * dilation, shape[0])
+    return _masks(swizzled, channel, out_channel, tap * g.dilation, g.shape[0])
 
 
 def _check_cuda(geometry: Geometry) -> None:
@@ -235,15 +226,15 @@ def _check_cuda(geometry: Geometry) -> None:
         )
 
 
-def _weights(crow: Tensor, col: Tensor, shape: Shape, groups: int) -> tuple[Tensor, Tensor, Tensor]:
+def _weights(crow: Tensor, col: Tensor, g: Geometry) -> tuple[Tensor, Tensor, Tensor]:
     """Return output channel, input channel and tap of every active weight, in CSR order."""
-    out_channels, group_channels, _ = shape
+    out_channels, group_channels, _ = g.shape
     per_kernel = crow.diff()
     kernel = torch.arange(len(per_kernel), device=crow.device).repeat_interleave(
         per_kernel, output_size=col.shape[0]
     )
     out_channel = kernel // group_channels
-    group = out_channel // (out_channels // groups)
+    group = out_channel // (out_channels // g.groups)
     return out_channel, group * group_channels + kernel % group_channels, col.to(torch.int64)
 
 

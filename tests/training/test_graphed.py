@@ -89,7 +89,7 @@ def test_plans_for_a_gpu_stay_where_they_are() -> None:
             gpu_plans.cuda_fprop(*arrays, one),
             gpu_plans.cuda_dgrad(*arrays, one),
         )
-        return [*tensors(plans), gpu_plans.triton_wgrad(*arrays, strided)]
+        return [*tensors(plans), *gpu_plans.triton_wgrad(*arrays, strided)]
 
     places = [t.data_ptr() for t in made(static)]
     # All in one channel: as uneven as it gets, at the same nnz.

@@ -205,7 +205,7 @@ def wgrad(
     out_length, nnz = g.output_length(length), col_indices.shape[0]
     _expect("input", input, (batch, shape[1] * groups, length), input)
     _expect("grad_output", grad_output, (batch, shape[0], out_length), input)
-    blocks = gpu_plans.triton_wgrad(crow_indices, col_indices, g)
+    (blocks,) = gpu_plans.triton_wgrad(crow_indices, col_indices, g)
     entries = gpu_plans.triton_fprop(crow_indices, col_indices, g).entries
     if nnz == 0 or batch == 0:
         return input.new_zeros(nnz)

@@ -190,7 +190,7 @@ def test_ops_are_what_their_schemas_say():
 def plans(pattern: KernelCSR, g: Geometry) -> list[Tensor]:
     arrays = pattern.crow_indices, pattern.col_indices
     blocks = gpu_plans.triton_wgrad(*arrays, g)
-    return [blocks, *gpu_plans.triton_fprop(*arrays, g), *gpu_plans.triton_dgrad(*arrays, g)]
+    return [*blocks, *gpu_plans.triton_fprop(*arrays, g), *gpu_plans.triton_dgrad(*arrays, g)]
 
 
 def test_plans_have_one_size_for_each_nnz():
