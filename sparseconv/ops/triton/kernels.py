@@ -20,6 +20,11 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+_SIZES = (
+    "nnz", "batch", "channels", "x_channels", "in_length", "out_length", "x_n", "x_c", "g_n", "g_c",
+    "origin", "lead", "low", "high", "left", "reach", "tiles_each",
+)  # fmt: skip
+
 
 @triton.jit
 def _source(position, length, MODE: tl.constexpr):
@@ -49,22 +54,7 @@ def _entry(values, entries, source, e, nnz, channels, low, high):
     return w, channel, _within(entry.to(tl.int32), low, high)
 
 
-@triton.jit(
-    do_not_specialize=[
-        "nnz",
-        "batch",
-        "channels",
-        "x_channels",
-        "in_length",
-        "out_length",
-        "x_n",
-        "x_c",
-        "origin",
-        "lead",
-        "low",
-        "high",
-    ]
-)
+@triton.jit(do_not_specialize=_SIZES)
 def correlate(
     out,  # (batch, channels, out_length), contiguous
     x,
@@ -139,23 +129,7 @@ def correlate(
     tl.store(target, acc.to(out.dtype.element_ty), mask=(n < batch) & (j < count))
 
 
-@triton.jit(
-    do_not_specialize=[
-        "nnz",
-        "batch",
-        "x_channels",
-        "in_length",
-        "channels",
-        "out_length",
-        "g_n",
-        "g_c",
-        "x_n",
-        "x_c",
-        "left",
-        "reach",
-        "tiles_each",
-    ]
-)
+@triton.jit(do_not_specialize=_SIZES)
 def wgrad(
     out,  # (chunks, nnz)
     grad,
