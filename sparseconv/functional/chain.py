@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -145,21 +146,15 @@ class Chain:
         return y
 
 
-def _conv(
-    x: Tensor, values: Any, bias: Any, crow: Tensor, col: Tensor, numbers: list[int], relu: bool
-) -> Tensor:
-    return convolve(x, values, bias, crow, col, numbers, relu, "cpp")
-
-
-def _pointwise(x: Tensor, weight: Any, bias: Any) -> Tensor:
-    return F.conv1d(x, weight, bias)
-
-
 def _norm_relu(x: Tensor, weight: Any, bias: Any, eps: float) -> Tensor:
     return F.relu(F.batch_norm(x, None, None, weight, bias, True, 0.0, eps))
 
 
-_BY_TORCH: dict[str, Any] = {"conv": _conv, "pointwise": _pointwise, "norm_relu": _norm_relu}
+_BY_TORCH: dict[str, Any] = {
+    "conv": partial(convolve, backend="cpp"),
+    "pointwise": F.conv1d,
+    "norm_relu": _norm_relu,
+}
 
 
 def gradients_by_python(
