@@ -15,13 +15,7 @@ from sparseconv import reference
 from sparseconv.core.checks import flag
 from sparseconv.core.geometry import Geometry, Padding
 from sparseconv.core.pattern import KernelCSR
-from sparseconv.functional.bilinear import (
-    Differentiable,
-    Rest,
-    bilinear,
-    is_transformed,
-    save,
-)
+from sparseconv.functional.differentiable import Differentiable, Rest, is_transformed, save
 from sparseconv.ops import gpu_plans
 from sparseconv.ops.backends import extension, resolve_backend
 from sparseconv.ops.calls import KERNELS, bias_grad
@@ -176,21 +170,9 @@ def as_autocast(*tensors: Tensor | None) -> tuple[Any, ...]:
     )
 
 
-# The operation is bilinear in (input, values): that is what makes every order of differentiation
-# available. Then come crow_indices, col_indices, (Geometry.numbers, input length, backend).
-_CONV = bilinear(
-    lambda x, values, crow, col, numbers, _, backend: KERNELS[backend].fprop(
-        x, values, None, crow, col, numbers
-    ),
-    lambda grad, values, crow, col, numbers, length, backend: KERNELS[backend].dgrad(
-        grad, values, crow, col, numbers, length
-    ),
-    lambda grad, x, crow, col, numbers, _, backend: KERNELS[backend].wgrad(
-        grad, x, crow, col, numbers
-    ),
-)
-
-
+# The convolution is linear in the input and in the values, so the gradients of it and of its two
+# gradients are the three again: that makes every order of differentiation available. Their
+# arguments are two tensors (and a bias), crow_indices, col_indices and a tuple of all others.
 class _Fprop(Differentiable):
     """fprop with bias and ReLU, where torch transforms it."""
 
@@ -219,26 +201,83 @@ class _Fprop(Differentiable):
     def jvp(ctx: Any, *tangents: Any) -> Tensor:
         (dx, dvalues, dbias, *_), (x, values, y, crow, col) = tangents, ctx.saved_tensors
         numbers, _, backend = ctx.rest
-        moved = _CONV.fprop.call(dx, values, crow, col, (numbers, x.shape[2], backend))
-        turned = _Fprop.call(x, dvalues, dbias, crow, col, (numbers, False, backend))
-        dy = moved + turned
+        rest = crow, col, (numbers, False, backend)
+        dy = _Fprop.call(dx, values, None, *rest) + _Fprop.call(x, dvalues, dbias, *rest)
         return dy if y is None else torch.ops.aten.threshold_backward(dy, y, 0)
 
 
-def _register_autograd(op: str, backend: str) -> None:
+class _Dgrad(Differentiable):
+    """The gradient of the input, given that of the output and the values."""
+
+    @staticmethod
+    def compute(*args: Any) -> Tensor:
+        *tensors, numbers, length, backend = args
+        g: Tensor = KERNELS[backend].dgrad(*tensors, numbers, length)
+        return g
+
+    @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        *tensors, numbers, relu = inputs
-        _Fprop.setup_context(ctx, (*tensors, Rest((numbers, relu, backend))), output)
+        save(ctx, inputs[:-1], inputs[-1])
 
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return *_Fprop.backward(ctx, grad), None
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (x,), (grad, values, crow, col) = grads, ctx.saved_tensors
+        (numbers, _, backend), (need_grad, need_values, *_) = ctx.rest, ctx.needs_input_grad
+        again = crow, col, (numbers, False, backend)
+        return (
+            _Fprop.call(x, values, None, *again) if need_grad else None,
+            _Wgrad.call(grad, x, crow, col, ctx.rest) if need_values else None,
+            *(None, None, None),
+        )
 
-    torch.library.register_autograd(f"sparseconv::{op}", backward, setup_context=setup_context)
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        (dgrad, dvalues, *_), (grad, values, *indices) = tangents, ctx.saved_tensors
+        rest = *indices, ctx.rest
+        return _Dgrad.call(dgrad, values, *rest) + _Dgrad.call(grad, dvalues, *rest)
+
+
+class _Wgrad(Differentiable):
+    """The gradient of the values, given that of the output and the input."""
+
+    @staticmethod
+    def compute(*args: Any) -> Tensor:
+        *tensors, numbers, _, backend = args
+        g: Tensor = KERNELS[backend].wgrad(*tensors, numbers)
+        return g
+
+    setup_context = staticmethod(_Dgrad.setup_context)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (values,), (grad, x, crow, col) = grads, ctx.saved_tensors
+        (numbers, _, backend), (need_grad, need_x, *_) = ctx.rest, ctx.needs_input_grad
+        again = crow, col, (numbers, False, backend)
+        return (
+            _Fprop.call(x, values, None, *again) if need_grad else None,
+            _Dgrad.call(grad, values, crow, col, ctx.rest) if need_x else None,
+            *(None, None, None),
+        )
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        (dgrad, dx, *_), (grad, x, *indices) = tangents, ctx.saved_tensors
+        rest = *indices, ctx.rest
+        return _Wgrad.call(dgrad, x, *rest) + _Wgrad.call(grad, dx, *rest)
 
 
 if extension is None:  # csrc/autograd/conv.cpp does it, in less time
-    _register_autograd("fprop", "cuda")
-    _register_autograd("triton_fprop", "triton")
+
+    def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        *tensors, numbers, relu = inputs
+        _Fprop.setup_context(ctx, (*tensors, Rest((numbers, relu, "triton"))), output)
+
+    def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return *_Fprop.backward(ctx, grad), None
+
+    torch.library.register_autograd(
+        "sparseconv::triton_fprop", _backward, setup_context=_setup_context
+    )
 
 
 def gradients(
@@ -261,12 +300,12 @@ def gradients(
 
     def of_parameters() -> tuple[Tensor | None, Tensor | None]:
         return (
-            _CONV.wgrad.call(grad, x, *context) if needed[1] else None,
+            _Wgrad.call(grad, x, *context) if needed[1] else None,
             _bias_gradient(grad) if needed[2] else None,
         )
 
     def of_input() -> Tensor | None:
-        return _CONV.dgrad.call(grad, values, *context) if needed[0] else None
+        return _Dgrad.call(grad, values, *context) if needed[0] else None
 
     of_x, (of_values, of_bias) = _side_by_side(of_input, of_parameters, grad.device)
     return of_x, of_values, of_bias
