@@ -144,10 +144,11 @@ def convolve(
     ``x`` is ``(N, C_in, L_in)``; ``numbers`` are ``Geometry.numbers``; all arguments were checked.
     """
     _teach_counters()
-    tensors, rest = (x, values, bias, crow_indices, col_indices), (numbers, relu, backend)
-    if not is_transformed():
-        return _Fprop.compute(*tensors, *rest)  # csrc/autograd/conv.cpp makes its gradients
-    return _Fprop.call(*tensors, rest)
+    tensors = x, values, bias, crow_indices, col_indices
+    if is_transformed():
+        return _Fprop.call(*tensors, (numbers, relu, backend))
+    y: Tensor = KERNELS[backend].fprop(*tensors, numbers, relu)
+    return y  # csrc/autograd/conv.cpp makes its gradients
 
 
 def _teach_counters() -> None:
@@ -177,8 +178,9 @@ class _Fprop(Differentiable):
     """fprop with bias and ReLU, where torch transforms it."""
 
     @staticmethod
-    def compute(*args: Any) -> Tensor:
-        *tensors, numbers, relu, backend = args
+    def forward(*args: Any) -> Tensor:
+        *tensors, rest = args
+        numbers, relu, backend = rest.args
         y: Tensor = KERNELS[backend].fprop(*tensors, numbers, relu)
         return y
 
@@ -210,8 +212,9 @@ class _Dgrad(Differentiable):
     """The gradient of the input, given that of the output and the values."""
 
     @staticmethod
-    def compute(*args: Any) -> Tensor:
-        *tensors, numbers, length, backend = args
+    def forward(*args: Any) -> Tensor:
+        *tensors, rest = args
+        numbers, length, backend = rest.args
         g: Tensor = KERNELS[backend].dgrad(*tensors, numbers, length)
         return g
 
@@ -241,8 +244,9 @@ class _Wgrad(Differentiable):
     """The gradient of the values, given that of the output and the input."""
 
     @staticmethod
-    def compute(*args: Any) -> Tensor:
-        *tensors, numbers, _, backend = args
+    def forward(*args: Any) -> Tensor:
+        *tensors, rest = args
+        numbers, _, backend = rest.args
         g: Tensor = KERNELS[backend].wgrad(*tensors, numbers)
         return g
 

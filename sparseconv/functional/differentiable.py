@@ -32,14 +32,14 @@ def apply(function: type[torch.autograd.Function], *args: Any) -> Tensor:
 class Differentiable(torch.autograd.Function):
     """An autograd function that torch.func and forward mode can transform.
 
-    Its arguments are tensors, and a tuple of all others.
+    Its ``forward`` takes tensors, and a ``Rest`` of all others.
     """
 
     generate_vmap_rule = True
 
     @classmethod
     def call(cls, *args: Any) -> Tensor:
-        """Compute; record a derivative where torch asks for one."""
+        """Compute, given tensors and a tuple; record a derivative where torch asks for one."""
         *tensors, rest = args
         if is_dynamo_compiling() and is_transformed():
             raise NotImplementedError(
@@ -48,21 +48,9 @@ class Differentiable(torch.autograd.Function):
                 "fullgraph=True out, or apply the transform to the module that is not compiled"
             )
         if is_transformed() or torch.is_grad_enabled():
-            result: Tensor = cls.apply(*tensors, Rest(rest))  # type: ignore[no-untyped-call]
-            return result
-        return cls.compute(*tensors, *rest)
-
-    @staticmethod
-    def compute(*args: Any) -> Tensor:
-        """Return the result, given the tensors and all others."""
-        raise NotImplementedError
-
-    def __init_subclass__(cls) -> None:
-        def forward(*args: Any) -> Tensor:
-            *tensors, rest = args
-            return cls.compute(*tensors, *rest.args)
-
-        cls.forward = staticmethod(forward)  # type: ignore[method-assign]
+            return apply(cls, *tensors, Rest(rest))
+        result: Tensor = cls.forward(*tensors, Rest(rest))
+        return result
 
 
 def save(ctx: Any, tensors: tuple[Tensor | None, ...], rest: Rest) -> None:
