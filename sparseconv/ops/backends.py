@@ -6,7 +6,6 @@ import functools
 import importlib
 import importlib.util
 import os
-import sys
 import warnings
 from pathlib import Path
 from types import ModuleType
@@ -100,8 +99,10 @@ def _state(name: str) -> str:
     if name == "reference":
         return "available"
     no_gpu = "no GPU: torch sees no CUDA device"
-    if name == "triton" and not torch.cuda.is_available() and _waits_for_gpu():
-        return no_gpu
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    waits = gpu is None and not os.environ.get("TRITON_INTERPRET")
+    if name == "triton" and waits and importlib.util.find_spec("triton") is not None:
+        return no_gpu  # without the import, which takes 0.3 s
     if (reason := _missing(name)) is not None:
         return reason
     if name == "cpp" and extension is not None:
@@ -111,18 +112,7 @@ def _state(name: str) -> str:
             return str(error)
     if name == "triton" and _interpreted():
         return "available (CPU, interpreted: slow, for tests)"
-    if torch.cuda.is_available():
-        return f"available ({torch.cuda.get_device_name()})"
-    return no_gpu
-
-
-def _waits_for_gpu() -> bool:
-    """Whether Triton is installed but not imported yet, which takes 0.3 s."""
-    return (
-        "sparseconv.ops.triton" not in sys.modules
-        and not os.environ.get("TRITON_INTERPRET")
-        and importlib.util.find_spec("triton") is not None
-    )
+    return no_gpu if gpu is None else f"available ({gpu})"
 
 
 def available_backends() -> dict[str, str]:
