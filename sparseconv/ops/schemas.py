@@ -115,25 +115,15 @@ def _fake_fprop(
 
 
 @register_fake(_library, "dgrad", "triton_dgrad")
-def _fake_dgrad(
-    grad_output: Tensor,
-    values: Tensor,
-    crow_indices: Tensor,
-    col_indices: Tensor,
-    geometry: Sequence[int],
-    input_length: int,
-) -> Tensor:
+def _fake_dgrad(grad_output: Tensor, *rest: Any) -> Tensor:
+    *_, geometry, input_length = rest
     channels = geometry[1] * geometry[7]
     return grad_output.new_empty((grad_output.shape[0], channels, input_length))
 
 
 @register_fake(_library, "wgrad", "triton_wgrad")
 def _fake_wgrad(
-    grad_output: Tensor,
-    input: Tensor,
-    crow_indices: Tensor,
-    col_indices: Tensor,
-    geometry: Sequence[int],
+    grad_output: Tensor, input: Tensor, crow_indices: Tensor, col_indices: Tensor, *_: Any
 ) -> Tensor:
     return input.new_empty(col_indices.shape)
 

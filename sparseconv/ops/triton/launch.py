@@ -20,7 +20,7 @@ _WGRAD_TILE, _WGRAD_ALONG = 2048, 32  # wgrad: positions times entries
 _MOST_ALONG = 256
 _UNROLL = 4  # wgrad's positions in a row have one address
 _LEAST_TILES, _MOST_CHUNKS = 16, 64  # of wgrad's positions: partial sums, added in a second pass
-_MOST = 2**31 - 1  # positions, programs
+_MOST = 2**31 - 1  # positions
 
 
 def _expect(name: str, x: Tensor, shape: tuple[int, ...], like: Tensor) -> None:
@@ -66,9 +66,7 @@ def _correlate(
     x: Tensor,
     values: Tensor,
     bias: Tensor | None,
-    rows: Tensor,
-    entries: Tensor,
-    source: Tensor | None,
+    plan: tuple[Tensor, ...],
     out: Tensor,
     in_step: int,
     out_step: int,
@@ -78,16 +76,13 @@ def _correlate(
     relu: bool,
     mode: str,
 ) -> Tensor:
+    rows, entries, source, *_ = *plan, None
     batch, channels, out_length = out.shape
     per_phase = -(-out_length // out_step)
     if out.numel() == 0:
         return out
     bn, bl = _tile(_TILE, _ALONG, batch, per_phase)
     grid = rows.shape[0] * _programs(per_phase, bl, batch, bn)
-    if grid > _MOST:
-        raise ValueError(
-            f"expected a problem of less than 2**31 programs, but got {grid}; split the batch"
-        )
     with torch.accelerator.device_index(x.device.index):
         kernels.correlate[(grid,)](
             out,
@@ -136,14 +131,11 @@ def fprop(
     _expect("values", values, tuple(col_indices.shape), input)
     if bias is not None:
         _expect("bias", bias, (shape[0],), input)
-    rows, entries = gpu_plans.triton_fprop(crow_indices, col_indices, g)
     return _correlate(
         input,
         values,
         bias,
-        rows,
-        entries,
-        None,
+        gpu_plans.triton_fprop(crow_indices, col_indices, g),
         input.new_empty((batch, shape[0], g.output_length(length))),
         in_step=stride,
         out_step=1,
@@ -171,16 +163,12 @@ def dgrad(
     expected = (batch, shape[0], g.output_length(input_length))
     _expect("grad_output", grad_output, expected, grad_output)
     _expect("values", values, tuple(col_indices.shape), grad_output)
-    rows, entries, source = gpu_plans.triton_dgrad(crow_indices, col_indices, g)
-    out = grad_output.new_empty((batch, channels, input_length))
     return _correlate(
         grad_output,
         values,
         None,
-        rows,
-        entries,
-        source,
-        out,
+        gpu_plans.triton_dgrad(crow_indices, col_indices, g),
+        grad_output.new_empty((batch, channels, input_length)),
         in_step=1,
         out_step=stride,
         origin=0,
