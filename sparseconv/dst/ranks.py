@@ -33,16 +33,13 @@ class Ranks:
 
     def gather(self, item: Any) -> list[Any]:
         """Every rank's ``item``, in the order of ranks; every rank must call it."""
-        if self.alone:
-            return [item]
         items = [None] * dist.get_world_size(self.group)
         dist.all_gather_object(items, item, group=self.group)
         return items
 
     def sum(self, tensor: Tensor) -> Tensor:
         """Sum in place over the ranks; each gets the same bits."""
-        if not self.alone:
-            dist.all_reduce(tensor, group=self.group)
+        dist.all_reduce(tensor, group=self.group)
         return tensor
 
     def agree(self, compute: Callable[[], T], fingerprint: Callable[[T], Any]) -> T:

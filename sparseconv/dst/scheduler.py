@@ -23,7 +23,6 @@ from sparseconv.dst.update import (
     check_growth,
     check_regions,
     cosine_decay,
-    positions_of,
     prune_and_grow,
 )
 from sparseconv.nn.buffer_check import checksum
@@ -256,13 +255,9 @@ class DSTScheduler:
                     f"the state is of another scheduler: expected {key} {own[key]}, but got "
                     f"{state_dict[key]}; build model and scheduler as when it was saved"
                 )
-        step_count = count("step_count", state_dict["step_count"], 0)
-        updates = count("updates", state_dict["updates"], 0)
-        generator = torch.Generator("cpu")
-        generator.set_state(state_dict["generator"])
+        self._generator.set_state(state_dict["generator"])
         self._ever_active.load(state_dict["ever_active"])
-        self.step_count, self.updates = step_count, updates
-        self._generator = generator
+        self.step_count, self.updates = state_dict["step_count"], state_dict["updates"]
         self._watch_next_step()
 
     def _hyperparameters(self) -> dict[str, Any]:
@@ -345,7 +340,7 @@ class DSTScheduler:
         rewire = [layer.prepare_rewire(pattern, source, moments)]
         rewire += [copy.prepare_rewire(pattern, source) for copy in self._copies[name]]
         grown = np.flatnonzero(source.numpy() < 0)
-        return _Change(name, pattern, rewire, positions_of(pattern, grown))
+        return _Change(name, pattern, rewire, pattern.positions().int().numpy()[grown])
 
     def _watch_next_step(self) -> None:
         """Forget the gradients seen; give layers a probe if the next step is an update."""

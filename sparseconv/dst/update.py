@@ -80,7 +80,7 @@ def prune_and_grow(
     # On int32, which holds all positions, by numpy: torch takes two to twenty times as long.
     _, channels, kernel_size = pattern.shape
     crow, tap = pattern.crow_indices.numpy(), pattern.col_indices.numpy()
-    row = _kernels(pattern)
+    row = np.repeat(np.arange(len(crow) - 1, dtype=np.int32), np.diff(crow))
     magnitude = _magnitude(values)
     survives = np.ones(pattern.nnz, np.bool_)
     grown = []
@@ -119,19 +119,6 @@ def prune_and_grow(
 
 
 Array = npt.NDArray[Any]
-
-
-def _kernels(pattern: KernelCSR) -> Array:
-    """The kernel ``o * Cg + c`` of each active weight, int32."""
-    crow = pattern.crow_indices.numpy()
-    return np.repeat(np.arange(len(crow) - 1, dtype=np.int32), np.diff(crow))
-
-
-def positions_of(pattern: KernelCSR, entries: Array) -> Array:
-    """Some of ``pattern.positions()``, int32, by CSR index."""
-    taps = pattern.col_indices.numpy().take(entries)
-    found: Array = _kernels(pattern).take(entries) * np.int32(pattern.shape[2]) + taps
-    return found
 
 
 def _magnitude(tensor: Tensor) -> Array:
