@@ -85,28 +85,21 @@ def test_from_dense_takes_the_pruned_weights_of_now():
 
 
 @pytest.mark.parametrize(("weight", "bias"), [(True, False), (False, True), (False, False)])
-def test_what_does_not_train_stays_so(weight, bias):
-    conv = nn.Conv1d(3, 4, 5)
-    conv.weight.requires_grad_(weight)
-    conv.bias.requires_grad_(bias)
-    layer = SparseConv1d.from_dense(conv)
-    assert (layer.values.requires_grad, layer.bias.requires_grad) == (weight, bias)
-    back = layer.to_dense()
-    assert (back.weight.requires_grad, back.bias.requires_grad) == (weight, bias)
-
-
-@pytest.mark.parametrize("kind", ["parametrized", "pruned"])
-@pytest.mark.parametrize("trains", [True, False])
-def test_what_is_computed_trains_if_its_source_does(kind, trains):
+@pytest.mark.parametrize("kind", ["plain", "parametrized", "pruned"])
+def test_what_does_not_train_stays_so(weight, bias, kind):
     conv = nn.Conv1d(3, 4, 5)
     if kind == "parametrized":
         nn.utils.parametrizations.weight_norm(conv)
-    else:
+    elif kind == "pruned":
         prune.l1_unstructured(conv, "weight", 0.5)
-    conv.requires_grad_(trains)
-    with torch.set_grad_enabled(not trains):  # what the attributes are of
+    conv.requires_grad_(weight)
+    conv.bias.requires_grad_(bias)
+    with torch.set_grad_enabled(not weight):  # what computed attributes are of
         conv(torch.randn(1, 3, 9))
-    assert SparseConv1d.from_dense(conv).values.requires_grad == trains
+    layer = SparseConv1d.from_dense(conv)
+    back = layer.to_dense()
+    assert (layer.values.requires_grad, layer.bias.requires_grad) == (weight, bias)
+    assert (back.weight.requires_grad, back.bias.requires_grad) == (weight, bias)
 
 
 @pytest.mark.parametrize("nnz", [0, 30, 36, 50, 120])
