@@ -13,7 +13,7 @@ from aeon.classification.base import BaseClassifier
 from aeon.utils.validation import check_n_jobs
 
 from sparseconv.datasets import as_series
-from sparseconv.estimators.inputs import CheckedSeries, draw_seed
+from sparseconv.estimators.seed import draw_seed
 from sparseconv.measure.machine import threads
 from sparseconv.models import DSN
 from sparseconv.training.evaluation import predict_log_proba
@@ -22,7 +22,7 @@ from sparseconv.training.recipe import Recipe
 from sparseconv.training.run_folder import NETWORK
 
 
-class DSNClassifier(CheckedSeries, BaseClassifier):  # type: ignore[misc]
+class DSNClassifier(BaseClassifier):  # type: ignore[misc]
     """Classify time series with a Dynamic Sparse Network trained on active weights only.
 
     The defaults are the paper's network and recipe. Series have the shape ``(n_cases, n_channels,

@@ -179,20 +179,22 @@ class KernelBank(Saved):
     def select(self, kernels: Iterable[int]) -> KernelBank:
         """Return a bank of some kernels, in ascending order, with all their features.
 
-        Raises:
-            ValueError: no list of different numbers of kernels; a mask is none either.
+        Args:
+            kernels: their numbers, or a mask of all, as NumPy's indices.
         """
-        chosen = _chosen("kernels", kernels, self.n_kernels)
-        return self.select_features(np.flatnonzero(np.isin(self._owners(self._each), chosen)))
+        chosen = np.arange(self.n_kernels)[list(kernels)]
+        return self.select_features(np.isin(self._owners(self._each), chosen))
 
     def select_features(self, features: Iterable[int]) -> KernelBank:
         """Return a bank with some features, of the kernels that they need, in ascending order.
 
+        Args:
+            features: their numbers, or a mask of all, as NumPy's indices.
+
         Raises:
-            ValueError: no list of different numbers of features; for ROCKET one of a kernel's two
-                features alone.
+            ValueError: for ROCKET one of a kernel's two features alone.
         """
-        columns = _chosen("features", features, self.n_features)
+        columns = np.unique(np.arange(self.n_features)[list(features)])
         a, rocket = self.arrays, self.kind == "rocket"
         kernels, counts = np.unique(self._owners(self._each)[columns], return_counts=True)
         if rocket and (counts != 2).any():
@@ -306,16 +308,3 @@ def _frozen(values: Any, dtype: Any) -> Array:
     array = np.asarray(values).astype(dtype, casting="same_kind")
     array.flags.writeable = False
     return array
-
-
-def _chosen(name: str, chosen: Iterable[int], count: int) -> Array:
-    """Return the numbers in ascending order."""
-    given = np.asarray(list(chosen))
-    if given.dtype.kind in "iu" and given.ndim == 1:
-        found = np.unique(given)
-        if len(found) == len(given) and found[0] >= 0 and found[-1] < count:
-            return found
-    raise ValueError(
-        f"{name} must be a list of different integers from 0 to {count - 1}, but got {given}; of a "
-        "mask take numpy.flatnonzero"
-    )

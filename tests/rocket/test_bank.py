@@ -120,6 +120,7 @@ def test_selections() -> None:
         last = bank.n_kernels - 1
         assert bank.select([last, 0]) == bank.select([0, last])
         assert bank.select(range(bank.n_kernels)) == bank
+        assert bank.select(np.arange(bank.n_kernels) == last) == bank.select([last, last])
         assert bank.select([last]).select_features(range(2)).features[-1] < bank.n_features
     assert ROCKET.select_features([4, 5]) == ROCKET.select([2])
     small = MINI.select_features([5, 1, 3])
