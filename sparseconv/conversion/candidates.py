@@ -77,8 +77,6 @@ def find_candidates(
     """
     check_module(model)
     check_not_compiled(model, "convert")
-    if isinstance(layers, str):
-        raise TypeError(f"layers must be several names, but got the str {layers!r}; use a list")
     found: dict[nn.Module, Candidate] = {}
     by_name: dict[str, Candidate] = {}
     for name, conv in model.named_modules(remove_duplicate=False):

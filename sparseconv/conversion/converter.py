@@ -78,7 +78,8 @@ def convert(
             channels are few and kernels long, these kernels are often faster for them as well. Such
             a layer has a full pattern, which ``DSTScheduler`` leaves as it is.
         backward: measure what a training step computes; False measures inference.
-        inplace: change ``model`` itself; what is replaced must not be used any more.
+        inplace: change ``model`` itself, unless it is the ``nn.Conv1d``; what is replaced must not
+            be used any more.
         rounds, least_seconds: of the measurement, as in ``profile``. Like ``backward``, they say
             nothing without ``example_input``.
 
@@ -87,7 +88,7 @@ def convert(
         times and verdict. The input model does not change, unless ``inplace``.
 
     Raises:
-        TypeError: ``model`` is not a module, or ``layers`` is a str.
+        TypeError: ``model`` is not a module.
         ValueError: no ``nn.Conv1d``, unknown names, a mask that does not fit or whose layer cannot
             be converted, options that exclude each other; the model fails on the input.
         NotImplementedError: a measurement on another device than the CPU.
@@ -104,22 +105,13 @@ def convert(
         >>> torch.equal(sc.to_dense(sparse)[0].weight, model[0].weight)
         True
     """
-    if max_density is not None:
-        if example_input is not None or layers is not None:
-            raise ValueError(
-                "max_density decides where nothing else does; leave it out, or example_input and "
-                "layers"
-            )
-        if not 0 <= max_density <= 1:
-            raise ValueError(f"max_density must lie in [0, 1], but got {max_density}")
+    if max_density is not None and (example_input is not None or layers is not None):
+        raise ValueError(
+            "max_density decides where nothing else does; leave it out, or example_input and layers"
+        )
     if unpruned and (example_input is None or layers is not None):
         raise ValueError(
             "unpruned=True lets a measurement decide; pass example_input, and leave layers out"
-        )
-    if inplace and isinstance(model, nn.Conv1d):
-        raise ValueError(
-            "a model that is itself the nn.Conv1d cannot be replaced in place; use "
-            "SparseConv1d.from_dense(model), or convert it without inplace"
         )
     stopwatch = Stopwatch(backward, rounds, least_seconds)
     candidates = find_candidates(model, masks or {}, layers or ())
@@ -134,7 +126,12 @@ def convert(
             _measure(before, candidates, arguments, stopwatch)
             if any(found.verdict.converts for found in candidates):
                 after = _install(deepcopy_model(model), candidates)
-                times = _model_times(before, after, arguments, stopwatch)
+                passes = {
+                    name: model_passes(each, arguments, backward)
+                    for name, each in {"before": before, "after": after}.items()
+                }
+                taken = stopwatch.time(passes)
+                times = {which: BeforeAfter.of(taken, which) for which in passes["after"]}
     report = ConversionReport(
         layers=tuple(found.record(limit) for found in candidates),
         times=times,
@@ -200,22 +197,3 @@ def _install(model: nn.Module, candidates: Sequence[Candidate]) -> nn.Module:
             with torch.inference_mode(weight.is_inference()), torch.no_grad():
                 weight.masked_fill_(~found.given.to(weight.device), 0)
     return replace(model, successors)
-
-
-def _model_times(
-    before: nn.Module, after: nn.Module, arguments: tuple[Any, ...], stopwatch: Stopwatch
-) -> dict[str, BeforeAfter]:
-    """Time the whole model before and after the conversion."""
-    models = {"before": before, "after": after}
-    try:
-        passes = {
-            when: model_passes(model, arguments, stopwatch.backward)
-            for when, model in models.items()
-        }
-    except AttributeError as error:
-        raise ValueError(
-            f"the converted model fails on example_input: {error}; if the model's own code "
-            "uses a layer's weight, name the other layers in layers=[...], without unpruned"
-        ) from error
-    times = stopwatch.time(passes)
-    return {which: BeforeAfter.of(times, which) for which in passes["after"]}
