@@ -64,7 +64,7 @@ def export_c(
 
     Raises:
         NotImplementedError: a layer that has no counterpart; named, before anything is written.
-        ValueError: a model in training mode, weights or series that are not finite, series that are
+        ValueError: a model in training mode, scores or series that are not finite, series that are
             no real numbers, int8 without calibration or calibration without int8, a name that is no
             C identifier, a folder that holds files or cannot be written.
         TypeError: a model that is no module.
@@ -104,7 +104,7 @@ def export_c(
     if not np.isfinite(scores).all():
         raise ValueError(
             "expected a model with finite scores, but those of example_input are infinite or NaN "
-            "in float32; scale the series"
+            "in float32; scale the series, or train it anew if its weights are not finite"
         )
     named = [] if classes is None else [str(name) for name in classes]
     if classes is not None and len(named) != network.classes:
@@ -115,7 +115,9 @@ def export_c(
         # PyTorch rounds as well, so both may be as far from the exact scores.
         bounds = 2 * scores_and_bound(network, X)[1]
     else:
-        known = _calibration(calibration, example)
+        known = as_series("export_c", "calibration", calibration)
+        if len(known) > CALIBRATION:
+            known = known[np.linspace(0, len(known) - 1, CALIBRATION).astype(int)]
         network = quantize(network, known)
         scores, labels, bounds = network.scores(X), network.run(X).argmax(1), np.zeros_like(scores)
         same = network.run(known).argmax(1) == _scores_of(plain, known).argmax(1)
@@ -130,18 +132,6 @@ def export_c(
     cases = list(zip(X, scores, bounds, labels, strict=True))
     write_folder(folder, write_c(network, name, cases, agreement, named))
     return folder
-
-
-def _calibration(given: Any, example: Array) -> Array:
-    known = as_series("export_c", "calibration", given)
-    if known.shape[1:] != example.shape[1:]:
-        raise ValueError(
-            f"calibration must have the channels and length of example_input, "
-            f"{example.shape[1:]}, but got {known.shape[1:]}"
-        )
-    if len(known) > CALIBRATION:
-        known = known[np.linspace(0, len(known) - 1, CALIBRATION).astype(int)]
-    return known
 
 
 def _scores_of(model: nn.Module, X: Array) -> Array:

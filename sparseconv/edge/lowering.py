@@ -34,7 +34,7 @@ def lower(model: nn.Module, channels: int, length: int) -> Network:
 
     Raises:
         NotImplementedError: a module that the C program has no layer for, by its name.
-        ValueError: a module in training mode, or weights that are not finite.
+        ValueError: a module in training mode, or a network that gives no scores.
         RuntimeError: series that the model does not take.
     """
     names = {module: name for name, module in model.named_modules()}
@@ -51,11 +51,8 @@ def lower(model: nn.Module, channels: int, length: int) -> Network:
     model(torch.zeros(1, channels, length))  # PyTorch refuses what does not fit together
     state = _State(channels, length)
     for module in modules:
-        with _naming(names[module], module), np.errstate(all="ignore"):  # finite ones are checked
+        with _naming(names[module], module), np.errstate(all="ignore"):  # the scores are checked
             state.lower(module)
-    if not state.layers or state.pads:
-        raise ValueError("expected a network that ends with weights, but after its last padding "
-                         "layer, or as a whole, it has none")  # fmt: skip
     if state.features is None:
         raise ValueError(
             f"expected a model that gives scores (n_cases, n_classes), but this one ends with "
@@ -103,9 +100,6 @@ class _State:
             got = "channels" if self.features is None else "features"
             raise NotImplementedError(f"it gets {got}; nn.Flatten() makes features of them")
         _LOWERINGS[type(module)](self, module)
-        last = [part for layer in self.layers[-1:] for part in (layer.weight, layer.bias)]
-        if not all(np.isfinite(part.astype(np.float32)).all() for part in last):
-            raise ValueError("expected weights that are finite in float32; train it anew")
 
     def add(self, layer: Layer) -> None:
         self.layers.append(layer)
@@ -175,10 +169,7 @@ def _bias(module: Any, rows: int) -> Array:
 
 
 def _pad(state: _State, module: Any) -> None:
-    left, right = module.padding
-    if min(left, right) < 0:
-        raise ValueError(f"expected padding that is not negative, but got {(left, right)}")
-    state.pads = (left, right), _PADS[type(module)]
+    state.pads = module.padding, _PADS[type(module)]
 
 
 def _linear(state: _State, linear: nn.Linear) -> None:
