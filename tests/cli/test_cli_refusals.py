@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,12 +21,11 @@ TRAIN = "train {toy} --quiet --nf 3 --depth 2"
 POCKET = "train {toy} --quiet --model pocket --n-kernels 40"
 PRUNE = "prune {run} --data {toy} --quiet"
 # The command line and what it says. {toy} is the data of the run in {run}, {other} has other
-# training series; {mine} is a folder of other files, {pocket} a run of --model pocket, {pruned} a
-# pruned one, and {damaged} has an empty config.json.
+# training series; {mine} is a folder of other files, {pocket} a run of --model pocket, and {pruned}
+# a pruned one.
 ROWS = [
     ("", "required: COMMAND"),
     ("info none", "is not a results folder"),
-    ("info {damaged}", "config.json is not the config.json of a run of this version"),
     ("train GunPont", "no data set 'GunPont'"),
     (f"{TRAIN} --epoch 2", "unrecognized arguments: --epoch"),
     (f"{TRAIN} --epochs 0", "epochs must be at least 1"),
@@ -78,8 +76,6 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert main([*shlex.split(POCKET.format(toy=toy)), "--out", pocket]) == 0
     words = ["--data", toy, "--out", pruned, "--epochs", "1", "--quiet"]
     assert main(["prune", run, *words]) == 0
-    shutil.copytree(run, folder / "damaged")
-    (folder / "damaged" / "config.json").write_text("{}")
     (folder / "mine").mkdir()
     (folder / "mine" / "thesis.tex").write_text("mine")
     return folder

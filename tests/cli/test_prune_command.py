@@ -108,13 +108,7 @@ def test_the_same_data_by_another_name_from_inside_of_the_run(
     moved = Path(shutil.copy(data, tmp_path / "moved.npz"))
     monkeypatch.chdir(trained / "figures")
     command("prune", "../checkpoint.pt", "--data", moved, "--criterion", "hc", *TUNE)
-    pruned = tmp_path / "trained-hc"
-    assert (pruned / "pruning.html").exists()
-    config = json.loads((pruned / "config.json").read_text())
-    config["pruning"]["filters"]["blocks.0.conv"] = [0]
-    (pruned / "config.json").write_text(json.dumps(config))
-    with pytest.raises(sc.training.checkpoint.CheckpointError, match="does not fit the network"):
-        sc.load_run(pruned)
+    assert (tmp_path / "trained-hc" / "pruning.html").exists()
 
 
 def test_interrupted_before_anything_is_written(
