@@ -36,15 +36,18 @@ def _unpad(x: Tensor, geometry: Geometry) -> Callable[[Tensor], Tensor]:
     return lambda grad: torch.autograd.grad(padded, leaf, grad, retain_graph=True)[0]
 
 
-def dense(problem: Problem, *, channels_last: bool = False) -> Calls:
+def dense(problem: Problem, *, channels_last: bool = False, padded: bool = False) -> Calls:
     """Call ``F.conv1d`` and its two gradients, each alone.
 
     ``channels_last`` is ``F.conv2d`` of height 1 on channels-last memory, into which everything was
-    converted.
+    converted. ``padded`` gives zeros by ``F.pad`` instead of by the argument, which is faster where
+    kernels are long. There are no such calls where every call pads so.
     """
     x, values, grad, pattern, geometry = problem
-    # One call pads by itself.
-    fits = geometry.padding_mode == "zeros" and len(set(geometry.padding)) == 1
+    zeros = geometry.padding_mode == "zeros" and len(set(geometry.padding)) == 1
+    if padded and not (zeros and any(geometry.padding)):
+        return {}
+    fits = zeros and not padded  # one call pads by itself
 
     def convert(t: Tensor) -> Tensor:
         return t.unsqueeze(2).contiguous(memory_format=torch.channels_last) if channels_last else t
@@ -202,7 +205,9 @@ def _fast_size(least: int) -> int:
 
 BASELINES: dict[str, Callable[[Problem], Calls]] = {
     "conv1d": dense,
+    "conv1d_padded": partial(dense, padded=True),
     "conv2d_channels_last": partial(dense, channels_last=True),
+    "conv2d_channels_last_padded": partial(dense, channels_last=True, padded=True),
     "im2col_csr": im2col_csr,
     "fft": fft,
     "fft_prepared": partial(fft, prepared=True),

@@ -33,7 +33,12 @@ def three_digits(value: float) -> str:
 
 def spelled(baseline: str) -> str:
     """Write a baseline's name: ``fft, prepared`` has the weights' spectrum prepared."""
-    names = {"conv1d": "F.conv1d", "fft_prepared": "fft, prepared"}
+    names = {
+        "conv1d": "F.conv1d",
+        "conv1d_padded": "F.conv1d, padded",
+        "conv2d_channels_last_padded": "conv2d channels last, padded",
+        "fft_prepared": "fft, prepared",
+    }
     return names.get(baseline, baseline.replace("_", " "))
 
 
