@@ -119,27 +119,3 @@ def test_the_largest_sizes_of_a_geometry() -> None:
     assert Geometry.of((2, 2, 1), 2**29 - 1, 0, 1, 1, "zeros").stride == 2**29 - 1
     geometry = Geometry.of((1, 1, 3), 2, (1, 2), 3, 1, "zeros")
     assert [geometry.output_length(n) for n in (4, 5, 6, 7)] == [1, 1, 2, 2]
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_without_a_batch_or_a_bias_and_with_relu(backend: str) -> None:
-    want = F.conv1d(X, dense(VALUES), BIAS)
-    torch.testing.assert_close(convolve(backend), want)
-    torch.testing.assert_close(convolve(backend, input=X[0]), want[0])
-    torch.testing.assert_close(convolve(backend, input=X[:0]), want[:0])
-    torch.testing.assert_close(convolve(backend, bias=None), F.conv1d(X, dense(VALUES)))
-    torch.testing.assert_close(convolve(backend, relu=True), want.relu())
-    assert (want < 0).any()
-    with torch.inference_mode():
-        torch.testing.assert_close(convolve(backend, relu=True), want.relu())
-        torch.testing.assert_close(convolve(backend, input=X[0]), want[0])
-
-
-def test_autocast_of_another_device_changes_nothing() -> None:
-    want = convolve("cpp")
-    torch.set_autocast_enabled("cuda", True)
-    try:
-        assert torch._C._is_any_autocast_enabled()
-        assert convolve("cpp").equal(want)
-    finally:
-        torch.set_autocast_enabled("cuda", False)

@@ -10,7 +10,7 @@ import pytest
 import tiny
 import torch
 import torch.distributed as dist
-from dst_runs import snapshot, sparse_layers, train_step, two_layers
+from dst_runs import scheduled, snapshot, sparse_layers, train_step, two_layers
 from ranks import WORLD, on_ranks
 from tiny import same
 from torch import Tensor, nn
@@ -114,8 +114,7 @@ def with_an_unused_layer(rank: int) -> Any:
     branches = nn.ModuleList([SparseConv1d(2, 3, 5) for _ in range(WORLD)])
     branches.forward = lambda x: branches[rank](x)
     model = DistributedDataParallel(branches, find_unused_parameters=True)
-    optimizer = torch.optim.SGD(branches.parameters(), 0.1)
-    dst = DSTScheduler(branches, optimizer, update_every=1, end_step=9, grow="gradient")
+    _, optimizer, dst = scheduled(branches, grow="gradient")
     train_step(model, optimizer, torch.randn(3, 2, 20))
     assert dst.step()
     return branches.state_dict()
@@ -126,10 +125,8 @@ def test_a_layer_that_one_rank_did_not_use_grows_by_what_the_other_saw(tmp_path:
 
 
 def alone(rank: int) -> Any:
-    network = two_layers(seed=rank)
-    optimizer = torch.optim.Adam(network.parameters())
     mine, _ = dist.new_subgroups(1)
-    dst = DSTScheduler(network, optimizer, **SETTINGS, process_group=mine)
+    network, optimizer, dst = scheduled(two_layers(seed=rank), **SETTINGS, process_group=mine)
     for x in data(rank):
         train_step(network, optimizer, x.float())
         dst.step()

@@ -15,11 +15,12 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 from child import run_child
+from dst_runs import scheduled
 from ranks import FORKS
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from sparseconv import DSTScheduler, KernelCSR, SparseConv1d
+from sparseconv import KernelCSR, SparseConv1d
 from sparseconv.measure.machine import threads
 
 TIMEOUT = 60.0  # seconds; a deadlock ends in a failure
@@ -69,17 +70,14 @@ def test_hogwild() -> None:
 def test_shared_values_keep_their_pattern() -> None:
     model, trained, x = make(), make(1), torch.randn(3, 2, 30)
     model.share_memory()
-    first, optimizer = model[0], torch.optim.SGD(model.parameters(), 0.1)
+    first = model[0]
     other = KernelCSR.random(first.pattern.shape, first.pattern.nnz)
-    for change in (
-        lambda: first.set_pattern(other),
-        lambda: DSTScheduler(model, optimizer, update_every=1, end_step=9),
-    ):
+    for change in (lambda: first.set_pattern(other), lambda: scheduled(model)):
         with pytest.raises(NotImplementedError, match="are in shared memory"):
             change()
     first.set_pattern(first.pattern, values=first.values + 1)
     assert all(t.is_shared() for t in model.parameters()), "the pattern is the same"
-    DSTScheduler(model, optimizer, update_every=1, end_step=9, grow="static")
+    scheduled(model, grow="static")
     copy.deepcopy(model)[0].set_pattern(other)
     # As Lightning's ddp_spawn brings what its processes have trained back to the parent.
     elsewhere = pickle.loads(ForkingPickler.dumps(model))  # as another process gets it

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from dst_runs import scheduled
 from torch import Tensor, nn
 from torch.ao.pruning import BaseSparsifier, FakeSparsity
 from torch.nn.utils import parametrizations, parametrize, prune
@@ -70,8 +71,6 @@ def test_parametrizing() -> None:
     values = sparse.values.detach().clone()
     for each in (sparse, twin):
         parametrize.register_parametrization(each, "values", Doubled())
-    assert isinstance(sparse, SparseConv1d)
-    assert parametrize.is_parametrized(sparse, "values")
     original = sparse.parametrizations["values"].original
     assert torch.equal(2 * original, values)
     with parametrize.cached():
@@ -94,11 +93,10 @@ def test_computed_values_keep_their_pattern() -> None:
     ):
         sparse = layer()
         change(sparse)
-        optimizer = torch.optim.SGD(sparse.parameters(), 0.1)
         with pytest.raises(RuntimeError, match=r"remove_parametrizations\(layer, 'values'\)"):
             sparse.set_pattern(sc.KernelCSR.full((6, 3, 5)))
         with pytest.raises(RuntimeError, match=r"prune\.remove\(layer, 'values'\)"):
-            sc.DSTScheduler(sparse, optimizer, update_every=1, end_step=9)
+            scheduled(sparse)
         torch.testing.assert_close(sc.to_dense(sparse)(X), sparse(X))
 
 

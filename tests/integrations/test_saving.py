@@ -73,16 +73,6 @@ def test_safetensors(tmp_path: Path) -> None:
 
 
 @pytest.mark.tool("load_state_dict(assign=True)", "works")
-def test_assign() -> None:
-    original, twin = layer(density=0.5), layer(seed=1)
-    state = original.state_dict()
-    twin.load_state_dict(state, assign=True)
-    assert isinstance(twin.values, nn.Parameter)
-    assert twin.values.data_ptr() == state["values"].data_ptr()
-    twin.load_state_dict(copy.deepcopy(state), assign=True)
-    check_twin(twin, original)
-
-
 @pytest.mark.tool("meta device, to_empty", "works", "then reset_parameters() or a state dict")
 def test_meta_device() -> None:
     original = layer()
@@ -90,7 +80,10 @@ def test_meta_device() -> None:
         twins = [layer(seed=1) for _ in range(3)]
         assert twins[0](X.to("meta")).shape == original(X).shape
     assert all(t.is_meta for t in twins[0].state_dict(keep_vars=True).values())
-    twins[0].load_state_dict(copy.deepcopy(original.state_dict()), assign=True)
+    state = copy.deepcopy(original.state_dict())
+    twins[0].load_state_dict(state, assign=True)
+    assert isinstance(twins[0].values, nn.Parameter)
+    assert twins[0].values.data_ptr() == state["values"].data_ptr()
     twins[1].to_empty(device="cpu").load_state_dict(original.state_dict())
     for twin in twins[:2]:
         check_twin(twin.cpu(), original)
@@ -123,9 +116,6 @@ def test_conversions_and_loads_across_dtypes(
     back.load_state_dict(twin.state_dict())  # a checkpoint of another dtype is converted
     assert back.values.equal(twin.values.float())
     assert back.pattern == original.pattern
-    other = layer(seed=2, density=0.5).half() if dtype == torch.bfloat16 else layer().double()
-    other.load_state_dict(original.state_dict())
-    assert other.values.equal(original.values.to(other.values.dtype))
 
 
 @pytest.mark.tool("torch.utils.swap_tensors", "works")
@@ -135,6 +125,3 @@ def test_swap_tensors() -> None:
     expected = (other(X) - other.bias[:, None] + one.bias[:, None]).detach()
     torch.utils.swap_tensors(one.values, other.values)
     torch.testing.assert_close(one(X), expected)
-    torch.utils.swap_tensors(one.values, layer(seed=2, density=0.5).values)
-    with pytest.raises(ValueError, match="one value for each active weight"):
-        one(X)

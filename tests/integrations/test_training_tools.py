@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from dst_runs import batches, sparse_layers, train_step, two_layers
+from dst_runs import batches, scheduled, sparse_layers, train_step, two_layers
 from tiny import same
 from torch import Tensor, nn
 from torch.optim import lr_scheduler as schedules
@@ -47,9 +47,8 @@ def test_learning_rates_go_their_way_over_updates() -> None:
     """The rates are those of the same run without updates, and a restored run continues alike."""
 
     def fresh(seed: int, grow: str) -> Any:
-        model = two_layers(seed=seed)
-        optimizer = torch.optim.Adam(model.parameters(), 1e-2)
-        dst = DSTScheduler(model, optimizer, update_every=2, end_step=20, grow=grow)
+        settings = {"update_every": 2, "end_step": 20, "grow": grow}
+        model, optimizer, dst = scheduled(two_layers(seed=seed), "Adam", **settings)
         return model, optimizer, dst, schedules.OneCycleLR(optimizer, 1e-2, total_steps=20)
 
     def train(run: Any, data: list[Tensor]) -> list[float]:
@@ -81,9 +80,8 @@ def test_accumulated_and_clipped_gradients(grow: str) -> None:
     """Three small batches train like one that holds them all."""
     runs = []
     for parts in (1, 3):
-        model = two_layers(torch.float64)
-        optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
-        dst = DSTScheduler(model, optimizer, update_every=2, end_step=20, grow=grow)
+        settings = {"update_every": 2, "end_step": 20, "grow": grow}
+        model, optimizer, dst = scheduled(two_layers(torch.float64), "SGD momentum", **settings)
         norms, data = [], batches(torch.float64)
         for _ in range(8):
             optimizer.zero_grad()
@@ -107,9 +105,8 @@ def test_accumulated_and_clipped_gradients(grow: str) -> None:
 @pytest.mark.tool("torch.autocast and GradScaler", "works", "float32 weights, half computation")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_mixed_precision(dtype: torch.dtype) -> None:
-    model = two_layers()
-    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
-    dst = DSTScheduler(model, optimizer, update_every=3, end_step=99, grow="gradient")
+    settings = {"update_every": 3, "end_step": 99, "grow": "gradient"}
+    model, optimizer, dst = scheduled(two_layers(), "Adam", **settings)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**7)
     x, losses = next(batches()), []
     for _ in range(30):
@@ -132,9 +129,7 @@ def test_mixed_precision(dtype: torch.dtype) -> None:
 
 def test_a_step_that_the_scaler_skips() -> None:
     """A gradient that is not finite moves nothing, and is forgotten."""
-    layer = SparseConv1d(2, 3, 5, bias=False)
-    optimizer = torch.optim.SGD(layer.parameters(), 0.1)
-    dst = DSTScheduler(layer, optimizer, update_every=1, end_step=9, grow="gradient")
+    layer, optimizer, dst = scheduled(SparseConv1d(2, 3, 5, bias=False), grow="gradient")
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
     before = copy.deepcopy(layer.state_dict())
     for value, moves in ((1e20, False), (1e-2, True)):

@@ -32,7 +32,7 @@ def copied(finished: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(finished, tmp_path / "run"))
 
 
-def test_the_network_of_the_best_epoch(finished: Path) -> None:
+def test_the_network_of_the_best_epoch_and_its_labels(finished: Path) -> None:
     before, generator = files(finished), torch.get_rng_state()
     run = sc.load_run(finished)
     assert files(finished) == before
@@ -46,10 +46,7 @@ def test_the_network_of_the_best_epoch(finished: Path) -> None:
     assert run.config == json.loads((finished / "config.json").read_text())
     assert sc.load_run(str(finished / "checkpoint.pt")).epoch == run.epoch
 
-
-def test_its_labels(finished: Path) -> None:
     data = datasets.load(finished.parent / "toy.npz")
-    run = sc.load_run(finished)
     assert run.classes.tolist() == data.classes.tolist() == ["fast", "slow"]
     predicted = run.predict(data.X_test)
     index = predict_log_proba(run.model, torch.from_numpy(data.X_test)).argmax(1)
