@@ -47,9 +47,10 @@ class Differentiable(torch.autograd.Function):
                 "torch.func (vmap, grad, jvp, ...) or forward-mode differentiation; leave "
                 "fullgraph=True out, or apply the transform to the module that is not compiled"
             )
-        if is_transformed() or torch.is_grad_enabled():
-            return apply(cls, *tensors, Rest(rest))
-        result: Tensor = cls.forward(*tensors, Rest(rest))
+        # Called here, not by `apply`, into which torch.compile would look.
+        recorded: Any = cls.apply
+        run = recorded if is_transformed() or torch.is_grad_enabled() else cls.forward
+        result: Tensor = run(*tensors, Rest(rest))
         return result
 
 
