@@ -39,10 +39,6 @@ class Conv(NamedTuple):
     geometry: Geometry
     relu: bool = False
 
-    @property
-    def settings(self) -> tuple[Any, ...]:
-        return self[2:]
-
     def add_to(self, chain: Any) -> None:
         arrays = self.pattern.crow_indices, self.pattern.col_indices
         chain.add_conv(*arrays, self.geometry, self.relu)
@@ -53,10 +49,6 @@ class Pointwise(NamedTuple):
 
     weight: Tensor
     bias: Tensor | None = None
-
-    @property
-    def settings(self) -> tuple[Any, ...]:
-        return ()
 
     def add_to(self, chain: Any) -> None:
         chain.add_pointwise()
@@ -76,14 +68,6 @@ class NormRelu(NamedTuple):
     eps: float
     training: bool = True
     num_batches_tracked: Tensor | None = None
-
-    @property
-    def settings(self) -> tuple[Any, ...]:
-        return self.eps, self.training
-
-    @property
-    def statistics(self) -> tuple[Any, ...]:
-        return self.running_mean, self.running_var, self.num_batches_tracked, self.momentum
 
     def add_to(self, chain: Any) -> None:
         chain.add_norm_relu(self.eps, self.training)
@@ -133,7 +117,7 @@ class Chain:
             computing, or where tensors do not fit; then nothing is changed.
         """
         assert extension is not None
-        settings = [stage.settings for stage in stages]
+        settings = [(s.eps, s.training) if type(s) is NormRelu else s[2:] for s in stages]
         made = self._made
         if made[0] != settings:
             chain = extension.Chain()
@@ -141,7 +125,12 @@ class Chain:
                 stage.add_to(chain)
             made = self._made = settings, chain  # as a whole, for other threads may be here too
         tensors = [tensor for stage in stages for tensor in stage[:2]]
-        statistics = [s.statistics if type(s) is NormRelu else None for s in stages]
+        statistics = [
+            (s.running_mean, s.running_var, s.num_batches_tracked, s.momentum)
+            if type(s) is NormRelu
+            else None
+            for s in stages
+        ]
         y: Tensor | None = extension.plain_chain(made[1], x, tensors, statistics)
         return y
 

@@ -31,12 +31,9 @@ def _wgrad(grad_output: Tensor, *_: Any, out_val: Tensor, **__: Any) -> int:
 
 
 _FORMULAS: dict[Any, Callable[..., int]] = {
-    _OPS.fprop: _fprop,
-    _OPS.dgrad: _dgrad,
-    _OPS.wgrad: _wgrad,
-    _OPS.triton_fprop: _fprop,
-    _OPS.triton_dgrad: _dgrad,
-    _OPS.triton_wgrad: _wgrad,
+    getattr(_OPS, prefix + name): formula
+    for name, formula in (("fprop", _fprop), ("dgrad", _dgrad), ("wgrad", _wgrad))
+    for prefix in ("", "triton_")
 }
 
 
