@@ -69,18 +69,10 @@ def test_every_option(data: str, out: Path, capsys: pytest.CaptureFixture[str]) 
     assert "| 1000 " in summary
 
 
-def test_info(run_folder: Path, data: str, tmp_path: Path, command: Any) -> None:
+def test_info_of_a_run_and_of_a_damaged_one(run_folder: Path, command: Any, refused: Any) -> None:
     printed = command("info", run_folder)
     assert "KernelBank('rocket', 10 kernels" in printed
     assert "n_kernels=40, keep=10\n" in printed
-    other = tmp_path / "b"
-    command("train", data, "--epochs", 1, "--nf", 4, "--depth", 1, "--quiet", "--out", other)
-    printed = command("info", other)
-    assert "of epoch 1\n" in printed
-    assert "nf=4, depth=1, epochs=1\n" in printed
-
-
-def test_a_damaged_model(run_folder: Path, refused: Any) -> None:
     (run_folder / "model.npz").write_bytes(b"no")
     refused(["info", str(run_folder)], "model.npz is no sparseconv rocket model")
     (run_folder / "model.npz").unlink()

@@ -1,0 +1,78 @@
+"""``info``, ``profile`` and ``export`` of a trained network."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from c_program import Program
+from fake_clock import fake_clock
+from toy_run import SMALL, files, write_data
+
+import sparseconv as sc
+from sparseconv import datasets, profiling
+from sparseconv.cli.main import main
+from sparseconv.models import DSN
+from sparseconv.training import checkpoint
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("home")
+    words = ["--epochs", "6", "--out", str(folder / "run"), *SMALL, "--update-every-epochs", "1"]
+    assert main(["train", write_data(folder), *words]) == 0
+    return folder
+
+
+def test_info(home: Path, command: Any) -> None:
+    printed = command("info", home / "run")
+    best = checkpoint.load(home / "run" / "checkpoint.pt")["best"]["epoch"]
+    assert f"of epoch {best}\n" in printed
+    assert "nf=3, kernel_size=6, depth=2, epochs=6, update_every_epochs=1, seed=4\n" in printed
+
+
+def test_profile(home: Path, out: Path, command: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of the best epoch, on series as in training or others; only the clock is not real."""
+    fake_clock(monkeypatch)
+    calls: list[Any] = []
+    real = profiling.profile
+
+    def spy(model: DSN, input: torch.Tensor, *, backward: bool) -> Any:
+        for name, tensor in model.state_dict().items():
+            assert torch.equal(tensor, best[name]), name
+        calls.append((tuple(input.shape), backward, model.training, torch.get_num_threads()))
+        return real(model, input, backward=backward)
+
+    monkeypatch.setattr(profiling, "profile", spy)
+    run = home / "run"
+    best = checkpoint.load(run / "checkpoint.pt")["best"]["model"]
+    before, threads = files(run), torch.get_num_threads()
+    with torch.random.fork_rng():
+        printed = command("profile", run)
+    assert printed.startswith("| layer")
+    assert "blocks.1.conv" in printed
+
+    path = out.with_name("out.json")
+    words = ["--inference", "--batch", 3, "--length", 31, "--threads", 2, "--json", path]
+    command("profile", run / "checkpoint.pt", *words)
+    assert calls == [((2, 1, 20), True, True, 1), ((3, 1, 31), False, False, 2)]
+    rows = json.loads(path.read_text())["layers"]
+    assert [row["input_shape"] for row in rows] == [[3, 1, 31], [3, 3, 31]]
+    assert files(run) == before
+    assert torch.get_num_threads() == threads
+
+
+def test_export(home: Path, command: Any) -> None:
+    run, data = home / "run", home / "toy.npz"
+    X = datasets.load(data).X_test
+    for words, folder in (([], "c-float32"), (["--int8"], "c-int8")):
+        printed = command("export", run, "--data", data, "--name", "toy", *words)
+        assert f"{folder} holds README.md, toy.c, toy.h, toy_test.c" in printed
+        assert "classes, from 0: fast, slow" in printed
+        labels = np.array(["fast", "slow"])[Program(run / folder, "toy").labels(X)]
+        if not words:
+            assert (labels == sc.load_run(run).predict(X)).all()
