@@ -238,10 +238,6 @@ def _end(state: _State, module: nn.LogSoftmax | nn.Softmax) -> None:
     state.ending = "softmax" if isinstance(module, nn.Softmax) else "log_softmax"
 
 
-def _nothing(state: _State, module: nn.Module) -> None:
-    """Add nothing: in eval mode these modules return their input."""
-
-
 _LOWERINGS: dict[type[nn.Module], Callable[[_State, Any], None]] = {
     **dict.fromkeys((SparseConv1d, nn.Conv1d), _convolution),
     nn.Linear: _linear,
@@ -250,7 +246,8 @@ _LOWERINGS: dict[type[nn.Module], Callable[[_State, Any], None]] = {
     **dict.fromkeys((nn.AdaptiveAvgPool1d, ShortAvgPool1d), _pool),
     nn.Flatten: _flatten,
     **dict.fromkeys((nn.LogSoftmax, nn.Softmax), _end),
-    **dict.fromkeys((nn.Dropout, nn.Identity), _nothing),
+    # In eval mode these return their input.
+    **dict.fromkeys((nn.Dropout, nn.Identity), lambda state, module: None),
     **dict.fromkeys(_PADS, _pad),
 }
 # Which of them cannot get channels, and which no features.

@@ -107,14 +107,13 @@ class DSNClassifier(BaseClassifier):  # type: ignore[misc]
     def _fit(self, X: npt.NDArray[Any], y: npt.NDArray[Any]) -> DSNClassifier:
         series = torch.from_numpy(as_series("DSNClassifier", "X", X))
         labels = torch.from_numpy(np.searchsorted(self.classes_, y))
-        self._n_jobs = check_n_jobs(self.n_jobs)
         seed, own = draw_seed(self.random_state), self.get_params(deep=False)
         recipe = Recipe(
             seed=seed,
             **{field.name: own[field.name] for field in fields(Recipe) if field.name in own},
         )
         network = {name: own[name] for name in inspect.signature(DSN).parameters if name in own}
-        with threads(self._n_jobs), torch.random.fork_rng(devices=[]):
+        with threads(check_n_jobs(self.n_jobs)), torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             model = DSN(series.shape[1], self.n_classes_, **network)
             result = train(model, series, labels, recipe, progress=self.verbose)
@@ -125,7 +124,7 @@ class DSNClassifier(BaseClassifier):  # type: ignore[misc]
         return self
 
     def _predict_proba(self, X: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-        with threads(check_n_jobs(self.n_jobs)):  # set_params may have changed it since fit
+        with threads(check_n_jobs(self.n_jobs)):
             series = torch.from_numpy(as_series("DSNClassifier", "X", X))
             log_proba = predict_log_proba(self.model_, series)
         # In double, so that the probabilities add up to 1 as closely as scikit-learn checks it.

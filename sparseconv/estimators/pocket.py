@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from itertools import product
 from typing import Any
@@ -178,7 +177,7 @@ class POCKETClassifier(BaseClassifier):  # type: ignore[misc]
         ks = KS if self.k == "cv" else (number("k", self.k),)
         self.seed_ = draw_seed(self.random_state)
         labels = np.searchsorted(self.classes_, y)
-        with all_threads(check_n_jobs(self.n_jobs)):
+        with threads(n_jobs := check_n_jobs(self.n_jobs)), threadpool_limits(n_jobs):
             bank = draw_kernels(self.kernels, self.n_kernels, self.seed_, X)
             size = 2 if bank.kind == "rocket" else 1
             self.n_candidates_ = bank.n_features // size
@@ -235,7 +234,7 @@ class POCKETClassifier(BaseClassifier):  # type: ignore[misc]
                 yield (k, keep), float((guess == labels[outside]).mean())
 
     def _predict(self, X: Array) -> Array:
-        with all_threads(check_n_jobs(self.n_jobs)):
+        with threads(n_jobs := check_n_jobs(self.n_jobs)), threadpool_limits(n_jobs):  # of BLAS too
             return self.model_.predict(X)
 
     @classmethod
@@ -334,13 +333,6 @@ def ridge_classifier(features: Array, labels: Array) -> tuple[Array, Array]:
     ridge.fit(scaler.fit_transform(features), labels)
     coef = np.atleast_2d(ridge.coef_).T / scaler.scale_[:, None]
     return coef.astype(np.float32), np.atleast_1d(ridge.intercept_).astype(np.float32)
-
-
-@contextmanager
-def all_threads(n: int) -> Iterator[None]:
-    """Use ``n`` threads for torch, and for the linear algebra of NumPy and scikit-learn."""
-    with threads(n), threadpool_limits(n):
-        yield
 
 
 # For doctest, as their __module__ is sparseconv.

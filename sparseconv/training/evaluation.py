@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sparseconv.pruning.data import evaluating
+
 
 @torch.no_grad()
 def predict_log_proba(model: nn.Module, X: Any, batch_size: int = 64) -> Tensor:
@@ -34,15 +36,8 @@ def predict_log_proba(model: nn.Module, X: Any, batch_size: int = 64) -> Tensor:
         X = torch.from_numpy(np.array(X, order="C")).to(parameter.dtype)  # no negative strides
     elif X.is_floating_point():
         X = X.to(parameter.dtype)
-    modes = {module: module.training for module in model.modules()}  # some may be frozen
-    model.eval()
-    try:
-        starts = range(0, len(X), batch_size)
-        found = [model(X[start : start + batch_size].to(parameter.device)) for start in starts]
-    finally:
-        for module, training in modes.items():
-            module.training = training
-    return torch.cat(found)
+    with evaluating(model):
+        return torch.cat([model(part.to(parameter.device)) for part in X.split(batch_size)])
 
 
 def evaluate(model: nn.Module, X: Tensor, y: Tensor, batch_size: int) -> dict[str, float]:
