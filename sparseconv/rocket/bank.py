@@ -37,21 +37,11 @@ Array = npt.NDArray[Any]
 
 
 class Saved:
-    """An object made of arrays and numbers.
-
-    Subclasses name their ``FORMAT``; ``content()`` returns all that ``from_content`` needs.
-    """
+    """An object that ``content()``, arrays and numbers by name, is enough to make again."""
 
     FORMAT: ClassVar[str]
-
-    def content(self) -> dict[str, Any]:
-        """Return the arrays and numbers by name."""
-        raise NotImplementedError
-
-    @classmethod
-    def from_content(cls, content: dict[str, Any]) -> Self:
-        """Make the object; some error where its content is damaged."""
-        raise NotImplementedError
+    content: Any
+    from_content: Any  # raises some error where the content is damaged
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write an ``.npz`` file of arrays, whole or not at all.
@@ -77,7 +67,8 @@ class Saved:
                     content = {name: file[name] for name in file.files}
                 if (found := str(content.pop("format"))) != cls.FORMAT:
                     raise ValueError(f"it is a {found}")
-                return cls.from_content(content)
+                made: Self = cls.from_content(content)
+                return made
             except Exception as error:  # numpy and zipfile raise a dozen kinds on damaged files
                 raise ValueError(
                     f"{os.fspath(path)} is no {cls.FORMAT}, or damaged ({type(error).__name__}: "
@@ -128,10 +119,8 @@ class KernelBank(Saved):
     features: npt.NDArray[np.int64] = None  # type: ignore[assignment]  # all of them
 
     def __post_init__(self) -> None:
-        if self.kind not in ARRAYS:
-            raise ValueError(f"kind must be one of {KINDS}, but got {self.kind!r}")
-        types = ARRAYS[self.kind]
-        held = {name: _frozen(self.arrays[name], dtype) for name, dtype in types.items()}
+        types = ARRAYS[self.kind].items()
+        held = {name: _frozen(self.arrays[name], dtype) for name, dtype in types}
         object.__setattr__(self, "arrays", held)
         columns = np.arange(self.n_features) if self.features is None else self.features
         object.__setattr__(self, "features", _frozen(columns, np.int64))

@@ -94,13 +94,6 @@ def aeon() -> Any:
     return pytest.importorskip("aeon.transformations.collection.convolution_based")
 
 
-@pytest.mark.parametrize("seed", range(8))
-def test_rocket_to_aeon_and_back(aeon: Any, seed: int) -> None:
-    for normalise in (False, True):
-        bank = replace(Problem("rocket", seed).bank, normalise=normalise)
-        assert KernelBank.from_aeon(bank.to_aeon()) == bank
-
-
 def test_minirocket_banks_that_aeon_cannot_have(aeon: Any) -> None:
     bank = KernelBank.from_aeon(aeon.MiniRocket(700, random_state=0).fit(X))
     for other in (

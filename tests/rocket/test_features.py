@@ -36,7 +36,9 @@ def test_rocket_is_aeons(shape: tuple[int, ...], normalise: bool) -> None:
     X = np.random.default_rng(0).normal(1, 3, size=shape).astype(np.float32)
     bank = KernelBank.from_aeon(aeon.Rocket(300, normalise=normalise, random_state=0).fit(X))
     lowest, highest = feature_limits(X, bank)
-    for features in (kernel_features(X, bank), bank.to_aeon().transform(X)):
+    back = bank.to_aeon()
+    assert KernelBank.from_aeon(back) == bank
+    for features in (kernel_features(X, bank), back.transform(X)):
         assert ((lowest <= features) & (features <= highest)).all()
 
 
