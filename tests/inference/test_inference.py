@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
-from folded import HALF, norms, operations, outcome, settled, with_bounds
+from folded import HALF, norms, operations, original_and_copy, outcome, settled, with_bounds
 from model_state import everything
 from torch import Tensor, nn
 
@@ -109,26 +108,14 @@ def test_relu_has_the_bits_of_relu(dtype: torch.dtype, monkeypatch: pytest.Monke
 # The Dynamic Sparse Network
 
 
-def trained(in_channels: int = 1, **options: Any) -> DSN:
-    torch.manual_seed(0)
-    model = DSN(in_channels, 3, **{"nf": 7, "kernel_size": 9, "depth": 3, **options})
-    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-    for _ in range(5):
-        optimizer.zero_grad()
-        x = torch.randn(8, in_channels, 40)
-        F.nll_loss(model(x), torch.arange(8) % 3).backward()
-        optimizer.step()
-    return model
+def dsn(in_channels: int, **options: Any) -> tuple[DSN, DSN]:
+    return original_and_copy(lambda: DSN(in_channels, 3, nf=7, kernel_size=9, depth=3, **options))
 
 
 @pytest.mark.parametrize("padding", PADDINGS)
 @pytest.mark.parametrize("in_channels", [1, 4])
 def test_dsn(in_channels: int, padding: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = trained(in_channels, padding=padding)
-    before = everything(model)
-    fast = sc.optimize_for_inference(model)
-    assert everything(model) == before
-    assert model.training
+    model, fast = dsn(in_channels, padding=padding)
     ran = operations(fast, torch.randn(5, in_channels, 24))
     assert not {"aten::batch_norm", "aten::relu", "aten::relu_"} & ran.keys()
     assert fast.cost(40).macs_executed == model.cost(40).macs_executed
@@ -176,8 +163,7 @@ def test_the_average_comes_first(name: str, dtype: torch.dtype) -> None:
 
 
 def test_copied_pickled_saved_and_loaded() -> None:
-    model = trained(2)
-    fast, x = sc.optimize_for_inference(model), torch.randn(2, 2, 30)
+    (model, fast), x = dsn(2), torch.randn(2, 2, 30)
     y = fast(x)
     with torch.inference_mode():
         made_there = sc.optimize_for_inference(model)
@@ -193,12 +179,12 @@ def test_copied_pickled_saved_and_loaded() -> None:
         assert norms(other, x) == 0
     assert len(pickle.dumps(fast)) == len(pickle.dumps(copies[0])), "folded weights are not kept"
     assert fast.state_dict().keys() == model.state_dict().keys()
-    other = sc.optimize_for_inference(trained(2, init="random"))
+    _, other = dsn(2, init="random")
     other(x)
     other.load_state_dict(model.state_dict())
     assert torch.equal(other(x), y)
     assert not y.requires_grad
     x.requires_grad_()  # saliency maps
-    (wanted,) = torch.autograd.grad(model.eval()(x).sum(), x)
+    (wanted,) = torch.autograd.grad(model(x).sum(), x)
     for other in (fast, made_there):
         assert torch.autograd.grad(other(x).sum(), x)[0].equal(wanted)

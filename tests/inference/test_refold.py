@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from dst_runs import scheduled, train_step
 from folded import conv, norms, original_and_copy, settled
 from model_state import everything
 from torch import Tensor, nn
@@ -69,12 +70,9 @@ def new_pattern(model: nn.Sequential) -> None:
 
 def dst_update(model: nn.Sequential) -> None:
     model.requires_grad_(True)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    dst = sc.DSTScheduler(model, optimizer, update_every=1, end_step=9, grow="gradient")
+    _, optimizer, dst = scheduled(model, grow="gradient")
     for _ in range(2):
-        optimizer.zero_grad()
-        model(X).square().sum().backward()
-        optimizer.step()
+        train_step(model, optimizer, X)
         dst.step()
     model.requires_grad_(False)
 

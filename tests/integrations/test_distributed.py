@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import tiny
 import torch
 import torch.distributed as dist
-from dst_runs import scheduled, snapshot, sparse_layers, train_step, two_layers
+from dst_runs import batches, scheduled, snapshot, sparse_layers, train_step, two_layers
 from ranks import WORLD, on_ranks
 from tiny import same
 from torch import Tensor, nn
@@ -27,14 +28,13 @@ pytestmark = pytest.mark.skipif(
 
 
 def data(rank: int) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(rank)
-    return [torch.randn(3, 2, 20, generator=generator, dtype=torch.float64) for _ in range(STEPS)]
+    return list(itertools.islice(batches(torch.float64, seed=rank), STEPS))
 
 
-def run(model: nn.Module, network: nn.Module, grow: str, batches: list[Tensor]) -> Any:
+def run(model: nn.Module, network: nn.Module, grow: str, data: list[Tensor]) -> Any:
     optimizer = torch.optim.Adam(network.parameters(), 1e-2)
     dst = DSTScheduler(network, optimizer, **SETTINGS, grow=grow)
-    for x in batches:
+    for x in data:
         train_step(model, optimizer, x)
         dst.step()
     layers = sparse_layers(network)

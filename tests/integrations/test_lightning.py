@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from dst_runs import sparse_layers, two_layers
+from dst_runs import batches, sparse_layers, two_layers
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -54,8 +55,7 @@ class Module(lightning.LightningModule):
 
 
 def data() -> DataLoader[Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    return DataLoader(list(torch.randn(18, 2, 20, generator=generator)), batch_size=3)
+    return DataLoader(list(itertools.islice(batches(), 6)), batch_size=None)
 
 
 def trainer(folder: Path, epochs: int, **options: Any) -> Any:

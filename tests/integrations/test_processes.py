@@ -15,7 +15,7 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 from child import run_child
-from dst_runs import scheduled
+from dst_runs import scheduled, train_step
 from ranks import FORKS
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -39,9 +39,7 @@ def worker(rank: int, model: nn.Module, seen: Any, x: Tensor, y: Tensor) -> None
     before = model(x)
     optimizer = torch.optim.SGD(model.parameters(), 0.05)
     for _ in range(5):
-        optimizer.zero_grad()
-        model(x).square().mean().backward()
-        optimizer.step()
+        train_step(model, optimizer, x)
     seen.put(rank > 0 or bool(before.detach().equal(y)))
 
 
