@@ -66,30 +66,10 @@ def test_ranks_with_different_data_train_one_model(tmp_path: Path) -> None:
         torch.testing.assert_close(found["tensors"], alone["tensors"])
 
 
-def built_from_other_seeds(rank: int) -> None:
-    network = two_layers(seed=rank)
-    model = DistributedDataParallel(network)  # rank 0's values go to all
-    optimizer = torch.optim.Adam(network.parameters())
-    with pytest.raises(RuntimeError, match=r"torch\.manual_seed|rank 1 failed"):
-        DSTScheduler(network, optimizer, **SETTINGS)
-    if rank == 0:
-        model(torch.randn(1, 2, 20))
-        return
-    with pytest.raises(RuntimeError, match=r"ranks built different patterns: call torch\.manual_s"):
-        model(torch.randn(1, 2, 20))
-
-
-@pytest.mark.tool("DistributedDataParallel of ranks with different patterns", "refuses")
-def test_ranks_with_different_patterns_are_refused(tmp_path: Path) -> None:
-    on_ranks(built_from_other_seeds, tmp_path)
-
-
 def what_one_rank_cannot_do(rank: int) -> None:
-    network = two_layers()
-    optimizer = torch.optim.Adam(network.parameters())
+    network, optimizer, dst = scheduled()
     with pytest.raises(RuntimeError, match=f"rank {1 - rank} has.*'seed': {1 - rank}.*this one"):
         DSTScheduler(network, optimizer, **{**SETTINGS, "seed": rank})
-    dst = DSTScheduler(network, optimizer, update_every=1, end_step=9)
     train_step(network, optimizer, data(0)[0].float())
     good, network[2].regions = network[2].regions, [] if rank == 0 else [((0, 99), (0, 5))]
     before = snapshot(network, optimizer, dst)
@@ -103,7 +83,18 @@ def what_one_rank_cannot_do(rank: int) -> None:
     with pytest.raises(RuntimeError, match=r"weights equal \(DistributedDataParallel does\)"):
         dst.step()
 
+    network = two_layers(seed=rank)
+    model = DistributedDataParallel(network)  # rank 0's values go to all
+    with pytest.raises(RuntimeError, match=r"torch\.manual_seed|rank 1 failed"):
+        scheduled(network)
+    if rank == 0:
+        model(torch.randn(1, 2, 20))
+        return
+    with pytest.raises(RuntimeError, match=r"ranks built different patterns: call torch\.manual_s"):
+        model(torch.randn(1, 2, 20))
 
+
+@pytest.mark.tool("DistributedDataParallel of ranks with different patterns", "refuses")
 def test_what_one_rank_cannot_do_no_rank_does(tmp_path: Path) -> None:
     on_ranks(what_one_rank_cannot_do, tmp_path)
 

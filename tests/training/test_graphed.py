@@ -174,9 +174,7 @@ def test_captured_again_when_nnz_or_memory_changes(monkeypatch: pytest.MonkeyPat
         net[0].set_pattern(KernelCSR.full((3, 2, 5)))
         net[0].values.grad = None
     optimizers = new_optimizers()
-    taken.__dict__["_pool"] = "with outputs of the graphs that go"
     go(2)
-    assert "_pool" not in taken.__dict__
     model[1].weight.data = model[1].weight.data.clone()
     go(3)
     for own in optimizers:

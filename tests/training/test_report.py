@@ -67,45 +67,27 @@ def test_group_profiles_sum_magnitudes_by_group_and_tap(model: DSN) -> None:
         np.testing.assert_array_equal(figures.group_profiles(twin), profile)
 
 
-def group_weights(model: DSN, path: Path) -> Path:
-    layers = model.sparse_layers()
-    profiles = [figures.group_profiles(layer) for layer in layers]
-    return figures.group_weights(profiles, layers[0].regions, path)
-
-
-def receptive_fields(models: list[DSN], path: Path) -> Path:
-    kernels = {f"{i}": figures.kernels_by_size(model) for i, model in enumerate(models)}
-    return figures.receptive_fields(kernels, path)
-
-
-def test_figures_are_drawn(tmp_path: Path, model: DSN) -> None:
+def test_training_report(tmp_path: Path, model: DSN) -> None:
     ungrouped = DSN(1, 2, nf=6, kernel_size=9, n_groups=1)
     dense = DSN(3, 2, sparsity=0.0, nf=2, kernel_size=5, depth=1)
-    log, linear = history(40, test_loss=0.5, test_accuracy=0.7), history(1)
-    linear[0]["train_loss"] = 0.0  # not on a logarithmic axis
-    drawings: list[Any] = [(figures.learning_curve, rows) for rows in (log, linear)]
-    drawings += [(group_weights, dense), (receptive_fields, [model, ungrouped])]
-    for i, (draw, content) in enumerate(drawings):
-        path = draw(content, tmp_path / "new" / f"{i}.png")
-        assert path.read_bytes().startswith(PNG)
-
-
-def test_training_report(tmp_path: Path, model: DSN) -> None:
-    cost, rows = model.cost(150), history(20)
+    rows, one, watched = history(20), history(1), history(40, test_loss=0.5, test_accuracy=0.7)
     rows[3]["train_loss"] = rows[-1]["train_loss"]  # of equal epochs the later one is kept
-    summary = write_training_report(
-        tmp_path / "run", dataset_name="GunPoint", model=model, history=rows, cost=cost,
-        test_accuracy=0.98, config={"epochs": 20, "seed": 0, "batch_size": None},
-    )  # fmt: skip
-    text = summary.read_text()
+    one[0]["train_loss"] = 0.0  # not on a logarithmic axis
+    for network, content in ((dense, one), (ungrouped, watched), (model, rows)):
+        cost = network.cost(150)
+        summary = write_training_report(
+            tmp_path / "run", dataset_name="GunPoint", model=network, history=content, cost=cost,
+            test_accuracy=0.98, config={"epochs": 20, "seed": 0, "batch_size": None},
+        )  # fmt: skip
+        text = summary.read_text()
+        assert f"{cost.macs_executed:,}".replace(",", " ") in text
+        for i, layer in enumerate(network.sparse_layers(), start=1):
+            assert re.search(rf"\| {i} .*\| +{layer.pattern.nnz} \|", text)
+        links = re.findall(r"!\[.+\]\((.+)\)", text)
+        assert len(links) == 3
+        for link in links:
+            assert (summary.parent / link).read_bytes().startswith(PNG)
     assert "0.050000 in epoch 20" in text
-    assert f"{cost.macs_executed:,}".replace(",", " ") in text
-    for i, layer in enumerate(model.sparse_layers(), start=1):
-        assert re.search(rf"\| {i} .*\| +{layer.pattern.nnz} \|", text)
-    links = re.findall(r"!\[.+\]\((.+)\)", text)
-    assert len(links) == 3
-    for link in links:
-        assert (summary.parent / link).read_bytes().startswith(PNG)
 
 
 def test_html_is_one_self_contained_file(tmp_path: Path) -> None:
