@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
 from typing import Any
@@ -171,8 +171,6 @@ class POCKETClassifier(BaseClassifier):  # type: ignore[misc]
         super().__init__()
 
     def _fit(self, X: Array, y: Array) -> POCKETClassifier:
-        from tqdm.auto import tqdm
-
         count("n_iter", self.n_iter)
         ks = KS if self.k == "cv" else (number("k", self.k),)
         self.seed_ = draw_seed(self.random_state)
@@ -185,15 +183,10 @@ class POCKETClassifier(BaseClassifier):  # type: ignore[misc]
             keeps = sorted({how_many(share, self.n_candidates_) for share in shares})
             choices = list(product(ks, keeps))
             features = kernel_features(X, bank)
-            scores: dict[tuple[float, int], list[float]] = {choice: [] for choice in choices}
-            self.k_, self.keep_ = choices[0]
+            self.scores_ = None
             if len(choices) > 1:
-                folds = self._folds(features, labels, size, choices)
-                total = FOLDS * len(choices)
-                for choice, score in tqdm(folds, "folds", total, disable=not self.verbose):
-                    scores[choice].append(score)
-                self.k_, self.keep_ = smallest_good(scores)
-            self.scores_ = scores if len(choices) > 1 else None
+                self.scores_ = self._scores(features, labels, size, choices)
+            self.k_, self.keep_ = smallest_good(self.scores_) if self.scores_ else choices[0]
             select = GroupSelection(features, labels, self.n_classes_, size)
             found = self._head(select, features, labels, self.k_, self.keep_)
         self.kept_kernels_ = found.groups
@@ -214,10 +207,13 @@ class POCKETClassifier(BaseClassifier):  # type: ignore[misc]
         coef, intercept = ridge_classifier(features[:, found.columns], labels)
         return replace(found, coef=coef, intercept=intercept)
 
-    def _folds(
+    def _scores(
         self, features: Array, labels: Array, size: int, choices: Sequence[tuple[float, int]]
-    ) -> Iterator[tuple[tuple[float, int], float]]:
-        """Yield the accuracy of each choice on each fold."""
+    ) -> dict[tuple[float, int], list[float]]:
+        """Return the accuracy of each choice on each fold."""
+        from tqdm.auto import tqdm
+
+        scores: dict[tuple[float, int], list[float]] = {choice: [] for choice in choices}
         cases = np.bincount(labels)
         with warnings.catch_warnings():  # a class may have fewer cases than there are folds
             warnings.filterwarnings("ignore", "The least populated class", UserWarning)
@@ -225,13 +221,14 @@ class POCKETClassifier(BaseClassifier):  # type: ignore[misc]
                 int(np.clip(cases.max(), 2, FOLDS)), shuffle=True, random_state=self.seed_
             )
             splits = list(folds.split(features, labels))
-        for inside, outside in splits:
+        for inside, outside in tqdm(splits, "folds", disable=not self.verbose):
             seen, missed = features[inside], features[outside]
             select = GroupSelection(seen, labels[inside], self.n_classes_, size)
             for k, keep in choices:
                 found = self._head(select, seen, labels[inside], k, keep)
                 guess = chosen(missed[:, found.columns] @ found.coef + found.intercept)
-                yield (k, keep), float((guess == labels[outside]).mean())
+                scores[k, keep].append(float((guess == labels[outside]).mean()))
+        return scores
 
     def _predict(self, X: Array) -> Array:
         with threads(n_jobs := check_n_jobs(self.n_jobs)), threadpool_limits(n_jobs):  # of BLAS too
