@@ -96,20 +96,14 @@ class IntegerNetwork(Network):
         """Compute the scores, float32 ``(n_cases, n_classes)``, bit by bit as the program does."""
         out = self.run(X)
         if not self.ending:
-            return _times(out.astype(np.float32), self.point)
+            return np.asarray(out.astype(np.float32) * np.float32(2.0**-self.point))
         behind = out.max(1, keepdims=True) - out
         powers = np.vectorize(power_of_e, otypes=[np.int64])(behind)
         total = powers.sum(1, keepdims=True)
         if self.ending == "softmax":
-            shares: Array = powers.astype(np.float32) / total.astype(np.float32)
-            return shares
+            return np.asarray(powers.astype(np.float32) / total.astype(np.float32))
         log = behind + np.vectorize(natural_log, otypes=[np.int64])(total)
-        return _times(-log.astype(np.float32), POINT)
-
-
-def _times(numbers: Array, point: int) -> Array:
-    moved: Array = numbers * np.float32(2.0**-point)
-    return moved
+        return np.asarray(-log.astype(np.float32) * np.float32(2.0**-POINT))
 
 
 def power_of_e(behind: int) -> int:

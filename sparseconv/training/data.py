@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparseconv.training.evaluation import first_parameter, predict_log_proba
+from sparseconv.training.evaluation import predict_log_proba
 
 _LABELS = "numpy.unique(labels, return_inverse=True)[1] gives indices 0, 1, ..."
 
@@ -19,7 +19,7 @@ def checked_data(model: nn.Module, X: Any, y: Any) -> tuple[Tensor, Tensor]:
     TypeError or ValueError if the model, which maps them to log-probabilities, cannot be trained on
     them: labels are class indices from 0.
     """
-    parameter = first_parameter(model)
+    parameter = next(model.parameters())  # of the model's device and dtype
     X, y = torch.as_tensor(X), torch.as_tensor(y)
     if y.is_floating_point() or y.dtype == torch.bool:
         raise TypeError(f"y must be class indices as integers, but got {y.dtype}; {_LABELS}")

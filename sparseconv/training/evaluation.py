@@ -18,20 +18,19 @@ def predict_log_proba(model: nn.Module, X: Any, batch_size: int = 64) -> Tensor:
 
     Args:
         model: maps ``(N, ...)`` to log-probabilities; the mode of each module is left as it was.
-        X: ``(n_cases, ...)``, at least one case; an array, or a tensor on any device. Brought to
+        X: ``(n_cases, ...)``; an array, or a tensor on any device. Brought to
             the model's dtype, unless it is a tensor of integers, which may be indices.
         batch_size: cases at a time, a question of memory only.
 
     Raises:
         TypeError: X is not an array of numbers, or the model does not return one tensor.
-        ValueError: no case.
 
     Example:
         >>> from sparseconv.models import DSN
         >>> predict_log_proba(DSN(1, 3, nf=4), torch.zeros(5, 1, 20)).shape
         torch.Size([5, 3])
     """
-    parameter = first_parameter(model)
+    parameter = next(model.parameters())
     if not isinstance(X, Tensor):
         X = torch.from_numpy(np.array(X, order="C")).to(parameter.dtype)  # no negative strides
     elif X.is_floating_point():
@@ -45,10 +44,3 @@ def evaluate(model: nn.Module, X: Tensor, y: Tensor, batch_size: int) -> dict[st
     log_proba = predict_log_proba(model, X, batch_size)
     accuracy = (log_proba.argmax(1) == y).double().mean().item()
     return {"test_loss": F.nll_loss(log_proba, y).item(), "test_accuracy": accuracy}
-
-
-def first_parameter(model: nn.Module) -> nn.Parameter:
-    """Return a parameter, whose device and dtype are the model's."""
-    for parameter in model.parameters():
-        return parameter
-    raise ValueError("the model has no parameters to train")
