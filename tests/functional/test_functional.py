@@ -75,6 +75,16 @@ def test_refuses(
         convolve(backend, **changes)
 
 
+def test_numbers_of_a_geometry() -> None:
+    """An odd total of "same" goes to the right; strides just below the limit are taken."""
+    for dilation, expected in ((1, (1, 2)), (2, (3, 3)), (3, (4, 5))):
+        assert Geometry.of((1, 1, 4), 1, "same", dilation, 1, "zeros").padding == expected
+    assert Geometry.of((1, 1, 1), 2**31 - 1, (2**31 - 1, 0), 1, 1, "zeros").stride == 2**31 - 1
+    assert Geometry.of((2, 2, 1), 2**29 - 1, 0, 1, 1, "zeros").stride == 2**29 - 1
+    geometry = Geometry.of((1, 1, 3), 2, (1, 2), 3, 1, "zeros")
+    assert [geometry.output_length(n) for n in (4, 5, 6, 7)] == [1, 1, 2, 2]
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_the_last_good_argument(backend: str, count_cases: Any) -> None:
     for length, changes, pad in (
@@ -106,16 +116,3 @@ def test_the_last_good_argument(backend: str, count_cases: Any) -> None:
             with pytest.raises(ValueError, match=rf"less than or equal to {room} for .*'{mode}'"):
                 convolve(backend, input=x, padding=wider, padding_mode=mode)
             count_cases(2)
-
-
-def test_an_odd_total_of_same_goes_to_the_right() -> None:
-    shape = (1, 1, 4)
-    for dilation, expected in ((1, (1, 2)), (2, (3, 3)), (3, (4, 5))):
-        assert Geometry.of(shape, 1, "same", dilation, 1, "zeros").padding == expected
-
-
-def test_the_largest_sizes_of_a_geometry() -> None:
-    assert Geometry.of((1, 1, 1), 2**31 - 1, (2**31 - 1, 0), 1, 1, "zeros").stride == 2**31 - 1
-    assert Geometry.of((2, 2, 1), 2**29 - 1, 0, 1, 1, "zeros").stride == 2**29 - 1
-    geometry = Geometry.of((1, 1, 3), 2, (1, 2), 3, 1, "zeros")
-    assert [geometry.output_length(n) for n in (4, 5, 6, 7)] == [1, 1, 2, 2]

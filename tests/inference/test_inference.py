@@ -26,26 +26,19 @@ MODES = ("zeros", "replicate", "reflect", "circular")
 def random_net(rng: random.Random, dtype: torch.dtype) -> list[nn.Module]:
     channels, layers = rng.randint(1, 4), []
     for _ in range(rng.randint(1, 3)):
-        groups, out = rng.choice((1, 1, 2)), 2 * rng.randint(1, 9)
-        channels_in = channels if channels % groups == 0 else None
-        groups = groups if channels_in else 1
-        kernel = rng.choice((1, 3, 5, 9))
-        dense = rng.random() < 0.3 and dtype not in HALF  # torch sums halves as it likes
-        padding = rng.choice((0, kernel // 2)) if dense else (rng.randint(0, 2), kernel // 2)
-        options = {
-            "padding": padding,
-            "stride": rng.choice((1, 1, 2)),
-            "dilation": rng.choice((1, 2)),
-            "groups": groups,
-            "bias": rng.random() < 0.5,
-            "padding_mode": rng.choice(MODES),
-            "dtype": dtype,
-        }
-        layers.append(
-            nn.Conv1d(channels, out, kernel, **options)
-            if dense
-            else SparseConv1d(channels, out, kernel, **options, density=rng.choice((0, 0.2, 1)))
+        out, kernel, stride, dilation = (
+            rng.choice(of) for of in (range(2, 20, 2), (1, 3, 5, 9), (1, 1, 2), (1, 2))
         )
+        dense = rng.random() < 0.3 and dtype not in HALF  # torch sums halves as it likes
+        options: dict[str, Any] = {
+            "stride": stride, "dilation": dilation, "dtype": dtype,
+            "padding": rng.choice((0, kernel // 2)) if dense else (rng.randint(0, 2), kernel // 2),
+            "groups": rng.choice((1, 1, 2)) if channels % 2 == 0 else 1,
+            "bias": rng.random() < 0.5, "padding_mode": rng.choice(MODES),
+        }  # fmt: skip
+        if not dense:
+            options["density"] = rng.choice((0, 0.2, 1))
+        layers.append((nn.Conv1d if dense else SparseConv1d)(channels, out, kernel, **options))
         if rng.random() < 0.8:
             eps = rng.choice((1e-5, 1e-3, 1.0))
             layers.append(nn.BatchNorm1d(out, eps, affine=rng.random() < 0.5, dtype=dtype))

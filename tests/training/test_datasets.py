@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -119,10 +118,3 @@ def test_of_several_pairs_the_one_with_the_folder_s_name(tmp_path: Path) -> None
     with pytest.raises(ValueError, match=r"but found b_TRAIN.ts, toy_TRAIN.ts; put one data set"):
         datasets.load(tmp_path)
     assert datasets.load(tmp_path.rename(tmp_path.with_name("b"))).name == "b"
-
-
-def test_without_aeon_only_npz_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "aeon.datasets", None)
-    with pytest.raises(RuntimeError, match=r"aeon reads.*pip install 'sparseconv\[tsc\]"):
-        datasets.load("GunPoint")
-    assert datasets.load(npz(tmp_path)).n_channels == 2
