@@ -21,6 +21,7 @@ from sparseconv import KernelCSR, Region, SparseConv1d
 
 
 @pytest.mark.promise("P9")
+@pytest.mark.tool("Optimizer.state_dict", "works", "over changes of the pattern")
 @pytest.mark.parametrize("grow", ["random", "gradient", "static"])
 def test_a_resumed_run_continues_bit_for_bit(grow: str) -> None:
     settings = {"update_every": 3, "end_step": 25, "grow": grow, "seed": 11}

@@ -75,9 +75,9 @@ def test_training_report(tmp_path: Path, model: DSN) -> None:
     one[0]["train_loss"] = 0.0  # not on a logarithmic axis
     for network, content in ((dense, one), (ungrouped, watched), (model, rows)):
         cost = network.cost(150)
-        page = tmp_path / f"{len(content)} epochs"
+        folder = tmp_path / f"{len(content)} epochs"
         summary = write_training_report(
-            page, dataset_name="GunPoint", model=network, history=content, cost=cost,
+            folder, dataset_name="GunPoint", model=network, history=content, cost=cost,
             test_accuracy=0.98, config={"epochs": 20, "seed": 0, "batch_size": None},
         )  # fmt: skip
         text = summary.read_text()
