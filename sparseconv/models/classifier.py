@@ -39,11 +39,12 @@ class Residual(nn.Module):
         return F.relu(self.body(x) + self.shortcut(x))
 
 
-def shortcut(in_channels: int, out_channels: int) -> nn.Sequential:
-    """Return a 1x1 convolution and BatchNorm."""
-    return nn.Sequential(
-        nn.Conv1d(in_channels, out_channels, 1, bias=False), nn.BatchNorm1d(out_channels)
-    )
+def shortcut(in_channels: int, out_channels: int, *, always_convolve: bool = False) -> nn.Module:
+    """Return BatchNorm, after a 1x1 convolution where channels change, or always."""
+    norm = nn.BatchNorm1d(out_channels)
+    if in_channels == out_channels and not always_convolve:
+        return norm
+    return nn.Sequential(nn.Conv1d(in_channels, out_channels, 1, bias=False), norm)
 
 
 class Parallel(nn.ModuleList):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sparseconv.core.checks import count
 from sparseconv.models.classifier import (
@@ -16,35 +15,6 @@ from sparseconv.models.classifier import (
 
 KERNEL_SIZES = {"keras": (40, 20, 10), "tsai": (39, 19, 9)}
 RESIDUAL_EVERY = 3  # modules
-
-
-class Inception(nn.Module):
-    """Convolutions of several lengths side by side, BatchNorm and ReLU.
-
-    A 1x1 convolution makes ``nf`` channels of several ones; then ``nf`` filters of each length,
-    and parallel to them a maximum of three samples with a 1x1 convolution.
-    """
-
-    def __init__(self, in_channels: int, nf: int, kernel_sizes: tuple[int, ...]) -> None:
-        super().__init__()
-        several = in_channels > 1
-        self.bottleneck = nn.Conv1d(in_channels, nf, 1, bias=False) if several else nn.Identity()
-        inputs = nf if several else in_channels
-        self.convs = Parallel(
-            nn.Conv1d(inputs, nf, taps, padding="same", bias=False) for taps in kernel_sizes
-        )
-        self.pooled = nn.Sequential(
-            nn.MaxPool1d(3, stride=1, padding=1), nn.Conv1d(in_channels, nf, 1, bias=False)
-        )
-        self.out_channels = (len(kernel_sizes) + 1) * nf
-        self.norm = nn.BatchNorm1d(self.out_channels)
-        self.relu = nn.ReLU()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``(N, in_channels, L) -> (N, out_channels, L)``."""
-        found = torch.cat([self.convs(self.bottleneck(x)), self.pooled(x)], dim=1)
-        y: Tensor = self.relu(self.norm(found))
-        return y
 
 
 class InceptionTime(Classifier):
@@ -62,6 +32,7 @@ class InceptionTime(Classifier):
             BatchNorm alone in a shortcut between as many channels.
 
     Example:
+        >>> import torch
         >>> model = InceptionTime(1, 2)
         >>> model(torch.zeros(2, 1, 50)).shape
         torch.Size([2, 2])
@@ -82,23 +53,34 @@ class InceptionTime(Classifier):
         variant: str = "keras",
     ) -> None:
         super().__init__(in_channels, n_classes)
-        inputs = in_channels
         nf, depth = count("nf", nf), count("depth", depth)
         if variant not in KERNEL_SIZES:
             raise ValueError(f"variant must be one of {tuple(KERNEL_SIZES)}, but got {variant!r}")
-        blocks: list[nn.Module] = []
+        inputs, blocks = in_channels, []
         for first in range(0, depth, RESIDUAL_EVERY):
-            modules: list[Inception] = []
-            before = inputs
+            before, modules = inputs, []
             for _ in range(first, min(first + RESIDUAL_EVERY, depth)):
-                modules.append(Inception(inputs, nf, KERNEL_SIZES[variant]))
-                inputs = modules[-1].out_channels
-            body = nn.Sequential(*modules)
-            if len(modules) < RESIDUAL_EVERY:
-                blocks.append(body)
-            elif variant == "tsai" and before == inputs:
-                blocks.append(Residual(body, nn.BatchNorm1d(inputs)))
-            else:
-                blocks.append(Residual(body, shortcut(before, inputs)))
+                modules.append(_inception(inputs, nf, KERNEL_SIZES[variant]))
+                inputs = (len(KERNEL_SIZES[variant]) + 1) * nf
+            body: nn.Module = nn.Sequential(*modules)
+            if len(modules) == RESIDUAL_EVERY:
+                across = shortcut(before, inputs, always_convolve=variant == "keras")
+                body = Residual(body, across)
+            blocks.append(body)
         self.blocks = nn.Sequential(*blocks)
         self.head = average_and_classify(inputs, self.n_classes)
+
+
+def _inception(in_channels: int, nf: int, kernel_sizes: tuple[int, ...]) -> nn.Sequential:
+    """Return convolutions of several lengths side by side, BatchNorm and ReLU.
+
+    A 1x1 convolution makes ``nf`` channels of several ones; then ``nf`` filters of each length,
+    and parallel to them a maximum of three samples with a 1x1 convolution.
+    """
+    several = in_channels > 1
+    bottleneck = nn.Conv1d(in_channels, nf, 1, bias=False) if several else nn.Identity()
+    inputs = nf if several else in_channels
+    convs = [nn.Conv1d(inputs, nf, taps, padding="same", bias=False) for taps in kernel_sizes]
+    pooled = nn.MaxPool1d(3, stride=1, padding=1), nn.Conv1d(in_channels, nf, 1, bias=False)
+    parts = nn.Sequential(bottleneck, Parallel(convs)), nn.Sequential(*pooled)
+    return nn.Sequential(Parallel(parts), nn.BatchNorm1d((len(kernel_sizes) + 1) * nf), nn.ReLU())

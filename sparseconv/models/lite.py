@@ -73,23 +73,16 @@ class LITE(Classifier):
     def __init__(self, in_channels: int, n_classes: int, *, nf: int = 32) -> None:
         super().__init__(in_channels, n_classes)
         nf = count("nf", nf)
-        self.convs = Parallel(
-            nn.Conv1d(in_channels, nf, taps, padding="same", bias=False) for taps in LEARNED
-        )
-        self.hand_made = HandMade(in_channels)
-        channels = len(LEARNED) * nf + len(list(self.hand_made.buffers()))
+        convs = [nn.Conv1d(in_channels, nf, taps, padding="same", bias=False) for taps in LEARNED]
+        channels = len(LEARNED) * nf + 2 * len(CHANGES) + len(PEAKS)
         self.blocks = nn.Sequential(
+            Parallel([*convs, HandMade(in_channels)]),
             nn.BatchNorm1d(channels),
             nn.ReLU(),
             *_separable(channels, nf, taps=20, dilation=2),
             *_separable(nf, nf, taps=10, dilation=4),
         )
         self.head = average_and_classify(nf, self.n_classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the log-probabilities ``(N, n_classes)`` of series ``(N, in_channels, L)``."""
-        first = torch.cat([self.convs(x), self.hand_made(x)], dim=1)
-        return super().forward(first)
 
 
 def _separable(in_channels: int, out_channels: int, taps: int, dilation: int) -> list[nn.Module]:

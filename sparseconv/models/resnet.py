@@ -55,7 +55,4 @@ def _block(in_channels: int, channels: int) -> Residual:
             nn.ReLU(),
         ]
         inputs = channels
-    across = (
-        nn.BatchNorm1d(channels) if in_channels == channels else shortcut(in_channels, channels)
-    )
-    return Residual(nn.Sequential(*layers[:-1]), across)
+    return Residual(nn.Sequential(*layers[:-1]), shortcut(in_channels, channels))

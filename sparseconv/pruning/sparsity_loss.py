@@ -116,11 +116,11 @@ def published_stages(model: nn.Module) -> list[Stage]:
 
     Example:
         >>> published_stages(LITE(1, 2))[0]
-        Stage(module='blocks.1', weight=4.0, channels=96)
+        Stage(module='blocks.2', weight=4.0, channels=96)
     """
     if isinstance(model, LITE):
-        learned = sum(conv.out_channels for conv in model.convs)  # type: ignore[misc]
-        return [Stage("blocks.1", 4.0, learned), Stage("blocks.5", 2.0), Stage("blocks.9", 1.0)]
+        learned = sum(conv.out_channels for conv in model.blocks[0][:-1])  # type: ignore[index]
+        return [Stage("blocks.2", 4.0, learned), Stage("blocks.6", 2.0), Stage("blocks.10", 1.0)]
     if isinstance(model, InceptionTime):
         stages = []
         for i, block in enumerate(model.blocks):

@@ -81,14 +81,14 @@ def test_lite_counts_its_learned_filters() -> None:
     model, x = sc.models.LITE(2, 3, nf=5).double(), X
     model = sc.prune_filters(model, x, Drawn(0, False), ratio=0.4).model
     learned = 9
-    assert sum(len(conv.weight) for conv in model.convs) == learned
+    assert sum(len(conv.weight) for conv in model.blocks[0][:-1]) == learned
     assert published_stages(model) == [
-        ("blocks.1", 4.0, learned), ("blocks.5", 2.0, None), ("blocks.9", 1.0, None),
+        ("blocks.2", 4.0, learned), ("blocks.6", 2.0, None), ("blocks.10", 1.0, None),
     ]  # fmt: skip
-    found = outputs_of(copy.deepcopy(model), ["blocks.1", "blocks.5", "blocks.9"], x)
-    assert found["blocks.1"].shape[1] == learned + 17
-    wanted = 4 * by_loops(found["blocks.1"], learned) + 2 * by_loops(found["blocks.5"], 99)
-    wanted += by_loops(found["blocks.9"], 99)
+    found = outputs_of(copy.deepcopy(model), ["blocks.2", "blocks.6", "blocks.10"], x)
+    assert found["blocks.2"].shape[1] == learned + 17
+    wanted = 4 * by_loops(found["blocks.2"], learned) + 2 * by_loops(found["blocks.6"], 99)
+    wanted += by_loops(found["blocks.10"], 99)
     with InstanceSparsity(model) as penalty:
         model(x)
         assert penalty().item() == pytest.approx(2e-5 * wanted, rel=1e-12)
