@@ -90,7 +90,7 @@ def convert(
     Raises:
         TypeError: ``model`` is not a module.
         ValueError: no ``nn.Conv1d``, unknown names, a mask that does not fit or whose layer cannot
-            be converted, options that exclude each other; the model fails on the input.
+            be converted, options that exclude each other.
         NotImplementedError: a measurement on another device than the CPU.
 
     Example:

@@ -156,8 +156,8 @@ def profile(
 
     Raises:
         TypeError: ``model`` is not a module, ``input`` neither tensor nor tuple.
-        ValueError: the model holds no ``SparseConv1d``, fails on the input, or reaches none of
-            its sparse layers with it; too few rounds.
+        ValueError: the model holds no ``SparseConv1d``, or the input reaches none of them; too few
+            rounds.
         NotImplementedError: a layer is on another device than the CPU, or a subclass with its
             own ``forward``.
 

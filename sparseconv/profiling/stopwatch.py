@@ -127,12 +127,6 @@ def capture(
     try:
         with torch.compiler.set_stance("force_eager") if compiling else nullcontext():
             model(*arguments)
-    except Exception as error:
-        shapes = [tuple(t.shape) for t in tree_leaves(arguments) if isinstance(t, Tensor)]
-        raise ValueError(
-            f"{type(model).__name__} failed on the input (tensors of shape {shapes}): "
-            f"{type(error).__name__}: {error}"
-        ) from error
     finally:
         for handle in handles:
             handle.remove()

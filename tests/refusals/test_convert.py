@@ -22,8 +22,6 @@ test_convert = refusals(
     (lambda: convert(MODEL, masks={"0": X}), ValueError, "(4, 3, 9), but has (2, 3, 40)"),
     (lambda: convert(MODEL, masks={"0": HALF}), ValueError, "zeros and ones only"),
     (lambda: convert(MODEL, example_input=[X]), TypeError, "example_input must be a tensor"),
-    (lambda: convert(MODEL, example_input=X[:, :2], layers=["0"]), ValueError,
-     "failed on the input"),
     (lambda: convert(MODEL, example_input=X, rounds=3), ValueError, "at least 6"),
     (lambda: convert(torch.compile(MODEL, backend="eager")), ValueError,
      "expected a model before torch.compile"),
