@@ -97,8 +97,7 @@ class Case(testing.Case):
     def build(self) -> Problem:
         """Draw the tensors; always the same ones."""
         x, values, _, grad = self.tensors()
-        pattern = self.make_pattern()
-        return Problem(x, values, grad, pattern, self.geometry)
+        return Problem(x, values, grad, self.make_pattern(), self.geometry)
 
     def shrunk(self, n: int = 2, outputs: int = 40) -> Case:
         """Return the same case on fewer and shorter series, for tests.

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -232,12 +231,6 @@ def test_random_kernels(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # Documents, and the tables that are made of them
-
-
-def test_a_document_is_read_as_it_was_written(tmp_path: Path) -> None:
-    content = {"machine": {}, "rows": [made_row("packing")], "network": [network("train", 24)]}
-    document.write_json(content, tmp_path / "bench.json")
-    assert document.read(tmp_path / "bench.json") == content
 
 
 def test_the_best_baseline_is_the_fastest_of_all() -> None:
