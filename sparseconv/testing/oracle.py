@@ -17,21 +17,17 @@ from sparseconv.core.pattern import KernelCSR
 from sparseconv.testing.cases import Case, Tensors
 
 
-def _sources(length: int, padding: tuple[int, int], mode: str) -> list[int]:
-    """The input sample that each padded sample repeats; -1 for a zero."""
-    sources = []
-    for at in range(-padding[0], length + padding[1]):
-        if 0 <= at < length:
-            sources.append(at)
-        elif mode == "replicate":
-            sources.append(0 if at < 0 else length - 1)
-        elif mode == "reflect":
-            sources.append(-at if at < 0 else 2 * (length - 1) - at)
-        elif mode == "circular":
-            sources.append(at + length if at < 0 else at - length)
-        else:
-            sources.append(-1)
-    return sources
+def _sources(length: int, padding: tuple[int, int], mode: str) -> Tensor:
+    """Return the input sample that each padded sample repeats; -1 for a zero."""
+    at = torch.arange(-padding[0], length + padding[1])
+    nearest = at.clamp(0, length - 1)
+    sources = {
+        "zeros": torch.where(at == nearest, at, -1),
+        "replicate": nearest,
+        "reflect": 2 * nearest - at,
+        "circular": at % length,
+    }
+    return sources[mode]
 
 
 def conv1d_oracle(
@@ -59,7 +55,7 @@ def conv1d_oracle(
     weight = torch.zeros(len(sizes), taps, dtype=torch.float64)
     weight = weight.index_put((row, pattern.col_indices.long()), values.double())
     weight = weight.view(groups, out_channels // groups, group_channels, taps)
-    sources = torch.tensor(_sources(input.shape[2], padding, mode))
+    sources = _sources(input.shape[2], padding, mode)
     x = torch.where(sources < 0, 0, input.double()[:, :, sources])
     x = x.view(len(x), groups, group_channels, len(sources))
     length = (len(sources) - dilation * (taps - 1) - 1) // stride + 1
