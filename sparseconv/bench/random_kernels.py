@@ -44,15 +44,8 @@ def measure(
     aeon's transforms are interleaved with them, with the same kernels and threads. They are
     compiled in this process, since those that numba loads from its cache are slower.
 
-    Args:
-        count: torch's threads, and aeon's.
-        shapes: (channels, samples) of the series.
-        n_kernels: as aeon counts them.
-        rounds: pairs of neighbours.
-
-    Returns:
-        One dict for each kind, shape, batch and share of kernels, with times in milliseconds of
-        one series.
+    Returns one row for each kind, shape, batch and share of kernels, with milliseconds of one
+    series. ``count`` is of torch's threads and of aeon's.
 
     Raises:
         WrongResultError: a feature is wrong; nothing was timed with it.

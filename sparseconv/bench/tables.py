@@ -68,11 +68,7 @@ def _milliseconds(side: str, factor: float = 1.0) -> Callable[[Row], str]:
 
 
 def _megabytes(side: str) -> Callable[[Row], str]:
-    def cell(row: Row) -> str:
-        held = row.get("peak_bytes", {}).get(side)
-        return f"{held / 1e6:.1f}" if held else ""
-
-    return cell
+    return lambda row: f"{n / 1e6:.1f}" if (n := row.get("peak_bytes", {}).get(side)) else ""
 
 
 CASE = facts("case", "computation", "threads")

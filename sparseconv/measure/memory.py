@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Callable
+from itertools import accumulate
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -18,11 +19,7 @@ def peak_bytes(call: Callable[[], object]) -> int:
 
     The kernels' scratch is not among them: it belongs to a thread, not to a call, and fits in L2.
     """
-    out = most = 0
-    for change in allocations(call):
-        out += change
-        most = max(most, out)
-    return most
+    return max(accumulate(allocations(call), initial=0))
 
 
 def allocations(call: Callable[[], object]) -> list[int]:

@@ -238,10 +238,9 @@ class ChangeReport(Report):
     """A model before and after a change.
 
     Attributes:
-        layers: a record each.
+        layers, machine: as ``Report`` has them.
         times: of the whole model, if measured: ``"inference"`` (without gradients) and
             ``"training"`` (forward and backward).
-        machine: processor, threads, instruction set and versions; empty if nothing was measured.
     """
 
     times: Mapping[str, BeforeAfter] = field(default_factory=dict)

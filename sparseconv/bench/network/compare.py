@@ -120,7 +120,8 @@ class TrainingStep:
             end_step=NEVER,
             decay_steps=NEVER,
         )
-        self._network = compiled(self.model) if name == "dense_compiled" else self.model
+        compiles = name == "dense_compiled"
+        self._network = torch.compile(self.model, dynamic=False) if compiles else self.model
 
     def __call__(self, X: Tensor, y: Tensor) -> None:
         """Train on one batch."""
@@ -185,11 +186,14 @@ def _inference_row(mode: str, model: DSN, x: Tensor, rounds: int, baselines: Seq
     model.eval()
     check_layers(model, len(x), x.shape[2])
     exact = masked_copy(model).double()(x.double()).detach()
+    freezing: Any = {"dynamic": False, "options": {"freezing": True}}
     networks: dict[str, dict[str, Callable[[], Network]]] = {
         "sparse": {"optimize_for_inference": lambda: optimize_for_inference(model)},
         "masked_dense": {"masked_dense": lambda: masked_copy(model).eval()},
         "dense_best": inference_variants(model, x),
-        "dense_compiled": {"freezing": lambda: compiled(masked_copy(model).eval(), freezing=True)},
+        "dense_compiled": {
+            "freezing": lambda: torch.compile(masked_copy(model).eval(), **freezing)
+        },
     }
 
     def checked(make: Callable[[], Network]) -> Call:
@@ -274,12 +278,6 @@ def _row(mode: str, X: Tensor, sides: Mapping[str, Ways], rounds: int) -> Row:
         "absent": absent,
         "settings": settings,
     }
-
-
-def compiled(twin: nn.Module, **options: bool) -> Network:
-    """``torch.compile`` for one shape; ``options`` are inductor's."""
-    network: Network = torch.compile(twin, dynamic=False, options=dict(options))
-    return network
 
 
 def _fastest(calls: Mapping[str, Call]) -> str:
