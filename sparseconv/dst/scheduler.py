@@ -134,9 +134,7 @@ class DSTScheduler:
             )
         self.update_every = count("update_every", update_every)
         self.end_step = count("end_step", end_step)
-        self.decay_steps = self.end_step
-        if decay_steps is not None:
-            self.decay_steps = count("decay_steps", decay_steps)
+        self.decay_steps = count("decay_steps", end_step if decay_steps is None else decay_steps)
         self.prune_fraction = number("prune_fraction", prune_fraction)
         self.prune_floor = number("prune_floor", prune_floor)
         check_fractions(self.prune_fraction, self.prune_floor)

@@ -23,12 +23,6 @@ class Rest:
         self.args = args
 
 
-def apply(function: type[torch.autograd.Function], *args: Any) -> Tensor:
-    """``function.apply``, typed."""
-    result: Tensor = function.apply(*args)  # type: ignore[no-untyped-call]
-    return result
-
-
 class Differentiable(torch.autograd.Function):
     """An autograd function that torch.func and forward mode can transform.
 
@@ -47,9 +41,8 @@ class Differentiable(torch.autograd.Function):
                 "torch.func (vmap, grad, jvp, ...) or forward-mode differentiation; leave "
                 "fullgraph=True out, or apply the transform to the module that is not compiled"
             )
-        # Called here, not by `apply`, into which torch.compile would look.
-        recorded: Any = cls.apply
-        run = recorded if is_transformed() or torch.is_grad_enabled() else cls.forward
+        record: Any = cls.apply  # in no function apart, into which torch.compile would look
+        run = record if is_transformed() or torch.is_grad_enabled() else cls.forward
         result: Tensor = run(*tensors, Rest(rest))
         return result
 

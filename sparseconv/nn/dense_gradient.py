@@ -12,7 +12,7 @@ from torch.nn.grad import conv1d_weight
 from sparseconv.core.geometry import Geometry
 from sparseconv.core.tracing import is_exporting
 from sparseconv.functional.conv import as_autocast
-from sparseconv.functional.differentiable import apply, is_transformed
+from sparseconv.functional.differentiable import is_transformed
 from sparseconv.reference import pad
 
 
@@ -41,7 +41,8 @@ def probed(y: Tensor, x: Tensor, values: Tensor, probe: Tensor, geometry: Geomet
         return y
     if torch.is_autocast_enabled(x.device.type):  # keep what the layer computed with
         (x,) = as_autocast(x)
-    return apply(_Probe, y, x, probe, geometry)
+    watched: Tensor = _Probe.apply(y, x, probe, geometry)  # type: ignore[no-untyped-call]
+    return watched
 
 
 class _Probe(torch.autograd.Function):
