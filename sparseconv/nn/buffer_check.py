@@ -49,11 +49,7 @@ def new_tag(pattern: KernelCSR) -> Tensor:
 def check_tag(tag: Tensor, own: Tensor, checked: tuple[Any, int]) -> tuple[Any, int]:
     """Refuse a layer's tag, on any device, that is mixed with another pattern's than its ``own``.
 
-    Args:
-        checked: the tag that was checked last, and its version.
-
-    Returns:
-        The same for the next call.
+    ``checked`` is the tag that was checked last, and its version; return it for the next call.
     """
     # DistributedDataParallel writes into every buffer before every forward pass in training:
     # one check is enough, or each layer would wait for the GPU each time.
