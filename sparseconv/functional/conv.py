@@ -208,14 +208,15 @@ class _Fprop(Differentiable):
         return dy if y is None else torch.ops.aten.threshold_backward(dy, y, 0)
 
 
-class _Dgrad(Differentiable):
-    """The gradient of the input, given that of the output and the values."""
+class _Gradient(Differentiable):
+    """dgrad of the output's gradient and the values, or wgrad of it and the input."""
 
     @staticmethod
     def forward(*args: Any) -> Tensor:
         *tensors, rest = args
-        numbers, length, backend = rest.args
-        g: Tensor = KERNELS[backend].dgrad(*tensors, numbers, length)
+        op, numbers, length, backend = rest.args
+        sizes = (numbers, length) if op == "dgrad" else (numbers,)
+        g: Tensor = getattr(KERNELS[backend], op)(*tensors, *sizes)
         return g
 
     @staticmethod
@@ -224,50 +225,24 @@ class _Dgrad(Differentiable):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (x,), (grad, values, crow, col) = grads, ctx.saved_tensors
-        (numbers, _, backend), (need_grad, need_values, *_) = ctx.rest, ctx.needs_input_grad
-        again = crow, col, (numbers, False, backend)
+        (found,), (grad, factor, crow, col) = grads, ctx.saved_tensors
+        (op, *sizes, backend), (need_grad, need_factor, *_) = ctx.rest, ctx.needs_input_grad
+        if op == "dgrad":
+            x, values, other = found, factor, "wgrad"
+        else:
+            x, values, other = factor, found, "dgrad"
+        again, turned = (sizes[0], False, backend), (other, *sizes, backend)
         return (
-            _Fprop.call(x, values, None, *again) if need_grad else None,
-            _Wgrad.call(grad, x, crow, col, ctx.rest) if need_values else None,
+            _Fprop.call(x, values, None, crow, col, again) if need_grad else None,
+            _Gradient.call(grad, found, crow, col, turned) if need_factor else None,
             *(None, None, None),
         )
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Tensor:
-        (dgrad, dvalues, *_), (grad, values, *indices) = tangents, ctx.saved_tensors
+        (dgrad, dfactor, *_), (grad, factor, *indices) = tangents, ctx.saved_tensors
         rest = *indices, ctx.rest
-        return _Dgrad.call(dgrad, values, *rest) + _Dgrad.call(grad, dvalues, *rest)
-
-
-class _Wgrad(Differentiable):
-    """The gradient of the values, given that of the output and the input."""
-
-    @staticmethod
-    def forward(*args: Any) -> Tensor:
-        *tensors, rest = args
-        numbers, _, backend = rest.args
-        g: Tensor = KERNELS[backend].wgrad(*tensors, numbers)
-        return g
-
-    setup_context = staticmethod(_Dgrad.setup_context)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (values,), (grad, x, crow, col) = grads, ctx.saved_tensors
-        (numbers, _, backend), (need_grad, need_x, *_) = ctx.rest, ctx.needs_input_grad
-        again = crow, col, (numbers, False, backend)
-        return (
-            _Fprop.call(x, values, None, *again) if need_grad else None,
-            _Dgrad.call(grad, values, crow, col, ctx.rest) if need_x else None,
-            *(None, None, None),
-        )
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Tensor:
-        (dgrad, dx, *_), (grad, x, *indices) = tangents, ctx.saved_tensors
-        rest = *indices, ctx.rest
-        return _Wgrad.call(dgrad, x, *rest) + _Wgrad.call(grad, dx, *rest)
+        return _Gradient.call(dgrad, factor, *rest) + _Gradient.call(grad, dfactor, *rest)
 
 
 if extension is None:  # csrc/autograd/conv.cpp does it, in less time
@@ -300,16 +275,17 @@ def gradients(
     """
     _teach_counters()
     # Read off the tensor: to a compiler a number kept in the context is always this number.
-    context = crow, col, (tuple(numbers), x.shape[2], backend)
+    how = tuple(numbers), x.shape[2], backend
 
     def of_parameters() -> tuple[Tensor | None, Tensor | None]:
         return (
-            _Wgrad.call(grad, x, *context) if needed[1] else None,
+            _Gradient.call(grad, x, crow, col, ("wgrad", *how)) if needed[1] else None,
             _bias_gradient(grad) if needed[2] else None,
         )
 
     def of_input() -> Tensor | None:
-        return _Dgrad.call(grad, values, *context) if needed[0] else None
+        rest = crow, col, ("dgrad", *how)
+        return _Gradient.call(grad, values, *rest) if needed[0] else None
 
     of_x, (of_values, of_bias) = _side_by_side(of_input, of_parameters, grad.device)
     return of_x, of_values, of_bias

@@ -84,7 +84,7 @@ def survivors(old: KernelCSR, new: KernelCSR) -> Tensor:
 
 
 def move(tensor: Tensor, source: Tensor) -> Tensor:
-    """Return the entries of ``tensor`` that ``source`` (see ``rewire``) names, and 0 where it is -1.
+    """Return the entries that ``source`` (see ``rewire``) names, and 0 where it is -1.
 
     Example:
         >>> move(torch.tensor([5.0, 6.0]), torch.tensor([-1, 0, -1]))
