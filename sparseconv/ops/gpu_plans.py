@@ -140,7 +140,7 @@ _thread = ThreadPoolExecutor(1, "sparseconv-plans")  # started at the first plan
 @_kept
 def triton_fprop(crow: Tensor, col: Tensor, g: Geometry) -> Correlation:
     _, channel, tap = _weights(crow, col, g)
-    return Correlation(_rows(crow, g.shape), _packed(channel, tap * g.dilation))
+    return Correlation(_heaviest_first(crow[:: g.shape[1]]), _packed(channel, tap * g.dilation))
 
 
 @_kept
@@ -148,9 +148,11 @@ def triton_dgrad(crow: Tensor, col: Tensor, g: Geometry) -> Transposed:
     out_channel, channel, tap = _weights(crow, col, g)
     offset = tap * g.dilation
     row = channel * g.stride + offset % g.stride
-    rows, order = _sorted_rows(row, g.shape[1] * g.groups * g.stride)
+    order = row.argsort(stable=True)
+    rows = torch.arange(g.shape[1] * g.groups * g.stride + 1, device=row.device)
+    bounds = torch.searchsorted(row[order], rows)
     entries = _packed(out_channel, -(offset // g.stride))[order]
-    return Transposed(rows, entries, order.int())
+    return Transposed(_heaviest_first(bounds), entries, order.int())
 
 
 @_kept
@@ -203,7 +205,8 @@ def cuda_fprop(crow: Tensor, col: Tensor, g: Geometry) -> Masks:
     """
     _check_cuda(g)
     out_channel, channel, tap = _weights(crow, col, g)
-    return _masks(_rows(crow, g.shape), out_channel, channel, tap * g.dilation, g.shape[1])
+    rows = _heaviest_first(crow[:: g.shape[1]])
+    return _masks(rows, out_channel, channel, tap * g.dilation, g.shape[1])
 
 
 @_kept
@@ -238,19 +241,8 @@ def _weights(crow: Tensor, col: Tensor, g: Geometry) -> tuple[Tensor, Tensor, Te
     return out_channel, group * group_channels + kernel % group_channels, col.to(torch.int64)
 
 
-def _rows(crow: Tensor, shape: Shape) -> Tensor:
-    """Return the output channels' ``(rows, 3)``: row, first entry, past the last."""
-    return _heaviest_first(crow[:: shape[1]])
-
-
-def _sorted_rows(row: Tensor, n_rows: int) -> tuple[Tensor, Tensor]:
-    """Sort the entries by row: the rows ``(n_rows, 3)``, and where the sorted entries were."""
-    order = row.argsort(stable=True)
-    bounds = torch.searchsorted(row[order], torch.arange(n_rows + 1, device=row.device))
-    return _heaviest_first(bounds), order
-
-
 def _heaviest_first(bounds: Tensor) -> Tensor:
+    """Return ``(rows, 3)``: row, first entry, past the last; given where each row begins."""
     order = bounds.diff().argsort(descending=True, stable=True)  # Sputnik's row swizzle
     return torch.stack((order, bounds[order], bounds[order + 1]), 1).to(torch.int32)
 
