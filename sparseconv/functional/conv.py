@@ -240,9 +240,9 @@ class _Gradient(Differentiable):
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Tensor:
-        (dgrad, dfactor, *_), (grad, factor, *indices) = tangents, ctx.saved_tensors
+        (of_grad, of_factor, *_), (grad, factor, *indices) = tangents, ctx.saved_tensors
         rest = *indices, ctx.rest
-        return _Gradient.call(dgrad, factor, *rest) + _Gradient.call(grad, dfactor, *rest)
+        return _Gradient.call(of_grad, factor, *rest) + _Gradient.call(grad, of_factor, *rest)
 
 
 if extension is None:  # csrc/autograd/conv.cpp does it, in less time
