@@ -1,9 +1,9 @@
-"""What a plan may ask of a network that is made smaller: its keys, and the criteria by name."""
+"""What a plan may ask of a network that is made smaller: the ways, and the criteria by name."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -26,33 +26,45 @@ CRITERIA: dict[str, Callable[[Data, int], Criterion]] = {  # of training data an
 WITHOUT_RATIO = tuple(
     name for name, make in CRITERIA.items() if make(NO_DATA, 0).threshold is not None
 )
-KEYS = (
-    "name", "criterion", "ratio", "steps", "equivalent", "factorize", "compression", "retrain",
-    "sparsity",
-)  # fmt: skip
 
 
-def check_variants(variants: Iterable[Mapping[str, Any]]) -> None:
-    """Refuse a plan's ``pruning`` that would fail after the training, or be ignored.
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """A way to make a trained network smaller, as a plan's ``pruning`` has it.
+
+    Attributes:
+        name: what tables call it.
+        criterion, ratio, steps, equivalent: of ``prune_filters``.
+        factorize, compression: the method and compression of ``factorize``, instead of pruning.
+        retrain: begin anew with this shape, for all epochs.
+        sparsity: of the convolutions that are left.
 
     Raises:
-        ValueError: the message names the variant.
+        ValueError: what would fail after the training, or be ignored.
     """
-    names = set()
-    for variant in variants:
-        if unknown := [key for key in variant if key not in KEYS]:
-            raise ValueError(f"unknown key pruning.{unknown[0]}; known are {', '.join(KEYS)}")
-        name, criterion = variant["name"], variant.get("criterion")
-        if name in names:
-            raise ValueError(f"pruning names {name!r} twice")
-        names.add(name)
-        if criterion is not None and criterion not in CRITERIA:
-            raise ValueError(f"criterion must be one of {', '.join(CRITERIA)}, not {criterion!r}")
-        needs_ratio = criterion is not None and criterion not in WITHOUT_RATIO
-        if ("ratio" in variant) != needs_ratio:
+
+    name: str
+    criterion: str | None = None
+    ratio: float | None = None
+    steps: int = 1
+    equivalent: bool = False
+    factorize: str | None = None
+    compression: float | None = None
+    retrain: bool = False
+    sparsity: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.criterion not in (None, *CRITERIA):
             raise ValueError(
-                f"pruning's {name!r} {'needs a' if needs_ratio else 'has no use for its'} ratio, "
-                "the share of the filters that go"
+                f"criterion must be one of {', '.join(CRITERIA)}, not {self.criterion!r}"
             )
-        if ("factorize" in variant) != ("compression" in variant):
-            raise ValueError(f"pruning's {name!r} needs both factorize and compression, or neither")
+        needs_ratio = self.criterion not in (None, *WITHOUT_RATIO)
+        if (self.ratio is not None) != needs_ratio:
+            raise ValueError(
+                f"pruning's {self.name!r} {'needs a' if needs_ratio else 'has no use for its'} "
+                "ratio, the share of the filters that go"
+            )
+        if (self.factorize is None) != (self.compression is None):
+            raise ValueError(
+                f"pruning's {self.name!r} needs both factorize and compression, or neither"
+            )

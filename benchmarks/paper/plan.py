@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.paper.archives import SERIES, SPLITS, Archive, choose
-from benchmarks.paper.criteria import check_variants
+from benchmarks.paper.criteria import Variant
 from benchmarks.paper.networks import MOMENTS, NETWORKS, ROCKETS, WEIGHTS, member_seed
 from sparseconv.training.recipe import Recipe
 
@@ -180,7 +180,9 @@ def _check_options(options: Mapping[str, Any]) -> None:
         _check_keys(options["network"], ROCKETS[model], "network.")
     else:
         inspect.signature(NETWORKS[model]).bind_partial(1, 2, **options["network"])
-    check_variants(options["pruning"])
+    names = [Variant(**asked).name for asked in options["pruning"]]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"pruning names {twice[0]!r} twice")
     drawn, dsn = model in ROCKETS, model == "DSN"
     ignored = {
         "weights": not dsn,

@@ -12,7 +12,6 @@ from benchmarks.paper import pruned_filters, rocket
 from benchmarks.paper.archives import members
 from benchmarks.paper.comparison import Runs
 from benchmarks.paper.parts import FILTERS, KERNELS, PARTS, READING, RUNS, Part
-from benchmarks.paper.pruned_filters import is_pruned_filters
 from benchmarks.paper.rocket import is_pruned_kernels
 from benchmarks.paper.rows import ROWS_NAME, read_rows
 from benchmarks.paper.tables.cells import counted
@@ -59,7 +58,7 @@ def _parts(rows: Rows, times: Rows) -> list[tuple[Part, Runs]]:
     kernels = list(filter(is_pruned_kernels, rows))
     networks = [row for row in rows if not is_pruned_kernels(row)]
     smaller = list(pruned_filters.expanded(networks, times))
-    plain = [row for row in smaller if not is_pruned_filters(row)]
+    plain = [row for row in smaller if not row["options"]["pruning"]]
     drawn = list(rocket.expanded(kernels))
     groups: list[tuple[Sequence[Part], Rows]] = [
         (PARTS, plain),
@@ -152,7 +151,7 @@ def about(rows: Rows, times: Rows, missing: Sequence[str]) -> str:
     found, absent = ([x for x in members("ucr85") if (x in sets) == was] for was in (True, False))
     epochs = sorted({row["epochs"] for row in rows if "epochs" in row})
     trained = f"; epochs: {', '.join(map(str, epochs))}" if epochs else ""
-    if epochs and not any(map(is_pruned_filters, rows)):
+    if epochs and not any(row["options"]["pruning"] for row in rows):
         trained += " (the paper: 1000)"
     parts = [  # the shorter of the two lists
         f"{counted(len(sets), 'data set')}{trained}.",

@@ -153,9 +153,6 @@ def expanded(rows: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
     where it was not measured.
     """
     for row in rows:
-        if not is_pruned_kernels(row):
-            yield row
-            continue
         whole = row["draw_seconds"] + row["train_seconds"]
         yield {**row, "keep": row["n_candidates"], "fit_seconds": whole}
         for variant in row["variants"]:

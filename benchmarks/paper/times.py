@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from benchmarks.lines import add_line, read_lines
-from benchmarks.paper.pruned_filters import like, name_of, network_of, variants_of
+from benchmarks.paper.pruned_filters import expanded, like, network_of
 from benchmarks.paper.rocket import is_pruned_kernels
 from benchmarks.paper.rows import LOCK_NAME
 from sparseconv.core.files import locked
@@ -45,28 +45,24 @@ def measure(rows: Sequence[Mapping[str, Any]], path: Path) -> int:
     if not rows:
         raise ValueError(f"there are no rows to measure in {path.parent}; run a plan first")
     here, added = measurement_context(), 0
-    first: dict[str, int] = {}
-    for row in rows:
-        first[row["dataset"]] = min(row["seed"], first.get(row["dataset"], row["seed"]))
+    networks: dict[tuple[str, int], list[Mapping[str, Any]]] = {}
+    for row in expanded(row for row in rows if not is_pruned_kernels(row)):
+        networks.setdefault((row["dataset"], row["seed"]), []).append(row)
     with locked(path.with_name(LOCK_NAME), f"a sweep is running in {path.parent}; wait for it"):
         done = {
             line["dataset"]: (line["seed"], line["networks"])
             for line in read_times(path)
             if all(line["machine"][key] == here[key] for key in ("cpu", "isa"))
         }
+        # The last of each data set in this order is its first seed.
+        first = dict(sorted(networks, reverse=True))
         for dataset, seed in sorted(first.items()):
-            shown = [
-                (row, variant)
-                for row in rows
-                if (row["dataset"], row["seed"]) == (dataset, seed) and not is_pruned_kernels(row)
-                for variant in variants_of(row)
-            ]
-            timed_as = {name_of(*one): network_of(*one) for one in shown}
+            shown = networks[dataset, seed]
+            timed_as = {row["run"]: network_of(row) for row in shown}
             if len(set(timed_as.values())) < 2 or done.get(dataset) == (seed, timed_as):
                 continue
-            models = {network_of(*one): like(*one) for one in shown}
-            row, _ = shown[0]
-            x = torch.randn(BATCH, row["n_channels"], row["n_timepoints"])
+            models = {network_of(row): like(row) for row in shown}
+            x = torch.randn(BATCH, shown[0]["n_channels"], shown[0]["n_timepoints"])
             with threads(1):
                 found = _timed(models, x)
             line = {

@@ -33,7 +33,7 @@ LITE = f'{RUN}model = "LITE"\npruning = '
         (f'{RUN}model = "ROCKET"\nrecipe = {{epochs = 3}}', "is not for ROCKET"),
         (f'{RUN}model = "ROCKET"\nnetwork = {{nf = 3}}', "unknown key network.nf"),
         (f'{RUN}{RUN}weights = "masked dense"', "has weights 'sparse', not 'masked dense'"),
-        (f'{LITE}[{{name = "b", share = 0.5}}]', "unknown key pruning.share"),
+        (f'{LITE}[{{name = "b", share = 0.5}}]', "unexpected keyword argument 'share'"),
         (f'{LITE}[{{name = "b", criterion = "luck"}}]', "criterion must be one of whc"),
         (f'{LITE}[{{name = "b", criterion = "l2"}}]', "'b' needs a ratio, the share"),
         (f'{LITE}[{{name = "b", criterion = "dsp", ratio = 0.5}}]', "no use for its ratio"),
