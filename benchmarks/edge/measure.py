@@ -121,7 +121,7 @@ def _row(
         "labels_differ": int((chosen != wanted.argmax(1)).sum()),
         "difference": float(np.abs(scores - wanted).max()),
         "bits": hashlib.sha256(scores.tobytes()).hexdigest()[:16],
-        "size": targets.sizes(target, program), "weight_bytes": targets.weights(program),
+        "size": targets.sizes(target, program),
         "machine": {"tools": target.versions()},
     }  # fmt: skip
     if weights == "float32" and native:  # of the computed bounds, how much is used

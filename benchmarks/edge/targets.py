@@ -172,16 +172,6 @@ def sizes(target: Target, program: Path) -> dict[str, int]:
     return {name: int(named[name]) for name in ("text", "data", "bss")}
 
 
-def weights(program: Path) -> int:
-    """Bytes of the weights of a program and of their positions."""
-    text = (program / "net.c").read_text(encoding="utf-8")
-    arrays = re.findall(
-        r"^static const (\w+) (?:weight|gap|count)_\d+\[(\d+)\]", text, re.MULTILINE
-    )
-    sizes = {"int8_t": 1, "uint8_t": 1, "uint16_t": 2, "uint32_t": 4, "float": 4}
-    return sum(sizes[kind] * int(length) for kind, length in arrays)
-
-
 def _compile(target: Target, program: Path, sources: Sequence[str]) -> str:
     compiled = str(program / re.sub(r"\W", "_", target.name))
     _run([target.compiler, *FLAGS, *target.flags, f"-I{program}", *sources, *target.link, "-lm",

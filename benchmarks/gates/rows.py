@@ -86,18 +86,16 @@ def read_layers(path: Path) -> list[Case]:
     Raises:
         CompareError: the file is missing or malformed; the text names the entry.
     """
-    try:
-        entries = list(enumerate(json.loads(path.read_text(encoding="utf-8"))))
-    except (OSError, ValueError, TypeError) as error:
-        raise CompareError(f"--cases {path} must be a JSON list of layers: {error}") from error
     cases: dict[str, Case] = {}
-    for i, entry in entries:
-        try:
+    where = "a JSON list of layers"
+    try:
+        for i, entry in enumerate(json.loads(path.read_text(encoding="utf-8"))):
+            where = f"entry {i}"
             case = Case(**{"n": 16, "suite": "own", **entry})
             if isinstance(case.padding, list):
                 case = replace(case, padding=tuple(case.padding))
             case.build()
-        except (ValueError, TypeError, AttributeError, ArithmeticError, RuntimeError) as error:
-            raise CompareError(f"--cases {path}, entry {i}: {error}") from error
-        cases[case.name] = case
+            cases[case.name] = case
+    except (OSError, ValueError, TypeError, ArithmeticError, RuntimeError) as error:
+        raise CompareError(f"--cases {path}, {where}: {error}") from error
     return list(cases.values())

@@ -55,12 +55,8 @@ PARTS: dict[str, Part] = {
 _TESTS = (sys.executable, "-m", "pytest", "-q", "-x", "tests/kernels/test_kernels.py", "-k")
 # Each tensor gets its own memory: a wrong access could hit a neighbour in torch's cache.
 _SANITIZER = (
-    "env",
-    "PYTORCH_NO_CUDA_MEMORY_CACHING=1",
-    "compute-sanitizer",
-    "--error-exitcode",
-    "9",
-)
+    "env", "PYTORCH_NO_CUDA_MEMORY_CACHING=1", "compute-sanitizer", "--error-exitcode", "9",
+)  # fmt: skip
 _ONCE = (sys.executable, "-m", "benchmarks.gpu", "--parts", "once", "--out", "/dev/null")
 CHECKS = {
     "tests of cuda": (*_TESTS, "cuda"),
@@ -114,9 +110,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    texts = [{"of": backend, "text": why} for backend, why in target.missing.items()]
     found: dict[str, Any] = {
-        "machine": machine(target.device), "checks": [], "rows": [], "texts": texts
+        "machine": machine(target.device), "missing": target.missing, "checks": [], "rows": []
     }  # fmt: skip
     for name in arguments.parts:
         if name in CHECKS:

@@ -13,10 +13,11 @@ from benchmarks.paper import figures
 from benchmarks.paper.archives import ARCHIVES
 from benchmarks.paper.comparison import TIE, Runs
 from benchmarks.paper.figures import NEAR
-from benchmarks.paper.tables import dsn, every_run, random_kernels, smaller_networks
+from benchmarks.paper.tables import dsn, random_kernels, smaller_networks
+from benchmarks.paper.tables.cells import NONE
 from benchmarks.paper.times import BATCH
 from benchmarks.paper.training import CURVE_POINTS
-from sparseconv.measure.table import Table
+from sparseconv.measure.table import Table, with_thousands
 
 CAPTIONS: dict[str, Any] = tomllib.loads(
     Path(__file__).with_name("captions.toml").read_text(encoding="utf-8")
@@ -84,6 +85,30 @@ def other_runs(runs: Runs) -> Table:
     return dsn.against(runs, "DSN", [name for name in runs.names() if name not in known])
 
 
+def every_run(runs: Runs) -> Table:
+    """List every run: how many there are, mean accuracy and size, and CPU seconds of training.
+
+    Of those that have times, with their number where that is not all.
+    """
+    rows = []
+    for name in runs.names():
+        by_set = runs.rows(name)
+        held = [row for rows in by_set.values() for row in rows]
+        sized = all("params" in row for row in held)
+        times = [row["train_seconds"] for row in held if row["train_seconds"] is not None]
+        of = "" if len(times) == len(held) else f" ({len(times)})"
+        rows.append(
+            (
+                name,
+                f"{len(by_set)}, {len(held)}",
+                f"{100 * runs.over_sets(name, 'accuracy', by_set):.2f}",
+                f"{runs.over_sets(name, 'params', by_set) / 1e3:.2f}" if sized else NONE,
+                f"{with_thousands(sum(times))}{of}" if times else NONE,
+            )
+        )
+    return Table(("run", "sets, runs", "accuracy %", "params K", "training s"), rows)
+
+
 against, costs = partial(partial, dsn.against), partial(partial, dsn.costs)
 PARTS = (
     Part("table-1", dsn.against_published),
@@ -122,4 +147,4 @@ FILTERS = (
     Part("smaller-networks", smaller_networks.smaller_networks, figures.pareto),
     Part("silenced", smaller_networks.silenced),
 )
-RUNS = (Part("runs", every_run.every_run, post_hoc=True),)
+RUNS = (Part("runs", every_run, post_hoc=True),)

@@ -26,7 +26,7 @@ def row(target: str, weights: str, sparsity: float) -> dict[str, Any]:
         "dataset": "GunPoint", "sparsity": sparsity, "weights": weights, "target": target,
         "n_test": 150, "n_predicted": 150, "n_channels": 1, "n_timepoints": 150, "classes": 2,
         "accuracy": 0.97, "accuracy_pytorch": 0.98, "labels_differ": 0, "of_bound": 0.5,
-        "bits": "same", "size": {"text": 90_000, "data": 0, "bss": 50_000}, "weight_bytes": 80_000,
+        "bits": "same", "size": {"text": 90_000, "data": 0, "bss": 50_000},
         "instructions": steps, "straightforward": 400,
         "dense": {"instructions": dense, "size": {"text": 300_000, "data": 0, "bss": 9}},
         "machine": {"date": "today", "commit": "abc"},

@@ -185,6 +185,25 @@ def test_a_killed_sweep_goes_on(tmp_path: Path, archive: Path, plan: Path, campa
     assert facts(out) == facts(tmp_path / "calm")
 
 
+def test_sigterm_leaves_whole_rows(
+    tmp_path: Path, archive: Path, plan: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fork, rows = multiprocessing.get_context("fork"), tmp_path / "out" / ROWS_NAME
+    monkeypatch.setattr("benchmarks.paper.__main__.local_pool", local_pool)
+    monkeypatch.setattr(multiprocessing, "get_context", lambda _: fork)  # which starts at once
+    words = command(plan, archive, rows.parent, "--workers", "1")
+    process = fork.Process(target=lambda: sys.exit(main(words)))
+    process.start()
+    deadline = time.monotonic() + PATIENCE
+    while not rows.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.terminate()
+    process.join()
+    assert process.exitcode == 130
+    assert 0 < rows.read_bytes().count(b"\n") == len(read_rows(rows)) < 5
+
+
 def test_workers_end_with_the_sweep() -> None:
     with suppress(KeyboardInterrupt), local_pool(1)() as executor:
         worker = executor.submit(os.getpid).result()
