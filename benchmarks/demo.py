@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -47,8 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         resolve_backend("cpp", torch.device("cpu"))  # the demo shows the C++ kernels at work
         check_writable(arguments.out / REPORT)
     except (ValueError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        parser.error(str(error))
     with threads(1):  # batches of 5 gain little from a second one
         page = run(arguments.epochs, arguments.out)
     print(f"Report: {page.resolve()}")

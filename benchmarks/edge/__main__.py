@@ -10,7 +10,6 @@ stopped measurement again for those that are missing. docs/edge.md shows them.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -46,8 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             measure.measure(measure.load(arguments.run, arguments.data), machines, out)
             print(report.cost_table(read_lines(out)).markdown())
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        parser.error(str(error))
     return 0
 
 

@@ -108,8 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_writable(arguments.out)
         target = Target(arguments.device, arguments.rounds)
     except (ValueError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        parser.error(str(error))
     found: dict[str, Any] = {
         "machine": machine(target.device), "missing": target.missing, "checks": [], "rows": []
     }  # fmt: skip

@@ -8,7 +8,6 @@ Each row is saved when it was measured. Run a stopped study again for the rows t
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -38,8 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_writable(out)
         study.measure(out, arguments.archive)
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        parser.error(str(error))
     print(study.section(out))
     return 0
 
