@@ -79,19 +79,22 @@ def _mean_layers(runs: Runs, name: str, layers_of: Callable[[Row], list[Any]]) -
 
 def growth(runs: Runs, path: Path, names: Sequence[str]) -> Path | None:
     """Draw figure 7: dynamic, fixed and gradient-grown patterns, each against OS-CNN."""
-    compared = published_and_ours(runs, names, published_accuracy("OS-CNN"))
-    if len(compared) < 2 or len(next(iter(compared.values()))) < 2:
+    theirs = published_accuracy("OS-CNN")
+    compared = of_common_sets(runs, names, theirs)
+    sets = next(iter(compared.values()), {}).keys()
+    if len(compared) < 2 or len(sets) < 2:
         return None
-    sets = counted(len(next(iter(compared.values()))), "data set")
-    figure = new_figure(f"Accuracy against OS-CNN, {sets}", 3 * len(compared), 3.4)
+    title = f"Accuracy against OS-CNN, {counted(len(sets), 'data set')}"
+    figure = new_figure(title, 3 * len(compared), 3.4)
     all_axes = figure.subplots(1, len(compared), sharex=True, sharey=True, squeeze=False)[0]
-    low = min(min(pair) for pairs in compared.values() for pair in pairs.values()) - 2
-    for axes, (name, pairs) in zip(all_axes, compared.items(), strict=True):
-        theirs, ours = zip(*pairs.values(), strict=True)
-        result = versus(dict(zip(pairs, ours, strict=True)), dict(zip(pairs, theirs, strict=True)))
+    lowest = (min(ours[name], theirs[name]) for ours in compared.values() for name in ours)
+    low = min(lowest) - 2
+    for axes, (name, ours) in zip(all_axes, compared.items(), strict=True):
+        result = versus(ours, theirs)
         assert result is not None
         axes.plot([0, 100], [0, 100], color=FAINT, linewidth=1)
-        axes.scatter(theirs, ours, s=14, color=BLUE, alpha=0.6, linewidth=0)
+        published = [theirs[dataset] for dataset in ours]
+        axes.scatter(published, list(ours.values()), s=14, color=BLUE, alpha=0.6, linewidth=0)
         style_axes(axes, "OS-CNN, published (%)", f"{name} (%)")
         title = f"wins/ties/losses {wins(result)}"
         axes.set_title(title, fontsize=9, color=INK, loc="left")
@@ -99,16 +102,15 @@ def growth(runs: Runs, path: Path, names: Sequence[str]) -> Path | None:
     return save(figure, path)
 
 
-def published_and_ours(
+def of_common_sets(
     runs: Runs, names: Sequence[str], theirs: Mapping[str, float]
-) -> dict[str, dict[str, tuple[float, float]]]:
-    """Return by run and set a published accuracy and its own; of the sets that all have."""
-    names, runs, common = runs.among(names)
-    common = [name for name in common if name in theirs]
-    if not common:
-        return {}
-    ours = {name: runs.accuracy(name) for name in names}
-    return {run: {name: (theirs[name], ours[run][name]) for name in common} for run in names}
+) -> dict[str, dict[str, float]]:
+    """Return accuracies by run and set, of the published sets that all runs have."""
+    names, both, _ = runs.among(names)
+    return {
+        run: {name: ours for name, ours in both.accuracy(run).items() if name in theirs}
+        for run in names
+    }
 
 
 def active_weights(runs: Runs, path: Path, name: str) -> Path | None:
