@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
 import pytest
-from small_plan import PLAN, write_archive
+from small_plan import PLAN, command, write_archive, write_set
+
+from benchmarks.paper.__main__ import main
 
 
 @pytest.fixture
@@ -33,3 +35,17 @@ def in_this_process() -> Iterator[None]:
             "benchmarks.paper.__main__.local_pool", lambda workers: partial(ThreadPoolExecutor, 1)
         )
         yield
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory, in_this_process: None) -> Callable[[str], Path]:
+    """Run a plan's text on a small GunPoint; what is returned is the folder ``out``."""
+
+    def run(plan: str) -> Path:
+        folder = tmp_path_factory.mktemp("swept")
+        write_set(folder / "archive" / "GunPoint.npz")
+        (folder / "plan.toml").write_text(plan)
+        assert main(command(folder / "plan.toml", folder / "archive", folder / "out")) == 0
+        return folder / "out"
+
+    return run

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from small_plan import command, without_times, write_set
+from small_plan import without_times
 
 pytest.importorskip("aeon", reason="aeon is not installed")
 
@@ -20,6 +21,7 @@ from benchmarks.paper.comparison import Runs
 from benchmarks.paper.plan import read_plan
 from benchmarks.paper.pruned_filters import expanded, like
 from benchmarks.paper.rows import ROWS_NAME, read_rows
+from benchmarks.paper.sweep import perform
 from benchmarks.paper.tables.smaller_networks import silenced, smaller_networks
 from benchmarks.paper.times import TIMES_NAME, read_times
 from sparseconv.pruning.tracing import trace
@@ -59,18 +61,8 @@ pruning = [
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("filters")
-    write_set(folder / "archive" / "GunPoint.npz")
-    (folder / "plan.toml").write_text(PLAN)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def out(folder: Path, in_this_process: None) -> Path:
-    words = command(folder / "plan.toml", folder / "archive", folder / "out", "--workers", "1")
-    assert main(words) == 0
-    return folder / "out"
+def out(swept: Callable[[str], Path]) -> Path:
+    return swept(PLAN)
 
 
 def test_every_variant_is_a_row(out: Path) -> None:
@@ -99,7 +91,7 @@ def test_fresh_networks_have_the_shapes_of_the_rows(out: Path) -> None:
 
 
 def test_a_job_that_was_killed_goes_on(
-    folder: Path, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done: list[str] = []
     smaller = pruned_filters.smaller
@@ -111,10 +103,9 @@ def test_a_job_that_was_killed_goes_on(
         return smaller(variant, *rest)
 
     monkeypatch.setattr(pruned_filters, "smaller", counted)
-    (lite, *_) = read_plan(folder / "plan.toml", open_archive(folder / "archive"))
-    source = str(folder / "archive" / "GunPoint.npz")
-    from benchmarks.paper.sweep import perform
-
+    opened = open_archive(out.parent / "archive")
+    (lite, *_) = read_plan(out.parent / "plan.toml", opened)
+    source = opened.sources["GunPoint"]
     with pytest.raises(KeyboardInterrupt):
         perform(lite, source, tmp_path / "job")
     row = perform(lite, source, tmp_path / "job")

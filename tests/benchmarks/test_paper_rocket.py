@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from paper_rows import row
 
 from benchmarks.paper import report
-from benchmarks.paper.__main__ import main
-from benchmarks.paper.archives import published
+from benchmarks.paper.archives import published, read
 from benchmarks.paper.comparison import Runs
 from benchmarks.paper.rocket import expanded
 from benchmarks.paper.rows import ROWS_NAME, read_rows
@@ -47,33 +46,18 @@ network = {n_kernels = 60, k = "cv"}
 
 
 @pytest.fixture(scope="module")
-def data() -> dict[str, Any]:
-    generator = np.random.default_rng(0)
-    y = np.arange(40) % 2
-    X = generator.normal(size=(40, 1, 40)) + 2 * np.sin(np.outer(1 + y, np.arange(40)))[:, None]
-    return {"X_train": X[:24], "y_train": y[:24], "X_test": X[24:], "y_test": y[24:]}
+def out(swept: Callable[[str], Path]) -> Path:
+    return swept(PLAN)
 
 
-@pytest.fixture(scope="module")
-def out(
-    data: dict[str, Any], tmp_path_factory: pytest.TempPathFactory, in_this_process: None
-) -> Path:
-    folder = tmp_path_factory.mktemp("pocket")
-    (folder / "archive").mkdir()
-    np.savez(folder / "archive" / "GunPoint.npz", **data)
-    (folder / "plan.toml").write_text(PLAN)
-    words = ["run", str(folder / "plan.toml"), "--archive", str(folder / "archive")]
-    assert main([*words, "--out", str(folder / "out"), "--workers", "1"]) == 0
-    return folder / "out"
-
-
-def test_rows_are_those_of_the_classifier(out: Path, data: dict[str, Any]) -> None:
+def test_rows_are_those_of_the_classifier(out: Path) -> None:
+    data = read(str(out.parent / "archive" / "GunPoint.npz"))
     rows = {(row["run"], row["seed"]): row for row in expanded(read_rows(out / ROWS_NAME))}
 
     def accuracy(**options: Any) -> float:
         classifier = POCKETClassifier(n_kernels=60, random_state=1, **options)
-        guess = classifier.fit(data["X_train"], data["y_train"]).predict(data["X_test"])
-        return float((guess == data["y_test"]).mean())
+        guess = classifier.fit(data.X_train, data.y_train).predict(data.X_test)
+        return float((guess == data.y_test).mean())
 
     published_count = round(float(published()["GunPoint"]["POCKET kernels"]) / 10_000 * 60)
     for name, keep in {"as published": published_count, "35 %": 21, "10 %": 6}.items():

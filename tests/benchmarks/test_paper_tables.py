@@ -52,12 +52,6 @@ def test_interval_of_a_mean_holds_it_in_95_percent(count: int) -> None:
     assert interval([2.0, 2.0]) == (2, 2)
 
 
-def test_holm() -> None:
-    assert holm([]) == []
-    assert holm([0.5, 0.9]) == [1.0, 1.0]
-    assert holm([0.04, 0.01]) == [0.04, 0.02]
-
-
 def test_times_compare_on_one_machine() -> None:
     rows = [
         row("a", "x", 0, **on("slow"), train_seconds=40.0),
@@ -181,12 +175,6 @@ def test_costs_are_beside_the_references() -> None:
     assert dsn.costs(runs, ("a",), "a").rows == [], "nothing to compare"
 
 
-def test_a_run_of_few_sets_does_not_shrink_the_others() -> None:
-    rows = [row(run, name) for run in "ab" for name in "xyz"] + [row("c", "x")]
-    table = dsn.costs(Runs(rows), ("a", "b", "c"), "a")
-    assert [cells[1] for cells in table.rows] == ["3, 3", "3, 3", "1, 1"]
-
-
 def test_costs_count_each_set_alike() -> None:
     """However many seeds it has: else a run with more seeds of the easy sets looks better."""
     rows = [
@@ -209,26 +197,6 @@ def test_times_in_tables_are_of_sets_that_both_were_timed_on() -> None:
     assert second[-4:-1] == ("1.00, 1.00", "4.00, 4.00", "1.00 [0.50, 2.00] (2)")
     rows = [row("a", "x", 0), timed("b", "x", 1.0)]
     assert dsn.costs(Runs(rows), ("a", "b"), "a").rows[1][-4:-1] == ("-", "-", "-")
-
-
-def test_seconds_of_training_are_of_one_machine() -> None:
-    rows = [row("a", "x", **on("slow"), train_seconds=4000.0)]
-    rows += [row("a", name, **on("fast"), train_seconds=30.0) for name in "yz"]
-    rows += [row("b", name, **on("fast"), train_seconds=10.0) for name in "xyz"]
-    first, second = dsn.costs(Runs(rows), ("a", "b"), "a").rows
-    assert (first[-1], second[-1]) == ("-", "10, 30"), "alone it has none to compare with"
-    never = [row("a", "x", **on("slow")), row("b", "x", **on("fast"))]
-    assert dsn.costs(Runs(never), ("a", "b"), "a").rows[1][-1] == "-"
-
-
-def test_costs_say_how_sure_a_difference_is() -> None:
-    rows = [row("a", name, 0, 0.9) for name in "xyz"]
-    rows += [row("b", name, 0, 0.9 - i / 100) for i, name in enumerate("xyz")]
-    low, high = interval([0, -1, -2])
-    first, second = dsn.costs(Runs(rows), ("a", "b"), "a").rows
-    p = p_text(wilcoxon([0, -1, -2]).pvalue)
-    assert first[3:7] == ("-", "-", "-", "-")
-    assert second[3:7] == ("0/1/2", f"-1.00 [{low:+.2f}, {high:+.2f}]; -1.00", p, "-")
 
 
 def test_every_set() -> None:

@@ -7,10 +7,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from fake_clock import fake_clock
+from small_plan import write_set
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
@@ -120,17 +120,13 @@ def test_means_of_common_data_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_each_fit_is_a_line_and_done_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    generator = np.random.default_rng(0)
-    X, y = generator.normal(size=(20, 1, 30)), np.arange(20) % 2
-    archive = tmp_path / "archive"
-    archive.mkdir()
-    np.savez(archive / "GunPoint.npz", X_train=X[:12], y_train=y[:12], X_test=X[12:], y_test=y[12:])
+    write_set(tmp_path / "archive" / "GunPoint.npz")
     trained = [{"run": "DSN", "dataset": "GunPoint", "seed": 0, "train_seconds": None}]
     monkeypatch.setattr(classifiers, "read_rows", lambda _: trained)
     small = {"ROCKET": lambda seed: POCKETClassifier(n_kernels=20, random_state=seed)}
     monkeypatch.setattr(classifiers, "classifiers", lambda: small)
     out = tmp_path / "new" / "time.jsonl"
-    words = ["classifiers", "--archive", str(archive), "--out", str(out)]
+    words = ["classifiers", "--archive", str(tmp_path / "archive"), "--out", str(out)]
     assert main(words) == 0
     before = out.read_text()
     rows = read_lines(out)
