@@ -89,7 +89,12 @@ def find_candidates(
     for name, mask in masks.items():
         layer = name if name in by_name else name.removesuffix("weight").removesuffix(".")
         candidate = _find(by_name, layer, "masks")
-        candidate.given = _checked_mask(name, mask, candidate.shape)
+        candidate.given = torch.as_tensor(mask) != 0
+        if candidate.given.shape != candidate.shape:
+            raise ValueError(
+                f"the mask of {name!r} must have the weight's shape {candidate.shape}, but has "
+                f"{tuple(candidate.given.shape)}"
+            )
     outside, owners = dict(held_outside(model)), owners_of(model)
     for candidate in found.values():
         try:
@@ -108,18 +113,6 @@ def _find(candidates: Mapping[str, Candidate], name: str, what: str) -> Candidat
             f"{what} must hold names of nn.Conv1d layers, of {sorted(candidates)}, but got {name!r}"
         )
     return candidates[name]
-
-
-def _checked_mask(name: str, mask: Tensor, shape: tuple[int, ...]) -> Tensor:
-    mask = torch.as_tensor(mask)
-    if mask.shape != shape:
-        raise ValueError(
-            f"the mask of {name!r} must have the weight's shape {shape}, but has "
-            f"{tuple(mask.shape)}"
-        )
-    if not ((mask == 0) | (mask == 1)).all():
-        raise ValueError(f"the mask of {name!r} must hold bools, or zeros and ones only")
-    return mask != 0
 
 
 def _sparse(
