@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from collections.abc import Mapping
+from dataclasses import KW_ONLY, InitVar, dataclass, field
 from typing import Any
 
 import torch
@@ -76,6 +77,7 @@ def masked_copy(model: nn.Module) -> nn.Module:
     return twin
 
 
+@dataclass(eq=False)
 class MaskedDST:
     """``DSTScheduler`` for a ``masked_copy``: the same pruning and random growth, on masks.
 
@@ -83,23 +85,20 @@ class MaskedDST:
     never seen unmasked. Its settings are those of ``DSTScheduler``.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        *,
-        update_every: int,
-        end_step: int,
-        decay_steps: int,
-        prune_fraction: float = 0.5,
-        prune_floor: float = 0.0,
-        seed: int = 0,
-    ) -> None:
+    model: InitVar[nn.Module]
+    optimizer: InitVar[torch.optim.Optimizer]
+    _: KW_ONLY
+    update_every: int
+    end_step: int
+    decay_steps: int
+    prune_fraction: float = 0.5
+    prune_floor: float = 0.0
+    seed: int = 0
+    step_count: int = field(default=0, init=False)
+
+    def __post_init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         self.layers = [m for m in model.modules() if isinstance(m, PremaskedConv1d)]
-        self.update_every, self.end_step, self.decay_steps = update_every, end_step, decay_steps
-        self.prune_fraction, self.prune_floor = prune_fraction, prune_floor
-        self.step_count = 0
-        self._generator = torch.Generator().manual_seed(seed)
+        self._generator = torch.Generator().manual_seed(self.seed)
         optimizer.register_step_post_hook(lambda *_: self._apply_masks())
 
     @property
