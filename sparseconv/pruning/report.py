@@ -55,14 +55,9 @@ class Change:
     macs: Counts
     times: Mapping[str, BeforeAfter] = field(default_factory=dict)
 
-    def first_cells(self) -> dict[str, str]:
-        """Return the first columns of the table."""
-        raise NotImplementedError
-
     def rows(self) -> list[dict[str, str]]:
         """Return the one line of the table: text by column."""
-        row = self.first_cells()
-        row |= count_cells("parameters", self.parameters) | count_cells("MACs", self.macs)
+        row = count_cells("parameters", self.parameters) | count_cells("MACs", self.macs)
         for found in self.times.values():
             row["ms"], row["ms after"] = (f"{t.median:.4f}" for t in (found.before, found.after))
             row["before / after"] = str(found.ratio)
@@ -89,9 +84,9 @@ class LayerChange(Change):
         """Its only layer."""
         return (self.name,)
 
-    def first_cells(self) -> dict[str, str]:
-        """Return the first columns of the table."""
-        return {"layer": self.name, "class": self.kind} | count_cells("filters", self.filters)
+    def rows(self) -> list[dict[str, str]]:
+        first = {"layer": self.name, "class": self.kind} | count_cells("filters", self.filters)
+        return [first | row for row in super().rows()]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,10 +104,10 @@ class FactorizedSet(Change):
     rank: int
     relative_error: float
 
-    def first_cells(self) -> dict[str, str]:
-        """Return the first columns of the table."""
+    def rows(self) -> list[dict[str, str]]:
         error = f"{self.relative_error:.3g}"
-        return {"layers": self.name, "rank": str(self.rank), "relative error": error}
+        first = {"layers": self.name, "rank": str(self.rank), "relative error": error}
+        return [first | row for row in super().rows()]
 
 
 @dataclass(frozen=True, kw_only=True)
