@@ -158,11 +158,8 @@ def test_a_layer_that_records_no_gradients_does_not_train() -> None:
     assert (second.dgrad, second.wgrad) == (False, True)
     costs = first.flops["inference"].after + 2 * second.flops["inference"].after
     assert found.model["training"].flops.after == costs
-
-
-def test_training_that_could_not_be_measured_is_said() -> None:
     said = "training of the whole model was not measured"
-    assert said not in str(profile(Frozen(hidden=False), X))
+    assert said not in str(found)
     assert said in str(profile(Frozen(hidden=True), X))
     assert said not in str(profile(Frozen(hidden=True), X, backward=False))
 
@@ -194,10 +191,7 @@ def test_the_reference_executes_all_weights() -> None:
 def test_a_layer_without_any_weight() -> None:
     (empty,) = profile(SparseConv1d(3, 4, 5, density=0.0), X).layers
     assert (empty.nnz, empty.density) == (0, 0.0)
-    assert {which: counts.after for which, counts in empty.flops.items()} == {
-        "inference": 0,
-        "training": 0,
-    }
+    assert [counts.after for counts in empty.flops.values()] == [0, 0]
     assert empty.flops["inference"].before == 2 * 60 * 2 * 16
 
 
