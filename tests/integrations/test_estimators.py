@@ -27,17 +27,16 @@ from sklearn.model_selection import (
 )
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import FunctionTransformer
+from toy_run import waves
 
 from sparseconv import DSNClassifier
 
 SMALL: dict[str, Any] = {"nf": 4, "kernel_size": 9, "depth": 2, "epochs": 8, "lr": 1e-2}
 
 
-def data(n: int = 24) -> tuple[np.ndarray, np.ndarray]:
-    generator = np.random.default_rng(0)
-    y = np.arange(n) % 2
-    X = np.sin(np.outer(1 + 2 * y, np.linspace(0, 12, 30))) + 0.1 * generator.normal(size=(n, 30))
-    return X[:, None], np.array(["slow", "fast"])[y]
+def data() -> tuple[np.ndarray, np.ndarray]:
+    X, y = waves(24, 30)
+    return X[:, None], y
 
 
 def classifier(**options: Any) -> DSNClassifier:

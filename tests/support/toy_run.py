@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -37,12 +38,17 @@ def is_network(model: DSN) -> bool:
     )
 
 
+def waves(n_cases: int, length: int) -> tuple[Any, Any]:
+    """Sines of two classes with noise, ``(n_cases, length)``, labelled by strings."""
+    y = np.arange(n_cases) % 2
+    X = np.sin(np.outer(1 + 2 * y, np.linspace(0, 12, length)))
+    X += 0.1 * np.random.default_rng(0).normal(size=X.shape)
+    return X, np.array(["slow", "fast"])[y]
+
+
 def write_data(folder: Path) -> str:
-    """A small .npz with two classes of sines, labelled by strings."""
-    generator = np.random.default_rng(0)
-    y = np.arange(16) % 2
-    X = np.sin(np.outer(1 + 2 * y, np.linspace(0, 12, 20))) + 0.1 * generator.normal(size=(16, 20))
-    labels = np.array(["slow", "fast"])[y]
+    """A small .npz of ``waves``."""
+    X, labels = waves(16, 20)
     path = folder / "toy.npz"
     np.savez(path, X_train=X[:10], y_train=labels[:10], X_test=X[10:], y_test=labels[10:])
     return str(path)

@@ -21,21 +21,17 @@ SHAPES = {  # training cases, test cases, channels, time points, classes
 }
 
 
-def arrays(**changes: Any) -> dict[str, Any]:
-    """A good small data set, with some of its arrays replaced; None leaves one out."""
-    generator = np.random.default_rng(0)
-    good = {
-        "X_train": generator.normal(size=(6, 2, 5)),
-        "y_train": np.array([1, 0, 1, 0, 7, 7]),
-        "X_test": generator.normal(size=(4, 2, 5)),
-        "y_test": np.array([7, 0, 0, 1]),
-    }
-    return {key: value for key, value in (good | changes).items() if value is not None}
+RANDOM = np.random.default_rng(0)
+GOOD: dict[str, Any] = {
+    "X_train": RANDOM.normal(size=(6, 2, 5)), "y_train": np.array([1, 0, 1, 0, 7, 7]),
+    "X_test": RANDOM.normal(size=(4, 2, 5)), "y_test": np.array([7, 0, 0, 1]),
+}  # fmt: skip
 
 
 def npz(folder: Path, **changes: Any) -> Path:
+    """A good small data set, with some of its arrays replaced."""
     path = folder / "toy.npz"
-    np.savez(path, **arrays(**changes))
+    np.savez(path, **(GOOD | changes))
     return path
 
 
@@ -69,11 +65,11 @@ def test_bundled_sets_have_their_published_sizes(name: str) -> None:
 )
 def test_npz(tmp_path: Path, labels: list[Any]) -> None:
     """Values are kept, labels of any type become numbers; a matrix has one channel."""
-    given, y = arrays(), np.array(labels)
+    y = np.array(labels)
     data = datasets.load(npz(tmp_path, y_train=y, y_test=y[:4]))
     assert data.name == "toy"
-    np.testing.assert_array_equal(data.X_train, given["X_train"].astype(np.float32))
-    np.testing.assert_array_equal(data.X_test, given["X_test"].astype(np.float32))
+    np.testing.assert_array_equal(data.X_train, GOOD["X_train"].astype(np.float32))
+    np.testing.assert_array_equal(data.X_test, GOOD["X_test"].astype(np.float32))
     assert data.y_train.tolist() == [1, 0] * 3
     assert data.classes.dtype == y.dtype
     np.testing.assert_array_equal(data.classes[data.y_test], y[:4])

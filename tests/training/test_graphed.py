@@ -12,6 +12,7 @@ import torch
 from fake_cuda_graph import FakeCudaGraph
 from tiny import RECIPE, interrupted, network, run, same
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 import sparseconv as sc
 from sparseconv import KernelCSR, SparseConv1d
@@ -37,12 +38,6 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def static_pattern(pattern: KernelCSR) -> StaticPattern:
     return StaticPattern(pattern.crow_indices, pattern.col_indices, pattern.shape)
-
-
-def tensors(derived: object) -> list[Tensor]:
-    if isinstance(derived, Tensor):
-        return [derived]
-    return [t for part in derived for t in tensors(part)] if isinstance(derived, tuple) else []
 
 
 @pytest.mark.parametrize("options", GEOMETRIES, ids=str)
@@ -89,7 +84,8 @@ def test_plans_for_a_gpu_stay_where_they_are() -> None:
             gpu_plans.cuda_fprop(*arrays, one),
             gpu_plans.cuda_dgrad(*arrays, one),
         )
-        return [*tensors(plans), *gpu_plans.triton_wgrad(*arrays, strided)]
+        derived = [t for t in tree_leaves(plans) if isinstance(t, Tensor)]
+        return [*derived, *gpu_plans.triton_wgrad(*arrays, strided)]
 
     places = [t.data_ptr() for t in made(static)]
     # All in one channel: as uneven as it gets, at the same nnz.
