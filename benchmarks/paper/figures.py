@@ -106,11 +106,10 @@ def of_common_sets(
     runs: Runs, names: Sequence[str], theirs: Mapping[str, float]
 ) -> dict[str, dict[str, float]]:
     """Return accuracies by run and set, of the published sets that all runs have."""
-    names, both, _ = runs.among(names)
-    return {
-        run: {name: ours for name, ours in both.accuracy(run).items() if name in theirs}
-        for run in names
-    }
+    names, both, common = runs.among(names)
+    ours = {run: both.accuracy(run) for run in names}
+    sets = [name for name in common if name in theirs]
+    return {run: {name: ours[run][name] for name in sets} for run in names}
 
 
 def active_weights(runs: Runs, path: Path, name: str) -> Path | None:
