@@ -205,16 +205,14 @@ def accuracy(model: nn.Module, data: Data) -> float:
 def times(models: Mapping[str, nn.Module], data: Data) -> dict[str, Any]:
     """Time a training step and inference of one batch, all ways interleaved."""
     data = data._replace(X_train=data.X_train[:BATCH], y_train=data.y_train[:BATCH])
+    inference = torch.inference_mode()(nn.Module.__call__)
+    makes: dict[str, Callable[[nn.Module], Callable[[], object]]] = {
+        "step": lambda model: stepper(model, data, 1),
+        "inference": lambda model: partial(inference, model.eval(), data.X_train),
+    }
     found: dict[str, Any] = {}
-    for what in ("step", "inference"):
-        calls: dict[str, Callable[[], object]]
-        if what == "step":
-            calls = {way: stepper(model, data, 1) for way, model in models.items()}
-        else:
-            inference = torch.inference_mode()(nn.Module.__call__)
-            calls = {
-                way: partial(inference, model.eval(), data.X_train) for way, model in models.items()
-            }
+    for what, make in makes.items():
+        calls = {way: make(model) for way, model in models.items()}
         taken = interleave(calls, rounds=ROUNDS)
         found[what] = {
             "ms": {way: [1e3 * t for t in median_with_ci(s)] for way, s in taken.items()},
