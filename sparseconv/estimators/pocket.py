@@ -224,9 +224,11 @@ class POCKETClassifier(BaseClassifier):  # type: ignore[misc]
         for inside, outside in tqdm(splits, "folds", disable=not self.verbose):
             seen, missed = features[inside], features[outside]
             select = GroupSelection(seen, labels[inside], self.n_classes_, size)
+            # The refitted head knows the classes of its cases only.
+            known = np.unique(labels[inside]) if self.refit else np.arange(self.n_classes_)
             for k, keep in choices:
                 found = self._head(select, seen, labels[inside], k, keep)
-                guess = chosen(missed[:, found.columns] @ found.coef + found.intercept)
+                guess = known[chosen(missed[:, found.columns] @ found.coef + found.intercept)]
                 scores[k, keep].append(float((guess == labels[outside]).mean()))
         return scores
 

@@ -159,6 +159,10 @@ def test_cross_validation_chooses_the_smallest_good() -> None:
     # Classes with fewer cases than folds.
     few = classifier(**small, keep="cv").fit(X[:10], np.array(["a"] * 7 + ["b"] * 2 + ["c"]))
     assert few.keep_ in (1, 2, 4, 7, 10, 20)
+    # One fold is fitted without the only case of the first class, and knows the others.
+    lone = np.concatenate([[0], np.flatnonzero(y != y[0])])
+    scores = classifier(**small, keep="cv").fit(X[lone], y[lone]).scores_
+    assert min(scores[1.0, 20]) > 0.3
 
 
 def test_as_an_estimator(tmp_path: Path) -> None:
