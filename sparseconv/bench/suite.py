@@ -41,14 +41,9 @@ def run(
 
     The process keeps freed memory from then on (``retain_freed_memory``): either side gains.
 
-    Args:
-        cases: from ``cases.select``.
-        thread_counts: everything is measured with each.
-        others: suites of ``WITHOUT_CASES`` to measure as well.
-        rounds: pairs of neighbours; None chooses.
-        baselines: of ``BASELINES``, for the cases.
-        quick: few rounds; of the network nothing compiled.
-        save: given the document after each measurement, its ``"complete"`` false until the last.
+    Everything is measured with each of ``thread_counts``; ``others`` are suites of
+    ``WITHOUT_CASES``. ``quick`` takes few rounds, and compiles nothing of the network. ``save`` is
+    given the document after each measurement, its ``"complete"`` false until the last.
 
     Raises:
         WrongResultError: a result left its error bound; the case is named. What was measured
