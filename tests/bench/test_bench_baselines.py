@@ -106,8 +106,5 @@ def test_the_baselines_are_what_they_are_called(small: Problem) -> None:
         counts[name] = [event.name for event in profiler.function_events].count(operator)
     assert min(counts.values()) > 0
     assert counts["fft"] == 2 * counts["fft_prepared"]
-
-
-def test_channels_last_stays_channels_last(small: Problem) -> None:
     y = dense(small, channels_last=True)["fprop"]()
     assert y.unsqueeze(2).is_contiguous(memory_format=torch.channels_last)
