@@ -55,8 +55,7 @@ def _of_run(folder: Path) -> list[tuple[str, str]]:
 
 
 def _installed() -> list[tuple[str, str]]:
-    facts, versions = machine.environment_info(), machine.optional_versions()
-    missing = [name for name in machine.OPTIONAL_PACKAGES if name not in versions]
+    facts = machine.environment_info()
     own = ", ".join(f"{name} {facts[name]}" for name in ("sparseconv", "torch", "python"))
     return [
         ("versions", own),
@@ -64,7 +63,6 @@ def _installed() -> list[tuple[str, str]]:
         ("ISA", machine.isa()),
         ("threads", f"torch uses {facts['threads']} of {facts['cores']} cores"),
         *((f"backend {name}", state) for name, state in available_backends().items()),
-        *versions.items(),
-        *((name, "not installed: pip install 'sparseconv[tsc]'") for name in missing),
+        *machine.optional_versions().items(),
         *((name, os.environ[name]) for name in machine.VARIABLES if name in os.environ),
     ]

@@ -35,9 +35,10 @@ def cpu_name() -> str:
 
 
 def optional_versions() -> dict[str, str]:
-    """Return the versions of the optional packages that are installed."""
+    """Return the versions of the optional packages, or how to install them."""
     installed = {found.name: found.version for found in metadata.distributions()}
-    return {name: installed[name] for name in OPTIONAL_PACKAGES if name in installed}
+    missing = "not installed: pip install 'sparseconv[tsc]'"
+    return {name: installed.get(name, missing) for name in OPTIONAL_PACKAGES}
 
 
 def isa() -> str:
