@@ -3,8 +3,8 @@
     python -m benchmarks.edge [--archive DIR | --run runs/GunPoint-seed0]
 
 Trains short runs, exports them, and predicts whole test sets on each processor whose tools are
-installed; the others are named with what to install. Rows are added to a file as they come; run a
-stopped measurement again for those that are missing. docs/edge.md shows them.
+installed; the others are named with what to install. Rows are added to ``benchmarks/results`` as
+they come; run a stopped measurement again for those that are missing. docs/edge.md shows them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from pathlib import Path
 
 from benchmarks.edge import measure, report, targets
 from benchmarks.lines import read_lines
-from sparseconv.core.files import check_writable
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,22 +25,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--archive", type=Path, metavar="DIR",
                         help=f".npz files, for {', '.join(measure.ARCHIVE)}")  # fmt: skip
     parser.add_argument("--run", type=Path, metavar="FOLDER",
-                        help="measure this run of `python -m sparseconv train` only")  # fmt: skip
+                        help="measure this run of `python -m sparseconv train` only, into "
+                        "edge.jsonl in its folder")  # fmt: skip
     parser.add_argument("--data", metavar="NAME_OR_PATH", help="of --run (default: as it was)")
-    parser.add_argument("--runs", type=Path, default=Path("runs/edge"), metavar="FOLDER")
-    parser.add_argument("--out", type=Path, metavar="FILE",
-                        help=f"rows (default: {measure.RESULTS.name} of the results, or edge.jsonl "
-                        "in the folder of --run)")  # fmt: skip
     arguments = parser.parse_args(argv)
-    out, machines = arguments.out or measure.RESULTS, targets.available()
+    machines = targets.available()
     try:
         if arguments.run is None:
-            check_writable(out)
-            for network in measure.trained(arguments.runs, arguments.archive):
-                measure.measure(network, machines, out)
-            print(report.section(read_lines(out), None))
+            for network in measure.trained(arguments.archive):
+                measure.measure(network, machines, measure.RESULTS)
+            print(report.section(read_lines(measure.RESULTS), None))
         else:
-            out = arguments.out or arguments.run / "edge.jsonl"
+            out = arguments.run / "edge.jsonl"
             measure.measure(measure.load(arguments.run, arguments.data), machines, out)
             print(report.cost_table(read_lines(out)).markdown())
     except ValueError as error:

@@ -52,8 +52,8 @@ class Trained:
     whole: bool
 
 
-def trained(runs: Path, archive: Path | None) -> Iterator[Trained]:
-    """Train what the folder ``runs`` does not hold, and load it."""
+def trained(archive: Path | None) -> Iterator[Trained]:
+    """Train what the folder ``runs/edge`` does not hold, and load it."""
     sources = {name: name for name in BUNDLED}
     if archive is not None:
         found = {path.stem: str(path) for path in sorted(archive.rglob("*.npz"))}
@@ -62,7 +62,7 @@ def trained(runs: Path, archive: Path | None) -> Iterator[Trained]:
             print(f"skipped, {archive} does not hold them: {missing}", flush=True)
     for name, source in sources.items():
         for sparsity in SPARSITIES if name in BUNDLED[:1] else (USUAL,):
-            out = runs / f"{name}-{round(100 * sparsity)}"
+            out = Path("runs/edge") / f"{name}-{round(100 * sparsity)}"
             if not (out / "summary.md").exists():
                 resume = ["--resume"] if (out / "checkpoint.pt").exists() else []
                 options = ["--sparsity", str(sparsity), "--out", str(out), *resume]
@@ -96,7 +96,6 @@ def measure(one: Trained, machines: Sequence[Target], out: Path) -> None:
                 partial(_row, one, weights, target, programs)
             for weights in WEIGHTS for target in machines
         }  # fmt: skip
-        out.parent.mkdir(parents=True, exist_ok=True)
         add_missing(out, ("dataset", "sparsity", "weights", "target"), jobs)
 
 
