@@ -38,8 +38,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import torch
 
-from benchmarks.gates import rows as gate_rows
-from benchmarks.gates.rows import Row
+from benchmarks.gates.rows import LAYERS, TINY, Row, layer, read_layers, step
 from benchmarks.gates.trees import CompareError, build, git, worktree
 from sparseconv.bench.cases import CASES
 from sparseconv.bench.run import WrongResultError
@@ -224,11 +223,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(arguments: argparse.Namespace) -> int:
     if arguments.cases is None:
-        layers, steps = [*(CASES[name] for name in gate_rows.LAYERS), gate_rows.TINY], [24, 128]
+        layers, steps = [*(CASES[name] for name in LAYERS), TINY], [24, 128]
     else:
-        layers, steps = gate_rows.read_layers(arguments.cases), []
+        layers, steps = read_layers(arguments.cases), []
     steps = steps if arguments.steps is None else arguments.steps
-    rows = [*map(gate_rows.layer, layers), *map(gate_rows.step, steps)]
+    rows = [*map(layer, layers), *map(step, steps)]
     keys = [(row.name, computation) for row in rows for computation in row.computations]
     changed = ", with uncommitted changes" if git(ROOT, "status", "--porcelain") else ""
     limit, threads = arguments.limit, arguments.threads
