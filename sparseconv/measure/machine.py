@@ -97,6 +97,8 @@ def commit() -> str:
 
     try:
         git("ls-files", "--error-unmatch", Path(__file__).name)
+        if git("rev-parse", "--show-prefix") != "sparseconv/measure/":
+            return "unknown"  # of a project that holds a copy
         sources = [f"../../{name}" for name in ("csrc", "sparseconv", "setup.py", "benchmarks")]
         results = ":(exclude)../../benchmarks/results"
         changed = git("status", "--porcelain", "--", *sources, results)

@@ -52,6 +52,8 @@ def kernel_features(X: Any, bank: KernelBank, *, out: Features | None = None) ->
         series = normalised(np.asarray(X).reshape(series.shape)).astype(np.float32)
     if out is None:
         out = np.empty((len(series), bank.n_features), np.float32)
+    elif not isinstance(out, np.ndarray) or not out.flags.carray:
+        raise ValueError("expected out to be a C-contiguous, writeable array; leave it out for one")
     if extension is None:
         out[:] = kernel_features_reference(series, bank)
     else:

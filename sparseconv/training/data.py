@@ -19,8 +19,11 @@ def checked_data(model: nn.Module, X: Any, y: Any) -> tuple[Tensor, Tensor]:
     TypeError or ValueError if the model, which maps them to log-probabilities, cannot be trained on
     them: labels are class indices from 0.
     """
-    parameter = next(model.parameters())  # of the model's device and dtype
-    X, y = torch.as_tensor(X), torch.as_tensor(y)
+    parameter = next(model.parameters(), torch.empty(0))  # of the model's device and dtype
+    try:
+        X, y = torch.as_tensor(X), torch.as_tensor(y)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"X and y must be arrays of numbers, but {error}; {_LABELS}") from error
     if y.is_floating_point() or y.dtype == torch.bool:
         raise TypeError(f"y must be class indices as integers, but got {y.dtype}; {_LABELS}")
     if X.dim() < 2 or y.dim() != 1 or len(X) != len(y) or X.numel() == 0:

@@ -30,7 +30,7 @@ def predict_log_proba(model: nn.Module, X: Any, batch_size: int = 64) -> Tensor:
         >>> predict_log_proba(DSN(1, 3, nf=4), torch.zeros(5, 1, 20)).shape
         torch.Size([5, 3])
     """
-    parameter = next(model.parameters())
+    parameter = next(model.parameters(), torch.empty(0))
     if not isinstance(X, Tensor):
         X = torch.from_numpy(np.array(X, order="C")).to(parameter.dtype)  # no negative strides
     elif X.is_floating_point():
