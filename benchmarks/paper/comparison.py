@@ -189,6 +189,8 @@ def holm(p: Sequence[float | None]) -> list[float | None]:
     Example:
         >>> holm([0.01, None, 0.04, 0.03])
         [0.03, None, 0.06, 0.06]
+        >>> holm([0.6, 0.9])
+        [1.0, 1.0]
     """
     order = sorted((value, i) for i, value in enumerate(p) if value is not None)
     found: list[float | None] = [None] * len(p)
