@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -146,20 +147,22 @@ def test_names_that_look_alike(tmp_path: Path) -> None:
         folder.mkdir(parents=True)
 
 
-PATIENCE = 120  # seconds until there must be a checkpoint
-
-
 def one_thread() -> ThreadPoolExecutor:
     """Let the jobs of a sweep run in this process."""
     return ThreadPoolExecutor(1)
 
 
+def wait_until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 120
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def wait_for_a_checkpoint(out: Path, since: int = 0) -> None:
     """Return as soon as one was written after this time, in nanoseconds."""
-    deadline = time.monotonic() + PATIENCE
-    while not any(path.stat().st_mtime_ns > since for path in out.glob("running/*/checkpoint.pt")):
-        assert time.monotonic() < deadline, "nothing was trained"
-        time.sleep(0.01)
+    files = "running/*/checkpoint.pt"
+    wait_until(lambda: any(path.stat().st_mtime_ns > since for path in out.glob(files)))
 
 
 @pytest.mark.promise("P9")
@@ -194,10 +197,7 @@ def test_sigterm_leaves_whole_rows(
     words = command(plan, archive, rows.parent, "--workers", "1")
     process = fork.Process(target=lambda: sys.exit(main(words)))
     process.start()
-    deadline = time.monotonic() + PATIENCE
-    while not rows.exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until(rows.exists)
     process.terminate()
     process.join()
     assert process.exitcode == 130
@@ -208,10 +208,7 @@ def test_workers_end_with_the_sweep() -> None:
     with suppress(KeyboardInterrupt), local_pool(1)() as executor:
         worker = executor.submit(os.getpid).result()
         raise KeyboardInterrupt
-    deadline = time.monotonic() + PATIENCE
-    while Path(f"/proc/{worker}").exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until(lambda: not Path(f"/proc/{worker}").exists())
 
 
 def test_dask(tmp_path: Path, archive: Path, plan: Path, campaign: Any) -> None:
