@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
+from sparseconv.core.checks import checked_mask
 from sparseconv.core.geometry import DTYPES
 from sparseconv.measure.records import LayerTimes, Verdict
 from sparseconv.nn.conv import SparseConv1d
@@ -84,12 +85,14 @@ def find_candidates(
             by_name[name] = found.setdefault(conv, Candidate(name, conv))
     if not found:
         raise ValueError(f"{type(model).__name__} holds no nn.Conv1d, so there is none to convert")
+    if isinstance(layers, str):
+        raise TypeError(f"layers must be a list of names, but got {layers!r}")
     for name in layers:
         _find(by_name, name, "layers").named = True
     for name, mask in masks.items():
         layer = name if name in by_name else name.removesuffix("weight").removesuffix(".")
         candidate = _find(by_name, layer, "masks")
-        candidate.given = torch.as_tensor(mask) != 0
+        candidate.given = checked_mask(f"the mask of {name!r}", mask)
         if candidate.given.shape != candidate.shape:
             raise ValueError(
                 f"the mask of {name!r} must have the weight's shape {candidate.shape}, but has "

@@ -109,6 +109,8 @@ def convert(
         raise ValueError(
             "max_density decides where nothing else does; leave it out, or example_input and layers"
         )
+    if max_density is not None and not 0 <= max_density <= 1:
+        raise ValueError(f"max_density must lie in [0, 1], but got {max_density}")
     if unpruned and (example_input is None or layers is not None):
         raise ValueError(
             "unpruned=True lets a measurement decide; pass example_input, and leave layers out"

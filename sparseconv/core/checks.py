@@ -57,6 +57,17 @@ def check_dense(name: str, tensor: Tensor) -> None:
         )
 
 
+def checked_mask(name: str, mask: Any) -> Tensor:
+    """Return a mask as bools; scores or soft masks would make every weight active."""
+    given = torch.as_tensor(mask)
+    if not bool(((given == 0) | (given == 1)).all()):
+        raise ValueError(
+            f"{name} must hold bools, or zeros and ones, but holds other numbers; compare them "
+            "with a threshold"
+        )
+    return given != 0
+
+
 def checked_shape(shape: Any) -> tuple[int, int, int]:
     """Check the shape of a weight, ``(C_out, C_in // groups, K)``."""
     expectation = "shape must be three ints (C_out, C_in // groups, K)"

@@ -47,15 +47,16 @@ def check_layers(
             )
         if any(copy.pattern != layer.pattern for copy in copies[name]):
             raise ValueError(OTHER_AVERAGE)
-        for each in (layer, *copies[name]):
+        for i, each in enumerate((layer, *copies[name])):
             values = each._parameters.get("values")
+            place = f"layer {name!r}" + " of an average" * (i > 0)
             if values is not None and id(values) in owner:
                 raise ValueError(
-                    "each SparseConv1d, also of an average, must have its own `values`, but "
-                    f"{owner[id(values)]!r} and {name!r} share theirs; use one layer in both "
-                    "places, and AveragedModel or copy.deepcopy for an average"
+                    f"each SparseConv1d must have its own `values`, but {owner[id(values)]} and "
+                    f"{place} share theirs; use one layer in both places, and AveragedModel or "
+                    "copy.deepcopy for an average"
                 )
-            owner[id(values)] = name
+            owner[id(values)] = place
 
 
 def check_optimizer(optimizer: torch.optim.Optimizer) -> None:

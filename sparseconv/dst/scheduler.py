@@ -253,9 +253,15 @@ class DSTScheduler:
                     f"the state is of another scheduler: expected {key} {own[key]}, but got "
                     f"{state_dict[key]}; build model and scheduler as when it was saved"
                 )
-        self._generator.set_state(state_dict["generator"])
-        self._ever_active.load(state_dict["ever_active"])
-        self.step_count, self.updates = state_dict["step_count"], state_dict["updates"]
+        counts = [count(key, state_dict[key], 0) for key in ("step_count", "updates")]
+        bits = state_dict["ever_active"]
+        if {n: len(b) for n, b in bits.items()} != {
+            n: len(b) for n, b in own["ever_active"].items()
+        }:
+            raise ValueError("ever_active must hold a bit for each weight of each layer")
+        self._generator.set_state(state_dict["generator"])  # the last that may fail
+        self._ever_active.load(bits)
+        self.step_count, self.updates = counts
         self._watch_next_step()
 
     def _hyperparameters(self) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _EXTRA_STATE_KEY_SUFFIX
 from torch.nn.utils.parametrize import is_parametrized
 
-from sparseconv.core.checks import check_dense
+from sparseconv.core.checks import check_dense, checked_mask
 from sparseconv.core.geometry import DTYPES
 from sparseconv.core.pattern import KernelCSR
 from sparseconv.nn.rewiring import holds_values
@@ -121,14 +121,15 @@ def read_layer(
         pattern = KernelCSR(found["crow_indices"], found["col_indices"], shape)
     else:
         weight = rest.pop("weight" if "weight" in found else "weight_orig").detach()
-        mask = rest.pop("weight_mask", weight)
-        if not weight.shape == mask.shape == shape:
-            raise ValueError(
-                f"size mismatch for weight: expected shape {shape}, but got {tuple(weight.shape)}, "
-                f"and {tuple(mask.shape)} for its mask"
-            )
-        pattern = KernelCSR.from_mask(mask != 0)
-        rest["values"] = weight[(mask != 0).to(weight.device)]
+        mask = checked_mask("weight_mask", rest.pop("weight_mask", weight != 0))
+        for what, tensor in (("weight", weight), ("weight_mask", mask)):
+            if tensor.shape != shape:
+                raise ValueError(
+                    f"size mismatch for {what}: expected shape {shape}, but got "
+                    f"{tuple(tensor.shape)}"
+                )
+        pattern = KernelCSR.from_mask(mask)
+        rest["values"] = weight[mask.to(weight.device)]
     for name, size in (("values", pattern.nnz), ("bias", shape[0])):
         if name in rest:
             check_floats(name, rest[name], size)

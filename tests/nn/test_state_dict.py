@@ -65,6 +65,7 @@ def bad_states() -> dict[str, tuple[dict[str, object], str]]:
         "sparse weight": (dense | {"weight": dense["weight"].to_sparse()}, "weight must be a de"),
         "other weight": (dense | {"weight": torch.ones(6, 4, 4)}, "size mismatch for weight"),
         "other mask": (dense | {"weight_mask": torch.ones(6, 4, 4)}, "size mismatch for weight"),
+        "soft mask": (dense | {"weight_mask": 0.5 * torch.ones(6, 4, 5)}, "zeros and ones"),
         "orig alone": ({"weight_orig": dense["weight"], "bias": dense["bias"]}, "weight_mask"),
     }
 

@@ -61,7 +61,7 @@ test_scheduler = refusals(
     (make(nn.Conv1d(1, 1, 3)), ValueError, "make one of an nn.Conv1d with SparseConv1d.from_dense"),
     (make(parameters=lambda m: [*m[0].parameters(), m[2].bias]), ValueError,
      "lacks those of layer '2'; construct it with model.parameters()"),
-    (make(with_shared_values()), ValueError, "'a' and 'b' share theirs"),
+    (make(with_shared_values()), ValueError, "'a' and layer 'b' share theirs"),
     (make(with_regions((Region((0, 4), (0, 6)),))), ValueError, "does not lie inside a weight of"),
     (make(update_every=0), ValueError, "update_every must be at least 1"),
     (make(end_step=2.5), TypeError, "end_step must be an int"),
@@ -71,7 +71,7 @@ test_scheduler = refusals(
     (make(prune_floor=0.6), ValueError, "prune_floor=0.6 and prune_fraction=0.5"),
     (make(seed=None), TypeError, "seed must be an int, but got None"),
     (make(grow="rigl"), ValueError, "grow must be one of 'random', 'gradient', 'static'"),
-    (averaged(lambda m: [m]), ValueError, "'0' and '0' share theirs"),
+    (averaged(lambda m: [m]), ValueError, "'0' and layer '0' of an average share"),
     (averaged(lambda m: [two_layers(seed=1)]), ValueError, "model with its current patterns"),
     (averaged(lambda m: [m[:1]]), ValueError, "averages must be copies of the model"),
     (averaged(lambda m: [copy.deepcopy(m).share_memory()]), NotImplementedError, "shared memory"),
@@ -97,6 +97,9 @@ def test_a_foreign_state_changes_nothing(key: str) -> None:
         dst.load_state_dict({**other.state_dict(), key: {}})
     with pytest.raises(ValueError, match="state with keys"):
         dst.load_state_dict({k: v for k, v in other.state_dict().items() if k != key})
+    for damaged in ({"ever_active": {}}, {"step_count": -5}, {"updates": 2.5}):
+        with pytest.raises((TypeError, ValueError), match=next(iter(damaged))):
+            dst.load_state_dict(other.state_dict() | damaged)
     assert same(snapshot(model, optimizer, dst), before)
     dst.load_state_dict(other.state_dict())  # unchanged, it is taken
     assert same(dst.state_dict(), other.state_dict())
