@@ -31,6 +31,8 @@ CRITERIA: dict[str, Callable[[Data, argparse.Namespace], pruning.Criterion]] = {
     "evolutionary": lambda data, args: pruning.Evolutionary(data, seed=args.seed),
 }
 FINE_TUNING = ("epochs", "lr", "lr_min", "batch_size", "seed")  # the rest is the run's
+AMOUNT = ("ratio", "target_macs")
+FINDS_OUT = ("dsp", "evolutionary")  # how many filters go
 DSP_OPTIONS = ("eps", "silence", "silence_epochs")
 EPOCHS = 100
 
@@ -75,7 +77,8 @@ def run(args: argparse.Namespace) -> int:
     trained further with a loss that silences filters.
     """
     old, network = results.load_network(args.run_folder)
-    foreign = ("ratio", "target_macs") if args.criterion == "dsp" else DSP_OPTIONS
+    foreign = [*(AMOUNT if args.criterion in FINDS_OUT else ())]
+    foreign += [] if args.criterion == "dsp" else DSP_OPTIONS
     options.refuse_foreign(args, foreign, f"--criterion {args.criterion}")
     folder = results.folder_of(args.run_folder)
     out = args.out or folder.with_name(f"{folder.name}-{args.criterion}")
@@ -89,10 +92,10 @@ def run(args: argparse.Namespace) -> int:
     with machine.threads(threads), results.new_folder(out):
         before = results.correct(network, data)
         criterion = CRITERIA[args.criterion]((X, y), args)
-        amount = {name: getattr(args, name) for name in ("ratio", "target_macs") if name in args}
+        amount = {name: getattr(args, name) for name in AMOUNT if name in args}
         if isinstance(criterion, pruning.DSP):
             _silence(network, X, y, recipe, args)
-        elif not amount:
+        elif not amount and criterion.threshold is None:
             amount = {"ratio": 0.5}
         model: Any
         model, report = pruning.prune_filters(network, X[:1], criterion, steps=args.steps, **amount)

@@ -53,6 +53,10 @@ ROWS = [
     (f"{PRUNE} --ratio 0.5 --target-macs 9", "not allowed with argument --ratio"),
     (f"{PRUNE} --eps 0.3", "--eps is not for --criterion whc; omit it"),
     (f"{PRUNE} --criterion dsp --ratio 0.3", "--ratio is not for --criterion dsp; omit it"),
+    (
+        f"{PRUNE} --criterion evolutionary --ratio 0.3",
+        "--ratio is not for --criterion evolutionary",
+    ),
     (f"{PRUNE} --out {{run}}", "holds a run already; choose another folder with --out"),
     ("profile {pocket}", "holds random kernels"),
     ("profile {run} --json .", "cannot be written (it is a folder, a device"),

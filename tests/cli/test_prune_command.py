@@ -45,6 +45,7 @@ def trained(run: Path, tmp_path: Path) -> Path:
         ["--criterion", "jacobian", "--ratio", "0.6", "--steps", "2"],
         ["--criterion", "dsp", "--eps", "0.5", "--silence", "1e-4", "--silence-epochs", "1"],
         ["--criterion", "magnitude", "--target-macs", "6000"],
+        ["--criterion", "evolutionary"],
     ],
 )
 def test_a_pruned_run_is_a_run(
