@@ -128,10 +128,10 @@ def _read_ts(path: Path) -> tuple[Any, Any]:
             f"{path} cannot be read as a .ts file ({type(error).__name__}: {error}); expected "
             "header lines that end with @data, then one case a line, equally long"
         ) from error
-    if not header["classlabel"]:
+    if not header["classlabel"] or "NaN" in list(y):  # aeon's word for "?", not in lower case
         raise ValueError(
-            f"{path} has no class labels; expected a header line '@classLabel true ...' and a "
-            "label at the end of each line"
+            f"{path} lacks class labels, or some of them ('?'); expected a header line "
+            "'@classLabel true ...' and a label at the end of each line"
         )
     return X, y
 
@@ -223,12 +223,12 @@ def as_series(
 
 def _labels(name: str, key: str, raw: Any, n_cases: int) -> npt.NDArray[Any]:
     y = np.asarray(raw)
-    # aeon reads "?" as "NaN".
-    missing = y.dtype.kind in "fU" and np.isin(y.astype(str), ("nan", "NaN")).any()
-    if y.shape != (n_cases,) or y.dtype.kind not in "biufU" or missing:
+    missing = y.dtype.kind == "f" and np.isnan(y).any()
+    other = y.dtype.kind not in "biufU"
+    if y.shape != (n_cases,) or other or missing:
         raise ValueError(
             f"{name}: expected {key} to hold a string or a real number for each of {n_cases} "
             f"cases, but got {y.dtype} of shape {y.shape}{', some of them missing' * bool(missing)}"
-            "; convert bytes with y.astype(str)"
+            f"{'; convert bytes with y.astype(str)' * other}"
         )
     return y

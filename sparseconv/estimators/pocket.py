@@ -172,7 +172,9 @@ class POCKETClassifier(BaseClassifier):  # type: ignore[misc]
 
     def _fit(self, X: Array, y: Array) -> POCKETClassifier:
         count("n_iter", self.n_iter)
-        ks = KS if self.k == "cv" else (number("k", self.k),)
+        if self.k != "cv" and not 0 < number("k", self.k) < np.inf:
+            raise ValueError(f"k must be a positive number or 'cv', but got {self.k!r}")
+        ks = KS if self.k == "cv" else (float(self.k),)
         self.seed_ = draw_seed(self.random_state)
         labels = np.searchsorted(self.classes_, y)
         with threads(n_jobs := check_n_jobs(self.n_jobs)), threadpool_limits(n_jobs):

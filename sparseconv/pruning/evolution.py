@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparseconv.core.checks import count, number
@@ -96,9 +95,14 @@ class Evolutionary(Criterion):
             return wrong
 
         with evaluating(model), torch.no_grad():
-            # It raises where labels are no class indices, which would count as errors.
-            if F.cross_entropy(model(x), y).isnan():
+            if (outputs := model(x)).isnan().any():
                 raise ValueError("Evolutionary expected outputs that are numbers, but some are NaN")
+            n, classes = outputs.shape
+            # Other labels would count as errors in silence.
+            if y.shape != (n,) or not ((y >= 0) & (y < classes) & (y == y.round())).all():
+                raise ValueError(
+                    f"expected a class index from 0 to {classes - 1} for each series, but got {y}"
+                )
             limit = error(kept) + self.tolerance
             for group in channels.sets:
                 kept[group.units] = self._search(channels, group, kept, error, limit)

@@ -181,9 +181,11 @@ class KernelBank(Saved):
             features: their numbers, or a mask of all, as NumPy's indices.
 
         Raises:
-            ValueError: for ROCKET one of a kernel's two features alone.
+            ValueError: none; for ROCKET one of a kernel's two features alone.
         """
         columns = np.unique(np.arange(self.n_features)[list(features)])
+        if not len(columns):
+            raise ValueError("none was chosen, but a bank needs at least one kernel")
         a, rocket = self.arrays, self.kind == "rocket"
         kernels, counts = np.unique(self._owners(self._each)[columns], return_counts=True)
         if rocket and (counts != 2).any():

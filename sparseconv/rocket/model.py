@@ -44,6 +44,15 @@ class RocketModel(Saved):
     intercept: npt.NDArray[np.float32]
     classes: npt.NDArray[Any]
 
+    def __post_init__(self) -> None:
+        columns = 1 if len(self.classes) == 2 else len(self.classes)
+        shapes = self.coef.shape, self.intercept.shape
+        if shapes != ((self.bank.n_features, columns), (columns,)):
+            raise ValueError(
+                f"coef and intercept of shapes {shapes} do not fit {len(self.classes)} classes on "
+                f"{self.bank}"
+            )
+
     def decision_function(self, X: Any) -> npt.NDArray[np.float32]:
         """Return ``(n_cases, columns)``; above 0 means the second of two classes, else the largest.
 

@@ -167,7 +167,7 @@ class Run:
             "recipe": asdict(self.recipe),
             "model": _architecture(self.model),
             "data": {"SHA-256 of X and y": self.data_digest},
-            "penalty": {name: str(getattr(self.penalty, name)) for name in penalty},
+            "penalty": {name: str(getattr(self.penalty, name, None)) for name in penalty},
         }
 
     def load(self, path: Path) -> None:

@@ -96,7 +96,8 @@ def load_run(path: str | os.PathLike[str], *, backend: str = "auto") -> TrainedR
         backend: as in ``sparse_conv1d``, whatever the run was trained with; of a network only.
 
     Raises:
-        ValueError: not the folder of a run. CheckpointError: a damaged checkpoint.
+        ValueError: not the folder of a run. CheckpointError: a checkpoint that is damaged or
+            of another network.
         OSError: a file cannot be read.
 
     Example:
@@ -114,10 +115,11 @@ def load_run(path: str | os.PathLike[str], *, backend: str = "auto") -> TrainedR
         (1,)
     """
     path = Path(path)
-    folder = path.parent if path.is_file() else path
+    is_file = path.is_file() or (path.suffix in (".pt", ".npz") and not path.is_dir())
+    folder = path.parent if is_file else path
     config = read_config(folder)
     pocket = config.get("model", "dsn") == "pocket"
-    file = path if path.is_file() else folder / (MODEL_NAME if pocket else CHECKPOINT_NAME)
+    file = path if is_file else folder / (MODEL_NAME if pocket else CHECKPOINT_NAME)
     if not file.exists():
         raise ValueError(
             f"{file} does not exist: the run has saved nothing yet; start it again, or resume it "
@@ -130,9 +132,14 @@ def load_run(path: str | os.PathLike[str], *, backend: str = "auto") -> TrainedR
     network = {name: config["network"][name] for name in NETWORK} | {"backend": backend}
     with torch.random.fork_rng(devices=[]):  # the first weights are drawn, then overwritten
         model: Any = DSN(data["n_channels"], len(data["classes"]), **network)
-    if "pruning" in config:
-        model = _pruned(model, config, best["model"])
-    model.load_state_dict(best["model"])
+    try:
+        if "pruning" in config:
+            model = _pruned(model, config, best["model"])
+        model.load_state_dict(best["model"])
+    except Exception as error:  # whatever a file can hold
+        raise checkpoint.CheckpointError(
+            f"{file} does not fit its {CONFIG_NAME}, or is damaged: {error}; train again"
+        ) from error
     return TrainedRun(model.eval(), np.array(data["classes"]), best["epoch"], config)
 
 
@@ -149,12 +156,25 @@ def _pruned(model: DSN, config: Mapping[str, Any], state: Mapping[str, Any]) -> 
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Read the ``config.json`` of a run; ValueError where there is none."""
+    """Read the ``config.json`` of a run, with every option of this version; else ValueError."""
     path = folder / CONFIG_NAME
     if not path.is_file():
         raise ValueError(
             f"{folder.absolute()} is not a results folder of `python -m sparseconv train`: its "
             f"{CONFIG_NAME} does not exist (sparseconv.training.train writes the checkpoint alone)"
         )
-    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        for section, options in MODELS[config.get("model", "dsn")].items():
+            for name in options:
+                config[section][name]
+        config["machine"]["threads"]
+        for name in ("n_channels", "n_timepoints", "n_train", "classes"):
+            config["data"][name]
+        Recipe(**config.get("recipe", {}))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path} is not the {CONFIG_NAME} of a run of this version ({type(error).__name__}: "
+            f"{error}); start a new run in another folder"
+        ) from error
     return config

@@ -179,6 +179,12 @@ def test_as_an_estimator(tmp_path: Path) -> None:
     loaded = RocketModel.load(tmp_path / "model.npz")
     assert np.array_equal(loaded.decision_function(X), fitted.model_.decision_function(X))
     assert np.array_equal(loaded.predict(X), fitted.predict(X))
+    damaged = {"classes": [*"ab"]}, {"coef": loaded.coef[1:]}, {"intercept": loaded.intercept[1:]}
+    for change in damaged:
+        content = loaded.content() | change
+        np.savez(tmp_path / "model.npz", format=RocketModel.FORMAT, **content)
+        with pytest.raises(ValueError, match=r"model\.npz is no .*or damaged"):
+            RocketModel.load(tmp_path / "model.npz")
     objects = classifier(keep=0.3).fit(X, y.astype(object)).model_
     objects.save(tmp_path / "objects.npz")
     assert np.array_equal(RocketModel.load(tmp_path / "objects.npz").predict(X), fitted.predict(X))

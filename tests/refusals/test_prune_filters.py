@@ -131,7 +131,8 @@ test_criteria = refusals(
     (call(criterion=DSP(iter([]))), ValueError, "an iterator is used up after one pass"),
     (call(criterion=DSP(HOLE)), ValueError, "; check the weights and the data"),
     (call(criterion=evolve(HOLE, Y)), ValueError, "outputs that are numbers, but some are"),
-    (call(criterion=evolve(X, Y + 1)), IndexError, "Target 3 is out of bounds"),
+    (call(criterion=evolve(X, Y + 1)), ValueError, "a class index from 0 to 2 for"),
+    (call(criterion=evolve(X, -100 * Y)), ValueError, "for each series, but got tensor([   0, -10"),
 )  # fmt: skip
 
 

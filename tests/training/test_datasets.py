@@ -60,7 +60,7 @@ def test_bundled_sets_have_their_published_sizes(name: str) -> None:
 
 @pytest.mark.parametrize(
     "labels",
-    [["b", "a"] * 3, [True, False] * 3, [2.5, -1.0] * 3, [200, 3] * 3],
+    [["b", "NaN"] * 3, [True, False] * 3, [2.5, -1.0] * 3, [200, 3] * 3],
     ids=["str", "bool", "float", "int"],
 )
 def test_npz(tmp_path: Path, labels: list[Any]) -> None:

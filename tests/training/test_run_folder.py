@@ -16,6 +16,7 @@ import sparseconv as sc
 from sparseconv import datasets
 from sparseconv.cli.main import main
 from sparseconv.training import checkpoint
+from sparseconv.training.checkpoint import CheckpointError
 from sparseconv.training.evaluation import predict_log_proba
 
 
@@ -95,3 +96,14 @@ def test_what_is_refused(copied: Path) -> None:
     for X in (np.zeros((2, 3, 20)), np.zeros(20)):
         with pytest.raises(ValueError, match=r"shape \(n_cases, .*n_timepoints"):
             sc.load_run(copied).predict(X)
+    with pytest.raises(ValueError, match=r"nope\.pt does not exist"):
+        sc.load_run(copied / "nope.pt")
+    config = copied / "config.json"
+    good = config.read_text()
+    config.write_text(good.replace('"nf": 3', '"nf": 4'))
+    with pytest.raises(CheckpointError, match=r"checkpoint\.pt does not fit its config\.json"):
+        sc.load_run(copied)
+    for bad in ("{}", "[]", '{"model": []}', good[:-9], good.replace('"n_train"', '"cases"')):
+        config.write_text(bad)
+        with pytest.raises(ValueError, match=r"config\.json is not the config\.json of a run of"):
+            sc.load_run(copied)
