@@ -64,9 +64,9 @@ def export_c(
 
     Raises:
         NotImplementedError: a layer that has no counterpart; named, before anything is written.
-        ValueError: a model in training mode, scores or series that are not finite, series that are
-            no real numbers, int8 without calibration or calibration without int8, a name that is no
-            C identifier, a folder that holds files or cannot be written.
+        ValueError: a model in training mode, weights, scores or series that are not finite, series
+            that are no real numbers, int8 without calibration or calibration without int8, a name
+            that is no C identifier, a folder that holds files or cannot be written.
         TypeError: a model that is no module.
         RuntimeError: series that the model does not take.
 
@@ -116,6 +116,11 @@ def export_c(
         bounds = 2 * scores_and_bound(network, X)[1]
     else:
         known = as_series("export_c", "calibration", calibration)
+        if known.shape[1:] != example.shape[1:]:
+            raise ValueError(
+                "calibration must have the channels and length of example_input, "
+                f"{example.shape[1:]}, but has {known.shape[1:]}"
+            )
         if len(known) > CALIBRATION:
             known = known[np.linspace(0, len(known) - 1, CALIBRATION).astype(int)]
         network = quantize(network, known)

@@ -34,7 +34,7 @@ def lower(model: nn.Module, channels: int, length: int) -> Network:
 
     Raises:
         NotImplementedError: a module that the C program has no layer for, by its name.
-        ValueError: a module in training mode, or a network that gives no scores.
+        ValueError: a module in training mode, weights that are not finite, or no scores.
         RuntimeError: series that the model does not take.
     """
     names = {module: name for name, module in model.named_modules()}
@@ -53,11 +53,18 @@ def lower(model: nn.Module, channels: int, length: int) -> Network:
     for module in modules:
         with _naming(names[module], module), np.errstate(all="ignore"):  # the scores are checked
             state.lower(module)
+            for part in ("weight", "bias") if state.layers else ():
+                if not np.isfinite(getattr(state.layers[-1], part).astype(np.float32)).all():
+                    raise ValueError(
+                        f"expected a finite {part}, but float32 has infinity or NaN; train it anew"
+                    )
     if state.features is None:
         raise ValueError(
             f"expected a model that gives scores (n_cases, n_classes), but this one ends with "
             f"(n_cases, {state.channels}, {state.length}); end it with nn.Flatten()"
         )
+    if not state.layers:
+        raise ValueError("expected a network that computes something, but it has no such layer")
     layers = _averages_first(state.layers)
     layers[-1] = _in_order(layers[-1], state.features)
     return Network((channels, length), layers, state.ending)
@@ -169,6 +176,8 @@ def _bias(module: Any, rows: int) -> Array:
 
 
 def _pad(state: _State, module: Any) -> None:
+    if min(module.padding) < 0:
+        raise ValueError(f"expected padding that is not negative, but got {module.padding}")
     state.pads = module.padding, _PADS[type(module)]
 
 

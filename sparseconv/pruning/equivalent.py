@@ -120,6 +120,12 @@ def with_pairs(model: nn.Module, channels: Channels, kept: Tensor) -> tuple[str,
         if _can_be_paired(channels, group):
             owner[group.units] = number
     spared = owner[:-1] >= 0
+    if pruned and not spared.any():
+        raise ValueError(
+            "equivalent pruning needs nn.Conv1d or nn.Linear on both sides of the filters that go, "
+            "but all are next to sparse, grouped, depthwise, hooked, frozen or very wide layers; "
+            "prune without it, or before the layers become so"
+        )
     remove(model, channels, kept, spared)
     successors: dict[nn.Module, nn.Module] = {}
     for name, layer in channels.layers.items():
@@ -133,7 +139,7 @@ def with_pairs(model: nn.Module, channels: Channels, kept: Tensor) -> tuple[str,
             parts = [None if mix is None else mix.to(module.weight) for mix in (before, after)]
             successors[module] = EquivalentLayer(module, *parts).train(module.training)
     replace(model, successors)
-    return tuple(group.name for group in pruned if owner[group.units[0]] < 0)
+    return tuple(dict.fromkeys(g.name for g in pruned if owner[g.units[0]] < 0))
 
 
 def _can_be_paired(channels: Channels, group: UnitSet) -> bool:

@@ -262,7 +262,7 @@ def _sets(
     """Yield the names and layers of each set, given or found, and why it cannot be factorized."""
     found: dict[str, Any] = dict(model.named_modules(remove_duplicate=False))
     obstacle = partial(_obstacle, outside=dict(held_outside(model)), owners=owners_of(model))
-    if layers is None:
+    if searched := layers is None:
         equal: dict[Any, list[str]] = {}
         for name, module in model.named_modules():
             if isinstance(module, nn.Conv1d | SparseConv1d):
@@ -270,13 +270,18 @@ def _sets(
                 equal.setdefault(name if alone else _common(module), []).append(name)
         layers = equal.values()
     for names in map(tuple, layers):
-        convs = [found.get(name) for name in names]
+        if unknown := [name for name in names if name not in found]:
+            known = [name for name, module in found.items() if isinstance(module, nn.Conv1d)]
+            raise ValueError(f"layers must be lists of names, of {known}, but got {unknown[0]!r}")
+        convs = [found[name] for name in names]
         reasons = (
-            why and f"{name!r} {why}" for name, why in zip(names, map(obstacle, convs), strict=True)
+            why and (f"{name!r} {why}" if len(names) > 1 else f"it {why}")
+            for name, why in zip(names, map(obstacle, convs), strict=True)
         )
         reason = next(filter(None, reasons), None)
         if reason is None and (not names or (len(names) == 1) != (method == "svd")):
             reason = f"{method!r} expects several equal layers in a set, and 'svd' one"
+            reason = "no other layer has its shape and options" if searched else reason
         if reason is None and len({_common(conv) for conv in convs}) > 1:
             reason = f"the layers must have the same {', '.join(WEIGHT + OPTIONS)}; make two sets"
         if reason is None and len(set(convs)) < len(convs):

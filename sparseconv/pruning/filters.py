@@ -78,8 +78,9 @@ def prune_filters(
     Raises:
         TypeError, ValueError: an argument out of its range; a target out of reach; something
             through which channels cannot be followed, or a layer that eval mode does not call,
-            named; a model in which a number of channels is fixed in the code, or whose output holds
-            something else than tensors (in tuples, lists, dicts, dataclasses) and constants.
+            named; ``equivalent`` where nothing can be paired; a model in which a number of channels
+            is fixed in the code, or whose output holds something else than tensors (in tuples,
+            lists, dicts, dataclasses) and constants.
         RuntimeError: what torch raises where the model cannot take ``example_input``.
 
     Example:

@@ -58,7 +58,8 @@ def alone(call: Call) -> bool:
 
 def one_slope(call: Call) -> bool:
     """As ``alone``; a slope for each channel would have to be pruned."""
-    return call.args[-1].numel() == 1 and alone(call)
+    slope = call.kwargs["weight"] if "weight" in call.kwargs else call.args[-1]
+    return slope.numel() == 1 and alone(call)
 
 
 def along(call: Call) -> bool:

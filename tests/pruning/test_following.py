@@ -155,6 +155,7 @@ def test_layers_called_by_keyword_by_all_that_watches_them() -> None:
 FOLLOWED: list[Any] = [
     torch.relu,
     nn.PReLU(),
+    lambda x: torch.prelu(input=x, weight=torch.ones(1).double()),
     lambda x: x.transpose(1, 2).contiguous().transpose(1, 2),
     lambda x: x[:, :, 1:-1],
     lambda x: torch.cat([x, x], 2),

@@ -43,6 +43,8 @@ NOT = NotImplementedError
 HOOK = lambda *_: None  # noqa: E731
 MANY = nn.Sequential(nn.Flatten(), nn.Linear(140_000, 2)).eval()
 nn.init.constant_(MANY[1].weight, 1.0)
+HIDDEN: Any = after(nn.ReLU(), *FLAT)
+HIDDEN[0].bias.data[0] = -np.inf  # PyTorch's scores are finite
 LONG = series(2, channels=1, length=140_000)
 
 
@@ -59,7 +61,15 @@ test_export_c = refusals(
      "running statistics"),
     (lambda: export(network("dsn").train()), ValueError, "call model.eval()"),
     (lambda: export(dsn(lambda m: m.blocks[1].conv.values.fill_(np.nan))), ValueError,
+     "module 'blocks.1.conv' (SparseConv1d): expected a finite weight, but"),
+    (lambda: export(HIDDEN), ValueError, "module '0' (Conv1d): expected a finite bias, but"),
+    (lambda: export(example_input=series(1) * np.float32(1e38)), ValueError,
      "those of example_input are infinite or NaN"),
+    (lambda: export(nn.Sequential(nn.ZeroPad1d((-1, 0)), after(*FLAT)).eval()), ValueError,
+     "module '0' (ZeroPad1d): expected padding that is not negative, but got (-1, 0)"),
+    (lambda: export(nn.Flatten().eval()), ValueError, "that computes something, but it has no"),
+    (lambda: export(weights="int8", calibration=series(3, length=50)), ValueError,
+     "calibration must have the channels and length of example_input, (3, "),
     (lambda: export(network("flattened"), example_input=series(2, length=30)), RuntimeError,
      "shapes cannot be multiplied"),
     (lambda: export(example_input=series(1)[0, 0]), ValueError, "expected example_input to hold"),

@@ -50,7 +50,7 @@ test_factorize = refusals(
     (call(model(), compression=1), ValueError, "compression must be above 1, but got 1"),
     (call(model(), rank=1, method="middle"), ValueError, "method must be one of"),
     (lambda: sc.factorize(model(), ["0", "1"], rank=1), ValueError, "expects several equal"),
-    (call(model(), "0", "9"), ValueError, "'9' is a NoneType, expected was an nn.Conv1d"),
+    (call(model(), "0", "9"), ValueError, "of ['0', '1', '2'], but got '9'"),
     (call(model(), "0", "0"), ValueError, "a layer may come once"),
     (call(model(), "0", "1", rank=1, method="svd"), ValueError, "'svd' expects several"),
     (call(model(), "0", "1", rank=9), ValueError, "a rank of at most 8, that of the weights"),
