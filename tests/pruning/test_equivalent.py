@@ -159,9 +159,11 @@ def frozen() -> nn.Module:
         (Mixed(), ("0.a + 0.b", "0.g + 0.d")),  # a sparse layer and groups are among them
         (hooked("forward", 5), ("0.0", "0.5")),
         (hooked("forward_pre", 0), ("0.0",)),
+        # Each conv has three sets of filters.
+        (sc.models.DSN(2, 3, depth=1).double(), ("0.blocks.0.bottleneck", "0.blocks.0.conv")),
         (frozen(), ("0.0",)),  # must not be trained through a compressor
     ],
-    ids=["sparse", "forward hook", "forward_pre hook", "frozen"],
+    ids=["sparse", "forward hook", "forward_pre hook", "DSN", "frozen"],
 )
 def test_filters_without_a_pair_are_named(model: nn.Module, unpaired: tuple[str, ...]) -> None:
     model = nn.Sequential(model, nn.Linear(3, 8).double(), nn.ReLU(), nn.Linear(8, 3).double())
