@@ -87,8 +87,6 @@ def _content(buffer: Tensor) -> Tensor | None:
     """
     if type(buffer) is not Tensor or buffer.is_meta:
         return None
-    if not is_functorch_wrapped_tensor(buffer):
-        return buffer.detach().cpu()
     while is_functorch_wrapped_tensor(buffer):
         buffer = get_unwrapped(buffer)
     with torch._C._DisableFuncTorch():

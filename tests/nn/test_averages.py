@@ -131,6 +131,15 @@ def test_an_average_over_two_patterns_refuses_to_compute(name: str, use_buffers:
     assert average(x).equal(layer(x))
 
 
+def test_a_compiled_layer_notices_another_pattern() -> None:
+    layer, other, x = SparseConv1d(4, 6, 5), SparseConv1d(4, 6, 5), torch.randn(2, 4, 9)
+    compiled = torch.compile(layer, backend="eager")
+    compiled(x)
+    layer.pattern_tag.copy_(other.pattern_tag)
+    with pytest.raises(RuntimeError, match="overwritten"):
+        compiled(x)
+
+
 def test_every_other_pattern_is_noticed(count_cases: Any) -> None:
     """Copies and means of tags, with the least share of the other that an EMA gives it."""
     generator = torch.Generator().manual_seed(0)
