@@ -71,7 +71,7 @@ def test_parametrizing() -> None:
     values = sparse.values.detach().clone()
     for each in (sparse, twin):
         parametrize.register_parametrization(each, "values", Doubled())
-    original = sparse.parametrizations["values"].original
+    original = sparse.get_submodule("parametrizations.values").original
     assert torch.equal(2 * original, values)
     with parametrize.cached():
         check_computes(sparse, 2 * original)

@@ -220,3 +220,4 @@ def test_parametrizations_can_be_assigned():
     layer, mine = SparseConv1d(2, 3, 5), nn.ModuleDict({"bias": nn.Tanh()})
     layer.parametrizations = mine
     assert layer.parametrizations["bias"] is mine["bias"]
+    assert list(layer.parametrizations.values()) == [mine["bias"]]
