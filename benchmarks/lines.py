@@ -13,12 +13,12 @@ from sparseconv.measure.machine import measurement_context
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Read the rows, also while some are added; none where there is no file.
+    """Read the rows, also while some are added; an empty list without a file.
 
     A last line that ends before its JSON does is being written, or torn by a kill, and is left out.
 
     Raises:
-        ValueError: a line that is no JSON object; the message has its number.
+        ValueError: a line that is not a JSON object; the message has its number.
     """
     if not path.exists():
         return []

@@ -18,7 +18,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     """Read the rows of finished jobs, also while the sweep runs; of each job the last.
 
     Raises:
-        ValueError: a line that is no row.
+        ValueError: a line that is not a row.
     """
     rows = {key_of(row): row for row in read_lines(path)}
     for row in rows.values():

@@ -1,1 +1,1 @@
-"""Measuring: named cases beside baselines, and whole networks; users import none of it."""
+"""Measuring: named cases against baselines, and whole networks; users import none of it."""

@@ -41,7 +41,7 @@ def dense(problem: Problem, *, channels_last: bool = False, padded: bool = False
 
     ``channels_last`` is ``F.conv2d`` of height 1 on channels-last memory, into which everything was
     converted. ``padded`` gives zeros by ``F.pad`` instead of by the argument, which is faster where
-    kernels are long. There are no such calls where every call pads so.
+    kernels are long. Empty where every call pads that way.
     """
     x, values, grad, pattern, geometry = problem
     zeros = geometry.padding_mode == "zeros" and len(set(geometry.padding)) == 1

@@ -1,4 +1,4 @@
-"""Features of random kernels: checked, then timed beside aeon's and beside the FMA peak."""
+"""Features of random kernels: checked, then timed against aeon's and the FMA peak."""
 
 from __future__ import annotations
 

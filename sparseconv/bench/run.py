@@ -1,4 +1,4 @@
-"""Check a case against float64, then time it beside its baselines: only checked cases have rows.
+"""Check a case against float64, then time it against its baselines: only checked cases have rows.
 
 Every check raises ``WrongResultError`` where an output leaves its bound.
 """
@@ -210,8 +210,8 @@ def measure(
                 loop = peaks.loop(case.dtype)
         rows = []
         for name, timed in candidates.items():
-            beside: dict[str, Callable[[], object]] = {peaks.PEAK: loop.call} if loop else {}
-            times = timing.interleave({**timed, **beside}, rounds=rounds, least_seconds=TURN)
+            peak: dict[str, Callable[[], object]] = {peaks.PEAK: loop.call} if loop else {}
+            times = timing.interleave({**timed, **peak}, rounds=rounds, least_seconds=TURN)
             passes = 1 if name in COMPUTATIONS else len(COMPUTATIONS)
             work = 2 * passes * case.n * case.output_length
             flops = work * problem.pattern.nnz

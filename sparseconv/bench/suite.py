@@ -72,8 +72,8 @@ def run(
         for count in thread_counts
     ]
     if "network" in others:
-        beside = QUICK_BASELINES if quick else compare.BASELINES
-        found = compare.tasks(thread_counts, rounds=rounds or compare.ROUNDS, baselines=beside)
+        chosen = QUICK_BASELINES if quick else compare.BASELINES
+        found = compare.tasks(thread_counts, rounds=rounds or compare.ROUNDS, baselines=chosen)
         tasks += [("network", *task) for task in found]
     for number, (key, name, task) in enumerate(tasks, 1):
         print(f"{number} of {len(tasks)}: {name}", file=sys.stderr, flush=True)

@@ -58,7 +58,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
     _add_number(dsp, "--silence", float, f"weight of the loss that silences filters {silence}")
     epochs = "epochs with it (default: those of fine-tuning)"
     _add_number(dsp, "--silence-epochs", options.at_least(1), epochs)
-    tuning = command.add_argument_group("fine-tuning", "what the run had, but for these")
+    tuning = command.add_argument_group("fine-tuning", "as in the run, except for these")
     options.add_setting(tuning, "epochs", EPOCHS)
     for name in FINE_TUNING[1:]:
         options.add_setting(tuning, name, RECIPE[name], "the run's")

@@ -65,8 +65,8 @@ def export_c(
     Raises:
         NotImplementedError: a layer that has no counterpart; named, before anything is written.
         ValueError: a model in training mode, weights, scores or series that are not finite, series
-            that are no real numbers, int8 without calibration or calibration without int8, a name
-            that is no C identifier, a folder that holds files or cannot be written.
+            that are not real numbers, int8 without calibration or calibration without int8, a name
+            that is not a C identifier, a folder that holds files or cannot be written.
         TypeError: a model that is no module.
         RuntimeError: series that the model does not take.
 

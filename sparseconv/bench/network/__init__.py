@@ -1,1 +1,1 @@
-"""The whole network beside the same network dense."""
+"""The whole network against the same network dense."""

@@ -1,4 +1,4 @@
-"""The whole network beside the same network dense: training, inference, latency, memory.
+"""The whole network against the same network dense: training, inference, latency, memory.
 
 The baselines are the network as mask-based sparse training runs it (``masked_dense``), the fastest
 that PyTorch's settings make of it (``dense_best``, the row names which), and ``torch.compile``.
@@ -65,26 +65,26 @@ def tasks(
     """Make a task of each mode, length and number of threads; each with a name.
 
     The step of ``"train"`` is zero_grad, forward, loss, backward, Adam, masks. ``"update"`` prunes
-    and grows in each step as well, beside a ``"plain_step"`` that does not, and is compared with
+    and grows in each step as well, next to a ``"plain_step"`` that does not, and is compared with
     ``masked_dense`` only. ``"latency"`` is ``"inference"`` of one series. What fails is left out
     of its row, with the reason under ``"absent"``.
     """
 
     def measure(
-        mode: str, batch: int, length: int, channels: int, count: int, beside: Sequence[str]
+        mode: str, batch: int, length: int, channels: int, count: int, chosen: Sequence[str]
     ) -> list[Row]:
         with torch.random.fork_rng(devices=[]), threads(count):
             torch.manual_seed(0)
             model, X = evolved(channels), torch.randn(batch, channels, length)
             if mode in ("inference", "latency"):
-                return [_inference_row(mode, model, X, rounds, beside)]
-            return [training_row(mode, model, X, torch.arange(batch) % 2, rounds, beside)]
+                return [_inference_row(mode, model, X, rounds, chosen)]
+            return [training_row(mode, model, X, torch.arange(batch) % 2, rounds, chosen)]
 
     found: list[tuple[str, Callable[[], list[Row]]]] = []
     for mode, length, count in itertools.product(MODES, LENGTHS, thread_counts):
         batch = 1 if mode == "latency" else BATCH
-        beside = [name for name in baselines if name == "masked_dense" or mode != "update"]
-        call = partial(measure, mode, batch, length, 1, count, beside)
+        chosen = [name for name in baselines if name == "masked_dense" or mode != "update"]
+        call = partial(measure, mode, batch, length, 1, count, chosen)
         found.append((f"DSN {mode} L={length}, {threads_text(count)}", call))
     for shape in RECIPE if 1 in thread_counts else ():
         call = partial(measure, "train", *shape, 1, ("masked_dense",))
@@ -210,7 +210,7 @@ def _inference_row(mode: str, model: DSN, x: Tensor, rounds: int, baselines: Seq
 
 
 def _check_output(got: Tensor, exact: Tensor) -> None:
-    try:  # float32 beside float64, within torch's own tolerances
+    try:  # float32 against float64, within torch's own tolerances
         torch.testing.assert_close(got.double(), exact, rtol=1.3e-6, atol=1e-5)
     except AssertionError as error:
         raise WrongResultError(f"the network's outputs are wrong: {error}") from None

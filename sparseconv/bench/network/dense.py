@@ -24,7 +24,7 @@ def inference_variants(model: DSN, x: Tensor) -> dict[str, Callable[[], Network]
 
     ``jit`` is traced, frozen and optimized by TorchScript, which folds BatchNorm and packs weights
     for oneDNN. ``channels_last jit`` is the same of ``as_images``. Which is faster depends on the
-    length and the machine. ``torch.compile`` is a baseline of its own.
+    length and the machine. ``torch.compile`` is a separate baseline.
     """
     return {
         "jit": lambda: _scripted(_with_fast_pool(masked_copy(model).eval()), x),
