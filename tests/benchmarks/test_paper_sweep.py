@@ -197,7 +197,7 @@ def test_sigterm_leaves_whole_rows(
     words = command(plan, archive, rows.parent, "--workers", "1")
     process = fork.Process(target=lambda: sys.exit(main(words)))
     process.start()
-    wait_until(rows.exists)
+    wait_until(lambda: rows.exists() and rows.stat().st_size > 0)  # made empty, then written
     process.terminate()
     process.join()
     assert process.exitcode == 130
