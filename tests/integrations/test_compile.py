@@ -140,16 +140,6 @@ def test_a_pattern_as_an_argument() -> None:
     assert counter.frame_count == 1
 
 
-def test_models(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A whole network, module by module."""
-    monkeypatch.setattr("sparseconv.nn.block._may_chain", lambda x: False)
-    model = sc.models.DSN(2, 3, nf=3, kernel_size=9, depth=3)
-    x = torch.randn(4, 2, 24)
-    run, counter = compiled(model)
-    assert_same_step(run, model, x)
-    assert counter.frame_count == 1
-
-
 def forward_mode(model: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     with forward_ad.dual_level():
         return forward_ad.unpack_dual(model(forward_ad.make_dual(x, x))).tangent

@@ -82,15 +82,6 @@ def test_fit_and_resume(tmp_path: Path) -> None:
     assert second.losses == through.losses[12:]
 
 
-@pytest.mark.tool("PyTorch Lightning: bf16-mixed precision", "works")
-def test_mixed_precision(tmp_path: Path) -> None:
-    module = Module()
-    trainer(tmp_path, 3, precision="bf16-mixed").fit(module, data())
-    assert module.dst.updates == 4
-    assert module.losses[-1] < module.losses[0] / 2
-    assert module.network[0].values.dtype == torch.float32
-
-
 @pytest.mark.tool("PyTorch Lightning: WeightAveraging callbacks", "refuses")
 def test_weight_averaging(tmp_path: Path) -> None:
     from lightning.pytorch.callbacks import EMAWeightAveraging
