@@ -63,12 +63,6 @@ def test_every_example_runs(script: Path, quickly: None, capsys: Any) -> None:
     assert script.read_text(encoding="utf-8").startswith("# %%"), "cells make it a notebook"
 
 
-def test_there_are_snippets_in_every_guide() -> None:
-    guides = [page for page in PAGES if page.parent == DOCS and page.stem != "reliability"]
-    assert guides
-    assert set(guides) <= set(WITH_SNIPPETS)
-
-
 def test_the_two_calls_of_the_readme_agree() -> None:
     sparse, dense = re.findall(r"^y = (.*?)  +# ", README.read_text(encoding="utf-8"), re.MULTILINE)
     values, pattern = torch.randn(60), sc.KernelCSR.random((3, 4, 39), 60)
