@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 
-from sparseconv import testing
 from sparseconv.bench import run
 from sparseconv.bench.baselines import BASELINES, Calls, dense
-from sparseconv.bench.cases import CASES, Case, Problem
+from sparseconv.bench.cases import CASES, Problem
 
 OF = {name: set(run.COMPUTATIONS) for name in BASELINES} | {"fft_prepared": {"fprop", "dgrad"}}
 # Every option, pattern and dtype; the other suites vary sizes.
@@ -32,20 +30,6 @@ def all_right(problem: Problem) -> None:
 @pytest.mark.parametrize("name", [*SOME, "float64", "uci_HAR_dense"])
 def test_every_baseline_is_right_on_every_kind_of_case(name: str) -> None:
     all_right(CASES[name].shrunk(outputs=24).build())
-
-
-@pytest.mark.parametrize("seed", range(15))
-def test_every_baseline_is_right_on_random_cases(seed: int) -> None:
-    """All padding modes, pads that differ, strides that leave samples over, groups."""
-    rng = random.Random(seed)
-    while True:
-        drawn = testing.random_case(
-            rng, batched=True, bias=False, dtype=rng.choice(("float32", "float64")),
-            pattern=rng.choice(("random", "empty_row", "full")),
-        )  # fmt: skip
-        if drawn.n and drawn.make_pattern().nnz:
-            break
-    all_right(Case(**vars(drawn), name="drawn", suite="options").build())
 
 
 @pytest.fixture(scope="module")

@@ -3,32 +3,10 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
 from sparseconv import SparseConv1d
 from sparseconv.bench import cases
 from sparseconv.bench.cases import CASES, SUITES, WITHOUT_CASES, layer_problem, select
-
-# The first case of each pattern and type; the tests of the kernels build every case.
-KINDS = {(case.pattern, case.dtype): name for name, case in reversed(CASES.items())}
-
-
-@pytest.mark.parametrize("name", KINDS.values())
-def test_a_case_builds_what_it_says_and_the_same_again(name: str) -> None:
-    case = CASES[name].shrunk()
-    assert case.name == name
-    x, values, grad, pattern, geometry = case.build()
-    cases._make_pattern.cache_clear()
-    again = case.build()
-    assert all(map(torch.equal, (x, values, grad), again[:3]))
-    assert {t.dtype for t in (x, values, grad)} == {getattr(torch, case.dtype)}
-    assert again.pattern == pattern
-    assert pattern.nnz == len(values) > 0
-    assert pattern.shape == geometry.shape
-    assert x.shape == (case.n, case.in_channels, case.length)
-    assert grad.shape == (case.n, case.out_channels, geometry.output_length(case.length))
-    if case.pattern == "random":  # sweeps are told apart by density, which chance would move
-        assert pattern.nnz == round(case.density * pattern.numel)
 
 
 def test_every_suite_has_cases_and_every_name_is_one() -> None:
@@ -67,17 +45,6 @@ def test_evolved_and_trained_patterns_use_every_tap_of_their_regions_and_prefixe
             used = mask[47 * group : 47 * (group + 1)].any(0).any(0)
             assert not used[reach:].any()
             assert used.sum() == (-(-reach // 5) if "prefix" in name else reach)
-
-
-def test_adversarial_patterns_are_what_their_names_say() -> None:
-    masks = {c.name: c.make_pattern().to_mask() for c in select(["adversarial"])}
-    assert masks["dense_output"][0].all()
-    assert masks["dense_output"][1:].double().mean() < 0.2
-    assert not masks["empty_outputs"][::2].any()
-    assert masks["empty_outputs"][1::2].any(2).any(1).all()
-    assert not masks["one_channel"][:, 1:].any()
-    weights = CASES["packing"].make_pattern().to_mask()
-    assert weights.sum((0, 2)).tolist() == [1] * 47
 
 
 def test_layer_problem_follows_the_layers_options() -> None:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import gc
-import subprocess
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from sparseconv.measure import machine, timing
+from sparseconv.measure import timing
 
 
 class FakeClock:
@@ -101,26 +99,3 @@ def test_the_collector_is_on_again(
     with pytest.raises(error), timing.collector_paused():
         fails()
     assert gc.isenabled()
-
-
-def test_the_commit_is_the_packages_own_or_unknown(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A repository around an installed package is not where it came from."""
-
-    def git(*words: str) -> str:
-        words = "git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b", *words
-        return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
-
-    file = tmp_path / "sparseconv" / "measure" / "machine.py"
-    file.parent.mkdir(parents=True)
-    file.touch()
-    monkeypatch.setattr(machine, "__file__", str(file))
-    git("init", "-q")
-    git("commit", "-qm", "theirs", "--allow-empty")
-    assert machine.commit() == "unknown"
-    git("add", "sparseconv")
-    git("commit", "-qm", "own")
-    assert machine.commit() == git("rev-parse", "--short", "HEAD")
-    file.write_text("changed")
-    assert machine.commit().endswith(" with changes")
