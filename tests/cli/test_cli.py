@@ -51,9 +51,8 @@ def test_info_says_what_is_there_and_what_is_missing(
     shown = command("info")
     for name, state in sc.available_backends().items():
         assert re.search(rf"backend {name} +{re.escape(state)}", shown)
-    if backends.extension is not None:
-        monkeypatch.setenv("SPARSECONV_CPU_ISA", "mmx")
-        assert re.search(r"ISA +.*'mmx'.*; available: .*baseline", command("info"))
+    monkeypatch.setenv("SPARSECONV_CPU_ISA", "mmx")
+    assert re.search(r"ISA +.*'mmx'.*; available: .*baseline", command("info"))
 
 
 def test_train_writes_a_results_folder(
@@ -76,7 +75,6 @@ def test_train_writes_a_results_folder(
     ):
         assert text in printed
     accuracy = re.search(r"toy: test accuracy (\S+) \((\d+) of 6\)", printed)
-    assert accuracy is not None
     assert float(accuracy[1]) == pytest.approx(int(accuracy[2]) / 6, abs=5e-5)
     assert with_thousands(cost.flops_paper) in (out / "summary.md").read_text()
     assert list((out / "figures").glob("*.png"))
@@ -181,7 +179,7 @@ def test_interrupted_and_resumed_is_as_undisturbed(
     assert found.tolist() == labels.tolist()
 
 
-def test_as_a_process(data: str, out: Path, refused: Any) -> None:
+def test_as_a_process(data: str, out: Path) -> None:
     """The command itself: Ctrl-C in the middle of a long run, exit codes, no traceback."""
     environment = os.environ | {
         "PYTHONPATH": str(Path(sc.__file__).parents[1]),
@@ -198,8 +196,6 @@ def test_as_a_process(data: str, out: Path, refused: Any) -> None:
         limit = time.monotonic() + 60
         while not (out / "history.csv").exists() and time.monotonic() < limit:
             time.sleep(0.05)
-        for again in (["--resume", "--quiet"], SMALL):
-            refused(["train", data, "--out", str(out), *again], str(out), "choose another folder")
         run.send_signal(signal.SIGINT)
         _, error = run.communicate(timeout=60)
     finally:

@@ -110,15 +110,3 @@ def test_the_same_data_by_another_name_from_inside_of_the_run(
     monkeypatch.chdir(trained / "figures")
     command("prune", "../checkpoint.pt", "--data", moved, "--criterion", "hc", *TUNE)
     assert (tmp_path / "trained-hc" / "pruning.html").exists()
-
-
-def test_interrupted_before_anything_is_written(
-    data: str, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def stop(*_: Any, **__: Any) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("sparseconv.pruning.prune_filters", stop)
-    out = tmp_path / "x"
-    assert main(["prune", str(trained), "--data", data, "--out", str(out), *TUNE]) == 130
-    assert not out.exists()

@@ -12,16 +12,12 @@ from torch import Tensor
 import sparseconv as sc
 from sparseconv.core.checks import ArgumentError
 from sparseconv.core.geometry import Geometry
+from sparseconv.reference import dense_weight
 
 PATTERN = sc.KernelCSR.from_mask(torch.tensor([[[1, 0, 1], [0, 1, 1]], [[1, 1, 1], [1, 0, 0]]]) > 0)
 BACKENDS = ("cpp", "reference")
 X, VALUES, BIAS = torch.randn(3, 2, 9), torch.randn(PATTERN.nnz), torch.randn(2)
-
-
-def dense(values: Tensor) -> Tensor:
-    weight = values.new_zeros(PATTERN.shape)
-    weight[PATTERN.to_mask()] = values
-    return weight
+WEIGHT = dense_weight(VALUES, PATTERN)
 
 
 def convolve(backend: str, **changes: Any) -> Tensor:
@@ -40,11 +36,7 @@ def convolve(backend: str, **changes: Any) -> Tensor:
         ({"values": VALUES.double()}, TypeError, "values type .*float64.* should be the same"),
         ({"bias": BIAS.double()}, TypeError, "bias type .*float64.* should be the same"),
         ({"input": X.double()}, TypeError, "Input type .*float64.* values type .*float32"),
-        (
-            {"input": torch.randn(3, 3, 9)},
-            ArgumentError,
-            "Given groups=1, .*to have 2 channels, but",
-        ),
+        ({"input": torch.randn(3, 3, 9)}, ArgumentError, "Given groups=1, .*to have 2 channels,"),
         ({"bias": torch.randn(1, 2)}, ArgumentError, "bias"),
         ({"dilation": 4, "input": X[..., :8]}, ArgumentError, "Kernel size can't be greater than"),
         ({"input": X.int(), "values": VALUES.int(), "bias": None}, TypeError, "one of the dtypes"),
@@ -100,16 +92,16 @@ def test_the_last_good_argument(backend: str, count_cases: Any) -> None:
     ):
         x = torch.randn(2, 2, length)
         options = {k: v for k, v in changes.items() if k != "padding"}
-        theirs = F.conv1d(F.pad(x, pad), dense(VALUES), BIAS, **options)
+        theirs = F.conv1d(F.pad(x, pad), WEIGHT, BIAS, **options)
         torch.testing.assert_close(convolve(backend, input=x, **changes), theirs)
         count_cases(1)
     tuples = {"stride": (2,), "dilation": [2], "groups": (1,)}
-    theirs = F.conv1d(X, dense(VALUES), BIAS, 2, 0, 2)
+    theirs = F.conv1d(X, WEIGHT, BIAS, 2, 0, 2)
     torch.testing.assert_close(convolve(backend, **tuples), theirs)
     for mode, room in (("circular", 4), ("reflect", 3)):
         x = torch.randn(2, 2, 4)
         for padding in ((room, 0), (0, room), (room, room)):
-            theirs = F.conv1d(F.pad(x, padding, mode), dense(VALUES), BIAS)
+            theirs = F.conv1d(F.pad(x, padding, mode), WEIGHT, BIAS)
             ours = convolve(backend, input=x, padding=padding, padding_mode=mode)
             torch.testing.assert_close(ours, theirs)
             wider = tuple(n + (n == room) for n in padding)

@@ -21,9 +21,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sparseconv import SparseConv1d
 from sparseconv.nn.block import Block
-from sparseconv.ops.backends import extension
-
-pytestmark = pytest.mark.skipif(extension is None, reason="the C++ extension is not built")
 
 Pair = tuple[nn.Module, nn.Module]
 

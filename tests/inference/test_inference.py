@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from engines import ISAS
 from folded import HALF, norms, operations, original_and_copy, outcome, settled, with_bounds
 from model_state import everything
 from torch import Tensor, nn
@@ -17,9 +18,7 @@ import sparseconv as sc
 from sparseconv import SparseConv1d
 from sparseconv.models import DSN
 from sparseconv.models.dsn import PADDINGS
-from sparseconv.ops.backends import extension
 
-ISAS = extension.isas() if extension is not None else []
 MODES = ("zeros", "replicate", "reflect", "circular")
 
 
@@ -54,8 +53,6 @@ def random_net(rng: random.Random, dtype: torch.dtype) -> list[nn.Module]:
 def test_random_networks_within_the_computed_bound(
     dtype: torch.dtype, backend: str, monkeypatch: pytest.MonkeyPatch, count_cases: Any
 ) -> None:
-    if backend == "cpp" and extension is None:
-        pytest.skip("the C++ extension is not built")
     monkeypatch.setenv("SPARSECONV_BACKEND", backend)
     norms_of_models = 0
     for seed in range(60):
@@ -80,7 +77,6 @@ def test_random_networks_within_the_computed_bound(
 
 
 @pytest.mark.promise("P7")
-@pytest.mark.skipif(extension is None, reason="the C++ extension is not built")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, *HALF])
 def test_relu_has_the_bits_of_relu(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     special = torch.tensor([float("nan"), float("inf"), -float("inf"), -0.0, 1e-40])
@@ -118,7 +114,7 @@ def test_dsn(in_channels: int, padding: str, monkeypatch: pytest.MonkeyPatch) ->
     for length in (1, 24, 40, 300):  # either way to pool
         x = torch.randn(5, in_channels, length)
         exact, bound = with_bounds(layers, x, torch.float32)
-        for isa in ISAS or [""]:
+        for isa in ISAS:
             monkeypatch.setenv("SPARSECONV_CPU_ISA", isa)
             assert fast(x).shape == (5, 3)
             assert ((logits[-1].double() - exact).abs() <= bound).all()

@@ -23,8 +23,8 @@ def test_no_instruction_set_leaks_into_other_code() -> None:
 
     Templates count to the namespace of their arguments: nothing else can call those.
     """
-    if extension is None or platform.machine() != "x86_64" or shutil.which("objdump") is None:
-        pytest.skip("needs objdump, and the extension built for x86_64")
+    if platform.machine() != "x86_64" or shutil.which("objdump") is None:
+        pytest.skip("needs objdump, and a processor x86_64")
     command = ["objdump", "-d", "--no-show-raw-insn", "-C", str(extension.__file__)]
     listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     name, leaks, wide = "", set(), set()

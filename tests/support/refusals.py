@@ -11,13 +11,6 @@ import pytest
 Row = tuple[Callable[[], Any], type[Exception], str]
 
 
-def table(*rows: Row) -> Any:
-    """Parametrize a test over the rows; each is named by its fragment."""
-    return pytest.mark.parametrize(
-        ("call", "error", "fragment"), rows, ids=[row[2] for row in rows]
-    )
-
-
 def refuses(call: Callable[[], Any], error: type[Exception], fragment: str) -> None:
     """Check that the call raises this error and says the fragment.
 
@@ -29,9 +22,9 @@ def refuses(call: Callable[[], Any], error: type[Exception], fragment: str) -> N
 
 
 def refusals(*rows: Row) -> Callable[..., None]:
-    """Make a test that each row ``refuses``."""
+    """Make a test that each row ``refuses``; its fragment is its name."""
 
-    @table(*rows)
+    @pytest.mark.parametrize(("call", "error", "fragment"), rows, ids=[row[2] for row in rows])
     def test(call: Callable[[], Any], error: type[Exception], fragment: str) -> None:
         refuses(call, error, fragment)
 

@@ -63,8 +63,6 @@ def calls_of(case: Case, rng: random.Random, seed: int) -> list[tuple[Any, tuple
         None if t is None else LAYOUTS[rng.choice(layouts)](t) for t in case.tensors()
     )
     if not case.batched:
-        assert x is not None
-        assert grad is not None
         x, grad = x[None], grad[None]
     pattern = case.make_pattern()
     geometry = case.geometry
@@ -109,7 +107,6 @@ def chain_of(case: Case, rng: random.Random) -> tuple[Any, tuple[Any, ...]]:
             NormRelu(scale, shift, None, None, 0.0, 1e-5),
         ]
         y = Chain()(x, stages)
-        assert y is not None
         grads = torch.autograd.grad(y, (x, values, weight, scale, shift), torch.ones_like(y))
         return (y.detach(), *grads)
 

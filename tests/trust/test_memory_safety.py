@@ -21,8 +21,6 @@ from random_banks import Problem
 from sparseconv.ops.backends import extension
 from sparseconv.rocket.bank import KINDS
 
-pytestmark = pytest.mark.skipif(extension is None, reason="the C++ extension is not built")
-
 COMPILER = os.environ.get("CXX", "c++")
 SANITIZE = "-fsanitize=address,undefined -fno-sanitize=vptr"
 
@@ -63,16 +61,9 @@ def sanitized(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     }
 
 
-SLOW_BUILD = pytest.mark.campaign("builds the extension for minutes")
-
-
-@SLOW_BUILD
+@pytest.mark.campaign("builds the extension for minutes")
 @pytest.mark.promise("P5")
-def test_under_the_sanitizers(
-    sanitized: dict[str, str],
-    campaign: Any,
-    count_cases: Any,
-) -> None:
+def test_under_the_sanitizers(sanitized: dict[str, str], campaign: Any, count_cases: Any) -> None:
     found = run_child("guarded", 100_000, campaign(100, 5_000), environment=sanitized)
     assert found["extension"].startswith(sanitized["PYTHONPATH"].split(os.pathsep)[0])
     assert found["faults"] == []

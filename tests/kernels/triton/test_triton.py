@@ -167,18 +167,3 @@ def test_cpu_tensors_are_refused():
         torch.ops.sparseconv.triton_fprop(x, values, None, crow, crow[:1], geometry)
     if not torch.cuda.is_available():
         assert sc.available_backends()["triton"] == "no GPU: torch sees no CUDA device"
-
-
-@needs_interpreter
-def test_raw_ops_need_no_import():
-    """Calling one imports ``sparseconv.ops.triton``."""
-    code = """
-import torch, sparseconv, sys
-assert "sparseconv.ops.triton" not in sys.modules
-crow, col = torch.tensor([0, 1]).int(), torch.tensor([0]).int()
-x, geometry = torch.randn(1, 1, 9), [1, 1, 1, 1, 0, 0, 1, 1, 0]
-y = torch.ops.sparseconv.triton_fprop(x, torch.tensor([2.0]), None, crow, col, geometry)
-assert y.equal(2 * x)
-"""
-    environment = os.environ | {"TRITON_INTERPRET": "1"}
-    subprocess.run([sys.executable, "-c", code], env=environment, check=True)

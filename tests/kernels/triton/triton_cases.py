@@ -30,7 +30,7 @@ from refusals import refuses
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from sparseconv import KernelCSR, SparseConv1d, sparse_conv1d
+from sparseconv import KernelCSR, sparse_conv1d
 from sparseconv.core.geometry import Geometry
 from sparseconv.ops import gpu_plans, triton
 from sparseconv.ops.calls import KERNELS
@@ -136,35 +136,6 @@ def test_nan_and_inf_travel_along_active_weights_only(mode, special, engines, co
     case = Case(1, 2, 3, 3, 10, 2, (2, 1), 1, 1, mode, pattern="empty_row", density=0.4)
     check_special_input(case, float(special), engines, every=13)
     count_cases(1)
-
-
-@SLOW
-@pytest.mark.parametrize("mode", MODES)
-def test_gradients_of_every_order(mode):
-    case = Case(1, 2, 2, 2, 4, 2, (1, 2), 1, 2, mode, "float64", density=0.6)
-    inputs = [t.requires_grad_() for t in case.tensors()[:3]]
-    pattern = case.make_pattern()
-
-    def function(x, values, bias):
-        return sparse_conv1d(x, values, pattern, bias, **case.options, backend="triton")
-
-    assert torch.autograd.gradcheck(function, inputs, fast_mode=True)
-    assert torch.autograd.gradgradcheck(function, inputs, fast_mode=True)
-
-
-@pytest.mark.campaign("compiles for ten seconds")
-def test_compiled_and_exported():
-    torch.manual_seed(0)
-    layer = SparseConv1d(2, 3, 3, 2, (1, 2), density=0.5, backend="triton")
-    x = torch.randn(2, 2, 9, requires_grad=True)
-    leaves = (x, *layer.parameters())
-    y = layer(x)
-    wanted = torch.autograd.grad(y.square().sum(), leaves)
-    compiled = torch.compile(layer, fullgraph=True)(x)
-    assert compiled.equal(y)
-    for a, b in zip(torch.autograd.grad(compiled.square().sum(), leaves), wanted, strict=True):
-        assert a.equal(b)
-    assert torch.export.export(layer, (x,)).module()(x).equal(y)
 
 
 def test_ops_are_what_their_schemas_say():
