@@ -1,13 +1,11 @@
 """``python -m benchmarks.readme``: put the recorded results into README.md, with its picture.
 
 The lines between the two markers are made of ``benchmarks/results/bench.json``, so no figure in
-them is typed by hand; ``--check`` only says whether they are up to date. The documentation has all
-tables, by ``section``.
+them is typed by hand. The documentation has all tables, by ``section``.
 """
 
 from __future__ import annotations
 
-import argparse
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,27 +13,15 @@ from typing import Any
 
 from benchmarks import plots
 from benchmarks.gpu import tables as gpu_tables
-from sparseconv.bench import document
+from sparseconv.bench import document, tables
 from sparseconv.bench.cases import SUITES
 from sparseconv.bench.document import BEST, Row, best_baseline, ratio
 from sparseconv.bench.run import COMPUTATIONS
 from sparseconv.bench.suite import ROUNDS
-from sparseconv.bench.tables import (
-    AGAINST,
-    CASE,
-    CONV1D,
-    DENSITY,
-    FASTEST,
-    SPEED,
-    facts,
-    median,
-    network,
-    table,
-    which,
-)
 from sparseconv.measure.table import Table
 
 ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
 RESULTS = Path(__file__).with_name("results")
 PICTURE = ROOT / "docs" / "static" / "time-saved.svg"
 BEGIN = "<!-- results: written by `python -m benchmarks.readme`, not by hand -->\n"
@@ -45,6 +31,8 @@ BASELINES = (
     "convolution: *fft* computes the spectrum of the weights in the call, as training must, and "
     "*fft, prepared* has it prepared, as inference can"
 )
+
+LOSING = (*tables.FASTEST, tables.CONV1D)  # what a table of rows says that dense ways win
 
 
 def short() -> str:
@@ -99,7 +87,7 @@ def section() -> str:
             "*compiled*, `torch.compile`. A training step is zero_grad, forward, "
             "loss, backward, Adam and masks; an update also prunes and grows; inference is in "
             "eval mode after `optimize_for_inference`.",
-            network(bench["network"]),
+            tables.network(bench["network"]),
         ),
     ):
         parts += [text, shown.markdown()]
@@ -139,14 +127,14 @@ def when_it_pays(bench: Mapping[str, Any]) -> Table:
         if row := closest(mine):
             usual = [found.median for each in mine if (found := ratio(each, plain))]
             shown = f"{min(usual):.2f}" if usual else "-"
-            lines.append((what, shown, median(BEST)(row), which(row)))
+            lines.append((what, shown, tables.median(BEST)(row), tables.which(row)))
     uniform = [row for row in rows if row["suite"] == "density" and "uniform" in row["case"]]
     if slower := lost(uniform):
         texts = []
         for baseline in ("conv1d", BEST):
             densities = [row["density"] for row in lost(uniform, baseline)]
             texts.append(f"{min(densities):.0%}" if densities else "above 100 %")
-        usual_winner = Counter(map(which, slower)).most_common(1)[0][0]
+        usual_winner = Counter(map(tables.which, slower)).most_common(1)[0][0]
         lines.append(("layer, lowest density at which dense was faster", *texts, usual_winner))
     header = ("13 % of the weights active, where not said", "plain dense", "fastest", "which")
     return Table(header, lines)
@@ -156,21 +144,23 @@ def kernels(rows: Iterable[Row]) -> Table:
     """Show the layer that the kernels are made for, at every length."""
     layer = [row for row in rows if row["case"].startswith("dsn_evolved")]
     layer.sort(key=lambda r: (COMPUTATIONS.index(r["computation"]), r["length"], r["threads"]))
-    return table(layer, (*facts("computation", "length", "threads"), *SPEED, *FASTEST, *AGAINST))
+    facts = tables.facts("computation", "length", "threads")
+    return tables.table(layer, (*facts, *tables.SPEED, *tables.FASTEST, *tables.AGAINST))
 
 
 def worst(rows: Sequence[Row]) -> Table:
     """Show of every suite the row in which the fastest baseline was the closest."""
     of_suites = (closest(row for row in rows if row["suite"] == suite) for suite in SUITES)
-    columns = (*facts("suite"), *CASE, DENSITY, *FASTEST, CONV1D)
-    return table(filter(None, of_suites), columns, text_columns=3)
+    columns = (*tables.facts("suite"), *tables.CASE, tables.DENSITY, *LOSING)
+    return tables.table(filter(None, of_suites), columns, text_columns=3)
 
 
 def faster_baselines(rows: Iterable[Row]) -> Table:
     """Show every row in which any baseline was faster."""
     channels = ("channels", lambda row: f"{row['in_channels']} → {row['out_channels']}")
-    shape = (*facts("batch"), channels, *facts("kernel_size", "length"), DENSITY)
-    return table(lost(rows), (*CASE, *shape, *FASTEST, CONV1D), text_columns=2)
+    shape = (*tables.facts("batch"), channels, *tables.facts("kernel_size", "length"))
+    columns = (*tables.CASE, *shape, tables.DENSITY, *LOSING)
+    return tables.table(lost(rows), columns, text_columns=2)
 
 
 def recorded(path: Path = RESULTS / "bench.json") -> dict[str, Any]:
@@ -199,20 +189,12 @@ def where(machine: Mapping[str, str]) -> str:
     )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.readme", description=__doc__)
-    parser.add_argument("--check", action="store_true")
-    arguments = parser.parse_args(argv)
-    path = ROOT / "README.md"
-    before = path.read_text(encoding="utf-8")
-    head, rest = before.split(BEGIN)
-    after = head + BEGIN + "\n" + short() + "\n" + END + rest.split(END)[1]
-    if arguments.check:
-        return int(before != after)
-    path.write_text(after, encoding="utf-8")
-    plots.write_svg(plots.saved(recorded()["rows"]), PICTURE)
-    return 0
+def filled(text: str) -> str:
+    """The text of README.md with the lines that were measured."""
+    head, rest = text.split(BEGIN)
+    return head + BEGIN + "\n" + short() + "\n" + END + rest.split(END)[1]
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    README.write_text(filled(README.read_text(encoding="utf-8")), encoding="utf-8")
+    plots.write_svg(plots.saved(recorded()["rows"]), PICTURE)
