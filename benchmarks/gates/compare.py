@@ -25,6 +25,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -33,13 +34,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from benchmarks.gates.rows import LAYERS, TINY, Row, layer, read_layers, step
-from benchmarks.gates.trees import CompareError, build, git, worktree
+from benchmarks.gates.rows import LAYERS, TINY, CompareError, Row, layer, read_layers, step
 from sparseconv.bench.cases import CASES
 from sparseconv.bench.run import WrongResultError
 from sparseconv.measure import timing
@@ -53,13 +53,6 @@ ROUNDS = 60
 TURN_SECONDS = 3e-3  # far longer than a message takes, shorter than other tenants' turns
 
 Key = tuple[str, str]  # row, computation
-
-
-class Side(Protocol):
-    """One of the two trees, ready to run."""
-
-    def seconds(self, row: str, computation: str, repeats: int, /) -> float:
-        """Run a computation so many times; seconds per call."""
 
 
 class Result(NamedTuple):
@@ -77,13 +70,13 @@ class Result(NamedTuple):
         return "faster" if self.ratio.high < 1 / limit else "unchanged"
 
 
-def measure(base: Side, present: Side, key: Key, *, rounds: int, seed: int) -> Result:
+def measure(base: Worker, present: Worker, key: Key, *, rounds: int, seed: int) -> Result:
     """Time one computation of the two sides, interleaved."""
     once = max(side.seconds(*key, 1) for side in (base, present))
     repeats = max(1, round(TURN_SECONDS / once))
     elapsed = 0.0
 
-    def turn(side: Side) -> Callable[[], None]:
+    def turn(side: Worker) -> Callable[[], None]:
         def call() -> None:
             nonlocal elapsed
             elapsed += side.seconds(*key, repeats)
@@ -103,7 +96,7 @@ def measure(base: Side, present: Side, key: Key, *, rounds: int, seed: int) -> R
 
 
 def compare(
-    sides: Callable[[], AbstractContextManager[tuple[Side, Side]]],
+    sides: Callable[[], AbstractContextManager[tuple[Worker, Worker]]],
     keys: Sequence[Key],
     *,
     rounds: int = ROUNDS,
@@ -149,7 +142,8 @@ class Worker:
             return answer
         raise CompareError(f"the worker of {self.tree} ended with code {self._process.wait()}")
 
-    def seconds(self, row: str, computation: str, repeats: int, /) -> float:
+    def seconds(self, row: str, computation: str, repeats: int) -> float:
+        """Run a computation so many times; return the seconds per call."""
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps([row, computation, repeats]) + "\n")
         self._process.stdin.flush()
@@ -186,6 +180,49 @@ def workers(
                 except WrongResultError as error:
                     raise WrongResultError(f"{name}, {row.name}: {error}") from error
         yield started["base"], started["present"]
+
+
+def git(repo: Path, *words: str) -> str:
+    """Run git, and return what it prints.
+
+    Raises:
+        CompareError: with the words of git.
+    """
+    done = subprocess.run(["git", *words], cwd=repo, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise CompareError(f"git {' '.join(words)} failed: {done.stderr.strip()}")
+    return done.stdout.strip()
+
+
+@contextmanager
+def worktree(repo: Path, ref: str) -> Iterator[Path]:
+    """Check a commit out into a new folder, which is removed afterwards, whatever happens."""
+    folder = Path(tempfile.mkdtemp(prefix="sparseconv-base-")).resolve()
+    try:
+        commit = git(repo, "rev-parse", "--verify", "--end-of-options", ref + "^{commit}")
+        git(repo, "worktree", "add", "--quiet", "--detach", str(folder / "tree"), commit)
+        yield folder / "tree"
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        # Makes git forget every tree whose folder is gone, also one that it had only begun.
+        git(repo, "worktree", "prune")
+
+
+def build(tree: Path, into: Path) -> Path:
+    """Build a tree's package into another folder; returns what to import it from.
+
+    Raises:
+        CompareError: with the end of the build's output.
+    """
+    command = [sys.executable, "setup.py", "-q", "build", "--build-base", into / "temp",
+               "--build-lib", into / "lib"]  # fmt: skip
+    done = subprocess.run(
+        command, cwd=tree, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
+    # setup.py leaves the extension out if it cannot be compiled, and succeeds.
+    if done.returncode != 0 or not list((into / "lib" / "sparseconv").glob("_C*.so")):
+        raise CompareError(f"{tree} does not build a package with kernels:\n{done.stdout[-3000:]}")
+    return into / "lib"
 
 
 def table(results: Sequence[Result], limit: float) -> Table:

@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.gates.trees import CompareError
 from sparseconv.bench.cases import Case
 from sparseconv.bench.network.masked import masked_copy
 from sparseconv.bench.run import WrongResultError, check_bounds
@@ -24,6 +23,10 @@ TINY = Case(
     name="tiny layer", suite="own", n=1, in_channels=4, out_channels=8, kernel_size=5, length=16,
     padding="same", density=0.5,
 )  # fmt: skip
+
+
+class CompareError(RuntimeError):
+    """The two trees could not be compared; the text says why and what to do."""
 
 
 class Row(NamedTuple):

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.gates import compare, rows, trees, worker
-from benchmarks.gates.trees import CompareError
+from benchmarks.gates import compare, rows, worker
+from benchmarks.gates.rows import CompareError
 from sparseconv.bench.cases import CASES
 from sparseconv.bench.run import WrongResultError
 from sparseconv.measure import timing
@@ -131,7 +131,7 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def leftovers(repo: Path) -> list[str]:
-    return trees.git(repo, "worktree", "list").splitlines()[1:]
+    return compare.git(repo, "worktree", "list").splitlines()[1:]
 
 
 @pytest.mark.parametrize(
