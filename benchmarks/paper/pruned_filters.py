@@ -14,15 +14,14 @@ from torch import Tensor, nn
 
 import sparseconv as sc
 from benchmarks.paper.archives import Shape
-from benchmarks.paper.criteria import CRITERIA, Data, Variant
 from benchmarks.paper.networks import first_model, multiply_adds
-from benchmarks.paper.plan import Job
+from benchmarks.paper.plan import CRITERIA, Job, Variant
 from sparseconv.core.files import write_whole
 from sparseconv.datasets import Dataset
 from sparseconv.nn.modules import deepcopy_model
 from sparseconv.pruning import keep_filters, merge, prune_filters
 from sparseconv.pruning.tracing import trace
-from sparseconv.training.evaluation import predict_log_proba
+from sparseconv.training.evaluation import evaluate
 from sparseconv.training.loop import train
 
 VARIANTS_NAME = "variants.json"
@@ -73,7 +72,7 @@ def _pruned(variant: Variant, whole: nn.Module, data: Dataset, job: Job) -> dict
 
 
 def smaller(
-    variant: Variant, whole: nn.Module, data: Data, seed: int
+    variant: Variant, whole: nn.Module, data: tuple[Tensor, Tensor], seed: int
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Copy a network, smaller as a variant says; also say how many units each set kept."""
     example, facts = data[0][:1], {}
@@ -113,12 +112,8 @@ def made_sparse(model: nn.Module, density: float) -> nn.Module:
 
 
 def tested(model: nn.Module, data: Dataset) -> float:
-    log_proba = predict_log_proba(model, torch.as_tensor(data.X_test))
-    return share_right(log_proba, torch.as_tensor(data.y_test))
-
-
-def share_right(log_proba: Tensor, target: Tensor) -> float:
-    return (log_proba.argmax(1) == target).double().mean().item()
+    X, y = torch.as_tensor(data.X_test), torch.as_tensor(data.y_test)
+    return evaluate(model, X, y, 64)["test_accuracy"]
 
 
 def like(row: Mapping[str, Any]) -> nn.Module:

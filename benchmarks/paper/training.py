@@ -12,13 +12,12 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from benchmarks.paper.archives import Shape, read
 from benchmarks.paper.networks import MomentsDST, build, first_model, multiply_adds
 from benchmarks.paper.plan import Job, difference
-from benchmarks.paper.pruned_filters import share_right, tested, variants
+from benchmarks.paper.pruned_filters import tested, variants
 from sparseconv.bench.network.masked import MaskedDST
 from sparseconv.core.files import write_whole
 from sparseconv.datasets import Dataset
@@ -26,7 +25,7 @@ from sparseconv.measure.machine import commit, measurement_context
 from sparseconv.models import DSN, Ensemble
 from sparseconv.pruning import InstanceSparsity
 from sparseconv.report.figures import group_profiles, kernels_by_size
-from sparseconv.training.evaluation import predict_log_proba
+from sparseconv.training.evaluation import evaluate
 from sparseconv.training.loop import TrainingResult, train
 from sparseconv.training.recipe import Recipe
 from sparseconv.training.run import SchedulerFactory
@@ -48,10 +47,10 @@ def perform(job: Job, source: str, folder: Path, device: str = "cpu") -> dict[st
     gpu = "" if device == "cpu" else torch.cuda.get_device_name(device)
     code, gpu = begin_or_resume(job, folder, gpu)
     data, recipe = read(source, job.options["series"], job.options["split"]), job.recipe()
-    shape, target = Shape.of(data), torch.as_tensor(data.y_test)
+    shape = Shape.of(data)
     # Drawn on the CPU, so that the first weights are those of any other machine.
     model = first_model(job.options, job.seed, shape).to(device)
-    X_test, timed = torch.as_tensor(data.X_test), not gpu
+    timed = not gpu
     networks = list(model.members) if isinstance(model, Ensemble) else [model]
     look_at = looks(shape, recipe) if timed and len(networks) == 1 else []
     weight = job.options["silence"]
@@ -74,7 +73,8 @@ def perform(job: Job, source: str, folder: Path, device: str = "cpu") -> dict[st
 
     results = [trained(member) for member in range(len(networks))]
     begin = time.process_time()
-    log_proba = predict_log_proba(model, X_test).cpu()
+    X_test, y_test = torch.as_tensor(data.X_test), torch.as_tensor(data.y_test, device=device)
+    tests = evaluate(model, X_test, y_test, 64)
     predict_seconds = time.process_time() - begin
     rates = [result.itop_rate for result in results if result.itop_rate is not None]
     history = [row for result in results for row in result.history]
@@ -82,8 +82,8 @@ def perform(job: Job, source: str, folder: Path, device: str = "cpu") -> dict[st
     seen = [row for row in history if "test_accuracy" in row]
     return {
         **facts_of(job, data, code, gpu),
-        "accuracy": share_right(log_proba, target),
-        "test_loss": F.nll_loss(log_proba, target).item(),
+        "accuracy": tests["test_accuracy"],
+        "test_loss": tests["test_loss"],
         "train_loss": fmean(result.best_loss for result in results),
         **({"best_epoch": results[0].best_epoch} if len(results) == 1 else {}),
         "epochs": recipe.epochs,

@@ -10,8 +10,7 @@ from small_plan import PLAN, write_set
 
 from benchmarks.paper.__main__ import main
 from benchmarks.paper.archives import choose, members, open_archive, published, read
-from benchmarks.paper.criteria import CRITERIA
-from benchmarks.paper.plan import read_plan
+from benchmarks.paper.plan import CRITERIA, read_plan
 from benchmarks.paper.training import looks
 
 
