@@ -165,7 +165,6 @@ def captions(rows: Sequence[Row]) -> dict[str, str]:
 
 def write_svg(figure: Figure, path: Path) -> None:
     """Write a figure as SVG; the same results give the same file."""
-    figures.require_matplotlib()
     from matplotlib import rc_context
 
     text = io.StringIO()

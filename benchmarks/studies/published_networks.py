@@ -17,7 +17,6 @@ tsai's fastai brings a torchvision for CUDA, which a CPU build of torch cannot l
 from __future__ import annotations
 
 import json
-import os
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -282,8 +281,7 @@ def measure(path: Path, archive: Path | None = None) -> None:
             warnings.simplefilter("ignore")  # of the packages
             row = run(network, seed, choice, Data.load(network.dataset))
         row["package"] = f"{network.package} {version(network.package)}"
-        load = round(os.getloadavg()[1], 1)  # of the last five minutes, this program's with it
-        document |= {"machine": measurement_context(), "load": load}
+        document["machine"] = measurement_context()
         document["rows"].append(rounded(row))
         write_json(document, path)
         print(network.name, seed, row["before"], row["after"], flush=True)
