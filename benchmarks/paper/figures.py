@@ -14,18 +14,7 @@ from benchmarks.paper.tables.cells import counted, wins
 from benchmarks.paper.tables.dsn import step_ratios
 from benchmarks.paper.times import BATCH
 from sparseconv.models import DSN
-from sparseconv.report import figures as report_figures
-from sparseconv.report.figures import (
-    BLUE,
-    FAINT,
-    INK,
-    ORANGE,
-    SERIES,
-    legend_above,
-    new_figure,
-    save,
-    style_axes,
-)
+from sparseconv.report import figures as base
 
 NEAR = 0.98  # of the lower of two final accuracies
 
@@ -44,7 +33,9 @@ def architectures(runs: Runs, path: Path, names: Sequence[str]) -> Path | None:
     ours = [runs.accuracy(name) for name in names]
     scores = np.array([[accuracy[dataset] for accuracy in ours] for dataset in common])
     figure, axes = plot_critical_difference(scores, names, correction="holm", alpha=0.05)
-    axes.set_title(f"Mean ranks over {len(common)} data sets", fontsize=9, color=INK, loc="left")
+    axes.set_title(
+        f"Mean ranks over {len(common)} data sets", fontsize=9, color=base.INK, loc="left"
+    )
     figure.savefig(path, dpi=170, bbox_inches="tight")
     plt.close(figure)
     return path
@@ -61,7 +52,7 @@ def receptive_fields(runs: Runs, path: Path, names: Sequence[str]) -> Path | Non
         for name in names
         if (layers := _mean_layers(both, name, _shares))
     }
-    return report_figures.receptive_fields(kernels, path) if kernels else None
+    return base.receptive_fields(kernels, path) if kernels else None
 
 
 def _shares(row: Row) -> list[Any]:
@@ -85,21 +76,21 @@ def growth(runs: Runs, path: Path, names: Sequence[str]) -> Path | None:
     if len(compared) < 2 or len(sets) < 2:
         return None
     title = f"Accuracy against OS-CNN, {counted(len(sets), 'data set')}"
-    figure = new_figure(title, 3 * len(compared), 3.4)
+    figure = base.new_figure(title, 3 * len(compared), 3.4)
     all_axes = figure.subplots(1, len(compared), sharex=True, sharey=True, squeeze=False)[0]
     lowest = (min(ours[name], theirs[name]) for ours in compared.values() for name in ours)
     low = min(lowest) - 2
     for axes, (name, ours) in zip(all_axes, compared.items(), strict=True):
         result = versus(ours, theirs)
         assert result is not None
-        axes.plot([0, 100], [0, 100], color=FAINT, linewidth=1)
+        axes.plot([0, 100], [0, 100], color=base.FAINT, linewidth=1)
         published = [theirs[dataset] for dataset in ours]
-        axes.scatter(published, list(ours.values()), s=14, color=BLUE, alpha=0.6, linewidth=0)
-        style_axes(axes, "OS-CNN, published (%)", f"{name} (%)")
+        axes.scatter(published, list(ours.values()), s=14, color=base.BLUE, alpha=0.6, linewidth=0)
+        base.style_axes(axes, "OS-CNN, published (%)", f"{name} (%)")
         title = f"wins/ties/losses {wins(result)}"
-        axes.set_title(title, fontsize=9, color=INK, loc="left")
+        axes.set_title(title, fontsize=9, color=base.INK, loc="left")
         axes.set(xlim=(low, 101), ylim=(low, 101), aspect="equal")
-    return save(figure, path)
+    return base.save(figure, path)
 
 
 def of_common_sets(
@@ -119,7 +110,7 @@ def active_weights(runs: Runs, path: Path, name: str) -> Path | None:
         return None
     network = next(iter(runs.rows(name).values()))[0]["options"]["network"]
     regions = DSN(1, 2, **network).sparse_layers()[0].regions
-    return report_figures.group_weights(profiles, regions, path)
+    return base.group_weights(profiles, regions, path)
 
 
 def time_to_accuracy(runs: Runs, path: Path, sparse: str, dense: str) -> Path | None:
@@ -128,19 +119,19 @@ def time_to_accuracy(runs: Runs, path: Path, sparse: str, dense: str) -> Path | 
     if not by_set:
         return None
     rows = sorted(by_set.items(), key=lambda item: item[1][1].seconds)
-    figure = new_figure("Time to a given accuracy", 7, 1.4 + 0.22 * len(rows))
+    figure = base.new_figure("Time to a given accuracy", 7, 1.4 + 0.22 * len(rows))
     axes = figure.subplots()
     for y, (_, (fast, slow)) in enumerate(rows):
         ends = fast.seconds, slow.seconds
-        axes.plot(ends, [y, y], color=FAINT, linewidth=1, zorder=1)
+        axes.plot(ends, [y, y], color=base.FAINT, linewidth=1, zorder=1)
         if slow.bound:  # it may have been much faster
             continue
         least = "≥ " if fast.bound else ""
         axes.annotate(
             f"{least}{slow.seconds / fast.seconds:.1f}x", (max(ends), y), (6, 0),
-            textcoords="offset points", va="center", fontsize=7.5, color=INK,
+            textcoords="offset points", va="center", fontsize=7.5, color=base.INK,
         )  # fmt: skip
-    for index, (name, colour) in enumerate(((sparse, BLUE), (dense, ORANGE))):
+    for index, (name, colour) in enumerate(((sparse, base.BLUE), (dense, base.ORANGE))):
         found = [pair[index] for _, pair in rows]
         faces = ["white" if one.bound else colour for one in found]
         axes.scatter([], [], s=16, color=colour, label=name)
@@ -148,19 +139,19 @@ def time_to_accuracy(runs: Runs, path: Path, sparse: str, dense: str) -> Path | 
             [one.seconds for one in found], range(len(found)), s=16, facecolors=faces,
             edgecolors=colour, zorder=2,
         )  # fmt: skip
-    axes.scatter([], [], s=16, facecolors="white", edgecolors=INK, label="a bound")
+    axes.scatter([], [], s=16, facecolors="white", edgecolors=base.INK, label="a bound")
     counts = sorted({fast.seeds for fast, _ in by_set.values()})
     seeds = " to ".join(map(str, counts[:1] + counts[1:][-1:]))
     seeds += " seed" if counts == [1] else " seeds"
-    style_axes(
+    base.style_axes(
         axes, f"seconds of training to {NEAR:.0%} of the lower final accuracy; {seeds} a set", ""
     )
     axes.set(xscale="log", yticks=range(len(rows)), yticklabels=[name for name, _ in rows])
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter(lambda x, _: f"{x:g}" if f"{x:.0e}"[0] in "25" else "")
     axes.margins(x=0.1)
-    legend_above(figure, axes)
-    return save(figure, path)
+    base.legend_above(figure, axes)
+    return base.save(figure, path)
 
 
 class Reached(NamedTuple):
@@ -220,19 +211,19 @@ def differences(runs: Runs, path: Path, reference: str, others: Sequence[str]) -
     }
     if not shown:
         return None
-    figure = new_figure(f"Accuracy against {reference}'s", 7, 1.2 + 0.45 * len(shown))
+    figure = base.new_figure(f"Accuracy against {reference}'s", 7, 1.2 + 0.45 * len(shown))
     axes = figure.subplots()
-    axes.axvline(0, color=FAINT, linewidth=1)
+    axes.axvline(0, color=base.FAINT, linewidth=1)
     for y, found in enumerate(shown.values()):
         jitter = np.random.default_rng(y).uniform(-0.18, 0.18, len(found))
-        axes.scatter(found, y + jitter, s=6, color=FAINT)
-        axes.plot(interval(found), [y, y], color=BLUE, linewidth=3, solid_capstyle="butt")
-        axes.scatter([np.mean(found)], [y], s=28, color=BLUE, zorder=3)
-    style_axes(axes, f"percentage points above {reference}; mean, its 95 % interval", "")
+        axes.scatter(found, y + jitter, s=6, color=base.FAINT)
+        axes.plot(interval(found), [y, y], color=base.BLUE, linewidth=3, solid_capstyle="butt")
+        axes.scatter([np.mean(found)], [y], s=28, color=base.BLUE, zorder=3)
+    base.style_axes(axes, f"percentage points above {reference}; mean, its 95 % interval", "")
     labels = [f"{other} ({len(found)} sets)" for other, found in shown.items()]
     axes.set(yticks=range(len(shown)), yticklabels=labels)
     axes.invert_yaxis()
-    return save(figure, path)
+    return base.save(figure, path)
 
 
 def less(runs: Runs, run: str, reference: str) -> dict[str, float]:
@@ -251,21 +242,21 @@ def accuracy_by_time(runs: Runs, path: Path, names: Sequence[str]) -> Path | Non
     if len(found) < 2:
         return None
     first, *_ = found
-    figure = new_figure("Accuracy by time", 7, 3.6)
+    figure = base.new_figure("Accuracy by time", 7, 3.6)
     axes = figure.subplots()
-    axes.axhline(0, color=FAINT, linewidth=1)
-    for (name, (ratios, gains)), color in zip(found.items(), SERIES, strict=False):
+    axes.axhline(0, color=base.FAINT, linewidth=1)
+    for (name, (ratios, gains)), color in zip(found.items(), base.SERIES, strict=False):
         time, gain = geometric_mean(ratios), np.mean(gains)
         axes.plot([time, time], interval(gains), color=color, linewidth=3, alpha=0.5)
         axes.plot([min(ratios), max(ratios)], [gain, gain], color=color, linewidth=1)
         axes.scatter([time], [gain], s=24, color=color, zorder=3, label=name)
-    legend_above(figure, axes)
+    base.legend_above(figure, axes)
     sets = len(found[first][1])
-    style_axes(
+    base.style_axes(
         axes, f"time of a step / {first}'s; {sets} data sets", f"accuracy above {first}'s (points)"
     )
     axes.margins(x=0.15)
-    return save(figure, path)
+    return base.save(figure, path)
 
 
 def times_and_accuracies(
@@ -305,16 +296,16 @@ def pareto(runs: Runs, path: Path) -> Path | None:
             )
     if len(points) < 3:
         return None
-    figure = new_figure("Accuracy by time of a prediction", 9, 5)
+    figure = base.new_figure("Accuracy by time of a prediction", 9, 5)
     axes, key = figure.subplots(1, 2, width_ratios=(2, 1))
     best = [
         p for p in sorted(points.values())
         if not any(q[0] <= p[0] and q[1] >= p[1] and q != p for q in points.values())
     ]  # fmt: skip
-    axes.plot(*zip(*best, strict=True), color=FAINT, linewidth=1, drawstyle="steps-post")
+    axes.plot(*zip(*best, strict=True), color=base.FAINT, linewidth=1, drawstyle="steps-post")
     key.axis("off")
     for number, (name, point) in enumerate(sorted(points.items(), key=lambda item: item[1]), 1):
-        color = {"LITE": BLUE, "InceptionTime": ORANGE}.get(name.split(",")[0], INK)
+        color = {"LITE": base.BLUE, "InceptionTime": base.ORANGE}.get(name.split(",")[0], base.INK)
         axes.scatter(*point, s=22, color=color, zorder=3)
         axes.annotate(
             str(number), point, (4, 3), textcoords="offset points", fontsize=8, color=color
@@ -323,8 +314,8 @@ def pareto(runs: Runs, path: Path) -> Path | None:
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter("{x:g}")
-    style_axes(
+    base.style_axes(
         axes, f"ms of a batch of {BATCH} on one thread; data sets: {len(common)}", "accuracy (%)"
     )
     axes.margins(x=0.1, y=0.1)
-    return save(figure, path)
+    return base.save(figure, path)

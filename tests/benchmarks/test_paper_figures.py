@@ -79,7 +79,7 @@ def test_the_ratio_of_times_is_said_where_it_is_known(
     rows += [row("fast", "end", 0, 0.9), row("slow", "end", 0, 0.9, curve=[[1, 0.1]],
              curve_seconds=[1.0], train_seconds=99.0)]  # fmt: skip
     said = []
-    monkeypatch.setattr(figures, "save", lambda figure, path: said.extend(
+    monkeypatch.setattr(figures.base, "save", lambda figure, path: said.extend(
         text.get_text() for text in figure.axes[0].texts
     ) or path)  # fmt: skip
     figures.time_to_accuracy(Runs(rows), tmp_path / "x.png", "fast", "slow")

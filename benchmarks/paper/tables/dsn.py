@@ -8,12 +8,7 @@ from statistics import fmean, geometric_mean
 from scipy.stats import hypergeom
 
 from benchmarks.paper.archives import members
-from benchmarks.paper.comparison import (
-    PEERS,
-    Runs,
-    Versus,
-    published_accuracy,
-)
+from benchmarks.paper.comparison import PEERS, Runs, Versus, published_accuracy
 from benchmarks.paper.tables.cells import (
     COMPARED,
     DIFFERENCE,
