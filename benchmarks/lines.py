@@ -54,11 +54,8 @@ def add_missing(
 ) -> None:
     """Measure and add the rows that a file does not hold yet, each with the machine's description.
 
-    Args:
-        path: the file.
-        keys: the fields by which a row is known.
-        jobs: what measures the further fields of a row, by the values of ``keys``; ``"machine"`` is
-            added to the description.
+    ``jobs``: what measures the further fields of a row, by the values of ``keys``, which name it;
+    its ``"machine"`` is added to the description.
     """
     done = {tuple(row[key] for key in keys) for row in read_lines(path)}
     for values, measure in jobs.items():

@@ -39,17 +39,13 @@ TRAINING = ("--epochs", "100", "--lr", "1e-3", "--nan-to-zero", "--threads", "1"
 
 @dataclass(frozen=True)
 class Trained:
-    """A network and its data.
-
-    Attributes:
-        whole: whether emulators predict the whole test set; else a few series, for the cost.
-    """
+    """A network and its data."""
 
     dataset: str
     sparsity: float
     model: sc.models.DSN
     data: Dataset
-    whole: bool
+    whole: bool  # emulators predict the whole test set; else a few series, for the cost
 
 
 def trained(archive: Path | None) -> Iterator[Trained]:

@@ -32,20 +32,13 @@ _PACKAGES = {
 
 @dataclass(frozen=True)
 class Target:
-    """A processor.
-
-    Attributes:
-        compiler: prefix and name.
-        flags: of this processor.
-        link: what a whole program needs in addition.
-        emulator: the words before the program's file; none: it runs here.
-    """
+    """A processor."""
 
     name: str
-    compiler: str
+    compiler: str  # with its prefix
     flags: Sequence[str] = ()
-    link: Sequence[str] = ()
-    emulator: Sequence[str] = ()
+    link: Sequence[str] = ()  # what a whole program needs in addition
+    emulator: Sequence[str] = ()  # the words before the program's file; none: it runs here
 
     @property
     def size(self) -> str:

@@ -25,19 +25,12 @@ Row = dict[str, Any]
 
 
 class Timed(NamedTuple):
-    """A call to be timed.
-
-    Attributes:
-        call: what is timed.
-        tf32: whether it may round float32 products to TF32.
-        times: how often it does what the row counts.
-        error: relative to float64; NaN where it was not compared.
-    """
+    """A call to be timed."""
 
     call: Call
-    tf32: bool = False
-    times: int = 1
-    error: float = math.nan
+    tf32: bool = False  # whether it may round float32 products to TF32
+    times: int = 1  # how often it does what the row counts
+    error: float = math.nan  # relative to float64; NaN where it was not compared
 
 
 @contextmanager

@@ -23,19 +23,12 @@ SPLITS = ("own", "within subjects")
 
 @dataclass(frozen=True)
 class Archive:
-    """Data sets by name.
+    """Data sets by name."""
 
-    Attributes:
-        sources: what ``datasets.load`` reads each from.
-        shapes: cases for training and testing, channels, time points and classes of each.
-        checksums: of all values of each, so that two data sets of one name can be told apart.
-        broken: what is wrong with those that cannot be read, by name.
-    """
-
-    sources: Mapping[str, str]
+    sources: Mapping[str, str]  # what ``datasets.load`` reads each from
     shapes: Mapping[str, Shape]
-    checksums: Mapping[str, str]
-    broken: Mapping[str, str]
+    checksums: Mapping[str, str]  # of all values: two data sets may have one name
+    broken: Mapping[str, str]  # what is wrong with those that cannot be read
 
 
 @dataclass(frozen=True)
@@ -111,13 +104,9 @@ def _find(folder: Path) -> dict[str, str]:
 def read(source: str, series: str = "raw", split: str = "own") -> Dataset:
     """Read a data set with missing values as 0, as the paper does.
 
-    Args:
-        source: as in ``datasets.load``.
-        series: ``"z-normalised"`` brings each channel to mean 0 and variance 1 over the training
-            set.
-        split: ``"within subjects"`` trains on the first half of each subject's segments of a
-            class and tests on the others; the file has to hold ``subject_train``,
-            ``segment_train`` and those of the test set.
+    ``"z-normalised"`` brings each channel to mean 0 and variance 1 over the training set. ``"within
+    subjects"`` trains on the first half of each subject's segments of a class and tests on the
+    others.
 
     Raises:
         ValueError: as ``datasets.load``; training series that are all 0; a file without subjects.

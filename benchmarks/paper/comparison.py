@@ -114,23 +114,15 @@ def published_accuracy(network: str) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Versus:
-    """One classifier against another over the data sets that both have.
+    """One classifier against another over the data sets that both have."""
 
-    Attributes:
-        wins, ties, losses: data sets by the sign of the difference; ``TIE`` says what is a tie.
-        difference: mean difference in percentage points.
-        interval: its 95 % interval over the sets; None of a single set.
-        median: of the differences; far from their mean where a set or two make that.
-        p: of Wilcoxon's signed-rank test, two-sided; None if nothing differs, or of a single set.
-    """
-
-    wins: int
+    wins: int  # data sets; ``TIE`` says what is a tie
     ties: int
     losses: int
-    difference: float
-    interval: tuple[float, float] | None
-    median: float
-    p: float | None
+    difference: float  # the mean, in percentage points
+    interval: tuple[float, float] | None  # of the mean, 95 %; None of a single set
+    median: float  # far from the mean where a set or two make that
+    p: float | None  # Wilcoxon's, two-sided; None if nothing differs, or of a single set
 
     @property
     def sets(self) -> int:

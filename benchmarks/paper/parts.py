@@ -46,20 +46,13 @@ READING = filled(CAPTIONS["reading"])
 
 @dataclass(frozen=True)
 class Part:
-    """A table, a figure, or both, of the report.
+    """A table, a figure, or both: without rows, or None, where runs are wanting."""
 
-    Attributes:
-        name: of its files, and of its entry in captions.toml.
-        table, figure: make them; without rows, or None, where runs are wanting.
-        post_hoc: about all rows, also those of data sets that were chosen by results.
-        optional: not missed where there is nothing to show.
-    """
-
-    name: str
+    name: str  # of its files, and of its entry in captions.toml
     table: Callable[[Runs], Table] | None = None
     figure: Callable[[Runs, Path], Path | None] | None = None
-    post_hoc: bool = False
-    optional: bool = False
+    post_hoc: bool = False  # about all rows, also those of sets that were chosen by results
+    optional: bool = False  # not missed where there is nothing to show
 
     @property
     def title(self) -> str:

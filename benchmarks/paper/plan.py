@@ -56,26 +56,19 @@ WITHOUT_RATIO = ("dsp", "evolutionary")  # these find out themselves how many fi
 class Variant:
     """A way to make a trained network smaller, as a plan's ``pruning`` has it.
 
-    Attributes:
-        name: what tables call it.
-        criterion, ratio, steps, equivalent: of ``prune_filters``.
-        factorize, compression: the method and compression of ``factorize``, instead of pruning.
-        retrain: begin anew with this shape, for all epochs.
-        sparsity: of the convolutions that are left.
-
     Raises:
         ValueError: what would fail after the training, or be ignored.
     """
 
     name: str
-    criterion: str | None = None
+    criterion: str | None = None  # this and the next three: of ``prune_filters``
     ratio: float | None = None
     steps: int = 1
     equivalent: bool = False
-    factorize: str | None = None
+    factorize: str | None = None  # the method of ``factorize``, instead of pruning
     compression: float | None = None
-    retrain: bool = False
-    sparsity: float | None = None
+    retrain: bool = False  # begin anew with this shape, for all epochs
+    sparsity: float | None = None  # of the convolutions that are left
 
     def __post_init__(self) -> None:
         if self.criterion not in (None, *CRITERIA):
@@ -96,21 +89,13 @@ class Variant:
 
 @dataclass(frozen=True)
 class Job:
-    """One network to train and to test.
+    """One network to train and to test."""
 
-    Attributes:
-        run: the name of its line in the plan.
-        dataset: the name of the data set.
-        seed: of the first weights and of the training.
-        options: those of ``DEFAULTS``, as docs/paper.md describes them.
-        post_hoc: the data set was chosen by results, so the job counts in no comparison.
-    """
-
-    run: str
+    run: str  # the name of its line in the plan
     dataset: str
-    seed: int
-    options: Mapping[str, Any]
-    post_hoc: bool = False
+    seed: int  # of the first weights and of the training
+    options: Mapping[str, Any]  # those of ``DEFAULTS``, as docs/paper.md describes them
+    post_hoc: bool = False  # chosen by results, so that it counts in no comparison
 
     @property
     def key(self) -> tuple[str, str, int]:
@@ -138,16 +123,10 @@ ORDERS: dict[str, Callable[[Archive, Job], Any]] = {
 def read_plan(
     path: str | Path, archive: Archive, left_out: Callable[[str], None] = lambda _: None
 ) -> list[Job]:
-    """Read a plan; the jobs in its order, in each run all sets of one seed before the next.
+    """Read a plan, which docs/paper.md describes: its jobs in their order.
 
-    A plan has ``epochs``, ``seeds``, ``order`` and ``[[run]]`` tables. With ``order = "seeds"`` all
-    runs have one seed before the next begins, with ``order = "sets"`` one data set, the cheapest
-    first: however early it ends, such a sweep has something in each table.
-
-    Args:
-        path: a ``.toml`` file, or the name of one in ``benchmarks/paper/plans``.
-        archive: the data sets to choose from.
-        left_out: is told what the plan names and the archive does not hold.
+    ``path`` is a ``.toml`` file, or the name of one in ``benchmarks/paper/plans``; ``left_out`` is
+    told what the plan names and the archive does not hold.
 
     Raises:
         ValueError: not a plan; the message names the run and the key.

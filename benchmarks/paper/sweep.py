@@ -47,14 +47,7 @@ def sweep(
     """Perform the jobs that ``out/rows.jsonl`` does not hold; append a row for each.
 
     Killed at any instant, the same call goes on: finished jobs stay, the others continue from
-    their last checkpoint in ``out/running``.
-
-    Args:
-        jobs: the plan's.
-        archive: where their data sets are.
-        out: a folder, made if need be.
-        pool: opens the executor that runs ``perform``.
-        device: ``"cpu"``, or ``"cuda"`` for the GPU of whoever runs a job.
+    their last checkpoint in ``out/running``. ``pool`` opens the executor that runs ``perform``.
 
     Returns:
         What went wrong, by job; these are tried again by the next call.
