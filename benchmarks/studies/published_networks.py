@@ -42,6 +42,7 @@ from sparseconv.measure.machine import measurement_context, threads
 from sparseconv.measure.table import Table
 from sparseconv.measure.timing import Estimate, interleave, median_with_ci, ratio
 from sparseconv.nn.modules import deepcopy_model
+from sparseconv.training.evaluation import evaluate
 
 RESULTS = Path(__file__).parents[1] / "results" / "published_networks.json"
 PRUNED = 0.9
@@ -110,10 +111,9 @@ class Data(NamedTuple):
 
 
 def run(network: Network, seed: int, choice: Sequence[str] | None, data: Data) -> dict[str, Any]:
-    """Train, prune, convert, fine-tune and test once; times are those of the first seed.
+    """Train, prune, convert, fine-tune and test once.
 
-    Args:
-        choice: names of the layers to convert, as measured with another seed; None measures.
+    Converts the layers of ``choice``, as measured with the first seed; None measures, and times.
     """
     torch.manual_seed(seed)
     dense = network.build(data.X_train.shape[1], data.classes)
@@ -193,12 +193,10 @@ def stepper(
     return step
 
 
-@torch.no_grad()
 def accuracy(model: nn.Module, data: Data) -> float:
     """Share of the test series that are classified rightly."""
-    model.eval()
-    found = torch.cat([model(part).argmax(1) for part in data.X_test.split(64)])
-    return float((found == data.y_test).float().mean())
+    model.eval()  # also for the conversion that follows
+    return evaluate(model, data.X_test, data.y_test, 64)["test_accuracy"]
 
 
 def times(models: Mapping[str, nn.Module], data: Data) -> dict[str, Any]:

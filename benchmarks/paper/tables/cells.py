@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
 from typing import TypeVar
 
-from benchmarks.paper.comparison import Row, Runs, Versus, holm, published_accuracy, versus
+from benchmarks.paper.comparison import Runs, Versus, holm, published_accuracy, versus
 
 Name = TypeVar("Name")
 NONE = "-"
@@ -102,8 +102,3 @@ def p_text(p: float | None) -> str:
     if p is None:
         return NONE
     return "<0.001" if p < 0.001 else f"{p:.3f}"
-
-
-def prediction_seconds(row: Row) -> float:
-    """Return the seconds of predicting one series among the test set, on one thread."""
-    return float(row["predict_seconds"]) / int(row["n_test"])

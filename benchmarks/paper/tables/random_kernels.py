@@ -10,7 +10,6 @@ from benchmarks.paper.tables.cells import (
     DIFFERENCE,
     NONE,
     percent,
-    prediction_seconds,
     result_cells,
     to_published,
     to_whole,
@@ -37,10 +36,13 @@ def pruned_kernels(runs: Runs) -> Table:
         common, ours = runs.common(whole, name), runs.accuracy(name)
         held = [row for dataset in common for row in runs.rows(name)[dataset]]
         kept = fmean(row["keep"] / row["n_candidates"] for row in held)
-        timed = all(row["predict_seconds"] is not None for row in held)
         peer = PUBLISHED_ROCKET.get(name)
         published = to_published(ours, peer) if peer else None
         fit = median(runs.mean(name, "fit_seconds").values())
+        features = NONE
+        if all(row["predict_seconds"] is not None for row in held):
+            us = runs.mean(name, lambda row: 1e6 * row["predict_seconds"] / row["n_test"])
+            features = f"{median(us.values()):.0f}"
         rows.append(
             (
                 name,
@@ -50,9 +52,7 @@ def pruned_kernels(runs: Runs) -> Table:
                 *cells[name],
                 ", ".join(reversed(published[1])) if published else NONE,
                 f"{fit:.2f}",
-                f"{1e6 * median(runs.mean(name, prediction_seconds).values()):.0f}"
-                if timed
-                else NONE,
+                features,
             )
         )
     header = (
