@@ -42,9 +42,8 @@ def test_several_may_add_at_once(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["rows.jsonl"]
 
 
-@pytest.mark.parametrize("line", ["nothing", '{"a": 1} {"a": 2}'])
-def test_what_is_no_row_is_named(tmp_path: Path, line: str) -> None:
+def test_what_is_no_row_is_named(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
-    path.write_text('{"a": 1}\n' + line + '\n{"a": 1}\n')
+    path.write_text('{"a": 1}\n{"a": 1} {"a": 2}\n{"a": 1}\n')
     with pytest.raises(ValueError, match=r"rows\.jsonl, line 2, is not a row"):
         read_lines(path)

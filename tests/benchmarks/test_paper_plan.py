@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_plan import PLAN, write_set
+from small_plan import PLAN
 
 from benchmarks.paper.__main__ import main
 from benchmarks.paper.archives import choose, members, open_archive, published, read
@@ -21,10 +21,6 @@ def test_what_is_not_there_is_said(plan: Path, archive: Path) -> None:
     plan.write_text(PLAN.replace('sets = "all"', 'sets = ["Long", "FordA", "FordB"]', 1))
     assert len(read_plan(plan, opened, said.append)) == 3
     assert said == ["FordA, FordB: the archive does not hold them"]
-    plan.write_text(PLAN.replace('of = "all"', 'of = "uea"'))
-    said.clear()
-    assert len(read_plan(plan, opened, said.append)) == 4
-    assert said == ['the run "masked": nothing of its data sets is there']
 
 
 def test_the_order_of_jobs(plan: Path, archive: Path) -> None:
@@ -64,10 +60,6 @@ def test_series_files(tmp_path: Path) -> None:
 def test_archives_that_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds no data set; expected a folder"):
         open_archive(tmp_path / "missing")
-    for folder in "ab":
-        write_set(tmp_path / "twice" / folder / "Same.npz")
-    with pytest.raises(ValueError, match="holds Same twice"):
-        open_archive(tmp_path / "twice")
     assert main(["run", "no such plan"]) == 2
 
 
@@ -86,9 +78,10 @@ def test_the_plans_that_come_along() -> None:
     assert [job.seed for job in filters] == sorted(job.seed for job in filters)
     used = {v["criterion"] for job in filters for v in job.options["pruning"] if "criterion" in v}
     assert used == set(CRITERIA)
-    pocket = read_plan("pocket", archive)
-    assert {job.options["model"] for job in pocket} == {"ROCKET", "MiniROCKET"}
-    assert {job.seed for job in pocket} == {0, 1, 2, 3, 4}
+    assert {job.options["model"] for job in read_plan("pocket", archive)} == {
+        "ROCKET",
+        "MiniROCKET",
+    }
 
 
 def test_sets_are_chosen() -> None:
@@ -127,5 +120,3 @@ def test_split_within_subjects(tmp_path: Path) -> None:
     assert sorted(data.X_train[:, 0, 0]) == [4, 5, 6, 7, 12, 13, 14, 15]
     assert (data.y_train == data.X_train[:, 0, 0] % 2).all()
     assert sorted(data.X_test[:, 0, 0]) == [0, 1, 2, 3, 8, 9, 10, 11]
-    with pytest.raises(ValueError, match="GunPoint names no subjects"):
-        read("GunPoint", split="within subjects")

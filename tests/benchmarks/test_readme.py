@@ -84,14 +84,6 @@ def test_the_readme_has_the_worse_of_the_threads_and_what_it_lost_to() -> None:
     ]
 
 
-def test_rows_beside_other_baselines_have_no_plain_figure() -> None:
-    rows = [row("dsn_evolved_L128", fft=4.0), row("dsn_evolved_L128", "dgrad", ratio={})]
-    assert lines(readme.when_it_pays({"rows": rows, "network": []})) == [
-        "layer, 16 series of 128 samples, fprop|-|4.00|fft",
-        "worst row of all suites and densities|-|4.00|fft",
-    ]
-
-
 # Plots
 
 
