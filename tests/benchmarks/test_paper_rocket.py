@@ -87,15 +87,12 @@ def test_tables(out: Path) -> None:
     assert table["ROCKET, as published, POCKET"][7].startswith(published()["GunPoint"]["POCKET-2"])
     assert table["ROCKET, 10 %, POCKET"][2] == "10 %"
     assert table["ROCKET, 10 %, random"][-1] == "-"
-    assert "ROCKET, cross-validated, cv, POCKET" in table
     choices = random_kernels.choices(runs).rows
     assert len(choices) == 2 * 3 + 2 * 2
     assert choices[0][:3] == ("ROCKET, as published, POCKET", "magnitude", "1")
-    (cells,) = random_kernels.pruned_kernels_each(runs).rows
-    assert cells[0] == "GunPoint"
+    assert [cells[0] for cells in random_kernels.pruned_kernels_each(runs).rows] == ["GunPoint"]
     text = (out / "report" / "report.html").read_text(encoding="utf-8")
     assert all(part.title in text for part in report.KERNELS)
-    assert "Table 1" not in text
 
 
 def test_a_table_is_not_of_the_largest_set() -> None:

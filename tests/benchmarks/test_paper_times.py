@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from paper_rows import row as made
 from torch import Tensor, nn
 
 pytest.importorskip("aeon", reason="aeon is not installed")
@@ -22,8 +23,7 @@ from sparseconv.nn.conv import SparseConv1d
 
 def row(run: str, dataset: str = "x", seed: int = 0, **options: Any) -> dict[str, Any]:
     options = {**DEFAULTS, "network": {"nf": 4}, **options}
-    shape = {"n_train": 20, "n_test": 9, "n_channels": 2, "n_timepoints": 30, "n_classes": 3}
-    return {"run": run, "dataset": dataset, "seed": seed, "options": options, **shape}
+    return made(run, dataset, seed, options=options, n_channels=2, n_timepoints=30, n_classes=3)
 
 
 TIMED = [
