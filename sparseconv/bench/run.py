@@ -32,7 +32,8 @@ TURN = 0.01
 # Of a case, in its rows.
 FACTS = ("suite", "dtype", "in_channels", "out_channels", "kernel_size", "length", "output_length",
          "stride", "dilation", "groups")  # fmt: skip
-Timed = dict[str, Callable[[], Any]]  # by way to compute
+# Calls by computation, and the reasons why others are absent.
+Checked = tuple[dict[str, Callable[[], Any]], dict[str, str]]
 
 
 class WrongResultError(AssertionError):
@@ -96,7 +97,8 @@ def check(
     ``public_calls`` unless ``make_calls`` makes others of a problem.
     """
     make_calls = make_calls or public_calls
-    wanted = check_bounds({name: call() for name, call in make_calls(problem).items()}, problem)
+    wanted = exact_results(problem)
+    check_bounds({name: call() for name, call in make_calls(problem).items()}, wanted)
     twin, exact = _integers(problem)
     largest = _double(twin, *(t.abs() for t in twin[:3]))
     for name, call in make_calls(twin).items():
@@ -107,14 +109,12 @@ def check(
     return wanted
 
 
-def check_bounds(results: Mapping[str, Tensor], problem: Problem) -> dict[str, Expected]:
-    """Compare what some kernels computed with float64; return what it was compared with."""
-    wanted = exact_results(problem)
+def check_bounds(results: Mapping[str, Tensor], wanted: Mapping[str, Expected]) -> None:
+    """Compare what some kernels computed with what was wanted."""
     for name, result in results.items():
         times = _times_its_bound(result, wanted[name])
         if not times <= 1:
             raise WrongResultError(f"{name} is wrong: {times:.3g} times its error bound")
-    return wanted
 
 
 def _times_its_bound(got: Tensor, wanted: Expected) -> float:
@@ -141,9 +141,7 @@ def _integers(problem: Problem) -> tuple[Problem, dict[str, Tensor]]:
     return problem._replace(x=x, values=values, grad=grad), _double(problem, x, values, grad)
 
 
-def checked_baseline(
-    name: str, problem: Problem, wanted: Mapping[str, Expected]
-) -> tuple[Calls, dict[str, str]]:
+def checked_baseline(name: str, problem: Problem, wanted: Mapping[str, Expected]) -> Checked:
     """Return the calls of a baseline that are right, and for the others the reasons against them.
 
     A transform's error is relative to the norm of a whole series, so no bound of single outputs
@@ -192,26 +190,23 @@ def measure(
     """
     assert extension is not None
     with threads(count):
-        problem, loop = case.build(), None
+        problem = case.build()
         wanted = check(problem)
+        loop = None
         if case.layer_ways:  # its time is Python's, and has no peak
             others = [way for way in case.layer_ways if way in baselines or way not in BASELINES]
-            candidates, absent = _layer_calls(problem, others)
+            ways = _checked_layer(problem, wanted, others)
         else:
-            candidates = {name: {"sparse": call} for name, call in public_calls(problem).items()}
-            absent = {name: {} for name in candidates}
-            for baseline in baselines:
-                right, reasons = checked_baseline(baseline, problem, wanted)
-                for name, call in right.items():
-                    candidates[name][baseline] = call
-                for name, reason in reasons.items():
-                    absent[name][baseline] = reason
+            ways = {name: checked_baseline(name, problem, wanted) for name in baselines}
+            ways = {"sparse": (public_calls(problem), {}), **ways}
             if case.dtype in peaks.DTYPES:
                 loop = peaks.loop(case.dtype)
         rows = []
-        for name, timed in candidates.items():
-            peak: dict[str, Callable[[], object]] = {peaks.PEAK: loop.call} if loop else {}
-            times = timing.interleave({**timed, **peak}, rounds=rounds, least_seconds=TURN)
+        for name in ways["sparse"][0]:
+            timed = {way: right[name] for way, (right, _) in ways.items() if name in right}
+            if loop:
+                timed[peaks.PEAK] = loop.call
+            times = timing.interleave(timed, rounds=rounds, least_seconds=TURN)
             passes = 1 if name in COMPUTATIONS else len(COMPUTATIONS)
             work = 2 * passes * case.n * case.output_length
             flops = work * problem.pattern.nnz
@@ -229,16 +224,16 @@ def measure(
                     **times_and_ratios(times),
                     "gflops": float(np.median(1e-9 * flops / times["sparse"])),
                     "share_of_peak": share,
-                    "absent": absent[name],
+                    "absent": {way: why[name] for way, (_, why) in ways.items() if name in why},
                 }
             )
         return rows
 
 
-def _layer_calls(
-    problem: Problem, others: Sequence[str]
-) -> tuple[dict[str, Timed], dict[str, dict[str, str]]]:
-    """Make calls of a layer as a loop has them, in every way; and say why some are absent."""
+def _checked_layer(
+    problem: Problem, wanted: Mapping[str, Expected], others: Sequence[str]
+) -> dict[str, Checked]:
+    """Make calls of a layer as a loop has them, by the way to run it."""
     x, values, grad, pattern, geometry = problem
     sizes = x.shape[1], grad.shape[1], pattern.shape[2], *geometry[1:5]
     mode = geometry.padding_mode
@@ -263,23 +258,22 @@ def _layer_calls(
 
     torch.compiler.reset()  # or the second shape of a layer would be compiled as a dynamic one
     passes = {"fprop": forward, "both passes": both}
-    calls: dict[str, Timed] = {name: {} for name in passes}
-    absent: dict[str, dict[str, str]] = {name: {} for name in passes}
+    ways: dict[str, Checked] = {}
     for way in ("sparse", *others):
-        module = make[way]()
-        for name, run in passes.items():
-            try:
-                found = dict(zip(COMPUTATIONS, run(module), strict=False))
-            except Exception as error:  # torch's compilers raise errors of many types
-                if way == "sparse":
-                    raise
-                absent[name][way] = first_line(error)
-                continue
-            if way == "conv1d" and "wgrad" in found:
-                found["wgrad"] = found["wgrad"][pattern.to_mask()]
-            check_bounds(found, problem)
-            calls[name][way] = partial(run, module)
-    return calls, absent
+        try:
+            module = make[way]()
+            found = [dict(zip(COMPUTATIONS, run(module), strict=False)) for run in passes.values()]
+        except Exception as error:  # torch's compilers raise errors of many types
+            if way == "sparse":
+                raise
+            ways[way] = {}, dict.fromkeys(passes, first_line(error))
+            continue
+        if way == "conv1d":
+            found[1]["wgrad"] = found[1]["wgrad"][pattern.to_mask()]
+        for results in found:
+            check_bounds(results, wanted)
+        ways[way] = {name: partial(run, module) for name, run in passes.items()}, {}
+    return ways
 
 
 def times_and_ratios(times: timing.Times) -> dict[str, Any]:
