@@ -16,8 +16,7 @@ from benchmarks.gpu import tables as gpu_tables
 from sparseconv.bench import document, tables
 from sparseconv.bench.cases import SUITES
 from sparseconv.bench.document import BEST, Row, best_baseline, ratio
-from sparseconv.bench.run import COMPUTATIONS
-from sparseconv.bench.suite import ROUNDS
+from sparseconv.bench.run import COMPUTATIONS, ROUNDS
 from sparseconv.measure.table import Table
 
 ROOT = Path(__file__).parent.parent

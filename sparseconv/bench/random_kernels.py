@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sparseconv.bench import peaks
-from sparseconv.bench.run import WrongResultError, times_and_ratios
+from sparseconv.bench.run import ROUNDS, WrongResultError, times_and_ratios
 from sparseconv.measure import timing
 from sparseconv.measure.machine import threads
 from sparseconv.ops.backends import extension
@@ -37,7 +37,7 @@ def measure(
     *,
     shapes: Sequence[tuple[int, int]] = SHAPES,
     n_kernels: int = 10_000,
-    rounds: int = 12,
+    rounds: int = ROUNDS,
 ) -> list[dict[str, Any]]:
     """Time 10 000 kernels of ROCKET and MiniROCKET, whole and pruned, for many series and for one.
 

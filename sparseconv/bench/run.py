@@ -26,6 +26,7 @@ from sparseconv.reference import conv1d_dense
 from sparseconv.testing import Expected, error_bound
 
 COMPUTATIONS = ("fprop", "dgrad", "wgrad")
+ROUNDS = 12
 # Seconds of calls in a row before the next candidate's turn, or each would measure the caches that
 # the one before has emptied.
 TURN = 0.01
@@ -177,7 +178,7 @@ def measure(
     case: Case,
     *,
     baselines: Sequence[str] = tuple(BASELINES),
-    rounds: int = 30,
+    rounds: int = ROUNDS,
 ) -> list[dict[str, Any]]:
     """Check a case, then time its computations on ``count`` threads; one row each.
 

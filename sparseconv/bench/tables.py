@@ -85,22 +85,6 @@ def cases(rows: Iterable[Row]) -> Table:
     return table(rows, (*CASE, DENSITY, *SPEED, *FASTEST, *AGAINST), text_columns=2)
 
 
-def absences(rows: Iterable[Row]) -> list[str]:
-    """Say why baselines are missing: one line for each and its reason, with the cases."""
-    found: dict[tuple[str, str], dict[str, None]] = {}
-    for row in rows:
-        if "case" in row:
-            name = f"{row['case']} {row['computation']}"
-        else:
-            name = f"{row['model']} {row['mode']} L={row['length']}"
-        for absent in row["absent"].items():
-            found.setdefault(absent, {})[name] = None
-    return [
-        f"{baseline} is left out of {', '.join(cases)}: {reason}"
-        for (baseline, reason), cases in found.items()
-    ]
-
-
 def network(rows: Iterable[Row]) -> Table:
     """Show times of the sparse network and ratios of the dense ones."""
     return table(

@@ -5,22 +5,33 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from sparseconv.bench import document, suite, tables
+from sparseconv.bench import document, random_kernels, tables
 from sparseconv.bench.baselines import BASELINES
 from sparseconv.bench.cases import CASES, SUITES, WITHOUT_CASES, Case, select
-from sparseconv.bench.run import WrongResultError
-from sparseconv.bench.suite import QUICK_ROUNDS, README_SUITES, ROUNDS
+from sparseconv.bench.network import compare
+from sparseconv.bench.run import ROUNDS, WrongResultError, measure
 from sparseconv.cli.options import at_least, count
 from sparseconv.core.files import check_writable
+from sparseconv.measure.machine import measurement_context
+from sparseconv.measure.memory import retain_freed_memory
+from sparseconv.measure.table import threads_text
 from sparseconv.measure.timing import LEAST_ROUNDS
 from sparseconv.ops.backends import resolve_backend
+
+# What README.md shows: half an hour on two cores, where everything takes an hour.
+README_SUITES = ("layer", "density", "trained", "network")
+QUICK_ROUNDS = LEAST_ROUNDS
+QUICK_BASELINES = ("masked_dense", "dense_best")  # compiling takes most of the network's time
+
+# A key of the document, what is measured, and the call that gives its rows.
+Task = tuple[str, str, Callable[[], list[dict[str, Any]]]]
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
@@ -61,36 +72,66 @@ def run(arguments: argparse.Namespace) -> int:
     resolve_backend("cpp", torch.device("cpu"))
     for path in filter(None, (arguments.json, arguments.csv)):
         check_writable(path)
+    retain_freed_memory()  # before anything is timed, so that all of it is timed alike
+    rounds = QUICK_ROUNDS if arguments.quick else arguments.rounds
+    partly = {case.suite for case in CASES.values() if case not in cases}
+    partly |= {name for name in WITHOUT_CASES if name not in others}
+    found: dict[str, Any] = {
+        "complete": False,
+        "suites": [name for name in SUITES if name not in partly],  # measured as a whole
+        "rounds": rounds or ROUNDS,
+        "machine": measurement_context(),
+        "rows": [],
+        **{name: [] for name in WITHOUT_CASES},
+    }
+    todo = tasks(arguments, cases, others, rounds)
     kept = ""
-
-    def save(found: Mapping[str, Any]) -> None:  # an interrupted run loses nothing
-        nonlocal kept
-        if arguments.json:
+    for number, (key, name, task) in enumerate(todo, 1):
+        print(f"{number} of {len(todo)}: {name}", file=sys.stderr, flush=True)
+        try:
+            found[key] += document.rounded(task())
+        except WrongResultError as error:
+            print(f"error: {name}: {error}; no figure is given{kept}", file=sys.stderr)
+            return 1
+        except KeyboardInterrupt:
+            print(f"stopped{kept}", file=sys.stderr)
+            raise
+        found["complete"] = number == len(todo)
+        if arguments.json:  # an interrupted run loses nothing
             document.write_json(found, arguments.json)
             kept = f"; what was measured before is in {arguments.json}"
-
-    try:
-        found = suite.run(
-            cases,
-            list(dict.fromkeys(arguments.threads)),
-            others=others,
-            rounds=arguments.rounds,
-            baselines=arguments.baselines,
-            quick=arguments.quick,
-            save=save,
-        )
-    except WrongResultError as error:
-        print(f"error: {error}; no figure is given{kept}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(f"stopped{kept}", file=sys.stderr)
-        raise
     if arguments.csv:  # before anything is printed, which may fail where a pipe is closed
         document.write_csv(found, arguments.csv)
     print(shown(found))
     for path in filter(None, (arguments.json, arguments.csv)):
         print(f"written to {path}")
     return 0
+
+
+def tasks(
+    arguments: argparse.Namespace,
+    cases: Iterable[Case],
+    others: Container[str],
+    rounds: int | None,
+) -> list[Task]:
+    """List what is measured with each number of threads; --quick compiles no network."""
+    counts: Sequence[int] = list(dict.fromkeys(arguments.threads))
+    measures: list[tuple[str, str, Callable[..., Any]]] = [
+        ("rows", case.name, partial(measure, case=case, baselines=arguments.baselines))
+        for case in cases
+    ]
+    if "random_kernels" in others:
+        measures.append(("random_kernels", "random kernels", random_kernels.measure))
+    todo: list[Task] = [
+        (key, f"{name}, {threads_text(count)}", partial(call, count, rounds=rounds or ROUNDS))
+        for key, name, call in measures
+        for count in counts
+    ]
+    if "network" in others:
+        chosen = QUICK_BASELINES if arguments.quick else compare.BASELINES
+        found = compare.tasks(counts, rounds=rounds or compare.ROUNDS, baselines=chosen)
+        todo += [("network", *task) for task in found]
+    return todo
 
 
 def shown(found: Mapping[str, Any]) -> str:
@@ -101,7 +142,9 @@ def shown(found: Mapping[str, Any]) -> str:
         "vs: a baseline's time over the sparse one, median of the pairs, and for the fastest its "
         "95 % interval.",
     ]
-    parts += tables.absences([*rows, *found["network"]])
+    absent = [row["absent"].items() for row in [*rows, *found["network"]]]
+    reasons = dict.fromkeys(f"{name}: {why}" for items in absent for name, why in items)
+    parts += ["\n".join(["Left out where it could not run:", *reasons])] if reasons else []
     makers = {name: getattr(tables, name) for name in WITHOUT_CASES}
     for name, what in SUITES.items():
         mine = found[name] if name in makers else [row for row in rows if row["suite"] == name]

@@ -202,17 +202,3 @@ def test_the_best_baseline_is_the_fastest_of_all() -> None:
     assert document.ratio(found) == document.ratio(found, "fft") == (2.0, 1.8, 2.2)
     assert document.ratio(found, "fft_prepared") is None
     assert document.ratio({"ratio": {"plain_step": [0.5, 0.4, 0.6], "compiled": [1, 1, 1]}}) is None
-
-
-def test_absent_baselines_are_explained_once() -> None:
-    rows = [
-        {"case": "a", "computation": "fprop", "absent": {"fft": "no"}},
-        {"case": "a", "computation": "fprop", "absent": {"fft": "no"}},
-        {"case": "b", "computation": "dgrad", "absent": {"fft": "no", "conv1d": "wrong"}},
-        *(network("train", length, absent={"dense_best, jit": "why"}) for length in (8, 24)),
-    ]
-    assert tables.absences(rows) == [
-        "fft is left out of a fprop, b dgrad: no",
-        "conv1d is left out of b dgrad: wrong",
-        "dense_best, jit is left out of DSN train L=8, DSN train L=24: why",
-    ]

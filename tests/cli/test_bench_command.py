@@ -15,7 +15,7 @@ import torch
 from bench_rows import network
 from dense_kernels import dense_calls, one_wrong
 
-from sparseconv.bench import document, run, suite
+from sparseconv.bench import document, run
 from sparseconv.bench.baselines import BASELINES
 from sparseconv.bench.cases import CASES, Case
 from sparseconv.bench.network import compare
@@ -109,11 +109,11 @@ def test_quick(monkeypatch: pytest.MonkeyPatch) -> None:
         asked.append((counts, rounds, "dense_compiled" in baselines))
         return []
 
-    monkeypatch.setattr(suite, "measure", measure)
+    monkeypatch.setattr(bench, "measure", measure)
     monkeypatch.setattr(compare, "tasks", tasks)
     words = ["--cases", "stride_2", "--suites", "network", "--threads", "2", "--quick"]
     assert main(["bench", *words]) == 0
-    few = suite.QUICK_ROUNDS
+    few = bench.QUICK_ROUNDS
     assert sorted(asked, key=len) == [([2], few, False), ("stride_2", 2, few, list(BASELINES))]
 
 
@@ -129,7 +129,7 @@ def test_what_was_measured_before_an_end_is_kept(
             raise error
         return [row]
 
-    monkeypatch.setattr(suite, "measure", fake)
+    monkeypatch.setattr(bench, "measure", fake)
     out = tmp_path / "rows.json"
     out.write_text("an earlier run")
     words = ["--cases", "pointwise", "stride_2", "dilation_4", "--threads", "1"]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from toy_run import SMALL, files, write_data
 
-from sparseconv.bench import suite
+from sparseconv.cli import bench
 from sparseconv.cli.main import main
 from sparseconv.core.files import claimed
 from sparseconv.ops import backends
@@ -90,7 +90,7 @@ def test_refusals(
     line: str, said: str, home: Path, refused: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(home)
-    monkeypatch.setattr(suite, "run", lambda *a, **k: pytest.fail("measured"))
+    monkeypatch.setattr(bench, "measure", lambda *a, **k: pytest.fail("measured"))
     places = {path.stem: path.name for path in home.iterdir()}
     before = files(home)
     refused(shlex.split(line.format(**places)), said)
