@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -98,17 +98,6 @@ class Case(testing.Case):
         """Draw the tensors; always the same ones."""
         x, values, _, grad = self.tensors()
         return Problem(x, values, grad, self.make_pattern(), self.geometry)
-
-    def shrunk(self, n: int = 2, outputs: int = 40) -> Case:
-        """Return the same case on fewer and shorter series, for tests.
-
-        Example:
-            >>> small = CASES["dsn_evolved_L1024"].shrunk()
-            >>> small.n, small.length, small.output_length
-            (2, 40, 40)
-        """
-        surplus = max(0, (self.output_length - outputs) * self.stride)
-        return replace(self, n=min(self.n, n), length=max(1, self.length - surplus))
 
 
 @functools.lru_cache(maxsize=4)
@@ -276,11 +265,6 @@ CASES = {case.name: case for case in _all()}
 
 
 def select(suites: Collection[str] = (), names: Collection[str] = ()) -> list[Case]:
-    """Return the cases of some suites and those of these names; all if neither is given.
-
-    Example:
-        >>> [case.name for case in select(["dtype"], ["stride_2"])]
-        ['stride_2', 'float64', 'bfloat16', 'float16']
-    """
+    """Return the cases of some suites and those of these names; all if neither is given."""
     everything = not (suites or names)
     return [c for c in CASES.values() if everything or c.suite in suites or c.name in names]

@@ -68,12 +68,7 @@ def rounded(value: Any) -> Any:
 
 
 def best_baseline(row: Row) -> str | None:
-    """Return the fastest baseline of a row; None if none was timed.
-
-    Example:
-        >>> best_baseline({"ratio": {"conv1d": [8, 7, 9], "fft": [2, 1, 3]}})
-        'fft'
-    """
+    """Return the fastest baseline of a row; None if none was timed."""
     timed = {name: three[0] for name, three in row["ratio"].items() if name not in OURS}
     return min(timed, key=lambda name: timed[name]) if timed else None
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,44 +12,20 @@ from sparseconv.core.geometry import Geometry
 from sparseconv.ops import gpu_plans
 from sparseconv.ops.padding import folds_padding
 
+
+def _planned(op: Any, make: Callable[..., gpu_plans.Masks], first: int) -> Callable[..., Tensor]:
+    """Call a CUDA kernel with the plan of two index tensors, which are arguments from ``first``."""
+
+    def launched(*args: Any) -> Tensor:
+        crow, col, geometry, *rest = args[first:]
+        plan = make(crow, col, Geometry.from_numbers(geometry))
+        result: Tensor = op(*args[:first], *plan, geometry, *rest)
+        return result
+
+    return launched
+
+
 _OPS = torch.ops.sparseconv
-
-
-def fprop(
-    input: Tensor,
-    values: Tensor,
-    bias: Tensor | None,
-    crow_indices: Tensor,
-    col_indices: Tensor,
-    geometry: Sequence[int],
-    relu: bool = False,
-) -> Tensor:
-    plan = gpu_plans.cuda_fprop(crow_indices, col_indices, Geometry.from_numbers(geometry))
-    y: Tensor = _OPS.cuda_fprop(input, values, bias, *plan, geometry, relu)
-    return y
-
-
-@folds_padding
-def dgrad(
-    grad_output: Tensor,
-    values: Tensor,
-    crow_indices: Tensor,
-    col_indices: Tensor,
-    geometry: Sequence[int],
-    input_length: int,
-) -> Tensor:
-    plan = gpu_plans.cuda_dgrad(crow_indices, col_indices, Geometry.from_numbers(geometry))
-    g: Tensor = _OPS.cuda_dgrad(grad_output, values, *plan, geometry, input_length)
-    return g
-
-
-def wgrad(
-    grad_output: Tensor,
-    input: Tensor,
-    crow_indices: Tensor,
-    col_indices: Tensor,
-    geometry: Sequence[int],
-) -> Tensor:
-    plan = gpu_plans.cuda_fprop(crow_indices, col_indices, Geometry.from_numbers(geometry))
-    g: Tensor = _OPS.cuda_wgrad(grad_output, input, *plan, geometry)
-    return g
+fprop = _planned(_OPS.cuda_fprop, gpu_plans.cuda_fprop, 3)
+dgrad = folds_padding(_planned(_OPS.cuda_dgrad, gpu_plans.cuda_dgrad, 2))
+wgrad = _planned(_OPS.cuda_wgrad, gpu_plans.cuda_fprop, 2)

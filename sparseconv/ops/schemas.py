@@ -32,7 +32,7 @@ _COMPUTATIONS = (
 # The CUDA kernels, given their plans: what the first three run for CUDA tensors.
 _CUDA = (
     "cuda_fprop(Tensor input, Tensor values, Tensor? bias, Tensor rows, Tensor slots,"
-    " int[] geometry, bool relu) -> Tensor",
+    " int[] geometry, bool relu=False) -> Tensor",
     "cuda_dgrad(Tensor grad_output, Tensor values, Tensor rows, Tensor slots, int[] geometry,"
     " SymInt input_length) -> Tensor",
     "cuda_wgrad(Tensor grad_output, Tensor input, Tensor rows, Tensor slots, int[] geometry)"

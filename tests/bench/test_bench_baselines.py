@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from bench_rows import shrunk
 from torch import Tensor
 
 from sparseconv.bench import run
@@ -29,12 +30,12 @@ def all_right(problem: Problem) -> None:
 
 @pytest.mark.parametrize("name", [*SOME, "float64", "uci_HAR_dense"])
 def test_every_baseline_is_right_on_every_kind_of_case(name: str) -> None:
-    all_right(CASES[name].shrunk(outputs=24).build())
+    all_right(shrunk(CASES[name], outputs=24).build())
 
 
 @pytest.fixture(scope="module")
 def small() -> Problem:
-    return CASES["stride_2"].shrunk(outputs=16).build()
+    return shrunk(CASES["stride_2"], outputs=16).build()
 
 
 @pytest.mark.parametrize("name", ["conv1d", "fft_prepared"])

@@ -26,7 +26,6 @@ from sparseconv.measure import timing
 from sparseconv.models import DSN
 from sparseconv.models.dsn import PADDINGS
 from sparseconv.nn import block
-from sparseconv.ops.backends import extension
 
 SECONDS = {"sparse": 2e-3, "masked_dense": 1e-2, "dense_best": 6e-3, "dense_compiled": 8e-3}
 WAYS = {"jit": 2e-3, "channels_last jit": 1e-3}  # of running dense_best, before it is timed

@@ -9,7 +9,6 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from bench_rows import network
 from bench_rows import row as made_row
 from dense_kernels import dense_calls, one_wrong
 from random_banks import Problem as Kernels

@@ -19,6 +19,7 @@ from sparseconv.bench import document, run
 from sparseconv.bench.baselines import BASELINES
 from sparseconv.bench.cases import CASES, Case
 from sparseconv.bench.network import compare
+from sparseconv.cli import bench
 from sparseconv.cli.main import main
 from sparseconv.measure import timing
 

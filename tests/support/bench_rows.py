@@ -1,13 +1,20 @@
-"""Rows of a benchmark as the command writes them, with plausible figures."""
+"""Small cases, and rows of a benchmark as the command writes them, with plausible figures."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-from sparseconv.bench.cases import CASES
+from sparseconv.bench.cases import CASES, Case
 from sparseconv.bench.run import FACTS
 
 RATIOS = {"conv1d": 10.0, "conv2d_channels_last": 7.0, "fft_prepared": 4.0}
+
+
+def shrunk(case: Case, n: int = 2, outputs: int = 40) -> Case:
+    """The same case on fewer and shorter series."""
+    surplus = max(0, (case.output_length - outputs) * case.stride)
+    return replace(case, n=min(case.n, n), length=max(1, case.length - surplus))
 
 
 def row(name: str, computation: str = "fprop", threads: int = 1, **fields: Any) -> dict[str, Any]:

@@ -95,10 +95,6 @@ class TrainingStep:
 
     ``name`` is ``"sparse"``, ``"masked_dense"`` (as its authors run it), ``"channels_last"``
     (``as_images``) or ``"dense_compiled"``.
-
-    Example:
-        >>> step = TrainingStep(DSN(1, 2, nf=2, kernel_size=3, depth=2), "masked_dense")
-        >>> step(torch.randn(4, 1, 9), torch.tensor([0, 1, 0, 1]))
     """
 
     def __init__(self, model: DSN, name: str, update_every: int = NEVER) -> None:
@@ -186,10 +182,15 @@ def _inference_row(mode: str, model: DSN, x: Tensor, rounds: int, baselines: Seq
 
 
 def _check_output(got: Tensor, exact: Tensor) -> None:
-    try:  # float32 against float64, within torch's own tolerances
-        torch.testing.assert_close(got.double(), exact, rtol=1.3e-6, atol=1e-5)
+    # float32 against float64, within torch's own tolerances
+    _check("the network's outputs are", got.double(), exact, rtol=1.3e-6, atol=1e-5)
+
+
+def _check(what: str, got: Tensor, wanted: Tensor, **tolerances: Any) -> None:
+    try:
+        torch.testing.assert_close(got, wanted, **tolerances)
     except AssertionError as error:
-        raise WrongResultError(f"the network's outputs are wrong: {error}") from None
+        raise WrongResultError(f"{what} wrong: {error}") from None
 
 
 def check_layers(model: DSN, batch: int, length: int) -> None:
@@ -216,10 +217,7 @@ def check_step(model: DSN, X: Tensor, y: Tensor) -> None:
     for (name, got), (other, wanted) in zip(*results, strict=True):
         if name != other:  # values, and the dense weight with its mask
             wanted = wanted[dense.get_submodule(other.removesuffix(".weight")).mask]
-        try:
-            torch.testing.assert_close(got, wanted)
-        except AssertionError as error:
-            raise WrongResultError(f"the gradient of {name} is wrong: {error}") from None
+        _check(f"the gradient of {name} is", got, wanted)
 
 
 def _row(mode: str, X: Tensor, sides: Mapping[str, Ways], rounds: int) -> Row:

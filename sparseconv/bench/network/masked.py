@@ -23,6 +23,7 @@ from sparseconv.dst.update import cosine_decay, prune_and_grow
 from sparseconv.nn.block import Block
 from sparseconv.nn.conv import SparseConv1d
 from sparseconv.nn.pooling import ShortAvgPool1d
+from sparseconv.nn.rewiring import move
 from sparseconv.reference import dense_weight, pad
 
 
@@ -123,10 +124,7 @@ class MaskedDST:
                 grow="random",
                 generator=self._generator,
             )
-            source = source.to(values.device)
-            # A position that is pruned and grown at once holds a new weight: it starts from zero.
-            kept = values[source.clamp(min=0)].masked_fill_(source < 0, 0)
-            layer.weight.copy_(dense_weight(kept, pattern))
+            layer.weight.copy_(dense_weight(move(values, source), pattern))
             layer.mask.copy_(pattern.to_mask())
         return True
 
