@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -114,12 +113,8 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     repo.mkdir()
     (repo / "setup.py").write_text("raise SystemExit('no compiler in this test')\n")
     identity = ("-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false")
-    for words in (
-        ("init", "--quiet"),
-        ("add", "."),
-        (*identity, "commit", "--quiet", "-m", "kernels"),
-    ):
-        subprocess.run(["git", *words], cwd=repo, check=True, capture_output=True)
+    for words in (["init"], ["add", "."], [*identity, "commit", "-m", "kernels"]):
+        compare.git(repo, *words)
     monkeypatch.setattr(compare, "ROOT", repo)
     return repo
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import tomllib
 from html import unescape
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,7 @@ from benchmarks.paper.plan import PLANS
 def full() -> list[dict[str, Any]]:
     """A row for each run that the plans name, on six sets."""
     generator = np.random.default_rng(0)
-    names = [
-        line.partition('"')[2].rstrip('"\n')
-        for line in (PLANS / "full.toml").read_text().splitlines()
-        if line.startswith("name = ")
-    ]
+    names = [run["name"] for run in tomllib.loads((PLANS / "full.toml").read_text())["run"]]
     held = {"UCR 2018": members("ucr2018"), "UEA": members("uea")}
     rows = [
         row(name, dataset, 0, generator.uniform(0.7, 1), **dsn_facts(nf=4))
@@ -38,9 +35,8 @@ def full() -> list[dict[str, Any]]:
         one["train_seconds"] = 50.0 if one["run"] == "masked dense" else 10.0
         one["curve_seconds"] = [one["train_seconds"] / 2, one["train_seconds"]]
         one |= {"forward_ms": 1.0, "step_ms": generator.uniform(3, 4)}
-        if one["run"] != "without groups":
-            continue
-        one |= dsn_facts(nf=4, n_groups=1)
+        if one["run"] == "without groups":
+            one |= dsn_facts(nf=4, n_groups=1)
     return rows
 
 

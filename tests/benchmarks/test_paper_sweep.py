@@ -60,28 +60,22 @@ def test_each_job_once(
 
 
 def test_a_failing_job_leaves_the_others(
-    tmp_path: Path,
-    archive: Path,
-    plan: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, archive: Path, plan: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = tmp_path / "out"
-    monkeypatch.setattr(sweeping, "perform", failing)
-    assert main(command(plan, archive, out)) == 1
+    def failing(job: Job, source: str, folder: Path, device: str) -> Any:
+        if job.dataset == "Long":
+            raise ValueError("the training loss became nan")
+        return perform(job, source, folder, device)
+
+    words = command(plan, archive, tmp_path / "out")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sweeping, "perform", failing)
+        assert main(words) == 1
     printed = capsys.readouterr()
     assert "FAILED: small, Long, seed 0: ValueError: the training loss became nan" in printed.err
     assert "3 of 5 jobs done; 2 failed" in printed.err
-    assert len(facts(out)) == 3
-    monkeypatch.undo()
-    assert main(command(plan, archive, out)) == 0, "what failed is tried again"
-    assert len(facts(out)) == 5
-
-
-def failing(job: Job, source: str, folder: Path, device: str) -> Any:
-    if job.dataset == "Long":
-        raise ValueError("the training loss became nan")
-    return perform(job, source, folder, device)
+    assert main(words) == 0, "what failed is tried again"
+    assert len(facts(tmp_path / "out")) == 5
 
 
 def test_rows_of_another_plan_or_of_other_data(tmp_path: Path, archive: Path, plan: Path) -> None:

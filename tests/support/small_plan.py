@@ -29,11 +29,10 @@ network = {nf = 3, depth = 2}
 """
 
 
-def write_set(path: Path, length: int = 20, channels: int = 1, shift: float = 0) -> None:
+def write_set(path: Path, length: int = 20, channels: int = 1) -> None:
     generator = np.random.default_rng(length)
     y = np.arange(24) % 2
     X = generator.normal(size=(24, channels, length)) + np.sin(np.arange(length)) * y[:, None, None]
-    X += shift
     path.parent.mkdir(parents=True, exist_ok=True)
     np.savez(path, X_train=X[:14], y_train=y[:14], X_test=X[14:], y_test=y[14:])
 
