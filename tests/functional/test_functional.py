@@ -37,7 +37,7 @@ def convolve(backend: str, **changes: Any) -> Tensor:
         ({"bias": BIAS.double()}, TypeError, "bias type .*float64.* should be the same"),
         ({"input": X.double()}, TypeError, "Input type .*float64.* values type .*float32"),
         ({"input": torch.randn(3, 3, 9)}, ArgumentError, "Given groups=1, .*to have 2 channels,"),
-        ({"bias": torch.randn(1, 2)}, ArgumentError, "bias"),
+        ({"bias": torch.randn(2, 1)}, ArgumentError, "bias"),
         ({"dilation": 4, "input": X[..., :8]}, ArgumentError, "Kernel size can't be greater than"),
         ({"input": X.int(), "values": VALUES.int(), "bias": None}, TypeError, "one of the dtypes"),
         ({"values": VALUES.to("meta")}, ValueError, "same device.*cpu and values on meta"),
