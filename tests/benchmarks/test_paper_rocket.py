@@ -97,20 +97,14 @@ def test_tables(out: Path) -> None:
 
 def test_a_table_is_not_of_the_largest_set() -> None:
     """Times are medians over the sets, and every comparison with all kernels has its p."""
-
-    def fitted(run: str, dataset: str, accuracy: float, seconds: float) -> dict[str, Any]:
-        return row(
-            run, dataset, 0, accuracy, fit_seconds=seconds, predict_seconds=50e-6 * seconds,
-            keep=1, n_candidates=4,
-        )  # fmt: skip
-
     seconds = {"a": 1.0, "b": 2.0, "c": 999.0, **dict.fromkeys("def", 2.0)}
     names = {"ROCKET": 0.9, "ROCKET, 35 %, POCKET": 0.8, "ROCKET, 35 %, random": 0.9}
     runs = Runs(
-        fitted(name, dataset, best - number / 100, time)
+        row(name, dataset, 0, best - number / 100, keep=1, n_candidates=4, fit_seconds=time,
+            predict_seconds=50e-6 * time)
         for name, best in names.items()
         for number, (dataset, time) in enumerate(seconds.items())
-    )
+    )  # fmt: skip
     whole, pocket, chance = random_kernels.pruned_kernels(runs).rows
     assert whole[4:7] == ("-", "-", "-")
     assert pocket[6] == p_text(2 / 2**6), "six losses; the other row has no p"

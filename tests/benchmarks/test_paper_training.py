@@ -14,15 +14,10 @@ from small_plan import job_with, without_times
 
 from benchmarks.paper import training
 from benchmarks.paper.archives import Shape, open_archive, read
-from benchmarks.paper.networks import MomentsDST, multiply_adds
+from benchmarks.paper.networks import MomentsDST, first_model, multiply_adds
 from benchmarks.paper.plan import Job
 from benchmarks.paper.sweep import perform
-from benchmarks.paper.training import (
-    checkpoint_interval,
-    first_model,
-    looks,
-    scheduler_factory,
-)
+from benchmarks.paper.training import checkpoint_interval, looks, scheduler_factory
 from sparseconv.measure.machine import commit, threads
 from sparseconv.models import DSN
 from sparseconv.training.loop import train
@@ -73,7 +68,6 @@ def test_moments_of_grown_weights(moments: str) -> None:
     torch.manual_seed(0)
     model = first_model(job_with().options, 0, SHAPE)
     make = scheduler_factory(job_with(moments=moments), job_with().recipe())
-    assert make is not None
     optimizer = torch.optim.Adam(model.parameters(), 1e-2)
     dst = make(model, optimizer, 3, 100, 100)
     assert isinstance(dst, MomentsDST)
