@@ -7,9 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-pytest.importorskip("aeon", reason="aeon is not installed")
-
 from quick_figures import quick_figures  # noqa: F401 (a fixture of every test here)
 from toy_run import SMALL, write_data
 

@@ -12,8 +12,6 @@ import pytest
 import torch
 from small_plan import without_times
 
-pytest.importorskip("aeon", reason="aeon is not installed")
-
 from benchmarks.paper import pruned_filters, times
 from benchmarks.paper.__main__ import main
 from benchmarks.paper.archives import open_archive

@@ -12,8 +12,6 @@ import torch
 from paper_rows import row as made
 from torch import Tensor, nn
 
-pytest.importorskip("aeon", reason="aeon is not installed")
-
 from benchmarks.paper import times
 from benchmarks.paper.plan import DEFAULTS
 from benchmarks.paper.pruned_filters import expanded

@@ -14,8 +14,6 @@ from small_plan import write_set
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
-pytest.importorskip("aeon", reason="aeon is not installed")
-
 from benchmarks.lines import add_line, read_lines
 from benchmarks.studies import classifiers, published_networks, unpruned
 from benchmarks.studies.__main__ import main
