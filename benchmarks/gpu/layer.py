@@ -17,7 +17,7 @@ from sparseconv.bench import baselines
 from sparseconv.bench.cases import Problem
 from sparseconv.bench.run import COMPUTATIONS, exact_results
 from sparseconv.core.geometry import Geometry
-from sparseconv.ops.calls import KERNELS
+from sparseconv.ops.schemas import KERNELS
 
 Rival = Callable[[Problem], baselines.Calls]
 

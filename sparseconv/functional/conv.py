@@ -18,9 +18,9 @@ from sparseconv.core.pattern import KernelCSR
 from sparseconv.functional.differentiable import Differentiable, Rest, is_transformed, save
 from sparseconv.ops import gpu_plans
 from sparseconv.ops.backends import extension, resolve_backend
-from sparseconv.ops.calls import KERNELS, bias_grad
 from sparseconv.ops.checks import check, refuse_types
 from sparseconv.ops.flops import teach_counters
+from sparseconv.ops.schemas import KERNELS, bias_grad
 
 T = TypeVar("T")
 U = TypeVar("U")

@@ -1,4 +1,4 @@
-"""The registered ops: schemas, shapes for the compiler, and what torch.vmap does with them.
+"""The registered ops: schemas, shapes for the compiler, torch.vmap, and the ops of each backend.
 
 Each computation is one op that never calls another. Tensors and sizes only, so torch.compile,
 export and the FLOP counter see through it; ``nnz`` is always a tensor's shape.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -152,7 +152,21 @@ def _vmap(op: Any) -> Callable[..., Any]:
     return rule
 
 
-_DIFFERENTIABLE = ("fprop", "dgrad", "wgrad", "triton_fprop", "triton_dgrad", "triton_wgrad")
-for _name in (*_DIFFERENTIABLE, "bias_grad"):
-    _op = getattr(torch.ops.sparseconv, _name).default
+class Kernels(NamedTuple):
+    """fprop, dgrad and wgrad of one backend."""
+
+    fprop: Any
+    dgrad: Any
+    wgrad: Any
+
+
+def _kernels(prefix: str) -> Kernels:
+    names = (prefix + name for name in Kernels._fields)
+    return Kernels(*(getattr(torch.ops.sparseconv, name).default for name in names))
+
+
+# The dispatcher runs the C++ kernels for CPU tensors, and the CUDA kernels for CUDA tensors.
+KERNELS = {"cpp": _kernels(""), "cuda": _kernels(""), "triton": _kernels("triton_")}
+bias_grad = torch.ops.sparseconv.bias_grad.default
+for _op in (*KERNELS["cpp"], *KERNELS["triton"], bias_grad):
     torch.library.register_vmap(_op, _vmap(_op), lib=_library)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from sparseconv import DSTScheduler, SparseConv1d
 from sparseconv.bench import run, tables
-from sparseconv.bench.network import compare, dense
+from sparseconv.bench.network import compare, masked
 from sparseconv.bench.network.compare import TrainingStep
 from sparseconv.bench.network.masked import MaskedDST, PremaskedConv1d, masked_copy
 from sparseconv.bench.run import WrongResultError
@@ -64,7 +64,7 @@ def fake_times(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 def test_rows_of_every_mode(fake_times: list[list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
     # Instead of half a minute for each network: the eager one. TorchScript has its own test.
     monkeypatch.setattr(torch, "compile", lambda model, **_: model)
-    monkeypatch.setattr(dense, "_scripted", lambda network, x: network)
+    monkeypatch.setattr(masked, "_scripted", lambda network, x: network)
     state = torch.get_rng_state()
     tasks = compare.tasks([1, 2], rounds=5)
     assert [name for name, _ in tasks[:2]] == [
@@ -155,7 +155,7 @@ def test_every_way_to_run_dense_computes_the_same(length: int, padding: str) -> 
         model(x)
     model.eval()
     with torch.no_grad():
-        for name, make in dense.inference_variants(model, x).items():
+        for name, make in masked.inference_variants(model, x).items():
             torch.testing.assert_close(make()(x), model(x), msg=lambda m, n=name: f"{n}: {m}")
 
 
@@ -238,10 +238,10 @@ def test_the_copy_is_the_same_function(padding: str, init: str) -> None:
             twin.train(train_mode)(X), model.train(train_mode)(X), rtol=1e-12, atol=1e-12
         )
     assert not [m for m in twin.modules() if isinstance(m, SparseConv1d)]
-    for masked, sparse in zip(masked_layers(twin), layers, strict=True):
-        assert masked.weight.shape == sparse.pattern.shape
-        assert torch.equal(masked.mask, sparse.pattern.to_mask())
-        assert masked.regions == sparse.regions
+    for theirs, ours in zip(masked_layers(twin), layers, strict=True):
+        assert theirs.weight.shape == ours.pattern.shape
+        assert torch.equal(theirs.mask, ours.pattern.to_mask())
+        assert theirs.regions == ours.regions
     assert model.sparse_layers() == layers  # the model is left as it was, but for running means
     assert torch.equal(before["blocks.0.conv.values"], model.state_dict()["blocks.0.conv.values"])
 

@@ -16,7 +16,7 @@ from sparseconv.bench.cases import Problem
 from sparseconv.core.geometry import Geometry
 from sparseconv.ops import gpu_plans
 from sparseconv.ops.backends import extension
-from sparseconv.ops.calls import KERNELS
+from sparseconv.ops.schemas import KERNELS
 from sparseconv.testing import Case, Tensors, expected
 
 NAMES = ("fprop", "dgrad", "wgrad")

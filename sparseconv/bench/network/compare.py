@@ -20,8 +20,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparseconv.bench.cases import layer_problem
-from sparseconv.bench.network.dense import Network, as_images, inference_variants
-from sparseconv.bench.network.masked import MaskedDST, masked_copy
+from sparseconv.bench.network.masked import (
+    MaskedDST,
+    Network,
+    as_images,
+    inference_variants,
+    masked_copy,
+)
 from sparseconv.bench.run import WrongResultError, check, first_line, times_and_ratios
 from sparseconv.dst.scheduler import DSTScheduler
 from sparseconv.inference.optimize import optimize_for_inference

@@ -33,8 +33,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from sparseconv import KernelCSR, sparse_conv1d
 from sparseconv.core.geometry import Geometry
 from sparseconv.ops import gpu_plans, triton
-from sparseconv.ops.calls import KERNELS
 from sparseconv.ops.flops import teach_counters
+from sparseconv.ops.schemas import KERNELS
 from sparseconv.ops.triton import launch
 from sparseconv.testing import PATTERNS, Case, random_case
 
