@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sparseconv.core.geometry import Geometry
 
-Dgrad = Callable[[Tensor, Tensor, Tensor, Tensor, Sequence[int], int], Tensor]
 
-
-def folds_padding(dgrad: Dgrad) -> Dgrad:
+def folds_padding(dgrad: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Add the gradients of the padding to those of the samples that it repeats.
 
     ``dgrad`` then computes the gradient of the padded input, which has no padding. It is added up
@@ -21,17 +20,10 @@ def folds_padding(dgrad: Dgrad) -> Dgrad:
     """
 
     @functools.wraps(dgrad)
-    def folded(
-        grad_output: Tensor,
-        values: Tensor,
-        crow_indices: Tensor,
-        col_indices: Tensor,
-        geometry: Sequence[int],
-        input_length: int,
-    ) -> Tensor:
-        pattern = crow_indices, col_indices
+    def folded(grad_output: Tensor, values: Tensor, *rest: Any) -> Tensor:
+        *pattern, geometry, input_length = rest
         if not any(geometry[4:6]) or tuple(geometry[8:]) == (0,):  # of each call: not parsed twice
-            return dgrad(grad_output, values, *pattern, geometry, input_length)
+            return dgrad(grad_output, values, *rest)
         g = Geometry.from_numbers(geometry)
         g.check_length(input_length)
         left, right = g.padding

@@ -167,10 +167,7 @@ def in_sequence(passes: Sequence[tuple[int, Passes]]) -> Passes:
 
 
 def time_layer(
-    name: str,
-    layer: SparseConv1d,
-    calls: Sequence[Call],
-    stopwatch: Stopwatch,
+    name: str, layer: SparseConv1d, calls: Sequence[Call], stopwatch: Stopwatch
 ) -> LayerTimes:
     """Time a layer, sparse and dense interleaved, on all these calls together."""
     dense, sparse = _plain_twins(layer)

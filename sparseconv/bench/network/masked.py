@@ -1,8 +1,8 @@
 """The same network dense: as mask-based sparse training runs it, and at PyTorch's best settings.
 
-The masked baseline of every whole-network comparison follows the published practice: the weight is a
-dense parameter, multiplied by its mask after each optimizer step; forward and backward are those of
-the dense convolution; the input is padded by a copy; Adam's moments of inactive weights keep
+The masked baseline of every whole-network comparison follows the published practice: the weight is
+a dense parameter, multiplied by its mask after each optimizer step; forward and backward are those
+of the dense convolution; the input is padded by a copy; Adam's moments of inactive weights keep
 accumulating dense gradients. At the best settings all ways pool short series by a matrix product,
 which beats torch's own pooling.
 """
