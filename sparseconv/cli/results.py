@@ -1,11 +1,11 @@
-"""The results folder of a run, before it is written."""
+"""The results folder of a run: its data, its training, and what is written into it."""
 
 from __future__ import annotations
 
 import contextlib
 import csv
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,9 @@ import torch
 
 from sparseconv import datasets
 from sparseconv.core.files import LOCK_NAME, check_writable, claimed, partial_files, write_whole
+from sparseconv.measure.table import Table, with_thousands
 from sparseconv.models import DSN
-from sparseconv.report.training import write_training_report
+from sparseconv.report import figures
 from sparseconv.training.data import digest
 from sparseconv.training.evaluation import predict_log_proba
 from sparseconv.training.loop import CHECKPOINT_NAME, TrainingResult, train
@@ -92,11 +93,79 @@ def train_network(
         name: value for section in config.values() for name, value in section.items()
         if name != "filters"
     }  # fmt: skip
-    summary = write_training_report(
-        out, dataset_name=data.name, model=model, history=result.history,
-        cost=model.cost(data.n_timepoints), test_accuracy=found / len(data.y_test), config=settings,
-    )  # fmt: skip
-    return result, found, summary
+    accuracy = found / len(data.y_test)
+    return result, found, write_summary(out, data, model, result.history, accuracy, settings)
+
+
+def write_summary(
+    out: Path,
+    data: datasets.Dataset,
+    model: DSN,
+    history: Sequence[Mapping[str, Any]],
+    accuracy: float,
+    settings: Mapping[str, Any],
+) -> Path:
+    """Write ``summary.md`` and its figures; return its path.
+
+    ``history`` is that of a ``TrainingResult``, ``settings`` every setting of the run, by name.
+    """
+    folder = out / "figures"
+    layers = model.sparse_layers()
+    profiles = [figures.group_profiles(layer) for layer in layers]
+    captions = {
+        figures.learning_curve(history, folder / "learning_curve.png"): "Loss and accuracy",
+        figures.receptive_fields(
+            {"this network": figures.kernels_by_size(model)}, folder / "receptive_fields.png"
+        ): "Effective receptive fields of kernels and of paths through the layers",
+        figures.group_weights(
+            profiles, layers[0].regions, folder / "group_weights.png"
+        ): "Magnitude of the active weights by kernel group and tap",
+    }
+    kept = figures.best_epoch(history)
+    facts = Table(
+        ("", "value"),
+        [
+            ("test accuracy", f"{accuracy:.4f}"),
+            ("least training loss", f"{kept['train_loss']:.6f} in epoch {kept['epoch']}"),
+            ("epochs", f"{len(history)}"),
+            ("pattern updates", f"{sum(bool(row['updated']) for row in history)}"),
+            ("time in training", f"{sum(float(row['seconds']) for row in history):.0f} s"),
+        ],
+    )
+    cost = model.cost(data.n_timepoints)
+    counts = (
+        ("parameters", cost.params, cost.params_dense),
+        ("multiply-accumulates executed", cost.macs_executed, cost.macs_dense),
+        ("FLOPs as the paper counts", cost.flops_paper, cost.flops_paper_dense),
+    )
+    costs = [
+        {
+            "per series": name,
+            "this network": with_thousands(ours),
+            "every tap active": with_thousands(dense),
+            "share": f"{ours / dense:.1%}",
+        }
+        for name, ours, dense in counts
+    ]
+    patterns = [
+        {
+            "layer": f"{i}",
+            "channels x taps": f"{p.shape[1]} → {p.shape[0]} x {p.shape[2]}",
+            "active weights": with_thousands(p.nnz),
+            "of": with_thousands(p.numel),
+            "density": f"{p.density:.2%}",
+        }
+        for i, p in enumerate((layer.pattern for layer in layers), start=1)
+    ]
+    options = [(key, str(value)) for key, value in settings.items()]
+    parts = [f"# DSN on {data.name}", facts.markdown(), "## Cost"]
+    parts += [Table.of(costs, ["per series"]).markdown(), "## Sparse layers"]
+    parts += [Table.of(patterns, ["layer", "channels x taps"]).markdown(), "## Figures"]
+    parts += [f"![{text}]({path.relative_to(out).as_posix()})" for path, text in captions.items()]
+    parts += ["## Settings", Table(("setting", "value"), options, text_columns=2).markdown()]
+    summary = out / "summary.md"
+    write_whole(summary, "\n\n".join(parts) + "\n")
+    return summary
 
 
 def _history_writer(path: Path) -> Callable[[list[dict[str, Any]]], None]:

@@ -1,1 +1,1 @@
-"""What a run leaves for a person to read: figures, a summary, an HTML page."""
+"""The figures of a run."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,11 @@ import pytest
 import torch
 
 from sparseconv import KernelCSR
+from sparseconv.cli.results import write_summary
 from sparseconv.measure.page import Section, write_html
 from sparseconv.measure.table import Table
 from sparseconv.models import DSN
 from sparseconv.report import figures
-from sparseconv.report.training import write_training_report
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -71,15 +72,14 @@ def test_training_report(tmp_path: Path, model: DSN) -> None:
     ungrouped = DSN(1, 2, nf=6, kernel_size=9, n_groups=1)
     dense = DSN(3, 2, sparsity=0.0, nf=2, kernel_size=5, depth=1)
     rows, one, watched = history(20), history(1), history(40, test_loss=0.5, test_accuracy=0.7)
+    data: Any = SimpleNamespace(name="GunPoint", n_timepoints=150)
     rows[3]["train_loss"] = rows[-1]["train_loss"]  # of equal epochs the later one is kept
     one[0]["train_loss"] = 0.0  # not on a logarithmic axis
     for network, content in ((dense, one), (ungrouped, watched), (model, rows)):
         cost = network.cost(150)
         folder = tmp_path / f"{len(content)} epochs"
-        summary = write_training_report(
-            folder, dataset_name="GunPoint", model=network, history=content, cost=cost,
-            test_accuracy=0.98, config={"epochs": 20, "seed": 0, "batch_size": None},
-        )  # fmt: skip
+        settings = {"epochs": 20, "seed": 0, "batch_size": None}
+        summary = write_summary(folder, data, network, content, 0.98, settings)
         text = summary.read_text()
         assert f"{cost.macs_executed:,}".replace(",", " ") in text
         for i, layer in enumerate(network.sparse_layers(), start=1):
