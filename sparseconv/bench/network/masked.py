@@ -66,18 +66,20 @@ class PremaskedConv1d(nn.Module):
         )  # fmt: skip
 
 
-def masked_copy(model: nn.Module) -> nn.Module:
+def masked_copy(
+    model: nn.Module, pool: type[nn.AdaptiveAvgPool1d] = nn.AdaptiveAvgPool1d
+) -> nn.Module:
     """Copy a network, with a ``PremaskedConv1d`` in the place of every ``SparseConv1d``.
 
     The copy computes the same function, with torch's own modules alone: a ``Block`` becomes the
-    ``nn.Sequential`` that it is, the pooling of short series torch's. ``model`` is left as it was.
+    ``nn.Sequential`` that it is, the pooling of short series ``pool``. ``model`` is left as it was.
     """
     twin = copy.deepcopy(model)
     for name, layer in list(twin.named_modules()):
         if isinstance(layer, SparseConv1d):
             twin.set_submodule(name, PremaskedConv1d(layer))
         elif isinstance(layer, ShortAvgPool1d):
-            twin.set_submodule(name, nn.AdaptiveAvgPool1d(layer.output_size))
+            twin.set_submodule(name, pool(layer.output_size))
     for name, block in list(twin.named_modules()):
         if isinstance(block, Block):
             twin.set_submodule(name, nn.Sequential(OrderedDict(block.named_children())))
@@ -155,7 +157,7 @@ def inference_variants(model: DSN, x: Tensor) -> dict[str, Callable[[], Network]
     length and the machine. ``torch.compile`` is a separate baseline.
     """
     return {
-        "jit": lambda: _scripted(_with_fast_pool(masked_copy(model).eval()), x),
+        "jit": lambda: _scripted(masked_copy(model, _MatrixPool).eval(), x),
         "channels_last jit": lambda: _scripted(as_images(model, fold=True).eval(), x),
     }
 
@@ -192,19 +194,12 @@ class _MatrixPool(nn.AdaptiveAvgPool1d):
         return input @ averaging_matrix(length, input.dtype, input.device)
 
 
-def _with_fast_pool(network: nn.Module) -> nn.Module:
-    for name, module in list(network.named_modules()):
-        if type(module) is nn.AdaptiveAvgPool1d and module.output_size != 1:
-            network.set_submodule(name, _MatrixPool(module.output_size))
-    return network
-
-
 def as_images(model: DSN, *, fold: bool) -> nn.Sequential:
     """Build the same function, its blocks on ``(N, C, 1, L)`` in channels-last memory.
 
     To be trained with masks, or with the norms folded into the convolutions.
     """
-    twin = _with_fast_pool(masked_copy(model))
+    twin = masked_copy(model, _MatrixPool)
     layers: list[nn.Module] = [_ToImages()]
     for layer in (layer for block in twin.blocks for layer in block):  # type: ignore[union-attr]
         if isinstance(layer, PremaskedConv1d):
