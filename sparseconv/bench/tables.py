@@ -67,6 +67,10 @@ def _milliseconds(side: str, factor: float = 1.0) -> Callable[[Row], str]:
     return lambda row: three_digits(factor * row["ms"][side]) if side in row["ms"] else ""
 
 
+def _megabytes(side: str) -> Callable[[Row], str]:
+    return lambda row: f"{n / 1e6:.1f}" if (n := row.get("peak_bytes", {}).get(side)) else ""
+
+
 CASE = facts("case", "computation", "threads")
 MS = ("ms", _milliseconds("sparse"))
 DENSITY = ("density", lambda row: f"{row['density']:.1%}")
@@ -86,7 +90,7 @@ def cases(rows: Iterable[Row]) -> Table:
 
 
 def network(rows: Iterable[Row]) -> Table:
-    """Show times of the sparse network and ratios of the dense ones."""
+    """Show times of the sparse network, ratios of the dense ones, and memory."""
     return table(
         rows,
         (
@@ -97,6 +101,8 @@ def network(rows: Iterable[Row]) -> Table:
             ("vs settings", median("dense_best")),
             ("(which)", lambda row: row["settings"].get("dense_best", "")),
             ("vs compiled", median("dense_compiled")),
+            ("MB", _megabytes("sparse")),
+            ("masked MB", _megabytes("masked_dense")),
         ),
     )
 

@@ -1,11 +1,43 @@
-"""Keep the memory that a process frees."""
+"""Memory: the most that a call holds, and keeping what it frees."""
 
 from __future__ import annotations
 
 import ctypes
+import os
+from collections.abc import Callable
+from itertools import accumulate
+
+import torch
+from torch.profiler import ProfilerActivity, profile
 
 # Of malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+
+
+def peak_bytes(call: Callable[[], object]) -> int:
+    """Return the most bytes that torch's allocator has handed out during a call.
+
+    The kernels' scratch is not among them: it belongs to a thread, not to a call, and fits in L2.
+    """
+    return max(accumulate(allocations(call), initial=0))
+
+
+def allocations(call: Callable[[], object]) -> list[int]:
+    """Return the bytes of each buffer that torch hands out on the CPU (or takes back: negative)."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # or it writes two lines to stderr each time
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        kept = call()  # freed after the last event, as a caller would hold it
+    del kept
+    assert profiler.profiler is not None
+    results = profiler.profiler.kineto_results
+    assert results is not None
+    changes, events = [], list(results.experimental_event_tree())
+    while events:
+        event = events.pop()
+        events += event.children
+        if event.tag == torch._C._profiler._EventType.Allocation:
+            changes.append((event.start_time_ns, event.extra_fields.alloc_size))
+    return [change for _, change in sorted(changes, key=lambda pair: pair[0])]
 
 
 def retain_freed_memory() -> bool:

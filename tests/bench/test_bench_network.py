@@ -26,6 +26,7 @@ from sparseconv.measure import timing
 from sparseconv.models import DSN
 from sparseconv.models.dsn import PADDINGS
 from sparseconv.nn import block
+from sparseconv.ops.backends import extension
 
 SECONDS = {"sparse": 2e-3, "masked_dense": 1e-2, "dense_best": 6e-3, "dense_compiled": 8e-3}
 WAYS = {"jit": 2e-3, "channels_last jit": 1e-3}  # of running dense_best, before it is timed
@@ -87,6 +88,7 @@ def test_rows_of_every_mode(fake_times: list[list[str]], monkeypatch: pytest.Mon
         assert row["ratio"]["masked_dense"] == pytest.approx([5, 5, 5])
         others = {"masked_dense", "plain_step"} if update else set(SECONDS)
         assert set(row["ms"]) == {"sparse"} | others
+        assert ("peak_bytes" in row) == trains
         fastest = None if update else "channels_last" if trains else "channels_last jit"
         assert row["settings"].get("dense_best") == fastest
     json.dumps(rows)
@@ -193,10 +195,28 @@ def test_an_update_is_timed_beside_a_step_without_one(
     moved: list[int] = []
     step = DSTScheduler.step
     monkeypatch.setattr(DSTScheduler, "step", lambda self: moved.append(step(self)))
+    monkeypatch.setattr(TrainingStep, "peak_bytes", lambda *_: 0)
     measured("update", baselines=[])
     # Each when it was made and when it was timed: one of them moved weights, one did not.
     assert moved == [True, False, True, False]
     assert fake_times == [["sparse", "plain_step"]]
+
+
+def test_memory_counts_what_is_held_and_what_comes_out() -> None:
+    model = small(kernel_size=39, nf=12)
+    X, y = torch.randn(2, 1, 16), torch.arange(2)
+    sparse, dense = (TrainingStep(model, n).peak_bytes(X, y) for n in ("sparse", "masked_dense"))
+    inactive = sum(layer.pattern.numel - layer.pattern.nnz for layer in model.sparse_layers())
+    # Weight, gradient and two moments of what is inactive, at least; and the masks, a byte each,
+    # against at most 7 index arrays of nnz.
+    nnz = sum(layer.pattern.nnz for layer in model.sparse_layers())
+    assert dense - sparse > 16 * inactive - 4 * 7 * nnz
+    arrays = [(x.pattern.crow_indices, x.pattern.col_indices) for x in model.sparse_layers()]
+    held = sum(extension.plan_bytes(*two) for two in arrays)
+    assert held > 4 * 5 * nnz  # rows of three passes, dgrad's order and wgrad's batches, at least
+    assert sparse > 16 * sum(p.numel() for p in model.parameters()) + held
+    longer = TrainingStep(model, "sparse").peak_bytes(torch.randn(2, 1, 1600), y)
+    assert longer - sparse > 4 * 2 * 1584 * 36 * 2  # a module's outputs, before and after the norm
 
 
 # Masked dense: the same network, trained by the same rule

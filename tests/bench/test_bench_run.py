@@ -20,6 +20,7 @@ from sparseconv.bench.baselines import BASELINES, Calls
 from sparseconv.bench.cases import CASES, Case, Problem, layer_problem
 from sparseconv.measure import timing
 from sparseconv.measure.machine import threads
+from sparseconv.measure.memory import peak_bytes
 from sparseconv.models import DSN
 from sparseconv.rocket.bank import KINDS, KernelBank
 
@@ -160,6 +161,12 @@ def test_absent_baselines_are_in_no_row_but_named() -> None:
         assert not row["ratio"]
         assert row["share_of_peak"] is None
         assert "BFloat16" in row["absent"]["fft"]
+
+
+def test_peak_memory_of_known_calls() -> None:
+    assert peak_bytes(lambda: torch.zeros(1000)) == 4000
+    assert peak_bytes(lambda: (torch.zeros(1000) + 1).sum()) >= 8000
+    assert peak_bytes(lambda: [torch.zeros(1000).sum() for _ in range(50)]) < 4 * 4000
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import subprocess
 import sys
@@ -11,9 +10,9 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.profiler import ProfilerActivity, profile
 
 from sparseconv import DSTScheduler, available_backends
+from sparseconv.measure.memory import allocations
 from sparseconv.models import DSN
 
 DENSE_BYTES = 141 * 47 * 39 * 4  # one layer's weight in float32
@@ -50,24 +49,6 @@ def test_parameters_gradients_and_moments(in_channels: int) -> None:
     plain = sum(parameter.numel() for parameter in dense.parameters()) * 4 * 4
     # The dense network, as one would build it, has no indices: they count for the sparse one only.
     assert held(sparse) < 0.25 * plain
-
-
-def allocations(call: Callable[[], object]) -> list[int]:
-    """Return the bytes of each buffer that torch hands out on the CPU (or takes back: negative)."""
-    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # or it writes two lines to stderr each time
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        kept = call()  # freed after the last event, as a caller would hold it
-    del kept
-    assert profiler.profiler is not None
-    results = profiler.profiler.kineto_results
-    assert results is not None
-    changes, events = [], list(results.experimental_event_tree())
-    while events:
-        event = events.pop()
-        events += event.children
-        if event.tag == torch._C._profiler._EventType.Allocation:
-            changes.append((event.start_time_ns, event.extra_fields.alloc_size))
-    return [change for _, change in sorted(changes, key=lambda pair: pair[0])]
 
 
 def test_no_dense_sized_buffer_in_a_training_step() -> None:

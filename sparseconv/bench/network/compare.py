@@ -1,4 +1,4 @@
-"""The whole network against the same network dense: training, inference, latency.
+"""The whole network against the same network dense: training, inference, latency, memory.
 
 The baselines are the network as mask-based sparse training runs it (``masked_dense``), the fastest
 that PyTorch's settings make of it (``dense_best``, the row names which), and ``torch.compile``.
@@ -32,8 +32,10 @@ from sparseconv.dst.scheduler import DSTScheduler
 from sparseconv.inference.optimize import optimize_for_inference
 from sparseconv.measure import timing
 from sparseconv.measure.machine import threads
+from sparseconv.measure.memory import peak_bytes
 from sparseconv.measure.table import threads_text
 from sparseconv.models import DSN
+from sparseconv.ops.backends import extension
 
 MODES = {
     "train": "training step",
@@ -129,6 +131,25 @@ class TrainingStep:
         self.optimizer.step()
         self.scheduler.step()
 
+    def peak_bytes(self, X: Tensor, y: Tensor) -> int:
+        """The most bytes held at once in a step.
+
+        Parameters, gradients, moments, masks or indices with their plans, and what torch's
+        allocator has out during the step. The kernels' own scratch (a thread's, within L2) is not
+        counted, nor oneDNN's.
+        """
+        self(X, y)  # makes gradients, moments and plans
+        held = [*self.model.parameters(), *self.model.buffers()]
+        held += [p.grad for p in self.model.parameters() if p.grad is not None]
+        held += [t for state in self.optimizer.state.values() for t in state.values()]
+        plans = 0
+        for layer in self.model.sparse_layers() if isinstance(self.model, DSN) else ():
+            arrays = layer.pattern.crow_indices, layer.pattern.col_indices
+            held += arrays
+            plans += extension.plan_bytes(*arrays) if extension is not None else 0
+        known = sum(entry.nbytes for entry in held if isinstance(entry, Tensor))
+        return known + plans + peak_bytes(partial(self, X, y))
+
 
 def training_row(
     mode: str,
@@ -154,7 +175,10 @@ def training_row(
     }
     if mode == "update":  # interleaved with the step that it is compared with
         sides["plain_step"] = {"plain_step": partial(step, "sparse", NEVER)}
-    return _row(mode, X, sides, rounds)
+    row = _row(mode, X, sides, rounds)
+    both = [name for name in ("sparse", "masked_dense") if name in row["ms"]]
+    row["peak_bytes"] = {name: TrainingStep(model, name).peak_bytes(X, y) for name in both}
+    return row
 
 
 def _inference_row(mode: str, model: DSN, x: Tensor, rounds: int, baselines: Sequence[str]) -> Row:
