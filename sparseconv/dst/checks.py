@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sparseconv.nn.conv import SparseConv1d
+from sparseconv.nn.optimizers import check_optimizer, trained_by
 
 Layers = Mapping[str, SparseConv1d]
 OTHER_AVERAGE = (
@@ -36,7 +37,7 @@ def check_layers(
     optimizer: torch.optim.Optimizer,
 ) -> None:
     """Refuse values that something else trains or that are in two places, and other averages."""
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    held = set(map(id, trained_by(check_optimizer(optimizer))))
     owner: dict[int, str] = {}
     for name, layer in layers.items():
         values = layer._parameters.get("values")  # computed ones are made anew at each access
@@ -57,34 +58,3 @@ def check_layers(
                     "copy.deepcopy for an average"
                 )
             owner[id(values)] = place
-
-
-def check_optimizer(optimizer: torch.optim.Optimizer) -> None:
-    """Refuse an optimizer whose state is not per weight."""
-    if isinstance(optimizer, torch.optim.LBFGS):
-        raise NotImplementedError(
-            "LBFGS keeps a history of all parameters together, which cannot follow a change of "
-            "pattern; use SGD, Adam or another elementwise optimizer, or grow='static'"
-        )
-    for name, inner in vars(optimizer).items():  # ZeroRedundancyOptimizer, SAM, ...
-        if isinstance(inner, torch.optim.Optimizer) and inner.state is not optimizer.state:
-            raise NotImplementedError(
-                f"{type(optimizer).__name__} keeps its state in an inner optimizer, where it "
-                f"cannot follow a change of pattern; hand optimizer.{name} to the DSTScheduler"
-            )
-
-
-def check_state(name: str, values: Tensor, state: Mapping[str, object]) -> None:
-    """Refuse state of the optimizer that is not elementwise."""
-    for key, tensor in state.items():
-        if isinstance(tensor, list | tuple | dict):
-            raise NotImplementedError(
-                f"the optimizer's {key!r} of layer {name!r} is a {type(tensor).__name__}, which "
-                "cannot follow a change of pattern; use an elementwise optimizer, or grow='static'"
-            )
-        if isinstance(tensor, Tensor) and tensor.dim() and tensor.shape != values.shape:
-            raise ValueError(
-                f"the optimizer's {key!r} of layer {name!r} must have shape {list(values.shape)}, "
-                f"one for each active weight, but has {list(tensor.shape)}; build a new optimizer "
-                "after a change of their number"
-            )

@@ -29,6 +29,7 @@ from sparseconv.nn.buffer_check import checksum
 from sparseconv.nn.conv import SparseConv1d
 from sparseconv.nn.dense_gradient import new_probe
 from sparseconv.nn.modules import check_module
+from sparseconv.nn.optimizers import Kept, check_optimizer, followed, state_of
 from sparseconv.nn.rewiring import check_movable
 
 
@@ -128,10 +129,7 @@ class DSTScheduler:
         process_group: torch.distributed.ProcessGroup | str | None = "default",
     ) -> None:
         check_module(model)
-        if not isinstance(optimizer, torch.optim.Optimizer):
-            raise TypeError(
-                f"optimizer must be a torch.optim.Optimizer, but got {type(optimizer).__name__}"
-            )
+        check_optimizer(optimizer)
         self.update_every = count("update_every", update_every)
         self.end_step = count("end_step", end_step)
         self.decay_steps = count("decay_steps", end_step if decay_steps is None else decay_steps)
@@ -277,10 +275,15 @@ class DSTScheduler:
     def _check_layers(self) -> None:
         checks.check_layers(self._layers, self._copies, self._optimizer)
         if self.grow != "static":
-            checks.check_optimizer(self._optimizer)
+            self._followed()
             for name, layer in self._layers.items():
                 for each in (layer, *self._copies[name]) if layer.values.requires_grad else ():
                     check_movable(each)
+
+    def _followed(self) -> list[Kept]:
+        """What the optimizer keeps, and those that it holds."""
+        layers = self._layers.items()
+        return followed(self._optimizer, {f"{name}.values": x.values for name, x in layers})
 
     def _fingerprint(self, _: None) -> dict[str, Any]:
         patterns = {name: checksum(layer.pattern) for name, layer in self._layers.items()}
@@ -297,7 +300,10 @@ class DSTScheduler:
                 return []
             checks.check_layers(self._layers, self._copies, self._optimizer)
             training = [name for name, x in self._layers.items() if x.values.requires_grad]
-            plans = [self._plan_layer(name, fraction, gradients.get(name)) for name in training]
+            kept = self._followed()
+            plans = [
+                self._plan_layer(name, fraction, gradients.get(name), kept) for name in training
+            ]
             return [plan for plan in plans if plan is not None]
 
         try:
@@ -322,10 +328,10 @@ class DSTScheduler:
             totals[name] = self._ranks.sum(own.contiguous())
         return totals
 
-    def _plan_layer(self, name: str, fraction: float, dense_grad: Tensor | None) -> _Change | None:
+    def _plan_layer(
+        self, name: str, fraction: float, dense_grad: Tensor | None, kept: Sequence[Kept]
+    ) -> _Change | None:
         layer = self._layers[name]
-        state = self._optimizer.state.get(layer.values, {})
-        checks.check_state(name, layer.values, state)
         if self.grow == "gradient" and dense_grad is None:
             raise RuntimeError(
                 f"grow='gradient' needs a forward and a backward pass through layer {name!r} "
@@ -340,8 +346,7 @@ class DSTScheduler:
         )
         if pattern is layer.pattern:
             return None
-        moments = [t for t in state.values() if isinstance(t, Tensor) and t.dim()]
-        rewire = [layer.prepare_rewire(pattern, source, moments)]
+        rewire = [layer.prepare_rewire(pattern, source, state_of(kept, layer.values))]
         rewire += [copy.prepare_rewire(pattern, source) for copy in self._copies[name]]
         grown = np.flatnonzero(source.numpy() < 0)
         return _Change(name, pattern, rewire, pattern.positions().int().numpy()[grown])

@@ -11,13 +11,14 @@ from torch import nn
 from sparseconv.core.checks import count, integer
 from sparseconv.measure.records import Counts
 from sparseconv.nn.modules import check_module, check_not_compiled, deepcopy_model
+from sparseconv.nn.optimizers import followed
 from sparseconv.profiling.stopwatch import copied_arguments
 from sparseconv.pruning.channels import FIXED, Channels, kept_channels
 from sparseconv.pruning.criteria import Criterion
 from sparseconv.pruning.equivalent import has_pairs, with_pairs
 from sparseconv.pruning.report import PruningReport, changes
 from sparseconv.pruning.selection import checked_target, select_in_steps
-from sparseconv.pruning.surgery import check_optimizer, remove, successor
+from sparseconv.pruning.surgery import remove, successor
 from sparseconv.pruning.tracing import check_parameters, ignored_modules, trace
 from sparseconv.pruning.verification import check_removal
 
@@ -73,7 +74,8 @@ def prune_filters(
             without them, of the pruned shape. (In the paper the compressor comes after BatchNorm;
             before it the same functions can be learned, and BatchNorm stays.)
         optimizer: of this model's parameters; ``report.optimizer`` is its successor, with the state
-            of what is left.
+            of what is left, also in optimizers that it holds (SAM, Lookahead). A learning-rate
+            scheduler keeps the old one: set ``scheduler.optimizer = report.optimizer``.
 
     Raises:
         TypeError, ValueError: an argument out of its range; a target out of reach; something
@@ -81,6 +83,7 @@ def prune_filters(
             named; ``equivalent`` where nothing can be paired; a model in which a number of channels
             is fixed in the code, or whose output holds something else than tensors (in tuples,
             lists, dicts, dataclasses) and constants.
+        NotImplementedError: an optimizer that keeps something which cannot follow.
         RuntimeError: what torch raises where the model cannot take ``example_input``.
 
     Example:
@@ -104,9 +107,8 @@ def prune_filters(
         raise ValueError(
             "equivalent pruning changes what the parameters mean; build a new optimizer"
         )
-    if optimizer is not None:
-        check_optimizer(optimizer, model)
     work, channels, arguments = _traced(model, example_input, ignore)
+    held = followed(optimizer, dict(model.named_parameters()), model) if optimizer else []
     if not channels.n_units:
         raise ValueError(
             f"{type(model).__name__} has no filters that can be removed: every channel is an input "
@@ -120,7 +122,7 @@ def prune_filters(
         unpaired = with_pairs(pruned, channels, kept)
     else:
         cuts = remove(pruned, channels, kept)
-        optimizer = optimizer and successor(optimizer, model, pruned, cuts)
+        optimizer = optimizer and successor(optimizer, held, model, pruned, cuts)
     layers, parameters = changes(channels, kept), sum(p.numel() for p in model.parameters())
     gone = sum(layer.parameters.before - layer.parameters.after for layer in layers)
     report = PruningReport(

@@ -3,72 +3,58 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.optim import Optimizer
 
 from sparseconv.core.pattern import KernelCSR, Region
 from sparseconv.nn.conv import SparseConv1d
+from sparseconv.nn.optimizers import Kept
 from sparseconv.pruning.channels import Channels, kept_channels
 
 Cut = Mapping[int, Tensor]  # for each shortened dimension of a tensor: the indices that stay
 
 
 def successor(
-    old: torch.optim.Optimizer, model: nn.Module, pruned: nn.Module, cuts: Mapping[str, Cut]
-) -> torch.optim.Optimizer:
+    old: Optimizer,
+    found: Sequence[Kept],
+    model: nn.Module,
+    pruned: nn.Module,
+    cuts: Mapping[str, Cut],
+) -> Optimizer:
     """Return an optimizer of the pruned model's parameters, with the state of the old one.
 
     Args:
-        cuts: as ``remove`` returns them; other tensors of a parameter's shape follow its cut.
+        found: what ``followed`` returned of the old one.
+        cuts: as ``remove`` returns them; tensors that belong to a parameter follow its cut.
     """
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
     after = dict(pruned.named_parameters())
-    memo: dict[int, Any] = {}  # by id, what takes the place of a parameter or a tensor of its state
-    for name, parameter in model.named_parameters():
-        memo[id(parameter)] = after[name]
-        for tensor in tree_leaves(old.state.get(parameter, {})):
-            if isinstance(tensor, Tensor) and tensor.shape == parameter.shape:
-                memo[id(tensor)] = _cut(tensor, cuts.get(name, {})).clone()
-    # Not by its class, whose arguments differ from what it keeps of them; nor by its pickled
-    # state, which leaves out hooks and what a subclass has added.
-    new = object.__new__(type(old))
-    for key, value in vars(old).items():
-        if not callable(getattr(type(old), key, None)):  # a scheduler's step() is the old one's
-            vars(new)[key] = copy.copy(value) if isinstance(value, dict) else value
-    new.param_groups, new.state = copy.deepcopy((old.param_groups, old.state), memo)
-    return new
-
-
-def check_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
-    """Refuse one whose state cannot be followed."""
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        raise TypeError(
-            f"optimizer must be a torch.optim.Optimizer, but got {type(optimizer).__name__}"
-        )
-    own = {id(parameter) for parameter in model.parameters()}
-    if any(id(x) not in own for group in optimizer.param_groups for x in group["params"]):
-        raise ValueError(
-            "the optimizer holds a parameter that is not the model's; give the one that trains "
-            "this model alone"
-        )
-    kind = type(optimizer).__name__
-    for name, value in vars(optimizer).items():
-        apart = name not in ("param_groups", "state")
-        if apart and any(id(leaf) in own for leaf in tree_leaves(value)):  # as LBFGS does
-            raise ValueError(
-                f"{kind} holds parameters in its attribute {name!r}, which cannot be followed; "
-                "build a new optimizer"
-            )
-    for parameter, state in optimizer.state.items():
-        for x in tree_leaves(state):
-            if isinstance(x, Tensor) and x.numel() > 1 and x.shape != parameter.shape:
-                raise ValueError(
-                    f"{kind} keeps tensors of other shapes than its parameters have, which cannot "
-                    "be followed; build a new optimizer"
-                )
+    memo: dict[int, Any] = {id(model): pruned}  # by id, what takes the place of an object
+    for _, owner, value in found:
+        if isinstance(value, Optimizer):
+            # Not by its class, whose arguments differ from what it keeps of them; nor by its
+            # pickled state, which leaves out hooks and what a subclass has added.
+            memo[id(value)] = object.__new__(type(value))
+        elif not isinstance(value, Tensor):
+            memo.setdefault(id(value), value)
+        elif id(value) in names:
+            memo[id(value)] = after[names[id(value)]]
+        elif owner is not None and value.shape == owner.shape:
+            name = names[id(owner)]
+            same = value.data_ptr() == owner.data_ptr()  # parameter.data
+            cut = _cut(value.detach(), cuts.get(name, {})).clone()
+            memo[id(value)] = after[name].detach() if same else cut
+    for each in (kept.value for kept in found if isinstance(kept.value, Optimizer)):
+        for key, value in vars(each).items():
+            if not hasattr(value, "_wrapped_by_lr_sched"):  # a scheduler's step() is the old one's
+                hooks = key.endswith("_hooks")
+                new = copy.copy(value) if hooks else copy.deepcopy(value, memo)
+                vars(memo[id(each)])[key] = new
+    return cast(Optimizer, memo[id(old)])
 
 
 @torch.no_grad()
