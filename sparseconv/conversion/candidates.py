@@ -16,7 +16,7 @@ from sparseconv.measure.records import LayerTimes, Verdict
 from sparseconv.nn.conv import SparseConv1d
 from sparseconv.nn.modules import (
     check_module,
-    check_not_compiled,
+    check_not_wrapped,
     held_outside,
     hooks_of,
     owners_of,
@@ -77,7 +77,7 @@ def find_candidates(
         TypeError, ValueError: as ``convert``.
     """
     check_module(model)
-    check_not_compiled(model, "convert")
+    check_not_wrapped(model, "convert")
     found: dict[nn.Module, Candidate] = {}
     by_name: dict[str, Candidate] = {}
     for name, conv in model.named_modules(remove_duplicate=False):

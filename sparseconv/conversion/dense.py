@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from sparseconv.nn.conv import SparseConv1d
-from sparseconv.nn.modules import check_module, deepcopy_model, hooks_of, replace
+from sparseconv.nn.modules import check_module, check_not_wrapped, deepcopy_model, hooks_of, replace
 
 
 @torch.inference_mode(False)
@@ -29,7 +29,7 @@ def to_dense(model: nn.Module) -> nn.Module:
 
     Raises:
         TypeError: ``model`` is not a module.
-        ValueError: a sparse layer has hooks, which would be lost.
+        ValueError: a sparse layer has hooks, which would be lost; something is compiled.
         NotImplementedError: a subclass of ``SparseConv1d``, which may compute something else.
 
     Example:
@@ -43,6 +43,7 @@ def to_dense(model: nn.Module) -> nn.Module:
         )
     """
     check_module(model)
+    check_not_wrapped(model, "make dense")
     twin = deepcopy_model(model)
     successors: dict[nn.Module, nn.Module] = {}
     for name, layer in twin.named_modules():

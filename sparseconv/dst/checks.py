@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -22,9 +22,19 @@ def sparse_layers(model: nn.Module) -> dict[str, SparseConv1d]:
     return {name: m for name, m in model.named_modules() if isinstance(m, SparseConv1d)}
 
 
-def copies_of(layers: Layers, averages: Sequence[nn.Module]) -> dict[str, list[SparseConv1d]]:
-    """Return for each layer its copies in the averages."""
-    found = [sparse_layers(average).values() for average in averages]
+def copies_of(
+    layers: Layers, averages: nn.Module | Iterable[nn.Module]
+) -> dict[str, list[SparseConv1d]]:
+    """Return for each layer its copies in the averages, which may hold the model as well."""
+    found = []
+    for average in [averages] if isinstance(averages, nn.Module) else averages:
+        if not isinstance(average, nn.Module):
+            raise TypeError(
+                f"averages must be modules, copies of the model, but got a {type(average).__name__}"
+                "; of an average of parameters alone pass a copy of the model that holds them"
+            )
+        held, own = sparse_layers(average).values(), list(layers.values())
+        found.append([layer for layer in held if layer not in own] or held)
     try:
         return {name: copies for name, *copies in zip(layers, *found, strict=True)}
     except ValueError:

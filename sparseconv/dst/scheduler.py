@@ -125,7 +125,7 @@ class DSTScheduler:
         decay_steps: int | None = None,
         grow: str = "random",
         seed: int = 0,
-        averages: Sequence[nn.Module] = (),
+        averages: nn.Module | Sequence[nn.Module] = (),
         process_group: torch.distributed.ProcessGroup | str | None = "default",
     ) -> None:
         check_module(model)

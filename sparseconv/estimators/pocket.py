@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 from typing import Any
@@ -15,9 +16,11 @@ from aeon.classification.base import BaseClassifier
 from aeon.transformations.collection import BaseCollectionTransformer
 from aeon.transformations.collection.convolution_based import MiniRocket, Rocket
 from aeon.utils.validation import check_n_jobs
-from sklearn.linear_model import RidgeClassifierCV
+from sklearn.base import clone
+from sklearn.linear_model import RidgeClassifier, RidgeClassifierCV
 from sklearn.model_selection import StratifiedKFold
 from sklearn.preprocessing import StandardScaler
+from sklearn.utils.class_weight import compute_sample_weight
 from threadpoolctl import threadpool_limits
 
 from sparseconv.core.checks import count, number
@@ -27,12 +30,13 @@ from sparseconv.measure.machine import threads
 from sparseconv.rocket.bank import KINDS, KernelBank
 from sparseconv.rocket.features import check_shape, kernel_features
 from sparseconv.rocket.model import RocketModel, chosen
-from sparseconv.rocket.selection import GroupSelection, Selected
+from sparseconv.rocket.selection import GroupSelection, Selected, fitted_scale
 from sparseconv.training.run_folder import POCKET
 
 KEEPS = (0.05, 0.1, 0.2, 0.35, 0.5, 1.0)  # what "cv" tries, of the kernels
 KS = (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)
 FOLDS = 5
+RIDGES = (RidgeClassifier, RidgeClassifierCV)
 ALPHAS = np.logspace(-3, 3, 10)  # of the ridge classifier, as in aeon's RocketClassifier
 KERNEL_TAGS = {  # what aeon knows of both estimators
     "capability:multivariate": True,
@@ -121,8 +125,13 @@ class POCKETClassifier(BaseClassifier):  # type: ignore[misc]
             the same folds.
         n_iter: iterations of ADMM. One is selection by magnitude: the kernels with the largest
             weights of one ridge classifier, which does as well on many data sets.
-        refit: fit a new ridge classifier on the kept features, its weight by leave-one-out; else
-            predict with the weights of the selection (the paper's stage 1).
+        refit: fit a new classifier on the kept features; else predict with the weights of the
+            selection (the paper's stage 1).
+        class_weight: of the classes, in selection and refit, as in aeon's ``RocketClassifier``:
+            ``"balanced"`` or a dict by label.
+        estimator: what ``refit`` fits, any linear classifier of scikit-learn's; its own
+            ``class_weight`` counts. None: ``RidgeClassifierCV(np.logspace(-3, 3, 10))``, whose
+            weight is chosen by leave-one-out.
         verbose: show a progress bar of the folds.
 
     Attributes:
@@ -134,9 +143,14 @@ class POCKETClassifier(BaseClassifier):  # type: ignore[misc]
         model_: the ``RocketModel`` that predicts, which can be saved.
         seed_, classes_, n_classes_: the seed used; the labels seen in fit, sorted; their number.
 
+    ``predict_proba`` is the softmax of the decisions times ``model_.scale``. Of a ridge classifier
+    that is the number by which the leave-one-out decisions of the selection's ridge, on all
+    features, are most likely; of another estimator 1.
+
     Raises:
         ValueError, TypeError: as in ``RocketTransformer``; one class; ``keep``, ``k`` or ``n_iter``
-            out of range; ``"cv"`` with a single case of each class.
+            out of range; ``"cv"`` with a single case of each class; an estimator that is not
+            linear, or next to ``class_weight`` or ``refit=False``.
 
     Example:
         >>> from sparseconv import POCKETClassifier
@@ -161,6 +175,8 @@ class POCKETClassifier(BaseClassifier):  # type: ignore[misc]
         k: float | str = POCKET["k"],
         n_iter: int = POCKET["n_iter"],
         refit: bool = POCKET["refit"],
+        class_weight: Mapping[Any, float] | str | None = None,
+        estimator: Any = None,
         random_state: int | np.random.RandomState | None = None,
         n_jobs: int = 1,
         verbose: bool = False,
@@ -175,6 +191,12 @@ class POCKETClassifier(BaseClassifier):  # type: ignore[misc]
         if self.k != "cv" and not 0 < number("k", self.k) < np.inf:
             raise ValueError(f"k must be a positive number or 'cv', but got {self.k!r}")
         ks = KS if self.k == "cv" else (float(self.k),)
+        if self.estimator is not None and (self.class_weight is not None or not self.refit):
+            raise ValueError(
+                "estimator= fits the kept features with its own class_weight, so it goes with "
+                f"refit=True and class_weight=None, but got refit={self.refit} and "
+                f"class_weight={self.class_weight!r}; give the weights to the estimator"
+            )
         self.seed_ = draw_seed(self.random_state)
         labels = np.searchsorted(self.classes_, y)
         with threads(n_jobs := check_n_jobs(self.n_jobs)), threadpool_limits(n_jobs):
@@ -189,15 +211,27 @@ class POCKETClassifier(BaseClassifier):  # type: ignore[misc]
             if len(choices) > 1:
                 self.scores_ = self._scores(features, labels, size, choices)
             self.k_, self.keep_ = smallest_good(self.scores_) if self.scores_ else choices[0]
-            select = GroupSelection(features, labels, self.n_classes_, size)
-            found = self._head(select, features, labels, self.k_, self.keep_)
+            weights = self._weights(labels)
+            select = GroupSelection(features, labels, self.n_classes_, size, weights)
+            found, scale = self._head(select, features, labels, self.k_, self.keep_), 1.0
+            if self.estimator is None or isinstance(self.estimator, RIDGES):
+                scale = fitted_scale(select.leave_one_out(self.k_), labels, weights)
         self.kept_kernels_ = found.groups
         self.bank_ = bank.select_features(found.columns)
         classes = self.classes_
         if classes.dtype.kind == "O":  # Python's objects cannot be saved
             classes = np.array(classes.tolist())
-        self.model_ = RocketModel(self.bank_, found.coef, found.intercept, classes)
+        self.model_ = RocketModel(self.bank_, found.coef, found.intercept, classes, scale)
         return self
+
+    def _weights(self, labels: Array) -> Array | None:
+        """Return the weight of each case; None: all alike."""
+        owner = self if self.estimator is None else self.estimator
+        weight = getattr(owner, "class_weight", None)
+        if weight is None:
+            return None
+        found: Array = compute_sample_weight(weight, self.classes_[labels])
+        return found
 
     def _head(
         self, select: GroupSelection, features: Array, labels: Array, k: float, keep: int
@@ -206,7 +240,13 @@ class POCKETClassifier(BaseClassifier):  # type: ignore[misc]
         found = select(keep, k, self.n_iter)
         if not self.refit:
             return found
-        coef, intercept = ridge_classifier(features[:, found.columns], labels)
+        estimator = RidgeClassifierCV(alphas=ALPHAS, class_weight=self.class_weight)
+        if self.estimator is not None:
+            estimator = clone(self.estimator)
+            if estimator.get_params().get("random_state", 0) is None:
+                estimator.set_params(random_state=self.seed_)
+        y = self.classes_[labels]
+        coef, intercept = linear_head(estimator, features[:, found.columns], y)
         return replace(found, coef=coef, intercept=intercept)
 
     def _scores(
@@ -225,7 +265,8 @@ class POCKETClassifier(BaseClassifier):  # type: ignore[misc]
             splits = list(folds.split(features, labels))
         for inside, outside in tqdm(splits, "folds", disable=not self.verbose):
             seen, missed = features[inside], features[outside]
-            select = GroupSelection(seen, labels[inside], self.n_classes_, size)
+            weights = self._weights(labels[inside])
+            select = GroupSelection(seen, labels[inside], self.n_classes_, size, weights)
             # The refitted head knows the classes of its cases only.
             known = np.unique(labels[inside]) if self.refit else np.arange(self.n_classes_)
             for k, keep in choices:
@@ -237,6 +278,25 @@ class POCKETClassifier(BaseClassifier):  # type: ignore[misc]
     def _predict(self, X: Array) -> Array:
         with threads(n_jobs := check_n_jobs(self.n_jobs)), threadpool_limits(n_jobs):  # of BLAS too
             return self.model_.predict(X)
+
+    def _predict_proba(self, X: Array) -> Array:
+        with threads(n_jobs := check_n_jobs(self.n_jobs)), threadpool_limits(n_jobs):
+            return self.model_.predict_proba(X)
+
+    def decision_function(self, X: Any) -> Array:
+        """Return by how much each series is of a class: ``(n_cases, n_classes)``.
+
+        Of two classes ``(n_cases,)``, above 0 for ``classes_[1]``; as scikit-learn has it.
+
+        Args:
+            X: series as for ``predict``, which raises the same errors.
+        """
+        self._check_is_fitted()
+        series = self._preprocess_collection(X, store_metadata=False)
+        self._check_shape(series)
+        with threads(n_jobs := check_n_jobs(self.n_jobs)), threadpool_limits(n_jobs):
+            decision = self.model_.decision_function(series)
+        return decision[:, 0] if decision.shape[1] == 1 else decision
 
     @classmethod
     def _get_test_params(cls, parameter_set: str = "default") -> dict[str, Any]:
@@ -255,13 +315,16 @@ def prune_rocket(
     Args:
         classifier: fitted; it is left as it is. A fitted ``Rocket`` or ``MiniRocket`` works too.
         X_train, y_train: what it was trained on, or other cases of the same shape and classes.
-        keep: as in ``POCKETClassifier``, whose other ``options`` may be given as well.
+        keep: as in ``POCKETClassifier``, whose other ``options`` may be given as well. Without
+            them ``estimator``, ``class_weight``, ``random_state`` and ``n_jobs`` are the fitted
+            classifier's.
 
     Returns:
         A fitted ``POCKETClassifier`` with a part of the same kernels.
 
     Raises:
-        TypeError: another object. ValueError: one that is not fitted; other series.
+        TypeError: another object. ValueError: one that is not fitted, or with an estimator that is
+            no ridge classifier, where ``estimator`` does not say what to fit; other series.
 
     Example:
         >>> from aeon.classification.convolution_based import RocketClassifier
@@ -274,7 +337,19 @@ def prune_rocket(
 
     Source: Chen et al., arXiv 2309.08499.
     """
-    pruned = POCKETClassifier(KernelBank.from_aeon(classifier), keep=keep, **options)
+    bank = KernelBank.from_aeon(classifier)
+    kept = {name: copy.deepcopy(getattr(classifier, name)) for name in ("n_jobs", "random_state")}
+    if hasattr(classifier, "estimator_") and not {"estimator", "class_weight"} & options.keys():
+        fitted = classifier.estimator_
+        if not isinstance(fitted, RIDGES):
+            raise ValueError(
+                f"the classifier decides by estimator={type(fitted).__name__}, but kernels are "
+                "chosen, and their features classified, by ridge regression: pass estimator=None "
+                "for that, or a clone of yours, if it is linear, to fit it on what is kept"
+            )
+        default = classifier.estimator is None
+        kept |= {"class_weight": fitted.class_weight} if default else {"estimator": clone(fitted)}
+    pruned = POCKETClassifier(bank, keep=keep, **(kept | options))
     pruned.fit(X_train, y_train)
     return pruned
 
@@ -324,16 +399,27 @@ def smallest_good(scores: dict[tuple[float, int], list[float]]) -> tuple[float, 
     return min(good, key=lambda choice: (choice[1], -mean[choice], choice[0]))
 
 
-def ridge_classifier(features: Array, labels: Array) -> tuple[Array, Array]:
-    """Fit the head of aeon's RocketClassifier, whose ridge is chosen by leave-one-out.
+def linear_head(estimator: Any, features: Array, y: Array) -> tuple[Array, Array]:
+    """Fit a linear classifier to features that are scaled first, as aeon's classifiers do.
 
     Returns the coefficients of the features as they are, ``(n_features, columns)``, and the
     intercept, ``(columns,)``.
     """
-    scaler, ridge = StandardScaler(with_mean=False), RidgeClassifierCV(alphas=ALPHAS)
-    ridge.fit(scaler.fit_transform(features), labels)
-    coef = np.atleast_2d(ridge.coef_).T / scaler.scale_[:, None]
-    return coef.astype(np.float32), np.atleast_1d(ridge.intercept_).astype(np.float32)
+    scaler = StandardScaler(with_mean=False)
+    scaled = scaler.fit_transform(features)
+    estimator.fit(scaled, y)
+    linear = hasattr(estimator, "coef_")
+    if linear:
+        coef, intercept = np.atleast_2d(estimator.coef_), np.atleast_1d(estimator.intercept_)
+        decided = np.reshape(estimator.decision_function(scaled), (len(y), -1))
+        linear = len(coef) == decided.shape[1]
+    if not linear or not np.allclose(scaled @ coef.T + intercept, decided, rtol=1e-2, atol=1e-3):
+        raise ValueError(
+            "estimator must decide by coef_ and intercept_ of each class, as scikit-learn's "
+            f"RidgeClassifierCV and LogisticRegression do, but got a {type(estimator).__name__}; "
+            "fit it yourself on kernel_features of the bank_ that another one keeps"
+        )
+    return (coef.T / scaler.scale_[:, None]).astype(np.float32), intercept.astype(np.float32)
 
 
 # For doctest, as their __module__ is sparseconv.

@@ -52,13 +52,17 @@ def check_module(model: nn.Module) -> None:
         raise TypeError(f"model must be an nn.Module, but got {type(model).__name__}")
 
 
-def check_not_compiled(model: nn.Module, what: str) -> None:
-    """Refuse a model in which something is compiled; ``what`` is to be done with the original."""
+def check_not_wrapped(model: nn.Module, what: str) -> None:
+    """Refuse a model whose parameters torch.compile, DDP or FSDP knows; ``what`` is to be done."""
     for name, module in model.named_modules(remove_duplicate=False):
-        if "_orig_mod" in module._modules:
+        inside = {"_orig_mod", "_fsdp_wrapped_module"} & module._modules.keys()
+        if isinstance(module, nn.parallel.DistributedDataParallel):
+            inside = {"module"}
+        for attribute in inside:
             raise ValueError(
-                f"expected a model before torch.compile, but {name or 'it'!r} is compiled; {what} "
-                "its _orig_mod and compile the result"
+                "expected a model before torch.compile and DistributedDataParallel, but "
+                f"{name or 'it'!r} is of class {type(module).__name__}; {what} its {attribute} and "
+                "wrap the result"
             )
 
 

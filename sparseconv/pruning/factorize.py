@@ -16,7 +16,7 @@ from sparseconv.measure.records import Counts
 from sparseconv.nn.conv import SparseConv1d
 from sparseconv.nn.modules import (
     check_module,
-    check_not_compiled,
+    check_not_wrapped,
     deepcopy_model,
     held_outside,
     hooks_of,
@@ -116,7 +116,7 @@ def factorize(
     Networks Compression", arXiv 2107.04386, 2021.
     """
     check_module(model)
-    check_not_compiled(model, "factorize")
+    check_not_wrapped(model, "factorize")
     if method not in METHODS:
         raise ValueError(f"method must be one of {METHODS}, but got {method!r}")
     if (rank is None) == (compression is None):

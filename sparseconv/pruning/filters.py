@@ -10,7 +10,7 @@ from torch import nn
 
 from sparseconv.core.checks import count, integer
 from sparseconv.measure.records import Counts
-from sparseconv.nn.modules import check_module, check_not_compiled, deepcopy_model
+from sparseconv.nn.modules import check_module, check_not_wrapped, deepcopy_model
 from sparseconv.nn.optimizers import followed
 from sparseconv.profiling.stopwatch import copied_arguments
 from sparseconv.pruning.channels import FIXED, Channels, kept_channels
@@ -143,7 +143,7 @@ def _traced(
     check_module(model)
     arguments = copied_arguments(example_input, "example_input")
     ignore = [ignore] if isinstance(ignore, str) else list(ignore)
-    check_not_compiled(model, "prune")
+    check_not_wrapped(model, "prune")
     if has_pairs(model):
         raise ValueError("the model holds compressors; sparseconv.pruning.merge(model) comes first")
     check_parameters(model, ignored_modules(model, ignore))

@@ -226,7 +226,8 @@ class KernelBank(Saved):
         if not isinstance(fitted, Rocket | MiniRocket | RocketClassifier | MiniRocketClassifier):
             raise TypeError(
                 "expected aeon's Rocket, MiniRocket, RocketClassifier or MiniRocketClassifier, "
-                f"fitted, but got {kind}"
+                f"fitted, but got {kind}; of a pipeline or a search give the one inside, "
+                "and series as it gets them"
             )
         if not fitted.is_fitted:
             raise ValueError(f"this {kind} is not fitted; call fit first")

@@ -7,9 +7,12 @@ from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from sparseconv.rocket.bank import KernelBank, Saved
 from sparseconv.rocket.features import kernel_features
+
+OWN = ("coef", "intercept", "classes", "scale")
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,6 +25,7 @@ class RocketModel(Saved):
             for two classes, else one a class.
         intercept: ``(columns,)`` float32.
         classes: the label of each class.
+        scale: of the decisions in ``predict_proba``.
 
     Example:
         >>> import tempfile
@@ -37,12 +41,13 @@ class RocketModel(Saved):
         array(['slow', 'fast'], dtype='<U4')
     """
 
-    FORMAT = "sparseconv rocket model, version 1"
+    FORMAT = "sparseconv rocket model, version 2"
 
     bank: KernelBank
     coef: npt.NDArray[np.float32]
     intercept: npt.NDArray[np.float32]
     classes: npt.NDArray[Any]
+    scale: float = 1.0
 
     def __post_init__(self) -> None:
         columns = 1 if len(self.classes) == 2 else len(self.classes)
@@ -52,6 +57,8 @@ class RocketModel(Saved):
                 f"coef and intercept of shapes {shapes} do not fit {len(self.classes)} classes on "
                 f"{self.bank}"
             )
+        if not 0 < self.scale < np.inf:
+            raise ValueError(f"scale must be a positive number, but is {self.scale}")
 
     def decision_function(self, X: Any) -> npt.NDArray[np.float32]:
         """Return ``(n_cases, columns)``; above 0 means the second of two classes, else the largest.
@@ -69,17 +76,25 @@ class RocketModel(Saved):
         labels: npt.NDArray[Any] = self.classes[chosen(self.decision_function(X))]
         return labels
 
+    def predict_proba(self, X: Any) -> npt.NDArray[np.float64]:
+        """Return ``(n_cases, n_classes)``: the softmax of decisions times ``scale``.
+
+        Of two classes, the logistic function; the most probable class is the predicted one. See
+        ``decision_function``.
+        """
+        return np.exp(log_probabilities(self.decision_function(X), self.scale))
+
     def content(self) -> dict[str, Any]:
         """Return the arrays and numbers by name."""
-        own = {"coef": self.coef, "intercept": self.intercept, "classes": self.classes}
+        own = {name: getattr(self, name) for name in OWN}
         return own | {f"bank_{name}": array for name, array in self.bank.content().items()}
 
     @classmethod
     def from_content(cls, content: dict[str, Any]) -> Self:
         """Make a model of what ``content`` returned; some error where it is damaged."""
         bank = {name[5:]: content[name] for name in content if name.startswith("bank_")}
-        own = (content[name] for name in ("coef", "intercept", "classes"))
-        return cls(KernelBank.from_content(bank), *own)
+        own = {name: content[name] for name in OWN}
+        return cls(KernelBank.from_content(bank), **own | {"scale": float(own["scale"])})
 
 
 def chosen(decision: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
@@ -87,3 +102,11 @@ def chosen(decision: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
     if decision.shape[1] == 1:
         return (decision[:, 0] > 0).astype(np.int64)
     return np.asarray(decision.argmax(1))
+
+
+def log_probabilities(decision: npt.NDArray[Any], scale: float) -> npt.NDArray[np.float64]:
+    """Return the logarithm of the softmax of decisions, ``(n_cases, columns)``, times ``scale``."""
+    logits = np.asarray(decision, np.float64) * scale
+    if logits.shape[1] == 1:
+        logits = np.hstack([-logits / 2, logits / 2])
+    return torch.from_numpy(logits).log_softmax(1).numpy()

@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from scipy.optimize import minimize_scalar
 from sklearn.preprocessing import label_binarize
 from torch import Tensor
 
 from sparseconv.rocket.features import rounding
+from sparseconv.rocket.model import log_probabilities
 
 Array = npt.NDArray[Any]
 
@@ -47,28 +49,59 @@ class GroupSelection:
         features: ``(n, p)``, as they are.
         labels: ``(n,)``, from 0 to ``n_classes - 1``.
         group_size: neighbouring features that are kept or dropped together.
+        weights: ``(n,)``, of the cases in the loss; None: all alike.
 
     Attributes:
         X: the features centred, and scaled to length 1; a constant one is 0.
-        Y: the labels coded as -1 and 1, centred.
+        Y: the labels coded as -1 and 1, centred. With weights the rows of both times their roots.
     """
 
-    def __init__(self, features: Array, labels: Array, n_classes: int, group_size: int) -> None:
+    def __init__(
+        self,
+        features: Array,
+        labels: Array,
+        n_classes: int,
+        group_size: int,
+        weights: Array | None = None,
+    ) -> None:
         raw = torch.from_numpy(features)
-        self._mean = raw.mean(0, dtype=torch.float64).to(raw.dtype)
+        self._share = None
+        if weights is not None:
+            self._share = torch.from_numpy(weights / weights.mean())[:, None].to(raw.dtype)
+        self._mean = self._weighted(raw, 1).mean(0, dtype=torch.float64).to(raw.dtype)
         # With dtype=torch.float64 vector_norm takes more than twice as long.
-        length = torch.linalg.vector_norm((raw - self._mean).double(), dim=0)
+        length = torch.linalg.vector_norm(self._weighted(raw - self._mean, 0.5).double(), dim=0)
         # What rounding leaves of a constant feature is no length.
         tiny = rounding(self._mean, len(raw), torch.finfo(raw.dtype).eps)
         self._factor = torch.where(length > tiny, 1 / length, 0).to(raw.dtype)
-        self.X = X = (raw - self._mean) * self._factor
+        self.X = X = self._weighted(raw - self._mean, 0.5) * self._factor
         # One column for two classes, else one a class.
         coded = torch.from_numpy(label_binarize(labels, classes=range(n_classes), neg_label=-1))
-        self._offset = coded.to(raw.dtype).mean(0)
-        self.Y = coded - self._offset
+        self._offset = self._weighted(coded.to(raw.dtype), 1).mean(0)
+        self.Y = self._weighted(coded - self._offset, 0.5)
         self.group_size, self.wide = group_size, len(X) < X.shape[1]
         self.gram = X @ X.T if self.wide else X.T @ X
         self._k, self._cholesky = -1.0, self.gram  # the last k, and its factor
+
+    def _weighted(self, rows: Tensor, power: float) -> Tensor:
+        """Return rows times a power of their weight, of mean 1."""
+        return rows if self._share is None else rows * self._share.pow(power)
+
+    def leave_one_out(self, k: float) -> Array:
+        """Return what the ridge classifier of all features decides on each case without having it.
+
+        Which is ``(n, columns)``, in closed form: a residual grows by 1 / (1 - leverage).
+
+        Source: Golub, Heath and Wahba 1979.
+        """
+        residual = self.Y - self.X @ self.ridge(k)
+        if self.wide:
+            left = k * torch.cholesky_inverse(self._cholesky).diagonal()
+        else:
+            left = 1 - (self.X * torch.cholesky_solve(self.X.T, self._cholesky).T).sum(1)
+        left = left[:, None] - self._weighted(torch.ones(len(left), 1), 1) / len(left)
+        decided = self.Y - residual / left.clamp_min(torch.finfo(left.dtype).eps)
+        return np.asarray(self._weighted(decided, -0.5).nan_to_num() + self._offset)  # weight 0
 
     def __call__(self, keep: int, k: float, n_iter: int) -> Selected:
         """Select ``keep`` groups; see ``select``."""
@@ -116,3 +149,26 @@ class GroupSelection:
             U = U + theta - W
             W = self.ridge(k, theta + U)
         return order[:keep].sort().values, W
+
+
+def fitted_scale(decision: Array, labels: Array, weights: Array | None) -> float:
+    """Return the scale at which decisions on cases that they have not seen are most likely.
+
+    One number, as in temperature scaling, so that no decision and no order changes. The labels are
+    smoothed by a case of each class, as Platt's, or else separable cases would scale without end.
+
+    Args:
+        decision: ``(n, columns)``.
+        labels: ``(n,)``, from 0 on.
+        weights: ``(n,)``, of the cases; None: all alike.
+
+    Source: Guo et al. 2017 (temperature scaling); Platt 1999 (smoothed labels).
+    """
+    n, classes = len(labels), max(decision.shape[1], 2)
+    wanted = (n * np.eye(classes)[labels] + 1) / (n + classes)
+    wanted *= 1 if weights is None else weights[:, None]
+
+    def loss(log_scale: float) -> float:
+        return -float((wanted * log_probabilities(decision, float(np.exp(log_scale)))).sum())
+
+    return float(np.exp(minimize_scalar(loss, bounds=(-10, 10), method="bounded").x))

@@ -67,7 +67,7 @@ FULL = KernelCSR.full((4, 6, 5))
         (lambda layer, _: setattr(layer, "regions", (Region((0, 9), (0, 5)),)), "not lie inside"),
         (
             lambda layer, copied: [each.set_pattern(FULL) for each in (layer, copied)],
-            r"'exp_avg' of layer '2' .*\[120\].*\[36\].*new optimizer",
+            r"'exp_avg'\] of '2.values' .*\[120\].*\[36\].*new optimizer",
         ),
         (lambda _, copied: copied.set_pattern(FULL), "start a new one"),
     ],

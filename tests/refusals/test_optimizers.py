@@ -1,0 +1,82 @@
+"""Optimizers that ``prune_filters`` or ``DSTScheduler`` cannot follow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from refusals import refusals
+from torch import Tensor, nn
+from torch.optim import SGD, Adam, Optimizer
+
+import sparseconv as sc
+from sparseconv.pruning import WHC
+
+Parameters = list[Tensor]
+
+
+class Shadow:
+    """An average that is no optimizer, tensor or container."""
+
+    def __init__(self, params: Parameters) -> None:
+        self.shadow = {p: p.detach().clone() for p in params}
+
+
+def with_attribute(make: Callable[[Parameters], Any]) -> Callable[[Parameters], Optimizer]:
+    def build(params: Parameters) -> Optimizer:
+        optimizer = SGD(params, 0.1)
+        optimizer.held = make(params)  # type: ignore[attr-defined]
+        return optimizer
+
+    return build
+
+
+def masters(params: Parameters) -> list[Any]:
+    copies = [p.detach().clone() for p in params]
+    return [copies, Adam(copies)]
+
+
+def replaced(params: Parameters) -> Optimizer:
+    optimizer = SGD(params, 0.1)
+    step = optimizer.step
+    optimizer.step = lambda closure=None: step(closure)  # type: ignore[method-assign]
+    return optimizer
+
+
+flat = with_attribute(lambda params: torch.zeros(sum(p.numel() for p in params)))
+named = with_attribute(lambda params: {str(i): p.detach().clone() for i, p in enumerate(params)})
+shadow = with_attribute(Shadow)
+
+
+def prune(make: Callable[[Parameters], Any]) -> Callable[[], Any]:
+    model = nn.Sequential(nn.Conv1d(2, 8, 3), nn.ReLU(), nn.Conv1d(8, 3, 10))
+    optimizer = make(list(model.parameters()))
+    return lambda: sc.prune_filters(model, torch.ones(1, 2, 12), WHC(), ratio=0.5,
+                                    optimizer=optimizer)  # fmt: skip
+
+
+def schedule(make: Callable[[Parameters], Any]) -> Callable[[], Any]:
+    model = nn.Sequential(sc.SparseConv1d(2, 8, 3), nn.ReLU(), sc.SparseConv1d(8, 3, 10))
+    optimizer = make(list(model.parameters()))
+    return lambda: sc.DSTScheduler(model, optimizer, update_every=1, end_step=9)
+
+
+test_optimizers = refusals(
+    (prune(lambda params: torch.optim.lr_scheduler.StepLR(SGD(params), 1)), TypeError,
+     "must be a torch.optim.Optimizer, but got StepLR; of a wrapper or a learning-rate scheduler"),
+    (prune(torch.optim.LBFGS), NotImplementedError, "LBFGS is LBFGS, whose history is of all"),
+    (prune(flat), NotImplementedError, "SGD.held is a tensor of shape [299] that belongs to no"),
+    (prune(named), NotImplementedError, "SGD.held['0'] is a tensor of shape [8, 2, 3] that belo"),
+    (prune(shadow), NotImplementedError, "SGD.held is a Shadow that holds parameters or their"),
+    (prune(with_attribute(lambda params: {id(p): 0 for p in params})), NotImplementedError,
+     "SGD.held is a int that holds parameters"),
+    (prune(replaced), NotImplementedError, "SGD.step is a function that holds parameters"),
+    (prune(with_attribute(masters)), ValueError, "holds a parameter that is not the model's"),
+    (schedule(with_attribute(masters)), NotImplementedError,
+     "SGD.held[0][0] is trained in the place of '0.values'"),
+    (schedule(with_attribute(lambda params: [torch.optim.LBFGS(params)])), NotImplementedError,
+     "SGD.held[0] is LBFGS, whose history"),
+    (schedule(flat), NotImplementedError, "SGD.held is a tensor of shape [69] that belongs"),
+    (schedule(shadow), NotImplementedError, "SGD.held is a Shadow that holds parameters or their"),
+)  # fmt: skip
