@@ -179,7 +179,9 @@ def test_as_an_estimator(tmp_path: Path) -> None:
     loaded = RocketModel.load(tmp_path / "model.npz")
     assert np.array_equal(loaded.decision_function(X), fitted.model_.decision_function(X))
     assert np.array_equal(loaded.predict(X), fitted.predict(X))
-    damaged = {"classes": [*"ab"]}, {"coef": loaded.coef[1:]}, {"intercept": loaded.intercept[1:]}
+    assert np.array_equal(loaded.predict_proba(X), fitted.predict_proba(X))
+    damaged: Any = {"coef": loaded.coef[1:]}, {"intercept": loaded.intercept[1:]}, {"scale": -1}
+    damaged += ({"classes": [*"ab"]},)
     for change in damaged:
         content = loaded.content() | change
         np.savez(tmp_path / "model.npz", format=RocketModel.FORMAT, **content)

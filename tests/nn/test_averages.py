@@ -81,6 +81,19 @@ def test_the_average_follows_the_pattern(name: str, use_buffers: bool, grow: str
     assert dst.updates == 4
 
 
+@pytest.mark.parametrize("alone", [False, True])
+def test_an_average_that_holds_the_model_too(alone: bool) -> None:
+    """As ema_pytorch's does."""
+    model = two_layers()
+    average = nn.ModuleDict({"online": model, "ema": copy.deepcopy(model)})
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    averages = average if alone else [average]
+    dst = DSTScheduler(model, optimizer, update_every=1, end_step=9, averages=averages)
+    assert dst.step()
+    for layer, own in zip(sparse_layers(average["ema"]), sparse_layers(model), strict=True):
+        assert layer.pattern == own.pattern
+
+
 def test_an_average_with_buffers_computes() -> None:
     """Its tag is an average, too, which cuts integers off."""
     model = two_layers(torch.float64)

@@ -10,8 +10,12 @@ from refusals import refusals
 
 pytest.importorskip("aeon", reason="aeon is not installed")
 
+from aeon.classification.convolution_based import RocketClassifier
 from aeon.transformations.collection.convolution_based import Rocket
 from sklearn.linear_model import RidgeClassifierCV
+from sklearn.pipeline import make_pipeline
+from sklearn.svm import SVC
+from sklearn.tree import DecisionTreeClassifier
 
 from sparseconv import DSNClassifier, POCKETClassifier, RocketTransformer, prune_rocket
 
@@ -29,6 +33,10 @@ def fit_dsn(X: Any = X, **options: Any) -> DSNClassifier:
 
 def fit(X: Any = X, y: Any = Y, **options: Any) -> POCKETClassifier:
     return POCKETClassifier(**({"n_kernels": 20, "n_iter": 2} | options)).fit(X, y)
+
+
+def of_trees() -> RocketClassifier:
+    return RocketClassifier(20, estimator=DecisionTreeClassifier()).fit(X, Y)
 
 
 test_aeon_estimators = refusals(
@@ -50,4 +58,12 @@ test_aeon_estimators = refusals(
     (lambda: fit_dsn(epochs=0), ValueError, "epochs must be at least 1"),
     (lambda: prune_rocket(Rocket(20), X, Y), ValueError, "not fitted; call fit first"),
     (lambda: prune_rocket(RidgeClassifierCV(), X, Y), TypeError, "expected aeon's Rocket"),
+    (lambda: prune_rocket(make_pipeline(Rocket(20)), X, Y), TypeError, "give the one inside"),
+    (lambda: prune_rocket(of_trees(), X, Y), ValueError, "estimator=DecisionTreeClassifier, but"),
+    (lambda: fit(estimator=DecisionTreeClassifier()), ValueError, "got a DecisionTreeClassifier"),
+    (lambda: fit(y=np.arange(12) % 3, estimator=SVC(kernel="linear")), ValueError, "got a SVC"),
+    (lambda: fit(estimator=RidgeClassifierCV(), refit=False), ValueError, "got refit=False and"),
+    (lambda: fit(estimator=RidgeClassifierCV(), class_weight="balanced"), ValueError,
+     "class_weight='balanced'; give the weights to the estimator"),
+    (lambda: POCKETClassifier().decision_function(X), ValueError, "has not been fitted yet"),
 )  # fmt: skip

@@ -11,6 +11,15 @@ from sparseconv import SparseConv1d, convert, to_dense
 X = torch.randn(2, 3, 40)
 MODEL = nn.Sequential(nn.Conv1d(3, 4, 9), nn.ReLU())
 
+
+def distributed(model: nn.Module) -> nn.Module:
+    """A DistributedDataParallel, without the processes that its constructor needs."""
+    wrapper = object.__new__(nn.parallel.DistributedDataParallel)
+    nn.Module.__init__(wrapper)
+    wrapper.module = model
+    return wrapper
+
+
 test_convert = refusals(
     (lambda: convert([]), TypeError, "nn.Module, but got list"),
     (lambda: convert(nn.Sequential()), ValueError, "Sequential holds no nn.Conv1d"),
@@ -26,6 +35,7 @@ test_convert = refusals(
     (lambda: convert(MODEL, example_input=X, rounds=3), ValueError, "at least 6"),
     (lambda: convert(torch.compile(MODEL, backend="eager")), ValueError,
      "expected a model before torch.compile"),
+    (lambda: convert(distributed(MODEL)), ValueError, "convert its module and wrap the result"),
 )  # fmt: skip
 
 
@@ -38,6 +48,7 @@ HOOKED.register_forward_hook(lambda *_: None)
 
 test_to_dense = refusals(
     (lambda: to_dense(3), TypeError, "an nn.Module, but got int"),
+    (lambda: to_dense(distributed(HOOKED)), ValueError, "make dense its module and wrap the res"),
     (lambda: to_dense(nn.Sequential(OwnSparse(2, 3, 5))), NotImplementedError, "'0' is a OwnSpars"),
     (lambda: to_dense(nn.Sequential(HOOKED)), ValueError, "'0' has hooks, which would be lost"),
 )

@@ -74,6 +74,8 @@ test_scheduler = refusals(
     (averaged(lambda m: [m]), ValueError, "'0' and layer '0' of an average share"),
     (averaged(lambda m: [two_layers(seed=1)]), ValueError, "model with its current patterns"),
     (averaged(lambda m: [m[:1]]), ValueError, "averages must be copies of the model"),
+    (averaged(lambda m: [m.state_dict()]), TypeError, "averages must be modules, copies of the"),
+    (averaged(lambda m: [nn.Linear(2, 2)]), ValueError, "averages must be copies of the model"),
     (averaged(lambda m: [copy.deepcopy(m).share_memory()]), NotImplementedError, "shared memory"),
     (averaged(inference_copy), RuntimeError, "made in torch.inference_mode()"),
 )  # fmt: skip

@@ -1,0 +1,149 @@
+"""What ``POCKETClassifier`` decides by: class weights, estimators, margins and probabilities."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("aeon", reason="aeon is not installed")
+
+from aeon.classification.convolution_based import MiniRocketClassifier, RocketClassifier
+from sklearn.base import clone
+from sklearn.calibration import CalibratedClassifierCV
+from sklearn.linear_model import LogisticRegression, RidgeClassifier, RidgeClassifierCV
+from sklearn.metrics import log_loss, roc_auc_score
+from sklearn.model_selection import cross_val_predict, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer, label_binarize
+
+from sparseconv import POCKETClassifier, kernel_features, prune_rocket
+from sparseconv.rocket.selection import GroupSelection
+
+WEIGHTS: Any = {"normal": 1.0, "event": 8.0}
+
+
+def rare(n: int, seed: int = 0) -> tuple[Any, Any]:
+    rng = np.random.default_rng(seed)
+    y = (rng.random(n) < 0.12).astype(int)
+    bump = np.exp(-(((np.linspace(0, 1, 60) - 0.5) / 0.08) ** 2))
+    X = rng.normal(0, 1, (n, 60)) + 0.9 * y[:, None] * bump
+    return X[:, None], np.array(["normal", "event"])[y]
+
+
+def even(n: int, n_classes: int = 2, seed: int = 0) -> tuple[Any, Any]:
+    rng, y = np.random.default_rng(seed), np.arange(n) % n_classes
+    X = rng.normal(0, 1, (n, 60))
+    X[:, 25:35] += 0.7 * y[:, None]
+    return X[:, None], np.array([*"abc"])[y]
+
+
+def pocket(**options: Any) -> POCKETClassifier:
+    small = {"n_kernels": 200, "keep": 0.3, "n_iter": 5, "random_state": 0}
+    return POCKETClassifier(**(small | options))
+
+
+@pytest.mark.parametrize(
+    ("make", "options"),
+    [
+        (RocketClassifier, {"class_weight": "balanced"}),
+        (RocketClassifier, {"class_weight": WEIGHTS}),
+        (MiniRocketClassifier, {"class_weight": WEIGHTS}),
+        (RocketClassifier, {"estimator": RidgeClassifier(30.0, class_weight="balanced")}),
+    ],
+)
+def test_what_a_fitted_classifier_was_given_is_kept(make: Any, options: dict[str, Any]) -> None:
+    X, y = rare(300)
+    X_test, y_test = rare(600, seed=1)
+    theirs = make(200, random_state=0, **options).fit(X, y)
+    found = theirs.predict(X_test)
+    pruned = prune_rocket(theirs, X, y, keep=1.0, n_iter=1)
+    assert (pruned.predict(X_test) == found).mean() >= 0.98
+    small = prune_rocket(theirs, X, y, keep=0.3, n_iter=1).predict(X_test)
+    for decided in (found, small):  # without weights it is a tenth or less
+        assert (decided[y_test == "event"] == "event").mean() > 0.3
+
+
+def test_what_else_is_kept_and_what_is_asked_for() -> None:
+    X, y = rare(150)
+    head = LogisticRegression(class_weight="balanced", max_iter=500)
+    theirs = RocketClassifier(60, estimator=head, random_state=3, n_jobs=2).fit(X, y)
+    pruned = prune_rocket(theirs, X, y, keep=1.0, estimator=clone(theirs.estimator_), n_iter=1)
+    assert (pruned.n_jobs, pruned.random_state) == (2, 3)
+    assert (pruned.predict(X) == theirs.predict(X)).mean() >= 0.98
+    np.testing.assert_allclose(pruned.predict_proba(X), theirs.predict_proba(X), atol=1e-2)
+    assert prune_rocket(theirs, X, y, class_weight=WEIGHTS, n_jobs=1).estimator is None
+    ridge = RidgeClassifierCV(np.logspace(-3, 3, 10), class_weight=WEIGHTS)
+    one, other = (
+        POCKETClassifier(n_kernels=60, random_state=0, **options).fit(X, y)
+        for options in ({"class_weight": WEIGHTS}, {"estimator": ridge})
+    )
+    assert np.array_equal(one.decision_function(X), other.decision_function(X))
+
+
+def test_a_weight_of_two_is_a_case_given_twice() -> None:
+    X, y = even(30, 3)
+    Z, labels = kernel_features(X, pocket(keep=1.0).fit(X, y).bank_), np.arange(30) % 3
+    twice = np.concatenate([np.arange(30), np.flatnonzero(labels == 1)])
+    found, wanted = (
+        GroupSelection(Z, labels, 3, 2, np.where(labels == 1, 2.0, 1.0))(20, 1.0, 10),
+        GroupSelection(Z[twice], labels[twice], 3, 2)(20, 1.0, 10),
+    )
+    assert np.array_equal(found.groups, wanted.groups)
+    np.testing.assert_allclose(found.coef, wanted.coef, atol=2e-4)
+    np.testing.assert_allclose(found.intercept, wanted.intercept, atol=2e-3)
+
+
+@pytest.mark.parametrize("weights", [None, np.linspace(0.5, 2, 24)])
+@pytest.mark.parametrize("n_features", [8, 60])
+@pytest.mark.parametrize("n_classes", [2, 3])
+def test_leave_one_out_leaves_one_out(n_classes: int, n_features: int, weights: Any) -> None:
+    rng, labels = np.random.default_rng(0), np.arange(24) % n_classes
+    Z = rng.normal(labels[:, None], 2, (24, n_features)).astype(np.float32)
+    select, k = GroupSelection(Z, labels, n_classes, 1, weights), 0.3
+    scaled = Z * np.asarray(select._factor)  # to lengths that all cases have a part in
+    coded = label_binarize(labels, classes=range(n_classes), neg_label=-1)
+    share = np.ones(24) if weights is None else weights / weights.mean()
+    for i, decided in enumerate(select.leave_one_out(k)):
+        rest = np.arange(24) != i
+        w = share[rest, None]
+        mean, offset = (np.average(a[rest], 0, w[:, 0]) for a in (scaled, coded))
+        A, B = np.sqrt(w) * (scaled[rest] - mean), np.sqrt(w) * (coded[rest] - offset)
+        W = np.linalg.solve(A.T @ A + k * np.eye(n_features), A.T @ B)
+        np.testing.assert_allclose(decided, (scaled[i] - mean) @ W + offset, atol=1e-3)
+
+
+@pytest.mark.parametrize("options", [{}, {"refit": False}, {"kernels": "minirocket", "keep": 0.1}])
+def test_probabilities_rank_as_the_margins_and_are_worth_something(options: Any) -> None:
+    X, y = even(120)
+    X_test, y_test = even(300, seed=1)
+    fitted = pocket(**options).fit(X, y)
+    proba, margin = fitted.predict_proba(X_test), fitted.decision_function(X_test)
+    assert margin.shape == (300,)
+    assert len(np.unique(proba)) > 200
+    assert roc_auc_score(y_test, proba[:, 1]) == roc_auc_score(y_test, margin) > 0.7
+    assert log_loss(y_test, proba) < 0.65 < np.log(2)  # of equal chances
+    assert np.array_equal(fitted.classes_[(margin > 0).astype(int)], fitted.predict(X_test))
+    noise = pocket().fit(np.random.default_rng(0).normal(size=X.shape), y)
+    assert log_loss(y_test, noise.predict_proba(X_test)) < 1
+
+
+@pytest.mark.tool("scikit-learn: CalibratedClassifierCV", "works")
+@pytest.mark.parametrize("n_classes", [2, 3])
+def test_conventions_of_scikit_learn(n_classes: int) -> None:
+    X, y = even(60, n_classes)
+    shape = (60,) if n_classes == 2 else (60, 3)
+    small = pocket(n_kernels=60)
+    decided = cross_val_predict(small, X, y, cv=3, method="decision_function")
+    proba = cross_val_predict(clone(small), X, y, cv=3, method="predict_proba")
+    assert decided.shape == shape
+    assert proba.shape == (60, n_classes)
+    np.testing.assert_allclose(proba.sum(1), 1)
+    assert cross_val_score(small, X, y, cv=3, scoring="roc_auc_ovr").mean() > 0.6
+    calibrated = CalibratedClassifierCV(small, cv=3).fit(X, y)
+    assert calibrated.score(X, y) > 0.6
+    pipeline = make_pipeline(FunctionTransformer(lambda a: 2 * a), small).fit(X, y)
+    assert pipeline.decision_function(X).shape == shape
+    assert np.array_equal(pipeline.classes_[pipeline.predict_proba(X).argmax(1)],
+                          pipeline.predict(X))  # fmt: skip
