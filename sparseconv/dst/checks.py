@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from sparseconv.nn.conv import SparseConv1d
-from sparseconv.nn.optimizers import check_optimizer, trained_by
+from sparseconv.nn.optimizers import Holdings
 
 Layers = Mapping[str, SparseConv1d]
 OTHER_AVERAGE = (
@@ -45,9 +45,14 @@ def check_layers(
     layers: Layers,
     copies: Mapping[str, Sequence[SparseConv1d]],
     optimizer: torch.optim.Optimizer,
-) -> None:
-    """Refuse values that something else trains or that are in two places, and other averages."""
-    held = set(map(id, trained_by(check_optimizer(optimizer))))
+    move: bool = True,
+) -> Holdings:
+    """Refuse values that something else trains or that are in two places, and other averages.
+
+    Returns what the optimizer keeps; if weights ``move``, all of it can follow.
+    """
+    holdings = Holdings(optimizer)
+    held = set(map(id, holdings.trained))
     owner: dict[int, str] = {}
     for name, layer in layers.items():
         values = layer._parameters.get("values")  # computed ones are made anew at each access
@@ -68,3 +73,6 @@ def check_layers(
                     "copy.deepcopy for an average"
                 )
             owner[id(values)] = place
+    if move:
+        holdings.check({f"{name}.values": layer.values for name, layer in layers.items()})
+    return holdings

@@ -29,7 +29,7 @@ from sparseconv.nn.buffer_check import checksum
 from sparseconv.nn.conv import SparseConv1d
 from sparseconv.nn.dense_gradient import new_probe
 from sparseconv.nn.modules import check_module
-from sparseconv.nn.optimizers import Kept, check_optimizer, followed, state_of
+from sparseconv.nn.optimizers import Holdings
 from sparseconv.nn.rewiring import check_movable
 
 
@@ -129,7 +129,6 @@ class DSTScheduler:
         process_group: torch.distributed.ProcessGroup | str | None = "default",
     ) -> None:
         check_module(model)
-        check_optimizer(optimizer)
         self.update_every = count("update_every", update_every)
         self.end_step = count("end_step", end_step)
         self.decay_steps = count("decay_steps", end_step if decay_steps is None else decay_steps)
@@ -273,17 +272,12 @@ class DSTScheduler:
         return self.grow != "static" and step <= self.end_step and step % self.update_every == 0
 
     def _check_layers(self) -> None:
-        checks.check_layers(self._layers, self._copies, self._optimizer)
-        if self.grow != "static":
-            self._followed()
+        move = self.grow != "static"
+        checks.check_layers(self._layers, self._copies, self._optimizer, move)
+        if move:
             for name, layer in self._layers.items():
                 for each in (layer, *self._copies[name]) if layer.values.requires_grad else ():
                     check_movable(each)
-
-    def _followed(self) -> list[Kept]:
-        """What the optimizer keeps, and those that it holds."""
-        layers = self._layers.items()
-        return followed(self._optimizer, {f"{name}.values": x.values for name, x in layers})
 
     def _fingerprint(self, _: None) -> dict[str, Any]:
         patterns = {name: checksum(layer.pattern) for name, layer in self._layers.items()}
@@ -298,9 +292,8 @@ class DSTScheduler:
             seen = [grad for grad in gradients.values() if grad is not None]
             if not all(grad.isfinite().all() for grad in seen):  # the same on all ranks
                 return []
-            checks.check_layers(self._layers, self._copies, self._optimizer)
+            kept = checks.check_layers(self._layers, self._copies, self._optimizer)
             training = [name for name, x in self._layers.items() if x.values.requires_grad]
-            kept = self._followed()
             plans = [
                 self._plan_layer(name, fraction, gradients.get(name), kept) for name in training
             ]
@@ -329,7 +322,7 @@ class DSTScheduler:
         return totals
 
     def _plan_layer(
-        self, name: str, fraction: float, dense_grad: Tensor | None, kept: Sequence[Kept]
+        self, name: str, fraction: float, dense_grad: Tensor | None, kept: Holdings
     ) -> _Change | None:
         layer = self._layers[name]
         if self.grow == "gradient" and dense_grad is None:
@@ -346,7 +339,7 @@ class DSTScheduler:
         )
         if pattern is layer.pattern:
             return None
-        rewire = [layer.prepare_rewire(pattern, source, state_of(kept, layer.values))]
+        rewire = [layer.prepare_rewire(pattern, source, kept.state_of(layer.values))]
         rewire += [copy.prepare_rewire(pattern, source) for copy in self._copies[name]]
         grown = np.flatnonzero(source.numpy() < 0)
         return _Change(name, pattern, rewire, pattern.positions().int().numpy()[grown])

@@ -16,8 +16,7 @@ from aeon.classification.base import BaseClassifier
 from aeon.transformations.collection import BaseCollectionTransformer
 from aeon.transformations.collection.convolution_based import MiniRocket, Rocket
 from aeon.utils.validation import check_n_jobs
-from sklearn.base import clone
-from sklearn.linear_model import RidgeClassifier, RidgeClassifierCV
+from sklearn.linear_model import RidgeClassifierCV
 from sklearn.model_selection import StratifiedKFold
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.class_weight import compute_sample_weight
@@ -36,7 +35,6 @@ from sparseconv.training.run_folder import POCKET
 KEEPS = (0.05, 0.1, 0.2, 0.35, 0.5, 1.0)  # what "cv" tries, of the kernels
 KS = (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)
 FOLDS = 5
-RIDGES = (RidgeClassifier, RidgeClassifierCV)
 ALPHAS = np.logspace(-3, 3, 10)  # of the ridge classifier, as in aeon's RocketClassifier
 KERNEL_TAGS = {  # what aeon knows of both estimators
     "capability:multivariate": True,
@@ -125,13 +123,9 @@ class POCKETClassifier(BaseClassifier):  # type: ignore[misc]
             the same folds.
         n_iter: iterations of ADMM. One is selection by magnitude: the kernels with the largest
             weights of one ridge classifier, which does as well on many data sets.
-        refit: fit a new classifier on the kept features; else predict with the weights of the
-            selection (the paper's stage 1).
-        class_weight: of the classes, in selection and refit, as in aeon's ``RocketClassifier``:
-            ``"balanced"`` or a dict by label.
-        estimator: what ``refit`` fits, any linear classifier of scikit-learn's; its own
-            ``class_weight`` counts. None: ``RidgeClassifierCV(np.logspace(-3, 3, 10))``, whose
-            weight is chosen by leave-one-out.
+        refit: fit a new ridge classifier on the kept features, its weight by leave-one-out; else
+            predict with the weights of the selection (the paper's stage 1).
+        class_weight: ``"balanced"`` or a dict by label, as scikit-learn's, in selection and refit.
         verbose: show a progress bar of the folds.
 
     Attributes:
@@ -143,14 +137,12 @@ class POCKETClassifier(BaseClassifier):  # type: ignore[misc]
         model_: the ``RocketModel`` that predicts, which can be saved.
         seed_, classes_, n_classes_: the seed used; the labels seen in fit, sorted; their number.
 
-    ``predict_proba`` is the softmax of the decisions times ``model_.scale``. Of a ridge classifier
-    that is the number by which the leave-one-out decisions of the selection's ridge, on all
-    features, are most likely; of another estimator 1.
+    ``predict_proba`` is the softmax of the decisions times ``model_.scale``, the number by which
+    the leave-one-out decisions of the selection's ridge, on all features, are most likely.
 
     Raises:
         ValueError, TypeError: as in ``RocketTransformer``; one class; ``keep``, ``k`` or ``n_iter``
-            out of range; ``"cv"`` with a single case of each class; an estimator that is not
-            linear, or next to ``class_weight`` or ``refit=False``.
+            out of range; ``"cv"`` with a single case of each class; other labels' weights.
 
     Example:
         >>> from sparseconv import POCKETClassifier
@@ -176,7 +168,6 @@ class POCKETClassifier(BaseClassifier):  # type: ignore[misc]
         n_iter: int = POCKET["n_iter"],
         refit: bool = POCKET["refit"],
         class_weight: Mapping[Any, float] | str | None = None,
-        estimator: Any = None,
         random_state: int | np.random.RandomState | None = None,
         n_jobs: int = 1,
         verbose: bool = False,
@@ -191,12 +182,6 @@ class POCKETClassifier(BaseClassifier):  # type: ignore[misc]
         if self.k != "cv" and not 0 < number("k", self.k) < np.inf:
             raise ValueError(f"k must be a positive number or 'cv', but got {self.k!r}")
         ks = KS if self.k == "cv" else (float(self.k),)
-        if self.estimator is not None and (self.class_weight is not None or not self.refit):
-            raise ValueError(
-                "estimator= fits the kept features with its own class_weight, so it goes with "
-                f"refit=True and class_weight=None, but got refit={self.refit} and "
-                f"class_weight={self.class_weight!r}; give the weights to the estimator"
-            )
         self.seed_ = draw_seed(self.random_state)
         labels = np.searchsorted(self.classes_, y)
         with threads(n_jobs := check_n_jobs(self.n_jobs)), threadpool_limits(n_jobs):
@@ -213,9 +198,8 @@ class POCKETClassifier(BaseClassifier):  # type: ignore[misc]
             self.k_, self.keep_ = smallest_good(self.scores_) if self.scores_ else choices[0]
             weights = self._weights(labels)
             select = GroupSelection(features, labels, self.n_classes_, size, weights)
-            found, scale = self._head(select, features, labels, self.k_, self.keep_), 1.0
-            if self.estimator is None or isinstance(self.estimator, RIDGES):
-                scale = fitted_scale(select.leave_one_out(self.k_), labels, weights)
+            found = self._head(select, features, labels, self.k_, self.keep_)
+            scale = fitted_scale(select.leave_one_out(self.k_), labels, weights)
         self.kept_kernels_ = found.groups
         self.bank_ = bank.select_features(found.columns)
         classes = self.classes_
@@ -226,11 +210,9 @@ class POCKETClassifier(BaseClassifier):  # type: ignore[misc]
 
     def _weights(self, labels: Array) -> Array | None:
         """Return the weight of each case; None: all alike."""
-        owner = self if self.estimator is None else self.estimator
-        weight = getattr(owner, "class_weight", None)
-        if weight is None:
+        if self.class_weight is None:
             return None
-        found: Array = compute_sample_weight(weight, self.classes_[labels])
+        found: Array = compute_sample_weight(self.class_weight, self.classes_[labels])
         return found
 
     def _head(
@@ -240,13 +222,8 @@ class POCKETClassifier(BaseClassifier):  # type: ignore[misc]
         found = select(keep, k, self.n_iter)
         if not self.refit:
             return found
-        estimator = RidgeClassifierCV(alphas=ALPHAS, class_weight=self.class_weight)
-        if self.estimator is not None:
-            estimator = clone(self.estimator)
-            if estimator.get_params().get("random_state", 0) is None:
-                estimator.set_params(random_state=self.seed_)
-        y = self.classes_[labels]
-        coef, intercept = linear_head(estimator, features[:, found.columns], y)
+        kept = features[:, found.columns]
+        coef, intercept = ridge_classifier(kept, labels, self._weights(labels))
         return replace(found, coef=coef, intercept=intercept)
 
     def _scores(
@@ -316,15 +293,14 @@ def prune_rocket(
         classifier: fitted; it is left as it is. A fitted ``Rocket`` or ``MiniRocket`` works too.
         X_train, y_train: what it was trained on, or other cases of the same shape and classes.
         keep: as in ``POCKETClassifier``, whose other ``options`` may be given as well. Without
-            them ``estimator``, ``class_weight``, ``random_state`` and ``n_jobs`` are the fitted
-            classifier's.
+            them ``class_weight``, ``random_state`` and ``n_jobs`` are the fitted classifier's.
 
     Returns:
         A fitted ``POCKETClassifier`` with a part of the same kernels.
 
     Raises:
-        TypeError: another object. ValueError: one that is not fitted, or with an estimator that is
-            no ridge classifier, where ``estimator`` does not say what to fit; other series.
+        TypeError: another object. ValueError: one that is not fitted; other series.
+        NotImplementedError: one with an estimator of its own.
 
     Example:
         >>> from aeon.classification.convolution_based import RocketClassifier
@@ -339,16 +315,14 @@ def prune_rocket(
     """
     bank = KernelBank.from_aeon(classifier)
     kept = {name: copy.deepcopy(getattr(classifier, name)) for name in ("n_jobs", "random_state")}
-    if hasattr(classifier, "estimator_") and not {"estimator", "class_weight"} & options.keys():
-        fitted = classifier.estimator_
-        if not isinstance(fitted, RIDGES):
-            raise ValueError(
-                f"the classifier decides by estimator={type(fitted).__name__}, but kernels are "
-                "chosen, and their features classified, by ridge regression: pass estimator=None "
-                "for that, or a clone of yours, if it is linear, to fit it on what is kept"
+    if hasattr(classifier, "estimator_"):  # a transform has none
+        if classifier.estimator is not None:
+            raise NotImplementedError(
+                f"the classifier has an estimator of class {type(classifier.estimator).__name__}, "
+                "and a pruned one decides by ridge regression; prune_rocket(KernelBank.from_aeon("
+                "classifier).to_aeon(), X, y), and fit yours on kernel_features(X, pruned.bank_)"
             )
-        default = classifier.estimator is None
-        kept |= {"class_weight": fitted.class_weight} if default else {"estimator": clone(fitted)}
+        kept["class_weight"] = classifier.estimator_.class_weight
     pruned = POCKETClassifier(bank, keep=keep, **(kept | options))
     pruned.fit(X_train, y_train)
     return pruned
@@ -399,27 +373,18 @@ def smallest_good(scores: dict[tuple[float, int], list[float]]) -> tuple[float, 
     return min(good, key=lambda choice: (choice[1], -mean[choice], choice[0]))
 
 
-def linear_head(estimator: Any, features: Array, y: Array) -> tuple[Array, Array]:
-    """Fit a linear classifier to features that are scaled first, as aeon's classifiers do.
+def ridge_classifier(
+    features: Array, labels: Array, weights: Array | None = None
+) -> tuple[Array, Array]:
+    """Fit the head of aeon's RocketClassifier, whose ridge is chosen by leave-one-out.
 
     Returns the coefficients of the features as they are, ``(n_features, columns)``, and the
     intercept, ``(columns,)``.
     """
-    scaler = StandardScaler(with_mean=False)
-    scaled = scaler.fit_transform(features)
-    estimator.fit(scaled, y)
-    linear = hasattr(estimator, "coef_")
-    if linear:
-        coef, intercept = np.atleast_2d(estimator.coef_), np.atleast_1d(estimator.intercept_)
-        decided = np.reshape(estimator.decision_function(scaled), (len(y), -1))
-        linear = len(coef) == decided.shape[1]
-    if not linear or not np.allclose(scaled @ coef.T + intercept, decided, rtol=1e-2, atol=1e-3):
-        raise ValueError(
-            "estimator must decide by coef_ and intercept_ of each class, as scikit-learn's "
-            f"RidgeClassifierCV and LogisticRegression do, but got a {type(estimator).__name__}; "
-            "fit it yourself on kernel_features of the bank_ that another one keeps"
-        )
-    return (coef.T / scaler.scale_[:, None]).astype(np.float32), intercept.astype(np.float32)
+    scaler, ridge = StandardScaler(with_mean=False), RidgeClassifierCV(alphas=ALPHAS)
+    ridge.fit(scaler.fit_transform(features), labels, weights)
+    coef = np.atleast_2d(ridge.coef_).T / scaler.scale_[:, None]
+    return coef.astype(np.float32), np.atleast_1d(ridge.intercept_).astype(np.float32)
 
 
 # For doctest, as their __module__ is sparseconv.

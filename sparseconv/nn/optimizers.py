@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from types import FunctionType, MethodType, ModuleType
 from typing import Any, NamedTuple
 
@@ -16,122 +16,98 @@ SEQUENCES = (list, tuple, set, frozenset, deque)
 
 
 class Kept(NamedTuple):
-    """Something that an optimizer keeps, and where.
-
-    Attributes:
-        path: of attributes and keys, from the class of the optimizer on.
-        owner: the parameter that it belongs to, or None.
-        value: no container; of dicts also the keys; of optimizers themselves, then what they keep.
-    """
+    """What an optimizer keeps: where, for which parameter, and what, which is no container."""
 
     path: str
     owner: Any
     value: Any
 
 
-def followed(
-    optimizer: Optimizer, parameters: Mapping[str, Tensor], model: nn.Module | None = None
-) -> list[Kept]:
-    """List what an optimizer keeps, and those that it holds (SAM, Lookahead, lists of them).
+class Holdings:
+    """What an optimizer keeps, and those that it holds (SAM, Lookahead, lists of them).
 
     A tensor belongs to the parameter that is its key in a dict, or has its place in a list like
     those of ``param_groups``.
 
-    Args:
-        parameters: by name, those whose entries are about to move or to fall.
-        model: theirs, where a copy takes its place; None where all stay the same objects.
+    Attributes:
+        kept: all of it; of dicts also the keys.
+        optimizers: itself, and those that it holds.
+        trained: the parameters in their groups.
 
     Raises:
-        TypeError: no optimizer. ValueError, NotImplementedError: one that keeps something which
-            cannot follow these parameters.
+        TypeError: no optimizer.
     """
-    found = check_optimizer(optimizer)
-    optimizers = [kept.value for kept in found if isinstance(kept.value, Optimizer)]
-    trained = trained_by(found)
-    names = {id(parameter): name for name, parameter in parameters.items()}
-    if model is not None and any(id(parameter) not in names for parameter in trained):
-        raise ValueError(
-            "the optimizer holds a parameter that is not the model's; give the one that trains "
-            "this model alone"
-        )
-    ours = {id(x) for x in (*optimizers, *trained, *parameters.values())}
-    known = ours | {id(kept.value) for kept in found} | {id(p.grad) for p in trained}
-    sizes = {p.shape for p in parameters.values()}
 
-    def is_left(x: Any) -> bool:
-        """Whether something would go on with what was before."""
-        if model is None:
-            return _is_state(x) and x.shape in sizes and id(x) not in known
-        held = x.parameters() if isinstance(x, nn.Module) else [x]
-        return any(id(each) in ours for each in held) or (type(x) is int and x in ours)
-
-    for path, owner, value in found:
-        name = names.get(id(owner))
-        if isinstance(value, torch.optim.LBFGS):
-            raise NotImplementedError(
-                f"{path} is LBFGS, whose history is of all parameters together and cannot be "
-                "followed; use SGD, Adam or another elementwise optimizer"
+    def __init__(self, optimizer: Optimizer) -> None:
+        kind = type(optimizer).__name__
+        if not isinstance(optimizer, Optimizer):
+            raise TypeError(
+                f"optimizer must be a torch.optim.Optimizer, but got {kind}; of a learning-rate "
+                "scheduler give its optimizer"
             )
-        if isinstance(value, Tensor):
-            if id(value) in ours:
-                if name is not None and id(value) not in names:
-                    raise NotImplementedError(
-                        f"{path} is trained in the place of {name!r}, which cannot be followed; "
-                        "give an optimizer of the model's own parameters"
-                    )
-            elif owner is None and _is_state(value):
-                raise NotImplementedError(
-                    f"{path} is a tensor of shape {list(value.shape)} that belongs to no parameter "
-                    "alone, so it cannot be followed; build a new optimizer"
-                )
-            elif name is not None and _is_state(value) and value.shape != owner.shape:
+        self.kept = list(_walk(optimizer, kind, None, [], set()))
+        self.optimizers = [x.value for x in self.kept if isinstance(x.value, Optimizer)]
+        self.trained = [p for each in self.optimizers for group in _groups(each) for p in group]
+
+    def check(self, parameters: Mapping[str, Tensor], model: nn.Module | None = None) -> None:
+        """Refuse an optimizer that keeps something which cannot follow these parameters.
+
+        Args:
+            parameters: by name, those whose entries are about to move or to fall.
+            model: theirs, where a copy takes its place; None where all stay the same objects.
+
+        Raises:
+            ValueError, NotImplementedError: where it lies, and what to do.
+        """
+        names = {id(parameter): name for name, parameter in parameters.items()}
+        if model is not None and any(id(parameter) not in names for parameter in self.trained):
+            raise ValueError(
+                "the optimizer holds a parameter that is not the model's; give the one that "
+                "trains this model alone"
+            )
+        ours = {id(x) for x in (*self.optimizers, *self.trained, *parameters.values())}
+        known = ours | {id(x.value) for x in self.kept} | {id(p.grad) for p in self.trained}
+        sizes = {p.shape for p in parameters.values()}
+
+        def is_left(x: Any) -> bool:
+            """Whether something would go on with what was before."""
+            if model is None:
+                return isinstance(x, Tensor) and x.shape in sizes and id(x) not in known
+            held = x.parameters() if isinstance(x, nn.Module) else [x]
+            return any(id(each) in ours for each in held) or (type(x) is int and x in ours)
+
+        for path, owner, value in self.kept:
+            name, wrong = names.get(id(owner)), ""
+            is_state = isinstance(value, Tensor) and value.numel() > 1 and id(value) not in ours
+            if isinstance(value, torch.optim.LBFGS):
+                wrong = "is LBFGS, whose history is of all parameters together"
+            elif is_state and name is not None and value.shape != owner.shape:
                 raise ValueError(
                     f"{path} of {name!r} must have its shape {list(owner.shape)}, an entry for "
                     f"each weight, but has {list(value.shape)}; build a new optimizer"
                 )
-        elif isinstance(value, Optimizer) or value is model:
-            continue
-        elif any(map(is_left, _held(value))):
-            raise NotImplementedError(
-                f"{path} is a {type(value).__name__} that holds parameters or their state where "
-                "they cannot be followed; give the optimizer inside, and wrap again what comes of "
-                "it, or build a new one"
-            )
-    return found
+            elif is_state and owner is None:
+                wrong = f"is a tensor of shape {list(value.shape)} that belongs to no parameter"
+            elif isinstance(value, Tensor):
+                if id(value) in ours and name is not None and id(value) not in names:
+                    wrong = f"is trained in the place of {name!r}"
+            elif isinstance(value, Optimizer) or value is model:
+                continue
+            elif any(map(is_left, _held(value))):
+                wrong = f"is a {type(value).__name__} that holds parameters or their state"
+            if wrong:
+                raise NotImplementedError(
+                    f"{path} {wrong}, which cannot be followed; train with an elementwise "
+                    "optimizer, as SGD and Adam are, or leave it out and build a new one"
+                )
 
-
-def check_optimizer(optimizer: Optimizer) -> list[Kept]:
-    """Return what an optimizer keeps; TypeError for another object."""
-    if not isinstance(optimizer, Optimizer):
-        raise TypeError(
-            f"optimizer must be a torch.optim.Optimizer, but got {type(optimizer).__name__}; of a "
-            "wrapper or a learning-rate scheduler give the optimizer inside"
-        )
-    return list(_walk(optimizer, type(optimizer).__name__, None, [], set()))
-
-
-def trained_by(found: Sequence[Kept]) -> list[Tensor]:
-    """Return the parameters in the groups of an optimizer, and of those that it holds."""
-    optimizers = [kept.value for kept in found if isinstance(kept.value, Optimizer)]
-    return [p for each in optimizers for group in _groups(each) for p in group]
-
-
-def state_of(found: Sequence[Kept], parameter: Tensor) -> list[Tensor]:
-    """Return the tensors of a parameter's state, each memory once, and not its own."""
-    own = [parameter] if parameter.grad is None else [parameter, parameter.grad]
-    state = {id(x): x for x in own} | {
-        id(kept.value): kept.value
-        for kept in found
-        if kept.owner is parameter
-        and isinstance(kept.value, Tensor)
-        and kept.value.shape == parameter.shape
-    }
-    places = {x.data_ptr() or id(x): x for x in reversed(state.values())}
-    return [x for x in state.values() if places[x.data_ptr() or id(x)] is x][len(own) :]
-
-
-def _is_state(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.numel() > 1
+    def state_of(self, parameter: Tensor) -> list[Tensor]:
+        """Return the tensors of a parameter's state, each memory once, and not its own."""
+        state = [x.value for x in self.kept if x.owner is parameter]
+        state = [x for x in state if isinstance(x, Tensor) and x.shape == parameter.shape]
+        own = [parameter, parameter.grad] if parameter.is_leaf else [parameter]
+        places = {x.data_ptr() or id(x): x for x in (*state, *own) if x is not None}
+        return [x for x in places.values() if all(x is not each for each in own)]
 
 
 def _groups(optimizer: Optimizer) -> list[list[Tensor]]:
@@ -174,17 +150,15 @@ def _walk(
 
 
 def _fits(value: Any, layout: Any) -> bool:
+    """Whether tensors lie as these parameters do."""
     if isinstance(layout, Tensor):
         return isinstance(value, Tensor) and value.shape == layout.shape
-    return (
-        isinstance(value, list | tuple)
-        and len(value) == len(layout)
-        and all(map(_fits, value, layout))
-    )
+    is_list = isinstance(value, list | tuple) and len(value) == len(layout)
+    return is_list and all(map(_fits, value, layout))
 
 
 def _held(value: Any) -> Iterator[Any]:
-    """Yield an object and what it holds, at any depth; not what is in classes and in modules."""
+    """Yield an object and what it holds at any depth, but for classes and a function's globals."""
     stack, seen = [value], set()
     while stack:
         held = stack.pop()

@@ -11,7 +11,7 @@ from torch import nn
 from sparseconv.core.checks import count, integer
 from sparseconv.measure.records import Counts
 from sparseconv.nn.modules import check_module, check_not_wrapped, deepcopy_model
-from sparseconv.nn.optimizers import followed
+from sparseconv.nn.optimizers import Holdings
 from sparseconv.profiling.stopwatch import copied_arguments
 from sparseconv.pruning.channels import FIXED, Channels, kept_channels
 from sparseconv.pruning.criteria import Criterion
@@ -108,7 +108,9 @@ def prune_filters(
             "equivalent pruning changes what the parameters mean; build a new optimizer"
         )
     work, channels, arguments = _traced(model, example_input, ignore)
-    held = followed(optimizer, dict(model.named_parameters()), model) if optimizer else []
+    holdings = None if optimizer is None else Holdings(optimizer)
+    if holdings:
+        holdings.check(dict(model.named_parameters()), model)
     if not channels.n_units:
         raise ValueError(
             f"{type(model).__name__} has no filters that can be removed: every channel is an input "
@@ -122,7 +124,7 @@ def prune_filters(
         unpaired = with_pairs(pruned, channels, kept)
     else:
         cuts = remove(pruned, channels, kept)
-        optimizer = optimizer and successor(optimizer, held, model, pruned, cuts)
+        optimizer = successor(holdings, model, pruned, cuts) if holdings else None
     layers, parameters = changes(channels, kept), sum(p.numel() for p in model.parameters())
     gone = sum(layer.parameters.before - layer.parameters.after for layer in layers)
     report = PruningReport(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,29 +12,24 @@ from torch.optim import Optimizer
 
 from sparseconv.core.pattern import KernelCSR, Region
 from sparseconv.nn.conv import SparseConv1d
-from sparseconv.nn.optimizers import Kept
+from sparseconv.nn.optimizers import Holdings
 from sparseconv.pruning.channels import Channels, kept_channels
 
 Cut = Mapping[int, Tensor]  # for each shortened dimension of a tensor: the indices that stay
 
 
 def successor(
-    old: Optimizer,
-    found: Sequence[Kept],
-    model: nn.Module,
-    pruned: nn.Module,
-    cuts: Mapping[str, Cut],
+    old: Holdings, model: nn.Module, pruned: nn.Module, cuts: Mapping[str, Cut]
 ) -> Optimizer:
     """Return an optimizer of the pruned model's parameters, with the state of the old one.
 
     Args:
-        found: what ``followed`` returned of the old one.
         cuts: as ``remove`` returns them; tensors that belong to a parameter follow its cut.
     """
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     after = dict(pruned.named_parameters())
     memo: dict[int, Any] = {id(model): pruned}  # by id, what takes the place of an object
-    for _, owner, value in found:
+    for _, owner, value in old.kept:
         if isinstance(value, Optimizer):
             # Not by its class, whose arguments differ from what it keeps of them; nor by its
             # pickled state, which leaves out hooks and what a subclass has added.
@@ -43,18 +38,19 @@ def successor(
             memo.setdefault(id(value), value)
         elif id(value) in names:
             memo[id(value)] = after[names[id(value)]]
-        elif owner is not None and value.shape == owner.shape:
+        elif id(owner) in names and value.shape == owner.shape:
             name = names[id(owner)]
             same = value.data_ptr() == owner.data_ptr()  # parameter.data
             cut = _cut(value.detach(), cuts.get(name, {})).clone()
             memo[id(value)] = after[name].detach() if same else cut
-    for each in (kept.value for kept in found if isinstance(kept.value, Optimizer)):
+    for each in old.optimizers:
         for key, value in vars(each).items():
             if not hasattr(value, "_wrapped_by_lr_sched"):  # a scheduler's step() is the old one's
-                hooks = key.endswith("_hooks")
-                new = copy.copy(value) if hooks else copy.deepcopy(value, memo)
-                vars(memo[id(each)])[key] = new
-    return cast(Optimizer, memo[id(old)])
+                is_own = not key.endswith("_hooks")
+                copied = copy.deepcopy(value, memo) if is_own else copy.copy(value)
+                vars(memo[id(each)])[key] = copied
+    new: Optimizer = memo[id(old.optimizers[0])]
+    return new
 
 
 @torch.no_grad()

@@ -66,6 +66,26 @@ def test_ranks_with_different_data_train_one_model(tmp_path: Path) -> None:
         torch.testing.assert_close(found["tensors"], alone["tensors"])
 
 
+def with_zero(rank: int) -> Any:
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+
+    network, adam = two_layers(torch.float64), torch.optim.Adam
+    optimizer = ZeroRedundancyOptimizer(network.parameters(), optimizer_class=adam, lr=1e-2)
+    dst = DSTScheduler(network, optimizer, **SETTINGS)
+    for x in data(0):
+        train_step(network, optimizer, x)
+        dst.step()
+    return [p.detach() for p in network.parameters()]
+
+
+@pytest.mark.tool("ZeroRedundancyOptimizer", "works")
+def test_moments_that_each_rank_has_a_part_of(tmp_path: Path) -> None:
+    network = two_layers(torch.float64)
+    run(network, network, "random", data(0))
+    for found in on_ranks(with_zero, tmp_path):
+        assert same(found, [p.detach() for p in network.parameters()])
+
+
 def what_one_rank_cannot_do(rank: int) -> None:
     network, optimizer, dst = scheduled()
     with pytest.raises(RuntimeError, match=f"rank {1 - rank} has.*'seed': {1 - rank}.*this one"):
