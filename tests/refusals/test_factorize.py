@@ -57,7 +57,7 @@ test_factorize = refusals(
     (call(model(), "0", "1", compression=50), ValueError, "expected a compression of at most"),
     (call(nn.Linear(2, 2)), ValueError, "there is no nn.Conv1d"),
     (lambda: sc.factorize(3, rank=1), TypeError, "model must be an nn.Module, but got int"),
-    (call(torch.compile(model())), ValueError, "factorize its _orig_mod and compile the result"),
+    (call(torch.compile(model())), ValueError, "factorize its _orig_mod and wrap the result"),
     (pair(nn.Conv1d(4, 4, 5)), ValueError, "must have the same shape, dtype, device"),
     (pair(nn.Conv1d(4, 4, 3, stride=2)), ValueError, "stride, padding, dilation, padding_mode;"),
     (pair(nn.Conv1d(4, 4, 3, groups=2)), ValueError, "has groups=2, expected was 1"),
