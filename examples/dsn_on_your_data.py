@@ -41,7 +41,7 @@ def make(n_cases: int) -> tuple[np.ndarray, np.ndarray]:
 X_train, y_train = make(60)
 X_test, y_test = make(100)
 np.savez("events.npz", X_train=X_train, y_train=y_train, X_test=X_test, y_test=y_test)
-data = datasets.load("events.npz")  # or a folder with NAME_TRAIN.ts and NAME_TEST.ts
+data = datasets.load("events.npz")  # or a folder with NAME_TRAIN.tsv and NAME_TEST.tsv
 
 # %% [markdown]
 # ## Training, stopped half way

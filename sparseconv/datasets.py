@@ -1,14 +1,19 @@
-"""Time-series data sets: aeon's bundled ones, folders of ``.ts`` files, ``.npz`` files."""
+"""Time-series data sets: aeon's bundled ones, pairs of text files, ``.npz`` files."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from sparseconv.core.arrays import as_labels, as_series, warn_if_swapped
 
 BUNDLED = (
     "ACSF1", "ArrowHead", "BasicMotions", "GunPoint", "ItalyPowerDemand", "JapaneseVowels",
@@ -17,7 +22,11 @@ BUNDLED = (
 _KEYS = ("X_train", "y_train", "X_test", "y_test")
 # aeon has JapaneseVowels twice: the original, and one padded to 25 time points.
 _STEMS = {"JapaneseVowels": "JapaneseVowels_eq"}
-_TRAIN, _TEST = "_TRAIN.ts", "_TEST.ts"
+# Of the pairs NAME_TRAIN and NAME_TEST in a folder the first of these is read.
+ENDINGS = (".ts", ".arff", ".tsv", ".csv", ".txt", "")
+_ENDINGS = ", ".join(ENDINGS[:-1]) + " or no ending"
+_CHANNEL = re.compile(r"Dimension\d+$")
+_PAIR = re.compile(r"(.+)_(?:TRAIN|TEST)(\.\w+)?")
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +37,8 @@ class Dataset:
         name: the data set's name.
         X_train, X_test: ``(n_cases, n_channels, n_timepoints)`` float32, finite.
         y_train, y_test: ``(n_cases,)`` int64, indices into ``classes``.
-        classes: the labels as they came (aeon reads those of .ts files in lower case), sorted.
+        classes: the labels as they came (text files: strings; aeon reads those of .ts files
+            in lower case), sorted.
     """
 
     name: str
@@ -54,11 +64,14 @@ def load(name_or_path: str | os.PathLike[str], *, nan_to_zero: bool = False) -> 
 
     Args:
         name_or_path: the name of one of ``BUNDLED`` (part of the aeon package; JapaneseVowels is
-            the equal-length variant), a folder with ``NAME_TRAIN.ts`` and ``NAME_TEST.ts`` or the
-            first of these two files, or a ``.npz`` file with ``X_train``, ``y_train``, ``X_test``
-            and ``y_test``: series ``(n_cases, n_channels, n_timepoints)`` or, with one channel,
-            ``(n_cases, n_timepoints)``, and labels that are strings or real numbers. A string that
-            is a bundled name is read as that; a folder of this name is ``"./NAME"`` or a ``Path``.
+            the equal-length variant); a folder with the files ``NAME_TRAIN`` and ``NAME_TEST``, or
+            one of these; or a ``.npz`` file with ``X_train``, ``y_train``, ``X_test`` and
+            ``y_test``: series ``(n_cases, n_channels, n_timepoints)`` or, with one channel,
+            ``(n_cases, n_timepoints)``, and labels that are strings or real numbers. A pair is
+            ``.ts``, ``.arff``, or lines of a label and samples between tabs, commas, semicolons or
+            spaces (``.tsv``, ``.csv``, ``.txt``, or no ending: the UCR archives); its content
+            decides how it is read. A string that is a bundled name is read as that; a folder of
+            this name is ``"./NAME"`` or a ``Path``.
         nan_to_zero: replace missing values by 0, as in the paper's UCR 85 runs.
 
     Raises:
@@ -77,20 +90,20 @@ def load(name_or_path: str | os.PathLike[str], *, nan_to_zero: bool = False) -> 
     bundled = isinstance(name_or_path, str) and name_or_path in BUNDLED
     if bundled:
         stem = _STEMS.get(path.name, path.name)
-        path = Path(_aeon().__file__).parent / "data" / path / f"{stem}{_TRAIN}"
+        path = Path(_aeon().__file__).parent / "data" / path / f"{stem}_TRAIN.ts"
     elif os.path.isdir(path):  # False where the path cannot be one
         path = _training_file(path)
+    name, pair = name_of(path), _PAIR.fullmatch(path.name)
     if path.suffix == ".npz" and os.path.isfile(path):
-        name, raw = path.stem, _read_npz(path)
-    elif path.name.endswith(_TRAIN) and os.path.isfile(path):
-        name = path.name.removesuffix(_TRAIN)
-        cases = *_read_ts(path), *_read_ts(path.with_name(name + _TEST))
-        raw = dict(zip(_KEYS, cases, strict=True))
+        raw = _read_npz(path)
+    elif pair is not None and os.path.isfile(path):
+        files = (path.with_name(f"{name}_{part}{pair[2] or ''}") for part in ("TRAIN", "TEST"))
+        raw = dict(zip(_KEYS, (array for file in files for array in _read(file)), strict=True))
     else:
         raise ValueError(
             f"no data set {os.fspath(name_or_path)!r}: expected the name of one of aeon's bundled "
-            f"sets ({', '.join(BUNDLED)}) as a str, a folder with NAME_TRAIN.ts and NAME_TEST.ts, "
-            f"or a .npz file with {', '.join(_KEYS)}"
+            f"sets ({', '.join(BUNDLED)}) as a str, a folder with a pair NAME_TRAIN and NAME_TEST "
+            f"({_ENDINGS}) or one of the two, or a .npz file with {', '.join(_KEYS)}"
         )
     return _check(str(name_or_path) if bundled else name, raw, nan_to_zero)
 
@@ -100,33 +113,63 @@ def _aeon() -> Any:
         import aeon.datasets
     except ImportError as error:
         raise RuntimeError(
-            f"aeon reads the bundled sets and .ts files, but it cannot be imported ({error}); "
-            "install it with `pip install 'sparseconv[tsc]'`, or give a .npz file"
+            f"aeon reads the bundled sets, .ts and .arff files, but it cannot be imported "
+            f"({error}); install it with `pip install 'sparseconv[tsc]'`, or give a .npz file"
         ) from error
     return aeon.datasets
 
 
 def _training_file(folder: Path) -> Path:
-    """Return the one NAME_TRAIN.ts; of several, that with the folder's own name."""
-    found = sorted(folder.glob(f"*{_TRAIN}"))
-    own = [path for path in found if path.name == folder.resolve().name + _TRAIN]
+    """Return the one training file; of several, that with the folder's own name."""
+    found = training_files(folder.glob("*_TRAIN*"))
+    own = [path for path in found if name_of(path) == folder.resolve().name]
     if len(own or found) != 1:
         raise ValueError(
-            f"expected one pair NAME_TRAIN.ts and NAME_TEST.ts in the folder {folder}, but found "
-            f"{', '.join(path.name for path in found) or 'none'}; put one data set into a folder"
+            f"expected one pair NAME_TRAIN and NAME_TEST ({_ENDINGS}) in the folder {folder}, but "
+            f"found {', '.join(path.name for path in found) or 'none'}; put one data set into a "
+            "folder"
         )
     return (own or found)[0]
 
 
-def _read_ts(path: Path) -> tuple[Any, Any]:
-    read = _aeon().load_from_ts_file
+def training_files(paths: Iterable[Path]) -> list[Path]:
+    """Return the training file of each data set among these, one where it has several endings."""
+    found: dict[Path, Path] = {}
+    ranks = {ending: rank for rank, ending in enumerate(ENDINGS)}
+    known = [path for path in paths if path.suffix.lower() in ranks and path.is_file()]
+    for path in sorted(known, key=lambda path: ranks[path.suffix.lower()]):
+        if (pair := _PAIR.fullmatch(path.name)) is not None:
+            found.setdefault(path.with_name(pair[1]), path)
+    # The archives' .arff come with another pair for each channel, which counts for nothing.
+    whole = {stem: stem.with_name(_CHANNEL.sub("", stem.name)) for stem in found}
+    return sorted(found[stem] for stem in found if whole[stem] == stem or whole[stem] not in found)
+
+
+def name_of(source: str | os.PathLike[str]) -> str:
+    """Return the name of the data set in a file or folder."""
+    name = Path(source).resolve().name
+    pair = _PAIR.fullmatch(name)
+    return name.removesuffix(".npz") if pair is None else pair[1]
+
+
+def _read(path: Path) -> tuple[Any, Any]:
+    """Read one file of a pair; its content says how."""
+    expected = "in each line a label and then as many samples as in the others, without a header"
     try:
-        X, y, header = read(str(path), return_meta_data=True)
+        with path.open(encoding="utf-8-sig") as file:
+            head = file.read(1 << 20)
+        if not head.lstrip().startswith(("@", "#", "%")):
+            return _read_lines(path)
+        expected = "header lines that end with @data, then one case a line, equally long"
+        if "@attribute" in head.lower():
+            X, y = _aeon().load_from_arff_file(str(path))
+            return X, y
+        X, y, header = _aeon().load_from_ts_file(str(path), return_meta_data=True)
     # aeon checks little: what is wrong with a file shows as any of these.
     except (OSError, ValueError, TypeError, IndexError) as error:
         raise ValueError(
-            f"{path} cannot be read as a .ts file ({type(error).__name__}: {error}); expected "
-            "header lines that end with @data, then one case a line, equally long"
+            f"{path} cannot be read as series ({type(error).__name__}: {error}); expected "
+            f"{expected}"
         ) from error
     if not header["classlabel"] or "NaN" in list(y):  # aeon's word for "?", not in lower case
         raise ValueError(
@@ -134,6 +177,26 @@ def _read_ts(path: Path) -> tuple[Any, Any]:
             "'@classLabel true ...' and a label at the end of each line"
         )
     return X, y
+
+
+def _read_lines(path: Path) -> tuple[Any, Any]:
+    """Read lines of a label and samples; the first line says what is between them."""
+    text = path.read_text(encoding="utf-8-sig")
+    lines = [line for line in text.splitlines() if line.strip()]
+    if not lines:
+        raise ValueError("it is empty")
+    mark = next((mark for mark in "\t;," if mark in lines[0]), None)
+    options: dict[str, Any] = {"delimiter": mark, "comments": None, "quotechar": '"', "ndmin": 2}
+    labels = np.loadtxt(lines, str, usecols=0, **options)[:, 0]
+    if np.isin(np.char.lower(labels), ("", "?", "nan")).any():
+        raise ValueError("some labels are missing")
+    with contextlib.suppress(ValueError):  # 1.0000000e+00 is the "1" of other formats
+        numbers = labels.astype(np.float64)
+        labels = np.array([np.format_float_positional(one, trim="-") for one in numbers])
+    between = r"\s" if mark is None else mark
+    missing = re.compile(rf"(?<={between}) *{'[?]' if mark is None else '[?]?'} *(?={between}|$)")
+    samples = (missing.sub("nan", line) for line in lines)
+    return np.loadtxt(samples, converters={0: lambda label: 0.0}, **options)[:, 1:], labels
 
 
 def _read_npz(path: Path) -> dict[str, Any]:
@@ -150,13 +213,14 @@ def _read_npz(path: Path) -> dict[str, Any]:
 
 def _check(name: str, raw: dict[str, Any], nan_to_zero: bool) -> Dataset:
     X_train, X_test = (as_series(name, key, raw[key], nan_to_zero) for key in _KEYS[::2])
+    warn_if_swapped(X_train.shape)
     if X_train.shape[1:] != X_test.shape[1:]:
         raise ValueError(
             f"{name}: expected X_test to have X_train's channels and time points "
             f"{X_train.shape[1:]}, but got {X_test.shape[1:]}; cut or pad one of them"
         )
-    y_train = _labels(name, "y_train", raw["y_train"], len(X_train))
-    y_test = _labels(name, "y_test", raw["y_test"], len(X_test))
+    y_train = as_labels(name, "y_train", raw["y_train"], len(X_train))
+    y_test = as_labels(name, "y_test", raw["y_test"], len(X_test))
     classes = np.unique(y_train)
     known = classes.tolist()
     if len(known) < 2:
@@ -168,67 +232,3 @@ def _check(name: str, raw: dict[str, Any], nan_to_zero: bool) -> Dataset:
         )
     train, test = (np.searchsorted(classes, y).astype(np.int64) for y in (y_train, y_test))
     return Dataset(name, X_train, train, X_test, test, classes)
-
-
-def as_series(
-    owner: str, key: str, raw: Any, nan_to_zero: bool | None = None
-) -> npt.NDArray[np.float32]:
-    """Check series, and return them as float32 ``(n_cases, n_channels, n_timepoints)``, finite.
-
-    Every function that takes series of one length calls this one.
-
-    Args:
-        owner, key: who asks, and what the series are called there, for messages.
-        raw: an array, a tensor or a list of arrays; of one channel ``(n_cases, n_timepoints)``.
-        nan_to_zero: replace missing values by 0; None where the caller's user cannot choose it.
-
-    Raises:
-        ValueError: unequal lengths, another shape, no real numbers, values that are not finite.
-    """
-    if hasattr(raw, "detach"):
-        raw = raw.detach().cpu().numpy()
-    try:
-        raw = np.asarray(raw)
-    except ValueError as error:  # several lengths; aeon gives a list for @equalLength false
-        lengths = {np.shape(case)[-1] for case in raw}
-        raise ValueError(
-            f"{owner}: expected {key} to hold series of one length, but got lengths from "
-            f"{min(lengths)} to {max(lengths)}; pad or cut them to one length first, with "
-            "aeon.transformations.collection.unequal_length.Padder or Truncator"
-        ) from error
-    if raw.ndim == 2:
-        raw = raw[:, None, :]
-    if raw.ndim != 3 or 0 in raw.shape or raw.dtype.kind not in "fiu":
-        raise ValueError(
-            f"{owner}: expected {key} to hold real numbers of shape (n_cases, n_channels, "
-            f"n_timepoints) or (n_cases, n_timepoints), none of them 0, but got {raw.dtype} of "
-            f"shape {raw.shape}"
-        )
-    if nan_to_zero and raw.dtype.kind == "f":
-        raw = np.where(np.isnan(raw), 0.0, raw)
-    with np.errstate(over="ignore"):  # a number too large for float32 shows as inf just below
-        X = np.require(raw, np.float32, ["C", "A", "W"])  # torch warns of an array not writable
-    bad = ~np.isfinite(X)
-    if bad.any():
-        advice = "fill them in first"
-        if nan_to_zero is False and np.isnan(X).any():
-            advice += ", or read missing ones as 0 with nan_to_zero=True (--nan-to-zero)"
-        raise ValueError(
-            f"{owner}: expected finite values in {key}, but {int(bad.sum())} of {X.size} are "
-            f"missing (NaN), infinite or too large for float32, the first in case "
-            f"{int(bad.any((1, 2)).argmax())}; {advice}"
-        )
-    return X
-
-
-def _labels(name: str, key: str, raw: Any, n_cases: int) -> npt.NDArray[Any]:
-    y = np.asarray(raw)
-    missing = y.dtype.kind == "f" and np.isnan(y).any()
-    other = y.dtype.kind not in "biufU"
-    if y.shape != (n_cases,) or other or missing:
-        raise ValueError(
-            f"{name}: expected {key} to hold a string or a real number for each of {n_cases} "
-            f"cases, but got {y.dtype} of shape {y.shape}{', some of them missing' * bool(missing)}"
-            f"{'; convert bytes with y.astype(str)' * other}"
-        )
-    return y

@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument("--archive", type=Path, metavar="DIR",
-                        help=f".npz files, for {', '.join(measure.ARCHIVE)}")  # fmt: skip
+                        help=f"folder of data sets, for {', '.join(measure.ARCHIVE)}")  # fmt: skip
     parser.add_argument("--run", type=Path, metavar="FOLDER",
                         help="measure this run of `python -m sparseconv train` only, into "
                         "edge.jsonl in its folder")  # fmt: skip

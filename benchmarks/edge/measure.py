@@ -18,6 +18,7 @@ import sparseconv as sc
 from benchmarks.edge import targets
 from benchmarks.edge.targets import Target
 from benchmarks.lines import add_missing
+from benchmarks.paper.archives import find
 from sparseconv.cli.main import main as command_line
 from sparseconv.cli.results import data_of_run
 from sparseconv.datasets import Dataset
@@ -52,7 +53,7 @@ def trained(archive: Path | None) -> Iterator[Trained]:
     """Train what the folder ``runs/edge`` does not hold, and load it."""
     sources = {name: name for name in BUNDLED}
     if archive is not None:
-        found = {path.stem: str(path) for path in sorted(archive.rglob("*.npz"))}
+        found = find(archive)
         sources |= {name: found[name] for name in ARCHIVE if name in found}
         if missing := ", ".join(name for name in ARCHIVE if name not in found):
             print(f"skipped, {archive} does not hold them: {missing}", flush=True)

@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     running.add_argument("plan", help=f"a .toml file, or one of {plans}")
     running.add_argument(
         "--archive", type=folder, metavar="DIR",
-        help="a folder with NAME.npz files or NAME_TRAIN.ts and NAME_TEST.ts (default: the sets "
+        help="a folder with NAME.npz files or pairs NAME_TRAIN and NAME_TEST (default: the sets "
         "that aeon brings along)",
     )  # fmt: skip
     running.add_argument(

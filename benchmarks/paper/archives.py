@@ -57,12 +57,13 @@ class Shape:
 def open_archive(folder: Path | None) -> Archive:
     """Find and read all data sets below a folder, or aeon's bundled ones for None.
 
-    ``NAME.npz`` files and folders with ``NAME_TRAIN.ts`` and ``NAME_TEST.ts``, at any depth.
+    ``NAME.npz`` files, and pairs ``NAME_TRAIN`` and ``NAME_TEST`` as ``datasets.load`` reads them,
+    at any depth.
 
     Raises:
         ValueError: a folder that does not exist or holds no data set.
     """
-    sources = {name: name for name in datasets.BUNDLED} if folder is None else _find(folder)
+    sources = {name: name for name in datasets.BUNDLED} if folder is None else find(folder)
     shapes, checksums, broken = {}, {}, {}
     for name, source in sources.items():
         try:
@@ -82,12 +83,17 @@ def _checksum(data: Dataset) -> str:
     return found.hexdigest()[:16]
 
 
-def _find(folder: Path) -> dict[str, str]:
-    """Return the file of each data set below a folder, or the one with its training set."""
+def find(folder: Path) -> dict[str, str]:
+    """Return the file of each data set below a folder, or the one with its training set.
+
+    Raises:
+        ValueError: no data set, or two of one name.
+    """
     folder = folder.resolve()  # a relative path could be the name of one of aeon's sets
     found: dict[str, str] = {}
-    for path in sorted([*folder.rglob("*.npz"), *folder.rglob("*_TRAIN.ts")]):
-        name = path.name.removesuffix("_TRAIN.ts").removesuffix(".npz")
+    pairs = datasets.training_files(folder.rglob("*_TRAIN*"))
+    for path in sorted([*folder.rglob("*.npz"), *pairs]):
+        name = datasets.name_of(path)
         if name in found:
             raise ValueError(
                 f"the archive holds {name} twice, as {found[name]} and {path}; remove one"
@@ -96,7 +102,7 @@ def _find(folder: Path) -> dict[str, str]:
     if not found:
         raise ValueError(
             f"the archive {folder} holds no data set; expected a folder with NAME.npz files, or "
-            "with NAME_TRAIN.ts and NAME_TEST.ts"
+            "with pairs NAME_TRAIN and NAME_TEST (.ts, .tsv, .csv, .txt, .arff or no ending)"
         )
     return dict(sorted(found.items()))
 

@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )  # fmt: skip
     parser.add_argument("study", choices=STUDIES)
     parser.add_argument("--archive", type=Path, metavar="DIR",
-                        help="folder of .npz files, for classifiers")  # fmt: skip
+                        help="folder of data sets, for classifiers")  # fmt: skip
     parser.add_argument("--out", type=Path, metavar="FILE", help="where rows are added")
     arguments = parser.parse_args(argv)
     study = STUDIES[arguments.study]

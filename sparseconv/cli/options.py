@@ -57,7 +57,10 @@ def number_or_cv(text: str) -> int | float | str:
     """Read a number, or ``cv``, as an argparse type."""
     if text == "cv":
         return text
-    return float(text) if "." in text or "e" in text.lower() else int(text)
+    try:
+        return float(text) if "." in text or "e" in text.lower() else int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a number or cv, but got {text!r}") from None
 
 
 def count(text: str) -> dict[str, Any]:

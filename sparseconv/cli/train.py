@@ -38,8 +38,9 @@ SETTINGS = SECTIONS | MODELS["pocket"]
 def add_options(command: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
     add = command.add_argument
-    data = f"one of {', '.join(datasets.BUNDLED)}; a folder with NAME_TRAIN.ts and NAME_TEST.ts; "
-    data += "or a .npz file with X_train, y_train, X_test and y_test"
+    data = f"one of {', '.join(datasets.BUNDLED)}; a folder with a pair NAME_TRAIN and NAME_TEST "
+    data += "(.ts, .arff, .tsv, .csv, .txt or no ending), or one of these; or a .npz file with "
+    data += "X_train, y_train, X_test and y_test"
     add("data", metavar="NAME_OR_PATH", help=data)
     models = "a Dynamic Sparse Network (default), or random kernels pruned by POCKET"
     add("--model", choices=tuple(MODELS), default="dsn", help=models)
@@ -71,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     refuse_foreign(args, every - own.keys(), f"--model {args.model}")
     given = {name: value for name, value in vars(args).items() if name in own}
     settings = own | given
-    name = Path(args.data).resolve().name.removesuffix(".npz").removesuffix("_TRAIN.ts")
+    name = datasets.name_of(args.data)
     mark = "" if args.model == "dsn" else f"{args.model}-"
     out: Path = args.out or Path("runs") / f"{name}-{mark}seed{settings['seed']}"
     config: dict[str, Any] = {

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sparseconv.core.arrays import as_tensor
+
 
 class ArgumentError(ValueError, RuntimeError):
     """A wrong argument: ``nn.Conv1d`` reports it as RuntimeError, Python says ValueError."""
@@ -59,7 +61,7 @@ def check_dense(name: str, tensor: Tensor) -> None:
 
 def checked_mask(name: str, mask: Any) -> Tensor:
     """Return a mask as bools; scores or soft masks would make every weight active."""
-    given = torch.as_tensor(mask)
+    given = as_tensor(mask, f"{name} must hold bools, or zeros and ones")
     if not bool(((given == 0) | (given == 1)).all()):
         raise ValueError(
             f"{name} must hold bools, or zeros and ones, but holds other numbers; compare them "

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from sparseconv.core.arrays import as_series, batch_sizes
 from sparseconv.core.files import check_new_or_empty, write_folder
-from sparseconv.datasets import as_series
 from sparseconv.edge.generate import write_c
 from sparseconv.edge.layers import Array, scores_and_bound
 from sparseconv.edge.lowering import lower
@@ -141,6 +141,7 @@ def export_c(
 
 def _scores_of(model: nn.Module, X: Array) -> Array:
     with torch.autocast("cpu", enabled=False):
-        parts = [model(torch.from_numpy(X[at : at + 64])) for at in range(0, len(X), 64)]
+        series = torch.split(torch.from_numpy(X), batch_sizes(len(X), 64))
+        parts = [model(part) for part in series]
     scores: Array = torch.cat(parts).numpy()
     return scores

@@ -12,7 +12,8 @@ import torch
 from aeon.classification.base import BaseClassifier
 from aeon.utils.validation import check_n_jobs
 
-from sparseconv.datasets import as_series
+from sparseconv.core.arrays import as_series
+from sparseconv.estimators.reading import ReadsArrays
 from sparseconv.estimators.seed import draw_seed
 from sparseconv.measure.machine import threads
 from sparseconv.models import DSN
@@ -22,7 +23,7 @@ from sparseconv.training.recipe import Recipe
 from sparseconv.training.run_folder import NETWORK
 
 
-class DSNClassifier(BaseClassifier):  # type: ignore[misc]
+class DSNClassifier(ReadsArrays, BaseClassifier):  # type: ignore[misc]
     """Classify time series with a Dynamic Sparse Network trained on active weights only.
 
     The defaults are the paper's network and recipe. Series have the shape ``(n_cases, n_channels,

@@ -22,11 +22,12 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.class_weight import compute_sample_weight
 from threadpoolctl import threadpool_limits
 
-from sparseconv.core.checks import count, number
-from sparseconv.datasets import as_series
+from sparseconv.core.arrays import as_series
+from sparseconv.core.checks import count, flag, number
+from sparseconv.estimators.reading import ReadsArrays
 from sparseconv.estimators.seed import draw_seed
 from sparseconv.measure.machine import threads
-from sparseconv.rocket.bank import KINDS, KernelBank
+from sparseconv.rocket.bank import KINDS, KernelBank, check_length
 from sparseconv.rocket.features import check_shape, kernel_features
 from sparseconv.rocket.model import RocketModel, chosen
 from sparseconv.rocket.selection import GroupSelection, Selected, fitted_scale
@@ -45,7 +46,7 @@ KERNEL_TAGS = {  # what aeon knows of both estimators
 Array = npt.NDArray[Any]
 
 
-class RocketTransformer(BaseCollectionTransformer):  # type: ignore[misc]
+class RocketTransformer(ReadsArrays, BaseCollectionTransformer):  # type: ignore[misc]
     """Features of ROCKET's or MiniROCKET's kernels, by ``kernel_features``.
 
     aeon's ``Rocket`` and ``MiniRocket`` draw the kernels, so that one seed gives the kernels that
@@ -106,7 +107,7 @@ class RocketTransformer(BaseCollectionTransformer):  # type: ignore[misc]
         return {"n_kernels": 20}
 
 
-class POCKETClassifier(BaseClassifier):  # type: ignore[misc]
+class POCKETClassifier(ReadsArrays, BaseClassifier):  # type: ignore[misc]
     """ROCKET or MiniROCKET with a share of its kernels, chosen by group-sparse ridge regression.
 
     The kernels' features go into a ridge classifier in which groups of features, those of one
@@ -179,6 +180,7 @@ class POCKETClassifier(BaseClassifier):  # type: ignore[misc]
 
     def _fit(self, X: Array, y: Array) -> POCKETClassifier:
         count("n_iter", self.n_iter)
+        flag("refit", self.refit)
         if self.k != "cv" and not 0 < number("k", self.k) < np.inf:
             raise ValueError(f"k must be a positive number or 'cv', but got {self.k!r}")
         ks = KS if self.k == "cv" else (float(self.k),)
@@ -202,10 +204,7 @@ class POCKETClassifier(BaseClassifier):  # type: ignore[misc]
             scale = fitted_scale(select.leave_one_out(self.k_), labels, weights)
         self.kept_kernels_ = found.groups
         self.bank_ = bank.select_features(found.columns)
-        classes = self.classes_
-        if classes.dtype.kind == "O":  # Python's objects cannot be saved
-            classes = np.array(classes.tolist())
-        self.model_ = RocketModel(self.bank_, found.coef, found.intercept, classes, scale)
+        self.model_ = RocketModel(self.bank_, found.coef, found.intercept, self.classes_, scale)
         return self
 
     def _weights(self, labels: Array) -> Array | None:
@@ -234,6 +233,8 @@ class POCKETClassifier(BaseClassifier):  # type: ignore[misc]
 
         scores: dict[tuple[float, int], list[float]] = {choice: [] for choice in choices}
         cases = np.bincount(labels)
+        if cases.max() < 2:
+            raise ValueError('"cv" needs a class of 2 cases or more; give keep and k as numbers')
         with warnings.catch_warnings():  # a class may have fewer cases than there are folds
             warnings.filterwarnings("ignore", "The least populated class", UserWarning)
             folds = StratifiedKFold(
@@ -337,12 +338,8 @@ def draw_kernels(kernels: Any, n_kernels: int, seed: int, X: Array) -> KernelBan
     if kernels not in KINDS:
         raise ValueError(f"kernels must be one of {KINDS} or a KernelBank, but got {kernels!r}")
     n_kernels = count("n_kernels", n_kernels)
-    make, least = (Rocket, 11) if kernels == "rocket" else (MiniRocket, 9)
-    if X.shape[2] < least:
-        raise ValueError(
-            f"kernels of {least} taps expected series of at least {least} time points, but got "
-            f"{X.shape[2]}; pad them with aeon.transformations.collection.unequal_length.Padder"
-        )
+    check_length(kernels, X.shape)
+    make = Rocket if kernels == "rocket" else MiniRocket
     state = np.random.get_state()  # aeon seeds NumPy's global generator, which is not ours to set
     try:
         return KernelBank.from_aeon(make(n_kernels, random_state=seed).fit(X))

@@ -70,7 +70,7 @@ def environment_info() -> dict[str, str]:
 def threads(count: int) -> Iterator[None]:
     """Let torch use ``count`` threads inside the block; ValueError for more than 1024."""
     if not 1 <= count <= 1024:  # with very many OpenMP ends the process
-        raise ValueError(f"threads must be 1 to 1024, but got {count}")
+        raise ValueError(f"threads (n_jobs) must be 1 to 1024, but got {count}")
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

@@ -22,8 +22,17 @@ class Classifier(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the log-probabilities ``(N, n_classes)`` of series ``(N, in_channels, L)``."""
+        self.check_series(x)
         log_proba: Tensor = self.head(self.blocks(x))
         return log_proba
+
+    def check_series(self, x: Tensor) -> None:
+        """Refuse a tensor of another shape, unless it is a symbol of ``torch.fx``."""
+        if isinstance(x, Tensor) and (x.dim() != 3 or x.shape[1] != self.in_channels):
+            raise ValueError(
+                f"this {type(self).__name__} expects series of shape (n_cases, {self.in_channels}, "
+                f"n_timepoints), but got {tuple(x.shape)}; x.unsqueeze(0) is a batch of one"
+            )
 
 
 class Residual(nn.Module):

@@ -151,11 +151,7 @@ class DSN(Classifier):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the log-probabilities ``(N, n_classes)`` of series ``(N, in_channels, L)``."""
-        if x.dim() != 3 or x.shape[1] != self.in_channels:
-            raise ValueError(
-                f"this DSN expects series of shape (n_cases, {self.in_channels}, n_timepoints), "
-                f"but got {tuple(x.shape)}; x.unsqueeze(0) is a batch of one"
-            )
+        self.check_series(x)
         head = self.head
         if isinstance(head, Block):  # one chain from the first block into the head
             return head.forward_after(self.blocks, x)

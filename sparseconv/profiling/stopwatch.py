@@ -81,7 +81,7 @@ def copied_arguments(input: Any, name: str = "input") -> tuple[Any, ...]:
     if not isinstance(input, Tensor | tuple):
         raise TypeError(
             f"{name} must be a tensor, or a tuple of the model's arguments, but got "
-            f"{type(input).__name__}"
+            f"{type(input).__name__}; torch.as_tensor(X, dtype=torch.float32) makes one of an array"
         )
     with torch.inference_mode(False):
         arguments: tuple[Any, ...] = tree_map_only(

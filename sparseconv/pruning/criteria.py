@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from sparseconv.core.checks import count, number
 from sparseconv.nn.conv import SparseConv1d
 from sparseconv.pruning.channels import Channels, Layer
-from sparseconv.pruning.data import BATCH, batches_of, evaluating, watching
+from sparseconv.pruning.data import BATCH, batches_of, classes_of, evaluating, watching
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 EPS = 1e-2  # of DSP
@@ -161,6 +161,7 @@ class Jacobian(Criterion):
             for x, y in islice(batches, self.batches):
                 out = model(x)
                 if self.loss is F.nll_loss:
+                    y = classes_of("Jacobian", y)
                     total = out.detach().logsumexp(1).abs()  # 0, but for rounding
                     if (total > torch.finfo(out.dtype).eps ** 0.5).any():
                         raise ValueError(LOGITS)

@@ -10,6 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparseconv.core.arrays import as_tensor, batch_sizes, class_indices
+from sparseconv.models.classifier import Classifier
+
 BATCH = 64  # series, where data are whole arrays
 
 
@@ -43,13 +46,36 @@ def watching(
         yield
 
 
+def for_model(owner: str, model: nn.Module, X: Any) -> Tensor:
+    """Return series in the model's dtype, on the device where they are.
+
+    Integers stay integers for a model with an ``nn.Embedding``. The networks of ``models`` take
+    series of one channel as ``(n_cases, n_timepoints)`` too.
+    """
+    x = as_tensor(X, f"{owner}: expected X to hold real numbers")
+    codes = any(isinstance(module, nn.Embedding) for module in model.modules())
+    if x.is_floating_point() or not codes:
+        x = x.to(next(model.parameters(), torch.empty(0)).dtype)
+    if not x.isfinite().all():
+        cases = int((~x.isfinite()).reshape(len(x), -1).any(1).sum())
+        raise ValueError(
+            f"{owner}: expected X to be finite, but {cases} of {len(x)} series hold NaN or "
+            "infinity; replace them, for example with numpy.nan_to_num(X)"
+        )
+    return x[:, None] if x.dim() == 2 and isinstance(model, Classifier) else x
+
+
+def classes_of(criterion: str, y: Tensor) -> Tensor:
+    """Return the labels of a batch as class indices."""
+    return torch.from_numpy(class_indices(criterion, "y", y)).to(y.device)
+
+
 def batches_of(
     criterion: str, model: nn.Module, data: Any, cases: int | None = None, labels: bool = True
 ) -> Iterator[tuple[Tensor, Any]]:
     """Yield series in the model's dtype, on its device, each batch with its labels.
 
-    Integers stay integers for a model with an ``nn.Embedding``. Classes are int64, as torch's
-    losses want them.
+    See ``for_model``. Classes are int64, as torch's losses want them.
 
     Args:
         criterion: its name, for messages.
@@ -61,28 +87,31 @@ def batches_of(
     Raises:
         ValueError: arrays of unequal length; no series; no labels.
     """
-    like = next(model.parameters())
-    codes = any(isinstance(module, nn.Embedding) for module in model.modules())
+    device = next(model.parameters()).device
     if isinstance(data, tuple) or hasattr(data, "shape"):
-        arrays = [torch.as_tensor(x) for x in (data if isinstance(data, tuple) else (data,))]
+        given = data if isinstance(data, tuple) else (data,)
+        expectation = f"{criterion}: expected X and y to hold real numbers"
+        arrays = [as_tensor(x, expectation) for x in given]
         if len({len(array) for array in arrays}) > 1:
             shapes = [tuple(array.shape) for array in arrays]
             raise ValueError(f"{criterion} expected (X, y) of equal length, but got {shapes}")
         if cases is not None and len(arrays[0]) > cases:
             chosen = torch.linspace(0, len(arrays[0]) - 1, cases).round().long()
             arrays = [array[chosen] for array in arrays]
-        data = zip(*(torch.split(array, BATCH) for array in arrays), strict=True)
+        sizes = batch_sizes(len(arrays[0]), BATCH)
+        data = zip(*(torch.split(array, sizes) for array in arrays), strict=True)
     empty = True
     for batch in data:
         first, *rest = batch if isinstance(batch, tuple | list) else (batch,)
-        x = torch.as_tensor(first)
+        x = for_model(criterion, model, first).to(device)
         if labels and not rest:
             raise ValueError(f"{criterion} expected batches (x, y), but the labels y are missing")
         if len(x):
             empty = False
-            x = x.to(like.device) if codes and not x.is_floating_point() else x.to(like)
-            y = torch.as_tensor(rest[0]).to(x.device) if labels else None
-            yield x, y if y is None or y.is_floating_point() else y.long()
+            y = as_tensor(rest[0], f"{criterion}: expected y to hold numbers") if labels else None
+            if y is not None:
+                y = y.to(device, y.dtype if y.is_floating_point() else torch.int64)
+            yield x, y
     if empty:
         raise ValueError(
             f"{criterion} expected at least one series, but the data hold none (an iterator is "

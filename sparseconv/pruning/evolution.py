@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sparseconv.core.checks import count, number
 from sparseconv.pruning.channels import Channels, UnitSet
 from sparseconv.pruning.criteria import Criterion
-from sparseconv.pruning.data import batches_of, evaluating
+from sparseconv.pruning.data import batches_of, classes_of, evaluating
 from sparseconv.pruning.surgery import mask
 
 
@@ -81,7 +81,7 @@ class Evolutionary(Criterion):
         kept = torch.ones(channels.n_units, dtype=torch.bool)
         batches, found = [], 0
         for batch in batches_of("Evolutionary", model, self.data, self.cases):
-            batches.append(batch)
+            batches.append((batch[0], classes_of("Evolutionary", batch[1])))
             if (found := found + len(batch[0])) >= self.cases:
                 break
         x, y = (torch.cat(parts)[: self.cases] for parts in zip(*batches, strict=True))

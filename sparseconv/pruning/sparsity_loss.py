@@ -62,7 +62,7 @@ class InstanceSparsity:
     ) -> None:
         self.weight = number("weight", weight)
         if not 0 <= self.weight < math.inf:
-            raise ValueError(f"weight must be finite and at least 0, but got {weight}")
+            raise ValueError(f"weight (--silence) must be finite and at least 0, but got {weight}")
         check_module(model)
         found = published_stages(model) if stages is None else stages
         self.stages = tuple(Stage(x) if isinstance(x, str) else Stage(*x) for x in found)

@@ -217,7 +217,7 @@ class KernelBank(Saved):
         """Return the kernels of aeon's ``Rocket``, ``MiniRocket`` or a classifier made of one.
 
         Raises:
-            TypeError: another object. ValueError: one that is not fitted.
+            TypeError: another object. ValueError: one not fitted; series shorter than a kernel.
         """
         from aeon.classification.convolution_based import MiniRocketClassifier, RocketClassifier
         from aeon.transformations.collection.convolution_based import MiniRocket, Rocket
@@ -233,6 +233,7 @@ class KernelBank(Saved):
             raise ValueError(f"this {kind} is not fitted; call fit first")
         transformer = getattr(fitted, "_transformer", fitted)
         shape = transformer.metadata_["n_channels"], transformer.metadata_["n_timepoints"]
+        check_length("rocket" if isinstance(transformer, Rocket) else "minirocket", shape)
         if isinstance(transformer, Rocket):
             arrays = dict(zip(AEON_ROCKET, transformer.kernels, strict=True))
             return cls("rocket", arrays, *shape, normalise=bool(transformer.normalise))
@@ -285,6 +286,17 @@ class KernelBank(Saved):
         if extension is not None:
             _ = bank.plan  # which C++ checks: a damaged file is refused here, not when it is used
         return bank
+
+
+def check_length(kind: str, shape: tuple[int, ...]) -> None:
+    """Refuse series ``(..., n_channels, n_timepoints)`` for which aeon draws a dilation of 0."""
+    least = ROCKET_TAPS if kind == "rocket" else MINI_LENGTH
+    if shape[-1] < least:
+        raise ValueError(
+            f"kernels of {least} taps expected series of at least {least} time points, but got "
+            f"{shape[-1]}; pad them with aeon.transformations.collection.unequal_length.Padder, or "
+            "swap the axes if they are not (n_cases, n_channels, n_timepoints)"
+        )
 
 
 def _all_kernels(dilations: Array, n_biases: Array) -> dict[str, Array]:

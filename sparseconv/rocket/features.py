@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from sparseconv.datasets import as_series
+from sparseconv.core.arrays import as_series, three_axes
 from sparseconv.ops.backends import extension
 from sparseconv.rocket.bank import MINI_LENGTH, KernelBank
 from sparseconv.rocket.reference import kernel_features_reference
@@ -49,7 +49,7 @@ def kernel_features(X: Any, bank: KernelBank, *, out: Features | None = None) ->
     series = as_series("kernel_features", "X", X)
     check_shape(series.shape, bank)
     if bank.normalise:  # of X's own numbers, which may have more digits than float32
-        series = normalised(np.asarray(X).reshape(series.shape)).astype(np.float32)
+        series = normalised(three_axes("kernel_features", "X", X)).astype(np.float32)
     if out is None:
         out = np.empty((len(series), bank.n_features), np.float32)
     elif not isinstance(out, np.ndarray) or not out.flags.carray:

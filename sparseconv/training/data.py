@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparseconv.core.arrays import class_indices, warn_if_swapped
+from sparseconv.pruning.data import for_model
 from sparseconv.training.evaluation import predict_log_proba
-
-_LABELS = "numpy.unique(labels, return_inverse=True)[1] gives indices 0, 1, ..."
 
 
 def checked_data(model: nn.Module, X: Any, y: Any) -> tuple[Tensor, Tensor]:
@@ -19,26 +19,16 @@ def checked_data(model: nn.Module, X: Any, y: Any) -> tuple[Tensor, Tensor]:
     TypeError or ValueError if the model, which maps them to log-probabilities, cannot be trained on
     them: labels are class indices from 0.
     """
-    parameter = next(model.parameters(), torch.empty(0))  # of the model's device and dtype
-    try:
-        X, y = torch.as_tensor(X), torch.as_tensor(y)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"X and y must be arrays of numbers, but {error}; {_LABELS}") from error
-    if y.is_floating_point() or y.dtype == torch.bool:
-        raise TypeError(f"y must be class indices as integers, but got {y.dtype}; {_LABELS}")
-    if X.dim() < 2 or y.dim() != 1 or len(X) != len(y) or X.numel() == 0:
+    X, labels = for_model("train", model, X), class_indices("train", "y", y)
+    if X.dim() < 2 or len(X) != len(labels) or X.numel() == 0:
         raise ValueError(
             "expected X of shape (n_cases, n_channels, n_timepoints) and y of shape (n_cases,), "
-            f"at least one case, but got {tuple(X.shape)} and {tuple(y.shape)}"
+            f"at least one case, but got {tuple(X.shape)} and {labels.shape}"
         )
-    X, y = X.to(parameter), y.to(parameter.device, torch.int64)
-    if not torch.isfinite(X).all():
-        cases = int((~torch.isfinite(X)).flatten(1).any(1).sum())
-        raise ValueError(
-            f"X must be finite, but {cases} of {len(X)} series hold NaN or infinity; replace them, "
-            "for example with numpy.nan_to_num(X)"
-        )
-    log_proba = predict_log_proba(model, X[:1])
+    warn_if_swapped(tuple(X.shape))
+    device = next(model.parameters(), torch.empty(0)).device
+    X, y = X.to(device), torch.from_numpy(labels).to(device)
+    log_proba = predict_log_proba(model, X[:2])  # one may lose its axis in a model that squeezes
     if log_proba.dim() != 2 or bool((log_proba.logsumexp(1).abs() > 0.01).any()):
         raise ValueError(
             "the model must return log-probabilities (n_cases, n_classes), but got shape "
@@ -48,7 +38,8 @@ def checked_data(model: nn.Module, X: Any, y: Any) -> tuple[Tensor, Tensor]:
     if y.min() < 0 or y.max() >= log_proba.shape[1]:
         raise ValueError(
             f"y must hold class indices in [0, {log_proba.shape[1]}), the model's classes, but "
-            f"reaches from {int(y.min())} to {int(y.max())}; {_LABELS}"
+            f"reaches from {int(y.min())} to {int(y.max())}; numpy.unique(labels, "
+            "return_inverse=True)[1] gives indices 0, 1, ..."
         )
     return X, y
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparseconv.pruning.data import evaluating
+from sparseconv.core.arrays import batch_sizes
+from sparseconv.pruning.data import evaluating, for_model
 
 
 @torch.no_grad()
@@ -18,25 +18,22 @@ def predict_log_proba(model: nn.Module, X: Any, batch_size: int = 64) -> Tensor:
 
     Args:
         model: maps ``(N, ...)`` to log-probabilities; the mode of each module is left as it was.
-        X: ``(n_cases, ...)``; an array, or a tensor on any device. Brought to
-            the model's dtype, unless it is a tensor of integers, which may be indices.
-        batch_size: cases at a time, a question of memory only.
+        X: ``(n_cases, ...)``; an array, or a tensor on any device, as in ``train``.
+        batch_size: cases at a time, a question of memory only; a last one joins those before it.
 
     Raises:
-        TypeError: X is not an array of numbers, or the model does not return one tensor.
+        ValueError: X is not an array of numbers. TypeError: the model does not return one tensor.
 
     Example:
         >>> from sparseconv.models import DSN
         >>> predict_log_proba(DSN(1, 3, nf=4), torch.zeros(5, 1, 20)).shape
         torch.Size([5, 3])
     """
-    parameter = next(model.parameters(), torch.empty(0))
-    if not isinstance(X, Tensor):
-        X = torch.from_numpy(np.array(X, order="C")).to(parameter.dtype)  # no negative strides
-    elif X.is_floating_point():
-        X = X.to(parameter.dtype)
+    X = for_model("predict_log_proba", model, X)
+    device = next(model.parameters(), torch.empty(0)).device
     with evaluating(model):
-        return torch.cat([model(part.to(parameter.device)) for part in X.split(batch_size)])
+        parts = X.split(batch_sizes(len(X), batch_size))
+        return torch.cat([model(part.to(device)) for part in parts])
 
 
 def evaluate(model: nn.Module, X: Tensor, y: Tensor, batch_size: int) -> dict[str, float]:

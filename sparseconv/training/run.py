@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sparseconv.core.arrays import batch_sizes
 from sparseconv.dst import DSTScheduler
 from sparseconv.nn.conv import SparseConv1d
 from sparseconv.pruning.sparsity_loss import InstanceSparsity
@@ -43,7 +44,8 @@ class Run:
         model, X, recipe = self.model, self.X, self.recipe
         self.data_digest = digest(X, self.y)
         self.batch_size = recipe.batch_size_for(len(X))
-        self.batches = math.ceil(len(X) / self.batch_size)
+        self.sizes = batch_sizes(len(X), self.batch_size)
+        self.batches = len(self.sizes)
         self.update_every = recipe.update_every_steps or recipe.update_every_epochs * self.batches
         # A graph cannot read a Python number; eager steps read the same tensor, for the same bits.
         # (Torch's fused Adam reads 32 bits on CUDA, and 64 on a CPU.)
@@ -94,14 +96,21 @@ class Run:
         self.model.train()
         n_cases, loss_sum, correct, updated = len(self.X), 0.0, 0, False
         order = torch.randperm(n_cases, generator=self.shuffle)
-        for batch in range(1, self.batches + 1):
-            index = order[(batch - 1) * self.batch_size :][: self.batch_size]
+        for batch, index in enumerate(torch.split(order, self.sizes), 1):
             step = len(self.history) * self.batches + batch
             update = step % self.update_every == 0
             take = self._eager_step if update and self.watched else self.step
             if update and self.recipe.skip_step_at_update:
                 take = self._gradients
-            loss, hits = take(self.X[index], self.y[index])
+            try:
+                loss, hits = take(self.X[index], self.y[index])
+            except ValueError as error:
+                if len(index) > 1:
+                    raise
+                raise ValueError(
+                    f"the model cannot be trained on a batch of one series ({error}); choose a "
+                    f"batch_size of 2 or more (now {self.batch_size}), for 2 series or more"
+                ) from error
             value = loss.item()
             if not math.isfinite(value):
                 raise ValueError(

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from sparseconv import datasets
+from sparseconv.core.arrays import as_series
 from sparseconv.core.pattern import KernelCSR
 from sparseconv.models import DSN
 from sparseconv.nn.conv import SparseConv1d
@@ -79,7 +79,7 @@ class TrainedRun:
 
         Example: see ``load_run``.
         """
-        series = datasets.as_series("predict", "X", X, self.config["data"]["nan_to_zero"] or None)
+        series = as_series("predict", "X", X, self.config["data"]["nan_to_zero"] or None)
         if isinstance(self.model, RocketModel):
             return self.model.predict(series)
         log_proba = predict_log_proba(self.model, torch.from_numpy(series))

@@ -9,7 +9,7 @@ import pytest
 from small_plan import PLAN
 
 from benchmarks.paper.__main__ import main
-from benchmarks.paper.archives import choose, members, open_archive, published, read
+from benchmarks.paper.archives import Shape, choose, members, open_archive, published, read
 from benchmarks.paper.plan import CRITERIA, read_plan
 from benchmarks.paper.training import looks
 
@@ -53,6 +53,12 @@ def test_series_files(tmp_path: Path) -> None:
     opened = open_archive(tmp_path)
     assert opened.shapes["GunPoint"].n_timepoints == 12, "not the set that aeon brings along"
     assert "Other_TEST.ts" in opened.broken["Other"]
+    for split in ("TRAIN", "TEST"):  # as the archive of 2018 and that of 2015
+        for name, mark in ((f"deep/New_{split}.tsv", "\t"), (f"deep/Old_{split}", ",")):
+            (tmp_path / "deep").mkdir(exist_ok=True)
+            (tmp_path / name).write_text(f"1{mark}2{mark}3\n2{mark}4{mark}5\n")
+    shapes = open_archive(tmp_path).shapes
+    assert shapes["New"] == shapes["Old"] == Shape(2, 2, 1, 2, 2)
 
 
 def test_archives_that_are_refused(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ ROWS = [
     (f"{TRAIN} --epochs 0", "epochs must be at least 1"),
     (f"{TRAIN} --grow fast", "argument --grow: invalid choice"),
     (f"{TRAIN} --threads 0", "argument --threads: must be at least 1, but got 0"),
-    (f"{TRAIN} --threads 1000000", "threads must be 1 to 1024"),
+    (f"{TRAIN} --threads 1000000", "threads (n_jobs) must be 1 to 1024"),
     (f"{TRAIN} --keep 3", "--keep is not for --model dsn; omit it"),
     (f"{TRAIN} --resume", "is not a results folder"),
     (f"{TRAIN} --out {{toy}}", "toy.npz cannot be written"),
@@ -41,6 +41,9 @@ ROWS = [
     ("train {other} --out {run} --resume", "is not what"),
     ("train {toy} --out {pocket} --resume", "holds a pocket model, which cannot be resumed"),
     ("train {toy} --out {pruned} --resume", "holds a pruned run, which cannot be resumed"),
+    (f"{POCKET} --keep few", "argument --keep: must be a number or cv, but got 'few'"),
+    (f"{POCKET} --seed -1 --out new", "random_state (--seed) must lie in [0, 2**32), but got -1"),
+    (f"{PRUNE} --criterion dsp --silence -1 --out new", "weight (--silence) must be finite"),
     (f"{POCKET} --nf 4", "--nf is not for --model pocket; omit it"),
     (f"{POCKET} --resume", "no epochs to resume"),
     (

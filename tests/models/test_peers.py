@@ -80,6 +80,11 @@ def sparse_layers(model: nn.Module) -> list[sc.SparseConv1d]:
     return [module for module in model.modules() if isinstance(module, sc.SparseConv1d)]
 
 
+def test_torch_fx_follows_a_network() -> None:
+    model, x = ResNet(1, 2).eval(), torch.randn(2, 1, 30)
+    assert torch.equal(torch.fx.symbolic_trace(model)(x), model(x))
+
+
 def test_inception_is_what_its_parts_compute() -> None:
     torch.manual_seed(0)
     block = InceptionTime(3, 2, nf=2, depth=1).double().eval().blocks[0][0]

@@ -29,7 +29,7 @@ def unused() -> None:
 test_instance_sparsity = refusals(
     (lambda: InstanceSparsity(3), TypeError, "model must be an nn.Module"),
     (lambda: InstanceSparsity(model()), ValueError, "no stages are published for Sequential"),
-    (lambda: InstanceSparsity(model(), ["0"], -1), ValueError, "weight must be finite and at"),
+    (lambda: InstanceSparsity(model(), ["0"], -1), ValueError, "weight (--silence) must be finite"),
     (lambda: run("no"), AttributeError, "Sequential has no attribute `no`"),
     (lambda: run("2"), ValueError, "stage '2' must be (N, C, L), but it is (3, 56)"),
     (unused, RuntimeError, "no stage was run: call first the very model"),

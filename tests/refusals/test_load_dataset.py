@@ -37,6 +37,10 @@ def folder_of(files: dict[str, str], name: str = "") -> None:
         datasets.load(Path(folder, name))
 
 
+def lines(text: str) -> None:
+    folder_of({f"a_{split}.csv": text for split in ("TRAIN", "TEST")})
+
+
 test_load_dataset = refusals(
     (lambda: npz(y_test=None), ValueError, "y_test is not a file in the archive"),
     (lambda: npz(X_train=y), ValueError, "to hold real numbers of shape (n_cases, n_channels, n_"),
@@ -44,13 +48,13 @@ test_load_dataset = refusals(
     (lambda: npz(X_test=INFINITE), ValueError, "1 of 60 are missing (NaN), infinite or too large"),
     (lambda: npz(X_test=np.where(INFINITE > 9, np.nan, X)), ValueError, "=True (--nan-to-zero)"),
     (lambda: npz(X_test=X[:, :, :4]), ValueError, "time points (2, 5), but got (2, 4)"),
-    (lambda: npz(y_train=np.array([b"a", b"b"] * 3)), ValueError, "y.astype(str)"),
+    (lambda: npz(y_train=np.array([b"a", b"b"] * 3)), ValueError, "convert bytes with .as"),
     (lambda: npz(y_train=np.zeros(6)), ValueError, "2 classes in y_train, but got only [0.0]"),
-    (lambda: npz(y_train=np.where(y == 7, np.nan, y)), ValueError, "(6,), some of them missing"),
+    (lambda: npz(y_train=np.where(y == 7, np.nan, y)), ValueError, "but some of (6,) are missing"),
     (lambda: npz(y_test=y[:5]), ValueError, "for each of 6 cases, but got int64 of shape (5,)"),
     (lambda: npz(y_test=y + 1), ValueError, "labels that y_train does not: [2, 8]"),
     (lambda: npz(X_train=np.array([None])), ValueError, "cannot be used as a data set"),
-    (lambda: ts(["1,2:a", "1,2,3:b"]), ValueError, "a_TRAIN.ts cannot be read as a .ts file"),
+    (lambda: ts(["1,2:a", "1,2,3:b"]), ValueError, "a_TRAIN.ts cannot be read as series"),
     (lambda: ts(["1,2:a", "1,2,3:b"], f"@equalLength false\n{LABELS}"), ValueError,
      "lengths from 2 to 3; pad or cut"),
     (lambda: ts(["1,2", "1,3"], "@classLabel false"), ValueError, "lacks class labels, or some"),
@@ -58,5 +62,13 @@ test_load_dataset = refusals(
     (lambda: datasets.load("GunPont"), ValueError, "no data set 'GunPont': expected the name of"),
     (lambda: folder_of({"a.csv": "1,2"}, "a.csv"), ValueError, "or a .npz file with X_train, y_tr"),
     (lambda: folder_of({"a.npz": "a,b"}, "a.npz"), ValueError, "set (File is not a zip file)"),
-    (lambda: folder_of({"a_TEST.ts": "@data"}), ValueError, "and NAME_TEST.ts in the folder"),
+    (lambda: folder_of({"a_TEST.ts": "@data"}), ValueError, "NAME_TEST (.ts, .arff, .tsv, .csv"),
+    (lambda: lines("label,t0\n1,2"), ValueError, "'t0' to float64 at row 0, column 2"),
+    (lambda: lines("1,2,3\n2,4"), ValueError, "the number of columns changed from 3 to 2 at row 2"),
+    (lambda: lines("1,2\n?,4"), ValueError, "some labels are missing"),
+    (lambda: lines("1,2\nNaN,4"), ValueError, "some labels are missing); expected"),
+    (lambda: lines("1,2\n2,?"), ValueError, "1 of 2 are missing (NaN)"),
+    (lambda: lines("1\n2"), ValueError, "but got float64 of shape (2, 1, 0)"),
+    (lambda: lines("\n"), ValueError, "it is empty"),
+    (lambda: folder_of({"a_TRAIN.csv": "1,2"}), ValueError, "a_TEST.csv cannot be read as series"),
 )  # fmt: skip

@@ -16,6 +16,7 @@ test_models = refusals(
     (lambda: DSN(1, 2).cost(0), ValueError, "n_timepoints must be at least 1"),
     (lambda: DSN(9, 2)(torch.zeros(2, 8, 50)), ValueError, "(n_cases, 9, n_timepoints)"),
     (lambda: DSN(1, 2)(torch.zeros(4, 20)), ValueError, "x.unsqueeze(0) is a batch of one"),
+    (lambda: LITE(3, 2)(torch.zeros(2, 1, 50)), ValueError, "this LITE expects series of shape"),
     (lambda: InceptionTime(1, 0), ValueError, "n_classes must be at least 1"),
     (lambda: InceptionTime(1, 2, variant="torch"), ValueError, "variant must be one of"),
     (lambda: Ensemble([]), ValueError, "at least one module, and none twice, but got 0"),

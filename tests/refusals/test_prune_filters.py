@@ -51,6 +51,14 @@ class Function(nn.Module):
         return self.function(x)
 
 
+def broken() -> nn.Module:
+    """A model with a weight that is NaN."""
+    model = network()
+    with torch.no_grad():
+        next(model.parameters())[0, 0, 0] = torch.nan
+    return model
+
+
 def idle() -> nn.Module:
     """A model with a layer that its forward does not call, as an auxiliary head in eval mode."""
     middle = nn.ReLU()
@@ -127,8 +135,10 @@ test_criteria = refusals(
     (call(criterion=Jacobian((X, Y[:3]))), ValueError, "(X, y) of equal length, but got [("),
     (call(criterion=Jacobian((X, Y)), model=LOGITS), ValueError, "pass loss=F.cross_entropy"),
     (call(criterion=DSP(iter([]))), ValueError, "an iterator is used up after one pass"),
-    (call(criterion=DSP(HOLE)), ValueError, "; check the weights and the data"),
-    (call(criterion=evolve(HOLE, Y)), ValueError, "outputs that are numbers, but some are"),
+    (call(criterion=DSP(HOLE)), ValueError, "DSP: expected X to be finite, but 1 of 6 "),
+    (call(criterion=DSP(X), model=broken()), ValueError, "; check the weights and the data"),
+    (call(criterion=evolve(X, Y), model=broken()), ValueError, "outputs that are numbers"),
+    (call(criterion=evolve(X, Y + 0.5)), TypeError, "Evolutionary: expected y to hold class indi"),
     (call(criterion=evolve(X, Y + 1)), ValueError, "a class index from 0 to 2 for"),
     (call(criterion=evolve(X, -100 * Y)), ValueError, "for each series, but got tensor([   0, -10"),
 )  # fmt: skip

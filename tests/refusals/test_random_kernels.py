@@ -14,10 +14,12 @@ X = np.random.default_rng(0).normal(size=(5, CHANNELS, LENGTH)).astype(np.float3
 READ_ONLY = np.zeros((5, MINI.n_features), np.float32)
 READ_ONLY.flags.writeable = False
 HOLE = np.where(np.arange(LENGTH) == 3, np.nan, X)
+MASKED = np.ma.masked_array(X, np.isnan(HOLE))
 
 test_random_kernels = refusals(
     (lambda: kernel_features(X[:, :, 1:], MINI), ValueError, f"got (5, {CHANNELS}, {LENGTH - 1})"),
-    (lambda: kernel_features([X[0], X[1, :, 1:]], MINI), ValueError, "series of one length, but"),
+    (lambda: kernel_features([X[0], X[1, :, 1:]], MINI), ValueError, "length first, with aeon"),
+    (lambda: kernel_features(MASKED, MINI), ValueError, "are missing (NaN), infinite or too large"),
     (lambda: kernel_features(HOLE, MINI), ValueError, "finite values in X"),
     (lambda: kernel_features(X, MINI, out=READ_ONLY), ValueError, "writeable array"),
     (lambda: ROCKET.select([0, 10**6]), IndexError, "index 1000000 is out of bounds"),

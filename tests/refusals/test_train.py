@@ -17,6 +17,7 @@ X, y = data()
 NAN = X.clone()
 NAN[3, 0, 5] = math.nan
 NO_SOFTMAX = nn.Sequential(nn.Flatten(), nn.Linear(24, 2))
+POOLED = nn.Sequential(nn.Flatten(), nn.Linear(24, 2), nn.BatchNorm1d(2), nn.LogSoftmax(1))
 A_FILE = Path(__file__)
 
 
@@ -27,10 +28,13 @@ def of(X: Any, y: Any) -> None:
 test_train = refusals(
     (lambda: of(X, y[:-1]), ValueError, "but got (20, 1, 24) and (19,)"),
     (lambda: of(X[:0], y[:0]), ValueError, "at least one case"),
-    (lambda: of(X, y.double()), TypeError, "class indices as integers, but got torch.float64"),
+    (lambda: of(X, y + 0.5), TypeError, "class indices as integers, but got float32"),
     (lambda: of(X, np.array(["a", "b"] * 10)), TypeError, "numpy.unique(labels"),
     (lambda: of(X, y + 1), ValueError, "reaches from 1 to 2"),
-    (lambda: of(NAN, y), ValueError, "1 of 20 series hold NaN"),
+    (lambda: run(POOLED, Recipe(batch_size=1)), ValueError, "a batch_size of 2 or more (now 1)"),
+    (lambda: train(POOLED, X[:1], y[:1]), ValueError, "a batch of one series (Expected"),
+    (lambda: of(NAN, y), ValueError, "1 of 20 series hold NaN or infinity; rep"),
+    (lambda: of(1e39 * X.double(), y), ValueError, "20 of 20 series hold NaN or infinity"),
     (lambda: of(X.expand(-1, 2, -1), y), ValueError, "expects series of shape (n_cases, 1, n"),
     (lambda: run(network(), validation=(X, y + 1)), ValueError, "class indices in [0, 2)"),
     (lambda: train(network(), X, y, {"epochs": 2}), TypeError, "write Recipe(epochs=...)"),

@@ -91,9 +91,61 @@ def test_ts_folder(tmp_path: Path) -> None:
     assert datasets.load(tmp_path).X_train.tolist() == [[[1, 2]], [[5, 6]]]
 
 
+def lines(mark: str, label: str = "{}") -> str:
+    """The series of ``GOOD``'s first channel, and labels 0, 1 and 7 before them."""
+    rows = zip(GOOD["y_train"], GOOD["X_train"][:, 0].tolist(), strict=True)
+    return "\n".join(mark.join([label.format(y), *map(repr, x)]) for y, x in rows)
+
+
+@pytest.mark.parametrize(
+    ("ending", "text", "classes"),
+    [
+        (".tsv", lines("\t"), "0 1 7"),
+        ("", lines(","), "0 1 7"),
+        (".txt", "\n" + lines("   ", "  {}.0000000e+00") + " \n\n", "0 1 7"),
+        (".csv", lines(";", '"a {}"').replace("\n", "\r\n"), "a 0/a 1/a 7"),
+        (".CSV", "\ufeff" + lines("\t", "{}.5"), "0.5 1.5 7.5"),
+        (".dat", lines(",", "?{}"), "?0 ?1 ?7"),
+    ],
+    ids=["tsv", "no ending", "spaces", "words", "content, not ending", "unknown ending"],
+)
+def test_lines_of_label_and_samples(tmp_path: Path, ending: str, text: str, classes: str) -> None:
+    for split in ("TRAIN", "TEST"):
+        (tmp_path / f"Toy_{split}{ending}").write_text(text, encoding="utf-8")
+    places = [tmp_path / f"Toy_{split}{ending}" for split in ("TRAIN", "TEST")]
+    for place in places if ending == ".dat" else [*places, tmp_path]:
+        data = datasets.load(place)
+        assert data.name == datasets.name_of(places[0]) == "Toy"
+        np.testing.assert_array_equal(data.X_train[:, 0], GOOD["X_train"][:, 0].astype("f4"))
+        assert data.classes.tolist() == classes.split("/" if "/" in classes else None)
+        assert data.y_test.tolist() == [1, 0, 1, 0, 2, 2]
+
+
+def test_of_the_archives_formats_one_is_read(tmp_path: Path) -> None:
+    """The zip files of the archives hold a set three times, multivariate ones also by channel."""
+    header = "@relation Toy\n@attribute a numeric\n@attribute target {a,b}\n@data\n"
+    for split in ("TRAIN", "TEST"):
+        (tmp_path / f"ToyDimension1_{split}.arff").write_text(f"{header}7,7,a\n8,8,b\n")
+        (tmp_path / f"Toy_{split}.arff").write_text(f"% Toy\n{header}1,?,a\n5,6,b\n")
+        (tmp_path / f"Toy_{split}.txt").write_text("no series")
+    (found,) = datasets.training_files(tmp_path.rglob("*_TRAIN*"))
+    assert found.name == "Toy_TRAIN.arff"
+    data = datasets.load(tmp_path, nan_to_zero=True)
+    assert data.X_train.tolist() == [[[1, 0]], [[5, 6]]]
+    assert data.classes.tolist() == ["a", "b"]
+    with pytest.warns(UserWarning, match="2 channels, more than the 1 time points"):
+        datasets.load(
+            npz(tmp_path, X_train=GOOD["X_train"][:, :, :1], X_test=GOOD["X_test"][:, :, :1])
+        )
+
+
 def test_missing_values_as_zero_when_asked(tmp_path: Path) -> None:
     ts_folder(tmp_path, ["1,?:a", "NaN,6:b"], ["0,1:b"])
     assert datasets.load(tmp_path, nan_to_zero=True).X_train.tolist() == [[[1, 0]], [[0, 6]]]
+    for split in ("TRAIN", "TEST"):
+        (tmp_path / f"lines_{split}.csv").write_text("a,1,?,NaN,2\nb, ,3,4,\n")
+    data = datasets.load(tmp_path / "lines_TRAIN.csv", nan_to_zero=True)
+    assert data.X_train.tolist() == [[[1, 0, 0, 2]], [[0, 3, 4, 0]]]
     X = np.where(np.arange(60).reshape(6, 2, 5) % 7 == 0, np.nan, 1.0)
     data = datasets.load(npz(tmp_path, X_train=X), nan_to_zero=True)
     np.testing.assert_array_equal(data.X_train, np.nan_to_num(X))

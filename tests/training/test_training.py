@@ -15,6 +15,7 @@ from tiny import RECIPE, Constant, WithDropout, data, network, run, same
 from torch import Tensor, nn
 
 from sparseconv import DSTScheduler
+from sparseconv.core.arrays import batch_sizes
 from sparseconv.pruning.sparsity_loss import InstanceSparsity
 from sparseconv.training import checkpoint
 from sparseconv.training.data import digest
@@ -61,6 +62,29 @@ def test_every_series_once_per_epoch_in_a_new_order_last_batch_kept() -> None:
     everything = sorted(data()[0][:, 0, 0].tolist())
     assert all(sorted(epoch) == everything for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
+
+
+def test_a_last_batch_of_one_joins_the_one_before() -> None:
+    cases = ((18, 16, [16, 2]), (3, 2, [3]), (1, 2, [1]), (3, 1, [1, 1, 1]), (0, 4, [0]))
+    for n_cases, batch_size, sizes in cases:
+        assert batch_sizes(n_cases, batch_size) == sizes
+    seen: list[int] = []
+    model = nn.Sequential(
+        nn.Conv1d(1, 3, 5), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.BatchNorm1d(3),
+        nn.Linear(3, 2), nn.LogSoftmax(1),
+    )  # fmt: skip
+    model.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
+    train(model, *data(33), Recipe(epochs=2, batch_size=16), progress=False)
+    assert seen == [2, 16, 17, 16, 17]  # two series check the model
+
+
+def test_a_model_that_squeezes_one_series_away() -> None:
+    class Squeezing(WithDropout):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).squeeze()
+
+    assert len(run(Squeezing(), replace(RECIPE, epochs=1, batch_size=19)).history) == 1
+    assert predict_log_proba(Squeezing(), torch.zeros(65, 1, 24)).shape == (65, 2)
 
 
 @pytest.mark.parametrize("grow", ["random", "gradient", "static"])

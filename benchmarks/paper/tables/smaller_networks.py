@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from statistics import fmean, geometric_mean
 
 from benchmarks.paper.comparison import Row, Runs
 from benchmarks.paper.tables.cells import DIFFERENCE, NONE, percent, to_whole
+from sparseconv.core.arrays import batch_sizes
 from sparseconv.measure.table import Table, with_thousands
 from sparseconv.training.recipe import Recipe
 
@@ -81,8 +81,9 @@ def silenced(runs: Runs) -> Table:
             if not first["options"]["silence"]:
                 continue
             recipe = Recipe(**first["options"]["recipe"])
-            batches = math.ceil(first["n_train"] / recipe.batch_size_for(first["n_train"]))
-            steps = first["epochs"] * batches
+            n_train = first["n_train"]
+            batches = batch_sizes(n_train, recipe.batch_size_for(n_train))
+            steps = first["epochs"] * len(batches)
             left = fmean(row["params"] / other["params"] for row, other in _pairs(held, whole))
             cells = (
                 name, dataset, str(first["n_train"]), with_thousands(steps),

@@ -1,0 +1,176 @@
+"""Arrays that users give: series and labels, read in one way by every function that takes them."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+Array = npt.NDArray[Any]
+NUMBERS = "biuf"  # NumPy's letters of types
+
+
+def as_array(raw: Any, expectation: str, kinds: str = NUMBERS) -> Array:
+    """Return NumPy's array, in native byte order, of what a user gave.
+
+    That may be an array of any strides and byte order; a tensor; a pandas object, also one indexed
+    by case and time or with series in its cells; or lists of these.
+
+    Raises:
+        ValueError: several lengths, a type outside ``kinds``; it begins with ``expectation``.
+    """
+    plain = raw
+    try:
+        plain = _without_wrapper(raw)
+        found = np.asarray(plain)
+        if found.dtype.kind == "O":
+            text = {isinstance(entry, str) for entry in found.ravel()}
+            if len(text) > 1:
+                raise ValueError("got strings among other objects, or some are missing")
+            found = np.array(found.tolist())
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise ValueError(f"{expectation}, but {_several_lengths(plain) or error}") from error
+    if found.dtype.kind not in kinds:
+        advice = "; convert bytes with .astype(str)" if found.dtype.kind == "S" else ""
+        raise ValueError(f"{expectation}, but got {found.dtype} of shape {found.shape}{advice}")
+    if found.dtype.kind == "f" and found.dtype.itemsize > 8:  # which torch lacks
+        return found.astype(np.float64)
+    return found.astype(found.dtype.newbyteorder("="), copy=False)
+
+
+def _without_wrapper(raw: Any) -> Any:
+    """Return what NumPy can read without losing values, the case axis or a mask."""
+    if isinstance(raw, Tensor):
+        raw = raw.float() if raw.dtype == torch.bfloat16 else raw  # which NumPy lacks
+        return raw.numpy(force=True)
+    if isinstance(raw, np.ma.MaskedArray):
+        return np.ma.filled(raw.astype(np.float64), np.nan)
+    if isinstance(raw, list | tuple) and len(raw) and not isinstance(raw[0], int | float | str):
+        return [_without_wrapper(case) for case in raw]
+    if getattr(getattr(raw, "index", None), "nlevels", 1) > 1:
+        return [case.to_numpy().T for _, case in raw.groupby(level=0, sort=False)]
+    return raw
+
+
+def _several_lengths(plain: Any) -> str:
+    """Say which lengths series have, if several; aeon gives a list for @equalLength false."""
+    lengths: set[int] = set()
+    with contextlib.suppress(ValueError, IndexError, TypeError):
+        cases = plain.to_numpy().ravel() if hasattr(plain, "to_numpy") else plain
+        lengths = {np.shape(case)[-1] for case in cases}
+    if len(lengths) < 2:
+        return ""
+    return (
+        f"got lengths from {min(lengths)} to {max(lengths)}; pad or cut them to one length first, "
+        "with aeon.transformations.collection.unequal_length.Padder or Truncator"
+    )
+
+
+def as_tensor(raw: Any, expectation: str) -> Tensor:
+    """Return a copy of numbers as a tensor, but a tensor itself."""
+    if isinstance(raw, Tensor):
+        return raw
+    return torch.from_numpy(np.array(as_array(raw, expectation), order="C"))
+
+
+def three_axes(owner: str, key: str, raw: Any) -> Array:
+    """Return series as ``(n_cases, n_channels, n_timepoints)``, numbers of any type, not empty.
+
+    Raises as ``as_series``.
+    """
+    expectation = (
+        f"{owner}: expected {key} to hold real numbers of shape (n_cases, n_channels, "
+        "n_timepoints) or (n_cases, n_timepoints), none of them 0"
+    )
+    found = as_array(raw, expectation)
+    if found.ndim == 2:
+        found = found[:, None, :]
+    if found.ndim != 3 or 0 in found.shape:
+        raise ValueError(f"{expectation}, but got {found.dtype} of shape {found.shape}")
+    return found.astype(np.uint8) if found.dtype == bool else found
+
+
+def warn_if_swapped(shape: tuple[int, ...]) -> None:
+    """Warn where series have more channels than samples; for functions that learn their shape."""
+    if len(shape) == 3 and shape[1] > shape[2]:
+        warnings.warn(
+            f"{shape[1]} channels, more than the {shape[2]} time points: axes are (n_cases, "
+            "n_channels, n_timepoints); swap others by numpy.transpose(X, (0, 2, 1))",
+            stacklevel=2,
+        )
+
+
+def class_indices(owner: str, key: str, raw: Any) -> npt.NDArray[np.int64]:
+    """Return labels that are whole numbers as class indices; TypeError for others."""
+    y = as_labels(owner, key, raw)
+    if y.dtype.kind == "U" or (y != np.floor(y)).any():
+        raise TypeError(
+            f"{owner}: expected {key} to hold class indices as integers, but got {y.dtype}; "
+            "numpy.unique(labels, return_inverse=True)[1] gives indices 0, 1, ..."
+        )
+    return y.astype(np.int64)
+
+
+def batch_sizes(n_cases: int, batch_size: int) -> list[int]:
+    """Return the sizes of batches; a last one of one case joins the one before.
+
+    BatchNorm cannot normalise one value, and a model that squeezes drops the axis of one case.
+    """
+    whole, rest = divmod(n_cases, batch_size)
+    if whole and rest == 1:
+        return [batch_size] * (whole - 1) + [batch_size + 1]
+    return [batch_size] * whole + [rest] * (rest > 0 or not whole)
+
+
+def as_series(
+    owner: str, key: str, raw: Any, nan_to_zero: bool | None = None
+) -> npt.NDArray[np.float32]:
+    """Check series, and return them as float32 ``(n_cases, n_channels, n_timepoints)``, finite.
+
+    Args:
+        owner, key: who asks, and what the series are called there, for messages.
+        raw: as for ``as_array``; of one channel ``(n_cases, n_timepoints)``.
+        nan_to_zero: replace missing values by 0; None where the caller's user cannot choose it.
+
+    Raises:
+        ValueError: unequal lengths, another shape, no real numbers, values that are not finite.
+    """
+    raw = three_axes(owner, key, raw)
+    if nan_to_zero and raw.dtype.kind == "f":
+        raw = np.where(np.isnan(raw), 0.0, raw)
+    with np.errstate(over="ignore"):  # a number too large for float32 shows as inf just below
+        X = np.require(raw, np.float32, ["C", "A", "W"])  # torch warns of an array not writable
+    bad = ~np.isfinite(X)
+    if bad.any():
+        advice = "fill them in first"
+        if nan_to_zero is False and np.isnan(X).any():
+            advice += ", or read missing ones as 0 with nan_to_zero=True (--nan-to-zero)"
+        raise ValueError(
+            f"{owner}: expected finite values in {key}, but {int(bad.sum())} of {X.size} are "
+            f"missing (NaN), infinite or too large for float32, the first in case "
+            f"{int(bad.any((1, 2)).argmax())}; {advice}"
+        )
+    return X
+
+
+def as_labels(owner: str, key: str, raw: Any, n_cases: int | None = None) -> Array:
+    """Check labels, a vector or a column, and return them as numbers or strings ``(n_cases,)``.
+
+    Raises:
+        ValueError: another shape or type; another number of labels than ``n_cases``; missing ones.
+    """
+    cases = "each case" if n_cases is None else f"each of {n_cases} cases"
+    expectation = f"{owner}: expected {key} to hold a string or a real number for {cases}"
+    y = as_array(raw, expectation, NUMBERS + "U")
+    if y.ndim == 2 and y.shape[1] == 1:
+        y = y[:, 0]
+    if y.ndim != 1 or n_cases not in (None, len(y)):
+        raise ValueError(f"{expectation}, but got {y.dtype} of shape {y.shape}")
+    if y.dtype.kind == "f" and np.isnan(y).any():
+        raise ValueError(f"{expectation}, but some of {y.shape} are missing")
+    return y

@@ -1,0 +1,139 @@
+"""Series and labels of one content in any form give the same result, wherever they are taken."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("aeon", reason="aeon is not installed")
+
+import pandas as pd
+from tiny import network
+
+import sparseconv as sc
+from sparseconv import DSNClassifier, POCKETClassifier, RocketTransformer, kernel_features
+from sparseconv.training import Recipe, train
+from sparseconv.training.evaluation import predict_log_proba
+
+RANDOM = np.random.default_rng(0)
+X = RANDOM.integers(-8, 9, (12, 1, 24)) / 4.0  # float16 holds them
+Y = np.arange(12) % 2
+BANK = RocketTransformer(n_kernels=20, random_state=0).fit(X).bank_
+Form = Callable[[np.ndarray], Any]
+STRIDED: dict[str, Form] = {
+    "reversed": lambda a: a[..., ::-1].copy()[..., ::-1],
+    "by columns": np.asfortranarray,
+    "read-only": lambda a: np.broadcast_to(a, a.shape),
+    "big-endian": lambda a: a.astype(a.dtype.newbyteorder(">")),
+    "long double": lambda a: a.astype(np.longdouble),
+    "float16": lambda a: a.astype(np.float16),
+    "objects": lambda a: a.astype(object),
+    "list": lambda a: a.tolist(),
+    "tensor": torch.from_numpy,
+    "masked array": lambda a: np.ma.masked_array(a, a > 99),
+}
+SERIES = STRIDED | {
+    "tensor with gradients": lambda a: torch.tensor(a, requires_grad=True),
+    "bfloat16": lambda a: torch.tensor(a).bfloat16(),
+    "list of arrays": list,
+    "list of tensors": lambda a: [torch.tensor(case) for case in a],
+    "without a channel axis": lambda a: a[:, 0],
+    "frame of cases": lambda a: pd.DataFrame(a[:, 0]),
+    "frames": lambda a: [pd.DataFrame(case) for case in a],
+    "frame by case and time": lambda a: pd.DataFrame(
+        a.transpose(0, 2, 1).reshape(-1, 1),
+        index=pd.MultiIndex.from_product([range(len(a)), range(a.shape[2])]),
+    ),
+    "frame of series": lambda a: pd.DataFrame({"x": [pd.Series(case[0]) for case in a]}),
+    "frame that may lack values": lambda a: pd.DataFrame(a[:, 0]).astype("Float64"),
+}
+LABELS = STRIDED | {
+    "uint8": lambda y: y.astype(np.uint8),
+    "bool": lambda y: y.astype(bool),
+    "column": lambda y: y[:, None],
+    "series": pd.Series,
+    "frame": lambda y: pd.DataFrame({"label": y}),
+    "Int64": lambda y: pd.Series(y).astype("Int64"),
+}
+
+
+def trained(X: Any = X, y: Any = Y) -> Any:
+    result = train(
+        network(), X, y, Recipe(epochs=1, batch_size=12), progress=False, validation=(X, y)
+    )
+    return [[row["train_loss"], row["test_loss"]] for row in result.history]
+
+
+def fitted(classifier: Any, X: Any = X, y: Any = Y) -> Any:
+    return np.asarray(classifier.fit(X, y).predict_proba(X))
+
+
+def dsn(X: Any = X, y: Any = Y) -> Any:
+    return fitted(
+        DSNClassifier(nf=2, kernel_size=6, depth=2, epochs=1, batch_size=12, random_state=0), X, y
+    )
+
+
+def pocket(X: Any = X, y: Any = Y) -> Any:
+    return fitted(POCKETClassifier(BANK, n_iter=1, random_state=0), X, y)
+
+
+def transformed(X: Any = X, y: Any = Y) -> Any:
+    return RocketTransformer("minirocket", n_kernels=84, random_state=0).fit_transform(X, y)
+
+
+def pruned(X: Any = X, y: Any = Y) -> Any:
+    example, criterion = torch.zeros(1, 1, 24), sc.pruning.Jacobian((X, y))
+    report = sc.prune_filters(network(), example, criterion, ratio=0.5)[1]
+    return np.concatenate([layer.kept for layer in report.layers])
+
+
+def log_proba(X: Any = X) -> Any:
+    return predict_log_proba(network(), X).numpy()
+
+
+def features(X: Any = X) -> Any:
+    return kernel_features(X, BANK)
+
+
+@pytest.mark.parametrize("take", [trained, dsn, pocket, transformed, pruned, log_proba, features])
+def test_series(take: Callable[..., Any]) -> None:
+    wanted = take()
+    for name, form in SERIES.items():
+        assert np.array_equal(take(form(X)), wanted), name
+    assert np.array_equal(take((4 * X).astype(">i2")), take(4 * X))
+    assert np.array_equal(take(X > 0), take((X > 0) * 1.0))
+
+
+@pytest.mark.parametrize("take", [trained, dsn, pocket, transformed, pruned])
+def test_labels(take: Callable[..., Any]) -> None:
+    wanted = take()
+    for name, form in LABELS.items():
+        assert np.array_equal(take(X, form(Y)), wanted), name
+
+
+def test_labels_of_words() -> None:
+    words = np.array(["slow", "fast"])[Y]
+    wanted = pocket(y=words)
+    for form in (list, pd.Series, pd.Categorical, lambda y: y.astype(object)):
+        assert np.array_equal(pocket(y=form(words)), wanted)
+
+
+@pytest.mark.parametrize("shape", [(24, 40, 3), (24, 40, 1)])
+def test_swapped_axes_are_named(shape: tuple[int, ...]) -> None:
+    X, y = RANDOM.normal(size=shape), np.arange(24) % 2
+    model = sc.models.DSN(40, 2, nf=2, kernel_size=6, depth=2)
+    with pytest.warns(UserWarning, match=r"axes are \(n_cases, n_channels, n_timepoints\)"):
+        train(model, X, y, Recipe(epochs=1), progress=False)
+    with pytest.warns(UserWarning, match="40 channels, more than the"):
+        DSNClassifier(nf=2, kernel_size=6, depth=2, epochs=1).fit(X, y)
+    for kernels in ("rocket", "minirocket"):
+        with (
+            pytest.warns(UserWarning, match="40 channels, more than the"),
+            pytest.raises(ValueError, match="or swap the axes if they are not"),
+        ):
+            POCKETClassifier(kernels, n_kernels=84).fit(X, y)
