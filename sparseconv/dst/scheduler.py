@@ -61,7 +61,8 @@ class DSTScheduler:
     summed over every ``backward()`` since the last ``dst.step()`` (gradient accumulation, a layer
     used several times, also what ``zero_grad()`` has discarded since), and released after the
     update. ``torch.autograd.grad`` and transforms of ``torch.func`` do not count, and what a
-    gradient penalty adds by differentiating a gradient is not in it.
+    gradient penalty adds by differentiating a gradient is not in it. A layer that the step left out
+    (LayerDrop), or whose dense gradient is 0, keeps its pattern in this update.
 
     Where ``torch.distributed`` is initialised, every rank constructs and steps its scheduler. Dense
     gradients are summed over the ranks (DistributedDataParallel does not know them), and an update
@@ -201,7 +202,7 @@ class DSTScheduler:
             True if weights were moved.
 
         Raises:
-            RuntimeError: gradient growth, but no backward pass went through some layer since the
+            RuntimeError: gradient growth, but no backward pass went through any layer since the
                 last ``step()``; a rank that failed, or chose another pattern.
             ValueError, RuntimeError, NotImplementedError: as the constructor, where layers,
                 averages or the optimizer's state were changed since. Nothing has moved.
@@ -294,6 +295,8 @@ class DSTScheduler:
                 return []
             kept = checks.check_layers(self._layers, self._copies, self._optimizer)
             training = [name for name, x in self._layers.items() if x.values.requires_grad]
+            if self.grow == "gradient":
+                training = self._with_gradient(training, gradients)
             plans = [
                 self._plan_layer(name, fraction, gradients.get(name), kept) for name in training
             ]
@@ -321,18 +324,28 @@ class DSTScheduler:
             totals[name] = self._ranks.sum(own.contiguous())
         return totals
 
+    def _with_gradient(self, names: list[str], gradients: Mapping[str, Any]) -> list[str]:
+        """Return the layers whose gradient says where to grow; a step may leave out others."""
+        seen = {name: grad for name in names if (grad := gradients.get(name)) is not None}
+        if names and not seen:
+            every = (p for group in self._optimizer.param_groups for p in group["params"])
+            held = {id(p): p.grad for p in every if p.grad is not None}
+            own = [held.get(id(self._layers[name]._parameters.get("values"))) for name in names]
+            # Without these two it was a step that left out all the layers.
+            if not held or any(grad is not None and grad.any() for grad in own):
+                raise RuntimeError(
+                    "grow='gradient' needs a forward and a backward pass through a SparseConv1d "
+                    f"between step() number {self.step_count} and {self.step_count + 1}, but saw "
+                    "none; call loss.backward() and optimizer.step() before each step(). The "
+                    "replay of a CUDA graph (GraphedStep) is none: where (step_count + 1) % "
+                    "update_every == 0, call the function itself instead of its GraphedStep"
+                )
+        return [name for name, grad in seen.items() if grad.any()]
+
     def _plan_layer(
         self, name: str, fraction: float, dense_grad: Tensor | None, kept: Holdings
     ) -> _Change | None:
         layer = self._layers[name]
-        if self.grow == "gradient" and dense_grad is None:
-            raise RuntimeError(
-                f"grow='gradient' needs a forward and a backward pass through layer {name!r} "
-                f"between step() number {self.step_count} and {self.step_count + 1}, but saw none; "
-                "call loss.backward() and optimizer.step() before each step(). The replay of a "
-                "CUDA graph (GraphedStep) is none: where (step_count + 1) % update_every == 0, "
-                "call the function itself instead of its GraphedStep"
-            )
         how: dict[str, Any] = {"grow": self.grow, "generator": self._generator}
         pattern, source = prune_and_grow(
             layer.pattern, layer.values, layer.regions, fraction, dense_grad=dense_grad, **how

@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from dst_runs import batches, scheduled, snapshot, sparse_layers, train_step, two_layers
 from tiny import same
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils import prune
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.checkpoint import checkpoint
 
 from sparseconv import DSTScheduler, Region, SparseConv1d
@@ -208,16 +209,52 @@ def test_gradient_growth_without_a_backward_pass_is_refused_and_can_be_repaired(
     data = batches()
     late = model(next(data)).square().mean()  # made before the step that is watched
     dst.step()
-    late.backward()
-    model[0](next(data)).square().mean().backward()  # leaves out the second layer
-    before = snapshot(model, optimizer, dst)
-    with pytest.raises(
-        RuntimeError, match=r"backward pass through layer '2' between step.* 1 and 2"
-    ):
-        dst.step()
-    assert same(snapshot(model, optimizer, dst), before)
+    for backward in (lambda: None, late.backward):
+        backward()
+        before = snapshot(model, optimizer, dst)
+        with pytest.raises(RuntimeError, match=r"a SparseConv1d between step.* 1 and 2, .*none"):
+            dst.step()
+        assert same(snapshot(model, optimizer, dst), before)
     train_step(model, optimizer, next(data))
     assert dst.step()
+
+
+class SkipsLayers(nn.Module):
+    """In each step another set of its layers is left out, as by LayerDrop or DropPath."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.end = nn.Conv1d(2, 4, 1), nn.Linear(4, 3)
+        self.layers = nn.ModuleList(SparseConv1d(4, 4, 5, padding=2, density=0.3) for _ in range(3))
+        self.scales: tuple[float | None, ...] = ()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        for layer, scale in zip(self.layers, self.scales, strict=True):
+            x = x if scale is None else x + scale * layer(x).tanh()
+        return self.end(x.mean(2))
+
+
+@pytest.mark.parametrize("set_to_none", [True, False])
+@pytest.mark.parametrize("grow", ["random", "gradient"])
+def test_a_layer_that_a_step_leaves_out_keeps_its_pattern(grow: str, set_to_none: bool) -> None:
+    torch.manual_seed(0)
+    model = SkipsLayers()
+    average = AveragedModel(model)
+    _, optimizer, dst = scheduled(model, "Adam", end_step=99, grow=grow, averages=[average])
+    for scales in ((1, None, 1), (None, None, 1), (None, 0.0, 1), (None, None, None), (1, 1, 1)):
+        model.scales = scales
+        patterns = [layer.pattern for layer in model.layers]
+        optimizer.zero_grad(set_to_none=set_to_none)
+        model(next(batches())).square().mean().backward()
+        optimizer.step()
+        moves = [grow == "random" or bool(scale) for scale in scales]
+        rate = dst.itop_rate()
+        assert dst.step() == any(moves)
+        moved = [x.pattern is not p for x, p in zip(model.layers, patterns, strict=True)]
+        assert moved == moves
+        assert any(moves) or dst.itop_rate() == rate
+        assert [x.pattern for x in average.module.layers] == [x.pattern for x in model.layers]
 
 
 def test_a_watched_layer_is_exported_and_traced_as_any_other() -> None:
