@@ -13,12 +13,14 @@ from torch.compiler import is_dynamo_compiling
 from sparseconv.core.pattern import KernelCSR
 from sparseconv.nn.buffer_check import check_indices, check_tag, check_tag_in_graph, new_tag
 from sparseconv.nn.dense_gradient import new_probe
+from sparseconv.nn.live_state import LiveState, check_copied
 from sparseconv.nn.modules import Parametrizations
 from sparseconv.nn.rewiring import (
     are_shared,
     check_mode,
     check_movable,
     check_pattern,
+    holds_values,
     move,
     survivors,
 )
@@ -38,6 +40,7 @@ class PatternedModule(nn.Module):
         super().__init__()
         self._checked = _NEVER_CHECKED  # the tag that was checked last, and its version
         self.dense_probe: Tensor | None = None  # DSTScheduler's, for a step; see `probed`
+        self._live: LiveState | None = None  # what state dicts were given
 
     @property
     def pattern(self) -> KernelCSR:
@@ -126,7 +129,8 @@ class PatternedModule(nn.Module):
     ) -> Callable[[], None]:
         """Check and compute what ``rewire`` does; calling the result does it."""
         check_pattern(pattern, self._pattern.shape)
-        check_movable(self, same_pattern=pattern == self._pattern)
+        kept = pattern == self._pattern
+        check_movable(self, same_pattern=kept)
         if source.shape != (pattern.nnz,) or bool((source >= self.pattern.nnz).any()):
             raise ValueError(
                 f"source must be an int64 tensor of shape ({pattern.nnz},), of indices below "
@@ -147,6 +151,8 @@ class PatternedModule(nn.Module):
                     tensor.copy_(content)
                 else:
                     tensor.data = content
+            if not kept and self._live is not None:
+                self._live.move(self.values, pattern)
 
         return rewire
 
@@ -172,6 +178,17 @@ class PatternedModule(nn.Module):
         self.register_buffer("pattern_tag", tag, persistent=False)
         self._copy_pattern()
 
+    def _live_indices(self) -> dict[str, Tensor]:
+        """Return the indices for a state dict."""
+        with torch.inference_mode(False):
+            fresh = {name: getattr(self, name) for name in INDICES}
+        if not holds_values(self) or self.values.is_meta:
+            return fresh  # no change of the pattern is possible
+        if self._live is None or not self._live.holds(self.values, fresh):
+            self._live = LiveState(self.values, fresh)
+        self._live.moved = False
+        return self._live.indices
+
     def _copy_pattern(self) -> None:
         """Copy the indices to a GPU now: a graph, compiled or captured, cannot do it later."""
         if self.values.is_cuda:
@@ -180,6 +197,8 @@ class PatternedModule(nn.Module):
     def _apply(self, fn: Any, recurse: bool = True) -> PatternedModule:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._copy_pattern()
+        if self._live is not None and not self._live.is_of(self.values):
+            self._live = None  # state dicts keep what was before
         if self.dense_probe is not None:  # the same object, which its scheduler knows
             self.dense_probe.grad = None
             self.dense_probe.data = new_probe(self._pattern.shape, self.values).data
@@ -189,7 +208,7 @@ class PatternedModule(nn.Module):
         self, destination: dict[str, Any], prefix: str, keep_vars: bool
     ) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        destination.update((prefix + name, getattr(self, name)) for name in INDICES)
+        destination.update((prefix + name, t) for name, t in self._live_indices().items())
         metadata = getattr(destination, "_metadata", {})
         if prefix[:-1] in metadata:  # as torch calls it
             # Tensors may fit other shapes, too. Asking for the pattern checks the tag.
@@ -216,6 +235,10 @@ class PatternedModule(nn.Module):
         try:
             pattern, loaded = read_layer(self, found, self._pattern, bias is not None, metadata)
             kept = pattern == self._pattern
+            if "values" in found and holds_values(self):
+                check_copied(self.values, found, kept)
+            if metadata.get("assign_to_params_buffers"):
+                self._live = None  # the state dicts that share it keep these values
             self._adopt(pattern)
         except (TypeError, ValueError, RuntimeError) as error:
             error_msgs.append(f"{prefix.removesuffix('.') or type(self).__name__}: {error}")
@@ -225,13 +248,17 @@ class PatternedModule(nn.Module):
         left = {name: v for name, v in state_dict.items() if name.removeprefix(prefix) not in found}
         left |= {prefix + name: tensor for name, tensor in loaded.items()}
         super()._load_from_state_dict(left, prefix, *rest)
+        if not kept and self._live is not None:
+            with torch.no_grad():
+                self._live.move(self.values, pattern)
         if self.pattern_tag.device != self.values.device:  # assign=True
             tag = self._own_tag.to(self.values.device, copy=True)
             self.register_buffer("pattern_tag", tag, persistent=False)
 
     def __getstate__(self) -> dict[str, Any]:
         """Copy and pickle without the probe: a scheduler that is copied too brings another."""
-        return {**self.__dict__, "dense_probe": None, "_checked": _NEVER_CHECKED}
+        own = {"dense_probe": None, "_live": None, "_checked": _NEVER_CHECKED}
+        return {**self.__dict__, **own}
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "pattern":

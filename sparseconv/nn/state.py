@@ -11,6 +11,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from sparseconv.core.checks import check_dense, checked_mask
 from sparseconv.core.geometry import DTYPES
 from sparseconv.core.pattern import KernelCSR
+from sparseconv.nn.live_state import check_whole
 from sparseconv.nn.rewiring import holds_values
 
 
@@ -118,6 +119,7 @@ def read_layer(
                 f"// groups, kernel_size) = {shape}, but got that of {metadata['shape']}; where "
                 "entries of several layers were renamed, load dict(state_dict)"
             )
+        check_whole(found)
         pattern = KernelCSR(found["crow_indices"], found["col_indices"], shape)
     else:
         weight = rest.pop("weight" if "weight" in found else "weight_orig").detach()

@@ -8,6 +8,7 @@ import io
 
 import pytest
 import torch
+from dst_runs import batches, scheduled, two_layers
 from layers import OPTIONS, run
 from model_state import everything
 from torch import nn
@@ -121,8 +122,8 @@ def test_the_state_of_another_shape_is_refused(shape, tmp_path):
 
 def test_absent_layer_is_missing():
     model = nn.Sequential(SparseConv1d(4, 6, 5), nn.BatchNorm1d(6))
-    before = everything(model[0])
     state = {name: t for name, t in model.state_dict().items() if name.startswith("1.")}
+    before = everything(model[0])
     report = model.load_state_dict(state, strict=False)
     assert report.missing_keys == ["0.values", "0.bias", "0.crow_indices", "0.col_indices"]
     with pytest.raises(RuntimeError, match=r"Missing key\(s\).*0.values"):
@@ -199,3 +200,104 @@ def test_hooks_rename_entries_before_they_are_read():
         target.load_state_dict(state)
     assert calls == [target] * 2
     assert target.dense_weight().equal(source.dense_weight())
+
+
+def saved(state):
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+# Ways to keep a state dict; of the first ones the tensors are the network's own.
+KEPT = {
+    "as it is": lambda model: model.state_dict(),
+    "a dict": lambda model: dict(model.state_dict()),
+    "detached": lambda model: {k: t.detach() for k, t in model.state_dict().items()},
+    "parameters": lambda model: model.state_dict(keep_vars=True),
+    "inference": torch.inference_mode()(lambda model: model.state_dict()),
+    "floats copied": lambda model: {
+        k: t.clone() if t.is_floating_point() else t for k, t in model.state_dict().items()
+    },
+    "indices copied": lambda model: {
+        k: t if t.is_floating_point() else t.clone() for k, t in model.state_dict().items()
+    },
+    "cloned": lambda model: {k: t.clone() for k, t in model.state_dict().items()},
+    "deepcopied": lambda model: copy.deepcopy(model.state_dict()),
+    "saved": lambda model: saved(model.state_dict()),
+}
+COPIES = ("cloned", "deepcopied", "saved")
+
+
+def moves(model, optimizer, dst):
+    for x, _ in zip(batches(), range(5), strict=False):
+        optimizer.zero_grad()
+        model(x).square().mean().backward()
+        optimizer.step()
+        dst.step()
+
+
+def fewer(model, *_):
+    for layer in (model[0], model[2]):
+        layer.set_pattern(KernelCSR.random(layer.pattern.shape, 9))
+
+
+CHANGES = {
+    "moves": moves,
+    "another number": fewer,
+    "a load": lambda model, *_: model.load_state_dict(two_layers(seed=3).state_dict()),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("kept", KEPT)
+def test_a_state_dict_is_a_network_that_was_or_is(kept, change):
+    model, optimizer, dst = scheduled(None, "Adam")
+    x = next(batches(seed=5))
+    best, then = KEPT[kept](model), model(x)
+    CHANGES[change](model, optimizer, dst)
+    last = model(x)
+    copies = [two_layers(seed=7), two_layers(seed=8)]
+    if kept in COPIES or (kept, change) == ("indices copied", "another number"):
+        for each in (*copies, model):
+            each.load_state_dict(best)
+            assert each(x).equal(then)
+        return
+    with pytest.raises(RuntimeError, match=r"keep copy.deepcopy\(model.state_dict|size mismatch"):
+        model.load_state_dict(best)
+    assert model(x).equal(last)
+    if "copied" not in kept and change != "another number":
+        copies[0].load_state_dict(best)
+        copies[1].load_state_dict(saved(best))
+        assert all(each(x).equal(last) for each in copies)
+
+
+@pytest.mark.parametrize("sever", ["assign", "double"])
+def test_a_state_dict_whose_values_the_network_left_keeps_its_positions(sever):
+    model, x = two_layers(), next(batches(seed=5))
+    best, then = model.state_dict(), model(x)
+    if sever == "assign":
+        model.load_state_dict(two_layers(seed=3).state_dict(), assign=True)
+    else:
+        model.double()
+    fewer(model.float())
+    model.load_state_dict(best)
+    assert model(x).equal(then)
+
+
+def test_a_state_dict_that_is_written_to_and_loaded():
+    """As torch.distributed.checkpoint does it: in place, then load_state_dict."""
+    model, other = two_layers(), two_layers(seed=3)
+    for layer, twin in ((model[0], other[0]), (model[2], other[2])):
+        layer.set_pattern(twin.pattern)  # of the same number
+        layer.set_pattern(KernelCSR.random(twin.pattern.shape, twin.pattern.nnz))
+    state = model.state_dict()
+    for name, tensor in other.state_dict().items():
+        state[name].copy_(tensor)
+    model.load_state_dict(state)
+    x = next(batches())
+    assert model(x).equal(other(x))
+    state = model.state_dict()
+    state["0.values"] = 2 * state["0.values"]
+    model.load_state_dict(state)
+    model.load_state_dict(model.state_dict())
