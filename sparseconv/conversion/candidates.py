@@ -131,7 +131,13 @@ def _sparse(
         raise ObstacleError(f"it shares its weight with {', '.join(others)}")
     if weight._backward_hooks or weight._post_accumulate_grad_hooks:  # of masking by hand
         candidate.notes = ("the hooks on its weight's gradient are lost",)
-    return SparseConv1d.from_dense(conv, mask if candidate.given is None else candidate.given)
+    try:
+        sparse = SparseConv1d.from_dense(conv, mask if candidate.given is None else candidate.given)
+    except TypeError as error:  # a subclass that does more
+        raise ObstacleError(str(error)) from None
+    if (kind := type_before_parametrizations(conv)) is not nn.Conv1d:
+        candidate.notes += (f"attributes and methods of its class {kind.__name__} are lost",)
+    return sparse
 
 
 def weight_and_mask(conv: nn.Conv1d, given: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -140,9 +146,6 @@ def weight_and_mask(conv: nn.Conv1d, given: Tensor | None) -> tuple[Tensor, Tens
     Raises:
         ObstacleError: the layer computes something else than an ``nn.Conv1d`` of that parameter.
     """
-    kind = type_before_parametrizations(conv)
-    if kind is not nn.Conv1d:
-        raise ObstacleError(f"a {kind.__name__} may compute something else than nn.Conv1d")
     weight: Tensor | None = conv._parameters.get("weight")
     mask: Tensor | None = None
     computed: list[nn.Module] = []
@@ -176,11 +179,13 @@ def weight_and_mask(conv: nn.Conv1d, given: Tensor | None) -> tuple[Tensor, Tens
 
 
 def _added(conv: nn.Conv1d) -> list[str]:
-    """Return what the layer holds that neither ``nn.Conv1d`` nor pruning has put there."""
-    plain, theirs = nn.Conv1d(1, 1, 1, device="meta"), {"weight_orig", "weight_mask"}
-    names = [*vars(conv), *conv._parameters, *conv._buffers, *conv._modules]
-    expected = {*vars(plain), *plain._parameters, *theirs, "parametrizations"}
-    found = [f"an attribute {name!r}" for name in names if name not in expected]
+    """Return what a sparse layer would lose: added state, and what a user has put there."""
+    names = [name.split(".")[0] for name in conv.state_dict()]
+    if type_before_parametrizations(conv) is nn.Conv1d:
+        names += [*vars(conv), *conv._buffers, *conv._modules]
+    expected = {*vars(nn.Conv1d(1, 1, 1, device="meta")), "weight", "bias", "parametrizations"}
+    expected |= {"weight_orig", "weight_mask"}
+    found = [f"an attribute {name!r}" for name in dict.fromkeys(names) if name not in expected]
     return [*(["hooks"] if hooks_of(conv) else []), *found]
 
 

@@ -56,13 +56,16 @@ def convert(
       sparse. No time is measured, so that may be a loss, mostly in tiny layers. On the CPU
       bfloat16 layers stay dense unless ``max_density`` is given.
 
-    Left dense, with the reason in the report: subclasses of ``nn.Conv1d``, layers with a weight
-    that is shared or computed (weight_norm), with a pruned bias, hooks or added attributes, without
-    inactive weights unless ``unpruned``, or that the input does not reach. What ``masks`` leaves
+    A subclass of ``nn.Conv1d`` may pad, or cut off ends, in its own code, as causal ones do: the
+    sparse layer pads so. Left dense, with the reason in the report: subclasses that do more, layers
+    with a weight that is shared or computed (weight_norm), with a pruned bias, hooks, added
+    attributes or state, without inactive weights unless ``unpruned``, or that the input does not
+    reach. What ``masks`` leaves
     out of them is set to 0, too, but nothing keeps it there in training. Everything else about a
     layer stays: its name and places, bias, mode, ``requires_grad``, dtype, device. Outputs differ
     from those of the masked model by rounding. Code that uses a layer's ``weight`` raises
-    afterwards; it has ``values``. Hooks on the weight's gradient are lost, and the report says so.
+    afterwards; it has ``values``. Hooks on the weight's gradient are lost, and what a subclass has
+    added; the report says so.
 
     Convert first, then build the optimizer: ``Adam(converted.parameters())``. One that was built
     before holds the dense weights, and its moments of these are not carried over.

@@ -12,7 +12,7 @@ Convolution = SparseConv1d | nn.Conv1d
 Weights = tuple[Tensor, Tensor | None]
 
 
-def fold(conv: Convolution, norm: nn.BatchNorm1d) -> Weights | None:
+def fold(conv: Convolution, norm: nn.BatchNorm1d | nn.SyncBatchNorm) -> Weights | None:
     """Return weight and bias that compute ``norm(conv(x))`` in eval mode.
 
     Returns:

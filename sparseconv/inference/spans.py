@@ -38,7 +38,7 @@ class FoldedLink(Link):
 
     def __init__(self, modules: Sequence[Any]) -> None:
         super().__init__(modules)
-        self.norm = next((module for module in modules if type(module) in NORM), None)
+        self.norm = next((module for module in modules if isinstance(module, NORMS)), None)
         # The state of the tensors that were folded, the tensors, and the result, if that is usable.
         self._folded: tuple[list[Any], list[Any], Weights | None] | None = None
 
@@ -109,9 +109,9 @@ class FoldedSparseConv(FoldedLink, SparseLink):
     """A ``SparseConv1d``, perhaps a BatchNorm1d, perhaps a ReLU."""
 
     def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        conv, relu = self.conv, type(self.modules[-1]) in RELU
-        geometry = conv._geometry()
-        return sparse_conv1d_resolved(x, weight, conv.pattern, bias, geometry, conv.backend, relu)
+        conv, geometry = self.conv, self.conv._geometry()
+        how = geometry, conv.backend, self.relu
+        return sparse_conv1d_resolved(x, weight, conv.pattern, bias, *how)
 
 
 class FoldedConv(FoldedLink, PointwiseLink):
@@ -181,15 +181,17 @@ def _mean_of_bins(length: int, bins: int, dtype: torch.dtype, device: torch.devi
         return matrix.mean(1).to(device, dtype)
 
 
+# In eval mode the synchronised one computes the same.
+NORMS = (*NORM, nn.SyncBatchNorm)
 FOLDED: Table = (
-    ((POOL, CONV, NORM, POOL), PointwiseThenMean),
+    ((POOL, CONV, NORMS, POOL), PointwiseThenMean),
     ((POOL, CONV, POOL), PointwiseThenMean),
-    ((CONV, NORM, POOL), PointwiseThenMean),
+    ((CONV, NORMS, POOL), PointwiseThenMean),
     ((CONV, POOL), PointwiseThenMean),
-    ((SPARSE, NORM, RELU), FoldedSparseConv),
-    ((SPARSE, NORM), FoldedSparseConv),
+    ((SPARSE, NORMS, RELU), FoldedSparseConv),
+    ((SPARSE, NORMS), FoldedSparseConv),
     ((SPARSE, RELU), FoldedSparseConv),
     ((SPARSE,), FoldedSparseConv),
-    ((CONV, NORM), FoldedConv),
+    ((CONV, NORMS), FoldedConv),
     ((CONV,), PointwiseLink),
 )

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from sparseconv.functional.chain import CHAIN_DTYPES, Chain, Conv, Stage, runs_eagerly
 from sparseconv.nn.links import LINKS, Link, Table
-from sparseconv.nn.modules import all_modules_are_watched, has_own_code
+from sparseconv.nn.modules import all_modules_are_watched, computes_as, has_own_code
 from sparseconv.ops.backends import extension
 
 _CPU = torch.device("cpu")
@@ -71,13 +71,10 @@ class Plan:
 def _first_link(modules: Sequence[Any], table: Table) -> Link:
     for kinds, make in table:
         part = modules[: len(kinds)]
-        if len(part) < len(kinds) or any(
-            type(module) not in kind for module, kind in zip(part, kinds, strict=True)
-        ):
-            continue
-        link = make(part)
-        if link.fits():
-            return link
+        if len(part) == len(kinds) and all(map(computes_as, part, kinds)):
+            link = make(part)
+            if link.fits():
+                return link
     return Link(modules[:1])
 
 
@@ -100,20 +97,21 @@ def leaves(module: Any) -> list[Any]:
 
     A Sequential inside of a Sequential counts as its modules, unless calling it does more.
     """
-    if not _only_runs_its_modules(module):
+    if not only_runs_its_modules(module):
         return [module]
     found = []
     for inner in module._modules.values():
-        plain = _only_runs_its_modules(inner) and not has_own_code(inner)
+        plain = only_runs_its_modules(inner) and not has_own_code(inner)
         found += leaves(inner) if plain else [inner]
     return found
 
 
-def _only_runs_its_modules(module: Any) -> bool:
+def only_runs_its_modules(module: Any) -> bool:
+    """Whether this is a Sequential, of whatever class, that runs as torch's or as a ``Block``."""
     kind = type(module)
-    return kind is nn.Sequential or (
-        issubclass(kind, Block)
-        and kind.forward is Block.forward
+    return (
+        issubclass(kind, nn.Sequential)
+        and kind.forward in (nn.Sequential.forward, Block.forward)
         and kind.__iter__ is nn.Sequential.__iter__
     )
 
@@ -128,7 +126,7 @@ class Block(nn.Sequential):
     Layers that follow each other are computed as one chain, whose tensors stay in the kernels' own
     order: a ``SparseConv1d`` that keeps the length, a 1x1 ``nn.Conv1d``, an
     ``nn.BatchNorm1d`` followed by ``nn.ReLU``. That is so when the backend is the C++ kernels on
-    AVX2 or better, and the results are equal: modules of exactly these types, without hooks, on
+    AVX2 or better, and the results are equal: modules that run the code of these, without hooks, on
     float32 or float64 CPU tensors, outside torch.compile, autocast, torch.func and modes that see
     functions or operations, and without hooks of saved tensors. Everything else runs module by
     module. For backward a chain saves its input and all its parameters: writing into one of them

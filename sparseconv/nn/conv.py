@@ -13,11 +13,11 @@ from sparseconv.core.geometry import DTYPES, Geometry, Padding, single
 from sparseconv.core.pattern import KernelCSR, Region
 from sparseconv.functional.conv import sparse_conv1d_resolved
 from sparseconv.nn.dense_gradient import probed
+from sparseconv.nn.padded_conv import convolution_of
 from sparseconv.nn.patterned import PatternedModule
 from sparseconv.nn.rewiring import check_pattern
 from sparseconv.nn.state import (
     asks_for_gradients,
-    computes_conv1d,
     current,
     shared_options,
 )
@@ -60,7 +60,8 @@ class SparseConv1d(PatternedModule):
     The state dict holds ``values``, ``crow_indices``, ``col_indices`` and ``bias``. Loading also
     accepts a dense ``weight`` (its zeros are inactive, or a ``weight_mask`` says which) and the
     ``weight_orig`` and ``weight_mask`` of ``torch.nn.utils.prune``. A layer is loaded whole or
-    not at all. When a load changes nnz, build a new optimizer, as after ``set_pattern``.
+    not at all. When a load changes nnz, build a new optimizer, as after ``set_pattern``. As with
+    ``nn.Conv1d``, the tensors of a state dict change with the layer: ``copy.deepcopy`` keeps them.
 
     Raises:
         ValueError, TypeError: arguments that ``nn.Conv1d`` refuses, in its words; a density
@@ -207,14 +208,15 @@ class SparseConv1d(PatternedModule):
 
         Args:
             conv: the dense layer; left as it is. What does not train (``requires_grad``) will not.
+                A subclass may pad, or cut off ends, in its own ``forward``, as causal ones do.
             mask: bool ``(C_out, C_in // groups, K)``, the active weights; None: the layer's
                 ``weight_mask``, as of ``torch.nn.utils.prune``, if there is one, else all that are
                 not zero.
             backend: as in ``sparse_conv1d``.
 
         Raises:
-            TypeError: ``conv`` is not an ``nn.Conv1d``, or computes something else than one;
-                ``mask`` is not a bool tensor.
+            TypeError: ``conv`` is not an ``nn.Conv1d``, or a subclass that does more than pad,
+                convolve and cut off ends; ``mask`` is not a bool tensor.
             ValueError: the shapes of mask and weight differ.
 
         Example:
@@ -224,19 +226,14 @@ class SparseConv1d(PatternedModule):
         """
         if not isinstance(conv, nn.Conv1d):
             raise TypeError(f"conv must be an nn.Conv1d, but got {type(conv).__name__}")
-        if not computes_conv1d(conv):
-            raise TypeError(
-                f"conv must compute what nn.Conv1d does, but {type(conv).__name__} has its own "
-                "forward; copy its weight and bias into an nn.Conv1d, and put what else it does "
-                "into a module around the sparse layer"
-            )
+        geometry = convolution_of(conv)
         weight = current(conv, "weight")
         if mask is None:
             mask = getattr(conv, "weight_mask", weight) != 0
         pattern = KernelCSR.from_mask(mask)
         # On the meta device nothing is drawn, so torch's generator is left as it was.
-        options = shared_options(conv) | {"device": "meta", "dtype": weight.dtype}
-        layer = cls(**options, padding=conv.padding, pattern=pattern, backend=backend)
+        options = geometry | {"device": "meta", "dtype": weight.dtype}
+        layer = cls(**options, pattern=pattern, backend=backend)
         layer.to_empty(device=weight.device)
         layer._adopt(pattern)
         layer.values.copy_(weight[mask.to(weight.device)])

@@ -26,7 +26,8 @@ class Link:
 
     def __init__(self, modules: Sequence[Any]) -> None:
         self.modules: list[Any] = [*modules]
-        self.conv: Any = next((m for m in modules if type(m) in (*SPARSE, *CONV)), None)
+        self.conv: Any = next((m for m in modules if isinstance(m, (*SPARSE, *CONV))), None)
+        self.relu = isinstance(modules[-1], RELU)
 
     def fits(self) -> bool:
         """Whether these modules can be such a stage at all."""
@@ -72,7 +73,7 @@ class SparseLink(Link):
         if weights is None:
             return None
         values, bias = weights
-        return Conv(values, bias, conv.pattern, geometry, type(self.modules[-1]) is nn.ReLU)
+        return Conv(values, bias, conv.pattern, geometry, self.relu)
 
 
 class PointwiseLink(Link):

@@ -1,75 +1,57 @@
-"""The tensors that a layer's state dicts share with it: their positions move with their values."""
+"""What a layer's state dicts share with it: the positions move with the values."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 from weakref import WeakValueDictionary
 
 from torch import Tensor
 
 from sparseconv.core.pattern import KernelCSR
 
-_NOT_A_COPY = (
-    "these entries are a layer's own memory, and its pattern has changed since its latest "
-    "state_dict(); to keep a network while it trains, keep copy.deepcopy(model.state_dict())"
-)
-
 
 class LiveState:
-    """What the state dicts of one layer hold of its values and its pattern.
+    """The values and indices in the state dicts of one layer.
 
-    As in every module, the values in a state dict are the layer's own memory. So are the indices
-    here: what overwrites the values at a change of the pattern overwrites these too. A state dict
-    that was not copied is always the network as it is.
+    As in every module, these values are the layer's own memory. So are these indices: what
+    overwrites the values at a change of the pattern overwrites them. A state dict that was not
+    copied is always the network as it is.
 
     Attributes:
-        indices: the tensors in state dicts, by name; their content is that of the pattern.
-        moved: whether the pattern has changed since they were last given out.
+        values, indices: the tensors, indices by name.
+        moved: whether the pattern has changed since the latest state dict.
     """
 
     def __init__(self, values: Tensor, indices: dict[str, Tensor]) -> None:
-        self._values, self.indices, self.moved = values.detach(), indices, False
+        self.values, self.indices, self.moved = values.detach(), indices, False
         _LIVE[indices["crow_indices"].data_ptr()] = self
 
-    def is_of(self, values: Tensor) -> bool:
-        """Whether these are the same values, and not others in new memory."""
-        return _same_memory(self._values, values)
-
-    def holds(self, values: Tensor, indices: Mapping[str, Tensor]) -> bool:
-        """Whether a state dict of these values and indices may hold these tensors."""
-        return self.is_of(values) and all(indices[n].equal(t) for n, t in self.indices.items())
-
     def move(self, values: Tensor, pattern: KernelCSR) -> None:
-        """Follow the layer, which has another pattern now."""
-        for name, tensor in self.indices.items():
-            if self.is_of(values):
-                tensor.copy_(getattr(pattern, name))
-            elif values.shape != self._values.shape:  # what they were is at no time the network
-                tensor.fill_(-1)
+        """Follow the layer, unless it has left these values for others."""
+        for name, tensor in self.indices.items() if same_memory(values, self.values) else ():
+            tensor.copy_(getattr(pattern, name))
         self.moved = True
 
 
 _LIVE: WeakValueDictionary[int, LiveState] = WeakValueDictionary()  # by the memory of the rows
 
 
-def check_whole(found: Mapping[str, Any]) -> None:
-    """Refuse indices that ``LiveState.move`` has overwritten because the values could not be."""
-    if int(found["crow_indices"].flatten()[:1].sum()) < 0:
-        raise ValueError(_NOT_A_COPY)
-
-
-def check_copied(values: Tensor, found: Mapping[str, Tensor], same_pattern: bool) -> None:
-    """Refuse entries for a layer with ``values`` of which a part is not a copy, and has changed."""
+def check_copied(
+    own: LiveState | None, values: Tensor, found: Mapping[str, Tensor], same_pattern: bool
+) -> None:
+    """Refuse to load what is not a copy, or only in part, once the pattern has changed."""
     live = _LIVE.get(found["crow_indices"].data_ptr())
-    own = _same_memory(found["values"], values)
     if live is None:
-        stale = own and not same_pattern
-    else:
-        stale = live.moved and (own or not live.is_of(found["values"]))
+        stale = same_memory(found["values"], values) and not same_pattern
+    else:  # for another layer it is a network, if it is whole
+        stale = live.moved and (live is own or not same_memory(found["values"], live.values))
     if stale:
-        raise ValueError(_NOT_A_COPY)
+        raise ValueError(
+            "these entries are a layer's own memory, and its pattern has changed since its latest "
+            "state_dict(); to keep a network, keep copy.deepcopy(model.state_dict())"
+        )
 
 
-def _same_memory(one: Tensor, other: Tensor) -> bool:
+def same_memory(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors have the same memory, and some."""
     return one.device == other.device and one.data_ptr() == other.data_ptr() != 0

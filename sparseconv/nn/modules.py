@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch.nn.modules.module as torch_module
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import type_before_parametrizations
 from torch.nn.utils.prune import BasePruningMethod
 from torch.utils._pytree import tree_leaves
 
@@ -114,6 +115,23 @@ def has_own_code(module: nn.Module) -> bool:
         or attributes["_backward_pre_hooks"]
         or "forward" in attributes
         or type(module).__call__ is not nn.Module.__call__
+    )
+
+
+# What a subclass of a layer could do in its own way.
+_CODE = (
+    "__call__", "__getattr__", "forward", "train", "_conv_forward", "_check_input_dim", "_geometry",
+    "pattern", "values", "weight", "bias",
+)  # fmt: skip
+
+
+def computes_as(module: nn.Module, kinds: Iterable[type[nn.Module]]) -> bool:
+    """Whether the module is of one of these classes, or of a subclass that runs its code."""
+    kind = type_before_parametrizations(module)
+    return any(
+        issubclass(kind, known)
+        and all(getattr(kind, name, None) is getattr(known, name, None) for name in _CODE)
+        for known in kinds
     )
 
 

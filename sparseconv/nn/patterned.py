@@ -13,7 +13,7 @@ from torch.compiler import is_dynamo_compiling
 from sparseconv.core.pattern import KernelCSR
 from sparseconv.nn.buffer_check import check_indices, check_tag, check_tag_in_graph, new_tag
 from sparseconv.nn.dense_gradient import new_probe
-from sparseconv.nn.live_state import LiveState, check_copied
+from sparseconv.nn.live_state import LiveState, check_copied, same_memory
 from sparseconv.nn.modules import Parametrizations
 from sparseconv.nn.rewiring import (
     are_shared,
@@ -40,7 +40,7 @@ class PatternedModule(nn.Module):
         super().__init__()
         self._checked = _NEVER_CHECKED  # the tag that was checked last, and its version
         self.dense_probe: Tensor | None = None  # DSTScheduler's, for a step; see `probed`
-        self._live: LiveState | None = None  # what state dicts were given
+        self._live: Any = None  # the LiveState, once there is a state dict
 
     @property
     def pattern(self) -> KernelCSR:
@@ -184,10 +184,12 @@ class PatternedModule(nn.Module):
             fresh = {name: getattr(self, name) for name in INDICES}
         if not holds_values(self) or self.values.is_meta:
             return fresh  # no change of the pattern is possible
-        if self._live is None or not self._live.holds(self.values, fresh):
-            self._live = LiveState(self.values, fresh)
-        self._live.moved = False
-        return self._live.indices
+        live: Any = self._live
+        kept = live is not None and same_memory(live.values, self.values)
+        if not kept or not all(t.equal(fresh[name]) for name, t in live.indices.items()):
+            live = self._live = LiveState(self.values, fresh)
+        live.moved = False
+        return live.indices  # type: ignore[no-any-return]
 
     def _copy_pattern(self) -> None:
         """Copy the indices to a GPU now: a graph, compiled or captured, cannot do it later."""
@@ -197,8 +199,8 @@ class PatternedModule(nn.Module):
     def _apply(self, fn: Any, recurse: bool = True) -> PatternedModule:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._copy_pattern()
-        if self._live is not None and not self._live.is_of(self.values):
-            self._live = None  # state dicts keep what was before
+        if self._live is not None and not same_memory(self._live.values, self.values):
+            self._live = None  # state dicts keep the network as it was
         if self.dense_probe is not None:  # the same object, which its scheduler knows
             self.dense_probe.grad = None
             self.dense_probe.data = new_probe(self._pattern.shape, self.values).data
@@ -236,9 +238,9 @@ class PatternedModule(nn.Module):
             pattern, loaded = read_layer(self, found, self._pattern, bias is not None, metadata)
             kept = pattern == self._pattern
             if "values" in found and holds_values(self):
-                check_copied(self.values, found, kept)
+                check_copied(self._live, self.values, found, kept)
             if metadata.get("assign_to_params_buffers"):
-                self._live = None  # the state dicts that share it keep these values
+                self._live = None  # state dicts keep the network as it was
             self._adopt(pattern)
         except (TypeError, ValueError, RuntimeError) as error:
             error_msgs.append(f"{prefix.removesuffix('.') or type(self).__name__}: {error}")
@@ -249,8 +251,7 @@ class PatternedModule(nn.Module):
         left |= {prefix + name: tensor for name, tensor in loaded.items()}
         super()._load_from_state_dict(left, prefix, *rest)
         if not kept and self._live is not None:
-            with torch.no_grad():
-                self._live.move(self.values, pattern)
+            self._live.move(self.values, pattern)
         if self.pattern_tag.device != self.values.device:  # assign=True
             tag = self._own_tag.to(self.values.device, copy=True)
             self.register_buffer("pattern_tag", tag, persistent=False)

@@ -11,7 +11,6 @@ from torch.nn.utils.parametrize import is_parametrized
 from sparseconv.core.checks import check_dense, checked_mask
 from sparseconv.core.geometry import DTYPES
 from sparseconv.core.pattern import KernelCSR
-from sparseconv.nn.live_state import check_whole
 from sparseconv.nn.rewiring import holds_values
 
 
@@ -44,13 +43,6 @@ def current(layer: nn.Module, name: str) -> Tensor:
     if hasattr(layer, f"{name}_orig") and hasattr(layer, f"{name}_mask"):
         tensor = getattr(layer, f"{name}_orig") * getattr(layer, f"{name}_mask")
     return tensor
-
-
-def computes_conv1d(conv: nn.Conv1d) -> bool:
-    """Whether no subclass or instance computes something else."""
-    methods = ("forward", "_conv_forward", "__call__")
-    own = any(getattr(type(conv), name) is not getattr(nn.Conv1d, name) for name in methods)
-    return not own and not vars(conv).keys() & set(methods)
 
 
 def asks_for_gradients(layer: nn.Module, name: str) -> bool:
@@ -119,7 +111,6 @@ def read_layer(
                 f"// groups, kernel_size) = {shape}, but got that of {metadata['shape']}; where "
                 "entries of several layers were renamed, load dict(state_dict)"
             )
-        check_whole(found)
         pattern = KernelCSR(found["crow_indices"], found["col_indices"], shape)
     else:
         weight = rest.pop("weight" if "weight" in found else "weight_orig").detach()

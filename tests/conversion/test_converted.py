@@ -129,11 +129,13 @@ def test_a_model_that_is_one_layer() -> None:
 
 
 class OwnConv(nn.Conv1d):
-    """A subclass, whatever it does."""
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).relu()
 
 
 REASONS = {
-    "own": "a OwnConv may compute something else than nn.Conv1d",
+    "own": "OwnConv has code of its own: it uses relu of its input; copy its weight and bias into",
+    "lazy": "it has hooks, which would be lost",
     "tied": "it shares its weight with 'tied_too'",
     "normed": r"its weight is computed \(_WeightNorm\)",
     "bias_normed": "its bias is computed",
@@ -154,7 +156,7 @@ class Odd(nn.Module):
         super().__init__()
         for name in (*REASONS, "fine"):
             setattr(self, name, nn.Conv1d(2, 2, 3))
-        self.own = OwnConv(2, 2, 3)
+        self.own, self.lazy = OwnConv(2, 2, 3), nn.LazyConv1d(2, 3)
         self.tied_too = nn.Conv1d(2, 2, 3)
         self.tied_too.weight = self.tied.weight
         parametrizations.weight_norm(self.normed)

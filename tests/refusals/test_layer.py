@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from model_state import everything
 from refusals import refusals
 from torch import nn
@@ -18,11 +19,17 @@ def make(**options: Any) -> Callable[[], SparseConv1d]:
     return lambda: SparseConv1d(**{"in_channels": 4, "out_channels": 6, "kernel_size": 3} | options)
 
 
-class Causal(nn.Conv1d):
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        return super().forward(nn.functional.pad(input, (4, 0)))
+def own(forward: Callable[[nn.Conv1d, Any], Any]) -> Callable[[], SparseConv1d]:
+    """Convert a layer of a class that computes this in the place of ``nn.Conv1d.forward``."""
+    kind = type("Own", (nn.Conv1d,), {"forward": forward})
+    return lambda: SparseConv1d.from_dense(kind(3, 3, 5, stride=2 if forward is every_other else 1))
 
 
+def every_other(conv: nn.Conv1d, x: Any) -> Any:
+    return PLAIN(conv, F.pad(x, (x.shape[-1] % 2, 0)))
+
+
+PLAIN = nn.Conv1d.forward
 CONV = nn.Conv1d(3, 4, 5)
 
 test_layer = refusals(
@@ -51,7 +58,20 @@ test_layer = refusals(
      "set_pattern(pattern) sets the pattern"),
     (lambda: make()().wieght, AttributeError, "no attribute 'wieght'"),
     (lambda: SparseConv1d.from_dense(nn.Linear(3, 3)), TypeError, "conv must be an nn.Conv1d"),
-    (lambda: SparseConv1d.from_dense(Causal(3, 4, 5)), TypeError, "but Causal has its own forward"),
+    (own(lambda c, x: PLAIN(c, x.transpose(1, 2))), TypeError, "Own has code of its own: it uses"),
+    (own(lambda c, x: F.gelu(PLAIN(c, x))), TypeError, "it calls gelu; copy its weight and bias"),
+    (own(lambda c, x: PLAIN(c, x) + x), TypeError, "put what else it does into a module around"),
+    (own(lambda c, x: F.conv1d(x, 2 * c.weight, c.bias)), TypeError, "not with its own weight"),
+    (own(lambda c, x: PLAIN(c, PLAIN(c, x))), TypeError, "it convolves twice"),
+    (own(lambda c, x: PLAIN(c, F.pad(x, (4, 0), value=1.0))), TypeError, "or not by zeros"),
+    (own(lambda c, x: PLAIN(c, F.pad(F.pad(x, (2, 0)), (2, 0), "reflect"))), TypeError, "twice"),
+    (own(lambda c, x: PLAIN(c, F.pad(x, (-1, 0)))), TypeError, "it pads twice, late, other ends"),
+    (own(lambda c, x: PLAIN(c, x)[..., 1:]), TypeError, "it cuts off more than it pads"),
+    (own(lambda c, x: PLAIN(c, x[..., 1:])), TypeError, "off the ends of an output with stride 1"),
+    (own(lambda c, x: (PLAIN(c, x), None)), TypeError, "it returns something else"),
+    (own(lambda c, x: PLAIN(c, F.dropout(x) if c.training else x)), TypeError, "it calls dropout"),
+    (own(lambda c, x: PLAIN(c, F.pad(x, (c.training, 0)))), TypeError, "depends on the length or"),
+    (own(every_other), TypeError, "depends on the length or the mode"),
     (lambda: SparseConv1d.from_dense(CONV, CONV.weight), TypeError, "mask must be a bool tensor"),
     (lambda: SparseConv1d.from_dense(CONV, torch.ones(4, 3, 4, dtype=torch.bool)), ValueError,
      "shape"),

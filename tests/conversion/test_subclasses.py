@@ -1,0 +1,125 @@
+"""Subclasses of ``nn.Conv1d`` that pad or cut off ends in their own code become sparse layers."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from pruned_models import integers
+from torch import Tensor, nn
+from torch.nn.utils import prune
+
+import sparseconv as sc
+from sparseconv import SparseConv1d
+
+
+class Causal(nn.Conv1d):
+    def __init__(self, n_in: int, n_out: int, taps: int, dilation: int = 1, **options: Any) -> None:
+        super().__init__(n_in, n_out, taps, dilation=dilation, **options)
+        self.left = (taps - 1) * dilation
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(F.pad(x, (self.left, 0)))
+
+
+class Module(Causal):
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.pad = nn.ConstantPad1d((self.left, 0), 0.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        options = self.stride, self.padding, self.dilation, self.groups
+        return F.conv1d(self.pad(x), self.weight, self.bias, *options)
+
+
+class Replicated(nn.Conv1d):
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return super()._conv_forward(F.pad(x, [4, 1], mode="replicate"), weight, bias)
+
+
+class Chomped(nn.Conv1d):
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        return y[:, :, : -self.padding[0]].contiguous() if self.padding[0] else y
+
+
+class ChompedToLength(nn.Conv1d):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)[..., : x.size(-1)]
+
+
+class Same(nn.Conv1d):
+    """As in networks that came from TensorFlow; with a stride it would depend on the length."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, reach = x.shape[-1], self.dilation[0] * (self.kernel_size[0] - 1) + 1
+        pad = max((math.ceil(n / self.stride[0]) - 1) * self.stride[0] + reach - n, 0)
+        x = F.pad(x, [pad // 2, pad - pad // 2]) if pad > 0 else x
+        return super().forward(x)
+
+
+class Initialised(nn.Conv1d):
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, padding="same", **options)
+        nn.init.kaiming_normal_(self.weight)
+
+
+LAYERS: dict[str, tuple[Any, Any]] = {
+    "causal": (lambda: Causal(4, 6, 5, dilation=2), (8, 0)),
+    "causal, strided": (lambda: Causal(4, 6, 5, stride=3, groups=2, padding=1), (5, 1)),
+    "module": (lambda: Module(4, 6, 3, bias=False), (2, 0)),
+    "replicated": (lambda: Replicated(4, 6, 3, stride=2), (4, 1)),
+    "chomped": (lambda: Chomped(4, 6, 5, padding=4), (4, 0)),
+    "chomped to length": (lambda: ChompedToLength(4, 6, 5, padding=8, dilation=2), (8, 0)),
+    "same": (lambda: Same(4, 6, 4), (1, 2)),
+    "initialised": (lambda: Initialised(4, 6, 5), (2, 2)),
+}
+
+
+@pytest.mark.promise("P2")
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_subclass_that_pads_becomes_sparse(name: str, count_cases: Any) -> None:
+    torch.manual_seed(0)
+    make, padding = LAYERS[name]
+    conv = integers(make())
+    prune.l1_unstructured(conv, "weight", 0.7)
+    converted, report = sc.convert(nn.Sequential(conv, nn.ReLU()), layers=["0"])
+    assert isinstance(converted[0], SparseConv1d)
+    assert converted[0].resolved_padding == padding
+    assert f"its class {type(conv).__name__} are lost" in str(report.layers[0].notes)
+    direct = SparseConv1d.from_dense(conv)
+    for length in (9, 30, 31):
+        x = torch.randint(-3, 4, (2, 4, length)).float()
+        for layer in (converted[0], direct, sc.to_dense(converted)[0]):
+            assert layer(x).equal(conv(x))
+        count_cases(3)
+
+
+def test_a_wavenet_is_converted_as_a_whole() -> None:
+    """Gated causal layers, pruned together."""
+
+    class WaveNet(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = Causal(1, 8, 2)
+            self.gates = nn.ModuleList(Causal(8, 16, 2, dilation=2**i) for i in range(3))
+            self.last = nn.Conv1d(8, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(x)
+            for gate in self.gates:
+                a, b = gate(x).chunk(2, 1)
+                x = x + a.tanh() * b.sigmoid()
+            return self.last(x.relu())
+
+    torch.manual_seed(0)
+    model = WaveNet().eval()
+    convs = [(m, "weight") for m in model.modules() if isinstance(m, nn.Conv1d)]
+    prune.global_unstructured(convs, prune.L1Unstructured, amount=0.9)
+    converted, report = sc.convert(model, max_density=1.0)
+    assert all(layer.sparse for layer in report.layers)
+    x = torch.randn(2, 1, 50)
+    torch.testing.assert_close(converted(x), model(x), rtol=1e-4, atol=1e-5)
