@@ -72,7 +72,8 @@ def convert(
 
     Args:
         model: any module, before ``torch.compile`` or a distributed wrapper.
-        example_input: what the model takes; a tuple is several arguments. On the CPU.
+        example_input: what the model takes, a tensor or an array; a tuple is several arguments.
+            On the CPU.
         masks: layer name (or that of its parameter, ``"conv.weight"``) -> ``(C_out, C_in // groups,
             K)`` of bools, or zeros and ones. Weights outside count as zero.
         layers: names of the layers to convert.

@@ -146,7 +146,7 @@ def profile(
 
     Args:
         model: any module that holds ``SparseConv1d`` layers, on the CPU.
-        input: what the model accepts; a tuple is several arguments.
+        input: what the model accepts, a tensor or an array; a tuple is several arguments.
         backward: time training too; False profiles inference only.
         rounds: pairs of measurements, at least 6.
         least_seconds: calls shorter than this are repeated until they last so long.

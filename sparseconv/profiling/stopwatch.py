@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from sparseconv.core.arrays import as_tensor
 from sparseconv.core.checks import count
 from sparseconv.measure.records import (
     INFERENCE,
@@ -77,12 +78,13 @@ def check_on_cpu(layers: Mapping[Layer, str]) -> None:
 
 
 def copied_arguments(input: Any, name: str = "input") -> tuple[Any, ...]:
-    """Copy the model's arguments: a model may write into them."""
-    if not isinstance(input, Tensor | tuple):
+    """Copy the model's arguments: a model may write into them. NumPy's become tensors."""
+    if not isinstance(input, Tensor | tuple | np.ndarray):
         raise TypeError(
             f"{name} must be a tensor, or a tuple of the model's arguments, but got "
-            f"{type(input).__name__}; torch.as_tensor(X, dtype=torch.float32) makes one of an array"
+            f"{type(input).__name__}"
         )
+    input = tree_map_only(np.ndarray, lambda array: _as_default(array, name), input)
     with torch.inference_mode(False):
         arguments: tuple[Any, ...] = tree_map_only(
             Tensor,
@@ -90,6 +92,11 @@ def copied_arguments(input: Any, name: str = "input") -> tuple[Any, ...]:
             input if isinstance(input, tuple) else (input,),
         )
     return arguments
+
+
+def _as_default(array: Any, name: str) -> Tensor:
+    found = as_tensor(array, f"expected {name} to hold real numbers")
+    return found.to(torch.get_default_dtype()) if found.is_floating_point() else found
 
 
 @dataclass

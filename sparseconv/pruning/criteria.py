@@ -160,8 +160,10 @@ class Jacobian(Criterion):
             batches = batches_of("Jacobian", model, self.data, self.batches * BATCH)
             for x, y in islice(batches, self.batches):
                 out = model(x)
+                of_classes = self.loss in (F.nll_loss, F.cross_entropy) and out.dim() == 2
+                if of_classes and y.shape != out.shape:  # else they are probabilities
+                    y = classes_of("Jacobian", y, out)
                 if self.loss is F.nll_loss:
-                    y = classes_of("Jacobian", y)
                     total = out.detach().logsumexp(1).abs()  # 0, but for rounding
                     if (total > torch.finfo(out.dtype).eps ** 0.5).any():
                         raise ValueError(LOGITS)

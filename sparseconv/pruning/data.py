@@ -65,9 +65,15 @@ def for_model(owner: str, model: nn.Module, X: Any) -> Tensor:
     return x[:, None] if x.dim() == 2 and isinstance(model, Classifier) else x
 
 
-def classes_of(criterion: str, y: Tensor) -> Tensor:
-    """Return the labels of a batch as class indices."""
-    return torch.from_numpy(class_indices(criterion, "y", y)).to(y.device)
+def classes_of(criterion: str, y: Tensor, outputs: Tensor) -> Tensor:
+    """Return labels as class indices of a model's outputs ``(N, n_classes)``; else an error."""
+    found, (n, classes) = torch.from_numpy(class_indices(criterion, "y", y)), outputs.shape
+    if found.shape != (n,) or not ((found >= 0) & (found < classes)).all():
+        raise ValueError(
+            f"{criterion} expected a class index from 0 to {classes - 1} for each series, but got "
+            f"{found}"
+        )
+    return found.to(outputs.device)
 
 
 def batches_of(

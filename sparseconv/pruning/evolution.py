@@ -81,7 +81,7 @@ class Evolutionary(Criterion):
         kept = torch.ones(channels.n_units, dtype=torch.bool)
         batches, found = [], 0
         for batch in batches_of("Evolutionary", model, self.data, self.cases):
-            batches.append((batch[0], classes_of("Evolutionary", batch[1])))
+            batches.append(batch)
             if (found := found + len(batch[0])) >= self.cases:
                 break
         x, y = (torch.cat(parts)[: self.cases] for parts in zip(*batches, strict=True))
@@ -97,12 +97,7 @@ class Evolutionary(Criterion):
         with evaluating(model), torch.no_grad():
             if (outputs := model(x)).isnan().any():
                 raise ValueError("Evolutionary expected outputs that are numbers, but some are NaN")
-            n, classes = outputs.shape
-            # Other labels would count as errors in silence.
-            if y.shape != (n,) or not ((y >= 0) & (y < classes) & (y == y.round())).all():
-                raise ValueError(
-                    f"expected a class index from 0 to {classes - 1} for each series, but got {y}"
-                )
+            y = classes_of("Evolutionary", y, outputs)  # others would count as errors in silence
             limit = error(kept) + self.tolerance
             for group in channels.sets:
                 kept[group.units] = self._search(channels, group, kept, error, limit)

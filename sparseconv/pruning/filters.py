@@ -59,7 +59,7 @@ def prune_filters(
     Args:
         model: of ``nn.Conv1d``, ``SparseConv1d``, ``nn.Linear``, ``nn.BatchNorm1d``, and functions
             that treat channels alike; left as it was.
-        example_input: a tensor ``(N, C, L)``, or a tuple of the model's arguments.
+        example_input: a tensor or an array ``(N, C, L)``, or a tuple of the model's arguments.
         criterion: ``DSP``, ``WHC``, ``HC``, ``Magnitude``, ``Jacobian`` or ``Evolutionary``.
         ratio: share of the filters to remove, in [0, 1): of each layer's, or for criteria that
             compare everywhere (``Jacobian``) of all together; those that fall together are one.

@@ -33,7 +33,13 @@ def predict_log_proba(model: nn.Module, X: Any, batch_size: int = 64) -> Tensor:
     device = next(model.parameters(), torch.empty(0)).device
     with evaluating(model):
         parts = X.split(batch_sizes(len(X), batch_size))
-        return torch.cat([model(part.to(device)) for part in parts])
+        found = [model(part.to(device)) for part in parts]
+    if not isinstance(found[0], Tensor):
+        raise TypeError(
+            f"the model must return one tensor, but returned a {type(found[0]).__name__}; wrap it "
+            "in a module that returns the log-probabilities"
+        )
+    return torch.cat(found)
 
 
 def evaluate(model: nn.Module, X: Tensor, y: Tensor, batch_size: int) -> dict[str, float]:

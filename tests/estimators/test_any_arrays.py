@@ -16,6 +16,7 @@ from tiny import network
 
 import sparseconv as sc
 from sparseconv import DSNClassifier, POCKETClassifier, RocketTransformer, kernel_features
+from sparseconv.profiling.stopwatch import copied_arguments
 from sparseconv.training import Recipe, train
 from sparseconv.training.evaluation import predict_log_proba
 
@@ -114,6 +115,16 @@ def test_labels(take: Callable[..., Any]) -> None:
     wanted = take()
     for name, form in LABELS.items():
         assert np.array_equal(take(X, form(Y)), wanted), name
+
+
+def test_example_inputs() -> None:
+    """What ``profile``, ``convert`` and ``prune_filters`` are given."""
+    (found,) = copied_arguments(X.astype(">f8")[..., ::-1])
+    assert torch.equal(found, torch.from_numpy(X).float().flip(-1))
+    tokens, mask = copied_arguments((np.arange(3), X > 0))
+    assert (tokens.dtype, mask.dtype) == (torch.int64, torch.bool)
+    report = sc.prune_filters(network(), X, sc.pruning.WHC(), ratio=0.5)[1]
+    assert report.measure(X[:2], least_seconds=0) is not None
 
 
 def test_labels_of_words() -> None:

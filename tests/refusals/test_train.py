@@ -18,6 +18,7 @@ NAN = X.clone()
 NAN[3, 0, 5] = math.nan
 NO_SOFTMAX = nn.Sequential(nn.Flatten(), nn.Linear(24, 2))
 POOLED = nn.Sequential(nn.Flatten(), nn.Linear(24, 2), nn.BatchNorm1d(2), nn.LogSoftmax(1))
+PAIR = nn.GRU(24, 2)
 A_FILE = Path(__file__)
 
 
@@ -41,6 +42,7 @@ test_train = refusals(
     (lambda: run(network(), resume=True), ValueError, "resume=True needs out"),
     (lambda: run(network(), checkpoint_every=0), ValueError, "checkpoint_every must be at least"),
     (lambda: run(network(), out=A_FILE), ValueError, "cannot be written"),
+    (lambda: run(PAIR), TypeError, "must return one tensor, but returned a tuple"),
     (lambda: run(NO_SOFTMAX), ValueError, "end it with torch.nn.LogSoftmax"),
     (lambda: run(network(), cuda_graphs=True), ValueError, "move it with model.cuda()"),
     (lambda: run(network(), cuda_graphs=True, penalty=1), ValueError, "a penalty watches every"),
