@@ -7,7 +7,14 @@ from torch import nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from sparseconv.nn.conv import SparseConv1d
-from sparseconv.nn.modules import check_module, check_not_wrapped, deepcopy_model, hooks_of, replace
+from sparseconv.nn.modules import (
+    check_module,
+    check_not_wrapped,
+    computes_as,
+    deepcopy_model,
+    hooks_of,
+    replace,
+)
 
 
 @torch.inference_mode(False)
@@ -30,7 +37,7 @@ def to_dense(model: nn.Module) -> nn.Module:
     Raises:
         TypeError: ``model`` is not a module.
         ValueError: a sparse layer has hooks, which would be lost; something is compiled.
-        NotImplementedError: a subclass of ``SparseConv1d``, which may compute something else.
+        NotImplementedError: a subclass of ``SparseConv1d`` with its own code.
 
     Example:
         >>> to_dense(nn.Sequential(SparseConv1d(2, 3, 5, padding=(4, 0)), nn.ReLU()))
@@ -49,11 +56,11 @@ def to_dense(model: nn.Module) -> nn.Module:
     for name, layer in twin.named_modules():
         if not isinstance(layer, SparseConv1d):
             continue
-        kind = type_before_parametrizations(layer)
-        if kind is not SparseConv1d:
+        if not computes_as(layer, (SparseConv1d,)):
+            kind = type_before_parametrizations(layer)
             raise NotImplementedError(
-                f"layer {name!r} is a {kind.__name__}, which may compute something else than "
-                "SparseConv1d; replace it yourself, for example by layer.to_dense()"
+                f"layer {name!r} is a {kind.__name__}, which has its own code; replace it "
+                "yourself, for example by layer.to_dense()"
             )
         if hooks_of(layer):
             raise ValueError(f"layer {name!r} has hooks, which would be lost; remove them first")

@@ -20,45 +20,10 @@ class Causal(nn.Conv1d):
     def __init__(self, n_in: int, n_out: int, taps: int, dilation: int = 1, **options: Any) -> None:
         super().__init__(n_in, n_out, taps, dilation=dilation, **options)
         self.left = (taps - 1) * dilation
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(F.pad(x, (self.left, 0)))
-
-
-class Module(Causal):
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
         self.pad = nn.ConstantPad1d((self.left, 0), 0.0)
 
     def forward(self, x: Tensor) -> Tensor:
-        options = self.stride, self.padding, self.dilation, self.groups
-        return F.conv1d(self.pad(x), self.weight, self.bias, *options)
-
-
-class Replicated(nn.Conv1d):
-    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return super()._conv_forward(F.pad(x, [4, 1], mode="replicate"), weight, bias)
-
-
-class Chomped(nn.Conv1d):
-    def forward(self, x: Tensor) -> Tensor:
-        y = super().forward(x)
-        return y[:, :, : -self.padding[0]].contiguous() if self.padding[0] else y
-
-
-class ChompedToLength(nn.Conv1d):
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x)[..., : x.size(-1)]
-
-
-class Same(nn.Conv1d):
-    """As in networks that came from TensorFlow; with a stride it would depend on the length."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        n, reach = x.shape[-1], self.dilation[0] * (self.kernel_size[0] - 1) + 1
-        pad = max((math.ceil(n / self.stride[0]) - 1) * self.stride[0] + reach - n, 0)
-        x = F.pad(x, [pad // 2, pad - pad // 2]) if pad > 0 else x
-        return super().forward(x)
+        return super().forward(F.pad(x, (self.left, 0)))
 
 
 class Initialised(nn.Conv1d):
@@ -67,14 +32,38 @@ class Initialised(nn.Conv1d):
         nn.init.kaiming_normal_(self.weight)
 
 
+def kind(**methods: Any) -> Any:
+    return type("Own", (nn.Conv1d,), methods)
+
+
+def convolved(conv: nn.Conv1d, x: Any) -> Any:
+    options = conv.stride, conv.padding, conv.dilation, conv.groups
+    return F.conv1d(x, conv.weight, conv.bias, *options)
+
+
+def same(conv: nn.Conv1d, x: Any) -> Any:
+    """As in networks that came from TensorFlow; with a stride it depends on the length."""
+    n, stride, reach = x.shape[-1], conv.stride[0], conv.dilation[0] * (conv.kernel_size[0] - 1) + 1
+    pad = max((math.ceil(n / stride) - 1) * stride + reach - n, 0)
+    return PLAIN(conv, F.pad(x, [pad // 2, pad - pad // 2]) if pad > 0 else x)
+
+
+def replicated(conv: nn.Conv1d, x: Any, *weights: Any) -> Any:
+    return nn.Conv1d._conv_forward(conv, F.pad(x, [4, 1], mode="replicate"), *weights)
+
+
+PLAIN = nn.Conv1d.forward
+PADDED = kind(forward=lambda c, x: convolved(c, nn.ConstantPad1d((2, 0), 0.0)(x)))
+CHOMPED = kind(forward=lambda c, x: PLAIN(c, x)[:, :, : -c.padding[0]].contiguous())
+CUT = kind(forward=lambda c, x: PLAIN(c, x)[..., : x.size(-1)])
 LAYERS: dict[str, tuple[Any, Any]] = {
     "causal": (lambda: Causal(4, 6, 5, dilation=2), (8, 0)),
     "causal, strided": (lambda: Causal(4, 6, 5, stride=3, groups=2, padding=1), (5, 1)),
-    "module": (lambda: Module(4, 6, 3, bias=False), (2, 0)),
-    "replicated": (lambda: Replicated(4, 6, 3, stride=2), (4, 1)),
-    "chomped": (lambda: Chomped(4, 6, 5, padding=4), (4, 0)),
-    "chomped to length": (lambda: ChompedToLength(4, 6, 5, padding=8, dilation=2), (8, 0)),
-    "same": (lambda: Same(4, 6, 4), (1, 2)),
+    "by a module": (lambda: PADDED(4, 6, 3, bias=False), (2, 0)),
+    "replicated": (lambda: kind(_conv_forward=replicated)(4, 6, 3, stride=2), (4, 1)),
+    "chomped": (lambda: CHOMPED(4, 6, 5, padding=4), (4, 0)),
+    "cut to the length": (lambda: CUT(4, 6, 5, padding=8, dilation=2), (8, 0)),
+    "same": (lambda: kind(forward=same)(4, 6, 4), (1, 2)),
     "initialised": (lambda: Initialised(4, 6, 5), (2, 2)),
 }
 

@@ -39,11 +39,16 @@ test_convert = refusals(
 )  # fmt: skip
 
 
-class OwnSparse(SparseConv1d):
-    """A subclass, whatever it does."""
+class Named(SparseConv1d):
+    name = "it runs the same code"
 
 
-HOOKED = SparseConv1d(2, 3, 5)
+class OwnSparse(Named):
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return super().forward(input).relu()
+
+
+HOOKED = Named(2, 3, 5)
 HOOKED.register_forward_hook(lambda *_: None)
 
 test_to_dense = refusals(
