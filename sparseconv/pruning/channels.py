@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from sparseconv.nn.conv import SparseConv1d
 
 FIXED = -1  # the unit of a channel that stays
+FILTERED = (nn.Conv1d, nn.ConvTranspose1d, SparseConv1d, nn.Linear)
+NORMS = (_BatchNorm, _InstanceNorm, nn.GroupNorm)  # a channel comes from the same channel
+PER_CHANNEL = ("weight", "bias", "running_mean", "running_var")  # of a norm
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,7 +25,7 @@ class Layer:
     """A layer that can lose channels.
 
     Attributes:
-        module: a convolution, ``nn.Linear`` or ``nn.BatchNorm1d``.
+        module: a convolution, ``nn.Linear``, or a batch, instance or group norm.
         outputs, inputs: int64, the unit of each output and input channel, ``FIXED`` where it stays.
         samples: at how many points of a series the layer computes.
     """
@@ -37,12 +42,12 @@ class Layer:
 
     @property
     def has_filters(self) -> bool:
-        """Whether its output channels have weights of their own: all but BatchNorm's."""
-        return not isinstance(self.module, nn.BatchNorm1d)
+        """Whether its output channels have weights of their own: all but those of norms."""
+        return isinstance(self.module, FILTERED)
 
     @property
     def reads(self) -> bool:
-        """Whether it mixes its inputs: BatchNorm and depthwise layers hand each of them on."""
+        """Whether it mixes its inputs: norms and depthwise layers hand each of them on."""
         return self.has_filters and not self.is_depthwise
 
     @property
@@ -69,9 +74,9 @@ class Layer:
         rows, columns = kept_channels(self.outputs, kept), self.columns(kept)
         if isinstance(self.module, SparseConv1d):
             return int(self.module.pattern.to_mask()[rows][:, columns].sum())
-        weight = self.module.weight
-        assert isinstance(weight, Tensor)
-        return int(rows.sum()) * int(columns.sum()) * weight[0, 0].numel()
+        weight: Any = self.module.weight
+        one = filters_first(self.module, weight)[0, 0]
+        return int(rows.sum()) * int(columns.sum()) * one.numel()
 
     def parameters(self, kept: Tensor | None = None) -> int:
         """Count its active weights and biases, if only some units (bool) are kept."""
@@ -108,12 +113,17 @@ class Channels:
         sets: what competes with each other.
         n_units: how many units there are, over all sets.
         other_macs: multiply-adds of one series outside of the layers, which stay.
+        vectors: by name, other parameters and buffers that have channels: the unit of each, and the
+            dimension that counts them.
+        left: by the name of a layer that keeps filters whatever is asked, the reason.
     """
 
     layers: Mapping[str, Layer]
     sets: tuple[UnitSet, ...]
     n_units: int
     other_macs: int = 0
+    vectors: Mapping[str, tuple[Tensor, int]] = field(default_factory=dict)
+    left: dict[str, str] = field(default_factory=dict)
 
     def macs(self, kept: Tensor | None = None) -> int:
         """Count multiply-adds of one series, if only some units (bool) are kept."""
@@ -123,6 +133,32 @@ class Channels:
     def weights(self, kept: Tensor | None = None) -> int:
         """Count active weights, without biases, if only some units (bool) are kept."""
         return sum(layer.weights(kept) for layer in self.layers.values())
+
+    def without(self, failed: Mapping[UnitSet, str]) -> Channels:
+        """Return the same network, in which these sets stay, each for a reason."""
+        sets = [group for group in self.sets if group not in failed]
+        units = torch.full((self.n_units + 1,), FIXED)  # the last: channels that stay
+        every = torch.cat([group.units for group in sets]) if sets else units[:0]
+        units[every] = torch.arange(len(every))
+        return replace(
+            self,
+            layers={
+                name: replace(layer, outputs=units[layer.outputs], inputs=units[layer.inputs])
+                for name, layer in self.layers.items()
+            },
+            sets=tuple(UnitSet(units[group.units], group.rows) for group in sets),
+            n_units=len(every),
+            vectors={name: (units[own], dim) for name, (own, dim) in self.vectors.items()},
+            left={name: why for group, why in failed.items() for name in group.rows} | self.left,
+        )
+
+    def lost(self, parameters: Mapping[str, Tensor], kept: Tensor) -> int:
+        """Count what parameters of no layer lose, if only some units (bool) are kept."""
+        return sum(
+            parameters[name].numel() // len(units) * int((~kept_channels(units, kept)).sum())
+            for name, (units, _) in self.vectors.items()
+            if name in parameters
+        )
 
     def zeros(self) -> Tensor:
         """Return a score of 0 for each unit, float64."""
@@ -142,26 +178,41 @@ def kept_channels(channels: Tensor, kept: Tensor | None) -> Tensor:
     return torch.cat([kept, torch.ones(1, dtype=torch.bool)])[channels]  # FIXED is the last
 
 
+def filters_first(module: nn.Module, tensor: Tensor) -> Tensor:
+    """View a layer's weight, or what has its shape, as ``(C_out, C_in // groups, ...)``."""
+    swapped = isinstance(module, nn.ConvTranspose1d) and module.groups == 1
+    return tensor.transpose(0, 1) if swapped else tensor
+
+
 class Numbers:
     """Numbers of channels, some of which have become one, and the tensors that have them.
 
-    0 is the number of all channels that stay.
+    0 is the number of zeros that are put next to channels.
     """
 
     def __init__(self) -> None:
         self.parent = [0]  # a disjoint-set forest, where the least number is the root
+        self.reasons = {0: "its channels meet zeros that the code puts there"}  # by root: it stays
         # By id: numbers, their dimension, and the tensor itself, so that its id stays its own.
         self.tensors: dict[int, tuple[Tensor, int, Tensor]] = {}
 
-    def new(self, count: int, fixed: bool = False) -> Tensor:
-        """Return ``count`` numbers that nothing has yet."""
-        first = len(self.parent)
-        self.parent += [0] * count if fixed else range(first, first + count)
-        return torch.arange(first, first + count)
+    def new(self, count: int, reason: str | None = None) -> Tensor:
+        """Return ``count`` numbers that nothing has yet; with a reason they stay."""
+        numbers = torch.arange(len(self.parent), len(self.parent) + count)
+        self.parent += numbers.tolist()
+        if reason is not None:
+            self.reasons |= dict.fromkeys(numbers.tolist(), reason)
+        return numbers
 
     def roots(self, numbers: Tensor) -> list[int]:
-        """Return the least of the numbers with which each has become one."""
-        return list(map(self._root, numbers.tolist()))
+        """Return the least of the numbers with which each has become one; 0 of those that stay."""
+        roots = map(self._root, numbers.tolist())
+        return [0 if root in self.reasons else root for root in roots]
+
+    def why(self, numbers: Tensor) -> list[str]:
+        """Return the reasons for which some of them stay."""
+        roots = map(self._root, numbers.tolist())
+        return [self.reasons[root] for root in roots if root in self.reasons]
 
     def _root(self, number: int) -> int:
         while self.parent[number] != number:
@@ -174,6 +225,8 @@ class Numbers:
         for i, j in zip(a.tolist(), b.tolist(), strict=True):
             least, other = sorted((self._root(i), self._root(j)))
             self.parent[other] = least
+            if other in self.reasons:
+                self.reasons.setdefault(least, self.reasons[other])
 
     def follow(self, tensor: Tensor, numbers: Tensor, dim: int) -> None:
         """Give a tensor's channels, in dimension ``dim``, these numbers."""
@@ -184,30 +237,51 @@ class Numbers:
         found = self.tensors.get(id(tensor))
         return None if found is None else found[:2]
 
+    def free(self, tensor: Any) -> tuple[Tensor, int] | None:
+        """Return the same; None also if all of its channels stay."""
+        found = self.get(tensor)
+        if found is None or all(self._root(x) in self.reasons for x in found[0].tolist()):
+            return None
+        return found
+
     def __getitem__(self, tensor: Tensor) -> tuple[Tensor, int]:
         return self.tensors[id(tensor)][:2]
 
-    def fix(self, *tensors: Any) -> None:
+    def fix(self, reason: str, *tensors: Any) -> None:
         """Keep the channels of those that are followed."""
         for tensor in tensors:
             if (found := self.get(tensor)) is not None:
-                self.unite(found[0], torch.zeros_like(found[0]))
+                self.fix_numbers(reason, found[0])
+
+    def fix_numbers(self, reason: str, numbers: Tensor) -> None:
+        """Keep these channels."""
+        for number in numbers.tolist():
+            self.reasons.setdefault(self._root(number), reason)
 
 
 def numbered_units(
-    traced: Mapping[str, Layer], numbers: Numbers, n_series: int, other_macs: int
-) -> Channels:
+    traced: Mapping[str, Layer], numbers: Numbers, vectors: Mapping[str, Tensor], n_series: int,
+    other_macs: int, left: Mapping[str, str],
+) -> Channels:  # fmt: skip
     """Number the units, and put those that the same layers make into sets.
 
     Args:
         traced: layers with numbers of channels instead of units, and the samples of all series.
+        vectors: by name, parameters and buffers of no layer, which have numbers as well.
     """
     # By root and layer: the filters that make a unit.
     makers: dict[int, dict[str, list[int]]] = defaultdict(dict)
+    left = dict(left)
     for name, layer in traced.items():
+        if not layer.has_filters:
+            continue
         for row, root in enumerate(numbers.roots(layer.outputs)):
-            if layer.has_filters and root:
+            if root:
                 makers[root].setdefault(name, []).append(row)
+        if reasons := numbers.why(layer.outputs):
+            some = len(reasons) < len(layer.outputs)
+            why = f"{len(reasons)} filters: {reasons[0]}" if some else reasons[0]
+            left.setdefault(name, why)
     units = {root: unit for unit, root in enumerate(makers)}
 
     def units_of(side: Tensor) -> Tensor:
@@ -226,7 +300,8 @@ def numbered_units(
         name: Layer(x.module, units_of(x.outputs), units_of(x.inputs), x.samples // n_series)
         for name, x in traced.items()
     }
-    return Channels(layers, tuple(sets), len(units), other_macs)
+    found = {name: (units_of(numbers[x][0]), numbers[x][1]) for name, x in vectors.items()}
+    return Channels(layers, tuple(sets), len(units), other_macs, found, left)
 
 
 def _region(module: nn.Module, row: int) -> int:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sparseconv.core.checks import count, number
 from sparseconv.nn.conv import SparseConv1d
-from sparseconv.pruning.channels import Channels, Layer
+from sparseconv.pruning.channels import Channels, Layer, filters_first
 from sparseconv.pruning.data import BATCH, batches_of, classes_of, evaluating, watching
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -250,7 +250,8 @@ def _by_set(channels: Channels, score: Callable[[Tensor], Tensor]) -> Tensor:
         for name, rows in group.rows.items():
             module: Any = channels.layers[name].module
             sparse = isinstance(module, SparseConv1d)
-            weight = (module.dense_weight() if sparse else module.weight).detach().double().cpu()
+            weight = module.dense_weight() if sparse else filters_first(module, module.weight)
+            weight = weight.detach().double().cpu()
             filters.append(weight.flatten(1)[rows].flatten(1))
         found[group.units] = score(torch.cat(filters, dim=1))
     return found
@@ -266,7 +267,9 @@ def _dissimilar(filters: Tensor) -> Tensor:
 def _felt(layer: Layer, products: Mapping[int, Tensor]) -> tuple[Tensor, Tensor]:
     """Return the sums of a layer's products for each of its outputs, and of its inputs."""
     outputs, inputs = (torch.zeros(len(x)).double() for x in (layer.outputs, layer.inputs))
-    for parameter in layer.module.parameters(recurse=False):
+    for key in ("weight", "values", "bias"):
+        if (parameter := layer.module._parameters.get(key)) is None:
+            continue
         product = products[id(parameter)]
         if isinstance(layer.module, SparseConv1d) and parameter is layer.module.values:
             mask = layer.module.pattern.to_mask()
@@ -274,6 +277,7 @@ def _felt(layer: Layer, products: Mapping[int, Tensor]) -> tuple[Tensor, Tensor]
         if product.dim() == 1:  # a bias, or BatchNorm's
             outputs += product
         else:
+            product = filters_first(layer.module, product)
             parts = product.reshape(layer.groups, -1, product.shape[1], product[0, 0].numel())
             outputs += parts.sum((2, 3)).flatten()
             inputs += parts.sum((1, 3)).flatten()

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from sparseconv.core.arrays import as_tensor, batch_sizes, class_indices
 from sparseconv.models.classifier import Classifier
@@ -18,9 +21,11 @@ BATCH = 64  # series, where data are whole arrays
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model in eval mode; restore modes and torch's generator afterwards."""
+    """Put a model in eval mode; restore modes and random generators afterwards."""
     modes = [(module, module.training) for module in model.modules()]
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), ExitStack() as stack:
+        stack.callback(random.setstate, random.getstate())
+        stack.callback(np.random.set_state, np.random.get_state())
         try:
             model.eval()
             yield
@@ -30,13 +35,27 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Record no gradients: in ``torch.no_grad`` alone a view of a parameter asks for some."""
+    asking = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    with torch.no_grad():
+        try:
+            for parameter in asking:
+                parameter.requires_grad_(False)
+            yield
+        finally:
+            for parameter in asking:
+                parameter.requires_grad_()
+
+
+@contextmanager
 def watching(
     model: nn.Module, names: Iterable[str], see: Callable[[str, Tensor], None]
 ) -> Iterator[None]:
     """Run a model in eval mode; ``see`` is called with the name and the input of these layers."""
 
     def hook(name: str, _: nn.Module, args: Any, kwargs: Any) -> None:
-        see(name, args[0] if args else kwargs["input"])
+        see(name, next(x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)))
 
     with evaluating(model), torch.no_grad(), ExitStack() as stack:
         for name in names:

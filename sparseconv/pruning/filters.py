@@ -13,14 +13,14 @@ from sparseconv.measure.records import Counts
 from sparseconv.nn.modules import check_module, check_not_wrapped, deepcopy_model
 from sparseconv.nn.optimizers import Holdings
 from sparseconv.profiling.stopwatch import copied_arguments
-from sparseconv.pruning.channels import FIXED, Channels, kept_channels
+from sparseconv.pruning.channels import FIXED, Channels, UnitSet, kept_channels
 from sparseconv.pruning.criteria import Criterion
 from sparseconv.pruning.equivalent import has_pairs, with_pairs
 from sparseconv.pruning.report import PruningReport, changes
 from sparseconv.pruning.selection import checked_target, select_in_steps
 from sparseconv.pruning.surgery import remove, successor
-from sparseconv.pruning.tracing import check_parameters, ignored_modules, trace
-from sparseconv.pruning.verification import check_removal
+from sparseconv.pruning.tracing import trace
+from sparseconv.pruning.verification import check_removal, removed_wrongly
 
 NUMBERS = "must be a list of ints, the numbers of those that stay (of a mask: mask.nonzero()[:, 0])"
 
@@ -111,13 +111,18 @@ def prune_filters(
     holdings = None if optimizer is None else Holdings(optimizer)
     if holdings:
         holdings.check(dict(model.named_parameters()), model)
-    if not channels.n_units:
-        raise ValueError(
-            f"{type(model).__name__} has no filters that can be removed: every channel is an input "
-            "or an output of the model, or next to a module in ignore"
-        )
-    kept, scores = select_in_steps(work, channels, criterion, ratio, target_macs, steps)
-    check_removal(with_pairs if equivalent else remove, work, arguments, channels, kept)
+    edit = with_pairs if equivalent else remove
+    failed: Mapping[UnitSet, str] | None = None
+    while failed is None or failed:
+        channels = channels.without(failed or {})
+        if not channels.n_units:
+            every = "".join(f"\n{name}: {why}" for name, why in channels.left.items())
+            name = type(model).__name__
+            raise ValueError(f"{name} has no filters that can be removed{every and ':' + every}")
+        for parameter, given in zip(work.parameters(), model.parameters(), strict=True):
+            parameter.data.copy_(given)
+        kept, scores = select_in_steps(work, channels, criterion, ratio, target_macs, steps)
+        failed = removed_wrongly(edit, model, arguments, channels, kept)
     pruned = deepcopy_model(model)
     unpaired: tuple[str, ...] = ()
     if equivalent:
@@ -127,12 +132,13 @@ def prune_filters(
         optimizer = successor(holdings, model, pruned, cuts) if holdings else None
     layers, parameters = changes(channels, kept), sum(p.numel() for p in model.parameters())
     gone = sum(layer.parameters.before - layer.parameters.after for layer in layers)
+    gone += channels.lost(dict(model.named_parameters()), kept)
     report = PruningReport(
         criterion=repr(criterion), layers=layers,
         parameters=Counts(parameters, parameters - gone),
         macs=Counts(channels.macs(), channels.macs(kept)),
         threshold=criterion.threshold if criterion.graded else None,
-        unpaired=unpaired, before=model, after=pruned, arguments=arguments,
+        unpaired=unpaired, left=channels.left, before=model, after=pruned, arguments=arguments,
         scores=scores, channels=channels, optimizer=optimizer,
     )  # fmt: skip
     return PrunedFilters(pruned, report)
@@ -148,7 +154,6 @@ def _traced(
     check_not_wrapped(model, "prune")
     if has_pairs(model):
         raise ValueError("the model holds compressors; sparseconv.pruning.merge(model) comes first")
-    check_parameters(model, ignored_modules(model, ignore))
     work = deepcopy_model(model)
     return work, trace(work, arguments, ignore), arguments
 
@@ -185,7 +190,7 @@ def keep_filters(
         name: {integer(f"filters of {name!r} {NUMBERS}", number) for number in given}
         for name, given in filters.items()
     }
-    work, channels, arguments = _traced(model, example_input, ignore)
+    _, channels, arguments = _traced(model, example_input, ignore)
     kept = torch.ones(channels.n_units, dtype=torch.bool)
     for name, stay in wanted.items():
         if name not in channels.layers:
@@ -206,7 +211,7 @@ def keep_filters(
                 f"filters of {name!r} are tied to those of other layers: {sorted(stay)} were asked "
                 f"for, but only {found} can stay; give the same filters for tied layers"
             )
-    check_removal(remove, work, arguments, channels, kept)
+    check_removal(remove, model, arguments, channels, kept)
     pruned = deepcopy_model(model)
     remove(pruned, channels, kept)
     return pruned

@@ -1,118 +1,159 @@
-"""How operations treat channels. To have one more followed, add its name to ``RULES``.
+"""How operations treat channels: most are tried, some have a rule in ``RULES``.
 
-A rule is a function of a ``Call``: it says which channels the outputs have, and returns whether it
-could. Functions of torch, of tensors and of ``torch.nn.functional`` alike are found by their names.
+An operation is followed where any of its inputs' channels, alone, give the same of its results as
+all of them do together (``tried``). Rules are for what moves channels, or divides them: functions
+of a ``Call``, which say what channels the outputs have, and return whether they could. Functions of
+torch, of tensors and of ``torch.nn.functional`` alike are found by their names, without ``_``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from sparseconv.pruning.channels import Numbers
 
+FEW, TRIALS = 64, 8  # of few numbers some may agree by chance, so that there are more trials
+DRAWS = "bernoulli exponential normal poisson rand rand_like randn randn_like uniform"
+APART = "new_empty new_full new_ones new_tensor new_zeros"  # only the type comes from an input
+# What reads or writes data without a tensor for a result.
+READS = "array bool contains equal float index int item iter numpy setitem tolist"
 
-class Call(NamedTuple):
-    """One call of an operation.
+
+@dataclass
+class Call:
+    """One call of an operation, as it is before the operation runs (which may be in place).
 
     Attributes:
         numbers: the channels of all tensors.
-        name: of the operation, as in ``RULES``.
-        inputs: the tensors among the arguments whose channels are followed, at least one.
-        outputs: the tensors of the result, at least one.
+        own: by id, the parameters and buffers of the model that belong to no layer.
+        tensors: those among the arguments.
+        inputs: of these, the ones that are followed and may lose channels.
+        outputs: the tensors of the result.
+        fixed: the inputs whose channels have to stay.
     """
 
     numbers: Numbers
-    name: str
+    own: Mapping[int, tuple[str, Tensor]]
     func: Callable[..., Any]
     args: Any
     kwargs: Any
-    inputs: list[Tensor]
-    outputs: list[Tensor]
+    outputs: list[Tensor] = field(default_factory=list)
+    fixed: list[Tensor] = field(default_factory=list)
 
-    @property
-    def dims(self) -> set[int]:
-        """The dimensions that ``dim`` or ``axis`` names; none if there is no such argument."""
-        position = 2 if self.name == "norm" else 1
-        given = self.args[position] if len(self.args) > position else None
-        given = self.kwargs.get("dim", self.kwargs.get("axis", given))
-        if given is None or isinstance(given, bool | float | Tensor):
-            return set()
-        dims = given if isinstance(given, tuple | list) else [given]
-        return {dim % self.inputs[0].dim() for dim in dims}
+    def __post_init__(self) -> None:
+        name = getattr(self.func, "__name__", str(self.func))
+        if name == "__get__":  # an attribute that is computed, as x.mT
+            name = self.func.__self__.__name__  # type: ignore[attr-defined]
+        self.name: str = name.strip("_")
+        leaves = tree_leaves((self.args, self.kwargs))
+        self.tensors = {id(x): x for x in leaves if isinstance(x, Tensor)}
+        self.inputs = [x for x in self.tensors.values() if self.numbers.free(x)]
+        self.shapes = {key: x.shape for key, x in self.tensors.items()}
 
-
-def alone(call: Call) -> bool:
-    """A channel comes from the same channel of the only input; other dimensions may change."""
-    (x, *others), out = call.inputs, call.outputs[0]
-    channels, dim = call.numbers[x]
-    if others or out.dim() != x.dim() or out.shape[dim] != len(channels):
-        return False
-    call.numbers.follow(out, channels, dim)
-    return True
-
-
-def one_slope(call: Call) -> bool:
-    """As ``alone``; a slope for each channel would have to be pruned."""
-    slope = call.kwargs["weight"] if "weight" in call.kwargs else call.args[-1]
-    return slope.numel() == 1 and alone(call)
+    def follow(self) -> None:
+        """Find the channels of the outputs, or else ``fixed``."""
+        with warnings.catch_warnings(action="ignore"):  # the operation has given its own
+            try:
+                followed = bool(self.outputs) and RULES.get(self.name, tried)(self)
+            except Exception:  # of the operation, given what it does not take
+                followed = False
+        if not followed:
+            self.fixed = self.inputs
 
 
-def along(call: Call) -> bool:
-    """As ``alone``; where it runs along the channels, each result depends on all of them."""
-    if call.numbers[call.inputs[0]][1] in call.dims:
-        call.numbers.fix(call.inputs[0])
-    return alone(call)
+def tried(call: Call) -> bool:
+    """Some of the channels give the same of the results, whatever the others are."""
+    numbers, by_count = call.numbers, dict[int, list[Tensor]]()
+    for x in call.inputs:
+        by_count.setdefault(len(numbers[x][0]), []).append(x)
+    for chosen in [*by_count.values(), *([x] for x in call.inputs if len(call.inputs) > 1)]:
+        dims = {id(x): numbers[x][1] for x in chosen}
+        first, dim = numbers[chosen[0]]
+        from_end = len(call.shapes[id(chosen[0])]) - dim
+        claimed = {  # what seems to have the channels where torch would align them
+            key: x.dim() - from_end
+            for key, x in call.tensors.items()
+            if numbers.get(x) is None
+            and x.dim() >= from_end
+            and x.shape[x.dim() - from_end] == len(first)
+            and (key in call.own or _constant(x, x.dim() - from_end))
+        }
+        for more in [claimed, {}] if claimed else [{}]:
+            try:
+                found = _trial(call, dims | more, len(first))
+            except Exception:  # the operation does not take so many
+                continue
+            if not all(found):
+                continue
+            owned = [key for key in more if key in call.own]
+            for key in owned:
+                numbers.follow(call.tensors[key], numbers.new(len(first)), more[key])
+            for key in [*dims, *owned][1:]:
+                numbers.unite(first, numbers[call.tensors[key]][0])
+            call.fixed = [x for x in call.inputs if id(x) not in dims]
+            for output, counted in zip(call.outputs, found, strict=True):
+                numbers.follow(output, first, counted[0])
+            return True
+    return False
 
 
-def reduces(call: Call) -> bool:
-    """Dimensions go; if the channels' is among them, the results depend on all of them."""
-    x, *others = call.inputs
-    channels, dim = call.numbers[x]
-    if others:
-        return False
-    if dim in call.dims or not call.dims:
-        call.numbers.fix(x)
-        return True
-    before = 0 if call.outputs[0].dim() == x.dim() else sum(gone < dim for gone in call.dims)
-    for output in call.outputs:
-        call.numbers.follow(output, channels, dim - before)
-    return True
+def _trial(call: Call, dims: Mapping[int, int], n: int) -> list[list[int]]:
+    """Compute with some of the channels; return of each output the dimensions that have them.
+
+    Args:
+        dims: by id, the dimension of a tensor that counts these channels.
+        n: how many.
+    """
+    rng = np.random.default_rng(0)  # torch's draws are the same everywhere while tracing
+    # With one channel nothing can be told.
+    found = [[dim for dim in range(x.dim()) if x.shape[dim] == n > 1] for x in call.outputs]
+    few = max(shape.numel() for shape in call.shapes.values()) < FEW
+    for _ in range(TRIALS if few else 1):
+        data = {id(x): _random(x, call.shapes[id(x)], rng) for x in call.inputs}
+        whole = _outputs(call, data, {})
+        for part in torch.from_numpy(rng.permutation(n)).tensor_split(2):
+            part = part.sort().values
+            some = _outputs(call, data, {key: (dim, part) for key, dim in dims.items()})
+            for left, x, y in zip(found, whole, some, strict=True):
+                left[:] = [dim for dim in left if close(y, x.index_select(dim, part.to(x.device)))]
+    return found
 
 
-def multiplies(call: Call) -> bool:
-    """A matrix multiplies the last dimension, which must not be the channels'."""
-    x, *others = call.inputs
-    channels, dim = call.numbers[x]
-    if others or x is not call.args[0] or dim == x.dim() - 1:
-        return False
-    call.numbers.follow(call.outputs[0], channels, dim)
-    return True
+def _constant(x: Tensor, dim: int) -> bool:
+    """Whether a tensor may have been made for so many channels, as zeros in front of a series."""
+    return bool((x == x.narrow(dim, 0, 1)).all())
 
 
-def together(call: Call) -> bool:
-    """Channels that meet are one, aligned at the last dimension as torch broadcasts."""
-    first, out = call.inputs[0], call.outputs[0]
-    channels, dim = call.numbers[first]
-    from_end = first.dim() - dim
-    if out.dim() < from_end:  # torch.where(condition) gives indices
-        return False
-    for other in tree_leaves((call.args, call.kwargs)):
-        if not isinstance(other, Tensor) or other is first:
-            continue
-        if (found := call.numbers.get(other)) is None:
-            if other.dim() >= from_end and other.shape[-from_end] != 1:
-                return False  # a constant for each channel
-        elif other.dim() - found[1] != from_end or len(found[0]) != len(channels):
-            return False
-        else:
-            call.numbers.unite(channels, found[0])
-    call.numbers.follow(out, channels, out.dim() - from_end)
-    return True
+def _outputs(
+    call: Call, data: Mapping[int, Tensor], parts: Mapping[int, tuple[int, Tensor]]
+) -> list[Tensor]:
+    """Compute with data in the place of tensors, of some only a part of a dimension."""
+
+    def stand_in(x: Tensor) -> Tensor:
+        given = data.get(id(x), x)
+        if id(x) not in parts:
+            return given.clone()
+        dim, part = parts[id(x)]
+        return given.index_select(dim, part.to(given.device))
+
+    args, kwargs = tree_map_only(Tensor, stand_in, (call.args, call.kwargs))
+    return [x for x in tree_leaves(call.func(*args, **kwargs)) if isinstance(x, Tensor)]
+
+
+def _random(x: Tensor, shape: torch.Size, rng: np.random.Generator) -> Tensor:
+    """Make what stands for a tensor: a constant one would show no difference between channels."""
+    drawn = torch.from_numpy(rng.random(shape))
+    return (drawn if x.is_floating_point() or x.is_complex() else drawn > 0.5).to(x)
 
 
 def moves(call: Call) -> bool:
@@ -121,14 +162,15 @@ def moves(call: Call) -> bool:
 
     def numbered(x: Tensor) -> Tensor:
         """Give each sample its channel's number; what is not followed yet gets ones that stay."""
+        size = call.shapes[id(x)]
         if (found := call.numbers.get(x)) is None:
-            is_index = x.dtype in (torch.bool, torch.int64) and x.dim() < 2
-            if is_index or dims[0] >= x.dim():
+            is_index = x.dtype in (torch.bool, torch.int64) and len(size) < 2
+            if is_index or dims[0] >= len(size):
                 return x
-            found = call.numbers.new(x.shape[dims[0]], fixed=True), dims[0]
-        shape = [1] * x.dim()
+            found = call.numbers.new(size[dims[0]], "they are not followed"), dims[0]
+        shape = [1] * len(size)
         shape[found[1]] = -1
-        return found[0].view(shape).expand(x.shape).contiguous()
+        return found[0].view(shape).expand(size).contiguous()
 
     args, kwargs = tree_map_only(Tensor, numbered, (call.args, call.kwargs))
     moved = [x for x in tree_leaves(call.func(*args, **kwargs)) if isinstance(x, Tensor)]
@@ -140,9 +182,65 @@ def moves(call: Call) -> bool:
     return True
 
 
+def splits(call: Call) -> bool:
+    """As ``moves``; groups of channels in a dimension of their own lose the same ones."""
+    if moves(call):
+        return True
+    (channels, dim), out = call.numbers[call.inputs[0]], call.outputs[0]
+    if out.shape[:dim] != call.shapes[id(call.inputs[0])][:dim]:
+        return False
+    groups = channels.view(*out.shape[dim : dim + 2])
+    for group in groups[1:]:
+        call.numbers.unite(groups[0], group)
+    call.numbers.follow(out, groups[0], dim + 1)
+    return True
+
+
 def takes(call: Call) -> bool:
     """As ``moves``; which channels an index takes may depend on the data."""
     return len(call.inputs) == 1 and call.inputs[0] is call.args[0] and moves(call)
+
+
+def pads(call: Call) -> bool:
+    """As ``tried``; what is put next to the channels are others, which stay."""
+
+    def padded(x: Tensor, pad: Sequence[int], mode: str = "constant", _: Any = None) -> Tensor:
+        return F.pad(x, pad, mode, 0)  # the number of all such channels
+
+    kwargs = {"_" if key == "value" else key: x for key, x in call.kwargs.items()}
+    return tried(call) or moves(Call(call.numbers, {}, padded, call.args, kwargs, call.outputs))
+
+
+def joins(call: Call) -> bool:
+    """As ``tried``, along another dimension than the channels'; else as ``moves``."""
+    return tried(call) or moves(call)
+
+
+def parts(call: Call) -> bool:
+    """As ``moves``; equal parts of the channels lose the same ones, and so stay equal."""
+    if not moves(call):
+        return False
+    channels, _ = call.numbers[call.inputs[0]]
+    found = [call.numbers[x][0] for x in call.outputs]
+    if len(found[0]) < len(channels):
+        if len({len(part) for part in found}) > 1:
+            return False
+        for other in found[1:]:
+            call.numbers.unite(found[0], other)
+    return True
+
+
+def halves(call: Call) -> bool:
+    """As ``tried``, or one half of the channels meets the other."""
+    if tried(call):
+        return True
+    channels, dim = call.numbers[call.inputs[0]]
+    first, second = channels.chunk(2)
+    if call.outputs[0].shape[dim] != len(first):
+        return False
+    call.numbers.unite(first, second)
+    call.numbers.follow(call.outputs[0], first, dim)
+    return True
 
 
 def _differing(numbers: Tensor, along: Sequence[int]) -> int | None:
@@ -158,30 +256,41 @@ def _differing(numbers: Tensor, along: Sequence[int]) -> int | None:
 
 _NAMES = {
     moves: """
-        view reshape flatten unflatten squeeze squeeze_ unsqueeze unsqueeze_ transpose transpose_
-        swapaxes swapdims permute movedim moveaxis contiguous clone detach cat concat concatenate
-        stack chunk split tensor_split narrow unbind select flip roll expand expand_as view_as
-        repeat_interleave
+        reshape_as flatten squeeze unsqueeze transpose swapaxes
+        swapdims permute movedim moveaxis T mT adjoint t contiguous clone detach data narrow unbind
+        select unfold flip expand expand_as view_as broadcast_to repeat tile repeat_interleave
     """,
-    takes: "__getitem__",
-    alone: """
-        relu relu_ relu6 leaky_relu leaky_relu_ elu elu_ celu selu gelu silu mish hardswish hardtanh
-        hardtanh_ hardsigmoid sigmoid sigmoid_ logsigmoid tanh tanh_ softplus softsign threshold
-        softshrink hardshrink tanhshrink abs neg __neg__ exp log log1p sqrt rsqrt square pow __pow__
-        reciprocal clamp clamp_ clamp_min clamp_max clip sign sin cos erf nan_to_num to type float
-        double half bfloat16 cpu cuda requires_grad_ dropout dropout1d feature_dropout alpha_dropout
-        max_pool1d max_pool1d_with_indices avg_pool1d lp_pool1d adaptive_avg_pool1d
-        adaptive_max_pool1d adaptive_max_pool1d_with_indices interpolate upsample pad
-    """,
-    one_slope: "prelu",
-    along: "softmax log_softmax cumsum",
-    reduces: "mean sum amax amin max min std var norm logsumexp median",
-    multiplies: "matmul __matmul__",
-    together: """
-        add add_ __add__ __radd__ __iadd__ sub sub_ __sub__ __rsub__ __isub__ subtract mul mul_
-        __mul__ __rmul__ __imul__ multiply div div_ __truediv__ __rtruediv__ __itruediv__ divide
-        maximum minimum where lerp gt ge lt le eq ne greater less __gt__ __ge__ __lt__ __le__ __eq__
-        __ne__
-    """,
+    splits: "view reshape unflatten",
+    joins: "cat concat concatenate stack hstack vstack dstack",
+    parts: "chunk split split_with_sizes tensor_split unsafe_chunk unsafe_split",
+    takes: "getitem",
+    halves: "glu",
+    pads: "pad constant_pad_nd",
 }
 RULES = {name: rule for rule, names in _NAMES.items() for name in names.split()}
+
+
+class SameDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Random operations give every channel the same, whatever their number."""
+
+    draws = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if torch.Tag.nondeterministic_seeded not in func.tags:
+            return func(*args, **(kwargs or {}))
+        name = func._schema.name.removeprefix("aten::").strip("_")
+        if name == "native_dropout":
+            return args[0].clone(), torch.ones_like(args[0], dtype=torch.bool)
+        self.draws += 1
+        torch.default_generator.manual_seed(self.draws)
+        result = func(*args, **(kwargs or {}))
+        return result.fill_(0.5) if name in DRAWS.split() and result.is_floating_point() else result
+
+
+def close(got: Tensor, wanted: Tensor) -> bool:
+    """Whether two tensors agree but for rounding."""
+    if got.shape != wanted.shape or not wanted.is_floating_point():
+        return got.equal(wanted)
+    loose = torch.finfo(wanted.dtype).eps ** 0.5
+    scale = float(wanted.nan_to_num(0, 0, 0).abs().max()) if wanted.numel() else 0
+    return torch.allclose(got, wanted, rtol=loose, atol=loose * scale, equal_nan=True)

@@ -33,7 +33,7 @@ from sparseconv.profiling.stopwatch import (
     model_passes,
 )
 from sparseconv.pruning.channels import Channels, kept_channels
-from sparseconv.pruning.data import evaluating
+from sparseconv.pruning.data import evaluating, frozen
 from sparseconv.pruning.equivalent import merge
 
 DECADES = tuple(10.0**k for k in range(-6, 1))
@@ -205,7 +205,7 @@ def _runs(
 def _macs(model: nn.Module, arguments: tuple[Any, ...]) -> int:
     """Count the multiply-adds of one series, as torch does."""
     series = next(x for x in tree_leaves(arguments) if isinstance(x, Tensor))
-    with evaluating(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with evaluating(model), frozen(model), FlopCounterMode(display=False) as counter:
         model(*arguments)
     return int(counter.get_total_flops()) // (2 * len(series))
 
@@ -222,6 +222,7 @@ class PruningReport(SmallerNetwork):
         threshold: of a criterion whose scores have a degree; None where a ratio said how many
             filters go, or the criterion itself did.
         unpaired: with ``equivalent=True`` the layers that lost filters without a compressor.
+        left: name -> reason, of the layers that keep some filters, or all, whatever is asked.
 
     Example:
         >>> import sparseconv as sc
@@ -243,6 +244,7 @@ class PruningReport(SmallerNetwork):
     optimizer: torch.optim.Optimizer | None = field(default=None, repr=False)
     threshold: float | None = None
     unpaired: tuple[str, ...] = ()
+    left: Mapping[str, str] = field(default_factory=dict)
 
     def merge(self) -> nn.Module:
         """With ``equivalent=True``: the fine-tuned model in its pruned shape (``merge``)."""
@@ -263,8 +265,9 @@ class PruningReport(SmallerNetwork):
         return [(float(x), int((scores > x).sum())) for x in thresholds]
 
     def notes(self) -> list[str]:
-        """Return the criterion, the layers without compressors, and the curve of thresholds."""
+        """Return the criterion, what keeps filters, what has no compressor, and thresholds."""
         lines = [f"criterion: {self.criterion}"]
+        lines += [f"{name} keeps its filters: {reason}" for name, reason in self.left.items()]
         if self.unpaired:
             lines.append(f"without compressors: {', '.join(self.unpaired)}")
         if self.threshold is not None:

@@ -13,7 +13,13 @@ from torch.optim import Optimizer
 from sparseconv.core.pattern import KernelCSR, Region
 from sparseconv.nn.conv import SparseConv1d
 from sparseconv.nn.optimizers import Holdings
-from sparseconv.pruning.channels import Channels, kept_channels
+from sparseconv.pruning.channels import (
+    NORMS,
+    PER_CHANNEL,
+    Channels,
+    filters_first,
+    kept_channels,
+)
 
 Cut = Mapping[int, Tensor]  # for each shortened dimension of a tensor: the indices that stay
 
@@ -75,10 +81,11 @@ def remove(
         if isinstance(module, SparseConv1d):
             found: dict[str, Cut] = {"values": {0: _active(module, rows, columns).nonzero()[:, 0]}}
         elif layer.has_filters:
-            found = {"weight": {**stays, 1: columns.nonzero()[:, 0]}}
+            rest, weight = columns.nonzero()[:, 0], module.get_parameter("weight")
+            swapped = filters_first(module, weight) is not weight
+            found = {"weight": {0: rest, 1: stays[0]} if swapped else {**stays, 1: rest}}
         else:
-            every = ("weight", "running_mean", "running_var")
-            found = {key: stays for key in every if getattr(module, key) is not None}
+            found = {key: stays for key in PER_CHANNEL if getattr(module, key, None) is not None}
         if module.bias is not None:
             found["bias"] = stays
         content = {key: _cut(getattr(module, key), cut) for key, cut in found.items()}
@@ -86,6 +93,12 @@ def remove(
             _shorten_pattern(module, rows, columns)
         shorten(module, content, int(inputs.sum()))
         cuts |= {f"{name}.{key}" if name else key: cut for key, cut in found.items()}
+    for name, (units, dim) in channels.vectors.items():
+        if not (rows := kept_channels(units, kept)).all():
+            cuts[name] = {dim: rows.nonzero()[:, 0]}
+            owner, _, key = name.rpartition(".")
+            module = model.get_submodule(owner)
+            shorten(module, {key: _cut(getattr(module, key), cuts[name])}, int(rows.sum()))
     return cuts
 
 
@@ -110,8 +123,16 @@ def shorten(module: nn.Module, content: Mapping[str, Tensor], inputs: int) -> No
             module._parameters[name] = nn.Parameter(tensor, requires_grad=old.requires_grad)
         else:
             module._buffers[name] = tensor
-    if isinstance(module, nn.BatchNorm1d):
+    if isinstance(module, nn.GroupNorm):
+        module.num_groups = module.num_groups * inputs // module.num_channels
+        module.num_channels = inputs
+    elif isinstance(module, NORMS):
         module.num_features = inputs
+    elif isinstance(module, nn.PReLU):
+        module.num_parameters = inputs
+    elif isinstance(module, nn.ConvTranspose1d):
+        module.groups = 1 if module.groups == 1 else inputs
+        module.in_channels, module.out_channels = inputs, module.groups * module.weight.shape[1]
     elif isinstance(module, nn.Linear):
         module.in_features, module.out_features = inputs, len(module.weight)
     elif isinstance(module, nn.Conv1d | SparseConv1d):
@@ -147,6 +168,5 @@ def mask(model: nn.Module, channels: Channels, kept: Tensor) -> None:
             stays = _active(module, every, columns).to(module.values.device)
             module.values.masked_fill_(~stays, 0)
         else:
-            weight = module.weight
-            assert isinstance(weight, Tensor)
-            weight[:, ~columns.to(weight.device)] = 0
+            weight: Any = module.weight
+            filters_first(module, weight)[:, ~columns.to(weight.device)] = 0

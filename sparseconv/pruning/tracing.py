@@ -3,15 +3,18 @@
 Every channel of every tensor carries a number. What adds two tensors makes their channels one, what
 moves data moves the numbers. So residual connections, concatenation, groups and depthwise layers
 need no special rules. How operations treat channels is in ``operations.py``, what layers do here.
-What has no rule ends in ``_Tracer.refuse``, which names it.
+Channels that meet what cannot be followed stay, and ``Channels.left`` names it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import fields, is_dataclass
 from numbers import Number
+from pathlib import Path
 from types import NoneType
 from typing import Any
 
@@ -21,51 +24,49 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from sparseconv.nn.conv import SparseConv1d
 from sparseconv.nn.modules import owners_of
 from sparseconv.nn.pooling import ShortAvgPool1d
-from sparseconv.pruning.channels import Channels, Layer, Numbers, numbered_units
-from sparseconv.pruning.data import evaluating
-from sparseconv.pruning.operations import RULES, Call
+from sparseconv.pruning.channels import (
+    FILTERED,
+    NORMS,
+    Channels,
+    Layer,
+    Numbers,
+    numbered_units,
+)
+from sparseconv.pruning.data import evaluating, frozen
+from sparseconv.pruning.operations import APART, READS, Call, SameDraws
 
-PRUNABLE = (nn.Conv1d, SparseConv1d, nn.Linear, nn.BatchNorm1d)
-MODULES_ALONE = (ShortAvgPool1d,)  # each channel by itself, whatever functions it calls
+PRUNABLE = (*FILTERED, *NORMS)
+UNDO = "torch.nn.utils.prune.remove, parametrize.remove_parametrizations, remove_weight_norm"
 
 
 def trace(model: nn.Module, arguments: tuple[Any, ...], ignore: Iterable[str] = ()) -> Channels:
     """Follow the channels of a network from its inputs to its outputs, as it runs in eval mode.
 
     Args:
-        model: run once; left as it was.
+        model: run once, and in train mode where eval mode leaves layers out; left as it was.
         arguments: example inputs, with channels in their second dimension.
         ignore: names of modules that keep all of their channels, whatever they compute, and so do
             those inside of them.
 
     Raises:
-        ValueError: something that only ``ignore`` helps with, named; the outputs are not
-            ``output_tensors``.
+        ValueError: there is no module of a name; the outputs are not ``output_tensors``.
     """
-    tracer = _Tracer(model, ignored_modules(model, ignore))
+    tracer = _Tracer(model, kept_modules(model, ignore))
     series = [x for x in tree_leaves(arguments) if isinstance(x, Tensor) and x.dim() > 1]
     for x in series:
-        tracer.numbers.follow(x, tracer.numbers.new(x.shape[1], fixed=True), 1)
-    with evaluating(model), torch.no_grad(), ExitStack() as stack:
+        given = tracer.numbers.new(x.shape[1], "its channels are the model's input")
+        tracer.numbers.follow(x, given, 1)
+    with evaluating(model), frozen(model), ExitStack() as stack:
         for name, module in model.named_modules():
             tracer.watch(name, module, stack)
-        with tracer.flops, tracer:
+        # With the same draws everywhere noise is a constant, and may be tried again.
+        with tracer.flops, SameDraws(), tracer:  # type: ignore[no-untyped-call]
             out = model(*arguments)
-    tracer.numbers.fix(*output_tensors(out))
-    for name, module in model.named_modules():  # or it would no longer fit what it reads
-        left = isinstance(module, PRUNABLE) and name not in tracer.begun
-        if left and module not in tracer.ignored:
-            raise ValueError(
-                f"{name!r} is not called in eval mode, so that what it reads cannot be followed; "
-                "name it in ignore, with the layers whose outputs it reads and those that read its "
-                "own, which then keep their channels"
-            )
-    n_series = max(1, len(series[0])) if series else 1
-    flops = tracer.flops.get_total_flops() - tracer.flops_of_layers
-    return numbered_units(tracer.layers, tracer.numbers, n_series, flops // (2 * n_series))
+        tracer.numbers.fix("the model returns its channels", *output_tensors(out))
+        tracer.run_idle(arguments)
+    return tracer.found(max(1, len(series[0])) if series else 1)
 
 
 def output_tensors(out: Any) -> list[Tensor]:
@@ -88,112 +89,129 @@ def output_tensors(out: Any) -> list[Tensor]:
     return found
 
 
-def ignored_modules(model: nn.Module, ignore: Iterable[str]) -> set[nn.Module]:
-    """Return the modules named and all inside of them: a list of layers is not called itself.
+def kept_modules(model: nn.Module, ignore: Iterable[str]) -> dict[nn.Module, str]:
+    """Return why modules keep all channels: they, or one around them, are named in ``ignore``.
+
+    A list of layers, which is not called itself, stands for all of them. Layers whose parameters
+    are computed from others, or belong to several layers, cannot lose channels either.
 
     Raises:
         ValueError: there is no module of a name.
     """
+    kept: dict[nn.Module, str] = {}
+    for module in model.modules():
+        for key in ("weight", "values", "bias") if isinstance(module, PRUNABLE) else ():
+            if hasattr(module, key) and key not in module._parameters:
+                why = f"its {key!r} is computed from other parameters; undo that first ({UNDO})"
+                kept[module] = why
+    for owners in owners_of(model).values():
+        for name, other in zip(owners, owners[1:] + owners[:1], strict=True):
+            if name != other and isinstance(model.get_submodule(name), PRUNABLE):
+                kept[model.get_submodule(name)] = f"it shares a parameter with {other!r}"
     modules = dict(model.named_modules(remove_duplicate=False))  # a shared one by each of its names
     for name in ignore:
         if name not in modules:
             raise ValueError(f"ignore names {name!r}, but model.named_modules() has no such name")
-    return {module for name in ignore for module in modules[name].modules()}
-
-
-def check_parameters(model: nn.Module, ignored: set[nn.Module]) -> None:
-    """Refuse parameters that are computed from others, or that several layers share."""
-    for name, module in model.named_modules():
-        if not isinstance(module, PRUNABLE) or module in ignored:
-            continue
-        for key in ("weight", "values", "bias"):
-            if hasattr(module, key) and key not in module._parameters:
-                raise ValueError(
-                    f"{key!r} of {name!r} is computed from other parameters; undo that "
-                    "(torch.nn.utils.prune.remove, parametrize.remove_parametrizations), or name "
-                    "the layer in ignore"
-                )
-    for owners in owners_of(model).values():
-        if len(owners) > 1:
-            raise ValueError(
-                f"{owners[0]!r} and {owners[1]!r} share a parameter; only a layer that is used "
-                "twice as a whole can be pruned"
-            )
+        kept |= dict.fromkeys(modules[name].modules(), "it is named in ignore")
+    return kept
 
 
 class _Tracer(TorchFunctionMode):
-    def __init__(self, model: nn.Module, ignored: set[nn.Module]) -> None:
+    def __init__(self, model: nn.Module, kept: Mapping[nn.Module, str]) -> None:
         super().__init__()
-        self.model, self.ignored = model, ignored
+        self.model, self.kept = model, {**kept}
         self.numbers = Numbers()
         self.layers: dict[str, Layer] = {}
+        self.left: dict[str, str] = {}  # layers that keep all channels, and why
         self.running: list[str] = []  # names of the modules that are being called
-        self.begun: set[str] = set()  # and of all that have been
+        self.used: set[int | str] = set()  # of all that have been, and ids of what operations got
         self.inside = 0  # of layers that are followed as a whole
         self.flops = FlopCounterMode(display=False)
         self.flops_before, self.flops_of_layers = 0, 0
+        # By id: the names of parameters, and buffers, of layers, and of other modules.
+        self.parts: dict[int, str] = {}
+        self.own: dict[int, tuple[str, Tensor]] = {}
+        for name, module in model.named_modules():
+            tensors = [
+                *module.named_parameters(recurse=False),
+                *module.named_buffers(recurse=False),
+            ]
+            for key, x in tensors if module not in kept else ():
+                if isinstance(module, PRUNABLE):
+                    self.parts[id(x)] = name
+                    continue
+                self.own[id(x)] = f"{name}.{key}" if name else key, x
+                wide = [dim for dim in range(x.dim()) if x.shape[dim] > 1]
+                if len(wide) == 1:  # of others torch's alignment will tell
+                    self.numbers.follow(x, self.numbers.new(x.numel()), *wide)
 
     # Modules
 
     def watch(self, name: str, module: nn.Module, stack: ExitStack) -> None:
-        whole = module in self.ignored or isinstance(module, (*PRUNABLE, *MODULES_ALONE))
+        is_layer = isinstance(module, (*PRUNABLE, ShortAvgPool1d))
 
         def before(_: nn.Module, args: Any) -> None:
             self.running.append(name)
-            self.begun.add(name)
-            if whole and not self.inside:
+            self.used.add(name)
+            if not self.inside:
                 self.flops_before = self.flops.get_total_flops()
-            self.inside += whole
+            self.inside += is_layer or module in self.kept
 
         def after(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            whole = is_layer or module in self.kept
             self.inside -= whole
             if whole and not self.inside:
-                self.called(name, module, (args, kwargs), output)
+                tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+                self.called(name, module, tensors, output)
             self.running.pop()
 
         stack.callback(module.register_forward_pre_hook(before, prepend=True).remove)
         stack.callback(module.register_forward_hook(after, with_kwargs=True).remove)
 
-    def called(self, name: str, module: nn.Module, arguments: Any, output: Any) -> None:
-        if module in self.ignored:
-            self.numbers.fix(*tree_leaves(arguments))
-            return
-        x = next((x for x in tree_leaves(arguments) if isinstance(x, Tensor)), None)
-        if x is None or not isinstance(output, Tensor):
-            return
-        if type(module) not in (*PRUNABLE, *MODULES_ALONE):
-            # Refused as a first layer, too, or it would silently keep its filters.
-            self.refuse("a subclass, which may compute anything,")
-        if isinstance(module, nn.Conv1d | SparseConv1d) and x.dim() != 3:
-            raise ValueError(
-                f"{name!r} must be given (N, C, L), a batch of series, but got {tuple(x.shape)}"
-            )
-        # Channels.macs counts those of a layer.
-        self.flops_of_layers += self.flops.get_total_flops() - self.flops_before
-        known = self.numbers.get(x)
-        if isinstance(module, MODULES_ALONE):
-            if known is not None:
+    def called(self, name: str, module: nn.Module, given: list[Tensor], output: Any) -> None:
+        if isinstance(module, ShortAvgPool1d):  # its product counts as pooling, which is free
+            self.flops_of_layers += self.flops.get_total_flops() - self.flops_before
+            if (known := self.numbers.free(given[0])) is not None:
                 self.numbers.follow(output, *known)
             return
-        channel_dim = -1 if isinstance(module, nn.Linear) else 1
+        if (why := self.kept.get(module) or _unlike(module, given, output)) is not None:
+            self.left[name] = why
+            self.numbers.fix(f"its channels meet {name!r}: {why}", *given)
+            return
+        x, channel_dim = given[0], -1 if isinstance(module, nn.Linear) else 1
         dim = channel_dim % x.dim()
-        if known is not None and known[1] != dim:
-            self.refuse("a layer along another dimension than the channels'", x)
-            known = None
-        inputs = self.numbers.new(x.shape[dim], fixed=True) if known is None else known[0]
-        norm = isinstance(module, nn.BatchNorm1d)
-        outputs = inputs if norm else self.numbers.new(output.shape[channel_dim])
+        known = self.numbers.get(x)
+        if known is None or known[1] != dim:
+            if (other := self.numbers.free(x)) is not None:
+                why = self.left[name] = "it is applied along another dimension than the channels'"
+                if channel_dim == -1:
+                    self.numbers.follow(output, *other)
+                else:
+                    self.numbers.fix(f"its channels meet {name!r}: {why}", x)
+                return
+            known = self.numbers.new(x.shape[dim], "it has a filter for each channel that stays"), 0
+        # Channels.macs counts those of a layer.
+        self.flops_of_layers += self.flops.get_total_flops() - self.flops_before
+        inputs = outputs = known[0]
+        if not isinstance(module, NORMS):
+            outputs = self.numbers.new(output.shape[channel_dim])
         samples = output.numel() // max(1, len(outputs))  # of all series, in whatever dimension
         if (before := self.layers.get(name)) is not None:  # called again
             self.numbers.unite(before.inputs, inputs)
             self.numbers.unite(before.outputs, outputs)
-            samples += before.samples
+            samples = before.samples if self.model.training else before.samples + samples
         self.tie(module, inputs, outputs)
         self.layers[name] = Layer(module, outputs, inputs, samples)
         self.numbers.follow(output, outputs, dim)
+        if len(outputs) == 1:
+            self.numbers.fix("each layer keeps a filter", output)
 
     def tie(self, module: nn.Module, inputs: Tensor, outputs: Tensor) -> None:
         """Unite what groups tie: all stay alike; a depthwise layer has filters for each input."""
+        if isinstance(module, nn.GroupNorm):  # a group is removed as a whole
+            for group in inputs.view(module.num_groups, -1):
+                self.numbers.unite(group[:1].expand(len(group)), group)
+            return
         groups = getattr(module, "groups", 1)
         if groups == len(inputs) > 1:
             self.numbers.unite(inputs.repeat_interleave(len(outputs) // groups), outputs)
@@ -208,30 +226,118 @@ class _Tracer(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        result = func(*args, **kwargs)
         if self.inside:
+            return func(*args, **kwargs)
+        call = Call(self.numbers, self.own, func, args, kwargs)
+        result = func(*args, **kwargs)
+        call.outputs = [x for x in tree_leaves(result) if isinstance(x, Tensor)]
+        of_data = call.outputs or call.name in READS.split()  # not a size or a type
+        if not of_data or call.name in APART.split():
             return result
-        outputs = [x for x in tree_leaves(result) if isinstance(x, Tensor)]
-        inputs = [x for x in tree_leaves((args, kwargs)) if self.numbers.get(x) is not None]
-        name = getattr(func, "__name__", str(func))
-        if name == "__get__":  # an attribute that is computed, as x.mT
-            name = func.__self__.__name__  # type: ignore[attr-defined]
-        if inputs and outputs:
-            rule = RULES.get(name)
-            call = Call(self.numbers, name, func, args, kwargs, inputs, outputs)
-            if rule is None or not rule(call):
-                self.refuse(repr(name), *inputs)
+        before = self.flops.get_total_flops()
+        if call.inputs:
+            call.follow()
+        if call.fixed:
+            self.numbers.fix(f"its channels meet {self.place(call.name)}", *call.fixed)
+        self.flops_of_layers += self.flops.get_total_flops() - before
+        self.used |= call.tensors.keys()
+        for key, x in call.tensors.items():
+            if key in self.parts:
+                self.left[self.parts[key]] = f"its parameters meet {self.place(call.name)}"
+            elif self.numbers.get(x) is None:
+                self.own.pop(key, None)  # a parameter that was used otherwise
         return result
 
-    def refuse(self, what: str, *inputs: Tensor) -> None:
-        """Raise, unless nothing is lost because the channels of these tensors stay in any case."""
-        if inputs and not any(any(self.numbers.roots(self.numbers[x][0])) for x in inputs):
+    def place(self, name: str) -> str:
+        """Say where an operation is."""
+        module = self.running[-1] if self.running else ""
+        kind = type(self.model.get_submodule(module)).__name__
+        own = Path(__file__).parent, Path(torch.__file__).parent
+        for frame, line in traceback.walk_stack(sys._getframe()):
+            path = Path(frame.f_code.co_filename)
+            if frame.f_code is trace.__code__:
+                break
+            if not any(path.is_relative_to(folder) for folder in own):
+                kind += f", line {line} of {path.name}"
+                break
+        return f"{name!r} in {module or 'the model itself'} ({kind}), which cannot be followed"
+
+    # After the run
+
+    def run_idle(self, arguments: tuple[Any, ...]) -> None:
+        """Keep what layers read that only train mode calls: a second head would not fit later."""
+        idle = {
+            name: module
+            for name, module in self.model.named_modules()
+            if (own := {id(x) for x in module.parameters(recurse=False)})
+            and not self.used & {name, *own}
+            and module not in self.kept
+        }
+        if not idle:
             return
-        where = self.running[-1] if self.running else ""
-        # Only the whole model contains what its forward calls itself, and cannot be ignored.
-        around = "a module around it" if where else "the layers whose outputs it takes"
-        raise ValueError(
-            f"cannot follow channels through {what} in {where or 'the model itself'} "
-            f"({type(self.model.get_submodule(where)).__name__}); name {around} in ignore, and all "
-            "of its channels are kept"
+        self.kept |= dict.fromkeys(idle.values(), "it is not called in eval mode")
+        buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
+        try:
+            with SameDraws(), self:  # type: ignore[no-untyped-call]
+                self.model.train()(*arguments)
+        except Exception:  # as BatchNorm has of one sample
+            self.running, self.inside = [], 0
+            for name in idle.keys() - self.used:
+                self.spare(name)
+        for buffer, content in buffers:
+            buffer.copy_(content)
+
+    def spare(self, name: str) -> None:
+        """Keep all channels that a module may read which was not called: by their number."""
+        why = (
+            f"its channels may be read by {name!r}, which was not called; if not, name it in ignore"
         )
+        module = self.model.get_submodule(name)
+        sizes = {size for x in module.parameters(recurse=False) for size in x.shape}
+        for numbers, _, x in self.numbers.tensors.values():
+            if sizes & {len(numbers), x[:1].numel()}:
+                self.numbers.fix_numbers(why, numbers)
+
+    def found(self, n_series: int) -> Channels:
+        """Return the network's channels."""
+        for name, module in self.model.named_modules():
+            if module in self.kept:
+                self.left[name] = self.kept[module]
+        for name, why in self.left.items():
+            if (layer := self.layers.get(name)) is not None:
+                for numbers in (layer.inputs, layer.outputs):
+                    self.numbers.fix_numbers(why, numbers)
+        vectors = {name: x for name, x in self.own.values() if self.numbers.get(x) is not None}
+        flops = self.flops.get_total_flops() - self.flops_of_layers
+        return numbered_units(
+            self.layers, self.numbers, vectors, n_series, flops // (2 * n_series),
+            {name: why for name, why in self.left.items()
+             if isinstance(self.model.get_submodule(name), FILTERED)},
+        )  # fmt: skip
+
+
+def _widths(module: Any) -> tuple[int, int]:
+    """Return how many channels a layer reads, and makes."""
+    keys = ("in_channels", "in_features", "num_features", "num_channels")
+    inputs = next(getattr(module, key) for key in keys if hasattr(module, key))
+    outputs = [getattr(module, x) for x in ("out_channels", "out_features") if hasattr(module, x)]
+    return inputs, outputs[0] if outputs else inputs
+
+
+def _unlike(module: nn.Module, given: list[Tensor], output: Any) -> str | None:
+    """Say why a layer, perhaps a subclass, cannot be followed as what its class does."""
+    groups = getattr(module, "groups", 1)
+    if isinstance(module, nn.GroupNorm) and module.num_groups == 1:
+        return "it normalizes over all channels"
+    if isinstance(module, nn.ConvTranspose1d) and not (
+        groups == 1 or groups == module.in_channels == module.out_channels
+    ):
+        return "it is a transposed convolution in groups"
+    convolves = hasattr(module, "kernel_size")
+    if convolves and given and given[0].dim() != 3:
+        return f"it must be given (N, C, L), a batch of series, but got {tuple(given[0].shape)}"
+    dim = -1 if isinstance(module, nn.Linear) else 1
+    shapes = [x.shape for x in (*given[:1], output) if isinstance(x, Tensor)]
+    if tuple(shape[dim] for shape in shapes) != _widths(module):
+        return "it takes, or returns, something else than its base class"
+    return None

@@ -7,41 +7,78 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from sparseconv.nn.conv import SparseConv1d
 from sparseconv.nn.modules import deepcopy_model
 from sparseconv.profiling.stopwatch import copied_arguments
-from sparseconv.pruning.channels import Channels, kept_channels
+from sparseconv.pruning.channels import NORMS, Channels, UnitSet, kept_channels
 from sparseconv.pruning.data import watching
-from sparseconv.pruning.surgery import mask
+from sparseconv.pruning.operations import SameDraws, close
+from sparseconv.pruning.surgery import mask, remove
 from sparseconv.pruning.tracing import output_tensors
 
-ADVICE = (
-    "the code of the model relies on a number of channels, or moves them in a way that cannot be "
-    "followed; name the module where it does in ignore"
-)
+Edit = Callable[[nn.Module, Channels, Tensor], object]
+RELIES = "the code relies on a number of channels, or moves them in a way that cannot be followed"
+ADVICE = f"{RELIES}; name the module where it does in ignore"
 
 
 def check_removal(
-    edit: Callable[[nn.Module, Channels, Tensor], object],
-    model: nn.Module,
-    arguments: tuple[Any, ...],
-    channels: Channels,
-    kept: Tensor,
+    edit: Edit, model: nn.Module, arguments: tuple[Any, ...], channels: Channels, kept: Tensor
 ) -> None:
     """Compare a model in which units are masked with one from which ``edit`` removes them.
 
     The layers' inputs are compared, and the outputs: the latter alone may be saturated.
 
     Args:
-        model: gets random weights, since trained ones may be zero and then tell no channels apart.
+        model: a copy of it gets random weights, since trained ones may be zero and then tell no
+            channels apart.
         arguments: the example; random numbers take the place of a constant tensor.
         channels, kept: what is removed.
 
     Raises:
         ValueError: more than rounding differs, so wrong channels were removed.
     """
+    if (why := _difference(edit, model, arguments, channels, kept)) is not None:
+        raise ValueError(f"{why}: {ADVICE}")
+
+
+def removed_wrongly(
+    edit: Edit, model: nn.Module, arguments: tuple[Any, ...], channels: Channels, kept: Tensor
+) -> dict[UnitSet, str]:
+    """Check as ``check_removal`` does; return the sets that fail, one after the other, and why.
+
+    Raises:
+        ValueError: the model fails without any removal, or all sets are right by themselves.
+    """
+    if (why := _difference(edit, model, arguments, channels, kept)) is None:
+        return {}
+    so_far = torch.ones_like(kept)
+    if _difference(remove, model, arguments, channels, so_far) is not None:
+        raise ValueError(
+            "the model gives something else each time that it runs on the same input: by random "
+            "numbers that are not torch's, or by what it remembers. Then nothing can be verified; "
+            "make it repeat itself in eval mode"
+        )
+    failed = {}
+    for group in channels.sets:
+        trial = so_far.clone()
+        trial[group.units] = kept[group.units]
+        if (found := _difference(remove, model, arguments, channels, trial)) is None:
+            so_far = trial
+        else:
+            failed[group] = f"without some of its filters {found}: {RELIES}"
+    if not failed:
+        raise ValueError(f"{why}: {ADVICE}")
+    return failed
+
+
+def _difference(
+    edit: Edit, model: nn.Module, arguments: tuple[Any, ...], channels: Channels, kept: Tensor
+) -> str | None:
+    for name, layer in channels.layers.items():
+        if not kept_channels(layer.inputs, kept).any():
+            return f"{name!r} would read nothing"
     rng = torch.Generator().manual_seed(0)
 
     def varied(x: Tensor) -> Tensor:
@@ -50,21 +87,19 @@ def check_removal(
         return torch.randn(x.shape, generator=rng).to(x)
 
     example: tuple[Any, ...] = tree_map_only(Tensor, varied, arguments)
-    _randomize(model)
-    pruned = deepcopy_model(model)
+    whole = deepcopy_model(model)
+    _randomize(whole)
+    pruned = deepcopy_model(whole)
     edit(pruned, channels, kept)
-    mask(model, channels, kept)
-    expected = _received(model, example, channels, kept)
+    mask(whole, channels, kept)
+    expected = _received(whole, example, channels, kept)
     try:
         found = _received(pruned, example, channels)
     except Exception as error:
-        raise ValueError(
-            f"the pruned model does not run ({type(error).__name__}: {error}): {ADVICE}"
-        ) from error
-    if len(found) != len(expected) or not all(map(_close, found, expected)):
-        raise ValueError(
-            f"the pruned model computes something else: {ADVICE} (or it gives nothing finite)"
-        )
+        return f"the model does not run ({type(error).__name__}: {error})"
+    if len(found) != len(expected) or not all(map(close, found, expected)):
+        return "the model computes something else"
+    return None
 
 
 @torch.no_grad()
@@ -83,7 +118,7 @@ def _randomize(model: nn.Module) -> None:
                 random *= torch.randint(0, 2, tensor.shape, generator=rng) * 2 - 1
                 random *= (2 * filters / max(1, tensor.numel())) ** 0.5  # as Kaiming's
             tensor.copy_(random)
-        if isinstance(module, nn.BatchNorm1d):
+        if isinstance(module, NORMS):
             for statistic in module.buffers(recurse=False):
                 if statistic.is_floating_point():
                     statistic.copy_(torch.rand(statistic.shape, generator=rng) + 0.5)
@@ -103,16 +138,21 @@ def _received(
         columns = kept_channels(layer.inputs, kept).nonzero()[:, 0].to(x.device)
         found.append(x.clone() if kept is None else x.index_select(layer.channel_dim, columns))
 
-    with watching(model, channels.layers, see):
+    with watching(model, channels.layers, see), _Repeatable():  # type: ignore[no-untyped-call]
         outputs = output_tensors(model(*copied_arguments(arguments)))
     return found + [x.clone() for x in outputs]
 
 
-def _close(got: Tensor, wanted: Tensor) -> bool:
-    if got.shape != wanted.shape or not wanted.is_floating_point():
-        return got.equal(wanted)
-    if wanted.numel() and not wanted.isfinite().any():
-        return False
-    loose = torch.finfo(wanted.dtype).eps ** 0.5
-    scale = float(wanted.nan_to_num(0, 0, 0).abs().max()) if wanted.numel() else 0
-    return torch.allclose(got, wanted, rtol=loose, atol=loose * scale, equal_nan=True)
+class _Repeatable(SameDraws):  # type: ignore[no-untyped-call]
+    """As dropout that is active in eval mode draws the same, so are all results finite.
+
+    A removed channel may hold NaN, which a weight of zero would hand on.
+    """
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = super().__torch_dispatch__(func, types, args, kwargs)
+        if all(x.alias_info is None or x.alias_info.is_write for x in func._schema.returns):
+            for x in tree_leaves(result):
+                if isinstance(x, Tensor) and not x.isfinite().all():
+                    x.nan_to_num_(0.5, 1, -1)
+        return result

@@ -11,9 +11,11 @@ from torch import Tensor, nn
 
 import sparseconv as sc
 from sparseconv import KernelCSR, SparseConv1d
+from sparseconv.nn.modules import deepcopy_model
 from sparseconv.pruning import Criterion
 from sparseconv.pruning.channels import Channels
 from sparseconv.pruning.report import PruningReport
+from sparseconv.pruning.surgery import mask
 
 # For two channels and three classes.
 MODELS: dict[str, Callable[[], nn.Module]] = {
@@ -54,6 +56,18 @@ def silenced(
             return out
 
         whole.get_submodule(layer.name).register_forward_hook(silence)
+    return whole
+
+
+def masked(model: nn.Module, report: PruningReport) -> nn.Module:
+    """A copy of the whole model in which nothing reads the filters that were removed."""
+    kept = torch.ones(report.channels.n_units, dtype=torch.bool)
+    for layer in report.layers:
+        units = report.channels.layers[layer.name].outputs
+        gone = [number for number in range(len(units)) if number not in layer.kept]
+        kept[units[gone]] = False
+    whole = deepcopy_model(model)
+    mask(whole, report.channels, kept)
     return whole
 
 
