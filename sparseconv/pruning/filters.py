@@ -50,15 +50,18 @@ def prune_filters(
     A filter falls together with its entry in BatchNorm, the input channel of the layers that read
     it, its taps in a depthwise layer, and the filters whose outputs are added to its own: all are
     found by following one forward pass, in eval mode. Of every layer, and every branch that is
-    concatenated, at least one filter stays. Layers that keep their channels: those whose channels
-    are the model's input or output, and those next to what ``ignore`` names.
+    concatenated, at least one filter stays. Layers keep their channels where these are the model's
+    input or output, are next to what ``ignore`` names, or meet what cannot be followed: an
+    operation that mixes channels, code that relies on their number, a layer that only train mode
+    calls. ``report.left`` says why, of each.
 
     The result must compute what the model does with the removed channels masked. That is verified
     with random weights, and random series in the place of a constant example.
 
     Args:
-        model: of ``nn.Conv1d``, ``SparseConv1d``, ``nn.Linear``, ``nn.BatchNorm1d``, and functions
-            that treat channels alike; left as it was.
+        model: any; left as it was. Filters of ``nn.Conv1d``, ``nn.ConvTranspose1d``,
+            ``SparseConv1d`` and ``nn.Linear`` are removed, also of subclasses that compute the same
+            for each channel; batch, instance and group norms and scales of channels follow.
         example_input: a tensor or an array ``(N, C, L)``, or a tuple of the model's arguments.
         criterion: ``DSP``, ``WHC``, ``HC``, ``Magnitude``, ``Jacobian`` or ``Evolutionary``.
         ratio: share of the filters to remove, in [0, 1): of each layer's, or for criteria that
@@ -78,11 +81,11 @@ def prune_filters(
             scheduler keeps the old one: set ``scheduler.optimizer = report.optimizer``.
 
     Raises:
-        TypeError, ValueError: an argument out of its range; a target out of reach; something
-            through which channels cannot be followed, or a layer that eval mode does not call,
-            named; ``equivalent`` where nothing can be paired; a model in which a number of channels
-            is fixed in the code, or whose output holds something else than tensors (in tuples,
-            lists, dicts, dataclasses) and constants.
+        TypeError, ValueError: an argument out of its range; a target out of reach; nothing that can
+            be removed, with the reason of each layer; ``equivalent`` where nothing can be paired; a
+            model that gives something else for the same input when it runs again (torch's random
+            numbers, as of dropout in eval mode, are no obstacle), or whose output holds something
+            else than tensors (in tuples, lists, dicts, dataclasses) and constants.
         NotImplementedError: an optimizer that keeps something which cannot follow.
         RuntimeError: what torch raises where the model cannot take ``example_input``.
 
