@@ -149,7 +149,7 @@ class Channels:
             sets=tuple(UnitSet(units[group.units], group.rows) for group in sets),
             n_units=len(every),
             vectors={name: (units[own], dim) for name, (own, dim) in self.vectors.items()},
-            left={name: why for group, why in failed.items() for name in group.rows} | self.left,
+            left=self.left | {name: why for group, why in failed.items() for name in group.rows},
         )
 
     def lost(self, parameters: Mapping[str, Tensor], kept: Tensor) -> int:
@@ -280,7 +280,7 @@ def numbered_units(
                 makers[root].setdefault(name, []).append(row)
         if reasons := numbers.why(layer.outputs):
             some = len(reasons) < len(layer.outputs)
-            why = f"{len(reasons)} filters: {reasons[0]}" if some else reasons[0]
+            why = f"{len(reasons)} of them, since {reasons[0]}" if some else reasons[0]
             left.setdefault(name, why)
     units = {root: unit for unit, root in enumerate(makers)}
 

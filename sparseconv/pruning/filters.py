@@ -13,7 +13,7 @@ from sparseconv.measure.records import Counts
 from sparseconv.nn.modules import check_module, check_not_wrapped, deepcopy_model
 from sparseconv.nn.optimizers import Holdings
 from sparseconv.profiling.stopwatch import copied_arguments
-from sparseconv.pruning.channels import FIXED, Channels, UnitSet, kept_channels
+from sparseconv.pruning.channels import FILTERED, FIXED, Channels, UnitSet, kept_channels
 from sparseconv.pruning.criteria import Criterion
 from sparseconv.pruning.equivalent import has_pairs, with_pairs
 from sparseconv.pruning.report import PruningReport, changes
@@ -120,8 +120,11 @@ def prune_filters(
         channels = channels.without(failed or {})
         if not channels.n_units:
             every = "".join(f"\n{name}: {why}" for name, why in channels.left.items())
-            name = type(model).__name__
-            raise ValueError(f"{name} has no filters that can be removed{every and ':' + every}")
+            expected = f"; expected were layers like {', '.join(x.__name__ for x in FILTERED)}"
+            raise ValueError(
+                f"{type(model).__name__} has no filters that can be removed"
+                f"{':' + every if every else expected}"
+            )
         for parameter, given in zip(work.parameters(), model.parameters(), strict=True):
             parameter.data.copy_(given)
         kept, scores = select_in_steps(work, channels, criterion, ratio, target_macs, steps)

@@ -24,9 +24,9 @@ from sparseconv.pruning.channels import Numbers
 
 FEW, TRIALS = 64, 8  # of few numbers some may agree by chance, so that there are more trials
 DRAWS = "bernoulli exponential normal poisson rand rand_like randn randn_like uniform"
-APART = "new_empty new_full new_ones new_tensor new_zeros"  # only the type comes from an input
+APART = "new new_empty new_full new_ones new_tensor new_zeros"  # only the type comes from an input
 # What reads or writes data without a tensor for a result.
-READS = "array bool contains equal float index int item iter numpy setitem tolist"
+READS = "allclose array bool contains equal float index int item iter numpy setitem tolist"
 
 
 @dataclass

@@ -267,7 +267,7 @@ class PruningReport(SmallerNetwork):
     def notes(self) -> list[str]:
         """Return the criterion, what keeps filters, what has no compressor, and thresholds."""
         lines = [f"criterion: {self.criterion}"]
-        lines += [f"{name} keeps its filters: {reason}" for name, reason in self.left.items()]
+        lines += [f"{name} keeps filters: {reason}" for name, reason in self.left.items()]
         if self.unpaired:
             lines.append(f"without compressors: {', '.join(self.unpaired)}")
         if self.threshold is not None:

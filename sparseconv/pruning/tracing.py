@@ -169,12 +169,13 @@ class _Tracer(TorchFunctionMode):
         stack.callback(module.register_forward_hook(after, with_kwargs=True).remove)
 
     def called(self, name: str, module: nn.Module, given: list[Tensor], output: Any) -> None:
-        if isinstance(module, ShortAvgPool1d):  # its product counts as pooling, which is free
+        why = self.kept.get(module)
+        if isinstance(module, ShortAvgPool1d) and why is None:  # pooling, whose product is free
             self.flops_of_layers += self.flops.get_total_flops() - self.flops_before
             if (known := self.numbers.free(given[0])) is not None:
                 self.numbers.follow(output, *known)
             return
-        if (why := self.kept.get(module) or _unlike(module, given, output)) is not None:
+        if (why := why or _unlike(module, given, output)) is not None:
             self.left[name] = why
             self.numbers.fix(f"its channels meet {name!r}: {why}", *given)
             return
@@ -303,6 +304,8 @@ class _Tracer(TorchFunctionMode):
         for name, module in self.model.named_modules():
             if module in self.kept:
                 self.left[name] = self.kept[module]
+            elif name not in self.layers:
+                self.left.setdefault(name, "it is inside of another layer")
         for name, why in self.left.items():
             if (layer := self.layers.get(name)) is not None:
                 for numbers in (layer.inputs, layer.outputs):

@@ -79,7 +79,7 @@ def test_bottlenecks_of_an_ecg_network() -> None:
     )
     assert report.parameters.before == 13_364
     assert report.parameters.after <= 4_964  # without the squeeze and the shortcut
-    assert report.left["3.conv3.conv"].startswith("16 filters: its channels meet zeros")
+    assert report.left["3.conv3.conv"].startswith("16 of them, since its channels meet zeros")
 
 
 class Speaker(nn.Module):
@@ -235,7 +235,7 @@ def test_layers_that_differ(middle: nn.Module, left: list[int], reason: Any) -> 
     if reason is not None:
         name, why = reason
         assert why in report.left[name]
-        assert f"{name} keeps its filters: {report.left[name]}" in str(report)
+        assert f"{name} keeps filters: {report.left[name]}" in str(report)
 
 
 class Later(nn.Module):

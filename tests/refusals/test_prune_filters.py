@@ -109,6 +109,7 @@ test_models = refusals(
      "1: it is applied along another dimension than the channels'"),
     (call(sc.prune_filters(network(), X, WHC(), ratio=0.5, equivalent=True).model), ValueError,
      "the model holds compressors; sparseconv.pruning.merge(model) comes first"),
+    (call(nn.Sequential(nn.PReLU())), ValueError, "removed; expected were layers like Conv1d, "),
     (call(returning(lambda y: np.array(y))), ValueError, "its output holds a ndarray"),
     (call(network(Function(lambda x: x * next(COUNT)))), ValueError,
      "the model gives something else each time that it runs on the same input: by random numbers"),
