@@ -100,8 +100,8 @@ def held_outside(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
 
 def hooks_of(layer: nn.Module) -> list[Any]:
     """Return a layer's hooks, except those of ``torch.nn.utils.prune``."""
-    registries = [vars(layer)[name] for name in vars(layer) if name.endswith("_hooks")]
-    every = [hook for registry in registries for hook in registry.values()]
+    registries = [held for name, held in vars(layer).items() if name.endswith("_hooks")]
+    every = [hook for held in registries if isinstance(held, dict) for hook in held.values()]
     return [hook for hook in every if not isinstance(hook, BasePruningMethod)]
 
 
