@@ -102,12 +102,9 @@ class Holdings:
                 )
 
     def state_of(self, parameter: Tensor) -> list[Tensor]:
-        """Return the tensors of a parameter's state, each memory once, and not its own."""
+        """Return the tensors of a parameter's state."""
         state = [x.value for x in self.kept if x.owner is parameter]
-        state = [x for x in state if isinstance(x, Tensor) and x.shape == parameter.shape]
-        own = [parameter, parameter.grad] if parameter.is_leaf else [parameter]
-        places = {x.data_ptr() or id(x): x for x in (*state, *own) if x is not None}
-        return [x for x in places.values() if all(x is not each for each in own)]
+        return [x for x in state if isinstance(x, Tensor) and x.shape == parameter.shape]
 
 
 def _groups(optimizer: Optimizer) -> list[list[Tensor]]:

@@ -31,10 +31,10 @@ def rare(n: int, seed: int = 0) -> tuple[Any, Any]:
     return X[:, None], np.array(["normal", "event"])[y]
 
 
-def even(n: int, n_classes: int = 2, seed: int = 0) -> tuple[Any, Any]:
+def even(n: int, n_classes: int = 2, seed: int = 0, step: float = 0.7) -> tuple[Any, Any]:
     rng, y = np.random.default_rng(seed), np.arange(n) % n_classes
     X = rng.normal(0, 1, (n, 60))
-    X[:, 25:35] += 0.7 * y[:, None]
+    X[:, 25:35] += step * y[:, None]
     return X[:, None], np.array([*"abc"])[y]
 
 
@@ -120,6 +120,9 @@ def test_probabilities_rank_as_the_margins_and_are_worth_something(options: Any)
     assert np.array_equal(fitted.classes_[(margin > 0).astype(int)], fitted.predict(X_test))
     noise = pocket().fit(np.random.default_rng(0).normal(size=X.shape), y)
     assert log_loss(y_test, noise.predict_proba(X_test)) < 1
+    X_clear, y_clear = even(300, seed=1, step=2.0)
+    clear = pocket(**options).fit(*even(120, step=2.0))
+    assert log_loss(y_clear, clear.predict_proba(X_clear)) < 0.2  # 0.39 if not scaled
 
 
 @pytest.mark.tool("scikit-learn: CalibratedClassifierCV", "works")
