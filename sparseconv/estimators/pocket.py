@@ -262,12 +262,9 @@ class POCKETClassifier(ReadsArrays, BaseClassifier):  # type: ignore[misc]
             return self.model_.predict_proba(X)
 
     def decision_function(self, X: Any) -> Array:
-        """Return by how much each series is of a class: ``(n_cases, n_classes)``.
+        """Return margins of series as for ``predict``: ``(n_cases, n_classes)``.
 
         Of two classes ``(n_cases,)``, above 0 for ``classes_[1]``; as scikit-learn has it.
-
-        Args:
-            X: series as for ``predict``, which raises the same errors.
         """
         self._check_is_fitted()
         series = self._preprocess_collection(X, store_metadata=False)

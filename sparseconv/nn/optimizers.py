@@ -31,11 +31,7 @@ class Holdings:
 
     Attributes:
         kept: all of it; of dicts also the keys.
-        optimizers: itself, and those that it holds.
-        trained: the parameters in their groups.
-
-    Raises:
-        TypeError: no optimizer.
+        optimizers, trained: itself and those that it holds; the parameters in their groups.
     """
 
     def __init__(self, optimizer: Optimizer) -> None:
@@ -55,9 +51,6 @@ class Holdings:
         Args:
             parameters: by name, those whose entries are about to move or to fall.
             model: theirs, where a copy takes its place; None where all stay the same objects.
-
-        Raises:
-            ValueError, NotImplementedError: where it lies, and what to do.
         """
         names = {id(parameter): name for name, parameter in parameters.items()}
         if model is not None and any(id(parameter) not in names for parameter in self.trained):

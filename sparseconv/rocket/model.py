@@ -12,8 +12,6 @@ import torch
 from sparseconv.rocket.bank import KernelBank, Saved
 from sparseconv.rocket.features import kernel_features
 
-OWN = ("coef", "intercept", "classes", "scale")
-
 
 @dataclass(frozen=True, eq=False)
 class RocketModel(Saved):
@@ -77,24 +75,21 @@ class RocketModel(Saved):
         return labels
 
     def predict_proba(self, X: Any) -> npt.NDArray[np.float64]:
-        """Return ``(n_cases, n_classes)``: the softmax of decisions times ``scale``.
-
-        Of two classes, the logistic function; the most probable class is the predicted one. See
-        ``decision_function``.
-        """
+        """Return ``(n_cases, n_classes)``: the softmax of decisions times ``scale``."""
         return np.exp(log_probabilities(self.decision_function(X), self.scale))
 
     def content(self) -> dict[str, Any]:
         """Return the arrays and numbers by name."""
-        own = {name: getattr(self, name) for name in OWN}
+        own = {"coef": self.coef, "intercept": self.intercept, "classes": self.classes}
+        own["scale"] = np.array(self.scale)
         return own | {f"bank_{name}": array for name, array in self.bank.content().items()}
 
     @classmethod
     def from_content(cls, content: dict[str, Any]) -> Self:
         """Make a model of what ``content`` returned; some error where it is damaged."""
         bank = {name[5:]: content[name] for name in content if name.startswith("bank_")}
-        own = {name: content[name] for name in OWN}
-        return cls(KernelBank.from_content(bank), **own | {"scale": float(own["scale"])})
+        own = {name: content[name] for name in ("coef", "intercept", "classes")}
+        return cls(KernelBank.from_content(bank), scale=float(content["scale"]), **own)
 
 
 def chosen(decision: npt.NDArray[Any]) -> npt.NDArray[np.int64]:

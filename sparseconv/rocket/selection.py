@@ -88,11 +88,9 @@ class GroupSelection:
         return rows if self._share is None else rows * self._share.pow(power)
 
     def leave_one_out(self, k: float) -> Array:
-        """Return what the ridge classifier of all features decides on each case without having it.
+        """Return what the ridge of all features decides on each case, ``(n, columns)``, without it.
 
-        Which is ``(n, columns)``, in closed form: a residual grows by 1 / (1 - leverage).
-
-        Source: Golub, Heath and Wahba 1979.
+        A residual grows by 1 / (1 - leverage): Golub, Heath and Wahba 1979.
         """
         residual = self.Y - self.X @ self.ridge(k)
         if self.wide:
@@ -152,17 +150,10 @@ class GroupSelection:
 
 
 def fitted_scale(decision: Array, labels: Array, weights: Array | None) -> float:
-    """Return the scale at which decisions on cases that they have not seen are most likely.
+    """Return the scale of ``(n, columns)`` unseen decisions at which the labels are most likely.
 
-    One number, as in temperature scaling, so that no decision and no order changes. The labels are
-    smoothed by a case of each class, as Platt's, or else separable cases would scale without end.
-
-    Args:
-        decision: ``(n, columns)``.
-        labels: ``(n,)``, from 0 on.
-        weights: ``(n,)``, of the cases; None: all alike.
-
-    Source: Guo et al. 2017 (temperature scaling); Platt 1999 (smoothed labels).
+    One number changes no order (temperature scaling, Guo et al. 2017). A case of each class is
+    added to the labels (Platt 1999), or else separable cases would scale without end.
     """
     n, classes = len(labels), max(decision.shape[1], 2)
     wanted = (n * np.eye(classes)[labels] + 1) / (n + classes)
