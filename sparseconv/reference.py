@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sparseconv.core.pattern import KernelCSR
+from sparseconv.core.tracing import outside_tracing, traced_tensor
 
 
 def dense_weight(values: Tensor, pattern: KernelCSR) -> Tensor:
@@ -25,6 +26,15 @@ def dense_weight(values: Tensor, pattern: KernelCSR) -> Tensor:
     """
     if values.shape != (pattern.nnz,):  # scatter would leave out the others
         raise ValueError(f"values must be ({pattern.nnz},), but got {tuple(values.shape)}")
+    if torch.onnx.is_in_onnx_export():  # a constant: tools for ONNX look for weights, not for sums
+        known = traced_tensor(values)
+        if known is not None:
+            with outside_tracing():
+                return _spread(known.detach(), pattern)
+    return _spread(values, pattern)
+
+
+def _spread(values: Tensor, pattern: KernelCSR) -> Tensor:
     # Cached on a GPU: a CUDA graph cannot read memory of the CPU.
     on_gpu = values.is_cuda
     positions = pattern.cached(_positions_on, values.device) if on_gpu else pattern.positions()

@@ -7,7 +7,9 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -39,3 +41,18 @@ def outside_tracing() -> Iterator[None]:
         stack.enter_context(temporarily_clear_interpreter_stack())
         stack.enter_context(_disable_current_modes())
         yield
+
+
+def traced_tensor(tensor: Tensor) -> Tensor | None:
+    """Return the tensor with numbers that a graph is traced for; None where it is computed there.
+
+    ``torch.export`` traces with fake tensors, and keeps of which tensor each is one.
+    """
+    if not isinstance(tensor, FakeTensor):
+        return None if torch.compiler.is_compiling() else tensor
+    converter = tensor.fake_mode.fake_tensor_converter.meta_converter
+    with outside_tracing():
+        for real, number in converter.describer.lookup_tensor.items():
+            if converter.tensor_memo.get(number) is tensor:
+                return real  # type: ignore[no-any-return]
+    return None
