@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from sparseconv.edge.layers import TINY, UNIT, Network
+from sparseconv.edge.layers import TINY, UNIT, Layer, Network
 
 Series = npt.NDArray[np.float32]
 SOURCES = Path(__file__).with_name("c")
@@ -131,7 +131,7 @@ def used_of_bound(program: Path, network: Network, X: Series) -> float:
         call = statement.strip().rstrip(";")
         if found := re.fullmatch(r"\w+\((.*), (.*), &layer_\d+\)", call):
             layer = next(layers)
-            call = f"LAYER(({call}), {found[1]}, {layer.padded}, {found[2]}, {layer.outputs})"
+            call = f"LAYER(({call}), {found[1]}, {layer.padded}, {found[2]}, {_span(layer)})"
         steps.append(f"{call};")
     sources = [str(SOURCES / "layers.c"), f"-DSTEPS={' '.join(steps)}"]
     _run([_compile(TARGETS[0], program, sources)], program)
@@ -139,13 +139,18 @@ def used_of_bound(program: Path, network: Network, X: Series) -> float:
     used, at = 0.0, 0
     for layer in network.layers:
         x = tensors[:, at : at + layer.padded]
-        y = tensors[:, at + layer.padded : at + layer.padded + layer.outputs]
-        at += layer.padded + layer.outputs
-        exact = layer.arranged(layer.finished(layer.sums(x, layer.weight) + layer.bias))
+        y = tensors[:, at + layer.padded + layer.places - layer.first]
+        at += layer.padded + _span(layer)
+        exact = layer.finished(layer.sums(x, layer.weight) + layer.bias)
         magnitude = layer.sums(np.abs(x), np.abs(layer.weight)) + np.abs(layer.bias)
-        bound = layer.arranged((layer.active.sum(1) + 3) * (UNIT * magnitude + TINY))
+        bound = (layer.active.sum(1) + 3) * (UNIT * magnitude + TINY)
         used = max(used, float((np.abs(y - exact) / bound).max()))
     return used
+
+
+def _span(layer: Layer) -> int:
+    """Samples from the first to the last result of a layer; others may lie between them."""
+    return int(layer.places.max()) - layer.first + 1
 
 
 def straightforward(target: Target, folder: Path, is_int8: bool) -> int:

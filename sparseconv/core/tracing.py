@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -50,9 +50,9 @@ def traced_tensor(tensor: Tensor) -> Tensor | None:
     """
     if not isinstance(tensor, FakeTensor):
         return None if torch.compiler.is_compiling() else tensor
-    converter = tensor.fake_mode.fake_tensor_converter.meta_converter
+    converter: Any = tensor.fake_mode.fake_tensor_converter.meta_converter
     with outside_tracing():
         for real, number in converter.describer.lookup_tensor.items():
             if converter.tensor_memo.get(number) is tensor:
-                return real  # type: ignore[no-any-return]
+                return cast(Tensor, real)
     return None

@@ -46,9 +46,8 @@ def export_c(
     processor.
 
     Args:
-        model: a ``DSN``, an ``nn.Sequential``, or what ``convert`` or ``optimize_for_inference``
-            made of one, in eval mode; left as it is. It maps ``(N, channels, length)`` to ``(N,
-            n_classes)``.
+        model: any module in eval mode that ``torch.export`` can trace, of the operations in
+            docs/edge.md; left as it is. It maps ``(N, channels, length)`` to ``(N, n_classes)``.
         example_input: series ``(N, channels, length)``, or of one channel ``(N, length)``; the
             self-test knows the first three.
         folder: new or empty; it receives ``NAME.c``, ``NAME.h``, ``NAME_test.c`` and ``README.md``,
@@ -63,10 +62,11 @@ def export_c(
         The folder.
 
     Raises:
-        NotImplementedError: a layer that has no counterpart; named, before anything is written.
-        ValueError: a model in training mode, weights, scores or series that are not finite, series
-            that are not real numbers, int8 without calibration or calibration without int8, a name
-            that is not a C identifier, a folder that holds files or cannot be written.
+        NotImplementedError: an operation that has no counterpart; named, and nothing is written.
+        ValueError: a model in training mode, or that does not do the same with every series;
+            weights, scores or series that are not finite, series that are not real numbers, int8
+            without calibration or calibration without int8, a name that is not a C identifier, a
+            folder that holds files or cannot be written.
         TypeError: a model that is no module.
         RuntimeError: series that the model does not take.
 
@@ -110,11 +110,19 @@ def export_c(
     if classes is not None and len(named) != network.classes:
         raise ValueError(f"expected {network.classes} names of classes, but got {len(named)}")
     X, agreement = example[:KNOWN], None
-    if weights == "float32":
-        labels = scores.argmax(1)
-        # PyTorch rounds as well, so both may be as far from the exact scores.
-        bounds = 2 * scores_and_bound(network, X)[1]
-    else:
+    labels, (exact, bound) = scores.argmax(1), scores_and_bound(network, X)
+    largest = np.abs(scores).max()
+    if (np.abs(_exact_scores(plain, X) - exact) > np.minimum(bound, largest * 2.0**-6)).any():
+        raise ValueError(
+            "expected a model that does the same with every series, but the scores of "
+            "example_input are not those of the operations that torch.export saw: what it does "
+            "depends on the series or on the others of the batch, or it is random"
+        )
+    # PyTorch rounds as well, so both may be as far from the exact scores. Of many layers that is
+    # so far that nothing would be noticed.
+    usual = np.maximum(largest * 2.0**-10, 8 * np.abs(scores - exact))
+    bounds = np.minimum(2 * bound, usual)
+    if weights == "int8":
         known = as_series("export_c", "calibration", calibration)
         if known.shape[1:] != example.shape[1:]:
             raise ValueError(
@@ -137,6 +145,13 @@ def export_c(
     cases = list(zip(X, scores, bounds, labels, strict=True))
     write_folder(folder, write_c(network, name, cases, agreement, named))
     return folder
+
+
+def _exact_scores(model: nn.Module, X: Array) -> Array:
+    try:
+        return _scores_of(deepcopy_model(model).double(), X.astype(np.float64))
+    except RuntimeError:  # it has tensors of its own in float32
+        return _scores_of(model, X)
 
 
 def _scores_of(model: nn.Module, X: Array) -> Array:

@@ -12,8 +12,9 @@ import numpy as np
 
 from sparseconv._version import __version__
 from sparseconv.edge import quantize
-from sparseconv.edge.layers import Array, Layer, Network
-from sparseconv.edge.quantize import IntegerNetwork, Rescale
+from sparseconv.edge.layers import Array, Layer, Network, Step
+from sparseconv.edge.memory import placed
+from sparseconv.edge.quantize import IntegerNetwork, IntegerPointwise, Rescale
 from sparseconv.edge.storage import c_numbers, c_type, constants
 from sparseconv.measure.table import Table, with_thousands
 
@@ -31,46 +32,73 @@ class Kernel(NamedTuple):
     step: int
     tile: int
     wide: bool  # it writes int32
+    largest: bool
 
     @classmethod
     def of(cls, layer: Layer, wide: bool) -> Kernel:
         # An instruction or two for each product, and some for each weight.
         tiles = range(1, TILE + 1)
         tile = min(tiles, key=lambda n: -(-layer.positions // n) * (2 * n + 5))
-        return cls(not layer.is_dense, layer.step, tile, wide)
+        return cls(not layer.is_dense, layer.step, tile, wide, layer.largest)
 
     @property
     def name(self) -> str:
-        kind = "sparse" if self.sparse else "dense"
+        kind = "largest" if self.largest else "sparse" if self.sparse else "dense"
         return f"{kind}_{self.step}_{self.tile}{'_wide' if self.wide else ''}"
 
 
 class Part(NamedTuple):
-    """A layer in the program: its constants, by name, and where in the arena its input begins."""
+    """A step in the program.
 
-    layer: Layer
-    kernel: Kernel
+    Attributes:
+        kernel: that of a layer.
+        constants: by name.
+        inputs, output: where they begin in the arena's samples, padding not counted.
+    """
+
+    step: Step
+    kernel: Kernel | None
     constants: dict[str, Array]
-    padded: int
-    inside: int  # the same without the padding
+    inputs: list[int]
+    output: int
+
+    @property
+    def padded(self) -> int:
+        """Return where the input begins with its padding."""
+        left: int = getattr(self.step, "padding", (0, 0))[0]
+        return self.inputs[0] - left * self.step.channels
+
+    @property
+    def function(self) -> tuple[int, str, bool]:
+        """Return inputs, expression and ReLU of a step that is no layer."""
+        step: Any = self.step
+        if not isinstance(step, IntegerPointwise):
+            return len(self.inputs), step.expression, step.relu
+        pair = "product" if step.is_product else "sum with factors"
+        return len(self.inputs), pair if len(self.inputs) == 2 else "table[p + 128]", False
 
     @property
     def about(self) -> str:
-        """Describe the layer in one line."""
-        layer = self.layer
-        outputs = [layer.rows, layer.positions][:: -1 if layer.over_time else 1]
-        kept = f", {layer.active.mean():.1%} of the weights"
-        return (
-            f"{layer.kind}{' and ReLU' if layer.relu else ''}: {layer.channels} x {layer.length} "
-            f"to {outputs[0]} x {outputs[1]}{'' if layer.is_dense or layer.over_time else kept}"
-        )
+        """Describe the step in one line."""
+        step = self.step
+        outputs = [step.rows, step.positions]
+        kept, kind = "", step.kind
+        if isinstance(step, Layer):
+            outputs = outputs[:: -1 if step.over_time else 1]
+            if not step.is_dense and not step.over_time:
+                kept = f", {step.active.mean():.1%} of the weights"
+        relu = " and ReLU" if step.relu else ""
+        sizes = f"{step.channels} x {step.length} to {outputs[0]} x {outputs[1]}"
+        return f"{kind}{relu}: {sizes}{kept}"
 
     @property
     def cost(self) -> tuple[int, int, int]:
         """Count weights, bytes of constants and multiply-adds of one series."""
-        weights = int(self.layer.active.sum())
+        weights = 0
+        if isinstance(self.step, Layer) and not self.step.largest:
+            weights = int(self.step.active.sum())
         size = sum(array.nbytes for array in self.constants.values())
-        return weights, size, weights * self.layer.positions
+        return weights, size, weights * self.step.positions
 
 
 def write_c(
@@ -88,7 +116,7 @@ def write_c(
         agreement: how many series were for calibration, and of how many int8 has PyTorch's class.
         classes: names for the comments.
     """
-    parts, samples = _parts(network)
+    parts, begin, samples = _parts(network)
     types = {
         field: c_type(array) for part in parts for field, array in part.constants.items()
     }  # those of gaps and counts are the same in all layers
@@ -96,18 +124,22 @@ def write_c(
     is_int8 = isinstance(network, IntegerNetwork)
     # The scores have four bytes each, and begin at a multiple of four.
     arena = -(-samples * (1 if is_int8 else 4) // 4) * 4 + 4 * network.classes
-    modes = {part.layer.padding_mode for part in parts if any(part.layer.padding)}
+    modes = {layer.padding_mode for layer in network.layers if any(layer.padding)}
+    functions = list(dict.fromkeys(part.function for part in parts if not part.kernel))
+    uses_math = bool(network.ending) or any("f(" in expression for _, expression, _ in functions)
     context: dict[str, Any] = {
         "name": name, "NAME": name.upper(), "version": __version__, "types": types,
         "title": f"A network in {'int8' if is_int8 else 'float32'} for {network.classes} classes "
         f"of series of {channels} x {length} samples", "channels": channels, "length": length,
         "network": network, "classes": network.classes, "arena_bytes": arena,
         "arena_samples": samples, "parts": parts,
-        "kernels": list(dict.fromkeys(part.kernel for part in parts)), "is_int8": is_int8,
+        "kernels": list(dict.fromkeys(part.kernel for part in parts if part.kernel)),
+        "functions": functions, "is_int8": is_int8,
         "class_names": [_in_comment(name) for name in classes], "copies": sorted(modes - {"zeros"}),
         "pads_zeros": "zeros" in modes, "ending": network.ending, "quantize": quantize,
-        "uses_math": bool(network.ending) and not is_int8, "cases": cases,
+        "uses_math": uses_math and not is_int8, "cases": cases,
         "agreement": agreement, "cost": cost_table(parts).markdown(),
+        "begin": begin,
     }  # fmt: skip
     templates = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
@@ -120,24 +152,22 @@ def write_c(
     }
 
 
-def _parts(network: Network) -> tuple[list[Part], int]:
-    """Place the layers' inputs alternately at both ends of one memory; count its samples."""
-    layers = network.layers
-    stored = [constants(layer) for layer in layers]
+def _parts(network: Network) -> tuple[list[Part], int, int]:
+    """Place the tensors in one memory; return where the series begins, and count its samples."""
+    stored = [constants(step) for step in network.steps]
     for field in ("gap", "count"):
         having = [each for each in stored if field in each]
         kind = np.min_scalar_type(max((each[field].max() for each in having), default=0))
         for each in having:
             each[field] = each[field].astype(kind)
-    sizes = [layer.padded for layer in layers]
-    samples = max(a + b for a, b in zip(sizes, [*sizes[1:], 0], strict=True))
+    places, samples = placed(network)
     parts = []
-    for at, (layer, numbers) in enumerate(zip(layers, stored, strict=True)):
-        wide = isinstance(network, IntegerNetwork) and at + 1 == len(layers)
-        begin = (samples - layer.padded) * (at % 2)
-        inside = begin + layer.padding[0] * layer.channels
-        parts.append(Part(layer, Kernel.of(layer, wide), numbers, begin, inside))
-    return parts, samples
+    for step, numbers in zip(network.steps, stored, strict=True):
+        wide = isinstance(network, IntegerNetwork) and step is network.steps[-1]
+        kernel = Kernel.of(step, wide) if isinstance(step, Layer) else None
+        inputs = [places[number] for number in step.inputs]
+        parts.append(Part(step, kernel, numbers, inputs, places.get(step.output, 0) + step.first))
+    return parts, places[0], samples
 
 
 def cost_table(parts: Sequence[Part]) -> Table:

@@ -1,15 +1,16 @@
-"""What a network is for the generator of C: layers that are all the same kind of sum.
+"""What a network is for the generator of C: tensors, and steps that compute them.
 
-Samples lie time-major, ``x[t * C + c]``. The window of an output is then a piece of memory that
-begins at ``position * step``, in which weight (c, k) of a convolution meets offset
-``k * dilation * C + c``, however long the series is. A 1x1 convolution, a linear layer, averages
-over time and a BatchNorm by itself are such sums too.
+Most steps are layers, all the same kind of sum. Samples lie time-major, ``x[t * C + c]``. The
+window of an output is then a piece of memory that begins at ``position * step``, in which weight
+(c, k) of a convolution meets offset ``k * dilation * C + c``, however long the series is. A 1x1
+convolution, a linear layer, averages over time, copies and a BatchNorm are such sums too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -22,44 +23,83 @@ _PADS: dict[str, Any] = {"replicate": "edge", "reflect": "reflect", "circular": 
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Layer:
-    """``y[position, row] = bias[row] + sum_j weight[row, j] * x[position * step + offsets[j]]``.
+class Step:
+    """What computes a tensor, or some channels or times of it, from others.
 
     Attributes:
         kind: what it is for a reader.
+        inputs, output: numbers of tensors; 0 is the series.
+        length, channels: of each input.
+        positions: results of each row.
+        first, stride: result ``(position, row)`` lies at ``first + position * stride + row``.
+        relu: negative outputs become 0.
+    """
+
+    kind: str
+    inputs: tuple[int, ...]
+    output: int
+    length: int
+    channels: int
+    positions: int
+    first: int = 0
+    stride: int
+    relu: bool = False
+
+    @property
+    def rows(self) -> int:
+        return self.channels
+
+    @property
+    def places(self) -> Array:
+        """Where in the output each result lies: int64 ``(positions, rows)``."""
+        at = np.arange(self.positions)[:, None] * self.stride
+        return np.asarray(self.first + at + np.arange(self.rows))
+
+    def by_time(self, x: Array) -> Array:
+        """Return inputs ``(n_cases, samples)`` as ``(n_cases, length, channels)``."""
+        return x.reshape(len(x), self.length, self.channels)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Layer(Step):
+    """``y[position, row] = bias[row] + sum_j weight[row, j] * x[position * step + offsets[j]]``.
+
+    Attributes:
         weight: float64 ``(rows, columns)``; 0 where not active.
         active: bool, of the same shape: the weights that are stored.
         offsets: int64 ``(columns,)``, ascending: the samples of a window.
         bias: float64 ``(rows,)``.
         step: samples between the windows of successive positions.
-        positions: outputs of each row.
-        length, channels: of the input.
         padding, padding_mode: rows of channels put around the input before; as in ``nn.Conv1d``.
         zero: what padding with zeros holds.
         over_time: averages: the rows are times and the positions are channels.
         rows_whole: results of a row lie side by side; else those of a position.
-        relu: negative outputs become 0.
+        largest: a row is not the sum of its active samples, but the largest of them.
     """
 
-    kind: str
     weight: Array
     active: Array
     offsets: Array
     bias: Array
     step: int
-    positions: int
-    length: int
-    channels: int
     padding: tuple[int, int] = (0, 0)
     padding_mode: str = "zeros"
     zero: int = 0
     over_time: bool = False
     rows_whole: bool = False
-    relu: bool = False
+    largest: bool = False
 
     @property
     def rows(self) -> int:
         return len(self.bias)
+
+    @property
+    def places(self) -> Array:
+        """Where in the output each result lies: int64 ``(positions, rows)``."""
+        if not self.rows_whole:
+            return super().places
+        at = np.arange(self.rows) * self.stride
+        return np.asarray(self.first + np.arange(self.positions)[:, None] + at)
 
     @property
     def padded(self) -> int:
@@ -67,13 +107,10 @@ class Layer:
         return (self.length + sum(self.padding)) * self.channels
 
     @property
-    def outputs(self) -> int:
-        return self.rows * self.positions
-
-    @property
     def is_dense(self) -> bool:
         """Tell whether each row has every weight of one stretch: no positions are stored then."""
-        return bool(self.active.all() and (self.offsets == np.arange(len(self.offsets))).all())
+        whole = self.active.all() and (self.offsets == np.arange(len(self.offsets))).all()
+        return bool(whole and not self.largest)
 
     @property
     def is_pointwise(self) -> bool:
@@ -84,69 +121,138 @@ class Layer:
             and int(self.offsets[-1]) < self.channels
         )  # fmt: skip
 
+    @property
+    def is_diagonal(self) -> bool:
+        """Tell whether each result is its sample, scaled and shifted by its channel."""
+        rows = self.rows
+        return (
+            rows == len(self.offsets) == self.channels == self.step and not any(self.padding)
+            and not self.over_time and bool((self.offsets == np.arange(rows)).all())
+            and bool((self.active == np.eye(rows, dtype=bool)).all())
+        )  # fmt: skip
+
+    @property
+    def is_copy(self) -> bool:
+        """Tell whether each result is its sample."""
+        plain = self.is_diagonal and not self.relu and not self.bias.any()
+        return plain and bool((self.weight.diagonal() == 1).all())
+
     def pad(self, x: Array) -> Array:
         """Put the padding around inputs ``(n_cases, length * channels)``."""
-        shaped = x.reshape(len(x), self.length, self.channels)
         around = ((0, 0), self.padding, (0, 0))
         if self.padding_mode == "zeros":
-            padded = np.pad(shaped, around, constant_values=self.zero)
+            padded = np.pad(self.by_time(x), around, constant_values=self.zero)
         else:
-            padded = np.pad(shaped, around, _PADS[self.padding_mode])
+            padded = np.pad(self.by_time(x), around, _PADS[self.padding_mode])
         return padded.reshape(len(x), -1)
 
     def sums(self, padded: Array, weight: Array) -> Array:
         """Compute the sums without bias in float64: ``(n_cases, positions, rows)``."""
         at = np.arange(self.positions)[:, None] * self.step + self.offsets
+        if self.largest:
+            read = [at[:, row] for row in self.active]
+            return np.stack([padded[:, some].max(2) for some in read], 2)
         return np.stack([case[at] @ weight.T for case in padded.astype(np.float64)])
 
     def finished(self, y: Array) -> Array:
         """Compute what is stored of sums with their bias."""
         return np.maximum(y, 0) if self.relu else y
 
-    def arranged(self, y: Array) -> Array:
-        """Arrange outputs ``(n_cases, positions, rows)`` as they lie in memory."""
-        return (y.transpose(0, 2, 1) if self.rows_whole else y).reshape(len(y), -1)
+    def values(self, *inputs: Array) -> Array:
+        """Compute ``(n_cases, positions, rows)`` of an input ``(n_cases, length * channels)``."""
+        return self.finished(self.sums(self.pad(inputs[0]), self.weight) + self.bias)
 
-    def __call__(self, x: Array) -> Array:
-        """Compute outputs ``(n_cases, outputs)`` of inputs ``(n_cases, length * channels)``."""
-        return self.arranged(self.finished(self.sums(self.pad(x), self.weight) + self.bias))
+    def error(self, inputs: Sequence[Array], errors: Sequence[Array]) -> Array:
+        """Bound a sum of n products and a bias, in any order and with or without fused ones.
+
+        It is within ``(n + 2) * 2**-24`` of its magnitude (Higham 2002, section 3.1); one more for
+        the rounding of its weights. What the inputs are off passes through the weights' magnitudes.
+        """
+        size = np.abs(self.weight)
+        carried = self.sums(self.pad(errors[0]), size)
+        if self.largest:
+            return carried
+        magnitude = self.sums(self.pad(np.abs(inputs[0])), size) + carried + np.abs(self.bias)
+        bound: Array = carried + (self.active.sum(1) + 3) * (UNIT * magnitude + TINY)
+        return bound
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Pointwise(Step):
+    """A function of each sample, or of two tensors sample by sample.
+
+    Attributes:
+        function: in float64.
+        expression: in C, of ``p`` and ``q``.
+        steepest: how much a function of one may widen a difference.
+    """
+
+    function: Callable[..., Array]
+    expression: str
+    steepest: float = 1.0
+
+    def values(self, *inputs: Array) -> Array:
+        """Compute ``(n_cases, positions, rows)`` of inputs ``(n_cases, samples)``."""
+        y = self.by_time(self.function(*inputs))
+        return np.maximum(y, 0) if self.relu else y
+
+    def error(self, inputs: Sequence[Array], errors: Sequence[Array]) -> Array:
+        """Bound sums and products by their corners, others by some calls of ``expf``."""
+        if len(inputs) == 1:
+            rounds = bool(set(self.expression) & set("*/+("))
+            rounding = rounds * 16 * UNIT * (1 + np.abs(inputs[0]))
+            return self.by_time(self.steepest * errors[0] + rounding)
+        y = self.function(*inputs)
+        ends = [[x - off, x + off] for x, off in zip(inputs, errors, strict=True)]
+        carried = np.max([np.abs(self.function(*corner) - y) for corner in product(*ends)], 0)
+        return self.by_time(carried + UNIT * (np.abs(y) + carried) + TINY)
+
+
+AnyStep = Layer | Pointwise
 
 
 @dataclass(frozen=True, eq=False)
 class Network:
-    """Layers in a row.
+    """Steps in an order in which they can run; the last one, a layer, computes the scores.
 
     Attributes:
         input_shape: channels and length of a series.
+        shapes: length and channels of each tensor, by its number.
         ending: ``""``, ``"softmax"`` or ``"log_softmax"``.
     """
 
     input_shape: tuple[int, int]
-    layers: Sequence[Layer]
+    steps: Sequence[AnyStep]
+    shapes: Sequence[tuple[int, int]]
     ending: str
 
     @property
+    def layers(self) -> list[Layer]:
+        return [step for step in self.steps if isinstance(step, Layer)]
+
+    @property
     def classes(self) -> int:
-        return self.layers[-1].outputs
+        return self.steps[-1].places.size
 
     def load(self, X: Array) -> Array:
         """Arrange series ``(n_cases, channels, length)`` as the first layer reads them."""
         return X.astype(np.float64).transpose(0, 2, 1).reshape(len(X), -1)
 
-    def tensors(self, X: Array) -> list[Array]:
-        """Compute the first layer's input and each layer's output, ``(n_cases, samples)``."""
-        found = [self.load(X)]
-        for layer in self.layers:
-            found.append(layer(found[-1]))
+    def put(self, step: Step, tensors: dict[int, Array], y: Array) -> None:
+        """Put results ``(n_cases, positions, rows)`` where they lie in their tensor."""
+        size = np.prod(self.shapes[step.output])
+        tensors.setdefault(step.output, np.zeros((len(y), size)))[:, step.places] = y
+
+    def tensors(self, X: Array) -> dict[int, Array]:
+        """Compute every tensor, ``(n_cases, samples)``, by its number."""
+        found = {0: self.load(X)}
+        for step in self.steps:
+            self.put(step, found, step.values(*(found[number] for number in step.inputs)))
         return found
 
 
 def scores_and_bound(network: Network, X: Array) -> tuple[Array, Array]:
     """Compute scores ``(n_cases, n_classes)`` in float64, and how far float32 may be from each.
-
-    A sum of n products and a bias, in any order and with or without fused multiply-adds, is within
-    ``(n + 2) * 2**-24`` of its magnitude (Higham 2002, section 3.1); one more for the rounding of
-    its weights to float32. What the inputs are off passes through the weights' magnitudes.
 
     Args:
         X: series ``(n_cases, channels, length)``.
@@ -155,14 +261,12 @@ def scores_and_bound(network: Network, X: Array) -> tuple[Array, Array]:
         Both, ``(n_cases, n_classes)``.
     """
     values = network.tensors(X)
-    error = np.zeros_like(values[0])
-    for layer, x in zip(network.layers, values, strict=False):
-        size = np.abs(layer.weight)
-        carried = layer.sums(layer.pad(error), size)
-        magnitude = layer.sums(layer.pad(np.abs(x)), size) + carried + np.abs(layer.bias)
-        terms = layer.active.sum(1) + 3
-        error = layer.arranged(carried + terms * (UNIT * magnitude + TINY))
-    return _ended(network.ending, values[-1], error)
+    errors = {0: np.zeros_like(values[0])}
+    for step in network.steps:
+        known = [[held[number] for number in step.inputs] for held in (values, errors)]
+        network.put(step, errors, step.error(*known))
+    last = network.steps[-1].output
+    return _ended(network.ending, values[last], errors[last])
 
 
 def _ended(ending: str, x: Array, error: Array) -> tuple[Array, Array]:

@@ -13,12 +13,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch.ao.quantization.observer import HistogramObserver
 
-from sparseconv.edge.layers import Array, Layer, Network
+from sparseconv.edge.layers import Array, Layer, Network, Pointwise
 
 LIMIT = (1 << 30) - 1  # of the last layer's integers: int32 holds the difference of any two
 BATCH = 16  # series
@@ -40,15 +41,18 @@ class Rescale:
     high: int = 127
 
     def __call__(self, value: Array) -> Array:
-        half = 1 << (self.shift - 1)
-        scaled: Array = (value.astype(np.int64) * self.multiplier + half) >> self.shift
+        return self.shifted(value.astype(np.int64) * self.multiplier)
+
+    def shifted(self, product: Array) -> Array:
+        """Return the same of what was multiplied already."""
+        scaled: Array = (product + (1 << (self.shift - 1))) >> self.shift
         return np.clip(scaled + self.zero, self.low, self.high)
 
     @classmethod
     def by(cls, factor: Array, zero: int, low: int = -128, high: int = 127) -> Rescale:
         """Write the factors as integers below 2**30 with a common shift."""
-        shift = min(61, 30 - math.frexp(float(factor.max()))[1])
-        multiplier = np.minimum(np.rint(factor * 2.0**shift), LIMIT)
+        shift = min(61, max(1, 30 - math.frexp(float(np.abs(factor).max()))[1]))
+        multiplier = np.clip(np.rint(factor * 2.0**shift), -LIMIT, LIMIT)
         return cls(multiplier.astype(np.int64), shift, zero, low, high)
 
 
@@ -66,6 +70,26 @@ class IntegerLayer(Layer):
         return self.rescale(y)
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
+class IntegerPointwise(Pointwise):
+    """Of one tensor a table of what each int8 becomes; of two a sum with factors, or a product."""
+
+    zeros: list[int]
+    rescale: Rescale
+    table: Array
+    is_product: bool
+
+    def values(self, *inputs: Array) -> Array:
+        if len(inputs) == 1:
+            found: Array = self.table[self.by_time(inputs[0]).astype(int) + 128]
+            return found
+        a, b = (
+            self.by_time(x).astype(np.int64) - z for x, z in zip(inputs, self.zeros, strict=True)
+        )
+        of_a, of_b = self.rescale.multiplier
+        return self.rescale.shifted(a * b * of_a if self.is_product else a * of_a + b * of_b)
+
+
 @dataclass(frozen=True, eq=False)
 class IntegerNetwork(Network):
     """What the int8 program computes.
@@ -76,21 +100,21 @@ class IntegerNetwork(Network):
         point: bits after the point of the last layer's integers.
     """
 
-    layers: Sequence[IntegerLayer]
     exponent: int
     first: Rescale
     point: int
 
     def load(self, X: Array) -> Array:
-        """Make the first layer's integers of series ``(n_cases, channels, length)``."""
+        """Make the first integers of series ``(n_cases, channels, length)``."""
         x = super().load(X.astype(np.float32)) * 2.0**self.exponent
         whole = np.nan_to_num(x, nan=0, posinf=np.inf, neginf=-np.inf)
         return self.first(np.clip(whole, -INPUT_LIMIT, INPUT_LIMIT))
 
     def run(self, X: Array) -> Array:
         """Compute the last layer's integers as the program does: int64 ``(n_cases, n_classes)``."""
-        parts = [self.tensors(X[at : at + BATCH])[-1] for at in range(0, len(X), BATCH)]
-        return np.concatenate(parts)
+        last = self.steps[-1].output
+        parts = [self.tensors(X[at : at + BATCH])[last] for at in range(0, len(X), BATCH)]
+        return np.concatenate(parts).astype(np.int64)
 
     def scores(self, X: Array) -> Array:
         """Compute the scores, float32 ``(n_cases, n_classes)``, bit by bit as the program does."""
@@ -136,44 +160,79 @@ def quantize(network: Network, calibration: Array) -> IntegerNetwork:
     Raises:
         ValueError: sums that int32 could not hold.
     """
-    observers = [
-        HistogramObserver(dtype=torch.qint8, qscheme=torch.per_tensor_affine,
-                          quant_min=-128, quant_max=127, eps=SMALLEST) for _ in network.layers
-    ]  # fmt: skip
-    units: list[float] = []  # of the first batch: powers of two, so that dividing rounds nothing
+    last = network.steps[-1]
+    numbers = list(dict.fromkeys(n for step in network.steps for n in (*step.inputs, step.output)))
+    numbers.remove(last.output)
+    observers = {
+        number: HistogramObserver(dtype=torch.qint8, qscheme=torch.per_tensor_affine,
+                                  quant_min=-128, quant_max=127, eps=SMALLEST) for number in numbers
+    }  # fmt: skip
+    # Of the first batch: powers of two, so that dividing rounds nothing.
+    units: dict[int, float] = {}
     largest = 0.0
     for start in range(0, len(calibration), BATCH):
-        *inputs, outputs = network.tensors(calibration[start : start + BATCH])
-        units = units or [math.ldexp(1, math.frexp(np.abs(x).max())[1]) for x in inputs]
-        for observer, x, unit in zip(observers, inputs, units, strict=True):
-            observer(torch.from_numpy(x / unit).float())
-        largest = max(largest, float(np.abs(outputs).max()))
-    found = [observer.calculate_qparams() for observer in observers]
-    sizes = [float(step) * unit for (step, _), unit in zip(found, units, strict=True)]
-    zeros = [int(zero) for _, zero in found]
+        found = network.tensors(calibration[start : start + BATCH])
+        units = units or {n: math.ldexp(1, math.frexp(np.abs(found[n]).max())[1]) for n in numbers}
+        for number, observer in observers.items():
+            observer(torch.from_numpy(found[number] / units[number]).float())
+        largest = max(largest, float(np.abs(found[last.output]).max()))
+    chosen = {number: observer.calculate_qparams() for number, observer in observers.items()}
+    sizes = {number: float(step) * units[number] for number, (step, _) in chosen.items()}
+    zeros = {number: int(zero) for number, (_, zero) in chosen.items()}
     exponent = 23 - math.frexp(sizes[0] * 256)[1]
     first = Rescale.by(np.array([2.0**-exponent / sizes[0]]), zeros[0])
     # The last layer's scale is a power of two, with room for four times the largest output.
     point = POINT if network.ending else min(40, 28 - math.frexp(largest or 1.0)[1])
-    sizes, zeros = [*sizes, 2.0**-point], [*zeros, 0]
-    layers = []
-    for at, layer in enumerate(network.layers):
-        limits = (-LIMIT, LIMIT) if layer is network.layers[-1] else (-128, 127)
-        layers.append(_integers(layer, sizes[at : at + 2], zeros[at : at + 2], *limits))
-    return IntegerNetwork(network.input_shape, layers, network.ending, exponent, first, point)
+    sizes[last.output], zeros[last.output] = 2.0**-point, 0
+    steps = []
+    for step in network.steps:
+        limits = (-LIMIT, LIMIT) if step is last else (-128, 127)
+        known = [[held[n] for n in (*step.inputs, step.output)] for held in (sizes, zeros)]
+        make: Any = _integers if isinstance(step, Layer) else _integer_samples
+        steps.append(make(step, *known, *limits))
+    return IntegerNetwork(
+        network.input_shape, steps, network.shapes, network.ending, exponent, first, point
+    )
+
+
+def _integer_samples(
+    step: Pointwise, sizes: Sequence[float], zeros: Sequence[int], low: int, high: int
+) -> IntegerPointwise:
+    """Make integers of a step; ``(integer - zero) * size`` is a number before, and after it."""
+    low = max(low, zeros[-1]) if step.relu else low
+    x = (np.arange(-128.0, 128) - zeros[0]) * sizes[0]
+    table = np.zeros(0)
+    is_product = "*" in step.expression
+    factors = np.array([sizes[0], sizes[-2]])
+    if len(step.inputs) == 1:
+        table = np.clip(np.rint(step.function(x) / sizes[-1]) + zeros[-1], low, high)
+    elif is_product:
+        factors[:] = factors.prod()
+    elif "-" in step.expression:
+        factors[1] *= -1
+    rescale = Rescale.by(factors / sizes[-1], zeros[-1], low, high)
+    return IntegerPointwise(
+        **vars(step),
+        is_product=is_product,
+        zeros=list(zeros[:-1]),
+        rescale=rescale,
+        table=table.astype(np.int8),
+    )
 
 
 def _integers(
     layer: Layer, sizes: Sequence[float], zeros: Sequence[int], low: int, high: int
 ) -> IntegerLayer:
-    """Make integers of a layer; ``(integer - zero) * size`` is a number before, and after it."""
+    """Make integers of a layer; see ``_integer_samples``."""
     # As torch's PerChannelMinMaxObserver does, in float32; a row without weights has any scale.
     largest = np.abs(layer.weight).max(1, initial=0).astype(np.float32)
     steps = np.where(largest > 0, largest / np.float32(127), np.float32(SMALLEST)).astype(float)
     # A bias far above its weights makes them coarser, so that it stays an integer below 2**28.
     steps = np.maximum(steps, np.abs(layer.bias) / (sizes[0] * 2.0**28))
+    steps = np.ones(layer.rows) if layer.largest else steps
     weight = np.clip(np.rint(layer.weight / steps[:, None]), -127, 127)
-    bias = np.rint(layer.bias / (sizes[0] * steps)) - zeros[0] * weight.sum(1)
+    read = 1 if layer.largest else weight.sum(1)
+    bias = np.rint(layer.bias / (sizes[0] * steps)) - zeros[0] * read
     if (np.abs(bias) + 128 * np.abs(weight).sum(1)).max() >= 2**31:
         raise ValueError(
             f"{layer.kind}: sums of {int(layer.active.sum(1).max())} products are too large for "

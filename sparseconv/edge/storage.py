@@ -6,17 +6,22 @@ import textwrap
 
 import numpy as np
 
-from sparseconv.edge.layers import Array, Layer
-from sparseconv.edge.quantize import IntegerLayer
+from sparseconv.edge.layers import Array, Layer, Step
+from sparseconv.edge.quantize import IntegerLayer, IntegerPointwise
 
 LONGEST_GAP = 255  # of an int8 program
 
 
-def constants(layer: Layer) -> dict[str, Array]:
-    """Return the numbers of a layer by name, row by row, in the types of the program.
+def constants(layer: Step) -> dict[str, Array]:
+    """Return the numbers of a step by name, row by row, in the types of the program.
 
     A layer that has every weight has no gaps and counts; those of others have no final type yet.
     """
+    if isinstance(layer, IntegerPointwise):
+        multiplier = layer.rescale.multiplier.astype(np.int32)
+        return {"multiplier": multiplier} if len(layer.inputs) > 1 else {"table": layer.table}
+    if not isinstance(layer, Layer):
+        return {}
     if isinstance(layer, IntegerLayer):
         weights = layer.weight.astype(np.int8)
         found = {"bias": layer.bias.astype(np.int32)}

@@ -12,6 +12,7 @@ import torch
 from edge_networks import network, series
 from refusals import refusals
 from torch import nn
+from torch.nn import functional as F
 
 import sparseconv as sc
 
@@ -21,6 +22,18 @@ FLAT = (nn.AdaptiveAvgPool1d(1), nn.Flatten())
 def after(*modules: nn.Module) -> nn.Module:
     """The modules after a convolution from three channels to four."""
     return nn.Sequential(nn.Conv1d(3, 4, 3), *modules).eval()
+
+
+class Forward(nn.Module):
+    """A model of a function alone."""
+
+    def __init__(self, function: Callable[[Any], Any]) -> None:
+        super().__init__()
+        self.function = function
+        self.eval()
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.function(x)
 
 
 @torch.no_grad()
@@ -40,7 +53,6 @@ def export(model: nn.Module | None = None, **options: Any) -> None:
 
 
 NOT = NotImplementedError
-HOOK = lambda *_: None  # noqa: E731
 MANY = nn.Sequential(nn.Flatten(), nn.Linear(140_000, 2)).eval()
 nn.init.constant_(MANY[1].weight, 1.0)
 HIDDEN: Any = after(nn.ReLU(), *FLAT)
@@ -50,12 +62,30 @@ LONG = series(2, channels=1, length=140_000)
 
 test_export_c = refusals(
     (lambda: export(3), TypeError, "nn.Module, but got int"),
-    (lambda: export(after(nn.GELU(), *FLAT)), NOT, "module '1' (GELU) cannot be exported to C"),
-    (lambda: export(sc.models.ResNet(3, 2).eval()), NOT, "the model (ResNet)"),
-    (lambda: export(dsn(lambda m: m.head.register_forward_hook(HOOK))), NOT,
-     "'head' (Block) cannot be exported to C: it has hooks"),
+    (lambda: export(after(nn.Mish(), *FLAT)), NOT, "module '1' (Mish) cannot be exported to C"),
+    (lambda: export(after(nn.Flatten(), nn.LayerNorm(80))), NOT,
+     "module '2' (LayerNorm) cannot be exported to C: 'layer_norm' has no counterpart"),
+    (lambda: export(Forward(lambda x: x.mean(-1) if x.sum() > 0 else x.amax(-1))), NOT,
+     "torch.export cannot trace it"),
+    (lambda: export(Forward(lambda x: F.dropout(x).mean(-1))), NOT,
+     "the model (Forward) cannot be exported to C: it is random"),
+    (lambda: export(Forward(lambda x: (x - x.mean(0)).mean(-1) + x.amax(-1))), ValueError,
+     "expected a model that does the same with every series"),
+    (lambda: export(Forward(lambda x: 1 / x.mean(-1))), NOT, "'reciprocal' has no counterpart"),
+    (lambda: export(Forward(lambda x: x.mean(-1) / x.amax(-1))), NOT,
+     "a 'div' by what the model computes has no counterpart"),
+    (lambda: export(Forward(lambda x: x.mean(1))), NOT, "not along the last dimension alone"),
+    (lambda: export(Forward(lambda x: x @ x.transpose(1, 2))), NOT,
+     "'matmul' combines what the model computes"),
+    (lambda: export(Forward(lambda x: (x.mean(-1), x))), ValueError, "that returns scores"),
+    (lambda: export(Forward(lambda x: F.pad(x, (1, 1), value=1.0).mean(-1))), NOT,
+     "it pads by 1.0; the times can be padded"),
+    (lambda: export(Forward(lambda x: torch.cat([x, torch.ones(1, 3, 2)], -1).mean(-1))), NOT,
+     "it joins constants"),
+    (lambda: export(Forward(lambda x: (x * torch.randn(1, 3, 1500)).mean(-1)),
+                    example_input=series(3, length=1500)), NOT, "it has 4500 factors"),
     (lambda: export(after(*FLAT, nn.Softmax(1), nn.Linear(4, 2))), NOT, "follows the softmax"),
-    (lambda: export(after(nn.Linear(20, 2))), NOT, "it gets channels; nn.Flatten() makes features"),
+    (lambda: export(after(nn.Linear(20, 2))), ValueError, "ends with (n_cases, 4, 2); end it with"),
     (lambda: export(after(nn.ReLU())), ValueError, "end it with nn.Flatten"),
     (lambda: export(after(nn.BatchNorm1d(4, track_running_stats=False), *FLAT)), ValueError,
      "running statistics"),
@@ -65,8 +95,6 @@ test_export_c = refusals(
     (lambda: export(HIDDEN), ValueError, "module '0' (Conv1d): expected a finite bias, but"),
     (lambda: export(example_input=series(1) * np.float32(1e38)), ValueError,
      "those of example_input are infinite or NaN"),
-    (lambda: export(nn.Sequential(nn.ZeroPad1d((-1, 0)), after(*FLAT)).eval()), ValueError,
-     "module '0' (ZeroPad1d): expected padding that is not negative, but got (-1, 0)"),
     (lambda: export(nn.Flatten().eval()), ValueError, "that computes something, but it has no"),
     (lambda: export(weights="int8", calibration=series(3, length=50)), ValueError,
      "calibration must have the channels and length of example_input, (3, "),

@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from torch import nn
-from torch.nn.utils import prune
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrizations, prune
 
 import sparseconv as sc
 from sparseconv import SparseConv1d, models
@@ -56,6 +57,63 @@ def _dsn(**options: object) -> models.DSN:
     return models.DSN(CHANNELS, 4, nf=5, kernel_size=9, depth=3, **options)  # type: ignore[arg-type]
 
 
+class Causal(nn.Conv1d):
+    """A subclass with a forward of its own, as in every WaveNet."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(F.pad(x, ((self.kernel_size[0] - 1) * self.dilation[0], 0)))
+
+
+class TemporalBlock(nn.Module):
+    """Of a residual TCN: convolutions that pad both ends and are cut, and a shortcut."""
+
+    def __init__(self, inputs: int, outputs: int, dilation: int) -> None:
+        super().__init__()
+        self.cut, sizes = 2 * dilation, {"padding": 2 * dilation, "dilation": dilation}
+        self.first = parametrizations.weight_norm(nn.Conv1d(inputs, outputs, 3, **sizes))
+        self.second = SparseConv1d(outputs, outputs, 3, density=0.5, **sizes)
+        self.across = nn.Conv1d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.first(x)[:, :, : -self.cut])
+        y = F.dropout(self.second(y)[..., : -self.cut].contiguous().relu_(), 0.2, self.training)
+        return torch.relu(y + self.across(x))
+
+
+class ResidualTCN(nn.Module):
+    """Reads the scores from the last sample."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(TemporalBlock(3, 5, 1), TemporalBlock(5, 5, 2))
+        self.last = nn.Linear(5, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores: Tensor = self.last(self.blocks(x)[:, :, -1])
+        return scores
+
+
+class Everything(nn.Module):
+    """Gates, squeeze and excitation, branches of the same tensor, halves, reversed time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.gates = Causal(3, 4, 2), Causal(4, 8, 2, dilation=2)
+        self.few, self.many = nn.Linear(4, 2), nn.Linear(2, 4)
+        self.norm, self.end = nn.BatchNorm1d(12), nn.Conv1d(12, 4, 1)
+        self.register_buffer("middle", torch.randn(3, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first((x - self.middle) / 2)
+        kept, gate = self.gates(x).chunk(2, dim=1)
+        y = torch.tanh(kept) * torch.sigmoid(gate) - x
+        scale = F.hardsigmoid(self.many(F.leaky_relu(self.few(y.mean(-1)), 0.2)))
+        y = torch.cat([y * scale.unsqueeze(-1), x.flip(-1), F.max_pool1d(F.elu(x), 3, 1, 1)], 1)
+        y = self.end(F.gelu(F.hardswish(self.norm(y)).abs()))
+        whole = torch.cat([y.amax(-1), F.adaptive_avg_pool1d(1 - y, 1).flatten(1)], dim=1)
+        return whole.view(-1, 2, 4).sum(-1) + whole[:, 3:5] * 0.5
+
+
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "dsn": _dsn,
     "dsn_centred_replicate": lambda: _dsn(padding="centred-replicate"),
@@ -91,6 +149,23 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "pooled_conv": lambda: nn.Sequential(
         nn.AdaptiveAvgPool1d(9), nn.Conv1d(3, 5, 1), nn.AdaptiveAvgPool1d(1), nn.ReLU(),
         nn.Flatten(),
+    ),
+    "activity": lambda: nn.Sequential(  # of the tutorials on human activity recognition
+        nn.Conv1d(3, 6, 3), nn.ReLU(), nn.Conv1d(6, 6, 3), nn.ReLU(), nn.Dropout(0.5),
+        nn.MaxPool1d(2), nn.Flatten(), nn.Linear(6 * 9, 8), nn.ReLU(), nn.Linear(8, 4),
+    ),
+    "keywords": lambda: nn.Sequential(
+        nn.Conv1d(3, 8, 5, stride=2, padding=2), nn.BatchNorm1d(8), nn.ReLU6(), nn.Dropout1d(),
+        nn.Conv1d(8, 8, 3, groups=8, padding=1), nn.ReLU6(), nn.Conv1d(8, 9, 1),
+        nn.MaxPool1d(3, 2, 1, ceil_mode=True), nn.SiLU(), nn.AvgPool1d(2), nn.PReLU(),
+        nn.AdaptiveMaxPool1d(2), nn.Flatten(), nn.Linear(18, 4), nn.Hardtanh(-2, 2),
+    ),
+    "residual_tcn": ResidualTCN,
+    "inception_time": lambda: models.InceptionTime(CHANNELS, 4, nf=3, depth=3),
+    "everything": Everything,
+    "causal_constants": lambda: nn.Sequential(
+        nn.ConstantPad1d((4, 0), 0.0), nn.Conv1d(3, 4, 5), nn.ReLU(), nn.ZeroPad1d((-1, 8)),
+        nn.Conv1d(4, 4, 5, dilation=2), *_head(4),
     ),
     "pads": lambda: nn.Sequential(
         nn.ReplicationPad1d((0, 4)), nn.Conv1d(3, 4, 5), nn.CircularPad1d(1), nn.Conv1d(4, 4, 3),

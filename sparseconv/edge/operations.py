@@ -1,0 +1,396 @@
+"""What PyTorch's operations become: steps of the C program, or other views of its tensors.
+
+A value says where in the memory of a tensor each of its numbers lies. Operations that only move
+numbers (``view``, ``flatten``, ``chunk``, slices) move these places, and cost nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sparseconv.core.geometry import Geometry
+from sparseconv.core.pattern import KernelCSR
+from sparseconv.edge.layers import AnyStep, Array, Layer, Pointwise
+
+LARGEST = 4096  # samples, of which each may have a factor of its own
+
+
+class Value(NamedTuple):
+    """A tensor of the traced model in the C program's memory.
+
+    Attributes:
+        of: number of the tensor there.
+        places: int64 ``(1, ...)`` in PyTorch's shape: where in the tensor each number lies.
+    """
+
+    of: int
+    places: Tensor
+
+
+class Call(NamedTuple):
+    """A call of an operation.
+
+    Attributes:
+        name: of the operation.
+        values: of its arguments those that depend on the series.
+        args: all arguments by name.
+        again: the call with another tensor in the place of the first value.
+    """
+
+    name: str
+    values: list[Value]
+    args: dict[str, Any]
+    again: Callable[[Tensor], Any]
+
+
+@dataclass
+class Builder:
+    """The steps so far."""
+
+    shapes: list[tuple[int, int]]  # length and channels of each tensor
+    steps: list[AnyStep] = field(default_factory=list)
+    ending: str = ""
+
+    def add(
+        self, make: Callable[..., AnyStep], x: Value, rows: int, positions: int, **options: Any
+    ) -> int:
+        """Add a step that computes a tensor of its own, and return the tensor's number."""
+        length, channels = self.shapes[x.of]
+        given: dict[str, Any] = {
+            "inputs": (x.of,), "output": len(self.shapes), "stride": rows, "positions": positions,
+            "length": length, "channels": channels,
+        } | options  # fmt: skip
+        if given["output"] == len(self.shapes):
+            whole = options.get("rows_whole", False)
+            self.shapes.append((rows, positions) if whole else (positions, rows))
+        step = make(**given)
+        for part in ("weight", "bias") if isinstance(step, Layer) else ():
+            if not np.isfinite(getattr(step, part).astype(np.float32)).all():
+                raise ValueError(
+                    f"expected a finite {part}, but float32 has infinity or NaN; train it anew"
+                )
+        self.steps.append(step)
+        return step.output
+
+    def fills(self, x: Value) -> bool:
+        """Tell whether the value is all that its tensor holds, in whatever order."""
+        size = math.prod(self.shapes[x.of])
+        return size == x.places.numel() == len(set(x.places.ravel().tolist()))
+
+    def in_order(self, x: Value) -> Value:
+        """Return the value, by a copy if need be, as all that its tensor holds, time by time."""
+        same = self.fills(x) and torch.equal(x.places, ordered(x.places.shape))
+        return x if same else self.copy(x)
+
+    def copy(self, x: Value, **options: Any) -> Value:
+        """Copy a value, time by time, into a tensor of its own or where the options say."""
+        if x.places.dim() not in (2, 3):
+            raise NotImplementedError(f"it gets {x.places.dim()} dimensions")
+        at: Array = x.places.reshape(x.places.shape[1], -1).numpy()
+        shape, pads = list(x.places.shape), options.get("padding", (0, 0))
+        if (step := even(at, self.shapes[x.of][1])) is None:  # the rows are times
+            at = at.T
+            options = {"over_time": True, "rows_whole": True, "stride": shape[1]} | options
+            if (step := even(at, 1)) is None:
+                raise NotImplementedError("it reads samples in an order that no layer has")
+        offsets, which = np.unique(at[:, 0], return_inverse=True)
+        active = np.eye(len(offsets), dtype=bool)[which]
+        made = self.add(Layer, x, len(at), at.shape[1] + sum(pads), **{
+            "kind": "copy", "weight": active * 1.0, "active": active, "offsets": offsets,
+            "bias": np.zeros(len(at)), "step": step,
+        } | options)  # fmt: skip
+        shape[-1] += sum(pads)
+        return Value(made, ordered(shape))
+
+
+def ordered(shape: Sequence[int]) -> Tensor:
+    """Return the places of ``(1, channels, length)`` or ``(1, features)``, time by time."""
+    places = torch.arange(math.prod(shape))
+    return places.view(shape[2], shape[1]).T[None] if len(shape) == 3 else places.view(*shape)
+
+
+def even(at: Array, alone: int) -> int | None:
+    """Return the distance of neighbours in every row, ``alone`` if there are none; None: many."""
+    if at.shape[1] == 1:
+        return alone
+    step = int(at[0, 1] - at[0, 0])
+    return step if step >= 0 and (np.diff(at, axis=1) == step).all() else None
+
+
+def to_numpy(tensor: Tensor) -> Array:
+    array: Array = tensor.detach().double().cpu().numpy()
+    return array
+
+
+def worth_storing(weight: Array) -> Array:
+    """Choose what to store of a dense layer: all, or what is not zero if that is less than half."""
+    active: Array = weight != 0
+    return active if 2 * active.sum() < active.size else np.ones_like(active)
+
+
+def sparse_convolution(build: Builder, x: Value, call: Call) -> Value:
+    """``sparseconv::fprop``."""
+    geometry = Geometry.from_numbers(call.args["geometry"])
+    pattern = KernelCSR(call.args["crow_indices"], call.args["col_indices"], geometry.shape)
+    active: Array = pattern.to_mask().numpy()
+    weight: Array = np.zeros(active.shape)
+    weight[active] = to_numpy(call.args["values"])
+    return _convolve(build, x, weight, active, call, geometry, "sparse convolution")
+
+
+def convolution(build: Builder, x: Value, call: Call) -> Value:
+    weight = to_numpy(call.args["weight"])
+    stride, padding, dilation = (
+        held if isinstance(held := call.args[name], str) else tuple(held)
+        for name in ("stride", "padding", "dilation")
+    )
+    assert not isinstance(stride, str)
+    assert not isinstance(dilation, str)
+    geometry = Geometry.of(weight.shape, stride, padding, dilation, call.args["groups"], "zeros")
+    return _convolve(build, x, weight, worth_storing(weight), call, geometry, "convolution")
+
+
+def _convolve(
+    build: Builder, x: Value, weight: Array, active: Array, call: Call, geometry: Geometry,
+    kind: str,
+) -> Value:  # fmt: skip
+    x = build.in_order(x) if any(geometry.padding) else x
+    at: Array = x.places[0].numpy()
+    if (spacing := even(at, build.shapes[x.of][1])) is None:
+        x = build.copy(x)
+        at, spacing = x.places[0].numpy(), build.shapes[x.of][1]
+    (channels, length), (rows, group_channels, taps) = at.shape, weight.shape
+    # (rows, 1, group_channels): the channels that each row reads.
+    read = np.arange(rows)[:, None, None] // (rows // geometry.groups) * group_channels
+    read = read + np.arange(group_channels)
+    offsets = (np.arange(taps)[:, None] * geometry.dilation * spacing + at[:, 0]).ravel()
+    order = offsets.argsort(kind="stable")
+
+    def window(part: Array) -> Array:
+        """Arrange ``(rows, group_channels, taps)`` as the samples of an output lie in memory."""
+        wide = np.zeros((rows, taps, channels), part.dtype)
+        np.put_along_axis(wide, read, part.transpose(0, 2, 1), axis=2)
+        return wide.reshape(rows, -1)[:, order]
+
+    positions = geometry.output_length(length)
+    made = build.add(
+        Layer, x, rows, positions, kind=f"{kind}, {taps} tap{'s' if taps > 1 else ''}",
+        weight=window(weight), active=window(active), offsets=offsets[order],
+        bias=_bias(call, rows), step=geometry.stride * spacing, padding=geometry.padding,
+        padding_mode=geometry.padding_mode, relu=bool(call.args.get("relu")),
+    )  # fmt: skip
+    return Value(made, ordered((1, rows, positions)))
+
+
+def _bias(call: Call, rows: int) -> Array:
+    bias = call.args["bias"]
+    return np.zeros(rows) if bias is None else to_numpy(bias)
+
+
+def linear(build: Builder, x: Value, call: Call) -> Value:
+    weight = to_numpy(call.args["weight"])
+    bias = _bias(call, len(weight))
+    return _along_last(build, x, weight, kind="linear", active=worth_storing(weight), bias=bias)
+
+
+def over_time(build: Builder, x: Value, call: Call) -> Any:
+    """Sums or maxima along the last dimension, whatever they are: see what each sample adds."""
+    length, dims = x.places.shape[-1], x.places.dim()
+    each = torch.eye(length + 1, length, dtype=torch.float64)
+    y = call.again(each[None] if dims == 3 else each)
+    several = isinstance(y, tuple)  # maxima, and where they are
+    y = (y[0] if several else y).squeeze(0) if dims == 3 else y
+    if dims > 3 or not y.dim() or len(y) != length + 1:
+        raise NotImplementedError("it is not along the last dimension alone")
+    weight = to_numpy(y.reshape(length + 1, -1)[:-1]).T
+    largest = "max" in call.name
+    one, many = ("largest", "largest") if largest else ("mean", "means")
+    kind = f"{one} over time" if len(weight) == 1 else f"{many} of {len(weight)} bins"
+    value = _along_last(build, x, weight, kind=kind, active=weight != 0, largest=largest,
+                        bias=np.zeros(len(weight)))  # fmt: skip
+    value = value if y.dim() == 2 else Value(value.of, value.places.squeeze(-1))
+    return (value, None) if several else value
+
+
+def _along_last(build: Builder, x: Value, weight: Array, active: Array, **options: Any) -> Value:
+    *before, length = x.places.shape
+    at: Array = x.places.reshape(-1, length).numpy()
+    rows, positions = len(weight), len(at)
+    over_time = len(before) == 2 and bool((at[:, 0] - at[0, 0] == np.arange(positions)).all())
+    if (step := even(at.T, 1 if over_time else length)) is None:
+        return _along_last(build, build.copy(x), weight, active, **options)
+    order = at[0].argsort(kind="stable")
+    made = build.add(
+        Layer, x, rows, positions, weight=weight[:, order], active=active[:, order], step=step,
+        offsets=at[0][order], over_time=over_time, rows_whole=over_time,
+        stride=positions if over_time else rows, **options,
+    )  # fmt: skip
+    places = torch.arange(rows * positions)
+    places = places.view(rows, positions).T if over_time else places
+    return Value(made, places.reshape(*before, rows))
+
+
+def scaled(build: Builder, x: Value, call: Call) -> Value:
+    """BatchNorm and arithmetic with constants: see what becomes of zeros and ones."""
+    shift = call.again(torch.zeros(x.places.shape, dtype=torch.float64))
+    if shift.shape != x.places.shape:
+        raise NotImplementedError("it makes its input larger")
+    scale = call.again(torch.ones(x.places.shape, dtype=torch.float64)) - shift
+    x = x if build.fills(x) else build.copy(x)
+    length, channels = build.shapes[x.of]
+    parts = np.empty((2, length * channels))
+    parts[:, x.places.numpy()] = to_numpy(torch.stack([scale, shift]))
+    alike = parts.reshape(2, length, channels)
+    if (alike == alike[:, :1]).all():
+        parts = alike[:, 0]
+    else:
+        length, channels = 1, length * channels
+    if channels > LARGEST:
+        raise NotImplementedError(f"it has {channels} factors; give it one for each channel")
+    eye = np.eye(channels, dtype=bool)
+    made = build.add(
+        Layer, x, channels, length, kind="BatchNorm" if call.name == "batch_norm" else call.name,
+        weight=eye * parts[0], active=eye, step=channels, offsets=np.arange(channels),
+        bias=parts[1], length=length, channels=channels,
+    )  # fmt: skip
+    return Value(made, x.places)
+
+
+def norm(build: Builder, x: Value, call: Call) -> Value:
+    """``batch_norm``, which ``simplified`` folds into the layer before it where it can."""
+    if call.args["running_mean"] is None or call.args["training"]:
+        raise ValueError("expected a BatchNorm with running statistics; it computes its own")
+    return scaled(build, x, call)
+
+
+def arithmetic(build: Builder, x: Value, call: Call) -> Value:
+    if len(call.values) == 1 and not (call.name == "div" and call.args["self"] is not x):
+        return scaled(build, x, call)
+    if call.name not in SIGNS or call.args.get("alpha", 1) != 1:
+        raise NotImplementedError(f"a {call.name!r} by what the model computes has no counterpart")
+    shape = torch.broadcast_shapes(*(value.places.shape for value in call.values))  # type: ignore[no-untyped-call]
+    a, b = (Value(value.of, value.places.expand(shape)) for value in call.values)
+    if not (torch.equal(a.places, b.places) and build.fills(a) and build.fills(b)):
+        a, b = build.in_order(a), build.in_order(b)
+    length, channels = build.shapes[a.of]
+    sign, function = SIGNS[call.name]
+    made = build.add(
+        Pointwise, a, channels, length, kind=call.name, inputs=(a.of, b.of),
+        expression=f"p {sign} q", function=function,
+    )  # fmt: skip
+    return Value(made, a.places)
+
+
+def mapped(build: Builder, x: Value, call: Call) -> Value:
+    """Add a function of each sample; its expression may use the call's arguments."""
+    if call.args.get("approximate", "none") != "none":
+        raise NotImplementedError(f"approximate={call.args['approximate']!r} is not 'none'")
+    x = x if build.fills(x) else build.copy(x)
+    length, channels = build.shapes[x.of]
+    expression, steepest = FUNCTIONS[call.name]
+    numbers = {
+        name: float(np.float32(float(value))) for name, value in call.args.items()
+        if isinstance(value, int | float) or (isinstance(value, Tensor) and value.numel() == 1)
+    }  # fmt: skip
+    slopes = (abs(numbers.get(name, 0)) for name in ("negative_slope", "alpha", "weight"))
+    made = build.add(
+        Pointwise, x, channels, length, kind=call.name, steepest=max(steepest, *slopes),
+        expression=expression.format(**{name: f"{n!r}f" for name, n in numbers.items()}),
+        function=lambda y: to_numpy(call.again(torch.from_numpy(y))),
+    )  # fmt: skip
+    return Value(made, x.places)
+
+
+def ending(build: Builder, x: Value, call: Call) -> Value:
+    """``softmax`` and ``log_softmax`` of all that is left: the end of the program."""
+    if x.places.shape[call.args["dim"]] != x.places.numel():
+        raise NotImplementedError(f"dim={call.args['dim']} is not that of all scores")
+    build.ending = call.name
+    return x
+
+
+def padded(build: Builder, x: Value, call: Call) -> Value:
+    """``pad``: a copy, which the layer that reads it makes superfluous; negative numbers cut."""
+    (left, right, *others), value = call.args["pad"], call.args["value"]
+    if any(others) or value:
+        raise NotImplementedError(
+            f"it pads {'other dimensions than time' if any(others) else f'by {value}'}; the times "
+            "can be padded, by zeros or by the series"
+        )
+    places = x.places[..., max(0, -left) : x.places.shape[-1] - max(0, -right)]
+    x = build.in_order(Value(x.of, places))
+    mode = "zeros" if call.args["mode"] == "constant" else call.args["mode"]
+    pads = max(0, left), max(0, right)
+    return build.copy(x, kind="padding", padding=pads, padding_mode=mode) if any(pads) else x
+
+
+def moved(build: Builder, x: Value, call: Call) -> Any:
+    y = call.again(x.places)
+    return Value(x.of, y) if isinstance(y, Tensor) else [Value(x.of, z) for z in y]
+
+
+def stays(build: Builder, x: Value, call: Call) -> Value:
+    """Return the input: in eval mode the operation does."""
+    return x
+
+
+def joined(build: Builder, x: Value, call: Call) -> Value:
+    """``cat``: each part is copied to its place; mostly it can be written there at once."""
+    values, shape = call.args["tensors"], list(x.places.shape)
+    dim = call.args["dim"] % len(shape)
+    if len(call.values) < len(values) or dim == 0 or len(shape) > 3:
+        raise NotImplementedError("it joins constants, batches or more than three dimensions")
+    shape[dim] = sum(value.places.shape[dim] for value in values)
+    build.shapes.append(((*shape, 1)[2], shape[1]))
+    output, first = len(build.shapes) - 1, 0
+    for value in values:
+        build.copy(value, output=output, stride=shape[1], first=first)
+        first += value.places.shape[dim] * (1 if dim == 1 else shape[1])
+    return Value(output, ordered(shape))
+
+
+SIGNS: dict[str, tuple[str, Callable[..., Array]]] = {
+    "add": ("+", np.add), "sub": ("-", np.subtract), "mul": ("*", np.multiply),
+}  # fmt: skip
+FUNCTIONS = {
+    "relu": ("p < 0 ? 0 : p", 1.0),
+    "relu6": ("p < 0 ? 0 : p > 6 ? 6 : p", 1.0),
+    "hardtanh": ("p < {min_val} ? {min_val} : p > {max_val} ? {max_val} : p", 1.0),
+    "leaky_relu": ("p < 0 ? p * {negative_slope} : p", 1.0),
+    "prelu": ("p < 0 ? p * {weight} : p", 1.0),
+    "elu": ("p < 0 ? {alpha} * (expf(p) - 1) : p", 1.0),
+    "gelu": ("p * (1 + erff(p * 0.70710678f)) / 2", 1.13),
+    "abs": ("p < 0 ? -p : p", 1.0),
+    "sigmoid": ("1 / (1 + expf(-p))", 0.25),
+    "tanh": ("1 - 2 / (1 + expf(2 * p))", 1.0),
+    "silu": ("p / (1 + expf(-p))", 1.1),
+    "hardsigmoid": ("p < -3 ? 0 : p > 3 ? 1 : p / 6 + 0.5f", 0.17),
+    "hardswish": ("p < -3 ? 0 : p > 3 ? p : p * (p + 3) / 6", 1.5),
+}
+STAY = (
+    "dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout", "contiguous", "clone",
+    "detach", "alias", "to", "_to_copy",
+)  # fmt: skip
+RULES: dict[str, Callable[[Builder, Value, Call], Any]] = {
+    "fprop": sparse_convolution, "conv1d": convolution, "linear": linear, "batch_norm": norm,
+    "cat": joined, "pad": padded, "softmax": ending, "log_softmax": ending,
+    **dict.fromkeys((
+        "mean", "sum", "max", "amax", "matmul", "avg_pool1d", "max_pool1d", "adaptive_avg_pool1d",
+        "adaptive_max_pool1d", "upsample_nearest1d", "upsample_linear1d",
+    ), over_time),
+    **dict.fromkeys((*SIGNS, "div", "rsub", "neg"), arithmetic),
+    **dict.fromkeys(FUNCTIONS, mapped),
+    **dict.fromkeys(STAY, stays),
+    **dict.fromkeys((
+        "view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "transpose", "permute",
+        "slice", "select", "narrow", "chunk", "split", "split_with_sizes", "unbind", "index_select",
+        "expand", "flip", "repeat",
+    ), moved),
+}  # fmt: skip
