@@ -147,7 +147,7 @@ def training_files(paths: Iterable[Path]) -> list[Path]:
 
 def name_of(source: str | os.PathLike[str]) -> str:
     """Return the name of the data set in a file or folder."""
-    name = Path(source).resolve().name
+    name = os.path.basename(os.path.abspath(source))  # a link has the name, not what it leads to
     pair = _PAIR.fullmatch(name)
     return name.removesuffix(".npz") if pair is None else pair[1]
 
@@ -203,7 +203,8 @@ def _read_npz(path: Path) -> dict[str, Any]:
     try:
         # np.load takes any text for a pickle, and advises to load it unsafely.
         with path.open("rb") as opened, np.lib.npyio.NpzFile(opened) as file:
-            return {key: file[key] for key in _KEYS}
+            names = {name.lower(): name for name in file.files}  # Keras' sets have x_train
+            return {key: file[names.get(key.lower(), key)] for key in _KEYS}
     except Exception as error:  # a damaged file can raise anything
         raise ValueError(
             f"{path} cannot be used as a data set ({error}); write it with np.savez and the keys "

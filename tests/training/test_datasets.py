@@ -75,6 +75,9 @@ def test_npz(tmp_path: Path, labels: list[Any]) -> None:
     np.testing.assert_array_equal(data.classes[data.y_test], y[:4])
     X = np.arange(30.0).reshape(6, 5)
     data = datasets.load(str(npz(tmp_path, X_train=X, X_test=X[:4])))
+    lower = {"x_train": X, "y_train": y[:, None], "x_test": X[:4], "y_test": y[:4].tolist()}
+    np.savez(tmp_path / "lower.npz", **lower)
+    assert np.array_equal(datasets.load(tmp_path / "lower.npz").X_test, data.X_test)
     np.testing.assert_array_equal(data.X_train[:, 0], X)
     assert data.X_test.shape == (4, 1, 5)
 
@@ -112,6 +115,8 @@ def lines(mark: str, label: str = "{}") -> str:
 def test_lines_of_label_and_samples(tmp_path: Path, ending: str, text: str, classes: str) -> None:
     for split in ("TRAIN", "TEST"):
         (tmp_path / f"Toy_{split}{ending}").write_text(text, encoding="utf-8")
+        (tmp_path / f"Toy_{split}{ending}").rename(tmp_path / f"blob {split}")
+        (tmp_path / f"Toy_{split}{ending}").symlink_to(tmp_path / f"blob {split}")
     places = [tmp_path / f"Toy_{split}{ending}" for split in ("TRAIN", "TEST")]
     for place in places if ending == ".dat" else [*places, tmp_path]:
         data = datasets.load(place)
