@@ -316,9 +316,9 @@ def prune_rocket(
     if hasattr(classifier, "estimator_"):  # a transform has none
         if classifier.estimator is not None:
             raise NotImplementedError(
-                f"the classifier has an estimator of class {type(classifier.estimator).__name__}, "
-                "and a pruned one decides by ridge regression; prune_rocket(KernelBank.from_aeon("
-                "classifier).to_aeon(), X, y), and fit yours on kernel_features(X, pruned.bank_)"
+                f"a pruned classifier decides by RidgeClassifierCV(np.logspace(-3, 3, 10)) and "
+                f"cannot keep estimator={classifier.estimator!r}; prune KernelBank.from_aeon("
+                "classifier).to_aeon(), and fit your estimator to kernel_features(X, pruned.bank_)"
             )
         kept["class_weight"] = classifier.estimator_.class_weight
     pruned = POCKETClassifier(bank, keep=keep, **(kept | options))

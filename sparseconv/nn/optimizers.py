@@ -64,10 +64,11 @@ class Holdings:
 
         def is_left(x: Any) -> bool:
             """Whether something would go on with what was before."""
-            if model is None:
-                return isinstance(x, Tensor) and x.shape in sizes and id(x) not in known
+            if isinstance(x, Tensor) and x.numel() > 1 and id(x) not in known:
+                return model is not None or x.shape in sizes
             held = x.parameters() if isinstance(x, nn.Module) else [x]
-            return any(id(each) in ours for each in held) or (type(x) is int and x in ours)
+            ids = {x if type(x) is int else 0, *map(id, held)}
+            return model is not None and not ours.isdisjoint(ids)
 
         for path, owner, value in self.kept:
             name, wrong = names.get(id(owner)), ""

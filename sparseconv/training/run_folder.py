@@ -79,12 +79,21 @@ class TrainedRun:
 
         Example: see ``load_run``.
         """
-        series = as_series("predict", "X", X, self.config["data"]["nan_to_zero"] or None)
         if isinstance(self.model, RocketModel):
-            return self.model.predict(series)
-        log_proba = predict_log_proba(self.model, torch.from_numpy(series))
-        labels: npt.NDArray[Any] = self.classes[log_proba.argmax(1).numpy()]
+            return self.model.predict(self._series(X))
+        labels: npt.NDArray[Any] = self.classes[self.predict_proba(X).argmax(1)]
         return labels
+
+    def predict_proba(self, X: Any) -> npt.NDArray[np.float64]:
+        """Return the probabilities of ``classes``, ``(n_cases, n_classes)``; see ``predict``."""
+        if isinstance(self.model, RocketModel):
+            return self.model.predict_proba(self._series(X))
+        log_proba = predict_log_proba(self.model, torch.from_numpy(self._series(X)))
+        proba: npt.NDArray[np.float64] = log_proba.double().softmax(1).numpy()
+        return proba
+
+    def _series(self, X: Any) -> npt.NDArray[np.float32]:
+        return as_series("predict", "X", X, self.config["data"]["nan_to_zero"] or None)
 
 
 def load_run(path: str | os.PathLike[str], *, backend: str = "auto") -> TrainedRun:

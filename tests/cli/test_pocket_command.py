@@ -39,6 +39,8 @@ def test_the_folder_and_its_model(data: str, run_folder: Path) -> None:
         assert run.model.bank == classifier.bank_
         assert run.classes.tolist() == read.classes.tolist()
         assert np.array_equal(run.predict(read.X_test), expected)
+        proba = classifier.predict_proba(read.X_test)
+        assert np.array_equal(run.predict_proba(read.X_test), proba)
     config = json.loads((run_folder / "config.json").read_text())
     assert config["model"] == "pocket"
     assert config["pocket"] == POCKET | {"n_kernels": 40, "keep": 10}

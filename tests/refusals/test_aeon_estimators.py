@@ -67,7 +67,7 @@ test_aeon_estimators = refusals(
     (lambda: prune_rocket(RidgeClassifierCV(), X, Y), TypeError, "expected aeon's Rocket"),
     (lambda: prune_rocket(make_pipeline(Rocket(20)), X, Y), TypeError, "give the one inside"),
     (lambda: prune_rocket(of_trees(), X, Y), NotImplementedError,
-     "an estimator of class DecisionTreeClassifier, and a pruned one"),
+     "cannot keep estimator=DecisionTreeClassifier(); prune KernelBank"),
     (lambda: fit(class_weight={7: 2.0}), ValueError, "are not in class_weight"),
     (lambda: POCKETClassifier().decision_function(X), ValueError, "has not been fitted yet"),
 )  # fmt: skip

@@ -37,6 +37,16 @@ def masters(params: Parameters) -> list[Any]:
     return [copies, Adam(copies)]
 
 
+class Projector:
+    """Keeps a matrix for a parameter, as low-rank optimizers do."""
+
+    def __init__(self) -> None:
+        self.matrix = torch.eye(2)
+
+
+projected = with_attribute(lambda params: {"at": Projector()})
+
+
 def replaced(params: Parameters) -> Optimizer:
     optimizer = SGD(params, 0.1)
     step = optimizer.step
@@ -71,6 +81,7 @@ test_optimizers = refusals(
     (prune(shadow), NotImplementedError, "SGD.held is a Shadow that holds parameters or their"),
     (prune(with_attribute(lambda params: {id(p): 0 for p in params})), NotImplementedError,
      "SGD.held is a int that holds parameters"),
+    (prune(projected), NotImplementedError, "SGD.held['at'] is a Projector that holds parameters"),
     (prune(replaced), NotImplementedError, "SGD.step is a function that holds parameters"),
     (prune(with_attribute(masters)), ValueError, "holds a parameter that is not the model's"),
     (schedule(with_attribute(masters)), NotImplementedError,

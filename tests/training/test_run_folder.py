@@ -52,6 +52,9 @@ def test_the_network_of_the_best_epoch_and_its_labels(finished: Path) -> None:
     predicted = run.predict(data.X_test)
     index = predict_log_proba(run.model, torch.from_numpy(data.X_test)).argmax(1)
     assert predicted.tolist() == data.classes[index].tolist()
+    proba = run.predict_proba(data.X_test)
+    assert np.allclose(proba.sum(1), 1)
+    assert run.classes[proba.argmax(1)].tolist() == predicted.tolist()
     correct = (predicted == data.classes[data.y_test]).sum()
     printed = (finished / "summary.md").read_text()
     assert f"{correct / len(predicted):.4f}" in printed, "the accuracy that training reported"
