@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from weakref import WeakValueDictionary
 
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from sparseconv.core.pattern import KernelCSR
 
@@ -19,35 +19,44 @@ class LiveState:
 
     Attributes:
         values, indices: the tensors, indices by name.
-        moved: whether the pattern has changed since the latest state dict.
     """
 
     def __init__(self, values: Tensor, indices: dict[str, Tensor]) -> None:
-        self.values, self.indices, self.moved = values.detach(), indices, False
-        _LIVE[indices["crow_indices"].data_ptr()] = self
+        self.values, self.indices, self.moves = values.detach(), indices, 0
+
+    def give(self) -> dict[str, Tensor]:
+        """Return the indices for one state dict, and note when it got them."""
+        given = {name: tensor.detach() for name, tensor in self.indices.items()}
+        _GIVEN[given["crow_indices"]] = self, self.moves
+        return given
 
     def move(self, values: Tensor, pattern: KernelCSR) -> None:
-        """Follow the layer, unless it has left these values for others."""
-        for name, tensor in self.indices.items() if same_memory(values, self.values) else ():
-            tensor.copy_(getattr(pattern, name))
-        self.moved = True
+        """Follow the layer; with another number of values it has left these, for no network."""
+        if same_memory(values, self.values):
+            for name, tensor in self.indices.items():
+                tensor.copy_(getattr(pattern, name))
+        else:
+            self.values = values.new_empty(0)
+        self.moves += 1
 
 
-_LIVE: WeakValueDictionary[int, LiveState] = WeakValueDictionary()  # by the memory of the rows
+_GIVEN = WeakTensorKeyDictionary()
 
 
 def check_copied(
     own: LiveState | None, values: Tensor, found: Mapping[str, Tensor], same_pattern: bool
 ) -> None:
     """Refuse to load what is not a copy, or only in part, once the pattern has changed."""
-    live = _LIVE.get(found["crow_indices"].data_ptr())
+    live, moves = _GIVEN.get(found["crow_indices"], (None, 0))  # type: ignore[no-untyped-call]
     if live is None:
         stale = same_memory(found["values"], values) and not same_pattern
     else:  # for another layer it is a network, if it is whole
-        stale = live.moved and (live is own or not same_memory(found["values"], live.values))
+        stale = live.moves > moves and (
+            live is own or not same_memory(found["values"], live.values)
+        )
     if stale:
         raise ValueError(
-            "these entries are a layer's own memory, and its pattern has changed since its latest "
+            "these entries are a layer's own memory, and its pattern has changed since this "
             "state_dict(); to keep a network, keep copy.deepcopy(model.state_dict())"
         )
 

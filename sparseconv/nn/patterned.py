@@ -188,8 +188,7 @@ class PatternedModule(nn.Module):
         kept = live is not None and same_memory(live.values, self.values)
         if not kept or not all(t.equal(fresh[name]) for name, t in live.indices.items()):
             live = self._live = LiveState(self.values, fresh)
-        live.moved = False
-        return live.indices  # type: ignore[no-any-return]
+        return live.give()  # type: ignore[no-any-return]
 
     def _copy_pattern(self) -> None:
         """Copy the indices to a GPU now: a graph, compiled or captured, cannot do it later."""
