@@ -152,14 +152,6 @@ class Channels:
             left=self.left | {name: why for group, why in failed.items() for name in group.rows},
         )
 
-    def lost(self, parameters: Mapping[str, Tensor], kept: Tensor) -> int:
-        """Count what parameters of no layer lose, if only some units (bool) are kept."""
-        return sum(
-            parameters[name].numel() // len(units) * int((~kept_channels(units, kept)).sum())
-            for name, (units, _) in self.vectors.items()
-            if name in parameters
-        )
-
     def zeros(self) -> Tensor:
         """Return a score of 0 for each unit, float64."""
         return torch.zeros(self.n_units, dtype=torch.float64)

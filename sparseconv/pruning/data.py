@@ -37,15 +37,11 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
     """Record no gradients: in ``torch.no_grad`` alone a view of a parameter asks for some."""
-    asking = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    with torch.no_grad():
-        try:
-            for parameter in asking:
-                parameter.requires_grad_(False)
-            yield
-        finally:
-            for parameter in asking:
-                parameter.requires_grad_()
+    with torch.no_grad(), ExitStack() as stack:
+        for parameter in model.parameters():
+            stack.callback(parameter.requires_grad_, parameter.requires_grad)
+            parameter.requires_grad_(False)
+        yield
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from sparseconv.nn.optimizers import Holdings
 from sparseconv.profiling.stopwatch import copied_arguments
 from sparseconv.pruning.channels import FILTERED, FIXED, Channels, UnitSet, kept_channels
 from sparseconv.pruning.criteria import Criterion
-from sparseconv.pruning.equivalent import has_pairs, with_pairs
+from sparseconv.pruning.equivalent import has_pairs, merge, with_pairs
 from sparseconv.pruning.report import PruningReport, changes
 from sparseconv.pruning.selection import checked_target, select_in_steps
 from sparseconv.pruning.surgery import remove, successor
@@ -136,12 +136,9 @@ def prune_filters(
     else:
         cuts = remove(pruned, channels, kept)
         optimizer = successor(holdings, model, pruned, cuts) if holdings else None
-    layers, parameters = changes(channels, kept), sum(p.numel() for p in model.parameters())
-    gone = sum(layer.parameters.before - layer.parameters.after for layer in layers)
-    gone += channels.lost(dict(model.named_parameters()), kept)
+    sizes = (sum(p.numel() for p in m.parameters()) for m in (model, merge(pruned)))
     report = PruningReport(
-        criterion=repr(criterion), layers=layers,
-        parameters=Counts(parameters, parameters - gone),
+        criterion=repr(criterion), layers=changes(channels, kept), parameters=Counts(*sizes),
         macs=Counts(channels.macs(), channels.macs(kept)),
         threshold=criterion.threshold if criterion.graded else None,
         unpaired=unpaired, left=channels.left, before=model, after=pruned, arguments=arguments,

@@ -271,13 +271,24 @@ RULES = {name: rule for rule, names in _NAMES.items() for name in names.split()}
 
 
 class SameDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Random operations give every channel the same, whatever their number."""
+    """Random operations give every channel the same, whatever their number.
 
-    draws = 0
+    Args:
+        finite: replace NaN, which a removed channel may hold and a weight of zero would hand on.
+    """
+
+    def __init__(self, finite: bool = False) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.finite, self.draws = finite, 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if torch.Tag.nondeterministic_seeded not in func.tags:
-            return func(*args, **(kwargs or {}))
+            result = func(*args, **(kwargs or {}))
+            is_view = any(x.alias_info and not x.alias_info.is_write for x in func._schema.returns)
+            for x in tree_leaves(result) if self.finite and not is_view else ():
+                if isinstance(x, Tensor) and x.is_floating_point() and not x.isfinite().all():
+                    x.nan_to_num_(0.5, 1, -1)
+            return result
         name = func._schema.name.removeprefix("aten::").strip("_")
         if name == "native_dropout":
             return args[0].clone(), torch.ones_like(args[0], dtype=torch.bool)

@@ -13,13 +13,7 @@ from torch.optim import Optimizer
 from sparseconv.core.pattern import KernelCSR, Region
 from sparseconv.nn.conv import SparseConv1d
 from sparseconv.nn.optimizers import Holdings
-from sparseconv.pruning.channels import (
-    NORMS,
-    PER_CHANNEL,
-    Channels,
-    filters_first,
-    kept_channels,
-)
+from sparseconv.pruning.channels import NORMS, PER_CHANNEL, Channels, filters_first, kept_channels
 
 Cut = Mapping[int, Tensor]  # for each shortened dimension of a tensor: the indices that stay
 

@@ -26,14 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sparseconv.nn.modules import owners_of
 from sparseconv.nn.pooling import ShortAvgPool1d
-from sparseconv.pruning.channels import (
-    FILTERED,
-    NORMS,
-    Channels,
-    Layer,
-    Numbers,
-    numbered_units,
-)
+from sparseconv.pruning.channels import FILTERED, NORMS, Channels, Layer, Numbers, numbered_units
 from sparseconv.pruning.data import evaluating, frozen
 from sparseconv.pruning.operations import APART, READS, Call, SameDraws
 
@@ -62,7 +55,7 @@ def trace(model: nn.Module, arguments: tuple[Any, ...], ignore: Iterable[str] = 
         for name, module in model.named_modules():
             tracer.watch(name, module, stack)
         # With the same draws everywhere noise is a constant, and may be tried again.
-        with tracer.flops, SameDraws(), tracer:  # type: ignore[no-untyped-call]
+        with tracer.flops, SameDraws(), tracer:
             out = model(*arguments)
         tracer.numbers.fix("the model returns its channels", *output_tensors(out))
         tracer.run_idle(arguments)
@@ -277,27 +270,22 @@ class _Tracer(TorchFunctionMode):
         if not idle:
             return
         self.kept |= dict.fromkeys(idle.values(), "it is not called in eval mode")
-        buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
+        self.model.train()
+        for module in self.model.modules():
+            if isinstance(module, NORMS):
+                module.eval()  # one sample has no statistics, and those of the model stay
         try:
-            with SameDraws(), self:  # type: ignore[no-untyped-call]
-                self.model.train()(*arguments)
-        except Exception:  # as BatchNorm has of one sample
+            with SameDraws(), self:
+                self.model(*arguments)
+        except Exception as error:
             self.running, self.inside = [], 0
-            for name in idle.keys() - self.used:
-                self.spare(name)
-        for buffer, content in buffers:
-            buffer.copy_(content)
-
-    def spare(self, name: str) -> None:
-        """Keep all channels that a module may read which was not called: by their number."""
-        why = (
-            f"its channels may be read by {name!r}, which was not called; if not, name it in ignore"
-        )
-        module = self.model.get_submodule(name)
-        sizes = {size for x in module.parameters(recurse=False) for size in x.shape}
-        for numbers, _, x in self.numbers.tensors.values():
-            if sizes & {len(numbers), x[:1].numel()}:
-                self.numbers.fix_numbers(why, numbers)
+            why = (
+                f"its channels may be read by {[*idle]}, which eval mode does not call, and "
+                f"train mode fails ({type(error).__name__}: {error}); name them in ignore, and "
+                "what they read"
+            )
+            for _, _, x in [*self.numbers.tensors.values()]:
+                self.numbers.fix(why, x)
 
     def found(self, n_series: int) -> Channels:
         """Return the network's channels."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_map_only
 
 from sparseconv.nn.conv import SparseConv1d
 from sparseconv.nn.modules import deepcopy_model
@@ -138,21 +138,6 @@ def _received(
         columns = kept_channels(layer.inputs, kept).nonzero()[:, 0].to(x.device)
         found.append(x.clone() if kept is None else x.index_select(layer.channel_dim, columns))
 
-    with watching(model, channels.layers, see), _Repeatable():  # type: ignore[no-untyped-call]
+    with watching(model, channels.layers, see), SameDraws(finite=True):
         outputs = output_tensors(model(*copied_arguments(arguments)))
     return found + [x.clone() for x in outputs]
-
-
-class _Repeatable(SameDraws):  # type: ignore[no-untyped-call]
-    """As dropout that is active in eval mode draws the same, so are all results finite.
-
-    A removed channel may hold NaN, which a weight of zero would hand on.
-    """
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = super().__torch_dispatch__(func, types, args, kwargs)
-        if all(x.alias_info is None or x.alias_info.is_write for x in func._schema.returns):
-            for x in tree_leaves(result):
-                if isinstance(x, Tensor) and not x.isfinite().all():
-                    x.nan_to_num_(0.5, 1, -1)
-        return result

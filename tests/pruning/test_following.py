@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import pytest
 import torch
@@ -38,20 +37,6 @@ class ByKeyword(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         hidden = self.norm(input=self.b(input=self.a(input=x).relu())).relu()
         return self.head(input=hidden.mean(2)).log_softmax(1)
-
-
-class Auxiliary(nn.Module):
-    """A second head that only training calls."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.body, self.other = nn.Conv1d(2, 8, 3, padding=1), nn.Conv1d(8, 6, 1)
-        self.head, self.aux = nn.Linear(6, 3), nn.ModuleList([nn.ReLU(), nn.Linear(8, 3)])
-
-    def forward(self, x: Tensor) -> Any:
-        hidden = self.body(x).relu()
-        y = self.head(self.other(hidden).relu().mean(2))
-        return (y, self.aux[1](hidden.mean(2))) if self.training else y
 
 
 class Iterated(nn.Module):
@@ -105,7 +90,6 @@ END = {"rest.0": 3, "last": 3}
             )
         ),
         (ByKeyword, (), {"a": 4, "b": 3, "norm": 3}),
-        (Auxiliary, (), {"other": 3}),
         (Iterated, (), EVERY),
         (Iterated, ("rest",), {"last": 3}),
         (Iterated, ("steps",), END),
@@ -117,11 +101,6 @@ def test_networks(
     make: Callable[[], nn.Module], ignore: tuple[str, ...], left: dict[str, int]
 ) -> None:
     assert pruned(make, ignore) == left
-
-
-def test_what_only_training_calls_fits_after_pruning() -> None:
-    small, _ = sc.prune_filters(Auxiliary().double(), X, WHC(), ratio=0.5)
-    assert [y.shape for y in small.train()(X)] == [(10, 3), (10, 3)]  # as fine-tuning runs it
 
 
 def test_layers_called_by_keyword_by_all_that_watches_them() -> None:

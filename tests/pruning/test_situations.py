@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 import sparseconv as sc
-from sparseconv.pruning import DSP, WHC, Jacobian, Magnitude, keep_filters
+from sparseconv.pruning import DSP, WHC, Jacobian, Magnitude
 
 X, Y = data()
 
@@ -147,37 +147,24 @@ def test_a_u_net() -> None:
     assert set(filters(report).values()) == {3, 4, 8, 16}
     assert str(small.up2) == "ConvTranspose1d(16, 8, kernel_size=(2,), stride=(2,))"
     assert report.macs.after < 0.3 * report.macs.before
-    model = UNet().double()
-    again = keep_filters(model, X, {layer.name: layer.kept for layer in report.layers})
-    assert again(X).shape == model(X).shape
-    pairs, report = sc.prune_filters(model, X, WHC(), ratio=0.5, equivalent=True)
-    assert "up2" in report.unpaired[0] + report.unpaired[1]
-    assert pairs(X).shape == model(X).shape
 
 
-class OneTap(nn.Module):
+def one_tap(transposed: bool) -> nn.Sequential:
     """A transposed convolution of one tap, or the convolution that computes the same."""
-
-    def __init__(self, transposed: bool) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.stem, self.head = nn.Conv1d(2, 8, 3), nn.Linear(6, 3)
-        same = nn.Conv1d(8, 6, 1)
-        self.middle: nn.Module = nn.ConvTranspose1d(8, 6, 1) if transposed else same
-        with torch.no_grad():
-            weight = same.weight.transpose(0, 1) if transposed else same.weight
-            self.middle.weight.copy_(weight)
-            self.middle.bias.copy_(same.bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.middle(self.stem(x).relu()).relu().mean(2)).log_softmax(1)
+    torch.manual_seed(0)
+    stem, middle, head = nn.Conv1d(2, 8, 3), nn.Conv1d(8, 6, 1, bias=False), nn.Linear(6, 3)
+    if transposed:
+        weight = middle.weight.transpose(0, 1).detach().clone()
+        middle = nn.ConvTranspose1d(8, 6, 1, bias=False)
+        middle.weight = nn.Parameter(weight)
+    return nn.Sequential(stem, nn.ReLU(), middle, nn.ReLU(), Means(), head, nn.LogSoftmax(1))
 
 
 @pytest.mark.parametrize("criterion", [WHC(), Jacobian((X, Y)), DSP(X, 0.9)], ids=str)
 def test_criteria_of_a_transposed_convolution(criterion: Any) -> None:
     limits = {} if isinstance(criterion, DSP) else {"ratio": 0.5}
     one, other = (
-        sc.prune_filters(OneTap(transposed).double(), X, criterion, **limits).report
+        sc.prune_filters(one_tap(transposed).double(), X, criterion, **limits).report
         for transposed in (True, False)
     )
     torch.testing.assert_close(one.scores, other.scores)
@@ -190,19 +177,21 @@ class Causal(nn.Conv1d):
         return super().forward(F.pad(x, (self.dilation[0] * (self.kernel_size[0] - 1), 0)))
 
 
-class Functional(nn.Conv1d):
-    def forward(self, x: Tensor) -> Tensor:
-        return F.conv1d(x, self.weight, self.bias, padding=1)
-
-
 class Standardized(nn.Conv1d):
     def forward(self, x: Tensor) -> Tensor:
         return F.conv1d(x, self.weight - self.weight.mean((1, 2), keepdim=True), padding=1)
 
 
-class ChannelsLast(nn.Conv1d):
+class Query(nn.MultiheadAttention):
+    """A learned query, which is given to a module."""
+
+    def __init__(self) -> None:
+        super().__init__(8, 2, batch_first=True)
+        self.query, self.inner = nn.Parameter(torch.rand(1, 1, 8)), nn.Identity()
+
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.transpose(1, 2)).transpose(1, 2)
+        query = self.inner(self.query.expand(len(x), -1, -1))
+        return super().forward(query, x.mT, x.mT)[0].mT
 
 
 def between(middle: nn.Module) -> nn.Sequential:
@@ -211,7 +200,6 @@ def between(middle: nn.Module) -> nn.Sequential:
     return nn.Sequential(ends[0], nn.ReLU(), middle, nn.ReLU(), ends[1], Means(), nn.Linear(6, 3))
 
 
-LAST = nn.Sequential(Function(lambda x: x.mT), ChannelsLast(8, 8, 1), Function(lambda x: x.mT))
 TIED = nn.Sequential(nn.Conv1d(8, 8, 1), nn.Conv1d(8, 8, 1))
 TIED[1].weight = TIED[0].weight
 
@@ -220,9 +208,8 @@ TIED[1].weight = TIED[0].weight
     ("middle", "left", "reason"),
     [
         (Causal(8, 8, 3, dilation=2), [4, 4], None),
-        (Functional(8, 8, 3), [4, 4], None),
         (Standardized(8, 8, 3), [8, 4], ("0", "the model computes something else")),
-        (LAST, [8], ("2.1", "something else than its base class")),
+        (Query(), [8], ("0", "'multi_head_attention_forward' in 2 (Query, line ")),
         (weight_norm(nn.Conv1d(8, 8, 1)), [8], ("2", "parametrize.remove_parametrizations")),
         (TIED, [8], ("2.0", "it shares a parameter with '2.1'")),
         (nn.Linear(12, 12), [4], ("2", "along another dimension than the channels'")),
@@ -241,64 +228,62 @@ def test_layers_that_differ(middle: nn.Module, left: list[int], reason: Any) -> 
 class Later(nn.Module):
     """A second head that train mode calls, and a layer that nothing calls."""
 
-    def __init__(self, norm: bool) -> None:
+    def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.a, self.b = nn.Conv1d(2, 8, 3), nn.Conv1d(8, 8, 3)
-        self.c, self.head, self.aux = nn.Conv1d(8, 8, 3), nn.Linear(8, 3), nn.Linear(16, 3)
-        self.norm = nn.BatchNorm1d(3) if norm else nn.Identity()
+        self.a, self.b, self.c = nn.Conv1d(2, 8, 3), nn.Conv1d(8, 8, 3), nn.Conv1d(8, 8, 3)
+        self.head, self.aux, self.norm = nn.Linear(8, 3), nn.Linear(16, 3), nn.BatchNorm1d(3)
         self.dead = nn.Conv1d(8, 8, 1)
 
-    def forward(self, x: Tensor) -> Any:
+    def forward(self, x: Tensor, target: Any = None) -> Any:
         a = self.a(x).relu()
         b = self.b(a).relu()
         y = self.head(self.c(b).relu().mean(2))
         both = torch.cat([a.mean(2), b.mean(2)], 1)
-        return (y, self.norm(self.aux(both))) if self.training else y
+        return (y, self.norm(self.aux(both)) + target.mean()) if self.training else y
 
 
 def test_layers_that_eval_mode_does_not_call() -> None:
-    small, report = pruned(Later(norm=True))
+    torch.manual_seed(0)
+    model = Later().double()
+    small, report = sc.prune_filters(model, (X[:1], Y.double()), Magnitude(), ratio=0.5)
     assert filters(report) == {"a": 8, "b": 8, "c": 4, "head": 3}
     assert "its channels meet 'aux': it is not called in eval mode" in report.left["a"]
     assert report.left["dead"] == "it is not called in eval mode"
-    assert [y.shape for y in small.train()(X)] == [(10, 3), (10, 3)]
-    with pytest.raises(ValueError, match=r"may be read by 'dead', which was not called; if not, "):
-        pruned(Later(norm=True), X[:1])  # BatchNorm cannot train with one series
-    _, report = pruned(Later(norm=True), X[:1], ignore=["dead", "aux", "a", "b"])
-    assert filters(report) == {"c": 4, "head": 3}
+    assert [y.shape for y in small.train()(X, Y.double())] == [(10, 3), (10, 3)]
+    with pytest.raises(
+        ValueError, match=r"\['aux', 'norm', 'dead'\], which eval mode does not call"
+    ):
+        pruned(model)  # without the target, which train mode needs
+    assert filters(pruned(model, ignore=["dead", "aux", "norm", "a", "b"])[1])["c"] == 4
 
 
-class Parametrized(nn.Module):
-    """A scale for each channel, one for each sample, and a position."""
-
+class Scaled(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        torch.manual_seed(0)
-        self.a, self.b, self.head = nn.Conv1d(2, 8, 3), nn.Conv1d(8, 6, 3), nn.Linear(6, 3)
-        self.scale, self.sample = nn.Parameter(torch.rand(8)), nn.Parameter(torch.rand(10))
-        self.position = nn.Parameter(torch.rand(1, 8, 10))
+        self.scale, self.position = nn.Parameter(torch.rand(8)), nn.Parameter(torch.rand(1, 8, 12))
         self.register_buffer("shift", torch.rand(8, 1))
-        self.slope = nn.PReLU(8)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.slope(self.a(x) * self.scale.exp()[None, :, None] * self.sample + self.position)
-        return self.head(self.b(y - self.shift).relu().mean(2))
+        return x * self.scale.exp()[None, :, None] + self.position - self.shift
 
 
 def test_parameters_of_channels_fall_with_them() -> None:
-    model = Parametrized()
+    model = between(nn.Sequential(Scaled(), nn.PReLU(8)))
     optimizer = torch.optim.Adam(model.parameters())
     model(X.float()).sum().backward()
     optimizer.step()
     small, report = pruned(model, X.float(), optimizer=optimizer)
-    kept = list(report.layers[0].kept)
-    assert torch.equal(small.scale, model.scale[kept])
-    assert torch.equal(small.position, model.position[:, kept])
-    assert torch.equal(small.shift, model.shift[kept])
-    assert (small.slope.num_parameters, small.sample.shape) == (4, (10,))
-    found = report.optimizer.state[small.scale]["exp_avg"]
-    assert torch.equal(found, optimizer.state[model.scale]["exp_avg"][kept])
+    kept, found, whole = list(report.layers[0].kept), small[2][0], model[2][0]
+    assert torch.equal(found.scale, whole.scale[kept])
+    assert torch.equal(found.position, whole.position[:, kept])
+    assert torch.equal(found.shift, whole.shift[kept])
+    assert small[2][1].num_parameters == len(kept) == 4
+    moments = [
+        o.state[p]["exp_avg"]
+        for o, p in ((report.optimizer, found.scale), (optimizer, whole.scale))
+    ]
+    assert torch.equal(moments[0], moments[1][kept])
 
 
 def noisy(x: Tensor) -> Tensor:
@@ -316,27 +301,6 @@ def test_dropout_and_noise_that_are_active_in_eval_mode() -> None:
     count = itertools.count(1)
     with pytest.raises(ValueError, match="something else each time that it runs on the same input"):
         pruned(between(Function(lambda x: x * next(count))))
-
-
-def test_a_learned_query_that_is_given_to_a_module() -> None:
-    class Pooled(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            torch.manual_seed(0)
-            self.a, self.b, self.head = nn.Conv1d(2, 8, 3), nn.Conv1d(8, 8, 3), nn.Linear(8, 3)
-            self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
-            self.query = nn.Parameter(torch.rand(1, 1, 8))
-
-        def forward(self, x: Tensor) -> Tensor:
-            y = self.b(self.a(x).relu()).transpose(1, 2)
-            return self.head(self.attention(self.query.expand(len(x), -1, -1), y, y)[0][:, 0])
-
-    _, report = pruned(Pooled())
-    assert filters(report) == {"a": 4, "b": 8, "head": 3}
-    assert (
-        "'multi_head_attention_forward' in attention (MultiheadAttention, line" in report.left["b"]
-    )
-    report.measure(rounds=6, least_seconds=1e-6)
 
 
 def test_nothing_that_can_be_removed() -> None:
