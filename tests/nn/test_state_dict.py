@@ -38,9 +38,11 @@ def test_state_dict_round_trip(options):
     assert run(target, x).equal(run(source, x))
     target.values.data.zero_()
     assert source.values.any(), "the two share no memory"
-    for copied in (source.state_dict()["col_indices"], source.col_indices):
+    state = source.state_dict()
+    for copied in (state["col_indices"], source.col_indices):
         copied.zero_()
     assert source.pattern.col_indices.any()
+    assert source.state_dict()["col_indices"].any()
 
 
 def bad_states() -> dict[str, tuple[dict[str, object], str]]:
