@@ -121,7 +121,7 @@ FOLLOWED: dict[str, dict[str, Operation]] = {
         "expand": lambda x: x.mean(2, keepdim=True).expand(-1, -1, 12), "flip": lambda x: x.flip(1),
         "tile": lambda x: torch.tile(x, (1, 1, 2)), "unflatten": lambda x: x.unflatten(2, (3, 4)),
         "repeat_interleave": lambda x: x.repeat_interleave(2, 1), "chunk": lambda x: torch.cat(
-            x.chunk(2, 1)[::-1], 1), "split": lambda x: x.split(x.shape[1] // 2, 1)[1],
+            x.chunk(4, 1)[::-1], 1), "split": lambda x: x.split(x.shape[1] // 2, 1)[1],
         "halves": lambda x: x[:, : x.shape[1] // 2] * x[:, x.shape[1] // 2 :],
         "glu": partial(F.glu, dim=1), "glu over time": F.glu, "stack": lambda x: torch.stack(
             [x, -x], -1), "cat": lambda x: torch.cat([x, -x], 1), "cat with others": lambda x:

@@ -210,6 +210,7 @@ TIED[1].weight = TIED[0].weight
         (Causal(8, 8, 3, dilation=2), [4, 4], None),
         (Standardized(8, 8, 3), [8, 4], ("0", "the model computes something else")),
         (Query(), [8], ("0", "'multi_head_attention_forward' in 2 (Query, line ")),
+        (Query(), [8], ("2.out_proj", "its parameters meet 'multi_head_attention_forward' in 2")),
         (weight_norm(nn.Conv1d(8, 8, 1)), [8], ("2", "parametrize.remove_parametrizations")),
         (TIED, [8], ("2.0", "it shares a parameter with '2.1'")),
         (nn.Linear(12, 12), [4], ("2", "along another dimension than the channels'")),
@@ -301,6 +302,22 @@ def test_dropout_and_noise_that_are_active_in_eval_mode() -> None:
     count = itertools.count(1)
     with pytest.raises(ValueError, match="something else each time that it runs on the same input"):
         pruned(between(Function(lambda x: x * next(count))))
+
+
+def test_a_layer_that_is_kept_leaves_the_scores_of_others() -> None:
+    model = between(Function(lambda x: x.view(len(x), 8, -1)))
+    _, report = pruned(model)
+    assert [layer.filters.after for layer in report.layers] == [8, 3, 3]
+    norms = model[4].weight.flatten(1).norm(dim=1)
+    torch.testing.assert_close(
+        report.scores, norms
+    )  # not of a weight that was masked for the other
+
+
+def test_results_that_are_not_finite() -> None:
+    model = between(Function(torch.log)).double()  # of zeros and less
+    report = sc.prune_filters(model, X, Magnitude(), ratio=0.5).report
+    assert [layer.filters.after for layer in report.layers] == [4, 3, 3]
 
 
 def test_nothing_that_can_be_removed() -> None:

@@ -153,7 +153,10 @@ def keep(filters: dict[str, list[Any]]) -> Callable[[], Any]:
 
 FIRST, LAST, SHORTCUT = "blocks.0.body.0", "blocks.0.body.6", "blocks.0.shortcut.0"
 
+SLICED = nn.Sequential(nn.Conv1d(2, 8, 1), Function(lambda x: x[:, 5:]), nn.Conv1d(3, 3, 1))
+
 test_keep_filters = refusals(
+    (lambda: keep_filters(SLICED, X, {"0": [1]}), ValueError, "'2' would read nothing: the code "),
     (keep({"no": [0]}), ValueError, "filters names 'no', which is none of"),
     (keep({FIRST: []}), ValueError, "must be some of 0 to 3, but are []"),
     (keep({"head.2": [0]}), ValueError, "[0] were asked for, but only [0, 1, 2] can stay"),
