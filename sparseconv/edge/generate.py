@@ -85,7 +85,7 @@ class Part(NamedTuple):
         kept, kind = "", step.kind
         if isinstance(step, Layer):
             outputs = outputs[:: -1 if step.over_time else 1]
-            if not step.is_dense and not step.over_time:
+            if not (step.is_dense or step.over_time or step.largest):
                 kept = f", {step.active.mean():.1%} of the weights"
         relu = " and ReLU" if step.relu else ""
         sizes = f"{step.channels} x {step.length} to {outputs[0]} x {outputs[1]}"

@@ -14,19 +14,9 @@ from torch import Tensor, nn
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils._pytree import tree_leaves
 
+from sparseconv.edge.builder import Builder, Call, Value, ordered
 from sparseconv.edge.layers import Network
-from sparseconv.edge.operations import (
-    RULES,
-    STAY,
-    Builder,
-    Call,
-    Value,
-    arithmetic,
-    joined,
-    moved,
-    ordered,
-    stays,
-)
+from sparseconv.edge.operations import RULES, STAY, arithmetic, joined, moved, stays
 from sparseconv.edge.simplify import scores_in_order, simplified
 
 

@@ -6,10 +6,8 @@ numbers (``view``, ``flatten``, ``chunk``, slices) move these places, and cost n
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,111 +15,10 @@ from torch import Tensor
 
 from sparseconv.core.geometry import Geometry
 from sparseconv.core.pattern import KernelCSR
-from sparseconv.edge.layers import AnyStep, Array, Layer, Pointwise
+from sparseconv.edge.builder import Builder, Call, Value, even, ordered
+from sparseconv.edge.layers import Array, Layer, Pointwise
 
 LARGEST = 4096  # samples, of which each may have a factor of its own
-
-
-class Value(NamedTuple):
-    """A tensor of the traced model in the C program's memory.
-
-    Attributes:
-        of: number of the tensor there.
-        places: int64 ``(1, ...)`` in PyTorch's shape: where in the tensor each number lies.
-    """
-
-    of: int
-    places: Tensor
-
-
-class Call(NamedTuple):
-    """A call of an operation.
-
-    Attributes:
-        name: of the operation.
-        values: of its arguments those that depend on the series.
-        args: all arguments by name.
-        again: the call with another tensor in the place of the first value.
-    """
-
-    name: str
-    values: list[Value]
-    args: dict[str, Any]
-    again: Callable[[Tensor], Any]
-
-
-@dataclass
-class Builder:
-    """The steps so far."""
-
-    shapes: list[tuple[int, int]]  # length and channels of each tensor
-    steps: list[AnyStep] = field(default_factory=list)
-    ending: str = ""
-
-    def add(
-        self, make: Callable[..., AnyStep], x: Value, rows: int, positions: int, **options: Any
-    ) -> int:
-        """Add a step that computes a tensor of its own, and return the tensor's number."""
-        length, channels = self.shapes[x.of]
-        given: dict[str, Any] = {
-            "inputs": (x.of,), "output": len(self.shapes), "stride": rows, "positions": positions,
-            "length": length, "channels": channels,
-        } | options  # fmt: skip
-        if given["output"] == len(self.shapes):
-            whole = options.get("rows_whole", False)
-            self.shapes.append((rows, positions) if whole else (positions, rows))
-        step = make(**given)
-        for part in ("weight", "bias") if isinstance(step, Layer) else ():
-            if not np.isfinite(getattr(step, part).astype(np.float32)).all():
-                raise ValueError(
-                    f"expected a finite {part}, but float32 has infinity or NaN; train it anew"
-                )
-        self.steps.append(step)
-        return step.output
-
-    def fills(self, x: Value) -> bool:
-        """Tell whether the value is all that its tensor holds, in whatever order."""
-        size = math.prod(self.shapes[x.of])
-        return size == x.places.numel() == len(set(x.places.ravel().tolist()))
-
-    def in_order(self, x: Value) -> Value:
-        """Return the value, by a copy if need be, as all that its tensor holds, time by time."""
-        same = self.fills(x) and torch.equal(x.places, ordered(x.places.shape))
-        return x if same else self.copy(x)
-
-    def copy(self, x: Value, **options: Any) -> Value:
-        """Copy a value, time by time, into a tensor of its own or where the options say."""
-        if x.places.dim() not in (2, 3):
-            raise NotImplementedError(f"it gets {x.places.dim()} dimensions")
-        at: Array = x.places.reshape(x.places.shape[1], -1).numpy()
-        shape, pads = list(x.places.shape), options.get("padding", (0, 0))
-        if (step := even(at, self.shapes[x.of][1])) is None:  # the rows are times
-            at = at.T
-            options = {"over_time": True, "rows_whole": True, "stride": shape[1]} | options
-            if (step := even(at, 1)) is None:
-                raise NotImplementedError("it reads samples in an order that no layer has")
-        offsets, which = np.unique(at[:, 0], return_inverse=True)
-        active = np.eye(len(offsets), dtype=bool)[which]
-        made = self.add(Layer, x, len(at), at.shape[1] + sum(pads), **{
-            "kind": "copy", "weight": active * 1.0, "active": active, "offsets": offsets,
-            "bias": np.zeros(len(at)), "step": step,
-        } | options)  # fmt: skip
-        shape[-1] += sum(pads)
-        return Value(made, ordered(shape))
-
-
-def ordered(shape: Sequence[int]) -> Tensor:
-    """Return the places of ``(1, channels, length)`` or ``(1, features)``, time by time."""
-    places = torch.arange(math.prod(shape))
-    return places.view(shape[2], shape[1]).T[None] if len(shape) == 3 else places.view(*shape)
-
-
-def even(at: Array, alone: int) -> int | None:
-    """Return the distance of neighbours in every row, ``alone`` if there are none; None: many."""
-    if at.shape[1] == 1:
-        return alone
-    step = int(at[0, 1] - at[0, 0])
-    return step if step >= 0 and (np.diff(at, axis=1) == step).all() else None
 
 
 def to_numpy(tensor: Tensor) -> Array:
@@ -159,7 +56,7 @@ def convolution(build: Builder, x: Value, call: Call) -> Value:
 
 def _convolve(
     build: Builder, x: Value, weight: Array, active: Array, call: Call, geometry: Geometry,
-    kind: str,
+    kind: str, **options: Any,
 ) -> Value:  # fmt: skip
     x = build.in_order(x) if any(geometry.padding) else x
     at: Array = x.places[0].numpy()
@@ -184,13 +81,13 @@ def _convolve(
         Layer, x, rows, positions, kind=f"{kind}, {taps} tap{'s' if taps > 1 else ''}",
         weight=window(weight), active=window(active), offsets=offsets[order],
         bias=_bias(call, rows), step=geometry.stride * spacing, padding=geometry.padding,
-        padding_mode=geometry.padding_mode, relu=bool(call.args.get("relu")),
+        padding_mode=geometry.padding_mode, relu=bool(call.args.get("relu")), **options,
     )  # fmt: skip
     return Value(made, ordered((1, rows, positions)))
 
 
 def _bias(call: Call, rows: int) -> Array:
-    bias = call.args["bias"]
+    bias = call.args.get("bias")
     return np.zeros(rows) if bias is None else to_numpy(bias)
 
 
@@ -217,6 +114,26 @@ def over_time(build: Builder, x: Value, call: Call) -> Any:
                         bias=np.zeros(len(weight)))  # fmt: skip
     value = value if y.dim() == 2 else Value(value.of, value.places.squeeze(-1))
     return (value, None) if several else value
+
+
+def pool(build: Builder, x: Value, call: Call) -> Value:
+    """``max_pool1d`` and ``avg_pool1d``: windows of each channel, stored once if all are alike."""
+    args, largest = call.args, call.name == "max_pool1d"
+    (taps,), (left,) = args["kernel_size"], args["padding"]
+    dilation = tuple(args.get("dilation", (1,)))
+    ragged = dilation != (1,) if largest else args["ceil_mode"] or not args["count_include_pad"]
+    if x.places.dim() != 3 or (ragged and (left or args["ceil_mode"])):
+        return over_time(build, x, call)  # type: ignore[no-any-return]
+    channels, length = x.places.shape[1:]
+    stride = (*args["stride"], taps)[0]
+    positions = call.again(torch.zeros(1, 1, length)).shape[-1]
+    right = (positions - 1) * stride + dilation[0] * (taps - 1) + 1 - length - left
+    weight = np.full((channels, 1, taps), 1.0 if largest else 1 / taps)
+    # The border, repeated, is in those windows already, so it does not change their maximum.
+    mode, around = "replicate" if largest else "zeros", (left, max(0, right))
+    geometry = Geometry.of(weight.shape, stride, around, dilation, channels, mode)
+    kind = "maximum" if largest else "mean"
+    return _convolve(build, x, weight, weight != 0, call, geometry, kind, largest=largest)
 
 
 def _along_last(build: Builder, x: Value, weight: Array, active: Array, **options: Any) -> Value:
@@ -380,10 +297,11 @@ STAY = (
 )  # fmt: skip
 RULES: dict[str, Callable[[Builder, Value, Call], Any]] = {
     "fprop": sparse_convolution, "conv1d": convolution, "linear": linear, "batch_norm": norm,
-    "cat": joined, "pad": padded, "softmax": ending, "log_softmax": ending,
+    "max_pool1d": pool, "avg_pool1d": pool, "cat": joined, "pad": padded, "softmax": ending,
+    "log_softmax": ending,
     **dict.fromkeys((
-        "mean", "sum", "max", "amax", "matmul", "avg_pool1d", "max_pool1d", "adaptive_avg_pool1d",
-        "adaptive_max_pool1d", "upsample_nearest1d", "upsample_linear1d",
+        "mean", "sum", "max", "amax", "matmul", "adaptive_avg_pool1d", "adaptive_max_pool1d",
+        "upsample_nearest1d", "upsample_linear1d",
     ), over_time),
     **dict.fromkeys((*SIGNS, "div", "rsub", "neg"), arithmetic),
     **dict.fromkeys(FUNCTIONS, mapped),

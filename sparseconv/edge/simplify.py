@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from sparseconv.edge.builder import Builder, Value
 from sparseconv.edge.layers import AnyStep, Array, Layer
-from sparseconv.edge.operations import Builder, Value
 
 Shapes = list[tuple[int, int]]
 
@@ -81,7 +81,8 @@ def _folded(step: AnyStep, after: AnyStep) -> AnyStep | None:
         return replace(step, **place, relu=True)
     if not isinstance(step, Layer) or not isinstance(after, Layer) or step.over_time:
         return None
-    if not after.is_diagonal or after.rows != step.rows or (step.relu and not after.is_copy):
+    scales = not step.relu and not step.largest  # what comes after need not be a copy
+    if not after.is_diagonal or after.rows != step.rows or not (scales or after.is_copy):
         return None
     scale = after.weight.diagonal()
     made = replace(

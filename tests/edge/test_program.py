@@ -171,6 +171,18 @@ def test_tensors_share_memory(tmp_path: Path) -> None:
     assert arena(Block(), 50, tmp_path) == 4 * 3 * 8 * 52 + 4 * 4
 
 
+def test_pools_store_one_window(tmp_path: Path) -> None:
+    """However long the series is, a weight and a gap for each channel and sample of a window."""
+    pools = nn.MaxPool1d(3, 2, 1, ceil_mode=True), nn.AvgPool1d(3, 2, 1)
+    model = nn.Sequential(*pools, nn.AdaptiveAvgPool1d(1), nn.Flatten()).eval()
+    readme = sc.export_c(model, series(3, length=600), tmp_path / "a") / "README.md"
+    rows = re.findall(
+        r"^\| m.*, 3 taps.*\|\s+([\d ]+?) \|[^|]*\|$", readme.read_text(), re.MULTILINE
+    )
+    # float32, int8 for a gap; a count and a bias of each channel.
+    assert [int(row) for row in rows] == 2 * [3 * 3 * (4 + 1) + 3 * (1 + 4)]
+
+
 @pytest.mark.promise("P5")
 @pytest.mark.parametrize("weights", WEIGHTS)
 def test_sanitizers(
