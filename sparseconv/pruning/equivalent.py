@@ -109,8 +109,8 @@ def has_pairs(model: nn.Module) -> bool:
 def with_pairs(model: nn.Module, channels: Channels, kept: Tensor) -> tuple[str, ...]:
     """Put pairs into a model in place, and remove the other filters; returns the names of these.
 
-    Filters go without pairs where a depthwise, grouped or sparse layer is among those that are
-    tied (a pair cannot be merged through the first, and would make the last dense), one with
+    Filters go without pairs where a depthwise, grouped, transposed or sparse layer, or a subclass,
+    is among those that are tied (a sparse one would become dense, others cannot merge), one with
     forward hooks (which may change what is between it and a compressor), one that is frozen (a pair
     would train it), or one of more inputs than ``WIDEST``, as after ``nn.Flatten``.
     """
