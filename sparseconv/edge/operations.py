@@ -209,6 +209,8 @@ def mapped(build: Builder, x: Value, call: Call) -> Value:
     """Add a function of each sample; its expression may use the call's arguments."""
     if call.args.get("approximate", "none") != "none":
         raise NotImplementedError(f"approximate={call.args['approximate']!r} is not 'none'")
+    if call.name == "prelu" and call.args["weight"].numel() > 1:
+        raise NotImplementedError("it has several slopes; nn.PReLU() with one is possible")
     x = x if build.fills(x) else build.copy(x)
     length, channels = build.shapes[x.of]
     expression, steepest = FUNCTIONS[call.name]

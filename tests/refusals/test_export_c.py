@@ -63,6 +63,8 @@ LONG = series(2, channels=1, length=140_000)
 test_export_c = refusals(
     (lambda: export(3), TypeError, "nn.Module, but got int"),
     (lambda: export(after(nn.Mish(), *FLAT)), NOT, "module '1' (Mish) cannot be exported to C"),
+    (lambda: export(after(nn.PReLU(4), *FLAT)), NOT, "it has several slopes; nn.PReLU() with one"),
+    (lambda: export(after(nn.GELU("tanh"), *FLAT)), NOT, "approximate='tanh' is not 'none'"),
     (lambda: export(after(nn.Flatten(), nn.LayerNorm(80))), NOT,
      "module '2' (LayerNorm) cannot be exported to C: 'layer_norm' has no counterpart"),
     (lambda: export(Forward(lambda x: x.mean(-1) if x.sum() > 0 else x.amax(-1))), NOT,
