@@ -251,7 +251,7 @@ def padded(build: Builder, x: Value, call: Call) -> Value:
 
 
 def moved(build: Builder, x: Value, call: Call) -> Any:
-    y = call.again(x.places)
+    y = call.again(x.places.contiguous())  # a view of others has no such shape
     return Value(x.of, y) if isinstance(y, Tensor) else [Value(x.of, z) for z in y]
 
 

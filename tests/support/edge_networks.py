@@ -114,11 +114,25 @@ class Everything(nn.Module):
         return whole.view(-1, 2, 4).sum(-1) + whole[:, 3:5] * 0.5
 
 
+class Viewed(nn.Module):
+    """The usual way to flatten in tutorials."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.end = nn.Conv1d(3, 4, 3), nn.Linear(20, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.end(F.adaptive_max_pool1d(self.conv(x), 5).view(x.size(0), -1))
+        assert isinstance(y, Tensor)
+        return y
+
+
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "dsn": _dsn,
     "dsn_centred_replicate": lambda: _dsn(padding="centred-replicate"),
     "dsn_optimized": lambda: sc.optimize_for_inference(_dsn()),
     "dsn_to_dense": lambda: sc.to_dense(_dsn()),
+    "viewed": Viewed,
     "no_padding": lambda: _conv(),
     "stride": lambda: _conv(stride=3, padding=2),
     "dilation": lambda: _conv(dilation=3, padding="same"),
