@@ -193,6 +193,8 @@ def _read_lines(path: Path) -> tuple[Any, Any]:
     with contextlib.suppress(ValueError):  # 1.0000000e+00 is the "1" of other formats
         numbers = labels.astype(np.float64)
         labels = np.array([np.format_float_positional(one, trim="-") for one in numbers])
+    if mark is not None and all(line.rstrip(" ").endswith(mark) for line in lines):
+        lines = [line.rstrip(" ")[:-1] for line in lines]  # which ends each line, and no sample
     between = r"\s" if mark is None else mark
     missing = re.compile(rf"(?<={between}) *{'[?]' if mark is None else '[?]?'} *(?={between}|$)")
     samples = (missing.sub("nan", line) for line in lines)
