@@ -321,6 +321,11 @@ def prune_rocket(
                 "classifier).to_aeon(), and fit your estimator to kernel_features(X, pruned.bank_)"
             )
         kept["class_weight"] = classifier.estimator_.class_weight
+        if set(classifier.classes_) != set(np.unique(np.asarray(y_train))):
+            raise ValueError(
+                f"y_train must hold the classes that the classifier knows, {classifier.classes_}, "
+                f"but holds {np.unique(np.asarray(y_train))}; give the labels that it was fitted to"
+            )
     pruned = POCKETClassifier(bank, keep=keep, **(kept | options))
     pruned.fit(X_train, y_train)
     return pruned

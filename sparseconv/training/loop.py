@@ -123,6 +123,8 @@ def train(
         raise ValueError("a penalty watches every step, which cuda_graphs would skip; use one")
     X, y = checked_data(model, X, y)
     if validation is not None:
+        if not isinstance(validation, tuple | list) or len(validation) != 2:
+            raise TypeError("validation must be a pair of series and labels, (X, y)")
         validation = checked_data(model, *validation)
     path = None if out is None else Path(out) / CHECKPOINT_NAME
     retain_freed_memory()

@@ -37,6 +37,7 @@ test_train = refusals(
     (lambda: of(NAN, y), ValueError, "1 of 20 series hold NaN or infinity; rep"),
     (lambda: of(1e39 * X.double(), y), ValueError, "20 of 20 series hold NaN or infinity"),
     (lambda: of(X.expand(-1, 2, -1), y), ValueError, "expects series of shape (n_cases, 1, n"),
+    (lambda: run(network(), validation=X), TypeError, "must be a pair of series and labels"),
     (lambda: run(network(), validation=(X, y + 1)), ValueError, "class indices in [0, 2)"),
     (lambda: train(network(), X, y, {"epochs": 2}), TypeError, "write Recipe(epochs=...)"),
     (lambda: run(network(), resume=True), ValueError, "resume=True needs out"),
