@@ -64,7 +64,7 @@ test_aeon_estimators = refusals(
         lambda: prune_rocket(Rocket(20, random_state=0).fit(X[:, :, :8]), X[:, :, :8], Y),
         ValueError, "expected series of at least 11 time points, but got 8",
     ),
-    (lambda: prune_rocket(Rocket(20).fit(X, Y), X, Y + 1), ValueError,
+    (lambda: prune_rocket(RocketClassifier(20).fit(X, Y), X, Y + 1), ValueError,
      "the classes that the classifier knows"),
     (lambda: prune_rocket(RidgeClassifierCV(), X, Y), TypeError, "expected aeon's Rocket"),
     (lambda: prune_rocket(make_pipeline(Rocket(20)), X, Y), TypeError, "give the one inside"),
