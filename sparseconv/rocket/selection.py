@@ -97,7 +97,7 @@ class GroupSelection:
             left = k * torch.cholesky_inverse(self._cholesky).diagonal()
         else:
             left = 1 - (self.X * torch.cholesky_solve(self.X.T, self._cholesky).T).sum(1)
-        left = left[:, None] - self._weighted(torch.ones(len(left), 1), 1) / len(left)
+        left = left[:, None] - self._weighted(torch.ones_like(left[:, None]), 1) / len(left)
         decided = self.Y - residual / left.clamp_min(torch.finfo(left.dtype).eps)
         return np.asarray(self._weighted(decided, -0.5).nan_to_num() + self._offset)  # weight 0
 
