@@ -22,7 +22,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.class_weight import compute_sample_weight
 from threadpoolctl import threadpool_limits
 
-from sparseconv.core.arrays import as_series
+from sparseconv.core.arrays import as_labels, as_series
 from sparseconv.core.checks import count, flag, number
 from sparseconv.estimators.reading import ReadsArrays
 from sparseconv.estimators.seed import draw_seed
@@ -298,7 +298,7 @@ def prune_rocket(
 
     Raises:
         TypeError: another object. ValueError: one that is not fitted; other series.
-        NotImplementedError: one with an estimator of its own.
+        NotImplementedError: one that was given an ``estimator``.
 
     Example:
         >>> from aeon.classification.convolution_based import RocketClassifier
@@ -321,10 +321,11 @@ def prune_rocket(
                 "classifier).to_aeon(), and fit your estimator to kernel_features(X, pruned.bank_)"
             )
         kept["class_weight"] = classifier.estimator_.class_weight
-        if set(classifier.classes_) != set(np.unique(np.asarray(y_train))):
+        classes = np.unique(as_labels("prune_rocket", "y_train", y_train))
+        if not np.array_equal(classes, classifier.classes_):
             raise ValueError(
                 f"y_train must hold the classes that the classifier knows, {classifier.classes_}, "
-                f"but holds {np.unique(np.asarray(y_train))}; give the labels that it was fitted to"
+                f"but holds {classes}; give the labels that it was fitted to"
             )
     pruned = POCKETClassifier(bank, keep=keep, **(kept | options))
     pruned.fit(X_train, y_train)
