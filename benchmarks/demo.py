@@ -23,6 +23,7 @@ from sparseconv.measure.machine import measurement_context, threads
 from sparseconv.measure.page import Section, write_html
 from sparseconv.measure.records import INFERENCE, TRAINING
 from sparseconv.models import DSN
+from sparseconv.ops.backends import resolve_backend
 from sparseconv.profiling import profile
 from sparseconv.report import figures
 from sparseconv.training.evaluation import evaluate
@@ -40,8 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--epochs", type=int, default=EPOCHS)
     arguments = parser.parse_args(argv)
     try:
+        resolve_backend("cpp", torch.device("cpu"))  # the demo shows the C++ kernels at work
         check_writable(arguments.out / REPORT)
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:
         parser.error(str(error))
     with threads(1):  # batches of 5 gain little from a second one
         page = run(arguments.epochs, arguments.out)
