@@ -53,7 +53,7 @@ class Builder:
     def add(
         self, make: Callable[..., AnyStep], x: Value, rows: int, positions: int, **options: Any
     ) -> int:
-        """Add a step that computes a tensor of its own, and return the tensor's number."""
+        """Add a step that computes a new tensor, and return the tensor's number."""
         length, channels = self.shapes[x.of]
         given: dict[str, Any] = {
             "inputs": (x.of,), "output": len(self.shapes), "stride": rows, "positions": positions,
@@ -82,7 +82,7 @@ class Builder:
         return x if same else self.copy(x)
 
     def copy(self, x: Value, **options: Any) -> Value:
-        """Copy a value, time by time, into a tensor of its own or where the options say."""
+        """Copy a value, time by time, into a new tensor, or to where the options say."""
         if x.places.dim() not in (2, 3):
             raise NotImplementedError(f"it gets {x.places.dim()} dimensions")
         at: Array = x.places.reshape(x.places.shape[1], -1).numpy()

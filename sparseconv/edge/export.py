@@ -67,7 +67,7 @@ def export_c(
             weights, scores or series that are not finite, series that are not real numbers, int8
             without calibration or calibration without int8, a name that is not a C identifier, a
             folder that holds files or cannot be written.
-        TypeError: a model that is no module.
+        TypeError: the model is not a module.
         RuntimeError: series that the model does not take.
 
     Example:
@@ -150,7 +150,7 @@ def export_c(
 def _exact_scores(model: nn.Module, X: Array) -> Array:
     try:
         return _scores_of(deepcopy_model(model).double(), X.astype(np.float64))
-    except RuntimeError:  # it has tensors of its own in float32
+    except RuntimeError:  # it makes float32 tensors
         return _scores_of(model, X)
 
 

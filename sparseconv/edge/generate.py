@@ -70,7 +70,7 @@ class Part(NamedTuple):
 
     @property
     def function(self) -> tuple[int, str, bool]:
-        """Return inputs, expression and ReLU of a step that is no layer."""
+        """Return inputs, expression and ReLU of a step other than a layer."""
         step: Any = self.step
         if not isinstance(step, IntegerPointwise):
             return len(self.inputs), step.expression, step.relu

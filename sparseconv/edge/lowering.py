@@ -39,7 +39,7 @@ def lower(model: nn.Module, channels: int, length: int) -> Network:
         try:
             warnings.simplefilter("ignore")  # of a pruned weight, which is an attribute
             program = torch.export.export(model, (zeros,), strict=False)
-        except Exception as error:
+        except Exception as error:  # torch.export raises errors of many types
             raise NotImplementedError(
                 "the model cannot be exported to C: torch.export cannot trace it, "
                 f"{type(error).__name__}: {error}"
@@ -79,7 +79,7 @@ def _walk(program: torch.export.ExportedProgram, build: Builder, series: Value) 
     """Follow the series through the traced model to the scores; the rest are constants."""
     if any(spec.kind != OutputKind.USER_OUTPUT for spec in program.graph_signature.output_specs):
         raise NotImplementedError(
-            "the model cannot be exported to C: it changes buffers of its own when it is called"
+            "the model cannot be exported to C: it changes its buffers when it is called"
         )
     held: dict[str, Any] = {}
     constants = {**program.constants, **program.state_dict}

@@ -18,9 +18,9 @@ class Room(NamedTuple):
 def placed(network: Network) -> tuple[dict[int, int], int]:
     """Return where each tensor begins, by its number, and how many samples all take.
 
-    The last step's output has memory of its own. A tensor begins after the samples that are put
-    before it as padding. What is computed sample by sample overwrites an input that nothing reads
-    any more.
+    The last step's output lies elsewhere, and is not counted. A tensor begins after the samples
+    that are put before it as padding. What is computed sample by sample overwrites an input that
+    nothing reads any more.
     """
     steps, shapes = network.steps, network.shapes
     begin, end = {0: -1}, {0: -1}

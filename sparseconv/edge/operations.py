@@ -18,7 +18,7 @@ from sparseconv.core.pattern import KernelCSR
 from sparseconv.edge.builder import Builder, Call, Value, even, ordered
 from sparseconv.edge.layers import Array, Layer, Pointwise
 
-LARGEST = 4096  # samples, of which each may have a factor of its own
+LARGEST = 4096  # samples that may have a factor each
 
 
 def to_numpy(tensor: Tensor) -> Array:

@@ -16,7 +16,7 @@ SEQUENCES = (list, tuple, set, frozenset, deque)
 
 
 class Kept(NamedTuple):
-    """What an optimizer keeps: where, for which parameter, and what, which is no container."""
+    """One thing that an optimizer keeps: where, for which parameter, and the thing itself."""
 
     path: str
     owner: Any
@@ -149,7 +149,7 @@ def _fits(value: Any, layout: Any) -> bool:
 
 
 def _held(value: Any) -> Iterator[Any]:
-    """Yield an object and what it holds at any depth, but for classes and a function's globals."""
+    """Yield an object and what it holds at any depth, except classes and a function's globals."""
     stack, seen = [value], set()
     while stack:
         held = stack.pop()

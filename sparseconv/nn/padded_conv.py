@@ -37,8 +37,8 @@ def convolution_of(conv: nn.Conv1d) -> dict[str, Any]:
             raise TypeError("what it pads or cuts off depends on the length or the mode")
     except Exception as error:  # of any code
         raise TypeError(
-            f"conv must pad, convolve and cut off ends only, but {kind.__name__} has code of its "
-            f"own: {error}; copy its weight and bias into an nn.Conv1d, and put what else it does "
+            f"conv must pad, convolve and cut off ends only, but {kind.__name__} has its own "
+            f"code: {error}; copy its weight and bias into an nn.Conv1d, and put what else it does "
             "into a module around that"
         ) from None
     return shared_options(conv) | found

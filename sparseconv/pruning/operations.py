@@ -183,7 +183,7 @@ def moves(call: Call) -> bool:
 
 
 def splits(call: Call) -> bool:
-    """As ``moves``; groups of channels in a dimension of their own lose the same ones."""
+    """As ``moves``; groups of channels in a separate dimension lose the same ones."""
     if moves(call):
         return True
     (channels, dim), out = call.numbers[call.inputs[0]], call.outputs[0]
@@ -299,7 +299,7 @@ class SameDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def close(got: Tensor, wanted: Tensor) -> bool:
-    """Whether two tensors agree but for rounding."""
+    """Whether two tensors agree up to rounding."""
     if got.shape != wanted.shape or not wanted.is_floating_point():
         return got.equal(wanted)
     loose = torch.finfo(wanted.dtype).eps ** 0.5

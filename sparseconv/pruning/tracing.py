@@ -277,7 +277,7 @@ class _Tracer(TorchFunctionMode):
         try:
             with SameDraws(), self:
                 self.model(*arguments)
-        except Exception as error:
+        except Exception as error:  # the model's own code, which may want targets
             self.running, self.inside = [], 0
             why = (
                 f"its channels may be read by {[*idle]}, which eval mode does not call, and "

@@ -134,7 +134,7 @@ class OwnConv(nn.Conv1d):
 
 
 REASONS = {
-    "own": "OwnConv has code of its own: it uses relu of its input; copy its weight and bias into",
+    "own": "OwnConv has its own code: it uses relu of its input; copy its weight and bias into",
     "lazy": "it has hooks, which would be lost",
     "tied": "it shares its weight with 'tied_too'",
     "normed": r"its weight is computed \(_WeightNorm\)",
