@@ -58,7 +58,7 @@ test_layer = refusals(
      "set_pattern(pattern) sets the pattern"),
     (lambda: make()().wieght, AttributeError, "no attribute 'wieght'"),
     (lambda: SparseConv1d.from_dense(nn.Linear(3, 3)), TypeError, "conv must be an nn.Conv1d"),
-    (own(lambda c, x: PLAIN(c, x.transpose(1, 2))), TypeError, "Own has code of its own: it uses"),
+    (own(lambda c, x: PLAIN(c, x.transpose(1, 2))), TypeError, "Own has its own code: it uses"),
     (own(lambda c, x: F.gelu(PLAIN(c, x))), TypeError, "it calls gelu; copy its weight and bias"),
     (own(lambda c, x: PLAIN(c, x) + x), TypeError, "put what else it does into a module around"),
     (own(lambda c, x: F.conv1d(x, 2 * c.weight, c.bias)), TypeError, "not with its own weight"),
