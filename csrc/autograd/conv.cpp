@@ -81,7 +81,6 @@ struct SparseConv : torch::autograd::Function<SparseConv> {
     } else {
       const at::AutoDispatchBelowADInplaceOrView below;
       const ConvPlanPtr plan = plan_of(saved[3], saved[4], geometry);
-      const Geometry& g = plan->geometry;
       const Tensor values = [&] {
         const pybind11::gil_scoped_acquire gil;
         return frozen(saved[1]);
@@ -92,11 +91,11 @@ struct SparseConv : torch::autograd::Function<SparseConv> {
       grad = grad.resolve_neg();
       if (needed[0]) {
         RECORD_FUNCTION("sparseconv::dgrad", c10::ArrayRef<const c10::IValue>{});
-        found[0] = run_dgrad(grad, values.resolve_neg(), g, plan->dgrad(), input.size(2));
+        found[0] = best_dgrad(grad, values.resolve_neg(), *plan, input.size(2));
       }
       if (needed[1]) {
         RECORD_FUNCTION("sparseconv::wgrad", c10::ArrayRef<const c10::IValue>{});
-        found[1] = run_wgrad(grad, input.resolve_neg(), g, plan->wgrad());
+        found[1] = best_wgrad(grad, input.resolve_neg(), *plan);
       }
       if (needed[2]) {
         found[2] = bias_grad(grad);
@@ -165,9 +164,7 @@ std::optional<Tensor> plain_conv(pybind11::handle input,
     return {};
   }
   RECORD_FUNCTION("sparseconv::fprop", c10::ArrayRef<const c10::IValue>{});
-  const auto compute = [&] {
-    return run_fprop(x_now, values_now, bias_now, plan->geometry, plan->fprop(), relu);
-  };
+  const auto compute = [&] { return best_fprop(x_now, values_now, bias_now, *plan, relu); };
   const Tensor y =
       is_recorded(signal, *parameter, b)
           ? SparseConv::apply(signal, *parameter, b, Call{crow, col, numbers, relu, false, compute})

@@ -45,4 +45,29 @@ at::Tensor run_wgrad(const at::Tensor& grad,
                      const WgradPlan& plan,
                      const LaneOrder* lanes = nullptr);
 
+// By blocks of channels on a matrix unit: what the computations above give, from bfloat16 products
+// with float sums, for plans that have blocks.
+at::Tensor block_fprop(const at::Tensor& input,
+                       const at::Tensor& values,
+                       const std::optional<at::Tensor>& bias,
+                       const ConvPlan& plan,
+                       bool relu);
+at::Tensor block_dgrad(const at::Tensor& grad,
+                       const at::Tensor& values,
+                       const ConvPlan& plan,
+                       int64_t input_length);
+at::Tensor block_wgrad(const at::Tensor& grad, const at::Tensor& input, const ConvPlan& plan);
+
+// Of signals (N, C, L), by the kernels that are fastest for this plan and dtype.
+at::Tensor best_fprop(const at::Tensor& input,
+                      const at::Tensor& values,
+                      const std::optional<at::Tensor>& bias,
+                      const ConvPlan& plan,
+                      bool relu);
+at::Tensor best_dgrad(const at::Tensor& grad,
+                      const at::Tensor& values,
+                      const ConvPlan& plan,
+                      int64_t input_length);
+at::Tensor best_wgrad(const at::Tensor& grad, const at::Tensor& input, const ConvPlan& plan);
+
 }  // namespace sparseconv

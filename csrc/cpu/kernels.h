@@ -3,6 +3,7 @@
 #pragma once
 
 #include "../conv1d.h"
+#include "blocks.h"
 #include "fused.h"
 #include "rocket.h"
 
@@ -17,6 +18,12 @@ struct Half {
 };
 struct Bf16 {
   uint16_t bits;
+};
+
+// Convolutions by blocks, of a matrix unit.
+struct BlockKernels {
+  void (*correlate)(const BlockCorrelation&, int64_t, int64_t, void*);
+  void (*wgrad)(const BlockWeightGradient&, int64_t, int64_t, void*);
 };
 
 struct KernelTable {
@@ -35,12 +42,14 @@ struct KernelTable {
   void (*rocket)(const RocketFeatures&, int64_t, int64_t, void*);
   void (*minirocket)(const MiniRocketFeatures&, int64_t, int64_t, void*);
   double (*peak[2])(double operand, int64_t passes);
+  const BlockKernels* blocks;  // null without a matrix unit
 };
 
-extern const KernelTable kBaseline;
+extern const BlockKernels kEmulatedBlocks;
+extern const KernelTable kBaseline, kEmulated;  // the last one with a matrix unit in plain C++
 #if defined(__x86_64__)
-extern const KernelTable kAvx2;
-extern const KernelTable kAvx512;
+extern const BlockKernels kAmxBlocks;
+extern const KernelTable kAvx2, kAvx512, kAmx;
 #endif
 
 }  // namespace sparseconv

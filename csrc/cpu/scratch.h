@@ -1,6 +1,7 @@
 // How the scratch memory of one kernel call is divided, in rows of 64 bytes.
 #pragma once
 
+#include "blocks.h"
 #include "fused.h"
 #include "plan/layout.h"
 
@@ -40,5 +41,7 @@ int64_t scratch_bytes(const Pointwise& problem);
 int64_t scratch_bytes(const PointwiseGradient& problem);
 int64_t scratch_bytes(const BatchNormRelu& problem);
 int64_t scratch_bytes(const BatchNormReluGradient& problem);
+int64_t scratch_bytes(const BlockCorrelation& problem);
+int64_t scratch_bytes(const BlockWeightGradient& problem);
 
 }  // namespace sparseconv

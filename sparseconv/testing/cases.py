@@ -25,7 +25,7 @@ LENGTHS = (1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 23, 24, 25, 27, 28, 29, 31, 32, 3
 
 
 PATTERNS = ("random", "empty_row", "one_tap", "one_dense_row", "dsn_prefix", "dsn_evolved",
-            "last_tap_only", "none", "full")  # fmt: skip
+            "last_tap_only", "blocks", "none", "full")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -107,6 +107,9 @@ class Case:
             region = taps < (self.kernel_size // 3 * (chunk + 1)).clamp(min=1)[:, None, None]
             share = self.density * self.kernel_size
             mask = region & (taps < share if self.pattern == "dsn_prefix" else mask)
+        elif self.pattern == "blocks":  # of 16 x 16 channels that share their taps
+            leaders = mask[::16, ::16].repeat_interleave(16, 0).repeat_interleave(16, 1)
+            mask = leaders[: shape[0], : shape[1]]
         elif self.pattern in ("none", "full"):
             mask = torch.full(shape, self.pattern == "full")
         return KernelCSR.from_mask(mask)

@@ -1,4 +1,4 @@
-"""The compiled extension runs on any x86-64: only what says so uses AVX2 or AVX-512."""
+"""The compiled extension runs on any x86-64: only what says so uses AVX2, AVX-512 or AMX."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from child import ROOT
 
 from sparseconv.ops.backends import extension
 
-# x86-64 has SSE2. What begins with v is AVX or later, but for these two that test segments.
-LATER = re.compile(r"(?!verr |verw )v[a-z0-9]+\b|.*%[yz]mm")
+# x86-64 has SSE2. What begins with v is AVX or later, except these two that test segments.
+LATER = re.compile(r"(?!verr |verw )v[a-z0-9]+\b|.*%[yzt]mm")
 AVX512 = re.compile(r".*(%zmm|%k[0-7]\b|%[xy]mm(1[6-9]|2[0-9]|3[01])\b)")
 
 
@@ -33,7 +33,7 @@ def test_no_instruction_set_leaks_into_other_code() -> None:
             name = found[1]
         elif "\t" in line:
             code = " ".join(line.split("\t", 1)[1].split())
-            if "sparseconv::avx512::" in name:
+            if "sparseconv::avx512::" in name or "sparseconv::amx::" in name:
                 wide |= {name} if "%zmm" in code else set()
             elif (AVX512 if "sparseconv::avx2::" in name else LATER).match(code):
                 leaks.add((name, code))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from types import SimpleNamespace
@@ -17,10 +18,14 @@ from sparseconv.core.geometry import Geometry
 from sparseconv.ops import gpu_plans
 from sparseconv.ops.backends import extension
 from sparseconv.ops.schemas import KERNELS
-from sparseconv.testing import Case, Tensors, expected
+from sparseconv.testing import Case, Tensors, expected, random_case
 
 NAMES = ("fprop", "dgrad", "wgrad")
-ISAS = extension.isas() if extension is not None else []
+LISTED = extension.isas() if extension is not None else []
+ISAS = [isa for isa in LISTED if isa != "amx"]
+# Matrix units, which compute blocks of channels: of all CPUs in plain C++, and of this one.
+TWIN = "amx-emulated"
+UNITS = [TWIN, *(isa for isa in LISTED if isa == "amx")]
 
 
 class Engine(NamedTuple):
@@ -72,6 +77,15 @@ def op_arguments(args: Iterable[Any], device: str = "cpu") -> list[Any]:
         else:
             found.append(a.numbers if isinstance(a, Geometry) else a)
     return found
+
+
+def blocks_case(rng: random.Random, **fixed: Any) -> Case:
+    """Draw a case that the matrix unit computes."""
+    groups = rng.choice((1, 1, 1, 2))
+    sizes = (16, 32) if groups > 1 else (16, 17, 31, 33, 47, 48)
+    sizes = {name: groups * rng.choice(sizes) for name in ("in_channels", "out_channels")}
+    drawn = {"dtype": "bfloat16", "groups": groups, **sizes, "pattern": "blocks"}
+    return random_case(rng, **(drawn | fixed))
 
 
 Engines = Callable[[], Iterator[Engine]]

@@ -21,7 +21,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from engines import ISAS
+from engines import ISAS, UNITS, blocks_case
 from layouts import LAYOUTS
 from op_arguments import op_calls
 from random_banks import Problem
@@ -136,11 +136,13 @@ def main(seed: int, cases: int) -> None:
     for number in range(seed, seed + cases):
         rng = random.Random(number)
         case = random_case(rng, n=rng.randint(1, 5), batched=True)
-        work = calls_of(case, rng, number)
-        for isa in ISAS:
+        work = dict.fromkeys(ISAS, (case, calls_of(case, rng, number)))
+        blocks = blocks_case(rng, n=rng.randint(1, 3), batched=True)
+        work |= dict.fromkeys(UNITS, (blocks, calls_of(blocks, rng, number)[:3]))
+        for isa, (case, ops) in work.items():
             os.environ["SPARSECONV_CPU_ISA"] = isa
             assert extension.isa() == isa
-            for op, args in work:
+            for op, args in ops:
                 calls += 1
                 try:
                     check(op, args)

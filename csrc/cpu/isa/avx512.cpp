@@ -38,5 +38,7 @@ namespace sparseconv::avx512 {
 #endif
 
 constinit const sparseconv::KernelTable sparseconv::kAvx512 = sparseconv::avx512::table("avx512");
+constinit const sparseconv::KernelTable sparseconv::kAmx =
+    sparseconv::avx512::table("amx", &sparseconv::kAmxBlocks);
 
 #endif

@@ -15,3 +15,5 @@ namespace sparseconv::baseline {
 
 constinit const sparseconv::KernelTable sparseconv::kBaseline =
     sparseconv::baseline::table("baseline");
+constinit const sparseconv::KernelTable sparseconv::kEmulated =
+    sparseconv::baseline::table("amx-emulated", &sparseconv::kEmulatedBlocks);

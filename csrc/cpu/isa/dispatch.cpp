@@ -3,6 +3,10 @@
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
+#if defined(__x86_64__) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 #include <atomic>
 #include <cstdlib>
@@ -11,6 +15,25 @@
 namespace sparseconv {
 
 namespace {
+
+#if defined(__x86_64__)
+// Whether this CPU has AMX for bfloat16, and the system lets the process use it.
+bool amx() {
+  unsigned a, b, c, d = 0;
+  constexpr unsigned kAmxBf16 = 1u << 22, kAmxTile = 1u << 24, kAvx512Bf16 = 1u << 5;
+  if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0 || (d & kAmxBf16) == 0 || (d & kAmxTile) == 0 ||
+      __get_cpuid_count(7, 1, &a, &b, &c, &d) == 0 || (a & kAvx512Bf16) == 0 ||
+      !__builtin_cpu_supports("avx512bw") || !__builtin_cpu_supports("avx512vl")) {
+    return false;
+  }
+#if defined(__linux__)
+  constexpr int kRequestPermission = 0x1023, kTileData = 18;
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+#endif
 
 std::vector<const KernelTable*> runnable() {
   std::vector<const KernelTable*> tables;
@@ -22,6 +45,9 @@ std::vector<const KernelTable*> runnable() {
   const bool avx2 =
       __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && (c & kF16c) != 0;
   if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq")) {
+    if (amx()) {
+      tables.push_back(&kAmx);
+    }
     tables.push_back(&kAvx512);
   }
   if (avx2) {
@@ -41,6 +67,9 @@ const KernelTable& named() {
   const char* wanted = std::getenv("SPARSECONV_CPU_ISA");
   if (wanted == nullptr || *wanted == '\0') {
     return *tables().front();
+  }
+  if (std::string(wanted) == kEmulated.name) {  // for tests: slow everywhere
+    return kEmulated;
   }
   std::string names;
   for (const KernelTable* table : tables()) {

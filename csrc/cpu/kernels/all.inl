@@ -2,6 +2,7 @@
 // inside its namespace and target region, after its vec_*.h.
 
 // clang-format off
+#include "numbers.inl"
 #include "lanes.inl"
 #include "padding.inl"
 #include "packing.inl"

@@ -1,7 +1,7 @@
 // The kernels of one instruction set. Evaluated by the compiler only: no code of it may run before
 // the CPU was asked.
 
-consteval KernelTable table(const char* name) {
+consteval KernelTable table(const char* name, const BlockKernels* blocks = nullptr) {
   return {
       name,
       F32::kWidth,
@@ -16,5 +16,6 @@ consteval KernelTable table(const char* name) {
       rocket_features,
       minirocket_features,
       {peak<F32>, peak<F64>},
+      blocks,
   };
 }

@@ -44,6 +44,37 @@ Tensor bias_grad(const Tensor& grad) {
 
 namespace {
 
+bool by_blocks(const Tensor& signal, const ConvPlan& plan) {
+  return signal.scalar_type() == at::kBFloat16 && checked_kernels().blocks != nullptr &&
+         plan.blocks() != nullptr;
+}
+
+}  // namespace
+
+Tensor best_fprop(const Tensor& input,
+                  const Tensor& values,
+                  const std::optional<Tensor>& bias,
+                  const ConvPlan& plan,
+                  bool relu) {
+  return by_blocks(input, plan) ? block_fprop(input, values, bias, plan, relu)
+                                : run_fprop(input, values, bias, plan.geometry, plan.fprop(), relu);
+}
+
+Tensor best_dgrad(const Tensor& grad,
+                  const Tensor& values,
+                  const ConvPlan& plan,
+                  int64_t input_length) {
+  return by_blocks(grad, plan) ? block_dgrad(grad, values, plan, input_length)
+                               : run_dgrad(grad, values, plan.geometry, plan.dgrad(), input_length);
+}
+
+Tensor best_wgrad(const Tensor& grad, const Tensor& input, const ConvPlan& plan) {
+  return by_blocks(input, plan) ? block_wgrad(grad, input, plan)
+                                : run_wgrad(grad, input, plan.geometry, plan.wgrad());
+}
+
+namespace {
+
 Tensor fprop(const Tensor& input,
              const Tensor& values,
              const std::optional<Tensor>& bias,
@@ -53,7 +84,7 @@ Tensor fprop(const Tensor& input,
              bool relu) {
   const ConvPlanPtr plan = plan_of(crow, col, geometry);
   check_fprop(*plan, input, values, bias);
-  return run_fprop(input, values, bias, plan->geometry, plan->fprop(), relu);
+  return best_fprop(input, values, bias, *plan, relu);
 }
 
 Tensor dgrad(const Tensor& grad,
@@ -69,7 +100,7 @@ Tensor dgrad(const Tensor& grad,
   check_lengths(g, input_length);
   check_gradient(grad, g, grad.size(0), input_length);
   check_vector(values, "values", grad, plan->nnz);
-  return run_dgrad(grad, values, g, plan->dgrad(), input_length);
+  return best_dgrad(grad, values, *plan, input_length);
 }
 
 Tensor wgrad(const Tensor& grad,
@@ -79,7 +110,7 @@ Tensor wgrad(const Tensor& grad,
              at::IntArrayRef geometry) {
   const ConvPlanPtr plan = plan_of(crow, col, geometry);
   check_gradient_of(*plan, grad, input);
-  return run_wgrad(grad, input, plan->geometry, plan->wgrad());
+  return best_wgrad(grad, input, *plan);
 }
 
 }  // namespace

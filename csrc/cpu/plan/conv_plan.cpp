@@ -57,6 +57,14 @@ const WgradPlan& ConvPlan::wgrad() const {
   return wgrad_;
 }
 
+const BlockPlan* ConvPlan::blocks() const {
+  std::call_once(blocks_once_, [this] {
+    blocks_ = block_plan(geometry, crow_.data(), col_.data());
+    nbytes_ += blocks_.has_value() ? blocks_->nbytes() : 0;
+  });
+  return blocks_.has_value() ? &*blocks_ : nullptr;
+}
+
 const ConvPlan& bias_plan(int64_t channels) {
   static std::mutex& mutex = *new std::mutex;
   static auto& plans = *new std::map<int64_t, ConvPlan>;  // one for each width of a layer

@@ -8,6 +8,7 @@
 #include <mutex>
 #include <vector>
 
+#include "blocks.h"
 #include "indices.h"
 
 namespace sparseconv {
@@ -24,15 +25,19 @@ class ConvPlan : public c10::intrusive_ptr_target {
   const CorrelationPlan& fprop() const { return fprop_; }
   const DgradPlan& dgrad() const;  // made when first asked for, as is the next
   const WgradPlan& wgrad() const;
+  // Null if the pattern is not one of blocks.
+  const BlockPlan* blocks() const;
+  const int32_t* pointers() const { return crow_.data(); }
   int64_t nbytes() const { return nbytes_; }  // of all that was made so far
 
  private:
   const std::vector<int32_t> crow_, col_;
   const CorrelationPlan fprop_;
   mutable std::atomic<int64_t> nbytes_;
-  mutable std::once_flag dgrad_once_, wgrad_once_;
+  mutable std::once_flag dgrad_once_, wgrad_once_, blocks_once_;
   mutable DgradPlan dgrad_;
   mutable WgradPlan wgrad_;
+  mutable std::optional<BlockPlan> blocks_;
 };
 using ConvPlanPtr = c10::intrusive_ptr<const ConvPlan>;
 

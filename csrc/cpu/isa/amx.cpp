@@ -1,0 +1,42 @@
+#if defined(__x86_64__)
+
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#endif
+
+#include <immintrin.h>
+
+#include <utility>
+
+#include "../kernels.h"
+
+#if defined(__clang__)
+#pragma clang attribute push(                                                          \
+    __attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,avx512bf16,avx2,fma"))), \
+    apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512dq,avx512bw,avx512vl,avx512bf16,avx2,fma")
+#endif
+
+namespace sparseconv::amx {
+
+#include "../kernels/numbers.inl"
+
+#include "tiles_amx.h"
+
+#include "../kernels/blocks.inl"
+
+}  // namespace sparseconv::amx
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+
+constinit const sparseconv::BlockKernels sparseconv::kAmxBlocks = {
+    sparseconv::amx::correlate_blocks, sparseconv::amx::block_wgrad};
+
+#endif

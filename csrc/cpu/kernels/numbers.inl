@@ -1,0 +1,25 @@
+// Numbers that every kernel needs. Included once per ISA and kind of tile.
+
+static inline int64_t min_of(int64_t a, int64_t b) {
+  return a < b ? a : b;
+}
+static inline int64_t max_of(int64_t a, int64_t b) {
+  return a > b ? a : b;
+}
+
+static inline float to_acc(Bf16 x) {
+  union {
+    uint32_t bits;
+    float value;
+  } y = {static_cast<uint32_t>(x.bits) << 16};
+  return y.value;
+}
+static inline void from_acc(float x, Bf16* y) {
+  union {
+    float value;
+    uint32_t bits;
+  } b = {x};
+  const bool nan = (b.bits & 0x7fffffffu) > 0x7f800000u;
+  const uint32_t rounded = b.bits + 0x7fffu + ((b.bits >> 16) & 1);  // to nearest, ties to even
+  y->bits = static_cast<uint16_t>(nan ? (b.bits >> 16) | 0x40u : rounded >> 16);
+}

@@ -1,0 +1,212 @@
+// The three computations by blocks, in bfloat16.
+
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
+
+#include <algorithm>
+
+#include "../../checks.h"
+#include "../conv.h"
+#include "../launch.h"
+
+namespace sparseconv {
+namespace {
+
+constexpr int64_t kTileGrain = 256;  // products of tiles (16 rows each) worth a thread
+
+// A tile for each entry: pairs of the channels that are summed over, of 16 outputs. In dgrad the
+// rows of the pattern are summed over.
+Tensor packed(const Tensor& values,
+              const std::vector<BlockWeights>& tiles,
+              const int32_t* pointers,
+              int64_t channels_per_group,
+              bool transposed) {
+  const Tensor source = values.contiguous();
+  const auto n = static_cast<int64_t>(tiles.size());
+  Tensor weights = at::zeros({n, kBlockSize / 2, kBlockSize, 2}, values.options());
+  const auto* from = static_cast<const uint16_t*>(source.const_data_ptr());
+  auto* to = static_cast<uint16_t*>(weights.mutable_data_ptr());
+  at::parallel_for(0, n, kTileGrain, [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t) {
+      const BlockWeights& tile = tiles[t];
+      uint16_t* out = to + t * kBlockSize * kBlockSize;
+      for (int64_t r = 0; r < tile.rows; ++r) {
+        const int32_t* kernels =
+            pointers + (tile.out_channel + r) * channels_per_group + tile.in_channel;
+        for (int64_t c = 0; c < tile.columns; ++c) {
+          const int64_t sum = transposed ? r : c, output = transposed ? c : r;
+          out[sum / 2 * 2 * kBlockSize + output * 2 + sum % 2] = from[kernels[c] + tile.rank];
+        }
+      }
+    }
+  });
+  return weights;
+}
+
+void run_blocks(BlockCorrelation p, const BlockCorrelationPlan& plan) {
+  p.entries = plan.entries.data();
+  p.first = plan.first.data();
+  p.low = plan.low;
+  p.high = plan.high;
+  if (p.batch * p.rows == 0) {
+    return;
+  }
+  const auto entries = static_cast<int64_t>(plan.entries.size());
+  const int64_t strips = p.batch * ceil_div(p.rows, kStripRows);
+  run_parts(p, checked_kernels().blocks->correlate,
+            strips * (entries + 8 * p.out_blocks) * kTilesAtOnce / kTileGrain);
+}
+
+}  // namespace
+
+int64_t scratch_bytes(const BlockCorrelation& p) {
+  const int64_t offsets = ceil_div(int64_t{p.first[p.out_blocks]}, 8) * 8;
+  return p.pitch() * ceil_div(p.in_blocks, 2) + kTilesAtOnce * kTileBytes + offsets * 8 +
+         2 * kBlockSize * staged(p.window()) * 2;
+}
+
+int64_t scratch_bytes(const BlockWeightGradient& p) {
+  return (p.in_pitch() * p.in_blocks + p.grad_pitch() * p.out_blocks) * p.series() +
+         kBlockSize * staged(p.run_rows() + 1) * 2;
+}
+
+Tensor block_fprop(const Tensor& input,
+                   const Tensor& values,
+                   const std::optional<Tensor>& bias,
+                   const ConvPlan& plan,
+                   bool relu) {
+  const ForkGuard fork_guard;
+  const Geometry& g = plan.geometry;
+  const BlockCorrelationPlan& blocks = plan.blocks()->fprop;
+  const Tensor weights =
+      packed(values, blocks.weights, plan.pointers(), g.channels_per_group, false);
+  BlockCorrelation p{};
+  p.out_blocks = ceil_div(g.out_channels, kBlockSize);
+  p.in_blocks = ceil_div(g.in_channels(), kBlockSize);
+  Tensor init;
+  if (bias.has_value()) {
+    init = at::zeros({p.out_blocks * kBlockSize}, input.options().dtype(at::kFloat));
+    init.narrow(0, 0, g.out_channels).copy_(*bias);
+    p.init = init.const_data_ptr<float>();
+  }
+  p.weights = weights.const_data_ptr();
+  p.step = g.stride;
+  p.batch = input.size(0);
+  p.in_channels = g.in_channels();
+  p.out_channels = g.out_channels;
+  p.in = view(input);
+  p.in_length = input.size(2);
+  p.mode = g.mode;
+  p.origin = -g.left;
+  p.rows = g.output_length(p.in_length);
+  p.out_step = 1;
+  p.relu = relu;
+  Tensor output = at::empty({p.batch, g.out_channels, p.rows}, input.options());
+  p.out = view(output);
+  run_blocks(p, blocks);
+  return output;
+}
+
+Tensor block_dgrad(const Tensor& grad,
+                   const Tensor& values,
+                   const ConvPlan& plan,
+                   int64_t input_length) {
+  const ForkGuard fork_guard;
+  const Geometry& g = plan.geometry;
+  // Padding other than zeros carries gradient back to the samples it was copied from.
+  const bool folds = g.mode != PaddingMode::zeros && g.left + g.right > 0;
+  const int64_t left = folds ? g.left : 0, right = folds ? g.right : 0;
+  Tensor output = at::empty({grad.size(0), g.in_channels(), left + input_length + right},
+                            folds ? grad.options().dtype(at::kFloat) : grad.options());
+  for (int64_t phase = 0; phase < g.stride; ++phase) {
+    const BlockCorrelationPlan& blocks = plan.blocks()->dgrad[phase];
+    const Tensor weights =
+        packed(values, blocks.weights, plan.pointers(), g.channels_per_group, true);
+    // Padded positions j = stride * u + phase in [low, high).
+    const int64_t low = g.left - left, high = g.left + input_length + right;
+    const int64_t first = low > phase ? ceil_div(low - phase, g.stride) : 0;
+    const int64_t past = high > phase ? ceil_div(high - phase, g.stride) : 0;
+    BlockCorrelation p{};
+    p.out_blocks = ceil_div(g.in_channels(), kBlockSize);
+    p.in_blocks = ceil_div(g.out_channels, kBlockSize);
+    p.weights = weights.const_data_ptr();
+    p.step = 1;
+    p.batch = grad.size(0);
+    p.in_channels = g.out_channels;
+    p.out_channels = g.in_channels();
+    p.in = view(grad);
+    p.in_length = grad.size(2);
+    p.mode = PaddingMode::zeros;
+    p.origin = first;
+    p.out = view(output);
+    p.out_float = folds;
+    p.rows = past - first;
+    p.first_out = first * g.stride + phase - low;
+    p.out_step = g.stride;
+    run_blocks(p, blocks);
+  }
+  if (!folds) {
+    return output;
+  }
+  Tensor inside = output.narrow(2, left, input_length);
+  for (int64_t i = 0; i < left + right; ++i) {
+    const int64_t at = i < left ? i : input_length + i;
+    inside.select(2, fold_position(at - left, input_length, g.mode)).add_(output.select(2, at));
+  }
+  return inside.to(grad.scalar_type(), /*non_blocking=*/false, /*copy=*/true,
+                   at::MemoryFormat::Contiguous);
+}
+
+Tensor block_wgrad(const Tensor& grad, const Tensor& input, const ConvPlan& plan) {
+  const ForkGuard fork_guard;
+  const Geometry& g = plan.geometry;
+  const BlockWgradPlan& blocks = plan.blocks()->wgrad;
+  BlockWeightGradient p{};
+  p.taps = blocks.taps.data();
+  p.n_taps = static_cast<int64_t>(blocks.taps.size());
+  p.phases = blocks.phases.data();
+  p.n_runs = static_cast<int64_t>(blocks.phases.size());
+  p.span = blocks.span;
+  p.out_blocks = ceil_div(g.out_channels, kBlockSize);
+  p.in_blocks = ceil_div(g.in_channels(), kBlockSize);
+  p.step = g.stride;
+  p.batch = input.size(0);
+  p.in_channels = g.in_channels();
+  p.out_channels = g.out_channels;
+  p.rows = grad.size(2);
+  p.grad = view(grad);
+  p.in = view(input);
+  p.in_length = input.size(2);
+  p.mode = g.mode;
+  p.origin = -g.left;
+  p.splits = p.batch * p.rows > 0 ? wgrad_splits(p.units()) : 1;
+  const Tensor sums =
+      at::zeros({p.splits, p.n_taps, kBlockSize, kBlockSize}, input.options().dtype(at::kFloat));
+  p.out = sums.mutable_data_ptr<float>();
+  if (p.batch * p.rows * p.n_taps > 0) {
+    run_parts(p, checked_kernels().blocks->wgrad, p.splits);
+  }
+  const Tensor total = sums.sum(0);
+  if (p.rows % kPairRows != 0 && !total.isfinite().all().item<bool>()) {
+    return run_wgrad(grad, input, g, plan.wgrad());  // infinity met a zero that fills a tile
+  }
+  const Tensor rounded = total.to(input.scalar_type());
+  Tensor output = at::empty({plan.nnz}, input.options());
+  const auto* from = static_cast<const uint16_t*>(rounded.const_data_ptr());
+  auto* to = static_cast<uint16_t*>(output.mutable_data_ptr());
+  at::parallel_for(0, p.n_taps, kTileGrain, [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t) {
+      const BlockWeights& tile = blocks.weights[t];
+      for (int64_t r = 0; r < tile.rows; ++r) {
+        const int32_t* kernels =
+            plan.pointers() + (tile.out_channel + r) * g.channels_per_group + tile.in_channel;
+        for (int64_t c = 0; c < tile.columns; ++c) {
+          to[kernels[c] + tile.rank] = from[(t * kBlockSize + r) * kBlockSize + c];
+        }
+      }
+    }
+  });
+  return output;
+}
+
+}  // namespace sparseconv

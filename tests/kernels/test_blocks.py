@@ -1,0 +1,137 @@
+"""Blocks of 16 x 16 channels that share their taps, in bfloat16, on a matrix unit.
+
+The same kernels run on AMX and on its twin in plain C++, which every machine has.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+import pytest
+import torch
+from any_kernels import (
+    check_integers,
+    check_layout,
+    check_special_input,
+    poisoned_memory,  # noqa: F401
+)
+from engines import TWIN, UNITS, Engine, Engines, blocks_case, check, compute
+from layouts import LAYOUTS
+
+from sparseconv import KernelCSR, sparse_conv1d
+from sparseconv.measure.machine import threads
+from sparseconv.ops.backends import extension
+from sparseconv.testing import Case
+
+
+@pytest.fixture(params=[TWIN, "amx"])
+def engines(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Engines:
+    if request.param not in UNITS:
+        pytest.skip("needs a CPU with AMX")
+    monkeypatch.setenv("SPARSECONV_CPU_ISA", request.param)
+    assert extension.isa() == request.param
+
+    def once() -> Iterator[Engine]:
+        yield Engine("cpp", isa=request.param)
+
+    return once
+
+
+def one_case(**fixed: object) -> Case:
+    given = {"density": 0.4, "dtype": "bfloat16", "pattern": "blocks"}
+    return Case(
+        **({"n": 2, "in_channels": 16, "out_channels": 20, "kernel_size": 5} | given | fixed)
+    )
+
+
+@pytest.mark.promise("P1")
+@pytest.mark.parametrize("seed", range(4))
+def test_within_the_computed_bound(seed, engines, campaign, count_cases):
+    rng = random.Random(seed)
+    for _ in range(campaign(6, 1000)):
+        check(blocks_case(rng), engines)
+        count_cases(1)
+
+
+@pytest.mark.promise("P1")
+def test_every_length_about_the_rows_of_tiles(engines, count_cases):
+    for length in (1, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 255, 256, 257, 300):
+        check(one_case(n=1, padding=2, length=length), engines)
+        count_cases(1)
+
+
+@pytest.mark.promise("P2")
+def test_integers_are_exact(engines, count_cases):
+    rng, counted = random.Random(5), 0
+    for _ in range(8):
+        counted += check_integers(blocks_case(rng, integers=True), engines)
+    count_cases(counted)
+
+
+@pytest.mark.promise("P6")
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_layout_does_not_change_a_bit(name, engines):
+    for stride, mode in ((1, "replicate"), (2, "zeros")):
+        check_layout(
+            one_case(length=37, stride=stride, padding=(3, 2), padding_mode=mode), name, engines
+        )
+
+
+@pytest.mark.promise("P4")
+@pytest.mark.parametrize("special", [float("nan"), float("inf")])
+@pytest.mark.parametrize("mode", ["zeros", "circular"])
+def test_special_numbers(special, mode, engines):
+    case = one_case(length=19, padding=2, padding_mode=mode, density=0.2, seed=3)
+    check_special_input(case, special, engines, every=97)
+
+
+@pytest.mark.promise("P3")
+def test_bits_depend_on_no_number_of_threads(engines):
+    (engine,) = engines()
+    for case in (one_case(n=1, length=700, padding=2), one_case(n=9, length=300, stride=2)):
+        tensors, found = case.tensors(), []
+        for count in (1, 2, 3):
+            with threads(count):
+                found.append(compute(case, tensors, engine))
+        for other in found[1:]:
+            assert all(a.equal(b) for a, b in zip(found[0], other, strict=True))
+
+
+def test_the_twin_computes_the_bits_of_amx(monkeypatch, campaign):
+    if "amx" not in UNITS:
+        pytest.skip("needs a CPU with AMX")
+    rng = random.Random(7)
+    for _ in range(campaign(10, 1000)):
+        case, found = blocks_case(rng), []
+        for isa in UNITS:
+            monkeypatch.setenv("SPARSECONV_CPU_ISA", isa)
+            found.append(compute(case, case.tensors(), Engine("cpp", isa=isa)))
+        assert all(a.equal(b) for a, b in zip(*found, strict=True)), case
+
+
+def test_what_the_unit_computes(engines):
+    """It flushes subnormal sums to zero: by that one sees where it works."""
+    x, value = torch.full((1, 16, 16), 2.0**-100), 2.0**-35
+
+    def unit_computes(mask: torch.Tensor, groups: int = 1, dtype=torch.bfloat16) -> bool:
+        pattern = KernelCSR.from_mask(mask)
+        values = torch.full((pattern.nnz,), value, dtype=dtype)
+        given = x.repeat(1, groups * mask.shape[1] // 16 + 1, 1)[:, : groups * mask.shape[1]]
+        y = sparse_conv1d(given.to(dtype), values, pattern, groups=groups)
+        return bool((y == 0).all())
+
+    full = torch.ones(48, 16, 3, dtype=torch.bool)
+    assert unit_computes(full)
+    assert unit_computes(full[:, :, :1])
+    assert unit_computes(full, groups=3)
+    assert unit_computes(full[:33])
+    assert not unit_computes(full, dtype=torch.float32)
+    assert not unit_computes(full[:36], groups=3)  # 12 outputs a group
+    assert not unit_computes(full[:15])
+    assert not unit_computes(full[:, :15])
+    other = full.clone()
+    other[47, 15, 2] = False
+    assert not unit_computes(other)
+    other[32:, :, 2] = False
+    assert unit_computes(other)
