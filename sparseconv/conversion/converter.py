@@ -126,7 +126,7 @@ def convert(
         found.verdict = _decide(found, example_input, layers, max_density, unpruned)
     times: dict[str, BeforeAfter] = {}
     if example_input is not None:
-        arguments = copied_arguments(example_input, "example_input")
+        arguments = copied_arguments(model, example_input)
         before = deepcopy_model(model)  # running a model changes it
         with stopwatch.running():
             _measure(before, candidates, arguments, stopwatch)

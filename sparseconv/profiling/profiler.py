@@ -173,7 +173,7 @@ def profile(
         model = deepcopy_model(model)
     layers = _sparse_layers(model)
     check_on_cpu(layers)
-    arguments = copied_arguments(input)
+    arguments = copied_arguments(model, input, "input")
     stopwatch = Stopwatch(backward, rounds, least_seconds)
     with stopwatch.running():
         called = capture(model, layers, arguments)

@@ -77,26 +77,25 @@ def check_on_cpu(layers: Mapping[Layer, str]) -> None:
             )
 
 
-def copied_arguments(input: Any, name: str = "input") -> tuple[Any, ...]:
-    """Copy the model's arguments: a model may write into them. NumPy's become tensors."""
+def copied_arguments(model: nn.Module, input: Any, name: str = "example_input") -> tuple[Any, ...]:
+    """Copy a model's arguments, into which it may write: tensors, fractions in its dtype."""
     if not isinstance(input, Tensor | tuple | np.ndarray):
         raise TypeError(
             f"{name} must be a tensor, or a tuple of the model's arguments, but got "
             f"{type(input).__name__}"
         )
-    input = tree_map_only(np.ndarray, lambda array: _as_default(array, name), input)
+    dtype = next(model.parameters(), torch.empty(0)).dtype
+
+    def copied(given: Any) -> Tensor:
+        x = as_tensor(given, f"expected {name} to hold real numbers")
+        kept = x.detach().to(dtype if x.is_floating_point() else x.dtype, copy=True)
+        return kept.requires_grad_(x.requires_grad)
+
     with torch.inference_mode(False):
         arguments: tuple[Any, ...] = tree_map_only(
-            Tensor,
-            lambda tensor: tensor.detach().clone().requires_grad_(tensor.requires_grad),
-            input if isinstance(input, tuple) else (input,),
+            (np.ndarray, Tensor), copied, input if isinstance(input, tuple) else (input,)
         )
     return arguments
-
-
-def _as_default(array: Any, name: str) -> Tensor:
-    found = as_tensor(array, f"expected {name} to hold real numbers")
-    return found.to(torch.get_default_dtype()) if found.is_floating_point() else found
 
 
 @dataclass

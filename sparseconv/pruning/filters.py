@@ -152,7 +152,7 @@ def _traced(
 ) -> tuple[nn.Module, Channels, tuple[Any, ...]]:
     """Check and follow a model; return a copy, its channels, and its arguments."""
     check_module(model)
-    arguments = copied_arguments(example_input, "example_input")
+    arguments = copied_arguments(model, example_input)
     ignore = [ignore] if isinstance(ignore, str) else list(ignore)
     check_not_wrapped(model, "prune")
     if has_pairs(model):

@@ -159,7 +159,7 @@ class SmallerNetwork(ChangeReport):
         """
         stopwatch = Stopwatch(backward, rounds, least_seconds)
         given = self.arguments if example_input is None else example_input
-        arguments = copied_arguments(given, "example_input")
+        arguments = copied_arguments(self.before, given)
         # Fresh copies: what has been trained in place is not as fast.
         models = {"before": deepcopy_model(self.before).eval(), "after": merge(self.after).eval()}
         check_on_cpu({self.before: type(self.before).__name__})

@@ -139,5 +139,5 @@ def _received(
         found.append(x.clone() if kept is None else x.index_select(layer.channel_dim, columns))
 
     with watching(model, channels.layers, see), SameDraws(finite=True):
-        outputs = output_tensors(model(*copied_arguments(arguments)))
+        outputs = output_tensors(model(*copied_arguments(model, arguments)))
     return found + [x.clone() for x in outputs]

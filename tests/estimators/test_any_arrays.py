@@ -40,6 +40,7 @@ STRIDED: dict[str, Form] = {
 SERIES = STRIDED | {
     "tensor with gradients": lambda a: torch.tensor(a, requires_grad=True),
     "bfloat16": lambda a: torch.tensor(a).bfloat16(),
+    "sparse tensor": lambda a: torch.tensor(a).to_sparse(),
     "list of arrays": list,
     "list of tensors": lambda a: [torch.tensor(case) for case in a],
     "without a channel axis": lambda a: a[:, 0],
@@ -119,12 +120,16 @@ def test_labels(take: Callable[..., Any]) -> None:
 
 def test_example_inputs() -> None:
     """What ``profile``, ``convert`` and ``prune_filters`` are given."""
-    (found,) = copied_arguments(X.astype(">f8")[..., ::-1])
-    assert torch.equal(found, torch.from_numpy(X).float().flip(-1))
-    tokens, mask = copied_arguments((np.arange(3), X > 0))
+    tokens, mask = copied_arguments(network(), (np.arange(3), X > 0))
     assert (tokens.dtype, mask.dtype) == (torch.int64, torch.bool)
-    report = sc.prune_filters(network(), X, sc.pruning.WHC(), ratio=0.5)[1]
-    assert report.measure(X[:2], least_seconds=0) is not None
+    for model in (network(), network().double()):
+        dtype = next(model.parameters()).dtype
+        for x in (X.astype(">f8")[..., ::-1], torch.from_numpy(X).flip(-1), X[..., ::-1] / 1):
+            (found,) = copied_arguments(model, x)
+            assert torch.equal(found, torch.from_numpy(X).to(dtype).flip(-1))
+        for x in (X, torch.from_numpy(X)):
+            report = sc.prune_filters(model, x, sc.pruning.WHC(), ratio=0.5)[1]
+            assert report.measure(x[:2], least_seconds=0) is not None
 
 
 def test_labels_of_words() -> None:
