@@ -97,7 +97,12 @@ def load(name_or_path: str | os.PathLike[str], *, nan_to_zero: bool = False) -> 
     if path.suffix == ".npz" and os.path.isfile(path):
         raw = _read_npz(path)
     elif pair is not None and os.path.isfile(path):
-        files = (path.with_name(f"{name}_{part}{pair[2] or ''}") for part in ("TRAIN", "TEST"))
+        files = [path.with_name(f"{name}_{part}{pair[2] or ''}") for part in ("TRAIN", "TEST")]
+        for file in files:
+            if not file.is_file():
+                raise ValueError(
+                    f"{file} is missing: a data set is a pair of NAME_TRAIN and NAME_TEST"
+                )
         raw = dict(zip(_KEYS, (array for file in files for array in _read(file)), strict=True))
     else:
         raise ValueError(
@@ -121,7 +126,7 @@ def _aeon() -> Any:
 
 def _training_file(folder: Path) -> Path:
     """Return the one training file; of several, that with the folder's own name."""
-    found = training_files(folder.glob("*_TRAIN*"))
+    found = training_files(folder.glob("*_TRAIN*")) or training_files(folder.glob("*_TEST*"))
     own = [path for path in found if name_of(path) == folder.resolve().name]
     if len(own or found) != 1:
         raise ValueError(
@@ -154,7 +159,7 @@ def name_of(source: str | os.PathLike[str]) -> str:
 
 def _read(path: Path) -> tuple[Any, Any]:
     """Read one file of a pair; its content says how."""
-    expected = "in each line a label and then as many samples as in the others, without a header"
+    expected = "lines without a header: the label first, then samples, equally many in each line"
     try:
         with path.open(encoding="utf-8-sig") as file:
             head = file.read(1 << 20)
@@ -198,7 +203,11 @@ def _read_lines(path: Path) -> tuple[Any, Any]:
     between = r"\s" if mark is None else mark
     missing = re.compile(rf"(?<={between}) *{'[?]' if mark is None else '[?]?'} *(?={between}|$)")
     samples = (missing.sub("nan", line) for line in lines)
-    return np.loadtxt(samples, converters={0: lambda label: 0.0}, **options)[:, 1:], labels
+    X = np.loadtxt(samples, converters={0: lambda label: 0.0}, **options)[:, 1:]
+    distinct, last = len(np.unique(labels)), len(np.unique(X[:, -1:]))
+    if distinct > max(2 * last, len(labels) / 2) and any("." in label for label in labels):
+        raise ValueError(f"{distinct} different labels, but {last} numbers in the last column")
+    return X, labels
 
 
 def _read_npz(path: Path) -> dict[str, Any]:
