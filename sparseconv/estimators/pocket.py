@@ -298,7 +298,7 @@ def prune_rocket(
 
     Raises:
         TypeError: another object. ValueError: one that is not fitted; other series.
-        NotImplementedError: one that was given an ``estimator``.
+        NotImplementedError: one that decides by another ``estimator``, or another ridge.
 
     Example:
         >>> from aeon.classification.convolution_based import RocketClassifier
@@ -313,14 +313,16 @@ def prune_rocket(
     """
     bank = KernelBank.from_aeon(classifier)
     kept = {name: copy.deepcopy(getattr(classifier, name)) for name in ("n_jobs", "random_state")}
-    if hasattr(classifier, "estimator_"):  # a transform has none
-        if classifier.estimator is not None:
-            raise NotImplementedError(
-                f"a pruned classifier decides by RidgeClassifierCV(np.logspace(-3, 3, 10)) and "
-                f"cannot keep estimator={classifier.estimator!r}; prune KernelBank.from_aeon("
-                "classifier).to_aeon(), and fit your estimator to kernel_features(X, pruned.bank_)"
-            )
-        kept["class_weight"] = classifier.estimator_.class_weight
+    if hasattr(classifier, "pipeline_"):  # a transform has none
+        kept["class_weight"] = getattr(classifier.estimator_, "class_weight", None)
+        _, *decides, last = classifier.pipeline_.named_steps.values()
+        for steps in ([*decides, last], [*decides, classifier.estimator_]):  # one may be replaced
+            if repr(steps) != repr(head_of_aeon(kept["class_weight"])):
+                raise NotImplementedError(
+                    "a pruned classifier decides by RidgeClassifierCV(np.logspace(-3, 3, 10)) on "
+                    f"features of variance 1 and cannot keep {steps}; prune KernelBank.from_aeon("
+                    "classifier).to_aeon(), and fit yours to kernel_features(X, pruned.bank_)"
+                )
         classes = np.unique(as_labels("prune_rocket", "y_train", y_train))
         if not np.array_equal(classes, classifier.classes_):
             raise ValueError(
@@ -373,6 +375,12 @@ def smallest_good(scores: dict[tuple[float, int], list[float]]) -> tuple[float, 
     return min(good, key=lambda choice: (choice[1], -mean[choice], choice[0]))
 
 
+def head_of_aeon(class_weight: Any = None) -> list[Any]:
+    """Return what aeon's RocketClassifier puts after its transform."""
+    ridge = RidgeClassifierCV(alphas=ALPHAS, class_weight=class_weight)
+    return [StandardScaler(with_mean=False), ridge]
+
+
 def ridge_classifier(
     features: Array, labels: Array, weights: Array | None = None
 ) -> tuple[Array, Array]:
@@ -381,7 +389,7 @@ def ridge_classifier(
     Returns the coefficients of the features as they are, ``(n_features, columns)``, and the
     intercept, ``(columns,)``.
     """
-    scaler, ridge = StandardScaler(with_mean=False), RidgeClassifierCV(alphas=ALPHAS)
+    scaler, ridge = head_of_aeon()
     ridge.fit(scaler.fit_transform(features), labels, weights)
     coef = np.atleast_2d(ridge.coef_).T / scaler.scale_[:, None]
     return coef.astype(np.float32), np.atleast_1d(ridge.intercept_).astype(np.float32)

@@ -16,6 +16,15 @@ class ReadsArrays:
             warn_if_swapped(series.shape)
         return super()._preprocess_collection(series, store_metadata)  # type: ignore[misc]
 
+    def _check_shape(self, X: Any) -> None:
+        known: Any = self.metadata_  # type: ignore[attr-defined]
+        shape = known["n_channels"], known["n_timepoints"]
+        if X.shape[1:] != shape:
+            raise ValueError(
+                f"{type(self).__name__}: expected series of shape (n_cases, {shape[0]}, "
+                f"{shape[1]}), as in fit, but got {X.shape}; pad or cut them to this length"
+            )
+
     def _check_y(self, y: Any, n_cases: int, **options: Any) -> Any:
         labels = as_labels(type(self).__name__, "y", y)
         return super()._check_y(labels, n_cases, **options)  # type: ignore[misc]

@@ -14,6 +14,7 @@ from aeon.classification.convolution_based import RocketClassifier
 from aeon.transformations.collection.convolution_based import Rocket
 from sklearn.linear_model import RidgeClassifierCV
 from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import MaxAbsScaler
 from sklearn.tree import DecisionTreeClassifier
 
 from sparseconv import DSNClassifier, POCKETClassifier, RocketTransformer, prune_rocket
@@ -34,8 +35,14 @@ def fit(X: Any = X, y: Any = Y, **options: Any) -> POCKETClassifier:
     return POCKETClassifier(**({"n_kernels": 20, "n_iter": 2} | options)).fit(X, y)
 
 
-def of_trees() -> RocketClassifier:
-    return RocketClassifier(20, estimator=DecisionTreeClassifier()).fit(X, Y)
+def head_of(estimator: Any, part: str = "") -> RocketClassifier:
+    """A fitted classifier with another ``estimator``, or with a part that was replaced later."""
+    fitted = RocketClassifier(20, estimator=None if part else estimator).fit(X, Y)
+    if part == "estimator_":
+        fitted.estimator_ = estimator
+    elif part:
+        fitted.pipeline_.set_params(**{part: estimator})
+    return fitted
 
 
 test_aeon_estimators = refusals(
@@ -57,7 +64,10 @@ test_aeon_estimators = refusals(
     (lambda: fit(X[:, :, :50], kernels=BANK), ValueError, "(n_cases, 1, 60), those that the kern"),
     (lambda: fit_dsn(UNEQUAL), ValueError, "got lengths from 20 to 31; pad or cut"),
     (lambda: fit_dsn().predict(np.full_like(X, 1e39)), ValueError, "too large for float32"),
-    (lambda: fit_dsn().predict(X[:, :, :30]), ValueError, "different length"),
+    (lambda: fit_dsn().predict(X[:, :, :30]), ValueError,
+     "DSNClassifier: expected series of shape (n_cases, 1, 60), as in fit, but got (12, 1, 30)"),
+    (lambda: fit().predict(X[:, :, :30]), ValueError, "(n_cases, 1, 60), as in fit, but got"),
+    (lambda: RocketTransformer(n_kernels=9).fit(X).transform(X[:, :, :30]), ValueError, "as in fi"),
     (lambda: fit_dsn(epochs=0), ValueError, "epochs must be at least 1"),
     (lambda: prune_rocket(Rocket(20), X, Y), ValueError, "not fitted; call fit first"),
     (
@@ -68,8 +78,14 @@ test_aeon_estimators = refusals(
      "the classes that the classifier knows"),
     (lambda: prune_rocket(RidgeClassifierCV(), X, Y), TypeError, "expected aeon's Rocket"),
     (lambda: prune_rocket(make_pipeline(Rocket(20)), X, Y), TypeError, "give the one inside"),
-    (lambda: prune_rocket(of_trees(), X, Y), NotImplementedError,
-     "cannot keep estimator=DecisionTreeClassifier(); prune KernelBank"),
+    (lambda: prune_rocket(head_of(DecisionTreeClassifier()), X, Y), NotImplementedError,
+     "DecisionTreeClassifier()]; prune KernelBank"),
+    (lambda: prune_rocket(head_of(RidgeClassifierCV([1, 2])), X, Y), NotImplementedError,
+     "RidgeClassifierCV(alphas=[1, 2])]; prune"),
+    (lambda: prune_rocket(head_of(RidgeClassifierCV([3]), "estimator_"), X, Y),
+     NotImplementedError, "RidgeClassifierCV(alphas=[3])]; prune"),
+    (lambda: prune_rocket(head_of(MaxAbsScaler(), "standardscaler"), X, Y), NotImplementedError,
+     "cannot keep [MaxAbsScaler(), "),
     (lambda: fit(class_weight={7: 2.0}), ValueError, "are not in class_weight"),
     (lambda: POCKETClassifier().decision_function(X), ValueError, "has not been fitted yet"),
 )  # fmt: skip
