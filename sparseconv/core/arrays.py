@@ -47,7 +47,7 @@ def _without_wrapper(raw: Any) -> Any:
     """Return what NumPy can read without losing values, the case axis or a mask."""
     if isinstance(raw, Tensor):
         raw = raw.float() if raw.dtype == torch.bfloat16 else raw  # which NumPy lacks
-        return raw.numpy(force=True)
+        return raw.to_dense().numpy(force=True)
     if isinstance(raw, np.ma.MaskedArray):
         return np.ma.filled(raw.astype(np.float64), np.nan)
     if isinstance(raw, list | tuple) and len(raw) and not isinstance(raw[0], int | float | str):
@@ -72,9 +72,9 @@ def _several_lengths(plain: Any) -> str:
 
 
 def as_tensor(raw: Any, expectation: str) -> Tensor:
-    """Return a copy of numbers as a tensor, but a tensor itself."""
+    """Return a copy of numbers as a dense tensor, but a dense tensor itself."""
     if isinstance(raw, Tensor):
-        return raw
+        return raw.to_dense()
     return torch.from_numpy(np.array(as_array(raw, expectation), order="C"))
 
 
@@ -114,17 +114,6 @@ def class_indices(owner: str, key: str, raw: Any) -> npt.NDArray[np.int64]:
             "numpy.unique(labels, return_inverse=True)[1] gives indices 0, 1, ..."
         )
     return y.astype(np.int64)
-
-
-def batch_sizes(n_cases: int, batch_size: int) -> list[int]:
-    """Return the sizes of batches; a last one of one case joins the one before.
-
-    BatchNorm cannot normalise one value, and a model that squeezes drops the axis of one case.
-    """
-    whole, rest = divmod(n_cases, batch_size)
-    if whole and rest == 1:
-        return [batch_size] * (whole - 1) + [batch_size + 1]
-    return [batch_size] * whole + [rest] * (rest > 0 or not whole)
 
 
 def as_series(

@@ -13,13 +13,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from sparseconv.core.arrays import as_series, batch_sizes
+from sparseconv.core.arrays import as_series
 from sparseconv.core.files import check_new_or_empty, write_folder
 from sparseconv.edge.generate import write_c
 from sparseconv.edge.layers import Array, scores_and_bound
 from sparseconv.edge.lowering import lower
 from sparseconv.edge.quantize import quantize
 from sparseconv.nn.modules import check_module, deepcopy_model
+from sparseconv.pruning.data import batch_sizes
 
 WEIGHTS = ("float32", "int8")
 KNOWN = 3  # series of the self-test

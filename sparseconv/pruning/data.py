@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from sparseconv.core.arrays import as_tensor, batch_sizes, class_indices
+from sparseconv.core.arrays import as_tensor, class_indices
 from sparseconv.models.classifier import Classifier
 
 BATCH = 64  # series, where data are whole arrays
@@ -59,6 +59,17 @@ def watching(
             handle = module.register_forward_pre_hook(partial(hook, name), with_kwargs=True)
             stack.callback(handle.remove)
         yield
+
+
+def batch_sizes(n_cases: int, batch_size: int) -> list[int]:
+    """Return the sizes of batches; a last one of one case joins the one before.
+
+    BatchNorm cannot normalise one value, and a model that squeezes drops the axis of one case.
+    """
+    whole, rest = divmod(n_cases, batch_size)
+    if whole and rest == 1:
+        return [batch_size] * (whole - 1) + [batch_size + 1]
+    return [batch_size] * whole + [rest] * (rest > 0 or not whole)
 
 
 def for_model(owner: str, model: nn.Module, X: Any) -> Tensor:

@@ -7,17 +7,21 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from sparseconv.core.arrays import class_indices, warn_if_swapped
-from sparseconv.pruning.data import for_model
-from sparseconv.training.evaluation import predict_log_proba
+from sparseconv.pruning.data import batch_sizes, evaluating, for_model
+from sparseconv.training.evaluation import one_tensor, predict_log_proba
+from sparseconv.training.recipe import Recipe
 
 
-def checked_data(model: nn.Module, X: Any, y: Any) -> tuple[Tensor, Tensor]:
+def checked_data(
+    model: nn.Module, X: Any, y: Any, recipe: Recipe | None = None
+) -> tuple[Tensor, Tensor]:
     """Bring series ``(n_cases, ...)`` and labels to the model's device and dtype.
 
     TypeError or ValueError if the model, which maps them to log-probabilities, cannot be trained on
-    them: labels are class indices from 0.
+    them by ``recipe`` (None: evaluated): labels are class indices from 0.
     """
     X, labels = for_model("train", model, X), class_indices("train", "y", y)
     if X.dim() < 2 or len(X) != len(labels) or X.numel() == 0:
@@ -28,7 +32,12 @@ def checked_data(model: nn.Module, X: Any, y: Any) -> tuple[Tensor, Tensor]:
     warn_if_swapped(tuple(X.shape))
     device = next(model.parameters(), torch.empty(0)).device
     X, y = X.to(device), torch.from_numpy(labels).to(device)
-    log_proba = predict_log_proba(model, X[:2])  # one may lose its axis in a model that squeezes
+    if recipe is None:  # one series may lose its axis in a model that squeezes
+        log_proba = predict_log_proba(model, X[:2])
+    else:
+        log_proba = _in_training(
+            model, X[: min(batch_sizes(len(X), recipe.batch_size_for(len(X))))]
+        )
     if log_proba.dim() != 2 or bool((log_proba.logsumexp(1).abs() > 0.01).any()):
         raise ValueError(
             "the model must return log-probabilities (n_cases, n_classes), but got shape "
@@ -42,6 +51,31 @@ def checked_data(model: nn.Module, X: Any, y: Any) -> tuple[Tensor, Tensor]:
             "return_inverse=True)[1] gives indices 0, 1, ..."
         )
     return X, y
+
+
+def _in_training(model: nn.Module, x: Tensor) -> Tensor:
+    """Return what a model computes of a batch in training mode, and leave it as it was."""
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    devices = [x.device] if x.is_cuda else []
+    try:
+        with evaluating(model), torch.random.fork_rng(devices), torch.enable_grad():
+            log_proba = one_tensor(functional_call(model.train(), buffers, (x,)))
+        if len(x) == 1 and log_proba.dim() == 1:
+            raise ValueError("it drops the axis of the only series")
+    except (ValueError, RuntimeError, IndexError) as error:
+        if len(x) > 1 and "Expected more than 1" not in str(error):
+            raise
+        raise ValueError(
+            f"the model cannot be trained on a batch of {len(x)} series ({error}); choose a "
+            "batch_size of 2 or more, for 2 series or more, and normalise before pooling"
+        ) from error
+    if not log_proba.requires_grad:
+        raise ValueError(
+            "no parameter of the model can be trained: expected one that requires a gradient and "
+            "takes part in the output; call model.requires_grad_(), and compute the output without "
+            "torch.no_grad and detach"
+        )
+    return log_proba.detach()
 
 
 def digest(*tensors: Tensor) -> str:

@@ -8,8 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparseconv.core.arrays import batch_sizes
-from sparseconv.pruning.data import evaluating, for_model
+from sparseconv.pruning.data import batch_sizes, evaluating, for_model
 
 
 @torch.no_grad()
@@ -33,13 +32,17 @@ def predict_log_proba(model: nn.Module, X: Any, batch_size: int = 64) -> Tensor:
     device = next(model.parameters(), torch.empty(0)).device
     with evaluating(model):
         parts = X.split(batch_sizes(len(X), batch_size))
-        found = [model(part.to(device)) for part in parts]
-    if not isinstance(found[0], Tensor):
+        return torch.cat([one_tensor(model(part.to(device))) for part in parts])
+
+
+def one_tensor(output: Any) -> Tensor:
+    """Return a model's output if it is a tensor, else raise TypeError."""
+    if not isinstance(output, Tensor):
         raise TypeError(
-            f"the model must return one tensor, but returned a {type(found[0]).__name__}; wrap it "
+            f"the model must return one tensor, but returned a {type(output).__name__}; wrap it "
             "in a module that returns the log-probabilities"
         )
-    return torch.cat(found)
+    return output
 
 
 def evaluate(model: nn.Module, X: Tensor, y: Tensor, batch_size: int) -> dict[str, float]:

@@ -121,7 +121,7 @@ def train(
     checkpoint_every = count("checkpoint_every", checkpoint_every)
     if penalty is not None and cuda_graphs:
         raise ValueError("a penalty watches every step, which cuda_graphs would skip; use one")
-    X, y = checked_data(model, X, y)
+    X, y = checked_data(model, X, y, recipe)
     if validation is not None:
         if not isinstance(validation, tuple | list) or len(validation) != 2:
             raise TypeError("validation must be a pair of series and labels, (X, y)")

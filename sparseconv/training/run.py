@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparseconv.core.arrays import batch_sizes
 from sparseconv.dst import DSTScheduler
 from sparseconv.nn.conv import SparseConv1d
+from sparseconv.pruning.data import batch_sizes
 from sparseconv.pruning.sparsity_loss import InstanceSparsity
 from sparseconv.training import checkpoint
 from sparseconv.training.checkpoint import CheckpointError
@@ -102,15 +102,7 @@ class Run:
             take = self._eager_step if update and self.watched else self.step
             if update and self.recipe.skip_step_at_update:
                 take = self._gradients
-            try:
-                loss, hits = take(self.X[index], self.y[index])
-            except ValueError as error:
-                if len(index) > 1:
-                    raise
-                raise ValueError(
-                    f"the model cannot be trained on a batch of one series ({error}); choose a "
-                    f"batch_size of 2 or more (now {self.batch_size}), for 2 series or more"
-                ) from error
+            loss, hits = take(self.X[index], self.y[index])
             value = loss.item()
             if not math.isfinite(value):
                 raise ValueError(
@@ -175,7 +167,7 @@ class Run:
         return {
             "recipe": asdict(self.recipe),
             "model": _architecture(self.model),
-            "data": {"SHA-256 of X and y": self.data_digest},
+            "data": {"SHA-256 of X and y": self.data_digest, "batches an epoch": self.batches},
             "penalty": {name: str(getattr(self.penalty, name, None)) for name in penalty},
         }
 

@@ -18,6 +18,10 @@ NAN = X.clone()
 NAN[3, 0, 5] = math.nan
 NO_SOFTMAX = nn.Sequential(nn.Flatten(), nn.Linear(24, 2))
 POOLED = nn.Sequential(nn.Flatten(), nn.Linear(24, 2), nn.BatchNorm1d(2), nn.LogSoftmax(1))
+NORM = nn.InstanceNorm1d(2, track_running_stats=True)
+POOLED_FIRST = nn.Sequential(nn.Conv1d(1, 2, 24), NORM, nn.Flatten(), nn.LogSoftmax(1))
+SQUEEZING = nn.Sequential(nn.Flatten(), nn.Linear(24, 2), nn.LogSoftmax(1), nn.Flatten(0))
+FROZEN = network().requires_grad_(False)
 PAIR = nn.GRU(24, 2)
 A_FILE = Path(__file__)
 
@@ -32,8 +36,12 @@ test_train = refusals(
     (lambda: of(X, y + 0.5), TypeError, "class indices as integers, but got float32"),
     (lambda: of(X, np.array(["a", "b"] * 10)), TypeError, "numpy.unique(labels"),
     (lambda: of(X, y + 1), ValueError, "reaches from 1 to 2"),
-    (lambda: run(POOLED, Recipe(batch_size=1)), ValueError, "a batch_size of 2 or more (now 1)"),
-    (lambda: train(POOLED, X[:1], y[:1]), ValueError, "a batch of one series (Expected"),
+    (lambda: run(POOLED, Recipe(batch_size=1)), ValueError, "choose a batch_size of 2 or more"),
+    (lambda: train(POOLED, X[:1], y[:1]), ValueError, "a batch of 1 series (Expected"),
+    (lambda: train(SQUEEZING, X[:1], y[:1]), ValueError, "1 series (it drops the axis"),
+    (lambda: run(POOLED_FIRST), ValueError, "a batch of 2 series (Expected more than 1 spatial"),
+    (lambda: run(FROZEN), ValueError, "no parameter of the model can be trained"),
+    (lambda: run(nn.LogSoftmax(1)), ValueError, "call model.requires_grad_()"),
     (lambda: of(NAN, y), ValueError, "1 of 20 series hold NaN or infinity; rep"),
     (lambda: of(1e39 * X.double(), y), ValueError, "20 of 20 series hold NaN or infinity"),
     (lambda: of(X.expand(-1, 2, -1), y), ValueError, "expects series of shape (n_cases, 1, n"),

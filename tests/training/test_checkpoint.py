@@ -155,6 +155,11 @@ def test_another_run_is_not_resumed(tmp_path: Path) -> None:
     for model in (*(network(**change) for change in changes), WithDropout()):
         refused(model, tmp_path, "its model differs: '")
     refused(network(), tmp_path, "its data differs", X=data()[0] + 1e-6)
+    file = tmp_path / "checkpoint.pt"
+    content = checkpoint.load(file)
+    del content["data"]["batches an epoch"]  # as before a last batch of one joined another
+    checkpoint.save(file, content)
+    refused(network(), tmp_path, "'batches an epoch' is 'absent' in the checkpoint, but now 4")
 
 
 def _set_moments(content: dict[str, Any], name: str, change: Callable[[Tensor], Any]) -> None:

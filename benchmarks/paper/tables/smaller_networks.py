@@ -8,8 +8,8 @@ from statistics import fmean, geometric_mean
 
 from benchmarks.paper.comparison import Row, Runs
 from benchmarks.paper.tables.cells import DIFFERENCE, NONE, percent, to_whole
-from sparseconv.core.arrays import batch_sizes
 from sparseconv.measure.table import Table, with_thousands
+from sparseconv.pruning.data import batch_sizes
 from sparseconv.training.recipe import Recipe
 
 
