@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,7 @@ from sparseconv.training.data import digest
 from sparseconv.training.evaluation import predict_log_proba
 from sparseconv.training.loop import CHECKPOINT_NAME, TrainingResult, train
 from sparseconv.training.recipe import Recipe
-from sparseconv.training.run_folder import (
-    CONFIG_NAME,
-    DATA,
-    HISTORY_NAME,
-    TrainedRun,
-    load_run,
-)
+from sparseconv.training.run_folder import CONFIG_NAME, DATA, HISTORY_NAME, TrainedRun, load_run
 
 
 @contextlib.contextmanager
@@ -82,19 +76,20 @@ def train_network(
     """
     if not resume:
         write_config(out, config)
-    history = out / HISTORY_NAME
+
+    def write_history(history: Sequence[Mapping[str, Any]]) -> None:
+        with (out / HISTORY_NAME).open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=history[0], lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(history)
+
     result = train(
         model, data.X_train, data.y_train, Recipe(**config["recipe"]), out=out, resume=resume,
-        progress=not quiet, on_epoch=_history_writer(history),
+        progress=not quiet, on_epoch=write_history,
     )  # fmt: skip
-    _history_writer(history)(result.history)  # its last row may be missing if the run was killed
+    write_history(result.history)  # its last row may be missing if the run was killed
     found = correct(model, data)
-    settings = {
-        name: value for section in config.values() for name, value in section.items()
-        if name != "filters"
-    }  # fmt: skip
-    accuracy = found / len(data.y_test)
-    return result, found, write_summary(out, data, model, result.history, accuracy, settings)
+    return result, found, write_summary(out, data, model, result.history, found / len(data.y_test))
 
 
 def write_summary(
@@ -103,85 +98,53 @@ def write_summary(
     model: DSN,
     history: Sequence[Mapping[str, Any]],
     accuracy: float,
-    settings: Mapping[str, Any],
 ) -> Path:
-    """Write ``summary.md`` and its figures; return its path.
-
-    ``history`` is that of a ``TrainingResult``, ``settings`` every setting of the run, by name.
-    """
+    """Write ``summary.md``, of a ``TrainingResult``'s history, and its figures; return its path."""
     folder = out / "figures"
     layers = model.sparse_layers()
     profiles = [figures.group_profiles(layer) for layer in layers]
-    captions = {
-        figures.learning_curve(history, folder / "learning_curve.png"): "Loss and accuracy",
-        figures.receptive_fields(
-            {"this network": figures.kernels_by_size(model)}, folder / "receptive_fields.png"
-        ): "Effective receptive fields of kernels and of paths through the layers",
-        figures.group_weights(
-            profiles, layers[0].regions, folder / "group_weights.png"
-        ): "Magnitude of the active weights by kernel group and tap",
-    }
+    drawn = {
+        "Loss and accuracy": figures.learning_curve(history, folder / "learning_curve.png"),
+        "Effective receptive fields of kernels and of paths through the layers":
+            figures.receptive_fields(
+                {"this network": figures.kernels_by_size(model)}, folder / "receptive_fields.png"
+            ),
+        "Magnitude of the active weights by kernel group and tap":
+            figures.group_weights(profiles, layers[0].regions, folder / "group_weights.png"),
+    }  # fmt: skip
     kept = figures.best_epoch(history)
-    facts = Table(
-        ("", "value"),
-        [
-            ("test accuracy", f"{accuracy:.4f}"),
-            ("least training loss", f"{kept['train_loss']:.6f} in epoch {kept['epoch']}"),
-            ("epochs", f"{len(history)}"),
-            ("pattern updates", f"{sum(bool(row['updated']) for row in history)}"),
-            ("time in training", f"{sum(float(row['seconds']) for row in history):.0f} s"),
-        ],
-    )
+    facts = [
+        ("test accuracy", f"{accuracy:.4f}"),
+        ("least training loss", f"{kept['train_loss']:.6f} in epoch {kept['epoch']}"),
+        ("epochs", f"{len(history)}"),
+        ("pattern updates", f"{sum(bool(row['updated']) for row in history)}"),
+        ("time in training", f"{sum(float(row['seconds']) for row in history):.0f} s"),
+    ]
     cost = model.cost(data.n_timepoints)
-    counts = (
-        ("parameters", cost.params, cost.params_dense),
-        ("multiply-accumulates executed", cost.macs_executed, cost.macs_dense),
-        ("FLOPs as the paper counts", cost.flops_paper, cost.flops_paper_dense),
-    )
     costs = [
-        {
-            "per series": name,
-            "this network": with_thousands(ours),
-            "every tap active": with_thousands(dense),
-            "share": f"{ours / dense:.1%}",
-        }
-        for name, ours, dense in counts
+        (name, with_thousands(ours), with_thousands(dense), f"{ours / dense:.1%}")
+        for name, ours, dense in (
+            ("parameters", cost.params, cost.params_dense),
+            ("multiply-accumulates executed", cost.macs_executed, cost.macs_dense),
+            ("FLOPs as the paper counts", cost.flops_paper, cost.flops_paper_dense),
+        )
     ]
     patterns = [
-        {
-            "layer": f"{i}",
-            "channels x taps": f"{p.shape[1]} → {p.shape[0]} x {p.shape[2]}",
-            "active weights": with_thousands(p.nnz),
-            "of": with_thousands(p.numel),
-            "density": f"{p.density:.2%}",
-        }
+        (f"{i}: {p.shape[1]} → {p.shape[0]} x {p.shape[2]}", with_thousands(p.nnz),
+         with_thousands(p.numel), f"{p.density:.2%}")
         for i, p in enumerate((layer.pattern for layer in layers), start=1)
-    ]
-    options = [(key, str(value)) for key, value in settings.items()]
-    parts = [f"# DSN on {data.name}", facts.markdown(), "## Cost"]
-    parts += [Table.of(costs, ["per series"]).markdown(), "## Sparse layers"]
-    parts += [Table.of(patterns, ["layer", "channels x taps"]).markdown(), "## Figures"]
-    parts += [f"![{text}]({path.relative_to(out).as_posix()})" for path, text in captions.items()]
-    parts += ["## Settings", Table(("setting", "value"), options, text_columns=2).markdown()]
+    ]  # fmt: skip
+    parts = [
+        f"# DSN on {data.name}", Table(("", "value"), facts).markdown(), "## Cost",
+        Table(("per series", "this network", "every tap active", "share"), costs).markdown(),
+        "## Sparse layers",
+        Table(("channels x taps", "active weights", "of", "density"), patterns).markdown(),
+        "## Figures",
+        *(f"![{text}]({path.relative_to(out).as_posix()})" for text, path in drawn.items()),
+    ]  # fmt: skip
     summary = out / "summary.md"
     write_whole(summary, "\n\n".join(parts) + "\n")
     return summary
-
-
-def _history_writer(path: Path) -> Callable[[list[dict[str, Any]]], None]:
-    """Write the whole history at the first call, then add each epoch's row as it comes."""
-    begun = False
-
-    def write(history: list[dict[str, Any]]) -> None:
-        nonlocal begun
-        with path.open("a" if begun else "w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=history[0], lineterminator="\n")
-            if not begun:
-                writer.writeheader()
-            writer.writerows(history[-1:] if begun else history)
-        begun = True
-
-    return write
 
 
 def described(data: datasets.Dataset) -> str:

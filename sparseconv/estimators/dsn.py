@@ -10,12 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from aeon.classification.base import BaseClassifier
-from aeon.utils.validation import check_n_jobs
 
 from sparseconv.core.arrays import as_series
-from sparseconv.estimators.reading import ReadsArrays
-from sparseconv.estimators.seed import draw_seed
-from sparseconv.measure.machine import threads
+from sparseconv.estimators.shared import Shared, draw_seed
 from sparseconv.models import DSN
 from sparseconv.training.evaluation import predict_log_proba
 from sparseconv.training.loop import train
@@ -23,7 +20,7 @@ from sparseconv.training.recipe import Recipe
 from sparseconv.training.run_folder import NETWORK
 
 
-class DSNClassifier(ReadsArrays, BaseClassifier):  # type: ignore[misc]
+class DSNClassifier(Shared, BaseClassifier):  # type: ignore[misc]
     """Classify time series with a Dynamic Sparse Network trained on active weights only.
 
     The defaults are the paper's network and recipe. Series have the shape ``(n_cases, n_channels,
@@ -114,7 +111,7 @@ class DSNClassifier(ReadsArrays, BaseClassifier):  # type: ignore[misc]
             **{field.name: own[field.name] for field in fields(Recipe) if field.name in own},
         )
         network = {name: own[name] for name in inspect.signature(DSN).parameters if name in own}
-        with threads(check_n_jobs(self.n_jobs)), torch.random.fork_rng(devices=[]):
+        with self._threads(), torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             model = DSN(series.shape[1], self.n_classes_, **network)
             result = train(model, series, labels, recipe, progress=self.verbose)
@@ -125,7 +122,7 @@ class DSNClassifier(ReadsArrays, BaseClassifier):  # type: ignore[misc]
         return self
 
     def _predict_proba(self, X: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-        with threads(check_n_jobs(self.n_jobs)):
+        with self._threads():
             series = torch.from_numpy(as_series("DSNClassifier", "X", X))
             log_proba = predict_log_proba(self.model_, series)
         # In double, so that the probabilities add up to 1 as closely as scikit-learn checks it.

@@ -15,18 +15,14 @@ import numpy.typing as npt
 from aeon.classification.base import BaseClassifier
 from aeon.transformations.collection import BaseCollectionTransformer
 from aeon.transformations.collection.convolution_based import MiniRocket, Rocket
-from aeon.utils.validation import check_n_jobs
 from sklearn.linear_model import RidgeClassifierCV
 from sklearn.model_selection import StratifiedKFold
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.class_weight import compute_sample_weight
-from threadpoolctl import threadpool_limits
 
 from sparseconv.core.arrays import as_labels, as_series
 from sparseconv.core.checks import count, flag, number
-from sparseconv.estimators.reading import ReadsArrays
-from sparseconv.estimators.seed import draw_seed
-from sparseconv.measure.machine import threads
+from sparseconv.estimators.shared import Shared, draw_seed
 from sparseconv.rocket.bank import KINDS, KernelBank, check_length
 from sparseconv.rocket.features import check_shape, kernel_features
 from sparseconv.rocket.model import RocketModel, chosen
@@ -46,7 +42,7 @@ KERNEL_TAGS = {  # what aeon knows of both estimators
 Array = npt.NDArray[Any]
 
 
-class RocketTransformer(ReadsArrays, BaseCollectionTransformer):  # type: ignore[misc]
+class RocketTransformer(Shared, BaseCollectionTransformer):  # type: ignore[misc]
     """Features of ROCKET's or MiniROCKET's kernels, by ``kernel_features``.
 
     aeon's ``Rocket`` and ``MiniRocket`` draw the kernels, so that one seed gives the kernels that
@@ -99,7 +95,7 @@ class RocketTransformer(ReadsArrays, BaseCollectionTransformer):  # type: ignore
         return self
 
     def _transform(self, X: Array, y: Any = None) -> Array:
-        with threads(check_n_jobs(self.n_jobs)):
+        with self._threads():
             return kernel_features(X, self.bank_)
 
     @classmethod
@@ -107,7 +103,7 @@ class RocketTransformer(ReadsArrays, BaseCollectionTransformer):  # type: ignore
         return {"n_kernels": 20}
 
 
-class POCKETClassifier(ReadsArrays, BaseClassifier):  # type: ignore[misc]
+class POCKETClassifier(Shared, BaseClassifier):  # type: ignore[misc]
     """ROCKET or MiniROCKET with a share of its kernels, chosen by group-sparse ridge regression.
 
     The kernels' features go into a ridge classifier in which groups of features, those of one
@@ -186,7 +182,7 @@ class POCKETClassifier(ReadsArrays, BaseClassifier):  # type: ignore[misc]
         ks = KS if self.k == "cv" else (float(self.k),)
         self.seed_ = draw_seed(self.random_state)
         labels = np.searchsorted(self.classes_, y)
-        with threads(n_jobs := check_n_jobs(self.n_jobs)), threadpool_limits(n_jobs):
+        with self._threads():
             bank = draw_kernels(self.kernels, self.n_kernels, self.seed_, X)
             size = 2 if bank.kind == "rocket" else 1
             self.n_candidates_ = bank.n_features // size
@@ -254,11 +250,11 @@ class POCKETClassifier(ReadsArrays, BaseClassifier):  # type: ignore[misc]
         return scores
 
     def _predict(self, X: Array) -> Array:
-        with threads(n_jobs := check_n_jobs(self.n_jobs)), threadpool_limits(n_jobs):  # of BLAS too
+        with self._threads():
             return self.model_.predict(X)
 
     def _predict_proba(self, X: Array) -> Array:
-        with threads(n_jobs := check_n_jobs(self.n_jobs)), threadpool_limits(n_jobs):
+        with self._threads():
             return self.model_.predict_proba(X)
 
     def decision_function(self, X: Any) -> Array:
@@ -269,7 +265,7 @@ class POCKETClassifier(ReadsArrays, BaseClassifier):  # type: ignore[misc]
         self._check_is_fitted()
         series = self._preprocess_collection(X, store_metadata=False)
         self._check_shape(series)
-        with threads(n_jobs := check_n_jobs(self.n_jobs)), threadpool_limits(n_jobs):
+        with self._threads():
             decision = self.model_.decision_function(series)
         return decision[:, 0] if decision.shape[1] == 1 else decision
 

@@ -78,12 +78,11 @@ def test_training_report(tmp_path: Path, model: DSN) -> None:
     for network, content in ((dense, one), (ungrouped, watched), (model, rows)):
         cost = network.cost(150)
         folder = tmp_path / f"{len(content)} epochs"
-        settings = {"epochs": 20, "seed": 0, "batch_size": None}
-        summary = write_summary(folder, data, network, content, 0.98, settings)
+        summary = write_summary(folder, data, network, content, 0.98)
         text = summary.read_text()
         assert f"{cost.macs_executed:,}".replace(",", " ") in text
         for i, layer in enumerate(network.sparse_layers(), start=1):
-            assert re.search(rf"\| {i} .*\| +{layer.pattern.nnz} \|", text)
+            assert re.search(rf"\| {i}: .*\| +{layer.pattern.nnz} \|", text)
         links = re.findall(r"!\[.+\]\((.+)\)", text)
         assert len(links) == 3
         for link in links:

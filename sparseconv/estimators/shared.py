@@ -1,0 +1,60 @@
+"""What the estimators share: arrays that they accept, threads, seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from aeon.utils.validation import check_n_jobs
+from sklearn.utils import check_random_state
+from threadpoolctl import threadpool_limits
+
+from sparseconv.core.arrays import as_labels, three_axes, warn_if_swapped
+from sparseconv.measure.machine import threads
+
+
+class Shared:
+    """Read series and labels as the rest of this library does, before aeon checks them."""
+
+    metadata_: dict[str, Any]
+    n_jobs: int
+
+    def _preprocess_collection(self, X: Any, store_metadata: bool = True) -> Any:
+        series = three_axes(type(self).__name__, "X", X)
+        if store_metadata:
+            warn_if_swapped(series.shape)
+        return super()._preprocess_collection(series, store_metadata)  # type: ignore[misc]
+
+    def _check_shape(self, X: Any) -> None:
+        channels, length = (self.metadata_[f"n_{axis}"] for axis in ("channels", "timepoints"))
+        if X.shape[1:] != (channels, length):
+            raise ValueError(
+                f"{type(self).__name__}: expected series of shape (n_cases, {channels}, {length}), "
+                f"as in fit, but got {X.shape}; pad or cut them to this length"
+            )
+
+    def _check_y(self, y: Any, n_cases: int, **options: Any) -> Any:
+        labels = as_labels(type(self).__name__, "y", y)
+        return super()._check_y(labels, n_cases, **options)  # type: ignore[misc]
+
+    @contextmanager
+    def _threads(self) -> Iterator[None]:
+        """Give torch and BLAS ``n_jobs`` threads."""
+        n_jobs = check_n_jobs(self.n_jobs)
+        with threads(n_jobs), threadpool_limits(n_jobs):
+            yield
+
+
+def draw_seed(random_state: int | np.random.RandomState | None) -> int:
+    """Return the seed of one fit: an int is itself, a ``RandomState`` is advanced."""
+    if isinstance(random_state, int | np.integer):
+        if not 0 <= random_state < 2**32:  # what aeon's kernels take
+            raise ValueError(
+                f"random_state (--seed) must lie in [0, 2**32), but got {random_state}"
+            )
+        return int(random_state)
+    if random_state is None:  # NumPy's global generator is not ours to advance
+        return int(np.random.default_rng().integers(2**31))
+    return int(check_random_state(random_state).randint(2**31))
