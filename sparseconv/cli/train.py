@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import math
 import shlex
+import statistics
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -30,7 +30,7 @@ from sparseconv.models import DSN
 from sparseconv.report import figures
 from sparseconv.training.evaluation import predict_log_proba
 from sparseconv.training.recipe import Recipe
-from sparseconv.training.run_folder import MODEL_NAME, MODELS, SECTIONS, read_config
+from sparseconv.training.run_folder import MODEL_NAME, MODELS, RECIPE, SECTIONS, read_config
 
 SETTINGS = SECTIONS | MODELS["pocket"]
 
@@ -67,17 +67,18 @@ def run(args: argparse.Namespace) -> int:
     or MiniROCKET's kernels, pruned; config.json, model.npz and summary.md.
     """
     sections = MODELS[args.model]
-    own = {name: value for options in sections.values() for name, value in options.items()}
-    every = {name for options in SETTINGS.values() for name in options}
-    refuse_foreign(args, every - own.keys(), f"--model {args.model}")
+    own, every = (
+        {name for options in of.values() for name in options} for of in (sections, SETTINGS)
+    )
+    refuse_foreign(args, every - own, f"--model {args.model}")
     given = {name: value for name, value in vars(args).items() if name in own}
-    settings = own | given
-    name = datasets.name_of(args.data)
-    mark = "" if args.model == "dsn" else f"{args.model}-"
-    out: Path = args.out or Path("runs") / f"{name}-{mark}seed{settings['seed']}"
     config: dict[str, Any] = {
-        key: {name: settings[name] for name in options} for key, options in sections.items()
+        key: {name: given.get(name, default) for name, default in options.items()}
+        for key, options in sections.items()
     }
+    mark = "" if args.model == "dsn" else f"{args.model}-"
+    folder = f"{datasets.name_of(args.data)}-{mark}seed{given.get('seed', RECIPE['seed'])}"
+    out: Path = args.out or Path("runs") / folder
     if args.model == "pocket":
         return _pocket(args, config, out)
     if args.resume:
@@ -168,18 +169,14 @@ def _pocket(args: argparse.Namespace, config: dict[str, Any], out: Path) -> int:
             "features": f"{model.bank.n_features:,}",
             "ridge of the selection": f"{classifier.k_:g}",
         }
-        write_whole(out / "summary.md", _pocket_summary(data.name, found, classifier.scores_))
+        rows = [
+            (f"{k:g}", f"{keep:,}", f"{100 * statistics.fmean(folds):.2f}")
+            for (k, keep), folds in (classifier.scores_ or {}).items()
+        ]
+        folds = ["## Folds", Table(("ridge", "kept", "accuracy %"), rows).markdown()]
+        table = Table(("", ""), [*found.items()]).markdown()
+        parts = [f"# {data.name}: random kernels, pruned", table, *(folds if rows else [])]
+        write_whole(out / "summary.md", "\n\n".join(parts) + "\n")
     facts = [f"{name} {text}" for name, text in found.items()]
     print(f"{data.name}:", "\n  ".join([*facts, f"report: {out / 'summary.md'}"]))
     return 0
-
-
-def _pocket_summary(name: str, found: Mapping[str, str], scores: Mapping[Any, Any] | None) -> str:
-    parts = [f"# {name}: random kernels, pruned", Table(("", ""), list(found.items())).markdown()]
-    if scores:
-        rows = []
-        for (k, keep), folds in scores.items():
-            mean = math.fsum(folds) / len(folds)
-            rows.append((f"{k:g}", f"{keep:,}", f"{100 * mean:.2f}"))
-        parts += ["## Folds", Table(("ridge", "kept", "accuracy %"), rows).markdown()]
-    return "\n\n".join(parts) + "\n"
