@@ -109,10 +109,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def tasks(
-    arguments: argparse.Namespace,
-    cases: Iterable[Case],
-    others: Container[str],
-    rounds: int | None,
+    arguments: argparse.Namespace, cases: Iterable[Case], others: Container[str], rounds: int | None
 ) -> list[Task]:
     """List what is measured with each number of threads; --quick compiles no network."""
     counts: Sequence[int] = list(dict.fromkeys(arguments.threads))

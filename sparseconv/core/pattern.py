@@ -184,11 +184,7 @@ class KernelCSR:
 
     @classmethod
     def random(
-        cls,
-        shape: tuple[int, int, int],
-        nnz: int,
-        *,
-        generator: torch.Generator | None = None,
+        cls, shape: tuple[int, int, int], nnz: int, *, generator: torch.Generator | None = None
     ) -> KernelCSR:
         """Draw ``nnz`` active weights uniformly, without replacement.
 

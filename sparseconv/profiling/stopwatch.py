@@ -17,14 +17,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from sparseconv.core.arrays import as_tensor
 from sparseconv.core.checks import count
-from sparseconv.measure.records import (
-    INFERENCE,
-    TRAINING,
-    BeforeAfter,
-    Counts,
-    LayerTimes,
-    Verdict,
-)
+from sparseconv.measure.records import INFERENCE, TRAINING, BeforeAfter, Counts, LayerTimes, Verdict
 from sparseconv.measure.timing import LEAST_ROUNDS, Times, collector_paused, interleave
 from sparseconv.nn.conv import SparseConv1d
 from sparseconv.ops.backends import resolve_backend
