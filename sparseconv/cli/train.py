@@ -77,8 +77,8 @@ def run(args: argparse.Namespace) -> int:
         for key, options in sections.items()
     }
     mark = "" if args.model == "dsn" else f"{args.model}-"
-    folder = f"{datasets.name_of(args.data)}-{mark}seed{given.get('seed', RECIPE['seed'])}"
-    out: Path = args.out or Path("runs") / folder
+    name = f"{datasets.name_of(args.data)}-{mark}seed{given.get('seed', RECIPE['seed'])}"
+    out: Path = args.out or Path("runs") / name
     if args.model == "pocket":
         return _pocket(args, config, out)
     if args.resume:
