@@ -3,13 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
-import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -177,30 +171,3 @@ def test_interrupted_and_resumed_is_as_undisturbed(
         assert torch.equal(tensor, second["state"][name]), name
     found = sc.load_run(broken).classes
     assert found.tolist() == labels.tolist()
-
-
-def test_as_a_process(data: str, out: Path) -> None:
-    """The command itself: Ctrl-C in the middle of a long run, exit codes, no traceback."""
-    environment = os.environ | {
-        "PYTHONPATH": str(Path(sc.__file__).parents[1]),
-        "OMP_NUM_THREADS": "1",
-    }
-    command = [sys.executable, "-m", "sparseconv"]
-    words = [*command, "train", data, "--epochs", "100000", *SMALL, "--out", str(out)]
-    run = subprocess.Popen(
-        words, stderr=subprocess.PIPE, text=True, env=environment,
-        # A shell's background jobs ignore Ctrl-C, and their children would inherit that.
-        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
-    )  # fmt: skip
-    try:
-        limit = time.monotonic() + 60
-        while not (out / "history.csv").exists() and time.monotonic() < limit:
-            time.sleep(0.05)
-        run.send_signal(signal.SIGINT)
-        _, error = run.communicate(timeout=60)
-    finally:
-        run.kill()
-    assert run.returncode == 130
-    assert "Traceback" not in error
-    assert error.strip().endswith(f"--out {out} --resume")
-    assert len(history(out)) >= 1

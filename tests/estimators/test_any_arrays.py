@@ -23,12 +23,16 @@ from sparseconv.training.evaluation import predict_log_proba
 RANDOM = np.random.default_rng(0)
 X = RANDOM.integers(-8, 9, (12, 1, 24)) / 4.0  # float16 holds them
 Y = np.arange(12) % 2
-BANK = RocketTransformer(n_kernels=20, random_state=0).fit(X).bank_
+BANK, MINI = (
+    RocketTransformer(kind, n, random_state=0).fit(X).bank_
+    for kind, n in (("rocket", 20), ("minirocket", 84))
+)
 Form = Callable[[np.ndarray], Any]
 STRIDED: dict[str, Form] = {
     "reversed": lambda a: a[..., ::-1].copy()[..., ::-1],
     "by columns": np.asfortranarray,
     "read-only": lambda a: np.broadcast_to(a, a.shape),
+    "unaligned": lambda a: np.frombuffer(b"." + a.tobytes(), a.dtype, offset=1).reshape(a.shape),
     "big-endian": lambda a: a.astype(a.dtype.newbyteorder(">")),
     "long double": lambda a: a.astype(np.longdouble),
     "float16": lambda a: a.astype(np.float16),
@@ -99,15 +103,17 @@ def log_proba(X: Any = X) -> Any:
 
 
 def features(X: Any = X) -> Any:
-    return kernel_features(X, BANK)
+    return np.hstack([kernel_features(X, BANK), kernel_features(X, MINI)])
 
 
 @pytest.mark.parametrize("take", [trained, dsn, pocket, transformed, pruned, log_proba, features])
 def test_series(take: Callable[..., Any]) -> None:
-    wanted = take()
+    wanted, before = take(), X.copy()
     for name, form in SERIES.items():
         assert np.array_equal(take(form(X)), wanted), name
-    assert np.array_equal(take((4 * X).astype(">i2")), take(4 * X))
+    for dtype in (">i2", "i1", "i8"):
+        assert np.array_equal(take((4 * X).astype(dtype)), take(4 * X)), dtype
+    assert np.array_equal(X, before)
     assert np.array_equal(take(X > 0), take((X > 0) * 1.0))
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +15,7 @@ from aeon.classification.convolution_based import MiniRocketClassifier, RocketCl
 from aeon.testing.estimator_checking import check_estimator
 from aeon.transformations.collection.convolution_based import MiniRocket, Rocket
 from sklearn.base import clone
-from sklearn.linear_model import LogisticRegression, RidgeClassifierCV
-from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.linear_model import RidgeClassifierCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -111,21 +108,6 @@ def test_a_pruned_classifier_computes_what_it_keeps(kind: str, refit: bool) -> N
     assert fitted.score(X_test, y_test) > 0.8
 
 
-def test_the_classifier_of_stage_one_is_the_ridge_of_its_features() -> None:
-    X, y = data(n_classes=2)
-    fitted = classifier(keep=1.0, refit=False, k=2.0).fit(X, y)
-    Z = kernel_features(X, fitted.bank_).astype(np.float64)
-    centred = Z - Z.mean(0)
-    length = np.linalg.norm(centred, axis=0)
-    scaled = np.divide(centred, length, out=np.zeros_like(Z), where=length > 1e-4)
-    coded = np.where(y == "class 1", 1.0, -1.0)
-    W = np.linalg.solve(
-        scaled.T @ scaled + 2 * np.eye(Z.shape[1]), scaled.T @ (coded - coded.mean())
-    )
-    decision = fitted.model_.decision_function(X)[:, 0]
-    np.testing.assert_allclose(decision, scaled @ W + coded.mean(), atol=1e-3)
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_fitted_aeon_classifier_is_pruned_and_left_alone(kind: str) -> None:
     X, y = data()
@@ -165,16 +147,10 @@ def test_cross_validation_chooses_the_smallest_good() -> None:
     assert min(scores[1.0, 20]) > 0.3
 
 
-def test_as_an_estimator(tmp_path: Path) -> None:
+def test_the_model_as_a_file(tmp_path: Path) -> None:
     X, y = data()
     fitted = classifier(keep=0.3).fit(X, y)
-    twin = clone(fitted)
-    assert twin.get_params() == fitted.get_params()
-    assert np.array_equal(twin.fit(X, y).predict(X), fitted.predict(X))
-    for other in (copy.deepcopy(fitted), pickle.loads(pickle.dumps(fitted))):
-        assert np.array_equal(other.predict(X), fitted.predict(X))
-    with_bank = clone(classifier(fitted.bank_))
-    assert with_bank.kernels == fitted.bank_
+    assert clone(classifier(fitted.bank_)).kernels == fitted.bank_
     fitted.model_.save(tmp_path / "model.npz")
     loaded = RocketModel.load(tmp_path / "model.npz")
     assert np.array_equal(loaded.decision_function(X), fitted.model_.decision_function(X))
@@ -190,11 +166,6 @@ def test_as_an_estimator(tmp_path: Path) -> None:
     objects = classifier(keep=0.3).fit(X, y.astype(object)).model_
     objects.save(tmp_path / "objects.npz")
     assert np.array_equal(RocketModel.load(tmp_path / "objects.npz").predict(X), fitted.predict(X))
-    pipeline = make_pipeline(RocketTransformer(n_kernels=50, random_state=0), StandardScaler(),
-                             LogisticRegression())  # fmt: skip
-    assert cross_val_score(pipeline, X, y, cv=2).mean() > 0.8
-    search = GridSearchCV(classifier(n_kernels=50, n_iter=2), {"keep": [0.1, 0.5]}, cv=2).fit(X, y)
-    assert search.best_score_ > 0.7
 
 
 def test_threads_are_given_back_and_do_not_matter() -> None:

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
-import torch
-from random_banks import Problem
 
 from sparseconv.rocket import KernelBank, kernel_features
-from sparseconv.rocket.bank import KINDS
 from sparseconv.rocket.bounds import feature_limits
 from sparseconv.rocket.features import normalised
 from sparseconv.rocket.reference import kernel_features_reference
@@ -40,32 +35,6 @@ def test_rocket_is_aeons(shape: tuple[int, ...], normalise: bool) -> None:
     assert KernelBank.from_aeon(back) == bank
     for features in (kernel_features(X, bank), back.transform(X)):
         assert ((lowest <= features) & (features <= highest)).all()
-
-
-@pytest.mark.parametrize("seed", [2, 6])
-@pytest.mark.parametrize("kind", KINDS)
-def test_series_in_any_memory_of_any_numbers(kind: str, seed: int) -> None:
-    bank = replace(Problem(kind, seed).bank, normalise=kind == "rocket")
-    shape = 5, bank.series_channels, bank.series_length
-    series = np.random.default_rng(0).normal(size=shape).astype(np.float32)
-    expected, before = kernel_features(series, bank), series.copy()
-    unaligned = np.empty(series.nbytes + 1, np.uint8)[1:].view(np.float32).reshape(series.shape)
-    unaligned[:] = series
-    frozen = series.copy()
-    frozen.flags.writeable = False
-    for same in (
-        list(series), series.tolist(), torch.from_numpy(series), series.astype(">f4"),
-        np.asfortranarray(series), np.repeat(series, 2, axis=2)[..., ::2],
-        series[::-1].copy()[::-1], unaligned, frozen, series.astype(np.float64),
-    ):  # fmt: skip
-        assert np.array_equal(kernel_features(same, bank), expected)
-    assert np.array_equal(series, before)
-    if bank.series_channels == 1:
-        assert np.array_equal(kernel_features(series[:, 0], bank), expected)
-    whole = (9 * series).astype(np.int8)
-    expected = kernel_features(whole.astype(np.float32), bank)
-    for dtype in ("int8", "int64", "float16", "longdouble"):
-        assert np.array_equal(kernel_features(whole.astype(dtype), bank), expected)
 
 
 def test_normalised_series() -> None:

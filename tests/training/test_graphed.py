@@ -40,35 +40,6 @@ def static_pattern(pattern: KernelCSR) -> StaticPattern:
     return StaticPattern(pattern.crow_indices, pattern.col_indices, pattern.shape)
 
 
-@pytest.mark.parametrize("options", GEOMETRIES, ids=str)
-@pytest.mark.parametrize("nnz", [0, 1, 37])
-def test_a_static_pattern_follows_in_place(
-    options: dict[str, object], nnz: int, count_cases: Callable[[int], None]
-) -> None:
-    generator = torch.Generator().manual_seed(0)
-    shape = (6, 3, 5)
-    static = static_pattern(KernelCSR.random(shape, nnz, generator=generator))
-    values = torch.randn(nnz, generator=generator)
-    x = torch.randn(2, 3, 20, generator=generator, requires_grad=True)
-
-    def gradients(pattern: KernelCSR) -> list[Tensor]:
-        v, bias = values.clone().requires_grad_(), torch.zeros(6, requires_grad=True)
-        y = sc.sparse_conv1d(x, v, pattern, bias, **options)
-        return [y, *torch.autograd.grad(y.square().sum(), (x, v, bias))]
-
-    gradients(static)
-    places = static.crow_indices.data_ptr(), static.col_indices.data_ptr()
-    for _ in range(5):
-        pattern = KernelCSR.random(shape, nnz, generator=generator)
-        static.follow(pattern)
-        assert static == pattern
-        assert hash(static) == hash(pattern)
-        for own, expected in zip(gradients(static), gradients(pattern), strict=True):
-            assert torch.equal(own, expected)
-        assert (static.crow_indices.data_ptr(), static.col_indices.data_ptr()) == places
-        count_cases(1)
-
-
 def test_plans_for_a_gpu_stay_where_they_are() -> None:
     generator = torch.Generator().manual_seed(1)
     shape = (8, 4, 7)

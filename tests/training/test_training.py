@@ -213,7 +213,7 @@ def test_progress_bar_and_what_is_said_without_tqdm(
 
 @pytest.mark.promise("P8")
 def test_predict_log_proba() -> None:
-    """Data of any type and memory layout; every module stays in its mode."""
+    """Every module stays in its mode."""
     model = network()
     X, _ = data(11)
     expected = model.eval()(X)
@@ -221,9 +221,8 @@ def test_predict_log_proba() -> None:
     for mode in (True, False):
         model.train(mode)
         frozen.eval()
-        for kind in (X, X.double().numpy(), X.numpy()[..., ::-1].copy()[..., ::-1]):
-            got = predict_log_proba(model, kind, batch_size=4)
-            torch.testing.assert_close(got, expected)
+        got = predict_log_proba(model, X, batch_size=4)
+        torch.testing.assert_close(got, expected)
         assert {m.training for m in model.modules() if m is not frozen} == {mode}
         assert not frozen.training
         assert not got.requires_grad
@@ -231,13 +230,12 @@ def test_predict_log_proba() -> None:
     assert predict_log_proba(indices, torch.tensor([[0, 2]])).shape == (1, 4)
 
 
-def test_data_of_any_kind_and_where_gradients_are_off() -> None:
-    X, y = data()
-    first = run(network()).history
-    for kind in ((X.numpy(), y.numpy()), (X.double().numpy(), y.numpy().astype("u1"))):
-        with torch.no_grad():
-            assert same(train(network(), *kind, RECIPE, progress=False).history, first)
-            assert not torch.is_grad_enabled()
+def test_where_gradients_are_off_and_the_digest_of_any_strides() -> None:
+    with torch.no_grad():
+        found = run(network()).history
+        assert not torch.is_grad_enabled()
+    assert same(found, run(network()).history)
+    X, _ = data()
     # Of one time point, with the cases last in memory: contiguous, says torch, strides and all.
     last = X[:, 0, 0].clone().view(1, 1, -1).permute(2, 1, 0)
     assert last.is_contiguous()
