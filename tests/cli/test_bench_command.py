@@ -6,14 +6,12 @@ import csv
 import json
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from bench_rows import network
-from dense_kernels import dense_calls, one_wrong
 
 from sparseconv.bench import document, run
 from sparseconv.bench.baselines import BASELINES
@@ -21,7 +19,6 @@ from sparseconv.bench.cases import CASES, Case
 from sparseconv.bench.network import compare
 from sparseconv.cli import bench
 from sparseconv.cli.main import main
-from sparseconv.measure import timing
 
 
 def test_everything_that_is_written(
@@ -63,20 +60,6 @@ def test_everything_that_is_written(
     assert "4.00 [4.00, 4.00]" in shown.out
     assert found["machine"]["cpu"] in shown.out
     assert "wgrad_splits" in shown.err  # progress
-
-
-def test_no_figure_is_given_for_a_wrong_kernel(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(run, "public_calls", partial(dense_calls, dgrad=one_wrong))
-    monkeypatch.setattr(timing, "interleave", lambda *a, **k: pytest.fail("timed a wrong kernel"))
-    words = ["--cases", "taps_far_apart", "--threads", "1", "--json", str(tmp_path / "rows.json")]
-    assert main(["bench", *words]) == 1
-    shown = capsys.readouterr()
-    assert shown.out == ""
-    assert "taps_far_apart, 1 thread: dgrad is wrong" in shown.err
-    assert "before" not in shown.err
-    assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 pytest.importorskip("aeon", reason="aeon is not installed")
 
@@ -166,12 +165,3 @@ def test_the_model_as_a_file(tmp_path: Path) -> None:
     objects = classifier(keep=0.3).fit(X, y.astype(object)).model_
     objects.save(tmp_path / "objects.npz")
     assert np.array_equal(RocketModel.load(tmp_path / "objects.npz").predict(X), fitted.predict(X))
-
-
-def test_threads_are_given_back_and_do_not_matter() -> None:
-    X, y = data()
-    before = torch.get_num_threads()
-    one, two = (classifier(n_jobs=n).fit(X, y) for n in (1, 2))
-    assert torch.get_num_threads() == before
-    assert np.array_equal(kernel_features(X, one.bank_), kernel_features(X, two.bank_))
-    assert np.array_equal(one.predict(X), two.predict(X))

@@ -44,13 +44,11 @@ def test_the_authors_algorithm(
             torch.testing.assert_close(W, weights)
 
 
-def test_one_iteration_is_magnitude_and_everything_is_ridge() -> None:
+def test_everything_kept_is_ridge() -> None:
     raw = np.random.default_rng(1).normal(size=(30, 40))
     selection = GroupSelection(raw, np.arange(30) % 3, 3, 2)
     X, Y = selection.X, selection.Y
     ridge = torch.linalg.solve(X.T @ X + torch.eye(40, dtype=X.dtype), X.T @ Y)
-    largest = ridge.reshape(20, -1).norm(dim=1).topk(6).indices.sort().values
-    assert torch.equal(selection.select(6, 1.0, 1)[0], largest)
     kept, W = selection.select(20, 1.0, 50)
     assert kept.tolist() == list(range(20))
     torch.testing.assert_close(W, ridge)

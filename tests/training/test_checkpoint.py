@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import math
 import os
@@ -80,13 +79,6 @@ def test_a_run_with_a_penalty_resumes_with_the_same_bits_and_no_other_penalty(
     for then in (penalty(other, 0.2), None):
         with pytest.raises(ValueError, match=r"another run, its penalty differs: '(stages|weight)"):
             run(other, out=tmp_path, resume=True, penalty=then)
-
-    class Own(contextlib.nullcontext[None]):  # has neither stages nor a weight
-        def __call__(self) -> Tensor:
-            return torch.zeros(())
-
-    for resume in (False, True):
-        run(network(), out=tmp_path / "own", resume=resume, penalty=Own())
 
 
 def test_an_interrupted_model_holds_the_best_epoch_so_far(tmp_path: Path) -> None:
