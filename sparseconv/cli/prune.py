@@ -44,8 +44,10 @@ def add_options(command: argparse.ArgumentParser) -> None:
     which = "which filters go (default: whc)"
     add("--criterion", choices=tuple(CRITERIA), default="whc", help=which)
     amount = command.add_mutually_exclusive_group()
-    _add_number(amount, "--ratio", float, "share of the filters that goes (default: 0.5)")
-    _add_number(amount, "--target-macs", int, "multiply-adds of one series that may be left")
+    number = {"default": argparse.SUPPRESS, "metavar": "X"}
+    ratio, macs = "share of the filters that goes", "multiply-adds of one series that may be left"
+    amount.add_argument("--ratio", type=float, help=f"{ratio} (default: 0.5)", **number)
+    amount.add_argument("--target-macs", type=int, help=macs, **number)
     add("--steps", **options.count("remove them in so many steps (default: 1)"), default=1)
     add("--threads", **options.count("threads for torch (default: the run's)"))
     add("--data", **options.DATA)
@@ -53,20 +55,16 @@ def add_options(command: argparse.ArgumentParser) -> None:
     add("--quiet", **options.QUIET)
     dsp = command.add_argument_group("--criterion dsp")
     eps = "filters go whose activation is at most this share of the largest of their kernel group"
-    _add_number(dsp, "--eps", float, f"{eps} (default: {EPS})")
+    dsp.add_argument("--eps", type=float, help=f"{eps} (default: {EPS})", **number)
     silence = f"(default: {PUBLISHED_WEIGHT} * {PUBLISHED_BATCH} / batch size)"
-    _add_number(dsp, "--silence", float, f"weight of the loss that silences filters {silence}")
+    silence = f"weight of the loss that silences filters {silence}"
+    dsp.add_argument("--silence", type=float, help=silence, **number)
     epochs = "epochs with it (default: those of fine-tuning)"
-    _add_number(dsp, "--silence-epochs", options.at_least(1), epochs)
+    dsp.add_argument("--silence-epochs", **(options.count(epochs) | number))
     tuning = command.add_argument_group("fine-tuning", "as in the run, except for these")
     options.add_setting(tuning, "epochs", EPOCHS)
     for name in FINE_TUNING[1:]:
         options.add_setting(tuning, name, RECIPE[name], "the run's")
-
-
-def _add_number(group: argparse._ActionsContainer, flag: str, kind: Any, text: str) -> None:
-    """Add an option that is left out of the parsed arguments unless it is given."""
-    group.add_argument(flag, type=kind, default=argparse.SUPPRESS, metavar="X", help=text)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -47,11 +47,10 @@ class Geometry(NamedTuple):
         groups: int,
         padding_mode: str,
     ) -> Geometry:
-        """Resolve every spelling of the arguments; refuse those that no input could fit.
+        """Resolve every spelling of the arguments but ``shape``; refuse what no input could fit.
 
         Raises:
-            TypeError: arguments of another type; ``shape`` itself is not checked.
-            ValueError: arguments out of their range (also a RuntimeError, as ``nn.Conv1d`` raises).
+            TypeError, ArgumentError: arguments of another type; out of their range.
         """
         stride, dilation = single("stride", stride, 1), single("dilation", dilation, 1)
         groups = single("groups", groups, 1)
@@ -147,9 +146,7 @@ def resolve_padding(
     Accepts what ``nn.Conv1d`` does (an int, a 1-tuple, ``"same"``, ``"valid"``) and a pair.
 
     Raises:
-        TypeError: anything else.
-        ValueError: another word, ``"same"`` with a stride, or a number below 0 (also a
-            RuntimeError, as ``nn.Conv1d`` raises).
+        TypeError, ArgumentError: anything else; ``"same"`` with a stride, a number below 0.
 
     Example:
         >>> resolve_padding("same", kernel_size=4), resolve_padding((0, 3), kernel_size=4)

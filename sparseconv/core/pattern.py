@@ -107,8 +107,7 @@ class KernelCSR:
         """Build the pattern of a bool mask ``(C_out, C_in // groups, K)``.
 
         Raises:
-            TypeError: the mask is not a dense bool tensor.
-            ValueError: it does not have three dimensions.
+            TypeError, ValueError: no dense bool tensor; not of three dimensions.
 
         Example:
             >>> KernelCSR.from_mask(torch.eye(3, dtype=torch.bool)[None]).col_indices
@@ -141,10 +140,9 @@ class KernelCSR:
             ValueError: positions that are unsorted, repeated or outside the shape.
 
         Example:
-            >>> KernelCSR.from_positions(torch.tensor([0, 5]), (2, 1, 3)).to_mask().int()
-            tensor([[[1, 0, 0]],
-            <BLANKLINE>
-                    [[0, 0, 1]]], dtype=torch.int32)
+            >>> KernelCSR.from_positions(torch.tensor([0, 5]), (2, 1, 3)).to_mask().view(2, 3).int()
+            tensor([[1, 0, 0],
+                    [0, 0, 1]], dtype=torch.int32)
         """
         shape = checked_shape(shape)
         check_vector("positions", positions, torch.int64)
@@ -172,8 +170,7 @@ class KernelCSR:
         """Return the pattern with every weight active: a dense convolution.
 
         Raises:
-            TypeError: ``shape`` is not three ints.
-            ValueError: one of them below 1, or 2**31 weights or more.
+            TypeError, ValueError: not three ints; one below 1, or 2**31 weights or more.
 
         Example:
             >>> KernelCSR.full((2, 1, 3))
@@ -194,8 +191,7 @@ class KernelCSR:
             generator: a CPU generator; None is torch's global one.
 
         Raises:
-            TypeError: ``nnz`` is not an int.
-            ValueError: ``nnz`` outside ``[0, numel]``.
+            TypeError, ValueError: ``nnz`` is not an int in ``[0, numel]``.
 
         Example:
             >>> KernelCSR.random((8, 4, 5), 32, generator=torch.Generator().manual_seed(0)).nnz

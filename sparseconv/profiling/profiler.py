@@ -76,16 +76,7 @@ class Profile(Report):
         model: a ``ModelTime`` of ``"inference"`` and, if measured, of ``"training"``.
         machine: processor, threads, instruction set and versions.
 
-    Example:
-        >>> import torch, sparseconv as sc
-        >>> found = sc.profile(sc.SparseConv1d(8, 16, 9), torch.randn(4, 8, 50), rounds=6)
-        >>> layer = found.layers[0]
-        >>> layer.nnz, layer.flops["inference"]  # dense and executed
-        (230, Counts(before=387072, after=77280))
-        >>> layer.ratio == layer.times["training"].ratio  # dense / sparse; training decides
-        True
-        >>> sorted(found.model), found.model["inference"].flops.after
-        (['inference', 'training'], 77280)
+    Example: see ``profile``.
     """
 
     title: ClassVar[str] = "Profile of sparse layers"
@@ -163,10 +154,13 @@ def profile(
 
     Example:
         >>> import sparseconv as sc
-        >>> model = nn.Sequential(sc.SparseConv1d(8, 16, 9, padding=4), nn.ReLU())
+        >>> model = nn.Sequential(sc.SparseConv1d(8, 16, 9), nn.ReLU())
         >>> found = sc.profile(model, torch.randn(4, 8, 50), rounds=6)
-        >>> [(layer.name, layer.input_shape, layer.nnz) for layer in found.layers]
-        [('0', (4, 8, 50), 230)]
+        >>> (layer,) = found.layers
+        >>> layer.name, layer.input_shape, layer.nnz, layer.flops["inference"]
+        ('0', (4, 8, 50), 230, Counts(before=387072, after=77280))
+        >>> layer.ratio == layer.times["training"].ratio  # dense / sparse; training decides
+        True
     """
     check_module(model)
     with torch.inference_mode(False):
@@ -199,10 +193,8 @@ def profile(
 
 
 def _sparse_layers(model: nn.Module) -> dict[SparseConv1d, str]:
-    layers = {
-        # torch.compile puts a wrapper around what the user wrote.
-        module: ".".join(part for part in name.split(".") if part != "_orig_mod")
-        or type(module).__name__
+    layers = {  # torch.compile puts a wrapper around what the user wrote
+        module: name.replace("_orig_mod", "").replace("..", ".").strip(".") or type(module).__name__
         for name, module in model.named_modules()
         if isinstance(module, SparseConv1d)
     }

@@ -246,8 +246,7 @@ class KernelBank(Saved):
         """Return a fitted aeon ``Rocket`` or ``MiniRocket`` with these kernels.
 
         Raises:
-            ValueError: a MiniROCKET bank of which features were dropped: aeon's object always has
-                all 84 kernels at every dilation, with as many biases each, every other one padded.
+            ValueError: a MiniROCKET bank of which features were dropped: aeon's always has them.
         """
         from aeon.transformations.collection.convolution_based import MiniRocket, Rocket
 

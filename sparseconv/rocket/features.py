@@ -70,14 +70,11 @@ def operations(bank: KernelBank) -> int:
     if bank.kind == "minirocket":
         outside = np.where(a["padded"] == 1, 0, (MINI_LENGTH - 1) * a["dilation"])
         return int(((length - outside) * a["n_biases"]).sum(dtype=np.int64))
-    total = 0
-    for tap in range(int(a["length"].max())):
-        first = tap * a["dilation"] - a["padding"]  # sample that the first output reads
-        end = length + a["padding"] - (a["length"] - 1 - tap) * a["dilation"]
-        inside = np.minimum(end, length) - np.maximum(first, 0)
-        inside = np.where(tap < a["length"], np.maximum(inside, 0), 0)
-        total += int((inside * a["n_channels"]).sum(dtype=np.int64))
-    return total
+    tap = np.arange(a["length"].max())[:, None]
+    first = tap * a["dilation"] - a["padding"]  # sample that the first output reads
+    end = length + a["padding"] - (a["length"] - 1 - tap) * a["dilation"]
+    inside = (np.minimum(end, length) - np.maximum(first, 0)).clip(0) * (tap < a["length"])
+    return int((inside * a["n_channels"]).sum(dtype=np.int64))
 
 
 def check_shape(shape: tuple[int, ...], bank: KernelBank) -> None:

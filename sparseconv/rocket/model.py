@@ -61,11 +61,7 @@ class RocketModel(Saved):
     def decision_function(self, X: Any) -> npt.NDArray[np.float32]:
         """Return ``(n_cases, columns)``; above 0 means the second of two classes, else the largest.
 
-        Args:
-            X: series as for ``kernel_features``.
-
-        Raises:
-            ValueError: series of another shape than the bank's, or not finite real numbers.
+        ``X`` and the errors are those of ``kernel_features``.
         """
         return kernel_features(X, self.bank) @ self.coef + self.intercept
 

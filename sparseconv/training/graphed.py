@@ -49,12 +49,11 @@ class _Graph(NamedTuple):
 class GraphedStep:
     """Call ``function(*tensors)``, a training step, from CUDA graphs: one for each input shape.
 
-    The first calls with a shape run eagerly (they count as steps like any other), then one is
-    captured and replayed from there on: one launch instead of hundreds. When a ``SparseConv1d`` of
-    the model has another pattern with as many active weights, its plans are written into the memory
-    that the graphs read; with another number of them, or when a tensor of the model or of the
-    optimizer's state has moved, the graphs are captured again. All graphs share one pool of memory,
-    so call it from one stream at a time.
+    The first steps with a shape run eagerly, then one is captured and replayed: one launch instead
+    of hundreds. A new pattern with the same number of active weights is written into the memory
+    that the graphs read; with another number, or when a tensor of the model or of the optimizer's
+    state has moved, they are captured again. All graphs share one pool of memory, so call it from
+    one stream at a time.
 
     Args:
         model: on one CUDA device.
@@ -68,18 +67,15 @@ class GraphedStep:
         ValueError: the model is not on one CUDA device.
 
     Example:
-        >>> import sparseconv as sc
+        >>> def function(x):
+        ...     optimizer.zero_grad()
+        ...     loss = model(x).square().mean()
+        ...     loss.backward()
+        ...     optimizer.step()
+        ...     return (loss.detach(),)
         >>> if torch.cuda.is_available():
-        ...     model = sc.SparseConv1d(4, 8, 9, device="cuda")
+        ...     model = SparseConv1d(4, 8, 9, device="cuda")
         ...     optimizer = torch.optim.SGD(model.parameters(), 0.1)
-        ...
-        ...     def function(x):
-        ...         optimizer.zero_grad()
-        ...         loss = model(x).square().mean()
-        ...         loss.backward()
-        ...         optimizer.step()
-        ...         return (loss.detach(),)
-        ...
         ...     step = GraphedStep(model, function, optimizer)
         ...     (loss,) = step(torch.randn(16, 4, 100, device="cuda"))
 

@@ -51,8 +51,7 @@ class TrainedRun:
 
     Attributes:
         model: the network of the best epoch, in eval mode, on the CPU, which maps ``(N,
-            n_channels, length)`` to log-probabilities ``(N, n_classes)``; or, of ``--model
-            pocket``, a ``RocketModel``.
+            n_channels, length)`` to log-probabilities ``(N, n_classes)``; or a ``RocketModel``.
         classes: the label of each class, in the order of the model's outputs.
         epoch: the best epoch, from 1; None for a ``RocketModel``.
         config: what ``config.json`` holds: data, network and recipe (or pocket), machine, and of a
@@ -105,9 +104,8 @@ def load_run(path: str | os.PathLike[str], *, backend: str = "auto") -> TrainedR
         backend: as in ``sparse_conv1d``, whatever the run was trained with; of a network only.
 
     Raises:
-        ValueError: not the folder of a run. CheckpointError: a checkpoint that is damaged or
-            of another network.
-        OSError: a file cannot be read.
+        ValueError, OSError: not the folder of a run; a file that cannot be read.
+        CheckpointError: a checkpoint that is damaged or of another network.
 
     Example:
         >>> import tempfile
