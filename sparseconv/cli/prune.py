@@ -44,7 +44,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
     which = "which filters go (default: whc)"
     add("--criterion", choices=tuple(CRITERIA), default="whc", help=which)
     amount = command.add_mutually_exclusive_group()
-    number = {"default": argparse.SUPPRESS, "metavar": "X"}
+    number: dict[str, Any] = {"default": argparse.SUPPRESS, "metavar": "X"}
     ratio, macs = "share of the filters that goes", "multiply-adds of one series that may be left"
     amount.add_argument("--ratio", type=float, help=f"{ratio} (default: 0.5)", **number)
     amount.add_argument("--target-macs", type=int, help=macs, **number)
