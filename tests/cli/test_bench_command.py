@@ -14,7 +14,6 @@ import torch
 from bench_rows import network
 
 from sparseconv.bench import document, run
-from sparseconv.bench.baselines import BASELINES
 from sparseconv.bench.cases import CASES, Case
 from sparseconv.bench.network import compare
 from sparseconv.cli import bench
@@ -27,12 +26,13 @@ def test_everything_that_is_written(
     net = network("train", 24, masked_dense=4.0)
 
     def tasks(counts: list[int], **settings: Any) -> list[Any]:
-        assert (counts, settings["rounds"]) == ([1], 6)
+        assert (counts, settings["rounds"]) == ([1], bench.QUICK_ROUNDS)
+        assert settings["baselines"] == bench.QUICK_BASELINES  # nothing compiled
         return [("DSN train", lambda: [net])]
 
     monkeypatch.setattr(compare, "tasks", tasks)
     paths = {kind: tmp_path / "new" / f"rows.{kind}" for kind in ("json", "csv")}
-    words = ["--cases", "tiny_module", "wgrad_splits", "--threads", "1", "--rounds", "6"]
+    words = ["--cases", "tiny_module", "wgrad_splits", "--threads", "1", "--quick"]
     words += ["--suites", "network", "--baselines", "conv1d", "fft"]
     words += [word for kind, path in paths.items() for word in (f"--{kind}", str(path))]
     assert main(["bench", *words]) == 0
@@ -80,25 +80,6 @@ def test_what_is_listed(
     lines = [line for line in shown.splitlines() if line.startswith("  ")]
     assert sorted(line.split()[0] for line in lines) == sorted(names)
     assert ("network: the whole network" in shown) == network
-
-
-def test_quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[Any] = []
-
-    def measure(count: int, case: Case, *, rounds: int, baselines: Any) -> list[Any]:
-        asked.append((case.name, count, rounds, list(baselines)))
-        return []
-
-    def tasks(counts: list[int], *, rounds: int, baselines: tuple[str, ...]) -> list[Any]:
-        asked.append((counts, rounds, "dense_compiled" in baselines))
-        return []
-
-    monkeypatch.setattr(bench, "measure", measure)
-    monkeypatch.setattr(compare, "tasks", tasks)
-    words = ["--cases", "stride_2", "--suites", "network", "--threads", "2", "--quick"]
-    assert main(["bench", *words]) == 0
-    few = bench.QUICK_ROUNDS
-    assert sorted(asked, key=len) == [([2], few, False), ("stride_2", 2, few, list(BASELINES))]
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, run.WrongResultError("wgrad is wrong")])

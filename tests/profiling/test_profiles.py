@@ -174,13 +174,6 @@ def test_the_reference_executes_all_weights() -> None:
     assert "dense reference" not in str(profile(SparseConv1d(3, 4, 5), X))
 
 
-def test_a_layer_without_any_weight() -> None:
-    (empty,) = profile(SparseConv1d(3, 4, 5, density=0.0), X).layers
-    assert (empty.nnz, empty.density) == (0, 0.0)
-    assert [counts.after for counts in empty.flops.values()] == [0, 0]
-    assert empty.flops["inference"].before == 2 * 60 * 2 * 16
-
-
 def test_dense_is_what_the_layer_is_converted_to(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of an even kernel, "same" is another call than padding before, and takes other time."""
     layer = SparseConv1d(3, 6, 4, padding="same", density=0.5)

@@ -34,6 +34,7 @@ REPORTS: dict[str, Callable[[], Report]] = {
 def test_every_report_has_all_forms(name: str, tmp_path: Path) -> None:
     report = REPORTS[name]()
     html = report._repr_html_()
+    assert not any(other in html for other in ("src=", "href=", "@import", "url(", "<script"))
     assert report.save(tmp_path / "report.html").read_text() == html
     saved = json.loads(report.save(tmp_path / "report.json").read_text())
     assert saved == json.loads(json.dumps(report.to_dict()))

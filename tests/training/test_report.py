@@ -14,8 +14,6 @@ import torch
 
 from sparseconv import KernelCSR
 from sparseconv.cli.results import write_summary
-from sparseconv.measure.page import Section, write_html
-from sparseconv.measure.table import Table
 from sparseconv.models import DSN
 from sparseconv.report import figures
 
@@ -88,19 +86,3 @@ def test_training_report(tmp_path: Path, model: DSN) -> None:
         for link in links:
             assert (summary.parent / link).read_bytes().startswith(PNG)
     assert "0.050000 in epoch 20" in text
-
-
-def test_html_is_one_self_contained_file(tmp_path: Path) -> None:
-    figure = tmp_path / "weights.png"
-    figure.write_bytes(PNG)
-    sections = [
-        Section("First & foremost", "Text: <b>tags</b>.", Table(("a", "b"), [("x", "1.5")])),
-        Section("Second", figure=figure, caption="What it shows"),
-    ]
-    page = write_html(tmp_path / "out" / "report.html", "A <title>", sections)
-    html = page.read_text()
-    (source,) = re.findall(r'(?:src|href)="([^"]*)"', html)
-    assert source.startswith("data:image/png;base64,iVBOR")
-    assert not any(other in html for other in ("@import", "url(", "<script"))
-    for text in ("A &lt;title&gt;", "&lt;b&gt;", "<td>1.5</td>", "What it shows"):
-        assert text in html
