@@ -134,8 +134,7 @@ def claimed(folder: Path) -> contextlib.AbstractContextManager[None]:
     """Make a results folder, and keep other runs out of it; ValueError if one is in it."""
     with _refusing(folder, "folder"):
         folder.mkdir(parents=True, exist_ok=True)
-    if not os.access(folder, os.W_OK):  # nor can others write there
-        return contextlib.nullcontext()
+        tempfile.TemporaryFile(dir=folder).close()
     busy = f"another run is writing to {folder}; wait for it, or choose another folder"
     return locked(folder / LOCK_NAME, busy)
 

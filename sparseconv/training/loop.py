@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from sparseconv.core.checks import count
-from sparseconv.core.files import check_writable, claimed, partial_files
+from sparseconv.core.files import claimed, partial_files
 from sparseconv.dst import DSTScheduler
 from sparseconv.measure.memory import retain_freed_memory
 from sparseconv.nn.modules import check_module
@@ -141,10 +141,8 @@ def train(
         saved = len(run.history)
         bar = _progress_bar(saved, recipe.epochs) if progress else None
         try:
-            if path is not None and saved < recipe.epochs:
-                check_writable(path)
-                for left in partial_files(path):  # by a run that was killed
-                    left.unlink()
+            for left in [] if path is None else partial_files(path):  # by a run that was killed
+                left.unlink()
             while len(run.history) < recipe.epochs:
                 with contextlib.nullcontext() if penalty is None else penalty:
                     row = run.epoch()
@@ -172,10 +170,9 @@ def train(
 
 def _how_to_resume(run: Run, path: Path | None, saved: int) -> str:
     how = f"{path} holds the state after epoch {saved}: resume with the same call and resume=True"
-    if path is None:
-        how = "nothing was saved, because train(out=...) was not given"
-    elif saved == 0:
-        how = "no epoch of this run has been saved yet"
+    if saved == 0:
+        why = "because train(out=...) was not given" if path is None else "yet"
+        how = f"no epoch of this run has been saved {why}"
     return f"training was interrupted in epoch {len(run.history) + 1} of {run.recipe.epochs}; {how}"
 
 

@@ -84,7 +84,7 @@ def test_a_run_with_a_penalty_resumes_with_the_same_bits_and_no_other_penalty(
 def test_an_interrupted_model_holds_the_best_epoch_so_far(tmp_path: Path) -> None:
     model = network()
     given = checkpoint.snapshot(model)
-    interrupted(model, 3, "nothing was saved")
+    interrupted(model, 3, "saved because train")
     assert same(dict(model.state_dict()), dict(given))
     interrupted(model, 18, "in epoch 5 of 7", out=tmp_path)
     best = checkpoint.load(tmp_path / "checkpoint.pt")["best"]
