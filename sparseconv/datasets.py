@@ -63,15 +63,13 @@ def load(name_or_path: str | os.PathLike[str], *, nan_to_zero: bool = False) -> 
     """Read a data set from this machine; nothing is ever downloaded.
 
     Args:
-        name_or_path: the name of one of ``BUNDLED`` (part of the aeon package; JapaneseVowels is
-            the equal-length variant); a folder with the files ``NAME_TRAIN`` and ``NAME_TEST``, or
-            one of these; or a ``.npz`` file with ``X_train``, ``y_train``, ``X_test`` and
-            ``y_test``: series ``(n_cases, n_channels, n_timepoints)`` or, with one channel,
-            ``(n_cases, n_timepoints)``, and labels that are strings or real numbers. A pair is
-            ``.ts``, ``.arff``, or lines of a label and samples between tabs, commas, semicolons or
-            spaces (``.tsv``, ``.csv``, ``.txt``, or no ending: the UCR archives); its content
-            decides how it is read. A string that is a bundled name is read as that; a folder of
-            this name is ``"./NAME"`` or a ``Path``.
+        name_or_path: the name of one of ``BUNDLED`` (part of the aeon package; a folder of this
+            name is ``"./NAME"`` or a ``Path``); a folder with the files ``NAME_TRAIN`` and
+            ``NAME_TEST``, or one of these; or a ``.npz`` file with ``X_train``, ``y_train``,
+            ``X_test`` and ``y_test``: series ``(n_cases, n_channels, n_timepoints)`` or, with one
+            channel, ``(n_cases, n_timepoints)``, and labels that are strings or real numbers. A
+            pair is ``.ts``, ``.arff``, or lines of a label and samples between tabs, commas,
+            semicolons or spaces (``.tsv``, ``.csv``, ``.txt``, or no ending); its content decides.
         nan_to_zero: replace missing values by 0, as in the paper's UCR 85 runs.
 
     Raises:

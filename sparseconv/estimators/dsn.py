@@ -45,9 +45,8 @@ class DSNClassifier(Shared, BaseClassifier):  # type: ignore[misc]
         classes_, n_classes_: the labels seen in fit, sorted, and their number.
 
     Raises:
-        ValueError: unequal lengths, values that are missing or not finite, another number of
-            channels or time points than in fit, constants out of their range.
-        TypeError: constants of another type.
+        ValueError, TypeError: unequal lengths, values that are missing or not finite, another shape
+            than in fit, constants of another type or out of their range.
 
     Example:
         >>> import numpy as np

@@ -60,9 +60,8 @@ class RocketTransformer(Shared, BaseCollectionTransformer):  # type: ignore[misc
         bank_: the ``KernelBank``.
 
     Raises:
-        ValueError: unequal lengths, another shape than in fit or than the bank's, values missing
-            or not finite; kernels that are none of these, ``n_kernels`` below 1.
-        TypeError: ``n_kernels`` that is no int.
+        ValueError, TypeError: unequal lengths, another shape than in fit or than the bank's, values
+            missing or not finite; other kernels, ``n_kernels`` that is not an int from 1.
 
     Example:
         >>> from sparseconv import RocketTransformer

@@ -120,9 +120,7 @@ def profile(
     """Measure every ``SparseConv1d`` of a model and the same layer dense.
 
     The model runs once to see what its layers are given. Then each layer is timed alone, sparse and
-    dense interleaved in shuffled order, and at last the whole model. Dense is what ``to_dense``
-    makes of a layer: an ``nn.Conv1d``, after a padding layer where it pads left and right
-    differently.
+    dense (what ``to_dense`` makes of it) interleaved in shuffled order, then the whole model.
 
     Two passes are timed, each as a loop of calls runs it: inference, a forward pass under
     ``torch.no_grad()``, and training, a forward pass that records gradients and its backward pass.
@@ -131,9 +129,8 @@ def profile(
     caller. Call ``sparseconv.retain_freed_memory`` before, or page faults may take much of the
     time.
 
-    What runs is a copy (``copy.deepcopy``), so the model does not change, nor do torch's, NumPy's
-    and Python's random generators. Hooks run when the copy runs, but not when a layer is
-    timed.
+    What runs is a copy: neither the model nor a random generator changes. Hooks run when the copy
+    runs, but not when a layer is timed.
 
     Args:
         model: any module that holds ``SparseConv1d`` layers, on the CPU.
@@ -146,11 +143,9 @@ def profile(
         A ``Profile``: print it, read its ``layers``, or ``save("profile.html")`` (or ``.json``).
 
     Raises:
-        TypeError: ``model`` is not a module, ``input`` neither tensor nor tuple.
-        ValueError: the model holds no ``SparseConv1d``, or the input reaches none of them; too few
-            rounds.
-        NotImplementedError: a layer is on another device than the CPU, or a subclass with its
-            own ``forward``.
+        TypeError, ValueError: arguments of another kind; too few rounds; no ``SparseConv1d`` in the
+            model, or none that the input reaches.
+        NotImplementedError: a layer not on the CPU, or a subclass with its own ``forward``.
 
     Example:
         >>> import sparseconv as sc

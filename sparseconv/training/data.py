@@ -71,9 +71,8 @@ def _in_training(model: nn.Module, x: Tensor) -> Tensor:
         ) from error
     if not log_proba.requires_grad:
         raise ValueError(
-            "no parameter of the model can be trained: expected one that requires a gradient and "
-            "takes part in the output; call model.requires_grad_(), and compute the output without "
-            "torch.no_grad and detach"
+            "no parameter of the model can be trained: expected one that takes part in the output "
+            "and requires a gradient; call model.requires_grad_(), leave out no_grad and detach"
         )
     return log_proba.detach()
 

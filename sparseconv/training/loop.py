@@ -36,8 +36,7 @@ class TrainingResult:
         history: one row per epoch with ``epoch`` (from 1), ``train_loss`` and ``train_accuracy``
             (means over the epoch's batches, as they were seen), ``lr``, ``prune_fraction``,
             ``updated`` (the pattern changed), ``seconds`` (training only), ``cpu_seconds`` (the
-            same, of this process on all its threads: what other processes took is not in it), and
-            with validation data ``test_loss`` and ``test_accuracy``.
+            same, of all threads), and with validation data ``test_loss`` and ``test_accuracy``.
         best_epoch, best_loss: the epoch of least training loss; among equals, the last.
         itop_rate: share of all weights of the sparse layers that were ever active (Liu et al.
             2021), or None without a ``DSTScheduler``.
@@ -89,12 +88,10 @@ def train(
         checkpoint_every: epochs between checkpoints; the last epoch always writes one.
         on_epoch: called with the history so far when an epoch has ended and is saved.
         scheduler_factory: builds what changes the patterns; a ``SchedulerFactory``.
-        penalty: a term that is added to the loss of each batch, and so to the training loss that
-            is reported: a ``pruning.InstanceSparsity``.
-        cuda_graphs: replay all steps but the first ones as CUDA graphs (``training.graphed``): the
-            same results without most of the time for launches. With gradient growth or a
-            ``scheduler_factory`` the steps before an update are none. The model must be on a CUDA
-            device; its forward hooks run in the other steps only.
+        penalty: added to the loss of each batch, and reported: a ``pruning.InstanceSparsity``.
+        cuda_graphs: replay steps of a model on a CUDA device as CUDA graphs: the same results with
+            less time for launches. Forward hooks run in the other steps only: the first ones, and
+            with gradient growth or a ``scheduler_factory`` those before an update.
 
     Raises:
         TypeError, ValueError: data or arguments that do not fit; ``out`` that cannot be written, or

@@ -18,9 +18,9 @@ class Recipe:
         lr: Adam's learning rate in the first epoch.
         lr_min: where its cosine over the epochs would arrive.
         weight_decay: Adam's L2 penalty.
-        batch_size: series in a batch; None is ``max(int(min(n_cases / 10, 16)), 2)``. Batches are
-            drawn without replacement; the last, smaller one is kept, but a single series joins the
-            batch before it (the authors' implementation trains on it alone).
+        batch_size: series in a batch; None is ``max(int(min(n_cases / 10, 16)), 2)``. The last,
+            smaller one is kept, but a single series joins the batch before it (not so in the
+            authors' implementation).
         update_every_epochs: epochs between two changes of the pattern.
         update_every_steps: optimizer steps between two changes, instead of epochs.
         skip_step_at_update: leave out the optimizer step where the pattern changes: the paper's
