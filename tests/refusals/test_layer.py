@@ -29,6 +29,16 @@ def every_other(conv: nn.Conv1d, x: Any) -> Any:
     return PLAIN(conv, F.pad(x, (x.shape[-1] % 2, 0)))
 
 
+def max_norm(conv: nn.Conv1d, x: Any) -> Any:
+    conv.weight.data.copy_(torch.renorm(conv.weight.data, p=2, dim=0, maxnorm=2))
+    return PLAIN(conv, x)
+
+
+def rebound(conv: nn.Conv1d) -> nn.Conv1d:
+    conv.weight.data = conv.weight.data.clamp(-1e9, 1e9)
+    return conv
+
+
 PLAIN = nn.Conv1d.forward
 CONV = nn.Conv1d(3, 4, 5)
 
@@ -58,20 +68,21 @@ test_layer = refusals(
      "set_pattern(pattern) sets the pattern"),
     (lambda: make()().wieght, AttributeError, "no attribute 'wieght'"),
     (lambda: SparseConv1d.from_dense(nn.Linear(3, 3)), TypeError, "conv must be an nn.Conv1d"),
-    (own(lambda c, x: PLAIN(c, x.transpose(1, 2))), TypeError, "Own has its own code: it uses"),
-    (own(lambda c, x: F.gelu(PLAIN(c, x))), TypeError, "it calls gelu; copy its weight and bias"),
-    (own(lambda c, x: PLAIN(c, x) + x), TypeError, "put what else it does into a module around"),
-    (own(lambda c, x: F.conv1d(x, 2 * c.weight, c.bias)), TypeError, "not with its own weight"),
-    (own(lambda c, x: PLAIN(c, PLAIN(c, x))), TypeError, "it convolves twice"),
-    (own(lambda c, x: PLAIN(c, F.pad(x, (4, 0), value=1.0))), TypeError, "or not by zeros"),
-    (own(lambda c, x: PLAIN(c, F.pad(F.pad(x, (2, 0)), (2, 0), "reflect"))), TypeError, "twice"),
-    (own(lambda c, x: PLAIN(c, F.pad(x, (-1, 0)))), TypeError, "it pads twice, late, other ends"),
+    (own(lambda c, x: F.gelu(PLAIN(c, x))), TypeError,
+     "something else; copy its weight and bias into an nn.Conv1d, and put what else it does into"),
+    (own(lambda c, x: PLAIN(c, x) + x[..., 4:]), TypeError, "it computes something else"),
+    (own(lambda c, x: F.conv1d(x, 2 * c.weight, c.bias)), TypeError, "it computes something else"),
+    (own(lambda c, x: F.conv1d(x, c.weight * (c.weight.abs() > 1e-3), c.bias)), TypeError,
+     "it computes something else"),
+    (own(lambda c, x: PLAIN(c, PLAIN(c, x))), TypeError, "Own has its own code"),
+    (own(lambda c, x: PLAIN(c, F.pad(x, (4, 0), value=1.0))), TypeError, "something else"),
+    (own(lambda c, x: PLAIN(c, F.pad(F.pad(x, (2, 0)), (2, 0), "reflect"))), TypeError, "someth"),
     (own(lambda c, x: PLAIN(c, x)[..., 1:]), TypeError, "it cuts off more than it pads"),
-    (own(lambda c, x: PLAIN(c, x[..., 1:])), TypeError, "off the ends of an output with stride 1"),
     (own(lambda c, x: (PLAIN(c, x), None)), TypeError, "it returns something else"),
-    (own(lambda c, x: PLAIN(c, F.dropout(x) if c.training else x)), TypeError, "it calls dropout"),
-    (own(lambda c, x: PLAIN(c, F.pad(x, (c.training, 0)))), TypeError, "depends on the length or"),
+    (own(lambda c, x: PLAIN(c, F.dropout(x) if c.training else x)), TypeError, "the mode"),
     (own(every_other), TypeError, "depends on the length or the mode"),
+    (own(max_norm), TypeError, "it writes its weight, as a limit of its norm does; do that after"),
+    (own(lambda c, x: PLAIN(rebound(c), x)), TypeError, "it writes its weight"),
     (lambda: SparseConv1d.from_dense(CONV, CONV.weight), TypeError, "mask must be a bool tensor"),
     (lambda: SparseConv1d.from_dense(CONV, torch.ones(4, 3, 4, dtype=torch.bool)), ValueError,
      "shape"),
