@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -62,7 +64,8 @@ class DSTScheduler:
     used several times, also what ``zero_grad()`` has discarded since), and released after the
     update. ``torch.autograd.grad`` and transforms of ``torch.func`` do not count, and what a
     gradient penalty adds by differentiating a gradient is not in it. A layer that the step left out
-    (LayerDrop), or whose dense gradient is 0, keeps its pattern in this update.
+    (LayerDrop), or whose dense gradient is 0, keeps its pattern in this update. A layer that has
+    had no gradient until the third update, as under ``torch.no_grad``, is named in a warning.
 
     Where ``torch.distributed`` is initialised, every rank constructs and steps its scheduler. Dense
     gradients are summed over the ranks (DistributedDataParallel does not know them), and an update
@@ -155,6 +158,7 @@ class DSTScheduler:
             check_regions(layer.regions, layer.pattern.shape)
         self._ever_active = EverActive(self._layers)
         self._probes: dict[str, Tensor] = {}
+        self._unseen: dict[str, float] = {}  # updates in which a layer never had a gradient before
         weakref.finalize(self, _take_back, self._layers, self._probes)
         self._watch_next_step()
 
@@ -296,7 +300,7 @@ class DSTScheduler:
             kept = checks.check_layers(self._layers, self._copies, self._optimizer)
             training = [name for name, x in self._layers.items() if x.values.requires_grad]
             if self.grow == "gradient":
-                training = self._with_gradient(training, gradients)
+                training = self._with_gradient(training, gradients, kept)
             plans = [
                 self._plan_layer(name, fraction, gradients.get(name), kept) for name in training
             ]
@@ -324,7 +328,9 @@ class DSTScheduler:
             totals[name] = self._ranks.sum(own.contiguous())
         return totals
 
-    def _with_gradient(self, names: list[str], gradients: Mapping[str, Any]) -> list[str]:
+    def _with_gradient(
+        self, names: list[str], gradients: Mapping[str, Any], kept: Holdings
+    ) -> list[str]:
         """Return the layers whose gradient says where to grow; a step may leave out others."""
         seen = {name: grad for name in names if (grad := gradients.get(name)) is not None}
         if names and not seen:
@@ -340,6 +346,18 @@ class DSTScheduler:
                     "replay of a CUDA graph (GraphedStep) is none: where (step_count + 1) % "
                     "update_every == 0, call the function itself instead of its GraphedStep"
                 )
+        for name in names:
+            values = self._layers[name]._parameters.get("values")
+            states = (vars(each).get("state", {}).get(values) for each in kept.optimizers)
+            trained = name in seen or getattr(values, "grad", None) is not None or any(states)
+            self._unseen[name] = -math.inf if trained else self._unseen.get(name, 0) + 1
+        if never := [name for name in names if self._unseen[name] == 3]:
+            warnings.warn(
+                f"grow='gradient' never saw a gradient of {never} in three updates, so they keep "
+                "their patterns; freeze them with requires_grad_(False) if they do not train, else "
+                "look for torch.no_grad() or detach() around them",
+                stacklevel=4,
+            )
         return [name for name, grad in seen.items() if grad.any()]
 
     def _plan_layer(
