@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from sparseconv.core.checks import checked_mask
@@ -125,10 +126,15 @@ def _sparse(
     conv, path = candidate.conv, candidate.path
     weight, mask = weight_and_mask(conv, candidate.given)
     if conv in outside:
-        raise ObstacleError(f"{outside[conv]} holds it too, where nothing can replace it")
+        raise ObstacleError(
+            f"{outside[conv]} holds it too, where nothing can replace it; let only modules hold it"
+        )
     own = (path, f"{path}.parametrizations.weight".removeprefix("."))
     if others := [f"{owner!r}" for owner in owners[id(weight)] if owner not in own]:
-        raise ObstacleError(f"it shares its weight with {', '.join(others)}")
+        raise ObstacleError(
+            f"it shares its weight with {', '.join(others)}; give it its own, or call one layer in "
+            "both places"
+        )
     if weight._backward_hooks or weight._post_accumulate_grad_hooks:  # of masking by hand
         candidate.notes = ("the hooks on its weight's gradient are lost",)
     try:
@@ -169,12 +175,16 @@ def weight_and_mask(conv: nn.Conv1d, given: Tensor | None) -> tuple[Tensor, Tens
             f"its {'weight' if weight is None else 'bias'} is computed ({', '.join(sorted(names))})"
             "; make it a plain parameter first"
         )
+    if is_lazy(weight):
+        raise ObstacleError("it has no weight yet; run the model once before")
     if added := _added(conv):
-        raise ObstacleError(f"it has {', '.join(added)}, which would be lost")
+        raise ObstacleError(
+            f"it has {', '.join(added)}, which would be lost; convert first, then add them again"
+        )
     if weight.dtype not in DTYPES:
-        raise ObstacleError(f"{weight.dtype} is not supported")
+        raise ObstacleError(f"{weight.dtype} is not supported; convert it to one of {DTYPES}")
     if weight.is_meta:
-        raise ObstacleError("its weight holds no data, on the meta device")
+        raise ObstacleError("its weight holds no data, on the meta device; load it before")
     return weight, mask
 
 

@@ -99,6 +99,8 @@ def check_vector(name: str, array: Tensor, dtype: torch.dtype) -> None:
     raise TypeError(
         f"{name} must be a tensor of one dimension and dtype {dtype}, but got {came}; "
         f"use torch.as_tensor({name}, dtype={dtype})"
+        + "; of an average of models average sc.to_dense(model).state_dict() and load that, as "
+        "indices have no mean" * (dtype == torch.int32)
     )
 
 

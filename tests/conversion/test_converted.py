@@ -134,18 +134,18 @@ class OwnConv(nn.Conv1d):
 
 
 REASONS = {
-    "own": "OwnConv has its own code: it uses relu of its input; copy its weight and bias into",
-    "lazy": "it has hooks, which would be lost",
-    "tied": "it shares its weight with 'tied_too'",
+    "own": "OwnConv has its own code: it computes something else; copy its weight and bias into",
+    "lazy": "it has no weight yet; run the model once",
+    "tied": "it shares its weight with 'tied_too'; give it its own",
     "normed": r"its weight is computed \(_WeightNorm\)",
     "bias_normed": "its bias is computed",
     "bias_pruned": r"its bias is computed \(L1Unstructured\)",
-    "patched": "it has an attribute 'forward', which would be lost",
-    "listed": r"Odd\.kept holds it too, where nothing can replace it",
+    "patched": "it has an attribute 'forward', which would be lost; convert first",
+    "listed": r"Odd\.kept holds it too, where nothing can replace it; let only",
     "bound": r"Odd\.call holds it too, where nothing can replace it",
-    "complex": r"torch\.complex64 is not supported",
-    "empty": "its weight holds no data, on the meta device",
-    "hooked": "it has hooks, an attribute 'seen', which would be lost",
+    "complex": r"torch\.complex64 is not supported; convert it to one of",
+    "empty": "its weight holds no data, on the meta device; load",
+    "hooked": "it has hooks, an attribute 'seen', which would be lost; convert first, then add",
 }
 
 
