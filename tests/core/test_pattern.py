@@ -58,13 +58,7 @@ def test_full_and_random():
     generators = (torch.Generator().manual_seed(6) for _ in range(2))
     a, b = (KernelCSR.random((8, 4, 9), 50, generator=g) for g in generators)
     assert a == b != first
-
-
-def test_random_is_uniform():
-    drawn = sum(
-        KernelCSR.random((3, 2, 4), 6, generator=torch.Generator().manual_seed(i)).to_mask().int()
-        for i in range(400)
-    )
+    drawn = sum(KernelCSR.random((3, 2, 4), 6).to_mask().int() for _ in range(400))
     # 400 draws of a quarter of the weights: mean 100, standard deviation 8.7.
     assert (drawn - 100).abs().max() < 5 * 8.7
 
@@ -92,10 +86,9 @@ test_refuses = pytest.mark.promise("P5")(refusals(
     (lambda: made_of(1, 1, 2, 2, 2, col=(0, 1)), ValueError, "which begin with 0"),
     (lambda: made_of(0, 1, 2, 2, 3, col=(0, 1)), ValueError, "end with 2, the number of"),
     (lambda: made_of(0, 1, 2, 2, col=(0, 1)), ValueError, "must have 5 entries"),
-    (lambda: of_arrays(torch.tensor([0, 1])), TypeError, "must be"),
-    (lambda: of_arrays([0, 1]), TypeError, "must be"),
-    (lambda: of_arrays(col=int32(0)[None]), TypeError, "must be"),
-    (lambda: of_arrays(col=int32(0).to("meta")), TypeError, "must be"),
+    (lambda: of_arrays(torch.tensor([0, 1])), TypeError, "but got torch.int64 of shape [2]"),
+    (lambda: of_arrays(col=int32(0)[None]), TypeError, "must be a tensor of one dimension"),
+    (lambda: of_arrays(col=int32(0).to("meta")), TypeError, "must be a dense tensor that holds"),
     (lambda: KernelCSR.full((1 << 11, 1 << 10, 1 << 10)), ValueError, "2**31"),
     (lambda: KernelCSR(int32(0), int32(), (1, 0, 3)), ValueError, "positive"),
     (lambda: KernelCSR.full((1, 2, 3.0)), TypeError, "three ints"),

@@ -21,13 +21,6 @@ from sparseconv.ops import gpu_plans
 from sparseconv.training import checkpoint
 from sparseconv.training.graphed import WARM_UP, GraphedStep, Outputs, StaticPattern
 
-GEOMETRIES = [
-    {},
-    {"stride": 2, "padding": 3},
-    {"dilation": 3},
-    {"padding_mode": "circular", "padding": 2},
-]
-
 
 @pytest.fixture(autouse=True)
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
