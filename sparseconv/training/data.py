@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
+from torch.nn.parameter import is_lazy
 
 from sparseconv.core.arrays import class_indices, warn_if_swapped
 from sparseconv.pruning.data import batch_sizes, evaluating, for_model
@@ -55,11 +55,11 @@ def checked_data(
 
 def _in_training(model: nn.Module, x: Tensor) -> Tensor:
     """Return what a model computes of a batch in training mode, and leave it as it was."""
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    before = {name: x.clone() for name, x in model.named_buffers() if not is_lazy(x)}
     devices = [x.device] if x.is_cuda else []
     try:
         with evaluating(model), torch.random.fork_rng(devices), torch.enable_grad():
-            log_proba = one_tensor(functional_call(model.train(), buffers, (x,)))
+            log_proba = one_tensor(model.train()(x))
         if len(x) == 1 and log_proba.dim() == 1:
             raise ValueError("it drops the axis of the only series")
     except (ValueError, RuntimeError, IndexError) as error:
@@ -69,6 +69,10 @@ def _in_training(model: nn.Module, x: Tensor) -> Tensor:
             f"the model cannot be trained on a batch of {len(x)} series ({error}); choose a "
             "batch_size of 2 or more, for 2 series or more, and normalise before pooling"
         ) from error
+    finally:
+        for name, buffer in model.named_buffers():  # means and variances, but no pattern
+            if name in before and not torch.equal(buffer, before[name]):
+                buffer.detach().copy_(before[name])
     if not log_proba.requires_grad:
         raise ValueError(
             "no parameter of the model can be trained: expected one that takes part in the output "

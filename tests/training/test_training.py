@@ -74,8 +74,9 @@ def test_a_last_batch_of_one_joins_the_one_before() -> None:
         nn.Linear(3, 2), nn.LogSoftmax(1),
     )  # fmt: skip
     model.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
-    train(model, *data(33), Recipe(epochs=2, batch_size=16), progress=False)
+    result = train(model, *data(33), Recipe(epochs=2, batch_size=16), progress=False)
     assert seen == [16, 16, 17, 16, 17]  # the first checks the model
+    assert model[3].num_batches_tracked == 2 * result.best_epoch, "and changes no statistics"
 
 
 def test_a_model_that_squeezes_one_series_away() -> None:
