@@ -137,8 +137,8 @@ class POCKETClassifier(Shared, BaseClassifier):  # type: ignore[misc]
     the leave-one-out decisions of the selection's ridge, on all features, are most likely.
 
     Raises:
-        ValueError, TypeError: as in ``RocketTransformer``; one class; options out of range; ``"cv"``
-            with a single case of each class; other labels' weights.
+        ValueError, TypeError: as in ``RocketTransformer``; one class; options out of range;
+            ``"cv"`` with a single case of each class; other labels' weights.
 
     Example:
         >>> from sparseconv import POCKETClassifier
