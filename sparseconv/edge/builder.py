@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -44,11 +44,19 @@ class Call(NamedTuple):
 
 @dataclass
 class Builder:
-    """The steps so far."""
+    """The steps so far.
 
-    shapes: list[tuple[int, int]]  # length and channels of each tensor
+    Attributes:
+        shapes: length and channels of each tensor.
+        shared: tensors that several operations read. What computes another may do more.
+        pads: how each padded copy was padded, by its number.
+    """
+
+    shapes: list[tuple[int, int]]
     steps: list[AnyStep] = field(default_factory=list)
     ending: str = ""
+    shared: set[int] = field(default_factory=set)
+    pads: dict[int, dict[str, Any]] = field(default_factory=dict)
 
     def add(
         self, make: Callable[..., AnyStep], x: Value, rows: int, positions: int, **options: Any
@@ -62,7 +70,10 @@ class Builder:
         if given["output"] == len(self.shapes):
             whole = options.get("rows_whole", False)
             self.shapes.append((rows, positions) if whole else (positions, rows))
-        step = make(**given)
+        return self.append(make(**given))
+
+    def append(self, step: AnyStep) -> int:
+        """Add a step, and return the number of the tensor that it computes."""
         for part in ("weight", "bias") if isinstance(step, Layer) else ():
             if not np.isfinite(getattr(step, part).astype(np.float32)).all():
                 raise ValueError(
@@ -76,10 +87,42 @@ class Builder:
         size = math.prod(self.shapes[x.of])
         return size == x.places.numel() == len(set(x.places.ravel().tolist()))
 
+    def writers(self, x: Value) -> list[AnyStep]:
+        """Return the steps that compute the tensor; none if several operations read it."""
+        return [] if x.of in self.shared else [s for s in self.steps if s.output == x.of]
+
+    def writer(self, x: Value) -> Any:
+        """Return the layer that computes the tensor alone, if it may do more."""
+        found = self.writers(x)
+        return found[0] if len(found) == 1 and isinstance(found[0], Layer) else None
+
+    def change(self, step: AnyStep, /, **changes: Any) -> None:
+        """Let a step do something else."""
+        self.steps[self.steps.index(step)] = replace(step, **changes)
+
+    def filled(self, x: Value) -> Value:
+        """Return the value as all that its tensor holds, by a copy or a shorter layer."""
+        if self.fills(x):
+            return x
+        layer, channels = self.writer(x), self.shapes[x.of][1]
+        positions, rest = divmod(x.places.numel(), channels)
+        first = torch.equal(x.places.ravel().sort()[0], torch.arange(x.places.numel()))
+        if layer is None or layer.over_time or rest or not first:
+            return self.copy(x)
+        last = (positions - 1) * layer.step + int(layer.offsets[-1])
+        right = max(0, last // layer.channels + 1 - layer.length - layer.padding[0])
+        self.change(layer, positions=positions, padding=(layer.padding[0], right))
+        self.shapes[x.of] = positions, channels
+        return x
+
+    def is_in_order(self, x: Value) -> bool:
+        """Tell whether the value is all that its tensor holds, time by time."""
+        return self.fills(x) and torch.equal(x.places, ordered(x.places.shape))
+
     def in_order(self, x: Value) -> Value:
         """Return the value, by a copy if need be, as all that its tensor holds, time by time."""
-        same = self.fills(x) and torch.equal(x.places, ordered(x.places.shape))
-        return x if same else self.copy(x)
+        x = self.filled(x)
+        return x if self.is_in_order(x) else self.copy(x)
 
     def copy(self, x: Value, **options: Any) -> Value:
         """Copy a value, time by time, into a new tensor, or to where the options say."""

@@ -121,22 +121,6 @@ class Layer(Step):
             and int(self.offsets[-1]) < self.channels
         )  # fmt: skip
 
-    @property
-    def is_diagonal(self) -> bool:
-        """Tell whether each result is its sample, scaled and shifted by its channel."""
-        rows = self.rows
-        return (
-            rows == len(self.offsets) == self.channels == self.step and not any(self.padding)
-            and not self.over_time and bool((self.offsets == np.arange(rows)).all())
-            and bool((self.active == np.eye(rows, dtype=bool)).all())
-        )  # fmt: skip
-
-    @property
-    def is_copy(self) -> bool:
-        """Tell whether each result is its sample."""
-        plain = self.is_diagonal and not self.relu and not self.bias.any()
-        return plain and bool((self.weight.diagonal() == 1).all())
-
     def pad(self, x: Array) -> Array:
         """Put the padding around inputs ``(n_cases, length * channels)``."""
         around = ((0, 0), self.padding, (0, 0))

@@ -6,6 +6,7 @@ import contextlib
 import operator
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,8 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils._pytree import tree_leaves
 
 from sparseconv.edge.builder import Builder, Call, Value, ordered
-from sparseconv.edge.layers import Network
+from sparseconv.edge.layers import AnyStep, Network
 from sparseconv.edge.operations import RULES, STAY, arithmetic, joined, moved, stays
-from sparseconv.edge.simplify import scores_in_order, simplified
 
 
 @torch.no_grad()
@@ -55,9 +55,25 @@ def lower(model: nn.Module, channels: int, length: int) -> Network:
         )
     if not build.steps:
         raise ValueError("expected a network that computes something, but it has no such layer")
-    build.steps = simplified(build.steps, build.shapes, scores.of)
-    build.steps = scores_in_order(build, scores)
-    return Network((channels, length), build.steps, build.shapes, build.ending)
+    steps: list[AnyStep] = []
+    needed = {_put_in_order(build, scores)}
+    for step in reversed(build.steps):
+        if step.output in needed:
+            needed.update(step.inputs)
+            steps.insert(0, step)
+    return Network((channels, length), steps, build.shapes, build.ending)
+
+
+def _put_in_order(build: Builder, scores: Value) -> int:
+    """Let a last layer give its results in the order of PyTorch's scores; return its tensor."""
+    want, last = scores.places[0].numpy(), build.writer(scores)
+    for whole in (False, True) if last and build.fills(scores) else ():
+        other = replace(last, rows_whole=whole, stride=last.positions if whole else last.rows)
+        moved = other.places.ravel()[last.places.ravel().argsort()]
+        if (moved[want] == np.arange(len(want))).all():
+            build.change(last, **vars(other))
+            return scores.of
+    return build.copy(scores).of
 
 
 @contextlib.contextmanager
@@ -97,7 +113,11 @@ def _walk(program: torch.export.ExportedProgram, build: Builder, series: Value) 
         elif node.op == "call_function":
             stack = [*(node.meta.get("nn_module_stack") or {"": ("", ".model")}).values()]
             with _naming(stack[-1][0], str(stack[-1][1]).rpartition(".")[2]):
-                held[node.name] = _result(build, node, args, kwargs)
+                y = _result(build, node, args, kwargs)
+            if len(node.users) > 1:
+                parts = tree_leaves(y, is_leaf=lambda x: isinstance(x, Value))
+                build.shared.update(part.of for part in parts if isinstance(part, Value))
+            held[node.name] = y
     if len(found) != 1 or not isinstance(found[0], Value):
         raise ValueError(
             f"expected a model that returns scores (n_cases, n_classes), but it returns {found}"
@@ -121,7 +141,7 @@ def _result(build: Builder, node: Any, args: Any, kwargs: Any) -> Any:
         y = target(*args, **kwargs)
         return y.double() if isinstance(y, Tensor) and y.is_floating_point() else y
     if build.ending and RULES.get(name) not in (moved, stays):
-        raise NotImplementedError(f"it follows the {build.ending} that ends the model")
+        raise NotImplementedError(f"it comes after a {build.ending}, which can only end the model")
     names = [argument.name for argument in target._schema.arguments]
     given = {argument.name: argument.default_value for argument in target._schema.arguments}
     given |= dict(zip(names, args, strict=False)) | kwargs

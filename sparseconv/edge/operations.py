@@ -7,6 +7,7 @@ numbers (``view``, ``flatten``, ``chunk``, slices) move these places, and cost n
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -59,6 +60,9 @@ def _convolve(
     kind: str, **options: Any,
 ) -> Value:  # fmt: skip
     x = build.in_order(x) if any(geometry.padding) else x
+    source: dict[str, Any] = {"padding": geometry.padding, "padding_mode": geometry.padding_mode}
+    if x.of in build.pads and not any(geometry.padding) and build.is_in_order(x):
+        source = build.pads[x.of]  # it pads what it reads itself
     at: Array = x.places[0].numpy()
     if (spacing := even(at, build.shapes[x.of][1])) is None:
         x = build.copy(x)
@@ -80,8 +84,8 @@ def _convolve(
     made = build.add(
         Layer, x, rows, positions, kind=f"{kind}, {taps} tap{'s' if taps > 1 else ''}",
         weight=window(weight), active=window(active), offsets=offsets[order],
-        bias=_bias(call, rows), step=geometry.stride * spacing, padding=geometry.padding,
-        padding_mode=geometry.padding_mode, relu=bool(call.args.get("relu")), **options,
+        bias=_bias(call, rows), step=geometry.stride * spacing,
+        relu=bool(call.args.get("relu")), **(options | source),
     )  # fmt: skip
     return Value(made, ordered((1, rows, positions)))
 
@@ -110,10 +114,26 @@ def over_time(build: Builder, x: Value, call: Call) -> Any:
     largest = "max" in call.name
     one, many = ("largest", "largest") if largest else ("mean", "means")
     kind = f"{one} over time" if len(weight) == 1 else f"{many} of {len(weight)} bins"
-    value = _along_last(build, x, weight, kind=kind, active=weight != 0, largest=largest,
-                        bias=np.zeros(len(weight)))  # fmt: skip
+    value = _of_times(build, x, weight, kind, largest)
     value = value if y.dim() == 2 else Value(value.of, value.places.squeeze(-1))
     return (value, None) if several else value
+
+
+def _of_times(build: Builder, x: Value, weight: Array, kind: str, largest: bool) -> Value:
+    """Average before a 1x1 convolution or other averages, where averages come last."""
+    before, averages = build.writer(x), np.allclose(weight.sum(1), 1, 0, 2.0**-40)
+    if before and averages and not (largest or before.relu) and build.is_in_order(x):
+        source = Value(before.inputs[0], ordered((1, before.channels, before.length)))
+        if before.over_time and before.weight.shape[1:] == source.places.shape[2:]:
+            return _of_times(build, source, weight @ before.weight, kind, largest)
+        if before.is_pointwise and len(weight) <= before.length:
+            means = _of_times(build, source, weight, kind, largest)
+            build.shapes.append((len(weight), before.rows))
+            made = replace(before, inputs=(means.of,), output=len(build.shapes) - 1,
+                           positions=len(weight), length=len(weight))  # fmt: skip
+            return Value(build.append(made), ordered((1, before.rows, len(weight))))
+    return _along_last(build, x, weight, kind=kind, active=weight != 0, largest=largest,
+                       bias=np.zeros(len(weight)))  # fmt: skip
 
 
 def pool(build: Builder, x: Value, call: Call) -> Value:
@@ -160,7 +180,7 @@ def scaled(build: Builder, x: Value, call: Call) -> Value:
     if shift.shape != x.places.shape:
         raise NotImplementedError("it makes its input larger")
     scale = call.again(torch.ones(x.places.shape, dtype=torch.float64)) - shift
-    x = x if build.fills(x) else build.copy(x)
+    x = build.filled(x)
     length, channels = build.shapes[x.of]
     parts = np.empty((2, length * channels))
     parts[:, x.places.numpy()] = to_numpy(torch.stack([scale, shift]))
@@ -169,6 +189,12 @@ def scaled(build: Builder, x: Value, call: Call) -> Value:
         parts = alike[:, 0]
     else:
         length, channels = 1, length * channels
+    before = build.writer(x)
+    nonlinear = before and (before.relu or before.largest)
+    if before and before.rows == channels and not (nonlinear or before.over_time):
+        build.change(before, weight=before.weight * parts[0][:, None],
+                     bias=before.bias * parts[0] + parts[1])  # fmt: skip
+        return x
     if channels > LARGEST:
         raise NotImplementedError(f"it has {channels} factors; give it one for each channel")
     eye = np.eye(channels, dtype=bool)
@@ -181,7 +207,7 @@ def scaled(build: Builder, x: Value, call: Call) -> Value:
 
 
 def norm(build: Builder, x: Value, call: Call) -> Value:
-    """``batch_norm``, which ``simplified`` folds into the layer before it where it can."""
+    """``batch_norm``: the layer before it computes it, where it can."""
     if call.args["running_mean"] is None or call.args["training"]:
         raise ValueError("expected a BatchNorm with running statistics; it computes its own")
     return scaled(build, x, call)
@@ -211,7 +237,11 @@ def mapped(build: Builder, x: Value, call: Call) -> Value:
         raise NotImplementedError(f"approximate={call.args['approximate']!r} is not 'none'")
     if call.name == "prelu" and call.args["weight"].numel() > 1:
         raise NotImplementedError("it has several slopes; nn.PReLU() with one is possible")
-    x = x if build.fills(x) else build.copy(x)
+    x = build.filled(x)
+    if call.name == "relu" and (writers := build.writers(x)):
+        for step in writers:
+            build.change(step, relu=True)
+        return x
     length, channels = build.shapes[x.of]
     expression, steepest = FUNCTIONS[call.name]
     numbers = {
@@ -247,7 +277,13 @@ def padded(build: Builder, x: Value, call: Call) -> Value:
     x = build.in_order(Value(x.of, places))
     mode = "zeros" if call.args["mode"] == "constant" else call.args["mode"]
     pads = max(0, left), max(0, right)
-    return build.copy(x, kind="padding", padding=pads, padding_mode=mode) if any(pads) else x
+    if not any(pads):
+        return x
+    padding: dict[str, Any] = {"padding": pads, "padding_mode": mode}
+    y = build.copy(x, kind="padding", **padding)
+    length, channels = build.shapes[x.of]
+    build.pads[y.of] = padding | {"inputs": (x.of,), "length": length, "channels": channels}
+    return y
 
 
 def moved(build: Builder, x: Value, call: Call) -> Any:
@@ -261,7 +297,7 @@ def stays(build: Builder, x: Value, call: Call) -> Value:
 
 
 def joined(build: Builder, x: Value, call: Call) -> Value:
-    """``cat``: each part is copied to its place; mostly it can be written there at once."""
+    """``cat``: each part is written to its place by what computes it, or copied there."""
     values, shape = call.args["tensors"], list(x.places.shape)
     dim = call.args["dim"] % len(shape)
     if len(call.values) < len(values) or dim == 0 or len(shape) > 3:
@@ -270,7 +306,15 @@ def joined(build: Builder, x: Value, call: Call) -> Value:
     build.shapes.append(((*shape, 1)[2], shape[1]))
     output, first = len(build.shapes) - 1, 0
     for value in values:
-        build.copy(value, output=output, stride=shape[1], first=first)
+        alone = sum(value.of == other.of for other in values) == 1
+        whole = build.filled(value) if alone else value
+        writers = build.writers(whole) if alone and build.is_in_order(whole) else []
+        if not writers:
+            build.copy(value, output=output, stride=shape[1], first=first)
+        for step in writers:
+            time, channel = divmod(step.first, build.shapes[whole.of][1])
+            begin = first + time * shape[1] + channel
+            build.change(step, output=output, first=begin, stride=shape[1])
         first += value.places.shape[dim] * (1 if dim == 1 else shape[1])
     return Value(output, ordered(shape))
 
