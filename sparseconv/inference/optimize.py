@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import functools
-from typing import Any
-
 import torch
 from torch import nn
 
 from sparseconv.inference.spans import FOLDED, FoldedLink
-from sparseconv.nn.block import Block, Plan, leaves, only_runs_its_modules
+from sparseconv.nn.block import Block, Plan, leaves
 from sparseconv.nn.links import LINKS, Table
 from sparseconv.nn.modules import check_module, deepcopy_model
 
@@ -30,9 +27,10 @@ def optimize_for_inference(model: nn.Module) -> nn.Module:
     while one asks for gradients, is in training mode or has hooks or its own ``forward``; for
     inputs that ask for gradients, or have no batch dimension; under torch.compile, torch.jit,
     torch.export, torch.func, autocast and modes that see functions or operations (except
-    ``torch.set_default_device``); for subclasses with their own code, a BatchNorm without running
-    statistics or of another size or dtype, and where folded weights would not be finite. A
-    Sequential in training mode runs as a ``Block``.
+    ``torch.set_default_device``); for subclasses with their own code, and those of ``nn.Sequential``
+    that are called outside of one; for a BatchNorm without running statistics or of another size or
+    dtype, and where folded weights would not be finite. A Sequential in training mode runs as a
+    ``Block``.
 
     The folded weights are computed at the first call, and again after every change of a parameter,
     buffer, pattern or ``eps``. Only in-place writes that PyTorch does not count are not seen, when
@@ -68,12 +66,10 @@ def optimize_for_inference(model: nn.Module) -> nn.Module:
     for parameter in fast.parameters():  # requires_grad_() refuses ScriptModules
         parameter.requires_grad_(False)
     for module in fast.modules():
-        own = isinstance(module, InferenceBlock) or "forward" in vars(module)
-        if own or not only_runs_its_modules(module):
+        if type(module) not in (nn.Sequential, Block) or "forward" in vars(module):
             continue
         if any(isinstance(link, FoldedLink) for link in Plan(leaves(module), FOLDED).links):
-            kind: Any = type(module)
-            module.__class__ = _inference_class(kind)
+            module.__class__ = InferenceBlock
     return fast
 
 
@@ -89,21 +85,3 @@ class InferenceBlock(Block):
         """Forget the folded weights: what wrote into the others may not have been counted."""
         self._planned = None
         return super().train(mode)
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        """Copy and pickle by the name of the original's class: that of this one is nowhere."""
-        reduced: Any = super().__reduce_ex__(protocol)
-        return _new_block, (type(self).__bases__[-1],), *reduced[2:]
-
-
-@functools.cache
-def _inference_class(kind: Any) -> Any:
-    """Return the class of a block that was of this class, with its methods."""
-    if kind in (nn.Sequential, Block):
-        return InferenceBlock
-    return type(kind.__name__, (InferenceBlock, kind), {"__module__": kind.__module__})
-
-
-def _new_block(kind: Any) -> Any:
-    made = _inference_class(kind)
-    return made.__new__(made)
