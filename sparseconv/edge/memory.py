@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from sparseconv.edge.layers import Network, Pointwise
+from sparseconv.edge.layers import Layer, Network, Pointwise
 
 
 class Room(NamedTuple):
@@ -23,32 +23,24 @@ def placed(network: Network) -> tuple[dict[int, int], int]:
     nothing reads any more.
     """
     steps, shapes = network.steps, network.shapes
-    begin, end = {0: -1}, {0: -1}
-    around: dict[int, tuple[int, int]] = {}
-    root = {0: 0}  # of those that share their memory
-    for at, step in enumerate(steps):
-        left, right = getattr(step, "padding", (0, 0))
-        for number in step.inputs:
-            end[number] = at
-            known = around.get(number, (0, 0))
-            around[number] = max(known[0], left), max(known[1], right)
+    outputs = [step.output for step in steps]
+    last_read = {number: at for at, step in enumerate(steps) for number in step.inputs}
+    heads = {0: 0}  # of those that share their memory
     for at, step in enumerate(steps[:-1]):
-        if step.output in root:
-            continue
-        begin[step.output], root[step.output] = at, step.output
-        alone = sum(other.output == step.output for other in steps) == 1
-        for number in step.inputs if alone and isinstance(step, Pointwise) else ():
-            if end[number] == at and shapes[number] == shapes[step.output]:
-                root[step.output] = root[number]
+        over = [n for n in step.inputs if last_read[n] == at and shapes[n] == shapes[step.output]]
+        alone = isinstance(step, Pointwise) and outputs.count(step.output) == 1
+        heads.setdefault(step.output, heads[over[-1]] if alone and over else step.output)
     rooms: dict[int, Room] = {}
     before: dict[int, int] = {}
-    for head in dict.fromkeys(root.values()):
-        members = [number for number in root if root[number] == head]
+    for head in dict.fromkeys(heads.values()):
+        members = [number for number in heads if heads[number] == head]
+        reading = [s for s in steps if isinstance(s, Layer) and s.inputs[0] in members]
+        left, right = (max((s.padding[side] for s in reading), default=0) for side in (0, 1))
         length, channels = shapes[head]
-        left, right = (max(around.get(n, (0, 0))[side] for n in members) for side in (0, 1))
         before[head] = left * channels
-        size = (left + length + right) * channels
-        rooms[head] = Room(size, begin[head], max(end[number] for number in members))
+        begin = outputs.index(head) if head else -1
+        end = max(last_read[number] for number in members)
+        rooms[head] = Room((left + length + right) * channels, begin, end)
     limit = max(
         sum(room.size for room in rooms.values() if room.begin <= at <= room.end)
         for at in range(-1, len(steps))
@@ -56,7 +48,7 @@ def placed(network: Network) -> tuple[dict[int, int], int]:
     by_size = dict(sorted(rooms.items(), key=lambda item: -item[1].size))
     while (found := _fit(rooms, limit, 2) or _fit(by_size, limit, 1)) is None:
         limit += 1 + limit // 100
-    return {number: found[head] + before[head] for number, head in root.items()}, limit
+    return {number: found[head] + before[head] for number, head in heads.items()}, limit
 
 
 def _fit(rooms: dict[int, Room], limit: int, ends: int) -> dict[int, int] | None:

@@ -27,9 +27,9 @@ def optimize_for_inference(model: nn.Module) -> nn.Module:
     while one asks for gradients, is in training mode or has hooks or its own ``forward``; for
     inputs that ask for gradients, or have no batch dimension; under torch.compile, torch.jit,
     torch.export, torch.func, autocast and modes that see functions or operations (except
-    ``torch.set_default_device``); for subclasses with their own code, and those of ``nn.Sequential``
-    that are called outside of one; for a BatchNorm without running statistics or of another size or
-    dtype, and where folded weights would not be finite. A Sequential in training mode runs as a
+    ``torch.set_default_device``); for subclasses with their own code, and those of
+    ``nn.Sequential`` outside of one; for a BatchNorm without running statistics or of another size
+    or dtype, and where folded weights would not be finite. A Sequential in training mode runs as a
     ``Block``.
 
     The folded weights are computed at the first call, and again after every change of a parameter,
