@@ -50,7 +50,8 @@ def test_the_average_follows_the_pattern(name: str, use_buffers: bool, grow: str
     optimizer = torch.optim.Adam(model.parameters(), 1e-2)
     average = AveragedModel(model, use_buffers=use_buffers, **AVERAGES[name])
     loop = copy.deepcopy(model)  # an EMA as other libraries make it, with a decay of 0.9
-    settings: dict[str, Any] = {"grow": grow, "averages": [average, loop]}
+    both = nn.ModuleDict({"online": model, "ema": copy.deepcopy(model)})  # as ema_pytorch's does
+    settings: dict[str, Any] = {"grow": grow, "averages": [average, loop, both]}
     dst = DSTScheduler(model, optimizer, update_every=3, end_step=99, **settings)
     masked = nn.Sequential(*map(PremaskedConv1d, sparse_layers(model)))
     dense = AveragedModel(masked, **AVERAGES[name])
@@ -71,6 +72,7 @@ def test_the_average_follows_the_pattern(name: str, use_buffers: bool, grow: str
             ema.copy_(decay * ema + (1 - decay) * new if ema.is_floating_point() else new)
         x = next(data)
         averaged = sparse_layers(average)
+        assert [m.pattern for m in sparse_layers(both["ema"])] == [m.pattern for m in averaged]
         for layer, own, twin in zip(averaged, sparse_layers(model), dense.module, strict=True):
             assert layer.pattern == own.pattern
             torch.testing.assert_close(layer.dense_weight(), twin.weight, rtol=1e-12, atol=1e-15)
@@ -79,33 +81,6 @@ def test_the_average_follows_the_pattern(name: str, use_buffers: bool, grow: str
         if name == "EMA":
             torch.testing.assert_close(loop(x), average(x))
     assert dst.updates == 4
-
-
-@pytest.mark.parametrize("alone", [False, True])
-def test_an_average_that_holds_the_model_too(alone: bool) -> None:
-    """As ema_pytorch's does."""
-    model = two_layers()
-    average = nn.ModuleDict({"online": model, "ema": copy.deepcopy(model)})
-    optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    averages = average if alone else [average]
-    dst = DSTScheduler(model, optimizer, update_every=1, end_step=9, averages=averages)
-    assert dst.step()
-    for layer, own in zip(sparse_layers(average["ema"]), sparse_layers(model), strict=True):
-        assert layer.pattern == own.pattern
-
-
-def test_an_average_with_buffers_computes() -> None:
-    """Its tag is an average, too, which cuts integers off."""
-    model = two_layers(torch.float64)
-    average = AveragedModel(model, use_buffers=True, avg_fn=get_ema_avg_fn(0.9))
-    for _ in range(3):
-        average.update_parameters(model)
-    x = next(batches(torch.float64))
-    for copied in (average, copy.deepcopy(average), average._apply(torch.clone)):
-        torch.testing.assert_close(copied(x), model(x))
-    torch.testing.assert_close(torch.compile(average, backend="eager")(x), model(x))
-    called = torch.func.functional_call(average, average.state_dict(), (x,))
-    torch.testing.assert_close(called, model(x))
 
 
 @pytest.mark.tool(
@@ -122,6 +97,8 @@ def test_an_average_over_two_patterns_refuses_to_compute(name: str, use_buffers:
         average.update_parameters(layer)
     torch.testing.assert_close(average(x), layer(x))  # one pattern: an average like any other
     average.load_state_dict(average.state_dict())
+    called = torch.func.functional_call(average, average.state_dict(), (x,))
+    torch.testing.assert_close(called, average(x))
     before = copy.deepcopy(average)
     other = SparseConv1d(4, 6, 5)
     layer.set_pattern(other.pattern)

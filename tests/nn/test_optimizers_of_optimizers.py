@@ -41,51 +41,27 @@ class SAM(Optimizer):
         self.base_optimizer.step()
 
 
-class Holding(Optimizer):
-    """Holds one optimizer, its groups and its state, without ``Optimizer.__init__``."""
+class Lookahead(Optimizer):
+    """Holds one, its groups, state and a method, and slow weights in lists like its groups."""
 
-    def __init__(self, optimizer: Optimizer) -> None:
+    def __init__(self, optimizer: Optimizer) -> None:  # without that of Optimizer
         self.optimizer, self.param_groups = optimizer, optimizer.param_groups
         self.state: Any = defaultdict(dict)
-        self.fast_state, self.defaults = optimizer.state, optimizer.defaults
+        self.fast_state, self.zero_grad = optimizer.state, optimizer.zero_grad  # type: ignore[method-assign]
         self._optimizer_step_pre_hooks: Any = OrderedDict()
         self._optimizer_step_post_hooks: Any = OrderedDict()
-
-    def after(self) -> None:
-        raise NotImplementedError
+        self.slow_weights = [[p.clone().detach() for p in g["params"]] for g in self.param_groups]
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         with torch.enable_grad():
             closure()
         self.optimizer.step(lambda: 0.0)
         with torch.no_grad():
-            self.after()
-
-
-class Lookahead(Holding):
-    """Keeps slow weights in lists like those of the groups."""
-
-    def __init__(self, optimizer: Optimizer) -> None:
-        super().__init__(optimizer)
-        self.slow_weights = [[p.clone().detach() for p in g["params"]] for g in self.param_groups]
-
-    def after(self) -> None:
-        for group, slow in zip(self.param_groups, self.slow_weights, strict=True):
-            for p, q in zip(group["params"], slow, strict=True):
-                q.add_(p - q, alpha=0.5)
-                p.copy_(q)
-
-
-class SWA(Holding):
-    """Keeps averages of the weights in its own state; a method is the other's."""
-
-    def __init__(self, optimizer: Optimizer) -> None:
-        super().__init__(optimizer)
-        self.zero_grad = optimizer.zero_grad  # type: ignore[method-assign]
-
-    def after(self) -> None:
-        for p in [p for group in self.param_groups for p in group["params"]]:
-            self.state[p].setdefault("mean", torch.zeros_like(p)).lerp_(p, 0.1)
+            for group, slow in zip(self.param_groups, self.slow_weights, strict=True):
+                for p, q in zip(group["params"], slow, strict=True):
+                    q.add_(p - q, alpha=0.5)
+                    p.copy_(q)
+                    self.state[p].setdefault("mean", torch.zeros_like(p)).lerp_(p, 0.1)
 
 
 class Several(Optimizer):
@@ -113,7 +89,7 @@ HOLDING: dict[str, Callable[[Any], Optimizer]] = {
     "Adam": lambda p: Adam(p, 1e-2),
     "SAM": lambda p: SAM(p, Adam, lr=1e-2),
     "Lookahead": lambda p: Lookahead(Adam(p, 1e-2)),
-    "SWA of Lookahead": lambda p: SWA(Lookahead(Adam(p, 1e-2))),
+    "Lookahead twice": lambda p: Lookahead(Lookahead(Adam(p, 1e-2))),
     "several": lambda p: Several(*(Adam([each], 1e-2) for each in p)),
 }
 each_optimizer = pytest.mark.parametrize("name", HOLDING)
@@ -144,7 +120,7 @@ def state(optimizer: Optimizer, model: nn.Module) -> list[Tensor]:
     return [x for x in found if x.numel() > 1]
 
 
-@pytest.mark.tool("optimizers that hold optimizers (SAM, Lookahead, SWA, lists)", "works")
+@pytest.mark.tool("optimizers that hold optimizers (SAM, Lookahead, lists)", "works")
 @each_optimizer
 def test_the_successor_trains_the_pruned_network(name: str) -> None:
     model = network(nn.Conv1d)
