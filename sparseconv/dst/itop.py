@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from sparseconv.core.pattern import KernelCSR
-from sparseconv.dst.update import Array
 from sparseconv.nn.conv import SparseConv1d
 
 
@@ -36,18 +35,18 @@ class EverActive:
     def record(self) -> None:
         """Mark what is active now, where others have set the pattern."""
         for name, layer in self._layers.items():
-            if self._recorded.get(name) is not layer.pattern:
-                self.add(name, layer.pattern, layer.pattern.positions().int().numpy())
+            self.add(name, layer.pattern)
 
-    def add(self, name: str, pattern: KernelCSR, grown: Array) -> None:
-        """Mark ascending positions, int32: with them the bits hold all of a layer's new pattern."""
-        held = self.bits[name].numpy()
-        byte = grown >> 3
-        starts = np.flatnonzero(np.diff(byte, prepend=np.int32(-1)))  # of runs that share a byte
-        if len(starts):
-            bit = np.uint8(1) << (grown & 7).astype(np.uint8)
-            held[byte.take(starts)] |= np.bitwise_or.reduceat(bit, starts)
+    def add(self, name: str, pattern: KernelCSR) -> None:
+        """Mark what is active in a layer's new pattern."""
+        if self._recorded.get(name) is pattern:
+            return
         self._recorded[name] = pattern
+        active = pattern.positions().int().numpy()  # ascending
+        byte, bit = active >> 3, np.uint8(1) << (active & 7).astype(np.uint8)
+        starts = np.flatnonzero(np.diff(byte, prepend=np.int32(-1)))  # of a byte each
+        if len(starts):
+            self.bits[name].numpy()[byte.take(starts)] |= np.bitwise_or.reduceat(bit, starts)
 
     def rate(self) -> float:
         """Return the share of all weights that have been active."""

@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -20,7 +19,6 @@ from sparseconv.dst import checks
 from sparseconv.dst.itop import EverActive
 from sparseconv.dst.ranks import Ranks
 from sparseconv.dst.update import (
-    Array,
     check_fractions,
     check_growth,
     check_regions,
@@ -41,7 +39,6 @@ class _Change(NamedTuple):
     name: str
     pattern: KernelCSR
     rewire: list[Callable[[], None]]  # the layer, and that of each average
-    grown: Array  # positions of the grown weights
 
 
 class DSTScheduler:
@@ -217,12 +214,12 @@ class DSTScheduler:
         # Half an update would be a wrong model.
         with ctrl_c_waits() if changes else nullcontext():
             if changes:
-                self._ever_active.record()
+                self._ever_active.record()  # what others may have set
+                for change in changes:
+                    for rewire in change.rewire:
+                        rewire()
+                    self._ever_active.add(change.name, change.pattern)
                 self.updates += 1
-            for change in changes:
-                for rewire in change.rewire:
-                    rewire()
-                self._ever_active.add(change.name, change.pattern, change.grown)
             self.step_count += 1
         self._watch_next_step()
         return bool(changes)
@@ -256,10 +253,8 @@ class DSTScheduler:
                     f"{state_dict[key]}; build model and scheduler as when it was saved"
                 )
         counts = [count(key, state_dict[key], 0) for key in ("step_count", "updates")]
-        bits = state_dict["ever_active"]
-        if {n: len(b) for n, b in bits.items()} != {
-            n: len(b) for n, b in own["ever_active"].items()
-        }:
+        bits, mine = state_dict["ever_active"], own["ever_active"]
+        if {n: len(b) for n, b in bits.items()} != {n: len(b) for n, b in mine.items()}:
             raise ValueError("ever_active must hold a bit for each weight of each layer")
         self._generator.set_state(state_dict["generator"])  # the last that may fail
         self._ever_active.load(bits)
@@ -372,8 +367,7 @@ class DSTScheduler:
             return None
         rewire = [layer.prepare_rewire(pattern, source, kept.state_of(layer.values))]
         rewire += [copy.prepare_rewire(pattern, source) for copy in self._copies[name]]
-        grown = np.flatnonzero(source.numpy() < 0)
-        return _Change(name, pattern, rewire, pattern.positions().int().numpy()[grown])
+        return _Change(name, pattern, rewire)
 
     def _watch_next_step(self) -> None:
         """Forget the gradients seen; give layers a probe if the next step is an update."""
