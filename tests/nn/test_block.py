@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.modules import module as modules
-from torch.nn.utils import parametrizations, prune
+from torch.nn.utils import parametrizations
 
 from sparseconv import SparseConv1d
 from sparseconv.models import DSN
@@ -101,21 +101,17 @@ class RaisedReLU(nn.ReLU):
 CHANGES: dict[str, tuple[Callable[[Block], Any], list[str]]] = {
     "norm hook": (lambda b: b.norm.register_forward_hook(hook), NO_NORM),
     "norm backward hook": (lambda b: b.norm.register_full_backward_hook(hook), NO_NORM),
-    "norm backward pre-hook": (lambda b: b.norm.register_full_backward_pre_hook(hook), NO_NORM),
     "relu hook": (lambda b: b.relu.register_forward_hook(hook), NO_NORM),
-    "bottleneck hook": (lambda b: b.bottleneck.register_forward_hook(hook), NO_1X1),
     "conv hook": (lambda b: b.conv.register_forward_hook(hook), []),
     "own forward": (own_forward, NO_NORM),
     "relu subclass": (lambda b: b.set_submodule("relu", RaisedReLU()), NO_NORM),
     "other activation": (lambda b: b.set_submodule("relu", nn.ELU()), NO_NORM),
-    "no activation": (lambda b: b.pop(3), NO_NORM),
     "frozen statistics": (lambda b: b.norm.eval(), NO_NORM),
     "counter of floats": (
         lambda b: b.norm.register_buffer("num_batches_tracked", torch.tensor(0.0)),
         NO_NORM,
     ),
     "weight norm": (lambda b: parametrizations.weight_norm(b.bottleneck), NO_1X1),
-    "pruned": (lambda b: prune.l1_unstructured(b.bottleneck, "weight", 3), NO_1X1),
     "bias": (lambda b: b.set_submodule("bottleneck", nn.Conv1d(6, 4, 1)), FUSED),
     "stride": (with_bottleneck(1, stride=2), NO_1X1),
     "groups": (with_bottleneck(1, groups=2), NO_1X1),
