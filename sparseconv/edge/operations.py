@@ -207,7 +207,6 @@ def scaled(build: Builder, x: Value, call: Call) -> Value:
 
 
 def norm(build: Builder, x: Value, call: Call) -> Value:
-    """``batch_norm``: the layer before it computes it, where it can."""
     if call.args["running_mean"] is None or call.args["training"]:
         raise ValueError("expected a BatchNorm with running statistics; it computes its own")
     return scaled(build, x, call)
