@@ -346,7 +346,6 @@ RULES: dict[str, Callable[[Builder, Value, Call], Any]] = {
     "log_softmax": ending,
     **dict.fromkeys((
         "mean", "sum", "max", "amax", "matmul", "adaptive_avg_pool1d", "adaptive_max_pool1d",
-        "upsample_nearest1d", "upsample_linear1d",
     ), over_time),
     **dict.fromkeys((*SIGNS, "div", "rsub", "neg"), arithmetic),
     **dict.fromkeys(FUNCTIONS, mapped),

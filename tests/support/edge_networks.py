@@ -99,7 +99,7 @@ class Everything(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.first, self.gates = Causal(3, 4, 2), Causal(4, 8, 2, dilation=2)
-        self.few, self.many = nn.Linear(4, 2), nn.Linear(2, 4)
+        self.few, self.many = nn.Linear(8, 2), nn.Linear(2, 4)
         self.norm, self.end = nn.BatchNorm1d(12), nn.Conv1d(12, 4, 1)
         self.register_buffer("middle", torch.randn(3, 1))
 
@@ -107,7 +107,8 @@ class Everything(nn.Module):
         x = self.first((x - self.middle) / 2)
         kept, gate = self.gates(x).chunk(2, dim=1)
         y = torch.tanh(kept) * torch.sigmoid(gate) - x
-        scale = F.hardsigmoid(self.many(F.leaky_relu(self.few(y.mean(-1)), 0.2)))
+        twice = torch.cat([y.mean(-1)] * 2, 1)
+        scale = F.hardsigmoid(self.many(F.leaky_relu(self.few(twice), 0.2)))
         y = torch.cat([y * scale.unsqueeze(-1), x.flip(-1), F.max_pool1d(F.elu(x), 3, 1, 1)], 1)
         y = self.end(F.gelu(F.hardswish(self.norm(y)).abs()))
         whole = torch.cat([y.amax(-1), F.adaptive_avg_pool1d(1 - y, 1).flatten(1)], dim=1)
