@@ -137,7 +137,8 @@ def factorize(
             r, parameters = _sizes(convs, method, rank, compression)
             if layers is None and parameters.after >= parameters.before:
                 raise ValueError(
-                    f"rank {r} makes {parameters.after} parameters of its {parameters.before}"
+                    f"rank {r} makes {parameters.after} parameters of its {parameters.before}; "
+                    "give a lower one"
                 )
         except ValueError as error:
             if layers is not None:
@@ -281,7 +282,11 @@ def _sets(
         reason = next(filter(None, reasons), None)
         if reason is None and (not names or (len(names) == 1) != (method == "svd")):
             reason = f"{method!r} expects several equal layers in a set, and 'svd' one"
-            reason = "no other layer has its shape and options" if searched else reason
+            reason = (
+                "no other layer has its shape and options; method='svd' takes it alone"
+                if searched
+                else reason
+            )
         if reason is None and len({_common(conv) for conv in convs}) > 1:
             reason = f"the layers must have the same {', '.join(WEIGHT + OPTIONS)}; make two sets"
         if reason is None and len(set(convs)) < len(convs):
@@ -305,11 +310,11 @@ def _obstacle(
         hint = "; sc.to_dense makes it one" if isinstance(layer, SparseConv1d) else ""
         return f"is a {type(layer).__name__}, expected was an nn.Conv1d{hint}"
     if layer.groups != 1:
-        return f"has groups={layer.groups}, expected was 1"
+        return f"has groups={layer.groups}, expected was 1; leave it out"
     if hooks_of(layer):
         return "has hooks, which would be lost; remove them first"
     if len(owners[id(layer.weight)]) > 1:
-        return f"shares its weight: {owners[id(layer.weight)]} have one"
+        return f"shares its weight: {owners[id(layer.weight)]} have one; give each its own"
     if layer in outside:
-        return f"is held by {outside[layer]} too, where nothing can replace it"
+        return f"is held by {outside[layer]} too, where nothing can replace it; drop that"
     return None

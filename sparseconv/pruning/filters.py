@@ -20,7 +20,7 @@ from sparseconv.pruning.report import PruningReport, changes
 from sparseconv.pruning.selection import checked_target, select_in_steps
 from sparseconv.pruning.surgery import remove, successor
 from sparseconv.pruning.tracing import trace
-from sparseconv.pruning.verification import check_removal, removed_wrongly
+from sparseconv.pruning.verification import removed_wrongly
 
 NUMBERS = "must be a list of ints, the numbers of those that stay (of a mask: mask.nonzero()[:, 0])"
 
@@ -199,22 +199,18 @@ def keep_filters(
         if name not in channels.layers:
             raise ValueError(f"filters names {name!r}, which is none of {list(channels.layers)}")
         outputs = channels.layers[name].outputs
-        gone = [number for number in range(len(outputs)) if number not in stay]
-        if not stay or len(gone) + len(stay) != len(outputs):
-            raise ValueError(
-                f"filters of {name!r} must be some of 0 to {len(outputs) - 1}, but are "
-                f"{sorted(stay)}"
-            )
-        units = outputs[gone]
+        units = outputs[[number for number in range(len(outputs)) if number not in stay]]
         kept[units[units != FIXED]] = False
     for name, stay in wanted.items():
-        found = kept_channels(channels.layers[name].outputs, kept).nonzero()[:, 0].tolist()
-        if found != sorted(stay):
+        stays = kept_channels(channels.layers[name].outputs, kept)
+        found = stays.nonzero()[:, 0].tolist()
+        if not stay or found != sorted(stay):
             raise ValueError(
-                f"filters of {name!r} are tied to those of other layers: {sorted(stay)} were asked "
-                f"for, but only {found} can stay; give the same filters for tied layers"
+                f"filters of {name!r}: {sorted(stay)} were asked for, but {found} of 0 to "
+                f"{len(stays) - 1} would stay; give at least one, and the same for tied layers"
             )
-    check_removal(remove, model, arguments, channels, kept)
+    for why in removed_wrongly(remove, model, arguments, channels, kept).values():
+        raise ValueError(f"{why}; name the module where it does in ignore")
     pruned = deepcopy_model(model)
     remove(pruned, channels, kept)
     return pruned

@@ -1,9 +1,9 @@
 """How operations treat channels: most are tried, some have a rule in ``RULES``.
 
 An operation is followed where any of its inputs' channels, alone, give the same of its results as
-all of them do together (``tried``). Rules are for what moves channels, or divides them: functions
-of a ``Call``, which say what channels the outputs have, and return whether they could. Functions of
-torch, of tensors and of ``torch.nn.functional`` alike are found by their names, without ``_``.
+all of them do together (``tried``). Rules, which come first, are for what moves channels, or
+divides them: functions of a ``Call``, which say what channels the outputs have, and return whether
+they could. They are found by the names of functions, of torch or of tensors, without ``_``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from sparseconv.pruning.channels import Numbers
 
 FEW, TRIALS = 64, 8  # of few numbers some may agree by chance, so that there are more trials
-DRAWS = "bernoulli exponential normal poisson rand rand_like randn randn_like uniform"
+CALM = {"train": False, "training": False, "dropout_p": 0.0}  # with these nothing is drawn
 APART = "new new_empty new_full new_ones new_tensor new_zeros"  # only the type comes from an input
 # What reads or writes data without a tensor for a result.
 READS = "allclose array bool contains equal float index int item iter numpy setitem tolist"
@@ -64,11 +64,11 @@ class Call:
         """Find the channels of the outputs, or else ``fixed``."""
         with warnings.catch_warnings(action="ignore"):  # the operation has given its own
             try:
-                followed = bool(self.outputs) and RULES.get(self.name, tried)(self)
+                followed = self.name in RULES and RULES[self.name](self)
             except Exception:  # of the operation, given what it does not take
                 followed = False
-        if not followed:
-            self.fixed = self.inputs
+            if not followed and not (self.outputs and tried(self)):
+                self.fixed = self.inputs
 
 
 def tried(call: Call) -> bool:
@@ -202,18 +202,13 @@ def takes(call: Call) -> bool:
 
 
 def pads(call: Call) -> bool:
-    """As ``tried``; what is put next to the channels are others, which stay."""
+    """As ``moves``; what is put next to the channels are others, which stay."""
 
     def padded(x: Tensor, pad: Sequence[int], mode: str = "constant", _: Any = None) -> Tensor:
         return F.pad(x, pad, mode, 0)  # the number of all such channels
 
     kwargs = {"_" if key == "value" else key: x for key, x in call.kwargs.items()}
-    return tried(call) or moves(Call(call.numbers, {}, padded, call.args, kwargs, call.outputs))
-
-
-def joins(call: Call) -> bool:
-    """As ``tried``, along another dimension than the channels'; else as ``moves``."""
-    return tried(call) or moves(call)
+    return moves(Call(call.numbers, {}, padded, call.args, kwargs, call.outputs))
 
 
 def parts(call: Call) -> bool:
@@ -231,9 +226,7 @@ def parts(call: Call) -> bool:
 
 
 def halves(call: Call) -> bool:
-    """As ``tried``, or one half of the channels meets the other."""
-    if tried(call):
-        return True
+    """One half of the channels meets the other."""
     channels, dim = call.numbers[call.inputs[0]]
     first, second = channels.chunk(2)
     if call.outputs[0].shape[dim] != len(first):
@@ -259,9 +252,9 @@ _NAMES = {
         reshape_as flatten squeeze unsqueeze transpose swapaxes
         swapdims permute movedim moveaxis T mT adjoint t contiguous clone detach data narrow unbind
         select unfold flip expand expand_as view_as broadcast_to repeat tile repeat_interleave
+        cat concat concatenate stack hstack vstack dstack
     """,
     splits: "view reshape unflatten",
-    joins: "cat concat concatenate stack hstack vstack dstack",
     parts: "chunk split split_with_sizes tensor_split unsafe_chunk unsafe_split",
     takes: "getitem",
     halves: "glu",
@@ -275,27 +268,37 @@ class SameDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     Args:
         finite: replace NaN, which a removed channel may hold and a weight of zero would hand on.
+
+    Attributes:
+        unlike: names of operations whose integers differ between channels.
     """
 
     def __init__(self, finite: bool = False) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.finite, self.draws = finite, 0
+        self.unlike: set[str] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if torch.Tag.nondeterministic_seeded not in func.tags:
-            result = func(*args, **(kwargs or {}))
-            is_view = any(x.alias_info and not x.alias_info.is_write for x in func._schema.returns)
-            for x in tree_leaves(result) if self.finite and not is_view else ():
-                if isinstance(x, Tensor) and x.is_floating_point() and not x.isfinite().all():
-                    x.nan_to_num_(0.5, 1, -1)
-            return result
-        name = func._schema.name.removeprefix("aten::").strip("_")
-        if name == "native_dropout":
-            return args[0].clone(), torch.ones_like(args[0], dtype=torch.bool)
-        self.draws += 1
-        torch.default_generator.manual_seed(self.draws)
-        result = func(*args, **(kwargs or {}))
-        return result.fill_(0.5) if name in DRAWS.split() and result.is_floating_point() else result
+        is_random = torch.Tag.nondeterministic_seeded in func.tags
+        given, schema = kwargs or {}, func._schema
+        names = [argument.name for argument in schema.arguments]
+        if is_random and CALM.keys() & {*names}:
+            given = dict(zip(names, args, strict=False)) | given
+            given |= {name: calm for name, calm in CALM.items() if name in names}
+            return func(**given)
+        if is_random:
+            self.draws += 1
+            torch.default_generator.manual_seed(self.draws)
+        result = func(*args, **given)
+        is_view = any(x.alias_info and not x.alias_info.is_write for x in schema.returns)
+        for x in tree_leaves(result) if is_random or (self.finite and not is_view) else ():
+            if not isinstance(x, Tensor) or not x.is_floating_point():
+                self.unlike |= {schema.name.removeprefix("aten::")} if is_random else set()
+            elif is_random:
+                x.fill_(0.5)
+            elif not x.isfinite().all():
+                x.nan_to_num_(0.5, 1, -1)
+        return result
 
 
 def close(got: Tensor, wanted: Tensor) -> bool:

@@ -250,9 +250,12 @@ def test_all_sets_that_exist() -> None:
     small, report = sc.factorize(model, rank=2)
     assert [found.layers for found in report.layers] == [("a", "b")]
     assert report.left.keys() == {"other", "grouped", "sparse", "tiny", "tiny too"}
-    assert report.left["other"] == "no other layer has its shape and options"
+    assert (
+        report.left["other"]
+        == "no other layer has its shape and options; method='svd' takes it alone"
+    )
     assert report.left["sparse"].startswith("it is a SparseConv1d, expected was an nn.Conv1d")
-    assert "rank 2 makes 10 parameters of its 6" in report.left["tiny"]
+    assert "rank 2 makes 10 parameters of its 6; give a lower one" in report.left["tiny"]
     assert type(small["sparse"]) is sc.SparseConv1d
     assert all(name in str(report) for name in report.left)
     _, alone = sc.factorize(model, method="svd", rank=2)

@@ -158,8 +158,9 @@ SLICED = nn.Sequential(nn.Conv1d(2, 8, 1), Function(lambda x: x[:, 5:]), nn.Conv
 test_keep_filters = refusals(
     (lambda: keep_filters(SLICED, X, {"0": [1]}), ValueError, "'2' would read nothing: the code "),
     (keep({"no": [0]}), ValueError, "filters names 'no', which is none of"),
-    (keep({FIRST: []}), ValueError, "must be some of 0 to 3, but are []"),
-    (keep({"head.2": [0]}), ValueError, "[0] were asked for, but only [0, 1, 2] can stay"),
-    (keep({LAST: [0, 1], SHORTCUT: [0]}), ValueError, "'blocks.0.body.6' are tied to those of"),
+    (keep({FIRST: []}), ValueError, "[] were asked for, but [] of 0 to 3 would stay; give at"),
+    (keep({FIRST: [1, 4]}), ValueError, "[1, 4] were asked for, but [1] of 0 to 3 would stay"),
+    (keep({"head.2": [0]}), ValueError, "[0] were asked for, but [0, 1, 2] of 0 to 2 would"),
+    (keep({LAST: [0, 1], SHORTCUT: [0]}), ValueError, "'blocks.0.body.6': [0, 1] were asked for"),
     (keep({FIRST: [True, False]}), TypeError, "(of a mask: mask.nonzero()[:, 0]), but got True"),
 )  # fmt: skip
