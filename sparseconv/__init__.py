@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from sparseconv import models
 from sparseconv._version import __version__
-from sparseconv.core.pattern import KernelCSR, Region
+from sparseconv.core.blocks import block_mask
+from sparseconv.core.pattern import KernelCSR
+from sparseconv.core.region import Region
 from sparseconv.dst import DSTScheduler
 from sparseconv.functional import sparse_conv1d
 from sparseconv.inference import optimize_for_inference
@@ -38,6 +40,7 @@ __all__ = [
     "SparseConv1d",
     "__version__",
     "available_backends",
+    "block_mask",
     "convert",
     "export_c",
     "factorize",

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable
 from contextlib import nullcontext
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from sparseconv.core.blocks import Block, check_mask, checked_block, spread, unit_shape
 from sparseconv.core.checks import (
     ArgumentError,
     check_dense,
@@ -22,25 +23,6 @@ from sparseconv.core.checks import (
 from sparseconv.core.tracing import outside_tracing
 
 T = TypeVar("T")
-
-
-class Region(NamedTuple):
-    """A box of one weight tensor that holds a fixed number of active weights.
-
-    ``out_channels`` and ``taps`` are half-open ranges; all input channels belong to the box.
-    A kernel group of a Dynamic Sparse Network is one region. ``DSTScheduler`` and
-    ``prune_and_grow`` check regions, not the constructor.
-
-    Example:
-        >>> Region(out_channels=(0, 47), taps=(0, 13))
-        Region(out_channels=(0, 47), taps=(0, 13))
-    """
-
-    out_channels: tuple[int, int]
-    taps: tuple[int, int]
-
-
-Region.__module__ = "sparseconv"  # what pickles and reprs name; mypy sees a field in the class
 
 
 class KernelCSR:
@@ -56,10 +38,14 @@ class KernelCSR:
         crow_indices: int32 ``(C_out * C_in // groups + 1,)``, on any device.
         col_indices: int32 ``(nnz,)``, on any device.
         shape: ``(C_out, C_in // groups, K)``, less than 2**31 weights.
+        block: channels ``(out, in)`` whose kernels have the same taps, or one int for both; 1 for
+            single weights. A (block, tap) is a *unit*: dynamic sparse training moves whole units,
+            and matrix units (AMX, in bfloat16) multiply them. The last blocks may be smaller.
 
     Raises:
         TypeError: arrays that are not dense int32 tensors of one dimension.
         ValueError: indices that are not a CSR structure of this shape; the first bad row is named.
+            A block that does not fit the shape, or whose kernels differ; the first is named.
 
     Example:
         >>> import torch
@@ -76,6 +62,7 @@ class KernelCSR:
     _crow: Tensor
     _col: Tensor
     _shape: tuple[int, int, int]
+    _block: Block
     _versions: tuple[int, int]
     _hash: int | None
     _cached: dict[tuple[Callable[..., Any], tuple[Hashable, ...]], Any]
@@ -84,9 +71,14 @@ class KernelCSR:
     __slots__ = (*__annotations__, "__weakref__")
 
     def __init__(
-        self, crow_indices: Tensor, col_indices: Tensor, shape: tuple[int, int, int]
+        self,
+        crow_indices: Tensor,
+        col_indices: Tensor,
+        shape: tuple[int, int, int],
+        block: int | Block = 1,
     ) -> None:
         shape = checked_shape(shape)
+        pair = checked_block(block, shape)
         for name, array in (("crow_indices", crow_indices), ("col_indices", col_indices)):
             check_vector(name, array, torch.int32)
         # An inference tensor has no version counter, and the pattern outlives the mode.
@@ -95,19 +87,23 @@ class KernelCSR:
             col = col_indices.detach().cpu().clone(memory_format=torch.contiguous_format)
         check_structure(crow, col, shape)
         self._hold(crow, col, shape)
+        if pair != (1, 1):
+            check_mask(self.to_mask(), pair)
+            self._block = pair
 
     def _hold(self, crow: Tensor, col: Tensor, shape: tuple[int, int, int]) -> None:
         """Become the pattern of arrays that are its own and were checked."""
-        self._crow, self._col, self._shape = crow, col, shape
+        self._crow, self._col, self._shape, self._block = crow, col, shape, (1, 1)
         self._versions = crow._version, col._version
         self._hash, self._cached, self._copies = None, {}, {}
 
     @classmethod
-    def from_mask(cls, mask: Tensor) -> KernelCSR:
-        """Build the pattern of a bool mask ``(C_out, C_in // groups, K)``.
+    def from_mask(cls, mask: Tensor, block: int | Block = 1) -> KernelCSR:
+        """Build the pattern of a bool mask ``(C_out, C_in // groups, K)``; ``block``: see above.
 
         Raises:
-            TypeError, ValueError: no dense bool tensor; not of three dimensions.
+            TypeError, ValueError: no dense bool tensor; not of three dimensions; not constant in
+                blocks.
 
         Example:
             >>> KernelCSR.from_mask(torch.eye(3, dtype=torch.bool)[None]).col_indices
@@ -124,8 +120,46 @@ class KernelCSR:
                 f"but got shape {list(mask.shape)}"
             )
         out_channels, group_channels, kernel_size = mask.shape
+        shape = (out_channels, group_channels, kernel_size)
+        pair = checked_block(block, shape)
+        if pair != (1, 1):
+            check_mask(mask, pair)
         positions = mask.detach().cpu().flatten().nonzero().squeeze(1)
-        return cls.from_positions(positions, (out_channels, group_channels, kernel_size))
+        pattern = cls.from_positions(positions, shape)
+        pattern._block = pair
+        return pattern
+
+    @classmethod
+    def from_units(
+        cls, units: KernelCSR, shape: tuple[int, int, int], block: int | Block
+    ) -> KernelCSR:
+        """Build the pattern of active units: one kernel for each block of channels.
+
+        Args:
+            units: of shape ``(ceil(C_out / out), ceil(C_in // groups / in), K)``.
+            shape: ``(C_out, C_in // groups, K)``.
+            block: see the class.
+
+        Raises:
+            TypeError, ValueError: units of another shape; a block that does not fit.
+
+        Example:
+            >>> KernelCSR.from_units(KernelCSR.random((1, 1, 3), 2), (2, 2, 3), block=2)
+            KernelCSR(shape=(2, 2, 3), nnz=8, density=66.67 %, block=(2, 2))
+        """
+        shape = checked_shape(shape)
+        pair = checked_block(block, shape)
+        wanted, came = unit_shape(shape, pair), getattr(units, "shape", units)
+        if not isinstance(units, KernelCSR) or came != wanted:
+            raise ValueError(
+                f"units must be a KernelCSR of shape {wanted} for a weight of shape {shape} in "
+                f"blocks of {pair}, but got {type(units).__name__}, {came}"
+            )
+        if pair == (1, 1):
+            return units
+        pattern = cls.from_mask(spread(units.to_mask(), shape, pair))
+        pattern._block = pair
+        return pattern
 
     @classmethod
     def from_positions(cls, positions: Tensor, shape: tuple[int, int, int]) -> KernelCSR:
@@ -181,17 +215,24 @@ class KernelCSR:
 
     @classmethod
     def random(
-        cls, shape: tuple[int, int, int], nnz: int, *, generator: torch.Generator | None = None
+        cls,
+        shape: tuple[int, int, int],
+        nnz: int,
+        *,
+        block: int | Block = 1,
+        generator: torch.Generator | None = None,
     ) -> KernelCSR:
-        """Draw ``nnz`` active weights uniformly, without replacement.
+        """Draw ``nnz`` active weights uniformly, without replacement; with blocks, units.
 
         Args:
             shape: ``(C_out, C_in // groups, K)``.
-            nnz: number of active weights, 0 to all.
+            nnz: number of active weights, 0 to all; with blocks ``round(nnz / numel * units)``
+                units are drawn, which is ``nnz`` weights where blocks divide the shape.
+            block: see the class.
             generator: a CPU generator; None is torch's global one.
 
         Raises:
-            TypeError, ValueError: ``nnz`` is not an int in ``[0, numel]``.
+            TypeError, ValueError: ``nnz`` is not an int in ``[0, numel]``; a block does not fit.
 
         Example:
             >>> KernelCSR.random((8, 4, 5), 32, generator=torch.Generator().manual_seed(0)).nnz
@@ -201,8 +242,10 @@ class KernelCSR:
         nnz = integer("nnz must be an int", nnz)
         if not 0 <= nnz <= numel:
             raise ValueError(f"nnz must lie in [0, {numel}] for shape {shape}, but got {nnz}")
-        order = torch.randperm(numel, generator=generator, device="cpu")
-        return cls.from_positions(order[:nnz].sort().values, shape)
+        of_units = unit_shape(shape, checked_block(block, shape))
+        order = torch.randperm(math.prod(of_units), generator=generator, device="cpu")
+        drawn = order[: round(nnz / numel * len(order))].sort().values
+        return cls.from_units(cls.from_positions(drawn, of_units), shape, block)
 
     @property
     def crow_indices(self) -> Tensor:
@@ -220,6 +263,23 @@ class KernelCSR:
     def shape(self) -> tuple[int, int, int]:
         """``(C_out, C_in // groups, K)``."""
         return self._shape
+
+    @property
+    def block(self) -> Block:
+        """Channels ``(out, in)`` that share their taps; ``(1, 1)``: single weights."""
+        return self._block
+
+    def units(self) -> KernelCSR:
+        """Return the pattern of active units; of single weights the pattern itself.
+
+        Example:
+            >>> KernelCSR.random((32, 32, 9), 18 * 256, block=16).units()
+            KernelCSR(shape=(2, 2, 9), nnz=18, density=50.00 %)
+        """
+        if self._block == (1, 1):
+            return self
+        out, channels = self._block
+        return KernelCSR.from_mask(self.to_mask()[::out, ::channels])
 
     @property
     def nnz(self) -> int:
@@ -308,7 +368,7 @@ class KernelCSR:
         if not isinstance(other, KernelCSR):
             return NotImplemented
         return self is other or (
-            self._shape == other._shape
+            (self._shape, self._block) == (other._shape, other._block)
             and torch.equal(self.crow_indices, other.crow_indices)
             and torch.equal(self.col_indices, other.col_indices)
         )
@@ -316,12 +376,13 @@ class KernelCSR:
     def __hash__(self) -> int:
         if self._hash is None:
             arrays = (self.crow_indices.numpy().tobytes(), self.col_indices.numpy().tobytes())
-            self._hash = hash((self._shape, arrays))
+            self._hash = hash((self._shape, self._block, arrays))
         return self._hash
 
     def __repr__(self) -> str:
         percent = 100 * self.density
-        return f"KernelCSR(shape={self._shape}, nnz={self.nnz}, density={percent:.2f} %)"
+        block = f", block={self._block}" if self._block != (1, 1) else ""
+        return f"KernelCSR(shape={self._shape}, nnz={self.nnz}, density={percent:.2f} %{block})"
 
     def __copy__(self) -> KernelCSR:
         return self
@@ -329,11 +390,8 @@ class KernelCSR:
     def __deepcopy__(self, memo: dict[int, object]) -> KernelCSR:
         return self
 
-    def __reduce__(self) -> tuple[type[KernelCSR], tuple[Tensor, Tensor, tuple[int, int, int]]]:
-        return KernelCSR, (self.crow_indices, self.col_indices, self._shape)
+    def __reduce__(self) -> tuple[type[KernelCSR], tuple[Any, ...]]:
+        return KernelCSR, (self.crow_indices, self.col_indices, self._shape, self._block)
 
 
-__test__ = {
-    "Region": Region,
-    "KernelCSR": KernelCSR,
-}  # for doctest, as their __module__ is sparseconv
+__test__ = {"KernelCSR": KernelCSR}  # for doctest, as their __module__ is sparseconv

@@ -152,7 +152,7 @@ class DSTScheduler:
         self._ranks = Ranks(process_group)
         self._ranks.agree(self._check_layers, self._fingerprint)
         for layer in self._layers.values():
-            check_regions(layer.regions, layer.pattern.shape)
+            check_regions(layer.regions, layer.pattern)
         self._ever_active = EverActive(self._layers)
         self._probes: dict[str, Tensor] = {}
         self._unseen: dict[str, float] = {}  # updates in which a layer never had a gradient before

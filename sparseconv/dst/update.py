@@ -11,8 +11,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from sparseconv.core.blocks import spread, unit_means
 from sparseconv.core.checks import number
-from sparseconv.core.pattern import KernelCSR, Region
+from sparseconv.core.pattern import KernelCSR
+from sparseconv.core.region import Region
 
 GROWTHS = ("random", "gradient", "static")
 
@@ -33,11 +35,14 @@ def prune_and_grow(
     equals; NaN counts as largest) and grows as many among the positions that do not hold a
     survivor, so that a position just pruned may come back, as a fresh weight. Never more than
     there are inactive positions: a full region is unchanged. Weights outside all regions stay.
+    A pattern of blocks moves whole units (a tap of a block), those of the smaller last blocks among
+    themselves: the least mean magnitude is pruned, the largest norm of the gradient grown.
 
     Args:
         pattern: the active weights, shape ``(C_out, C_in // groups, K)``.
         values: ``(nnz,)`` in CSR order, on any device; only magnitudes are read.
-        regions: disjoint boxes; the number of active weights in each is kept exactly.
+        regions: disjoint boxes, which cut no block; the number of active weights (of a pattern of
+            blocks: of units) in each is kept exactly.
         fraction: share of each region's active weights to move, in [0, 1].
         grow: ``"random"``: uniformly; ``"gradient"``: where ``dense_grad`` is largest in magnitude
             (the first position among equals); ``"static"``: change nothing.
@@ -49,7 +54,7 @@ def prune_and_grow(
         old CSR index it had, or -1 if it was grown. If nothing moves, ``pattern`` itself.
 
     Raises:
-        ValueError: arguments that do not fit each other, overlapping regions.
+        ValueError: arguments that do not fit each other, overlapping regions, a cut block.
 
     Example:
         >>> import torch
@@ -64,7 +69,7 @@ def prune_and_grow(
     Source: Mocanu et al. 2018 (SET), Evci et al. 2020 (RigL), Xiao et al. 2022 (DSN), Algorithm 1.
     """
     check_growth(grow)
-    check_regions(regions, pattern.shape)
+    check_regions(regions, pattern)
     if values.shape != (pattern.nnz,):
         raise ValueError(f"values must have shape ({pattern.nnz},), but got {list(values.shape)}")
     fraction = number("fraction", fraction)
@@ -77,6 +82,9 @@ def prune_and_grow(
         )
     if grow == "static":
         return pattern, torch.arange(pattern.nnz, device="cpu")
+    if pattern.block != (1, 1):
+        how = {"grow": grow, "generator": generator}
+        return _move_units(pattern, values, regions, fraction, dense_grad, how)
     # On int32, which holds all positions, by numpy: torch takes two to twenty times as long.
     _, channels, kernel_size = pattern.shape
     crow, tap = pattern.crow_indices.numpy(), pattern.col_indices.numpy()
@@ -119,6 +127,46 @@ def prune_and_grow(
 
 
 Array = npt.NDArray[Any]
+
+
+def _move_units(
+    pattern: KernelCSR,
+    values: Tensor,
+    regions: Sequence[Region],
+    fraction: float,
+    dense_grad: Tensor | None,
+    how: dict[str, Any],
+) -> tuple[KernelCSR, Tensor]:
+    """Prune and grow units among those of equal size, so that nnz is kept."""
+    shape, block = pattern.shape, pattern.block
+    mask = pattern.to_mask()
+    magnitudes = torch.zeros(shape, dtype=torch.float64, device="cpu")
+    means = unit_means(
+        magnitudes.masked_scatter_(mask, values.detach().cpu().double().abs()), block
+    )
+    if dense_grad is not None:
+        dense_grad = unit_means(dense_grad.detach().cpu().double().square(), block)
+    active = pattern.units().to_mask()
+    fresh = torch.zeros_like(active)
+    whole, columns = shape[0] // block[0], shape[1] // block[1]  # blocks that are not cut off
+    boxes = []
+    for (top, end), taps in regions:
+        first, last = top // block[0], -(-end // block[0])
+        cut = min(max(first, whole), last)
+        boxes += [Region((first, cut), taps), Region((cut, last), taps)]
+    for part in (slice(0, columns), slice(columns, None)):
+        if active[:, part].numel():
+            moved, source = prune_and_grow(
+                KernelCSR.from_mask(active[:, part]), means[:, part][active[:, part]], boxes,
+                fraction, dense_grad=None if dense_grad is None else dense_grad[:, part], **how,
+            )  # fmt: skip
+            active[:, part] = moved.to_mask()
+            fresh[:, part].masked_scatter_(active[:, part], source < 0)
+    if not fresh.any():
+        return pattern, torch.arange(pattern.nnz, device="cpu")
+    new = KernelCSR.from_units(KernelCSR.from_mask(active), shape, block)
+    old = (mask.flatten().cumsum(0) - 1).view(shape)
+    return new, old.where(~spread(fresh, shape, block), -1)[new.to_mask()]
 
 
 def _magnitude(tensor: Tensor) -> Array:
@@ -194,15 +242,22 @@ def check_growth(grow: str) -> None:
         raise ValueError(f"grow must be one of {', '.join(map(repr, GROWTHS))}, but got {grow!r}")
 
 
-def check_regions(regions: Sequence[Region], shape: tuple[int, int, int]) -> None:
-    """Refuse regions that overlap or do not lie inside a weight of this shape."""
+def check_regions(regions: Sequence[Region], pattern: KernelCSR) -> None:
+    """Refuse regions that overlap, cut a block or do not lie inside the pattern's weight."""
     if not regions:
         return
+    shape, size = pattern.shape, pattern.block[0]
     first, end = np.array(regions).transpose(2, 0, 1)
     wrong = (first < 0) | (first > end) | (end > (shape[0], shape[2]))
     if wrong.any():
         region = regions[int(np.flatnonzero(wrong.any(1))[0])]
         raise ValueError(f"{region} does not lie inside a weight of shape {list(shape)}")
+    for region in regions:
+        if any(edge % size and edge != shape[0] for edge in region[0]):
+            raise ValueError(
+                f"{region} cuts a block of {size} output channels, whose taps move together; "
+                f"let regions begin and end at multiples of {size}"
+            )
     overlap = ((first[:, None] < end) & (first < end[:, None])).all(-1)
     overlap &= (first < end).all(-1) & ~np.eye(len(regions), dtype=np.bool_)
     if overlap.any():

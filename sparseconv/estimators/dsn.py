@@ -29,7 +29,8 @@ class DSNClassifier(Shared, BaseClassifier):  # type: ignore[misc]
     or whole numbers stored as floats; aeon treats other floats as targets of a regression.
 
     Args:
-        sparsity, nf, kernel_size, depth, n_groups, init, padding, backend: see ``models.DSN``.
+        sparsity, nf, kernel_size, depth, n_groups, init, padding, block, backend: see
+            ``models.DSN``.
         epochs, ..., grow: see ``training.Recipe``.
         random_state: an int fixes everything that is drawn; a ``RandomState`` gives the seed;
             None draws a new seed for each fit.
@@ -79,6 +80,7 @@ class DSNClassifier(Shared, BaseClassifier):  # type: ignore[misc]
         n_groups: int = NETWORK["n_groups"],
         init: str = NETWORK["init"],
         padding: str = NETWORK["padding"],
+        block: int | tuple[int, int] = NETWORK["block"],
         epochs: int = Recipe.epochs,
         lr: float = Recipe.lr,
         lr_min: float = Recipe.lr_min,

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from sparseconv.core.blocks import checked_block, unit_shape
 from sparseconv.core.checks import count, number
-from sparseconv.core.pattern import KernelCSR, Region
+from sparseconv.core.pattern import KernelCSR
+from sparseconv.core.region import Region
 from sparseconv.models.classifier import Classifier
 from sparseconv.nn.block import Block
 from sparseconv.nn.conv import SparseConv1d
@@ -70,6 +72,9 @@ class DSN(Classifier):
         padding: ``"right-replicate"`` repeats the last sample, so the taps look forward;
             ``"centred-zeros"`` is what the paper used on the UCR 2018 archive;
             ``"centred-replicate"`` repeats the first and the last sample.
+        block: channels ``(out, in)`` that share their taps, or one int for both, as in
+            ``KernelCSR``: faster where a matrix unit computes. A layer of fewer inputs keeps
+            single weights. Blocks of 16 divide the other layers of ``nf=48``.
         backend: of the sparse convolutions; ``"auto"`` or a backend that can run here.
 
     Shape:
@@ -102,6 +107,7 @@ class DSN(Classifier):
         n_groups: int = 3,
         init: str = "prefix",
         padding: str = "right-replicate",
+        block: int | tuple[int, int] = 1,
         backend: str = "auto",
     ) -> None:
         super().__init__(in_channels, n_classes)
@@ -119,7 +125,9 @@ class DSN(Classifier):
         around = (0, kernel_size - 1)
         if side == "centred":
             around = ((kernel_size - 1) // 2, kernel_size // 2)
-        regions = _regions(channels, kernel_size, count("n_groups", n_groups), sparsity)
+        block = checked_block(block, (channels, nf, kernel_size))
+        n_groups = count("n_groups", n_groups)
+        regions = _regions(channels, kernel_size, n_groups, sparsity, block[0])
 
         blocks = []
         for index in range(depth):
@@ -129,7 +137,8 @@ class DSN(Classifier):
                 layers["bottleneck"] = nn.Conv1d(inputs, nf, 1, bias=False)
                 inputs = nf
             shape = (channels, inputs, kernel_size)
-            pattern = _first_pattern(shape, regions, sparsity, init)
+            own_block = block if inputs >= block[1] else (1, 1)
+            pattern = _first_pattern(shape, regions, sparsity, init, own_block)
             conv = SparseConv1d(
                 inputs, channels, kernel_size, padding=around, bias=False, padding_mode=mode,
                 pattern=pattern, backend=backend,
@@ -206,37 +215,46 @@ class DSN(Classifier):
         )
 
 
-def _regions(channels: int, kernel_size: int, n_groups: int, sparsity: float) -> tuple[Region, ...]:
+def _regions(
+    channels: int, kernel_size: int, n_groups: int, sparsity: float, size: int
+) -> tuple[Region, ...]:
+    """Split the channels into groups, of whole blocks of ``size``."""
     if sparsity == 0:
         return (Region((0, channels), (0, kernel_size)),)
-    groups = torch.arange(channels).chunk(n_groups)
+    groups = torch.arange(channels)[::size].chunk(n_groups)
     if len(groups) < n_groups or kernel_size < n_groups:
         raise ValueError(
-            f"n_groups={n_groups} is too many for {channels} output channels (3 * nf) and "
-            f"{kernel_size} taps: every group needs channels and at least one more tap than the "
-            "group before; choose fewer groups"
+            f"n_groups={n_groups} is too many for {channels} output channels (3 * nf) in blocks of "
+            f"{size} and {kernel_size} taps: every group needs a block and at least one more tap "
+            "than the group before; choose fewer groups"
         )
     taps = kernel_size // n_groups
     return tuple(
-        Region((int(group[0]), int(group[-1]) + 1), (0, taps * (i + 1)))
+        Region((int(group[0]), min(int(group[-1]) + size, channels)), (0, taps * (i + 1)))
         for i, group in enumerate(groups)
     )
 
 
 def _first_pattern(
-    shape: tuple[int, int, int], regions: tuple[Region, ...], sparsity: float, init: str
+    shape: tuple[int, int, int],
+    regions: tuple[Region, ...],
+    sparsity: float,
+    init: str,
+    block: tuple[int, int],
 ) -> KernelCSR:
-    """Activate ``int(size * (1 - sparsity))`` weights of each region."""
-    _, in_channels, kernel_size = shape
+    """Activate ``int(size * (1 - sparsity))`` units of each region."""
+    units = _, in_channels, kernel_size = unit_shape(shape, block)
     if sparsity == 0:
-        return KernelCSR.full(shape)
+        return KernelCSR.from_units(KernelCSR.full(units), shape, block)
     density = round(1 - sparsity, 12)  # 1 - 0.8 is 0.19999999999999996, which truncates wrongly
     positions = []
-    for (first, end), (_, taps) in regions:
+    for (top, bottom), (_, taps) in regions:
+        first, end = top // block[0], -(-bottom // block[0])
         kernels = (end - first) * in_channels
         nnz = int(kernels * taps * density)
         # Numbered tap by tap, so the first nnz positions are the same first taps of all kernels.
         chosen = torch.arange(nnz) if init == "prefix" else torch.randperm(kernels * taps)[:nnz]
         tap, kernel = chosen // kernels, chosen % kernels
         positions.append((first * in_channels + kernel) * kernel_size + tap)
-    return KernelCSR.from_positions(torch.cat(positions).sort().values, shape)
+    chosen = torch.cat(positions).sort().values
+    return KernelCSR.from_units(KernelCSR.from_positions(chosen, units), shape, block)

@@ -30,7 +30,8 @@ _OTHER = (
 def checksum(pattern: KernelCSR) -> int:
     """Return the CRC-32 of a pattern, the same in any process."""
     arrays = (pattern.crow_indices.numpy(), pattern.col_indices.numpy())
-    return zlib.crc32(arrays[1].data, zlib.crc32(arrays[0].data))
+    block = zlib.crc32(str(pattern.block).encode())
+    return zlib.crc32(arrays[1].data, zlib.crc32(arrays[0].data, block))
 
 
 def new_tag(pattern: KernelCSR) -> Tensor:

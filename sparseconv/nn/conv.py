@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from sparseconv.core.checks import number
 from sparseconv.core.geometry import DTYPES, Geometry, Padding, single
-from sparseconv.core.pattern import KernelCSR, Region
+from sparseconv.core.pattern import KernelCSR
+from sparseconv.core.region import Region
 from sparseconv.functional.conv import sparse_conv1d_resolved
 from sparseconv.nn.dense_gradient import probed
 from sparseconv.nn.padded_conv import convolution_of
@@ -47,6 +48,8 @@ class SparseConv1d(PatternedModule):
         density: share of active weights, in [0, 1]; ``round(density * numel)`` of them are drawn
             with torch's global generator. Not used when ``pattern`` is given.
         pattern: which weights are active.
+        block: channels ``(out, in)`` that share their taps, or one int for both; see ``KernelCSR``.
+            Not used when ``pattern`` is given: it has a block.
         backend: as in ``sparse_conv1d``.
 
     Attributes:
@@ -60,12 +63,13 @@ class SparseConv1d(PatternedModule):
     The state dict holds ``values``, ``crow_indices``, ``col_indices`` and ``bias``. Loading also
     accepts a dense ``weight`` (its zeros are inactive, or a ``weight_mask`` says which) and the
     ``weight_orig`` and ``weight_mask`` of ``torch.nn.utils.prune``. A layer is loaded whole or
-    not at all. When a load changes nnz, build a new optimizer, as after ``set_pattern``. As with
-    ``nn.Conv1d``, the tensors of a state dict change with the layer: ``copy.deepcopy`` keeps them.
+    not at all, and keeps its block. When a load changes nnz, build a new optimizer, as after
+    ``set_pattern``. As with ``nn.Conv1d``, the tensors of a state dict change with the layer:
+    ``copy.deepcopy`` keeps them.
 
     Raises:
         ValueError, TypeError: arguments that ``nn.Conv1d`` refuses, in its words; a density
-            outside [0, 1]; a pattern of another shape.
+            outside [0, 1]; a pattern of another shape; a block that is too large or cut by groups.
 
     Example:
         >>> import torch
@@ -98,6 +102,7 @@ class SparseConv1d(PatternedModule):
         *,
         density: float = 0.2,
         pattern: KernelCSR | None = None,
+        block: int | tuple[int, int] = 1,
         backend: str = "auto",
     ) -> None:
         super().__init__()
@@ -124,8 +129,8 @@ class SparseConv1d(PatternedModule):
             density = number("density", density)
             if not 0 <= density <= 1:
                 raise ValueError(f"density must lie in [0, 1], but got {density}")
-            pattern = KernelCSR.random(shape, round(density * math.prod(shape)))
-        check_pattern(pattern, shape)
+            pattern = KernelCSR.random(shape, round(density * math.prod(shape)), block=block)
+        check_pattern(pattern, shape, self.groups)
 
         self.regions: tuple[Region, ...] = (Region((0, shape[0]), (0, shape[2])),)
         self.values = nn.Parameter(torch.empty(pattern.nnz, device=device, dtype=dtype))
@@ -202,7 +207,12 @@ class SparseConv1d(PatternedModule):
     @classmethod
     @torch.no_grad()
     def from_dense(
-        cls, conv: nn.Conv1d, mask: Tensor | None = None, *, backend: str = "auto"
+        cls,
+        conv: nn.Conv1d,
+        mask: Tensor | None = None,
+        *,
+        block: int | tuple[int, int] = 1,
+        backend: str = "auto",
     ) -> SparseConv1d:
         """Copy an ``nn.Conv1d`` into a sparse layer.
 
@@ -212,12 +222,13 @@ class SparseConv1d(PatternedModule):
             mask: bool ``(C_out, C_in // groups, K)``, the active weights; None: the layer's
                 ``weight_mask``, as of ``torch.nn.utils.prune``, if there is one, else all that are
                 not zero.
+            block: in which the mask is constant, as ``block_mask`` makes it; see ``KernelCSR``.
             backend: as in ``sparse_conv1d``.
 
         Raises:
             TypeError: ``conv`` is not an ``nn.Conv1d``, or a subclass that does more than pad,
                 convolve and cut off ends; ``mask`` is not a bool tensor.
-            ValueError: the shapes of mask and weight differ.
+            ValueError: the shapes of mask and weight differ; a mask that is not constant in blocks.
 
         Example:
             >>> conv = nn.Conv1d(2, 3, 5)
@@ -230,7 +241,7 @@ class SparseConv1d(PatternedModule):
         weight = current(conv, "weight")
         if mask is None:
             mask = getattr(conv, "weight_mask", weight) != 0
-        pattern = KernelCSR.from_mask(mask)
+        pattern = KernelCSR.from_mask(mask, block)
         # On the meta device nothing is drawn, so torch's generator is left as it was.
         options = geometry | {"device": "meta", "dtype": weight.dtype}
         layer = cls(**options, pattern=pattern, backend=backend)
@@ -269,7 +280,9 @@ class SparseConv1d(PatternedModule):
     def extra_repr(self) -> str:
         """Describe the layer as ``nn.Conv1d`` does, and its sparsity."""
         usual = nn.Conv1d.extra_repr(self)  # type: ignore[arg-type, no-untyped-call]
-        return f"{usual}, nnz={self._pattern.nnz}, density={100 * self._pattern.density:.2f} %"
+        block = f", block={self._pattern.block}" if self._pattern.block != (1, 1) else ""
+        density = 100 * self._pattern.density
+        return f"{usual}, nnz={self._pattern.nnz}, density={density:.2f} %{block}"
 
     def __getattr__(self, name: str) -> Any:
         if name == "weight":

@@ -33,6 +33,7 @@ class PatternedModule(nn.Module):
     """What a ``SparseConv1d`` has of a pattern: how it changes, and is saved and loaded."""
 
     values: nn.Parameter
+    groups: int
     pattern_tag: Tensor
     _pattern: KernelCSR
 
@@ -79,7 +80,7 @@ class PatternedModule(nn.Module):
             >>> layer.values.shape
             torch.Size([1])
         """
-        check_pattern(new, self._pattern.shape)
+        check_pattern(new, self._pattern.shape, self.groups)
         if values is not None:
             check_floats("values", values, new.nnz)
             values = values.to(self.values)
@@ -128,7 +129,7 @@ class PatternedModule(nn.Module):
         self, pattern: KernelCSR, source: Tensor, follow: Sequence[Tensor] = ()
     ) -> Callable[[], None]:
         """Check and compute what ``rewire`` does; calling the result does it."""
-        check_pattern(pattern, self._pattern.shape)
+        check_pattern(pattern, self._pattern.shape, self.groups)
         kept = pattern == self._pattern
         check_movable(self, same_pattern=kept)
         if source.shape != (pattern.nnz,) or bool((source >= self.pattern.nnz).any()):

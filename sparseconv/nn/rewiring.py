@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from sparseconv.core.pattern import KernelCSR
 
 
-def check_pattern(pattern: KernelCSR, shape: tuple[int, int, int]) -> None:
-    """Refuse anything but a pattern of this shape."""
+def check_pattern(pattern: KernelCSR, shape: tuple[int, int, int], groups: int) -> None:
+    """Refuse anything but a pattern of this shape whose blocks no group cuts."""
     if not isinstance(pattern, KernelCSR):
         raise TypeError(
             f"pattern must be a KernelCSR, but got {type(pattern).__name__}; "
@@ -21,6 +21,12 @@ def check_pattern(pattern: KernelCSR, shape: tuple[int, int, int]) -> None:
         raise ValueError(
             f"pattern must have the shape (out_channels, in_channels // groups, kernel_size) "
             f"= {shape}, but got {pattern.shape}"
+        )
+    outputs, size = shape[0] // groups, pattern.block[0]
+    if groups > 1 and outputs % size:
+        raise ValueError(
+            f"a group of {outputs} output channels must consist of whole blocks, but a block has "
+            f"{size}; choose a divisor, or block=1"
         )
 
 

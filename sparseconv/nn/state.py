@@ -111,7 +111,8 @@ def read_layer(
                 f"// groups, kernel_size) = {shape}, but got that of {metadata['shape']}; where "
                 "entries of several layers were renamed, load dict(state_dict)"
             )
-        pattern = KernelCSR(found["crow_indices"], found["col_indices"], shape)
+        crow, col = (found[name] for name in INDICES)
+        pattern = KernelCSR(crow, col, shape, present.block)
     else:
         weight = rest.pop("weight" if "weight" in found else "weight_orig").detach()
         mask = checked_mask("weight_mask", rest.pop("weight_mask", weight != 0))
@@ -121,7 +122,7 @@ def read_layer(
                     f"size mismatch for {what}: expected shape {shape}, but got "
                     f"{tuple(tensor.shape)}"
                 )
-        pattern = KernelCSR.from_mask(mask)
+        pattern = KernelCSR.from_mask(mask, present.block)
         rest["values"] = weight[mask.to(weight.device)]
     for name, size in (("values", pattern.nnz), ("bias", shape[0])):
         if name in rest:

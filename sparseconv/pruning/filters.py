@@ -61,7 +61,8 @@ def prune_filters(
     Args:
         model: any; left as it was. Filters of ``nn.Conv1d``, ``nn.ConvTranspose1d``,
             ``SparseConv1d`` and ``nn.Linear`` are removed, also of subclasses that compute the same
-            for each channel; batch, instance and group norms and scales of channels follow.
+            for each channel; batch, instance and group norms and scales of channels follow. A
+            ``SparseConv1d`` in blocks has single weights where it loses channels.
         example_input: a tensor or an array ``(N, C, L)``, or a tuple of the model's arguments.
         criterion: ``DSP``, ``WHC``, ``HC``, ``Magnitude``, ``Jacobian`` or ``Evolutionary``.
         ratio: share of the filters to remove, in [0, 1): of each layer's, or for criteria that

@@ -209,6 +209,7 @@ def _architecture(model: nn.Module) -> dict[str, str]:
         if isinstance(x, SparseConv1d):
             geometry = f"{x.stride} {x.padding} {x.dilation} {x.padding_mode} {x.groups}"
             found[f"geometry of {name}"] = geometry
+            found[f"block of {name}"] = f"{x.pattern.block}"
     return found
 
 

@@ -158,7 +158,7 @@ def _pruned(model: DSN, config: Mapping[str, Any], state: Mapping[str, Any]) -> 
     for name, layer in pruned.named_modules():
         if isinstance(layer, SparseConv1d):
             crow, col = (state[f"{name}.{key}"] for key in ("crow_indices", "col_indices"))
-            layer.set_pattern(KernelCSR(crow, col, layer.pattern.shape))
+            layer.set_pattern(KernelCSR(crow, col, layer.pattern.shape, layer.pattern.block))
     return pruned
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from dst_runs import batches, scheduled, snapshot, train_step, two_layers
+from dst_runs import batches, in_blocks, scheduled, snapshot, train_step, two_layers
 from tiny import same
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
@@ -22,12 +22,13 @@ from sparseconv import KernelCSR, Region, SparseConv1d
 
 @pytest.mark.promise("P9")
 @pytest.mark.tool("Optimizer.state_dict", "works", "over changes of the pattern")
+@pytest.mark.parametrize("make", [two_layers, in_blocks])
 @pytest.mark.parametrize("grow", ["random", "gradient", "static"])
-def test_a_resumed_run_continues_bit_for_bit(grow: str) -> None:
+def test_a_resumed_run_continues_bit_for_bit(grow: str, make: Callable[..., nn.Sequential]) -> None:
     settings = {"update_every": 3, "end_step": 25, "grow": grow, "seed": 11}
     data = [x for x, _ in zip(batches(), range(30), strict=False)]
     for stop in (8, 9, 10):  # before, at and after an update; watching or not
-        parts = scheduled(two_layers(), "Adam", **settings)
+        parts = scheduled(make(), "Adam", **settings)
         for step, x in enumerate(data):
             if step == stop:
                 file = io.BytesIO()
@@ -35,7 +36,7 @@ def test_a_resumed_run_continues_bit_for_bit(grow: str) -> None:
             train_step(*parts[:2], x)
             parts[2].step()
         file.seek(0)
-        resumed = scheduled(two_layers(seed=1), "Adam", **settings)
+        resumed = scheduled(make(seed=1), "Adam", **settings)
         for part, state in zip(resumed, torch.load(file, weights_only=True), strict=True):
             part.load_state_dict(state)
         for x in data[stop:]:

@@ -17,7 +17,7 @@ SMALL += ["--threads", "1"]
 # Everything that a run can be told, none of it the default.
 NETWORK = {
     "sparsity": 0.5, "nf": 5, "kernel_size": 8, "depth": 3, "n_groups": 2, "init": "random",
-    "padding": "centred-zeros", "backend": "reference",
+    "padding": "centred-zeros", "block": 5, "backend": "reference",
 }  # fmt: skip
 RECIPE = {
     "epochs": 3, "lr": 2e-3, "lr_min": 1e-3, "weight_decay": 0.1, "batch_size": 7,
@@ -34,7 +34,8 @@ def is_network(model: DSN) -> bool:
     return (
         of_each == {("zeros", (3, 4), "reference", 2)}
         and shapes == [(15, 1, 8), (15, 5, 8), (15, 5, 8)]
-        and layers[1].pattern.nnz == int(8 * 5 * 4 * 0.5) + int(7 * 5 * 8 * 0.5)
+        and [layer.pattern.block for layer in layers] == [(1, 1), (5, 5), (5, 5)]
+        and layers[1].pattern.nnz == int(10 * 5 * 4 * 0.5) + int(5 * 5 * 8 * 0.5)
     )
 
 

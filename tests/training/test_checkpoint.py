@@ -146,6 +146,9 @@ def test_another_run_is_not_resumed(tmp_path: Path) -> None:
     changes = {"nf": 4}, {"sparsity": 0.7}, {"depth": 3}, {"padding": "centred-zeros"}
     for model in (*(network(**change) for change in changes), WithDropout()):
         refused(model, tmp_path, "its model differs: '")
+    interrupted(network(sparsity=0.0), 10, out=tmp_path / "dense")
+    said = r"'block of blocks.1.conv' is '\(1, 1\)' in the checkpoint, but now '\(3, 3\)'"
+    refused(network(sparsity=0.0, block=3), tmp_path / "dense", said)
     refused(network(), tmp_path, "its data differs", X=data()[0] + 1e-6)
     file = tmp_path / "checkpoint.pt"
     content = checkpoint.load(file)

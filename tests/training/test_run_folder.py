@@ -95,6 +95,14 @@ def test_missing_values_as_in_training(copied: Path) -> None:
     assert sc.load_run(copied).predict(X).tolist() == run.predict(zero).tolist()
 
 
+def test_a_network_in_blocks(tmp_path: Path) -> None:
+    words = ["train", write_data(tmp_path), "--epochs", "2", "--out", str(tmp_path / "run"), *SMALL]
+    assert main([*words, "--sparsity", "0.5", "--n-groups", "1", "--block", "3"]) == 0
+    layers = sc.load_run(tmp_path / "run").model.sparse_layers()
+    assert [layer.pattern.block for layer in layers] == [(1, 1), (3, 3)]
+    assert layers[1].pattern.units().nnz == int(3 * 6 * 0.5)
+
+
 def test_what_is_refused(copied: Path) -> None:
     for X in (np.zeros((2, 3, 20)), np.zeros(20)):
         with pytest.raises(ValueError, match=r"shape \(n_cases, .*n_timepoints"):

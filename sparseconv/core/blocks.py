@@ -1,0 +1,116 @@
+"""Blocks of channels that share their taps: what a (block, tap), a unit, covers of a weight."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sparseconv.core.checks import integer, number
+
+Block = tuple[int, int]
+Shape = tuple[int, int, int]
+
+
+def as_block(block: Any) -> Block:
+    """Return ``(out, in)`` of a block; one int is both, and 1 means single weights."""
+    expectation = "block must be an int or two ints (out_channels, in_channels)"
+    try:
+        out, channels = (integer(expectation, n) for n in block)
+    except TypeError:  # not a sequence
+        out = channels = integer(expectation, block)
+    except ValueError:
+        raise TypeError(f"{expectation}, but got {block!r}") from None
+    if min(out, channels) < 1:
+        raise ValueError(f"{expectation} of at least 1, but got {block!r}")
+    return out, channels
+
+
+def checked_block(block: Any, shape: Shape) -> Block:
+    """Return ``(out, in)`` of a block that is not larger than a weight."""
+    out, channels = as_block(block)
+    if out > shape[0] or channels > shape[1]:
+        raise ValueError(
+            f"a block of {out} x {channels} channels is larger than a weight of shape {shape}, "
+            "(C_out, C_in // groups, K); such a layer has single weights, block=1"
+        )
+    return out, channels
+
+
+def unit_shape(shape: Shape, block: Block) -> Shape:
+    """Return how many blocks of outputs, blocks of inputs and taps there are."""
+    return -(-shape[0] // block[0]), -(-shape[1] // block[1]), shape[2]
+
+
+def spread(units: Tensor, shape: Shape, block: Block) -> Tensor:
+    """Give every weight ``(C_out, C_in // groups, K)`` what its unit has."""
+    for dim in (0, 1):
+        units = units.repeat_interleave(block[dim], dim).narrow(dim, 0, shape[dim])
+    return units
+
+
+def unit_means(weight: Tensor, block: Block) -> Tensor:
+    """Average ``(C_out, C_in // groups, K)`` over the weights of each unit, in float64."""
+    planes = weight.detach().double().permute(2, 0, 1)
+    return F.avg_pool2d(planes, block, ceil_mode=True).permute(1, 2, 0)
+
+
+def check_mask(mask: Tensor, block: Block) -> None:
+    """Refuse a mask that is not constant in blocks; the first whose kernels differ is named."""
+    shape = (mask.shape[0], mask.shape[1], mask.shape[2])
+    units = mask[:: block[0], :: block[1]]
+    wrong = (spread(units, shape, block) != mask).any(2).nonzero()
+    if len(wrong):
+        tops = [
+            i * size
+            for i, size in zip(min((wrong.cpu().numpy() // block).tolist()), block, strict=True)
+        ]
+        ends = [min(tops[i] + block[i], shape[i]) - 1 for i in (0, 1)]
+        raise ValueError(
+            f"the kernels of a block of {block[0]} x {block[1]} channels must have the same taps, "
+            f"but those from input channels {tops[1]} to {ends[1]} to output channels {tops[0]} to "
+            f"{ends[0]} differ; prune with block_mask, or use block=1"
+        )
+
+
+def block_mask(weight: Tensor, density: float, *, block: int | Block = 16) -> Tensor:
+    """Choose the (block, tap) units of largest norm of a dense weight.
+
+    Args:
+        weight: ``(C_out, C_in // groups, K)``, floating point, on any device.
+        density: share of the units to keep, in [0, 1]: ``round(density * units)`` of them.
+        block: channels ``(out, in)`` that share their taps, or one int for both. The last blocks
+            may be smaller; norms are taken per weight, so that they count like the others.
+
+    Returns:
+        bool, of the weight's shape and device: for ``torch.nn.utils.prune.custom_from_mask`` and
+        ``SparseConv1d.from_dense``.
+
+    Raises:
+        TypeError, ValueError: a weight without three dimensions; a density out of range; a block
+            larger than the weight.
+
+    Example:
+        >>> conv = torch.nn.Conv1d(32, 32, 9)
+        >>> mask = block_mask(conv.weight, 0.25)
+        >>> mask.float().mean()  # 9 of 4 x 9 units
+        tensor(0.2500)
+
+    Source: Gray et al. 2017 (blocks of channels, for all taps); Li et al. 2017 (norms).
+    """
+    if not isinstance(weight, Tensor) or weight.dim() != 3 or not weight.is_floating_point():
+        came = getattr(weight, "shape", type(weight).__name__)
+        raise TypeError(
+            f"weight must be a floating point tensor (C_out, C_in // groups, K), but got {came}"
+        )
+    density = number("density", density)
+    if not 0 <= density <= 1:
+        raise ValueError(f"density must lie in [0, 1], but got {density}")
+    shape = (weight.shape[0], weight.shape[1], weight.shape[2])
+    pair = checked_block(block, shape)
+    norms = unit_means(weight.double().square(), pair)
+    kept = norms.flatten().topk(round(density * norms.numel())).indices
+    chosen = torch.zeros_like(norms, dtype=torch.bool).flatten().index_fill_(0, kept, True)
+    return spread(chosen.view(norms.shape), shape, pair)

@@ -1,0 +1,26 @@
+"""``Region``: where dynamic sparse training keeps the number of active weights."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Region(NamedTuple):
+    """A box of one weight tensor that holds a fixed number of active weights.
+
+    ``out_channels`` and ``taps`` are half-open ranges; all input channels belong to the box.
+    A kernel group of a Dynamic Sparse Network is one region. ``DSTScheduler`` and
+    ``prune_and_grow`` check regions, not the constructor.
+
+    Example:
+        >>> Region(out_channels=(0, 47), taps=(0, 13))
+        Region(out_channels=(0, 47), taps=(0, 13))
+    """
+
+    out_channels: tuple[int, int]
+    taps: tuple[int, int]
+
+
+Region.__module__ = "sparseconv"  # what pickles and reprs name; mypy sees a field in the class
+
+__test__ = {"Region": Region}  # for doctest, as its __module__ is sparseconv

@@ -1,0 +1,117 @@
+"""Dynamic sparse training of blocks moves whole units, and keeps their number."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from dst_runs import amounts, in_blocks, scheduled, train_step
+from refusals import refusals
+
+from sparseconv import KernelCSR, Region, SparseConv1d
+from sparseconv.dst import prune_and_grow
+
+SHAPE, BLOCK = (11, 7, 5), (4, 3)  # ragged both ways
+REGIONS = [Region((0, 4), (0, 3)), Region((4, 11), (0, 5))]
+
+
+def counts(pattern: KernelCSR) -> list[tuple[int, int]]:
+    """Active weights and units of each region."""
+    mask, units = pattern.to_mask(), pattern.units().to_mask()
+    found = []
+    for (first, end), (left, right) in REGIONS:
+        rows = slice(first // BLOCK[0], math.ceil(end / BLOCK[0]))
+        weights = mask[first:end, :, left:right].sum()
+        found.append((int(weights), int(units[rows, :, left:right].sum())))
+    return found
+
+
+def test_a_thousand_updates_keep_units_and_weights(count_cases: Any) -> None:
+    generator = torch.Generator().manual_seed(3)
+    pattern = KernelCSR.random(SHAPE, 150, block=BLOCK, generator=generator)
+    expected, values, moved = counts(pattern), torch.randn(pattern.nnz, generator=generator), 0
+    for turn in range(1000):
+        grow = ("random", "gradient")[turn % 2]
+        new, source = prune_and_grow(
+            pattern, values, REGIONS, 0.4, grow=grow, generator=generator,
+            dense_grad=torch.randn(SHAPE, generator=generator),
+        )  # fmt: skip
+        assert (new.block, new.nnz) == (BLOCK, pattern.nnz)
+        kept = source >= 0
+        assert new.positions()[kept].equal(pattern.positions()[source[kept]])
+        values = torch.randn(new.nnz, generator=generator)
+        moved += int((~kept).sum())
+        pattern = new
+    assert counts(pattern) == expected
+    assert KernelCSR.from_mask(pattern.to_mask(), BLOCK) == pattern
+    assert moved > 1000
+    count_cases(1000)
+
+
+@pytest.mark.parametrize("grow", ["random", "gradient"])
+def test_what_moves_is_what_a_plain_loop_says(grow: str) -> None:
+    torch.manual_seed(0)
+    shape = (8, 6, 5)
+    pattern = KernelCSR.random(shape, 96, block=BLOCK)
+    values, gradient = torch.randn(pattern.nnz), torch.randn(shape)
+    weight = torch.zeros(shape).masked_scatter(pattern.to_mask(), values)
+    new, source = prune_and_grow(
+        pattern, values, [Region((0, 8), (0, 5))], 0.5, grow=grow, dense_grad=gradient
+    )
+    active, now = pattern.units().to_mask(), new.units().to_mask()
+    scores, gains = {}, {}
+    for i, j, k in torch.ones_like(active).argwhere().tolist():
+        part = slice(4 * i, 4 * i + 4), slice(3 * j, 3 * j + 3), k
+        (scores if active[i, j, k] else {})[i, j, k] = float(weight[part].abs().mean())
+        gains[i, j, k] = float(gradient[part].norm())
+    least = sorted(scores, key=scores.__getitem__)[: math.ceil(len(scores) / 2)]
+    kept = scores.keys() - set(least)
+    survivors = torch.zeros(shape).masked_scatter(new.to_mask(), (source >= 0).float())
+    expected = KernelCSR.from_mask(survivors != 0, BLOCK).units()
+    assert {tuple(at) for at in expected.to_mask().argwhere().tolist()} == kept
+    assert int(now.sum()) == int(active.sum())
+    if grow == "gradient":
+        free = sorted(gains.keys() - kept, key=gains.__getitem__)[-len(least) :]
+        assert {tuple(at) for at in now.argwhere().tolist()} == kept | set(free)
+
+
+@pytest.mark.parametrize("grow", ["random", "gradient"])
+def test_a_run_keeps_the_weights_and_moments_of_units_that_survive(grow: str) -> None:
+    model, optimizer, dst = scheduled(in_blocks(), "Adam", update_every=2, end_step=62, grow=grow)
+    layers, generator = (model[0], model[2]), torch.Generator().manual_seed(1)
+    expected = [(amounts(x), x.pattern.nnz, x.pattern.block) for x in layers]
+    for _ in range(60):
+        train_step(model, optimizer, torch.randn(3, 2, 20, generator=generator))
+        old = [(x.pattern.to_mask(), x.dense_weight(), spread_moment(x, optimizer)) for x in layers]
+        moved = dst.step()
+        for layer, (mask, weight, moment) in zip(layers, old, strict=True):
+            both = mask & layer.pattern.to_mask() & (layer.dense_weight() != 0)
+            assert layer.dense_weight()[both].equal(weight[both])
+            assert spread_moment(layer, optimizer)[both].equal(moment[both])
+            assert both.any()
+        if moved:
+            assert [(amounts(x), x.pattern.nnz, x.pattern.block) for x in layers] == expected
+    assert dst.updates == 30
+
+
+def spread_moment(layer: SparseConv1d, optimizer: torch.optim.Optimizer) -> torch.Tensor:
+    moment = optimizer.state[layer.values]["exp_avg"]
+    return torch.zeros(layer.pattern.shape).masked_scatter(layer.pattern.to_mask(), moment)
+
+
+PATTERN = KernelCSR.random(SHAPE, 150, block=BLOCK)
+
+
+def cut() -> Any:
+    model = in_blocks()
+    model[0].regions = (Region((0, 3), (0, 7)),)
+    return scheduled(model)
+
+
+test_refuses = refusals(
+    (lambda: prune_and_grow(PATTERN, torch.ones(PATTERN.nnz), [Region((0, 6), (0, 5))], 0.5),
+     ValueError, "taps=(0, 5)) cuts a block of 4 output channels, whose taps move together"),
+    (cut, ValueError, "begin and end at multiples of 4"),
+)  # fmt: skip
