@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import type_before_parametrizations
 
+from sparseconv.core.blocks import Block, as_block
 from sparseconv.core.checks import checked_mask
 from sparseconv.core.geometry import DTYPES
 from sparseconv.measure.records import LayerTimes, Verdict
@@ -66,13 +67,16 @@ class Candidate:
 
 
 def find_candidates(
-    model: nn.Module, masks: Mapping[str, Tensor], layers: Iterable[str]
+    model: nn.Module,
+    masks: Mapping[str, Tensor],
+    layers: Iterable[str],
+    block: int | tuple[int, int] = 1,
 ) -> list[Candidate]:
     """Return every ``nn.Conv1d`` once, with its sparse layer or the reason why it has none.
 
     Args:
         model: it does not change.
-        masks, layers: as given to ``convert``; a layer with several names may have any of them.
+        masks, layers, block: as given to ``convert``; a layer with several names may have any.
 
     Raises:
         TypeError, ValueError: as ``convert``.
@@ -99,10 +103,10 @@ def find_candidates(
                 f"the mask of {name!r} must have the weight's shape {candidate.shape}, but has "
                 f"{tuple(candidate.given.shape)}"
             )
-    outside, owners = dict(held_outside(model)), owners_of(model)
+    outside, owners, block = dict(held_outside(model)), owners_of(model), as_block(block)
     for candidate in found.values():
         try:
-            candidate.sparse = _sparse(candidate, outside, owners)
+            candidate.sparse = _sparse(candidate, outside, owners, block)
         except ObstacleError as obstacle:
             if candidate.named or candidate.given is not None:
                 name = candidate.path
@@ -120,7 +124,10 @@ def _find(candidates: Mapping[str, Candidate], name: str, what: str) -> Candidat
 
 
 def _sparse(
-    candidate: Candidate, outside: Mapping[nn.Module, str], owners: Mapping[int, list[str]]
+    candidate: Candidate,
+    outside: Mapping[nn.Module, str],
+    owners: Mapping[int, list[str]],
+    block: Block,
 ) -> SparseConv1d:
     """Make the sparse layer of a candidate."""
     conv, path = candidate.conv, candidate.path
@@ -137,10 +144,17 @@ def _sparse(
         )
     if weight._backward_hooks or weight._post_accumulate_grad_hooks:  # of masking by hand
         candidate.notes = ("the hooks on its weight's gradient are lost",)
+    mask = mask if candidate.given is None else candidate.given
     try:
-        sparse = SparseConv1d.from_dense(conv, mask if candidate.given is None else candidate.given)
+        sparse = SparseConv1d.from_dense(conv, mask)
     except TypeError as error:  # a subclass that does more
         raise ObstacleError(str(error)) from None
+    if block != (1, 1):
+        try:
+            sparse = SparseConv1d.from_dense(conv, mask, block=block)
+            candidate.notes += (f"in blocks of {block[0]} x {block[1]} channels",)
+        except ValueError as error:
+            candidate.notes += (f"in single weights: {error}",)
     if (kind := type_before_parametrizations(conv)) is not nn.Conv1d:
         candidate.notes += (f"attributes and methods of its class {kind.__name__} are lost",)
     return sparse

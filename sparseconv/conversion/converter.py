@@ -37,6 +37,7 @@ def convert(
     layers: Iterable[str] | None = None,
     max_density: float | None = None,
     unpruned: bool = False,
+    block: int | tuple[int, int] = 1,
     backward: bool = True,
     inplace: bool = False,
     rounds: int = 30,
@@ -81,6 +82,9 @@ def convert(
         unpruned: measure layers without inactive weights too; with ``example_input`` only. Where
             channels are few and kernels long, these kernels are often faster for them as well. Such
             a layer has a full pattern, which ``DSTScheduler`` leaves as it is.
+        block: channels ``(out, in)`` that share their taps, or one int for both. A layer whose mask
+            is constant in such blocks keeps them, as ``KernelCSR`` says; the others, and smaller
+            ones, have single weights, and the report says why.
         backward: measure what a training step computes; False measures inference.
         inplace: change ``model`` itself, unless it is the ``nn.Conv1d``; what is replaced must not
             be used any more.
@@ -120,7 +124,7 @@ def convert(
             "unpruned=True lets a measurement decide; pass example_input, and leave layers out"
         )
     stopwatch = Stopwatch(backward, rounds, least_seconds)
-    candidates = find_candidates(model, masks or {}, layers or ())
+    candidates = find_candidates(model, masks or {}, layers or (), block)
     limit = MAX_DENSITY if max_density is None else max_density
     for found in candidates:
         found.verdict = _decide(found, example_input, layers, max_density, unpruned)

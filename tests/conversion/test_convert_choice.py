@@ -210,3 +210,22 @@ def test_a_model_that_reads_a_weight_is_refused(clock: list[set[str]], inplace: 
         sc.convert(model, example_input=X, inplace=inplace)
     assert type(model.wins) is nn.Conv1d
     model(X)
+
+
+def test_layers_keep_blocks_that_are_asked_for() -> None:
+    model = nn.Sequential(nn.Conv1d(3, 8, 9), nn.Conv1d(8, 12, 5), nn.Conv1d(12, 8, 5))
+    for conv, block in ((model[0], (4, 3)), (model[1], (4, 4))):
+        mask = sc.block_mask(conv.weight, 0.2, block=block)
+        prune.custom_from_mask(conv, "weight", mask)
+    prune.l1_unstructured(model[2], "weight", 0.9)
+    converted, report = sc.convert(model, block=4, max_density=0.25)
+    assert [layer.pattern.block for layer in converted] == [(1, 1), (4, 4), (1, 1)]
+    notes = [layer.notes[0] for layer in report.layers]
+    assert notes[0].startswith("in single weights: a block of 4 x 4 channels is larger than")
+    assert notes[1] == "in blocks of 4 x 4 channels"
+    assert notes[2].startswith("in single weights: the kernels of a block of 4 x 4 channels must")
+    for dense, sparse in zip(model, converted, strict=True):
+        assert sparse.dense_weight().equal(dense.weight)
+    unasked, report = sc.convert(model, max_density=0.25)
+    assert [layer.pattern.block for layer in unasked] == 3 * [(1, 1)]
+    assert not any("block" in layer.reason for layer in report.layers)

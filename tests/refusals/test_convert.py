@@ -27,6 +27,7 @@ test_convert = refusals(
     (lambda: convert(MODEL, unpruned=True), ValueError, "pass example_input, and leave layers out"),
     (lambda: convert(MODEL, layers="0"), TypeError, "layers must be a list of names"),
     (lambda: convert(MODEL, max_density=13), ValueError, "max_density must lie in [0, 1]"),
+    (lambda: convert(MODEL, block="16"), TypeError, "block must be an int or two ints"),
     (lambda: convert(MODEL, masks={"0": X / 3}), ValueError, "zeros and ones"),
     (lambda: convert(MODEL, layers=["1"]), ValueError, "of ['0'], but got '1'"),
     (lambda: convert(MODEL, masks={"1.weight": X}), ValueError, "masks must hold names"),
