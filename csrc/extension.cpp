@@ -79,7 +79,7 @@ PYBIND11_MODULE(_C, m) {
         "in registers, on each of torch's threads.");
   m.def("plan_bytes", &sparseconv::plan_bytes, pybind11::arg("crow_indices"),
         pybind11::arg("col_indices"), "What the plans made of a pattern's two tensors take.");
-  m.def("runs_plainly", &sparseconv::runs_plainly,
+  m.def("runs_plainly", &sparseconv::runs_plainly, pybind11::arg("may_cast") = false,
         "Whether torch only computes, and perhaps records gradients: nothing traces, casts, "
         "transforms, watches calls, or differentiates in forward mode.");
   m.def("plain_conv", &sparseconv::plain_conv, pybind11::arg("input"), pybind11::arg("values"),
@@ -91,6 +91,15 @@ PYBIND11_MODULE(_C, m) {
     return sparseconv::fits_lanes(
         sparseconv::check_geometry(sparseconv::geometry_numbers(geometry)));
   });
+  m.def(
+      "has_blocks",
+      [](const at::Tensor& crow, const at::Tensor& col, pybind11::handle geometry) {
+        return sparseconv::plan_of(crow, col, sparseconv::geometry_numbers(geometry))->blocks() !=
+               nullptr;
+      },
+      pybind11::arg("crow_indices"), pybind11::arg("col_indices"), pybind11::arg("geometry"),
+      "Whether the pattern is one of blocks that a matrix unit multiplies.");
+  m.def("has_matrix_unit", [] { return sparseconv::choose_kernels().blocks != nullptr; });
   using at::Tensor;
   using sparseconv::MiniRocketPlan;
   using sparseconv::RocketPlan;
@@ -105,7 +114,7 @@ PYBIND11_MODULE(_C, m) {
   using sparseconv::Chain;
   pybind11::class_<Chain, std::shared_ptr<Chain>>(
       m, "Chain", "Layers in a row, on tensors in the kernels' own order.")
-      .def(pybind11::init<>())
+      .def(pybind11::init<bool>(), pybind11::arg("in_rows") = false)
       .def(
           "add_conv",
           [](Chain& chain, const Tensor& crow, const Tensor& col, pybind11::handle geometry,

@@ -102,15 +102,18 @@ struct ChainFunction : torch::autograd::Function<ChainFunction> {
       needed.push_back(input.defined() && ctx->needs_input_grad(edge++));
     }
     variable_list found;
-    if (at::GradMode::is_enabled() || !computes_plainly(grads[0])) {
+    if (at::GradMode::is_enabled() || !computes_plainly(grads[0], chain.in_rows())) {
       found = gradients_by_python(chain, grads[0], inputs, needed);
     } else {
       const std::vector<int64_t> sizes = ctx->saved_data["sizes"].toIntVector();
       TORCH_CHECK_VALUE(grads[0].sizes() == at::IntArrayRef(sizes),
                         "expected grad_output of shape ", sizes, ", but got ", grads[0].sizes());
-      check_same_type(inputs[0], grads[0], "grad_output");
+      if (!chain.in_rows()) {
+        check_same_type(inputs[0], grads[0], "grad_output");
+      }
       for (auto& gradient : chain.backward(grads[0], kept, parameters, needed)) {
-        found.push_back(gradient.value_or(Tensor()));
+        const Tensor& input = inputs[found.size()];
+        found.push_back(gradient ? gradient->to(input.scalar_type()) : Tensor());
       }
     }
     variable_list gradients;
@@ -138,7 +141,7 @@ std::optional<Tensor> plain_chain(const std::shared_ptr<Chain>& chain,
                                   const pybind11::list& statistics) {
   choose_kernels();
   const std::optional<Tensor> x = plain_tensor(input);
-  if (!x || !runs_plainly()) {
+  if (!x || !runs_plainly(chain->in_rows())) {
     return {};
   }
   Chain::Tensors originals, now;

@@ -40,8 +40,8 @@ bool watches_new_tensors_only() {
 
 }  // namespace
 
-bool runs_plainly() {
-  return !at::autocast::is_autocast_enabled(at::kCPU) &&
+bool runs_plainly(bool may_cast) {
+  return (may_cast || !at::autocast::is_autocast_enabled(at::kCPU)) &&
          !c10::impl::TorchDispatchModeTLS::any_modes_set() && watches_new_tensors_only() &&
          !c10::impl::tls_is_dispatch_key_included(
              c10::DispatchKey::FuncTorchDynamicLayerFrontMode) &&
@@ -51,8 +51,8 @@ bool runs_plainly() {
          !torch::jit::tracer::isTracing();
 }
 
-bool computes_plainly(const at::Tensor& x) {
-  return runs_plainly() && is_plain(x);
+bool computes_plainly(const at::Tensor& x, bool may_cast) {
+  return runs_plainly(may_cast) && is_plain(x);
 }
 
 std::optional<at::Tensor> plain_tensor(pybind11::handle x) {

@@ -13,11 +13,11 @@
 namespace sparseconv {
 
 // Whether torch only computes, and perhaps records gradients: nothing traces, casts, transforms,
-// watches calls or operations, or differentiates in forward mode.
-bool runs_plainly();
+// watches calls or operations, or differentiates in forward mode; autocast is allowed on demand.
+bool runs_plainly(bool may_cast = false);
 
 // The same, and x is an ordinary CPU tensor.
-bool computes_plainly(const at::Tensor& x);
+bool computes_plainly(const at::Tensor& x, bool may_cast = false);
 
 // The tensor or parameter, if it is an ordinary one on the CPU that kernels can read.
 std::optional<at::Tensor> plain_tensor(pybind11::handle x);

@@ -23,6 +23,18 @@ inline int64_t staged(int64_t samples) {
   return ceil_div(samples, 16) * 16 + 32;
 }
 
+// Signals as the tiles read them: a row of 32 channels for each position, one panel of rows after
+// the other, channels that do not exist as zeros. `data` is the row of position 0 of the first
+// panel of the first series.
+struct Rows {
+  char* data;
+  int64_t series, panel;  // bytes from one to the next
+
+  char* at(int64_t n, int64_t block, int64_t position) const {
+    return data + n * series + block / 2 * panel + block % 2 * 32 + position * kBlockRowBytes;
+  }
+};
+
 // One active (block, tap): 16 inputs from channel 16 * in_block on, `position` inputs further on.
 struct BlockEntry {
   int32_t in_block, position;
@@ -30,7 +42,8 @@ struct BlockEntry {
 
 // out[n, r, first + i * out_step] = init[r] + sum over the entries e of r's block, and c < 16:
 //     weight[e][c][r % 16] * in[n, 16 * in_block(e) + c, origin + i * step + position(e)],
-// for i in [0, rows). Signals are bfloat16; the output may be float32.
+// for i in [0, rows). Signals are bfloat16; the output may be float32. A signal is a view, or rows
+// if these have data: then of the input, the padding too.
 struct BlockCorrelation {
   const BlockEntry* entries;  // by block of outputs, then by position
   const int32_t* first;       // entry at which each block of outputs begins, (out_blocks + 1,)
@@ -41,10 +54,12 @@ struct BlockCorrelation {
   int64_t step;
   int64_t batch, in_channels, out_channels;
   TensorView in;
+  Rows in_rows;
   int64_t in_length;
   PaddingMode mode;
   int64_t origin;
   TensorView out;
+  Rows out_rows;
   bool out_float;
   int64_t rows, first_out, out_step;
   bool relu;
@@ -76,7 +91,8 @@ struct BlockWeightGradient {
   int64_t out_blocks, in_blocks;
   int64_t step;
   int64_t batch, in_channels, out_channels, rows;
-  TensorView grad, in;
+  TensorView grad, in;  // or, for a stride of 1, rows
+  Rows grad_rows, in_rows;
   int64_t in_length;
   PaddingMode mode;
   int64_t origin;
@@ -96,6 +112,32 @@ struct BlockWeightGradient {
   // Short series are packed together, so that their sums are loaded and stored once.
   int64_t series() const { return run_rows() < kBlockWgradRows ? kBlockWgradRows / run_rows() : 1; }
   int64_t units() const { return ceil_div(batch, series()) * chunks(); }
+};
+
+// Between (N, C, L) and rows; `length` is L.
+struct RowConversion {
+  TensorView signal;
+  Rows rows;
+  int64_t batch, channels, length;
+};
+
+// out[n][i] = sum over j <= i: in[n, first + j * step], for i in [0, count), of all panels; rows
+// outside of [0, length) are zeros. Row i of the output is at position i * step.
+struct BorderSums {
+  Rows in, out;
+  int64_t batch, length, panels, first, count, step;
+};
+
+// BatchNorm and ReLU on rows: z = (x - centre) * scale + shift and dz = grad where z > 0. Vectors
+// are of 32 channels for each panel.
+struct RowNorm {
+  Rows in, out;
+  Rows grad;  // without data: grads are not read
+  int64_t batch, length, panels;
+  const float *centre, *scale, *shift, *slope, *offset;
+  // For each series and panel 32 sums of x - centre and 32 of its squares; with gradients of dz
+  // and of dz * (x - centre).
+  double* sums;
 };
 
 }  // namespace sparseconv

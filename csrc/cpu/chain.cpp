@@ -6,7 +6,7 @@
 #include <ATen/record_function.h>
 
 #include "../checks.h"
-#include "lanes.h"
+#include "chain_order.h"
 #include "launch.h"
 #include "plan/plan_cache.h"
 
@@ -18,30 +18,31 @@ Tensor tensor_or_none(const std::optional<Tensor>& tensor) {
   return tensor.has_value() ? *tensor : Tensor();
 }
 
+// What autocast casts to bfloat16 may be float32.
+bool is_half_or_float(const Tensor& x) {
+  return x.scalar_type() == at::kBFloat16 || x.scalar_type() == at::kFloat;
+}
+
+void check_weights_type(const Tensor& x, const Tensor& weights, const char* name, bool in_rows) {
+  if (in_rows) {
+    TORCH_CHECK_TYPE(is_half_or_float(weights) && weights.is_cpu(), "expected ", name,
+                     " to be bfloat16 or float32, but got ", weights.scalar_type());
+  } else {
+    check_same_type(x, weights, name);
+  }
+}
+
 void check_contiguous(const std::optional<Tensor>& vector,
                       const char* name,
                       const Tensor& x,
                       int64_t channels,
-                      bool needed) {
+                      bool needed,
+                      bool in_rows) {
   TORCH_CHECK_VALUE(vector.has_value() || !needed, "expected ", name);
   if (vector.has_value()) {
-    check_vector(*vector, name, x, channels);
+    check_weights_type(x, *vector, name, in_rows);
+    check_vector(*vector, name, *vector, channels);
     TORCH_CHECK_VALUE(vector->is_contiguous(), "expected ", name, " to be contiguous");
-  }
-}
-
-// 1 where a sample is, 0 where the order is idle: (1, groups, rows, lanes).
-Tensor samples(const LaneOrder& order, const at::TensorOptions& options) {
-  return to_lanes(at::ones({order.batch, 1, order.length}, options), order);
-}
-
-// Idle positions hold zeros, of which weights that are not finite have made NaN.
-void keep_idle_zero(Tensor& lanes,
-                    const LaneOrder& order,
-                    const Tensor& weight,
-                    const std::optional<Tensor>& bias) {
-  if (!is_finite(weight) || (bias && !is_finite(*bias))) {
-    lanes.masked_fill_(samples(order, lanes.options()).eq(0), 0);
   }
 }
 
@@ -69,6 +70,9 @@ void Chain::add_conv(const Tensor& crow, const Tensor& col, at::IntArrayRef geom
   TORCH_CHECK_VALUE(fits_lanes(plan->geometry),
                     "expected a convolution that keeps the length, of stride 1, padded with zeros "
                     "or replicated ends");
+  TORCH_CHECK_VALUE(!in_rows_ || plan->blocks() != nullptr,
+                    "expected blocks of channels that share their taps");
+  margin_ = std::max({margin_, plan->geometry.left, plan->geometry.right});
   stages_.push_back(
       {Kind::conv, relu, 0, false, std::move(plan), crow, col, version, geometry.vec()});
 }
@@ -85,8 +89,10 @@ void Chain::check(const Tensor& x,
                   const Tensors& parameters,
                   const std::vector<Statistics>& statistics) const {
   check_signal(x, "input");
-  TORCH_CHECK_TYPE(x.scalar_type() == at::kFloat || x.scalar_type() == at::kDouble,
-                   "expected float32 or float64, but got ", x.scalar_type());
+  TORCH_CHECK_TYPE(in_rows_ ? is_half_or_float(x)
+                            : x.scalar_type() == at::kFloat || x.scalar_type() == at::kDouble,
+                   "expected another type of input, but got ", x.scalar_type());
+  TORCH_CHECK_VALUE(!in_rows_ || checked_kernels().blocks != nullptr, "expected a matrix unit");
   TORCH_CHECK_VALUE(x.numel() > 0 && !stages_.empty() && statistics.size() == stages_.size(),
                     "expected an input with samples, and of each stage the statistics");
   check_parameters(x, x.size(1), parameters);  // so that they can be read below
@@ -95,14 +101,13 @@ void Chain::check(const Tensor& x,
     const Stage& stage = stages_[i];
     stage.check_untouched();
     if (stage.kind != Kind::norm_relu) {
-      channels =
-          stage.kind == Kind::conv ? stage.plan->geometry.out_channels : parameters[2 * i]->size(0);
+      channels = channels_after(i, parameters, channels);
       continue;
     }
     const Statistics& kept = statistics[i];
     TORCH_CHECK_VALUE(stage.training ? stage.eps > 0 : stage.eps >= 0, "expected eps above 0");
-    check_contiguous(kept.mean, "running_mean", x, channels, !stage.training);
-    check_contiguous(kept.var, "running_var", x, channels, !stage.training);
+    check_contiguous(kept.mean, "running_mean", x, channels, !stage.training, in_rows_);
+    check_contiguous(kept.var, "running_var", x, channels, !stage.training, in_rows_);
     TORCH_CHECK_VALUE(!stage.training || x.size(0) * x.size(2) > 1,
                       "Expected more than 1 value per channel when training, got input size ",
                       x.sizes());
@@ -117,12 +122,12 @@ void Chain::check_parameters(const Tensor& x, int64_t channels, const Tensors& p
     const std::optional<Tensor>& first = parameters[2 * i];
     const std::optional<Tensor>& second = parameters[2 * i + 1];
     if (stage.kind == Kind::norm_relu) {
-      check_contiguous(first, "weight", x, channels, false);
-      check_contiguous(second, "bias", x, channels, false);
+      check_contiguous(first, "weight", x, channels, false, in_rows_);
+      check_contiguous(second, "bias", x, channels, false, in_rows_);
       continue;
     }
     TORCH_CHECK_VALUE(first.has_value(), "expected weights");
-    check_same_type(x, *first, "weights");
+    check_weights_type(x, *first, "weights", in_rows_);
     const bool sparse = stage.kind == Kind::conv;
     const int64_t wanted = sparse
                                ? stage.plan->geometry.in_channels()
@@ -133,7 +138,22 @@ void Chain::check_parameters(const Tensor& x, int64_t channels, const Tensors& p
     TORCH_CHECK_VALUE(!sparse || (first->dim() == 1 && first->numel() == stage.plan->nnz),
                       "expected values of shape (", sparse ? stage.plan->nnz : 0, ",), but got ",
                       first->sizes());
-    check_contiguous(second, "bias", x, channels, false);
+    check_contiguous(second, "bias", x, channels, false, in_rows_);
+  }
+}
+
+std::unique_ptr<ChainOrder> Chain::order_for(const Tensor& signal) const {
+  return in_rows_ ? rows_for(signal, margin_) : lanes_for(signal);
+}
+
+int64_t Chain::channels_after(size_t i, const Tensors& parameters, int64_t channels) const {
+  switch (stages_[i].kind) {
+    case Kind::conv:
+      return stages_[i].plan->geometry.out_channels;
+    case Kind::pointwise:
+      return parameters[2 * i]->size(0);
+    default:
+      return channels;
   }
 }
 
@@ -144,9 +164,11 @@ Chain::Result Chain::forward(const Tensor& x,
   RECORD_FUNCTION("sparseconv::chain", c10::ArrayRef<const c10::IValue>{});
   const ForkGuard fork_guard;
   const at::AutoDispatchBelowADInplaceOrView below;
-  const LaneOrder order = lane_order(x.size(0), x.size(2), lanes_of(x));
+  const c10::impl::ExcludeDispatchKeyGuard no_casts(c10::DispatchKey::AutocastCPU);
+  const std::unique_ptr<ChainOrder> order = order_for(x);
   Result result;
-  Tensor now = to_lanes(x, order);
+  Tensor now = order->enter(x);
+  int64_t channels = x.size(1);
   for (size_t i = 0; i < stages_.size(); ++i) {
     const Stage& stage = stages_[i];
     const std::optional<Tensor>& first = parameters[2 * i];
@@ -157,17 +179,12 @@ Chain::Result Chain::forward(const Tensor& x,
     switch (stage.kind) {
       case Kind::conv: {
         RECORD_FUNCTION("sparseconv::fprop", c10::ArrayRef<const c10::IValue>{});
-        now = run_fprop(now, *first, second, stage.plan->geometry, stage.plan->fprop(), stage.relu,
-                        &order);
+        now = order->fprop(now, *first, second, *stage.plan, stage.relu);
         break;
       }
       case Kind::pointwise: {
         RECORD_FUNCTION("sparseconv::pointwise_fprop", c10::ArrayRef<const c10::IValue>{});
-        now = pointwise_fprop(now, *first);
-        if (second) {
-          now.addcmul_(samples(order, x.options()), second->view({-1, 1, 1, 1}));
-        }
-        keep_idle_zero(now, order, *first, second);
+        now = order->pointwise_fprop(now, *first, second);
         break;
       }
       case Kind::norm_relu: {
@@ -180,7 +197,7 @@ Chain::Result Chain::forward(const Tensor& x,
                            stage.eps,
                            stage.training};
         Tensor mean, invstd;
-        std::tie(now, mean, invstd) = norm_relu(now, order, norm, !keep);
+        std::tie(now, mean, invstd) = order->norm_relu(now, channels, norm, !keep);
         if (keep) {
           result.kept.push_back(mean);
           result.kept.push_back(invstd);
@@ -188,11 +205,12 @@ Chain::Result Chain::forward(const Tensor& x,
         break;
       }
     }
+    channels = channels_after(i, parameters, channels);
   }
   if (keep && stages_.back().relu) {
     result.kept.push_back(now);
   }
-  result.output = from_lanes(now, order);
+  result.output = order->leave(now, channels);
   return result;
 }
 
@@ -203,14 +221,16 @@ Chain::Tensors Chain::backward(const Tensor& grad,
   RECORD_FUNCTION("sparseconv::chain_backward", c10::ArrayRef<const c10::IValue>{});
   const ForkGuard fork_guard;
   const at::AutoDispatchBelowADInplaceOrView below;
-  const LaneOrder order = lane_order(grad.size(0), grad.size(2), lanes_of(grad));
+  const c10::impl::ExcludeDispatchKeyGuard no_casts(c10::DispatchKey::AutocastCPU);
+  const std::unique_ptr<ChainOrder> order = order_for(grad);
   Tensors found(1 + parameters.size());
   // The first of x and the parameters that needs a gradient: nothing is computed before it.
   size_t until = 0;
   while (until < needed.size() && !needed[until]) {
     ++until;
   }
-  Tensor now = to_lanes(grad.resolve_neg(), order);
+  Tensor now = order->enter(grad.resolve_neg());
+  int64_t channels = grad.size(1);  // of the stage's output
   size_t end = kept.size();
   Tensor output = stages_.back().relu ? kept[--end] : Tensor();
   for (size_t i = stages_.size(); i-- > 0;) {
@@ -233,37 +253,39 @@ Chain::Tensors Chain::backward(const Tensor& grad,
         }
         if (need_first) {
           RECORD_FUNCTION("sparseconv::wgrad", c10::ArrayRef<const c10::IValue>{});
-          found[1 + 2 * i] = run_wgrad(now, input, plan.geometry, plan.wgrad(), &order);
+          found[1 + 2 * i] = order->wgrad(now, input, plan);
         }
         if (need_second) {
-          found[2 + 2 * i] = sum_of_channels(now);
+          found[2 + 2 * i] = order->sum_of_channels(now, channels);
         }
         if (earlier) {
           RECORD_FUNCTION("sparseconv::dgrad", c10::ArrayRef<const c10::IValue>{});
-          now = run_dgrad(now, *first, plan.geometry, plan.dgrad(), order.length, &order);
+          now = order->dgrad(now, *first, plan);
         }
+        channels = plan.geometry.in_channels();
         break;
       }
       case Kind::pointwise:
         if (need_first) {
           RECORD_FUNCTION("sparseconv::pointwise_wgrad", c10::ArrayRef<const c10::IValue>{});
-          found[1 + 2 * i] = pointwise_wgrad(now, input);
+          found[1 + 2 * i] = order->pointwise_wgrad(now, input, *first);
         }
         if (need_second) {
-          found[2 + 2 * i] = sum_of_channels(now);
+          found[2 + 2 * i] = order->sum_of_channels(now, channels);
         }
         if (earlier) {
           RECORD_FUNCTION("sparseconv::pointwise_dgrad", c10::ArrayRef<const c10::IValue>{});
-          now = pointwise_dgrad(now, *first);
-          keep_idle_zero(now, order, *first, std::nullopt);
+          now = order->pointwise_dgrad(now, *first);
         }
+        channels = first->size(1);
         break;
       case Kind::norm_relu: {
         RECORD_FUNCTION("sparseconv::norm_relu_gradient", c10::ArrayRef<const c10::IValue>{});
         const Norm norm = {
             tensor_or_none(first), tensor_or_none(second), {}, {}, 0, stage.eps, true};
         Tensor weight, bias;
-        std::tie(weight, bias) = norm_relu_gradient(now, input, order, norm, mean, invstd);
+        std::tie(weight, bias) =
+            order->norm_relu_gradient(now, input, channels, norm, mean, invstd);
         if (need_first) {
           found[1 + 2 * i] = weight;
         }
@@ -279,7 +301,7 @@ Chain::Tensors Chain::backward(const Tensor& grad,
     output = input;
   }
   if (needed[0]) {
-    found[0] = from_lanes(now, order);
+    found[0] = order->leave(now, channels);
   }
   return found;
 }

@@ -1,12 +1,14 @@
-// Layers in a row on tensors in lanes: one conversion in, one out, and a single call each way.
+// Layers in a row on tensors in an order of the kernels' own: one conversion in, one out, and a
+// single call each way.
 #pragma once
 
 #include <ATen/core/Tensor.h>
 
+#include <memory>
 #include <optional>
 #include <vector>
 
-#include "conv.h"
+#include "chain_order.h"
 
 namespace sparseconv {
 
@@ -31,6 +33,10 @@ class Chain {
     void check_untouched() const;
   };
   const std::vector<Stage>& stages() const { return stages_; }
+
+  // In rows it computes in bfloat16, by blocks, of bfloat16 and float32 alike; else in lanes.
+  explicit Chain(bool in_rows) : in_rows_(in_rows) {}
+  bool in_rows() const { return in_rows_; }
 
   void add_conv(const at::Tensor& crow, const at::Tensor& col, at::IntArrayRef geometry, bool relu);
   void add_pointwise();
@@ -66,6 +72,12 @@ class Chain {
  private:
   // Of tensors like x; the first stage takes so many channels.
   void check_parameters(const at::Tensor& x, int64_t channels, const Tensors& parameters) const;
+  std::unique_ptr<ChainOrder> order_for(const at::Tensor& signal) const;
+  // Of the output of stage i, whose input has so many.
+  int64_t channels_after(size_t i, const Tensors& parameters, int64_t channels) const;
+
+  const bool in_rows_;
+  int64_t margin_ = 0;  // samples that a convolution reads before or after a series, at most
   std::vector<Stage> stages_;
 };
 

@@ -58,6 +58,19 @@ at::Tensor block_dgrad(const at::Tensor& grad,
                        int64_t input_length);
 at::Tensor block_wgrad(const at::Tensor& grad, const at::Tensor& input, const ConvPlan& plan);
 
+// The same of signals in views or rows, which `p` names; the rest of it is filled in.
+void run_block_fprop(BlockCorrelation& p,
+                     const at::Tensor& values,
+                     const std::optional<at::Tensor>& bias,
+                     const ConvPlan& plan,
+                     bool relu);
+void run_block_dgrad(BlockCorrelation& p,
+                     const at::Tensor& values,
+                     const ConvPlan& plan,
+                     int64_t phase);
+// In float32; none where an infinity may have met a zero that fills a tile.
+std::optional<at::Tensor> run_block_wgrad(BlockWeightGradient& p, const ConvPlan& plan);
+
 // Of signals (N, C, L), by the kernels that are fastest for this plan and dtype.
 at::Tensor best_fprop(const at::Tensor& input,
                       const at::Tensor& values,

@@ -24,6 +24,12 @@ struct Bf16 {
 struct BlockKernels {
   void (*correlate)(const BlockCorrelation&, int64_t, int64_t, void*);
   void (*wgrad)(const BlockWeightGradient&, int64_t, int64_t, void*);
+  void (*to_rows)(const RowConversion&, int64_t, int64_t, void*);
+  void (*from_rows)(const RowConversion&, int64_t, int64_t, void*);
+  void (*border_sums)(const BorderSums&, int64_t, int64_t, void*);
+  void (*row_sums)(const RowNorm&, int64_t, int64_t, void*);
+  // Writes max(z, 0); with gradients dz * scale + (x - centre) * slope + offset.
+  void (*norm_rows)(const RowNorm&, int64_t, int64_t, void*);
 };
 
 struct KernelTable {

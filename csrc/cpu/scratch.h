@@ -43,5 +43,8 @@ int64_t scratch_bytes(const BatchNormRelu& problem);
 int64_t scratch_bytes(const BatchNormReluGradient& problem);
 int64_t scratch_bytes(const BlockCorrelation& problem);
 int64_t scratch_bytes(const BlockWeightGradient& problem);
+int64_t scratch_bytes(const RowConversion& problem);
+int64_t scratch_bytes(const RowNorm& problem);
+int64_t scratch_bytes(const BorderSums& problem);
 
 }  // namespace sparseconv

@@ -30,6 +30,7 @@ SUITES = {
     "break_even": "30 to 100 % of the weights at other lengths, channels and kernel sizes",
     "options": "first layer, 1x1, stride, dilation, groups",
     "dtype": "float64, bfloat16 and float16",
+    "blocks": "blocks of 16 x 16 channels that share their taps, in bfloat16",
     "adversarial": "patterns and shapes that are hard to share out or to cut into blocks",
     "network": "the whole network: training step, update, inference, latency",
     "random_kernels": "features of ROCKET's and MiniROCKET's kernels, per series, beside aeon's",
@@ -195,6 +196,11 @@ def _rows() -> Iterator[tuple[str, str, Fields]]:
     yield from (("options", *row) for row in _options().items())
     for dtype in ("float64", "bfloat16", "float16"):
         yield "dtype", dtype, {"dtype": dtype}
+    for n, length in ((16, 24), (16, 128), (16, 512), (16, 1024), (1, 512)):
+        yield "blocks", f"blocks_{n}x{length}", {
+            "n": n, "length": length, "in_channels": 48, "out_channels": 144, "dtype": "bfloat16",
+            "pattern": "blocks", "density": 2 / 15,
+        }  # fmt: skip
     for n, length in ((16, 128), (16, 24), (1, 128)):
         shape = {"n": n, "length": length}
         yield "compiled", f"compiled_{n}x{length}", shape | {"layer_ways": COMPILERS}

@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -26,8 +26,28 @@ CHAIN_DTYPES = (torch.float32, torch.float64)
 
 
 def runs_eagerly() -> bool:
-    """Whether torch just computes: no tracer, mode, cast, transform, or forward-mode derivative."""
-    return not torch.compiler.is_compiling() and extension is not None and extension.runs_plainly()
+    """Whether torch just computes: no tracer, mode, transform, or forward-mode derivative.
+
+    It may cast, but only to bfloat16 where a matrix unit computes that: see ``in_rows``.
+    """
+    casts = torch.is_autocast_enabled("cpu")
+    if torch.compiler.is_compiling() or extension is None:
+        return False
+    return bool(extension.runs_plainly(casts)) and (not casts or _casts_to_bfloat16())
+
+
+def in_rows(x: Tensor) -> bool:
+    """Whether a chain for ``x`` computes in bfloat16, in the order of a matrix unit's tiles."""
+    casts = torch.is_autocast_enabled("cpu")
+    if casts:
+        return x.dtype in (torch.float32, torch.bfloat16) and _casts_to_bfloat16()
+    return x.dtype == torch.bfloat16 and extension is not None and extension.has_matrix_unit()
+
+
+def _casts_to_bfloat16() -> bool:
+    assert extension is not None
+    dtype = torch.get_autocast_dtype("cpu")
+    return dtype == torch.bfloat16 and bool(extension.has_matrix_unit())
 
 
 class Conv(NamedTuple):
@@ -76,6 +96,12 @@ class NormRelu(NamedTuple):
 Stage = Conv | Pointwise | NormRelu  # each begins with two tensors: a weight, and a bias or None
 
 
+def has_blocks(pattern: KernelCSR, geometry: Geometry) -> bool:
+    """Whether a matrix unit can multiply the pattern's blocks."""
+    assert extension is not None
+    return bool(extension.has_blocks(pattern.crow_indices, pattern.col_indices, geometry))
+
+
 def keeps_order(geometry: Geometry) -> bool:
     """Whether the kernels can take and give tensors in their own order.
 
@@ -107,20 +133,24 @@ class Chain:
         """Compute the stages.
 
         Args:
-            x: ``(N, C, L)``, float32 or float64 on the CPU, not empty; any strides.
+            x: ``(N, C, L)``, float32, float64 or, where ``in_rows``, bfloat16, on the CPU, not
+                empty; any strides.
             stages: what is computed.
 
         Returns:
-            ``(N, C_out, L)``, contiguous. Convolutions have the bits that they have alone; sums
-            over positions (BatchNorm, gradients of weights) depend on N and L, but neither on the
-            number of threads nor on the instruction set. None where torch is asked for more than
+            ``(N, C_out, L)``, contiguous, bfloat16 where ``in_rows``. Convolutions have the bits
+            that they have alone (in rows, gradients of replicated samples have others); sums over
+            positions (BatchNorm, gradients of weights) depend on N and L, but neither on the number
+            of threads nor on the instruction set. None where torch is asked for more than
             computing, or where tensors do not fit; then nothing is changed.
         """
         assert extension is not None
-        settings = [(s.eps, s.training) if type(s) is NormRelu else s[2:] for s in stages]
+        rows = in_rows(x)
+        settings: list[Any] = [rows]
+        settings += [(s.eps, s.training) if type(s) is NormRelu else s[2:] for s in stages]
         made = self._made
         if made[0] != settings:
-            chain = extension.Chain()
+            chain = extension.Chain(rows)
             for stage in stages:
                 stage.add_to(chain)
             made = self._made = settings, chain  # as a whole, for other threads may be here too
@@ -160,15 +190,20 @@ def gradients_by_python(
         needed: whose gradients are asked for.
     """
 
+    # Parameters of a chain in bfloat16 may be float32: then all of it is.
+    dtypes = {x.dtype for x in inputs if x is not None}
+    dtype = grad.dtype if dtypes == {grad.dtype} else torch.float32
+
     def outputs(*wanted: Tensor) -> Tensor:
         given = iter(wanted)
-        y, *tensors = (next(given) if need else x for x, need in zip(inputs, needed, strict=True))
+        found = (next(given) if need else x for x, need in zip(inputs, needed, strict=True))
+        y, *tensors = (x if x is None else x.to(dtype) for x in found)
         for i, (name, *settings) in enumerate(stages):
             y = _BY_TORCH[name](y, *tensors[2 * i : 2 * i + 2], *settings)
-        return y
+        return cast(Tensor, y).to(grad.dtype)
 
     wanted = list(itertools.compress(inputs, needed))
-    # Nothing was cast on the way forward: under autocast there are no chains.
+    # The casts are those above.
     with torch.autocast(grad.device.type, enabled=False):
         if torch._C._autograd._top_saved_tensors_default_hooks(True) is None:
             _, pull_back, *_ = torch.func.vjp(outputs, *wanted)

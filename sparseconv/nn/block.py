@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparseconv.functional.chain import CHAIN_DTYPES, Chain, Conv, Stage, runs_eagerly
+from sparseconv.functional.chain import CHAIN_DTYPES, Chain, Conv, Stage, in_rows, runs_eagerly
 from sparseconv.nn.links import LINKS, Link, Table
 from sparseconv.nn.modules import all_modules_are_watched, computes_as, has_own_code
 from sparseconv.ops.backends import extension
@@ -82,7 +82,7 @@ def _may_chain(x: Any) -> bool:
     return (
         type(x) in (Tensor, nn.Parameter)
         and x.dim() == 3
-        and x.dtype in CHAIN_DTYPES
+        and (in_rows(x) or (x.dtype in CHAIN_DTYPES and not torch.is_autocast_enabled("cpu")))
         and x.device == _CPU
         and x.layout == torch.strided
         and x.numel() > 0
@@ -128,9 +128,11 @@ class Block(nn.Sequential):
     ``nn.BatchNorm1d`` followed by ``nn.ReLU``. That is so when the backend is the C++ kernels on
     AVX2 or better, and the results are equal: modules that run the code of these, without hooks, on
     float32 or float64 CPU tensors, outside torch.compile, autocast, torch.func and modes that see
-    functions or operations, and without hooks of saved tensors. Everything else runs module by
-    module. For backward a chain saves its input and all its parameters: writing into one of them
-    before it is an error, also where a single module would allow it.
+    functions or operations, and without hooks of saved tensors. On a CPU with AMX, convolutions of
+    blocks of 16 channels are computed so in bfloat16 as well, also under autocast; there results
+    differ by roundings. Everything else runs module by module. For backward a chain saves its input
+    and all its parameters: writing into one of them before it is an error, also where a single
+    module would allow it.
 
     Args:
         modules: as for ``nn.Sequential``.

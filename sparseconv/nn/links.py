@@ -9,7 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparseconv.functional.chain import Conv, NormRelu, Pointwise, Stage, keeps_order
+from sparseconv.functional.chain import (
+    Conv,
+    NormRelu,
+    Pointwise,
+    Stage,
+    has_blocks,
+    in_rows,
+    keeps_order,
+)
 from sparseconv.nn.conv import SparseConv1d
 from sparseconv.nn.modules import has_own_code, own_parameters
 from sparseconv.nn.pooling import ShortAvgPool1d
@@ -73,7 +81,10 @@ class SparseLink(Link):
         if weights is None:
             return None
         values, bias = weights
-        return Conv(values, bias, conv.pattern, geometry, self.relu)
+        pattern = conv.pattern
+        if in_rows(x) and not pattern.cached(has_blocks, geometry):
+            return None
+        return Conv(values, bias, pattern, geometry, self.relu)
 
 
 class PointwiseLink(Link):

@@ -91,11 +91,15 @@ def features_of(problem: Problem) -> tuple[Any, tuple[Any, ...]]:
 def chain_of(case: Case, rng: random.Random) -> tuple[Any, tuple[Any, ...]]:
     """Layers in the kernels' own order: what lies between them is memory of theirs."""
     dtype = case.tensors().input.dtype
-    channels, rows, length = (rng.choice((1, 2, 3, 7, 8, 9, 15, 16, 17, 33)) for _ in range(3))
+    in_rows = dtype == torch.bfloat16  # by blocks of 16 channels
+    sizes = (16, 17, 31, 33, 48) if in_rows else (1, 2, 3, 7, 8, 9, 15, 16, 17, 33)
+    channels, rows = rng.choice(sizes), rng.choice(sizes)
+    length = rng.choice((1, 2, 3, 7, 8, 9, 15, 16, 17, 33))
     taps = rng.choice((1, 3, 8, 39))
     replicate = rng.random() < 0.5
     padding = (0, taps - 1) if replicate else ((taps - 1) // 2, taps // 2)
-    pattern = KernelCSR.random((rows, channels, taps), rng.randint(1, rows * channels * taps))
+    nnz = rng.randint(1, rows * channels * taps)
+    pattern = KernelCSR.random((rows, channels, taps), nnz, block=16 if in_rows else 1)
     mode = "replicate" if replicate else "zeros"
     geometry = Geometry(pattern.shape, 1, padding, 1, 1, mode)
 
@@ -111,8 +115,8 @@ def chain_of(case: Case, rng: random.Random) -> tuple[Any, tuple[Any, ...]]:
         return (y.detach(), *grads)
 
     n = rng.randint(2, 5)
-    sizes = ((n, channels, length), (pattern.nnz,), (2, rows, 1), (2,), (2,))
-    return run, tuple(torch.rand(size, dtype=dtype) for size in sizes)
+    shapes = ((n, channels, length), (pattern.nnz,), (2, rows, 1), (2,), (2,))
+    return run, tuple(torch.rand(shape, dtype=dtype) for shape in shapes)
 
 
 def check(op: Any, args: tuple[Any, ...]) -> None:
@@ -138,7 +142,8 @@ def main(seed: int, cases: int) -> None:
         case = random_case(rng, n=rng.randint(1, 5), batched=True)
         work = dict.fromkeys(ISAS, (case, calls_of(case, rng, number)))
         blocks = blocks_case(rng, n=rng.randint(1, 3), batched=True)
-        work |= dict.fromkeys(UNITS, (blocks, calls_of(blocks, rng, number)[:3]))
+        ops = [*calls_of(blocks, rng, number)[:3], chain_of(blocks, rng)]
+        work |= dict.fromkeys(UNITS, (blocks, ops))
         for isa, (case, ops) in work.items():
             os.environ["SPARSECONV_CPU_ISA"] = isa
             assert extension.isa() == isa

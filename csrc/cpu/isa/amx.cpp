@@ -28,6 +28,10 @@ namespace sparseconv::amx {
 
 #include "../kernels/blocks.inl"
 
+#include "../kernels/block_wgrad.inl"
+
+#include "../kernels/rows.inl"
+
 }  // namespace sparseconv::amx
 
 #if defined(__clang__)
@@ -37,6 +41,8 @@ namespace sparseconv::amx {
 #endif
 
 constinit const sparseconv::BlockKernels sparseconv::kAmxBlocks = {
-    sparseconv::amx::correlate_blocks, sparseconv::amx::block_wgrad};
+    sparseconv::amx::correlate_blocks, sparseconv::amx::block_wgrad, sparseconv::amx::to_rows,
+    sparseconv::amx::from_rows,        sparseconv::amx::border_sums, sparseconv::amx::row_sums,
+    sparseconv::amx::norm_rows};
 
 #endif

@@ -11,7 +11,14 @@ namespace sparseconv::emulated {
 
 #include "../kernels/blocks.inl"
 
+#include "../kernels/block_wgrad.inl"
+
+#include "../kernels/rows.inl"
+
 }  // namespace sparseconv::emulated
 
 constinit const sparseconv::BlockKernels sparseconv::kEmulatedBlocks = {
-    sparseconv::emulated::correlate_blocks, sparseconv::emulated::block_wgrad};
+    sparseconv::emulated::correlate_blocks, sparseconv::emulated::block_wgrad,
+    sparseconv::emulated::to_rows,          sparseconv::emulated::from_rows,
+    sparseconv::emulated::border_sums,      sparseconv::emulated::row_sums,
+    sparseconv::emulated::norm_rows};

@@ -80,6 +80,13 @@ static void interleave_transposed(const Bf16* low, const Bf16* high, int64_t str
   }
 }
 
+// 16 pairs (low[i], high[i]).
+static void interleave(const Bf16* low, const Bf16* high, char* to) {
+  const __m512i a = _mm512_cvtepu16_epi32(load_halves(low));
+  const __m512i b = _mm512_cvtepu16_epi32(load_halves(high));
+  _mm512_store_si512(to, _mm512_or_si512(a, _mm512_slli_epi32(b, 16)));
+}
+
 static void transpose_tile(float* tile) {
   __m512i r[16];
 #pragma GCC unroll 16
@@ -91,6 +98,19 @@ static void transpose_tile(float* tile) {
   for (int i = 0; i < 16; ++i) {
     _mm512_store_si512(tile + 16 * i, r[i]);
   }
+}
+
+static __m512 without_negatives(__m512 x) {  // NaN stays
+  return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_NLT_UQ), x);
+}
+
+static void write_row(const float* low, const float* high, bool relu, char* to) {
+  __m512 a = _mm512_load_ps(low), b = _mm512_load_ps(high);
+  if (relu) {
+    a = without_negatives(a);
+    b = without_negatives(b);
+  }
+  _mm512_store_si512(to, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(b, a)));
 }
 
 static void write_samples(const float* from, int64_t n, float* to, int64_t step) {

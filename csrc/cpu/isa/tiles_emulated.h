@@ -70,6 +70,15 @@ static void interleave_transposed(const Bf16* low, const Bf16* high, int64_t str
   }
 }
 
+// 16 pairs (low[i], high[i]).
+static void interleave(const Bf16* low, const Bf16* high, char* to) {
+  auto* pairs = reinterpret_cast<Bf16*>(to);
+  for (int64_t i = 0; i < 16; ++i) {
+    pairs[2 * i] = low[i];
+    pairs[2 * i + 1] = high[i];
+  }
+}
+
 static void transpose_tile(float* tile) {
   for (int64_t i = 0; i < 16; ++i) {
     for (int64_t j = 0; j < i; ++j) {
@@ -87,5 +96,14 @@ static void write_samples(const float* from, int64_t n, float* to, int64_t step)
 static void write_samples(const float* from, int64_t n, Bf16* to, int64_t step) {
   for (int64_t i = 0; i < n; ++i) {
     from_acc(Tiles::flushed(from[i]), &to[i * step]);
+  }
+}
+
+// A row of 32 channels; with ReLU negative numbers become 0.
+static void write_row(const float* low, const float* high, bool relu, char* to) {
+  for (int64_t c = 0; c < 32; ++c) {
+    float x = c < 16 ? low[c] : high[c - 16];
+    x = relu && x < 0 ? 0 : x;
+    write_samples(&x, 1, reinterpret_cast<Bf16*>(to) + c, 1);
   }
 }

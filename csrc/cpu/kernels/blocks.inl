@@ -5,6 +5,8 @@
 // Rows of scratch are positions, so a tap is an offset of rows and no input is copied per tap. They
 // have 64 bytes: a tile whose rows straddle cache lines loads six times slower.
 
+constexpr int64_t kStripSums = kTilesAtOnce * 256;  // of one block
+
 // The samples [begin, begin + n * step) of one channel, padded, as neighbours.
 static void stage_samples(const Bf16* series,
                           int64_t stride,
@@ -42,12 +44,19 @@ static void stage_samples(const Bf16* series,
   }
 }
 
+static const Bf16* halves(const char* rows) {
+  return reinterpret_cast<const Bf16*>(rows);
+}
+
 static const Bf16* series_of(const TensorView& view, int64_t n, int64_t channel) {
   return static_cast<const Bf16*>(view.data) + n * view.stride[0] + channel * view.stride[1];
 }
 
-// Rows of 32 channels: row w of pair p of blocks is for position begin + w.
-static void fill_rows(const BlockCorrelation& p,
+// Rows of 32 channels: row w is for position begin + w. Whole tiles of rows are written.
+static void fill_rows(const TensorView& in,
+                      int64_t in_channels,
+                      int64_t length,
+                      PaddingMode mode,
                       int64_t n,
                       int64_t begin,
                       int64_t window,
@@ -55,12 +64,12 @@ static void fill_rows(const BlockCorrelation& p,
                       char* rows,
                       Bf16* stage) {
   const int64_t width = staged(window);
-  for (int64_t c0 = 0; c0 < p.in_channels; c0 += 2 * kBlockSize, rows += pitch) {
-    const int64_t channels = min_of(2 * kBlockSize, p.in_channels - c0);
+  for (int64_t c0 = 0; c0 < in_channels; c0 += 2 * kBlockSize, rows += pitch) {
+    const int64_t channels = min_of(2 * kBlockSize, in_channels - c0);
     for (int64_t c = 0; c < 2 * kBlockSize; ++c) {
       if (c < channels) {
-        stage_samples(series_of(p.in, n, c0 + c), p.in.stride[2], p.in_length, p.mode, begin, 1,
-                      window, stage + c * width);
+        stage_samples(series_of(in, n, c0 + c), in.stride[2], length, mode, begin, 1, window,
+                      stage + c * width);
       } else {
         __builtin_memset(stage + c * width, 0, width * sizeof(Bf16));
       }
@@ -145,16 +154,55 @@ static void write_block(const BlockCorrelation& p,
   }
 }
 
+// The same into rows, of two blocks: 32 channels, of which those that do not exist are zeros.
+static void write_rows(const BlockCorrelation& p,
+                       int64_t n,
+                       int64_t block,
+                       int64_t row,
+                       int64_t rows,
+                       float* sums) {
+  char* to = p.out_rows.at(n, block, row);
+  const int64_t channels = p.out_channels - block * kBlockSize;
+  for (int64_t r = 0; r < rows; ++r, to += kBlockRowBytes, sums += kBlockSize) {
+    float *low = sums, *high = sums + kStripSums;
+    for (int64_t c = channels; c < 2 * kBlockSize; ++c) {
+      (c < kBlockSize ? low : high)[c % kBlockSize] = 0;
+    }
+    write_row(low, high, p.relu, to);
+  }
+}
+
+// Sums that wait to be written: of one block, into rows of two.
+struct Strip {
+  int64_t n, block, row, rows;
+  float* sums;
+};
+
+static void write_strip(const BlockCorrelation& p, const Strip& s) {
+  if (p.out_rows.data != nullptr) {
+    write_rows(p, s.n, s.block, s.row, s.rows, s.sums);
+    return;
+  }
+  const auto write = p.out_float ? write_block<float> : write_block<Bf16>;
+  for (int64_t r = 0; r < s.rows; r += 16) {
+    write(p, s.n, s.block * kBlockSize, s.row + r, min_of(int64_t{16}, s.rows - r),
+          s.sums + r * 16);
+  }
+}
+
 static void correlate_blocks(const BlockCorrelation& p,
                              int64_t part,
                              int64_t parts,
                              void* scratch) {
-  const int64_t units = p.batch * p.chunks(), all = units * p.out_blocks;
+  const bool to_rows = p.out_rows.data != nullptr;
+  const int64_t together = to_rows ? 2 : 1, groups = ceil_div(p.out_blocks, together);
+  const int64_t units = p.batch * p.chunks(), all = units * groups;
   const int64_t begin = all * part / parts, end = all * (part + 1) / parts;
-  const int64_t entries = p.first[p.out_blocks], pitch = p.pitch();
+  const bool fills = p.in_rows.data == nullptr;
+  const int64_t entries = p.first[p.out_blocks], pitch = fills ? p.pitch() : p.in_rows.panel;
   char* rows = static_cast<char*>(scratch);
-  float* sums = reinterpret_cast<float*>(rows + pitch * ceil_div(p.in_blocks, 2));
-  auto* offsets = reinterpret_cast<int64_t*>(sums + kTilesAtOnce * 256);
+  float* sums = reinterpret_cast<float*>(fills ? rows + pitch * ceil_div(p.in_blocks, 2) : rows);
+  auto* offsets = reinterpret_cast<int64_t*>(sums + 4 * kStripSums);
   Bf16* stage = reinterpret_cast<Bf16*>(offsets + ceil_div(entries, 8) * 8);
   for (int64_t e = 0; e < entries; ++e) {
     const BlockEntry& entry = p.entries[e];
@@ -164,195 +212,47 @@ static void correlate_blocks(const BlockCorrelation& p,
   static const float kZeros[16] = {};
   Tiles tiles(8);
   int64_t filled = -1;
+  Strip waiting{};  // is written while the next one's products run
   for (int64_t at = begin; at < end; ++at) {
-    const int64_t unit = at / p.out_blocks, block = at % p.out_blocks;
+    const int64_t unit = at / groups, first = at % groups * together;
+    const int64_t past = min_of(first + together, p.out_blocks);
     const int64_t n = unit / p.chunks(), chunk = unit % p.chunks();
     // Near-equal chunks.
     const int64_t from = p.rows * chunk / p.chunks(), to = p.rows * (chunk + 1) / p.chunks();
     const int64_t start = p.origin + from * p.step;
-    if (unit != filled) {
-      fill_rows(p, n, start + p.low, (to - from - 1) * p.step + 1 + p.high - p.low, pitch, rows,
-                stage);
+    if (fills && unit != filled) {
+      fill_rows(p.in, p.in_channels, p.in_length, p.mode, n, start + p.low,
+                (to - from - 1) * p.step + 1 + p.high - p.low, pitch, rows, stage);
       filled = unit;
     }
-    const int64_t channel = block * kBlockSize;
+    const char* window = fills ? rows : p.in_rows.at(n, 0, start + p.low);
     for (int64_t row = from; row < to; row += kStripRows) {
       const int64_t count = min_of(kStripRows, to - row);
-      int64_t e0 = p.first[block], e1 = p.first[block + 1];
-      if (p.mode == PaddingMode::zeros) {  // entries that meet only padding
-        const int64_t head = p.origin + row * p.step, last = head + (count - 1) * p.step;
-        while (e0 < e1 && last + p.entries[e0].position < 0) {
-          ++e0;
-        }
-        while (e1 > e0 && head + p.entries[e1 - 1].position >= p.in_length) {
-          --e1;
-        }
-      }
-      const char* at_rows = rows + (row - from) * p.step * kBlockRowBytes;
-      const char* weights = static_cast<const char*>(p.weights) + e0 * kWeightTileBytes;
-      const float* init = p.init != nullptr ? p.init + channel : kZeros;
+      const char* at_rows = window + (row - from) * p.step * kBlockRowBytes;
       const auto products = count > 48   ? block_products<4>
                             : count > 32 ? block_products<3>
                             : count > 16 ? block_products<2>
                                          : block_products<1>;
-      products(tiles, at_rows, p.step * kBlockRowBytes, offsets + e0, weights, e1 - e0, init, sums);
-      for (int64_t r = 0; r < count; r += 16) {
-        const auto write = p.out_float ? write_block<float> : write_block<Bf16>;
-        write(p, n, channel, row + r, min_of(int64_t{16}, count - r), sums + r * 16);
-      }
-    }
-  }
-}
-
-// Where the packed series of one pair of blocks lie.
-struct BlockSeries {
-  const char *grads, *rows;
-  int64_t grads_pitch, rows_pitch;  // from one series to the next
-  int64_t n, steps;                 // products of each
-};
-
-// The tiles of up to four taps of one pair of blocks, which share the loads of gradients.
-template <int kN>
-static inline void block_reduce(Tiles& tiles,
-                                const BlockSeries& series,
-                                const int64_t* offsets,
-                                float* sums) {
-  tiles.template load<0>(sums, 64);
-  if constexpr (kN > 1) {
-    tiles.template load<1>(sums + 256, 64);
-  }
-  if constexpr (kN > 2) {
-    tiles.template load<2>(sums + 512, 64);
-  }
-  if constexpr (kN > 3) {
-    tiles.template load<3>(sums + 768, 64);
-  }
-  for (int64_t n = 0; n < series.n; ++n) {
-    const char* grads = series.grads + n * series.grads_pitch;
-    const char* rows = series.rows + n * series.rows_pitch;
-    for (int64_t i = 0; i < series.steps; ++i) {
-      tiles.template load<5>(grads, 64);
-      tiles.template load<4>(rows + offsets[0], 128);
-      tiles.template dot<0, 5, 4>();
-      if constexpr (kN > 1) {
-        tiles.template load<6>(rows + offsets[1], 128);
-        tiles.template dot<1, 5, 6>();
-      }
-      if constexpr (kN > 2) {
-        tiles.template load<7>(rows + offsets[2], 128);
-        tiles.template dot<2, 5, 7>();
-      }
-      if constexpr (kN > 3) {
-        tiles.template load<4>(rows + offsets[3], 128);
-        tiles.template dot<3, 5, 4>();
-      }
-      grads += kTileBytes;
-      rows += kPairRows * kBlockRowBytes;
-    }
-  }
-  tiles.template store<0>(sums);
-  if constexpr (kN > 1) {
-    tiles.template store<1>(sums + 256);
-  }
-  if constexpr (kN > 2) {
-    tiles.template store<2>(sums + 512);
-  }
-  if constexpr (kN > 3) {
-    tiles.template store<3>(sums + 768);
-  }
-}
-
-// Rows of 16 channels of two neighbouring positions, so that a tile of 32 positions is every second
-// row, from whatever row a tap begins at.
-static void fill_pairs(const BlockWeightGradient& p,
-                       int64_t n,
-                       int64_t start,
-                       int64_t rows,
-                       int64_t block_pitch,
-                       char* to,
-                       Bf16* stage) {
-  const int64_t needed = ceil_div(rows, kPairRows) * kPairRows + p.span, width = staged(needed + 1);
-  for (int64_t c0 = 0; c0 < p.in_channels; c0 += kBlockSize, to += block_pitch) {
-    for (int64_t run = 0; run < p.n_runs; ++run) {
-      for (int64_t c = 0; c < kBlockSize; ++c) {
-        if (c0 + c < p.in_channels) {
-          stage_samples(series_of(p.in, n, c0 + c), p.in.stride[2], p.in_length, p.mode,
-                        start + p.phases[run], p.step, rows + p.span, stage + c * width);
-          __builtin_memset(stage + c * width + rows + p.span, 0,
-                           (width - rows - p.span) * sizeof(Bf16));
-        } else {
-          __builtin_memset(stage + c * width, 0, width * sizeof(Bf16));
+      float* own = waiting.sums == sums ? sums + 2 * kStripSums : sums;
+      for (int64_t block = first; block < past; ++block) {
+        int64_t e0 = p.first[block], e1 = p.first[block + 1];
+        if (p.mode == PaddingMode::zeros) {  // entries that meet only padding
+          const int64_t head = p.origin + row * p.step, last = head + (count - 1) * p.step;
+          while (e0 < e1 && last + p.entries[e0].position < 0) {
+            ++e0;
+          }
+          while (e1 > e0 && head + p.entries[e1 - 1].position >= p.in_length) {
+            --e1;
+          }
         }
+        const char* weights = static_cast<const char*>(p.weights) + e0 * kWeightTileBytes;
+        const float* init = p.init != nullptr ? p.init + block * kBlockSize : kZeros;
+        products(tiles, at_rows, p.step * kBlockRowBytes, offsets + e0, weights, e1 - e0, init,
+                 own + (block - first) * kStripSums);
       }
-      char* at = to + run * p.run_rows() * kBlockRowBytes;
-      for (int64_t w = 0; w < needed; w += 16) {
-        interleave_transposed(stage + w, stage + w + 1, width, at + w * kBlockRowBytes);
-      }
+      write_strip(p, waiting);
+      waiting = {n, first, row, count, own};
     }
   }
-}
-
-// Tiles of 16 channels and 32 positions each; beyond the series zeros.
-static void fill_gradients(const BlockWeightGradient& p,
-                           int64_t n,
-                           int64_t from,
-                           int64_t rows,
-                           int64_t block_pitch,
-                           char* to) {
-  for (int64_t c = 0; c < p.out_blocks * kBlockSize; ++c) {
-    char* at = to + c / kBlockSize * block_pitch + c % kBlockSize * kBlockRowBytes;
-    for (int64_t r = 0; r < rows; r += kPairRows, at += kTileBytes) {
-      const int64_t here = c < p.out_channels ? min_of(kPairRows, rows - r) : 0;
-      __builtin_memset(at, 0, kBlockRowBytes);
-      if (here > 0) {
-        const int64_t stride = p.grad.stride[2];
-        stage_samples(series_of(p.grad, n, c) + (from + r) * stride, stride, here,
-                      PaddingMode::zeros, 0, 1, here, reinterpret_cast<Bf16*>(at));
-      }
-    }
-  }
-}
-
-static void block_wgrad(const BlockWeightGradient& p, int64_t part, int64_t parts, void* scratch) {
-  const int64_t units = p.units();
-  BlockSeries series{};
-  series.rows_pitch = p.in_pitch() * p.in_blocks;
-  series.grads_pitch = p.grad_pitch() * p.out_blocks;
-  char* rows = static_cast<char*>(scratch);
-  char* grads = rows + series.rows_pitch * p.series();
-  Bf16* stage = reinterpret_cast<Bf16*>(grads + series.grads_pitch * p.series());
-  Tiles tiles(16);
-  for (int64_t split = p.splits * part / parts; split < p.splits * (part + 1) / parts; ++split) {
-    for (int64_t unit = units * split / p.splits; unit < units * (split + 1) / p.splits; ++unit) {
-      const int64_t first = unit / p.chunks() * p.series(), chunk = unit % p.chunks();
-      const int64_t from = chunk * kBlockWgradRows, to = min_of(p.rows, from + kBlockWgradRows);
-      series.n = min_of(p.series(), p.batch - first);
-      series.steps = ceil_div(to - from, kPairRows);
-      for (int64_t n = 0; n < series.n; ++n) {
-        fill_pairs(p, first + n, p.origin + from * p.step, to - from, p.in_pitch(),
-                   rows + n * series.rows_pitch, stage);
-        fill_gradients(p, first + n, from, to - from, p.grad_pitch(),
-                       grads + n * series.grads_pitch);
-      }
-      for (int64_t t = 0; t < p.n_taps;) {
-        const BlockTap& tap = p.taps[t];
-        int64_t offsets[kTilesAtOnce], count = 0;
-        while (count < kTilesAtOnce && t + count < p.n_taps &&
-               p.taps[t + count].in_block == tap.in_block &&
-               p.taps[t + count].out_block == tap.out_block) {
-          const BlockTap& here = p.taps[t + count];
-          offsets[count] = (here.run * p.run_rows() + here.row) * kBlockRowBytes;
-          ++count;
-        }
-        series.grads = grads + tap.out_block * p.grad_pitch();
-        series.rows = rows + tap.in_block * p.in_pitch();
-        const auto reduce = count == 4   ? block_reduce<4>
-                            : count == 3 ? block_reduce<3>
-                            : count == 2 ? block_reduce<2>
-                                         : block_reduce<1>;
-        reduce(tiles, series, offsets, p.out + (split * p.n_taps + t) * 256);
-        t += count;
-      }
-    }
-  }
+  write_strip(p, waiting);
 }

@@ -4,6 +4,7 @@
 #include <ATen/ops/zeros.h>
 
 #include <algorithm>
+#include <atomic>
 
 #include "../../checks.h"
 #include "../conv.h"
@@ -21,9 +22,9 @@ Tensor packed(const Tensor& values,
               const int32_t* pointers,
               int64_t channels_per_group,
               bool transposed) {
-  const Tensor source = values.contiguous();
+  const Tensor source = values.to(at::kBFloat16).contiguous();
   const auto n = static_cast<int64_t>(tiles.size());
-  Tensor weights = at::zeros({n, kBlockSize / 2, kBlockSize, 2}, values.options());
+  Tensor weights = at::zeros({n, kBlockSize / 2, kBlockSize, 2}, source.options());
   const auto* from = static_cast<const uint16_t*>(source.const_data_ptr());
   auto* to = static_cast<uint16_t*>(weights.mutable_data_ptr());
   at::parallel_for(0, n, kTileGrain, [&](int64_t begin, int64_t end) {
@@ -31,11 +32,15 @@ Tensor packed(const Tensor& values,
       const BlockWeights& tile = tiles[t];
       uint16_t* out = to + t * kBlockSize * kBlockSize;
       for (int64_t r = 0; r < tile.rows; ++r) {
+        // All kernels of a block have as many taps.
         const int32_t* kernels =
             pointers + (tile.out_channel + r) * channels_per_group + tile.in_channel;
+        const uint16_t* row = from + kernels[0] + tile.rank;
+        const int64_t taps = kernels[1] - kernels[0];
+        const int64_t pair = 2 * kBlockSize;
+        uint16_t* to_row = out + (transposed ? r / 2 * pair + r % 2 : 2 * r);
         for (int64_t c = 0; c < tile.columns; ++c) {
-          const int64_t sum = transposed ? r : c, output = transposed ? c : r;
-          out[sum / 2 * 2 * kBlockSize + output * 2 + sum % 2] = from[kernels[c] + tile.rank];
+          to_row[transposed ? 2 * c : c / 2 * pair + c % 2] = row[c * taps];
         }
       }
     }
@@ -61,13 +66,42 @@ void run_blocks(BlockCorrelation p, const BlockCorrelationPlan& plan) {
 
 int64_t scratch_bytes(const BlockCorrelation& p) {
   const int64_t offsets = ceil_div(int64_t{p.first[p.out_blocks]}, 8) * 8;
-  return p.pitch() * ceil_div(p.in_blocks, 2) + kTilesAtOnce * kTileBytes + offsets * 8 +
+  return p.pitch() * ceil_div(p.in_blocks, 2) + 4 * kTilesAtOnce * kTileBytes + offsets * 8 +
          2 * kBlockSize * staged(p.window()) * 2;
 }
 
 int64_t scratch_bytes(const BlockWeightGradient& p) {
   return (p.in_pitch() * p.in_blocks + p.grad_pitch() * p.out_blocks) * p.series() +
          kBlockSize * staged(p.run_rows() + 1) * 2;
+}
+
+void run_block_fprop(BlockCorrelation& p,
+                     const Tensor& values,
+                     const std::optional<Tensor>& bias,
+                     const ConvPlan& plan,
+                     bool relu) {
+  const Geometry& g = plan.geometry;
+  const BlockCorrelationPlan& blocks = plan.blocks()->fprop;
+  const Tensor weights =
+      packed(values, blocks.weights, plan.pointers(), g.channels_per_group, false);
+  p.out_blocks = ceil_div(g.out_channels, kBlockSize);
+  p.in_blocks = ceil_div(g.in_channels(), kBlockSize);
+  Tensor init;
+  if (bias.has_value()) {
+    init = at::zeros({p.out_blocks * kBlockSize}, values.options().dtype(at::kFloat));
+    init.narrow(0, 0, g.out_channels).copy_(*bias);
+    p.init = init.const_data_ptr<float>();
+  }
+  p.weights = weights.const_data_ptr();
+  p.step = g.stride;
+  p.in_channels = g.in_channels();
+  p.out_channels = g.out_channels;
+  p.mode = g.mode;
+  p.origin = -g.left;
+  p.rows = g.output_length(p.in_length);
+  p.out_step = 1;
+  p.relu = relu;
+  run_blocks(p, blocks);
 }
 
 Tensor block_fprop(const Tensor& input,
@@ -77,34 +111,31 @@ Tensor block_fprop(const Tensor& input,
                    bool relu) {
   const ForkGuard fork_guard;
   const Geometry& g = plan.geometry;
-  const BlockCorrelationPlan& blocks = plan.blocks()->fprop;
-  const Tensor weights =
-      packed(values, blocks.weights, plan.pointers(), g.channels_per_group, false);
   BlockCorrelation p{};
-  p.out_blocks = ceil_div(g.out_channels, kBlockSize);
-  p.in_blocks = ceil_div(g.in_channels(), kBlockSize);
-  Tensor init;
-  if (bias.has_value()) {
-    init = at::zeros({p.out_blocks * kBlockSize}, input.options().dtype(at::kFloat));
-    init.narrow(0, 0, g.out_channels).copy_(*bias);
-    p.init = init.const_data_ptr<float>();
-  }
-  p.weights = weights.const_data_ptr();
-  p.step = g.stride;
   p.batch = input.size(0);
-  p.in_channels = g.in_channels();
-  p.out_channels = g.out_channels;
   p.in = view(input);
   p.in_length = input.size(2);
-  p.mode = g.mode;
-  p.origin = -g.left;
-  p.rows = g.output_length(p.in_length);
-  p.out_step = 1;
-  p.relu = relu;
-  Tensor output = at::empty({p.batch, g.out_channels, p.rows}, input.options());
+  Tensor output =
+      at::empty({p.batch, g.out_channels, g.output_length(p.in_length)}, input.options());
   p.out = view(output);
-  run_blocks(p, blocks);
+  run_block_fprop(p, values, bias, plan, relu);
   return output;
+}
+
+void run_block_dgrad(BlockCorrelation& p,
+                     const Tensor& values,
+                     const ConvPlan& plan,
+                     int64_t phase) {
+  const Geometry& g = plan.geometry;
+  const BlockCorrelationPlan& blocks = plan.blocks()->dgrad[phase];
+  const Tensor weights =
+      packed(values, blocks.weights, plan.pointers(), g.channels_per_group, true);
+  p.out_blocks = ceil_div(g.in_channels(), kBlockSize);
+  p.in_blocks = ceil_div(g.out_channels, kBlockSize);
+  p.weights = weights.const_data_ptr();
+  p.in_channels = g.out_channels;
+  p.out_channels = g.in_channels();
+  run_blocks(p, blocks);
 }
 
 Tensor block_dgrad(const Tensor& grad,
@@ -119,21 +150,13 @@ Tensor block_dgrad(const Tensor& grad,
   Tensor output = at::empty({grad.size(0), g.in_channels(), left + input_length + right},
                             folds ? grad.options().dtype(at::kFloat) : grad.options());
   for (int64_t phase = 0; phase < g.stride; ++phase) {
-    const BlockCorrelationPlan& blocks = plan.blocks()->dgrad[phase];
-    const Tensor weights =
-        packed(values, blocks.weights, plan.pointers(), g.channels_per_group, true);
     // Padded positions j = stride * u + phase in [low, high).
     const int64_t low = g.left - left, high = g.left + input_length + right;
     const int64_t first = low > phase ? ceil_div(low - phase, g.stride) : 0;
     const int64_t past = high > phase ? ceil_div(high - phase, g.stride) : 0;
     BlockCorrelation p{};
-    p.out_blocks = ceil_div(g.in_channels(), kBlockSize);
-    p.in_blocks = ceil_div(g.out_channels, kBlockSize);
-    p.weights = weights.const_data_ptr();
     p.step = 1;
     p.batch = grad.size(0);
-    p.in_channels = g.out_channels;
-    p.out_channels = g.in_channels();
     p.in = view(grad);
     p.in_length = grad.size(2);
     p.mode = PaddingMode::zeros;
@@ -143,7 +166,7 @@ Tensor block_dgrad(const Tensor& grad,
     p.rows = past - first;
     p.first_out = first * g.stride + phase - low;
     p.out_step = g.stride;
-    run_blocks(p, blocks);
+    run_block_dgrad(p, values, plan, phase);
   }
   if (!folds) {
     return output;
@@ -157,11 +180,9 @@ Tensor block_dgrad(const Tensor& grad,
                    at::MemoryFormat::Contiguous);
 }
 
-Tensor block_wgrad(const Tensor& grad, const Tensor& input, const ConvPlan& plan) {
-  const ForkGuard fork_guard;
+std::optional<Tensor> run_block_wgrad(BlockWeightGradient& p, const ConvPlan& plan) {
   const Geometry& g = plan.geometry;
   const BlockWgradPlan& blocks = plan.blocks()->wgrad;
-  BlockWeightGradient p{};
   p.taps = blocks.taps.data();
   p.n_taps = static_cast<int64_t>(blocks.taps.size());
   p.phases = blocks.phases.data();
@@ -170,43 +191,62 @@ Tensor block_wgrad(const Tensor& grad, const Tensor& input, const ConvPlan& plan
   p.out_blocks = ceil_div(g.out_channels, kBlockSize);
   p.in_blocks = ceil_div(g.in_channels(), kBlockSize);
   p.step = g.stride;
-  p.batch = input.size(0);
   p.in_channels = g.in_channels();
   p.out_channels = g.out_channels;
-  p.rows = grad.size(2);
-  p.grad = view(grad);
-  p.in = view(input);
-  p.in_length = input.size(2);
   p.mode = g.mode;
   p.origin = -g.left;
   p.splits = p.batch * p.rows > 0 ? wgrad_splits(p.units()) : 1;
-  const Tensor sums =
-      at::zeros({p.splits, p.n_taps, kBlockSize, kBlockSize}, input.options().dtype(at::kFloat));
+  const Tensor sums = at::zeros({p.splits, p.n_taps, kBlockSize, kBlockSize}, at::kFloat);
   p.out = sums.mutable_data_ptr<float>();
   if (p.batch * p.rows * p.n_taps > 0) {
     run_parts(p, checked_kernels().blocks->wgrad, p.splits);
   }
-  const Tensor total = sums.sum(0);
-  if (p.rows % kPairRows != 0 && !total.isfinite().all().item<bool>()) {
-    return run_wgrad(grad, input, g, plan.wgrad());  // infinity met a zero that fills a tile
-  }
-  const Tensor rounded = total.to(input.scalar_type());
-  Tensor output = at::empty({plan.nnz}, input.options());
-  const auto* from = static_cast<const uint16_t*>(rounded.const_data_ptr());
-  auto* to = static_cast<uint16_t*>(output.mutable_data_ptr());
+  Tensor output = at::empty({plan.nnz}, at::kFloat);
+  auto* to = output.mutable_data_ptr<float>();
+  std::atomic<bool> finite = true;
   at::parallel_for(0, p.n_taps, kTileGrain, [&](int64_t begin, int64_t end) {
+    float spread = 0;  // NaN if a sum is not finite
     for (int64_t t = begin; t < end; ++t) {
+      float total[kBlockSize * kBlockSize] = {};
+      for (int64_t split = 0; split < p.splits; ++split) {
+        const float* part = p.out + (split * p.n_taps + t) * kBlockSize * kBlockSize;
+        for (int64_t i = 0; i < kBlockSize * kBlockSize; ++i) {
+          total[i] += part[i];
+        }
+      }
       const BlockWeights& tile = blocks.weights[t];
       for (int64_t r = 0; r < tile.rows; ++r) {
         const int32_t* kernels =
             plan.pointers() + (tile.out_channel + r) * g.channels_per_group + tile.in_channel;
+        float* row = to + kernels[0] + tile.rank;
+        const int64_t taps = kernels[1] - kernels[0];
         for (int64_t c = 0; c < tile.columns; ++c) {
-          to[kernels[c] + tile.rank] = from[(t * kBlockSize + r) * kBlockSize + c];
+          row[c * taps] = total[r * kBlockSize + c];
+          spread += total[r * kBlockSize + c] * 0;
         }
       }
     }
+    if (!(spread == 0)) {
+      finite = false;
+    }
   });
+  if (p.rows % kPairRows != 0 && !finite) {
+    return std::nullopt;
+  }
   return output;
+}
+
+Tensor block_wgrad(const Tensor& grad, const Tensor& input, const ConvPlan& plan) {
+  const ForkGuard fork_guard;
+  BlockWeightGradient p{};
+  p.batch = input.size(0);
+  p.rows = grad.size(2);
+  p.grad = view(grad);
+  p.in = view(input);
+  p.in_length = input.size(2);
+  const std::optional<Tensor> found = run_block_wgrad(p, plan);
+  return found.has_value() ? found->to(input.scalar_type())
+                           : run_wgrad(grad, input, plan.geometry, plan.wgrad());
 }
 
 }  // namespace sparseconv

@@ -45,7 +45,9 @@ Tensor bias_grad(const Tensor& grad) {
 namespace {
 
 bool by_blocks(const Tensor& signal, const ConvPlan& plan) {
+  const Geometry& g = plan.geometry;
   return signal.scalar_type() == at::kBFloat16 && checked_kernels().blocks != nullptr &&
+         std::min(g.out_channels / g.groups, g.channels_per_group) >= kBlockSize &&
          plan.blocks() != nullptr;
 }
 

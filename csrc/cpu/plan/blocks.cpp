@@ -76,7 +76,6 @@ std::optional<BlockPlan> block_plan(const Geometry& g,
   const int64_t blocks = ceil_div(std::max(g.in_channels(), g.out_channels), kBlockSize);
   const int64_t window = kBlockWgradRows * g.stride + g.reach();
   if ((g.groups > 1 && (group_rows % kBlockSize != 0 || channels % kBlockSize != 0)) ||
-      std::min(group_rows, channels) < kBlockSize ||
       window * blocks * kBlockRowBytes > kWindowBytes || !share_taps(g, pointers, taps)) {
     return std::nullopt;
   }

@@ -1,0 +1,61 @@
+// The orders in which a chain keeps tensors between its layers, and the computations on them.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <memory>
+#include <optional>
+#include <tuple>
+
+#include "conv.h"
+#include "lanes.h"
+
+namespace sparseconv {
+
+class ChainOrder {
+ public:
+  virtual ~ChainOrder() = default;
+  // From and to (N, C, L).
+  virtual at::Tensor enter(const at::Tensor& signal) const = 0;
+  virtual at::Tensor leave(const at::Tensor& own, int64_t channels) const = 0;
+
+  virtual at::Tensor fprop(const at::Tensor& input,
+                           const at::Tensor& values,
+                           const std::optional<at::Tensor>& bias,
+                           const ConvPlan& plan,
+                           bool relu) const = 0;
+  virtual at::Tensor dgrad(const at::Tensor& grad,
+                           const at::Tensor& values,
+                           const ConvPlan& plan) const = 0;
+  virtual at::Tensor wgrad(const at::Tensor& grad,
+                           const at::Tensor& input,
+                           const ConvPlan& plan) const = 0;
+  // Of dense 1x1 convolutions; weight: (C_out, C_in, 1).
+  virtual at::Tensor pointwise_fprop(const at::Tensor& input,
+                                     const at::Tensor& weight,
+                                     const std::optional<at::Tensor>& bias) const = 0;
+  virtual at::Tensor pointwise_dgrad(const at::Tensor& grad, const at::Tensor& weight) const = 0;
+  virtual at::Tensor pointwise_wgrad(const at::Tensor& grad,
+                                     const at::Tensor& input,
+                                     const at::Tensor& weight) const = 0;
+  virtual at::Tensor sum_of_channels(const at::Tensor& grad, int64_t channels) const = 0;
+  // Output, mean and 1 / standard deviation; `in_place`, the input is not needed any more.
+  virtual std::tuple<at::Tensor, at::Tensor, at::Tensor> norm_relu(const at::Tensor& input,
+                                                                   int64_t channels,
+                                                                   const Norm& norm,
+                                                                   bool in_place) const = 0;
+  // Gradients of weight and bias; that of the input takes the memory of `grad`.
+  virtual std::tuple<at::Tensor, at::Tensor> norm_relu_gradient(const at::Tensor& grad,
+                                                                const at::Tensor& input,
+                                                                int64_t channels,
+                                                                const Norm& norm,
+                                                                const at::Tensor& mean,
+                                                                const at::Tensor& invstd) const = 0;
+};
+
+// Of float32 and float64: lanes.h.
+std::unique_ptr<ChainOrder> lanes_for(const at::Tensor& signal);
+// Of bfloat16: rows.h. Convolutions read so many rows before and after a series.
+std::unique_ptr<ChainOrder> rows_for(const at::Tensor& signal, int64_t margin);
+
+}  // namespace sparseconv

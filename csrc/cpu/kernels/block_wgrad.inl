@@ -1,0 +1,201 @@
+// The weights' gradient by blocks. Included after blocks.inl.
+
+// Where the packed series of one pair of blocks lie.
+struct BlockSeries {
+  const char *grads, *rows;
+  int64_t grads_pitch, rows_pitch;  // from one series to the next
+  int64_t n, steps;                 // products of each
+};
+
+// The tiles of up to four taps of one pair of blocks, which share the loads of gradients.
+template <int kN>
+static inline void block_reduce(Tiles& tiles,
+                                const BlockSeries& series,
+                                const int64_t* offsets,
+                                float* sums) {
+  tiles.template load<0>(sums, 64);
+  if constexpr (kN > 1) {
+    tiles.template load<1>(sums + 256, 64);
+  }
+  if constexpr (kN > 2) {
+    tiles.template load<2>(sums + 512, 64);
+  }
+  if constexpr (kN > 3) {
+    tiles.template load<3>(sums + 768, 64);
+  }
+  for (int64_t n = 0; n < series.n; ++n) {
+    const char* grads = series.grads + n * series.grads_pitch;
+    const char* rows = series.rows + n * series.rows_pitch;
+    for (int64_t i = 0; i < series.steps; ++i) {
+      tiles.template load<5>(grads, 64);
+      tiles.template load<4>(rows + offsets[0], 128);
+      tiles.template dot<0, 5, 4>();
+      if constexpr (kN > 1) {
+        tiles.template load<6>(rows + offsets[1], 128);
+        tiles.template dot<1, 5, 6>();
+      }
+      if constexpr (kN > 2) {
+        tiles.template load<7>(rows + offsets[2], 128);
+        tiles.template dot<2, 5, 7>();
+      }
+      if constexpr (kN > 3) {
+        tiles.template load<4>(rows + offsets[3], 128);
+        tiles.template dot<3, 5, 4>();
+      }
+      grads += kTileBytes;
+      rows += kPairRows * kBlockRowBytes;
+    }
+  }
+  tiles.template store<0>(sums);
+  if constexpr (kN > 1) {
+    tiles.template store<1>(sums + 256);
+  }
+  if constexpr (kN > 2) {
+    tiles.template store<2>(sums + 512);
+  }
+  if constexpr (kN > 3) {
+    tiles.template store<3>(sums + 768);
+  }
+}
+
+// Rows of 16 channels of two neighbouring positions, so that a tile of 32 positions is every second
+// row, from whatever row a tap begins at.
+static void fill_pairs(const BlockWeightGradient& p,
+                       int64_t n,
+                       int64_t start,
+                       int64_t rows,
+                       int64_t block_pitch,
+                       char* to,
+                       Bf16* stage) {
+  const int64_t needed = ceil_div(rows, kPairRows) * kPairRows + p.span, width = staged(needed + 1);
+  for (int64_t c0 = 0; c0 < p.in_channels; c0 += kBlockSize, to += block_pitch) {
+    for (int64_t run = 0; run < p.n_runs; ++run) {
+      for (int64_t c = 0; c < kBlockSize; ++c) {
+        if (c0 + c < p.in_channels) {
+          stage_samples(series_of(p.in, n, c0 + c), p.in.stride[2], p.in_length, p.mode,
+                        start + p.phases[run], p.step, rows + p.span, stage + c * width);
+          __builtin_memset(stage + c * width + rows + p.span, 0,
+                           (width - rows - p.span) * sizeof(Bf16));
+        } else {
+          __builtin_memset(stage + c * width, 0, width * sizeof(Bf16));
+        }
+      }
+      char* at = to + run * p.run_rows() * kBlockRowBytes;
+      for (int64_t w = 0; w < needed; w += 16) {
+        interleave_transposed(stage + w, stage + w + 1, width, at + w * kBlockRowBytes);
+      }
+    }
+  }
+}
+
+// Tiles of 16 channels and 32 positions each; beyond the series zeros.
+static void fill_gradients(const BlockWeightGradient& p,
+                           int64_t n,
+                           int64_t from,
+                           int64_t rows,
+                           int64_t block_pitch,
+                           char* to) {
+  for (int64_t c = 0; c < p.out_blocks * kBlockSize; ++c) {
+    char* at = to + c / kBlockSize * block_pitch + c % kBlockSize * kBlockRowBytes;
+    for (int64_t r = 0; r < rows; r += kPairRows, at += kTileBytes) {
+      const int64_t here = c < p.out_channels ? min_of(kPairRows, rows - r) : 0;
+      __builtin_memset(at, 0, kBlockRowBytes);
+      if (here > 0) {
+        const int64_t stride = p.grad.stride[2];
+        stage_samples(series_of(p.grad, n, c) + (from + r) * stride, stride, here,
+                      PaddingMode::zeros, 0, 1, here, reinterpret_cast<Bf16*>(at));
+      }
+    }
+  }
+}
+
+// The same of a signal in rows; pairs that no gradient needs are zeros, which NaN must not meet.
+static void pair_rows(const BlockWeightGradient& p,
+                      int64_t n,
+                      int64_t start,
+                      int64_t rows,
+                      int64_t block_pitch,
+                      char* to) {
+  static const Bf16 kNone[kBlockSize] = {};
+  const int64_t needed = ceil_div(rows, kPairRows) * kPairRows + p.span;
+  for (int64_t block = 0; block < p.in_blocks; ++block, to += block_pitch) {
+    const auto at = [&](int64_t w) {
+      return w < rows + p.span ? halves(p.in_rows.at(n, block, start + w)) : kNone;
+    };
+    for (int64_t w = 0; w < needed; ++w) {
+      interleave(at(w), at(w + 1), to + w * kBlockRowBytes);
+    }
+  }
+}
+
+static void tile_gradients(const BlockWeightGradient& p,
+                           int64_t n,
+                           int64_t from,
+                           int64_t rows,
+                           int64_t block_pitch,
+                           char* to) {
+  constexpr int64_t kStride = kBlockRowBytes / 2;  // halves
+  for (int64_t block = 0; block < p.out_blocks; ++block, to += block_pitch) {
+    for (int64_t r = 0; r < rows; r += kPairRows) {
+      const Bf16* source = halves(p.grad_rows.at(n, block, from + r));
+      Bf16 copy[kPairRows * kStride];
+      if (rows - r < kPairRows) {  // zeros follow
+        __builtin_memset(copy, 0, sizeof(copy));
+        for (int64_t i = 0; i < rows - r; ++i) {
+          __builtin_memcpy(copy + i * kStride, source + i * kStride, 32);
+        }
+        source = copy;
+      }
+      interleave_transposed(source, source + kStride, 2 * kStride, to + r / kPairRows * kTileBytes);
+    }
+  }
+}
+
+static void block_wgrad(const BlockWeightGradient& p, int64_t part, int64_t parts, void* scratch) {
+  const int64_t units = p.units();
+  BlockSeries series{};
+  series.rows_pitch = p.in_pitch() * p.in_blocks;
+  series.grads_pitch = p.grad_pitch() * p.out_blocks;
+  char* rows = static_cast<char*>(scratch);
+  char* grads = rows + series.rows_pitch * p.series();
+  Bf16* stage = reinterpret_cast<Bf16*>(grads + series.grads_pitch * p.series());
+  Tiles tiles(16);
+  for (int64_t split = p.splits * part / parts; split < p.splits * (part + 1) / parts; ++split) {
+    for (int64_t unit = units * split / p.splits; unit < units * (split + 1) / p.splits; ++unit) {
+      const int64_t first = unit / p.chunks() * p.series(), chunk = unit % p.chunks();
+      const int64_t from = chunk * kBlockWgradRows, to = min_of(p.rows, from + kBlockWgradRows);
+      series.n = min_of(p.series(), p.batch - first);
+      series.steps = ceil_div(to - from, kPairRows);
+      for (int64_t n = 0; n < series.n; ++n) {
+        const int64_t start = p.origin + from * p.step;
+        char *pairs = rows + n * series.rows_pitch, *tiles = grads + n * series.grads_pitch;
+        if (p.in_rows.data != nullptr) {
+          pair_rows(p, first + n, start, to - from, p.in_pitch(), pairs);
+          tile_gradients(p, first + n, from, to - from, p.grad_pitch(), tiles);
+        } else {
+          fill_pairs(p, first + n, start, to - from, p.in_pitch(), pairs, stage);
+          fill_gradients(p, first + n, from, to - from, p.grad_pitch(), tiles);
+        }
+      }
+      for (int64_t t = 0; t < p.n_taps;) {
+        const BlockTap& tap = p.taps[t];
+        int64_t offsets[kTilesAtOnce], count = 0;
+        while (count < kTilesAtOnce && t + count < p.n_taps &&
+               p.taps[t + count].in_block == tap.in_block &&
+               p.taps[t + count].out_block == tap.out_block) {
+          const BlockTap& here = p.taps[t + count];
+          offsets[count] = (here.run * p.run_rows() + here.row) * kBlockRowBytes;
+          ++count;
+        }
+        series.grads = grads + tap.out_block * p.grad_pitch();
+        series.rows = rows + tap.in_block * p.in_pitch();
+        const auto reduce = count == 4   ? block_reduce<4>
+                            : count == 3 ? block_reduce<3>
+                            : count == 2 ? block_reduce<2>
+                                         : block_reduce<1>;
+        reduce(tiles, series, offsets, p.out + (split * p.n_taps + t) * 256);
+        t += count;
+      }
+    }
+  }
+}

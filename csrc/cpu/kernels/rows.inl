@@ -1,0 +1,154 @@
+// What a chain computes on rows between its convolutions. Included once per kind of tile, after
+// blocks.inl. Channels are the lanes of a vector, so sums over positions need no last step; each
+// sum runs over kSumRows rows in float, longer ones continue in double.
+
+typedef float Lanes16 __attribute__((vector_size(64)));
+typedef int32_t Mask16 __attribute__((vector_size(64)));
+
+constexpr int kRowVectors = 2;
+constexpr int64_t kSumRows = 64;
+
+static inline __attribute__((always_inline)) void load_row(const char* row, Lanes16* x) {
+  typedef uint16_t Halves16 __attribute__((vector_size(32)));
+  typedef uint32_t Words16 __attribute__((vector_size(64)));
+  for (int i = 0; i < kRowVectors; ++i) {
+    Halves16 halves;
+    __builtin_memcpy(&halves, row + 32 * i, sizeof(halves));
+    const Words16 words = __builtin_convertvector(halves, Words16) << 16;
+    __builtin_memcpy(&x[i], &words, sizeof(words));
+  }
+}
+
+static inline __attribute__((always_inline)) void store_row(const Lanes16* x, char* row) {
+  alignas(64) float lanes[32];
+  __builtin_memcpy(lanes, x, sizeof(lanes));
+  write_row(lanes, lanes + 16, false, row);
+}
+
+// The 32 channels of one panel of a vector; without it zeros.
+struct RowVector {
+  Lanes16 lanes[kRowVectors];
+  RowVector(const float* vector, int64_t panel) : lanes{} {
+    if (vector != nullptr) {
+      __builtin_memcpy(lanes, vector + 32 * panel, sizeof(lanes));
+    }
+  }
+};
+
+static void to_rows(const RowConversion& p, int64_t part, int64_t parts, void* scratch) {
+  for (int64_t n = p.batch * part / parts; n < p.batch * (part + 1) / parts; ++n) {
+    fill_rows(p.signal, p.channels, p.length, PaddingMode::zeros, n, 0, p.length, p.rows.panel,
+              p.rows.at(n, 0, 0), static_cast<Bf16*>(scratch));
+  }
+}
+
+static void from_rows(const RowConversion& p, int64_t part, int64_t parts, void* scratch) {
+  const auto* tile = static_cast<const Bf16*>(scratch);
+  constexpr int64_t kStride = kBlockRowBytes / 2;  // halves
+  for (int64_t n = p.batch * part / parts; n < p.batch * (part + 1) / parts; ++n) {
+    for (int64_t c0 = 0; c0 < p.channels; c0 += kBlockSize) {
+      for (int64_t r = 0; r < p.length; r += kPairRows) {
+        const Bf16* rows = halves(p.rows.at(n, c0 / kBlockSize, r));
+        interleave_transposed(rows, rows + kStride, 2 * kStride, static_cast<char*>(scratch));
+        for (int64_t c = 0; c < min_of(kBlockSize, p.channels - c0); ++c) {
+          Bf16* to = static_cast<Bf16*>(p.signal.data) + n * p.signal.stride[0] +
+                     (c0 + c) * p.signal.stride[1] + r;
+          __builtin_memcpy(to, tile + c * kStride, min_of(kPairRows, p.length - r) * sizeof(Bf16));
+        }
+      }
+    }
+  }
+}
+
+static void border_sums(const BorderSums& p, int64_t part, int64_t parts, void*) {
+  const int64_t units = p.batch * p.panels;
+  for (int64_t unit = units * part / parts; unit < units * (part + 1) / parts; ++unit) {
+    const int64_t n = unit / p.panels, panel = unit % p.panels;
+    Lanes16 sum[kRowVectors] = {};
+    for (int64_t i = 0; i < p.count; ++i) {
+      const int64_t position = p.first + i * p.step;
+      if (position >= 0 && position < p.length) {
+        Lanes16 x[kRowVectors];
+        load_row(p.in.at(n, 2 * panel, position), x);
+        for (int j = 0; j < kRowVectors; ++j) {
+          sum[j] += x[j];
+        }
+      }
+      store_row(sum, p.out.at(n, 2 * panel, i * p.step));
+    }
+  }
+}
+
+// dz of one row, in place of its gradients.
+static inline __attribute__((always_inline)) void mask_row(const Lanes16* x,
+                                                           const RowVector& scale,
+                                                           const RowVector& shift,
+                                                           Lanes16* grad) {
+  for (int i = 0; i < kRowVectors; ++i) {
+    const Lanes16 z = x[i] * scale.lanes[i] + shift.lanes[i];
+    const Lanes16 zero = {};
+    grad[i] = z <= 0.0f ? zero : grad[i];
+  }
+}
+
+static void row_sums(const RowNorm& p, int64_t part, int64_t parts, void*) {
+  const int64_t units = p.batch * p.panels;
+  for (int64_t unit = units * part / parts; unit < units * (part + 1) / parts; ++unit) {
+    const int64_t n = unit / p.panels, panel = unit % p.panels;
+    const RowVector centre(p.centre, panel), scale(p.scale, panel), shift(p.shift, panel);
+    double* sums = p.sums + unit * 64;
+    for (int i = 0; i < 64; ++i) {
+      sums[i] = 0;
+    }
+    for (int64_t begin = 0; begin < p.length; begin += kSumRows) {
+      Lanes16 found[2 * kRowVectors] = {};
+      for (int64_t r = begin; r < min_of(p.length, begin + kSumRows); ++r) {
+        Lanes16 x[kRowVectors], grad[kRowVectors];
+        load_row(p.in.at(n, 2 * panel, r), x);
+        for (int i = 0; i < kRowVectors; ++i) {
+          x[i] -= centre.lanes[i];
+          grad[i] = x[i];
+        }
+        if (p.grad.data != nullptr) {
+          load_row(p.grad.at(n, 2 * panel, r), grad);
+          mask_row(x, scale, shift, grad);
+        }
+        for (int i = 0; i < kRowVectors; ++i) {
+          found[i] += grad[i];
+          found[kRowVectors + i] += grad[i] * x[i];
+        }
+      }
+      for (int i = 0; i < 64; ++i) {
+        sums[i] += static_cast<double>(found[i / 16][i % 16]);
+      }
+    }
+  }
+}
+
+static void norm_rows(const RowNorm& p, int64_t part, int64_t parts, void*) {
+  const int64_t units = p.batch * p.panels;
+  for (int64_t unit = units * part / parts; unit < units * (part + 1) / parts; ++unit) {
+    const int64_t n = unit / p.panels, panel = unit % p.panels;
+    const RowVector centre(p.centre, panel), scale(p.scale, panel), shift(p.shift, panel);
+    const RowVector slope(p.slope, panel), offset(p.offset, panel);
+    for (int64_t r = 0; r < p.length; ++r) {
+      Lanes16 x[kRowVectors], y[kRowVectors];
+      load_row(p.in.at(n, 2 * panel, r), x);
+      for (int i = 0; i < kRowVectors; ++i) {
+        x[i] -= centre.lanes[i];
+      }
+      if (p.grad.data != nullptr) {
+        load_row(p.grad.at(n, 2 * panel, r), y);
+        mask_row(x, scale, shift, y);
+      }
+      for (int i = 0; i < kRowVectors; ++i) {
+        const Lanes16 zero = {};
+        const Lanes16 z = x[i] * scale.lanes[i] + shift.lanes[i];
+        y[i] = p.grad.data == nullptr
+                   ? (z < 0.0f ? zero : z)
+                   : y[i] * scale.lanes[i] + (x[i] * slope.lanes[i] + offset.lanes[i]);
+      }
+      store_row(y, p.out.at(n, 2 * panel, r));
+    }
+  }
+}
