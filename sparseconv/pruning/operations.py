@@ -279,25 +279,25 @@ class SameDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.unlike: set[str] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        is_random = torch.Tag.nondeterministic_seeded in func.tags
         given, schema = kwargs or {}, func._schema
+        if torch.Tag.nondeterministic_seeded not in func.tags:
+            result = func(*args, **given)
+            is_view = any(x.alias_info and not x.alias_info.is_write for x in schema.returns)
+            for x in tree_leaves(result) if self.finite and not is_view else ():
+                if isinstance(x, Tensor) and x.is_floating_point() and not x.isfinite().all():
+                    x.nan_to_num_(0.5, 1, -1)
+            return result
         names = [argument.name for argument in schema.arguments]
-        if is_random and CALM.keys() & {*names}:
-            given = dict(zip(names, args, strict=False)) | given
-            given |= {name: calm for name, calm in CALM.items() if name in names}
-            return func(**given)
-        if is_random:
-            self.draws += 1
-            torch.default_generator.manual_seed(self.draws)
+        if calm := {name: value for name, value in CALM.items() if name in names}:
+            return func(**(dict(zip(names, args, strict=False)) | given | calm))
+        self.draws += 1
+        torch.default_generator.manual_seed(self.draws)
         result = func(*args, **given)
-        is_view = any(x.alias_info and not x.alias_info.is_write for x in schema.returns)
-        for x in tree_leaves(result) if is_random or (self.finite and not is_view) else ():
-            if not isinstance(x, Tensor) or not x.is_floating_point():
-                self.unlike |= {schema.name.removeprefix("aten::")} if is_random else set()
-            elif is_random:
+        for x in tree_leaves(result):
+            if isinstance(x, Tensor) and x.is_floating_point():
                 x.fill_(0.5)
-            elif not x.isfinite().all():
-                x.nan_to_num_(0.5, 1, -1)
+            else:
+                self.unlike.add(schema.name.removeprefix("aten::"))
         return result
 
 

@@ -76,7 +76,8 @@ FOLLOWED: dict[str, dict[str, Operation]] = {
     "random": {
         **named(torch, "bernoulli rand_like randn_like"),
         **named(F, "dropout dropout1d alpha_dropout"),
-        "gumbel": partial(F.gumbel_softmax, dim=2), "rrelu": partial(F.rrelu, training=True),
+        "gumbel": partial(F.gumbel_softmax, dim=2), "rrelu": lambda x: F.rrelu(
+            x - 0.6, training=True),
         "noise": lambda x: x + torch.randn(x.shape),
         "mask": lambda x: x * torch.rand(4, 1, 12).round(),
     },
