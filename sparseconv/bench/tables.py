@@ -101,6 +101,7 @@ def network(rows: Iterable[Row]) -> Table:
             ("vs settings", median("dense_best")),
             ("(which)", lambda row: row["settings"].get("dense_best", "")),
             ("vs compiled", median("dense_compiled")),
+            ("vs float32", median("float32")),
             ("MB", _megabytes("sparse")),
             ("masked MB", _megabytes("masked_dense")),
         ),

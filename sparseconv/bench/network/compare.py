@@ -42,6 +42,7 @@ MODES = {
     "update": "… with an update",
     "inference": "inference",
     "latency": "latency",
+    "blocks": "training step, blocks in bfloat16",
 }
 BASELINES = ("masked_dense", "dense_best", "dense_compiled")
 LENGTHS = (24, 128, 512)
@@ -59,9 +60,9 @@ Ways = Mapping[str, Callable[[], Call]]  # by name: makers of calls that compute
 Row = dict[str, Any]
 
 
-def evolved(in_channels: int) -> DSN:
+def evolved(in_channels: int, **options: Any) -> DSN:
     """Make a network with the kind of pattern that random growth tends to."""
-    return DSN(in_channels, 2, init="random")
+    return DSN(in_channels, 2, init="random", **options)
 
 
 def tasks(
@@ -71,8 +72,9 @@ def tasks(
 
     The step of ``"train"`` is zero_grad, forward, loss, backward, Adam, masks. ``"update"`` prunes
     and grows in each step as well, next to a ``"plain_step"`` that does not, and is compared with
-    ``masked_dense`` only. ``"latency"`` is ``"inference"`` of one series. What fails is left out
-    of its row, with the reason under ``"absent"``.
+    ``masked_dense`` only. ``"latency"`` is ``"inference"`` of one series. ``"blocks"`` are steps
+    under autocast to bfloat16, of blocks of 16 and of dense networks, next to ``"float32"``, a step
+    of single weights. What fails is left out of its row, with the reason under ``"absent"``.
     """
 
     def measure(
@@ -80,7 +82,8 @@ def tasks(
     ) -> list[Row]:
         with torch.random.fork_rng(devices=[]), threads(count):
             torch.manual_seed(0)
-            model, X = evolved(channels), torch.randn(batch, channels, length)
+            options = {"nf": 48, "block": 16} if mode == "blocks" else {}
+            model, X = evolved(channels, **options), torch.randn(batch, channels, length)
             if mode in ("inference", "latency"):
                 return [_inference_row(mode, model, X, rounds, chosen)]
             return [training_row(mode, model, X, torch.arange(batch) % 2, rounds, chosen)]
@@ -101,10 +104,13 @@ class TrainingStep:
     """zero_grad, forward, loss, backward, Adam and masks, of a copy of ``model`` or of its twin.
 
     ``name`` is ``"sparse"``, ``"masked_dense"`` (as its authors run it), ``"channels_last"``
-    (``as_images``) or ``"dense_compiled"``.
+    (``as_images``) or ``"dense_compiled"``. ``casts`` is autocast to bfloat16.
     """
 
-    def __init__(self, model: DSN, name: str, update_every: int = NEVER) -> None:
+    def __init__(
+        self, model: DSN, name: str, update_every: int = NEVER, casts: bool = False
+    ) -> None:
+        self._casts = casts
         if name == "sparse":
             self.model: nn.Module = copy.deepcopy(model)
         elif name == "channels_last":
@@ -127,7 +133,8 @@ class TrainingStep:
     def __call__(self, X: Tensor, y: Tensor) -> None:
         """Train on one batch."""
         self.optimizer.zero_grad()
-        F.nll_loss(self._network(X), y).backward()  # type: ignore[no-untyped-call]
+        loss = cast_loss(self._network, X, y, self._casts)
+        loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         self.scheduler.step()
 
@@ -162,9 +169,12 @@ def training_row(
     """Measure the training step of a model, which is left as it is, on one batch."""
     check_layers(model, len(X), X.shape[2])
     check_step(model, X, y)
+    casts = mode == "blocks"
+    if casts:
+        check_cast_step(model, X, y)
 
-    def step(name: str, update_every: int) -> Call:
-        call = partial(TrainingStep(model, name, update_every), X, y)
+    def step(name: str, update_every: int, model: DSN = model, casts: bool = casts) -> Call:
+        call = partial(TrainingStep(model, name, update_every, casts), X, y)
         call()  # compiles
         return call
 
@@ -173,6 +183,9 @@ def training_row(
     sides: dict[str, Ways] = {
         side: {way: partial(step, way, every)} for side, way in {"sparse": "sparse", **ways}.items()
     }
+    if casts:
+        single = evolved(X.shape[1], nf=48)
+        sides["float32"] = {"float32": partial(step, "sparse", NEVER, single, False)}
     if mode == "update":  # interleaved with the step that it is compared with
         sides["plain_step"] = {"plain_step": partial(step, "sparse", NEVER)}
     row = _row(mode, X, sides, rounds)
@@ -247,6 +260,30 @@ def check_step(model: DSN, X: Tensor, y: Tensor) -> None:
         if name != other:  # values, and the dense weight with its mask
             wanted = wanted[dense.get_submodule(other.removesuffix(".weight")).mask]
         _check(f"the gradient of {name} is", got, wanted)
+
+
+def cast_loss(network: Network, X: Tensor, y: Tensor, casts: bool) -> Tensor:
+    """Return the loss of a batch, under autocast to bfloat16 if it ``casts``."""
+    with torch.autocast("cpu", torch.bfloat16, enabled=casts):
+        found = network(X)
+    return F.nll_loss(found.to(torch.promote_types(found.dtype, torch.float32)), y)
+
+
+def check_cast_step(model: DSN, X: Tensor, y: Tensor) -> None:
+    """Check that gradients in bfloat16 are no further from float64 than twice those of torch."""
+
+    def gradients(network: nn.Module, X: Tensor, casts: bool) -> list[Tensor]:
+        loss = cast_loss(network, X, y, casts)
+        return [g.double() for g in torch.autograd.grad(loss, list(network.parameters()))]
+
+    dense = masked_copy(model).train()
+    exact = gradients(copy.deepcopy(model).double(), X.double(), False)
+    sparse, torchs = gradients(copy.deepcopy(model), X, True), gradients(dense, X, True)
+    masks = [layer.pattern.to_mask() for layer in model.sparse_layers()]
+    for got, other, wanted in zip(sparse, torchs, exact, strict=True):
+        other = other if other.shape == wanted.shape else other[masks.pop(0)]
+        if not (got - wanted).norm() <= 2 * (other - wanted).norm():
+            raise WrongResultError("a gradient in bfloat16 is too far from that in float64")
 
 
 def _row(mode: str, X: Tensor, sides: Mapping[str, Ways], rounds: int) -> Row:
