@@ -18,6 +18,7 @@
 #include "cpu/launch.h"
 #include "cpu/ops/rocket.h"
 #include "cpu/plan/plan_cache.h"
+#include "cpu/rows.h"
 
 namespace sparseconv {
 namespace {
@@ -92,13 +93,13 @@ PYBIND11_MODULE(_C, m) {
         sparseconv::check_geometry(sparseconv::geometry_numbers(geometry)));
   });
   m.def(
-      "has_blocks",
+      "fits_rows",
       [](const at::Tensor& crow, const at::Tensor& col, pybind11::handle geometry) {
-        return sparseconv::plan_of(crow, col, sparseconv::geometry_numbers(geometry))->blocks() !=
-               nullptr;
+        return sparseconv::fits_rows(
+            *sparseconv::plan_of(crow, col, sparseconv::geometry_numbers(geometry)));
       },
       pybind11::arg("crow_indices"), pybind11::arg("col_indices"), pybind11::arg("geometry"),
-      "Whether the pattern is one of blocks that a matrix unit multiplies.");
+      "Whether a chain in rows takes the convolution, on a matrix unit.");
   m.def("has_matrix_unit", [] { return sparseconv::choose_kernels().blocks != nullptr; });
   using at::Tensor;
   using sparseconv::MiniRocketPlan;

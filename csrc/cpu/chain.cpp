@@ -9,6 +9,7 @@
 #include "chain_order.h"
 #include "launch.h"
 #include "plan/plan_cache.h"
+#include "rows.h"
 
 namespace sparseconv {
 
@@ -70,7 +71,7 @@ void Chain::add_conv(const Tensor& crow, const Tensor& col, at::IntArrayRef geom
   TORCH_CHECK_VALUE(fits_lanes(plan->geometry),
                     "expected a convolution that keeps the length, of stride 1, padded with zeros "
                     "or replicated ends");
-  TORCH_CHECK_VALUE(!in_rows_ || plan->blocks() != nullptr,
+  TORCH_CHECK_VALUE(!in_rows_ || fits_rows(*plan),
                     "expected blocks of channels that share their taps");
   margin_ = std::max({margin_, plan->geometry.left, plan->geometry.right});
   stages_.push_back(
@@ -135,6 +136,8 @@ void Chain::check_parameters(const Tensor& x, int64_t channels, const Tensors& p
     TORCH_CHECK_VALUE(wanted == channels, "expected stage ", i, " to take ", channels,
                       " channels, but it takes ", wanted);
     channels = sparse ? stage.plan->geometry.out_channels : first->size(0);
+    TORCH_CHECK_VALUE(!in_rows_ || sparse || fits_rows(pointwise_plan(channels, wanted)),
+                      "expected fewer channels of a 1x1 convolution");
     TORCH_CHECK_VALUE(!sparse || (first->dim() == 1 && first->numel() == stage.plan->nnz),
                       "expected values of shape (", sparse ? stage.plan->nnz : 0, ",), but got ",
                       first->sizes());

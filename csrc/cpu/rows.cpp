@@ -5,12 +5,9 @@
 #include <ATen/ops/zeros.h>
 
 #include <algorithm>
-#include <array>
-#include <cmath>
 #include <cstring>
 #include <map>
 #include <mutex>
-#include <vector>
 
 #include "../checks.h"
 #include "launch.h"
@@ -18,19 +15,6 @@
 namespace sparseconv {
 
 namespace {
-
-constexpr int64_t kPanelChannels = 2 * kBlockSize;
-constexpr int64_t kRowGrain = 16 * 1024;  // rows worth a thread
-
-int64_t panels_of(int64_t channels) {
-  return ceil_div(channels, kPanelChannels);
-}
-
-float to_float(const char* half) {
-  uint16_t bits;
-  std::memcpy(&bits, half, sizeof(bits));
-  return at::BFloat16(bits, at::BFloat16::from_bits());
-}
 
 // Writes the rows that a convolution reads as its padding.
 void fill_margins(const Tensor& tensor,
@@ -57,80 +41,6 @@ void fill_margins(const Tensor& tensor,
       }
     }
   }
-}
-
-// The numbers of a vector, float32 or bfloat16; without one `otherwise`.
-std::vector<double> numbers(const Tensor& vector, int64_t channels, double otherwise) {
-  std::vector<double> found(channels, otherwise);
-  for (int64_t c = 0; vector.defined() && c < channels; ++c) {
-    found[c] = vector.scalar_type() == at::kFloat
-                   ? static_cast<double>(vector.const_data_ptr<float>()[c])
-                   : static_cast<float>(vector.const_data_ptr<at::BFloat16>()[c]);
-  }
-  return found;
-}
-
-// Lets a running statistic follow the batch's; without one nothing.
-void follow(const Tensor& running, const std::vector<double>& batch, double momentum) {
-  const auto update = [&](auto* kept) {
-    for (const double each : batch) {
-      *kept = static_cast<float>(momentum * each + (1 - momentum) * static_cast<float>(*kept));
-      ++kept;
-    }
-  };
-  if (running.defined() && running.scalar_type() == at::kFloat) {
-    update(running.mutable_data_ptr<float>());
-  } else if (running.defined()) {
-    update(running.mutable_data_ptr<at::BFloat16>());
-  }
-}
-
-Tensor tensor_of(const std::vector<double>& numbers) {
-  Tensor found = at::empty({static_cast<int64_t>(numbers.size())}, at::kFloat);
-  std::copy(numbers.begin(), numbers.end(), found.mutable_data_ptr<float>());
-  return found;
-}
-
-// Of each channel, a number for a kernel: whole panels, zeros after the channels.
-using PanelVector = std::vector<float>;
-template <typename Number>
-PanelVector of_channels(int64_t channels, Number number) {
-  PanelVector found(panels_of(channels) * kPanelChannels);
-  for (int64_t c = 0; c < channels; ++c) {
-    found[c] = static_cast<float>(number(c));
-  }
-  return found;
-}
-
-RowNorm norm_of(const Tensor& input, int64_t channels, const RowOrder& order) {
-  RowNorm p{};
-  p.in = order.of(input, channels);
-  p.batch = order.batch;
-  p.length = order.length;
-  p.panels = panels_of(channels);
-  return p;
-}
-
-void run_rows(const RowNorm& p, void (*kernel)(const RowNorm&, int64_t, int64_t, void*)) {
-  run_parts(p, kernel, p.batch * p.panels * p.length / kRowGrain);
-}
-
-// Two sums of each channel, over the series in their order.
-std::array<std::vector<double>, 2> sums_of(RowNorm p, int64_t channels) {
-  std::vector<double> parts(p.batch * p.panels * 2 * kPanelChannels);
-  p.sums = parts.data();
-  run_rows(p, checked_kernels().blocks->row_sums);
-  std::array<std::vector<double>, 2> sums{std::vector<double>(channels),
-                                          std::vector<double>(channels)};
-  for (int64_t n = 0; n < p.batch; ++n) {
-    for (int64_t c = 0; c < channels; ++c) {
-      for (int64_t i = 0; i < 2; ++i) {
-        sums[i][c] += parts[((n * p.panels + c / kPanelChannels) * 2 + i) * kPanelChannels +
-                            c % kPanelChannels];
-      }
-    }
-  }
-  return sums;
 }
 
 // The gradient of samples that were copied into the padding of one side, added to theirs: what the
@@ -179,7 +89,43 @@ void add_border(const Tensor& output,
   }
 }
 
+// Of more than one tap, which become channels.
+bool has_one_channel(const ConvPlan& plan) {
+  return plan.geometry.in_channels() == 1 && plan.geometry.kernel_size > 1;
+}
+
+// Of a convolution of one channel: the sample that each tap reads, as channels.
+Tensor unfolded(const Tensor& signal, const Geometry& g, const RowOrder& order) {
+  const int64_t width = g.left + order.length + g.right;
+  Tensor wide = at::zeros({order.batch, width}, at::kBFloat16);
+  wide.narrow(1, g.left, order.length).copy_(signal.select(1, 0));
+  if (g.mode != PaddingMode::zeros) {
+    wide.narrow(1, 0, g.left).copy_(signal.select(1, 0).narrow(1, 0, 1));
+    wide.narrow(1, width - g.right, g.right)
+        .copy_(signal.select(1, 0).narrow(1, order.length - 1, 1));
+  }
+  return to_rows(
+      wide.as_strided({order.batch, g.kernel_size, order.length}, {width, g.dilation, 1}), order);
+}
+
+// Calls visit(active weight, its place in the dense (C_out, K)) of a convolution of one channel.
+template <typename Visit>
+void for_each_weight(const ConvPlan& plan, Visit visit) {
+  const Geometry& g = plan.geometry;
+  for (int64_t o = 0; o < g.out_channels; ++o) {
+    for (int64_t e = plan.pointers()[o]; e < plan.pointers()[o + 1]; ++e) {
+      visit(e, o * g.kernel_size + plan.taps()[e]);
+    }
+  }
+}
+
 }  // namespace
+
+bool fits_rows(const ConvPlan& plan) {
+  const Geometry& g = plan.geometry;
+  return has_one_channel(plan) ? pointwise_plan(g.out_channels, g.kernel_size).blocks() != nullptr
+                               : plan.blocks() != nullptr;
+}
 
 int64_t scratch_bytes(const RowConversion& p) {
   return 2 * kBlockSize * staged(p.length) * 2 + kTileBytes;
@@ -229,6 +175,20 @@ Tensor row_fprop(const Tensor& input,
                  bool relu,
                  const RowOrder& order) {
   const Geometry& g = plan.geometry;
+  if (has_one_channel(plan)) {
+    const Tensor signal = from_rows(input, 1, order);
+    if (!signal.isfinite().all().item<bool>()) {  // inactive taps would make NaN of it
+      const Tensor cast = values.to(at::kBFloat16);
+      return to_rows(run_fprop(signal, cast, bias, g, plan.fprop(), relu), order);
+    }
+    const Tensor weight = at::zeros({g.out_channels * g.kernel_size}, at::kFloat);
+    const Tensor own = values.to(at::kFloat).contiguous();
+    for_each_weight(plan,
+                    [to = weight.mutable_data_ptr<float>(), from = own.const_data_ptr<float>()](
+                        int64_t e, int64_t at) { to[at] = from[e]; });
+    return row_fprop(unfolded(signal, g, order), weight, bias,
+                     pointwise_plan(g.out_channels, g.kernel_size), relu, order);
+  }
   fill_margins(input, g.in_channels(), order, g.left, g.right, g.mode);
   Tensor output = order.empty(g.out_channels);
   BlockCorrelation p{};
@@ -245,6 +205,11 @@ Tensor row_dgrad(const Tensor& grad,
                  const ConvPlan& plan,
                  const RowOrder& order) {
   const Geometry& g = plan.geometry;
+  if (has_one_channel(plan)) {  // seldom asked for: the gradient of the series
+    return to_rows(run_dgrad(from_rows(grad, g.out_channels, order), values.to(at::kBFloat16), g,
+                             plan.dgrad(), order.length),
+                   order);
+  }
   fill_margins(grad, g.out_channels, order, g.right, g.left, PaddingMode::zeros);
   Tensor output = order.empty(g.in_channels());
   BlockCorrelation p{};
@@ -273,6 +238,15 @@ Tensor row_wgrad(const Tensor& grad,
                  const ConvPlan& plan,
                  const RowOrder& order) {
   const Geometry& g = plan.geometry;
+  if (has_one_channel(plan)) {
+    const Tensor all = row_wgrad(grad, unfolded(from_rows(input, 1, order), g, order),
+                                 pointwise_plan(g.out_channels, g.kernel_size), order);
+    Tensor active = at::empty({plan.nnz}, at::kFloat);
+    for_each_weight(plan,
+                    [to = active.mutable_data_ptr<float>(), from = all.const_data_ptr<float>()](
+                        int64_t e, int64_t at) { to[e] = from[at]; });
+    return active;
+  }
   BlockWeightGradient p{};
   p.batch = order.batch;
   p.rows = order.length;
@@ -301,90 +275,6 @@ const ConvPlan& pointwise_plan(int64_t out_channels, int64_t in_channels) {
     found = plans.try_emplace(key, g, crow, col).first;
   }
   return found->second;
-}
-
-Tensor row_sum_of_channels(const Tensor& rows, int64_t channels, const RowOrder& order) {
-  return tensor_of(sums_of(norm_of(rows, channels, order), channels)[0]);
-}
-
-std::tuple<Tensor, Tensor, Tensor> row_norm_relu(const Tensor& input,
-                                                 int64_t channels,
-                                                 const RowOrder& order,
-                                                 const Norm& norm) {
-  RowNorm p = norm_of(input, channels, order);
-  const auto n = static_cast<double>(order.batch * order.length);
-  std::vector<double> mean = numbers(norm.running_mean, channels, 0);
-  std::vector<double> var = numbers(norm.running_var, channels, 1);
-  if (norm.training) {
-    // Distances from the first sample: sums of squares about 0 would cancel.
-    const PanelVector first = of_channels(channels, [&](int64_t c) {
-      return to_float(p.in.at(0, c / kBlockSize, 0) + c % kBlockSize * 2);
-    });
-    p.centre = first.data();
-    const auto [sums, squares] = sums_of(p, channels);
-    std::vector<double> unbiased(channels);
-    for (int64_t c = 0; c < channels; ++c) {
-      const double shift = sums[c] / n, distances = squares[c] - shift * sums[c];
-      mean[c] = first[c] + shift;
-      var[c] = (distances < 0 ? 0 : distances) / n;  // rounding; a NaN stays
-      unbiased[c] = var[c] * n / (n - 1);
-    }
-    follow(norm.running_mean, mean, norm.momentum);
-    follow(norm.running_var, unbiased, norm.momentum);
-  }
-  std::vector<double> invstd(channels);
-  for (int64_t c = 0; c < channels; ++c) {
-    invstd[c] = static_cast<float>(1 / std::sqrt(var[c] + norm.eps));
-  }
-  const std::vector<double> weight = numbers(norm.weight, channels, 1);
-  const std::vector<double> bias = numbers(norm.bias, channels, 0);
-  const PanelVector centre = of_channels(channels, [&](int64_t c) { return mean[c]; });
-  const PanelVector scale = of_channels(channels, [&](int64_t c) { return invstd[c] * weight[c]; });
-  const PanelVector shift = of_channels(channels, [&](int64_t c) { return bias[c]; });
-  Tensor output = order.empty(channels);
-  p.centre = centre.data();
-  p.scale = scale.data();
-  p.shift = shift.data();
-  p.out = order.of(output, channels);
-  run_rows(p, checked_kernels().blocks->norm_rows);
-  return {output, tensor_of(mean), tensor_of(invstd)};
-}
-
-std::tuple<Tensor, Tensor> row_norm_relu_gradient(const Tensor& grad,
-                                                  const Tensor& input,
-                                                  int64_t channels,
-                                                  const RowOrder& order,
-                                                  const Norm& norm,
-                                                  const Tensor& mean,
-                                                  const Tensor& invstd) {
-  RowNorm p = norm_of(input, channels, order);
-  const auto n = static_cast<double>(order.batch * order.length);
-  const std::vector<double> weight = numbers(norm.weight, channels, 1);
-  const std::vector<double> bias = numbers(norm.bias, channels, 0);
-  const std::vector<double> inverse = numbers(invstd, channels, 0);
-  const auto* means = mean.const_data_ptr<float>();
-  const PanelVector centre = of_channels(channels, [&](int64_t c) { return means[c]; });
-  const PanelVector scale =
-      of_channels(channels, [&](int64_t c) { return inverse[c] * weight[c]; });
-  const PanelVector shift = of_channels(channels, [&](int64_t c) { return bias[c]; });
-  p.grad = order.of(grad, channels);
-  p.centre = centre.data();
-  p.scale = scale.data();
-  p.shift = shift.data();
-  auto [sums, products] = sums_of(p, channels);  // of dz, and of dz * (x - mean)
-  for (int64_t c = 0; c < channels; ++c) {
-    products[c] *= inverse[c];
-  }
-  // grad_in = scale * dz - scale / n * (sum of dz + xhat * sum of dz * xhat)
-  const PanelVector offset =
-      of_channels(channels, [&](int64_t c) { return -scale[c] / n * sums[c]; });
-  const PanelVector slope =
-      of_channels(channels, [&](int64_t c) { return -scale[c] / n * products[c] * inverse[c]; });
-  p.slope = slope.data();
-  p.offset = offset.data();
-  p.out = p.grad;
-  run_rows(p, checked_kernels().blocks->norm_rows);
-  return {tensor_of(products), tensor_of(sums)};
 }
 
 }  // namespace sparseconv

@@ -11,6 +11,13 @@
 
 namespace sparseconv {
 
+constexpr int64_t kPanelChannels = 2 * kBlockSize;
+constexpr int64_t kRowGrain = 16 * 1024;  // rows worth a thread
+
+inline int64_t panels_of(int64_t channels) {
+  return ceil_div(channels, kPanelChannels);
+}
+
 struct RowOrder {
   int64_t batch, length, margin;  // idle rows before and after each series, at least 16
 
@@ -39,7 +46,11 @@ at::Tensor row_wgrad(const at::Tensor& grad,
                      const ConvPlan& plan,
                      const RowOrder& order);
 
-// The plan of a dense 1x1 convolution.
+// Whether those take the convolution: its pattern has blocks, or its input one channel, whose taps
+// are then the channels of a 1x1 convolution.
+bool fits_rows(const ConvPlan& plan);
+
+// The plan of a dense 1x1 convolution; without blocks if it has too many channels.
 const ConvPlan& pointwise_plan(int64_t out_channels, int64_t in_channels);
 
 at::Tensor row_sum_of_channels(const at::Tensor& rows, int64_t channels, const RowOrder& order);

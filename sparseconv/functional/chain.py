@@ -96,10 +96,10 @@ class NormRelu(NamedTuple):
 Stage = Conv | Pointwise | NormRelu  # each begins with two tensors: a weight, and a bias or None
 
 
-def has_blocks(pattern: KernelCSR, geometry: Geometry) -> bool:
-    """Whether a matrix unit can multiply the pattern's blocks."""
+def fits_rows(pattern: KernelCSR, geometry: Geometry) -> bool:
+    """Whether a matrix unit can multiply the pattern's blocks, or the taps of one channel."""
     assert extension is not None
-    return bool(extension.has_blocks(pattern.crow_indices, pattern.col_indices, geometry))
+    return bool(extension.fits_rows(pattern.crow_indices, pattern.col_indices, geometry))
 
 
 def keeps_order(geometry: Geometry) -> bool:

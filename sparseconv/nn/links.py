@@ -14,7 +14,7 @@ from sparseconv.functional.chain import (
     NormRelu,
     Pointwise,
     Stage,
-    has_blocks,
+    fits_rows,
     in_rows,
     keeps_order,
 )
@@ -82,7 +82,7 @@ class SparseLink(Link):
             return None
         values, bias = weights
         pattern = conv.pattern
-        if in_rows(x) and not pattern.cached(has_blocks, geometry):
+        if in_rows(x) and not pattern.cached(fits_rows, geometry):
             return None
         return Conv(values, bias, pattern, geometry, self.relu)
 

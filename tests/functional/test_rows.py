@@ -262,3 +262,32 @@ def test_single_weights_run_module_by_module(unit: str) -> None:
     block = block_module.Block(layer, nn.BatchNorm1d(16), nn.ReLU()).to(BF16)
     plain = nn.Sequential(*copy.deepcopy(block))
     assert block(x).equal(plain(x))
+
+
+@pytest.mark.promise("P1")
+@pytest.mark.parametrize("mode", ["zeros", "replicate"])
+def test_taps_of_one_channel_are_channels(mode: str, unit: str) -> None:
+    torch.manual_seed(0)
+    for (n, length), dilation in zip(SHAPES, (1, 2, 1, 3, 1, 2), strict=True):
+        pattern = KernelCSR.random((37, 1, 40), 300)
+        geometry = Geometry(pattern.shape, 1, (0, 39 * dilation), dilation, 1, mode)
+        x, grad = torch.randn(n, 1, length).to(BF16), torch.randn(n, 37, length).to(BF16)
+        conv = Conv(torch.randn(300).to(BF16), torch.randn(37).to(BF16), pattern, geometry)
+
+        def exact(x: Tensor, w: Tensor, b: Tensor, g: Tensor, conv: Conv = conv) -> list[Tensor]:
+            x, w, b = (t.double().requires_grad_() for t in (x, w, b))
+            y = sparse_conv1d(x, w, conv.pattern, b, padding=conv.geometry.padding,
+                              dilation=conv.geometry.dilation, padding_mode=mode,
+                              backend="reference")  # fmt: skip
+            return [y.detach(), *torch.autograd.grad(y, (x, w, b), g.double())]
+
+        given = x, conv.values, conv.bias, grad
+        wanted, size = exact(*given), exact(*(t.abs() for t in given))
+        for got, a, most in zip(results([conv], x, grad), wanted, size, strict=True):
+            assert ((got.double() - a).abs() <= 2 * UNIT * a.abs() + FLOAT * most).all()
+        # A tap that is not active must not make NaN of an infinity.
+        x[0, 0, length // 2] = math.inf
+        y = results([conv], x, grad)[0]
+        assert y.isfinite().equal(sparse_conv1d(x, *given[1:2], pattern, given[2],
+                                                padding=geometry.padding, dilation=dilation,
+                                                padding_mode=mode).isfinite())  # fmt: skip

@@ -28,6 +28,7 @@ class ConvPlan : public c10::intrusive_ptr_target {
   // Null if the pattern is not one of blocks.
   const BlockPlan* blocks() const;
   const int32_t* pointers() const { return crow_.data(); }
+  const int32_t* taps() const { return col_.data(); }
   int64_t nbytes() const { return nbytes_; }  // of all that was made so far
 
  private:
