@@ -80,13 +80,14 @@ def test_rows_of_every_mode(fake_times: list[list[str]], monkeypatch: pytest.Mon
         *((mode, 1) for mode in compare.MODES), ("latency", 2),
     ]  # fmt: skip
     for row in rows:
-        update, trains = row["mode"] == "update", row["mode"] in ("train", "update")
+        update, trains = row["mode"] == "update", row["mode"] in ("train", "update", "blocks")
         assert (row["model"], row["absent"], row["rounds"]) == ("DSN", {}, 5)
         assert row["batch"] == (1 if row["mode"] == "latency" else compare.BATCH)
         assert (row["length"], row["in_channels"]) == (10, 1)
         assert row["ms"]["sparse"] == pytest.approx(2)
         assert row["ratio"]["masked_dense"] == pytest.approx([5, 5, 5])
         others = {"masked_dense", "plain_step"} if update else set(SECONDS)
+        others |= {"float32"} if row["mode"] == "blocks" else set()
         assert set(row["ms"]) == {"sparse"} | others
         assert ("peak_bytes" in row) == trains
         fastest = None if update else "channels_last" if trains else "channels_last jit"
@@ -127,6 +128,21 @@ def test_a_wrong_network_is_not_timed(
         monkeypatch.setattr(block.Plan, "_run", wrong)
     with pytest.raises(WrongResultError, match=f"the (network's )?{what}.*(is|are) wrong"):
         measured(mode, baselines=["masked_dense"])
+    assert fake_times == []
+
+
+def test_wrong_gradients_in_bfloat16_are_not_timed(
+    fake_times: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = compare.cast_loss
+
+    def wrong(network: Any, X: Tensor, y: Tensor, casts: bool) -> Tensor:
+        sparse = isinstance(network, DSN) and network.sparse_layers()
+        return right(network, X, y, casts) * (1.3 if casts and sparse else 1)
+
+    monkeypatch.setattr(compare, "cast_loss", wrong)
+    with pytest.raises(WrongResultError, match="bfloat16"):
+        measured("blocks", baselines=["masked_dense"])
     assert fake_times == []
 
 

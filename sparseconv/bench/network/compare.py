@@ -40,9 +40,9 @@ from sparseconv.ops.backends import extension
 MODES = {
     "train": "training step",
     "update": "… with an update",
+    "blocks": "… of blocks in bfloat16",
     "inference": "inference",
     "latency": "latency",
-    "blocks": "training step, blocks in bfloat16",
 }
 BASELINES = ("masked_dense", "dense_best", "dense_compiled")
 LENGTHS = (24, 128, 512)
