@@ -30,7 +30,7 @@ SUITES = {
     "break_even": "30 to 100 % of the weights at other lengths, channels and kernel sizes",
     "options": "first layer, 1x1, stride, dilation, groups",
     "dtype": "float64, bfloat16 and float16",
-    "blocks": "blocks of 16 x 16 channels that share their taps, in bfloat16",
+    "blocks": "blocks of 16 x 16 channels that share their taps, in bfloat16; a training step too",
     "adversarial": "patterns and shapes that are hard to share out or to cut into blocks",
     "network": "the whole network: training step, update, inference, latency",
     "random_kernels": "features of ROCKET's and MiniROCKET's kernels, per series, beside aeon's",

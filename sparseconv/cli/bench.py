@@ -124,11 +124,12 @@ def tasks(
         for key, name, call in measures
         for count in counts
     ]
-    if "network" in others:
-        chosen = QUICK_BASELINES if arguments.quick else compare.BASELINES
-        found = compare.tasks(counts, rounds=rounds or compare.ROUNDS, baselines=chosen)
-        todo += [("network", *task) for task in found]
-    return todo
+    modes = list(compare.MODES) if "network" in others else []
+    if "blocks" in (arguments.suites or ()):
+        modes = modes or ["blocks"]
+    chosen = QUICK_BASELINES if arguments.quick else compare.BASELINES
+    found = compare.tasks(counts, modes, rounds=rounds or compare.ROUNDS, baselines=chosen)
+    return [*todo, *(("network", *task) for task in found)]
 
 
 def shown(found: Mapping[str, Any]) -> str:

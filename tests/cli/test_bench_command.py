@@ -25,9 +25,10 @@ def test_everything_that_is_written(
 ) -> None:
     net = network("train", 24, masked_dense=4.0)
 
-    def tasks(counts: list[int], **settings: Any) -> list[Any]:
+    def tasks(counts: list[int], modes: list[str], **settings: Any) -> list[Any]:
         assert (counts, settings["rounds"]) == ([1], bench.QUICK_ROUNDS)
         assert settings["baselines"] == bench.QUICK_BASELINES  # nothing compiled
+        assert modes == list(compare.MODES)
         return [("DSN train", lambda: [net])]
 
     monkeypatch.setattr(compare, "tasks", tasks)

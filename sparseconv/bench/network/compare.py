@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -40,7 +40,7 @@ from sparseconv.ops.backends import extension
 MODES = {
     "train": "training step",
     "update": "… with an update",
-    "blocks": "… of blocks in bfloat16",
+    "blocks": "training step, blocks in bfloat16",
     "inference": "inference",
     "latency": "latency",
 }
@@ -66,7 +66,11 @@ def evolved(in_channels: int, **options: Any) -> DSN:
 
 
 def tasks(
-    thread_counts: Sequence[int], *, rounds: int = ROUNDS, baselines: Sequence[str] = BASELINES
+    thread_counts: Sequence[int],
+    modes: Collection[str] = tuple(MODES),
+    *,
+    rounds: int = ROUNDS,
+    baselines: Sequence[str] = BASELINES,
 ) -> list[tuple[str, Callable[[], list[Row]]]]:
     """Make a task of each mode, length and number of threads; each with a name.
 
@@ -89,12 +93,12 @@ def tasks(
             return [training_row(mode, model, X, torch.arange(batch) % 2, rounds, chosen)]
 
     found: list[tuple[str, Callable[[], list[Row]]]] = []
-    for mode, length, count in itertools.product(MODES, LENGTHS, thread_counts):
+    for mode, length, count in itertools.product(modes, LENGTHS, thread_counts):
         batch = 1 if mode == "latency" else BATCH
         chosen = [name for name in baselines if name == "masked_dense" or mode != "update"]
         call = partial(measure, mode, batch, length, 1, count, chosen)
         found.append((f"DSN {mode} L={length}, {threads_text(count)}", call))
-    for shape in RECIPE if 1 in thread_counts else ():
+    for shape in RECIPE if 1 in thread_counts and "train" in modes else ():
         call = partial(measure, "train", *shape, 1, ("masked_dense",))
         found.append((f"DSN train {shape}", call))
     return found
