@@ -293,7 +293,7 @@ def prune_rocket(
 
     Raises:
         TypeError: another object. ValueError: one that is not fitted; other series.
-        NotImplementedError: one that decides by another ``estimator``, or another ridge.
+        NotImplementedError: one that decides by another ``estimator``, ridge or method.
 
     Example:
         >>> from aeon.classification.convolution_based import RocketClassifier
@@ -309,6 +309,12 @@ def prune_rocket(
     bank = KernelBank.from_aeon(classifier)
     kept = {name: copy.deepcopy(getattr(classifier, name)) for name in ("n_jobs", "random_state")}
     if hasattr(classifier, "pipeline_"):  # a transform has none
+        for method in ("_fit", "_predict", "_predict_proba"):
+            if not getattr(type(classifier), method).__module__.startswith("aeon."):
+                raise NotImplementedError(
+                    f"a pruned classifier cannot keep {type(classifier).__name__}.{method}; prune "
+                    "KernelBank.from_aeon(classifier).to_aeon(), and decide by decision_function"
+                )
         kept["class_weight"] = getattr(classifier.estimator_, "class_weight", None)
         _, *decides, last = classifier.pipeline_.named_steps.values()
         for steps in ([*decides, last], [*decides, classifier.estimator_]):  # one may be replaced

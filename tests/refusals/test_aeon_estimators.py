@@ -45,6 +45,11 @@ def head_of(estimator: Any, part: str = "") -> RocketClassifier:
     return fitted
 
 
+class Late(RocketClassifier):
+    def _predict(self, X: Any) -> Any:
+        return self.classes_[(self.pipeline_.decision_function(X) > -0.9).astype(int)]
+
+
 test_aeon_estimators = refusals(
     (lambda: fit(kernels="hydra"), ValueError, "kernels must be one of ('rocket', 'minirocket')"),
     (lambda: fit(n_kernels=0), ValueError, "n_kernels must be at least 1"),
@@ -86,6 +91,8 @@ test_aeon_estimators = refusals(
      NotImplementedError, "RidgeClassifierCV(alphas=[3])]; prune"),
     (lambda: prune_rocket(head_of(MaxAbsScaler(), "standardscaler"), X, Y), NotImplementedError,
      "cannot keep [MaxAbsScaler(), "),
+    (lambda: prune_rocket(Late(20).fit(X, Y), X, Y), NotImplementedError,
+     "keep Late._predict; prune"),
     (lambda: fit(class_weight={7: 2.0}), ValueError, "are not in class_weight"),
     (lambda: POCKETClassifier().decision_function(X), ValueError, "has not been fitted yet"),
 )  # fmt: skip
