@@ -61,8 +61,9 @@ class DSTScheduler:
     used several times, also what ``zero_grad()`` has discarded since), and released after the
     update. ``torch.autograd.grad`` and transforms of ``torch.func`` do not count, and what a
     gradient penalty adds by differentiating a gradient is not in it. A layer that the step left out
-    (LayerDrop), or whose dense gradient is 0, keeps its pattern in this update. A layer that has
-    had no gradient until the third update, as under ``torch.no_grad``, is named in a warning.
+    (LayerDrop), or whose dense gradient is 0, keeps its pattern in this update. A layer
+    without a gradient in each of the first three updates, as under ``torch.no_grad`` or where tasks
+    take turns, is named in a warning.
 
     Where ``torch.distributed`` is initialised, every rank constructs and steps its scheduler. Dense
     gradients are summed over the ranks (DistributedDataParallel does not know them), and an update
@@ -295,7 +296,7 @@ class DSTScheduler:
             kept = checks.check_layers(self._layers, self._copies, self._optimizer)
             training = [name for name, x in self._layers.items() if x.values.requires_grad]
             if self.grow == "gradient":
-                training = self._with_gradient(training, gradients, kept)
+                training = self._with_gradient(training, gradients)
             plans = [
                 self._plan_layer(name, fraction, gradients.get(name), kept) for name in training
             ]
@@ -323,9 +324,7 @@ class DSTScheduler:
             totals[name] = self._ranks.sum(own.contiguous())
         return totals
 
-    def _with_gradient(
-        self, names: list[str], gradients: Mapping[str, Any], kept: Holdings
-    ) -> list[str]:
+    def _with_gradient(self, names: list[str], gradients: Mapping[str, Any]) -> list[str]:
         """Return the layers whose gradient says where to grow; a step may leave out others."""
         seen = {name: grad for name in names if (grad := gradients.get(name)) is not None}
         if names and not seen:
@@ -342,16 +341,14 @@ class DSTScheduler:
                     "update_every == 0, call the function itself instead of its GraphedStep"
                 )
         for name in names:
-            values = self._layers[name]._parameters.get("values")
-            states = (vars(each).get("state", {}).get(values) for each in kept.optimizers)
-            trained = name in seen or getattr(values, "grad", None) is not None or any(states)
-            self._unseen[name] = -math.inf if trained else self._unseen.get(name, 0) + 1
+            self._unseen[name] = -math.inf if name in seen else self._unseen.get(name, 0) + 1
         if never := [name for name in names if self._unseen[name] == 3]:
             warnings.warn(
                 f"grow='gradient' never saw a gradient of {never} in three updates, so they keep "
                 "their patterns; freeze them with requires_grad_(False) if they do not train, else "
-                "look for torch.no_grad() or detach() around them",
-                stacklevel=4,
+                "look for torch.no_grad() or detach() around them, or choose an update_every that "
+                "does not always fall on steps without them",
+                stacklevel=7,  # the caller of step
             )
         return [name for name, grad in seen.items() if grad.any()]
 
