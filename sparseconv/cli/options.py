@@ -14,14 +14,14 @@ from sparseconv.dst.update import GROWTHS
 from sparseconv.models.dsn import DSN, INITS, PADDINGS
 from sparseconv.ops.backends import BACKENDS
 from sparseconv.rocket.bank import KINDS
-from sparseconv.training.recipe import Recipe
+from sparseconv.training.recipe import PRECISIONS, Recipe
 
 PROG = "python -m sparseconv"
 INTERRUPTED = 130  # exit code: the shell's for SIGINT
 
 _CHOICES = {
     "init": INITS, "padding": PADDINGS, "grow": GROWTHS, "backend": ("auto", *BACKENDS),
-    "kernels": KINDS,
+    "kernels": KINDS, "precision": PRECISIONS,
 }  # fmt: skip
 
 

@@ -31,7 +31,7 @@ class DSNClassifier(Shared, BaseClassifier):  # type: ignore[misc]
     Args:
         sparsity, nf, kernel_size, depth, n_groups, init, padding, block, backend: see
             ``models.DSN``.
-        epochs, ..., grow: see ``training.Recipe``.
+        epochs, ..., precision: see ``training.Recipe``.
         random_state: an int fixes everything that is drawn; a ``RandomState`` gives the seed;
             None draws a new seed for each fit.
         n_jobs: threads that torch may use in fit and predict, as aeon counts them: -1 means all
@@ -93,6 +93,7 @@ class DSNClassifier(Shared, BaseClassifier):  # type: ignore[misc]
         prune_fraction: float = Recipe.prune_fraction,
         prune_floor: float = Recipe.prune_floor,
         grow: str = Recipe.grow,
+        precision: str = Recipe.precision,
         backend: str = NETWORK["backend"],
         random_state: int | np.random.RandomState | None = None,
         n_jobs: int = 1,

@@ -8,6 +8,8 @@ from dataclasses import dataclass, fields
 from sparseconv.core.checks import count, flag, number
 from sparseconv.dst.update import check_fractions, check_growth, cosine_decay
 
+PRECISIONS = ("float32", "bfloat16")
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -29,6 +31,8 @@ class Recipe:
         prune_fraction: share of active weights moved by the first update.
         prune_floor: share moved once the cosine has fallen.
         grow: ``"random"`` (DSN), ``"gradient"`` (DSN_grad) or ``"static"`` (DSN_fix).
+        precision: ``"float32"``, or ``"bfloat16"``: trained under ``torch.autocast``. Weights,
+            gradients, the optimizer's state and predictions stay in the model's own type.
         seed: of the order of batches, of the grown weights and of torch's generators during
             training; on the command line also of the first weights.
 
@@ -54,6 +58,7 @@ class Recipe:
     prune_fraction: float = 0.5
     prune_floor: float = 0.001
     grow: str = "random"
+    precision: str = "float32"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -81,6 +86,8 @@ class Recipe:
             raise ValueError(f"decay_share must lie in (0, 1], but got {self.decay_share}")
         check_fractions(self.prune_fraction, self.prune_floor)
         check_growth(self.grow)
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision must be one of {PRECISIONS}, but got {self.precision!r}")
 
     def batch_size_for(self, n_cases: int) -> int:
         """Return the number of series in a batch for a training set of ``n_cases``."""

@@ -134,7 +134,10 @@ class Run:
     def _gradients(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Return the mean loss of a batch and how many of it are right; leave the gradients."""
         self.optimizer.zero_grad()
-        log_proba = self.model(x)
+        casts = self.recipe.precision == "bfloat16"
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=casts):
+            log_proba = self.model(x)
+        log_proba = log_proba.float() if casts else log_proba
         loss = F.nll_loss(log_proba, target)
         if self.penalty is not None:
             loss = loss + self.penalty()

@@ -60,6 +60,7 @@ test_train = refusals(
 test_recipe = refusals(
     (lambda: Recipe(epochs=0), ValueError, "epochs must be at least 1, but got 0"),
     (lambda: Recipe(epochs=1.5), TypeError, "epochs must be an int"),
+    (lambda: Recipe(precision="fp16"), ValueError, "('float32', 'bfloat16'), but got 'fp16'"),
     (lambda: Recipe(lr="fast"), TypeError, "lr must be a number, but got a str"),
     (lambda: Recipe(lr=math.nan), ValueError, "lr must be finite"),
     (lambda: Recipe(lr=1e-5), ValueError, "lr_min <= lr"),

@@ -23,6 +23,7 @@ RECIPE = {
     "epochs": 3, "lr": 2e-3, "lr_min": 1e-3, "weight_decay": 0.1, "batch_size": 7,
     "update_every_epochs": 2, "update_every_steps": 4, "skip_step_at_update": True,
     "decay_share": 0.5, "prune_fraction": 0.4, "prune_floor": 0.1, "grow": "gradient",
+    "precision": "bfloat16",
 }  # fmt: skip
 
 

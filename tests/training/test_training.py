@@ -28,7 +28,8 @@ def test_defaults_are_the_published_recipe() -> None:
     assert Recipe() == Recipe(
         epochs=1000, lr=3e-4, lr_min=1e-4, weight_decay=0.0, batch_size=None,
         update_every_epochs=5, update_every_steps=None, skip_step_at_update=False,
-        decay_share=0.8, prune_fraction=0.5, prune_floor=0.001, grow="random", seed=0,
+        decay_share=0.8, prune_fraction=0.5, prune_floor=0.001, grow="random", precision="float32",
+        seed=0,
     )  # fmt: skip
     sizes = {n: Recipe().batch_size_for(n) for n in (1, 20, 29, 30, 50, 159, 160, 5000)}
     assert sizes == {1: 2, 20: 2, 29: 2, 30: 3, 50: 5, 159: 15, 160: 16, 5000: 16}
@@ -264,3 +265,21 @@ def test_the_history_holds_the_penalty() -> None:
     assert both["train_loss"] == pytest.approx(loss, rel=1e-6)  # of float32
     assert not same(model.state_dict(), again.state_dict()), "its gradient moves the weights"
     assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_precision_is_autocast_of_the_training_passes() -> None:
+    X, y = data(20)
+    losses, dtypes = {}, {}
+    for precision in ("float32", "bfloat16"):
+        torch.manual_seed(0)
+        model, found = network(), []
+        model.head[1].register_forward_hook(lambda *a, found=found: found.append(a[2].dtype))
+        result = train(model, X, y, replace(RECIPE, precision=precision), progress=False)
+        losses[precision], dtypes[precision] = result.history[-1]["train_loss"], found
+        assert {p.dtype for p in model.parameters()} == {torch.float32}
+        assert predict_log_proba(model, X).dtype == torch.float32
+    assert set(dtypes["float32"]) == {torch.float32}
+    # A first pass tries the smallest batch, the last ones predict.
+    assert dtypes["bfloat16"].count(torch.bfloat16) == len(dtypes["float32"]) - 2
+    assert losses["bfloat16"] != losses["float32"]
+    assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.05)
