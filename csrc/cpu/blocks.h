@@ -87,7 +87,8 @@ struct BlockWeightGradient {
   int64_t n_taps;
   const int32_t* phases;
   int64_t n_runs;
-  int64_t span;  // rows of a run beyond those of one tap
+  int64_t reach;  // of a kernel, in inputs
+  int64_t span;   // rows of a run beyond those of one tap
   int64_t out_blocks, in_blocks;
   int64_t step;
   int64_t batch, in_channels, out_channels, rows;
@@ -99,6 +100,8 @@ struct BlockWeightGradient {
   float* out;  // (splits, n_taps, 16, 16), zeros
   int64_t splits;
 
+  // The first position that no gradient needs.
+  int64_t past() const { return origin + (rows - 1) * step + reach; }
   int64_t chunks() const { return ceil_div(rows, kBlockWgradRows); }
   // Gradients of a chunk, whole products of them.
   int64_t chunk_rows() const {

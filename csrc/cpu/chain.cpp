@@ -1,5 +1,6 @@
 #include "chain.h"
 
+#include <ATen/autocast_mode.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/ops/ones.h>
 #include <ATen/ops/threshold_backward.h>
@@ -24,8 +25,9 @@ bool is_half_or_float(const Tensor& x) {
   return x.scalar_type() == at::kBFloat16 || x.scalar_type() == at::kFloat;
 }
 
-void check_weights_type(const Tensor& x, const Tensor& weights, const char* name, bool in_rows) {
-  if (in_rows) {
+// `mixed`: of either type, whatever x has.
+void check_weights_type(const Tensor& x, const Tensor& weights, const char* name, bool mixed) {
+  if (mixed) {
     TORCH_CHECK_TYPE(is_half_or_float(weights) && weights.is_cpu(), "expected ", name,
                      " to be bfloat16 or float32, but got ", weights.scalar_type());
   } else {
@@ -38,10 +40,10 @@ void check_contiguous(const std::optional<Tensor>& vector,
                       const Tensor& x,
                       int64_t channels,
                       bool needed,
-                      bool in_rows) {
+                      bool mixed) {
   TORCH_CHECK_VALUE(vector.has_value() || !needed, "expected ", name);
   if (vector.has_value()) {
-    check_weights_type(x, *vector, name, in_rows);
+    check_weights_type(x, *vector, name, mixed);
     check_vector(*vector, name, *vector, channels);
     TORCH_CHECK_VALUE(vector->is_contiguous(), "expected ", name, " to be contiguous");
   }
@@ -106,6 +108,13 @@ void Chain::check(const Tensor& x,
       continue;
     }
     const Statistics& kept = statistics[i];
+    std::optional<at::ScalarType> type;
+    for (const auto& vector : {parameters[2 * i], parameters[2 * i + 1], kept.mean, kept.var}) {
+      if (vector.has_value()) {
+        type = type.value_or(vector->scalar_type());
+        TORCH_CHECK_TYPE(vector->scalar_type() == *type, "expected vectors of one type");
+      }
+    }
     TORCH_CHECK_VALUE(stage.training ? stage.eps > 0 : stage.eps >= 0, "expected eps above 0");
     check_contiguous(kept.mean, "running_mean", x, channels, !stage.training, in_rows_);
     check_contiguous(kept.var, "running_var", x, channels, !stage.training, in_rows_);
@@ -118,6 +127,8 @@ void Chain::check(const Tensor& x,
 void Chain::check_parameters(const Tensor& x, int64_t channels, const Tensors& parameters) const {
   TORCH_CHECK_VALUE(parameters.size() == 2 * stages_.size(), "expected two parameters of each of ",
                     stages_.size(), " stages, but got ", parameters.size());
+  // Without autocast torch's modules refuse weights of another type than the input's.
+  const bool casts = in_rows_ && at::autocast::is_autocast_enabled(at::kCPU);
   for (size_t i = 0; i < stages_.size(); ++i) {
     const Stage& stage = stages_[i];
     const std::optional<Tensor>& first = parameters[2 * i];
@@ -128,7 +139,7 @@ void Chain::check_parameters(const Tensor& x, int64_t channels, const Tensors& p
       continue;
     }
     TORCH_CHECK_VALUE(first.has_value(), "expected weights");
-    check_weights_type(x, *first, "weights", in_rows_);
+    check_weights_type(x, *first, "weights", casts);
     const bool sparse = stage.kind == Kind::conv;
     const int64_t wanted = sparse
                                ? stage.plan->geometry.in_channels()
@@ -141,7 +152,7 @@ void Chain::check_parameters(const Tensor& x, int64_t channels, const Tensors& p
     TORCH_CHECK_VALUE(!sparse || (first->dim() == 1 && first->numel() == stage.plan->nnz),
                       "expected values of shape (", sparse ? stage.plan->nnz : 0, ",), but got ",
                       first->sizes());
-    check_contiguous(second, "bias", x, channels, false, in_rows_);
+    check_contiguous(second, "bias", x, channels, false, casts);
   }
 }
 
@@ -225,6 +236,9 @@ Chain::Tensors Chain::backward(const Tensor& grad,
   const ForkGuard fork_guard;
   const at::AutoDispatchBelowADInplaceOrView below;
   const c10::impl::ExcludeDispatchKeyGuard no_casts(c10::DispatchKey::AutocastCPU);
+  TORCH_CHECK(!in_rows_ || checked_kernels().blocks != nullptr,
+              "expected the matrix unit of the forward pass, but SPARSECONV_CPU_ISA names another "
+              "instruction set since");
   const std::unique_ptr<ChainOrder> order = order_for(grad);
   Tensors found(1 + parameters.size());
   // The first of x and the parameters that needs a gradient: nothing is computed before it.

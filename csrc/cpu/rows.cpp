@@ -53,8 +53,8 @@ void add_border(const Tensor& output,
                 bool right) {
   const Geometry& g = plan.geometry;
   const int64_t reach = g.reach(), panels = panels_of(g.out_channels);
-  // Of each series a row for each tap; a tile has a row of each of 16 series.
-  const int64_t series = ceil_div(order.batch, kTileRowCount) * kTileRowCount;
+  // Of each series a row for each tap. A tile has a row of each of 16 series, from any of them on.
+  const int64_t series = order.batch + kTileRowCount - 1;
   const int64_t panel = reach * kBlockRowBytes;
   const Tensor sums = at::empty({series * panels * reach, kPanelChannels}, at::kBFloat16);
   char* first = static_cast<char*>(sums.mutable_data_ptr());

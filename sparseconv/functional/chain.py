@@ -190,20 +190,17 @@ def gradients_by_python(
         needed: whose gradients are asked for.
     """
 
-    # Parameters of a chain in bfloat16 may be float32: then all of it is.
-    dtypes = {x.dtype for x in inputs if x is not None}
-    dtype = grad.dtype if dtypes == {grad.dtype} else torch.float32
-
     def outputs(*wanted: Tensor) -> Tensor:
         given = iter(wanted)
-        found = (next(given) if need else x for x, need in zip(inputs, needed, strict=True))
-        y, *tensors = (x if x is None else x.to(dtype) for x in found)
+        y, *tensors = (next(given) if need else x for x, need in zip(inputs, needed, strict=True))
         for i, (name, *settings) in enumerate(stages):
-            y = _BY_TORCH[name](y, *tensors[2 * i : 2 * i + 2], *settings)
-        return cast(Tensor, y).to(grad.dtype)
+            own = tensors[2 * i : 2 * i + 2]
+            if grad.dtype == torch.bfloat16 and name != "norm_relu":  # as autocast does
+                y, *own = (t if t is None else t.to(grad.dtype) for t in (y, *own))
+            y = _BY_TORCH[name](y, *own, *settings)
+        return cast(Tensor, y)
 
     wanted = list(itertools.compress(inputs, needed))
-    # The casts are those above.
     with torch.autocast(grad.device.type, enabled=False):
         if torch._C._autograd._top_saved_tensors_default_hooks(True) is None:
             _, pull_back, *_ = torch.func.vjp(outputs, *wanted)

@@ -44,7 +44,7 @@ class Plan:
         links: list[Link] = []
         stages: list[Stage] = []
         for i, link in enumerate(self.links):
-            stage = link.stage(x) if links or _may_chain(x) else None
+            stage = link.stage(x) if links or (_may_chain(x) and link.may_begin(x)) else None
             if stage is not None:
                 links.append(link)
                 stages.append(stage)

@@ -45,6 +45,10 @@ class Link:
         """A stage that computes what the modules do, in a chain for x; None if they have to."""
         return None
 
+    def may_begin(self, x: Tensor) -> bool:
+        """Whether a chain for x may begin here."""
+        return True
+
     def weights_for(self, x: Tensor) -> Any:
         """Weights and bias of the convolution; None where the modules have to compute."""
         return weight_and_bias(self.conv)
@@ -115,6 +119,10 @@ class PooledLink(PointwiseLink):
 
 class NormLink(Link):
     """An ``nn.BatchNorm1d`` and ``nn.ReLU``; in eval mode while nothing is recorded."""
+
+    def may_begin(self, x: Tensor) -> bool:
+        """Not where the chain would round what torch normalises in float32."""
+        return x.dtype == torch.bfloat16 or not in_rows(x)
 
     def stage(self, x: Tensor) -> NormRelu | None:
         norm = self.modules[0]

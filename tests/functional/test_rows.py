@@ -172,7 +172,7 @@ def test_bits_depend_on_no_number_of_threads_and_the_twin_has_those_of_amx(
         x, first = torch.randn(n, 9, length).to(BF16), None
         for name, count in itertools.product(UNITS, (1, 2, 3)):
             monkeypatch.setenv("SPARSECONV_CPU_ISA", name)
-            with threads(count):
+            with threads(count), torch.autocast("cpu", BF16):
                 found = results(stages, x)
             first = first or found
             assert all(a.equal(b) for a, b in zip(found, first, strict=True)), (name, count, n)
@@ -235,7 +235,6 @@ def test_autocast_and_a_model_of_bfloat16(unit: str, monkeypatch: pytest.MonkeyP
 
 
 def test_gradients_of_gradients(unit: str) -> None:
-    """In float32: of the function that rounding approximates."""
     torch.manual_seed(0)
     stages = [conv_of(16, 16, (0, 2), "zeros"), Pointwise(torch.randn(4, 16, 1).to(BF16))]
     x = torch.randn(2, 16, 9).to(BF16).requires_grad_()
@@ -291,3 +290,38 @@ def test_taps_of_one_channel_are_channels(mode: str, unit: str) -> None:
         assert y.isfinite().equal(sparse_conv1d(x, *given[1:2], pattern, given[2],
                                                 padding=geometry.padding, dilation=dilation,
                                                 padding_mode=mode).isfinite())  # fmt: skip
+
+
+def test_a_norm_that_begins_keeps_float32_and_types_are_those_of_modules(unit: str) -> None:
+    torch.manual_seed(0)
+    conv = SparseConv1d(32, 32, 3, padding=1, block=16)
+    block = block_module.Block(nn.BatchNorm1d(32), nn.ReLU(), conv, nn.BatchNorm1d(32), nn.ReLU())
+    x = 1000 + torch.randn(3, 32, 40)
+    plain = nn.Sequential(*copy.deepcopy(block))
+    with torch.autocast("cpu", BF16):
+        y, wanted = block(x), plain(x)
+    assert (y - wanted).norm() <= 4 * UNIT * wanted.norm()
+    torch.testing.assert_close(block[0].running_var, plain[0].running_var)
+    for modules in (block[2:], plain[2:]):
+        with pytest.raises((RuntimeError, TypeError), match=r"(?i)type"):
+            modules(x.to(BF16))  # float32 weights without autocast
+
+
+def test_a_1x1_convolution_of_too_many_channels_runs_as_a_module(unit: str) -> None:
+    block = block_module.Block(SparseConv1d(16, 16, 3, padding=1, block=16), nn.Conv1d(16, 2100, 1))
+    x = torch.randn(1, 16, 5)
+    with torch.autocast("cpu", BF16):
+        torch.testing.assert_close(block(x), nn.Sequential(*block)(x))
+
+
+def test_backward_without_the_unit_of_the_forward_pass(
+    unit: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stages = [Pointwise(torch.randn(4, 16, 1).to(BF16).requires_grad_())]
+    y = Chain()(torch.randn(2, 16, 9).to(BF16), stages)
+    assert y is not None
+    monkeypatch.setenv("SPARSECONV_CPU_ISA", "baseline")
+    assert extension is not None
+    assert extension.isa() == "baseline"
+    with pytest.raises(RuntimeError, match="SPARSECONV_CPU_ISA names another"):
+        y.sum().backward()

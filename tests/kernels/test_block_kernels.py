@@ -98,6 +98,25 @@ def test_bits_depend_on_no_number_of_threads(engines):
             assert all(a.equal(b) for a, b in zip(found[0], other, strict=True))
 
 
+@pytest.mark.promise("P5")
+def test_runs_of_different_spans_fold_inside_the_series(engines):
+    # Phases of the stride reach differently far; all are staged for the longest.
+    mask = torch.zeros(16, 16, 8, dtype=torch.bool)
+    mask[..., [1, 4, 5]] = True
+    x = torch.randn(2, 16, 9).to(torch.bfloat16)
+    pattern = KernelCSR.from_mask(mask, 16)
+    values = torch.randn(pattern.nnz).to(torch.bfloat16).requires_grad_()
+    for mode in ("reflect", "circular"):
+        y = sparse_conv1d(x, values, pattern, stride=5, padding=7, padding_mode=mode)
+        grad = torch.randn_like(y)
+        exact = values.detach().double().requires_grad_()
+        wide = sparse_conv1d(x.double(), exact, pattern, stride=5, padding=7, padding_mode=mode,
+                             backend="reference")  # fmt: skip
+        (got,) = torch.autograd.grad(y, values, grad)
+        (wanted,) = torch.autograd.grad(wide, exact, grad.double())
+        torch.testing.assert_close(got.double(), wanted, rtol=2**-8, atol=1e-5)
+
+
 def test_the_twin_computes_the_bits_of_amx(monkeypatch, campaign):
     if "amx" not in UNITS:
         pytest.skip("needs a CPU with AMX")

@@ -70,12 +70,14 @@ static void fill_pairs(const BlockWeightGradient& p,
   const int64_t needed = ceil_div(rows, kPairRows) * kPairRows + p.span, width = staged(needed + 1);
   for (int64_t c0 = 0; c0 < p.in_channels; c0 += kBlockSize, to += block_pitch) {
     for (int64_t run = 0; run < p.n_runs; ++run) {
+      // The span is that of the longest run.
+      const int64_t begin = start + p.phases[run];
+      const int64_t samples = min_of(rows + p.span, ceil_div(p.past() - begin, p.step));
       for (int64_t c = 0; c < kBlockSize; ++c) {
         if (c0 + c < p.in_channels) {
-          stage_samples(series_of(p.in, n, c0 + c), p.in.stride[2], p.in_length, p.mode,
-                        start + p.phases[run], p.step, rows + p.span, stage + c * width);
-          __builtin_memset(stage + c * width + rows + p.span, 0,
-                           (width - rows - p.span) * sizeof(Bf16));
+          stage_samples(series_of(p.in, n, c0 + c), p.in.stride[2], p.in_length, p.mode, begin,
+                        p.step, samples, stage + c * width);
+          __builtin_memset(stage + c * width + samples, 0, (width - samples) * sizeof(Bf16));
         } else {
           __builtin_memset(stage + c * width, 0, width * sizeof(Bf16));
         }

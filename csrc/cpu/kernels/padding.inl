@@ -1,4 +1,5 @@
-// What a kernel reads beyond the ends of a series: the padding modes, and nowhere else.
+// What a kernel reads beyond the ends of a series: the padding modes. Blocks read
+// single samples by fold_position (blocks.inl), and rows beyond the ends (rows.cpp).
 
 template <typename T, typename S>
 static void read_outside(T* out,

@@ -188,6 +188,7 @@ std::optional<Tensor> run_block_wgrad(BlockWeightGradient& p, const ConvPlan& pl
   p.phases = blocks.phases.data();
   p.n_runs = static_cast<int64_t>(blocks.phases.size());
   p.span = blocks.span;
+  p.reach = g.reach();
   p.out_blocks = ceil_div(g.out_channels, kBlockSize);
   p.in_blocks = ceil_div(g.in_channels(), kBlockSize);
   p.step = g.stride;
