@@ -23,6 +23,7 @@ from sparseconv.nn.modules import (
     hooks_of,
     owners_of,
 )
+from sparseconv.nn.padded_conv import REMEDY
 
 
 class ObstacleError(Exception):
@@ -192,9 +193,9 @@ def weight_and_mask(conv: nn.Conv1d, given: Tensor | None) -> tuple[Tensor, Tens
     if is_lazy(weight):
         raise ObstacleError("it has no weight yet; run the model once before")
     if added := _added(conv):
-        raise ObstacleError(
-            f"it has {', '.join(added)}, which would be lost; convert first, then add them again"
-        )
+        own = type_before_parametrizations(conv) is not nn.Conv1d and added != ["hooks"]
+        remedy = REMEDY if own else "convert first, then add them again"
+        raise ObstacleError(f"it has {', '.join(added)}, which would be lost; {remedy}")
     if weight.dtype not in DTYPES:
         raise ObstacleError(f"{weight.dtype} is not supported; convert it to one of {DTYPES}")
     if weight.is_meta:

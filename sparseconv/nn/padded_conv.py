@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from sparseconv.nn.modules import computes_as, deepcopy_model
 from sparseconv.nn.state import shared_options
 
 _MODES = {"zeros": "constant", **{mode: mode for mode in ("replicate", "reflect", "circular")}}
+REMEDY = "copy its weight and bias into an nn.Conv1d, and put what else it does into a module around that"
 
 
 def convolution_of(conv: nn.Conv1d) -> dict[str, Any]:
@@ -30,13 +32,14 @@ def convolution_of(conv: nn.Conv1d) -> dict[str, Any]:
     try:
         if own or kind.__call__ is not nn.Module.__call__:
             raise TypeError("it is called in another way")
+        if len(takes := inspect.signature(conv.forward).parameters) > 1:
+            raise TypeError(f"its forward takes {', '.join(takes)}, not the series alone")
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             return shared_options(conv) | _padding_of(_with_random_weights(conv, kind))
     except Exception as error:  # of any code
         raise TypeError(
             f"conv must pad, convolve and cut off ends only, but {kind.__name__} has its own "
-            f"code: {error}; copy its weight and bias into an nn.Conv1d, and put what else it does "
-            "into a module around that"
+            f"code: {error}; {REMEDY}"
         ) from None
 
 

@@ -133,7 +133,17 @@ class OwnConv(nn.Conv1d):
         return super().forward(x).relu()
 
 
+class MaskedConv(nn.Conv1d):
+    def __init__(self, *args: int) -> None:
+        super().__init__(*args)
+        self.register_buffer("mask", torch.ones(self.weight.shape))
+
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return super()._conv_forward(x, weight * self.mask, bias)
+
+
 REASONS = {
+    "masked": "it has an attribute 'mask', which would be lost; copy its weight and bias into an",
     "own": "OwnConv has its own code: it computes something else; copy its weight and bias into",
     "lazy": "it has no weight yet; run the model once",
     "tied": "it shares its weight with 'tied_too'; give it its own",
@@ -156,7 +166,8 @@ class Odd(nn.Module):
         super().__init__()
         for name in (*REASONS, "fine"):
             setattr(self, name, nn.Conv1d(2, 2, 3))
-        self.own, self.lazy = OwnConv(2, 2, 3), nn.LazyConv1d(2, 3)
+        self.own, self.masked = OwnConv(2, 2, 3), MaskedConv(2, 2, 3)
+        self.lazy = nn.LazyConv1d(2, 3)
         self.tied_too = nn.Conv1d(2, 2, 3)
         self.tied_too.weight = self.tied.weight
         parametrizations.weight_norm(self.normed)
