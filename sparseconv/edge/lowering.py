@@ -119,8 +119,10 @@ def _walk(program: torch.export.ExportedProgram, build: Builder, series: Value) 
                 build.shared.update(part.of for part in parts if isinstance(part, Value))
             held[node.name] = y
     if len(found) != 1 or not isinstance(found[0], Value):
+        several = f"{len(found)} tensors; return one"
         raise ValueError(
-            f"expected a model that returns scores (n_cases, n_classes), but it returns {found}"
+            "expected a model that returns scores (n_cases, n_classes), but it returns "
+            f"{'what does not depend on the series' if len(found) == 1 else several}"
         )
     return found[0]
 

@@ -14,7 +14,10 @@ from sparseconv.nn.modules import computes_as, deepcopy_model
 from sparseconv.nn.state import shared_options
 
 _MODES = {"zeros": "constant", **{mode: mode for mode in ("replicate", "reflect", "circular")}}
-REMEDY = "copy its weight and bias into an nn.Conv1d, and put what else it does into a module around that"
+REMEDY = (
+    "copy its weight and bias into an nn.Conv1d, and put what else it does into a module around "
+    "that"
+)
 
 
 def convolution_of(conv: nn.Conv1d) -> dict[str, Any]:
