@@ -202,6 +202,12 @@ def _read_lines(path: Path) -> tuple[Any, Any]:
     missing = re.compile(rf"(?<={between}) *{'[?]' if mark is None else '[?]?'} *(?={between}|$)")
     samples = (missing.sub("nan", line) for line in lines)
     X = np.loadtxt(samples, converters={0: lambda label: 0.0}, **options)[:, 1:]
+    header = X.shape[1] > 1 and labels[0] == "0" and (X[0] == range(1, 1 + X.shape[1])).all()
+    if header or (len(labels) > 2 and np.array_equal(labels, np.arange(len(labels)).astype(str))):
+        raise ValueError(
+            f"its first {'line' if header else 'column'} counts 0, 1, 2, ..., as pandas numbers "
+            "what it writes; write it with header=False, index=False"
+        )
     distinct, last = len(np.unique(labels)), len(np.unique(X[:, -1:]))
     if distinct > max(2 * last, len(labels) / 2) and any("." in label for label in labels):
         raise ValueError(f"{distinct} different labels, but {last} numbers in the last column")

@@ -72,6 +72,8 @@ test_load_dataset = refusals(
     (lambda: lines("1\n2"), ValueError, "but got float64 of shape (2, 1, 0)"),
     (lambda: lines("\n"), ValueError, "it is empty"),
     (lambda: folder_of({"a_TRAIN.csv": "1,2"}), ValueError, "a_TEST.csv is missing"),
+    (lambda: lines("0,1,2\n1.0,3,4\n2.0,5,6"), ValueError, "its first line counts 0, 1, 2"),
+    (lambda: lines("0,1,7\n1,2,4\n2,1,6"), ValueError, "with header=False, index=False"),
     (lambda: lines("0.1,2,a\n0.3,4,b"), ValueError, "'a' to float64 at row 0, column 3.);"),
     (lambda: lines("\n".join(f"0.{i},2,{i % 2}" for i in range(9))), ValueError,
      "9 different labels, but 2 numbers in the last column); expected lines without a header"),
