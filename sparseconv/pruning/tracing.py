@@ -259,7 +259,11 @@ class _Tracer(TorchFunctionMode):
     # After the run
 
     def run_idle(self, arguments: tuple[Any, ...]) -> None:
-        """Keep what layers read that only train mode calls: a second head would not fit later."""
+        """Keep what layers read, or may read, that this run did not call: they must fit later.
+
+        Train mode shows it for a second head, or names what cannot be seen: other inputs, or
+        draws, may call a layer with whatever has its widths.
+        """
         idle = {
             name: module
             for name, module in self.model.named_modules()
@@ -269,7 +273,7 @@ class _Tracer(TorchFunctionMode):
         }
         if not idle:
             return
-        self.kept |= dict.fromkeys(idle.values(), "it is not called in eval mode")
+        self.kept |= dict.fromkeys(idle.values(), "this example does not call it in eval mode")
         self.model.train()
         for module in self.model.modules():
             if isinstance(module, NORMS):
@@ -286,6 +290,17 @@ class _Tracer(TorchFunctionMode):
             )
             for _, _, x in [*self.numbers.tensors.values()]:
                 self.numbers.fix(why, x)
+        for name, module in idle.items():
+            own = {id(x) for x in module.parameters(recurse=False)}
+            if self.used & {name, *own}:
+                continue
+            self.kept[module] = "this example does not call it"
+            why = f"{name!r}, which this example does not call, may read or replace its channels"
+            for numbers, _, _ in [*self.numbers.tensors.values()]:
+                if len(numbers) in _sizes(module):
+                    self.numbers.fix_numbers(
+                        f"{why}; if nothing calls it, name it in ignore", numbers
+                    )
 
     def found(self, n_series: int) -> Channels:
         """Return the network's channels."""
@@ -313,6 +328,13 @@ def _widths(module: Any) -> tuple[int, int]:
     inputs = next(getattr(module, key) for key in keys if hasattr(module, key))
     outputs = [getattr(module, x) for x in ("out_channels", "out_features") if hasattr(module, x)]
     return inputs, outputs[0] if outputs else inputs
+
+
+def _sizes(module: nn.Module) -> set[int]:
+    """Return the numbers of channels that a module may read, or make."""
+    if isinstance(module, PRUNABLE):
+        return {*_widths(module)}
+    return {size for x in module.parameters(recurse=False) for size in x.shape}
 
 
 def _unlike(module: nn.Module, given: list[Tensor], output: Any) -> str | None:

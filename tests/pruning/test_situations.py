@@ -236,7 +236,7 @@ class Later(nn.Module):
         torch.manual_seed(0)
         self.a, self.b, self.c = nn.Conv1d(2, 8, 3), nn.Conv1d(8, 8, 3), nn.Conv1d(8, 8, 3)
         self.head, self.aux, self.norm = nn.Linear(8, 3), nn.Linear(16, 3), nn.BatchNorm1d(3)
-        self.dead = nn.Conv1d(8, 8, 1)
+        self.dead = nn.Conv1d(5, 5, 1)
 
     def forward(self, x: Tensor, target: Any = None) -> Any:
         a = self.a(x).relu()
@@ -251,14 +251,43 @@ def test_layers_that_eval_mode_does_not_call() -> None:
     model = Later().double()
     small, report = sc.prune_filters(model, (X[:1], Y.double()), Magnitude(), ratio=0.5)
     assert filters(report) == {"a": 8, "b": 8, "c": 4, "head": 3}
-    assert "its channels meet 'aux': it is not called in eval mode" in report.left["a"]
-    assert report.left["dead"] == "it is not called in eval mode"
+    assert "its channels meet 'aux': this example does not call it in eval mode" in report.left["a"]
+    assert report.left["dead"] == "this example does not call it"
     assert [y.shape for y in small.train()(X, Y.double())] == [(10, 3), (10, 3)]
     with pytest.raises(
         ValueError, match=r"\['aux', 'norm', 'dead'\], which eval mode does not call"
     ):
         pruned(model)  # without the target, which train mode needs
     assert filters(pruned(model, ignore=["dead", "aux", "norm", "a", "b"])[1])["c"] == 4
+
+
+class Sometimes(nn.Module):
+    """Calls a layer for long series, or by chance."""
+
+    def __init__(self, layer: nn.Module, calls: Callable[[Tensor], bool]) -> None:
+        super().__init__()
+        self.layer, self.calls = layer, calls
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layer(x) if self.calls(x) else x
+
+
+def test_layers_that_longer_series_call() -> None:
+    model = between(Sometimes(nn.Conv1d(8, 8, 1), lambda x: x.shape[2] > 64)).double()
+    small, report = sc.prune_filters(model, X, Magnitude(), ratio=0.5)
+    assert filters(report) == {"0": 8, "4": 3, "6": 3}
+    assert "'2.layer', which this example does not call, may read or" in report.left["0"]
+    assert small(torch.zeros(1, 2, 99).double()).shape == (1, 3)
+    assert filters(pruned(model, ignore=["2.layer"])[1])["0"] == 4
+
+
+@pytest.mark.parametrize("seed", [0, 4, 7, 9])
+def test_layers_that_chance_calls(seed: int) -> None:
+    random.seed(seed)
+    chance = Sometimes(nn.Conv1d(8, 8, 1), lambda _: random.random() > 0.5)
+    small, _ = sc.prune_filters(between(chance).double(), X, Magnitude(), ratio=0.5)
+    for _ in range(8):
+        assert small(X).shape == (10, 3)
 
 
 class Scaled(nn.Module):
