@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 Array = npt.NDArray[Any]
 NUMBERS = "biuf"  # NumPy's letters of types
@@ -93,6 +95,23 @@ def three_axes(owner: str, key: str, raw: Any) -> Array:
     if found.ndim != 3 or 0 in found.shape:
         raise ValueError(f"{expectation}, but got {found.dtype} of shape {found.shape}")
     return found.astype(np.uint8) if found.dtype == bool else found
+
+
+@contextlib.contextmanager
+def fitting(arguments: tuple[Any, ...]) -> Iterator[None]:
+    """Add to PyTorch's error of a model that runs in the block what its input should be."""
+    try:
+        yield
+    except (RuntimeError, IndexError) as error:
+        if type(error) not in (RuntimeError, IndexError):  # of another kind, as NotImplementedError
+            raise
+        shapes = ", ".join(
+            str(tuple(x.shape)) for x in tree_leaves(arguments) if hasattr(x, "shape")
+        )
+        raise RuntimeError(
+            f"the model does not take an example input of shape {shapes}: {error}; expected "
+            "(n_cases, n_channels, n_timepoints), one series as x[None]"
+        ) from error
 
 
 def warn_if_swapped(shape: tuple[int, ...]) -> None:

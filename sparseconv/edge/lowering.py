@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils._pytree import tree_leaves
 
+from sparseconv.core.arrays import fitting
 from sparseconv.edge.builder import Builder, Call, Value, ordered
 from sparseconv.edge.layers import AnyStep, Network
 from sparseconv.edge.operations import RULES, STAY, arithmetic, joined, moved, stays
@@ -35,7 +36,8 @@ def lower(model: nn.Module, channels: int, length: int) -> Network:
                 raise ValueError("expected a model in eval mode; call model.eval()")
     zeros = torch.zeros(1, channels, length)
     with torch.autocast("cpu", enabled=False), warnings.catch_warnings():
-        model(zeros)  # PyTorch refuses what does not fit together
+        with fitting((zeros,)):
+            model(zeros)
         try:
             warnings.simplefilter("ignore")  # of a pruned weight, which is an attribute
             program = torch.export.export(model, (zeros,), strict=False)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from sparseconv.core.arrays import as_tensor
+from sparseconv.core.arrays import as_tensor, fitting
 from sparseconv.core.checks import count
 from sparseconv.measure.records import INFERENCE, TRAINING, BeforeAfter, Counts, LayerTimes, Verdict
 from sparseconv.measure.timing import LEAST_ROUNDS, Times, collector_paused, interleave
@@ -124,7 +124,10 @@ def capture(
     # A compiled model would not know of the hooks; importing the compiler takes seconds.
     compiling = "torch._dynamo" in sys.modules
     try:
-        with torch.compiler.set_stance("force_eager") if compiling else nullcontext():
+        with (
+            torch.compiler.set_stance("force_eager") if compiling else nullcontext(),
+            fitting(arguments),
+        ):
             model(*arguments)
     finally:
         for handle in handles:

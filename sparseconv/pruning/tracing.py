@@ -24,6 +24,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from sparseconv.core.arrays import fitting
 from sparseconv.nn.modules import owners_of
 from sparseconv.nn.pooling import ShortAvgPool1d
 from sparseconv.pruning.channels import FILTERED, NORMS, Channels, Layer, Numbers, numbered_units
@@ -55,7 +56,7 @@ def trace(model: nn.Module, arguments: tuple[Any, ...], ignore: Iterable[str] = 
         for name, module in model.named_modules():
             tracer.watch(name, module, stack)
         # With the same draws everywhere noise is a constant, and may be tried again.
-        with tracer.flops, SameDraws(), tracer:
+        with fitting(arguments), tracer.flops, SameDraws(), tracer:
             out = model(*arguments)
         tracer.numbers.fix("the model returns its channels", *output_tensors(out))
         tracer.run_idle(arguments)

@@ -10,6 +10,7 @@ from sparseconv import SparseConv1d, convert, to_dense
 
 X = torch.randn(2, 3, 40)
 MODEL = nn.Sequential(nn.Conv1d(3, 4, 9), nn.ReLU())
+SMALL = nn.Sequential(nn.Conv1d(3, 4, 9), nn.Flatten(), nn.Linear(128, 2))
 
 
 def distributed(model: nn.Module) -> nn.Module:
@@ -33,6 +34,7 @@ test_convert = refusals(
     (lambda: convert(MODEL, masks={"1.weight": X}), ValueError, "masks must hold names"),
     (lambda: convert(MODEL, masks={"0": X > 0}), ValueError, "(4, 3, 9), but has (2, 3, 40)"),
     (lambda: convert(MODEL, example_input=[X]), TypeError, "example_input must be a tensor"),
+    (lambda: convert(SMALL, example_input=X[0]), RuntimeError, "one series as x[None]"),
     (lambda: convert(MODEL, example_input=X, rounds=3), ValueError, "at least 6"),
     (lambda: convert(torch.compile(MODEL, backend="eager")), ValueError,
      "expected a model before torch.compile"),

@@ -105,6 +105,8 @@ test_export_c = refusals(
      "calibration must have the channels and length of example_input, (3, "),
     (lambda: export(network("flattened"), example_input=series(2, length=30)), RuntimeError,
      "shapes cannot be multiplied"),
+    (lambda: export(after(*FLAT), example_input=series(1)[0]), RuntimeError,
+     "have 3 channels, but got 1 channels instead; expected (n_cases, n_channels, n_timepoints), "),
     (lambda: export(example_input=series(1)[0, 0]), ValueError, "expected example_input to hold"),
     (lambda: export(example_input=series(1) * np.nan), ValueError, "finite values in example"),
     (lambda: export(classes=["a"]), ValueError, "expected 4 names of classes, but got 1"),

@@ -25,6 +25,7 @@ class Never(nn.Module):
 
 X = torch.randn(2, 3, 20)
 LAYER = SparseConv1d(3, 4, 5)
+SMALL = nn.Sequential(SparseConv1d(3, 4, 5), nn.Flatten(), nn.Linear(64, 2))
 META = SparseConv1d(3, 4, 5, device="meta")
 
 test_refusals = refusals(
@@ -34,5 +35,6 @@ test_refusals = refusals(
     (lambda: profile(Never(), X), ValueError, "none of the model's sparse layers (conv)"),
     (lambda: profile(META, X), NotImplementedError, "on meta; move the model and its input"),
     (lambda: profile(nn.Sequential(Twice(3, 4, 5)), X), NotImplementedError, "'0' is a Twice"),
+    (lambda: profile(SMALL, X[0]), RuntimeError, "not take an example input of shape (3, 20)"),
     (lambda: profile(LAYER, X, rounds=5), ValueError, "rounds must be at least 6"),
 )  # fmt: skip
