@@ -107,7 +107,7 @@ class Builder:
         layer, channels = self.writer(x), self.shapes[x.of][1]
         positions, rest = divmod(x.places.numel(), channels)
         first = torch.equal(x.places.ravel().sort()[0], torch.arange(x.places.numel()))
-        if layer is None or layer.over_time or rest or not first:
+        if layer is None or layer.over_time or layer.stride != channels or rest or not first:
             return self.copy(x)
         last = (positions - 1) * layer.step + int(layer.offsets[-1])
         right = max(0, last // layer.channels + 1 - layer.length - layer.padding[0])
@@ -116,8 +116,9 @@ class Builder:
         return x
 
     def is_in_order(self, x: Value) -> bool:
-        """Tell whether the value is all that its tensor holds, time by time."""
-        return self.fills(x) and torch.equal(x.places, ordered(x.places.shape))
+        """Tell whether the value is all that its tensor holds, time by time, in its shape."""
+        same = (*x.places.shape, 1)[2:0:-1] == self.shapes[x.of]
+        return same and self.fills(x) and torch.equal(x.places, ordered(x.places.shape))
 
     def in_order(self, x: Value) -> Value:
         """Return the value, by a copy if need be, as all that its tensor holds, time by time."""

@@ -126,7 +126,7 @@ def _of_times(build: Builder, x: Value, weight: Array, kind: str, largest: bool)
         source = Value(before.inputs[0], ordered((1, before.channels, before.length)))
         if before.over_time and before.weight.shape[1:] == source.places.shape[2:]:
             return _of_times(build, source, weight @ before.weight, kind, largest)
-        if before.is_pointwise and len(weight) <= before.length:
+        if before.is_pointwise and len(weight) <= before.length == weight.shape[1]:
             means = _of_times(build, source, weight, kind, largest)
             build.shapes.append((len(weight), before.rows))
             made = replace(before, inputs=(means.of,), output=len(build.shapes) - 1,
@@ -203,6 +203,7 @@ def scaled(build: Builder, x: Value, call: Call) -> Value:
         weight=eye * parts[0], active=eye, step=channels, offsets=np.arange(channels),
         bias=parts[1], length=length, channels=channels,
     )  # fmt: skip
+    build.shapes[made] = build.shapes[x.of]
     return Value(made, x.places)
 
 
@@ -308,6 +309,8 @@ def joined(build: Builder, x: Value, call: Call) -> Value:
         alone = sum(value.of == other.of for other in values) == 1
         whole = build.filled(value) if alone else value
         writers = build.writers(whole) if alone and build.is_in_order(whole) else []
+        if {step.stride for step in writers} != {build.shapes[whole.of][1]}:
+            writers = []  # none, or one whose rows are samples of all times
         if not writers:
             build.copy(value, output=output, stride=shape[1], first=first)
         for step in writers:

@@ -115,6 +115,28 @@ class Everything(nn.Module):
         return whole.view(-1, 2, 4).sum(-1) + whole[:, 3:5] * 0.5
 
 
+class Positions(nn.Module):
+    """A parameter of each sample before padding, pieces, joins and averages; features as series."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Conv1d(3, 4, 5, padding=2), nn.BatchNorm1d(4)
+        self.depth, self.point = nn.Conv1d(4, 4, 3, padding=1, groups=4), nn.Conv1d(4, 4, 1)
+        self.mixed, self.end = nn.Linear(4, 8), nn.Linear(12, 4)
+        self.at = nn.Parameter(torch.randn(1, 4, LENGTH) / 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.relu6(self.norm(self.first(x))) + self.at
+        h = h + F.relu6(self.point(self.depth(h)))
+        joined = torch.cat([self.first(x) + self.at, h], 1)[:, 2:6]
+        piece = self.depth((self.first(x) * self.at)[..., :9])
+        series = self.mixed(h.amax(-1)).view(-1, 2, 4).transpose(1, 2)
+        means = (self.first(x) + self.at).mean(-1) + joined.mean(-1)
+        parts = means, piece.amax(-1), self.depth(series).mean(-1)
+        scores: Tensor = self.end(torch.cat(parts, 1))
+        return scores
+
+
 class Viewed(nn.Module):
     """The usual way to flatten in tutorials."""
 
@@ -134,6 +156,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "dsn_optimized": lambda: sc.optimize_for_inference(_dsn()),
     "dsn_to_dense": lambda: sc.to_dense(_dsn()),
     "viewed": Viewed,
+    "positions": Positions,
     "no_padding": lambda: _conv(),
     "stride": lambda: _conv(stride=3, padding=2),
     "dilation": lambda: _conv(dilation=3, padding="same"),
