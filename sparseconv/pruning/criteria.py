@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from sparseconv.core.checks import count, number
 from sparseconv.nn.conv import SparseConv1d
 from sparseconv.pruning.channels import Channels, Layer, filters_first
-from sparseconv.pruning.data import BATCH, batches_of, classes_of, evaluating, watching
+from sparseconv.pruning.data import BATCH, batches_of, classes_of, evaluating, run_batch, watching
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 EPS = 1e-2  # of DSP
@@ -159,7 +159,7 @@ class Jacobian(Criterion):
                     weight.requires_grad_()
             batches = batches_of("Jacobian", model, self.data, self.batches * BATCH)
             for x, y in islice(batches, self.batches):
-                out = model(x)
+                out = run_batch(model, x)
                 of_classes = self.loss in (F.nll_loss, F.cross_entropy) and out.dim() == 2
                 if of_classes and y.shape != out.shape:  # else they are probabilities
                     y = classes_of("Jacobian", y, out)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from sparseconv.core.arrays import class_indices, warn_if_swapped
-from sparseconv.pruning.data import batch_sizes, evaluating, for_model
+from sparseconv.pruning.data import batch_sizes, evaluating, for_model, run_batch
 from sparseconv.training.evaluation import one_tensor, predict_log_proba
 from sparseconv.training.recipe import Recipe
 
@@ -59,15 +59,14 @@ def _in_training(model: nn.Module, x: Tensor) -> Tensor:
     devices = [x.device] if x.is_cuda else []
     try:
         with evaluating(model), torch.random.fork_rng(devices), torch.enable_grad():
-            log_proba = one_tensor(model.train()(x))
-        if len(x) == 1 and log_proba.dim() == 1:
-            raise ValueError("it drops the axis of the only series")
-    except (ValueError, RuntimeError, IndexError) as error:
-        if len(x) > 1 and "Expected more than 1" not in str(error):
+            log_proba = one_tensor(run_batch(model.train(), x))
+    except ValueError as error:
+        if "Expected more than 1" not in str(error):
             raise
+        more = "choose a batch_size of 2 or more, for 2 series or more, and "
         raise ValueError(
-            f"the model cannot be trained on a batch of {len(x)} series ({error}); choose a "
-            "batch_size of 2 or more, for 2 series or more, and normalise before pooling"
+            f"the model cannot be trained on a batch of {len(x)} series ({error}); "
+            f"{'' if 'spatial' in str(error) else more}normalise before pooling"
         ) from error
     finally:
         for name, buffer in model.named_buffers():  # means and variances, but no pattern

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparseconv.pruning.data import batch_sizes, evaluating, for_model
+from sparseconv.pruning.data import batch_sizes, evaluating, for_model, run_batch
 
 
 @torch.no_grad()
@@ -21,7 +21,8 @@ def predict_log_proba(model: nn.Module, X: Any, batch_size: int = 64) -> Tensor:
         batch_size: cases at a time, a question of memory only; a last one joins those before it.
 
     Raises:
-        ValueError: X is not an array of numbers. TypeError: the model does not return one tensor.
+        ValueError: X is not an array of numbers, or one series whose axis the model drops.
+        TypeError: the model does not return one tensor.
 
     Example:
         >>> from sparseconv.models import DSN
@@ -32,7 +33,7 @@ def predict_log_proba(model: nn.Module, X: Any, batch_size: int = 64) -> Tensor:
     device = next(model.parameters(), torch.empty(0)).device
     with evaluating(model):
         parts = X.split(batch_sizes(len(X), batch_size))
-        return torch.cat([one_tensor(model(part.to(device))) for part in parts])
+        return torch.cat([one_tensor(run_batch(model, part.to(device))) for part in parts])
 
 
 def one_tensor(output: Any) -> Tensor:

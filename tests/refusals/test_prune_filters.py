@@ -131,6 +131,8 @@ test_criteria = refusals(
     (lambda: evolve(X, Y, tolerance=2), ValueError, "tolerance must lie in [0, 1], but got 2"),
     (lambda: evolve(X, Y, population=1), ValueError, "population must be at least 2"),
     (call(criterion=Jacobian(X)), ValueError, "batches (x, y), but the labels y"),
+    (call(returning(torch.squeeze), X, Jacobian([(X, Y), (X[:1], Y[:1])])), ValueError,
+     "to a DataLoader, whose last batch may be 1 series, drop_last=True"),
     (call(criterion=Jacobian((X, Y[:3]))), ValueError, "(X, y) of equal length, but got [("),
     (call(criterion=Jacobian((X, Y)), model=LOGITS), ValueError, "pass loss=F.cross_entropy"),
     (call(criterion=Jacobian((X, Y + 1))), ValueError, "Jacobian expected a class index"),

@@ -9,9 +9,15 @@ from typing import Any
 import numpy as np
 from refusals import refusals
 from tiny import data, network, run
-from torch import nn
+from torch import Tensor, nn
 
 from sparseconv.training import Recipe, train
+
+
+class Squeeze(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.squeeze()
+
 
 X, y = data()
 NAN = X.clone()
@@ -21,6 +27,7 @@ POOLED = nn.Sequential(nn.Flatten(), nn.Linear(24, 2), nn.BatchNorm1d(2), nn.Log
 NORM = nn.InstanceNorm1d(2, track_running_stats=True)
 POOLED_FIRST = nn.Sequential(nn.Conv1d(1, 2, 24), NORM, nn.Flatten(), nn.LogSoftmax(1))
 SQUEEZING = nn.Sequential(nn.Flatten(), nn.Linear(24, 2), nn.LogSoftmax(1), nn.Flatten(0))
+SQUEEZING_CASES = nn.Sequential(nn.Linear(24, 2), Squeeze(), nn.LogSoftmax(-1))
 FROZEN = network().requires_grad_(False)
 PAIR = nn.GRU(24, 2)
 A_FILE = Path(__file__)
@@ -38,8 +45,9 @@ test_train = refusals(
     (lambda: of(X, y + 1), ValueError, "reaches from 1 to 2"),
     (lambda: run(POOLED, Recipe(batch_size=1)), ValueError, "choose a batch_size of 2 or more"),
     (lambda: train(POOLED, X[:1], y[:1]), ValueError, "a batch of 1 series (Expected"),
-    (lambda: train(SQUEEZING, X[:1], y[:1]), ValueError, "1 series (it drops the axis"),
-    (lambda: run(POOLED_FIRST), ValueError, "a batch of 2 series (Expected more than 1 spatial"),
+    (lambda: train(SQUEEZING, X[:1], y[:1]), ValueError, "the axis of a batch of 1 series (its"),
+    (lambda: run(POOLED_FIRST), ValueError, "torch.Size([2, 2, 1])); normalise before pooling"),
+    (lambda: run(SQUEEZING_CASES, validation=(X[:1], y[:1])), ValueError, "squeeze(-1) keeps it"),
     (lambda: run(FROZEN), ValueError, "no parameter of the model can be trained"),
     (lambda: run(nn.LogSoftmax(1)), ValueError, "call model.requires_grad_()"),
     (lambda: of(NAN, y), ValueError, "1 of 20 series hold NaN or infinity; rep"),
