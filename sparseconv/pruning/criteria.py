@@ -161,7 +161,8 @@ class Jacobian(Criterion):
             for x, y in islice(batches, self.batches):
                 out = run_batch(model, x)
                 of_classes = self.loss in (F.nll_loss, F.cross_entropy) and out.dim() == 2
-                if of_classes and y.shape != out.shape:  # else they are probabilities
+                soft = self.loss is F.cross_entropy and y.is_floating_point()  # probabilities
+                if of_classes and not (soft and y.shape == out.shape):
                     y = classes_of("Jacobian", y, out)
                 if self.loss is F.nll_loss:
                     total = out.detach().logsumexp(1).abs()  # 0, but for rounding
