@@ -6,6 +6,7 @@ import copy
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import torch
 import torch.nn.modules.module as torch_module
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
@@ -54,8 +55,14 @@ def check_module(model: nn.Module) -> None:
 
 
 def check_not_wrapped(model: nn.Module, what: str) -> None:
-    """Refuse a model whose parameters torch.compile, DDP or FSDP knows; ``what`` is to be done."""
+    """Refuse a model that torch.compile, DDP, FSDP or TorchScript holds; ``what`` is to be done."""
     for name, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ValueError(
+                f"expected a model of Python code, but {name or 'it'!r} is a "
+                f"{type(module).__name__} of TorchScript; {what} the model before torch.jit.trace "
+                "or torch.jit.script"
+            )
         inside = {"_orig_mod", "_fsdp_wrapped_module"} & module._modules.keys()
         if isinstance(module, nn.parallel.DistributedDataParallel):
             inside = {"module"}

@@ -105,6 +105,8 @@ test_arguments = refusals(
 test_models = refusals(
     (call(shared()), ValueError, "1: it shares a parameter with '2'"),
     (call(torch.compile(network(), backend="eager")), ValueError, "prune its _orig_mod"),
+    (call(torch.jit.trace(network(), X)), ValueError,
+     "'it' is a TopLevelTracedModule of TorchScript; prune the model before torch.jit.trace or"),
     (call(network(prune.l1_unstructured(nn.Conv1d(8, 8, 1), "weight", 2))), ValueError,
      "1: its 'weight' is computed from other parameters; undo that first (torch.nn.utils.prune"),
     (call(nn.Sequential(nn.Conv1d(2, 8, 3), nn.Linear(10, 4))), ValueError,
