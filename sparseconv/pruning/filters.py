@@ -102,8 +102,12 @@ def prune_filters(
     of ``equivalent``, Chen et al., arXiv 2508.05521.
     """
     if not isinstance(criterion, Criterion):
+        named = str(getattr(criterion, "__name__", criterion))
+        known = {x.__name__.lower(): x.__name__ for x in Criterion.__subclasses__()}
+        advice = f"; call it: {known[named.lower()]}()" if named.lower() in known else ""
         raise TypeError(
-            f"criterion must be one of sparseconv.pruning, for example WHC(), but got {criterion!r}"
+            "criterion must be one of sparseconv.pruning, for example WHC(), but got "
+            f"{criterion!r}{advice}"
         )
     ratio, target_macs = checked_target(criterion, ratio, target_macs)
     steps = count("steps", steps)
