@@ -187,9 +187,9 @@ class PatternedModule(nn.Module):
             return fresh  # no change of the pattern is possible
         live: Any = self._live
         kept = live is not None and same_memory(live.values, self.values)
-        if not kept or not all(t.equal(fresh[name]) for name, t in live.indices.items()):
-            live = self._live = LiveState(self.values, fresh)
-        return live.give()  # type: ignore[no-any-return]
+        if not kept or live.pattern != self._pattern:
+            live = self._live = LiveState(self.values, self._pattern)
+        return live.give(fresh)  # type: ignore[no-any-return]
 
     def _copy_pattern(self) -> None:
         """Copy the indices to a GPU now: a graph, compiled or captured, cannot do it later."""
@@ -238,7 +238,7 @@ class PatternedModule(nn.Module):
             pattern, loaded = read_layer(self, found, self._pattern, bias is not None, metadata)
             kept = pattern == self._pattern
             if "values" in found and holds_values(self):
-                check_copied(self._live, self.values, found, kept)
+                check_copied(self._live, self.values, found, pattern, kept)
             if metadata.get("assign_to_params_buffers"):
                 self._live = None  # state dicts keep the network as it was
             self._adopt(pattern)

@@ -214,6 +214,13 @@ KEPT = {
     "floats copied": lambda model: {
         k: t.clone() if t.is_floating_point() else t for k, t in model.state_dict().items()
     },
+    "detached, then floats copied": lambda model: {
+        k: t.clone() if t.is_floating_point() else t for k, t in KEPT["detached"](model).items()
+    },
+    "in NumPy, floats copied": lambda model: {
+        k: t.clone() if t.is_floating_point() else torch.from_numpy(t.numpy())
+        for k, t in model.state_dict().items()
+    },
     "indices copied": lambda model: {
         k: t if t.is_floating_point() else t.clone() for k, t in model.state_dict().items()
     },
@@ -253,14 +260,14 @@ def test_a_state_dict_is_a_network_that_was_or_is(kept, change):
     CHANGES[change](model, optimizer, dst)
     model.state_dict()  # for a checkpoint in between
     last, copies = model(x), [two_layers(seed=7), two_layers(seed=8)]
-    severed = change == "another number" and kept in ("detached", "indices copied")
+    severed = change == "another number" and kept == "indices copied"
     if kept in COPIES or severed:
         for each in (*copies, model):
             each.load_state_dict(best)
             assert each(x).equal(then)
         return
-    everywhere = kept == "floats copied" or change == "another number"
-    for each in [*([] if kept == "detached" else [model]), *(copies[:1] if everywhere else [])]:
+    everywhere = "copied" in kept or change == "another number"
+    for each in [model, *(copies[:1] if everywhere else [])]:
         with pytest.raises(RuntimeError, match=r"keep copy\.deepcopy\(model|size mismatch"):
             each.load_state_dict(best)
     assert model(x).equal(last)
