@@ -2,7 +2,6 @@
 
 #include <ATen/autocast_mode.h>
 #include <ATen/core/LegacyTypeDispatch.h>
-#include <ATen/ops/ones.h>
 #include <ATen/ops/threshold_backward.h>
 #include <ATen/record_function.h>
 

@@ -104,5 +104,5 @@ def _run(twin: Any, length: int, training: bool) -> tuple[Tensor, Tensor]:
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:
-    """Whether two outputs are equal but for rounding."""
+    """Whether two outputs are equal within rounding, which for weights up to 1e4 is some 1e-8."""
     return one.shape == other.shape and torch.allclose(one, other, rtol=1e-9, atol=1e-6)

@@ -274,7 +274,7 @@ def cast_loss(network: Network, X: Tensor, y: Tensor, casts: bool) -> Tensor:
 
 
 def check_cast_step(model: DSN, X: Tensor, y: Tensor) -> None:
-    """Check that gradients in bfloat16 are no further from float64 than twice those of torch."""
+    """Check that gradients in bfloat16 err at most twice as much as those of torch's modules."""
 
     def gradients(network: nn.Module, X: Tensor, casts: bool) -> list[Tensor]:
         loss = cast_loss(network, X, y, casts)
