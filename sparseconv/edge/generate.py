@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,23 +28,22 @@ FILES = {
 class Kernel(NamedTuple):
     """The C function of some layers: one for each distance of windows, and number of positions."""
 
-    sparse: bool
+    kind: str  # "dense", "sparse", "runs", "largest"
     step: int
     tile: int
     wide: bool  # it writes int32
-    largest: bool
 
     @classmethod
-    def of(cls, layer: Layer, wide: bool) -> Kernel:
+    def of(cls, layer: Layer, stored: Mapping[str, Array], wide: bool) -> Kernel:
+        kind = "runs" if "run" in stored else "sparse" if "gap" in stored else "dense"
         # An instruction or two for each product, and some for each weight.
         tiles = range(1, TILE + 1)
         tile = min(tiles, key=lambda n: -(-layer.positions // n) * (2 * n + 5))
-        return cls(not layer.is_dense, layer.step, tile, wide, layer.largest)
+        return cls("largest" if layer.largest else kind, layer.step, tile, wide)
 
     @property
     def name(self) -> str:
-        kind = "largest" if self.largest else "sparse" if self.sparse else "dense"
-        return f"{kind}_{self.step}_{self.tile}{'_wide' if self.wide else ''}"
+        return f"{self.kind}_{self.step}_{self.tile}{'_wide' if self.wide else ''}"
 
 
 class Part(NamedTuple):
@@ -92,13 +91,14 @@ class Part(NamedTuple):
         return f"{kind}{relu}: {sizes}{kept}"
 
     @property
-    def cost(self) -> tuple[int, int, int]:
-        """Count weights, bytes of constants and multiply-adds of one series."""
+    def cost(self) -> tuple[int, int, int, int]:
+        """Count weights, bytes of their places and of all constants, multiply-adds of a series."""
         weights = 0
         if isinstance(self.step, Layer) and not self.step.largest:
             weights = int(self.step.active.sum())
-        size = sum(array.nbytes for array in self.constants.values())
-        return weights, size, weights * self.step.positions
+        sizes = {field: array.nbytes for field, array in self.constants.items()}
+        places = sum(sizes.get(field, 0) for field in ("gap", "count", "run"))
+        return weights, places, sum(sizes.values()), weights * self.step.positions
 
 
 def write_c(
@@ -119,7 +119,7 @@ def write_c(
     parts, begin, samples = _parts(network)
     types = {
         field: c_type(array) for part in parts for field, array in part.constants.items()
-    }  # those of gaps and counts are the same in all layers
+    }  # those of gaps, counts and runs are the same in all layers
     channels, length = network.input_shape
     is_int8 = isinstance(network, IntegerNetwork)
     # The scores have four bytes each, and begin at a multiple of four.
@@ -155,7 +155,7 @@ def write_c(
 def _parts(network: Network) -> tuple[list[Part], int, int]:
     """Place the tensors in one memory; return where the series begins, and count its samples."""
     stored = [constants(step) for step in network.steps]
-    for field in ("gap", "count"):
+    for field in ("gap", "count", "run"):
         having = [each for each in stored if field in each]
         kind = np.min_scalar_type(max((each[field].max() for each in having), default=0))
         for each in having:
@@ -164,7 +164,7 @@ def _parts(network: Network) -> tuple[list[Part], int, int]:
     parts = []
     for step, numbers in zip(network.steps, stored, strict=True):
         wide = isinstance(network, IntegerNetwork) and step is network.steps[-1]
-        kernel = Kernel.of(step, wide) if isinstance(step, Layer) else None
+        kernel = Kernel.of(step, numbers, wide) if isinstance(step, Layer) else None
         inputs = [places[number] for number in step.inputs]
         parts.append(Part(step, kernel, numbers, inputs, places.get(step.output, 0) + step.first))
     return parts, places[0], samples
@@ -178,7 +178,9 @@ def cost_table(parts: Sequence[Part]) -> Table:
     lines = [
         (name, *map(with_thousands, row)) for name, row in zip(names, [*costs, total], strict=True)
     ]
-    return Table(("layer", "weights", "flash, bytes", "multiply-adds a series"), lines)
+    return Table(
+        ("layer", "weights", "index, bytes", "flash, bytes", "multiply-adds a series"), lines
+    )
 
 
 def _scale(rescale: Rescale) -> str:

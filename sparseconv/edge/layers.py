@@ -8,6 +8,7 @@ convolution, a linear layer, averages over time, copies and a BatchNorm are such
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -111,6 +112,12 @@ class Layer(Step):
         """Tell whether each row has every weight of one stretch: no positions are stored then."""
         whole = self.active.all() and (self.offsets == np.arange(len(self.offsets))).all()
         return bool(whole and not self.largest)
+
+    @property
+    def share(self) -> int:
+        """Count rows that have the same weights, as every next so many have: those of a block."""
+        changes = (self.active[1:] != self.active[:-1]).any(1).nonzero()[0] + 1
+        return math.gcd(*changes.tolist()) or self.rows
 
     @property
     def is_pointwise(self) -> bool:

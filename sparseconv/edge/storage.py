@@ -1,4 +1,8 @@
-"""The constants of a program: weights that are active, and how far each is from the one before."""
+"""The constants of a program: weights that are active, and how far each is from the one before.
+
+Rows of a block read the same samples, of neighbouring channels: their index is stored once, a gap
+and a length for each run of neighbours.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ from sparseconv.edge.layers import Array, Layer, Step
 from sparseconv.edge.quantize import IntegerLayer, IntegerPointwise
 
 LONGEST_GAP = 255  # of an int8 program
+SHORTEST_RUNS = 6  # on average: a run costs some six instructions, and saves one a weight
 
 
 def constants(layer: Step) -> dict[str, Array]:
@@ -31,6 +36,8 @@ def constants(layer: Step) -> dict[str, Array]:
         found = {"bias": layer.bias.astype(np.float32)}
     if layer.is_dense:
         return found | {"weight": weights.ravel()}
+    if runs := _runs(layer):
+        return found | {"weight": weights[layer.active]} | runs
     rows = []
     for row, active in zip(weights, layer.active, strict=True):
         weight, gap = row[active], np.diff(layer.offsets[active], prepend=0)
@@ -42,8 +49,23 @@ def constants(layer: Step) -> dict[str, Array]:
     return found | {"weight": weight, "gap": gap, "count": count}
 
 
+def _runs(layer: Layer) -> dict[str, Array]:
+    """Return the runs of each ``share`` rows; nothing where gaps of weights are quicker."""
+    stretches = []
+    for active in layer.active[:: layer.share]:
+        at = layer.offsets[active]
+        begin = np.flatnonzero(np.diff(at, prepend=-2) != 1)
+        run = np.diff(begin, append=len(at))
+        gap = np.diff(at[begin], prepend=0) - np.append(0, run)[:-1]
+        stretches.append(_bridged(run, gap) if isinstance(layer, IntegerLayer) else (run, gap))
+    run, gap = (np.concatenate(parts) for parts in zip(*stretches, strict=True))
+    if layer.largest or not run.any() or gap.min() < 0 or run.mean() < SHORTEST_RUNS:
+        return {}
+    return {"gap": gap, "run": run, "count": np.array([len(run) for run, _ in stretches])}
+
+
 def _bridged(weight: Array, gap: Array) -> tuple[Array, Array]:
-    """Put weights of 0, which change no integer, where a gap does not fit a byte."""
+    """Put weights of 0, which change no integer, where a gap does not fit a byte; or empty runs."""
     bridges = np.maximum(-(-gap // LONGEST_GAP) - 1, 0)
     ends = np.arange(len(gap)) + bridges.cumsum()
     gaps = np.full(len(gap) + bridges.sum(), LONGEST_GAP)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -9,14 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from c_program import COMPILERS, FLAGS, run
+from c_program import COMPILERS, FLAGS, Program, run
 from edge_networks import NETWORKS, expected, network, series
 from test_int8 import extreme
 from torch import nn
 
 import sparseconv as sc
 from benchmarks.edge import targets
-from sparseconv.edge import lowering, quantize
+from sparseconv.edge import lowering, quantize, storage
 
 WEIGHTS = ("float32", "int8")
 ALLOWED = {"expf", "logf", "erff"}
@@ -128,6 +129,7 @@ def test_what_the_readme_says(tmp_path: Path) -> None:
     arrays = re.findall(r"^static const (\w+) \w+\[(\d+)\] = ", source, re.MULTILINE)
     assert {kind for kind, _ in arrays} == {"int8_t", "uint8_t", "int32_t"}, "gaps of one byte"
     total = sum(sizes[kind] * int(length) for kind, length in arrays)
+    index = sum(int(length) for kind, length in arrays if kind == "uint8_t")
     (last,) = re.findall(r"^\| all .*$", readme, re.MULTILINE)
     cells = [cell.strip().replace(" ", "") for cell in last.strip("|").split("|")]
     model = network("long_gaps")
@@ -135,8 +137,7 @@ def test_what_the_readme_says(tmp_path: Path) -> None:
         layer.weight.numel() for layer in model.modules() if isinstance(layer, nn.Linear)
     )  # fmt: skip
     pooled = macs + 5 * 22
-    assert int(cells[2]) == total
-    assert int(cells[3]) == pooled
+    assert [int(cell) for cell in cells[2:]] == [index, total, pooled]
     integers = quantize.quantize(lowering.lower(model, *X.shape[1:]), X.numpy())
     with torch.no_grad():
         same = (integers.run(X.numpy()).argmax(1) == model(X).argmax(1).numpy()).sum()
@@ -181,6 +182,31 @@ def test_pools_store_one_window(tmp_path: Path) -> None:
     )
     # float32, int8 for a gap; a count and a bias of each channel.
     assert [int(row) for row in rows] == 2 * [3 * 3 * (4 + 1) + 3 * (1 + 4)]
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_blocks_store_their_taps_once(
+    weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two bytes of index for each run, a count for each block of rows, and the same bits."""
+    X = series(50).numpy()
+    folder = export("blocks", tmp_path / "a", weights)
+    monkeypatch.setattr(storage, "SHORTEST_RUNS", math.inf)
+    single = export("blocks", tmp_path / "b", weights)
+    bits = [Program(each, "net").scores(X).tobytes() for each in (folder, single)]
+    assert bits[0] == bits[1]
+    sizes = [
+        [int(size.replace(" ", "")) for size in re.findall(
+            r"^\| sparse.*?\|[^|]*\|\s+([\d ]+?) \|", (each / "README.md").read_text(), re.MULTILINE
+        )] for each in (folder, single)
+    ]  # fmt: skip
+    conv = network("blocks")[5]
+    runs = 0
+    for rows in conv.pattern.to_mask().numpy()[::8]:
+        read = np.pad(rows.T, ((0, 0), (0, 16))).ravel()  # the other group's channels lie between
+        runs += int((np.diff(read, prepend=False) & read).sum())
+    assert sizes[0][1] == 2 * runs + 6
+    assert sizes[0][0] < sizes[1][0] / 15
 
 
 @pytest.mark.promise("P5")

@@ -165,6 +165,12 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "circular": lambda: _conv(padding=4, padding_mode="circular"),
     "dense": lambda: _dense(padding=2),
     "depthwise": lambda: nn.Sequential(nn.Conv1d(3, 6, 3, groups=3), nn.ReLU(), *_head(6)),
+    "blocks": lambda: nn.Sequential(  # a smaller last block; groups; distances beyond a byte
+        nn.Conv1d(CHANNELS, 47, 1),
+        SparseConv1d(47, 47, 13, density=0.15, block=16, padding=6), nn.BatchNorm1d(47), nn.ReLU(),
+        nn.Conv1d(47, 32, 1),
+        SparseConv1d(32, 48, 3, density=0.4, block=(8, 16), groups=2, stride=2), *_head(48),
+    ),
     "pruned": _pruned,
     "long_gaps": _long_gaps,
     "empty": lambda: nn.Sequential(SparseConv1d(3, 5, 5, density=0.0), *_head(5)),
