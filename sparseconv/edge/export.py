@@ -48,7 +48,8 @@ def export_c(
 
     Args:
         model: any module in eval mode that ``torch.export`` can trace, of the operations in
-            docs/edge.md; left as it is. It maps ``(N, channels, length)`` to ``(N, n_classes)``.
+            docs/edge.md; left as it is. It maps ``(N, channels, length)`` to ``(N, n_classes)``, or
+            to one score, ``(N, 1)`` or ``(N,)``: class 1 is above 0, after a sigmoid above 0.5.
         example_input: series ``(N, channels, length)``, or of one channel ``(N, length)``; the
             self-test knows the first three.
         folder: new or empty; it receives ``NAME.c``, ``NAME.h``, ``NAME_test.c`` and ``README.md``,
@@ -57,7 +58,7 @@ def export_c(
         weights: ``"float32"``, or ``"int8"`` for weights and activations.
         calibration: training series ``(N, channels, length)`` from which int8 takes its scales; of
             more than 500, 500 at equal distances.
-        classes: their names in the order of the scores, for the comments.
+        classes: their names in the order of the scores, of 0 and 1 for one; for the comments.
 
     Returns:
         The folder.
@@ -108,10 +109,10 @@ def export_c(
             "in float32; scale the series, or train it anew if its weights are not finite"
         )
     named = [] if classes is None else [str(name) for name in classes]
-    if classes is not None and len(named) != network.classes:
-        raise ValueError(f"expected {network.classes} names of classes, but got {len(named)}")
+    if classes is not None and len(named) != (wanted := max(2, network.classes)):
+        raise ValueError(f"expected {wanted} names of classes, but got {len(named)}")
     X, agreement = example[:KNOWN], None
-    labels, (exact, bound) = scores.argmax(1), scores_and_bound(network, X)
+    labels, (exact, bound) = network.labels(scores), scores_and_bound(network, X)
     largest = np.abs(scores).max()
     if (np.abs(_exact_scores(plain, X) - exact) > np.minimum(bound, largest * 2.0**-6)).any():
         raise ValueError(
@@ -132,9 +133,10 @@ def export_c(
             )
         if len(known) > CALIBRATION:
             known = known[np.linspace(0, len(known) - 1, CALIBRATION).astype(int)]
+        theirs = network.labels(_scores_of(plain, known))
         network = quantize(network, known)
-        scores, labels, bounds = network.scores(X), network.run(X).argmax(1), np.zeros_like(scores)
-        same = network.run(known).argmax(1) == _scores_of(plain, known).argmax(1)
+        labels, same = network.labels(network.run(X)), network.labels(network.run(known)) == theirs
+        scores, bounds = network.scores(X), np.zeros_like(scores)
         agreement = len(known), int(same.sum())
         if same.mean() < AGREEMENT:
             warnings.warn(
@@ -160,4 +162,4 @@ def _scores_of(model: nn.Module, X: Array) -> Array:
         series = torch.split(torch.from_numpy(X), batch_sizes(len(X), 64))
         parts = [model(part) for part in series]
     scores: Array = torch.cat(parts).numpy()
-    return scores
+    return scores.reshape(len(X), -1)  # of one score it may give (n_cases,)

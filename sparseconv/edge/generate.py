@@ -122,6 +122,9 @@ def write_c(
     }  # those of gaps, counts and runs are the same in all layers
     channels, length = network.input_shape
     is_int8 = isinstance(network, IntegerNetwork)
+    kind, least = "float32", f"{network.threshold}f"
+    if isinstance(network, IntegerNetwork):
+        kind, least = "int8", str(min(int(network.threshold * 2**network.point), quantize.LIMIT))
     # The scores have four bytes each, and begin at a multiple of four.
     arena = -(-samples * (1 if is_int8 else 4) // 4) * 4 + 4 * network.classes
     modes = {layer.padding_mode for layer in network.layers if any(layer.padding)}
@@ -129,7 +132,7 @@ def write_c(
     uses_math = bool(network.ending) or any("f(" in expression for _, expression, _ in functions)
     context: dict[str, Any] = {
         "name": name, "NAME": name.upper(), "version": __version__, "types": types,
-        "title": f"A network in {'int8' if is_int8 else 'float32'} for {network.classes} classes "
+        "title": f"A network in {kind} for {max(2, network.classes)} classes "
         f"of series of {channels} x {length} samples", "channels": channels, "length": length,
         "network": network, "classes": network.classes, "arena_bytes": arena,
         "arena_samples": samples, "parts": parts,
@@ -139,7 +142,9 @@ def write_c(
         "pads_zeros": "zeros" in modes, "ending": network.ending, "quantize": quantize,
         "uses_math": uses_math and not is_int8, "cases": cases,
         "agreement": agreement, "cost": cost_table(parts).markdown(),
-        "begin": begin,
+        "begin": begin, "threshold": least,
+        "chosen": f"that of the largest score, 0 to {network.classes - 1}" if network.classes > 1
+        else f"of one score, 1 if it is above {network.threshold:g}, else 0",
     }  # fmt: skip
     templates = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),

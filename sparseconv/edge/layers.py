@@ -210,12 +210,14 @@ class Network:
         input_shape: channels and length of a series.
         shapes: length and channels of each tensor, by its number.
         ending: ``""``, ``"softmax"`` or ``"log_softmax"``.
+        threshold: of one score alone; above it the class is 1, else 0.
     """
 
     input_shape: tuple[int, int]
     steps: Sequence[AnyStep]
     shapes: Sequence[tuple[int, int]]
     ending: str
+    threshold: float
 
     @property
     def layers(self) -> list[Layer]:
@@ -223,7 +225,14 @@ class Network:
 
     @property
     def classes(self) -> int:
+        """Count the scores."""
         return self.steps[-1].places.size
+
+    def labels(self, scores: Array) -> Array:
+        """Return the classes ``(n_cases,)`` of scores ``(n_cases, classes)``."""
+        if self.classes > 1:
+            return np.asarray(scores.argmax(1))
+        return np.asarray((scores[:, 0] > self.threshold).astype(int))
 
     def load(self, X: Array) -> Array:
         """Arrange series ``(n_cases, channels, length)`` as the first layer reads them."""

@@ -49,11 +49,14 @@ def lower(model: nn.Module, channels: int, length: int) -> Network:
     build = Builder([(length, channels)])
     with np.errstate(all="ignore"):  # the scores are checked
         scores = _walk(program, build, Value(0, ordered((1, channels, length))))
+    if scores.places.shape == (1,):
+        scores = Value(scores.of, scores.places[None])
     if scores.places.dim() != 2:
-        shape = ", ".join(str(size) for size in scores.places.shape[1:])
+        flat = scores.places.dim() < 2
         raise ValueError(
-            f"expected a model that gives scores (n_cases, n_classes), but this one ends with "
-            f"(n_cases, {shape}); end it with nn.Flatten()"
+            "expected a model that gives scores (n_cases, n_classes), but of one case this one "
+            f"gives {tuple(scores.places.shape)}; "
+            + ("squeeze(-1) keeps the axis of cases" if flat else "end it with nn.Flatten()")
         )
     if not build.steps:
         raise ValueError("expected a network that computes something, but it has no such layer")
@@ -63,7 +66,9 @@ def lower(model: nn.Module, channels: int, length: int) -> Network:
         if step.output in needed:
             needed.update(step.inputs)
             steps.insert(0, step)
-    return Network((channels, length), steps, build.shapes, build.ending)
+    last = [step.kind for step in build.steps if step.output == scores.of]
+    threshold = 0.5 if last in (["sigmoid"], ["hardsigmoid"]) else 0.0
+    return Network((channels, length), steps, build.shapes, build.ending, threshold)
 
 
 def _put_in_order(build: Builder, scores: Value) -> int:

@@ -261,6 +261,8 @@ def ending(build: Builder, x: Value, call: Call) -> Value:
     """``softmax`` and ``log_softmax`` of all that is left: the end of the program."""
     if x.places.shape[call.args["dim"]] != x.places.numel():
         raise NotImplementedError(f"dim={call.args['dim']} is not that of all scores")
+    if x.places.numel() == 1:
+        raise ValueError("expected several scores, of one it is a constant; use nn.Sigmoid()")
     build.ending = call.name
     return x
 

@@ -111,10 +111,14 @@ class IntegerNetwork(Network):
         return self.first(np.clip(whole, -INPUT_LIMIT, INPUT_LIMIT))
 
     def run(self, X: Array) -> Array:
-        """Compute the last layer's integers as the program does: int64 ``(n_cases, n_classes)``."""
+        """Compute the last layer's integers as the program does: int64 ``(n_cases, classes)``."""
         last = self.steps[-1].output
         parts = [self.tensors(X[at : at + BATCH])[last] for at in range(0, len(X), BATCH)]
         return np.concatenate(parts).astype(np.int64)
+
+    def labels(self, scores: Array) -> Array:
+        """Return the classes of such integers."""
+        return super().labels(scores * 2.0**-self.point)
 
     def scores(self, X: Array) -> Array:
         """Compute the scores, float32 ``(n_cases, n_classes)``, bit by bit as the program does."""
@@ -191,8 +195,9 @@ def quantize(network: Network, calibration: Array) -> IntegerNetwork:
         make: Any = _integers if isinstance(step, Layer) else _integer_samples
         steps.append(make(step, *known, *limits))
     return IntegerNetwork(
-        network.input_shape, steps, network.shapes, network.ending, exponent, first, point
-    )
+        network.input_shape, steps, network.shapes, network.ending, network.threshold, exponent,
+        first, point,
+    )  # fmt: skip
 
 
 def _integer_samples(

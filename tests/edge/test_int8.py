@@ -52,7 +52,7 @@ def test_every_bit_of_the_program_and_near_pytorch(
     assert off < 0.15 * (wanted.max() - wanted.min())
     sc.export_c(model, calibration[:2], tmp_path / "a", weights="int8", calibration=calibration)
     X = np.concatenate([series(50, 1).numpy(), extreme(200, *calibration.shape[1:])])
-    scores, labels = made.scores(X), made.run(X).argmax(1).tolist()
+    scores, labels = made.scores(X), made.labels(made.run(X)).tolist()
     for i in range(campaign(1, 4)):
         compiler, flags = WAYS[(number % 2 + i) % 4]
         program = Program(tmp_path / "a", compiler=compiler, flags=flags)

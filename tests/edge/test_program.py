@@ -119,6 +119,24 @@ def test_the_self_test_of_classes_that_tie(weights: str, tmp_path: Path) -> None
     self_test(sc.export_c(tied, X, tmp_path / "a", weights=weights, calibration=known))
 
 
+@pytest.mark.parametrize("weights", WEIGHTS)
+@pytest.mark.parametrize("end", [[], [nn.Sigmoid()], [nn.Hardsigmoid(), nn.Flatten(0)]])
+def test_one_score_is_two_classes(end: list[nn.Module], weights: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    X, body = series(40), nn.Sequential(nn.Conv1d(3, 4, 3), nn.Flatten(), nn.Linear(80, 1))
+    with torch.no_grad():
+        scores = body(X).sort(0)[0]
+        body[2].bias -= scores[19:21].mean()
+        wanted = (body(X)[:, 0] > 0).int()
+    folder = sc.export_c(nn.Sequential(*body, *end).eval(), X, tmp_path / "a", weights=weights,
+                         calibration=X if weights == "int8" else None, classes="nm")  # fmt: skip
+    self_test(folder)
+    off = Program(folder).labels(X.numpy()) != wanted.numpy()
+    assert off.sum() <= (weights == "int8")  # of the nearest
+    said = f"one score, 1 if it is above {0.5 if end else 0}, else 0"
+    assert all(said in (folder / name).read_text() for name in ("dsn.h", "README.md"))
+
+
 def test_what_the_readme_says(tmp_path: Path) -> None:
     """Sizes and costs are those of the arrays in the program, and of the network."""
     X = series(24)
