@@ -14,6 +14,7 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 from sparseconv.core.blocks import Block, as_block
 from sparseconv.core.checks import checked_mask
 from sparseconv.core.geometry import DTYPES
+from sparseconv.functional.chain import UNSHARED, kernels_for
 from sparseconv.measure.records import LayerTimes, Verdict
 from sparseconv.nn.conv import SparseConv1d
 from sparseconv.nn.modules import (
@@ -52,6 +53,14 @@ class Candidate:
         """Return the shape of the weight, ``(C_out, C_in // groups, K)``."""
         conv = self.conv
         return conv.out_channels, conv.in_channels // conv.groups, *conv.kernel_size
+
+    @property
+    def lacks_blocks(self) -> bool:
+        """Whether a matrix unit would compute the sparse layer if its mask were one of blocks."""
+        sparse = self.sparse
+        if not self.verdict.converts or sparse is None or sparse.values.device.type != "cpu":
+            return False
+        return kernels_for(sparse.pattern, sparse._geometry(), torch.bfloat16)[1] == UNSHARED
 
     def record(self, limit: float) -> LayerTimes:
         """Make the record of what became of the layer; ``limit`` is that of the density."""

@@ -146,6 +146,7 @@ def convert(
         layers=tuple(found.record(limit) for found in candidates),
         times=times,
         backward=backward,
+        unblocked=tuple(found.name for found in candidates if found.lacks_blocks),
         machine=machine.environment_info(),
     )
     return Conversion(_install(model if inplace else deepcopy_model(model), candidates), report)

@@ -26,6 +26,7 @@ class ConversionReport(ChangeReport):
             (forward and backward) of the whole model, before and after; empty if nothing was
             measured or nothing converted.
         backward: whether training decided, or inference.
+        unblocked: names of sparse layers that only their masks keep from a matrix unit.
         machine: processor, threads, instruction set and versions.
 
     Example:
@@ -39,6 +40,7 @@ class ConversionReport(ChangeReport):
     title: ClassVar[str] = "Converted layers"
     layers: tuple[LayerTimes, ...]
     backward: bool
+    unblocked: tuple[str, ...] = ()
 
     @property
     def measured(self) -> bool:
@@ -49,6 +51,11 @@ class ConversionReport(ChangeReport):
         """Return what it adds up to, a line each."""
         count = sum(layer.verdict.converts for layer in self.layers)
         lines = [f"{count} of {len(self.layers)} layers are sparse now", *self.time_lines()]
+        if self.unblocked:
+            lines.append(
+                "block_mask chooses blocks of channels that share their taps, which this CPU's "
+                f"matrix unit multiplies in bfloat16; single weights: {', '.join(self.unblocked)}"
+            )
         if not self.measured:
             return [
                 *lines,

@@ -23,6 +23,8 @@ from sparseconv.functional.conv import convolve
 from sparseconv.ops.backends import extension
 
 CHAIN_DTYPES = (torch.float32, torch.float64)
+UNSHARED = "kernels of 16 x 16 channels have different taps; block_mask and block=16 make blocks"
+UNFIT = "groups cut blocks of 16 channels, or so many channels and taps do not fit into the caches"
 
 
 def runs_eagerly() -> bool:
@@ -100,6 +102,28 @@ def fits_rows(pattern: KernelCSR, geometry: Geometry) -> bool:
     """Whether a matrix unit can multiply the pattern's blocks, or the taps of one channel."""
     assert extension is not None
     return bool(extension.fits_rows(pattern.crow_indices, pattern.col_indices, geometry))
+
+
+def kernels_for(pattern: KernelCSR, geometry: Geometry, dtype: torch.dtype) -> tuple[str, str]:
+    """Name the kernels of a layer alone, ``"blocks"`` or ``"single weights"``; then why not blocks.
+
+    Both are empty where that is not a question: single weights that no matrix unit could compute.
+    """
+    if extension is None:
+        return "", ""
+    why = ""
+    if not extension.has_matrix_unit():
+        why = "this CPU has no matrix unit"
+    elif dtype != torch.bfloat16:
+        why = "the matrix unit computes bfloat16 only"
+    elif min(geometry.shape[0] // geometry.groups, geometry.shape[1]) < 16:
+        why = "a group has fewer than 16 channels"
+    if why:
+        return ("single weights", why) if pattern.block != (1, 1) else ("", "")
+    if fits_rows(pattern, geometry):
+        return "blocks", ""
+    empty = KernelCSR.from_positions(torch.zeros(0, dtype=torch.int64), geometry.shape)
+    return "single weights", UNSHARED if fits_rows(empty, geometry) else UNFIT  # all share no taps
 
 
 def keeps_order(geometry: Geometry) -> bool:

@@ -7,7 +7,7 @@ The columns of the table of ``profile`` and ``convert`` are made in ``LayerTimes
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
 from pathlib import Path
@@ -117,6 +117,9 @@ class LayerTimes:
         dtype: of the output.
         backend: what computed the sparse layer, ``"cpp"`` or ``"reference"``; empty if it was not
             measured.
+        kernels: ``"blocks"`` or ``"single weights"`` where that is a question: of a pattern in
+            blocks, or bfloat16 on a CPU with a matrix unit; else empty.
+        not_blocks: why they are not those of blocks.
         dgrad, wgrad: whether a training step computes the gradient of the input, of the weights.
         times: ``"inference"`` (a forward pass without gradients) and ``"training"`` (forward and
             backward, where a gradient is asked for and needed); empty if not measured.
@@ -134,6 +137,8 @@ class LayerTimes:
     input_shape: tuple[int, ...] = ()
     dtype: str = ""
     backend: str = ""
+    kernels: str = ""
+    not_blocks: str = ""
     dgrad: bool = False
     wgrad: bool = False
     times: Mapping[str, BeforeAfter] = field(default_factory=dict)
@@ -160,6 +165,7 @@ class LayerTimes:
             + (f", {groups} groups" if groups > 1 else ""),
             "input": " x ".join(map(str, self.input_shape)),
             "density": "" if self.density is None else f"{self.density:.2%}",
+            "kernels": self.kernels,
         }
         rows = [self._cells(which) for which in self.times] or [{}]
         rows[0] = first | rows[0]
@@ -190,7 +196,14 @@ class Report:
     """
 
     title: ClassVar[str]
-    text_columns: ClassVar[Sequence[str]] = ("layer", "weight", "input", "density", "pass")
+    text_columns: ClassVar[Sequence[str]] = (
+        "layer",
+        "weight",
+        "input",
+        "density",
+        "kernels",
+        "pass",
+    )
     layers: tuple[Any, ...]
     machine: Mapping[str, str] = field(default_factory=dict)
 
@@ -265,7 +278,7 @@ def where(machine: Mapping[str, str]) -> str:
     )
 
 
-def layer_conditions(layers: Iterable[LayerTimes], machine: Mapping[str, str]) -> list[str]:
+def layer_conditions(layers: Sequence[LayerTimes], machine: Mapping[str, str]) -> list[str]:
     """Say what the times of layers mean, a line each."""
     lines = [
         "dense: F.conv1d of the same shape with all weights, zeros too",
@@ -273,6 +286,9 @@ def layer_conditions(layers: Iterable[LayerTimes], machine: Mapping[str, str]) -
     ]
     if dense := dict.fromkeys(x.name for x in layers if x.backend == "reference"):
         lines.append(f"computed by the dense reference, not by the kernels: {', '.join(dense)}")
+    for why in dict.fromkeys(x.not_blocks for x in layers if x.not_blocks):
+        names = dict.fromkeys(x.name for x in layers if x.not_blocks == why)
+        lines.append(f"computed by single weights, not by blocks: {', '.join(names)}; {why}")
     return [*lines, where(machine)]
 
 

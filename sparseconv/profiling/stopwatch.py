@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from sparseconv.core.arrays import as_tensor, fitting
 from sparseconv.core.checks import count
+from sparseconv.functional.chain import kernels_for
 from sparseconv.measure.records import INFERENCE, TRAINING, BeforeAfter, Counts, LayerTimes, Verdict
 from sparseconv.measure.timing import LEAST_ROUNDS, Times, collector_paused, interleave
 from sparseconv.nn.conv import SparseConv1d
@@ -182,6 +183,9 @@ def time_layer(
     trained = sparse.values.requires_grad
     backend = resolve_backend(layer.backend, layer.values.device)
     executed = pattern.numel if backend == "reference" else pattern.nnz
+    kernels, not_blocks = "", ""
+    if backend == "cpp":
+        kernels, not_blocks = kernels_for(pattern, layer._geometry(), first.dtype)
     found = {which: BeforeAfter.of(times, which, "dense", "sparse") for which in passes["sparse"]}
     flops = {}
     for which in found:
@@ -199,6 +203,8 @@ def time_layer(
         input_shape=tuple(first.input.shape),
         dtype=str(first.dtype).removeprefix("torch."),
         backend=backend,
+        kernels=kernels,
+        not_blocks=not_blocks,
         dgrad=any(call.needs_dgrad for call in calls),
         wgrad=trained and any(call.trains for call in calls),
         verdict=Verdict.of(found.get(TRAINING, found[INFERENCE]).ratio),

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from engines import TWIN
 from fake_clock import fake_clock
 from torch import Tensor, nn
 from torch.nn.utils import prune
@@ -229,3 +230,16 @@ def test_layers_keep_blocks_that_are_asked_for() -> None:
     unasked, report = sc.convert(model, max_density=0.25)
     assert [layer.pattern.block for layer in unasked] == 3 * [(1, 1)]
     assert not any("block" in layer.reason for layer in report.layers)
+
+
+def test_a_matrix_unit_would_compute_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Sequential(nn.Conv1d(3, 16, 5), nn.Conv1d(16, 32, 5), nn.Conv1d(32, 16, 5))
+    prune.custom_from_mask(model[2], "weight", sc.block_mask(model[2].weight, 0.1))
+    for conv in model[:2]:
+        prune.l1_unstructured(conv, "weight", 0.9)
+    for isa, names in (("baseline", ()), (TWIN, ("1",))):
+        monkeypatch.setenv("SPARSECONV_CPU_ISA", isa)
+        report = sc.convert(model).report
+        assert report.unblocked == names
+        said = "multiplies in bfloat16; single weights: 1\n" in str(report)
+        assert said == bool(names)

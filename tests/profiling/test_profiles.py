@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from engines import TWIN
 from fake_clock import fake_clock
 from model_state import everything
 from torch import Tensor, nn
@@ -230,6 +231,37 @@ def test_modes_and_dtypes(mode: str) -> None:
     dtype = {"autocast": "bfloat16", "bfloat16": "bfloat16", "float64": "float64"}
     assert {layer.dtype for layer in found.layers} == {dtype.get(mode, "float32")}
     assert all("training" in layer.times for layer in found.layers)
+
+
+IN_UNITS: list[dict[str, Any]] = [
+    {"block": 16}, {"block": 8, "density": 0.5}, {"density": 0.5}, {"groups": 2, "block": 8},
+    {"groups": 4, "block": 4}, {"padding": 3000, "dilation": 3000},
+]  # fmt: skip
+
+
+def test_it_says_whether_blocks_compute_and_why_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPARSECONV_CPU_ISA", TWIN)
+    layers = [SparseConv1d(48, 48, 3, **{"padding": 1, **options}) for options in IN_UNITS]
+    model, x = nn.Sequential(*layers), torch.randn(1, 48, 20)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = profile(model, x, backward=False, rounds=6)
+    words = ["", "block_mask", "block_mask", "groups cut", "a group has fewer", "groups cut"]
+    for layer, word in zip(found.layers, words, strict=True):
+        assert layer.kernels == ("single weights" if word else "blocks"), layer.name
+        assert word in layer.not_blocks
+    text = str(found)
+    assert "by single weights, not by blocks: 1, 2; kernels of 16 x 16 channels have" in text
+    assert "| kernels        |" in text
+    plain = profile(model, x, backward=False, rounds=6)
+    why = "the matrix unit computes bfloat16 only"
+    single = [("single weights", why) if "block" in options else ("", "") for options in IN_UNITS]
+    assert [(layer.kernels, layer.not_blocks) for layer in plain.layers] == single
+    small = SparseConv1d(48, 8, 3, block=8).bfloat16()
+    (layer,) = profile(small, x.bfloat16(), backward=False, rounds=6).layers
+    assert layer.not_blocks == "a group has fewer than 16 channels"
+    monkeypatch.setenv("SPARSECONV_CPU_ISA", "baseline")
+    (layer,) = profile(small, x.bfloat16(), backward=False, rounds=6).layers
+    assert (layer.kernels, layer.not_blocks) == ("single weights", "this CPU has no matrix unit")
 
 
 def test_a_compiled_model() -> None:
