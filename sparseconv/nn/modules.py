@@ -28,6 +28,11 @@ def deepcopy_model(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, computed)
 
 
+def has_codes(model: nn.Module) -> bool:
+    """Whether integers stay integers for a model: it looks them up in a table."""
+    return any(isinstance(module, nn.Embedding | nn.EmbeddingBag) for module in model.modules())
+
+
 class Parametrizations(nn.ModuleDict):
     """What ``torch.nn.utils.parametrize`` puts into a layer, by the name of the tensor.
 

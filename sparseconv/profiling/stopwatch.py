@@ -21,6 +21,7 @@ from sparseconv.functional.chain import kernels_for
 from sparseconv.measure.records import INFERENCE, TRAINING, BeforeAfter, Counts, LayerTimes, Verdict
 from sparseconv.measure.timing import LEAST_ROUNDS, Times, collector_paused, interleave
 from sparseconv.nn.conv import SparseConv1d
+from sparseconv.nn.modules import has_codes
 from sparseconv.ops.backends import resolve_backend
 
 Passes = dict[str, Callable[[], object]]  # INFERENCE, and TRAINING where something has gradients
@@ -72,17 +73,21 @@ def check_on_cpu(layers: Mapping[Layer, str]) -> None:
 
 
 def copied_arguments(model: nn.Module, input: Any, name: str = "example_input") -> tuple[Any, ...]:
-    """Copy a model's arguments, into which it may write: tensors, fractions in its dtype."""
+    """Copy a model's arguments, into which it may write: tensors, series in its dtype.
+
+    Integers with fewer than three axes are codes or lengths, and bools next to others are masks.
+    """
     if not isinstance(input, Tensor | tuple | np.ndarray):
         raise TypeError(
             f"{name} must be a tensor, or a tuple of the model's arguments, but got "
             f"{type(input).__name__}"
         )
-    dtype = next(model.parameters(), torch.empty(0)).dtype
+    dtype, codes = next(model.parameters(), torch.empty(0)).dtype, has_codes(model)
 
     def copied(given: Any) -> Tensor:
         x = as_tensor(given, f"expected {name} to hold real numbers")
-        kept = x.detach().to(dtype if x.is_floating_point() else x.dtype, copy=True)
+        series = x.dim() > 2 and not codes and (x.dtype != torch.bool or given is input)
+        kept = x.detach().to(dtype if x.is_floating_point() or series else x.dtype, copy=True)
         return kept.requires_grad_(x.requires_grad)
 
     with torch.inference_mode(False):

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from sparseconv.core.arrays import as_tensor, class_indices
 from sparseconv.models.classifier import Classifier
+from sparseconv.nn.modules import has_codes
 
 BATCH = 64  # series, where data are whole arrays
 
@@ -96,14 +97,13 @@ def for_model(owner: str, model: nn.Module, X: Any) -> Tensor:
     series of one channel as ``(n_cases, n_timepoints)`` too.
     """
     x = as_tensor(X, f"{owner}: expected X to hold real numbers")
-    codes = any(isinstance(module, nn.Embedding) for module in model.modules())
-    if x.is_floating_point() or not codes:
+    if x.is_floating_point() or not has_codes(model):
         x = x.to(next(model.parameters(), torch.empty(0)).dtype)
     if not x.isfinite().all():
         cases = int((~x.isfinite()).reshape(len(x), -1).any(1).sum())
         raise ValueError(
-            f"{owner}: expected X to be finite, but {cases} of {len(x)} series hold NaN or "
-            "infinity; replace them, for example with numpy.nan_to_num(X)"
+            f"{owner}: expected X to be finite, but {cases} of {len(x)} series hold missing "
+            "values (NaN) or infinity; replace them, for example with numpy.nan_to_num(X)"
         )
     return x[:, None] if x.dim() == 2 and isinstance(model, Classifier) else x
 

@@ -128,11 +128,18 @@ def test_example_inputs() -> None:
     """What ``profile``, ``convert`` and ``prune_filters`` are given."""
     tokens, mask = copied_arguments(network(), (np.arange(3), X > 0))
     assert (tokens.dtype, mask.dtype) == (torch.int64, torch.bool)
+    table = torch.nn.Sequential(torch.nn.Embedding(9, 2))
+    assert copied_arguments(table, np.ones((1, 2, 3), "i4"))[0].dtype == torch.int32
     for model in (network(), network().double()):
         dtype = next(model.parameters()).dtype
         for x in (X.astype(">f8")[..., ::-1], torch.from_numpy(X).flip(-1), X[..., ::-1] / 1):
             (found,) = copied_arguments(model, x)
             assert torch.equal(found, torch.from_numpy(X).to(dtype).flip(-1))
+        for integers in ((4 * X).astype("i8"), X > 0):
+            for name in ("reversed", "big-endian", "read-only", "tensor"):
+                (found,) = copied_arguments(model, STRIDED[name](integers))
+                assert torch.equal(found, torch.tensor(integers, dtype=dtype)), name
+        sc.prune_filters(model, (4 * X).astype(">i2"), sc.pruning.WHC(), ratio=0.5)
         for x in (X, torch.from_numpy(X)):
             report = sc.prune_filters(model, x, sc.pruning.WHC(), ratio=0.5)[1]
             assert report.measure(x[:2], least_seconds=0) is not None
