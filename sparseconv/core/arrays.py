@@ -15,13 +15,17 @@ from torch.utils._pytree import tree_leaves
 
 Array = npt.NDArray[Any]
 NUMBERS = "biuf"  # NumPy's letters of types
+_WITH_NAN = np.frompyfunc(  # None and pandas.NA are missing
+    lambda entry: np.nan if type(entry).__name__ in ("NoneType", "NAType") else entry, 1, 1
+)
 
 
 def as_array(raw: Any, expectation: str, kinds: str = NUMBERS) -> Array:
     """Return NumPy's array, in native byte order, of what a user gave.
 
     That may be an array of any strides and byte order; a tensor; a pandas object, also one indexed
-    by case and time or with series in its cells; or lists of these.
+    by case and time or with series in its cells; or lists of these. None and ``pandas.NA``
+    are read as NaN.
 
     Raises:
         ValueError: several lengths, a type outside ``kinds``; it begins with ``expectation``.
@@ -34,7 +38,9 @@ def as_array(raw: Any, expectation: str, kinds: str = NUMBERS) -> Array:
             text = {isinstance(entry, str) for entry in found.ravel()}
             if len(text) > 1:
                 raise ValueError("got strings among other objects, or some are missing")
-            found = np.array(found.tolist())
+            found = np.array(found.tolist())  # opens cells that hold series
+            if found.dtype.kind == "O" and found.ndim:
+                found = np.array(_WITH_NAN(found).tolist())
     except (ValueError, TypeError, RuntimeError) as error:
         raise ValueError(f"{expectation}, but {_several_lengths(plain) or error}") from error
     if found.dtype.kind not in kinds:

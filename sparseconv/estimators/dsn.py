@@ -12,7 +12,7 @@ import torch
 from aeon.classification.base import BaseClassifier
 
 from sparseconv.core.arrays import as_series
-from sparseconv.estimators.shared import Shared, draw_seed
+from sparseconv.estimators.shared import Scored, draw_seed
 from sparseconv.models import DSN
 from sparseconv.training.evaluation import predict_log_proba
 from sparseconv.training.loop import train
@@ -20,7 +20,7 @@ from sparseconv.training.recipe import Recipe
 from sparseconv.training.run_folder import NETWORK
 
 
-class DSNClassifier(Shared, BaseClassifier):  # type: ignore[misc]
+class DSNClassifier(Scored, BaseClassifier):  # type: ignore[misc]
     """Classify time series with a Dynamic Sparse Network trained on active weights only.
 
     The defaults are the paper's network and recipe. Series have the shape ``(n_cases, n_channels,

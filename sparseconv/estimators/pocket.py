@@ -22,7 +22,7 @@ from sklearn.utils.class_weight import compute_sample_weight
 
 from sparseconv.core.arrays import as_labels, as_series
 from sparseconv.core.checks import count, flag, number
-from sparseconv.estimators.shared import Shared, draw_seed
+from sparseconv.estimators.shared import Scored, Shared, draw_seed
 from sparseconv.rocket.bank import KINDS, KernelBank, check_length
 from sparseconv.rocket.features import check_shape, kernel_features
 from sparseconv.rocket.model import RocketModel, chosen
@@ -102,7 +102,7 @@ class RocketTransformer(Shared, BaseCollectionTransformer):  # type: ignore[misc
         return {"n_kernels": 20}
 
 
-class POCKETClassifier(Shared, BaseClassifier):  # type: ignore[misc]
+class POCKETClassifier(Scored, BaseClassifier):  # type: ignore[misc]
     """ROCKET or MiniROCKET with a share of its kernels, chosen by group-sparse ridge regression.
 
     The kernels' features go into a ridge classifier in which groups of features, those of one

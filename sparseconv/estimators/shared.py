@@ -47,6 +47,17 @@ class Shared:
             yield
 
 
+class Scored(Shared):
+    """A classifier, which scores what it can be fitted to."""
+
+    def score(self, X: Any, y: Any, *metric: Any, **options: Any) -> float:
+        """Compare the predictions with labels, as aeon's ``score``: by default the accuracy."""
+        owner = type(self).__name__
+        series, labels = three_axes(owner, "X", X), as_labels(owner, "y", y)
+        found: float = super().score(series, labels, *metric, **options)  # type: ignore[misc]
+        return found
+
+
 def draw_seed(random_state: int | np.random.RandomState | None) -> int:
     """Return the seed of one fit: an int is itself, a ``RandomState`` is advanced."""
     if isinstance(random_state, int | np.integer):

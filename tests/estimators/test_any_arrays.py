@@ -75,7 +75,8 @@ def trained(X: Any = X, y: Any = Y) -> Any:
 
 
 def fitted(classifier: Any, X: Any = X, y: Any = Y) -> Any:
-    return np.asarray(classifier.fit(X, y).predict_proba(X))
+    assert 0 <= classifier.fit(X, y).score(X, y) <= 1
+    return np.asarray(classifier.predict_proba(X))
 
 
 def dsn(X: Any = X, y: Any = Y) -> Any:
@@ -106,7 +107,19 @@ def features(X: Any = X) -> Any:
     return np.hstack([kernel_features(X, BANK), kernel_features(X, MINI)])
 
 
-@pytest.mark.parametrize("take", [trained, dsn, pocket, transformed, pruned, log_proba, features])
+TAKES = [trained, dsn, pocket, transformed, pruned, log_proba, features]
+
+
+@pytest.mark.parametrize("take", TAKES)
+def test_missing_values_are_named(take: Callable[..., Any]) -> None:
+    hole = X.astype(object)
+    hole[3, 0, 5] = None
+    for name in ["list", "frame that may lack values"] if take is log_proba else ["objects"]:
+        with pytest.raises(ValueError, match="missing"):
+            take(SERIES[name](hole))
+
+
+@pytest.mark.parametrize("take", TAKES)
 def test_series(take: Callable[..., Any]) -> None:
     wanted, before = take(), X.copy()
     for name, form in SERIES.items():
@@ -139,7 +152,6 @@ def test_example_inputs() -> None:
             for name in ("reversed", "big-endian", "read-only", "tensor"):
                 (found,) = copied_arguments(model, STRIDED[name](integers))
                 assert torch.equal(found, torch.tensor(integers, dtype=dtype)), name
-        sc.prune_filters(model, (4 * X).astype(">i2"), sc.pruning.WHC(), ratio=0.5)
         for x in (X, torch.from_numpy(X)):
             report = sc.prune_filters(model, x, sc.pruning.WHC(), ratio=0.5)[1]
             assert report.measure(x[:2], least_seconds=0) is not None
