@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dis
 import gc
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -87,6 +88,8 @@ class Holdings:
                     wrong = f"is trained in the place of {name!r}"
             elif isinstance(value, Optimizer) or value is model:
                 continue
+            elif model is None and "_hooks[" in path:  # what a hook holds may be of one step
+                continue
             elif any(map(is_left, _held(value))):
                 wrong = f"is a {type(value).__name__} that holds parameters or their state"
             if wrong:
@@ -118,8 +121,7 @@ def _walk(
         groups = _groups(value)
         layouts = [groups, [p for group in groups for p in group], *groups]
         for name, held in vars(value).items():
-            if not name.endswith("_hooks"):
-                yield from _walk(held, f"{path}.{name}", None, layouts, seen)
+            yield from _walk(held, f"{path}.{name}", None, layouts, seen)
     elif isinstance(value, dict):
         for key, held in value.items():
             yield Kept(path, None, key)
@@ -149,7 +151,10 @@ def _fits(value: Any, layout: Any) -> bool:
 
 
 def _held(value: Any) -> Iterator[Any]:
-    """Yield an object and what it holds at any depth, except classes and a function's globals."""
+    """Yield an object and what it holds at any depth, except classes.
+
+    Of a function's globals only the tensors, modules and optimizers that it names.
+    """
     stack, seen = [value], set()
     while stack:
         held = stack.pop()
@@ -159,5 +164,8 @@ def _held(value: Any) -> Iterator[Any]:
         yield held
         if isinstance(held, FunctionType):  # its globals hold everything
             stack += [held.__closure__, held.__defaults__, vars(held)]
+            names = [x.argval for x in dis.get_instructions(held) if x.opname == "LOAD_GLOBAL"]
+            used = [held.__globals__.get(name) for name in names]
+            stack += [x for x in used if isinstance(x, Tensor | nn.Module | Optimizer)]
         elif not isinstance(held, nn.Module):
             stack += gc.get_referents(held)

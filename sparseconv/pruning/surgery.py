@@ -47,9 +47,7 @@ def successor(
     for each in old.optimizers:
         for key, value in vars(each).items():
             if not hasattr(value, "_wrapped_by_lr_sched"):  # a scheduler's step() is the old one's
-                is_own = not key.endswith("_hooks")
-                copied = copy.deepcopy(value, memo) if is_own else copy.copy(value)
-                vars(memo[id(each)])[key] = copied
+                vars(memo[id(each)])[key] = copy.deepcopy(value, memo)
     new: Optimizer = memo[id(old.optimizers[0])]
     return new
 

@@ -54,6 +54,26 @@ def replaced(params: Parameters) -> Optimizer:
     return optimizer
 
 
+def hooked(params: Parameters) -> Optimizer:
+    optimizer = SGD(params, 0.1)
+    optimizer.register_step_post_hook(lambda *_: [p.clamp_(-1, 1) for p in params])
+    return optimizer
+
+
+MODEL = nn.Conv1d(2, 3, 4)
+
+
+def clip(*_: Any) -> None:
+    for p in MODEL.parameters():
+        p.data.clamp_(-1, 1)
+
+
+def prune_hooked() -> None:
+    optimizer = SGD(MODEL.parameters(), 0.1)
+    optimizer.register_step_pre_hook(clip)
+    sc.prune_filters(MODEL, torch.ones(1, 2, 12), WHC(), ratio=0.5, optimizer=optimizer)
+
+
 flat = with_attribute(lambda params: torch.zeros(sum(p.numel() for p in params)))
 named = with_attribute(lambda params: {str(i): p.detach().clone() for i, p in enumerate(params)})
 shadow = with_attribute(Shadow)
@@ -83,6 +103,8 @@ test_optimizers = refusals(
      "SGD.held is a int that holds parameters"),
     (prune(projected), NotImplementedError, "SGD.held['at'] is a Projector that holds parameters"),
     (prune(replaced), NotImplementedError, "SGD.step is a function that holds parameters"),
+    (prune(hooked), NotImplementedError, "SGD._optimizer_step_post_hooks["),
+    (prune_hooked, NotImplementedError, "] is a function that holds parameters or their state"),
     (prune(with_attribute(masters)), ValueError, "holds a parameter that is not the model's"),
     (schedule(with_attribute(masters)), NotImplementedError,
      "SGD.held[0][0] is trained in the place of '0.values'"),
