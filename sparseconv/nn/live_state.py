@@ -78,7 +78,8 @@ def check_copied(
     if stale:
         raise ValueError(
             "these entries are a layer's own memory, and its pattern has changed since this "
-            "state_dict(); to keep a network, keep copy.deepcopy(model.state_dict())"
+            "state_dict(); to keep a network, keep copy.deepcopy(model.state_dict()). Other layers "
+            "may be loaded already"
         )
 
 
