@@ -73,6 +73,7 @@ class Holdings:
 
         for path, owner, value in self.kept:
             name, wrong = names.get(id(owner)), ""
+            of_a_step = model is None and "_hooks[" in path  # a hook may hold what is
             is_state = isinstance(value, Tensor) and value.numel() > 1 and id(value) not in ours
             if isinstance(value, torch.optim.LBFGS):
                 wrong = "is LBFGS, whose history is of all parameters together"
@@ -86,9 +87,7 @@ class Holdings:
             elif isinstance(value, Tensor):
                 if id(value) in ours and name is not None and id(value) not in names:
                     wrong = f"is trained in the place of {name!r}"
-            elif isinstance(value, Optimizer) or value is model:
-                continue
-            elif model is None and "_hooks[" in path:  # what a hook holds may be of one step
+            elif isinstance(value, Optimizer) or value is model or of_a_step:
                 continue
             elif any(map(is_left, _held(value))):
                 wrong = f"is a {type(value).__name__} that holds parameters or their state"
