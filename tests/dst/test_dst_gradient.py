@@ -47,10 +47,12 @@ CONVOLUTIONS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("options", CONVOLUTIONS, ids=str)
-@pytest.mark.parametrize("batched", [True, False])
-def test_growth_is_by_the_dense_gradient(options: dict[str, Any], batched: bool) -> None:
+@pytest.mark.parametrize(("batched", "block"), [(True, 1), (False, 1), (True, (1, 2))])
+def test_growth_is_by_the_dense_gradient(
+    options: dict[str, Any], batched: bool, block: Any
+) -> None:
     torch.manual_seed(3)
-    layer = SparseConv1d(4, 6, 5, density=0.25, dtype=torch.float64, **options)
+    layer = SparseConv1d(4, 6, 5, density=0.25, dtype=torch.float64, block=block, **options)
     layer.regions = (Region((0, 2), (0, 3)), Region((2, 6), (1, 5)))
     layer.register_forward_hook(lambda module, args, y: y.square())
     _, optimizer, dst = scheduled(layer, update_every=2, end_step=100, grow="gradient")
@@ -136,12 +138,13 @@ TRAININGS = (
 )
 
 
+@pytest.mark.parametrize("block", [1, 2])
 @pytest.mark.parametrize("train", TRAININGS)
 def test_every_backward_pass_since_the_latest_step_counts(
-    train: Callable[[SparseConv1d, Tensor], list[Loss]],
+    train: Callable[[SparseConv1d, Tensor], list[Loss]], block: int
 ) -> None:
     torch.manual_seed(0)
-    layer = SparseConv1d(2, 4, 9, padding="same", density=0.3, dtype=torch.float64)
+    layer = SparseConv1d(2, 4, 9, padding="same", density=0.3, dtype=torch.float64, block=block)
     _, _, dst = scheduled(layer, grow="gradient")
     weight, dense = dense_twin(layer)
     for loss in train(layer, torch.randn(3, 2, 30, dtype=torch.float64)):

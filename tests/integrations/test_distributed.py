@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 import tiny
 import torch
 import torch.distributed as dist
-from dst_runs import batches, scheduled, snapshot, sparse_layers, train_step, two_layers
+from dst_runs import batches, in_blocks, scheduled, snapshot, sparse_layers, train_step, two_layers
 from ranks import WORLD, on_ranks
 from tiny import same
 from torch import Tensor, nn
@@ -44,22 +45,25 @@ def run(model: nn.Module, network: nn.Module, grow: str, data: list[Tensor]) -> 
     return {"patterns": patterns, "tensors": tensors + moments, "schedule": dst.state_dict()}
 
 
-def with_ddp(rank: int) -> Any:
+def with_ddp(rank: int, make: Callable[..., nn.Sequential]) -> Any:
     found = {}
     for grow in ("random", "gradient", "static"):
-        network = two_layers(torch.float64)
+        network = make(torch.float64)
         model = DistributedDataParallel(network, gradient_as_bucket_view=grow == "gradient")
         found[grow] = run(model, network, grow, data(rank))
     return found
 
 
 @pytest.mark.tool("DistributedDataParallel", "works")
-def test_ranks_with_different_data_train_one_model(tmp_path: Path) -> None:
-    first, second = on_ranks(with_ddp, tmp_path)
+@pytest.mark.parametrize("make", [two_layers, in_blocks])
+def test_ranks_with_different_data_train_one_model(
+    make: Callable[..., nn.Sequential], tmp_path: Path
+) -> None:
+    first, second = on_ranks(with_ddp, tmp_path, make)
     assert same(first, second)
     together = [torch.cat(pair) for pair in zip(data(0), data(1), strict=True)]
     for grow, found in first.items():
-        network = two_layers(torch.float64)
+        network = make(torch.float64)
         alone = run(network, network, grow, together)
         assert found["schedule"]["updates"] == (0 if grow == "static" else STEPS // 3)
         assert same(found["patterns"], alone["patterns"])

@@ -6,12 +6,13 @@ They follow the pattern where DSTScheduler knows of them; elsewhere they refuse 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
-from dst_runs import batches, sparse_layers, train_step, two_layers
+from dst_runs import batches, in_blocks, sparse_layers, train_step, two_layers
 from torch import nn
 from torch.optim.swa_utils import (
     AveragedModel,
@@ -43,10 +44,14 @@ each_average = pytest.mark.parametrize(
     "EMA by a loop over state_dict()", "works", "DSTScheduler(averages=[...]) moves it"
 )
 @each_average
-@pytest.mark.parametrize("grow", ["random", "gradient"])
-def test_the_average_follows_the_pattern(name: str, use_buffers: bool, grow: str) -> None:
+@pytest.mark.parametrize(
+    ("grow", "make"), [("random", two_layers), ("gradient", two_layers), ("gradient", in_blocks)]
+)
+def test_the_average_follows_the_pattern(
+    name: str, use_buffers: bool, grow: str, make: Callable[..., nn.Sequential]
+) -> None:
     """Beside a masked dense run whose average is cleared where the mask changes."""
-    model = two_layers(torch.float64)
+    model = make(torch.float64)
     optimizer = torch.optim.Adam(model.parameters(), 1e-2)
     average = AveragedModel(model, use_buffers=use_buffers, **AVERAGES[name])
     loop = copy.deepcopy(model)  # an EMA as other libraries make it, with a decay of 0.9

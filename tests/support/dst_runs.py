@@ -44,12 +44,12 @@ def two_layers(dtype: torch.dtype = torch.float32, seed: int = 0) -> nn.Sequenti
     return nn.Sequential(first, nn.Tanh(), second)
 
 
-def in_blocks(seed: int = 0) -> nn.Sequential:
+def in_blocks(dtype: torch.dtype = torch.float32, seed: int = 0) -> nn.Sequential:
     """Like ``two_layers``, in blocks, of which some last ones are smaller."""
     torch.manual_seed(seed)
-    first = SparseConv1d(2, 6, 7, padding="same", density=0.4, block=(4, 2))
+    first = SparseConv1d(2, 6, 7, padding="same", density=0.4, block=(4, 2), dtype=dtype)
     first.regions = (Region((0, 4), (0, 4)), Region((4, 6), (0, 7)))
-    second = SparseConv1d(6, 4, 5, density=0.3, block=(2, 4))
+    second = SparseConv1d(6, 4, 5, density=0.3, block=(2, 4), dtype=dtype)
     return nn.Sequential(first, nn.Tanh(), second)
 
 
