@@ -146,27 +146,31 @@ def _move_units(
     )
     if dense_grad is not None:
         dense_grad = unit_means(dense_grad.detach().cpu().double().square(), block)
-    active = pattern.units().to_mask()
-    fresh = torch.zeros_like(active)
+    active = mask[:: block[0], :: block[1]].contiguous()
     whole, columns = shape[0] // block[0], shape[1] // block[1]  # blocks that are not cut off
-    boxes = []
-    for (top, end), taps in regions:
-        first, last = top // block[0], -(-end // block[0])
-        cut = min(max(first, whole), last)
-        boxes += [Region((first, cut), taps), Region((cut, last), taps)]
-    for part in (slice(0, columns), slice(columns, None)):
-        if active[:, part].numel():
-            moved, source = prune_and_grow(
-                KernelCSR.from_mask(active[:, part]), means[:, part][active[:, part]], boxes,
-                fraction, dense_grad=None if dense_grad is None else dense_grad[:, part], **how,
-            )  # fmt: skip
-            active[:, part] = moved.to_mask()
-            fresh[:, part].masked_scatter_(active[:, part], source < 0)
-    if not fresh.any():
+    # Each block is a kernel, and those of whole blocks of inputs come first.
+    units = torch.arange(active.numel(), device="cpu").view_as(active)
+    sides = units[:, :columns].flatten(0, 1), units[:, columns:].flatten(0, 1)
+    units, boxes, begin = torch.cat(sides)[:, None], [], 0
+    for width in (columns, active.shape[1] - columns):
+        for (top, end), taps in regions:
+            first, last = top // block[0], -(-end // block[0])
+            cut = min(max(first, whole), last)
+            for low, high in ((first, cut), (cut, last)):
+                if low < high and width:
+                    boxes.append(Region((begin + low * width, begin + high * width), taps))
+        begin += len(active) * width
+    moved, source = prune_and_grow(
+        KernelCSR.from_mask(active.take(units)), means.take(units[active.take(units)]), boxes,
+        fraction, dense_grad=None if dense_grad is None else dense_grad.take(units), **how,
+    )  # fmt: skip
+    if (source >= 0).all():
         return pattern, torch.arange(pattern.nnz, device="cpu")
-    new = KernelCSR.from_units(KernelCSR.from_mask(active), shape, block)
+    kinds = torch.zeros(active.shape, dtype=torch.int8, device="cpu")  # 1 where active, 2 where new
+    kinds.put_(units.flatten()[moved.positions()], (1 + (source < 0)).to(torch.int8))
+    kinds = spread(kinds, shape, block)
     old = (mask.flatten().cumsum(0) - 1).view(shape)
-    return new, old.where(~spread(fresh, shape, block), -1)[new.to_mask()]
+    return KernelCSR.from_mask(kinds > 0, block), old.where(kinds == 1, -1)[kinds > 0]
 
 
 def _magnitude(tensor: Tensor) -> Array:
