@@ -74,6 +74,8 @@ test_layer = refusals(
     (own(lambda c, x: F.conv1d(x, 2 * c.weight, c.bias)), TypeError, "it computes something else"),
     (own(lambda c, x: F.conv1d(x, c.weight * (c.weight.abs() > 1e-3), c.bias)), TypeError,
      "it computes something else"),
+    (own(lambda c, x: PLAIN(c, x) + 1e-9), TypeError, "it computes something else"),
+    (own(lambda c, x: PLAIN(c, x) * (1 + 2.0**-50)), TypeError, "it computes something else"),
     (own(lambda c, x: PLAIN(c, PLAIN(c, x))), TypeError, "Own has its own code"),
     (own(lambda c, x: PLAIN(c, F.pad(x, (4, 0), value=1.0))), TypeError, "something else"),
     (own(lambda c, x: PLAIN(c, F.pad(F.pad(x, (2, 0)), (2, 0), "reflect"))), TypeError, "someth"),
