@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from dataclasses import dataclass
 
@@ -223,10 +224,12 @@ def _regions(
         return (Region((0, channels), (0, kernel_size)),)
     groups = torch.arange(channels)[::size].chunk(n_groups)
     if len(groups) < n_groups or kernel_size < n_groups:
+        even = math.lcm(WIDTH, n_groups * size) // WIDTH
+        other = f", or for nf a multiple of {even}" if kernel_size >= n_groups else ""
         raise ValueError(
             f"n_groups={n_groups} is too many for {channels} output channels (3 * nf) in blocks of "
             f"{size} and {kernel_size} taps: every group needs a block and at least one more tap "
-            "than the group before; choose fewer groups"
+            f"than the group before; choose fewer groups{other}"
         )
     taps = kernel_size // n_groups
     return tuple(
