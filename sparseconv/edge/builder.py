@@ -128,14 +128,14 @@ class Builder:
     def copy(self, x: Value, **options: Any) -> Value:
         """Copy a value, time by time, into a new tensor, or to where the options say."""
         if x.places.dim() not in (2, 3):
-            raise NotImplementedError(f"it gets {x.places.dim()} dimensions")
+            raise NotImplementedError(f"gets {x.places.dim()} dimensions; give it three")
         at: Array = x.places.reshape(x.places.shape[1], -1).numpy()
         shape, pads = list(x.places.shape), options.get("padding", (0, 0))
         if (step := even(at, self.shapes[x.of][1])) is None:  # the rows are times
             at = at.T
             options = {"over_time": True, "rows_whole": True, "stride": shape[1]} | options
             if (step := even(at, 1)) is None:
-                raise NotImplementedError("it reads samples in an order that no layer has")
+                raise NotImplementedError("reads samples in an order that no layer has")
         offsets, which = np.unique(at[:, 0], return_inverse=True)
         active = np.eye(len(offsets), dtype=bool)[which]
         made = self.add(Layer, x, len(at), at.shape[1] + sum(pads), **{

@@ -84,14 +84,14 @@ def _put_in_order(build: Builder, scores: Value) -> int:
 
 
 @contextlib.contextmanager
-def _naming(name: str, kind: str) -> Iterator[None]:
-    """Name the module in the errors of the block."""
+def _naming(name: str, kind: str, operation: str = "") -> Iterator[None]:
+    """Name the module in the errors of the block, and the operation that has no counterpart."""
     which = f"{f'module {name!r}' if name else 'the model'} ({kind})"
     try:
         yield
     except NotImplementedError as error:
         raise NotImplementedError(
-            f"{which} cannot be exported to C: {error}; supported are the operations "
+            f"{which} cannot be exported to C: {operation!r} {error}; supported are the operations "
             f"{', '.join(sorted({*RULES} - {*STAY}))}"
         ) from error
     except ValueError as error:
@@ -119,8 +119,10 @@ def _walk(program: torch.export.ExportedProgram, build: Builder, series: Value) 
             found = tree_leaves(args[0], is_leaf=lambda x: isinstance(x, Value))
         elif node.op == "call_function":
             stack = [*(node.meta.get("nn_module_stack") or {"": ("", ".model")}).values()]
-            with _naming(stack[-1][0], str(stack[-1][1]).rpartition(".")[2]):
-                y = _result(build, node, args, kwargs)
+            schema = getattr(node.target, "_schema", None)  # torch.cond has none
+            name = (schema.name if schema else node.target.__name__).rpartition("::")[2].rstrip("_")
+            with _naming(stack[-1][0], str(stack[-1][1]).rpartition(".")[2], name):
+                y = _result(build, node, name, args, kwargs)
             if len(node.users) > 1:
                 parts = tree_leaves(y, is_leaf=lambda x: isinstance(x, Value))
                 build.shared.update(part.of for part in parts if isinstance(part, Value))
@@ -134,14 +136,13 @@ def _walk(program: torch.export.ExportedProgram, build: Builder, series: Value) 
     return found[0]
 
 
-def _result(build: Builder, node: Any, args: Any, kwargs: Any) -> Any:
+def _result(build: Builder, node: Any, name: str, args: Any, kwargs: Any) -> Any:
     """Compute what does not depend on the series; add steps for what does."""
     leaves = tree_leaves((args, kwargs), is_leaf=lambda x: isinstance(x, Value))
     values = [leaf for leaf in leaves if isinstance(leaf, Value)]
     target = node.target
     if target is operator.getitem:
         return args[0][args[1]]
-    name = target._schema.name.partition("::")[2].rstrip("_")
     if name.startswith("_assert"):  # of types, which are others here
         return None
     if not values:
@@ -150,18 +151,19 @@ def _result(build: Builder, node: Any, args: Any, kwargs: Any) -> Any:
         y = target(*args, **kwargs)
         return y.double() if isinstance(y, Tensor) and y.is_floating_point() else y
     if build.ending and RULES.get(name) not in (moved, stays):
-        raise NotImplementedError(f"it comes after a {build.ending}, which can only end the model")
+        raise NotImplementedError(f"comes after a {build.ending}, which can only end the model")
+    if name not in RULES:
+        raise NotImplementedError("has no counterpart there")
     names = [argument.name for argument in target._schema.arguments]
     given = {argument.name: argument.default_value for argument in target._schema.arguments}
     given |= dict(zip(names, args, strict=False)) | kwargs
     if given.get("train"):
-        raise NotImplementedError("it is random; call model.eval(), give F.dropout training=False")
-    if name not in RULES:
-        raise NotImplementedError(f"{name!r} has no counterpart there")
+        raise NotImplementedError("is random; call model.eval(), give F.dropout training=False")
     if len(values) > 1 and RULES[name] not in (joined, arithmetic):
-        raise NotImplementedError(f"{name!r} combines what the model computes")
+        raise NotImplementedError("combines what the model computes")
 
     def again(tensor: Tensor) -> Any:
-        return target(*(tensor if arg is values[0] else arg for arg in args), **kwargs)
+        given = tensor.clone()  # into which an operation may write
+        return target(*(given if arg is values[0] else arg for arg in args), **kwargs)
 
     return RULES[name](build, values[0], Call(name, values, given, again))

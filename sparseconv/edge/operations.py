@@ -102,27 +102,33 @@ def linear(build: Builder, x: Value, call: Call) -> Value:
 
 
 def over_time(build: Builder, x: Value, call: Call) -> Any:
-    """Sums or maxima along the last dimension, whatever they are: see what each sample adds."""
-    length, dims = x.places.shape[-1], x.places.dim()
-    each = torch.eye(length + 1, length, dtype=torch.float64)
-    y = call.again(each[None] if dims == 3 else each)
+    """Sums or maxima along a dimension, whatever they are: see what each sample adds."""
+    dims, given = x.places.dim(), call.args.get("dim", -2 if call.args.get("other") is x else -1)
+    last, *others = given if isinstance(given, list) else [given]
+    dim = -1 if others or last is None or not last % dims else last
+    x = Value(x.of, x.places.movedim(dim, -1))
+    length = x.places.shape[-1]
+    each = torch.eye(length + 1, length, dtype=torch.float64)[(None,) * (dims - 2)]
+    y = call.again(each.movedim(-1, dim))
     several = isinstance(y, tuple)  # maxima, and where they are
-    y = (y[0] if several else y).squeeze(0) if dims == 3 else y
-    if dims > 3 or not y.dim() or len(y) != length + 1:
-        raise NotImplementedError("it is not along the last dimension alone")
+    y = y[0] if several else y
+    y = y.movedim(dim, -1) if y.dim() == dims else y
+    if y.shape[: dims - 1] != each.shape[:-1]:
+        raise NotImplementedError("must be along one dimension at a time, as in x.mean(-1).mean(1)")
     weight = to_numpy(y.reshape(length + 1, -1)[:-1]).T
     largest = "max" in call.name
-    one, many = ("largest", "largest") if largest else ("mean", "means")
-    kind = f"{one} over time" if len(weight) == 1 else f"{many} of {len(weight)} bins"
+    kind = call.name if len(weight) == 1 else f"{call.name} of {len(weight)} bins"
     value = _of_times(build, x, weight, kind, largest)
-    value = value if y.dim() == 2 else Value(value.of, value.places.squeeze(-1))
+    kept = y.dim() == dims
+    value = Value(value.of, value.places.movedim(-1, dim) if kept else value.places.squeeze(-1))
     return (value, None) if several else value
 
 
 def _of_times(build: Builder, x: Value, weight: Array, kind: str, largest: bool) -> Value:
     """Average before a 1x1 convolution or other averages, where averages come last."""
-    before, averages = build.writer(x), np.allclose(weight.sum(1), 1, 0, 2.0**-40)
-    if before and averages and not (largest or before.relu) and build.is_in_order(x):
+    before = build.writer(x) if x.places.dim() == 3 and build.is_in_order(x) else None
+    averages = np.allclose(weight.sum(1), 1, 0, 2.0**-40)
+    if before and averages and not (largest or before.relu or before.largest):
         source = Value(before.inputs[0], ordered((1, before.channels, before.length)))
         if before.over_time and before.weight.shape[1:] == source.places.shape[2:]:
             return _of_times(build, source, weight @ before.weight, kind, largest)
@@ -178,7 +184,7 @@ def scaled(build: Builder, x: Value, call: Call) -> Value:
     """BatchNorm and arithmetic with constants: see what becomes of zeros and ones."""
     shift = call.again(torch.zeros(x.places.shape, dtype=torch.float64))
     if shift.shape != x.places.shape:
-        raise NotImplementedError("it makes its input larger")
+        raise NotImplementedError("makes its input larger")
     scale = call.again(torch.ones(x.places.shape, dtype=torch.float64)) - shift
     x = build.filled(x)
     length, channels = build.shapes[x.of]
@@ -196,7 +202,7 @@ def scaled(build: Builder, x: Value, call: Call) -> Value:
                      bias=before.bias * parts[0] + parts[1])  # fmt: skip
         return x
     if channels > LARGEST:
-        raise NotImplementedError(f"it has {channels} factors; give it one for each channel")
+        raise NotImplementedError(f"has {channels} factors; give it one for each channel")
     eye = np.eye(channels, dtype=bool)
     made = build.add(
         Layer, x, channels, length, kind="BatchNorm" if call.name == "batch_norm" else call.name,
@@ -217,7 +223,7 @@ def arithmetic(build: Builder, x: Value, call: Call) -> Value:
     if len(call.values) == 1 and not (call.name == "div" and call.args["self"] is not x):
         return scaled(build, x, call)
     if call.name not in SIGNS or call.args.get("alpha", 1) != 1:
-        raise NotImplementedError(f"a {call.name!r} by what the model computes has no counterpart")
+        raise NotImplementedError("by what the model computes has no counterpart")
     shape = torch.broadcast_shapes(*(value.places.shape for value in call.values))  # type: ignore[no-untyped-call]
     a, b = (Value(value.of, value.places.expand(shape)) for value in call.values)
     if not (torch.equal(a.places, b.places) and build.fills(a) and build.fills(b)):
@@ -234,20 +240,25 @@ def arithmetic(build: Builder, x: Value, call: Call) -> Value:
 def mapped(build: Builder, x: Value, call: Call) -> Value:
     """Add a function of each sample; its expression may use the call's arguments."""
     if call.args.get("approximate", "none") != "none":
-        raise NotImplementedError(f"approximate={call.args['approximate']!r} is not 'none'")
-    if call.name == "prelu" and call.args["weight"].numel() > 1:
-        raise NotImplementedError("it has several slopes; nn.PReLU() with one is possible")
+        raise NotImplementedError(f"has approximate={call.args['approximate']!r}, not 'none'")
+    numbers = {}
+    for name, value in call.args.items():
+        if isinstance(value, Tensor) and value.numel() > 1:
+            raise NotImplementedError(f"has several numbers for its {name!r}; one is possible")
+        if isinstance(value, int | float | Tensor):
+            numbers[name] = float(np.float32(float(value)))
+    if numbers.get("threshold") != numbers.get("value"):
+        raise NotImplementedError("jumps; its value must be its threshold")
     x = build.filled(x)
-    if call.name == "relu" and (writers := build.writers(x)):
+    ends = torch.tensor([-1e30, -1.0, -1e-30, 0.0, 1e-30, 1.0, 1e30], dtype=torch.float64)
+    if torch.equal(call.again(ends), ends.relu()) and (writers := build.writers(x)):
         for step in writers:
             build.change(step, relu=True)
         return x
     length, channels = build.shapes[x.of]
-    expression, steepest = FUNCTIONS[call.name]
-    numbers = {
-        name: float(np.float32(float(value))) for name, value in call.args.items()
-        if isinstance(value, int | float) or (isinstance(value, Tensor) and value.numel() == 1)
-    }  # fmt: skip
+    bounds = [name for name in ("min", "max") if name in numbers]
+    key = f"clamp_{bounds[0]}" if len(bounds) == 1 else call.name
+    expression, steepest = FUNCTIONS[key]
     slopes = (abs(numbers.get(name, 0)) for name in ("negative_slope", "alpha", "weight"))
     made = build.add(
         Pointwise, x, channels, length, kind=call.name, steepest=max(steepest, *slopes),
@@ -257,10 +268,16 @@ def mapped(build: Builder, x: Value, call: Call) -> Value:
     return Value(made, x.places)
 
 
+def power(build: Builder, x: Value, call: Call) -> Value:
+    if call.args.get("exponent", 2) != 2:
+        raise NotImplementedError("must have the exponent 2; write x * x * x for others")
+    return arithmetic(build, x, call._replace(name="mul", values=[x, x]))
+
+
 def ending(build: Builder, x: Value, call: Call) -> Value:
     """``softmax`` and ``log_softmax`` of all that is left: the end of the program."""
     if x.places.shape[call.args["dim"]] != x.places.numel():
-        raise NotImplementedError(f"dim={call.args['dim']} is not that of all scores")
+        raise NotImplementedError(f"has dim={call.args['dim']}, not that of all scores")
     if x.places.numel() == 1:
         raise ValueError("expected several scores, of one it is a constant; use nn.Sigmoid()")
     build.ending = call.name
@@ -272,7 +289,7 @@ def padded(build: Builder, x: Value, call: Call) -> Value:
     (left, right, *others), value = call.args["pad"], call.args["value"]
     if any(others) or value:
         raise NotImplementedError(
-            f"it pads {'other dimensions than time' if any(others) else f'by {value}'}; the times "
+            f"pads {'other dimensions than time' if any(others) else f'by {value}'}; the times "
             "can be padded, by zeros or by the series"
         )
     places = x.places[..., max(0, -left) : x.places.shape[-1] - max(0, -right)]
@@ -303,7 +320,7 @@ def joined(build: Builder, x: Value, call: Call) -> Value:
     values, shape = call.args["tensors"], list(x.places.shape)
     dim = call.args["dim"] % len(shape)
     if len(call.values) < len(values) or dim == 0 or len(shape) > 3:
-        raise NotImplementedError("it joins constants, batches or more than three dimensions")
+        raise NotImplementedError("joins constants, batches or more than three dimensions")
     shape[dim] = sum(value.places.shape[dim] for value in values)
     build.shapes.append(((*shape, 1)[2], shape[1]))
     output, first = len(build.shapes) - 1, 0
@@ -329,6 +346,11 @@ SIGNS: dict[str, tuple[str, Callable[..., Array]]] = {
 FUNCTIONS = {
     "relu": ("p < 0 ? 0 : p", 1.0),
     "relu6": ("p < 0 ? 0 : p > 6 ? 6 : p", 1.0),
+    "clamp": ("p < {min} ? {min} : p > {max} ? {max} : p", 1.0),
+    "clip": ("p < {min} ? {min} : p > {max} ? {max} : p", 1.0),
+    "clamp_min": ("p < {min} ? {min} : p", 1.0),
+    "clamp_max": ("p > {max} ? {max} : p", 1.0),
+    "threshold": ("p <= {threshold} ? {value} : p", 1.0),
     "hardtanh": ("p < {min_val} ? {min_val} : p > {max_val} ? {max_val} : p", 1.0),
     "leaky_relu": ("p < 0 ? p * {negative_slope} : p", 1.0),
     "prelu": ("p < 0 ? p * {weight} : p", 1.0),
@@ -348,7 +370,7 @@ STAY = (
 RULES: dict[str, Callable[[Builder, Value, Call], Any]] = {
     "fprop": sparse_convolution, "conv1d": convolution, "linear": linear, "batch_norm": norm,
     "max_pool1d": pool, "avg_pool1d": pool, "cat": joined, "pad": padded, "softmax": ending,
-    "log_softmax": ending,
+    "log_softmax": ending, "pow": power, "square": power,
     **dict.fromkeys((
         "mean", "sum", "max", "amax", "matmul", "adaptive_avg_pool1d", "adaptive_max_pool1d",
     ), over_time),

@@ -137,6 +137,24 @@ class Positions(nn.Module):
         return scores
 
 
+class Alike(nn.Module):
+    """Other names of functions, and of dimensions: series by time, means of channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv1d(3, 4, 3), nn.Conv1d(4, 4, 3)
+        self.across = nn.Parameter(torch.randn(2, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x).clamp(min=0)
+        y = F.threshold(self.second(x), -0.5, -0.5).clip(max=0.5).clamp_(-0.4, 0.4)
+        z = y.transpose(1, 2) ** 2
+        time = torch.cat([z.mean(1), z.amax(-2, keepdim=True).flatten(1), z.max(1).values], 1)
+        channels = y.amax(1, keepdim=True).mean(-1), x.mean(-1).mean(-1, keepdim=True)
+        bins = F.adaptive_max_pool1d(y, 5).mean(-1)
+        return torch.cat([time, bins, *channels, (self.across @ y).sum(-1)], 1)
+
+
 class Viewed(nn.Module):
     """The usual way to flatten in tutorials."""
 
@@ -207,6 +225,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "residual_tcn": ResidualTCN,
     "inception_time": lambda: models.InceptionTime(CHANNELS, 4, nf=3, depth=3),
     "everything": Everything,
+    "alike": Alike,
     "causal_constants": lambda: nn.Sequential(
         nn.ConstantPad1d((4, 0), 0.0), nn.Conv1d(3, 4, 5), nn.ReLU(), nn.ZeroPad1d((-1, 8)),
         nn.Conv1d(4, 4, 5, dilation=2), *_head(4),
