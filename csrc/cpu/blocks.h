@@ -35,6 +35,28 @@ struct Rows {
   }
 };
 
+// A tile of weights: where the weight of its row r and column c is in `values`,
+// pointers[(out_channel + r) * channels_per_group + in_channel + c] + rank.
+struct BlockWeights {
+  int32_t out_channel, in_channel, rank;  // the input channel within its group
+  int32_t rows, columns;                  // below 16 in the last blocks
+};
+
+// Between values, float, and tiles. Packed, bfloat16, each is (8, 16, 2): pairs of the channels
+// that are summed over, of 16 outputs; in dgrad (`transposed`) rows are summed over. Sums of wgrad
+// are float, (splits, n, 16, 16).
+struct BlockPacking {
+  float* values;
+  const BlockWeights* tiles;
+  int64_t n;
+  const int32_t* pointers;
+  int64_t channels_per_group;
+  bool transposed;
+  void* packed;
+  const float* sums;
+  int64_t splits;
+};
+
 // One active (block, tap): 16 inputs from channel 16 * in_block on, `position` inputs further on.
 struct BlockEntry {
   int32_t in_block, position;

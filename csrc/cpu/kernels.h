@@ -24,6 +24,9 @@ struct Bf16 {
 struct BlockKernels {
   void (*correlate)(const BlockCorrelation&, int64_t, int64_t, void*);
   void (*wgrad)(const BlockWeightGradient&, int64_t, int64_t, void*);
+  // Tiles from begin to end. Of sums the second says whether all are finite.
+  void (*pack)(const BlockPacking&, int64_t begin, int64_t end);
+  bool (*unpack_sums)(const BlockPacking&, int64_t begin, int64_t end);
   void (*to_rows)(const RowConversion&, int64_t, int64_t, void*);
   void (*from_rows)(const RowConversion&, int64_t, int64_t, void*);
   void (*border_sums)(const BorderSums&, int64_t, int64_t, void*);

@@ -19,6 +19,7 @@ namespace sparseconv::emulated {
 
 constinit const sparseconv::BlockKernels sparseconv::kEmulatedBlocks = {
     sparseconv::emulated::correlate_blocks, sparseconv::emulated::block_wgrad,
+    sparseconv::emulated::pack_blocks,      sparseconv::emulated::unpack_sums,
     sparseconv::emulated::to_rows,          sparseconv::emulated::from_rows,
     sparseconv::emulated::border_sums,      sparseconv::emulated::row_sums,
     sparseconv::emulated::norm_rows};

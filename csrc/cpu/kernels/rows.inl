@@ -2,15 +2,11 @@
 // blocks.inl. Channels are the lanes of a vector, so sums over positions need no last step; each
 // sum runs over kSumRows rows in float, longer ones continue in double.
 
-typedef float Lanes16 __attribute__((vector_size(64)));
-typedef int32_t Mask16 __attribute__((vector_size(64)));
-
 constexpr int kRowVectors = 2;
 constexpr int64_t kSumRows = 64;
 
 static inline __attribute__((always_inline)) void load_row(const char* row, Lanes16* x) {
   typedef uint16_t Halves16 __attribute__((vector_size(32)));
-  typedef uint32_t Words16 __attribute__((vector_size(64)));
   for (int i = 0; i < kRowVectors; ++i) {
     Halves16 halves;
     __builtin_memcpy(&halves, row + 32 * i, sizeof(halves));

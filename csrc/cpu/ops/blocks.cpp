@@ -15,36 +15,28 @@ namespace {
 
 constexpr int64_t kTileGrain = 256;  // products of tiles (16 rows each) worth a thread
 
-// A tile for each entry: pairs of the channels that are summed over, of 16 outputs. In dgrad the
-// rows of the pattern are summed over.
+BlockPacking packing_of(const std::vector<BlockWeights>& tiles, const ConvPlan& plan) {
+  BlockPacking p{};
+  p.tiles = tiles.data();
+  p.n = static_cast<int64_t>(tiles.size());
+  p.pointers = plan.pointers();
+  p.channels_per_group = plan.geometry.channels_per_group;
+  return p;
+}
+
+// A tile for each entry.
 Tensor packed(const Tensor& values,
               const std::vector<BlockWeights>& tiles,
-              const int32_t* pointers,
-              int64_t channels_per_group,
+              const ConvPlan& plan,
               bool transposed) {
-  const Tensor source = values.to(at::kBFloat16).contiguous();
-  const auto n = static_cast<int64_t>(tiles.size());
-  Tensor weights = at::zeros({n, kBlockSize / 2, kBlockSize, 2}, source.options());
-  const auto* from = static_cast<const uint16_t*>(source.const_data_ptr());
-  auto* to = static_cast<uint16_t*>(weights.mutable_data_ptr());
-  at::parallel_for(0, n, kTileGrain, [&](int64_t begin, int64_t end) {
-    for (int64_t t = begin; t < end; ++t) {
-      const BlockWeights& tile = tiles[t];
-      uint16_t* out = to + t * kBlockSize * kBlockSize;
-      for (int64_t r = 0; r < tile.rows; ++r) {
-        // All kernels of a block have as many taps.
-        const int32_t* kernels =
-            pointers + (tile.out_channel + r) * channels_per_group + tile.in_channel;
-        const uint16_t* row = from + kernels[0] + tile.rank;
-        const int64_t taps = kernels[1] - kernels[0];
-        const int64_t pair = 2 * kBlockSize;
-        uint16_t* to_row = out + (transposed ? r / 2 * pair + r % 2 : 2 * r);
-        for (int64_t c = 0; c < tile.columns; ++c) {
-          to_row[transposed ? 2 * c : c / 2 * pair + c % 2] = row[c * taps];
-        }
-      }
-    }
-  });
+  const Tensor source = values.to(at::kFloat).contiguous();
+  BlockPacking p = packing_of(tiles, plan);
+  Tensor weights = at::empty({p.n, kBlockSize / 2, kBlockSize, 2}, at::kBFloat16);
+  p.values = const_cast<float*>(source.const_data_ptr<float>());
+  p.transposed = transposed;
+  p.packed = weights.mutable_data_ptr();
+  const auto pack = checked_kernels().blocks->pack;
+  at::parallel_for(0, p.n, kTileGrain, [&](int64_t begin, int64_t end) { pack(p, begin, end); });
   return weights;
 }
 
@@ -82,8 +74,7 @@ void run_block_fprop(BlockCorrelation& p,
                      bool relu) {
   const Geometry& g = plan.geometry;
   const BlockCorrelationPlan& blocks = plan.blocks()->fprop;
-  const Tensor weights =
-      packed(values, blocks.weights, plan.pointers(), g.channels_per_group, false);
+  const Tensor weights = packed(values, blocks.weights, plan, false);
   p.out_blocks = ceil_div(g.out_channels, kBlockSize);
   p.in_blocks = ceil_div(g.in_channels(), kBlockSize);
   Tensor init;
@@ -128,8 +119,7 @@ void run_block_dgrad(BlockCorrelation& p,
                      int64_t phase) {
   const Geometry& g = plan.geometry;
   const BlockCorrelationPlan& blocks = plan.blocks()->dgrad[phase];
-  const Tensor weights =
-      packed(values, blocks.weights, plan.pointers(), g.channels_per_group, true);
+  const Tensor weights = packed(values, blocks.weights, plan, true);
   p.out_blocks = ceil_div(g.in_channels(), kBlockSize);
   p.in_blocks = ceil_div(g.out_channels, kBlockSize);
   p.weights = weights.const_data_ptr();
@@ -203,31 +193,14 @@ std::optional<Tensor> run_block_wgrad(BlockWeightGradient& p, const ConvPlan& pl
     run_parts(p, checked_kernels().blocks->wgrad, p.splits);
   }
   Tensor output = at::empty({plan.nnz}, at::kFloat);
-  auto* to = output.mutable_data_ptr<float>();
+  BlockPacking q = packing_of(blocks.weights, plan);
+  q.values = output.mutable_data_ptr<float>();
+  q.sums = p.out;
+  q.splits = p.splits;
+  const auto unpack = checked_kernels().blocks->unpack_sums;
   std::atomic<bool> finite = true;
-  at::parallel_for(0, p.n_taps, kTileGrain, [&](int64_t begin, int64_t end) {
-    float spread = 0;  // NaN if a sum is not finite
-    for (int64_t t = begin; t < end; ++t) {
-      float total[kBlockSize * kBlockSize] = {};
-      for (int64_t split = 0; split < p.splits; ++split) {
-        const float* part = p.out + (split * p.n_taps + t) * kBlockSize * kBlockSize;
-        for (int64_t i = 0; i < kBlockSize * kBlockSize; ++i) {
-          total[i] += part[i];
-        }
-      }
-      const BlockWeights& tile = blocks.weights[t];
-      for (int64_t r = 0; r < tile.rows; ++r) {
-        const int32_t* kernels =
-            plan.pointers() + (tile.out_channel + r) * g.channels_per_group + tile.in_channel;
-        float* row = to + kernels[0] + tile.rank;
-        const int64_t taps = kernels[1] - kernels[0];
-        for (int64_t c = 0; c < tile.columns; ++c) {
-          row[c * taps] = total[r * kBlockSize + c];
-          spread += total[r * kBlockSize + c] * 0;
-        }
-      }
-    }
-    if (!(spread == 0)) {
+  at::parallel_for(0, q.n, kTileGrain, [&](int64_t begin, int64_t end) {
+    if (!unpack(q, begin, end)) {
       finite = false;
     }
   });

@@ -8,13 +8,6 @@
 
 namespace sparseconv {
 
-// A tile of weights: where the weight of its row r and column c is in `values`,
-// pointers[(out_channel + r) * channels_per_group + in_channel + c] + rank.
-struct BlockWeights {
-  int32_t out_channel, in_channel, rank;  // the input channel within its group
-  int32_t rows, columns;                  // below 16 in the last blocks
-};
-
 struct BlockCorrelationPlan {
   std::vector<BlockEntry> entries;
   std::vector<int32_t> first;
