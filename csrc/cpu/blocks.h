@@ -85,6 +85,7 @@ struct BlockCorrelation {
   bool out_float;
   int64_t rows, first_out, out_step;
   bool relu;
+  double* statistics;  // of outputs in rows, by series, chunk and panel, see kStatistics; or null
 
   int64_t chunks() const { return ceil_div(rows, kBlockRows); }
   // Positions of a chunk's window.
@@ -153,6 +154,10 @@ struct BorderSums {
   int64_t batch, length, panels, first, count, step;
 };
 
+// Statistics of some rows of a panel: a number near them, and the sums of their distances from it
+// and of the squares of these, of 32 channels each.
+constexpr int64_t kStatistics = 96;
+
 // BatchNorm and ReLU on rows: z = (x - centre) * scale + shift and dz = grad where z > 0. Vectors
 // are of 32 channels for each panel.
 struct RowNorm {
@@ -160,8 +165,8 @@ struct RowNorm {
   Rows grad;  // without data: grads are not read
   int64_t batch, length, panels;
   const float *centre, *scale, *shift, *slope, *offset;
-  // For each series and panel 32 sums of x - centre and 32 of its squares; with gradients of dz
-  // and of dz * (x - centre).
+  // For each series and panel statistics of the input, or with gradients 32 sums of dz and of
+  // dz * (x - centre).
   double* sums;
 };
 

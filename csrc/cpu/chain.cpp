@@ -182,6 +182,7 @@ Chain::Result Chain::forward(const Tensor& x,
   Result result;
   Tensor now = order->enter(x);
   int64_t channels = x.size(1);
+  Tensor statistics_of_batch;
   for (size_t i = 0; i < stages_.size(); ++i) {
     const Stage& stage = stages_[i];
     const std::optional<Tensor>& first = parameters[2 * i];
@@ -192,7 +193,9 @@ Chain::Result Chain::forward(const Tensor& x,
     switch (stage.kind) {
       case Kind::conv: {
         RECORD_FUNCTION("sparseconv::fprop", c10::ArrayRef<const c10::IValue>{});
-        now = order->fprop(now, *first, second, *stage.plan, stage.relu);
+        const bool measured = i + 1 < stages_.size() && stages_[i + 1].training;
+        now = order->fprop(now, *first, second, *stage.plan, stage.relu,
+                           measured ? &statistics_of_batch : nullptr);
         break;
       }
       case Kind::pointwise: {
@@ -210,7 +213,9 @@ Chain::Result Chain::forward(const Tensor& x,
                            stage.eps,
                            stage.training};
         Tensor mean, invstd;
-        std::tie(now, mean, invstd) = order->norm_relu(now, channels, norm, !keep);
+        std::tie(now, mean, invstd) =
+            order->norm_relu(now, channels, norm, statistics_of_batch, !keep);
+        statistics_of_batch = Tensor();
         if (keep) {
           result.kept.push_back(mean);
           result.kept.push_back(invstd);

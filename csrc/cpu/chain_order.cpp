@@ -21,7 +21,8 @@ class Lanes final : public ChainOrder {
                const Tensor& values,
                const std::optional<Tensor>& bias,
                const ConvPlan& plan,
-               bool relu) const override {
+               bool relu,
+               Tensor*) const override {
     return run_fprop(input, values, bias, plan.geometry, plan.fprop(), relu, &order_);
   }
   Tensor dgrad(const Tensor& grad, const Tensor& values, const ConvPlan& plan) const override {
@@ -54,6 +55,7 @@ class Lanes final : public ChainOrder {
   std::tuple<Tensor, Tensor, Tensor> norm_relu(const Tensor& input,
                                                int64_t,
                                                const Norm& norm,
+                                               const Tensor&,
                                                bool in_place) const override {
     return sparseconv::norm_relu(input, order_, norm, in_place);
   }
@@ -97,8 +99,9 @@ class RowsOfTiles final : public ChainOrder {
                const Tensor& values,
                const std::optional<Tensor>& bias,
                const ConvPlan& plan,
-               bool relu) const override {
-    return row_fprop(input, values, bias, plan, relu, order_);
+               bool relu,
+               Tensor* statistics) const override {
+    return row_fprop(input, values, bias, plan, relu, order_, statistics);
   }
   Tensor dgrad(const Tensor& grad, const Tensor& values, const ConvPlan& plan) const override {
     return row_dgrad(grad, values, plan, order_);
@@ -109,7 +112,7 @@ class RowsOfTiles final : public ChainOrder {
   Tensor pointwise_fprop(const Tensor& input,
                          const Tensor& weight,
                          const std::optional<Tensor>& bias) const override {
-    return fprop(input, weight.flatten(), bias, plan_of_weight(weight), false);
+    return fprop(input, weight.flatten(), bias, plan_of_weight(weight), false, nullptr);
   }
   Tensor pointwise_dgrad(const Tensor& grad, const Tensor& weight) const override {
     return dgrad(grad, weight.flatten(), plan_of_weight(weight));
@@ -125,8 +128,9 @@ class RowsOfTiles final : public ChainOrder {
   std::tuple<Tensor, Tensor, Tensor> norm_relu(const Tensor& input,
                                                int64_t channels,
                                                const Norm& norm,
+                                               const Tensor& statistics,
                                                bool) const override {
-    return row_norm_relu(input, channels, order_, norm);
+    return row_norm_relu(input, channels, order_, norm, statistics);
   }
   std::tuple<Tensor, Tensor> norm_relu_gradient(const Tensor& grad,
                                                 const Tensor& input,

@@ -23,7 +23,8 @@ class ChainOrder {
                            const at::Tensor& values,
                            const std::optional<at::Tensor>& bias,
                            const ConvPlan& plan,
-                           bool relu) const = 0;
+                           bool relu,
+                           at::Tensor* statistics) const = 0;
   virtual at::Tensor dgrad(const at::Tensor& grad,
                            const at::Tensor& values,
                            const ConvPlan& plan) const = 0;
@@ -40,9 +41,11 @@ class ChainOrder {
                                      const at::Tensor& weight) const = 0;
   virtual at::Tensor sum_of_channels(const at::Tensor& grad, int64_t channels) const = 0;
   // Output, mean and 1 / standard deviation; `in_place`, the input is not needed any more.
+  // `statistics` is what fprop has made of its output for this.
   virtual std::tuple<at::Tensor, at::Tensor, at::Tensor> norm_relu(const at::Tensor& input,
                                                                    int64_t channels,
                                                                    const Norm& norm,
+                                                                   const at::Tensor& statistics,
                                                                    bool in_place) const = 0;
   // Gradients of weight and bias; that of the input takes the memory of `grad`.
   virtual std::tuple<at::Tensor, at::Tensor> norm_relu_gradient(const at::Tensor& grad,

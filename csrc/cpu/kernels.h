@@ -30,7 +30,8 @@ struct BlockKernels {
   void (*to_rows)(const RowConversion&, int64_t, int64_t, void*);
   void (*from_rows)(const RowConversion&, int64_t, int64_t, void*);
   void (*border_sums)(const BorderSums&, int64_t, int64_t, void*);
-  void (*row_sums)(const RowNorm&, int64_t, int64_t, void*);
+  void (*row_statistics)(const RowNorm&, int64_t, int64_t, void*);
+  void (*row_sums)(const RowNorm&, int64_t, int64_t, void*);  // with gradients
   // Writes max(z, 0); with gradients dz * scale + (x - centre) * slope + offset.
   void (*norm_rows)(const RowNorm&, int64_t, int64_t, void*);
 };

@@ -151,6 +151,11 @@ Tensor RowOrder::empty(int64_t channels) const {
   return at::empty({rows, kPanelChannels}, at::kBFloat16);
 }
 
+Tensor RowOrder::statistics(int64_t channels) const {
+  return at::empty({batch, ceil_div(length, kBlockRows), panels_of(channels), kStatistics},
+                   at::kDouble);
+}
+
 Tensor to_rows(const Tensor& signal, const RowOrder& order) {
   const int64_t channels = signal.size(1);
   const Tensor own = signal.to(at::kBFloat16);
@@ -173,7 +178,8 @@ Tensor row_fprop(const Tensor& input,
                  const std::optional<Tensor>& bias,
                  const ConvPlan& plan,
                  bool relu,
-                 const RowOrder& order) {
+                 const RowOrder& order,
+                 Tensor* statistics) {
   const Geometry& g = plan.geometry;
   if (has_one_channel(plan)) {
     const Tensor signal = from_rows(input, 1, order);
@@ -187,7 +193,7 @@ Tensor row_fprop(const Tensor& input,
                     [to = weight.mutable_data_ptr<float>(), from = own.const_data_ptr<float>()](
                         int64_t e, int64_t at) { to[at] = from[e]; });
     return row_fprop(unfolded(signal, g, order), weight, bias,
-                     pointwise_plan(g.out_channels, g.kernel_size), relu, order);
+                     pointwise_plan(g.out_channels, g.kernel_size), relu, order, statistics);
   }
   fill_margins(input, g.in_channels(), order, g.left, g.right, g.mode);
   Tensor output = order.empty(g.out_channels);
@@ -196,6 +202,10 @@ Tensor row_fprop(const Tensor& input,
   p.in_rows = order.of(input, g.in_channels());
   p.in_length = order.length;
   p.out_rows = order.of(output, g.out_channels);
+  if (statistics != nullptr) {
+    *statistics = order.statistics(g.out_channels);
+    p.statistics = statistics->mutable_data_ptr<double>();
+  }
   run_block_fprop(p, values, bias, plan, relu);
   return output;
 }

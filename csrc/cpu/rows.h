@@ -23,6 +23,7 @@ struct RowOrder {
 
   Rows of(const at::Tensor& rows, int64_t channels) const;
   at::Tensor empty(int64_t channels) const;
+  at::Tensor statistics(int64_t channels) const;  // not filled
 };
 
 // From and to (N, C, L), the former with any strides.
@@ -30,13 +31,15 @@ at::Tensor to_rows(const at::Tensor& signal, const RowOrder& order);
 at::Tensor from_rows(const at::Tensor& rows, int64_t channels, const RowOrder& order);
 
 // Sparse convolutions that keep the length (see fits_lanes), of plans that have blocks. The idle
-// rows of what is convolved are written. Gradients of weights are float32.
+// rows of what is convolved are written. Gradients of weights are float32; `statistics` becomes
+// what row_norm_relu needs of the output.
 at::Tensor row_fprop(const at::Tensor& input,
                      const at::Tensor& values,
                      const std::optional<at::Tensor>& bias,
                      const ConvPlan& plan,
                      bool relu,
-                     const RowOrder& order);
+                     const RowOrder& order,
+                     at::Tensor* statistics);
 at::Tensor row_dgrad(const at::Tensor& grad,
                      const at::Tensor& values,
                      const ConvPlan& plan,
@@ -55,11 +58,13 @@ const ConvPlan& pointwise_plan(int64_t out_channels, int64_t in_channels);
 
 at::Tensor row_sum_of_channels(const at::Tensor& rows, int64_t channels, const RowOrder& order);
 
-// As norm_relu and norm_relu_gradient (lanes.h); vectors of any float type.
+// As norm_relu and norm_relu_gradient (lanes.h); vectors of any float type. Statistics of the input
+// are undefined where row_fprop has not made them.
 std::tuple<at::Tensor, at::Tensor, at::Tensor> row_norm_relu(const at::Tensor& input,
                                                              int64_t channels,
                                                              const RowOrder& order,
-                                                             const Norm& norm);
+                                                             const Norm& norm,
+                                                             at::Tensor statistics);
 std::tuple<at::Tensor, at::Tensor> row_norm_relu_gradient(const at::Tensor& grad,
                                                           const at::Tensor& input,
                                                           int64_t channels,

@@ -70,7 +70,7 @@ void run_rows(const RowNorm& p, void (*kernel)(const RowNorm&, int64_t, int64_t,
   run_parts(p, kernel, p.batch * p.panels * p.length / kRowGrain);
 }
 
-// Two sums of each channel, over the series in their order.
+// Sums of dz and dz * (x - mean) of each channel, over the series in their order.
 std::array<std::vector<double>, 2> sums_of(RowNorm p, int64_t channels) {
   std::vector<double> parts(p.batch * p.panels * 2 * kPanelChannels);
   p.sums = parts.data();
@@ -88,34 +88,71 @@ std::array<std::vector<double>, 2> sums_of(RowNorm p, int64_t channels) {
   return sums;
 }
 
+// Of each channel.
+struct Moments {
+  std::vector<double> sum, distances;  // of squares, from the mean
+};
+
+// `statistics`: (batch, chunks, panels, kStatistics), of near-equal chunks of the rows.
+Moments moments_of(const Tensor& statistics, int64_t channels, const RowOrder& order) {
+  const int64_t chunks = statistics.size(1), pitch = statistics.size(2) * kStatistics;
+  const auto* all = statistics.const_data_ptr<double>();
+  const auto visit = [&](auto add) {
+    for (int64_t unit = 0; unit < order.batch * chunks; ++unit) {
+      const int64_t chunk = unit % chunks;
+      const auto rows =
+          static_cast<double>(order.length * (chunk + 1) / chunks - order.length * chunk / chunks);
+      for (int64_t c = 0; c < channels; ++c) {
+        const double* of =
+            all + unit * pitch + c / kPanelChannels * kStatistics + c % kPanelChannels;
+        add(c, rows, of[0] + of[kPanelChannels] / rows, of);
+      }
+    }
+  };
+  Moments found{std::vector<double>(channels), std::vector<double>(channels)};
+  visit([&](int64_t c, double rows, double mean, const double*) { found.sum[c] += rows * mean; });
+  const auto n = static_cast<double>(order.batch * order.length);
+  visit([&](int64_t c, double rows, double mean, const double* of) {
+    const double sum = of[kPanelChannels], squares = of[2 * kPanelChannels] - sum * sum / rows;
+    const double distance = mean - found.sum[c] / n;
+    found.distances[c] += (squares < 0 ? 0 : squares) + rows * distance * distance;  // a NaN stays
+  });
+  return found;
+}
+
+Tensor statistics_of(const Tensor& input, int64_t channels, const RowOrder& order) {
+  RowNorm p = norm_of(input, channels, order);
+  Tensor statistics = at::empty({p.batch, 1, p.panels, kStatistics}, at::kDouble);
+  p.sums = statistics.mutable_data_ptr<double>();
+  run_rows(p, checked_kernels().blocks->row_statistics);
+  return statistics;
+}
+
 }  // namespace
 
 Tensor row_sum_of_channels(const Tensor& rows, int64_t channels, const RowOrder& order) {
-  return tensor_of(sums_of(norm_of(rows, channels, order), channels)[0]);
+  return tensor_of(moments_of(statistics_of(rows, channels, order), channels, order).sum);
 }
 
 std::tuple<Tensor, Tensor, Tensor> row_norm_relu(const Tensor& input,
                                                  int64_t channels,
                                                  const RowOrder& order,
-                                                 const Norm& norm) {
+                                                 const Norm& norm,
+                                                 Tensor statistics) {
   RowNorm p = norm_of(input, channels, order);
   const auto n = static_cast<double>(order.batch * order.length);
   std::vector<double> mean = numbers(norm.running_mean, channels, 0);
   std::vector<double> var = numbers(norm.running_var, channels, 1);
   if (norm.training) {
-    // Distances from the first sample: sums of squares about 0 would cancel.
-    const PanelVector first = of_channels(channels, [&](int64_t c) {
-      const char* sample = p.in.at(0, c / kBlockSize, 0) + c % kBlockSize * 2;
-      return static_cast<float>(*reinterpret_cast<const at::BFloat16*>(sample));
-    });
-    p.centre = first.data();
-    const auto [sums, squares] = sums_of(p, channels);
+    if (!statistics.defined()) {
+      statistics = statistics_of(input, channels, order);
+    }
+    const Moments found = moments_of(statistics, channels, order);
     std::vector<double> unbiased(channels);
     for (int64_t c = 0; c < channels; ++c) {
-      const double shift = sums[c] / n, distances = squares[c] - shift * sums[c];
-      mean[c] = first[c] + shift;
-      var[c] = (distances < 0 ? 0 : distances) / n;  // rounding; a NaN stays
-      unbiased[c] = var[c] * n / (n - 1);
+      mean[c] = found.sum[c] / n;
+      var[c] = found.distances[c] / n;
+      unbiased[c] = found.distances[c] / (n - 1);
     }
     follow(norm.running_mean, mean, norm.momentum);
     follow(norm.running_var, unbiased, norm.momentum);

@@ -41,8 +41,10 @@ namespace sparseconv::amx {
 #endif
 
 constinit const sparseconv::BlockKernels sparseconv::kAmxBlocks = {
-    sparseconv::amx::correlate_blocks, sparseconv::amx::block_wgrad, sparseconv::amx::pack_blocks,
-    sparseconv::amx::unpack_sums,      sparseconv::amx::to_rows,     sparseconv::amx::from_rows,
-    sparseconv::amx::border_sums,      sparseconv::amx::row_sums,    sparseconv::amx::norm_rows};
+    sparseconv::amx::correlate_blocks, sparseconv::amx::block_wgrad,
+    sparseconv::amx::pack_blocks,      sparseconv::amx::unpack_sums,
+    sparseconv::amx::to_rows,          sparseconv::amx::from_rows,
+    sparseconv::amx::border_sums,      sparseconv::amx::row_statistics,
+    sparseconv::amx::row_sums,         sparseconv::amx::norm_rows};
 
 #endif

@@ -21,5 +21,5 @@ constinit const sparseconv::BlockKernels sparseconv::kEmulatedBlocks = {
     sparseconv::emulated::correlate_blocks, sparseconv::emulated::block_wgrad,
     sparseconv::emulated::pack_blocks,      sparseconv::emulated::unpack_sums,
     sparseconv::emulated::to_rows,          sparseconv::emulated::from_rows,
-    sparseconv::emulated::border_sums,      sparseconv::emulated::row_sums,
-    sparseconv::emulated::norm_rows};
+    sparseconv::emulated::border_sums,      sparseconv::emulated::row_statistics,
+    sparseconv::emulated::row_sums,         sparseconv::emulated::norm_rows};

@@ -267,15 +267,70 @@ static void write_rows(const BlockCorrelation& p,
   }
 }
 
+constexpr int kRowVectors = 2;
+constexpr int64_t kSumRows = kStripRows;  // that are summed in float
+
+static inline __attribute__((always_inline)) void load_row(const char* row, Lanes16* x) {
+  typedef uint16_t Halves16 __attribute__((vector_size(32)));
+  for (int i = 0; i < kRowVectors; ++i) {
+    Halves16 halves;
+    __builtin_memcpy(&halves, row + 32 * i, sizeof(halves));
+    const Words16 words = __builtin_convertvector(halves, Words16) << 16;
+    __builtin_memcpy(&x[i], &words, sizeof(words));
+  }
+}
+
+// Adds two sums of 32 channels.
+static inline void add_to(const Lanes16* found, double* sums) {
+  float lanes[64];
+  __builtin_memcpy(lanes, found, sizeof(lanes));
+  for (int i = 0; i < 64; ++i) {
+    sums[i] += static_cast<double>(lanes[i]);
+  }
+}
+
+// Of up to kSumRows rows of one panel; the first ones of all begin the statistics.
+static void add_statistics(const char* rows, int64_t n, bool first, double* statistics) {
+  float lanes[2 * kBlockSize];
+  Lanes16 centre[kRowVectors], found[2 * kRowVectors] = {};
+  if (first) {
+    load_row(rows, centre);
+    __builtin_memcpy(lanes, centre, sizeof(lanes));
+    for (int64_t i = 0; i < kStatistics; ++i) {
+      statistics[i] = i < 2 * kBlockSize ? static_cast<double>(lanes[i]) : 0;
+    }
+  } else {
+    for (int64_t i = 0; i < 2 * kBlockSize; ++i) {
+      lanes[i] = static_cast<float>(statistics[i]);
+    }
+    __builtin_memcpy(centre, lanes, sizeof(lanes));
+  }
+  for (int64_t r = 0; r < n; ++r) {
+    Lanes16 x[kRowVectors];
+    load_row(rows + r * kBlockRowBytes, x);
+    for (int i = 0; i < kRowVectors; ++i) {
+      x[i] -= centre[i];
+      found[i] += x[i];
+      found[kRowVectors + i] += x[i] * x[i];
+    }
+  }
+  add_to(found, statistics + 2 * kBlockSize);
+}
+
 // Sums that wait to be written: of one block, into rows of two.
 struct Strip {
   int64_t n, block, row, rows;
   float* sums;
+  bool first;  // of a chunk
+  double* statistics;
 };
 
 static void write_strip(const BlockCorrelation& p, const Strip& s) {
   if (p.out_rows.data != nullptr) {
     write_rows(p, s.n, s.block, s.row, s.rows, s.sums);
+    if (s.statistics != nullptr) {
+      add_statistics(p.out_rows.at(s.n, s.block, s.row), s.rows, s.first, s.statistics);
+    }
     return;
   }
   const auto write = p.out_float ? write_block<float> : write_block<Bf16>;
@@ -346,7 +401,8 @@ static void correlate_blocks(const BlockCorrelation& p,
                  own + (block - first) * kStripSums);
       }
       write_strip(p, waiting);
-      waiting = {n, first, row, count, own};
+      double* statistics = p.statistics != nullptr ? p.statistics + at * kStatistics : nullptr;
+      waiting = {n, first, row, count, own, row == from, statistics};
     }
   }
   write_strip(p, waiting);

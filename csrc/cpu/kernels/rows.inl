@@ -2,19 +2,6 @@
 // blocks.inl. Channels are the lanes of a vector, so sums over positions need no last step; each
 // sum runs over kSumRows rows in float, longer ones continue in double.
 
-constexpr int kRowVectors = 2;
-constexpr int64_t kSumRows = 64;
-
-static inline __attribute__((always_inline)) void load_row(const char* row, Lanes16* x) {
-  typedef uint16_t Halves16 __attribute__((vector_size(32)));
-  for (int i = 0; i < kRowVectors; ++i) {
-    Halves16 halves;
-    __builtin_memcpy(&halves, row + 32 * i, sizeof(halves));
-    const Words16 words = __builtin_convertvector(halves, Words16) << 16;
-    __builtin_memcpy(&x[i], &words, sizeof(words));
-  }
-}
-
 static inline __attribute__((always_inline)) void store_row(const Lanes16* x, char* row) {
   alignas(64) float lanes[32];
   __builtin_memcpy(lanes, x, sizeof(lanes));
@@ -87,15 +74,23 @@ static inline __attribute__((always_inline)) void mask_row(const Lanes16* x,
   }
 }
 
+static void row_statistics(const RowNorm& p, int64_t part, int64_t parts, void*) {
+  const int64_t units = p.batch * p.panels;
+  for (int64_t unit = units * part / parts; unit < units * (part + 1) / parts; ++unit) {
+    for (int64_t r = 0; r < p.length; r += kSumRows) {
+      add_statistics(p.in.at(unit / p.panels, 2 * (unit % p.panels), r),
+                     min_of(kSumRows, p.length - r), r == 0, p.sums + unit * kStatistics);
+    }
+  }
+}
+
 static void row_sums(const RowNorm& p, int64_t part, int64_t parts, void*) {
   const int64_t units = p.batch * p.panels;
   for (int64_t unit = units * part / parts; unit < units * (part + 1) / parts; ++unit) {
     const int64_t n = unit / p.panels, panel = unit % p.panels;
     const RowVector centre(p.centre, panel), scale(p.scale, panel), shift(p.shift, panel);
     double* sums = p.sums + unit * 64;
-    for (int i = 0; i < 64; ++i) {
-      sums[i] = 0;
-    }
+    __builtin_memset(sums, 0, 64 * sizeof(double));
     for (int64_t begin = 0; begin < p.length; begin += kSumRows) {
       Lanes16 found[2 * kRowVectors] = {};
       for (int64_t r = begin; r < min_of(p.length, begin + kSumRows); ++r) {
@@ -103,20 +98,15 @@ static void row_sums(const RowNorm& p, int64_t part, int64_t parts, void*) {
         load_row(p.in.at(n, 2 * panel, r), x);
         for (int i = 0; i < kRowVectors; ++i) {
           x[i] -= centre.lanes[i];
-          grad[i] = x[i];
         }
-        if (p.grad.data != nullptr) {
-          load_row(p.grad.at(n, 2 * panel, r), grad);
-          mask_row(x, scale, shift, grad);
-        }
+        load_row(p.grad.at(n, 2 * panel, r), grad);
+        mask_row(x, scale, shift, grad);
         for (int i = 0; i < kRowVectors; ++i) {
           found[i] += grad[i];
           found[kRowVectors + i] += grad[i] * x[i];
         }
       }
-      for (int i = 0; i < 64; ++i) {
-        sums[i] += static_cast<double>(found[i / 16][i % 16]);
-      }
+      add_to(found, sums);
     }
   }
 }
