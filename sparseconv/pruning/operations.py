@@ -24,7 +24,8 @@ from sparseconv.pruning.channels import Numbers
 
 FEW, TRIALS = 64, 8  # of few numbers some may agree by chance, so that there are more trials
 CALM = {"train": False, "training": False, "dropout_p": 0.0}  # with these nothing is drawn
-APART = "new new_empty new_full new_ones new_tensor new_zeros"  # only the type comes from an input
+# Only the type comes from an input; or it is what torch.distributions checks.
+APART = "empty_like is_all_true new new_empty new_full new_ones new_tensor new_zeros"
 # What reads or writes data without a tensor for a result.
 READS = "allclose array bool contains equal float index int item iter numpy setitem tolist"
 

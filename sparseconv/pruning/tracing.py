@@ -117,6 +117,7 @@ class _Tracer(TorchFunctionMode):
         self.numbers = Numbers()
         self.layers: dict[str, Layer] = {}
         self.left: dict[str, str] = {}  # layers that keep all channels, and why
+        self.causes: dict[int, tuple[str, Tensor]] = {}  # by id, why a tensor is not followed
         self.running: list[str] = []  # names of the modules that are being called
         self.used: set[int | str] = set()  # of all that have been, and ids of what operations got
         self.inside = 0  # of layers that are followed as a whole
@@ -172,6 +173,7 @@ class _Tracer(TorchFunctionMode):
         if (why := why or _unlike(module, given, output)) is not None:
             self.left[name] = why
             self.numbers.fix(f"its channels meet {name!r}: {why}", *given)
+            self.stop(f"{name!r} ({why})", output)
             return
         x, channel_dim = given[0], -1 if isinstance(module, nn.Linear) else 1
         dim = channel_dim % x.dim()
@@ -232,16 +234,29 @@ class _Tracer(TorchFunctionMode):
         before = self.flops.get_total_flops()
         if call.inputs:
             call.follow()
+        cause = next((self.causes[key][0] for key in call.tensors if key in self.causes), None)
         if call.fixed:
-            self.numbers.fix(f"its channels meet {self.place(call.name)}", *call.fixed)
+            place = self.place(call.name)
+            met = f"{place} and what comes of {cause}" if cause else place
+            self.numbers.fix(f"its channels meet {met}, which cannot be followed", *call.fixed)
+            cause = cause or place
+        if cause:
+            self.stop(cause, call.fixed, call.outputs or args[:1])
         self.flops_of_layers += self.flops.get_total_flops() - before
         self.used |= call.tensors.keys()
         for key, x in call.tensors.items():
             if key in self.parts:
-                self.left[self.parts[key]] = f"its parameters meet {self.place(call.name)}"
+                why = f"its parameters meet {self.place(call.name)}, which cannot be followed"
+                self.left[self.parts[key]] = why
             elif self.numbers.get(x) is None:
                 self.own.pop(key, None)  # a parameter that was used otherwise
         return result
+
+    def stop(self, cause: str, *tensors: Any) -> None:
+        """Note for tensors that are not followed any more what could not be followed."""
+        for x in tree_leaves(tensors):
+            if isinstance(x, Tensor) and self.numbers.free(x) is None:
+                self.causes.setdefault(id(x), (cause, x))
 
     def place(self, name: str) -> str:
         """Say where an operation is."""
@@ -255,7 +270,7 @@ class _Tracer(TorchFunctionMode):
             if not any(path.is_relative_to(folder) for folder in own):
                 kind += f", line {line} of {path.name}"
                 break
-        return f"{name!r} in {module or 'the model itself'} ({kind}), which cannot be followed"
+        return f"{name!r} in {module or 'the model itself'} ({kind})"
 
     # After the run
 

@@ -80,6 +80,8 @@ FOLLOWED: dict[str, dict[str, Operation]] = {
             x - 0.6, training=True),
         "noise": lambda x: x + torch.randn(x.shape),
         "mask": lambda x: x * torch.rand(4, 1, 12).round(),
+        "rsample": lambda x: torch.distributions.Normal(x, x.exp()).rsample(),
+        "in place": lambda x: x * torch.empty_like(x).uniform_(),
     },
     "two of a kind": {
         "maximum": lambda x: torch.maximum(x, x.mean(2, keepdim=True)),

@@ -196,6 +196,17 @@ class Query(nn.MultiheadAttention):
         return super().forward(query, x.mT, x.mT)[0].mT
 
 
+class Mixed(nn.Module):
+    """A sum with what a parameter mixes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.mix = nn.Conv1d(8, 8, 1), nn.Parameter(torch.rand(8, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x) + torch.einsum("ncl,cd->ndl", x, self.mix).relu()
+
+
 def between(middle: nn.Module) -> nn.Sequential:
     torch.manual_seed(0)
     ends = nn.Conv1d(2, 8, 3, padding=1), nn.Conv1d(8, 6, 3, padding=1)
@@ -213,6 +224,7 @@ TIED[1].weight = TIED[0].weight
         (Standardized(8, 8, 3), [8, 4], ("0", "the model computes something else")),
         (Query(), [8], ("0", "'multi_head_attention_forward' in 2 (Query, line ")),
         (Query(), [8], ("2.out_proj", "its parameters meet 'multi_head_attention_forward' in 2")),
+        (Mixed(), [8, 8], ("2.conv", " and what comes of 'einsum' in 2 (Mixed, line ")),
         (weight_norm(nn.Conv1d(8, 8, 1)), [8], ("2", "parametrize.remove_parametrizations")),
         (TIED, [8], ("2.0", "it shares a parameter with '2.1'")),
         (nn.Linear(12, 12), [4], ("2", "along another dimension than the channels'")),
