@@ -125,10 +125,10 @@ def prune_filters(
         channels = channels.without(failed or {})
         if not channels.n_units:
             every = "".join(f"\n{name}: {why}" for name, why in channels.left.items())
-            expected = f"; expected were layers like {', '.join(x.__name__ for x in FILTERED)}"
+            expected = ", ".join(kind.__name__ for kind in FILTERED)
             raise ValueError(
-                f"{type(model).__name__} has no filters that can be removed"
-                f"{':' + every if every else expected}"
+                f"{type(model).__name__} has no filters that can be removed; expected were layers "
+                f"like {expected}{':' * bool(every)}{every}"
             )
         for parameter, given in zip(work.parameters(), model.parameters(), strict=True):
             parameter.data.copy_(given)

@@ -331,11 +331,18 @@ class _Tracer(TorchFunctionMode):
                     self.numbers.fix_numbers(why, numbers)
         vectors = {name: x for name, x in self.own.values() if self.numbers.get(x) is not None}
         flops = self.flops.get_total_flops() - self.flops_of_layers
+        modules = dict(self.model.named_modules())
+        left = {name: why for name, why in self.left.items() if isinstance(modules[name], FILTERED)}
+        kinds = ", ".join(kind.__name__ for kind in FILTERED)
+        for name, x in self.model.named_parameters():
+            owner = name.rpartition(".")[0].partition(".parametrizations")[0]
+            module, wide = modules[owner], sum(size > 1 for size in x.shape) > 1
+            if wide and name not in vectors and not isinstance(module, PRUNABLE):
+                why = f"{type(module).__name__} is not pruned, only {kinds} are"
+                left[owner or "the model itself"] = self.kept.get(module, why)
         return numbered_units(
-            self.layers, self.numbers, vectors, n_series, flops // (2 * n_series),
-            {name: why for name, why in self.left.items()
-             if isinstance(self.model.get_submodule(name), FILTERED)},
-        )  # fmt: skip
+            self.layers, self.numbers, vectors, n_series, flops // (2 * n_series), left
+        )
 
 
 def _widths(module: Any) -> tuple[int, int]:

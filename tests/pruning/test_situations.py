@@ -225,6 +225,7 @@ TIED[1].weight = TIED[0].weight
         (Query(), [8], ("0", "'multi_head_attention_forward' in 2 (Query, line ")),
         (Query(), [8], ("2.out_proj", "its parameters meet 'multi_head_attention_forward' in 2")),
         (Mixed(), [8, 8], ("2.conv", " and what comes of 'einsum' in 2 (Mixed, line ")),
+        (Query(), [8], ("2", "Query is not pruned, only Conv1d, ConvTranspose1d, SparseConv1d")),
         (weight_norm(nn.Conv1d(8, 8, 1)), [8], ("2", "parametrize.remove_parametrizations")),
         (TIED, [8], ("2.0", "it shares a parameter with '2.1'")),
         (nn.Linear(12, 12), [4], ("2", "along another dimension than the channels'")),
@@ -369,8 +370,6 @@ def test_results_that_are_not_finite() -> None:
 
 def test_nothing_that_can_be_removed() -> None:
     model = nn.Sequential(nn.Conv1d(2, 8, 1), Function(lambda x: x.softmax(1)), nn.Conv1d(8, 3, 1))
-    message = (
-        r"removed:\n0: its channels meet 'softmax' in 1 .*\n2: the model returns its channels$"
-    )
+    message = r"Linear:\n0: its channels meet 'softmax' in 1 .*\n2: the model returns its channels$"
     with pytest.raises(ValueError, match=message):
         sc.prune_filters(model.double(), X, Drawn(0, False), ratio=0.5)

@@ -115,6 +115,8 @@ test_models = refusals(
      "1: it is applied along another dimension than the channels'"),
     (call(sc.prune_filters(network(), X, WHC(), ratio=0.5, equivalent=True).model), ValueError,
      "the model holds compressors; sparseconv.pruning.merge(model) comes first"),
+    (call(nn.Sequential(nn.LSTM(12, 4), Function(lambda y: y[0]))), ValueError,
+     "like Conv1d, ConvTranspose1d, SparseConv1d, Linear:\n0: LSTM is not pruned, only Conv1d, "),
     (call(nn.Sequential(nn.PReLU())), ValueError, "removed; expected were layers like Conv1d, "),
     (call(returning(lambda y: np.array(y))), ValueError, "its output holds a ndarray"),
     (call(network(Function(lambda x: x * next(COUNT)))), ValueError,
