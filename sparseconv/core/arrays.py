@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import traceback
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -10,11 +11,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 Array = npt.NDArray[Any]
 NUMBERS = "biuf"  # NumPy's letters of types
+EXPECTED = "expected (n_cases, n_channels, n_timepoints), one series as x[None]"
+SHORT = "the series are too short for this layer: give longer ones, or choose a shorter kernel"
+ADVICE = {  # by words of an error
+    "more than 1 value per channel": "one value has no variance: give 2 series or more (in "
+    "training choose a batch_size of 2 or more), call model.eval(), or normalise before pooling",
+    "more than 1 spatial element": "one value has no variance: normalise before pooling",
+    "Kernel size can't be": SHORT, "utput size": SHORT, "Padding size should be less": SHORT,
+}  # fmt: skip
 _WITH_NAN = np.frompyfunc(  # None and pandas.NA are missing
     lambda entry: np.nan if type(entry).__name__ in ("NoneType", "NAType") else entry, 1, 1
 )
@@ -105,18 +114,28 @@ def three_axes(owner: str, key: str, raw: Any) -> Array:
 
 @contextlib.contextmanager
 def fitting(arguments: tuple[Any, ...]) -> Iterator[None]:
-    """Add to PyTorch's error of a model that runs in the block what its input should be."""
+    """Add to an error of a model that runs in the block the input, the layer and what to do."""
     try:
         yield
-    except (RuntimeError, IndexError) as error:
-        if type(error) not in (RuntimeError, IndexError):  # of another kind, as NotImplementedError
+    except (RuntimeError, IndexError, ValueError) as error:
+        frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+        advice = [todo for words, todo in ADVICE.items() if words in str(error)]
+        torchs = frames[-1].f_globals["__name__"].startswith("torch.")
+        plain = (RuntimeError, IndexError, ValueError) if torchs else (RuntimeError, IndexError)
+        if not advice and type(error) not in plain:  # as NotImplementedError, or ours
             raise
         shapes = ", ".join(
             str(tuple(x.shape)) for x in tree_leaves(arguments) if hasattr(x, "shape")
         )
-        raise RuntimeError(
-            f"the model does not take an example input of shape {shapes}: {error}; expected "
-            "(n_cases, n_channels, n_timepoints), one series as x[None]"
+        running = [frame.f_locals.get("self") for frame in frames]
+        called = [module for module in running if isinstance(module, nn.Module)]
+        where = ""
+        for name, module in called[0].named_modules() if called else ():
+            if module is called[-1]:
+                where = f"in {name or 'the model itself'} ({type(module).__name__}): "
+        raise (RuntimeError if isinstance(error, IndexError) else type(error))(
+            f"the model does not take an input of shape {shapes}: {where}{error}; "
+            f"{(advice or [EXPECTED])[0]}"
         ) from error
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from sparseconv.core.arrays import as_tensor, class_indices
+from sparseconv.core.arrays import as_tensor, class_indices, fitting
 from sparseconv.models.classifier import Classifier
 from sparseconv.nn.modules import has_codes
 
@@ -74,19 +74,20 @@ def batch_sizes(n_cases: int, batch_size: int) -> list[int]:
 
 
 def run_batch(model: nn.Module, x: Tensor) -> Any:
-    """Run a model; ValueError where it drops the axis of a batch of one series."""
-    try:
-        out = model(x)
-        if len(x) == 1 and isinstance(out, Tensor) and out.dim() < 2 and out.shape != (1,):
-            raise IndexError(f"its output has shape {tuple(out.shape)}")
-    except IndexError as error:
-        if len(x) != 1:
-            raise
-        raise ValueError(
-            f"the model drops the axis of a batch of 1 series ({error}); squeeze(-1) keeps it, or "
-            "give 2 series or more: a batch_size of 2 or more, and to a DataLoader, whose last "
-            "batch may be 1 series, drop_last=True"
-        ) from error
+    """Run a model; an error where it drops the axis of a batch of one series says so."""
+    with fitting((x,)):
+        try:
+            out = model(x)
+            if len(x) == 1 and isinstance(out, Tensor) and out.dim() < 2 and out.shape != (1,):
+                raise IndexError(f"its output has shape {tuple(out.shape)}")
+        except IndexError as error:
+            if len(x) != 1:
+                raise
+            raise ValueError(
+                f"the model drops the axis of a batch of 1 series ({error}); squeeze(-1) keeps it, "
+                "or give 2 series or more: a batch_size of 2 or more, and to a DataLoader, whose "
+                "last batch may be 1 series, drop_last=True"
+            ) from error
     return out
 
 

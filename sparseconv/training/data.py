@@ -60,14 +60,6 @@ def _in_training(model: nn.Module, x: Tensor) -> Tensor:
     try:
         with evaluating(model), torch.random.fork_rng(devices), torch.enable_grad():
             log_proba = one_tensor(run_batch(model.train(), x))
-    except ValueError as error:
-        if "Expected more than 1" not in str(error):
-            raise
-        more = "choose a batch_size of 2 or more, for 2 series or more, and "
-        raise ValueError(
-            f"the model cannot be trained on a batch of {len(x)} series ({error}); "
-            f"{'' if 'spatial' in str(error) else more}normalise before pooling"
-        ) from error
     finally:
         for name, buffer in model.named_buffers():  # means and variances, but no pattern
             if name in before and not torch.equal(buffer, before[name]):

@@ -35,6 +35,8 @@ test_convert = refusals(
     (lambda: convert(MODEL, masks={"0": X > 0}), ValueError, "(4, 3, 9), but has (2, 3, 40)"),
     (lambda: convert(MODEL, example_input=[X]), TypeError, "example_input must be a tensor"),
     (lambda: convert(SMALL, example_input=X[0]), RuntimeError, "one series as x[None]"),
+    (lambda: convert(nn.Sequential(SMALL, nn.BatchNorm1d(2)), example_input=X[:1]), ValueError,
+     "or more), call model.eval(), or normalise before pooling"),
     (lambda: convert(MODEL, example_input=X, rounds=3), ValueError, "at least 6"),
     (lambda: convert(torch.compile(MODEL, backend="eager")), ValueError,
      "expected a model before torch.compile"),

@@ -96,7 +96,7 @@ test_arguments = refusals(
     (call(x=X.tolist()), TypeError, "example_input must be a tensor"),
     (call(x=X[:, :1]), RuntimeError, "input[6, 1, 12] to have 2 channels, but got 1 channels"),
     (call(nn.Sequential(network()[0], nn.Flatten(), nn.Linear(80, 2)), X[0]), RuntimeError,
-     "shape (2, 12): mat1 and mat2"),
+     "shape (2, 12): in 2 (Linear): mat1 and mat2"),
     (call(x=X[0]), ValueError, "0: it must be given (N, C, L), a batch of series, but got (2, 12)"),
     (lambda: keep_filters("resnet", X, {}), TypeError, "model must be an nn.Module"),
     (call(optimizer=sgd(network())), ValueError, "holds a parameter that is not the model's"),
