@@ -7,11 +7,26 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from sparseconv.core.checks import integer, number
 
 Block = tuple[int, int]
 Shape = tuple[int, int, int]
+
+_declared: Any = WeakTensorKeyDictionary()
+
+
+def declare_block(col_indices: Tensor, block: Block) -> None:
+    """Note the block of the pattern that these taps are of: an op is given no more than them."""
+    if block != (1, 1):
+        _declared[col_indices] = block
+
+
+def declared_block(col_indices: Tensor) -> Block:
+    """Return what was noted of these taps; ``(1, 1)`` if nothing was."""
+    block: Block = _declared.get(col_indices, (1, 1))
+    return block
 
 
 def as_block(block: Any) -> Block:

@@ -11,7 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparseconv.core.blocks import Block, check_mask, checked_block, spread, unit_shape
+from sparseconv.core.blocks import (
+    Block,
+    check_mask,
+    checked_block,
+    declare_block,
+    spread,
+    unit_shape,
+)
 from sparseconv.core.checks import (
     ArgumentError,
     check_dense,
@@ -40,7 +47,8 @@ class KernelCSR:
         shape: ``(C_out, C_in // groups, K)``, less than 2**31 weights.
         block: channels ``(out, in)`` whose kernels have the same taps, or one int for both; 1 for
             single weights. A (block, tap) is a *unit*: dynamic sparse training moves whole units,
-            and matrix units (AMX, in bfloat16) multiply them. The last blocks may be smaller.
+            and matrix units (AMX in bfloat16, tensor cores) multiply them. The last blocks may be
+            smaller.
 
     Raises:
         TypeError: arrays that are not dense int32 tensors of one dimension.
@@ -89,13 +97,18 @@ class KernelCSR:
         self._hold(crow, col, shape)
         if pair != (1, 1):
             check_mask(self.to_mask(), pair)
-            self._block = pair
+            self._set_block(pair)
 
     def _hold(self, crow: Tensor, col: Tensor, shape: tuple[int, int, int]) -> None:
         """Become the pattern of arrays that are its own and were checked."""
         self._crow, self._col, self._shape, self._block = crow, col, shape, (1, 1)
         self._versions = crow._version, col._version
         self._hash, self._cached, self._copies = None, {}, {}
+
+    def _set_block(self, block: Block) -> None:
+        """Become a pattern of such blocks, of which its kernels were found to be."""
+        self._block = block
+        declare_block(self._col, block)
 
     @classmethod
     def from_mask(cls, mask: Tensor, block: int | Block = 1) -> KernelCSR:
@@ -126,7 +139,7 @@ class KernelCSR:
             check_mask(mask, pair)
         positions = mask.detach().cpu().flatten().nonzero().squeeze(1)
         pattern = cls.from_positions(positions, shape)
-        pattern._block = pair
+        pattern._set_block(pair)
         return pattern
 
     @classmethod
@@ -158,7 +171,7 @@ class KernelCSR:
         if pair == (1, 1):
             return units
         pattern = cls.from_mask(spread(units.to_mask(), shape, pair))
-        pattern._block = pair
+        pattern._set_block(pair)
         return pattern
 
     @classmethod
@@ -339,7 +352,9 @@ class KernelCSR:
                     f"pattern.on(torch.device({name!r})), before torch.compile"
                 )
             with outside_tracing():
-                self._copies[name] = self.crow_indices.to(device), self.col_indices.to(device)
+                copies = self.crow_indices.to(device), self.col_indices.to(device)
+                declare_block(copies[1], self._block)
+                self._copies[name] = copies
         return self._copies[name]
 
     def cached(self, make: Callable[..., T], *args: Hashable) -> T:

@@ -17,7 +17,7 @@ from sparseconv.core.geometry import Geometry, Padding
 from sparseconv.core.pattern import KernelCSR
 from sparseconv.functional.differentiable import Differentiable, Rest, is_transformed, save
 from sparseconv.ops import gpu_plans
-from sparseconv.ops.backends import extension, resolve_backend
+from sparseconv.ops.backends import extension, multiplies_blocks, resolve_backend
 from sparseconv.ops.checks import check, refuse_types
 from sparseconv.ops.flops import teach_counters
 from sparseconv.ops.schemas import KERNELS, bias_grad
@@ -117,7 +117,11 @@ def sparse_conv1d_resolved(
     if torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(device.type):
         input, values, bias = as_autocast(input, values, bias)
     x = input.unsqueeze(0) if input.dim() == 2 else input
-    pays = device.type == "cuda" and gpu_plans.cuda_pays(x.dtype, pattern.nnz, geometry)
+    pays = device.type == "cuda" and (
+        # A prototype of the blocks' kernels was the fastest at each length, but no GPU timed these.
+        not (gpu_plans.tile_of(pattern.block, geometry) and multiplies_blocks(x.dtype, device))
+        and gpu_plans.cuda_pays(x.dtype, pattern.nnz, geometry)
+    )
     name = "reference" if _leaves_torch() else resolve_backend(backend, device, pays)
     if name == "reference" or not is_compiling():  # else torch asks the op for its shape
         check(input, values, pattern.nnz, bias, geometry)

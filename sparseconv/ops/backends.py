@@ -112,7 +112,29 @@ def _state(name: str) -> str:
             return str(error)
     if name == "triton" and _interpreted():
         return "available (CPU, interpreted: slow, for tests)"
-    return no_gpu if gpu is None else f"available ({gpu})"
+    if gpu is None:
+        return no_gpu
+    blocks = ", blocks on tensor cores" * (name == "triton" and _has_tensor_cores())
+    return f"available ({gpu}{blocks})"
+
+
+@constant_in_graphs
+def multiplies_blocks(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether Triton's kernels multiply blocks of channels in this dtype: on tensor cores.
+
+    In float32 only where torch lets its own convolutions round to TF32.
+    """
+    exact = torch.backends.cudnn.conv.fp32_precision != "tf32"  # type: ignore[attr-defined]
+    if dtype == torch.float64 or (dtype == torch.float32 and exact):
+        return False
+    # On the CPU Triton's interpreter stands for them.
+    runs = _why_not("triton", device.type) is None
+    return runs and (device.type == "cpu" or _has_tensor_cores(device))
+
+
+def _has_tensor_cores(device: torch.device | None = None) -> bool:
+    """Whether they multiply bfloat16 and TF32."""
+    return torch.version.cuda is not None and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def available_backends() -> dict[str, str]:
@@ -136,8 +158,7 @@ def resolve_backend(name: str, device: torch.device, cuda_pays: bool = False) ->
 
     ``"auto"`` is ``SPARSECONV_BACKEND`` if it is set, else the C++ kernels for CPU tensors, and
     for CUDA tensors Triton's, or the CUDA kernels where these are faster
-    (``gpu_plans.cuda_pays``), else the dense reference. A named backend is never replaced by
-    another.
+    (``cuda_pays``), else the dense reference. A named backend is never replaced by another.
     """
     if name == "auto":
         name = _preferred()

@@ -18,11 +18,13 @@ import torch
 from torch import Tensor
 from torch.utils.weak import TensorWeakRef, WeakTensorKeyDictionary
 
+from sparseconv.core.blocks import Block, declared_block, unit_shape
 from sparseconv.core.geometry import Geometry
 
 P = TypeVar("P", bound="tuple[Tensor, ...]")
 Shape = tuple[int, int, int]
-BLOCK = 16  # entries that a program of Triton's wgrad takes
+RUN = 16  # entries that a program of Triton's wgrad takes
+COLUMNS = 128  # input channels times units that one of blocks takes
 REACH = 40  # samples in a window of the CUDA kernels (csrc/cuda/problem.h)
 
 
@@ -50,15 +52,18 @@ class Masks(NamedTuple):
     slots: Tensor  # int32 (nnz,): (row * channels + channel) * REACH + offset
 
 
-def block_size(shape: Shape) -> int:
-    """Entries in one block of wgrad: a power of two, and no more than a channel can have."""
-    most = shape[1] * shape[2]
-    return min(BLOCK, 1 << (most - 1).bit_length())
+def power_of_two(least: int) -> int:
+    return 1 << (least - 1).bit_length()
 
 
-def block_count(shape: Shape, nnz: int) -> int:
-    """Blocks of wgrad that the least favourable pattern with this ``nnz`` needs."""
-    return nnz // block_size(shape) + min(shape[0], nnz)
+def run_length(shape: Shape) -> int:
+    """Entries that a program of wgrad takes: a power of two, no more than a channel can have."""
+    return min(RUN, power_of_two(shape[1] * shape[2]))
+
+
+def run_count(shape: Shape, nnz: int, length: int) -> int:
+    """Runs of wgrad that the least favourable pattern with this ``nnz`` needs."""
+    return nnz // length + min(shape[0], nnz)
 
 
 Make = Callable[[Tensor, Tensor, Geometry], P]
@@ -137,14 +142,12 @@ def _elsewhere(make: Make[P], crow: Tensor, col: Tensor, g: Geometry) -> P:
 _thread = ThreadPoolExecutor(1, "sparseconv-plans")  # started at the first plan of a GPU
 
 
-@_kept
-def triton_fprop(crow: Tensor, col: Tensor, g: Geometry) -> Correlation:
+def _fprop(crow: Tensor, col: Tensor, g: Geometry) -> Correlation:
     _, channel, tap = _weights(crow, col, g)
     return Correlation(_heaviest_first(crow[:: g.shape[1]]), _packed(channel, tap * g.dilation))
 
 
-@_kept
-def triton_dgrad(crow: Tensor, col: Tensor, g: Geometry) -> Transposed:
+def _dgrad(crow: Tensor, col: Tensor, g: Geometry) -> Transposed:
     out_channel, channel, tap = _weights(crow, col, g)
     offset = tap * g.dilation
     row = channel * g.stride + offset % g.stride
@@ -155,19 +158,112 @@ def triton_dgrad(crow: Tensor, col: Tensor, g: Geometry) -> Transposed:
     return Transposed(_heaviest_first(bounds), entries, order.int())
 
 
+triton_fprop, triton_dgrad = _kept(_fprop), _kept(_dgrad)
+
+
 @_kept
 def triton_wgrad(crow: Tensor, col: Tensor, g: Geometry) -> tuple[Tensor]:
-    """Return the blocks ``(blocks, 3)``: entries of one output channel that a program takes."""
-    shape, size = g.shape, block_size(g.shape)
+    return (_runs(crow, col, g.shape, run_length(g.shape)),)
+
+
+def _runs(crow: Tensor, col: Tensor, shape: Shape, length: int) -> Tensor:
+    """Return ``(runs, 3)``, what a program of wgrad takes: channel, first entry, past the last."""
     bounds = crow[:: shape[1]].to(torch.int64)
-    blocks = ((bounds.diff() + size - 1) // size).cumsum(0)
+    runs = ((bounds.diff() + length - 1) // length).cumsum(0)
     # What any pattern with this nnz may need: those left over are empty.
-    block = torch.arange(block_count(shape, col.shape[0]), device=col.device)
-    channel = torch.searchsorted(blocks, block, right=True).clamp(max=shape[0] - 1)
-    before = torch.where(channel > 0, blocks[channel - 1], 0)
-    begin = bounds[channel] + (block - before) * size
-    end = torch.minimum(begin + size, bounds[channel + 1])
-    return (torch.stack((channel, begin, end), 1).int(),)
+    run = torch.arange(run_count(shape, col.shape[0], length), device=col.device)
+    channel = torch.searchsorted(runs, run, right=True).clamp(max=shape[0] - 1)
+    before = torch.where(channel > 0, runs[channel - 1], 0)
+    begin = bounds[channel] + (run - before) * length
+    end = torch.minimum(begin + length, bounds[channel + 1])
+    return torch.stack((channel, begin, end), 1).int()
+
+
+class Tile(NamedTuple):
+    """Channels of a block that one product of a tensor core takes."""
+
+    outputs: int
+    inputs: int
+
+    @property
+    def run_length(self) -> int:
+        """Units that a program of wgrad takes."""
+        return COLUMNS // power_of_two(self.inputs)
+
+
+def tile_of(block: Block, g: Geometry) -> Tile | None:
+    """Return the channels that one product takes, a divisor of the block's.
+
+    None where single weights are multiplied: blocks that are not of 16s, or that groups cut.
+    """
+    cut = (g.shape[0] // g.groups) % block[0] or g.shape[1] % block[1]
+    if block[0] % 16 or block[1] % 16 or (g.groups > 1 and cut):
+        return None
+    return Tile(*(max(part for part in (16, 32, 48, 64) if size % part == 0) for size in block))
+
+
+def tile_for(col: Tensor, g: Geometry) -> Tile | None:
+    return tile_of(declared_block(col), g)
+
+
+def unit_count(shape: Shape, tile: Tile, nnz: int) -> int:
+    """Units of the least favourable pattern with this ``nnz``: the smallest are all active."""
+    sizes = [
+        [(size, channels // size), (channels % size, 1)]
+        for size, channels in zip(tile, shape, strict=False)
+    ]
+    count = 0
+    for weights, units in sorted(
+        (a * b, n * m * shape[2]) for a, n in sizes[0] for b, m in sizes[1]
+    ):
+        active = min(units, nnz // weights) if weights else 0
+        count, nnz = count + active, nnz - active * weights
+    return count
+
+
+def _units(crow: Tensor, col: Tensor, g: Geometry) -> tuple[Tensor, Tensor, Geometry, Tensor]:
+    """Return a pattern of units, whose channels are blocks, and the place of each unit.
+
+    That is its first kernel in the upper half; in the lower the rank of its weight in each kernel.
+    Where small last blocks left some over, idle units follow, which belong to no channel.
+    """
+    tile = tile_for(col, g)
+    assert tile is not None
+    shape = unit_shape(g.shape, tile)
+    kernels = torch.arange(g.shape[0] * g.shape[1], device=col.device).view(g.shape[:2])
+    if len(crow) != kernels.numel() + 1:  # the kernels read it
+        raise ValueError(f"expected {kernels.numel() + 1} crow_indices, but got {len(crow)}")
+    leaders = kernels[:: tile.outputs, :: tile.inputs].flatten()
+    begin = crow[leaders].long()
+    first = torch.nn.functional.pad((crow[leaders + 1] - begin).cumsum(0), (1, 0))
+    unit = torch.arange(unit_count(g.shape, tile, col.shape[0]), device=col.device)
+    block = (torch.searchsorted(first, unit, right=True) - 1).clamp(0, len(leaders) - 1)
+    rank = unit - first[block]
+    taps = col[(begin[block] + rank).clamp(0, col.shape[0] - 1)]
+    return first, taps, g._replace(shape=shape), _packed(leaders[block], rank)
+
+
+@_kept
+def block_places(crow: Tensor, col: Tensor, g: Geometry) -> tuple[Tensor]:
+    return (_units(crow, col, g)[3],)
+
+
+@_kept
+def block_fprop(crow: Tensor, col: Tensor, g: Geometry) -> Correlation:
+    return _fprop(*_units(crow, col, g)[:3])
+
+
+@_kept
+def block_dgrad(crow: Tensor, col: Tensor, g: Geometry) -> Transposed:
+    return _dgrad(*_units(crow, col, g)[:3])
+
+
+@_kept
+def block_wgrad(crow: Tensor, col: Tensor, g: Geometry) -> tuple[Tensor]:
+    tile = tile_for(col, g)
+    assert tile is not None
+    first, taps, of_units, _ = _units(crow, col, g)
+    return (_runs(first, taps, of_units.shape, tile.run_length),)
 
 
 def cuda_computes(geometry: Geometry) -> bool:
@@ -232,10 +328,9 @@ def _check_cuda(geometry: Geometry) -> None:
 def _weights(crow: Tensor, col: Tensor, g: Geometry) -> tuple[Tensor, Tensor, Tensor]:
     """Return output channel, input channel and tap of every active weight, in CSR order."""
     out_channels, group_channels, _ = g.shape
-    per_kernel = crow.diff()
-    kernel = torch.arange(len(per_kernel), device=crow.device).repeat_interleave(
-        per_kernel, output_size=col.shape[0]
-    )
+    weight = torch.arange(col.shape[0], device=crow.device)
+    # Of idle units one past the last, so that no row has them.
+    kernel = torch.searchsorted(crow.long(), weight, right=True) - 1
     out_channel = kernel // group_channels
     group = out_channel // (out_channels // g.groups)
     return out_channel, group * group_channels + kernel % group_channels, col.to(torch.int64)

@@ -145,7 +145,8 @@ def _plain_twins(layer: SparseConv1d) -> tuple[nn.Module, SparseConv1d]:
     """Copy a layer into a dense and a sparse one, without its hooks and computed values."""
     dense = layer.to_dense()
     conv: Any = dense[-1] if isinstance(dense, nn.Sequential) else dense  # after its padding layer
-    sparse = SparseConv1d.from_dense(conv, layer.pattern.to_mask(), backend=layer.backend)
+    mask, block = layer.pattern.to_mask(), layer.pattern.block
+    sparse = SparseConv1d.from_dense(conv, mask, backend=layer.backend, block=block)
     sparse.padding, sparse.padding_mode = layer.padding, layer.padding_mode
     return dense, sparse
 

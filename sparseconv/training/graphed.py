@@ -29,7 +29,7 @@ class StaticPattern(KernelCSR):
     __slots__ = ()
 
     def follow(self, pattern: KernelCSR) -> None:
-        """Copy the content of a pattern with the same shape and nnz."""
+        """Copy the content of a pattern with the same shape, nnz and block."""
         for crow, col in ((self._crow, self._col), *self._copies.values()):
             crow.copy_(pattern.crow_indices)
             col.copy_(pattern.col_indices)
@@ -51,9 +51,9 @@ class GraphedStep:
 
     The first steps with a shape run eagerly, then one is captured and replayed: one launch instead
     of hundreds. A new pattern with the same number of active weights is written into the memory
-    that the graphs read; with another number, or when a tensor of the model or of the optimizer's
-    state has moved, they are captured again. All graphs share one pool of memory, so call it from
-    one stream at a time.
+    that the graphs read; with another number or block, or when a tensor of the model or of
+    the optimizer's state has moved, they are captured again. All graphs share one pool of memory,
+    so call it from one stream at a time.
 
     Args:
         model: on one CUDA device.
@@ -113,7 +113,8 @@ class GraphedStep:
         if not self._static:
             self._patterns = [layer.pattern for layer in self._layers]
             self._static = [
-                StaticPattern(p.crow_indices, p.col_indices, p.shape) for p in self._patterns
+                StaticPattern(p.crow_indices, p.col_indices, p.shape, p.block)
+                for p in self._patterns
             ]
         if self._calls[key] < WARM_UP:
             self._calls[key] += 1
@@ -124,12 +125,12 @@ class GraphedStep:
         return replay()
 
     def _follow(self) -> None:
-        """Update the static patterns, or forget all graphs where nnz has changed."""
+        """Update the static patterns, or forget all graphs where nnz or a block has changed."""
         for i, known in enumerate(self._patterns):
             pattern = self._layers[i].pattern
             if pattern is known:
                 continue
-            if pattern.nnz != known.nnz:
+            if (pattern.nnz, pattern.block) != (known.nnz, known.block):
                 self._forget()
                 return
             self._static[i].follow(pattern)

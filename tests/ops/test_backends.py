@@ -64,6 +64,7 @@ def test_a_gpu_backend_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setattr(torch.version, "cuda", version)
         monkeypatch.setattr(torch.cuda, "is_available", lambda: device)
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
         return sc.available_backends()["cuda"]
 
     def auto(triton: Any, **options: Any) -> str:
@@ -80,6 +81,8 @@ def test_a_gpu_backend_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> 
     assert state(True, "13.0", True) == "available (a GPU)"
     assert (auto(None), auto(module)) == ("reference", "triton")
     assert auto(module, cuda_pays=True) == "cuda"
+    on_tensor_cores = "available (a GPU, blocks on tensor cores)"
+    assert sc.available_backends()["triton"] == on_tensor_cores
     auto(None)
     for name, device, text in (("cuda", "cpu", "it runs on CUDA"), ("triton", "cuda", "none")):
         with pytest.raises(RuntimeError, match=f"'{name}' cannot run: {text}"):
@@ -99,6 +102,20 @@ def test_auto_takes_the_cuda_kernels_where_they_pay() -> None:
     for change in ({"stride": 2}, {"groups": 3}, {"dilation": 10}):
         assert not pays(torch.float32, 30, geometry._replace(**change))
     assert pays(torch.float32, 30, geometry._replace(dilation=9))
+
+
+def test_blocks_are_multiplied_on_tensor_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    def multiplied(tf32: bool = True, capability: int = 8, missing: str | None = None) -> list[str]:
+        monkeypatch.setattr(backends, "_why_not", lambda *_: missing)
+        monkeypatch.setattr(torch.version, "cuda", "13.0")
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (capability, 0))
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=tf32):
+            names, cuda = ("float32", "float64", "bfloat16", "float16"), torch.device("cuda")
+            return [n for n in names if backends.multiplies_blocks(getattr(torch, n), cuda)]
+
+    assert multiplied() == ["float32", "bfloat16", "float16"]
+    assert multiplied(tf32=False) == ["bfloat16", "float16"]
+    assert multiplied(capability=7) == multiplied(missing="no Triton") == []
 
 
 @pytest.mark.promise("P10")

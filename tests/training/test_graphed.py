@@ -144,6 +144,11 @@ def test_captured_again_when_nnz_or_memory_changes(monkeypatch: pytest.MonkeyPat
         net.load_state_dict(copy.deepcopy(net.state_dict()), assign=True)
     new_optimizers()
     go(5)
+    # The same weights in blocks, which other kernels may multiply.
+    model[0].set_pattern(KernelCSR.from_mask(torch.ones(3, 2, 5, dtype=torch.bool), (3, 1)))
+    for _ in range(WARM_UP + 1):
+        taken(x)
+    assert fake.captures == 6
     assert type(model[0].pattern) is KernelCSR
 
 

@@ -20,14 +20,14 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-_SIZES = (
-    "nnz", "batch", "channels", "x_channels", "in_length", "out_length", "x_n", "x_c", "g_n", "g_c",
-    "origin", "lead", "low", "high", "left", "reach", "tiles_each",
+SIZES = (
+    "nnz", "units", "batch", "channels", "group_channels", "x_channels", "in_length", "out_length",
+    "x_n", "x_c", "g_n", "g_c", "origin", "lead", "low", "high", "left", "reach", "tiles_each",
 )  # fmt: skip
 
 
 @triton.jit
-def _source(position, length, MODE: tl.constexpr):
+def source_of(position, length, MODE: tl.constexpr):
     """Say which sample stands at a padded position, and whether there is one."""
     if MODE == "replicate":
         position = tl.minimum(tl.maximum(position, 0), length - 1)
@@ -41,20 +41,57 @@ def _source(position, length, MODE: tl.constexpr):
 
 
 @triton.jit
-def _within(index, least, most):
+def within(index, least, most):
     return tl.minimum(tl.maximum(index, least), most)
 
 
 @triton.jit
+def decoded(entry, channels, low, high):
+    """Return the channel (64 bits) and the offset (32 bits) of an entry."""
+    channel = within((entry >> 32).to(tl.int32), 0, channels - 1).to(tl.int64)
+    return channel, within(entry.to(tl.int32), low, high)
+
+
+@triton.jit
 def _entry(values, entries, source, e, nnz, channels, low, high):
-    """Read an entry's weight, its channel (64 bits) and its offset (32 bits)."""
-    entry = tl.load(entries + e)
-    w = tl.load(values + (e if source is None else _within(tl.load(source + e), 0, nnz - 1)))
-    channel = _within((entry >> 32).to(tl.int32), 0, channels - 1).to(tl.int64)
-    return w, channel, _within(entry.to(tl.int32), low, high)
+    """Read an entry's weight, its channel and its offset."""
+    channel, offset = decoded(tl.load(entries + e), channels, low, high)
+    w = tl.load(values + (e if source is None else within(tl.load(source + e), 0, nnz - 1)))
+    return w, channel, offset
 
 
-@triton.jit(do_not_specialize=_SIZES)
+@triton.jit
+def tile_of(
+    rows,
+    nnz,
+    batch,
+    channels,
+    out_length,
+    out_step,
+    origin,
+    lead,
+    BN: tl.constexpr,
+    BL: tl.constexpr,
+):
+    """Say what a program of ``correlate`` computes: its row, and the positions of its tile.
+
+    Returns the row's channel, its first entry and the one past the last, its phase, how many
+    outputs that has, and the padded position of the first; the series, and the tile's first output.
+    """
+    tiles_l = ((out_length + out_step - 1) // out_step + BL - 1) // BL
+    tiles = tiles_l * ((batch + BN - 1) // BN)
+    row_at = rows + tl.program_id(0) // tiles * 3
+    row = within(tl.load(row_at), 0, channels * out_step - 1)
+    begin, end = tl.maximum(tl.load(row_at + 1), 0), tl.minimum(tl.load(row_at + 2), nnz)
+    tile = tl.program_id(0) % tiles
+    phase = (row % out_step - lead % out_step + out_step) % out_step
+    count = (out_length - phase + out_step - 1) // out_step
+    first = origin + (phase + lead) // out_step
+    n = tile // tiles_l * BN + tl.arange(0, BN * BL) // BL
+    return row // out_step, begin, end, phase, count, first, n, tile % tiles_l * BL
+
+
+@triton.jit(do_not_specialize=SIZES)
 def correlate(
     out,  # (batch, channels, out_length), contiguous
     x,
@@ -90,24 +127,16 @@ def correlate(
     reached are every ``stride``-th only.
     """
     real: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
-    tiles_l = ((out_length + out_step - 1) // out_step + BL - 1) // BL
-    tiles = tiles_l * ((batch + BN - 1) // BN)
-    row_at = rows + tl.program_id(0) // tiles * 3
-    row = _within(tl.load(row_at), 0, channels * out_step - 1)
-    begin, end = tl.maximum(tl.load(row_at + 1), 0), tl.minimum(tl.load(row_at + 2), nnz)
-    tile = tl.program_id(0) % tiles
-    channel = row // out_step
-    phase = (row % out_step - lead % out_step + out_step) % out_step
-    count = (out_length - phase + out_step - 1) // out_step
-    j0 = tile % tiles_l * BL
+    channel, begin, end, phase, count, first, n, j0 = tile_of(
+        rows, nnz, batch, channels, out_length, out_step, origin, lead, BN, BL
+    )
     at = tl.arange(0, BN * BL)
-    n, j = tile // tiles_l * BN + at // BL, j0 + at % BL
+    j = j0 + at % BL
     sample = x + tl.minimum(n, batch - 1).to(tl.int64) * x_n
 
     acc = tl.full((BN * BL,), 0, real)
     if bias is not None:
         acc += tl.load(bias + channel).to(real)
-    first = origin + (phase + lead) // out_step
     start = j0 * in_step + first
     if (start + low >= 0) & (start + (BL - 1) * in_step + high < in_length):
         inside = sample + (start.to(tl.int64) * x_l + (at % BL).to(tl.int64) * in_step * x_l)
@@ -119,7 +148,7 @@ def correlate(
         padded = tl.minimum(j, count - 1) * in_step + first
         for e in range(begin, end):
             w, c, offset = _entry(values, entries, source, e, nnz, x_channels, low, high)
-            position, valid = _source(padded + offset, in_length, MODE)
+            position, valid = source_of(padded + offset, in_length, MODE)
             offset = c * x_c + position.to(tl.int64) * x_l
             acc = tl.fma(tl.load(sample + offset, mask=valid, other=0).to(real), w.to(real), acc)
 
@@ -129,12 +158,12 @@ def correlate(
     tl.store(target, acc.to(out.dtype.element_ty), mask=(n < batch) & (j < count))
 
 
-@triton.jit(do_not_specialize=_SIZES)
+@triton.jit(do_not_specialize=SIZES)
 def wgrad(
     out,  # (chunks, nnz)
     grad,
     x,
-    blocks,  # int32 (blocks, 3): output channel, first entry, past the last
+    runs,  # int32 (runs, 3): output channel, first entry, past the last
     entries,  # as in `correlate`
     nnz,
     batch,
@@ -162,23 +191,22 @@ def wgrad(
     chunk's positions, for up to ``BE`` entries of one output channel, which share their ``grad``.
     """
     real: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
-    block = blocks + tl.program_id(0) * 3
-    channel = _within(tl.load(block), 0, channels - 1).to(tl.int64)
-    begin, end = tl.maximum(tl.load(block + 1), 0), tl.minimum(tl.load(block + 2), nnz)
+    run = runs + tl.program_id(0) * 3
+    channel = within(tl.load(run), 0, channels - 1).to(tl.int64)
+    begin, end = tl.maximum(tl.load(run + 1), 0), tl.minimum(tl.load(run + 2), nnz)
     if begin >= end:  # the grid is that of the fullest pattern with this many weights
         return
     e = begin + tl.arange(0, BE)
-    entry = tl.load(entries + tl.minimum(e, end - 1))
-    tap = _within(entry.to(tl.int32), 0, reach)
-    series = _within((entry >> 32).to(tl.int32), 0, x_channels - 1).to(tl.int64) * x_c
+    series, tap = decoded(tl.load(entries + tl.minimum(e, end - 1)), x_channels, 0, reach)
+    series *= x_c
     inside = series + tap.to(tl.int64) * x_l
     tiles_l = (out_length + BL * UNROLL - 1) // (BL * UNROLL)
     tiles = tiles_l * ((batch + BN - 1) // BN)
     begin_tile = tl.program_id(1) * tiles_each
     at = tl.arange(0, BN * BL)
 
-    run = tl.full((), BL, tl.int64)
-    g_step, x_step = run * g_l, run * step * x_l
+    wide = tl.full((), BL, tl.int64)
+    g_step, x_step = wide * g_l, wide * step * x_l
 
     acc = tl.full((BE, BN * BL), 0, real)
     for tile in range(begin_tile, tl.minimum(begin_tile + tiles_each, tiles)):
@@ -201,7 +229,7 @@ def wgrad(
                 valid = (n < batch) & (position < out_length)
                 g = tl.load(g_at + u * g_step, mask=valid, other=0).to(real)
                 padded = tl.minimum(position, out_length - 1) * step - left
-                source, known = _source(padded[None, :] + tap[:, None], in_length, MODE)
+                source, known = source_of(padded[None, :] + tap[:, None], in_length, MODE)
                 x_at = sample[None, :] + (series[:, None] + source.to(tl.int64) * x_l)
                 v = tl.load(x_at, mask=valid[None, :] & known, other=0).to(real)
                 acc = tl.fma(v, tl.broadcast_to(g[None, :], (BE, BN * BL)), acc)

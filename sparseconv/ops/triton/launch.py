@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sparseconv.core.geometry import Geometry
 from sparseconv.ops import gpu_plans
+from sparseconv.ops.backends import multiplies_blocks
+from sparseconv.ops.gpu_plans import Tile, power_of_two
 from sparseconv.ops.padding import folds_padding
-from sparseconv.ops.triton import kernels
+from sparseconv.ops.triton import block_kernels, kernels
 
 # Sizes of programs, all fixed: nothing is tuned at run time. Each thread has 16 accumulators.
 # correlate: positions, and how many of them in a row at least
@@ -20,7 +23,15 @@ _WGRAD_TILE, _WGRAD_ALONG = 2048, 32  # wgrad: positions times entries
 _MOST_ALONG = 256
 _UNROLL = 4  # wgrad's positions in a row have one address
 _LEAST_TILES, _MOST_CHUNKS = 16, 64  # of wgrad's positions: partial sums, added in a second pass
+# Of blocks: positions, warps and steps in flight of fprop and dgrad, on short and on long series,
+# and of wgrad. A prototype was fastest so on an H200; these kernels were not timed yet.
+_SHORT, _BLOCKS_SHORT, _BLOCKS_LONG, _BLOCKS_WGRAD = 512, (64, 2, 3), (128, 4, 5), (64, 4, 3)
+_BLOCKS_LEAST_TILES, _BLOCKS_MOST_CHUNKS = 3, 32
+_SHARED = 96 * 1024  # bytes of shared memory that each GPU with TF32 has
 _MOST = 2**31 - 1  # positions
+
+Options = dict[str, Any]
+Pattern = tuple[Tensor, Tensor, Geometry]
 
 
 def _expect(name: str, x: Tensor, shape: tuple[int, ...], like: Tensor) -> None:
@@ -48,12 +59,13 @@ def _tile(positions: int, along: int, batch: int, length: int) -> tuple[int, int
 
     The batch first: a longer run of neighbours wastes more at the ends of the series.
     """
-    bn = min(positions // along, _power_of_two(batch))
-    return bn, min(positions // bn, _MOST_ALONG, max(16, _power_of_two(length)))
+    bn = min(positions // along, power_of_two(batch))
+    return bn, min(positions // bn, _MOST_ALONG, max(16, power_of_two(length)))
 
 
-def _power_of_two(least: int) -> int:
-    return 1 << (least - 1).bit_length()
+def _run(positions: int, batch: int, length: int) -> tuple[int, int]:
+    """Split the positions of a product: as few series as fill them."""
+    return _tile(positions, min(positions, max(16, power_of_two(length))), batch, length)
 
 
 def _programs(*sizes_and_tiles: int) -> int:
@@ -62,11 +74,56 @@ def _programs(*sizes_and_tiles: int) -> int:
     return math.prod(-(-size // tile) for size, tile in pairs)
 
 
+def _block_tile(x: Tensor, col: Tensor, g: Geometry) -> Tile | None:
+    """Return the channels that a product of a block takes; None: single weights are multiplied."""
+    tile = gpu_plans.tile_for(col, g)
+    return tile if tile is not None and multiplies_blocks(x.dtype, x.device) else None
+
+
+def _sizes(tile: Tile) -> Options:
+    rounded = {"TO": power_of_two(tile.outputs), "TI": power_of_two(tile.inputs)}
+    return {"BO": tile.outputs, "BI": tile.inputs, **rounded}
+
+
+def _places(crow: Tensor, col: Tensor, g: Geometry) -> Options:
+    """Return where the weights of each unit are."""
+    (places,) = gpu_plans.block_places(crow, col, g)
+    return {"places": places, "pointers": crow, "group_channels": g.shape[1]}
+
+
+def _packed(values: Tensor, pattern: Pattern, tile: Tile) -> Tensor:
+    """Return the weights of each unit as ``(units, TO, TI)``."""
+    where, sizes = _places(*pattern), _sizes(tile)
+    units, channels = len(where["places"]), pattern[2].shape[0]
+    tiles = values.new_empty((units, sizes["TO"], sizes["TI"]))
+    if units:
+        with torch.accelerator.device_index(values.device.index):
+            block_kernels.pack[(units,)](
+                tiles, values.contiguous(), len(values), channels, **where, **sizes, num_warps=1
+            )
+    return tiles
+
+
+def _multiplied(x: Tensor, rows: int, depth: int, columns: int, warps: int, stages: int) -> Options:
+    """Say how a kernel is compiled whose steps multiply ``(rows, depth)`` by ``(depth, columns)``.
+
+    Larger products need more registers, and let fewer steps be in flight in shared memory.
+    """
+    step = (rows + columns) * depth * x.element_size()
+    return {
+        "num_warps": max(warps, min(4, rows * columns // 1024)),
+        "num_stages": min(stages, 1 + _SHARED // step),
+        # Triton's interpreter multiplies the bits of bfloat16.
+        "WIDEN": x.device.type == "cpu" and x.dtype == torch.bfloat16,
+    }
+
+
 def _correlate(
     x: Tensor,
     values: Tensor,
     bias: Tensor | None,
-    plan: tuple[Tensor, ...],
+    pattern: Pattern,
+    plans: tuple[gpu_plans.Make[Any], gpu_plans.Make[Any]],  # of single weights and of blocks
     out: Tensor,
     in_step: int,
     out_step: int,
@@ -76,23 +133,38 @@ def _correlate(
     relu: bool,
     mode: str,
 ) -> Tensor:
-    rows, entries, source, *_ = *plan, None
     batch, channels, out_length = out.shape
     per_phase = -(-out_length // out_step)
     if out.numel() == 0:
         return out
-    bn, bl = _tile(_TILE, _ALONG, batch, per_phase)
+    tile = _block_tile(x, *pattern[1:])
+    plan: tuple[Tensor | None, ...] = plans[tile is not None](*pattern)
+    rows, entries, source, *_ = *plan, None
+    assert rows is not None
+    how: Options
+    if tile is None:
+        kernel, weights = kernels.correlate, values.contiguous()
+        bn, bl = _tile(_TILE, _ALONG, batch, per_phase)
+        how = {"num_warps": 2, "enable_fp_fusion": False}  # the kernels say where they fuse
+    else:
+        kernel, weights = block_kernels.correlate, _packed(values, pattern, tile)
+        # Not chosen by the batch, or bits might depend on it.
+        positions, *run = _BLOCKS_SHORT if per_phase <= _SHORT else _BLOCKS_LONG
+        bn, bl = _run(positions, batch, per_phase)
+        turned = source is not None
+        how = _sizes(Tile(*tile[::-1]) if turned else tile) | {"TURNED": turned}
+        how |= _multiplied(x, how["TO"], how["TI"], positions, *run)
     grid = rows.shape[0] * _programs(per_phase, bl, batch, bn)
     with torch.accelerator.device_index(x.device.index):
-        kernels.correlate[(grid,)](
+        kernel[(grid,)](
             out,
             x,
-            values.contiguous(),
+            weights,
             None if bias is None else bias.contiguous(),
             rows,
             entries,
             source,
-            values.shape[0],
+            weights.shape[0],
             batch,
             channels,
             x.shape[1],
@@ -108,8 +180,7 @@ def _correlate(
             MODE=mode,
             BN=bn,
             BL=bl,
-            num_warps=2,
-            enable_fp_fusion=False,  # the kernels say where they fuse
+            **how,
         )
     return out
 
@@ -135,7 +206,8 @@ def fprop(
         input,
         values,
         bias,
-        gpu_plans.triton_fprop(crow_indices, col_indices, g),
+        (crow_indices, col_indices, g),
+        (gpu_plans.triton_fprop, gpu_plans.block_fprop),
         input.new_empty((batch, shape[0], g.output_length(length))),
         in_step=stride,
         out_step=1,
@@ -167,7 +239,8 @@ def dgrad(
         grad_output,
         values,
         None,
-        gpu_plans.triton_dgrad(crow_indices, col_indices, g),
+        (crow_indices, col_indices, g),
+        (gpu_plans.triton_dgrad, gpu_plans.block_dgrad),
         grad_output.new_empty((batch, channels, input_length)),
         in_step=1,
         out_step=stride,
@@ -193,24 +266,37 @@ def wgrad(
     out_length, nnz = g.output_length(length), col_indices.shape[0]
     _expect("input", input, (batch, shape[1] * groups, length), input)
     _expect("grad_output", grad_output, (batch, shape[0], out_length), input)
-    (blocks,) = gpu_plans.triton_wgrad(crow_indices, col_indices, g)
-    entries = gpu_plans.triton_fprop(crow_indices, col_indices, g).entries
     if nnz == 0 or batch == 0:
         return input.new_zeros(nnz)
-    size = gpu_plans.block_size(shape)
-    bn, bl = _tile(min(_WGRAD_TILE // size, _TILE), _WGRAD_ALONG, batch, out_length)
-    unroll = min(_UNROLL, _power_of_two(-(-out_length // bl)))
+    pattern = crow_indices, col_indices, g
+    tile = _block_tile(input, col_indices, g)
+    how: Options
+    if tile is None:
+        kernel, (runs,) = kernels.wgrad, gpu_plans.triton_wgrad(*pattern)
+        entries, size = gpu_plans.triton_fprop(*pattern).entries, gpu_plans.run_length(shape)
+        bn, bl = _tile(min(_WGRAD_TILE // size, _TILE), _WGRAD_ALONG, batch, out_length)
+        unroll = min(_UNROLL, power_of_two(-(-out_length // bl)))
+        how = {"UNROLL": unroll, "num_warps": 4, "enable_fp_fusion": False}
+        least, most = _LEAST_TILES, _MOST_CHUNKS
+    else:
+        kernel, (runs,) = block_kernels.wgrad, gpu_plans.block_wgrad(*pattern)
+        entries, size = gpu_plans.block_fprop(*pattern).entries, tile.run_length
+        positions, *run = _BLOCKS_WGRAD
+        bn, bl = _run(positions, batch, out_length)
+        how = _sizes(tile) | _places(*pattern) | {"units": len(entries)}
+        how |= _multiplied(input, how["TO"], positions, size * how["TI"], *run)
+        unroll, least, most = 1, _BLOCKS_LEAST_TILES, _BLOCKS_MOST_CHUNKS
     tiles = _programs(out_length, bl * unroll, batch, bn)
-    each = _programs(tiles, min(_MOST_CHUNKS, _programs(tiles, _LEAST_TILES)))
+    each = _programs(tiles, min(most, _programs(tiles, least)))
     chunks = _programs(tiles, each)
     wide = torch.promote_types(input.dtype, torch.float32)
     out = input.new_empty((chunks, nnz), dtype=wide if chunks > 1 else input.dtype)
     with torch.accelerator.device_index(input.device.index):
-        kernels.wgrad[(blocks.shape[0], chunks)](
+        kernel[(runs.shape[0], chunks)](
             out,
             grad_output,
             input,
-            blocks,
+            runs,
             entries,
             nnz,
             batch,
@@ -226,8 +312,6 @@ def wgrad(
             BE=size,
             BN=bn,
             BL=bl,
-            UNROLL=unroll,
-            num_warps=4,
-            enable_fp_fusion=False,
+            **how,
         )
     return out[0] if chunks == 1 else out.sum(0).to(input.dtype)

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from block_cases import BlockCase
 from packaging.version import Version
 
 import sparseconv as sc
@@ -30,6 +31,8 @@ TYPES = {
 }
 DSN = Case(16, 4, 6, 39, 300, padding=(0, 38), padding_mode="replicate")
 FULL_OPTIONS = Case(3, 4, 6, 5, 70, 2, (3, 4), 2, 2, "circular")
+BLOCKS = BlockCase(16, 47, 141, 39, 300, padding=(0, 38), padding_mode="replicate")
+LARGE_BLOCKS = BlockCase(2, 48, 96, 5, 1100, 2, (3, 4), 2, block=(48, 48))
 
 missing = backends._load_triton()[1]
 needs_triton = pytest.mark.skipif(bool(missing), reason=missing)
@@ -45,9 +48,10 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.mark.promise("P1")
 @needs_interpreter
-def test_interpreted(pytestconfig, count_cases):
+@pytest.mark.parametrize("name", ["triton_cases.py", "test_triton_blocks.py"])
+def test_interpreted(name, pytestconfig, count_cases):
     """The cases of another file, in a process whose Triton interprets."""
-    files = [str(HERE / "triton_cases.py")]
+    files = [str(HERE / name)]
     long = ["--campaign", f"--share={pytestconfig.getoption('--share')}"]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *long * pytestconfig.getoption("--campaign"), *files],
@@ -76,6 +80,7 @@ class Recorder:
         from triton.compiler import ASTSource
 
         params = self.kernel.params
+        options = options | {"WIDEN": False} if "WIDEN" in options else options
         arguments = dict(zip(self.kernel.arg_names, args, strict=False))
         arguments |= {n: options[n] for n in self.kernel.arg_names if n in options}
         signature, constants = {}, {}
@@ -101,6 +106,7 @@ class Recorder:
     [
         (DSN, torch.float32, 90),
         (FULL_OPTIONS, torch.float16, 80),
+        (BLOCKS, torch.float32, 90),
         *(
             pytest.param(*values, marks=pytest.mark.campaign("Triton compiles it for seconds"))
             for values in (
@@ -108,6 +114,10 @@ class Recorder:
                 (DSN, torch.bfloat16, 90),
                 (FULL_OPTIONS, torch.float32, 80),
                 (FULL_OPTIONS, torch.float64, 90),
+                (BLOCKS, torch.bfloat16, 90),
+                (BLOCKS, torch.float16, 80),
+                (LARGE_BLOCKS, torch.float32, 80),
+                (LARGE_BLOCKS, torch.bfloat16, 90),
             )
         ),
     ],
@@ -118,12 +128,15 @@ def test_compiled_ahead_of_time(case, dtype, capability, monkeypatch, tmp_path, 
     from triton import knobs
     from triton.backends.compiler import GPUTarget
 
-    from sparseconv.ops.triton import kernels, launch
+    from sparseconv.ops.triton import block_kernels, kernels, launch
 
-    names = ("correlate", "wgrad")
-    recorders = {name: Recorder(getattr(kernels, name)) for name in names}
+    monkeypatch.setattr(launch, "multiplies_blocks", lambda dtype, device: True)
+    blocks = isinstance(case, BlockCase)
+    module = block_kernels if blocks else kernels
+    names = ("correlate", "wgrad", "pack")[: 2 + blocks]
+    recorders = {name: Recorder(getattr(module, name)) for name in names}
     for name, recorder in recorders.items():
-        monkeypatch.setattr(kernels, name, recorder)
+        monkeypatch.setattr(module, name, recorder)
     x, values, bias, grad = (t.to(dtype) for t in case.tensors())
     pattern = case.make_pattern()
     # On CPU tensors, because nothing is launched; the plans are the same.
@@ -132,7 +145,7 @@ def test_compiled_ahead_of_time(case, dtype, capability, monkeypatch, tmp_path, 
     launch.fprop(x, values, bias, *context, case is FULL_OPTIONS)
     launch.dgrad(grad, values, *context, case.length)
     launch.wgrad(grad, x, *context)
-    assert [len(r.calls) for r in recorders.values()] == [2, 1]
+    assert [len(r.calls) for r in recorders.values()] == [2, 1, 2][: len(names)]
 
     for name, recorder in recorders.items():
         for args, options in recorder.calls:
@@ -148,9 +161,10 @@ def test_compiled_ahead_of_time(case, dtype, capability, monkeypatch, tmp_path, 
             used = {k: int(v) for k, v in re.findall(r"(REG|STACK|LOCAL|SHARED):(\d+)", report)}
             print(f"sm_{capability} {name} {dtype}: {used}")
             assert used["STACK"] == used["LOCAL"] == 0, f"{name} spills: {report}"
-            # Room for 16 warps on a multiprocessor, 12 in wgrad, 8 where sums are 64 bits wide.
-            # Triton 3.7.1 needs 128 at the most, 3.6.0 158.
-            most = 255 if dtype == torch.float64 else 168 if name == "wgrad" else 128
+            # Room for 16 warps on a multiprocessor, 12 in wgrad, 8 where sums are 64 bits wide, or
+            # of products of 64 channels. Triton 3.7.1 needs 128 at the most, 3.6.0 158.
+            wide = dtype == torch.float64 or case is LARGE_BLOCKS
+            most = 255 if wide else 168 if name == "wgrad" else 128
             assert used["REG"] <= most, report
             count_cases(1)
 

@@ -160,8 +160,8 @@ def test_ops_are_what_their_schemas_say():
 
 def plans(pattern: KernelCSR, g: Geometry) -> list[Tensor]:
     arrays = pattern.crow_indices, pattern.col_indices
-    blocks = gpu_plans.triton_wgrad(*arrays, g)
-    return [*blocks, *gpu_plans.triton_fprop(*arrays, g), *gpu_plans.triton_dgrad(*arrays, g)]
+    runs = gpu_plans.triton_wgrad(*arrays, g)
+    return [*runs, *gpu_plans.triton_fprop(*arrays, g), *gpu_plans.triton_dgrad(*arrays, g)]
 
 
 def test_plans_have_one_size_for_each_nnz():
@@ -174,7 +174,7 @@ def test_plans_have_one_size_for_each_nnz():
         found = plans(pattern, geometry)
         shapes.add(tuple(t.shape for t in found))
         taken = [e for _, begin, end in found[0].tolist() for e in range(begin, end)]
-        assert taken == list(range(60)), "each entry in one block"
+        assert taken == list(range(60)), "each entry in one run"
         assert all(a is b for a, b in zip(found, plans(pattern, geometry), strict=True))
     assert len(shapes) == 1
 
