@@ -64,8 +64,9 @@ void run_block_fprop(BlockCorrelation& p,
                      const std::optional<at::Tensor>& bias,
                      const ConvPlan& plan,
                      bool relu);
+at::Tensor packed_for_dgrad(const at::Tensor& values, const ConvPlan& plan, int64_t phase);
 void run_block_dgrad(BlockCorrelation& p,
-                     const at::Tensor& values,
+                     const at::Tensor& weights,  // packed
                      const ConvPlan& plan,
                      int64_t phase);
 // In float32; none where an infinity may have met a zero that fills a tile.

@@ -43,48 +43,52 @@ void fill_margins(const Tensor& tensor,
   }
 }
 
-// The gradient of samples that were copied into the padding of one side, added to theirs: what the
-// weights make of sums over the rows that reach them.
-void add_border(const Tensor& output,
-                const Tensor& grad,
-                const Tensor& values,
-                const ConvPlan& plan,
-                const RowOrder& order,
-                bool right) {
+// The gradients of the first and the last sample, which were copied into the padding: what the
+// weights make of sums over all rows that reach the sample and its copies.
+void write_borders(const Tensor& output,
+                   const Tensor& grad,
+                   const Tensor& weights,
+                   const ConvPlan& plan,
+                   const RowOrder& order) {
   const Geometry& g = plan.geometry;
   const int64_t reach = g.reach(), panels = panels_of(g.out_channels);
-  // Of each series a row for each tap. A tile has a row of each of 16 series, from any of them on.
-  const int64_t series = order.batch + kTileRowCount - 1;
   const int64_t panel = reach * kBlockRowBytes;
-  const Tensor sums = at::empty({series * panels * reach, kPanelChannels}, at::kBFloat16);
-  char* first = static_cast<char*>(sums.mutable_data_ptr());
-  const Rows rows_of_sums{first, panels * panel, panel};
-  BorderSums q{order.of(grad, g.out_channels), rows_of_sums, order.batch, order.length, panels};
-  q.count = reach;
-  q.step = right ? -1 : 1;
-  q.first = right ? order.length + g.left : -g.right - 1;
-  q.out.data += right ? (reach - 1) * kBlockRowBytes : 0;
-  run_parts(q, checked_kernels().blocks->border_sums, order.batch * panels * reach / kRowGrain);
+  // A row for each tap, of the first samples of all series and then of the last ones. A tile has a
+  // row of each of 16, from any of them on.
+  const int64_t rows = 2 * order.batch + kTileRowCount - 1;
+  const Tensor sums = at::empty({rows * panels * reach, kPanelChannels}, at::kBFloat16);
   const Tensor found =
-      at::empty({panels_of(g.in_channels()) * series, kPanelChannels}, at::kBFloat16);
+      at::empty({panels_of(g.in_channels()) * rows, kPanelChannels}, at::kBFloat16);
+  char* data = static_cast<char*>(sums.mutable_data_ptr());
+  for (const bool last : {false, true}) {
+    BorderSums q{order.of(grad, g.out_channels),
+                 {data, panels * panel, panel},
+                 order.batch,
+                 order.length,
+                 panels};
+    q.count = reach;
+    q.step = last ? -1 : 1;
+    q.first = order.length == 1 ? 0  // which is both samples
+              : last            ? order.length - 1 + g.left
+                                : -g.right;
+    q.out.data += last ? order.batch * panels * panel + (reach - 1) * kBlockRowBytes : 0;
+    run_parts(q, checked_kernels().blocks->border_sums, order.batch * panels * reach / kRowGrain);
+  }
   BlockCorrelation p{};
   p.step = panels * reach;
   p.batch = 1;
-  p.in_rows = {first + (reach - 1) * kBlockRowBytes, 0, panel};
-  p.out_rows = {static_cast<char*>(found.mutable_data_ptr()), 0, series * kBlockRowBytes};
+  p.in_rows = {data + (reach - 1) * kBlockRowBytes, 0, panel};
+  p.out_rows = {static_cast<char*>(found.mutable_data_ptr()), 0, rows * kBlockRowBytes};
   p.mode = PaddingMode::replicate;  // so that no entry is left out
-  p.rows = order.batch;
+  p.rows = 2 * order.batch;
   p.out_step = 1;
-  run_block_dgrad(p, values, plan, 0);
+  run_block_dgrad(p, weights, plan, 0);
   const Rows border = order.of(output, g.in_channels());
   for (int64_t n = 0; n < order.batch; ++n) {
     for (int64_t i = 0; i < panels_of(g.in_channels()); ++i) {
-      auto* row =
-          reinterpret_cast<at::BFloat16*>(border.at(n, 2 * i, right ? order.length - 1 : 0));
-      const auto* more = reinterpret_cast<const at::BFloat16*>(p.out_rows.at(0, 2 * i, n));
-      for (int64_t c = 0; c < kPanelChannels; ++c) {
-        row[c] = static_cast<float>(row[c]) + static_cast<float>(more[c]);
-      }
+      std::memcpy(border.at(n, 2 * i, 0), p.out_rows.at(0, 2 * i, n), kBlockRowBytes);
+      std::memcpy(border.at(n, 2 * i, order.length - 1), p.out_rows.at(0, 2 * i, order.batch + n),
+                  kBlockRowBytes);
     }
   }
 }
@@ -232,13 +236,10 @@ Tensor row_dgrad(const Tensor& grad,
   p.out_rows = order.of(output, g.in_channels());
   p.rows = order.length;
   p.out_step = 1;
-  run_block_dgrad(p, values, plan, 0);
-  if (g.mode != PaddingMode::zeros) {
-    for (const bool right : {false, true}) {
-      if ((right ? g.right : g.left) > 0) {
-        add_border(output, grad, values, plan, order, right);
-      }
-    }
+  const Tensor weights = packed_for_dgrad(values, plan, 0);
+  run_block_dgrad(p, weights, plan, 0);
+  if (g.mode != PaddingMode::zeros && g.reach() > 1) {
+    write_borders(output, grad, weights, plan, order);
   }
   return output;
 }

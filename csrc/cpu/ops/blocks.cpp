@@ -113,13 +113,16 @@ Tensor block_fprop(const Tensor& input,
   return output;
 }
 
+Tensor packed_for_dgrad(const Tensor& values, const ConvPlan& plan, int64_t phase) {
+  return packed(values, plan.blocks()->dgrad[phase].weights, plan, true);
+}
+
 void run_block_dgrad(BlockCorrelation& p,
-                     const Tensor& values,
+                     const Tensor& weights,
                      const ConvPlan& plan,
                      int64_t phase) {
   const Geometry& g = plan.geometry;
   const BlockCorrelationPlan& blocks = plan.blocks()->dgrad[phase];
-  const Tensor weights = packed(values, blocks.weights, plan, true);
   p.out_blocks = ceil_div(g.in_channels(), kBlockSize);
   p.in_blocks = ceil_div(g.out_channels, kBlockSize);
   p.weights = weights.const_data_ptr();
@@ -156,7 +159,7 @@ Tensor block_dgrad(const Tensor& grad,
     p.rows = past - first;
     p.first_out = first * g.stride + phase - low;
     p.out_step = g.stride;
-    run_block_dgrad(p, values, plan, phase);
+    run_block_dgrad(p, packed_for_dgrad(values, plan, phase), plan, phase);
   }
   if (!folds) {
     return output;
