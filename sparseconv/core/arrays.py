@@ -203,7 +203,8 @@ def as_labels(owner: str, key: str, raw: Any, n_cases: int | None = None) -> Arr
     if y.ndim == 2 and y.shape[1] == 1:
         y = y[:, 0]
     if y.ndim != 1 or n_cases not in (None, len(y)):
-        raise ValueError(f"{expectation}, but got {y.dtype} of shape {y.shape}")
+        hot = f"; {key}.argmax(1) gives those of one-hot labels" if y.ndim == 2 else ""
+        raise ValueError(f"{expectation}, but got {y.dtype} of shape {y.shape}{hot}")
     if y.dtype.kind == "f" and np.isnan(y).any():
         raise ValueError(f"{expectation}, but some of {y.shape} are missing")
     return y

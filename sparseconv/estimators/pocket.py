@@ -23,7 +23,7 @@ from sklearn.utils.class_weight import compute_sample_weight
 from sparseconv.core.arrays import as_labels, as_series
 from sparseconv.core.checks import count, flag, number
 from sparseconv.estimators.shared import Scored, Shared, draw_seed
-from sparseconv.rocket.bank import KINDS, KernelBank, check_length
+from sparseconv.rocket.bank import KINDS, MINI_KERNELS, KernelBank, check_length
 from sparseconv.rocket.features import check_shape, kernel_features
 from sparseconv.rocket.model import RocketModel, chosen
 from sparseconv.rocket.selection import GroupSelection, Selected, fitted_scale
@@ -52,7 +52,7 @@ class RocketTransformer(Shared, BaseCollectionTransformer):  # type: ignore[misc
         kernels: ``"rocket"`` (each channel of each series is normalised, as in aeon, but a
             constant one becomes zeros), ``"minirocket"``, or a ``KernelBank``, used as it is.
         n_kernels: as aeon counts: kernels for ROCKET, of two features each; features for
-            MiniROCKET, rounded down to a multiple of 84, and at least 84.
+            MiniROCKET, 84 or more, rounded down to a multiple of 84.
         random_state: an int fixes the kernels; a ``RandomState`` gives the seed; None draws one.
         n_jobs: threads, as aeon counts them: -1 means all cores.
 
@@ -61,7 +61,7 @@ class RocketTransformer(Shared, BaseCollectionTransformer):  # type: ignore[misc
 
     Raises:
         ValueError, TypeError: unequal lengths, another shape than in fit or than the bank's, values
-            missing or not finite; other kernels, ``n_kernels`` that is not an int from 1.
+            missing or not finite; other kernels, ``n_kernels`` that is not an int from 1 (84).
 
     Example:
         >>> from sparseconv import RocketTransformer
@@ -343,7 +343,8 @@ def draw_kernels(kernels: Any, n_kernels: int, seed: int, X: Array) -> KernelBan
         return kernels
     if kernels not in KINDS:
         raise ValueError(f"kernels must be one of {KINDS} or a KernelBank, but got {kernels!r}")
-    n_kernels = count("n_kernels", n_kernels)
+    least = 1 if kernels == "rocket" else MINI_KERNELS  # to which aeon would go up in silence
+    n_kernels = count("n_kernels", n_kernels, least)
     check_length(kernels, X.shape)
     make = Rocket if kernels == "rocket" else MiniRocket
     state = np.random.get_state()  # aeon seeds NumPy's global generator, which is not ours to set

@@ -111,11 +111,6 @@ def for_model(owner: str, model: nn.Module, X: Any) -> Tensor:
 
 def classes_of(criterion: str, y: Tensor, outputs: Tensor) -> Tensor:
     """Return labels as class indices of a model's outputs ``(N, n_classes)``; else an error."""
-    if y.dim() > 1 and y.shape[1] > 1:
-        raise ValueError(
-            f"{criterion} expected a class index for each series, but got labels of shape "
-            f"{tuple(y.shape)}; y.argmax(1) gives those of one-hot labels"
-        )
     found, (n, classes) = torch.from_numpy(class_indices(criterion, "y", y)), outputs.shape
     if found.shape != (n,) or not ((found >= 0) & (found < classes)).all():
         raise ValueError(

@@ -53,6 +53,8 @@ class Late(RocketClassifier):
 test_aeon_estimators = refusals(
     (lambda: fit(kernels="hydra"), ValueError, "kernels must be one of ('rocket', 'minirocket')"),
     (lambda: fit(n_kernels=0), ValueError, "n_kernels must be at least 1"),
+    (lambda: fit(kernels="minirocket", n_kernels=50), ValueError, "n_kernels must be at least 84"),
+    (lambda: fit(y=np.eye(2)[Y]), ValueError, "but got float64 of shape (12, 2); y.argmax(1) "),
     (lambda: fit(keep=1.5), ValueError, "keep must be a share in (0, 1]"),
     (lambda: fit(keep=21), ValueError, "a number from 1 to 20 (an int)"),
     (lambda: fit(k="auto"), TypeError, "k must be a number, but got a str: 'auto'"),

@@ -144,7 +144,7 @@ test_criteria = refusals(
     (call(criterion=Jacobian((X, Y + 1))), ValueError, "Jacobian expected a class index"),
     (call(criterion=Jacobian((X, torch.eye(3)[Y]))), ValueError, "(6, 3); y.argmax(1) gives"),
     (call(criterion=Jacobian((X, torch.eye(3).long()[Y]), torch.nn.functional.cross_entropy)),
-     ValueError, "Jacobian expected a class index for each series, but got labels of shape (6, 3)"),
+     ValueError, "Jacobian: expected y to hold a string or a real number for each case, but got"),
     (call(criterion=DSP(iter([]))), ValueError, "an iterator is used up after one pass"),
     (call(criterion=DSP(HOLE)), ValueError, "DSP: expected X to be finite, but 1 of 6 "),
     (call(criterion=DSP(X), model=broken()), ValueError, "; check the weights and the data"),
