@@ -92,10 +92,31 @@ class Holdings:
             elif any(map(is_left, _held(value))):
                 wrong = f"is a {type(value).__name__} that holds parameters or their state"
             if wrong:
-                raise NotImplementedError(
-                    f"{path} {wrong}, which cannot be followed; train with an elementwise "
-                    "optimizer, as SGD and Adam are, or leave it out and build a new one"
+                advice = (
+                    "give its .optimizer, which keeps all of the state"
+                    if self._adds_nothing(parameters, model)
+                    else "train with an elementwise optimizer, as SGD and Adam are, or leave it "
+                    "out and build a new one"
                 )
+                raise NotImplementedError(f"{path} {wrong}, which cannot be followed; {advice}")
+
+    def _adds_nothing(self, parameters: Mapping[str, Tensor], model: nn.Module | None) -> bool:
+        """Whether it wraps an optimizer that can be followed, and keeps no state itself."""
+        inner = getattr(self.optimizers[0], "optimizer", None)
+        if not isinstance(inner, Optimizer):
+            return False
+        holdings = Holdings(inner)
+        try:
+            holdings.check(parameters, model)
+        except (NotImplementedError, ValueError):
+            return False
+        known = {id(x.value) for x in holdings.kept} | {id(p.grad) for p in holdings.trained}
+        sizes = {p.shape for p in parameters.values()}
+        held = [x for kept in self.kept for x in _held(kept.value)]
+        parts = [p for x in held for p in (x.parameters() if isinstance(x, nn.Module) else [x])]
+        return not any(
+            isinstance(x, Tensor) and x.shape in sizes and id(x) not in known for x in parts
+        )
 
     def state_of(self, parameter: Tensor) -> list[Tensor]:
         """Return the tensors of a parameter's state."""

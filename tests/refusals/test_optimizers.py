@@ -74,6 +74,15 @@ def prune_hooked() -> None:
     sc.prune_filters(MODEL, torch.ones(1, 2, 12), WHC(), ratio=0.5, optimizer=optimizer)
 
 
+class Wrapper(SGD):
+    """Holds an optimizer, as accelerate's does, and a function that calls it."""
+
+    def __init__(self, params: Parameters, held: Any = None) -> None:
+        super().__init__(params, 0.1)
+        self.optimizer, self.held = Adam(params), held
+        self.patched = lambda: self.optimizer.step()
+
+
 flat = with_attribute(lambda params: torch.zeros(sum(p.numel() for p in params)))
 named = with_attribute(lambda params: {str(i): p.detach().clone() for i, p in enumerate(params)})
 shadow = with_attribute(Shadow)
@@ -105,6 +114,9 @@ test_optimizers = refusals(
     (prune(replaced), NotImplementedError, "SGD.step is a function that holds parameters"),
     (prune(hooked), NotImplementedError, "SGD._optimizer_step_post_hooks["),
     (prune_hooked, NotImplementedError, "] is a function that holds parameters or their state"),
+    (prune(Wrapper), NotImplementedError, "followed; give its .optimizer, which keeps all of the"),
+    (prune(lambda params: Wrapper(params, Shadow(params))), NotImplementedError,
+     "holds parameters or their state, which cannot be followed; train with an elementwise"),
     (prune(with_attribute(masters)), ValueError, "holds a parameter that is not the model's"),
     (schedule(with_attribute(masters)), NotImplementedError,
      "SGD.held[0][0] is trained in the place of '0.values'"),
