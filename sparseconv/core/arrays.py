@@ -120,13 +120,12 @@ def fitting(arguments: tuple[Any, ...]) -> Iterator[None]:
     except (RuntimeError, IndexError, ValueError) as error:
         frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
         advice = [todo for words, todo in ADVICE.items() if words in str(error)]
-        torchs = frames[-1].f_globals["__name__"].startswith("torch.")
-        plain = (RuntimeError, IndexError, ValueError) if torchs else (RuntimeError, IndexError)
+        by_torch = frames[-1].f_globals.get("__name__", "").startswith("torch.")
+        plain = (RuntimeError, IndexError, *(ValueError,) * by_torch)
         if not advice and type(error) not in plain:  # as NotImplementedError, or ours
             raise
-        shapes = ", ".join(
-            str(tuple(x.shape)) for x in tree_leaves(arguments) if hasattr(x, "shape")
-        )
+        given = [x for x in tree_leaves(arguments) if hasattr(x, "shape")]
+        shapes = ", ".join(str(tuple(x.shape)) for x in given)
         running = [frame.f_locals.get("self") for frame in frames]
         called = [module for module in running if isinstance(module, nn.Module)]
         where = ""

@@ -250,7 +250,7 @@ def mapped(build: Builder, x: Value, call: Call) -> Value:
     if numbers.get("threshold") != numbers.get("value"):
         raise NotImplementedError("jumps; its value must be its threshold")
     x = build.filled(x)
-    ends = torch.tensor([-1e30, -1.0, -1e-30, 0.0, 1e-30, 1.0, 1e30], dtype=torch.float64)
+    ends = torch.tensor([-3e38, -1.0, -1e-30, 0.0, 1e-30, 1.0, 3e38], dtype=torch.float64)
     if torch.equal(call.again(ends), ends.relu()) and (writers := build.writers(x)):
         for step in writers:
             build.change(step, relu=True)
