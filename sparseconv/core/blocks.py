@@ -17,13 +17,13 @@ Shape = tuple[int, int, int]
 _declared: Any = WeakTensorKeyDictionary()
 
 
-def declare_block(col_indices: Tensor, block: Block) -> None:
+def declare(col_indices: Tensor, block: Block) -> None:
     """Note the block of the pattern that these taps are of: an op is given no more than them."""
     if block != (1, 1):
         _declared[col_indices] = block
 
 
-def declared_block(col_indices: Tensor) -> Block:
+def declared(col_indices: Tensor) -> Block:
     """Return what was noted of these taps; ``(1, 1)`` if nothing was."""
     block: Block = _declared.get(col_indices, (1, 1))
     return block

@@ -11,14 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparseconv.core.blocks import (
-    Block,
-    check_mask,
-    checked_block,
-    declare_block,
-    spread,
-    unit_shape,
-)
+from sparseconv.core.blocks import Block, check_mask, checked_block, declare, spread, unit_shape
 from sparseconv.core.checks import (
     ArgumentError,
     check_dense,
@@ -108,7 +101,7 @@ class KernelCSR:
     def _set_block(self, block: Block) -> None:
         """Become a pattern of such blocks, of which its kernels were found to be."""
         self._block = block
-        declare_block(self._col, block)
+        declare(self._col, block)
 
     @classmethod
     def from_mask(cls, mask: Tensor, block: int | Block = 1) -> KernelCSR:
@@ -353,7 +346,7 @@ class KernelCSR:
                 )
             with outside_tracing():
                 copies = self.crow_indices.to(device), self.col_indices.to(device)
-                declare_block(copies[1], self._block)
+                declare(copies[1], self._block)
                 self._copies[name] = copies
         return self._copies[name]
 

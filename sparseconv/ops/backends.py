@@ -132,8 +132,7 @@ def multiplies_blocks(dtype: torch.dtype, device: torch.device) -> bool:
     return runs and (device.type == "cpu" or _has_tensor_cores(device))
 
 
-def _has_tensor_cores(device: torch.device | None = None) -> bool:
-    """Whether they multiply bfloat16 and TF32."""
+def _has_tensor_cores(device: torch.device | None = None) -> bool:  # for bfloat16 and TF32
     return torch.version.cuda is not None and torch.cuda.get_device_capability(device) >= (8, 0)
 
 

@@ -10,6 +10,7 @@ of the tensors: for an H100 the CPU took three times the time.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar, cast
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import TensorWeakRef, WeakTensorKeyDictionary
 
-from sparseconv.core.blocks import Block, declared_block, unit_shape
+from sparseconv.core.blocks import Block, declared, unit_shape
 from sparseconv.core.geometry import Geometry
 
 P = TypeVar("P", bound="tuple[Tensor, ...]")
@@ -203,22 +204,13 @@ def tile_of(block: Block, g: Geometry) -> Tile | None:
 
 
 def tile_for(col: Tensor, g: Geometry) -> Tile | None:
-    return tile_of(declared_block(col), g)
+    return tile_of(declared(col), g)
 
 
 def unit_count(shape: Shape, tile: Tile, nnz: int) -> int:
-    """Units of the least favourable pattern with this ``nnz``: the smallest are all active."""
-    sizes = [
-        [(size, channels // size), (channels % size, 1)]
-        for size, channels in zip(tile, shape, strict=False)
-    ]
-    count = 0
-    for weights, units in sorted(
-        (a * b, n * m * shape[2]) for a, n in sizes[0] for b, m in sizes[1]
-    ):
-        active = min(units, nnz // weights) if weights else 0
-        count, nnz = count + active, nnz - active * weights
-    return count
+    """Units that no pattern with this ``nnz`` exceeds: as if all were of the smallest block."""
+    last = (size % part or part for size, part in zip(shape[:2], tile, strict=True))
+    return min(math.prod(unit_shape(shape, tile)), nnz // math.prod(last))
 
 
 def _units(crow: Tensor, col: Tensor, g: Geometry) -> tuple[Tensor, Tensor, Geometry, Tensor]:
@@ -227,8 +219,7 @@ def _units(crow: Tensor, col: Tensor, g: Geometry) -> tuple[Tensor, Tensor, Geom
     That is its first kernel in the upper half; in the lower the rank of its weight in each kernel.
     Where small last blocks left some over, idle units follow, which belong to no channel.
     """
-    tile = tile_for(col, g)
-    assert tile is not None
+    tile = cast(Tile, tile_for(col, g))
     shape = unit_shape(g.shape, tile)
     kernels = torch.arange(g.shape[0] * g.shape[1], device=col.device).view(g.shape[:2])
     if len(crow) != kernels.numel() + 1:  # the kernels read it
@@ -260,10 +251,9 @@ def block_dgrad(crow: Tensor, col: Tensor, g: Geometry) -> Transposed:
 
 @_kept
 def block_wgrad(crow: Tensor, col: Tensor, g: Geometry) -> tuple[Tensor]:
-    tile = tile_for(col, g)
-    assert tile is not None
     first, taps, of_units, _ = _units(crow, col, g)
-    return (_runs(first, taps, of_units.shape, tile.run_length),)
+    length = cast(Tile, tile_for(col, g)).run_length
+    return (_runs(first, taps, of_units.shape, length),)
 
 
 def cuda_computes(geometry: Geometry) -> bool:

@@ -81,8 +81,7 @@ def test_a_gpu_backend_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> 
     assert state(True, "13.0", True) == "available (a GPU)"
     assert (auto(None), auto(module)) == ("reference", "triton")
     assert auto(module, cuda_pays=True) == "cuda"
-    on_tensor_cores = "available (a GPU, blocks on tensor cores)"
-    assert sc.available_backends()["triton"] == on_tensor_cores
+    assert "a GPU, blocks on tensor cores" in sc.available_backends()["triton"]
     auto(None)
     for name, device, text in (("cuda", "cpu", "it runs on CUDA"), ("triton", "cuda", "none")):
         with pytest.raises(RuntimeError, match=f"'{name}' cannot run: {text}"):
@@ -105,16 +104,16 @@ def test_auto_takes_the_cuda_kernels_where_they_pay() -> None:
 
 
 def test_blocks_are_multiplied_on_tensor_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    def multiplied(tf32: bool = True, capability: int = 8, missing: str | None = None) -> list[str]:
+    def multiplied(tf32: bool = True, capability: int = 8, missing: str | None = None) -> list[Any]:
         monkeypatch.setattr(backends, "_why_not", lambda *_: missing)
         monkeypatch.setattr(torch.version, "cuda", "13.0")
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (capability, 0))
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=tf32):
-            names, cuda = ("float32", "float64", "bfloat16", "float16"), torch.device("cuda")
-            return [n for n in names if backends.multiplies_blocks(getattr(torch, n), cuda)]
+            dtypes, cuda = (torch.float32, torch.float64, torch.bfloat16), torch.device("cuda")
+            return [dtype for dtype in dtypes if backends.multiplies_blocks(dtype, cuda)]
 
-    assert multiplied() == ["float32", "bfloat16", "float16"]
-    assert multiplied(tf32=False) == ["bfloat16", "float16"]
+    assert multiplied() == [torch.float32, torch.bfloat16]
+    assert multiplied(tf32=False) == [torch.bfloat16]
     assert multiplied(capability=7) == multiplied(missing="no Triton") == []
 
 

@@ -13,8 +13,6 @@ from sparseconv import KernelCSR
 from sparseconv.core.blocks import unit_shape
 from sparseconv.testing import Case, random_case
 
-BLOCKS = ((16, 16), (32, 16), (16, 32), (48, 48))
-
 
 @dataclass(frozen=True)
 class BlockCase(Case):
@@ -31,17 +29,11 @@ class BlockCase(Case):
 
 def random_block_case(rng: random.Random, **fixed: Any) -> BlockCase:
     """Draw a case that tensor cores compute: short, because an interpreter may run it."""
-    block, groups = rng.choice(BLOCKS), rng.choice((1, 1, 2))
-    more = (0, block[0]) if groups > 1 else (0, 1, 15, 31)
-    drawn = {
-        "n": rng.choice((1, 2, 3)),
-        "batched": True,
-        "groups": groups,
-        "out_channels": groups * (block[0] + rng.choice(more)),
-        "in_channels": groups * (block[1] + (rng.choice(more) if groups == 1 else 0)),
-        "kernel_size": rng.choice((1, 2, 3, 5, 9)),
-        "length": rng.choice((9, 16, 23, 33, 65)),
-        "dtype": rng.choice(("float32", "bfloat16", "float16")),
-    }
-    case = random_case(rng, **(drawn | fixed))
-    return BlockCase(**vars(case), block=block)
+    out, channels = block = rng.choice(((16, 16), (32, 16), (16, 32), (48, 48)))
+    groups, more = rng.choice((1, 1, 2)), rng.choice((0, 1, 15, 31))
+    sizes = (out + more, channels + more) if groups == 1 else (2 * out, 2 * channels)
+    drawn = {"n": rng.choice((1, 2, 3)), "kernel_size": rng.choice((1, 2, 3, 5, 9)),
+             "length": rng.choice((9, 16, 23, 33, 65)), "batched": True, "groups": groups,
+             "dtype": rng.choice(("float32", "bfloat16", "float16")),
+             "out_channels": sizes[0], "in_channels": sizes[1]}  # fmt: skip
+    return BlockCase(**vars(random_case(rng, **(drawn | fixed))), block=block)

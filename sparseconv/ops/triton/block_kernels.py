@@ -13,7 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from sparseconv.ops.triton.kernels import SIZES, decoded, source_of, tile_of, within
+from sparseconv.ops.triton.kernels import SIZES, decoded, program_of, source_of, within
 
 
 @triton.jit
@@ -100,8 +100,8 @@ def correlate(
 ):
     """``kernels.correlate`` for the outputs of a block: a row is one in one stride phase."""
     blocks = (channels + BO - 1) // BO
-    block, begin, end, phase, count, first, n, j0 = tile_of(
-        rows, nnz, batch, blocks, out_length, out_step, origin, lead, BN, BL
+    block, begin, end, phase, count, n, j0 = program_of(
+        rows, nnz, batch, blocks, out_length, out_step, lead, BN, BL
     )
     j = j0 + tl.arange(0, BN * BL) % BL
     sample = x + tl.minimum(n, batch - 1).to(tl.int64) * x_n
@@ -116,7 +116,7 @@ def correlate(
     acc = tl.full((TO, BN * BL), 0, tl.float32)
     if bias is not None:
         acc += tl.load(bias + channel, mask=known, other=0).to(tl.float32)[:, None]
-    padded = j * in_step + first
+    padded = j * in_step + origin + (phase + lead) // out_step
     x_blocks = (x_channels + BI - 1) // BI
     series = i.to(tl.int64) * x_c
     for e in range(begin, end):

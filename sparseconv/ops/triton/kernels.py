@@ -61,22 +61,13 @@ def _entry(values, entries, source, e, nnz, channels, low, high):
 
 
 @triton.jit
-def tile_of(
-    rows,
-    nnz,
-    batch,
-    channels,
-    out_length,
-    out_step,
-    origin,
-    lead,
-    BN: tl.constexpr,
-    BL: tl.constexpr,
+def program_of(
+    rows, nnz, batch, channels, out_length, out_step, lead, BN: tl.constexpr, BL: tl.constexpr
 ):
     """Say what a program of ``correlate`` computes: its row, and the positions of its tile.
 
-    Returns the row's channel, its first entry and the one past the last, its phase, how many
-    outputs that has, and the padded position of the first; the series, and the tile's first output.
+    Returns the row's channel, its first entry and the one past the last, its phase, and how many
+    outputs that has; then the series, and the first output of the tile.
     """
     tiles_l = ((out_length + out_step - 1) // out_step + BL - 1) // BL
     tiles = tiles_l * ((batch + BN - 1) // BN)
@@ -86,9 +77,8 @@ def tile_of(
     tile = tl.program_id(0) % tiles
     phase = (row % out_step - lead % out_step + out_step) % out_step
     count = (out_length - phase + out_step - 1) // out_step
-    first = origin + (phase + lead) // out_step
     n = tile // tiles_l * BN + tl.arange(0, BN * BL) // BL
-    return row // out_step, begin, end, phase, count, first, n, tile % tiles_l * BL
+    return row // out_step, begin, end, phase, count, n, tile % tiles_l * BL
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -127,8 +117,8 @@ def correlate(
     reached are every ``stride``-th only.
     """
     real: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
-    channel, begin, end, phase, count, first, n, j0 = tile_of(
-        rows, nnz, batch, channels, out_length, out_step, origin, lead, BN, BL
+    channel, begin, end, phase, count, n, j0 = program_of(
+        rows, nnz, batch, channels, out_length, out_step, lead, BN, BL
     )
     at = tl.arange(0, BN * BL)
     j = j0 + at % BL
@@ -137,6 +127,7 @@ def correlate(
     acc = tl.full((BN * BL,), 0, real)
     if bias is not None:
         acc += tl.load(bias + channel).to(real)
+    first = origin + (phase + lead) // out_step
     start = j0 * in_step + first
     if (start + low >= 0) & (start + (BL - 1) * in_step + high < in_length):
         inside = sample + (start.to(tl.int64) * x_l + (at % BL).to(tl.int64) * in_step * x_l)

@@ -115,7 +115,6 @@ class Recorder:
                 (FULL_OPTIONS, torch.float32, 80),
                 (FULL_OPTIONS, torch.float64, 90),
                 (BLOCKS, torch.bfloat16, 90),
-                (BLOCKS, torch.float16, 80),
                 (LARGE_BLOCKS, torch.float32, 80),
                 (LARGE_BLOCKS, torch.bfloat16, 90),
             )
