@@ -97,6 +97,7 @@ def train(
         TypeError, ValueError: data or arguments that do not fit; ``out`` that cannot be written, or
             that another run is writing to; ``cuda_graphs`` without a GPU or with a penalty; a
             training loss that is not finite (checkpoints stay).
+        RuntimeError: series that a layer does not take, as those shorter than its kernel.
         CheckpointError: a damaged file, or a checkpoint of another recipe, model or data.
         KeyboardInterrupt: Ctrl-C; its message says how to resume.
 

@@ -111,7 +111,7 @@ test_optimizers = refusals(
     (prune(with_attribute(lambda params: {id(p): 0 for p in params})), NotImplementedError,
      "SGD.held is a int that holds parameters"),
     (prune(projected), NotImplementedError, "SGD.held['at'] is a Projector that holds parameters"),
-    (prune(replaced), NotImplementedError, "SGD.step is a function that holds parameters"),
+    (prune(replaced), NotImplementedError, "or their state, which cannot be followed; train with"),
     (prune(hooked), NotImplementedError, "SGD._optimizer_step_post_hooks["),
     (prune_hooked, NotImplementedError, "] is a function that holds parameters or their state"),
     (prune(Wrapper), NotImplementedError, "followed; give its .optimizer, which keeps all of the"),

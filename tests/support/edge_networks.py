@@ -147,7 +147,7 @@ class Alike(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.first(x).clamp(min=0)
-        y = F.threshold(self.second(x), -0.5, -0.5).clip(max=0.5).clamp_(-0.4, 0.4)
+        y = F.threshold(self.second(x), -0.5, -0.5).clip(-0.3, 0.5).clamp_(0.05)
         z = y.transpose(1, 2) ** 2
         time = torch.cat([z.mean(1), z.amax(-2, keepdim=True).flatten(1), z.max(1).values], 1)
         channels = y.amax(1, keepdim=True).mean(-1), x.mean(-1).mean(-1, keepdim=True)
