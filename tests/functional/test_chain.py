@@ -354,6 +354,20 @@ def layer_training(name: str) -> Tensor:
 
 
 @pytest.mark.promise("P5")
+def test_indices_that_are_changed_in_place_are_seen() -> None:
+    pattern = KernelCSR.from_mask(torch.tensor([[[True, False, True]]]))
+    geometry = Geometry.of(pattern.shape, 1, 1, 1, 1, "zeros")
+    conv, run = Conv(torch.ones(2), None, pattern, geometry), Chain()
+    x = torch.ones(1, 1, 4, requires_grad=True)
+    y = run(x, [conv])
+    assert y is not None
+    pattern.col_indices[0] = 1
+    assert run(x, [conv]) is None, "the layers then raise, one by one"
+    with pytest.raises(RuntimeError, match="modified in place"):
+        y.sum().backward()
+
+
+@pytest.mark.promise("P5")
 @pytest.mark.parametrize("trained", ["chain", "input", "values", "bias"])
 def test_a_node_that_is_called_with_another_gradient(trained: str) -> None:
     """By hand, without gradients recorded: then the engine has checked nothing."""
