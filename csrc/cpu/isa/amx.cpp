@@ -28,6 +28,8 @@ namespace sparseconv::amx {
 
 #include "../kernels/blocks.inl"
 
+#include "../kernels/block_packing.inl"
+
 #include "../kernels/block_wgrad.inl"
 
 #include "../kernels/rows.inl"

@@ -11,6 +11,8 @@ namespace sparseconv::emulated {
 
 #include "../kernels/blocks.inl"
 
+#include "../kernels/block_packing.inl"
+
 #include "../kernels/block_wgrad.inl"
 
 #include "../kernels/rows.inl"
