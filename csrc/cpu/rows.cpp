@@ -5,9 +5,12 @@
 #include <ATen/ops/zeros.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <map>
 #include <mutex>
+#include <utility>
+#include <vector>
 
 #include "../checks.h"
 #include "launch.h"
@@ -98,18 +101,44 @@ bool has_one_channel(const ConvPlan& plan) {
   return plan.geometry.in_channels() == 1 && plan.geometry.kernel_size > 1;
 }
 
-// Of a convolution of one channel: the sample that each tap reads, as channels.
-Tensor unfolded(const Tensor& signal, const Geometry& g, const RowOrder& order) {
+// Of a convolution of one channel: the sample that each tap reads, as channels; whether all samples
+// are finite.
+std::pair<Tensor, bool> unfolded(const Tensor& input, const Geometry& g, const RowOrder& order) {
+  Tensor found = order.empty(g.kernel_size);
+  const Rows from = order.of(input, 1), to = order.of(found, g.kernel_size);
   const int64_t width = g.left + order.length + g.right;
-  Tensor wide = at::zeros({order.batch, width}, at::kBFloat16);
-  wide.narrow(1, g.left, order.length).copy_(signal.select(1, 0));
-  if (g.mode != PaddingMode::zeros) {
-    wide.narrow(1, 0, g.left).copy_(signal.select(1, 0).narrow(1, 0, 1));
-    wide.narrow(1, width - g.right, g.right)
-        .copy_(signal.select(1, 0).narrow(1, order.length - 1, 1));
-  }
-  return to_rows(
-      wide.as_strided({order.batch, g.kernel_size, order.length}, {width, g.dilation, 1}), order);
+  std::atomic<bool> finite = true;
+  at::parallel_for(0, order.batch, ceil_div(kRowGrain, order.length), [&](int64_t n, int64_t end) {
+    std::vector<uint16_t> padded(width);
+    for (; n < end; ++n) {
+      for (int64_t i = 0; i < width; ++i) {
+        const int64_t position = std::clamp<int64_t>(i - g.left, 0, order.length - 1);
+        std::memcpy(&padded[i], from.at(n, 0, position), sizeof(uint16_t));
+        if ((padded[i] & 0x7f80) == 0x7f80) {
+          finite = false;
+        }
+        if (position != i - g.left && g.mode == PaddingMode::zeros) {
+          padded[i] = 0;
+        }
+      }
+      for (int64_t tap = 0; tap < g.kernel_size; tap += kPanelChannels) {
+        const int64_t taps = std::min(kPanelChannels, g.kernel_size - tap);
+        for (int64_t r = 0; r < order.length; ++r) {
+          uint16_t row[kPanelChannels] = {};
+          const uint16_t* first = &padded[r + tap * g.dilation];
+          if (g.dilation == 1) {
+            std::memcpy(row, first, taps * sizeof(uint16_t));
+          } else {
+            for (int64_t c = 0; c < taps; ++c) {
+              row[c] = first[c * g.dilation];
+            }
+          }
+          std::memcpy(to.at(n, tap / kBlockSize, r), row, kBlockRowBytes);
+        }
+      }
+    }
+  });
+  return {found, finite};
 }
 
 // Calls visit(active weight, its place in the dense (C_out, K)) of a convolution of one channel.
@@ -186,18 +215,19 @@ Tensor row_fprop(const Tensor& input,
                  Tensor* statistics) {
   const Geometry& g = plan.geometry;
   if (has_one_channel(plan)) {
-    const Tensor signal = from_rows(input, 1, order);
-    if (!signal.isfinite().all().item<bool>()) {  // inactive taps would make NaN of it
+    const auto [channels, finite] = unfolded(input, g, order);
+    if (!finite) {  // inactive taps would make NaN of it
       const Tensor cast = values.to(at::kBFloat16);
-      return to_rows(run_fprop(signal, cast, bias, g, plan.fprop(), relu), order);
+      return to_rows(run_fprop(from_rows(input, 1, order), cast, bias, g, plan.fprop(), relu),
+                     order);
     }
     const Tensor weight = at::zeros({g.out_channels * g.kernel_size}, at::kFloat);
     const Tensor own = values.to(at::kFloat).contiguous();
     for_each_weight(plan,
                     [to = weight.mutable_data_ptr<float>(), from = own.const_data_ptr<float>()](
                         int64_t e, int64_t at) { to[at] = from[e]; });
-    return row_fprop(unfolded(signal, g, order), weight, bias,
-                     pointwise_plan(g.out_channels, g.kernel_size), relu, order, statistics);
+    return row_fprop(channels, weight, bias, pointwise_plan(g.out_channels, g.kernel_size), relu,
+                     order, statistics);
   }
   fill_margins(input, g.in_channels(), order, g.left, g.right, g.mode);
   Tensor output = order.empty(g.out_channels);
@@ -250,7 +280,7 @@ Tensor row_wgrad(const Tensor& grad,
                  const RowOrder& order) {
   const Geometry& g = plan.geometry;
   if (has_one_channel(plan)) {
-    const Tensor all = row_wgrad(grad, unfolded(from_rows(input, 1, order), g, order),
+    const Tensor all = row_wgrad(grad, unfolded(input, g, order).first,
                                  pointwise_plan(g.out_channels, g.kernel_size), order);
     Tensor active = at::empty({plan.nnz}, at::kFloat);
     for_each_weight(plan,
