@@ -195,6 +195,12 @@ def test_special_numbers_travel_along_active_weights_only(special: float, unit: 
         assert y.isfinite().equal(hit == 0)
         plain = [t.isfinite() for t in results(stages[:1], x)]
         assert dw.isfinite().equal(plain[2])
+    biased = conv_of(16, 20, (1, 3), "zeros")._replace(bias=torch.zeros(20).to(BF16))
+    grad = torch.ones(3, 20, 24).to(BF16)
+    grad[0, 7, 0] = special
+    db = results([biased], torch.rand(3, 16, 24).to(BF16), grad)[-1]
+    assert db.isfinite().sum() == 19
+    assert db[7].isnan().item() == math.isnan(special)
 
 
 def test_autocast_and_a_model_of_bfloat16(unit: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -203,6 +203,9 @@ static void add_statistics(const char* rows, int64_t n, bool first, double* stat
   Lanes16 centre[kRowVectors], found[2 * kRowVectors] = {};
   if (first) {
     load_row(rows, centre);
+    for (int i = 0; i < kRowVectors; ++i) {  // an infinity stays one
+      centre[i] = centre[i] - centre[i] == 0.0f ? centre[i] : Lanes16{};
+    }
     __builtin_memcpy(lanes, centre, sizeof(lanes));
     for (int64_t i = 0; i < kStatistics; ++i) {
       statistics[i] = i < 2 * kBlockSize ? static_cast<double>(lanes[i]) : 0;
