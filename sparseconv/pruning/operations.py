@@ -26,6 +26,8 @@ FEW, TRIALS = 64, 8  # of few numbers some may agree by chance, so that there ar
 CALM = {"train": False, "training": False, "dropout_p": 0.0}  # with these nothing is drawn
 # Only the type comes from an input; or it is what torch.distributions checks.
 APART = "empty_like is_all_true new new_empty new_full new_ones new_tensor new_zeros"
+# Tensors after the first one give a shape, or a type.
+LIKE = "expand_as reshape_as to type_as view_as"
 # What reads or writes data without a tensor for a result.
 READS = "allclose array bool contains equal float index int item iter numpy setitem tolist"
 
@@ -56,8 +58,8 @@ class Call:
         if name == "__get__":  # an attribute that is computed, as x.mT
             name = self.func.__self__.__name__  # type: ignore[attr-defined]
         self.name: str = name.strip("_")
-        leaves = tree_leaves((self.args, self.kwargs))
-        self.tensors = {id(x): x for x in leaves if isinstance(x, Tensor)}
+        given = self.args[:1] if self.name in LIKE.split() else (self.args, self.kwargs)
+        self.tensors = {id(x): x for x in tree_leaves(given) if isinstance(x, Tensor)}
         self.inputs = [x for x in self.tensors.values() if self.numbers.free(x)]
         self.shapes = {key: x.shape for key, x in self.tensors.items()}
 
@@ -158,16 +160,22 @@ def _random(x: Tensor, shape: torch.Size, rng: np.random.Generator) -> Tensor:
 
 
 def moves(call: Call) -> bool:
-    """Data are moved: the operation is applied to the channels' numbers."""
+    """Data, all in the first argument, are moved: the operation is applied to channels' numbers."""
     dims = [call.numbers[x][1] for x in call.inputs]
+    first = call.args[0] if call.args else [call.kwargs.get(key) for key in ("input", "tensors")]
+    data = {id(x) for x in tree_leaves(first)}
+    others = [x for key, x in call.tensors.items() if key not in data]
+    if any(x.dim() > 1 or call.numbers.free(x) is not None for x in others):
+        return False  # what an index takes may depend on the channels
 
     def numbered(x: Tensor) -> Tensor:
         """Give each sample its channel's number; what is not followed yet gets ones that stay."""
+        if id(x) not in data:
+            return x
+        if not x.numel():
+            return x.long()
         size = call.shapes[id(x)]
         if (found := call.numbers.get(x)) is None:
-            is_index = x.dtype in (torch.bool, torch.int64) and len(size) < 2
-            if is_index or dims[0] >= len(size):
-                return x
             found = call.numbers.new(size[dims[0]], "they are not followed"), dims[0]
         shape = [1] * len(size)
         shape[found[1]] = -1
@@ -177,7 +185,7 @@ def moves(call: Call) -> bool:
     moved = [x for x in tree_leaves(call.func(*args, **kwargs)) if isinstance(x, Tensor)]
     for result, output in zip(moved, call.outputs, strict=True):
         dim = _differing(result, dims)
-        if dim is None:
+        if dim is None or result.shape != output.shape:
             return False
         call.numbers.follow(output, result.movedim(dim, 0).flatten(1)[:, 0].clone(), dim)
     return True
@@ -195,11 +203,6 @@ def splits(call: Call) -> bool:
         call.numbers.unite(groups[0], group)
     call.numbers.follow(out, groups[0], dim + 1)
     return True
-
-
-def takes(call: Call) -> bool:
-    """As ``moves``; which channels an index takes may depend on the data."""
-    return len(call.inputs) == 1 and call.inputs[0] is call.args[0] and moves(call)
 
 
 def pads(call: Call) -> bool:
@@ -253,11 +256,10 @@ _NAMES = {
         reshape_as flatten squeeze unsqueeze transpose swapaxes
         swapdims permute movedim moveaxis T mT adjoint t contiguous clone detach data narrow unbind
         select unfold flip expand expand_as view_as broadcast_to repeat tile repeat_interleave
-        cat concat concatenate stack hstack vstack dstack
+        cat concat concatenate stack hstack vstack dstack getitem
     """,
     splits: "view reshape unflatten",
     parts: "chunk split split_with_sizes tensor_split unsafe_chunk unsafe_split",
-    takes: "getitem",
     halves: "glu",
     pads: "pad constant_pad_nd",
 }

@@ -95,6 +95,9 @@ FOLLOWED: dict[str, dict[str, Operation]] = {
         "einsum": lambda x: torch.einsum("ncl,nc->ncl", x, x.mean(2)),
         "attention over time": lambda x: x @ (torch.arange(144.0).view(12, 12).double()).softmax(0),
         "product over time": nn.Linear(12, 5), "new": lambda x: x + x.new_ones(1),
+        "mask like it": lambda x: x * (torch.arange(12).expand_as(x) < 5),
+        "table like it": lambda x: x + torch.arange(12).sin().type_as(x).to(x).expand_as(x),
+        "noise like it": lambda x: x + torch.ones(x.numel()).view_as(x),
     },
     "parameters": {
         **{f"of {shape}": Parametrized(torch.mul, *shape)
@@ -131,6 +134,9 @@ FOLLOWED: dict[str, dict[str, Operation]] = {
         torch.cat([x, torch.ones(4, 2, 12)], 1), "cat in time": lambda x: torch.cat(
             [torch.zeros(*x.shape[:2], 2), x, x.mean(2, keepdim=True)], 2),
         "shuffle": lambda x: x.view(4, 2, x.shape[1] // 2, -1).transpose(1, 2).reshape(x.shape),
+        "like another": lambda x: x * x.mean(2, keepdim=True).expand_as(x), "cat with nothing":
+        lambda x: torch.cat([torch.tensor([]), x], 1), "windows": lambda x: x[
+            :, :, torch.arange(6).view(2, 3)],
         "one by one": lambda x: torch.stack([y.sin() for y in x.unbind(0)]),
     },
     "layers": {
