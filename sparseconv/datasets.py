@@ -164,12 +164,16 @@ def _read(path: Path) -> tuple[Any, Any]:
         if not head.lstrip().startswith(("@", "#", "%")):
             return _read_lines(path)
         expected = "header lines that end with @data, then one case a line, equally long"
+        if re.search(r"^\s*@timestamps\s+true", head, re.IGNORECASE | re.MULTILINE):
+            raise ValueError("it has @timestamps true; write the series without time stamps")
         if "@attribute" in head.lower():
             X, y = _aeon().load_from_arff_file(str(path))
             return X, y
         X, y, header = _aeon().load_from_ts_file(str(path), return_meta_data=True)
     # aeon checks little: what is wrong with a file shows as any of these.
     except (OSError, ValueError, TypeError, IndexError) as error:
+        if isinstance(error, UnicodeDecodeError):
+            expected = "text in UTF-8; save it as UTF-8"
         raise ValueError(
             f"{path} cannot be read as series ({type(error).__name__}: {error}); expected "
             f"{expected}"

@@ -33,7 +33,7 @@ def folder_of(files: dict[str, str], name: str = "") -> None:
     """Load the folder that holds these files, or one of them."""
     with TemporaryDirectory() as folder:
         for file, text in files.items():
-            Path(folder, file).write_text(text)
+            Path(folder, file).write_bytes(text.encode(errors="surrogateescape"))
         datasets.load(Path(folder, name))
 
 
@@ -60,6 +60,8 @@ test_load_dataset = refusals(
      "lengths from 2 to 3; pad or cut"),
     (lambda: ts(["1,2", "1,3"], "@classLabel false"), ValueError, "lacks class labels, or some"),
     (lambda: ts(["1,2:a", "1,2:?"]), ValueError, "some of them ('?')"),
+    (lambda: ts(["(0,-1.0),(1,2.0):a"], f"@TimeStamps  true\n{LABELS}"), ValueError,
+     "has @timestamps true; write the series without time stamps"),
     (lambda: datasets.load("GunPont"), ValueError, "no data set 'GunPont': expected the name of"),
     (lambda: folder_of({"a.csv": "1,2"}, "a.csv"), ValueError, "or a .npz file with X_train, y_tr"),
     (lambda: folder_of({"a.npz": "a,b"}, "a.npz"), ValueError, "set (File is not a zip file)"),
@@ -71,6 +73,7 @@ test_load_dataset = refusals(
     (lambda: lines("1,2\nNaN,4"), ValueError, "some labels are missing); expected"),
     (lambda: lines("1,2\n2,?"), ValueError, "1 of 2 are missing (NaN)"),
     (lambda: lines("1\n2"), ValueError, "but got float64 of shape (2, 1, 0)"),
+    (lambda: lines("caf\udce9,2"), ValueError, "save it as UTF-8"),
     (lambda: lines("\n"), ValueError, "it is empty"),
     (lambda: folder_of({"a_TRAIN.csv": "1,2"}), ValueError, "a_TEST.csv is missing"),
     (lambda: lines("0,1,2\n1.0,3,4\n2.0,5,6"), ValueError, "its first line counts 0, 1, 2"),
