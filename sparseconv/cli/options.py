@@ -55,7 +55,12 @@ def at_least(least: int) -> Callable[[str], int]:
 
 def number_or_cv(text: str) -> int | float | str:
     """Read a number, or ``cv``, as an argparse type."""
-    return text if text == "cv" else int(text) if text.isdigit() else float(text)
+    try:
+        return text if text == "cv" else int(text) if text.isdigit() else float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"must be a number, a share such as 0.1, or cv, but got {text!r}"
+        ) from None
 
 
 def count(text: str) -> dict[str, Any]:

@@ -41,7 +41,7 @@ ROWS = [
     ("train {other} --out {run} --resume", "is not what"),
     ("train {toy} --out {pocket} --resume", "holds a pocket model, which cannot be resumed"),
     ("train {toy} --out {pruned} --resume", "holds a pruned run, which cannot be resumed"),
-    (f"{POCKET} --keep few", "argument --keep: invalid number_or_cv value: 'few'"),
+    (f"{POCKET} --keep 10%", "--keep: must be a number, a share such as 0.1, or cv, but got '10%'"),
     (f"{POCKET} --seed -1 --out new", "random_state (--seed) must lie in [0, 2**32), but got -1"),
     (f"{PRUNE} --criterion dsp --silence -1 --out new", "weight (--silence) must be finite"),
     (f"{POCKET} --nf 4", "--nf is not for --model pocket; omit it"),
