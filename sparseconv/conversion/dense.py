@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from torch.nn.utils.parametrize import type_before_parametrizations
 
 from sparseconv.nn.conv import SparseConv1d
 from sparseconv.nn.modules import (
     check_module,
     check_not_wrapped,
-    computes_as,
     deepcopy_model,
     hooks_of,
     replace,
@@ -37,7 +35,7 @@ def to_dense(model: nn.Module) -> nn.Module:
     Raises:
         TypeError: ``model`` is not a module.
         ValueError: a sparse layer has hooks, which would be lost; something is compiled.
-        NotImplementedError: a subclass of ``SparseConv1d`` with its own code.
+        NotImplementedError: as the layer's own ``to_dense``.
 
     Example:
         >>> to_dense(nn.Sequential(SparseConv1d(2, 3, 5, padding=(4, 0)), nn.ReLU()))
@@ -56,13 +54,10 @@ def to_dense(model: nn.Module) -> nn.Module:
     for name, layer in twin.named_modules():
         if not isinstance(layer, SparseConv1d):
             continue
-        if not computes_as(layer, (SparseConv1d,)):
-            kind = type_before_parametrizations(layer)
-            raise NotImplementedError(
-                f"layer {name!r} is a {kind.__name__}, which has its own code; replace it "
-                "yourself, for example by layer.to_dense()"
-            )
         if hooks_of(layer):
             raise ValueError(f"layer {name!r} has hooks, which would be lost; remove them first")
-        successors[layer] = layer.to_dense()
+        try:
+            successors[layer] = layer.to_dense()
+        except NotImplementedError as error:
+            raise NotImplementedError(f"layer {name!r}: {error}") from None
     return replace(twin, successors)

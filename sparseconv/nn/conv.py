@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import type_before_parametrizations
 
 from sparseconv.core.checks import number
 from sparseconv.core.geometry import DTYPES, Geometry, Padding, single
@@ -14,14 +15,11 @@ from sparseconv.core.pattern import KernelCSR
 from sparseconv.core.region import Region
 from sparseconv.functional.conv import sparse_conv1d_resolved
 from sparseconv.nn.dense_gradient import probed
+from sparseconv.nn.modules import computes_as
 from sparseconv.nn.padded_conv import convolution_of
 from sparseconv.nn.patterned import PatternedModule
 from sparseconv.nn.rewiring import check_pattern
-from sparseconv.nn.state import (
-    asks_for_gradients,
-    current,
-    shared_options,
-)
+from sparseconv.nn.state import asks_for_gradients, current, shared_options
 from sparseconv.ops.backends import BACKENDS
 from sparseconv.reference import dense_weight
 
@@ -259,10 +257,18 @@ class SparseConv1d(PatternedModule):
         Where the padding differs left and right, which ``nn.Conv1d`` cannot, it comes after
         torch's padding layer in an ``nn.Sequential``.
 
+        Raises:
+            NotImplementedError: a subclass with its own code, or a ``forward`` of the layer alone.
+
         Example:
             >>> SparseConv1d(2, 3, 5, padding=2).to_dense()
             Conv1d(2, 3, kernel_size=(5,), stride=(1,), padding=(2,))
         """
+        if not computes_as(self, (SparseConv1d,)) or "forward" in vars(self):
+            raise NotImplementedError(
+                f"this {type_before_parametrizations(self).__name__} has its own code, which an "
+                "nn.Conv1d cannot keep; put what that does into modules around a SparseConv1d"
+            )
         options = shared_options(self) | {"device": "meta", "dtype": self.values.dtype}
         left, right = self.resolved_padding
         apart = left != right and not isinstance(self.padding, str)

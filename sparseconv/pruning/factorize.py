@@ -17,6 +17,7 @@ from sparseconv.nn.conv import SparseConv1d
 from sparseconv.nn.modules import (
     check_module,
     check_not_wrapped,
+    computes_as,
     deepcopy_model,
     held_outside,
     hooks_of,
@@ -307,7 +308,7 @@ def _obstacle(
     if isinstance(layer, nn.Conv1d) and not {"weight", "bias"} <= layer._parameters.keys():
         return "has a computed weight or bias (pruning, a parametrization); remove that first"
     if type(layer) is not nn.Conv1d:
-        hint = "; sc.to_dense makes it one" if isinstance(layer, SparseConv1d) else ""
+        hint = "; sc.to_dense makes it one" if layer and computes_as(layer, (SparseConv1d,)) else ""
         return f"is a {type(layer).__name__}, expected was an nn.Conv1d{hint}"
     if layer.groups != 1:
         return f"has groups={layer.groups}, expected was 1; leave it out"

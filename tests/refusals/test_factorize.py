@@ -44,6 +44,8 @@ def listed() -> nn.Module:
     return found
 
 
+MINE = type("Mine", (sc.SparseConv1d,), {"forward": hooked})
+
 test_factorize = refusals(
     (call(model(), rank=1, compression=2), ValueError, "either rank or compression"),
     (call(model(), rank=0), ValueError, "rank must be at least 1, but got 0"),
@@ -63,6 +65,7 @@ test_factorize = refusals(
     (pair(nn.Conv1d(4, 4, 3, groups=2)), ValueError, "has groups=2, expected was 1; leave it out"),
     (pair(nn.ConvTranspose1d(4, 4, 3)), ValueError, "'1' is a ConvTranspose1d, expected was"),
     (pair(sc.SparseConv1d(4, 4, 3)), ValueError, "expected was an nn.Conv1d; sc.to_dense makes"),
+    (call(model(MINE(4, 4, 3), MINE(4, 4, 3)), compression=2), ValueError, "nn.Conv1d; '1': it"),
     (pair(type("Own", (nn.Conv1d,), {})(4, 4, 3)), ValueError, "is a Own"),
     (pair(hooked()), ValueError, "has hooks, which would be lost; remove them first"),
     (pair(prune.l1_unstructured(nn.Conv1d(4, 4, 3), "bias", 2)), ValueError, "has a computed"),
