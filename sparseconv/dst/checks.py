@@ -34,7 +34,12 @@ def copies_of(
                 "; of an average of parameters alone pass a copy of the model that holds them"
             )
         held, own = sparse_layers(average).values(), list(layers.values())
-        found.append([layer for layer in held if layer not in own] or held)
+        found.append([layer for layer in held if layer not in own])
+        if held and not found[-1]:
+            raise ValueError(
+                "averages must be copies of the model, but one has only layers of it; give the "
+                "part that is averaged: DSTScheduler(model.online, ..., averages=[model.target])"
+            )
     try:
         return {name: copies for name, *copies in zip(layers, *found, strict=True)}
     except ValueError:
@@ -47,13 +52,12 @@ def check_layers(
     optimizer: torch.optim.Optimizer,
     move: bool = True,
 ) -> Holdings:
-    """Refuse values that something else trains or that are in two places, and other averages.
+    """Refuse values that something else trains, and other averages.
 
     Returns what the optimizer keeps; if weights ``move``, all of it can follow.
     """
     holdings = Holdings(optimizer)
     held = set(map(id, holdings.trained))
-    owner: dict[int, str] = {}
     for name, layer in layers.items():
         values = layer._parameters.get("values")  # computed ones are made anew at each access
         if values is not None and values.requires_grad and id(values) not in held:
@@ -63,16 +67,6 @@ def check_layers(
             )
         if any(copy.pattern != layer.pattern for copy in copies[name]):
             raise ValueError(OTHER_AVERAGE)
-        for i, each in enumerate((layer, *copies[name])):
-            values = each._parameters.get("values")
-            place = f"layer {name!r}" + " of an average" * (i > 0)
-            if values is not None and id(values) in owner:
-                raise ValueError(
-                    f"each SparseConv1d must have its own `values`, but {owner[id(values)]} and "
-                    f"{place} share theirs; use one layer in both places, and AveragedModel or "
-                    "copy.deepcopy for an average"
-                )
-            owner[id(values)] = place
     if move:
         holdings.check({f"{name}.values": layer.values for name, layer in layers.items()})
     return holdings

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,9 @@ from sparseconv.nn.dense_gradient import new_probe
 from sparseconv.nn.live_state import LiveState, check_copied, same_memory
 from sparseconv.nn.modules import Parametrizations
 from sparseconv.nn.rewiring import (
+    LAYERS,
     are_shared,
+    check_alone,
     check_mode,
     check_movable,
     check_pattern,
@@ -36,6 +38,11 @@ class PatternedModule(nn.Module):
     groups: int
     pattern_tag: Tensor
     _pattern: KernelCSR
+
+    def __new__(cls, *_: Any, **__: Any) -> Self:  # also of copies, and what pickle loads
+        layer = super().__new__(cls)
+        LAYERS[id(layer)] = layer
+        return layer
 
     def __init__(self) -> None:
         super().__init__()
@@ -98,7 +105,7 @@ class PatternedModule(nn.Module):
         Elsewhere, name the state in ``follow``, or, with another number of weights, build a new
         optimizer: torch's fused optimizers do not check the length of their moments but write
         outside their memory. Start a new average too. No other thread may call the layer at the
-        same time, and no other layer share ``values``.
+        same time.
 
         Args:
             pattern: the new one, of the same shape.
@@ -109,8 +116,8 @@ class PatternedModule(nn.Module):
 
         Raises:
             TypeError, ValueError: another type or shape.
-            RuntimeError: the layer was made in ``torch.inference_mode()``, and this is outside; or
-                torch's pruning computes its values.
+            RuntimeError: the layer was made in ``torch.inference_mode()``, and this is outside;
+                torch's pruning computes its values; or another layer has their memory.
             NotImplementedError: the values are sharded, or in shared memory. In all cases
                 everything is left as it was.
 
@@ -241,6 +248,8 @@ class PatternedModule(nn.Module):
                 check_copied(self._live, self.values, found, pattern, kept)
             if metadata.get("assign_to_params_buffers"):
                 self._live = None  # state dicts keep the network as it was
+            elif not kept and holds_values(self):
+                check_alone(self)
             self._adopt(pattern)
         except (TypeError, ValueError, RuntimeError) as error:
             error_msgs.append(f"{prefix.removesuffix('.') or type(self).__name__}: {error}")

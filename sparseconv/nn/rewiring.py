@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
 
 from sparseconv.core.pattern import KernelCSR
+from sparseconv.nn.live_state import same_memory
+
+LAYERS: WeakValueDictionary[int, nn.Module] = WeakValueDictionary()  # all, by id
 
 
 def check_pattern(pattern: KernelCSR, shape: tuple[int, int, int], groups: int) -> None:
@@ -51,7 +55,24 @@ def check_movable(layer: nn.Module, same_pattern: bool = False) -> None:
             "before torch.multiprocessing sends the layer. Once no other process uses them, copy "
             "them: layer.values.data = layer.values.data.clone()"
         )
+    if not same_pattern:
+        check_alone(layer)
     check_mode(values)
+
+
+def check_alone(layer: nn.Module) -> None:
+    """Refuse a layer whose values another one has too, at the positions of its own pattern."""
+    own: Any = layer._parameters
+    for layer_ref in LAYERS.valuerefs():
+        # A shallow copy has the same dict of parameters, and notices a new pattern itself.
+        held: Any = getattr(layer_ref(), "_parameters", own)
+        values = held.get("values")
+        if held is not own and type(values) is nn.Parameter and same_memory(values, own["values"]):
+            raise RuntimeError(
+                "another layer has the memory of these values, and a pattern of its own: use one "
+                "layer in both places, or delete the other, or make it by copy.deepcopy, also of "
+                "the state dict that load_state_dict(assign=True) gets"
+            )
 
 
 def check_mode(values: Tensor) -> None:
