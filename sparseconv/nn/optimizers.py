@@ -40,7 +40,7 @@ class Holdings:
         if not isinstance(optimizer, Optimizer):
             raise TypeError(
                 f"optimizer must be a torch.optim.Optimizer, but got {kind}; of a learning-rate "
-                "scheduler give its optimizer"
+                "scheduler or a wrapper give its optimizer (.optimizer, .base)"
             )
         self.kept = list(_walk(optimizer, kind, None, [], set()))
         self.optimizers = [x.value for x in self.kept if isinstance(x.value, Optimizer)]
