@@ -191,8 +191,8 @@ class DSP(Criterion):
     ``eps`` goes. No ratio is needed: train with ``InstanceSparsity``, which makes filters silent.
 
     Args:
-        data: training series as an array ``(n_cases, n_channels, length)``, or ``(X, y)``; or an
-            iterable of batches, ``x`` or ``(x, y)``.
+        data: training series as an array ``(n_cases, n_channels, length)`` or a list of cases, or
+            ``(X, y)``; or an iterable of batches, ``x`` or ``(x, y)``.
         eps: share of the largest activation of these, in [0, 1). The paper's own value is not
             public; ``report.curve`` shows how many filters other values would keep.
 

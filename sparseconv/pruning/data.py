@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -130,7 +130,8 @@ def batches_of(
     Args:
         criterion: its name, for messages.
         model: takes the series.
-        data: ``(X, y)``, arrays; or an iterable of such batches; without labels ``X`` as well.
+        data: ``(X, y)``, arrays; or an iterable of such batches; without labels ``X`` as well, an
+            array or a list of its cases.
         cases: of arrays take so many series, at equal distances: data may be sorted by class.
         labels: whether they are needed; else a batch without them has None.
 
@@ -138,6 +139,12 @@ def batches_of(
         ValueError: arrays of unequal length; no series; no labels.
     """
     device = next(model.parameters()).device
+    if isinstance(data, list) or (isinstance(data, tuple) and len(data) > 2):
+        channels = [m.in_channels for m in model.modules() if hasattr(m, "in_channels")]
+        with suppress(ValueError):  # of batches (x, y), or that differ in shape
+            _, *case = as_tensor(data[:1], "").shape
+            if len(case) == 1 or (len(case) == 2 and case[:1] == channels[:1]):
+                data = as_tensor(data, "")
     if isinstance(data, tuple) or hasattr(data, "shape"):
         given = data if isinstance(data, tuple) else (data,)
         expectation = f"{criterion}: expected X and y to hold real numbers"

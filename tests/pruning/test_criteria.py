@@ -244,8 +244,8 @@ def test_activations_of_dsp(flat: bool) -> None:
     model, (x, y) = Mixed(flat).eval(), data(10)
     wanted = shares(model, x)
     assert min(wanted) < 0.9
-    forms = [x, (x, y), (x.numpy(),), [x[:3], x[3:]], [(x[:9], y[:9]), (x[9:], y[9:])],
-             DataLoader(TensorDataset(x, y), 4)]  # fmt: skip
+    forms = [x, (x, y), (x.numpy(),), [x[:3], x[3:]], [*x], (*x.numpy(),),
+             [(x[:9], y[:9]), (x[9:], y[9:])], DataLoader(TensorDataset(x, y), 4)]  # fmt: skip
     for form in forms:
         assert by_unit(*scored(DSP(form), model)) == pytest.approx(wanted, rel=100 * UNIT)
     # What falls does so exactly at its share.
