@@ -73,22 +73,34 @@ def batch_sizes(n_cases: int, batch_size: int) -> list[int]:
     return [batch_size] * whole + [rest] * (rest > 0 or not whole)
 
 
-def run_batch(model: nn.Module, x: Tensor) -> Any:
-    """Run a model; an error where it drops the axis of a batch of one series says so."""
-    with fitting((x,)):
-        try:
+def run_batch(model: nn.Module, x: Tensor, whole: int = BATCH) -> Any:
+    """Run a model; an error says so where it drops the axis of a batch of one series.
+
+    It also does where batches of ``whole`` series run and this one, the last, does not.
+    """
+    try:
+        with fitting((x,)):
             out = model(x)
             if len(x) == 1 and isinstance(out, Tensor) and out.dim() < 2 and out.shape != (1,):
                 raise IndexError(f"its output has shape {tuple(out.shape)}")
-        except IndexError as error:
-            if len(x) != 1:
-                raise
+            return out
+    except (RuntimeError, ValueError) as error:
+        cause = error.__cause__
+        if len(x) == 1 and isinstance(cause, IndexError):
             raise ValueError(
-                f"the model drops the axis of a batch of 1 series ({error}); squeeze(-1) keeps it, "
+                f"the model drops the axis of a batch of 1 series ({cause}); squeeze(-1) keeps it, "
                 "or give 2 series or more: a batch_size of 2 or more, and to a DataLoader, whose "
                 "last batch may be 1 series, drop_last=True"
-            ) from error
-    return out
+            ) from cause
+        if 1 < len(x) != whole:
+            with suppress(Exception):
+                model(x[torch.arange(whole) % len(x)])
+                error = RuntimeError(
+                    f"the model takes batches of {whole} series, but the last batch has {len(x)}: "
+                    "choose a batch_size that divides the number of series, or give it a state "
+                    "of x.shape[0] series"
+                )
+        raise error from cause
 
 
 def for_model(owner: str, model: nn.Module, X: Any) -> Tensor:

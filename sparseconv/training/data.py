@@ -16,12 +16,13 @@ from sparseconv.training.recipe import Recipe
 
 
 def checked_data(
-    model: nn.Module, X: Any, y: Any, recipe: Recipe | None = None
+    model: nn.Module, X: Any, y: Any, recipe: Recipe, cases: int | None = None
 ) -> tuple[Tensor, Tensor]:
     """Bring series ``(n_cases, ...)`` and labels to the model's device and dtype.
 
-    TypeError or ValueError if the model, which maps them to log-probabilities, cannot be trained on
-    them by ``recipe`` (None: evaluated): labels are class indices from 0.
+    TypeError or ValueError if the model, which maps them to log-probabilities, cannot be trained or
+    evaluated on them: labels are class indices from 0. The last batch is tried;
+    ``cases``: those of the training set, where these are for validation.
     """
     X, labels = for_model("train", model, X), class_indices("train", "y", y)
     if X.dim() < 2 or len(X) != len(labels) or X.numel() == 0:
@@ -32,12 +33,12 @@ def checked_data(
     warn_if_swapped(tuple(X.shape))
     device = next(model.parameters(), torch.empty(0)).device
     X, y = X.to(device), torch.from_numpy(labels).to(device)
-    if recipe is None:  # one series may lose its axis in a model that squeezes
-        log_proba = predict_log_proba(model, X[:2])
+    size = min(recipe.batch_size_for(cases or len(X)), len(X))
+    last = batch_sizes(len(X), size)[-1]
+    if cases:
+        log_proba = predict_log_proba(model, X[: size + last], size)
     else:
-        log_proba = _in_training(
-            model, X[: min(batch_sizes(len(X), recipe.batch_size_for(len(X))))]
-        )
+        log_proba = _in_training(model, X[:last], size)
     if log_proba.dim() != 2 or bool((log_proba.logsumexp(1).abs() > 0.01).any()):
         raise ValueError(
             "the model must return log-probabilities (n_cases, n_classes), but got shape "
@@ -53,13 +54,13 @@ def checked_data(
     return X, y
 
 
-def _in_training(model: nn.Module, x: Tensor) -> Tensor:
+def _in_training(model: nn.Module, x: Tensor, batch_size: int) -> Tensor:
     """Return what a model computes of a batch in training mode, and leave it as it was."""
     before = {name: x.clone() for name, x in model.named_buffers() if not is_lazy(x)}
     devices = [x.device] if x.is_cuda else []
     try:
         with evaluating(model), torch.random.fork_rng(devices), torch.enable_grad():
-            log_proba = one_tensor(run_batch(model.train(), x))
+            log_proba = one_tensor(run_batch(model.train(), x, batch_size))
     finally:
         for name, buffer in model.named_buffers():  # means and variances, but no pattern
             if name in before and not torch.equal(buffer, before[name]):

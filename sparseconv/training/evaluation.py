@@ -33,7 +33,9 @@ def predict_log_proba(model: nn.Module, X: Any, batch_size: int = 64) -> Tensor:
     device = next(model.parameters(), torch.empty(0)).device
     with evaluating(model):
         parts = X.split(batch_sizes(len(X), batch_size))
-        return torch.cat([one_tensor(run_batch(model, part.to(device))) for part in parts])
+        whole = min(batch_size, len(X))
+        outputs = (run_batch(model, part.to(device), whole) for part in parts)
+        return torch.cat([one_tensor(output) for output in outputs])
 
 
 def one_tensor(output: Any) -> Tensor:

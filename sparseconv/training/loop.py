@@ -123,7 +123,7 @@ def train(
     if validation is not None:
         if not isinstance(validation, tuple | list) or len(validation) != 2:
             raise TypeError("validation must be a pair of series and labels, (X, y)")
-        validation = checked_data(model, *validation)
+        validation = checked_data(model, *validation, recipe, len(X))
     path = None if out is None else Path(out) / CHECKPOINT_NAME
     retain_freed_memory()
     folder = contextlib.nullcontext() if path is None else claimed(path.parent)

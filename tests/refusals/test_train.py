@@ -11,12 +11,17 @@ from refusals import refusals
 from tiny import data, network, run
 from torch import Tensor, nn
 
-from sparseconv.training import Recipe, train
+from sparseconv.training import Recipe, TrainingResult, train
+from sparseconv.training.evaluation import predict_log_proba
 
 
 class Squeeze(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x.squeeze()
+
+
+def sixes(n_cases: int, **arguments: Any) -> TrainingResult:
+    return train(SIXES, X[:n_cases], y[:n_cases], Recipe(epochs=1, batch_size=6), **arguments)
 
 
 X, y = data()
@@ -29,6 +34,7 @@ POOLED_FIRST = nn.Sequential(nn.Conv1d(1, 2, 24), NORM, nn.Flatten(), nn.LogSoft
 SQUEEZING = nn.Sequential(nn.Flatten(), nn.Linear(24, 2), nn.LogSoftmax(1), nn.Flatten(0))
 SQUEEZING_CASES = nn.Sequential(nn.Linear(24, 2), Squeeze(), nn.LogSoftmax(-1))
 FROZEN = network().requires_grad_(False)
+SIXES = nn.Sequential(nn.LayerNorm((6, 1, 24)), *NO_SOFTMAX, nn.LogSoftmax(1))  # six series
 PAIR = nn.GRU(24, 2)
 A_FILE = Path(__file__)
 
@@ -50,6 +56,10 @@ test_train = refusals(
     (lambda: train(POOLED_FIRST, X[..., :9], y), RuntimeError,
      "of shape (2, 1, 9): in 0 (Conv1d): Calculated padded input size per channel: (9). Kernel"),
     (lambda: run(SQUEEZING_CASES, validation=(X[:1], y[:1])), ValueError, "squeeze(-1) keeps it"),
+    (lambda: sixes(16), RuntimeError, "batches of 6 series, but the last batch has 4: choose"),
+    (lambda: sixes(19), RuntimeError, "the last batch has 7: choose a batch_size that divides the"),
+    (lambda: sixes(12, validation=(X[:8], y[:8])), RuntimeError, "but the last batch has 2"),
+    (lambda: predict_log_proba(SIXES, X, 6), RuntimeError, "a state of x.shape[0] series"),
     (lambda: run(FROZEN), ValueError, "no parameter of the model can be trained"),
     (lambda: run(nn.LogSoftmax(1)), ValueError, "call model.requires_grad_()"),
     (lambda: of(NAN, y), ValueError, "1 of 20 series hold missing values (NaN) or inf"),
@@ -78,3 +88,7 @@ test_recipe = refusals(
     (lambda: Recipe(grow="slowly"), ValueError, "grow must be one of"),
     (lambda: Recipe(skip_step_at_update="no"), TypeError, "must be True or False"),
 )  # fmt: skip
+
+
+def test_a_state_for_whole_batches_trains() -> None:
+    sixes(18, validation=(X[:12], y[:12]), progress=False)
