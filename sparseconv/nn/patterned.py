@@ -248,8 +248,8 @@ class PatternedModule(nn.Module):
                 check_copied(self._live, self.values, found, pattern, kept)
             if metadata.get("assign_to_params_buffers"):
                 self._live = None  # state dicts keep the network as it was
-            elif not kept and holds_values(self):
-                check_alone(self)
+            elif holds_values(self) and not (kept or are_shared(self.values)):
+                check_alone(self)  # of shared memory the others keep what they have
             self._adopt(pattern)
         except (TypeError, ValueError, RuntimeError) as error:
             error_msgs.append(f"{prefix.removesuffix('.') or type(self).__name__}: {error}")
