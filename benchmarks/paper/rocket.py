@@ -46,7 +46,7 @@ def perform(job: Job, source: str) -> dict[str, Any]:
 
     def tested(columns: Any) -> dict[str, float]:
         lap()
-        coef, intercept = ridge_classifier(train[:, columns], data.y_train)
+        coef, intercept, _ = ridge_classifier(train[:, columns], data.y_train)
         refit_seconds = lap()
         guess = chosen(test[:, columns] @ coef + intercept)
         accuracy = float((guess == data.y_test).mean())

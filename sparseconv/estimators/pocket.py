@@ -20,13 +20,13 @@ from sklearn.model_selection import StratifiedKFold
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.class_weight import compute_sample_weight
 
-from sparseconv.core.arrays import as_labels, as_series
+from sparseconv.core.arrays import as_labels
 from sparseconv.core.checks import count, flag, number
 from sparseconv.estimators.shared import Scored, Shared, draw_seed
 from sparseconv.rocket.bank import KINDS, MINI_KERNELS, KernelBank, check_length
 from sparseconv.rocket.features import check_shape, kernel_features
 from sparseconv.rocket.model import RocketModel, chosen
-from sparseconv.rocket.selection import GroupSelection, Selected, fitted_scale
+from sparseconv.rocket.selection import GroupSelection, Selected, fitted_scale, smallest_good
 from sparseconv.training.run_folder import POCKET
 
 KEEPS = (0.05, 0.1, 0.2, 0.35, 0.5, 1.0)  # what "cv" tries, of the kernels
@@ -133,8 +133,9 @@ class POCKETClassifier(Scored, BaseClassifier):  # type: ignore[misc]
         model_: the ``RocketModel`` that predicts, which can be saved.
         seed_, classes_, n_classes_: the seed used; the labels seen in fit, sorted; their number.
 
-    ``predict_proba`` is the softmax of the decisions times ``model_.scale``, the number by which
-    the leave-one-out decisions of the selection's ridge, on all features, are most likely.
+    ``predict_proba`` is the softmax of the decisions times ``model_.scale``: the number by which
+    the leave-one-out decisions of the selection's ridge, on all features, are most likely, less
+    where those of the refit spread wider.
 
     Raises:
         ValueError, TypeError: as in ``RocketTransformer``; one class; options out of range;
@@ -196,7 +197,13 @@ class POCKETClassifier(Scored, BaseClassifier):  # type: ignore[misc]
             weights = self._weights(labels)
             select = GroupSelection(features, labels, self.n_classes_, size, weights)
             found = self._head(select, features, labels, self.k_, self.keep_)
-            scale = fitted_scale(select.leave_one_out(self.k_), labels, weights)
+            unseen = select.leave_one_out(self.k_)
+            scale = fitted_scale(unseen, labels, weights)
+            if self.refit and self.keep_ < self.n_candidates_:  # whose decisions are larger
+                kept = features[:, found.columns].astype(np.float64)
+                refit = GroupSelection(kept, labels, self.n_classes_, 1, weights)
+                wider = refit.leave_one_out(found.k).std(0) / unseen.std(0)
+                scale /= max(1.0, float(wider.mean()))
         self.kept_kernels_ = found.groups
         self.bank_ = bank.select_features(found.columns)
         self.model_ = RocketModel(self.bank_, found.coef, found.intercept, self.classes_, scale)
@@ -217,8 +224,8 @@ class POCKETClassifier(Scored, BaseClassifier):  # type: ignore[misc]
         if not self.refit:
             return found
         kept = features[:, found.columns]
-        coef, intercept = ridge_classifier(kept, labels, self._weights(labels))
-        return replace(found, coef=coef, intercept=intercept)
+        coef, intercept, k = ridge_classifier(kept, labels, self._weights(labels))
+        return replace(found, coef=coef, intercept=intercept, k=k)
 
     def _scores(
         self, features: Array, labels: Array, size: int, choices: Sequence[tuple[float, int]]
@@ -337,7 +344,6 @@ def prune_rocket(
 
 def draw_kernels(kernels: Any, n_kernels: int, seed: int, X: Array) -> KernelBank:
     """Return the bank of kernels that aeon draws for these series, or the one given."""
-    as_series("RocketTransformer and POCKETClassifier", "X", X)  # infinity passes aeon's checks
     if isinstance(kernels, KernelBank):
         check_shape(X.shape, kernels)
         return kernels
@@ -367,16 +373,6 @@ def how_many(keep: Any, candidates: int) -> int:
     )
 
 
-def smallest_good(scores: dict[tuple[float, int], list[float]]) -> tuple[float, int]:
-    """Return the (k, keep) of the least keep that is within one standard error of the best."""
-    mean = {choice: float(np.mean(found)) for choice, found in scores.items()}
-    best = max(mean, key=lambda choice: (mean[choice], -choice[1]))
-    error = float(np.std(scores[best], ddof=1)) / len(scores[best]) ** 0.5
-    # To be within rounding of equal is to be equal.
-    good = [choice for choice in mean if mean[choice] >= mean[best] - error - 1e-12]
-    return min(good, key=lambda choice: (choice[1], -mean[choice], choice[0]))
-
-
 def head_of_aeon(class_weight: Any = None) -> list[Any]:
     """Return what aeon's RocketClassifier puts after its transform."""
     ridge = RidgeClassifierCV(alphas=ALPHAS, class_weight=class_weight)
@@ -385,16 +381,17 @@ def head_of_aeon(class_weight: Any = None) -> list[Any]:
 
 def ridge_classifier(
     features: Array, labels: Array, weights: Array | None = None
-) -> tuple[Array, Array]:
+) -> tuple[Array, Array, float]:
     """Fit the head of aeon's RocketClassifier, whose ridge is chosen by leave-one-out.
 
-    Returns the coefficients of the features as they are, ``(n_features, columns)``, and the
-    intercept, ``(columns,)``.
+    Returns the coefficients of the features as they are, ``(n_features, columns)``, the intercept,
+    ``(columns,)``, and the weight of the ridge for features of length 1, as ``GroupSelection`` has.
     """
     scaler, ridge = head_of_aeon()
     ridge.fit(scaler.fit_transform(features), labels, weights)
     coef = np.atleast_2d(ridge.coef_).T / scaler.scale_[:, None]
-    return coef.astype(np.float32), np.atleast_1d(ridge.intercept_).astype(np.float32)
+    intercept = np.atleast_1d(ridge.intercept_).astype(np.float32)
+    return coef.astype(np.float32), intercept, float(ridge.alpha_) / len(labels)
 
 
 # For doctest, as their __module__ is sparseconv.

@@ -11,7 +11,7 @@ from aeon.utils.validation import check_n_jobs
 from sklearn.utils import check_random_state
 from threadpoolctl import threadpool_limits
 
-from sparseconv.core.arrays import as_labels, three_axes, warn_if_swapped
+from sparseconv.core.arrays import as_labels, as_series, three_axes, warn_if_swapped
 from sparseconv.measure.machine import threads
 
 
@@ -23,6 +23,7 @@ class Shared:
 
     def _preprocess_collection(self, X: Any, store_metadata: bool = True) -> Any:
         series = three_axes(type(self).__name__, "X", X)
+        as_series(type(self).__name__, "X", series)  # infinity passes aeon's checks
         if store_metadata:
             warn_if_swapped(series.shape)
         return super()._preprocess_collection(series, store_metadata)  # type: ignore[misc]

@@ -28,10 +28,12 @@ class Selected:
     """What a selection keeps, and the classifier that it made of it (POCKET's stage 1).
 
     Attributes:
+        k: weight of the ridge.
         groups, columns: the numbers of the groups, and of their features, ascending.
         coef: ``(columns, targets)`` of the features as they are; ``intercept`` of each target.
     """
 
+    k: float
     groups: Array
     columns: Array
     coef: Array
@@ -107,7 +109,8 @@ class GroupSelection:
         columns = (groups[:, None] * self.group_size + torch.arange(self.group_size)).view(-1)
         coef = W[columns] * self._factor[columns, None]
         intercept = self._offset - self._mean[columns] @ coef
-        return Selected(*(np.asarray(found) for found in (groups, columns, coef, intercept)))
+        arrays = (np.asarray(found) for found in (groups, columns, coef, intercept))
+        return Selected(k, *arrays)
 
     def ridge(self, k: float, Q: Tensor | None = None) -> Tensor:
         """Minimise ``|Y - X W|^2 + k |W - Q|^2`` by W, ``(p, columns)``; Q None is 0."""
@@ -163,3 +166,13 @@ def fitted_scale(decision: Array, labels: Array, weights: Array | None) -> float
         return -float((wanted * log_probabilities(decision, float(np.exp(log_scale)))).sum())
 
     return float(np.exp(minimize_scalar(loss, bounds=(-10, 10), method="bounded").x))
+
+
+def smallest_good(scores: dict[tuple[float, int], list[float]]) -> tuple[float, int]:
+    """Return the (k, keep) of the least keep that is within one standard error of the best."""
+    mean = {choice: float(np.mean(found)) for choice, found in scores.items()}
+    best = max(mean, key=lambda choice: (mean[choice], -choice[1]))
+    error = float(np.std(scores[best], ddof=1)) / len(scores[best]) ** 0.5
+    # To be within rounding of equal is to be equal.
+    good = [choice for choice in mean if mean[choice] >= mean[best] - error - 1e-12]
+    return min(good, key=lambda choice: (choice[1], -mean[choice], choice[0]))

@@ -26,8 +26,8 @@ from sparseconv import (
     kernel_features,
     prune_rocket,
 )
-from sparseconv.estimators.pocket import smallest_good
 from sparseconv.rocket import RocketModel
+from sparseconv.rocket.selection import smallest_good
 
 KINDS = ("rocket", "minirocket")
 

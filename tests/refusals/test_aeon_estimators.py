@@ -61,7 +61,7 @@ test_aeon_estimators = refusals(
     (lambda: fit(k=0), ValueError, "k must be a positive number or 'cv', but got 0"),
     (lambda: fit(k=np.inf), ValueError, "k must be a positive number or 'cv', but got inf"),
     (lambda: fit(keep="cv", y=np.arange(12)), ValueError, '"cv" needs a class of 2 cases or more'),
-    (lambda: fit(HOLE), ValueError, "has missing values"),
+    (lambda: fit(HOLE), ValueError, "POCKETClassifier: expected finite values in X, but 12 of 720"),
     (lambda: fit(np.full_like(X, np.inf)), ValueError, "expected finite values in X, but"),
     (lambda: fit(X[:, :, :10]), ValueError, "at least 11 time points, but got 10; pad"),
     (lambda: fit(refit="no"), TypeError, "refit must be True or False, but got 'no'"),
