@@ -122,7 +122,7 @@ Moments moments_of(const Tensor& statistics, int64_t channels, const RowOrder& o
 
 Tensor statistics_of(const Tensor& input, int64_t channels, const RowOrder& order) {
   RowNorm p = norm_of(input, channels, order);
-  Tensor statistics = at::empty({p.batch, 1, p.panels, kStatistics}, at::kDouble);
+  Tensor statistics = order.statistics(channels);
   p.sums = statistics.mutable_data_ptr<double>();
   run_rows(p, checked_kernels().blocks->row_statistics);
   return statistics;
@@ -131,7 +131,11 @@ Tensor statistics_of(const Tensor& input, int64_t channels, const RowOrder& orde
 }  // namespace
 
 Tensor row_sum_of_channels(const Tensor& rows, int64_t channels, const RowOrder& order) {
-  return tensor_of(moments_of(statistics_of(rows, channels, order), channels, order).sum);
+  RowNorm p = norm_of(rows, channels, order);
+  const PanelVector ones = of_channels(channels, [](int64_t) { return 1; });
+  p.grad = p.in;
+  p.shift = ones.data();  // so that ReLU masks nothing
+  return tensor_of(sums_of(p, channels)[0]);
 }
 
 std::tuple<Tensor, Tensor, Tensor> row_norm_relu(const Tensor& input,

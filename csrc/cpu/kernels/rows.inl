@@ -75,11 +75,13 @@ static inline __attribute__((always_inline)) void mask_row(const Lanes16* x,
 }
 
 static void row_statistics(const RowNorm& p, int64_t part, int64_t parts, void*) {
-  const int64_t units = p.batch * p.panels;
+  const int64_t chunks = ceil_div(p.length, kBlockRows), units = p.batch * chunks * p.panels;
   for (int64_t unit = units * part / parts; unit < units * (part + 1) / parts; ++unit) {
-    for (int64_t r = 0; r < p.length; r += kSumRows) {
-      add_statistics(p.in.at(unit / p.panels, 2 * (unit % p.panels), r),
-                     min_of(kSumRows, p.length - r), r == 0, p.sums + unit * kStatistics);
+    const int64_t panel = unit % p.panels, chunk = unit / p.panels % chunks;
+    const int64_t from = p.length * chunk / chunks, to = p.length * (chunk + 1) / chunks;
+    for (int64_t r = from; r < to; r += kSumRows) {
+      add_statistics(p.in.at(unit / p.panels / chunks, 2 * panel, r), min_of(kSumRows, to - r),
+                     r == from, p.sums + unit * kStatistics);
     }
   }
 }
