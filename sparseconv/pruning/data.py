@@ -74,10 +74,7 @@ def batch_sizes(n_cases: int, batch_size: int) -> list[int]:
 
 
 def run_batch(model: nn.Module, x: Tensor, whole: int = BATCH) -> Any:
-    """Run a model; an error says so where it drops the axis of a batch of one series.
-
-    It also does where batches of ``whole`` series run and this one, the last, does not.
-    """
+    """Run a model; an error says so where it drops one series' axis, or takes ``whole`` only."""
     try:
         with fitting((x,)):
             out = model(x)

@@ -33,8 +33,7 @@ def predict_log_proba(model: nn.Module, X: Any, batch_size: int = 64) -> Tensor:
     device = next(model.parameters(), torch.empty(0)).device
     with evaluating(model):
         parts = X.split(batch_sizes(len(X), batch_size))
-        whole = min(batch_size, len(X))
-        outputs = (run_batch(model, part.to(device), whole) for part in parts)
+        outputs = (run_batch(model, part.to(device), min(batch_size, len(X))) for part in parts)
         return torch.cat([one_tensor(output) for output in outputs])
 
 
