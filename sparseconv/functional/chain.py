@@ -165,8 +165,9 @@ class Chain:
             ``(N, C_out, L)``, contiguous, bfloat16 where ``in_rows``. Convolutions have the bits
             that they have alone (in rows, layers with fewer than 16 channels and gradients of
             replicated samples have others); sums over positions (BatchNorm, gradients of weights)
-            depend on N and L, but neither on the number of threads nor on the instruction set. None where torch is asked for more than
-            computing, or where tensors do not fit; then nothing is changed.
+            depend on N and L, but neither on the number of threads nor on the instruction set. None
+            where torch is asked for more than computing, or where tensors do not fit; then nothing
+            is changed.
         """
         assert extension is not None
         rows = in_rows(x)
