@@ -40,8 +40,7 @@ class KernelCSR:
         shape: ``(C_out, C_in // groups, K)``, less than 2**31 weights.
         block: channels ``(out, in)`` whose kernels have the same taps, or one int for both; 1 for
             single weights. A (block, tap) is a *unit*: dynamic sparse training moves whole units,
-            and matrix units (AMX in bfloat16, tensor cores) multiply them. The last blocks may be
-            smaller.
+            and matrix units (AMX, tensor cores) multiply them. The last blocks may be smaller.
 
     Raises:
         TypeError: arrays that are not dense int32 tensors of one dimension.
@@ -90,7 +89,7 @@ class KernelCSR:
         self._hold(crow, col, shape)
         if pair != (1, 1):
             check_mask(self.to_mask(), pair)
-            self._set_block(pair)
+            self._in_blocks(pair)
 
     def _hold(self, crow: Tensor, col: Tensor, shape: tuple[int, int, int]) -> None:
         """Become the pattern of arrays that are its own and were checked."""
@@ -98,10 +97,11 @@ class KernelCSR:
         self._versions = crow._version, col._version
         self._hash, self._cached, self._copies = None, {}, {}
 
-    def _set_block(self, block: Block) -> None:
+    def _in_blocks(self, block: Block) -> KernelCSR:
         """Become a pattern of such blocks, of which its kernels were found to be."""
         self._block = block
         declare(self._col, block)
+        return self
 
     @classmethod
     def from_mask(cls, mask: Tensor, block: int | Block = 1) -> KernelCSR:
@@ -125,15 +125,12 @@ class KernelCSR:
                 "mask must have three dimensions (C_out, C_in // groups, K), "
                 f"but got shape {list(mask.shape)}"
             )
-        out_channels, group_channels, kernel_size = mask.shape
-        shape = (out_channels, group_channels, kernel_size)
+        shape = checked_shape(mask.shape)
         pair = checked_block(block, shape)
         if pair != (1, 1):
             check_mask(mask, pair)
         positions = mask.detach().cpu().flatten().nonzero().squeeze(1)
-        pattern = cls.from_positions(positions, shape)
-        pattern._set_block(pair)
-        return pattern
+        return cls.from_positions(positions, shape)._in_blocks(pair)
 
     @classmethod
     def from_units(
@@ -163,9 +160,7 @@ class KernelCSR:
             )
         if pair == (1, 1):
             return units
-        pattern = cls.from_mask(spread(units.to_mask(), shape, pair))
-        pattern._set_block(pair)
-        return pattern
+        return cls.from_mask(spread(units.to_mask(), shape, pair))._in_blocks(pair)
 
     @classmethod
     def from_positions(cls, positions: Tensor, shape: tuple[int, int, int]) -> KernelCSR:

@@ -127,6 +127,7 @@ def over_time(build: Builder, x: Value, call: Call) -> Any:
 def _of_times(build: Builder, x: Value, weight: Array, kind: str, largest: bool) -> Value:
     """Average before a 1x1 convolution or other averages, where averages come last."""
     before = build.writer(x) if x.places.dim() == 3 and build.is_in_order(x) else None
+    # Sums of up to 2**12 weights 1 / n, each rounded in float64.
     averages = np.allclose(weight.sum(1), 1, 0, 2.0**-40)
     if before and averages and not (largest or before.relu or before.largest):
         source = Value(before.inputs[0], ordered((1, before.channels, before.length)))

@@ -61,7 +61,7 @@ def check_movable(layer: nn.Module, same_pattern: bool = False) -> None:
 
 
 def check_alone(layer: nn.Module) -> None:
-    """Refuse a layer whose values another one has too, at the positions of its own pattern."""
+    """Refuse a layer whose values another layer holds too, for another pattern."""
     own: Any = layer._parameters
     for layer_ref in LAYERS.valuerefs():
         # A shallow copy has the same dict of parameters, and notices a new pattern itself.
@@ -69,7 +69,7 @@ def check_alone(layer: nn.Module) -> None:
         values = held.get("values")
         if held is not own and type(values) is nn.Parameter and same_memory(values, own["values"]):
             raise RuntimeError(
-                "another layer has the memory of these values, and a pattern of its own: use one "
+                "another layer has the memory of these values, but would keep its pattern: use one "
                 "layer in both places, or delete the other, or make it by copy.deepcopy, also of "
                 "the state dict that load_state_dict(assign=True) gets"
             )

@@ -14,7 +14,7 @@ static inline __attribute__((always_inline)) Lanes16 gathered(const float* from,
                                                               int64_t step,
                                                               int64_t n) {
   Lanes16 x = {};
-  if (n == 16) {
+  if (n == 16) {  // a number that the compiler knows: one instruction
     for (int i = 0; i < 16; ++i) {
       x[i] = from[i * step];
     }
@@ -73,7 +73,7 @@ static bool unpack_sums(const BlockPacking& p, int64_t begin, int64_t end) {
         sum += part;
       }
       float* row = at.first + r * at.row;
-      if (tile.columns == kBlockSize) {
+      if (tile.columns == kBlockSize) {  // as in gathered
         for (int c = 0; c < kBlockSize; ++c) {
           row[c * at.column] = sum[c];
         }
