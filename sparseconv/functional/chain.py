@@ -104,6 +104,11 @@ def fits_rows(pattern: KernelCSR, geometry: Geometry) -> bool:
     return bool(extension.fits_rows(pattern.crow_indices, pattern.col_indices, geometry))
 
 
+def rounds_float32() -> bool:
+    """Whether torch lets its own CPU convolutions round float32 to bfloat16."""
+    return bool(torch.backends.mkldnn.conv.fp32_precision == "bf16")  # type: ignore[attr-defined]
+
+
 def kernels_for(pattern: KernelCSR, geometry: Geometry, dtype: torch.dtype) -> tuple[str, str]:
     """Name the kernels of a layer alone, ``"blocks"`` or ``"single weights"``; then why not blocks.
 
@@ -114,7 +119,7 @@ def kernels_for(pattern: KernelCSR, geometry: Geometry, dtype: torch.dtype) -> t
     why = ""
     if not extension.has_matrix_unit():
         why = "this CPU has no matrix unit"
-    elif dtype != torch.bfloat16:
+    elif dtype != torch.bfloat16 and (dtype != torch.float32 or not rounds_float32()):
         why = "the matrix unit computes bfloat16 only"
     elif min(geometry.shape[0] // geometry.groups, geometry.shape[1]) < 16:
         why = "a group has fewer than 16 channels"

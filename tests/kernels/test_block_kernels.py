@@ -22,7 +22,7 @@ from layouts import LAYOUTS
 from sparseconv import KernelCSR, sparse_conv1d
 from sparseconv.measure.machine import threads
 from sparseconv.ops.backends import extension
-from sparseconv.testing import Case
+from sparseconv.testing import Case, Tensors, expected
 
 
 @pytest.fixture(params=[TWIN, "amx"])
@@ -36,6 +36,14 @@ def engines(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         yield Engine("cpp", isa=request.param)
 
     return once
+
+
+@pytest.fixture
+def rounding() -> Iterator[None]:
+    convolutions = torch.backends.mkldnn.conv
+    convolutions.fp32_precision = "bf16"
+    yield
+    convolutions.fp32_precision = "none"
 
 
 def one_case(**fixed: object) -> Case:
@@ -67,6 +75,21 @@ def test_integers_are_exact(engines, count_cases):
     for _ in range(8):
         counted += check_integers(blocks_case(rng, integers=True), engines)
     count_cases(counted)
+
+
+@pytest.mark.promise("P1")
+def test_float32_that_torch_may_round(engines, rounding):
+    rng = random.Random(6)
+    (engine,) = engines()
+    for _ in range(6):
+        case = blocks_case(rng, dtype="float32")
+        given = case.tensors()
+        rounded = Tensors(*(None if t is None else t.bfloat16().float() for t in given))
+        rounded = rounded._replace(bias=given.bias)
+        found = compute(case, rounded, engine)
+        for got, (exact, bound) in zip(found, expected(case, rounded), strict=True):
+            assert ((got.double() - exact).abs() <= bound).all(), case
+        assert all(a.equal(b) for a, b in zip(compute(case, given, engine), found, strict=True))
 
 
 @pytest.mark.promise("P6")

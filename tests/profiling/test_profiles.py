@@ -265,6 +265,12 @@ def test_it_says_whether_blocks_compute_and_why_not(monkeypatch: pytest.MonkeyPa
     why = "the matrix unit computes bfloat16 only"
     single = [("single weights", why) if "block" in options else ("", "") for options in IN_UNITS]
     assert [(layer.kernels, layer.not_blocks) for layer in plain.layers] == single
+    torch.backends.mkldnn.conv.fp32_precision = "bf16"
+    try:
+        (layer,) = profile(layers[0], x, backward=False, rounds=6).layers
+    finally:
+        torch.backends.mkldnn.conv.fp32_precision = "none"
+    assert layer.kernels == "blocks"
     small = SparseConv1d(48, 8, 3, block=8).bfloat16()
     (layer,) = profile(small, x.bfloat16(), backward=False, rounds=6).layers
     assert layer.not_blocks == "a group has fewer than 16 channels"

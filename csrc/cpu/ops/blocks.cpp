@@ -102,13 +102,15 @@ Tensor block_fprop(const Tensor& input,
                    bool relu) {
   const ForkGuard fork_guard;
   const Geometry& g = plan.geometry;
+  const Tensor signal = input.to(at::kBFloat16);
   BlockCorrelation p{};
   p.batch = input.size(0);
-  p.in = view(input);
+  p.in = view(signal);
   p.in_length = input.size(2);
   Tensor output =
       at::empty({p.batch, g.out_channels, g.output_length(p.in_length)}, input.options());
   p.out = view(output);
+  p.out_float = output.scalar_type() == at::kFloat;
   run_block_fprop(p, values, bias, plan, relu);
   return output;
 }
@@ -140,6 +142,7 @@ Tensor block_dgrad(const Tensor& grad,
   // Padding other than zeros carries gradient back to the samples it was copied from.
   const bool folds = g.mode != PaddingMode::zeros && g.left + g.right > 0;
   const int64_t left = folds ? g.left : 0, right = folds ? g.right : 0;
+  const Tensor signal = grad.to(at::kBFloat16);
   Tensor output = at::empty({grad.size(0), g.in_channels(), left + input_length + right},
                             folds ? grad.options().dtype(at::kFloat) : grad.options());
   for (int64_t phase = 0; phase < g.stride; ++phase) {
@@ -150,12 +153,12 @@ Tensor block_dgrad(const Tensor& grad,
     BlockCorrelation p{};
     p.step = 1;
     p.batch = grad.size(0);
-    p.in = view(grad);
+    p.in = view(signal);
     p.in_length = grad.size(2);
     p.mode = PaddingMode::zeros;
     p.origin = first;
     p.out = view(output);
-    p.out_float = folds;
+    p.out_float = output.scalar_type() == at::kFloat;
     p.rows = past - first;
     p.first_out = first * g.stride + phase - low;
     p.out_step = g.stride;
@@ -215,11 +218,12 @@ std::optional<Tensor> run_block_wgrad(BlockWeightGradient& p, const ConvPlan& pl
 
 Tensor block_wgrad(const Tensor& grad, const Tensor& input, const ConvPlan& plan) {
   const ForkGuard fork_guard;
+  const Tensor grads = grad.to(at::kBFloat16), inputs = input.to(at::kBFloat16);
   BlockWeightGradient p{};
   p.batch = input.size(0);
   p.rows = grad.size(2);
-  p.grad = view(grad);
-  p.in = view(input);
+  p.grad = view(grads);
+  p.in = view(inputs);
   p.in_length = input.size(2);
   const std::optional<Tensor> found = run_block_wgrad(p, plan);
   return found.has_value() ? found->to(input.scalar_type())

@@ -1,5 +1,6 @@
 // The ops: from their arguments to a plan, checks and a computation.
 
+#include <ATen/Context.h>
 #include <ATen/ops/ones.h>
 #include <torch/library.h>
 
@@ -44,11 +45,18 @@ Tensor bias_grad(const Tensor& grad) {
 
 namespace {
 
+// Whether torch lets its own CPU convolutions round float32 to bfloat16.
+bool may_round() {
+  return at::globalContext().float32Precision(at::Float32Backend::MKLDNN, at::Float32Op::CONV) ==
+         at::Float32Precision::BF16;
+}
+
 bool by_blocks(const Tensor& signal, const ConvPlan& plan) {
   const Geometry& g = plan.geometry;
-  return signal.scalar_type() == at::kBFloat16 && checked_kernels().blocks != nullptr &&
+  const at::ScalarType type = signal.scalar_type();
+  return checked_kernels().blocks != nullptr &&
          std::min(g.out_channels / g.groups, g.channels_per_group) >= kBlockSize &&
-         plan.blocks() != nullptr;
+         (type == at::kBFloat16 || (type == at::kFloat && may_round())) && plan.blocks() != nullptr;
 }
 
 }  // namespace
