@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import nn
 
+from sparseconv.dst.ranks import Ranks
 from sparseconv.nn.conv import SparseConv1d
 from sparseconv.nn.optimizers import Holdings
 
@@ -44,6 +45,15 @@ def copies_of(
         return {name: copies for name, *copies in zip(layers, *found, strict=True)}
     except ValueError:
         raise ValueError(OTHER_AVERAGE) from None
+
+
+def untrained(layers: Layers, optimizer: torch.optim.Optimizer, ranks: Ranks) -> set[str]:
+    """Return the layers that no step trained on any rank, as far as the optimizer shows it."""
+    values = {name: layer._parameters.get("values") for name, layer in layers.items()}
+    idle = {name for name, p in values.items() if p is not None and p.grad is None}
+    trained = Holdings(optimizer).ever_trained() if idle else set()
+    idle = {name for name in idle if trained and id(values[name]) not in trained}
+    return idle if ranks.alone else set.intersection(*ranks.gather(idle))  # states may be divided
 
 
 def check_layers(

@@ -61,9 +61,12 @@ class DSTScheduler:
     used several times, also what ``zero_grad()`` has discarded since), and released after the
     update. ``torch.autograd.grad`` and transforms of ``torch.func`` do not count, and what a
     gradient penalty adds by differentiating a gradient is not in it. A layer that the step left out
-    (LayerDrop), or whose dense gradient is 0, keeps its pattern in this update. A layer
-    without a gradient in each of the first three updates, as under ``torch.no_grad`` or where tasks
-    take turns, is named in a warning.
+    (LayerDrop), or whose dense gradient is 0, keeps its pattern in this update.
+
+    So does under ``grow="random"`` a layer that never trained: it has neither a gradient nor a
+    state in the optimizer, but others have. Plain SGD has no state: there the step decides alone.
+    A layer that keeps its pattern for want of a gradient in each of the first three updates, as
+    under ``torch.no_grad`` or where tasks take turns, is named in a warning.
 
     Where ``torch.distributed`` is initialised, every rank constructs and steps its scheduler. Dense
     gradients are summed over the ranks (DistributedDataParallel does not know them), and an update
@@ -295,8 +298,7 @@ class DSTScheduler:
                 return []
             kept = checks.check_layers(self._layers, self._copies, self._optimizer)
             training = [name for name, x in self._layers.items() if x.values.requires_grad]
-            if self.grow == "gradient":
-                training = self._with_gradient(training, gradients)
+            training = self._with_gradient(training, gradients, idle)
             plans = [
                 self._plan_layer(name, fraction, gradients.get(name), kept) for name in training
             ]
@@ -304,6 +306,8 @@ class DSTScheduler:
 
         try:
             gradients = self._dense_gradients()
+            random = self.grow == "random"
+            idle = checks.untrained(self._layers, self._optimizer, self._ranks) if random else set()
             return self._ranks.agree(
                 compute, lambda plans: {p.name: checksum(p.pattern) for p in plans}
             )
@@ -324,10 +328,14 @@ class DSTScheduler:
             totals[name] = self._ranks.sum(own.contiguous())
         return totals
 
-    def _with_gradient(self, names: list[str], gradients: Mapping[str, Any]) -> list[str]:
-        """Return the layers whose gradient says where to grow; a step may leave out others."""
+    def _with_gradient(
+        self, names: list[str], gradients: Mapping[str, Any], idle: set[str]
+    ) -> list[str]:
+        """Return the layers that train, and whose gradient says where to grow if it must."""
         seen = {name: grad for name in names if (grad := gradients.get(name)) is not None}
-        if names and not seen:
+        if self.grow == "random":
+            seen = {name: True for name in names if name not in idle}
+        elif names and not seen:
             every = (p for group in self._optimizer.param_groups for p in group["params"])
             held = {id(p): p.grad for p in every if p.grad is not None}
             own = [held.get(id(self._layers[name]._parameters.get("values"))) for name in names]
@@ -344,13 +352,13 @@ class DSTScheduler:
             self._unseen[name] = -math.inf if name in seen else self._unseen.get(name, 0) + 1
         if never := [name for name in names if self._unseen[name] == 3]:
             warnings.warn(
-                f"grow='gradient' never saw a gradient of {never} in three updates, so they keep "
-                "their patterns; freeze them with requires_grad_(False) if they do not train, else "
-                "look for torch.no_grad() or detach() around them, or choose an update_every that "
-                "does not always fall on steps without them",
+                f"grow={self.grow!r} never saw a gradient of {never} in three updates, so they "
+                "keep their patterns; freeze them with requires_grad_(False) if they do not train, "
+                "else look for torch.no_grad() or detach() around them, or choose an update_every "
+                "that does not always fall on steps without them",
                 stacklevel=7,  # the caller of step
             )
-        return [name for name, grad in seen.items() if grad.any()]
+        return [name for name, grad in seen.items() if grad is True or grad.any()]
 
     def _plan_layer(
         self, name: str, fraction: float, dense_grad: Tensor | None, kept: Holdings

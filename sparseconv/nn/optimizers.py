@@ -118,6 +118,16 @@ class Holdings:
             isinstance(x, Tensor) and x.shape in sizes and id(x) not in known for x in parts
         )
 
+    def ever_trained(self) -> set[int]:
+        """Return the ids of parameters with a gradient, or with a state that a step has used."""
+        had = {id(p) for p in self.trained if p.grad is not None}
+        for _, owner, value in self.kept:
+            # Some make it before the first step; then it holds zeros.
+            known = owner is None or value is owner or id(owner) in had
+            if not known and type(value) in (Tensor, float, int) and torch.as_tensor(value).any():
+                had.add(id(owner))
+        return had
+
     def state_of(self, parameter: Tensor) -> list[Tensor]:
         """Return the tensors of a parameter's state."""
         state = [x.value for x in self.kept if x.owner is parameter]

@@ -215,13 +215,15 @@ def test_a_layer_that_a_step_leaves_out_keeps_its_pattern(grow: str, set_to_none
     model = SkipsLayers()
     average = AveragedModel(model)
     _, optimizer, dst = scheduled(model, "Adam", end_step=99, grow=grow, averages=[average])
+    trained = [False] * 3
     for scales in ((1, None, 1), (None, None, 1), (None, 0.0, 1), (None, None, None), (1, 1, 1)):
         model.scales = scales
         patterns = [layer.pattern for layer in model.layers]
         optimizer.zero_grad(set_to_none=set_to_none)
         model(next(batches())).square().mean().backward()
         optimizer.step()
-        moves = [grow == "random" or bool(scale) for scale in scales]
+        trained = [scale is not None or was for scale, was in zip(scales, trained, strict=True)]
+        moves = trained if grow == "random" else [bool(scale) for scale in scales]
         rate = dst.itop_rate()
         assert dst.step() == any(moves)
         moved = [x.pattern is not p for x, p in zip(model.layers, patterns, strict=True)]
@@ -230,23 +232,36 @@ def test_a_layer_that_a_step_leaves_out_keeps_its_pattern(grow: str, set_to_none
         assert [x.pattern for x in average.module.layers] == [x.pattern for x in model.layers]
 
 
+@pytest.mark.parametrize("early", [False, True], ids=["late zero_grad", "early zero_grad"])
+@pytest.mark.parametrize("optimizer", ["Adam", "Adagrad", "SGD"])
+@pytest.mark.parametrize("grow", ["random", "gradient"])
 @pytest.mark.parametrize("turns", [False, True])
-def test_a_layer_without_a_gradient_in_updates_is_named_once(turns: bool) -> None:
+def test_a_layer_without_a_gradient_in_updates_is_named_once(
+    turns: bool, grow: str, optimizer: str, early: bool
+) -> None:
     torch.manual_seed(0)
     model = SkipsLayers()
-    parts = scheduled(model, "Adam", update_every=2, end_step=99, grow="gradient")
-    warned = []
+    parts = scheduled(model, optimizer, update_every=2, end_step=99, grow=grow)
+    unknown = optimizer == "SGD" and early  # neither gradients nor a state
+    first, warned = model.layers[1].pattern, []
     for step in range(12):
         # The first layer has one in an update; the second never, or only in the steps between.
         model.scales = (1 if step == 3 else None, 1 if turns and step % 2 == 0 else None, 1)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             train_step(model, parts[1], next(batches()))
+            if early:
+                parts[1].zero_grad()
             parts[2].step()
         warned += [(step, str(each.message)) for each in caught]
+    moves = grow == "random" and (unknown or (turns and optimizer != "SGD"))
+    assert (model.layers[1].pattern != first) == moves
+    if moves:
+        assert not warned
+        return
     ((step, message),) = warned
     assert step == 5
-    assert "never saw a gradient of ['layers.1'] in three updates" in message
+    assert f"{grow!r} never saw a gradient of ['layers.1'] in three updates" in message
     assert "or choose an update_every that does not always fall on steps without" in message
 
 

@@ -78,6 +78,7 @@ def with_zero(rank: int) -> Any:
     dst = DSTScheduler(network, optimizer, **SETTINGS)
     for x in data(0):
         train_step(network, optimizer, x)
+        optimizer.zero_grad()  # only the moments tell which layers trained
         dst.step()
     return [p.detach() for p in network.parameters()]
 
