@@ -354,8 +354,9 @@ class DSTScheduler:
             warnings.warn(
                 f"grow={self.grow!r} never saw a gradient of {never} in three updates, so they "
                 "keep their patterns; freeze them with requires_grad_(False) if they do not train, "
-                "else look for torch.no_grad() or detach() around them, or choose an update_every "
-                "that does not always fall on steps without them",
+                "else look for torch.no_grad() or detach() around them, for torch.autograd.grad in "
+                "the place of backward(), or choose an update_every that does not always fall on "
+                "steps without them",
                 stacklevel=7,  # the caller of step
             )
         return [name for name, grad in seen.items() if grad is True or grad.any()]
