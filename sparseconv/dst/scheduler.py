@@ -209,11 +209,14 @@ class DSTScheduler:
         Raises:
             RuntimeError: gradient growth, but no backward pass went through any layer since the
                 last ``step()``; a rank that failed, or chose another pattern.
-            ValueError, RuntimeError, NotImplementedError: as the constructor, where layers,
-                averages or the optimizer's state were changed since. Nothing has moved.
+            ValueError, RuntimeError, NotImplementedError: as the constructor, at the first call and
+                in updates, where layers, averages or the optimizer's state were changed since.
+                Nothing has moved.
 
         Example: see the class.
         """
+        if self.step_count == 0 and self.grow != "static":  # many have no state before
+            self._ranks.agree(self._check_layers, self._fingerprint)
         changes = self._plan() if self._is_due(self.step_count + 1) else []
         # Half an update would be a wrong model.
         with ctrl_c_waits() if changes else nullcontext():

@@ -87,6 +87,8 @@ class Holdings:
             elif isinstance(value, Tensor):
                 if id(value) in ours and name is not None and id(value) not in names:
                     wrong = f"is trained in the place of {name!r}"
+                elif is_state and name is not None and not _gives_entries(value, owner):
+                    wrong = f"of {name!r} is a {type(value).__name__} that gives no single entries"
             elif isinstance(value, Optimizer) or value is model or of_a_step:
                 continue
             elif any(map(is_left, _held(value))):
@@ -170,6 +172,17 @@ def _walk(
         yield from _walk(value.__self__, path, None, layouts, seen)
     else:
         yield Kept(path, owner, value)
+
+
+def _gives_entries(value: Tensor, owner: Tensor) -> bool:
+    """Whether a state gives the entries of some weights; codes with scales of blocks do not."""
+    try:
+        if type(value) is not type(owner.data):
+            value.new_zeros(1)
+            value.index_select(0, torch.zeros(1, dtype=torch.long, device=value.device))
+    except Exception:  # whatever a class of tensors raises
+        return False
+    return True
 
 
 def _fits(value: Any, layout: Any) -> bool:

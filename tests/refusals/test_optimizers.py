@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from refusals import refusals
 from torch import Tensor, nn
@@ -30,6 +31,19 @@ def with_attribute(make: Callable[[Parameters], Any]) -> Callable[[Parameters], 
         return optimizer
 
     return build
+
+
+class Codes(Tensor):
+    """Knows no operation, as the 8-bit states of torchao know none that takes entries."""
+
+    @staticmethod
+    def __new__(cls, shape: torch.Size) -> Codes:
+        made: Codes = Tensor._make_wrapper_subclass(cls, shape)  # type: ignore[attr-defined]
+        return made
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, *_: Any) -> Any:
+        raise NotImplementedError(f"Codes dispatch: {func}")
 
 
 def masters(params: Parameters) -> list[Any]:
@@ -83,6 +97,7 @@ class Wrapper(SGD):
         self.patched = lambda: self.optimizer.step()
 
 
+coded = with_attribute(lambda params: {p: {"m": Codes(p.shape)} for p in params})
 flat = with_attribute(lambda params: torch.zeros(sum(p.numel() for p in params)))
 named = with_attribute(lambda params: {str(i): p.detach().clone() for i, p in enumerate(params)})
 shadow = with_attribute(Shadow)
@@ -110,6 +125,8 @@ test_optimizers = refusals(
     (prune(shadow), NotImplementedError, "SGD.held is a Shadow that holds parameters or their"),
     (prune(with_attribute(lambda params: {id(p): 0 for p in params})), NotImplementedError,
      "SGD.held is a int that holds parameters"),
+    (prune(coded), NotImplementedError, "SGD.held['m'] of '0.weight' is a Codes that gives no"),
+    (schedule(coded), NotImplementedError, "a Codes that gives no single entries, which cannot be"),
     (prune(projected), NotImplementedError, "SGD.held['at'] is a Projector that holds parameters"),
     (prune(replaced), NotImplementedError, "or their state, which cannot be followed; train with"),
     (prune(hooked), NotImplementedError, "SGD._optimizer_step_post_hooks["),
@@ -125,3 +142,13 @@ test_optimizers = refusals(
     (schedule(flat), NotImplementedError, "SGD.held is a tensor of shape [69] that belongs"),
     (schedule(shadow), NotImplementedError, "SGD.held is a Shadow that holds parameters or their"),
 )  # fmt: skip
+
+
+def test_a_state_that_the_first_step_made_is_refused_long_before_an_update() -> None:
+    layer = sc.SparseConv1d(2, 8, 3)
+    optimizer = SGD(layer.parameters(), 0.1)
+    dst = sc.DSTScheduler(layer, optimizer, update_every=5, end_step=9)
+    optimizer.state[layer.values]["m"] = Codes(layer.values.shape)
+    with pytest.raises(NotImplementedError, match="is a Codes that gives no single"):
+        dst.step()
+    assert dst.step_count == 0
