@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves
 
 from sparseconv.core.arrays import as_tensor, class_indices, fitting
 from sparseconv.models.classifier import Classifier
 from sparseconv.nn.modules import has_codes
+from sparseconv.pruning.channels import NORMS
 
 BATCH = 64  # series, where data are whole arrays
 
@@ -33,6 +35,25 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         finally:
             for module, mode in modes:
                 module.training = mode
+
+
+def train_but_norms(model: nn.Module) -> None:
+    """Put a model in train mode, but norms: one value has no statistics, and theirs stay."""
+    for module in model.train().modules():
+        if isinstance(module, NORMS):
+            module.eval()
+
+
+@contextmanager
+def keeping_buffers(model: nn.Module) -> Iterator[None]:
+    """Restore buffers that train mode changes: means and variances, but no pattern."""
+    before = {name: x.clone() for name, x in model.named_buffers() if not is_lazy(x)}
+    try:
+        yield
+    finally:
+        for name, buffer in model.named_buffers():
+            if name in before and not torch.equal(buffer, before[name]):
+                buffer.detach().copy_(before[name])
 
 
 @contextmanager

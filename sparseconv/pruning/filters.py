@@ -56,7 +56,8 @@ def prune_filters(
     calls. ``report.left`` says why, of each.
 
     The result must compute what the model does with the removed channels masked. That is verified
-    with random weights, and random series in the place of a constant example.
+    with random weights, and random series in the place of a constant example; in train mode as
+    well, with norms in eval mode, where the model runs on the example there.
 
     Args:
         model: any; left as it was. Filters of ``nn.Conv1d``, ``nn.ConvTranspose1d``,

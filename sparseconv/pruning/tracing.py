@@ -28,7 +28,7 @@ from sparseconv.core.arrays import fitting
 from sparseconv.nn.modules import owners_of
 from sparseconv.nn.pooling import ShortAvgPool1d
 from sparseconv.pruning.channels import FILTERED, NORMS, Channels, Layer, Numbers, numbered_units
-from sparseconv.pruning.data import evaluating, frozen
+from sparseconv.pruning.data import evaluating, frozen, keeping_buffers, train_but_norms
 from sparseconv.pruning.operations import APART, READS, Call, SameDraws
 
 PRUNABLE = (*FILTERED, *NORMS)
@@ -127,11 +127,7 @@ class _Tracer(TorchFunctionMode):
         self.parts: dict[int, str] = {}
         self.own: dict[int, tuple[str, Tensor]] = {}
         for name, module in model.named_modules():
-            tensors = [
-                *module.named_parameters(recurse=False),
-                *module.named_buffers(recurse=False),
-            ]
-            for key, x in tensors if module not in kept else ():
+            for key, x in _own(module).items() if module not in kept else ():
                 if isinstance(module, PRUNABLE):
                     self.parts[id(x)] = name
                     continue
@@ -283,19 +279,16 @@ class _Tracer(TorchFunctionMode):
         idle = {
             name: module
             for name, module in self.model.named_modules()
-            if (own := {id(x) for x in module.parameters(recurse=False)})
-            and not self.used & {name, *own}
+            if _own(module)
+            and not self.used & {name, *map(id, _own(module).values())}
             and module not in self.kept
         }
         if not idle:
             return
         self.kept |= dict.fromkeys(idle.values(), "this example does not call it in eval mode")
-        self.model.train()
-        for module in self.model.modules():
-            if isinstance(module, NORMS):
-                module.eval()  # one sample has no statistics, and those of the model stay
+        train_but_norms(self.model)
         try:
-            with SameDraws(), self:
+            with keeping_buffers(self.model), SameDraws(), self:
                 self.model(*arguments)
         except Exception as error:  # the model's own code, which may want targets
             self.running, self.inside = [], 0
@@ -307,8 +300,7 @@ class _Tracer(TorchFunctionMode):
             for _, _, x in [*self.numbers.tensors.values()]:
                 self.numbers.fix(why, x)
         for name, module in idle.items():
-            own = {id(x) for x in module.parameters(recurse=False)}
-            if self.used & {name, *own}:
+            if self.used & {name, *map(id, _own(module).values())}:
                 continue
             self.kept[module] = "this example does not call it"
             why = f"{name!r}, which this example does not call, may read or replace its channels"
@@ -345,6 +337,11 @@ class _Tracer(TorchFunctionMode):
         )
 
 
+def _own(module: nn.Module) -> dict[str, Tensor]:
+    """Return the parameters and buffers of a module, without those of modules inside of it."""
+    return dict([*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)])
+
+
 def _widths(module: Any) -> tuple[int, int]:
     """Return how many channels a layer reads, and makes."""
     keys = ("in_channels", "in_features", "num_features", "num_channels")
@@ -357,7 +354,7 @@ def _sizes(module: nn.Module) -> set[int]:
     """Return the numbers of channels that a module may read, or make."""
     if isinstance(module, PRUNABLE):
         return {*_widths(module)}
-    return {size for x in module.parameters(recurse=False) for size in x.shape}
+    return {size for x in _own(module).values() for size in x.shape}
 
 
 def _unlike(module: nn.Module, given: list[Tensor], output: Any) -> str | None:

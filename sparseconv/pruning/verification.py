@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from sparseconv.nn.conv import SparseConv1d
 from sparseconv.nn.modules import deepcopy_model
 from sparseconv.profiling.stopwatch import copied_arguments
 from sparseconv.pruning.channels import NORMS, Channels, UnitSet, kept_channels
-from sparseconv.pruning.data import watching
+from sparseconv.pruning.data import train_but_norms, watching
 from sparseconv.pruning.operations import SameDraws, close
 from sparseconv.pruning.surgery import mask, remove
 from sparseconv.pruning.tracing import output_tensors
@@ -29,7 +29,8 @@ def removed_wrongly(
 ) -> dict[UnitSet, str]:
     """Compare a model in which units are masked with one from which ``edit`` removes them.
 
-    The layers' inputs are compared, and the outputs: the latter alone may be saturated.
+    The layers' inputs are compared, and the outputs: the latter alone may be saturated. In train
+    mode, with norms in eval mode, they are compared where the whole model runs.
 
     Args:
         model: a copy of it gets random weights, since trained ones may be zero and then tell no
@@ -84,15 +85,21 @@ def _difference(
     pruned = deepcopy_model(whole)
     edit(pruned, channels, kept)
     mask(whole, channels, kept)
-    expected, unlike = _received(whole, example, channels, kept)
-    try:
-        found, _ = _received(pruned, example, channels)
-    except Exception as error:
-        return f"the model does not run ({type(error).__name__}: {error})"
-    if len(found) == len(expected) and all(map(close, found, expected)):
-        return None
-    drawn = f" (perhaps by random numbers, of {', '.join(sorted(unlike))})" if unlike else ""
-    return f"the model computes something else{drawn}"
+    for mode in ("", " in train mode"):
+        try:
+            expected, unlike = _received(whole, example, channels, kept, bool(mode))
+        except Exception:
+            if mode:  # the model's own code, which may want targets: then nothing can be said
+                return None
+            raise
+        try:
+            found, _ = _received(pruned, example, channels, None, bool(mode))
+        except Exception as error:
+            return f"the model does not run{mode} ({type(error).__name__}: {error})"
+        if len(found) != len(expected) or not all(map(close, found, expected)):
+            drawn = f" (perhaps by random numbers, of {', '.join(sorted(unlike))})" * bool(unlike)
+            return f"the model computes something else{mode}{drawn}"
+    return None
 
 
 @torch.no_grad()
@@ -118,8 +125,9 @@ def _randomize(model: nn.Module) -> None:
 
 
 def _received(
-    model: nn.Module, arguments: tuple[Any, ...], channels: Channels, kept: Tensor | None = None
-) -> tuple[list[Tensor], set[str]]:
+    model: nn.Module, arguments: tuple[Any, ...], channels: Channels, kept: Tensor | None,
+    train: bool,
+) -> tuple[list[Tensor], set[str]]:  # fmt: skip
     """Run a model; return the inputs of its layers, if masked their kept channels, and outputs.
 
     All are copies: a layer may work in place. With them: the names of what draws for each channel.
@@ -132,5 +140,8 @@ def _received(
         found.append(x.clone() if kept is None else x.index_select(layer.channel_dim, columns))
 
     with watching(model, channels.layers, see), SameDraws(finite=True) as draws:
-        outputs = output_tensors(model(*copied_arguments(model, arguments)))
-    return found + [x.clone() for x in outputs], draws.unlike
+        if train:
+            train_but_norms(model)
+        out = model(*copied_arguments(model, arguments))
+    outputs = output_tensors(out) if not train else tree_leaves(out)
+    return found + [x.clone() for x in outputs if isinstance(x, Tensor)], draws.unlike

@@ -7,10 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from sparseconv.core.arrays import class_indices, warn_if_swapped
-from sparseconv.pruning.data import batch_sizes, evaluating, for_model, run_batch
+from sparseconv.pruning.data import batch_sizes, evaluating, for_model, keeping_buffers, run_batch
 from sparseconv.training.evaluation import one_tensor, predict_log_proba
 from sparseconv.training.recipe import Recipe
 
@@ -56,15 +55,9 @@ def checked_data(
 
 def _in_training(model: nn.Module, x: Tensor, batch_size: int) -> Tensor:
     """Return what a model computes of a batch in training mode, and leave it as it was."""
-    before = {name: x.clone() for name, x in model.named_buffers() if not is_lazy(x)}
-    devices = [x.device] if x.is_cuda else []
-    try:
-        with evaluating(model), torch.random.fork_rng(devices), torch.enable_grad():
-            log_proba = one_tensor(run_batch(model.train(), x, batch_size))
-    finally:
-        for name, buffer in model.named_buffers():  # means and variances, but no pattern
-            if name in before and not torch.equal(buffer, before[name]):
-                buffer.detach().copy_(before[name])
+    rng = torch.random.fork_rng([x.device] if x.is_cuda else [])
+    with keeping_buffers(model), evaluating(model), rng, torch.enable_grad():
+        log_proba = one_tensor(run_batch(model.train(), x, batch_size))
     if not log_proba.requires_grad:
         raise ValueError(
             "no parameter of the model can be trained: expected one that takes part in the output "

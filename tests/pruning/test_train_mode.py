@@ -1,0 +1,82 @@
+"""What only train mode does: ``sc.prune_filters`` verifies it, and leaves the model as it is."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from networks import data
+from torch import Tensor, nn
+
+import sparseconv as sc
+from sparseconv.pruning import Magnitude
+from sparseconv.pruning.tracing import trace
+
+X, _ = data()
+
+
+def around(middle: nn.Module) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv1d(2, 8, 3), middle, nn.Conv1d(8, 3, 3)).double()
+
+
+class Remembers(nn.Module):
+    """Keeps a mean of its channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.mean += x.mean((0, 2))
+        return x
+
+
+class Noisy(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.randn(len(x), 8, 1) if self.training else x
+
+
+class Louder(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * x.shape[1] if self.training else x
+
+
+@pytest.mark.parametrize(
+    ("middle", "why"),
+    [
+        (
+            Remembers(),
+            "the model does not run in train mode (RuntimeError: The size of tensor a (8) must",
+        ),
+        (
+            Noisy(),
+            "the model does not run in train mode (RuntimeError: The size of tensor a (4) must",
+        ),
+        (Louder(), "the model computes something else in train mode: the code relies on a number"),
+    ],
+)
+def test_channels_that_train_mode_needs_stay(middle: nn.Module, why: str) -> None:
+    with pytest.raises(ValueError, match="has no filters that can be removed") as refused:
+        sc.prune_filters(around(middle), X, Magnitude(), ratio=0.5)
+    assert f"\n0: without some of its filters {why}" in str(refused.value)
+
+
+class Counts(nn.Module):
+    """Counts its runs in train mode, and never calls a norm that has buffers alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(8, affine=False)
+        self.register_buffer("runs", torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.runs += self.training
+        return x + self.runs
+
+
+def test_trying_train_mode_leaves_buffers_as_they_are() -> None:
+    model = around(Counts())
+    left = trace(model, (X,)).left
+    assert "'1.norm', which this example does not call, may read or replace" in left["0"]
+    assert model[1].runs == 0
