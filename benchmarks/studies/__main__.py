@@ -11,13 +11,14 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.studies import classifiers, published_networks, unpruned
+from benchmarks.studies import blocks, classifiers, published_networks, unpruned
 from sparseconv.core.files import check_writable
 
 STUDIES = {
     "published_networks": published_networks,
     "unpruned": unpruned,
     "classifiers": classifiers,
+    "blocks": blocks,
 }
 
 
@@ -28,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )  # fmt: skip
     parser.add_argument("study", choices=STUDIES)
     parser.add_argument("--archive", type=Path, metavar="DIR",
-                        help="folder of data sets, for classifiers")  # fmt: skip
+                        help="folder of data sets, for classifiers and blocks")  # fmt: skip
     parser.add_argument("--out", type=Path, metavar="FILE", help="where rows are added")
     arguments = parser.parse_args(argv)
     study = STUDIES[arguments.study]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from benchmarks.lines import add_line, read_lines
-from benchmarks.studies import classifiers, published_networks, unpruned
+from benchmarks.studies import blocks, classifiers, published_networks, unpruned
 from benchmarks.studies.__main__ import main
 from benchmarks.studies.published_networks import WAYS, Data, Network
 from sparseconv.estimators.pocket import POCKETClassifier
@@ -89,6 +90,39 @@ def test_a_run_is_recorded_once_and_shown(tmp_path: Path, monkeypatch: pytest.Mo
     text = published_networks.section(path)
     assert f"Stand-in (torch {version('torch')})" in text
     assert "1 of 2 left dense: cannot be replaced; " in text
+
+
+def test_blocks_are_trained_and_timed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def network(channels: int, classes: int) -> nn.Module:
+        first, second = nn.Conv1d(channels, 32, 9, padding=4), nn.Conv1d(32, 32, 9, padding=4)
+        end = nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(32, classes)
+        return nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), *end)
+
+    monkeypatch.setattr(blocks, "NETWORKS", {"ours": network})
+    monkeypatch.setattr(blocks, "open_archive", lambda _: SimpleNamespace(sources={"Ramps": ""}))
+    monkeypatch.setattr(Data, "load", ramps)
+    monkeypatch.setattr(published_networks, "LR", 0.02)
+    monkeypatch.setattr(torch, "compile", lambda model: model)
+    for name, value in {
+        "DATASETS": ("Ramps",),
+        "EPOCHS": 20,
+        "SEEDS": range(2),
+        "ROUNDS": 6,
+    }.items():
+        monkeypatch.setattr(blocks, name, value)
+    path = tmp_path / "rows.json"
+    blocks.measure(path)
+    before = path.read_text()
+    blocks.measure(path)
+    assert path.read_text() == before
+    document = json.loads(before)
+    assert [row["seed"] for row in document["rows"]] == [0, 1]
+    assert all(min(row["accuracy"].values()) > 0.6 for row in document["rows"])
+    assert len(document["times"][0]["ratio"]) == 4
+    assert "| ours    | Ramps    |      80 |" in blocks.section(path)
+    found = blocks.networks("ours", ramps(""), 0, 0)
+    assert [found["blocks"][i].pattern.block for i in (0, 2)] == [(1, 1), (16, 16)]
+    assert found["single weights"][2].pattern.block == (1, 1)
 
 
 def line(classifier: str, dataset: str, accuracy: float, seed: int = 0) -> dict[str, Any]:

@@ -1,0 +1,142 @@
+"""Networks of others in blocks of channels, against single weights and dense.
+
+All convolutions of more than one tap are pruned to 20 % of their weights, as single weights or in
+blocks of 16 x 16 channels, converted by ``sc.convert``, and fine-tuned with a ``DSTScheduler``
+(RigL) for the same number of epochs as the dense network was trained. Blocks and dense run in
+bfloat16 (autocast), single weights in float32. Training steps are timed interleaved, on one thread.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.utils import prune
+
+import sparseconv as sc
+from benchmarks.paper.archives import open_archive
+from benchmarks.paper.tables.cells import spread
+from benchmarks.studies.published_networks import BATCH, Data, accuracy, fit, stepper
+from sparseconv.bench.document import rounded, write_json
+from sparseconv.measure.machine import measurement_context, threads
+from sparseconv.measure.table import Table
+from sparseconv.measure.timing import Estimate, interleave, median_with_ci, ratio
+from sparseconv.models import InceptionTime, ResNet
+from sparseconv.nn.modules import deepcopy_model
+
+RESULTS = Path(__file__).parents[1] / "results" / "blocks" / "networks.json"
+NETWORKS: dict[str, Callable[[int, int], nn.Module]] = {
+    "ResNet": ResNet,
+    "InceptionTime": partial(InceptionTime, variant="tsai"),
+}
+DATASETS = ("GunPoint", "CBF", "ArrowHead", "ECG200", "Plane")
+DENSITY, EPOCHS, SEEDS, ROUNDS = 0.2, 40, range(3), 12
+WAYS = {"dense": torch.bfloat16, "single weights": torch.float32, "blocks": torch.bfloat16}
+
+
+def in_precision(way: str) -> Any:
+    # Without the cache: it would keep the weights of the first step as long as this is entered.
+    enabled = WAYS[way] is torch.bfloat16
+    return torch.autocast("cpu", torch.bfloat16, enabled=enabled, cache_enabled=False)
+
+
+def pruned(dense: nn.Module, block: int) -> nn.Module:
+    """Copy, prune and convert the convolutions of more than one tap."""
+    model, names = deepcopy_model(dense), []
+    for name, layer in model.named_modules():
+        if isinstance(layer, nn.Conv1d) and layer.kernel_size[0] > 1:
+            fits = block if layer.in_channels >= block else 1
+            mask = sc.block_mask(layer.weight, DENSITY, block=fits)
+            prune.custom_from_mask(layer, "weight", mask)
+            names.append(name)
+    return sc.convert(model, layers=names, block=block).model
+
+
+def networks(network: str, data: Data, seed: int, epochs: int) -> dict[str, nn.Module]:
+    """Train the dense network, and prune it both ways."""
+    torch.manual_seed(seed)
+    dense = NETWORKS[network](data.X_train.shape[1], data.classes)
+    with in_precision("dense"):
+        fit(dense, data, epochs, seed)
+    return {"dense": dense, "single weights": pruned(dense, 1), "blocks": pruned(dense, 16)}
+
+
+def run(network: str, data: Data, seed: int) -> dict[str, Any]:
+    """Train, prune, fine-tune and test once."""
+    row: dict[str, Any] = {"epochs": EPOCHS, "accuracy": {}}
+    for way, model in networks(network, data, seed, EPOCHS).items():
+        with in_precision(way):
+            fit(model, data, EPOCHS, seed + 1, moving=way != "dense")
+            row["accuracy"][way] = accuracy(model, data)
+    return row
+
+
+def times(network: str, data: Data) -> dict[str, Any]:
+    """Time a training step of one batch: all ways, and two compiled."""
+    models = networks(network, data, 0, 0)
+    data = data._replace(X_train=data.X_train[:BATCH], y_train=data.y_train[:BATCH])
+
+    def call(model: nn.Module, way: str) -> Callable[[], None]:
+        step = stepper(model, data, 1)
+
+        def timed() -> None:
+            with in_precision(way):
+                step()
+
+        return timed
+
+    calls = {way: call(deepcopy_model(model), way) for way, model in models.items()}
+    for way in ("dense", "blocks"):
+        calls[f"{way}, compiled"] = call(torch.compile(deepcopy_model(models[way])), way)
+    taken = interleave(calls, rounds=ROUNDS)
+    return {
+        "shape": list(data.X_train.shape),
+        "ms": {way: [1e3 * t for t in median_with_ci(s)] for way, s in taken.items()},
+        "ratio": {way: list(ratio(taken, way, "blocks")) for way in taken if way != "blocks"},
+    }
+
+
+def section(path: Path = RESULTS) -> str:
+    """Tabulate times and accuracies over all seeds, in Markdown."""
+    document = json.loads(path.read_text(encoding="utf-8"))
+    rows = []
+    for timed in document["times"]:
+        case = {name: timed[name] for name in ("network", "dataset")}
+        runs = [row for row in document["rows"] if case.items() <= row.items()]
+        ratios = [str(Estimate(*found)) for found in timed["ratio"].values()]
+        scores = [spread([100 * row["accuracy"][way] for row in runs], 1) for way in WAYS]
+        rows.append((*case.values(), str(timed["shape"][2]), f"{timed['ms']['blocks'][0]:.0f}",
+                     *ratios, *scores))  # fmt: skip
+    header = ("network", "data set", "samples", "blocks, ms", *timed["ratio"], *WAYS)
+    return Table(header, rows, text_columns=2).markdown() + "\n"
+
+
+def measure(path: Path, archive: Path | None = None) -> None:
+    """Run and time what is not recorded yet, and record each when it has ended."""
+    sources = open_archive(archive).sources
+    document: dict[str, Any] = {"rows": [], "times": []}
+    if path.exists():
+        document = json.loads(path.read_text(encoding="utf-8"))
+    jobs: list[tuple[str, dict[str, Any], Callable[..., dict[str, Any]]]] = [
+        ("rows", {"network": network, "dataset": name, "seed": seed}, partial(run, seed=seed))
+        for seed, network, name in product(SEEDS, NETWORKS, DATASETS)
+    ]
+    jobs += [
+        ("times", {"network": network, "dataset": name}, times)
+        for network, name in product(NETWORKS, DATASETS)
+    ]
+    for kind, job, work in jobs:
+        if any(job.items() <= done.items() for done in document[kind]):
+            continue
+        with threads(1):
+            found = work(job["network"], Data.load(sources[job["dataset"]]))
+        document[kind].append({**job, **rounded(found)})
+        document["machine"] = measurement_context()
+        write_json(document, path)
+        print(document[kind][-1], flush=True)
