@@ -88,7 +88,8 @@ def prune_filters(
             model that gives something else for the same input when it runs again (torch's random
             numbers, as of dropout in eval mode, are no obstacle), or whose output holds something
             else than tensors (in tuples, lists, dicts, dataclasses) and constants.
-        NotImplementedError: an optimizer that keeps something which cannot follow.
+        NotImplementedError: an optimizer that keeps something which cannot follow; a model that
+            runs, but not while its channels are followed.
         RuntimeError: what torch raises where the model cannot take ``example_input``.
 
     Example:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,12 +67,12 @@ class Call:
     def follow(self) -> None:
         """Find the channels of the outputs, or else ``fixed``."""
         with warnings.catch_warnings(action="ignore"):  # the operation has given its own
-            try:
-                followed = self.name in RULES and RULES[self.name](self)
-            except Exception:  # of the operation, given what it does not take
-                followed = False
-            if not followed and not (self.outputs and tried(self)):
-                self.fixed = self.inputs
+            for way in (RULES.get(self.name), tried if self.outputs else None):
+                # An error of the operation, given what it does not take; or of vmap.
+                with suppress(Exception):
+                    if way and way(self):
+                        return
+        self.fixed = self.inputs
 
 
 def tried(call: Call) -> bool:
@@ -287,7 +288,8 @@ class SameDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
             result = func(*args, **given)
             is_view = any(x.alias_info and not x.alias_info.is_write for x in schema.returns)
             for x in tree_leaves(result) if self.finite and not is_view else ():
-                if isinstance(x, Tensor) and x.is_floating_point() and not x.isfinite().all():
+                of_reals = isinstance(x, Tensor) and x.is_floating_point() and not x.is_meta
+                if of_reals and not x.isfinite().all():
                     x.nan_to_num_(0.5, 1, -1)
             return result
         names = [argument.name for argument in schema.arguments]
@@ -304,6 +306,7 @@ class SameDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
 
+@torch.no_grad()
 def close(got: Tensor, wanted: Tensor) -> bool:
     """Whether two tensors agree up to rounding."""
     if got.shape != wanted.shape or not wanted.is_floating_point():

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.module_tracker import ModuleTracker
 
 from sparseconv.core.arrays import fitting
 from sparseconv.nn.modules import owners_of
@@ -56,8 +57,19 @@ def trace(model: nn.Module, arguments: tuple[Any, ...], ignore: Iterable[str] = 
         for name, module in model.named_modules():
             tracer.watch(name, module, stack)
         # With the same draws everywhere noise is a constant, and may be tried again.
-        with fitting(arguments), tracer.flops, SameDraws(), tracer:
-            out = model(*arguments)
+        try:
+            with tracer.flops, SameDraws(), tracer:
+                out = model(*arguments)
+        except Exception as error:
+            stack.close()
+            with fitting(arguments):  # does it fail by itself?
+                model(*arguments)
+            place = tracer.running[-1] if tracer.running else ""
+            kind = type(model.get_submodule(place)).__name__
+            raise NotImplementedError(
+                f"the model runs, but its channels cannot be followed in {place or 'itself'} "
+                f"({kind}): {type(error).__name__}: {error}; prune a model without that part"
+            ) from error
         tracer.numbers.fix("the model returns its channels", *output_tensors(out))
         tracer.run_idle(arguments)
     return tracer.found(max(1, len(series[0])) if series else 1)
@@ -110,6 +122,16 @@ def kept_modules(model: nn.Module, ignore: Iterable[str]) -> dict[nn.Module, str
     return kept
 
 
+class _NoModules(ModuleTracker):
+    """Tells modules apart not at all: its hooks fail where ``forward`` calls ``autograd.grad``."""
+
+    def __enter__(self) -> _NoModules:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        pass
+
+
 class _Tracer(TorchFunctionMode):
     def __init__(self, model: nn.Module, kept: Mapping[nn.Module, str]) -> None:
         super().__init__()
@@ -122,6 +144,7 @@ class _Tracer(TorchFunctionMode):
         self.used: set[int | str] = set()  # of all that have been, and ids of what operations got
         self.inside = 0  # of layers that are followed as a whole
         self.flops = FlopCounterMode(display=False)
+        self.flops.mod_tracker = _NoModules()
         self.flops_before, self.flops_of_layers = 0, 0
         # By id: the names of parameters, and buffers, of layers, and of other modules.
         self.parts: dict[int, str] = {}
@@ -176,7 +199,8 @@ class _Tracer(TorchFunctionMode):
         known = self.numbers.get(x)
         if known is None or known[1] != dim:
             if (other := self.numbers.free(x)) is not None:
-                why = self.left[name] = "it is applied along another dimension than the channels'"
+                why = f"channels come to it in dimension {other[1]}, but it mixes dimension {dim}"
+                self.left[name] = why
                 if channel_dim == -1:
                     self.numbers.follow(output, *other)
                 else:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import sparseconv as sc
-from sparseconv.pruning import DSP, WHC, Evolutionary, keep_filters
+from sparseconv.pruning import DSP, WHC, Evolutionary, Magnitude, keep_filters
 from sparseconv.pruning.tracing import output_tensors, trace
 
 X, Y = data()
@@ -217,6 +219,35 @@ def test_multiply_adds_of_a_series_wherever_it_stands_in_a_batch() -> None:
             counted(*arguments)
         assert flops.get_total_flops() == 2 * 3 * count
     assert result.report.macs[1] <= target < result.report.macs[0]
+
+
+class Energy(nn.Module):
+    """Heads under ``vmap``, some without numbers, and a gradient of the input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv1d(2, 8, 3), nn.Conv1d(8, 8, 3), nn.Conv1d(8, 1, 1)
+        self.heads = nn.ModuleList([nn.Linear(8, 3), nn.Linear(8, 3)])
+
+    def forward(self, x: Tensor) -> Any:
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            y = self.b(self.a(x).tanh()).tanh()
+            (gradient,) = torch.autograd.grad(self.c(y).sum(), x)
+        base = nn.Linear(8, 3, device="meta")
+        state = torch.func.stack_module_state(list(self.heads))
+        run = partial(torch.func.functional_call, base)
+        heads = torch.vmap(lambda weights, x: run(weights, x), in_dims=(0, None))
+        return gradient, heads(state, y.mean(2).detach())
+
+
+def test_gradients_and_vmap_in_a_model() -> None:
+    model = Energy().double().eval()
+    report = sc.prune_filters(model, X, Magnitude(), ratio=0.5).report
+    assert {x.name: x.filters.after for x in report.layers} == {"a": 4, "b": 8, "c": 1}
+    assert "'linear' in the model itself (Energy, line " in report.left["b"]
+    assert "'stack' in the model itself (Energy, line " in report.left["heads.1"]
+    assert report.macs.after < report.macs.before
 
 
 def test_a_dsn_keeps_its_kernel_groups() -> None:

@@ -66,6 +66,13 @@ def shared() -> nn.Module:
     return model
 
 
+def alone(x: Tensor) -> Tensor:
+    """Raise while operations are watched."""
+    if torch._C._len_torch_function_stack():
+        raise OSError("used")
+    return x
+
+
 COUNT = itertools.count(1)
 
 
@@ -112,7 +119,9 @@ test_models = refusals(
     (call(network(prune.l1_unstructured(nn.Conv1d(8, 8, 1), "weight", 2))), ValueError,
      "1: its 'weight' is computed from other parameters; undo that first (torch.nn.utils.prune"),
     (call(nn.Sequential(nn.Conv1d(2, 8, 3), nn.Linear(10, 4))), ValueError,
-     "1: it is applied along another dimension than the channels'"),
+     "1: channels come to it in dimension 1, but it mixes dimension 2"),
+    (call(network(Function(alone))), NotImplementedError,
+     "the model runs, but its channels cannot be followed in 1 (Function): OSError: used; prune a"),
     (call(sc.prune_filters(network(), X, WHC(), ratio=0.5, equivalent=True).model), ValueError,
      "the model holds compressors; sparseconv.pruning.merge(model) comes first"),
     (call(nn.Sequential(nn.LSTM(12, 4), Function(lambda y: y[0]))), ValueError,
