@@ -101,7 +101,14 @@ def load(name_or_path: str | os.PathLike[str], *, nan_to_zero: bool = False) -> 
                 raise ValueError(
                     f"{file} is missing: a data set is a pair of NAME_TRAIN and NAME_TEST"
                 )
-        raw = dict(zip(_KEYS, (array for file in files for array in _read(file)), strict=True))
+        read = [_read(file) for file in files]
+        if all(_counts_rows(X, y) for X, y in read):
+            raise ValueError(
+                f"{files[0]}: its first column, and that of the test set, hold whole numbers, none "
+                "twice: not labels, but the numbers of rows that pandas and R write; write it with "
+                "header=False, index=False (in R row.names=FALSE)"
+            )
+        raw = dict(zip(_KEYS, (array for pair in read for array in pair), strict=True))
     else:
         raise ValueError(
             f"no data set {os.fspath(name_or_path)!r}: expected the name of one of aeon's bundled "
@@ -186,6 +193,12 @@ def _read(path: Path) -> tuple[Any, Any]:
     return X, y
 
 
+def _counts_rows(X: Any, y: Any) -> bool:
+    """Whether a file of lines begins them with several whole numbers, none of them twice."""
+    lines = getattr(X, "ndim", 3) == 2
+    return lines and len({*y}) == len(y) > 2 and all(map(str.isdecimal, y))
+
+
 def _read_lines(path: Path) -> tuple[Any, Any]:
     """Read lines of a label and samples; the first line says what is between them."""
     text = path.read_text(encoding="utf-8-sig")
@@ -206,14 +219,13 @@ def _read_lines(path: Path) -> tuple[Any, Any]:
     missing = re.compile(rf"(?<={between}) *{'[?]' if mark is None else '[?]?'} *(?={between}|$)")
     samples = (missing.sub("nan", line) for line in lines)
     X = np.loadtxt(samples, converters={0: lambda label: 0.0}, **options)[:, 1:]
-    header = X.shape[1] > 1 and labels[0] == "0" and (X[0] == range(1, 1 + X.shape[1])).all()
-    if header or (len(labels) > 2 and np.array_equal(labels, np.arange(len(labels)).astype(str))):
+    if X.shape[1] > 1 and labels[0] == "0" and (X[0] == range(1, 1 + X.shape[1])).all():
         raise ValueError(
-            f"its first {'line' if header else 'column'} counts 0, 1, 2, ..., as pandas numbers "
-            "what it writes; write it with header=False, index=False"
+            "its first line counts 0, 1, 2, ..., as pandas numbers what it writes; write it with "
+            "header=False, index=False"
         )
     distinct, last = len(np.unique(labels)), len(np.unique(X[:, -1:]))
-    if distinct > max(2 * last, len(labels) / 2) and any("." in label for label in labels):
+    if distinct > max(2 * last, min(20, len(labels) / 2)) and any("." in label for label in labels):
         raise ValueError(f"{distinct} different labels, but {last} numbers in the last column")
     return X, labels
 
@@ -246,9 +258,12 @@ def _check(name: str, raw: dict[str, Any], nan_to_zero: bool) -> Dataset:
     if len(known) < 2:
         raise ValueError(f"{name}: expected at least 2 classes in y_train, but got only {known}")
     if unseen := sorted(set(y_test.tolist()) - set(known), key=str):
+        todo = "remove those cases, or add some of them to the training set"
+        if (y_train.dtype.kind == "U") != (y_test.dtype.kind == "U"):
+            todo = f"make both strings or both numbers, but not {y_train.dtype} and {y_test.dtype}"
         raise ValueError(
             f"{name}: y_test holds labels that y_train does not: {unseen[:5]}; training knows "
-            f"{known[:10]}; remove those cases, or add some of them to the training set"
+            f"{known[:10]}; {todo}"
         )
     train, test = (np.searchsorted(classes, y).astype(np.int64) for y in (y_train, y_test))
     return Dataset(name, X_train, train, X_test, test, classes)

@@ -127,6 +127,13 @@ def test_lines_of_label_and_samples(tmp_path: Path, ending: str, text: str, clas
         assert data.y_test.tolist() == [1, 0, 1, 0, 2, 2]
 
 
+def test_one_case_of_each_class(tmp_path: Path) -> None:
+    """As in Fungi: labels of the training set alone look like numbers of rows."""
+    for split, text in (("TRAIN", "1,5\n2,6\n3,7"), ("TEST", "1,5\n2,6\n1,7")):
+        (tmp_path / f"Toy_{split}.csv").write_text(text)
+    assert datasets.load(tmp_path).classes.tolist() == ["1", "2", "3"]
+
+
 def test_of_the_archives_formats_one_is_read(tmp_path: Path) -> None:
     """The zip files of the archives hold a set three times, multivariate ones also by channel."""
     header = "@relation Toy\n@attribute a numeric\n@attribute target {a,b}\n@data\n"
