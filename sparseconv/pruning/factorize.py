@@ -99,8 +99,8 @@ def factorize(
 
     Raises:
         TypeError, ValueError: sets of unequal or too few layers; a layer of another class, with
-            groups, hooks, a computed or shared weight; not one of ``rank`` and ``compression``, or
-            one that the weights cannot have; no layer gets smaller.
+            groups, hooks, its own ``forward``, a computed or shared weight; not one of ``rank`` and
+            ``compression``, or one that the weights cannot have; no layer gets smaller.
 
     Example:
         >>> import sparseconv as sc
@@ -312,6 +312,8 @@ def _obstacle(
         return f"is a {type(layer).__name__}, expected was an nn.Conv1d{hint}"
     if layer.groups != 1:
         return f"has groups={layer.groups}, expected was 1; leave it out"
+    if own := vars(layer).keys() & {"forward", "_conv_forward"}:
+        return f"has its own {own.pop()}, which would be lost; put what it does into a module"
     if hooks_of(layer):
         return "has hooks, which would be lost; remove them first"
     if len(owners[id(layer.weight)]) > 1:

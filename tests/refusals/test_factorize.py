@@ -32,6 +32,13 @@ def hooked() -> nn.Module:
     return conv
 
 
+def causal() -> nn.Module:
+    conv = nn.Conv1d(4, 4, 3)
+    forward = conv.forward
+    conv.forward = lambda input: forward(nn.functional.pad(input, (2, 0)))
+    return conv
+
+
 def tied() -> nn.Module:
     found = model()
     found[2].weight = found[0].weight
@@ -68,6 +75,8 @@ test_factorize = refusals(
     (call(model(MINE(4, 4, 3), MINE(4, 4, 3)), compression=2), ValueError, "nn.Conv1d; '1': it"),
     (pair(type("Own", (nn.Conv1d,), {})(4, 4, 3)), ValueError, "is a Own"),
     (pair(hooked()), ValueError, "has hooks, which would be lost; remove them first"),
+    (pair(causal()), ValueError, "has its own forward, which would be lost; put what it does into"),
+    (call(model(causal(), causal())), ValueError, "gets smaller; '0': it has its own forward, whi"),
     (pair(prune.l1_unstructured(nn.Conv1d(4, 4, 3), "bias", 2)), ValueError, "has a computed"),
     (call(tied(), "0", "1"), ValueError, "have one; give each its own"),
     (call(listed(), "0", "1"), ValueError, "nothing can replace it; drop that"),
