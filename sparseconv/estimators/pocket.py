@@ -18,11 +18,10 @@ from aeon.transformations.collection.convolution_based import MiniRocket, Rocket
 from sklearn.linear_model import RidgeClassifierCV
 from sklearn.model_selection import StratifiedKFold
 from sklearn.preprocessing import StandardScaler
-from sklearn.utils.class_weight import compute_sample_weight
 
 from sparseconv.core.arrays import as_labels
 from sparseconv.core.checks import count, flag, number
-from sparseconv.estimators.shared import Scored, Shared, draw_seed
+from sparseconv.estimators.shared import Scored, Shared, case_weights, draw_seed
 from sparseconv.rocket.bank import KINDS, MINI_KERNELS, KernelBank, check_length
 from sparseconv.rocket.features import check_shape, kernel_features
 from sparseconv.rocket.model import RocketModel, chosen
@@ -139,7 +138,7 @@ class POCKETClassifier(Scored, BaseClassifier):  # type: ignore[misc]
 
     Raises:
         ValueError, TypeError: as in ``RocketTransformer``; one class; options out of range;
-            ``"cv"`` with a single case of each class; other labels' weights.
+            ``"cv"`` with a single case of each class; weights of other labels, or not positive.
 
     Example:
         >>> from sparseconv import POCKETClassifier
@@ -182,6 +181,7 @@ class POCKETClassifier(Scored, BaseClassifier):  # type: ignore[misc]
         ks = KS if self.k == "cv" else (float(self.k),)
         self.seed_ = draw_seed(self.random_state)
         labels = np.searchsorted(self.classes_, y)
+        weights = self._weights(labels)
         with self._threads():
             bank = draw_kernels(self.kernels, self.n_kernels, self.seed_, X)
             size = 2 if bank.kind == "rocket" else 1
@@ -194,7 +194,6 @@ class POCKETClassifier(Scored, BaseClassifier):  # type: ignore[misc]
             if len(choices) > 1:
                 self.scores_ = self._scores(features, labels, size, choices)
             self.k_, self.keep_ = smallest_good(self.scores_) if self.scores_ else choices[0]
-            weights = self._weights(labels)
             select = GroupSelection(features, labels, self.n_classes_, size, weights)
             found = self._head(select, features, labels, self.k_, self.keep_)
             unseen = select.leave_one_out(self.k_)
@@ -203,7 +202,10 @@ class POCKETClassifier(Scored, BaseClassifier):  # type: ignore[misc]
                 kept = features[:, found.columns].astype(np.float64)
                 refit = GroupSelection(kept, labels, self.n_classes_, 1, weights)
                 wider = refit.leave_one_out(found.k).std(0) / unseen.std(0)
-                scale /= max(1.0, float(wider.mean()))
+                # A column of several classes counts as its class weighs in all.
+                several = weights is not None and self.n_classes_ > 2
+                share = np.bincount(labels, weights) if several else None
+                scale /= max(1.0, float(np.average(wider, weights=share)))
         self.kept_kernels_ = found.groups
         self.bank_ = bank.select_features(found.columns)
         self.model_ = RocketModel(self.bank_, found.coef, found.intercept, self.classes_, scale)
@@ -211,10 +213,7 @@ class POCKETClassifier(Scored, BaseClassifier):  # type: ignore[misc]
 
     def _weights(self, labels: Array) -> Array | None:
         """Return the weight of each case; None: all alike."""
-        if self.class_weight is None:
-            return None
-        found: Array = compute_sample_weight(self.class_weight, self.classes_[labels])
-        return found
+        return case_weights(self.class_weight, self.classes_[labels])
 
     def _head(
         self, select: GroupSelection, features: Array, labels: Array, k: float, keep: int

@@ -7,12 +7,16 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from aeon.utils.validation import check_n_jobs
 from sklearn.utils import check_random_state
+from sklearn.utils.class_weight import compute_sample_weight
 from threadpoolctl import threadpool_limits
 
 from sparseconv.core.arrays import as_labels, as_series, three_axes, warn_if_swapped
 from sparseconv.measure.machine import threads
+
+LEAST_WEIGHT = 1e-6  # of the largest class_weight: less is lost in float32
 
 
 class Shared:
@@ -57,6 +61,19 @@ class Scored(Shared):
         series, labels = three_axes(owner, "X", X), as_labels(owner, "y", y)
         found: float = super().score(series, labels, *metric, **options)  # type: ignore[misc]
         return found
+
+
+def case_weights(class_weight: Any, y: npt.NDArray[Any]) -> npt.NDArray[np.float64] | None:
+    """Return the weight of each case by its label; None: all alike."""
+    if class_weight is None:
+        return None
+    found: npt.NDArray[np.float64] = compute_sample_weight(class_weight, y)
+    if (low := ~(found > LEAST_WEIGHT * found.max())).any():
+        raise ValueError(
+            f"class_weight must hold positive numbers, above {LEAST_WEIGHT:g} of the largest, but "
+            f"of class {y[low][0]} it is {found[low][0]:g}; leave out cases that shall not count"
+        )
+    return found
 
 
 def draw_seed(random_state: int | np.random.RandomState | None) -> int:

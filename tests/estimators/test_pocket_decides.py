@@ -124,6 +124,16 @@ def test_probabilities_of_noise_are_near_the_base_rates() -> None:
     assert np.mean(losses) < 0.71  # 0.61 of base rates; 0.73 by the scale of all kernels
 
 
+def test_a_class_that_hardly_counts_leaves_the_probabilities_of_others() -> None:
+    X, y = even(90, 3)
+    options = {"n_kernels": 500, "keep": 0.1, "n_iter": 50}
+    little, none = (
+        pocket(**options, class_weight={"a": weight, "b": 1, "c": 1}).fit(X, y).model_.scale
+        for weight in (1e-2, 1e-5)
+    )
+    assert little / 2 < none < 2 * little  # little / 24 if its column counts as those of others
+
+
 @pytest.mark.tool("scikit-learn: CalibratedClassifierCV", "works")
 @pytest.mark.parametrize("n_classes", [2, 3])
 def test_conventions_of_scikit_learn(n_classes: int) -> None:
