@@ -33,7 +33,9 @@ def lower(model: nn.Module, channels: int, length: int) -> Network:
     for name, module in model.named_modules():
         with _naming(name, type(module).__name__):
             if module.training:
-                raise ValueError("expected a model in eval mode; call model.eval()")
+                exported = isinstance(module, torch.fx.GraphModule)  # torch.export's refuses eval()
+                todo = ", or give the model that was exported" if exported else ""
+                raise ValueError(f"expected a model in eval mode; call model.eval(){todo}")
     zeros = torch.zeros(1, channels, length)
     with torch.autocast("cpu", enabled=False), warnings.catch_warnings():
         with fitting((zeros,)):
@@ -148,7 +150,10 @@ def _result(build: Builder, node: Any, name: str, args: Any, kwargs: Any) -> Any
     if not values:
         if name in STAY and isinstance(args[0], Tensor):  # float32 would round it
             return args[0].double() if node.meta["val"].is_floating_point() else target(*args)
-        y = target(*args, **kwargs)
+        try:
+            y = target(*args, **kwargs)
+        except RuntimeError as error:  # as fake quantization, which takes float32 only
+            raise NotImplementedError(f"cannot be computed in float64 ({error})") from error
         return y.double() if isinstance(y, Tensor) and y.is_floating_point() else y
     if build.ending and RULES.get(name) not in (moved, stays):
         raise NotImplementedError(f"comes after a {build.ending}, which can only end the model")

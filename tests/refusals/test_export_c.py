@@ -12,6 +12,7 @@ import torch
 from edge_networks import network, series
 from refusals import refusals
 from torch import nn
+from torch.ao.quantization import get_default_qat_qconfig
 from torch.nn import functional as F
 
 import sparseconv as sc
@@ -57,6 +58,7 @@ MANY = nn.Sequential(nn.Flatten(), nn.Linear(140_000, 2)).eval()
 nn.init.constant_(MANY[1].weight, 1.0)
 HIDDEN: Any = after(nn.ReLU(), *FLAT)
 HIDDEN[0].bias.data[0] = -np.inf  # PyTorch's scores are finite
+QUANTIZED, WEIGHT = get_default_qat_qconfig("x86").weight(), torch.rand(3, 1)
 LONG = series(2, channels=1, length=140_000)
 
 
@@ -101,6 +103,10 @@ test_export_c = refusals(
     (lambda: export(after(nn.BatchNorm1d(4, track_running_stats=False), *FLAT)), ValueError,
      "running statistics"),
     (lambda: export(network("dsn").train()), ValueError, "call model.eval()"),
+    (lambda: export(torch.export.export(after(*FLAT), (series(2),)).module()), ValueError,
+     "call model.eval(), or give the model that was exported"),
+    (lambda: export(Forward(lambda x: x.mean(-1) * QUANTIZED(WEIGHT))), NOT,
+     "'fused_moving_avg_obs_fake_quant' cannot be computed in float64 (expected scalar type Float"),
     (lambda: export(dsn(lambda m: m.blocks[1].conv.values.fill_(np.nan))), ValueError,
      "module 'blocks.1.conv' (SparseConv1d): expected a finite weight, but"),
     (lambda: export(HIDDEN), ValueError, "module '0' (Conv1d): expected a finite bias, but"),
