@@ -139,7 +139,8 @@ def test_labels(take: Callable[..., Any]) -> None:
 
 def test_example_inputs() -> None:
     """What ``profile``, ``convert`` and ``prune_filters`` are given."""
-    tokens, mask = copied_arguments(network(), (np.arange(3), X > 0))
+    pair = torch.nn.Bilinear(1, 1, 1)  # any model of two arguments
+    tokens, mask = copied_arguments(pair, (np.arange(3), X > 0))
     assert (tokens.dtype, mask.dtype) == (torch.int64, torch.bool)
     table = torch.nn.Sequential(torch.nn.Embedding(9, 2))
     assert copied_arguments(table, np.ones((1, 2, 3), "i4"))[0].dtype == torch.int32

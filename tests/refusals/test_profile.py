@@ -32,6 +32,8 @@ test_refusals = refusals(
     (lambda: profile(SparseConv1d, X), TypeError, "model must be an nn.Module, but got type"),
     (lambda: profile(nn.Conv1d(3, 4, 5), X), ValueError, "Conv1d holds no SparseConv1d"),
     (lambda: profile(LAYER, [X]), TypeError, "tuple of the model's arguments, but got list"),
+    (lambda: profile(LAYER, X.shape), TypeError, "a shape: torch.randn(2, 3, 20)"),
+    (lambda: profile(LAYER, (X, X)), TypeError, "(too many positional arguments); of a batch"),
     (lambda: profile(Never(), X), ValueError, "none of the model's sparse layers (conv)"),
     (lambda: profile(META, X), NotImplementedError, "on meta; move the model and its input"),
     (lambda: profile(nn.Sequential(Twice(3, 4, 5)), X), NotImplementedError, "'0' is a Twice"),
