@@ -23,6 +23,7 @@ LOGITS = (
     "Jacobian expected a model that returns log-probabilities, since its loss is nll_loss, but the "
     "exponentials of the outputs do not sum to 1; for logits pass loss=F.cross_entropy"
 )
+LOSS = "Jacobian expected loss to be a function of the outputs and labels that returns one scalar"
 
 
 class Criterion(ABC):
@@ -148,6 +149,10 @@ class Jacobian(Criterion):
     everywhere = True
 
     def __init__(self, data: Any, loss: Loss = F.nll_loss, batches: int = 50) -> None:
+        if isinstance(loss, type) or not callable(loss):
+            raise TypeError(
+                f"{LOSS}, as F.cross_entropy or nn.CrossEntropyLoss(), but got {loss!r}"
+            )
         self.data, self.loss, self.batches = data, loss, count("batches", batches)
 
     def scores(self, model: nn.Module, channels: Channels) -> Tensor:
@@ -168,7 +173,14 @@ class Jacobian(Criterion):
                     total = out.detach().logsumexp(1).abs()  # 0, but for rounding
                     if (total > torch.finfo(out.dtype).eps ** 0.5).any():
                         raise ValueError(LOGITS)
-                grads = torch.autograd.grad(self.loss(out, y), parameters, materialize_grads=True)
+                try:
+                    loss = self.loss(out, y).reshape(())
+                except Exception as error:  # of any code
+                    raise ValueError(
+                        f"{LOSS}, but of outputs {tuple(out.shape)} and labels {tuple(y.shape)} of "
+                        f"{y.dtype} this one fails or gives several (reduction='none'): {error}"
+                    ) from error
+                grads = torch.autograd.grad(loss, parameters, materialize_grads=True)
                 products = {
                     id(weight): (grad * weight.detach()).double().cpu()
                     for weight, grad in zip(parameters, grads, strict=True)

@@ -191,6 +191,12 @@ def batches_of(
     for batch in data:
         first, *rest = batch if isinstance(batch, tuple | list) else (batch,)
         x = for_model(criterion, model, first).to(device)
+        alone = rest and (isinstance(rest[0], int) or getattr(rest[0], "ndim", 1) == 0)
+        if alone and x.dim() < 3:
+            raise ValueError(
+                f"{criterion} expected batches, but got a single series {tuple(x.shape)}; of a "
+                "Dataset give DataLoader(dataset, batch_size=64)"
+            )
         if labels and not rest:
             raise ValueError(f"{criterion} expected batches (x, y), but the labels y are missing")
         if len(x):
@@ -200,7 +206,9 @@ def batches_of(
                 y = y.to(device, y.dtype if y.is_floating_point() else torch.int64)
             yield x, y
     if empty:
+        why = "an iterator is used up after one pass: give a list or a DataLoader"
+        if getattr(data, "drop_last", False):
+            why = f"drop_last=True leaves out a batch of fewer than {data.batch_size} series"
         raise ValueError(
-            f"{criterion} expected at least one series, but the data hold none (an iterator is "
-            "used up after one pass: give a list or a DataLoader)"
+            f"{criterion} expected at least one series, but the data hold none ({why})"
         )

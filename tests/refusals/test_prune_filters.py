@@ -12,6 +12,7 @@ import torch
 from refusals import refusals, refuses
 from torch import Tensor, nn
 from torch.nn.utils import prune
+from torch.utils.data import DataLoader, TensorDataset
 
 import sparseconv as sc
 from sparseconv.pruning import DSP, WHC, Criterion, Evolutionary, Jacobian, Magnitude, keep_filters
@@ -114,7 +115,7 @@ test_arguments = refusals(
 test_models = refusals(
     (call(shared()), ValueError, "1: it shares a parameter with '2'"),
     (call(torch.compile(network(), backend="eager")), ValueError, "prune its _orig_mod"),
-    (call(torch.jit.trace(network(), X)), ValueError,
+    (call(torch.jit.trace(network(), X), (X, Y)), ValueError,
      "'it' is a TopLevelTracedModule of TorchScript; prune the model before torch.jit.trace or"),
     (call(network(prune.l1_unstructured(nn.Conv1d(8, 8, 1), "weight", 2))), ValueError,
      "1: its 'weight' is computed from other parameters; undo that first (torch.nn.utils.prune"),
@@ -143,6 +144,10 @@ test_criteria = refusals(
     (lambda: Magnitude(0.5), ValueError, "p must be finite and at least 1, but got 0.5"),
     (lambda: DSP(X, 1), ValueError, "eps must lie in [0, 1), but got 1"),
     (lambda: Jacobian((X, Y), batches=0), ValueError, "batches must be at least 1"),
+    (lambda: Jacobian((X, Y), nn.NLLLoss), TypeError, "function of the outputs and labels that"),
+    (call(criterion=Jacobian((X, Y), nn.NLLLoss(reduction="none"))), ValueError,
+     "and labels (6,) of torch.int64 this one fails or gives several (reduction='none'): shape"),
+    (call(criterion=Jacobian((X, Y), nn.BCELoss())), ValueError, "expected loss to be a function"),
     (lambda: evolve(X, Y, tolerance=2), ValueError, "tolerance must lie in [0, 1], but got 2"),
     (lambda: evolve(X, Y, population=1), ValueError, "population must be at least 2"),
     (call(criterion=Jacobian(X)), ValueError, "batches (x, y), but the labels y"),
@@ -155,6 +160,11 @@ test_criteria = refusals(
     (call(criterion=Jacobian((X, torch.eye(3).long()[Y]), torch.nn.functional.cross_entropy)),
      ValueError, "Jacobian: expected y to hold a string or a real number for each case, but got"),
     (call(criterion=DSP(iter([]))), ValueError, "an iterator is used up after one pass"),
+    (call(criterion=DSP(DataLoader([*X], batch_size=9, drop_last=True))), ValueError,
+     "hold none (drop_last=True leaves out a batch of fewer than 9 series)"),
+    (call(criterion=DSP(TensorDataset(X, Y))), ValueError, "DataLoader(dataset, batch_size=64)"),
+    (call(criterion=Jacobian(DataLoader(TensorDataset(X, Y), batch_size=None))), ValueError,
+     "Jacobian expected batches, but got a single series (2, 12)"),
     (call(criterion=DSP(HOLE)), ValueError, "DSP: expected X to be finite, but 1 of 6 "),
     (call(criterion=DSP(X), model=broken()), ValueError, "; check the weights and the data"),
     (call(criterion=evolve(X, Y), model=broken()), ValueError, "outputs that are numbers"),
