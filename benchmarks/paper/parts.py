@@ -28,6 +28,7 @@ GROWTH = ("DSN", "fixed pattern", "gradient growth")
 MOMENTS = ("moments: mean", "moments: corrected", "masked dense")
 WIDER = ("DSN", "S = 90 %, nf = 56", "S = 95 %, nf = 68", "S = 98 %, nf = 77")
 INPUTS = ("centred zeros", "centred replicate", "z-normalised")
+BLOCKS = ("dense", "DSN", "blocks, bfloat16")
 OF_UEA = ("UEA, centred zeros", "UEA, z-normalised", "UEA, 100 epochs")
 # Runs of univariate sets with the paper's settings, on UCR 85 and on the sets new in 2018.
 UNIVARIATE = ("DSN", "DSN, 60 epochs", "UCR 2018")
@@ -127,6 +128,8 @@ PARTS = (
     Part("question-c", costs(names=WIDER), partial(figures.accuracy_by_time, names=WIDER)),
     Part("question-d", against(reference="DSN", others=INPUTS),
          partial(figures.differences, reference="DSN", others=INPUTS)),
+    Part("blocks", costs(names=BLOCKS), partial(figures.accuracy_by_time, names=BLOCKS),
+         optional=True),
     Part("other-runs", other_runs, optional=True),
     Part("behind", partial(dsn.behind, names=(*UNIVARIATE, "UEA")), post_hoc=True),
     Part("each-set", partial(dsn.each_set, names=UNIVARIATE), post_hoc=True),

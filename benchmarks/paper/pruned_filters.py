@@ -139,9 +139,11 @@ def like(row: Mapping[str, Any]) -> nn.Module:
 
 
 def network_of(row: Mapping[str, Any]) -> str:
-    """Return a text that is equal for equal networks of a data set."""
+    """Return a text that is equal for equal networks of a data set, in the same precision."""
     options = row["options"]
     parts = [options["model"], options["weights"], options["network"]]
+    if (precision := options["recipe"].get("precision", "float32")) != "float32":
+        parts.append(precision)
     if (members := options["members"]) > 1:
         parts.append({"members": members})
     if row["asked"]:

@@ -6,7 +6,7 @@ how fast that is: all networks of one data set interleaved, a prediction and a s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -62,9 +62,10 @@ def measure(rows: Sequence[Mapping[str, Any]], path: Path) -> int:
             if len(set(timed_as.values())) < 2 or done.get(dataset) == (seed, timed_as):
                 continue
             models = {network_of(row): like(row) for row in shown}
+            half = {timed_as[row["run"]] for row in shown if _is_half(row)}
             x = torch.randn(BATCH, shown[0]["n_channels"], shown[0]["n_timepoints"])
             with threads(1):
-                found = _timed(models, x)
+                found = _timed(models, x, half)
             line = {
                 "dataset": dataset, "seed": seed, "networks": timed_as,
                 "times": {run: found[name] for run, name in timed_as.items()},
@@ -80,13 +81,25 @@ def read_times(path: Path) -> list[dict[str, Any]]:
     return list(lines.values())
 
 
-def _timed(models: Mapping[str, nn.Module], x: torch.Tensor) -> dict[str, dict[str, float]]:
+def _is_half(row: Mapping[str, Any]) -> bool:
+    return bool(row["options"]["recipe"].get("precision") == "bfloat16")
+
+
+def _timed(
+    models: Mapping[str, nn.Module], x: torch.Tensor, half: Container[str]
+) -> dict[str, dict[str, float]]:
+    """Time every network; those in ``half`` under autocast to bfloat16."""
     calls: dict[str, Callable[[], object]] = {}
     for name, model in models.items():
         # A copy each: changing the mode of one would take microseconds of every call.
         calls[f"{name} forward"] = torch.no_grad()(partial(deepcopy_model(model).eval(), x))
         calls[f"{name} step"] = model_passes(model.train(), (x,), True)["training"]
-    times = interleave(calls, rounds=ROUNDS)
+
+    def precision(key: str) -> torch.autocast:
+        enabled = key.rpartition(" ")[0] in half
+        return torch.autocast("cpu", torch.bfloat16, enabled=enabled, cache_enabled=False)
+
+    times = interleave(calls, rounds=ROUNDS, context=precision)
     found: dict[str, dict[str, float]] = {name: {} for name in models}
     for key, seconds in times.items():
         name, _, which = key.rpartition(" ")

@@ -36,7 +36,12 @@ TIMED = [
 
 
 def test_equal_networks_are_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def timed(models: Mapping[str, nn.Module], x: Tensor) -> dict[str, dict[str, float]]:
+    def timed(
+        models: Mapping[str, nn.Module], x: Tensor, half: set[str]
+    ) -> dict[str, dict[str, float]]:
+        assert [name in half for name in models] == [
+            name.endswith('"bfloat16"]') for name in models
+        ]
         assert tuple(x.shape) == (times.BATCH, 2, 30)
         sparse = [any(type(m) is SparseConv1d for m in one.modules()) for one in models.values()]
         assert sparse[:3] == [True, False, True]
@@ -53,12 +58,15 @@ def test_equal_networks_are_measured_once(tmp_path: Path, monkeypatch: pytest.Mo
     }  # fmt: skip
     assert times.measure(TIMED, path) == 0, "nothing is measured twice"
     assert times.measure([*TIMED, row("new", network={"nf": 5})], path) == 1
-    assert [len(line["times"]) for line in times.read_times(path)] == [5]
+    half = row("half", recipe={"precision": "bfloat16"})
+    assert times.measure([*TIMED, row("new", network={"nf": 5}), half], path) == 1
+    assert [len(line["times"]) for line in times.read_times(path)] == [6]
+    assert line["networks"]["DSN"] == '["DSN", "sparse", {"nf": 4}]'
 
 
 def test_what_changed_is_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = {"forward_ms": 1.0, "step_ms": 2.0}
-    monkeypatch.setattr(times, "_timed", lambda models, x: dict.fromkeys(models, found))
+    monkeypatch.setattr(times, "_timed", lambda models, x, half: dict.fromkeys(models, found))
     path = tmp_path / times.TIMES_NAME
     one, other = row("DSN"), row("wide", network={"nf": 5})
     wider = row("wide", network={"nf": 40})
@@ -79,15 +87,18 @@ def test_what_changed_is_measured_again(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_predictions_are_timed_in_eval_mode_and_steps_with_gradients() -> None:
-    seen: dict[tuple[bool, bool], int] = Counter()
+    seen: dict[tuple[bool, bool, torch.dtype], int] = Counter()
 
     class Counted(nn.Linear):
         def forward(self, x: Tensor) -> Tensor:
-            seen[self.training, torch.is_grad_enabled()] += 1
-            return super().forward(x)
+            y = super().forward(x)
+            seen[self.training, torch.is_grad_enabled(), y.dtype] += 1
+            return y
 
-    found = times._timed({"a": Counted(3, 2), "b": nn.Linear(3, 2)}, torch.ones(5, 3))
+    models = {"a": Counted(3, 2), "b": Counted(3, 2)}
+    found = times._timed(models, torch.ones(5, 3), {"b"})
     assert found.keys() == {"a", "b"}
     assert all(took["forward_ms"] > 0 and took["step_ms"] > 0 for took in found.values())
-    assert seen.keys() == {(False, False), (True, True)}
+    ways = [(False, False), (True, True)]
+    assert seen.keys() == {(*way, t) for way in ways for t in (torch.float32, torch.bfloat16)}
     assert min(seen.values()) >= times.ROUNDS
