@@ -45,6 +45,7 @@ def write_all(folder: Path) -> None:
         "random_kernels_xeon": kernels_elsewhere,
         "pocket": lambda: report.recorded(folder, "pocket"),
         "filters": lambda: report.recorded(folder, "filters"),
+        "blocks": lambda: report.recorded(folder, "blocks"),
         "silence": lambda: report.recorded_table("silence", "silenced"),
     }
     for name, make in parts.items():

@@ -128,12 +128,11 @@ PARTS = (
     Part("question-c", costs(names=WIDER), partial(figures.accuracy_by_time, names=WIDER)),
     Part("question-d", against(reference="DSN", others=INPUTS),
          partial(figures.differences, reference="DSN", others=INPUTS)),
-    Part("blocks", costs(names=BLOCKS), partial(figures.accuracy_by_time, names=BLOCKS),
-         optional=True),
     Part("other-runs", other_runs, optional=True),
     Part("behind", partial(dsn.behind, names=(*UNIVARIATE, "UEA")), post_hoc=True),
     Part("each-set", partial(dsn.each_set, names=UNIVARIATE), post_hoc=True),
 )  # fmt: skip
+IN_BLOCKS = (Part("blocks", costs(names=BLOCKS), partial(figures.accuracy_by_time, names=BLOCKS)),)
 KERNELS = (
     Part("pruned-kernels", random_kernels.pruned_kernels),
     Part("choices", random_kernels.choices),

@@ -11,7 +11,16 @@ from typing import Any
 from benchmarks.paper import pruned_filters, rocket
 from benchmarks.paper.archives import members
 from benchmarks.paper.comparison import Runs
-from benchmarks.paper.parts import FILTERS, KERNELS, PARTS, READING, RUNS, Part
+from benchmarks.paper.parts import (
+    BLOCKS,
+    FILTERS,
+    IN_BLOCKS,
+    KERNELS,
+    PARTS,
+    READING,
+    RUNS,
+    Part,
+)  # fmt: skip
 from benchmarks.paper.rocket import is_pruned_kernels
 from benchmarks.paper.rows import ROWS_NAME, read_rows
 from benchmarks.paper.tables.cells import counted
@@ -24,7 +33,7 @@ RESULTS = Path(__file__).parents[1] / "results"
 # The rows of each plan that the documentation shows.
 RECORDED = {
     "full": RESULTS / "paper" / ROWS_NAME,
-    **{plan: RESULTS / plan / ROWS_NAME for plan in ("pocket", "filters", "silence")},
+    **{plan: RESULTS / plan / ROWS_NAME for plan in ("pocket", "filters", "silence", "blocks")},
 }
 
 
@@ -40,7 +49,7 @@ def write_report(rows: Rows, folder: Path) -> Path:
     if not rows:
         raise ValueError(f"there are no rows to report in {folder.parent}; run a plan first")
     folder.mkdir(parents=True, exist_ok=True)
-    for part in (*PARTS, *KERNELS, *FILTERS, *RUNS):
+    for part in (*PARTS, *IN_BLOCKS, *KERNELS, *FILTERS, *RUNS):
         for ending in (".md", ".csv", ".png"):
             (folder / f"{part.name}{ending}").unlink(missing_ok=True)
     times = read_times(folder.parent / TIMES_NAME)
@@ -62,6 +71,7 @@ def _parts(rows: Rows, times: Rows) -> list[tuple[Part, Runs]]:
     drawn = list(rocket.expanded(kernels))
     groups: list[tuple[Sequence[Part], Rows]] = [
         (PARTS, plain),
+        (IN_BLOCKS, plain if any(row["run"] == BLOCKS[-1] for row in plain) else ()),
         (FILTERS, smaller if len(plain) < len(networks) else ()),
         (KERNELS, drawn),
         (RUNS, [*smaller, *drawn]),
@@ -197,7 +207,10 @@ def _recorded(plan: str) -> tuple[Rows, Rows, list[tuple[Part, Runs]]]:
     """Return the rows, the times, and the parts that the plan was made for."""
     source = RECORDED[plan]
     rows, times = read_rows(source), read_times(source.with_name(TIMES_NAME))
-    wanted = {"full": PARTS, "pocket": KERNELS}.get(plan, FILTERS)
+    if plan == "blocks":
+        sets, others = {row["dataset"] for row in rows}, read_rows(RECORDED["full"])
+        rows += [row for row in others if row["run"] in BLOCKS and row["dataset"] in sets]
+    wanted = {"full": PARTS, "pocket": KERNELS, "blocks": IN_BLOCKS}.get(plan, FILTERS)
     return rows, times, [(part, runs) for part, runs in _parts(rows, times) if part in wanted]
 
 
