@@ -1,11 +1,12 @@
 """``python -m benchmarks.gpu --out FILE``: what only a GPU can tell about the GPU kernels.
 
 The layer of a Dynamic Sparse Network is compared with dense at every precision, and a training step
-too, eager and as CUDA graphs. Then the kernels' tests run, and compute sanitizers watch one call of
-each kernel. Each row is printed and saved when it was measured. After an error that broke the
-device, the parts that are left run with ``--parts``, into another file.
+too, eager and as CUDA graphs; in single weights and in blocks. Then the kernels' tests run, and
+compute sanitizers watch one call of each kernel. Each row is printed and saved when it was
+measured. After an error that broke the device, the parts that are left run with ``--parts``, into
+another file.
 
-On a machine with a GPU, nvcc, PyTorch and pytest, from the root of the sources, in ten minutes::
+On a machine with a GPU, nvcc, PyTorch and pytest, from the sources' root, in fifteen minutes::
 
     export FORCE_CUDA=1 TORCH_CUDA_ARCH_LIST=9.0   # 9.0: H100 and H200; 8.0: A100
     python3 setup.py -q build_ext --inplace 2>&1 | tail -n 20
@@ -24,6 +25,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +52,13 @@ def once(target: Target, lengths: Sequence[int]) -> Iterator[Row]:
 
 Part = Callable[[Target, Sequence[int]], Iterator[Row]]
 PARTS: dict[str, Part] = {
-    "layer": layer.rows, "step": step.rows, "density": layer.density_rows, "once": once
-}  # fmt: skip
+    "layer": layer.rows,
+    "step": step.rows,
+    "blocks": partial(layer.rows, blocks=True),
+    "blocks, step": partial(step.rows, blocks=True),
+    "density": layer.density_rows,
+    "once": once,
+}
 _TESTS = (sys.executable, "-m", "pytest", "-q", "-x", "tests/kernels/test_kernels.py", "-k")
 # Each tensor gets its own memory: a wrong access could hit a neighbour in torch's cache.
 _SANITIZER = (

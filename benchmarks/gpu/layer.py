@@ -94,12 +94,13 @@ RIVALS: dict[str, Rival] = {
 }
 
 
-def row(target: Target, length: int, computation: str) -> Row:
+def row(target: Target, length: int, computation: str, blocks: bool = False) -> Row:
     """Time one computation in every form: sparse, dense at each precision, by FFT; also as graphs.
 
-    A sparse kernel whose error is far above 1e-6 in float32 is wrong.
+    A sparse kernel whose error is far above 1e-6 in float32 is wrong. In blocks, which the CUDA
+    kernels do not know, TF32's are 1e-3.
     """
-    problem = target.layer(length).build()
+    problem = target.layer(length, blocks).build()
     wanted = exact_results(problem)[computation].exact  # on the CPU, whatever the GPU does
     positions = problem.pattern.positions()
     typed = {name: on(target.device, problem, dtype) for name, (dtype, _) in PRECISIONS.items()}
@@ -114,10 +115,11 @@ def row(target: Target, length: int, computation: str) -> Row:
             return target.graphed(timed) if graph else timed
 
     forms: dict[str, tuple[Callable[[], baselines.Calls], bool]] = {
-        f"{backend} {precision}": (partial(sparse_calls, backend, typed[precision]), False)
-        for backend in target.backends
-        for precision in ("fp32", "bf16")
-    }
+        f"{backend} {precision}":
+            (partial(sparse_calls, backend, typed[precision]), PRECISIONS[precision][1])
+        for backend in target.sparse(blocks)
+        for precision in ("TF32" if blocks else "fp32", "bf16")
+    }  # fmt: skip
     for precision, (_, allowed) in PRECISIONS.items():
         for name, rival in RIVALS.items():
             forms[f"{name} {precision}"] = partial(rival, typed[precision]), allowed
@@ -130,10 +132,10 @@ def row(target: Target, length: int, computation: str) -> Row:
     return target.row(computation, length, makes)
 
 
-def rows(target: Target, lengths: Sequence[int]) -> Iterator[Row]:
+def rows(target: Target, lengths: Sequence[int], blocks: bool = False) -> Iterator[Row]:
     """Time each computation of the layer in every form."""
     for length, computation in product(lengths, COMPUTATIONS):
-        yield row(target, length, computation)
+        yield row(target, length, computation, blocks)
 
 
 def density_rows(target: Target, lengths: Sequence[int]) -> Iterator[Row]:

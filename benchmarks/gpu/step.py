@@ -24,10 +24,11 @@ BATCHES = 4  # different ones
 NEVER = 10**9
 
 
-def model_of(target: Target, name: str) -> nn.Module:
+def model_of(target: Target, name: str, blocks: bool = False) -> nn.Module:
     """The network on a backend, or the dense one."""
-    nf, kernel_size, depth, *_ = target.sizes
-    options = {"nf": nf, "kernel_size": kernel_size, "depth": depth, "padding": "centred-zeros"}
+    nf, wide, kernel_size, depth, *_ = target.sizes
+    options = {"kernel_size": kernel_size, "depth": depth, "padding": "centred-zeros"}
+    options |= {"nf": wide, "block": 16} if blocks else {"nf": nf}
     torch.manual_seed(0)
     model = DSN(1, 2, **options, backend="reference" if name == "dense" else name)
     return (to_dense(model) if name == "dense" else model).to(target.device)
@@ -48,10 +49,11 @@ def loss(model: nn.Module, x: Tensor, y: Tensor, precision: str) -> Tensor:
         return F.nll_loss(model(x), y)
 
 
-def steps(target: Target, name: str, length: int, precision: str, mode: str, updates: bool) -> Call:
+def steps(
+    target: Target, model: nn.Module, length: int, precision: str, mode: str, updates: bool
+) -> Call:
     """Make a call of ``sizes.steps`` training steps; the last may update the patterns."""
     x, y = batches(length, target.device)
-    model = model_of(target, name).train()
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-4, capturable=mode == "graph")
     scheduler = None
     if updates:
@@ -77,23 +79,25 @@ def steps(target: Target, name: str, length: int, precision: str, mode: str, upd
     return run
 
 
-def row(target: Target, length: int) -> Row:
+def row(target: Target, length: int, blocks: bool = False) -> Row:
     """Time one step in every form, with its share of an update and without."""
     x, y = batches(length, torch.device("cpu"))
     with torch.no_grad():
-        exact = float(loss(model_of(target, "dense").cpu().double(), x[0].double(), y[0], "fp32"))
+        dense = model_of(target, "dense", blocks).cpu().double()
+        exact = float(loss(dense, x[0].double(), y[0], "fp32"))
 
     def made(name: str, precision: str, mode: str, updates: bool) -> Timed:
         allowed, device = PRECISIONS[precision][1], target.device
         with tf32(allowed):
-            model = model_of(target, name).train()
+            model = model_of(target, name, blocks).train()
             found = float(loss(model, x[0].to(device), y[0].to(device), precision).detach())
-            call = steps(target, name, length, precision, mode, updates)
+            call = steps(target, model, length, precision, mode, updates)
         return Timed(call, allowed, target.sizes.steps, abs(found - exact) / abs(exact))
 
     modes = ("eager", "graph")[: 1 + target.graphs]
-    # No bf16: autocast would run sparse kernels in bfloat16, which gains nothing there.
-    sparse = product(target.backends, ("fp32", "TF32"), modes, (False, True))
+    # Autocast runs single weights in bfloat16 too, which gains nothing.
+    of_sparse = ("TF32", "bf16") if blocks else ("fp32", "TF32")
+    sparse = product(target.sparse(blocks), of_sparse, modes, (False, True))
     dense = product(("dense",), PRECISIONS, modes, (False,))
     makes = {
         f"{name} {precision} {mode}{' with update' * updates}":
@@ -103,7 +107,7 @@ def row(target: Target, length: int) -> Row:
     return target.row("training step", length, makes)
 
 
-def rows(target: Target, lengths: Sequence[int]) -> Iterator[Row]:
+def rows(target: Target, lengths: Sequence[int], blocks: bool = False) -> Iterator[Row]:
     """Time a training step, eager and as a graph."""
     for length in lengths[:2]:
-        yield row(target, length)
+        yield row(target, length, blocks)

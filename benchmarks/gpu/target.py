@@ -48,6 +48,7 @@ class Sizes(NamedTuple):
     """The network that is measured (the paper's), and how often."""
 
     nf: int = 47  # channels between modules; three times as many after each
+    nf_blocks: int = 48  # the same where blocks are to divide them
     kernel_size: int = 39
     depth: int = 4
     steps: int = 50  # in a timed call; the last may update the patterns
@@ -70,16 +71,22 @@ class Target:
         self.missing = {name: states[name] for name in names if name not in self.backends}
         if device == "cuda" and not torch.cuda.is_available():
             raise RuntimeError(f"there is nothing to measure: {self.missing}")
-        self.sizes = Sizes() if device == "cuda" else Sizes(3, 9, 2, 4, 2, ((4, 3, 5),), (1,))
+        self.sizes = Sizes() if device == "cuda" else Sizes(3, 16, 9, 2, 4, 2, ((4, 3, 5),), (1,))
         self.graphs = device == "cuda"  # whether calls are captured
         # cuDNN tries some algorithms at the first call of each shape and keeps the fastest.
         torch.backends.cudnn.benchmark, torch.backends.cudnn.benchmark_limit = True, 5
 
-    def layer(self, length: int) -> Case:
+    def layer(self, length: int, blocks: bool = False) -> Case:
         """The network's later layer on 16 series, S = 80 %."""
-        nf, kernel_size = self.sizes[:2]
+        nf, wide, kernel_size, *_ = self.sizes
+        nf = wide if blocks else nf
         changes = {"in_channels": nf, "out_channels": 3 * nf, "kernel_size": kernel_size}
+        changes |= {"pattern": "blocks"} if blocks else {}
         return Case(**(vars(CASES["dsn_evolved_L128"]) | changes | {"length": length}))
+
+    def sparse(self, blocks: bool) -> list[str]:
+        """The backends that are compared; only Triton's kernels multiply blocks."""
+        return [name for name in self.backends if not (blocks and name == "cuda")]
 
     def clock(self) -> float:
         """Wait for the device; seconds."""

@@ -42,7 +42,7 @@ def test_each_part_is_measured_printed_and_saved(
     monkeypatch.setitem(gpu.CHECKS, "racecheck", ("no-such-tool",))
     out = tmp_path / "gpu.json"
     words = ["--out", str(out), "--device", "cpu", "--rounds", "2", "--lengths", "24", "--parts"]
-    assert gpu.main([*words, "layer", "step", "density", "once", "memcheck", "racecheck"]) == 1
+    assert gpu.main([*words, *gpu.PARTS, "memcheck", "racecheck"]) == 1
     found = json.loads(out.read_text())
     rows = {part: [row for row in found["rows"] if row["part"] == part] for part in gpu.PARTS}
 
@@ -60,6 +60,14 @@ def test_each_part_is_measured_printed_and_saved(
     (steps,) = rows["step"]
     assert {"cpp TF32 graph with update", "dense TF32 graph"} < steps["samples_ms"].keys()
     assert all(error < 1e-2 for error in steps["error"].values())
+    forms = (forms - {"cpp fp32"}) | {"cpp TF32"}
+    for row in rows["blocks"]:
+        names = {name.removesuffix(" eager").removesuffix(" graph") for name in row["error"]}
+        assert names == {form for form in forms if not form.startswith("dense padded")}
+        assert all(error < 1e-2 for error in row["error"].values())
+    (steps,) = rows["blocks, step"]
+    assert {"cpp TF32 graph", "cpp bf16 graph with update"} < steps["samples_ms"].keys()
+    assert all(error < 1e-1 for error in steps["error"].values())
     for row, computation in zip(rows["density"], COMPUTATIONS, strict=True):
         assert row["computation"] == f"{computation}, (4, 3, 5), 1 a kernel"
         assert list(row["samples_ms"]) == ["cpp"]
