@@ -138,6 +138,25 @@ def fitting(arguments: tuple[Any, ...]) -> Iterator[None]:
         ) from error
 
 
+def wrong_shape(
+    expected: str, shape: tuple[int, ...], channels: int, length: int | None = None
+) -> ValueError:
+    """Return the error of series that are not ``(n_cases, channels, length)``, of any for None."""
+    flat = shape[::2] if shape[1:-1] == (1,) else shape  # as which a 2-D array may have come
+    if len(flat) == 2 and flat == (channels, length or flat[1]):
+        todo = "one series is X[None]"
+    elif shape[1:] == (*([length] if length else shape[1:2]), channels):
+        todo = "the axes are swapped: numpy.transpose(X, (0, 2, 1))"
+    elif shape[1:2] == (channels,) and len(shape) == 3:
+        todo = "pad or cut them to this length"
+    elif len(shape) == 2 and channels == 1:
+        todo = "series of one channel are X[:, None]"
+    else:
+        todo = f"give series of {channels} channels"
+    given = f"{shape}, as which {flat} is read" if flat != shape and channels > 1 else shape
+    return ValueError(f"{expected}, but got {given}; {todo}")
+
+
 def warn_if_swapped(shape: tuple[int, ...]) -> None:
     """Warn where series have more channels than samples; for functions that learn their shape."""
     if len(shape) == 3 and shape[1] > shape[2]:

@@ -19,7 +19,7 @@ from sklearn.linear_model import RidgeClassifierCV
 from sklearn.model_selection import StratifiedKFold
 from sklearn.preprocessing import StandardScaler
 
-from sparseconv.core.arrays import as_labels
+from sparseconv.core.arrays import as_labels, warn_if_swapped
 from sparseconv.core.checks import count, flag, number
 from sparseconv.estimators.shared import Scored, Shared, case_weights, draw_seed
 from sparseconv.rocket.bank import KINDS, MINI_KERNELS, KernelBank, check_length
@@ -343,6 +343,7 @@ def prune_rocket(
 
 def draw_kernels(kernels: Any, n_kernels: int, seed: int, X: Array) -> KernelBank:
     """Return the bank of kernels that aeon draws for these series, or the one given."""
+    warn_if_swapped(X.shape)
     if isinstance(kernels, KernelBank):
         check_shape(X.shape, kernels)
         return kernels

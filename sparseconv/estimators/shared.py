@@ -13,7 +13,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.class_weight import compute_sample_weight
 from threadpoolctl import threadpool_limits
 
-from sparseconv.core.arrays import as_labels, as_series, three_axes, warn_if_swapped
+from sparseconv.core.arrays import as_labels, as_series, three_axes, wrong_shape
 from sparseconv.measure.machine import threads
 
 LEAST_WEIGHT = 1e-6  # of the largest class_weight: less is lost in float32
@@ -28,17 +28,14 @@ class Shared:
     def _preprocess_collection(self, X: Any, store_metadata: bool = True) -> Any:
         series = three_axes(type(self).__name__, "X", X)
         as_series(type(self).__name__, "X", series)  # infinity passes aeon's checks
-        if store_metadata:
-            warn_if_swapped(series.shape)
         return super()._preprocess_collection(series, store_metadata)  # type: ignore[misc]
 
     def _check_shape(self, X: Any) -> None:
         channels, length = (self.metadata_[f"n_{axis}"] for axis in ("channels", "timepoints"))
         if X.shape[1:] != (channels, length):
-            raise ValueError(
-                f"{type(self).__name__}: expected series of shape (n_cases, {channels}, {length}), "
-                f"as in fit, but got {X.shape}; pad or cut them to this length"
-            )
+            shape = f"(n_cases, {channels}, {length})"
+            expected = f"{type(self).__name__}: expected series of shape {shape}, as in fit"
+            raise wrong_shape(expected, X.shape, channels, length)
 
     def _check_y(self, y: Any, n_cases: int, **options: Any) -> Any:
         labels = as_labels(type(self).__name__, "y", y)

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sparseconv.core.arrays import wrong_shape
 from sparseconv.core.checks import count
 
 
@@ -29,10 +30,9 @@ class Classifier(nn.Module):
     def check_series(self, x: Tensor) -> None:
         """Refuse a tensor of another shape, unless it is a symbol of ``torch.fx``."""
         if isinstance(x, Tensor) and (x.dim() != 3 or x.shape[1] != self.in_channels):
-            raise ValueError(
-                f"this {type(self).__name__} expects series of shape (n_cases, {self.in_channels}, "
-                f"n_timepoints), but got {tuple(x.shape)}; x.unsqueeze(0) is a batch of one"
-            )
+            shape = f"(n_cases, {self.in_channels}, n_timepoints)"
+            expected = f"this {type(self).__name__} expects series of shape {shape}"
+            raise wrong_shape(expected, tuple(x.shape), self.in_channels)
 
 
 class Residual(nn.Module):

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from sparseconv.core.arrays import as_series, three_axes
+from sparseconv.core.arrays import as_series, three_axes, wrong_shape
 from sparseconv.ops.backends import extension
 from sparseconv.rocket.bank import MINI_LENGTH, KernelBank
 from sparseconv.rocket.reference import kernel_features_reference
@@ -79,12 +79,11 @@ def operations(bank: KernelBank) -> int:
 
 def check_shape(shape: tuple[int, ...], bank: KernelBank) -> None:
     """Refuse series of another shape than the bank's."""
-    if shape[1:] != (bank.series_channels, bank.series_length):
-        raise ValueError(
-            f"expected series of shape (n_cases, {bank.series_channels}, {bank.series_length}), "
-            f"those that the kernels were drawn for, but got {shape}; pad or cut them to this "
-            "length"
-        )
+    channels, length = bank.series_channels, bank.series_length
+    if shape[1:] != (channels, length):
+        expected = f"expected series of shape (n_cases, {channels}, {length})"
+        expected += ", those that the kernels were drawn for"
+        raise wrong_shape(expected, shape, channels, length)
 
 
 def normalised(X: npt.NDArray[Any]) -> npt.NDArray[Any]:

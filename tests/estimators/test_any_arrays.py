@@ -176,8 +176,9 @@ def test_swapped_axes_are_named(shape: tuple[int, ...]) -> None:
     model = sc.models.DSN(40, 2, nf=2, kernel_size=6, depth=2)
     with pytest.warns(UserWarning, match=r"axes are \(n_cases, n_channels, n_timepoints\)"):
         train(model, X, y, Recipe(epochs=1), progress=False)
-    with pytest.warns(UserWarning, match="40 channels, more than the"):
+    with pytest.warns(UserWarning, match="40 channels, more than the") as seen:
         DSNClassifier(nf=2, kernel_size=6, depth=2, epochs=1).fit(X, y)
+    assert sum("40 channels" in str(warning.message) for warning in seen) == 1
     for kernels in ("rocket", "minirocket"):
         with (
             pytest.warns(UserWarning, match="40 channels, more than the"),

@@ -21,6 +21,7 @@ from sparseconv import DSNClassifier, POCKETClassifier, RocketTransformer, prune
 
 X = np.random.default_rng(0).normal(size=(12, 1, 60))
 Y = np.arange(12) % 2
+TWO = np.random.default_rng(0).normal(size=(12, 2, 60))
 HOLE = np.where(np.arange(60) == 3, np.nan, X)
 UNEQUAL = [x[:, : 20 + i] for i, x in enumerate(X)]
 BANK = RocketTransformer(n_kernels=20, random_state=0).fit(X).bank_
@@ -73,6 +74,11 @@ test_aeon_estimators = refusals(
     (lambda: fit_dsn().predict(np.full_like(X, 1e39)), ValueError, "too large for float32"),
     (lambda: fit_dsn().predict(X[:, :, :30]), ValueError,
      "DSNClassifier: expected series of shape (n_cases, 1, 60), as in fit, but got (12, 1, 30)"),
+    (lambda: fit_dsn(TWO).predict(TWO[0]), ValueError,
+     "got (2, 1, 60), as which (2, 60) is read; one series is X[None]"),
+    (lambda: fit(TWO).predict(TWO.swapaxes(1, 2)), ValueError,
+     "got (12, 60, 2); the axes are swapped: numpy.transpose(X, (0, 2, 1))"),
+    (lambda: fit(TWO).model_.predict(TWO[0]), ValueError, "is read; one series is X[None]"),
     (lambda: fit().predict(X[:, :, :30]), ValueError, "(n_cases, 1, 60), as in fit, but got"),
     (lambda: RocketTransformer(n_kernels=9).fit(X).transform(X[:, :, :30]), ValueError, "as in fi"),
     (lambda: fit_dsn(epochs=0), ValueError, "epochs must be at least 1"),
