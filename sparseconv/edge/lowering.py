@@ -152,8 +152,9 @@ def _result(build: Builder, node: Any, name: str, args: Any, kwargs: Any) -> Any
             return args[0].double() if node.meta["val"].is_floating_point() else target(*args)
         try:
             y = target(*args, **kwargs)
-        except RuntimeError as error:  # as fake quantization, which takes float32 only
-            raise NotImplementedError(f"cannot be computed in float64 ({error})") from error
+        except RuntimeError as error:  # as fake quantization
+            todo = "export the network before prepare_qat, if it comes of that"
+            raise NotImplementedError(f"cannot be computed in float64; {todo}") from error
         return y.double() if isinstance(y, Tensor) and y.is_floating_point() else y
     if build.ending and RULES.get(name) not in (moved, stays):
         raise NotImplementedError(f"comes after a {build.ending}, which can only end the model")
