@@ -59,7 +59,8 @@ PARTS: dict[str, Part] = {
     "density": layer.density_rows,
     "once": once,
 }
-_TESTS = (sys.executable, "-m", "pytest", "-q", "-x", "tests/kernels/test_kernels.py", "-k")
+_PYTEST = (sys.executable, "-m", "pytest", "-q", "-x")
+_TESTS = (*_PYTEST, "tests/kernels/test_kernels.py", "-k")
 # Each tensor gets its own memory: a wrong access could hit a neighbour in torch's cache.
 _SANITIZER = (
     "env", "PYTORCH_NO_CUDA_MEMORY_CACHING=1", "compute-sanitizer", "--error-exitcode", "9",
@@ -68,6 +69,7 @@ _ONCE = (sys.executable, "-m", "benchmarks.gpu", "--parts", "once", "--out", "/d
 CHECKS = {
     "tests of cuda": (*_TESTS, "cuda"),
     "tests of triton": (*_TESTS, "triton"),
+    "tests of blocks": (*_PYTEST, "tests/kernels/triton/test_triton_blocks.py"),
     "memcheck": (*_SANITIZER, "--tool", "memcheck", *_ONCE),
     "racecheck": (*_SANITIZER, "--tool", "racecheck", *_ONCE),
 }
