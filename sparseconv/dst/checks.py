@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -52,8 +53,16 @@ def untrained(layers: Layers, optimizer: torch.optim.Optimizer, ranks: Ranks) ->
     values = {name: layer._parameters.get("values") for name, layer in layers.items()}
     idle = {name for name, p in values.items() if p is not None and p.grad is None}
     trained = Holdings(optimizer).ever_trained() if idle else set()
-    idle = {name for name in idle if trained and id(values[name]) not in trained}
+    idle = {name for name in idle if _would_show(values[name], optimizer, trained)}
     return idle if ranks.alone else set.intersection(*ranks.gather(idle))  # states may be divided
+
+
+def _would_show(values: Any, optimizer: torch.optim.Optimizer, trained: set[int]) -> bool:
+    """Whether training leaves a trace in this parameter's group, and left none of it."""
+    groups = getattr(optimizer, "param_groups", ())
+    own = [group.get("momentum") for group in groups if any(p is values for p in group["params"])]
+    alike = [group["params"] for group in groups if group.get("momentum") in own or not own]
+    return id(values) not in trained and any(id(p) in trained for group in alike for p in group)
 
 
 def check_layers(

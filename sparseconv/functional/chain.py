@@ -106,7 +106,8 @@ def fits_rows(pattern: KernelCSR, geometry: Geometry) -> bool:
 
 def rounds_float32() -> bool:
     """Whether torch lets its own CPU convolutions round float32 to bfloat16."""
-    return bool(torch.backends.mkldnn.conv.fp32_precision == "bf16")  # type: ignore[attr-defined]
+    unit = torch.backends.mkldnn
+    return bool(unit.enabled and unit.conv.fp32_precision == "bf16")  # type: ignore[attr-defined]
 
 
 def kernels_for(pattern: KernelCSR, geometry: Geometry, dtype: torch.dtype) -> tuple[str, str]:

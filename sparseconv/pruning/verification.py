@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -85,6 +86,27 @@ def _difference(
     pruned = deepcopy_model(whole)
     edit(pruned, channels, kept)
     mask(whole, channels, kept)
+    with _without_rounding():
+        return _unlike(whole, pruned, example, channels, kept)
+
+
+@contextmanager
+def _without_rounding() -> Iterator[None]:
+    """Compute float32 convolutions as such: blocks and single weights round differently."""
+    convolutions: Any = torch.backends.mkldnn.conv  # type: ignore[attr-defined]
+    if (before := convolutions.fp32_precision) != "bf16":
+        yield
+        return
+    convolutions.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        convolutions.fp32_precision = before
+
+
+def _unlike(
+    whole: nn.Module, pruned: nn.Module, example: tuple[Any, ...], channels: Channels, kept: Tensor
+) -> str | None:
     for mode in ("", " in train mode"):
         try:
             expected, unlike = _received(whole, example, channels, kept, bool(mode))

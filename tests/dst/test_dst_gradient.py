@@ -330,3 +330,18 @@ def test_a_copied_run_continues_like_the_original(copied: Callable[[Any], Any], 
     twin_model, _, twin = runs[1]
     twin.load_state_dict({**twin.state_dict(), "step_count": 1, "updates": 0})
     assert all(layer.dense_probe is not None for layer in sparse_layers(twin_model))
+
+
+def test_a_group_of_parameters_without_momentum_is_no_idle_layer() -> None:
+    """Only the other group has a state, and gradients are gone before the update."""
+    layers = nn.Sequential(SparseConv1d(2, 4, 5, density=0.4), SparseConv1d(4, 4, 5, density=0.4))
+    groups = [{"params": layers[0].parameters(), "momentum": 0.9},
+              {"params": layers[1].parameters()}]  # fmt: skip
+    optimizer = torch.optim.SGD(groups, 0.1)
+    dst = DSTScheduler(layers, optimizer, update_every=1, end_step=9)
+    first = [layer.pattern for layer in layers]
+    layers(torch.randn(2, 2, 20)).square().mean().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    dst.step()
+    assert [layer.pattern == old for layer, old in zip(layers, first, strict=True)] == [False] * 2

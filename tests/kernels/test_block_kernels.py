@@ -90,6 +90,12 @@ def test_float32_that_torch_may_round(engines, rounding):
         for got, (exact, bound) in zip(found, expected(case, rounded), strict=True):
             assert ((got.double() - exact).abs() <= bound).all(), case
         assert all(a.equal(b) for a, b in zip(compute(case, given, engine), found, strict=True))
+    torch.backends.mkldnn.enabled = False  # then torch does not round
+    try:
+        exact = compute(case, given, engine)
+    finally:
+        torch.backends.mkldnn.enabled = True
+    assert not any(a.equal(b) for a, b in zip(exact, found, strict=True))
 
 
 @pytest.mark.promise("P6")

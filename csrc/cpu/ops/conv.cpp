@@ -47,8 +47,10 @@ namespace {
 
 // Whether torch lets its own CPU convolutions round float32 to bfloat16.
 bool may_round() {
-  return at::globalContext().float32Precision(at::Float32Backend::MKLDNN, at::Float32Op::CONV) ==
-         at::Float32Precision::BF16;
+  const at::Context& context = at::globalContext();
+  return context.userEnabledMkldnn() &&
+         context.float32Precision(at::Float32Backend::MKLDNN, at::Float32Op::CONV) ==
+             at::Float32Precision::BF16;
 }
 
 bool by_blocks(const Tensor& signal, const ConvPlan& plan) {
