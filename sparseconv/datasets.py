@@ -106,7 +106,7 @@ def load(name_or_path: str | os.PathLike[str], *, nan_to_zero: bool = False) -> 
             raise ValueError(
                 f"{files[0]}: its first column, and that of the test set, hold whole numbers, none "
                 "twice: not labels, but the numbers of rows that pandas and R write; write it with "
-                "header=False, index=False (in R row.names=FALSE)"
+                "header=False, index=False (in R row.names=FALSE); labels, write as words: class1"
             )
         raw = dict(zip(_KEYS, (array for pair in read for array in pair), strict=True))
     else:
@@ -194,9 +194,9 @@ def _read(path: Path) -> tuple[Any, Any]:
 
 
 def _counts_rows(X: Any, y: Any) -> bool:
-    """Whether a file of lines begins them with several whole numbers, none of them twice."""
+    """Whether a file of lines begins ten or more with whole numbers, none of them twice."""
     lines = getattr(X, "ndim", 3) == 2
-    return lines and len({*y}) == len(y) > 2 and all(map(str.isdecimal, y))
+    return lines and len({*y}) == len(y) >= 10 and all(map(str.isdecimal, y))
 
 
 def _read_lines(path: Path) -> tuple[Any, Any]:
