@@ -57,7 +57,8 @@ def prune_filters(
 
     The result must compute what the model does with the removed channels masked. That is verified
     with random weights, and random series in the place of a constant example; in train mode as
-    well, with norms in eval mode, where the model runs on the example there.
+    well, with norms in eval mode, where the model runs on the example there (random numbers that
+    are not torch's: only that the result runs).
 
     Args:
         model: any; left as it was. Filters of ``nn.Conv1d``, ``nn.ConvTranspose1d``,
@@ -85,7 +86,7 @@ def prune_filters(
     Raises:
         TypeError, ValueError: an argument out of its range; a target out of reach; nothing that can
             be removed, with the reason of each layer; ``equivalent`` where nothing can be paired; a
-            model that gives something else for the same input when it runs again (torch's random
+            model that in eval mode gives something else when it runs again (torch's random
             numbers, as of dropout in eval mode, are no obstacle), or whose output holds something
             else than tensors (in tuples, lists, dicts, dataclasses) and constants.
         NotImplementedError: an optimizer that keeps something which cannot follow; a model that

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from engines import TWIN
@@ -13,6 +14,7 @@ from sparseconv.pruning import Magnitude
 from sparseconv.pruning.tracing import trace
 
 X, _ = data()
+GENERATOR = np.random.default_rng(0)
 
 
 def around(middle: nn.Module) -> nn.Sequential:
@@ -61,6 +63,24 @@ def test_channels_that_train_mode_needs_stay(middle: nn.Module, why: str) -> Non
     with pytest.raises(ValueError, match="has no filters that can be removed") as refused:
         sc.prune_filters(around(middle), X, Magnitude(), ratio=0.5)
     assert f"\n0: without some of its filters {why}" in str(refused.value)
+
+
+class Drawn(nn.Module):
+    """Random in train mode, by numbers that are not torch's; may add a bias to its channels."""
+
+    def __init__(self, bias: float) -> None:
+        super().__init__()
+        self.bias = bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = torch.full((8, 1), self.bias) if self.bias else 0.0
+        return x * float(GENERATOR.random()) + bias if self.training else x
+
+
+def test_what_repeats_itself_in_eval_mode_alone_is_pruned() -> None:
+    assert sc.prune_filters(around(Drawn(0)), X, Magnitude(), ratio=0.5)[0][0].out_channels == 4
+    with pytest.raises(ValueError, match=r"does not run in train mode \(RuntimeError: The size"):
+        sc.prune_filters(around(Drawn(1)), X, Magnitude(), ratio=0.5)
 
 
 class Counts(nn.Module):
