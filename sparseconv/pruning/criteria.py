@@ -180,6 +180,10 @@ class Jacobian(Criterion):
                         f"{LOSS}, but of outputs {tuple(out.shape)} and labels {tuple(y.shape)} of "
                         f"{y.dtype} this one fails or gives several (reduction='none'): {error}"
                     ) from error
+                if not loss.requires_grad:
+                    raise ValueError(
+                        f"{LOSS}, but this one has no gradient; remove detach, no_grad"
+                    )
                 grads = torch.autograd.grad(loss, parameters, materialize_grads=True)
                 products = {
                     id(weight): (grad * weight.detach()).double().cpu()

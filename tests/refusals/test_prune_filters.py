@@ -148,6 +148,8 @@ test_criteria = refusals(
     (call(criterion=Jacobian((X, Y), nn.NLLLoss(reduction="none"))), ValueError,
      "and labels (6,) of torch.int64 this one fails or gives several (reduction='none'): shape"),
     (call(criterion=Jacobian((X, Y), nn.BCELoss())), ValueError, "expected loss to be a function"),
+    (call(criterion=Jacobian((X, Y), lambda out, y: out.sum().detach())), ValueError,
+     "returns one scalar, but this one has no gradient; remove detach"),
     (lambda: evolve(X, Y, tolerance=2), ValueError, "tolerance must lie in [0, 1], but got 2"),
     (lambda: evolve(X, Y, population=1), ValueError, "population must be at least 2"),
     (call(criterion=Jacobian(X)), ValueError, "batches (x, y), but the labels y"),
