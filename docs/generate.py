@@ -14,7 +14,7 @@ from benchmarks.edge import measure as edge
 from benchmarks.edge import report as edge_report
 from benchmarks.lines import read_lines
 from benchmarks.paper import report
-from benchmarks.studies import classifiers, published_networks, unpruned
+from benchmarks.studies import blocks, classifiers, published_networks, unpruned
 from sparseconv.bench import document, tables
 from sparseconv.measure.table import threads_text
 
@@ -46,6 +46,7 @@ def write_all(folder: Path) -> None:
         "pocket": lambda: report.recorded(folder, "pocket"),
         "filters": lambda: report.recorded(folder, "filters"),
         "blocks": lambda: report.recorded(folder, "blocks"),
+        "blocks_networks": blocks.section,
         "silence": lambda: report.recorded_table("silence", "silenced"),
     }
     for name, make in parts.items():

@@ -79,6 +79,7 @@ def run(network: str, data: Data, seed: int) -> dict[str, Any]:
 
 def times(network: str, data: Data) -> dict[str, Any]:
     """Time a training step of one batch: all ways, and two compiled."""
+    torch.compiler.reset()  # it compiles the code of one forward for so many shapes only
     models = networks(network, data, 0, 0)
     data = data._replace(X_train=data.X_train[:BATCH], y_train=data.y_train[:BATCH])
 
@@ -114,7 +115,14 @@ def section(path: Path = RESULTS) -> str:
         rows.append((*case.values(), str(timed["shape"][2]), f"{timed['ms']['blocks'][0]:.0f}",
                      *ratios, *scores))  # fmt: skip
     header = ("network", "data set", "samples", "blocks, ms", *timed["ratio"], *WAYS)
-    return Table(header, rows, text_columns=2).markdown() + "\n"
+    about = document["machine"]
+    text = (
+        f"{about['cpu']}, 1 thread, torch {about['torch']}, {about['date']}. A training step of "
+        f"{BATCH} series: medians of {ROUNDS} interleaved rounds, ratios with 95 % intervals. "
+        f"Accuracies on the test set: mean ± standard deviation (seeds), after 2 x {EPOCHS} "
+        "epochs, which are few steps on small sets."
+    )
+    return f"{Table(header, rows, text_columns=2).markdown()}\n\n{text}\n"
 
 
 def measure(path: Path, archive: Path | None = None) -> None:
