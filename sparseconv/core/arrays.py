@@ -117,8 +117,23 @@ def fitting(arguments: tuple[Any, ...]) -> Iterator[None]:
     """Add to an error of a model that runs in the block the input, the layer and what to do."""
     try:
         yield
-    except (RuntimeError, IndexError, ValueError) as error:
+    except Exception as error:
+        if arguments and all(isinstance(n, int) for n in arguments):
+            shape, why = tuple(arguments), f"{type(error).__name__}: {error}"
+            raise TypeError(
+                f"the model fails with {shape}; if that is a shape, give a tensor: "
+                f"torch.randn{shape}; {why}"
+            ) from error
         frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+        calls = [frame.f_code.co_name for frame in frames].count("_wrapped_call_impl")
+        at_call = calls == 1 and frames[-1].f_globals.get("__name__") == nn.Module.__module__
+        if at_call and isinstance(error, TypeError) and len(arguments) > 1:
+            raise TypeError(
+                f"the model does not take a tuple of {len(arguments)} arguments ({error}); of a "
+                "batch (x, y) give x"
+            ) from error
+        if not isinstance(error, RuntimeError | IndexError | ValueError):
+            raise
         advice = [todo for words, todo in ADVICE.items() if words in str(error)]
         by_torch = frames[-1].f_globals.get("__name__", "").startswith("torch.")
         plain = (RuntimeError, IndexError, *(ValueError,) * by_torch)

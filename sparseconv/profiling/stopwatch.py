@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import random
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -83,9 +82,6 @@ def copied_arguments(model: nn.Module, input: Any, name: str = "example_input") 
             f"{name} must be a tensor, or a tuple of the model's arguments, but got "
             f"{type(input).__name__}"
         )
-    if isinstance(input, tuple) and input and all(isinstance(n, int) for n in input):
-        shape = tuple(input)
-        raise TypeError(f"{name} must be a tensor; {shape} looks like a shape: torch.randn{shape}")
     dtype, codes = next(model.parameters(), torch.empty(0)).dtype, has_codes(model)
 
     def copied(given: Any) -> Tensor:
@@ -98,16 +94,6 @@ def copied_arguments(model: nn.Module, input: Any, name: str = "example_input") 
         arguments: tuple[Any, ...] = tree_map_only(
             (np.ndarray, Tensor), copied, input if isinstance(input, tuple) else (input,)
         )
-    if len(arguments) > 1:
-        try:
-            inspect.signature(model.forward).bind(*arguments)
-        except TypeError as error:
-            raise TypeError(
-                f"{name} is a tuple of {len(arguments)} arguments, which the model's forward does "
-                f"not take ({error}); of a batch (x, y) give x"
-            ) from None
-        except ValueError:  # TorchScript shows no signature
-            pass
     return arguments
 
 

@@ -92,6 +92,25 @@ def test_every_call_of_every_layer_is_found() -> None:
     assert content["model"]["training"]["flops"] == list(found.model["training"].flops)
 
 
+class Length(nn.Module):
+    """Takes a number of time points."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = SparseConv1d(3, 4, 5)
+
+    def forward(self, n: int) -> Tensor:
+        return self.conv(torch.ones(1, 3, n))
+
+
+def test_any_arguments_with_which_the_model_runs_are_taken() -> None:
+    """A tuple of ints may be no shape, and hooks may take what ``forward`` does not."""
+    assert profile(Length(), (50,)).layers[0].input_shape == (1, 3, 50)
+    layer = SparseConv1d(3, 4, 5)
+    layer.register_forward_pre_hook(lambda module, given: given[:1])
+    assert profile(layer, (X, X)).layers[0].calls == 1
+
+
 @pytest.mark.skipif(backends.extension is None, reason="the dense path executes dense FLOPs")
 def test_flops_are_those_that_torch_counts() -> None:
     torch.manual_seed(0)

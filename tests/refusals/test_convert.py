@@ -34,7 +34,7 @@ test_convert = refusals(
     (lambda: convert(MODEL, masks={"1.weight": X}), ValueError, "masks must hold names"),
     (lambda: convert(MODEL, masks={"0": X > 0}), ValueError, "(4, 3, 9), but has (2, 3, 40)"),
     (lambda: convert(MODEL, example_input=[X]), TypeError, "example_input must be a tensor"),
-    (lambda: convert(MODEL, example_input=(2, 3)), TypeError, "tensor; (2, 3) looks like a shape"),
+    (lambda: convert(MODEL, example_input=(2, 3)), TypeError, "fails with (2, 3); if that is"),
     (lambda: convert(SMALL, example_input=X[0]), RuntimeError, "one series as x[None]"),
     (lambda: convert(nn.Sequential(SMALL, nn.BatchNorm1d(2)), example_input=X[:1]), ValueError,
      "or more), call model.eval(), or normalise before pooling"),
