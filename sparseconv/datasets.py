@@ -106,7 +106,7 @@ def load(name_or_path: str | os.PathLike[str], *, nan_to_zero: bool = False) -> 
             raise ValueError(
                 f"{files[0]}: its first column, and that of the test set, hold whole numbers, none "
                 "twice: not labels, but the numbers of rows that pandas and R write; write it with "
-                "header=False, index=False (in R row.names=FALSE); labels, write as words: class1"
+                "header=False, index=False (in R row.names=FALSE), and labels as words: class1"
             )
         raw = dict(zip(_KEYS, (array for pair in read for array in pair), strict=True))
     else:

@@ -168,7 +168,7 @@ def wrong_shape(
         todo = "series of one channel are X[:, None]"
     else:
         todo = f"give series of {channels} channels"
-    given = f"{shape}, as which {flat} is read" if flat != shape and channels > 1 else shape
+    given = f"{shape} (perhaps of {flat})" if flat != shape and channels > 1 else shape
     return ValueError(f"{expected}, but got {given}; {todo}")
 
 

@@ -153,7 +153,7 @@ def _result(build: Builder, node: Any, name: str, args: Any, kwargs: Any) -> Any
         try:
             y = target(*args, **kwargs)
         except RuntimeError as error:  # as fake quantization
-            todo = "export the network before prepare_qat, if it comes of that"
+            todo = "export the network before prepare_qat, if that is the cause"
             raise NotImplementedError(f"cannot be computed in float64; {todo}") from error
         return y.double() if isinstance(y, Tensor) and y.is_floating_point() else y
     if build.ending and RULES.get(name) not in (moved, stays):

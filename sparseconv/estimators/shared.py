@@ -68,7 +68,7 @@ def case_weights(class_weight: Any, y: npt.NDArray[Any]) -> npt.NDArray[np.float
     if (low := ~(found > LEAST_WEIGHT * found.max())).any():
         raise ValueError(
             f"class_weight must hold positive numbers, above {LEAST_WEIGHT:g} of the largest, but "
-            f"of class {y[low][0]} it is {found[low][0]:g}; leave out cases that shall not count"
+            f"of class {y[low][0]} it is {found[low][0]:g}; leave out cases that should not count"
         )
     return found
 

@@ -123,7 +123,7 @@ def kept_modules(model: nn.Module, ignore: Iterable[str]) -> dict[nn.Module, str
 
 
 class _NoModules(ModuleTracker):
-    """Tells modules apart not at all: its hooks fail where ``forward`` calls ``autograd.grad``."""
+    """Does not tell modules apart: the hooks fail where ``forward`` calls ``autograd.grad``."""
 
     def __enter__(self) -> _NoModules:
         return self

@@ -79,7 +79,7 @@ test_load_dataset = refusals(
     (lambda: folder_of({"a_TRAIN.csv": "1,2"}), ValueError, "a_TEST.csv is missing"),
     (lambda: lines("0,1,2\n1.0,3,4\n2.0,5,6"), ValueError, "its first line counts 0, 1, 2"),
     (lambda: lines("\n".join(f"{i},2,{i % 2}" for i in range(10))), ValueError,
-     "index=False (in R row.names=FALSE); labels, write as words: class1"),
+     "index=False (in R row.names=FALSE), and labels as words: class1"),
     (lambda: lines("7,1,7\n9,2,4\n" + "\n".join(f"{i}1,1,6" for i in range(8))), ValueError,
      "not labels, but the numbers of rows"),
     (lambda: lines("\n".join(f"{max(0.6, i / 90)},2,{i % 2}" for i in range(90))), ValueError,
