@@ -117,7 +117,7 @@ def fitting(arguments: tuple[Any, ...]) -> Iterator[None]:
     """Add to an error of a model that runs in the block the input, the layer and what to do."""
     try:
         yield
-    except Exception as error:
+    except Exception as error:  # of any code, the model's
         if arguments and all(isinstance(n, int) for n in arguments):
             shape, why = tuple(arguments), f"{type(error).__name__}: {error}"
             raise TypeError(

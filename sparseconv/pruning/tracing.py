@@ -60,7 +60,7 @@ def trace(model: nn.Module, arguments: tuple[Any, ...], ignore: Iterable[str] = 
         try:
             with tracer.flops, SameDraws(), tracer:
                 out = model(*arguments)
-        except Exception as error:
+        except Exception as error:  # of any code, the model's
             stack.close()
             with fitting(arguments):  # does it fail by itself?
                 model(*arguments)

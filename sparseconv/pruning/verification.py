@@ -126,7 +126,7 @@ def _unlike(
             raise
         try:
             found, _ = _received(pruned, example, channels, None, bool(mode))
-        except Exception as error:
+        except Exception as error:  # of any code, the model's
             return f"the model does not run{mode} ({type(error).__name__}: {error})"
         if mode and not repeats:
             return None
