@@ -26,7 +26,7 @@ namespace {
 // While it lives, Python's lock is released; the kernels are chosen before.
 struct Computing {
   const KernelTable& kernels = choose_kernels();
-  const pybind11::gil_scoped_release release;
+  const pybind11::gil_scoped_release release{};  // which clang does not make of {}
 };
 
 std::vector<double> run_peak(bool float64, int64_t passes, int64_t repeats) {
