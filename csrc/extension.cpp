@@ -100,6 +100,7 @@ PYBIND11_MODULE(_C, m) {
       },
       pybind11::arg("crow_indices"), pybind11::arg("col_indices"), pybind11::arg("geometry"),
       "Whether a chain in rows takes the convolution, on a matrix unit.");
+  m.def("has_fma", [] { return sparseconv::choose_kernels().fma; });
   m.def("has_matrix_unit", [] { return sparseconv::choose_kernels().blocks != nullptr; });
   using at::Tensor;
   using sparseconv::MiniRocketPlan;

@@ -39,6 +39,7 @@ struct BlockKernels {
 struct KernelTable {
   const char* name;
   int64_t lanes;  // of float in a vector
+  bool fma;       // whether a multiply-add is an instruction, and not imitated
   // Indexed by Element.
   void (*correlate[4])(const Correlation&, int64_t part, int64_t parts, void* scratch);
   void (*wgrad[4])(const WeightGradient&, int64_t part, int64_t parts, void* scratch);

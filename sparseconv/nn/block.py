@@ -88,7 +88,7 @@ def _may_chain(x: Any) -> bool:
         and x.numel() > 0
         and extension is not None
         # Without the instruction a multiply-add is imitated, bit for bit: 30 to 100 times slower.
-        and bool(extension.isa() != "baseline")
+        and bool(extension.has_fma() or in_rows(x))
     )
 
 
@@ -124,15 +124,15 @@ class Block(nn.Sequential):
     """``nn.Sequential`` around sparse convolutions, with faster ways through their neighbours.
 
     Layers that follow each other are computed as one chain, whose tensors stay in the kernels' own
-    order: a ``SparseConv1d`` that keeps the length, a 1x1 ``nn.Conv1d``, an
-    ``nn.BatchNorm1d`` followed by ``nn.ReLU``. That is so when the backend is the C++ kernels on
-    AVX2 or better, and the results are equal: modules that run the code of these, without hooks, on
-    float32 or float64 CPU tensors, outside torch.compile, autocast, torch.func and modes that see
-    functions or operations, and without hooks of saved tensors. On a CPU with AMX, convolutions of
-    blocks of 16 channels are computed so in bfloat16 as well, also under autocast; there results
-    differ by roundings. Everything else runs module by module. For backward a chain saves its input
-    and all its parameters: writing into one of them before it is an error, also where a single
-    module would allow it.
+    order: a ``SparseConv1d`` that keeps the length, a 1x1 ``nn.Conv1d``, an ``nn.BatchNorm1d``
+    followed by ``nn.ReLU``. That is so when the backend is the C++ kernels and the CPU has
+    multiply-adds (AVX2 or better, 64-bit Arm), and the results are equal: modules that run the code
+    of these, without hooks, on float32 or float64 CPU tensors, outside torch.compile, autocast,
+    torch.func and modes that see functions or operations, and without hooks of saved tensors. On a
+    CPU with AMX, convolutions of blocks of 16 channels are computed so in bfloat16 as well, also
+    under autocast; there results differ by roundings. Everything else runs module by module. For
+    backward a chain saves its input and all its parameters: writing into one of them before it is
+    an error, also where a single module would allow it.
 
     Args:
         modules: as for ``nn.Sequential``.

@@ -14,6 +14,8 @@ namespace sparseconv::baseline {
 }  // namespace sparseconv::baseline
 
 constinit const sparseconv::KernelTable sparseconv::kBaseline =
-    sparseconv::baseline::table("baseline");
+    sparseconv::baseline::table("baseline", nullptr, sparseconv::baseline::kHasFma);
 constinit const sparseconv::KernelTable sparseconv::kEmulated =
-    sparseconv::baseline::table("amx-emulated", &sparseconv::kEmulatedBlocks);
+    sparseconv::baseline::table("amx-emulated",
+                                &sparseconv::kEmulatedBlocks,
+                                sparseconv::baseline::kHasFma);

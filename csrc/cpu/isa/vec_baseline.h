@@ -46,6 +46,7 @@ using F64 = Lanes<double>;
 // rounds to float as the exact sum would (Boldo and Melquiond, "Emulation of FMA and correctly
 // rounded sums: proved algorithms using rounding to odd", 2008).
 #if defined(__FMA__) || defined(__aarch64__)
+constexpr bool kHasFma = true;
 static inline F32 fma(F32 a, F32 b, F32 c) {
   F32 y;
   for (int i = 0; i < F32::kWidth; ++i) {
@@ -54,6 +55,7 @@ static inline F32 fma(F32 a, F32 b, F32 c) {
   return y;
 }
 #else
+constexpr bool kHasFma = false;
 typedef int64_t Bits64 __attribute__((vector_size(16)));
 static inline F64::Vector sum_rounded_to_odd(F64::Vector a, F64::Vector b) {
   const F64::Vector s = a + b;

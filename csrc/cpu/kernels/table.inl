@@ -1,10 +1,13 @@
 // The kernels of one instruction set. Evaluated by the compiler only: no code of it may run before
 // the CPU was asked.
 
-consteval KernelTable table(const char* name, const BlockKernels* blocks = nullptr) {
+consteval KernelTable table(const char* name,
+                            const BlockKernels* blocks = nullptr,
+                            bool fma = true) {
   return {
       name,
       F32::kWidth,
+      fma,
       {correlate<F32, float>, correlate<F64, double>, correlate<F32, Bf16>, correlate<F32, Half>},
       {wgrad<F32, float>, wgrad<F64, double>, wgrad<F32, Bf16>, wgrad<F32, Half>},
       {pointwise<F32>, pointwise<F64>},
