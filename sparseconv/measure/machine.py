@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -21,14 +22,21 @@ VARIABLES = ("SPARSECONV_BACKEND", "SPARSECONV_CPU_ISA")
 
 
 def cpu_name() -> str:
-    """Return the processor's name, as the system gives it, with its family and model on x86.
+    """Return the processor's name, as the system gives it, with the numbers that tell it apart.
 
-    Cloud machines give one name ("AMD EPYC") to generations that differ threefold in speed.
+    Cloud machines give one name ("AMD EPYC") to generations that differ threefold in speed, and
+    Arm's Linux gives none.
     """
+    if sys.platform == "darwin":
+        words = ["sysctl", "-n", "machdep.cpu.brand_string"]
+        return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
     cpuinfo = Path("/proc/cpuinfo")
     first = cpuinfo.read_text().partition("\n\n")[0] if cpuinfo.exists() else ""
     given = dict(line.split("\t", 1) for line in first.splitlines() if "\t" in line)
     given = {key: value.strip("\t: ") for key, value in given.items()}
+    if "CPU part" in given:
+        numbers = f"implementer {given['CPU implementer']}, part {given['CPU part']}"
+        return f"{given.get('model name') or platform.machine()} ({numbers})"
     if "cpu family" not in given:
         return given.get("model name") or platform.processor() or platform.machine()
     return f"{given['model name']} (family {given['cpu family']}, model {given['model']})"

@@ -21,6 +21,14 @@ from sparseconv.ops import backends
 from sparseconv.training import Recipe, checkpoint, run_folder
 
 
+@pytest.mark.skipif(machine.sys.platform == "darwin", reason="macOS has no /proc/cpuinfo")
+def test_a_processor_that_has_numbers_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "processor\t: 0\nBogoMIPS\t: 50.00\nCPU implementer\t: 0x41\nCPU part\t: 0xd0c\n\n"
+    monkeypatch.setattr(machine.Path, "read_text", lambda path: text)
+    monkeypatch.setattr(machine.platform, "machine", lambda: "aarch64")
+    assert machine.cpu_name() == "aarch64 (implementer 0x41, part 0xd0c)"
+
+
 @pytest.mark.promise("P10")
 def test_info_says_what_is_there_and_what_is_missing(
     command: Any, monkeypatch: pytest.MonkeyPatch
