@@ -61,6 +61,8 @@ extern const KernelTable kBaseline, kEmulated;  // the last one with a matrix un
 #if defined(__x86_64__)
 extern const BlockKernels kAmxBlocks;
 extern const KernelTable kAvx2, kAvx512, kAmx;
+#elif defined(__aarch64__)
+extern const KernelTable kNeon;
 #endif
 
 }  // namespace sparseconv

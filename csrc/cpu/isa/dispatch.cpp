@@ -53,6 +53,8 @@ std::vector<const KernelTable*> runnable() {
   if (avx2) {
     tables.push_back(&kAvx2);
   }
+#elif defined(__aarch64__)
+  tables.push_back(&kNeon);
 #endif
   tables.push_back(&kBaseline);
   return tables;

@@ -1,7 +1,7 @@
 // Features of MiniROCKET. Additions are in aeon's order and nothing is fused, so that the features
 // are equal to the last bit: biases are values of the very sums that they are compared with.
 
-constexpr int kMiniBiases = F32::kTile >= 30 ? 12 : F32::kTile >= 15 ? 6 : 4;
+constexpr int kMiniBiases = F32::kTile >= 24 ? 12 : F32::kTile >= 15 ? 6 : 4;
 
 // counts[i] += how many of n sums are above bias i, for kCount biases.
 template <int kCount>

@@ -2,9 +2,9 @@
 // of vec_*.h. They are the kernels' own, so that a share of this peak is a share of what the
 // kernels could reach.
 
-// Of 32 registers with AVX-512 and 16 elsewhere; more than latency x throughput (4 cycles x 2) asks
-// for.
-constexpr int kPeakSums = sizeof(F32) == 64 ? 24 : 12;
+// Of 32 registers with AVX-512 and NEON, and 16 elsewhere; more than latency x throughput (4 cycles
+// x 2) asks for.
+constexpr int kPeakSums = F32::kTile >= 24 ? 24 : 12;
 
 // Each pass is kPeakPass multiply-adds. All sums differ, and the result depends on each: a compiler
 // may not drop any.

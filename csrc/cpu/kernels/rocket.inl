@@ -4,8 +4,8 @@
 
 // Outputs at once: steps of a column, whose sums stand in registers beside the weights of all taps
 // (with 16 registers, beside some of them); of kernels of several channels, beside one weight.
-constexpr int kRocketSteps = F32::kTile >= 30 ? 12 : 6;
-constexpr int kRocketSums = F32::kTile >= 30 ? 12 : F32::kTile >= 15 ? 10 : 6;
+constexpr int kRocketSteps = F32::kTile >= 24 ? 12 : 6;
+constexpr int kRocketSums = F32::kTile >= 24 ? 12 : F32::kTile >= 15 ? 10 : 6;
 // Kernels and columns that take turns: what they read and find stays in L1.
 constexpr int64_t kRocketKernels = 32, kRocketColumns = 16;
 constexpr uint32_t kAllLanes = ~0u;
