@@ -60,7 +60,7 @@ def perform(job: Job, source: str) -> dict[str, Any]:
     counts = _counts(job.dataset, model, candidates)
     variants = []
     if arguments.get("cv", False) or arguments.get("k") == "cv":
-        keep = "cv" if arguments.get("cv", False) else next(iter(counts.values()))
+        keep = "cv" if arguments.get("cv", False) else next(iter(counts.values())) / candidates
         variants.append(_cross_validated(job, data, bank, keep))
         counts = {}
     for (share, keep), way in product(counts.items(), ("POCKET", "magnitude", "random")):
@@ -92,7 +92,7 @@ def perform(job: Job, source: str) -> dict[str, Any]:
     }
 
 
-def _cross_validated(job: Job, data: Any, bank: Any, keep: int | str) -> dict[str, Any]:
+def _cross_validated(job: Job, data: Any, bank: Any, keep: float | str) -> dict[str, Any]:
     """Choose the number of kernels, or the ridge, by five folds."""
     from sparseconv.estimators.pocket import POCKETClassifier
 
@@ -101,7 +101,8 @@ def _cross_validated(job: Job, data: Any, bank: Any, keep: int | str) -> dict[st
     classifier = POCKETClassifier(bank, **by_folds, random_state=job.seed)
     classifier.fit(data.X_train, data.y_train)
     select_seconds = lap()
-    found = {"keep": classifier.keep_, "k": classifier.k_, "random_state": job.seed}
+    kept = classifier.keep_ / classifier.n_candidates_
+    found = {"keep": kept, "k": classifier.k_, "random_state": job.seed}
     first = POCKETClassifier(bank, **found, refit=False).fit(data.X_train, data.y_train)
     accuracy, stage_1 = (
         float((fitted.predict(data.X_test) == data.y_test).mean()) for fitted in (classifier, first)

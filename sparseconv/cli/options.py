@@ -35,7 +35,7 @@ _HELP = described(datasets.load) | described(DSN) | described(Recipe)
 _HELP |= {  # POCKETClassifier's, whose module takes seconds to import
     "kernels": "kind of random kernels",
     "n_kernels": "how many are drawn, as aeon counts them",
-    "keep": "what to keep: a share (0.35), a number (500), or cv, which chooses by 5 folds",
+    "keep": "what to keep: a share, or cv, which chooses by 5 folds",
     "k": "weight of the ridge in the selection, or cv",
     "n_iter": "iterations of the selection; 1: by magnitude",
     "refit": "fit a new ridge classifier on what is kept",
@@ -53,10 +53,10 @@ def at_least(least: int) -> Callable[[str], int]:
     return number
 
 
-def number_or_cv(text: str) -> int | float | str:
+def number_or_cv(text: str) -> float | str:
     """Read a number, or ``cv``, as an argparse type."""
     try:
-        return text if text == "cv" else int(text) if text.isdigit() else float(text)
+        return text if text == "cv" else float(text)
     except ValueError:
         raise argparse.ArgumentTypeError(
             f"must be a number, a share such as 0.1, or cv, but got {text!r}"

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sparseconv.conversion.candidates import Candidate, find_candidates, weight_and_mask
 from sparseconv.conversion.report import Conversion, ConversionReport
+from sparseconv.core.checks import share
 from sparseconv.measure import machine
 from sparseconv.measure.records import BeforeAfter, Verdict
 from sparseconv.nn.modules import deepcopy_model, replace
@@ -117,8 +118,8 @@ def convert(
         raise ValueError(
             "max_density decides where nothing else does; leave it out, or example_input and layers"
         )
-    if max_density is not None and not 0 <= max_density <= 1:
-        raise ValueError(f"max_density must lie in [0, 1], but got {max_density}")
+    if max_density is not None:
+        max_density = share("max_density", max_density)
     if unpruned and (example_input is None or layers is not None):
         raise ValueError(
             "unpruned=True lets a measurement decide; pass example_input, and leave layers out"

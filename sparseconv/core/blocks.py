@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from sparseconv.core.checks import integer, number
+from sparseconv.core.checks import integer, share
 
 Block = tuple[int, int]
 Shape = tuple[int, int, int]
@@ -120,9 +120,7 @@ def block_mask(weight: Tensor, density: float, *, block: int | Block = 16) -> Te
         raise TypeError(
             f"weight must be a floating point tensor (C_out, C_in // groups, K), but got {came}"
         )
-    density = number("density", density)
-    if not 0 <= density <= 1:
-        raise ValueError(f"density must lie in [0, 1], but got {density}")
+    density = share("density", density)
     shape = (weight.shape[0], weight.shape[1], weight.shape[2])
     pair = checked_block(block, shape)
     norms = unit_means(weight.double().square(), pair)

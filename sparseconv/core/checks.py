@@ -50,6 +50,15 @@ def number(name: str, value: Any) -> float:
     return float(value)
 
 
+def share(name: str, value: Any, below_one: bool = False) -> float:
+    """Accept a share in [0, 1], or in [0, 1); a number above 1 may be per cent."""
+    found = number(name, value)
+    if 0 <= found <= 1 and not (below_one and found == 1):
+        return found
+    hint = f"; {found:g} % is {found / 100:g}" if 1 < found <= 100 else ""
+    raise ValueError(f"{name} must lie in [0, 1{')' if below_one else ']'}, but got {value}{hint}")
+
+
 def check_dense(name: str, tensor: Tensor) -> None:
     """Refuse a tensor whose elements cannot be read in the ordinary way."""
     if tensor.layout != torch.strided or tensor.is_meta:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 
 from sparseconv.core.checks import ArgumentError, checked_shape, integer
 
-PADDING_MODES = ("zeros", "replicate", "reflect", "circular")
+PaddingMode = Literal["zeros", "replicate", "reflect", "circular"]
+PADDING_MODES: tuple[PaddingMode, ...] = get_args(PaddingMode)
 _MODE_NUMBERS = {mode: number for number, mode in enumerate(PADDING_MODES)}
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
-Padding = int | tuple[int, ...] | str
+Padding = int | tuple[int, ...] | Literal["same", "valid"]
 
 
 class Geometry(NamedTuple):
@@ -35,7 +36,7 @@ class Geometry(NamedTuple):
     padding: tuple[int, int]
     dilation: int
     groups: int
-    padding_mode: str
+    padding_mode: PaddingMode
 
     @classmethod
     def of(
@@ -45,7 +46,7 @@ class Geometry(NamedTuple):
         padding: Padding,
         dilation: int | tuple[int, ...],
         groups: int,
-        padding_mode: str,
+        padding_mode: PaddingMode,
     ) -> Geometry:
         """Resolve every spelling of the arguments but ``shape``; refuse what no input could fit.
 

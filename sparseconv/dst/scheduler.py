@@ -19,6 +19,9 @@ from sparseconv.dst import checks
 from sparseconv.dst.itop import EverActive
 from sparseconv.dst.ranks import Ranks
 from sparseconv.dst.update import (
+    PRUNE_FLOOR,
+    PRUNE_FRACTION,
+    Growth,
     check_fractions,
     check_growth,
     check_regions,
@@ -125,10 +128,10 @@ class DSTScheduler:
         *,
         update_every: int,
         end_step: int,
-        prune_fraction: float = 0.5,
-        prune_floor: float = 0.0,
+        prune_fraction: float = PRUNE_FRACTION,
+        prune_floor: float = PRUNE_FLOOR,
         decay_steps: int | None = None,
-        grow: str = "random",
+        grow: Growth = "random",
         seed: int = 0,
         averages: nn.Module | Sequence[nn.Module] = (),
         process_group: torch.distributed.ProcessGroup | str | None = "default",

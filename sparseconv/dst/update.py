@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 
 from sparseconv.core.blocks import spread, unit_means
-from sparseconv.core.checks import number
+from sparseconv.core.checks import share
 from sparseconv.core.pattern import KernelCSR
 from sparseconv.core.region import Region
 
-GROWTHS = ("random", "gradient", "static")
+Growth = Literal["random", "gradient", "static"]
+GROWTHS: tuple[Growth, ...] = get_args(Growth)
+PRUNE_FRACTION, PRUNE_FLOOR = 0.5, 0.001  # of DSN: the first share of weights moved, and the last
 
 
 def prune_and_grow(
@@ -25,7 +27,7 @@ def prune_and_grow(
     regions: Sequence[Region],
     fraction: float,
     *,
-    grow: str = "random",
+    grow: Growth = "random",
     generator: torch.Generator | None = None,
     dense_grad: Tensor | None = None,
 ) -> tuple[KernelCSR, Tensor]:
@@ -72,9 +74,7 @@ def prune_and_grow(
     check_regions(regions, pattern)
     if values.shape != (pattern.nnz,):
         raise ValueError(f"values must have shape ({pattern.nnz},), but got {list(values.shape)}")
-    fraction = number("fraction", fraction)
-    if not 0 <= fraction <= 1:
-        raise ValueError(f"fraction must lie in [0, 1], but got {fraction}")
+    fraction = share("fraction", fraction)
     if grow == "gradient" and (dense_grad is None or dense_grad.shape != pattern.shape):
         came = "none" if dense_grad is None else f"one of shape {list(dense_grad.shape)}"
         raise ValueError(

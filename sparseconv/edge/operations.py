@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparseconv.core.geometry import Geometry
+from sparseconv.core.geometry import Geometry, PaddingMode
 from sparseconv.core.pattern import KernelCSR
 from sparseconv.edge.builder import Builder, Call, Value, even, ordered
 from sparseconv.edge.layers import Array, Layer, Pointwise
@@ -45,13 +45,9 @@ def sparse_convolution(build: Builder, x: Value, call: Call) -> Value:
 
 def convolution(build: Builder, x: Value, call: Call) -> Value:
     weight = to_numpy(call.args["weight"])
-    stride, padding, dilation = (
-        held if isinstance(held := call.args[name], str) else tuple(held)
-        for name in ("stride", "padding", "dilation")
-    )
-    assert not isinstance(stride, str)
-    assert not isinstance(dilation, str)
-    geometry = Geometry.of(weight.shape, stride, padding, dilation, call.args["groups"], "zeros")
+    held = {name: call.args[name] for name in ("stride", "padding", "dilation", "groups")}
+    how: Any = {k: tuple(v) if isinstance(v, list) else v for k, v in held.items()}
+    geometry = Geometry.of(weight.shape, **how, padding_mode="zeros")
     return _convolve(build, x, weight, worth_storing(weight), call, geometry, "convolution")
 
 
@@ -157,7 +153,8 @@ def pool(build: Builder, x: Value, call: Call) -> Value:
     right = (positions - 1) * stride + dilation[0] * (taps - 1) + 1 - length - left
     weight = np.full((channels, 1, taps), 1.0 if largest else 1 / taps)
     # The border, repeated, is in those windows already, so it does not change their maximum.
-    mode, around = "replicate" if largest else "zeros", (left, max(0, right))
+    mode: PaddingMode = "replicate" if largest else "zeros"
+    around = (left, max(0, right))
     geometry = Geometry.of(weight.shape, stride, around, dilation, channels, mode)
     kind = "maximum" if largest else "mean"
     return _convolve(build, x, weight, weight != 0, call, geometry, kind, largest=largest)

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import product
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -20,9 +20,9 @@ from sklearn.model_selection import StratifiedKFold
 from sklearn.preprocessing import StandardScaler
 
 from sparseconv.core.arrays import as_labels, warn_if_swapped
-from sparseconv.core.checks import count, flag, number
+from sparseconv.core.checks import count, flag, number, share
 from sparseconv.estimators.shared import Scored, Shared, case_weights, draw_seed
-from sparseconv.rocket.bank import KINDS, MINI_KERNELS, KernelBank, check_length
+from sparseconv.rocket.bank import KINDS, MINI_KERNELS, KernelBank, Kind, check_length
 from sparseconv.rocket.features import check_shape, kernel_features
 from sparseconv.rocket.model import RocketModel, chosen
 from sparseconv.rocket.selection import GroupSelection, Selected, fitted_scale, smallest_good
@@ -77,7 +77,7 @@ class RocketTransformer(Shared, BaseCollectionTransformer):  # type: ignore[misc
 
     def __init__(
         self,
-        kernels: str | KernelBank = "rocket",
+        kernels: Kind | KernelBank = "rocket",
         n_kernels: int = 10_000,
         random_state: int | np.random.RandomState | None = None,
         n_jobs: int = 1,
@@ -110,10 +110,9 @@ class POCKETClassifier(Scored, BaseClassifier):  # type: ignore[misc]
 
     Args:
         kernels, n_kernels, random_state, n_jobs: as in ``RocketTransformer``.
-        keep: what to keep, as a share in (0, 1] (a float), or a number (an int): of the kernels
-            for ROCKET, of the features for MiniROCKET. Or ``"cv"``: the smallest of 5, 10, 20, 35,
-            50 and 100 % whose accuracy in 5 folds (fewer if no class has 5 cases) lies within one
-            standard error of the best.
+        keep: share to keep, in (0, 1]: of the kernels for ROCKET, of the features for MiniROCKET.
+            Or ``"cv"``: the smallest of 5, 10, 20, 35, 50 and 100 % whose accuracy in 5 folds
+            (fewer if no class has 5 cases) lies within one standard error of the best.
         k: weight of the ridge in the selection, or ``"cv"``: the best of 0.01, 0.1, ..., 1000 in
             the same folds.
         n_iter: iterations of ADMM. One is selection by magnitude: the kernels with the largest
@@ -157,13 +156,13 @@ class POCKETClassifier(Scored, BaseClassifier):  # type: ignore[misc]
 
     def __init__(
         self,
-        kernels: str | KernelBank = POCKET["kernels"],
+        kernels: Kind | KernelBank = POCKET["kernels"],
         n_kernels: int = POCKET["n_kernels"],
-        keep: float | int | str = POCKET["keep"],
-        k: float | str = POCKET["k"],
+        keep: float | Literal["cv"] = POCKET["keep"],
+        k: float | Literal["cv"] = POCKET["k"],
         n_iter: int = POCKET["n_iter"],
         refit: bool = POCKET["refit"],
-        class_weight: Mapping[Any, float] | str | None = None,
+        class_weight: Mapping[Any, float] | Literal["balanced"] | None = None,
         random_state: int | np.random.RandomState | None = None,
         n_jobs: int = 1,
         verbose: bool = False,
@@ -283,7 +282,7 @@ def prune_rocket(
     classifier: Any,
     X_train: Any,
     y_train: Any,
-    keep: float | int | str = POCKET["keep"],
+    keep: float | Literal["cv"] = POCKET["keep"],
     **options: Any,
 ) -> POCKETClassifier:
     """Prune a fitted aeon ``RocketClassifier`` or ``MiniRocketClassifier``.
@@ -361,16 +360,10 @@ def draw_kernels(kernels: Any, n_kernels: int, seed: int, X: Array) -> KernelBan
 
 
 def how_many(keep: Any, candidates: int) -> int:
-    """Return a share or a number as a number, at least 1."""
-    if isinstance(keep, int | np.integer) and not isinstance(keep, bool):
-        if 1 <= keep <= candidates:
-            return int(keep)
-    elif isinstance(keep, float | np.floating) and 0 < keep <= 1:
-        return max(1, round(float(keep) * candidates))
-    raise ValueError(
-        f"keep must be a share in (0, 1] (a float), a number from 1 to {candidates} (an int) or "
-        f'"cv", but got {keep!r}'
-    )
+    """Return a share as a number, at least 1."""
+    if keep == 0:
+        raise ValueError("keep must be above 0, or nothing would be left")
+    return max(1, round(share("keep", keep) * candidates))
 
 
 def head_of_aeon(class_weight: Any = None) -> list[Any]:

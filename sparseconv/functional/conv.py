@@ -13,11 +13,11 @@ from torch.compiler import is_compiling
 
 from sparseconv import reference
 from sparseconv.core.checks import flag
-from sparseconv.core.geometry import Geometry, Padding
+from sparseconv.core.geometry import Geometry, Padding, PaddingMode
 from sparseconv.core.pattern import KernelCSR
 from sparseconv.functional.differentiable import Differentiable, Rest, is_transformed, save
 from sparseconv.ops import gpu_plans
-from sparseconv.ops.backends import extension, multiplies_blocks, resolve_backend
+from sparseconv.ops.backends import Backend, extension, multiplies_blocks, resolve_backend
 from sparseconv.ops.checks import check, refuse_types
 from sparseconv.ops.flops import teach_counters
 from sparseconv.ops.schemas import KERNELS, bias_grad
@@ -36,8 +36,8 @@ def sparse_conv1d(
     dilation: int | tuple[int] = 1,
     groups: int = 1,
     *,
-    padding_mode: str = "zeros",
-    backend: str = "auto",
+    padding_mode: PaddingMode = "zeros",
+    backend: Backend = "auto",
     relu: bool = False,
 ) -> Tensor:
     """Convolve with the active weights only.

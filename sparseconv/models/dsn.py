@@ -5,21 +5,26 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from sparseconv.core.blocks import checked_block, unit_shape
-from sparseconv.core.checks import count, number
+from sparseconv.core.checks import count, share
+from sparseconv.core.geometry import PaddingMode
 from sparseconv.core.pattern import KernelCSR
 from sparseconv.core.region import Region
 from sparseconv.models.classifier import Classifier
 from sparseconv.nn.block import Block
 from sparseconv.nn.conv import SparseConv1d
 from sparseconv.nn.pooling import POOLED, ShortAvgPool1d
+from sparseconv.ops.backends import Backend
 
-INITS = ("prefix", "random")
-PADDINGS = ("right-replicate", "centred-zeros", "centred-replicate")
+Init = Literal["prefix", "random"]
+Around = Literal["right-replicate", "centred-zeros", "centred-replicate"]
+INITS: tuple[Init, ...] = get_args(Init)
+PADDINGS: tuple[Around, ...] = get_args(Around)
 WIDTH = 3  # a module has WIDTH * nf channels, with however many kernel groups
 
 
@@ -106,15 +111,13 @@ class DSN(Classifier):
         kernel_size: int = 39,
         depth: int = 4,
         n_groups: int = 3,
-        init: str = "prefix",
-        padding: str = "right-replicate",
+        init: Init = "prefix",
+        padding: Around = "right-replicate",
         block: int | tuple[int, int] = 1,
-        backend: str = "auto",
+        backend: Backend = "auto",
     ) -> None:
         super().__init__(in_channels, n_classes)
-        sparsity = number("sparsity", sparsity)
-        if not 0 <= sparsity < 1:
-            raise ValueError(f"sparsity must lie in [0, 1), but got {sparsity}")
+        sparsity = share("sparsity", sparsity, below_one=True)
         nf = count("nf", nf)
         kernel_size = count("kernel_size", kernel_size)
         if init not in INITS:
@@ -122,9 +125,9 @@ class DSN(Classifier):
         if padding not in PADDINGS:
             raise ValueError(f"padding must be one of {PADDINGS}, but got {padding!r}")
         depth, channels = count("depth", depth), WIDTH * nf
-        side, mode = padding.split("-")
+        mode: PaddingMode = "zeros" if padding == "centred-zeros" else "replicate"
         around = (0, kernel_size - 1)
-        if side == "centred":
+        if padding.startswith("centred"):
             around = ((kernel_size - 1) // 2, kernel_size // 2)
         block = checked_block(block, (channels, nf, kernel_size))
         n_groups = count("n_groups", n_groups)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from torch import nn
 
 from sparseconv.core.checks import count
@@ -50,7 +52,7 @@ class InceptionTime(Classifier):
         *,
         nf: int = 32,
         depth: int = 6,
-        variant: str = "keras",
+        variant: Literal["keras", "tsai"] = "keras",
     ) -> None:
         super().__init__(in_channels, n_classes)
         nf, depth = count("nf", nf), count("depth", depth)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
-from sparseconv.core.checks import number
-from sparseconv.core.geometry import DTYPES, Geometry, Padding, single
+from sparseconv.core.checks import share
+from sparseconv.core.geometry import DTYPES, Geometry, Padding, PaddingMode, single
 from sparseconv.core.pattern import KernelCSR
 from sparseconv.core.region import Region
 from sparseconv.functional.conv import sparse_conv1d_resolved
@@ -20,7 +20,7 @@ from sparseconv.nn.padded_conv import convolution_of
 from sparseconv.nn.patterned import PatternedModule
 from sparseconv.nn.rewiring import check_pattern
 from sparseconv.nn.state import asks_for_gradients, current, shared_options
-from sparseconv.ops.backends import BACKENDS
+from sparseconv.ops.backends import BACKENDS, Backend
 from sparseconv.reference import dense_weight
 
 _NO_WEIGHT = (
@@ -33,6 +33,7 @@ _PADDINGS = {
     "reflect": nn.ReflectionPad1d,
     "circular": nn.CircularPad1d,
 }
+DENSITY = 0.2
 _GEOMETRY = ("stride", "padding", "dilation", "groups", "padding_mode")
 
 
@@ -44,10 +45,9 @@ class SparseConv1d(PatternedModule):
         padding: as there, or a pair ``(left, right)``, in samples.
         dilation, groups, bias, padding_mode, device, dtype: as there.
         density: share of active weights, in [0, 1]; ``round(density * numel)`` of them are drawn
-            with torch's global generator. Not used when ``pattern`` is given.
-        pattern: which weights are active.
+            with torch's global generator. 0.2 unless ``pattern`` is given.
+        pattern: which weights are active, instead of ``density`` and ``block``.
         block: channels ``(out, in)`` that share their taps, or one int for both; see ``KernelCSR``.
-            Not used when ``pattern`` is given: it has a block.
         backend: as in ``sparse_conv1d``.
 
     Attributes:
@@ -67,7 +67,8 @@ class SparseConv1d(PatternedModule):
 
     Raises:
         ValueError, TypeError: arguments that ``nn.Conv1d`` refuses, in its words; a density
-            outside [0, 1]; a pattern of another shape; a block that is too large or cut by groups.
+            outside [0, 1] or with a pattern; a pattern of another shape; a block that is too large
+            or cut by groups.
 
     Example:
         >>> import torch
@@ -94,14 +95,14 @@ class SparseConv1d(PatternedModule):
         dilation: int | tuple[int] = 1,
         groups: int = 1,
         bias: bool = True,
-        padding_mode: str = "zeros",
+        padding_mode: PaddingMode = "zeros",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         *,
-        density: float = 0.2,
+        density: float | None = None,
         pattern: KernelCSR | None = None,
         block: int | tuple[int, int] = 1,
-        backend: str = "auto",
+        backend: Backend = "auto",
     ) -> None:
         super().__init__()
         self.in_channels = single("in_channels", in_channels, 1)
@@ -124,10 +125,10 @@ class SparseConv1d(PatternedModule):
         if dtype not in DTYPES:
             raise TypeError(f"dtype must be one of {DTYPES}, but got {dtype}")
         if pattern is None:
-            density = number("density", density)
-            if not 0 <= density <= 1:
-                raise ValueError(f"density must lie in [0, 1], but got {density}")
+            density = share("density", DENSITY if density is None else density)
             pattern = KernelCSR.random(shape, round(density * math.prod(shape)), block=block)
+        elif density is not None or block != 1:
+            raise ValueError("pattern says which weights are active; omit density and block")
         check_pattern(pattern, shape, self.groups)
 
         self.regions: tuple[Region, ...] = (Region((0, shape[0]), (0, shape[2])),)
@@ -138,7 +139,7 @@ class SparseConv1d(PatternedModule):
         self._geometry()  # which refuses what no input could fit
         self.reset_parameters()
 
-    def reset_parameters(self, fan_in: str = "dense") -> None:
+    def reset_parameters(self, fan_in: Literal["dense", "active"] = "dense") -> None:
         """Draw values and bias from U(-1/sqrt(fan_in), 1/sqrt(fan_in)), as ``nn.Conv1d`` does.
 
         Args:
@@ -210,7 +211,7 @@ class SparseConv1d(PatternedModule):
         mask: Tensor | None = None,
         *,
         block: int | tuple[int, int] = 1,
-        backend: str = "auto",
+        backend: Backend = "auto",
     ) -> SparseConv1d:
         """Copy an ``nn.Conv1d`` into a sparse layer.
 

@@ -9,12 +9,14 @@ import os
 import warnings
 from pathlib import Path
 from types import ModuleType
+from typing import Literal, get_args
 
 import torch
 
 from sparseconv.core.tracing import constant_in_graphs
 
-BACKENDS = ("cpp", "cuda", "triton", "reference")
+Backend = Literal["auto", "cpp", "cuda", "triton", "reference"]
+BACKENDS: tuple[str, ...] = get_args(Backend)[1:]
 _ON = {"cpp": "cpu", "cuda": "cuda", "triton": "cuda"}
 _CPU = torch.device("cpu")
 

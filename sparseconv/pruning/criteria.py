@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparseconv.core.checks import count, number
+from sparseconv.core.checks import count, number, share
 from sparseconv.nn.conv import SparseConv1d
 from sparseconv.pruning.channels import Channels, Layer, filters_first
 from sparseconv.pruning.data import BATCH, batches_of, classes_of, evaluating, run_batch, watching
@@ -225,9 +225,7 @@ class DSP(Criterion):
     """
 
     def __init__(self, data: Any, eps: float = EPS) -> None:
-        self.data, self.threshold = data, number("eps", eps)
-        if not 0 <= self.threshold < 1:
-            raise ValueError(f"eps must lie in [0, 1), but got {eps}")
+        self.data, self.threshold = data, share("eps", eps, below_one=True)
 
     def scores(self, model: nn.Module, channels: Channels) -> Tensor:
         # Of each unit where it is read: its mean square over time, the largest of all series.

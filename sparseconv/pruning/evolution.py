@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from sparseconv.core.checks import count, number
+from sparseconv.core.checks import count, share
 from sparseconv.pruning.channels import Channels, UnitSet
 from sparseconv.pruning.criteria import Criterion
 from sparseconv.pruning.data import batches_of, classes_of, evaluating
@@ -62,9 +62,7 @@ class Evolutionary(Criterion):
         generations: int = 10,
         seed: int = 0,
     ) -> None:
-        self.data, self.tolerance = data, number("tolerance", tolerance)
-        if not 0 <= self.tolerance <= 1:
-            raise ValueError(f"tolerance must lie in [0, 1], but got {tolerance}")
+        self.data, self.tolerance = data, share("tolerance", tolerance)
         self.cases = count("cases", cases)
         self.population = count("population", population, 2)
         self.generations = count("generations", generations)

@@ -6,7 +6,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ from sparseconv.nn.modules import (
 )
 from sparseconv.pruning.report import FactorizationReport, FactorizedSet
 
-METHODS = ("left", "right", "both", "svd")
+Method = Literal["left", "right", "both", "svd"]
 ALTERNATIONS = 30  # of "both", as published
 WEIGHT = ("shape", "dtype", "device", "requires_grad")
 OPTIONS = ("stride", "padding", "dilation", "padding_mode")
@@ -64,7 +64,7 @@ def factorize(
     model: nn.Module,
     layers: Iterable[Iterable[str]] | None = None,
     *,
-    method: str = "left",
+    method: Method = "left",
     rank: int | None = None,
     compression: float | None = None,
 ) -> Factorized:
@@ -118,8 +118,8 @@ def factorize(
     """
     check_module(model)
     check_not_wrapped(model, "factorize")
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {METHODS}, but got {method!r}")
+    if method not in get_args(Method):
+        raise ValueError(f"method must be one of {get_args(Method)}, but got {method!r}")
     if (rank is None) == (compression is None):
         raise ValueError(
             f"expected either rank or compression, but got rank={rank}, compression={compression}"

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sparseconv.core.checks import count, number
+from sparseconv.core.checks import count, share
 from sparseconv.pruning.channels import Channels, UnitSet
 from sparseconv.pruning.criteria import Criterion
 from sparseconv.pruning.surgery import mask
@@ -29,10 +29,8 @@ def checked_target(
             f"{criterion!r} needs either ratio, a share of the filters, or target_macs; got "
             f"{'both' if given else 'neither'}"
         )
-    if ratio is not None and not 0 <= (ratio := number("ratio", ratio)) < 1:
-        raise ValueError(
-            f"ratio must lie in [0, 1), since every layer keeps a filter, but got {ratio}"
-        )
+    if ratio is not None:
+        ratio = share("ratio", ratio, below_one=True)  # every layer keeps a filter
     return ratio, None if target_macs is None else count("target_macs", target_macs)
 
 

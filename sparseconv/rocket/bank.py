@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +29,8 @@ ARRAYS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 JOINED = ("channels", "weights", "biases")  # concatenated over kernels; the others: one a kernel
 AEON_ROCKET = ("weights", "length", "bias", "dilation", "padding", "n_channels", "channels")
-KINDS = tuple(ARRAYS)
+Kind = Literal["rocket", "minirocket"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 FACTS = ("kind", "series_channels", "series_length", "normalise")
 ROCKET_TAPS = 11  # at most
 MINI_LENGTH, MINI_KERNELS = 9, 84

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
+from typing import Literal, get_args
 
 from sparseconv.core.checks import count, flag, number
-from sparseconv.dst.update import check_fractions, check_growth, cosine_decay
+from sparseconv.dst.update import (
+    PRUNE_FLOOR,
+    PRUNE_FRACTION,
+    Growth,
+    check_fractions,
+    check_growth,
+    cosine_decay,
+)
 
-PRECISIONS = ("float32", "bfloat16")
+Precision = Literal["float32", "bfloat16"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 
 @dataclass(frozen=True)
@@ -55,17 +64,17 @@ class Recipe:
     update_every_steps: int | None = None
     skip_step_at_update: bool = False
     decay_share: float = 0.8
-    prune_fraction: float = 0.5
-    prune_floor: float = 0.001
-    grow: str = "random"
-    precision: str = "float32"
+    prune_fraction: float = PRUNE_FRACTION
+    prune_floor: float = PRUNE_FLOOR
+    grow: Growth = "random"
+    precision: Precision = "float32"
     seed: int = 0
 
     def __post_init__(self) -> None:
         """Check each constant; NumPy's scalars become Python's, which a checkpoint can hold."""
         for field in fields(self):
             name, value, kind = field.name, getattr(self, field.name), str(field.type)
-            if kind == "str" or (value is None and field.default is None):
+            if kind in ("Growth", "Precision") or (value is None and field.default is None):
                 continue
             if kind.startswith("int"):
                 value = count(name, value, least=int(name != "seed"))

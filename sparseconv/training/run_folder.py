@@ -19,6 +19,7 @@ from sparseconv.core.arrays import as_series
 from sparseconv.core.pattern import KernelCSR
 from sparseconv.models import DSN
 from sparseconv.nn.conv import SparseConv1d
+from sparseconv.ops.backends import Backend
 from sparseconv.pruning.filters import keep_filters
 from sparseconv.rocket import RocketModel
 from sparseconv.training import checkpoint
@@ -95,7 +96,7 @@ class TrainedRun:
         return as_series("predict", "X", X, self.config["data"]["nan_to_zero"] or None)
 
 
-def load_run(path: str | os.PathLike[str], *, backend: str = "auto") -> TrainedRun:
+def load_run(path: str | os.PathLike[str], *, backend: Backend = "auto") -> TrainedRun:
     """Read the model that ``python -m sparseconv train`` wrote.
 
     Args:

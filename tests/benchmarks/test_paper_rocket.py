@@ -63,11 +63,13 @@ def test_rows_are_those_of_the_classifier(out: Path) -> None:
     for name, keep in {"as published": published_count, "35 %": 21, "10 %": 6}.items():
         row = rows[f"ROCKET, {name}, POCKET", 1]
         assert row["keep"] == keep
-        assert row["accuracy"] == accuracy(keep=keep)
+        assert row["accuracy"] == accuracy(keep=keep / 60)
         assert rows[f"ROCKET, {name}, POCKET, stage 1", 1]["accuracy"] == accuracy(
-            keep=keep, refit=False
+            keep=keep / 60, refit=False
         )
-        assert rows[f"ROCKET, {name}, magnitude", 1]["accuracy"] == accuracy(keep=keep, n_iter=1)
+        assert rows[f"ROCKET, {name}, magnitude", 1]["accuracy"] == accuracy(
+            keep=keep / 60, n_iter=1
+        )
         assert rows[f"ROCKET, {name}, random", 1]["keep"] == keep
     assert rows["ROCKET", 1]["accuracy"] == accuracy(keep=1.0)
     assert rows["MiniROCKET, 35 %, POCKET", 0]["keep"] == round(0.35 * 168)

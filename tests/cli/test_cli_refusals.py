@@ -48,7 +48,7 @@ ROWS = [
     (f"{POCKET} --resume", "no epochs to resume"),
     (
         f"{POCKET} --out new --keep 41",
-        "keep must be a share in (0, 1] (a float), a number from 1 to 40",
+        "keep must lie in [0, 1], but got 41.0; 41 % is 0.41",
     ),
     (f"{POCKET} --out {{pocket}}", "holds a run already; choose another folder with --out"),
     ("prune {run}", "was trained on 'toy', which is not bundled; name its data with --data"),

@@ -22,7 +22,7 @@ SMALL = ["--model", "pocket", "--n-kernels", "40", "--threads", "1"]
 
 @pytest.fixture
 def run_folder(data: str, out: Path, command: Any) -> Path:
-    command("train", data, "--out", out, *SMALL, "--quiet", "--keep", 10)
+    command("train", data, "--out", out, *SMALL, "--quiet", "--keep", 0.25)
     return out
 
 
@@ -31,7 +31,7 @@ def test_the_folder_and_its_model(data: str, run_folder: Path) -> None:
         "config.json", "model.npz", "summary.md",
     ]  # fmt: skip
     read = datasets.load(data)
-    classifier = POCKETClassifier(n_kernels=40, keep=10, random_state=0)
+    classifier = POCKETClassifier(n_kernels=40, keep=0.25, random_state=0)
     expected = read.classes[classifier.fit(read.X_train, read.y_train).predict(read.X_test)]
     for path in (run_folder, run_folder / "model.npz"):
         run = sc.load_run(path)
@@ -43,7 +43,7 @@ def test_the_folder_and_its_model(data: str, run_folder: Path) -> None:
         assert np.array_equal(run.predict_proba(read.X_test), proba)
     config = json.loads((run_folder / "config.json").read_text())
     assert config["model"] == "pocket"
-    assert config["pocket"] == POCKET | {"n_kernels": 40, "keep": 10}
+    assert config["pocket"] == POCKET | {"n_kernels": 40, "keep": 0.25}
     assert config["data"]["n_train"] == len(read.X_train)
     accuracy = float((expected == read.classes[read.y_test]).mean())
     assert f"{accuracy:.4f}" in (run_folder / "summary.md").read_text()
@@ -74,7 +74,7 @@ def test_every_option(data: str, out: Path, capsys: pytest.CaptureFixture[str]) 
 def test_info_of_a_run_and_of_a_damaged_one(run_folder: Path, command: Any, refused: Any) -> None:
     printed = command("info", run_folder)
     assert "KernelBank('rocket', 10 kernels" in printed
-    assert "n_kernels=40, keep=10\n" in printed
+    assert "n_kernels=40, keep=0.25\n" in printed
     (run_folder / "model.npz").write_bytes(b"no")
     refused(["info", str(run_folder)], "model.npz is no sparseconv rocket model")
     (run_folder / "model.npz").unlink()

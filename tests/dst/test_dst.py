@@ -53,7 +53,7 @@ def test_updates_happen_at_multiples_up_to_the_end_and_follow_the_cosine() -> No
     assert dst.updates == 4
     for text in ("2 layers", "update_every=3", "updates=4"):
         assert text in repr(dst)
-    _, _, dst = scheduled(end_step=4)  # decays until its end
+    _, _, dst = scheduled(end_step=4, prune_floor=0)  # decays until its end
     assert [dst.step() for _ in range(6)] == [True, True, True, False, False, False]
     assert dst.prune_fraction_now == 0.0  # at step 4 nothing is left to prune
     _, _, dst = scheduled(grow="static")

@@ -121,7 +121,7 @@ def test_cross_validation_chooses_the_smallest_good() -> None:
     assert {len(found) for found in fitted.scores_.values()} == {5}
     assert {keep for _, keep in fitted.scores_} == {1, 2, 4, 7, 10, 20}
     assert (fitted.k_, fitted.keep_) == smallest_good(fitted.scores_)
-    one = classifier(**small, keep=fitted.keep_, k=fitted.k_).fit(X, y)
+    one = classifier(**small, keep=fitted.keep_ / 20, k=fitted.k_).fit(X, y)
     assert one.scores_ is None
     assert np.array_equal(one.kept_kernels_, fitted.kept_kernels_)
     assert len(one.kept_kernels_) == fitted.keep_

@@ -92,7 +92,7 @@ def adafactor() -> dict[str, Any]:
 test_arguments = refusals(
     (call(ratio=None), ValueError, "got neither"),
     (call(ratio=0.5, target_macs=5), ValueError, "got both"),
-    (call(ratio=1), ValueError, "ratio must lie in [0, 1), since every layer keeps a filter"),
+    (call(ratio=1), ValueError, "ratio must lie in [0, 1), but got 1"),
     (call(target_macs=3), ValueError, "target_macs=3 is out of reach: with one filter in each"),
     (call(steps=0), ValueError, "steps must be at least 1, but got 0"),
     (call(ignore=["0", "no"]), ValueError, "ignore names 'no', but model.named_modules() has"),
