@@ -25,7 +25,13 @@ except ImportError:
     extensions, commands = [], {}
 else:
     # at::parallel_for is a template: it runs on torch's pool only if compiled as torch was.
-    openmp = ["-fopenmp"] if torch.backends.openmp.is_available() else []
+    openmp = linked = ["-fopenmp"] if torch.backends.openmp.is_available() else []
+    if openmp and sys.platform == "darwin":  # Apple's clang knows the option, its driver does not
+        found = (Path(torch.__file__).parent / "lib" / "libomp.dylib").exists()
+        openmp = ["-Xclang", "-fopenmp"] if found else []
+        linked = ["-lomp", "-Wl,-rpath,@loader_path/../torch/lib"] if found else []
+    if not openmp:
+        print("sparseconv: torch has no OpenMP here, kernels run on one thread", file=sys.stderr)
     # CUDA kernels where torch has CUDA and nvcc is found; FORCE_CUDA=0 leaves them out, and
     # FORCE_CUDA=1 refuses to. TORCH_CUDA_ARCH_LIST names the GPUs, as for any extension of torch.
     force = os.environ.get("FORCE_CUDA")
@@ -63,7 +69,7 @@ else:
                 ],
                 "nvcc": ["-O3", "-std=c++20", "-lineinfo"],
             },
-            extra_link_args=openmp,
+            extra_link_args=linked,
         )
 
     class OptionalBuild(BuildExtension):

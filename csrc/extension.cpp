@@ -59,7 +59,12 @@ std::vector<double> run_peak(bool float64, int64_t passes, int64_t repeats) {
 PYBIND11_MODULE(_C, m) {
   m.doc() = "The compiled kernels; those that torch dispatches are in torch.ops.sparseconv.";
   m.attr("cuda") = pybind11::bool_(SPARSECONV_WITH_CUDA);  // whether the CUDA ops are in it
-  m.attr("peak_pass") = sparseconv::kPeakPass;             // multiply-adds
+#if defined(_OPENMP)
+  m.attr("openmp") = true;
+#else
+  m.attr("openmp") = false;  // all that computes does so on one thread
+#endif
+  m.attr("peak_pass") = sparseconv::kPeakPass;  // multiply-adds
   m.def("isas", &sparseconv::runnable_isas,
         "Instruction sets this CPU can run, the best first: what SPARSECONV_CPU_ISA accepts.");
   m.def(

@@ -109,7 +109,8 @@ def _state(name: str) -> str:
         return reason
     if name == "cpp" and extension is not None:
         try:
-            return f"available (CPU, {extension.isa()})"
+            threads = "" if extension.openmp else ", one thread: built without OpenMP"
+            return f"available (CPU, {extension.isa()}{threads})"
         except ValueError as error:  # SPARSECONV_CPU_ISA names what this CPU cannot run
             return str(error)
     if name == "triton" and _interpreted():

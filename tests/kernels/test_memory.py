@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import platform
 import subprocess
 import sys
@@ -85,5 +86,5 @@ def test_freed_memory_is_kept() -> None:
     # No control: without the call it depends on what the imports happened to free before.
     command = [sys.executable, "-c", FAULTS]
     faults = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    pages = 10 * 8 * 1_200_000 // 4096  # what ten steps touch
+    pages = 10 * 8 * 1_200_000 // mmap.PAGESIZE  # what ten steps touch
     assert faults < pages / 100

@@ -59,7 +59,7 @@ def test_named_backend_never_falls_back(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.promise("P10")
 def test_a_gpu_backend_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     def state(built: bool, version: str | None, device: bool) -> str:
-        fake = SimpleNamespace(cuda=built, isa=lambda: "isa", getenv=os.environ.get)
+        fake = SimpleNamespace(cuda=built, isa=str, openmp=True, getenv=os.environ.get)
         monkeypatch.setattr(backends, "extension", fake)
         monkeypatch.setattr(torch.version, "cuda", version)
         monkeypatch.setattr(torch.cuda, "is_available", lambda: device)
@@ -127,6 +127,8 @@ def test_every_listed_isa_runs(monkeypatch: pytest.MonkeyPatch) -> None:
         assert backends.extension.isa() == name
         assert sc.available_backends()["cpp"] == f"available (CPU, {name})"
         assert torch.equal(convolve("cpp"), torch.full((1, 2, 3), 3.0))
+    monkeypatch.setattr(backends.extension, "openmp", False)
+    assert sc.available_backends()["cpp"].endswith(", one thread: built without OpenMP)")
     monkeypatch.setenv("SPARSECONV_CPU_ISA", "AVX2")
     with pytest.raises(ValueError, match=r"can run .*baseline.*but got 'AVX2'"):
         convolve("cpp")
