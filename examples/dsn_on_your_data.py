@@ -66,7 +66,7 @@ def cut(history: list[dict]) -> None:
 recipe = Recipe(epochs=EPOCHS, lr=1e-3, update_every_epochs=2)
 arguments = data.X_train, data.y_train, recipe
 try:
-    train(network(), *arguments, out="events-run", progress=False, on_epoch=cut)
+    train(network(), *arguments, out="events-run", verbose=False, on_epoch=cut)
 except PowerCutError:
     print(f"stopped after epoch {EPOCHS // 2}")
 
@@ -77,9 +77,9 @@ except PowerCutError:
 
 # %%
 model = network()
-result = train(model, *arguments, out="events-run", resume=True, progress=False)
+result = train(model, *arguments, out="events-run", resume=True, verbose=False)
 whole = network()
-train(whole, *arguments, progress=False)
+train(whole, *arguments, verbose=False)
 for name, tensor in model.state_dict().items():
     assert torch.equal(tensor, whole.state_dict()[name]), name
 print(f"resumed to epoch {len(result.history)}: the same bits as without a stop")

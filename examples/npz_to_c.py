@@ -28,7 +28,7 @@ np.savez("waves.npz", X_train=X[:60], y_train=y[:60], X_test=X[60:], y_test=y[60
 # %%
 data = datasets.load("waves.npz")
 model = sc.models.DSN(data.n_channels, len(data.classes), nf=16, depth=3, sparsity=0.9)
-train(model, data.X_train, data.y_train, Recipe(epochs=epochs, lr=1e-3), progress=False)
+train(model, data.X_train, data.y_train, Recipe(epochs=epochs, lr=1e-3), verbose=False)
 shutil.rmtree("waves-c", ignore_errors=True)
 folder = sc.export_c(model, data.X_test, "waves-c", name="waves", weights="int8",
                      calibration=data.X_train)  # fmt: skip

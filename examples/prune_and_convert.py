@@ -88,7 +88,7 @@ print(f"pruned: test accuracy {accuracy(model):.3f}")
 # %% [markdown]
 # ## Convert it
 # The masks say which weights are active. Layers are timed with the example input: pass a batch as
-# in training, or `backward=False` and a batch as in deployment. The report has a line for every
+# in training, or `training=False` and a batch as in deployment. The report has a line for every
 # convolution, also for those that stay dense. `model` itself is not changed.
 
 # %%

@@ -56,7 +56,7 @@ def _pruned(variant: Variant, whole: nn.Module, data: Dataset, job: Job) -> dict
     else:
         epochs = max(1, round(TUNING * epochs))
     recipe = replace(job.recipe(), epochs=epochs)
-    result = train(small, X, y, recipe, progress=False)
+    result = train(small, X, y, recipe, verbose=False)
     final = merge(small) if variant.equivalent else small
     return {
         "name": variant.name,

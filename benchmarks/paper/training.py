@@ -63,7 +63,7 @@ def perform(job: Job, source: str, folder: Path, device: str = "cpu") -> dict[st
         own = job.recipe(member)
         return train(
             networks[member], data.X_train, data.y_train, own,
-            out=folder / str(member) if len(networks) > 1 else folder, resume=True, progress=False,
+            out=folder / str(member) if len(networks) > 1 else folder, resume=True, verbose=False,
             checkpoint_every=checkpoint_interval(own), on_epoch=look,
             scheduler_factory=scheduler_factory(job, own),
             penalty=InstanceSparsity(model, weight=weight) if weight else None,

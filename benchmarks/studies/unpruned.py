@@ -58,7 +58,7 @@ def row(name: str, length: int, count: int) -> dict[str, Any]:
 def _compared(model: nn.Module, x: torch.Tensor, which: str) -> dict[str, Any]:
     """Count the layers on these kernels now, and time a pass."""
     converted, report = sc.convert(
-        model, example_input=x, unpruned=True, backward=which == "training", rounds=ROUNDS
+        model, example_input=x, unpruned=True, training=which == "training", rounds=ROUNDS
     )
     with torch.no_grad():  # no time is written down for something else
         torch.testing.assert_close(converted(x), model(x), rtol=1e-4, atol=1e-5)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from sparseconv.cli.options import RUN, count
+from sparseconv.cli.options import QUIET, RUN, count
 from sparseconv.cli.results import load_network
 from sparseconv.core.files import check_writable, write_whole
 from sparseconv.measure import machine
@@ -24,6 +24,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
     add("--batch", **count("series in a batch (default: as in training)"))
     add("--threads", **count("threads for torch (default: as in training)"))
     add("--inference", action="store_true", help="eval mode, no gradients, forward only")
+    add("--quiet", **QUIET)
     add("--json", type=Path, metavar="FILE", help="write every figure there too")
 
 
@@ -46,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     from sparseconv.profiling import profile  # needed by this command only
 
     with machine.threads(args.threads or int(trained.config["machine"]["threads"])):
-        found = profile(model, x, backward=not args.inference)
+        found = profile(model, x, training=not args.inference, verbose=not args.quiet)
     if args.json is not None:
         write_whole(args.json, json.dumps(found.to_dict(), indent=2) + "\n")
     print(found)

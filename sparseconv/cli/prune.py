@@ -135,4 +135,4 @@ def _silence(model: DSN, X: Tensor, y: Tensor, recipe: Recipe, args: argparse.Na
     published = PUBLISHED_WEIGHT * PUBLISHED_BATCH / recipe.batch_size_for(len(X))
     weight = getattr(args, "silence", published)
     penalty = pruning.InstanceSparsity(model, stages, weight)
-    train(model, X, y, recipe, progress=not args.quiet, penalty=penalty)
+    train(model, X, y, recipe, verbose=not args.quiet, penalty=penalty)

@@ -85,7 +85,7 @@ def train_network(
 
     result = train(
         model, data.X_train, data.y_train, Recipe(**config["recipe"]), out=out, resume=resume,
-        progress=not quiet, on_epoch=write_history,
+        verbose=not quiet, on_epoch=write_history,
     )  # fmt: skip
     write_history(result.history)  # its last row may be missing if the run was killed
     found = correct(model, data)

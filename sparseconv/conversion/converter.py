@@ -13,7 +13,9 @@ from sparseconv.conversion.candidates import Candidate, find_candidates, weight_
 from sparseconv.conversion.report import Conversion, ConversionReport
 from sparseconv.core.checks import share
 from sparseconv.measure import machine
+from sparseconv.measure.progress import progress
 from sparseconv.measure.records import BeforeAfter, Verdict
+from sparseconv.measure.timing import LEAST_SECONDS, ROUNDS
 from sparseconv.nn.modules import deepcopy_model, replace
 from sparseconv.profiling.stopwatch import (
     Stopwatch,
@@ -32,17 +34,18 @@ MAX_DENSITY = 0.2
 @torch.inference_mode(False)  # what is made in that mode would not train later
 def convert(
     model: nn.Module,
-    *,
     example_input: Tensor | tuple[Any, ...] | None = None,
+    *,
     masks: Mapping[str, Tensor] | None = None,
     layers: Iterable[str] | None = None,
     max_density: float | None = None,
     unpruned: bool = False,
     block: int | tuple[int, int] = 1,
-    backward: bool = True,
+    training: bool = True,
     inplace: bool = False,
-    rounds: int = 30,
-    least_seconds: float = 2e-3,
+    rounds: int = ROUNDS,
+    least_seconds: float = LEAST_SECONDS,
+    verbose: bool | None = None,
 ) -> Conversion:
     """Replace a pruned model's ``nn.Conv1d`` layers by ``SparseConv1d`` where that is faster.
 
@@ -86,11 +89,11 @@ def convert(
         block: channels ``(out, in)`` that share their taps, or one int for both. A layer whose mask
             is constant in such blocks keeps them, as ``KernelCSR`` says; the others, and smaller
             ones, have single weights, and the report says why.
-        backward: measure what a training step computes; False measures inference.
+        training: measure what a training step computes; False measures inference.
         inplace: change ``model`` itself, unless it is the ``nn.Conv1d``; what is replaced must not
             be used any more.
-        rounds, least_seconds: of the measurement, as in ``profile``. Like ``backward``, they say
-            nothing without ``example_input``.
+        rounds, least_seconds, verbose: of the measurement, as in ``profile``. Like ``training``,
+            they say nothing without ``example_input``.
 
     Returns:
         ``(model, report)``: a converted copy, and a table to print with each layer's density,
@@ -124,7 +127,7 @@ def convert(
         raise ValueError(
             "unpruned=True lets a measurement decide; pass example_input, and leave layers out"
         )
-    stopwatch = Stopwatch(backward, rounds, least_seconds)
+    stopwatch = Stopwatch(training, rounds, least_seconds)
     candidates = find_candidates(model, masks or {}, layers or (), block)
     limit = MAX_DENSITY if max_density is None else max_density
     for found in candidates:
@@ -134,11 +137,11 @@ def convert(
         arguments = copied_arguments(model, example_input)
         before = deepcopy_model(model)  # running a model changes it
         with stopwatch.running():
-            _measure(before, candidates, arguments, stopwatch)
+            _measure(before, candidates, arguments, stopwatch, verbose)
             if any(found.verdict.converts for found in candidates):
                 after = _install(deepcopy_model(model), candidates)
                 passes = {
-                    name: model_passes(each, arguments, backward)
+                    name: model_passes(each, arguments, training)
                     for name, each in {"before": before, "after": after}.items()
                 }
                 taken = stopwatch.time(passes)
@@ -146,7 +149,7 @@ def convert(
     report = ConversionReport(
         layers=tuple(found.record(limit) for found in candidates),
         times=times,
-        backward=backward,
+        training=training,
         unblocked=tuple(found.name for found in candidates if found.lacks_blocks),
         machine=machine.environment_info(),
     )
@@ -178,15 +181,17 @@ def _measure(
     candidates: Sequence[Candidate],
     arguments: tuple[Any, ...],
     stopwatch: Stopwatch,
+    verbose: bool | None,
 ) -> None:
     """Time the layers about which time decides, or the caller, on what one run gives them."""
     wanted = [x for x in candidates if x.verdict in (Verdict.UNREACHED, Verdict.NAMED)]
     check_on_cpu({found.conv: found.name for found in wanted})
     twins = {model.get_submodule(found.path): found for found in wanted}
-    for twin, calls in capture(model, twins, arguments).items():
+    called = capture(model, twins, arguments)
+    for twin in progress(called, verbose, desc="layers"):
         found = twins[twin]
         assert found.sparse is not None
-        found.times = time_layer(found.name, found.sparse, calls, stopwatch)
+        found.times = time_layer(found.name, found.sparse, called[twin], stopwatch)
         if found.verdict is Verdict.UNREACHED:
             found.verdict = found.times.verdict
 

@@ -25,7 +25,7 @@ class ConversionReport(ChangeReport):
         times: ``"inference"`` (without gradients) and, where it was measured, ``"training"``
             (forward and backward) of the whole model, before and after; empty if nothing was
             measured or nothing converted.
-        backward: whether training decided, or inference.
+        training: whether training decided, or inference.
         unblocked: names of sparse layers that only their masks keep from a matrix unit.
         machine: processor, threads, instruction set and versions.
 
@@ -39,7 +39,7 @@ class ConversionReport(ChangeReport):
 
     title: ClassVar[str] = "Converted layers"
     layers: tuple[LayerTimes, ...]
-    backward: bool
+    training: bool
     unblocked: tuple[str, ...] = ()
 
     @property
@@ -62,7 +62,7 @@ class ConversionReport(ChangeReport):
                 "no layer was measured: with an example_input, times decide about every layer that "
                 "has zeros or a mask, and with unpruned=True about the others too",
             ]
-        decides = TRAINING if self.backward else INFERENCE
+        decides = TRAINING if self.training else INFERENCE
         return [*lines, f"{decides} decides", *layer_conditions(self.layers, self.machine)]
 
 

@@ -116,7 +116,7 @@ class DSNClassifier(Scored, BaseClassifier):  # type: ignore[misc]
         with self._threads(), torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             model = DSN(series.shape[1], self.n_classes_, **network)
-            result = train(model, series, labels, recipe, progress=self.verbose)
+            result = train(model, series, labels, recipe, verbose=self.verbose)
         self.seed_ = seed
         self.model_ = model
         self.history_ = result.history

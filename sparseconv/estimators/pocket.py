@@ -22,6 +22,7 @@ from sklearn.preprocessing import StandardScaler
 from sparseconv.core.arrays import as_labels, warn_if_swapped
 from sparseconv.core.checks import count, flag, number, share
 from sparseconv.estimators.shared import Scored, Shared, case_weights, draw_seed
+from sparseconv.measure.progress import progress
 from sparseconv.rocket.bank import KINDS, MINI_KERNELS, KernelBank, Kind, check_length
 from sparseconv.rocket.features import check_shape, kernel_features
 from sparseconv.rocket.model import RocketModel, chosen
@@ -229,8 +230,6 @@ class POCKETClassifier(Scored, BaseClassifier):  # type: ignore[misc]
         self, features: Array, labels: Array, size: int, choices: Sequence[tuple[float, int]]
     ) -> dict[tuple[float, int], list[float]]:
         """Return the accuracy of each choice on each fold."""
-        from tqdm.auto import tqdm
-
         scores: dict[tuple[float, int], list[float]] = {choice: [] for choice in choices}
         cases = np.bincount(labels)
         if cases.max() < 2:
@@ -241,7 +240,7 @@ class POCKETClassifier(Scored, BaseClassifier):  # type: ignore[misc]
                 int(np.clip(cases.max(), 2, FOLDS)), shuffle=True, random_state=self.seed_
             )
             splits = list(folds.split(features, labels))
-        for inside, outside in tqdm(splits, "folds", disable=not self.verbose):
+        for inside, outside in progress(splits, self.verbose, desc="folds"):
             seen, missed = features[inside], features[outside]
             weights = self._weights(labels[inside])
             select = GroupSelection(seen, labels[inside], self.n_classes_, size, weights)

@@ -21,6 +21,7 @@ Times = dict[str, NDArray[np.float64]]
 # With n rounds the whole range of the samples covers the median with probability 1 - 2 / 2^n: six
 # are needed before any interval can claim 95 %.
 LEAST_ROUNDS = 6
+ROUNDS, LEAST_SECONDS = 30, 2e-3  # unless a user says otherwise
 
 
 class Estimate(NamedTuple):

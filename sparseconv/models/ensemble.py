@@ -32,7 +32,7 @@ class Ensemble(nn.Module):
         >>> X, y = torch.randn(8, 1, 30), torch.arange(8) % 2
         >>> model = Ensemble(LITE(1, 2, nf=4) for _ in range(2))
         >>> for seed, member in enumerate(model.members):
-        ...     result = train(member, X, y, Recipe(epochs=1, seed=seed), progress=False)
+        ...     result = train(member, X, y, Recipe(epochs=1, seed=seed), verbose=False)
         >>> model(X).shape
         torch.Size([8, 2])
 

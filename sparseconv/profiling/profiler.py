@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sparseconv.measure import machine
+from sparseconv.measure.progress import progress
 from sparseconv.measure.records import (
     INFERENCE,
     TRAINING,
@@ -19,7 +20,7 @@ from sparseconv.measure.records import (
     layer_conditions,
     megaflops,
 )
-from sparseconv.measure.timing import Estimate, milliseconds
+from sparseconv.measure.timing import LEAST_SECONDS, ROUNDS, Estimate, milliseconds
 from sparseconv.nn.conv import SparseConv1d
 from sparseconv.nn.modules import check_module, deepcopy_model
 from sparseconv.profiling.stopwatch import (
@@ -111,11 +112,12 @@ class Profile(Report):
 
 def profile(
     model: nn.Module,
-    input: Tensor | tuple[Any, ...],
+    example_input: Tensor | tuple[Any, ...],
     *,
-    backward: bool = True,
-    rounds: int = 30,
-    least_seconds: float = 2e-3,
+    training: bool = True,
+    rounds: int = ROUNDS,
+    least_seconds: float = LEAST_SECONDS,
+    verbose: bool | None = None,
 ) -> Profile:
     """Measure every ``SparseConv1d`` of a model and the same layer dense.
 
@@ -134,10 +136,11 @@ def profile(
 
     Args:
         model: any module that holds ``SparseConv1d`` layers, on the CPU.
-        input: what the model accepts, a tensor or an array; a tuple is several arguments.
-        backward: time training too; False profiles inference only.
+        example_input: what the model accepts, a tensor or an array; a tuple is several arguments.
+        training: time training too; False profiles inference only.
         rounds: pairs of measurements, at least 6.
         least_seconds: calls shorter than this are repeated until they last so long.
+        verbose: show a progress bar (tqdm) on stderr; None shows it in a terminal.
 
     Returns:
         A ``Profile``: print it, read its ``layers``, or ``save("profile.html")`` (or ``.json``).
@@ -162,8 +165,8 @@ def profile(
         model = deepcopy_model(model)
     layers = _sparse_layers(model)
     check_on_cpu(layers)
-    arguments = copied_arguments(model, input, "input")
-    stopwatch = Stopwatch(backward, rounds, least_seconds)
+    arguments = copied_arguments(model, example_input)
+    stopwatch = Stopwatch(training, rounds, least_seconds)
     with stopwatch.running():
         called = capture(model, layers, arguments)
         if not called:
@@ -173,8 +176,9 @@ def profile(
                 "the mode (train or eval) that does"
             )
         calls = [(layer, call) for layer, found in called.items() for call in found]
-        measured = [time_layer(layers[layer], layer, [call], stopwatch) for layer, call in calls]
-        whole = model_passes(model, arguments, backward)
+        bar = progress(calls, verbose, desc="layers")
+        measured = [time_layer(layers[layer], layer, [call], stopwatch) for layer, call in bar]
+        whole = model_passes(model, arguments, training)
         times = stopwatch.time({"model": whole})
     return Profile(
         layers=tuple(measured),

@@ -32,7 +32,7 @@ Layer = TypeVar("Layer", bound=nn.Module)
 class Stopwatch:
     """Interleave passes: those of inference without gradients, those of training with them."""
 
-    backward: bool
+    training: bool
     rounds: int
     least_seconds: float
 
@@ -48,7 +48,7 @@ class Stopwatch:
             stack.callback(np.random.set_state, np.random.get_state())
             stack.enter_context(collector_paused())
             stack.enter_context(torch.inference_mode(False))
-            stack.enter_context(torch.set_grad_enabled(self.backward))
+            stack.enter_context(torch.set_grad_enabled(self.training))
             yield
 
     def time(self, candidates: Mapping[str, Passes]) -> Times:
@@ -72,27 +72,27 @@ def check_on_cpu(layers: Mapping[Layer, str]) -> None:
             )
 
 
-def copied_arguments(model: nn.Module, input: Any, name: str = "example_input") -> tuple[Any, ...]:
+def copied_arguments(model: nn.Module, given: Any) -> tuple[Any, ...]:
     """Copy a model's arguments, into which it may write: tensors, series in its dtype.
 
     Integers with fewer than three axes are codes or lengths, and bools next to others are masks.
     """
-    if not isinstance(input, Tensor | tuple | np.ndarray):
+    if not isinstance(given, Tensor | tuple | np.ndarray):
         raise TypeError(
-            f"{name} must be a tensor, or a tuple of the model's arguments, but got "
-            f"{type(input).__name__}"
+            "example_input must be a tensor, or a tuple of the model's arguments, but got "
+            f"{type(given).__name__}"
         )
     dtype, codes = next(model.parameters(), torch.empty(0)).dtype, has_codes(model)
 
-    def copied(given: Any) -> Tensor:
-        x = as_tensor(given, f"expected {name} to hold real numbers")
-        series = x.dim() > 2 and not codes and (x.dtype != torch.bool or given is input)
+    def copied(held: Any) -> Tensor:
+        x = as_tensor(held, "expected example_input to hold real numbers")
+        series = x.dim() > 2 and not codes and (x.dtype != torch.bool or held is given)
         kept = x.detach().to(dtype if x.is_floating_point() or series else x.dtype, copy=True)
         return kept.requires_grad_(x.requires_grad)
 
     with torch.inference_mode(False):
         arguments: tuple[Any, ...] = tree_map_only(
-            (np.ndarray, Tensor), copied, input if isinstance(input, tuple) else (input,)
+            (np.ndarray, Tensor), copied, given if isinstance(given, tuple) else (given,)
         )
     return arguments
 
@@ -219,7 +219,7 @@ def time_layer(
     )
 
 
-def model_passes(model: nn.Module, arguments: tuple[Any, ...], backward: bool) -> Passes:
+def model_passes(model: nn.Module, arguments: tuple[Any, ...], training: bool) -> Passes:
     """Return calls that run the whole model."""
 
     def forward() -> list[Tensor]:
@@ -230,7 +230,7 @@ def model_passes(model: nn.Module, arguments: tuple[Any, ...], backward: bool) -
         outputs = _differentiable(forward())
         torch.autograd.backward(outputs, [torch.ones_like(t) for t in outputs])
 
-    trains = backward and bool(_differentiable(forward()))
+    trains = training and bool(_differentiable(forward()))
     return {INFERENCE: forward, TRAINING: step} if trains else {INFERENCE: forward}
 
 

@@ -24,9 +24,11 @@ from sparseconv.nn.modules import (
     owners_of,
     replace,
 )
+from sparseconv.profiling.stopwatch import copied_arguments
 from sparseconv.pruning.report import FactorizationReport, FactorizedSet
 
 Method = Literal["left", "right", "both", "svd"]
+METHODS: tuple[Method, ...] = get_args(Method)
 ALTERNATIONS = 30  # of "both", as published
 WEIGHT = ("shape", "dtype", "device", "requires_grad")
 OPTIONS = ("stride", "padding", "dilation", "padding_mode")
@@ -62,8 +64,9 @@ class Sum(nn.Module):
 @torch.inference_mode(False)  # what is made in that mode would not train later
 def factorize(
     model: nn.Module,
-    layers: Iterable[Iterable[str]] | None = None,
+    example_input: Any = None,
     *,
+    layers: Iterable[Iterable[str]] | None = None,
     method: Method = "left",
     rank: int | None = None,
     compression: float | None = None,
@@ -88,6 +91,7 @@ def factorize(
 
     Args:
         model: any module, before ``torch.compile``; it does not change.
+        example_input: what ``report.measure()`` runs both networks on; see there.
         layers: sets of names of ``nn.Conv1d`` of equal shape and options. None: all that are equal
             are a set (for ``"svd"``, each alone), if there are two and they get smaller.
         method: as above.
@@ -118,8 +122,8 @@ def factorize(
     """
     check_module(model)
     check_not_wrapped(model, "factorize")
-    if method not in get_args(Method):
-        raise ValueError(f"method must be one of {get_args(Method)}, but got {method!r}")
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {METHODS}, but got {method!r}")
     if (rank is None) == (compression is None):
         raise ValueError(
             f"expected either rank or compression, but got rank={rank}, compression={compression}"
@@ -127,6 +131,7 @@ def factorize(
     rank = None if rank is None else count("rank", rank)
     if compression is not None and not (compression := number("compression", compression)) > 1:
         raise ValueError(f"compression must be above 1, but got {compression}")
+    arguments = None if example_input is None else copied_arguments(model, example_input)
     twin = deepcopy_model(model)
     successors: dict[nn.Module, nn.Module] = {}
     records: list[FactorizedSet] = []
@@ -165,7 +170,8 @@ def factorize(
     small = replace(twin, successors)
     parameters = Counts(*(sum(p.numel() for p in m.parameters()) for m in (model, small)))
     report = FactorizationReport(method=method, layers=tuple(records), left=left,
-                                 parameters=parameters, before=model, after=small)  # fmt: skip
+                                 parameters=parameters, before=model, after=small,
+                                 arguments=arguments)  # fmt: skip
     return Factorized(small, report)
 
 

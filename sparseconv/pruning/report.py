@@ -22,6 +22,7 @@ from sparseconv.measure.records import (
     count_cells,
     where,
 )
+from sparseconv.measure.timing import LEAST_SECONDS, ROUNDS
 from sparseconv.nn.modules import deepcopy_model
 from sparseconv.profiling.stopwatch import (
     Passes,
@@ -119,7 +120,7 @@ class SmallerNetwork(ChangeReport):
         parameters: of the whole model; of a pruned one without compressors.
         macs: multiply-adds of one series; of ``factorize`` None, until ``measure`` counts them.
         before, after: the network that was given, and its successor.
-        arguments: the example input of ``prune_filters``.
+        arguments: the example input, if one was given.
     """
 
     parameters: Counts
@@ -143,21 +144,21 @@ class SmallerNetwork(ChangeReport):
         self,
         example_input: Any = None,
         *,
-        backward: bool = False,
-        rounds: int = 20,
-        least_seconds: float = 2e-3,
+        training: bool = True,
+        rounds: int = ROUNDS,
+        least_seconds: float = LEAST_SECONDS,
     ) -> Self:
         """Time the layers and the whole model, before and after interleaved; return a new report.
 
         On torch's threads, in eval mode, of copies of both networks as they are now, compressors
-        merged; with ``backward`` also a training step (forward and backward).
+        merged; with ``training`` also a training step (forward and backward).
 
         Args:
             example_input: a tensor ``(N, C, L)``, or a tuple of the model's arguments, the first
-                tensor of which holds the batch; None: the one that ``prune_filters`` was given.
-            backward, rounds, least_seconds: as in ``profile``, and its errors.
+                tensor of which holds the batch; None: the one that was given before.
+            training, rounds, least_seconds: as in ``profile``, and its errors.
         """
-        stopwatch = Stopwatch(backward, rounds, least_seconds)
+        stopwatch = Stopwatch(training, rounds, least_seconds)
         given = self.arguments if example_input is None else example_input
         arguments = copied_arguments(self.before, given)
         # Fresh copies: what has been trained in place is not as fast.
@@ -172,7 +173,7 @@ class SmallerNetwork(ChangeReport):
                     times = BeforeAfter.of(stopwatch.time(passes), INFERENCE)
                     layer = replace(layer, times={INFERENCE: times})
                 layers.append(layer)
-            whole = {when: model_passes(m, arguments, backward) for when, m in models.items()}
+            whole = {when: model_passes(m, arguments, training) for when, m in models.items()}
             seconds = stopwatch.time(whole)
         return replace(
             self,
@@ -232,7 +233,7 @@ class PruningReport(SmallerNetwork):
         >>> [(layer.filters.after, layer.macs.after) for layer in report.layers]
         [(4, 920), (2, 1680)]
         >>> list(report.measure(rounds=6).times)  # ["inference"].ratio above 1: faster now
-        ['inference']
+        ['inference', 'training']
     """
 
     title: ClassVar[str] = "Pruned filters"
@@ -304,8 +305,8 @@ class FactorizationReport(SmallerNetwork):
     Example:
         >>> import sparseconv as sc
         >>> model = nn.Sequential(*(nn.Conv1d(8, 8, 9, padding="same") for _ in range(2)))
-        >>> report = sc.factorize(model, rank=4).report
-        >>> report.layers[0].layers, report.measure(torch.randn(2, 8, 30), rounds=6).macs
+        >>> report = sc.factorize(model, torch.randn(2, 8, 30), rank=4).report
+        >>> report.layers[0].layers, report.measure(rounds=6).macs
         (('0', '1'), Counts(before=34560, after=19200))
     """
 

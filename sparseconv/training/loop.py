@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from sparseconv.core.checks import count
 from sparseconv.core.files import claimed, partial_files
 from sparseconv.dst import DSTScheduler
 from sparseconv.measure.memory import retain_freed_memory
+from sparseconv.measure.progress import progress
 from sparseconv.nn.modules import check_module
 from sparseconv.pruning.sparsity_loss import InstanceSparsity
 from sparseconv.training import checkpoint
@@ -59,7 +59,7 @@ def train(
     out: str | os.PathLike[str] | None = None,
     resume: bool = False,
     validation: tuple[Any, Any] | None = None,
-    progress: bool = True,
+    verbose: bool | None = None,
     checkpoint_every: int = 1,
     on_epoch: Callable[[list[dict[str, Any]]], None] | None = None,
     scheduler_factory: SchedulerFactory | None = None,
@@ -84,7 +84,7 @@ def train(
         out: a folder, made if need be, for ``checkpoint.pt``; an older one is overwritten.
         resume: continue from ``out/checkpoint.pt`` if it exists.
         validation: ``(X, y)`` evaluated after each epoch; it does not influence training.
-        progress: show a bar (tqdm) on stderr.
+        verbose: show a progress bar (tqdm) on stderr; None shows it in a terminal.
         checkpoint_every: epochs between checkpoints; the last epoch always writes one.
         on_epoch: called with the history so far when an epoch has ended and is saved.
         scheduler_factory: builds what changes the patterns; a ``SchedulerFactory``.
@@ -105,7 +105,7 @@ def train(
         >>> from sparseconv.models import DSN
         >>> X, y = torch.randn(20, 1, 30), torch.arange(20) % 2
         >>> model = DSN(1, 2, nf=4, kernel_size=9, depth=2)
-        >>> result = train(model, X, y, Recipe(epochs=2), progress=False)
+        >>> result = train(model, X, y, Recipe(epochs=2), verbose=False)
         >>> result.history[result.best_epoch - 1]["train_loss"] == result.best_loss
         True
 
@@ -137,7 +137,8 @@ def train(
         if path is not None and resume and path.exists():
             run.load(path)
         saved = len(run.history)
-        bar = _progress_bar(saved, recipe.epochs) if progress else None
+        epochs = {"total": recipe.epochs, "initial": saved, "unit": "epoch", "desc": "training"}
+        bar = progress(None, verbose, **epochs)
         try:
             for left in [] if path is None else partial_files(path):  # by a run that was killed
                 left.unlink()
@@ -172,14 +173,3 @@ def _how_to_resume(run: Run, path: Path | None, saved: int) -> str:
         why = "because train(out=...) was not given" if path is None else "yet"
         how = f"no epoch of this run has been saved {why}"
     return f"training was interrupted in epoch {len(run.history) + 1} of {run.recipe.epochs}; {how}"
-
-
-def _progress_bar(done: int, epochs: int) -> Any:
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        warnings.warn(
-            "no progress bar: tqdm is not installed (pip install 'sparseconv[tsc]')", stacklevel=3
-        )
-        return None
-    return tqdm(total=epochs, initial=done, unit="epoch", desc="training")

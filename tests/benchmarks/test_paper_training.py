@@ -42,7 +42,7 @@ def test_an_ensemble_is_the_mean_of_networks_trained_by_themselves(
         models.append(DSN(2, 2, **network))
         own = Recipe(seed=seed, **recipe)
         with threads(1):
-            losses.append(train(models[-1], data.X_train, data.y_train, own, progress=False))
+            losses.append(train(models[-1], data.X_train, data.y_train, own, verbose=False))
     with torch.no_grad():
         proba = sum(model(X).exp() for model in models) / 2
     assert row["accuracy"] == (proba.argmax(1) == y).double().mean().item()

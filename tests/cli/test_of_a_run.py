@@ -41,11 +41,11 @@ def test_profile(home: Path, out: Path, command: Any, monkeypatch: pytest.Monkey
     calls: list[Any] = []
     real = profiling.profile
 
-    def spy(model: DSN, input: torch.Tensor, *, backward: bool) -> Any:
+    def spy(model: DSN, x: torch.Tensor, *, training: bool, verbose: bool) -> Any:
         for name, tensor in model.state_dict().items():
             assert torch.equal(tensor, best[name]), name
-        calls.append((tuple(input.shape), backward, model.training, torch.get_num_threads()))
-        return real(model, input, backward=backward)
+        calls.append((tuple(x.shape), training, model.training, torch.get_num_threads()))
+        return real(model, x, training=training, verbose=verbose)
 
     monkeypatch.setattr(profiling, "profile", spy)
     run = home / "run"

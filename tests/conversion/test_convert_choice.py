@@ -90,7 +90,7 @@ def test_sparse_is_what_was_measured_faster(clock: list[set[str]]) -> None:
     assert "training of the whole model: 2.000 -> 1.000 ms, ratio 2.00" in text
     assert "training decides" in text
     clock.clear()
-    _, report = sc.convert(model, example_input=X, backward=False)
+    _, report = sc.convert(model, example_input=X, training=False)
     assert all(name.endswith(" inference") for asked in clock for name in asked)
     assert report.times.keys() == {"inference"}
     assert "inference decides" in str(report)
@@ -176,7 +176,7 @@ def test_a_layer_called_on_several_shapes_is_measured_with_all_of_them(
         def forward(self, x: Tensor) -> Tensor:
             return self.conv(x).sum() + self.conv(x).sum() + self.conv(x[..., :9]).sum()
 
-    (layer,) = sc.convert(Shared(), example_input=X, backward=False).report.layers
+    (layer,) = sc.convert(Shared(), example_input=X, training=False).report.layers
     assert shapes.count(40) == 2 * shapes.count(9) > 0
     assert (layer.calls, layer.sparse) == (3, True)
     assert layer.flops["inference"].after == 2 * layer.nnz * len(X) * (2 * 38 + 7)

@@ -69,7 +69,7 @@ LABELS = STRIDED | {
 
 def trained(X: Any = X, y: Any = Y) -> Any:
     result = train(
-        network(), X, y, Recipe(epochs=1, batch_size=12), progress=False, validation=(X, y)
+        network(), X, y, Recipe(epochs=1, batch_size=12), verbose=False, validation=(X, y)
     )
     return [[row["train_loss"], row["test_loss"]] for row in result.history]
 
@@ -175,7 +175,7 @@ def test_swapped_axes_are_named(shape: tuple[int, ...]) -> None:
     X, y = RANDOM.normal(size=shape), np.arange(24) % 2
     model = sc.models.DSN(40, 2, nf=2, kernel_size=6, depth=2)
     with pytest.warns(UserWarning, match=r"axes are \(n_cases, n_channels, n_timepoints\)"):
-        train(model, X, y, Recipe(epochs=1), progress=False)
+        train(model, X, y, Recipe(epochs=1), verbose=False)
     with pytest.warns(UserWarning, match="40 channels, more than the") as seen:
         DSNClassifier(nf=2, kernel_size=6, depth=2, epochs=1).fit(X, y)
     assert sum("40 channels" in str(warning.message) for warning in seen) == 1

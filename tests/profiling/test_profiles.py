@@ -140,7 +140,7 @@ def layer(learns: str) -> SparseConv1d:
 
 
 def test_what_trains_decides_what_a_step_costs() -> None:
-    for found in (profile(layer("all"), X, backward=False), profile(layer("nothing"), X)):
+    for found in (profile(layer("all"), X, training=False), profile(layer("nothing"), X)):
         assert found.layers[0].times.keys() == found.model.keys() == {"inference"}
         assert "wgrad" not in str(found)
     found = profile(nn.Sequential(layer("nothing"), layer("bias"), layer("all")), X)
@@ -182,7 +182,7 @@ def test_a_layer_that_records_no_gradients_does_not_train() -> None:
     said = "training of the whole model was not measured"
     assert said not in str(found)
     assert said in str(profile(Frozen(hidden=True), X))
-    assert said not in str(profile(Frozen(hidden=True), X, backward=False))
+    assert said not in str(profile(Frozen(hidden=True), X, training=False))
 
 
 def test_the_reference_executes_all_weights() -> None:
@@ -200,7 +200,7 @@ def test_dense_is_what_the_layer_is_converted_to(monkeypatch: pytest.MonkeyPatch
     seen: list[Any] = []
     real = F.conv1d
     monkeypatch.setattr(F, "conv1d", lambda *args: seen.append(args) or real(*args))
-    profile(layer, X, backward=False)
+    profile(layer, X, training=False)
     assert all(call[4] == "same" for call in seen)
     assert torch.equal(seen[0][1], layer.dense_weight())
 
@@ -210,7 +210,7 @@ def test_blocks_are_timed_as_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     forward = SparseConv1d.forward
     monkeypatch.setattr(SparseConv1d, "forward", lambda *a: seen.append(a[0]) or forward(*a))
     layer = SparseConv1d(3, 6, 4, density=0.5, block=(2, 3))
-    profile(layer, X, backward=False)
+    profile(layer, X, training=False)
     assert {found.pattern for found in seen} == {layer.pattern}
 
 
@@ -272,7 +272,7 @@ def test_it_says_whether_blocks_compute_and_why_not(monkeypatch: pytest.MonkeyPa
     layers = [SparseConv1d(48, 48, 3, **{"padding": 1, **options}) for options in IN_UNITS]
     model, x = nn.Sequential(*layers), torch.randn(1, 48, 20)
     with torch.autocast("cpu", torch.bfloat16):
-        found = profile(model, x, backward=False, rounds=6)
+        found = profile(model, x, training=False, rounds=6)
     words = ["", "block_mask", "block_mask", "groups cut", "a group has fewer", "groups cut"]
     for layer, word in zip(found.layers, words, strict=True):
         assert layer.kernels == ("single weights" if word else "blocks"), layer.name
@@ -280,21 +280,21 @@ def test_it_says_whether_blocks_compute_and_why_not(monkeypatch: pytest.MonkeyPa
     text = str(found)
     assert "by single weights, not by blocks: 1, 2; kernels of 16 x 16 channels have" in text
     assert "| kernels        |" in text
-    plain = profile(model, x, backward=False, rounds=6)
+    plain = profile(model, x, training=False, rounds=6)
     why = "the matrix unit computes bfloat16 only"
     single = [("single weights", why) if "block" in options else ("", "") for options in IN_UNITS]
     assert [(layer.kernels, layer.not_blocks) for layer in plain.layers] == single
     torch.backends.mkldnn.conv.fp32_precision = "bf16"
     try:
-        (layer,) = profile(layers[0], x, backward=False, rounds=6).layers
+        (layer,) = profile(layers[0], x, training=False, rounds=6).layers
     finally:
         torch.backends.mkldnn.conv.fp32_precision = "none"
     assert layer.kernels == "blocks"
     small = SparseConv1d(48, 8, 3, block=8).bfloat16()
-    (layer,) = profile(small, x.bfloat16(), backward=False, rounds=6).layers
+    (layer,) = profile(small, x.bfloat16(), training=False, rounds=6).layers
     assert layer.not_blocks == "a group has fewer than 16 channels"
     monkeypatch.setenv("SPARSECONV_CPU_ISA", "baseline")
-    (layer,) = profile(small, x.bfloat16(), backward=False, rounds=6).layers
+    (layer,) = profile(small, x.bfloat16(), training=False, rounds=6).layers
     assert (layer.kernels, layer.not_blocks) == ("single weights", "this CPU has no matrix unit")
 
 
@@ -316,6 +316,6 @@ def test_the_model_is_left_as_it_was(fails: bool) -> None:
     before, x = everything(model), X.clone()
     with pytest.raises(RuntimeError, match="the head is broken") if fails else nullcontext():
         profile(model, x)
-        profile(model, (x, 3.0), backward=False)  # writes into its input
+        profile(model, (x, 3.0), training=False)  # writes into its input
     assert everything(model) == before
     assert torch.equal(x, X)

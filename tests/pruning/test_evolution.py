@@ -32,7 +32,7 @@ def errors(model: nn.Module, x: Tensor = X, y: Tensor = Y) -> float:
 @pytest.fixture(scope="module")
 def trained() -> nn.Module:
     model = classifier()
-    train(model, X, Y, Recipe(epochs=40, lr=2e-2, batch_size=30), progress=False)
+    train(model, X, Y, Recipe(epochs=40, lr=2e-2, batch_size=30), verbose=False)
     assert errors(model) < 0.3
     return model
 

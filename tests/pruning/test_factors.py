@@ -69,7 +69,7 @@ def test_no_weights_of_this_rank_are_closer(
     sets = sets if method == "svd" else [[*itertools.chain(*sets)]]
     most = min(stacked(model.convs[: len(sets[0])], method).shape)
     for rank in range(1, most + 1):
-        small, report = sc.factorize(model, sets, method=method, rank=rank)
+        small, report = sc.factorize(model, layers=sets, method=method, rank=rank)
         for names, found in zip(sets, report.layers, strict=True):
             convs = [model.get_submodule(name) for name in names]
             matrix = stacked(convs, method)
@@ -163,7 +163,7 @@ def test_the_report_counts_the_parameters(method: str, bias: bool) -> None:
     assert all(found.parameters.ratio >= 2 for found in report.layers)
     # One more would be too much.
     sets, rank = [found.layers for found in report.layers], report.layers[0].rank + 1
-    more, _ = sc.factorize(model, sets, method=method, rank=rank)
+    more, _ = sc.factorize(model, layers=sets, method=method, rank=rank)
     assert before / sum(p.numel() for p in more.parameters()) < 2
     with pytest.raises(ValueError, match="no layer gets smaller"):
         sc.factorize(model, method=method, rank=1000)
@@ -174,7 +174,7 @@ def test_the_report_measures() -> None:
     model.idle = nn.ModuleList(nn.Conv1d(8, 8, 7) for _ in range(2))  # not called
     x = torch.randn(4, 6, 20)
     _, report = sc.factorize(model, method="both", compression=2)
-    measured = report.measure(x, backward=True, rounds=6, least_seconds=0)
+    measured = report.measure(x, training=True, rounds=6, least_seconds=0)
     assert report.macs is None
     assert not report.times
     called, idle = measured.layers
@@ -269,7 +269,7 @@ def test_what_else_a_layer_has_stays() -> None:
     for conv in model.convs:
         conv.weight.requires_grad_(False)
     with torch.inference_mode():
-        small, _ = sc.factorize(model, [["convs.0", "twin"]], rank=2)
+        small, _ = sc.factorize(model, layers=[["convs.0", "twin"]], rank=2)
     first, second = small.convs
     assert small.twin is second
     assert not first.taps.weight.requires_grad

@@ -113,7 +113,7 @@ def test_layers_called_by_keyword_by_all_that_watches_them() -> None:
         assert torch.allclose(small.eval()(X), silenced(model, report).eval()(X))
     pairs, _ = sc.prune_filters(model, X, WHC(), ratio=0.5, equivalent=True)
     assert pairs(X).shape == (len(X), 3)
-    factors, _ = sc.factorize(model, [["b"]], method="svd", rank=2)
+    factors, _ = sc.factorize(model, layers=[["b"]], method="svd", rank=2)
     assert factors(X).shape == (len(X), 3)
 
 

@@ -57,15 +57,15 @@ def twice() -> torch.nn.Module:
     return torch.nn.Sequential(torch.nn.Conv1d(2, 6, 1), layer, layer, torch.nn.Conv1d(6, 3, 1))
 
 
-@pytest.mark.parametrize(("make", "backward"), [(MODELS["DSN"], True), (twice, False)])
-def test_measured_times(make: Callable[[], torch.nn.Module], backward: bool) -> None:
+@pytest.mark.parametrize(("make", "training"), [(MODELS["DSN"], True), (twice, False)])
+def test_measured_times(make: Callable[[], torch.nn.Module], training: bool) -> None:
     model, x = make(), torch.randn(2, 2, 12)
     report = sc.prune_filters(model, x, Drawn(0, False), ratio=0.5).report
     states = [everything(report.before), everything(report.after)]
-    timed = report.measure(rounds=6, least_seconds=1e-6, backward=backward)
+    timed = report.measure(rounds=6, least_seconds=1e-6, training=training)
     assert [everything(report.before), everything(report.after)] == states
     assert not any((report.times, *(layer.times for layer in report.layers)))
-    assert set(timed.times) == ({"inference", "training"} if backward else {"inference"})
+    assert set(timed.times) == ({"inference", "training"} if training else {"inference"})
     for times in (*timed.times.values(), *(layer.times["inference"] for layer in timed.layers)):
         for found in (times.before, times.after, times.ratio):
             assert 0 < found.low <= found.median <= found.high
@@ -96,7 +96,7 @@ def test_ratios_are_before_by_after(monkeypatch: pytest.MonkeyPatch) -> None:
 
     fake_clock(monkeypatch, milliseconds)
     model = classifier()
-    report = sc.prune_filters(model, X, WHC(), ratio=0.5).report.measure(rounds=6)
+    report = sc.prune_filters(model, X, WHC(), ratio=0.5).report.measure(training=False, rounds=6)
     assert set(names) == {"before inference", "after inference"}
     whole = report.times["inference"]
     assert (whole.before.median, whole.after.median) == pytest.approx((12, 4))

@@ -19,7 +19,9 @@ def model(*layers: nn.Module) -> nn.Sequential:
 
 def call(whole: nn.Module, *names: str, **options: Any) -> Callable[[], Any]:
     """Factorize the set of the named layers."""
-    return lambda: sc.factorize(whole, [list(names)] if names else None, **(options or {"rank": 1}))
+    return lambda: sc.factorize(
+        whole, layers=[list(names)] if names else None, **(options or {"rank": 1})
+    )
 
 
 def pair(layer: nn.Module) -> Callable[[], Any]:
@@ -58,7 +60,7 @@ test_factorize = refusals(
     (call(model(), rank=0), ValueError, "rank must be at least 1, but got 0"),
     (call(model(), compression=1), ValueError, "compression must be above 1, but got 1"),
     (call(model(), rank=1, method="middle"), ValueError, "method must be one of"),
-    (lambda: sc.factorize(model(), ["0", "1"], rank=1), ValueError, "expects several equal"),
+    (lambda: sc.factorize(model(), layers=["0", "1"], rank=1), ValueError, "expects several equal"),
     (call(model(), "0", "9"), ValueError, "of ['0', '1', '2'], but got '9'"),
     (call(model(), "0", "0"), ValueError, "a layer may come once"),
     (call(model(), "0", "1", rank=1, method="svd"), ValueError, "'svd' expects several"),

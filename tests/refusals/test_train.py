@@ -40,7 +40,7 @@ A_FILE = Path(__file__)
 
 
 def of(X: Any, y: Any) -> None:
-    train(network(), X, y, progress=False)
+    train(network(), X, y, verbose=False)
 
 
 test_train = refusals(
@@ -91,4 +91,4 @@ test_recipe = refusals(
 
 
 def test_a_state_for_whole_batches_trains() -> None:
-    sixes(18, validation=(X[:12], y[:12]), progress=False)
+    sixes(18, validation=(X[:12], y[:12]), verbose=False)

@@ -65,7 +65,7 @@ def same(one: Any, other: Any) -> bool:
 
 
 def run(model: nn.Module, recipe: Recipe = RECIPE, **arguments: Any) -> TrainingResult:
-    return train(model, *data(), recipe, **{"progress": False, **arguments})
+    return train(model, *data(), recipe, **{"verbose": False, **arguments})
 
 
 def interrupted(

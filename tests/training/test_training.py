@@ -75,7 +75,7 @@ def test_a_last_batch_of_one_joins_the_one_before() -> None:
         nn.Linear(3, 2), nn.LogSoftmax(1),
     )  # fmt: skip
     model.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
-    result = train(model, *data(33), Recipe(epochs=2, batch_size=16), progress=False)
+    result = train(model, *data(33), Recipe(epochs=2, batch_size=16), verbose=False)
     assert seen == [17, 16, 17, 16, 17]  # the first checks the model
     assert model[3].num_batches_tracked == 2 * result.best_epoch, "and changes no statistics"
 
@@ -205,12 +205,12 @@ def test_the_seed_decides_and_nothing_else(make: Any, tmp_path: Path) -> None:
 def test_progress_bar_and_what_is_said_without_tqdm(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for progress in (True, False):
-        run(network(), progress=progress)
-        assert ("7/7" in capsys.readouterr().err) == progress
-    monkeypatch.setitem(sys.modules, "tqdm", None)
+    for verbose in (True, False):
+        run(network(), verbose=verbose)
+        assert ("7/7" in capsys.readouterr().err) == verbose
+    monkeypatch.setitem(sys.modules, "tqdm.auto", None)
     with pytest.warns(UserWarning, match="tqdm is not installed"):
-        assert len(run(network(), progress=True).history) == 7
+        assert len(run(network(), verbose=True).history) == 7
 
 
 @pytest.mark.promise("P8")
@@ -254,7 +254,7 @@ def test_the_history_holds_the_penalty() -> None:
             return given[-1]
 
     model, again = network(), network()
-    options = {"progress": False, "validation": data(9, seed=1)}  # which is not watched
+    options = {"verbose": False, "validation": data(9, seed=1)}  # which is not watched
     both = train(
         model, X, y, one, penalty=Counted(model, ["blocks.0.relu"], 0.1), **options
     ).history[0]
@@ -274,7 +274,7 @@ def test_precision_is_autocast_of_the_training_passes() -> None:
         torch.manual_seed(0)
         model, found = network(), []
         model.head[1].register_forward_hook(lambda *a, found=found: found.append(a[2].dtype))
-        result = train(model, X, y, replace(RECIPE, precision=precision), progress=False)
+        result = train(model, X, y, replace(RECIPE, precision=precision), verbose=False)
         losses[precision], dtypes[precision] = result.history[-1]["train_loss"], found
         assert {p.dtype for p in model.parameters()} == {torch.float32}
         assert predict_log_proba(model, X).dtype == torch.float32

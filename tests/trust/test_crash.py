@@ -57,7 +57,7 @@ def go(out: Path, epoch: int | None, delay: float) -> None:
     torch.manual_seed(0)
     model = DSN(2, 3, nf=4, kernel_size=13, depth=3)
     recipe = Recipe(epochs=EPOCHS, lr=1e-3, batch_size=5, update_every_epochs=2, seed=1)
-    train(model, X, y, recipe, out=out, resume=True, progress=False)
+    train(model, X, y, recipe, out=out, resume=True, verbose=False)
 
 
 def finished(out: Path) -> dict[str, Any]:

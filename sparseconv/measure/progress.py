@@ -1,0 +1,25 @@
+"""Progress on stderr."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+
+def progress(items: Any, verbose: bool | None, **options: Any) -> Any:
+    """Return tqdm's bar over the items, or the items where none is shown.
+
+    Args:
+        items: what to iterate over; None for a bar that is updated by hand.
+        verbose: whether to show it; None shows it in a terminal.
+        options: those of tqdm.
+    """
+    if verbose is not None and not verbose:
+        return items
+    try:
+        from tqdm.auto import tqdm
+    except ImportError:
+        if verbose:
+            warnings.warn("no progress bar: tqdm is not installed (pip install tqdm)", stacklevel=3)
+        return items
+    return tqdm(items, disable=False if verbose else None, **options)
