@@ -19,6 +19,7 @@
 #include "cpu/ops/rocket.h"
 #include "cpu/plan/plan_cache.h"
 #include "cpu/rows.h"
+#include "cpu/update.h"
 
 namespace sparseconv {
 namespace {
@@ -107,6 +108,12 @@ PYBIND11_MODULE(_C, m) {
       "Whether a chain in rows takes the convolution, on a matrix unit.");
   m.def("has_fma", [] { return sparseconv::choose_kernels().fma; });
   m.def("has_matrix_unit", [] { return sparseconv::choose_kernels().blocks != nullptr; });
+  m.def("prune_and_grow", &sparseconv::prune_and_grow,
+        pybind11::call_guard<pybind11::gil_scoped_release>(), pybind11::arg("crow_indices"),
+        pybind11::arg("col_indices"), pybind11::arg("shape"), pybind11::arg("boxes"),
+        pybind11::arg("fraction"), pybind11::arg("magnitudes"),
+        pybind11::arg("scores") = pybind11::none(), pybind11::arg("seed"),
+        "One update of a pattern.");
   using at::Tensor;
   using sparseconv::MiniRocketPlan;
   using sparseconv::RocketPlan;

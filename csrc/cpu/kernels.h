@@ -36,6 +36,12 @@ struct BlockKernels {
   void (*norm_rows)(const RowNorm&, int64_t, int64_t, void*);
 };
 
+// A random number of 31 bits for each position: the finalizer of MurmurHash3 (Appleby 2011) over a
+// random line of odd slope.
+struct Draws {
+  uint32_t factor, offset;
+};
+
 struct KernelTable {
   const char* name;
   int64_t lanes;  // of float in a vector
@@ -53,6 +59,7 @@ struct KernelTable {
   void (*rocket)(const RocketFeatures&, int64_t, int64_t, void*);
   void (*minirocket)(const MiniRocketFeatures&, int64_t, int64_t, void*);
   double (*peak[2])(double operand, int64_t passes);
+  void (*draws)(const Draws&, uint32_t first, int64_t n, uint32_t* out);
   const BlockKernels* blocks;  // null without a matrix unit
 };
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable
 from contextlib import nullcontext
-from typing import Any, TypeVar, cast
+from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sparseconv.core.blocks import Block, check_mask, checked_block, declare, spread, unit_shape
+from sparseconv.core.blocks import Block, Shape, check_mask, checked_block, spread, unit_shape
 from sparseconv.core.checks import (
     ArgumentError,
     check_dense,
@@ -20,12 +19,11 @@ from sparseconv.core.checks import (
     checked_shape,
     integer,
 )
+from sparseconv.core.pattern_arrays import PatternArrays
 from sparseconv.core.tracing import outside_tracing
 
-T = TypeVar("T")
 
-
-class KernelCSR:
+class KernelCSR(PatternArrays):
     """The set of active weights of a convolution: one CSR row per kernel, one column per tap.
 
     Row ``o * (C_in // groups) + c`` is the kernel from input channel ``c`` of its group to output
@@ -58,23 +56,13 @@ class KernelCSR:
     """
 
     __module__ = "sparseconv"  # what pickles and reprs name
-
-    _crow: Tensor
-    _col: Tensor
-    _shape: tuple[int, int, int]
-    _block: Block
-    _versions: tuple[int, int]
-    _hash: int | None
-    _cached: dict[tuple[Callable[..., Any], tuple[Hashable, ...]], Any]
-    _copies: dict[str, tuple[Tensor, Tensor]]
-
-    __slots__ = (*__annotations__, "__weakref__")
+    __slots__ = ()
 
     def __init__(
         self,
         crow_indices: Tensor,
         col_indices: Tensor,
-        shape: tuple[int, int, int],
+        shape: Shape,
         block: int | Block = 1,
     ) -> None:
         shape = checked_shape(shape)
@@ -86,22 +74,16 @@ class KernelCSR:
             crow = crow_indices.detach().cpu().clone(memory_format=torch.contiguous_format)
             col = col_indices.detach().cpu().clone(memory_format=torch.contiguous_format)
         check_structure(crow, col, shape)
-        self._hold(crow, col, shape)
+        self._hold(crow, col, shape, pair)
         if pair != (1, 1):
             check_mask(self.to_mask(), pair)
-            self._in_blocks(pair)
 
-    def _hold(self, crow: Tensor, col: Tensor, shape: tuple[int, int, int]) -> None:
-        """Become the pattern of arrays that are its own and were checked."""
-        self._crow, self._col, self._shape, self._block = crow, col, shape, (1, 1)
-        self._versions = crow._version, col._version
-        self._hash, self._cached, self._copies = None, {}, {}
-
-    def _in_blocks(self, block: Block) -> KernelCSR:
-        """Become a pattern of such blocks, of which its kernels were found to be."""
-        self._block = block
-        declare(self._col, block)
-        return self
+    @classmethod
+    def of_arrays(cls, crow: Tensor, col: Tensor, shape: Shape, block: Block) -> Self:
+        """Adopt the arrays that an update of a pattern made, without a copy."""
+        pattern = cls.__new__(cls)
+        pattern._hold(crow, col, shape, block)
+        return pattern
 
     @classmethod
     def from_mask(cls, mask: Tensor, block: int | Block = 1) -> KernelCSR:
@@ -130,12 +112,11 @@ class KernelCSR:
         if pair != (1, 1):
             check_mask(mask, pair)
         positions = mask.detach().cpu().flatten().nonzero().squeeze(1)
-        return cls.from_positions(positions, shape)._in_blocks(pair)
+        pattern = cls.from_positions(positions, shape)
+        return cls.of_arrays(*pattern._on_cpu(), shape, pair)
 
     @classmethod
-    def from_units(
-        cls, units: KernelCSR, shape: tuple[int, int, int], block: int | Block
-    ) -> KernelCSR:
+    def from_units(cls, units: KernelCSR, shape: Shape, block: int | Block) -> KernelCSR:
         """Build the pattern of active units: one kernel for each block of channels.
 
         Args:
@@ -160,10 +141,10 @@ class KernelCSR:
             )
         if pair == (1, 1):
             return units
-        return cls.from_mask(spread(units.to_mask(), shape, pair))._in_blocks(pair)
+        return cls.from_mask(spread(units.to_mask(), shape, pair), pair)
 
     @classmethod
-    def from_positions(cls, positions: Tensor, shape: tuple[int, int, int]) -> KernelCSR:
+    def from_positions(cls, positions: Tensor, shape: Shape) -> KernelCSR:
         """Build the pattern with active weights at flat positions ``(o * Cg + c) * K + k``.
 
         Args:
@@ -194,14 +175,12 @@ class KernelCSR:
         kernel = flat // np.int32(kernel_size)
         crow = np.zeros(rows + 1, np.int32)
         np.cumsum(np.bincount(kernel, minlength=rows), out=crow[1:])
-        pattern = cls.__new__(cls)
         with torch.inference_mode(False):
             tap = torch.from_numpy(flat - kernel * np.int32(kernel_size))
-            pattern._hold(torch.from_numpy(crow), tap, shape)
-        return pattern
+            return cls.of_arrays(torch.from_numpy(crow), tap, shape, (1, 1))
 
     @classmethod
-    def full(cls, shape: tuple[int, int, int]) -> KernelCSR:
+    def full(cls, shape: Shape) -> KernelCSR:
         """Return the pattern with every weight active: a dense convolution.
 
         Raises:
@@ -217,7 +196,7 @@ class KernelCSR:
     @classmethod
     def random(
         cls,
-        shape: tuple[int, int, int],
+        shape: Shape,
         nnz: int,
         *,
         block: int | Block = 1,
@@ -248,28 +227,6 @@ class KernelCSR:
         drawn = order[: round(nnz / numel * len(order))].sort().values
         return cls.from_units(cls.from_positions(drawn, of_units), shape, block)
 
-    @property
-    def crow_indices(self) -> Tensor:
-        """int32 ``(C_out * C_in // groups + 1,)``: where each kernel begins; read only."""
-        self._check_untouched()
-        return self._crow
-
-    @property
-    def col_indices(self) -> Tensor:
-        """int32 ``(nnz,)``: the tap of each active weight; read only."""
-        self._check_untouched()
-        return self._col
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """``(C_out, C_in // groups, K)``."""
-        return self._shape
-
-    @property
-    def block(self) -> Block:
-        """Channels ``(out, in)`` that share their taps; ``(1, 1)``: single weights."""
-        return self._block
-
     def units(self) -> KernelCSR:
         """Return the pattern of active units; of single weights the pattern itself.
 
@@ -281,11 +238,6 @@ class KernelCSR:
             return self
         out, channels = self._block
         return KernelCSR.from_mask(self.to_mask()[::out, ::channels])
-
-    @property
-    def nnz(self) -> int:
-        """Number of active weights."""
-        return self._col.shape[0]
 
     @property
     def numel(self) -> int:
@@ -321,51 +273,6 @@ class KernelCSR:
         mask = torch.zeros(self.numel, dtype=torch.bool, device="cpu")
         mask[self.positions()] = True
         return mask.view(self._shape)
-
-    def on(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Return ``crow_indices`` and ``col_indices`` on a device, where they are copied once.
-
-        The kernels' plans belong to these two tensors (``ops.gpu_plans``, csrc/cpu/plan).
-
-        Raises:
-            RuntimeError: torch.compile asks for a first copy.
-        """
-        if device.type == "cpu":
-            return self.crow_indices, self.col_indices
-        name = str(device)
-        if name not in self._copies:
-            if torch.compiler.is_dynamo_compiling():  # each call of the graph would copy again
-                raise RuntimeError(
-                    f"this KernelCSR was never used on {name}: call the function once, or "
-                    f"pattern.on(torch.device({name!r})), before torch.compile"
-                )
-            with outside_tracing():
-                copies = self.crow_indices.to(device), self.col_indices.to(device)
-                declare(copies[1], self._block)
-                self._copies[name] = copies
-        return self._copies[name]
-
-    def cached(self, make: Callable[..., T], *args: Hashable) -> T:
-        """Return ``make(self, *args)``, computed at the first call and kept.
-
-        Two threads may both compute it, and get the same object. Computed outside of any tracing,
-        transform or fake mode of the first call.
-        """
-        key = make, args
-        if key not in self._cached:
-            with outside_tracing():
-                made = make(self, *args)
-            self._cached.setdefault(key, made)
-        return cast(T, self._cached[key])
-
-    def _check_untouched(self) -> None:
-        if torch.compiler.is_dynamo_compiling():  # version counters cannot be traced
-            return
-        if (self._crow._version, self._col._version) != self._versions:
-            raise RuntimeError(
-                "the index arrays of this KernelCSR were modified in place, so it is invalid; "
-                "clone them before a change and build a new KernelCSR"
-            )
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, KernelCSR):

@@ -70,10 +70,12 @@ def check_layers(
     copies: Mapping[str, Sequence[SparseConv1d]],
     optimizer: torch.optim.Optimizer,
     move: bool = True,
+    known: Holdings | None = None,
 ) -> Holdings:
     """Refuse values that something else trains, and other averages.
 
-    Returns what the optimizer keeps; if weights ``move``, all of it can follow.
+    Returns what the optimizer keeps; if weights ``move``, all of it can follow. That is not asked
+    again of what is ``known`` from the last time.
     """
     holdings = Holdings(optimizer)
     held = set(map(id, holdings.trained))
@@ -86,6 +88,6 @@ def check_layers(
             )
         if any(copy.pattern != layer.pattern for copy in copies[name]):
             raise ValueError(OTHER_AVERAGE)
-    if move:
+    if move and not holdings.keeps_the_same(known):
         holdings.check({f"{name}.values": layer.values for name, layer in layers.items()})
     return holdings

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from sparseconv.core.pattern import KernelCSR
+from sparseconv.dst.tensors import positions
 from sparseconv.nn.conv import SparseConv1d
+
+
+def active_bits(pattern: KernelCSR) -> Tensor:
+    """Return uint8 ``((numel + 7) // 8,)``: a bit for each weight, set where it is active."""
+    crow, col = pattern.anywhere()
+    at = positions(crow, col, pattern.shape[2])
+    bits = at.new_zeros((pattern.numel + 7) // 8, dtype=torch.uint8)
+    return bits.index_add_(0, at >> 3, (1 << (at & 7)).to(torch.uint8))
 
 
 class EverActive:
@@ -18,7 +26,7 @@ class EverActive:
     Bits, because an ITOP count must not cost what a dense weight costs.
 
     Attributes:
-        bits: uint8 ``((numel + 7) // 8,)`` by layer, on the CPU.
+        bits: uint8 ``((numel + 7) // 8,)`` by layer, where its updates are computed.
 
     Source: Liu et al. 2021 (ITOP).
     """
@@ -42,11 +50,8 @@ class EverActive:
         if self._recorded.get(name) is pattern:
             return
         self._recorded[name] = pattern
-        active = pattern.positions().int().numpy()  # ascending
-        byte, bit = active >> 3, np.uint8(1) << (active & 7).astype(np.uint8)
-        starts = np.flatnonzero(np.diff(byte, prepend=np.int32(-1)))  # of a byte each
-        if len(starts):
-            self.bits[name].numpy()[byte.take(starts)] |= np.bitwise_or.reduceat(bit, starts)
+        bits = pattern.cached(active_bits)
+        self.bits[name] = self.bits[name].to(bits.device).bitwise_or_(bits)
 
     def rate(self) -> float:
         """Return the share of all weights that have been active."""

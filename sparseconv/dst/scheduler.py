@@ -26,7 +26,7 @@ from sparseconv.dst.update import (
     check_growth,
     check_regions,
     cosine_decay,
-    prune_and_grow,
+    moved,
 )
 from sparseconv.nn.buffer_check import checksum
 from sparseconv.nn.conv import SparseConv1d
@@ -158,9 +158,11 @@ class DSTScheduler:
         self._copies = checks.copies_of(self._layers, averages)
         self._ranks = Ranks(process_group)
         self._ranks.agree(self._check_layers, self._fingerprint)
+        self._regions = {name: layer.regions for name, layer in self._layers.items()}  # checked
         for layer in self._layers.values():
             check_regions(layer.regions, layer.pattern)
         self._ever_active = EverActive(self._layers)
+        self._known: Holdings | None = None  # what the optimizer keeps, and can follow
         self._probes: dict[str, Tensor] = {}
         self._unseen: dict[str, float] = {}  # updates in which a layer never had a gradient before
         weakref.finalize(self, _take_back, self._layers, self._probes)
@@ -302,7 +304,9 @@ class DSTScheduler:
             seen = [grad for grad in gradients.values() if grad is not None]
             if not all(grad.isfinite().all() for grad in seen):  # the same on all ranks
                 return []
-            kept = checks.check_layers(self._layers, self._copies, self._optimizer)
+            kept = self._known = checks.check_layers(
+                self._layers, self._copies, self._optimizer, known=self._known
+            )
             training = [name for name, x in self._layers.items() if x.values.requires_grad]
             training = self._with_gradient(training, gradients, idle)
             plans = [
@@ -371,10 +375,13 @@ class DSTScheduler:
         self, name: str, fraction: float, dense_grad: Tensor | None, kept: Holdings
     ) -> _Change | None:
         layer = self._layers[name]
-        how: dict[str, Any] = {"grow": self.grow, "generator": self._generator}
-        pattern, source = prune_and_grow(
-            layer.pattern, layer.values, layer.regions, fraction, dense_grad=dense_grad, **how
-        )
+        if layer.regions is not self._regions[name]:
+            check_regions(layer.regions, layer.pattern)
+            self._regions[name] = layer.regions
+        pattern, source = moved(
+            layer.pattern, layer.values, layer.regions, fraction, self.grow, self._generator,
+            dense_grad,
+        )  # fmt: skip
         if pattern is layer.pattern:
             return None
         rewire = [layer.prepare_rewire(pattern, source, kept.state_of(layer.values))]

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sparseconv.core.blocks import spread, unit_means
 from sparseconv.core.checks import share
 from sparseconv.core.pattern import KernelCSR
 from sparseconv.core.region import Region
+from sparseconv.dst import tensors
+from sparseconv.dst.itop import active_bits
+from sparseconv.ops.backends import extension
 
 Growth = Literal["random", "gradient", "static"]
 GROWTHS: tuple[Growth, ...] = get_args(Growth)
@@ -80,139 +81,46 @@ def prune_and_grow(
         raise ValueError(
             f"grow='gradient' needs a dense_grad of shape {list(pattern.shape)}, but got {came}"
         )
-    if grow == "static":
-        return pattern, torch.arange(pattern.nnz, device="cpu")
-    if pattern.block != (1, 1):
-        how = {"grow": grow, "generator": generator}
-        return _move_units(pattern, values, regions, fraction, dense_grad, how)
-    # On int32, which holds all positions, by numpy: torch takes two to twenty times as long.
-    _, channels, kernel_size = pattern.shape
-    crow, tap = pattern.crow_indices.numpy(), pattern.col_indices.numpy()
-    row = np.repeat(np.arange(len(crow) - 1, dtype=np.int32), np.diff(crow))
-    magnitude = _magnitude(values)
-    survives = np.ones(pattern.nnz, np.bool_)
-    grown = []
-    for (first, end), (left, right) in regions:
-        top, bottom, width = first * channels, end * channels, right - left
-        begin, stop = int(crow[top]), int(crow[bottom])
-        inside = (tap[begin:stop] >= left) & (tap[begin:stop] < right)
-        active = begin + np.flatnonzero(inside)
-        free = (bottom - top) * width - len(active)
-        count = min(math.ceil(fraction * len(active)), free)
-        if count == 0:
-            continue
-        least = _least(magnitude.take(active), count)
-        survives[active.take(np.flatnonzero(least))] = False
-        kept = active.take(np.flatnonzero(~least))
-        # Positions are counted along the region's box, which keeps the CSR order.
-        taken = (row.take(kept) - np.int32(top)) * np.int32(width) + tap.take(kept) - np.int32(left)
-        if dense_grad is not None and grow == "gradient":
-            score = -_magnitude(dense_grad[first:end, :, left:right]).ravel()
-            score[taken] = np.inf
-            new = np.flatnonzero(_least(score, count)).astype(np.int32)
-        else:
-            new = _nth_free(_subset(free + count, count, generator), taken)
-        # A row of the box begins kernel_size - width positions after the end of the one before.
-        skipped = (new // np.int32(width)) * np.int32(kernel_size - width)
-        grown.append(new + skipped + np.int32(top * kernel_size + left))
-    if not grown:
-        return pattern, torch.arange(pattern.nnz, device="cpu")
-    kept = np.flatnonzero(survives)
-    old = row.take(kept) * np.int32(kernel_size) + tap.take(kept)
-    merged = np.concatenate([old, *grown])
-    order = np.argsort(merged, kind="stable")  # a few ascending runs: a stable sort merges them
-    source = np.concatenate([kept, np.full(len(merged) - len(kept), -1)]).take(order)
-    positions = torch.from_numpy(merged.take(order).astype(np.int64))
-    return KernelCSR.from_positions(positions, pattern.shape), torch.from_numpy(source)
+    return moved(pattern, values, regions, fraction, grow, generator, dense_grad)
 
 
-Array = npt.NDArray[Any]
-
-
-def _move_units(
+def moved(
     pattern: KernelCSR,
     values: Tensor,
     regions: Sequence[Region],
     fraction: float,
+    grow: str,
+    generator: torch.Generator | None,
     dense_grad: Tensor | None,
-    how: dict[str, Any],
 ) -> tuple[KernelCSR, Tensor]:
-    """Prune and grow units among those of equal size, so that nnz is kept."""
-    shape, block = pattern.shape, pattern.block
-    mask = pattern.to_mask()
-    magnitudes = torch.zeros(shape, dtype=torch.float64, device="cpu")
-    means = unit_means(
-        magnitudes.masked_scatter_(mask, values.detach().cpu().double().abs()), block
-    )
-    if dense_grad is not None:
-        dense_grad = unit_means(dense_grad.detach().cpu().double().square(), block)
-    active = mask[:: block[0], :: block[1]].contiguous()
-    whole, columns = shape[0] // block[0], shape[1] // block[1]  # blocks that are not cut off
-    # Each block is a kernel, and those of whole blocks of inputs come first.
-    units = torch.arange(active.numel(), device="cpu").view_as(active)
-    sides = units[:, :columns].flatten(0, 1), units[:, columns:].flatten(0, 1)
-    units, boxes, begin = torch.cat(sides)[:, None], [], 0
-    for width in (columns, active.shape[1] - columns):
-        for (top, end), taps in regions:
-            first, last = top // block[0], -(-end // block[0])
-            cut = min(max(first, whole), last)
-            for low, high in ((first, cut), (cut, last)):
-                if low < high and width:
-                    boxes.append(Region((begin + low * width, begin + high * width), taps))
-        begin += len(active) * width
-    moved, source = prune_and_grow(
-        KernelCSR.from_mask(active.take(units)), means.take(units[active.take(units)]), boxes,
-        fraction, dense_grad=None if dense_grad is None else dense_grad.take(units), **how,
-    )  # fmt: skip
-    if (source >= 0).all():
+    """Do what ``prune_and_grow`` does, with checked arguments."""
+    if grow == "static":
         return pattern, torch.arange(pattern.nnz, device="cpu")
-    kinds = torch.zeros(active.shape, dtype=torch.int8, device="cpu")  # 1 where active, 2 where new
-    kinds.put_(units.flatten()[moved.positions()], (1 + (source < 0)).to(torch.int8))
-    kinds = spread(kinds, shape, block)
-    old = (mask.flatten().cumsum(0) - 1).view(shape)
-    return KernelCSR.from_mask(kinds > 0, block), old.where(kinds == 1, -1)[kinds > 0]
-
-
-def _magnitude(tensor: Tensor) -> Array:
-    """The absolute values, float32 or float64; NaN is infinite."""
-    found = tensor.detach().abs().cpu()
-    found = found if found.dtype == torch.float64 else found.float()
-    array: Array = found.nan_to_num(nan=math.inf, posinf=math.inf).numpy()
-    return array
-
-
-def _least(keys: Array, count: int) -> Array:
-    """Mark the ``count >= 1`` smallest keys; the first ones among equals."""
-    limit = np.partition(keys, count - 1)[count - 1]
-    chosen: Array = keys < limit
-    ties = np.flatnonzero(keys == limit)
-    chosen[ties[: count - np.count_nonzero(chosen)]] = True
-    return chosen
-
-
-def _nth_free(n: Array, taken: Array) -> Array:
-    """Find the n-th (from 0) positions that are not ``taken``; both ascend.
-
-    The i-th taken position has ``taken[i] - i`` free ones before it, so none needs listing.
-    """
-    free_before = taken - np.arange(len(taken), dtype=np.int32)
-    found: Array = n + np.searchsorted(free_before, n, side="right").astype(np.int32)
-    return found
-
-
-def _subset(total: int, count: int, generator: torch.Generator | None) -> Array:
-    """Draw ``count <= total / 2`` distinct members of ``range(total)``, all subsets equally likely.
-
-    In O(count) memory: duplicates are drawn again among the rest. int32, ascending.
-    """
-    draws = torch.randint(total, (count,), generator=generator, device="cpu")
-    drawn = np.sort(draws.numpy().astype(np.int32))
-    last_of_equals = np.append(drawn[1:] != drawn[:-1], True)
-    drawn = drawn.take(np.flatnonzero(last_of_equals))
-    if len(drawn) == count:
-        return drawn
-    rest = _subset(total - len(drawn), count - len(drawn), generator)
-    return np.sort(np.concatenate([drawn, _nth_free(rest, drawn)]), kind="stable")
+    seed = 0
+    if grow == "random":
+        dense_grad, seed = None, int(torch.randint(2**62, (), generator=generator, device="cpu"))
+    crow, col = pattern.crow_indices, pattern.col_indices
+    if extension is None or pattern.block != (1, 1):
+        values, dense_grad = values.cpu(), None if dense_grad is None else dense_grad.cpu()
+        crow, col, source = tensors.update(
+            crow, col, pattern.shape, pattern.block, regions, fraction, values, dense_grad, seed
+        )
+        active = None
+    else:
+        given = [values] if dense_grad is None else [values, dense_grad]
+        if any(tensor.dtype == torch.float64 for tensor in given):
+            given = [tensor.double() for tensor in given]
+        magnitudes, *scores = [tensors.magnitudes(tensor).cpu() for tensor in given]
+        boxes = [(*rows, *taps) for rows, taps in regions]
+        crow, col, source, active = extension.prune_and_grow(
+            crow, col, pattern.shape, boxes, fraction, magnitudes, *scores, seed=seed
+        )
+    if not bool((source < 0).any()):
+        return pattern, source
+    new = KernelCSR.of_arrays(crow, col, pattern.shape, pattern.block)
+    if active is not None:
+        new.keep(active_bits, active)
+    return new, source
 
 
 def cosine_decay(start: float, end: float, step: int, steps: int) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
@@ -42,9 +43,9 @@ def new_tag(pattern: KernelCSR) -> Tensor:
     number; averaging with an equal one leaves every 0 a 0 (but may change the others: integers are
     cut off).
     """
-    number = checksum(pattern)
-    bits = torch.tensor([number >> i & 1 for i in range(32)], device="cpu")
-    return (torch.cat([bits, 1 - bits]) * _BIT).to(torch.int32)
+    number = np.uint32(checksum(pattern))
+    bits = (number >> np.arange(32, dtype=np.uint32) & np.uint32(1)).astype(np.int32)
+    return torch.from_numpy(np.concatenate((bits, 1 - bits)) * np.int32(_BIT))
 
 
 def check_tag(tag: Tensor, own: Tensor, checked: tuple[Any, int]) -> tuple[Any, int]:

@@ -46,6 +46,18 @@ class Holdings:
         self.optimizers = [x.value for x in self.kept if isinstance(x.value, Optimizer)]
         self.trained = [p for each in self.optimizers for group in _groups(each) for p in group]
 
+    def keeps_the_same(self, other: Holdings | None) -> bool:
+        """Whether it keeps the very objects that ``other`` keeps; numbers may differ."""
+        return (
+            other is not None
+            and len(self.kept) == len(other.kept)
+            and all(
+                mine.owner is its.owner
+                and (mine.value is its.value or type(mine.value) is type(its.value) in (int, float))
+                for mine, its in zip(self.kept, other.kept, strict=True)
+            )
+        )
+
     def check(self, parameters: Mapping[str, Tensor], model: nn.Module | None = None) -> None:
         """Refuse an optimizer that keeps something which cannot follow these parameters.
 

@@ -137,9 +137,12 @@ class PatternedModule(nn.Module):
     ) -> Callable[[], None]:
         """Check and compute what ``rewire`` does; calling the result does it."""
         check_pattern(pattern, self._pattern.shape, self.groups)
-        kept = pattern == self._pattern
+        # What an update on a GPU made is not read, or the CPU would wait for it.
+        kept = not pattern.only_on_gpu and pattern == self._pattern
         check_movable(self, same_pattern=kept)
-        if source.shape != (pattern.nnz,) or bool((source >= self.pattern.nnz).any()):
+        if source.shape != (pattern.nnz,) or not (
+            pattern.only_on_gpu or bool((source < self.pattern.nnz).all())
+        ):
             raise ValueError(
                 f"source must be an int64 tensor of shape ({pattern.nnz},), of indices below "
                 f"{self.pattern.nnz} or -1, but got {source}"
@@ -147,14 +150,15 @@ class PatternedModule(nn.Module):
         if any(tensor.shape != self.values.shape for tensor in follow):
             shapes = [list(tensor.shape) for tensor in follow]
             raise ValueError(f"follow must be of shape {list(self.values.shape)}, but got {shapes}")
-        followers = [*follow] if self.values.grad is None else [*follow, self.values.grad]
+        tensors: list[Tensor] = [self.values, *follow]
+        if self.values.grad is not None:
+            tensors.append(self.values.grad)
         with torch.inference_mode(False), torch.no_grad():
-            source = source.cpu()
-            moved = [(t, move(t.detach(), source)) for t in (self.values, *followers)]
+            moved = move([tensor.detach() for tensor in tensors], source)
 
         def rewire() -> None:
             self._adopt(pattern)
-            for tensor, content in moved:
+            for tensor, content in zip(tensors, moved, strict=True):
                 if tensor.shape == content.shape:
                     tensor.copy_(content)
                 else:

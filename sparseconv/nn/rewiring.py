@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -110,13 +111,16 @@ def survivors(old: KernelCSR, new: KernelCSR) -> Tensor:
     return torch.searchsorted(old_at, new_at).where(kept, -1)
 
 
-def move(tensor: Tensor, source: Tensor) -> Tensor:
+def move(tensors: Sequence[Tensor], source: Tensor) -> list[Tensor]:
     """Return the entries that ``source`` (see ``rewire``) names, and 0 where it is -1.
 
     Example:
-        >>> move(torch.tensor([5.0, 6.0]), torch.tensor([-1, 0, -1]))
-        tensor([0., 5., 0.])
+        >>> move([torch.tensor([5.0, 6.0])], torch.tensor([-1, 0, -1]))
+        [tensor([0., 5., 0.])]
     """
-    kept = (source >= 0).nonzero().squeeze(1)
-    old, new = source[kept].to(tensor.device), kept.to(tensor.device)
-    return tensor.new_zeros(len(source)).index_copy_(0, new, tensor.index_select(0, old))
+    old = source.where(source >= 0, len(tensors[0]))
+
+    def moved(tensor: Tensor) -> Tensor:
+        return torch.cat((tensor, tensor.new_zeros(1))).index_select(0, old.to(tensor.device))
+
+    return [moved(tensor) for tensor in tensors]

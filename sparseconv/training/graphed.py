@@ -30,11 +30,15 @@ class StaticPattern(KernelCSR):
 
     def follow(self, pattern: KernelCSR) -> None:
         """Copy the content of a pattern with the same shape, nnz and block."""
-        for crow, col in ((self._crow, self._col), *self._copies.values()):
-            crow.copy_(pattern.crow_indices)
-            col.copy_(pattern.col_indices)
-            gpu_plans.refresh(crow, col)
-        self._versions, self._hash = (self._crow._version, self._col._version), None
+        crow, col = next(iter(self._copies.values())) if self._copies else self._on_cpu()
+        for own, new in zip((crow, col), pattern.on(col.device), strict=True):
+            own.copy_(new)
+        gpu_plans.refresh(crow, col)
+        self._hash = None
+        if self._copies:  # the CPU's are read again when they are asked for
+            self._crow = self._col = None
+        else:
+            self._versions = crow._version, col._version
         for (make, args), held in self._cached.items():
             held.copy_(pattern.cached(make, *args))  # a tensor, as all that the reference keeps
 
@@ -112,10 +116,10 @@ class GraphedStep:
             self._forget()
         if not self._static:
             self._patterns = [layer.pattern for layer in self._layers]
-            self._static = [
-                StaticPattern(p.crow_indices, p.col_indices, p.shape, p.block)
-                for p in self._patterns
-            ]
+            for layer, pattern in zip(self._layers, self._patterns, strict=True):
+                crow, col = pattern.on(layer.values.device)
+                own = crow.clone(), col.clone()
+                self._static.append(StaticPattern.of_arrays(*own, pattern.shape, pattern.block))
         if self._calls[key] < WARM_UP:
             self._calls[key] += 1
             return self._on_side_stream(lambda: self._with_static_patterns(inputs))

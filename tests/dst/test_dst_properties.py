@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,10 +12,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chi2
+from tiny import same
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sparseconv import KernelCSR, Region
 from sparseconv.core.geometry import DTYPES
-from sparseconv.dst import prune_and_grow
+from sparseconv.dst import prune_and_grow, tensors, update
+from sparseconv.dst.itop import active_bits
+from sparseconv.ops.backends import extension
 
 
 def mask_of(region: Region, shape: tuple[int, int, int]) -> torch.Tensor:
@@ -98,6 +103,52 @@ def test_an_update_is_what_a_plain_loop_over_weights_says(case: dict) -> None:
     assert len(grown) == moved
     if moved == 0:
         assert new is pattern
+
+
+@pytest.mark.skipif(extension is None, reason="compares the C++ kernel with tensor operations")
+@settings(max_examples=200, derandomize=True, deadline=None)
+@given(updates())
+def test_tensor_operations_find_what_the_kernel_does(case: dict) -> None:
+    state = case["generator"].get_state()
+    by_kernel = prune_and_grow(**case)
+    case["generator"].set_state(state)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(update, "extension", None)
+        assert same(prune_and_grow(**case), by_kernel)
+
+
+class NeverWaits(TorchDispatchMode):
+    """Refuses what a GPU would have to answer before the next operation: sizes and numbers."""
+
+    WAITS = ("_local_scalar_dense", "nonzero", "equal", "masked_select", "unique", "bincount")
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        bools = [x for x in args if isinstance(x, (list, tuple)) and name.startswith("index")]
+        asks = any(x.dtype == torch.bool for part in bools for x in part if x is not None)
+        if asks or name.startswith(self.WAITS) or "repeat_interleave.Tensor" in str(func):
+            raise AssertionError(f"{func} waits for the device")
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("block", [(1, 1), (4, 3)])
+@pytest.mark.parametrize("grow", ["random", "gradient"])
+def test_tensor_operations_never_wait(block: tuple[int, int], grow: str) -> None:
+    shape, regions = (7, 5, 5), [Region((0, 4), (0, 3)), Region((0, 7), (3, 5))]
+    pattern = KernelCSR.random(shape, 70, block=block)
+    arrays, values, gradient = pattern.anywhere(), torch.randn(pattern.nnz), torch.randn(shape)
+    by = gradient if grow == "gradient" else None
+    with NeverWaits():
+        *new, source = tensors.update(
+            *arrays, shape, block, regions, torch.tensor(0.4, dtype=torch.float64), values, by,
+            torch.tensor(2**61 + 12345),
+        )  # fmt: skip
+        active_bits(KernelCSR.of_arrays(*new, shape, block))
+    moved = KernelCSR(*new, shape, block)
+    assert moved.nnz == pattern.nnz
+    assert (source < 0).any()
+    with pytest.raises(AssertionError, match="waits"), NeverWaits():
+        moved.to_mask().nonzero()
 
 
 @pytest.mark.parametrize(

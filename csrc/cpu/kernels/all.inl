@@ -18,4 +18,5 @@
 #include "rocket.inl"
 #include "minirocket.inl"
 #include "peak.inl"
+#include "draws.inl"
 #include "table.inl"

@@ -19,6 +19,7 @@ consteval KernelTable table(const char* name,
       rocket_features,
       minirocket_features,
       {peak<F32>, peak<F64>},
+      draws,
       blocks,
   };
 }

@@ -132,7 +132,8 @@ class MaskedDST:
                 grow="random",
                 generator=self._generator,
             )
-            layer.weight.copy_(dense_weight(move(values, source), pattern))
+            (values,) = move([values], source)
+            layer.weight.copy_(dense_weight(values, pattern))
             layer.mask.copy_(pattern.to_mask())
         return True
 

@@ -1,0 +1,142 @@
+"""The index arrays of a pattern: on the CPU, on GPUs, and what is computed from them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor
+
+from sparseconv.core.blocks import Block, Shape, declare
+from sparseconv.core.checks import check_structure
+from sparseconv.core.tracing import outside_tracing
+
+T = TypeVar("T")
+
+
+class PatternArrays:
+    """Hold the arrays of a ``KernelCSR``, made on the CPU or by an update on a GPU.
+
+    Arrays of a GPU are read, and checked, when the CPU's are first asked for: until then nothing
+    waits for the GPU.
+    """
+
+    _crow: Tensor | None  # None: only a GPU has them
+    _col: Tensor | None
+    _shape: Shape
+    _block: Block
+    _nnz: int
+    _versions: tuple[int, int]
+    _hash: int | None
+    _cached: dict[tuple[Callable[..., Any], tuple[Hashable, ...]], Any]
+    _copies: dict[str, tuple[Tensor, Tensor]]
+
+    __slots__ = (*__annotations__, "__weakref__")
+
+    def _hold(self, crow: Tensor, col: Tensor, shape: Shape, block: Block) -> None:
+        """Become the pattern of these arrays, its own; those of a CPU were checked."""
+        self._shape, self._block, self._nnz = shape, block, len(col)
+        self._hash, self._cached, self._copies = None, {}, {}
+        self._crow = self._col = None
+        if col.device.type == "cpu":
+            self._crow, self._col, self._versions = crow, col, (crow._version, col._version)
+        else:
+            self._copies[str(col.device)] = crow, col
+        declare(col, block)
+
+    @property
+    def only_on_gpu(self) -> bool:
+        """Whether the CPU has not read the arrays."""
+        return self._col is None
+
+    @property
+    def crow_indices(self) -> Tensor:
+        """int32 ``(C_out * C_in // groups + 1,)``: where each kernel begins; read only."""
+        return self._on_cpu()[0]
+
+    @property
+    def col_indices(self) -> Tensor:
+        """int32 ``(nnz,)``: the tap of each active weight; read only."""
+        return self._on_cpu()[1]
+
+    @property
+    def shape(self) -> Shape:
+        """``(C_out, C_in // groups, K)``."""
+        return self._shape
+
+    @property
+    def block(self) -> Block:
+        """Channels ``(out, in)`` that share their taps; ``(1, 1)``: single weights."""
+        return self._block
+
+    @property
+    def nnz(self) -> int:
+        """Number of active weights."""
+        return self._nnz
+
+    def on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return ``crow_indices`` and ``col_indices`` on a device, where they are copied once.
+
+        The kernels' plans belong to these two tensors (``ops.gpu_plans``, csrc/cpu/plan).
+
+        Raises:
+            RuntimeError: torch.compile asks for a first copy.
+        """
+        if device.type == "cpu":
+            return self._on_cpu()
+        name = str(device)
+        if name not in self._copies:
+            if torch.compiler.is_dynamo_compiling():  # each call of the graph would copy again
+                raise RuntimeError(
+                    f"this KernelCSR was never used on {name}: call the function once, or "
+                    f"pattern.on(torch.device({name!r})), before torch.compile"
+                )
+            with outside_tracing():
+                copies = self.crow_indices.to(device), self.col_indices.to(device)
+                declare(copies[1], self._block)
+                self._copies[name] = copies
+        return self._copies[name]
+
+    def cached(self, make: Callable[..., T], *args: Hashable) -> T:
+        """Return ``make(self, *args)``, computed at the first call and kept.
+
+        Two threads may both compute it, and get the same object. Computed outside of any tracing,
+        transform or fake mode of the first call.
+        """
+        key = make, args
+        if key not in self._cached:
+            with outside_tracing():
+                made = make(self, *args)
+            self._cached.setdefault(key, made)
+        return cast(T, self._cached[key])
+
+    def keep(self, make: Callable[..., T], made: T) -> None:
+        """Let ``cached(make)`` return what was computed elsewhere."""
+        self._cached[make, ()] = made
+
+    def anywhere(self) -> tuple[Tensor, Tensor]:
+        """Return the arrays on the CPU, or on the GPU that alone has them."""
+        return next(iter(self._copies.values())) if self.only_on_gpu else self._on_cpu()
+
+    def _on_cpu(self) -> tuple[Tensor, Tensor]:
+        crow, col = self._crow, self._col
+        if crow is None or col is None:
+            return self._read()
+        # Version counters cannot be traced.
+        compiling = torch.compiler.is_dynamo_compiling()
+        if not compiling and (crow._version, col._version) != self._versions:
+            raise RuntimeError(
+                "the index arrays of this KernelCSR were modified in place, so it is invalid; "
+                "clone them before a change and build a new KernelCSR"
+            )
+        return crow, col
+
+    def _read(self) -> tuple[Tensor, Tensor]:
+        """Copy the arrays from the GPU, which an update there made."""
+        with outside_tracing(), torch.inference_mode(False):
+            crow, col = (array.cpu() for array in self.anywhere())
+            check_structure(crow, col, self._shape)
+            declare(col, self._block)
+            self._crow, self._col, self._versions = crow, col, (crow._version, col._version)
+        return crow, col
