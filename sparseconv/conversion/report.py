@@ -56,6 +56,11 @@ class ConversionReport(ChangeReport):
                 "block_mask chooses blocks of channels that share their taps, which this CPU's "
                 f"matrix unit multiplies in bfloat16; single weights: {', '.join(self.unblocked)}"
             )
+        notes = [(layer.name, note) for layer in self.layers for note in layer.notes]
+        for note in dict.fromkeys(note for _, note in notes):
+            names = [name for name, found in notes if found == note]
+            who = ", ".join(names) if len(names) < 5 else f"{len(names)} layers"
+            lines.append(f"{who}: {note}")
         if not self.measured:
             return [
                 *lines,

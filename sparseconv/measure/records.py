@@ -11,14 +11,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
 from pathlib import Path
+from textwrap import fill
 from typing import Any, ClassVar, NamedTuple
 
 from sparseconv.core.files import write_whole
 from sparseconv.measure.page import Section, page, write_html
 from sparseconv.measure.table import Table, threads_text, with_thousands
-from sparseconv.measure.timing import Estimate, Times, milliseconds, ratio
+from sparseconv.measure.timing import ROUNDS, Estimate, Times, milliseconds, ratio
 
 INFERENCE, TRAINING = "inference", "training"
+WIDTH = 100  # columns of what is printed
+ACCURACY = (
+    "times say nothing of accuracy, of which pruning in one step may cost much: test the model; "
+    "fine-tune it, or train it sparse from the start"
+)
 
 
 class Counts(NamedTuple):
@@ -74,15 +80,15 @@ class Verdict(StrEnum):
     """What follows for a layer, and why; the value is the text in the table."""
 
     UNMEASURED = ""
-    SPARSE = "sparse is faster here"
-    DENSE = "dense is faster here"
+    SPARSE = "sparse is faster"
+    DENSE = "dense is faster"
     UNCLEAR = "no clear difference"
     NAMED = "named in layers"
     NOT_NAMED = "not named in layers"
     UNPRUNED = "no weight is zero or masked"
     UNREACHED = "the input never reaches it"
-    FEW = "few enough of the weights are active; not measured"
-    MANY = "too many of the weights are active; not measured"
+    FEW = "few weights are active; not measured"
+    MANY = "many weights are active; not measured"
     BFLOAT16 = "bfloat16 may be faster dense on a CPU; not measured"
     OBSTACLE = "cannot be replaced"
 
@@ -155,12 +161,28 @@ class LayerTimes:
         """Return the verdict with its notes, as text."""
         return "; ".join((self.verdict, *self.notes))
 
+    @property
+    def _label(self) -> str:
+        return f"{self.name} ({self.calls}x)" if self.calls > 1 else self.name
+
+    def row(self) -> dict[str, str]:
+        """Return the line of the short table: text by column."""
+        plain = self.verdict in (Verdict.SPARSE, Verdict.DENSE)  # which says what became of it
+        now = "" if plain or self.sparse is None else "sparse: " if self.sparse else "dense: "
+        return {
+            "layer": self._label,
+            "density": "" if self.density is None else f"{self.density:.2%}",
+            "dense / sparse": f"{self.ratio.median:.2f}" if self.ratio else "",
+            "95 % interval": f"{self.ratio.low:.2f} to {self.ratio.high:.2f}" if self.ratio else "",
+            "verdict": now + self.verdict,
+        }
+
     def rows(self) -> list[dict[str, str]]:
-        """Return the lines of the table, one for each pass: text by column."""
+        """Return the lines of the table of details, one for each pass: text by column."""
         out_channels, channels, taps = self.weight_shape
         groups = self.input_shape[-2] // channels if self.input_shape else 1
         first = {
-            "layer": f"{self.name} ({self.calls}x)" if self.calls > 1 else self.name,
+            "layer": self._label,
             "weight": f"{groups * channels} -> {out_channels} x {taps}"
             + (f", {groups} groups" if groups > 1 else ""),
             "input": " x ".join(map(str, self.input_shape)),
@@ -169,8 +191,6 @@ class LayerTimes:
         }
         rows = [self._cells(which) for which in self.times] or [{}]
         rows[0] = first | rows[0]
-        now = {None: "", True: "sparse: ", False: "dense: "}[self.sparse]
-        rows[-1]["verdict"] = now + self.reason  # training, the last pass, decides where measured
         return rows
 
     def _cells(self, which: str) -> dict[str, str]:
@@ -196,19 +216,16 @@ class Report:
     """
 
     title: ClassVar[str]
-    text_columns: ClassVar[Sequence[str]] = (
-        "layer",
-        "weight",
-        "input",
-        "density",
-        "kernels",
-        "pass",
-    )
+    text_columns: ClassVar[Sequence[str]] = ("layer", "weight", "input", "kernels", "pass")
     layers: tuple[Any, ...]
     machine: Mapping[str, str] = field(default_factory=dict)
 
     def table(self) -> Table:
-        """Make the table of layers; columns without any entry are left out."""
+        """Make the short table of layers; columns without any entry are left out."""
+        return Table.of((layer.row() for layer in self.layers), self.text_columns[:1])
+
+    def details(self) -> Table:
+        """Make the table of all that was counted and measured of each layer; ``print`` it."""
         return Table.of((row for layer in self.layers for row in layer.rows()), self.text_columns)
 
     def summary(self) -> list[str]:
@@ -216,7 +233,11 @@ class Report:
         raise NotImplementedError
 
     def __str__(self) -> str:
-        return "\n".join([self.table().markdown(), "", *self.summary()])
+        lines = (
+            fill(line, WIDTH, subsequent_indent="  ", break_on_hyphens=False)
+            for line in self.summary()
+        )
+        return "\n".join([self.table().markdown(WIDTH), "", *lines])
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything that was counted and measured, as ``json.dumps`` accepts it."""
@@ -226,7 +247,11 @@ class Report:
 
     def _sections(self) -> list[Section]:
         together = Section("Together", "\n".join(self.summary()))
-        return [Section("Layers", table=self.table()), together]
+        return [
+            Section("Layers", table=self.table()),
+            together,
+            Section("Details", table=self.details()),
+        ]
 
     def _repr_html_(self) -> str:
         return page(self.title, self._sections())
@@ -282,8 +307,16 @@ def layer_conditions(layers: Sequence[LayerTimes], machine: Mapping[str, str]) -
     """Say what the times of layers mean, a line each."""
     lines = [
         "dense: F.conv1d of the same shape with all weights, zeros too",
-        "inference: a forward pass without gradients; training: forward and backward",
+        "ratio: of training (forward and backward) where that was measured, else of inference (a "
+        "forward pass without gradients)",
+        ACCURACY,
     ]
+    ratios = [x.ratio for x in layers if x.ratio]
+    if unclear := sum(x.low <= 1 <= x.high for x in ratios):
+        lines.append(
+            f"{unclear} of {len(ratios)} intervals hold 1: these verdicts may differ in another "
+            f"run; more rounds than {ROUNDS}, the default, narrow the intervals"
+        )
     if dense := dict.fromkeys(x.name for x in layers if x.backend == "reference"):
         lines.append(f"computed by the dense reference, not by the kernels: {', '.join(dense)}")
     for why in dict.fromkeys(x.not_blocks for x in layers if x.not_blocks):

@@ -37,10 +37,20 @@ class Table:
         cells = [[row.get(name, "") for name in header] for row in rows]
         return cls(header, cells, sum(name in text for name in header))
 
-    def markdown(self) -> str:
-        """Write the table as Markdown, padded so that it also reads well in a terminal."""
+    def __str__(self) -> str:
+        return self.markdown()
+
+    def markdown(self, width: int | None = None) -> str:
+        """Write the table as Markdown, padded so that it also reads well in a terminal.
+
+        Where it is wider than ``width``, the first column keeps the ends of its entries.
+        """
         rows = [[cell.replace("|", r"\|") for cell in row] for row in (self.header, *self.rows)]
         widths = [max(3, *map(len, column)) for column in zip(*rows, strict=True)]
+        excess = 0 if width is None else sum(widths) + 3 * len(widths) + 1 - width
+        if excess > 0:
+            widths[0] = most = max(12, widths[0] - excess)
+            rows = [[x if len(x) <= most else "…" + x[1 - most :], *rest] for x, *rest in rows]
         sides = ["<" if i < self.text_columns else ">" for i in range(len(widths))]
 
         def line(cells: Sequence[str]) -> str:

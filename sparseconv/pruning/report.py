@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sparseconv.measure import machine
 from sparseconv.measure.records import (
+    ACCURACY,
     INFERENCE,
     BeforeAfter,
     ChangeReport,
@@ -22,6 +23,7 @@ from sparseconv.measure.records import (
     count_cells,
     where,
 )
+from sparseconv.measure.table import with_thousands
 from sparseconv.measure.timing import LEAST_SECONDS, ROUNDS
 from sparseconv.nn.modules import deepcopy_model
 from sparseconv.profiling.stopwatch import (
@@ -56,8 +58,15 @@ class Change:
     macs: Counts
     times: Mapping[str, BeforeAfter] = field(default_factory=dict)
 
+    def row(self) -> dict[str, str]:
+        """Return the line of the short table: text by column."""
+        counts = {"parameters": self.parameters, "MACs": self.macs}
+        row = {name: " -> ".join(map(with_thousands, found)) for name, found in counts.items()}
+        found = self.times.get(INFERENCE)
+        return row | ({"before / after": str(found.ratio)} if found else {})
+
     def rows(self) -> list[dict[str, str]]:
-        """Return the one line of the table: text by column."""
+        """Return the one line of the table of details: text by column."""
         row = count_cells("parameters", self.parameters) | count_cells("MACs", self.macs)
         for found in self.times.values():
             row["ms"], row["ms after"] = (f"{t.median:.4f}" for t in (found.before, found.after))
@@ -85,6 +94,10 @@ class LayerChange(Change):
         """Its only layer."""
         return (self.name,)
 
+    def row(self) -> dict[str, str]:
+        filters = f"{self.filters.before} -> {self.filters.after}"
+        return {"layer": self.name, "filters": filters} | super().row()
+
     def rows(self) -> list[dict[str, str]]:
         first = {"layer": self.name, "class": self.kind} | count_cells("filters", self.filters)
         return [first | row for row in super().rows()]
@@ -104,6 +117,10 @@ class FactorizedSet(Change):
     layers: tuple[str, ...]
     rank: int
     relative_error: float
+
+    def row(self) -> dict[str, str]:
+        first = {"layers": self.name, "relative error": f"{self.relative_error:.3g}"}
+        return first | super().row()
 
     def rows(self) -> list[dict[str, str]]:
         error = f"{self.relative_error:.3g}"
@@ -138,7 +155,7 @@ class SmallerNetwork(ChangeReport):
         lines = [f"parameters: {self.parameters}"]
         lines += [f"macs: {self.macs}"] if self.macs else []
         lines += [*self.time_lines(), *self.notes()]
-        return [*lines, where(self.machine)] if self.machine else lines
+        return [*lines, ACCURACY, where(self.machine)] if self.machine else lines
 
     def measure(
         self,

@@ -85,8 +85,10 @@ def test_sparse_is_what_was_measured_faster(clock: list[set[str]]) -> None:
     assert report.times["training"].ratio.median == pytest.approx(2.0)
     text = str(report)
     assert "1 of 5 layers are sparse now" in text
-    assert "sparse: sparse is faster here" in text
-    assert f"dense: {Verdict.DENSE}" in text
+    assert "sparse is faster" in text
+    assert f"dense: {Verdict.UNCLEAR}" in text
+    assert "1 of 3 intervals hold 1: these verdicts may differ" in text
+    assert "pruning in one step may cost much" in text
     assert "training of the whole model: 2.000 -> 1.000 ms, ratio 2.00" in text
     assert "training decides" in text
     clock.clear()
@@ -241,5 +243,5 @@ def test_a_matrix_unit_would_compute_blocks(monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setenv("SPARSECONV_CPU_ISA", isa)
         report = sc.convert(model).report
         assert report.unblocked == names
-        said = "multiplies in bfloat16; single weights: 1\n" in str(report)
+        said = "multiplies in bfloat16; single weights: 1" in " ".join(str(report).split())
         assert said == bool(names)

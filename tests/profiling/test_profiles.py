@@ -81,7 +81,7 @@ def test_every_call_of_every_layer_is_found() -> None:
     assert found.machine["threads"] == str(torch.get_num_threads())
     for name, total in found.model.items():
         assert total.flops.after == sum(layer.flops[name].after for layer in found.layers)
-    text = str(found)
+    text = f"{found}\n{found.details()}"
     for words in (
         "inner.twice (2x)", "4 -> 4 x 3", "2 x 4 x 18", "50.00%", "training: dgrad + wgrad",
         "never reached by this input: never", machine.cpu_name(), "dense: F.conv1d",
@@ -142,7 +142,7 @@ def layer(learns: str) -> SparseConv1d:
 def test_what_trains_decides_what_a_step_costs() -> None:
     for found in (profile(layer("all"), X, training=False), profile(layer("nothing"), X)):
         assert found.layers[0].times.keys() == found.model.keys() == {"inference"}
-        assert "wgrad" not in str(found)
+        assert "wgrad" not in str(found.details())
     found = profile(nn.Sequential(layer("nothing"), layer("bias"), layer("all")), X)
     frozen, bias, whole = found.layers
     assert "training" not in frozen.times  # it costs a step its forward pass
@@ -150,7 +150,7 @@ def test_what_trains_decides_what_a_step_costs() -> None:
     assert whole.flops["training"].after == 3 * whole.flops["inference"].after
     steps = [frozen.flops["inference"], bias.flops["training"], whole.flops["training"]]
     assert found.model["training"].flops.after == sum(counts.after for counts in steps)
-    assert "training: bias only" in str(found)
+    assert "training: bias only" in str(found.details())
     x = X.clone().requires_grad_()
     (asked,) = profile(layer("all"), x).layers
     assert asked.flops["training"].after == 3 * asked.flops["inference"].after
@@ -180,8 +180,8 @@ def test_a_layer_that_records_no_gradients_does_not_train() -> None:
     costs = first.flops["inference"].after + 2 * second.flops["inference"].after
     assert found.model["training"].flops.after == costs
     said = "training of the whole model was not measured"
-    assert said not in str(found)
-    assert said in str(profile(Frozen(hidden=True), X))
+    assert said not in " ".join(str(found).split())
+    assert said in " ".join(str(profile(Frozen(hidden=True), X)).split())
     assert said not in str(profile(Frozen(hidden=True), X, training=False))
 
 
@@ -217,8 +217,8 @@ def test_blocks_are_timed_as_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("dense_step", "verdict"),
     [
-        (12.0, "sparse is faster here"),
-        (1.5, "dense is faster here"),
+        (12.0, "sparse is faster"),
+        (1.5, "dense is faster"),
         ([2.0, 4.0], "no clear difference"),
     ],
 )
@@ -240,7 +240,7 @@ def test_verdict_and_shares(monkeypatch: pytest.MonkeyPatch, dense_step: Any, ve
     assert total.sparse_ms == pytest.approx(3)
     assert total.dense_ms == layer.times["training"].before.median
     assert [times.share for times in found.model.values()] == pytest.approx([1 / 8, 3 / 10])
-    text = str(found)
+    text = " ".join(str(found).split())
     assert verdict in text
     assert "alone they take 30% of the model's 10.00 ms" in text
     assert "above 100 %" not in text
@@ -277,9 +277,9 @@ def test_it_says_whether_blocks_compute_and_why_not(monkeypatch: pytest.MonkeyPa
     for layer, word in zip(found.layers, words, strict=True):
         assert layer.kernels == ("single weights" if word else "blocks"), layer.name
         assert word in layer.not_blocks
-    text = str(found)
+    text = " ".join(f"{found} {found.details()}".split())
     assert "by single weights, not by blocks: 1, 2; kernels of 16 x 16 channels have" in text
-    assert "| kernels        |" in text
+    assert "| kernels |" in text
     plain = profile(model, x, training=False, rounds=6)
     why = "the matrix unit computes bfloat16 only"
     single = [("single weights", why) if "block" in options else ("", "") for options in IN_UNITS]

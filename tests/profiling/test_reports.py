@@ -12,6 +12,7 @@ from torch import nn
 
 import sparseconv as sc
 from sparseconv.measure.records import Report
+from sparseconv.measure.table import Table
 from sparseconv.pruning import WHC
 
 X = torch.randn(2, 2, 30)
@@ -39,8 +40,14 @@ def test_every_report_has_all_forms(name: str, tmp_path: Path) -> None:
     saved = json.loads(report.save(tmp_path / "report.json").read_text())
     assert saved == json.loads(json.dumps(report.to_dict()))
     table = report.table()
+    assert max(map(len, str(report).splitlines())) <= 100
+    assert len(table.header) <= 5
+    assert all(cell in html for cell in report.details().header)
     for text in (str(report), html):
         assert all(cell in text for cell in table.header)
         assert all(row[0] in text for row in table.rows)
+    long = Table(("layer", "ms"), [("module." * 20 + "last", "1.0")]).markdown(width=40)
+    assert {len(line) for line in long.splitlines()} == {40}
+    assert "module.last |" in long
     with pytest.raises(ValueError, match=r"\.html or \.json, but got"):
         report.save(tmp_path / "report.pdf")
