@@ -86,7 +86,14 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module(f"sparseconv.{name}")
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"sparseconv.{_LAZY[name]}"), name)
+    try:
+        return getattr(importlib.import_module(f"sparseconv.{_LAZY[name]}"), name)
+    except ModuleNotFoundError as error:
+        package = str(error.name).partition(".")[0]
+        if package in ("sparseconv", "torch"):
+            raise
+        hint = "install it with `pip install 'sparseconv[tsc]'`"
+        raise ImportError(f"sparseconv.{name} needs {package}; {hint}", name=package) from error
 
 
 def __dir__() -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
@@ -11,12 +12,15 @@ import numpy.typing as npt
 import torch
 from aeon.classification.base import BaseClassifier
 
-from sparseconv.core.arrays import as_series
+from sparseconv.core.arrays import as_labels, as_series
+from sparseconv.dst.update import Growth
 from sparseconv.estimators.shared import Scored, draw_seed
 from sparseconv.models import DSN
+from sparseconv.models.dsn import Around, Init
+from sparseconv.ops.backends import Backend
 from sparseconv.training.evaluation import predict_log_proba
 from sparseconv.training.loop import train
-from sparseconv.training.recipe import Recipe
+from sparseconv.training.recipe import Precision, Recipe
 from sparseconv.training.run_folder import NETWORK
 
 
@@ -34,6 +38,11 @@ class DSNClassifier(Scored, BaseClassifier):  # type: ignore[misc]
         epochs, ..., precision: see ``training.Recipe``.
         random_state: an int fixes everything that is drawn; a ``RandomState`` gives the seed;
             None draws a new seed for each fit.
+        validation: ``(X, y)``, series and labels as for fit, evaluated after each epoch:
+            ``test_loss`` and ``test_accuracy`` in ``history_``. They do not influence training.
+        on_epoch: called with the history so far after each epoch.
+        device: of training and prediction, as ``torch.device`` takes it; a fit on a CPU is the
+            reproducible one.
         n_jobs: threads that torch may use in fit and predict, as aeon counts them: -1 means all
             cores, -2 all but one; never less than one.
         verbose: show a progress bar.
@@ -78,8 +87,8 @@ class DSNClassifier(Scored, BaseClassifier):  # type: ignore[misc]
         kernel_size: int = NETWORK["kernel_size"],
         depth: int = NETWORK["depth"],
         n_groups: int = NETWORK["n_groups"],
-        init: str = NETWORK["init"],
-        padding: str = NETWORK["padding"],
+        init: Init = NETWORK["init"],
+        padding: Around = NETWORK["padding"],
         block: int | tuple[int, int] = NETWORK["block"],
         epochs: int = Recipe.epochs,
         lr: float = Recipe.lr,
@@ -92,10 +101,13 @@ class DSNClassifier(Scored, BaseClassifier):  # type: ignore[misc]
         decay_share: float = Recipe.decay_share,
         prune_fraction: float = Recipe.prune_fraction,
         prune_floor: float = Recipe.prune_floor,
-        grow: str = Recipe.grow,
-        precision: str = Recipe.precision,
-        backend: str = NETWORK["backend"],
+        grow: Growth = Recipe.grow,
+        precision: Precision = Recipe.precision,
+        backend: Backend = NETWORK["backend"],
         random_state: int | np.random.RandomState | None = None,
+        validation: tuple[Any, Any] | None = None,
+        on_epoch: Callable[[list[dict[str, Any]]], None] | None = None,
+        device: torch.device | str = "cpu",
         n_jobs: int = 1,
         verbose: bool = False,
     ) -> None:
@@ -115,20 +127,33 @@ class DSNClassifier(Scored, BaseClassifier):  # type: ignore[misc]
         network = {name: own[name] for name in inspect.signature(DSN).parameters if name in own}
         with self._threads(), torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
-            model = DSN(series.shape[1], self.n_classes_, **network)
-            result = train(model, series, labels, recipe, verbose=self.verbose)
+            model = DSN(series.shape[1], self.n_classes_, **network).to(self.device)
+            more = {"validation": self._validation(), "on_epoch": self.on_epoch}
+            result = train(model, series, labels, recipe, verbose=self.verbose, **more)
         self.seed_ = seed
         self.model_ = model
         self.history_ = result.history
         self.cost_ = model.cost(series.shape[2])
         return self
 
+    def _validation(self) -> tuple[Any, Any] | None:
+        """Return the series and class indices of ``validation``."""
+        if self.validation is None:
+            return None
+        X, y = self.validation
+        labels = as_labels("DSNClassifier", "validation", y)
+        if not (known := np.isin(labels, self.classes_)).all():
+            raise ValueError(f"validation has labels that fit has not seen: {labels[~known]}")
+        series = as_series("DSNClassifier", "validation", X)
+        self._check_shape(series)
+        return series, np.searchsorted(self.classes_, labels)
+
     def _predict_proba(self, X: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
         with self._threads():
             series = torch.from_numpy(as_series("DSNClassifier", "X", X))
             log_proba = predict_log_proba(self.model_, series)
         # In double, so that the probabilities add up to 1 as closely as scikit-learn checks it.
-        proba: npt.NDArray[np.float64] = log_proba.double().softmax(1).numpy()
+        proba: npt.NDArray[np.float64] = log_proba.double().softmax(1).cpu().numpy()
         return proba
 
     def _predict(self, X: npt.NDArray[Any]) -> npt.NDArray[Any]:

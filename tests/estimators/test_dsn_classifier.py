@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
@@ -57,6 +58,28 @@ def test_learns_and_reports(fitted: DSNClassifier) -> None:
     assert proba.dtype == np.float64
     np.testing.assert_allclose(proba.sum(1), 1, rtol=0, atol=4 * np.finfo(np.float64).eps)
     np.testing.assert_array_equal(fitted.classes_[proba.argmax(1)], fitted.predict(X))
+
+
+def test_validation_is_watched_and_changes_nothing(fitted: DSNClassifier) -> None:
+    X, y = waves(24, 40)
+    seen: list[int] = []
+    watched = small(validation=(X[:9], y[:9]), on_epoch=lambda rows: seen.append(len(rows)))
+    assert same(fitted, watched.fit(X, y))
+    assert seen == list(range(1, 13))
+    assert watched.history_[-1]["test_accuracy"] == (watched.predict(X[:9]) == y[:9]).mean() == 1.0
+    assert next(small(device="cpu", epochs=1).fit(X, y).model_.parameters()).device.type == "cpu"
+    with pytest.raises(ValueError, match="labels that fit has not seen"):
+        small(validation=(X[:2], ["?", "!"])).fit(X, y)
+    with pytest.raises(ValueError, match="expected series of shape"):
+        small(validation=(X[:2, ..., 1:], y[:2])).fit(X, y)
+
+
+@pytest.mark.promise("P10")
+def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "sparseconv.estimators.dsn")
+    monkeypatch.setitem(sys.modules, "aeon.classification.base", None)
+    with pytest.raises(ImportError, match=r"sparseconv.DSNClassifier needs aeon.*sparseconv\[tsc"):
+        _ = sc.DSNClassifier
 
 
 def test_random_state_fixes_everything(fitted: DSNClassifier) -> None:

@@ -36,3 +36,5 @@ sc.export_c(model, x, "c", weights="int4")  # type: ignore[arg-type]
 sc.POCKETClassifier("minirocket", keep="cv", k="cv", class_weight="balanced")
 sc.POCKETClassifier("hydra")  # type: ignore[arg-type]
 sc.POCKETClassifier(keep="all")  # type: ignore[arg-type]
+sc.DSNClassifier(grow="gradient", precision="bfloat16", device="cuda", backend="auto")
+sc.DSNClassifier(grow="rigl")  # type: ignore[arg-type]
