@@ -79,10 +79,12 @@ class KernelCSR(PatternArrays):
             check_mask(self.to_mask(), pair)
 
     @classmethod
-    def of_arrays(cls, crow: Tensor, col: Tensor, shape: Shape, block: Block) -> Self:
-        """Adopt the arrays that an update of a pattern made, without a copy."""
+    def of_arrays(
+        cls, crow: Tensor, col: Tensor, shape: Shape, block: Block, checked: bool = True
+    ) -> Self:
+        """Adopt the arrays that an update made; a GPU's are checked when they are read."""
         pattern = cls.__new__(cls)
-        pattern._hold(crow, col, shape, block)
+        pattern._hold(crow, col, shape, block, checked)
         return pattern
 
     @classmethod

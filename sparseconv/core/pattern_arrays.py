@@ -34,12 +34,14 @@ class PatternArrays:
 
     __slots__ = (*__annotations__, "__weakref__")
 
-    def _hold(self, crow: Tensor, col: Tensor, shape: Shape, block: Block) -> None:
-        """Become the pattern of these arrays, its own; those of a CPU were checked."""
+    def _hold(
+        self, crow: Tensor, col: Tensor, shape: Shape, block: Block, checked: bool = True
+    ) -> None:
+        """Become the pattern of these arrays, its own; not ``checked`` are those of a GPU."""
         self._shape, self._block, self._nnz = shape, block, len(col)
         self._hash, self._cached, self._copies = None, {}, {}
         self._crow = self._col = None
-        if col.device.type == "cpu":
+        if checked:
             self._crow, self._col, self._versions = crow, col, (crow._version, col._version)
         else:
             self._copies[str(col.device)] = crow, col
@@ -83,9 +85,9 @@ class PatternArrays:
         Raises:
             RuntimeError: torch.compile asks for a first copy.
         """
-        if device.type == "cpu":
-            return self._on_cpu()
         name = str(device)
+        if device.type == "cpu" and name not in self._copies:
+            return self._on_cpu()
         if name not in self._copies:
             if torch.compiler.is_dynamo_compiling():  # each call of the graph would copy again
                 raise RuntimeError(

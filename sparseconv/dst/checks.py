@@ -19,6 +19,20 @@ OTHER_AVERAGE = (
 )
 
 
+NO_GRADIENT = (
+    "grow='gradient' needs a forward and a backward pass through a SparseConv1d between step() "
+    "number {0} and {1}, but saw none; call loss.backward() and optimizer.step() before each "
+    "step(). The replay of a CUDA graph (GraphedStep) is none: where (step_count + 1) % "
+    "update_every == 0, call the function itself instead of its GraphedStep"
+)
+NEVER_SEEN = (
+    "grow={0!r} never saw a gradient of {1} in three updates, so they keep their patterns; freeze "
+    "them with requires_grad_(False) if they do not train, else look for torch.no_grad() or "
+    "detach() around them, for torch.autograd.grad in the place of backward(), or choose an "
+    "update_every that does not always fall on steps without them"
+)
+
+
 def sparse_layers(model: nn.Module) -> dict[str, SparseConv1d]:
     """Return the model's ``SparseConv1d`` layers by name."""
     return {name: m for name, m in model.named_modules() if isinstance(m, SparseConv1d)}

@@ -27,6 +27,7 @@ from sparseconv.dst.update import (
     check_regions,
     cosine_decay,
     moved,
+    stays_on_gpu,
 )
 from sparseconv.nn.buffer_check import checksum
 from sparseconv.nn.conv import SparseConv1d
@@ -74,6 +75,9 @@ class DSTScheduler:
     Where ``torch.distributed`` is initialised, every rank constructs and steps its scheduler. Dense
     gradients are summed over the ranks (DistributedDataParallel does not know them), and an update
     happens on all ranks or on none: they compare what they are about to do.
+
+    On a GPU an update is computed there, and the CPU does not wait for it: ``step()`` then returns
+    True also where nothing moved, as where gradients are 0 or infinite.
 
     Args:
         model: holds at least one ``SparseConv1d``; ``layer.regions`` says what may move where.
@@ -244,7 +248,7 @@ class DSTScheduler:
             "updates": self.updates,
             "generator": self._generator.get_state(),
             "shapes": {name: layer.pattern.shape for name, layer in self._layers.items()},
-            "ever_active": {name: bits.clone() for name, bits in self._ever_active.bits.items()},
+            "ever_active": {n: bits.cpu().clone() for n, bits in self._ever_active.bits.items()},
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -302,16 +306,18 @@ class DSTScheduler:
 
         def compute() -> list[_Change]:
             seen = [grad for grad in gradients.values() if grad is not None]
-            if not all(grad.isfinite().all() for grad in seen):  # the same on all ranks
+            finite = [grad.isfinite().all() for grad in seen]  # the same on all ranks
+            share: Any = fraction
+            if seen and all(map(stays_on_gpu, seen)) and len({x.device for x in seen}) == 1:
+                share = torch.stack(finite).all().double() * fraction
+            elif not all(finite):
                 return []
             kept = self._known = checks.check_layers(
                 self._layers, self._copies, self._optimizer, known=self._known
             )
             training = [name for name, x in self._layers.items() if x.values.requires_grad]
             training = self._with_gradient(training, gradients, idle)
-            plans = [
-                self._plan_layer(name, fraction, gradients.get(name), kept) for name in training
-            ]
+            plans = [self._plan_layer(name, share, gradients.get(name), kept) for name in training]
             return [plan for plan in plans if plan is not None]
 
         try:
@@ -351,28 +357,15 @@ class DSTScheduler:
             own = [held.get(id(self._layers[name]._parameters.get("values"))) for name in names]
             # Without these two it was a step that left out all the layers.
             if not held or any(grad is not None and grad.any() for grad in own):
-                raise RuntimeError(
-                    "grow='gradient' needs a forward and a backward pass through a SparseConv1d "
-                    f"between step() number {self.step_count} and {self.step_count + 1}, but saw "
-                    "none; call loss.backward() and optimizer.step() before each step(). The "
-                    "replay of a CUDA graph (GraphedStep) is none: where (step_count + 1) % "
-                    "update_every == 0, call the function itself instead of its GraphedStep"
-                )
+                raise RuntimeError(checks.NO_GRADIENT.format(self.step_count, self.step_count + 1))
         for name in names:
             self._unseen[name] = -math.inf if name in seen else self._unseen.get(name, 0) + 1
         if never := [name for name in names if self._unseen[name] == 3]:
-            warnings.warn(
-                f"grow={self.grow!r} never saw a gradient of {never} in three updates, so they "
-                "keep their patterns; freeze them with requires_grad_(False) if they do not train, "
-                "else look for torch.no_grad() or detach() around them, for torch.autograd.grad in "
-                "the place of backward(), or choose an update_every that does not always fall on "
-                "steps without them",
-                stacklevel=7,  # the caller of step
-            )
-        return [name for name, grad in seen.items() if grad is True or grad.any()]
+            warnings.warn(checks.NEVER_SEEN.format(self.grow, never), stacklevel=7)  # of step
+        return [n for n, x in seen.items() if x is True or stays_on_gpu(x) or x.any()]
 
     def _plan_layer(
-        self, name: str, fraction: float, dense_grad: Tensor | None, kept: Holdings
+        self, name: str, fraction: float | Tensor, dense_grad: Tensor | None, kept: Holdings
     ) -> _Change | None:
         layer = self._layers[name]
         if layer.regions is not self._regions[name]:

@@ -53,8 +53,10 @@ def prune_and_grow(
         dense_grad: ``(C_out, C_in // groups, K)``, read for ``grow="gradient"`` only.
 
     Returns:
-        The new pattern and ``source_index``, int64 ``(nnz,)`` on the CPU: for each new weight the
-        old CSR index it had, or -1 if it was grown. If nothing moves, ``pattern`` itself.
+        The new pattern and ``source_index``, int64 ``(nnz,)``: for each new weight the old CSR
+        index it had, or -1 if it was grown. If nothing moves, ``pattern`` itself. Values on a GPU
+        are moved there: ``source_index`` lies there, the new pattern's arrays are read when they
+        are first asked for, and it is another pattern also where nothing moves.
 
     Raises:
         ValueError: arguments that do not fit each other, overlapping regions, a cut block.
@@ -88,17 +90,26 @@ def moved(
     pattern: KernelCSR,
     values: Tensor,
     regions: Sequence[Region],
-    fraction: float,
+    fraction: float | Tensor,
     grow: str,
     generator: torch.Generator | None,
     dense_grad: Tensor | None,
 ) -> tuple[KernelCSR, Tensor]:
-    """Do what ``prune_and_grow`` does, with checked arguments."""
+    """Do what ``prune_and_grow`` does, with checked arguments; ``fraction`` may be a tensor."""
     if grow == "static":
         return pattern, torch.arange(pattern.nnz, device="cpu")
     seed = 0
     if grow == "random":
         dense_grad, seed = None, int(torch.randint(2**62, (), generator=generator, device="cpu"))
+    if stays_on_gpu(values):
+        if dense_grad is not None:
+            fraction = dense_grad.any().double() * fraction
+        crow, col, source = tensors.update(
+            *pattern.on(values.device), pattern.shape, pattern.block, regions, fraction, values,
+            dense_grad, seed,
+        )  # fmt: skip
+        new = KernelCSR.of_arrays(crow, col, pattern.shape, pattern.block, checked=False)
+        return new, source
     crow, col = pattern.crow_indices, pattern.col_indices
     if extension is None or pattern.block != (1, 1):
         values, dense_grad = values.cpu(), None if dense_grad is None else dense_grad.cpu()
@@ -121,6 +132,11 @@ def moved(
     if active is not None:
         new.keep(active_bits, active)
     return new, source
+
+
+def stays_on_gpu(tensor: Tensor) -> bool:
+    """Whether an update is computed where the tensor is, and the CPU does not wait for it."""
+    return tensor.is_cuda
 
 
 def cosine_decay(start: float, end: float, step: int, steps: int) -> float:

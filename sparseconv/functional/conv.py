@@ -108,9 +108,10 @@ def sparse_conv1d_resolved(
         refuse_types(input, values, bias)
     device = input.device
     if not is_compiling() and resolve_backend(backend, device) == "cpp" and extension is not None:
-        plain: Tensor | None = extension.plain_conv(
-            input, values, bias, pattern._crow, pattern._col, geometry, relu
-        )
+        crow, col = pattern._crow, pattern._col  # the plan knows whether they were changed
+        if crow is None:
+            crow, col = pattern.on(device)
+        plain: Tensor | None = extension.plain_conv(input, values, bias, crow, col, geometry, relu)
         if plain is not None:
             return plain
     # The check for any device is first: it takes a third of the time.

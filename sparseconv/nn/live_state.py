@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,7 +28,7 @@ class LiveState:
 
     def __init__(self, values: Tensor, pattern: KernelCSR) -> None:
         self.values, self.pattern, self.moves = values.detach(), pattern, 0
-        self.given = WeakIdKeyDictionary()
+        self.given: Any = WeakIdKeyDictionary()
         _LIVE[_memory(values)] = self
 
     def give(self, indices: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -42,8 +43,8 @@ class LiveState:
     def move(self, values: Tensor, pattern: KernelCSR) -> None:
         """Follow the layer; with another number of values it has left these, for no network."""
         if same_memory(values, self.values):
-            for memory, name in self.given.items():  # type: ignore[no-untyped-call]
-                indices = getattr(pattern, name).to(memory.device)
+            for memory, name in self.given.items():
+                indices: Any = pattern.on(memory.device)[name == "col_indices"]
                 indices.new_empty(0).set_(memory, 0, indices.shape).copy_(indices)
         else:
             self.values = values.new_empty(0)

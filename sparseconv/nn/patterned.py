@@ -187,7 +187,11 @@ class PatternedModule(nn.Module):
                 self.values.data = torch.empty(pattern.nnz, device=device, dtype=detour)
                 self.values.data = fresh
         self._pattern, self._own_tag = pattern, own_tag
-        self.register_buffer("pattern_tag", tag, persistent=False)
+        if pattern.only_on_gpu and self.pattern_tag.device == tag.device:
+            self.pattern_tag.copy_(tag)  # in place of a new one, which would be read
+            self._checked = self.pattern_tag, self.pattern_tag._version
+        else:
+            self.register_buffer("pattern_tag", tag, persistent=False)
         self._copy_pattern()
 
     def _live_indices(self) -> dict[str, Tensor]:

@@ -119,7 +119,10 @@ class GraphedStep:
             for layer, pattern in zip(self._layers, self._patterns, strict=True):
                 crow, col = pattern.on(layer.values.device)
                 own = crow.clone(), col.clone()
-                self._static.append(StaticPattern.of_arrays(*own, pattern.shape, pattern.block))
+                on_gpu = col.device.type != "cpu"
+                self._static.append(
+                    StaticPattern.of_arrays(*own, pattern.shape, pattern.block, not on_gpu)
+                )
         if self._calls[key] < WARM_UP:
             self._calls[key] += 1
             return self._on_side_stream(lambda: self._with_static_patterns(inputs))

@@ -64,7 +64,7 @@ def train(
     on_epoch: Callable[[list[dict[str, Any]]], None] | None = None,
     scheduler_factory: SchedulerFactory | None = None,
     penalty: InstanceSparsity | None = None,
-    cuda_graphs: bool = False,
+    cuda_graphs: bool | None = None,
 ) -> TrainingResult:
     """Train a classifier and leave it with the weights and patterns of its best epoch.
 
@@ -91,7 +91,8 @@ def train(
         penalty: added to the loss of each batch, and reported: a ``pruning.InstanceSparsity``.
         cuda_graphs: replay steps of a model on a CUDA device as CUDA graphs: the same results with
             less time for launches. Forward hooks run in the other steps only: the first ones, and
-            with gradient growth or a ``scheduler_factory`` those before an update.
+            with gradient growth or a ``scheduler_factory`` those before an update. None: wherever
+            a graph can be captured; a warning says why one cannot.
 
     Raises:
         TypeError, ValueError: data or arguments that do not fit; ``out`` that cannot be written, or

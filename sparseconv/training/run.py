@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -38,7 +39,7 @@ class Run:
     recipe: Recipe
     make_scheduler: SchedulerFactory | None
     penalty: InstanceSparsity | None
-    cuda_graphs: bool
+    cuda_graphs: bool | None
 
     def __post_init__(self) -> None:
         model, X, recipe = self.model, self.X, self.recipe
@@ -50,7 +51,8 @@ class Run:
         # A graph cannot read a Python number; eager steps read the same tensor, for the same bits.
         # (Torch's fused Adam reads 32 bits on CUDA, and 64 on a CPU.)
         dtype = torch.float32 if X.is_cuda else torch.float64
-        fixed = X.is_cuda or self.cuda_graphs
+        replays = self.cuda_graphs or (self.cuda_graphs is None and self._may_replay())
+        fixed = X.is_cuda or replays
         self.lr = torch.tensor(recipe.lr, dtype=dtype, device=X.device) if fixed else None
         self.optimizer = torch.optim.Adam(
             model.parameters(),
@@ -62,8 +64,9 @@ class Run:
         # Gradient growth watches the step before an update by hooks, which a graph skips.
         self.watched = self.make_scheduler is not None or recipe.grow == "gradient"
         self.step: Any = self._eager_step
-        if self.cuda_graphs:
-            self.step = GraphedStep(model, self._eager_step, self.optimizer)
+        if replays:
+            self._graphed = GraphedStep(model, self._eager_step, self.optimizer)
+            self.step = self._replayed_step
         steps = recipe.epochs * self.batches
         decay_steps = max(1, int(recipe.decay_share * steps))
         self.scheduler = (self.make_scheduler or self._dst)(
@@ -94,8 +97,9 @@ class Run:
         for group in self.optimizer.param_groups:
             group["lr"] = lr if self.lr is None else self.lr.fill_(lr)
         self.model.train()
-        n_cases, loss_sum, correct, updated = len(self.X), 0.0, 0, False
-        order = torch.randperm(n_cases, generator=self.shuffle)
+        losses, correct, loss_sum, updated = [], [], 0.0, False
+        # On a GPU the CPU waits once an epoch, for the losses.
+        order = torch.randperm(len(self.X), generator=self.shuffle).to(self.X.device)
         for batch, index in enumerate(torch.split(order, self.sizes), 1):
             step = len(self.history) * self.batches + batch
             update = step % self.update_every == 0
@@ -103,25 +107,21 @@ class Run:
             if update and self.recipe.skip_step_at_update:
                 take = self._gradients
             loss, hits = take(self.X[index], self.y[index])
-            value = loss.item()
-            if not math.isfinite(value):
-                raise ValueError(
-                    f"the training loss became {value} in epoch {number}, batch {batch}: lower lr "
-                    f"(now {lr:.3g}) or rescale the series"
-                )
-            loss_sum += value * len(index)
-            correct += int(hits)
-            if batch == self.batches and loss_sum / n_cases <= self.best["loss"]:
+            losses.append(loss.clone())  # a graph writes over them
+            correct.append(hits.clone())
+            if batch == self.batches:
+                loss_sum = self._sum(torch.stack(losses).tolist(), number, lr)
+            if batch == self.batches and loss_sum / len(self.X) <= self.best["loss"]:
                 # Before the pattern changes: the loss was measured with these weights.
                 best = checkpoint.snapshot(self.model)
-                self.best = {"epoch": number, "loss": loss_sum / n_cases, "model": best}
+                self.best = {"epoch": number, "loss": loss_sum / len(self.X), "model": best}
             if self.scheduler is not None:
                 updated |= self.scheduler.step()
         self.history.append(
             {
                 "epoch": number,
-                "train_loss": loss_sum / n_cases,
-                "train_accuracy": correct / n_cases,
+                "train_loss": loss_sum / len(self.X),
+                "train_accuracy": int(torch.stack(correct).sum()) / len(self.X),
                 "lr": lr,
                 "prune_fraction": self.scheduler.prune_fraction_now if self.scheduler else 0.0,
                 "updated": updated,
@@ -130,6 +130,33 @@ class Run:
             }
         )
         return self.history[-1]
+
+    def _sum(self, losses: list[float], epoch: int, lr: float) -> float:
+        """Add up the losses of an epoch's cases.
+
+        ValueError if one is not finite.
+        """
+        for batch, loss in enumerate(losses, 1):
+            if not math.isfinite(loss):
+                raise ValueError(
+                    f"the training loss became {loss} in epoch {epoch}, batch {batch}: lower lr "
+                    f"(now {lr:.3g}) or rescale the series"
+                )
+        return sum(loss * size for loss, size in zip(losses, self.sizes, strict=True))
+
+    def _may_replay(self) -> bool:
+        """Whether steps are worth a CUDA graph; a penalty watches each of them."""
+        return self.X.is_cuda and self.penalty is None
+
+    def _replayed_step(self, x: Tensor, target: Tensor) -> tuple[Tensor, ...]:
+        try:
+            return self._graphed(x, target)
+        except RuntimeError as error:
+            if self.cuda_graphs:
+                raise
+            warnings.warn(f"this model trains without CUDA graphs: {error}", stacklevel=4)
+            self.step = self._eager_step
+            return self._eager_step(x, target)
 
     def _gradients(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Return the mean loss of a batch and how many of it are right; leave the gradients."""

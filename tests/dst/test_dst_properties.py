@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from never_waits import NeverWaits
 from scipy.stats import chi2
 from tiny import same
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from sparseconv import KernelCSR, Region
 from sparseconv.core.geometry import DTYPES
@@ -115,20 +114,6 @@ def test_tensor_operations_find_what_the_kernel_does(case: dict) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(update, "extension", None)
         assert same(prune_and_grow(**case), by_kernel)
-
-
-class NeverWaits(TorchDispatchMode):
-    """Refuses what a GPU would have to answer before the next operation: sizes and numbers."""
-
-    WAITS = ("_local_scalar_dense", "nonzero", "equal", "masked_select", "unique", "bincount")
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func.overloadpacket.__name__
-        bools = [x for x in args if isinstance(x, (list, tuple)) and name.startswith("index")]
-        asks = any(x.dtype == torch.bool for part in bools for x in part if x is not None)
-        if asks or name.startswith(self.WAITS) or "repeat_interleave.Tensor" in str(func):
-            raise AssertionError(f"{func} waits for the device")
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("block", [(1, 1), (4, 3)])

@@ -20,6 +20,7 @@ from sparseconv.core.geometry import Geometry
 from sparseconv.ops import gpu_plans
 from sparseconv.training import checkpoint
 from sparseconv.training.graphed import WARM_UP, GraphedStep, Outputs, StaticPattern
+from sparseconv.training.run import Run
 
 
 @pytest.fixture(autouse=True)
@@ -90,6 +91,24 @@ def test_the_same_results_as_eager(
     assert same(results[0].history, results[1].history)
     assert same(models[0].state_dict(), models[1].state_dict())
     assert any(row["updated"] for row in results[1].history) == (recipe.grow != "static")
+
+
+def test_graphs_are_taken_where_they_can_be_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake, recipe = FakeCudaGraph(monkeypatch), replace(RECIPE, epochs=8)
+    eager = run(network(), recipe)
+    assert fake.captures == 0, "of a CPU"
+    monkeypatch.setattr(Run, "_may_replay", lambda self: True)
+    assert same(run(network(), recipe).history, eager.history)
+    assert (fake.captures, fake.replays > 10) == (2, True)
+
+    def fails(step: GraphedStep, call: Callable[[], Outputs]) -> None:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(GraphedStep, "_capture", fails)
+    with pytest.warns(UserWarning, match="without CUDA graphs: operation not permitted"):
+        assert same(run(network(), recipe).history, eager.history)
+    with pytest.raises(RuntimeError, match="not permitted"):
+        run(network(), recipe, cuda_graphs=True)
 
 
 def step_of(model: nn.Module) -> tuple[torch.optim.Optimizer, Callable[..., Outputs]]:

@@ -1,0 +1,147 @@
+"""Updates that stay on a GPU: the numbers of a CPU, and nothing that the CPU waits for.
+
+Where there is no GPU, tensors of the CPU take the place of its tensors: what an update made counts
+as unread until somebody asks for it.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+from typing import Any
+
+import pytest
+import torch
+from dst_runs import batches, in_blocks, scheduled, snapshot, sparse_layers, train_step, two_layers
+from never_waits import NeverWaits
+from tiny import same
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+from sparseconv import DSTScheduler, KernelCSR
+from sparseconv.core.pattern_arrays import PatternArrays
+from sparseconv.dst import scheduler, update
+
+MODELS = {"single weights": two_layers, "blocks": in_blocks}
+
+
+@pytest.fixture
+def on_gpu(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    for module in (update, scheduler):
+        monkeypatch.setattr(module, "stays_on_gpu", lambda tensor: True)
+    return monkeypatch
+
+
+def trained(build: Any, grow: str, updates: int = 6) -> tuple[Any, ...]:
+    model = build()
+    average = AveragedModel(model)
+    _, optimizer, dst = scheduled(model, "Adam", grow=grow, averages=average)
+    for x, _ in zip(batches(), range(updates), strict=False):
+        train_step(model, optimizer, x)
+        average.update_parameters(model)
+        assert dst.step()
+    return model, average, optimizer, dst
+
+
+@pytest.mark.parametrize("build", MODELS.values(), ids=MODELS)
+@pytest.mark.parametrize("grow", ["random", "gradient"])
+def test_they_end_as_those_of_a_cpu(build: Any, grow: str, request: Any) -> None:
+    def everything() -> Any:
+        model, average, optimizer, dst = trained(build, grow)
+        return snapshot(model, optimizer, dst), average.state_dict(), dst.itop_rate()
+
+    on_cpu = everything()
+    request.getfixturevalue("on_gpu")
+    assert same(everything(), on_cpu)
+
+
+@pytest.mark.parametrize("build", MODELS.values(), ids=MODELS)
+@pytest.mark.parametrize("grow", ["random", "gradient"])
+def test_the_cpu_waits_for_none(build: Any, grow: str, on_gpu: pytest.MonkeyPatch) -> None:
+    model, _, optimizer, dst = trained(build, grow)
+    train_step(model, optimizer, next(batches(seed=2)))
+    before = [layer.pattern for layer in sparse_layers(model)]
+    assert all(pattern.only_on_gpu for pattern in before)
+    with on_gpu.context() as patch, NeverWaits():
+        patch.setattr(PatternArrays, "_read", lambda self: pytest.fail("an update was read"))
+        assert dst.step()
+    after = [layer.pattern for layer in sparse_layers(model)]
+    assert all(a != b for a, b in zip(after, before, strict=True))
+    with NeverWaits(), pytest.raises(AssertionError, match="waits"):
+        before[0].to_mask()
+
+
+def test_an_infinite_gradient_or_none_moves_nothing(on_gpu: pytest.MonkeyPatch) -> None:
+    for bad in (torch.inf, torch.nan, 0.0):
+        model, _, optimizer, dst = trained(two_layers, "gradient", 2)
+        train_step(model, optimizer, next(batches()))
+        patterns = [layer.pattern for layer in sparse_layers(model)]
+        kept = snapshot(model, optimizer)
+        for layer in sparse_layers(model):
+            if bad == 0:
+                layer.dense_probe.grad.zero_()
+        sparse_layers(model)[0].dense_probe.grad[0, 0, 0] = bad
+        dst.step()
+        assert [layer.pattern for layer in sparse_layers(model)] == patterns, bad
+        assert same(snapshot(model, optimizer), kept)
+
+
+def test_copies_and_checkpoints_of_what_was_not_read(on_gpu: pytest.MonkeyPatch) -> None:
+    model, _, optimizer, dst = trained(two_layers, "random", 3)
+    twin, file = two_layers(), io.BytesIO()
+    torch.save((model.state_dict(), optimizer.state_dict(), dst.state_dict()), file)
+    file.seek(0)
+    of_model, of_optimizer, of_dst = torch.load(file)
+    twin.load_state_dict(of_model)
+    _, its_optimizer, its_dst = scheduled(twin, "Adam")
+    its_optimizer.load_state_dict(of_optimizer)
+    its_dst.load_state_dict(of_dst)
+    copied, copied_optimizer, copied_dst = copy.deepcopy((model, optimizer, dst))
+    del dst
+    runs = [(twin, its_optimizer, its_dst), (copied, copied_optimizer, copied_dst)]
+    for run in runs:
+        for x in (next(batches(seed=7)), next(batches(seed=8))):
+            train_step(*run[:2], x)
+            assert run[2].step()
+    assert same(snapshot(*runs[0]), snapshot(*runs[1]))
+
+
+@pytest.mark.promise("P5")
+def test_what_is_no_pattern_is_refused_when_it_is_read() -> None:
+    good = KernelCSR.random((4, 3, 5), 20)
+    for damage in (lambda crow, col: col.add_(9), lambda crow, col: crow.flip(0)):
+        crow, col = (array.clone() for array in good.anywhere())
+        damaged = damage(crow, col)
+        arrays = (crow, damaged) if damaged.shape == col.shape else (damaged, col)
+        pattern = KernelCSR.of_arrays(*arrays, good.shape, good.block, checked=False)
+        assert pattern.nnz == 20
+        with pytest.raises(ValueError, match=r"row 0|crow_indices must"):
+            pattern.to_mask()
+
+
+def test_a_tag_tells_patterns_apart(on_gpu: pytest.MonkeyPatch) -> None:
+    model, average, *_ = trained(two_layers, "random")
+    layer, other = sparse_layers(model)
+    assert same(layer.pattern_tag, sparse_layers(average)[0].pattern_tag)
+    assert not same(layer.pattern_tag, other.pattern_tag)
+    with torch.no_grad():
+        layer.pattern_tag.copy_(other.pattern_tag)
+        with pytest.raises(RuntimeError, match="overwritten"):
+            model(next(batches()))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: torch sees no CUDA device")
+@pytest.mark.parametrize("grow", ["random", "gradient"])
+def test_on_a_gpu_no_update_synchronises(grow: str) -> None:
+    model: nn.Module = two_layers().cuda()
+    optimizer = torch.optim.Adam(model.parameters())
+    dst = DSTScheduler(model, optimizer, update_every=1, end_step=9, grow=grow)
+    for x, turn in zip(batches(), range(4), strict=False):
+        train_step(model, optimizer, x.cuda())
+        torch.cuda.set_sync_debug_mode("error" if turn else "default")
+        try:
+            assert dst.step()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    on_cpu = trained(two_layers, grow, 1)[3]
+    assert on_cpu.updates == 1
