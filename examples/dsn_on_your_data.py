@@ -14,8 +14,7 @@ import torch
 
 import sparseconv as sc
 from sparseconv import datasets
-from sparseconv.training import Recipe, train
-from sparseconv.training.evaluation import predict_log_proba
+from sparseconv.training import Recipe, predict_log_proba, train
 
 EPOCHS = 2 if os.environ.get("SPARSECONV_QUICK") else 40
 rng = np.random.default_rng(0)

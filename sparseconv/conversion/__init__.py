@@ -2,6 +2,11 @@
 
 from sparseconv.conversion.converter import convert
 from sparseconv.conversion.dense import to_dense
-from sparseconv.conversion.report import ConversionReport
+from sparseconv.conversion.report import Conversion, ConversionReport
 
-__all__ = ["ConversionReport", "convert", "to_dense"]
+__all__ = [
+    "Conversion",
+    "ConversionReport",
+    "convert",
+    "to_dense",
+]

@@ -1,5 +1,6 @@
 """Sparse convolution as functions: the checks, the choice of a backend and the gradients."""
 
+from sparseconv.core.checks import ArgumentError
 from sparseconv.core.geometry import DTYPES, PADDING_MODES, Geometry, resolve_padding
 from sparseconv.functional.conv import sparse_conv1d
 from sparseconv.ops.checks import DtypeError
@@ -7,6 +8,7 @@ from sparseconv.ops.checks import DtypeError
 __all__ = [
     "DTYPES",
     "PADDING_MODES",
+    "ArgumentError",
     "DtypeError",
     "Geometry",
     "resolve_padding",

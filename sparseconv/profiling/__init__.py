@@ -1,6 +1,18 @@
 """What each sparse layer of a model costs, compared with the same layer dense."""
 
-from sparseconv.measure.records import LayerTimes, Verdict
+from sparseconv.measure.records import BeforeAfter, Counts, LayerTimes, Verdict
+from sparseconv.measure.table import Table
+from sparseconv.measure.timing import Estimate
 from sparseconv.profiling.profiler import ModelTime, Profile, profile
 
-__all__ = ["LayerTimes", "ModelTime", "Profile", "Verdict", "profile"]
+__all__ = [
+    "BeforeAfter",
+    "Counts",
+    "Estimate",
+    "LayerTimes",
+    "ModelTime",
+    "Profile",
+    "Table",
+    "Verdict",
+    "profile",
+]
