@@ -32,6 +32,7 @@ def described(owner: Any) -> dict[str, str]:
 
 
 _HELP = described(datasets.load) | described(DSN) | described(Recipe)
+_HELP["validation"] = "evaluate the test series after each epoch; nothing is chosen by it"
 _HELP |= {  # POCKETClassifier's, whose module takes seconds to import
     "kernels": "kind of random kernels",
     "n_kernels": "how many are drawn, as aeon counts them",
@@ -74,7 +75,7 @@ RUN: Keywords = {
 }  # fmt: skip
 DATA: Keywords = {
     "metavar": "NAME_OR_PATH",
-    "help": "the run's data set, as `train` accepts it (default: the bundled one of its name)",
+    "help": "the run's data set, as `train` accepts it (default: where it was in training)",
 }
 QUIET: Keywords = {"action": "store_true", "help": "print the final summary only"}
 

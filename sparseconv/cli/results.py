@@ -86,6 +86,7 @@ def train_network(
     result = train(
         model, data.X_train, data.y_train, Recipe(**config["recipe"]), out=out, resume=resume,
         verbose=not quiet, on_epoch=write_history,
+        validation=(data.X_test, data.y_test) if config["data"]["validation"] else None,
     )  # fmt: skip
     write_history(result.history)  # its last row may be missing if the run was killed
     found = correct(model, data)
@@ -166,8 +167,13 @@ def data_facts(data: datasets.Dataset, settings: Mapping[str, Any]) -> dict[str,
         "classes": data.classes.tolist(),
         "train_sha256": digest(torch.from_numpy(data.X_train), torch.from_numpy(data.y_train)),
         "test_sha256": digest(torch.from_numpy(data.X_test), torch.from_numpy(data.y_test)),
-        **{name: settings[name] for name in DATA},
+        **{name: settings[name] for name in DATA if name in settings},
     }
+
+
+def path_of(source: str) -> dict[str, str]:
+    """Return where ``config.json`` says that the data are; nothing of bundled ones."""
+    return {} if source in datasets.BUNDLED else {"path": str(Path(source).absolute())}
 
 
 def folder_of(path: Path) -> Path:
@@ -185,17 +191,17 @@ def load_network(path: Path) -> tuple[TrainedRun, DSN]:
 
 
 def data_of_run(facts: Mapping[str, Any], given: str | None, folder: Path) -> datasets.Dataset:
-    """Load the data that a run was trained on: the bundled set of its name, or ``given``.
+    """Load the data that a run was trained on: ``given``, or what the run names.
 
     Raises:
-        ValueError: the data are others, or the run's own are not bundled.
+        ValueError: the data are others, or no longer where they were.
     """
-    if given is None and facts["name"] not in datasets.BUNDLED:
+    source = given or facts.get("path") or facts["name"]
+    if given is None and source not in datasets.BUNDLED and not Path(source).exists():
         raise ValueError(
-            f"{folder} was trained on {facts['name']!r}, which is not bundled; name its data with "
-            "--data"
+            f"{folder} was trained on {source!r}, which is not there; name its data with --data"
         )
-    data = datasets.load(given or facts["name"], nan_to_zero=facts["nan_to_zero"])
+    data = datasets.load(source, nan_to_zero=facts["nan_to_zero"])
     check_data(data, facts, folder)
     return data
 

@@ -20,6 +20,7 @@ from sparseconv.cli.results import (
     data_facts,
     described,
     new_folder,
+    path_of,
     train_network,
     write_config,
 )
@@ -32,7 +33,7 @@ from sparseconv.training.evaluation import predict_log_proba
 from sparseconv.training.recipe import Recipe
 from sparseconv.training.run_folder import MODEL_NAME, MODELS, RECIPE, SECTIONS, read_config
 
-SETTINGS = SECTIONS | MODELS["pocket"]
+SETTINGS = SECTIONS | {"pocket": MODELS["pocket"]["pocket"]}
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
@@ -41,7 +42,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
     data = f"one of {', '.join(datasets.BUNDLED)}; a folder with a pair NAME_TRAIN and NAME_TEST "
     data += "(.ts, .arff, .tsv, .csv, .txt or no ending), or one of these; or a .npz file with "
     data += "X_train, y_train, X_test and y_test"
-    add("data", metavar="NAME_OR_PATH", help=data)
+    add("data", metavar="NAME_OR_PATH", nargs="?", help=f"{data}; with --resume that of the run")
     models = "a Dynamic Sparse Network (default), or random kernels pruned by POCKET"
     add("--model", choices=tuple(MODELS), default="dsn", help=models)
     out = "results folder, new or empty (default: runs/NAME-seedSEED, or runs/NAME-pocket-seedSEED)"
@@ -76,6 +77,11 @@ def run(args: argparse.Namespace) -> int:
         key: {name: given.get(name, default) for name, default in options.items()}
         for key, options in sections.items()
     }
+    if args.data is None and not (args.resume and args.out):
+        raise ValueError("name the data to train on; --resume needs --out, the run's folder, alone")
+    if args.data is None:
+        facts = read_config(args.out)["data"]
+        args.data = facts.get("path") or facts["name"]
     mark = "" if args.model == "dsn" else f"{args.model}-"
     name = f"{datasets.name_of(args.data)}-{mark}seed{given.get('seed', RECIPE['seed'])}"
     out: Path = args.out or Path("runs") / name
@@ -97,13 +103,18 @@ def run(args: argparse.Namespace) -> int:
     folder = claimed(out) if args.resume else new_folder(out)
     with machine.threads(threads or torch.get_num_threads()), folder:
         if not args.resume:
-            facts = data_facts(data, config["data"])
+            facts = data_facts(data, config["data"]) | path_of(args.data)
             config |= {"data": facts, "machine": machine.environment_info()}
         if not args.quiet:
-            cost = model.cost(data.n_timepoints)
+            cost, patterns = (
+                model.cost(data.n_timepoints),
+                [x.pattern for x in model.sparse_layers()],
+            )
+            density = sum(p.nnz for p in patterns) / sum(p.numel for p in patterns)
             print(
                 f"{described(data)}\nnetwork of {cost.params:,} parameters (dense "
-                f"{cost.params_dense:,}), threads: {torch.get_num_threads()}; results go to {out}",
+                f"{cost.params_dense:,}), density of its sparse layers {density:.1%}, threads: "
+                f"{torch.get_num_threads()}; results go to {out}",
                 flush=True,
             )
         try:
@@ -111,7 +122,7 @@ def run(args: argparse.Namespace) -> int:
                 model, data, config, out, quiet=args.quiet, resume=args.resume
             )
         except KeyboardInterrupt:
-            again = shlex.join(["train", args.data, "--out", str(out), "--resume"])
+            again = shlex.join(["train", "--out", str(out), "--resume"])
             print(f"\nstopped; to resume: {PROG} {again}", file=sys.stderr)
             return INTERRUPTED
     cases = len(data.y_test)
@@ -151,7 +162,7 @@ def _pocket(args: argparse.Namespace, config: dict[str, Any], out: Path) -> int:
     classifier = POCKETClassifier(
         random_state=options.pop("seed"), n_jobs=threads, verbose=not args.quiet, **options
     )
-    config |= {"model": "pocket", "data": data_facts(data, config["data"])}
+    config |= {"model": "pocket", "data": data_facts(data, config["data"]) | path_of(args.data)}
     config |= {"machine": machine.environment_info() | {"threads": threads}}
     if not args.quiet:
         print(f"{described(data)}; {classifier.kernels}, threads: {threads}", flush=True)

@@ -23,6 +23,7 @@ from sparseconv.nn.modules import check_module, deepcopy_model
 from sparseconv.pruning.data import batch_sizes
 
 Weights = Literal["float32", "int8"]
+WEIGHTS: tuple[Weights, ...] = get_args(Weights)
 KNOWN = 3  # series of the self-test
 CALIBRATION = 500  # series, at most
 AGREEMENT = 0.9  # of int8's classes with PyTorch's, below which something is wrong
@@ -90,8 +91,8 @@ def export_c(
         raise ValueError(
             f"name must be a C identifier that begins with a letter, but got {name!r}; 'dsn' is one"
         )
-    if weights not in get_args(Weights):
-        raise ValueError(f"weights must be one of {get_args(Weights)}, but got {weights!r}")
+    if weights not in WEIGHTS:
+        raise ValueError(f"weights must be one of {WEIGHTS}, but got {weights!r}")
     if (weights == "int8") != (calibration is not None):
         raise ValueError(
             "int8 takes its scales from calibration=X_train, and float32 has none, but weights is "

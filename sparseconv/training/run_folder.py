@@ -36,14 +36,14 @@ NETWORK: dict[str, Any] = {
     if parameter.kind is parameter.KEYWORD_ONLY
 }
 RECIPE: dict[str, Any] = {field.name: field.default for field in fields(Recipe)}
-DATA: dict[str, Any] = {"nan_to_zero": False}
+DATA: dict[str, Any] = {"nan_to_zero": False, "validation": False}
 SECTIONS = {"data": DATA, "network": NETWORK, "recipe": RECIPE}
 # Those of POCKETClassifier, whose module takes seconds to import.
 POCKET: dict[str, Any] = {
     "kernels": "rocket", "n_kernels": 10_000, "keep": 0.35, "k": 1.0, "n_iter": 50, "refit": True,
     "seed": 0,
 }  # fmt: skip
-MODELS = {"dsn": SECTIONS, "pocket": {"data": DATA, "pocket": POCKET}}
+MODELS = {"dsn": SECTIONS, "pocket": {"data": {"nan_to_zero": False}, "pocket": POCKET}}
 
 
 @dataclass(frozen=True, eq=False)

@@ -71,7 +71,7 @@ def test_train_writes_a_results_folder(
     cost = sc.models.DSN(1, 2, nf=3, kernel_size=6, depth=2).cost(20)
     for text in (
         "toy: 10 training and 6 test series, 1 x 20, 2 classes",
-        f"network of {cost.params:,} parameters (dense {cost.params_dense:,}), threads: 1",
+        f"network of {cost.params:,} parameters (dense {cost.params_dense:,}), density of its",
         "of 3, training loss",
         str(out / "summary.md"),
     ):
@@ -85,9 +85,10 @@ def test_train_writes_a_results_folder(
     config = json.loads((out / "config.json").read_text())
     for split in ("train", "test"):
         assert re.fullmatch("[0-9a-f]{64}", config["data"].pop(f"{split}_sha256"))
+    assert config["data"].pop("path") == str(Path(data).absolute())
     assert config["data"] == {
         "name": "toy", "n_train": 10, "n_test": 6, "n_channels": 1, "n_timepoints": 20,
-        "classes": ["fast", "slow"], "nan_to_zero": False,
+        "classes": ["fast", "slow"], "nan_to_zero": False, "validation": False,
     }  # fmt: skip
     assert config["network"] == run_folder.NETWORK | {"nf": 3, "kernel_size": 6, "depth": 2}
     assert config["recipe"] == run_folder.RECIPE | {"epochs": 3, "lr": 0.001, "seed": 4}
@@ -157,14 +158,16 @@ def test_interrupted_and_resumed_is_as_undisturbed(
     np.savez(data, **content)
     words = ["train", data, "--epochs", "7", "--update-every-epochs", "2", "--nan-to-zero", *SMALL]
     whole, broken = tmp_path / "whole", tmp_path / "broken one"
-    resume = ["train", data, "--out", str(broken), "--resume", "--quiet"]
+    resume = ["train", "--out", str(broken), "--resume", "--quiet"]
+    words.append("--validation")
     assert main([*words, "--out", str(whole)]) == 0
+    assert all(0 <= float(row["test_accuracy"]) <= 1 for row in history(whole))
     for epochs, more in ((0, words), (3, resume)):
         with monkeypatch.context() as patched:
             stop_after(epochs, patched)
             assert main([*more, "--out", str(broken)]) == 130
         error = capsys.readouterr().err
-        line = f"python -m sparseconv train {data} --out '{broken}' --resume"
+        line = f"python -m sparseconv train --out '{broken}' --resume"
         assert error.strip().endswith(f"to resume: {line}")
     assert len(history(broken)) == 2  # a row follows its checkpoint, which was the last thing done
     with machine.threads(2):  # the run's own number is taken, or the last bits would differ

@@ -51,7 +51,7 @@ ROWS = [
         "keep must lie in [0, 1], but got 41.0; 41 % is 0.41",
     ),
     (f"{POCKET} --out {{pocket}}", "holds a run already; choose another folder with --out"),
-    ("prune {run}", "was trained on 'toy', which is not bundled; name its data with --data"),
+    ("train --out new", "name the data to train on; --resume needs --out"),
     ("prune {run} --data {other}", "is not what"),
     (f"{PRUNE} --ratio 0.5 --target-macs 9", "not allowed with argument --ratio"),
     (f"{PRUNE} --eps 0.3", "--eps is not for --criterion whc; omit it"),

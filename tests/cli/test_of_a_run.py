@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -69,10 +70,18 @@ def test_profile(home: Path, out: Path, command: Any, monkeypatch: pytest.Monkey
 def test_export(home: Path, command: Any) -> None:
     run, data = home / "run", home / "toy.npz"
     X = datasets.load(data).X_test
-    for words, folder in (([], "c-float32"), (["--int8"], "c-int8")):
-        printed = command("export", run, "--data", data, "--name", "toy", *words)
+    for words, folder in (([], "c-float32"), (["--int8", "--data", data], "c-int8")):
+        printed = command("export", run, "--name", "toy", *words)
         assert f"{folder} holds README.md, toy.c, toy.h, toy_test.c" in printed
         assert "classes, from 0: fast, slow" in printed
         labels = np.array(["fast", "slow"])[Program(run / folder, "toy").labels(X)]
         if not words:
             assert (labels == sc.load_run(run).predict(X)).all()
+
+
+def test_data_that_moved(home: Path, tmp_path: Path, refused: Any) -> None:
+    shutil.copytree(home / "run", tmp_path / "run")
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    config["data"]["path"] = str(tmp_path / "gone.npz")
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    refused(["export", str(tmp_path / "run")], "gone.npz', which is not there; name its data with")
