@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import nn
 
@@ -42,7 +44,8 @@ def optimize_for_inference(model: nn.Module) -> nn.Module:
         model: any module; left exactly as it is.
 
     Returns:
-        A copy in eval mode whose parameters ask for no gradient. To train it, call
+        A copy in eval mode whose parameters ask for no gradient. Printed, it names what is
+        computed together; a warning says so where nothing is. To train it, call
         ``requires_grad_(True)`` and ``train()``; it is fast again after ``requires_grad_(False)``
         and ``eval()``.
 
@@ -53,6 +56,8 @@ def optimize_for_inference(model: nn.Module) -> nn.Module:
     Example:
         >>> model = nn.Sequential(nn.Conv1d(2, 3, 5), nn.BatchNorm1d(3), nn.ReLU())
         >>> fast, x = optimize_for_inference(model), torch.randn(4, 2, 9)
+        >>> fast.extra_repr()
+        'together: 0+1'
         >>> torch.allclose(fast(x), model.eval()(x), atol=1e-5)
         True
 
@@ -70,6 +75,12 @@ def optimize_for_inference(model: nn.Module) -> nn.Module:
             continue
         if any(isinstance(link, FoldedLink) for link in Plan(leaves(module), FOLDED).links):
             module.__class__ = InferenceBlock
+    if not any(isinstance(module, InferenceBlock) for module in fast.modules()):
+        warnings.warn(
+            f"nothing of {type(model).__name__} was folded, so the copy is as fast as the model: in "
+            "no nn.Sequential BatchNorm1d, ReLU or a global average follows a convolution",
+            stacklevel=2,
+        )
     return fast
 
 
@@ -80,6 +91,13 @@ class InferenceBlock(Block):
     def _table(self) -> Table:
         # A slice of this one begins in training mode, so none is folded for a single call.
         return LINKS if self.training else FOLDED
+
+    def extra_repr(self) -> str:
+        """Name the neighbours that one call computes."""
+        names = {module: name for name, module in self.named_modules()}
+        links = Plan(leaves(self), FOLDED).links
+        found = ["+".join(names[m] for m in x.modules) for x in links if isinstance(x, FoldedLink)]
+        return f"together: {', '.join(found)}"
 
     def train(self, mode: bool = True) -> InferenceBlock:
         """Forget the folded weights: what wrote into the others may not have been counted."""
