@@ -57,9 +57,10 @@ PARTS: dict[str, Part] = {
     "blocks": partial(layer.rows, blocks=True),
     "blocks, step": partial(step.rows, blocks=True),
     "density": layer.density_rows,
+    "update": step.update_rows,
     "once": once,
 }
-_PYTEST = (sys.executable, "-m", "pytest", "-q", "-x")
+_PYTEST = (sys.executable, "-m", "pytest", "-v")
 _TESTS = (*_PYTEST, "tests/kernels/test_kernels.py", "-k")
 # Each tensor gets its own memory: a wrong access could hit a neighbour in torch's cache.
 _SANITIZER = (
@@ -70,20 +71,27 @@ CHECKS = {
     "tests of cuda": (*_TESTS, "cuda"),
     "tests of triton": (*_TESTS, "triton"),
     "tests of blocks": (*_PYTEST, "tests/kernels/triton/test_triton_blocks.py"),
+    "tests of updates": (*_PYTEST, "tests/dst/test_dst_on_gpu.py"),
+    "tests of graphs": (*_PYTEST, "tests/training/test_graphed.py"),
     "memcheck": (*_SANITIZER, "--tool", "memcheck", *_ONCE),
     "racecheck": (*_SANITIZER, "--tool", "racecheck", *_ONCE),
 }
 
 
 def check(name: str) -> dict[str, Any]:
-    """Run a command; whether it succeeded, and the end of its output."""
+    """Run a command and print what it prints; whether it succeeded, and the end of its output."""
     try:
-        done = subprocess.run(
+        running = subprocess.Popen(
             CHECKS[name], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
     except OSError as error:
         return {"check": name, "ok": False, "result": str(error)}
-    return {"check": name, "ok": done.returncode == 0, "result": done.stdout[-8000:]}
+    lines = []
+    with running:
+        for line in running.stdout or ():  # a run that is cut off has named its failures
+            print(line, end="", flush=True)
+            lines.append(line)
+    return {"check": name, "ok": running.returncode == 0, "result": "".join(lines)[-8000:]}
 
 
 def machine(device: torch.device) -> dict[str, str]:

@@ -107,6 +107,31 @@ def row(target: Target, length: int, blocks: bool = False) -> Row:
     return target.row("training step", length, makes)
 
 
+def update_rows(target: Target, lengths: Sequence[int]) -> Iterator[Row]:
+    """Time updates of the network's patterns: a call of ``DSTScheduler.step`` each."""
+
+    def made(grow: str, blocks: bool) -> Timed:
+        model = model_of(target, target.sparse(blocks)[0], blocks).train()
+        optimizer = torch.optim.Adam(model.parameters(), lr=3e-4, capturable=target.graphs)
+        dst = DSTScheduler(model, optimizer, update_every=1, end_step=NEVER, grow=grow)
+        x, y = batches(lengths[0], target.device)
+
+        def update() -> None:
+            if grow == "gradient":  # which needs a backward pass, whose time counts
+                loss(model, x[0], y[0], "fp32").backward()
+            dst.step()
+
+        loss(model, x[0], y[0], "fp32").backward()
+        optimizer.step()  # gives the optimizer its state
+        return Timed(update)
+
+    makes = {
+        f"{grow}{', blocks' * blocks}": partial(made, grow, blocks)
+        for grow, blocks in product(("random", "gradient"), (False, True))
+    }
+    yield target.row("update", lengths[0], makes)
+
+
 def rows(target: Target, lengths: Sequence[int], blocks: bool = False) -> Iterator[Row]:
     """Time a training step, eager and as a graph."""
     for length in lengths[:2]:

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from sparseconv.core.pattern import KernelCSR
-from sparseconv.dst.tensors import positions
+from sparseconv.dst.tensors import kernels
 from sparseconv.nn.conv import SparseConv1d
 
 
 def active_bits(pattern: KernelCSR) -> Tensor:
     """Return uint8 ``((numel + 7) // 8,)``: a bit for each weight, set where it is active."""
     crow, col = pattern.anywhere()
-    at = positions(crow, col, pattern.shape[2])
+    at = kernels(crow, col) * pattern.shape[2] + col
     bits = at.new_zeros((pattern.numel + 7) // 8, dtype=torch.uint8)
     return bits.index_add_(0, at >> 3, (1 << (at & 7)).to(torch.uint8))
 

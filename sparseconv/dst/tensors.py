@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,35 +38,48 @@ def update(
     Returns:
         The new ``crow`` and ``col``, and ``source``, int64 ``(nnz,)``.
     """
-    numel, nnz, taps = math.prod(shape), len(col), shape[2]
-    everywhere = torch.arange(numel, device=col.device)
-    at = positions(crow, col, taps)
-    before = torch.zeros_like(everywhere, dtype=torch.bool).index_fill_(0, at, True)
-    magnitude = magnitudes(values)
-    weights = magnitude.new_zeros(numel).index_copy_(0, at, magnitude).view(shape)
-    active, scores = before.view(shape), None if dense_grad is None else magnitudes(dense_grad)
-    if block != (1, 1):
-        active, weights = active[:: block[0], :: block[1]], unit_means(weights, block)
+    table, taps = _table(tuple(regions), shape, block, col.device), shape[2]
+    entry, crow, col = torch.arange(len(col), device=col.device), crow.long(), col.long()
+    kernel = kernels(crow, col)
+    unit = table.block[kernel] * taps + col
+    active = torch.zeros_like(table.region, dtype=torch.bool).index_fill_(0, unit, True)
+    magnitude, scores = magnitudes(values), None if dense_grad is None else magnitudes(dense_grad)
+    if block == (1, 1):
+        weights = magnitude.new_zeros(len(active)).index_copy_(0, unit, magnitude)
+    else:
+        weights = magnitude.new_zeros(math.prod(shape))
+        weights.index_copy_(0, kernel * taps + col, magnitude)
+        weights = unit_means(weights.view(shape), block).flatten()
         scores = None if scores is None else unit_means(scores.double().square(), block)
-    region, number, count = _numbered(regions, shape, block, col.device)
     kept, grown = _move(
-        active.flatten(), weights.flatten(), region, count, fraction,
-        _draws(number, seed) if scores is None else -scores.flatten(),
+        active, weights, table.region, table.regions, fraction,
+        _draws(table.number, seed) if scores is None else -scores.flatten(),
     )  # fmt: skip
-    if block != (1, 1):
-        kept, grown = (spread(x.view(active.shape), shape, block).flatten() for x in (kept, grown))
     now = kept | grown
-    rank = now.cumsum(0)
-    # Where none is active the last entry is written, which is cut off.
-    at = everywhere.new_empty(nnz + 1).scatter_(0, (rank - 1).where(now, nnz), everywhere)[:nnz]
-    source = (before.cumsum(0)[at] - 1).where(kept[at], -1)
-    return pad(rank[taps - 1 :: taps], (1, 0)).int(), (at % taps).int(), source
+    order = now.cumsum(0) - 1
+    # Of the others the last entry is written, which nothing reads.
+    listed = order.new_empty(len(now) + 1).scatter_(
+        0, order.where(now, len(now)), torch.arange(len(now), device=col.device)
+    )
+    first, its_first = (_before(found.view(-1, taps).sum(1)) for found in (now, active))
+    new_crow = _before(first.diff()[table.block])
+    kernel = kernels(new_crow, col)
+    of_block = table.block[kernel]
+    unit = listed[first[of_block] + entry - new_crow[kernel]]
+    rank = (active.cumsum(0) - 1)[unit] - its_first[of_block]
+    source = (crow[kernel] + rank).where(kept[unit], -1)
+    return new_crow.int(), (unit % taps).int(), source
 
 
-def positions(crow: Tensor, col: Tensor, taps: int) -> Tensor:
-    """Return the flat positions of active weights, as ``KernelCSR.positions``, on any device."""
-    entry = torch.arange(len(col), dtype=torch.int32, device=col.device)
-    return (torch.searchsorted(crow, entry, right=True) - 1) * taps + col
+def _before(sizes: Tensor) -> Tensor:
+    """Return how many there are before each, and in all."""
+    return pad(sizes.cumsum(0), (1, 0))
+
+
+def kernels(crow: Tensor, col: Tensor) -> Tensor:
+    """Return the kernel of each active weight; a GPU knows how many there are."""
+    rows = torch.arange(len(crow) - 1, device=crow.device)
+    return rows.repeat_interleave(crow.diff(), output_size=len(col))
 
 
 def magnitudes(tensor: Tensor) -> Tensor:
@@ -73,22 +88,33 @@ def magnitudes(tensor: Tensor) -> Tensor:
     return tensor.detach().to(dtype).abs().nan_to_num_(nan=math.inf, posinf=math.inf)
 
 
-def _numbered(
-    regions: Sequence[Region], shape: Shape, block: Block, device: torch.device
-) -> tuple[Tensor, Tensor, int]:
-    """Return the region of each unit, its number among those of all regions, and how many regions.
+class _Table(NamedTuple):
+    """What an update reads of a layer's regions, made once."""
 
-    Units of the smaller last blocks have regions by themselves, so that nnz is kept.
+    region: Tensor  # int64 (units,): which one a unit belongs to; `regions`: to none
+    number: Tensor  # int64 (units,): its number among those of all regions
+    block: Tensor  # int64 (kernels,): in which block each kernel is
+    regions: int
+
+
+@functools.lru_cache(maxsize=32)  # of the layers that train: 16 bytes for each unit
+def _table(regions: tuple[Region, ...], shape: Shape, block: Block, device: torch.device) -> _Table:
+    """Number the units; those of the smaller last blocks have regions by themselves.
+
+    So nnz is kept.
     """
     boxes = [box for region in regions for box in _boxes(region, shape, block)]
-    at = torch.full(unit_shape(shape, block), len(boxes), device=device)
-    numbers, begin = torch.zeros_like(at), 0
+    units = unit_shape(shape, block)
+    region = torch.full(units, len(boxes), device=device)
+    number, begin = torch.zeros_like(region), 0
     for i, box in enumerate(boxes):
-        at[box] = i
-        inside = numbers[box]
-        numbers[box] = torch.arange(begin, begin + inside.numel(), device=device).view(inside.shape)
+        region[box] = i
+        inside = number[box]
+        number[box] = torch.arange(begin, begin + inside.numel(), device=device).view(inside.shape)
         begin += inside.numel()
-    return at.flatten(), numbers.flatten(), len(boxes)
+    blocks = torch.arange(units[0] * units[1], device=device).view(*units[:2], 1)
+    of_kernel = spread(blocks, (*shape[:2], 1), block).flatten()
+    return _Table(region.flatten(), number.flatten(), of_kernel, len(boxes))
 
 
 def _boxes(region: Region, shape: Shape, block: Block) -> Iterator[tuple[slice, slice, slice]]:

@@ -71,6 +71,13 @@ def test_each_part_is_measured_printed_and_saved(
     for row, computation in zip(rows["density"], COMPUTATIONS, strict=True):
         assert row["computation"] == f"{computation}, (4, 3, 5), 1 a kernel"
         assert list(row["samples_ms"]) == ["cpp"]
+    (updates,) = rows["update"]
+    assert list(updates["samples_ms"]) == [
+        "random",
+        "random, blocks",
+        "gradient",
+        "gradient, blocks",
+    ]
 
     assert [check["ok"] for check in found["checks"]] == [False, False]
     assert "an illegal access" in found["checks"][0]["result"]

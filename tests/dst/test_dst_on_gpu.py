@@ -68,7 +68,7 @@ def test_the_cpu_waits_for_none(build: Any, grow: str, on_gpu: pytest.MonkeyPatc
     after = [layer.pattern for layer in sparse_layers(model)]
     assert all(a != b for a, b in zip(after, before, strict=True))
     with NeverWaits(), pytest.raises(AssertionError, match="waits"):
-        before[0].to_mask()
+        before[0].to_mask().nonzero()
 
 
 def test_an_infinite_gradient_or_none_moves_nothing(on_gpu: pytest.MonkeyPatch) -> None:
