@@ -77,8 +77,8 @@ def optimize_for_inference(model: nn.Module) -> nn.Module:
             module.__class__ = InferenceBlock
     if not any(isinstance(module, InferenceBlock) for module in fast.modules()):
         warnings.warn(
-            f"nothing of {type(model).__name__} was folded, so the copy is as fast as the model: in "
-            "no nn.Sequential BatchNorm1d, ReLU or a global average follows a convolution",
+            f"nothing of {type(model).__name__} was folded, so the copy is as fast as the model: "
+            "in no nn.Sequential BatchNorm1d, ReLU or a global average follows a convolution",
             stacklevel=2,
         )
     return fast
