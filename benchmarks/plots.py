@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from sparseconv.bench.document import BEST, Row, ratio
+from sparseconv.bench.document import BEST, Row, best_baseline, ratio
 from sparseconv.bench.run import COMPUTATIONS
 from sparseconv.core.files import write_whole
 from sparseconv.report import figures
@@ -44,6 +44,13 @@ MAPS = (
     Map("kernel size K (taps)", (3, 9, 39), lambda r: r["kernel_size"],
         {k: v for k, v in LAYER.items() if k != "kernel_size"}),
 )  # fmt: skip
+# The layers of README's picture.
+PICTURED = {
+    "8 → 8 channels, 39 taps": {"in_channels": 8, "out_channels": 8, "kernel_size": 39,
+                                "length": 64},
+    "47 → 141 channels, 39 taps (DSN)": LAYER,
+    "47 → 141 channels, 3 taps": LAYER | {"kernel_size": 3},
+}  # fmt: skip
 PLAIN = {"batch": 16, "stride": 1, "dilation": 1, "groups": 1}
 
 
@@ -104,6 +111,49 @@ def draw_savings(ax: Axes, points: Mapping[str, ArrayLike]) -> None:
         axis.set_major_formatter(lambda value, _: f"{value:g}x")
     ax.set_xlim(0.9, 1.2 * max(flops))
     ax.set_ylim(0.8 * min(times), 1.3 * max(times))
+
+
+def training_speeds(rows: Iterable[Row], layer: Mapping[str, Any]) -> list[tuple[float, ...]]:
+    """Return density, and how many times faster all three computations are than by ``F.conv1d``
+    and than by the fastest baseline of each; one thread, at each density that was measured.
+    """
+    totals: dict[float, list[tuple[float, float, float]]] = {}
+    for row in main_rows(rows):
+        uniform = row["case"].startswith(("uniform_", "channels_", "kernel_"))
+        same = all(row[key] == value for key, value in (layer | PLAIN).items())
+        best = best_baseline(row)
+        if uniform and same and row["threads"] == 1 and best:
+            ms = row["ms"]
+            totals.setdefault(row["density"], []).append((ms["sparse"], ms["conv1d"], ms[best]))
+    sums = {d: np.sum(ms, axis=0) for d, ms in totals.items() if len(ms) == len(COMPUTATIONS)}
+    return [(d, plain / sparse, best / sparse) for d, (sparse, plain, best) in sorted(sums.items())]
+
+
+def speed_by_density(rows: Sequence[Row]) -> Figure:
+    """Draw the speed of training three layers by density, with the break-even."""
+    figure = figures.new_figure("", 9.0, 4.3)
+    left, right = figure.subplots(1, 2, sharex=True, sharey=True)
+    against = ("F.conv1d", "the fastest dense way, FFT among them")
+    for i, (ax, spelled) in enumerate(zip((left, right), against, strict=True), 1):
+        figures.style_axes(ax, "weights active", "training: times as fast" if i == 1 else "")
+        ax.tick_params(labelsize=10)
+        ax.xaxis.label.set_size(10)
+        ax.yaxis.label.set_size(10)
+        ax.axhspan(1e-3, 1.0, color="#f4ece4", zorder=0, linewidth=0)
+        ax.axhline(1.0, color=figures.INK, linewidth=1.2)
+        ax.text(0.0205, 0.93, "dense is faster", va="top", fontsize=10, color=figures.FAINT)
+        for (label, layer), colour in zip(PICTURED.items(), figures.SERIES, strict=False):
+            found = np.array(training_speeds(rows, layer))
+            ax.plot(found[:, 0], found[:, i], "-o", color=colour, markersize=4, label=label)
+        ax.set_title(f"Against {spelled}", fontsize=11, color=figures.INK, loc="left")
+        ax.set_xscale("log")
+        ax.set_yscale("log", base=2)
+        ax.set_xticks(shares := (0.02, 0.05, 0.13, 0.3, 0.6, 1.0), [f"{s:.0%}" for s in shares])
+        ax.minorticks_off()
+        ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}x")
+    left.set_ylim(0.2, 40)
+    figures.legend_above(figure, left)
+    return figure
 
 
 def break_even(rows: Sequence[Row], threads: int) -> Figure:

@@ -1,7 +1,7 @@
 """``python -m benchmarks.readme``: put the recorded results into README.md, with its picture.
 
-The lines between the two markers are made of ``benchmarks/results/bench.json``, so no figure in
-them is typed by hand. The documentation has all tables, by ``section``.
+The lines between the two markers are made of ``benchmarks/results``, so no figure in them is typed
+by hand. The documentation has the ratios and all tables, by ``ratios`` and ``section``.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import plots
+from benchmarks import front_page, plots
 from benchmarks.gpu import tables as gpu_tables
 from sparseconv.bench import document, tables
 from sparseconv.bench.cases import SUITES
@@ -22,7 +22,7 @@ from sparseconv.measure.table import Table
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 RESULTS = Path(__file__).with_name("results")
-PICTURE = ROOT / "docs" / "static" / "time-saved.svg"
+PICTURE = ROOT / "docs" / "static" / "speed-by-density.svg"
 BEGIN = "<!-- results: written by `python -m benchmarks.readme`, not by hand -->\n"
 END = "<!-- end of results -->"
 BASELINES = (
@@ -34,8 +34,20 @@ BASELINES = (
 LOSING = (*tables.FASTEST, tables.CONV1D)  # what a table of rows says that dense ways win
 
 
-def short() -> str:
-    """The measured lines of the README, in Markdown."""
+def first_screen(folder: str = "") -> str:
+    """Return gains and tools in Markdown; ``folder`` is where the linked pages are."""
+    bench = recorded()
+    return (
+        f"## What you gain\n\n{front_page.gains(bench, folder).markdown()}\n\n"
+        f"{front_page.about_gains(bench)}\n\n"
+        f"{front_page.losses(bench, lost(bench['rows']), folder)}\n\n"
+        f"## Which classifier?\n\n{front_page.tools().markdown()}\n\n{front_page.about_tools()} "
+        f"[Random kernels]({folder}pocket.md#how-accurate), [networks]({folder}paper.md).\n"
+    )
+
+
+def ratios() -> str:
+    """Return the table of ratios, and how to read it, in Markdown."""
     bench = recorded()
     timed = sum(best_baseline(row) is not None for row in bench["rows"])
     slower = lost(bench["rows"])
@@ -51,8 +63,8 @@ def short() -> str:
         f"for the layer, the best of {BASELINES}; for the network, the best of PyTorch's "
         "settings.\n"
         "- *Worst row*: the two figures may be of different rows. A dense way wins in "
-        f"[{len(slower)} of {timed} measured rows](docs/when-it-pays.md) by the median, {full} of "
-        "them with more than half of the weights active"
+        f"[{len(slower)} of {timed} measured rows](#where-dense-was-faster) by the median, {full} "
+        "of them with more than half of the weights active"
         f"{f', {len(few)} with less than 15 % (kernels of {sizes} taps)' if few else ''}.\n"
         f"- {where(bench['machine'])}.\n"
     )
@@ -106,7 +118,7 @@ def closest(rows: Iterable[Row]) -> Row | None:
 
 
 def when_it_pays(bench: Mapping[str, Any]) -> Table:
-    """Make README's table: of each line the worse number of threads, and the worst row of all."""
+    """Tabulate ratios: of each line the worse number of threads, and the worst row of all."""
     rows, nets = bench["rows"], [row for row in bench["network"] if row["in_channels"] == 1]
     groups = [
         (f"layer, 16 series of 128 samples, {name}", "conv1d",
@@ -191,9 +203,9 @@ def where(machine: Mapping[str, str]) -> str:
 def filled(text: str) -> str:
     """The text of README.md with the lines that were measured."""
     head, rest = text.split(BEGIN)
-    return head + BEGIN + "\n" + short() + "\n" + END + rest.split(END)[1]
+    return head + BEGIN + first_screen("docs/") + "\n" + END + rest.split(END)[1]
 
 
 if __name__ == "__main__":
     README.write_text(filled(README.read_text(encoding="utf-8")), encoding="utf-8")
-    plots.write_svg(plots.saved(recorded()["rows"]), PICTURE)
+    plots.write_svg(plots.speed_by_density(recorded()["rows"]), PICTURE)

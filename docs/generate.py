@@ -30,6 +30,8 @@ def write_all(folder: Path) -> None:
     captions = plots.captions(bench["rows"])
     parts: dict[str, Callable[[], str]] = {
         "measured": readme.section,
+        "first_screen": readme.first_screen,
+        "ratios": readme.ratios,
         "paper": lambda: report.recorded(folder, "full"),
         "machine": lambda: f"Measured on {readme.where(bench['machine'])}.",
         "break_even": lambda: "\n\n".join(

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from bench_rows import network, row
 
-from benchmarks import plots, readme
+from benchmarks import front_page, plots, readme
 from sparseconv.bench.cases import SUITES, select
 from sparseconv.measure.table import Table
 
@@ -32,6 +32,25 @@ def test_readme_shows_the_recorded_results() -> None:
     text = readme.section()
     for title in ("Kernels", "Where it pays least", "The whole network"):
         assert f"**{title}" in text
+
+
+def test_what_the_readme_says_of_the_classifiers_is_measured() -> None:
+    rows = {tool: cells for _, tool, _, *cells in front_page.tools().rows}
+    numbers = {tool: [float(cell.split()[0]) for cell in cells] for tool, cells in rows.items()}
+    networks = ("DSN, two layers", "DSN", "InceptionTime")
+    for tool in ("MiniROCKET", "ROCKET, 10 %"):
+        accuracy, fit, predict = numbers[tool]
+        assert accuracy > max(numbers[name][0] for name in ("DSN, two layers", "DSN"))
+        assert fit < min(numbers[name][1] for name in networks)
+        assert predict < min(numbers[name][2] for name in networks)
+
+
+def test_a_difference_is_shown_where_its_interval_is_on_one_side_of_0() -> None:
+    one = {"a": 90.0, "b": 80.0, "c": 71.0}
+    by_one = front_page.compared(one, {name: x - 1 for name, x in one.items()})
+    assert front_page.points(by_one) == "+1.0 points [+1.0, +1.0]"
+    mixed = front_page.compared(one, {"a": 91.0, "b": 79.0, "c": 71.0})
+    assert front_page.points(mixed, 2).endswith(", no difference shown")
 
 
 # Tables
@@ -71,7 +90,7 @@ def test_the_worst_row_and_the_lost_ones_are_judged_by_the_fastest() -> None:
     ]  # fmt: skip
 
 
-def test_the_readme_has_the_worse_of_the_threads_and_what_it_lost_to() -> None:
+def test_the_ratios_are_of_the_worse_of_the_threads_and_what_it_lost_to() -> None:
     rows = [row("dsn_evolved_L128", threads=n, conv1d=8.0 - n, fft=4.0 + n) for n in (1, 2)]
     rows += [row(f"uniform_{p}", conv1d=8.0, fft=r) for p, r in ((50, 4.0), (100, 0.25))]
     latency = network("latency", 24, batch=1, masked_dense=5.0, dense_best=0.9)
@@ -85,6 +104,21 @@ def test_the_readme_has_the_worse_of_the_threads_and_what_it_lost_to() -> None:
 
 
 # Plots
+
+
+def test_a_speed_of_training_is_of_all_three_computations_together() -> None:
+    rows = [
+        row(
+            "uniform_10",
+            name,
+            ms={"sparse": 1.0, "conv1d": plain, "fft": fft},
+            conv1d=plain,
+            fft=fft,
+        )
+        for name, plain, fft in (("fprop", 8.0, 2.0), ("dgrad", 16.0, 4.0), ("wgrad", 24.0, 6.0))
+    ]
+    assert plots.training_speeds(rows, plots.LAYER) == [(rows[0]["density"], 16.0, 4.0)]
+    assert plots.training_speeds(rows[:2], plots.LAYER) == []  # without wgrad
 
 
 def test_the_registry_spans_the_maps_and_cells_are_the_fastest_baselines() -> None:

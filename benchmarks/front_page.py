@@ -1,0 +1,223 @@
+"""The gains and the choice of tools that README shows, from ``benchmarks/results``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cache
+from statistics import fmean
+from typing import Any
+
+from benchmarks.lines import read_lines
+from benchmarks.paper import rocket
+from benchmarks.paper.comparison import Runs, Versus, versus
+from benchmarks.paper.report import RECORDED
+from benchmarks.paper.rows import read_rows
+from benchmarks.studies import classifiers, published_networks
+from benchmarks.studies.published_networks import PRUNED
+from sparseconv.bench import document
+from sparseconv.bench.document import BEST, Row, best_baseline, ratio
+from sparseconv.measure.table import Table
+
+RUNS = {"DSN, two layers": "depth 2"}
+KEEP = 35  # percent of the kernels
+DENSE_WAYS = ("masked_dense", "dense_best", "dense_compiled")
+PRUNED_ROCKET = f"ROCKET, {KEEP} %"
+
+
+@cache
+def recorded(plan: str) -> Runs:
+    rows = read_rows(RECORDED[plan])
+    return Runs(row for row in rows if not row["post_hoc"])
+
+
+@cache
+def kernels() -> Runs:
+    return Runs(rocket.expanded(read_rows(RECORDED["pocket"])))
+
+
+def compared(one: dict[str, float], other: dict[str, float]) -> Versus:
+    found = versus(one, other)
+    assert found is not None
+    return found
+
+
+def points(found: Versus, digits: int = 1) -> str:
+    """Write a difference of accuracies with its 95 % interval, and whether that holds 0."""
+    assert found.interval is not None
+    low, high = (f"{end:+.{digits}f}" for end in found.interval)
+    unclear = ", no difference shown" if found.interval[0] < 0 < found.interval[1] else ""
+    return f"{found.difference:+.{digits}f} points [{low}, {high}]{unclear}"
+
+
+def gains(bench: dict[str, Any], folder: str) -> Table:
+    """Tabulate four measured gains, each with the accuracy that it costs.
+
+    Args:
+        bench: the recorded benchmark.
+        folder: where the linked pages are, as the page that shows the table sees them.
+    """
+    rows = [
+        (what, f"**{speed}**", accuracy, f"[{page}]({folder}{page}.md)")
+        for what, speed, accuracy, page in (
+            dsn(bench["network"]), blocks(), inception_time(), pruned_rocket(),
+        )
+    ]  # fmt: skip
+    return Table(("what you do", "what you gain", "accuracy", "more"), rows, text_columns=4)
+
+
+def worse(rows: Iterable[Row], mode: str, baseline: str) -> float:
+    """Return the ratio of the worse number of threads: 16 series of one channel, 128 samples."""
+    place = {"mode": mode, "in_channels": 1, "batch": 16, "length": 128}
+    mine = [ratio(row, baseline) for row in rows if place.items() <= row.items()]
+    return min(found.median for found in mine if found)
+
+
+def dsn(network: list[Row]) -> tuple[str, ...]:
+    runs = recorded("full").paired("DSN", "dense")
+    sparse, dense = runs.accuracy("DSN"), runs.accuracy("dense")
+    found = compared(sparse, dense)
+    return (
+        "train the network DSN with 13 % of its weights",
+        f"training step {worse(network, 'train', 'masked_dense'):.1f}x as fast as masked, "
+        f"{worse(network, 'train', BEST):.1f}x as PyTorch's fastest dense setting",
+        f"{fmean(sparse.values()):.1f} %, dense {fmean(dense.values()):.1f} % ({found.sets} sets): "
+        f"{points(found)}",
+        "dsn",
+    )
+
+
+def blocks() -> tuple[str, ...]:
+    runs, singles = recorded("blocks"), recorded("full")
+    name = "blocks, bfloat16"
+    mine, theirs = runs.accuracy(name), singles.accuracy("DSN")
+    found = compared(mine, theirs)
+    moved = [mine[each] - theirs[each] for each in mine if each in theirs]
+    lowest, highest = min(moved), max(moved)
+    rows = document.read(RECORDED["blocks"].parents[1] / "blocks-xeon.json")["network"]
+    steps = [row for row in rows if row["mode"] == "blocks"]
+    speeds = [min(row["ratio"][way][0] for way in DENSE_WAYS) for row in steps]
+    return (
+        "the same in blocks of 16 channels, bfloat16, CPU with AMX",
+        f"training step {min(speeds):.1f}x to {max(speeds):.1f}x as fast as the fastest dense "
+        "bfloat16",
+        f"against single weights ({found.sets} sets, one seed): {points(found)}; single sets "
+        f"{lowest:+.0f} to {highest:+.0f}",
+        "blocks",
+    )
+
+
+def inception_time() -> tuple[str, ...]:
+    rows = document.read(published_networks.RESULTS)["rows"]
+    mine = [row for row in rows if row["network"] == "InceptionTime"]
+    (timed,) = (row for row in mine if "times" in row)
+    step, inference = (timed["times"][what]["ratio"]["dense"][0] for what in ("step", "inference"))
+    dense, converted = (
+        100 * fmean(row["after"][way] for row in mine) for way in ("dense", "converted")
+    )
+    lost = {
+        name: 100 * fmean(row["after"]["dense"] - row["after"]["converted"] for row in held)
+        for name in dict.fromkeys(row["network"] for row in rows)
+        if (held := [row for row in rows if row["network"] == name])
+    }
+    worst = max(lost, key=lambda name: lost[name])
+    return (
+        f"prune {100 * PRUNED:.0f} % of a trained InceptionTime, convert, fine-tune",
+        f"inference {inference:.1f}x as fast, training step {step:.1f}x",
+        f"{dense:.1f} % before, {converted:.1f} % after ({mine[0]['dataset']}); of four networks "
+        f"{worst} lost most, {lost[worst]:.0f} points",
+        "converting",
+    )
+
+
+def pruned_rocket() -> tuple[str, ...]:
+    times = classifiers.means(read_lines(classifiers.RESULTS))
+    slow, whole, kept = (
+        times[name]["predict"] for name in ("aeon Rocket", "ROCKET", PRUNED_ROCKET)
+    )
+    runs = kernels()
+    found = compared(runs.accuracy(f"{PRUNED_ROCKET}, POCKET"), runs.accuracy("ROCKET"))
+    return (
+        f"classify by ROCKET with {KEEP} % of its kernels",
+        f"prediction {whole / kept:.1f}x as fast as with all kernels, "
+        f"{slow / kept:.0f}x as fast as aeon's",
+        f"against all kernels ({found.sets} sets): {points(found, 2)}",
+        "pocket",
+    )
+
+
+def tools() -> Table:
+    """Tabulate which classifier suits which task, on the data sets that all were measured on."""
+    lines = read_lines(classifiers.RESULTS)
+    found = classifiers.means(lines)
+    names = {row["dataset"] for row in lines}
+    rows = []
+    for task, tool, call in (
+        ("small data, little time: begin here", "MiniROCKET",
+         '`POCKETClassifier("minirocket", keep=1.0)`'),
+        ("the fastest prediction", "ROCKET, 10 %", "`POCKETClassifier(keep=0.1)`"),
+        ("a network for C or ONNX, that you can fine-tune", "DSN, two layers",
+         "`DSNClassifier(depth=2)`"),
+        ("the network of the paper", "DSN", "`DSNClassifier()`"),
+        ("for comparison: a dense network", "InceptionTime", "`models.InceptionTime(1, 2)`"),
+    ):  # fmt: skip
+        it = found.get(tool) or network_means(RUNS.get(tool, tool), names)
+        fit = f"{it['fit']:.{2 if it['fit'] < 1 else 0}f} s"
+        rows.append((task, tool, call, f"{it['accuracy']:.1f}", fit, f"{it['predict']:.0f} µs"))
+    header = ("your task", "tool", "call", "accuracy %", "training", "prediction of a series")
+    return Table(header, rows, text_columns=3)
+
+
+def network_means(run: str, names: Iterable[str]) -> dict[str, float]:
+    runs = recorded("full")
+    numbers = {
+        "accuracy": lambda row: 100 * row["accuracy"],
+        "fit": lambda row: row["train_seconds"],
+        "predict": lambda row: 1e6 * row["predict_seconds"] / row["n_test"],
+    }
+    return {key: runs.over_sets(run, number, names) for key, number in numbers.items()}
+
+
+def about_gains(bench: dict[str, Any]) -> str:
+    """Say how the gains were measured."""
+    sets = len({row["dataset"] for row in read_lines(classifiers.RESULTS)})
+    return (
+        f"One thread, of DSN the worse of one and two; {bench['machine']['cpu']}, blocks and "
+        "ROCKET on an Intel Xeon. Speeds are medians of interleaved runs, of ROCKET means over "
+        f"{sets} sets. Sets are of the UCR archive; brackets are 95 % intervals over them."
+    )
+
+
+def losses(bench: dict[str, Any], slower: list[Row], folder: str) -> str:
+    """Say in one paragraph when the fastest dense way won.
+
+    Args:
+        bench: the recorded benchmark.
+        slower: its rows in which a dense way was faster, slowest first.
+        folder: where the linked page is.
+    """
+    timed = sum(best_baseline(row) is not None for row in bench["rows"])
+    worst, full = ratio(slower[0]), sum(row["density"] > 0.5 for row in slower)
+    few = [row["kernel_size"] for row in slower if row["density"] < 0.15]
+    sizes = ", ".join(map(str, sorted(set(few))))
+    assert worst
+    return (
+        "**When it does not pay**: the fastest dense way, mostly FFT with a prepared spectrum, won "
+        f"in [{len(slower)} of {timed} measured cases]({folder}when-it-pays.md), by up to "
+        f"{1 / worst.median:.1f}x. Of these {full} have more than half of the weights active, "
+        f"{len(few)} less than 15 % (kernels of {sizes} taps). "
+        "Networks that spend their time outside of convolutions gain little."
+    )
+
+
+def about_tools() -> str:
+    """Say what the table of tools compares, and how DSN does where there are more sets."""
+    sets = len({row["dataset"] for row in read_lines(classifiers.RESULTS)})
+    found = compared(kernels().accuracy("MiniROCKET"), recorded("full").accuracy("DSN"))
+    return (
+        f"Means over {sets} small UCR sets, on one thread. MiniROCKET and pruned ROCKET are faster "
+        "than the networks, and better than DSN on these sets. "
+        f"MiniROCKET against DSN on {found.sets} sets: {points(found)}. "
+        "Networks: 1 000 epochs, CPU seconds of another machine that trained others at the same "
+        "time, so compare orders of magnitude; one seed of two layers and of InceptionTime, else "
+        "three."
+    )
