@@ -4,7 +4,7 @@
 # Series and labels are stored in a `.npz`; a DSN is trained on them, stopped half way, and resumed
 # with the same bits. Replace the first cell with your own arrays.
 #
-# Needs `pip install '.[tsc]'`. With `SPARSECONV_QUICK=1` it finishes within seconds.
+# Needs `pip install 'sparseconv[tsc]'`. With `SPARSECONV_QUICK=1` it finishes within seconds.
 
 # %%
 import os

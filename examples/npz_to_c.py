@@ -4,7 +4,7 @@
 # Twenty lines: a Dynamic Sparse Network is trained on series in a `.npz`, exported as int8 C,
 # compiled here, and checked on known series. Replace the first cell with your own arrays.
 #
-# Needs `pip install '.[tsc]'` and a C compiler. With `SPARSECONV_QUICK=1` it takes seconds.
+# Needs `pip install 'sparseconv[tsc]'` and a C compiler. `SPARSECONV_QUICK=1`: it takes seconds.
 
 # %%
 import os

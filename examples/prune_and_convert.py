@@ -5,7 +5,7 @@
 # with your own network. `sc.convert` makes layers sparse where that is measured to be faster; the
 # network is then fine-tuned, deployed, and converted back to torch's own layers.
 #
-# Needs `pip install '.[tsc]'` for the data set. With `SPARSECONV_QUICK=1` it finishes within
+# Needs `pip install 'sparseconv[tsc]'` for the data. With `SPARSECONV_QUICK=1` it finishes within
 # seconds.
 
 # %%

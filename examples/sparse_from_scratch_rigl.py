@@ -5,7 +5,7 @@
 # each update of the pattern RigL computes the dense gradient and grows the weights where it is
 # largest. The same network is trained with a static pattern and with random growth for comparison.
 #
-# Needs `pip install '.[tsc]'` for the data set. With `SPARSECONV_QUICK=1` it finishes within
+# Needs `pip install 'sparseconv[tsc]'` for the data. With `SPARSECONV_QUICK=1` it finishes within
 # seconds.
 
 # %%
