@@ -89,7 +89,7 @@ def train_network(
         validation=(data.X_test, data.y_test) if config["data"]["validation"] else None,
     )  # fmt: skip
     write_history(result.history)  # its last row may be missing if the run was killed
-    found = correct(model, data)
+    found = correct(model.cpu(), data)
     return result, found, write_summary(out, data, model, result.history, found / len(data.y_test))
 
 

@@ -50,6 +50,8 @@ def add_options(command: argparse.ArgumentParser) -> None:
     add("--resume", action="store_true", help="resume the run in the results folder")
     threads = "torch's own; in a resumed run, as before: the last bits depend on it"
     add("--threads", **count(f"threads for torch (default: {threads})"))
+    device = "where to train (default: cpu; in a resumed run, as before)"
+    add("--device", choices=("cpu", "cuda"), help=device)
     add("--quiet", **QUIET)
     # --epochs and the rest: the fields of training.recipe.Recipe, the arguments of models.DSN, and
     # those of POCKETClassifier.
@@ -72,6 +74,8 @@ def run(args: argparse.Namespace) -> int:
         {name for options in of.values() for name in options} for of in (sections, SETTINGS)
     )
     refuse_foreign(args, every - own, f"--model {args.model}")
+    if args.model == "pocket" and args.device == "cuda":
+        raise ValueError("--model pocket fits on the CPU alone; leave out --device")
     given = {name: value for name, value in vars(args).items() if name in own}
     config: dict[str, Any] = {
         key: {name: given.get(name, default) for name, default in options.items()}
@@ -90,21 +94,25 @@ def run(args: argparse.Namespace) -> int:
     if args.resume:
         config = _resumed(out, given)
 
+    machine_then = config.get("machine", {})
+    device = args.device or machine_then.get("device", "cpu")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda needs a GPU, but torch sees none; leave it out")
     # Whatever can be wrong shows before anything is written.
     figures.require_matplotlib()
     data = datasets.load(args.data, nan_to_zero=config["data"]["nan_to_zero"])
     if args.resume:
         check_data(data, config["data"], out)
     torch.manual_seed(Recipe(**config["recipe"]).seed)
-    model = DSN(data.n_channels, len(data.classes), **config["network"])
+    model = DSN(data.n_channels, len(data.classes), **config["network"]).to(device)
     predict_log_proba(model, torch.from_numpy(data.X_test[:1]))  # can the backend run?
 
-    threads = args.threads or int(config.get("machine", {}).get("threads", 0))
+    threads = args.threads or int(machine_then.get("threads", 0))
     folder = claimed(out) if args.resume else new_folder(out)
     with machine.threads(threads or torch.get_num_threads()), folder:
         if not args.resume:
             facts = data_facts(data, config["data"]) | path_of(args.data)
-            config |= {"data": facts, "machine": machine.environment_info()}
+            config |= {"data": facts, "machine": machine.environment_info() | {"device": device}}
         if not args.quiet:
             cost, patterns = (
                 model.cost(data.n_timepoints),

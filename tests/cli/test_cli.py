@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tiny import same
 from toy_run import NETWORK, RECIPE, SMALL, history, is_network, losses
 
 import sparseconv as sc
@@ -182,3 +183,16 @@ def test_interrupted_and_resumed_is_as_undisturbed(
         assert torch.equal(tensor, second["state"][name]), name
     found = sc.load_run(broken).classes
     assert found.tolist() == labels.tolist()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: torch sees no CUDA device")
+def test_a_run_on_a_gpu_repeats_itself(data: str, tmp_path: Path) -> None:
+    runs = [tmp_path / name for name in ("first", "again")]
+    for out in runs:
+        assert (
+            main(["train", data, "--device", "cuda", "--epochs", "4", "--out", str(out), *SMALL])
+            == 0
+        )
+    first, again = (sc.load_run(out) for out in runs)
+    assert same(first.model.state_dict(), again.model.state_dict())
+    assert first.config["machine"]["device"] == "cuda"

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from toy_run import SMALL, files, write_data
 
 from sparseconv.cli import bench
@@ -32,6 +33,8 @@ ROWS = [
     (f"{TRAIN} --grow fast", "argument --grow: invalid choice"),
     (f"{TRAIN} --threads 0", "argument --threads: must be at least 1, but got 0"),
     (f"{TRAIN} --threads 1000000", "threads (n_jobs) must be 1 to 1024"),
+    (f"{TRAIN} --device tpu", "argument --device: invalid choice"),
+    (f"{POCKET} --device cuda", "--model pocket fits on the CPU alone"),
     (f"{TRAIN} --keep 3", "--keep is not for --model dsn; omit it"),
     (f"{TRAIN} --resume", "is not a results folder"),
     (f"{TRAIN} --out {{toy}}", "toy.npz cannot be written"),
@@ -138,3 +141,13 @@ def test_one_run_at_a_time(line: str, home: Path, out: Path, refused: Any) -> No
         said = f"another run is writing to {out}; wait for it, or choose another folder"
         other.submit(refused, [*words, "--out", str(out)], said).result()
     assert not list(out.iterdir())
+
+
+def test_a_gpu_that_is_not_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    words = ["train", "GunPoint", "--device", "cuda", "--out", str(tmp_path / "run")]
+    assert main(words) != 0
+    assert "--device cuda needs a GPU, but torch sees none" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

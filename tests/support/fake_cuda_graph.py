@@ -29,7 +29,7 @@ class _Recorder(TorchDispatchMode):
         return result
 
 
-def _record(call: Callable[[], Any], state: Sequence[Tensor]) -> Callable[[], Any]:
+def record(call: Callable[[], Any], state: Sequence[Tensor]) -> Callable[[], Any]:
     """Return what replays ``call``; recording leaves ``state``, all that it changes, as it was."""
     before = [tensor.detach().clone() for tensor in state]
     with _Recorder() as recorder:
@@ -62,7 +62,7 @@ class FakeCudaGraph:
 
         def capture(step: GraphedStep, call: Callable[[], Outputs]) -> Callable[[], Outputs]:
             self.captures += 1
-            replay = _record(call, step._tensors())
+            replay = record(call, step._tensors())
 
             def counted() -> Outputs:
                 self.replays += 1
