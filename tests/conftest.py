@@ -13,11 +13,12 @@ from engines import ISAS, Engine, Engines, on_gpu
 
 from sparseconv.ops.backends import extension
 
-# Programs, and what test_cuda.py and test_triton.py run in another process.
+# Programs, what only mypy reads, and what test_cuda.py and test_triton.py run in another process.
 collect_ignore = [
     "kernels/cuda/cuda_cases.py",
     "packaging/installed_check.py",
     "kernels/triton/triton_cases.py",
+    "typing/calls.py",
 ]
 
 collect_ignore_glob = ["*conftest.py"]  # several modules of one name, without a doctest
