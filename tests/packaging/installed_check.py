@@ -12,7 +12,10 @@ import os
 import random
 import sys
 import warnings
+from pathlib import Path
+from unittest import mock
 
+sys.path.append(str(Path(__file__).parents[1] / "support"))
 # An editable installation of another tree would lend this one the modules that it lacks.
 sys.meta_path[:] = [f for f in sys.meta_path if getattr(f, "__name__", "") != "_EditableFinder"]
 n_cases, blocked = int(sys.argv[1]), sys.argv[2:]
@@ -27,8 +30,12 @@ with warnings.catch_warnings(record=True) as caught:
 
     loaded = sorted({name.partition(".")[0] for name in set(sys.modules) - before})
 
+    import random_banks
+
     from sparseconv import testing
+    from sparseconv.nn import block
     from sparseconv.ops.backends import extension
+    from sparseconv.rocket import kernel_features
 
     def same_everywhere(like: torch.Tensor | None) -> torch.Tensor | None:
         """Data for a tensor; torch.randn's last bits depend on the processor, these do not."""
@@ -38,14 +45,34 @@ with warnings.catch_warnings(record=True) as caught:
         drawn = torch.randint(-(2**20), 2**20, like.shape, generator=generator)
         return (drawn / 2**18).to(like.dtype)
 
+    def training_step() -> list[torch.Tensor]:
+        """What a DSN's chains compute; its head is torch's, with other bits elsewhere."""
+        torch.manual_seed(0)
+        model = sc.models.DSN(3, 4, nf=8).blocks
+        for parameter in model.parameters():
+            parameter.data = same_everywhere(parameter) / 16
+        x = same_everywhere(torch.empty(5, 3, 70)).requires_grad_()
+        y = model(x)
+        y.backward(same_everywhere(y))
+        torch.optim.SGD(model.parameters(), lr=2.0**-8).step()
+        weights = list(model.parameters())
+        return [y, x.grad, *(w.grad for w in weights), *weights, *model.buffers(), model(x)]
+
     # Every case on every instruction set: within the bound of float64, and the same bits.
     rng, digests = random.Random(7), set()
     isas = extension.isas() if extension is not None else [None]
     cases = [testing.random_case(rng) for _ in range(n_cases)]
     for isa in isas:
+        digest = hashlib.sha256()
         if isa is not None:
             os.environ["SPARSECONV_CPU_ISA"] = isa
-        digest = hashlib.sha256()
+            with mock.patch.object(block, "_may_chain", return_value=True):  # also imitated
+                for tensor in training_step():
+                    digest.update(tensor.detach().numpy().tobytes())
+            for seed in range(n_cases):
+                problem = random_banks.Problem(("rocket", "minirocket")[seed % 2], seed)
+                if not problem.bank.normalise:  # by numpy, whose sums differ as torch's do
+                    digest.update(kernel_features(problem.series, problem.bank).tobytes())
         for case in cases:
             data = testing.Tensors(*map(same_everywhere, case.tensors()))
             x, values = data.input.requires_grad_(), data.values.requires_grad_()
