@@ -77,12 +77,13 @@ wheel: $(VENV)/.built  ## build a manylinux wheel for TORCH into dist/, and run 
 	cd build/wheel && env/bin/python -W error::RuntimeWarning quickstart.py
 	@echo "dist/ holds a wheel for $(TORCH); README's quickstart ran from it"
 
-lint: $(VENV)/.lint  ## ruff, mypy --strict, the layers of the imports, clang-format
+lint: $(VENV)/.lint  ## ruff, mypy --strict, the layers of the imports, clang-format, a word list
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports --no-logo
 	$(VENV)/bin/clang-format --dry-run --Werror $$(find csrc -type f) $$(find tests -name '*.cpp' -o -name '*.h')
+	$(VENV)/bin/blocklint *.md docs/*.md  # .blocklint has the words
 
 format: $(VENV)/.lint  ## rewrite the sources in the house style
 	$(VENV)/bin/ruff check --fix .
