@@ -61,8 +61,8 @@ paper: $(VENV)/.built  ## tables and figures of the DSN paper, on aeon's data se
 edge: $(VENV)/.built  ## C programs of trained networks, on emulated microcontrollers (ARCHIVE=DIR: more sets; RUN=FOLDER: that run)
 	$(PY) -m benchmarks.edge $(if $(ARCHIVE),--archive $(ARCHIVE)) $(if $(RUN),--run $(RUN)) $(if $(DATA),--data $(DATA))
 
-docs: $(VENV)/.docs  ## build the documentation site into site/
-	$(PY) -m sphinx -q -W --keep-going -b html docs site
+docs: $(VENV)/.docs  ## build the documentation site into site/ (ONLINE=1: with links to torch's pages)
+	$(PY) -m sphinx -q -W --keep-going $(if $(ONLINE),-t online) -b html docs site
 	@echo "open site/index.html"
 
 wheel: $(VENV)/.built  ## build a manylinux wheel for TORCH into dist/, and run README's quickstart from it

@@ -17,7 +17,14 @@ project = "sparseconv"
 version = release = __version__
 language = "en-GB"
 
-extensions = ["myst_parser", "sphinx_design", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+extensions = [
+    "myst_parser",
+    "sphinx_copybutton",
+    "sphinx_design",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+]
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
 exclude_patterns = ["generated/*.md"]  # included by pages
@@ -33,9 +40,18 @@ napoleon_use_rtype = False
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 88
 
+# Links to other projects' pages need their inventories, and so the network: `sphinx -t online`.
+if tags.has("online"):  # type: ignore[name-defined]  # noqa: F821 (Sphinx defines it)
+    extensions.append("sphinx.ext.intersphinx")
+    intersphinx_mapping = {
+        "python": ("https://docs.python.org/3", None),
+        "torch": ("https://docs.pytorch.org/docs/stable", None),
+        "numpy": ("https://numpy.org/doc/stable", None),
+    }
+
 # No font, script or style sheet comes from another server: the site works without a network.
 html_theme = "furo"
-html_title = "sparseconv"
+html_title = f"sparseconv {release}"
 html_static_path = ["static"]
 html_css_files = ["style.css"]
 html_show_copyright = False

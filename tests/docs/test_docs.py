@@ -120,7 +120,7 @@ def test_every_public_name_is_in_the_api() -> None:
 
 
 def test_the_site_builds(tmp_path: Path) -> None:
-    for package in ("sphinx", "furo", "myst_parser", "sphinx_design"):
+    for package in ("sphinx", "furo", "myst_parser", "sphinx_copybutton", "sphinx_design"):
         pytest.importorskip(package, reason="the docs extra is not installed (make docs builds)")
     site = tmp_path / "site"
     done = run_process(
@@ -136,5 +136,10 @@ def test_the_site_builds(tmp_path: Path) -> None:
         loaded = re.findall(r"<(?:script|img|iframe)[^>]* src=\"([^\"]+)\"", text)
         loaded += re.findall(r"<link[^>]* href=\"([^\"]+)\"", text)
         assert not [url for url in loaded if "//" in url], page.name
+    # Code has copy buttons, entries of the API link to their source, and the title has the version.
+    layers = (site / "api" / "layers.html").read_text(encoding="utf-8")
+    assert "copybutton.js" in layers
+    assert 'href="../_modules/' in layers
+    assert f"sparseconv {sc.__version__}" in layers
     kernels = (site / "kernels.html").read_text(encoding="utf-8")
     assert kernels.count('src="_images/') == 4
