@@ -50,7 +50,7 @@ def test_the_source_archive_is_the_whole_project(built: tuple[Path, str]) -> Non
     with tarfile.open(next(built[0].glob("*.tar.gz"))) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     wanted = sources("csrc/**/*", "sparseconv/**/*", "tests/**/*", "benchmarks/**/*", "docs/**/*")
-    wanted |= sources("*.md", "Makefile", "LICENSE", "setup.py", "pyproject.toml")
+    wanted |= sources("*.md", "Makefile", "LICENSE", "CITATION.cff", "setup.py", "pyproject.toml")
     assert len(wanted) > 200
     assert wanted <= names, sorted(wanted - names)
     made = {name for name in names - wanted if not name.startswith("examples")}
