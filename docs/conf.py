@@ -22,6 +22,7 @@ extensions = [
     "sphinx_copybutton",
     "sphinx_design",
     "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
 ]
@@ -31,6 +32,7 @@ exclude_patterns = ["generated/*.md"]  # included by pages
 default_role = "code"  # docstrings may write `x` as well as ``x``
 pygments_style, pygments_dark_style = "friendly", "github-dark"
 
+autosummary_generate = False  # it makes the index of the API; the pages are written by hand
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_preserve_defaults = True

@@ -103,6 +103,9 @@ def test_every_public_name_is_in_the_api() -> None:
     documented = {name for pair in entries() for name in pair if name}
     public = {f"sparseconv.{name}" for name in sc.__all__}
     assert public <= documented
+    index = (DOCS / "api" / "index.md").read_text(encoding="utf-8")
+    listed = set(re.findall(r"^   (\w+)$", index, re.MULTILINE))
+    assert listed == {name for name in sc.__all__ if callable(getattr(sc, name))}
     found = []
     for name in documented - {"sparseconv"}:
         # What is documented must exist, under this name, in a package and not in a file of one.
