@@ -86,6 +86,7 @@ def prune_and_grow(
     return moved(pattern, values, regions, fraction, grow, generator, dense_grad)
 
 
+@torch.inference_mode(False)  # a pattern outlives the mode
 def moved(
     pattern: KernelCSR,
     values: Tensor,

@@ -116,6 +116,15 @@ def test_tensor_operations_find_what_the_kernel_does(case: dict) -> None:
         assert same(prune_and_grow(**case), by_kernel)
 
 
+@pytest.mark.parametrize("block", [1, 2])
+def test_what_inference_mode_makes_outlives_it(block: int) -> None:
+    pattern = KernelCSR.random((4, 4, 5), 40, block=block)
+    with torch.inference_mode():
+        new, _ = prune_and_grow(pattern, torch.randn(40), [Region((0, 4), (0, 5))], 0.5)
+    assert new != pattern
+    assert not new.col_indices.is_inference()
+
+
 @pytest.mark.parametrize("block", [(1, 1), (4, 3)])
 @pytest.mark.parametrize("grow", ["random", "gradient"])
 def test_tensor_operations_never_wait(block: tuple[int, int], grow: str) -> None:
