@@ -101,7 +101,7 @@ class MomentsDST(DSTScheduler):
                 continue
             state = self._optimizer.state[layer.values]
             grown = (layer.values == 0) & (state["exp_avg"] == 0) & (state["exp_avg_sq"] == 0)
-            self.ages[index] = move(self.ages[index], survivors(old, layer.pattern))
+            (self.ages[index],) = move([self.ages[index]], survivors(old, layer.pattern))
             self.ages[index][grown] = 0
             if self.moments == "mean":
                 _fill_with_means(layer, state["exp_avg_sq"], grown)
