@@ -152,6 +152,7 @@ class Updating {
         old += before >> bit & 1;
       }
     }
+    TORCH_CHECK_VALUE(n == nnz, "expected disjoint boxes and taps that ascend without repetition");
     std::fill(begin + row + 1, begin + rows_ + 1, n);
     std::memcpy(active.data_ptr(), grown_.words.data(), active.numel());
     return {crow, col, source, active};
@@ -251,6 +252,11 @@ Update prune_and_grow(const Tensor& crow,
   TORCH_CHECK_VALUE(!scores || (scores->numel() == rows * shape[2] &&
                                 scores->scalar_type() == magnitudes.scalar_type()),
                     "expected scores of ", rows * shape[2], " weights and the dtype of magnitudes");
+  for (const auto& [first, end, left, right] : boxes) {
+    TORCH_CHECK_VALUE(0 <= first && first <= end && end <= shape[0] && 0 <= left && left <= right &&
+                          right <= shape[2],
+                      "expected boxes inside a weight of shape ", at::IntArrayRef(shape));
+  }
   Updating updating(crow, col, shape, seed);
   const auto move = [&]<typename T>(T) {
     const Tensor held = magnitudes.contiguous(), by = scores ? scores->contiguous() : Tensor();

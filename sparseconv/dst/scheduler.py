@@ -22,6 +22,7 @@ from sparseconv.dst.update import (
     PRUNE_FLOOR,
     PRUNE_FRACTION,
     Growth,
+    as_regions,
     check_fractions,
     check_growth,
     check_regions,
@@ -162,9 +163,8 @@ class DSTScheduler:
         self._copies = checks.copies_of(self._layers, averages)
         self._ranks = Ranks(process_group)
         self._ranks.agree(self._check_layers, self._fingerprint)
-        self._regions = {name: layer.regions for name, layer in self._layers.items()}  # checked
-        for layer in self._layers.values():
-            check_regions(layer.regions, layer.pattern)
+        layers = self._layers.items()
+        self._regions = {name: check_regions(x.regions, x.pattern) for name, x in layers}
         self._ever_active = EverActive(self._layers)
         self._known: Holdings | None = None  # what the optimizer keeps, and can follow
         self._probes: dict[str, Tensor] = {}
@@ -174,7 +174,8 @@ class DSTScheduler:
 
     def __getstate__(self) -> dict[str, Any]:
         """Copy and pickle with the gradients seen so far; a layer's copy has no probe."""
-        return {**self.__dict__, "_probes": {n: probe.grad for n, probe in self._probes.items()}}
+        probes = {n: probe.grad for n, probe in self._probes.items()}
+        return {**self.__dict__, "_probes": probes, "_known": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update({**state, "_probes": {}})
@@ -368,11 +369,10 @@ class DSTScheduler:
         self, name: str, fraction: float | Tensor, dense_grad: Tensor | None, kept: Holdings
     ) -> _Change | None:
         layer = self._layers[name]
-        if layer.regions is not self._regions[name]:
-            check_regions(layer.regions, layer.pattern)
-            self._regions[name] = layer.regions
+        if as_regions(layer.regions) != self._regions[name]:
+            self._regions[name] = check_regions(layer.regions, layer.pattern)
         pattern, source = moved(
-            layer.pattern, layer.values, layer.regions, fraction, self.grow, self._generator,
+            layer.pattern, layer.values, self._regions[name], fraction, self.grow, self._generator,
             dense_grad,
         )  # fmt: skip
         if pattern is layer.pattern:

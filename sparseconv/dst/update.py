@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -74,7 +74,7 @@ def prune_and_grow(
     Source: Mocanu et al. 2018 (SET), Evci et al. 2020 (RigL), Xiao et al. 2022 (DSN), Algorithm 1.
     """
     check_growth(grow)
-    check_regions(regions, pattern)
+    regions = check_regions(regions, pattern)
     if values.shape != (pattern.nnz,):
         raise ValueError(f"values must have shape ({pattern.nnz},), but got {list(values.shape)}")
     fraction = share("fraction", fraction)
@@ -104,6 +104,7 @@ def moved(
         dense_grad, seed = None, int(torch.randint(2**62, (), generator=generator, device="cpu"))
     if stays_on_gpu(values):
         if dense_grad is not None:
+            dense_grad = dense_grad.to(values.device)
             fraction = dense_grad.any().double() * fraction
         crow, col, source = tensors.update(
             *pattern.on(values.device), pattern.shape, pattern.block, regions, fraction, values,
@@ -171,10 +172,17 @@ def check_growth(grow: str) -> None:
         raise ValueError(f"grow must be one of {', '.join(map(repr, GROWTHS))}, but got {grow!r}")
 
 
-def check_regions(regions: Sequence[Region], pattern: KernelCSR) -> None:
+def as_regions(regions: Sequence[Region]) -> tuple[Region, ...]:
+    """Return regions that do not change any more."""
+    pairs: Any = regions  # of sequences
+    return tuple(Region(tuple(rows), tuple(taps)) for rows, taps in pairs)
+
+
+def check_regions(regions: Sequence[Region], pattern: KernelCSR) -> tuple[Region, ...]:
     """Refuse regions that overlap, cut a block or do not lie inside the pattern's weight."""
+    regions = as_regions(regions)
     if not regions:
-        return
+        return regions
     shape, size = pattern.shape, pattern.block[0]
     first, end = np.array(regions).transpose(2, 0, 1)
     wrong = (first < 0) | (first > end) | (end > (shape[0], shape[2]))
@@ -188,7 +196,9 @@ def check_regions(regions: Sequence[Region], pattern: KernelCSR) -> None:
                 f"let regions begin and end at multiples of {size}"
             )
     overlap = ((first[:, None] < end) & (first < end[:, None])).all(-1)
-    overlap &= (first < end).all(-1) & ~np.eye(len(regions), dtype=np.bool_)
+    some = (first < end).all(-1)
+    overlap &= some & some[:, None] & ~np.eye(len(regions), dtype=np.bool_)
     if overlap.any():
         i, j = np.argwhere(overlap)[0]
         raise ValueError(f"regions must be disjoint, but {regions[i]} and {regions[j]} overlap")
+    return regions

@@ -5,7 +5,6 @@ from __future__ import annotations
 import zlib
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
@@ -43,20 +42,13 @@ def new_tag(pattern: KernelCSR) -> Tensor:
     number; averaging with an equal one leaves every 0 a 0 (but may change the others: integers are
     cut off).
     """
-    if pattern.only_on_gpu:
-        return _tag_on_gpu(*pattern.anywhere())
-    number = np.uint32(checksum(pattern))
-    bits = (number >> np.arange(32, dtype=np.uint32) & np.uint32(1)).astype(np.int32)
-    return torch.from_numpy(np.concatenate((bits, 1 - bits)) * np.int32(_BIT))
-
-
-def _tag_on_gpu(crow: Tensor, col: Tensor) -> Tensor:
-    """Compute a tag without reading the indices: a sum of products that depend on the place."""
-    array = torch.cat((crow, col))
-    place = torch.arange(1, len(array) + 1, device=array.device) * 0x9E3779B97F4A7C1
-    number = ((place ^ place >> 29) * (array + 1)).sum()
-    bits = (number ^ number >> 32) >> torch.arange(32, device=col.device) & 1
-    return (torch.cat((bits, 1 - bits)) * _BIT).int()
+    # Wherever the indices are: a GPU's are not read for it.
+    with outside_tracing():
+        arrays = torch.cat(pattern.anywhere())
+        place = torch.arange(1, len(arrays) + 1, device=arrays.device) * 0x9E3779B97F4A7C1
+        number = ((place ^ place >> 29) * (arrays + 1)).sum() + hash(pattern.block) % 2**32
+        bits = (number ^ number >> 32) >> torch.arange(32, device=arrays.device) & 1
+        return (torch.cat((bits, 1 - bits)) * _BIT).int()
 
 
 def check_tag(tag: Tensor, own: Tensor, checked: tuple[Any, int]) -> tuple[Any, int]:

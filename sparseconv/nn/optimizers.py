@@ -16,6 +16,9 @@ from torch.optim import Optimizer
 SEQUENCES = (list, tuple, set, frozenset, deque)
 
 
+_TRANSPARENT = (Tensor, Optimizer, bool, int, float, str)
+
+
 class Kept(NamedTuple):
     """One thing that an optimizer keeps: where, for which parameter, and the thing itself."""
 
@@ -43,19 +46,19 @@ class Holdings:
                 "scheduler or a wrapper give its optimizer (.optimizer, .base)"
             )
         self.kept = list(_walk(optimizer, kind, None, [], set()))
+        self.shapes = [getattr(x.value, "shape", None) for x in self.kept]  # as they are now
         self.optimizers = [x.value for x in self.kept if isinstance(x.value, Optimizer)]
         self.trained = [p for each in self.optimizers for group in _groups(each) for p in group]
 
     def keeps_the_same(self, other: Holdings | None) -> bool:
-        """Whether it keeps the very objects that ``other`` keeps; numbers may differ."""
-        return (
-            other is not None
-            and len(self.kept) == len(other.kept)
-            and all(
-                mine.owner is its.owner
-                and (mine.value is its.value or type(mine.value) is type(its.value) in (int, float))
-                for mine, its in zip(self.kept, other.kept, strict=True)
-            )
+        """Whether it keeps the tensors that ``other`` kept, in their shapes, and nothing opaque."""
+        if other is None or self.shapes != other.shapes:
+            return False
+        return all(
+            mine.owner is its.owner
+            and (mine.value is its.value or type(mine.value) is type(its.value) in (int, float))
+            and (mine.value is None or isinstance(mine.value, _TRANSPARENT))
+            for mine, its in zip(self.kept, other.kept, strict=True)
         )
 
     def check(self, parameters: Mapping[str, Tensor], model: nn.Module | None = None) -> None:

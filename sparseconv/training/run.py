@@ -152,7 +152,7 @@ class Run:
         try:
             return self._graphed(x, target)
         except RuntimeError as error:
-            if self.cuda_graphs:
+            if self.cuda_graphs or isinstance(error, torch.OutOfMemoryError):
                 raise
             warnings.warn(f"this model trains without CUDA graphs: {error}", stacklevel=4)
             self.step = self._eager_step

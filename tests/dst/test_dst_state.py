@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import pickle
 import signal
 from collections.abc import Callable
 from typing import Any
@@ -119,3 +120,41 @@ def test_ctrl_c_waits_until_an_update_is_complete(
 
     monkeypatch.setattr(first, "_adopt", interrupt, raising=False)
     assert same(run(model, interrupted=True), wanted)
+
+
+def test_regions_changed_in_place_are_checked_again() -> None:
+    layer = SparseConv1d(4, 16, 9, density=0.4)
+    regions = [Region((0, 16), (0, 9))]
+    layer.regions = regions  # type: ignore[assignment]
+    _, optimizer, dst = scheduled(layer, "Adam", end_step=99)
+    train_step(layer, optimizer, torch.randn(2, 4, 20))
+    assert dst.step()
+    for wrong in ([Region((0, 10**7), (0, 9))], [*regions, Region((0, 8), (0, 9))],
+                  [Region((0, 16), (0, 40))], [Region((-4, 16), (0, 9))]):  # fmt: skip
+        kept = copy.deepcopy((layer.pattern, layer.state_dict()))
+        layer.regions[:] = wrong  # type: ignore[index]
+        with pytest.raises(ValueError, match=r"does not lie inside|must be disjoint"):
+            dst.step()
+        assert same((layer.pattern, layer.state_dict()), kept)
+        layer.regions[:] = regions  # type: ignore[index]
+    layer.regions[:] = [([0, 8], [0, 9]), ([8, 8], [0, 9])]  # type: ignore[index]
+    assert dst.step()
+
+
+def test_another_state_of_the_optimizer_is_checked_again() -> None:
+    layer = SparseConv1d(4, 8, 9, density=0.4)
+    _, optimizer, dst = scheduled(layer, "Adam", end_step=99)
+    train_step(layer, optimizer, torch.randn(2, 4, 20))
+    assert dst.step()
+    layer.set_pattern(KernelCSR.random((8, 4, 9), 30))
+    with pytest.raises(ValueError, match="must have its shape"):
+        dst.step()
+
+
+def test_a_scheduler_is_pickled_after_an_update_and_with_a_learning_rate_scheduler() -> None:
+    layer = SparseConv1d(4, 8, 9, density=0.4)
+    _, optimizer, dst = scheduled(layer, "Adam", end_step=99)
+    torch.optim.lr_scheduler.StepLR(optimizer, 2)
+    train_step(layer, optimizer, torch.randn(2, 4, 20))
+    assert dst.step()
+    assert pickle.loads(pickle.dumps((layer, optimizer, dst)))[2].updates == 1
