@@ -201,8 +201,10 @@ def test_copied_pickled_saved_and_loaded() -> None:
     assert not y.requires_grad
     x.requires_grad_()  # saliency maps
     (wanted,) = torch.autograd.grad(model(x).sum(), x)
+    rounding = 8 * torch.finfo().eps * wanted.abs().max()  # torch's sums are in its own order
     for other in (fast, made_there):
-        assert torch.autograd.grad(other(x).sum(), x)[0].equal(wanted)
+        found = torch.autograd.grad(other(x).sum(), x)[0]
+        assert (found - wanted).abs().max() <= rounding
 
 
 def test_it_says_what_it_folded() -> None:
