@@ -1,6 +1,6 @@
 """Updates that stay on a GPU: the numbers of a CPU, and nothing that the CPU waits for.
 
-Where there is no GPU, tensors of the CPU take the place of its tensors: what an update made counts
+Without a GPU, tensors of the CPU take the place of its tensors: what an update made counts
 as unread until somebody asks for it.
 """
 

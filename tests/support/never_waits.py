@@ -1,4 +1,4 @@
-"""What a GPU would have to answer before the next operation, where there is no GPU to ask."""
+"""Find on a CPU what a GPU would have to answer before the next operation."""
 
 from __future__ import annotations
 
