@@ -22,7 +22,7 @@ CAMPAIGN := $(PY) -m pytest --campaign --share $(or $(SHARE),1)
 
 .PHONY: demo test fuzz crash cuda-check arm-check nightly install-matrix bench bench-check paper edge docs wheel wheels lint format clean
 
-demo: $(VENV)/.built  ## train DSN on GunPoint with sparse kernels and write demo/report.html
+demo: $(VENV)/.built  ## train DSN on GunPoint sparse and dense, compare them, and write demo/report.html
 	$(PY) -m benchmarks.demo --out demo
 
 test: $(VENV)/.built  ## run the whole test suite
