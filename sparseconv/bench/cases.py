@@ -38,7 +38,7 @@ SUITES = {
 }
 WITHOUT_CASES = ("network", "random_kernels")
 # Masks of the first and of the last layer of a trained network (those between have the last one's
-# shape). Made by version 0.1.0 and torch 2.13.0, of the network of least training loss, epoch 441:
+# shape). Made before 1.0 with torch 2.13.0, of the network of least training loss, epoch 441:
 #     python -m sparseconv train GunPoint --epochs 500 --threads 1 --out gunpoint
 #     layers = sparseconv.load_run("gunpoint").model.sparse_layers()
 #     first, *_, last = (layer.pattern.to_mask().numpy() for layer in layers)
