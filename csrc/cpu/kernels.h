@@ -40,6 +40,7 @@ struct BlockKernels {
 // random line of odd slope.
 struct Draws {
   uint32_t factor, offset;
+  uint32_t limit;
 };
 
 struct KernelTable {
@@ -59,7 +60,9 @@ struct KernelTable {
   void (*rocket)(const RocketFeatures&, int64_t, int64_t, void*);
   void (*minirocket)(const MiniRocketFeatures&, int64_t, int64_t, void*);
   double (*peak[2])(double operand, int64_t passes);
-  void (*draws)(const Draws&, uint32_t first, int64_t n, uint32_t* out);
+  // Of n positions from the first, n <= 2**16, draws the numbers and returns how many lie below the
+  // limit: `below` has their offsets, and room for n + 15.
+  int64_t (*draws)(const Draws&, uint32_t first, int64_t n, uint32_t* out, uint16_t* below);
   const BlockKernels* blocks;  // null without a matrix unit
 };
 

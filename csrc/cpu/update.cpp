@@ -81,7 +81,7 @@ class Updating {
         rows_(shape[0] * shape[1]),
         crow_(crow.const_data_ptr<int32_t>()),
         col_(col.const_data_ptr<int32_t>()),
-        draws_{static_cast<uint32_t>(seed) | 1, static_cast<uint32_t>(seed >> 32)},
+        draws_{static_cast<uint32_t>(seed) | 1, static_cast<uint32_t>(seed >> 32), 0},
         before_(rows_ * taps_),
         pruned_(rows_ * taps_),
         grown_(rows_ * taps_),
@@ -172,20 +172,16 @@ class Updating {
     const int64_t size = (frame.bottom - frame.top) * frame.width;
     // Below this limit lie enough, except with a probability of 1e-9: then all are taken.
     const double likely = count + 6 * std::sqrt(static_cast<double>(count)) + 16;
-    auto limit = static_cast<uint32_t>(std::min(likely / free, 1.0) * kDrawsEnd);
+    draws_.limit = static_cast<uint32_t>(std::min(likely / free, 1.0) * kDrawsEnd);
     std::array<uint32_t, kDrawsAtOnce> numbers;
+    std::array<uint16_t, kDrawsAtOnce + 15> below;
     std::vector<uint64_t> drawn;  // a number, and the position
-    for (;; limit = kDrawsEnd) {
+    for (;; draws_.limit = kDrawsEnd) {
       drawn.clear();
       for (int64_t i = 0; i < size; i += kDrawsAtOnce) {
         const int64_t n = std::min(size - i, kDrawsAtOnce);
-        active_kernels().draws(draws_, drawn_ + i, n, numbers.data());
-        std::array<uint16_t, kDrawsAtOnce> below;
-        int64_t found = 0;
-        for (int64_t j = 0; j < n; ++j) {
-          below[found] = j;
-          found += numbers[j] < limit;
-        }
+        const int64_t found =
+            active_kernels().draws(draws_, drawn_ + i, n, numbers.data(), below.data());
         for (int64_t j = 0; j < found; ++j) {
           const auto at = static_cast<uint32_t>(i + below[j]), row = at / uint32_t(frame.width);
           const int64_t tap = at - row * frame.width + frame.left;
@@ -195,7 +191,7 @@ class Updating {
           }
         }
       }
-      if (static_cast<int64_t>(drawn.size()) >= count || limit == kDrawsEnd) {
+      if (static_cast<int64_t>(drawn.size()) >= count || draws_.limit == kDrawsEnd) {
         break;
       }
     }

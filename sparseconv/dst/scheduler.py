@@ -297,7 +297,7 @@ class DSTScheduler:
                     check_movable(each)
 
     def _fingerprint(self, _: None) -> dict[str, Any]:
-        patterns = {name: checksum(layer.pattern) for name, layer in self._layers.items()}
+        patterns = {name: int(checksum(layer.pattern)) for name, layer in self._layers.items()}
         return {**self._hyperparameters(), "patterns": patterns}
 
     def _plan(self) -> list[_Change]:
@@ -326,7 +326,7 @@ class DSTScheduler:
             random = self.grow == "random"
             idle = checks.untrained(self._layers, self._optimizer, self._ranks) if random else set()
             return self._ranks.agree(
-                compute, lambda plans: {p.name: checksum(p.pattern) for p in plans}
+                compute, lambda plans: {p.name: int(checksum(p.pattern)) for p in plans}
             )
         except BaseException:
             self._generator.set_state(before)

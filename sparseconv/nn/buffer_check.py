@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from typing import Any
 
 import torch
@@ -27,11 +26,16 @@ _OTHER = (
 )
 
 
-def checksum(pattern: KernelCSR) -> int:
-    """Return the CRC-32 of a pattern, the same in any process."""
-    arrays = (pattern.crow_indices.numpy(), pattern.col_indices.numpy())
-    block = zlib.crc32(str(pattern.block).encode())
-    return zlib.crc32(arrays[1].data, zlib.crc32(arrays[0].data, block))
+def checksum(pattern: KernelCSR) -> Tensor:
+    """Return 32 bits of a pattern, the same in any process: int64 ``()``, where its indices are.
+
+    A GPU's are not read for it.
+    """
+    arrays = torch.cat(pattern.anywhere())
+    factors = torch.arange(1, len(arrays) + 1, dtype=torch.int32, device=arrays.device)
+    factors.mul_(0x6A09E667).bitwise_xor_(factors >> 15).mul_(arrays)
+    number = factors.sum(dtype=torch.int32) + (pattern.block[0] << 16 | pattern.block[1])
+    return number.long() & 0xFFFFFFFF
 
 
 def new_tag(pattern: KernelCSR) -> Tensor:
@@ -42,12 +46,9 @@ def new_tag(pattern: KernelCSR) -> Tensor:
     number; averaging with an equal one leaves every 0 a 0 (but may change the others: integers are
     cut off).
     """
-    # Wherever the indices are: a GPU's are not read for it.
     with outside_tracing():
-        arrays = torch.cat(pattern.anywhere())
-        place = torch.arange(1, len(arrays) + 1, device=arrays.device) * 0x9E3779B97F4A7C1
-        number = ((place ^ place >> 29) * (arrays + 1)).sum() + hash(pattern.block) % 2**32
-        bits = (number ^ number >> 32) >> torch.arange(32, device=arrays.device) & 1
+        number = checksum(pattern)
+        bits = number >> torch.arange(32, device=number.device) & 1
         return (torch.cat((bits, 1 - bits)) * _BIT).int()
 
 

@@ -53,6 +53,23 @@ static inline F64 choose(uint32_t where, F64 a, F64 b) {
   return {_mm512_mask_blend_pd(static_cast<__mmask8>(where), b.v, a.v)};
 }
 
+// See kernels/draws.inl. Writes 15 past the end at most.
+static inline int64_t offsets_below(const uint32_t* x, int64_t n, uint32_t limit, uint16_t* out) {
+  const __m512i ascending = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+  const __m512i bound = _mm512_set1_epi32(static_cast<int>(limit));
+  int64_t found = 0;
+  for (int64_t i = 0; i < n; i += 16) {
+    const auto inside = static_cast<__mmask16>(n - i < 16 ? (1u << (n - i)) - 1 : 0xffff);
+    const __mmask16 below =
+        _mm512_mask_cmplt_epu32_mask(inside, _mm512_maskz_loadu_epi32(inside, x + i), bound);
+    const __m512i at = _mm512_add_epi32(_mm512_set1_epi32(static_cast<int>(i)), ascending);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + found),
+                        _mm512_cvtepi32_epi16(_mm512_maskz_compress_epi32(below, at)));
+    found += __builtin_popcount(below);
+  }
+  return found;
+}
+
 // sum_lanes(rows): lane i of the result is the sum over the lanes of row i, always in the order
 // lanes j and j + half, half = n/2 ... 1. Two shuffles and an addition halve two vectors of partial
 // sums into one, so a row costs two shuffles, not a tree of its own.
