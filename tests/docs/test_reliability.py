@@ -42,8 +42,9 @@ def markers() -> Iterator[tuple[str, str]]:
 
 def test_every_tool_is_where_its_test_says() -> None:
     columns = zip(*[row[1:] for row in rows("| | works |")], strict=True)
-    said = {verdict: " ".join(c) for verdict, c in zip(promises.VERDICTS, columns, strict=True)}
+    cells = (" ".join(column).replace("`", "") for column in columns)
+    said = dict(zip(promises.VERDICTS, cells, strict=True))
     found = list(markers())
     assert len(found) > 85
     for name, verdict in found:
-        assert name in said[verdict], (name, verdict)
+        assert name.split(": ")[-1] in said[verdict], (name, verdict)

@@ -37,7 +37,7 @@ def test_flop_counter_mode() -> None:
 
 @pytest.mark.tool("torch.profiler", "works", "each op by its name, with shapes and times")
 @pytest.mark.tool(
-    "torch.profiler(with_flops)", "not applicable", "counts no 1-D convolution, nn.Conv1d's neither"
+    "torch.profiler(with_flops)", "works", "counts no 1-D convolution, as of nn.Conv1d"
 )
 def test_profiler_with_flops() -> None:
     model, x, _, _ = make_model()
