@@ -56,8 +56,8 @@ __all__ = [
     "to_dense",
 ]
 
-# Imported at their first use: aeon and scikit-learn take seconds and are an extra, and measuring is
-# nothing that a training run or a deployed model needs.
+# Imported at their first use: aeon and scikit-learn are an extra and take seconds to import, and
+# neither training nor a deployed model needs the measuring modules.
 _LAZY = {
     "DSNClassifier": "estimators.dsn",
     "KernelBank": "rocket.bank",

@@ -63,13 +63,15 @@ def load(name_or_path: str | os.PathLike[str], *, nan_to_zero: bool = False) -> 
     """Read a data set from this machine; nothing is ever downloaded.
 
     Args:
-        name_or_path: the name of one of ``BUNDLED`` (part of the aeon package; a folder of this
-            name is ``"./NAME"`` or a ``Path``); a folder with the files ``NAME_TRAIN`` and
-            ``NAME_TEST``, or one of these; or a ``.npz`` file with ``X_train``, ``y_train``,
-            ``X_test`` and ``y_test``: series ``(n_cases, n_channels, n_timepoints)`` or, with one
-            channel, ``(n_cases, n_timepoints)``, and labels that are strings or real numbers. A
-            pair is ``.ts``, ``.arff``, or lines of a label and samples between tabs, commas,
-            semicolons or spaces (``.tsv``, ``.csv``, ``.txt``, or no ending); its content decides.
+        name_or_path: one of three.
+            The name of a set in ``BUNDLED``, part of the aeon package. (Write a folder of that name
+            as ``"./NAME"`` or a ``Path``.)
+            A folder with the files ``NAME_TRAIN`` and ``NAME_TEST``, or one of the two files. They
+            are ``.ts``, ``.arff``, or lines of a label and samples (``.tsv``, ``.csv``, ``.txt``,
+            or no ending). Tabs, commas, semicolons or spaces may separate these.
+            A ``.npz`` file with ``X_train``, ``y_train``, ``X_test`` and ``y_test``. Series are
+            ``(n_cases, n_channels, n_timepoints)`` or, with one channel,
+            ``(n_cases, n_timepoints)``; labels are strings or real numbers.
         nan_to_zero: replace missing values by 0, as in the paper's UCR 85 runs.
 
     Raises:
@@ -104,9 +106,9 @@ def load(name_or_path: str | os.PathLike[str], *, nan_to_zero: bool = False) -> 
         read = [_read(file) for file in files]
         if all(_counts_rows(X, y) for X, y in read):
             raise ValueError(
-                f"{files[0]}: its first column, and that of the test set, hold whole numbers, none "
-                "twice: not labels, but the numbers of rows that pandas and R write; write it with "
-                "header=False, index=False (in R row.names=FALSE), and labels as words: class1"
+                f"{files[0]}: the first column, here and in the test set, holds whole numbers, "
+                "none twice: row numbers, as pandas and R write them, not labels; write the file "
+                "with header=False, index=False (in R row.names=FALSE), or labels as words: class1"
             )
         raw = dict(zip(_KEYS, (array for pair in read for array in pair), strict=True))
     else:
@@ -150,14 +152,14 @@ def training_files(paths: Iterable[Path]) -> list[Path]:
     for path in sorted(known, key=lambda path: ranks[path.suffix.lower()]):
         if (pair := _PAIR.fullmatch(path.name)) is not None:
             found.setdefault(path.with_name(pair[1]), path)
-    # The archives' .arff come with another pair for each channel, which counts for nothing.
+    # The archives' .arff come with another pair for each channel: ignore those.
     whole = {stem: stem.with_name(_CHANNEL.sub("", stem.name)) for stem in found}
     return sorted(found[stem] for stem in found if whole[stem] == stem or whole[stem] not in found)
 
 
 def name_of(source: str | os.PathLike[str]) -> str:
     """Return the name of the data set in a file or folder."""
-    name = os.path.basename(os.path.abspath(source))  # a link has the name, not what it leads to
+    name = os.path.basename(os.path.abspath(source))  # the link's name, not its target's
     pair = _PAIR.fullmatch(name)
     return name.removesuffix(".npz") if pair is None else pair[1]
 
@@ -177,7 +179,7 @@ def _read(path: Path) -> tuple[Any, Any]:
             X, y = _aeon().load_from_arff_file(str(path))
             return X, y
         X, y, header = _aeon().load_from_ts_file(str(path), return_meta_data=True)
-    # aeon checks little: what is wrong with a file shows as any of these.
+    # aeon checks little: a faulty file raises any of these.
     except (OSError, ValueError, TypeError, IndexError) as error:
         if isinstance(error, UnicodeDecodeError):
             expected = "text in UTF-8; save it as UTF-8"
@@ -194,7 +196,7 @@ def _read(path: Path) -> tuple[Any, Any]:
 
 
 def _counts_rows(X: Any, y: Any) -> bool:
-    """Whether a file of lines begins ten or more with whole numbers, none of them twice."""
+    """Return whether ten or more lines all begin with whole numbers, none of them twice."""
     lines = getattr(X, "ndim", 3) == 2
     return lines and len({*y}) == len(y) >= 10 and all(map(str.isdecimal, y))
 
@@ -214,7 +216,7 @@ def _read_lines(path: Path) -> tuple[Any, Any]:
         numbers = labels.astype(np.float64)
         labels = np.array([np.format_float_positional(one, trim="-") for one in numbers])
     if mark is not None and all(line.rstrip(" ").endswith(mark) for line in lines):
-        lines = [line.rstrip(" ")[:-1] for line in lines]  # which ends each line, and no sample
+        lines = [line.rstrip(" ")[:-1] for line in lines]  # the mark also ends each line
     between = r"\s" if mark is None else mark
     missing = re.compile(rf"(?<={between}) *{'[?]' if mark is None else '[?]?'} *(?={between}|$)")
     samples = (missing.sub("nan", line) for line in lines)

@@ -1,7 +1,6 @@
 """Compute the convolution with the dense weight, to compare with.
 
-No arithmetic here is shared with the kernels: their bugs must not be in what they are compared
-with.
+It shares no arithmetic with the kernels, so it cannot share their bugs.
 """
 
 from __future__ import annotations
@@ -58,8 +57,8 @@ def conv1d_dense(
 ) -> Tensor:
     """Convolve ``(N, C_in, L_in)`` with the dense weight: ``F.pad``, then ``F.conv1d``.
 
-    Any device, differentiable any number of times. Half types are computed in float32, because
-    torch's own CPU convolution sums their gradients in half precision. ``padding`` is
+    Runs on any device, differentiable any number of times. Half types are computed in float32,
+    because torch's CPU convolution sums their gradients in half precision. ``padding`` is
     ``(left, right)``, in samples.
 
     Example:
@@ -77,7 +76,7 @@ def conv1d_dense(
 
 
 def pad(x: Tensor, padding: tuple[int, ...], mode: str) -> Tensor:
-    """``F.pad`` in the words of ``nn.Conv1d``, without a copy where there is nothing to pad."""
+    """Pad as ``F.pad``, with the modes of ``nn.Conv1d``; do not copy where no padding is asked."""
     if not any(padding):
         return x
     return F.pad(x, padding, "constant" if mode == "zeros" else mode)

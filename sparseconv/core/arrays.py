@@ -30,14 +30,14 @@ _WITH_NAN = np.frompyfunc(  # None and pandas.NA are missing
 
 
 def as_array(raw: Any, expectation: str, kinds: str = NUMBERS) -> Array:
-    """Return NumPy's array, in native byte order, of what a user gave.
+    """Return what a user gave as a NumPy array in native byte order.
 
-    That may be an array of any strides and byte order; a tensor; a pandas object, also one indexed
-    by case and time or with series in its cells; or lists of these. None and ``pandas.NA``
-    are read as NaN.
+    Accepts arrays of any strides and byte order, tensors, pandas objects, and lists of these. A
+    pandas object may be indexed by case and time, or hold series in its cells. None and
+    ``pandas.NA`` are read as NaN.
 
     Raises:
-        ValueError: several lengths, a type outside ``kinds``; it begins with ``expectation``.
+        ValueError: several lengths, a type outside ``kinds``. It begins with ``expectation``.
     """
     plain = raw
     try:
@@ -75,7 +75,7 @@ def _without_wrapper(raw: Any) -> Any:
 
 
 def _several_lengths(plain: Any) -> str:
-    """Say which lengths series have, if several; aeon gives a list for @equalLength false."""
+    """Describe the lengths of series, if they differ; aeon lists those of @equalLength false."""
     lengths: set[int] = set()
     with contextlib.suppress(ValueError, IndexError, TypeError):
         cases = plain.to_numpy().ravel() if hasattr(plain, "to_numpy") else plain
@@ -89,7 +89,7 @@ def _several_lengths(plain: Any) -> str:
 
 
 def as_tensor(raw: Any, expectation: str) -> Tensor:
-    """Return a copy of numbers as a dense tensor, but a dense tensor itself."""
+    """Return numbers as a dense tensor: a copy, unless they are one."""
     if isinstance(raw, Tensor):
         return raw.to_dense()
     return torch.from_numpy(np.array(as_array(raw, expectation), order="C"))
@@ -114,10 +114,10 @@ def three_axes(owner: str, key: str, raw: Any) -> Array:
 
 @contextlib.contextmanager
 def fitting(arguments: tuple[Any, ...]) -> Iterator[None]:
-    """Add to an error of a model that runs in the block the input, the layer and what to do."""
+    """Name, in an error that a model raises in the block, its input, the layer and what to do."""
     try:
         yield
-    except Exception as error:  # of any code, the model's
+    except Exception as error:  # the model may run any code
         if arguments and all(isinstance(n, int) for n in arguments):
             shape, why = tuple(arguments), f"{type(error).__name__}: {error}"
             raise TypeError(
@@ -129,8 +129,8 @@ def fitting(arguments: tuple[Any, ...]) -> Iterator[None]:
         at_call = calls == 1 and frames[-1].f_globals.get("__name__") == nn.Module.__module__
         if at_call and isinstance(error, TypeError) and len(arguments) > 1:
             raise TypeError(
-                f"the model does not take a tuple of {len(arguments)} arguments ({error}); of a "
-                "batch (x, y) give x"
+                f"the model does not take a tuple of {len(arguments)} arguments ({error}); if that "
+                "is a batch (x, y), give x alone"
             ) from error
         if not isinstance(error, RuntimeError | IndexError | ValueError):
             raise
@@ -156,28 +156,28 @@ def fitting(arguments: tuple[Any, ...]) -> Iterator[None]:
 def wrong_shape(
     expected: str, shape: tuple[int, ...], channels: int, length: int | None = None
 ) -> ValueError:
-    """Return the error of series that are not ``(n_cases, channels, length)``, of any for None."""
-    flat = shape[::2] if shape[1:-1] == (1,) else shape  # as which a 2-D array may have come
+    """Return the error for series that are not ``(n_cases, channels, length)``; None is any."""
+    flat = shape[::2] if shape[1:-1] == (1,) else shape  # the shape if it came as a 2-D array
     if len(flat) == 2 and flat == (channels, length or flat[1]):
-        todo = "one series is X[None]"
+        todo = "give one series as X[None]"
     elif shape[1:] == (*([length] if length else shape[1:2]), channels):
-        todo = "the axes are swapped: numpy.transpose(X, (0, 2, 1))"
+        todo = "the axes are swapped: give numpy.transpose(X, (0, 2, 1))"
     elif shape[1:2] == (channels,) and len(shape) == 3:
         todo = "pad or cut them to this length"
     elif len(shape) == 2 and channels == 1:
-        todo = "series of one channel are X[:, None]"
+        todo = "give series of one channel as X[:, None]"
     else:
         todo = f"give series of {channels} channels"
-    given = f"{shape} (perhaps of {flat})" if flat != shape and channels > 1 else shape
+    given = f"{shape} (perhaps from {flat})" if flat != shape and channels > 1 else shape
     return ValueError(f"{expected}, but got {given}; {todo}")
 
 
 def warn_if_swapped(shape: tuple[int, ...]) -> None:
-    """Warn where series have more channels than samples; for functions that learn their shape."""
+    """Warn where series have more channels than samples."""
     if len(shape) == 3 and shape[1] > shape[2]:
         warnings.warn(
-            f"{shape[1]} channels, more than the {shape[2]} time points: axes are (n_cases, "
-            "n_channels, n_timepoints); swap others by numpy.transpose(X, (0, 2, 1))",
+            f"{shape[1]} channels are more than {shape[2]} time points: axes must be (n_cases, "
+            "n_channels, n_timepoints); numpy.transpose(X, (0, 2, 1)) swaps them",
             stacklevel=2,
         )
 
@@ -199,7 +199,7 @@ def as_series(
     """Check series, and return them as float32 ``(n_cases, n_channels, n_timepoints)``, finite.
 
     Args:
-        owner, key: who asks, and what the series are called there, for messages.
+        owner, key: names of the caller and of its argument, for messages.
         raw: as for ``as_array``; of one channel ``(n_cases, n_timepoints)``.
         nan_to_zero: replace missing values by 0; None where the caller's user cannot choose it.
 
@@ -209,13 +209,13 @@ def as_series(
     raw = three_axes(owner, key, raw)
     if nan_to_zero and raw.dtype.kind == "f":
         raw = np.where(np.isnan(raw), 0.0, raw)
-    with np.errstate(over="ignore"):  # a number too large for float32 shows as inf just below
-        X = np.require(raw, np.float32, ["C", "A", "W"])  # torch warns of an array not writable
+    with np.errstate(over="ignore"):  # a number too large for float32 becomes inf, refused below
+        X = np.require(raw, np.float32, ["C", "A", "W"])  # torch warns of read-only arrays
     bad = ~np.isfinite(X)
     if bad.any():
         advice = "fill them in first"
         if nan_to_zero is False and np.isnan(X).any():
-            advice += ", or read missing ones as 0 with nan_to_zero=True (--nan-to-zero)"
+            advice += ", or replace missing values by 0 with nan_to_zero=True (--nan-to-zero)"
         raise ValueError(
             f"{owner}: expected finite values in {key}, but {int(bad.sum())} of {X.size} are "
             f"missing (NaN), infinite or too large for float32, the first in case "
@@ -228,7 +228,7 @@ def as_labels(owner: str, key: str, raw: Any, n_cases: int | None = None) -> Arr
     """Check labels, a vector or a column, and return them as numbers or strings ``(n_cases,)``.
 
     Raises:
-        ValueError: another shape or type; another number of labels than ``n_cases``; missing ones.
+        ValueError: another shape or type, missing labels, not ``n_cases`` of them.
     """
     cases = "each case" if n_cases is None else f"each of {n_cases} cases"
     expectation = f"{owner}: expected {key} to hold a string or a real number for {cases}"
@@ -236,7 +236,7 @@ def as_labels(owner: str, key: str, raw: Any, n_cases: int | None = None) -> Arr
     if y.ndim == 2 and y.shape[1] == 1:
         y = y[:, 0]
     if y.ndim != 1 or n_cases not in (None, len(y)):
-        hot = f"; {key}.argmax(1) gives those of one-hot labels" if y.ndim == 2 else ""
+        hot = f"; if they are one-hot, give {key}.argmax(1)" if y.ndim == 2 else ""
         raise ValueError(f"{expectation}, but got {y.dtype} of shape {y.shape}{hot}")
     if y.dtype.kind == "f" and np.isnan(y).any():
         raise ValueError(f"{expectation}, but some of {y.shape} are missing")

@@ -1,4 +1,4 @@
-"""Blocks of channels that share their taps: what a (block, tap), a unit, covers of a weight."""
+"""Blocks of channels that share their taps. A unit is one (block, tap)."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ _declared: Any = WeakTensorKeyDictionary()
 
 
 def declare(col_indices: Tensor, block: Block) -> None:
-    """Note the block of the pattern that these taps are of: an op is given no more than them."""
+    """Note the block of the pattern with these taps: an op gets the taps, not the pattern."""
     if block != (1, 1):
         _declared[col_indices] = block
 
 
 def declared(col_indices: Tensor) -> Block:
-    """Return what was noted of these taps; ``(1, 1)`` if nothing was."""
+    """Return the block noted for these taps; ``(1, 1)`` if none was."""
     block: Block = _declared.get(col_indices, (1, 1))
     return block
 
 
 def as_block(block: Any) -> Block:
-    """Return ``(out, in)`` of a block; one int is both, and 1 means single weights."""
+    """Return ``(out, in)`` of a block; one int is both, and 1 is single weights."""
     expectation = "block must be an int or two ints (out_channels, in_channels)"
     try:
         out, channels = (integer(expectation, n) for n in block)
@@ -49,18 +49,18 @@ def checked_block(block: Any, shape: Shape) -> Block:
     if out > shape[0] or channels > shape[1]:
         raise ValueError(
             f"a block of {out} x {channels} channels is larger than a weight of shape {shape}, "
-            "(C_out, C_in // groups, K); such a layer has single weights, block=1"
+            "(C_out, C_in // groups, K); use single weights, block=1, for such a layer"
         )
     return out, channels
 
 
 def unit_shape(shape: Shape, block: Block) -> Shape:
-    """Return how many blocks of outputs, blocks of inputs and taps there are."""
+    """Return the numbers of output blocks, input blocks and taps."""
     return -(-shape[0] // block[0]), -(-shape[1] // block[1]), shape[2]
 
 
 def spread(units: Tensor, shape: Shape, block: Block) -> Tensor:
-    """Give every weight ``(C_out, C_in // groups, K)`` what its unit has."""
+    """Return ``(C_out, C_in // groups, K)``: for every weight the value of its unit."""
     for dim in (0, 1):
         units = units.repeat_interleave(block[dim], dim).narrow(dim, 0, shape[dim])
     return units
@@ -76,13 +76,13 @@ def _unit_sums(weight: Tensor, block: Block) -> Tensor:
     whole = weight.detach()
     if any(missing):
         whole = F.pad(whole, (0, 0, 0, missing[1], 0, missing[0]))
-    # One side after the other: both at once take four times the time.
+    # One axis at a time: both together take four times as long.
     of_rows = whole.reshape(-1, block[0], *whole.shape[1:]).sum(1, dtype=torch.float64)
     return of_rows.reshape(len(of_rows), -1, block[1], weight.shape[2]).sum(2)
 
 
 def check_mask(mask: Tensor, block: Block) -> None:
-    """Refuse a mask that is not constant in blocks; the first whose kernels differ is named."""
+    """Refuse a mask that is not constant in blocks; name the first block whose kernels differ."""
     shape = (mask.shape[0], mask.shape[1], mask.shape[2])
     units = mask[:: block[0], :: block[1]]
     wrong = (spread(units, shape, block) != mask).any(2).nonzero()

@@ -1,4 +1,4 @@
-"""Checks of arguments that several modules share; each names what was expected and given."""
+"""Checks of arguments that several modules share; each error names the expected and the given."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class ArgumentError(ValueError, RuntimeError):
 
 def integer(expectation: str, value: Any) -> int:
     """Accept a Python or NumPy integer, as ``nn.Conv1d`` does, but not a bool."""
-    # A tensor's bool would count as 0 or 1: a mask of kernels as their numbers.
+    # Bools would count as 0 and 1: a mask of kernels would be read as their numbers.
     if not isinstance(value, bool) and getattr(value, "dtype", None) is not torch.bool:
         try:
             return operator.index(value)
@@ -51,7 +51,7 @@ def number(name: str, value: Any) -> float:
 
 
 def share(name: str, value: Any, below_one: bool = False) -> float:
-    """Accept a share in [0, 1], or in [0, 1); a number above 1 may be per cent."""
+    """Accept a share in [0, 1], or in [0, 1); an error for more than 1 suggests per cent."""
     found = number(name, value)
     if 0 <= found <= 1 and not (below_one and found == 1):
         return found
@@ -69,7 +69,7 @@ def check_dense(name: str, tensor: Tensor) -> None:
 
 
 def checked_mask(name: str, mask: Any) -> Tensor:
-    """Return a mask as bools; scores or soft masks would make every weight active."""
+    """Return a mask as bools; refuse scores, of which most would be active."""
     given = as_tensor(mask, f"{name} must hold bools, or zeros and ones")
     if not bool(((given == 0) | (given == 1)).all()):
         raise ValueError(
@@ -108,7 +108,7 @@ def check_vector(name: str, array: Tensor, dtype: torch.dtype) -> None:
     raise TypeError(
         f"{name} must be a tensor of one dimension and dtype {dtype}, but got {came}; "
         f"use torch.as_tensor({name}, dtype={dtype})"
-        + "; of an average of models average sc.to_dense(model).state_dict() and load that, as "
+        + "; to average models, average sc.to_dense(model).state_dict() and load that, because "
         "indices have no mean" * (dtype == torch.int32)
     )
 

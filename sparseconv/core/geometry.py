@@ -1,4 +1,4 @@
-"""The geometry of a convolution: all its arguments but the tensors."""
+"""The geometry of a convolution: all its arguments except the tensors."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Geometry(NamedTuple):
         groups: int,
         padding_mode: PaddingMode,
     ) -> Geometry:
-        """Resolve every spelling of the arguments but ``shape``; refuse what no input could fit.
+        """Resolve every spelling of the arguments; refuse a geometry that fits no input.
 
         Raises:
             TypeError, ArgumentError: arguments of another type; out of their range.
@@ -78,7 +78,7 @@ class Geometry(NamedTuple):
 
     @classmethod
     def from_numbers(cls, numbers: Sequence[int]) -> Geometry:
-        """The inverse of ``numbers``, with all that ``of`` refuses."""
+        """Invert ``numbers``, with the checks of ``of``."""
         if len(numbers) != 9 or not 0 <= numbers[8] < len(PADDING_MODES):
             raise ArgumentError(
                 "expected geometry [C_out, C_in // groups, K, stride, left, right, dilation, "
@@ -98,7 +98,7 @@ class Geometry(NamedTuple):
         )  # fmt: skip
 
     def check_length(self, length: int) -> None:
-        """Refuse an input length that does not go with this geometry, in F.conv1d's words.
+        """Refuse an input length that does not fit this geometry, in F.conv1d's words.
 
         Raises:
             ValueError: the kernel or the padding does not fit (also a RuntimeError).
@@ -121,7 +121,7 @@ class Geometry(NamedTuple):
             )
 
     def output_length(self, input_length: int) -> int:
-        """``L_out`` of so many samples; below 1 where the kernel does not fit."""
+        """Return ``L_out`` for this input length; below 1 where the kernel does not fit."""
         return output_length(input_length, self.shape[2], self.stride, self.padding, self.dilation)
 
 
@@ -173,5 +173,5 @@ def resolve_padding(
 def output_length(
     length: int, kernel_size: int, stride: int, padding: Sequence[int], dilation: int
 ) -> int:
-    """``L_out`` of a convolution over ``length`` samples; below 1 where the kernel does not fit."""
+    """Return ``L_out`` for ``length`` samples; below 1 where the kernel does not fit."""
     return (length + padding[0] + padding[1] - dilation * (kernel_size - 1) - 1) // stride + 1

@@ -27,23 +27,23 @@ class KernelCSR(PatternArrays):
     """The set of active weights of a convolution: one CSR row per kernel, one column per tap.
 
     Row ``o * (C_in // groups) + c`` is the kernel from input channel ``c`` of its group to output
-    channel ``o``; within a row the taps ascend. Immutable, so equality and hash go by content and
-    everything computed from a pattern is computed once. The constructor copies the index arrays.
-    ``crow_indices`` and ``col_indices`` return the pattern's own memory, to be read only: after an
-    in-place change by torch the pattern raises; one through ``.numpy()`` is not noticed.
+    channel ``o``; within a row the taps ascend. A pattern is immutable, and compares and hashes by
+    content. The constructor copies the index arrays. ``crow_indices`` and ``col_indices`` return
+    the pattern's own memory: only read it. After an in-place change by torch the pattern raises;
+    a change through ``.numpy()`` is not noticed.
 
     Args:
         crow_indices: int32 ``(C_out * C_in // groups + 1,)``, on any device.
         col_indices: int32 ``(nnz,)``, on any device.
         shape: ``(C_out, C_in // groups, K)``, less than 2**31 weights.
         block: channels ``(out, in)`` whose kernels have the same taps, or one int for both; 1 for
-            single weights. A (block, tap) is a *unit*: dynamic sparse training moves whole units,
+            single weights. One (block, tap) is a *unit*: dynamic sparse training moves whole units,
             and matrix units (AMX, tensor cores) multiply them. The last blocks may be smaller.
 
     Raises:
         TypeError: arrays that are not dense int32 tensors of one dimension.
-        ValueError: indices that are not a CSR structure of this shape; the first bad row is named.
-            A block that does not fit the shape, or whose kernels differ; the first is named.
+        ValueError: indices that are not a CSR structure of this shape; a block that does not fit
+            the shape, or whose kernels differ. The first bad row or block is named.
 
     Example:
         >>> import torch
@@ -55,7 +55,7 @@ class KernelCSR(PatternArrays):
         (tensor([0, 2, 2], dtype=torch.int32), tensor([0, 2], dtype=torch.int32))
     """
 
-    __module__ = "sparseconv"  # what pickles and reprs name
+    __module__ = "sparseconv"  # the name in pickles and reprs
     __slots__ = ()
 
     def __init__(
@@ -82,7 +82,7 @@ class KernelCSR(PatternArrays):
     def of_arrays(
         cls, crow: Tensor, col: Tensor, shape: Shape, block: Block, checked: bool = True
     ) -> Self:
-        """Adopt the arrays that an update made; a GPU's are checked when they are read."""
+        """Adopt the arrays that an update made; those of a GPU are checked when they are read."""
         pattern = cls.__new__(cls)
         pattern._hold(crow, col, shape, block, checked)
         return pattern
@@ -172,7 +172,7 @@ class KernelCSR(PatternArrays):
                 f"positions must ascend without repetition from 0 to {rows * kernel_size - 1} for "
                 f"shape {shape}, but got {positions}; sort them first"
             )
-        # int32 holds all of them, and numpy is fast on it: this is a part of every update.
+        # int32 holds all of them, and numpy is fast on it: every update comes here.
         flat = flat.astype(np.int32)
         kernel = flat // np.int32(kernel_size)
         crow = np.zeros(rows + 1, np.int32)
@@ -208,8 +208,8 @@ class KernelCSR(PatternArrays):
 
         Args:
             shape: ``(C_out, C_in // groups, K)``.
-            nnz: number of active weights, 0 to all; with blocks ``round(nnz / numel * units)``
-                units are drawn, which is ``nnz`` weights where blocks divide the shape.
+            nnz: number of active weights, 0 to all. With blocks, ``round(nnz / numel * units)``
+                units are drawn: ``nnz`` weights if the blocks divide the shape.
             block: see the class.
             generator: a CPU generator; None is torch's global one.
 

@@ -18,8 +18,8 @@ T = TypeVar("T")
 class PatternArrays:
     """Hold the arrays of a ``KernelCSR``, made on the CPU or by an update on a GPU.
 
-    Arrays of a GPU are read, and checked, when the CPU's are first asked for: until then nothing
-    waits for the GPU.
+    Arrays of a GPU are read and checked when the CPU's are first needed. Until then nothing waits
+    for the GPU.
     """
 
     _crow: Tensor | None  # None: only a GPU has them
@@ -37,7 +37,7 @@ class PatternArrays:
     def _hold(
         self, crow: Tensor, col: Tensor, shape: Shape, block: Block, checked: bool = True
     ) -> None:
-        """Become the pattern of these arrays, its own; not ``checked`` are those of a GPU."""
+        """Take ownership of these arrays; those of a GPU are not ``checked``."""
         self._shape, self._block, self._nnz = shape, block, len(col)
         self._hash, self._cached, self._copies = None, {}, {}
         self._crow = self._col = None
@@ -103,8 +103,8 @@ class PatternArrays:
     def cached(self, make: Callable[..., T], *args: Hashable) -> T:
         """Return ``make(self, *args)``, computed at the first call and kept.
 
-        Two threads may both compute it, and get the same object. Computed outside of any tracing,
-        transform or fake mode of the first call.
+        It is computed outside any tracing, transform or fake mode of the first call. Two threads
+        may both compute it; they get the same object.
         """
         key = make, args
         if key not in self._cached:
@@ -114,11 +114,11 @@ class PatternArrays:
         return cast(T, self._cached[key])
 
     def keep(self, make: Callable[..., T], made: T) -> None:
-        """Let ``cached(make)`` return what was computed elsewhere."""
+        """Make ``cached(make)`` return ``made``."""
         self._cached[make, ()] = made
 
     def anywhere(self) -> tuple[Tensor, Tensor]:
-        """Return the arrays on the CPU, or on the GPU that alone has them."""
+        """Return the arrays on the CPU, or on the GPU if only the GPU has them."""
         return next(iter(self._copies.values())) if self.only_on_gpu else self._on_cpu()
 
     def _on_cpu(self) -> tuple[Tensor, Tensor]:

@@ -8,9 +8,9 @@ from typing import NamedTuple
 class Region(NamedTuple):
     """A box of one weight tensor that holds a fixed number of active weights.
 
-    ``out_channels`` and ``taps`` are half-open ranges; all input channels belong to the box.
-    A kernel group of a Dynamic Sparse Network is one region. ``DSTScheduler`` and
-    ``prune_and_grow`` check regions, not the constructor.
+    ``out_channels`` and ``taps`` are half-open ranges; all input channels belong to the box. A
+    kernel group of a Dynamic Sparse Network is one region. The constructor checks nothing;
+    ``DSTScheduler`` and ``prune_and_grow`` do.
 
     Example:
         >>> Region(out_channels=(0, 47), taps=(0, 13))
@@ -21,6 +21,6 @@ class Region(NamedTuple):
     taps: tuple[int, int]
 
 
-Region.__module__ = "sparseconv"  # what pickles and reprs name; mypy sees a field in the class
+Region.__module__ = "sparseconv"  # the name in pickles; in the class mypy would see a field
 
 __test__ = {"Region": Region}  # for doctest, as its __module__ is sparseconv

@@ -17,13 +17,13 @@ _BEFORE_2_12 = torch.torch_version.TorchVersion(torch.__version__) < "2.12"
 
 
 def constant_in_graphs(function: F) -> F:
-    """``torch.compiler.assume_constant_result`` without importing the compiler, which takes 2 s."""
+    """Do ``torch.compiler.assume_constant_result`` without the 2 s of importing the compiler."""
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
 
 
 def is_exporting() -> bool:
-    """``torch.compiler.is_exporting``, which before torch 2.12 says yes in torch.compile, too."""
+    """Do ``torch.compiler.is_exporting``, which before torch 2.12 is true in torch.compile too."""
     return torch.compiler._is_exporting_flag if _BEFORE_2_12 else torch.compiler.is_exporting()
 
 
@@ -31,7 +31,7 @@ def is_exporting() -> bool:
 def outside_tracing() -> Iterator[None]:
     """Leave any torch.inference_mode, torch.func transform, FakeTensorMode, tracer or other mode.
 
-    What is computed inside are real tensors that any later call can use.
+    Tensors computed inside are real ones that any later call can use.
     """
     set_jit_tracer: Any = torch._C._set_tracing_state  # type: ignore[attr-defined]
     with ExitStack() as stack:
@@ -44,9 +44,9 @@ def outside_tracing() -> Iterator[None]:
 
 
 def traced_tensor(tensor: Tensor) -> Tensor | None:
-    """Return the tensor with numbers that a graph is traced for; None where it is computed there.
+    """Return the real tensor of a traced one; None where the graph computes it.
 
-    ``torch.export`` traces with fake tensors, and keeps of which tensor each is one.
+    ``torch.export`` traces with fake tensors and remembers which real tensor each stands for.
     """
     if not isinstance(tensor, FakeTensor):
         return None if torch.compiler.is_compiling() else tensor
