@@ -1,1 +1,1 @@
-"""torch.nn for sparse convolutions: the layer, its state, and what stands around it."""
+"""Modules for sparse convolutions: the layer, its state, and sequences of modules."""

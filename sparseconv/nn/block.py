@@ -1,9 +1,9 @@
-"""Sequences of modules whose neighbours are computed together, with equal results.
+"""Sequences of modules, of which neighbours are computed together, with equal results.
 
-A sequence is planned once: each row of a table of ``Link`` names the types of some modules in a
-row that may be stages of a chain (``functional.chain``). At every call a link looks whether that is
-the same as calling its modules. Stages that follow each other become one chain; where one cannot
-run, the modules do.
+A sequence is planned once. Each row of a table of ``Link`` names the types of consecutive modules
+that may be stages of a chain (``functional.chain``). At every call each link checks whether the
+stage computes the same as its modules. Consecutive stages become one chain; where a stage cannot
+run, its modules do.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _CPU = torch.device("cpu")
 
 
 class Plan:
-    """Modules cut into links, each by the first row of the table that fits, or of one module.
+    """Modules cut into links, each by the first row of the table that fits, else of one module.
 
     Example:
         >>> modules = [nn.BatchNorm1d(3), nn.ReLU(), nn.ReLU()]
@@ -40,7 +40,7 @@ class Plan:
         self._chains: defaultdict[int, Chain] = defaultdict(Chain)  # by the link after them
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Compute what the modules compute, in chains as far as possible."""
+        """Compute what the modules compute, in chains where possible."""
         links: list[Link] = []
         stages: list[Stage] = []
         for i, link in enumerate(self.links):
@@ -58,7 +58,7 @@ class Plan:
         return self._run(len(self.links), links, stages, x) if links else x
 
     def _run(self, end: int, links: Sequence[Link], stages: Sequence[Stage], x: Tensor) -> Tensor:
-        # Alone a layer is faster without the conversions, and without a sparse one torch is.
+        # A single layer is faster without the conversions. So is torch without sparse layers.
         if len(links) > 1 and any(type(stage) is Conv for stage in stages):
             y = self._chains[end](x, stages)
             if y is not None:
@@ -87,15 +87,15 @@ def _may_chain(x: Any) -> bool:
         and x.layout == torch.strided
         and x.numel() > 0
         and extension is not None
-        # Without the instruction a multiply-add is imitated, bit for bit: 30 to 100 times slower.
+        # Without the instruction a multiply-add is emulated, bit for bit: 30 to 100 times slower.
         and bool(extension.has_fma() or in_rows(x))
     )
 
 
 def leaves(module: Any) -> list[Any]:
-    """Return the modules that a Sequential runs, in order; of Sequentials inside of it, theirs.
+    """Return the modules that a Sequential runs, in order.
 
-    A Sequential inside of a Sequential counts as its modules, unless calling it does more.
+    A Sequential inside it counts as its modules, unless calling it does more.
     """
     if not only_runs_its_modules(module):
         return [module]
@@ -107,7 +107,7 @@ def leaves(module: Any) -> list[Any]:
 
 
 def only_runs_its_modules(module: Any) -> bool:
-    """Whether this is a Sequential, of whatever class, that runs as torch's or as a ``Block``."""
+    """Return whether this is a Sequential of any class that runs as torch's or as a ``Block``."""
     kind = type(module)
     return (
         issubclass(kind, nn.Sequential)
@@ -121,18 +121,20 @@ def _may_fuse() -> bool:
 
 
 class Block(nn.Sequential):
-    """``nn.Sequential`` around sparse convolutions, with faster ways through their neighbours.
+    """``nn.Sequential`` that computes sparse convolutions and their neighbours together.
 
-    Layers that follow each other are computed as one chain, whose tensors stay in the kernels' own
-    order: a ``SparseConv1d`` that keeps the length, a 1x1 ``nn.Conv1d``, an ``nn.BatchNorm1d``
-    followed by ``nn.ReLU``. That is so when the backend is the C++ kernels and the CPU has
-    multiply-adds (AVX2 or better, 64-bit Arm), and the results are equal: modules that run the code
-    of these, without hooks, on float32 or float64 CPU tensors, outside torch.compile, autocast,
-    torch.func and modes that see functions or operations, and without hooks of saved tensors. On a
-    CPU with AMX, convolutions of blocks of 16 channels are computed so in bfloat16 as well, also
-    under autocast; there results differ by roundings. Everything else runs module by module. For
-    backward a chain saves its input and all its parameters: writing into one of them before it is
-    an error, also where a single module would allow it.
+    Consecutive layers are computed as one chain, whose tensors stay in the kernels' own order.
+    These can be in a chain: a ``SparseConv1d`` that keeps the length, a 1x1 ``nn.Conv1d``, and an
+    ``nn.BatchNorm1d`` followed by ``nn.ReLU``. Results are equal to those of module by module.
+
+    A chain needs the C++ kernels, a CPU with multiply-adds (AVX2 or better, 64-bit Arm) and
+    float32 or float64 tensors on it. Modules with hooks or other code run one by one. So does
+    everything in torch.compile, autocast, torch.func, modes that see functions or operations, and
+    hooks of saved tensors. On a CPU with AMX a chain also computes convolutions of blocks of 16
+    channels in bfloat16, also under autocast. There results differ by rounding.
+
+    A chain saves its input and all its parameters for backward. Writing into one of them before
+    backward is an error, even where a single module would allow it.
 
     Args:
         modules: as for ``nn.Sequential``.
@@ -146,7 +148,7 @@ class Block(nn.Sequential):
         torch.Size([4, 3, 5])
     """
 
-    # What the modules were planned as: their identities and types, and the plan.
+    # The identities and types of the modules that were planned, and the plan.
     _planned: tuple[Any, Plan] | None = None
 
     @property
@@ -170,7 +172,7 @@ class Block(nn.Sequential):
         key = list(map(id, modules)), list(map(type, modules))
         planned = self._planned
         if planned is None or planned[0] != key:
-            # As a whole, for other threads may be here too.
+            # In one assignment, because other threads may be here too.
             planned = self._planned = key, Plan(modules, self._table)
         return planned[1](x)
 

@@ -14,22 +14,23 @@ from sparseconv.core.tracing import is_exporting, outside_tracing
 _BIT = 2**30
 _OVERWRITTEN = (
     "the buffers of this layer were overwritten, so its values may belong to other positions than "
-    "its pattern says. AveragedModel does that once the pattern of the averaged model has changed: "
-    "hand it to DSTScheduler(averages=[...]), or start a new average. DistributedDataParallel does "
-    "it where ranks built different patterns: call torch.manual_seed with one seed on all of them "
-    "before, or load one state dict. After to_empty(), call reset_parameters() or load a state dict"
+    "its pattern says. AveragedModel overwrites them after the pattern of the averaged model has "
+    "changed: give it to DSTScheduler(averages=[...]), or start a new average. "
+    "DistributedDataParallel does so if ranks built different patterns: first call "
+    "torch.manual_seed with one seed on all ranks, or load one state dict. After to_empty(), call "
+    "reset_parameters() or load a state dict"
 )
 _OTHER = (
-    "these are the indices of another pattern, and the layer's values would be used as weights at "
-    "other positions: torch.func.functional_call cannot change a pattern. Load the state dict into "
-    "a copy of the module, and call that"
+    "expected the indices of the layer's pattern, but got those of another one: "
+    "torch.func.functional_call cannot change a pattern. Load the state dict into a copy of the "
+    "module, and call that"
 )
 
 
 def checksum(pattern: KernelCSR) -> Tensor:
-    """Return 32 bits of a pattern, the same in any process: int64 ``()``, where its indices are.
+    """Return 32 bits of a pattern, the same in every process: int64 ``()``, on its indices' device.
 
-    A GPU's are not read for it.
+    Indices that only a GPU has are not read for this.
     """
     arrays = torch.cat(pattern.anywhere())
     factors = torch.arange(1, len(arrays) + 1, dtype=torch.int32, device=arrays.device)
@@ -39,12 +40,11 @@ def checksum(pattern: KernelCSR) -> Tensor:
 
 
 def new_tag(pattern: KernelCSR) -> Tensor:
-    """Return a tensor that differs between patterns, whatever torch's tools do to buffers.
+    """Return a tensor that shows when torch's tools copy or average buffers of two patterns.
 
-    int32 ``(64,)``: the 32 bits of a checksum, then their complements; a 1 is stored as 2**30.
-    Copying another pattern's tag over this one, or averaging with it, makes some 0 here another
-    number; averaging with an equal one leaves every 0 a 0 (but may change the others: integers are
-    cut off).
+    int32 ``(64,)``: the 32 bits of a checksum, then their complements; a 1 is stored as 2**30. If
+    another pattern's tag is copied over this one or averaged with it, some 0 changes. Averaging
+    equal tags keeps every 0. It may change other numbers, because integers are truncated.
     """
     with outside_tracing():
         number = checksum(pattern)
@@ -53,7 +53,7 @@ def new_tag(pattern: KernelCSR) -> Tensor:
 
 
 def check_tag(tag: Tensor, own: Tensor, checked: tuple[Any, int]) -> tuple[Any, int]:
-    """Refuse a layer's tag, on any device, that is mixed with another pattern's than its ``own``.
+    """Refuse a layer's tag, on any device, that was mixed with that of another pattern.
 
     ``checked`` is the tag that was checked last, and its version; return it for the next call.
     """
@@ -64,19 +64,19 @@ def check_tag(tag: Tensor, own: Tensor, checked: tuple[Any, int]) -> tuple[Any, 
     content = _content(tag)
     if content is not None and bool(content[..., own.cpu() == 0].any()):
         raise RuntimeError(_OVERWRITTEN)
-    counts = content is not None and not tag.is_inference()  # those have no version
+    counts = content is not None and not tag.is_inference()  # inference tensors have no version
     return (tag, tag._version) if counts else checked
 
 
 def check_tag_in_graph(tag: Tensor, own: Tensor) -> None:
-    """Do the same in a traced call, which has no version to read: each call compares."""
-    # A failed check would destroy a GPU's context.
+    """Do the same in a traced call. It has no version to read, so each call compares."""
+    # A failed check on a GPU would destroy its context.
     if tag.device.type == "cpu" and not is_exporting():
         torch._assert_async(~((own == 0) & (tag != 0)).any(), _OVERWRITTEN)
 
 
 def check_indices(indices: Tensor, own: Tensor) -> None:
-    """Refuse other indices than the pattern's ``own``, as ``functional_call`` may bring them."""
+    """Refuse indices other than the pattern's ``own``; ``functional_call`` may bring them."""
     with outside_tracing():
         content = _content(indices)
         known = content is None or (
@@ -89,7 +89,7 @@ def check_indices(indices: Tensor, own: Tensor) -> None:
 def _content(buffer: Tensor) -> Tensor | None:
     """Return the content of a buffer ``(size,)``, on the CPU; None if it has none.
 
-    Under ``torch.vmap`` over an ensemble it is that of all members: ``(members, size)``.
+    Under ``torch.vmap`` over an ensemble, return that of all members, ``(members, size)``.
     """
     if type(buffer) is not Tensor or buffer.is_meta:
         return None

@@ -25,7 +25,7 @@ from sparseconv.reference import dense_weight
 
 _NO_WEIGHT = (
     "SparseConv1d has no 'weight', only 'values', the active weights in the pattern's CSR order; "
-    "dense_weight() returns a dense copy, set_pattern(pattern, values) writes"
+    "read with dense_weight(), a dense copy, and write with set_pattern(pattern, values)"
 )
 _PADDINGS = {
     "zeros": nn.ZeroPad1d,
@@ -43,32 +43,32 @@ class SparseConv1d(PatternedModule):
     Args:
         in_channels, out_channels, kernel_size, stride: as in ``nn.Conv1d``.
         padding: as there, or a pair ``(left, right)``, in samples.
-        dilation, groups, bias, padding_mode, device, dtype: as there.
-        density: share of active weights, in [0, 1]; ``round(density * numel)`` of them are drawn
-            with torch's global generator. 0.2 unless ``pattern`` is given.
-        pattern: which weights are active, instead of ``density`` and ``block``.
+        dilation, groups, bias, padding_mode, device, dtype: as in ``nn.Conv1d``.
+        density: share of active weights, in [0, 1]. ``round(density * numel)`` of them are drawn
+            with torch's global generator. The default is 0.2 if ``pattern`` is None.
+        pattern: the active weights, instead of ``density`` and ``block``.
         block: channels ``(out, in)`` that share their taps, or one int for both; see ``KernelCSR``.
         backend: as in ``sparse_conv1d``.
 
     Attributes:
-        values: parameter ``(nnz,)``, the active weights in the pattern's CSR order; the only
-            weight storage, so gradients and optimizer state are nnz long too.
+        values: parameter ``(nnz,)``, the active weights in the pattern's CSR order. The layer
+            stores no other weights, so gradients and optimizer state have nnz entries too.
         bias: parameter ``(out_channels,)`` or None.
         pattern: the ``KernelCSR``; ``set_pattern`` changes it.
         crow_indices, col_indices: copies of the pattern's arrays on the layer's device.
-        regions: boxes in which dynamic sparse training keeps nnz; by default one, the whole.
+        regions: boxes in which dynamic sparse training keeps nnz; by default the whole weight.
 
     The state dict holds ``values``, ``crow_indices``, ``col_indices`` and ``bias``. Loading also
-    accepts a dense ``weight`` (its zeros are inactive, or a ``weight_mask`` says which) and the
+    accepts a dense ``weight``, whose zeros are inactive unless a ``weight_mask`` is there, and the
     ``weight_orig`` and ``weight_mask`` of ``torch.nn.utils.prune``. A layer is loaded whole or
     not at all, and keeps its block. When a load changes nnz, build a new optimizer, as after
-    ``set_pattern``. As with ``nn.Conv1d``, the tensors of a state dict change with the layer:
+    ``set_pattern``. As with ``nn.Conv1d``, the tensors of a state dict change with the layer;
     ``copy.deepcopy`` keeps them.
 
     Raises:
-        ValueError, TypeError: arguments that ``nn.Conv1d`` refuses, in its words; a density
-            outside [0, 1] or with a pattern; a pattern of another shape; a block that is too large
-            or cut by groups.
+        ValueError, TypeError: arguments that ``nn.Conv1d`` refuses, in its words. Also a density
+            outside [0, 1] or with a pattern, a pattern of another shape, and a block that is too
+            large or cut by groups.
 
     Example:
         >>> import torch
@@ -79,7 +79,7 @@ class SparseConv1d(PatternedModule):
         torch.Size([2, 8, 30])
     """
 
-    __module__ = "sparseconv"  # what pickles and reprs name
+    __module__ = "sparseconv"  # the name in pickles and reprs
 
     output_padding = (0,)  # for the repr of nn.Conv1d
     bias: nn.Parameter | None
@@ -128,7 +128,7 @@ class SparseConv1d(PatternedModule):
             density = share("density", DENSITY if density is None else density)
             pattern = KernelCSR.random(shape, round(density * math.prod(shape)), block=block)
         elif density is not None or block != 1:
-            raise ValueError("pattern says which weights are active; omit density and block")
+            raise ValueError("expected pattern alone, or density and block, but got both; omit one")
         check_pattern(pattern, shape, self.groups)
 
         self.regions: tuple[Region, ...] = (Region((0, shape[0]), (0, shape[2])),)
@@ -136,17 +136,17 @@ class SparseConv1d(PatternedModule):
         offsets = torch.empty(shape[0], device=device, dtype=dtype)
         self.register_parameter("bias", nn.Parameter(offsets) if bias else None)
         self._pattern = pattern
-        self._geometry()  # which refuses what no input could fit
+        self._geometry()  # refuse what fits no input
         self.reset_parameters()
 
     def reset_parameters(self, fan_in: Literal["dense", "active"] = "dense") -> None:
         """Draw values and bias from U(-1/sqrt(fan_in), 1/sqrt(fan_in)), as ``nn.Conv1d`` does.
 
         Args:
-            fan_in: ``"dense"`` counts every weight of an output channel, so an active weight has
-                the distribution that it has in ``nn.Conv1d``; ``"active"`` counts, channel by
-                channel, the active ones, which keeps the variance of the outputs (Evci et al.,
-                "Gradient Flow in Sparse Neural Networks and How Lottery Tickets Win", 2022).
+            fan_in: ``"dense"`` counts every weight of an output channel, so active weights are
+                distributed as in ``nn.Conv1d``. ``"active"`` counts those that are active, channel
+                by channel, which keeps the variance of the outputs (Evci et al., "Gradient Flow in
+                Sparse Neural Networks and How Lottery Tickets Win", 2022).
 
         Raises:
             ValueError: another ``fan_in``.
@@ -171,12 +171,12 @@ class SparseConv1d(PatternedModule):
 
     @property
     def resolved_padding(self) -> tuple[int, int]:
-        """Samples added ``(left, right)``, whatever the spelling of ``padding``."""
+        """Padding ``(left, right)`` in samples, for every spelling of ``padding``."""
         return self._geometry().padding
 
     def forward(self, input: Tensor) -> Tensor:
         """Convolve ``(N, C_in, L_in)`` or ``(C_in, L_in)``."""
-        # nn.Module's __getattr__ is slow, but where values are pruned it is the only way.
+        # nn.Module's __getattr__ is slow, but pruned values can only be read through it.
         held = self._parameters
         values: Any = held["values"] if "values" in held else self.values  # noqa: SIM401
         bias = held["bias"] if "bias" in held else self.bias  # noqa: SIM401
@@ -216,12 +216,11 @@ class SparseConv1d(PatternedModule):
         """Copy an ``nn.Conv1d`` into a sparse layer.
 
         Args:
-            conv: the dense layer; left as it is. What does not train (``requires_grad``) will not.
-                A subclass may pad, or cut off ends, in its own ``forward``, as causal ones do.
-            mask: bool ``(C_out, C_in // groups, K)``, the active weights; None: the layer's
-                ``weight_mask``, as of ``torch.nn.utils.prune``, if there is one, else all that are
-                not zero.
-            block: in which the mask is constant, as ``block_mask`` makes it; see ``KernelCSR``.
+            conv: the dense layer, left unchanged; ``requires_grad`` is kept. A subclass may pad or
+                cut off ends in its own ``forward``, as causal layers do.
+            mask: bool ``(C_out, C_in // groups, K)``, the active weights. None uses the layer's
+                ``weight_mask``, as ``torch.nn.utils.prune`` makes it, else all nonzero weights.
+            block: channels in which the mask is constant, as in ``block_mask``; see ``KernelCSR``.
             backend: as in ``sparse_conv1d``.
 
         Raises:
@@ -241,7 +240,7 @@ class SparseConv1d(PatternedModule):
         if mask is None:
             mask = getattr(conv, "weight_mask", weight) != 0
         pattern = KernelCSR.from_mask(mask, block)
-        # On the meta device nothing is drawn, so torch's generator is left as it was.
+        # On the meta device nothing is drawn, so torch's generator keeps its state.
         options = geometry | {"device": "meta", "dtype": weight.dtype}
         layer = cls(**options, pattern=pattern, backend=backend)
         layer.to_empty(device=weight.device)
@@ -255,11 +254,12 @@ class SparseConv1d(PatternedModule):
     def to_dense(self) -> nn.Module:
         """Copy the layer into an ``nn.Conv1d`` that computes the same function.
 
-        Where the padding differs left and right, which ``nn.Conv1d`` cannot, it comes after
-        torch's padding layer in an ``nn.Sequential``.
+        If left and right padding differ, return an ``nn.Sequential`` of torch's padding layer and
+        an ``nn.Conv1d``.
 
         Raises:
-            NotImplementedError: a subclass with its own code, or a ``forward`` of the layer alone.
+            NotImplementedError: a subclass with its own code, or a layer whose ``forward`` was
+                replaced.
 
         Example:
             >>> SparseConv1d(2, 3, 5, padding=2).to_dense()
@@ -268,7 +268,7 @@ class SparseConv1d(PatternedModule):
         if not computes_as(self, (SparseConv1d,)) or "forward" in vars(self):
             raise NotImplementedError(
                 f"this {type_before_parametrizations(self).__name__} has its own code, which an "
-                "nn.Conv1d cannot keep; put what that does into modules around a SparseConv1d"
+                "nn.Conv1d cannot keep; move that code into modules around a SparseConv1d"
             )
         options = shared_options(self) | {"device": "meta", "dtype": self.values.dtype}
         left, right = self.resolved_padding
@@ -285,7 +285,7 @@ class SparseConv1d(PatternedModule):
         return whole.train(self.training)
 
     def extra_repr(self) -> str:
-        """Describe the layer as ``nn.Conv1d`` does, and its sparsity."""
+        """Describe the layer as ``nn.Conv1d`` does, with nnz, density and block."""
         usual = nn.Conv1d.extra_repr(self)  # type: ignore[arg-type, no-untyped-call]
         block = f", block={self._pattern.block}" if self._pattern.block != (1, 1) else ""
         density = 100 * self._pattern.density

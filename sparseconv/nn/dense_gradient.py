@@ -19,8 +19,8 @@ from sparseconv.reference import pad
 def new_probe(shape: tuple[int, int, int], values: Tensor) -> Tensor:
     """Make a leaf tensor of a dense weight's shape, whose ``grad`` will be the dense gradient.
 
-    It has one number of memory; its gradient is float64 for float64 values, else float32, because
-    sums in half precision lose too much.
+    It holds one number in memory. Its gradient is float64 for float64 values, else float32,
+    because sums in half precision lose too much.
     """
     dtype = torch.float64 if values.dtype == torch.float64 else torch.float32
     with torch.inference_mode(False):
@@ -31,15 +31,15 @@ def new_probe(shape: tuple[int, int, int], values: Tensor) -> Tensor:
 def probed(y: Tensor, x: Tensor, values: Tensor, probe: Tensor, geometry: Geometry) -> Tensor:
     """Return the output ``y`` of a convolution of ``x``, with the probe in its graph.
 
-    Every ``backward()`` through it adds the dense weight gradient to ``probe.grad``. Not under
-    transforms of ``torch.func``, since per-sample gradients are not those of a step, nor in a graph
-    that is exported or traced.
+    Every ``backward()`` through it adds the dense weight gradient to ``probe.grad``. It adds
+    nothing under transforms of ``torch.func``, whose per-sample gradients are not those of a step,
+    and in a graph that is exported or traced.
     """
     if not (y.requires_grad and values.requires_grad) or is_transformed() or is_exporting():
         return y
     if not is_dynamo_compiling() and torch._C._is_tracing():
         return y
-    if torch.is_autocast_enabled(x.device.type):  # keep what the layer computed with
+    if torch.is_autocast_enabled(x.device.type):  # keep the type that the layer computed with
         (x,) = as_autocast(x)
     watched: Tensor = _Probe.apply(y, x, probe, geometry)  # type: ignore[no-untyped-call]
     return watched
@@ -50,7 +50,7 @@ class _Probe(torch.autograd.Function):
     def forward(ctx: Any, y: Tensor, x: Tensor, probe: Tensor, geometry: Geometry) -> Tensor:
         ctx.save_for_backward(x)
         ctx.dtype, ctx.geometry = probe.dtype, geometry
-        return y.clone()  # a view could not be changed in place, by nn.ReLU(inplace=True) for one
+        return y.clone()  # a view could not be changed in place, as by nn.ReLU(inplace=True)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

@@ -1,4 +1,4 @@
-"""Which modules, one or some in a row, may be a stage of a chain (``functional.chain``)."""
+"""The modules, one or several in a row, that may be a stage of a chain (``functional.chain``)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _fits_order = functools.lru_cache(maxsize=None)(keeps_order)
 class Link:
     """Modules in a row that may be a stage of a chain."""
 
-    ends_chain = False  # whether something follows that is computed outside of the chain
+    ends_chain = False  # whether the link computes more, outside of the chain
 
     def __init__(self, modules: Sequence[Any]) -> None:
         self.modules: list[Any] = [*modules]
@@ -38,23 +38,23 @@ class Link:
         self.relu = isinstance(modules[-1], RELU)
 
     def fits(self) -> bool:
-        """Whether these modules can be such a stage at all."""
+        """Return whether these modules can be such a stage at all."""
         return True
 
     def stage(self, x: Tensor) -> Stage | None:
-        """A stage that computes what the modules do, in a chain for x; None if they have to."""
+        """Return a stage that computes what the modules do, in a chain for x; else None."""
         return None
 
     def may_begin(self, x: Tensor) -> bool:
-        """Whether a chain for x may begin here."""
+        """Return whether a chain for x may begin here."""
         return True
 
     def weights_for(self, x: Tensor) -> Any:
-        """Weights and bias of the convolution; None where the modules have to compute."""
+        """Return weights and bias of the convolution; None where the modules must compute."""
         return weight_and_bias(self.conv)
 
     def finish(self, y: Tensor) -> Tensor:
-        """What is left to compute of the chain's output."""
+        """Compute the rest of the link from the chain's output."""
         return y
 
     def one_by_one(self, x: Tensor) -> Tensor:
@@ -64,7 +64,7 @@ class Link:
         return x
 
     def is_watched(self) -> bool:
-        """Whether calling one of the modules does more than compute."""
+        """Return whether calling one of the modules does more than compute."""
         return any(map(has_own_code, self.modules))
 
 
@@ -118,10 +118,10 @@ class PooledLink(PointwiseLink):
 
 
 class NormLink(Link):
-    """An ``nn.BatchNorm1d`` and ``nn.ReLU``; in eval mode while nothing is recorded."""
+    """An ``nn.BatchNorm1d`` and ``nn.ReLU``; in eval mode only while autograd records nothing."""
 
     def may_begin(self, x: Tensor) -> bool:
-        """Not where the chain would round what torch normalises in float32."""
+        """Return False where the chain would round what torch normalises in float32."""
         return x.dtype == torch.bfloat16 or not in_rows(x)
 
     def stage(self, x: Tensor) -> NormRelu | None:
@@ -159,7 +159,7 @@ def weight_and_bias(conv: SparseConv1d | nn.Conv1d) -> Any:
 
 
 def is_pointwise(conv: nn.Conv1d) -> bool:
-    """Whether the layer maps each position by itself, all alike."""
+    """Return whether the layer maps each position alone, all in the same way."""
     return (
         conv.groups == 1
         and conv.kernel_size == conv.stride == (1,)

@@ -1,4 +1,4 @@
-"""What a layer's state dicts share with it: the positions move with the values."""
+"""The tensors that a layer's state dicts share with it: positions move with the values."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from sparseconv.core.pattern import KernelCSR
 class LiveState:
     """The values and indices in the state dicts of one layer.
 
-    As in every module, these values are the layer's own memory. So are these indices: what
-    overwrites the values at a change of the pattern overwrites them. A state dict that was not
-    copied is always the network as it is.
+    As in every module, the values in a state dict are the layer's own memory. So are the indices:
+    a change of the pattern overwrites both. A state dict that was not copied always is the present
+    network.
 
     Attributes:
         values, pattern: the layer's.
-        moves: how many times the pattern has changed.
-        given: the memory of the indices in each state dict that still exists, with their name.
+        moves: number of changes of the pattern.
+        given: memory and name of the indices in each state dict that still exists.
     """
 
     def __init__(self, values: Tensor, pattern: KernelCSR) -> None:
@@ -41,7 +41,7 @@ class LiveState:
         return indices
 
     def move(self, values: Tensor, pattern: KernelCSR) -> None:
-        """Follow the layer; with another number of values it has left these, for no network."""
+        """Follow the layer; if the number of values changes, its state dicts become invalid."""
         if same_memory(values, self.values):
             for memory, name in self.given.items():
                 indices: Any = pattern.on(memory.device)[name == "col_indices"]
@@ -52,7 +52,7 @@ class LiveState:
         self.moves += 1
 
 
-# By memory: other tensors and NumPy's arrays may hold it, too.
+# By memory: other tensors and NumPy's arrays may hold it too.
 _LIVE: weakref.WeakValueDictionary[tuple[torch.device, int], LiveState]
 _LIVE = weakref.WeakValueDictionary()
 _GIVEN: dict[tuple[torch.device, int], tuple[LiveState, int]] = {}
@@ -65,27 +65,27 @@ def check_copied(
     pattern: KernelCSR,
     same_pattern: bool,
 ) -> None:
-    """Refuse to load what is not a copy, or only in part, once the pattern has changed."""
+    """Refuse entries that are not, or only in part, copies, if the pattern has changed since."""
     live, moves = _GIVEN.get(_memory(found["crow_indices"]), (None, 0))
     if live is None:
         live = _LIVE.get(_memory(found["values"]))
         stale = same_memory(found["values"], values) and not same_pattern
         if live is not None and same_memory(found["values"], live.values):
             stale |= pattern != live.pattern
-    else:  # for another layer it is a network, if it is whole
+    else:  # another layer may load them, if they are complete
         stale = live.moves > moves and (
             live is own or not same_memory(found["values"], live.values)
         )
     if stale:
         raise ValueError(
-            "these entries are a layer's own memory, and its pattern has changed since this "
-            "state_dict(); to keep a network, keep copy.deepcopy(model.state_dict()). Other layers "
-            "may be loaded already"
+            "expected a copy of a state dict, but these entries are a layer's own memory, and its "
+            "pattern has changed since this state_dict(); to keep a network, keep "
+            "copy.deepcopy(model.state_dict()). Other layers may have been loaded already"
         )
 
 
 def same_memory(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors have the same memory, and some."""
+    """Return whether two tensors have the same memory, of at least one element."""
     return _memory(one) == _memory(other) and one.data_ptr() != 0
 
 

@@ -1,4 +1,4 @@
-"""Walk, copy and change any ``nn.Module``: names, hooks, one layer in place of another."""
+"""Walk, copy and change any ``nn.Module``: its names, hooks and layers."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from torch.utils._pytree import tree_leaves
 
 
 def deepcopy_model(model: nn.Module) -> nn.Module:
-    """Copy a model as ``copy.deepcopy`` does, with computed tensors, which that refuses.
+    """Copy a model as ``copy.deepcopy`` does, but with computed tensors too.
 
-    Pruning and weight_norm keep one as an attribute, which is not a leaf of a graph.
+    Pruning and weight_norm keep such a tensor, which is not a leaf of a graph, as an attribute.
     """
     computed = {
         id(value): value.detach().clone()
@@ -29,15 +29,15 @@ def deepcopy_model(model: nn.Module) -> nn.Module:
 
 
 def has_codes(model: nn.Module) -> bool:
-    """Whether integers stay integers for a model: it looks them up in a table."""
+    """Return whether a model looks integers up in a table, so that they must stay integers."""
     return any(isinstance(module, nn.Embedding | nn.EmbeddingBag) for module in model.modules())
 
 
 class Parametrizations(nn.ModuleDict):
-    """What ``torch.nn.utils.parametrize`` puts into a layer, by the name of the tensor.
+    """The parametrizations of a layer, by the name of the tensor.
 
-    ``nn.ModuleDict`` refuses ``"values"``, after torch has taken the parameter away. Here it is the
-    entry of that name, if there is one: by index, as an attribute, and for ``get_submodule``.
+    ``nn.ModuleDict`` refuses the name ``"values"``, after torch has removed the parameter. This
+    class accepts it: by index, as an attribute, and for ``get_submodule``.
     """
 
     def add_module(self, name: str, module: nn.Module | None) -> None:
@@ -48,19 +48,19 @@ class Parametrizations(nn.ModuleDict):
 
     @property
     def values(self) -> Any:
-        """The parametrizations of ``values``, or else the method of every dict."""
+        """The parametrizations of ``values``, else the method of every dict."""
         held = self._modules.get("values")
         return super().values if held is None else held
 
 
 def check_module(model: nn.Module) -> None:
-    """Refuse what is not a module."""
+    """Refuse an object that is not a module."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be an nn.Module, but got {type(model).__name__}")
 
 
 def check_not_wrapped(model: nn.Module, what: str) -> None:
-    """Refuse a model that torch.compile, DDP, FSDP or TorchScript holds; ``what`` is to be done."""
+    """Refuse a model inside torch.compile, DDP, FSDP or TorchScript; ``what`` names the task."""
     for name, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, torch.jit.ScriptModule):
             raise ValueError(
@@ -90,7 +90,7 @@ def owners_of(model: nn.Module) -> dict[int, list[str]]:
 
 
 def replace(model: nn.Module, successors: Mapping[nn.Module, nn.Module]) -> nn.Module:
-    """Put each successor in the place of its predecessor; return the model, or its successor."""
+    """Replace each module by its successor; return the model, or its successor."""
     for parent in list(model.modules()):
         for name, child in parent._modules.items():
             if child is not None and child in successors:
@@ -105,7 +105,7 @@ def held_outside(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
             if name == "_modules":
                 continue
             for leaf in tree_leaves(value) if isinstance(value, list | tuple | dict) else [value]:
-                leaf = getattr(leaf, "__self__", leaf)  # a method of a module holds it as well
+                leaf = getattr(leaf, "__self__", leaf)  # a method of a module holds it too
                 if isinstance(leaf, nn.Module):
                     yield leaf, f"{type(owner).__name__}.{name}"
 
@@ -118,8 +118,8 @@ def hooks_of(layer: nn.Module) -> list[Any]:
 
 
 def has_own_code(module: nn.Module) -> bool:
-    """Whether calling this module does something that calling its class does not."""
-    attributes = module.__dict__  # half the time of module.name, which is asked four times a call
+    """Return whether calling this module does something that calling its class does not."""
+    attributes = module.__dict__  # half the time of module.name, and a call reads four of them
     return bool(
         attributes["_forward_hooks"]
         or attributes["_forward_pre_hooks"]
@@ -130,7 +130,7 @@ def has_own_code(module: nn.Module) -> bool:
     )
 
 
-# What a subclass of a layer could do in its own way.
+# The methods of a layer that a subclass could override.
 _CODE = (
     "__call__", "__getattr__", "forward", "train", "_conv_forward", "_check_input_dim", "_geometry",
     "pattern", "values", "weight", "bias",
@@ -138,7 +138,7 @@ _CODE = (
 
 
 def computes_as(module: nn.Module, kinds: Iterable[type[nn.Module]]) -> bool:
-    """Whether the module is of one of these classes, or of a subclass that runs its code."""
+    """Return whether the module is of one of these classes, or of a subclass that runs its code."""
     kind = type_before_parametrizations(module)
     return any(
         issubclass(kind, known)
@@ -150,7 +150,7 @@ def computes_as(module: nn.Module, kinds: Iterable[type[nn.Module]]) -> bool:
 def own_parameters(module: nn.Module, *names: str) -> Any:
     """Return the parameters of these names; None where one is frozen, pruned or parametrized.
 
-    Such a one is a buffer or an attribute, and to take a missing bias for none would be wrong.
+    Such a parameter is a buffer or an attribute. A bias among them is not an absent bias.
     """
     try:
         return [module._parameters[name] for name in names]
@@ -159,7 +159,7 @@ def own_parameters(module: nn.Module, *names: str) -> Any:
 
 
 def all_modules_are_watched() -> bool:
-    """Whether there are hooks that torch calls for every module."""
+    """Return whether there are hooks that torch calls for every module."""
     return bool(
         torch_module._global_forward_hooks
         or torch_module._global_forward_pre_hooks

@@ -1,4 +1,4 @@
-"""What optimizers keep for each parameter, followed through the optimizers that they hold."""
+"""The state that optimizers keep for each parameter, also in the optimizers that they hold."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _TRANSPARENT = (Tensor, Optimizer, bool, int, float, str)
 
 
 class Kept(NamedTuple):
-    """One thing that an optimizer keeps: where, for which parameter, and the thing itself."""
+    """One object that an optimizer keeps: where, for which parameter, and the object."""
 
     path: str
     owner: Any
@@ -28,30 +28,30 @@ class Kept(NamedTuple):
 
 
 class Holdings:
-    """What an optimizer keeps, and those that it holds (SAM, Lookahead, lists of them).
+    """The state of an optimizer and of those that it holds (SAM, Lookahead, lists of them).
 
     A tensor belongs to the parameter that is its key in a dict, or has its place in a list like
     those of ``param_groups``.
 
     Attributes:
-        kept: all of it; of dicts also the keys.
-        optimizers, trained: itself and those that it holds; the parameters in their groups.
+        kept: all objects that they keep; of dicts also the keys.
+        optimizers, trained: the optimizer and those that it holds; the parameters in their groups.
     """
 
     def __init__(self, optimizer: Optimizer) -> None:
         kind = type(optimizer).__name__
         if not isinstance(optimizer, Optimizer):
             raise TypeError(
-                f"optimizer must be a torch.optim.Optimizer, but got {kind}; of a learning-rate "
-                "scheduler or a wrapper give its optimizer (.optimizer, .base)"
+                f"optimizer must be a torch.optim.Optimizer, but got {kind}; for a learning-rate "
+                "scheduler or a wrapper, give its optimizer (.optimizer, .base)"
             )
         self.kept = list(_walk(optimizer, kind, None, [], set()))
-        self.shapes = [getattr(x.value, "shape", None) for x in self.kept]  # as they are now
+        self.shapes = [getattr(x.value, "shape", None) for x in self.kept]  # the present ones
         self.optimizers = [x.value for x in self.kept if isinstance(x.value, Optimizer)]
         self.trained = [p for each in self.optimizers for group in _groups(each) for p in group]
 
     def keeps_the_same(self, other: Holdings | None) -> bool:
-        """Whether it keeps the tensors that ``other`` kept, in their shapes, and nothing opaque."""
+        """Return whether it keeps the tensors of ``other``, in their shapes, and nothing opaque."""
         if other is None or self.shapes != other.shapes:
             return False
         return all(
@@ -62,24 +62,24 @@ class Holdings:
         )
 
     def check(self, parameters: Mapping[str, Tensor], model: nn.Module | None = None) -> None:
-        """Refuse an optimizer that keeps something which cannot follow these parameters.
+        """Refuse an optimizer that keeps state which cannot follow these parameters.
 
         Args:
-            parameters: by name, those whose entries are about to move or to fall.
-            model: theirs, where a copy takes its place; None where all stay the same objects.
+            parameters: by name, those whose entries will move or be removed.
+            model: their model, if a copy will replace it; None if the objects stay.
         """
         names = {id(parameter): name for name, parameter in parameters.items()}
         if model is not None and any(id(parameter) not in names for parameter in self.trained):
             raise ValueError(
-                "the optimizer holds a parameter that is not the model's; give the one that "
-                "trains this model alone"
+                "the optimizer holds a parameter that is not the model's; give an optimizer that "
+                "trains this model only"
             )
         ours = {id(x) for x in (*self.optimizers, *self.trained, *parameters.values())}
         known = ours | {id(x.value) for x in self.kept} | {id(p.grad) for p in self.trained}
         sizes = {p.shape for p in parameters.values()}
 
         def is_left(x: Any) -> bool:
-            """Whether something would go on with what was before."""
+            """Return whether an object would still use the old parameters."""
             if isinstance(x, Tensor) and x.numel() > 1 and id(x) not in known:
                 return model is not None or x.shape in sizes
             held = x.parameters() if isinstance(x, nn.Module) else [x]
@@ -88,7 +88,7 @@ class Holdings:
 
         for path, owner, value in self.kept:
             name, wrong = names.get(id(owner)), ""
-            of_a_step = model is None and "_hooks[" in path  # a hook may hold what is
+            of_a_step = model is None and "_hooks[" in path  # a hook may hold what belongs to it
             is_state = isinstance(value, Tensor) and value.numel() > 1 and id(value) not in ours
             if isinstance(value, torch.optim.LBFGS):
                 wrong = "is LBFGS, whose history is of all parameters together"
@@ -98,27 +98,27 @@ class Holdings:
                     f"each weight, but has {list(value.shape)}; build a new optimizer"
                 )
             elif is_state and owner is None:
-                wrong = f"is a tensor of shape {list(value.shape)} that belongs to no parameter"
+                wrong = f"is a tensor of shape {list(value.shape)} without a parameter"
             elif isinstance(value, Tensor):
                 if id(value) in ours and name is not None and id(value) not in names:
-                    wrong = f"is trained in the place of {name!r}"
+                    wrong = f"is trained in place of {name!r}"
                 elif is_state and name is not None and not _gives_entries(value, owner):
-                    wrong = f"of {name!r} is a {type(value).__name__} that gives no single entries"
+                    wrong = f"of {name!r} is a {type(value).__name__} without single entries"
             elif isinstance(value, Optimizer) or value is model or of_a_step:
                 continue
             elif any(map(is_left, _held(value))):
                 wrong = f"is a {type(value).__name__} that holds parameters or their state"
             if wrong:
                 advice = (
-                    "give its .optimizer, which keeps all of the state"
+                    "give its .optimizer, which keeps all the state"
                     if self._adds_nothing(parameters, model)
-                    else "train with an elementwise optimizer, as SGD and Adam are, or leave it "
-                    "out and build a new one"
+                    else "train with an elementwise optimizer, as SGD and Adam are, or omit it and "
+                    "build a new one afterwards"
                 )
                 raise NotImplementedError(f"{path} {wrong}, which cannot be followed; {advice}")
 
     def _adds_nothing(self, parameters: Mapping[str, Tensor], model: nn.Module | None) -> bool:
-        """Whether it wraps an optimizer that can be followed, and keeps no state itself."""
+        """Return whether it wraps an optimizer that can be followed, and keeps no state itself."""
         inner = getattr(self.optimizers[0], "optimizer", None)
         if not isinstance(inner, Optimizer):
             return False
@@ -139,7 +139,7 @@ class Holdings:
         """Return the ids of parameters with a gradient, or with a state that a step has used."""
         had = {id(p) for p in self.trained if p.grad is not None}
         for _, owner, value in self.kept:
-            # Some make it before the first step; then it holds zeros.
+            # Some optimizers make the state before the first step; then it holds zeros.
             known = owner is None or value is owner or id(owner) in had
             if not known and type(value) in (Tensor, float, int) and torch.as_tensor(value).any():
                 had.add(id(owner))
@@ -158,7 +158,7 @@ def _groups(optimizer: Optimizer) -> list[list[Tensor]]:
 def _walk(
     value: Any, path: str, owner: Any, layouts: list[list[Any]], seen: set[int]
 ) -> Iterator[Kept]:
-    """Yield what is kept; ``layouts`` are the lists of parameters whose places others may have."""
+    """Yield what is kept; ``layouts`` are lists of parameters, in whose order others may be."""
     if isinstance(value, (Optimizer, dict, *SEQUENCES)):
         if id(value) in seen:
             return
@@ -190,18 +190,18 @@ def _walk(
 
 
 def _gives_entries(value: Tensor, owner: Tensor) -> bool:
-    """Whether a state gives the entries of some weights; codes with scales of blocks do not."""
+    """Return whether a state has an entry for each weight; codes with block scales have not."""
     try:
         if type(value) is not type(owner.data):
             value.new_zeros(1)
             value.index_select(0, torch.zeros(1, dtype=torch.long, device=value.device))
-    except Exception:  # whatever a class of tensors raises
+    except Exception:  # a class of tensors may raise anything
         return False
     return True
 
 
 def _fits(value: Any, layout: Any) -> bool:
-    """Whether tensors lie as these parameters do."""
+    """Return whether tensors are arranged as these parameters are."""
     if isinstance(layout, Tensor):
         return isinstance(value, Tensor) and value.shape == layout.shape
     is_list = isinstance(value, list | tuple) and len(value) == len(layout)
@@ -211,7 +211,7 @@ def _fits(value: Any, layout: Any) -> bool:
 def _held(value: Any) -> Iterator[Any]:
     """Yield an object and what it holds at any depth, except classes.
 
-    Of a function's globals only the tensors, modules and optimizers that it names.
+    Of a function's globals, yield only the tensors, modules and optimizers that it names.
     """
     stack, seen = [value], set()
     while stack:

@@ -1,4 +1,4 @@
-"""What a subclass of ``nn.Conv1d`` computes, where that is to pad, convolve and cut off ends."""
+"""Find what a subclass of ``nn.Conv1d`` computes, if it pads, convolves and cuts off ends."""
 
 from __future__ import annotations
 
@@ -13,24 +13,23 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 from sparseconv.nn.modules import computes_as, deepcopy_model
 from sparseconv.nn.state import shared_options
 
-# Magnitudes of weights. Their products with the integers of a series, and sums of these in any
-# order, are exact in float64: a layer that adds anything gives other bits than a convolution.
+# Magnitudes of weights. Their products with the integers of a series are exact in float64, as are
+# sums of these in any order: a layer that adds anything gives other bits than a convolution.
 _SIZES = torch.tensor([2.0**power for power in range(-13, 14)], dtype=torch.float64)
 _MODES = {"zeros": "constant", **{mode: mode for mode in ("replicate", "reflect", "circular")}}
 REMEDY = (
-    "copy its weight and bias into an nn.Conv1d, and put what else it does into a module around "
-    "that"
+    "copy its weight and bias into an nn.Conv1d, and move its other code into a module around that"
 )
 
 
 def convolution_of(conv: nn.Conv1d) -> dict[str, Any]:
     """Return the arguments of the ``SparseConv1d`` that computes what ``conv`` does.
 
-    A copy of a subclass runs on series of many lengths, in both modes, with weights of many sizes:
-    what prunes, limits or scales weights gives other outputs than a convolution.
+    It runs a copy of a subclass on series of many lengths, in both modes, with weights of many
+    sizes. A layer that prunes, limits or scales weights gives other outputs than a convolution.
 
     Raises:
-        TypeError: it does more than pad, convolve and cut off ends, or not always the same.
+        TypeError: the layer does more than pad, convolve and cut off ends, or varies.
     """
     kind, own = type_before_parametrizations(conv), vars(conv).keys() & {"forward", "_conv_forward"}
     if computes_as(conv, (nn.Conv1d,)) and not own:
@@ -42,7 +41,7 @@ def convolution_of(conv: nn.Conv1d) -> dict[str, Any]:
             raise TypeError(f"its forward takes {', '.join(takes)}, not the series alone")
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             return shared_options(conv) | _padding_of(_with_random_weights(conv, kind))
-    except Exception as error:  # of any code
+    except Exception as error:  # the layer may run any code
         raise TypeError(
             f"conv must pad, convolve and cut off ends only, but {kind.__name__} has its own "
             f"code: {error}; {REMEDY}"
@@ -56,7 +55,7 @@ def _with_random_weights(conv: Any, kind: Any) -> Any:
     sizes = {"weight": (conv.out_channels, conv.in_channels // conv.groups, *conv.kernel_size)}
     sizes |= {} if conv.bias is None else {"bias": (conv.out_channels,)}
     for name, size in sizes.items():
-        vars(twin).pop(name, None)  # what pruning has computed
+        vars(twin).pop(name, None)  # computed by pruning
         twin._parameters[name] = nn.Parameter(torch.empty(size, dtype=torch.float64))
     for tensor in (*twin.parameters(), *twin.buffers()):
         if tensor.is_floating_point():
@@ -88,12 +87,12 @@ def _padding_of(twin: Any) -> dict[str, Any]:
                 if all(convolve(x, left, total - left, mode, stride).equal(y) for x, y in runs):
                     return {"padding": (left, total - left), "padding_mode": mode}
                 fits_one = True
-    depends = "what it does depends on the length or the mode"
+    depends = "its padding depends on the length or the mode"
     raise TypeError(depends if fits_one else "it computes something else")
 
 
 def _run(twin: Any, length: int, training: bool) -> tuple[Tensor, Tensor]:
-    """Run the code of a layer's class; return a series and what came of it."""
+    """Run the code of a layer's class; return a series and its output."""
     x = 1.0 + torch.rand(1, twin.in_channels, length).argsort().double()  # all differ
     x *= torch.randn_like(x).sign()
     before = {name: (p, p.data_ptr(), p.clone()) for name, p in twin.named_parameters()}
@@ -102,7 +101,7 @@ def _run(twin: Any, length: int, training: bool) -> tuple[Tensor, Tensor]:
         old, place, content = before[name]
         if now is not old or now.data_ptr() != place or not now.equal(content):
             raise TypeError(
-                f"it writes its {name}, as a limit of its norm does; do that after each "
+                f"it writes its {name}, as a limit of the norm does; limit it after each "
                 "optimizer.step() instead"
             )
     if not isinstance(y, Tensor) or y.shape[:-1] != (1, twin.out_channels):

@@ -32,14 +32,14 @@ _NEVER_CHECKED: tuple[Any, int] = (None, -1)
 
 
 class PatternedModule(nn.Module):
-    """What a ``SparseConv1d`` has of a pattern: how it changes, and is saved and loaded."""
+    """Hold a pattern and its values: change, save and load them together."""
 
     values: nn.Parameter
     groups: int
     pattern_tag: Tensor
     _pattern: KernelCSR
 
-    def __new__(cls, *_: Any, **__: Any) -> Self:  # also of copies, and what pickle loads
+    def __new__(cls, *_: Any, **__: Any) -> Self:  # also called for copies and by pickle
         layer = super().__new__(cls)
         LAYERS[id(layer)] = layer
         return layer
@@ -52,7 +52,7 @@ class PatternedModule(nn.Module):
 
     @property
     def pattern(self) -> KernelCSR:
-        """Which weights are active; RuntimeError if the values may be those of another pattern."""
+        """The active weights; RuntimeError if the values may be those of another pattern."""
         tag: Any = self._buffers["pattern_tag"]
         checked = self._checked
         if is_dynamo_compiling():
@@ -73,7 +73,7 @@ class PatternedModule(nn.Module):
 
     @torch.no_grad()
     def set_pattern(self, new: KernelCSR, values: Tensor | None = None) -> None:
-        """Make other weights active; see ``rewire``, also for the errors.
+        """Make other weights active; see ``rewire`` for limits and errors.
 
         Args:
             new: the pattern, of the same shape.
@@ -99,27 +99,27 @@ class PatternedModule(nn.Module):
     def rewire(self, pattern: KernelCSR, source: Tensor, follow: Sequence[Tensor] = ()) -> None:
         """Make other weights active, and move what belongs to them.
 
-        ``self.values`` stays the same parameter object, so optimizers still hold it; if their
-        number stays, it is overwritten in place. Its gradient moves too; with another number of
-        weights it is dropped. ``DSTScheduler`` moves optimizer state and running averages.
-        Elsewhere, name the state in ``follow``, or, with another number of weights, build a new
-        optimizer: torch's fused optimizers do not check the length of their moments but write
-        outside their memory. Start a new average too. No other thread may call the layer at the
-        same time.
+        ``self.values`` stays the same parameter object, so optimizers still hold it. If nnz stays,
+        it is overwritten in place and its gradient moves too; if nnz changes, the gradient is
+        dropped. No other thread may call the layer at the same time.
+
+        ``DSTScheduler`` moves optimizer state and running averages. Otherwise name them in
+        ``follow``. If nnz changes, build a new optimizer and start a new average: torch's fused
+        optimizers do not check the length of their moments, and write outside their memory.
 
         Args:
             pattern: the new one, of the same shape.
-            source: int64 ``(pattern.nnz,)``: for each new active weight the index of the old one
-                whose value it keeps, or -1 if it begins at 0.
-            follow: tensors with one entry for each old active weight, as an optimizer's moments;
-                they are changed as ``values`` is.
+            source: int64 ``(pattern.nnz,)``. For each new active weight it holds the index of the
+                old one whose value it keeps, or -1 to begin at 0.
+            follow: tensors with one entry for each old active weight, such as an optimizer's
+                moments. They change as ``values`` does.
 
         Raises:
             TypeError, ValueError: another type or shape.
-            RuntimeError: the layer was made in ``torch.inference_mode()``, and this is outside;
+            RuntimeError: the layer was made in ``torch.inference_mode()`` and is changed outside;
                 torch's pruning computes its values; or another layer has their memory.
-            NotImplementedError: the values are sharded, or in shared memory. In all cases
-                everything is left as it was.
+            NotImplementedError: the values are sharded, or in shared memory.
+            After an error everything is unchanged.
 
         Example:
             >>> from sparseconv import SparseConv1d
@@ -135,9 +135,9 @@ class PatternedModule(nn.Module):
     def prepare_rewire(
         self, pattern: KernelCSR, source: Tensor, follow: Sequence[Tensor] = ()
     ) -> Callable[[], None]:
-        """Check and compute what ``rewire`` does; calling the result does it."""
+        """Check and prepare ``rewire``; the returned function performs it."""
         check_pattern(pattern, self._pattern.shape, self.groups)
-        # What an update on a GPU made is not read, or the CPU would wait for it.
+        # Do not read what an update on a GPU made, or the CPU would wait for it.
         kept = not pattern.only_on_gpu and pattern == self._pattern
         check_movable(self, same_pattern=kept)
         if source.shape != (pattern.nnz,) or not (
@@ -173,10 +173,10 @@ class PatternedModule(nn.Module):
         """Install a checked pattern; with another nnz the values become 0."""
         check_mode(self.values)
         device, dtype = self.values.device, self.values.dtype
-        with torch.inference_mode(False):  # tensors of that mode could not be trained later
+        with torch.inference_mode(False):  # inference tensors could not be trained later
             own_tag = new_tag(pattern)
             tag = own_tag.to(device, copy=True)
-            if are_shared(self.values) and pattern != self._pattern:  # other processes keep theirs
+            if are_shared(self.values) and pattern != self._pattern:  # others keep their pattern
                 self.values.data = self.values.detach().clone()
             if self.values.shape != (pattern.nnz,):
                 # A live graph keeps the old length for the next backward; a detour over another
@@ -188,7 +188,7 @@ class PatternedModule(nn.Module):
                 self.values.data = fresh
         self._pattern, self._own_tag = pattern, own_tag
         if pattern.only_on_gpu and self.pattern_tag.device == tag.device:
-            self.pattern_tag.copy_(tag)  # in place of a new one, which would be read
+            self.pattern_tag.copy_(tag)  # a new tag would be read
             self._checked = self.pattern_tag, self.pattern_tag._version
         else:
             self.register_buffer("pattern_tag", tag, persistent=False)
@@ -199,7 +199,7 @@ class PatternedModule(nn.Module):
         with torch.inference_mode(False):
             fresh = {name: getattr(self, name) for name in INDICES}
         if not holds_values(self) or self.values.is_meta:
-            return fresh  # no change of the pattern is possible
+            return fresh  # the pattern cannot change
         live: Any = self._live
         kept = live is not None and same_memory(live.values, self.values)
         if not kept or live.pattern != self._pattern:
@@ -215,8 +215,8 @@ class PatternedModule(nn.Module):
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._copy_pattern()
         if self._live is not None and not same_memory(self._live.values, self.values):
-            self._live = None  # state dicts keep the network as it was
-        if self.dense_probe is not None:  # the same object, which its scheduler knows
+            self._live = None  # state dicts keep the former network
+        if self.dense_probe is not None:  # keep the object that the scheduler knows
             self.dense_probe.grad = None
             self.dense_probe.data = new_probe(self._pattern.shape, self.values).data
         return self
@@ -228,14 +228,14 @@ class PatternedModule(nn.Module):
         destination.update((prefix + name, t) for name, t in self._live_indices().items())
         metadata = getattr(destination, "_metadata", {})
         if prefix[:-1] in metadata:  # as torch calls it
-            # Tensors may fit other shapes, too. Asking for the pattern checks the tag.
+            # Tensors may fit other shapes too. Reading the pattern checks the tag.
             metadata[prefix[:-1]]["shape"] = self.pattern.shape
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         """Load the layer's own entries whole or not at all."""
         hooks, self._load_state_dict_pre_hooks = self._load_state_dict_pre_hooks, OrderedDict()
         try:
-            for hook in hooks.values():  # before anything is read, as they may rename entries
+            for hook in hooks.values():  # before reading, because hooks may rename entries
                 hook(state_dict, prefix, *rest)
             self._load_entries(state_dict, prefix, *rest)
         finally:
@@ -245,7 +245,7 @@ class PatternedModule(nn.Module):
         metadata, strict, missing_keys, _, error_msgs = rest
         found = own_entries(self, state_dict, prefix)
         bias = self._parameters.get("bias")  # None also if it is parametrized
-        if not found:  # the layer's own are missing; a subclass may have others
+        if not found:  # the layer's own entries are missing; a subclass may have others
             super()._load_from_state_dict(state_dict, prefix, *rest)
             missing_keys.extend(prefix + name for name in INDICES if strict)
             return
@@ -255,9 +255,9 @@ class PatternedModule(nn.Module):
             if "values" in found and holds_values(self):
                 check_copied(self._live, self.values, found, pattern, kept)
             if metadata.get("assign_to_params_buffers"):
-                self._live = None  # state dicts keep the network as it was
+                self._live = None  # state dicts keep the former network
             elif holds_values(self) and not (kept or are_shared(self.values)):
-                check_alone(self)  # of shared memory the others keep what they have
+                check_alone(self)  # layers that share the memory keep their pattern
             self._adopt(pattern)
         except (TypeError, ValueError, RuntimeError) as error:
             error_msgs.append(f"{prefix.removesuffix('.') or type(self).__name__}: {error}")
@@ -274,13 +274,15 @@ class PatternedModule(nn.Module):
             self.register_buffer("pattern_tag", tag, persistent=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Copy and pickle without the probe: a scheduler that is copied too brings another."""
+        """Copy and pickle without the probe; a copied scheduler brings another."""
         own = {"dense_probe": None, "_live": None, "_checked": _NEVER_CHECKED}
         return {**self.__dict__, **own}
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "pattern":
-            raise AttributeError("set_pattern(pattern) sets the pattern: values move with it")
+            raise AttributeError(
+                "pattern cannot be assigned, because values move with it; call set_pattern(pattern)"
+            )
         if name in INDICES:  # torch.func.functional_call, with a state dict
             check_indices(value, getattr(self._pattern, name))
             return

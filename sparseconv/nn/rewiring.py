@@ -1,4 +1,4 @@
-"""How values, and what belongs to each of them, follow a change of pattern."""
+"""Values, and tensors with an entry for each of them, follow a change of pattern."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sparseconv.core.pattern import KernelCSR
 from sparseconv.nn.live_state import same_memory
 
-LAYERS: WeakValueDictionary[int, nn.Module] = WeakValueDictionary()  # all, by id
+LAYERS: WeakValueDictionary[int, nn.Module] = WeakValueDictionary()  # all layers, by id
 
 
 def check_pattern(pattern: KernelCSR, shape: tuple[int, int, int], groups: int) -> None:
@@ -51,10 +51,10 @@ def check_movable(layer: nn.Module, same_pattern: bool = False) -> None:
         )
     if are_shared(values) and not same_pattern:
         raise NotImplementedError(
-            "the values of this layer are in shared memory, where other processes would use them "
-            "at the positions of their own pattern: change the pattern before share_memory() or "
-            "before torch.multiprocessing sends the layer. Once no other process uses them, copy "
-            "them: layer.values.data = layer.values.data.clone()"
+            "the values of this layer are in shared memory, and other processes would use them at "
+            "the positions of their own pattern: change the pattern before share_memory() or "
+            "before torch.multiprocessing sends the layer. When no other process uses the values "
+            "any more, copy them: layer.values.data = layer.values.data.clone()"
         )
     if not same_pattern:
         check_alone(layer)
@@ -71,13 +71,13 @@ def check_alone(layer: nn.Module) -> None:
         if held is not own and type(values) is nn.Parameter and same_memory(values, own["values"]):
             raise RuntimeError(
                 "another layer has the memory of these values, but would keep its pattern: use one "
-                "layer in both places, or delete the other, or make it by copy.deepcopy, also of "
-                "the state dict that load_state_dict(assign=True) gets"
+                "layer in both places, or delete the other, or make it by copy.deepcopy; with "
+                "load_state_dict(assign=True), copy the state dict by copy.deepcopy"
             )
 
 
 def check_mode(values: Tensor) -> None:
-    """Refuse values that were made in inference mode, outside of it."""
+    """Refuse to change values outside inference mode that were made in it."""
     if values.is_inference() and not torch.is_inference_mode_enabled():
         raise RuntimeError(
             "a layer made in torch.inference_mode() can be changed in that mode only; "
@@ -86,15 +86,15 @@ def check_mode(values: Tensor) -> None:
 
 
 def holds_values(layer: nn.Module) -> bool:
-    """Whether all the values are a parameter of the layer, and in this process."""
+    """Return whether the values are a parameter of the layer, and all are in this process."""
     values = layer._parameters.get("values")
-    # FSDP2's parameters are DTensors; FSDP1 with use_orig_params marks its own.
+    # FSDP2's parameters are DTensors; FSDP1 with use_orig_params marks its parameters.
     return type(values) is nn.Parameter and not hasattr(values, "_fsdp_flattened")
 
 
 def are_shared(values: Any) -> bool:
-    """Whether other processes may have the values too, with a pattern of their own."""
-    return values.device.type == "cpu" and bool(values.is_shared())  # on CUDA all memory is
+    """Return whether other processes may have the values too, with their own pattern."""
+    return values.device.type == "cpu" and bool(values.is_shared())  # on CUDA always true
 
 
 def survivors(old: KernelCSR, new: KernelCSR) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a ``SparseConv1d`` accepts: a pattern, values, a state dict, an ``nn.Conv1d``."""
+"""The inputs that a ``SparseConv1d`` accepts: values, a state dict, an ``nn.Conv1d``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sparseconv.nn.rewiring import holds_values
 
 
 def check_floats(name: str, tensor: Tensor, size: int) -> None:
-    """Refuse what cannot be copied into a parameter ``(size,)``."""
+    """Refuse a tensor that cannot be copied into a parameter ``(size,)``."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} must be a tensor, but got {type(tensor).__name__}")
     check_dense(name, tensor)
@@ -46,9 +46,9 @@ def current(layer: nn.Module, name: str) -> Tensor:
 
 
 def asks_for_gradients(layer: nn.Module, name: str) -> bool:
-    """Whether a weight, values or bias does, or a parameter that it is computed from.
+    """Return whether a weight, values or bias needs gradients, or a parameter that it comes from.
 
-    What was computed before may be that of a pass without gradients.
+    The computed tensor itself may stem from a pass without gradients.
     """
     if (own := layer._parameters.get(name)) is not None:
         return own.requires_grad
@@ -71,7 +71,7 @@ _FORMATS = (
 def own_entries(layer: nn.Module, state_dict: dict[str, Any], prefix: str) -> dict[str, Any]:
     """Return the entries under the layer's prefix, without it.
 
-    Except those that a subclass, pruning or parametrization added: nn.Module loads them.
+    Leave out those that a subclass, pruning or parametrization added: nn.Module loads them.
     """
     added = {*layer._parameters, *layer._buffers, *layer._modules, _EXTRA_STATE_KEY_SUFFIX}
     added -= set(NAMES)
@@ -136,7 +136,7 @@ def _check_same_pattern(found: dict[str, Any], pattern: KernelCSR) -> None:
         indices, present = found.get(name), getattr(pattern, name)
         if not isinstance(indices, Tensor) or not indices.cpu().equal(present):
             raise ValueError(
-                f"{name} must be those of the layer's current pattern, because its values are "
-                "computed from others or sharded; load before sharding, or call "
-                "torch.nn.utils.prune.remove(layer, 'values') first"
+                f"{name} must be those of the layer's present pattern, because its values are "
+                "computed from others or sharded; load before sharding, or first call "
+                "torch.nn.utils.prune.remove(layer, 'values')"
             )

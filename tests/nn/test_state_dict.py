@@ -174,7 +174,7 @@ def test_a_layer_with_more_loads_its_own_state(make):
         make = functools.partial(pruned, layer.pattern)
         twin = make()
         wrong = state | {"crow_indices": state["crow_indices"].flip(0)}
-        with pytest.raises(RuntimeError, match="crow_indices must be those of the layer's current"):
+        with pytest.raises(RuntimeError, match="crow_indices must be those of the layer's present"):
             twin.load_state_dict(wrong)
     twin.load_state_dict(state)
     for name, tensor in twin.state_dict().items():
@@ -269,7 +269,7 @@ def test_a_state_dict_is_a_network_that_was_or_is(kept, change):
     everywhere = "copied" in kept or change == "another number"
     for each in [model, *(copies[:1] if everywhere else [])]:
         with pytest.raises(
-            RuntimeError, match=r"keep copy\.deepcopy.* Other layers may be|size mism"
+            RuntimeError, match=r"keep copy\.deepcopy.* Other layers may have|size mism"
         ):
             each.load_state_dict(best)
     assert model(x).equal(last)

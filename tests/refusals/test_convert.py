@@ -64,7 +64,7 @@ test_to_dense = refusals(
     (lambda: to_dense(3), TypeError, "an nn.Module, but got int"),
     (lambda: to_dense(distributed(HOOKED)), ValueError, "make dense its module and wrap the res"),
     (lambda: to_dense(nn.Sequential(OwnSparse(2, 3, 5))), NotImplementedError, "'0': this OwnSp"),
-    (OwnSparse(2, 3, 5).to_dense, NotImplementedError, "code, which an nn.Conv1d cannot keep; put"),
+    (OwnSparse(2, 3, 5).to_dense, NotImplementedError, "code, which an nn.Conv1d cannot keep; mov"),
     (PATCHED.to_dense, NotImplementedError, "this Named has its own code"),
     (lambda: to_dense(nn.Sequential(HOOKED)), ValueError, "'0' has hooks, which would be lost"),
 )
