@@ -1,9 +1,9 @@
-"""Layers in a row as one autograd function, on tensors in the kernels' own order.
+"""Consecutive layers as one autograd function, on tensors in the kernels' own order.
 
 Between the layers a series is not a row of memory: 16 series, or pieces of series, lie side by side
-in vectors (``csrc/cpu/plan/lane_order.h``). No strided tensor can say that, so the order never
-leaves a chain: its input and output are ordinary tensors, converted once in and once out, and what
-lies between is not observable.
+in vectors (``csrc/cpu/plan/lane_order.h``). Strided tensors cannot express this order, so it never
+leaves a chain. Input and output are ordinary tensors, each converted once. Intermediates are not
+observable.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from sparseconv.ops.backends import extension
 
 CHAIN_DTYPES = (torch.float32, torch.float64)
 UNSHARED = "kernels of 16 x 16 channels have different taps; block_mask and block=16 make blocks"
-UNFIT = "groups cut blocks of 16 channels, or so many channels and taps do not fit into the caches"
+UNFIT = "groups cut blocks of 16 channels, or the channels and taps are too many for the caches"
 
 
 def runs_eagerly() -> bool:
-    """Whether torch just computes: no tracer, mode, transform, or forward-mode derivative.
+    """Return whether torch just computes: no tracer, mode, transform, or forward-mode derivative.
 
-    It may cast, but only to bfloat16 where a matrix unit computes that: see ``in_rows``.
+    Autocast is allowed only to bfloat16 where a matrix unit computes that: see ``in_rows``.
     """
     casts = torch.is_autocast_enabled("cpu")
     if torch.compiler.is_compiling() or extension is None:
@@ -39,7 +39,7 @@ def runs_eagerly() -> bool:
 
 
 def in_rows(x: Tensor) -> bool:
-    """Whether a chain for ``x`` computes in bfloat16, in the order of a matrix unit's tiles."""
+    """Return whether a chain for ``x`` computes in bfloat16, in the order of a matrix unit."""
     casts = torch.is_autocast_enabled("cpu")
     if casts:
         return x.dtype in (torch.float32, torch.bfloat16) and _casts_to_bfloat16()
@@ -53,7 +53,7 @@ def _casts_to_bfloat16() -> bool:
 
 
 class Conv(NamedTuple):
-    """A sparse convolution that keeps the length, and perhaps a ReLU; see ``keeps_order``."""
+    """A sparse convolution that keeps the length, with or without ReLU; see ``keeps_order``."""
 
     values: Tensor
     bias: Tensor | None
@@ -77,16 +77,16 @@ class Pointwise(NamedTuple):
 
 
 class NormRelu(NamedTuple):
-    """``nn.BatchNorm1d`` and ReLU; in training it updates the statistics that it is given.
+    """``nn.BatchNorm1d`` and ReLU; training updates the given statistics.
 
-    In eval mode, with the running statistics, only while no gradients are recorded.
+    With the running statistics, in eval mode, it runs only while no gradients are recorded.
     """
 
     weight: Tensor | None
     bias: Tensor | None
     running_mean: Tensor | None
     running_var: Tensor | None
-    momentum: float | None  # None: statistics over all batches
+    momentum: float | None  # None: average over all batches
     eps: float
     training: bool = True
     num_batches_tracked: Tensor | None = None
@@ -99,21 +99,21 @@ Stage = Conv | Pointwise | NormRelu  # each begins with two tensors: a weight, a
 
 
 def fits_rows(pattern: KernelCSR, geometry: Geometry) -> bool:
-    """Whether a matrix unit can multiply the pattern's blocks, or the taps of one channel."""
+    """Return whether a matrix unit can multiply the pattern's blocks or the taps of a channel."""
     assert extension is not None
     return bool(extension.fits_rows(pattern.crow_indices, pattern.col_indices, geometry))
 
 
 def rounds_float32() -> bool:
-    """Whether torch lets its own CPU convolutions round float32 to bfloat16."""
+    """Return whether torch lets its own CPU convolutions round float32 to bfloat16."""
     unit = torch.backends.mkldnn
     return bool(unit.enabled and unit.conv.fp32_precision == "bf16")  # type: ignore[attr-defined]
 
 
 def kernels_for(pattern: KernelCSR, geometry: Geometry, dtype: torch.dtype) -> tuple[str, str]:
-    """Name the kernels of a layer alone, ``"blocks"`` or ``"single weights"``; then why not blocks.
+    """Name the kernels of a single layer: ``"blocks"`` or ``"single weights"``, and why not blocks.
 
-    Both are empty where that is not a question: single weights that no matrix unit could compute.
+    Both are empty for single weights that a matrix unit could not compute anyway.
     """
     if extension is None:
         return "", ""
@@ -129,13 +129,13 @@ def kernels_for(pattern: KernelCSR, geometry: Geometry, dtype: torch.dtype) -> t
     if fits_rows(pattern, geometry):
         return "blocks", ""
     empty = KernelCSR.from_positions(torch.zeros(0, dtype=torch.int64), geometry.shape)
-    return "single weights", UNSHARED if fits_rows(empty, geometry) else UNFIT  # all share no taps
+    return "single weights", UNSHARED if fits_rows(empty, geometry) else UNFIT
 
 
 def keeps_order(geometry: Geometry) -> bool:
-    """Whether the kernels can take and give tensors in their own order.
+    """Return whether the kernels can read and write tensors in their own order.
 
-    Outputs are as long as inputs, padding is zeros or replicated ends.
+    They can if outputs have the length of inputs, and padding is zeros or replicated ends.
 
     Example:
         >>> keeps_order(Geometry.of((8, 4, 3), 1, "same", 1, 1, "zeros"))
@@ -145,9 +145,9 @@ def keeps_order(geometry: Geometry) -> bool:
 
 
 class Chain:
-    """Runs stages one after the other, on tensors in the kernels' own order.
+    """Run stages one after the other, on tensors in the kernels' own order.
 
-    What does not depend on their tensors is made once, and kept for the next call.
+    What does not depend on tensors is made once and kept for the next call.
 
     Example:
         >>> geometry = Geometry.of((2, 1, 1), 1, 0, 1, 1, "zeros")
@@ -157,7 +157,7 @@ class Chain:
     """
 
     def __init__(self) -> None:
-        self._made: tuple[list[Any], Any] = [], None  # for which settings, and in C++
+        self._made: tuple[list[Any], Any] = [], None  # the settings, and the chain in C++
 
     def __call__(self, x: Tensor, stages: Sequence[Stage]) -> Tensor | None:
         """Compute the stages.
@@ -165,14 +165,14 @@ class Chain:
         Args:
             x: ``(N, C, L)``, float32, float64 or, where ``in_rows``, bfloat16, on the CPU, not
                 empty; any strides.
-            stages: what is computed.
+            stages: the stages to compute.
 
         Returns:
-            ``(N, C_out, L)``, contiguous, bfloat16 where ``in_rows``. Convolutions have the bits
-            that they have alone (in rows, layers with fewer than 16 channels and gradients of
-            replicated samples have others); sums over positions (BatchNorm, gradients of weights)
-            depend on N and L, but neither on the number of threads nor on the instruction set. None
-            where torch is asked for more than computing, or where tensors do not fit; then nothing
+            ``(N, C_out, L)``, contiguous, bfloat16 where ``in_rows``. Convolutions give the same
+            bits as outside a chain. (In rows, layers with fewer than 16 channels and gradients of
+            replicated samples give others.) Sums over positions, as in BatchNorm and gradients of
+            weights, depend on N and L, but not on the threads or the instruction set.
+            None where torch does more than compute, or where tensors do not fit; then nothing
             is changed.
         """
         assert extension is not None
@@ -184,7 +184,7 @@ class Chain:
             chain = extension.Chain(rows)
             for stage in stages:
                 stage.add_to(chain)
-            made = self._made = settings, chain  # as a whole, for other threads may be here too
+            made = self._made = settings, chain  # in one assignment: other threads may be here
         tensors = [tensor for stage in stages for tensor in stage[:2]]
         statistics = [
             (s.running_mean, s.running_var, s.num_batches_tracked, s.momentum)
@@ -210,15 +210,15 @@ _BY_TORCH: dict[str, Any] = {
 def gradients_by_python(
     stages: Sequence[tuple[Any, ...]], grad: Tensor, inputs: Sequence[Any], needed: Sequence[bool]
 ) -> list[Tensor | None]:
-    """The gradients of what C++ has computed, where they have to have gradients themselves.
+    """Compute the gradients of a chain where they need gradients themselves.
 
-    Called by csrc/autograd/chain.cpp, for double backward and torch's transforms.
+    csrc/autograd/chain.cpp calls it for double backward and torch's transforms.
 
     Args:
-        stages: of each its name and settings.
-        grad: of the output.
-        inputs: of the first stage, then two tensors or None for each stage.
-        needed: whose gradients are asked for.
+        stages: name and settings of each.
+        grad: gradient of the output.
+        inputs: the input of the first stage, then two tensors or None for each stage.
+        needed: for each input whether its gradient is needed.
     """
 
     def outputs(*wanted: Tensor) -> Tensor:
@@ -236,10 +236,10 @@ def gradients_by_python(
         if torch._C._autograd._top_saved_tensors_default_hooks(True) is None:
             _, pull_back, *_ = torch.func.vjp(outputs, *wanted)
             found = iter(pull_back(grad))
-        else:  # which torch.func does not know
+        else:  # torch.func does not support such hooks
             again = torch.is_grad_enabled()
             with torch.enable_grad():
-                # Views, so that a tensor that occurs twice, or depends on another, is told apart.
+                # Views distinguish a tensor that occurs twice, or depends on another.
                 own = [tensor.view_as(tensor) for tensor in wanted]
                 y = outputs(*own)
             found = iter(torch.autograd.grad(y, own, grad, create_graph=again))

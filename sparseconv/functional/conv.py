@@ -46,23 +46,23 @@ def sparse_conv1d(
     - left]``, the cross-correlation that ``F.conv1d`` computes with a weight that is zero outside
     ``pattern``. Differentiable in ``input``, ``values`` and ``bias``, twice and more.
 
-    NaN and infinity travel along active weights only. A weight that is itself not finite also
-    meets the zeros beyond the ends of the series, in padding and in gradients, and makes NaN there.
+    NaN and infinity spread along active weights only. A weight that is not finite also meets the
+    zeros beyond the ends of the series, in padding and in gradients, and makes NaN there.
 
     Args:
         input: ``(N, C_in, L_in)`` or ``(C_in, L_in)``; float32, float64, bfloat16 or float16
             (the half types accumulate in float32); any strides.
         values: ``(nnz,)``, the active weights in the pattern's CSR order; dtype of ``input``.
-        pattern: which weights are active; shape ``(C_out, C_in // groups, K)``.
+        pattern: the active weights; shape ``(C_out, C_in // groups, K)``.
         bias: ``(C_out,)`` or None.
         stride, dilation, groups: as in ``F.conv1d``.
         padding: as in ``F.conv1d``, or a pair ``(left, right)``, in samples.
-        padding_mode: ``"zeros"``, ``"replicate"``, ``"reflect"`` or ``"circular"``, done inside
-            the kernel: only the CUDA kernels make a padded copy of the input.
+        padding_mode: ``"zeros"``, ``"replicate"``, ``"reflect"`` or ``"circular"``. Kernels pad
+            while they read; only the CUDA kernels make a padded copy of the input.
         backend: ``"auto"``, ``"cpp"`` (CPU kernels), ``"cuda"``, ``"triton"`` or ``"reference"``
             (dense). A named backend runs or raises.
-        relu: replace negative outputs by 0 before they are stored; the bits of ``F.relu`` of the
-            output, but that it makes 0 of a -0 in half types, and its gradients.
+        relu: replace negative outputs by 0 before they are stored. Outputs and gradients have the
+            bits of ``F.relu`` of the output, except that -0 becomes 0 in half types.
 
     Returns:
         ``(N, C_out, L_out)`` or ``(C_out, L_out)``.
@@ -99,7 +99,7 @@ def sparse_conv1d_resolved(
     backend: str,
     relu: bool = False,
 ) -> Tensor:
-    """``sparse_conv1d`` with resolved arguments."""
+    """Compute ``sparse_conv1d`` of resolved arguments."""
     if not (
         isinstance(input, Tensor)
         and isinstance(values, Tensor)
@@ -108,7 +108,7 @@ def sparse_conv1d_resolved(
         refuse_types(input, values, bias)
     device = input.device
     if not is_compiling() and resolve_backend(backend, device) == "cpp" and extension is not None:
-        crow, col = pattern._crow, pattern._col  # the plan knows whether they were changed
+        crow, col = pattern._crow, pattern._col  # the plan notices changes of them
         if crow is None:
             crow, col = pattern.on(device)
         plain: Tensor | None = extension.plain_conv(input, values, bias, crow, col, geometry, relu)
@@ -119,7 +119,7 @@ def sparse_conv1d_resolved(
         input, values, bias = as_autocast(input, values, bias)
     x = input.unsqueeze(0) if input.dim() == 2 else input
     pays = device.type == "cuda" and (
-        # A prototype of the blocks' kernels was the fastest at each length, but no GPU timed these.
+        # A prototype of the block kernels was the fastest at each length; these were not timed.
         not (gpu_plans.tile_of(pattern.block, geometry) and multiplies_blocks(x.dtype, device))
         and gpu_plans.cuda_pays(x.dtype, pattern.nnz, geometry)
     )
@@ -144,9 +144,9 @@ def convolve(
     relu: bool,
     backend: str,
 ) -> Tensor:
-    """``sparse_conv1d`` by an op of a backend, with gradients of any order.
+    """Compute ``sparse_conv1d`` by an op of a backend, with gradients of any order.
 
-    ``x`` is ``(N, C_in, L_in)``; ``numbers`` are ``Geometry.numbers``; all arguments were checked.
+    ``x`` is ``(N, C_in, L_in)``, ``numbers`` are ``Geometry.numbers``. All arguments are checked.
     """
     _teach_counters()
     tensors = x, values, bias, crow_indices, col_indices
@@ -162,7 +162,7 @@ def _teach_counters() -> None:
 
 
 def _leaves_torch() -> bool:
-    """Whether torch exports a graph for ONNX, whose runtimes do not have the kernels."""
+    """Return whether torch exports a graph for ONNX, whose runtimes do not have the kernels."""
     return (is_compiling() or _is_tracing()) and torch.onnx.is_in_onnx_export()
 
 
@@ -176,9 +176,9 @@ def as_autocast(*tensors: Tensor | None) -> tuple[Any, ...]:
     )
 
 
-# The convolution is linear in the input and in the values, so the gradients of it and of its two
-# gradients are the three again: that makes every order of differentiation available. Their
-# arguments are two tensors (and a bias), crow_indices, col_indices and a tuple of all others.
+# The convolution is linear in the input and in the values. Gradients of it and of its two gradients
+# are therefore the same three functions, to every order of differentiation. Their arguments are two
+# tensors (and a bias), crow_indices, col_indices and a tuple of all others.
 class _Fprop(Differentiable):
     """fprop with bias and ReLU, where torch transforms it."""
 
@@ -250,7 +250,7 @@ class _Gradient(Differentiable):
         return _Gradient.call(of_grad, factor, *rest) + _Gradient.call(grad, of_factor, *rest)
 
 
-if extension is None:  # csrc/autograd/conv.cpp does it, in less time
+if extension is None:  # else csrc/autograd/conv.cpp does it, in less time
 
     def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         *tensors, numbers, relu = inputs
@@ -276,10 +276,10 @@ def gradients(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Return the needed gradients of input, values and bias; they have gradients themselves.
 
-    csrc/autograd/conv.cpp calls it for all but plain backward passes on a CPU.
+    csrc/autograd/conv.cpp calls it for all except plain backward passes on a CPU.
     """
     _teach_counters()
-    # Read off the tensor: to a compiler a number kept in the context is always this number.
+    # Read from the tensor: a compiler takes a number kept in the context for a constant.
     how = tuple(numbers), x.shape[2], backend
 
     def of_parameters() -> tuple[Tensor | None, Tensor | None]:
@@ -299,22 +299,22 @@ def gradients(
 def _side_by_side(
     first: Callable[[], T], second: Callable[[], U], device: torch.device
 ) -> tuple[T, U]:
-    """Call both; while a CUDA graph is captured, as branches of it that run at the same time.
+    """Call both; while a CUDA graph is captured, make them branches that run at the same time.
 
-    On short series a gradient alone leaves most of a GPU idle. Elsewhere a second stream would
+    On short series one gradient leaves most of a GPU idle. Outside a graph a second stream would
     cost more than it gains.
     """
     if device.type != "cuda" or is_compiling() or not torch.cuda.is_current_stream_capturing():
         return first(), second()
-    here, beside = torch.cuda.current_stream(device), _second_stream(device)
-    beside.wait_stream(here)
+    here, other = torch.cuda.current_stream(device), _second_stream(device)
+    other.wait_stream(here)
     try:
-        with torch.cuda.stream(beside):
-            # Its memory is of this stream, which waits as above before it is used again.
+        with torch.cuda.stream(other):
+            # The result is memory of the other stream, which waits as above before it reuses it.
             of_second = second()
         return first(), of_second
     finally:
-        here.wait_stream(beside)  # or the end of the capture would hide the error
+        here.wait_stream(other)  # else the end of the capture would hide the error
 
 
 @functools.cache

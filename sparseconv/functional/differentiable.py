@@ -12,12 +12,12 @@ from torch.compiler import is_dynamo_compiling
 
 
 def is_transformed() -> bool:
-    """Whether a transform of ``torch.func`` is at work, or torch differentiates in forward mode."""
+    """Return whether a transform of ``torch.func`` or forward-mode differentiation is active."""
     return _are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 class Rest:
-    """The arguments that are not tensors: torch.func would look into a tuple for some."""
+    """The arguments that are not tensors; torch.func would search a tuple for tensors."""
 
     def __init__(self, args: tuple[Any, ...]) -> None:
         self.args = args
@@ -33,15 +33,15 @@ class Differentiable(torch.autograd.Function):
 
     @classmethod
     def call(cls, *args: Any) -> Tensor:
-        """Compute, given tensors and a tuple; record a derivative where torch asks for one."""
+        """Compute from tensors and a tuple; record a derivative where torch needs one."""
         *tensors, rest = args
         if is_dynamo_compiling() and is_transformed():
             raise NotImplementedError(
-                "torch.compile with fullgraph=True cannot compile a sparse convolution inside of "
-                "torch.func (vmap, grad, jvp, ...) or forward-mode differentiation; leave "
-                "fullgraph=True out, or apply the transform to the module that is not compiled"
+                "torch.compile with fullgraph=True cannot compile a sparse convolution inside "
+                "torch.func (vmap, grad, jvp, ...) or forward-mode differentiation; omit "
+                "fullgraph=True, or apply the transform to the module that is not compiled"
             )
-        record: Any = cls.apply  # in no function apart, into which torch.compile would look
+        record: Any = cls.apply  # not in a separate function: torch.compile would trace it
         run = record if is_transformed() or torch.is_grad_enabled() else cls.forward
         result: Tensor = run(*tensors, Rest(rest))
         return result
