@@ -1,4 +1,4 @@
-"""The registered ops and what runs them: schemas, backends, plans, Triton's kernels."""
+"""The registered ops and their implementations: schemas, backends, plans, Triton's kernels."""
 
 from sparseconv.ops import schemas
 

@@ -1,4 +1,4 @@
-"""Which implementations are built, which can run here, and why not."""
+"""The implementations: which are built, which can run here, and why others cannot."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def _load_extension() -> tuple[ModuleType | None, str]:
     except ImportError as error:  # not built, or built against another torch
         remedy = "build it with `pip install --no-build-isolation .` (needs a C++20 compiler)"
         if (Path(__file__).parents[2] / "setup.py").exists():
-            remedy += "; an installed one is hidden by the sources here: run from another folder"
+            remedy += "; the sources here hide an installed one: run from another folder"
         return None, f"the C++ extension cannot be loaded ({error}); {remedy}"
 
 
 extension, _missing_reason = _load_extension()
 if extension is None:
-    # Once per process, and never an error: it can be filtered.
+    # Once per process: a warning, which can be filtered, and never an error.
     warnings.warn(
         f"sparseconv computes with its dense reference, slowly: {_missing_reason}",
         RuntimeWarning,
@@ -43,7 +43,7 @@ if extension is None:
 
 @constant_in_graphs
 def _preferred() -> str:
-    # Every call of a layer reads it; os.environ would take a twentieth of a small one.
+    # Every call of a layer reads it; os.environ would take 5 % of the time of a small one.
     getenv = os.environ.get if extension is None else extension.getenv
     return getenv("SPARSECONV_BACKEND") or "auto"
 
@@ -58,7 +58,7 @@ def _load_triton() -> tuple[ModuleType | None, str]:
 
 
 def _missing(name: str) -> str | None:
-    """The reason why a backend is not installed; None if it is."""
+    """Return the reason why a backend is not installed; None if it is."""
     if name == "triton":
         module, reason = _load_triton()
         return reason if module is None else None
@@ -81,7 +81,7 @@ def _interpreted() -> bool:
 
 @constant_in_graphs
 def _why_not(name: str, device_type: str) -> str | None:
-    """The reason why a backend cannot compute on this type of device; None if it can."""
+    """Return the reason why a backend cannot compute on this type of device; None if it can."""
     reason = _missing(name)
     if reason is not None or device_type == _ON[name]:
         return reason
@@ -97,7 +97,7 @@ def _why_not(name: str, device_type: str) -> str | None:
 
 
 def _state(name: str) -> str:
-    """The state of one backend."""
+    """Return the state of one backend."""
     if name == "reference":
         return "available"
     no_gpu = "no GPU: torch sees no CUDA device"
@@ -111,7 +111,7 @@ def _state(name: str) -> str:
         try:
             threads = "" if extension.openmp else ", one thread: built without OpenMP"
             return f"available (CPU, {extension.isa()}{threads})"
-        except ValueError as error:  # SPARSECONV_CPU_ISA names what this CPU cannot run
+        except ValueError as error:  # this CPU cannot run what SPARSECONV_CPU_ISA names
             return str(error)
     if name == "triton" and _interpreted():
         return "available (CPU, interpreted: slow, for tests)"
@@ -123,14 +123,14 @@ def _state(name: str) -> str:
 
 @constant_in_graphs
 def multiplies_blocks(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether Triton's kernels multiply blocks of channels in this dtype: on tensor cores.
+    """Return whether Triton's kernels multiply blocks of channels in this dtype on tensor cores.
 
-    In float32 only where torch lets its own convolutions round to TF32.
+    In float32 they do so only where torch lets its own convolutions round to TF32.
     """
     exact = torch.backends.cudnn.conv.fp32_precision != "tf32"  # type: ignore[attr-defined]
     if dtype == torch.float64 or (dtype == torch.float32 and exact):
         return False
-    # On the CPU Triton's interpreter stands for them.
+    # On the CPU Triton's interpreter emulates them.
     runs = _why_not("triton", device.type) is None
     return runs and (device.type == "cpu" or _has_tensor_cores(device))
 
@@ -143,8 +143,8 @@ def available_backends() -> dict[str, str]:
     """Name every backend with its state on this machine.
 
     Returns:
-        ``{"cpp": ..., "cuda": ..., "triton": ..., "reference": ...}``: ``"available"``, followed by
-        the instruction set or the GPU in use where there is one, or the reason why the backend
+        ``{"cpp": ..., "cuda": ..., "triton": ..., "reference": ...}``. Each value is
+        ``"available"``, with the instruction set or GPU in use, or the reason why the backend
         cannot run.
 
     Example:
@@ -158,14 +158,14 @@ def available_backends() -> dict[str, str]:
 def resolve_backend(name: str, device: torch.device, cuda_pays: bool = False) -> str:
     """Turn a requested backend into one that runs on ``device``, or raise with the reason.
 
-    ``"auto"`` is ``SPARSECONV_BACKEND`` if it is set, else the C++ kernels for CPU tensors, and
-    for CUDA tensors Triton's, or the CUDA kernels where these are faster
-    (``cuda_pays``), else the dense reference. A named backend is never replaced by another.
+    ``"auto"`` is ``SPARSECONV_BACKEND`` if it is set. Else it is the C++ kernels for CPU tensors.
+    For CUDA tensors it is Triton's kernels, or the CUDA kernels where they are faster
+    (``cuda_pays``). Without these it is the dense reference. A named backend is never replaced.
     """
     if name == "auto":
         name = _preferred()
     if name == "auto":
-        # The first comparison takes a third of the second's time.
+        # The first comparison takes a third of the time of the second.
         if device == _CPU or device.type == "cpu":
             return "cpp" if extension is not None else "reference"
         return next(

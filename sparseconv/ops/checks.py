@@ -1,4 +1,4 @@
-"""What the ops refuse: the words of an error about the tensors of a convolution."""
+"""Checks of the tensors of a convolution, and their error messages."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from sparseconv.core.geometry import DTYPES, Geometry
 
 
 class DtypeError(TypeError, RuntimeError):
-    """A dtype that does not fit, of which ``F.conv1d`` makes a RuntimeError."""
+    """A dtype that does not fit; ``F.conv1d`` raises RuntimeError for it."""
 
 
 def check(input: Tensor, values: Tensor, nnz: int, bias: Tensor | None, geometry: Geometry) -> None:
-    """Refuse what the kernels cannot compute, in F.conv1d's words where it has them."""
+    """Refuse what the kernels cannot compute, in F.conv1d's words where they exist."""
     dtype, device = input.dtype, input.device
     if not (
         dtype in DTYPES
@@ -58,7 +58,7 @@ _FX = (
 
 
 def refuse_types(input: Tensor, values: Tensor, bias: Tensor | None) -> None:
-    """Raise the error of the first tensor that no kernel takes."""
+    """Raise the error for the first tensor that no kernel accepts."""
     for name, tensor in (("input", input), ("values", values), ("bias", bias)):
         if tensor is None and name == "bias":
             continue

@@ -1,4 +1,4 @@
-"""What the ops run for CUDA tensors: the CUDA kernels, with the plans of the index tensors."""
+"""The ops for CUDA tensors: the CUDA kernels, with the plans of the index tensors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sparseconv.ops.padding import folds_padding
 
 
 def _planned(op: Any, make: Callable[..., gpu_plans.Masks], first: int) -> Callable[..., Tensor]:
-    """Call a CUDA kernel with the plan of two index tensors, which are arguments from ``first``."""
+    """Call a CUDA kernel with the plan of the two index tensors, the arguments from ``first``."""
 
     def launched(*args: Any) -> Tensor:
         crow, col, geometry, *rest = args[first:]

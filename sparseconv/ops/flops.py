@@ -1,4 +1,4 @@
-"""Formulas by which torch's FLOP counters count the registered ops: by their active weights.
+"""Formulas for torch's FLOP counters, which count the active weights of the registered ops.
 
 A multiply-add is two operations.
 """
@@ -18,7 +18,7 @@ _MODULE = "torch.utils.flop_counter"
 
 
 def _fprop(input: Tensor, values: Tensor, *_: Any, out_val: Tensor, **__: Any) -> int:
-    """Each active weight meets every output of its row once: N * L_out."""
+    """Count N * L_out multiply-adds for each active weight, one for every output of its row."""
     return 2 * out_val.shape[0] * out_val.shape[2] * values.shape[0]
 
 
@@ -40,11 +40,11 @@ _FORMULAS: dict[Any, Callable[..., int]] = {
 def teach_counters() -> None:
     """Register the formulas with ``torch.utils.flop_counter``, and with the counters that run.
 
-    Does nothing where that module is not imported: it imports Triton, which takes a third of a
+    It does nothing if that module is not imported, because its import of Triton takes a third of a
     second. It is called when this package is imported, and before an op runs under any
-    ``TorchDispatchMode``: a counter copies what is registered when it is made. An exported graph
-    calls the ops alone: it is counted if the module was imported first, or a layer ran under a
-    counter before.
+    ``TorchDispatchMode``, because a counter copies the formulas when it is made. An exported graph
+    only calls the ops. It is counted if the module was imported before this package, or a layer
+    ran under a counter before.
     """
     module: Any = sys.modules.get(_MODULE)
     if module is None:

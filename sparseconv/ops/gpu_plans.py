@@ -1,10 +1,10 @@
-"""What the GPU kernels read instead of a pattern; made once for its two index tensors.
+"""Plans: what the GPU kernels read instead of a pattern. Made once for its two index tensors.
 
-Every size here follows from the pattern's shape and ``nnz`` alone, so a pattern that changes at
-constant ``nnz`` changes no grid and no address: once the tensors were written to, their plans are
-computed again into the memory that they have, which CUDA graphs go on reading. Both backends read
-the same rows, and add the entries of a row in the same order. All of it is computed on the device
-of the tensors: for an H100 the CPU took three times the time.
+Every size here follows from the pattern's shape and ``nnz`` alone. A change of the pattern at
+constant ``nnz`` therefore changes no grid and no address. After the tensors were written to, their
+plans are computed again into the same memory, which CUDA graphs continue to read. Both backends
+read the same rows, and add the entries of a row in the same order. Plans are computed on the device
+of the tensors; the CPU took three times as long as an H100.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from sparseconv.core.geometry import Geometry
 P = TypeVar("P", bound="tuple[Tensor, ...]")
 Shape = tuple[int, int, int]
 RUN = 16  # entries that a program of Triton's wgrad takes
-COLUMNS = 128  # input channels times units that one of blocks takes
+COLUMNS = 128  # input channels times units that a program of the block wgrad takes
 REACH = 40  # samples in a window of the CUDA kernels (csrc/cuda/problem.h)
 
 
@@ -41,14 +41,14 @@ class Transposed(NamedTuple):
 
     rows: Tensor
     entries: Tensor
-    source: Tensor  # int32 (nnz,): where each entry's weight stands in `values`
+    source: Tensor  # int32 (nnz,): the index of each entry's weight in `values`
 
 
 class Masks(NamedTuple):
-    """What the CUDA kernels read of a correlation."""
+    """A correlation as the CUDA kernels read it."""
 
     # int64 (rows, 1 + channels), heaviest first: the row, with its first entry in the upper half;
-    # then the kernel of each channel, whose bit k is set where offset k has a weight.
+    # then the kernel of each channel, whose bit k is set if offset k has a weight.
     rows: Tensor
     slots: Tensor  # int32 (nnz,): (row * channels + channel) * REACH + offset
 
@@ -58,12 +58,12 @@ def power_of_two(least: int) -> int:
 
 
 def run_length(shape: Shape) -> int:
-    """Entries that a program of wgrad takes: a power of two, no more than a channel can have."""
+    """Return the entries per program of wgrad: a power of two, at most those of a channel."""
     return min(RUN, power_of_two(shape[1] * shape[2]))
 
 
 def run_count(shape: Shape, nnz: int, length: int) -> int:
-    """Runs of wgrad that the least favourable pattern with this ``nnz`` needs."""
+    """Return the runs of wgrad that the least favourable pattern with this ``nnz`` needs."""
     return nnz // length + min(shape[0], nnz)
 
 
@@ -71,7 +71,7 @@ Make = Callable[[Tensor, Tensor, Geometry], P]
 
 
 class _Held:
-    """The plans of one pattern's two tensors, as they were at ``versions``."""
+    """The plans of one pattern's two tensors, valid at ``versions``."""
 
     def __init__(self, crow: Tensor, versions: tuple[int, int]) -> None:
         self.crow, self.versions = TensorWeakRef(crow), versions
@@ -82,11 +82,11 @@ _held: Any = WeakTensorKeyDictionary()  # by col_indices
 
 
 def _kept(make: Make[P]) -> Make[P]:
-    """Make a plan at the first call for two tensors, and for a geometry except its padding."""
+    """Make a plan at the first call for two tensors and a geometry, whose padding is ignored."""
 
     @functools.wraps(make)
     def plan(crow: Tensor, col: Tensor, g: Geometry) -> P:
-        if crow.is_inference() or col.is_inference():  # nothing tells that they were changed
+        if crow.is_inference() or col.is_inference():  # no version shows a change of them
             return make(crow, col, g)
         held = _held.get(col)
         if held is None or held.crow() is not crow:
@@ -102,7 +102,7 @@ def _kept(make: Make[P]) -> Make[P]:
 
 
 def refresh(crow: Tensor, col: Tensor) -> None:
-    """Compute the plans of tensors that were written to again, in the memory that they have."""
+    """Compute the plans of tensors again that were written to, in the same memory."""
     held = _held.get(col)
     if held is None:
         return
@@ -113,10 +113,10 @@ def refresh(crow: Tensor, col: Tensor) -> None:
 
 
 def _elsewhere(make: Make[P], crow: Tensor, col: Tensor, g: Geometry) -> P:
-    """Compute a plan that outlives the call: not in the memory of a CUDA graph.
+    """Compute a plan that outlives the call, outside the memory of a CUDA graph.
 
-    torch.compile's graphs allocate from a pool of their own on the thread and the stream of the
-    call, and write over what they allocated before.
+    torch.compile's graphs allocate from their own pool on the thread and the stream of the call,
+    and overwrite earlier allocations.
 
     Raises:
         RuntimeError: a CUDA graph is being captured.
@@ -125,7 +125,7 @@ def _elsewhere(make: Make[P], crow: Tensor, col: Tensor, g: Geometry) -> P:
         return make(crow, col, g)
     if torch.cuda.is_current_stream_capturing():
         raise RuntimeError(
-            "a CUDA graph is captured before the first call with this pattern; call the function "
+            "expected a call with this pattern before a CUDA graph is captured; call the function "
             "once before the capture"
         )
     current = torch.cuda.current_stream(col.device)
@@ -134,7 +134,7 @@ def _elsewhere(make: Make[P], crow: Tensor, col: Tensor, g: Geometry) -> P:
         with torch.cuda.device(col.device), torch.cuda.stream(torch.cuda.Stream()):  # type: ignore[no-untyped-call]
             torch.cuda.current_stream().wait_stream(current)
             plan = make(crow, col, g)
-            torch.cuda.current_stream().synchronize()  # any stream may read it from here on
+            torch.cuda.current_stream().synchronize()  # from here any stream may read it
         return plan
 
     return _thread.submit(compute).result()
@@ -168,10 +168,10 @@ def triton_wgrad(crow: Tensor, col: Tensor, g: Geometry) -> tuple[Tensor]:
 
 
 def _runs(crow: Tensor, col: Tensor, shape: Shape, length: int) -> Tensor:
-    """Return ``(runs, 3)``, what a program of wgrad takes: channel, first entry, past the last."""
+    """Return ``(runs, 3)``, for each program of wgrad channel, first entry, past the last."""
     bounds = crow[:: shape[1]].to(torch.int64)
     runs = ((bounds.diff() + length - 1) // length).cumsum(0)
-    # What any pattern with this nnz may need: those left over are empty.
+    # Enough for any pattern with this nnz; the rest is empty.
     run = torch.arange(run_count(shape, col.shape[0], length), device=col.device)
     channel = torch.searchsorted(runs, run, right=True).clamp(max=shape[0] - 1)
     before = torch.where(channel > 0, runs[channel - 1], 0)
@@ -188,14 +188,15 @@ class Tile(NamedTuple):
 
     @property
     def run_length(self) -> int:
-        """Units that a program of wgrad takes."""
+        """Units per program of wgrad."""
         return COLUMNS // power_of_two(self.inputs)
 
 
 def tile_of(block: Block, g: Geometry) -> Tile | None:
     """Return the channels that one product takes, a divisor of the block's.
 
-    None where single weights are multiplied: blocks that are not of 16s, or that groups cut.
+    Return None where single weights are multiplied: for blocks that are not multiples of 16, or
+    that groups cut.
     """
     cut = (g.shape[0] // g.groups) % block[0] or g.shape[1] % block[1]
     if block[0] % 16 or block[1] % 16 or (g.groups > 1 and cut):
@@ -208,7 +209,7 @@ def tile_for(col: Tensor, g: Geometry) -> Tile | None:
 
 
 def unit_count(shape: Shape, tile: Tile, nnz: int) -> int:
-    """Units that no pattern with this ``nnz`` exceeds: as if all were of the smallest block."""
+    """Return an upper bound of the units with this ``nnz``, as if all had the smallest block."""
     last = (size % part or part for size, part in zip(shape[:2], tile, strict=True))
     return min(math.prod(unit_shape(shape, tile)), nnz // math.prod(last))
 
@@ -216,8 +217,8 @@ def unit_count(shape: Shape, tile: Tile, nnz: int) -> int:
 def _units(crow: Tensor, col: Tensor, g: Geometry) -> tuple[Tensor, Tensor, Geometry, Tensor]:
     """Return a pattern of units, whose channels are blocks, and the place of each unit.
 
-    That is its first kernel in the upper half; in the lower the rank of its weight in each kernel.
-    Where small last blocks left some over, idle units follow, which belong to no channel.
+    A place has the unit's first kernel in the upper half, and the rank of its weight in each kernel
+    in the lower. If small last blocks leave a rest, idle units without a channel follow.
     """
     tile = cast(Tile, tile_for(col, g))
     shape = unit_shape(g.shape, tile)
@@ -257,7 +258,7 @@ def block_wgrad(crow: Tensor, col: Tensor, g: Geometry) -> tuple[Tensor]:
 
 
 def cuda_computes(geometry: Geometry) -> bool:
-    """Whether there are CUDA kernels for it, in float32 or a half type."""
+    """Return whether the CUDA kernels compute this geometry, in float32 or a half type."""
     (out_channels, channels, kernel_size), stride, _, dilation, groups, _ = geometry
     return (
         stride == groups == 1
@@ -267,12 +268,12 @@ def cuda_computes(geometry: Geometry) -> bool:
 
 
 def cuda_pays(dtype: torch.dtype, nnz: int, geometry: Geometry) -> bool:
-    """Whether "auto" takes the CUDA kernels instead of Triton's.
+    """Return whether "auto" takes the CUDA kernels instead of Triton's.
 
-    They share each sample among the active weights of a kernel, so the more of these the better.
-    With one weight a kernel all three computations together took 0.63 to 0.99 of Triton's time on
-    an H100, with half a weight 1.02 to 1.51 of it (benchmarks/results/gpu.json, part "density":
-    three shapes, 64 to 2048 samples). The batch and the length decide nothing, or bits would
+    They share each sample among the active weights of a kernel, so more weights per kernel suit
+    them. All three computations together took 0.63 to 0.99 of Triton's time on an H100 with one
+    weight per kernel, and 1.02 to 1.51 with half a weight. (benchmarks/results/gpu.json, part
+    "density": three shapes, 64 to 2048 samples.) Batch and length do not decide, or bits would
     depend on them.
     """
     return (
@@ -300,7 +301,7 @@ def cuda_dgrad(crow: Tensor, col: Tensor, g: Geometry) -> Masks:
     """Return the plan of dgrad, whose rows are input channels; raises as ``cuda_fprop`` does."""
     _check_cuda(g)
     out_channel, channel, tap = _weights(crow, col, g)
-    # Not bincount, which waits for the GPU.
+    # bincount would wait for the GPU.
     counts = channel.new_zeros(g.shape[1]).scatter_add_(0, channel, torch.ones_like(channel))
     swizzled = _heaviest_first(torch.nn.functional.pad(counts.cumsum(0), (1, 0)))
     return _masks(swizzled, channel, out_channel, tap * g.dilation, g.shape[0])
@@ -319,7 +320,7 @@ def _weights(crow: Tensor, col: Tensor, g: Geometry) -> tuple[Tensor, Tensor, Te
     """Return output channel, input channel and tap of every active weight, in CSR order."""
     out_channels, group_channels, _ = g.shape
     weight = torch.arange(col.shape[0], device=crow.device)
-    # Of idle units one past the last, so that no row has them.
+    # Idle units get one past the last, so that no row has them.
     kernel = torch.searchsorted(crow.long(), weight, right=True) - 1
     out_channel = kernel // group_channels
     group = out_channel // (out_channels // g.groups)
@@ -327,18 +328,18 @@ def _weights(crow: Tensor, col: Tensor, g: Geometry) -> tuple[Tensor, Tensor, Te
 
 
 def _heaviest_first(bounds: Tensor) -> Tensor:
-    """Return ``(rows, 3)``: row, first entry, past the last; given where each row begins."""
+    """Return ``(rows, 3)``: row, first entry, past the last; ``bounds`` are the first entries."""
     order = bounds.diff().argsort(descending=True, stable=True)  # Sputnik's row swizzle
     return torch.stack((order, bounds[order], bounds[order + 1]), 1).to(torch.int32)
 
 
 def _packed(channel: Tensor, offset: Tensor) -> Tensor:
-    """One load instead of two: loads are what limits Triton's kernels."""
+    """Pack two numbers into one load, because loads limit Triton's kernels."""
     return channel << 32 | offset & 0xFFFFFFFF
 
 
 def _masks(rows: Tensor, row: Tensor, channel: Tensor, offset: Tensor, channels: int) -> Masks:
-    """Of swizzled rows, and of the row, channel and offset of every weight."""
+    """Make masks from swizzled rows, and from the row, channel and offset of every weight."""
     kernel = row * channels + channel
     masks = torch.zeros(len(rows) * channels, dtype=torch.int64, device=row.device)
     masks.scatter_add_(0, kernel, torch.ones_like(offset) << offset)

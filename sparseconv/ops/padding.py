@@ -15,14 +15,14 @@ from sparseconv.core.geometry import Geometry
 def folds_padding(dgrad: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Add the gradients of the padding to those of the samples that it repeats.
 
-    ``dgrad`` then computes the gradient of the padded input, which has no padding. It is added up
-    in float32 at least.
+    ``dgrad`` then computes the gradient of the padded input, without padding. Sums are at least
+    float32.
     """
 
     @functools.wraps(dgrad)
     def folded(grad_output: Tensor, values: Tensor, *rest: Any) -> Tensor:
         *pattern, geometry, input_length = rest
-        if not any(geometry[4:6]) or tuple(geometry[8:]) == (0,):  # of each call: not parsed twice
+        if not any(geometry[4:6]) or tuple(geometry[8:]) == (0,):  # not parsed twice in each call
             return dgrad(grad_output, values, *rest)
         g = Geometry.from_numbers(geometry)
         g.check_length(input_length)

@@ -1,7 +1,7 @@
 """The registered ops: schemas, shapes for the compiler, torch.vmap, and the ops of each backend.
 
-Each computation is one op that never calls another. Tensors and sizes only, so torch.compile,
-export and the FLOP counter see through it; ``nnz`` is always a tensor's shape.
+Each computation is one op that never calls another. Arguments are tensors and sizes only, so
+torch.compile, export and the FLOP counter understand it; ``nnz`` is always a tensor's shape.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from sparseconv.ops.backends import resolve_backend
 from sparseconv.ops.checks import check
 
 Fake = TypeVar("Fake", bound=Callable[..., Any])
-# Of a pattern an op takes its two index tensors, on the device of the others. The kernels read a
+# An op takes the two index tensors of a pattern, on the device of the others. The kernels read a
 # plan, which is made at the first call with these two (csrc/cpu/plan/plan_cache.h, gpu_plans).
 # ``int[] geometry`` is ``core.geometry.Geometry.numbers``.
 _COMPUTATIONS = (
@@ -29,7 +29,7 @@ _COMPUTATIONS = (
     "wgrad(Tensor grad_output, Tensor input, Tensor crow_indices, Tensor col_indices,"
     " int[] geometry) -> Tensor",
 )
-# The CUDA kernels, given their plans: what the first three run for CUDA tensors.
+# The CUDA kernels with their plans, which the first three ops call for CUDA tensors.
 _CUDA = (
     "cuda_fprop(Tensor input, Tensor values, Tensor? bias, Tensor rows, Tensor slots,"
     " int[] geometry, bool relu=False) -> Tensor",
@@ -39,7 +39,7 @@ _CUDA = (
     " -> Tensor",
 )
 _library = torch.library.Library("sparseconv", "DEF")  # type: ignore[no-untyped-call]
-# Triton's kernels have their own ops, because they run where others run too.
+# Triton's kernels have separate ops, because others run on the same devices.
 for _schema in (
     *_COMPUTATIONS,
     "bias_grad(Tensor grad_output) -> Tensor",
@@ -54,7 +54,7 @@ def _in_python(module: str, name: str) -> Callable[..., Tensor]:
 
     def launched(*args: Any) -> Tensor:
         if module == "triton.launch":
-            resolve_backend("triton", args[0].device)  # says why it cannot run
+            resolve_backend("triton", args[0].device)  # raises if it cannot run
         launch = importlib.import_module(f"sparseconv.ops.{module}")
         result: Tensor = getattr(launch, name)(*args)
         return result
@@ -64,15 +64,15 @@ def _in_python(module: str, name: str) -> Callable[..., Tensor]:
 
 for _name in ("fprop", "dgrad", "wgrad"):
     _library.impl(_name, _in_python("cuda", _name), "CUDA")  # type: ignore[no-untyped-call]
-    _kernel = _in_python("triton.launch", _name)  # on every device, for the reason why not
+    _kernel = _in_python("triton.launch", _name)  # on every device, to raise with the reason
     _library.impl(f"triton_{_name}", _kernel, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
 
 
 def register_fake(library: torch.library.Library, *names: str) -> Callable[[Fake], Fake]:
-    """Register what tells the shapes of these ops' results.
+    """Register the function that gives the shapes of these ops' results.
 
-    One tensor without memory (device "meta") brings the others here as well: the result must not
-    be memory that no kernel ever writes.
+    A single tensor on device "meta" brings calls with real tensors here too. They are refused,
+    because no kernel would write their result.
     """
 
     def register(fake: Fake) -> Fake:
@@ -84,7 +84,8 @@ def register_fake(library: torch.library.Library, *names: str) -> Callable[[Fake
             if without and any(result.device.type != "meta" for result in written):
                 raise TypeError(
                     "expected all tensors on one device, but got one of shape "
-                    f"{list(without[0].shape)} on device 'meta', which holds no numbers"
+                    f"{list(without[0].shape)} on device 'meta', which holds no numbers; move it "
+                    "by .to_empty() or load the model's state"
                 )
             return results
 

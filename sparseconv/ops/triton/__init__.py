@@ -1,6 +1,6 @@
-"""The portable GPU kernels, in Triton. Imported only when they are to run: Triton is an extra.
+"""The portable GPU kernels, in Triton. Imported only when they run, because Triton is an extra.
 
-``schemas`` registers the functions of ``launch`` as what the ops ``triton_*`` run.
+``schemas`` registers the functions of ``launch`` as the ops ``triton_*``.
 """
 
 from __future__ import annotations
@@ -9,5 +9,5 @@ from triton.runtime.jit import JITFunction
 
 from sparseconv.ops.triton import kernels
 
-# Triton decides when it decorates: with TRITON_INTERPRET=1 the kernels run on the CPU, slowly.
+# Triton reads TRITON_INTERPRET when it decorates; with 1 the kernels run on the CPU, slowly.
 INTERPRETED = not isinstance(kernels.correlate, JITFunction)

@@ -1,9 +1,9 @@
 """The kernels of patterns in blocks of channels, on tensor cores.
 
-A *unit*, one tap of a block, is a small dense matrix: a step multiplies it with a tile of the
-input. The plans are those of ``kernels``, of a pattern whose channels are blocks and whose weights
-are units. A block has up to ``BO`` outputs and ``BI`` inputs; ``TO`` and ``TI`` are the next powers
-of two. Sums are float32 and run over the units in the plan's order.
+A *unit*, one tap of a block, is a small dense matrix; a step multiplies it with a tile of the
+input. Plans are as in ``kernels``, for a pattern whose channels are blocks and whose weights are
+units. A block has up to ``BO`` outputs and ``BI`` inputs; ``TO`` and ``TI`` are the next powers of
+two. Sums are float32 and run over the units in the plan's order.
 """
 
 # mypy: disable-error-code="untyped-decorator, no-untyped-def"
@@ -18,7 +18,7 @@ from sparseconv.ops.triton.kernels import SIZES, decoded, program_of, source_of,
 
 @triton.jit
 def _product(a, b, acc, WIDEN: tl.constexpr):
-    if WIDEN:  # Triton's interpreter multiplies the bits of bfloat16
+    if WIDEN:  # Triton's interpreter would multiply the bits of bfloat16 as integers
         a, b = a.to(tl.float32), b.to(tl.float32)
     return tl.dot(a, b, acc, input_precision="tf32")
 
@@ -27,9 +27,9 @@ def _product(a, b, acc, WIDEN: tl.constexpr):
 def _weights(
     place, o, c, pointers, nnz, channels, group_channels, BO: tl.constexpr, BI: tl.constexpr
 ):
-    """Say where the weights of a unit are in ``values``, and which of them there are.
+    """Return where the weights of a unit are in ``values``, and which of them exist.
 
-    ``o`` and ``c`` are channels within the block; ``place`` is that of ``gpu_plans``.
+    ``o`` and ``c`` are channels within the block; ``place`` is as in ``gpu_plans``.
     """
     first = within((place >> 32).to(tl.int32), 0, channels * group_channels - 1)
     exists = (o < BO) & (first // group_channels + o < channels)
@@ -53,7 +53,7 @@ def pack(
     TO: tl.constexpr,
     TI: tl.constexpr,
 ):
-    """Copy the weights of each unit to one place; zeros stand for those that there are not."""
+    """Copy the weights of each unit to one place, with zeros for those that do not exist."""
     unit = tl.program_id(0).to(tl.int64)
     o, c = tl.arange(0, TO)[:, None], tl.arange(0, TI)[None, :]
     at, exists = _weights(
@@ -67,9 +67,9 @@ def pack(
 def correlate(
     out,
     x,
-    tiles,  # of `pack`
+    tiles,  # from `pack`
     bias,
-    rows,  # from here on as in `kernels.correlate`, of units
+    rows,  # this and the following as in `kernels.correlate`, of units
     entries,
     source,
     nnz,  # units
@@ -98,7 +98,7 @@ def correlate(
     TURNED: tl.constexpr,  # dgrad: outputs are the tiles' inputs
     WIDEN: tl.constexpr,
 ):
-    """``kernels.correlate`` for the outputs of a block: a row is one in one stride phase."""
+    """Compute ``kernels.correlate`` for blocks: a row is a block of outputs in a stride phase."""
     blocks = (channels + BO - 1) // BO
     block, begin, end, phase, count, n, j0 = program_of(
         rows, nnz, batch, blocks, out_length, out_step, lead, BN, BL
@@ -174,7 +174,7 @@ def wgrad(
     TI: tl.constexpr,
     WIDEN: tl.constexpr,
 ):
-    """``kernels.wgrad`` for up to ``BE`` units of a block of outputs, whose inputs are columns."""
+    """Compute ``kernels.wgrad`` for up to ``BE`` units of a block; its inputs are columns."""
     run = runs + tl.program_id(0) * 3
     block = within(tl.load(run), 0, (channels + BO - 1) // BO - 1)
     begin, end = tl.maximum(tl.load(run + 1), 0), tl.minimum(tl.load(run + 2), units)

@@ -4,15 +4,15 @@ Every sum runs over the active weights in the plan's order, so its bits depend o
 nor the batch. The accumulator is float32, or float64 for float64. Sums over positions (wgrad) have
 an order fixed by the sizes. Offsets into tensors are 64 bits wide, positions in a series 32.
 
-A tile whose taps all fall inside the series needs no mask and no padding: that is the fast loop.
+A tile whose taps all fall inside the series needs no mask and no padding and takes the fast loop.
 Sizes are not specialized, or each length of series would be compiled anew.
 
-What stands in index tensors is brought within bounds where it is read, because checking it before
-would wait for the GPU: no plan, however wrong, makes a kernel leave its buffers. That is 12 of the
-332 instructions (dgrad: 21 of 353) that sm_90 executes for 64 multiply-adds of the fast loop.
+Kernels clamp indices when they read them, because a check before would wait for the GPU. So no
+plan, however wrong, makes a kernel leave its buffers. Clamping takes 12 of the 332 instructions
+(dgrad: 21 of 353) that sm_90 executes for 64 multiply-adds of the fast loop.
 """
 
-# Triton reads its own types off the arguments, and its decorator has none.
+# Triton finds types from the arguments, and its decorator is untyped.
 # mypy: disable-error-code="untyped-decorator, no-untyped-def"
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SIZES = (
 
 @triton.jit
 def source_of(position, length, MODE: tl.constexpr):
-    """Say which sample stands at a padded position, and whether there is one."""
+    """Return the sample at a padded position, and whether it exists."""
     if MODE == "replicate":
         position = tl.minimum(tl.maximum(position, 0), length - 1)
     elif MODE == "reflect":
@@ -64,10 +64,10 @@ def _entry(values, entries, source, e, nnz, channels, low, high):
 def program_of(
     rows, nnz, batch, channels, out_length, out_step, lead, BN: tl.constexpr, BL: tl.constexpr
 ):
-    """Say what a program of ``correlate`` computes: its row, and the positions of its tile.
+    """Return what a program of ``correlate`` computes: its row, and the positions of its tile.
 
-    Returns the row's channel, its first entry and the one past the last, its phase, and how many
-    outputs that has; then the series, and the first output of the tile.
+    The row is its channel, first entry, the one past the last, phase, and the outputs of the phase.
+    The positions are the series and the first output of the tile.
     """
     tiles_l = ((out_length + out_step - 1) // out_step + BL - 1) // BL
     tiles = tiles_l * ((batch + BN - 1) // BN)
@@ -89,7 +89,7 @@ def correlate(
     bias,  # or None
     rows,  # int32 (channels * out_step, 3): row, first entry, past the last; heaviest first
     entries,  # int64: channel of x in the upper half, offset in the lower
-    source,  # int32: where an entry's weight stands in `values`; None: at the entry itself
+    source,  # int32: the index of an entry's weight in `values`; None: that of the entry
     nnz,
     batch,
     channels,
@@ -110,11 +110,11 @@ def correlate(
     BN: tl.constexpr,
     BL: tl.constexpr,
 ):
-    """``out[n, c, j * out_step + phase] = bias[c] + sum of w * x[n, channel, j * in_step + first +
-    offset]`` over the entries of one row, which is a pair of channel and stride phase.
+    """Compute the outputs of one row, a pair of channel and stride phase.
 
-    fprop reads in steps (one phase); dgrad writes in steps, because the outputs that a sample
-    reached are every ``stride``-th only.
+    ``out[n, c, j * out_step + phase] = bias[c] + sum of w * x[n, channel, j * in_step + first +
+    offset]`` over its entries. fprop reads in steps and has one phase. dgrad writes in steps,
+    because a sample reaches every ``stride``-th output only.
     """
     real: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
     channel, begin, end, phase, count, n, j0 = program_of(
@@ -178,14 +178,16 @@ def wgrad(
     BL: tl.constexpr,
     UNROLL: tl.constexpr,
 ):
-    """``out[chunk, e] = sum of grad[n, o, l] * x[n, channel, l * step + offset - left]`` over the
-    chunk's positions, for up to ``BE`` entries of one output channel, which share their ``grad``.
+    """Compute ``out[chunk, e] = sum of grad[n, o, l] * x[n, channel, l * step + offset - left]``.
+
+    The sum runs over the chunk's positions. A program computes up to ``BE`` entries of one output
+    channel, which share their ``grad``.
     """
     real: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
     run = runs + tl.program_id(0) * 3
     channel = within(tl.load(run), 0, channels - 1).to(tl.int64)
     begin, end = tl.maximum(tl.load(run + 1), 0), tl.minimum(tl.load(run + 2), nnz)
-    if begin >= end:  # the grid is that of the fullest pattern with this many weights
+    if begin >= end:  # the grid fits every pattern with this nnz
         return
     e = begin + tl.arange(0, BE)
     series, tap = decoded(tl.load(entries + tl.minimum(e, end - 1)), x_channels, 0, reach)

@@ -1,4 +1,4 @@
-"""From tensors to grids: the implementations of the ops ``sparseconv::triton_*``."""
+"""The implementations of the ops ``sparseconv::triton_*``: from tensors to grids."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from sparseconv.ops.padding import folds_padding
 from sparseconv.ops.triton import block_kernels, kernels
 
 # Sizes of programs, all fixed: nothing is tuned at run time. Each thread has 16 accumulators.
-# correlate: positions, and how many of them in a row at least
+# correlate: positions, and the least number of consecutive ones
 _TILE, _ALONG = 1024, 64
 _WGRAD_TILE, _WGRAD_ALONG = 2048, 32  # wgrad: positions times entries
 _MOST_ALONG = 256
 _UNROLL = 4  # wgrad's positions in a row have one address
 _LEAST_TILES, _MOST_CHUNKS = 16, 64  # of wgrad's positions: partial sums, added in a second pass
-# Of blocks: positions, warps and steps in flight of fprop and dgrad, on short and on long series,
-# and of wgrad. A prototype was fastest so on an H200; these kernels were not timed yet.
+# For blocks: positions, warps and steps in flight of fprop and dgrad, on short and on long series,
+# and of wgrad. They were the best for a prototype on an H200; these kernels were not timed yet.
 _SHORT, _BLOCKS_SHORT, _BLOCKS_LONG, _BLOCKS_WGRAD = 512, (64, 2, 3), (128, 4, 5), (64, 4, 3)
 _BLOCKS_LEAST_TILES, _BLOCKS_MOST_CHUNKS = 3, 32
 _SHARED = 96 * 1024  # bytes of shared memory that each GPU with TF32 has
@@ -35,7 +35,7 @@ Pattern = tuple[Tensor, Tensor, Geometry]
 
 
 def _expect(name: str, x: Tensor, shape: tuple[int, ...], like: Tensor) -> None:
-    """Refuse a tensor of another shape, dtype or device than the kernels would read."""
+    """Refuse a tensor whose shape, dtype or device the kernels do not expect."""
     if x.shape != shape or x.dtype != like.dtype or x.device != like.device:
         raise ValueError(
             f"expected {name} of shape {shape}, {like.dtype} on {like.device}, but got "
@@ -44,7 +44,7 @@ def _expect(name: str, x: Tensor, shape: tuple[int, ...], like: Tensor) -> None:
 
 
 def _check_length(g: Geometry, length: int) -> None:
-    """Refuse an input length that the options do not go with, or that 32 bits do not count."""
+    """Refuse an input length that does not fit the options, or 32 bits."""
     g.check_length(length)
     if length + sum(g.padding) + _TILE * g.stride > _MOST:
         raise NotImplementedError(
@@ -57,25 +57,25 @@ def _check_length(g: Geometry, length: int) -> None:
 def _tile(positions: int, along: int, batch: int, length: int) -> tuple[int, int]:
     """Split a program's positions over batch and series: ``(BN, BL)``, powers of two.
 
-    The batch first: a longer run of neighbours wastes more at the ends of the series.
+    Split the batch first: a longer run of neighbours wastes more at the ends of the series.
     """
     bn = min(positions // along, power_of_two(batch))
     return bn, min(positions // bn, _MOST_ALONG, max(16, power_of_two(length)))
 
 
 def _run(positions: int, batch: int, length: int) -> tuple[int, int]:
-    """Split the positions of a product: as few series as fill them."""
+    """Split the positions of a product over as few series as possible."""
     return _tile(positions, min(positions, max(16, power_of_two(length))), batch, length)
 
 
 def _programs(*sizes_and_tiles: int) -> int:
-    """Say how many programs cover all sizes: each is followed by that of its tile."""
+    """Return how many programs cover all sizes; each argument is followed by its tile size."""
     pairs = zip(sizes_and_tiles[::2], sizes_and_tiles[1::2], strict=True)
     return math.prod(-(-size // tile) for size, tile in pairs)
 
 
 def _block_tile(x: Tensor, col: Tensor, g: Geometry) -> Tile | None:
-    """Return the channels that a product of a block takes; None: single weights are multiplied."""
+    """Return the channels that a product of a block takes; None for single weights."""
     tile = gpu_plans.tile_for(col, g)
     return tile if tile is not None and multiplies_blocks(x.dtype, x.device) else None
 
@@ -105,15 +105,15 @@ def _packed(values: Tensor, pattern: Pattern, tile: Tile) -> Tensor:
 
 
 def _multiplied(x: Tensor, rows: int, depth: int, columns: int, warps: int, stages: int) -> Options:
-    """Say how a kernel is compiled whose steps multiply ``(rows, depth)`` by ``(depth, columns)``.
+    """Return options to compile a kernel that multiplies ``(rows, depth)`` by ``(depth, columns)``.
 
-    Larger products need more registers, and let fewer steps be in flight in shared memory.
+    Larger products need more registers, and allow fewer steps in flight in shared memory.
     """
     step = (rows + columns) * depth * x.element_size()
     return {
         "num_warps": max(warps, min(4, rows * columns // 1024)),
         "num_stages": min(stages, 1 + _SHARED // step),
-        # Triton's interpreter multiplies the bits of bfloat16.
+        # Triton's interpreter would multiply the bits of bfloat16 as integers.
         "WIDEN": x.device.type == "cpu" and x.dtype == torch.bfloat16,
     }
 
@@ -145,10 +145,10 @@ def _correlate(
     if tile is None:
         kernel, weights = kernels.correlate, values.contiguous()
         bn, bl = _tile(_TILE, _ALONG, batch, per_phase)
-        how = {"num_warps": 2, "enable_fp_fusion": False}  # the kernels say where they fuse
+        how = {"num_warps": 2, "enable_fp_fusion": False}  # the kernels fuse explicitly
     else:
         kernel, weights = block_kernels.correlate, _packed(values, pattern, tile)
-        # Not chosen by the batch, or bits might depend on it.
+        # The batch must not decide, or bits might depend on it.
         positions, *run = _BLOCKS_SHORT if per_phase <= _SHORT else _BLOCKS_LONG
         bn, bl = _run(positions, batch, per_phase)
         turned = source is not None
