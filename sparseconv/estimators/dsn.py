@@ -28,8 +28,8 @@ class DSNClassifier(Scored, BaseClassifier):  # type: ignore[misc]
     """Classify time series with a Dynamic Sparse Network trained on active weights only.
 
     The defaults are the paper's network and recipe. Series have the shape ``(n_cases, n_channels,
-    n_timepoints)``, or ``(n_cases, n_timepoints)`` with one channel; they are used unscaled, as
-    float32, so normalise them first if their scales differ. Labels are strings, integers, booleans
+    n_timepoints)``, or ``(n_cases, n_timepoints)`` with one channel. They are used unscaled, as
+    float32; normalise them first if their scales differ. Labels are strings, integers, booleans
     or whole numbers stored as floats; aeon treats other floats as targets of a regression.
 
     Args:
@@ -38,13 +38,13 @@ class DSNClassifier(Scored, BaseClassifier):  # type: ignore[misc]
         epochs, ..., precision: see ``training.Recipe``.
         random_state: an int fixes everything that is drawn; a ``RandomState`` gives the seed;
             None draws a new seed for each fit.
-        validation: ``(X, y)``, series and labels as for fit, evaluated after each epoch:
-            ``test_loss`` and ``test_accuracy`` in ``history_``. They do not influence training.
-        on_epoch: called with the history so far after each epoch.
-        device: of training and prediction, as ``torch.device`` takes it; a fit on a CPU is the
-            reproducible one.
-        n_jobs: threads that torch may use in fit and predict, as aeon counts them: -1 means all
-            cores, -2 all but one; never less than one.
+        validation: ``(X, y)``, series and labels as for fit. They are evaluated after each epoch,
+            as ``test_loss`` and ``test_accuracy`` in ``history_``, and do not influence training.
+        on_epoch: called after each epoch with the history so far.
+        device: device of training and prediction, as for ``torch.device``. Only a fit on a CPU is
+            reproducible.
+        n_jobs: threads that torch may use in fit and predict, at least one. As in aeon, -1 means
+            all cores, -2 all except one.
         verbose: show a progress bar.
 
     Attributes:
@@ -56,7 +56,7 @@ class DSNClassifier(Scored, BaseClassifier):  # type: ignore[misc]
 
     Raises:
         ValueError, TypeError: unequal lengths, values that are missing or not finite, another shape
-            than in fit, constants of another type or out of their range.
+            than in fit, arguments of another type or out of their range.
 
     Example:
         >>> import numpy as np
@@ -71,7 +71,7 @@ class DSNClassifier(Scored, BaseClassifier):  # type: ignore[misc]
     'See'", NeurIPS 2022.
     """
 
-    __module__ = "sparseconv"  # what pickles and reprs name
+    __module__ = "sparseconv"  # the name in pickles and reprs
 
     _tags = {  # noqa: RUF012 (aeon's convention)
         "capability:multivariate": True,
@@ -143,7 +143,10 @@ class DSNClassifier(Scored, BaseClassifier):  # type: ignore[misc]
         X, y = self.validation
         labels = as_labels("DSNClassifier", "validation", y)
         if not (known := np.isin(labels, self.classes_)).all():
-            raise ValueError(f"validation has labels that fit has not seen: {labels[~known]}")
+            raise ValueError(
+                f"expected validation to have labels of the training set, but got {labels[~known]}"
+                "; remove those cases"
+            )
         series = as_series("DSNClassifier", "validation", X)
         self._check_shape(series)
         return series, np.searchsorted(self.classes_, labels)
@@ -152,7 +155,7 @@ class DSNClassifier(Scored, BaseClassifier):  # type: ignore[misc]
         with self._threads():
             series = torch.from_numpy(as_series("DSNClassifier", "X", X))
             log_proba = predict_log_proba(self.model_, series)
-        # In double, so that the probabilities add up to 1 as closely as scikit-learn checks it.
+        # In float64, so that the sums of probabilities pass scikit-learn's check.
         proba: npt.NDArray[np.float64] = log_proba.double().softmax(1).cpu().numpy()
         return proba
 

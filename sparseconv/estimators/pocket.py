@@ -29,7 +29,7 @@ from sparseconv.rocket.model import RocketModel, chosen
 from sparseconv.rocket.selection import GroupSelection, Selected, fitted_scale, smallest_good
 from sparseconv.training.run_folder import POCKET
 
-KEEPS = (0.05, 0.1, 0.2, 0.35, 0.5, 1.0)  # what "cv" tries, of the kernels
+KEEPS = (0.05, 0.1, 0.2, 0.35, 0.5, 1.0)  # shares of the kernels that "cv" tries
 KS = (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)
 FOLDS = 5
 ALPHAS = np.logspace(-3, 3, 10)  # of the ridge classifier, as in aeon's RocketClassifier
@@ -43,25 +43,26 @@ Array = npt.NDArray[Any]
 
 
 class RocketTransformer(Shared, BaseCollectionTransformer):  # type: ignore[misc]
-    """Features of ROCKET's or MiniROCKET's kernels, by ``kernel_features``.
+    """Compute features of ROCKET's or MiniROCKET's kernels, by ``kernel_features``.
 
-    aeon's ``Rocket`` and ``MiniRocket`` draw the kernels, so that one seed gives the kernels that
-    users know; MiniROCKET's features are theirs bit for bit, ROCKET's to rounding.
+    aeon's ``Rocket`` and ``MiniRocket`` draw the kernels, so a seed gives the same kernels as in
+    aeon. MiniROCKET's features are equal bit for bit, ROCKET's up to rounding.
 
     Args:
-        kernels: ``"rocket"`` (each channel of each series is normalised, as in aeon, but a
-            constant one becomes zeros), ``"minirocket"``, or a ``KernelBank``, used as it is.
-        n_kernels: as aeon counts: kernels for ROCKET, of two features each; features for
-            MiniROCKET, 84 or more, rounded down to a multiple of 84.
+        kernels: ``"rocket"``, ``"minirocket"``, or a ``KernelBank``, used unchanged. ROCKET
+            normalises each channel of each series as aeon does, except that a constant one
+            becomes zeros.
+        n_kernels: kernels for ROCKET, with two features each. For MiniROCKET the features, at
+            least 84, rounded down to a multiple of 84. aeon counts in the same way.
         random_state: an int fixes the kernels; a ``RandomState`` gives the seed; None draws one.
-        n_jobs: threads, as aeon counts them: -1 means all cores.
+        n_jobs: number of threads; as in aeon, -1 means all cores.
 
     Attributes:
         bank_: the ``KernelBank``.
 
     Raises:
         ValueError, TypeError: unequal lengths, another shape than in fit or than the bank's, values
-            missing or not finite; other kernels, ``n_kernels`` that is not an int from 1 (84).
+            missing or not finite, unknown ``kernels``, ``n_kernels`` not an int of at least 1 (84).
 
     Example:
         >>> from sparseconv import RocketTransformer
@@ -105,40 +106,41 @@ class RocketTransformer(Shared, BaseCollectionTransformer):  # type: ignore[misc
 class POCKETClassifier(Scored, BaseClassifier):  # type: ignore[misc]
     """ROCKET or MiniROCKET with a share of its kernels, chosen by group-sparse ridge regression.
 
-    The kernels' features go into a ridge classifier in which groups of features, those of one
-    kernel each, compete for ``keep`` places (ADMM). What is dropped is never computed again: the
-    features of a pruned ROCKET model take the share of the time that is kept of its kernels.
+    In a ridge classifier groups of features, those of one kernel each, compete for ``keep`` places
+    (ADMM). Dropped features are never computed again. The features of a pruned ROCKET model take
+    time in proportion to the kernels kept.
 
     Args:
         kernels, n_kernels, random_state, n_jobs: as in ``RocketTransformer``.
-        keep: share to keep, in (0, 1]: of the kernels for ROCKET, of the features for MiniROCKET.
-            Or ``"cv"``: the smallest of 5, 10, 20, 35, 50 and 100 % whose accuracy in 5 folds
-            (fewer if no class has 5 cases) lies within one standard error of the best.
-        k: weight of the ridge in the selection, or ``"cv"``: the best of 0.01, 0.1, ..., 1000 in
+        keep: share to keep, in (0, 1], of the kernels for ROCKET, of the features for MiniROCKET.
+            ``"cv"`` tries 5, 10, 20, 35, 50 and 100 % in 5 folds (fewer if no class has 5 cases).
+            It takes the smallest whose accuracy is within one standard error of the best.
+        k: weight of the ridge in the selection. ``"cv"`` takes the best of 0.01, 0.1, ..., 1000 in
             the same folds.
-        n_iter: iterations of ADMM. One is selection by magnitude: the kernels with the largest
-            weights of one ridge classifier, which does as well on many data sets.
-        refit: fit a new ridge classifier on the kept features, its weight by leave-one-out; else
-            predict with the weights of the selection (the paper's stage 1).
-        class_weight: ``"balanced"`` or a dict by label, as scikit-learn's, in selection and refit.
+        n_iter: iterations of ADMM. With 1 it selects by magnitude: it keeps the kernels with the
+            largest weights in one ridge classifier, which is as accurate on many data sets.
+        refit: fit a new ridge classifier on the kept features, with its ridge by leave-one-out.
+            False predicts with the weights of the selection (the paper's stage 1).
+        class_weight: ``"balanced"`` or a dict by label, as in scikit-learn, in selection and refit.
         verbose: show a progress bar of the folds.
 
     Attributes:
-        kept_kernels_: the numbers of the kernels (MiniROCKET: features) kept, ascending; of a bank
-            given, numbers in that bank.
-        bank_: the ``KernelBank`` of those.
-        keep_, n_candidates_, k_: how many were kept, of how many; the ridge of the selection.
-        scores_: with ``"cv"`` the folds' accuracies by (k, keep); None without a choice.
+        kept_kernels_: the numbers of the kept kernels (MiniROCKET: features), ascending. If a bank
+            was given, they number its kernels.
+        bank_: the ``KernelBank`` of the kept kernels.
+        keep_, n_candidates_, k_: the numbers kept and available; the ridge of the selection.
+        scores_: with ``"cv"`` the folds' accuracies by (k, keep), else None.
         model_: the ``RocketModel`` that predicts, which can be saved.
         seed_, classes_, n_classes_: the seed used; the labels seen in fit, sorted; their number.
 
-    ``predict_proba`` is the softmax of the decisions times ``model_.scale``: the number by which
-    the leave-one-out decisions of the selection's ridge, on all features, are most likely, less
-    where those of the refit spread wider.
+    ``predict_proba`` is the softmax of the decisions times ``model_.scale``. This scale maximises
+    the likelihood of the leave-one-out decisions of the selection's ridge on all features. It is
+    reduced if the decisions of the refit spread wider.
 
     Raises:
-        ValueError, TypeError: as in ``RocketTransformer``; one class; options out of range;
-            ``"cv"`` with a single case of each class; weights of other labels, or not positive.
+        ValueError, TypeError: as in ``RocketTransformer``; one class only; options out of range;
+            ``"cv"`` with a single case of each class; class weights of unknown labels, or not
+            positive.
 
     Example:
         >>> from sparseconv import POCKETClassifier
@@ -198,11 +200,11 @@ class POCKETClassifier(Scored, BaseClassifier):  # type: ignore[misc]
             found = self._head(select, features, labels, self.k_, self.keep_)
             unseen = select.leave_one_out(self.k_)
             scale = fitted_scale(unseen, labels, weights)
-            if self.refit and self.keep_ < self.n_candidates_:  # whose decisions are larger
+            if self.refit and self.keep_ < self.n_candidates_:  # then decisions are larger
                 kept = features[:, found.columns].astype(np.float64)
                 refit = GroupSelection(kept, labels, self.n_classes_, 1, weights)
                 wider = refit.leave_one_out(found.k).std(0) / unseen.std(0)
-                # A column of several classes counts as its class weighs in all.
+                # With several classes a column counts by the total weight of its class.
                 several = weights is not None and self.n_classes_ > 2
                 share = np.bincount(labels, weights) if several else None
                 scale /= max(1.0, float(np.average(wider, weights=share)))
@@ -212,13 +214,13 @@ class POCKETClassifier(Scored, BaseClassifier):  # type: ignore[misc]
         return self
 
     def _weights(self, labels: Array) -> Array | None:
-        """Return the weight of each case; None: all alike."""
+        """Return the weight of each case; None if all are equal."""
         return case_weights(self.class_weight, self.classes_[labels])
 
     def _head(
         self, select: GroupSelection, features: Array, labels: Array, k: float, keep: int
     ) -> Selected:
-        """Select features, and fit the classifier on them."""
+        """Select features and fit the classifier on them."""
         found = select(keep, k, self.n_iter)
         if not self.refit:
             return found
@@ -233,7 +235,10 @@ class POCKETClassifier(Scored, BaseClassifier):  # type: ignore[misc]
         scores: dict[tuple[float, int], list[float]] = {choice: [] for choice in choices}
         cases = np.bincount(labels)
         if cases.max() < 2:
-            raise ValueError('"cv" needs a class of 2 cases or more; give keep and k as numbers')
+            raise ValueError(
+                'expected a class of 2 cases or more for "cv", but each has one; give keep and k '
+                "as numbers"
+            )
         with warnings.catch_warnings():  # a class may have fewer cases than there are folds
             warnings.filterwarnings("ignore", "The least populated class", UserWarning)
             folds = StratifiedKFold(
@@ -244,7 +249,7 @@ class POCKETClassifier(Scored, BaseClassifier):  # type: ignore[misc]
             seen, missed = features[inside], features[outside]
             weights = self._weights(labels[inside])
             select = GroupSelection(seen, labels[inside], self.n_classes_, size, weights)
-            # The refitted head knows the classes of its cases only.
+            # The refitted head only knows the classes of its cases.
             known = np.unique(labels[inside]) if self.refit else np.arange(self.n_classes_)
             for k, keep in choices:
                 found = self._head(select, seen, labels[inside], k, keep)
@@ -261,9 +266,9 @@ class POCKETClassifier(Scored, BaseClassifier):  # type: ignore[misc]
             return self.model_.predict_proba(X)
 
     def decision_function(self, X: Any) -> Array:
-        """Return margins of series as for ``predict``: ``(n_cases, n_classes)``.
+        """Return the margins ``(n_cases, n_classes)`` of series as for ``predict``.
 
-        Of two classes ``(n_cases,)``, above 0 for ``classes_[1]``; as scikit-learn has it.
+        For two classes return ``(n_cases,)``, above 0 for ``classes_[1]``, as in scikit-learn.
         """
         self._check_is_fitted()
         series = self._preprocess_collection(X, store_metadata=False)
@@ -287,17 +292,18 @@ def prune_rocket(
     """Prune a fitted aeon ``RocketClassifier`` or ``MiniRocketClassifier``.
 
     Args:
-        classifier: fitted; it is left as it is. A fitted ``Rocket`` or ``MiniRocket`` works too.
-        X_train, y_train: what it was trained on, or other cases of the same shape and classes.
-        keep: as in ``POCKETClassifier``, whose other ``options`` may be given as well. Without
-            them ``class_weight``, ``random_state`` and ``n_jobs`` are the fitted classifier's.
+        classifier: a fitted classifier, left unchanged, or a fitted ``Rocket`` or ``MiniRocket``.
+        X_train, y_train: the training set, or other cases of the same shape and classes.
+        keep, options: as in ``POCKETClassifier``. By default ``class_weight``, ``random_state``
+            and ``n_jobs`` are those of the fitted classifier.
 
     Returns:
         A fitted ``POCKETClassifier`` with a part of the same kernels.
 
     Raises:
-        TypeError: another object. ValueError: one that is not fitted; other series.
-        NotImplementedError: one that decides by another ``estimator``, ridge or method.
+        TypeError: another object.
+        ValueError: a classifier that is not fitted; series of another shape.
+        NotImplementedError: a classifier with another ``estimator``, ridge or method to decide.
 
     Example:
         >>> from aeon.classification.convolution_based import RocketClassifier
@@ -312,7 +318,7 @@ def prune_rocket(
     """
     bank = KernelBank.from_aeon(classifier)
     kept = {name: copy.deepcopy(getattr(classifier, name)) for name in ("n_jobs", "random_state")}
-    if hasattr(classifier, "pipeline_"):  # a transform has none
+    if hasattr(classifier, "pipeline_"):  # a transformer has none
         for method in ("_fit", "_predict", "_predict_proba"):
             if not getattr(type(classifier), method).__module__.startswith("aeon."):
                 raise NotImplementedError(
@@ -331,8 +337,8 @@ def prune_rocket(
         classes = np.unique(as_labels("prune_rocket", "y_train", y_train))
         if not np.array_equal(classes, classifier.classes_):
             raise ValueError(
-                f"y_train must hold the classes that the classifier knows, {classifier.classes_}, "
-                f"but holds {classes}; give the labels that it was fitted to"
+                f"y_train must hold the classes of the classifier, {classifier.classes_}, but got "
+                f"{classes}; give the labels that it was fitted to"
             )
     pruned = POCKETClassifier(bank, keep=keep, **(kept | options))
     pruned.fit(X_train, y_train)
@@ -340,18 +346,18 @@ def prune_rocket(
 
 
 def draw_kernels(kernels: Any, n_kernels: int, seed: int, X: Array) -> KernelBank:
-    """Return the bank of kernels that aeon draws for these series, or the one given."""
+    """Return the bank of kernels that aeon draws for these series, or the given bank."""
     warn_if_swapped(X.shape)
     if isinstance(kernels, KernelBank):
         check_shape(X.shape, kernels)
         return kernels
     if kernels not in KINDS:
         raise ValueError(f"kernels must be one of {KINDS} or a KernelBank, but got {kernels!r}")
-    least = 1 if kernels == "rocket" else MINI_KERNELS  # to which aeon would go up in silence
+    least = 1 if kernels == "rocket" else MINI_KERNELS  # aeon would silently round up to this
     n_kernels = count("n_kernels", n_kernels, least)
     check_length(kernels, X.shape)
     make = Rocket if kernels == "rocket" else MiniRocket
-    state = np.random.get_state()  # aeon seeds NumPy's global generator, which is not ours to set
+    state = np.random.get_state()  # aeon seeds NumPy's global generator; restore it afterwards
     try:
         return KernelBank.from_aeon(make(n_kernels, random_state=seed).fit(X))
     finally:
@@ -361,12 +367,12 @@ def draw_kernels(kernels: Any, n_kernels: int, seed: int, X: Array) -> KernelBan
 def how_many(keep: Any, candidates: int) -> int:
     """Return a share as a number, at least 1."""
     if keep == 0:
-        raise ValueError("keep must be above 0, or nothing would be left")
+        raise ValueError("keep must be above 0, but got 0, which leaves no kernel")
     return max(1, round(share("keep", keep) * candidates))
 
 
 def head_of_aeon(class_weight: Any = None) -> list[Any]:
-    """Return what aeon's RocketClassifier puts after its transform."""
+    """Return the steps of aeon's RocketClassifier after its transform."""
     ridge = RidgeClassifierCV(alphas=ALPHAS, class_weight=class_weight)
     return [StandardScaler(with_mean=False), ridge]
 
@@ -376,8 +382,8 @@ def ridge_classifier(
 ) -> tuple[Array, Array, float]:
     """Fit the head of aeon's RocketClassifier, whose ridge is chosen by leave-one-out.
 
-    Returns the coefficients of the features as they are, ``(n_features, columns)``, the intercept,
-    ``(columns,)``, and the weight of the ridge for features of length 1, as ``GroupSelection`` has.
+    Returns the coefficients of unscaled features, ``(n_features, columns)``, and the intercept,
+    ``(columns,)``. The third value is the ridge for features of length 1, as in ``GroupSelection``.
     """
     scaler, ridge = head_of_aeon()
     ridge.fit(scaler.fit_transform(features), labels, weights)

@@ -1,4 +1,4 @@
-"""What the estimators share: arrays that they accept, threads, seeds."""
+"""Common parts of the estimators: the arrays that they accept, threads, seeds."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from threadpoolctl import threadpool_limits
 from sparseconv.core.arrays import as_labels, as_series, three_axes, wrong_shape
 from sparseconv.measure.machine import threads
 
-LEAST_WEIGHT = 1e-6  # of the largest class_weight: less is lost in float32
+LEAST_WEIGHT = 1e-6  # of the largest class_weight; float32 would lose less
 
 
 class Shared:
@@ -50,10 +50,10 @@ class Shared:
 
 
 class Scored(Shared):
-    """A classifier, which scores what it can be fitted to."""
+    """A classifier that scores all series and labels that it can be fitted to."""
 
     def score(self, X: Any, y: Any, *metric: Any, **options: Any) -> float:
-        """Compare the predictions with labels, as aeon's ``score``: by default the accuracy."""
+        """Compare the predictions with labels, as aeon's ``score``; by default the accuracy."""
         owner = type(self).__name__
         series, labels = three_axes(owner, "X", X), as_labels(owner, "y", y)
         found: float = super().score(series, labels, *metric, **options)  # type: ignore[misc]
@@ -61,26 +61,26 @@ class Scored(Shared):
 
 
 def case_weights(class_weight: Any, y: npt.NDArray[Any]) -> npt.NDArray[np.float64] | None:
-    """Return the weight of each case by its label; None: all alike."""
+    """Return the weight of each case by its label; None if all are equal."""
     if class_weight is None:
         return None
     found: npt.NDArray[np.float64] = compute_sample_weight(class_weight, y)
     if (low := ~(found > LEAST_WEIGHT * found.max())).any():
         raise ValueError(
             f"class_weight must hold positive numbers, above {LEAST_WEIGHT:g} of the largest, but "
-            f"of class {y[low][0]} it is {found[low][0]:g}; leave out cases that should not count"
+            f"got {found[low][0]:g} for class {y[low][0]}; leave out cases that should not count"
         )
     return found
 
 
 def draw_seed(random_state: int | np.random.RandomState | None) -> int:
-    """Return the seed of one fit: an int is itself, a ``RandomState`` is advanced."""
+    """Return the seed of one fit: an int itself, or a number drawn from a ``RandomState``."""
     if isinstance(random_state, int | np.integer):
-        if not 0 <= random_state < 2**32:  # what aeon's kernels take
+        if not 0 <= random_state < 2**32:  # the range of aeon's kernels
             raise ValueError(
                 f"random_state (--seed) must lie in [0, 2**32), but got {random_state}"
             )
         return int(random_state)
-    if random_state is None:  # NumPy's global generator is not ours to advance
+    if random_state is None:  # do not advance NumPy's global generator
         return int(np.random.default_rng().integers(2**31))
     return int(check_random_state(random_state).randint(2**31))

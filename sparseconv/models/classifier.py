@@ -1,4 +1,4 @@
-"""What the networks have in common."""
+"""The common parts of the networks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sparseconv.core.checks import count
 
 
 class Classifier(nn.Module):
-    """``blocks`` and a ``head``, which subclasses set, from series to log-probabilities."""
+    """Maps series to log-probabilities by ``blocks`` and a ``head``, which subclasses set."""
 
     blocks: nn.Sequential
     head: nn.Module
@@ -44,12 +44,12 @@ class Residual(nn.Module):
         self.shortcut = shortcut
 
     def forward(self, x: Tensor) -> Tensor:
-        """Add what both compute, tensors of one shape."""
+        """Add the outputs of both, tensors of one shape."""
         return F.relu(self.body(x) + self.shortcut(x))
 
 
 def shortcut(in_channels: int, out_channels: int, *, always_convolve: bool = False) -> nn.Module:
-    """Return BatchNorm, after a 1x1 convolution where channels change, or always."""
+    """Return BatchNorm, after a 1x1 convolution if channels change or ``always_convolve``."""
     norm = nn.BatchNorm1d(out_channels)
     if in_channels == out_channels and not always_convolve:
         return norm
@@ -60,7 +60,7 @@ class Parallel(nn.ModuleList):
     """Apply several modules to the same series and join their channels."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(N, in_channels, L) -> (N, out_channels, L)``, the sum of the modules' channels."""
+        """Map ``(N, in_channels, L)`` to ``(N, out_channels, L)``, the channels of all modules."""
         return torch.cat([module(x) for module in self], dim=1)
 
 

@@ -25,21 +25,21 @@ Init = Literal["prefix", "random"]
 Around = Literal["right-replicate", "centred-zeros", "centred-replicate"]
 INITS: tuple[Init, ...] = get_args(Init)
 PADDINGS: tuple[Around, ...] = get_args(Around)
-WIDTH = 3  # a module has WIDTH * nf channels, with however many kernel groups
+WIDTH = 3  # a module has WIDTH * nf channels, for any number of kernel groups
 
 
 @dataclass(frozen=True)
 class DSNCost:
-    """What one network costs for one series.
+    """The parameters and operations of one network for one series.
 
     Attributes:
         params: parameters that exist: active weights, 1x1 convolutions, BatchNorm's affine pairs.
-        flops_paper: operations as the paper counts them: ``2 * C_in - 1`` for each tap of an
-            output, and the head's convolution and BatchNorm twice, as its counter does.
+        flops_paper: operations as the paper counts them, ``2 * C_in - 1`` for each tap of an
+            output. Like the paper's counter, it counts the head's convolution and BatchNorm twice.
         macs_executed: multiply-accumulates of all convolutions, one per active weight and sample.
         params_dense, flops_paper_dense, macs_dense: the same with every tap active.
 
-    Source: of ``flops_paper``, Xiao et al. 2022 (DSN) and the counter of its public implementation.
+    Source: for ``flops_paper``, Xiao et al. 2022 (DSN) and the counter of its implementation.
     """
 
     params: int
@@ -55,33 +55,33 @@ class DSN(Classifier):
 
     A module is [1x1 convolution to ``nf`` channels, unless its input has one channel] → sparse
     convolution to ``3 * nf`` channels → BatchNorm → ReLU. The output channels are split into
-    ``n_groups`` kernel groups; group i of 1..n_groups has its active weights among the first
-    ``(kernel_size // n_groups) * i`` taps, so that the groups see short to long stretches of the
-    series. Where ``n_groups`` does not divide ``kernel_size``, the remaining last taps belong to
-    no group and stay inactive, as in the authors' implementation.
+    ``n_groups`` kernel groups, which see short to long parts of the series. Group i of 1..n_groups
+    has its active weights among the first ``(kernel_size // n_groups) * i`` taps. If ``n_groups``
+    does not divide ``kernel_size``, the last taps belong to no group and stay inactive, as in the
+    authors' implementation.
 
-    Patterns and parameters are drawn with torch's global generator: ``torch.manual_seed`` before
-    the constructor makes a network reproducible.
+    Patterns and parameters are drawn with torch's global generator. For a reproducible network
+    call ``torch.manual_seed`` before the constructor.
 
     Args:
         in_channels: channels of a series.
         n_classes: number of classes.
         sparsity: inactive share of each group's region, in [0, 1). With kernel groups the true
-            density is lower than ``1 - sparsity``. 0 is the paper's dense network: every tap is
-            active and there are no groups.
-        nf: channels between modules; a module has three times as many.
+            density is lower than ``1 - sparsity``. 0 is the paper's dense network, with every tap
+            active and without groups.
+        nf: channels between modules; a module has ``3 * nf``.
         kernel_size: taps of the sparse convolutions.
         depth: number of modules.
         n_groups: number of kernel groups; 1 removes them (the paper's ablation).
-        init: first pattern: ``"prefix"`` activates the first taps of every kernel, ``"random"``
+        init: first pattern. ``"prefix"`` activates the first taps of every kernel; ``"random"``
             draws uniformly inside the region.
         padding: ``"right-replicate"`` repeats the last sample, so the taps look forward;
             ``"centred-zeros"`` is what the paper used on the UCR 2018 archive;
             ``"centred-replicate"`` repeats the first and the last sample.
         block: channels ``(out, in)`` that share their taps, or one int for both, as in
-            ``KernelCSR``: faster where a matrix unit computes. A layer of fewer inputs keeps
-            single weights. Blocks of 16 divide the other layers of ``nf=48``.
-        backend: of the sparse convolutions; ``"auto"`` or a backend that can run here.
+            ``KernelCSR``. Blocks are faster where a matrix unit computes. A layer with fewer
+            inputs keeps single weights. Blocks of 16 divide the other layers of ``nf=48``.
+        backend: backend of the sparse convolutions, ``"auto"`` or one that can run here.
 
     Shape:
         Input ``(N, in_channels, L)``, any L >= 1; output ``(N, n_classes)``, log-probabilities.
@@ -191,7 +191,7 @@ class DSN(Classifier):
             raise ValueError(
                 "this network has no SparseConv1d any more; count before they are replaced"
             )
-        # Of a pruned network each layer has its own.
+        # In a pruned network each layer has its own width.
         widths, classes = [layer.out_channels for layer in layers], self.n_classes
         channels = widths[-1]
         bottlenecks = [m for m in self.blocks.modules() if isinstance(m, nn.Conv1d)]

@@ -10,20 +10,20 @@ from torch import Tensor, nn
 
 
 class Ensemble(nn.Module):
-    """The mean of the probabilities of several classifiers, each trained on its own.
+    """The mean of the probabilities of several classifiers, each trained alone.
 
-    LITETime is the mean of five ``LITE``, as InceptionTime's authors publish that of five
+    LITETime is the mean of five ``LITE``; the published InceptionTime is that of five
     ``InceptionTime``. Train the ``members`` one by one: a loss of the mean would train them as one.
 
     Args:
-        members: networks that return log-probabilities ``(N, n_classes)`` of the same classes for
-            the same input, such as those of ``sparseconv.models``; at least one, none twice.
+        members: at least one network, none twice, such as those of ``sparseconv.models``. All
+            return log-probabilities ``(N, n_classes)`` of the same classes for the same input.
 
     Shape:
         The members' input; output ``(N, n_classes)``, log-probabilities.
 
     Raises:
-        ValueError: no members, or one twice. TypeError: a member that is no module.
+        ValueError: no members, or one twice. TypeError: a member is not a module.
         RuntimeError: in a call, members of different classes.
 
     Example:

@@ -22,16 +22,17 @@ RESIDUAL_EVERY = 3  # modules
 class InceptionTime(Classifier):
     """Six Inception modules with a shortcut around every three, a global average, a linear layer.
 
-    One network; the published classifier is an ``Ensemble`` of five.
+    This is one network; the published classifier is an ``Ensemble`` of five.
 
     Args:
-        in_channels, n_classes: as for ``DSN``, and so are shapes and errors.
+        in_channels, n_classes: as for ``DSN``, with the same shapes and errors.
         nf: filters of each length.
         depth: number of modules.
-        variant: ``"keras"``, the original: 40, 20 and 10 taps, a 1x1 convolution in each shortcut
-            (420 192 parameters of a univariate network without its last layer); or ``"tsai"``, what
-            the DSN paper counts (389.34 K in the mean over UCR 85): 39, 19 and 9 taps, and
-            BatchNorm alone in a shortcut between as many channels.
+        variant: ``"keras"`` or ``"tsai"``. The original, in Keras, has 40, 20 and 10 taps and a 1x1
+            convolution in each shortcut. Its univariate network has 420 192 parameters without the
+            last layer. The DSN paper counts the variant of tsai (389.34 K parameters in the mean
+            over UCR 85). It has 39, 19 and 9 taps, and a shortcut between equal numbers of
+            channels has BatchNorm only.
 
     Example:
         >>> import torch
@@ -74,10 +75,10 @@ class InceptionTime(Classifier):
 
 
 def _inception(in_channels: int, nf: int, kernel_sizes: tuple[int, ...]) -> nn.Sequential:
-    """Return convolutions of several lengths side by side, BatchNorm and ReLU.
+    """Return parallel convolutions of several lengths, BatchNorm and ReLU.
 
-    A 1x1 convolution makes ``nf`` channels of several ones; then ``nf`` filters of each length,
-    and parallel to them a maximum of three samples with a 1x1 convolution.
+    A 1x1 convolution reduces several channels to ``nf``. Then follow ``nf`` filters of each length
+    and, parallel to them, a maximum of three samples with a 1x1 convolution.
     """
     several = in_channels > 1
     bottleneck = nn.Conv1d(in_channels, nf, 1, bias=False) if several else nn.Identity()

@@ -9,12 +9,12 @@ from sparseconv.core.checks import count
 from sparseconv.models.classifier import Classifier, Parallel, average_and_classify
 
 LEARNED = (40, 20, 10)  # taps
-CHANGES = (2, 4, 8, 16, 32, 64)  # taps of the filters that see increase and decrease
-PEAKS = (4, 8, 16, 32, 64)  # two thirds of the taps of those that see peaks
+CHANGES = (2, 4, 8, 16, 32, 64)  # taps of the filters that detect increase and decrease
+PEAKS = (4, 8, 16, 32, 64)  # two thirds of the taps of those that detect peaks
 
 
 class HandMade(nn.Module):
-    """Frozen filters that see increase, decrease and peaks, of all channels alike, and ReLU.
+    """Frozen filters that detect increase, decrease and peaks in all channels alike, and ReLU.
 
     Shape: ``(N, in_channels, L) -> (N, 17, L)``.
     """
@@ -52,11 +52,11 @@ def hand_made_filters() -> list[Tensor]:
 class LITE(Classifier):
     """Convolutions of three lengths and hand-made filters, then two separable convolutions.
 
-    9 814 + 33 * n_classes trained parameters for one channel. LITETime is the mean of
+    For one channel it trains 9 814 + 33 * n_classes parameters. LITETime is the mean of
     five: ``Ensemble(LITE(in_channels, n_classes) for _ in range(5))``.
 
     Args:
-        in_channels, n_classes: as for ``DSN``, and so are shapes and errors.
+        in_channels, n_classes: as for ``DSN``, with the same shapes and errors.
         nf: filters of each length, and channels of the separable convolutions.
 
     Example:

@@ -14,13 +14,14 @@ LONGEST = 89  # taps
 class OSCNN(Classifier):
     """Three layers of convolutions with 1, 2, 3, 5, 7, ... taps, a global average, a linear layer.
 
-    The sums of 1, 2 and all primes up to a quarter of the series reach every receptive field up to
-    it. Each length has as many filters as the layer's budget of weights allows. The last layer has
-    1 and 2 taps. One network, as its authors publish it; they average ten runs' accuracies.
+    Sums of 1, 2 and the primes up to a quarter of the series give every receptive field up to that
+    length. The layer's budget of weights decides the number of filters of each length. The last
+    layer has 1 and 2 taps. The published network is a single one; its authors average the
+    accuracies of ten runs.
 
     Args:
-        in_channels, n_classes: as for ``DSN``, and so are shapes and errors.
-        n_timepoints: samples of the training series, which decide about the longest kernels.
+        in_channels, n_classes: as for ``DSN``, with the same shapes and errors.
+        n_timepoints: samples of the training series, which decide the longest kernels.
 
     Example:
         >>> import torch
@@ -44,14 +45,14 @@ class OSCNN(Classifier):
             channels = max(1, budget // (inputs * sum(primes)))
             blocks.append(_layer(inputs, channels, primes))
             inputs = channels * len(primes)
-        # As many as the first layer has for a series of one channel.
+        # The number that the first layer has for a series of one channel.
         last = len(primes) * max(1, BUDGETS[0] // sum(primes))
         self.blocks = nn.Sequential(*blocks, _layer(inputs, last, (1, 2)))
         self.head = average_and_classify(2 * last, self.n_classes)
 
 
 def _layer(in_channels: int, channels: int, kernel_sizes: tuple[int, ...]) -> nn.Sequential:
-    """Return convolutions with different numbers of taps side by side, BatchNorm and ReLU."""
+    """Return parallel convolutions with different numbers of taps, BatchNorm and ReLU."""
     convs = [nn.Conv1d(in_channels, channels, taps, padding="same") for taps in kernel_sizes]
     return nn.Sequential(Parallel(convs), nn.BatchNorm1d(channels * len(convs)), nn.ReLU())
 

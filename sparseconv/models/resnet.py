@@ -13,14 +13,14 @@ KERNEL_SIZES = (7, 5, 3)
 class ResNet(Classifier):
     """Three residual blocks of three convolutions, a global average and a linear layer.
 
-    The variant of the package tsai, which the DSN paper counts (479.20 K parameters in the mean
-    over UCR 85). Convolutions have 7, 5 and 3 taps, no bias, zeros around the series so that its
-    length stays, and BatchNorm after them; the shortcut is a 1x1 convolution where the number of
-    channels changes, with BatchNorm in any case. (In the original the first have 8 taps.)
+    This is the variant of the package tsai, which the DSN paper counts (479.20 K parameters in the
+    mean over UCR 85). Convolutions have 7, 5 and 3 taps (in the original 8, 5 and 3), no bias,
+    zero padding that keeps the length, and BatchNorm after them. The shortcut is BatchNorm, after
+    a 1x1 convolution where the number of channels changes.
 
     Args:
-        in_channels, n_classes: as for ``DSN``, and so are shapes and errors.
-        nf: channels of the first block; the two others have twice as many.
+        in_channels, n_classes: as for ``DSN``, with the same shapes and errors.
+        nf: channels of the first block; the two others have ``2 * nf``.
 
     Example:
         >>> import torch
