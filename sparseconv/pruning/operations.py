@@ -134,7 +134,7 @@ def _trial(call: Call, dims: Mapping[int, int], n: int) -> list[list[int]]:
 
 
 def _constant(x: Tensor, dim: int) -> bool:
-    """Whether a tensor may have been made for so many channels, as zeros in front of a series."""
+    """Return whether all channels of a tensor are equal, as in zeros before a series."""
     return bool((x == x.narrow(dim, 0, 1)).all())
 
 
@@ -308,7 +308,7 @@ class SameDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 @torch.no_grad()
 def close(got: Tensor, wanted: Tensor) -> bool:
-    """Whether two tensors agree up to rounding."""
+    """Return whether two tensors agree up to rounding."""
     if got.shape != wanted.shape or not wanted.is_floating_point():
         return got.equal(wanted)
     loose = torch.finfo(wanted.dtype).eps ** 0.5

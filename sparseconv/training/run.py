@@ -145,7 +145,7 @@ class Run:
         return sum(loss * size for loss, size in zip(losses, self.sizes, strict=True))
 
     def _may_replay(self) -> bool:
-        """Whether steps are worth a CUDA graph; a penalty watches each of them."""
+        """Return whether steps are worth a CUDA graph; a penalty watches each of them."""
         return self.X.is_cuda and self.penalty is None
 
     def _replayed_step(self, x: Tensor, target: Tensor) -> tuple[Tensor, ...]:
