@@ -102,7 +102,7 @@ test_aeon_estimators = refusals(
     (lambda: prune_rocket(Late(20).fit(X, Y), X, Y), NotImplementedError,
      "keep Late._predict; prune"),
     (lambda: fit(class_weight={7: 2.0}), ValueError, "are not in class_weight"),
-    (lambda: fit(class_weight={0: 1, 1: 0}), ValueError, "of class 1 it is 0; leave out cases"),
+    (lambda: fit(class_weight={0: 1, 1: 0}), ValueError, "but got 0 for class 1; leave out cases"),
     (lambda: fit(class_weight={0: -2, 1: 1}), ValueError, "positive numbers, above 1e-06 of the"),
     (lambda: POCKETClassifier().decision_function(X), ValueError, "has not been fitted yet"),
 )  # fmt: skip
