@@ -21,19 +21,31 @@ _ran: set[str] = set()  # commands that one page or another has shown
 
 
 class Block(NamedTuple):
-    """One fenced block: ``python`` or ``sh``, its text and where it starts."""
+    """One fenced block: ``python`` or ``sh``, its text, where it starts, and what it prints."""
 
     language: str
     text: str
     place: str
+    output: str  # the page's ``text`` block below, or empty
 
 
 def blocks(path: Path) -> Iterator[Block]:
     """The fenced blocks of a Markdown file, also those inside directives."""
     page = path.read_text(encoding="utf-8")
-    for found in re.finditer(r"^```(python|sh)\n(.*?)^```$", page, re.DOTALL | re.MULTILINE):
+    block = r"^```(python|sh)\n(.*?)^```$(?:\n\n```text\n(.*?)^```$)?"
+    for found in re.finditer(block, page, re.DOTALL | re.MULTILINE):
         line = page.count("\n", 0, found.start()) + 2
-        yield Block(found[1], found[2], f"{path.relative_to(ROOT)}:{line}")
+        yield Block(found[1], found[2], f"{path.relative_to(ROOT)}:{line}", found[3] or "")
+
+
+def comparable(text: str) -> list[str]:
+    """The lines that no measurement decides; of a row of a report its layer and density."""
+    lines = [" ".join(line.split()) for line in text.splitlines() if line.strip("|:- ")]
+    rows = (line.startswith("|") and not line.startswith("| layer") for line in lines)
+    return [
+        "|".join(line.split("|")[:3]) if row else line
+        for line, row in zip(lines, rows, strict=True)
+    ]
 
 
 def run(block: Block, scope: dict[str, Any]) -> None:

@@ -46,7 +46,7 @@ def quickly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("page", WITH_SNIPPETS, ids=lambda page: page.stem)
-def test_every_snippet_runs(page: Path, quickly: None, count_cases: Any) -> None:
+def test_every_snippet_runs(page: Path, quickly: None, count_cases: Any, capsys: Any) -> None:
     for package in NEEDS.get(page.stem, []):
         pytest.importorskip(package)
     torch.manual_seed(0)
@@ -59,7 +59,10 @@ def test_every_snippet_runs(page: Path, quickly: None, count_cases: Any) -> None
         ]:
             left_out.update(lacking)
             continue
+        capsys.readouterr()
         snippets.run(block, scope)
+        shown, printed = map(snippets.comparable, (block.output, capsys.readouterr().out))
+        assert printed[: len(shown)] == shown, block.place
         count_cases(1)
     if left_out:
         pytest.skip(f"its other blocks ran; not installed: {', '.join(sorted(left_out))}")
