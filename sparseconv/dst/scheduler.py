@@ -18,6 +18,7 @@ from sparseconv.core.pattern import KernelCSR
 from sparseconv.dst import checks
 from sparseconv.dst.itop import EverActive
 from sparseconv.dst.ranks import Ranks
+from sparseconv.dst.replayed import ReplayedUpdates
 from sparseconv.dst.update import (
     PRUNE_FLOOR,
     PRUNE_FRACTION,
@@ -163,10 +164,10 @@ class DSTScheduler:
         self._copies = checks.copies_of(self._layers, averages)
         self._ranks = Ranks(process_group)
         self._ranks.agree(self._check_layers, self._fingerprint)
-        layers = self._layers.items()
-        self._regions = {name: check_regions(x.regions, x.pattern) for name, x in layers}
+        self._regions = {n: check_regions(x.regions, x.pattern) for n, x in self._layers.items()}
         self._ever_active = EverActive(self._layers)
         self._known: Holdings | None = None  # what the optimizer keeps, and can follow
+        self._replayed = ReplayedUpdates()
         self._probes: dict[str, Tensor] = {}
         self._unseen: dict[str, float] = {}  # updates in which a layer never had a gradient before
         weakref.finalize(self, _take_back, self._layers, self._probes)
@@ -291,10 +292,9 @@ class DSTScheduler:
     def _check_layers(self) -> None:
         move = self.grow != "static"
         checks.check_layers(self._layers, self._copies, self._optimizer, move)
-        if move:
-            for name, layer in self._layers.items():
-                for each in (layer, *self._copies[name]) if layer.values.requires_grad else ():
-                    check_movable(each)
+        for name, layer in self._layers.items() if move else ():
+            for each in (layer, *self._copies[name]) if layer.values.requires_grad else ():
+                check_movable(each)
 
     def _fingerprint(self, _: None) -> dict[str, Any]:
         patterns = {name: int(checksum(layer.pattern)) for name, layer in self._layers.items()}
@@ -373,7 +373,7 @@ class DSTScheduler:
             self._regions[name] = check_regions(layer.regions, layer.pattern)
         pattern, source = moved(
             layer.pattern, layer.values, self._regions[name], fraction, self.grow, self._generator,
-            dense_grad,
+            dense_grad, self._replayed.of(name),
         )  # fmt: skip
         if pattern is layer.pattern:
             return None

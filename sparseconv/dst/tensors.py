@@ -38,7 +38,7 @@ def update(
     Returns:
         The new ``crow`` and ``col``, and ``source``, int64 ``(nnz,)``.
     """
-    table, taps = _table(tuple(regions), shape, block, col.device), shape[2]
+    table, taps = table_of(tuple(regions), shape, block, col.device), shape[2]
     entry, crow, col = torch.arange(len(col), device=col.device), crow.long(), col.long()
     kernel = kernels(crow, col)
     unit = table.block[kernel] * taps + col
@@ -88,7 +88,7 @@ def magnitudes(tensor: Tensor) -> Tensor:
     return tensor.detach().to(dtype).abs().nan_to_num_(nan=math.inf, posinf=math.inf)
 
 
-class _Table(NamedTuple):
+class Table(NamedTuple):
     """What an update reads of a layer's regions, made once."""
 
     region: Tensor  # int64 (units,): which one a unit belongs to; `regions`: to none
@@ -98,7 +98,9 @@ class _Table(NamedTuple):
 
 
 @functools.lru_cache(maxsize=32)  # of the layers that train: 16 bytes for each unit
-def _table(regions: tuple[Region, ...], shape: Shape, block: Block, device: torch.device) -> _Table:
+def table_of(
+    regions: tuple[Region, ...], shape: Shape, block: Block, device: torch.device
+) -> Table:
     """Number the units; those of the smaller last blocks have regions by themselves.
 
     So nnz is kept.
@@ -114,7 +116,7 @@ def _table(regions: tuple[Region, ...], shape: Shape, block: Block, device: torc
         begin += inside.numel()
     blocks = torch.arange(units[0] * units[1], device=device).view(*units[:2], 1)
     of_kernel = spread(blocks, (*shape[:2], 1), block).flatten()
-    return _Table(region.flatten(), number.flatten(), of_kernel, len(boxes))
+    return Table(region.flatten(), number.flatten(), of_kernel, len(boxes))
 
 
 def _boxes(region: Region, shape: Shape, block: Block) -> Iterator[tuple[slice, slice, slice]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -95,8 +95,12 @@ def moved(
     grow: str,
     generator: torch.Generator | None,
     dense_grad: Tensor | None,
+    on_gpu: Callable[..., tuple[Tensor, Tensor, Tensor]] = tensors.update,
 ) -> tuple[KernelCSR, Tensor]:
-    """Do what ``prune_and_grow`` does, with checked arguments; ``fraction`` may be a tensor."""
+    """Do what ``prune_and_grow`` does, with checked arguments; ``fraction`` may be a tensor.
+
+    ``on_gpu`` does there what ``tensors.update`` does.
+    """
     if grow == "static":
         return pattern, torch.arange(pattern.nnz, device="cpu")
     seed = 0
@@ -106,7 +110,7 @@ def moved(
         if dense_grad is not None:
             dense_grad = dense_grad.to(values.device)
             fraction = dense_grad.any().double() * fraction
-        crow, col, source = tensors.update(
+        crow, col, source = on_gpu(
             *pattern.on(values.device), pattern.shape, pattern.block, regions, fraction, values,
             dense_grad, seed,
         )  # fmt: skip

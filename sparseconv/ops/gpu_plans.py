@@ -21,6 +21,7 @@ from torch.utils.weak import TensorWeakRef, WeakTensorKeyDictionary
 
 from sparseconv.core.blocks import Block, declared, unit_shape
 from sparseconv.core.geometry import Geometry
+from sparseconv.ops.graphs import Repeated
 
 P = TypeVar("P", bound="tuple[Tensor, ...]")
 Shape = tuple[int, int, int]
@@ -101,14 +102,21 @@ def _kept(make: Make[P]) -> Make[P]:
     return plan
 
 
-def refresh(crow: Tensor, col: Tensor) -> None:
+def refresh(crow: Tensor, col: Tensor, repeated: Repeated | None = None) -> None:
     """Compute the plans of tensors again that were written to, in the same memory."""
     held = _held.get(col)
     if held is None:
         return
-    for make, geometry, plan in held.plans.values():
-        for own, new in zip(plan, make(crow, col, geometry), strict=True):
-            own.copy_(new)
+
+    def compute() -> None:
+        for make, geometry, plan in held.plans.values():
+            for own, new in zip(plan, make(crow, col, geometry), strict=True):
+                own.copy_(new)
+
+    if repeated is None:
+        compute()
+    else:
+        repeated(tuple(held.plans), compute)
     held.versions = crow._version, col._version
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 from collections import Counter
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from sparseconv.core.pattern import KernelCSR
 from sparseconv.nn.conv import SparseConv1d
 from sparseconv.ops import gpu_plans
+from sparseconv.ops.graphs import CudaGraphs, Repeated
 
 Outputs = tuple[Tensor, ...]
 
@@ -28,12 +28,15 @@ class StaticPattern(KernelCSR):
 
     __slots__ = ()
 
-    def follow(self, pattern: KernelCSR) -> None:
-        """Copy the content of a pattern with the same shape, nnz and block."""
+    def follow(self, pattern: KernelCSR, repeated: Repeated) -> None:
+        """Copy the content of a pattern with the same shape, nnz and block.
+
+        ``repeated`` computes the plans of the kernels again.
+        """
         crow, col = next(iter(self._copies.values())) if self._copies else self._on_cpu()
         for own, new in zip((crow, col), pattern.on(col.device), strict=True):
             own.copy_(new)
-        gpu_plans.refresh(crow, col)
+        gpu_plans.refresh(crow, col, repeated)
         self._hash = None
         if self._copies:  # the CPU's are read again when they are asked for
             self._crow = self._col = None
@@ -93,10 +96,12 @@ class GraphedStep:
     def __post_init__(self) -> None:
         self._layers = [layer for layer in self.model.modules() if isinstance(layer, SparseConv1d)]
         self._device = self._only_device({tensor.device for tensor in self._tensors()})
+        self._capturing = CudaGraphs(self._device)
         self._graphs: dict[Hashable, _Graph] = {}
         self._calls: Counter[Hashable] = Counter()
         self._static: list[StaticPattern] = []
         self._patterns: list[KernelCSR] = []  # whose content is in them
+        self._renewed: list[Repeated] = []  # their plans
 
     def __call__(self, *inputs: Tensor) -> Outputs:
         """Take a step; what it returns is overwritten by the next one.
@@ -123,11 +128,13 @@ class GraphedStep:
                 self._static.append(
                     StaticPattern.of_arrays(*own, pattern.shape, pattern.block, not on_gpu)
                 )
+            of_plans = CudaGraphs(self._device)
+            self._renewed = [Repeated(of_plans) for _ in self._static]
         if self._calls[key] < WARM_UP:
             self._calls[key] += 1
-            return self._on_side_stream(lambda: self._with_static_patterns(inputs))
+            return self._capturing.on_side_stream(lambda: self._with_static_patterns(inputs))
         copies = tuple(tensor.clone() for tensor in inputs)
-        replay = self._capture(lambda: self._with_static_patterns(copies))
+        replay = self._capturing.capture(lambda: self._with_static_patterns(copies))
         self._graphs[key] = _Graph(copies, replay, self._addresses())
         return replay()
 
@@ -140,14 +147,13 @@ class GraphedStep:
             if (pattern.nnz, pattern.block) != (known.nnz, known.block):
                 self._forget()
                 return
-            self._static[i].follow(pattern)
+            self._static[i].follow(pattern, self._renewed[i])
             self._patterns[i] = pattern
 
     def _forget(self) -> None:
-        for held in (self._graphs, self._calls, self._static, self._patterns):
+        for held in (self._graphs, self._calls, self._static, self._patterns, self._renewed):
             held.clear()
-        # Outputs that are still alive lie in the old one, which then cannot be opened again.
-        self.__dict__.pop("_pool", None)
+        self._capturing.forget()
 
     def _with_static_patterns(self, inputs: tuple[Tensor, ...]) -> Outputs:
         """Call the function while the layers read their plans from the static patterns.
@@ -185,40 +191,3 @@ class GraphedStep:
                 "ungraphed"
             )
         return found.pop()
-
-    @functools.cached_property
-    def _pool(self) -> Any:
-        return torch.cuda.graph_pool_handle()
-
-    @functools.cached_property
-    def _side(self) -> Any:
-        return torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
-
-    def _on_side_stream(self, call: Callable[[], Outputs]) -> Outputs:
-        """Run on the stream of the captures: autograd remembers the streams of its nodes."""
-        with torch.cuda.device(self._device):
-            current = torch.cuda.current_stream()
-            self._side.wait_stream(current)
-            with torch.cuda.stream(self._side):
-                outputs = call()
-            current.wait_stream(self._side)
-        return outputs
-
-    def _capture(self, call: Callable[[], Outputs]) -> Callable[[], Outputs]:
-        graph = torch.cuda.CUDAGraph()
-        with (
-            torch.cuda.device(self._device),
-            # Restores the current stream also if the capture fails, which torch's does not.
-            torch.cuda.stream(torch.cuda.current_stream()),
-            # thread_local: a DataLoader's thread that pins memory must not break the capture.
-            torch.cuda.graph(
-                graph, pool=self._pool, stream=self._side, capture_error_mode="thread_local"
-            ),
-        ):
-            outputs = call()
-
-        def replay() -> Outputs:
-            graph.replay()
-            return outputs
-
-        return replay

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from dst_runs import batches, in_blocks, scheduled, snapshot, sparse_layers, train_step, two_layers
-from fake_cuda_graph import record
+from fake_cuda_graph import FakeCudaGraph, record
 from never_waits import NeverWaits
 from tiny import same
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from torch.optim.swa_utils import AveragedModel
 from sparseconv import DSTScheduler, KernelCSR, Region
 from sparseconv.core.pattern_arrays import PatternArrays
 from sparseconv.dst import scheduler, tensors, update
+from sparseconv.ops.graphs import CudaGraphs
 
 MODELS = {"single weights": two_layers, "blocks": in_blocks}
 
@@ -30,6 +31,7 @@ MODELS = {"single weights": two_layers, "blocks": in_blocks}
 def on_gpu(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     for module in (update, scheduler):
         monkeypatch.setattr(module, "stays_on_gpu", lambda tensor: True)
+    FakeCudaGraph(monkeypatch)
     return monkeypatch
 
 
@@ -91,12 +93,49 @@ def test_a_cuda_graph_can_replay_an_update(grow: str) -> None:
         return tensors.update(crow, col, shape, block, whole, share, values, by, seed)
 
     held = inputs(0)
-    replay = record(lambda: update_of(held), [])
+    replay = record(lambda: update_of(held))
     for seed in (1, 2, 3):
         for own, new in zip(held, inputs(seed), strict=True):
             own.copy_(new)
         assert same(replay(), update_of(held))
     assert not same(update_of(held), update_of(inputs(0)))
+
+
+def test_each_layer_is_captured_once_and_again_when_it_is_another(
+    on_gpu: pytest.MonkeyPatch,
+) -> None:
+    fake = FakeCudaGraph(on_gpu)
+    model, _, optimizer, dst = trained(two_layers, "random", 1)
+
+    def go(captures: int, replays: int) -> None:
+        train_step(model, optimizer, next(batches()))
+        assert dst.step()
+        assert (fake.captures, fake.replays) == (captures, replays)
+
+    go(2, 2)
+    go(2, 4)
+    layer = sparse_layers(model)[0]
+    layer.regions = [Region((0, 1), (0, layer.pattern.shape[2]))]
+    outside = layer.pattern.to_mask()[1:]
+    go(2, 5)
+    go(3, 7)
+    assert torch.equal(layer.pattern.to_mask()[1:], outside)
+    twin = copy.deepcopy((model, optimizer, dst))
+    for run in (twin, (model, optimizer, dst)):
+        train_step(*run[:2], next(batches()))
+        assert run[2].step()
+    assert same(snapshot(*twin), snapshot(model, optimizer, dst))
+
+
+def test_where_nothing_can_be_captured_updates_stay_eager(on_gpu: pytest.MonkeyPatch) -> None:
+    def fails(graphs: CudaGraphs, call: Any) -> None:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    replayed = trained(two_layers, "gradient")
+    on_gpu.setattr(CudaGraphs, "capture", fails)
+    with pytest.warns(UserWarning, match="without CUDA graphs, more slowly: operation not"):
+        eager = trained(two_layers, "gradient")
+    assert same(snapshot(eager[0], *eager[2:]), snapshot(replayed[0], *replayed[2:]))
 
 
 def test_an_infinite_gradient_or_none_moves_nothing(on_gpu: pytest.MonkeyPatch) -> None:
@@ -173,9 +212,10 @@ def test_on_a_gpu_no_update_synchronises(grow: str) -> None:
     model: nn.Module = two_layers().cuda()
     optimizer = torch.optim.Adam(model.parameters())
     dst = DSTScheduler(model, optimizer, update_every=1, end_step=9, grow=grow)
-    for x, turn in zip(batches(), range(4), strict=False):
+    for x, turn in zip(batches(), range(6), strict=False):
         train_step(model, optimizer, x.cuda())
-        torch.cuda.set_sync_debug_mode("error" if turn else "default")
+        # The first loads kernels, the second is captured, the others are replayed.
+        torch.cuda.set_sync_debug_mode("error" if turn > 1 else "default")
         try:
             assert dst.step()
         finally:

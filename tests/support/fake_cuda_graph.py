@@ -6,7 +6,7 @@ tensor that has moved since is read at its old place.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from sparseconv.ops.graphs import CudaGraphs
 from sparseconv.training.graphed import GraphedStep, Outputs
 
 
@@ -22,21 +23,26 @@ class _Recorder(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.operations: list[tuple[Any, ...]] = []
+        self.changed: dict[int, tuple[Tensor, Tensor]] = {}  # what was there before
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        undeclared = "native_batch_norm" in str(func)  # writes into running statistics
+        for formal, given in zip(func._schema.arguments, args, strict=False):
+            if undeclared or (formal.alias_info is not None and formal.alias_info.is_write):
+                for tensor in (x for x in tree_leaves(given) if isinstance(x, Tensor)):
+                    memory = torch.tensor([], dtype=torch.uint8).set_(tensor.untyped_storage())
+                    self.changed.setdefault(memory.data_ptr(), (memory, memory.clone()))
         result = func(*args, **(kwargs or {}))
         self.operations.append((func, args, kwargs or {}, result))
         return result
 
 
-def record(call: Callable[[], Any], state: Sequence[Tensor]) -> Callable[[], Any]:
-    """Return what replays ``call``; recording leaves ``state``, all that it changes, as it was."""
-    before = [tensor.detach().clone() for tensor in state]
+def record(call: Callable[[], Any]) -> Callable[[], Any]:
+    """Return what replays ``call``; recording leaves all that it changes as it was."""
     with _Recorder() as recorder:
         outputs = call()
-    with torch.no_grad():
-        for tensor, content in zip(state, before, strict=True):
-            tensor.detach().copy_(content)
+    for memory, content in recorder.changed.values():
+        memory.copy_(content)
 
     @torch.no_grad()
     def replay() -> Any:
@@ -51,18 +57,18 @@ def record(call: Callable[[], Any], state: Sequence[Tensor]) -> Callable[[], Any
 
 
 class FakeCudaGraph:
-    """Makes ``GraphedStep`` record and replay on the CPU, and counts."""
+    """Makes CUDA graphs record and replay on the CPU, and counts."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.captures = self.replays = self.warm_ups = 0
 
-        def on_side_stream(step: GraphedStep, call: Callable[[], Outputs]) -> Outputs:
+        def on_side_stream(graphs: CudaGraphs, call: Callable[[], Outputs]) -> Outputs:
             self.warm_ups += 1
             return call()
 
-        def capture(step: GraphedStep, call: Callable[[], Outputs]) -> Callable[[], Outputs]:
+        def capture(graphs: CudaGraphs, call: Callable[[], Outputs]) -> Callable[[], Outputs]:
             self.captures += 1
-            replay = record(call, step._tensors())
+            replay = record(call)
 
             def counted() -> Outputs:
                 self.replays += 1
@@ -70,6 +76,6 @@ class FakeCudaGraph:
 
             return counted
 
-        monkeypatch.setattr(GraphedStep, "_on_side_stream", on_side_stream)
-        monkeypatch.setattr(GraphedStep, "_capture", capture)
+        monkeypatch.setattr(CudaGraphs, "on_side_stream", on_side_stream)
+        monkeypatch.setattr(CudaGraphs, "capture", capture)
         monkeypatch.setattr(GraphedStep, "_only_device", staticmethod(lambda _: None))

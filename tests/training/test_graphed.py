@@ -18,6 +18,7 @@ import sparseconv as sc
 from sparseconv import KernelCSR, SparseConv1d
 from sparseconv.core.geometry import Geometry
 from sparseconv.ops import gpu_plans
+from sparseconv.ops.graphs import CudaGraphs, Repeated
 from sparseconv.training import checkpoint
 from sparseconv.training.graphed import WARM_UP, GraphedStep, Outputs, StaticPattern
 from sparseconv.training.run import Run
@@ -34,7 +35,9 @@ def static_pattern(pattern: KernelCSR) -> StaticPattern:
     return StaticPattern(pattern.crow_indices, pattern.col_indices, pattern.shape)
 
 
-def test_plans_for_a_gpu_stay_where_they_are() -> None:
+def test_plans_for_a_gpu_stay_where_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Computed again by the call at first, then by the replay of a graph."""
+    fake, repeated = FakeCudaGraph(monkeypatch), Repeated(CudaGraphs(torch.device("cpu")))
     generator = torch.Generator().manual_seed(1)
     shape = (8, 4, 7)
     strided = SparseConv1d(4, 8, 7, stride=2)._geometry()
@@ -54,11 +57,13 @@ def test_plans_for_a_gpu_stay_where_they_are() -> None:
 
     places = [t.data_ptr() for t in made(static)]
     # All in one channel: as uneven as it gets, at the same nnz.
-    for positions in (torch.arange(60), torch.arange(60) * 3):
+    spread = [torch.arange(60) * step + begin for step, begin in ((3, 0), (2, 9), (1, 160))]
+    for positions in (torch.arange(60), *spread):
         pattern = KernelCSR.from_positions(positions, (8, 4, 7))
-        static.follow(pattern)
+        static.follow(pattern, repeated)
         assert [t.data_ptr() for t in made(static)] == places
         assert all(map(torch.equal, made(static), made(pattern)))
+    assert (fake.captures, fake.replays) == (1, 3)
 
 
 @pytest.fixture(params=["cpu", "cuda"])
@@ -101,10 +106,10 @@ def test_graphs_are_taken_where_they_can_be_captured(monkeypatch: pytest.MonkeyP
     assert same(run(network(), recipe).history, eager.history)
     assert (fake.captures, fake.replays > 10) == (2, True)
 
-    def fails(step: GraphedStep, call: Callable[[], Outputs]) -> None:
+    def fails(graphs: CudaGraphs, call: Callable[[], Outputs]) -> None:
         raise RuntimeError("operation not permitted when stream is capturing")
 
-    monkeypatch.setattr(GraphedStep, "_capture", fails)
+    monkeypatch.setattr(CudaGraphs, "capture", fails)
     with pytest.warns(UserWarning, match="without CUDA graphs: operation not permitted"):
         assert same(run(network(), recipe).history, eager.history)
     with pytest.raises(RuntimeError, match="not permitted"):
