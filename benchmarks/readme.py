@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import front_page, plots
-from benchmarks.gpu import tables as gpu_tables
 from sparseconv.bench import document, tables
 from sparseconv.bench.cases import SUITES
 from sparseconv.bench.document import BEST, Row, best_baseline, ratio
@@ -102,7 +101,7 @@ def section() -> str:
         ),
     ):
         parts += [text, shown.markdown()]
-    return "\n\n".join([*parts, *gpu_tables.section(RESULTS / "gpu.json")]) + "\n"
+    return "\n\n".join(parts) + "\n"
 
 
 def lost(rows: Iterable[Row], baseline: str = BEST) -> list[Row]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from benchmarks import plots, readme
 from benchmarks.edge import measure as edge
 from benchmarks.edge import report as edge_report
+from benchmarks.gpu import tables as gpu
 from benchmarks.lines import read_lines
 from benchmarks.paper import report
 from benchmarks.studies import blocks, classifiers, published_networks, unpruned
@@ -30,6 +31,7 @@ def write_all(folder: Path) -> None:
     captions = plots.captions(bench["rows"])
     parts: dict[str, Callable[[], str]] = {
         "measured": readme.section,
+        "gpu": lambda: gpu.section(RESULTS / "gpu.json"),
         "first_screen": readme.first_screen,
         "ratios": readme.ratios,
         "paper": lambda: report.recorded(folder, "full"),

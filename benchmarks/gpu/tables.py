@@ -93,13 +93,13 @@ def checks(found: Sequence[Mapping[str, Any]]) -> Table:
     return Table(("check", "holds", ""), lines, text_columns=3)
 
 
-def section(path: Path) -> list[str]:
-    """The paragraphs on GPUs of the benchmark's page, from a recorded file."""
+def section(path: Path) -> str:
+    """What the page about GPUs includes of a recorded file."""
     found = json.loads(path.read_text())
     about, rows = found["machine"], sorted(found["rows"], key=lambda row: row["length"])
     of_layer, of_step = ([row for row in rows if row["part"] == part] for part in ("layer", "step"))
     text = (
-        f"**On a GPU.** `python -m benchmarks.gpu` on {about['device']}, torch "
+        f"`python -m benchmarks.gpu` on {about['device']}, torch "
         f"{about['torch']}, CUDA {about['cuda']}, cuDNN {about['cudnn']}, {about['date']}, commit "
         f"{about['commit']}: the layer (47 → 141 channels, K = 39, 13.3 % active, N = 16). "
         f"Microseconds of a call in a CUDA graph of twenty, medians; {errors(of_layer)}. "
@@ -113,7 +113,7 @@ def section(path: Path) -> list[str]:
         "torch's default."
     )
     parts = [text, layers(of_layer).markdown(), about_steps, steps(of_step).markdown()]
-    return [*parts, checks(found["checks"]).markdown()]
+    return "\n\n".join([*parts, checks(found["checks"]).markdown()])
 
 
 def _line(text: str) -> str:
