@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+# Densities and speeds, by title of a panel and by line.
+Speeds = Mapping[str, Mapping[str, Sequence[tuple[float, float]]]]
 AGAINST = {"conv1d": "F.conv1d", BEST: "the fastest baseline"}
 LEAST_DENSITY = 0.01  # a pattern with fewer weights is no layer: its case measures the packing
 
@@ -129,30 +131,39 @@ def training_speeds(rows: Iterable[Row], layer: Mapping[str, Any]) -> list[tuple
     return [(d, plain / sparse, best / sparse) for d, (sparse, plain, best) in sorted(sums.items())]
 
 
-def speed_by_density(rows: Sequence[Row]) -> Figure:
-    """Draw the speed of training three layers by density, with the break-even."""
+def layer_speeds(rows: Sequence[Row]) -> Speeds:
+    """Return the speeds of training three layers, against the plain and the fastest dense way."""
+    found = {label: training_speeds(rows, layer) for label, layer in PICTURED.items()}
+    return {
+        f"Against {spelled}": {
+            label: [(speed[0], speed[i]) for speed in speeds] for label, speeds in found.items()
+        }
+        for i, spelled in enumerate(("F.conv1d", "the fastest dense way, FFT among them"), 1)
+    }
+
+
+def speed_by_density(panels: Speeds) -> Figure:
+    """Draw speeds by density next to each other, with the break-even."""
     figure = figures.new_figure("", 9.0, 4.3)
-    left, right = figure.subplots(1, 2, sharex=True, sharey=True)
-    against = ("F.conv1d", "the fastest dense way, FFT among them")
-    for i, (ax, spelled) in enumerate(zip((left, right), against, strict=True), 1):
-        figures.style_axes(ax, "weights active", "training: times as fast" if i == 1 else "")
+    axes = figure.subplots(1, len(panels), sharex=True, sharey=True)
+    for ax, (title, lines) in zip(axes, panels.items(), strict=True):
+        figures.style_axes(ax, "weights active", "times as fast as dense" if ax is axes[0] else "")
         ax.tick_params(labelsize=10)
         ax.xaxis.label.set_size(10)
         ax.yaxis.label.set_size(10)
         ax.axhspan(1e-3, 1.0, color="#f4ece4", zorder=0, linewidth=0)
         ax.axhline(1.0, color=figures.INK, linewidth=1.2)
         ax.text(0.0205, 0.93, "dense is faster", va="top", fontsize=10, color=figures.FAINT)
-        for (label, layer), colour in zip(PICTURED.items(), figures.SERIES, strict=False):
-            found = np.array(training_speeds(rows, layer))
-            ax.plot(found[:, 0], found[:, i], "-o", color=colour, markersize=4, label=label)
-        ax.set_title(f"Against {spelled}", fontsize=11, color=figures.INK, loc="left")
+        for (label, points), colour in zip(lines.items(), figures.SERIES, strict=False):
+            ax.plot(*np.transpose(points), "-o", color=colour, markersize=4, label=label)
+        ax.set_title(title, fontsize=11, color=figures.INK, loc="left")
         ax.set_xscale("log")
         ax.set_yscale("log", base=2)
         ax.set_xticks(shares := (0.02, 0.05, 0.13, 0.3, 0.6, 1.0), [f"{s:.0%}" for s in shares])
         ax.minorticks_off()
         ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}x")
-    left.set_ylim(0.2, 40)
-    figures.legend_above(figure, left)
+    axes[0].set_ylim(0.2, 40)
+    figures.legend_above(figure, axes[0])
     return figure
 
 

@@ -9,14 +9,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks import front_page, plots
+from benchmarks.studies import densities
 from sparseconv.bench import document, tables
 from sparseconv.bench.cases import SUITES
 from sparseconv.bench.document import BEST, Row, best_baseline, ratio
 from sparseconv.bench.run import COMPUTATIONS, ROUNDS
 from sparseconv.measure.table import Table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -205,6 +209,12 @@ def filled(text: str) -> str:
     return head + BEGIN + first_screen("docs/") + "\n" + END + rest.split(END)[1]
 
 
+def picture() -> Figure:
+    """Draw the speeds of networks by density; of layers, where no network is recorded yet."""
+    networks = densities.speeds() if densities.RESULTS.exists() else None
+    return plots.speed_by_density(networks or plots.layer_speeds(recorded()["rows"]))
+
+
 if __name__ == "__main__":
     README.write_text(filled(README.read_text(encoding="utf-8")), encoding="utf-8")
-    plots.write_svg(plots.speed_by_density(recorded()["rows"]), PICTURE)
+    plots.write_svg(picture(), PICTURE)

@@ -11,7 +11,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.studies import blocks, classifiers, published_networks, unpruned
+from benchmarks.studies import blocks, classifiers, densities, published_networks, unpruned
 from sparseconv.core.files import check_writable
 
 STUDIES = {
@@ -19,6 +19,7 @@ STUDIES = {
     "unpruned": unpruned,
     "classifiers": classifiers,
     "blocks": blocks,
+    "densities": densities,
 }
 
 

@@ -46,13 +46,13 @@ def in_precision(way: str) -> Any:
     return torch.autocast("cpu", torch.bfloat16, enabled=enabled, cache_enabled=False)
 
 
-def pruned(dense: nn.Module, block: int) -> nn.Module:
+def pruned(dense: nn.Module, block: int, density: float = DENSITY) -> nn.Module:
     """Copy, prune and convert the convolutions of more than one tap."""
     model, names = deepcopy_model(dense), []
     for name, layer in model.named_modules():
         if isinstance(layer, nn.Conv1d) and layer.kernel_size[0] > 1:
             fits = block if layer.in_channels >= block else 1
-            mask = sc.block_mask(layer.weight, DENSITY, block=fits)
+            mask = sc.block_mask(layer.weight, density, block=fits)
             prune.custom_from_mask(layer, "weight", mask)
             names.append(name)
     return sc.convert(model, layers=names, block=block).model

@@ -213,7 +213,9 @@ def times(models: Mapping[str, nn.Module], data: Data) -> dict[str, Any]:
         taken = interleave(calls, rounds=ROUNDS)
         found[what] = {
             "ms": {way: [1e3 * t for t in median_with_ci(s)] for way, s in taken.items()},
-            "ratio": {way: list(ratio(taken, way, "converted")) for way in WAYS[:2]},
+            "ratio": {
+                way: list(ratio(taken, way, "converted")) for way in taken if way != "converted"
+            },
         }
     return found
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from fake_clock import fake_clock
@@ -15,8 +16,9 @@ from small_plan import write_set
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
+from benchmarks import plots
 from benchmarks.lines import add_line, read_lines
-from benchmarks.studies import blocks, classifiers, published_networks, unpruned
+from benchmarks.studies import blocks, classifiers, densities, published_networks, unpruned
 from benchmarks.studies.__main__ import main
 from benchmarks.studies.published_networks import WAYS, Data, Network
 from sparseconv.estimators.pocket import POCKETClassifier
@@ -42,6 +44,34 @@ def test_each_network_is_measured_once(
     assert main(["unpruned", "--out", str(path)]) == 0
     assert len(clock) == measured, "nothing was left to do"
     assert "3.00 [3.00, 3.00]" in capsys.readouterr().out
+
+
+def test_networks_are_timed_by_density_and_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    counts = []
+
+    def interleave(calls: Any, rounds: int) -> dict[str, Any]:
+        for call in calls.values():
+            call()
+        counts.append(rounds)
+        return {"dense": np.full(rounds, 6.0), "converted": np.full(rounds, 2.0)}
+
+    monkeypatch.setattr(published_networks, "interleave", interleave)
+    small = {"small": lambda: nn.Sequential(nn.Conv1d(1, 4, 5), nn.AdaptiveAvgPool1d(1),
+                                            nn.Flatten(), nn.Linear(4, 2))}  # fmt: skip
+    monkeypatch.setattr(densities, "NETWORKS", small)
+    monkeypatch.setattr(densities, "DENSITIES", (1.0, 0.1))
+    path = tmp_path / "rows.jsonl"
+    assert main(["densities", "--out", str(path)]) == 0
+    assert main(["densities", "--out", str(path)]) == 0
+    assert len(counts) == 2 * 2, "a step and inference, once for each density"
+    assert "| small   |     10% |" in capsys.readouterr().out
+    speeds = densities.speeds(path)
+    assert speeds["Training step"] == {"small": [(0.1, 3.0), (1.0, 3.0)]} == speeds["Inference"]
+    picture = tmp_path / "speeds.svg"
+    plots.write_svg(plots.speed_by_density(speeds), picture)
+    assert "Inference" in picture.read_text(encoding="utf-8")
 
 
 class Own(nn.Conv1d):
