@@ -217,7 +217,7 @@ def about_tools() -> str:
         f"Means over {sets} small UCR sets, on one thread. MiniROCKET and pruned ROCKET are faster "
         "than the networks, and better than DSN on these sets. "
         f"MiniROCKET against DSN on {found.sets} sets: {points(found)}. "
-        "Networks: 1 000 epochs, CPU seconds of another machine that trained others at the same "
-        "time, so compare orders of magnitude; one seed of two layers and of InceptionTime, else "
-        "three."
+        "Networks: 1 000 epochs; one seed of two layers and of InceptionTime, else three. Their "
+        "CPU seconds are of another machine that trained others at the same time, so compare "
+        "orders of magnitude."
     )
