@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sparseconv.core.geometry import PaddingMode
 from sparseconv.core.pattern import KernelCSR
 from sparseconv.core.tracing import outside_tracing, traced_tensor
 
@@ -53,7 +54,7 @@ def conv1d_dense(
     padding: tuple[int, int],
     dilation: int,
     groups: int,
-    padding_mode: str,
+    padding_mode: PaddingMode,
 ) -> Tensor:
     """Convolve ``(N, C_in, L_in)`` with the dense weight: ``F.pad``, then ``F.conv1d``.
 

@@ -27,7 +27,7 @@ CRITERIA: dict[str, Callable[[Data, argparse.Namespace], pruning.Criterion]] = {
     "hc": lambda data, args: pruning.HC(),
     "magnitude": lambda data, args: pruning.Magnitude(),
     "jacobian": lambda data, args: pruning.Jacobian(data),
-    "dsp": lambda data, args: pruning.DSP(data, getattr(args, "eps", EPS)),
+    "dsp": lambda data, args: pruning.DSP(data, eps=getattr(args, "eps", EPS)),
     "evolutionary": lambda data, args: pruning.Evolutionary(data, seed=args.seed),
 }
 FINE_TUNING = ("epochs", "lr", "lr_min", "batch_size", "seed")  # the rest is the run's

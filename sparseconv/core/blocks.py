@@ -99,7 +99,7 @@ def check_mask(mask: Tensor, block: Block) -> None:
         )
 
 
-def block_mask(weight: Tensor, density: float, *, block: int | Block = 16) -> Tensor:
+def block_mask(weight: Tensor, density: float, *, block: int | tuple[int, int] = 16) -> Tensor:
     """Choose the (block, tap) units of largest norm of a dense weight.
 
     Args:

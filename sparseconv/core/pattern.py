@@ -63,7 +63,7 @@ class KernelCSR(PatternArrays):
         crow_indices: Tensor,
         col_indices: Tensor,
         shape: Shape,
-        block: int | Block = 1,
+        block: int | tuple[int, int] = 1,
     ) -> None:
         shape = checked_shape(shape)
         pair = checked_block(block, shape)
@@ -88,7 +88,7 @@ class KernelCSR(PatternArrays):
         return pattern
 
     @classmethod
-    def from_mask(cls, mask: Tensor, block: int | Block = 1) -> KernelCSR:
+    def from_mask(cls, mask: Tensor, block: int | tuple[int, int] = 1) -> KernelCSR:
         """Build the pattern of a bool mask ``(C_out, C_in // groups, K)``; ``block``: see above.
 
         Raises:
@@ -118,7 +118,7 @@ class KernelCSR(PatternArrays):
         return cls.of_arrays(*pattern._on_cpu(), shape, pair)
 
     @classmethod
-    def from_units(cls, units: KernelCSR, shape: Shape, block: int | Block) -> KernelCSR:
+    def from_units(cls, units: KernelCSR, shape: Shape, block: int | tuple[int, int]) -> KernelCSR:
         """Build the pattern of active units: one kernel for each block of channels.
 
         Args:
@@ -201,7 +201,7 @@ class KernelCSR(PatternArrays):
         shape: Shape,
         nnz: int,
         *,
-        block: int | Block = 1,
+        block: int | tuple[int, int] = 1,
         generator: torch.Generator | None = None,
     ) -> KernelCSR:
         """Draw ``nnz`` active weights uniformly, without replacement; with blocks, units.

@@ -284,8 +284,8 @@ class POCKETClassifier(Scored, BaseClassifier):  # type: ignore[misc]
 
 def prune_rocket(
     classifier: Any,
-    X_train: Any,
-    y_train: Any,
+    X: Any,
+    y: Any,
     keep: float | Literal["cv"] = POCKET["keep"],
     **options: Any,
 ) -> POCKETClassifier:
@@ -293,7 +293,7 @@ def prune_rocket(
 
     Args:
         classifier: a fitted classifier, left unchanged, or a fitted ``Rocket`` or ``MiniRocket``.
-        X_train, y_train: the training set, or other cases of the same shape and classes.
+        X, y: the training set, or other cases of the same shape and classes.
         keep, options: as in ``POCKETClassifier``. By default ``class_weight``, ``random_state``
             and ``n_jobs`` are those of the fitted classifier.
 
@@ -334,14 +334,14 @@ def prune_rocket(
                     f"features of variance 1 and cannot keep {steps}; prune KernelBank.from_aeon("
                     "classifier).to_aeon(), and fit yours to kernel_features(X, pruned.bank_)"
                 )
-        classes = np.unique(as_labels("prune_rocket", "y_train", y_train))
+        classes = np.unique(as_labels("prune_rocket", "y", y))
         if not np.array_equal(classes, classifier.classes_):
             raise ValueError(
-                f"y_train must hold the classes of the classifier, {classifier.classes_}, but got "
+                f"y must hold the classes of the classifier, {classifier.classes_}, but got "
                 f"{classes}; give the labels that it was fitted to"
             )
     pruned = POCKETClassifier(bank, keep=keep, **(kept | options))
-    pruned.fit(X_train, y_train)
+    pruned.fit(X, y)
     return pruned
 
 

@@ -60,7 +60,7 @@ class Layer:
         """The dimension of its input, and of its output, that counts the channels."""
         return -1 if isinstance(self.module, nn.Linear) else 1
 
-    def columns(self, kept: Tensor | None) -> Tensor:
+    def columns(self, kept: Tensor | None = None) -> Tensor:
         """Which input channels of its weight ``(C_out, C_in // groups, K)`` stay, as bool."""
         if self.is_depthwise:
             return torch.ones(1, dtype=torch.bool)

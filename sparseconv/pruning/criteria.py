@@ -139,7 +139,7 @@ class Jacobian(Criterion):
         batches: how many are used, at most; of arrays so many times 64 series, at equal distances.
 
     Example:
-        >>> Jacobian((torch.randn(8, 1, 30), torch.arange(8) % 2), F.cross_entropy)
+        >>> Jacobian((torch.randn(8, 1, 30), torch.arange(8) % 2), loss=F.cross_entropy)
         Jacobian(batches=50)
 
     Source: Chen et al., "Optimal Brain Connection: Towards Efficient Structural Pruning", arXiv
@@ -148,7 +148,7 @@ class Jacobian(Criterion):
 
     everywhere = True
 
-    def __init__(self, data: Any, loss: Loss = F.nll_loss, batches: int = 50) -> None:
+    def __init__(self, data: Any, *, loss: Loss = F.nll_loss, batches: int = 50) -> None:
         if isinstance(loss, type) or not callable(loss):
             raise TypeError(
                 f"{LOSS}, as F.cross_entropy or nn.CrossEntropyLoss(), but got {loss!r}"
@@ -224,7 +224,7 @@ class DSP(Criterion):
     Source: Abdullayev et al., arXiv 2602.12744 (2026).
     """
 
-    def __init__(self, data: Any, eps: float = EPS) -> None:
+    def __init__(self, data: Any, *, eps: float = EPS) -> None:
         self.data, self.threshold = data, share("eps", eps, below_one=True)
 
     def scores(self, model: nn.Module, channels: Channels) -> Tensor:

@@ -112,7 +112,7 @@ class KernelBank(Saved):
 
     FORMAT = "sparseconv kernel bank, version 1"
 
-    kind: str
+    kind: Kind
     arrays: Mapping[str, Array]
     series_channels: int
     series_length: int

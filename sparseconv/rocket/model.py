@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -81,7 +82,7 @@ class RocketModel(Saved):
         return own | {f"bank_{name}": array for name, array in self.bank.content().items()}
 
     @classmethod
-    def from_content(cls, content: dict[str, Any]) -> Self:
+    def from_content(cls, content: Mapping[str, Any]) -> Self:
         """Make a model of what ``content`` returned; some error where it is damaged."""
         bank = {name[5:]: content[name] for name in content if name.startswith("bank_")}
         own = {name: content[name] for name in ("coef", "intercept", "classes")}

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sparseconv.core.checks import checked_shape
-from sparseconv.core.geometry import DTYPES, Geometry, Padding
+from sparseconv.core.geometry import DTYPES, Geometry, Padding, PaddingMode
 from sparseconv.core.pattern import KernelCSR
 
 # Below, at and just past the vector widths (2 to 16 numbers), their multiples, and the longest
@@ -47,7 +47,7 @@ class Case:
     padding: Padding = 0
     dilation: int = 1
     groups: int = 1
-    padding_mode: str = "zeros"
+    padding_mode: PaddingMode = "zeros"
     dtype: str = "float32"
     pattern: str = "random"  # one of PATTERNS
     density: float = 0.3

@@ -193,7 +193,7 @@ def test_jacobian_of_random_networks_of_whole_numbers() -> None:
         def loss(out: Tensor, y: Tensor) -> Tensor:
             return (out * torch.tensor([1.0, -2.0, 3.0])).sum()
 
-        scores = Jacobian([(x, torch.zeros(2))], loss).scores(model, channels)
+        scores = Jacobian([(x, torch.zeros(2))], loss=loss).scores(model, channels)
         out, found = flows(model, x)
         assert torch.equal(scores, felt(channels, loss(out, x), found)[0])
         grouped += any(1 < layer.groups < layer.in_channels for layer in layers)
@@ -204,12 +204,12 @@ def test_jacobian_takes_arrays_any_loss_and_integers() -> None:
     model, (x, y) = classifier(), data(100)
     batches = [(x[:64], y[:64]), (x[64:], y[64:])]
     loss = torch.nn.MultiMarginLoss()
-    given, _ = scored(Jacobian(batches, loss), model)
-    arrays, _ = scored(Jacobian((x.numpy(), y.numpy().astype("int16")), loss), model)
+    given, _ = scored(Jacobian(batches, loss=loss), model)
+    arrays, _ = scored(Jacobian((x.numpy(), y.numpy().astype("int16")), loss=loss), model)
     assert torch.equal(given, arrays)
     logits = model[:-1]
     assert torch.allclose(
-        Jacobian((x, y), F.cross_entropy).scores(logits, trace(logits, (x,))),
+        Jacobian((x, y), loss=F.cross_entropy).scores(logits, trace(logits, (x,))),
         scored(Jacobian((x, y)), model)[0],
     )
     with torch.no_grad():  # rounded outputs of any size are log-probabilities still
@@ -251,7 +251,7 @@ def test_activations_of_dsp(flat: bool) -> None:
     # What falls does so exactly at its share.
     share = sorted(wanted)[1]
     for eps, count in ((share * (1 + 1e-9), 2), (share * (1 - 1e-9), 1)):
-        report = sc.prune_filters(model, x, DSP(x, eps)).report
+        report = sc.prune_filters(model, x, DSP(x, eps=eps)).report
         assert (report.scores > eps).sum() == len(UNITS) - count
 
 

@@ -115,7 +115,7 @@ def test_target_macs_with_no_filter_more_than_needed(
         assert kept.all() if share > 1 else channels.macs(kept) > target
 
 
-@pytest.mark.parametrize("criterion", [WHC(), DSP(X, 0.9), Jacobian((X, Y))], ids=str)
+@pytest.mark.parametrize("criterion", [WHC(), DSP(X, eps=0.9), Jacobian((X, Y))], ids=str)
 def test_the_model_and_all_generators_are_left_alone(criterion: Criterion) -> None:
     model = nn.Sequential(classifier()).train()
     model[0][1].eval().requires_grad_(False)

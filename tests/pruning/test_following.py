@@ -107,7 +107,7 @@ def test_networks(
 
 def test_layers_called_by_keyword_by_all_that_watches_them() -> None:
     model = ByKeyword().double()
-    for criterion in (DSP(X, 0.8), Evolutionary((X, Y), population=3, generations=2)):
+    for criterion in (DSP(X, eps=0.8), Evolutionary((X, Y), population=3, generations=2)):
         small, report = sc.prune_filters(model, X, criterion)
         assert report.layers[0].filters[1] < 8
         assert torch.allclose(small.eval()(X), silenced(model, report).eval()(X))

@@ -107,13 +107,13 @@ def test_ratios_are_before_by_after(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_curve_of_dsp() -> None:
     model = classifier(16)
-    report = sc.prune_filters(model, X, DSP(X, 0.3)).report
+    report = sc.prune_filters(model, X, DSP(X, eps=0.3)).report
     (least, first), *_, (most, last) = report.curve()
     assert (least, most, last) == (pytest.approx(1e-6), 1, 2)  # of each layer one
     assert f"other thresholds: {first} at 1e-06, " in str(report)
     assert f", {last} at 1\n" in str(report) + "\n"
     for eps in (0.0, 0.1, 0.3, 0.7):
-        kept = sc.prune_filters(model, X, DSP(X, eps)).report.layers
+        kept = sc.prune_filters(model, X, DSP(X, eps=eps)).report.layers
         convolution, linear = (kept[i].filters[1] for i in (0, 2))
         assert report.curve(torch.tensor([eps])) == [(pytest.approx(eps), convolution + linear)]  # type: ignore[arg-type]
     report = sc.prune_filters(classifier(), X, WHC(), ratio=0.5).report
@@ -125,7 +125,7 @@ def test_the_curve_of_dsp() -> None:
 def test_the_curve_of_dsp_in_steps() -> None:
     model = sc.models.ResNet(1, 2, nf=4)
     x = torch.randn(4, 1, 50)
-    once, often = (sc.prune_filters(model, x, DSP(x, 0.5), steps=n).report for n in (1, 3))
+    once, often = (sc.prune_filters(model, x, DSP(x, eps=0.5), steps=n).report for n in (1, 3))
     kept = [int((report.scores > 0.5).sum()) for report in (once, often)]
     assert kept[1] < kept[0]  # more fell in the later steps
     low = [0.0, 1e-3]

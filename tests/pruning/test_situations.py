@@ -162,7 +162,7 @@ def one_tap(transposed: bool) -> nn.Sequential:
     return nn.Sequential(stem, nn.ReLU(), middle, nn.ReLU(), Means(), head, nn.LogSoftmax(1))
 
 
-@pytest.mark.parametrize("criterion", [WHC(), Jacobian((X, Y)), DSP(X, 0.9)], ids=str)
+@pytest.mark.parametrize("criterion", [WHC(), Jacobian((X, Y)), DSP(X, eps=0.9)], ids=str)
 def test_criteria_of_a_transposed_convolution(criterion: Any) -> None:
     limits = {} if isinstance(criterion, DSP) else {"ratio": 0.5}
     one, other = (
