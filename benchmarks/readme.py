@@ -30,8 +30,11 @@ BEGIN = "<!-- results: written by `python -m benchmarks.readme`, not by hand -->
 END = "<!-- end of results -->"
 BASELINES = (
     "`F.conv1d`, `F.conv2d` on channels-last memory, `torch.sparse` on im2col columns, and FFT "
-    "convolution: *fft* computes the spectrum of the weights in the call, as training must, and "
-    "*fft, prepared* has it prepared, as inference can"
+    "convolution"
+)
+FFT = (
+    "*fft* computes the spectrum of the weights in the call, as training must; *fft, prepared* has "
+    "it prepared, as inference can."
 )
 
 LOSING = (*tables.FASTEST, tables.CONV1D)  # what a table of rows says that dense ways win
@@ -59,16 +62,16 @@ def ratios() -> str:
     sizes = ", ".join(map(str, sorted(set(few))))
     return (
         f"{when_it_pays(bench).markdown()}\n\n"
-        "- Ratios: dense time over sparse time, the worse of one and two threads; below 1 sparse "
-        "is slower. fprop computes the output, dgrad the gradient of the input, wgrad that of the "
-        "weights. *Layer*: 47 to 141 channels, 39 taps, the pattern of a trained DSN.\n"
+        "- Ratios: dense time over sparse time, the worse of one and two threads. Below 1 sparse "
+        "is slower. *fprop* computes the output, dgrad the gradient of the input, wgrad that of "
+        "the weights. *Layer*: 47 to 141 channels, 39 taps, the pattern of a trained DSN.\n"
         "- *Plain dense*: `F.conv1d` for the layer, `weight * mask` for the network. *Fastest*: "
         f"for the layer, the best of {BASELINES}; for the network, the best of PyTorch's "
-        "settings.\n"
+        f"settings. {FFT}\n"
         "- *Worst row*: the two figures may be of different rows. A dense way wins in "
-        f"[{len(slower)} of {timed} measured rows](#where-dense-was-faster) by the median, {full} "
-        "of them with more than half of the weights active"
-        f"{f', {len(few)} with less than 15 % (kernels of {sizes} taps)' if few else ''}.\n"
+        f"[{len(slower)} of {timed} measured rows](#where-dense-was-faster) by the median. "
+        f"More than half of the weights are active in {full} of them"
+        f"{f', less than 15 % in {len(few)} (kernels of {sizes} taps)' if few else ''}.\n"
         f"- {where(bench['machine'])}.\n"
     )
 
@@ -87,7 +90,7 @@ def section() -> str:
             "**Kernels.** One layer of the network on 16 series of L samples: 47 → 141 channels, "
             "K = 39, 34 459 of 258 453 weights active (13.3 %), float32. *Of peak*: of the same "
             "multiply-adds from registers, timed interleaved with the kernel. Compared with "
-            f"{BASELINES}. The gradient of the weights needs no such spectrum.",
+            f"{BASELINES}. {FFT} The gradient of the weights needs no such spectrum.",
             kernels(bench["rows"]),
         ),
         (
@@ -96,9 +99,9 @@ def section() -> str:
         ),
         (
             "**The whole network** (DSN, S = 80 %, N series of C channels and L samples), against "
-            "the same network with dense weights: *masked*, `weight * mask` as in published code; "
-            "*settings*, with those of PyTorch's that were the fastest before these calls; "
-            "*compiled*, `torch.compile`. A training step is zero_grad, forward, "
+            "the same network with dense weights. *masked*: `weight * mask` as in published code. "
+            "*settings*: those of PyTorch's that were the fastest before these calls. "
+            "*compiled*: `torch.compile`. A training step is zero_grad, forward, "
             "loss, backward, Adam and masks; an update also prunes and grows; inference is in "
             "eval mode after `optimize_for_inference`.",
             tables.network(bench["network"]),

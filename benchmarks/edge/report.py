@@ -54,7 +54,7 @@ def section(recorded: Sequence[Row], picture: Path | None) -> str:
         tool: said for row in recorded for tool, said in row["machine"].get("tools", {}).items()
     }
     parts = [
-        "DSN as published but for the training: 100 epochs at a learning rate of 0.001. "
+        "DSN as published except for the training: 100 epochs at a learning rate of 0.001. "
         f"Sparsity {USUAL:.0%} of the weights inside the kernel groups' regions, which hold two "
         f"thirds of all: 13.3 % are active. Sizes and instructions of int8 on {BOARD}; *dense* is "
         "the same network with every tap stored, exported by the same generator and flags (`-O2`).",
