@@ -34,7 +34,7 @@ MAX_DENSITY = 0.2
 @torch.inference_mode(False)  # what is made in that mode would not train later
 def convert(
     model: nn.Module,
-    example_input: Tensor | tuple[Any, ...] | None = None,
+    example_input: Any = None,
     *,
     masks: Mapping[str, Tensor] | None = None,
     layers: Iterable[str] | None = None,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sparseconv.measure import machine
 from sparseconv.measure.progress import progress
@@ -112,7 +112,7 @@ class Profile(Report):
 
 def profile(
     model: nn.Module,
-    example_input: Tensor | tuple[Any, ...],
+    example_input: Any,
     *,
     training: bool = True,
     rounds: int = ROUNDS,
