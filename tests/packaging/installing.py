@@ -29,25 +29,26 @@ def run(command: Sequence[str | Path], **options: Any) -> str:
 # Builds both archives in the folder that it is given, from the source tree that it runs in; the
 # wheel from the unpacked source archive.
 BUILD = """
-import os, sys, tarfile
+import os, shutil, sys
 from pathlib import Path
 import setuptools.build_meta as build
 
 folder, settings = Path(sys.argv[1]), sys.argv[2:]
-with tarfile.open(folder / build.build_sdist(str(folder))) as archive:
-    archive.extractall(folder / "unpacked", filter="data")
+shutil.unpack_archive(folder / build.build_sdist(str(folder)), folder / "unpacked")
 os.chdir(next((folder / "unpacked").iterdir()))
 os.environ.update(setting.split("=", 1) for setting in settings)
 build.build_wheel(str(folder))
 """
 
 
-def make_archives(folder: Path, python: Path | str = sys.executable, **env: str) -> str:
+def make_archives(
+    folder: Path, python: Sequence[Path | str] = (sys.executable,), **env: str
+) -> str:
     """Build a source archive of this tree and a wheel from it; what the builds printed."""
     copy = folder / "tree"
     shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(*NOT_SOURCES))
     settings = [f"{name}={value}" for name, value in env.items()]
-    return run([python, "-c", BUILD, folder, *settings], cwd=copy)
+    return run([*python, "-c", BUILD, folder, *settings], cwd=copy)
 
 
 def check(

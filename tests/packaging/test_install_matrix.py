@@ -58,7 +58,7 @@ def test_versions(python: str, torch: str, tmp_path: Path, count_cases: Any) -> 
     # As the README says, but for the version: torch first, then what builds against it.
     installing.run([*pip, f"torch=={torch}"])
     installing.run([*pip, "numpy>=2.0", "setuptools>=77", "ninja", "pybind11", "wheel"])
-    said = installing.make_archives(tmp_path, interpreter, FORCE_CUDA="0", MAX_JOBS="1")
+    said = installing.make_archives(tmp_path, [interpreter], FORCE_CUDA="0", MAX_JOBS="1")
     assert "left out" not in said, said[-4000:]
     installing.run([*pip, "--no-deps", "--no-index", next(tmp_path.glob("*.whl"))])
     result = installing.check([interpreter], 200, cwd=tmp_path)
