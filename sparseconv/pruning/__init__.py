@@ -1,4 +1,4 @@
-"""Making networks smaller by whole filters: ``prune_filters``, its criteria and its report."""
+"""Smaller networks: ``prune_filters`` with its criteria, ``factorize``, and their reports."""
 
 from sparseconv.pruning.channels import Channels, Layer, UnitSet
 from sparseconv.pruning.criteria import DSP, HC, WHC, Criterion, Jacobian, Magnitude

@@ -26,8 +26,8 @@ class Layer:
 
     Attributes:
         module: a convolution, ``nn.Linear``, or a batch, instance or group norm.
-        outputs, inputs: int64, the unit of each output and input channel, ``FIXED`` where it stays.
-        samples: at how many points of a series the layer computes.
+        outputs, inputs: int64, the unit of each output and input channel, ``FIXED`` if it stays.
+        samples: number of points of a series at which the layer computes.
     """
 
     module: nn.Module
@@ -37,17 +37,17 @@ class Layer:
 
     @property
     def groups(self) -> int:
-        """Those of a convolution; 1 for others."""
+        """Groups of a convolution; 1 for other layers."""
         return int(getattr(self.module, "groups", 1))
 
     @property
     def has_filters(self) -> bool:
-        """Whether its output channels have weights of their own: all but those of norms."""
+        """Whether its output channels have their own weights, which is false for norms."""
         return isinstance(self.module, FILTERED)
 
     @property
     def reads(self) -> bool:
-        """Whether it mixes its inputs: norms and depthwise layers hand each of them on."""
+        """Whether it mixes its inputs; norms and depthwise layers do not."""
         return self.has_filters and not self.is_depthwise
 
     @property
@@ -61,7 +61,7 @@ class Layer:
         return -1 if isinstance(self.module, nn.Linear) else 1
 
     def columns(self, kept: Tensor | None = None) -> Tensor:
-        """Which input channels of its weight ``(C_out, C_in // groups, K)`` stay, as bool."""
+        """Return which input channels of its weight ``(C_out, C_in // groups, K)`` stay, bool."""
         if self.is_depthwise:
             return torch.ones(1, dtype=torch.bool)
         # Tracing has tied the groups to each other.
@@ -87,12 +87,12 @@ class Layer:
 
 @dataclass(frozen=True, eq=False)
 class UnitSet:
-    """Units made by the same layers, which compete with each other.
+    """Units of the same layers, which compete with each other.
 
     Attributes:
         units: ``(n,)`` int64, ascending.
-        rows: for each layer that has filters of these units, ``(n, m)``: the output channels of
-            each unit, m of them.
+        rows: for each layer with filters of these units ``(n, m)``, the m output channels of each
+            unit.
     """
 
     units: Tensor
@@ -110,12 +110,12 @@ class Channels:
 
     Attributes:
         layers: by name, in the order of computation.
-        sets: what competes with each other.
-        n_units: how many units there are, over all sets.
-        other_macs: multiply-adds of one series outside of the layers, which stay.
-        vectors: by name, other parameters and buffers that have channels: the unit of each, and the
-            dimension that counts them.
-        left: by the name of a layer that keeps filters whatever is asked, the reason.
+        sets: units that compete with each other.
+        n_units: number of units in all sets.
+        other_macs: multiply-adds of one series outside the layers, which stay.
+        vectors: other parameters and buffers with channels, by name. For each the units of its
+            channels and the dimension of channels.
+        left: by name of a layer, the reason why it keeps filters in any case.
     """
 
     layers: Mapping[str, Layer]
@@ -135,7 +135,7 @@ class Channels:
         return sum(layer.weights(kept) for layer in self.layers.values())
 
     def without(self, failed: Mapping[UnitSet, str]) -> Channels:
-        """Return the same network, in which these sets stay, each for a reason."""
+        """Return the same network with these sets kept, each for a reason."""
         sets = [group for group in self.sets if group not in failed]
         units = torch.full((self.n_units + 1,), FIXED)  # the last: channels that stay
         every = torch.cat([group.units for group in sets]) if sets else units[:0]
@@ -157,7 +157,7 @@ class Channels:
         return torch.zeros(self.n_units, dtype=torch.float64)
 
     def sums(self, values: Tensor, units: Tensor) -> Tensor:
-        """Add up values ``(..., channels)`` by their channels' units: ``(..., n_units)``."""
+        """Add up values ``(..., channels)`` by unit: ``(..., n_units)``."""
         places = torch.where(units < 0, self.n_units, units)  # the last: channels that stay
         found = values.new_zeros(*values.shape[:-1], self.n_units + 1)
         return found.index_add_(-1, places, values)[..., :-1]
@@ -171,25 +171,25 @@ def kept_channels(channels: Tensor, kept: Tensor | None) -> Tensor:
 
 
 def filters_first(module: nn.Module, tensor: Tensor) -> Tensor:
-    """View a layer's weight, or what has its shape, as ``(C_out, C_in // groups, ...)``."""
+    """View a layer's weight, or a tensor of its shape, as ``(C_out, C_in // groups, ...)``."""
     swapped = isinstance(module, nn.ConvTranspose1d) and module.groups == 1
     return tensor.transpose(0, 1) if swapped else tensor
 
 
 class Numbers:
-    """Numbers of channels, some of which have become one, and the tensors that have them.
+    """Numbers of channels, some of them united, and the tensors that have them.
 
-    0 is the number of zeros that are put next to channels.
+    0 is the number of zeros that code puts next to channels.
     """
 
     def __init__(self) -> None:
         self.parent = [0]  # a disjoint-set forest, where the least number is the root
         self.reasons = {0: "its channels meet zeros that the code puts there"}  # by root: it stays
-        # By id: numbers, their dimension, and the tensor itself, so that its id stays its own.
+        # By id: numbers, their dimension, and the tensor itself, so that its id is not reused.
         self.tensors: dict[int, tuple[Tensor, int, Tensor]] = {}
 
     def new(self, count: int, reason: str | None = None) -> Tensor:
-        """Return ``count`` numbers that nothing has yet; with a reason they stay."""
+        """Return ``count`` new numbers; with a reason their channels stay."""
         numbers = torch.arange(len(self.parent), len(self.parent) + count)
         self.parent += numbers.tolist()
         if reason is not None:
@@ -197,12 +197,12 @@ class Numbers:
         return numbers
 
     def roots(self, numbers: Tensor) -> list[int]:
-        """Return the least of the numbers with which each has become one; 0 of those that stay."""
+        """Return the least number united with each; 0 for channels that stay."""
         roots = map(self._root, numbers.tolist())
         return [0 if root in self.reasons else root for root in roots]
 
     def why(self, numbers: Tensor) -> list[str]:
-        """Return the reasons for which some of them stay."""
+        """Return the reasons why some of them stay."""
         roots = map(self._root, numbers.tolist())
         return [self.reasons[root] for root in roots if root in self.reasons]
 
@@ -213,7 +213,7 @@ class Numbers:
         return number
 
     def unite(self, a: Tensor, b: Tensor) -> None:
-        """Make the numbers of two sequences one, pair by pair."""
+        """Unite the numbers of two sequences, pair by pair."""
         for i, j in zip(a.tolist(), b.tolist(), strict=True):
             least, other = sorted((self._root(i), self._root(j)))
             self.parent[other] = least
@@ -221,7 +221,7 @@ class Numbers:
                 self.reasons.setdefault(least, self.reasons[other])
 
     def follow(self, tensor: Tensor, numbers: Tensor, dim: int) -> None:
-        """Give a tensor's channels, in dimension ``dim``, these numbers."""
+        """Give these numbers to a tensor's channels, in dimension ``dim``."""
         self.tensors[id(tensor)] = (numbers, dim, tensor)
 
     def get(self, tensor: Any) -> tuple[Tensor, int] | None:
@@ -230,7 +230,7 @@ class Numbers:
         return None if found is None else found[:2]
 
     def free(self, tensor: Any) -> tuple[Tensor, int] | None:
-        """Return the same; None also if all of its channels stay."""
+        """Return the same; None also if all its channels stay."""
         found = self.get(tensor)
         if found is None or all(self._root(x) in self.reasons for x in found[0].tolist()):
             return None
@@ -240,7 +240,7 @@ class Numbers:
         return self.tensors[id(tensor)][:2]
 
     def fix(self, reason: str, *tensors: Any) -> None:
-        """Keep the channels of those that are followed."""
+        """Keep the channels of those tensors that are followed."""
         for tensor in tensors:
             if (found := self.get(tensor)) is not None:
                 self.fix_numbers(reason, found[0])
@@ -255,13 +255,13 @@ def numbered_units(
     traced: Mapping[str, Layer], numbers: Numbers, vectors: Mapping[str, Tensor], n_series: int,
     other_macs: int, left: Mapping[str, str],
 ) -> Channels:  # fmt: skip
-    """Number the units, and put those that the same layers make into sets.
+    """Number the units, and put units of the same layers into sets.
 
     Args:
         traced: layers with numbers of channels instead of units, and the samples of all series.
-        vectors: by name, parameters and buffers of no layer, which have numbers as well.
+        vectors: by name, parameters and buffers outside layers, also with numbers.
     """
-    # By root and layer: the filters that make a unit.
+    # By root and layer: the filters of a unit.
     makers: dict[int, dict[str, list[int]]] = defaultdict(dict)
     left = dict(left)
     for name, layer in traced.items():
@@ -272,7 +272,7 @@ def numbered_units(
                 makers[root].setdefault(name, []).append(row)
         if reasons := numbers.why(layer.outputs):
             some = len(reasons) < len(layer.outputs)
-            why = f"{len(reasons)} of them, since {reasons[0]}" if some else reasons[0]
+            why = f"{len(reasons)} of them, because {reasons[0]}" if some else reasons[0]
             left.setdefault(name, why)
     units = {root: unit for unit, root in enumerate(makers)}
 
@@ -297,7 +297,7 @@ def numbered_units(
 
 
 def _region(module: nn.Module, row: int) -> int:
-    """Return the kernel group of a sparse layer's filter: those of unlike reach do not compete."""
+    """Return the kernel group of a sparse layer's filter; groups do not compete."""
     if isinstance(module, SparseConv1d):
         for index, ((first, end), _) in enumerate(module.regions):
             if first <= row < end:

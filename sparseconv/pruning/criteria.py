@@ -1,4 +1,4 @@
-"""Which filters matter least: what ``prune_filters`` asks."""
+"""Criteria for ``prune_filters``, which score how much filters matter."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from sparseconv.pruning.channels import Channels, Layer, filters_first
 from sparseconv.pruning.data import BATCH, batches_of, classes_of, evaluating, run_batch, watching
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-EPS = 1e-2  # of DSP
+EPS = 1e-2  # default of DSP
 LOGITS = (
-    "Jacobian expected a model that returns log-probabilities, since its loss is nll_loss, but the "
-    "exponentials of the outputs do not sum to 1; for logits pass loss=F.cross_entropy"
+    "Jacobian expected a model that returns log-probabilities, because its loss is nll_loss, but "
+    "the exponentials of the outputs do not sum to 1; for logits pass loss=F.cross_entropy"
 )
 LOSS = "Jacobian expected loss to be a function of the outputs and labels that returns one scalar"
 
 
 class Criterion(ABC):
-    """Scores the units of a network: the higher, the more they matter.
+    """Scores the units of a network; higher scores matter more.
 
     Attributes:
-        everywhere: scores of all layers compare with each other; else the same share of each
-            layer's filters goes.
-        threshold: units of at most this score go; None where a ratio says how many.
-        graded: other thresholds would keep other units: scores are more than yes or no.
+        everywhere: compare the scores of all layers; else the same share of each layer's filters
+            is removed.
+        threshold: units with at most this score are removed; None if a ratio decides.
+        graded: whether scores take more than two values, so that thresholds differ in effect.
 
     Example:
         >>> import sparseconv as sc
@@ -56,11 +56,11 @@ class Criterion(ABC):
 
     @abstractmethod
     def scores(self, model: nn.Module, channels: Channels) -> Tensor:
-        """Return ``(n_units,)`` float64; the model is left as it was.
+        """Return ``(n_units,)`` float64; leave the model unchanged.
 
         Raises:
-            ValueError: data of the criterion that are empty, or without the labels that it needs.
-                ``prune_filters`` refuses scores that are not finite, as of weights that are not.
+            ValueError: data of the criterion that are empty, or lack the labels that it needs.
+                ``prune_filters`` refuses scores that are not finite.
         """
 
     def __repr__(self) -> str:
@@ -71,11 +71,11 @@ class Criterion(ABC):
 class Magnitude(Criterion):
     """The p-norm of a filter's weights.
 
-    What falls with a filter counts as part of it: its counterparts in the layers that are added to
-    its own, and the taps that a depthwise layer has for it.
+    The norm includes what is removed with a filter: its counterparts in layers whose outputs are
+    added to those of its layer, and its taps in a depthwise layer.
 
     Args:
-        p: of the norm, at least 1; else ValueError.
+        p: order of the norm, at least 1; else ValueError.
 
     Example:
         >>> Magnitude(p=1)
@@ -94,9 +94,13 @@ class Magnitude(Criterion):
 
 
 class HC(Criterion):
-    """Hybrid criterion: the norm of a filter times its dissimilarity to its layer's others.
+    """Hybrid criterion: the norm of a filter times its dissimilarity to the others of its layer.
 
-    ``|F_i| * sum over j != i of (1 - |cos(F_i, F_j)|)``: the ablation of ``WHC``, which see.
+    ``|F_i| * sum over j != i of (1 - |cos(F_i, F_j)|)``, an ablation of ``WHC``.
+
+    Example:
+        >>> HC()
+        HC()
     """
 
     def scores(self, model: nn.Module, channels: Channels) -> Tensor:
@@ -104,7 +108,7 @@ class HC(Criterion):
 
 
 class WHC(Criterion):
-    """Weighted hybrid criterion: as ``HC``, where large filters weigh more in the comparison.
+    """Weighted hybrid criterion: ``HC``, but large filters weigh more in the comparison.
 
     ``|F_i| * sum over j != i of |F_j| * (1 - |cos(F_i, F_j)|)``, without data.
 
@@ -125,18 +129,19 @@ class WHC(Criterion):
 
 
 class Jacobian(Criterion):
-    """How much the loss feels a filter, with the interactions of its weights.
+    """Sensitivity of the loss to a filter, with the interactions of its weights.
 
-    For each layer that loses something with the filter (its own taps, the next layers' input
-    channel, the pair of BatchNorm) and each batch, the product of gradient and weights is added
-    up and squared; the score is the sum of the squares. Filters of all layers compare.
+    A filter has parameters in several layers: its taps, an input channel of the next layers, and a
+    pair of BatchNorm. For each layer and batch the products of gradient and weight are summed and
+    squared. The score is the sum of the squares. Filters of all layers are compared.
 
     Args:
         data: ``(X, y)``, arrays of training series and class indices; or an iterable of batches
             ``(x, y)``, for example a ``DataLoader``.
-        loss: of the model's output and the class indices, a scalar. The default is for models that
-            return log-probabilities, and refuses others; for logits, give ``F.cross_entropy``.
-        batches: how many are used, at most; of arrays so many times 64 series, at equal distances.
+        loss: function of the model's output and the class indices that returns a scalar. The
+            default needs a model that returns log-probabilities. For logits, give
+            ``F.cross_entropy``.
+        batches: largest number of batches; of arrays, 64 series each at equal distances.
 
     Example:
         >>> Jacobian((torch.randn(8, 1, 30), torch.arange(8) % 2), loss=F.cross_entropy)
@@ -159,7 +164,7 @@ class Jacobian(Criterion):
         found, parameters = channels.zeros(), list(model.parameters())
         with evaluating(model), torch.enable_grad(), ExitStack() as stack:
             for weight in parameters:
-                if not weight.requires_grad:  # what is frozen has a filter's products as well
+                if not weight.requires_grad:  # frozen weights count too
                     stack.callback(weight.requires_grad_, False)
                     weight.requires_grad_()
             batches = batches_of("Jacobian", model, self.data, self.batches * BATCH)
@@ -170,15 +175,15 @@ class Jacobian(Criterion):
                 if of_classes and not (soft and y.shape == out.shape):
                     y = classes_of("Jacobian", y, out)
                 if self.loss is F.nll_loss:
-                    total = out.detach().logsumexp(1).abs()  # 0, but for rounding
+                    total = out.detach().logsumexp(1).abs()  # 0 up to rounding
                     if (total > torch.finfo(out.dtype).eps ** 0.5).any():
                         raise ValueError(LOGITS)
                 try:
                     loss = self.loss(out, y).reshape(())
-                except Exception as error:  # of any code
+                except Exception as error:  # the loss may run any code
                     raise ValueError(
-                        f"{LOSS}, but of outputs {tuple(out.shape)} and labels {tuple(y.shape)} of "
-                        f"{y.dtype} this one fails or gives several (reduction='none'): {error}"
+                        f"{LOSS}, but with outputs {tuple(out.shape)} and labels {tuple(y.shape)} "
+                        f"of {y.dtype} this one fails or gives several (reduction='none'): {error}"
                     ) from error
                 if not loss.requires_grad:
                     raise ValueError(
@@ -200,17 +205,17 @@ class Jacobian(Criterion):
 class DSP(Criterion):
     """Dynamic structured pruning: filters whose output stays near zero on every training series.
 
-    A filter's activation is the root mean square over time of what a next layer reads of it, its
-    maximum over all series: after pooling or a depthwise layer, what comes out of these. It counts
-    as a share of the largest of the filters with which it competes, those of its layer (of one
-    kernel group of a ``DSN``); where several layers read it, the largest share. A filter of at most
-    ``eps`` goes. No ratio is needed: train with ``InstanceSparsity``, which makes filters silent.
+    A filter's activation is measured where the next layer reads it, after any pooling or depthwise
+    layer: the root mean square over time, and of this the maximum over all series. The score is its
+    ratio to the largest activation in the layer (of a ``DSN`` in the kernel group). If several
+    layers read the filter, the largest ratio counts. Filters with a score of at most ``eps`` are
+    removed, so a ratio is not needed. Train with ``InstanceSparsity``, which makes filters silent.
 
     Args:
-        data: training series as an array ``(n_cases, n_channels, length)`` or a list of cases, or
-            ``(X, y)``; or an iterable of batches, ``x`` or ``(x, y)``.
-        eps: share of the largest activation of these, in [0, 1). The paper's own value is not
-            public; ``report.curve`` shows how many filters other values would keep.
+        data: training series as an array ``(n_cases, n_channels, length)``, a list of cases, or
+            ``(X, y)``. Or an iterable of batches, ``x`` or ``(x, y)``.
+        eps: share of the largest activation, in [0, 1). The paper's value is not public;
+            ``report.curve`` shows how many filters other values would keep.
 
     Example:
         >>> import sparseconv as sc
@@ -228,7 +233,7 @@ class DSP(Criterion):
         self.data, self.threshold = data, share("eps", eps, below_one=True)
 
     def scores(self, model: nn.Module, channels: Channels) -> Tensor:
-        # Of each unit where it is read: its mean square over time, the largest of all series.
+        # For each unit where it is read: its mean square over time, the largest of all series.
         largest = {name: channels.zeros() for name, x in channels.layers.items() if x.reads}
 
         def see(name: str, x: Tensor) -> None:
@@ -246,7 +251,7 @@ class DSP(Criterion):
         scores = channels.zeros()
         for most in largest.values():
             for group in channels.sets:
-                # Not of all that is read: an input's scale, or another branch's, is not theirs.
+                # Not among all that is read: inputs and other branches have other scales.
                 own = most[group.units]
                 if top := own.max():
                     shares = (own / top).sqrt()
@@ -258,7 +263,7 @@ class DSP(Criterion):
 
 
 def _by_set(channels: Channels, score: Callable[[Tensor], Tensor]) -> Tensor:
-    """Score each set's filters ``(n, p)``: all weights of a unit, of every layer that has some."""
+    """Score each set's filters ``(n, p)``, which hold the weights of a unit in every layer."""
     found = channels.zeros()
     for group in channels.sets:
         filters = []
@@ -273,14 +278,14 @@ def _by_set(channels: Channels, score: Callable[[Tensor], Tensor]) -> Tensor:
 
 
 def _dissimilar(filters: Tensor) -> Tensor:
-    """Return ``(n, n)`` of ``norm_i * (1 - |cos|)``, 0 on the diagonal."""
+    """Return ``norm_i * (1 - |cos|)``, ``(n, n)``, 0 on the diagonal."""
     norms: Tensor = filters.norm(dim=1, keepdim=True)
     unit = filters / norms.clamp_min(torch.finfo(norms.dtype).tiny)
     return norms * (1 - (unit @ unit.T).abs()).clamp_min(0).fill_diagonal_(0)
 
 
 def _felt(layer: Layer, products: Mapping[int, Tensor]) -> tuple[Tensor, Tensor]:
-    """Return the sums of a layer's products for each of its outputs, and of its inputs."""
+    """Return the sums of a layer's products by output channel, and by input channel."""
     outputs, inputs = (torch.zeros(len(x)).double() for x in (layer.outputs, layer.inputs))
     for key in ("weight", "values", "bias"):
         if (parameter := layer.module._parameters.get(key)) is None:
@@ -289,7 +294,7 @@ def _felt(layer: Layer, products: Mapping[int, Tensor]) -> tuple[Tensor, Tensor]
         if isinstance(layer.module, SparseConv1d) and parameter is layer.module.values:
             mask = layer.module.pattern.to_mask()
             product = torch.zeros(mask.shape).double().masked_scatter_(mask, product)
-        if product.dim() == 1:  # a bias, or BatchNorm's
+        if product.dim() == 1:  # a bias, or a parameter of BatchNorm
             outputs += product
         else:
             product = filters_first(layer.module, product)

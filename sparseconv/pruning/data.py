@@ -1,4 +1,4 @@
-"""Run a model as criteria do: in eval mode, on series in batches that fit it, watching layers."""
+"""Run a model for a criterion: in eval mode, on batches of series, and watch its layers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sparseconv.models.classifier import Classifier
 from sparseconv.nn.modules import has_codes
 from sparseconv.pruning.channels import NORMS
 
-BATCH = 64  # series, where data are whole arrays
+BATCH = 64  # series in a batch of whole arrays
 
 
 @contextmanager
@@ -38,7 +38,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def train_but_norms(model: nn.Module) -> None:
-    """Put a model in train mode, but norms: one value has no statistics, and theirs stay."""
+    """Put a model in train mode, except norms: one value has no statistics, and theirs stay."""
     for module in model.train().modules():
         if isinstance(module, NORMS):
             module.eval()
@@ -46,7 +46,7 @@ def train_but_norms(model: nn.Module) -> None:
 
 @contextmanager
 def keeping_buffers(model: nn.Module) -> Iterator[None]:
-    """Restore buffers that train mode changes: means and variances, but no pattern."""
+    """Restore buffers that train mode changes: means and variances, but not patterns."""
     before = {name: x.clone() for name, x in model.named_buffers() if not is_lazy(x)}
     try:
         yield
@@ -58,7 +58,7 @@ def keeping_buffers(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """Record no gradients: in ``torch.no_grad`` alone a view of a parameter asks for some."""
+    """Record no gradients, also for views of parameters, which ``torch.no_grad`` lets ask."""
     with torch.no_grad(), ExitStack() as stack:
         for parameter in model.parameters():
             stack.callback(parameter.requires_grad_, parameter.requires_grad)
@@ -70,7 +70,7 @@ def frozen(model: nn.Module) -> Iterator[None]:
 def watching(
     model: nn.Module, names: Iterable[str], see: Callable[[str, Tensor], None]
 ) -> Iterator[None]:
-    """Run a model in eval mode; ``see`` is called with the name and the input of these layers."""
+    """Run a model in eval mode; call ``see`` with the name and the input of these layers."""
 
     def hook(name: str, _: nn.Module, args: Any, kwargs: Any) -> None:
         see(name, next(x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)))
@@ -95,7 +95,7 @@ def batch_sizes(n_cases: int, batch_size: int) -> list[int]:
 
 
 def run_batch(model: nn.Module, x: Tensor, whole: int = BATCH) -> Any:
-    """Run a model; an error says so where it drops one series' axis, or takes ``whole`` only."""
+    """Run a model; an error tells if it drops the axis of one series, or needs ``whole``."""
     try:
         with fitting((x,)):
             out = model(x)
@@ -106,25 +106,25 @@ def run_batch(model: nn.Module, x: Tensor, whole: int = BATCH) -> Any:
         cause = error.__cause__
         if len(x) == 1 and isinstance(cause, IndexError):
             raise ValueError(
-                f"the model drops the axis of a batch of 1 series ({cause}); squeeze(-1) keeps it, "
-                "or give 2 series or more: a batch_size of 2 or more, and to a DataLoader, whose "
-                "last batch may be 1 series, drop_last=True"
+                f"the model drops the axis of a batch of 1 series ({cause}); use squeeze(-1), "
+                "which keeps it, or give batches of 2 series or more (batch_size of 2 or more; for "
+                "a DataLoader, whose last batch may be 1 series, drop_last=True)"
             ) from cause
         if 1 < len(x) != whole:
             with suppress(Exception):
                 model(x[torch.arange(whole) % len(x)])
                 error = RuntimeError(
                     f"the model takes batches of {whole} series, but the last batch has {len(x)}: "
-                    "choose a batch_size that divides the number of series, or give it a state "
-                    "of x.shape[0] series"
+                    "choose a batch_size that divides the number of series, or make the model's "
+                    "state for x.shape[0] series"
                 )
         raise error from cause
 
 
 def for_model(owner: str, model: nn.Module, X: Any) -> Tensor:
-    """Return series in the model's dtype, on the device where they are.
+    """Return series in the model's dtype, on their own device.
 
-    Integers stay integers for a model with an ``nn.Embedding``. The networks of ``models`` take
+    Integers stay integers for a model with an ``nn.Embedding``. The networks of ``models`` accept
     series of one channel as ``(n_cases, n_timepoints)`` too.
     """
     x = as_tensor(X, f"{owner}: expected X to hold real numbers")
@@ -140,12 +140,12 @@ def for_model(owner: str, model: nn.Module, X: Any) -> Tensor:
 
 
 def classes_of(criterion: str, y: Tensor, outputs: Tensor) -> Tensor:
-    """Return labels as class indices of a model's outputs ``(N, n_classes)``; else an error."""
+    """Return labels as class indices for outputs ``(N, n_classes)``, or raise."""
     found, (n, classes) = torch.from_numpy(class_indices(criterion, "y", y)), outputs.shape
     if found.shape != (n,) or not ((found >= 0) & (found < classes)).all():
         raise ValueError(
             f"{criterion} expected a class index from 0 to {classes - 1} for each series, but got "
-            f"{found}"
+            f"{found}; numpy.unique(y, return_inverse=True)[1] gives indices"
         )
     return found.to(outputs.device)
 
@@ -155,15 +155,16 @@ def batches_of(
 ) -> Iterator[tuple[Tensor, Any]]:
     """Yield series in the model's dtype, on its device, each batch with its labels.
 
-    See ``for_model``. Classes are int64, as torch's losses want them.
+    See ``for_model``. Classes are int64, as torch's losses expect.
 
     Args:
         criterion: its name, for messages.
-        model: takes the series.
-        data: ``(X, y)``, arrays; or an iterable of such batches; without labels ``X`` as well, an
-            array or a list of its cases.
-        cases: of arrays take so many series, at equal distances: data may be sorted by class.
-        labels: whether they are needed; else a batch without them has None.
+        model: the model that takes the series.
+        data: arrays ``(X, y)``, or an iterable of such batches. Without labels also ``X``, an array
+            or a list of cases.
+        cases: number of series to take from arrays, at equal distances because data may be sorted
+            by class.
+        labels: whether labels are needed; else a batch without them has None.
 
     Raises:
         ValueError: arrays of unequal length; no series; no labels.
@@ -171,7 +172,7 @@ def batches_of(
     device = next(model.parameters()).device
     if isinstance(data, list) or (isinstance(data, tuple) and len(data) > 2):
         channels = [m.in_channels for m in model.modules() if hasattr(m, "in_channels")]
-        with suppress(ValueError):  # of batches (x, y), or that differ in shape
+        with suppress(ValueError):  # batches (x, y), or of different shapes
             _, *case = as_tensor(data[:1], "").shape
             if len(case) == 1 or (len(case) == 2 and case[:1] == channels[:1]):
                 data = as_tensor(data, "")
@@ -194,8 +195,8 @@ def batches_of(
         alone = rest and (isinstance(rest[0], int) or getattr(rest[0], "ndim", 1) == 0)
         if alone and x.dim() < 3:
             raise ValueError(
-                f"{criterion} expected batches, but got a single series {tuple(x.shape)}; of a "
-                "Dataset give DataLoader(dataset, batch_size=64)"
+                f"{criterion} expected batches, but got a single series {tuple(x.shape)}; for a "
+                "Dataset, give DataLoader(dataset, batch_size=64)"
             )
         if labels and not rest:
             raise ValueError(f"{criterion} expected batches (x, y), but the labels y are missing")
@@ -206,9 +207,9 @@ def batches_of(
                 y = y.to(device, y.dtype if y.is_floating_point() else torch.int64)
             yield x, y
     if empty:
-        why = "an iterator is used up after one pass: give a list or a DataLoader"
+        why = "an iterator is empty after one pass: give a list or a DataLoader"
         if getattr(data, "drop_last", False):
-            why = f"drop_last=True leaves out a batch of fewer than {data.batch_size} series"
+            why = f"drop_last=True omits a batch of fewer than {data.batch_size} series"
         raise ValueError(
             f"{criterion} expected at least one series, but the data hold none ({why})"
         )

@@ -1,4 +1,4 @@
-"""Equivalent pruning: removed filters go on contributing while the network is fine-tuned."""
+"""Equivalent pruning: removed filters still contribute while the network is fine-tuned."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from sparseconv.nn.modules import check_module, deepcopy_model, replace
 from sparseconv.pruning.channels import Channels, UnitSet, kept_channels
 from sparseconv.pruning.surgery import remove, shorten
 
-SLOWER = 5  # times slower than other weights do those of a pair move (under Adam)
+SLOWER = 5  # the weights of a pair move so many times slower than others (under Adam)
 DENSE = (nn.Conv1d, nn.Linear)
-WIDEST = 8192  # inputs of a layer after a decompressor, a matrix of these by these
+WIDEST = 8192  # inputs of a layer after a decompressor, which is a square matrix of this size
 
 
 class Mix(nn.Module):
-    """Makes channels of channels at each sample: at first some of them, or zeros between them.
+    """Mixes channels at each sample; at first it selects some, or puts zeros between them.
 
     Args:
-        start: ``(outputs, inputs)``, what it computes at first.
-        mixed: bool of this shape, what training may change.
+        start: ``(outputs, inputs)``, the first matrix.
+        mixed: bool of this shape, the entries that training may change.
     """
 
     start: Tensor
@@ -35,7 +35,7 @@ class Mix(nn.Module):
         self.moved = nn.Parameter(torch.zeros_like(start))
 
     def matrix(self) -> Tensor:
-        """``(outputs, inputs)``."""
+        """Return the present matrix, ``(outputs, inputs)``."""
         return self.start + self.mixed * self.moved / SLOWER
 
     def forward(self, x: Tensor, last: bool) -> Tensor:
@@ -51,8 +51,8 @@ class EquivalentLayer(nn.Module):
         super().__init__()
         self.decompressor, self.layer, self.compressor = before, layer, after
 
-    def forward(self, input: Tensor) -> Tensor:  # named as the layer's own
-        """Compute what the merged layer does."""
+    def forward(self, input: Tensor) -> Tensor:  # the name of the layer's argument
+        """Compute what the merged layer computes."""
         last = isinstance(self.layer, nn.Linear)
         if self.decompressor is not None:
             input = self.decompressor(input, last)
@@ -61,7 +61,7 @@ class EquivalentLayer(nn.Module):
 
     @torch.no_grad()
     def merged(self) -> nn.Module:
-        """Return the layer alone, changed in place to the pruned shape, that computes the same."""
+        """Return the layer alone, changed in place to the pruned shape, with the same outputs."""
         layer: Any = self.layer
         weight, bias = layer.weight.double(), layer.bias
         if self.decompressor is not None:
@@ -80,8 +80,8 @@ def merge(model: nn.Module) -> nn.Module:
     """Return a copy in which each compressor and decompressor is part of its layer.
 
     Args:
-        model: of ``prune_filters(..., equivalent=True)``, fine-tuned; else TypeError. One without
-            compressors is copied.
+        model: the fine-tuned model of ``prune_filters(..., equivalent=True)``; TypeError if it is
+            not a module. One without compressors is copied.
 
     Example:
         >>> import sparseconv as sc
@@ -102,17 +102,20 @@ def merge(model: nn.Module) -> nn.Module:
 
 
 def has_pairs(model: nn.Module) -> bool:
-    """Return whether it has compressors or decompressors that are not merged."""
+    """Return whether a model has compressors or decompressors that are not merged."""
     return any(isinstance(layer, EquivalentLayer) for layer in model.modules())
 
 
 def with_pairs(model: nn.Module, channels: Channels, kept: Tensor) -> tuple[str, ...]:
-    """Put pairs into a model in place, and remove the other filters; returns the names of these.
+    """Put pairs into a model in place, and remove the other filters; return their layers' names.
 
-    Filters go without pairs where a depthwise, grouped, transposed or sparse layer, or a subclass,
-    is among those that are tied (a sparse one would become dense, others cannot merge), one with
-    forward hooks (which may change what is between it and a compressor), one that is frozen (a pair
-    would train it), or one of more inputs than ``WIDEST``, as after ``nn.Flatten``.
+    Filters get no pair if one of their layers is of these kinds:
+
+    - depthwise, grouped, transposed, or a subclass: it cannot be merged;
+    - sparse: it would become dense;
+    - with forward hooks: these may change what is between it and a compressor;
+    - frozen: a pair would train it;
+    - with more inputs than ``WIDEST``, as after ``nn.Flatten``.
     """
     pruned = [group for group in channels.sets if not kept[group.units].all()]
     owner = torch.full((channels.n_units + 1,), -1)  # the paired set; the last: channels that stay
@@ -122,9 +125,9 @@ def with_pairs(model: nn.Module, channels: Channels, kept: Tensor) -> tuple[str,
     spared = owner[:-1] >= 0
     if pruned and not spared.any():
         raise ValueError(
-            "equivalent pruning needs nn.Conv1d or nn.Linear on both sides of the filters that go, "
-            "but all are next to sparse, grouped, depthwise, hooked, frozen or very wide layers; "
-            "prune without it, or before the layers become so"
+            "equivalent pruning needs nn.Conv1d or nn.Linear on both sides of removed filters, but "
+            "all are next to sparse, grouped, depthwise, hooked, frozen or very wide layers; omit "
+            "equivalent=True, or prune before layers become sparse, hooked or frozen"
         )
     remove(model, channels, kept, spared)
     successors: dict[nn.Module, nn.Module] = {}
@@ -158,12 +161,12 @@ def _can_be_paired(channels: Channels, group: UnitSet) -> bool:
 
 
 def _mix(units: Tensor, owner: Tensor, kept: Tensor, spared: Tensor) -> Mix | None:
-    """Return what maps all channels of a layer to those kept; None if none is paired."""
+    """Return the map from all channels of a layer to those kept; None if none is paired."""
     units = units[kept_channels(units, kept | spared)]
     group = owner[units]
     if not (group >= 0).any():
         return None
-    # Channels that are mixed: of one set, and where a layer reads a unit often, in the same place.
+    # Mixed are channels of one set, and at the same place if a layer reads a unit several times.
     place = torch.tril(units[:, None] == units, -1).sum(1)
     same = (group[:, None] == group) & (place[:, None] == place) & (group >= 0)
     stay = kept_channels(units, kept)

@@ -18,21 +18,21 @@ from sparseconv.pruning.surgery import mask
 
 
 class Evolutionary(Criterion):
-    """A search, layer by layer, for the filters whose absence costs least.
+    """A search, layer by layer, for the filters whose removal costs least.
 
-    For each layer, or branch, NSGA-II looks for sets of filters that are good in two ways: few
-    errors on training series, few weights. The smallest set whose error is at most ``tolerance``
-    above the whole model's is kept, and the next layer's search begins. Only the idea is public (a
-    staged search over both objectives); encoding, operators, sizes and this choice are ours. (The
-    knee of each front, the usual choice, lets the errors of the layers add up.)
+    For each layer, or branch, NSGA-II searches for sets of filters with few errors on training
+    series and few weights. It keeps the smallest set whose error is at most ``tolerance`` above
+    that of the whole model, and continues with the next layer. Only the idea is public, a staged
+    search over both objectives. Encoding, operators, sizes and the choice of a set are ours. (The
+    usual choice, the knee of each front, lets the errors of the layers add up.)
 
     Args:
         data: ``(X, y)``, training series and class indices; or an iterable of batches.
         tolerance: share of errors that all layers together may add, in [0, 1].
-        cases: how many series judge, at most; of arrays those at equal distances.
+        cases: largest number of series that judge; of arrays, those at equal distances.
         population: sets of filters in a generation, at least 2.
-        generations: how many.
-        seed: of the search.
+        generations: number of generations.
+        seed: seed of the search.
 
     Raises:
         RuntimeError: pymoo is not installed.
@@ -94,8 +94,11 @@ class Evolutionary(Criterion):
 
         with evaluating(model), torch.no_grad():
             if (outputs := model(x)).isnan().any():
-                raise ValueError("Evolutionary expected outputs that are numbers, but some are NaN")
-            y = classes_of("Evolutionary", y, outputs)  # others would count as errors in silence
+                raise ValueError(
+                    "Evolutionary expected finite outputs, but some are NaN; check the model's "
+                    "weights and the data"
+                )
+            y = classes_of("Evolutionary", y, outputs)  # others would silently count as errors
             limit = error(kept) + self.tolerance
             for group in channels.sets:
                 kept[group.units] = self._search(channels, group, kept, error, limit)
@@ -134,7 +137,7 @@ class Evolutionary(Criterion):
         )  # fmt: skip
         found = minimize(problem, search, ("n_gen", self.generations), seed=self.seed)
         good = found.F[:, 0] <= limit + 1e-9
-        if not good.any():  # no generation held the whole layer any more
+        if not good.any():  # the last generation does not contain the whole layer
             return kept[group.units]
         best = np.where(good)[0][found.F[good, 1].argmin()]
         return torch.from_numpy(np.asarray(found.X[best], dtype=bool))

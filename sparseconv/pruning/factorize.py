@@ -29,16 +29,16 @@ from sparseconv.pruning.report import FactorizationReport, FactorizedSet
 
 Method = Literal["left", "right", "both", "svd"]
 METHODS: tuple[Method, ...] = get_args(Method)
-ALTERNATIONS = 30  # of "both", as published
+ALTERNATIONS = 30  # for "both", as published
 WEIGHT = ("shape", "dtype", "device", "requires_grad")
 OPTIONS = ("stride", "padding", "dilation", "padding_mode")
 
-# Of the weights of N layers, (N, O, I*K): (N, O, r) and (N, r, I*K), N = 1 where it is shared.
+# Factors of the weights (N, O, I*K) of N layers: (N, O, r) and (N, r, I*K), N = 1 if shared.
 Factors = tuple[Tensor, Tensor]
 
 
 class Factorized(NamedTuple):
-    """The model of factors, and what was done to it."""
+    """The factorized model, and the report."""
 
     model: nn.Module
     report: FactorizationReport
@@ -53,7 +53,7 @@ class Sum(nn.Module):
         self.bias = bias
 
     def forward(self, input: Tensor) -> Tensor:
-        """``(..., I, L) -> (..., C, L_out)``."""
+        """Map ``(..., I, L)`` to ``(..., C, L_out)``."""
         first, *others = self.terms
         y: Tensor = first(input)
         for term in others:
@@ -61,7 +61,7 @@ class Sum(nn.Module):
         return y if self.bias is None else y + self.bias.to(y.dtype)[:, None]
 
 
-@torch.inference_mode(False)  # what is made in that mode would not train later
+@torch.inference_mode(False)  # inference tensors could not be trained later
 def factorize(
     model: nn.Module,
     example_input: Any = None,
@@ -79,32 +79,31 @@ def factorize(
 
     - ``"left"``: ``W^n ~ U V^n``, one module ``taps`` in all layers; ``r (I K + N O)`` weights.
     - ``"right"``: ``W^n ~ U^n V``, one module ``pointwise`` in all; ``r (N I K + O)`` weights.
-    - ``"both"``: ``W^n ~ U^n V + U V^n``, a ``Sum`` of two such; ``r (N + 1) (I K + O)`` weights.
-      It starts with the better of the two above; then each is fitted 30 times to what the other
-      leaves.
+    - ``"both"``: ``W^n ~ U^n V + U V^n``, a ``Sum`` of both; ``r (N + 1) (I K + O)`` weights. It
+      starts with the better of the two above, then fits each 30 times to the rest of the other.
     - ``"svd"``: ``W ~ U V``, every layer alone; ``r (I K + O)`` weights.
 
-    All but ``"both"`` have the least squared error of the weights that the rank allows; that one
-    falls in every step, perhaps to a local minimum. Where it starts, and that each factor takes the
-    square root of the singular values, is our choice. Fine-tune the result, with an optimizer that
-    is built from its parameters. Code that uses a layer's ``weight`` raises.
+    Except for ``"both"``, the squared error of the weights is the least for the rank. The error of
+    ``"both"`` falls in every step, perhaps to a local minimum; its start is our choice. So is that
+    each factor takes the square root of the singular values. Fine-tune the result with an optimizer
+    built from its parameters. Code that uses a layer's ``weight`` raises.
 
     Args:
-        model: any module, before ``torch.compile``; it does not change.
-        example_input: what ``report.measure()`` runs both networks on; see there.
-        layers: sets of names of ``nn.Conv1d`` of equal shape and options. None: all that are equal
-            are a set (for ``"svd"``, each alone), if there are two and they get smaller.
+        model: any module, before ``torch.compile``; left unchanged.
+        example_input: the input on which ``report.measure()`` runs both networks; see there.
+        layers: sets of names of ``nn.Conv1d`` of equal shape and options. None makes sets of all
+            equal layers (for ``"svd"``, of each layer), if there are two and they get smaller.
         method: as above.
         rank: r of every set.
-        compression: instead of a rank: parameters before / after that each set at least reaches.
+        compression: instead of a rank, the least ratio of parameters before / after of each set.
 
     Returns:
-        ``(model, report)``: the copy, and what became of each set and of the other convolutions.
+        ``(model, report)``: the copy, and a report on each set and the other convolutions.
 
     Raises:
         TypeError, ValueError: sets of unequal or too few layers; a layer of another class, with
-            groups, hooks, its own ``forward``, a computed or shared weight; not one of ``rank`` and
-            ``compression``, or one that the weights cannot have; no layer gets smaller.
+            groups, hooks, its own ``forward``, a computed or shared weight. Also not exactly one of
+            ``rank`` and ``compression``, one that the weights cannot have, and no smaller layer.
 
     Example:
         >>> import sparseconv as sc
@@ -139,12 +138,12 @@ def factorize(
     for names, convs, obstacle in _sets(twin, layers, method):
         try:
             if obstacle or successors.keys() & set(convs):
-                raise ValueError(obstacle or "a layer may come once")
+                raise ValueError(obstacle or "a layer may be in one set only")
             r, parameters = _sizes(convs, method, rank, compression)
             if layers is None and parameters.after >= parameters.before:
                 raise ValueError(
-                    f"rank {r} makes {parameters.after} parameters of its {parameters.before}; "
-                    "give a lower one"
+                    f"rank {r} turns {parameters.before} parameters into {parameters.after}; "
+                    "give a lower rank"
                 )
         except ValueError as error:
             if layers is not None:
@@ -159,14 +158,17 @@ def factorize(
             FactorizedSet(
                 name=", ".join(names), layers=names, rank=r, parameters=parameters,
                 relative_error=float(rest.norm() / weights.norm()) if weights.any() else 0.0,
-                # What is shared is computed in each layer.
+                # Each layer computes a shared factor.
                 macs=Counts(n * o * m, len(pairs) * n * r * (m + o)),
             )
         )  # fmt: skip
         successors |= zip(convs, _modules(convs, pairs), strict=True)
     if not records:
         reasons = "; ".join(f"{name!r}: {reason}" for name, reason in left.items())
-        raise ValueError(f"no layer gets smaller; {reasons or 'there is no nn.Conv1d'}")
+        raise ValueError(
+            f"expected a layer that gets smaller, but found none; "
+            f"{reasons or 'the model has no nn.Conv1d'}"
+        )
     small = replace(twin, successors)
     parameters = Counts(*(sum(p.numel() for p in m.parameters()) for m in (model, small)))
     report = FactorizationReport(method=method, layers=tuple(records), left=left,
@@ -189,12 +191,12 @@ def _sizes(
         rank = min(int((before / compression - biases) // per_rank), most)
         if rank < 1:
             raise ValueError(
-                f"expected a compression of at most {before / (biases + per_rank):.4g}, that of "
+                f"expected a compression of at most {before / (biases + per_rank):.4g}, as with "
                 f"rank 1, but got {compression:g}"
             )
     assert rank is not None
     if rank > most:
-        raise ValueError(f"expected a rank of at most {most}, that of the weights, but got {rank}")
+        raise ValueError(f"expected a rank of at most {most}, as the weights have, but got {rank}")
     return rank, Counts(before, biases + rank * per_rank)
 
 
@@ -214,7 +216,7 @@ def _factors(
     weights: Tensor, method: str, rank: int, alternations: int = ALTERNATIONS
 ) -> list[Factors]:
     n, o, m = weights.shape
-    if n * o < m:  # the same in coordinates of their row space: smaller matrices to decompose
+    if n * o < m:  # in coordinates of their row space the matrices to decompose are smaller
         basis, rows = torch.linalg.qr(weights.reshape(n * o, m).T)
         small = _factors(rows.T.reshape(n, o, n * o), method, rank, alternations)
         return [(p, q @ basis.T) for p, q in small]
@@ -257,7 +259,7 @@ def _modules(convs: Sequence[nn.Conv1d], pairs: Sequence[Sequence[Tensor]]) -> l
 
 def _conv(weight: Tensor, like: nn.Conv1d, options: dict[str, Any]) -> nn.Conv1d:
     outputs, inputs, taps = weight.shape
-    # On the meta device nothing is drawn, so torch's generator is left as it was.
+    # On the meta device nothing is drawn, so torch's generator keeps its state.
     conv = nn.Conv1d(inputs, outputs, taps, bias=False, device="meta", **options)
     own = weight.to(like.weight.device, copy=True, memory_format=torch.contiguous_format)
     conv.weight = nn.Parameter(own, like.weight.requires_grad)
@@ -267,7 +269,7 @@ def _conv(weight: Tensor, like: nn.Conv1d, options: dict[str, Any]) -> nn.Conv1d
 def _sets(
     model: nn.Module, layers: Iterable[Iterable[str]] | None, method: str
 ) -> Iterator[tuple[tuple[str, ...], list[Any], str | None]]:
-    """Yield the names and layers of each set, given or found, and why it cannot be factorized."""
+    """Yield names and layers of each set, given or found, and why it cannot be factorized."""
     found: dict[str, Any] = dict(model.named_modules(remove_duplicate=False))
     obstacle = partial(_obstacle, outside=dict(held_outside(model)), owners=owners_of(model))
     if searched := layers is None:
@@ -290,19 +292,19 @@ def _sets(
         if reason is None and (not names or (len(names) == 1) != (method == "svd")):
             reason = f"{method!r} expects several equal layers in a set, and 'svd' one"
             reason = (
-                "no other layer has its shape and options; method='svd' takes it alone"
+                "no other layer has its shape and options; method='svd' accepts it alone"
                 if searched
                 else reason
             )
         if reason is None and len({_common(conv) for conv in convs}) > 1:
             reason = f"the layers must have the same {', '.join(WEIGHT + OPTIONS)}; make two sets"
         if reason is None and len(set(convs)) < len(convs):
-            reason = "a layer may come once"
+            reason = "a layer may be in one set only"
         yield names, convs, reason
 
 
 def _common(conv: Any) -> tuple[Any, ...]:
-    """Return what all layers of a set must have in common."""
+    """Return the properties that all layers of a set must share."""
     of_weight = (getattr(conv.weight, name) for name in WEIGHT)
     return (*of_weight, *(getattr(conv, name) for name in OPTIONS))
 
@@ -310,20 +312,21 @@ def _common(conv: Any) -> tuple[Any, ...]:
 def _obstacle(
     layer: nn.Module | None, outside: Mapping[nn.Module, str], owners: Mapping[int, list[str]]
 ) -> str | None:
-    """Return why a layer cannot be replaced, if it cannot."""
+    """Return why a layer cannot be replaced; None if it can."""
     if isinstance(layer, nn.Conv1d) and not {"weight", "bias"} <= layer._parameters.keys():
         return "has a computed weight or bias (pruning, a parametrization); remove that first"
     if type(layer) is not nn.Conv1d:
-        hint = "; sc.to_dense makes it one" if layer and computes_as(layer, (SparseConv1d,)) else ""
-        return f"is a {type(layer).__name__}, expected was an nn.Conv1d{hint}"
+        sparse = layer is not None and computes_as(layer, (SparseConv1d,))
+        hint = "; convert it by sc.to_dense" if sparse else ""
+        return f"must be an nn.Conv1d, but is a {type(layer).__name__}{hint}"
     if layer.groups != 1:
-        return f"has groups={layer.groups}, expected was 1; leave it out"
+        return f"must have groups=1, but has {layer.groups}; leave it out"
     if own := vars(layer).keys() & {"forward", "_conv_forward"}:
-        return f"has its own {own.pop()}, which would be lost; put what it does into a module"
+        return f"has its own {own.pop()}, which would be lost; move that code into a module"
     if hooks_of(layer):
         return "has hooks, which would be lost; remove them first"
     if len(owners[id(layer.weight)]) > 1:
-        return f"shares its weight: {owners[id(layer.weight)]} have one; give each its own"
+        return f"shares its weight: {owners[id(layer.weight)]} have one; give each layer a weight"
     if layer in outside:
-        return f"is held by {outside[layer]} too, where nothing can replace it; drop that"
+        return f"is also held by {outside[layer]}, where it cannot be replaced; delete that"
     return None

@@ -1,4 +1,4 @@
-"""Removing whole filters: ``prune_filters``."""
+"""``prune_filters``: remove whole filters."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from sparseconv.pruning.surgery import remove, successor
 from sparseconv.pruning.tracing import trace
 from sparseconv.pruning.verification import removed_wrongly
 
-NUMBERS = "must be a list of ints, the numbers of those that stay (of a mask: mask.nonzero()[:, 0])"
+NUMBERS = "must be a list of ints, the numbers of those to keep (for a mask: mask.nonzero()[:, 0])"
 
 
 class PrunedFilters(NamedTuple):
-    """The smaller model, and what was removed."""
+    """The smaller model, and the report."""
 
     model: nn.Module
     report: PruningReport
 
 
-@torch.inference_mode(False)  # what is made in that mode would not train later
+@torch.inference_mode(False)  # inference tensors could not be trained later
 def prune_filters(
     model: nn.Module,
     example_input: Any,
@@ -47,51 +47,54 @@ def prune_filters(
 ) -> PrunedFilters:
     """Remove whole filters, with all that belongs to them, from a copy of a model.
 
-    A filter falls together with its entry in BatchNorm, the input channel of the layers that read
-    it, its taps in a depthwise layer, and the filters whose outputs are added to its own: all are
-    found by following one forward pass, in eval mode. Of every layer, and every branch that is
-    concatenated, at least one filter stays. Layers keep their channels where these are the model's
-    input or output, are next to what ``ignore`` names, or meet what cannot be followed: an
-    operation that mixes channels, code that relies on their number, a layer that only train mode
-    calls. ``report.left`` says why, of each.
+    A filter is removed together with its entry in BatchNorm, the input channel of the layers that
+    read it, and its taps in a depthwise layer. Filters whose outputs are added are removed
+    together. One forward pass in eval mode finds all of these. Every layer, and every branch that
+    is concatenated, keeps at least one filter.
 
-    The result must compute what the model does with the removed channels masked. That is verified
-    with random weights, and random series in the place of a constant example; in train mode as
-    well, with norms in eval mode, where the model runs on the example there (random numbers that
-    are not torch's: only that the result runs).
+    Layers keep their channels if these are the model's input or output or next to a module named in
+    ``ignore``. They also keep them next to what cannot be followed: an operation that mixes
+    channels, code that relies on their number, a layer called only in train mode. ``report.left``
+    gives the reason for each layer.
+
+    The result must compute the same as the model with the removed channels masked. This is verified
+    with random weights and, if the example is constant, random series. If the model runs on the
+    example in train mode, it is verified there too, with norms in eval mode. With random numbers
+    that are not torch's, the result only has to run there.
 
     Args:
-        model: any; left as it was. Filters of ``nn.Conv1d``, ``nn.ConvTranspose1d``,
+        model: any module; left unchanged. Filters of ``nn.Conv1d``, ``nn.ConvTranspose1d``,
             ``SparseConv1d`` and ``nn.Linear`` are removed, also of subclasses that compute the same
-            for each channel; batch, instance and group norms and scales of channels follow. A
-            ``SparseConv1d`` in blocks has single weights where it loses channels.
+            for each channel. Norms (batch, instance, group) and scales of channels follow. A
+            ``SparseConv1d`` in blocks that loses channels gets single weights.
         example_input: a tensor or an array ``(N, C, L)``, or a tuple of the model's arguments.
         criterion: ``DSP``, ``WHC``, ``HC``, ``Magnitude``, ``Jacobian`` or ``Evolutionary``.
-        ratio: share of the filters to remove, in [0, 1): of each layer's, or for criteria that
-            compare everywhere (``Jacobian``) of all together; those that fall together are one.
-        target_macs: instead of a ratio: the least of them by which one series takes at most so
-            many multiply-adds.
-        steps: remove them in so many equal steps, each scored again; for ``DSP``, remove what is
-            silent so many times.
-        ignore: names of modules that keep all channels, with all layers inside of them.
+        ratio: share of the filters to remove, in [0, 1): of each layer, or of all together if the
+            criterion compares everywhere (``Jacobian``). Filters removed together count once.
+        target_macs: instead of a ratio, the largest number of multiply-adds for one series. The
+            fewest filters that reach it are removed.
+        steps: remove the filters in this number of equal steps, each scored again. ``DSP`` removes
+            silent filters this number of times.
+        ignore: names of modules that keep all channels, with all layers inside them.
         equivalent: put a compressor after each layer that loses filters and a decompressor before
-            each that reads them: 1x1 convolutions through which the removed filters still
-            contribute while the result is fine-tuned. ``report.merge()`` then returns the model
-            without them, of the pruned shape. (In the paper the compressor comes after BatchNorm;
-            before it the same functions can be learned, and BatchNorm stays.)
-        optimizer: of this model's parameters; ``report.optimizer`` is its successor, with the state
-            of what is left, also in optimizers that it holds (SAM, Lookahead). A learning-rate
-            scheduler keeps the old one: set ``scheduler.optimizer = report.optimizer``.
+            each that reads them. Through these 1x1 convolutions removed filters still contribute
+            while the result is fine-tuned. ``report.merge()`` then returns the model in its pruned
+            shape. (In the paper the compressor comes after BatchNorm. Before it, the same functions
+            can be learned, and BatchNorm stays.)
+        optimizer: optimizer of this model's parameters. ``report.optimizer`` is its successor, with
+            the state of the kept weights, also in optimizers that it holds (SAM, Lookahead). A
+            learning-rate scheduler keeps the old one: set ``scheduler.optimizer =
+            report.optimizer``.
 
     Raises:
-        TypeError, ValueError: an argument out of its range; a target out of reach; nothing that can
-            be removed, with the reason of each layer; ``equivalent`` where nothing can be paired; a
-            model that in eval mode gives something else when it runs again (torch's random
-            numbers, as of dropout in eval mode, are no obstacle), or whose output holds something
-            else than tensors (in tuples, lists, dicts, dataclasses) and constants.
-        NotImplementedError: an optimizer that keeps something which cannot follow; a model that
-            runs, but not while its channels are followed.
-        RuntimeError: what torch raises where the model cannot take ``example_input``.
+        TypeError, ValueError: an argument out of its range; a target out of reach; nothing to
+            remove, with the reason of each layer; ``equivalent`` where nothing can be paired.
+            A model whose outputs differ when it runs again in eval mode, except by torch's random
+            numbers. A model whose output holds anything except tensors (in tuples, lists, dicts,
+            dataclasses) and constants.
+        NotImplementedError: an optimizer with state that cannot follow; a model that runs, but not
+            while its channels are followed.
+        RuntimeError: torch's error if the model cannot take ``example_input``.
 
     Example:
         >>> import sparseconv as sc
@@ -101,8 +104,8 @@ def prune_filters(
         >>> report.parameters
         Counts(before=7842, after=2066)
 
-    Source: Li et al., "Pruning Filters for Efficient ConvNets", ICLR 2017; of the criteria, theirs;
-    of ``equivalent``, Chen et al., arXiv 2508.05521.
+    Source: Li et al., "Pruning Filters for Efficient ConvNets", ICLR 2017; for ``equivalent``, Chen
+    et al., arXiv 2508.05521. Each criterion names its source.
     """
     if not isinstance(criterion, Criterion):
         named = str(getattr(criterion, "__name__", criterion))
@@ -116,7 +119,8 @@ def prune_filters(
     steps = count("steps", steps)
     if equivalent and optimizer is not None:
         raise ValueError(
-            "equivalent pruning changes what the parameters mean; build a new optimizer"
+            "equivalent pruning changes what the parameters mean; omit optimizer, and build a new "
+            "one afterwards"
         )
     work, channels, arguments = _traced(model, example_input, ignore)
     holdings = None if optimizer is None else Holdings(optimizer)
@@ -130,8 +134,8 @@ def prune_filters(
             every = "".join(f"\n{name}: {why}" for name, why in channels.left.items())
             expected = ", ".join(kind.__name__ for kind in FILTERED)
             raise ValueError(
-                f"{type(model).__name__} has no filters that can be removed; expected were layers "
-                f"like {expected}{':' * bool(every)}{every}"
+                f"{type(model).__name__} has no filters that can be removed; expected layers like "
+                f"{expected}{':' * bool(every)}{every}"
             )
         for parameter, given in zip(work.parameters(), model.parameters(), strict=True):
             parameter.data.copy_(given)
@@ -158,13 +162,13 @@ def prune_filters(
 def _traced(
     model: nn.Module, example_input: Any, ignore: Iterable[str]
 ) -> tuple[nn.Module, Channels, tuple[Any, ...]]:
-    """Check and follow a model; return a copy, its channels, and its arguments."""
+    """Check and trace a model; return a copy, its channels, and its arguments."""
     check_module(model)
     arguments = copied_arguments(model, example_input)
     ignore = [ignore] if isinstance(ignore, str) else list(ignore)
     check_not_wrapped(model, "prune")
     if has_pairs(model):
-        raise ValueError("the model holds compressors; sparseconv.pruning.merge(model) comes first")
+        raise ValueError("the model holds compressors; first call sparseconv.pruning.merge(model)")
     work = deepcopy_model(model)
     return work, trace(work, arguments, ignore), arguments
 
@@ -181,14 +185,13 @@ def keep_filters(
 
     Args:
         model, example_input, ignore: as for ``prune_filters``.
-        filters: by the name of a layer the numbers of the output channels that stay, ints or an
-            array of them; those of layers that are tied must agree.
-            ``{x.name: x.kept for x in report.layers}`` makes the pruned model's shape of a fresh
-            one, to load a state dict into.
+        filters: by name of a layer, the numbers of the output channels to keep, ints or an array;
+            those of tied layers must agree. ``{x.name: x.kept for x in report.layers}`` brings a
+            new model into the pruned model's shape, so that its state dict can be loaded.
 
     Raises:
-        TypeError, ValueError: as for ``prune_filters``; numbers that are none of a layer's; filters
-            that stay or fall with others that do not.
+        TypeError, ValueError: as for ``prune_filters``; numbers that a layer does not have; filters
+            tied to others that are treated differently.
 
     Example:
         >>> import sparseconv as sc
@@ -205,7 +208,7 @@ def keep_filters(
     kept = torch.ones(channels.n_units, dtype=torch.bool)
     for name, stay in wanted.items():
         if name not in channels.layers:
-            raise ValueError(f"filters names {name!r}, which is none of {list(channels.layers)}")
+            raise ValueError(f"filters must name some of {list(channels.layers)}, but got {name!r}")
         outputs = channels.layers[name].outputs
         units = outputs[[number for number in range(len(outputs)) if number not in stay]]
         kept[units[units != FIXED]] = False
@@ -214,11 +217,11 @@ def keep_filters(
         found = stays.nonzero()[:, 0].tolist()
         if not stay or found != sorted(stay):
             raise ValueError(
-                f"filters of {name!r}: {sorted(stay)} were asked for, but {found} of 0 to "
-                f"{len(stays) - 1} would stay; give at least one, and the same for tied layers"
+                f"filters of {name!r}: got {sorted(stay)}, but {found} of 0 to {len(stays) - 1} "
+                "would stay; give at least one, and the same for tied layers"
             )
     for why in removed_wrongly(remove, model, arguments, channels, kept).values():
-        raise ValueError(f"{why}; name the module where it does in ignore")
+        raise ValueError(f"{why}; name the module with that code in ignore")
     pruned = deepcopy_model(model)
     remove(pruned, channels, kept)
     return pruned

@@ -1,9 +1,9 @@
 """How operations treat channels: most are tried, some have a rule in ``RULES``.
 
-An operation is followed where any of its inputs' channels, alone, give the same of its results as
-all of them do together (``tried``). Rules, which come first, are for what moves channels, or
-divides them: functions of a ``Call``, which say what channels the outputs have, and return whether
-they could. They are found by the names of functions, of torch or of tensors, without ``_``.
+An operation is followed if some channels of its inputs, alone, give the same results as among all
+(``tried``). Rules come first, for operations that move or divide channels. A rule is a function of
+a ``Call``: it gives the channels of the outputs, and returns whether it could. Rules are found by
+the names of functions, of torch or of tensors, without ``_``.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from sparseconv.pruning.channels import Numbers
 
-FEW, TRIALS = 64, 8  # of few numbers some may agree by chance, so that there are more trials
+FEW, TRIALS = 64, 8  # few numbers may agree by chance, so there are more trials
 CALM = {"train": False, "training": False, "dropout_p": 0.0}  # with these nothing is drawn
-# Only the type comes from an input; or it is what torch.distributions checks.
+# Operations that take only the type from an input, or that torch.distributions checks.
 APART = "empty_like is_all_true new new_empty new_full new_ones new_tensor new_zeros"
-# Tensors after the first one give a shape, or a type.
+# Tensors after the first one give only a shape or a type.
 LIKE = "expand_as reshape_as to type_as view_as"
-# What reads or writes data without a tensor for a result.
+# Operations that read or write data and return no tensor.
 READS = "allclose array bool contains equal float index int item iter numpy setitem tolist"
 
 
 @dataclass
 class Call:
-    """One call of an operation, as it is before the operation runs (which may be in place).
+    """One call of an operation, recorded before the operation runs (which may be in place).
 
     Attributes:
         numbers: the channels of all tensors.
-        own: by id, the parameters and buffers of the model that belong to no layer.
-        tensors: those among the arguments.
-        inputs: of these, the ones that are followed and may lose channels.
+        own: by id, the parameters and buffers of the model outside layers.
+        tensors: the tensors among the arguments.
+        inputs: those tensors that are followed and may lose channels.
         outputs: the tensors of the result.
         fixed: the inputs whose channels have to stay.
     """
@@ -56,7 +56,7 @@ class Call:
 
     def __post_init__(self) -> None:
         name = getattr(self.func, "__name__", str(self.func))
-        if name == "__get__":  # an attribute that is computed, as x.mT
+        if name == "__get__":  # a computed attribute, such as x.mT
             name = self.func.__self__.__name__  # type: ignore[attr-defined]
         self.name: str = name.strip("_")
         given = self.args[:1] if self.name in LIKE.split() else (self.args, self.kwargs)
@@ -65,10 +65,10 @@ class Call:
         self.shapes = {key: x.shape for key, x in self.tensors.items()}
 
     def follow(self) -> None:
-        """Find the channels of the outputs, or else ``fixed``."""
-        with warnings.catch_warnings(action="ignore"):  # the operation has given its own
+        """Find the channels of the outputs, else fill ``fixed``."""
+        with warnings.catch_warnings(action="ignore"):  # the operation itself has warned already
             for way in (RULES.get(self.name), tried if self.outputs else None):
-                # An error of the operation, given what it does not take; or of vmap.
+                # An error of vmap, or of the operation on arguments that it does not take.
                 with suppress(Exception):
                     if way and way(self):
                         return
@@ -76,7 +76,7 @@ class Call:
 
 
 def tried(call: Call) -> bool:
-    """Some of the channels give the same of the results, whatever the others are."""
+    """Follow an operation if some channels give the same results, whatever the others are."""
     numbers, by_count = call.numbers, dict[int, list[Tensor]]()
     for x in call.inputs:
         by_count.setdefault(len(numbers[x][0]), []).append(x)
@@ -84,7 +84,7 @@ def tried(call: Call) -> bool:
         dims = {id(x): numbers[x][1] for x in chosen}
         first, dim = numbers[chosen[0]]
         from_end = len(call.shapes[id(chosen[0])]) - dim
-        claimed = {  # what seems to have the channels where torch would align them
+        claimed = {  # tensors that seem to have the channels where torch would align them
             key: x.dim() - from_end
             for key, x in call.tensors.items()
             if numbers.get(x) is None
@@ -95,7 +95,7 @@ def tried(call: Call) -> bool:
         for more in [claimed, {}] if claimed else [{}]:
             try:
                 found = _trial(call, dims | more, len(first))
-            except Exception:  # the operation does not take so many
+            except Exception:  # the operation does not take this number
                 continue
             if not all(found):
                 continue
@@ -112,14 +112,14 @@ def tried(call: Call) -> bool:
 
 
 def _trial(call: Call, dims: Mapping[int, int], n: int) -> list[list[int]]:
-    """Compute with some of the channels; return of each output the dimensions that have them.
+    """Compute with some of the channels; return for each output the dimensions that have them.
 
     Args:
         dims: by id, the dimension of a tensor that counts these channels.
-        n: how many.
+        n: number of channels.
     """
     rng = np.random.default_rng(0)  # torch's draws are the same everywhere while tracing
-    # With one channel nothing can be told.
+    # One channel shows nothing.
     found = [[dim for dim in range(x.dim()) if x.shape[dim] == n > 1] for x in call.outputs]
     few = max(shape.numel() for shape in call.shapes.values()) < FEW
     for _ in range(TRIALS if few else 1):
@@ -141,7 +141,7 @@ def _constant(x: Tensor, dim: int) -> bool:
 def _outputs(
     call: Call, data: Mapping[int, Tensor], parts: Mapping[int, tuple[int, Tensor]]
 ) -> list[Tensor]:
-    """Compute with data in the place of tensors, of some only a part of a dimension."""
+    """Compute with data in place of tensors; for some use only a part of a dimension."""
 
     def stand_in(x: Tensor) -> Tensor:
         given = data.get(id(x), x)
@@ -155,22 +155,22 @@ def _outputs(
 
 
 def _random(x: Tensor, shape: torch.Size, rng: np.random.Generator) -> Tensor:
-    """Make what stands for a tensor: a constant one would show no difference between channels."""
+    """Draw data in place of a tensor; a constant tensor would hide differences of channels."""
     drawn = torch.from_numpy(rng.random(shape))
     return (drawn if x.is_floating_point() or x.is_complex() else drawn > 0.5).to(x)
 
 
 def moves(call: Call) -> bool:
-    """Data, all in the first argument, are moved: the operation is applied to channels' numbers."""
+    """Apply an operation that moves the data of its first argument to the channels' numbers."""
     dims = [call.numbers[x][1] for x in call.inputs]
     first = call.args[0] if call.args else [call.kwargs.get(key) for key in ("input", "tensors")]
     data = {id(x) for x in tree_leaves(first)}
     others = [x for key, x in call.tensors.items() if key not in data]
     if any(x.dim() > 1 or call.numbers.free(x) is not None for x in others):
-        return False  # what an index takes may depend on the channels
+        return False  # an index may depend on the channels
 
     def numbered(x: Tensor) -> Tensor:
-        """Give each sample its channel's number; what is not followed yet gets ones that stay."""
+        """Give each sample its channel's number; tensors not followed get numbers that stay."""
         if id(x) not in data:
             return x
         if not x.numel():
@@ -193,7 +193,7 @@ def moves(call: Call) -> bool:
 
 
 def splits(call: Call) -> bool:
-    """As ``moves``; groups of channels in a separate dimension lose the same ones."""
+    """Do as ``moves``; groups of channels in a separate dimension lose the same ones."""
     if moves(call):
         return True
     (channels, dim), out = call.numbers[call.inputs[0]], call.outputs[0]
@@ -207,7 +207,7 @@ def splits(call: Call) -> bool:
 
 
 def pads(call: Call) -> bool:
-    """As ``moves``; what is put next to the channels are others, which stay."""
+    """Do as ``moves``; the padding next to the channels becomes channels that stay."""
 
     def padded(x: Tensor, pad: Sequence[int], mode: str = "constant", _: Any = None) -> Tensor:
         return F.pad(x, pad, mode, 0)  # the number of all such channels
@@ -217,7 +217,7 @@ def pads(call: Call) -> bool:
 
 
 def parts(call: Call) -> bool:
-    """As ``moves``; equal parts of the channels lose the same ones, and so stay equal."""
+    """Do as ``moves``; equal parts of the channels lose the same ones, and so stay equal."""
     if not moves(call):
         return False
     channels, _ = call.numbers[call.inputs[0]]
@@ -231,7 +231,7 @@ def parts(call: Call) -> bool:
 
 
 def halves(call: Call) -> bool:
-    """One half of the channels meets the other."""
+    """Unite the two halves of the channels, which the operation combines."""
     channels, dim = call.numbers[call.inputs[0]]
     first, second = channels.chunk(2)
     if call.outputs[0].shape[dim] != len(first):
@@ -242,7 +242,7 @@ def halves(call: Call) -> bool:
 
 
 def _differing(numbers: Tensor, along: Sequence[int]) -> int | None:
-    """Return the only dimension along which numbers differ; of one channel, the first of size 1."""
+    """Return the only dimension along which numbers differ; for one channel a first of size 1."""
     if numbers.numel() == 0:
         return None
     every = range(numbers.dim())
@@ -268,10 +268,10 @@ RULES = {name: rule for rule, names in _NAMES.items() for name in names.split()}
 
 
 class SameDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Random operations give every channel the same, whatever their number.
+    """Make random operations draw the same for every channel, whatever their number.
 
     Args:
-        finite: replace NaN, which a removed channel may hold and a weight of zero would hand on.
+        finite: replace NaN, which a removed channel may hold and a zero weight would pass on.
 
     Attributes:
         unlike: names of operations whose integers differ between channels.

@@ -1,4 +1,4 @@
-"""Reports of networks made smaller, by ``prune_filters`` and ``factorize``."""
+"""Reports of ``prune_filters`` and ``factorize``."""
 
 from __future__ import annotations
 
@@ -47,9 +47,9 @@ class Change:
     """A layer, or a set of layers, before and after.
 
     Attributes:
-        name: of the module; of a set the names of all, with commas.
-        parameters: active weights and biases.
-        macs: multiply-adds of one series; of ``factorize`` for one sample of each output.
+        name: name of the module; for a set all names, separated by commas.
+        parameters: number of active weights and biases.
+        macs: multiply-adds of one series; for ``factorize`` of one sample of each output.
         times: ``"inference"``, a forward pass; empty if not measured.
     """
 
@@ -66,7 +66,7 @@ class Change:
         return row | ({"before / after": str(found.ratio)} if found else {})
 
     def rows(self) -> list[dict[str, str]]:
-        """Return the one line of the table of details: text by column."""
+        """Return the single line of the table of details: text by column."""
         row = count_cells("parameters", self.parameters) | count_cells("MACs", self.macs)
         for found in self.times.values():
             row["ms"], row["ms after"] = (f"{t.median:.4f}" for t in (found.before, found.after))
@@ -79,10 +79,10 @@ class LayerChange(Change):
     """A layer before and after its filters were pruned.
 
     Attributes:
-        name, parameters, macs, times: as ``Change`` has them.
+        name, parameters, macs, times: as in ``Change``.
         kind: the class of the module.
-        filters: output channels.
-        kept: the numbers of the output channels that are kept.
+        filters: the number of output channels.
+        kept: the numbers of the kept output channels.
     """
 
     kind: str
@@ -108,10 +108,11 @@ class FactorizedSet(Change):
     """A set of layers before and after they were factorized.
 
     Attributes:
-        name, parameters, macs, times: as ``Change`` has them.
-        layers: their names.
+        name, parameters, macs, times: as in ``Change``.
+        layers: the names of the layers.
         rank: channels between the two convolutions.
-        relative_error: Frobenius norm of the difference of all weights, over that of the weights.
+        relative_error: Frobenius norm of the difference of all weights, divided by that of the
+            weights.
     """
 
     layers: tuple[str, ...]
@@ -130,13 +131,13 @@ class FactorizedSet(Change):
 
 @dataclass(frozen=True, kw_only=True)
 class SmallerNetwork(ChangeReport):
-    """A network made smaller: what is counted, and what ``measure`` measured.
+    """A network made smaller: counts, and the times of ``measure``.
 
     Attributes:
-        layers: a ``Change`` each.
-        parameters: of the whole model; of a pruned one without compressors.
-        macs: multiply-adds of one series; of ``factorize`` None, until ``measure`` counts them.
-        before, after: the network that was given, and its successor.
+        layers: one ``Change`` for each layer or set.
+        parameters: those of the whole model, without compressors.
+        macs: multiply-adds of one series. For ``factorize`` None, until ``measure`` counts them.
+        before, after: the given network, and its successor.
         arguments: the example input, if one was given.
     """
 
@@ -147,11 +148,11 @@ class SmallerNetwork(ChangeReport):
     arguments: tuple[Any, ...] | None = field(default=None, repr=False)
 
     def notes(self) -> list[str]:
-        """Return lines on this change alone."""
+        """Return lines about this change."""
         raise NotImplementedError
 
     def summary(self) -> list[str]:
-        """Return what it adds up to, a line each."""
+        """Return the totals, one line each."""
         lines = [f"parameters: {self.parameters}"]
         lines += [f"macs: {self.macs}"] if self.macs else []
         lines += [*self.time_lines(), *self.notes()]
@@ -167,18 +168,19 @@ class SmallerNetwork(ChangeReport):
     ) -> Self:
         """Time the layers and the whole model, before and after interleaved; return a new report.
 
-        On torch's threads, in eval mode, of copies of both networks as they are now, compressors
-        merged; with ``training`` also a training step (forward and backward).
+        It times copies of both networks in eval mode on torch's threads, with their present weights
+        and merged compressors. With ``training`` it also times a training step (forward and
+        backward).
 
         Args:
-            example_input: a tensor ``(N, C, L)``, or a tuple of the model's arguments, the first
-                tensor of which holds the batch; None: the one that was given before.
-            training, rounds, least_seconds: as in ``profile``, and its errors.
+            example_input: a tensor ``(N, C, L)``, or a tuple of the model's arguments, whose first
+                tensor holds the batch. None takes the input given before.
+            training, rounds, least_seconds: as in ``profile``, with the same errors.
         """
         stopwatch = Stopwatch(training, rounds, least_seconds)
         given = self.arguments if example_input is None else example_input
         arguments = copied_arguments(self.before, given)
-        # Fresh copies: what has been trained in place is not as fast.
+        # New copies: a model trained in place is slower.
         models = {"before": deepcopy_model(self.before).eval(), "after": merge(self.after).eval()}
         check_on_cpu({self.before: type(self.before).__name__})
         layers = []
@@ -204,12 +206,15 @@ class SmallerNetwork(ChangeReport):
 def _runs(
     model: nn.Module, records: Sequence[LayerChange | FactorizedSet], arguments: tuple[Any, ...]
 ) -> dict[str, list[tuple[int, Passes]]]:
-    """Return by a record's name the calls of its layers in one run, and how often each occurs."""
+    """Return, by name of a record, the calls of its layers in one run with their counts."""
     layers = {r.name: [model.get_submodule(name) for name in r.layers] for r in records}
     calls = capture(model, chain(*layers.values()), arguments)
     for call in chain(*(found for layer, found in calls.items() if isinstance(layer, nn.Conv1d))):
         if call.input.dim() != 3:
-            raise ValueError(f"expected (N, C, L), a batch, but a layer gets {call.input.shape}")
+            raise ValueError(
+                f"expected a batch (N, C, L) for each layer, but one gets {call.input.shape}; give "
+                "a batch as example_input"
+            )
     return {
         name: [
             (call.count, {INFERENCE: partial(layer, call.input)})
@@ -230,17 +235,17 @@ def _macs(model: nn.Module, arguments: tuple[Any, ...]) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class PruningReport(SmallerNetwork):
-    """What ``prune_filters`` did; printing it shows a table.
+    """The report of ``prune_filters``; printing it shows a table.
 
     Attributes:
-        criterion: what decided.
-        layers: a ``LayerChange`` each, in the order of computation.
-        optimizer: the successor of the one that was given.
-        scores: of each unit of filters, as the criterion gave them last before it fell.
-        threshold: of a criterion whose scores have a degree; None where a ratio said how many
-            filters go, or the criterion itself did.
+        criterion: the criterion.
+        layers: a ``LayerChange`` for each layer, in the order of computation.
+        optimizer: the successor of the given optimizer.
+        scores: the last score of each unit of filters before it was removed.
+        threshold: the threshold of a graded criterion; None if a ratio or the criterion itself
+            decided how many filters to remove.
         unpaired: with ``equivalent=True`` the layers that lost filters without a compressor.
-        left: name -> reason, of the layers that keep some filters, or all, whatever is asked.
+        left: name -> reason, for layers that keep some or all filters in any case.
 
     Example:
         >>> import sparseconv as sc
@@ -265,25 +270,26 @@ class PruningReport(SmallerNetwork):
     left: Mapping[str, str] = field(default_factory=dict)
 
     def merge(self) -> nn.Module:
-        """With ``equivalent=True``: the fine-tuned model in its pruned shape (``merge``)."""
+        """Return the fine-tuned model of ``equivalent=True`` in its pruned shape, by ``merge``."""
         return merge(self.after)
 
     def curve(self, thresholds: Iterable[float] = DECADES) -> list[tuple[float, int]]:
         """Count the units of filters that other thresholds would keep: ``(threshold, kept)``.
 
-        For ``DSP``: a threshold in the middle of a plateau is a safe one.
-
-        A criterion without a threshold has none (ValueError).
+        For ``DSP`` a threshold in the middle of a plateau is safe. A criterion without a threshold
+        raises ValueError.
         """
         if self.threshold is None:
-            raise ValueError(f"{self.criterion} has no threshold, and so no curve; DSP has one")
+            raise ValueError(
+                f"expected a criterion with a threshold, such as DSP, but got {self.criterion}"
+            )
         best = [int(group.units[self.scores[group.units].argmax()]) for group in self.channels.sets]
         scores = self.scores.clone()
         scores[best] = torch.inf
         return [(float(x), int((scores > x).sum())) for x in thresholds]
 
     def notes(self) -> list[str]:
-        """Return the criterion, what keeps filters, what has no compressor, and thresholds."""
+        """Return the criterion, layers that keep filters or lack a compressor, and thresholds."""
         lines = [f"criterion: {self.criterion}"]
         lines += [f"{name} keeps filters: {reason}" for name, reason in self.left.items()]
         if self.unpaired:
@@ -312,12 +318,12 @@ def changes(channels: Channels, kept: Tensor) -> tuple[LayerChange, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class FactorizationReport(SmallerNetwork):
-    """What ``factorize`` did; printing it shows a table.
+    """The report of ``factorize``; printing it shows a table.
 
     Attributes:
         method: as given.
-        layers: a ``FactorizedSet`` for each set of layers that are made of factors now.
-        left: name -> reason, of the convolutions that are unchanged.
+        layers: a ``FactorizedSet`` for each set of factorized layers.
+        left: name -> reason, for the unchanged convolutions.
 
     Example:
         >>> import sparseconv as sc
@@ -334,6 +340,6 @@ class FactorizationReport(SmallerNetwork):
     left: Mapping[str, str]
 
     def notes(self) -> list[str]:
-        """Return the method, and the layers that are unchanged."""
+        """Return the method, and the unchanged layers."""
         left = [f"{name} is unchanged: {reason}" for name, reason in self.left.items()]
         return [f"method: {self.method}", *left]

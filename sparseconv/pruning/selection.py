@@ -1,4 +1,4 @@
-"""Which units are kept: by a criterion's scores, and by how many filters are to go."""
+"""Select the units to keep, by a criterion's scores and the number of filters to remove."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def checked_target(
     given = [x for x in (ratio, target_macs) if x is not None]
     if criterion.threshold is not None and given:
         raise ValueError(
-            f"{criterion!r} finds out how many filters go; leave ratio and target_macs out"
+            f"{criterion!r} decides how many filters to remove; omit ratio and target_macs"
         )
     if criterion.threshold is None and len(given) != 1:
         raise ValueError(
-            f"{criterion!r} needs either ratio, a share of the filters, or target_macs; got "
+            f"{criterion!r} needs either ratio, a share of the filters, or target_macs, but got "
             f"{'both' if given else 'neither'}"
         )
     if ratio is not None:
@@ -42,7 +42,7 @@ def select_in_steps(
     target_macs: int | None,
     steps: int,
 ) -> tuple[Tensor, Tensor]:
-    """Return which units are kept, and the last scores; weights of others become 0 in ``work``."""
+    """Return the kept units and the last scores; set the weights of others to 0 in ``work``."""
     kept, last = torch.ones(channels.n_units, dtype=torch.bool), channels.zeros()
     for step in range(1, steps + 1):
         scores = criterion.scores(work, _restricted(channels, kept))
@@ -52,7 +52,7 @@ def select_in_steps(
                 f"{criterion!r} must give a finite score for each of {len(kept)} units "
                 f"(channels.n_units), but gave {scores}; check the weights and the data"
             )
-        last = scores.where(kept, last.to(scores))  # a unit that has fallen keeps its own
+        last = scores.where(kept, last.to(scores))  # a removed unit keeps its last score
         selection = _Selection(channels, criterion.everywhere, kept, scores)
         if criterion.threshold is not None:
             kept = kept & (scores > criterion.threshold) | selection.best()
@@ -66,7 +66,7 @@ def select_in_steps(
 
 
 def _restricted(channels: Channels, kept: Tensor) -> Channels:
-    """Return the same network, in which only kept units compete."""
+    """Return the same network with only kept units in competition."""
     sets = []
     for group in channels.sets:
         stay = kept[group.units]
@@ -84,7 +84,7 @@ class _Selection(NamedTuple):
     scores: Tensor
 
     def pools(self) -> list[Tensor]:
-        """Return the units of which the same share goes."""
+        """Return sets of units, from each of which the same share is removed."""
         sets = [group.units for group in self.channels.sets]
         return [torch.arange(len(self.kept))] if self.everywhere else sets
 
@@ -97,7 +97,7 @@ class _Selection(NamedTuple):
         return best
 
     def without(self, share: float) -> Tensor:
-        """Keep the best units, all but a share of those that there were; of each set one."""
+        """Remove a share of the units, the worst, but keep at least one of each set."""
         best, kept = self.best(), self.kept.clone()
         order = self.scores.masked_fill(~kept, -torch.inf).masked_fill(best, torch.inf)
         for units in self.pools():
@@ -106,7 +106,7 @@ class _Selection(NamedTuple):
         return kept
 
     def within(self, target: int, progress: float) -> Tensor:
-        """Keep the most units that are so far on the way to a number of multiply-adds."""
+        """Keep the most units that reach a share ``progress`` of the way to a target."""
         full = self.channels.macs()
         limit = full - (full - target) * progress
         sizes = {len(units) for units in self.pools()}

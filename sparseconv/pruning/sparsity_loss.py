@@ -1,4 +1,4 @@
-"""Dynamic structured pruning's loss: filters that a series does not need fall silent."""
+"""The loss of dynamic structured pruning, which silences filters that a series does not need."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from sparseconv.models import LITE, InceptionTime
 from sparseconv.models.classifier import Residual
 from sparseconv.nn.modules import check_module
 
-PUBLISHED_WEIGHT, PUBLISHED_BATCH = 2e-5, 64  # for LITE; none is public for other networks
+PUBLISHED_WEIGHT, PUBLISHED_BATCH = 2e-5, 64  # for LITE; no other network has a public one
 
 
 class Stage(NamedTuple):
-    """A module whose output is to be sparse.
+    """A module whose output shall be sparse.
 
-    ``weight`` is its share in the loss; ``channels`` of them count, the first ones (None: all).
+    ``weight`` is its share in the loss; only the first ``channels`` count (None: all).
     """
 
     module: str
@@ -32,17 +32,17 @@ class Stage(NamedTuple):
 class InstanceSparsity:
     """The instance-wise sparsity loss, ``weight * sum over stages, series, channels of |F|_2``.
 
-    ``|F|_2`` is the norm over time of one channel's output for one series, so that a channel costs
-    nothing where it is silent. Inside of a ``with`` block the model's forward passes are watched;
-    calling the object returns the loss of those since the last call.
+    ``|F|_2`` is the norm over time of one channel's output for one series, so a silent channel
+    costs nothing. A ``with`` block watches the model's forward passes. Calling the object returns
+    the loss of those since the last call.
 
     Args:
         model: any module.
-        stages: a ``Stage`` or the name of a module each, whose outputs are ``(N, C, L)``; None: the
-            published ones of ``LITE`` and ``InceptionTime``.
-        weight: of the whole loss, at least 0. 2e-5 is published for LITE in batches of 64; the loss
-            is a sum over the batch next to a mean, so multiply the weight by 64 / B for batches
-            of B.
+        stages: for each a ``Stage`` or the name of a module, whose outputs are ``(N, C, L)``. None
+            takes the published stages of ``LITE`` and ``InceptionTime``.
+        weight: weight of the whole loss, at least 0. 2e-5 is published for LITE in batches of 64.
+            The loss is a sum over the batch and is added to a mean: for batches of B multiply the
+            weight by 64 / B.
 
     Example:
         >>> from sparseconv.models import LITE
@@ -86,12 +86,12 @@ class InstanceSparsity:
     def _see(self, stage: Stage, module: nn.Module, arguments: Any, output: Tensor) -> None:
         if output.dim() != 3:
             raise ValueError(
-                f"the output of stage {stage.module!r} must be (N, C, L), but it is "
-                f"{tuple(output.shape)}"
+                f"the output of stage {stage.module!r} must be (N, C, L), but is "
+                f"{tuple(output.shape)}; name another module in stages"
             )
         if module.training and output.requires_grad:
             norms = torch.linalg.vector_norm(output[:, : stage.channels], dim=2)
-            # A sum over a batch: in bfloat16 most of it would be rounded away.
+            # bfloat16 would lose most of this sum over a batch.
             wide = torch.promote_types(norms.dtype, torch.float32)
             self._terms.append(stage.weight * norms.sum(dtype=wide))
 
@@ -99,12 +99,12 @@ class InstanceSparsity:
         """Return the loss of the forward passes since the last call.
 
         Raises:
-            RuntimeError: there were none.
+            RuntimeError: there was no forward pass.
         """
         if not self._terms:
             raise RuntimeError(
-                "no stage was run: call first the very model that InstanceSparsity was made of, in "
-                "train mode, inside of the with block"
+                "expected a forward pass before the loss, but no stage was run: inside the with "
+                "block, first call the model given to InstanceSparsity, in train mode"
             )
         loss = self.weight * torch.stack(self._terms).sum()
         self._terms.clear()
@@ -112,7 +112,9 @@ class InstanceSparsity:
 
 
 def published_stages(model: nn.Module) -> list[Stage]:
-    """Return the paper's: LITE's three, of the first the learned filters; InceptionTime's modules.
+    """Return the paper's stages: three of LITE, or the modules of InceptionTime.
+
+    In the first stage of LITE only the learned filters count.
 
     Example:
         >>> published_stages(LITE(1, 2))[0]
@@ -128,9 +130,9 @@ def published_stages(model: nn.Module) -> list[Stage]:
             prefix = f"blocks.{i}.body" if isinstance(block, Residual) else f"blocks.{i}"
             stages += [Stage(f"{prefix}.{j}") for j in range(len(body))]
             if isinstance(block, Residual):
-                stages[-1] = Stage(f"blocks.{i}")  # the addition comes after the last one
+                stages[-1] = Stage(f"blocks.{i}")  # the addition follows the last module
         return stages
     raise ValueError(
-        f"no stages are published for {type(model).__name__}; name in stages the modules whose "
-        "outputs are to be sparse, for example the ReLUs"
+        f"no stages are published for {type(model).__name__}; give the modules whose outputs shall "
+        "be sparse in stages, for example the ReLUs"
     )

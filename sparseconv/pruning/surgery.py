@@ -1,4 +1,4 @@
-"""Taking channels out of a network: its layers, their state, and an optimizer's."""
+"""Remove channels from a network: from its layers, their state, and an optimizer's state."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ def successor(
     """Return an optimizer of the pruned model's parameters, with the state of the old one.
 
     Args:
-        cuts: as ``remove`` returns them; tensors that belong to a parameter follow its cut.
+        cuts: the result of ``remove``; tensors that belong to a parameter follow its cut.
     """
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     after = dict(pruned.named_parameters())
-    memo: dict[int, Any] = {id(model): pruned}  # by id, what takes the place of an object
+    memo: dict[int, Any] = {id(model): pruned}  # by id, the successor of an object
     for _, owner, value in old.kept:
         if isinstance(value, Optimizer):
-            # Not by its class, whose arguments differ from what it keeps of them; nor by its
-            # pickled state, which leaves out hooks and what a subclass has added.
+            # Not by calling its class, whose arguments differ from its attributes. Not by its
+            # pickled state, which lacks hooks and what a subclass has added.
             memo[id(value)] = object.__new__(type(value))
         elif not isinstance(value, Tensor):
             memo.setdefault(id(value), value)
@@ -46,7 +46,7 @@ def successor(
             memo[id(value)] = after[name].detach() if same else cut
     for each in old.optimizers:
         for key, value in vars(each).items():
-            if not hasattr(value, "_wrapped_by_lr_sched"):  # a scheduler's step() is the old one's
+            if not hasattr(value, "_wrapped_by_lr_sched"):  # that step() belongs to the old one
                 vars(memo[id(each)])[key] = copy.deepcopy(value, memo)
     new: Optimizer = memo[id(old.optimizers[0])]
     return new
@@ -61,7 +61,7 @@ def remove(
     Layers keep the filters and inputs of ``spared`` units, which only BatchNorm loses.
 
     Returns:
-        What was cut from each parameter and buffer, by its name.
+        For each parameter and buffer, by name, the indices that stay.
     """
     cuts: dict[str, Cut] = {}
     for name, layer in channels.layers.items():
@@ -109,7 +109,7 @@ def _cut(tensor: Tensor, cut: Cut) -> Tensor:
 
 @torch.no_grad()
 def shorten(module: nn.Module, content: Mapping[str, Tensor], inputs: int) -> None:
-    """Give a layer smaller parameters and buffers, and count its channels anew."""
+    """Give a layer smaller parameters and buffers, and set its numbers of channels."""
     for name, tensor in content.items():
         tensor = tensor.detach().clone()
         if (old := module._parameters.get(name)) is not None:
@@ -131,7 +131,7 @@ def shorten(module: nn.Module, content: Mapping[str, Tensor], inputs: int) -> No
     elif isinstance(module, nn.Conv1d | SparseConv1d):
         shape = module.weight.shape if isinstance(module, nn.Conv1d) else module.pattern.shape
         module.in_channels, module.out_channels = inputs, shape[0]
-        module.groups = inputs // shape[1]  # fewer of a depthwise layer
+        module.groups = inputs // shape[1]  # fewer in a depthwise layer
 
 
 def _shorten_pattern(module: SparseConv1d, rows: Tensor, columns: Tensor) -> None:
@@ -147,9 +147,9 @@ def _shorten_pattern(module: SparseConv1d, rows: Tensor, columns: Tensor) -> Non
 
 @torch.no_grad()
 def mask(model: nn.Module, channels: Channels, kept: Tensor) -> None:
-    """Make a model compute as if units were removed, at full size: none reads them any more.
+    """Make a model compute as if units were removed, at full size.
 
-    Works on parameters in place.
+    It changes parameters in place, so that no layer reads these units.
     """
     for name, layer in channels.layers.items():
         columns = layer.columns(kept)

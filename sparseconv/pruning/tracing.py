@@ -1,9 +1,9 @@
-"""Following the channels of a network through one forward pass.
+"""Follow the channels of a network through one forward pass.
 
-Every channel of every tensor carries a number. What adds two tensors makes their channels one, what
-moves data moves the numbers. So residual connections, concatenation, groups and depthwise layers
-need no special rules. How operations treat channels is in ``operations.py``, what layers do here.
-Channels that meet what cannot be followed stay, and ``Channels.left`` names it.
+Every channel of every tensor has a number. Operations that add two tensors unite their channels;
+operations that move data move the numbers. So residual connections, concatenation, groups and
+depthwise layers need no special rules. ``operations.py`` treats operations, this module layers.
+Channels that meet what cannot be followed stay; ``Channels.left`` gives the reason.
 """
 
 from __future__ import annotations
@@ -40,13 +40,12 @@ def trace(model: nn.Module, arguments: tuple[Any, ...], ignore: Iterable[str] = 
     """Follow the channels of a network from its inputs to its outputs, as it runs in eval mode.
 
     Args:
-        model: run once, and in train mode where eval mode leaves layers out; left as it was.
+        model: run once, and again in train mode if eval mode omits layers; left unchanged.
         arguments: example inputs, with channels in their second dimension.
-        ignore: names of modules that keep all of their channels, whatever they compute, and so do
-            those inside of them.
+        ignore: names of modules that keep all their channels, with those inside them.
 
     Raises:
-        ValueError: there is no module of a name; the outputs are not ``output_tensors``.
+        ValueError: a name without a module; outputs that are not ``output_tensors``.
     """
     tracer = _Tracer(model, kept_modules(model, ignore))
     series = [x for x in tree_leaves(arguments) if isinstance(x, Tensor) and x.dim() > 1]
@@ -56,13 +55,13 @@ def trace(model: nn.Module, arguments: tuple[Any, ...], ignore: Iterable[str] = 
     with evaluating(model), frozen(model), ExitStack() as stack:
         for name, module in model.named_modules():
             tracer.watch(name, module, stack)
-        # With the same draws everywhere noise is a constant, and may be tried again.
+        # With the same draws everywhere noise is constant, and operations can be repeated.
         try:
             with tracer.flops, SameDraws(), tracer:
                 out = model(*arguments)
-        except Exception as error:  # of any code, the model's
+        except Exception as error:  # the model may run any code
             stack.close()
-            with fitting(arguments):  # does it fail by itself?
+            with fitting(arguments):  # does it fail without tracing too?
                 model(*arguments)
             place = tracer.running[-1] if tracer.running else ""
             kind = type(model.get_submodule(place)).__name__
@@ -79,7 +78,7 @@ def output_tensors(out: Any) -> list[Tensor]:
     """Return the tensors of a model's output: in tuples, lists, dicts and dataclasses.
 
     Raises:
-        ValueError: there are none, or something may hold some that cannot be seen.
+        ValueError: there are none, or an object may hide some.
     """
     found: list[Tensor] = []
     expected = "the model must return tensors, alone or in tuples, lists, dicts or dataclasses"
@@ -98,11 +97,11 @@ def output_tensors(out: Any) -> list[Tensor]:
 def kept_modules(model: nn.Module, ignore: Iterable[str]) -> dict[nn.Module, str]:
     """Return why modules keep all channels: they, or one around them, are named in ``ignore``.
 
-    A list of layers, which is not called itself, stands for all of them. Layers whose parameters
-    are computed from others, or belong to several layers, cannot lose channels either.
+    The name of a list means all its layers. Layers whose parameters are computed from others, or
+    belong to several layers, cannot lose channels either.
 
     Raises:
-        ValueError: there is no module of a name.
+        ValueError: a name without a module.
     """
     kept: dict[nn.Module, str] = {}
     for module in model.modules():
@@ -114,16 +113,16 @@ def kept_modules(model: nn.Module, ignore: Iterable[str]) -> dict[nn.Module, str
         for name, other in zip(owners, owners[1:] + owners[:1], strict=True):
             if name != other and isinstance(model.get_submodule(name), PRUNABLE):
                 kept[model.get_submodule(name)] = f"it shares a parameter with {other!r}"
-    modules = dict(model.named_modules(remove_duplicate=False))  # a shared one by each of its names
+    modules = dict(model.named_modules(remove_duplicate=False))  # a shared module by each name
     for name in ignore:
         if name not in modules:
-            raise ValueError(f"ignore names {name!r}, but model.named_modules() has no such name")
+            raise ValueError(f"ignore must name some of model.named_modules(), but got {name!r}")
         kept |= dict.fromkeys(modules[name].modules(), "it is named in ignore")
     return kept
 
 
 class _NoModules(ModuleTracker):
-    """Does not tell modules apart: the hooks fail where ``forward`` calls ``autograd.grad``."""
+    """Tracks no modules, because its hooks fail if ``forward`` calls ``autograd.grad``."""
 
     def __enter__(self) -> _NoModules:
         return self
@@ -141,12 +140,12 @@ class _Tracer(TorchFunctionMode):
         self.left: dict[str, str] = {}  # layers that keep all channels, and why
         self.causes: dict[int, tuple[str, Tensor]] = {}  # by id, why a tensor is not followed
         self.running: list[str] = []  # names of the modules that are being called
-        self.used: set[int | str] = set()  # of all that have been, and ids of what operations got
-        self.inside = 0  # of layers that are followed as a whole
+        self.used: set[int | str] = set()  # names of called modules, ids of operations' arguments
+        self.inside = 0  # number of running layers that are followed as a whole
         self.flops = FlopCounterMode(display=False)
         self.flops.mod_tracker = _NoModules()
         self.flops_before, self.flops_of_layers = 0, 0
-        # By id: the names of parameters, and buffers, of layers, and of other modules.
+        # By id: the names of parameters and buffers of layers, and of other modules.
         self.parts: dict[int, str] = {}
         self.own: dict[int, tuple[str, Tensor]] = {}
         for name, module in model.named_modules():
@@ -156,7 +155,7 @@ class _Tracer(TorchFunctionMode):
                     continue
                 self.own[id(x)] = f"{name}.{key}" if name else key, x
                 wide = [dim for dim in range(x.dim()) if x.shape[dim] > 1]
-                if len(wide) == 1:  # of others torch's alignment will tell
+                if len(wide) == 1:  # for others torch's alignment decides
                     self.numbers.follow(x, self.numbers.new(x.numel()), *wide)
 
     # Modules
@@ -184,7 +183,7 @@ class _Tracer(TorchFunctionMode):
 
     def called(self, name: str, module: nn.Module, given: list[Tensor], output: Any) -> None:
         why = self.kept.get(module)
-        if isinstance(module, ShortAvgPool1d) and why is None:  # pooling, whose product is free
+        if isinstance(module, ShortAvgPool1d) and why is None:  # pooling, not counted as a product
             self.flops_of_layers += self.flops.get_total_flops() - self.flops_before
             if (known := self.numbers.free(given[0])) is not None:
                 self.numbers.follow(output, *known)
@@ -199,7 +198,7 @@ class _Tracer(TorchFunctionMode):
         known = self.numbers.get(x)
         if known is None or known[1] != dim:
             if (other := self.numbers.free(x)) is not None:
-                why = f"channels come to it in dimension {other[1]}, but it mixes dimension {dim}"
+                why = f"its input has channels in dimension {other[1]}, but it mixes {dim}"
                 self.left[name] = why
                 if channel_dim == -1:
                     self.numbers.follow(output, *other)
@@ -207,12 +206,12 @@ class _Tracer(TorchFunctionMode):
                     self.numbers.fix(f"its channels meet {name!r}: {why}", x)
                 return
             known = self.numbers.new(x.shape[dim], "it has a filter for each channel that stays"), 0
-        # Channels.macs counts those of a layer.
+        # Channels.macs counts the multiply-adds of layers.
         self.flops_of_layers += self.flops.get_total_flops() - self.flops_before
         inputs = outputs = known[0]
         if not isinstance(module, NORMS):
             outputs = self.numbers.new(output.shape[channel_dim])
-        samples = output.numel() // max(1, len(outputs))  # of all series, in whatever dimension
+        samples = output.numel() // max(1, len(outputs))  # of all series, in any dimension
         if (before := self.layers.get(name)) is not None:  # called again
             self.numbers.unite(before.inputs, inputs)
             self.numbers.unite(before.outputs, outputs)
@@ -224,7 +223,7 @@ class _Tracer(TorchFunctionMode):
             self.numbers.fix("each layer keeps a filter", output)
 
     def tie(self, module: nn.Module, inputs: Tensor, outputs: Tensor) -> None:
-        """Unite what groups tie: all stay alike; a depthwise layer has filters for each input."""
+        """Unite the channels that groups tie; a depthwise layer ties outputs to inputs."""
         if isinstance(module, nn.GroupNorm):  # a group is removed as a whole
             for group in inputs.view(module.num_groups, -1):
                 self.numbers.unite(group[:1].expand(len(group)), group)
@@ -257,7 +256,7 @@ class _Tracer(TorchFunctionMode):
         cause = next((self.causes[key][0] for key in call.tensors if key in self.causes), None)
         if call.fixed:
             place = self.place(call.name)
-            met = f"{place} and what comes of {cause}" if cause else place
+            met = f"{place} and results of {cause}" if cause else place
             self.numbers.fix(f"its channels meet {met}, which cannot be followed", *call.fixed)
             cause = cause or place
         if cause:
@@ -269,17 +268,17 @@ class _Tracer(TorchFunctionMode):
                 why = f"its parameters meet {self.place(call.name)}, which cannot be followed"
                 self.left[self.parts[key]] = why
             elif self.numbers.get(x) is None:
-                self.own.pop(key, None)  # a parameter that was used otherwise
+                self.own.pop(key, None)  # a parameter that was used in another way
         return result
 
     def stop(self, cause: str, *tensors: Any) -> None:
-        """Note for tensors that are not followed any more what could not be followed."""
+        """Note why these tensors are not followed any more."""
         for x in tree_leaves(tensors):
             if isinstance(x, Tensor) and self.numbers.free(x) is None:
                 self.causes.setdefault(id(x), (cause, x))
 
     def place(self, name: str) -> str:
-        """Say where an operation is."""
+        """Describe the place of an operation."""
         module = self.running[-1] if self.running else ""
         kind = type(self.model.get_submodule(module)).__name__
         own = Path(__file__).parent, Path(torch.__file__).parent
@@ -295,10 +294,10 @@ class _Tracer(TorchFunctionMode):
     # After the run
 
     def run_idle(self, arguments: tuple[Any, ...]) -> None:
-        """Keep what layers read, or may read, that this run did not call: they must fit later.
+        """Keep the channels that layers read, or may read, which this run did not call.
 
-        Train mode shows it for a second head, or names what cannot be seen: other inputs, or
-        draws, may call a layer with whatever has its widths.
+        Train mode shows it for a second head. Layers that it does not call either may read any
+        channels that fit their widths: other inputs or random numbers may call them.
         """
         idle = {
             name: module
@@ -314,7 +313,7 @@ class _Tracer(TorchFunctionMode):
         try:
             with keeping_buffers(self.model), SameDraws(), self:
                 self.model(*arguments)
-        except Exception as error:  # the model's own code, which may want targets
+        except Exception as error:  # the model's code may need targets
             self.running, self.inside = [], 0
             why = (
                 f"its channels may be read by {[*idle]}, which eval mode does not call, and "
@@ -340,7 +339,7 @@ class _Tracer(TorchFunctionMode):
             if module in self.kept:
                 self.left[name] = self.kept[module]
             elif name not in self.layers:
-                self.left.setdefault(name, "it is inside of another layer")
+                self.left.setdefault(name, "it is inside another layer")
         for name, why in self.left.items():
             if (layer := self.layers.get(name)) is not None:
                 for numbers in (layer.inputs, layer.outputs):
@@ -362,12 +361,12 @@ class _Tracer(TorchFunctionMode):
 
 
 def _own(module: nn.Module) -> dict[str, Tensor]:
-    """Return the parameters and buffers of a module, without those of modules inside of it."""
+    """Return the parameters and buffers of a module, without those of modules inside it."""
     return dict([*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)])
 
 
 def _widths(module: Any) -> tuple[int, int]:
-    """Return how many channels a layer reads, and makes."""
+    """Return the numbers of input and output channels of a layer."""
     keys = ("in_channels", "in_features", "num_features", "num_channels")
     inputs = next(getattr(module, key) for key in keys if hasattr(module, key))
     outputs = [getattr(module, x) for x in ("out_channels", "out_features") if hasattr(module, x)]
@@ -375,14 +374,14 @@ def _widths(module: Any) -> tuple[int, int]:
 
 
 def _sizes(module: nn.Module) -> set[int]:
-    """Return the numbers of channels that a module may read, or make."""
+    """Return the numbers of channels that a module may read or write."""
     if isinstance(module, PRUNABLE):
         return {*_widths(module)}
     return {size for x in _own(module).values() for size in x.shape}
 
 
 def _unlike(module: nn.Module, given: list[Tensor], output: Any) -> str | None:
-    """Say why a layer, perhaps a subclass, cannot be followed as what its class does."""
+    """Return why a layer, perhaps of a subclass, cannot be followed as its class; else None."""
     groups = getattr(module, "groups", 1)
     if isinstance(module, nn.GroupNorm) and module.num_groups == 1:
         return "it normalizes over all channels"
@@ -392,9 +391,9 @@ def _unlike(module: nn.Module, given: list[Tensor], output: Any) -> str | None:
         return "it is a transposed convolution in groups"
     convolves = hasattr(module, "kernel_size")
     if convolves and given and given[0].dim() != 3:
-        return f"it must be given (N, C, L), a batch of series, but got {tuple(given[0].shape)}"
+        return f"it must get a batch of series (N, C, L), but got {tuple(given[0].shape)}"
     dim = -1 if isinstance(module, nn.Linear) else 1
     shapes = [x.shape for x in (*given[:1], output) if isinstance(x, Tensor)]
     if tuple(shape[dim] for shape in shapes) != _widths(module):
-        return "it takes, or returns, something else than its base class"
+        return "it takes or returns something else than its base class"
     return None

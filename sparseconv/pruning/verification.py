@@ -1,4 +1,4 @@
-"""The check that a pruned model computes what the whole one does without the removed units."""
+"""Check that a pruned model computes the same as the whole one without the removed units."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from sparseconv.pruning.tracing import output_tensors
 
 Edit = Callable[[nn.Module, Channels, Tensor], object]
 RELIES = "the code relies on a number of channels, or moves them in a way that cannot be followed"
-ADVICE = f"{RELIES}; name the module where it does in ignore"
+ADVICE = f"{RELIES}; name the module with that code in ignore"
 TRAIN = " in train mode"
-REPEATS = range(5)  # of the whole model: what is random may be silent in one run
+REPEATS = range(5)  # runs of the whole model: random parts may not act in one run
 
 
 def removed_wrongly(
@@ -31,36 +31,37 @@ def removed_wrongly(
 ) -> dict[UnitSet, str]:
     """Compare a model in which units are masked with one from which ``edit`` removes them.
 
-    The layers' inputs are compared, and the outputs: the latter alone may be saturated. In train
-    mode, with norms in eval mode, they are compared where the whole model runs there; one that does
-    not repeat itself there only has to run.
+    It compares the outputs and the layers' inputs, because outputs alone may be saturated. If the
+    whole model runs in train mode, with norms in eval mode, it compares there too. A model that
+    does not repeat its results in train mode only has to run.
 
     Args:
-        model: a copy of it gets random weights, since trained ones may be zero and then tell no
-            channels apart.
-        arguments: the example; random numbers take the place of a constant tensor.
-        channels, kept: what is removed.
+        model: left unchanged. A copy gets random weights, because trained ones may be zero and hide
+            differences between channels.
+        arguments: the example; random numbers replace a constant tensor.
+        channels, kept: the network's channels, and the units that stay.
 
     Returns:
-        The sets of units that fail, one after the other, and why; none if only rounding differs.
+        The sets of units that fail, each removed alone, with the reason. It is empty if only
+        rounding differs.
 
     Raises:
-        ValueError: the model fails without any removal, or all sets are right by themselves.
+        ValueError: the model fails without any removal, or each set alone is right.
     """
     so_far, why = torch.ones_like(kept), ""
-    for repeats in (True, False):  # not: in train mode alone; then it only has to run there
+    for repeats in (True, False):  # False, in train mode only: then it only has to run there
         before, found = why, _difference(edit, model, arguments, channels, kept, repeats)
         if found is None and (repeats or TRAIN in before):
             return {}
-        why = found or ""  # not found again: in eval mode it is random
+        why = found or ""  # if not found again: the model is random in eval mode
         again = (_difference(remove, model, arguments, channels, so_far, repeats) for _ in REPEATS)
         if why and not any(again):
             break
     else:
         raise ValueError(
-            "the model gives something else each time that it runs on the same input: by random "
-            "numbers that are not torch's, or by what it remembers. Then nothing can be verified; "
-            "make it repeat itself in eval mode"
+            "expected the same outputs each time that the model runs on the same input, but they "
+            "differ, by random numbers that are not torch's or by state that it keeps. Nothing can "
+            "be verified; make the model deterministic in eval mode"
         )
     failed = {}
     for group in channels.sets:
@@ -121,12 +122,12 @@ def _unlike(
         try:
             expected, unlike = _received(whole, example, channels, kept, bool(mode))
         except Exception:
-            if mode:  # the model's own code, which may want targets: then nothing can be said
+            if mode:  # the model's code may need targets: then nothing can be compared
                 return None
             raise
         try:
             found, _ = _received(pruned, example, channels, None, bool(mode))
-        except Exception as error:  # of any code, the model's
+        except Exception as error:  # the model may run any code
             return f"the model does not run{mode} ({type(error).__name__}: {error})"
         if mode and not repeats:
             return None
@@ -140,8 +141,8 @@ def _unlike(
 def _randomize(model: nn.Module) -> None:
     """Draw parameters and BatchNorm statistics.
 
-    Weights have both signs, and a size by which signals neither grow nor fade. All else is about 1:
-    variances must be positive, and positive biases keep ReLUs awake.
+    Weights have both signs, and a size that neither amplifies nor damps signals. Others are about
+    1: variances must be positive, and positive biases keep ReLUs active.
     """
     rng = torch.Generator().manual_seed(0)
     for module in model.modules():
@@ -162,9 +163,10 @@ def _received(
     model: nn.Module, arguments: tuple[Any, ...], channels: Channels, kept: Tensor | None,
     train: bool,
 ) -> tuple[list[Tensor], set[str]]:  # fmt: skip
-    """Run a model; return the inputs of its layers, if masked their kept channels, and outputs.
+    """Run a model; return the inputs of its layers (if masked, kept channels), and outputs.
 
-    All are copies: a layer may work in place. With them: the names of what draws for each channel.
+    All are copies, because a layer may work in place. The second result names the operations that
+    draw for each channel.
     """
     found: list[Tensor] = []
 

@@ -165,7 +165,7 @@ def test_the_report_counts_the_parameters(method: str, bias: bool) -> None:
     sets, rank = [found.layers for found in report.layers], report.layers[0].rank + 1
     more, _ = sc.factorize(model, layers=sets, method=method, rank=rank)
     assert before / sum(p.numel() for p in more.parameters()) < 2
-    with pytest.raises(ValueError, match="no layer gets smaller"):
+    with pytest.raises(ValueError, match="expected a layer that gets smaller"):
         sc.factorize(model, method=method, rank=1000)
 
 
@@ -185,7 +185,7 @@ def test_the_report_measures() -> None:
     assert set(measured.times) == {"inference", "training"}
     for shown in ("relative error", "before / after", "macs: ", "inference of the whole model: "):
         assert shown in str(measured)
-    with pytest.raises(ValueError, match=r"expected \(N, C, L\), a batch, but a layer gets"):
+    with pytest.raises(ValueError, match=r"a batch \(N, C, L\) for each layer, but one gets"):
         report.measure(x[0])
 
 
@@ -252,10 +252,10 @@ def test_all_sets_that_exist() -> None:
     assert report.left.keys() == {"other", "grouped", "sparse", "tiny", "tiny too"}
     assert (
         report.left["other"]
-        == "no other layer has its shape and options; method='svd' takes it alone"
+        == "no other layer has its shape and options; method='svd' accepts it alone"
     )
-    assert report.left["sparse"].startswith("it is a SparseConv1d, expected was an nn.Conv1d")
-    assert "rank 2 makes 10 parameters of its 6; give a lower one" in report.left["tiny"]
+    assert report.left["sparse"].startswith("it must be an nn.Conv1d, but is a SparseConv1d")
+    assert "rank 2 turns 6 parameters into 10; give a lower rank" in report.left["tiny"]
     assert type(small["sparse"]) is sc.SparseConv1d
     assert all(name in str(report) for name in report.left)
     _, alone = sc.factorize(model, method="svd", rank=2)

@@ -182,7 +182,7 @@ KEPT: dict[str, tuple[Operation, str]] = {
     "one group": (nn.GroupNorm(1, 8), "it normalizes over all channels"),
     "groups": (nn.ConvTranspose1d(8, 8, 2, groups=2), "it is a transposed convolution in groups"),
     "unbatched": (nn.Sequential(Function(lambda x: x[0]), nn.Conv1d(8, 8, 1), Function(
-        lambda x: x.expand(4, 8, 12))), "it must be given (N, C, L), a batch of series, but got"),
+        lambda x: x.expand(4, 8, 12))), "it must get a batch of series (N, C, L), but got"),
 }  # fmt: skip
 
 

@@ -117,7 +117,7 @@ def test_the_curve_of_dsp() -> None:
         convolution, linear = (kept[i].filters[1] for i in (0, 2))
         assert report.curve(torch.tensor([eps])) == [(pytest.approx(eps), convolution + linear)]  # type: ignore[arg-type]
     report = sc.prune_filters(classifier(), X, WHC(), ratio=0.5).report
-    with pytest.raises(ValueError, match=r"WHC\(\) has no threshold, and so no curve"):
+    with pytest.raises(ValueError, match=r"with a threshold, such as DSP, but got WHC\(\)"):
         report.curve([0.5])
     assert "thresholds" not in str(report)
 

@@ -79,7 +79,7 @@ def test_bottlenecks_of_an_ecg_network() -> None:
     )
     assert report.parameters.before == 13_364
     assert report.parameters.after <= 4_964  # without the squeeze and the shortcut
-    assert report.left["3.conv3.conv"].startswith("16 of them, since its channels meet zeros")
+    assert report.left["3.conv3.conv"].startswith("16 of them, because its channels meet zeros")
 
 
 class Speaker(nn.Module):
@@ -224,11 +224,11 @@ TIED[1].weight = TIED[0].weight
         (Standardized(8, 8, 3), [8, 4], ("0", "the model computes something else")),
         (Query(), [8], ("0", "'multi_head_attention_forward' in 2 (Query, line ")),
         (Query(), [8], ("2.out_proj", "its parameters meet 'multi_head_attention_forward' in 2")),
-        (Mixed(), [8, 8], ("2.conv", " and what comes of 'einsum' in 2 (Mixed, line ")),
+        (Mixed(), [8, 8], ("2.conv", " and results of 'einsum' in 2 (Mixed, line ")),
         (Query(), [8], ("2", "Query is not pruned, only Conv1d, ConvTranspose1d, SparseConv1d")),
         (weight_norm(nn.Conv1d(8, 8, 1)), [8], ("2", "parametrize.remove_parametrizations")),
         (TIED, [8], ("2.0", "it shares a parameter with '2.1'")),
-        (nn.Linear(12, 12), [4], ("2", "in dimension 1, but it mixes dimension 2")),
+        (nn.Linear(12, 12), [4], ("2", "in dimension 1, but it mixes 2")),
     ],
 )
 def test_layers_that_differ(middle: nn.Module, left: list[int], reason: Any) -> None:
@@ -349,7 +349,7 @@ def test_dropout_and_noise_that_are_active_in_eval_mode() -> None:
     assert "something else (perhaps by random numbers, of randint)" in report.left["0"]
     count = itertools.count()
     rarely = Function(lambda x: x * (1 + (next(count) % 4 == 1)))  # the runs after are alike
-    with pytest.raises(ValueError, match="something else each time that it runs on the same input"):
+    with pytest.raises(ValueError, match="each time that the model runs on the same input"):
         pruned(between(rarely))
 
 

@@ -31,6 +31,6 @@ test_instance_sparsity = refusals(
     (lambda: InstanceSparsity(model()), ValueError, "no stages are published for Sequential"),
     (lambda: InstanceSparsity(model(), ["0"], -1), ValueError, "weight (--silence) must be finite"),
     (lambda: run("no"), AttributeError, "Sequential has no attribute `no`"),
-    (lambda: run("2"), ValueError, "stage '2' must be (N, C, L), but it is (3, 56)"),
-    (unused, RuntimeError, "no stage was run: call first the very model"),
+    (lambda: run("2"), ValueError, "stage '2' must be (N, C, L), but is (3, 56)"),
+    (unused, RuntimeError, "but no stage was run: inside the with block"),
 )  # fmt: skip
