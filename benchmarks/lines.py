@@ -29,8 +29,8 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
             found.append(json.loads(line))
         except ValueError as error:
             raise ValueError(
-                f"{path}, line {number}, is not a row: {error}; remove that line, and what it was "
-                "of is made again"
+                f"{path}, line {number}, is not a row: {error}; remove that line, and its "
+                "work is done again"
             ) from error
     return found
 
@@ -67,7 +67,7 @@ def add_missing(
 
 
 def _whole(content: bytes) -> int:
-    """The bytes before a torn last line: a part of an object is no JSON, however much it is."""
+    """The bytes before a torn last line: a part of an object is not JSON."""
     size = content.rfind(b"\n") + 1
     try:
         json.loads(content[size:])

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 # Densities and speeds, by title of a panel and by line.
 Speeds = Mapping[str, Mapping[str, Sequence[tuple[float, float]]]]
 AGAINST = {"conv1d": "F.conv1d", BEST: "the fastest baseline"}
-LEAST_DENSITY = 0.01  # a pattern with fewer weights is no layer: its case measures the packing
+LEAST_DENSITY = 0.01  # a case with fewer weights measures the packing, not a layer
 
 
 class Map(NamedTuple):

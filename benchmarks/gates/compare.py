@@ -143,7 +143,7 @@ class Worker:
         raise CompareError(f"the worker of {self.tree} ended with code {self._process.wait()}")
 
     def seconds(self, row: str, computation: str, repeats: int) -> float:
-        """Run a computation so many times; return the seconds per call."""
+        """Run a computation ``times`` times; return the seconds per call."""
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps([row, computation, repeats]) + "\n")
         self._process.stdin.flush()

@@ -12,8 +12,8 @@ On a machine with a GPU, nvcc, PyTorch and pytest, from the sources' root, in fi
     python3 setup.py -q build_ext --inplace 2>&1 | tail -n 20
     python3 -m benchmarks.gpu --out gpu.json
 
-and the file goes to ``benchmarks/results/gpu.json``. ``--device cpu`` tries it where there is no
-GPU, on a small network. ``--parts once`` calls each kernel once, for a profiler such as::
+and the file goes to ``benchmarks/results/gpu.json``. ``--device cpu`` tries it without a GPU,
+on a small network. ``--parts once`` calls each kernel once, for a profiler such as::
 
     ncu --set full --profile-from-start off python3 -m benchmarks.gpu --parts once --out once.json
 """

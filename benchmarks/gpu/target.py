@@ -47,7 +47,7 @@ def tf32(allowed: bool) -> Iterator[None]:
 class Sizes(NamedTuple):
     """The network that is measured (the paper's), and how often."""
 
-    nf: int = 47  # channels between modules; three times as many after each
+    nf: int = 47  # channels between modules; a module has 3 * nf
     nf_blocks: int = 48  # the same where blocks are to divide them
     kernel_size: int = 39
     depth: int = 4
@@ -61,7 +61,7 @@ class Target:
     """A device with the backends that run on it.
 
     Raises:
-        RuntimeError: there is no such device; with the reason.
+        RuntimeError: the device is missing; with the reason.
     """
 
     def __init__(self, device: str, rounds: int) -> None:
@@ -128,8 +128,8 @@ class Target:
             context=lambda name: tf32(made[name].tf32),
         )
         samples = {
-            name: [float(f"{1e3 * seconds / made[name].times:.5g}") for seconds in turns]
-            for name, turns in times.items()
+            name: [float(f"{1e3 * seconds / made[name].times:.5g}") for seconds in taken]
+            for name, taken in times.items()
         }
         errors = {
             name: timed.error if math.isfinite(timed.error) else None

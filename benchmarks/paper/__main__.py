@@ -1,8 +1,8 @@
 """``python -m benchmarks.paper``: the tables and figures of the DSN paper, from runs of one plan.
 
-``run PLAN`` trains and tests what a plan names, on the data sets of a folder; stopped at any
-instant, the same command goes on. ``time`` measures the networks of the rows, when the machine does
-nothing else. ``report`` makes tables and figures of the rows and times.
+``run PLAN`` trains and tests what a plan names, on the data sets of a folder. After
+a stop at any instant, the same command continues. ``time`` measures the networks of the rows, when
+the machine does nothing else. ``report`` makes tables and figures of the rows and times.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         complain(f"error: {error}")
         return 2
     except KeyboardInterrupt:
-        complain("stopped; the same command goes on")
+        complain("stopped; the same command continues")
         return 130
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -57,7 +57,7 @@ class Runs:
     def paired(self, *runs: str) -> Runs:
         """Return the rows of these runs with the data sets and seeds that all of them have.
 
-        Equal seeds begin alike, and a mean over several seeds is no match for a single one.
+        Equal seeds begin alike, and a mean over several seeds does not match a single one.
         """
         by_run = [
             {(name, row["seed"]): row for name, held in self.rows(run).items() for row in held}

@@ -29,7 +29,7 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-# The arguments of what is no network: random kernels, whole and pruned.
+# The arguments of random kernels, which are not a network, whole and pruned.
 ROCKETS = dict.fromkeys(("ROCKET", "MiniROCKET"), ("n_kernels", "cv", "k"))
 
 

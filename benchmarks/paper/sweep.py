@@ -46,7 +46,7 @@ def sweep(
 ) -> dict[str, str]:
     """Perform the jobs that ``out/rows.jsonl`` does not hold; append a row for each.
 
-    Killed at any instant, the same call goes on: finished jobs stay, the others continue from
+    Killed at any instant, the same call continues: finished jobs stay, the others continue from
     their last checkpoint in ``out/running``. ``pool`` opens the executor that runs ``perform``.
 
     Returns:
@@ -97,7 +97,7 @@ def sweep(
                     ):
                         ended(job, row, error)
                 if todo:
-                    bar.write("a process was killed; all goes on from the last checkpoints")
+                    bar.write("a process was killed; continuing from the last checkpoints")
                 attempts = attempts + 1 if len(todo) == before else 0
                 if attempts:  # the first job kills its process, and must not hold up the others
                     todo = dict(reversed(todo.items()))

@@ -1,7 +1,7 @@
 """Times of networks, measured on a machine that does nothing else.
 
-A sweep shares its machine and goes on for days, so its rows say how a network is shaped, and this
-how fast that is: all networks of one data set interleaved, a prediction and a step of training.
+A sweep shares its machine and takes days, so its rows hold the shape of a network. This measures
+the time: all networks of one data set interleaved, a prediction and a step of training.
 """
 
 from __future__ import annotations

@@ -79,7 +79,7 @@ def run(network: str, data: Data, seed: int) -> dict[str, Any]:
 
 def times(network: str, data: Data) -> dict[str, Any]:
     """Time a training step of one batch: all ways, and two compiled."""
-    torch.compiler.reset()  # it compiles the code of one forward for so many shapes only
+    torch.compiler.reset()  # it compiles one forward for a limited number of shapes
     models = networks(network, data, 0, 0)
     data = data._replace(X_train=data.X_train[:BATCH], y_train=data.y_train[:BATCH])
 

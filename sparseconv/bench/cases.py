@@ -33,7 +33,7 @@ SUITES = {
     "blocks": "blocks of 16 x 16 channels that share their taps, in bfloat16; a training step too",
     "adversarial": "patterns and shapes that are hard to share out or to cut into blocks",
     "network": "the whole network: training step, update, inference, latency",
-    "random_kernels": "features of ROCKET's and MiniROCKET's kernels, per series, beside aeon's",
+    "random_kernels": "features of ROCKET's and MiniROCKET's kernels, per series, and of aeon's",
     "compiled": "a layer compiled, and exported: its time over the eager call's",
 }
 WITHOUT_CASES = ("network", "random_kernels")
@@ -111,7 +111,7 @@ def _make_pattern(case: Case) -> KernelCSR:
     shape = (case.out_channels, case.in_channels // case.groups, case.kernel_size)
     mask = torch.zeros(shape, dtype=torch.bool)
     drawn = torch.rand(mask.numel(), generator=torch.Generator().manual_seed(case.seed))
-    # As many as the density says, so that cases of one density stand in one sweep.
+    # Exactly the density's number, so that cases of one density belong to one sweep.
     mask.view(-1)[drawn.argsort()[: round(case.density * mask.numel())]] = True
     if case.pattern == "one_weight_per_channel":
         mask[:] = False
@@ -147,7 +147,7 @@ LAYER: Fields = {
     "n": 16, "in_channels": 47, "out_channels": 141, "kernel_size": 39, "length": 128,
     "padding": "same", "pattern": "dsn_evolved", "density": 0.2,
 }  # fmt: skip
-UNIFORM: Fields = {"pattern": "random", "density": 2 / 15}  # as many weights, drawn uniformly
+UNIFORM: Fields = {"pattern": "random", "density": 2 / 15}  # of equal nnz, drawn uniformly
 COMPILERS = ("compiled", "exported")
 RIGHT: Fields = {"padding": (0, 38), "padding_mode": "replicate"}
 

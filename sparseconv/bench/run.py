@@ -93,9 +93,9 @@ def check(
 ) -> dict[str, Expected]:
     """Compare all three computations with float64; return what they were compared with.
 
-    Within the computed bound on the problem's own data, and exactly on integers: a gradient of the
-    weights sums so many terms that a missing one hides inside any bound. The calls are
-    ``public_calls`` unless ``make_calls`` makes others of a problem.
+    Within the computed bound on the problem's own data, and exactly on integers. A gradient of the
+    weights has many terms, so a bound would hide a missing one. The calls are ``public_calls``
+    unless ``make_calls`` makes others of a problem.
     """
     make_calls = make_calls or public_calls
     wanted = exact_results(problem)

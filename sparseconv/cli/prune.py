@@ -48,7 +48,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
     ratio, macs = "share of the filters that goes", "multiply-adds of one series that may be left"
     amount.add_argument("--ratio", type=float, help=f"{ratio} (default: 0.5)", **number)
     amount.add_argument("--target-macs", type=int, help=macs, **number)
-    add("--steps", **options.count("remove them in so many steps (default: 1)"), default=1)
+    add("--steps", **options.count("number of steps that remove them (default: 1)"), default=1)
     add("--threads", **options.count("threads for torch (default: the run's)"))
     add("--data", **options.DATA)
     add("--out", type=Path, help="results folder, new or empty (default: RUN-CRITERION)")

@@ -27,7 +27,7 @@ class Ranks:
 
     @property
     def alone(self) -> bool:
-        """Whether there is no other process to agree with."""
+        """Return whether this process is the only one."""
         distributed = dist.is_available() and dist.is_initialized()
         return self.trains_alone or not distributed or dist.get_world_size(self.group) == 1
 

@@ -243,7 +243,7 @@ class DSTScheduler:
         return bool(changes)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs beside the model's and the optimizer's state."""
+        """Return what a resumed run needs besides the states of model and optimizer."""
         return {
             "hyperparameters": self._hyperparameters(),
             "step_count": self.step_count,

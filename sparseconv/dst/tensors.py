@@ -157,7 +157,7 @@ def _sizes(region: Tensor, count: int) -> Tensor:
 
 
 def _least(key: Tensor, region: Tensor, sizes: Tensor, wanted: Tensor) -> Tensor:
-    """Mark in each region as many of the least keys as are ``wanted``; of equal ones the first."""
+    """Mark the least ``wanted`` keys of each region; of equal keys the first."""
     order = key.argsort(stable=True)
     order = order[region[order].argsort(stable=True)]
     at = region[order]

@@ -35,9 +35,9 @@ def prune_and_grow(
     """Move a fraction of each region's active weights to other positions of that region.
 
     Prunes the ``ceil(fraction * nnz)`` weights of least magnitude (the first in CSR order among
-    equals; NaN counts as largest) and grows as many among the positions that do not hold a
-    survivor, so that a position just pruned may come back, as a fresh weight. Never more than
-    there are inactive positions: a full region is unchanged. Weights outside all regions stay.
+    equals; NaN counts as largest) and grows the same number at positions without a
+    survivor. So a position just pruned may come back, as a fresh weight. The number is at most
+    that of inactive positions: a full region is unchanged. Weights outside all regions stay.
     A pattern of blocks moves whole units (a tap of a block), those of the smaller last blocks among
     themselves: the least mean magnitude is pruned, the largest norm of the gradient grown.
 

@@ -115,7 +115,7 @@ class Layer(Step):
 
     @property
     def share(self) -> int:
-        """Count rows that have the same weights, as every next so many have: those of a block."""
+        """Return how many successive rows share their active weights: the rows of a block."""
         changes = (self.active[1:] != self.active[:-1]).any(1).nonzero()[0] + 1
         return math.gcd(*changes.tolist()) or self.rows
 

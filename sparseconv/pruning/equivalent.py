@@ -12,7 +12,7 @@ from sparseconv.nn.modules import check_module, deepcopy_model, replace
 from sparseconv.pruning.channels import Channels, UnitSet, kept_channels
 from sparseconv.pruning.surgery import remove, shorten
 
-SLOWER = 5  # the weights of a pair move so many times slower than others (under Adam)
+SLOWER = 5  # factor by which the weights of a pair move slower than others (under Adam)
 DENSE = (nn.Conv1d, nn.Linear)
 WIDEST = 8192  # inputs of a layer after a decompressor, which is a square matrix of this size
 

@@ -72,8 +72,8 @@ class Saved:
                 return made
             except Exception as error:  # numpy and zipfile raise a dozen kinds on damaged files
                 raise ValueError(
-                    f"{os.fspath(path)} is no {cls.FORMAT}, or damaged ({type(error).__name__}: "
-                    f"{error}); write it again with save"
+                    f"expected {os.fspath(path)} to be a {cls.FORMAT}, but it is another file or "
+                    f"damaged ({type(error).__name__}: {error}); write it again with save"
                 ) from error
 
 

@@ -73,7 +73,7 @@ class GroupSelection:
         self._mean = self._weighted(raw, 1).mean(0, dtype=torch.float64).to(raw.dtype)
         # With dtype=torch.float64 vector_norm takes more than twice as long.
         length = torch.linalg.vector_norm(self._weighted(raw - self._mean, 0.5).double(), dim=0)
-        # What rounding leaves of a constant feature is no length.
+        # A constant feature has length 0, up to rounding.
         tiny = rounding(self._mean, len(raw), torch.finfo(raw.dtype).eps)
         self._factor = torch.where(length > tiny, 1 / length, 0).to(raw.dtype)
         self.X = X = self._weighted(raw - self._mean, 0.5) * self._factor

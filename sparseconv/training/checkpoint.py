@@ -40,7 +40,7 @@ def save(path: str | os.PathLike[str], content: dict[str, Any]) -> None:
         >>> load(path)["epoch"]
         3
     """
-    # torch's writer, interrupted, raises errors of its own or aborts the process.
+    # torch's writer, interrupted, raises its own errors or aborts the process.
     with ctrl_c_waits(), replacing(Path(path)) as file:
         torch.save(content | {"format": FORMAT}, file)
 

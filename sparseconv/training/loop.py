@@ -70,7 +70,7 @@ def train(
 
     The best epoch has the least training loss; kept are its weights after its last optimizer
     step, before the pattern changes. The model is left in eval mode. If training stops early (an
-    error, Ctrl-C), the model gets the best epoch so far, or what it was before the first.
+    error, Ctrl-C), the model gets the best epoch so far, or stays as before the first.
     Torch's global generators are left as they were. The same model, data, recipe and number of
     threads give the same bits, resumed or not; on CUDA as far as the model's other operations
     repeat theirs (cuDNN's do with ``torch.backends.cudnn.deterministic``).

@@ -76,6 +76,6 @@ def test_info_of_a_run_and_of_a_damaged_one(run_folder: Path, command: Any, refu
     assert "KernelBank('rocket', 10 kernels" in printed
     assert "n_kernels=40, keep=0.25\n" in printed
     (run_folder / "model.npz").write_bytes(b"no")
-    refused(["info", str(run_folder)], "model.npz is no sparseconv rocket model")
+    refused(["info", str(run_folder)], "model.npz to be a sparseconv rocket model")
     (run_folder / "model.npz").unlink()
     refused(["info", str(run_folder)], "model.npz does not exist: the run has saved nothing yet")

@@ -81,7 +81,7 @@ def test_files_that_are_no_banks(tmp_path: Path, count_cases: Callable[[int], No
         contents.append(path.read_bytes())
     for content in contents:
         path.write_bytes(content)
-        with pytest.raises(ValueError, match=r"bank.npz is no sparseconv kernel bank"):
+        with pytest.raises(ValueError, match=r"bank.npz to be a sparseconv kernel bank"):
             KernelBank.load(path)
     assert not (tmp_path / "ran").exists()
     count_cases(len(contents))
