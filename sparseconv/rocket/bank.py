@@ -38,11 +38,11 @@ Array = npt.NDArray[Any]
 
 
 class Saved:
-    """An object that ``content()``, arrays and numbers by name, is enough to make again."""
+    """An object that can be rebuilt from ``content()``, arrays and numbers by name."""
 
     FORMAT: ClassVar[str]
     content: Any
-    from_content: Any  # raises some error where the content is damaged
+    from_content: Any  # raises an error if the content is damaged
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write an ``.npz`` file of arrays, whole or not at all.
@@ -58,8 +58,8 @@ class Saved:
         """Read what ``save`` wrote; no code is run.
 
         Raises:
-            OSError: the file cannot be read. ValueError: damaged, of another version, or no such
-                object.
+            OSError: the file cannot be read.
+            ValueError: it is damaged, of another version, or another object.
         """
         with Path(path).open("rb") as opened:
             try:
@@ -85,12 +85,13 @@ class KernelBank(Saved):
     ones.
 
     Attributes:
-        kind: ``"rocket"`` (two features a kernel: the share of positive outputs, and the maximum)
-            or ``"minirocket"`` (a feature for each bias: the share of outputs above it).
-        arrays: by name, read-only: an entry for each kernel, or concatenated over kernels.
-        series_channels, series_length: the shape of the series that the kernels were drawn for.
-        normalise: the transform brings each channel of each series to mean 0 and variance 1.
-        features: which columns of the whole bank's features these are, int64, ascending.
+        kind: ``"rocket"`` or ``"minirocket"``. ROCKET has two features for each kernel: the share
+            of positive outputs, and the maximum. MiniROCKET has one for each bias: the share of
+            outputs above it.
+        arrays: by name, read-only, with an entry for each kernel, or concatenated over kernels.
+        series_channels, series_length: the shape of the series.
+        normalise: whether the transform scales each channel of each series to mean 0, variance 1.
+        features: the columns of these features in the whole bank, int64, ascending.
 
     Example:
         >>> import tempfile
@@ -133,7 +134,7 @@ class KernelBank(Saved):
 
     @cached_property
     def plan(self) -> Any:
-        """Return what the C++ kernels read; ValueError where the arrays describe no kernels."""
+        """Return the input of the C++ kernels; ValueError if the arrays describe no kernels."""
         assert extension is not None
         make = extension.RocketPlan if self.kind == "rocket" else extension.MiniRocketPlan
         arrays = map(torch.tensor, self.arrays.values())
@@ -182,11 +183,11 @@ class KernelBank(Saved):
             features: their numbers, or a mask of all, as NumPy's indices.
 
         Raises:
-            ValueError: none; for ROCKET one of a kernel's two features alone.
+            ValueError: no feature, or (ROCKET) only one of a kernel's two features.
         """
         columns = np.unique(np.arange(self.n_features)[list(features)])
         if not len(columns):
-            raise ValueError("none was chosen, but a bank needs at least one kernel")
+            raise ValueError("expected at least one kernel or feature, but none was chosen")
         a, rocket = self.arrays, self.kind == "rocket"
         kernels, counts = np.unique(self._owners(self._each)[columns], return_counts=True)
         if rocket and (counts != 2).any():
@@ -215,10 +216,11 @@ class KernelBank(Saved):
 
     @classmethod
     def from_aeon(cls, fitted: Any) -> KernelBank:
-        """Return the kernels of aeon's ``Rocket``, ``MiniRocket`` or a classifier made of one.
+        """Return the kernels of aeon's ``Rocket``, ``MiniRocket`` or their classifiers.
 
         Raises:
-            TypeError: another object. ValueError: one not fitted; series shorter than a kernel.
+            TypeError: another object.
+            ValueError: it is not fitted, or its series are shorter than a kernel.
         """
         from aeon.classification.convolution_based import MiniRocketClassifier, RocketClassifier
         from aeon.transformations.collection.convolution_based import MiniRocket, Rocket
@@ -227,8 +229,8 @@ class KernelBank(Saved):
         if not isinstance(fitted, Rocket | MiniRocket | RocketClassifier | MiniRocketClassifier):
             raise TypeError(
                 "expected aeon's Rocket, MiniRocket, RocketClassifier or MiniRocketClassifier, "
-                f"fitted, but got {kind}; of a pipeline or a search give the one inside, "
-                "and series as it gets them"
+                f"fitted, but got {kind}; if it is in a pipeline or a search, give it "
+                "alone, and series as it gets them"
             )
         if not fitted.is_fitted:
             raise ValueError(f"this {kind} is not fitted; call fit first")
@@ -247,7 +249,7 @@ class KernelBank(Saved):
         """Return a fitted aeon ``Rocket`` or ``MiniRocket`` with these kernels.
 
         Raises:
-            ValueError: a MiniROCKET bank of which features were dropped: aeon's always has them.
+            ValueError: a MiniROCKET bank without all features, which aeon's always has.
         """
         from aeon.transformations.collection.convolution_based import MiniRocket, Rocket
 
@@ -280,7 +282,7 @@ class KernelBank(Saved):
 
     @classmethod
     def from_content(cls, content: Mapping[str, Any]) -> Self:
-        """Make a bank of what ``content`` returned; some error where it is damaged."""
+        """Make a bank from ``content``; raise an error if it is damaged."""
         kind, channels, length, normalise = (np.asarray(content[name]).item() for name in FACTS)
         bank = cls(kind, content, channels, length, normalise, content["features"])
         if extension is not None:
@@ -300,7 +302,7 @@ def check_length(kind: str, shape: tuple[int, ...]) -> None:
 
 
 def _all_kernels(dilations: Array, n_biases: Array) -> dict[str, Array]:
-    """Return what aeon's MiniRocket leaves out: all kernels at every dilation, padded in turn."""
+    """Return all kernels at every dilation, padded alternately, as aeon's MiniRocket implies."""
     j, k = np.divmod(np.arange(MINI_KERNELS * len(dilations)), MINI_KERNELS)
     return {
         "taps": k, "dilation": dilations[j], "padded": 1 - (j + k) % 2, "n_biases": n_biases[j],

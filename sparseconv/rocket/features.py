@@ -20,19 +20,18 @@ def kernel_features(X: Any, bank: KernelBank, *, out: Features | None = None) ->
     """Return the features of series: ``(n_cases, bank.n_features)`` float32.
 
     ROCKET: for each kernel the share of outputs above 0 and the greatest output. MiniROCKET: for
-    each bias the share of outputs above it, equal to aeon's to the last bit. The bits depend on the
-    series and the kernel alone: not on the other series or kernels, on threads, or on the
-    instruction set; so a pruned bank gives columns of the whole bank's features.
+    each bias the share of outputs above it, equal to aeon's to the last bit. The bits depend only
+    on the series and the kernel, not on other series or kernels, threads or the instruction set. So
+    a pruned bank gives columns of the whole bank's features.
 
     Runs on torch's threads (``torch.set_num_threads``).
 
     Args:
-        X: ``(n_cases, n_channels, n_timepoints)``, or of one channel ``(n_cases, n_timepoints)``,
-            of the shape that the bank was made for, at least one case, finite in float32, which is
-            computed with.
+        X: ``(n_cases, n_channels, n_timepoints)``, or of one channel ``(n_cases, n_timepoints)``.
+            The shape is the bank's. At least one case, and finite in float32.
         bank: the kernels.
-        out: where to write instead of new memory, which costs as much as the kernels for few
-            series: C-contiguous float32 ``(n_cases, bank.n_features)``.
+        out: memory for the result, C-contiguous float32 ``(n_cases, bank.n_features)``. For few
+            series new memory costs as much as the kernels.
 
     Raises:
         ValueError: series of another shape or not finite; ``out`` that does not fit.
@@ -53,7 +52,9 @@ def kernel_features(X: Any, bank: KernelBank, *, out: Features | None = None) ->
     if out is None:
         out = np.empty((len(series), bank.n_features), np.float32)
     elif not isinstance(out, np.ndarray) or not out.flags.carray:
-        raise ValueError("expected out to be a C-contiguous, writeable array; leave it out for one")
+        raise ValueError(
+            "expected out to be a C-contiguous, writeable array; omit it to get a new one"
+        )
     if extension is None:
         out[:] = kernel_features_reference(series, bank)
     else:
@@ -62,9 +63,9 @@ def kernel_features(X: Any, bank: KernelBank, *, out: Features | None = None) ->
 
 
 def operations(bank: KernelBank) -> int:
-    """Count what the features of one series cost at least.
+    """Count the least operations for the features of one series.
 
-    Multiply-adds of taps inside the series for ROCKET; comparisons for MiniROCKET.
+    For ROCKET these are multiply-adds of taps inside the series, for MiniROCKET comparisons.
     """
     a, length = bank.arrays, bank.series_length
     if bank.kind == "minirocket":
@@ -89,8 +90,8 @@ def check_shape(shape: tuple[int, ...], bank: KernelBank) -> None:
 def normalised(X: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Give each channel of each series mean 0 and variance 1; a constant one becomes zeros.
 
-    As aeon's Rocket does, but in float64 whatever the type of X. What rounding leaves of a constant
-    channel, which aeon scales to variance 1, counts as zero here.
+    As aeon's Rocket, but in float64 for every X. A channel that is constant up to rounding becomes
+    zeros; aeon scales it to variance 1.
     """
     X = np.ascontiguousarray(X)  # NumPy adds in another order where time is not the last in memory
     mean = X.mean(2, keepdims=True, dtype=np.float64)

@@ -83,7 +83,7 @@ class RocketModel(Saved):
 
     @classmethod
     def from_content(cls, content: Mapping[str, Any]) -> Self:
-        """Make a model of what ``content`` returned; some error where it is damaged."""
+        """Make a model from ``content``; raise an error if it is damaged."""
         bank = {name[5:]: content[name] for name in content if name.startswith("bank_")}
         own = {name: content[name] for name in ("coef", "intercept", "classes")}
         return cls(KernelBank.from_content(bank), scale=float(content["scale"]), **own)

@@ -15,7 +15,7 @@ TAPS = np.array(list(combinations(range(MINI_LENGTH), 3)))
 
 
 def kernel_features_reference(X: Any, bank: KernelBank) -> npt.NDArray[Any]:
-    """``(n_cases, n_features)``: float64 for ROCKET; MiniROCKET's exact arithmetic in float32."""
+    """Return ``(n_cases, n_features)``, float64 for ROCKET, exact float32 for MiniROCKET."""
     rocket = bank.kind == "rocket"
     out = np.empty((len(X), bank.n_features), np.float64 if rocket else np.float32)
     first = 0

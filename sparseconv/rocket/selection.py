@@ -25,7 +25,7 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True, eq=False)
 class Selected:
-    """What a selection keeps, and the classifier that it made of it (POCKET's stage 1).
+    """The kept features, and the classifier on them (POCKET's stage 1).
 
     Attributes:
         k: weight of the ridge.
@@ -43,15 +43,15 @@ class Selected:
 class GroupSelection:
     """Selects groups of features by ADMM on a ridge loss, without a matrix of features squared.
 
-    With ``Q = theta + U`` and ``G = k I + X X^T`` the step ``(k I + X^T X)^-1 (k Q + X^T Y)`` is
-    ``Q + X^T G^-1 (Y - X Q)``, so that n x n matrices do where cases are fewer than features. One
-    Gram matrix serves every k, and its factor every number of groups.
+    The step is ``(k I + X^T X)^-1 (k Q + X^T Y)``, with ``Q = theta + U``. It equals
+    ``Q + X^T G^-1 (Y - X Q)``, with ``G = k I + X X^T``. So n x n matrices suffice if cases are
+    fewer than features. One Gram matrix serves every k, and its factor every number of groups.
 
     Args:
-        features: ``(n, p)``, as they are.
+        features: ``(n, p)``, not scaled.
         labels: ``(n,)``, from 0 to ``n_classes - 1``.
         group_size: neighbouring features that are kept or dropped together.
-        weights: ``(n,)``, of the cases in the loss; None: all alike.
+        weights: ``(n,)``, of the cases in the loss; None if they are equal.
 
     Attributes:
         X: the features centred, and scaled to length 1; a constant one is 0.
@@ -90,7 +90,7 @@ class GroupSelection:
         return rows if self._share is None else rows * self._share.pow(power)
 
     def leave_one_out(self, k: float) -> Array:
-        """Return what the ridge of all features decides on each case, ``(n, columns)``, without it.
+        """Return the decisions of the ridge on each case when fitted without it, ``(n, columns)``.
 
         A residual grows by 1 / (1 - leverage): Golub, Heath and Wahba 1979.
         """
