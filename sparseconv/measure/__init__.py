@@ -1,1 +1,1 @@
-"""The ruler: paired timing, the machine under a figure, memory, peaks, tables."""
+"""Measurements: paired timing, the machine, memory, peaks, tables."""

@@ -22,7 +22,7 @@ VARIABLES = ("SPARSECONV_BACKEND", "SPARSECONV_CPU_ISA")
 
 
 def cpu_name() -> str:
-    """Return the processor's name, as the system gives it, with the numbers that tell it apart.
+    """Return the processor's name from the system, with the numbers that identify it.
 
     Cloud machines give one name ("AMD EPYC") to generations that differ threefold in speed, and
     Arm's Linux gives none.
@@ -61,7 +61,7 @@ def isa() -> str:
 
 
 def environment_info() -> dict[str, str]:
-    """Return what a reader of a time or of an accuracy must know."""
+    """Return the machine and the versions that a time or an accuracy depends on."""
     return {
         "cpu": cpu_name(),
         "cores": str(os.cpu_count()),

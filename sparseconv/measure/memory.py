@@ -1,4 +1,4 @@
-"""Memory: the most that a call holds, and keeping what it frees."""
+"""Measure the peak memory of a call, and keep freed memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 def peak_bytes(call: Callable[[], object]) -> int:
     """Return the most bytes that torch's allocator has handed out during a call.
 
-    The kernels' scratch is not among them: it belongs to a thread, not to a call, and fits in L2.
+    The kernels' scratch memory is not counted: it belongs to a thread and fits in L2.
     """
     return max(accumulate(allocations(call), initial=0))
 
@@ -44,16 +44,17 @@ def retain_freed_memory() -> bool:
     """Let this process keep the memory that CPU tensors free, instead of returning it.
 
     A pass of a network frees its activations, and the next one allocates the same again. The GNU C
-    library (glibc) returns such blocks to the system by default, and every page of the next ones
-    is cleared at its first use: often a fifth to a half of the time of a small network. This sets
+    library (glibc) returns such blocks to the system, which clears every page of new blocks at its
+    first use. That is often a fifth to a half of the time of a small network. This function sets
     glibc's ``M_MMAP_THRESHOLD`` to 1 GiB (older versions allow 32 MiB) and ``M_TRIM_THRESHOLD`` to
     2 GiB. The process then keeps the memory of its peak until it exits. Call it at the start of a
     program that trains or infers on the CPU, and before you measure. ``training.train`` and
-    ``DSNClassifier`` do, and in a shell ``train``, ``prune``, ``profile`` and ``bench``.
+    ``DSNClassifier`` call it, and so do the commands ``train``, ``prune``, ``profile`` and
+    ``bench``.
 
     Returns:
-        Whether it could be set: False with other C libraries (musl, macOS, Windows), where this
-        does nothing. Never raises.
+        Whether it was set. It is False with other C libraries (musl, macOS, Windows), where this
+        function does nothing. Never raises.
 
     Example:
         >>> import sparseconv as sc

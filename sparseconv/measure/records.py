@@ -1,7 +1,7 @@
 """Records of ``profile``, ``convert``, ``prune_filters`` and ``factorize``, and their reports.
 
-All reports are of one family: a table of layers, lines of what it adds up to, and the machine.
-The columns of the table of ``profile`` and ``convert`` are made in ``LayerTimes.rows``.
+Every report has a table of layers, lines with the totals, and the machine. ``LayerTimes.rows``
+makes the columns of the table of ``profile`` and ``convert``.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class BeforeAfter:
 
 
 class Verdict(StrEnum):
-    """What follows for a layer, and why; the value is the text in the table."""
+    """The conclusion about a layer; the value is the text in the table."""
 
     UNMEASURED = ""
     SPARSE = "sparse is faster"
@@ -107,28 +107,27 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True)
 class LayerTimes:
-    """A layer, what it costs dense (before) and sparse (after), and what follows from that.
+    """The cost of a layer, dense (before) and sparse (after), and the conclusion.
 
     Attributes:
-        name: of the module in the model; its first one if it has several.
+        name: name of the module in the model; the first if it has several.
         weight_shape: ``(C_out, C_in // groups, K)``.
         nnz, density: active weights, and their share of the kernel tensor. None where ``convert``
             cannot replace the layer.
         sparse: whether ``convert`` made it sparse; None in a ``Profile``.
-        verdict: what follows; print it, or compare it with a ``Verdict``.
-        notes: what else ``convert`` has to report of it.
-        calls: how often one pass of the model calls it, in a ``Profile`` in this way (see its
-            ``layers``); 0 if it was not measured. FLOPs and times are of all these calls together.
-        input_shape: of the first of them.
-        dtype: of the output.
-        backend: what computed the sparse layer, ``"cpp"`` or ``"reference"``; empty if it was not
-            measured.
-        kernels: ``"blocks"`` or ``"single weights"`` where that is a question: of a pattern in
-            blocks, or bfloat16 on a CPU with a matrix unit; else empty.
-        not_blocks: why they are not those of blocks.
+        verdict: the conclusion; print it, or compare it with a ``Verdict``.
+        notes: more about its conversion.
+        calls: number of calls in one pass of the model; in a ``Profile`` those of one kind (see its
+            ``layers``). 0 if not measured. FLOPs and times are sums over these calls.
+        input_shape: shape of the first input.
+        dtype: dtype of the output.
+        backend: ``"cpp"`` or ``"reference"`` for the sparse layer; empty if not measured.
+        kernels: ``"blocks"`` or ``"single weights"`` for a pattern in blocks, or for bfloat16 on a
+            CPU with a matrix unit; else empty.
+        not_blocks: the reason against kernels for blocks.
         dgrad, wgrad: whether a training step computes the gradient of the input, of the weights.
-        times: ``"inference"`` (a forward pass without gradients) and ``"training"`` (forward and
-            backward, where a gradient is asked for and needed); empty if not measured.
+        times: by pass; empty if not measured. ``"inference"`` is a forward pass without gradients.
+            ``"training"`` is forward and backward, if a gradient is needed.
         flops: by pass, the operations of the dense layer and those executed; a multiply-add is two.
     """
 
@@ -208,10 +207,10 @@ class LayerTimes:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What was found: ``print`` it, ``save`` it, or let a notebook show it.
+    """The results: ``print`` it, ``save`` it, or show it in a notebook.
 
     Attributes:
-        layers: a record each.
+        layers: one record for each layer.
         machine: processor, threads, instruction set and versions; empty if nothing was measured.
     """
 
@@ -221,15 +220,15 @@ class Report:
     machine: Mapping[str, str] = field(default_factory=dict)
 
     def table(self) -> Table:
-        """Make the short table of layers; columns without any entry are left out."""
+        """Make the short table of layers; empty columns are omitted."""
         return Table.of((layer.row() for layer in self.layers), self.text_columns[:1])
 
     def details(self) -> Table:
-        """Make the table of all that was counted and measured of each layer; ``print`` it."""
+        """Make the table of all counts and times of each layer; ``print`` it."""
         return Table.of((row for layer in self.layers for row in layer.rows()), self.text_columns)
 
     def summary(self) -> list[str]:
-        """Return what it adds up to, a line each."""
+        """Return the totals, one line each."""
         raise NotImplementedError
 
     def __str__(self) -> str:
@@ -240,7 +239,7 @@ class Report:
         return "\n".join([self.table().markdown(WIDTH), "", *lines])
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything that was counted and measured, as ``json.dumps`` accepts it."""
+        """Return all counts and measurements, in a form that ``json.dumps`` accepts."""
         shown = {f.name: getattr(self, f.name) for f in fields(self) if f.repr}
         found: dict[str, Any] = json.loads(json.dumps(shown, default=asdict))
         return found
@@ -304,7 +303,7 @@ def where(machine: Mapping[str, str]) -> str:
 
 
 def layer_conditions(layers: Sequence[LayerTimes], machine: Mapping[str, str]) -> list[str]:
-    """Say what the times of layers mean, a line each."""
+    """Explain the times of layers, one line each."""
     lines = [
         "dense: F.conv1d of the same shape with all weights, zeros too",
         "ratio: of training (forward and backward) where that was measured, else of inference (a "

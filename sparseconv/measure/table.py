@@ -1,4 +1,4 @@
-"""Tables of text, and numbers as a person reads them."""
+"""Tables of text, and numbers for people to read."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Table:
 
     @classmethod
     def of(cls, rows: Iterable[Mapping[str, str]], text: Sequence[str] = ()) -> Table:
-        """Make a table of rows, cells by column; columns without any entry are left out.
+        """Make a table of rows, cells by column; empty columns are omitted.
 
         Args:
             rows: the columns are in the order of the longest row, missing cells are empty.

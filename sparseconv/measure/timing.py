@@ -1,7 +1,7 @@
-"""Timing that means something on a shared machine: interleaved, shuffled, paired.
+"""Timing for shared machines: interleaved, shuffled, paired.
 
-Absolute times drift with the machine's clock and its other tenants, so candidates take turns in
-one process, in random order, and only ratios of neighbours are compared.
+Absolute times drift with the machine's clock and its other tenants. So candidates run interleaved
+in one process, in random order, and only ratios of neighbours are compared.
 """
 
 from __future__ import annotations
@@ -97,11 +97,11 @@ def interleave(
 
     Args:
         candidates: name -> call without arguments.
-        rounds: number of pairs, at least 1.
-        least_seconds: calls shorter than this are repeated within a round until they last so long.
-        seed: of the order.
-        clock: seconds; on a GPU one that waits for it.
-        context: what a candidate's calls run in, by its name; entering it is not timed.
+        rounds: number of rounds, at least 1.
+        least_seconds: shorter calls are repeated within a round until they take this time.
+        seed: seed of the order.
+        clock: returns seconds; on a GPU it waits for the device.
+        context: context of a candidate's calls, by its name; entering it is not timed.
 
     Returns:
         name -> seconds per call, one entry per round; entries of one index belong together.

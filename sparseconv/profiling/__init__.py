@@ -1,4 +1,4 @@
-"""What each sparse layer of a model costs, compared with the same layer dense."""
+"""The cost of each sparse layer of a model, compared with the same layer dense."""
 
 from sparseconv.measure.records import BeforeAfter, Counts, LayerTimes, Verdict
 from sparseconv.measure.table import Table

@@ -1,4 +1,4 @@
-"""``profile``: what each sparse layer of a model costs, and whether sparse pays there."""
+"""``profile``: the cost of each sparse layer of a model, and whether it is faster dense."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ class ModelTime:
 
     Attributes:
         ms: median time of the model in milliseconds, with its 95 % interval.
-        flops: of all layers, dense and executed.
-        dense_ms, sparse_ms: of all layers, called one by one, medians added up.
+        flops: operations of all layers, dense and executed.
+        dense_ms, sparse_ms: sums of the medians of all layers, called one by one.
     """
 
     ms: Estimate
@@ -61,7 +61,7 @@ class ModelTime:
 
     @property
     def share(self) -> float:
-        """Sparse layers over the model; above 1 where the model spares what they cost alone."""
+        """Return sparse layers / model; above 1 if the layers cost more alone than in the model."""
         return self.sparse_ms / self.ms.median
 
 
@@ -70,10 +70,10 @@ class Profile(Report):
     """The result of ``profile``; printing it shows a table.
 
     Attributes:
-        layers: a ``LayerTimes`` for each layer, in the order in which the model first calls them,
-            and for each kind of its calls: those on inputs of one shape, memory layout and dtype,
-            for which the same gradients are computed.
-        unreached: names of sparse layers that this input never came to.
+        layers: a ``LayerTimes`` for each layer and kind of its calls, in the order of first calls.
+            Calls of one kind have the same input shape, memory layout and dtype, and compute the
+            same gradients.
+        unreached: names of sparse layers that this input did not reach.
         model: a ``ModelTime`` of ``"inference"`` and, if measured, of ``"training"``.
         machine: processor, threads, instruction set and versions.
 
@@ -86,7 +86,7 @@ class Profile(Report):
     model: Mapping[str, ModelTime]
 
     def summary(self) -> list[str]:
-        """Return what it adds up to, a line each."""
+        """Return the totals and conditions, one line each."""
         lines = []
         for which, found in self.model.items():
             dense, executed = map(megaflops, found.flops)
@@ -121,25 +121,24 @@ def profile(
 ) -> Profile:
     """Measure every ``SparseConv1d`` of a model and the same layer dense.
 
-    The model runs once to see what its layers are given. Then each layer is timed alone, sparse and
-    dense (what ``to_dense`` makes of it) interleaved in shuffled order, then the whole model.
+    The model runs once to record the inputs of its layers. Then each layer is timed alone, sparse
+    and dense (by ``to_dense``) interleaved in shuffled order, then the whole model.
 
-    Two passes are timed, each as a loop of calls runs it: inference, a forward pass under
-    ``torch.no_grad()``, and training, a forward pass that records gradients and its backward pass.
-    Training computes what a step would: no gradient of the input where none is needed (the first
-    layer), none of frozen values. Threads, mode (train or eval) and autocast are those of the
-    caller. Call ``sparseconv.retain_freed_memory`` before, or page faults may take much of the
-    time.
+    Two passes are timed, each in a loop of calls. Inference is a forward pass under
+    ``torch.no_grad()``. Training is a forward pass that records gradients, and its backward pass.
+    It computes the gradients of a real step: not of the input if it needs none (the first layer),
+    and not of frozen values. Threads, mode (train or eval) and autocast are the caller's. First
+    call ``sparseconv.retain_freed_memory``, or page faults may take much of the time.
 
-    What runs is a copy: neither the model nor a random generator changes. Hooks run when the copy
-    runs, but not when a layer is timed.
+    It runs a copy, so the model and random generators do not change. Hooks run when the copy runs,
+    but not when a layer is timed.
 
     Args:
         model: any module that holds ``SparseConv1d`` layers, on the CPU.
-        example_input: what the model accepts, a tensor or an array; a tuple is several arguments.
+        example_input: the model's argument, a tensor or an array; a tuple holds several arguments.
         training: time training too; False profiles inference only.
-        rounds: pairs of measurements, at least 6.
-        least_seconds: calls shorter than this are repeated until they last so long.
+        rounds: number of pairs of measurements, at least 6.
+        least_seconds: shorter calls are repeated until they take this time.
         verbose: show a progress bar (tqdm) on stderr; None shows it in a terminal.
 
     Returns:
@@ -199,14 +198,14 @@ def _sparse_layers(model: nn.Module) -> dict[SparseConv1d, str]:
     }
     if not layers:
         raise ValueError(
-            f"{type(model).__name__} holds no SparseConv1d, so there is nothing to profile; "
-            "SparseConv1d.from_dense(conv, mask) makes one of an nn.Conv1d"
+            f"expected a model with a SparseConv1d, but {type(model).__name__} has none; "
+            "SparseConv1d.from_dense(conv, mask) converts an nn.Conv1d"
         )
     for layer, name in layers.items():
         if type(layer).forward is not SparseConv1d.forward:
             raise NotImplementedError(
                 f"layers are timed as the convolution that SparseConv1d is, but layer {name!r} is "
-                f"a {type(layer).__name__} with its own forward; put what that does into "
+                f"a {type(layer).__name__} with its own forward; move that code into "
                 "modules before and after a SparseConv1d"
             )
     return layers

@@ -99,7 +99,7 @@ def copied_arguments(model: nn.Module, given: Any) -> tuple[Any, ...]:
 
 @dataclass
 class Call:
-    """An input of a layer as the model gave it, what came of it, and how often like it."""
+    """An input of a layer, its output's properties, and the number of such calls."""
 
     input: Tensor
     needs_dgrad: bool

@@ -1,7 +1,7 @@
 """The figures of a run: how it learned, what it sees and where its weights are.
 
-matplotlib is imported when a figure is drawn, and only its object interface is used: no pyplot,
-no global state, so figures can be made in any thread, whatever the user plots.
+matplotlib is imported when a figure is drawn. Only its object interface is used, without pyplot and
+global state. So figures can be made in any thread.
 """
 
 from __future__ import annotations
