@@ -28,12 +28,12 @@ from sparseconv.nn.padded_conv import REMEDY
 
 
 class ObstacleError(Exception):
-    """Why a layer cannot be replaced."""
+    """The reason why a layer cannot be replaced."""
 
 
 @dataclass(eq=False)
 class Candidate:
-    """An ``nn.Conv1d`` and what may take its place."""
+    """An ``nn.Conv1d`` and its possible replacement."""
 
     path: str  # "" for the model itself
     conv: nn.Conv1d
@@ -63,7 +63,7 @@ class Candidate:
         return kernels_for(sparse.pattern, sparse._geometry(), torch.bfloat16)[1] == UNSHARED
 
     def record(self, limit: float) -> LayerTimes:
-        """Make the record of what became of the layer; ``limit`` is that of the density."""
+        """Make the record of the layer's conversion; ``limit`` is that of the density."""
         sparse, nnz, density = self.verdict.converts, None, None
         if self.sparse is not None:
             nnz, density = self.sparse.pattern.nnz, self.sparse.pattern.density
@@ -99,7 +99,7 @@ def find_candidates(
         if isinstance(conv, nn.Conv1d):
             by_name[name] = found.setdefault(conv, Candidate(name, conv))
     if not found:
-        raise ValueError(f"{type(model).__name__} holds no nn.Conv1d, so there is none to convert")
+        raise ValueError(f"expected a model with an nn.Conv1d, but {type(model).__name__} has none")
     if isinstance(layers, str):
         raise TypeError(f"layers must be a list of names, but got {layers!r}")
     for name in layers:
@@ -144,13 +144,13 @@ def _sparse(
     weight, mask = weight_and_mask(conv, candidate.given)
     if conv in outside:
         raise ObstacleError(
-            f"{outside[conv]} holds it too, where nothing can replace it; let only modules hold it"
+            f"{outside[conv]} also holds it, where it cannot be replaced; let only modules hold it"
         )
     own = (path, f"{path}.parametrizations.weight".removeprefix("."))
     if others := [f"{owner!r}" for owner in owners[id(weight)] if owner not in own]:
         raise ObstacleError(
-            f"it shares its weight with {', '.join(others)}; give it its own, or call one layer in "
-            "both places"
+            f"it shares its weight with {', '.join(others)}; give each layer a weight, or call one "
+            "layer in both places"
         )
     if weight._backward_hooks or weight._post_accumulate_grad_hooks:  # of masking by hand
         candidate.notes = ("the hooks on its weight's gradient are lost",)
@@ -174,7 +174,7 @@ def weight_and_mask(conv: nn.Conv1d, given: Tensor | None) -> tuple[Tensor, Tens
     """Return the parameter of the weight, and the mask of pruning (None: its zeros).
 
     Raises:
-        ObstacleError: the layer computes something else than an ``nn.Conv1d`` of that parameter.
+        ObstacleError: the layer does not compute an ``nn.Conv1d`` with that parameter.
     """
     weight: Tensor | None = conv._parameters.get("weight")
     mask: Tensor | None = None
@@ -190,8 +190,8 @@ def weight_and_mask(conv: nn.Conv1d, given: Tensor | None) -> tuple[Tensor, Tens
         weight, mask = conv._parameters["weight_orig"], conv.get_buffer("weight_mask").bool()
     elif hasattr(conv, "weight_mask") and given is None:
         raise ObstacleError(
-            "it has a weight_mask, but no weight_orig: whether the model applies it cannot be "
-            "seen; pass it in masks, or delete it"
+            "it has a weight_mask without weight_orig, and perhaps the model does not apply it; "
+            "pass it in masks, or delete it"
         )
     if weight is None or "bias" not in conv._parameters:
         names = {type(p).__name__ for p in [*computed, *conv._forward_pre_hooks.values()]}
@@ -200,7 +200,7 @@ def weight_and_mask(conv: nn.Conv1d, given: Tensor | None) -> tuple[Tensor, Tens
             "; make it a plain parameter first"
         )
     if is_lazy(weight):
-        raise ObstacleError("it has no weight yet; run the model once before")
+        raise ObstacleError("its weight is not initialised; first run the model once")
     if added := _added(conv):
         own = type_before_parametrizations(conv) is not nn.Conv1d and added != ["hooks"]
         remedy = REMEDY if own else "convert first, then add them again"
@@ -208,12 +208,12 @@ def weight_and_mask(conv: nn.Conv1d, given: Tensor | None) -> tuple[Tensor, Tens
     if weight.dtype not in DTYPES:
         raise ObstacleError(f"{weight.dtype} is not supported; convert it to one of {DTYPES}")
     if weight.is_meta:
-        raise ObstacleError("its weight holds no data, on the meta device; load it before")
+        raise ObstacleError("its weight is on the meta device, without data; load it first")
     return weight, mask
 
 
 def _added(conv: nn.Conv1d) -> list[str]:
-    """Return what a sparse layer would lose: added state, and what a user has put there."""
+    """Return what a sparse layer would lose: added state, hooks and attributes."""
     names = [name.split(".")[0] for name in conv.state_dict()]
     if type_before_parametrizations(conv) is nn.Conv1d:
         names += [*vars(conv), *conv._buffers, *conv._modules]

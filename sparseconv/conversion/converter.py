@@ -26,7 +26,7 @@ from sparseconv.profiling.stopwatch import (
     time_layer,
 )
 
-# With so few active weights every row of benchmarks/results/bench.json but some in bfloat16 was
+# Up to this density every row of benchmarks/results/bench.json, except some in bfloat16, was
 # faster sparse than as nn.Conv1d. The tiniest layers are not among them.
 MAX_DENSITY = 0.2
 
@@ -49,51 +49,52 @@ def convert(
 ) -> Conversion:
     """Replace a pruned model's ``nn.Conv1d`` layers by ``SparseConv1d`` where that is faster.
 
-    Inactive are the weights that a mask leaves out: that of ``masks``, of ``torch.nn.utils.prune``
-    or of ``torch.ao.pruning``; without a mask those that are zero. What decides is
+    Weights outside a mask are inactive. The mask is that of ``masks``, of ``torch.nn.utils.prune``
+    or of ``torch.ao.pruning``; without a mask weights that are zero are inactive.
 
-    - with ``example_input``, a measurement as by ``profile``: a layer becomes sparse if that is
-      faster with 95 % confidence. Dense is a plain ``nn.Conv1d``, without the cost of masks or
-      pruning hooks.
-    - with ``layers``, you: exactly these become sparse; they are measured too if there is an
-      ``example_input``.
-    - with neither, the density: every layer with at most ``max_density`` active weights becomes
-      sparse. No time is measured, so that may be a loss, mostly in tiny layers. On the CPU
-      bfloat16 layers stay dense unless ``max_density`` is given.
+    - With ``example_input`` a measurement as in ``profile`` decides. A layer becomes sparse if that
+      is faster with 95 % confidence. The dense layer is a plain ``nn.Conv1d``, without the cost of
+      masks or pruning hooks.
+    - With ``layers`` exactly these become sparse. An ``example_input`` measures them too.
+    - With neither the density decides: every layer with at most ``max_density`` active weights
+      becomes sparse. No time is measured, so tiny layers may get slower. On the CPU bfloat16 layers
+      stay dense unless ``max_density`` is given.
 
-    A subclass of ``nn.Conv1d`` may pad, or cut off ends, in its own code, as causal ones do: the
-    sparse layer pads so. Left dense, with the reason in the report: subclasses that do more, layers
-    with a weight that is shared or computed (weight_norm), with a pruned bias, hooks, added
-    attributes or state, without inactive weights unless ``unpruned``, or that the input does not
-    reach. What ``masks`` leaves
-    out of them is set to 0, too, but nothing keeps it there in training. Everything else about a
-    layer stays: its name and places, bias, mode, ``requires_grad``, dtype, device. Outputs differ
-    from those of the masked model by rounding. Code that uses a layer's ``weight`` raises
-    afterwards; it has ``values``. Hooks on the weight's gradient are lost, and what a subclass has
-    added; the report says so.
+    A subclass of ``nn.Conv1d`` may pad, or cut off ends, in its own code, as causal ones do; the
+    sparse layer then pads in the same way. These layers stay dense, with the reason in the report:
 
-    Convert first, then build the optimizer: ``Adam(converted.parameters())``. One that was built
-    before holds the dense weights, and its moments of these are not carried over.
+    - subclasses that do more, and layers with hooks, added attributes or state;
+    - layers with a weight that is shared or computed (weight_norm), or with a pruned bias;
+    - layers without inactive weights, unless ``unpruned``, or that the input does not reach.
+
+    Their weights outside ``masks`` are set to 0, too, but training may change them. Name, places,
+    bias, mode, ``requires_grad``, dtype and device of a layer stay. Outputs differ from those of
+    the masked model by rounding. Code that uses a layer's ``weight`` raises afterwards; a sparse
+    layer has ``values``. Hooks on the weight's gradient, and additions of a subclass, are lost; the
+    report lists them.
+
+    Convert first, then build the optimizer: ``Adam(converted.parameters())``. An older optimizer
+    holds the dense weights, and its moments are not carried over.
 
     Args:
         model: any module, before ``torch.compile`` or a distributed wrapper.
-        example_input: what the model takes, a tensor or an array; a tuple is several arguments.
-            On the CPU.
+        example_input: the model's argument, a tensor or an array, on the CPU; a tuple holds several
+            arguments.
         masks: layer name (or that of its parameter, ``"conv.weight"``) -> ``(C_out, C_in // groups,
             K)`` of bools, or zeros and ones. Weights outside count as zero.
         layers: names of the layers to convert.
-        max_density: 0.2 if nothing decides; with ``example_input`` or ``layers`` not allowed.
-        unpruned: measure layers without inactive weights too; with ``example_input`` only. Where
-            channels are few and kernels long, these kernels are often faster for them as well. Such
-            a layer has a full pattern, which ``DSTScheduler`` leaves as it is.
-        block: channels ``(out, in)`` that share their taps, or one int for both. A layer whose mask
-            is constant in such blocks keeps them, as ``KernelCSR`` says; the others, and smaller
-            ones, have single weights, and the report says why.
-        training: measure what a training step computes; False measures inference.
-        inplace: change ``model`` itself, unless it is the ``nn.Conv1d``; what is replaced must not
-            be used any more.
-        rounds, least_seconds, verbose: of the measurement, as in ``profile``. Like ``training``,
-            they say nothing without ``example_input``.
+        max_density: default 0.2; not allowed with ``example_input`` or ``layers``.
+        unpruned: measure layers without inactive weights too; only with ``example_input``. These
+            kernels are often faster for them as well if channels are few and kernels long. Such a
+            layer has a full pattern, which ``DSTScheduler`` does not change.
+        block: channels ``(out, in)`` that share their taps, or one int for both; see ``KernelCSR``.
+            A layer keeps blocks if its mask is constant in them. Others, and smaller layers, have
+            single weights, and the report gives the reason.
+        training: measure a training step; False measures inference.
+        inplace: change ``model`` itself, unless it is the ``nn.Conv1d``. Do not use the replaced
+            layers afterwards.
+        rounds, least_seconds, verbose: as in ``profile``. Like ``training``, they need
+            ``example_input``.
 
     Returns:
         ``(model, report)``: a converted copy, and a table to print with each layer's density,
@@ -119,13 +120,13 @@ def convert(
     """
     if max_density is not None and (example_input is not None or layers is not None):
         raise ValueError(
-            "max_density decides where nothing else does; leave it out, or example_input and layers"
+            "max_density decides if nothing else does; omit it, or omit example_input and layers"
         )
     if max_density is not None:
         max_density = share("max_density", max_density)
     if unpruned and (example_input is None or layers is not None):
         raise ValueError(
-            "unpruned=True lets a measurement decide; pass example_input, and leave layers out"
+            "unpruned=True lets a measurement decide; pass example_input, and omit layers"
         )
     stopwatch = Stopwatch(training, rounds, least_seconds)
     candidates = find_candidates(model, masks or {}, layers or (), block)
@@ -183,7 +184,7 @@ def _measure(
     stopwatch: Stopwatch,
     verbose: bool | None,
 ) -> None:
-    """Time the layers about which time decides, or the caller, on what one run gives them."""
+    """Time the layers that time or the caller chooses, on their inputs in one run."""
     wanted = [x for x in candidates if x.verdict in (Verdict.UNREACHED, Verdict.NAMED)]
     check_on_cpu({found.conv: found.name for found in wanted})
     twins = {model.get_submodule(found.path): found for found in wanted}

@@ -19,18 +19,18 @@ from sparseconv.nn.modules import (
 def to_dense(model: nn.Module) -> nn.Module:
     """Copy a model with an ``nn.Conv1d`` in the place of every ``SparseConv1d``.
 
-    The way back from ``convert``, and to every tool that knows torch's own layers only. Active
-    weights and biases come back bit for bit; inactive ones are +0.0. Which of the zeros were
-    active is not known any more: keep ``{name: layer.pattern.to_mask()}`` for ``convert``'s
-    ``masks`` if it matters. Names, mode and ``requires_grad`` stay. Values and biases that pruning
-    or a parametrization computes become plain parameters; added attributes are not carried over.
+    It reverses ``convert``, for tools that know only torch's layers. Active weights and biases keep
+    their bits; inactive weights become +0.0. The model no longer tells which zeros were active:
+    keep ``{name: layer.pattern.to_mask()}`` for ``convert``'s ``masks`` if it matters. Names, mode
+    and ``requires_grad`` stay. Values and biases that pruning or a parametrization computes become
+    plain parameters; added attributes are not carried over.
 
-    A layer that pads left and right differently, which ``nn.Conv1d`` cannot, becomes an
-    ``nn.Sequential`` of torch's padding layer and an ``nn.Conv1d``; its entries in the state dict
-    are called ``1.weight`` and ``1.bias`` then. So do those of a DSN.
+    ``nn.Conv1d`` cannot pad left and right differently. A layer that does, as in a DSN, becomes an
+    ``nn.Sequential`` of torch's padding layer and an ``nn.Conv1d``. Its entries in the state dict
+    are then called ``1.weight`` and ``1.bias``.
 
     Args:
-        model: any module; left as it is.
+        model: any module; left unchanged.
 
     Raises:
         TypeError: ``model`` is not a module.

@@ -1,4 +1,4 @@
-"""What ``convert`` did: per layer and for the whole model."""
+"""The report of ``convert``, by layer and for the whole model."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from sparseconv.measure.records import (
 
 @dataclass(frozen=True, kw_only=True)
 class ConversionReport(ChangeReport):
-    """What ``convert`` did; printing it shows a table.
+    """The report of ``convert``; printing it shows a table.
 
     Attributes:
         layers: a ``LayerTimes`` for every ``nn.Conv1d``, in the model's order.
-        times: ``"inference"`` (without gradients) and, where it was measured, ``"training"``
-            (forward and backward) of the whole model, before and after; empty if nothing was
-            measured or nothing converted.
+        times: of the whole model before and after: ``"inference"`` (without gradients) and, if
+            measured, ``"training"`` (forward and backward). Empty if nothing was measured or
+            converted.
         training: whether training decided, or inference.
         unblocked: names of sparse layers that only their masks keep from a matrix unit.
         machine: processor, threads, instruction set and versions.
@@ -72,7 +72,7 @@ class ConversionReport(ChangeReport):
 
 
 class Conversion(NamedTuple):
-    """The converted model, and what was done to it."""
+    """The converted model, and the report."""
 
     model: nn.Module
     report: ConversionReport

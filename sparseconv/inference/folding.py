@@ -16,8 +16,8 @@ def fold(conv: Convolution, norm: nn.BatchNorm1d | nn.SyncBatchNorm) -> Weights 
     """Return weight and bias that compute ``norm(conv(x))`` in eval mode.
 
     Returns:
-        The weight, of the shape of ``conv.values`` or ``conv.weight``, and a bias ``(C_out,)``;
-        None where sizes, types or devices do not fit, or the result would not be finite.
+        The weight, of the shape of ``conv.values`` or ``conv.weight``, and a bias ``(C_out,)``.
+        None if sizes, types or devices do not fit, or the result would not be finite.
 
     Example:
         >>> import torch

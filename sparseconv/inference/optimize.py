@@ -16,36 +16,39 @@ from sparseconv.nn.modules import check_module, deepcopy_model
 def optimize_for_inference(model: nn.Module) -> nn.Module:
     """Copy a trained model into one that is faster in inference.
 
-    In every ``nn.Sequential`` the ``BatchNorm1d`` that follows a ``SparseConv1d`` or an
-    ``nn.Conv1d`` is folded into its weights and bias, and the ``ReLU`` that follows a
-    ``SparseConv1d`` is computed where the kernel stores its outputs. Neighbours among them and 1x1
-    ``nn.Conv1d`` become one chain, as in a ``Block``. Where a global average follows a 1x1
-    ``nn.Conv1d``, perhaps with an ``AdaptiveAvgPool1d`` before it, there is one average and no
-    other. The outputs differ from those of ``model.eval()`` by rounding.
+    It changes every ``nn.Sequential``:
 
-    All modules stay in place, with their names, hooks and state; what changes is how a Sequential
-    runs. Indexing, slicing, hooks, training, loading and converting give what they give with the
-    original. Modules run one by one where merging them could be noticed or could change the result:
-    while one asks for gradients, is in training mode or has hooks or its own ``forward``; for
-    inputs that ask for gradients, or have no batch dimension; under torch.compile, torch.jit,
-    torch.export, torch.func, autocast and modes that see functions or operations (except
-    ``torch.set_default_device``); for subclasses with their own code, and those of
-    ``nn.Sequential`` outside of one; for a BatchNorm without running statistics or of another size
-    or dtype, and where folded weights would not be finite. A Sequential in training mode runs as a
-    ``Block``.
+    - A ``BatchNorm1d`` after a ``SparseConv1d`` or an ``nn.Conv1d`` is folded into its weights.
+    - A ``ReLU`` after a ``SparseConv1d`` is computed when the kernel stores its outputs.
+    - Neighbours among them and 1x1 ``nn.Conv1d`` become one chain, as in a ``Block``.
+    - A global average after a 1x1 ``nn.Conv1d``, and an ``AdaptiveAvgPool1d`` before it, become one
+      average.
+
+    The outputs differ from those of ``model.eval()`` by rounding. All modules stay in place, with
+    their names, hooks and state. Indexing, slicing, hooks, training, loading and converting work as
+    with the original. A Sequential in training mode runs as a ``Block``. Modules run one by one if
+    merging them could be noticed or could change the result:
+
+    - modules that need gradients, are in training mode, or have hooks or their own ``forward``;
+    - inputs that need gradients, or have no batch dimension;
+    - torch.compile, torch.jit, torch.export, torch.func, autocast, and modes that see functions or
+      operations (except ``torch.set_default_device``);
+    - subclasses with their own code, and those of ``nn.Sequential`` outside of one;
+    - a BatchNorm without running statistics, or of another size or dtype;
+    - folded weights that would not be finite.
 
     The folded weights are computed at the first call, and again after every change of a parameter,
-    buffer, pattern or ``eps``. Only in-place writes that PyTorch does not count are not seen, when
-    they go into parameters that require no gradient: through ``.data`` (``p.data.copy_(q)``),
-    ``.numpy()``, from another process, or ``F.batch_norm(..., training=True)`` on the statistics.
-    Call ``eval()`` on the copy after them.
+    buffer, pattern or ``eps``. In-place writes that PyTorch does not count are missed if the
+    parameter requires no gradient. They go through ``.data`` (``p.data.copy_(q)``), ``.numpy()``,
+    another process, or ``F.batch_norm(..., training=True)`` on the statistics. Call ``eval()`` on
+    the copy after them.
 
     Args:
-        model: any module; left exactly as it is.
+        model: any module; left unchanged.
 
     Returns:
-        A copy in eval mode whose parameters ask for no gradient. Printed, it names what is
-        computed together; a warning says so where nothing is. To train it, call
+        A copy in eval mode whose parameters require no gradient. Printed, it names the modules that
+        are computed together; if there are none, a warning says so. To train it, call
         ``requires_grad_(True)`` and ``train()``; it is fast again after ``requires_grad_(False)``
         and ``eval()``.
 
@@ -85,7 +88,7 @@ def optimize_for_inference(model: nn.Module) -> nn.Module:
 
 
 class InferenceBlock(Block):
-    """What ``optimize_for_inference`` makes of an ``nn.Sequential`` or a ``Block``; see there."""
+    """An ``nn.Sequential`` or a ``Block`` after ``optimize_for_inference``; see there."""
 
     @property
     def _table(self) -> Table:

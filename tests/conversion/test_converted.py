@@ -145,16 +145,16 @@ class MaskedConv(nn.Conv1d):
 REASONS = {
     "masked": "it has an attribute 'mask', which would be lost; copy its weight and bias into an",
     "own": "OwnConv has its own code: it computes something else; copy its weight and bias into",
-    "lazy": "it has no weight yet; run the model once",
-    "tied": "it shares its weight with 'tied_too'; give it its own",
+    "lazy": "its weight is not initialised; first run",
+    "tied": "it shares its weight with 'tied_too'; give each layer a weight",
     "normed": r"its weight is computed \(_WeightNorm\)",
     "bias_normed": "its bias is computed",
     "bias_pruned": r"its bias is computed \(L1Unstructured\)",
     "patched": "it has an attribute 'forward', which would be lost; convert first",
-    "listed": r"Odd\.kept holds it too, where nothing can replace it; let only",
-    "bound": r"Odd\.call holds it too, where nothing can replace it",
+    "listed": r"Odd\.kept also holds it, where it cannot be replaced; let only",
+    "bound": r"Odd\.call also holds it, where it cannot be replaced",
     "complex": r"torch\.complex64 is not supported; convert it to one of",
-    "empty": "its weight holds no data, on the meta device; load",
+    "empty": "its weight is on the meta device, without data; load",
     "hooked": "it has hooks, an attribute 'seen', which would be lost; convert first, then add",
 }
 
@@ -206,7 +206,7 @@ def test_a_mask_by_hand_is_one_if_it_is_given() -> None:
     conv.register_buffer("weight_mask", mask)
     model = nn.Sequential(conv)
     converted, report = sc.convert(model)
-    assert "has a weight_mask, but no weight_orig" in report.layers[0].reason
+    assert "has a weight_mask without weight_orig" in report.layers[0].reason
     assert isinstance(converted[0], nn.Conv1d)
     converted, _ = sc.convert(model, masks={"0": mask}, max_density=1.0)
     assert torch.equal(converted[0].pattern.to_mask(), mask)
