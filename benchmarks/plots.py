@@ -167,6 +167,39 @@ def speed_by_density(panels: Speeds) -> Figure:
     return figure
 
 
+def networks_by_density(lines: Mapping[str, Sequence[tuple[float, float]]]) -> Figure:
+    """Draw the speeds of networks, the sparser the further right, with the break-even."""
+    figure = figures.new_figure("", 9.0, 4.3)
+    ax = figure.subplots()
+    figures.style_axes(ax, "weights active", "times as fast as dense")
+    ax.tick_params(labelsize=10)
+    ax.xaxis.label.set_size(10)
+    ax.yaxis.label.set_size(10)
+    shares = sorted({density for points in lines.values() for density, _ in points})
+    speeds = [speed for points in lines.values() for _, speed in points]
+    ax.set_xscale("log")
+    ax.set_yscale("log", base=2)
+    ax.set_xlim(1.05 * shares[-1], 0.62 * shares[0])  # with room for the labels
+    ax.set_ylim(min(0.6, 0.8 * min(speeds)), max(2.0, 1.3 * max(speeds)))
+    ax.set_xticks(shares, [f"{share:.0%}" for share in shares])
+    ax.minorticks_off()
+    ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}x")
+    ax.axhspan(1e-3, 1.0, color="#f4ece4", zorder=0, linewidth=0)
+    ax.axhline(1.0, color=figures.INK, linewidth=1.2)
+    ax.text(0.99, 0.96, "below the line dense is faster", va="top", ha="right", fontsize=10,
+            color=figures.FAINT, transform=ax.get_yaxis_transform())  # fmt: skip
+    floor = -np.inf  # of the next label, so that none covers another
+    room = 0.06 * np.log(np.divide(*reversed(ax.get_ylim())))
+    ends = {name: min(points) for name, points in lines.items()}
+    for colour, name in zip(figures.SERIES, sorted(lines, key=ends.__getitem__), strict=False):
+        ax.plot(*np.transpose(sorted(lines[name])), "-o", color=colour, markersize=5)
+        density, speed = ends[name]
+        floor = max(floor + room, np.log(speed))
+        ax.annotate(f"{name}, {speed:.1f}x", (density, np.exp(floor)), (9, 0), va="center",
+                    textcoords="offset points", fontsize=11, color=colour)  # fmt: skip
+    return figure
+
+
 def break_even(rows: Sequence[Row], threads: int) -> Figure:
     """Maps of the fastest baseline's time over the sparse one: below 1, it is faster."""
     rows = [row for row in main_rows(rows) if row["threads"] == threads]

@@ -1,93 +1,122 @@
-"""Speed of whole networks by density, against the same networks dense.
+"""Speed of a training step of whole networks by density, against the same networks dense.
 
-The convolutions of more than one tap keep one share of their weights, the largest, and run on these
-kernels; the rest is torch's own. A training step and inference of one batch are timed interleaved
-with the dense network, on one thread: three minutes, on a machine that does nothing else.
+The convolutions of more than one tap keep one share of their weights and run on these kernels; the
+rest is torch's own. Each sparse network is first compared, by outputs and gradients, with the dense
+network of the same weights. Then its step (zero_grad, forward, loss, backward, Adam; no update of
+the pattern) is timed on one thread, interleaved with the dense network's at PyTorch's settings.
+The machine should do nothing else.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
-from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from benchmarks.lines import add_missing, read_lines
 from benchmarks.studies.blocks import pruned
-from benchmarks.studies.published_networks import BATCH, ROUNDS, Data, times
 from sparseconv.bench.document import rounded
+from sparseconv.bench.network.compare import TURN, check_layers, check_step
+from sparseconv.bench.network.masked import images_of
 from sparseconv.conversion import to_dense
 from sparseconv.measure.machine import threads
 from sparseconv.measure.table import Table
-from sparseconv.measure.timing import Estimate
+from sparseconv.measure.timing import Estimate, interleave, median_with_ci, ratio
 from sparseconv.models import DSN, InceptionTime, ResNet
 from sparseconv.nn.modules import deepcopy_model
 
 RESULTS = Path(__file__).parents[1] / "results" / "densities.jsonl"
-NETWORKS: dict[str, Callable[[], nn.Module]] = {
-    "DSN": lambda: to_dense(DSN(1, 2, sparsity=0.0)),
-    "ResNet": lambda: ResNet(1, 2),
-    "InceptionTime": lambda: InceptionTime(1, 2),
+NETWORKS: dict[str, Callable[[float], Any]] = {  # by density, which one group keeps exactly
+    "DSN": lambda density: DSN(1, 2, sparsity=1 - density, n_groups=1, init="random"),
+    "InceptionTime": lambda density: pruned(InceptionTime(1, 2), 1, density),
+    "ResNet": lambda density: pruned(ResNet(1, 2), 1, density),
 }
-DENSITIES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
-LENGTH = 128
-TIMED = {"step": "Training step", "inference": "Inference"}
+DENSITIES = (1.0, 0.5, 0.3, 0.2, 0.1, 0.05)
+BATCH, LENGTH, ROUNDS = 16, 128, 24
+DENSE: dict[str, Callable[[Any], Any]] = {  # PyTorch's settings
+    "plain": deepcopy_model,
+    "channels_last": images_of,
+    "compiled": lambda model: torch.compile(deepcopy_model(model), dynamic=False),
+}
 
 
 def measure(path: Path, archive: Path | None = None) -> None:
-    """Time what the file does not hold yet."""
-    jobs = {key: partial(row, *key) for key in product(NETWORKS, DENSITIES)}
-    add_missing(path, ("network", "density"), jobs)
+    """Time the networks that the file does not hold yet."""
+    add_missing(path, ("network",), {(name,): partial(row, name) for name in NETWORKS})
 
 
-def row(network: str, density: float) -> dict[str, Any]:
-    """Time a network at one density."""
+def row(network: str) -> dict[str, Any]:
+    """Check a network at each density, and time all of them with the dense one."""
+    torch.compiler.reset()  # it compiles one forward for a limited number of shapes
     torch.manual_seed(0)
-    sparse = pruned(NETWORKS[network](), 1, density)
-    models = {"dense": to_dense(sparse), "converted": sparse}
     X, y = torch.randn(BATCH, 1, LENGTH), torch.arange(BATCH) % 2
-    with torch.no_grad():  # no time is written down for something else
-        outputs = [deepcopy_model(model).eval()(X) for model in models.values()]
-    torch.testing.assert_close(*outputs, rtol=1e-4, atol=1e-5)
     with threads(1):
-        found = times(models, Data(X, y, X, y, classes=2))
-    return {"batch": BATCH, "n_timepoints": LENGTH, **rounded(found)}
+        models = {f"{density:g}": NETWORKS[network](density) for density in DENSITIES}
+        for model in models.values():
+            check_layers(model, BATCH, LENGTH)
+            check_step(model, X, y)
+        dense = to_dense(models["1"])
+        ways = {name: make(dense) for name, make in DENSE.items()}
+        outputs = [way.train()(X).detach() for way in ways.values()]
+        for found in outputs[1:]:
+            torch.testing.assert_close(found, outputs[0], rtol=1e-4, atol=1e-5)
+        calls = {name: training_step(model, X, y) for name, model in (ways | models).items()}
+        taken = interleave(calls, rounds=ROUNDS, least_seconds=TURN)
+    fastest = min(ways, key=lambda name: float(np.median(taken[name])))
+    return rounded({
+        "batch": BATCH, "n_timepoints": LENGTH, "rounds": ROUNDS, "fastest": fastest,
+        "ms": {name: [1e3 * t for t in median_with_ci(times)] for name, times in taken.items()},
+        "ratio": {
+            density: {name: list(ratio(taken, name, density)) for name in ways}
+            for density in models
+        },
+    })  # fmt: skip
 
 
-def speeds(path: Path = RESULTS) -> dict[str, dict[str, list[tuple[float, float]]]]:
-    """Return densities and speeds of each network, by what was timed; dense is 1."""
-    rows = sorted(read_lines(path), key=lambda row: row["density"])
+def training_step(model: nn.Module, X: Tensor, y: Tensor) -> Callable[[], None]:
+    """Make a call that trains on one batch."""
+    # fused: Adam's fastest form for either side, and the one that train() uses.
+    optimizer = torch.optim.Adam(model.train().parameters(), lr=3e-4, fused=True)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        F.nll_loss(model(X), y).backward()
+        optimizer.step()
+
+    return step
+
+
+def speeds(path: Path) -> dict[str, list[tuple[float, float]]]:
+    """Return each network's densities and speeds against its fastest dense setting, which is 1."""
     return {
-        title: {
-            name: [
-                (row["density"], row[what]["ratio"]["dense"][0])
-                for row in rows if row["network"] == name
-            ]
-            for name in NETWORKS
-        }
-        for what, title in TIMED.items()
-    }  # fmt: skip
+        row["network"]: [
+            (float(density), ratios[row["fastest"]][0]) for density, ratios in row["ratio"].items()
+        ]
+        for row in read_lines(path)
+    }
 
 
 def section(path: Path = RESULTS) -> str:
     """Tabulate how many times as fast as dense each network is, in Markdown."""
     rows = read_lines(path)
-
-    def cells(row: Mapping[str, Any]) -> list[str]:
-        return [str(Estimate(*row[what]["ratio"]["dense"])) for what in TIMED]
-
-    header = ("network", "density", *(f"{title}: dense / sparse" for title in TIMED.values()))
-    lines = [(row["network"], f"{row['density']:.0%}", *cells(row)) for row in rows]
+    header = ("network", "density", *(f"{name} / sparse" for name in DENSE), "ms, sparse")
+    lines = [
+        (row["network"], f"{float(density):.0%}", *(str(Estimate(*found[way])) for way in DENSE),
+         f"{row['ms'][density][0]:.2f}")
+        for row in rows for density, found in row["ratio"].items()
+    ]  # fmt: skip
     machines = {
         f"{m['cpu']}, {m['isa']}, 1 thread, torch {m['torch']}, {m['date'][:10]}"
         for m in (row["machine"] for row in rows)
     }
     return (
-        f"{Table(header, lines).markdown()}\n\n{'; '.join(sorted(machines))}. {BATCH} series of "
-        f"one channel and {LENGTH} samples, float32; medians with 95 % intervals of {ROUNDS} "
-        "interleaved pairs.\n"
+        f"{Table(header, lines).markdown()}\n\n{'; '.join(sorted(machines))}. A training step of "
+        f"{BATCH} series of one channel and {LENGTH} samples, float32. Dense over sparse time: "
+        f"medians with 95 % intervals of {ROUNDS} interleaved rounds.\n"
     )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from importlib.metadata import version
+from itertools import combinations
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,12 +18,15 @@ from small_plan import write_set
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from benchmarks import plots
+from benchmarks import plots, readme
 from benchmarks.lines import add_line, read_lines
 from benchmarks.studies import blocks, classifiers, densities, published_networks, unpruned
 from benchmarks.studies.__main__ import main
 from benchmarks.studies.published_networks import WAYS, Data, Network
+from sparseconv.bench.run import WrongResultError
 from sparseconv.estimators.pocket import POCKETClassifier
+from sparseconv.models import DSN, InceptionTime, ResNet
+from sparseconv.nn.conv import SparseConv1d
 
 
 def test_each_network_is_measured_once(
@@ -46,32 +51,87 @@ def test_each_network_is_measured_once(
     assert "3.00 [3.00, 3.00]" in capsys.readouterr().out
 
 
-def test_networks_are_timed_by_density_and_drawn(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    counts = []
+@pytest.fixture
+def small_densities(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Two tiny networks at two densities, not compiled; return the rounds of each timing."""
+    rounds_of = []
 
-    def interleave(calls: Any, rounds: int) -> dict[str, Any]:
+    def interleave(calls: Any, rounds: int, least_seconds: float) -> dict[str, Any]:
         for call in calls.values():
             call()
-        counts.append(rounds)
-        return {"dense": np.full(rounds, 6.0), "converted": np.full(rounds, 2.0)}
+        rounds_of.append(rounds)
+        seconds = {"plain": 9.0, "channels_last": 6.0, "compiled": 8.0, "1": 8.0, "0.1": 2.0}
+        return {name: np.full(rounds, seconds[name]) for name in calls}
 
-    monkeypatch.setattr(published_networks, "interleave", interleave)
-    small = {"small": lambda: nn.Sequential(nn.Conv1d(1, 4, 5), nn.AdaptiveAvgPool1d(1),
-                                            nn.Flatten(), nn.Linear(4, 2))}  # fmt: skip
-    monkeypatch.setattr(densities, "NETWORKS", small)
+    monkeypatch.setattr(densities, "interleave", interleave)
+    monkeypatch.setattr(torch, "compile", lambda model, dynamic: model)
     monkeypatch.setattr(densities, "DENSITIES", (1.0, 0.1))
+    for name, small in {
+        "DSN": partial(DSN, 1, 2, nf=2, depth=2, n_groups=1, init="random"),
+        "ResNet": partial(ResNet, 1, 2, nf=4),
+        "InceptionTime": partial(InceptionTime, 1, 2, nf=2, depth=3),
+    }.items():
+        make = (
+            (lambda density, small=small: small(sparsity=1 - density)) if name == "DSN"
+            else (lambda density, small=small: blocks.pruned(small(), 1, density))
+        )  # fmt: skip
+        monkeypatch.setitem(densities.NETWORKS, name, make)
+    return rounds_of
+
+
+def test_networks_are_timed_by_density_and_drawn(
+    small_densities: list[int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "rows.jsonl"
     assert main(["densities", "--out", str(path)]) == 0
     assert main(["densities", "--out", str(path)]) == 0
-    assert len(counts) == 2 * 2, "a step and inference, once for each density"
-    assert "| small   |     10% |" in capsys.readouterr().out
+    assert len(small_densities) == 3, "each network once"
+    assert "|     10% | 4.50 [4.50, 4.50] |      3.00 [3.00, 3.00] |" in capsys.readouterr().out
+    assert {"cpu", "isa", "torch", "date", "commit"} <= read_lines(path)[0]["machine"].keys()
     speeds = densities.speeds(path)
-    assert speeds["Training step"] == {"small": [(0.1, 3.0), (1.0, 3.0)]} == speeds["Inference"]
-    picture = tmp_path / "speeds.svg"
-    plots.write_svg(plots.speed_by_density(speeds), picture)
-    assert "Inference" in picture.read_text(encoding="utf-8")
+    assert list(speeds) == ["DSN", "InceptionTime", "ResNet"]
+    assert all(points == [(1.0, 0.75), (0.1, 3.0)] for points in speeds.values())
+    figure = plots.networks_by_density(speeds)
+    (ax,) = figure.axes
+    labels = [text for text in ax.texts if "3.0x" in text.get_text()]
+    assert len(labels) == 3
+    figure.draw_without_rendering()
+    boxes = [label.get_window_extent() for label in labels]
+    assert not any(a.overlaps(b) for a, b in combinations(boxes, 2)), "one label over another"
+    assert all(box.x1 < figure.bbox.x1 and box.y1 < ax.bbox.y1 for box in boxes), "clipped"
+
+
+def test_no_time_is_written_down_for_other_results(
+    small_densities: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def off(model: Any) -> nn.Module:
+        twin = densities.images_of(model)
+        twin[0].register_forward_hook(lambda *_: _[2] + 0.1 * torch.randn_like(_[2]))
+        return twin
+
+    monkeypatch.setitem(densities.DENSE, "channels_last", off)
+    with pytest.raises(AssertionError, match="not close"):
+        densities.row("ResNet")
+    conv = SparseConv1d.forward
+    monkeypatch.setattr(SparseConv1d, "forward", lambda self, x: conv(self, x).relu())
+    with pytest.raises(WrongResultError, match="outputs are wrong"):
+        densities.row("ResNet")
+    assert not small_densities
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_the_picture_is_of_networks_as_soon_as_they_are_recorded(
+    recorded: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    monkeypatch.setattr(densities, "RESULTS", path)
+    if recorded:
+        ratio = {"1": {"plain": [1.0, 0.9, 1.1]}, "0.05": {"plain": [8.0, 7.0, 9.0]}}
+        add_line(path, {"network": "ours", "fastest": "plain", "ratio": ratio})
+    text, caption = readme.picture(), readme.about_picture()
+    assert len(text.axes) == (1 if recorded else 2)
+    assert caption.startswith("A training step of three" if recorded else "Three layers")
+    assert f"*{caption}*" in readme.first_screen()
 
 
 class Own(nn.Conv1d):

@@ -35,6 +35,7 @@ from sparseconv.measure.machine import threads
 from sparseconv.measure.memory import peak_bytes
 from sparseconv.measure.table import threads_text
 from sparseconv.models import DSN
+from sparseconv.nn.conv import SparseConv1d
 from sparseconv.ops.backends import extension
 
 MODES = {
@@ -239,13 +240,14 @@ def _check(what: str, got: Tensor, wanted: Tensor, **tolerances: Any) -> None:
         raise WrongResultError(f"{what} wrong: {error}") from None
 
 
-def check_layers(model: DSN, batch: int, length: int) -> None:
-    """Compare the kernels with float64 on every sparse layer of a model."""
-    for layer in model.sparse_layers():
-        check(layer_problem(layer, batch, length))
+def check_layers(model: nn.Module, batch: int, length: int) -> None:
+    """Compare the kernels with float64 on every sparse layer of a model that keeps the length."""
+    for layer in model.modules():
+        if isinstance(layer, SparseConv1d):
+            check(layer_problem(layer, batch, length))
 
 
-def check_step(model: DSN, X: Tensor, y: Tensor) -> None:
+def check_step(model: nn.Module, X: Tensor, y: Tensor) -> None:
     """Compare output and gradients of a training step with the masked dense network's in float64.
 
     Within torch's own tolerances; the gradients those in float64, where no ReLU falls to the other

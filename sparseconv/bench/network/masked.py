@@ -24,6 +24,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from sparseconv.core.pattern import KernelCSR
 from sparseconv.dst.update import cosine_decay, prune_and_grow
 from sparseconv.models import DSN
+from sparseconv.models.classifier import Classifier
 from sparseconv.nn.block import Block
 from sparseconv.nn.conv import SparseConv1d
 from sparseconv.nn.pooling import ShortAvgPool1d, averaging_matrix
@@ -208,15 +209,26 @@ def as_images(model: DSN, *, fold: bool) -> nn.Sequential:
         elif isinstance(layer, nn.BatchNorm1d) and fold:
             layers[-1] = fuse_conv_bn_eval(layers[-1].eval(), layer.eval())  # type: ignore[type-var]
             continue
-        elif isinstance(layer, nn.BatchNorm1d):
-            norm = nn.BatchNorm2d(layer.num_features, layer.eps, layer.momentum)
-            norm.load_state_dict(layer.state_dict())
-            layer = norm
-        elif isinstance(layer, nn.Conv1d):
-            layer = _pointwise(layer)
+        elif type(layer) in _IMAGES:
+            layer = _IMAGES[type(layer)](layer)
         layers.append(layer)
     head: nn.Sequential = twin.head  # type: ignore[assignment]
     return nn.Sequential(*layers, _ToSeries(), *head)
+
+
+def images_of(model: Classifier) -> nn.Sequential:
+    """Build the same dense network, its blocks on ``(N, C, 1, L)`` in channels-last memory.
+
+    It must have no sparse layers, and work sample by sample outside of the layers known here.
+    """
+    twin = masked_copy(model, _MatrixPool)
+    blocks: nn.Sequential = twin.blocks  # type: ignore[assignment]
+    for name, layer in list(blocks.named_modules()):
+        if type(layer) in _IMAGES:
+            blocks.set_submodule(name, _IMAGES[type(layer)](layer))
+    blocks.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    head: nn.Module = twin.head  # type: ignore[assignment]
+    return nn.Sequential(_ToImages(), blocks, _ToSeries(), head)
 
 
 def _taps_first(weight: Tensor) -> Tensor:
@@ -224,8 +236,32 @@ def _taps_first(weight: Tensor) -> Tensor:
     return weight.transpose(1, 2).contiguous().transpose(1, 2)
 
 
-def _pointwise(conv: nn.Conv1d) -> nn.Conv2d:
-    twin = nn.Conv2d(conv.in_channels, conv.out_channels, 1, bias=conv.bias is not None)
+def _convolution(conv: nn.Conv1d) -> nn.Conv2d:
+    options: dict[str, Any] = {
+        "kernel_size": (1, *conv.kernel_size),
+        "stride": (1, *conv.stride),
+        "padding": conv.padding if isinstance(conv.padding, str) else (0, *conv.padding),
+        "dilation": (1, *conv.dilation),
+        "groups": conv.groups,
+        "bias": conv.bias is not None,
+    }
+    twin = nn.Conv2d(conv.in_channels, conv.out_channels, **options)
     state = conv.state_dict()
     twin.load_state_dict(state | {"weight": state["weight"].unsqueeze(2)})
     return twin
+
+
+def _norm(layer: nn.BatchNorm1d) -> nn.BatchNorm2d:
+    norm = nn.BatchNorm2d(layer.num_features, layer.eps, layer.momentum)
+    norm.load_state_dict(layer.state_dict())
+    return norm
+
+
+_IMAGES: dict[type[nn.Module], Callable[[Any], nn.Module]] = {
+    nn.Conv1d: _convolution,
+    nn.BatchNorm1d: _norm,
+    nn.MaxPool1d: lambda pool: nn.MaxPool2d(
+        (1, pool.kernel_size), (1, pool.stride), (0, pool.padding)
+    ),
+    nn.ReplicationPad1d: lambda pad: nn.ReplicationPad2d((*pad.padding, 0, 0)),
+}
