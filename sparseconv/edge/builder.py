@@ -19,7 +19,7 @@ class Value(NamedTuple):
 
     Attributes:
         of: number of the tensor there.
-        places: int64 ``(1, ...)`` in PyTorch's shape: where in the tensor each number lies.
+        places: int64 ``(1, ...)`` in PyTorch's shape, the place of each number in the tensor.
     """
 
     of: int
@@ -30,10 +30,10 @@ class Call(NamedTuple):
     """A call of an operation.
 
     Attributes:
-        name: of the operation.
-        values: of its arguments those that depend on the series.
+        name: name of the operation.
+        values: the arguments that depend on the series.
         args: all arguments by name.
-        again: the call with another tensor in the place of the first value.
+        again: makes the call with another tensor in place of the first value.
     """
 
     name: str
@@ -48,8 +48,8 @@ class Builder:
 
     Attributes:
         shapes: length and channels of each tensor.
-        shared: tensors that several operations read. What computes another may do more.
-        pads: how each padded copy was padded, by its number.
+        shared: tensors that several operations read. The step of any other tensor may do more.
+        pads: the padding of each padded copy, by its number.
     """
 
     shapes: list[tuple[int, int]]

@@ -49,29 +49,31 @@ def export_c(
 
     Args:
         model: any module in eval mode that ``torch.export`` can trace, of the operations in
-            docs/edge.md; left as it is. It maps ``(N, channels, length)`` to ``(N, n_classes)``, or
-            to one score, ``(N, 1)`` or ``(N,)``: class 1 is above 0, after a sigmoid above 0.5.
+            docs/edge.md; left unchanged. It maps ``(N, channels, length)`` to ``(N, n_classes)``,
+            or to one score, ``(N, 1)`` or ``(N,)``. One score means class 1 if it is above 0,
+            after a sigmoid above 0.5.
         example_input: series ``(N, channels, length)``, or of one channel ``(N, length)``; the
-            self-test knows the first three.
-        folder: new or empty; it receives ``NAME.c``, ``NAME.h``, ``NAME_test.c`` and ``README.md``,
-            or nothing.
-        name: begins every name that the program shows; a C identifier.
+            self-test contains the first three.
+        folder: a new or empty folder for ``NAME.c``, ``NAME.h``, ``NAME_test.c`` and
+            ``README.md``; after an error it receives nothing.
+        name: a C identifier, the prefix of every public name of the program.
         weights: ``"float32"``, or ``"int8"`` for weights and activations.
-        calibration: training series ``(N, channels, length)`` from which int8 takes its scales; of
-            more than 500, 500 at equal distances.
-        classes: their names in the order of the scores, of 0 and 1 for one; for the comments.
+        calibration: training series ``(N, channels, length)``, from which int8 takes its scales. Of
+            more than 500 series it uses 500 at equal distances.
+        classes: names of the classes in the order of the scores (for one score, of 0 and 1), for
+            comments.
 
     Returns:
         The folder.
 
     Raises:
-        NotImplementedError: an operation that has no counterpart; named, and nothing is written.
-        ValueError: a model in training mode, or that does not do the same with every series;
-            weights, scores or series that are not finite, series that are not real numbers, int8
-            without calibration or calibration without int8, a name that is not a C identifier, a
-            folder that holds files or cannot be written.
+        NotImplementedError: an operation without a counterpart, which is named; nothing is written.
+        ValueError: a model in training mode, or one that treats series differently; weights, scores
+            or series that are not finite; series that are not real numbers. Also int8 without
+            calibration or the reverse, a name that is not a C identifier, and a folder that holds
+            files or cannot be written.
         TypeError: the model is not a module.
-        RuntimeError: series that the model does not take.
+        RuntimeError: series that the model cannot take.
 
     Example:
         >>> import sparseconv as sc, tempfile

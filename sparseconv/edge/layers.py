@@ -1,8 +1,8 @@
 """What a network is for the generator of C: tensors, and steps that compute them.
 
-Most steps are layers, all the same kind of sum. Samples lie time-major, ``x[t * C + c]``. The
-window of an output is then a piece of memory that begins at ``position * step``, in which weight
-(c, k) of a convolution meets offset ``k * dilation * C + c``, however long the series is. A 1x1
+Most steps are layers, all the same kind of sum. Samples are time-major, ``x[t * C + c]``. The
+window of an output is then a piece of memory that begins at ``position * step``. In it weight
+(c, k) of a convolution has offset ``k * dilation * C + c`` for every length of series. A 1x1
 convolution, a linear layer, averages over time, copies and a BatchNorm are such sums too.
 """
 
@@ -25,14 +25,14 @@ _PADS: dict[str, Any] = {"replicate": "edge", "reflect": "reflect", "circular": 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Step:
-    """What computes a tensor, or some channels or times of it, from others.
+    """A step that computes a tensor, or some channels or times of it, from others.
 
     Attributes:
-        kind: what it is for a reader.
+        kind: a name for readers.
         inputs, output: numbers of tensors; 0 is the series.
-        length, channels: of each input.
+        length, channels: those of each input.
         positions: results of each row.
-        first, stride: result ``(position, row)`` lies at ``first + position * stride + row``.
+        first, stride: result ``(position, row)`` is at ``first + position * stride + row``.
         relu: negative outputs become 0.
     """
 
@@ -67,7 +67,7 @@ class Layer(Step):
 
     Attributes:
         weight: float64 ``(rows, columns)``; 0 where not active.
-        active: bool, of the same shape: the weights that are stored.
+        active: bool of the same shape, the stored weights.
         offsets: int64 ``(columns,)``, ascending: the samples of a window.
         bias: float64 ``(rows,)``.
         step: samples between the windows of successive positions.

@@ -33,10 +33,11 @@ class TrainingResult:
     """Hold the results of a training run, apart from the model.
 
     Attributes:
-        history: one row per epoch with ``epoch`` (from 1), ``train_loss`` and ``train_accuracy``
-            (means over the epoch's batches, as they were seen), ``lr``, ``prune_fraction``,
-            ``updated`` (the pattern changed), ``seconds`` (training only), ``cpu_seconds`` (the
-            same, of all threads), and with validation data ``test_loss`` and ``test_accuracy``.
+        history: one row per epoch. ``epoch`` counts from 1; ``train_loss`` and ``train_accuracy``
+            are means over the epoch's batches during training; ``lr`` and ``prune_fraction``.
+            ``updated`` is whether the pattern changed. ``seconds`` is the time of training only,
+            ``cpu_seconds`` that of all threads. Validation data add ``test_loss`` and
+            ``test_accuracy``.
         best_epoch, best_loss: the epoch of least training loss; among equals, the last.
         itop_rate: share of all weights of the sparse layers that were ever active (Liu et al.
             2021), or None without a ``DSTScheduler``.
@@ -68,12 +69,13 @@ def train(
 ) -> TrainingResult:
     """Train a classifier and leave it with the weights and patterns of its best epoch.
 
-    The best epoch has the least training loss; kept are its weights after its last optimizer
-    step, before the pattern changes. The model is left in eval mode. If training stops early (an
-    error, Ctrl-C), the model gets the best epoch so far, or stays as before the first.
-    Torch's global generators are left as they were. The same model, data, recipe and number of
-    threads give the same bits, resumed or not; on CUDA as far as the model's other operations
-    repeat theirs (cuDNN's do with ``torch.backends.cudnn.deterministic``).
+    The best epoch has the least training loss. Its weights after the last optimizer step, before
+    the pattern changes, are kept. The model is left in eval mode. If training stops early (an
+    error, Ctrl-C), the model gets the best epoch so far, or stays unchanged before the first.
+
+    Torch's global generators keep their state. The same model, data, recipe and number of threads
+    give the same bits, resumed or not. On CUDA this needs deterministic operations in the model
+    (for cuDNN's, ``torch.backends.cudnn.deterministic``).
 
     Args:
         model: maps ``(N, ...)`` to log-probabilities ``(N, n_classes)``. Its ``SparseConv1d``
@@ -86,19 +88,19 @@ def train(
         validation: ``(X, y)`` evaluated after each epoch; it does not influence training.
         verbose: show a progress bar (tqdm) on stderr; None shows it in a terminal.
         checkpoint_every: epochs between checkpoints; the last epoch always writes one.
-        on_epoch: called with the history so far when an epoch has ended and is saved.
-        scheduler_factory: builds what changes the patterns; a ``SchedulerFactory``.
-        penalty: added to the loss of each batch, and reported: a ``pruning.InstanceSparsity``.
-        cuda_graphs: replay steps of a model on a CUDA device as CUDA graphs: the same results with
-            less time for launches. Forward hooks run in the other steps only: the first ones, and
-            with gradient growth or a ``scheduler_factory`` those before an update. None: wherever
-            a graph can be captured; a warning says why one cannot.
+        on_epoch: called with the history so far after an epoch has ended and was saved.
+        scheduler_factory: a ``SchedulerFactory``; builds the scheduler that changes the patterns.
+        penalty: a ``pruning.InstanceSparsity``, added to the loss of each batch, and reported.
+        cuda_graphs: replay steps of a model on a CUDA device as CUDA graphs, with the same results
+            and less time for launches. Forward hooks only run in the other steps: the first ones,
+            and with gradient growth or a ``scheduler_factory`` those before an update. None uses
+            graphs if they can be captured; otherwise a warning gives the reason.
 
     Raises:
         TypeError, ValueError: data or arguments that do not fit; ``out`` that cannot be written, or
-            that another run is writing to; ``cuda_graphs`` without a GPU or with a penalty; a
-            training loss that is not finite (checkpoints stay).
-        RuntimeError: series that a layer does not take, as those shorter than its kernel.
+            that another run writes to; ``cuda_graphs`` without a GPU or with a penalty; a training
+            loss that is not finite (checkpoints stay).
+        RuntimeError: series that a layer cannot take, for example shorter than its kernel.
         CheckpointError: a damaged file, or a checkpoint of another recipe, model or data.
         KeyboardInterrupt: Ctrl-C; its message says how to resume.
 

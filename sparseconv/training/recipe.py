@@ -27,22 +27,22 @@ class Recipe:
     Attributes:
         epochs: passes over the training set.
         lr: Adam's learning rate in the first epoch.
-        lr_min: where its cosine over the epochs would arrive.
+        lr_min: the end of its cosine over the epochs.
         weight_decay: Adam's L2 penalty.
-        batch_size: series in a batch; None is ``max(int(min(n_cases / 10, 16)), 2)``. The last,
-            smaller one is kept, but a single series joins the batch before it (not so in the
-            authors' implementation).
+        batch_size: series in a batch; None is ``max(int(min(n_cases / 10, 16)), 2)``. A smaller
+            last batch is kept, but a single series joins the batch before it. (The authors'
+            implementation does not join it.)
         update_every_epochs: epochs between two changes of the pattern.
         update_every_steps: optimizer steps between two changes, instead of epochs.
-        skip_step_at_update: leave out the optimizer step where the pattern changes: the paper's
-            text; its implementation does not.
+        skip_step_at_update: omit the optimizer step when the pattern changes, as in the paper's
+            text, but not in its implementation.
         decay_share: share of all steps over which the prune fraction's cosine falls.
         prune_fraction: share of active weights moved by the first update.
         prune_floor: share moved once the cosine has fallen.
         grow: ``"random"`` (DSN), ``"gradient"`` (DSN_grad) or ``"static"`` (DSN_fix).
-        precision: ``"float32"``, or ``"bfloat16"``: trained under ``torch.autocast``. Weights,
+        precision: ``"float32"``, or ``"bfloat16"`` to train under ``torch.autocast``. Weights,
             gradients, the optimizer's state and predictions stay in the model's own type.
-        seed: of the order of batches, of the grown weights and of torch's generators during
+        seed: seed of the order of batches, of grown weights and of torch's generators during
             training; on the command line also of the first weights.
 
     Raises:

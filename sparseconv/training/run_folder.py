@@ -48,15 +48,16 @@ MODELS = {"dsn": SECTIONS, "pocket": {"data": {"nan_to_zero": False}, "pocket": 
 
 @dataclass(frozen=True, eq=False)
 class TrainedRun:
-    """Hold what ``python -m sparseconv train`` has trained.
+    """Hold the result of ``python -m sparseconv train``.
 
     Attributes:
-        model: the network of the best epoch, in eval mode, on the CPU, which maps ``(N,
-            n_channels, length)`` to log-probabilities ``(N, n_classes)``; or a ``RocketModel``.
+        model: the network of the best epoch, in eval mode on the CPU, or a ``RocketModel``. A
+            network maps ``(N, n_channels, length)`` to log-probabilities ``(N, n_classes)``.
         classes: the label of each class, in the order of the model's outputs.
         epoch: the best epoch, from 1; None for a ``RocketModel``.
-        config: what ``config.json`` holds: data, network and recipe (or pocket), machine, and of a
-            pruned run ``"pruning"``: the criterion, and the filters that each layer kept.
+        config: the content of ``config.json``: data, network and recipe (or pocket), and machine.
+            For a pruned run also ``"pruning"``: the criterion, and the filters that each layer
+            kept.
 
     Example: see ``load_run``.
     """
