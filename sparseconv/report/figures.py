@@ -145,7 +145,7 @@ def group_weights(
     """Draw where the weights of each kernel group are, per layer (after the paper's Figure 8).
 
     A cell is the sum of the magnitudes of one group's active weights at one tap, divided by the
-    largest such sum of the layer; hatched taps are outside the group's region. The number at the
+    largest such sum of the layer. Hatched taps are outside the group's region. The number at the
     right is the group's share of the magnitudes of all the layer's active weights.
 
     Args:

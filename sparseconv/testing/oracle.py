@@ -118,11 +118,11 @@ def expected(case: Case, tensors: Tensors) -> list[Expected]:
 def error_bound(exact: Tensor, magnitude: Tensor, terms: Tensor, dtype: torch.dtype) -> Tensor:
     """Bound the rounding error of a sum of products, whatever the order of its terms.
 
-    ``(terms + 2) * u * magnitude`` with the unit roundoff ``u`` of the accumulator (Higham,
-    "Accuracy and Stability of Numerical Algorithms", 2002, section 3.1), where ``magnitude`` is
-    the sum of the products' absolute values; of sums that neither over- nor underflow. The half
-    types accumulate in float32 and add one rounding to the result. In float64 the oracle rounds as
-    well, which doubles the bound.
+    The bound is ``(terms + 2) * u * magnitude``, for sums that neither over- nor underflow. ``u``
+    is the unit roundoff of the accumulator, and ``magnitude`` the sum of the products' absolute
+    values (Higham, "Accuracy and Stability of Numerical Algorithms", 2002, section 3.1). The half
+    types accumulate in float32 and add one rounding to the result. In float64 the oracle rounds
+    too, which doubles the bound.
 
     Example:
         >>> one = torch.ones(1, dtype=torch.float64)
