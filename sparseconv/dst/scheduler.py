@@ -52,27 +52,27 @@ class DSTScheduler:
 
     Call ``step()`` after each ``optimizer.step()``. Every ``update_every``-th call, up to the
     ``end_step``-th, prunes and grows in each region of each layer (``prune_and_grow``). The number
-    of active weights in a region never changes. ``values`` stays the same parameter; each
-    surviving weight keeps its value, its gradient and every elementwise state that the optimizer
-    has for it (any tensor shaped like ``values``); a grown weight starts with zeros in all of
-    these. Everything happens in place. If an update raises, nothing has changed. Frozen layers
-    (``values`` without ``requires_grad``) keep their patterns.
+    of active weights in a region never changes. ``values`` stays the same parameter. A surviving
+    weight keeps its value, its gradient and its elementwise optimizer state (any tensor shaped
+    like ``values``). A grown weight starts with zeros in all of these. Everything happens in place.
+    If an update raises, nothing has changed. Frozen layers (``values`` without ``requires_grad``)
+    keep their patterns.
 
     The share of weights moved at call t follows a cosine from ``prune_fraction`` to
     ``prune_floor``, which it reaches at call ``decay_steps`` and keeps:
     ``floor + (start - floor) * (1 + cos(pi * min(t, decay_steps) / decay_steps)) / 2``.
 
-    ``grow="gradient"`` needs the dense gradient: it is computed only in the step before an update,
-    summed over every ``backward()`` since the last ``dst.step()`` (gradient accumulation, a layer
-    used several times, also what ``zero_grad()`` has discarded since), and released after the
-    update. ``torch.autograd.grad`` and transforms of ``torch.func`` do not count, and what a
-    gradient penalty adds by differentiating a gradient is not in it. A layer that the step left out
-    (LayerDrop), or whose dense gradient is 0, keeps its pattern in this update.
+    ``grow="gradient"`` needs the dense gradient. It is computed only in the step before an update,
+    and released after the update. It sums every ``backward()`` since the last ``dst.step()``:
+    gradient accumulation, repeated uses of a layer, also what ``zero_grad()`` has discarded since.
+    ``torch.autograd.grad``, transforms of ``torch.func`` and a gradient penalty's derivatives of
+    gradients do not count. A layer that the step omitted (LayerDrop), or whose dense gradient is 0,
+    keeps its pattern in this update.
 
     So does under ``grow="random"`` a layer that never trained: it has neither a gradient nor a
     state in the optimizer, but others have. Plain SGD has no state: there the step decides alone.
-    A layer that keeps its pattern for want of a gradient in each of the first three updates, as
-    under ``torch.no_grad`` or where tasks take turns, is named in a warning.
+    A warning names each layer that keeps its pattern in the first three updates because it lacks a
+    gradient, as under ``torch.no_grad`` or when tasks alternate.
 
     Where ``torch.distributed`` is initialised, every rank constructs and steps its scheduler. Dense
     gradients are summed over the ranks (DistributedDataParallel does not know them), and an update

@@ -39,7 +39,7 @@ def prune_and_grow(
     survivor. So a position just pruned may come back, as a fresh weight. The number is at most
     that of inactive positions: a full region is unchanged. Weights outside all regions stay.
     A pattern of blocks moves whole units (a tap of a block), those of the smaller last blocks among
-    themselves: the least mean magnitude is pruned, the largest norm of the gradient grown.
+    themselves. It prunes the least mean magnitude and grows the largest norm of the gradient.
 
     Args:
         pattern: the active weights, shape ``(C_out, C_in // groups, K)``.
