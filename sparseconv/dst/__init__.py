@@ -1,4 +1,4 @@
-"""Dynamic sparse training: when a pattern changes, and one change of it."""
+"""Dynamic sparse training: the schedule of updates, and one update."""
 
 from sparseconv.dst.scheduler import DSTScheduler
 from sparseconv.dst.update import GROWTHS, cosine_decay, prune_and_grow

@@ -1,4 +1,4 @@
-"""What ``DSTScheduler`` needs of a model, its optimizer and its running averages."""
+"""Check a model, its optimizer and its running averages for ``DSTScheduler``."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ OTHER_AVERAGE = (
 NO_GRADIENT = (
     "grow='gradient' needs a forward and a backward pass through a SparseConv1d between step() "
     "number {0} and {1}, but saw none; call loss.backward() and optimizer.step() before each "
-    "step(). The replay of a CUDA graph (GraphedStep) is none: where (step_count + 1) % "
+    "step(). The replay of a CUDA graph (GraphedStep) does not count: if (step_count + 1) % "
     "update_every == 0, call the function itself instead of its GraphedStep"
 )
 NEVER_SEEN = (
@@ -47,7 +47,7 @@ def copies_of(
         if not isinstance(average, nn.Module):
             raise TypeError(
                 f"averages must be modules, copies of the model, but got a {type(average).__name__}"
-                "; of an average of parameters alone pass a copy of the model that holds them"
+                "; for an average of parameters only, pass a copy of the model that holds them"
             )
         held, own = sparse_layers(average).values(), list(layers.values())
         found.append([layer for layer in held if layer not in own])
@@ -72,7 +72,7 @@ def untrained(layers: Layers, optimizer: torch.optim.Optimizer, ranks: Ranks) ->
 
 
 def _would_show(values: Any, optimizer: torch.optim.Optimizer, trained: set[int]) -> bool:
-    """Whether training leaves a trace in this parameter's group, and left none of it."""
+    """Return whether training leaves a trace in this parameter's group, but left none of it."""
     groups = getattr(optimizer, "param_groups", ())
     own = [group.get("momentum") for group in groups if any(p is values for p in group["params"])]
     alike = [group["params"] for group in groups if group.get("momentum") in own or not own]
@@ -86,10 +86,10 @@ def check_layers(
     move: bool = True,
     known: Holdings | None = None,
 ) -> Holdings:
-    """Refuse values that something else trains, and other averages.
+    """Refuse values that the optimizer does not hold, and averages with other patterns.
 
-    Returns what the optimizer keeps; if weights ``move``, all of it can follow. That is not asked
-    again of what is ``known`` from the last time.
+    Return what the optimizer keeps; if weights ``move``, check that all of it can follow. State
+    that is ``known`` from the last time is not checked again.
     """
     holdings = Holdings(optimizer)
     held = set(map(id, holdings.trained))

@@ -1,4 +1,4 @@
-"""Which weights have been active at any time, one bit for each weight."""
+"""Record which weights have ever been active, one bit for each weight."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def active_bits(pattern: KernelCSR) -> Tensor:
 class EverActive:
     """Counts the weights of some layers that have ever been active.
 
-    Bits, because an ITOP count must not cost what a dense weight costs.
+    It keeps bits, because an ITOP count must not need the memory of a dense weight.
 
     Attributes:
         bits: uint8 ``((numel + 7) // 8,)`` by layer, where its updates are computed.
@@ -41,12 +41,12 @@ class EverActive:
         self.record()
 
     def record(self) -> None:
-        """Mark what is active now, where others have set the pattern."""
+        """Mark the weights that are active now, in case others have set the pattern."""
         for name, layer in self._layers.items():
             self.add(name, layer.pattern)
 
     def add(self, name: str, pattern: KernelCSR) -> None:
-        """Mark what is active in a layer's new pattern."""
+        """Mark the active weights of a layer's new pattern."""
         if self._recorded.get(name) is pattern:
             return
         self._recorded[name] = pattern

@@ -32,7 +32,7 @@ class Ranks:
         return self.trains_alone or not distributed or dist.get_world_size(self.group) == 1
 
     def gather(self, item: Any) -> list[Any]:
-        """Every rank's ``item``, in the order of ranks; every rank must call it."""
+        """Return every rank's ``item``, in the order of ranks; every rank must call it."""
         items = [None] * dist.get_world_size(self.group)
         dist.all_gather_object(items, item, group=self.group)
         return items
@@ -65,7 +65,7 @@ class Ranks:
                 raise RuntimeError(f"rank {rank} failed, so all ranks stop: {its_failure}")
             if other != own:
                 raise RuntimeError(
-                    f"all ranks must have the same, but rank {rank} has {other} and this one, "
+                    f"all ranks must be equal, but rank {rank} has {other} and this one, "
                     f"rank {dist.get_rank(self.group)}, has {own}; {_HINT}"
                 )
         return found  # type: ignore[return-value]

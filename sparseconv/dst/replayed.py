@@ -1,4 +1,4 @@
-"""The updates of a scheduler's layers on a GPU: one launch for each, in the place of 120."""
+"""Update a scheduler's layers on a GPU: one launch for each, instead of 120."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class ReplayedUpdates:
 
 
 class _Layer:
-    """What the graph of one layer reads."""
+    """The memory that the graph of one layer reads."""
 
     def __init__(self, graphs: CudaGraphs) -> None:
         self._repeated = Repeated(graphs)

@@ -72,7 +72,7 @@ def update(
 
 
 def _before(sizes: Tensor) -> Tensor:
-    """Return how many there are before each, and in all."""
+    """Return the number before each, and the total."""
     return pad(sizes.cumsum(0), (1, 0))
 
 
@@ -89,7 +89,7 @@ def magnitudes(tensor: Tensor) -> Tensor:
 
 
 class Table(NamedTuple):
-    """What an update reads of a layer's regions, made once."""
+    """A layer's regions as an update reads them, made once."""
 
     region: Tensor  # int64 (units,): which one a unit belongs to; `regions`: to none
     number: Tensor  # int64 (units,): its number among those of all regions
