@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
     print(f"{counted(len(jobs), 'job')} on {sets} of {source}, rows in {out}")
     address = arguments.scheduler
     if arguments.device == "cuda" and address is None and not torch.cuda.is_available():
-        raise ValueError("--device cuda needs a GPU, but torch sees none; leave it out")
+        raise ValueError("--device cuda needs a GPU, but torch sees none; omit it")
     pool = local_pool(arguments.workers) if address is None else dask_pool(address)
     failed = sweep(jobs, archive, out, pool, arguments.device)
     for job, message in failed.items():

@@ -59,9 +59,9 @@ def add_options(command: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Check the sparse kernels against float64, and time them and dense PyTorch.
 
-    The kernels and the whole network take turns with dense PyTorch and other baselines in one
-    process. Without --suites and --cases, everything: about an hour on two cores, with --quick ten
-    minutes. Ends with 1 if a result was wrong.
+    The kernels and the whole network run interleaved with dense PyTorch and other baselines in one
+    process. Without --suites and --cases it runs everything: about an hour on two cores, with
+    --quick ten minutes. It ends with 1 if a result was wrong.
     """
     cases = select(arguments.suites, arguments.cases)
     asked = arguments.suites or ([] if arguments.cases else SUITES)

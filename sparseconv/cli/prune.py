@@ -70,9 +70,9 @@ def add_options(command: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Remove whole filters of a trained network, and fine-tune it.
 
-    The run of a Dynamic Sparse Network is left as it is; what is left of the network is fine-tuned
-    and written as `train` does, with pruning.html. With --criterion dsp the network is first
-    trained further with a loss that silences filters.
+    The run of a Dynamic Sparse Network is unchanged. The smaller network is fine-tuned and written
+    as `train` does, with pruning.html. With --criterion dsp the network is first trained further
+    with a loss that silences filters.
     """
     old, network = results.load_network(args.run_folder)
     foreign = [*(AMOUNT if args.criterion in FINDS_OUT else ())]

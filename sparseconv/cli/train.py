@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
     )
     refuse_foreign(args, every - own, f"--model {args.model}")
     if args.model == "pocket" and args.device == "cuda":
-        raise ValueError("--model pocket fits on the CPU alone; leave out --device")
+        raise ValueError("--model pocket fits on the CPU only; omit --device")
     given = {name: value for name, value in vars(args).items() if name in own}
     config: dict[str, Any] = {
         key: {name: given.get(name, default) for name, default in options.items()}
@@ -97,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
     machine_then = config.get("machine", {})
     device = args.device or machine_then.get("device", "cpu")
     if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda needs a GPU, but torch sees none; leave it out")
+        raise ValueError("--device cuda needs a GPU, but torch sees none; omit it")
     # Whatever can be wrong shows before anything is written.
     figures.require_matplotlib()
     data = datasets.load(args.data, nan_to_zero=config["data"]["nan_to_zero"])

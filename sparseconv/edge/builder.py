@@ -135,7 +135,7 @@ class Builder:
             at = at.T
             options = {"over_time": True, "rows_whole": True, "stride": shape[1]} | options
             if (step := even(at, 1)) is None:
-                raise NotImplementedError("reads samples in an order that no layer has")
+                raise NotImplementedError("reads samples in an order that the C layers lack")
         offsets, which = np.unique(at[:, 0], return_inverse=True)
         active = np.eye(len(offsets), dtype=bool)[which]
         made = self.add(Layer, x, len(at), at.shape[1] + sum(pads), **{

@@ -120,8 +120,8 @@ def export_c(
     if (np.abs(_exact_scores(plain, X) - exact) > np.minimum(bound, largest * 2.0**-6)).any():
         raise ValueError(
             "expected a model that does the same with every series, but the scores of "
-            "example_input are not those of the operations that torch.export saw: what it does "
-            "depends on the series or on the others of the batch, or it is random"
+            "example_input differ from those of the operations that torch.export saw: the model is "
+            "random, or its operations depend on the series or on the others of the batch"
         )
     # PyTorch rounds as well, so both may be as far from the exact scores. Of many layers that is
     # so far that nothing would be noticed.

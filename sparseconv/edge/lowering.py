@@ -61,7 +61,7 @@ def lower(model: nn.Module, channels: int, length: int) -> Network:
             + ("squeeze(-1) keeps the axis of cases" if flat else "end it with nn.Flatten()")
         )
     if not build.steps:
-        raise ValueError("expected a network that computes something, but it has no such layer")
+        raise ValueError("expected a network that computes its output, but this one only copies")
     steps: list[AnyStep] = []
     needed = {_put_in_order(build, scores)}
     for step in reversed(build.steps):
@@ -104,7 +104,8 @@ def _walk(program: torch.export.ExportedProgram, build: Builder, series: Value) 
     """Follow the series through the traced model to the scores; the rest are constants."""
     if any(spec.kind != OutputKind.USER_OUTPUT for spec in program.graph_signature.output_specs):
         raise NotImplementedError(
-            "the model cannot be exported to C: it changes its buffers when it is called"
+            "the model cannot be exported to C, because it changes its buffers in a call; call "
+            "model.eval(), or remove that code"
         )
     held: dict[str, Any] = {}
     constants = {**program.constants, **program.state_dict}

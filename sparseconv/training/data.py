@@ -61,7 +61,7 @@ def _in_training(model: nn.Module, x: Tensor, batch_size: int) -> Tensor:
     if not log_proba.requires_grad:
         raise ValueError(
             "no parameter of the model can be trained: expected one that takes part in the output "
-            "and requires a gradient; call model.requires_grad_(), leave out no_grad and detach"
+            "and requires a gradient; call model.requires_grad_(), remove no_grad and detach"
         )
     return log_proba.detach()
 
