@@ -1,1 +1,1 @@
-"""Measuring: named cases against baselines, and whole networks; users import none of it."""
+"""Measure named cases against baselines, and whole networks; not for users to import."""

@@ -1,8 +1,8 @@
 """Other ways to compute the same convolution, each at its best settings.
 
-A baseline is given a problem and returns one call per computation. A tensor's memory format, and
-whatever depends on the pattern alone, is prepared outside the timed call, in the baseline's favour.
-``wgrad`` may return the gradient of all weights: only the active ones are looked at.
+A baseline takes a problem and returns one call per computation. Memory formats, and everything that
+depends only on the pattern, are prepared outside the timed call, in the baseline's favour.
+``wgrad`` may return the gradient of all weights; only the active ones are compared.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def _pad(x: Tensor, geometry: Geometry) -> Tensor:
 
 
 def _unpad(x: Tensor, geometry: Geometry) -> Callable[[Tensor], Tensor]:
-    """Return the gradient of ``_pad``: what belongs to the padding is added to its source."""
+    """Return the gradient of ``_pad``: add the gradient of the padding to its source."""
     if geometry.padding_mode == "zeros":
         left, length = geometry.padding[0], x.shape[2]
         return lambda grad: grad[..., left : left + length]
@@ -39,9 +39,9 @@ def _unpad(x: Tensor, geometry: Geometry) -> Callable[[Tensor], Tensor]:
 def dense(problem: Problem, *, channels_last: bool = False, padded: bool = False) -> Calls:
     """Call ``F.conv1d`` and its two gradients, each alone.
 
-    ``channels_last`` is ``F.conv2d`` of height 1 on channels-last memory, into which everything was
-    converted. ``padded`` gives zeros by ``F.pad`` instead of by the argument, which is faster where
-    kernels are long. Empty where every call pads that way.
+    ``channels_last`` is ``F.conv2d`` of height 1, with all tensors in channels-last memory.
+    ``padded`` pads by ``F.pad`` instead of by the argument, which is faster for long kernels. It is
+    empty if every call pads that way.
     """
     x, values, grad, pattern, geometry = problem
     zeros = geometry.padding_mode == "zeros" and len(set(geometry.padding)) == 1

@@ -1,4 +1,4 @@
-"""Named cases: what is timed and what is tested are built here, from one description."""
+"""Named cases: timings and tests build them from one description."""
 
 from __future__ import annotations
 
@@ -71,18 +71,18 @@ class Case(testing.Case):
     """A test case with a name, and with patterns as they occur.
 
     Attributes:
-        name: how the case is called everywhere.
-        suite: which of ``SUITES`` it belongs to.
-        layer_ways: if not empty, what is timed is not the kernels but all of a ``SparseConv1d``, a
-            forward pass without gradients and a pass with both gradients. The other ways to run the
-            layer that are timed with it: ``"conv1d"`` (``nn.Conv1d``), ``"compiled"``
-            (``torch.compile``), ``"exported"`` (``torch.export``).
-        pattern: besides those of ``sparseconv.testing``, where ``dsn_prefix`` and ``dsn_evolved``
-            are here those of a real network: ``density`` is 1 - S, the active share of a kernel
+        name: the name of the case everywhere.
+        suite: its suite, one of ``SUITES``.
+        layer_ways: other ways to run the layer: ``"conv1d"`` (``nn.Conv1d``), ``"compiled"``
+            (``torch.compile``), ``"exported"`` (``torch.export``). If there are any, the case times
+            a whole ``SparseConv1d`` instead of the kernels: a forward pass without gradients, and a
+            pass with both gradients.
+        pattern: one of ``sparseconv.testing`` or of those below. ``dsn_prefix`` and ``dsn_evolved``
+            are those of a real network here: ``density`` is 1 - S, the active share of a kernel
             group's region. ``dsn_ungrouped`` has one region, the whole kernel. ``trained_first``
             and ``trained_last`` were saved from a trained network. ``one_weight_per_channel``
-            reads every input channel once; ``one_channel`` has all active weights in input channel
-            0; ``dense_output`` has output channel 0 fully active among sparse ones;
+            reads every input channel once. ``one_channel`` has all active weights in input channel
+            0. ``dense_output`` has output channel 0 fully active among sparse ones.
             ``empty_outputs`` has no active weight in every second output channel.
     """
 
@@ -128,7 +128,7 @@ def _make_pattern(case: Case) -> KernelCSR:
 
 
 def _dsn_pattern(case: Case) -> KernelCSR:
-    """Take the pattern of a new network's layer; ``evolved`` is what random growth tends to."""
+    """Take the pattern of a new network's layer; ``evolved`` is the limit of random growth."""
     first = case.in_channels == 1
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(case.seed)
@@ -157,7 +157,7 @@ def _square(channels: int) -> Fields:
 
 
 def _rows() -> Iterator[tuple[str, str, Fields]]:
-    """Yield suite, name, and what differs from ``LAYER``."""
+    """Yield suite, name, and the differences from ``LAYER``."""
     for pattern in ("dsn_prefix", "dsn_evolved"):
         for length in (24, 128, 512, 1024, 2709):
             yield "layer", f"{pattern}_L{length}", {"pattern": pattern, "length": length}

@@ -1,4 +1,4 @@
-"""The document of a benchmark run: reading and writing it, and what is asked of its rows."""
+"""Read and write the document of a benchmark run, and query its rows."""
 
 from __future__ import annotations
 

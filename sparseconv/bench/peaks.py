@@ -1,4 +1,4 @@
-"""The machine's own limit, measured: multiply-adds of operands in registers."""
+"""Measure the machine's limit: multiply-adds of operands in registers."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ class WrongResultError(AssertionError):
 
 
 def first_line(error: Exception) -> str:
-    """Return what an error says first, or its type."""
+    """Return the first line of an error, or its type."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
@@ -111,7 +111,7 @@ def check(
 
 
 def check_bounds(results: Mapping[str, Tensor], wanted: Mapping[str, Expected]) -> None:
-    """Compare what some kernels computed with what was wanted."""
+    """Compare results of kernels with the expected ones."""
     for name, result in results.items():
         times = _times_its_bound(result, wanted[name])
         if not times <= 1:

@@ -1,4 +1,4 @@
-"""What a benchmark found, as tables for a terminal; README.md and the documentation have more."""
+"""Tables of a benchmark's results for a terminal; README.md and the documentation have more."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Column = tuple[str, Callable[[Row], str]]  # its title, and what a row shows bel
 
 
 def table(rows: Iterable[Row], columns: Sequence[Column], text_columns: int = 1) -> Table:
-    """Make one line per row; a column in which there is nothing to show is left out."""
+    """Make one line per row; empty columns are omitted."""
     lines = [{title: cell(row) for title, cell in columns} for row in rows]
     return Table.of(lines, [title for title, _ in columns[:text_columns]])
 

@@ -18,8 +18,10 @@ PIPE_CLOSED = 141  # as the shell counts SIGPIPE
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0, 1 (a wrong result), 2 (refused),
-    130 (interrupted) or 141 (the reader of the output has gone).
+    """Run one command and return its exit code.
+
+    It is 0, 1 (a wrong result), 2 (refused), 130 (interrupted) or 141 (the reader of the output has
+    closed it).
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # not every encoding has ≥ or a file's name

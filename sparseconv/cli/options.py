@@ -35,7 +35,7 @@ _HELP = described(datasets.load) | described(DSN) | described(Recipe)
 _HELP["validation"] = "evaluate the test series after each epoch; nothing is chosen by it"
 _HELP |= {  # POCKETClassifier's, whose module takes seconds to import
     "kernels": "kind of random kernels",
-    "n_kernels": "how many are drawn, as aeon counts them",
+    "n_kernels": "number of kernels, as aeon counts them",
     "keep": "what to keep: a share, or cv, which chooses by 5 folds",
     "k": "weight of the ridge in the selection, or cv",
     "n_iter": "iterations of the selection; 1: by magnitude",

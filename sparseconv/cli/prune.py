@@ -41,11 +41,11 @@ def add_options(command: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
     add = command.add_argument
     add("run_folder", **options.RUN)
-    which = "which filters go (default: whc)"
+    which = "criterion for the filters to remove (default: whc)"
     add("--criterion", choices=tuple(CRITERIA), default="whc", help=which)
     amount = command.add_mutually_exclusive_group()
     number: dict[str, Any] = {"default": argparse.SUPPRESS, "metavar": "X"}
-    ratio, macs = "share of the filters that goes", "multiply-adds of one series that may be left"
+    ratio, macs = "share of the filters to remove", "multiply-adds of one series to keep at most"
     amount.add_argument("--ratio", type=float, help=f"{ratio} (default: 0.5)", **number)
     amount.add_argument("--target-macs", type=int, help=macs, **number)
     add("--steps", **options.count("number of steps that remove them (default: 1)"), default=1)
@@ -54,7 +54,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
     add("--out", type=Path, help="results folder, new or empty (default: RUN-CRITERION)")
     add("--quiet", **options.QUIET)
     dsp = command.add_argument_group("--criterion dsp")
-    eps = "filters go whose activation is at most this share of the largest of their kernel group"
+    eps = "remove filters with at most this share of the largest activation in their kernel group"
     dsp.add_argument("--eps", type=float, help=f"{eps} (default: {EPS})", **number)
     silence = f"(default: {PUBLISHED_WEIGHT} * {PUBLISHED_BATCH} / batch size)"
     silence = f"weight of the loss that silences filters {silence}"

@@ -25,7 +25,7 @@ from sparseconv.training.run_folder import CONFIG_NAME, DATA, HISTORY_NAME, Trai
 
 @contextlib.contextmanager
 def new_folder(out: Path) -> Iterator[None]:
-    """Claim a results folder that is new or empty; if the block writes nothing, it goes again.
+    """Claim a new or empty results folder; remove it if the block writes nothing.
 
     Raises:
         ValueError: it holds anything worth keeping, or another run writes there.
@@ -199,7 +199,7 @@ def data_of_run(facts: Mapping[str, Any], given: str | None, folder: Path) -> da
     source = given or facts.get("path") or facts["name"]
     if given is None and source not in datasets.BUNDLED and not Path(source).exists():
         raise ValueError(
-            f"{folder} was trained on {source!r}, which is not there; name its data with --data"
+            f"{folder} was trained on {source!r}, which does not exist; name its data with --data"
         )
     data = datasets.load(source, nan_to_zero=facts["nan_to_zero"])
     check_data(data, facts, folder)

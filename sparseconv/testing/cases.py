@@ -58,7 +58,7 @@ class Case:
 
     @property
     def output_length(self) -> int:
-        """``L_out``; less than one where the kernel does not fit."""
+        """Return ``L_out``; less than one if the kernel does not fit."""
         return self.geometry.output_length(self.length)
 
     @property
@@ -76,13 +76,13 @@ class Case:
 
     @property
     def options(self) -> dict[str, Any]:
-        """Keyword arguments of ``sparse_conv1d``."""
+        """Return keyword arguments for ``sparse_conv1d``."""
         names = ("stride", "padding", "dilation", "groups", "padding_mode")
         return {name: getattr(self, name) for name in names}
 
     @property
     def geometry(self) -> Geometry:
-        """What a kernel computes; ValueError where the fields do not fit together."""
+        """Return the geometry; ValueError if the fields do not fit each other."""
         shape = (self.out_channels, self.in_channels // self.groups, self.kernel_size)
         return Geometry.of(checked_shape(shape), **self.options)
 
@@ -181,4 +181,6 @@ def random_case(rng: random.Random, **fixed: Any) -> Case:
         case = Case(**(drawn | fixed))
         if case.is_valid and case.pattern in PATTERNS:
             return case
-    raise ValueError(f"found no valid case with {fixed}; give fields that fit together, or fewer")
+    raise ValueError(
+        f"expected fields of a valid case, but found none with {fixed}; give other or fewer fields"
+    )

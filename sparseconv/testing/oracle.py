@@ -1,7 +1,7 @@
-"""The three computations in float64, and how far a kernel may be from them.
+"""The three computations in float64, and error bounds for kernels.
 
-Nothing here is shared with the kernels or the dense path, not even the padding: their bugs must not
-be in what they are compared with.
+This module shares no code with the kernels or the dense path, not even the padding, so it cannot
+share their bugs.
 """
 
 from __future__ import annotations
@@ -68,10 +68,10 @@ def conv1d_oracle(
 
 
 def exact_results(case: Case, tensors: Tensors) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute the output, and the gradients of input and values that belong to its ``grad``.
+    """Compute the output, and the gradients of input and values for the case's ``grad``.
 
-    The gradients are autograd's, of ``conv1d_oracle``. On absolute values all of them are the sums
-    of magnitudes that bound the rounding error.
+    The gradients are autograd's, of ``conv1d_oracle``. For absolute values of the data all results
+    are sums of magnitudes, which bound the rounding error.
 
     Returns:
         float64: ``(output, gradient of the input, gradient of the values)``.
@@ -86,7 +86,7 @@ def exact_results(case: Case, tensors: Tensors) -> tuple[Tensor, Tensor, Tensor]
 
 
 class Expected(NamedTuple):
-    """A result in float64 and how far from it a correct computation may lie."""
+    """A result in float64, and the bound for the error of a correct computation."""
 
     exact: Tensor
     bound: Tensor

@@ -1,4 +1,4 @@
-"""Checkpoint files: written whole or not at all, refused when they are not what they should be."""
+"""Checkpoint files: written whole or not at all, and checked when they are read."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def save(path: str | os.PathLike[str], content: dict[str, Any]) -> None:
 
     Args:
         path: the file; its folder exists.
-        content: what ``torch.load(weights_only=True)`` reads: dicts, lists, tensors, numbers, text.
+        content: dicts, lists, tensors, numbers, text, as ``torch.load(weights_only=True)`` allows.
 
     Raises:
         OSError, RuntimeError: the file cannot be written.

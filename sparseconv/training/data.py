@@ -19,9 +19,9 @@ def checked_data(
 ) -> tuple[Tensor, Tensor]:
     """Bring series ``(n_cases, ...)`` and labels to the model's device and dtype.
 
-    TypeError or ValueError if the model, which maps them to log-probabilities, cannot be trained or
-    evaluated on them: labels are class indices from 0. The last batch is tried;
-    ``cases``: those of the training set, where these are for validation.
+    Raise TypeError or ValueError if the model, which returns log-probabilities, cannot be trained
+    or evaluated on them. Labels are class indices from 0. The model is run on the last batch. For
+    validation data, ``cases`` is the size of the training set.
     """
     X, labels = for_model("train", model, X), class_indices("train", "y", y)
     if X.dim() < 2 or len(X) != len(labels) or X.numel() == 0:
@@ -54,7 +54,7 @@ def checked_data(
 
 
 def _in_training(model: nn.Module, x: Tensor, batch_size: int) -> Tensor:
-    """Return what a model computes of a batch in training mode, and leave it as it was."""
+    """Return a model's output for a batch in training mode; leave the model unchanged."""
     rng = torch.random.fork_rng([x.device] if x.is_cuda else [])
     with keeping_buffers(model), evaluating(model), rng, torch.enable_grad():
         log_proba = one_tensor(run_batch(model.train(), x, batch_size))

@@ -16,9 +16,9 @@ def predict_log_proba(model: nn.Module, X: Any, batch_size: int = 64) -> Tensor:
     """Return the log-probabilities ``(n_cases, n_classes)``, in eval mode, batch by batch.
 
     Args:
-        model: maps ``(N, ...)`` to log-probabilities; the mode of each module is left as it was.
+        model: maps ``(N, ...)`` to log-probabilities; the mode of each module is restored.
         X: ``(n_cases, ...)``; an array, or a tensor on any device, as in ``train``.
-        batch_size: cases at a time, a question of memory only; a last one joins those before it.
+        batch_size: cases at a time; it affects only memory. A single last case joins a batch.
 
     Raises:
         ValueError: X is not an array of numbers, or one series whose axis the model drops.

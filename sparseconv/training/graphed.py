@@ -21,7 +21,7 @@ WARM_UP = 3  # calls before a capture: kernels are loaded, gradients and moments
 
 
 class StaticPattern(KernelCSR):
-    """A pattern whose content can be replaced in place, with everything computed from it.
+    """A pattern whose content, and everything computed from it, can be replaced in place.
 
     A CUDA graph reads the same addresses at every replay. Only the graph may hold such a pattern.
     """
@@ -58,17 +58,17 @@ class GraphedStep:
 
     The first steps with a shape run eagerly, then one is captured and replayed: one launch instead
     of hundreds. A new pattern with the same number of active weights is written into the memory
-    that the graphs read; with another number or block, or when a tensor of the model or of
-    the optimizer's state has moved, they are captured again. All graphs share one pool of memory,
-    so call it from one stream at a time.
+    that the graphs read. They are captured again if the number or the block changes, or if a tensor
+    of the model or of the optimizer's state has moved. All graphs share one pool of memory, so call
+    it from one stream at a time.
 
     Args:
         model: on one CUDA device.
         function: accepts tensors, returns a tuple of tensors, and changes everything else in
             place: zero_grad, forward, backward, an optimizer's step with ``capturable=True`` (and
-            ``lr`` a tensor if it is to change). Hooks and Python code in it run while capturing
-            only: with gradient growth call the function itself in the step before an update.
-        optimizer: the one that the function steps.
+            ``lr`` a tensor if it changes). Its hooks and Python code run only during capture. So
+            with gradient growth call the function itself in the step before an update.
+        optimizer: the optimizer that the function steps.
 
     Raises:
         ValueError: the model is not on one CUDA device.
@@ -169,7 +169,7 @@ class GraphedStep:
                 layer._pattern = pattern
 
     def _tensors(self) -> list[Tensor]:
-        """What a graph reads and writes: all tensors but the tags of patterns."""
+        """Yield the tensors that a graph reads and writes: all except the tags of patterns."""
         tensors = [
             tensor
             for module in self.model.modules()

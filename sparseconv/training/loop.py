@@ -1,4 +1,4 @@
-"""The one training loop: dynamic sparse training, checkpoints, resuming, progress."""
+"""The training loop: dynamic sparse training, checkpoints, resuming, progress."""
 
 from __future__ import annotations
 
@@ -82,8 +82,8 @@ def train(
             layers are trained dynamically; it may have none.
         X: training series, an array or tensor ``(n_cases, ...)``, finite.
         y: ``(n_cases,)`` integers, class indices from 0.
-        recipe: every constant.
-        out: a folder, made if need be, for ``checkpoint.pt``; an older one is overwritten.
+        recipe: the constants of the training.
+        out: a folder for ``checkpoint.pt``, made if missing; an older file is overwritten.
         resume: continue from ``out/checkpoint.pt`` if it exists.
         validation: ``(X, y)`` evaluated after each epoch; it does not influence training.
         verbose: show a progress bar (tqdm) on stderr; None shows it in a terminal.

@@ -1,4 +1,4 @@
-"""The state of a training run: one epoch of it, and all that its checkpoint holds."""
+"""The state of a training run, one epoch of it, and its checkpoint."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SchedulerFactory = Callable[..., Any]
 
 @dataclass(eq=False, repr=False)
 class Run:
-    """The state of a training run: all that a checkpoint holds."""
+    """The state of a training run, as a checkpoint holds it."""
 
     model: nn.Module
     X: Tensor
@@ -177,7 +177,7 @@ class Run:
         return measured
 
     def content(self) -> dict[str, Any]:
-        """Everything needed to resume, and what tells this run from another."""
+        """Return everything needed to resume, and to identify this run."""
         return {
             **self._identity(),
             "state": self.model.state_dict(),

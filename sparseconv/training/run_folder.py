@@ -1,4 +1,4 @@
-"""The results folder of ``python -m sparseconv train``, read back: the network and its labels."""
+"""Read the results folder of ``python -m sparseconv train``: the network and its labels."""
 
 from __future__ import annotations
 
@@ -71,12 +71,12 @@ class TrainedRun:
         """Return the most probable label of each series, ``(n_cases,)`` of ``classes``.
 
         Args:
-            X: an array ``(n_cases, n_channels, length)``, or of one channel ``(n_cases, length)``;
-                scaled as the training series were; of any length for a network. Missing values
-                are read as 0 if training did so.
+            X: an array ``(n_cases, n_channels, length)``, or of one channel ``(n_cases, length)``,
+                scaled like the training series. A network accepts any length. Missing values are
+                read as 0 if training did so.
 
         Raises:
-            ValueError: series that training would refuse, or of another number of channels.
+            ValueError: series that training would refuse, or with another number of channels.
 
         Example: see ``load_run``.
         """
@@ -101,9 +101,9 @@ def load_run(path: str | os.PathLike[str], *, backend: Backend = "auto") -> Trai
     """Read the model that ``python -m sparseconv train`` wrote.
 
     Args:
-        path: the results folder, of a run finished or not: the network is that of the best epoch
+        path: the results folder of a run, finished or not; the network is that of the best epoch
             so far. Or its ``checkpoint.pt``, or the ``model.npz`` of ``--model pocket``.
-        backend: as in ``sparse_conv1d``, whatever the run was trained with; of a network only.
+        backend: as in ``sparse_conv1d``, for networks; the run may have used another one.
 
     Raises:
         ValueError, OSError: not the folder of a run; a file that cannot be read.
@@ -153,7 +153,7 @@ def load_run(path: str | os.PathLike[str], *, backend: Backend = "auto") -> Trai
 
 
 def _pruned(model: DSN, config: Mapping[str, Any], state: Mapping[str, Any]) -> nn.Module:
-    """The network in the shape, and with the patterns, of one that ``prune`` made of it."""
+    """Return the network in the shape, and with the patterns, that ``prune`` gave it."""
     data = config["data"]
     example = torch.zeros(1, data["n_channels"], data["n_timepoints"])
     pruned = keep_filters(model, example, config["pruning"]["filters"])

@@ -84,4 +84,6 @@ def test_data_that_moved(home: Path, tmp_path: Path, refused: Any) -> None:
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     config["data"]["path"] = str(tmp_path / "gone.npz")
     (tmp_path / "run" / "config.json").write_text(json.dumps(config))
-    refused(["export", str(tmp_path / "run")], "gone.npz', which is not there; name its data with")
+    refused(
+        ["export", str(tmp_path / "run")], "gone.npz', which does not exist; name its data with"
+    )

@@ -1,9 +1,9 @@
 """The whole network against the same network dense: training, inference, latency, memory.
 
-The baselines are the network as mask-based sparse training runs it (``masked_dense``), the fastest
-that PyTorch's settings make of it (``dense_best``, the row names which), and ``torch.compile``.
-Before anything is timed, every sparse layer is checked against float64, a training step by its
-gradients, and what runs inference by its outputs; what is wrong raises ``WrongResultError``.
+The baselines are the network as mask-based sparse training runs it (``masked_dense``), its fastest
+PyTorch settings (``dense_best``, which the row names), and ``torch.compile``. Everything is checked
+before it is timed: sparse layers against float64, a training step by its gradients, inference by
+its outputs. A wrong result raises ``WrongResultError``.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ Row = dict[str, Any]
 
 
 def evolved(in_channels: int, **options: Any) -> DSN:
-    """Make a network with the kind of pattern that random growth tends to."""
+    """Make a network with a pattern like the limit of random growth."""
     return DSN(in_channels, 2, init="random", **options)
 
 
@@ -144,7 +144,7 @@ class TrainingStep:
         self.scheduler.step()
 
     def peak_bytes(self, X: Tensor, y: Tensor) -> int:
-        """The most bytes held at once in a step.
+        """Return the peak of bytes held in a step.
 
         Parameters, gradients, moments, masks or indices with their plans, and what torch's
         allocator has out during the step. The kernels' own scratch (a thread's, within L2) is not
@@ -171,7 +171,7 @@ def training_row(
     rounds: int = 20,
     baselines: Sequence[str] = ("masked_dense",),
 ) -> Row:
-    """Measure the training step of a model, which is left as it is, on one batch."""
+    """Measure the training step of a model on one batch; leave the model unchanged."""
     check_layers(model, len(X), X.shape[2])
     check_step(model, X, y)
     casts = mode == "blocks"

@@ -1,10 +1,10 @@
 """The same network dense: as mask-based sparse training runs it, and at PyTorch's best settings.
 
-The masked baseline of every whole-network comparison follows the published practice: the weight is
-a dense parameter, multiplied by its mask after each optimizer step; forward and backward are those
-of the dense convolution; the input is padded by a copy; Adam's moments of inactive weights keep
-accumulating dense gradients. At the best settings all ways pool short series by a matrix product,
-which beats torch's own pooling.
+The masked baseline of every whole-network comparison follows the published practice. The weight is
+a dense parameter, multiplied by its mask after each optimizer step. Forward and backward are those
+of the dense convolution, and the input is padded by a copy. Adam's moments of inactive weights
+accumulate dense gradients. At the best settings all variants pool short series by a matrix product,
+which is faster than torch's pooling.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def masked_copy(
     """Copy a network, with a ``PremaskedConv1d`` in the place of every ``SparseConv1d``.
 
     The copy computes the same function, with torch's own modules alone: a ``Block`` becomes the
-    ``nn.Sequential`` that it is, the pooling of short series ``pool``. ``model`` is left as it was.
+    ``nn.Sequential`` that it is, the pooling of short series ``pool``. ``model`` does not change.
     """
     twin = copy.deepcopy(model)
     for name, layer in list(twin.named_modules()):
@@ -152,7 +152,7 @@ class MaskedDST:
 
 
 def inference_variants(model: DSN, x: Tensor) -> dict[str, Callable[[], Network]]:
-    """Makers of the dense twin of ``model`` in eval mode; ``x (N, C, L)`` is what it will be given.
+    """Return makers of the dense twin of ``model`` in eval mode, for inputs like ``x (N, C, L)``.
 
     ``jit`` is traced, frozen and optimized by TorchScript, which folds BatchNorm and packs weights
     for oneDNN. ``channels_last jit`` is the same of ``as_images``. Which is faster depends on the
