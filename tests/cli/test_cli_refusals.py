@@ -34,7 +34,7 @@ ROWS = [
     (f"{TRAIN} --threads 0", "argument --threads: must be at least 1, but got 0"),
     (f"{TRAIN} --threads 1000000", "threads (n_jobs) must be 1 to 1024"),
     (f"{TRAIN} --device tpu", "argument --device: invalid choice"),
-    (f"{POCKET} --device cuda", "--model pocket fits on the CPU alone"),
+    (f"{POCKET} --device cuda", "--model pocket fits on the CPU only"),
     (f"{TRAIN} --keep 3", "--keep is not for --model dsn; omit it"),
     (f"{TRAIN} --resume", "is not a results folder"),
     (f"{TRAIN} --out {{toy}}", "toy.npz cannot be written"),
