@@ -277,7 +277,7 @@ def ending(build: Builder, x: Value, call: Call) -> Value:
     if x.places.shape[call.args["dim"]] != x.places.numel():
         raise NotImplementedError(f"has dim={call.args['dim']}, not that of all scores")
     if x.places.numel() == 1:
-        raise ValueError("expected several scores, but for one it is constant; use nn.Sigmoid()")
+        raise ValueError("expected several scores, because one alone is constant; use nn.Sigmoid()")
     build.ending = call.name
     return x
 

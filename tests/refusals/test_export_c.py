@@ -99,7 +99,7 @@ test_export_c = refusals(
     (lambda: export(after(nn.Linear(20, 2))), ValueError, "one gives (1, 4, 2); end it with nn."),
     (lambda: export(Forward(lambda x: x.mean(-1).squeeze())), ValueError, "(3,); squeeze(-1) keep"),
     (lambda: export(after(*FLAT, nn.Linear(4, 1), nn.Softmax(1))), ValueError,
-     "module '4' (Softmax): expected several scores, but for one it is constant; use nn.Sigmoid()"),
+     "(Softmax): expected several scores, because one alone is constant; use nn.Sigmoid()"),
     (lambda: export(after(nn.BatchNorm1d(4, track_running_stats=False), *FLAT)), ValueError,
      "running statistics"),
     (lambda: export(network("dsn").train()), ValueError, "call model.eval()"),
