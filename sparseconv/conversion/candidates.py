@@ -56,7 +56,7 @@ class Candidate:
 
     @property
     def lacks_blocks(self) -> bool:
-        """Whether a matrix unit would compute the sparse layer if its mask were one of blocks."""
+        """Return whether a matrix unit would compute the sparse layer with a mask of blocks."""
         sparse = self.sparse
         if not self.verdict.converts or sparse is None or sparse.values.device.type != "cpu":
             return False

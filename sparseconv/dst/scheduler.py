@@ -195,11 +195,11 @@ class DSTScheduler:
 
     @property
     def prune_fraction_now(self) -> float:
-        """Share of active weights that an update at the latest ``step()`` moves; 0 if static."""
+        """Return the share of weights that an update at the latest ``step()`` moves."""
         return 0.0 if self.grow == "static" else self._prune_fraction_at(self.step_count)
 
     def itop_rate(self) -> float:
-        """Share of all weights of the sparse layers that have been active at any time.
+        """Return the share of all weights of the sparse layers that have ever been active.
 
         Also in patterns that others have set, where they lasted until an update or this call.
 
@@ -333,7 +333,7 @@ class DSTScheduler:
             raise
 
     def _dense_gradients(self) -> dict[str, Tensor | None]:
-        """The gradients that any rank has seen, summed over all ranks."""
+        """Return the gradients that any rank has seen, summed over all ranks."""
         totals = {name: probe.grad for name, probe in self._probes.items()}
         if self.grow != "gradient" or self._ranks.alone:
             return totals

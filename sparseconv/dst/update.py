@@ -141,7 +141,7 @@ def moved(
 
 
 def stays_on_gpu(tensor: Tensor) -> bool:
-    """Whether an update is computed where the tensor is, and the CPU does not wait for it."""
+    """Return whether the tensor's device computes an update, without the CPU waiting for it."""
     return tensor.is_cuda
 
 

@@ -52,7 +52,7 @@ class Step:
 
     @property
     def places(self) -> Array:
-        """Where in the output each result lies: int64 ``(positions, rows)``."""
+        """Return the place of each result in the output, int64 ``(positions, rows)``."""
         at = np.arange(self.positions)[:, None] * self.stride
         return np.asarray(self.first + at + np.arange(self.rows))
 
@@ -96,7 +96,7 @@ class Layer(Step):
 
     @property
     def places(self) -> Array:
-        """Where in the output each result lies: int64 ``(positions, rows)``."""
+        """Return the place of each result in the output, int64 ``(positions, rows)``."""
         if not self.rows_whole:
             return super().places
         at = np.arange(self.rows) * self.stride

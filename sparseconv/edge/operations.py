@@ -34,7 +34,7 @@ def worth_storing(weight: Array) -> Array:
 
 
 def sparse_convolution(build: Builder, x: Value, call: Call) -> Value:
-    """``sparseconv::fprop``."""
+    """Add a step for ``sparseconv::fprop``."""
     geometry = Geometry.from_numbers(call.args["geometry"])
     pattern = KernelCSR(call.args["crow_indices"], call.args["col_indices"], geometry.shape)
     active: Array = pattern.to_mask().numpy()
@@ -98,7 +98,7 @@ def linear(build: Builder, x: Value, call: Call) -> Value:
 
 
 def over_time(build: Builder, x: Value, call: Call) -> Any:
-    """Sums or maxima along a dimension, whatever they are: see what each sample adds."""
+    """Add sums or maxima along a dimension; each sample's weight shows which."""
     dims, given = x.places.dim(), call.args.get("dim", -2 if call.args.get("other") is x else -1)
     last, *others = given if isinstance(given, list) else [given]
     dim = -1 if others or last is None or not last % dims else last
@@ -140,7 +140,7 @@ def _of_times(build: Builder, x: Value, weight: Array, kind: str, largest: bool)
 
 
 def pool(build: Builder, x: Value, call: Call) -> Value:
-    """``max_pool1d`` and ``avg_pool1d``: windows of each channel, stored once if all are alike."""
+    """Add ``max_pool1d`` or ``avg_pool1d``: windows of each channel, stored once if equal."""
     args, largest = call.args, call.name == "max_pool1d"
     (taps,), (left,) = args["kernel_size"], args["padding"]
     dilation = tuple(args.get("dilation", (1,)))
@@ -273,7 +273,7 @@ def power(build: Builder, x: Value, call: Call) -> Value:
 
 
 def ending(build: Builder, x: Value, call: Call) -> Value:
-    """``softmax`` and ``log_softmax`` of all that is left: the end of the program."""
+    """Note a ``softmax`` or ``log_softmax`` of all scores, which ends the program."""
     if x.places.shape[call.args["dim"]] != x.places.numel():
         raise NotImplementedError(f"has dim={call.args['dim']}, not that of all scores")
     if x.places.numel() == 1:
@@ -283,7 +283,7 @@ def ending(build: Builder, x: Value, call: Call) -> Value:
 
 
 def padded(build: Builder, x: Value, call: Call) -> Value:
-    """``pad``: a copy, which the layer that reads it makes superfluous; negative numbers cut."""
+    """Add a padded copy, which the layer that reads it makes superfluous; negative numbers cut."""
     (left, right, *others), value = call.args["pad"], call.args["value"]
     if any(others) or value:
         raise NotImplementedError(

@@ -175,7 +175,7 @@ def _pooled_size(pool: Any) -> int | None:
 
 @functools.lru_cache(maxsize=256)
 def _mean_of_bins(length: int, bins: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """``(length,)``: what each sample counts in the mean over ``bins`` adaptive averages."""
+    """Return each sample's weight in the mean over ``bins`` adaptive averages, ``(length,)``."""
     with torch.inference_mode(False), torch.no_grad():
         matrix = new_averaging_matrix(length, torch.float64, torch.device("cpu"), bins)
         return matrix.mean(1).to(device, dtype)

@@ -77,7 +77,12 @@ class BeforeAfter:
 
 
 class Verdict(StrEnum):
-    """The conclusion about a layer; the value is the text in the table."""
+    """The conclusion about a layer; the value is the text in the table.
+
+    Example:
+        >>> Verdict.of(Estimate(1.4, 1.3, 1.6))  # the dense layer takes 1.4 times as long
+        <Verdict.SPARSE: 'sparse is faster'>
+    """
 
     UNMEASURED = ""
     SPARSE = "sparse is faster"

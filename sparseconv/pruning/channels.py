@@ -42,17 +42,17 @@ class Layer:
 
     @property
     def has_filters(self) -> bool:
-        """Whether its output channels have their own weights, which is false for norms."""
+        """Return whether its output channels have their own weights, which is false for norms."""
         return isinstance(self.module, FILTERED)
 
     @property
     def reads(self) -> bool:
-        """Whether it mixes its inputs; norms and depthwise layers do not."""
+        """Return whether it mixes its inputs; norms and depthwise layers do not."""
         return self.has_filters and not self.is_depthwise
 
     @property
     def is_depthwise(self) -> bool:
-        """Whether each input channel has its own output channels."""
+        """Return whether each input channel has its own output channels."""
         return self.groups > 1 and self.groups == len(self.inputs)
 
     @property

@@ -91,7 +91,7 @@ class LayerChange(Change):
 
     @property
     def layers(self) -> tuple[str]:
-        """Its only layer."""
+        """Return its only layer."""
         return (self.name,)
 
     def row(self) -> dict[str, str]:

@@ -75,6 +75,11 @@ def exact_results(case: Case, tensors: Tensors) -> tuple[Tensor, Tensor, Tensor]
 
     Returns:
         float64: ``(output, gradient of the input, gradient of the values)``.
+
+    Example:
+        >>> case = Case(n=2, in_channels=4, out_channels=6, kernel_size=3, length=10)
+        >>> [tuple(result.shape) for result in exact_results(case, case.tensors())]
+        [(2, 6, 8), (2, 4, 10), (25,)]
     """
     with torch.enable_grad():
         x, values = (t.detach().double().requires_grad_() for t in tensors[:2])

@@ -232,7 +232,7 @@ def images_of(model: Classifier) -> nn.Sequential:
 
 
 def _taps_first(weight: Tensor) -> Tensor:
-    """The same ``(C_out, C_in, K)``, as channels-last memory holds ``(C_out, C_in, 1, K)``."""
+    """Return ``(C_out, C_in, K)`` as channels-last memory holds ``(C_out, C_in, 1, K)``."""
     return weight.transpose(1, 2).contiguous().transpose(1, 2)
 
 
