@@ -1,7 +1,8 @@
-"""Update a scheduler's layers on a GPU: one launch for each, instead of 120."""
+"""Update a scheduler's layers on a GPU by CUDA graphs, one for each."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -15,14 +16,17 @@ from sparseconv.dst import tensors
 from sparseconv.ops.graphs import CudaGraphs, Repeated
 
 Arrays = tuple[Tensor, Tensor, Tensor]
+# A graph keeps some 90 bytes for each weight. Launches are not what larger layers wait for.
+LARGEST = 2**20
 
 
 class ReplayedUpdates:
     """Computes ``tensors.update`` from CUDA graphs; copies and pickles of it begin without any."""
 
     def __init__(self) -> None:
-        self._layers: dict[tuple[str, torch.device], _Layer] = {}
-        self._graphs: dict[torch.device, CudaGraphs] = {}
+        self._layers: dict[str, _Layer] = {}
+        self._graphs: CudaGraphs | None = None
+        self._device: torch.device | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return ReplayedUpdates, ()
@@ -31,19 +35,24 @@ class ReplayedUpdates:
         """Return the ``tensors.update`` of one layer."""
         return partial(self._update, name)
 
-    def _update(self, name: str, crow: Tensor, *arguments: Any) -> Arrays:
-        layer = self._layers.get((name, crow.device))
-        if layer is None:
-            graphs = self._graphs.setdefault(crow.device, CudaGraphs(crow.device))
-            layer = self._layers[name, crow.device] = _Layer(graphs)
-        return layer.update(crow, *arguments)
+    def _update(
+        self, name: str, crow: Tensor, col: Tensor, shape: Shape, *arguments: Any
+    ) -> Arrays:
+        if math.prod(shape) > LARGEST:
+            return tensors.update(crow, col, shape, *arguments)
+        if self._graphs is None or crow.device != self._device:
+            self._layers, self._device = {}, crow.device
+            self._graphs = CudaGraphs(crow.device)
+        if name not in self._layers:
+            self._layers[name] = _Layer(self._graphs)
+        return self._layers[name].update(crow, col, shape, *arguments)
 
 
 class _Layer:
-    """The memory that the graph of one layer reads."""
+    """What the graph of one layer reads."""
 
     def __init__(self, graphs: CudaGraphs) -> None:
-        self._repeated = Repeated(graphs)
+        self._graphs = graphs
         self._key: Any = None
 
     def update(
@@ -62,10 +71,12 @@ class _Layer:
         settings = shape, block, tuple(regions)
         key = settings, tuple((tensor.shape, tensor.dtype) for tensor in given)
         if key != self._key:
-            self._key, self._held = key, [tensor.clone() for tensor in given]
+            self._key, self._repeated = None, Repeated(self._graphs)
+            self._held = [tensor.clone() for tensor in given]
             self._share = crow.new_empty((), dtype=torch.float64)
             self._seed = crow.new_empty((), dtype=torch.int64)
-            self._table = tensors.table_of(tuple(regions), shape, block, col.device)  # stays alive
+            self._table = tensors.table_of(settings[2], shape, block, col.device)
+            self._key = key
         for held, tensor in zip(self._held, given, strict=True):
             held.copy_(tensor)
         self._share.fill_(fraction)
@@ -75,7 +86,7 @@ class _Layer:
             key,
             lambda: tensors.update(
                 own_crow, own_col, *settings, self._share, own_values,
-                own_grad[0] if own_grad else None, self._seed,
+                own_grad[0] if own_grad else None, self._seed, self._table,
             ),
         )  # fmt: skip
         crow, col, source = (tensor.clone() for tensor in new)

@@ -179,7 +179,7 @@ class DSTScheduler:
         return {**self.__dict__, "_probes": probes, "_known": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update({**state, "_probes": {}})
+        self.__dict__.update({"_replayed": ReplayedUpdates(), **state, "_probes": {}})
         weakref.finalize(self, _take_back, self._layers, self._probes)
         self._watch_next_step()
         for name, gradient in state["_probes"].items():

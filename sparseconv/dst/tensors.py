@@ -25,6 +25,7 @@ def update(
     values: Tensor,
     dense_grad: Tensor | None,
     seed: int | Tensor,
+    table: Table | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Prune and grow as ``prune_and_grow`` says, on the device of all these tensors.
 
@@ -34,11 +35,13 @@ def update(
         values: ``(nnz,)``, in any floating dtype.
         dense_grad: ``(C_out, C_in // groups, K)``: grow where it is large; None: at random.
         seed: below 2**62, an int or a tensor ``()``.
+        table: what ``table_of`` returns; a CUDA graph needs one that stays alive.
 
     Returns:
         The new ``crow`` and ``col``, and ``source``, int64 ``(nnz,)``.
     """
-    table, taps = table_of(tuple(regions), shape, block, col.device), shape[2]
+    table = table or table_of(tuple(regions), shape, block, col.device)
+    taps = shape[2]
     entry, crow, col = torch.arange(len(col), device=col.device), crow.long(), col.long()
     kernel = kernels(crow, col)
     unit = table.block[kernel] * taps + col
@@ -146,7 +149,7 @@ def _move(
     held = region.where(active, none)
     inside, room = _sizes(held, count), _sizes(region, count)
     moved = torch.minimum((inside.double() * fraction).ceil().long(), room - inside)
-    moved[count] = 0
+    moved[count:].zero_()  # assigned, a 0 of the CPU would be copied, which waits
     kept = active & ~_least(weights, held, inside, moved)
     free = none.where(kept, region)
     return kept, _least(key, free, _sizes(free, count), moved)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable, Hashable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 
@@ -20,6 +20,7 @@ class CudaGraphs:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
+        self._given_up = False
 
     @functools.cached_property
     def _pool(self) -> Any:
@@ -32,6 +33,15 @@ class CudaGraphs:
     def forget(self) -> None:
         """Take another pool: one where outputs are still alive cannot be opened again."""
         self.__dict__.pop("_pool", None)
+
+    def give_up(self) -> None:
+        """Capture no more: a capture that failed may have left the pool unusable."""
+        self._given_up = True
+        self.forget()
+
+    def can_capture(self) -> bool:
+        """Return whether none has failed, and the caller is not capturing itself."""
+        return not (self._given_up or torch.cuda.is_current_stream_capturing())
 
     def on_side_stream(self, call: Callable[[], T]) -> T:
         """Run on the stream of the captures: autograd remembers the streams of its nodes."""
@@ -71,7 +81,7 @@ class CudaGraphs:
 class Repeated:
     """Does the same work on the same memory: eagerly once, which loads kernels, then replayed.
 
-    Where it cannot be captured, a warning says why and it stays eager.
+    Where it cannot be captured, a warning says why; from then on all work of ``graphs`` is eager.
     """
 
     def __init__(self, graphs: CudaGraphs) -> None:
@@ -81,15 +91,19 @@ class Repeated:
 
     def __call__(self, key: Hashable, work: Callable[[], T]) -> T:
         """Do the work; another ``key`` says that the work or its memory is another."""
-        if key != self._key:
-            self._key, self._replay = key, None
+        if self._key == key and self._replay is not None:
+            return cast(T, self._replay())
+        if self._key != key or not self._graphs.can_capture():
+            self._replay = None
+            outputs = work()
+            self._key = key
+            return outputs
+        try:
+            self._replay = self._graphs.capture(work)
+        except RuntimeError as error:
+            self._graphs.give_up()
+            warnings.warn(
+                f"patterns are updated without CUDA graphs, more slowly: {error}", stacklevel=2
+            )
             return work()
-        if self._replay is None:
-            try:
-                self._replay = self._graphs.capture(work)
-            except RuntimeError as error:
-                warnings.warn(
-                    f"patterns are updated without CUDA graphs, more slowly: {error}", stacklevel=2
-                )
-                self._replay = work
-        return self._replay()
+        return cast(T, self._replay())

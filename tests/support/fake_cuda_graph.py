@@ -76,6 +76,7 @@ class FakeCudaGraph:
 
             return counted
 
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
         monkeypatch.setattr(CudaGraphs, "on_side_stream", on_side_stream)
         monkeypatch.setattr(CudaGraphs, "capture", capture)
         monkeypatch.setattr(GraphedStep, "_only_device", staticmethod(lambda _: None))

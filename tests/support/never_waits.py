@@ -17,6 +17,7 @@ class NeverWaits(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self._drawn: list[Tensor] = []
+        self._lifted: list[Tensor] = []  # tensors that torch made of a number
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
@@ -27,7 +28,11 @@ class NeverWaits(TorchDispatchMode):
         )
         if waits and not any(args[0].data_ptr() == x.data_ptr() for x in self._drawn):
             raise AssertionError(f"{func} waits for the device")
+        if name == "copy_" and any(args[1] is tensor for tensor in self._lifted):
+            raise AssertionError("a number is copied from the CPU, which waits for the device")
         result = func(*args, **(kwargs or {}))
+        if name == "lift_fresh":
+            self._lifted.append(result)
         if name == "randint":
             self._drawn.append(result)
         return result

@@ -189,7 +189,7 @@ def test_growth_by_gradient_with_every_step_graphed_is_refused(
         taken(x)
         assert not dst.step()
     taken(x)
-    remedy = r"CUDA graph \(GraphedStep\) is none.* call the function itself instead of"
+    remedy = r"CUDA graph \(GraphedStep\) does not count.* call the function itself instead of"
     with pytest.raises(RuntimeError, match=remedy):
         dst.step()
     assert (layer.pattern, dst.step_count) == (before, WARM_UP + 2)
