@@ -181,7 +181,7 @@ def about_gains(bench: dict[str, Any]) -> str:
     """Say how the gains were measured."""
     sets = len({row["dataset"] for row in read_lines(classifiers.RESULTS)})
     return (
-        f"One thread, of DSN the worse of one and two; {bench['machine']['cpu']}, blocks and "
+        f"One thread (DSN: the slower of one and two) on an {bench['machine']['cpu']}; blocks and "
         "ROCKET on an Intel Xeon. Speeds are medians of interleaved runs, of ROCKET means over "
         f"{sets} sets. Sets are of the UCR archive; brackets are 95 % intervals over them."
     )
@@ -205,7 +205,7 @@ def losses(bench: dict[str, Any], slower: list[Row], folder: str) -> str:
         f"in [{len(slower)} of {timed} measured cases]({folder}when-it-pays.md), by up to "
         f"{1 / worst.median:.1f}x. Of these {full} have more than half of the weights active, "
         f"{len(few)} less than 15 % (kernels of {sizes} taps). "
-        "Networks that spend their time outside of convolutions gain little."
+        "Networks that spend most of their time outside convolutions gain little."
     )
 
 
@@ -215,7 +215,8 @@ def about_tools() -> str:
     found = compared(kernels().accuracy("MiniROCKET"), recorded("full").accuracy("DSN"))
     return (
         f"Means over {sets} small UCR sets, on one thread. MiniROCKET and pruned ROCKET are faster "
-        "than the networks, and better than DSN on these sets. "
+        "than the networks, and better than DSN on these sets. Take a network for C, for ONNX or "
+        "to fine-tune it. "
         f"MiniROCKET against DSN on {found.sets} sets: {points(found)}. "
         "Networks: 1 000 epochs; one seed of two layers and of InceptionTime, else three. Their "
         "CPU seconds are of another machine that trained others at the same time, so compare "

@@ -30,6 +30,7 @@ from sparseconv.measure.table import Table
 from sparseconv.models import DSN
 from sparseconv.report import figures
 from sparseconv.training.evaluation import predict_log_proba
+from sparseconv.training.loop import CHECKPOINT_NAME
 from sparseconv.training.recipe import Recipe
 from sparseconv.training.run_folder import MODEL_NAME, MODELS, RECIPE, SECTIONS, read_config
 
@@ -113,6 +114,9 @@ def run(args: argparse.Namespace) -> int:
         if not args.resume:
             facts = data_facts(data, config["data"]) | path_of(args.data)
             config |= {"data": facts, "machine": machine.environment_info() | {"device": device}}
+        elif not args.quiet:
+            begun = (out / CHECKPOINT_NAME).exists()
+            print("resumes from its checkpoint" if begun else "no checkpoint yet: begins anew")
         if not args.quiet:
             cost, patterns = (
                 model.cost(data.n_timepoints),

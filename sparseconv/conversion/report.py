@@ -15,6 +15,8 @@ from sparseconv.measure.records import (
     layer_conditions,
 )
 
+EMPTY = "no weight is active, so the output does not depend on the input; prune this layer less"
+
 
 @dataclass(frozen=True, kw_only=True)
 class ConversionReport(ChangeReport):
@@ -57,6 +59,7 @@ class ConversionReport(ChangeReport):
                 f"matrix unit multiplies in bfloat16; single weights: {', '.join(self.unblocked)}"
             )
         notes = [(layer.name, note) for layer in self.layers for note in layer.notes]
+        notes += [(layer.name, EMPTY) for layer in self.layers if layer.nnz == 0]
         for note in dict.fromkeys(note for _, note in notes):
             names = [name for name, found in notes if found == note]
             who = ", ".join(names) if len(names) < 5 else f"{len(names)} layers"

@@ -173,7 +173,10 @@ def check_fractions(start: float, floor: float) -> None:
 def check_growth(grow: str) -> None:
     """Refuse an unknown way to grow."""
     if grow not in GROWTHS:
-        raise ValueError(f"grow must be one of {', '.join(map(repr, GROWTHS))}, but got {grow!r}")
+        names = ", ".join(map(repr, GROWTHS))
+        raise ValueError(
+            f"grow must be one of {names}, but got {grow!r}; RigL is 'gradient', SET is 'random'"
+        )
 
 
 def as_regions(regions: Sequence[Region]) -> tuple[Region, ...]:

@@ -290,7 +290,10 @@ class ChangeReport(Report):
     def time_lines(self) -> Iterator[str]:
         """Yield a line for each measured pass of the whole model."""
         for which, found in self.times.items():
-            yield f"{which} of the whole model: {found}"
+            verdict = Verdict.of(found.ratio)
+            yield f"{which} of the whole model: {found}" + (
+                f": {verdict}" if verdict is Verdict.UNCLEAR else ""
+            )
 
 
 def count_cells(name: str, counts: Counts) -> dict[str, str]:
