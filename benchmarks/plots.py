@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from sparseconv.bench.document import BEST, Row, best_baseline, ratio
+from sparseconv.bench.document import BEST, Row, ratio
 from sparseconv.bench.run import COMPUTATIONS
 from sparseconv.core.files import write_whole
 from sparseconv.report import figures
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Densities and speeds, by title of a panel and by line.
-Speeds = Mapping[str, Mapping[str, Sequence[tuple[float, float]]]]
 AGAINST = {"conv1d": "F.conv1d", BEST: "the fastest baseline"}
 LEAST_DENSITY = 0.01  # a case with fewer weights measures the packing, not a layer
 
@@ -46,13 +44,6 @@ MAPS = (
     Map("kernel size K (taps)", (3, 9, 39), lambda r: r["kernel_size"],
         {k: v for k, v in LAYER.items() if k != "kernel_size"}),
 )  # fmt: skip
-# The layers of README's picture.
-PICTURED = {
-    "8 → 8 channels, 39 taps": {"in_channels": 8, "out_channels": 8, "kernel_size": 39,
-                                "length": 64},
-    "47 → 141 channels, 39 taps (DSN)": LAYER,
-    "47 → 141 channels, 3 taps": LAYER | {"kernel_size": 3},
-}  # fmt: skip
 PLAIN = {"batch": 16, "stride": 1, "dilation": 1, "groups": 1}
 
 
@@ -113,58 +104,6 @@ def draw_savings(ax: Axes, points: Mapping[str, ArrayLike]) -> None:
         axis.set_major_formatter(lambda value, _: f"{value:g}x")
     ax.set_xlim(0.9, 1.2 * max(flops))
     ax.set_ylim(0.8 * min(times), 1.3 * max(times))
-
-
-def training_speeds(rows: Iterable[Row], layer: Mapping[str, Any]) -> list[tuple[float, ...]]:
-    """Return density, and how many times faster all three computations are than by ``F.conv1d``
-    and than by the fastest baseline of each; one thread, at each density that was measured.
-    """
-    totals: dict[float, list[tuple[float, float, float]]] = {}
-    for row in main_rows(rows):
-        uniform = row["case"].startswith(("uniform_", "channels_", "kernel_"))
-        same = all(row[key] == value for key, value in (layer | PLAIN).items())
-        best = best_baseline(row)
-        if uniform and same and row["threads"] == 1 and best:
-            ms = row["ms"]
-            totals.setdefault(row["density"], []).append((ms["sparse"], ms["conv1d"], ms[best]))
-    sums = {d: np.sum(ms, axis=0) for d, ms in totals.items() if len(ms) == len(COMPUTATIONS)}
-    return [(d, plain / sparse, best / sparse) for d, (sparse, plain, best) in sorted(sums.items())]
-
-
-def layer_speeds(rows: Sequence[Row]) -> Speeds:
-    """Return the speeds of training three layers, against the plain and the fastest dense way."""
-    found = {label: training_speeds(rows, layer) for label, layer in PICTURED.items()}
-    return {
-        f"Against {spelled}": {
-            label: [(speed[0], speed[i]) for speed in speeds] for label, speeds in found.items()
-        }
-        for i, spelled in enumerate(("F.conv1d", "the fastest dense way, FFT among them"), 1)
-    }
-
-
-def speed_by_density(panels: Speeds) -> Figure:
-    """Draw speeds by density next to each other, with the break-even."""
-    figure = figures.new_figure("", 9.0, 4.3)
-    axes = figure.subplots(1, len(panels), sharex=True, sharey=True)
-    for ax, (title, lines) in zip(axes, panels.items(), strict=True):
-        figures.style_axes(ax, "weights active", "times as fast as dense" if ax is axes[0] else "")
-        ax.tick_params(labelsize=10)
-        ax.xaxis.label.set_size(10)
-        ax.yaxis.label.set_size(10)
-        ax.axhspan(1e-3, 1.0, color="#f4ece4", zorder=0, linewidth=0)
-        ax.axhline(1.0, color=figures.INK, linewidth=1.2)
-        ax.text(0.0205, 0.93, "dense is faster", va="top", fontsize=10, color=figures.FAINT)
-        for (label, points), colour in zip(lines.items(), figures.SERIES, strict=False):
-            ax.plot(*np.transpose(points), "-o", color=colour, markersize=4, label=label)
-        ax.set_title(title, fontsize=11, color=figures.INK, loc="left")
-        ax.set_xscale("log")
-        ax.set_yscale("log", base=2)
-        ax.set_xticks(shares := (0.02, 0.05, 0.13, 0.3, 0.6, 1.0), [f"{s:.0%}" for s in shares])
-        ax.minorticks_off()
-        ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}x")
-    axes[0].set_ylim(0.2, 40)
-    figures.legend_above(figure, axes[0])
-    return figure
 
 
 def networks_by_density(lines: Mapping[str, Sequence[tuple[float, float]]]) -> Figure:

@@ -20,7 +20,7 @@ from sparseconv.bench.run import COMPUTATIONS, ROUNDS
 from sparseconv.measure.table import Table
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    pass
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -37,6 +37,10 @@ FFT = (
     "it prepared, as inference can."
 )
 
+CAPTION = (
+    "A training step of three networks on one CPU thread, against the same network dense at the "
+    "fastest of PyTorch's settings."
+)
 LOSING = (*tables.FASTEST, tables.CONV1D)  # what a table of rows says that dense ways win
 
 
@@ -45,7 +49,7 @@ def first_screen(folder: str = "") -> str:
     bench = recorded()
     return (
         f"![Speed of training by density, with the break-even]({folder}static/{PICTURE.name})\n\n"
-        f"*{about_picture()}*\n\n"
+        f"*{CAPTION}*\n\n"
         f"## What you gain\n\n{front_page.gains(bench, folder).markdown()}\n\n"
         f"{front_page.about_gains(bench)}\n\n"
         f"{front_page.losses(bench, lost(bench['rows']), folder)}\n\n"
@@ -214,26 +218,6 @@ def filled(text: str) -> str:
     return head + BEGIN + first_screen("docs/") + "\n" + END + rest.split(END)[1]
 
 
-def picture() -> Figure:
-    """Draw the speeds of networks by density; of layers, where no network is recorded yet."""
-    if densities.RESULTS.exists():
-        return plots.networks_by_density(densities.speeds(densities.RESULTS))
-    return plots.speed_by_density(plots.layer_speeds(recorded()["rows"]))
-
-
-def about_picture() -> str:
-    """Say what the picture shows."""
-    if densities.RESULTS.exists():
-        return (
-            "A training step of three networks on one CPU thread, against the same network dense "
-            "at the fastest of PyTorch's settings."
-        )
-    return (
-        "Three layers, forward and backward, on one CPU thread. The right half counts FFT with a "
-        "prepared spectrum, which training cannot use, among the dense ways."
-    )
-
-
 if __name__ == "__main__":
     README.write_text(filled(README.read_text(encoding="utf-8")), encoding="utf-8")
-    plots.write_svg(picture(), PICTURE)
+    plots.write_svg(plots.networks_by_density(densities.speeds()), PICTURE)

@@ -15,7 +15,7 @@ from benchmarks.edge import report as edge_report
 from benchmarks.gpu import tables as gpu
 from benchmarks.lines import read_lines
 from benchmarks.paper import report
-from benchmarks.studies import blocks, classifiers, published_networks, unpruned
+from benchmarks.studies import blocks, classifiers, densities, published_networks, unpruned
 from sparseconv.bench import document, tables
 from sparseconv.measure.table import threads_text
 
@@ -35,6 +35,7 @@ def write_all(folder: Path) -> None:
         "first_screen": readme.first_screen,
         "ratios": readme.ratios,
         "paper": lambda: report.recorded(folder, "full"),
+        "networks": densities.section,
         "machine": lambda: f"Measured on {readme.where(bench['machine'])}.",
         "break_even": lambda: "\n\n".join(
             figure(path, f"{threads_text(threads)}. {captions['break_even']}")

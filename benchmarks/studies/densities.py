@@ -92,7 +92,7 @@ def training_step(model: nn.Module, X: Tensor, y: Tensor) -> Callable[[], None]:
     return step
 
 
-def speeds(path: Path) -> dict[str, list[tuple[float, float]]]:
+def speeds(path: Path = RESULTS) -> dict[str, list[tuple[float, float]]]:
     """Return each network's densities and speeds against its fastest dense setting, which is 1."""
     return {
         row["network"]: [

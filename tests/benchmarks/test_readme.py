@@ -106,21 +106,6 @@ def test_the_ratios_are_of_the_worse_of_the_threads_and_what_it_lost_to() -> Non
 # Plots
 
 
-def test_a_speed_of_training_is_of_all_three_computations_together() -> None:
-    rows = [
-        row(
-            "uniform_10",
-            name,
-            ms={"sparse": 1.0, "conv1d": plain, "fft": fft},
-            conv1d=plain,
-            fft=fft,
-        )
-        for name, plain, fft in (("fprop", 8.0, 2.0), ("dgrad", 16.0, 4.0), ("wgrad", 24.0, 6.0))
-    ]
-    assert plots.training_speeds(rows, plots.LAYER) == [(rows[0]["density"], 16.0, 4.0)]
-    assert plots.training_speeds(rows[:2], plots.LAYER) == []  # without wgrad
-
-
 def test_the_registry_spans_the_maps_and_cells_are_the_fastest_baselines() -> None:
     suites = ["density", "length", "channels", "kernel", "break_even", "layer"]
     rows = [row(case.name, conv1d=8.0, fft=2.0) for case in select(suites)]

@@ -18,7 +18,7 @@ from small_plan import write_set
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from benchmarks import plots, readme
+from benchmarks import plots
 from benchmarks.lines import add_line, read_lines
 from benchmarks.studies import blocks, classifiers, densities, published_networks, unpruned
 from benchmarks.studies.__main__ import main
@@ -117,21 +117,6 @@ def test_no_time_is_written_down_for_other_results(
     with pytest.raises(WrongResultError, match="outputs are wrong"):
         densities.row("ResNet")
     assert not small_densities
-
-
-@pytest.mark.parametrize("recorded", [True, False])
-def test_the_picture_is_of_networks_as_soon_as_they_are_recorded(
-    recorded: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "rows.jsonl"
-    monkeypatch.setattr(densities, "RESULTS", path)
-    if recorded:
-        ratio = {"1": {"plain": [1.0, 0.9, 1.1]}, "0.05": {"plain": [8.0, 7.0, 9.0]}}
-        add_line(path, {"network": "ours", "fastest": "plain", "ratio": ratio})
-    text, caption = readme.picture(), readme.about_picture()
-    assert len(text.axes) == (1 if recorded else 2)
-    assert caption.startswith("A training step of three" if recorded else "Three layers")
-    assert f"*{caption}*" in readme.first_screen()
 
 
 class Own(nn.Conv1d):
