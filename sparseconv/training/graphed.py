@@ -28,7 +28,7 @@ class StaticPattern(KernelCSR):
 
     __slots__ = ()
 
-    def follow(self, pattern: KernelCSR, repeated: Repeated) -> None:
+    def follow(self, pattern: KernelCSR, repeated: Repeated | None = None) -> None:
         """Copy the content of a pattern with the same shape, nnz and block.
 
         ``repeated`` computes the plans of the kernels again.

@@ -162,7 +162,7 @@ def test_transforms_inside_of_a_graph() -> None:
     ]
     for function, argument in functions:
         if function is not functions[-1][0]:
-            with pytest.raises(RuntimeError, match=r"inside of torch\.func"):
+            with pytest.raises(RuntimeError, match=r"inside torch\.func"):
                 compiled(function)[0](argument)
             torch._dynamo.reset()
         wanted = function(argument)
