@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from benchmarks import front_page, plots
 from benchmarks.studies import densities
@@ -18,9 +18,6 @@ from sparseconv.bench.cases import SUITES
 from sparseconv.bench.document import BEST, Row, best_baseline, ratio
 from sparseconv.bench.run import COMPUTATIONS, ROUNDS
 from sparseconv.measure.table import Table
-
-if TYPE_CHECKING:
-    pass
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"

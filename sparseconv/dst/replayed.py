@@ -24,9 +24,8 @@ class ReplayedUpdates:
     """Computes ``tensors.update`` from CUDA graphs; copies and pickles of it begin without any."""
 
     def __init__(self) -> None:
-        self._layers: dict[str, _Layer] = {}
-        self._graphs: CudaGraphs | None = None
-        self._device: torch.device | None = None
+        self._layers: dict[str, tuple[torch.device, _Layer]] = {}
+        self._graphs: dict[torch.device, CudaGraphs] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         return ReplayedUpdates, ()
@@ -40,12 +39,12 @@ class ReplayedUpdates:
     ) -> Arrays:
         if math.prod(shape) > LARGEST:
             return tensors.update(crow, col, shape, *arguments)
-        if self._graphs is None or crow.device != self._device:
-            self._layers, self._device = {}, crow.device
-            self._graphs = CudaGraphs(crow.device)
-        if name not in self._layers:
-            self._layers[name] = _Layer(self._graphs)
-        return self._layers[name].update(crow, col, shape, *arguments)
+        device, layer = self._layers.get(name, (None, None))
+        if layer is None or device != crow.device:
+            graphs = self._graphs.setdefault(crow.device, CudaGraphs(crow.device))
+            layer = _Layer(graphs)
+            self._layers[name] = crow.device, layer
+        return layer.update(crow, col, shape, *arguments)
 
 
 class _Layer:

@@ -20,7 +20,7 @@ class CudaGraphs:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._given_up = False
+        self.given_up = False
 
     @functools.cached_property
     def _pool(self) -> Any:
@@ -36,12 +36,12 @@ class CudaGraphs:
 
     def give_up(self) -> None:
         """Capture no more: a capture that failed may have left the pool unusable."""
-        self._given_up = True
+        self.given_up = True
         self.forget()
 
     def can_capture(self) -> bool:
         """Return whether none has failed, and the caller is not capturing itself."""
-        return not (self._given_up or torch.cuda.is_current_stream_capturing())
+        return not (self.given_up or torch.cuda.is_current_stream_capturing())
 
     def on_side_stream(self, call: Callable[[], T]) -> T:
         """Run on the stream of the captures: autograd remembers the streams of its nodes."""
@@ -91,7 +91,7 @@ class Repeated:
 
     def __call__(self, key: Hashable, work: Callable[[], T]) -> T:
         """Do the work; another ``key`` says that the work or its memory is another."""
-        if self._key == key and self._replay is not None:
+        if self._key == key and self._replay is not None and not self._graphs.given_up:
             return cast(T, self._replay())
         if self._key != key or not self._graphs.can_capture():
             self._replay = None

@@ -84,8 +84,8 @@ def register_fake(library: torch.library.Library, *names: str) -> Callable[[Fake
             if without and any(result.device.type != "meta" for result in written):
                 raise TypeError(
                     "expected all tensors on one device, but got one of shape "
-                    f"{list(without[0].shape)} on device 'meta', which holds no numbers; move it "
-                    "by .to_empty() or load the model's state"
+                    f"{list(without[0].shape)} on device 'meta', which holds no numbers; call "
+                    "model.to_empty(device=...), then load a state dict"
                 )
             return results
 

@@ -299,7 +299,7 @@ def _sets(
         if reason is None and len({_common(conv) for conv in convs}) > 1:
             reason = f"the layers must have the same {', '.join(WEIGHT + OPTIONS)}; make two sets"
         if reason is None and len(set(convs)) < len(convs):
-            reason = "a layer may be in one set only"
+            reason = "a layer may be named once only"
         yield names, convs, reason
 
 

@@ -22,7 +22,7 @@ from torch.optim.swa_utils import AveragedModel
 from sparseconv import DSTScheduler, KernelCSR, Region
 from sparseconv.core.pattern_arrays import PatternArrays
 from sparseconv.dst import replayed, scheduler, tensors, update
-from sparseconv.ops.graphs import CudaGraphs
+from sparseconv.ops.graphs import CudaGraphs, Repeated
 
 MODELS = {"single weights": two_layers, "blocks": in_blocks}
 
@@ -159,6 +159,20 @@ def test_where_nothing_can_be_captured_updates_stay_eager(on_gpu: pytest.MonkeyP
         eager = trained(two_layers, "gradient")
     assert len(all) == 1, "for the first layer; the second is not tried"
     assert same(snapshot(eager[0], *eager[2:]), snapshot(graphed[0], *graphed[2:]))
+    # The next capture fails: what was captured before is not replayed any more.
+    graphs = CudaGraphs(torch.device("cpu"))
+    FakeCudaGraph(on_gpu)
+    first, second = Repeated(graphs), Repeated(graphs)
+    calls: list[str] = []
+    for _ in range(2):
+        first(1, lambda: calls.append("first"))
+    on_gpu.setattr(CudaGraphs, "capture", fails)
+    second(1, lambda: calls.append("second"))
+    with pytest.warns(UserWarning, match="more slowly"):
+        second(1, lambda: calls.append("second"))
+    before = calls.count("first")
+    first(1, lambda: calls.append("first"))
+    assert calls.count("first") == before + 1
 
 
 def test_an_infinite_gradient_or_none_moves_nothing(on_gpu: pytest.MonkeyPatch) -> None:

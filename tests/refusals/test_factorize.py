@@ -62,7 +62,7 @@ test_factorize = refusals(
     (call(model(), rank=1, method="middle"), ValueError, "method must be one of"),
     (lambda: sc.factorize(model(), layers=["0", "1"], rank=1), ValueError, "expects several equal"),
     (call(model(), "0", "9"), ValueError, "of ['0', '1', '2'], but got '9'"),
-    (call(model(), "0", "0"), ValueError, "a layer may be in one set only"),
+    (call(model(), "0", "0"), ValueError, "a layer may be named once only"),
     (call(model(), "0", "1", rank=1, method="svd"), ValueError, "'svd' expects several"),
     (call(model(), "0", "1", rank=9), ValueError, "a rank of at most 8, as the weights have"),
     (call(model(), "0", "1", compression=50), ValueError, "expected a compression of at most"),
