@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from scipy.stats import binomtest
 from torch import Tensor, nn
 
+from benchmarks.studies.densities import training_step
 from sparseconv import datasets
 from sparseconv.bench.network.compare import check_layers
 from sparseconv.conversion import to_dense
@@ -97,7 +97,10 @@ def run(epochs: int, out: Path) -> Path:
         print(f"{number}/{len(NETWORKS)}  training: {name}", flush=True)
         trained[name] = fit(options, data, recipe)
     X, y = torch.as_tensor(data.X_train[:batch]), torch.as_tensor(data.y_train[:batch])
-    steps = {name: stepper(network.model, X, y) for name, network in trained.items()}
+    steps = {
+        name: training_step(deepcopy_model(network.model), X, y)
+        for name, network in trained.items()
+    }
     times = timing.interleave(steps, rounds=ROUNDS, clock=time.process_time)
     table = tabulate(trained, times)
     ratio = timing.ratio(times, DENSE, SPARSE)
@@ -127,19 +130,6 @@ def fit(options: dict[str, float], data: datasets.Dataset, recipe: Recipe) -> Tr
         sum(row["cpu_seconds"] for row in result.history),
         predicted == torch.as_tensor(data.y_test),
     )
-
-
-def stepper(model: nn.Module, X: Tensor, y: Tensor) -> Callable[[], None]:
-    """Make a function that trains a copy of a network for one step."""
-    model = deepcopy_model(model).train()
-    optimizer = torch.optim.Adam(model.parameters(), lr=3e-4, fused=True)
-
-    def step() -> None:
-        optimizer.zero_grad()
-        F.nll_loss(model(X), y).backward()
-        optimizer.step()
-
-    return step
 
 
 def tabulate(trained: dict[str, Trained], times: timing.Times) -> Table:
