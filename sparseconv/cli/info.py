@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from sparseconv.cli.options import RUN
+from sparseconv.cli.results import unfinished
 from sparseconv.measure import machine
 from sparseconv.ops.backends import available_backends
 from sparseconv.rocket import RocketModel
@@ -45,6 +46,7 @@ def _of_run(folder: Path) -> list[tuple[str, str]]:
     classes = ", ".join(map(str, data["classes"]))
     return [
         ("model", model),
+        *[("unfinished", text) for text in [unfinished(run, folder)] if text],
         ("data", f"{data.get('name')}, {data['n_channels']} x {data['n_timepoints']}: "
                  f"{data['n_train']} series for training, {data.get('n_test')} for testing"),
         ("classes", classes if len(classes) < 80 else f"{len(data['classes'])}"),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
+import shlex
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from typing import Any
 import torch
 
 from sparseconv import datasets
+from sparseconv.cli.options import PROG
 from sparseconv.core.files import LOCK_NAME, check_writable, claimed, partial_files, write_whole
 from sparseconv.measure.table import Table, with_thousands
 from sparseconv.models import DSN
@@ -182,10 +185,30 @@ def folder_of(path: Path) -> Path:
     return path if path.is_dir() else path.parent
 
 
+def resume_command(out: Path) -> str:
+    """Return what resumes the run in a results folder."""
+    return f"{PROG} {shlex.join(['train', '--out', str(out), '--resume'])}"
+
+
+def unfinished(run: TrainedRun, path: Path) -> str | None:
+    """Say how far a run that did not end has come, and what to do; None if it ended."""
+    epochs = run.config.get("recipe", {}).get("epochs")
+    if run.epochs_done == epochs:
+        return None
+    resume = f"to resume: {resume_command(folder_of(path))}"
+    remedy = "`prune` cannot resume it, prune again" if "pruning" in run.config else resume
+    return f"{run.epochs_done} of {epochs} epochs are trained; {remedy}"
+
+
 def load_network(path: Path) -> tuple[TrainedRun, DSN]:
-    """Load a run with its network; ValueError if it holds random kernels."""
+    """Load a run with its network, and warn if it is unfinished.
+
+    ValueError if it holds random kernels.
+    """
     run = load_run(path)
     if isinstance(run.model, DSN):
+        if warning := unfinished(run, path):
+            print(f"warning: {path} is unfinished: {warning}", file=sys.stderr)
         return run, run.model
     raise ValueError(f"{path} holds random kernels; expected the run of a Dynamic Sparse Network")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 import statistics
 import sys
 from collections.abc import Mapping
@@ -14,13 +13,14 @@ from typing import Any
 import torch
 
 from sparseconv import datasets
-from sparseconv.cli.options import INTERRUPTED, PROG, QUIET, add_setting, count, refuse_foreign
+from sparseconv.cli.options import INTERRUPTED, QUIET, add_setting, count, refuse_foreign
 from sparseconv.cli.results import (
     check_data,
     data_facts,
     described,
     new_folder,
     path_of,
+    resume_command,
     train_network,
     write_config,
 )
@@ -134,8 +134,7 @@ def run(args: argparse.Namespace) -> int:
                 model, data, config, out, quiet=args.quiet, resume=args.resume
             )
         except KeyboardInterrupt:
-            again = shlex.join(["train", "--out", str(out), "--resume"])
-            print(f"\nstopped; to resume: {PROG} {again}", file=sys.stderr)
+            print(f"\nstopped; to resume: {resume_command(out)}", file=sys.stderr)
             return INTERRUPTED
     cases = len(data.y_test)
     print(

@@ -55,6 +55,8 @@ class TrainedRun:
             network maps ``(N, n_channels, length)`` to log-probabilities ``(N, n_classes)``.
         classes: the label of each class, in the order of the model's outputs.
         epoch: the best epoch, from 1; None for a ``RocketModel``.
+        epochs_done: how many epochs were trained, fewer than the recipe's in an unfinished run;
+            None for a ``RocketModel``.
         config: the content of ``config.json``: data, network and recipe (or pocket), and machine.
             For a pruned run also ``"pruning"``: the criterion, and the filters that each layer
             kept.
@@ -65,6 +67,7 @@ class TrainedRun:
     model: DSN | RocketModel
     classes: npt.NDArray[Any]
     epoch: int | None
+    epochs_done: int | None
     config: Mapping[str, Any]
 
     def predict(self, X: Any) -> npt.NDArray[Any]:
@@ -136,8 +139,9 @@ def load_run(path: str | os.PathLike[str], *, backend: Backend = "auto") -> Trai
         )
     if pocket:
         found = RocketModel.load(file)
-        return TrainedRun(found, found.classes, None, config)
-    best, data = checkpoint.load(file)["best"], config["data"]
+        return TrainedRun(found, found.classes, None, None, config)
+    content, data = checkpoint.load(file), config["data"]
+    best, done = content["best"], len(content["history"])
     network = {name: config["network"][name] for name in NETWORK} | {"backend": backend}
     with torch.random.fork_rng(devices=[]):  # the first weights are drawn, then overwritten
         model: Any = DSN(data["n_channels"], len(data["classes"]), **network)
@@ -149,7 +153,7 @@ def load_run(path: str | os.PathLike[str], *, backend: Backend = "auto") -> Trai
         raise checkpoint.CheckpointError(
             f"{file} does not fit its {CONFIG_NAME}, or is damaged: {error}; train again"
         ) from error
-    return TrainedRun(model.eval(), np.array(data["classes"]), best["epoch"], config)
+    return TrainedRun(model.eval(), np.array(data["classes"]), best["epoch"], done, config)
 
 
 def _pruned(model: DSN, config: Mapping[str, Any], state: Mapping[str, Any]) -> nn.Module:

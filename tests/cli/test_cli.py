@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from tiny import same
-from toy_run import NETWORK, RECIPE, SMALL, history, is_network, losses
+from toy_run import NETWORK, RECIPE, SMALL, history, is_network, losses, stop_after
 
 import sparseconv as sc
 from sparseconv.cli import options, results
@@ -128,21 +128,6 @@ def test_every_option_reaches_the_run(
         words += [flag] if value is True else [flag, str(value)]
     assert main(words) == 2
     assert json.loads((out / "config.json").read_text())["network"] == NETWORK
-
-
-def stop_after(epochs: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make Ctrl-C happen once, right after the checkpoint of an epoch; 0: before the first."""
-    real, count = checkpoint.save, 0
-
-    def save(*args: Any) -> None:
-        nonlocal count
-        if epochs:
-            real(*args)
-        count += 1
-        if count >= epochs:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(checkpoint, "save", save)
 
 
 @pytest.mark.promise("P9")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 import torch
 from c_program import Program
 from fake_clock import fake_clock
-from toy_run import SMALL, files, write_data
+from toy_run import SMALL, files, stop_after, write_data
 
 import sparseconv as sc
 from sparseconv import datasets, profiling
@@ -77,6 +78,35 @@ def test_export(home: Path, command: Any) -> None:
         labels = np.array(["fast", "slow"])[Program(run / folder, "toy").labels(X)]
         if not words:
             assert (labels == sc.load_run(run).predict(X)).all()
+
+
+def test_an_unfinished_run(
+    home: Path, command: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is read with a warning that says how to resume it; a finished one without."""
+    fake_clock(monkeypatch)
+    run, data = home / "half", str(home / "toy.npz")
+    with monkeypatch.context() as patched:
+        stop_after(2, patched)
+        assert main(["train", data, "--epochs", "6", "--out", str(run), *SMALL]) == 130
+    how = f"to resume: python -m sparseconv train --out {run} --resume\n"
+    said = f"2 of 6 epochs are trained; {how}"
+    assert re.search(rf"^unfinished +{re.escape(said)}", command("info", run), re.MULTILINE)
+    assert "unfinished" not in command("info", home / "run")
+    for path, words in (
+        (run, ["export"]),
+        (run / "checkpoint.pt", ["profile", "--inference", "--quiet"]),
+    ):
+        assert main([words[0], str(path), *words[1:]]) == 0
+        assert capsys.readouterr().err == f"warning: {path} is unfinished: {said}"
+    assert main(["profile", str(home / "run"), "--inference", "--quiet"]) == 0
+    assert capsys.readouterr().err == ""
+    config = json.loads((run / "config.json").read_text())
+    kept = {"criterion": "WHC", "filters": {f"blocks.{i}.conv": list(range(9)) for i in (0, 1)}}
+    (run / "config.json").write_text(json.dumps(config | {"pruning": kept}))
+    assert "2 of 6 epochs are trained; `prune` cannot resume it, prune again\n" in command(
+        "info", run
+    )
 
 
 def test_data_that_moved(home: Path, tmp_path: Path, refused: Any) -> None:

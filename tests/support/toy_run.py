@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from sparseconv.models import DSN
+from sparseconv.training import checkpoint
 
 SMALL = ["--nf", "3", "--kernel-size", "6", "--depth", "2", "--seed", "4", "--quiet"]
 SMALL += ["--threads", "1"]
@@ -54,6 +56,21 @@ def write_data(folder: Path) -> str:
     path = folder / "toy.npz"
     np.savez(path, X_train=X[:10], y_train=labels[:10], X_test=X[10:], y_test=labels[10:])
     return str(path)
+
+
+def stop_after(epochs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make Ctrl-C happen once, right after the checkpoint of an epoch; 0: before the first."""
+    real, count = checkpoint.save, 0
+
+    def save(*args: Any) -> None:
+        nonlocal count
+        if epochs:
+            real(*args)
+        count += 1
+        if count >= epochs:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "save", save)
 
 
 def history(out: Path) -> list[dict[str, str]]:

@@ -74,7 +74,8 @@ def test_an_unfinished_run(copied: Path) -> None:
     best = min(reversed(kept), key=lambda row: row["train_loss"])
     content |= {"history": kept, "best": content["best"] | {"epoch": best["epoch"]}}
     checkpoint.save(copied / "checkpoint.pt", content)
-    assert sc.load_run(copied).epoch == best["epoch"]
+    run = sc.load_run(copied)
+    assert (run.epoch, run.epochs_done) == (best["epoch"], 3)
     (copied / "checkpoint.pt").unlink()
     with pytest.raises(ValueError, match=r"checkpoint\.pt does not exist.*--resume"):
         sc.load_run(copied)
