@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ import torch
 from scipy.stats import binomtest
 from torch import Tensor, nn
 
-from benchmarks.studies.densities import training_step
+from benchmarks.studies.published_networks import training_step
 from sparseconv import datasets
 from sparseconv.bench.network.compare import check_layers
 from sparseconv.conversion import to_dense
@@ -98,7 +99,7 @@ def run(epochs: int, out: Path) -> Path:
         trained[name] = fit(options, data, recipe)
     X, y = torch.as_tensor(data.X_train[:batch]), torch.as_tensor(data.y_train[:batch])
     steps = {
-        name: training_step(deepcopy_model(network.model), X, y)
+        name: partial(training_step(deepcopy_model(network.model)), X, y)
         for name, network in trained.items()
     }
     times = timing.interleave(steps, rounds=ROUNDS, clock=time.process_time)

@@ -66,6 +66,13 @@ def add_missing(
             print(*values, flush=True)
 
 
+def machines(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Name what the rows were measured on: processors, instruction sets, versions and days."""
+    found = (row["machine"] for row in rows)
+    texts = {f"{m['cpu']}, {m['isa']}, torch {m['torch']}, {m['date'][:10]}" for m in found}
+    return "; ".join(sorted(texts))
+
+
 def _whole(content: bytes) -> int:
     """The bytes before a torn last line: a part of an object is not JSON."""
     size = content.rfind(b"\n") + 1

@@ -22,7 +22,7 @@ from torch.nn.utils import prune
 import sparseconv as sc
 from benchmarks.paper.archives import open_archive
 from benchmarks.paper.tables.cells import spread
-from benchmarks.studies.published_networks import BATCH, Data, accuracy, fit, stepper
+from benchmarks.studies.published_networks import BATCH, Data, accuracy, fit, training_step
 from sparseconv.bench.document import rounded, write_json
 from sparseconv.measure.machine import measurement_context, threads
 from sparseconv.measure.table import Table
@@ -81,14 +81,14 @@ def times(network: str, data: Data) -> dict[str, Any]:
     """Time a training step of one batch: all ways, and two compiled."""
     torch.compiler.reset()  # it compiles one forward for a limited number of shapes
     models = networks(network, data, 0, 0)
-    data = data._replace(X_train=data.X_train[:BATCH], y_train=data.y_train[:BATCH])
+    X, y = data.X_train[:BATCH], data.y_train[:BATCH]
 
     def call(model: nn.Module, way: str) -> Callable[[], None]:
-        step = stepper(model, data, 1)
+        step = training_step(model)
 
         def timed() -> None:
             with in_precision(way):
-                step()
+                step(X, y)
 
         return timed
 

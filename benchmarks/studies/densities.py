@@ -16,11 +16,10 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
 
-from benchmarks.lines import add_missing, read_lines
+from benchmarks.lines import add_missing, machines, read_lines
 from benchmarks.studies.blocks import pruned
+from benchmarks.studies.published_networks import training_step
 from sparseconv.bench.document import rounded
 from sparseconv.bench.network.compare import TURN, check_layers, check_step
 from sparseconv.bench.network.masked import images_of
@@ -66,7 +65,8 @@ def row(network: str) -> dict[str, Any]:
         outputs = [way.train()(X).detach() for way in ways.values()]
         for found in outputs[1:]:
             torch.testing.assert_close(found, outputs[0], rtol=1e-4, atol=1e-5)
-        calls = {name: training_step(model, X, y) for name, model in (ways | models).items()}
+        steps = {name: training_step(model) for name, model in (ways | models).items()}
+        calls = {name: partial(step, X, y) for name, step in steps.items()}
         taken = interleave(calls, rounds=ROUNDS, least_seconds=TURN)
     fastest = min(ways, key=lambda name: float(np.median(taken[name])))
     return rounded({
@@ -77,19 +77,6 @@ def row(network: str) -> dict[str, Any]:
             for density in models
         },
     })  # fmt: skip
-
-
-def training_step(model: nn.Module, X: Tensor, y: Tensor) -> Callable[[], None]:
-    """Make a call that trains on one batch."""
-    # fused: Adam's fastest form for either side, and the one that train() uses.
-    optimizer = torch.optim.Adam(model.train().parameters(), lr=3e-4, fused=True)
-
-    def step() -> None:
-        optimizer.zero_grad()
-        F.nll_loss(model(X), y).backward()
-        optimizer.step()
-
-    return step
 
 
 def speeds(path: Path = RESULTS) -> dict[str, list[tuple[float, float]]]:
@@ -111,12 +98,8 @@ def section(path: Path = RESULTS) -> str:
          f"{row['ms'][density][0]:.2f}")
         for row in rows for density, found in row["ratio"].items()
     ]  # fmt: skip
-    machines = {
-        f"{m['cpu']}, {m['isa']}, 1 thread, torch {m['torch']}, {m['date'][:10]}"
-        for m in (row["machine"] for row in rows)
-    }
     return (
-        f"{Table(header, lines).markdown()}\n\n{'; '.join(sorted(machines))}. A training step of "
-        f"{BATCH} series of one channel and {LENGTH} samples, float32. Dense over sparse time: "
+        f"{Table(header, lines).markdown()}\n\n{machines(rows)}. A training step of {BATCH} series "
+        f"of one channel and {LENGTH} samples, float32, on one thread. Dense over sparse time: "
         f"medians with 95 % intervals of {ROUNDS} interleaved rounds.\n"
     )

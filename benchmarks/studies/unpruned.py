@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 import sparseconv as sc
-from benchmarks.lines import add_missing, read_lines
+from benchmarks.lines import add_missing, machines, read_lines
 from sparseconv.measure.machine import threads
 from sparseconv.measure.table import Table
 from sparseconv.measure.timing import Estimate
@@ -86,12 +86,8 @@ def section(path: Path = RESULTS) -> str:
          *cells(row["inference"]))
         for row in rows
     ]  # fmt: skip
-    machines = {
-        f"{m['cpu']}, {m['isa']}, torch {m['torch']}, {m['date'][:10]}"
-        for m in (row["machine"] for row in rows)
-    }
     return (
-        f"{Table(header, lines).markdown()}\n\n{'; '.join(sorted(machines))}. Batches of {BATCH} "
+        f"{Table(header, lines).markdown()}\n\n{machines(rows)}. Batches of {BATCH} "
         "series of one channel, float32; ratios above 1: the converted network is faster; medians "
         f"with 95 % intervals of {ROUNDS} interleaved pairs.\n"
     )
