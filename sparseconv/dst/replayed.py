@@ -16,6 +16,7 @@ from sparseconv.dst import tensors
 from sparseconv.ops.graphs import CudaGraphs, Repeated
 
 Arrays = tuple[Tensor, Tensor, Tensor]
+Settings = tuple[Shape, Block, tuple[Region, ...]]
 # A graph keeps some 90 bytes for each weight. Launches are not what larger layers wait for.
 LARGEST = 2**20
 
@@ -24,7 +25,7 @@ class ReplayedUpdates:
     """Computes ``tensors.update`` from CUDA graphs; copies and pickles of it begin without any."""
 
     def __init__(self) -> None:
-        self._layers: dict[str, tuple[torch.device, _Layer]] = {}
+        self._layers: dict[str, tuple[Any, Callable[..., Arrays]]] = {}
         self._graphs: dict[torch.device, CudaGraphs] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -35,27 +36,8 @@ class ReplayedUpdates:
         return partial(self._update, name)
 
     def _update(
-        self, name: str, crow: Tensor, col: Tensor, shape: Shape, *arguments: Any
-    ) -> Arrays:
-        if math.prod(shape) > LARGEST:
-            return tensors.update(crow, col, shape, *arguments)
-        device, layer = self._layers.get(name, (None, None))
-        if layer is None or device != crow.device:
-            graphs = self._graphs.setdefault(crow.device, CudaGraphs(crow.device))
-            layer = _Layer(graphs)
-            self._layers[name] = crow.device, layer
-        return layer.update(crow, col, shape, *arguments)
-
-
-class _Layer:
-    """What the graph of one layer reads."""
-
-    def __init__(self, graphs: CudaGraphs) -> None:
-        self._graphs = graphs
-        self._key: Any = None
-
-    def update(
         self,
+        name: str,
         crow: Tensor,
         col: Tensor,
         shape: Shape,
@@ -66,27 +48,37 @@ class _Layer:
         dense_grad: Tensor | None,
         seed: int,
     ) -> Arrays:
-        given = [crow, col, values.detach()] + ([] if dense_grad is None else [dense_grad])
         settings = shape, block, tuple(regions)
-        key = settings, tuple((tensor.shape, tensor.dtype) for tensor in given)
-        if key != self._key:
-            self._key, self._repeated = None, Repeated(self._graphs)
-            self._held = [tensor.clone() for tensor in given]
-            self._share = crow.new_empty((), dtype=torch.float64)
-            self._seed = crow.new_empty((), dtype=torch.int64)
-            self._table = tensors.table_of(settings[2], shape, block, col.device)
-            self._key = key
-        for held, tensor in zip(self._held, given, strict=True):
-            held.copy_(tensor)
-        self._share.fill_(fraction)
-        self._seed.fill_(seed)
-        own_crow, own_col, own_values, *own_grad = self._held
-        new: Arrays = self._repeated(
-            key,
-            lambda: tensors.update(
-                own_crow, own_col, *settings, self._share, own_values,
-                own_grad[0] if own_grad else None, self._seed, self._table,
-            ),
-        )  # fmt: skip
-        crow, col, source = (tensor.clone() for tensor in new)
-        return crow, col, source
+        if math.prod(shape) > LARGEST:
+            return tensors.update(crow, col, *settings, fraction, values, dense_grad, seed)
+        given = [crow, col, values.detach()] + ([] if dense_grad is None else [dense_grad])
+        key = crow.device, settings, tuple((tensor.shape, tensor.dtype) for tensor in given)
+        if name not in self._layers or self._layers[name][0] != key:
+            graphs = self._graphs.setdefault(crow.device, CudaGraphs(crow.device))
+            self._layers[name] = key, _of_held(graphs, settings, given)
+        return self._layers[name][1](given, fraction, seed)
+
+
+def _of_held(
+    graphs: CudaGraphs, settings: Settings, like: Sequence[Tensor]
+) -> Callable[..., Arrays]:
+    """Return an update that copies what it is given to memory that a graph reads."""
+    crow, col, values, *grad = held = [tensor.clone() for tensor in like]
+    share = crow.new_empty((), dtype=torch.float64)
+    number = crow.new_empty((), dtype=torch.int64)
+    shape, block, regions = settings
+    table, repeated = tensors.table_of(regions, shape, block, col.device), Repeated(graphs)
+    by = grad[0] if grad else None
+
+    def work() -> Arrays:
+        return tensors.update(crow, col, *settings, share, values, by, number, table)
+
+    def update(given: Sequence[Tensor], fraction: float | Tensor, seed: int) -> Arrays:
+        for own, new in zip(held, given, strict=True):
+            own.copy_(new)
+        share.fill_(fraction)
+        number.fill_(seed)
+        new_crow, new_col, source = (tensor.clone() for tensor in repeated(settings, work))
+        return new_crow, new_col, source
+
+    return update
