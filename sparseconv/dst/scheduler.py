@@ -167,7 +167,7 @@ class DSTScheduler:
         self._regions = {n: check_regions(x.regions, x.pattern) for n, x in self._layers.items()}
         self._ever_active = EverActive(self._layers)
         self._known: Holdings | None = None  # what the optimizer keeps, and can follow
-        self._replayed = ReplayedUpdates()
+        self._replayed: ReplayedUpdates | None = ReplayedUpdates()  # None: without CUDA graphs
         self._probes: dict[str, Tensor] = {}
         self._unseen: dict[str, float] = {}  # updates in which a layer never had a gradient before
         weakref.finalize(self, _take_back, self._layers, self._probes)
@@ -373,7 +373,7 @@ class DSTScheduler:
             self._regions[name] = check_regions(layer.regions, layer.pattern)
         pattern, source = moved(
             layer.pattern, layer.values, self._regions[name], fraction, self.grow, self._generator,
-            dense_grad, self._replayed.of(name),
+            dense_grad, None if self._replayed is None else self._replayed.of(name),
         )  # fmt: skip
         if pattern is layer.pattern:
             return None

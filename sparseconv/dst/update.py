@@ -95,11 +95,11 @@ def moved(
     grow: str,
     generator: torch.Generator | None,
     dense_grad: Tensor | None,
-    on_gpu: Callable[..., tuple[Tensor, Tensor, Tensor]] = tensors.update,
+    on_gpu: Callable[..., tuple[Tensor, Tensor, Tensor]] | None = None,
 ) -> tuple[KernelCSR, Tensor]:
     """Do what ``prune_and_grow`` does, with checked arguments; ``fraction`` may be a tensor.
 
-    ``on_gpu`` does there what ``tensors.update`` does.
+    ``on_gpu`` does there what ``tensors.update`` does, which is the default.
     """
     if grow == "static":
         return pattern, torch.arange(pattern.nnz, device="cpu")
@@ -110,7 +110,7 @@ def moved(
         if dense_grad is not None:
             dense_grad = dense_grad.to(values.device)
             fraction = dense_grad.any().double() * fraction
-        crow, col, source = on_gpu(
+        crow, col, source = (on_gpu or tensors.update)(
             *pattern.on(values.device), pattern.shape, pattern.block, regions, fraction, values,
             dense_grad, seed,
         )  # fmt: skip

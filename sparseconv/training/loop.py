@@ -94,7 +94,8 @@ def train(
         cuda_graphs: replay steps of a model on a CUDA device as CUDA graphs, with the same results
             and less time for launches. Forward hooks only run in the other steps: the first ones,
             and with gradient growth or a ``scheduler_factory`` those before an update. None uses
-            graphs if they can be captured; otherwise a warning gives the reason.
+            graphs if they can be captured; otherwise a warning gives the reason. False uses none,
+            nor do then the updates of a ``DSTScheduler``.
 
     Raises:
         TypeError, ValueError: data or arguments that do not fit; ``out`` that cannot be written, or

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,8 +16,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 import sparseconv as sc
-from sparseconv import KernelCSR, SparseConv1d
+from sparseconv import DSTScheduler, KernelCSR, SparseConv1d
 from sparseconv.core.geometry import Geometry
+from sparseconv.dst import scheduler, update
 from sparseconv.ops import gpu_plans
 from sparseconv.ops.graphs import CudaGraphs, Repeated
 from sparseconv.training import checkpoint
@@ -114,6 +116,26 @@ def test_graphs_are_taken_where_they_can_be_captured(monkeypatch: pytest.MonkeyP
         assert same(run(network(), recipe).history, eager.history)
     with pytest.raises(RuntimeError, match="not permitted"):
         run(network(), recipe, cuda_graphs=True)
+
+
+def every_four(model: nn.Module, optimizer: Any, *_: int) -> DSTScheduler:
+    return DSTScheduler(model, optimizer, update_every=4, end_step=99)
+
+
+@pytest.mark.parametrize("factory", [None, every_four])
+def test_one_switch_for_steps_and_updates(factory: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (update, scheduler):
+        monkeypatch.setattr(module, "stays_on_gpu", lambda tensor: True)
+    fake = FakeCudaGraph(monkeypatch)
+    found = {}
+    for switch in (False, None, True):
+        before = fake.captures
+        history = run(network(), scheduler_factory=factory, cuda_graphs=switch).history
+        assert sum(row["updated"] for row in history) >= 3
+        found[switch] = fake.captures - before, history
+    # None replays no steps on a CPU, but the updates of both layers.
+    assert [captures for captures, _ in found.values()] == [0, 2, 4]
+    assert same(found[False][1], found[True][1])
 
 
 def step_of(model: nn.Module) -> tuple[torch.optim.Optimizer, Callable[..., Outputs]]:
