@@ -29,6 +29,10 @@ MOMENTS = ("moments: mean", "moments: corrected", "masked dense")
 WIDER = ("DSN", "S = 90 %, nf = 56", "S = 95 %, nf = 68", "S = 98 %, nf = 77")
 INPUTS = ("centred zeros", "centred replicate", "z-normalised")
 BLOCKS = ("dense", "DSN", "blocks, bfloat16")
+OTHER_BLOCKS = (
+    "blocks", "blocks of 8 x 8", "blocks of 32 x 16", "blocks of 16 x 32", "blocks of 47 x 47",
+    "blocks, bfloat16, gradient growth",
+)  # fmt: skip
 OF_UEA = ("UEA, centred zeros", "UEA, z-normalised", "UEA, 100 epochs")
 # Runs of univariate sets with the paper's settings, on UCR 85 and on the sets new in 2018.
 UNIVARIATE = ("DSN", "DSN, 60 epochs", "UCR 2018")
@@ -132,7 +136,11 @@ PARTS = (
     Part("behind", partial(dsn.behind, names=(*UNIVARIATE, "UEA")), post_hoc=True),
     Part("each-set", partial(dsn.each_set, names=UNIVARIATE), post_hoc=True),
 )  # fmt: skip
-IN_BLOCKS = (Part("blocks", costs(names=BLOCKS), partial(figures.accuracy_by_time, names=BLOCKS)),)
+IN_BLOCKS = (
+    Part("blocks", costs(names=BLOCKS), partial(figures.accuracy_by_time, names=BLOCKS)),
+    Part("blocks-others", against(reference="DSN", others=OTHER_BLOCKS), optional=True),
+    Part("blocks-uea", against(reference="UEA", others=("UEA, blocks, bfloat16",)), optional=True),
+)
 KERNELS = (
     Part("pruned-kernels", random_kernels.pruned_kernels),
     Part("choices", random_kernels.choices),

@@ -209,7 +209,7 @@ def _recorded(plan: str) -> tuple[Rows, Rows, list[tuple[Part, Runs]]]:
     rows, times = read_rows(source), read_times(source.with_name(TIMES_NAME))
     if plan == "blocks":
         sets, others = {row["dataset"] for row in rows}, read_rows(RECORDED["full"])
-        rows += [row for row in others if row["run"] in BLOCKS and row["dataset"] in sets]
+        rows += [row for row in others if row["run"] in (*BLOCKS, "UEA") and row["dataset"] in sets]
     wanted = {"full": PARTS, "pocket": KERNELS, "blocks": IN_BLOCKS}.get(plan, FILTERS)
     return rows, times, [(part, runs) for part, runs in _parts(rows, times) if part in wanted]
 

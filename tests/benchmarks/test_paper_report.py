@@ -80,10 +80,12 @@ def test_runs_of_any_name_are_shown(tmp_path: Path) -> None:
 
 
 def test_blocks_are_compared_where_they_were_run(tmp_path: Path) -> None:
-    rows = [row(name, dataset) for name in BLOCKS for dataset in SETS]
+    names = (*BLOCKS, "blocks of 8 x 8")
+    rows = [row(name, dataset) for name in names for dataset in SETS]
     report.write_report(rows, tmp_path)
-    _, _, *lines = (tmp_path / "blocks.md").read_text().splitlines()
-    assert [line.split("|")[1].strip() for line in lines] == list(BLOCKS)
+    for table, shown in (("blocks", BLOCKS), ("blocks-others", names[-1:])):
+        _, _, *lines = (tmp_path / f"{table}.md").read_text().splitlines()
+        assert tuple(line.split("|")[1].strip() for line in lines) == shown
     text = report.write_report(rows[: 2 * len(SETS)], tmp_path).read_text()
     assert "Blocks of channels" not in text
     assert not list(tmp_path.glob("blocks*"))
