@@ -1,1 +1,1 @@
-"""Measure named cases against baselines, and whole networks; not for users to import."""
+"""Benchmark named cases and whole networks against baselines; not for users to import."""

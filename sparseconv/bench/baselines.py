@@ -1,8 +1,8 @@
 """Other ways to compute the same convolution, each at its best settings.
 
-A baseline takes a problem and returns one call per computation. Memory formats, and everything that
-depends only on the pattern, are prepared outside the timed call, in the baseline's favour.
-``wgrad`` may return the gradient of all weights; only the active ones are compared.
+A baseline takes a problem and returns one call per computation. Memory formats, and what depends
+only on the pattern, are prepared outside the timed call. ``wgrad`` may return the gradient of all
+weights; only active ones are compared.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def _pad(x: Tensor, geometry: Geometry) -> Tensor:
 
 
 def _unpad(x: Tensor, geometry: Geometry) -> Callable[[Tensor], Tensor]:
-    """Return the gradient of ``_pad``: add the gradient of the padding to its source."""
+    """Add the gradient of ``_pad``'s padding to its source."""
     if geometry.padding_mode == "zeros":
         left, length = geometry.padding[0], x.shape[2]
         return lambda grad: grad[..., left : left + length]
@@ -39,9 +39,8 @@ def _unpad(x: Tensor, geometry: Geometry) -> Callable[[Tensor], Tensor]:
 def dense(problem: Problem, *, channels_last: bool = False, padded: bool = False) -> Calls:
     """Call ``F.conv1d`` and its two gradients, each alone.
 
-    ``channels_last`` is ``F.conv2d`` of height 1, with all tensors in channels-last memory.
-    ``padded`` pads by ``F.pad`` instead of by the argument, which is faster for long kernels. It is
-    empty if every call pads that way.
+    ``channels_last`` is ``F.conv2d`` of height 1 in channels-last memory. ``padded`` pads by
+    ``F.pad``, which is faster for long kernels; it is empty if every call pads that way.
     """
     x, values, grad, pattern, geometry = problem
     zeros = geometry.padding_mode == "zeros" and len(set(geometry.padding)) == 1
@@ -83,9 +82,9 @@ def dense(problem: Problem, *, channels_last: bool = False, padded: bool = False
 
 
 def im2col_csr(problem: Problem) -> Calls:
-    """Multiply ``torch.sparse`` CSR by the columns that the kernel sees; indices are prepared.
+    """Multiply ``torch.sparse`` CSR by the columns (im2col); indices are prepared.
 
-    Columns are (input channel, tap) by (series, output sample); groups are on the diagonal.
+    Columns are (input channel, tap) by (series, output sample); groups are diagonal blocks.
     """
     x, values, grad, pattern, geometry = problem
     out_channels, group_channels, taps = pattern.shape
@@ -133,12 +132,11 @@ def im2col_csr(problem: Problem) -> Calls:
 
 
 def fft(problem: Problem, *, prepared: bool = False) -> Calls:
-    """Multiply spectra, by ``torch.fft``.
+    """Multiply spectra by ``torch.fft``.
 
-    In training the weights change at every step, so their spectrum is computed inside the call.
-    ``prepared`` computes it beforehand, as inference can; a training step that kept it from the
-    forward pass would also find it prepared in ``dgrad``. ``wgrad`` needs none and is the same in
-    both, so it is timed once.
+    The call computes the weights' spectrum, as in training. ``prepared`` computes it beforehand, as
+    inference can, or ``dgrad`` after a forward pass that kept it. ``wgrad`` needs none, so it is
+    timed once.
     """
     x, values, grad, pattern, geometry = problem
     out_channels, group_channels, taps = pattern.shape
@@ -196,7 +194,7 @@ def fft(problem: Problem, *, prepared: bool = False) -> Calls:
 
 
 def _fast_size(least: int) -> int:
-    """Return the smallest even product of powers of 2, 3 and 5 that is not below ``least``."""
+    """Return the least even product of powers of 2, 3 and 5 that is at least ``least``."""
     size = least + least % 2 or 2
     while 30 ** size.bit_length() % size:  # it has another prime factor
         size += 2

@@ -1,4 +1,4 @@
-"""Named cases: timings and tests build them from one description."""
+"""Named cases, for timings and tests."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Problem(NamedTuple):
 
 
 def layer_problem(layer: SparseConv1d, batch: int, length: int, seed: int = 0) -> Problem:
-    """Make the problem of a layer on random series; the same seed gives the same bits."""
+    """Build a layer's problem on random series; equal seeds give equal bits."""
     generator = torch.Generator().manual_seed(seed)
     geometry = layer._geometry()
     x = torch.randn(batch, layer.in_channels, length, generator=generator)
@@ -68,22 +68,21 @@ def layer_problem(layer: SparseConv1d, batch: int, length: int, seed: int = 0) -
 
 @dataclass(frozen=True, kw_only=True)
 class Case(testing.Case):
-    """A test case with a name, and with patterns as they occur.
+    """A test case with a name and a pattern.
 
     Attributes:
-        name: the name of the case everywhere.
-        suite: its suite, one of ``SUITES``.
+        suite: one of ``SUITES``.
         layer_ways: other ways to run the layer: ``"conv1d"`` (``nn.Conv1d``), ``"compiled"``
-            (``torch.compile``), ``"exported"`` (``torch.export``). If there are any, the case times
-            a whole ``SparseConv1d`` instead of the kernels: a forward pass without gradients, and a
+            (``torch.compile``), ``"exported"`` (``torch.export``). With any, the case times a whole
+            ``SparseConv1d`` instead of the kernels. It runs a forward pass without gradients, and a
             pass with both gradients.
-        pattern: one of ``sparseconv.testing`` or of those below. ``dsn_prefix`` and ``dsn_evolved``
-            are those of a real network here: ``density`` is 1 - S, the active share of a kernel
-            group's region. ``dsn_ungrouped`` has one region, the whole kernel. ``trained_first``
-            and ``trained_last`` were saved from a trained network. ``one_weight_per_channel``
-            reads every input channel once. ``one_channel`` has all active weights in input channel
-            0. ``dense_output`` has output channel 0 fully active among sparse ones.
-            ``empty_outputs`` has no active weight in every second output channel.
+        pattern: one of ``sparseconv.testing`` or of these. ``dsn_prefix`` and ``dsn_evolved`` are
+            those of a DSN; ``density`` is 1 - S, the active share of a kernel group's region. In
+            ``dsn_ungrouped`` the region is the whole kernel. ``trained_first`` and ``trained_last``
+            come from a trained network. ``one_weight_per_channel`` reads each input channel once;
+            ``one_channel`` only reads input channel 0. In ``dense_output`` output channel 0 is
+            fully active, the others are sparse. In ``empty_outputs`` every second output channel is
+            inactive.
     """
 
     name: str
@@ -92,11 +91,11 @@ class Case(testing.Case):
     bias: bool = False
 
     def make_pattern(self) -> KernelCSR:
-        """Build the pattern; always the same one."""
+        """Build the pattern."""
         return _make_pattern(self)
 
     def build(self) -> Problem:
-        """Draw the tensors; always the same ones."""
+        """Draw the tensors."""
         x, values, _, grad = self.tensors()
         return Problem(x, values, grad, self.make_pattern(), self.geometry)
 
@@ -128,7 +127,7 @@ def _make_pattern(case: Case) -> KernelCSR:
 
 
 def _dsn_pattern(case: Case) -> KernelCSR:
-    """Take the pattern of a new network's layer; ``evolved`` is the limit of random growth."""
+    """Return the pattern of a new network's layer; ``evolved`` is the limit of random growth."""
     first = case.in_channels == 1
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(case.seed)
@@ -210,9 +209,9 @@ def _rows() -> Iterator[tuple[str, str, Fields]]:
 
 
 def _published() -> Iterator[tuple[str, Fields]]:
-    """Yield settings and sizes of the paper; batches by its rule (Xiao et al. 2022, section 5.1).
+    """Yield the paper's settings and sizes; batches by its rule (Xiao et al. 2022, section 5.1).
 
-    UCR's and UEA's archives hold many lengths: two bundled sets stand for each.
+    Two bundled sets stand for each of the UCR and UEA archives.
     """
     for name, n, length, how in (
         ("ucr85_GunPoint", 5, 150, RIGHT),
@@ -271,6 +270,6 @@ CASES = {case.name: case for case in _all()}
 
 
 def select(suites: Collection[str] = (), names: Collection[str] = ()) -> list[Case]:
-    """Return the cases of some suites and those of these names; all if neither is given."""
+    """Return the cases of these suites and names; all if neither is given."""
     everything = not (suites or names)
     return [c for c in CASES.values() if everything or c.suite in suites or c.name in names]

@@ -1,4 +1,4 @@
-"""Read and write the document of a benchmark run, and query its rows."""
+"""Read, write and query the document of a benchmark run."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ OURS = ("plain_step", "compiled", "exported")  # our kernels again, so not basel
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Read the document in a file that ``write_json`` wrote."""
+    """Read a file of ``write_json``."""
     document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return document
 
 
 def write_json(document: Mapping[str, Any], path: Path) -> None:
-    """Write everything: each entry of a list on its own line, to be read in a diff."""
+    """Write the document; each entry of a list has its own line, for readable diffs."""
     parts = []
     for key, value in document.items():
         text = json.dumps(value)
@@ -36,7 +36,7 @@ def write_json(document: Mapping[str, Any], path: Path) -> None:
 
 
 def write_csv(document: Mapping[str, Any], path: Path) -> None:
-    """Write the rows: ``ms_conv1d``, ``ratio_conv1d``, ``ratio_conv1d_low`` and so on."""
+    """Write the rows, in columns such as ``ms_conv1d``, ``ratio_conv1d``, ``ratio_conv1d_low``."""
     flat = []
     for row in document["rows"]:
         line = {key: row[key] for key in row if key not in ("ms", "ratio", "absent")}
@@ -54,7 +54,7 @@ def write_csv(document: Mapping[str, Any], path: Path) -> None:
 
 
 def rounded(value: Any) -> Any:
-    """Round every float in lists and dicts to five digits; timings repeat to three at best.
+    """Round every float in lists and dicts to five digits.
 
     Example:
         >>> rounded([{"ms": 1.23456789, "nnz": 1234567, "data": "ACSF1"}, None])
@@ -74,6 +74,6 @@ def best_baseline(row: Row) -> str | None:
 
 
 def ratio(row: Row, baseline: str = BEST) -> Estimate | None:
-    """Return a baseline's time over the sparse one, below 1 where sparse is slower; or None."""
+    """Return a baseline's time over the sparse one (below 1 where sparse is slower), or None."""
     found = row["ratio"].get(best_baseline(row) if baseline == BEST else baseline)
     return None if found is None else Estimate(*found)

@@ -1,4 +1,4 @@
-"""Measure the machine's limit: multiply-adds of operands in registers."""
+"""Measure the machine's peak: multiply-adds of operands in registers."""
 
 from __future__ import annotations
 
@@ -18,22 +18,21 @@ _RUN = 2e-3  # seconds of one run: short, so that some run undisturbed; starting
 
 
 class Loop(NamedTuple):
-    """Multiply-adds from registers, to be interleaved with a kernel."""
+    """Multiply-adds from registers, interleaved with a kernel."""
 
     call: Callable[[], float]  # returns its seconds
     flops: float  # of all threads, per call
 
     def share(self, times: Times, flops: float) -> float:
-        """Return the speed of ``"sparse"``, of ``flops`` a call, over that of this loop."""
+        """Return the speed of ``"sparse"``, with ``flops`` per call, over this loop's."""
         return float(np.median(flops / times["sparse"] / (self.flops / times.pop(PEAK))))
 
 
 def loop(dtype: str) -> Loop:
-    """Make such a loop for torch's threads and the instruction set in use.
+    """Build a loop for torch's threads and the current instruction set.
 
-    The clock of a shared machine follows its other tenants: a kernel is compared with a loop that
-    runs between its own calls. The multiply-add is the kernels' own, which the portable baseline
-    imitates without the instruction.
+    The clock of a shared machine varies, so the loop runs between a kernel's calls. Its
+    multiply-add is that of the kernels, which the portable baseline emulates.
     """
     assert extension is not None
     tried = 1_000

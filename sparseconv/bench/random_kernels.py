@@ -39,17 +39,17 @@ def measure(
     n_kernels: int = 10_000,
     rounds: int = ROUNDS,
 ) -> list[dict[str, Any]]:
-    """Time 10 000 kernels of ROCKET and MiniROCKET, whole and pruned, for many series and for one.
+    """Time 10 000 kernels of ROCKET and MiniROCKET, whole and pruned, on many series and on one.
 
-    aeon's transforms are interleaved with them, with the same kernels and threads. They are
-    compiled in this process, since those that numba loads from its cache are slower.
+    aeon's transforms run interleaved, with the same kernels and threads. They are compiled in this
+    process, since numba's cached ones are slower.
 
-    Returns one row for each kind, shape, batch and share of kernels, with milliseconds of one
-    series. ``count`` is of torch's threads and of aeon's.
+    Returns one row per kind, shape, batch and share of kernels, in milliseconds per series.
+    ``count`` sets torch's and aeon's threads.
 
     Raises:
-        WrongResultError: a feature is wrong; nothing was timed with it.
-        RuntimeError: aeon, which draws the kernels, is not installed.
+        WrongResultError: a feature is wrong; its kernels were not timed.
+        RuntimeError: aeon, which draws the kernels, is missing.
     """
     transforms = _aeon()
     rows = []

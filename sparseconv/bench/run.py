@@ -1,6 +1,6 @@
-"""Check a case against float64, then time it against its baselines: only checked cases have rows.
+"""Check a case against float64, then time it against its baselines.
 
-Every check raises ``WrongResultError`` where an output leaves its bound.
+Every check raises ``WrongResultError`` where an output exceeds its error bound.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Checked = tuple[dict[str, Callable[[], Any]], dict[str, str]]
 
 
 class WrongResultError(AssertionError):
-    """A kernel left its computed error bound, so its speed means nothing."""
+    """A kernel exceeded its computed error bound, so its speed means nothing."""
 
 
 def first_line(error: Exception) -> str:
@@ -47,7 +47,7 @@ def first_line(error: Exception) -> str:
 
 
 def public_calls(problem: Problem) -> Calls:
-    """Compute as a user does: by ``sparse_conv1d``, and by autograd for one gradient at a time."""
+    """Return calls of ``sparse_conv1d``, and of autograd for one gradient at a time."""
     x, values, grad, pattern, geometry = problem
 
     def convolve(x: Tensor, values: Tensor) -> Tensor:
@@ -93,9 +93,9 @@ def check(
 ) -> dict[str, Expected]:
     """Compare all three computations with float64; return what they were compared with.
 
-    Within the computed bound on the problem's own data, and exactly on integers. A gradient of the
-    weights has many terms, so a bound would hide a missing one. The calls are ``public_calls``
-    unless ``make_calls`` makes others of a problem.
+    Results must be within the computed bound on the problem's data, and exact on integers. On
+    integers a missing term of a weight's gradient shows, which a bound may hide. ``make_calls``
+    replaces ``public_calls``.
     """
     make_calls = make_calls or public_calls
     wanted = exact_results(problem)
@@ -111,7 +111,7 @@ def check(
 
 
 def check_bounds(results: Mapping[str, Tensor], wanted: Mapping[str, Expected]) -> None:
-    """Compare results of kernels with the expected ones."""
+    """Compare kernels' results with the expected ones."""
     for name, result in results.items():
         times = _times_its_bound(result, wanted[name])
         if not times <= 1:
@@ -119,7 +119,7 @@ def check_bounds(results: Mapping[str, Tensor], wanted: Mapping[str, Expected]) 
 
 
 def _times_its_bound(got: Tensor, wanted: Expected) -> float:
-    """Return the worst error over its bound; NaN for NaN, infinite for another shape."""
+    """Return the worst error over its bound; NaN for NaN, infinity for another shape."""
     if got.shape != wanted.exact.shape:
         return float("inf")
     if not got.numel():
@@ -130,7 +130,7 @@ def _times_its_bound(got: Tensor, wanted: Expected) -> float:
 
 @functools.lru_cache(maxsize=1)  # asked for by the kernels and by two baselines
 def _integers(problem: Problem) -> tuple[Problem, dict[str, Tensor]]:
-    """Draw the same convolution of integers from -8 to 8 without 0, and compute its results."""
+    """Draw the convolution with integers from -8 to 8 without 0; compute its results."""
     generator = torch.Generator().manual_seed(0)
 
     def draw(like: Tensor) -> Tensor:
@@ -143,10 +143,10 @@ def _integers(problem: Problem) -> tuple[Problem, dict[str, Tensor]]:
 
 
 def checked_baseline(name: str, problem: Problem, wanted: Mapping[str, Expected]) -> Checked:
-    """Return the calls of a baseline that are right, and for the others the reasons against them.
+    """Return a baseline's correct calls, and the reasons against the others.
 
-    A transform's error is relative to the norm of a whole series, so no bound of single outputs
-    holds for FFT. It is checked on integers, where every output, rounded, must be exact.
+    An FFT's error is relative to the norm of the series, so no bound of single outputs holds. It is
+    checked on integers, where rounded outputs must be exact.
     """
     try:
         calls = tried = BASELINES[name](problem)
@@ -180,11 +180,10 @@ def measure(
     baselines: Sequence[str] = tuple(BASELINES),
     rounds: int = ROUNDS,
 ) -> list[dict[str, Any]]:
-    """Check a case, then time its computations on ``count`` threads; one row each.
+    """Check a case, then time its computations on ``count`` threads; return one row each.
 
-    A baseline that cannot run a computation, or whose result is
-    wrong, is left out of its row, which says why under ``"absent"``. The ``"share_of_peak"`` of a
-    half type is None.
+    A row omits baselines that fail or are wrong, with the reason under ``"absent"``.
+    ``"share_of_peak"`` is None in half precision.
 
     Raises:
         WrongResultError: a result is wrong; nothing was timed.
@@ -234,7 +233,7 @@ def measure(
 def _checked_layer(
     problem: Problem, wanted: Mapping[str, Expected], others: Sequence[str]
 ) -> dict[str, Checked]:
-    """Make calls of a layer as a loop has them, by the way to run it."""
+    """Build calls of a layer as a loop has them, by the way to run it."""
     x, values, grad, pattern, geometry = problem
     sizes = x.shape[1], grad.shape[1], pattern.shape[2], *geometry[1:5]
     mode = geometry.padding_mode
@@ -278,7 +277,7 @@ def _checked_layer(
 
 
 def times_and_ratios(times: timing.Times) -> dict[str, Any]:
-    """Return milliseconds of all, and each other one's time over the sparse one, pair by pair."""
+    """Return milliseconds of all, and the paired ratios of their times to the sparse one."""
     return {
         "ms": {name: 1e3 * float(np.median(samples)) for name, samples in times.items()},
         "ratio": {

@@ -1,4 +1,4 @@
-"""Tables of a benchmark's results for a terminal; README.md and the documentation have more."""
+"""Tables of benchmark results for a terminal."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Column = tuple[str, Callable[[Row], str]]  # its title, and what a row shows bel
 
 
 def table(rows: Iterable[Row], columns: Sequence[Column], text_columns: int = 1) -> Table:
-    """Make one line per row; empty columns are omitted."""
+    """Format one line per row; omit empty columns."""
     lines = [{title: cell(row) for title, cell in columns} for row in rows]
     return Table.of(lines, [title for title, _ in columns[:text_columns]])
 
@@ -22,7 +22,7 @@ def table(rows: Iterable[Row], columns: Sequence[Column], text_columns: int = 1)
 
 
 def three_digits(value: float) -> str:
-    """Write three significant figures.
+    """Format three significant figures.
 
     Example:
         >>> three_digits(1234.5), three_digits(12.345), three_digits(0.012345)
@@ -32,7 +32,7 @@ def three_digits(value: float) -> str:
 
 
 def spelled(baseline: str) -> str:
-    """Write a baseline's name: ``fft, prepared`` has the weights' spectrum prepared."""
+    """Format a baseline's name: ``fft, prepared`` has the weights' spectrum prepared."""
     names = {
         "conv1d": "F.conv1d",
         "conv1d_padded": "F.conv1d, padded",
@@ -43,7 +43,7 @@ def spelled(baseline: str) -> str:
 
 
 def facts(*keys: str) -> list[Column]:
-    """Show values of a row as they are."""
+    """Return values of a row unchanged."""
     names = {"batch": "N", "in_channels": "C", "length": "L", "kernel_size": "K", "computation": ""}
     return [(names.get(key, key), lambda row, key=key: str(row[key])) for key in keys]  # type: ignore[misc]
 
@@ -58,7 +58,6 @@ def median(baseline: str) -> Callable[[Row], str]:
 
 
 def which(row: Row) -> str:
-    """Name the fastest baseline."""
     name = best_baseline(row)
     return "" if name is None else row.get("settings", {}).get(name) or spelled(name)
 
@@ -109,7 +108,7 @@ def network(rows: Iterable[Row]) -> Table:
 
 
 def random_kernels(rows: Iterable[Row]) -> Table:
-    """Show microseconds of a series, aeon's time over ours, and the share of the peak (ROCKET)."""
+    """Show us per series, aeon's time over ours, and the share of the peak (ROCKET)."""
     return table(
         rows,
         (

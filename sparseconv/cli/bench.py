@@ -35,7 +35,6 @@ Task = tuple[str, str, Callable[[], list[dict[str, Any]]]]
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
-    """Add the options of the command."""
     add, several = command.add_argument, partial(command.add_argument, nargs="+")
     suites = f"of {', '.join(SUITES)}; {' '.join(README_SUITES)} take half an hour"
     several("--suites", choices=SUITES, metavar="SUITE", default=(), help=suites)
@@ -59,9 +58,9 @@ def add_options(command: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Check the sparse kernels against float64, and time them and dense PyTorch.
 
-    The kernels and the whole network run interleaved with dense PyTorch and other baselines in one
-    process. Without --suites and --cases it runs everything: about an hour on two cores, with
-    --quick ten minutes. It ends with 1 if a result was wrong.
+    Sparse and dense calls run interleaved, in one process. Without --suites and --cases it runs
+    everything: about an hour on two cores, or ten minutes with --quick. A wrong result gives exit
+    code 1.
     """
     cases = select(arguments.suites, arguments.cases)
     asked = arguments.suites or ([] if arguments.cases else SUITES)
@@ -111,7 +110,7 @@ def run(arguments: argparse.Namespace) -> int:
 def tasks(
     arguments: argparse.Namespace, cases: Iterable[Case], others: Container[str], rounds: int | None
 ) -> list[Task]:
-    """List what is measured with each number of threads; --quick compiles no network."""
+    """List what to measure with each number of threads; --quick compiles no network."""
     counts: Sequence[int] = list(dict.fromkeys(arguments.threads))
     measures: list[tuple[str, str, Callable[..., Any]]] = [
         ("rows", case.name, partial(measure, case=case, baselines=arguments.baselines))
@@ -133,7 +132,7 @@ def tasks(
 
 
 def shown(found: Mapping[str, Any]) -> str:
-    """Write the document as text: machine, and a table for each suite."""
+    """Format the document as text: the machine, and a table for each suite."""
     rows = found["rows"]
     parts = [
         "\n".join(f"{key}: {value}" for key, value in found["machine"].items()),
@@ -152,7 +151,7 @@ def shown(found: Mapping[str, Any]) -> str:
 
 
 def listing(cases: Iterable[Case], others: Container[str]) -> str:
-    """List the cases by suite, one line each, and the suites that have none."""
+    """List the cases of each suite, one per line, and the suites without cases."""
     chosen, lines = list(cases), []
     for name, what in SUITES.items():
         members = [case for case in chosen if case.suite == name]

@@ -12,7 +12,6 @@ from sparseconv.cli.results import data_of_run, folder_of, load_network
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
-    """Add the options of the command."""
     add = command.add_argument
     add("run_folder", **RUN)
     add("--int8", action="store_true", help="int8 weights and activations")

@@ -15,12 +15,11 @@ from sparseconv.training.run_folder import MODELS, load_run
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
-    """Add the options of the command."""
     command.add_argument("run_folder", nargs="?", **RUN)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Show what is installed and what can run here, or what a run holds."""
+    """Show what is installed and can run here, or what a run contains."""
     lines = _installed() if args.run_folder is None else _of_run(args.run_folder)
     width = max(len(name) for name, _ in lines)
     print("\n".join(f"{name:{width}}  {text}" for name, text in lines))
@@ -28,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _of_run(folder: Path) -> list[tuple[str, str]]:
-    """Describe what was trained, on what, with which options other than the defaults."""
+    """Describe a run's model, data, and options that differ from the defaults."""
     run = load_run(folder)
     config, data = run.config, run.config["data"]
     options = {

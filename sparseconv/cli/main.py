@@ -1,4 +1,4 @@
-"""The command line: ``python -m sparseconv info``, ``… train``, ``… export`` and others."""
+"""The command line, ``python -m sparseconv``."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ PIPE_CLOSED = 141  # as the shell counts SIGPIPE
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code.
 
-    It is 0, 1 (a wrong result), 2 (refused), 130 (interrupted) or 141 (the reader of the output has
-    closed it).
+    Exit codes: 0, 1 (wrong result), 2 (refused), 130 (interrupted), 141 (output closed by its
+    reader).
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # not every encoding has ≥ or a file's name
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    """Make a parser of every command, whose help is the docstring of its ``run``."""
+    """Build the parser; each command's help is the docstring of its ``run``."""
     parser = argparse.ArgumentParser(
         prog=PROG, description="Weight-sparse 1-D convolution for PyTorch."
     )

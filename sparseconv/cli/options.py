@@ -1,4 +1,4 @@
-"""Options that commands share; those of a run are described where they are defined."""
+"""Options that commands share."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _HELP |= {  # POCKETClassifier's, whose module takes seconds to import
 
 
 def at_least(least: int) -> Callable[[str], int]:
-    """Return an argparse type: a whole number that is not below ``least``."""
+    """Return an argparse type: an integer of at least ``least``."""
 
     def number(text: str) -> int:
         if (found := int(text)) < least:
@@ -55,7 +55,7 @@ def at_least(least: int) -> Callable[[str], int]:
 
 
 def number_or_cv(text: str) -> float | str:
-    """Read a number, or ``cv``, as an argparse type."""
+    """Parse a number or ``cv``."""
     try:
         return text if text == "cv" else float(text)
     except ValueError:
@@ -65,7 +65,7 @@ def number_or_cv(text: str) -> float | str:
 
 
 def count(text: str) -> dict[str, Any]:
-    """Return the keywords of an option that is a number from 1."""
+    """Return the keywords of an option that takes an integer of at least 1."""
     return {"type": at_least(1), "metavar": "X", "help": text}
 
 
@@ -81,16 +81,16 @@ QUIET: Keywords = {"action": "store_true", "help": "print the final summary only
 
 
 def refuse_foreign(args: argparse.Namespace, names: Iterable[str], owner: str) -> None:
-    """Refuse options that were given though ``owner`` does not read them."""
+    """Refuse options that ``owner`` does not read."""
     for name in names:
         if name in args:
             raise ValueError(f"--{name.replace('_', '-')} is not for {owner}; omit it")
 
 
 def add_setting(group: argparse._ArgumentGroup, name: str, value: Any, default: str = "") -> None:
-    """Add an option of a run, which is left out of the parsed arguments unless it is given.
+    """Add an option of a run; it is absent from the parsed arguments unless given.
 
-    ``value``: the default, which the help calls ``default`` where it depends on the run.
+    ``value`` is the default. The help shows ``default`` instead where it depends on the run.
     """
     shown = "" if value is None else f" (default: {default or value})"
     text = _HELP.get(name, "").replace("%", "%%") + shown

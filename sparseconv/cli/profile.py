@@ -17,7 +17,6 @@ from sparseconv.training.recipe import Recipe
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
-    """Add the options of the command."""
     add = command.add_argument
     add("run_folder", **RUN)
     add("--length", **count("samples of a series (default: those of the training series)"))
@@ -31,7 +30,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Compare each sparse layer of a trained network with the same layer dense.
 
-    The network is a Dynamic Sparse Network with the pattern of its best epoch.
+    The network has the pattern of its best epoch.
     """
     trained, model = load_network(args.run_folder)
     data = trained.config["data"]

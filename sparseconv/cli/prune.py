@@ -38,7 +38,6 @@ EPOCHS = 100
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
-    """Add the options of the command."""
     add = command.add_argument
     add("run_folder", **options.RUN)
     which = "criterion for the filters to remove (default: whc)"
@@ -68,11 +67,10 @@ def add_options(command: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Remove whole filters of a trained network, and fine-tune it.
+    """Remove whole filters from a trained network, and fine-tune it.
 
-    The run of a Dynamic Sparse Network is unchanged. The smaller network is fine-tuned and written
-    as `train` does, with pruning.html. With --criterion dsp the network is first trained further
-    with a loss that silences filters.
+    RUN, a Dynamic Sparse Network, is unchanged. The smaller network is written to a new results
+    folder, with pruning.html. --criterion dsp first trains with a loss that silences filters.
     """
     old, network = results.load_network(args.run_folder)
     foreign = [*(AMOUNT if args.criterion in FINDS_OUT else ())]
@@ -120,7 +118,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _numbered(report: pruning.PruningReport, before: Mapping[str, Any]) -> dict[str, list[int]]:
-    """Number the filters that each layer kept as in the network that was never pruned."""
+    """Number the kept filters of each layer as in the unpruned network."""
     return {
         layer.name: [before[layer.name][i] if before else i for i in layer.kept]
         for layer in report.layers

@@ -1,4 +1,4 @@
-"""The results folder of a run: its data, its training, and what is written into it."""
+"""Write and read the results folder of a run."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def new_folder(out: Path) -> Iterator[None]:
     """Claim a new or empty results folder; remove it if the block writes nothing.
 
     Raises:
-        ValueError: it holds anything worth keeping, or another run writes there.
+        ValueError: it holds files, or another run writes there.
     """
     try:
         with claimed(out):
@@ -53,12 +53,11 @@ def new_folder(out: Path) -> Iterator[None]:
 
 
 def write_config(out: Path, config: Mapping[str, Any]) -> None:
-    """Write ``config.json``."""
     write_whole(out / CONFIG_NAME, json.dumps(config, indent=2) + "\n")
 
 
 def correct(model: DSN, data: datasets.Dataset) -> int:
-    """Count the test series of which the network gives the class."""
+    """Count the test series that the network classifies correctly."""
     log_proba = predict_log_proba(model, torch.from_numpy(data.X_test))
     return int((log_proba.argmax(1).numpy() == data.y_test).sum())
 
@@ -72,10 +71,10 @@ def train_network(
     quiet: bool,
     resume: bool = False,
 ) -> tuple[TrainingResult, int, Path]:
-    """Train, test and write everything of a run of a network into its results folder.
+    """Train and test a network, and write its results folder.
 
     Returns:
-        What training found, the test series that get their class, and the path of ``summary.md``.
+        The ``TrainingResult``, the number of correct test series, and the path of ``summary.md``.
     """
     if not resume:
         write_config(out, config)
@@ -103,7 +102,7 @@ def write_summary(
     history: Sequence[Mapping[str, Any]],
     accuracy: float,
 ) -> Path:
-    """Write ``summary.md``, of a ``TrainingResult``'s history, and its figures; return its path."""
+    """Write ``summary.md`` and its figures from the history; return its path."""
     folder = out / "figures"
     layers = model.sparse_layers()
     profiles = [figures.group_profiles(layer) for layer in layers]
@@ -152,7 +151,7 @@ def write_summary(
 
 
 def described(data: datasets.Dataset) -> str:
-    """Write the data's name and sizes."""
+    """Format the data's name and sizes."""
     return (
         f"{data.name}: {len(data.X_train)} training and {len(data.X_test)} test series, "
         f"{data.n_channels} x {data.n_timepoints}, {len(data.classes)} classes"
@@ -160,7 +159,7 @@ def described(data: datasets.Dataset) -> str:
 
 
 def data_facts(data: datasets.Dataset, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what ``config.json`` holds about the data, by which another data set is found."""
+    """Return what ``config.json`` records about the data, to recognise another data set."""
     return {
         "name": data.name,
         "n_train": len(data.X_train),
@@ -175,12 +174,12 @@ def data_facts(data: datasets.Dataset, settings: Mapping[str, Any]) -> dict[str,
 
 
 def path_of(source: str) -> dict[str, str]:
-    """Return where ``config.json`` says that the data are; nothing of bundled ones."""
+    """Return the path of the data in ``config.json``; empty for bundled sets."""
     return {} if source in datasets.BUNDLED else {"path": str(Path(source).absolute())}
 
 
 def folder_of(path: Path) -> Path:
-    """Return the absolute folder of a run that is named by it or by a file in it."""
+    """Return the absolute folder of a run, given the folder or a file in it."""
     path = path.resolve()
     return path if path.is_dir() else path.parent
 
@@ -214,10 +213,10 @@ def load_network(path: Path) -> tuple[TrainedRun, DSN]:
 
 
 def data_of_run(facts: Mapping[str, Any], given: str | None, folder: Path) -> datasets.Dataset:
-    """Load the data that a run was trained on: ``given``, or what the run names.
+    """Load the data of a run, from ``given`` or the recorded path.
 
     Raises:
-        ValueError: the data are others, or no longer where they were.
+        ValueError: the data differ, or are missing.
     """
     source = given or facts.get("path") or facts["name"]
     if given is None and source not in datasets.BUNDLED and not Path(source).exists():
@@ -230,7 +229,7 @@ def data_of_run(facts: Mapping[str, Any], given: str | None, folder: Path) -> da
 
 
 def check_data(data: datasets.Dataset, known: Mapping[str, Any], folder: Path) -> None:
-    """Raise ValueError unless the data are those of a run, at most under another name."""
+    """Raise ValueError unless the data are those of a run; their name may differ."""
     for name, value in data_facts(data, known).items():
         if name != "name" and known.get(name) != value:
             raise ValueError(

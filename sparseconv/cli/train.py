@@ -38,7 +38,6 @@ SETTINGS = SECTIONS | {"pocket": MODELS["pocket"]["pocket"]}
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
-    """Add the options of the command."""
     add = command.add_argument
     data = f"one of {', '.join(datasets.BUNDLED)}; a folder with a pair NAME_TRAIN and NAME_TEST "
     data += "(.ts, .arff, .tsv, .csv, .txt or no ending), or one of these; or a .npz file with "
@@ -66,9 +65,9 @@ def add_options(command: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Train a Dynamic Sparse Network, or pruned random kernels, on a data set.
 
-    The results folder receives config.json, history.csv (a row per epoch), checkpoint.pt, figures
-    and summary.md. The defaults are the paper's network and recipe. With --model pocket: ROCKET's
-    or MiniROCKET's kernels, pruned; config.json, model.npz and summary.md.
+    The results folder receives config.json, history.csv (one row per epoch), checkpoint.pt, figures
+    and summary.md. The defaults are the paper's. --model pocket prunes the kernels of ROCKET or
+    MiniROCKET, and writes config.json, model.npz and summary.md.
     """
     sections = MODELS[args.model]
     own, every = (
@@ -146,7 +145,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _resumed(out: Path, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Read the configuration of the run in ``out``; options given again must agree with it."""
+    """Read the run's configuration in ``out``; repeated options must match it."""
     config = read_config(out)
     if "recipe" not in config or "pruning" in config:
         kind = "pruned run" if "pruning" in config else f"{config['model']} model"
@@ -162,7 +161,7 @@ def _resumed(out: Path, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _pocket(args: argparse.Namespace, config: dict[str, Any], out: Path) -> int:
-    """Train random kernels: fit, test, and write the results folder."""
+    """Fit and test pruned random kernels, and write the results folder."""
     if args.resume:
         raise ValueError("a pocket model has no epochs to resume; train it again without --resume")
     data = datasets.load(args.data, nan_to_zero=config["data"]["nan_to_zero"])

@@ -1,4 +1,4 @@
-"""The steps so far, and where in their tensors PyTorch's numbers lie."""
+"""Build the steps of a C program; track where PyTorch's values lie in its tensors."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from sparseconv.edge.layers import AnyStep, Array, Layer
 
 
 class Value(NamedTuple):
-    """A tensor of the traced model in the C program's memory.
+    """A tensor of the traced model, in the C program's memory.
 
     Attributes:
-        of: number of the tensor there.
-        places: int64 ``(1, ...)`` in PyTorch's shape, the place of each number in the tensor.
+        of: number of the C program's tensor.
+        places: int64, PyTorch's shape ``(1, ...)``; the position of each value in that tensor.
     """
 
     of: int
@@ -27,13 +27,13 @@ class Value(NamedTuple):
 
 
 class Call(NamedTuple):
-    """A call of an operation.
+    """One call of an operation.
 
     Attributes:
         name: name of the operation.
-        values: the arguments that depend on the series.
+        values: the arguments computed from the series.
         args: all arguments by name.
-        again: makes the call with another tensor in place of the first value.
+        again: repeats the call with another first value.
     """
 
     name: str
@@ -44,12 +44,12 @@ class Call(NamedTuple):
 
 @dataclass
 class Builder:
-    """The steps so far.
+    """Collects the steps of the program.
 
     Attributes:
         shapes: length and channels of each tensor.
-        shared: tensors that several operations read. The step of any other tensor may do more.
-        pads: the padding of each padded copy, by its number.
+        shared: tensors that several operations read; only the steps of others may be extended.
+        pads: padding of each padded copy, by tensor number.
     """
 
     shapes: list[tuple[int, int]]
@@ -61,7 +61,7 @@ class Builder:
     def add(
         self, make: Callable[..., AnyStep], x: Value, rows: int, positions: int, **options: Any
     ) -> int:
-        """Add a step that computes a new tensor, and return the tensor's number."""
+        """Add a step for a new tensor, and return the tensor's number."""
         length, channels = self.shapes[x.of]
         given: dict[str, Any] = {
             "inputs": (x.of,), "output": len(self.shapes), "stride": rows, "positions": positions,
@@ -73,7 +73,7 @@ class Builder:
         return self.append(make(**given))
 
     def append(self, step: AnyStep) -> int:
-        """Add a step, and return the number of the tensor that it computes."""
+        """Add a step, and return the number of its output."""
         for part in ("weight", "bias") if isinstance(step, Layer) else ():
             if not np.isfinite(getattr(step, part).astype(np.float32)).all():
                 raise ValueError(
@@ -83,25 +83,25 @@ class Builder:
         return step.output
 
     def fills(self, x: Value) -> bool:
-        """Tell whether the value is all that its tensor holds, in whatever order."""
+        """Return whether the value is all of its tensor, in any order."""
         size = math.prod(self.shapes[x.of])
         return size == x.places.numel() == len(set(x.places.ravel().tolist()))
 
     def writers(self, x: Value) -> list[AnyStep]:
-        """Return the steps that compute the tensor; none if several operations read it."""
+        """Return the steps that write the tensor; none if several operations read it."""
         return [] if x.of in self.shared else [s for s in self.steps if s.output == x.of]
 
     def writer(self, x: Value) -> Any:
-        """Return the layer that computes the tensor alone, if it may do more."""
+        """Return the one layer that writes the tensor, if it may be extended."""
         found = self.writers(x)
         return found[0] if len(found) == 1 and isinstance(found[0], Layer) else None
 
     def change(self, step: AnyStep, /, **changes: Any) -> None:
-        """Let a step do something else."""
+        """Replace fields of a step."""
         self.steps[self.steps.index(step)] = replace(step, **changes)
 
     def filled(self, x: Value) -> Value:
-        """Return the value as all that its tensor holds, by a copy or a shorter layer."""
+        """Return the value as a whole tensor: by a copy, or by a shorter layer."""
         if self.fills(x):
             return x
         layer, channels = self.writer(x), self.shapes[x.of][1]
@@ -116,17 +116,17 @@ class Builder:
         return x
 
     def is_in_order(self, x: Value) -> bool:
-        """Tell whether the value is all that its tensor holds, time by time, in its shape."""
+        """Return whether the value is all of its tensor, time-major."""
         same = (*x.places.shape, 1)[2:0:-1] == self.shapes[x.of]
         return same and self.fills(x) and torch.equal(x.places, ordered(x.places.shape))
 
     def in_order(self, x: Value) -> Value:
-        """Return the value, by a copy if need be, as all that its tensor holds, time by time."""
+        """Return the value as a whole time-major tensor; copy it if needed."""
         x = self.filled(x)
         return x if self.is_in_order(x) else self.copy(x)
 
     def copy(self, x: Value, **options: Any) -> Value:
-        """Copy a value, time by time, into a new tensor, or to where the options say."""
+        """Copy a value, time-major, into a new tensor or as the options say."""
         if x.places.dim() not in (2, 3):
             raise NotImplementedError(f"gets {x.places.dim()} dimensions; give it three")
         at: Array = x.places.reshape(x.places.shape[1], -1).numpy()
@@ -147,13 +147,13 @@ class Builder:
 
 
 def ordered(shape: Sequence[int]) -> Tensor:
-    """Return the places of ``(1, channels, length)`` or ``(1, features)``, time by time."""
+    """Return the time-major positions of ``(1, channels, length)`` or ``(1, features)``."""
     places = torch.arange(math.prod(shape))
     return places.view(shape[2], shape[1]).T[None] if len(shape) == 3 else places.view(*shape)
 
 
 def even(at: Array, alone: int) -> int | None:
-    """Return the distance of neighbours in every row, ``alone`` if there are none; None: many."""
+    """Return the distance of neighbours in all rows: None if it varies, ``alone`` without any."""
     if at.shape[1] == 1:
         return alone
     step = int(at[0, 1] - at[0, 0])

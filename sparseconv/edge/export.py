@@ -40,40 +40,38 @@ def export_c(
     calibration: Any = None,
     classes: Iterable[Any] | None = None,
 ) -> Path:
-    """Write a trained network as C99 that allocates nothing.
+    """Write a trained network as C99 that allocates no memory.
 
-    The program has ``NAME_predict`` and ``NAME_scores`` for one series of the length of
-    ``example_input``; all its state is one static arena. Weights that are not active are neither
-    stored nor computed. float32 differs from PyTorch by rounding; int8 has the same bits on every
-    processor.
+    ``NAME_predict`` and ``NAME_scores`` take one series of the length of ``example_input``. All
+    state is one static arena. Inactive weights are neither stored nor computed. float32 differs
+    from PyTorch by rounding; int8 gives the same bits on every processor.
 
     Args:
-        model: any module in eval mode that ``torch.export`` can trace, of the operations in
-            docs/edge.md; left unchanged. It maps ``(N, channels, length)`` to ``(N, n_classes)``,
-            or to one score, ``(N, 1)`` or ``(N,)``. One score means class 1 if it is above 0,
-            after a sigmoid above 0.5.
-        example_input: series ``(N, channels, length)``, or of one channel ``(N, length)``; the
+        model: a module in eval mode that ``torch.export`` can trace, of the operations in
+            docs/edge.md; unchanged. It maps ``(N, channels, length)`` to ``(N, n_classes)``, or to
+            one score, ``(N, 1)`` or ``(N,)``. One score means class 1 above 0 (after a sigmoid:
+            above 0.5).
+        example_input: series ``(N, channels, length)``, or ``(N, length)`` with one channel. The
             self-test contains the first three.
-        folder: a new or empty folder for ``NAME.c``, ``NAME.h``, ``NAME_test.c`` and
-            ``README.md``; after an error it receives nothing.
-        name: a C identifier, the prefix of every public name of the program.
+        folder: a new or empty folder for ``NAME.c``, ``NAME.h``, ``NAME_test.c`` and ``README.md``.
+            After an error it stays as it was.
+        name: a C identifier, the prefix of all public names.
         weights: ``"float32"``, or ``"int8"`` for weights and activations.
-        calibration: training series ``(N, channels, length)``, from which int8 takes its scales. Of
-            more than 500 series it uses 500 at equal distances.
-        classes: names of the classes in the order of the scores (for one score, of 0 and 1), for
-            comments.
+        calibration: training series ``(N, channels, length)`` that give int8 its scales. Of more
+            than 500, it uses 500 at equal distances.
+        classes: class names for the comments, in the order of the scores (for one score: 0, 1).
 
     Returns:
         The folder.
 
     Raises:
-        NotImplementedError: an operation without a counterpart, which is named; nothing is written.
+        NotImplementedError: an operation without a counterpart in C; the message names it.
         ValueError: a model in training mode, or one that treats series differently; weights, scores
-            or series that are not finite; series that are not real numbers. Also int8 without
-            calibration or the reverse, a name that is not a C identifier, and a folder that holds
-            files or cannot be written.
+            or series that are not finite or not real. Also int8 without calibration, or the
+            reverse; a name that is not a C identifier; a folder that holds files or is not
+            writable.
         TypeError: the model is not a module.
-        RuntimeError: series that the model cannot take.
+        RuntimeError: series that the model rejects.
 
     Example:
         >>> import sparseconv as sc, tempfile

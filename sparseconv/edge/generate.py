@@ -1,4 +1,4 @@
-"""The files of a program: what the templates say of a network."""
+"""Fill the templates of the C files."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FILES = {
 
 
 class Kernel(NamedTuple):
-    """The C function of some layers: one for each distance of windows, and number of positions."""
+    """The C function shared by layers of equal window distance and number of positions."""
 
     kind: str  # "dense", "sparse", "runs", "largest"
     step: int
@@ -47,12 +47,12 @@ class Kernel(NamedTuple):
 
 
 class Part(NamedTuple):
-    """A step in the program.
+    """One step of the program.
 
     Attributes:
-        kernel: that of a layer.
+        kernel: the function of a layer.
         constants: by name.
-        inputs, output: where they begin in the arena's samples, padding not counted.
+        inputs, output: their offsets in the arena in samples, without padding.
     """
 
     step: Step
@@ -63,13 +63,13 @@ class Part(NamedTuple):
 
     @property
     def padded(self) -> int:
-        """Return where the input begins with its padding."""
+        """Return the offset of the input with its padding."""
         left: int = getattr(self.step, "padding", (0, 0))[0]
         return self.inputs[0] - left * self.step.channels
 
     @property
     def function(self) -> tuple[int, str, bool]:
-        """Return inputs, expression and ReLU of a step other than a layer."""
+        """Return inputs, expression and ReLU of a pointwise step."""
         step: Any = self.step
         if not isinstance(step, IntegerPointwise):
             return len(self.inputs), step.expression, step.relu
@@ -92,7 +92,7 @@ class Part(NamedTuple):
 
     @property
     def cost(self) -> tuple[int, int, int, int]:
-        """Count weights, bytes of their places and of all constants, multiply-adds of a series."""
+        """Count weights, bytes of their indices and of all constants, multiply-adds per series."""
         weights = 0
         if isinstance(self.step, Layer) and not self.step.largest:
             weights = int(self.step.active.sum())
@@ -111,10 +111,10 @@ def write_c(
     """Return the files of a program, by name.
 
     Args:
-        network: what the program computes; in int8, if it is an ``IntegerNetwork``.
-        cases: of the self-test: series, scores, how far these may be off, and label.
-        agreement: how many series were for calibration, and of how many int8 has PyTorch's class.
-        classes: names for the comments.
+        network: the steps; an ``IntegerNetwork`` for int8.
+        cases: the self-test's series, scores, tolerances and labels.
+        agreement: the number of calibration series, and in how many int8 has PyTorch's class.
+        classes: class names for the comments.
     """
     parts, begin, samples = _parts(network)
     types = {
@@ -158,7 +158,7 @@ def write_c(
 
 
 def _parts(network: Network) -> tuple[list[Part], int, int]:
-    """Place the tensors in one memory; return where the series begins, and count its samples."""
+    """Lay out the tensors in the arena; return the offset of the series and the total samples."""
     stored = [constants(step) for step in network.steps]
     for field in ("gap", "count", "run"):
         having = [each for each in stored if field in each]
@@ -176,7 +176,7 @@ def _parts(network: Network) -> tuple[list[Part], int, int]:
 
 
 def cost_table(parts: Sequence[Part]) -> Table:
-    """Tabulate what each layer stores and computes, and the sum."""
+    """Tabulate weights, bytes and multiply-adds of each layer, and their sum."""
     costs = [part.cost for part in parts]
     total = tuple(map(sum, zip(*costs, strict=True)))
     names = [*(part.about for part in parts), "all"]
@@ -189,14 +189,14 @@ def cost_table(parts: Sequence[Part]) -> Table:
 
 
 def _scale(rescale: Rescale) -> str:
-    """Shift, offset, back, low and high of the C program's ``scale_t``."""
+    """Return shift, offset, back, low and high of the C program's ``scale_t``."""
     shift, low, high = rescale.shift, rescale.low, rescale.high
     offset, back = (1 << 62) + (1 << (shift - 1)), (1 << (62 - shift)) - rescale.zero
     return f"{shift}, INT64_C({offset}), INT64_C({back}), {low}, {high}"
 
 
 def _in_comment(name: str) -> str:
-    """Return the name without what would end a comment or a line."""
+    """Remove from a name what would end a comment or a line."""
     printable = "".join(char if char.isprintable() else " " for char in name)
     return printable.replace("*/", "* /").replace("/*", "/ *").replace("|", "/")
 

@@ -1,9 +1,9 @@
-"""What a network is for the generator of C: tensors, and steps that compute them.
+"""The network as the C generator sees it: tensors, and the steps that compute them.
 
-Most steps are layers, all the same kind of sum. Samples are time-major, ``x[t * C + c]``. The
-window of an output is then a piece of memory that begins at ``position * step``. In it weight
-(c, k) of a convolution has offset ``k * dilation * C + c`` for every length of series. A 1x1
-convolution, a linear layer, averages over time, copies and a BatchNorm are such sums too.
+Most steps are layers, which all compute the same kind of sum. Samples are time-major, ``x[t * C +
+c]``, so the window of an output begins at ``position * step``. In it, weight (c, k) of a
+convolution has offset ``k * dilation * C + c``, whatever the series' length. 1x1 convolutions,
+linear layers, averages over time, copies and BatchNorm are such sums too.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ _PADS: dict[str, Any] = {"replicate": "edge", "reflect": "reflect", "circular": 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Step:
-    """A step that computes a tensor, or some channels or times of it, from others.
+    """Computes a tensor, or some of its channels or times, from other tensors.
 
     Attributes:
-        kind: a name for readers.
-        inputs, output: numbers of tensors; 0 is the series.
-        length, channels: those of each input.
-        positions: results of each row.
+        kind: a readable name.
+        inputs, output: tensor numbers; 0 is the series.
+        length, channels: of each input.
+        positions: results per row.
         first, stride: result ``(position, row)`` is at ``first + position * stride + row``.
         relu: negative outputs become 0.
     """
@@ -52,12 +52,12 @@ class Step:
 
     @property
     def places(self) -> Array:
-        """Return the place of each result in the output, int64 ``(positions, rows)``."""
+        """Return the position of each result in the output, int64 ``(positions, rows)``."""
         at = np.arange(self.positions)[:, None] * self.stride
         return np.asarray(self.first + at + np.arange(self.rows))
 
     def by_time(self, x: Array) -> Array:
-        """Return inputs ``(n_cases, samples)`` as ``(n_cases, length, channels)``."""
+        """Reshape inputs ``(n_cases, samples)`` to ``(n_cases, length, channels)``."""
         return x.reshape(len(x), self.length, self.channels)
 
 
@@ -66,16 +66,16 @@ class Layer(Step):
     """``y[position, row] = bias[row] + sum_j weight[row, j] * x[position * step + offsets[j]]``.
 
     Attributes:
-        weight: float64 ``(rows, columns)``; 0 where not active.
-        active: bool of the same shape, the stored weights.
-        offsets: int64 ``(columns,)``, ascending: the samples of a window.
+        weight: float64 ``(rows, columns)``; 0 where inactive.
+        active: bool ``(rows, columns)``, true for stored weights.
+        offsets: int64 ``(columns,)``, ascending, into a window.
         bias: float64 ``(rows,)``.
         step: samples between the windows of successive positions.
-        padding, padding_mode: rows of channels put around the input before; as in ``nn.Conv1d``.
-        zero: what padding with zeros holds.
-        over_time: averages: the rows are times and the positions are channels.
-        rows_whole: results of a row lie side by side; else those of a position.
-        largest: a row is not the sum of its active samples, but the largest of them.
+        padding, padding_mode: times added around the input, as in ``nn.Conv1d``.
+        zero: the number that zero padding writes.
+        over_time: for averages, rows are times and positions are channels.
+        rows_whole: the results of a row are contiguous; else those of a position.
+        largest: a row is the maximum of its active samples instead of a sum.
     """
 
     weight: Array
@@ -96,7 +96,6 @@ class Layer(Step):
 
     @property
     def places(self) -> Array:
-        """Return the place of each result in the output, int64 ``(positions, rows)``."""
         if not self.rows_whole:
             return super().places
         at = np.arange(self.rows) * self.stride
@@ -104,24 +103,24 @@ class Layer(Step):
 
     @property
     def padded(self) -> int:
-        """Count the samples of the input with its padding."""
+        """Count the samples of the padded input."""
         return (self.length + sum(self.padding)) * self.channels
 
     @property
     def is_dense(self) -> bool:
-        """Tell whether each row has every weight of one stretch: no positions are stored then."""
+        """Return whether each row has every weight of one range: no indices are stored then."""
         whole = self.active.all() and (self.offsets == np.arange(len(self.offsets))).all()
         return bool(whole and not self.largest)
 
     @property
     def share(self) -> int:
-        """Return how many successive rows share their active weights: the rows of a block."""
+        """Return how many successive rows share their active weights (a block's rows)."""
         changes = (self.active[1:] != self.active[:-1]).any(1).nonzero()[0] + 1
         return math.gcd(*changes.tolist()) or self.rows
 
     @property
     def is_pointwise(self) -> bool:
-        """Tell whether it maps the channels of each time separately, without ReLU or padding."""
+        """Return whether it maps the channels of each time separately, without ReLU or padding."""
         return (
             not self.over_time and not self.relu and self.step == self.channels
             and self.positions == self.length and not any(self.padding)
@@ -129,7 +128,7 @@ class Layer(Step):
         )  # fmt: skip
 
     def pad(self, x: Array) -> Array:
-        """Put the padding around inputs ``(n_cases, length * channels)``."""
+        """Pad inputs ``(n_cases, length * channels)``."""
         around = ((0, 0), self.padding, (0, 0))
         if self.padding_mode == "zeros":
             padded = np.pad(self.by_time(x), around, constant_values=self.zero)
@@ -146,7 +145,7 @@ class Layer(Step):
         return np.stack([case[at] @ weight.T for case in padded.astype(np.float64)])
 
     def finished(self, y: Array) -> Array:
-        """Compute what is stored of sums with their bias."""
+        """Compute the stored outputs from sums with their bias."""
         return np.maximum(y, 0) if self.relu else y
 
     def values(self, *inputs: Array) -> Array:
@@ -154,10 +153,10 @@ class Layer(Step):
         return self.finished(self.sums(self.pad(inputs[0]), self.weight) + self.bias)
 
     def error(self, inputs: Sequence[Array], errors: Sequence[Array]) -> Array:
-        """Bound a sum of n products and a bias, in any order and with or without fused ones.
+        """Bound the rounding error of a sum of n products and a bias, in any order, fused or not.
 
-        It is within ``(n + 2) * 2**-24`` of its magnitude (Higham 2002, section 3.1); one more for
-        the rounding of its weights. What the inputs are off passes through the weights' magnitudes.
+        The bound is ``(n + 2) * 2**-24`` of the magnitude (Higham 2002, section 3.1), and one more
+        for rounded weights. Errors of the inputs pass through the weights' magnitudes.
         """
         size = np.abs(self.weight)
         carried = self.sums(self.pad(errors[0]), size)
@@ -170,12 +169,12 @@ class Layer(Step):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Pointwise(Step):
-    """A function of each sample, or of two tensors sample by sample.
+    """A function of each sample of one tensor or of two.
 
     Attributes:
-        function: in float64.
-        expression: in C, of ``p`` and ``q``.
-        steepest: how much a function of one may widen a difference.
+        function: computes it in float64.
+        expression: the C expression of ``p`` and ``q``.
+        steepest: the largest slope of a function of one tensor.
     """
 
     function: Callable[..., Array]
@@ -188,7 +187,7 @@ class Pointwise(Step):
         return np.maximum(y, 0) if self.relu else y
 
     def error(self, inputs: Sequence[Array], errors: Sequence[Array]) -> Array:
-        """Bound sums and products by their corners, others by some calls of ``expf``."""
+        """Bound the error of sums and products by their corners, of others by ``expf`` calls."""
         if len(inputs) == 1:
             rounds = bool(set(self.expression) & set("*/+("))
             rounding = rounds * 16 * UNIT * (1 + np.abs(inputs[0]))
@@ -204,13 +203,13 @@ AnyStep = Layer | Pointwise
 
 @dataclass(frozen=True, eq=False)
 class Network:
-    """Steps in an order in which they can run; the last one, a layer, computes the scores.
+    """Steps in an order in which they can run; the last, a layer, computes the scores.
 
     Attributes:
         input_shape: channels and length of a series.
-        shapes: length and channels of each tensor, by its number.
+        shapes: length and channels, by tensor number.
         ending: ``""``, ``"softmax"`` or ``"log_softmax"``.
-        threshold: of one score alone; above it the class is 1, else 0.
+        threshold: for a single score: the class is 1 above it, else 0.
     """
 
     input_shape: tuple[int, int]
@@ -229,22 +228,22 @@ class Network:
         return self.steps[-1].places.size
 
     def labels(self, scores: Array) -> Array:
-        """Return the classes ``(n_cases,)`` of scores ``(n_cases, classes)``."""
+        """Return the classes ``(n_cases,)`` of scores ``(n_cases, n_classes)``."""
         if self.classes > 1:
             return np.asarray(scores.argmax(1))
         return np.asarray((scores[:, 0] > self.threshold).astype(int))
 
     def load(self, X: Array) -> Array:
-        """Arrange series ``(n_cases, channels, length)`` as the first layer reads them."""
+        """Arrange series ``(n_cases, channels, length)`` for the first layer."""
         return X.astype(np.float64).transpose(0, 2, 1).reshape(len(X), -1)
 
     def put(self, step: Step, tensors: dict[int, Array], y: Array) -> None:
-        """Put results ``(n_cases, positions, rows)`` where they lie in their tensor."""
+        """Store results ``(n_cases, positions, rows)`` in their tensor."""
         size = np.prod(self.shapes[step.output])
         tensors.setdefault(step.output, np.zeros((len(y), size)))[:, step.places] = y
 
     def tensors(self, X: Array) -> dict[int, Array]:
-        """Compute every tensor, ``(n_cases, samples)``, by its number."""
+        """Compute every tensor ``(n_cases, samples)``, by number."""
         found = {0: self.load(X)}
         for step in self.steps:
             self.put(step, found, step.values(*(found[number] for number in step.inputs)))
@@ -252,7 +251,7 @@ class Network:
 
 
 def scores_and_bound(network: Network, X: Array) -> tuple[Array, Array]:
-    """Compute scores ``(n_cases, n_classes)`` in float64, and how far float32 may be from each.
+    """Compute the scores in float64, and how far float32 may be from each.
 
     Args:
         X: series ``(n_cases, channels, length)``.
@@ -270,10 +269,10 @@ def scores_and_bound(network: Network, X: Array) -> tuple[Array, Array]:
 
 
 def _ended(ending: str, x: Array, error: Array) -> tuple[Array, Array]:
-    """Compute scores of the last layer's outputs.
+    """Compute the scores from the last layer's outputs.
 
-    expf and logf may be off by two units in the last place. The difference to the maximum is
-    rounded, then its exponential, the sum and the logarithm.
+    expf and logf may err by two units in the last place. The difference to the maximum, its
+    exponential, the sum and the logarithm are rounded.
     """
     if not ending:
         return x, error

@@ -1,4 +1,4 @@
-"""From a traced model to the steps of the C program; what has no such step is refused."""
+"""Translate a traced model into steps of the C program."""
 
 from __future__ import annotations
 
@@ -26,9 +26,10 @@ def lower(model: nn.Module, channels: int, length: int) -> Network:
     """Translate a model in eval mode for series ``(channels, length)``.
 
     Raises:
-        NotImplementedError: an operation that the C program has no step for, by its module's name.
-        ValueError: a module in training mode, weights that are not finite, or no scores.
-        RuntimeError: series that the model does not take.
+        NotImplementedError: an operation without a counterpart in C; the message names its module.
+        ValueError: a module in training mode, weights that are not finite, or a model without
+            scores.
+        RuntimeError: series that the model rejects.
     """
     for name, module in model.named_modules():
         with _naming(name, type(module).__name__):
@@ -74,7 +75,7 @@ def lower(model: nn.Module, channels: int, length: int) -> Network:
 
 
 def _put_in_order(build: Builder, scores: Value) -> int:
-    """Let a last layer give its results in the order of PyTorch's scores; return its tensor."""
+    """Make the last layer give its results in the order of PyTorch's scores; return its tensor."""
     want, last = scores.places[0].numpy(), build.writer(scores)
     for whole in (False, True) if last and build.fills(scores) else ():
         other = replace(last, rows_whole=whole, stride=last.positions if whole else last.rows)
@@ -87,7 +88,7 @@ def _put_in_order(build: Builder, scores: Value) -> int:
 
 @contextlib.contextmanager
 def _naming(name: str, kind: str, operation: str = "") -> Iterator[None]:
-    """Name the module in the errors of the block, and the operation that has no counterpart."""
+    """Name the module and the operation in errors of the block."""
     which = f"{f'module {name!r}' if name else 'the model'} ({kind})"
     try:
         yield
@@ -101,7 +102,7 @@ def _naming(name: str, kind: str, operation: str = "") -> Iterator[None]:
 
 
 def _walk(program: torch.export.ExportedProgram, build: Builder, series: Value) -> Value:
-    """Follow the series through the traced model to the scores; the rest are constants."""
+    """Follow the series through the traced model to the scores."""
     if any(spec.kind != OutputKind.USER_OUTPUT for spec in program.graph_signature.output_specs):
         raise NotImplementedError(
             "the model cannot be exported to C, because it changes its buffers in a call in "
@@ -140,7 +141,7 @@ def _walk(program: torch.export.ExportedProgram, build: Builder, series: Value) 
 
 
 def _result(build: Builder, node: Any, name: str, args: Any, kwargs: Any) -> Any:
-    """Compute what does not depend on the series; add steps for what does."""
+    """Compute constants; add steps for what depends on the series."""
     leaves = tree_leaves((args, kwargs), is_leaf=lambda x: isinstance(x, Value))
     values = [leaf for leaf in leaves if isinstance(leaf, Value)]
     target = node.target

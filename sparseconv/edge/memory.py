@@ -1,4 +1,4 @@
-"""Where in the arena each tensor lies: two that are needed at one time do not share memory."""
+"""Place tensors in the arena: tensors that are needed at one time share no memory."""
 
 from __future__ import annotations
 
@@ -16,11 +16,10 @@ class Room(NamedTuple):
 
 
 def placed(network: Network) -> tuple[dict[int, int], int]:
-    """Return where each tensor begins, by its number, and how many samples all take.
+    """Return each tensor's offset, by number, and the total size in samples.
 
-    The last step's output lies elsewhere, and is not counted. A tensor begins after the samples
-    that are put before it as padding. What is computed sample by sample overwrites an input that
-    nothing reads any more.
+    The last step's output lies elsewhere and is not counted. A tensor begins after its left
+    padding. A pointwise step overwrites an input that nothing reads later.
     """
     steps, shapes = network.steps, network.shapes
     outputs = [step.output for step in steps]
@@ -52,7 +51,7 @@ def placed(network: Network) -> tuple[dict[int, int], int]:
 
 
 def _fit(rooms: dict[int, Room], limit: int, ends: int) -> dict[int, int] | None:
-    """Place one after the other as low as possible, of 2 ends every second high; None: no room."""
+    """Place tensors as low as possible, or every second at 2 ends; None if they do not fit."""
     found: dict[int, int] = {}
     for head, (size, begin, end) in rooms.items():
         busy = sorted(

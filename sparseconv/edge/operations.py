@@ -1,7 +1,7 @@
-"""What PyTorch's operations become: steps of the C program, or other views of its tensors.
+"""Translate PyTorch's operations into steps of the C program, or into views of its tensors.
 
-A value says where in the memory of a tensor each of its numbers lies. Operations that only move
-numbers (``view``, ``flatten``, ``chunk``, slices) move these places, and cost nothing.
+A value holds the position of each of its numbers in a tensor. Operations that only move numbers
+(``view``, ``flatten``, ``chunk``, slices) change these positions, and cost nothing.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def to_numpy(tensor: Tensor) -> Array:
 
 
 def worth_storing(weight: Array) -> Array:
-    """Choose what to store of a dense layer: all, or what is not zero if that is less than half."""
+    """Choose the stored weights of a dense layer: all, or the nonzero ones if fewer than half."""
     active: Array = weight != 0
     return active if 2 * active.sum() < active.size else np.ones_like(active)
 
@@ -71,7 +71,7 @@ def _convolve(
     order = offsets.argsort(kind="stable")
 
     def window(part: Array) -> Array:
-        """Arrange ``(rows, group_channels, taps)`` as the samples of an output lie in memory."""
+        """Arrange ``(rows, group_channels, taps)`` in the order of a window in memory."""
         wide = np.zeros((rows, taps, channels), part.dtype)
         np.put_along_axis(wide, read, part.transpose(0, 2, 1), axis=2)
         return wide.reshape(rows, -1)[:, order]
@@ -140,7 +140,7 @@ def _of_times(build: Builder, x: Value, weight: Array, kind: str, largest: bool)
 
 
 def pool(build: Builder, x: Value, call: Call) -> Value:
-    """Add ``max_pool1d`` or ``avg_pool1d``: windows of each channel, stored once if equal."""
+    """Add ``max_pool1d`` or ``avg_pool1d``; equal windows of channels are stored once."""
     args, largest = call.args, call.name == "max_pool1d"
     (taps,), (left,) = args["kernel_size"], args["padding"]
     dilation = tuple(args.get("dilation", (1,)))
@@ -179,7 +179,7 @@ def _along_last(build: Builder, x: Value, weight: Array, active: Array, **option
 
 
 def scaled(build: Builder, x: Value, call: Call) -> Value:
-    """BatchNorm and arithmetic with constants: see what becomes of zeros and ones."""
+    """Add BatchNorm, or arithmetic with constants, from what it makes of zeros and ones."""
     shift = call.again(torch.zeros(x.places.shape, dtype=torch.float64))
     if shift.shape != x.places.shape:
         raise NotImplementedError("makes its input larger")
@@ -273,7 +273,7 @@ def power(build: Builder, x: Value, call: Call) -> Value:
 
 
 def ending(build: Builder, x: Value, call: Call) -> Value:
-    """Note a ``softmax`` or ``log_softmax`` of all scores, which ends the program."""
+    """Record a ``softmax`` or ``log_softmax`` of all scores, which ends the program."""
     if x.places.shape[call.args["dim"]] != x.places.numel():
         raise NotImplementedError(f"has dim={call.args['dim']}, not that of all scores")
     if x.places.numel() == 1:
@@ -283,7 +283,7 @@ def ending(build: Builder, x: Value, call: Call) -> Value:
 
 
 def padded(build: Builder, x: Value, call: Call) -> Value:
-    """Add a padded copy, which the layer that reads it makes superfluous; negative numbers cut."""
+    """Add a padded copy, which a layer that reads it makes superfluous; negative padding crops."""
     (left, right, *others), value = call.args["pad"], call.args["value"]
     if any(others) or value:
         raise NotImplementedError(
@@ -309,12 +309,12 @@ def moved(build: Builder, x: Value, call: Call) -> Any:
 
 
 def stays(build: Builder, x: Value, call: Call) -> Value:
-    """Return the input: in eval mode the operation does."""
+    """Return the input unchanged, as the operation does in eval mode."""
     return x
 
 
 def joined(build: Builder, x: Value, call: Call) -> Value:
-    """``cat``: each part is written to its place by what computes it, or copied there."""
+    """Add ``cat``: each part is written in its place, or copied there."""
     values, shape = call.args["tensors"], list(x.places.shape)
     dim = call.args["dim"] % len(shape)
     if len(call.values) < len(values) or dim == 0 or len(shape) > 3:

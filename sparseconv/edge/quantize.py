@@ -1,8 +1,8 @@
-"""Integers for the layers: int8 weights and activations, int32 sums, no floating point between.
+"""Quantize layers: int8 weights and activations, int32 sums, no floating point between.
 
-Weights are symmetric for each output channel, activations affine for each tensor; scales are those
-of torch's observers. Sums are brought to the next tensor's scale by a fixed-point factor. Whatever
-computes this has the same bits: every step is an integer operation with one result.
+Weights are symmetric per output channel, activations affine per tensor, with the scales of torch's
+observers. A fixed-point factor brings sums to the next tensor's scale. Every step is an integer
+operation, so all processors give the same bits.
 
 Source: Jacob et al., "Quantization and Training of Neural Networks for Efficient
 Integer-Arithmetic-Only Inference", CVPR 2018, sections 2.2 to 2.4.
@@ -32,7 +32,7 @@ HALVES = [round(2 ** (31 - 2.0**-bit)) for bit in range(1, 17)]  # 2 to the minu
 
 @dataclass(frozen=True, eq=False)
 class Rescale:
-    """``floor(value * multiplier / 2**shift + 1/2) + zero``, kept between low and high."""
+    """``floor(value * multiplier / 2**shift + 1/2) + zero``, clamped to low and high."""
 
     multiplier: Array  # int64, one for each row
     shift: int
@@ -44,13 +44,13 @@ class Rescale:
         return self.shifted(value.astype(np.int64) * self.multiplier)
 
     def shifted(self, product: Array) -> Array:
-        """Return the same of what was multiplied already."""
+        """Rescale values that were multiplied already."""
         scaled: Array = (product + (1 << (self.shift - 1))) >> self.shift
         return np.clip(scaled + self.zero, self.low, self.high)
 
     @classmethod
     def by(cls, factor: Array, zero: int, low: int = -128, high: int = 127) -> Rescale:
-        """Write the factors as integers below 2**30 with a common shift."""
+        """Represent the factors as integers below 2**30 with a common shift."""
         shift = min(61, max(1, 30 - math.frexp(float(np.abs(factor).max()))[1]))
         multiplier = np.clip(np.rint(factor * 2.0**shift), -LIMIT, LIMIT)
         return cls(multiplier.astype(np.int64), shift, zero, low, high)
@@ -58,21 +58,21 @@ class Rescale:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class IntegerLayer(Layer):
-    """A layer with weights as int8 and a bias as int32 (the input's zero is in it).
+    """A layer with int8 weights and an int32 bias, which includes the input's zero.
 
-    float64 holds all its sums, so they are exact.
+    Its sums are exact in float64.
     """
 
     rescale: Rescale
 
     def finished(self, y: Array) -> Array:
-        """Bring sums to the scale of the next tensor; its ReLU is a limit of that."""
+        """Rescale sums for the next tensor; the lower limit is the ReLU."""
         return self.rescale(y)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class IntegerPointwise(Pointwise):
-    """Of one tensor a table of what each int8 becomes; of two a sum with factors, or a product."""
+    """Of one tensor, a table by int8 value; of two, a sum with factors or a product."""
 
     zeros: list[int]
     rescale: Rescale
@@ -92,12 +92,12 @@ class IntegerPointwise(Pointwise):
 
 @dataclass(frozen=True, eq=False)
 class IntegerNetwork(Network):
-    """What the int8 program computes.
+    """The computation of the int8 program.
 
     Attributes:
-        exponent: a sample times ``2**exponent`` is cut to an integer.
-        first: makes int8 of it.
-        point: bits after the point of the last layer's integers.
+        exponent: a sample times ``2**exponent`` is truncated to an integer.
+        first: rescales that integer to int8.
+        point: fractional bits of the last layer's integers.
     """
 
     exponent: int
@@ -105,23 +105,23 @@ class IntegerNetwork(Network):
     point: int
 
     def load(self, X: Array) -> Array:
-        """Make the first integers of series ``(n_cases, channels, length)``."""
+        """Quantize series ``(n_cases, channels, length)``."""
         x = super().load(X.astype(np.float32)) * 2.0**self.exponent
         whole = np.nan_to_num(x, nan=0, posinf=np.inf, neginf=-np.inf)
         return self.first(np.clip(whole, -INPUT_LIMIT, INPUT_LIMIT))
 
     def run(self, X: Array) -> Array:
-        """Compute the last layer's integers as the program does: int64 ``(n_cases, classes)``."""
+        """Compute the last layer's integers as the program does, int64 ``(n_cases, classes)``."""
         last = self.steps[-1].output
         parts = [self.tensors(X[at : at + BATCH])[last] for at in range(0, len(X), BATCH)]
         return np.concatenate(parts).astype(np.int64)
 
     def labels(self, scores: Array) -> Array:
-        """Return the classes of such integers."""
+        """Return the classes of the last layer's integers."""
         return super().labels(scores * 2.0**-self.point)
 
     def scores(self, X: Array) -> Array:
-        """Compute the scores, float32 ``(n_cases, n_classes)``, bit by bit as the program does."""
+        """Compute the scores, float32 ``(n_cases, n_classes)``, with the program's bits."""
         out = self.run(X)
         if not self.ending:
             return np.asarray(out.astype(np.float32) * np.float32(2.0**-self.point))
@@ -147,7 +147,7 @@ def power_of_e(behind: int) -> int:
 
 
 def natural_log(total: int) -> int:
-    """Compute ``log(total / 2**30) * 2**16`` for a total of 2**30 and above, by squaring."""
+    """Compute ``log(total / 2**30) * 2**16`` for a total of at least 2**30, by squaring."""
     total, log = int(total), 0
     while total >> 31:
         total, log = total >> 1, log + (1 << 16)
@@ -203,7 +203,7 @@ def quantize(network: Network, calibration: Array) -> IntegerNetwork:
 def _integer_samples(
     step: Pointwise, sizes: Sequence[float], zeros: Sequence[int], low: int, high: int
 ) -> IntegerPointwise:
-    """Make integers of a step; ``(integer - zero) * size`` is a number before, and after it."""
+    """Quantize a pointwise step; ``(integer - zero) * size`` is a number before, and after it."""
     low = max(low, zeros[-1]) if step.relu else low
     x = (np.arange(-128.0, 128) - zeros[0]) * sizes[0]
     table = np.zeros(0)
@@ -228,7 +228,7 @@ def _integer_samples(
 def _integers(
     layer: Layer, sizes: Sequence[float], zeros: Sequence[int], low: int, high: int
 ) -> IntegerLayer:
-    """Make integers of a layer; see ``_integer_samples``."""
+    """Quantize a layer; see ``_integer_samples``."""
     # As torch's PerChannelMinMaxObserver does, in float32; a row without weights has any scale.
     largest = np.abs(layer.weight).max(1, initial=0).astype(np.float32)
     steps = np.where(largest > 0, largest / np.float32(127), np.float32(SMALLEST)).astype(float)

@@ -1,7 +1,6 @@
-"""The constants of a program: weights that are active, and how far each is from the one before.
+"""The stored constants of a program: active weights, and the gaps between them.
 
-Rows of a block read the same samples, of neighbouring channels: their index is stored once, a gap
-and a length for each run of neighbours.
+The rows of a block share one index: a gap and a length for each run of neighbours.
 """
 
 from __future__ import annotations
@@ -18,9 +17,9 @@ SHORTEST_RUNS = 6  # on average: a run costs some six instructions, and saves on
 
 
 def constants(layer: Step) -> dict[str, Array]:
-    """Return the numbers of a step by name, row by row, in the types of the program.
+    """Return the constants of a step by name, row by row, in the program's types.
 
-    A layer that has every weight has no gaps and counts; those of others have no final type yet.
+    Dense layers have no gaps and counts; those of others have no final type yet.
     """
     if isinstance(layer, IntegerPointwise):
         multiplier = layer.rescale.multiplier.astype(np.int32)
@@ -50,7 +49,7 @@ def constants(layer: Step) -> dict[str, Array]:
 
 
 def _runs(layer: Layer) -> dict[str, Array]:
-    """Return the runs of each ``share`` rows; nothing where gaps of weights are quicker."""
+    """Return the runs of each ``share`` rows; none where gaps of single weights are quicker."""
     stretches = []
     for active in layer.active[:: layer.share]:
         at = layer.offsets[active]
@@ -65,7 +64,7 @@ def _runs(layer: Layer) -> dict[str, Array]:
 
 
 def _bridged(weight: Array, gap: Array) -> tuple[Array, Array]:
-    """Put weights of 0, which change no integer, where a gap does not fit a byte; or empty runs."""
+    """Bridge gaps too long for a byte by weights of 0, which change nothing, or by empty runs."""
     bridges = np.maximum(-(-gap // LONGEST_GAP) - 1, 0)
     ends = np.arange(len(gap)) + bridges.cumsum()
     gaps = np.full(len(gap) + bridges.sum(), LONGEST_GAP)
@@ -75,12 +74,12 @@ def _bridged(weight: Array, gap: Array) -> tuple[Array, Array]:
 
 
 def c_type(array: Array) -> str:
-    """Return the name in C of the type of an array."""
+    """Return the C type of an array."""
     return "float" if array.dtype == np.float32 else f"{array.dtype}_t"
 
 
 def c_numbers(array: Array) -> str:
-    """Write numbers as C text, wrapped; float32 with the digits that identify it."""
+    """Format numbers as wrapped C text; float32 with the digits that identify it."""
     suffix = "f" if array.dtype == np.float32 else ""
     words = ", ".join(f"{number!s}{suffix}" for number in array.ravel())
     indent = " " * 4

@@ -1,4 +1,4 @@
-"""``DSNClassifier``: the Dynamic Sparse Network as an aeon and scikit-learn estimator."""
+"""``DSNClassifier``, an aeon and scikit-learn estimator."""
 
 from __future__ import annotations
 
@@ -27,36 +27,35 @@ from sparseconv.training.run_folder import NETWORK
 class DSNClassifier(Scored, BaseClassifier):  # type: ignore[misc]
     """Classify time series with a Dynamic Sparse Network trained on active weights only.
 
-    The defaults are the paper's network and recipe. Series have the shape ``(n_cases, n_channels,
-    n_timepoints)``, or ``(n_cases, n_timepoints)`` with one channel. They are used unscaled, as
-    float32; normalise them first if their scales differ. Labels are strings, integers, booleans
-    or whole numbers stored as floats; aeon treats other floats as targets of a regression.
+    The defaults are the paper's. Series have the shape ``(n_cases, n_channels, n_timepoints)``, or
+    ``(n_cases, n_timepoints)`` with one channel. They are used unscaled, as float32; normalise them
+    first if their scales differ. Labels are strings, integers, booleans or integral floats; aeon
+    treats other floats as targets of a regression.
 
     Args:
         sparsity, nf, kernel_size, depth, n_groups, init, padding, block, backend: see
             ``models.DSN``.
         epochs, ..., precision: see ``training.Recipe``.
-        random_state: an int fixes everything that is drawn; a ``RandomState`` gives the seed;
-            None draws a new seed for each fit.
-        validation: ``(X, y)``, series and labels as for fit. They are evaluated after each epoch,
-            as ``test_loss`` and ``test_accuracy`` in ``history_``, and do not influence training.
-        on_epoch: called after each epoch with the history so far.
-        device: device of training and prediction, as for ``torch.device``. Only a fit on a CPU is
+        random_state: an int is the seed; a ``RandomState`` or None draws one for each fit.
+        validation: ``(X, y)`` as for fit. Each epoch evaluates them as ``test_loss`` and
+            ``test_accuracy`` in ``history_``; they do not influence training.
+        on_epoch: called with the history after each epoch.
+        device: of training and prediction, as for ``torch.device``. Only a fit on a CPU is
             reproducible.
-        n_jobs: threads that torch may use in fit and predict, at least one. As in aeon, -1 means
-            all cores, -2 all except one.
+        n_jobs: threads of torch in fit and predict. As in aeon, -1 means all cores, -2 all except
+            one.
         verbose: show a progress bar.
 
     Attributes:
-        model_: the trained ``DSN``, with the weights and pattern of its best epoch.
-        history_: one dict per epoch, see ``training.TrainingResult``.
+        model_: the trained ``DSN`` of the best epoch.
+        history_: see ``training.TrainingResult``.
         cost_: ``DSNCost`` for one series of the training set's length.
-        seed_: the seed used.
-        classes_, n_classes_: the labels seen in fit, sorted, and their number.
+        seed_: the seed.
+        classes_, n_classes_: the sorted labels of fit, and their number.
 
     Raises:
-        ValueError, TypeError: unequal lengths, values that are missing or not finite, another shape
-            than in fit, arguments of another type or out of their range.
+        ValueError, TypeError: unequal lengths, missing or infinite values, another shape than in
+            fit, arguments of the wrong type or out of range.
 
     Example:
         >>> import numpy as np

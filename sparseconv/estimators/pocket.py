@@ -1,4 +1,4 @@
-"""Random convolution kernels as estimators: ``RocketTransformer``, and ``POCKETClassifier``."""
+"""Estimators on random convolution kernels."""
 
 from __future__ import annotations
 
@@ -45,24 +45,23 @@ Array = npt.NDArray[Any]
 class RocketTransformer(Shared, BaseCollectionTransformer):  # type: ignore[misc]
     """Compute features of ROCKET's or MiniROCKET's kernels, by ``kernel_features``.
 
-    aeon's ``Rocket`` and ``MiniRocket`` draw the kernels, so a seed gives the same kernels as in
-    aeon. MiniROCKET's features are equal bit for bit, ROCKET's up to rounding.
+    aeon's ``Rocket`` and ``MiniRocket`` draw the kernels, so a seed gives the same kernels.
+    MiniROCKET's features equal aeon's bit for bit, ROCKET's up to rounding.
 
     Args:
-        kernels: ``"rocket"``, ``"minirocket"``, or a ``KernelBank``, used unchanged. ROCKET
-            normalises each channel of each series as aeon does, except that a constant one
-            becomes zeros.
-        n_kernels: kernels for ROCKET, with two features each. For MiniROCKET the features, at
-            least 84, rounded down to a multiple of 84. aeon counts in the same way.
-        random_state: an int fixes the kernels; a ``RandomState`` gives the seed; None draws one.
-        n_jobs: number of threads; as in aeon, -1 means all cores.
+        kernels: ``"rocket"``, ``"minirocket"``, or a ``KernelBank`` to use. ROCKET normalises each
+            channel of each series as aeon does, but constant ones become zeros.
+        n_kernels: as in aeon, kernels for ROCKET, with two features each, or features for
+            MiniROCKET, at least 84, rounded down to a multiple of 84.
+        random_state: an int is the seed; a ``RandomState`` or None draws one.
+        n_jobs: threads; as in aeon, -1 means all cores.
 
     Attributes:
         bank_: the ``KernelBank``.
 
     Raises:
-        ValueError, TypeError: unequal lengths, another shape than in fit or than the bank's, values
-            missing or not finite, unknown ``kernels``, ``n_kernels`` not an int of at least 1 (84).
+        ValueError, TypeError: unequal lengths, another shape than in fit or the bank's, missing or
+            infinite values, unknown ``kernels``, ``n_kernels`` not an int of at least 1 (84).
 
     Example:
         >>> from sparseconv import RocketTransformer
@@ -106,41 +105,38 @@ class RocketTransformer(Shared, BaseCollectionTransformer):  # type: ignore[misc
 class POCKETClassifier(Scored, BaseClassifier):  # type: ignore[misc]
     """ROCKET or MiniROCKET with a share of its kernels, chosen by group-sparse ridge regression.
 
-    In a ridge classifier groups of features, those of one kernel each, compete for ``keep`` places
-    (ADMM). Dropped features are never computed again. The features of a pruned ROCKET model take
-    time in proportion to the kernels kept.
+    ADMM selects ``keep`` groups of features, one group per kernel, in a ridge classifier. Dropped
+    features are never computed again: a pruned ROCKET takes time in proportion to the kernels kept.
 
     Args:
         kernels, n_kernels, random_state, n_jobs: as in ``RocketTransformer``.
-        keep: share to keep, in (0, 1], of the kernels for ROCKET, of the features for MiniROCKET.
-            ``"cv"`` tries 5, 10, 20, 35, 50 and 100 % in 5 folds (fewer if no class has 5 cases).
-            It takes the smallest whose accuracy is within one standard error of the best.
-        k: weight of the ridge in the selection. ``"cv"`` takes the best of 0.01, 0.1, ..., 1000 in
-            the same folds.
-        n_iter: iterations of ADMM. With 1 it selects by magnitude: it keeps the kernels with the
-            largest weights in one ridge classifier, which is as accurate on many data sets.
+        keep: share to keep, in (0, 1], of ROCKET's kernels or MiniROCKET's features. ``"cv"`` tries
+            5, 10, 20, 35, 50 and 100 % in 5 folds (fewer if no class has 5 cases). It takes the
+            smallest whose accuracy is within one standard error of the best.
+        k: ridge of the selection. ``"cv"`` takes the best of 0.01, 0.1, ..., 1000 in these folds.
+        n_iter: iterations of ADMM. 1 keeps the kernels with the largest weights in one ridge
+            classifier (magnitude), which is as accurate on many data sets.
         refit: fit a new ridge classifier on the kept features, with its ridge by leave-one-out.
-            False predicts with the weights of the selection (the paper's stage 1).
+            False predicts with the selection's weights (the paper's stage 1).
         class_weight: ``"balanced"`` or a dict by label, as in scikit-learn, in selection and refit.
         verbose: show a progress bar of the folds.
 
     Attributes:
-        kept_kernels_: the numbers of the kept kernels (MiniROCKET: features), ascending. If a bank
-            was given, they number its kernels.
+        kept_kernels_: ascending indices of the kept kernels (MiniROCKET: features), of a given bank
+            in its order.
         bank_: the ``KernelBank`` of the kept kernels.
-        keep_, n_candidates_, k_: the numbers kept and available; the ridge of the selection.
-        scores_: with ``"cv"`` the folds' accuracies by (k, keep), else None.
+        keep_, n_candidates_, k_: numbers kept and available; ridge of the selection.
+        scores_: with ``"cv"``, the folds' accuracies by (k, keep); else None.
         model_: the ``RocketModel`` that predicts, which can be saved.
-        seed_, classes_, n_classes_: the seed used; the labels seen in fit, sorted; their number.
+        seed_, classes_, n_classes_: the seed; the sorted labels of fit; their number.
 
     ``predict_proba`` is the softmax of the decisions times ``model_.scale``. This scale maximises
-    the likelihood of the leave-one-out decisions of the selection's ridge on all features. It is
-    reduced if the decisions of the refit spread wider.
+    the likelihood of the selection's leave-one-out decisions on all features. It is reduced if the
+    refit's decisions spread wider.
 
     Raises:
-        ValueError, TypeError: as in ``RocketTransformer``; one class only; options out of range;
-            ``"cv"`` with a single case of each class; class weights of unknown labels, or not
-            positive.
+        ValueError, TypeError: as in ``RocketTransformer``; a single class; options out of range;
+            ``"cv"`` with one case of each class; class weights of unknown labels, or not positive.
 
     Example:
         >>> from sparseconv import POCKETClassifier
@@ -266,10 +262,7 @@ class POCKETClassifier(Scored, BaseClassifier):  # type: ignore[misc]
             return self.model_.predict_proba(X)
 
     def decision_function(self, X: Any) -> Array:
-        """Return the margins ``(n_cases, n_classes)`` of series as for ``predict``.
-
-        For two classes return ``(n_cases,)``, above 0 for ``classes_[1]``, as in scikit-learn.
-        """
+        """Return the margins ``(n_cases, n_classes)``, or ``(n_cases,)`` for two classes."""
         self._check_is_fitted()
         series = self._preprocess_collection(X, store_metadata=False)
         self._check_shape(series)
@@ -293,16 +286,16 @@ def prune_rocket(
 
     Args:
         classifier: a fitted classifier, left unchanged, or a fitted ``Rocket`` or ``MiniRocket``.
-        X, y: the training set, or other cases of the same shape and classes.
-        keep, options: as in ``POCKETClassifier``. By default ``class_weight``, ``random_state``
-            and ``n_jobs`` are those of the fitted classifier.
+        X, y: the training set, or similar cases of the same classes.
+        keep, options: as in ``POCKETClassifier``; ``class_weight``, ``random_state`` and ``n_jobs``
+            default to the fitted classifier's.
 
     Returns:
-        A fitted ``POCKETClassifier`` with a part of the same kernels.
+        A fitted ``POCKETClassifier`` with a subset of its kernels.
 
     Raises:
         TypeError: another object.
-        ValueError: a classifier that is not fitted; series of another shape.
+        ValueError: an unfitted classifier; series of another shape.
         NotImplementedError: a classifier with another ``estimator``, ridge or method to decide.
 
     Example:
@@ -346,7 +339,7 @@ def prune_rocket(
 
 
 def draw_kernels(kernels: Any, n_kernels: int, seed: int, X: Array) -> KernelBank:
-    """Return the bank of kernels that aeon draws for these series, or the given bank."""
+    """Return the kernels that aeon draws for these series, or the given bank."""
     warn_if_swapped(X.shape)
     if isinstance(kernels, KernelBank):
         check_shape(X.shape, kernels)
@@ -365,7 +358,7 @@ def draw_kernels(kernels: Any, n_kernels: int, seed: int, X: Array) -> KernelBan
 
 
 def how_many(keep: Any, candidates: int) -> int:
-    """Return a share as a number, at least 1."""
+    """Convert a share to a number, at least 1."""
     if keep == 0:
         raise ValueError("keep must be above 0, but got 0, which leaves no kernel")
     return max(1, round(share("keep", keep) * candidates))
@@ -382,8 +375,8 @@ def ridge_classifier(
 ) -> tuple[Array, Array, float]:
     """Fit the head of aeon's RocketClassifier, whose ridge is chosen by leave-one-out.
 
-    Returns the coefficients of unscaled features, ``(n_features, columns)``, and the intercept,
-    ``(columns,)``. The third value is the ridge for features of length 1, as in ``GroupSelection``.
+    Returns coefficients of unscaled features, ``(n_features, columns)``, the intercept,
+    ``(columns,)``, and the ridge for features of length 1, as in ``GroupSelection``.
     """
     scaler, ridge = head_of_aeon()
     ridge.fit(scaler.fit_transform(features), labels, weights)

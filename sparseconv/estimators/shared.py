@@ -1,4 +1,4 @@
-"""Common parts of the estimators: the arrays that they accept, threads, seeds."""
+"""Common parts of the estimators: input arrays, threads, seeds."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LEAST_WEIGHT = 1e-6  # of the largest class_weight; float32 would lose less
 
 
 class Shared:
-    """Read series and labels as the rest of this library does, before aeon checks them."""
+    """Checks series and labels as the rest of this library does, before aeon does."""
 
     metadata_: dict[str, Any]
     n_jobs: int
@@ -53,7 +53,7 @@ class Scored(Shared):
     """A classifier that scores all series and labels that it can be fitted to."""
 
     def score(self, X: Any, y: Any, *metric: Any, **options: Any) -> float:
-        """Compare the predictions with labels, as aeon's ``score``; by default the accuracy."""
+        """Score the predictions as aeon's ``score``; by default the accuracy."""
         owner = type(self).__name__
         series, labels = three_axes(owner, "X", X), as_labels(owner, "y", y)
         found: float = super().score(series, labels, *metric, **options)  # type: ignore[misc]
@@ -74,7 +74,7 @@ def case_weights(class_weight: Any, y: npt.NDArray[Any]) -> npt.NDArray[np.float
 
 
 def draw_seed(random_state: int | np.random.RandomState | None) -> int:
-    """Return the seed of one fit: an int itself, or a number drawn from a ``RandomState``."""
+    """Return the seed of one fit: the int, or a number drawn from a ``RandomState``."""
     if isinstance(random_state, int | np.integer):
         if not 0 <= random_state < 2**32:  # the range of aeon's kernels
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Describe the machine and the software of a result, and set its threads."""
+"""Describe a result's machine and software, and set its threads."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ VARIABLES = ("SPARSECONV_BACKEND", "SPARSECONV_CPU_ISA")
 
 
 def cpu_name() -> str:
-    """Return the processor's name from the system, with the numbers that identify it.
+    """Return the processor's name, with the numbers that identify its model.
 
-    Cloud machines give one name ("AMD EPYC") to generations that differ threefold in speed, and
-    Arm's Linux gives none.
+    Cloud machines call generations that differ threefold in speed "AMD EPYC"; Linux on Arm gives no
+    name.
     """
     if sys.platform == "darwin":
         words = ["sysctl", "-n", "machdep.cpu.brand_string"]
@@ -43,14 +43,14 @@ def cpu_name() -> str:
 
 
 def optional_versions() -> dict[str, str]:
-    """Return the versions of the optional packages, or how to install them."""
+    """Return the optional packages' versions, or how to install them."""
     installed = {found.name: found.version for found in metadata.distributions()}
     missing = "not installed: pip install 'sparseconv[tsc]'"
     return {name: installed.get(name, missing) for name in OPTIONAL_PACKAGES}
 
 
 def isa() -> str:
-    """Name the instruction set that the C++ kernels use, and those that this CPU could run."""
+    """Name the instruction set of the C++ kernels, and those that this CPU could run."""
     if extension is None:
         return "none: the C++ extension is not built"
     try:
@@ -61,7 +61,7 @@ def isa() -> str:
 
 
 def environment_info() -> dict[str, str]:
-    """Return the machine and the versions that a time or an accuracy depends on."""
+    """Return the machine and versions that a time or an accuracy depends on."""
     return {
         "cpu": cpu_name(),
         "cores": str(os.cpu_count()),
@@ -76,7 +76,7 @@ def environment_info() -> dict[str, str]:
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """Let torch use ``count`` threads inside the block; ValueError for more than 1024."""
+    """Let torch use ``count`` threads inside the block; ValueError above 1024."""
     if not 1 <= count <= 1024:  # with very many OpenMP ends the process
         raise ValueError(f"threads (n_jobs) must be 1 to 1024, but got {count}")
     before = torch.get_num_threads()
@@ -88,7 +88,7 @@ def threads(count: int) -> Iterator[None]:
 
 
 def measurement_context() -> dict[str, str]:
-    """Return the facts that a time depends on, and the date; every row has its threads."""
+    """Return the facts that a time depends on, and the date."""
     found = environment_info() | {"date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")}
     del found["threads"]
     isa, isas = ("none", ["none"]) if extension is None else (extension.isa(), extension.isas())

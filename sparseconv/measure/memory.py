@@ -1,4 +1,4 @@
-"""Measure the peak memory of a call, and keep freed memory."""
+"""Measure a call's peak memory, and keep freed memory."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
 def peak_bytes(call: Callable[[], object]) -> int:
-    """Return the most bytes that torch's allocator has handed out during a call.
+    """Return the most bytes that torch's allocator holds during a call.
 
-    The kernels' scratch memory is not counted: it belongs to a thread and fits in L2.
+    The kernels' scratch memory (per thread, within L2) is not counted.
     """
     return max(accumulate(allocations(call), initial=0))
 
 
 def allocations(call: Callable[[], object]) -> list[int]:
-    """Return the bytes of each buffer that torch hands out on the CPU (or takes back: negative)."""
+    """Return the bytes of each CPU buffer that torch allocates, or frees (negative)."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # or it writes two lines to stderr each time
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         kept = call()  # freed after the last event, as a caller would hold it
@@ -41,20 +41,19 @@ def allocations(call: Callable[[], object]) -> list[int]:
 
 
 def retain_freed_memory() -> bool:
-    """Let this process keep the memory that CPU tensors free, instead of returning it.
+    """Let this process keep the memory that CPU tensors free.
 
-    A pass of a network frees its activations, and the next one allocates the same again. The GNU C
-    library (glibc) returns such blocks to the system, which clears every page of new blocks at its
-    first use. That is often a fifth to a half of the time of a small network. This function sets
-    glibc's ``M_MMAP_THRESHOLD`` to 1 GiB (older versions allow 32 MiB) and ``M_TRIM_THRESHOLD`` to
-    2 GiB. The process then keeps the memory of its peak until it exits. Call it at the start of a
-    program that trains or infers on the CPU, and before you measure. ``training.train`` and
-    ``DSNClassifier`` call it, and so do the commands ``train``, ``prune``, ``profile`` and
-    ``bench``.
+    Each pass of a network frees its activations, and the next allocates them again. The GNU C
+    library (glibc) returns such blocks to the system, which clears every page at its first use.
+    That is often a fifth to a half of a small network's time. This function sets glibc's
+    ``M_MMAP_THRESHOLD`` to 1 GiB (older versions allow 32 MiB) and ``M_TRIM_THRESHOLD`` to 2 GiB.
+    The process then keeps its peak memory until it exits. Call it at the start of a program that
+    trains or infers on the CPU, and before you measure. ``training.train``, ``DSNClassifier`` and
+    the commands ``train``, ``prune``, ``profile`` and ``bench`` call it.
 
     Returns:
-        Whether it was set. It is False with other C libraries (musl, macOS, Windows), where this
-        function does nothing. Never raises.
+        Whether it was set: False, without effect, with other C libraries (musl, macOS, Windows).
+        Never raises.
 
     Example:
         >>> import sparseconv as sc

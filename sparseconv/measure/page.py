@@ -1,4 +1,4 @@
-"""Tables, figures and text as one self-contained HTML page."""
+"""Make a self-contained HTML page of tables, figures and text."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ def page(
     subtitle: str = "",
     highlights: Sequence[tuple[str, str]] = (),
 ) -> str:
-    """Make the text of one HTML page that needs no other file: styles and figures are inside.
+    """Return an HTML page that needs no other file: styles and figures are inside.
 
-    ``highlights`` are (figure, meaning) pairs shown large below the heading. Raises
-    FileNotFoundError if a section's figure does not exist.
+    ``highlights`` are (figure, meaning) pairs, shown large below the heading. FileNotFoundError if
+    a section's figure does not exist.
     """
     shown = [f"<div><dt>{escape(a)}</dt><dd>{escape(b)}</dd></div>" for a, b in highlights]
     body = [f'<dl class="highlights">{"".join(shown)}</dl>' if shown else ""]
@@ -48,7 +48,7 @@ def page(
 
 
 def write_html(path: str | Path, title: str, sections: Sequence[Section], **more: Any) -> Path:
-    """Write a ``page`` with these arguments; nothing is written if a figure does not exist."""
+    """Write a ``page``; write nothing if a figure does not exist."""
     text, path = page(title, sections, **more), Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, text)

@@ -7,10 +7,10 @@ from typing import Any
 
 
 def progress(items: Any, verbose: bool | None, **options: Any) -> Any:
-    """Return tqdm's bar over the items, or the items where none is shown.
+    """Return tqdm's bar over the items, or the items if none is shown.
 
     Args:
-        items: what to iterate over; None for a bar that is updated by hand.
+        items: an iterable; None for a bar updated by hand.
         verbose: whether to show it; None shows it in a terminal.
         options: those of tqdm.
     """

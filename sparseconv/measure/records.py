@@ -1,7 +1,6 @@
-"""Records of ``profile``, ``convert``, ``prune_filters`` and ``factorize``, and their reports.
+"""Records and reports of ``profile``, ``convert``, ``prune_filters`` and ``factorize``.
 
-Every report has a table of layers, lines with the totals, and the machine. ``LayerTimes.rows``
-makes the columns of the table of ``profile`` and ``convert``.
+Every report has a table of layers, lines with the totals, and the machine.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ ACCURACY = (
 
 
 class Counts(NamedTuple):
-    """A number before and after a change, or of the dense and of the sparse layer.
+    """A number before and after a change, or of the dense and the sparse layer.
 
     Example:
         >>> print(Counts(1168, 368))
@@ -40,7 +39,7 @@ class Counts(NamedTuple):
 
     @property
     def ratio(self) -> float:
-        """Before / after, of at least 1 after."""
+        """Before / after; an ``after`` of 0 counts as 1."""
         return self.before / max(self.after, 1)
 
     def __str__(self) -> str:
@@ -51,7 +50,7 @@ class Counts(NamedTuple):
 
 @dataclass(frozen=True)
 class BeforeAfter:
-    """A pass of a model or layer, before and after a change, or dense and sparse, interleaved.
+    """Times of a pass before and after a change, or dense and sparse, interleaved.
 
     Attributes:
         before, after: median time in milliseconds, with its 95 % interval.
@@ -66,7 +65,7 @@ class BeforeAfter:
     def of(
         cls, times: Times, which: str, before: str = "before", after: str = "after"
     ) -> BeforeAfter:
-        """Compare two candidates among times of a ``Stopwatch``, in the pass ``which``."""
+        """Compare two candidates of a ``Stopwatch``, in the pass ``which``."""
         first, second = f"{before} {which}", f"{after} {which}"
         return cls(
             milliseconds(times[first]), milliseconds(times[second]), ratio(times, first, second)
@@ -77,7 +76,7 @@ class BeforeAfter:
 
 
 class Verdict(StrEnum):
-    """The conclusion about a layer; the value is the text in the table.
+    """The conclusion about a layer; the value is its text in the table.
 
     Example:
         >>> Verdict.of(Estimate(1.4, 1.3, 1.6))  # the dense layer takes 1.4 times as long
@@ -112,28 +111,28 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True)
 class LayerTimes:
-    """The cost of a layer, dense (before) and sparse (after), and the conclusion.
+    """A layer's cost, dense (before) and sparse (after), and the conclusion.
 
     Attributes:
-        name: name of the module in the model; the first if it has several.
+        name: the module's (first) name in the model.
         weight_shape: ``(C_out, C_in // groups, K)``.
-        nnz, density: active weights, and their share of the kernel tensor. None where ``convert``
-            cannot replace the layer.
+        nnz, density: active weights, and their share of all; None where ``convert`` cannot replace
+            the layer.
         sparse: whether ``convert`` made it sparse; None in a ``Profile``.
-        verdict: the conclusion; print it, or compare it with a ``Verdict``.
-        notes: more about its conversion.
-        calls: number of calls in one pass of the model; in a ``Profile`` those of one kind (see its
-            ``layers``). 0 if not measured. FLOPs and times are sums over these calls.
-        input_shape: shape of the first input.
-        dtype: dtype of the output.
-        backend: ``"cpp"`` or ``"reference"`` for the sparse layer; empty if not measured.
+        verdict: print it, or compare it with a ``Verdict``.
+        notes: details of the conversion.
+        calls: calls in one pass of the model, in a ``Profile`` of one kind (see its ``layers``); 0
+            if not measured. FLOPs and times are sums over these calls.
+        input_shape: the first input's.
+        dtype: the output's.
+        backend: the sparse layer's, ``"cpp"`` or ``"reference"``; empty if not measured.
         kernels: ``"blocks"`` or ``"single weights"`` for a pattern in blocks, or for bfloat16 on a
             CPU with a matrix unit; else empty.
-        not_blocks: the reason against kernels for blocks.
-        dgrad, wgrad: whether a training step computes the gradient of the input, of the weights.
-        times: by pass; empty if not measured. ``"inference"`` is a forward pass without gradients.
-            ``"training"`` is forward and backward, if a gradient is needed.
-        flops: by pass, the operations of the dense layer and those executed; a multiply-add is two.
+        not_blocks: why kernels for blocks are not used.
+        dgrad, wgrad: whether training computes the gradient of the input, of the weights.
+        times: by pass; empty if not measured. ``"inference"`` is a forward pass without gradients;
+            ``"training"`` adds the backward pass, if a gradient is needed.
+        flops: by pass, dense and executed operations; a multiply-add is two.
     """
 
     name: str
@@ -156,13 +155,13 @@ class LayerTimes:
 
     @property
     def ratio(self) -> Estimate | None:
-        """Dense / sparse in training if it was measured, else in inference; None if neither was."""
+        """Dense / sparse in training if measured, else in inference, else None."""
         decisive = self.times.get(TRAINING) or self.times.get(INFERENCE)
         return decisive.ratio if decisive else None
 
     @property
     def reason(self) -> str:
-        """Return the verdict with its notes, as text."""
+        """Return the verdict and notes as text."""
         return "; ".join((self.verdict, *self.notes))
 
     @property
@@ -170,7 +169,7 @@ class LayerTimes:
         return f"{self.name} ({self.calls}x)" if self.calls > 1 else self.name
 
     def row(self) -> dict[str, str]:
-        """Return the line of the short table: text by column."""
+        """Return the line of the short table, text by column."""
         plain = self.verdict in (Verdict.SPARSE, Verdict.DENSE)  # which says what became of it
         now = "" if plain or self.sparse is None else "sparse: " if self.sparse else "dense: "
         return {
@@ -182,7 +181,7 @@ class LayerTimes:
         }
 
     def rows(self) -> list[dict[str, str]]:
-        """Return the lines of the table of details, one for each pass: text by column."""
+        """Return the lines of the detailed table, one per pass, text by column."""
         out_channels, channels, taps = self.weight_shape
         groups = self.input_shape[-2] // channels if self.input_shape else 1
         first = {
@@ -212,10 +211,10 @@ class LayerTimes:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """The results: ``print`` it, ``save`` it, or show it in a notebook.
+    """Results to ``print``, to ``save``, or to show in a notebook.
 
     Attributes:
-        layers: one record for each layer.
+        layers: one record per layer.
         machine: processor, threads, instruction set and versions; empty if nothing was measured.
     """
 
@@ -225,11 +224,11 @@ class Report:
     machine: Mapping[str, str] = field(default_factory=dict)
 
     def table(self) -> Table:
-        """Make the short table of layers; empty columns are omitted."""
+        """Format the short table of layers; omit empty columns."""
         return Table.of((layer.row() for layer in self.layers), self.text_columns[:1])
 
     def details(self) -> Table:
-        """Make the table of all counts and times of each layer; ``print`` it."""
+        """Format the table of all counts and times of each layer."""
         return Table.of((row for layer in self.layers for row in layer.rows()), self.text_columns)
 
     def summary(self) -> list[str]:
@@ -244,7 +243,7 @@ class Report:
         return "\n".join([self.table().markdown(WIDTH), "", *lines])
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all counts and measurements, in a form that ``json.dumps`` accepts."""
+        """Return all counts and measurements, for ``json.dumps``."""
         shown = {f.name: getattr(self, f.name) for f in fields(self) if f.repr}
         found: dict[str, Any] = json.loads(json.dumps(shown, default=asdict))
         return found
@@ -261,7 +260,7 @@ class Report:
         return page(self.title, self._sections())
 
     def save(self, path: str | Path) -> Path:
-        """Write one page (``.html``) that needs no other file, or the figures (``.json``).
+        """Write a page (``.html``) that needs no other file, or the figures (``.json``).
 
         Raises:
             ValueError: another suffix.
@@ -281,14 +280,13 @@ class ChangeReport(Report):
 
     Attributes:
         layers, machine: as ``Report`` has them.
-        times: of the whole model, if measured: ``"inference"`` (without gradients) and
-            ``"training"`` (forward and backward).
+        times: of the whole model, if measured, by pass as in ``LayerTimes``.
     """
 
     times: Mapping[str, BeforeAfter] = field(default_factory=dict)
 
     def time_lines(self) -> Iterator[str]:
-        """Yield a line for each measured pass of the whole model."""
+        """Yield a line for each measured pass."""
         for which, found in self.times.items():
             verdict = Verdict.of(found.ratio)
             yield f"{which} of the whole model: {found}" + (
@@ -303,7 +301,7 @@ def count_cells(name: str, counts: Counts) -> dict[str, str]:
 
 
 def where(machine: Mapping[str, str]) -> str:
-    """Describe the machine of a measurement in a line."""
+    """Describe a measurement's machine in a line."""
     threads = threads_text(int(machine["threads"]))
     return (
         f"machine: {machine['cpu']}, {threads}, kernels {machine['cpp']}, torch {machine['torch']}"
@@ -311,7 +309,7 @@ def where(machine: Mapping[str, str]) -> str:
 
 
 def layer_conditions(layers: Sequence[LayerTimes], machine: Mapping[str, str]) -> list[str]:
-    """Explain the times of layers, one line each."""
+    """Explain the layers' times, one line each."""
     lines = [
         "dense: F.conv1d of the same shape with all weights, zeros too",
         "ratio: of training (forward and backward) where that was measured, else of inference (a "

@@ -1,4 +1,4 @@
-"""Tables of text, and numbers for people to read."""
+"""Tables of text, and readable numbers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Table:
-    """Cells already formatted as text: the first ``text_columns`` align left, numbers right.
+    """Cells of text: the first ``text_columns`` align left, numbers right.
 
     Example:
         >>> print(Table(("layer", "active"), [("1", "732"), ("2", "34 459")]).markdown())
@@ -24,11 +24,11 @@ class Table:
 
     @classmethod
     def of(cls, rows: Iterable[Mapping[str, str]], text: Sequence[str] = ()) -> Table:
-        """Make a table of rows, cells by column; empty columns are omitted.
+        """Make a table of rows, cells by column; omit empty columns.
 
         Args:
-            rows: the columns are in the order of the longest row, missing cells are empty.
-            text: names of the columns that align left; they come first.
+            rows: columns follow the longest row's order; missing cells are empty.
+            text: names of the columns that come first and align left.
         """
         rows = list(rows)
         names = dict.fromkeys([*text, *max(rows, key=len, default=())])
@@ -41,9 +41,9 @@ class Table:
         return self.markdown()
 
     def markdown(self, width: int | None = None) -> str:
-        """Write the table as Markdown, padded so that it also reads well in a terminal.
+        """Format the table as padded Markdown, readable in a terminal.
 
-        Where it is wider than ``width``, the first column keeps the ends of its entries.
+        If wider than ``width``, it keeps the ends of the first column's entries.
         """
         rows = [[cell.replace("|", r"\|") for cell in row] for row in (self.header, *self.rows)]
         widths = [max(3, *map(len, column)) for column in zip(*rows, strict=True)]
@@ -66,7 +66,7 @@ class Table:
 
 
 def with_thousands(number: float) -> str:
-    """Write digits in groups of three.
+    """Format digits in groups of three.
 
     Example:
         >>> with_thousands(34459)

@@ -1,7 +1,7 @@
-"""Timing for shared machines: interleaved, shuffled, paired.
+"""Paired timing for shared machines.
 
-Absolute times drift with the machine's clock and its other tenants. So candidates run interleaved
-in one process, in random order, and only ratios of neighbours are compared.
+Absolute times drift with the clock and other tenants. So candidates run interleaved in one process,
+in random order, and only ratios of neighbours are compared.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ class Estimate(NamedTuple):
 
 
 def median_with_ci(samples: ArrayLike) -> Estimate:
-    """Return the median, and an interval that holds the true one in 95 % of cases or more.
+    """Return the median, and an interval that holds the true one in at least 95 % of cases.
 
-    Whatever the distribution, the number of samples below its median is Binomial(n, 1/2). That
-    decides how many samples are left out at each end (the interval of the sign test). Fewer than
-    ``LEAST_ROUNDS`` samples give their whole range, which is too narrow.
+    It is the sign test's interval: the number of samples below any distribution's median is
+    Binomial(n, 1/2). Fewer than ``LEAST_ROUNDS`` samples give their whole range, which is too
+    narrow.
 
     Example:
         >>> median_with_ci([3.0, 1.0, 2.0, 4.0, 5.0, 7.0, 6.0, 9.0, 8.0])
@@ -55,18 +55,18 @@ def median_with_ci(samples: ArrayLike) -> Estimate:
 
 
 def ratio(times: Times, numerator: str, denominator: str) -> Estimate:
-    """Return median and interval of the ratio of two candidates, taken pair by pair."""
+    """Return median and interval of the paired ratio of two candidates."""
     return median_with_ci(times[numerator] / times[denominator])
 
 
 def milliseconds(seconds: NDArray[np.float64]) -> Estimate:
-    """Return the median of times, in milliseconds."""
+    """Return the median of times in milliseconds."""
     return median_with_ci(1e3 * seconds)
 
 
 @contextmanager
 def collector_paused() -> Iterator[None]:
-    """Collect garbage once, then not before the block ends; a block inside collects nothing.
+    """Collect garbage once, then not until the block ends; nested blocks collect none.
 
     Example:
         >>> with collector_paused():
@@ -93,18 +93,18 @@ def interleave(
     clock: Callable[[], float] = time.perf_counter,
     context: Callable[[str], AbstractContextManager[object]] = lambda _: nullcontext(),
 ) -> Times:
-    """Time every candidate once per round, in an order drawn afresh for each round.
+    """Time every candidate once per round, in a new random order each round.
 
     Args:
         candidates: name -> call without arguments.
-        rounds: number of rounds, at least 1.
-        least_seconds: shorter calls are repeated within a round until they take this time.
+        rounds: at least 1.
+        least_seconds: shorter calls are repeated in a round until they take this time.
         seed: seed of the order.
-        clock: returns seconds; on a GPU it waits for the device.
-        context: context of a candidate's calls, by its name; entering it is not timed.
+        clock: returns seconds, on a GPU after it has waited for the device.
+        context: context of calls, by candidate name; entering it is not timed.
 
     Returns:
-        name -> seconds per call, one entry per round; entries of one index belong together.
+        name -> seconds per call, one entry per round, paired by index.
     """
     repeats = {}
     for name, call in candidates.items():

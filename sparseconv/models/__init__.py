@@ -1,4 +1,4 @@
-"""Networks for time series: DSN with sparse convolutions, and dense ones to compare with."""
+"""Networks for time series: sparse DSN, and dense ones to compare with."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The common parts of the networks."""
+"""Common parts of the networks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sparseconv.core.checks import count
 
 
 class Classifier(nn.Module):
-    """Maps series to log-probabilities by ``blocks`` and a ``head``, which subclasses set."""
+    """Maps series to log-probabilities by the subclass's ``blocks`` and ``head``."""
 
     blocks: nn.Sequential
     head: nn.Module
@@ -28,7 +28,7 @@ class Classifier(nn.Module):
         return log_proba
 
     def check_series(self, x: Tensor) -> None:
-        """Refuse a tensor of another shape, unless it is a symbol of ``torch.fx``."""
+        """Refuse a tensor of another shape, unless it is a ``torch.fx`` proxy."""
         if isinstance(x, Tensor) and (x.dim() != 3 or x.shape[1] != self.in_channels):
             shape = f"(n_cases, {self.in_channels}, n_timepoints)"
             expected = f"this {type(self).__name__} expects series of shape {shape}"
@@ -44,7 +44,7 @@ class Residual(nn.Module):
         self.shortcut = shortcut
 
     def forward(self, x: Tensor) -> Tensor:
-        """Add the outputs of both, tensors of one shape."""
+        """Add the outputs of body and shortcut, of equal shapes."""
         return F.relu(self.body(x) + self.shortcut(x))
 
 
@@ -57,10 +57,10 @@ def shortcut(in_channels: int, out_channels: int, *, always_convolve: bool = Fal
 
 
 class Parallel(nn.ModuleList):
-    """Apply several modules to the same series and join their channels."""
+    """Applies several modules to the same series and joins their channels."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map ``(N, in_channels, L)`` to ``(N, out_channels, L)``, the channels of all modules."""
+        """Map ``(N, in_channels, L)`` to ``(N, out_channels, L)``."""
         return torch.cat([module(x) for module in self], dim=1)
 
 

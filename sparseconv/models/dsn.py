@@ -30,16 +30,16 @@ WIDTH = 3  # a module has WIDTH * nf channels, for any number of kernel groups
 
 @dataclass(frozen=True)
 class DSNCost:
-    """The parameters and operations of one network for one series.
+    """Parameters and operations of a network for one series.
 
     Attributes:
-        params: parameters that exist: active weights, 1x1 convolutions, BatchNorm's affine pairs.
-        flops_paper: operations as the paper counts them, ``2 * C_in - 1`` for each tap of an
-            output. Like the paper's counter, it counts the head's convolution and BatchNorm twice.
+        params: active weights, 1x1 convolutions, BatchNorm's affine pairs.
+        flops_paper: operations as the paper counts them, ``2 * C_in - 1`` per tap of an output,
+            with the head's convolution and BatchNorm counted twice.
         macs_executed: multiply-accumulates of all convolutions, one per active weight and sample.
         params_dense, flops_paper_dense, macs_dense: the same with every tap active.
 
-    Source: for ``flops_paper``, Xiao et al. 2022 (DSN) and the counter of its implementation.
+    Source: Xiao et al. 2022 (DSN) and the counter of its implementation, for ``flops_paper``.
     """
 
     params: int
@@ -54,34 +54,33 @@ class DSN(Classifier):
     """Four modules of sparse convolutions with long kernels, and a small dense head.
 
     A module is [1x1 convolution to ``nf`` channels, unless its input has one channel] → sparse
-    convolution to ``3 * nf`` channels → BatchNorm → ReLU. The output channels are split into
-    ``n_groups`` kernel groups, which see short to long parts of the series. Group i of 1..n_groups
-    has its active weights among the first ``(kernel_size // n_groups) * i`` taps. If ``n_groups``
-    does not divide ``kernel_size``, the last taps belong to no group and stay inactive, as in the
-    authors' implementation.
+    convolution to ``3 * nf`` channels → BatchNorm → ReLU. The output channels form ``n_groups``
+    kernel groups, which see short to long parts of the series. Group i of 1..n_groups has its
+    active weights among the first ``(kernel_size // n_groups) * i`` taps. As in the authors'
+    implementation, remaining taps stay inactive.
 
-    Patterns and parameters are drawn with torch's global generator. For a reproducible network
-    call ``torch.manual_seed`` before the constructor.
+    Torch's global generator draws patterns and parameters; call ``torch.manual_seed`` first for a
+    reproducible network.
 
     Args:
         in_channels: channels of a series.
         n_classes: number of classes.
         sparsity: inactive share of each group's region, in [0, 1). With kernel groups the true
-            density is lower than ``1 - sparsity``. 0 is the paper's dense network, with every tap
-            active and without groups.
+            density is below ``1 - sparsity``. 0 is the paper's dense network, with all taps active
+            and no groups.
         nf: channels between modules; a module has ``3 * nf``.
         kernel_size: taps of the sparse convolutions.
         depth: number of modules.
         n_groups: number of kernel groups; 1 removes them (the paper's ablation).
         init: first pattern. ``"prefix"`` activates the first taps of every kernel; ``"random"``
-            draws uniformly inside the region.
-        padding: ``"right-replicate"`` repeats the last sample, so the taps look forward;
-            ``"centred-zeros"`` is what the paper used on the UCR 2018 archive;
-            ``"centred-replicate"`` repeats the first and the last sample.
-        block: channels ``(out, in)`` that share their taps, or one int for both, as in
-            ``KernelCSR``. Blocks are faster where a matrix unit computes. A layer with fewer
-            inputs keeps single weights. Blocks of 16 divide the other layers of ``nf=48``.
-        backend: backend of the sparse convolutions, ``"auto"`` or one that can run here.
+            draws uniformly in the region.
+        padding: ``"right-replicate"`` repeats the last sample, so taps look forward;
+            ``"centred-zeros"`` is the paper's on the UCR 2018 archive; ``"centred-replicate"``
+            repeats the first and last sample.
+        block: channels ``(out, in)`` that share taps, or one int for both, as in ``KernelCSR``.
+            Blocks are faster on a matrix unit. A layer with fewer inputs keeps single weights.
+            Blocks of 16 divide ``nf=48`` evenly.
+        backend: of the sparse convolutions, ``"auto"`` or one that can run here.
 
     Shape:
         Input ``(N, in_channels, L)``, any L >= 1; output ``(N, n_classes)``, log-probabilities.
@@ -175,7 +174,7 @@ class DSN(Classifier):
         return [layer for layer in self.blocks.modules() if isinstance(layer, SparseConv1d)]
 
     def cost(self, n_timepoints: int) -> DSNCost:
-        """Count parameters and operations for one series of ``n_timepoints`` samples.
+        """Count parameters and operations for a series of ``n_timepoints`` samples.
 
         Raises:
             ValueError: ``n_timepoints`` below 1; a network without sparse layers.
@@ -222,7 +221,7 @@ class DSN(Classifier):
 def _regions(
     channels: int, kernel_size: int, n_groups: int, sparsity: float, size: int
 ) -> tuple[Region, ...]:
-    """Split the channels into groups, of whole blocks of ``size``."""
+    """Split the channels into groups of whole blocks of ``size``."""
     if sparsity == 0:
         return (Region((0, channels), (0, kernel_size)),)
     groups = torch.arange(channels)[::size].chunk(n_groups)

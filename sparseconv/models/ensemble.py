@@ -1,4 +1,4 @@
-"""Several classifiers that vote by the mean of their probabilities."""
+"""The mean of several classifiers' probabilities."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 
 class Ensemble(nn.Module):
-    """The mean of the probabilities of several classifiers, each trained alone.
+    """Averages the probabilities of several classifiers, each trained alone.
 
-    LITETime is the mean of five ``LITE``; the published InceptionTime is that of five
-    ``InceptionTime``. Train the ``members`` one by one: a loss of the mean would train them as one.
+    LITETime averages five ``LITE``, the published InceptionTime five ``InceptionTime``. Train the
+    ``members`` one by one: a loss of the mean would train them as one.
 
     Args:
-        members: at least one network, none twice, such as those of ``sparseconv.models``. All
-            return log-probabilities ``(N, n_classes)`` of the same classes for the same input.
+        members: at least one network, none twice. All return log-probabilities ``(N, n_classes)``
+            of the same classes for the same input.
 
     Shape:
         The members' input; output ``(N, n_classes)``, log-probabilities.

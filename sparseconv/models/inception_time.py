@@ -1,4 +1,4 @@
-"""InceptionTime for time series classification (Ismail Fawaz et al., DMKD 2020)."""
+"""InceptionTime (Ismail Fawaz et al., DMKD 2020)."""
 
 from __future__ import annotations
 
@@ -22,17 +22,16 @@ RESIDUAL_EVERY = 3  # modules
 class InceptionTime(Classifier):
     """Six Inception modules with a shortcut around every three, a global average, a linear layer.
 
-    This is one network; the published classifier is an ``Ensemble`` of five.
+    The published classifier is an ``Ensemble`` of five.
 
     Args:
         in_channels, n_classes: as for ``DSN``, with the same shapes and errors.
         nf: filters of each length.
         depth: number of modules.
-        variant: ``"keras"`` or ``"tsai"``. The original, in Keras, has 40, 20 and 10 taps and a 1x1
-            convolution in each shortcut. Its univariate network has 420 192 parameters without the
-            last layer. The DSN paper counts the variant of tsai (389.34 K parameters in the mean
-            over UCR 85). It has 39, 19 and 9 taps, and a shortcut between equal numbers of
-            channels has BatchNorm only.
+        variant: ``"keras"``, the original, has 40, 20 and 10 taps and a 1x1 convolution in each
+            shortcut; 420 192 parameters for one channel, without the last layer. ``"tsai"``, which
+            the DSN paper counts (389.34 K parameters on average over UCR 85), has 39, 19 and 9
+            taps. Its shortcuts between equal numbers of channels are BatchNorm only.
 
     Example:
         >>> import torch
@@ -77,8 +76,8 @@ class InceptionTime(Classifier):
 def _inception(in_channels: int, nf: int, kernel_sizes: tuple[int, ...]) -> nn.Sequential:
     """Return parallel convolutions of several lengths, BatchNorm and ReLU.
 
-    A 1x1 convolution reduces several channels to ``nf``. Then follow ``nf`` filters of each length
-    and, parallel to them, a maximum of three samples with a 1x1 convolution.
+    A 1x1 convolution reduces several channels to ``nf``, before ``nf`` filters of each length. A
+    maximum of three samples with a 1x1 convolution runs in parallel.
     """
     several = in_channels > 1
     bottleneck = nn.Conv1d(in_channels, nf, 1, bias=False) if several else nn.Identity()

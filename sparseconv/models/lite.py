@@ -1,4 +1,4 @@
-"""LITE for time series classification (Ismail-Fawaz et al., DSAA 2023)."""
+"""LITE (Ismail-Fawaz et al., DSAA 2023)."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ def hand_made_filters() -> list[Tensor]:
 class LITE(Classifier):
     """Convolutions of three lengths and hand-made filters, then two separable convolutions.
 
-    For one channel it trains 9 814 + 33 * n_classes parameters. LITETime is the mean of
-    five: ``Ensemble(LITE(in_channels, n_classes) for _ in range(5))``.
+    For one channel it trains 9 814 + 33 * n_classes parameters. LITETime averages five:
+    ``Ensemble(LITE(in_channels, n_classes) for _ in range(5))``.
 
     Args:
         in_channels, n_classes: as for ``DSN``, with the same shapes and errors.
@@ -86,7 +86,7 @@ class LITE(Classifier):
 
 
 def _separable(in_channels: int, out_channels: int, taps: int, dilation: int) -> list[nn.Module]:
-    """Convolve each channel separately, then all of them at each sample."""
+    """Convolve each channel alone, then mix channels at each sample."""
     return [
         nn.Conv1d(
             in_channels, in_channels, taps, padding="same", dilation=dilation, groups=in_channels,

@@ -1,4 +1,4 @@
-"""OS-CNN for time series classification (Tang et al., ICLR 2022)."""
+"""OS-CNN (Tang et al., ICLR 2022)."""
 
 from __future__ import annotations
 
@@ -15,13 +15,12 @@ class OSCNN(Classifier):
     """Three layers of convolutions with 1, 2, 3, 5, 7, ... taps, a global average, a linear layer.
 
     Sums of 1, 2 and the primes up to a quarter of the series give every receptive field up to that
-    length. The layer's budget of weights decides the number of filters of each length. The last
-    layer has 1 and 2 taps. The published network is a single one; its authors average the
-    accuracies of ten runs.
+    length. A budget of weights per layer decides the number of filters of each length. The last
+    layer has 1 and 2 taps. The authors average the accuracies of ten runs.
 
     Args:
         in_channels, n_classes: as for ``DSN``, with the same shapes and errors.
-        n_timepoints: samples of the training series, which decide the longest kernels.
+        n_timepoints: samples of the training series; limits the kernels' length.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""ResNet for time series classification (Wang, Yan & Oates, IJCNN 2017)."""
+"""ResNet (Wang, Yan & Oates, IJCNN 2017)."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ KERNEL_SIZES = (7, 5, 3)
 class ResNet(Classifier):
     """Three residual blocks of three convolutions, a global average and a linear layer.
 
-    This is the variant of the package tsai, which the DSN paper counts (479.20 K parameters in the
-    mean over UCR 85). Convolutions have 7, 5 and 3 taps (in the original 8, 5 and 3), no bias,
-    zero padding that keeps the length, and BatchNorm after them. The shortcut is BatchNorm, after
-    a 1x1 convolution where the number of channels changes.
+    This is tsai's variant, which the DSN paper counts (479.20 K parameters on average over UCR 85).
+    Convolutions have 7, 5 and 3 taps (originally 8, 5 and 3), no bias, zero padding that keeps the
+    length, then BatchNorm. The shortcut is BatchNorm, after a 1x1 convolution where channels
+    change.
 
     Args:
         in_channels, n_classes: as for ``DSN``, with the same shapes and errors.

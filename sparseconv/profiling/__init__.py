@@ -1,4 +1,4 @@
-"""The cost of each sparse layer of a model, compared with the same layer dense."""
+"""Compare the cost of each sparse layer with the same layer dense."""
 
 from sparseconv.measure.records import BeforeAfter, Counts, LayerTimes, Verdict
 from sparseconv.measure.table import Table

@@ -1,4 +1,4 @@
-"""``profile``: the cost of each sparse layer of a model, and whether it is faster dense."""
+"""``profile``: the cost of each sparse layer, and whether it is faster dense."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ from sparseconv.profiling.stopwatch import (
 
 @dataclass(frozen=True)
 class ModelTime:
-    """A pass of the whole model, and of its sparse layers.
+    """Time of a pass of the whole model, and of its sparse layers.
 
     Attributes:
-        ms: median time of the model in milliseconds, with its 95 % interval.
+        ms: the model's median time in milliseconds, with its 95 % interval.
         flops: operations of all layers, dense and executed.
-        dense_ms, sparse_ms: sums of the medians of all layers, called one by one.
+        dense_ms, sparse_ms: sums of the layers' medians, called one by one.
     """
 
     ms: Estimate
@@ -50,7 +50,7 @@ class ModelTime:
 
     @classmethod
     def of(cls, which: str, ms: Estimate, layers: Iterable[LayerTimes]) -> ModelTime:
-        """Add up layers; one without gradients costs a training step its forward pass."""
+        """Sum over layers; those without gradients count their forward pass in training."""
         found = [(layer, which if which in layer.times else INFERENCE) for layer in layers]
         return cls(
             ms,
@@ -67,13 +67,12 @@ class ModelTime:
 
 @dataclass(frozen=True, kw_only=True)
 class Profile(Report):
-    """The result of ``profile``; printing it shows a table.
+    """Result of ``profile``; printing it shows a table.
 
     Attributes:
-        layers: a ``LayerTimes`` for each layer and kind of its calls, in the order of first calls.
-            Calls of one kind have the same input shape, memory layout and dtype, and compute the
-            same gradients.
-        unreached: names of sparse layers that this input did not reach.
+        layers: a ``LayerTimes`` per layer and kind of call, in the order of first calls. Calls of
+            one kind share input shape, memory layout, dtype and required gradients.
+        unreached: names of sparse layers that the input did not reach.
         model: a ``ModelTime`` of ``"inference"`` and, if measured, of ``"training"``.
         machine: processor, threads, instruction set and versions.
 
@@ -121,32 +120,31 @@ def profile(
 ) -> Profile:
     """Measure every ``SparseConv1d`` of a model and the same layer dense.
 
-    The model runs once to record the inputs of its layers. Then each layer is timed alone, sparse
-    and dense (by ``to_dense``) interleaved in shuffled order, then the whole model.
+    The model runs once to record its layers' inputs. Then each layer is timed alone, sparse and
+    dense (by ``to_dense``) interleaved in random order, then the whole model.
 
-    Two passes are timed, each in a loop of calls. Inference is a forward pass under
-    ``torch.no_grad()``. Training is a forward pass that records gradients, and its backward pass.
-    It computes the gradients of a real step: not of the input if it needs none (the first layer),
-    and not of frozen values. Threads, mode (train or eval) and autocast are the caller's. First
-    call ``sparseconv.retain_freed_memory``, or page faults may take much of the time.
+    Inference is a forward pass under ``torch.no_grad()``. Training is a forward and a backward
+    pass, with the gradients of a real step: not of the first layer's input or of frozen values.
+    Threads, mode (train or eval) and autocast are the caller's. First call
+    ``sparseconv.retain_freed_memory``, or page faults may take much of the time.
 
-    It runs a copy, so the model and random generators do not change. Hooks run when the copy runs,
-    but not when a layer is timed.
+    It runs a copy, so the model and random generators do not change. Hooks run in the model, but
+    not in layers timed alone.
 
     Args:
-        model: any module that holds ``SparseConv1d`` layers, on the CPU.
-        example_input: the model's argument, a tensor or an array; a tuple holds several arguments.
-        training: time training too; False profiles inference only.
-        rounds: number of pairs of measurements, at least 6.
-        least_seconds: shorter calls are repeated until they take this time.
+        model: a module with ``SparseConv1d`` layers, on the CPU.
+        example_input: the model's argument, a tensor or array, or a tuple of arguments.
+        training: also time training.
+        rounds: pairs of measurements, at least 6.
+        least_seconds: shorter calls are repeated to take this time.
         verbose: show a progress bar (tqdm) on stderr; None shows it in a terminal.
 
     Returns:
         A ``Profile``: print it, read its ``layers``, or ``save("profile.html")`` (or ``.json``).
 
     Raises:
-        TypeError, ValueError: arguments of another kind; too few rounds; no ``SparseConv1d`` in the
-            model, or none that the input reaches.
+        TypeError, ValueError: arguments of the wrong type; too few rounds; no ``SparseConv1d`` in
+            the model, or none that the input reaches.
         NotImplementedError: a layer not on the CPU, or a subclass with its own ``forward``.
 
     Example:

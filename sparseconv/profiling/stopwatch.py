@@ -1,4 +1,4 @@
-"""Measure a model's layers and passes as a user runs them, sparse and dense interleaved."""
+"""Time a model's layers and passes, sparse and dense interleaved."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Layer = TypeVar("Layer", bound=nn.Module)
 
 @dataclass
 class Stopwatch:
-    """Interleave passes: those of inference without gradients, those of training with them."""
+    """Interleaves passes, of inference without gradients and of training with them."""
 
     training: bool
     rounds: int
@@ -41,7 +41,7 @@ class Stopwatch:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Run copies of models: random generators stay, garbage is collected once, before."""
+        """Run copies of models: restore random generators; collect garbage once, before."""
         with ExitStack() as stack:
             stack.enter_context(torch.random.fork_rng(devices=[]))
             stack.callback(random.setstate, random.getstate())
@@ -52,7 +52,7 @@ class Stopwatch:
             yield
 
     def time(self, candidates: Mapping[str, Passes]) -> Times:
-        """Time all passes interleaved: seconds by round, named as ``"sparse training"`` is."""
+        """Time all passes interleaved: seconds by round, by names like ``"sparse training"``."""
         return interleave(
             {f"{name} {which}": run for name, p in candidates.items() for which, run in p.items()},
             context=lambda name: torch.set_grad_enabled(name.endswith(TRAINING)),
@@ -62,7 +62,7 @@ class Stopwatch:
 
 
 def check_on_cpu(layers: Mapping[Layer, str]) -> None:
-    """Refuse devices where ``interleave`` would time the launches alone."""
+    """Refuse devices where ``interleave`` would time launches only."""
     for layer, name in layers.items():
         device = next(layer.parameters()).device
         if device.type != "cpu":
@@ -73,9 +73,9 @@ def check_on_cpu(layers: Mapping[Layer, str]) -> None:
 
 
 def copied_arguments(model: nn.Module, given: Any) -> tuple[Any, ...]:
-    """Copy a model's arguments, into which it may write: tensors, series in its dtype.
+    """Copy a model's arguments: tensors, series in its dtype.
 
-    Integers with fewer than three axes are codes or lengths, and bools next to others are masks.
+    Integers with fewer than three axes are codes or lengths; bools next to others are masks.
     """
     if not isinstance(given, Tensor | tuple | np.ndarray):
         raise TypeError(
@@ -112,7 +112,7 @@ class Call:
 def capture(
     model: nn.Module, layers: Iterable[Layer], arguments: tuple[Any, ...]
 ) -> dict[Layer, list[Call]]:
-    """Run the model once; calls of a layer that differ in numbers only are counted together."""
+    """Run the model once; count calls of a layer together that differ in numbers only."""
     calls: dict[Layer, dict[tuple[Any, ...], Call]] = {}
 
     def see(layer: Layer, args: tuple[Any, ...], kwargs: dict[str, Any], y: Tensor) -> None:
@@ -142,7 +142,7 @@ def capture(
 
 
 def _plain_twins(layer: SparseConv1d) -> tuple[nn.Module, SparseConv1d]:
-    """Copy a layer into a dense and a sparse one, without its hooks and computed values."""
+    """Copy a layer into a dense and a sparse one, without hooks and computed values."""
     dense = layer.to_dense()
     conv: Any = dense[-1] if isinstance(dense, nn.Sequential) else dense  # after its padding layer
     mask, block = layer.pattern.to_mask(), layer.pattern.block
@@ -163,7 +163,7 @@ def _layer_passes(layer: nn.Module, call: Call) -> Passes:
 
 
 def in_sequence(passes: Sequence[tuple[int, Passes]]) -> Passes:
-    """Join passes, each repeated; in training, those without gradients run forward."""
+    """Join repeated passes; in training, those without gradients run forward."""
 
     def run(which: str) -> None:
         for times, found in passes:

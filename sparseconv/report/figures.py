@@ -1,7 +1,6 @@
-"""The figures of a run: how it learned, what it sees and where its weights are.
+"""Draw the figures of a run: how it learned, what it sees and where its weights are.
 
-matplotlib is imported when a figure is drawn. Only its object interface is used, without pyplot and
-global state. So figures can be made in any thread.
+matplotlib is imported when a figure is drawn, and used without pyplot, so any thread can draw.
 """
 
 from __future__ import annotations
@@ -30,10 +29,10 @@ INK, FAINT, GRID = "#1f2933", "#64707d", "#e4e8ec"
 
 
 def receptive_field_sizes(pattern: KernelCSR) -> NDArray[np.int64]:
-    """Compute the effective receptive field of every kernel, int64 ``(C_out, C_in // groups)``.
+    """Compute each kernel's effective receptive field, int64 ``(C_out, C_in // groups)``.
 
-    In samples: last active tap - first active tap + 1, and 0 for a kernel without active taps
-    (Xiao et al., NeurIPS 2022, equation 2).
+    In samples: last active tap - first active tap + 1, or 0 without active taps (Xiao et al.,
+    NeurIPS 2022, equation 2).
     """
     crow, col = (t.numpy().astype(np.int64) for t in (pattern.crow_indices, pattern.col_indices))
     sizes = np.zeros(len(crow) - 1, dtype=np.int64)
@@ -50,10 +49,9 @@ def group_profiles(layer: SparseConv1d) -> NDArray[np.float64]:
 
 
 def learning_curve(history: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
-    """Draw loss and accuracy per epoch of a ``TrainingResult.history``, with the pattern updates.
+    """Draw loss and accuracy per epoch of a history, with the pattern updates.
 
-    Thin lines are single epochs; a strong line is their running median, over about a thirtieth of
-    the run.
+    Thin lines are single epochs, thick ones a running median over about a thirtieth of the run.
     """
     epochs = np.array([row["epoch"] for row in history])
     updates = np.array([row["epoch"] for row in history if row["updated"]])
@@ -82,7 +80,7 @@ def learning_curve(history: Sequence[Mapping[str, Any]], path: str | Path) -> Pa
 
 
 def best_epoch(history: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
-    """Return the row of least training loss; among equals, the last."""
+    """Return the row of least training loss, the last among equals."""
     return min(reversed(history), key=lambda row: float(row["train_loss"]))
 
 
@@ -94,7 +92,7 @@ def _running_median(curve: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def kernels_by_size(model: DSN) -> list[NDArray[np.int64]]:
-    """Count, in each sparse layer, the kernels of receptive field sizes 0, 1, 2, ..., K."""
+    """Count each sparse layer's kernels of receptive field sizes 0, 1, 2, ..., K."""
     patterns = [layer.pattern for layer in model.sparse_layers()]
     return [np.bincount(receptive_field_sizes(p).ravel(), minlength=p.shape[2] + 1)
             for p in patterns]  # fmt: skip
@@ -103,16 +101,15 @@ def kernels_by_size(model: DSN) -> list[NDArray[np.int64]]:
 def receptive_fields(
     kernels: Mapping[str, Sequence[NDArray[np.int64] | NDArray[np.float64]]], path: str | Path
 ) -> Path:
-    """Draw how effective receptive field sizes are distributed, per layer and per stack.
+    """Draw the distribution of effective receptive field sizes, per layer and per stack.
 
-    Upper row: sizes of all kernels of a layer. Lower row: sizes of all paths through the layers
-    so far, ``sum(s) - (depth - 1)`` (Xiao et al., NeurIPS 2022, equations 2 and 3 and Figure 6).
-    The 1x1 convolution between two layers joins every output to every input, so paths combine
-    freely and their distribution is the convolution of the layers' distributions. Paths through
-    an empty kernel are left out of the lower row.
+    Upper row: sizes of a layer's kernels. Lower row: sizes of all paths through the layers so far,
+    ``sum(s) - (depth - 1)`` (Xiao et al., NeurIPS 2022, equations 2 and 3 and Figure 6). It omits
+    those through an empty kernel. 1x1 convolutions join every output to every input, so this
+    distribution is the convolution of the layers' distributions.
 
     Args:
-        kernels: of networks of one depth, by label: ``kernels_by_size``, or means of shares.
+        kernels: ``kernels_by_size``, or means of shares, by label, for networks of equal depth.
         path: the PNG file.
     """
     depth = len(next(iter(kernels.values())))
@@ -142,15 +139,15 @@ def receptive_fields(
 def group_weights(
     profiles: Sequence[NDArray[np.float64]], regions: Sequence[Region], path: str | Path
 ) -> Path:
-    """Draw where the weights of each kernel group are, per layer (after the paper's Figure 8).
+    """Draw the weights of each kernel group, per layer (after the paper's Figure 8).
 
-    A cell is the sum of the magnitudes of one group's active weights at one tap, divided by the
-    largest such sum of the layer. Hatched taps are outside the group's region. The number at the
-    right is the group's share of the magnitudes of all the layer's active weights.
+    A cell is the summed magnitude of a group's active weights at one tap, over the layer's largest
+    such sum. Hatched taps are outside the group's region. The number at the right is the group's
+    share of the layer's summed magnitude.
 
     Args:
         profiles: the layers' ``group_profiles``.
-        regions: of each layer.
+        regions: each layer's regions.
         path: the PNG file.
     """
     regions = sorted(regions, key=lambda region: region.out_channels)
@@ -185,7 +182,7 @@ def group_weights(
 
 
 def require_matplotlib() -> type[Figure]:
-    """Return matplotlib's ``Figure``; RuntimeError if matplotlib is not installed."""
+    """Return matplotlib's ``Figure``; RuntimeError without matplotlib."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -197,7 +194,7 @@ def require_matplotlib() -> type[Figure]:
 
 
 def new_figure(title: str, width: float, height: float) -> Figure:
-    """Make a white figure, ``width x height`` inches, its title at the left."""
+    """Make a white figure of ``width x height`` inches with a title at the left."""
     figure = require_matplotlib()(figsize=(width, height), layout="constrained", facecolor="white")
     if title:
         figure.suptitle(title, x=0.01, ha="left", fontsize=11.5, fontweight="bold", color=INK)
@@ -205,7 +202,7 @@ def new_figure(title: str, width: float, height: float) -> Figure:
 
 
 def style_axes(ax: Axes, xlabel: str, ylabel: str, *, grid: bool = True) -> None:
-    """Give the axes their labels and the house style."""
+    """Label and style the axes."""
     for side, spine in ax.spines.items():
         spine.set_visible(grid and side in ("left", "bottom"))
         spine.set_color(FAINT)
@@ -218,14 +215,13 @@ def style_axes(ax: Axes, xlabel: str, ylabel: str, *, grid: bool = True) -> None
 
 
 def legend_above(figure: Figure, ax: Axes) -> None:
-    """Put one legend for the whole figure above the plots, right of the title."""
+    """Put one legend above the plots, right of the title."""
     handles, labels = ax.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper right", ncols=len(labels), fontsize=8.5,
                   frameon=False, labelcolor=INK, handlelength=1.4)  # fmt: skip
 
 
 def save(figure: Figure, path: str | Path) -> Path:
-    """Write a figure as PNG."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=170)

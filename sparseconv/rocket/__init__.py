@@ -1,4 +1,4 @@
-"""Random convolution kernels: the features of ROCKET and MiniROCKET, and their pruning."""
+"""Features of ROCKET's and MiniROCKET's random kernels, and their pruning."""
 
 from sparseconv.rocket.bank import KernelBank
 from sparseconv.rocket.features import kernel_features

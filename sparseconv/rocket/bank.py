@@ -1,4 +1,4 @@
-"""Banks of random convolution kernels, as ROCKET and MiniROCKET draw them."""
+"""Banks of ROCKET's and MiniROCKET's random kernels."""
 
 from __future__ import annotations
 
@@ -55,11 +55,11 @@ class Saved:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Read what ``save`` wrote; no code is run.
+        """Read a file of ``save``; run no code from it.
 
         Raises:
             OSError: the file cannot be read.
-            ValueError: it is damaged, of another version, or another object.
+            ValueError: it is damaged, or of another version or object.
         """
         with Path(path).open("rb") as opened:
             try:
@@ -79,19 +79,18 @@ class Saved:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class KernelBank(Saved):
-    """Random kernels of one transform, for series of one shape.
+    """Random kernels of one transform, for series of one shape; immutable.
 
-    Made by ``from_aeon`` or ``load``. Immutable; ``select`` and ``select_features`` give smaller
-    ones.
+    ``from_aeon`` and ``load`` make banks; ``select`` and ``select_features`` give smaller ones.
 
     Attributes:
-        kind: ``"rocket"`` or ``"minirocket"``. ROCKET has two features for each kernel: the share
-            of positive outputs, and the maximum. MiniROCKET has one for each bias: the share of
-            outputs above it.
-        arrays: by name, read-only, with an entry for each kernel, or concatenated over kernels.
-        series_channels, series_length: the shape of the series.
-        normalise: whether the transform scales each channel of each series to mean 0, variance 1.
-        features: the columns of these features in the whole bank, int64, ascending.
+        kind: ``"rocket"`` or ``"minirocket"``. ROCKET has two features per kernel: the share of
+            positive outputs, and the maximum. MiniROCKET has one per bias: the share of outputs
+            above it.
+        arrays: by name, read-only, one entry per kernel or concatenated over kernels.
+        series_channels, series_length: shape of the series.
+        normalise: whether each channel of each series is scaled to mean 0, variance 1.
+        features: columns of these features in the whole bank, int64, ascending.
 
     Example:
         >>> import tempfile
@@ -134,7 +133,7 @@ class KernelBank(Saved):
 
     @cached_property
     def plan(self) -> Any:
-        """Return the input of the C++ kernels; ValueError if the arrays describe no kernels."""
+        """Return the C++ kernels' input; ValueError if the arrays describe no kernels."""
         assert extension is not None
         make = extension.RocketPlan if self.kind == "rocket" else extension.MiniRocketPlan
         arrays = map(torch.tensor, self.arrays.values())
@@ -159,31 +158,30 @@ class KernelBank(Saved):
 
     @property
     def n_kernels(self) -> int:
-        """Count the kernels."""
         return len(self.arrays["dilation"])
 
     @property
     def n_features(self) -> int:
-        """Count the features: two a kernel for ROCKET, one a bias for MiniROCKET."""
+        """Count the features: two per kernel for ROCKET, one per bias for MiniROCKET."""
         return 2 * self.n_kernels if self.kind == "rocket" else len(self.arrays["biases"])
 
     def select(self, kernels: Iterable[int]) -> KernelBank:
-        """Return a bank of some kernels, in ascending order, with all their features.
+        """Return a bank of some kernels, ascending, with all their features.
 
         Args:
-            kernels: their numbers, or a mask of all, as NumPy's indices.
+            kernels: their indices, or a mask of all, as in NumPy.
         """
         chosen = np.arange(self.n_kernels)[list(kernels)]
         return self.select_features(np.isin(self._owners(self._each), chosen))
 
     def select_features(self, features: Iterable[int]) -> KernelBank:
-        """Return a bank with some features, of the kernels that they need, in ascending order.
+        """Return a bank of some features, ascending, and the kernels that they need.
 
         Args:
-            features: their numbers, or a mask of all, as NumPy's indices.
+            features: their indices, or a mask of all, as in NumPy.
 
         Raises:
-            ValueError: no feature, or (ROCKET) only one of a kernel's two features.
+            ValueError: no feature, or only one of a ROCKET kernel's two.
         """
         columns = np.unique(np.arange(self.n_features)[list(features)])
         if not len(columns):
@@ -211,7 +209,7 @@ class KernelBank(Saved):
         return 2 if self.kind == "rocket" else self.arrays["n_biases"]
 
     def _owners(self, sizes: Any) -> Array:
-        """Return the kernel of each entry of an array in which kernel i has ``sizes[i]``."""
+        """Return the kernel of each entry, where kernel i has ``sizes[i]`` entries."""
         return np.repeat(np.arange(self.n_kernels), sizes)
 
     @classmethod
@@ -220,7 +218,7 @@ class KernelBank(Saved):
 
         Raises:
             TypeError: another object.
-            ValueError: it is not fitted, or its series are shorter than a kernel.
+            ValueError: an unfitted one, or series shorter than a kernel.
         """
         from aeon.classification.convolution_based import MiniRocketClassifier, RocketClassifier
         from aeon.transformations.collection.convolution_based import MiniRocket, Rocket
@@ -249,7 +247,7 @@ class KernelBank(Saved):
         """Return a fitted aeon ``Rocket`` or ``MiniRocket`` with these kernels.
 
         Raises:
-            ValueError: a MiniROCKET bank without all features, which aeon's always has.
+            ValueError: a MiniROCKET bank that lacks some of aeon's features.
         """
         from aeon.transformations.collection.convolution_based import MiniRocket, Rocket
 
@@ -277,7 +275,7 @@ class KernelBank(Saved):
         return made
 
     def content(self) -> dict[str, Any]:
-        """Return the arrays and numbers by name."""
+        """Return arrays and numbers by name."""
         return {name: getattr(self, name) for name in (*FACTS, "features")} | dict(self.arrays)
 
     @classmethod
@@ -302,7 +300,7 @@ def check_length(kind: str, shape: tuple[int, ...]) -> None:
 
 
 def _all_kernels(dilations: Array, n_biases: Array) -> dict[str, Array]:
-    """Return all kernels at every dilation, padded alternately, as aeon's MiniRocket implies."""
+    """Return all kernels at every dilation, padded alternately, as in aeon's MiniRocket."""
     j, k = np.divmod(np.arange(MINI_KERNELS * len(dilations)), MINI_KERNELS)
     return {
         "taps": k, "dilation": dilations[j], "padded": 1 - (j + k) % 2, "n_biases": n_biases[j],
@@ -310,7 +308,7 @@ def _all_kernels(dilations: Array, n_biases: Array) -> dict[str, Array]:
 
 
 def _frozen(values: Any, dtype: Any) -> Array:
-    """Return a read-only copy; TypeError for numbers of another kind."""
+    """Return a read-only copy; TypeError for other dtypes."""
     array = np.asarray(values).astype(dtype, casting="same_kind")
     array.flags.writeable = False
     return array

@@ -19,19 +19,18 @@ Features = npt.NDArray[np.float32]
 def kernel_features(X: Any, bank: KernelBank, *, out: Features | None = None) -> Features:
     """Return the features of series: ``(n_cases, bank.n_features)`` float32.
 
-    ROCKET: for each kernel the share of outputs above 0 and the greatest output. MiniROCKET: for
-    each bias the share of outputs above it, equal to aeon's to the last bit. The bits depend only
-    on the series and the kernel, not on other series or kernels, threads or the instruction set. So
-    a pruned bank gives columns of the whole bank's features.
+    For the features see ``KernelBank.kind``; MiniROCKET's equal aeon's bit for bit. The bits depend
+    only on the series and the kernel, not on other series or kernels, threads or the instruction
+    set. So a pruned bank gives columns of the whole bank's features.
 
     Runs on torch's threads (``torch.set_num_threads``).
 
     Args:
-        X: ``(n_cases, n_channels, n_timepoints)``, or of one channel ``(n_cases, n_timepoints)``.
-            The shape is the bank's. At least one case, and finite in float32.
+        X: ``(n_cases, n_channels, n_timepoints)``, or ``(n_cases, n_timepoints)`` with one channel,
+            in the bank's shape. At least one case, finite in float32.
         bank: the kernels.
         out: memory for the result, C-contiguous float32 ``(n_cases, bank.n_features)``. For few
-            series new memory costs as much as the kernels.
+            series, new memory costs as much as the kernels.
 
     Raises:
         ValueError: series of another shape or not finite; ``out`` that does not fit.
@@ -63,9 +62,9 @@ def kernel_features(X: Any, bank: KernelBank, *, out: Features | None = None) ->
 
 
 def operations(bank: KernelBank) -> int:
-    """Count the least operations for the features of one series.
+    """Count the least operations for one series' features.
 
-    For ROCKET these are multiply-adds of taps inside the series, for MiniROCKET comparisons.
+    ROCKET: multiply-adds of taps inside the series; MiniROCKET: comparisons.
     """
     a, length = bank.arrays, bank.series_length
     if bank.kind == "minirocket":
@@ -88,10 +87,9 @@ def check_shape(shape: tuple[int, ...], bank: KernelBank) -> None:
 
 
 def normalised(X: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Give each channel of each series mean 0 and variance 1; a constant one becomes zeros.
+    """Scale each channel of each series to mean 0 and variance 1; constant ones become zeros.
 
-    As aeon's Rocket, but in float64 for every X. A channel that is constant up to rounding becomes
-    zeros; aeon scales it to variance 1.
+    As aeon's Rocket, but in float64, and with zeros for a channel that is constant up to rounding.
     """
     X = np.ascontiguousarray(X)  # NumPy adds in another order where time is not the last in memory
     mean = X.mean(2, keepdims=True, dtype=np.float64)
@@ -103,6 +101,6 @@ def normalised(X: npt.NDArray[Any]) -> npt.NDArray[Any]:
 def rounding(mean: Any, n: int, eps: Any) -> Any:
     """Return the spread up to which ``n`` numbers of this mean count as equal.
 
-    The mean of equal numbers may be another number, off by the errors of n additions.
+    The mean of equal numbers may differ from them by the errors of n additions.
     """
     return eps * n**0.5 * abs(mean)

@@ -1,4 +1,4 @@
-"""A bank of kernels with a linear classifier on its features: all that predicting needs."""
+"""A bank of kernels with a linear classifier on its features."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class RocketModel(Saved):
 
     Attributes:
         bank: the kernels.
-        coef: ``(n_features, columns)`` float32, of the features as they are, unscaled; one column
-            for two classes, else one a class.
+        coef: ``(n_features, columns)`` float32, for unscaled features; one column for two classes,
+            else one per class.
         intercept: ``(columns,)`` float32.
-        classes: the label of each class.
+        classes: label of each class.
         scale: of the decisions in ``predict_proba``.
 
     Example:
@@ -60,23 +60,23 @@ class RocketModel(Saved):
             raise ValueError(f"scale must be a positive number, but is {self.scale}")
 
     def decision_function(self, X: Any) -> npt.NDArray[np.float32]:
-        """Return ``(n_cases, columns)``; above 0 means the second of two classes, else the largest.
+        """Return ``(n_cases, columns)``: above 0 means the second of two classes, else the largest.
 
-        ``X`` and the errors are those of ``kernel_features``.
+        ``X`` and errors: see ``kernel_features``.
         """
         return kernel_features(X, self.bank) @ self.coef + self.intercept
 
     def predict(self, X: Any) -> npt.NDArray[Any]:
-        """Return the label of each series, ``(n_cases,)``; see ``decision_function``."""
+        """Return each series' label, ``(n_cases,)``; see ``decision_function``."""
         labels: npt.NDArray[Any] = self.classes[chosen(self.decision_function(X))]
         return labels
 
     def predict_proba(self, X: Any) -> npt.NDArray[np.float64]:
-        """Return ``(n_cases, n_classes)``: the softmax of decisions times ``scale``."""
+        """Return the softmax of decisions times ``scale``, ``(n_cases, n_classes)``."""
         return np.exp(log_probabilities(self.decision_function(X), self.scale))
 
     def content(self) -> dict[str, Any]:
-        """Return the arrays and numbers by name."""
+        """Return arrays and numbers by name."""
         own = {"coef": self.coef, "intercept": self.intercept, "classes": self.classes}
         own["scale"] = np.array(self.scale)
         return own | {f"bank_{name}": array for name, array in self.bank.content().items()}
@@ -90,14 +90,14 @@ class RocketModel(Saved):
 
 
 def chosen(decision: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
-    """Return the number of the class that a linear classifier decides for, of each row."""
+    """Return the class index that a linear classifier decides for, by row."""
     if decision.shape[1] == 1:
         return (decision[:, 0] > 0).astype(np.int64)
     return np.asarray(decision.argmax(1))
 
 
 def log_probabilities(decision: npt.NDArray[Any], scale: float) -> npt.NDArray[np.float64]:
-    """Return the logarithm of the softmax of decisions, ``(n_cases, columns)``, times ``scale``."""
+    """Return the log-softmax of decisions, ``(n_cases, columns)``, times ``scale``."""
     logits = np.asarray(decision, np.float64) * scale
     if logits.shape[1] == 1:
         logits = np.hstack([-logits / 2, logits / 2])

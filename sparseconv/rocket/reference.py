@@ -1,4 +1,4 @@
-"""Features of random kernels by loops over indices, in float64 or in MiniROCKET's exact order."""
+"""Features of random kernels by loops, in float64 or in MiniROCKET's exact order."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def kernel_features_reference(X: Any, bank: KernelBank) -> npt.NDArray[Any]:
 
 
 def kernel_outputs_reference(X: Any, bank: KernelBank) -> Iterator[npt.NDArray[Any]]:
-    """Yield each kernel's outputs, of which its features are made: ``(n_cases, n_outputs)``."""
+    """Yield each kernel's outputs ``(n_cases, n_outputs)``."""
     X = np.asarray(X)
     return _rocket(X, bank) if bank.kind == "rocket" else _minirocket(X, bank)
 

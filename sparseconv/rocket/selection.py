@@ -1,4 +1,4 @@
-"""POCKET's choice of kernels: a ridge classifier whose groups of features compete for few places.
+"""POCKET's choice of kernels: groups of features compete in a ridge classifier.
 
 Source: Chen et al., "P-ROCKET: Pruning Random Convolution Kernels for Time Series Classification
 from a Feature Selection Perspective", arXiv 2309.08499 (in print as POCKET, Knowledge-Based Systems
@@ -25,12 +25,12 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True, eq=False)
 class Selected:
-    """The kept features, and the classifier on them (POCKET's stage 1).
+    """The kept features and the classifier on them (POCKET's stage 1).
 
     Attributes:
         k: weight of the ridge.
-        groups, columns: the numbers of the groups, and of their features, ascending.
-        coef: ``(columns, targets)`` of the features as they are; ``intercept`` of each target.
+        groups, columns: indices of the groups and of their features, ascending.
+        coef: ``(columns, targets)`` for unscaled features; ``intercept`` of each target.
     """
 
     k: float
@@ -41,21 +41,21 @@ class Selected:
 
 
 class GroupSelection:
-    """Selects groups of features by ADMM on a ridge loss, without a matrix of features squared.
+    """Selects groups of features by ADMM on a ridge loss, without a features x features matrix.
 
-    The step is ``(k I + X^T X)^-1 (k Q + X^T Y)``, with ``Q = theta + U``. It equals
-    ``Q + X^T G^-1 (Y - X Q)``, with ``G = k I + X X^T``. So n x n matrices suffice if cases are
-    fewer than features. One Gram matrix serves every k, and its factor every number of groups.
+    The step is ``(k I + X^T X)^-1 (k Q + X^T Y)``, with ``Q = theta + U``. It equals ``Q + X^T G^-1
+    (Y - X Q)``, with ``G = k I + X X^T``. So n x n matrices suffice for n cases. One Gram matrix
+    serves every k, and its factor every number of groups.
 
     Args:
-        features: ``(n, p)``, not scaled.
+        features: ``(n, p)``, unscaled.
         labels: ``(n,)``, from 0 to ``n_classes - 1``.
-        group_size: neighbouring features that are kept or dropped together.
-        weights: ``(n,)``, of the cases in the loss; None if they are equal.
+        group_size: neighbouring features to keep or drop together.
+        weights: ``(n,)``, of the cases in the loss; None if equal.
 
     Attributes:
-        X: the features centred, and scaled to length 1; a constant one is 0.
-        Y: the labels coded as -1 and 1, centred. With weights the rows of both times their roots.
+        X: the features, centred and scaled to length 1; constant ones are 0.
+        Y: the labels as -1 and 1, centred. Weights scale the rows of both by their roots.
     """
 
     def __init__(
@@ -86,11 +86,11 @@ class GroupSelection:
         self._k, self._cholesky = -1.0, self.gram  # the last k, and its factor
 
     def _weighted(self, rows: Tensor, power: float) -> Tensor:
-        """Return rows times a power of their weight, of mean 1."""
+        """Multiply rows by a power of their weight, of mean 1."""
         return rows if self._share is None else rows * self._share.pow(power)
 
     def leave_one_out(self, k: float) -> Array:
-        """Return the decisions of the ridge on each case when fitted without it, ``(n, columns)``.
+        """Return the ridge's decisions on each case when fitted without it, ``(n, columns)``.
 
         A residual grows by 1 / (1 - leverage): Golub, Heath and Wahba 1979.
         """
@@ -132,7 +132,7 @@ class GroupSelection:
     def select(self, keep: int, k: float, n_iter: int) -> tuple[Tensor, Tensor]:
         """Return the ``keep`` best groups, ascending, and all features' weights after ``n_iter``.
 
-        One iteration is the largest groups of the ridge solution: selection by magnitude.
+        One iteration selects by magnitude: the largest groups of the ridge solution.
         """
         W = self.ridge(k)
         U = torch.zeros_like(W)
@@ -153,10 +153,10 @@ class GroupSelection:
 
 
 def fitted_scale(decision: Array, labels: Array, weights: Array | None) -> float:
-    """Return the scale of ``(n, columns)`` unseen decisions at which the labels are most likely.
+    """Return the scale of unseen decisions ``(n, columns)`` that maximises the labels' likelihood.
 
-    One number changes no order (temperature scaling, Guo et al. 2017). A case of each class is
-    added to the labels (Platt 1999), or else separable cases would scale without end.
+    This is temperature scaling (Guo et al. 2017). A case of each class is added to the labels
+    (Platt 1999), or separable cases would have no finite scale.
     """
     n, classes = len(labels), max(decision.shape[1], 2)
     wanted = (n * np.eye(classes)[labels] + 1) / (n + classes)
@@ -169,7 +169,7 @@ def fitted_scale(decision: Array, labels: Array, weights: Array | None) -> float
 
 
 def smallest_good(scores: dict[tuple[float, int], list[float]]) -> tuple[float, int]:
-    """Return the (k, keep) of the least keep that is within one standard error of the best."""
+    """Return the (k, keep) with the least keep within one standard error of the best."""
     mean = {choice: float(np.mean(found)) for choice, found in scores.items()}
     best = max(mean, key=lambda choice: (mean[choice], -choice[1]))
     error = float(np.std(scores[best], ddof=1)) / len(scores[best]) ** 0.5

@@ -30,7 +30,7 @@ PATTERNS = ("random", "empty_row", "one_tap", "one_dense_row", "dsn_prefix", "ds
 
 @dataclass(frozen=True)
 class Case:
-    """One convolution, described by numbers; its ``repr`` evaluates to the same case.
+    """One convolution; its ``repr`` evaluates to the same case.
 
     Example:
         >>> case = Case(n=2, in_channels=4, out_channels=6, kernel_size=3, length=10)
@@ -58,12 +58,12 @@ class Case:
 
     @property
     def output_length(self) -> int:
-        """Return ``L_out``; less than one if the kernel does not fit."""
+        """Return ``L_out``; below one if the kernel does not fit."""
         return self.geometry.output_length(self.length)
 
     @property
     def is_valid(self) -> bool:
-        """Tell whether the fields are in their ranges and fit together."""
+        """Return whether the fields are in range and fit together."""
         if self.n < 0 or (self.n != 1 and not self.batched) or self.groups < 1:
             return False
         if self.in_channels % self.groups or getattr(torch, self.dtype, None) not in DTYPES:
@@ -82,12 +82,12 @@ class Case:
 
     @property
     def geometry(self) -> Geometry:
-        """Return the geometry; ValueError if the fields do not fit each other."""
+        """Return the geometry; ValueError if the fields do not fit together."""
         shape = (self.out_channels, self.in_channels // self.groups, self.kernel_size)
         return Geometry.of(checked_shape(shape), **self.options)
 
     def make_pattern(self) -> KernelCSR:
-        """Build the pattern; always the same one."""
+        """Build the pattern, always the same."""
         shape = self.geometry.shape
         mask = torch.rand(shape, generator=torch.Generator().manual_seed(self.seed)) < self.density
         taps = torch.arange(self.kernel_size).expand(shape)
@@ -115,7 +115,7 @@ class Case:
         return KernelCSR.from_mask(mask)
 
     def tensors(self) -> Tensors:
-        """Draw the data; always the same."""
+        """Draw the data, always the same."""
         generator = torch.Generator().manual_seed(self.seed)
 
         def draw(*shape: int) -> Tensor:
@@ -135,7 +135,7 @@ class Case:
 
 
 class Tensors(NamedTuple):
-    """The data of one case; ``grad`` is the gradient of the output."""
+    """The data of one case; ``grad`` is the output's gradient."""
 
     input: Tensor
     values: Tensor
@@ -144,10 +144,10 @@ class Tensors(NamedTuple):
 
 
 def random_case(rng: random.Random, **fixed: Any) -> Case:
-    """Draw a valid case; ``fixed`` sets fields by name.
+    """Draw a valid case; ``fixed`` sets fields.
 
     Raises:
-        ValueError: no valid case with these fields was found.
+        ValueError: no valid case was found.
 
     Example:
         >>> random_case(random.Random(1), dtype="float64", groups=2).groups

@@ -1,7 +1,6 @@
-"""The three computations in float64, and error bounds for kernels.
+"""The three computations in float64, and the kernels' error bounds.
 
-This module shares no code with the kernels or the dense path, not even the padding, so it cannot
-share their bugs.
+This module shares no code with the kernels or the dense path, so it cannot share their bugs.
 """
 
 from __future__ import annotations
@@ -39,8 +38,8 @@ def conv1d_oracle(
 ) -> Tensor:
     """Compute the output ``(N, C_out, L_out)`` in float64, one tap after the other.
 
-    The definition itself: ``y[n, o, l] = bias[o] + sum w[o, c, k] * x[n, c, l*stride +
-    k*dilation - left]``. Differentiable in input and values.
+    By definition: ``y[n, o, l] = bias[o] + sum w[o, c, k] * x[n, c, l*stride + k*dilation -
+    left]``. Differentiable in input and values.
 
     Example:
         >>> pattern = KernelCSR.from_mask(torch.tensor([[[True, False, True]]]))
@@ -70,8 +69,8 @@ def conv1d_oracle(
 def exact_results(case: Case, tensors: Tensors) -> tuple[Tensor, Tensor, Tensor]:
     """Compute the output, and the gradients of input and values for the case's ``grad``.
 
-    The gradients are autograd's, of ``conv1d_oracle``. For absolute values of the data all results
-    are sums of magnitudes, which bound the rounding error.
+    The gradients are autograd's of ``conv1d_oracle``. Absolute data give sums of magnitudes, which
+    bound the rounding error.
 
     Returns:
         float64: ``(output, gradient of the input, gradient of the values)``.
@@ -91,7 +90,7 @@ def exact_results(case: Case, tensors: Tensors) -> tuple[Tensor, Tensor, Tensor]
 
 
 class Expected(NamedTuple):
-    """A result in float64, and the bound for the error of a correct computation."""
+    """A result in float64, and the error bound of a correct computation."""
 
     exact: Tensor
     bound: Tensor
@@ -121,13 +120,13 @@ def expected(case: Case, tensors: Tensors) -> list[Expected]:
 
 
 def error_bound(exact: Tensor, magnitude: Tensor, terms: Tensor, dtype: torch.dtype) -> Tensor:
-    """Bound the rounding error of a sum of products, whatever the order of its terms.
+    """Bound the rounding error of a sum of products in any order.
 
     The bound is ``(terms + 2) * u * magnitude``, for sums that neither over- nor underflow. ``u``
     is the unit roundoff of the accumulator, and ``magnitude`` the sum of the products' absolute
-    values (Higham, "Accuracy and Stability of Numerical Algorithms", 2002, section 3.1). The half
-    types accumulate in float32 and add one rounding to the result. In float64 the oracle rounds
-    too, which doubles the bound.
+    values (Higham, "Accuracy and Stability of Numerical Algorithms", 2002, section 3.1). Half types
+    accumulate in float32 and round the result once more. In float64 the oracle rounds too, which
+    doubles the bound.
 
     Example:
         >>> one = torch.ones(1, dtype=torch.float64)

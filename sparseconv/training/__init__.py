@@ -1,4 +1,4 @@
-"""Train a classifier with sparse layers: loop, recipe, checkpoints and run folders."""
+"""Train a classifier with sparse layers; checkpoints and run folders."""
 
 from sparseconv.training.checkpoint import (
     CheckpointError,

@@ -1,4 +1,4 @@
-"""Checkpoint files: written whole or not at all, and checked when they are read."""
+"""Checkpoint files: written whole or not at all, and checked when read."""
 
 from __future__ import annotations
 
@@ -18,17 +18,16 @@ FORMAT = "sparseconv checkpoint, version 1"
 
 
 class CheckpointError(ValueError):
-    """A file that is not a checkpoint, or a checkpoint of something else."""
+    """The file is not a valid checkpoint, or is one of something else."""
 
 
 def save(path: str | os.PathLike[str], content: dict[str, Any]) -> None:
-    """Write ``content``; a process killed meanwhile leaves the old file or the new one.
-
-    An error leaves the old one.
+    """Write ``content``; a killed process leaves the old file or the new one, an error the old.
 
     Args:
         path: the file; its folder exists.
-        content: dicts, lists, tensors, numbers, text, as ``torch.load(weights_only=True)`` allows.
+        content: what ``torch.load(weights_only=True)`` allows: dicts, lists, tensors, numbers,
+            text.
 
     Raises:
         OSError, RuntimeError: the file cannot be written.
@@ -50,7 +49,7 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Raises:
         OSError: the file cannot be read.
-        CheckpointError: it is truncated, damaged, or not a checkpoint of this library and version.
+        CheckpointError: truncated, damaged, or not a checkpoint of this library and version.
 
     Example: see ``save``.
     """
@@ -76,7 +75,7 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def snapshot(model: nn.Module) -> dict[str, Any]:
-    """Copy a model's state dict (weights, patterns, buffers): further training leaves it alone."""
+    """Copy a model's state dict (weights, patterns, buffers)."""
     state: dict[str, Any] = copy.deepcopy(model.state_dict())
     return state
 
@@ -84,7 +83,7 @@ def snapshot(model: nn.Module) -> dict[str, Any]:
 def restore_adam(optimizer: torch.optim.Adam, state: dict[str, Any]) -> None:
     """Load Adam's moments if they fit the parameters, which the fused step never checks.
 
-    The options of ``optimizer`` are kept. CheckpointError if the moments do not fit.
+    Keeps the options of ``optimizer``. CheckpointError if the moments do not fit.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     restored = {}

@@ -1,4 +1,4 @@
-"""The data of a training run: checked before anything is trained, and identified by a digest."""
+"""The data of a training run, checked and identified by a digest."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from sparseconv.training.recipe import Recipe
 def checked_data(
     model: nn.Module, X: Any, y: Any, recipe: Recipe, cases: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Bring series ``(n_cases, ...)`` and labels to the model's device and dtype.
+    """Convert series ``(n_cases, ...)`` and labels to the model's device and dtype.
 
-    Raise TypeError or ValueError if the model, which returns log-probabilities, cannot be trained
-    or evaluated on them. Labels are class indices from 0. The model is run on the last batch. For
-    validation data, ``cases`` is the size of the training set.
+    Labels are class indices from 0. Raise TypeError or ValueError if the model cannot be trained or
+    evaluated on them; the last batch is a trial. For validation data, ``cases`` is the size of the
+    training set.
     """
     X, labels = for_model("train", model, X), class_indices("train", "y", y)
     if X.dim() < 2 or len(X) != len(labels) or X.numel() == 0:
@@ -67,7 +67,7 @@ def _in_training(model: nn.Module, x: Tensor, batch_size: int) -> Tensor:
 
 
 def digest(*tensors: Tensor) -> str:
-    """Return the SHA-256 of tensors: of their dtypes, shapes and elements."""
+    """Return the SHA-256 of tensors' dtypes, shapes and elements."""
     sha = hashlib.sha256()
     for tensor in tensors:
         sha.update(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())

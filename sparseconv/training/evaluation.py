@@ -1,4 +1,4 @@
-"""Predictions of a trained classifier, and their accuracy."""
+"""Predictions of a classifier, and their accuracy."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from sparseconv.pruning.data import batch_sizes, evaluating, for_model, run_batc
 
 @torch.no_grad()
 def predict_log_proba(model: nn.Module, X: Any, batch_size: int = 64) -> Tensor:
-    """Return the log-probabilities ``(n_cases, n_classes)``, in eval mode, batch by batch.
+    """Return the log-probabilities ``(n_cases, n_classes)``, batch by batch in eval mode.
 
     Args:
-        model: maps ``(N, ...)`` to log-probabilities; the mode of each module is restored.
-        X: ``(n_cases, ...)``; an array, or a tensor on any device, as in ``train``.
-        batch_size: cases at a time; it affects only memory. A single last case joins a batch.
+        model: maps ``(N, ...)`` to log-probabilities; each module's mode is restored.
+        X: ``(n_cases, ...)``, an array, or a tensor on any device.
+        batch_size: cases at a time, which only affects memory. A single last case joins a batch.
 
     Raises:
-        ValueError: X is not an array of numbers, or one series whose axis the model drops.
+        ValueError: X is not an array of numbers, or a single series whose axis the model drops.
         TypeError: the model does not return one tensor.
 
     Example:

@@ -1,4 +1,4 @@
-"""A training step as CUDA graphs that stay valid when the patterns change."""
+"""Training steps as CUDA graphs that stay valid when patterns change."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ WARM_UP = 3  # calls before a capture: kernels are loaded, gradients and moments
 
 
 class StaticPattern(KernelCSR):
-    """A pattern whose content, and everything computed from it, can be replaced in place.
+    """A pattern whose content, and all that is computed from it, can be replaced in place.
 
-    A CUDA graph reads the same addresses at every replay. Only the graph may hold such a pattern.
+    Only a CUDA graph may hold it, which reads the same addresses at every replay.
     """
 
     __slots__ = ()
 
     def follow(self, pattern: KernelCSR, repeated: Repeated | None = None) -> None:
-        """Copy the content of a pattern with the same shape, nnz and block.
+        """Copy the content of a pattern of equal shape, nnz and block.
 
-        ``repeated`` computes the plans of the kernels again.
+        ``repeated`` recomputes the kernels' plans.
         """
         crow, col = next(iter(self._copies.values())) if self._copies else self._on_cpu()
         for own, new in zip((crow, col), pattern.on(col.device), strict=True):
@@ -54,21 +54,20 @@ class _Graph(NamedTuple):
 
 @dataclass(eq=False, repr=False)
 class GraphedStep:
-    """Call ``function(*tensors)``, a training step, from CUDA graphs: one for each input shape.
+    """Call ``function(*tensors)``, a training step, from CUDA graphs: one per input shape.
 
     The first steps with a shape run eagerly, then one is captured and replayed: one launch instead
-    of hundreds. A new pattern with the same number of active weights is written into the memory
-    that the graphs read. They are captured again if the number or the block changes, or if a tensor
-    of the model or of the optimizer's state has moved. All graphs share one pool of memory, so call
-    it from one stream at a time.
+    of hundreds. A new pattern with equal nnz is written into the graphs' memory. Graphs are
+    captured again if nnz or the block changes, or a tensor of the model or of the optimizer's state
+    has moved. All graphs share one memory pool: use one stream at a time.
 
     Args:
         model: on one CUDA device.
-        function: accepts tensors, returns a tuple of tensors, and changes everything else in
-            place: zero_grad, forward, backward, an optimizer's step with ``capturable=True`` (and
-            ``lr`` a tensor if it changes). Its hooks and Python code run only during capture. So
-            with gradient growth call the function itself in the step before an update.
-        optimizer: the optimizer that the function steps.
+        function: accepts tensors, returns a tuple of tensors, and changes all else in place. It
+            does zero_grad, forward, backward, and an optimizer's step with ``capturable=True`` (and
+            ``lr`` a tensor if it changes). Its hooks and Python code run only during capture: with
+            gradient growth, call the function itself in the step before an update.
+        optimizer: the one that the function steps.
 
     Raises:
         ValueError: the model is not on one CUDA device.
@@ -104,11 +103,11 @@ class GraphedStep:
         self._renewed: list[Repeated] = []  # their plans
 
     def __call__(self, *inputs: Tensor) -> Outputs:
-        """Take a step; what it returns is overwritten by the next one.
+        """Take a step; the next one overwrites what it returns.
 
         Raises:
-            RuntimeError: the function cannot be captured: every operation must stay on the device,
-                without ``.item()`` or ``.cpu()``.
+            RuntimeError: the function cannot be captured; ``.item()`` and ``.cpu()``, for example,
+                leave the device.
         """
         self._follow()
         key = tuple((tensor.shape, tensor.dtype) for tensor in inputs)
@@ -139,7 +138,7 @@ class GraphedStep:
         return replay()
 
     def _follow(self) -> None:
-        """Update the static patterns, or forget all graphs where nnz or a block has changed."""
+        """Update the static patterns; forget all graphs if nnz or a block has changed."""
         for i, known in enumerate(self._patterns):
             pattern = self._layers[i].pattern
             if pattern is known:
@@ -156,9 +155,9 @@ class GraphedStep:
         self._capturing.forget()
 
     def _with_static_patterns(self, inputs: tuple[Tensor, ...]) -> Outputs:
-        """Call the function while the layers read their plans from the static patterns.
+        """Call the function while the layers use the static patterns' plans.
 
-        The calls before a capture do so too: a plan cannot be made while capturing.
+        Calls before a capture do so too: no plan can be made during capture.
         """
         try:
             for layer, static in zip(self._layers, self._static, strict=True):
@@ -169,7 +168,7 @@ class GraphedStep:
                 layer._pattern = pattern
 
     def _tensors(self) -> list[Tensor]:
-        """Yield the tensors that a graph reads and writes: all except the tags of patterns."""
+        """Yield the tensors that a graph reads and writes: all except tags of patterns."""
         tensors = [
             tensor
             for module in self.model.modules()

@@ -1,4 +1,4 @@
-"""The training loop: dynamic sparse training, checkpoints, resuming, progress."""
+"""The training loop."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ CHECKPOINT_NAME = "checkpoint.pt"
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """Hold the results of a training run, apart from the model.
+    """Results of a training run, apart from the model.
 
     Attributes:
-        history: one row per epoch. ``epoch`` counts from 1; ``train_loss`` and ``train_accuracy``
-            are means over the epoch's batches during training; ``lr`` and ``prune_fraction``.
-            ``updated`` is whether the pattern changed. ``seconds`` is the time of training only,
-            ``cpu_seconds`` that of all threads. Validation data add ``test_loss`` and
+        history: one row per epoch. ``epoch`` counts from 1. ``train_loss`` and ``train_accuracy``
+            are means over its batches during training. ``lr`` and ``prune_fraction`` are the values
+            used; ``updated`` is whether the pattern changed. ``seconds`` is the time of training
+            only, ``cpu_seconds`` that of all threads. Validation adds ``test_loss`` and
             ``test_accuracy``.
-        best_epoch, best_loss: the epoch of least training loss; among equals, the last.
-        itop_rate: share of all weights of the sparse layers that were ever active (Liu et al.
-            2021), or None without a ``DSTScheduler``.
+        best_epoch, best_loss: of the least training loss; the last among equals.
+        itop_rate: share of the sparse layers' weights that were ever active (Liu et al. 2021), or
+            None without a ``DSTScheduler``.
 
     Example: see ``train``.
     """
@@ -69,39 +69,37 @@ def train(
 ) -> TrainingResult:
     """Train a classifier and leave it with the weights and patterns of its best epoch.
 
-    The best epoch has the least training loss. Its weights after the last optimizer step, before
-    the pattern changes, are kept. The model is left in eval mode. If training stops early (an
-    error, Ctrl-C), the model gets the best epoch so far, or stays unchanged before the first.
-
-    Torch's global generators keep their state. The same model, data, recipe and number of threads
-    give the same bits, resumed or not. On CUDA this needs deterministic operations in the model
-    (for cuDNN's, ``torch.backends.cudnn.deterministic``).
+    The best epoch has the least training loss. Its weights are those after the last optimizer step,
+    before the pattern changes. The model is left in eval mode. If training stops early (an error,
+    Ctrl-C), it gets the best epoch so far, or stays unchanged before the first. Torch's global
+    generators keep their state. Equal model, data, recipe and number of threads give equal bits,
+    resumed or not. On CUDA this needs deterministic operations (for cuDNN's,
+    ``torch.backends.cudnn.deterministic``).
 
     Args:
-        model: maps ``(N, ...)`` to log-probabilities ``(N, n_classes)``. Its ``SparseConv1d``
-            layers are trained dynamically; it may have none.
-        X: training series, an array or tensor ``(n_cases, ...)``, finite.
+        model: maps ``(N, ...)`` to log-probabilities ``(N, n_classes)``. The patterns of any
+            ``SparseConv1d`` layers change in training.
+        X: training series, a finite array or tensor ``(n_cases, ...)``.
         y: ``(n_cases,)`` integers, class indices from 0.
-        recipe: the constants of the training.
-        out: a folder for ``checkpoint.pt``, made if missing; an older file is overwritten.
+        recipe: constants of the training.
+        out: folder of ``checkpoint.pt``, made if missing; an older file is overwritten.
         resume: continue from ``out/checkpoint.pt`` if it exists.
-        validation: ``(X, y)`` evaluated after each epoch; it does not influence training.
+        validation: ``(X, y)``, evaluated after each epoch without influence on training.
         verbose: show a progress bar (tqdm) on stderr; None shows it in a terminal.
-        checkpoint_every: epochs between checkpoints; the last epoch always writes one.
-        on_epoch: called with the history so far after an epoch has ended and was saved.
-        scheduler_factory: a ``SchedulerFactory``; builds the scheduler that changes the patterns.
-        penalty: a ``pruning.InstanceSparsity``, added to the loss of each batch, and reported.
-        cuda_graphs: replay steps of a model on a CUDA device as CUDA graphs, with the same results
-            and less time for launches. Forward hooks only run in the other steps: the first ones,
-            and with gradient growth or a ``scheduler_factory`` those before an update. None uses
-            graphs if they can be captured; otherwise a warning gives the reason. False uses none,
-            nor do then the updates of a ``DSTScheduler``.
+        checkpoint_every: epochs between checkpoints; the last always writes one.
+        on_epoch: called with the history so far after each epoch was saved.
+        scheduler_factory: a ``SchedulerFactory``, which builds the scheduler of the patterns.
+        penalty: a ``pruning.InstanceSparsity``, added to each batch's loss and reported.
+        cuda_graphs: replay steps on a CUDA device as CUDA graphs: equal results, faster launches.
+            Forward hooks only run in eager steps: the first ones and, with gradient growth or a
+            ``scheduler_factory``, those before an update. None uses graphs if they can be captured;
+            else a warning gives the reason. False uses none, not in a ``DSTScheduler`` either.
 
     Raises:
-        TypeError, ValueError: data or arguments that do not fit; ``out`` that cannot be written, or
-            that another run writes to; ``cuda_graphs`` without a GPU or with a penalty; a training
-            loss that is not finite (checkpoints stay).
-        RuntimeError: series that a layer cannot take, for example shorter than its kernel.
+        TypeError, ValueError: data or arguments that do not fit; ``out`` not writable or in use by
+            another run; ``cuda_graphs`` without a GPU or with a penalty; a training loss that is
+            not finite (checkpoints stay).
+        RuntimeError: series that a layer rejects, for example shorter than its kernel.
         CheckpointError: a damaged file, or a checkpoint of another recipe, model or data.
         KeyboardInterrupt: Ctrl-C; its message says how to resume.
 

@@ -22,7 +22,7 @@ PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 @dataclass(frozen=True)
 class Recipe:
-    """Every constant of a training run; the defaults are the Dynamic Sparse Network's.
+    """The constants of a training run; the defaults are the Dynamic Sparse Network's.
 
     Attributes:
         epochs: passes over the training set.
@@ -30,23 +30,23 @@ class Recipe:
         lr_min: the end of its cosine over the epochs.
         weight_decay: Adam's L2 penalty.
         batch_size: series in a batch; None is ``max(int(min(n_cases / 10, 16)), 2)``. A smaller
-            last batch is kept, but a single series joins the batch before it. (The authors'
-            implementation does not join it.)
-        update_every_epochs: epochs between two changes of the pattern.
-        update_every_steps: optimizer steps between two changes, instead of epochs.
-        skip_step_at_update: omit the optimizer step when the pattern changes, as in the paper's
-            text, but not in its implementation.
-        decay_share: share of all steps over which the prune fraction's cosine falls.
-        prune_fraction: share of active weights moved by the first update.
-        prune_floor: share moved once the cosine has fallen.
+            last batch is kept. A single last series joins the previous batch, unlike in the
+            authors' implementation.
+        update_every_epochs: epochs between pattern updates.
+        update_every_steps: optimizer steps between pattern updates, instead of epochs.
+        skip_step_at_update: omit the optimizer step at a pattern update, as in the paper's text but
+            not its implementation.
+        decay_share: share of all steps in which the prune fraction falls by a cosine.
+        prune_fraction: share of active weights moved in the first update.
+        prune_floor: share moved after the cosine.
         grow: ``"random"`` (DSN), ``"gradient"`` (DSN_grad) or ``"static"`` (DSN_fix).
         precision: ``"float32"``, or ``"bfloat16"`` to train under ``torch.autocast``. Weights,
-            gradients, the optimizer's state and predictions stay in the model's own type.
-        seed: seed of the order of batches, of grown weights and of torch's generators during
-            training; on the command line also of the first weights.
+            gradients, optimizer state and predictions keep the model's dtype.
+        seed: of the order of batches, grown weights and torch's generators in training; on the
+            command line also of the first weights.
 
     Raises:
-        TypeError, ValueError: a constant of another type or out of its range.
+        TypeError, ValueError: a constant of the wrong type or out of range.
 
     Example:
         >>> Recipe(epochs=300).batch_size_for(50)
@@ -71,7 +71,7 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Check each constant; NumPy's scalars become Python's, which a checkpoint can hold."""
+        """Check each constant; convert NumPy's scalars to Python's for checkpoints."""
         for field in fields(self):
             name, value, kind = field.name, getattr(self, field.name), str(field.type)
             if kind in ("Growth", "Precision") or (value is None and field.default is None):
@@ -99,7 +99,7 @@ class Recipe:
             raise ValueError(f"precision must be one of {PRECISIONS}, but got {self.precision!r}")
 
     def batch_size_for(self, n_cases: int) -> int:
-        """Return the number of series in a batch for a training set of ``n_cases``."""
+        """Return the batch size for a training set of ``n_cases``."""
         return self.batch_size or max(int(min(n_cases / 10, 16)), 2)
 
     def lr_in(self, epoch: int) -> float:

@@ -1,4 +1,4 @@
-"""The state of a training run, one epoch of it, and its checkpoint."""
+"""The state of a training run, its epochs and checkpoints."""
 
 from __future__ import annotations
 
@@ -134,10 +134,7 @@ class Run:
         return self.history[-1]
 
     def _sum(self, losses: list[float], epoch: int, lr: float) -> float:
-        """Add up the losses of an epoch's cases.
-
-        ValueError if one is not finite.
-        """
+        """Sum the losses of an epoch's cases; ValueError if one is not finite."""
         for batch, loss in enumerate(losses, 1):
             if not math.isfinite(loss):
                 raise ValueError(
@@ -147,7 +144,7 @@ class Run:
         return sum(loss * size for loss, size in zip(losses, self.sizes, strict=True))
 
     def _may_replay(self) -> bool:
-        """Return whether steps are worth a CUDA graph; a penalty watches each of them."""
+        """Return whether steps may use a CUDA graph; a penalty watches each of them."""
         return self.X.is_cuda and self.penalty is None
 
     def _replayed_step(self, x: Tensor, target: Tensor) -> tuple[Tensor, ...]:
@@ -161,7 +158,7 @@ class Run:
             return self._eager_step(x, target)
 
     def _gradients(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the mean loss of a batch and how many of it are right; leave the gradients."""
+        """Compute a batch's gradients; return its mean loss and number of correct series."""
         self.optimizer.zero_grad()
         casts = self.recipe.precision == "bfloat16"
         with torch.autocast(x.device.type, torch.bfloat16, enabled=casts):
@@ -179,7 +176,7 @@ class Run:
         return measured
 
     def content(self) -> dict[str, Any]:
-        """Return everything needed to resume, and to identify this run."""
+        """Return all that is needed to resume and to identify this run."""
         return {
             **self._identity(),
             "state": self.model.state_dict(),
@@ -204,9 +201,9 @@ class Run:
         }
 
     def load(self, path: Path) -> None:
-        """Continue from a checkpoint of the same run; the model is unchanged if it is of another.
+        """Continue from a checkpoint of the same run; an error leaves the model unchanged.
 
-        CheckpointError if it is of another recipe, model, data or penalty, or its content is wrong.
+        CheckpointError if its recipe, model, data or penalty differ, or its content is wrong.
         """
         content = checkpoint.load(path)
         before = checkpoint.snapshot(self.model)
@@ -232,7 +229,7 @@ class Run:
 
 
 def _architecture(model: nn.Module) -> dict[str, str]:
-    """Describe what a checkpoint must fit: each tensor's shape, each sparse layer's geometry."""
+    """Describe what a checkpoint must fit: shapes of tensors, geometry of sparse layers."""
     found = {
         name: f"{tensor.dtype} {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else "no tensor"
         for name, tensor in model.state_dict().items()

@@ -1,4 +1,4 @@
-"""Read the results folder of ``python -m sparseconv train``: the network and its labels."""
+"""Read the results folder of ``python -m sparseconv train``."""
 
 from __future__ import annotations
 
@@ -48,18 +48,17 @@ MODELS = {"dsn": SECTIONS, "pocket": {"data": {"nan_to_zero": False}, "pocket": 
 
 @dataclass(frozen=True, eq=False)
 class TrainedRun:
-    """Hold the result of ``python -m sparseconv train``.
+    """Result of ``python -m sparseconv train``.
 
     Attributes:
-        model: the network of the best epoch, in eval mode on the CPU, or a ``RocketModel``. A
-            network maps ``(N, n_channels, length)`` to log-probabilities ``(N, n_classes)``.
-        classes: the label of each class, in the order of the model's outputs.
+        model: the best epoch's network, in eval mode on the CPU, or a ``RocketModel``. A network
+            maps ``(N, n_channels, length)`` to log-probabilities ``(N, n_classes)``.
+        classes: label of each class, in the order of the model's outputs.
         epoch: the best epoch, from 1; None for a ``RocketModel``.
-        epochs_done: how many epochs were trained, fewer than the recipe's in an unfinished run;
-            None for a ``RocketModel``.
-        config: the content of ``config.json``: data, network and recipe (or pocket), and machine.
-            For a pruned run also ``"pruning"``: the criterion, and the filters that each layer
-            kept.
+        epochs_done: epochs trained, fewer than the recipe's in an unfinished run; None for a
+            ``RocketModel``.
+        config: the content of ``config.json``: data, network and recipe (or pocket), and machine. A
+            pruned run has ``"pruning"``: the criterion, and each layer's kept filters.
 
     Example: see ``load_run``.
     """
@@ -74,12 +73,12 @@ class TrainedRun:
         """Return the most probable label of each series, ``(n_cases,)`` of ``classes``.
 
         Args:
-            X: an array ``(n_cases, n_channels, length)``, or of one channel ``(n_cases, length)``,
-                scaled like the training series. A network accepts any length. Missing values are
-                read as 0 if training did so.
+            X: an array ``(n_cases, n_channels, length)``, or ``(n_cases, length)`` with one
+                channel, scaled like the training series. A network accepts any length. Missing
+                values are read as 0 if training did so.
 
         Raises:
-            ValueError: series that training would refuse, or with another number of channels.
+            ValueError: series that training would refuse, or with other channels.
 
         Example: see ``load_run``.
         """
@@ -104,13 +103,13 @@ def load_run(path: str | os.PathLike[str], *, backend: Backend = "auto") -> Trai
     """Read the model that ``python -m sparseconv train`` wrote.
 
     Args:
-        path: the results folder of a run, finished or not; the network is that of the best epoch
-            so far. Or its ``checkpoint.pt``, or the ``model.npz`` of ``--model pocket``.
+        path: a run's results folder, finished or not, its ``checkpoint.pt``, or the ``model.npz``
+            of ``--model pocket``. The network is that of the best epoch so far.
         backend: as in ``sparse_conv1d``, for networks; the run may have used another one.
 
     Raises:
-        ValueError, OSError: not the folder of a run; a file that cannot be read.
-        CheckpointError: a checkpoint that is damaged or of another network.
+        ValueError, OSError: not the folder of a run, or an unreadable file.
+        CheckpointError: a damaged checkpoint, or one of another network.
 
     Example:
         >>> import tempfile
@@ -157,7 +156,7 @@ def load_run(path: str | os.PathLike[str], *, backend: Backend = "auto") -> Trai
 
 
 def _pruned(model: DSN, config: Mapping[str, Any], state: Mapping[str, Any]) -> nn.Module:
-    """Return the network in the shape, and with the patterns, that ``prune`` gave it."""
+    """Return the network with the shape and patterns that ``prune`` gave it."""
     data = config["data"]
     example = torch.zeros(1, data["n_channels"], data["n_timepoints"])
     pruned = keep_filters(model, example, config["pruning"]["filters"])
@@ -169,7 +168,7 @@ def _pruned(model: DSN, config: Mapping[str, Any], state: Mapping[str, Any]) -> 
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Read the ``config.json`` of a run, with every option of this version; else ValueError."""
+    """Read a run's ``config.json``; ValueError unless it has every option of this version."""
     path = folder / CONFIG_NAME
     if not path.is_file():
         raise ValueError(

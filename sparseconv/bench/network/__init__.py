@@ -1,1 +1,1 @@
-"""The whole network against the same network dense."""
+"""A whole sparse network against the same network dense."""

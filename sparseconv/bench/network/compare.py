@@ -1,9 +1,9 @@
-"""The whole network against the same network dense: training, inference, latency, memory.
+"""A whole sparse network against dense: training, inference, latency, memory.
 
-The baselines are the network as mask-based sparse training runs it (``masked_dense``), its fastest
-PyTorch settings (``dense_best``, which the row names), and ``torch.compile``. Everything is checked
-before it is timed: sparse layers against float64, a training step by its gradients, inference by
-its outputs. A wrong result raises ``WrongResultError``.
+The baselines are mask-based sparse training (``masked_dense``), the fastest PyTorch settings
+(``dense_best``, named in the row), and ``torch.compile``. Checks come before timing: sparse layers
+against float64, training by gradients, inference by outputs. A wrong result raises
+``WrongResultError``.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ Row = dict[str, Any]
 
 
 def evolved(in_channels: int, **options: Any) -> DSN:
-    """Make a network with a pattern like the limit of random growth."""
+    """Build a network whose pattern is like the limit of random growth."""
     return DSN(in_channels, 2, init="random", **options)
 
 
@@ -73,13 +73,13 @@ def tasks(
     rounds: int = ROUNDS,
     baselines: Sequence[str] = BASELINES,
 ) -> list[tuple[str, Callable[[], list[Row]]]]:
-    """Make a task of each mode, length and number of threads; each with a name.
+    """Build a named task for each mode, length and number of threads.
 
-    The step of ``"train"`` is zero_grad, forward, loss, backward, Adam, masks. ``"update"`` prunes
-    and grows in each step as well, next to a ``"plain_step"`` that does not, and is compared with
-    ``masked_dense`` only. ``"latency"`` is ``"inference"`` of one series. ``"blocks"`` are steps
-    under autocast to bfloat16, of blocks of 16 and of dense networks, next to ``"float32"``, a step
-    of single weights. What fails is left out of its row, with the reason under ``"absent"``.
+    A ``"train"`` step is zero_grad, forward, loss, backward, Adam, masks. ``"update"`` also prunes
+    and grows, against a ``"plain_step"`` without and ``masked_dense`` alone. ``"latency"`` is
+    ``"inference"`` of one series. ``"blocks"`` steps run under autocast to bfloat16, in blocks of
+    16 and dense; its ``"float32"`` step has single weights. A row omits what fails, with the reason
+    under ``"absent"``.
     """
 
     def measure(
@@ -106,10 +106,10 @@ def tasks(
 
 
 class TrainingStep:
-    """zero_grad, forward, loss, backward, Adam and masks, of a copy of ``model`` or of its twin.
+    """A training step of a copy of ``model`` or of its dense twin; see ``tasks``.
 
-    ``name`` is ``"sparse"``, ``"masked_dense"`` (as its authors run it), ``"channels_last"``
-    (``as_images``) or ``"dense_compiled"``. ``casts`` is autocast to bfloat16.
+    ``name``: ``"sparse"``, ``"masked_dense"`` (as published), ``"channels_last"`` (``as_images``)
+    or ``"dense_compiled"``. ``casts``: autocast to bfloat16.
     """
 
     def __init__(
@@ -146,9 +146,9 @@ class TrainingStep:
     def peak_bytes(self, X: Tensor, y: Tensor) -> int:
         """Return the peak of bytes held in a step.
 
-        Parameters, gradients, moments, masks or indices with their plans, and what torch's
-        allocator has out during the step. The kernels' own scratch (a thread's, within L2) is not
-        counted, nor oneDNN's.
+        These are parameters, gradients, moments, masks or indices with plans, and the step's
+        allocations by torch. Scratch of the kernels (per thread, within L2) and of oneDNN is not
+        counted.
         """
         self(X, y)  # makes gradients, moments and plans
         held = [*self.model.parameters(), *self.model.buffers()]
@@ -171,7 +171,7 @@ def training_row(
     rounds: int = 20,
     baselines: Sequence[str] = ("masked_dense",),
 ) -> Row:
-    """Measure the training step of a model on one batch; leave the model unchanged."""
+    """Measure a model's training step on one batch; leave the model unchanged."""
     check_layers(model, len(X), X.shape[2])
     check_step(model, X, y)
     casts = mode == "blocks"
@@ -241,17 +241,17 @@ def _check(what: str, got: Tensor, wanted: Tensor, **tolerances: Any) -> None:
 
 
 def check_layers(model: nn.Module, batch: int, length: int) -> None:
-    """Compare the kernels with float64 on every sparse layer of a model that keeps the length."""
+    """Compare every sparse layer of a model that keeps the length with float64."""
     for layer in model.modules():
         if isinstance(layer, SparseConv1d):
             check(layer_problem(layer, batch, length))
 
 
 def check_step(model: nn.Module, X: Tensor, y: Tensor) -> None:
-    """Compare output and gradients of a training step with the masked dense network's in float64.
+    """Compare a training step's output and gradients with the masked dense network's in float64.
 
-    Within torch's own tolerances; the gradients those in float64, where no ReLU falls to the other
-    side by rounding. ``check_layers`` has the gradients of the kernels in float32.
+    Tolerances are torch's. Gradients are compared in float64, where rounding switches no ReLU;
+    ``check_layers`` compares the kernels' in float32.
     """
     dense = masked_copy(model).double().train()
     with torch.no_grad():
@@ -269,14 +269,14 @@ def check_step(model: nn.Module, X: Tensor, y: Tensor) -> None:
 
 
 def cast_loss(network: Network, X: Tensor, y: Tensor, casts: bool) -> Tensor:
-    """Return the loss of a batch, under autocast to bfloat16 if it ``casts``."""
+    """Return the loss of a batch, under autocast to bfloat16 if ``casts``."""
     with torch.autocast("cpu", torch.bfloat16, enabled=casts):
         found = network(X)
     return F.nll_loss(found.to(torch.promote_types(found.dtype, torch.float32)), y)
 
 
 def check_cast_step(model: DSN, X: Tensor, y: Tensor) -> None:
-    """Check that gradients in bfloat16 err at most twice as much as those of torch's modules."""
+    """Check that bfloat16 gradients err at most twice as much as those of torch's modules."""
 
     def gradients(network: nn.Module, X: Tensor, casts: bool) -> list[Tensor]:
         loss = cast_loss(network, X, y, casts)
@@ -293,7 +293,7 @@ def check_cast_step(model: DSN, X: Tensor, y: Tensor) -> None:
 
 
 def _row(mode: str, X: Tensor, sides: Mapping[str, Ways], rounds: int) -> Row:
-    """Make the calls of every side and time the fastest of each; what fails is ``"absent"``."""
+    """Time the fastest call of each side; list failures under ``"absent"``."""
     torch.compiler.reset()  # or the eighth shape of a run is not compiled any more
     calls: dict[str, Call] = {}
     settings: dict[str, str] = {}

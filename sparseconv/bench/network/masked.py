@@ -1,10 +1,9 @@
 """The same network dense: as mask-based sparse training runs it, and at PyTorch's best settings.
 
-The masked baseline of every whole-network comparison follows the published practice. The weight is
-a dense parameter, multiplied by its mask after each optimizer step. Forward and backward are those
-of the dense convolution, and the input is padded by a copy. Adam's moments of inactive weights
-accumulate dense gradients. At the best settings all variants pool short series by a matrix product,
-which is faster than torch's pooling.
+The masked baseline follows published practice. The weight is a dense parameter, multiplied by its
+mask after each optimizer step. Forward and backward are dense, and a copy pads the input. Adam's
+moments of inactive weights accumulate dense gradients. The best settings pool short series by a
+matrix product, which is faster than torch's pooling.
 """
 
 from __future__ import annotations
@@ -35,10 +34,10 @@ Network = Callable[[Tensor], Tensor]
 
 
 class PremaskedConv1d(nn.Module):
-    """The dense twin of a ``SparseConv1d``, whose weight ``MaskedDST`` keeps zero outside a mask.
+    """The dense twin of a ``SparseConv1d``; ``MaskedDST`` zeroes its weight outside a mask.
 
-    ``forward`` multiplies nothing by the mask, and the weight's gradient is the whole dense one.
-    Also of images ``(N, C, 1, L)``, as the fastest dense network has them.
+    ``forward`` applies no mask, and the weight's gradient is dense. It also accepts images ``(N, C,
+    1, L)``, for the fastest dense network.
     """
 
     mask: Tensor
@@ -70,10 +69,10 @@ class PremaskedConv1d(nn.Module):
 def masked_copy(
     model: nn.Module, pool: type[nn.AdaptiveAvgPool1d] = nn.AdaptiveAvgPool1d
 ) -> nn.Module:
-    """Copy a network, with a ``PremaskedConv1d`` in the place of every ``SparseConv1d``.
+    """Copy a network, with a ``PremaskedConv1d`` for every ``SparseConv1d``.
 
-    The copy computes the same function, with torch's own modules alone: a ``Block`` becomes the
-    ``nn.Sequential`` that it is, the pooling of short series ``pool``. ``model`` does not change.
+    The copy computes the same function with torch's modules alone: a ``Block`` becomes an
+    ``nn.Sequential``, and short series are pooled by ``pool``. ``model`` is unchanged.
     """
     twin = copy.deepcopy(model)
     for name, layer in list(twin.named_modules()):
@@ -91,8 +90,8 @@ def masked_copy(
 class MaskedDST:
     """``DSTScheduler`` for a ``masked_copy``: the same pruning and random growth, on masks.
 
-    Masks are applied after every ``optimizer.step()``, through a hook, so that the weights are
-    never seen unmasked. Its settings are those of ``DSTScheduler``.
+    A hook applies the masks after every ``optimizer.step()``. Settings are those of
+    ``DSTScheduler``.
     """
 
     model: InitVar[nn.Module]
@@ -119,7 +118,7 @@ class MaskedDST:
 
     @torch.no_grad()
     def step(self) -> bool:
-        """Count one optimizer step and, if it is time, prune and grow."""
+        """Count one optimizer step; prune and grow when due."""
         self.step_count += 1
         if self.step_count > self.end_step or self.step_count % self.update_every:
             return False
@@ -154,9 +153,9 @@ class MaskedDST:
 def inference_variants(model: DSN, x: Tensor) -> dict[str, Callable[[], Network]]:
     """Return makers of the dense twin of ``model`` in eval mode, for inputs like ``x (N, C, L)``.
 
-    ``jit`` is traced, frozen and optimized by TorchScript, which folds BatchNorm and packs weights
-    for oneDNN. ``channels_last jit`` is the same of ``as_images``. Which is faster depends on the
-    length and the machine. ``torch.compile`` is a separate baseline.
+    TorchScript traces, freezes and optimizes ``jit``: it folds BatchNorm and packs weights for
+    oneDNN. ``channels_last jit`` is the same of ``as_images``. Which is faster depends on length
+    and machine.
     """
     return {
         "jit": lambda: _scripted(masked_copy(model, _MatrixPool).eval(), x),
@@ -199,7 +198,7 @@ class _MatrixPool(nn.AdaptiveAvgPool1d):
 def as_images(model: DSN, *, fold: bool) -> nn.Sequential:
     """Build the same function, its blocks on ``(N, C, 1, L)`` in channels-last memory.
 
-    To be trained with masks, or with the norms folded into the convolutions.
+    Train it with masks, or with norms folded into the convolutions.
     """
     twin = masked_copy(model, _MatrixPool)
     layers: list[nn.Module] = [_ToImages()]
@@ -219,7 +218,7 @@ def as_images(model: DSN, *, fold: bool) -> nn.Sequential:
 def images_of(model: Classifier) -> nn.Sequential:
     """Build the same dense network, its blocks on ``(N, C, 1, L)`` in channels-last memory.
 
-    It must have no sparse layers, and work sample by sample outside of the layers known here.
+    It must have no sparse layers, and be pointwise outside the layers known here.
     """
     twin = masked_copy(model, _MatrixPool)
     blocks: nn.Sequential = twin.blocks  # type: ignore[assignment]
