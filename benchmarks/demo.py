@@ -1,7 +1,7 @@
 """``python -m benchmarks.demo``: train a DSN on GunPoint sparse and dense, and compare the two.
 
-Each network is trained for the same number of epochs. Printed are its accuracy, times, weights and
-multiply-adds; one self-contained HTML page has them with a picture.
+Prints accuracy, times, weights and multiply-adds after equal numbers of epochs, and writes them
+with a picture to a self-contained HTML page.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ ABOUT = (
 
 
 class Trained(NamedTuple):
-    """A trained network, what it costs, its CPU seconds, and which predictions are right."""
+    """A trained network, its cost, CPU seconds, and which predictions are right."""
 
     model: nn.Module
     cost: DSNCost
@@ -78,10 +78,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(epochs: int, out: Path) -> Path:
-    """Train and time the networks, print how they compare, and write the report.
+    """Train and time the networks, print the comparison, and write the report.
 
     Raises:
-        WrongResultError: the kernels compute something else than float64 does.
+        WrongResultError: the kernels disagree with float64.
     """
     machine = measurement_context()
     isa = machine["cpp"].removeprefix("available ").strip("()")
@@ -117,7 +117,7 @@ def run(epochs: int, out: Path) -> Path:
 
 
 def fit(options: dict[str, float], data: datasets.Dataset, recipe: Recipe) -> Trained:
-    """Train a DSN with these options; a dense one has torch's own layers."""
+    """Train a DSN with these options; a dense one has torch's layers."""
     torch.manual_seed(0)
     network = DSN(data.n_channels, len(data.classes), backend="cpp", **options)
     model = network if options.get("sparsity") != 0 else to_dense(network)
@@ -134,7 +134,7 @@ def fit(options: dict[str, float], data: datasets.Dataset, recipe: Recipe) -> Tr
 
 
 def tabulate(trained: dict[str, Trained], times: timing.Times) -> Table:
-    """Make one row for each network."""
+    """Make one row per network."""
     rows = [
         {
             "network": name,
@@ -151,10 +151,10 @@ def tabulate(trained: dict[str, Trained], times: timing.Times) -> Table:
 
 
 def conclusion(sparse: Trained, dense: Trained, ratio: timing.Estimate) -> str:
-    """Say in one sentence what the sparse network gained and lost; ``ratio``: dense / sparse step.
+    """Summarise what the sparse network gained and lost; ``ratio`` is dense / sparse step.
 
-    The test of McNemar decides whether the accuracies differ: of the series that one network alone
-    has right, either has half if they are equally good.
+    McNemar's test decides whether the accuracies differ: equally good networks share evenly the
+    series that only one has right.
     """
     share = sparse.cost.params / dense.cost.params
     if ratio.low <= 1 <= ratio.high:
@@ -177,7 +177,7 @@ def conclusion(sparse: Trained, dense: Trained, ratio: timing.Estimate) -> str:
 
 
 def draw(trained: dict[str, Trained], path: Path) -> Path:
-    """Draw accuracy and time of training as bars, next to each other."""
+    """Draw accuracy and training time as bars."""
     figure = figures.new_figure("", 9.0, 2.4)
     accuracy, seconds = figure.subplots(1, 2, sharey=True)
     colours = [figures.ORANGE if name == DENSE else figures.BLUE for name in trained]

@@ -1,4 +1,4 @@
-"""The gains and the choice of tools that README shows, from ``benchmarks/results``."""
+"""README's gains and choice of tools, from ``benchmarks/results``."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def compared(one: dict[str, float], other: dict[str, float]) -> Versus:
 
 
 def points(found: Versus, digits: int = 1) -> str:
-    """Write a difference of accuracies with its 95 % interval, and whether that holds 0."""
+    """Format a difference of accuracies with its 95 % interval, and whether that contains 0."""
     assert found.interval is not None
     low, high = (f"{end:+.{digits}f}" for end in found.interval)
     unclear = ", no difference shown" if found.interval[0] < 0 < found.interval[1] else ""
@@ -50,7 +50,7 @@ def points(found: Versus, digits: int = 1) -> str:
 
 
 def gains(bench: dict[str, Any], folder: str) -> Table:
-    """Tabulate four measured gains, each with the accuracy that it costs.
+    """Tabulate four measured gains, each with its cost in accuracy.
 
     Args:
         bench: the recorded benchmark.
@@ -66,7 +66,7 @@ def gains(bench: dict[str, Any], folder: str) -> Table:
 
 
 def worse(rows: Iterable[Row], mode: str, baseline: str) -> float:
-    """Return the ratio of the worse number of threads: 16 series of one channel, 128 samples."""
+    """Return the worse ratio over numbers of threads: 16 series of one channel, 128 samples."""
     place = {"mode": mode, "in_channels": 1, "batch": 16, "length": 128}
     mine = [ratio(row, baseline) for row in rows if place.items() <= row.items()]
     return min(found.median for found in mine if found)
@@ -149,7 +149,7 @@ def pruned_rocket() -> tuple[str, ...]:
 
 
 def tools() -> Table:
-    """Tabulate which classifier suits which task, on the data sets that all were measured on."""
+    """Tabulate which classifier suits which task, on the data sets that all have."""
     lines = read_lines(classifiers.RESULTS)
     found = classifiers.means(lines)
     names = {row["dataset"] for row in lines}
@@ -181,7 +181,7 @@ def network_means(run: str, names: Iterable[str]) -> dict[str, float]:
 
 
 def about_gains(bench: dict[str, Any]) -> str:
-    """Say how the gains were measured."""
+    """Describe how the gains were measured."""
     sets = len({row["dataset"] for row in read_lines(classifiers.RESULTS)})
     return (
         f"One thread (DSN: the slower of one and two) on an {bench['machine']['cpu']}; blocks and "
@@ -191,7 +191,7 @@ def about_gains(bench: dict[str, Any]) -> str:
 
 
 def losses(bench: dict[str, Any], slower: list[Row], folder: str) -> str:
-    """Say in one paragraph when the fastest dense way won.
+    """Describe when the fastest dense way won.
 
     Args:
         bench: the recorded benchmark.
@@ -213,7 +213,7 @@ def losses(bench: dict[str, Any], slower: list[Row], folder: str) -> str:
 
 
 def about_tools() -> str:
-    """Say what the table of tools compares, and how DSN does where there are more sets."""
+    """Describe what the table of tools compares, and DSN on more sets."""
     sets = len({row["dataset"] for row in read_lines(classifiers.RESULTS)})
     found = compared(kernels().accuracy("MiniROCKET"), recorded("full").accuracy("DSN"))
     return (

@@ -1,4 +1,4 @@
-"""Files with a row of JSON a line, to which a measurement that may be killed adds one by one."""
+"""Files of JSON lines, to which interruptible measurements add row by row."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from sparseconv.measure.machine import measurement_context
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Read the rows, also while some are added; an empty list without a file.
+    """Read the rows, also during writing; an empty list without a file.
 
-    A last line that ends before its JSON does is being written, or torn by a kill, and is left out.
+    An incomplete last line is being written, or was torn by a kill, and is left out.
 
     Raises:
-        ValueError: a line that is not JSON; the message has its number.
+        ValueError: a line that is not JSON.
     """
     if not path.exists():
         return []
@@ -36,7 +36,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def add_line(path: Path, row: Mapping[str, Any]) -> None:
-    """Add a row, in the place of a last line that was torn; it is on the disk on return."""
+    """Add a row, replacing a torn last line; it is on disk on return."""
     # Another process would take a row that is being written for a torn one.
     with locked(path.with_name(path.name + ".lock")), path.open("ab+") as file:
         file.seek(0)
@@ -52,10 +52,10 @@ def add_line(path: Path, row: Mapping[str, Any]) -> None:
 def add_missing(
     path: Path, keys: Sequence[str], jobs: Mapping[tuple[Any, ...], Callable[[], dict[str, Any]]]
 ) -> None:
-    """Measure and add the rows that a file does not hold yet, each with the machine's description.
+    """Measure and add the rows that a file lacks, with the machine's description.
 
-    ``jobs``: what measures the further fields of a row, by the values of ``keys``, which name it;
-    its ``"machine"`` is added to the description.
+    ``jobs`` measure a row's other fields, by the values of ``keys``, which name it. A job's
+    ``"machine"`` is added to the description.
     """
     done = {tuple(row[key] for key in keys) for row in read_lines(path)}
     for values, measure in jobs.items():
@@ -74,7 +74,7 @@ def machines(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _whole(content: bytes) -> int:
-    """The bytes before a torn last line: a part of an object is not JSON."""
+    """Return the bytes before a torn last line."""
     size = content.rfind(b"\n") + 1
     try:
         json.loads(content[size:])

@@ -1,4 +1,4 @@
-"""The two plots of a benchmark: time saved against arithmetic saved, and where dense wins."""
+"""The benchmark's two plots: time against arithmetic saved, and where dense wins."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LEAST_DENSITY = 0.01  # a case with fewer weights measures the packing, not a la
 
 
 class Map(NamedTuple):
-    """Density against one size, everything else fixed."""
+    """Density against one size, with the rest fixed."""
 
     label: str
     sizes: tuple[int, ...]
@@ -48,7 +48,7 @@ PLAIN = {"batch": 16, "stride": 1, "dilation": 1, "groups": 1}
 
 
 def main_rows(rows: Iterable[Row]) -> list[Row]:
-    """The rows of layers in float32 on the instruction set that most of them ran on."""
+    """Return float32 layers' rows on the most frequent instruction set."""
     rows = [
         row for row in rows
         if row["dtype"] == "float32" and row["density"] >= LEAST_DENSITY and ratio(row)
@@ -59,7 +59,7 @@ def main_rows(rows: Iterable[Row]) -> list[Row]:
 
 
 def saved(rows: Sequence[Row]) -> Figure:
-    """Time saved against FLOPs saved, over ``F.conv1d`` and over the fastest baseline."""
+    """Return time and FLOPs saved, over ``F.conv1d`` and over the fastest baseline."""
     rows = main_rows(rows)
     figure = figures.new_figure("", 9.0, 4.6)
     left, right = figure.subplots(1, 2, sharex=True, sharey=True)
@@ -84,10 +84,10 @@ def saved(rows: Sequence[Row]) -> Figure:
 
 
 def draw_savings(ax: Axes, points: Mapping[str, ArrayLike]) -> None:
-    """Draw points by what factors FLOPs and time fell, with the line y = x.
+    """Draw the factors by which FLOPs and time fell, with the line y = x.
 
-    On the line time fell exactly as the arithmetic did; above it the sparse kernel also uses the
-    machine better than the dense one. Below 1, dense is faster.
+    Above the line the sparse kernel also uses the machine better than the dense one. Below 1, dense
+    is faster.
     """
     figures.style_axes(ax, "FLOPs: dense / executed", "time: dense / sparse")
     ax.axhspan(1e-3, 1.0, color="#f4f1ee", zorder=0, linewidth=0)
@@ -107,7 +107,7 @@ def draw_savings(ax: Axes, points: Mapping[str, ArrayLike]) -> None:
 
 
 def networks_by_density(lines: Mapping[str, Sequence[tuple[float, float]]]) -> Figure:
-    """Draw the speeds of networks, the sparser the further right, with the break-even."""
+    """Draw networks' speeds, sparser to the right, with the break-even."""
     figure = figures.new_figure("", 9.0, 4.3)
     ax = figure.subplots()
     figures.style_axes(ax, "weights active", "times as fast as dense")
@@ -140,7 +140,7 @@ def networks_by_density(lines: Mapping[str, Sequence[tuple[float, float]]]) -> F
 
 
 def break_even(rows: Sequence[Row], threads: int) -> Figure:
-    """Maps of the fastest baseline's time over the sparse one: below 1, it is faster."""
+    """Map the fastest baseline's time over the sparse one; below 1 the baseline is faster."""
     rows = [row for row in main_rows(rows) if row["threads"] == threads]
     figure = figures.new_figure("", 9.0, 6.6)
     grid = figure.subplots(len(MAPS), len(COMPUTATIONS), sharey=True)
@@ -156,7 +156,7 @@ def break_even(rows: Sequence[Row], threads: int) -> Figure:
 
 
 def map_of(rows: Iterable[Row], each: Map) -> NDArray[np.float64]:
-    """Mean ratio by density and size; NaN where nothing was measured."""
+    """Return mean ratios by density and size; NaN where not measured."""
     cells: dict[tuple[float, int], list[float]] = {}
     for row in rows:
         if all(row[key] == value for key, value in (each.others | PLAIN).items()):
@@ -181,7 +181,7 @@ def _draw(ax: Axes, ratios: NDArray[np.float64]) -> None:
 
 
 def captions(rows: Sequence[Row]) -> dict[str, str]:
-    """What to see in the plots, by name."""
+    """Describe what the plots show, by name."""
     timed: dict[str, set[str]] = {}
     for row in main_rows(rows):
         timed.setdefault(row["case"], set()).update(row["ratio"])
@@ -197,7 +197,7 @@ def captions(rows: Sequence[Row]) -> dict[str, str]:
 
 
 def write_svg(figure: Figure, path: Path) -> None:
-    """Write a figure as SVG; the same results give the same file."""
+    """Write a figure as SVG; equal results give equal files."""
     from matplotlib import rc_context
 
     text = io.StringIO()
@@ -208,7 +208,7 @@ def write_svg(figure: Figure, path: Path) -> None:
 
 
 def write_all(document: dict[str, Any], folder: Path) -> list[Path]:
-    """Write ``time-saved.svg`` and, for each number of threads, ``break-even-1.svg``."""
+    """Write ``time-saved.svg`` and, per number of threads, ``break-even-1.svg``."""
     rows = document["rows"]
     made = {"time-saved": saved(rows)}
     for threads in sorted({row["threads"] for row in rows}):

@@ -1,7 +1,7 @@
-"""``python -m benchmarks.readme``: put the recorded results into README.md, with its picture.
+"""``python -m benchmarks.readme``: put the recorded results and the picture into README.md.
 
-The lines between the two markers are made of ``benchmarks/results``, so no figure in them is typed
-by hand. The documentation has the ratios and all tables, by ``ratios`` and ``section``.
+``benchmarks/results`` gives the lines between the two markers. The documentation has ``ratios`` and
+``section`` with all tables.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ LOSING = (*tables.FASTEST, tables.CONV1D)  # what a table of rows says that dens
 
 
 def first_screen(folder: str = "") -> str:
-    """Return picture, gains and tools in Markdown; ``folder`` is where the linked pages are."""
+    """Return picture, gains and tools in Markdown; ``folder`` has the linked pages."""
     bench = recorded()
     return (
         f"![Speed of training by density, with the break-even]({folder}static/{PICTURE.name})\n\n"
@@ -80,7 +80,7 @@ def ratios() -> str:
 
 
 def section() -> str:
-    """Every table of the recorded results, in Markdown."""
+    """Return every table of the recorded results in Markdown."""
     bench = recorded()
     parts = [
         f"One run of `python -m sparseconv bench` on {where(bench['machine'])}. Calls are "
@@ -115,19 +115,19 @@ def section() -> str:
 
 
 def lost(rows: Iterable[Row], baseline: str = BEST) -> list[Row]:
-    """Return the rows in which a baseline, or any, was faster, slowest first."""
+    """Return the rows in which a given baseline, or any, was faster, slowest first."""
     found = [row for row in rows if (its := ratio(row, baseline)) and its.median < 1]
     return sorted(found, key=lambda row: ratio(row, baseline) or ())
 
 
 def closest(rows: Iterable[Row]) -> Row | None:
-    """Return the row in which the fastest baseline came closest; None if none was timed."""
+    """Return the row where the fastest baseline came closest, or None."""
     timed = (row for row in rows if best_baseline(row))
     return min(timed, key=lambda row: ratio(row) or (), default=None)
 
 
 def when_it_pays(bench: Mapping[str, Any]) -> Table:
-    """Tabulate ratios: of each line the worse number of threads, and the worst row of all."""
+    """Tabulate ratios: each line's worse number of threads, and the worst row."""
     rows, nets = bench["rows"], [row for row in bench["network"] if row["in_channels"] == 1]
     groups = [
         (f"layer, 16 series of 128 samples, {name}", "conv1d",
@@ -161,7 +161,7 @@ def when_it_pays(bench: Mapping[str, Any]) -> Table:
 
 
 def kernels(rows: Iterable[Row]) -> Table:
-    """Show the layer that the kernels are made for, at every length."""
+    """Show the main layer at every length."""
     layer = [row for row in rows if row["case"].startswith("dsn_evolved")]
     layer.sort(key=lambda r: (COMPUTATIONS.index(r["computation"]), r["length"], r["threads"]))
     facts = tables.facts("computation", "length", "threads")
@@ -169,14 +169,14 @@ def kernels(rows: Iterable[Row]) -> Table:
 
 
 def worst(rows: Sequence[Row]) -> Table:
-    """Show of every suite the row in which the fastest baseline was the closest."""
+    """Show each suite's row where the fastest baseline came closest."""
     of_suites = (closest(row for row in rows if row["suite"] == suite) for suite in SUITES)
     columns = (*tables.facts("suite"), *tables.CASE, tables.DENSITY, *LOSING)
     return tables.table(filter(None, of_suites), columns, text_columns=3)
 
 
 def faster_baselines(rows: Iterable[Row]) -> Table:
-    """Show every row in which any baseline was faster."""
+    """Show every row in which a baseline was faster."""
     channels = ("channels", lambda row: f"{row['in_channels']} → {row['out_channels']}")
     shape = (*tables.facts("batch"), channels, *tables.facts("kernel_size", "length"))
     columns = (*tables.CASE, *shape, tables.DENSITY, *LOSING)
@@ -187,7 +187,7 @@ def recorded(path: Path = RESULTS / "bench.json") -> dict[str, Any]:
     """Read the recorded benchmark.
 
     Raises:
-        ValueError: it did not reach its end, or did not measure everything.
+        ValueError: it is incomplete.
     """
     bench = document.read(path)
     wanted = set(SUITES) - {"compiled"}  # no page shows these rows
@@ -201,7 +201,7 @@ def recorded(path: Path = RESULTS / "bench.json") -> dict[str, Any]:
 
 
 def where(machine: Mapping[str, str]) -> str:
-    """The machine of a run, its versions and its date."""
+    """Describe a run's machine, versions and date."""
     isa = machine["cpp"].removeprefix("available (CPU, ").removesuffix(")")
     return (
         f"{machine['cpu']}, {machine['cores']} cores, {isa}, torch {machine['torch']}, "
@@ -210,7 +210,7 @@ def where(machine: Mapping[str, str]) -> str:
 
 
 def filled(text: str) -> str:
-    """The text of README.md with the lines that were measured."""
+    """Return README.md's text with the measured lines."""
     head, rest = text.split(BEGIN)
     return head + BEGIN + first_screen("docs/") + "\n" + END + rest.split(END)[1]
 

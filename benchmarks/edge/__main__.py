@@ -1,10 +1,10 @@
-"""Exported networks against PyTorch, on this processor and on emulated ones.
+"""Compare exported networks with PyTorch, on this processor and on emulated ones.
 
     python -m benchmarks.edge [--archive DIR | --run runs/GunPoint-seed0]
 
 Trains short runs, exports them, and predicts whole test sets on each processor whose tools are
-installed; the others are named with what to install. Rows are added to ``benchmarks/results`` as
-they come; run a stopped measurement again for those that are missing. docs/edge.md shows them.
+installed. For others it names what to install. Rows go to ``benchmarks/results`` one by one; run
+again after a stop for the missing ones. docs/edge.md shows them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Accuracy, sizes and instructions of exported networks, one row for each program and processor."""
+"""Measure accuracy, sizes and instructions of exported networks, per program and processor."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Trained:
 
 
 def trained(archive: Path | None) -> Iterator[Trained]:
-    """Train what the folder ``runs/edge`` does not hold, and load it."""
+    """Train what the folder ``runs/edge`` lacks, and load it."""
     sources = {name: name for name in BUNDLED}
     if archive is not None:
         found = find(archive)
@@ -69,7 +69,7 @@ def trained(archive: Path | None) -> Iterator[Trained]:
 
 
 def load(run_folder: Path, source: str | None = None, whole: bool = True) -> Trained:
-    """A run of ``python -m sparseconv train``; its data by the name in it, or from ``source``."""
+    """Load a run of ``python -m sparseconv train``, and its data by name or from ``source``."""
     run = sc.load_run(run_folder)
     if not isinstance(run.model, sc.models.DSN):
         raise ValueError(f"expected a run of a DSN, but {run_folder} holds random kernels")
@@ -78,7 +78,7 @@ def load(run_folder: Path, source: str | None = None, whole: bool = True) -> Tra
 
 
 def measure(one: Trained, machines: Sequence[Target], out: Path) -> None:
-    """Add the rows that the file does not hold yet."""
+    """Add the rows that the file lacks."""
     with tempfile.TemporaryDirectory() as folder:
 
         @cache
@@ -147,7 +147,7 @@ def _export(one: Trained, model: sc.models.DSN, weights: str, folder: Path) -> N
 
 
 def every_tap(model: sc.models.DSN) -> sc.models.DSN:
-    """The same network with zeros in the place of inactive weights, stored and computed."""
+    """Return the same network with inactive weights stored as zeros."""
     dense = copy.deepcopy(model)
     for layer in dense.sparse_layers():
         layer.set_pattern(sc.KernelCSR.full(layer.pattern.shape))

@@ -1,4 +1,4 @@
-"""Tables and the picture of docs/edge.md, from the recorded rows."""
+"""Tables and the picture of docs/edge.md."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ COST = ("flash kB", "RAM kB", "M instructions", "dense / sparse")
 
 
 class Rows:
-    """The newest row of each data set, sparsity, type of weights and processor."""
+    """The newest row of each data set, sparsity, weight type and processor."""
 
     def __init__(self, rows: Sequence[Row]) -> None:
         self.newest = {
@@ -32,18 +32,18 @@ class Rows:
         ]  # fmt: skip
 
     def usual(self, weights: str, target: str) -> list[Row]:
-        """The rows of the usual network, one for each data set."""
+        """Return the rows of the usual network, one per data set."""
         found = (self.newest.get((name, USUAL, weights, target)) for name in self.names)
         return [row for row in found if row is not None]
 
     def sweep(self, weights: str) -> list[Row]:
-        """The rows of the first data set on the board, by sparsity."""
+        """Return the first data set's rows on the board, by sparsity."""
         found = (self.newest.get((BUNDLED[0], sparsity, weights, BOARD)) for sparsity in SPARSITIES)
         return [row for row in found if row is not None]
 
 
 def section(recorded: Sequence[Row], picture: Path | None) -> str:
-    """Everything as Markdown; the picture is drawn where ``picture`` says."""
+    """Format everything as Markdown; draw the picture where ``picture`` says."""
     rows = Rows(recorded)
     if not rows.names:
         return "Not measured yet: `make edge` does."
@@ -79,7 +79,7 @@ def section(recorded: Sequence[Row], picture: Path | None) -> str:
 
 
 def whole_sets(rows: Rows) -> str:
-    """Count the data sets of which all test series were predicted, by processor."""
+    """Count the data sets whose test series were all predicted, by processor."""
     found = []
     for weights in WEIGHTS:
         counts = {
@@ -93,7 +93,7 @@ def whole_sets(rows: Rows) -> str:
 
 
 def accuracy_table(rows: Rows) -> Table:
-    """Accuracy of each usual network, and what it costs on the board in int8."""
+    """Tabulate each usual network's accuracy, and its cost on the board in int8."""
     lines = []
     for name in rows.names:
         real, whole = (rows.newest[name, USUAL, weights, NATIVE] for weights in WEIGHTS)
@@ -109,7 +109,7 @@ def accuracy_table(rows: Rows) -> Table:
 
 
 def cost_table(rows: Sequence[Row]) -> Table:
-    """Accuracy and cost of one run, a line for each row."""
+    """Tabulate accuracy and cost of one run, a line per row."""
     lines = [
         (row["weights"], row["target"], f"{row['n_predicted']} of {row['n_test']}",
          *(f"{100 * row[key]:.2f}" for key in ("accuracy_pytorch", "accuracy")), *cost_cells(row))
@@ -121,7 +121,7 @@ def cost_table(rows: Sequence[Row]) -> Table:
 
 
 def sweep_table(rows: Rows) -> Table:
-    """Cost of the first data set's networks by their sparsity."""
+    """Tabulate the cost of the first data set's networks by sparsity."""
     lines = []
     for weights in ("int8", "float32"):
         for row in rows.sweep(weights):
@@ -137,7 +137,7 @@ def sweep_table(rows: Rows) -> Table:
 
 
 def agreement(rows: Rows) -> str:
-    """How the usual networks agree with PyTorch, and with each other."""
+    """Describe how the usual networks agree with PyTorch, and with each other."""
     real, whole = (rows.usual(weights, NATIVE) for weights in WEIGHTS)
     used = max(row["of_bound"] for row in real)
     unlike, unlike8 = (sum(row["labels_differ"] for row in some) for some in (real, whole))
@@ -155,7 +155,7 @@ def agreement(rows: Rows) -> str:
 
 
 def draw(rows: Rows, path: Path) -> None:
-    """Instructions and flash against sparsity, of the networks in ``sweep_table``."""
+    """Draw instructions and flash against sparsity, as in ``sweep_table``."""
     figure = new_figure("Cost of one prediction", 8.4, 3.5)
     axes = figure.subplots(1, 2)
     for weights, colour in (("int8", BLUE), ("float32", ORANGE)):
@@ -173,7 +173,7 @@ def draw(rows: Rows, path: Path) -> None:
 
 
 def cost_cells(row: Row) -> tuple[str, ...]:
-    """The cells of ``COST``; empty where no instructions were counted."""
+    """Return the cells of ``COST``; empty without counted instructions."""
     size, counts = row["size"], row.get("instructions")
     kilobytes = (f"{x / 1000:.1f}" for x in (size["text"], size["bss"] + size["data"]))
     return (
@@ -183,12 +183,12 @@ def cost_cells(row: Row) -> tuple[str, ...]:
 
 
 def sparse_layers(row: Row) -> list[int]:
-    """Which layers of a DSN's program are sparse: every second, up to the mean and the head."""
+    """Find a DSN program's sparse layers: every second, up to the mean and the head."""
     return list(range(row["n_channels"] > 1, len(row["instructions"]) - 3, 2))
 
 
 def ratio(row: Row, in_sparse_layers: bool = False) -> float:
-    """Instructions dense over sparse."""
+    """Return instructions dense over sparse."""
     names = list(map(str, sparse_layers(row))) if in_sparse_layers else ["all"]
     dense = row["dense"]["instructions"]
     return float(sum(dense[x] for x in names) / sum(row["instructions"][x] for x in names))

@@ -1,4 +1,4 @@
-"""Processors to compile for, and how their programs run here: natively or in QEMU."""
+"""Processors to compile for, natively or in QEMU."""
 
 from __future__ import annotations
 
@@ -32,8 +32,6 @@ _PACKAGES = {
 
 @dataclass(frozen=True)
 class Target:
-    """A processor."""
-
     name: str
     compiler: str  # with its prefix
     flags: Sequence[str] = ()
@@ -46,18 +44,18 @@ class Target:
         return f"{prefix}{dash}size"
 
     def missing(self) -> str:
-        """Which packages (Debian's names) this needs and lacks, else an empty string."""
+        """Name the Debian packages that this needs and lacks, or return ""."""
         tools = (self.compiler, self.size, *self.emulator[:1])
         return " ".join(_PACKAGES[tool] for tool in tools if not shutil.which(tool))
 
     def versions(self) -> dict[str, str]:
-        """What decides sizes and instructions, by tool."""
+        """Return the tools' versions, which decide sizes and instructions."""
         tools = (self.compiler, *self.emulator[:1])
         return {tool: _run([tool, "--version"], SOURCES).splitlines()[0] for tool in tools}
 
     @property
     def counts(self) -> bool:
-        """Whether it has a timer that counts instructions."""
+        """Return whether it has a timer that counts instructions."""
         return self.emulator[:1] == ("qemu-system-arm",)
 
 
@@ -76,7 +74,7 @@ TARGETS = (
 
 
 def available() -> list[Target]:
-    """The targets that can run here; the others are named with what to install."""
+    """Return the targets that can run here; name what to install for the others."""
     found = []
     for target in TARGETS:
         if missing := target.missing():
@@ -89,9 +87,9 @@ def available() -> list[Target]:
 def predict(
     target: Target, program: Path, X: Series, classes: int, *, labels: bool = True
 ) -> tuple[npt.NDArray[np.int32], Series]:
-    """Labels and scores of series, by the exported program ``net`` in a folder.
+    """Return labels and scores of series, by the exported program ``net`` in a folder.
 
-    Without ``labels`` only ``net_scores`` is called.
+    Without ``labels``, call ``net_scores`` only.
     """
     sources = [str(SOURCES / "predict.c"), "net.c", f"-DLABELS={int(labels)}"]
     compiled = _compile(target, program, sources)
@@ -105,7 +103,7 @@ def predict(
 
 
 def count(target: Target, program: Path, definitions: Sequence[str] = ()) -> dict[str, int]:
-    """Instructions of one prediction: ``all``, and of each layer by its number."""
+    """Count instructions of one prediction: ``all``, and of each layer by number."""
     text = (program / "net.c").read_text(encoding="utf-8")
     calls = re.findall(r"^    (\w+\(.*, &layer_(\d+)\));$", text, re.MULTILINE)
     steps = " ".join(f"COUNT({call});" for call, _ in calls)
@@ -118,10 +116,10 @@ def count(target: Target, program: Path, definitions: Sequence[str] = ()) -> dic
 
 
 def used_of_bound(program: Path, network: Network, X: Series) -> float:
-    """How much of its bound each output of each layer needs, the largest of all; natively.
+    """Return the largest share of its error bound that each layer's output uses, natively.
 
-    A layer's output is compared with float64 on the input that it had in the program, so the bound
-    is that of one sum: (n + 3) * 2**-24 of its magnitude, n active weights.
+    A layer's output is compared with float64 on its input in the program. The bound is that of one
+    sum of n active weights: (n + 3) * 2**-24 of its magnitude.
     """
     (program / "series.bin").write_bytes(np.ascontiguousarray(X, np.float32).tobytes())
     text = (program / "net.c").read_text(encoding="utf-8")
@@ -149,12 +147,12 @@ def used_of_bound(program: Path, network: Network, X: Series) -> float:
 
 
 def _span(layer: Layer) -> int:
-    """Samples from the first to the last result of a layer; others may lie between them."""
+    """Count the samples from a layer's first to last result; others may lie between."""
     return int(layer.places.max()) - layer.first + 1
 
 
 def straightforward(target: Target, folder: Path, is_int8: bool) -> int:
-    """Instructions of a layer, 47 to 141 channels, 39 taps, 150 samples, by plain loops."""
+    """Count instructions of a plain-loop layer: 47 to 141 channels, 39 taps, 150 samples."""
     for file in (SOURCES / "straightforward").iterdir():
         shutil.copy(file, folder)
     types = ("int8_t", "int32_t") if is_int8 else ("float", "float")
@@ -163,7 +161,7 @@ def straightforward(target: Target, folder: Path, is_int8: bool) -> int:
 
 
 def sizes(target: Target, program: Path) -> dict[str, int]:
-    """Bytes of the network alone: ``text`` (code and constants), ``data`` and ``bss``."""
+    """Return the network's bytes: ``text`` (code and constants), ``data`` and ``bss``."""
     _run([target.compiler, *FLAGS, *target.flags, "-c", "net.c", "-o", "net.o"], program)
     header, row = _run([target.size, "net.o"], program).splitlines()
     named = dict(zip(header.split(), row.split(), strict=True))

@@ -1,23 +1,21 @@
 """``make bench-check BASE=<git ref>``: did anything become slower than at BASE?
 
-Both trees, BASE and the present one with its uncommitted changes, are built in folders of their
-own. Two extensions that register the same ops cannot share a process, so each tree gets a worker;
-the two take turns on the same cores, in random order, time themselves, and only the ratios of
-neighbouring turns count. The check fails (exit code 1) where the 95 % interval of the median ratio
-present / base is above --limit, and again in a second measurement with fresh workers: where a
-process happens to be in memory can cost some per cent, and among a dozen comparisons one in a while
-is unlucky.
+BASE and the present tree, with its uncommitted changes, are each built in a folder and run in a
+worker. The workers take turns on the same cores in random order, and only ratios of neighbouring
+turns count. The check fails (exit code 1) where the 95 % interval of the median ratio present /
+base is above --limit, twice. The second time has fresh workers: a process's place in memory can
+cost some per cent.
 
-Compared are fprop, dgrad and wgrad of four layers, a call of a tiny layer with and without
-gradients and compiled by torch.compile, and a training step of the Dynamic Sparse Network at each
-length of --steps. --cases FILE compares your own layers instead of these: a JSON list with an
-object for each, such as ::
+It compares fprop, dgrad and wgrad of four layers, and calls of a tiny layer, with and without
+gradients and compiled by torch.compile. It also compares a DSN's training step at each length of
+--steps. --cases FILE compares your layers instead, a JSON list such as ::
 
     [{"name": "mine", "in_channels": 64, "out_channels": 64, "kernel_size": 15, "length": 500,
       "density": 0.1, "n": 8, "padding": "same"}]
 
-``n`` series are 16 by default; stride, padding (a number, a pair, "same" or "valid"), dilation,
-groups and padding_mode are those of nn.Conv1d, ``dtype`` is "float32", ``seed`` draws the pattern.
+``n``, the number of series, is 16 by default, ``dtype`` "float32"; ``seed`` draws the pattern. The
+rest is as in nn.Conv1d: stride, padding (a number, a pair, "same" or "valid"), dilation, groups,
+padding_mode.
 """
 
 from __future__ import annotations
@@ -71,7 +69,7 @@ class Result(NamedTuple):
 
 
 def measure(base: Worker, present: Worker, key: Key, *, rounds: int, seed: int) -> Result:
-    """Time one computation of the two sides, interleaved."""
+    """Time one computation of both sides, interleaved."""
     once = max(side.seconds(*key, 1) for side in (base, present))
     repeats = max(1, round(TURN_SECONDS / once))
     elapsed = 0.0
@@ -102,7 +100,7 @@ def compare(
     rounds: int = ROUNDS,
     limit: float = LIMIT,
 ) -> list[Result]:
-    """Measure every key, and those that look slower once more, by sides started afresh."""
+    """Measure every key, and those that look slower again, with fresh workers."""
     found: dict[Key, Result] = {}
     for attempt in range(2):
         with sides() as (base, present):
@@ -115,8 +113,6 @@ def compare(
 
 
 class Worker:
-    """A process that runs one tree's code."""
-
     def __init__(self, tree: Path, rows: Path, results: Path, threads: int) -> None:
         self.tree = tree
         environment = os.environ | {
@@ -136,14 +132,14 @@ class Worker:
         )  # fmt: skip
 
     def wait(self) -> str:
-        """Wait for the answer: at first which kernels computed the results, then seconds."""
+        """Wait for the answer: first which kernels ran, then seconds."""
         assert self._process.stdout is not None
         if answer := self._process.stdout.readline().strip():
             return answer
         raise CompareError(f"the worker of {self.tree} ended with code {self._process.wait()}")
 
     def seconds(self, row: str, computation: str, repeats: int) -> float:
-        """Run a computation ``times`` times; return the seconds per call."""
+        """Run a computation ``times`` times; return seconds per call."""
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps([row, computation, repeats]) + "\n")
         self._process.stdin.flush()
@@ -158,10 +154,10 @@ class Worker:
 def workers(
     base: Path, present: Path, rows: Sequence[Row], *, threads: int = 1
 ) -> Iterator[tuple[Worker, Worker]]:
-    """Start both trees' workers on the same cores, and check what they compute.
+    """Start both workers on the same cores, and check what they compute.
 
     Raises:
-        WrongResultError: a result is wrong, so its speed means nothing.
+        WrongResultError: a result is wrong.
         CompareError: a worker does not start.
     """
     with ExitStack() as stack:
@@ -183,10 +179,10 @@ def workers(
 
 
 def git(repo: Path, *words: str) -> str:
-    """Run git, and return what it prints.
+    """Run git, and return its output.
 
     Raises:
-        CompareError: with the words of git.
+        CompareError: with git's message.
     """
     done = subprocess.run(["git", *words], cwd=repo, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -196,7 +192,7 @@ def git(repo: Path, *words: str) -> str:
 
 @contextmanager
 def worktree(repo: Path, ref: str) -> Iterator[Path]:
-    """Check a commit out into a new folder, which is removed afterwards, whatever happens."""
+    """Check a commit out into a temporary folder."""
     folder = Path(tempfile.mkdtemp(prefix="sparseconv-base-")).resolve()
     try:
         commit = git(repo, "rev-parse", "--verify", "--end-of-options", ref + "^{commit}")
@@ -209,7 +205,7 @@ def worktree(repo: Path, ref: str) -> Iterator[Path]:
 
 
 def build(tree: Path, into: Path) -> Path:
-    """Build a tree's package into another folder; returns what to import it from.
+    """Build a tree's package into another folder; return the folder to import it from.
 
     Raises:
         CompareError: with the end of the build's output.

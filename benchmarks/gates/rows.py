@@ -1,4 +1,4 @@
-"""What is compared: layers (named ones, or a user's own), a call of a tiny one, training steps."""
+"""What to compare: layers, a call of a tiny layer, training steps."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ TINY = Case(
 
 
 class CompareError(RuntimeError):
-    """The two trees could not be compared; the text says why and what to do."""
+    """The trees could not be compared; the message says why and what to do."""
 
 
 class Row(NamedTuple):
-    """One thing that both sides compute."""
+    """One computation of both sides."""
 
     name: str
     kind: str  # of the worker's
@@ -58,7 +58,7 @@ def layer(case: Case) -> Row:
 
 
 def step(length: int) -> Row:
-    """A training step of the paper's network on 16 series."""
+    """Describe a training step of the paper's network on 16 series."""
     generator = torch.Generator().manual_seed(0)
     network = {"in_channels": 1, "n_classes": 10}
     with torch.random.fork_rng(devices=[]):
@@ -85,10 +85,10 @@ def step(length: int) -> Row:
 
 
 def read_layers(path: Path) -> list[Case]:
-    """A user's own layers: a JSON list, one object each; see ``compare --help``.
+    """Read a user's layers: a JSON list of objects; see ``compare --help``.
 
     Raises:
-        CompareError: the file is missing or malformed; the text names the entry.
+        CompareError: the file is missing or malformed; the message names the entry.
     """
     cases: dict[str, Case] = {}
     where = "a JSON list of layers"

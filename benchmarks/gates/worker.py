@@ -1,8 +1,8 @@
-"""One tree's side of ``benchmarks.gates.compare``: computes on request, and times itself.
+"""One tree's side of ``benchmarks.gates.compare``.
 
 ``worker.py TREE ROWS RESULTS THREADS CORE ...`` uses public names of ``sparseconv`` alone, so it
-runs on the tree of any commit. A request is a line of JSON, ``[row, computation, repeats]``; the
-answer is a line with seconds per call. The first line says which kernels run.
+runs on any commit's tree. The first line of output names the kernels. A request is a line of JSON,
+``[row, computation, repeats]``; the answer is seconds per call.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Calls = dict[str, Callable[[], Tensor]]
 
 
 def layer(x: Tensor, values: Tensor, grad: Tensor, mask: Tensor, options: dict[str, Any]) -> Calls:
-    """Compute the three computations. Autograd computes only the gradient that is asked for."""
+    """Compute the three computations; autograd computes only the requested gradient."""
     pattern = sc.KernelCSR.from_mask(mask)
 
     def convolve(x: Tensor, values: Tensor) -> Tensor:
@@ -43,7 +43,7 @@ def layer(x: Tensor, values: Tensor, grad: Tensor, mask: Tensor, options: dict[s
 
 
 def call(x: Tensor, values: Tensor, grad: Tensor, mask: Tensor, options: dict[str, Any]) -> Calls:
-    """Call a tiny layer, whose kernel takes less time than what is around it."""
+    """Call a tiny layer, where the overhead exceeds the kernel's time."""
     pattern = sc.KernelCSR.from_mask(mask)
     module = sc.SparseConv1d(
         x.shape[1], *mask.shape[::2], **options, bias=False, pattern=pattern, backend="cpp"
@@ -64,7 +64,7 @@ def call(x: Tensor, values: Tensor, grad: Tensor, mask: Tensor, options: dict[st
 
 
 def step(network: dict[str, Any], state: dict[str, Tensor], x: Tensor, y: Tensor) -> Calls:
-    """Train a DSN one step; the pattern changes after every 50th."""
+    """Train a DSN for one step; the pattern changes after every 50th."""
     torch.manual_seed(0)
     model = sc.models.DSN(**network)
     model.load_state_dict(state)

@@ -1,19 +1,18 @@
-"""``python -m benchmarks.gpu --out FILE``: what only a GPU can tell about the GPU kernels.
+"""``python -m benchmarks.gpu --out FILE``: measure and check the GPU kernels.
 
-The layer of a Dynamic Sparse Network is compared with dense at every precision, and a training step
-too, eager and as CUDA graphs; in single weights and in blocks. Then the kernels' tests run, and
-compute sanitizers watch one call of each kernel. Each row is printed and saved when it was
-measured. After an error that broke the device, the parts that are left run with ``--parts``, into
-another file.
+Compares a DSN's layer and training step with dense at every precision, eager and as CUDA graphs, in
+single weights and in blocks. Then the kernels' tests run, and compute sanitizers watch one call of
+each kernel. Each row is printed and saved at once. After an error that broke the device, run the
+other parts with ``--parts`` into another file.
 
-On a machine with a GPU, nvcc, PyTorch and pytest, from the sources' root, in fifteen minutes::
+On a machine with a GPU, nvcc, PyTorch and pytest, from the sources' root (fifteen minutes)::
 
     export FORCE_CUDA=1 TORCH_CUDA_ARCH_LIST=9.0   # 9.0: H100 and H200; 8.0: A100
     python3 setup.py -q build_ext --inplace 2>&1 | tail -n 20
     python3 -m benchmarks.gpu --out gpu.json
 
-and the file goes to ``benchmarks/results/gpu.json``. ``--device cpu`` tries it without a GPU,
-on a small network. ``--parts once`` calls each kernel once, for a profiler such as::
+Copy the file to ``benchmarks/results/gpu.json``. ``--device cpu`` tries it without a GPU, on a
+small network. ``--parts once`` calls each kernel once, for a profiler such as::
 
     ncu --set full --profile-from-start off python3 -m benchmarks.gpu --parts once --out once.json
 """
@@ -39,7 +38,7 @@ from sparseconv.measure.machine import measurement_context
 
 
 def once(target: Target, lengths: Sequence[int]) -> Iterator[Row]:
-    """Call each kernel once after a call that compiles it, for profilers and sanitizers."""
+    """Call each kernel once, compiled before, for profilers and sanitizers."""
     calls = layer.all_calls(target, lengths[0])
     for call in calls:
         call()
@@ -79,7 +78,7 @@ CHECKS = {
 
 
 def check(name: str) -> dict[str, Any]:
-    """Run a command and print what it prints; whether it succeeded, and the end of its output."""
+    """Run a command and print its output; return whether it succeeded, and the output's end."""
     try:
         running = subprocess.Popen(
             CHECKS[name], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -95,7 +94,7 @@ def check(name: str) -> dict[str, Any]:
 
 
 def machine(device: torch.device) -> dict[str, str]:
-    """Describe the device and the versions that the times depend on."""
+    """Return the device and versions that the times depend on."""
     about = measurement_context() | {"device": device.type}
     if device.type == "cuda":
         name, (major, minor) = torch.cuda.get_device_name(), torch.cuda.get_device_capability()

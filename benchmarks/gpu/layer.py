@@ -1,4 +1,4 @@
-"""DSN's later layer on 16 series: sparse kernels and dense ones at every precision."""
+"""A DSN's later layer on 16 series, sparse and dense, at every precision."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def on(device: torch.device, problem: Problem, dtype: torch.dtype | None = None)
 
 
 def sparse_calls(backend: str, problem: Problem) -> baselines.Calls:
-    """The three computations by a backend's ops."""
+    """Return the three computations by a backend's ops."""
     x, values, grad, pattern, geometry = problem
     fprop, dgrad, wgrad = KERNELS[backend]
     plan = (*pattern.on(x.device), geometry.numbers)
@@ -40,7 +40,7 @@ def sparse_calls(backend: str, problem: Problem) -> baselines.Calls:
 
 
 def relative(found: Tensor, wanted: Tensor) -> float:
-    """``‖found - wanted‖ / ‖wanted‖``; NaN for NaN."""
+    """Return ``‖found - wanted‖ / ‖wanted‖``; NaN for NaN."""
     return float((found.double() - wanted).norm() / wanted.norm())
 
 
@@ -65,7 +65,7 @@ def padded(rival: Rival, problem: Problem) -> baselines.Calls:
 
 
 def sliced(rival: Rival, problem: Problem) -> baselines.Calls:
-    """Convolve densely for each of DSN's three kernel groups, as long as its longest kernel."""
+    """Convolve densely each of DSN's three kernel groups, as long as its longest kernel."""
     x, values, grad, pattern, _ = problem
     parts, mask, begin, taps = [], pattern.to_mask(), 0, pattern.shape[2]
     for rows in torch.arange(len(mask)).chunk(3):
@@ -95,10 +95,10 @@ RIVALS: dict[str, Rival] = {
 
 
 def row(target: Target, length: int, computation: str, blocks: bool = False) -> Row:
-    """Time one computation in every form: sparse, dense at each precision, by FFT; also as graphs.
+    """Time one computation in every form: sparse, dense, by FFT; also as graphs.
 
-    A sparse kernel whose error is far above 1e-6 in float32 is wrong. In blocks, which the CUDA
-    kernels do not know, TF32's are 1e-3.
+    A sparse kernel whose float32 error is far above 1e-6 is wrong. Blocks, which only Triton's
+    kernels multiply, may use TF32 with errors of 1e-3.
     """
     problem = target.layer(length, blocks).build()
     wanted = exact_results(problem)[computation].exact  # on the CPU, whatever the GPU does
@@ -139,7 +139,7 @@ def rows(target: Target, lengths: Sequence[int], blocks: bool = False) -> Iterat
 
 
 def density_rows(target: Target, lengths: Sequence[int]) -> Iterator[Row]:
-    """Time each backend with few weights a kernel: backend "auto" chooses by these rows."""
+    """Time each backend with few weights per kernel; backend "auto" chooses by these rows."""
     sizes = target.sizes
     for length, shape, per_kernel in product(lengths, sizes.shapes, sizes.per_kernel):
         rows, columns, taps = shape
@@ -158,6 +158,6 @@ def density_rows(target: Target, lengths: Sequence[int]) -> Iterator[Row]:
 
 
 def all_calls(target: Target, length: int) -> list[Call]:
-    """The layer's three computations by each backend."""
+    """Return the layer's three computations by each backend."""
     problem = on(target.device, target.layer(length).build())
     return [call for name in target.backends for call in sparse_calls(name, problem).values()]

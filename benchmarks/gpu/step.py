@@ -1,7 +1,7 @@
-"""The whole network's training step: sparse with pattern updates, and dense; eager and graphed.
+"""A network's training step, sparse with pattern updates and dense, eager and as graphs.
 
-Dense is the same network with ``nn.Conv1d`` in the place of each sparse convolution: no masks are
-applied, which makes it a faster baseline than masked training is.
+The dense network has ``nn.Conv1d`` for each sparse convolution and no masks, which is faster than
+masked training.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ NEVER = 10**9
 
 
 def model_of(target: Target, name: str, blocks: bool = False) -> nn.Module:
-    """The network on a backend, or the dense one."""
+    """Return the network on a backend, or the dense one."""
     nf, wide, kernel_size, depth, *_ = target.sizes
     options = {"kernel_size": kernel_size, "depth": depth, "padding": "centred-zeros"}
     options |= {"nf": wide, "block": 16} if blocks else {"nf": nf}
@@ -35,7 +35,7 @@ def model_of(target: Target, name: str, blocks: bool = False) -> nn.Module:
 
 
 def batches(length: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Series ``(BATCHES, BATCH, 1, length)`` and their classes."""
+    """Draw series ``(BATCHES, BATCH, 1, length)`` and their classes."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(BATCHES, BATCH, 1, length, generator=generator)
     y = torch.randint(0, 2, (BATCHES, BATCH), generator=generator)
@@ -52,7 +52,7 @@ def loss(model: nn.Module, x: Tensor, y: Tensor, precision: str) -> Tensor:
 def steps(
     target: Target, model: nn.Module, length: int, precision: str, mode: str, updates: bool
 ) -> Call:
-    """Make a call of ``sizes.steps`` training steps; the last may update the patterns."""
+    """Return a call of ``sizes.steps`` training steps; the last may update the patterns."""
     x, y = batches(length, target.device)
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-4, capturable=mode == "graph")
     scheduler = None
@@ -108,7 +108,7 @@ def row(target: Target, length: int, blocks: bool = False) -> Row:
 
 
 def update_rows(target: Target, lengths: Sequence[int]) -> Iterator[Row]:
-    """Time updates of the network's patterns: a call of ``DSTScheduler.step`` each."""
+    """Time updates of the network's patterns, one ``DSTScheduler.step`` each."""
 
     def made(grow: str, blocks: bool) -> Timed:
         model = model_of(target, target.sparse(blocks)[0], blocks).train()

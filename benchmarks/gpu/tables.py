@@ -1,4 +1,4 @@
-"""Tables of what benchmarks.gpu measured: one row for a terminal, all for the documentation."""
+"""Tables of what benchmarks.gpu measured, for a terminal and the documentation."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ STEPS = ("cuda TF32 graph", "cuda TF32 graph with update", "dense TF32 graph")
 
 
 def times(row: Row) -> Table:
-    """Compare each candidate of a row with the fastest one."""
+    """Compare each candidate of a row with the fastest."""
     samples = {name: np.asarray(some) for name, some in row["samples_ms"].items()}
     median = {name: float(np.median(some)) for name, some in samples.items()}
     best = min(median, key=lambda name: median[name], default="")
@@ -35,7 +35,7 @@ def times(row: Row) -> Table:
 
 
 def layers(rows: Sequence[Row]) -> Table:
-    """List microseconds of each computation in a graph: sparse, and the fastest dense form."""
+    """List us of each computation in a graph: sparse, and the fastest dense form."""
     lines = []
     for row in rows:
         us = {name: 1e3 * float(np.median(some)) for name, some in row["samples_ms"].items()}
@@ -60,7 +60,7 @@ def layers(rows: Sequence[Row]) -> Table:
 
 
 def errors(rows: Sequence[Row]) -> str:
-    """Say the largest error of each precision, relative to the norm of float64's result."""
+    """Describe each precision's largest error, relative to the norm of float64's result."""
     kinds = {"of the CUDA kernels": "cuda fp32", "fp32": "fp32", "TF32": "TF32", "bf16": "bf16"}
     found = [(name, error) for row in rows for name, error in row["error"].items() if error]
     largest = {
@@ -85,7 +85,7 @@ def steps(rows: Sequence[Row]) -> Table:
 
 
 def checks(found: Sequence[Mapping[str, Any]]) -> Table:
-    """Which checks hold, with the end of their output."""
+    """List which checks hold, with the end of their output."""
     lines = [
         (check["check"], "yes" if check["ok"] else "**no**", _line(check["result"])[-200:])
         for check in found
@@ -94,7 +94,7 @@ def checks(found: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def section(path: Path) -> str:
-    """What the page about GPUs includes of a recorded file."""
+    """Format a recorded file for the page about GPUs."""
     found = json.loads(path.read_text())
     about, rows = found["machine"], sorted(found["rows"], key=lambda row: row["length"])
     of_layer, of_step = ([row for row in rows if row["part"] == part] for part in ("layer", "step"))

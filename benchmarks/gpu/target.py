@@ -1,4 +1,4 @@
-"""The device that is measured, and how calls are timed on it: a GPU, or a CPU for a trial."""
+"""The device to measure, and how to time calls on it: a GPU, or a CPU for a trial."""
 
 from __future__ import annotations
 
@@ -25,8 +25,6 @@ Row = dict[str, Any]
 
 
 class Timed(NamedTuple):
-    """A call to be timed."""
-
     call: Call
     tf32: bool = False  # whether it may round float32 products to TF32
     times: int = 1  # how often it does what the row counts
@@ -35,7 +33,7 @@ class Timed(NamedTuple):
 
 @contextmanager
 def tf32(allowed: bool) -> Iterator[None]:
-    """Let float32 products be rounded to TF32 inside the block, or not."""
+    """Allow or forbid TF32 for float32 products inside the block."""
     before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = allowed
     try:
@@ -45,7 +43,7 @@ def tf32(allowed: bool) -> Iterator[None]:
 
 
 class Sizes(NamedTuple):
-    """The network that is measured (the paper's), and how often."""
+    """The paper's network, and how often to measure."""
 
     nf: int = 47  # channels between modules; a module has 3 * nf
     nf_blocks: int = 48  # the same where blocks are to divide them
@@ -61,7 +59,7 @@ class Target:
     """A device with the backends that run on it.
 
     Raises:
-        RuntimeError: the device is missing; with the reason.
+        RuntimeError: the device is missing.
     """
 
     def __init__(self, device: str, rounds: int) -> None:
@@ -77,7 +75,7 @@ class Target:
         torch.backends.cudnn.benchmark, torch.backends.cudnn.benchmark_limit = True, 5
 
     def layer(self, length: int, blocks: bool = False) -> Case:
-        """The network's later layer on 16 series, S = 80 %."""
+        """Return the network's later layer on 16 series, S = 80 %."""
         nf, wide, kernel_size, *_ = self.sizes
         nf = wide if blocks else nf
         changes = {"in_channels": nf, "out_channels": 3 * nf, "kernel_size": kernel_size}
@@ -85,17 +83,17 @@ class Target:
         return Case(**(vars(CASES["dsn_evolved_L128"]) | changes | {"length": length}))
 
     def sparse(self, blocks: bool) -> list[str]:
-        """The backends that are compared; only Triton's kernels multiply blocks."""
+        """Return the backends to compare; only Triton's kernels multiply blocks."""
         return [name for name in self.backends if not (blocks and name == "cuda")]
 
     def clock(self) -> float:
-        """Wait for the device; seconds."""
+        """Wait for the device; return seconds."""
         if self.device.type == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter()
 
     def graphed(self, timed: Timed) -> Timed:
-        """Capture many of the same calls into a CUDA graph, which is timed instead."""
+        """Capture repeated calls into a CUDA graph, to time that instead."""
         times = self.sizes.replays
         stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
         with torch.cuda.stream(stream):  # also where a capture that fails leaves another one
@@ -108,7 +106,7 @@ class Target:
         return timed._replace(call=graph.replay, times=times)
 
     def row(self, computation: str, length: int, makes: Mapping[str, Callable[[], Timed]]) -> Row:
-        """Time candidates interleaved, in ms; one that cannot be made gives the reason."""
+        """Time candidates interleaved, in ms; give the reason for those that fail."""
         made: dict[str, Timed] = {}
         absent = {}
         for name, make in makes.items():

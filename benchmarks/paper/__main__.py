@@ -1,8 +1,8 @@
-"""``python -m benchmarks.paper``: the tables and figures of the DSN paper, from runs of one plan.
+"""``python -m benchmarks.paper``: reproduce the DSN paper's tables and figures from one plan.
 
-``run PLAN`` trains and tests what a plan names, on the data sets of a folder. After
-a stop at any instant, the same command continues. ``time`` measures the networks of the rows, when
-the machine does nothing else. ``report`` makes tables and figures of the rows and times.
+``run PLAN`` trains and tests what a plan names, on a folder's data sets; after a stop, the same
+command continues. ``time`` measures the rows' networks on an idle machine. ``report`` makes tables
+and figures.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def complain(text: str) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run a plan and report; 1 if a job failed or a data set could not be read."""
+    """Run a plan and report; return 1 if a job failed or a data set could not be read."""
     archive = open_archive(arguments.archive)
     for name, message in archive.broken.items():
         complain(f"left out: {name}: {message}")
@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def report(arguments: argparse.Namespace) -> int:
-    """Make tables and figures of the rows that are there."""
+    """Make tables and figures of the available rows."""
     page = write_report(read_rows(arguments.out / ROWS_NAME), arguments.out / "report")
     print(f"wrote {page}")
     return 0

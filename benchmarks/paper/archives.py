@@ -1,4 +1,4 @@
-"""The data sets of an archive: found in a folder, checked, and chosen by a plan."""
+"""Find, check and choose the data sets of an archive."""
 
 from __future__ import annotations
 
@@ -23,8 +23,6 @@ SPLITS = ("own", "within subjects")
 
 @dataclass(frozen=True)
 class Archive:
-    """Data sets by name."""
-
     sources: Mapping[str, str]  # what ``datasets.load`` reads each from
     shapes: Mapping[str, Shape]
     checksums: Mapping[str, str]  # of all values: two data sets may have one name
@@ -33,8 +31,6 @@ class Archive:
 
 @dataclass(frozen=True)
 class Shape:
-    """The sizes of a data set."""
-
     n_train: int
     n_test: int
     n_channels: int
@@ -50,18 +46,18 @@ class Shape:
 
     @property
     def train_points(self) -> int:
-        """Estimate what an epoch costs."""
+        """Estimate the cost of an epoch."""
         return self.n_train * self.n_channels * self.n_timepoints
 
 
 def open_archive(folder: Path | None) -> Archive:
-    """Find and read all data sets below a folder, or aeon's bundled ones for None.
+    """Find and read all data sets below a folder; None means aeon's bundled ones.
 
     ``NAME.npz`` files, and pairs ``NAME_TRAIN`` and ``NAME_TEST`` as ``datasets.load`` reads them,
     at any depth.
 
     Raises:
-        ValueError: a folder that does not exist or holds no data set.
+        ValueError: the folder does not exist or holds no data set.
     """
     sources = {name: name for name in datasets.BUNDLED} if folder is None else find(folder)
     shapes, checksums, broken = {}, {}, {}
@@ -84,7 +80,7 @@ def _checksum(data: Dataset) -> str:
 
 
 def find(folder: Path) -> dict[str, str]:
-    """Return the file of each data set below a folder, or the one with its training set.
+    """Return each data set's file below a folder, or that of its training set.
 
     Raises:
         ValueError: no data set, or two of one name.
@@ -108,11 +104,11 @@ def find(folder: Path) -> dict[str, str]:
 
 
 def read(source: str, series: str = "raw", split: str = "own") -> Dataset:
-    """Read a data set with missing values as 0, as the paper does.
+    """Read a data set with missing values as 0, as in the paper.
 
-    ``"z-normalised"`` brings each channel to mean 0 and variance 1 over the training set. ``"within
-    subjects"`` trains on the first half of each subject's segments of a class and tests on the
-    others.
+    ``"z-normalised"`` scales each channel to mean 0 and variance 1 over the training set. ``"within
+    subjects"`` trains on the first half of each subject's segments of a class, and tests on the
+    rest.
 
     Raises:
         ValueError: as ``datasets.load``; training series that are all 0; a file without subjects.
@@ -156,7 +152,7 @@ def _split_within_subjects(data: Dataset, source: str) -> Dataset:
 
 @cache
 def published() -> dict[str, dict[str, str]]:
-    """Read published.csv: its rows by data set: ``archive``, and a column for each network."""
+    """Read published.csv by data set: ``archive``, and a column per network."""
     with PUBLISHED.open(newline="") as file:
         return {row["dataset"]: row for row in csv.DictReader(file)}
 
@@ -170,14 +166,13 @@ ARCHIVES = ("ucr85", "ucr2018", "uea")
 
 
 def choose(archive: Archive, wanted: Any) -> tuple[list[str], list[str]]:
-    """Return the data sets that a plan's ``sets`` names and that are there, cheapest first.
+    """Return the available data sets that ``wanted`` names, cheapest first, and the missing ones.
 
-    Also those that it names one by one and that are not there. ``wanted`` is "all", an archive's
-    name, a list of names, or a table with ``of`` and ``without`` (each one of these) and
-    ``cheapest`` (how many).
+    ``wanted`` is "all", an archive's name, a list of names, or a table with ``of`` and ``without``
+    (each one of these) and ``cheapest`` (how many). Only sets named one by one can be missing.
 
     Raises:
-        ValueError: anything else, or a name that neither the archive nor published.csv has.
+        ValueError: anything else, or a name in neither the archive nor published.csv.
     """
     table = wanted if isinstance(wanted, dict) else {"of": wanted}
     if "of" not in table or table.keys() - {"of", "without", "cheapest"}:

@@ -1,4 +1,4 @@
-"""Rows of a sweep by run and data set, and how two classifiers compare over many sets."""
+"""A sweep's rows by run and data set; comparisons of classifiers over many sets."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TIE = 0.005  # percentage points: equal as printed with two decimals
 
 
 class Runs:
-    """The rows of a sweep, as ``rows.read_rows`` gives them, by run and data set."""
+    """The rows of a sweep (``rows.read_rows``), by run and data set."""
 
     def __init__(self, rows: Iterable[Row]) -> None:
         self._rows: dict[str, dict[str, list[Row]]] = {}
@@ -34,30 +34,29 @@ class Runs:
         return list(self._rows)
 
     def rows(self, run: str) -> dict[str, list[Row]]:
-        """Return a run's rows by data set, one for each seed; none of a run that was not made."""
+        """Return a run's rows by data set, one per seed; none for a missing run."""
         return self._rows.get(run, {})
 
     def accuracy(self, run: str) -> dict[str, float]:
-        """Return percents by data set, each the mean over seeds."""
+        """Return percents by data set, means over seeds."""
         return {name: 100 * value for name, value in self.mean(run, "accuracy").items()}
 
     def mean(self, run: str, key: str | Callable[[Row], float]) -> dict[str, float]:
-        """Return a number of the rows by data set, each the mean over seeds."""
+        """Return a field of the rows by data set, means over seeds."""
         return {name: self.over_sets(run, key, [name]) for name in self.rows(run)}
 
     def count(self, run: str) -> int:
-        """Count the rows of a run."""
         return sum(map(len, self.rows(run).values()))
 
     def common(self, *runs: str) -> list[str]:
-        """Return the data sets that all of these runs have."""
+        """Return the data sets that all these runs have."""
         first, *others = [self.rows(run) for run in runs] or [{}]
         return [name for name in first if all(name in other for other in others)]
 
     def paired(self, *runs: str) -> Runs:
-        """Return the rows of these runs with the data sets and seeds that all of them have.
+        """Return these runs' rows with the data sets and seeds that all have.
 
-        Equal seeds begin alike, and a mean over several seeds does not match a single one.
+        Equal seeds start alike; a mean over seeds does not match a single one.
         """
         by_run = [
             {(name, row["seed"]): row for name, held in self.rows(run).items() for row in held}
@@ -69,27 +68,26 @@ class Runs:
         )  # fmt: skip
 
     def among(self, names: Iterable[str]) -> tuple[list[str], Runs, list[str]]:
-        """Return the names of runs that were made, their paired rows, and their common sets."""
+        """Return the names of available runs, their paired rows, and their common sets."""
         made = [name for name in names if name in self]
         both = self.paired(*made)
         return made, both, both.common(*made)
 
     def over_sets(self, run: str, key: str | Callable[[Row], float], sets: Iterable[str]) -> float:
-        """Return the mean over data sets: each counts alike, however many seeds it has."""
+        """Return the mean over data sets, each counted once."""
         get = key if callable(key) else lambda row: row[key]
         return fmean(fmean(map(get, self.rows(run)[name])) for name in sets)
 
     def timed(self, *runs: str) -> Runs:
-        """Return the rows whose networks were measured interleaved, of sets where all runs were."""
+        """Return rows with networks measured interleaved, of sets where all runs were."""
         found = Runs(row for row in chain.from_iterable(map(self._all, runs)) if "step_ms" in row)
         return found.paired(*runs)
 
     def on_one_machine(self, *runs: str) -> Runs:
-        """Return the rows whose times of training compare: one machine trained the set and seed for
-        all of these runs. Those without times are left out.
+        """Return the timed rows of sets and seeds that one machine trained for all these runs.
 
-        A machine is a CPU's name, its instruction sets and a day, which is as far as a row tells:
-        an older one may have a name that stands for generations of processors, without the family.
+        A machine is a CPU's name, its instruction sets and a day. In older rows the name may lack
+        the family and stand for generations of processors.
         """
         of_machine: dict[tuple[str, ...], list[Row]] = {}
         for row in chain.from_iterable(map(self._all, runs)):
@@ -108,13 +106,13 @@ def _machine(row: Row) -> tuple[str, ...]:
 
 
 def published_accuracy(network: str) -> dict[str, float]:
-    """Return percents by data set, as others published them."""
+    """Return published percents by data set."""
     return {name: float(row[network]) for name, row in published().items() if row[network]}
 
 
 @dataclass(frozen=True)
 class Versus:
-    """One classifier against another over the data sets that both have."""
+    """One classifier against another over their common data sets."""
 
     wins: int  # data sets; ``TIE`` says what is a tie
     ties: int
@@ -130,7 +128,7 @@ class Versus:
 
 
 def versus(ours: Mapping[str, float], theirs: Mapping[str, float]) -> Versus | None:
-    """Compare two classifiers' percents by data set; None without a common one.
+    """Compare two classifiers' percents by data set; None without a common set.
 
     Example:
         >>> found = versus({"a": 90.0, "b": 80.0, "c": 70.0}, {"a": 89.0, "b": 80.0})
@@ -158,15 +156,15 @@ def versus(ours: Mapping[str, float], theirs: Mapping[str, float]) -> Versus | N
 
 @cache
 def _wilcoxon(differences: tuple[float, ...]) -> float:
-    """Return p; cached, since of few sets with ties it is a permutation test, and seconds long."""
+    """Return p, cached: a permutation test of few sets with ties takes seconds."""
     return float(wilcoxon(differences).pvalue)
 
 
 def interval(values: Sequence[float] | np.ndarray[Any, Any]) -> tuple[float, float]:
-    """Return the 95 % interval of a mean by Student's t, of two values or more.
+    """Return the 95 % interval of a mean of at least two values, by Student's t.
 
-    A bootstrap's is too narrow where these are few: of three normal values it holds the mean in
-    75 % of the cases, of twelve in 91 %.
+    A bootstrap interval is too narrow for few values: it holds the mean of three normal values in
+    75 % of cases, of twelve in 91 %.
     """
     values = np.asarray(values, dtype=np.float64)
     if np.ptp(values) == 0:
@@ -176,7 +174,7 @@ def interval(values: Sequence[float] | np.ndarray[Any, Any]) -> tuple[float, flo
 
 
 def holm(p: Sequence[float | None]) -> list[float | None]:
-    """Correct the p of several tests by Holm's method; None stays None.
+    """Correct several tests' p by Holm's method; None stays None.
 
     Example:
         >>> holm([0.01, None, 0.04, 0.03])

@@ -1,4 +1,4 @@
-"""Figures 5 to 8 of the DSN paper and those of four questions, from the rows of a sweep."""
+"""Figures 5 to 8 of the DSN paper, and those of four questions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NEAR = 0.98  # of the lower of two final accuracies
 
 
 def architectures(runs: Runs, path: Path, names: Sequence[str]) -> Path | None:
-    """Draw figure 5: a critical difference diagram of depths and widths (aeon's), on common sets.
+    """Draw figure 5: aeon's critical difference diagram of depths and widths, on common sets.
 
     Its Wilcoxon tests are one-sided, each at 0.05 / (number of networks - 1).
     """
@@ -42,9 +42,9 @@ def architectures(runs: Runs, path: Path, names: Sequence[str]) -> Path | None:
 
 
 def receptive_fields(runs: Runs, path: Path, names: Sequence[str]) -> Path | None:
-    """Draw figure 6: shares of kernels and of paths with an effective receptive field.
+    """Draw figure 6: shares of kernels and paths by effective receptive field.
 
-    Of the data sets and seeds that these runs have in common.
+    It uses the data sets and seeds that these runs share.
     """
     names, both, _ = runs.among(names)
     kernels = {
@@ -60,7 +60,7 @@ def _shares(row: Row) -> list[Any]:
 
 
 def _mean_layers(runs: Runs, name: str, layers_of: Callable[[Row], list[Any]]) -> list[Any]:
-    """Return an array for each layer, the mean over data sets, of which each counts alike."""
+    """Return an array per layer, the mean over data sets, each counted once."""
     of_sets = []
     for held in runs.rows(name).values():
         if found := [layers for row in held if (layers := layers_of(row))]:
@@ -69,7 +69,7 @@ def _mean_layers(runs: Runs, name: str, layers_of: Callable[[Row], list[Any]]) -
 
 
 def growth(runs: Runs, path: Path, names: Sequence[str]) -> Path | None:
-    """Draw figure 7: dynamic, fixed and gradient-grown patterns, each against OS-CNN."""
+    """Draw figure 7: dynamic, fixed and gradient-grown patterns against OS-CNN."""
     theirs = published_accuracy("OS-CNN")
     compared = of_common_sets(runs, names, theirs)
     sets = next(iter(compared.values()), {}).keys()
@@ -96,7 +96,7 @@ def growth(runs: Runs, path: Path, names: Sequence[str]) -> Path | None:
 def of_common_sets(
     runs: Runs, names: Sequence[str], theirs: Mapping[str, float]
 ) -> dict[str, dict[str, float]]:
-    """Return accuracies by run and set, of the published sets that all runs have."""
+    """Return accuracies by run and set, of published sets that all runs have."""
     names, both, common = runs.among(names)
     ours = {run: both.accuracy(run) for run in names}
     sets = [name for name in common if name in theirs]
@@ -104,7 +104,7 @@ def of_common_sets(
 
 
 def active_weights(runs: Runs, path: Path, name: str) -> Path | None:
-    """Draw figure 8: where the active weights are after training, by layer and kernel group."""
+    """Draw figure 8: where active weights are after training, by layer and kernel group."""
     profiles = _mean_layers(runs, name, lambda row: row.get("group_weights", []))
     if not profiles:
         return None
@@ -114,7 +114,7 @@ def active_weights(runs: Runs, path: Path, name: str) -> Path | None:
 
 
 def time_to_accuracy(runs: Runs, path: Path, sparse: str, dense: str) -> Path | None:
-    """Draw question (a): seconds of training until the accuracy of the weaker one is near."""
+    """Draw question (a): seconds of training until the weaker one's accuracy is near."""
     by_set = times_to_accuracy(runs, sparse, dense)
     if not by_set:
         return None
@@ -163,10 +163,10 @@ class Reached(NamedTuple):
 
 
 def times_to_accuracy(runs: Runs, sparse: str, dense: str) -> dict[str, tuple[Reached, Reached]]:
-    """Say by data set when each of two runs came near the lower final accuracy.
+    """Find, by data set, when each of two runs came near the lower final accuracy.
 
-    Of the same seeds, trained on one machine and day, that have a curve; of these the ones whose
-    looks at the test set began the earliest.
+    Pairs have equal seeds, machine and day, and a curve. Of these it takes those whose looks at the
+    test set began earliest.
     """
     timed = runs.on_one_machine(sparse, dense)
     found = {}
@@ -189,7 +189,7 @@ def times_to_accuracy(runs: Runs, sparse: str, dense: str) -> dict[str, tuple[Re
 
 
 def reached(row: Row, target: float) -> Reached:
-    """Say when a look at the test set first showed the target; else the end of the training."""
+    """Return when a look at the test set first showed the target, else the end of training."""
     points = zip(row["curve"], row["curve_seconds"], strict=True)
     for look, ((_, accuracy), seconds) in enumerate(points):
         if accuracy >= target:
@@ -203,7 +203,7 @@ def _mean_reached(found: Iterable[Reached]) -> Reached:
 
 
 def differences(runs: Runs, path: Path, reference: str, others: Sequence[str]) -> Path | None:
-    """Draw questions (b) and (d): accuracy of other settings less that of a reference."""
+    """Draw questions (b) and (d): other settings' accuracy less a reference's."""
     shown = {
         other: found
         for other in others
@@ -227,17 +227,14 @@ def differences(runs: Runs, path: Path, reference: str, others: Sequence[str]) -
 
 
 def less(runs: Runs, run: str, reference: str) -> dict[str, float]:
-    """Return a run's accuracy less another's, in percentage points, by common data set.
-
-    Of the seeds that both have there.
-    """
+    """Return a run's accuracy less another's, in percentage points, by data set."""
     both = runs.paired(run, reference)
     ours, theirs = both.accuracy(run), both.accuracy(reference)
     return {name: ours[name] - theirs[name] for name in ours}
 
 
 def accuracy_by_time(runs: Runs, path: Path, names: Sequence[str]) -> Path | None:
-    """Draw question (c): accuracy less that of the first run, by the time of a step."""
+    """Draw question (c): accuracy less the first run's, by the time of a step."""
     found = times_and_accuracies(runs, names)
     if len(found) < 2:
         return None
@@ -262,9 +259,9 @@ def accuracy_by_time(runs: Runs, path: Path, names: Sequence[str]) -> Path | Non
 def times_and_accuracies(
     runs: Runs, names: Sequence[str]
 ) -> dict[str, tuple[Sequence[float], Sequence[float]]]:
-    """Return by run the times of a step by the first one's, and accuracies less its.
+    """Return step times relative to the first run's, and accuracies less its, by run.
 
-    Of the sets on which all were measured interleaved; nothing with fewer than two of these.
+    It uses the sets where all were measured interleaved; empty below two.
     """
     names, both, _ = runs.among(names)
     timed = runs.timed(*names)
@@ -279,9 +276,9 @@ def times_and_accuracies(
 
 
 def pareto(runs: Runs, path: Path) -> Path | None:
-    """Draw accuracy by the time of a prediction; a line joins what nothing beats in both.
+    """Draw accuracy by prediction time; a line joins the Pareto front.
 
-    Times are geometric means over the sets of all runs, accuracies means over seeds as well.
+    Times are geometric means over common sets, accuracies means over these and seeds.
     """
     names = runs.names()
     common = runs.common(*names)

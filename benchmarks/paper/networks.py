@@ -1,4 +1,4 @@
-"""The networks that a plan can name, what they cost, and the moments of grown weights."""
+"""The networks that a plan can name, their cost, and moments of grown weights."""
 
 from __future__ import annotations
 
@@ -34,21 +34,21 @@ ROCKETS = dict.fromkeys(("ROCKET", "MiniROCKET"), ("n_kernels", "cv", "k"))
 
 
 def build(model: str, arguments: Mapping[str, Any], shape: Shape) -> nn.Module:
-    """Build a fresh network for data of this shape, drawn with torch's global generator."""
+    """Build a network for data of this shape, drawn with torch's global generator."""
     more = {"n_timepoints": shape.n_timepoints} if model == "OS-CNN" else {}  # its longest kernels
     return NETWORKS[model](shape.n_channels, shape.n_classes, **more, **arguments)
 
 
 def member_seed(options: Mapping[str, Any], seed: int, member: int) -> int:
-    """Return the seed of a member of a job's ensemble: no other job of its run has it.
+    """Return the seed of an ensemble's member, which no other job of its run has.
 
-    The first member of seed 0 is the network that seed 0 gives alone.
+    The first member of seed 0 equals the single network of seed 0.
     """
     return int(seed * options["members"] + member)
 
 
 def first_model(options: Mapping[str, Any], seed: int, shape: Shape) -> nn.Module:
-    """Build a job's network or ensemble before training, the same for the same seed."""
+    """Build a job's untrained network or ensemble; equal seeds give equal ones."""
     networks = []
     for member in range(options["members"]):
         torch.manual_seed(member_seed(options, seed, member))
@@ -58,7 +58,7 @@ def first_model(options: Mapping[str, Any], seed: int, shape: Shape) -> nn.Modul
 
 
 def multiply_adds(model: nn.Module, shape: Shape) -> int:
-    """Count the multiply-adds of one prediction, of the active weights only, in eval mode."""
+    """Count multiply-adds of one prediction in eval mode, of active weights only."""
     if isinstance(model, Ensemble):
         return sum(multiply_adds(member, shape) for member in model.members)
     if isinstance(model, DSN) and model.sparse_layers():
@@ -75,11 +75,9 @@ class MomentsDST(DSTScheduler):
     """``DSTScheduler`` that gives grown weights other moments of Adam than zeros.
 
     Args:
-        moments: ``"mean"``: the second moment of a grown weight begins as the mean of the active
-            weights of its region, the first at zero. ``"corrected"``: both begin at zero, and
-            Adam's correction of their bias counts the steps since the weight was grown, instead of
-            all steps: a grown weight then takes its first steps as every weight did in the
-            beginning.
+        moments: with ``"mean"``, the first moment of a grown weight begins at zero, the second at
+            the mean of its region's active weights. With ``"corrected"``, both begin at zero, and
+            Adam's bias correction counts the steps since the weight was grown.
     """
 
     def __init__(
@@ -117,7 +115,7 @@ class MomentsDST(DSTScheduler):
 
     @torch.no_grad()
     def _correct(self, optimizer: torch.optim.Optimizer) -> None:
-        """Replace each weight's step by the one that its own number of steps gives."""
+        """Replace each weight's step by that of its step count."""
         (group,) = optimizer.param_groups
         (beta1, beta2), lr, eps = group["betas"], float(group["lr"]), group["eps"]
         for layer, age in zip(self.layers, self.ages, strict=True):

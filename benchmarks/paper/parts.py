@@ -1,4 +1,4 @@
-"""What a report shows: every table and figure. Their titles and captions are in captions.toml."""
+"""What a report shows: every table and figure; captions.toml has titles and captions."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ OWN = ("DSN", *OTHERS, "masked dense")
 
 
 def filled(text: str) -> str:
-    """Return a caption on one line, with the numbers that the code defines."""
+    """Return a caption on one line, with the code's numbers."""
     text = text.format(tie=TIE, batch=BATCH, near=NEAR, looks=CURVE_POINTS, behind=dsn.BEHIND)
     return " ".join(text.split())
 
@@ -51,7 +51,7 @@ READING = filled(CAPTIONS["reading"])
 
 @dataclass(frozen=True)
 class Part:
-    """A table, a figure, or both: without rows, or None, where runs are wanting."""
+    """A table, a figure, or both; without rows, or None, if runs are missing."""
 
     name: str  # of its files, and of its entry in captions.toml
     table: Callable[[Runs], Table] | None = None
@@ -64,12 +64,12 @@ class Part:
         return str(CAPTIONS[self.name]["title"])
 
     def caption(self, with_figure: bool) -> str:
-        """Return what the reader has to know of the table, and of the figure if there is one."""
+        """Return the caption of the table and of any figure."""
         said = CAPTIONS[self.name]
         return filled(said["caption"] + (said.get("of_figure", "") if with_figure else ""))
 
     def names(self) -> list[str]:
-        """Return the runs that the table and the figure are about, as far as these name them."""
+        """Return the runs that the table and the figure name."""
         found: dict[str, None] = {}
         for make in (self.table, self.figure):
             for value in make.keywords.values() if isinstance(make, partial) else ():
@@ -78,15 +78,15 @@ class Part:
 
 
 def other_runs(runs: Runs) -> Table:
-    """Compare with DSN the runs that no other part knows."""
+    """Compare with DSN the runs that no other part has."""
     known = {"DSN"}.union(*(part.names() for part in PARTS))
     return dsn.against(runs, "DSN", [name for name in runs.names() if name not in known])
 
 
 def every_run(runs: Runs) -> Table:
-    """List every run: how many there are, mean accuracy and size, and CPU seconds of training.
+    """List every run: number, mean accuracy and size, CPU seconds of training.
 
-    Of those that have times, with their number where that is not all.
+    Seconds are of runs with times, with their number if that is not all.
     """
     rows = []
     for name in runs.names():

@@ -1,4 +1,4 @@
-"""A sweep's plan: which network is trained on which data set, how, and with which seeds."""
+"""A sweep's plan: networks, data sets, options and seeds."""
 
 from __future__ import annotations
 
@@ -54,10 +54,10 @@ WITHOUT_RATIO = ("dsp", "evolutionary")  # these find out themselves how many fi
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """A way to make a trained network smaller, as a plan's ``pruning`` has it.
+    """One of a plan's ways to shrink a trained network (``pruning``).
 
     Raises:
-        ValueError: what would fail after the training, or be ignored.
+        ValueError: options that would fail after training, or be ignored.
     """
 
     name: str
@@ -89,7 +89,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Job:
-    """One network to train and to test."""
+    """One network to train and test."""
 
     run: str  # the name of its line in the plan
     dataset: str
@@ -99,14 +99,14 @@ class Job:
 
     @property
     def key(self) -> tuple[str, str, int]:
-        """Name the job among all of a sweep."""
+        """Return a name that is unique in a sweep."""
         return self.run, self.dataset, self.seed
 
     def __str__(self) -> str:
         return f"{self.run}, {self.dataset}, seed {self.seed}"
 
     def recipe(self, member: int = 0) -> Recipe:
-        """Return the constants of its training; of an ensemble, of that member's."""
+        """Return the constants of its training, for an ensemble of that member's."""
         return Recipe(seed=member_seed(self.options, self.seed, member), **self.options["recipe"])
 
 
@@ -123,10 +123,10 @@ ORDERS: dict[str, Callable[[Archive, Job], Any]] = {
 def read_plan(
     path: str | Path, archive: Archive, left_out: Callable[[str], None] = lambda _: None
 ) -> list[Job]:
-    """Read a plan, which docs/paper.md describes: its jobs in their order.
+    """Read a plan, described in docs/paper.md: its jobs in order.
 
-    ``path`` is a ``.toml`` file, or the name of one in ``benchmarks/paper/plans``; ``left_out`` is
-    told what the plan names and the archive does not hold.
+    ``path`` is a ``.toml`` file, or the name of one in ``benchmarks/paper/plans``; ``left_out``
+    receives the data sets that the archive lacks.
 
     Raises:
         ValueError: not a plan; the message names the run and the key.
@@ -163,7 +163,7 @@ def read_plan(
 
 
 def difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
-    """Say in which option two jobs differ; nothing where they do not."""
+    """Describe the option in which two jobs differ; empty if none does."""
     pairs = ((key, there[key], here[key]) for key in DEFAULTS)
     return next((f"{key} {one!r}, not {other!r}" for key, one, other in pairs if one != other), "")
 
@@ -186,7 +186,7 @@ def _read(path: str | Path) -> tuple[Path, dict[str, Any]]:
 def _jobs(
     run: dict[str, Any], content: Mapping[str, Any], archive: Archive
 ) -> tuple[list[Job], list[str]]:
-    """Return a run's jobs, and the data sets that it names and that are not there."""
+    """Return a run's jobs, and the data sets that it names and the archive lacks."""
     _check_keys(run, ("name", "sets", "seeds", "post_hoc", *DEFAULTS))
     if missing := [key for key in ("name", "sets") if key not in run]:
         raise ValueError(f"it needs {missing[0]!r}")
@@ -206,7 +206,7 @@ def _jobs(
 
 
 def _check_options(options: Mapping[str, Any]) -> None:
-    """Refuse what no job can be, and what would be ignored silently."""
+    """Refuse options that are impossible or would be ignored."""
     for key, allowed in CHOICES.items():
         if options[key] not in allowed:
             raise ValueError(f"{key} must be one of {', '.join(allowed)}, not {options[key]!r}")

@@ -1,4 +1,4 @@
-"""Networks with fewer filters: one that is trained, then pruned in many ways, each fine-tuned."""
+"""Train a network, prune its filters in many ways, and fine-tune each."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ TUNING = 0.25  # epochs of fine-tuning, as a share of the training's
 
 
 def variants(job: Job, whole: nn.Module, data: Dataset, folder: Path) -> list[dict[str, Any]]:
-    """Prune a trained network in each way of the plan, and fine-tune it.
+    """Prune a trained network in each of the plan's ways, and fine-tune it.
 
-    Continues from what the folder holds. Times are CPU seconds of one thread.
+    Resumes from the folder. Times are CPU seconds of one thread.
     """
     path = folder / VARIANTS_NAME
     done: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
@@ -74,7 +74,7 @@ def _pruned(variant: Variant, whole: nn.Module, data: Dataset, job: Job) -> dict
 def smaller(
     variant: Variant, whole: nn.Module, data: tuple[Tensor, Tensor], seed: int
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """Copy a network, smaller as a variant says; also say how many units each set kept."""
+    """Copy a network, smaller as a variant says; return also each set's kept units."""
     example, facts = data[0][:1], {}
     found = deepcopy_model(whole)
     if variant.factorize and variant.compression:
@@ -100,7 +100,7 @@ def smaller(
 
 
 def made_sparse(model: nn.Module, density: float) -> nn.Module:
-    """Make the convolutions of several taps sparse layers of their largest weights."""
+    """Convert convolutions of several taps to sparse layers of their largest weights."""
     masks = {}
     for name, module in model.named_modules():
         if isinstance(module, nn.Conv1d) and module.kernel_size[0] > 1:
@@ -117,7 +117,7 @@ def tested(model: nn.Module, data: Dataset) -> float:
 
 
 def like(row: Mapping[str, Any]) -> nn.Module:
-    """Build a fresh network of the shape that the network of an ``expanded`` row had."""
+    """Build a network of the shape that an ``expanded`` row's network had."""
     asked = row["asked"]
     shape = Shape(**{field.name: row[field.name] for field in fields(Shape)})
     model = first_model(row["options"], row["seed"], shape)
@@ -139,7 +139,7 @@ def like(row: Mapping[str, Any]) -> nn.Module:
 
 
 def network_of(row: Mapping[str, Any]) -> str:
-    """Return a text that is equal for equal networks of a data set, in the same precision."""
+    """Return equal texts for equal networks of a data set in equal precision."""
     options = row["options"]
     parts = [options["model"], options["weights"], options["network"]]
     if (precision := options["recipe"].get("precision", "float32")) != "float32":
@@ -154,10 +154,10 @@ def network_of(row: Mapping[str, Any]) -> str:
 def expanded(
     rows: Iterable[Mapping[str, Any]], times: Iterable[Mapping[str, Any]] = ()
 ) -> Iterator[Mapping[str, Any]]:
-    """Yield each row, and for each variant of it a row under another name.
+    """Yield each row, and a row under another name for each of its variants.
 
-    ``"asked"`` is what the plan asked for of the variant. With what was measured of each such
-    network: ``forward_ms`` and ``step_ms``.
+    ``"asked"`` is what the plan asked of the variant; ``forward_ms`` and ``step_ms`` are measured
+    times.
     """
     measured = {(line["dataset"], line["seed"]): line for line in times}
     for row in rows:

@@ -1,4 +1,4 @@
-"""All tables and figures of a sweep, as files and as one HTML page."""
+"""All tables and figures of a sweep, as files and one HTML page."""
 
 from __future__ import annotations
 
@@ -38,10 +38,9 @@ RECORDED = {
 
 
 def write_report(rows: Rows, folder: Path) -> Path:
-    """Write every table (Markdown, CSV), every picture, and ``report.html`` with all of them.
+    """Write every table (Markdown, CSV), every picture, and ``report.html`` with all.
 
-    Parts that the rows do not suffice for are named in the page. Times are those of ``times.jsonl``
-    in the folder above.
+    The page names parts that lack rows. Times come from ``times.jsonl`` in the parent folder.
 
     Raises:
         ValueError: no rows.
@@ -63,7 +62,7 @@ def write_report(rows: Rows, folder: Path) -> Path:
 
 
 def _parts(rows: Rows, times: Rows) -> list[tuple[Part, Runs]]:
-    """Return what there is to show of the rows, each with those that it is about."""
+    """Return the parts that have rows, each with its rows."""
     kernels = list(filter(is_pruned_kernels, rows))
     networks = [row for row in rows if not is_pruned_kernels(row)]
     smaller = list(pruned_filters.expanded(networks, times))
@@ -87,9 +86,9 @@ def _parts(rows: Rows, times: Rows) -> list[tuple[Part, Runs]]:
 def _sections(
     rows: Rows, times: Rows, parts: Sequence[tuple[Part, Runs]], folder: Path, prefix: str = ""
 ) -> tuple[dict[str, Section], str]:
-    """Make sections by name, with pictures in the folder; also say what was run and what was not.
+    """Make sections by name, with pictures in the folder; return also what ran and what did not.
 
-    ``prefix``: how the names of the pictures' files begin.
+    ``prefix``: of the pictures' file names.
     """
     reading = any(part in PARTS for part, _ in parts)
     found = {"reading": Section("How to read the tables", READING)} if reading else {}
@@ -108,7 +107,7 @@ def _sections(
 
 
 def where(rows: Rows) -> str:
-    """Say how much was trained, on which machines, with what, when."""
+    """Describe how much was trained, on which machines, with what, when."""
     machines = [row["machine"] for row in rows]
     hours = sum(map(_training_seconds, rows)) / 3600
     time = f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.0f} minutes"
@@ -132,7 +131,7 @@ def where(rows: Rows) -> str:
 
 
 def where_timed(times: Rows) -> str:
-    """Say on which machine, and with what, networks were measured."""
+    """Describe the machine and software of the timings."""
     machines = [line["machine"] for line in times]
     kinds = dict.fromkeys(f"{machine['cpu']} ({machine['isa']})" for machine in machines)
     commits = dict.fromkeys(machine["commit"] for machine in machines)
@@ -145,7 +144,7 @@ def where_timed(times: Rows) -> str:
 
 
 def _training_seconds(row: Mapping[str, Any]) -> float:
-    """Sum up a job's seconds: also of drawing random kernels, choosing, pruning and tuning."""
+    """Sum a job's seconds, with drawing random kernels, choosing, pruning and tuning."""
     laps = (
         "draw_seconds", "prepare_seconds", "select_seconds", "refit_seconds", "prune_seconds",
         "tune_seconds",
@@ -156,7 +155,7 @@ def _training_seconds(row: Mapping[str, Any]) -> float:
 
 
 def about(rows: Rows, times: Rows, missing: Sequence[str]) -> str:
-    """Say what was run and timed, and what was not."""
+    """Describe what was run and timed, and what was not."""
     sets = {row["dataset"] for row in rows}
     found, absent = ([x for x in members("ucr85") if (x in sets) == was] for was in (True, False))
     epochs = sorted({row["epochs"] for row in rows if "epochs" in row})
@@ -180,9 +179,9 @@ def about(rows: Rows, times: Rows, missing: Sequence[str]) -> str:
 
 
 def recorded(folder: Path, plan: str) -> str:
-    """Return the tables and pictures of a plan's recorded rows in Markdown, for the documentation.
+    """Return tables and pictures of a plan's recorded rows in Markdown.
 
-    Pictures are drawn into ``folder``, which a page includes the text from.
+    Pictures go to ``folder``, from which a page includes the text.
     """
     rows, times, parts = _recorded(plan)
     sections, text = _sections(rows, times, parts, folder, "paper-")
@@ -197,14 +196,14 @@ def recorded(folder: Path, plan: str) -> str:
 
 
 def recorded_table(plan: str, name: str) -> str:
-    """Return one table of a plan's recorded rows in Markdown, without its caption."""
+    """Return one table of a plan's recorded rows in Markdown, without caption."""
     rows, times, parts = _recorded(plan)
     (table,) = (part.table(runs) for part, runs in parts if part.table and part.name == name)
     return f"{where(rows)}. {about(rows, times, [])}\n\n{table.markdown()}"
 
 
 def _recorded(plan: str) -> tuple[Rows, Rows, list[tuple[Part, Runs]]]:
-    """Return the rows, the times, and the parts that the plan was made for."""
+    """Return rows, times, and the plan's parts."""
     source = RECORDED[plan]
     rows, times = read_rows(source), read_times(source.with_name(TIMES_NAME))
     if plan == "blocks":

@@ -1,4 +1,4 @@
-"""One job of a sweep: ROCKET or MiniROCKET, whole and pruned in several ways, on one data set."""
+"""One job of a sweep: ROCKET or MiniROCKET, whole and pruned, on one data set."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ AS_PUBLISHED = "as published"  # the share of the authors' table for the data se
 
 
 def perform(job: Job, source: str) -> dict[str, Any]:
-    """Fit and test; the row, with one entry of ``"variants"`` for each way to prune.
+    """Fit and test; return the row, with an entry of ``"variants"`` per way to prune.
 
     Times are CPU seconds of one thread.
     """
@@ -115,7 +115,7 @@ def _cross_validated(job: Job, data: Any, bank: Any, keep: float | str) -> dict[
 
 
 def _counts(dataset: str, model: str, candidates: int) -> dict[str, int]:
-    """Say how many to keep, by the name of the share."""
+    """Return how many to keep, by the share's name."""
     counts = {name: round(share * candidates) for name, share in SHARES.items()}
     known = published().get(dataset, {}).get("POCKET kernels")
     if known and model == "ROCKET":
@@ -124,7 +124,7 @@ def _counts(dataset: str, model: str, candidates: int) -> dict[str, int]:
 
 
 def _stopwatch() -> Callable[[], float]:
-    """Make a function that returns the CPU seconds since its last call."""
+    """Return a function that gives CPU seconds since its last call."""
     last = time.process_time()
 
     def lap() -> float:
@@ -136,22 +136,21 @@ def _stopwatch() -> Callable[[], float]:
 
 
 def is_pruned_kernels(row: Mapping[str, Any]) -> bool:
-    """Say whether ``perform`` made the row, not a network's training."""
+    """Return whether ``perform`` made the row, not a network's training."""
     return row["options"]["model"] in KINDS
 
 
 def is_by_folds(row: Mapping[str, Any]) -> bool:
-    """Say whether the row's kernels, or its ridge, were chosen by folds."""
+    """Return whether folds chose the row's kernels or ridge."""
     network = row["options"]["network"]
     return bool(network.get("cv")) or network.get("k") == "cv"
 
 
 def expanded(rows: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
-    """Yield each row, and for each variant of it a row under another name.
+    """Yield each row, and a row under another name for each of its variants.
 
-    Their ``"fit_seconds"`` include drawing and the transform of the training set; magnitude uses
-    the factor that POCKET's selection has computed. ``"predict_seconds"`` are of the features, None
-    where it was not measured.
+    ``"fit_seconds"`` include drawing and transforming the training set; magnitude reuses the factor
+    of POCKET's selection. ``"predict_seconds"`` are of the features, or None.
     """
     for row in rows:
         whole = row["draw_seconds"] + row["train_seconds"]

@@ -1,4 +1,4 @@
-"""The rows of a sweep: a line for each job that is done."""
+"""The rows of a sweep, one per finished job."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Key = tuple[str, str, int]  # run, data set, seed
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Read the rows of finished jobs, also while the sweep runs; of each job the last.
+    """Read each finished job's last row, also while the sweep runs.
 
     Raises:
         ValueError: a line that is not a row.
@@ -28,7 +28,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def key_of(row: Mapping[str, Any]) -> Key:
-    """Name the row's job."""
+    """Return the name of the row's job."""
     return row["run"], row["dataset"], row["seed"]
 
 
@@ -36,7 +36,7 @@ def done_jobs(path: Path, jobs: Sequence[Job], archive: Archive) -> set[Key]:
     """Return the keys of the jobs that have a row.
 
     Raises:
-        ValueError: rows of the same run with other options, or of other data of the same name.
+        ValueError: rows of the same run with other options, or of different data of the same name.
     """
     rows = read_rows(path)
     options = {row["run"]: row["options"] for row in rows}

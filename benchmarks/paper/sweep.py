@@ -1,4 +1,4 @@
-"""All jobs of a plan: each once, however often the sweep is stopped, here or on a Dask cluster."""
+"""Run all jobs of a plan once, however often the sweep stops, here or on a Dask cluster."""
 
 from __future__ import annotations
 
@@ -44,17 +44,17 @@ Pool = Callable[[], AbstractContextManager[Executor]]
 def sweep(
     jobs: Sequence[Job], archive: Archive, out: Path, pool: Pool, device: str = "cpu"
 ) -> dict[str, str]:
-    """Perform the jobs that ``out/rows.jsonl`` does not hold; append a row for each.
+    """Perform the jobs that ``out/rows.jsonl`` lacks; append a row for each.
 
-    Killed at any instant, the same call continues: finished jobs stay, the others continue from
-    their last checkpoint in ``out/running``. ``pool`` opens the executor that runs ``perform``.
+    After a kill the same call continues: finished jobs stay, others resume from their last
+    checkpoint in ``out/running``. ``pool`` opens the executor that runs ``perform``.
 
     Returns:
-        What went wrong, by job; these are tried again by the next call.
+        Errors by job; the next call retries these.
 
     Raises:
-        ValueError: another sweep runs in ``out``, or its rows are of another plan; a job that only
-            a CPU can run.
+        ValueError: another sweep runs in ``out``, or its rows are of another plan; a GPU for a job
+            that needs a CPU.
     """
     out = out.resolve()  # workers may be elsewhere
     out.mkdir(parents=True, exist_ok=True)
@@ -110,7 +110,7 @@ def sweep(
 def _performed(
     jobs: Iterable[Job], archive: Archive, out: Path, device: str, executor: Executor
 ) -> Iterator[tuple[Job, dict[str, Any] | None, str]]:
-    """Yield jobs as they end, with a row or an error; none whose process was killed."""
+    """Yield ended jobs with a row or an error; omit those whose process was killed."""
     futures = {
         executor.submit(perform, job, archive.sources[job.dataset], _folder(out, job), device): job
         for job in jobs
@@ -125,10 +125,10 @@ def _performed(
 
 
 def perform(job: Job, source: str, folder: Path, device: str = "cpu") -> dict[str, Any]:
-    """Train and test; continue from what ``folder`` holds. One thread, and the GPU if so asked.
+    """Train and test on one thread, and the GPU if asked; resume from ``folder``.
 
-    Returns the row: facts that are the same however often the job was killed, and times. These are
-    CPU seconds of the one thread, since a sweep shares its machine with other work.
+    Returns the row: facts that do not depend on kills, and CPU seconds, since a sweep shares its
+    machine with other work.
     """
     folder.mkdir(parents=True, exist_ok=True)
     # Of a GPU: in float32, and the same bits each time.
@@ -146,7 +146,7 @@ def _folder(out: Path, job: Job) -> Path:
 
 
 def _points(job: Job, archive: Archive) -> int:
-    """Count the time points that a job trains on: the measure of its time before it has run."""
+    """Count a job's time points of training, to estimate its time."""
     variants = job.options["pruning"]
     tuned = sum(1 if variant.get("retrain") else TUNING for variant in variants)
     epochs = job.recipe().epochs * (1 + tuned)
@@ -154,7 +154,7 @@ def _points(job: Job, archive: Archive) -> int:
 
 
 def local_pool(workers: int) -> Pool:
-    """Make a pool of processes of this machine, which end with the one that started them."""
+    """Return a pool of processes here, which end with this one."""
 
     @contextmanager
     def opened() -> Iterator[Executor]:
@@ -178,7 +178,7 @@ def local_pool(workers: int) -> Pool:
 
 
 def _end_with(watched: Connection) -> None:
-    """End this process as soon as the other end of the pipe is closed, by whatever cause."""
+    """End this process when the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that holds it
 
     def watch() -> None:
@@ -189,9 +189,9 @@ def _end_with(watched: Connection) -> None:
 
 
 def dask_pool(address: str) -> Pool:
-    """Make a pool of a Dask cluster, whose workers see the archive and ``out`` at the same paths.
+    """Return a Dask cluster's pool; workers see the archive and ``out`` at the same paths.
 
-    Dask itself repeats the jobs of workers that are gone.
+    Dask repeats the jobs of lost workers.
     """
 
     @contextmanager

@@ -1,7 +1,7 @@
-"""Times of networks, measured on a machine that does nothing else.
+"""Time networks on a machine that does nothing else.
 
-A sweep shares its machine and takes days, so its rows hold the shape of a network. This measures
-the time: all networks of one data set interleaved, a prediction and a step of training.
+A sweep shares its machine, so its rows hold shapes only. This times predictions and training steps
+of a data set's networks, interleaved.
 """
 
 from __future__ import annotations
@@ -29,13 +29,12 @@ BATCH, ROUNDS = 16, 9
 
 
 def measure(rows: Sequence[Mapping[str, Any]], path: Path) -> int:
-    """Add a line for each data set with two networks or more that has none of just these yet.
+    """Add a line for each data set with at least two networks and no line of just these.
 
-    Of the networks of its first seed: those of others are as large, or nearly (a minute a line of
-    twenty). Ratios differ between processors, so on another one all are measured again. Each line
-    has milliseconds of a batch of ``BATCH`` on one thread by network, ``forward_ms`` and
-    ``step_ms``, and what each network was. Runs of equal networks have equal times. Random kernels
-    are left out.
+    It takes the first seed's networks; others' sizes are nearly equal (a line of twenty takes a
+    minute). Ratios differ between processors, so another one measures all again. A line has
+    ``forward_ms`` and ``step_ms`` of a batch of ``BATCH`` on one thread, by network, and describes
+    each network. Equal networks have equal times. Random kernels are left out.
 
     Returns how many lines were added.
 
@@ -76,7 +75,7 @@ def measure(rows: Sequence[Mapping[str, Any]], path: Path) -> int:
 
 
 def read_times(path: Path) -> list[dict[str, Any]]:
-    """Read the lines that ``measure`` wrote, of each data set and seed the last."""
+    """Read each data set's and seed's last line of ``measure``."""
     lines = {(line["dataset"], line["seed"]): line for line in read_lines(path)}
     return list(lines.values())
 
@@ -88,7 +87,7 @@ def _is_half(row: Mapping[str, Any]) -> bool:
 def _timed(
     models: Mapping[str, nn.Module], x: torch.Tensor, half: Container[str]
 ) -> dict[str, dict[str, float]]:
-    """Time every network; those in ``half`` under autocast to bfloat16."""
+    """Time every network, those in ``half`` under autocast to bfloat16."""
     calls: dict[str, Callable[[], object]] = {}
     for name, model in models.items():
         # A copy each: changing the mode of one would take microseconds of every call.

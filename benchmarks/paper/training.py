@@ -1,4 +1,4 @@
-"""Networks of a sweep, and ensembles: trained and tested, with the row that says how it went."""
+"""Train and test a sweep's networks and ensembles, and return their rows."""
 
 from __future__ import annotations
 
@@ -39,10 +39,9 @@ CODE = commit()  # now, as it is imported: when a row is written, the checkout m
 
 
 def perform(job: Job, source: str, folder: Path, device: str = "cpu") -> dict[str, Any]:
-    """Train and test, from what ``folder`` holds; return the row.
+    """Train and test, resuming from ``folder``; return the row.
 
-    Its times are None where ``"cuda"`` trained a part: jobs share a GPU, and CPU seconds say
-    nothing of it.
+    Times are None if ``"cuda"`` trained a part: jobs share a GPU, and CPU seconds ignore it.
     """
     gpu = "" if device == "cpu" else torch.cuda.get_device_name(device)
     code, gpu = begin_or_resume(job, folder, gpu)
@@ -98,10 +97,9 @@ def perform(job: Job, source: str, folder: Path, device: str = "cpu") -> dict[st
 
 
 def facts_of(job: Job, data: Dataset, code: str = CODE, gpu: str = "") -> dict[str, Any]:
-    """Return what any row says: the job, the sizes of its data, the machine and the date.
+    """Return every row's facts: the job, sizes of data, machine and date.
 
-    ``code``: the commit that ran; several, if another one resumed it. ``gpu``: the name of the GPU
-    that trained it or a part of it.
+    ``code``: the commits that ran it. ``gpu``: the GPU that trained it or a part.
     """
     return {
         "run": job.run,
@@ -116,12 +114,12 @@ def facts_of(job: Job, data: Dataset, code: str = CODE, gpu: str = "") -> dict[s
 
 
 def begin_or_resume(job: Job, folder: Path, gpu: str = "") -> tuple[str, str]:
-    """Note in the folder what is trained there.
+    """Record in the folder what is trained there.
 
-    Returns the commits that trained so far, with this one; and the GPUs that did, if any has.
+    Returns the commits and GPUs that trained so far, with this commit.
 
     Raises:
-        ValueError: the folder holds the beginning of a job with other options.
+        ValueError: the folder holds an unfinished job with other options.
     """
     path = folder / JOB_NAME
     begun = {"options": job.options, "commits": [], "gpus": []}
@@ -146,9 +144,9 @@ def checkpoint_interval(recipe: Recipe) -> int:
 def looks(shape: Shape, recipe: Recipe) -> list[int]:
     """Choose the epochs after which to look at the test set, which training never sees.
 
-    Each later by about the same factor, since the accuracy moves most in the beginning. In the
-    epoch before the pattern changes (its new weights are 0 then), and in none with a checkpoint: a
-    run killed between the two would lose the look.
+    They grow by about the same factor, since accuracy moves most at the beginning. Looks come in
+    the epoch before a pattern update (whose new weights are 0), and never with a checkpoint: a kill
+    between the two would lose the look.
     """
     affordable = CURVE_SHARE * recipe.epochs * TRAINING * shape.n_train / shape.n_test
     count = max(1, min(CURVE_POINTS, int(affordable)))
@@ -162,7 +160,7 @@ def looks(shape: Shape, recipe: Recipe) -> list[int]:
 
 
 def scheduler_factory(job: Job, recipe: Recipe) -> SchedulerFactory | None:
-    """Return what changes the patterns, where it is not the recipe's ``DSTScheduler``."""
+    """Return what changes the patterns, if not the recipe's ``DSTScheduler``."""
     settings: dict[str, Any] = {name: getattr(recipe, name) for name in SCHEDULED}
     moments = job.options["moments"]
     if job.options["weights"] == "sparse" and moments == "zero":
@@ -181,7 +179,7 @@ def scheduler_factory(job: Job, recipe: Recipe) -> SchedulerFactory | None:
 
 
 def costs(job: Job, model: nn.Module, shape: Shape) -> dict[str, Any]:
-    """Count parameters and multiply-adds, and describe the kernels of a DSN."""
+    """Count parameters and multiply-adds, and describe a DSN's kernels."""
     found: dict[str, Any] = {
         "params": sum(parameter.numel() for parameter in model.parameters()),
         "macs": multiply_adds(model, shape),

@@ -1,8 +1,8 @@
-"""Measure networks and classifiers of others with these kernels, for the documentation.
+"""Measure others' networks and classifiers with these kernels, for the documentation.
 
     python -m benchmarks.studies unpruned
 
-Each row is saved when it was measured. Run a stopped study again for the rows that are missing.
+Each row is saved at once. Run a stopped study again for missing rows.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Networks of others in blocks of channels, against single weights and dense.
+"""Others' networks in blocks of channels, against single weights and dense.
 
 All convolutions of more than one tap are pruned to 20 % of their weights, as single weights or in
-blocks of 16 x 16 channels, converted by ``sc.convert``, and fine-tuned with a ``DSTScheduler``
-(RigL) for the same number of epochs as the dense network was trained. Blocks and dense run in
+blocks of 16 x 16 channels. They are converted by ``sc.convert`` and fine-tuned with a
+``DSTScheduler`` (RigL) for as long as the dense network was trained. Blocks and dense run in
 bfloat16 (autocast), single weights in float32. Training steps are timed interleaved, on one thread.
 """
 
@@ -104,7 +104,7 @@ def times(network: str, data: Data) -> dict[str, Any]:
 
 
 def section(path: Path = RESULTS) -> str:
-    """Tabulate times and accuracies over all seeds, in Markdown."""
+    """Tabulate times and accuracies over all seeds in Markdown."""
     document = json.loads(path.read_text(encoding="utf-8"))
     rows = []
     for timed in document["times"]:
@@ -126,7 +126,7 @@ def section(path: Path = RESULTS) -> str:
 
 
 def measure(path: Path, archive: Path | None = None) -> None:
-    """Run and time what is not recorded yet, and record each when it has ended."""
+    """Run, time and record what is not recorded yet."""
     sources = open_archive(archive).sources
     document: dict[str, Any] = {"rows": [], "times": []}
     if path.exists():

@@ -1,8 +1,7 @@
-"""Accuracy against time: classifiers on random kernels, aeon's and ours, and DSN.
+"""Accuracy against time: aeon's and our classifiers on random kernels, and DSN.
 
-Trains each on each data set, on one thread; the documentation shows a picture and a table of the
-rows. aeon's are compiled before they are timed. DSN's row is that of the paper's sweep
-(``benchmarks/results/paper``), on the same data sets.
+Trains each on each data set, on one thread, with aeon's compiled before. DSN's row comes from the
+paper's sweep (``benchmarks/results/paper``), on the same data sets.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ PLACES = {  # of labels that would lie over another, in points from their mark
 
 
 def classifiers() -> dict[str, Callable[[int], Any]]:
-    """What makes a fresh classifier with a seed, by name."""
+    """Return what makes a fresh classifier with a seed, by name."""
     from aeon.classification.convolution_based import (
         HydraClassifier,
         MiniRocketClassifier,
@@ -65,7 +64,7 @@ def classifiers() -> dict[str, Callable[[int], Any]]:
 
 
 def measure(path: Path, archive: Path | None) -> None:
-    """Fit, predict and time what the file does not hold yet."""
+    """Fit, predict and time what the file lacks."""
     data_sets = open_archive(archive)
     trained = {row["dataset"] for row in read_rows(RECORDED["full"]) if row["run"] == "DSN"}
     names = [name for name in members("ucr85") if name in trained & data_sets.shapes.keys()]
@@ -97,7 +96,7 @@ def row(kind: str, source: str, seed: int) -> dict[str, Any]:
 
 
 def trained_dsn(names: Collection[str]) -> list[dict[str, Any]]:
-    """The recorded rows of DSN with their times in CPU seconds."""
+    """Return DSN's recorded rows with times in CPU seconds."""
     return [
         {**row, "classifier": "DSN", "fit_seconds": row["train_seconds"]}
         for row in read_rows(RECORDED["full"])
@@ -107,7 +106,7 @@ def trained_dsn(names: Collection[str]) -> list[dict[str, Any]]:
 
 
 def means(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    """Average accuracy %, seconds of a fit and us of a prediction, for those with all data sets."""
+    """Average accuracy %, seconds of fit and us per prediction, if all data sets are there."""
     names = {row["dataset"] for row in rows}
     by_kind: dict[str, dict[str, list[dict[str, float]]]] = {}
     for row in [*rows, *trained_dsn(names)]:
@@ -127,7 +126,7 @@ def means(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
 
 
 def section(path: Path = RESULTS) -> str:
-    """Tabulate the means, after the data sets, the machine and the date, in Markdown."""
+    """Tabulate the means, with data sets, machine and date, in Markdown."""
     rows = read_lines(path)
     names = dict.fromkeys(row["dataset"] for row in rows)
     machine = rows[-1]["machine"]
@@ -148,7 +147,7 @@ def section(path: Path = RESULTS) -> str:
 
 
 def draw(path: Path) -> Path:
-    """Draw accuracy against the time of a prediction."""
+    """Draw accuracy against prediction time."""
     figure = new_figure("Accuracy against the time of a prediction", 7, 4.2)
     axes = figure.subplots()
     for kind, it in means(read_lines(RESULTS)).items():

@@ -1,10 +1,9 @@
-"""Speed of a training step of whole networks by density, against the same networks dense.
+"""Training step speed of whole networks by density, against the same networks dense.
 
-The convolutions of more than one tap keep one share of their weights and run on these kernels; the
-rest is torch's own. Each sparse network is first compared, by outputs and gradients, with the dense
-network of the same weights. Then its step (zero_grad, forward, loss, backward, Adam; no update of
-the pattern) is timed on one thread, interleaved with the dense network's at PyTorch's settings.
-The machine should do nothing else.
+Convolutions of more than one tap keep a share of their weights and run on these kernels. Each
+sparse network's outputs and gradients are first compared with the dense network of the same
+weights. Then its step (zero_grad, forward, loss, backward, Adam; no pattern update) is timed on one
+thread, interleaved with dense at PyTorch's settings. Use an idle machine.
 """
 
 from __future__ import annotations
@@ -46,12 +45,12 @@ DENSE: dict[str, Callable[[Any], Any]] = {  # PyTorch's settings
 
 
 def measure(path: Path, archive: Path | None = None) -> None:
-    """Time the networks that the file does not hold yet."""
+    """Time the networks that the file lacks."""
     add_missing(path, ("network",), {(name,): partial(row, name) for name in NETWORKS})
 
 
 def row(network: str) -> dict[str, Any]:
-    """Check a network at each density, and time all of them with the dense one."""
+    """Check a network at each density, and time all with the dense one."""
     torch.compiler.reset()  # it compiles one forward for a limited number of shapes
     torch.manual_seed(0)
     X, y = torch.randn(BATCH, 1, LENGTH), torch.arange(BATCH) % 2
@@ -80,7 +79,7 @@ def row(network: str) -> dict[str, Any]:
 
 
 def speeds(path: Path = RESULTS) -> dict[str, list[tuple[float, float]]]:
-    """Return each network's densities and speeds against its fastest dense setting, which is 1."""
+    """Return each network's densities and speeds relative to its fastest dense setting."""
     return {
         row["network"]: [
             (float(density), ratios[row["fastest"]][0]) for density, ratios in row["ratio"].items()
@@ -90,7 +89,7 @@ def speeds(path: Path = RESULTS) -> dict[str, list[tuple[float, float]]]:
 
 
 def section(path: Path = RESULTS) -> str:
-    """Tabulate how many times as fast as dense each network is, in Markdown."""
+    """Tabulate each network's speedup over dense in Markdown."""
     rows = read_lines(path)
     header = ("network", "density", *(f"{name} / sparse" for name in DENSE), "ms, sparse")
     lines = [

@@ -1,17 +1,16 @@
 """Other authors' networks, pruned and converted.
 
-Each network is built by its own package with that package's defaults, trained dense, pruned by
-``torch.nn.utils.prune`` (90 % of every convolution's weights, the smallest ones), converted by
-``sc.convert``, and fine-tuned in four ways with the same number of epochs: dense and unpruned,
-masked dense (the pruning hooks), converted with its pattern, and converted with a ``DSTScheduler``
-(RigL, as in its paper: 0.3, a cosine to 0). Timed interleaved, on one thread: a training step and
-inference of the first three.
+Each network is built with its package's defaults, trained dense, pruned by ``torch.nn.utils.prune``
+(the smallest 90 % of every convolution's weights) and converted by ``sc.convert``. Four ways are
+fine-tuned equally long: dense and unpruned, masked dense (the pruning hooks), converted with its
+pattern, and converted with a ``DSTScheduler`` (RigL, as in its paper: 0.3, a cosine to 0). A
+training step and inference of the first three are timed interleaved, on one thread.
 
-The packages are no dependencies of this project. Into an environment that has it with ``[tsc]``:
+The packages are not dependencies. Into an environment that has sparseconv with ``[tsc]``:
 
     pip install torch==2.13.0 tsai torch-ecg pytorch-tcn
 
-tsai's fastai brings a torchvision for CUDA, which a CPU build of torch cannot load; uninstall it.
+fastai installs a torchvision for CUDA, which a CPU build of torch cannot load; uninstall it.
 """
 
 from __future__ import annotations
@@ -54,7 +53,7 @@ WAYS = ("dense", "masked", "converted")
 
 
 class Network(NamedTuple):
-    """A published network and the data set that it is tried on."""
+    """A published network and its data set."""
 
     name: str
     package: str
@@ -95,7 +94,7 @@ NETWORKS = (
 
 
 class Data(NamedTuple):
-    """Standardised series by channel, and class numbers."""
+    """Series standardised by channel, and class indices."""
 
     X_train: Tensor
     y_train: Tensor
@@ -113,7 +112,7 @@ class Data(NamedTuple):
 def run(network: Network, seed: int, choice: Sequence[str] | None, data: Data) -> dict[str, Any]:
     """Train, prune, convert, fine-tune and test once.
 
-    Converts the layers of ``choice``, as measured with the first seed; None measures, and times.
+    Converts the layers of ``choice``, measured with the first seed; None measures and times.
     """
     torch.manual_seed(seed)
     dense = network.build(data.X_train.shape[1], data.classes)
@@ -154,7 +153,7 @@ def run(network: Network, seed: int, choice: Sequence[str] | None, data: Data) -
 
 
 def fit(model: nn.Module, data: Data, epochs: int, seed: int, *, moving: bool = False) -> None:
-    """Train with Adam; the patterns of sparse layers may move, ten times at most."""
+    """Train with Adam; patterns of sparse layers may change, at most ten times."""
     torch.manual_seed(seed)
     optimizer = torch.optim.Adam(model.train().parameters(), lr=LR)
     batches = len(data.X_train) // BATCH  # without what is left over, too little for BatchNorm
@@ -190,7 +189,7 @@ def training_step(
 
 
 def accuracy(model: nn.Module, data: Data) -> float:
-    """Share of the test series that are classified rightly."""
+    """Return the share of test series classified correctly."""
     model.eval()  # also for the conversion that follows
     return evaluate(model, data.X_test, data.y_test, 64)["test_accuracy"]
 
@@ -217,7 +216,7 @@ def times(models: Mapping[str, nn.Module], data: Data) -> dict[str, Any]:
 
 
 def section(path: Path = RESULTS) -> str:
-    """Tabulate times of the first seed and accuracies over all seeds, in Markdown."""
+    """Tabulate the first seed's times and all seeds' accuracies in Markdown."""
     document = json.loads(path.read_text(encoding="utf-8"))
     rows = []
     for name in dict.fromkeys(row["network"] for row in document["rows"]):
@@ -265,7 +264,7 @@ def section(path: Path = RESULTS) -> str:
 
 
 def measure(path: Path, archive: Path | None = None) -> None:
-    """Run what is not recorded yet, and record each run when it has ended."""
+    """Run and record what is not recorded yet."""
     document = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"rows": []}
     for seed, network in product(SEEDS, NETWORKS):
         done = [row for row in document["rows"] if row["network"] == network.name]

@@ -1,7 +1,7 @@
-"""Unpruned networks, with their layers on these kernels where that is faster.
+"""Unpruned networks, with layers on these kernels where that is faster.
 
-``sc.convert(unpruned=True)`` of each network for training and for inference, interleaved with
-the network before. The machine should do nothing else: it takes ten minutes.
+Times ``sc.convert(unpruned=True)`` for training and for inference, interleaved with the original
+network. Use an idle machine; it takes ten minutes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ BATCH, LENGTHS, THREADS, ROUNDS = 16, (150, 500), (1, 2), 15
 
 
 def half(model: nn.Module) -> nn.Module:
-    """The network with half of its filters."""
+    """Return the network with half of its filters."""
     return prune_filters(model, torch.zeros(1, 1, LENGTHS[0]), WHC(), ratio=0.5).model
 
 
@@ -40,7 +40,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 
 
 def measure(path: Path, archive: Path | None = None) -> None:
-    """Convert and time what the file does not hold yet."""
+    """Convert and time what the file lacks."""
     jobs = {key: partial(row, *key) for key in product(NETWORKS, LENGTHS, THREADS)}
     add_missing(path, ("network", "n_timepoints", "threads"), jobs)
 
@@ -56,7 +56,7 @@ def row(name: str, length: int, count: int) -> dict[str, Any]:
 
 
 def _compared(model: nn.Module, x: torch.Tensor, which: str) -> dict[str, Any]:
-    """Count the layers on these kernels now, and time a pass."""
+    """Count the converted layers, and time a pass."""
     converted, report = sc.convert(
         model, example_input=x, unpruned=True, training=which == "training", rounds=ROUNDS
     )
@@ -70,7 +70,7 @@ def _compared(model: nn.Module, x: torch.Tensor, which: str) -> dict[str, Any]:
 
 
 def section(path: Path = RESULTS) -> str:
-    """Tabulate how many times faster each network is, with the machine, in Markdown."""
+    """Tabulate each network's speedup, with the machine, in Markdown."""
     rows = sorted(read_lines(path), key=lambda row: list(NETWORKS).index(row["network"]))
 
     def cells(found: Mapping[str, Any]) -> tuple[str, str]:

@@ -28,7 +28,7 @@ def percent(value: float | None) -> str:
 
 
 def spread(percents: Sequence[float], digits: int = 2) -> str:
-    """Write mean ± standard deviation (how many), ``"-"`` of none."""
+    """Format mean ± standard deviation (count), ``"-"`` for none."""
     if not percents:
         return NONE
     deviation = f" ± {stdev(percents):.{digits}f}" if len(percents) > 1 else ""
@@ -40,7 +40,7 @@ def wins(result: Versus) -> str:
 
 
 def difference(result: Versus) -> str:
-    """Write what goes under ``DIFFERENCE``; of a single set the difference alone."""
+    """Format a cell of ``DIFFERENCE``; a single set has the difference alone."""
     if result.interval is None:
         return f"{result.difference:+.2f}"
     low, high = result.interval
@@ -48,7 +48,7 @@ def difference(result: Versus) -> str:
 
 
 def result_cells(found: Mapping[Name, Versus | None]) -> dict[Name, tuple[str, ...]]:
-    """Write wins, difference and Holm's corrected p of each comparison of a table."""
+    """Format wins, difference and Holm's corrected p of a table's comparisons."""
     compared = {name: result for name, result in found.items() if result}
     corrected = holm([result.p for result in compared.values()])
     return dict.fromkeys(found, (NONE, NONE, NONE)) | {
@@ -58,7 +58,7 @@ def result_cells(found: Mapping[Name, Versus | None]) -> dict[Name, tuple[str, .
 
 
 def to_published(ours: Mapping[str, float], peer: str) -> tuple[Versus, list[str]] | None:
-    """Compare accuracies with published ones; also return both means over their common sets."""
+    """Compare accuracies with published ones; return also both means over common sets."""
     theirs = published_accuracy(peer)
     result = versus(ours, theirs)
     if result is None:
@@ -69,7 +69,7 @@ def to_published(ours: Mapping[str, float], peer: str) -> tuple[Versus, list[str
 
 
 def to_whole(runs: Runs, whole_of: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
-    """Compare each run with the one that it is a smaller form of; a whole one has no result."""
+    """Compare each run with its whole form; a whole one has no result."""
     results = {
         name: versus(runs.accuracy(name), runs.accuracy(whole)) if name != whole else None
         for name, whole in whole_of.items()
@@ -78,7 +78,7 @@ def to_whole(runs: Runs, whole_of: Mapping[str, str]) -> dict[str, tuple[str, ..
 
 
 def compared(runs: Runs, others: Sequence[str], reference: str) -> dict[str, tuple[str, ...]]:
-    """Write what goes under ``COMPARED``, of runs that have a set and a seed of the reference."""
+    """Format cells of ``COMPARED``, for runs that share a set and seed with the reference."""
     found: dict[str, Versus] = {}
     for other in others:
         both = runs.paired(other, reference)
@@ -90,7 +90,7 @@ def compared(runs: Runs, others: Sequence[str], reference: str) -> dict[str, tup
 
 
 def _to_all_seeds(runs: Runs, run: str, reference: str) -> str:
-    """Compare with all seeds of the reference, on the data sets where that has more of them."""
+    """Compare with all the reference's seeds, on data sets where it has more."""
     ours, theirs = runs.rows(run), runs.rows(reference)
     means = runs.accuracy(run)
     fewer = [name for name in runs.common(run, reference) if len(theirs[name]) > len(ours[name])]

@@ -1,4 +1,4 @@
-"""Tables 1 to 4 of the DSN paper, those of our own questions, and every data set."""
+"""Tables 1 to 4 of the DSN paper, of our questions, and of every data set."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ BEHIND = 5.0  # percentage points: where DSN is behind
 
 
 def against_published(runs: Runs, run: str = "DSN", archive: str = "ucr85") -> Table:
-    """Compare DSN with published networks on an archive's sets that were run."""
+    """Compare DSN with published networks on the archive's available sets."""
     sets = set(members(archive))
     ours = {name: value for name, value in runs.accuracy(run).items() if name in sets}
     found = {peer: both for peer in PEERS if (both := to_published(ours, peer))}
@@ -48,7 +48,7 @@ def against_published(runs: Runs, run: str = "DSN", archive: str = "ucr85") -> T
 
 
 def reproduced(runs: Runs, names: Sequence[str]) -> Table:
-    """Compare networks of others that were trained here with what their authors published."""
+    """Compare others' networks, trained here, with their published results."""
     found = {name: both for name in names if (both := to_published(runs.accuracy(name), name))}
     cells = result_cells({name: result for name, (result, _) in found.items()})
     rows = [
@@ -68,10 +68,10 @@ def _counted_rows(runs: Runs, name: str) -> int:
 
 
 def _scaled_counts(counts: Sequence[int], result: Versus) -> str:
-    """Scale the paper's counts to our number of sets, and give the p of our wins.
+    """Scale the paper's counts to our number of sets; give the p of our wins.
 
-    Of our wins if ours were some of the paper's sets, with its results. Trainings differ by chance
-    as well, which makes this p a small one.
+    The p is that of our wins if our sets were a sample of the paper's, with its results. Training
+    varies too, so this p is too small.
     """
     total = sum(counts)
     drawn = hypergeom(total, counts[0], result.sets)
@@ -81,10 +81,10 @@ def _scaled_counts(counts: Sequence[int], result: Versus) -> str:
 
 
 def costs(runs: Runs, names: Sequence[str], reference: str = "DSN") -> Table:
-    """Compare parameters, FLOPs and measured times of runs with the reference's.
+    """Compare runs' parameters, FLOPs and times with the reference's.
 
-    Means over the data sets and seeds that both have; geometric ones of times, over the sets on
-    which both networks were measured interleaved. No rows without a run to compare.
+    Means are over the data sets and seeds of both. Times have geometric means, over the sets where
+    both were measured interleaved. No rows without a run to compare.
     """
     found = compared(runs, names, reference)
     rows = []
@@ -120,7 +120,7 @@ def costs(runs: Runs, names: Sequence[str], reference: str = "DSN") -> Table:
 def _joined(
     runs: Runs, names: Sequence[str], key: str, write: Callable[[Collection[float]], str]
 ) -> str:
-    """Write a mean of each run over the data sets, with commas; none where a run has no numbers."""
+    """Format each run's mean over data sets, with commas; empty if a run has no numbers."""
     values = [runs.mean(name, key).values() for name in names]
     return ", ".join(map(write, values)) if all(values) else NONE
 
@@ -134,7 +134,7 @@ def _seconds(values: Collection[float]) -> str:
 
 
 def step_ratios(timed: Runs, run: str, reference: str) -> list[float]:
-    """Return the time of a training step by another run's, of each data set."""
+    """Return training step times over another run's, by data set."""
     ours, theirs = timed.mean(run, "step_ms"), timed.mean(reference, "step_ms")
     return [ours[name] / theirs[name] for name in timed.common(run, reference)]
 
@@ -147,7 +147,7 @@ def _means(
     scale: float,
     digits: int,
 ) -> str:
-    """Write the means of runs over data sets, with commas; of those that have such a number."""
+    """Format runs' means over data sets, with commas, of those that have such a number."""
     known = [all(key in row for s in sets for row in runs.rows(name)[s]) for name in names]
     return ", ".join(
         f"{scale * runs.over_sets(name, key, sets):.{digits}f}" if has else NONE
@@ -174,7 +174,7 @@ def multivariate(runs: Runs) -> Table:
 
 
 def against(runs: Runs, reference: str, others: Sequence[str]) -> Table:
-    """Compare the accuracies of other runs with one, on the sets and seeds that both have."""
+    """Compare runs' accuracies with one, on common sets and seeds."""
     rows = []
     for other, cells in compared(runs, others, reference).items():
         both = runs.paired(other, reference)
@@ -185,7 +185,7 @@ def against(runs: Runs, reference: str, others: Sequence[str]) -> Table:
 
 
 def each_set(runs: Runs, names: Sequence[str]) -> Table:
-    """List every univariate set of some runs: mean, deviation, published accuracies."""
+    """List some runs' univariate sets: mean, deviation, published accuracies."""
     peers: Mapping[str, Mapping[str, float]] = {peer: published_accuracy(peer) for peer in PEERS}
     rows = []
     for run in names:
@@ -208,9 +208,9 @@ def each_set(runs: Runs, names: Sequence[str]) -> Table:
 
 
 def behind(runs: Runs, names: Sequence[str]) -> Table:
-    """List the sets where DSN is ``BEHIND`` points or more below the best published network.
+    """List the sets where DSN is at least ``BEHIND`` points below the best published network.
 
-    With the other runs that come out higher there.
+    It names the other runs that are higher there.
     """
     sets = sorted(
         (gap, name, run)
@@ -232,7 +232,7 @@ def behind(runs: Runs, names: Sequence[str]) -> Table:
 
 
 def _higher(runs: Runs, run: str, dataset: str, others: Sequence[str]) -> str:
-    """Name the runs above one on a data set, best first, and count the others."""
+    """Name the runs above one on a data set, best first; count the rest."""
     means = {other: runs.accuracy(other).get(dataset) for other in others}
     known = {other: mean for other, mean in means.items() if mean is not None}
     least = runs.accuracy(run)[dataset]
@@ -244,7 +244,7 @@ def _higher(runs: Runs, run: str, dataset: str, others: Sequence[str]) -> str:
 
 
 def to_the_best(dataset: str, percent: float) -> float | None:
-    """Return the points to the best of the published accuracies; None if there is none."""
+    """Return the points to the best published accuracy, or None."""
     theirs = [found[dataset] for found in map(published_accuracy, PEERS) if dataset in found]
     return round(percent - max(theirs), 2) if theirs else None
 

@@ -28,7 +28,7 @@ BY_FOLDS = ("ROCKET, cross-validated", "ROCKET, ridge by folds")
 
 
 def pruned_kernels(runs: Runs) -> Table:
-    """Compare pruned ROCKET and MiniROCKET with whole ones, and with published means."""
+    """Compare pruned ROCKET and MiniROCKET with whole ones and published means."""
     whole_of = {name: whole for name in runs.names() if (whole := _whole(runs, name))}
     cells = to_whole(runs, whole_of)
     rows = []
@@ -63,7 +63,7 @@ def pruned_kernels(runs: Runs) -> Table:
 
 
 def _whole(runs: Runs, name: str) -> str | None:
-    """Return the run with all kernels of the same draw; None for a run that is not shown."""
+    """Return the run with all kernels of the same draw; None if that is not shown."""
     model = name.split(",")[0]
     if model not in ROCKETS or model not in runs or name in BY_FOLDS:
         return None
@@ -71,7 +71,7 @@ def _whole(runs: Runs, name: str) -> str | None:
 
 
 def choices(runs: Runs) -> Table:
-    """Compare POCKET's choice with magnitude and with chance, refitted."""
+    """Compare POCKET's choice with magnitude and chance, refitted."""
     found: dict[tuple[str, str], Versus] = {}
     for name in runs.names():
         for way in ("magnitude", "random") if name.endswith(", POCKET") else ():
@@ -85,7 +85,7 @@ def choices(runs: Runs) -> Table:
 
 
 def pruned_kernels_each(runs: Runs) -> Table:
-    """List every data set: accuracies of whole and pruned ones, ours and published."""
+    """List each data set's accuracies, whole and pruned, ours and published."""
     names = [name for name in runs.names() if name.split(",")[0] in ROCKETS]
     names = [name for name in names if name not in BY_FOLDS]
     theirs = {name: published_accuracy(name) for name in ("ROCKET", "POCKET-1", "POCKET-2")}

@@ -1,4 +1,4 @@
-"""Tables of networks that were made smaller: pruned filters, shared factors."""
+"""Tables of smaller networks: pruned filters, shared factors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sparseconv.training.recipe import Recipe
 
 
 def smaller_networks(runs: Runs) -> Table:
-    """Compare networks with what pruning made of them: accuracy, size, time."""
+    """Compare networks with their pruned forms: accuracy, size, time."""
     names = runs.names()
     common = runs.common(*names)
     whole_of = {name: name.split(",")[0] for name in names}
@@ -54,9 +54,9 @@ def smaller_networks(runs: Runs) -> Table:
 
 
 def _times_less(timed: Sequence[Row], whole: Mapping[str, Sequence[Row]]) -> str:
-    """Say how many times less multiply-adds and time it takes than the whole network.
+    """Give multiply-adds and time of the whole network over its own.
 
-    Of the same data set and seed.
+    Both are of the same data set and seed.
     """
     pairs = [pair for row in timed for pair in _pairs([row], whole.get(row["dataset"], ()))]
     if not all("forward_ms" in other for _, other in pairs) or not pairs:
@@ -73,7 +73,7 @@ def _pairs(rows: Sequence[Row], others: Sequence[Row]) -> list[tuple[Row, Row]]:
 
 
 def silenced(runs: Runs) -> Table:
-    """List what DSP removed of networks trained to silence filters, by steps of training."""
+    """List what DSP removed from networks trained to silence filters, by training steps."""
     found = []
     for name in runs.names():
         for dataset, held in runs.rows(f"{name}, DSP").items():
