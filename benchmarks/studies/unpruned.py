@@ -65,7 +65,7 @@ def _compared(model: nn.Module, x: torch.Tensor, which: str) -> dict[str, Any]:
     chosen = sum(layer.sparse for layer in report.layers)
     found: dict[str, Any] = {"chosen": chosen, "layers": len(report.layers)}
     if chosen:
-        found["ratio"] = [round(value, 3) for value in report.times[which].ratio]
+        found["ratio"] = [round(value, 3) for value in report.times[which].speedup]
     return found
 
 

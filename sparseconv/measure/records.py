@@ -37,11 +37,6 @@ class Counts(NamedTuple):
     before: int
     after: int
 
-    @property
-    def ratio(self) -> float:
-        """Before / after; an ``after`` of 0 counts as 1."""
-        return self.before / max(self.after, 1)
-
     def __str__(self) -> str:
         change = 1 - self.after / max(self.before, 1)
         less = f"{change:.1%} fewer" if change >= 0 else f"{-change:.1%} more"
@@ -54,12 +49,12 @@ class BeforeAfter:
 
     Attributes:
         before, after: median time in milliseconds, with its 95 % interval.
-        ratio: before / after, pair by pair.
+        speedup: before / after, pair by pair.
     """
 
     before: Estimate
     after: Estimate
-    ratio: Estimate
+    speedup: Estimate
 
     @classmethod
     def of(
@@ -72,7 +67,7 @@ class BeforeAfter:
         )
 
     def __str__(self) -> str:
-        return f"{self.before.median:.3f} -> {self.after.median:.3f} ms, ratio {self.ratio}"
+        return f"{self.before.median:.3f} -> {self.after.median:.3f} ms, speedup {self.speedup}"
 
 
 class Verdict(StrEnum):
@@ -97,11 +92,11 @@ class Verdict(StrEnum):
     OBSTACLE = "cannot be replaced"
 
     @classmethod
-    def of(cls, ratio: Estimate) -> Verdict:
-        """Judge dense / sparse by its 95 % interval."""
-        if ratio.low > 1:
+    def of(cls, speedup: Estimate) -> Verdict:
+        """Judge dense / sparse time by its 95 % interval."""
+        if speedup.low > 1:
             return cls.SPARSE
-        return cls.DENSE if ratio.high < 1 else cls.UNCLEAR
+        return cls.DENSE if speedup.high < 1 else cls.UNCLEAR
 
     @property
     def converts(self) -> bool:
@@ -154,10 +149,10 @@ class LayerTimes:
     flops: Mapping[str, Counts] = field(default_factory=dict)
 
     @property
-    def ratio(self) -> Estimate | None:
-        """Dense / sparse in training if measured, else in inference, else None."""
+    def speedup(self) -> Estimate | None:
+        """Dense / sparse time in training if measured, else in inference, else None."""
         decisive = self.times.get(TRAINING) or self.times.get(INFERENCE)
-        return decisive.ratio if decisive else None
+        return decisive.speedup if decisive else None
 
     @property
     def reason(self) -> str:
@@ -175,8 +170,8 @@ class LayerTimes:
         return {
             "layer": self._label,
             "density": "" if self.density is None else f"{self.density:.2%}",
-            "dense / sparse": f"{self.ratio.median:.2f}" if self.ratio else "",
-            "95 % interval": f"{self.ratio.low:.2f} to {self.ratio.high:.2f}" if self.ratio else "",
+            "speedup": f"{self.speedup.median:.2f}" if self.speedup else "",
+            "95 % interval": "{1:.2f} to {2:.2f}".format(*self.speedup) if self.speedup else "",
             "verdict": now + self.verdict,
         }
 
@@ -205,7 +200,7 @@ class LayerTimes:
             "dense MFLOP": megaflops(self.flops[which].before),
             "sparse ms": f"{found.after.median:.3f}",
             "dense ms": f"{found.before.median:.3f}",
-            "dense / sparse": str(found.ratio),
+            "speedup": str(found.speedup),
         }
 
 
@@ -288,7 +283,7 @@ class ChangeReport(Report):
     def time_lines(self) -> Iterator[str]:
         """Yield a line for each measured pass."""
         for which, found in self.times.items():
-            verdict = Verdict.of(found.ratio)
+            verdict = Verdict.of(found.speedup)
             yield f"{which} of the whole model: {found}" + (
                 f": {verdict}" if verdict is Verdict.UNCLEAR else ""
             )
@@ -312,14 +307,14 @@ def layer_conditions(layers: Sequence[LayerTimes], machine: Mapping[str, str]) -
     """Explain the layers' times, one line each."""
     lines = [
         "dense: F.conv1d of the same shape with all weights, zeros too",
-        "ratio: of training (forward and backward) where that was measured, else of inference (a "
-        "forward pass without gradients)",
+        "speedup: dense / sparse time, of training (forward and backward) where that was measured, "
+        "else of inference (a forward pass without gradients)",
         ACCURACY,
     ]
-    ratios = [x.ratio for x in layers if x.ratio]
-    if unclear := sum(x.low <= 1 <= x.high for x in ratios):
+    speedups = [x.speedup for x in layers if x.speedup]
+    if unclear := sum(x.low <= 1 <= x.high for x in speedups):
         lines.append(
-            f"{unclear} of {len(ratios)} intervals hold 1: these verdicts may differ in another "
+            f"{unclear} of {len(speedups)} intervals hold 1: these verdicts may differ in another "
             f"run; more rounds than {ROUNDS}, the default, narrow the intervals"
         )
     if dense := dict.fromkeys(x.name for x in layers if x.backend == "reference"):

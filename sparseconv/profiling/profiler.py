@@ -154,7 +154,7 @@ def profile(
         >>> (layer,) = found.layers
         >>> layer.name, layer.input_shape, layer.nnz, layer.flops["inference"]
         ('0', (4, 8, 50), 230, Counts(before=387072, after=77280))
-        >>> layer.ratio == layer.times["training"].ratio  # dense / sparse; training decides
+        >>> layer.speedup == layer.times["training"].speedup  # training decides
         True
     """
     check_module(model)

@@ -213,7 +213,7 @@ def time_layer(
         not_blocks=not_blocks,
         dgrad=any(call.needs_dgrad for call in calls),
         wgrad=trained and any(call.trains for call in calls),
-        verdict=Verdict.of(found.get(TRAINING, found[INFERENCE]).ratio),
+        verdict=Verdict.of(found.get(TRAINING, found[INFERENCE]).speedup),
         times=found,
         flops=flops,
     )

@@ -63,14 +63,14 @@ class Change:
         counts = {"parameters": self.parameters, "MACs": self.macs}
         row = {name: " -> ".join(map(with_thousands, found)) for name, found in counts.items()}
         found = self.times.get(INFERENCE)
-        return row | ({"before / after": str(found.ratio)} if found else {})
+        return row | ({"speedup": str(found.speedup)} if found else {})
 
     def rows(self) -> list[dict[str, str]]:
         """Return the single line of the table of details: text by column."""
         row = count_cells("parameters", self.parameters) | count_cells("MACs", self.macs)
         for found in self.times.values():
             row["ms"], row["ms after"] = (f"{t.median:.4f}" for t in (found.before, found.after))
-            row["before / after"] = str(found.ratio)
+            row["speedup"] = str(found.speedup)
         return [row]
 
 
@@ -254,7 +254,7 @@ class PruningReport(SmallerNetwork):
         >>> report = sc.prune_filters(model, torch.zeros(1, 1, 50), WHC(), ratio=0.5).report
         >>> [(layer.filters.after, layer.macs.after) for layer in report.layers]
         [(4, 920), (2, 1680)]
-        >>> list(report.measure(rounds=6).times)  # ["inference"].ratio above 1: faster now
+        >>> list(report.measure(rounds=6).times)  # ["inference"].speedup above 1: faster now
         ['inference', 'training']
     """
 

@@ -81,15 +81,15 @@ def test_sparse_is_what_was_measured_faster(clock: list[set[str]]) -> None:
     wins = report.layers[0]
     assert (wins.calls, wins.density, wins.weight_shape) == (1, 11 / 108, (4, 3, 9))
     assert (wins.times["training"].after.median, wins.times["training"].before.median) == (1.0, 3.5)
-    assert report.layers[3].ratio is None
-    assert report.times["training"].ratio.median == pytest.approx(2.0)
+    assert report.layers[3].speedup is None
+    assert report.times["training"].speedup.median == pytest.approx(2.0)
     text = str(report)
     assert "1 of 5 layers are sparse now" in text
     assert "sparse is faster" in text
     assert f"dense: {Verdict.UNCLEAR}" in text
     assert "1 of 3 intervals hold 1: these verdicts may differ" in text
     assert "pruning in one step may cost much" in text
-    assert "training of the whole model: 2.000 -> 1.000 ms, ratio 2.00" in text
+    assert "training of the whole model: 2.000 -> 1.000 ms, speedup 2.00" in text
     assert "training decides" in text
     clock.clear()
     _, report = sc.convert(model, example_input=X, training=False)
@@ -121,8 +121,8 @@ def test_you_may_decide(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["loses"] == found["never"] == found["whole"] == (True, Verdict.NAMED)
     assert found["wins"] == found["neither"] == (False, Verdict.NOT_NAMED)
     assert [layer.calls for layer in report.layers] == [0, 1, 0, 0, 1]
-    assert report.layers[1].ratio is not None
-    assert report.layers[1].ratio.high < 1
+    assert report.layers[1].speedup is not None
+    assert report.layers[1].speedup.high < 1
     assert isinstance(converted.whole, SparseConv1d)
     clock.clear()
     _, report = sc.convert(network(), layers=["never"])
@@ -191,8 +191,8 @@ def test_it_really_measures() -> None:
     prune.l1_unstructured(model[0], "weight", 0.99)
     converted, report = sc.convert(model, example_input=torch.randn(4, 16, 300), rounds=10)
     assert isinstance(converted[0], SparseConv1d), report
-    assert report.layers[0].ratio is not None
-    assert report.layers[0].ratio.median > 2, report
+    assert report.layers[0].speedup is not None
+    assert report.layers[0].speedup.median > 2, report
 
 
 class UsesWeight(nn.Module):

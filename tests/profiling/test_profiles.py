@@ -88,7 +88,7 @@ def test_every_call_of_every_layer_is_found() -> None:
     ):  # fmt: skip
         assert words in text
     content = found.to_dict()
-    assert content["layers"][1]["times"]["training"]["ratio"] == [1.0, 1.0, 1.0]
+    assert content["layers"][1]["times"]["training"]["speedup"] == [1.0, 1.0, 1.0]
     assert content["model"]["training"]["flops"] == list(found.model["training"].flops)
 
 
@@ -232,8 +232,8 @@ def test_verdict_and_shares(monkeypatch: pytest.MonkeyPatch, dense_step: Any, ve
     found = profile(nn.Sequential(SparseConv1d(3, 6, 5, padding=2)), X)
     (layer,) = found.layers
     assert layer.verdict == verdict
-    assert layer.ratio == layer.times["training"].ratio
-    assert layer.times["inference"].ratio.median == pytest.approx(5)
+    assert layer.speedup == layer.times["training"].speedup
+    assert layer.times["inference"].speedup.median == pytest.approx(5)
     assert [times.after.median for times in layer.times.values()] == pytest.approx([1, 3])
     assert layer.flops["inference"].after == 2 * 2 * 20 * layer.nnz
     total = found.model["training"]

@@ -67,7 +67,7 @@ def test_measured_times(make: Callable[[], torch.nn.Module], training: bool) -> 
     assert not any((report.times, *(layer.times for layer in report.layers)))
     assert set(timed.times) == ({"inference", "training"} if training else {"inference"})
     for times in (*timed.times.values(), *(layer.times["inference"] for layer in timed.layers)):
-        for found in (times.before, times.after, times.ratio):
+        for found in (times.before, times.after, times.speedup):
             assert 0 < found.low <= found.median <= found.high
     assert timed.machine["threads"] == str(torch.get_num_threads())
 
@@ -100,9 +100,9 @@ def test_ratios_are_before_by_after(monkeypatch: pytest.MonkeyPatch) -> None:
     assert set(names) == {"before inference", "after inference"}
     whole = report.times["inference"]
     assert (whole.before.median, whole.after.median) == pytest.approx((12, 4))
-    assert whole.ratio.median == pytest.approx(3)
+    assert whole.speedup.median == pytest.approx(3)
     for layer in report.layers:
-        assert layer.times["inference"].ratio.median == pytest.approx(3)
+        assert layer.times["inference"].speedup.median == pytest.approx(3)
 
 
 def test_the_curve_of_dsp() -> None:
