@@ -132,7 +132,7 @@ def moved(
         crow, col, source, active = extension.prune_and_grow(
             crow, col, pattern.shape, boxes, fraction, magnitudes, *scores, seed=seed
         )
-    if not bool((source < 0).any()):
+    if not len(source) or int(source.min()) >= 0:
         return pattern, source
     new = KernelCSR.of_arrays(crow, col, pattern.shape, pattern.block)
     if active is not None:

@@ -141,7 +141,9 @@ class PatternedModule(nn.Module):
         kept = not pattern.only_on_gpu and pattern == self._pattern
         check_movable(self, same_pattern=kept)
         if source.shape != (pattern.nnz,) or not (
-            pattern.only_on_gpu or bool((source < self.pattern.nnz).all())
+            pattern.only_on_gpu
+            or not pattern.nnz
+            or -1 <= int(source.min()) <= int(source.max()) < self.pattern.nnz
         ):
             raise ValueError(
                 f"source must be an int64 tensor of shape ({pattern.nnz},), of indices below "

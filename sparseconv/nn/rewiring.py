@@ -118,9 +118,9 @@ def move(tensors: Sequence[Tensor], source: Tensor) -> list[Tensor]:
         >>> move([torch.tensor([5.0, 6.0])], torch.tensor([-1, 0, -1]))
         [tensor([0., 5., 0.])]
     """
-    old = source.where(source >= 0, len(tensors[0]))
+    old = source + 1  # after a 0 in front
 
     def moved(tensor: Tensor) -> Tensor:
-        return torch.cat((tensor, tensor.new_zeros(1))).index_select(0, old.to(tensor.device))
+        return torch.cat((tensor.new_zeros(1), tensor)).index_select(0, old.to(tensor.device))
 
     return [moved(tensor) for tensor in tensors]

@@ -112,6 +112,7 @@ SOURCE = torch.arange(120)
         (lambda layer: layer.set_pattern(FULL, torch.ones(120, dtype=torch.int64)), TypeError),
         (lambda layer: layer.rewire(FULL, SOURCE[1:]), ValueError),
         (lambda layer: layer.rewire(FULL, SOURCE), ValueError),
+        (lambda layer: layer.rewire(FULL, -SOURCE), ValueError),
         (lambda layer: layer.rewire(FULL, SOURCE % 24, [torch.ones(120)]), ValueError),
     ],
 )
