@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import os
 import re
 from collections.abc import Iterable
@@ -112,10 +113,13 @@ def load(name_or_path: str | os.PathLike[str], *, nan_to_zero: bool = False) -> 
             )
         raw = dict(zip(_KEYS, (array for pair in read for array in pair), strict=True))
     else:
+        names = {name.lower(): name for name in BUNDLED}
+        close = difflib.get_close_matches(path.name.lower(), names, 1)
+        hint = f" (did you mean {names[close[0]]!r}?)" if close else ""
         raise ValueError(
-            f"no data set {os.fspath(name_or_path)!r}: expected the name of one of aeon's bundled "
-            f"sets ({', '.join(BUNDLED)}) as a str, a folder with a pair NAME_TRAIN and NAME_TEST "
-            f"({_ENDINGS}) or one of the two, or a .npz file with {', '.join(_KEYS)}"
+            f"no data set {os.fspath(name_or_path)!r}{hint}: expected the name of one of aeon's "
+            f"bundled sets ({', '.join(BUNDLED)}) as a str, a folder with a pair NAME_TRAIN and "
+            f"NAME_TEST ({_ENDINGS}) or one of the two, or a .npz file with {', '.join(_KEYS)}"
         )
     return _check(str(name_or_path) if bundled else name, raw, nan_to_zero)
 

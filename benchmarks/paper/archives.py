@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
@@ -115,7 +116,9 @@ def read(source: str, series: str = "raw", split: str = "own") -> Dataset:
     """
     data = datasets.load(source, nan_to_zero=True)
     if not data.X_train.any():
-        raise ValueError(f"all values of the training series of {source} are 0 or missing")
+        raise ValueError(
+            f"expected training series with values in {source}, but all are 0 or missing; remove it"
+        )
     if split == "within subjects":
         data = _split_within_subjects(data, source)
     if series == "raw":
@@ -197,9 +200,13 @@ def named(archive: Archive, of: Any) -> list[str]:
     names = [of] if isinstance(of, str) else list(of)
     unknown = [name for name in names if name not in archive.sources and name not in published()]
     if unknown:
+        known = {name.lower(): name for name in (*archive.sources, *published(), *ARCHIVES, "all")}
+        found = [difflib.get_close_matches(str(name).lower(), known, 1) for name in unknown]
+        close = [known[name] for names in found for name in names]
+        hint = f"; did you mean {', '.join(close)}?" if close else ""
         raise ValueError(
             f"the plan names {', '.join(map(repr, unknown))}, which the archive does not hold; it "
             f"has {', '.join(archive.shapes)}; without a list, it may be one of all, "
-            f"{', '.join(ARCHIVES)}"
+            f"{', '.join(ARCHIVES)}{hint}"
         )
     return names

@@ -12,9 +12,9 @@ import numpy.typing as npt
 import torch
 from aeon.classification.base import BaseClassifier
 
-from sparseconv.core.arrays import as_labels, as_series
+from sparseconv.core.arrays import as_series
 from sparseconv.dst.update import Growth
-from sparseconv.estimators.shared import Scored, draw_seed
+from sparseconv.estimators.shared import Scored, draw_seed, given_labels
 from sparseconv.models import DSN
 from sparseconv.models.dsn import Around, Init
 from sparseconv.ops.backends import Backend
@@ -140,7 +140,7 @@ class DSNClassifier(Scored, BaseClassifier):  # type: ignore[misc]
         if self.validation is None:
             return None
         X, y = self.validation
-        labels = as_labels("DSNClassifier", "validation", y)
+        labels = given_labels("DSNClassifier", "validation", y)
         if not (known := np.isin(labels, self.classes_)).all():
             raise ValueError(
                 f"expected validation to have labels of the training set, but got {labels[~known]}"

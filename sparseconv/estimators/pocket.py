@@ -19,9 +19,9 @@ from sklearn.linear_model import RidgeClassifierCV
 from sklearn.model_selection import StratifiedKFold
 from sklearn.preprocessing import StandardScaler
 
-from sparseconv.core.arrays import as_labels, warn_if_swapped
+from sparseconv.core.arrays import warn_if_swapped
 from sparseconv.core.checks import count, flag, number, share
-from sparseconv.estimators.shared import Scored, Shared, case_weights, draw_seed
+from sparseconv.estimators.shared import Scored, Shared, case_weights, draw_seed, given_labels
 from sparseconv.measure.progress import progress
 from sparseconv.rocket.bank import KINDS, MINI_KERNELS, KernelBank, Kind, check_length
 from sparseconv.rocket.features import check_shape, kernel_features
@@ -327,7 +327,7 @@ def prune_rocket(
                     f"features of variance 1 and cannot keep {steps}; prune KernelBank.from_aeon("
                     "classifier).to_aeon(), and fit yours to kernel_features(X, pruned.bank_)"
                 )
-        classes = np.unique(as_labels("prune_rocket", "y", y))
+        classes = np.unique(given_labels("prune_rocket", "y", y))
         if not np.array_equal(classes, classifier.classes_):
             raise ValueError(
                 f"y must hold the classes of the classifier, {classifier.classes_}, but got "

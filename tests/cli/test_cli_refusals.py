@@ -27,7 +27,7 @@ PRUNE = "prune {run} --data {toy} --quiet"
 ROWS = [
     ("", "required: COMMAND"),
     ("info none", "is not a results folder"),
-    ("train GunPont", "no data set 'GunPont'"),
+    ("train GunPont", "no data set 'GunPont' (did you mean 'GunPoint'?)"),
     (f"{TRAIN} --epoch 2", "unrecognized arguments: --epoch"),
     (f"{TRAIN} --epochs 0", "epochs must be at least 1"),
     (f"{TRAIN} --grow fast", "argument --grow: invalid choice"),

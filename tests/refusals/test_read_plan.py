@@ -26,6 +26,7 @@ LITE = f'{RUN}model = "LITE"\npruning = '
         ('[[run]]\nsets = "all"', "run number 1: it needs 'name'"),
         (f"{RUN}network = {{layers = 2}}", "run a: got an unexpected keyword argument 'layers'"),
         (RUN.replace("all", "ucr86"), "names 'ucr86', which the archive does not hold"),
+        (RUN.replace("all", "ucr86"), "all, ucr85, ucr2018, uea; did you mean ucr85?"),
         (RUN.replace('"all"', "{without = []}"), "a table with of"),
         (RUN.replace('"all"', '["FordA"]'), "chooses no data set that the archive holds"),
         (f'{RUN}model = "DNS"', "model must be one of DSN, ResNet"),
