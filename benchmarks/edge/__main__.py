@@ -27,7 +27,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--run", type=Path, metavar="FOLDER",
                         help="measure this run of `python -m sparseconv train` only, into "
                         "edge.jsonl in its folder")  # fmt: skip
-    parser.add_argument("--data", metavar="NAME_OR_PATH", help="of --run (default: as it was)")
+    parser.add_argument(
+        "--data",
+        metavar="NAME_OR_PATH",
+        help="data set of --run (default: where it was in training)",
+    )
     arguments = parser.parse_args(argv)
     machines = targets.available()
     try:

@@ -64,7 +64,7 @@ def trained(archive: Path | None) -> Iterator[Trained]:
                 resume = ["--resume"] if (out / "checkpoint.pt").exists() else []
                 options = ["--sparsity", str(sparsity), "--out", str(out), *resume]
                 if command_line(["train", source, *TRAINING, *options]):
-                    raise RuntimeError(f"training on {name} failed")
+                    raise RuntimeError(f"training on {name} failed; its error is above")
             yield load(out, source, whole=sparsity == USUAL)
 
 
@@ -108,7 +108,9 @@ def _row(
     labels, scores = targets.predict(target, program, X, wanted.shape[1], labels=native)
     chosen = scores.argmax(1)
     if native and (scores[range(len(X)), labels] != scores.max(1)).any():
-        raise RuntimeError(f"{one.dataset}: net_predict is not the largest of net_scores")
+        raise RuntimeError(
+            f"{one.dataset}: expected net_predict to be the class of the largest of net_scores"
+        )
     row: dict[str, Any] = {
         "n_test": len(data.X_test), "n_predicted": len(X), "n_channels": data.n_channels,
         "n_timepoints": data.n_timepoints, "classes": len(data.classes),

@@ -136,7 +136,9 @@ class Worker:
         assert self._process.stdout is not None
         if answer := self._process.stdout.readline().strip():
             return answer
-        raise CompareError(f"the worker of {self.tree} ended with code {self._process.wait()}")
+        raise CompareError(
+            f"the worker of {self.tree} ended with code {self._process.wait()}; its error is above"
+        )
 
     def seconds(self, row: str, computation: str, repeats: int) -> float:
         """Run a computation ``times`` times; return seconds per call."""
@@ -238,14 +240,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("base", help="git ref to compare with")
-    parser.add_argument("--limit", type=float, default=LIMIT, help="the slowest ratio that passes")
+    parser.add_argument("--limit", type=float, default=LIMIT, help="largest ratio that passes")
     parser.add_argument("--cases", type=Path, metavar="FILE", help="your own layers (JSON)")
     parser.add_argument(
         "--steps", type=int, nargs="*", metavar="L",
         help="lengths of the training steps (24 128; none with --cases)",
     )  # fmt: skip
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=ROUNDS, help="pairs per comparison")
+    parser.add_argument(
+        "--rounds", type=int, default=ROUNDS, help="pairs of timings per comparison"
+    )
     arguments = parser.parse_args(argv)
     try:
         return run(arguments)

@@ -94,7 +94,7 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     if not Path(str(sc.__file__)).is_relative_to(tree):
-        sys.exit(f"sparseconv was to come from {tree}: {sc.__file__}")
+        sys.exit(f"expected sparseconv of {tree}, but imported {sc.__file__}")
     os.sched_setaffinity(0, map(int, cores))
     torch.set_num_threads(int(threads))
     # One thread's own time leaves out what other tenants of the core take in between.

@@ -114,11 +114,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     names = [name for name in (*PARTS, *CHECKS) if name != "once"]
-    parser.add_argument("--out", type=Path, required=True, help="the JSON file")
+    parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--parts", choices=(*PARTS, *CHECKS), nargs="+", default=names)
     parser.add_argument("--lengths", type=int, nargs="+", default=[150, 2709, 512])
-    parser.add_argument("--rounds", type=int, default=12, help="turns of each candidate")
+    parser.add_argument("--rounds", type=int, default=12, help="timed rounds of each candidate")
     arguments = parser.parse_args(argv)
     try:
         check_writable(arguments.out)

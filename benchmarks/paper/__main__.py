@@ -87,24 +87,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     running.add_argument(
         "--archive", type=folder, metavar="DIR",
         help="a folder with NAME.npz files or pairs NAME_TRAIN and NAME_TEST (default: the sets "
-        "that aeon brings along)",
+        "bundled with aeon)",
     )  # fmt: skip
     running.add_argument(
-        "--out", type=folder, metavar="DIR", help="for rows and report (default: paper/PLAN)"
+        "--out", type=folder, metavar="DIR", help="folder of rows and report (default: paper/PLAN)"
     )
     where = running.add_mutually_exclusive_group()
     where.add_argument(
         "--workers", type=int, default=len(os.sched_getaffinity(0)), metavar="N",
-        help="processes, one thread each (default: one for each core that this one may use)",
+        help="processes of one thread (default: one for each available core)",
     )  # fmt: skip
     where.add_argument(
         "--scheduler", metavar="ADDRESS",
-        help="of a Dask cluster (pip install distributed) that runs the jobs",
+        help="address of a Dask cluster (pip install distributed) that runs the jobs",
     )  # fmt: skip
     running.add_argument(
         "--device", choices=("cpu", "cuda"), default="cpu",
-        help="where networks are trained; on a GPU as CUDA graphs, and their rows have no times "
-        "(default: cpu)",
+        help="where to train networks (default: cpu); cuda uses CUDA graphs, and the rows have no "
+        "times",
     )  # fmt: skip
     running.set_defaults(command=run)
     for command, what in (

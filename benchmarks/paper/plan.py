@@ -78,8 +78,8 @@ class Variant:
         needs_ratio = self.criterion not in (None, *WITHOUT_RATIO)
         if (self.ratio is not None) != needs_ratio:
             raise ValueError(
-                f"pruning's {self.name!r} {'needs a' if needs_ratio else 'has no use for its'} "
-                "ratio, the share of the filters that go"
+                f"pruning's {self.name!r} {'needs a' if needs_ratio else 'must not have a'} "
+                "ratio, the share of the filters to remove"
             )
         if (self.factorize is None) != (self.compression is None):
             raise ValueError(
@@ -141,7 +141,7 @@ def read_plan(
             found, absent = _jobs(run, content, archive)
             if found and (change := difference(options.setdefault(name, found[0].options),
                                                found[0].options)):  # fmt: skip
-                raise ValueError(f"above it has {change}; give one of the two another name")
+                raise ValueError(f"a run of this name above has {change}; rename one of the two")
         except (ValueError, TypeError) as error:
             raise ValueError(f"the plan {file}, run {name}: {error}") from error
         for job in found:
@@ -189,7 +189,7 @@ def _jobs(
     """Return a run's jobs, and the data sets that it names and the archive lacks."""
     _check_keys(run, ("name", "sets", "seeds", "post_hoc", *DEFAULTS))
     if missing := [key for key in ("name", "sets") if key not in run]:
-        raise ValueError(f"it needs {missing[0]!r}")
+        raise ValueError(f"it needs {missing[0]!r}; add it")
     options = {key: run.get(key, default) for key, default in DEFAULTS.items()}
     if options["model"] not in ROCKETS and "epochs" in content:
         options["recipe"] = {"epochs": content["epochs"]} | options["recipe"]

@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("study", choices=STUDIES)
     parser.add_argument("--archive", type=Path, metavar="DIR",
                         help="folder of data sets, for classifiers and blocks")  # fmt: skip
-    parser.add_argument("--out", type=Path, metavar="FILE", help="where rows are added")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="file to which rows are added")
     arguments = parser.parse_args(argv)
     study = STUDIES[arguments.study]
     out = arguments.out or study.RESULTS

@@ -36,23 +36,27 @@ Task = tuple[str, str, Callable[[], list[dict[str, Any]]]]
 
 def add_options(command: argparse.ArgumentParser) -> None:
     add, several = command.add_argument, partial(command.add_argument, nargs="+")
-    suites = f"of {', '.join(SUITES)}; {' '.join(README_SUITES)} take half an hour"
+    suites = f"any of {', '.join(SUITES)} ({' '.join(README_SUITES)} take half an hour)"
     several("--suites", choices=SUITES, metavar="SUITE", default=(), help=suites)
-    cases = "these cases, and all of the --suites if some are named; --list shows them"
+    cases = "cases to time, in addition to those of --suites; --list shows them"
     several("--cases", choices=CASES, metavar="CASE", default=(), help=cases)
     counts = sorted({1, min(2, os.cpu_count() or 1)})
-    several("--threads", **count("default: 1 and, with more cores, 2"), default=counts)
-    baselines = f"of the cases (default: {' '.join(BASELINES)})"
+    several(
+        "--threads",
+        **count("numbers of threads (default: 1 and, with more cores, 2)"),
+        default=counts,
+    )
+    baselines = f"baselines of the cases (default: {' '.join(BASELINES)})"
     add("--baselines", nargs="*", choices=BASELINES, metavar="BASELINE", default=list(BASELINES),
         help=baselines)  # fmt: skip
     often = command.add_mutually_exclusive_group()
     rounds = f"timed rounds of everything, at least {LEAST_ROUNDS} (default: {ROUNDS} of each case)"
     often.add_argument("--rounds", type=at_least(LEAST_ROUNDS), metavar="X", help=rounds)
-    quick = f"a first look: {QUICK_ROUNDS} rounds; of the network nothing compiled"
+    quick = f"take a first look: {QUICK_ROUNDS} rounds, without compiled networks"
     often.add_argument("--quick", action="store_true", help=quick)
-    add("--json", type=Path, metavar="FILE", help="also write everything, after each case")
-    add("--csv", type=Path, metavar="FILE", help="also write the rows of cases")
-    add("--list", action="store_true", help="show the suites and cases, and do nothing")
+    add("--json", type=Path, metavar="FILE", help="also write all results, after each case")
+    add("--csv", type=Path, metavar="FILE", help="also write a row per case and computation")
+    add("--list", action="store_true", help="list the suites and cases, and exit")
 
 
 def run(arguments: argparse.Namespace) -> int:

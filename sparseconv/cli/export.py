@@ -15,7 +15,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("run_folder", **RUN)
     add("--int8", action="store_true", help="int8 weights and activations")
-    add("--name", default="dsn", help="a C identifier that begins every name (default: dsn)")
+    add("--name", default="dsn", help="C identifier that begins every name (default: dsn)")
     add("--out", type=Path, help="folder, new or empty (default: RUN/c-float32 or RUN/c-int8)")
     add("--data", **DATA)
 

@@ -32,14 +32,14 @@ def described(owner: Any) -> dict[str, str]:
 
 
 _HELP = described(datasets.load) | described(DSN) | described(Recipe)
-_HELP["validation"] = "evaluate the test series after each epoch; nothing is chosen by it"
+_HELP["validation"] = "evaluate the test series after each epoch; training does not depend on it"
 _HELP |= {  # POCKETClassifier's, whose module takes seconds to import
     "kernels": "kind of random kernels",
     "n_kernels": "number of kernels, as aeon counts them",
-    "keep": "what to keep: a share, or cv, which chooses by 5 folds",
+    "keep": "share to keep, or cv, which chooses it by 5 folds",
     "k": "weight of the ridge in the selection, or cv",
-    "n_iter": "iterations of the selection; 1: by magnitude",
-    "refit": "fit a new ridge classifier on what is kept",
+    "n_iter": "iterations of the selection; 1 selects by magnitude",
+    "refit": "fit a new ridge classifier on the kept features",
 }
 
 

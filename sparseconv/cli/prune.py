@@ -44,10 +44,14 @@ def add_options(command: argparse.ArgumentParser) -> None:
     add("--criterion", choices=tuple(CRITERIA), default="whc", help=which)
     amount = command.add_mutually_exclusive_group()
     number: dict[str, Any] = {"default": argparse.SUPPRESS, "metavar": "X"}
-    ratio, macs = "share of the filters to remove", "multiply-adds of one series to keep at most"
+    ratio, macs = "share of the filters to remove", "most multiply-adds of one series to keep"
     amount.add_argument("--ratio", type=float, help=f"{ratio} (default: 0.5)", **number)
     amount.add_argument("--target-macs", type=int, help=macs, **number)
-    add("--steps", **options.count("number of steps that remove them (default: 1)"), default=1)
+    add(
+        "--steps",
+        **options.count("number of steps in which to remove them (default: 1)"),
+        default=1,
+    )
     add("--threads", **options.count("threads for torch (default: the run's)"))
     add("--data", **options.DATA)
     add("--out", type=Path, help="results folder, new or empty (default: RUN-CRITERION)")
@@ -58,7 +62,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
     silence = f"(default: {PUBLISHED_WEIGHT} * {PUBLISHED_BATCH} / batch size)"
     silence = f"weight of the loss that silences filters {silence}"
     dsp.add_argument("--silence", type=float, help=silence, **number)
-    epochs = "epochs with it (default: those of fine-tuning)"
+    epochs = "epochs with this loss (default: those of fine-tuning)"
     dsp.add_argument("--silence-epochs", **(options.count(epochs) | number))
     tuning = command.add_argument_group("fine-tuning", "as in the run, except for these")
     options.add_setting(tuning, "epochs", EPOCHS)

@@ -209,7 +209,10 @@ def load_network(path: Path) -> tuple[TrainedRun, DSN]:
         if warning := unfinished(run, path):
             print(f"warning: {path} is unfinished: {warning}", file=sys.stderr)
         return run, run.model
-    raise ValueError(f"{path} holds random kernels; expected the run of a Dynamic Sparse Network")
+    raise ValueError(
+        f"{path} holds random kernels; expected the run of a Dynamic Sparse Network, in "
+        "another folder"
+    )
 
 
 def data_of_run(facts: Mapping[str, Any], given: str | None, folder: Path) -> datasets.Dataset:

@@ -40,15 +40,17 @@ SETTINGS = SECTIONS | {"pocket": MODELS["pocket"]["pocket"]}
 def add_options(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     data = f"one of {', '.join(datasets.BUNDLED)}; a folder with a pair NAME_TRAIN and NAME_TEST "
-    data += "(.ts, .arff, .tsv, .csv, .txt or no ending), or one of these; or a .npz file with "
+    data += "(.ts, .arff, .tsv, .csv, .txt or no ending), or one of the two; a .npz file with "
     data += "X_train, y_train, X_test and y_test"
-    add("data", metavar="NAME_OR_PATH", nargs="?", help=f"{data}; with --resume that of the run")
+    add(
+        "data", metavar="NAME_OR_PATH", nargs="?", help=f"{data} (default with --resume: the run's)"
+    )
     models = "a Dynamic Sparse Network (default), or random kernels pruned by POCKET"
     add("--model", choices=tuple(MODELS), default="dsn", help=models)
     out = "results folder, new or empty (default: runs/NAME-seedSEED, or runs/NAME-pocket-seedSEED)"
     add("--out", type=Path, help=out)
     add("--resume", action="store_true", help="resume the run in the results folder")
-    threads = "torch's own; in a resumed run, as before: the last bits depend on it"
+    threads = "torch's own; in a resumed run, as before, since the last bits depend on it"
     add("--threads", **count(f"threads for torch (default: {threads})"))
     device = "where to train (default: cpu; in a resumed run, as before)"
     add("--device", choices=("cpu", "cuda"), help=device)

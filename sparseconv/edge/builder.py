@@ -77,7 +77,8 @@ class Builder:
         for part in ("weight", "bias") if isinstance(step, Layer) else ():
             if not np.isfinite(getattr(step, part).astype(np.float32)).all():
                 raise ValueError(
-                    f"expected a finite {part}, but float32 has infinity or NaN; train it anew"
+                    f"expected a finite {part}, but float32 has infinity or NaN; train the model "
+                    "again"
                 )
         self.steps.append(step)
         return step.output
@@ -135,7 +136,9 @@ class Builder:
             at = at.T
             options = {"over_time": True, "rows_whole": True, "stride": shape[1]} | options
             if (step := even(at, 1)) is None:
-                raise NotImplementedError("reads samples in an order that the C layers lack")
+                raise NotImplementedError(
+                    "reads samples in an order that the C layers do not support"
+                )
         offsets, which = np.unique(at[:, 0], return_inverse=True)
         active = np.eye(len(offsets), dtype=bool)[which]
         made = self.add(Layer, x, len(at), at.shape[1] + sum(pads), **{

@@ -95,8 +95,9 @@ def export_c(
         raise ValueError(f"weights must be one of {WEIGHTS}, but got {weights!r}")
     if (weights == "int8") != (calibration is not None):
         raise ValueError(
-            "int8 takes its scales from calibration=X_train, and float32 has none, but weights is "
-            f"{weights!r} and calibration {'is None' if calibration is None else 'is given'}"
+            "int8 needs calibration=X_train for its scales, but got none; add it"
+            if calibration is None
+            else "float32 takes no calibration, but got one; omit it, or choose weights='int8'"
         )
     example = as_series("export_c", "example_input", example_input)
     folder = Path(folder)
@@ -107,19 +108,19 @@ def export_c(
     if not np.isfinite(scores).all():
         raise ValueError(
             "expected a model with finite scores, but those of example_input are infinite or NaN "
-            "in float32; scale the series, or train it anew if its weights are not finite"
+            "in float32; scale the series, or train the model again if its weights are not finite"
         )
     named = [] if classes is None else [str(name) for name in classes]
     if classes is not None and len(named) != (wanted := max(2, network.classes)):
-        raise ValueError(f"expected {wanted} names of classes, but got {len(named)}")
+        raise ValueError(f"expected classes to hold {wanted} names, but got {len(named)}")
     X, agreement = example[:KNOWN], None
     labels, (exact, bound) = network.labels(scores), scores_and_bound(network, X)
     largest = np.abs(scores).max()
     if (np.abs(_exact_scores(plain, X) - exact) > np.minimum(bound, largest * 2.0**-6)).any():
         raise ValueError(
-            "expected a model that does the same with every series, but the scores of "
-            "example_input differ from those of the operations that torch.export saw: the model is "
-            "random, or its operations depend on the series or on the others of the batch"
+            "expected a model that does the same with every series, but example_input's scores "
+            "differ from those of the operations that torch.export saw; remove randomness, and "
+            "operations that depend on values of the series or on others of the batch"
         )
     # PyTorch rounds as well, so both may be as far from the exact scores. Of many layers that is
     # so far that nothing would be noticed.

@@ -246,7 +246,7 @@ def mapped(build: Builder, x: Value, call: Call) -> Value:
         if isinstance(value, int | float | Tensor):
             numbers[name] = float(np.float32(float(value)))
     if numbers.get("threshold") != numbers.get("value"):
-        raise NotImplementedError("jumps; its value must be its threshold")
+        raise NotImplementedError("is discontinuous; its value must equal its threshold")
     x = build.filled(x)
     ends = torch.tensor([-3e38, -1.0, -1e-30, 0.0, 1e-30, 1.0, 3e38], dtype=torch.float64)
     if torch.equal(call.again(ends), ends.relu()) and (writers := build.writers(x)):

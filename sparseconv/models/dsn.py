@@ -80,7 +80,7 @@ class DSN(Classifier):
         block: channels ``(out, in)`` that share taps, or one int for both, as in ``KernelCSR``.
             Blocks are faster on a matrix unit. A layer with fewer inputs keeps single weights.
             Blocks of 16 divide ``nf=48`` evenly.
-        backend: of the sparse convolutions, ``"auto"`` or one that can run here.
+        backend: backend of the sparse convolutions, ``"auto"`` or one that can run here.
 
     Shape:
         Input ``(N, in_channels, L)``, any L >= 1; output ``(N, n_classes)``, log-probabilities.

@@ -46,7 +46,8 @@ class Ensemble(nn.Module):
         found = list(self.members)
         if not found or len(set(found)) < len(found):
             raise ValueError(
-                f"members must be at least one module, and none twice, but got {len(found)}; build "
+                f"members must be at least one module, and none twice, but got {len(found)}, "
+                f"{len(set(found))} of them different; build "
                 "each member anew, or use copy.deepcopy"
             )
 

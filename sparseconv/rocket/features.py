@@ -52,7 +52,9 @@ def kernel_features(X: Any, bank: KernelBank, *, out: Features | None = None) ->
         out = np.empty((len(series), bank.n_features), np.float32)
     elif not isinstance(out, np.ndarray) or not out.flags.carray:
         raise ValueError(
-            "expected out to be a C-contiguous, writeable array; omit it to get a new one"
+            "expected out to be a C-contiguous, writeable array, but got "
+            f"{'a strided or read-only one' if isinstance(out, np.ndarray) else type(out).__name__}"
+            "; omit it to get a new one"
         )
     if extension is None:
         out[:] = kernel_features_reference(series, bank)

@@ -69,6 +69,7 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not isinstance(content, dict) or repr(content.get("format")) != repr(FORMAT):
         raise CheckpointError(
             f"{path} is a file of torch, but not a {FORMAT}, which sparseconv.training.train writes"
+            "; use another file"
         )
     found: dict[str, Any] = content
     return found

@@ -120,11 +120,18 @@ def train(
         raise TypeError(f"recipe must be a Recipe, but got {recipe!r}; write Recipe(epochs=...)")
     checkpoint_every = count("checkpoint_every", checkpoint_every)
     if penalty is not None and cuda_graphs:
-        raise ValueError("a penalty watches every step, which cuda_graphs would skip; use one")
+        raise ValueError(
+            "expected a penalty or cuda_graphs, but got both; graphs skip the penalty's hooks, so "
+            "omit one"
+        )
     X, y = checked_data(model, X, y, recipe)
     if validation is not None:
         if not isinstance(validation, tuple | list) or len(validation) != 2:
-            raise TypeError("validation must be a pair of series and labels, (X, y)")
+            size = f" of {len(validation)}" if isinstance(validation, tuple | list) else ""
+            raise TypeError(
+                "validation must be a pair of series and labels, (X, y), but got a "
+                f"{type(validation).__name__}{size}"
+            )
         validation = checked_data(model, *validation, recipe, len(X))
     path = None if out is None else Path(out) / CHECKPOINT_NAME
     retain_freed_memory()

@@ -37,7 +37,7 @@ LITE = f'{RUN}model = "LITE"\npruning = '
         (f'{LITE}[{{name = "b", share = 0.5}}]', "unexpected keyword argument 'share'"),
         (f'{LITE}[{{name = "b", criterion = "luck"}}]', "criterion must be one of whc"),
         (f'{LITE}[{{name = "b", criterion = "l2"}}]', "'b' needs a ratio, the share"),
-        (f'{LITE}[{{name = "b", criterion = "dsp", ratio = 0.5}}]', "no use for its ratio"),
+        (f'{LITE}[{{name = "b", criterion = "dsp", ratio = 0.5}}]', "must not have a ratio"),
         (f'{LITE}[{{name = "b", factorize = "left"}}]', "both factorize and compression"),
         (f'{LITE}[{{name = "b"}}, {{name = "b"}}]', "names 'b' twice"),
         (f'{LITE}[{{name = "b"}}]\nmembers = 2', "members = 2 is not for LITE"),

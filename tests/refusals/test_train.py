@@ -65,7 +65,7 @@ test_train = refusals(
     (lambda: of(NAN, y), ValueError, "1 of 20 series hold missing values (NaN) or inf"),
     (lambda: of(1e39 * X.double(), y), ValueError, "20 of 20 series hold missing values"),
     (lambda: of(X.expand(-1, 2, -1), y), ValueError, "expects series of shape (n_cases, 1, n"),
-    (lambda: run(network(), validation=X), TypeError, "must be a pair of series and labels"),
+    (lambda: run(network(), validation=X), TypeError, "labels, (X, y), but got a "),
     (lambda: run(network(), validation=(X, y + 1)), ValueError, "class indices in [0, 2)"),
     (lambda: train(network(), X, y, {"epochs": 2}), TypeError, "write Recipe(epochs=...)"),
     (lambda: run(network(), resume=True), ValueError, "resume=True needs out"),
@@ -74,7 +74,7 @@ test_train = refusals(
     (lambda: run(PAIR), TypeError, "must return one tensor, but returned a tuple"),
     (lambda: run(NO_SOFTMAX), ValueError, "end it with torch.nn.LogSoftmax"),
     (lambda: run(network(), cuda_graphs=True), ValueError, "move it with model.cuda()"),
-    (lambda: run(network(), cuda_graphs=True, penalty=1), ValueError, "a penalty watches every"),
+    (lambda: run(network(), cuda_graphs=True, penalty=1), ValueError, "a penalty or cuda_graphs"),
 )  # fmt: skip
 
 test_recipe = refusals(
