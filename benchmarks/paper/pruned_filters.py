@@ -84,7 +84,7 @@ def smaller(
             whole,
             example,
             CRITERIA[variant.criterion](data, seed),
-            ratio=variant.ratio,
+            fraction=variant.ratio,
             steps=variant.steps,
             equivalent=variant.equivalent,
         )

@@ -28,7 +28,7 @@ BATCH, LENGTHS, THREADS, ROUNDS = 16, (150, 500), (1, 2), 15
 
 def half(model: nn.Module) -> nn.Module:
     """Return the network with half of its filters."""
-    return prune_filters(model, torch.zeros(1, 1, LENGTHS[0]), WHC(), ratio=0.5).model
+    return prune_filters(model, torch.zeros(1, 1, LENGTHS[0]), WHC(), fraction=0.5).model
 
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {

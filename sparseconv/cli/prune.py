@@ -31,7 +31,7 @@ CRITERIA: dict[str, Callable[[Data, argparse.Namespace], pruning.Criterion]] = {
     "evolutionary": lambda data, args: pruning.Evolutionary(data, seed=args.seed),
 }
 FINE_TUNING = ("epochs", "lr", "lr_min", "batch_size", "seed")  # the rest is the run's
-AMOUNT = ("ratio", "target_macs")
+AMOUNT = ("fraction", "target_macs")
 FINDS_OUT = ("dsp", "evolutionary")  # how many filters go
 DSP_OPTIONS = ("eps", "silence", "silence_epochs")
 EPOCHS = 100
@@ -44,8 +44,8 @@ def add_options(command: argparse.ArgumentParser) -> None:
     add("--criterion", choices=tuple(CRITERIA), default="whc", help=which)
     amount = command.add_mutually_exclusive_group()
     number: dict[str, Any] = {"default": argparse.SUPPRESS, "metavar": "X"}
-    ratio, macs = "share of the filters to remove", "most multiply-adds of one series to keep"
-    amount.add_argument("--ratio", type=float, help=f"{ratio} (default: 0.5)", **number)
+    share, macs = "share of the filters to remove", "most multiply-adds of one series to keep"
+    amount.add_argument("--fraction", type=float, help=f"{share} (default: 0.5)", **number)
     amount.add_argument("--target-macs", type=int, help=macs, **number)
     add(
         "--steps",
@@ -96,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
         if isinstance(criterion, pruning.DSP):
             _silence(network, X, y, recipe, args)
         elif not amount and criterion.threshold is None:
-            amount = {"ratio": 0.5}
+            amount = {"fraction": 0.5}
         model: Any
         model, report = pruning.prune_filters(network, X[:1], criterion, steps=args.steps, **amount)
         at_once = results.correct(model, data)

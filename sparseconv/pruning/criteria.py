@@ -32,7 +32,7 @@ class Criterion(ABC):
     Attributes:
         everywhere: compare the scores of all layers; else the same share of each layer's filters
             is removed.
-        threshold: units with at most this score are removed; None if a ratio decides.
+        threshold: units with at most this score are removed; None if a fraction decides.
         graded: whether scores take more than two values, so that thresholds differ in effect.
 
     Example:
@@ -46,7 +46,7 @@ class Criterion(ABC):
         ...                 found[units] += weight[filters].flatten(1).amax(1)
         ...         return found
         >>> model, x = sc.models.ResNet(1, 2, nf=8), torch.zeros(1, 1, 50)
-        >>> sc.prune_filters(model, x, LargestWeight(), ratio=0.5).report.parameters
+        >>> sc.prune_filters(model, x, LargestWeight(), fraction=0.5).report.parameters
         Counts(before=7842, after=2066)
     """
 
@@ -117,7 +117,8 @@ class WHC(Criterion):
         >>> model = nn.Sequential(nn.Conv1d(1, 3, 2), nn.ReLU(), nn.Conv1d(3, 1, 1))
         >>> model[0].weight.data = torch.tensor([[[1.0, 0.0]], [[2.0, 0.0]], [[0.0, 1.0]]])
         >>> x = torch.zeros(1, 1, 9)
-        >>> [sc.prune_filters(model, x, c, ratio=0).report.scores.tolist() for c in (HC(), WHC())]
+        >>> found = [sc.prune_filters(model, x, c, fraction=0).report for c in (HC(), WHC())]
+        >>> [report.scores.tolist() for report in found]
         [[1.0, 2.0, 2.0], [1.0, 2.0, 3.0]]
 
     Source: Chen et al., "WHC: Weighted Hybrid Criterion for Filter Pruning on Convolutional Neural
@@ -209,7 +210,7 @@ class DSP(Criterion):
     layer: the root mean square over time, and of this the maximum over all series. The score is its
     ratio to the largest activation in the layer (of a ``DSN`` in the kernel group). If several
     layers read the filter, the largest ratio counts. Filters with a score of at most ``eps`` are
-    removed, so a ratio is not needed. Train with ``InstanceSparsity``, which makes filters silent.
+    removed, so no fraction is needed. Train with ``InstanceSparsity``, which makes filters silent.
 
     Args:
         data: training series as an array ``(n_cases, n_channels, length)``, a list of cases, or

@@ -87,7 +87,7 @@ def merge(model: nn.Module) -> nn.Module:
         >>> import sparseconv as sc
         >>> from sparseconv.pruning import WHC
         >>> model, x = sc.models.ResNet(1, 2, nf=8), torch.randn(2, 1, 40)
-        >>> pairs, _ = sc.prune_filters(model, x, WHC(), ratio=0.5, equivalent=True)
+        >>> pairs, _ = sc.prune_filters(model, x, WHC(), fraction=0.5, equivalent=True)
         >>> plain = merge(pairs)  # after fine-tuning
         >>> torch.allclose(plain.eval()(x), pairs.eval()(x), atol=1e-5)
         True

@@ -38,7 +38,7 @@ def prune_filters(
     example_input: Any,
     criterion: Criterion,
     *,
-    ratio: float | None = None,
+    fraction: float | None = None,
     target_macs: int | None = None,
     steps: int = 1,
     ignore: Iterable[str] = (),
@@ -69,9 +69,9 @@ def prune_filters(
             ``SparseConv1d`` in blocks that loses channels gets single weights.
         example_input: a tensor or an array ``(N, C, L)``, or a tuple of the model's arguments.
         criterion: ``DSP``, ``WHC``, ``HC``, ``Magnitude``, ``Jacobian`` or ``Evolutionary``.
-        ratio: share of the filters to remove, in [0, 1): of each layer, or of all together if the
-            criterion compares everywhere (``Jacobian``). Filters removed together count once.
-        target_macs: instead of a ratio, the largest number of multiply-adds for one series. The
+        fraction: share of the filters to remove, in [0, 1): of each layer, or of all together if
+            the criterion compares everywhere (``Jacobian``). Filters removed together count once.
+        target_macs: instead of a fraction, the largest number of multiply-adds for one series. The
             fewest filters that reach it are removed.
         steps: remove the filters in this number of equal steps, each scored again. ``DSP`` removes
             silent filters this number of times.
@@ -100,7 +100,7 @@ def prune_filters(
         >>> import sparseconv as sc
         >>> from sparseconv.pruning import WHC
         >>> model = sc.models.ResNet(1, 2, nf=8)
-        >>> pruned, report = prune_filters(model, torch.zeros(1, 1, 50), WHC(), ratio=0.5)
+        >>> pruned, report = prune_filters(model, torch.zeros(1, 1, 50), WHC(), fraction=0.5)
         >>> report.parameters
         Counts(before=7842, after=2066)
 
@@ -115,7 +115,7 @@ def prune_filters(
             "criterion must be one of sparseconv.pruning, for example WHC(), but got "
             f"{criterion!r}{advice}"
         )
-    ratio, target_macs = checked_target(criterion, ratio, target_macs)
+    fraction, target_macs = checked_target(criterion, fraction, target_macs)
     steps = count("steps", steps)
     if equivalent and optimizer is not None:
         raise ValueError(
@@ -139,7 +139,7 @@ def prune_filters(
             )
         for parameter, given in zip(work.parameters(), model.parameters(), strict=True):
             parameter.data.copy_(given)
-        kept, scores = select_in_steps(work, channels, criterion, ratio, target_macs, steps)
+        kept, scores = select_in_steps(work, channels, criterion, fraction, target_macs, steps)
         failed = removed_wrongly(edit, model, arguments, channels, kept)
     pruned = deepcopy_model(model)
     unpaired: tuple[str, ...] = ()

@@ -242,7 +242,7 @@ class PruningReport(SmallerNetwork):
         layers: a ``LayerChange`` for each layer, in the order of computation.
         optimizer: the successor of the given optimizer.
         scores: the last score of each unit of filters before it was removed.
-        threshold: the threshold of a graded criterion; None if a ratio or the criterion itself
+        threshold: the threshold of a graded criterion; None if a fraction or the criterion itself
             decided how many filters to remove.
         unpaired: with ``equivalent=True`` the layers that lost filters without a compressor.
         left: name -> reason, for layers that keep some or all filters in any case.
@@ -251,7 +251,7 @@ class PruningReport(SmallerNetwork):
         >>> import sparseconv as sc
         >>> from sparseconv.pruning import WHC
         >>> model = nn.Sequential(nn.Conv1d(1, 8, 5), nn.ReLU(), nn.Conv1d(8, 2, 5))
-        >>> report = sc.prune_filters(model, torch.zeros(1, 1, 50), WHC(), ratio=0.5).report
+        >>> report = sc.prune_filters(model, torch.zeros(1, 1, 50), WHC(), fraction=0.5).report
         >>> [(layer.filters.after, layer.macs.after) for layer in report.layers]
         [(4, 920), (2, 1680)]
         >>> list(report.measure(rounds=6).times)  # ["inference"].speedup above 1: faster now

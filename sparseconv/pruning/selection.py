@@ -16,29 +16,29 @@ from sparseconv.pruning.surgery import mask
 
 
 def checked_target(
-    criterion: Criterion, ratio: float | None, target_macs: int | None
+    criterion: Criterion, fraction: float | None, target_macs: int | None
 ) -> tuple[float | None, int | None]:
     """Return one of the two; neither for a criterion with a threshold."""
-    given = [x for x in (ratio, target_macs) if x is not None]
+    given = [x for x in (fraction, target_macs) if x is not None]
     if criterion.threshold is not None and given:
         raise ValueError(
-            f"{criterion!r} decides how many filters to remove; omit ratio and target_macs"
+            f"{criterion!r} decides how many filters to remove; omit fraction and target_macs"
         )
     if criterion.threshold is None and len(given) != 1:
         raise ValueError(
-            f"{criterion!r} needs either ratio, a share of the filters, or target_macs, but got "
+            f"{criterion!r} needs either fraction, a share of the filters, or target_macs, but got "
             f"{'both' if given else 'neither'}"
         )
-    if ratio is not None:
-        ratio = share("ratio", ratio, below_one=True)  # every layer keeps a filter
-    return ratio, None if target_macs is None else count("target_macs", target_macs)
+    if fraction is not None:
+        fraction = share("fraction", fraction, below_one=True)  # every layer keeps a filter
+    return fraction, None if target_macs is None else count("target_macs", target_macs)
 
 
 def select_in_steps(
     work: nn.Module,
     channels: Channels,
     criterion: Criterion,
-    ratio: float | None,
+    fraction: float | None,
     target_macs: int | None,
     steps: int,
 ) -> tuple[Tensor, Tensor]:
@@ -56,8 +56,8 @@ def select_in_steps(
         selection = _Selection(channels, criterion.everywhere, kept, scores)
         if criterion.threshold is not None:
             kept = kept & (scores > criterion.threshold) | selection.best()
-        elif ratio is not None:
-            kept = selection.without(ratio * step / steps)
+        elif fraction is not None:
+            kept = selection.without(fraction * step / steps)
         else:
             assert target_macs is not None
             kept = selection.within(target_macs, step / steps)

@@ -42,7 +42,7 @@ def trained(run: Path, tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     "words",
     [
-        ["--criterion", "jacobian", "--ratio", "0.6", "--steps", "2"],
+        ["--criterion", "jacobian", "--fraction", "0.6", "--steps", "2"],
         ["--criterion", "dsp", "--eps", "0.5", "--silence", "1e-4", "--silence-epochs", "1"],
         ["--criterion", "magnitude", "--target-macs", "6000"],
         ["--criterion", "evolutionary"],
@@ -92,7 +92,7 @@ def test_what_silences_filters_is_scaled_to_the_batch(
 def test_pruned_twice(data: str, trained: Path, tmp_path: Path, command: Any) -> None:
     folders = [trained, tmp_path / "a", tmp_path / "b"]
     for source, out in itertools.pairwise(folders):
-        command("prune", source, "--data", data, "--out", out, "--ratio", 0.5, *TUNE)
+        command("prune", source, "--data", data, "--out", out, "--fraction", 0.5, *TUNE)
     config = json.loads((folders[2] / "config.json").read_text())
     kept = config["pruning"]["filters"]["blocks.0.conv"]
     assert len(kept) == 6

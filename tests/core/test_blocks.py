@@ -131,5 +131,5 @@ def test_a_layer_that_loses_filters_has_single_weights() -> None:
     layers = [SparseConv1d(1, 8, 5, block=(4, 1)), SparseConv1d(8, 8, 5, block=4)]
     layers += [SparseConv1d(8, 8, 5, block=4)]
     model = torch.nn.Sequential(*layers)
-    pruned, _ = prune_filters(model, torch.zeros(1, 1, 50), WHC(), ratio=0.25, ignore=["2"])
+    pruned, _ = prune_filters(model, torch.zeros(1, 1, 50), WHC(), fraction=0.25, ignore=["2"])
     assert [layer.pattern.block for layer in pruned] == [(1, 1), (1, 1), (4, 4)]

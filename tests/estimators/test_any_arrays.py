@@ -95,7 +95,7 @@ def transformed(X: Any = X, y: Any = Y) -> Any:
 
 def pruned(X: Any = X, y: Any = Y) -> Any:
     example, criterion = torch.zeros(1, 1, 24), sc.pruning.Jacobian((X, y))
-    report = sc.prune_filters(network(), example, criterion, ratio=0.5)[1]
+    report = sc.prune_filters(network(), example, criterion, fraction=0.5)[1]
     return np.concatenate([layer.kept for layer in report.layers])
 
 
@@ -154,7 +154,7 @@ def test_example_inputs() -> None:
                 (found,) = copied_arguments(model, STRIDED[name](integers))
                 assert torch.equal(found, torch.tensor(integers, dtype=dtype)), name
         for x in (X, torch.from_numpy(X)):
-            report = sc.prune_filters(model, x, sc.pruning.WHC(), ratio=0.5)[1]
+            report = sc.prune_filters(model, x, sc.pruning.WHC(), fraction=0.5)[1]
             assert report.measure(x[:2], least_seconds=0) is not None
 
 

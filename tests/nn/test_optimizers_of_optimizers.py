@@ -126,7 +126,7 @@ def test_the_successor_trains_the_pruned_network(name: str) -> None:
     model = network(nn.Conv1d)
     optimizer = HOLDING[name](model.parameters())
     step(model, optimizer)
-    small, report = sc.prune_filters(model, X, Magnitude(2), ratio=0.5, optimizer=optimizer)
+    small, report = sc.prune_filters(model, X, Magnitude(2), fraction=0.5, optimizer=optimizer)
     assert report.optimizer is not None
     before, after = state(optimizer, model), state(report.optimizer, small)
     assert len(after) == len(before)
@@ -183,7 +183,7 @@ def test_what_an_optimizer_knows_of_the_model_and_its_scheduler() -> None:
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)
     step(model, optimizer)
     schedule.step()
-    small, report = sc.prune_filters(model, X, Magnitude(2), ratio=0.5, optimizer=optimizer)
+    small, report = sc.prune_filters(model, X, Magnitude(2), fraction=0.5, optimizer=optimizer)
     new: Any = report.optimizer
     schedule.optimizer = new
     assert new.model is small

@@ -26,7 +26,7 @@ def network() -> nn.Sequential:
 REPORTS: dict[str, Callable[[], Report]] = {
     "profile": lambda: sc.profile(sc.SparseConv1d(2, 8, 5), X, rounds=6, least_seconds=0),
     "convert": lambda: sc.convert(network(), layers=["0"]).report,
-    "prune_filters": lambda: sc.prune_filters(network(), X, WHC(), ratio=0.5).report,
+    "prune_filters": lambda: sc.prune_filters(network(), X, WHC(), fraction=0.5).report,
     "factorize": lambda: sc.factorize(network(), rank=1, method="svd").report,
 }
 

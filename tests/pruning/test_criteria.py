@@ -105,7 +105,7 @@ def test_kernel_groups_of_a_dsn_are_ranked_apart() -> None:
     model = sc.models.DSN(2, 3, nf=6, kernel_size=9, depth=2).double()
     scores, channels = scored(WHC(), model, 30)
     layer, conv = channels.layers["blocks.0.conv"], model.blocks[0].conv
-    report = sc.prune_filters(model, torch.zeros(1, 2, 30).double(), WHC(), ratio=0.5).report
+    report = sc.prune_filters(model, torch.zeros(1, 2, 30).double(), WHC(), fraction=0.5).report
     kept = next(x.kept for x in report.layers if x.name == "blocks.0.conv")
     assert len(conv.regions) == 3
     for (first, end), _ in conv.regions:
@@ -214,7 +214,7 @@ def test_jacobian_takes_arrays_any_loss_and_integers() -> None:
     )
     with torch.no_grad():  # rounded outputs of any size are log-probabilities still
         model.bfloat16()[7].weight *= 1e3
-        sc.prune_filters(model, x.bfloat16(), Jacobian((x, y)), ratio=0.5)
+        sc.prune_filters(model, x.bfloat16(), Jacobian((x, y)), fraction=0.5)
 
 
 def shares(model: Mixed, x: Tensor) -> list[float]:
@@ -276,8 +276,8 @@ class Codes(nn.Module):
 
 def test_series_of_integers() -> None:
     model, codes, y = Codes(), torch.arange(40).view(4, 10) % 5, torch.arange(4) % 2
-    for criterion, ratio in ((Jacobian((codes, y)), 0.5), (DSP(codes), None)):
-        small, report = sc.prune_filters(model, codes, criterion, ratio=ratio)
+    for criterion, fraction in ((Jacobian((codes, y)), 0.5), (DSP(codes), None)):
+        small, report = sc.prune_filters(model, codes, criterion, fraction=fraction)
         assert small(codes).shape == (4, 2)
         assert report.layers[0].name == "inner"
 

@@ -74,8 +74,8 @@ def check_merged(pairs: nn.Module, merged: nn.Module) -> None:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_pairs_are_the_naive_network_and_stay_themselves_when_merged(name: str) -> None:
     model = NETWORKS[name]().eval()
-    naive, naive_report = sc.prune_filters(model, X, Drawn(3, False), ratio=0.5)
-    pairs, report = sc.prune_filters(model, X, Drawn(3, False), ratio=0.5, equivalent=True)
+    naive, naive_report = sc.prune_filters(model, X, Drawn(3, False), fraction=0.5)
+    pairs, report = sc.prune_filters(model, X, Drawn(3, False), fraction=0.5, equivalent=True)
     assert [x.kept for x in report.layers] == [x.kept for x in naive_report.layers]
     assert bool(report.unpaired) == (name == "LITE")
     # At first each layer computes exactly what its pruned one does: the others are left out.
@@ -96,7 +96,7 @@ def test_pairs_are_the_naive_network_and_stay_themselves_when_merged(name: str) 
 def test_random_networks_of_whole_numbers_merge_to_the_bit(seed: int) -> None:
     network = RandomNetwork(seed)
     model, x = network.model, network.example
-    pairs, report = sc.prune_filters(model, x, Drawn(seed, False), ratio=0.5, equivalent=True)
+    pairs, report = sc.prune_filters(model, x, Drawn(seed, False), fraction=0.5, equivalent=True)
     assert torch.equal(pairs(x), silenced(model, report)(x))
     mixes = [module for module in pairs.modules() if isinstance(module, Mix)]
     assert mixes
@@ -126,7 +126,7 @@ class WithInput(nn.Module):
     ids=["branches", "flat", "input"],
 )
 def test_what_is_alike_is_mixed(model: nn.Module, name: str, kinds: list[Any]) -> None:
-    pairs, _ = sc.prune_filters(model, X, Drawn(0, False), ratio=0.5, equivalent=True)
+    pairs, _ = sc.prune_filters(model, X, Drawn(0, False), fraction=0.5, equivalent=True)
     before: Any = pairs.get_submodule(f"{name}.decompressor")
     kept = before.start.argmax(0).tolist()  # the inputs of the pruned layer, where they come from
     assert 0 < len(kept) == len(set(kept)) < len(kinds)
@@ -167,7 +167,7 @@ def frozen() -> nn.Module:
 )
 def test_filters_without_a_pair_are_named(model: nn.Module, unpaired: tuple[str, ...]) -> None:
     model = nn.Sequential(model, nn.Linear(3, 8).double(), nn.ReLU(), nn.Linear(8, 3).double())
-    pairs, report = sc.prune_filters(model, X, Drawn(0, False), ratio=0.5, equivalent=True)
+    pairs, report = sc.prune_filters(model, X, Drawn(0, False), fraction=0.5, equivalent=True)
     assert report.unpaired == unpaired
     assert f"without compressors: {', '.join(unpaired)}" in str(report)
     move(pairs)
@@ -181,7 +181,7 @@ def test_filters_without_a_pair_are_named(model: nn.Module, unpaired: tuple[str,
 
 def test_layers_after_flatten_are_paired_up_to_a_width(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sparseconv.pruning.equivalent.WIDEST", 60)
-    assert not sc.prune_filters(flat(), X, WHC(), ratio=0.5, equivalent=True).report.unpaired
+    assert not sc.prune_filters(flat(), X, WHC(), fraction=0.5, equivalent=True).report.unpaired
     monkeypatch.setattr("sparseconv.pruning.equivalent.WIDEST", 59)
     with pytest.raises(ValueError, match="on both sides of removed filters, but all are next"):
-        sc.prune_filters(flat(), X, WHC(), ratio=0.5, equivalent=True)
+        sc.prune_filters(flat(), X, WHC(), fraction=0.5, equivalent=True)

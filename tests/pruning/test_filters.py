@@ -24,7 +24,7 @@ X, Y = data()
 def test_ratio_0_changes_no_bit(name: str, equivalent: bool) -> None:
     torch.manual_seed(0)
     model, x = MODELS[name](), torch.randn(2, 2, 40)
-    same, report = sc.prune_filters(model, x, WHC(), ratio=0, equivalent=equivalent)
+    same, report = sc.prune_filters(model, x, WHC(), fraction=0, equivalent=equivalent)
     assert same.training
     assert report.parameters[0] == report.parameters[1]
     for a, b in zip(model.state_dict().values(), same.state_dict().values(), strict=True):
@@ -39,7 +39,7 @@ def test_ratio_0_changes_no_bit(name: str, equivalent: bool) -> None:
 def test_the_same_filters_of_a_fresh_model(name: str) -> None:
     torch.manual_seed(0)
     model, x = MODELS[name](), torch.randn(2, 2, 40)
-    pruned, report = sc.prune_filters(model, x, Drawn(0, False), ratio=0.5)
+    pruned, report = sc.prune_filters(model, x, Drawn(0, False), fraction=0.5)
     fresh = keep_filters(MODELS[name](), x, {layer.name: layer.kept for layer in report.layers})
     fresh.load_state_dict(pruned.state_dict())
     assert torch.equal(fresh.eval()(x), pruned.eval()(x))
@@ -67,18 +67,18 @@ class Watched(Criterion):
 
 def test_a_share_that_rounding_puts_below_a_whole_number() -> None:
     assert int(0.29 * 100) == 28
-    report = sc.prune_filters(classifier(100), X, WHC(), ratio=0.29).report
+    report = sc.prune_filters(classifier(100), X, WHC(), fraction=0.29).report
     assert report.layers[0].filters == (100, 71)
 
 
 def test_steps() -> None:
     watched, model = Watched(), classifier(8)
-    pruned, report = sc.prune_filters(model, X, watched, ratio=0.75, steps=3)
+    pruned, report = sc.prune_filters(model, X, watched, fraction=0.75, steps=3)
     assert watched.asked == [[8, 6], [6, 5], [4, 3]]
     assert watched.read == [8, 6, 4]
     assert [layer.filters for layer in report.layers] == [(8, 2), (8, 2), (6, 2), (3, 3)]
     # Sizes of filters do not change on the way, but what a linear layer reads does.
-    once = sc.prune_filters(model, X, Magnitude(), ratio=0.75).report
+    once = sc.prune_filters(model, X, Magnitude(), fraction=0.75).report
     assert once.layers[0].kept == report.layers[0].kept
     assert pruned[5].weight.shape == (2, 2)
     towards = Watched()
@@ -123,7 +123,7 @@ def test_the_model_and_all_generators_are_left_alone(criterion: Criterion) -> No
     model[0][0].register_forward_hook(lambda *_: calls.append(1))
     model(X).sum().backward()
     before = everything(model)
-    limits = {} if criterion.threshold is not None else {"ratio": 0.5}
+    limits = {} if criterion.threshold is not None else {"fraction": 0.5}
     with torch.inference_mode():
         pruned, _ = sc.prune_filters(model, X, criterion, **limits)
     assert everything(model) == before
@@ -140,7 +140,7 @@ def test_layers_of_merged_pairs_keep_their_hooks() -> None:
     model, seen = ChannelsLast(), []
     for module in (layer for layer in model.modules() if not list(layer.children())):
         module.register_full_backward_hook(lambda *_: seen.append(1))
-    merged = sc.prune_filters(model, X, WHC(), ratio=0.5, equivalent=True).report.merge()
+    merged = sc.prune_filters(model, X, WHC(), fraction=0.5, equivalent=True).report.merge()
     seen.clear()
     merged(X).sum().backward()
     assert len(seen) == 3
@@ -150,6 +150,6 @@ def test_models_that_are_compiled_in_place() -> None:
     model = classifier()
     model.compile(backend="eager")
     model[0].compile(backend="eager")
-    pruned, _ = sc.prune_filters(model, X, WHC(), ratio=0.5)
-    plain, _ = sc.prune_filters(classifier(), X, WHC(), ratio=0.5)
+    pruned, _ = sc.prune_filters(model, X, WHC(), fraction=0.5)
+    plain, _ = sc.prune_filters(classifier(), X, WHC(), fraction=0.5)
     assert torch.equal(pruned.eval()(X), plain.eval()(X))

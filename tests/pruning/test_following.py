@@ -67,7 +67,7 @@ def pruned(
     """The filters left in layers that lose some; the result must compute the masked model."""
     torch.manual_seed(0)
     model = make().double()
-    small, report = sc.prune_filters(model, x, Drawn(0, False), ratio=0.5, ignore=ignore)
+    small, report = sc.prune_filters(model, x, Drawn(0, False), fraction=0.5, ignore=ignore)
     outputs = (output_tensors(m.eval()(X)) for m in (small, silenced(model, report)))
     for found, wanted in zip(*outputs, strict=True):
         torch.testing.assert_close(found, wanted)
@@ -111,7 +111,7 @@ def test_layers_called_by_keyword_by_all_that_watches_them() -> None:
         small, report = sc.prune_filters(model, X, criterion)
         assert report.layers[0].filters[1] < 8
         assert torch.allclose(small.eval()(X), silenced(model, report).eval()(X))
-    pairs, _ = sc.prune_filters(model, X, WHC(), ratio=0.5, equivalent=True)
+    pairs, _ = sc.prune_filters(model, X, WHC(), fraction=0.5, equivalent=True)
     assert pairs(X).shape == (len(X), 3)
     factors, _ = sc.factorize(model, layers=[["b"]], method="svd", rank=2)
     assert factors(X).shape == (len(X), 3)
@@ -183,8 +183,8 @@ def test_random_networks(block: int) -> None:
         if not (channels := trace(model, (x,))).n_units:
             refused.append(seed)
             continue
-        ratio = (seed % 7 + 1) / 9
-        small, report = sc.prune_filters(model, x, Drawn(seed, seed % 2 == 0), ratio=ratio)
+        fraction = (seed % 7 + 1) / 9
+        small, report = sc.prune_filters(model, x, Drawn(seed, seed % 2 == 0), fraction=fraction)
         assert torch.equal(small(x), silenced(model, report)(x)), model
         assert report.macs[0] == channels.macs()
         assert report.parameters[1] == sum(p.numel() for p in small.parameters())
@@ -243,7 +243,7 @@ class Energy(nn.Module):
 
 def test_gradients_and_vmap_in_a_model() -> None:
     model = Energy().double().eval()
-    report = sc.prune_filters(model, X, Magnitude(), ratio=0.5).report
+    report = sc.prune_filters(model, X, Magnitude(), fraction=0.5).report
     assert {x.name: x.filters.after for x in report.layers} == {"a": 4, "b": 8, "c": 1}
     assert "'linear' in the model itself (Energy, line " in report.left["b"]
     assert "'stack' in the model itself (Energy, line " in report.left["heads.1"]
@@ -252,7 +252,7 @@ def test_gradients_and_vmap_in_a_model() -> None:
 
 def test_a_dsn_keeps_its_kernel_groups() -> None:
     model = sc.models.DSN(1, 2, nf=6)
-    pruned, report = sc.prune_filters(model, torch.zeros(1, 1, 50), Drawn(1, False), ratio=0.5)
+    pruned, report = sc.prune_filters(model, torch.zeros(1, 1, 50), Drawn(1, False), fraction=0.5)
     conv = pruned.blocks[1].conv
     assert conv.regions == tuple(sc.Region((3 * i, 3 * i + 3), (0, 13 * (i + 1))) for i in range(3))
     old = model.blocks[1].conv

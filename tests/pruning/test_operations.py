@@ -213,7 +213,7 @@ def pruned(operations: dict[str, Operation], x: Tensor = X) -> tuple[dict[str, i
     model = Probes(operations).double().eval()
     with torch.no_grad():
         model(X)  # makes the last layers
-    small, report = sc.prune_filters(model, x, Magnitude(), ratio=0.5)
+    small, report = sc.prune_filters(model, x, Magnitude(), fraction=0.5)
     if operations is not FOLLOWED["random"]:  # fewer draws are others
         torch.testing.assert_close(small(X), masked(model, report)(X))
     assert report.parameters.after == sum(p.numel() for p in small.parameters())

@@ -49,8 +49,8 @@ def test_an_optimizer_goes_on_as_if_its_filters_were_silent(seed: int, which: in
     marked = copy.deepcopy(model)
     for parameter in marked.parameters():
         parameter.data = torch.arange(parameter.numel()).view_as(parameter).double()
-    positions = sc.prune_filters(marked, x, drawn, ratio=0.5).model
-    pruned, report = sc.prune_filters(model, x, drawn, ratio=0.5, optimizer=optimizer)
+    positions = sc.prune_filters(marked, x, drawn, fraction=0.5).model
+    pruned, report = sc.prune_filters(model, x, drawn, fraction=0.5, optimizer=optimizer)
     assert report.parameters[1] < report.parameters[0]
     both = [x for each in (optimizer, report.optimizer) for x in tree_leaves({**each.state})]
     places = [x.data_ptr() for x in both if isinstance(x, torch.Tensor)]
@@ -96,7 +96,7 @@ def test_what_an_optimizer_has_of_its_own() -> None:
     optimizer.step()
     optimizer.register_step_post_hook(lambda who, *_: stepped.append(who))
     torch.optim.lr_scheduler.StepLR(optimizer, 1)  # replaces optimizer.step
-    pruned, report = sc.prune_filters(model, X, WHC(), ratio=0.5, optimizer=optimizer)
+    pruned, report = sc.prune_filters(model, X, WHC(), fraction=0.5, optimizer=optimizer)
     new, state = report.optimizer, copy.deepcopy(model.state_dict())
     first, moments = pruned[0].weight, report.optimizer.state[pruned[0].weight]["moments"]
     whole = optimizer.state[model[0].weight]["moments"][0]

@@ -22,7 +22,7 @@ X = 50 * torch.randint(-2, 3, (3, 2, 50), generator=RNG).double()
 
 def pruned(name: str, seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
-    return sc.prune_filters(exact(MODELS[name](), seed), X, Drawn(7, False), ratio=0.5).model
+    return sc.prune_filters(exact(MODELS[name](), seed), X, Drawn(7, False), fraction=0.5).model
 
 
 def saved(model: nn.Module) -> nn.Module:
@@ -58,7 +58,7 @@ WAYS: list[Callable[[Any], Any]] = [
     loaded,
     converted,
     sc.optimize_for_inference,
-    lambda model: sc.prune_filters(model, X, WHC(), ratio=0).model,
+    lambda model: sc.prune_filters(model, X, WHC(), fraction=0).model,
 ]
 SLOW: list[Callable[[Any], Any]] = [
     compiled,
@@ -90,7 +90,7 @@ def test_the_same_outputs(name: str) -> None:
 def test_dynamic_sparse_training_of_a_pruned_dsn() -> None:
     torch.manual_seed(0)
     x, y = torch.randn(9, 2, 40), torch.arange(9) % 3
-    model = sc.prune_filters(MODELS["DSN"](), x, WHC(), ratio=0.5).model
+    model = sc.prune_filters(MODELS["DSN"](), x, WHC(), fraction=0.5).model
     regions = [layer.regions for layer in model.sparse_layers()]
     optimizer = torch.optim.Adam(model.parameters())
     scheduler = DSTScheduler(model, optimizer, update_every=2, end_step=20, grow="gradient")

@@ -24,7 +24,7 @@ X, Y = data()
 def test_counts_are_those_of_the_modules(name: str) -> None:
     torch.manual_seed(0)
     model, x = MODELS[name](), torch.randn(3, 2, 40)
-    report = sc.prune_filters(model, x, Drawn(0, False), ratio=0.5).report
+    report = sc.prune_filters(model, x, Drawn(0, False), fraction=0.5).report
     for i, whole in enumerate((report.before, report.after)):
         assert report.parameters[i] == sum(p.numel() for p in whole.parameters())
         assert report.parameters[i] == sum(layer.parameters[i] for layer in report.layers)
@@ -60,7 +60,7 @@ def twice() -> torch.nn.Module:
 @pytest.mark.parametrize(("make", "training"), [(MODELS["DSN"], True), (twice, False)])
 def test_measured_times(make: Callable[[], torch.nn.Module], training: bool) -> None:
     model, x = make(), torch.randn(2, 2, 12)
-    report = sc.prune_filters(model, x, Drawn(0, False), ratio=0.5).report
+    report = sc.prune_filters(model, x, Drawn(0, False), fraction=0.5).report
     states = [everything(report.before), everything(report.after)]
     timed = report.measure(rounds=6, least_seconds=1e-6, training=training)
     assert [everything(report.before), everything(report.after)] == states
@@ -80,7 +80,7 @@ def test_copies_are_timed_with_compressors_merged(monkeypatch: pytest.MonkeyPatc
         return model_passes(model, *given)
 
     monkeypatch.setattr("sparseconv.pruning.report.model_passes", watched)
-    report = sc.prune_filters(classifier(), X, WHC(), ratio=0.5, equivalent=True).report
+    report = sc.prune_filters(classifier(), X, WHC(), fraction=0.5, equivalent=True).report
     report.measure(rounds=6, least_seconds=1e-6)
     assert not {report.before, report.after} & {*timed}
     assert [sum(p.numel() for p in model.parameters()) for model in timed] == [*report.parameters]
@@ -96,7 +96,9 @@ def test_ratios_are_before_by_after(monkeypatch: pytest.MonkeyPatch) -> None:
 
     fake_clock(monkeypatch, milliseconds)
     model = classifier()
-    report = sc.prune_filters(model, X, WHC(), ratio=0.5).report.measure(training=False, rounds=6)
+    report = sc.prune_filters(model, X, WHC(), fraction=0.5).report.measure(
+        training=False, rounds=6
+    )
     assert set(names) == {"before inference", "after inference"}
     whole = report.times["inference"]
     assert (whole.before.median, whole.after.median) == pytest.approx((12, 4))
@@ -116,7 +118,7 @@ def test_the_curve_of_dsp() -> None:
         kept = sc.prune_filters(model, X, DSP(X, eps=eps)).report.layers
         convolution, linear = (kept[i].filters[1] for i in (0, 2))
         assert report.curve(torch.tensor([eps])) == [(pytest.approx(eps), convolution + linear)]  # type: ignore[arg-type]
-    report = sc.prune_filters(classifier(), X, WHC(), ratio=0.5).report
+    report = sc.prune_filters(classifier(), X, WHC(), fraction=0.5).report
     with pytest.raises(ValueError, match=r"with a threshold, such as DSP, but got WHC\(\)"):
         report.curve([0.5])
     assert "thresholds" not in str(report)

@@ -24,7 +24,7 @@ X, Y = data()
 def pruned(model: nn.Module, x: Tensor = X, **options: Any) -> tuple[nn.Module, Any]:
     """Prune half of each layer's filters; the result must compute what the masked network does."""
     model.to(x).eval()
-    small, report = sc.prune_filters(model, x, Magnitude(), ratio=0.5, **options)
+    small, report = sc.prune_filters(model, x, Magnitude(), fraction=0.5, **options)
     torch.testing.assert_close(small(x), masked(model, report)(x))
     assert report.parameters.after == sum(p.numel() for p in small.parameters())
     return small, report
@@ -164,7 +164,7 @@ def one_tap(transposed: bool) -> nn.Sequential:
 
 @pytest.mark.parametrize("criterion", [WHC(), Jacobian((X, Y)), DSP(X, eps=0.9)], ids=str)
 def test_criteria_of_a_transposed_convolution(criterion: Any) -> None:
-    limits = {} if isinstance(criterion, DSP) else {"ratio": 0.5}
+    limits = {} if isinstance(criterion, DSP) else {"fraction": 0.5}
     one, other = (
         sc.prune_filters(one_tap(transposed).double(), X, criterion, **limits).report
         for transposed in (True, False)
@@ -263,7 +263,7 @@ class Later(nn.Module):
 def test_layers_that_eval_mode_does_not_call() -> None:
     torch.manual_seed(0)
     model = Later().double()
-    small, report = sc.prune_filters(model, (X[:1], Y.double()), Magnitude(), ratio=0.5)
+    small, report = sc.prune_filters(model, (X[:1], Y.double()), Magnitude(), fraction=0.5)
     assert filters(report) == {"a": 8, "b": 8, "c": 4, "head": 3}
     assert "its channels meet 'aux': this example does not call it in eval mode" in report.left["a"]
     assert report.left["dead"] == "this example does not call it"
@@ -288,7 +288,7 @@ class Sometimes(nn.Module):
 
 def test_layers_that_longer_series_call() -> None:
     model = between(Sometimes(nn.Conv1d(8, 8, 1), lambda x: x.shape[2] > 64)).double()
-    small, report = sc.prune_filters(model, X, Magnitude(), ratio=0.5)
+    small, report = sc.prune_filters(model, X, Magnitude(), fraction=0.5)
     assert filters(report) == {"0": 8, "4": 3, "6": 3}
     assert "'2.layer', which this example does not call, may read or" in report.left["0"]
     assert small(torch.zeros(1, 2, 99).double()).shape == (1, 3)
@@ -299,7 +299,7 @@ def test_layers_that_longer_series_call() -> None:
 def test_layers_that_chance_calls(seed: int) -> None:
     random.seed(seed)
     chance = Sometimes(nn.Conv1d(8, 8, 1), lambda _: random.random() > 0.5)
-    small, _ = sc.prune_filters(between(chance).double(), X, Magnitude(), ratio=0.5)
+    small, _ = sc.prune_filters(between(chance).double(), X, Magnitude(), fraction=0.5)
     for _ in range(8):
         assert small(X).shape == (10, 3)
 
@@ -340,12 +340,12 @@ def noisy(x: Tensor) -> Tensor:
 def test_dropout_and_noise_that_are_active_in_eval_mode() -> None:
     model = between(Function(noisy)).double()
     states = random.getstate(), torch.random.get_rng_state()
-    report = sc.prune_filters(model, X, Magnitude(), ratio=0.5).report
+    report = sc.prune_filters(model, X, Magnitude(), fraction=0.5).report
     assert [layer.filters.after for layer in report.layers] == [4, 3, 3]
     assert random.getstate() == states[0]
     assert torch.equal(torch.random.get_rng_state(), states[1])
     drawn = between(Function(lambda x: x * torch.randint(9, x.shape).sum())).double()
-    report = sc.prune_filters(drawn, X, Magnitude(), ratio=0.5).report
+    report = sc.prune_filters(drawn, X, Magnitude(), fraction=0.5).report
     assert "something else (perhaps by random numbers, of randint)" in report.left["0"]
     count = itertools.count()
     rarely = Function(lambda x: x * (1 + (next(count) % 4 == 1)))  # the runs after are alike
@@ -373,4 +373,4 @@ def test_nothing_that_can_be_removed() -> None:
     model = nn.Sequential(nn.Conv1d(2, 8, 1), Function(lambda x: x.softmax(1)), nn.Conv1d(8, 3, 1))
     message = r"Linear:\n0: its channels meet 'softmax' in 1 .*\n2: the model returns its channels$"
     with pytest.raises(ValueError, match=message):
-        sc.prune_filters(model.double(), X, Drawn(0, False), ratio=0.5)
+        sc.prune_filters(model.double(), X, Drawn(0, False), fraction=0.5)

@@ -79,7 +79,7 @@ def test_it_adds_up_passes_in_train_mode_and_leaves_no_trace() -> None:
 def test_lite_counts_its_learned_filters() -> None:
     torch.manual_seed(0)
     model, x = sc.models.LITE(2, 3, nf=5).double(), X
-    model = sc.prune_filters(model, x, Drawn(0, False), ratio=0.4).model
+    model = sc.prune_filters(model, x, Drawn(0, False), fraction=0.4).model
     learned = 9
     assert sum(len(conv.weight) for conv in model.blocks[0][:-1]) == learned
     assert published_stages(model) == [

@@ -61,7 +61,7 @@ class Louder(nn.Module):
 )
 def test_channels_that_train_mode_needs_stay(middle: nn.Module, why: str) -> None:
     with pytest.raises(ValueError, match="has no filters that can be removed") as refused:
-        sc.prune_filters(around(middle), X, Magnitude(), ratio=0.5)
+        sc.prune_filters(around(middle), X, Magnitude(), fraction=0.5)
     assert f"\n0: without some of its filters {why}" in str(refused.value)
 
 
@@ -78,9 +78,9 @@ class Drawn(nn.Module):
 
 
 def test_what_repeats_itself_in_eval_mode_alone_is_pruned() -> None:
-    assert sc.prune_filters(around(Drawn(0)), X, Magnitude(), ratio=0.5)[0][0].out_channels == 4
+    assert sc.prune_filters(around(Drawn(0)), X, Magnitude(), fraction=0.5)[0][0].out_channels == 4
     with pytest.raises(ValueError, match=r"does not run in train mode \(RuntimeError: The size"):
-        sc.prune_filters(around(Drawn(1)), X, Magnitude(), ratio=0.5)
+        sc.prune_filters(around(Drawn(1)), X, Magnitude(), fraction=0.5)
 
 
 class Counts(nn.Module):
@@ -111,7 +111,7 @@ def test_rounding_of_blocks_is_no_other_function(monkeypatch: pytest.MonkeyPatch
     convolutions = torch.backends.mkldnn.conv
     convolutions.fp32_precision = "bf16"
     try:
-        small, _ = sc.prune_filters(model, torch.randn(1, 2, 30), Magnitude(), ratio=0.5)
+        small, _ = sc.prune_filters(model, torch.randn(1, 2, 30), Magnitude(), fraction=0.5)
         assert convolutions.fp32_precision == "bf16"
     finally:
         convolutions.fp32_precision = "none"

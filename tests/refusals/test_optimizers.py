@@ -85,7 +85,7 @@ def clip(*_: Any) -> None:
 def prune_hooked() -> None:
     optimizer = SGD(MODEL.parameters(), 0.1)
     optimizer.register_step_pre_hook(clip)
-    sc.prune_filters(MODEL, torch.ones(1, 2, 12), WHC(), ratio=0.5, optimizer=optimizer)
+    sc.prune_filters(MODEL, torch.ones(1, 2, 12), WHC(), fraction=0.5, optimizer=optimizer)
 
 
 class Wrapper(SGD):
@@ -106,7 +106,7 @@ shadow = with_attribute(Shadow)
 def prune(make: Callable[[Parameters], Any]) -> Callable[[], Any]:
     model = nn.Sequential(nn.Conv1d(2, 8, 3), nn.ReLU(), nn.Conv1d(8, 3, 10))
     optimizer = make(list(model.parameters()))
-    return lambda: sc.prune_filters(model, torch.ones(1, 2, 12), WHC(), ratio=0.5,
+    return lambda: sc.prune_filters(model, torch.ones(1, 2, 12), WHC(), fraction=0.5,
                                     optimizer=optimizer)  # fmt: skip
 
 

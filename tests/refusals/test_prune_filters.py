@@ -37,7 +37,7 @@ def call(
 ) -> Callable[[], Any]:
     """Prune half of the filters, unless told otherwise."""
     free = isinstance(criterion, Criterion) and criterion.threshold is not None
-    limits = {} if free or options.keys() & {"ratio", "target_macs"} else {"ratio": 0.5}
+    limits = {} if free or options.keys() & {"fraction", "target_macs"} else {"fraction": 0.5}
     whole, given = model or network(), criterion or WHC()
     return lambda: sc.prune_filters(whole, x, given, **(limits | options))
 
@@ -90,9 +90,9 @@ def adafactor() -> dict[str, Any]:
 
 
 test_arguments = refusals(
-    (call(ratio=None), ValueError, "got neither"),
-    (call(ratio=0.5, target_macs=5), ValueError, "got both"),
-    (call(ratio=1), ValueError, "ratio must lie in [0, 1), but got 1"),
+    (call(fraction=None), ValueError, "got neither"),
+    (call(fraction=0.5, target_macs=5), ValueError, "got both"),
+    (call(fraction=1), ValueError, "fraction must lie in [0, 1), but got 1"),
     (call(target_macs=3), ValueError, "target_macs=3 is out of reach: with one filter in each"),
     (call(steps=0), ValueError, "steps must be at least 1, but got 0"),
     (call(ignore=["0", "no"]), ValueError, "some of model.named_modules(), but got 'no'"),
@@ -100,7 +100,7 @@ test_arguments = refusals(
     (call(criterion="whc"), TypeError, "for example WHC(), but got 'whc'; call it: WHC()"),
     (call(criterion=WHC), TypeError, "; call it: WHC()"),
     (call(criterion=0.5), TypeError, "criterion must be one of sparseconv.pruning"),
-    (call(criterion=DSP(X), ratio=0.5), ValueError, "decides how many filters to remove"),
+    (call(criterion=DSP(X), fraction=0.5), ValueError, "decides how many filters to remove"),
     (call(x=X.tolist()), TypeError, "example_input must be a tensor"),
     (call(x=X[:, :1]), RuntimeError, "input[6, 1, 12] to have 2 channels, but got 1 channels"),
     (call(nn.Sequential(network()[0], nn.Flatten(), nn.Linear(80, 2)), X[0]), RuntimeError,
@@ -123,7 +123,7 @@ test_models = refusals(
      "1: its input has channels in dimension 1, but it mixes 2"),
     (call(network(Function(alone))), NotImplementedError,
      "the model runs, but its channels cannot be followed in 1 (Function): OSError: used; prune a"),
-    (call(sc.prune_filters(network(), X, WHC(), ratio=0.5, equivalent=True).model), ValueError,
+    (call(sc.prune_filters(network(), X, WHC(), fraction=0.5, equivalent=True).model), ValueError,
      "the model holds compressors; first call sparseconv.pruning.merge(model)"),
     (call(nn.Sequential(nn.LSTM(12, 4), Function(lambda y: y[0]))), ValueError,
      "like Conv1d, ConvTranspose1d, SparseConv1d, Linear:\n0: LSTM is not pruned, only Conv1d, "),
