@@ -78,7 +78,8 @@ def smaller(
     example, facts = data[0][:1], {}
     found = deepcopy_model(whole)
     if variant.factorize and variant.compression:
-        found, _ = sc.factorize(whole, method=variant.factorize, compression=variant.compression)
+        how: Any = {"method": variant.factorize, "parameter_compression": variant.compression}
+        found, _ = sc.factorize(whole, **how)
     elif variant.criterion:
         found, report = prune_filters(
             whole,
@@ -122,7 +123,8 @@ def like(row: Mapping[str, Any]) -> nn.Module:
     shape = Shape(**{field.name: row[field.name] for field in fields(Shape)})
     model = first_model(row["options"], row["seed"], shape)
     if "factorize" in asked:
-        return sc.factorize(model, method=asked["factorize"], compression=asked["compression"])[0]
+        how = {"method": asked["factorize"], "parameter_compression": asked["compression"]}
+        return sc.factorize(model, **how)[0]
     if "kept" in row:
         example = torch.zeros(1, row["n_channels"], row["n_timepoints"])
         channels = trace(model, (example,))

@@ -69,7 +69,7 @@ def factorize(
     layers: Iterable[Iterable[str]] | None = None,
     method: Method = "left",
     rank: int | None = None,
-    compression: float | None = None,
+    parameter_compression: float | None = None,
 ) -> Factorized:
     """Copy a model with convolutions replaced by two smaller ones, of which layers share one.
 
@@ -95,7 +95,8 @@ def factorize(
             equal layers (for ``"svd"``, of each layer), if there are two and they get smaller.
         method: as above.
         rank: r of every set.
-        compression: instead of a rank, the least ratio of parameters before / after of each set.
+        parameter_compression: instead of a rank, what parameters before / after must at least be in
+            each set.
 
     Returns:
         ``(model, report)``: the copy, and a report on each set and the other convolutions.
@@ -103,12 +104,13 @@ def factorize(
     Raises:
         TypeError, ValueError: sets of unequal or too few layers; a layer of another class, with
             groups, hooks, its own ``forward``, a computed or shared weight. Also not exactly one of
-            ``rank`` and ``compression``, one that the weights cannot have, and no smaller layer.
+            ``rank`` and ``parameter_compression``, one that the weights cannot have, and no
+            smaller layer.
 
     Example:
         >>> import sparseconv as sc
         >>> model = nn.Sequential(*(nn.Conv1d(32, 32, 20, padding="same") for _ in range(5)))
-        >>> small, report = sc.factorize(model, compression=4)
+        >>> small, report = sc.factorize(model, parameter_compression=4)
         >>> small[0].taps
         Conv1d(32, 31, kernel_size=(20,), stride=(1,), padding=same, bias=False)
         >>> small[0].taps is small[4].taps, small[0].pointwise is small[4].pointwise
@@ -123,13 +125,17 @@ def factorize(
     check_not_wrapped(model, "factorize")
     if method not in METHODS:
         raise ValueError(f"method must be one of {METHODS}, but got {method!r}")
+    compression = parameter_compression
     if (rank is None) == (compression is None):
         raise ValueError(
-            f"expected either rank or compression, but got rank={rank}, compression={compression}"
+            f"expected either rank or parameter_compression, but got rank={rank}, "
+            f"parameter_compression={compression}"
         )
     rank = None if rank is None else count("rank", rank)
-    if compression is not None and not (compression := number("compression", compression)) > 1:
-        raise ValueError(f"compression must be above 1, but got {compression}")
+    if compression is not None:
+        compression = number("parameter_compression", compression)
+        if not compression > 1:
+            raise ValueError(f"parameter_compression must be above 1, but got {compression}")
     arguments = None if example_input is None else copied_arguments(model, example_input)
     twin = deepcopy_model(model)
     successors: dict[nn.Module, nn.Module] = {}
@@ -191,8 +197,8 @@ def _sizes(
         rank = min(int((before / compression - biases) // per_rank), most)
         if rank < 1:
             raise ValueError(
-                f"expected a compression of at most {before / (biases + per_rank):.4g}, as with "
-                f"rank 1, but got {compression:g}"
+                f"expected a parameter_compression of at most {before / (biases + per_rank):.4g}, "
+                f"as with rank 1, but got {compression:g}"
             )
     assert rank is not None
     if rank > most:

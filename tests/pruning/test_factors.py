@@ -152,7 +152,7 @@ def test_layers_compute_what_the_weight_of_their_factors_would(
 @pytest.mark.parametrize("method", METHODS)
 def test_the_report_counts_the_parameters(method: str, bias: bool) -> None:
     model = branches((3, 8, 6, 5), bias=bias, dtype=torch.float64)
-    small, report = sc.factorize(model, method=method, compression=2)
+    small, report = sc.factorize(model, method=method, parameter_compression=2)
     for factor in small.parameters():  # nothing is saved or moved along with it
         assert factor.untyped_storage().nbytes() == factor.nbytes
         assert factor.is_contiguous()
@@ -173,7 +173,7 @@ def test_the_report_measures() -> None:
     model = branches((3, 8, 6, 5))
     model.idle = nn.ModuleList(nn.Conv1d(8, 8, 7) for _ in range(2))  # not called
     x = torch.randn(4, 6, 20)
-    _, report = sc.factorize(model, method="both", compression=2)
+    _, report = sc.factorize(model, method="both", parameter_compression=2)
     measured = report.measure(x, training=True, rounds=6, least_seconds=0)
     assert report.macs is None
     assert not report.times

@@ -56,16 +56,16 @@ def listed() -> nn.Module:
 MINE = type("Mine", (sc.SparseConv1d,), {"forward": hooked})
 
 test_factorize = refusals(
-    (call(model(), rank=1, compression=2), ValueError, "either rank or compression"),
+    (call(model(), rank=1, parameter_compression=2), ValueError, "either rank or parameter_"),
     (call(model(), rank=0), ValueError, "rank must be at least 1, but got 0"),
-    (call(model(), compression=1), ValueError, "compression must be above 1, but got 1"),
+    (call(model(), parameter_compression=1), ValueError, "compression must be above 1, but got 1"),
     (call(model(), rank=1, method="middle"), ValueError, "method must be one of"),
     (lambda: sc.factorize(model(), layers=["0", "1"], rank=1), ValueError, "expects several equal"),
     (call(model(), "0", "9"), ValueError, "of ['0', '1', '2'], but got '9'"),
     (call(model(), "0", "0"), ValueError, "a layer may be named once only"),
     (call(model(), "0", "1", rank=1, method="svd"), ValueError, "'svd' expects several"),
     (call(model(), "0", "1", rank=9), ValueError, "a rank of at most 8, as the weights have"),
-    (call(model(), "0", "1", compression=50), ValueError, "expected a compression of at most"),
+    (call(model(), "0", "1", parameter_compression=50), ValueError, "_compression of at most"),
     (call(nn.Linear(2, 2)), ValueError, "the model has no nn.Conv1d"),
     (lambda: sc.factorize(3, rank=1), TypeError, "model must be an nn.Module, but got int"),
     (call(torch.compile(model())), ValueError, "factorize its _orig_mod and wrap the result"),
@@ -74,7 +74,7 @@ test_factorize = refusals(
     (pair(nn.Conv1d(4, 4, 3, groups=2)), ValueError, "must have groups=1, but has 2; leave it out"),
     (pair(nn.ConvTranspose1d(4, 4, 3)), ValueError, "'1' must be an nn.Conv1d, but is a ConvT"),
     (pair(sc.SparseConv1d(4, 4, 3)), ValueError, "but is a SparseConv1d; convert it by sc.to_d"),
-    (call(model(MINE(4, 4, 3), MINE(4, 4, 3)), compression=2), ValueError, "is a Mine; '1': it"),
+    (call(model(MINE(4, 4, 3), MINE(4, 4, 3))), ValueError, "is a Mine; '1': it"),
     (pair(type("Own", (nn.Conv1d,), {})(4, 4, 3)), ValueError, "is a Own"),
     (pair(hooked()), ValueError, "has hooks, which would be lost; remove them first"),
     (pair(causal()), ValueError, "has its own forward, which would be lost; move that code into"),
