@@ -177,7 +177,6 @@ def conclusion(sparse: Trained, dense: Trained, ratio: timing.Estimate) -> str:
 
 
 def draw(trained: dict[str, Trained], path: Path) -> Path:
-    """Draw accuracy and training time as bars."""
     figure = figures.new_figure("", 9.0, 2.4)
     accuracy, seconds = figure.subplots(1, 2, sharey=True)
     colours = [figures.ORANGE if name == DENSE else figures.BLUE for name in trained]

@@ -181,7 +181,6 @@ def network_means(run: str, names: Iterable[str]) -> dict[str, float]:
 
 
 def about_gains(bench: dict[str, Any]) -> str:
-    """Describe how the gains were measured."""
     sets = len({row["dataset"] for row in read_lines(classifiers.RESULTS)})
     return (
         f"One thread (DSN: the slower of one and two) on an {bench['machine']['cpu']}; blocks and "

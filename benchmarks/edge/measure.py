@@ -40,8 +40,6 @@ TRAINING = ("--epochs", "100", "--lr", "1e-3", "--nan-to-zero", "--threads", "1"
 
 @dataclass(frozen=True)
 class Trained:
-    """A network and its data."""
-
     dataset: str
     sparsity: float
     model: sc.models.DSN

@@ -3,8 +3,8 @@
 BASE and the present tree, with its uncommitted changes, are each built in a folder and run in a
 worker. The workers take turns on the same cores in random order, and only ratios of neighbouring
 turns count. The check fails (exit code 1) where the 95 % interval of the median ratio present /
-base is above --limit, twice. The second time has fresh workers: a process's place in memory can
-cost some per cent.
+base is above --limit, twice. The second time has fresh workers, since a process's place in memory
+matters.
 
 It compares fprop, dgrad and wgrad of four layers, and calls of a tiny layer, with and without
 gradients and compiled by torch.compile. It also compares a DSN's training step at each length of

@@ -30,8 +30,6 @@ class CompareError(RuntimeError):
 
 
 class Row(NamedTuple):
-    """One computation of both sides."""
-
     name: str
     kind: str  # of the worker's
     data: dict[str, Any]  # that the worker gets

@@ -106,7 +106,6 @@ def _machine(row: Row) -> tuple[str, ...]:
 
 
 def published_accuracy(network: str) -> dict[str, float]:
-    """Return published percents by data set."""
     return {name: float(row[network]) for name, row in published().items() if row[network]}
 
 

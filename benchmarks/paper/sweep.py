@@ -127,8 +127,8 @@ def _performed(
 def perform(job: Job, source: str, folder: Path, device: str = "cpu") -> dict[str, Any]:
     """Train and test on one thread, and the GPU if asked; resume from ``folder``.
 
-    Returns the row: facts that do not depend on kills, and CPU seconds, since a sweep shares its
-    machine with other work.
+    Returns the row: facts that do not depend on kills, and CPU seconds, since the machine is
+    shared.
     """
     folder.mkdir(parents=True, exist_ok=True)
     # Of a GPU: in float32, and the same bits each time.

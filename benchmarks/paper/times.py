@@ -31,10 +31,10 @@ BATCH, ROUNDS = 16, 9
 def measure(rows: Sequence[Mapping[str, Any]], path: Path) -> int:
     """Add a line for each data set with at least two networks and no line of just these.
 
-    It takes the first seed's networks; others' sizes are nearly equal (a line of twenty takes a
-    minute). Ratios differ between processors, so another one measures all again. A line has
-    ``forward_ms`` and ``step_ms`` of a batch of ``BATCH`` on one thread, by network, and describes
-    each network. Equal networks have equal times. Random kernels are left out.
+    It takes the first seed's networks, since others' sizes are nearly equal. Another processor
+    measures all again, since ratios differ. A line has ``forward_ms`` and ``step_ms`` of a batch of
+    ``BATCH`` on one thread, by network, and describes each network. Equal networks have equal
+    times; random kernels are left out.
 
     Returns how many lines were added.
 

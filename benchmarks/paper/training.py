@@ -137,16 +137,15 @@ def begin_or_resume(job: Job, folder: Path, gpu: str = "") -> tuple[str, str]:
 
 
 def checkpoint_interval(recipe: Recipe) -> int:
-    """Return the epochs between two checkpoints."""
     return max(2, recipe.epochs // CHECKPOINTS)
 
 
 def looks(shape: Shape, recipe: Recipe) -> list[int]:
     """Choose the epochs after which to look at the test set, which training never sees.
 
-    They grow by about the same factor, since accuracy moves most at the beginning. Looks come in
-    the epoch before a pattern update (whose new weights are 0), and never with a checkpoint: a kill
-    between the two would lose the look.
+    They grow by about the same factor, since accuracy moves most at the beginning. Looks come
+    before a pattern update (whose new weights are 0), and never with a checkpoint: a kill between
+    the two would lose the look.
     """
     affordable = CURVE_SHARE * recipe.epochs * TRAINING * shape.n_train / shape.n_test
     count = max(1, min(CURVE_POINTS, int(affordable)))

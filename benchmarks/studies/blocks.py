@@ -68,7 +68,6 @@ def networks(network: str, data: Data, seed: int, epochs: int) -> dict[str, nn.M
 
 
 def run(network: str, data: Data, seed: int) -> dict[str, Any]:
-    """Train, prune, fine-tune and test once."""
     row: dict[str, Any] = {"epochs": EPOCHS, "accuracy": {}}
     for way, model in networks(network, data, seed, EPOCHS).items():
         with in_precision(way):

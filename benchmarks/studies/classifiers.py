@@ -1,7 +1,7 @@
 """Accuracy against time: aeon's and our classifiers on random kernels, and DSN.
 
 Trains each on each data set, on one thread, with aeon's compiled before. DSN's row comes from the
-paper's sweep (``benchmarks/results/paper``), on the same data sets.
+paper's sweep (``benchmarks/results/paper``).
 """
 
 from __future__ import annotations
@@ -77,7 +77,6 @@ def measure(path: Path, archive: Path | None) -> None:
 
 
 def row(kind: str, source: str, seed: int) -> dict[str, Any]:
-    """Fit and predict once, on one thread."""
     data, make = read(source), classifiers()[kind]
     if kind.startswith("aeon"):  # compiles; the data's shape is part of some
         make(0).fit(data.X_train, data.y_train).predict(data.X_test[:2])
@@ -147,7 +146,6 @@ def section(path: Path = RESULTS) -> str:
 
 
 def draw(path: Path) -> Path:
-    """Draw accuracy against prediction time."""
     figure = new_figure("Accuracy against the time of a prediction", 7, 4.2)
     axes = figure.subplots()
     for kind, it in means(read_lines(RESULTS)).items():

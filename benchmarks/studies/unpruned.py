@@ -46,7 +46,6 @@ def measure(path: Path, archive: Path | None = None) -> None:
 
 
 def row(name: str, length: int, count: int) -> dict[str, Any]:
-    """Convert a network for training and for inference."""
     torch.manual_seed(0)
     model, x = NETWORKS[name](), torch.randn(BATCH, 1, length)
     with threads(count):

@@ -1,9 +1,9 @@
 """The network as the C generator sees it: tensors, and the steps that compute them.
 
-Most steps are layers, which all compute the same kind of sum. Samples are time-major, ``x[t * C +
-c]``, so the window of an output begins at ``position * step``. In it, weight (c, k) of a
-convolution has offset ``k * dilation * C + c``, whatever the series' length. 1x1 convolutions,
-linear layers, averages over time, copies and BatchNorm are such sums too.
+Most steps are layers, which all compute the same kind of sum. Samples are time-major (``x[t * C +
+c]``), so an output's window begins at ``position * step``. In it, weight (c, k) of a convolution
+has offset ``k * dilation * C + c``, whatever the series' length. 1x1 convolutions, linear layers,
+averages over time, copies and BatchNorm are such sums too.
 """
 
 from __future__ import annotations

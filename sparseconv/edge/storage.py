@@ -74,7 +74,6 @@ def _bridged(weight: Array, gap: Array) -> tuple[Array, Array]:
 
 
 def c_type(array: Array) -> str:
-    """Return the C type of an array."""
     return "float" if array.dtype == np.float32 else f"{array.dtype}_t"
 
 

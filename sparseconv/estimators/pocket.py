@@ -49,8 +49,8 @@ class RocketTransformer(Shared, BaseCollectionTransformer):  # type: ignore[misc
     MiniROCKET's features equal aeon's bit for bit, ROCKET's up to rounding.
 
     Args:
-        kernels: ``"rocket"``, ``"minirocket"``, or a ``KernelBank`` to use. ROCKET normalises each
-            channel of each series as aeon does, but constant ones become zeros.
+        kernels: ``"rocket"``, ``"minirocket"``, or a ``KernelBank``, used unchanged. ROCKET
+            normalises each channel of each series as aeon does, but constant ones become zeros.
         n_kernels: as in aeon, kernels for ROCKET, with two features each, or features for
             MiniROCKET, at least 84, rounded down to a multiple of 84.
         random_state: an int is the seed; a ``RandomState`` or None draws one.
@@ -122,8 +122,8 @@ class POCKETClassifier(Scored, BaseClassifier):  # type: ignore[misc]
         verbose: show a progress bar of the folds.
 
     Attributes:
-        kept_kernels_: ascending indices of the kept kernels (MiniROCKET: features), of a given bank
-            in its order.
+        kept_kernels_: ascending indices of the kept kernels (MiniROCKET: features), into the given
+            bank if there is one.
         bank_: the ``KernelBank`` of the kept kernels.
         keep_, n_candidates_, k_: numbers kept and available; ridge of the selection.
         scores_: with ``"cv"``, the folds' accuracies by (k, keep); else None.

@@ -111,15 +111,15 @@ class LayerTimes:
     Attributes:
         name: the module's (first) name in the model.
         weight_shape: ``(C_out, C_in // groups, K)``.
-        nnz, density: active weights, and their share of all; None where ``convert`` cannot replace
-            the layer.
+        nnz, density: active weights, and their share of the kernel; None where ``convert`` cannot
+            replace the layer.
         sparse: whether ``convert`` made it sparse; None in a ``Profile``.
         verdict: print it, or compare it with a ``Verdict``.
         notes: details of the conversion.
         calls: calls in one pass of the model, in a ``Profile`` of one kind (see its ``layers``); 0
             if not measured. FLOPs and times are sums over these calls.
-        input_shape: the first input's.
-        dtype: the output's.
+        input_shape: shape of the first input.
+        dtype: dtype of the output.
         backend: the sparse layer's, ``"cpp"`` or ``"reference"``; empty if not measured.
         kernels: ``"blocks"`` or ``"single weights"`` for a pattern in blocks, or for bfloat16 on a
             CPU with a matrix unit; else empty.
@@ -150,7 +150,7 @@ class LayerTimes:
 
     @property
     def speedup(self) -> Estimate | None:
-        """Dense / sparse time in training if measured, else in inference, else None."""
+        """Return dense / sparse time in training if measured, else in inference, else None."""
         decisive = self.times.get(TRAINING) or self.times.get(INFERENCE)
         return decisive.speedup if decisive else None
 

@@ -56,8 +56,8 @@ class DSN(Classifier):
     A module is [1x1 convolution to ``nf`` channels, unless its input has one channel] → sparse
     convolution to ``3 * nf`` channels → BatchNorm → ReLU. The output channels form ``n_groups``
     kernel groups, which see short to long parts of the series. Group i of 1..n_groups has its
-    active weights among the first ``(kernel_size // n_groups) * i`` taps. As in the authors'
-    implementation, remaining taps stay inactive.
+    active weights among the first ``(kernel_size // n_groups) * i`` taps. Taps after those of the
+    last group stay inactive, as in the authors' implementation.
 
     Torch's global generator draws patterns and parameters; call ``torch.manual_seed`` first for a
     reproducible network.

@@ -202,7 +202,6 @@ def new_figure(title: str, width: float, height: float) -> Figure:
 
 
 def style_axes(ax: Axes, xlabel: str, ylabel: str, *, grid: bool = True) -> None:
-    """Label and style the axes."""
     for side, spine in ax.spines.items():
         spine.set_visible(grid and side in ("left", "bottom"))
         spine.set_color(FAINT)

@@ -84,9 +84,7 @@ class KernelBank(Saved):
     ``from_aeon`` and ``load`` make banks; ``select`` and ``select_features`` give smaller ones.
 
     Attributes:
-        kind: ``"rocket"`` or ``"minirocket"``. ROCKET has two features per kernel: the share of
-            positive outputs, and the maximum. MiniROCKET has one per bias: the share of outputs
-            above it.
+        kind: ``"rocket"`` or ``"minirocket"``; for the features see ``kernel_features``.
         arrays: by name, read-only, one entry per kernel or concatenated over kernels.
         series_channels, series_length: shape of the series.
         normalise: whether each channel of each series is scaled to mean 0, variance 1.

@@ -19,7 +19,8 @@ Features = npt.NDArray[np.float32]
 def kernel_features(X: Any, bank: KernelBank, *, out: Features | None = None) -> Features:
     """Return the features of series: ``(n_cases, bank.n_features)`` float32.
 
-    For the features see ``KernelBank.kind``; MiniROCKET's equal aeon's bit for bit. The bits depend
+    ROCKET has two features per kernel: the share of outputs above 0, and the maximum. MiniROCKET
+    has one per bias: the share of outputs above it, equal to aeon's bit for bit. The bits depend
     only on the series and the kernel, not on other series or kernels, threads or the instruction
     set. So a pruned bank gives columns of the whole bank's features.
 

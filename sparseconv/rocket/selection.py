@@ -43,9 +43,9 @@ class Selected:
 class GroupSelection:
     """Selects groups of features by ADMM on a ridge loss, without a features x features matrix.
 
-    The step is ``(k I + X^T X)^-1 (k Q + X^T Y)``, with ``Q = theta + U``. It equals ``Q + X^T G^-1
-    (Y - X Q)``, with ``G = k I + X X^T``. So n x n matrices suffice for n cases. One Gram matrix
-    serves every k, and its factor every number of groups.
+    With ``Q = theta + U``, the step is ``(k I + X^T X)^-1 (k Q + X^T Y)``. With ``G = k I + X
+    X^T``, it equals ``Q + X^T G^-1 (Y - X Q)``. So n x n matrices suffice if cases are fewer than
+    features. One Gram matrix serves every k, and its factor every number of groups.
 
     Args:
         features: ``(n, p)``, unscaled.

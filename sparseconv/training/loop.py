@@ -93,7 +93,8 @@ def train(
         cuda_graphs: replay steps on a CUDA device as CUDA graphs: equal results, faster launches.
             Forward hooks only run in eager steps: the first ones and, with gradient growth or a
             ``scheduler_factory``, those before an update. None uses graphs if they can be captured;
-            else a warning gives the reason. False uses none, not in a ``DSTScheduler`` either.
+            else a warning gives the reason. False uses none, also for the updates of a
+            ``DSTScheduler``.
 
     Raises:
         TypeError, ValueError: data or arguments that do not fit; ``out`` not writable or in use by

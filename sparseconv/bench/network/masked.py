@@ -36,8 +36,7 @@ Network = Callable[[Tensor], Tensor]
 class PremaskedConv1d(nn.Module):
     """The dense twin of a ``SparseConv1d``; ``MaskedDST`` zeroes its weight outside a mask.
 
-    ``forward`` applies no mask, and the weight's gradient is dense. It also accepts images ``(N, C,
-    1, L)``, for the fastest dense network.
+    For the fastest dense network it also accepts images ``(N, C, 1, L)``.
     """
 
     mask: Tensor
