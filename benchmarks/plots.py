@@ -18,6 +18,7 @@ from sparseconv.report import figures
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 AGAINST = {"conv1d": "F.conv1d", BEST: "the fastest baseline"}
@@ -104,6 +105,13 @@ def draw_savings(ax: Axes, points: Mapping[str, ArrayLike]) -> None:
         axis.set_major_formatter(lambda value, _: f"{value:g}x")
     ax.set_xlim(0.9, 1.2 * max(flops))
     ax.set_ylim(0.8 * min(times), 1.3 * max(times))
+
+
+def plain_ticks(axis: Axis) -> None:
+    """Label a logarithmic axis at 1, 2, 5, 10, ..., not by powers of ten."""
+    axis.get_major_locator().set_params(subs=(1, 2, 5))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter("")
 
 
 def networks_by_density(lines: Mapping[str, Sequence[tuple[float, float]]]) -> Figure:

@@ -9,6 +9,7 @@ from typing import Any
 
 from benchmarks.edge.measure import BUNDLED, SPARSITIES, USUAL
 from benchmarks.edge.targets import TARGETS
+from benchmarks.plots import plain_ticks
 from sparseconv.edge.export import WEIGHTS
 from sparseconv.measure.table import Table
 from sparseconv.report.figures import BLUE, ORANGE, legend_above, new_figure, save, style_axes
@@ -168,6 +169,7 @@ def draw(rows: Rows, path: Path) -> None:
     for ax, title in zip(axes, ("million instructions", "flash, kB"), strict=True):
         style_axes(ax, "sparsity, %", title)
         ax.set_yscale("log")
+        plain_ticks(ax.yaxis)
     legend_above(figure, axes[0])
     save(figure, path)
 

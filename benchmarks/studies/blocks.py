@@ -113,7 +113,9 @@ def section(path: Path = RESULTS) -> str:
         scores = [spread([100 * row["accuracy"][way] for row in runs], 1) for way in WAYS]
         rows.append((*case.values(), str(timed["shape"][2]), f"{timed['ms']['blocks'][0]:.0f}",
                      *ratios, *scores))  # fmt: skip
-    header = ("network", "data set", "samples", "blocks, ms", *timed["ratio"], *WAYS)
+    ratios_of = (f"{way} / blocks" for way in timed["ratio"])
+    header = ("network", "data set", "samples", "blocks, ms", *ratios_of,
+              *(f"{way}, %" for way in WAYS))  # fmt: skip
     about = document["machine"]
     text = (
         f"{about['cpu']}, 1 thread, torch {about['torch']}, {about['date']}. A training step of "

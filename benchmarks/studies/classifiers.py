@@ -19,6 +19,7 @@ from benchmarks.lines import add_missing, read_lines
 from benchmarks.paper.archives import members, open_archive, read
 from benchmarks.paper.report import RECORDED
 from benchmarks.paper.rows import read_rows
+from benchmarks.plots import plain_ticks
 from sparseconv.estimators.pocket import POCKETClassifier
 from sparseconv.measure.machine import threads
 from sparseconv.measure.table import Table
@@ -160,6 +161,7 @@ def draw(path: Path) -> Path:
             textcoords="offset points", ha="right" if place[0] < 0 else "left",
         )  # fmt: skip
     axes.set_xscale("log")
+    plain_ticks(axes.xaxis)
     style_axes(axes, "microseconds of a series, in one call for the test set", "mean accuracy, %")
     axes.margins(x=0.25, y=0.12)
     return save(figure, path)
