@@ -1,4 +1,4 @@
-"""docs/reliability.md names what exists."""
+"""docs/reliability.md and docs/tools.md name what exists."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from collections.abc import Iterator
 import promises
 from child import ROOT, TESTS
 
-PAGE = ROOT / "docs" / "reliability.md"
+PAGES = ROOT / "docs"
 FILES = {path.stem: path for path in TESTS.rglob("*.py")}
 
 
-def rows(header: str) -> list[list[str]]:
-    """The cells of the page's table whose header line begins so."""
-    table = PAGE.read_text(encoding="utf-8").partition(header)[2].partition("\n\n")[0]
+def rows(page: str, header: str) -> list[list[str]]:
+    """The cells of a page's table whose header line begins so."""
+    table = (PAGES / page).read_text(encoding="utf-8").partition(header)[2].partition("\n\n")[0]
     return [
         [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
         for line in table.splitlines()[2:]
@@ -23,7 +23,7 @@ def rows(header: str) -> list[list[str]]:
 
 
 def test_every_promise_names_files_that_stand_for_it() -> None:
-    table = rows("| | promise |")
+    table = rows("reliability.md", "| | promise |")
     assert tuple(row[0] for row in table) == promises.PROMISES
     for promise, *_, files in table:
         for name in re.findall(r"`(\w+)`", files):
@@ -41,7 +41,7 @@ def markers() -> Iterator[tuple[str, str]]:
 
 
 def test_every_tool_is_where_its_test_says() -> None:
-    columns = zip(*[row[1:] for row in rows("| | works |")], strict=True)
+    columns = zip(*[row[1:] for row in rows("tools.md", "| | works |")], strict=True)
     cells = (" ".join(column).replace("`", "") for column in columns)
     said = dict(zip(promises.VERDICTS, cells, strict=True))
     found = list(markers())

@@ -36,10 +36,7 @@ def test_flop_counter_mode() -> None:
 
 
 @pytest.mark.tool("torch.profiler", "works", "each op by its name, with shapes and times")
-@pytest.mark.tool(
-    "torch.profiler(with_flops)", "works", "counts no 1-D convolution, as of nn.Conv1d"
-)
-def test_profiler_with_flops() -> None:
+def test_profiler_counts_the_flops_of_no_1d_convolution() -> None:
     model, x, _, _ = make_model()
     with profile(with_flops=True, record_shapes=True) as profiler:
         model(x.requires_grad_()).sum().backward()
