@@ -94,7 +94,7 @@ class Job:
     run: str  # the name of its line in the plan
     dataset: str
     seed: int  # of the first weights and of the training
-    options: Mapping[str, Any]  # those of ``DEFAULTS``, as docs/paper.md describes them
+    options: Mapping[str, Any]  # those of ``DEFAULTS``, as plans/README.md describes them
     post_hoc: bool = False  # chosen by results, so that it counts in no comparison
 
     @property
@@ -123,7 +123,7 @@ ORDERS: dict[str, Callable[[Archive, Job], Any]] = {
 def read_plan(
     path: str | Path, archive: Archive, left_out: Callable[[str], None] = lambda _: None
 ) -> list[Job]:
-    """Read a plan, described in docs/paper.md: its jobs in order.
+    """Read a plan, described in ``plans/README.md``: its jobs in order.
 
     ``path`` is a ``.toml`` file, or the name of one in ``benchmarks/paper/plans``; ``left_out``
     receives the data sets that the archive lacks.
