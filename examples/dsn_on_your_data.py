@@ -1,8 +1,8 @@
 # %% [markdown]
 # # A Dynamic Sparse Network on your own data
 #
-# Series and labels are stored in a `.npz`; a DSN is trained on them, stopped half way, and resumed
-# with the same bits. Replace the first cell with your own arrays.
+# Train a DSN on series and labels in a `.npz`, stop half way, and resume with the same bits.
+# Replace the first cell with your own arrays.
 #
 # Needs `pip install 'sparseconv[tsc]'`. With `SPARSECONV_QUICK=1` it finishes within seconds.
 
@@ -71,8 +71,8 @@ except PowerCutError:
 
 # %% [markdown]
 # ## Resumed
-# Weights, pattern, optimizer, schedule and random numbers are restored: the result is the same to
-# the bit as without the stop.
+# Weights, pattern, optimizer, schedule and random numbers are restored, so the result has the same
+# bits as without the stop.
 
 # %%
 model = network()

@@ -1,10 +1,11 @@
 # %% [markdown]
 # # From a .npz file to a C program
 #
-# Twenty lines: a Dynamic Sparse Network is trained on series in a `.npz`, exported as int8 C,
-# compiled here, and checked on known series. Replace the first cell with your own arrays.
+# In twenty lines, train a Dynamic Sparse Network on series in a `.npz`, export it as int8 C,
+# compile it here, and check it on known series. Replace the first cell with your own arrays.
 #
-# Needs `pip install 'sparseconv[tsc]'` and a C compiler. `SPARSECONV_QUICK=1`: it takes seconds.
+# Needs `pip install 'sparseconv[tsc]'` and a C compiler. With `SPARSECONV_QUICK=1` it finishes
+# within seconds.
 
 # %%
 import os

@@ -76,8 +76,8 @@ print(f"dense: test accuracy {accuracy(model):.3f}")
 
 # %% [markdown]
 # ## Prune it
-# 90 % of every convolution, the smallest weights. The network gets no faster: torch now multiplies
-# a dense weight by a mask.
+# Remove the smallest 90 % of every convolution's weights. The network gets no faster: torch now
+# multiplies a dense weight by a mask.
 
 # %%
 for layer in model.modules():

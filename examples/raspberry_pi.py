@@ -2,8 +2,8 @@
 # # One network on a Raspberry Pi, with Python and without
 #
 # On a laptop this trains a network and writes `board/`. Copy that folder and this file to a board
-# with 64-bit Linux, and run the file again: there it predicts. `board/` is also a C program, which
-# needs a C compiler alone.
+# with 64-bit Linux, and run the file again: there it predicts. `board/` also holds a C program,
+# which only needs a C compiler.
 #
 # The laptop needs `pip install 'sparseconv[tsc]'`, the board `sparseconv` at most.
 

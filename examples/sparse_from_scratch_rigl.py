@@ -91,7 +91,7 @@ for grow in ("static", "random", "gradient"):
 
 # %% [markdown]
 # ## What it saved
-# Every sparse layer compared with the same layer dense, on this machine and at this batch.
+# Compare every sparse layer with the same layer dense, on this machine and at this batch size.
 
 # %%
 print(sc.profile(model, X[:10], rounds=6 if QUICK else 30))
