@@ -122,7 +122,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _numbered(report: pruning.PruningReport, before: Mapping[str, Any]) -> dict[str, list[int]]:
-    """Number the kept filters of each layer as in the unpruned network."""
+    """Give the kept filters of each layer their numbers in the unpruned network."""
     return {
         layer.name: [before[layer.name][i] if before else i for i in layer.kept]
         for layer in report.layers

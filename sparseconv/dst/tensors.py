@@ -104,10 +104,7 @@ class Table(NamedTuple):
 def table_of(
     regions: tuple[Region, ...], shape: Shape, block: Block, device: torch.device
 ) -> Table:
-    """Number the units; those of the smaller last blocks have regions by themselves.
-
-    So nnz is kept.
-    """
+    """Give numbers to the units; smaller last blocks form regions alone, so that nnz is kept."""
     boxes = [box for region in regions for box in _boxes(region, shape, block)]
     units = unit_shape(shape, block)
     region = torch.full(units, len(boxes), device=device)

@@ -255,7 +255,7 @@ def numbered_units(
     traced: Mapping[str, Layer], numbers: Numbers, vectors: Mapping[str, Tensor], n_series: int,
     other_macs: int, left: Mapping[str, str],
 ) -> Channels:  # fmt: skip
-    """Number the units, and put units of the same layers into sets.
+    """Give numbers to the units, and put units of the same layers into sets.
 
     Args:
         traced: layers with numbers of channels instead of units, and the samples of all series.

@@ -15,7 +15,8 @@ COMPARED = ("wins/ties/losses", DIFFERENCE, "p, Holm", "to all seeds (sets)")
 
 
 def counted(number: int, noun: str) -> str:
-    """
+    """Write a number and a noun, in the plural unless the number is 1.
+
     Example:
         >>> counted(1, "job"), counted(2, "job")
         ('1 job', '2 jobs')
