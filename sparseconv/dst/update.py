@@ -163,9 +163,9 @@ def cosine_decay(start: float, end: float, step: int, steps: int) -> float:
 
 def check_fractions(start: float, floor: float) -> None:
     """Refuse shares of active weights out of order."""
-    if not 0 <= floor <= start <= 1:
+    if share("prune_floor", floor) > share("prune_fraction", start):
         raise ValueError(
-            "expected 0 <= prune_floor <= prune_fraction <= 1, but got "
+            "expected prune_floor <= prune_fraction, but got "
             f"prune_floor={floor} and prune_fraction={start}"
         )
 
