@@ -34,7 +34,7 @@ def test_every_suite_has_cases_and_every_name_is_one() -> None:
     ],
 )
 def test_active_weights_of_published_layers(name: str, nnz: int) -> None:
-    """As many as the paper's counting rule gives: int(kernels * taps * (1 - S)) for each group."""
+    """The number of the paper's counting rule: int(kernels * taps * (1 - S)) for each group."""
     assert CASES[name].make_pattern().nnz == nnz
 
 

@@ -278,7 +278,7 @@ def test_the_copy_is_the_same_function(padding: str, init: str) -> None:
         assert theirs.weight.shape == ours.pattern.shape
         assert torch.equal(theirs.mask, ours.pattern.to_mask())
         assert theirs.regions == ours.regions
-    assert model.sparse_layers() == layers  # the model is left as it was, but for running means
+    assert model.sparse_layers() == layers  # the model is left as it was, except for running means
     assert torch.equal(before["blocks.0.conv.values"], model.state_dict()["blocks.0.conv.values"])
 
 

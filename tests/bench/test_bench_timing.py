@@ -40,7 +40,7 @@ def test_interval_covers_the_true_median_as_often_as_it_says(n: int) -> None:
 
     # Binomial(3000, 0.95) leaves 0.937 ... 0.962 less than once in 1 000.
     assert covered(*intervals.T) >= 0.937
-    # And it is no wider than it must be: one sample less at each end would not do.
+    # And it is not wider than it must be: one sample less at each end would not do.
     left_out = int((samples[0] < intervals[0, 0]).sum()) + 1
     assert covered(samples[:, left_out], samples[:, n - 1 - left_out]) <= 0.962
 

@@ -1,4 +1,4 @@
-"""The GPU benchmark where there is no GPU: its parts on a CPU that passes for one."""
+"""The GPU benchmark without a GPU: its parts on a CPU that passes for one."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_each_part_is_measured_printed_and_saved(
 
 
 def test_times_are_of_one_call_at_its_precision() -> None:
-    """A graph holds many calls; NaN, which JSON has not, is no error."""
+    """A graph holds many calls; NaN, which JSON has not, is not an error."""
     seen = set()
     call = lambda: seen.add(torch.backends.cudnn.allow_tf32)  # noqa: E731
     target = Target("cpu", 2)

@@ -1,4 +1,4 @@
-"""Files with a row of JSON a line: what a kill leaves of one, and what is no row."""
+"""Files with a row of JSON a line: what a kill leaves of one, and what is not a row."""
 
 from __future__ import annotations
 

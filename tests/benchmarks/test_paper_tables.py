@@ -31,7 +31,7 @@ def test_versus_published() -> None:
     even = versus(
         {k: (v + v + v) / 3 + 1e-14 for k, v in noisy.items()}, dict.fromkeys(noisy, 80.0)
     )
-    assert even.p == wilcoxon([-1, -1, 1, 0, 1, 1]).pvalue, "the noise of means is no difference"
+    assert even.p == wilcoxon([-1, -1, 1, 0, 1, 1]).pvalue, "the noise of means is not a difference"
     same = versus(ours, ours)
     assert (same.ties, same.p) == (6, None)
     one = versus({"a": 90.0}, {"a": 85.0})
@@ -189,7 +189,7 @@ def test_every_set() -> None:
 def test_where_dsn_is_behind() -> None:
     best = max(published_accuracy(peer)["ECG200"] for peer in PEERS)
     rows = [row("DSN", "ECG200", seed, (best - 6 + seed) / 100) for seed in (0, 2)]
-    rows += [row("DSN", name, 0, 0.999) for name in ("GunPoint", "a set nobody published")]
+    rows += [row("DSN", name, 0, 0.999) for name in ("GunPoint", "a set without published figures")]
     others = [row("wider", "ECG200"), row("other", "x"), row("lower", "ECG200", 0, 0.1)]
     others += [row("seeds", "ECG200", seed, accuracy) for seed, accuracy in enumerate((0.9, 1.0))]
     table = dsn.behind(Runs([*rows, *others]), ("DSN", "short"))
@@ -202,7 +202,7 @@ def test_where_dsn_is_behind() -> None:
 
 
 def test_equal_seeds_are_compared() -> None:
-    """A mean over several seeds is no match for a single one, which may be the lucky one."""
+    """A mean over several seeds does not match a single one, which may be the lucky one."""
     rows = [row("a", "x", seed, accuracy) for seed, accuracy in enumerate((0.9, 0.5, 0.4))]
     rows += [row("b", "x", 0, 0.8), row("b", "y", 0, 0.1)]
     runs = Runs(rows)

@@ -1,7 +1,7 @@
 """Updates that stay on a GPU: the numbers of a CPU, and nothing that the CPU waits for.
 
 Without a GPU, tensors of the CPU take the place of its tensors: what an update made counts
-as unread until somebody asks for it.
+as unread until it is asked for.
 """
 
 from __future__ import annotations

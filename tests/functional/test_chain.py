@@ -242,7 +242,7 @@ def test_gradients_of_gradients() -> None:
     assert torch.autograd.gradgradcheck(run, tensors)
 
 
-SUMMED = 64 + 8  # samples that are added in float32 before double goes on, and across the lanes
+SUMMED = 64 + 8  # samples that are added in float32 before double continues, and across the lanes
 
 
 @pytest.mark.promise("P1")

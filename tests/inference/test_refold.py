@@ -90,7 +90,7 @@ CHANGES: dict[str, Callable[[nn.Sequential], Any]] = {
     "load_state_dict": lambda m: m.load_state_dict(another_state(m)),
     "in place": in_place,
     "data": lambda m: setattr(m[0].values, "data", m[0].values.data * 1.5),
-    "a write that nobody counts, and eval()": unseen_write,
+    "a write that is not counted, and eval()": unseen_write,
     "set_pattern": new_pattern,
     "DST": dst_update,
     "eps": lambda m: setattr(m[1], "eps", 1.0),

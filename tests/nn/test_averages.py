@@ -50,7 +50,7 @@ each_average = pytest.mark.parametrize(
 def test_the_average_follows_the_pattern(
     name: str, use_buffers: bool, grow: str, make: Callable[..., nn.Sequential]
 ) -> None:
-    """Beside a masked dense run whose average is cleared where the mask changes."""
+    """Compared with a masked dense run whose average is cleared where the mask changes."""
     model = make(torch.float64)
     optimizer = torch.optim.Adam(model.parameters(), 1e-2)
     average = AveragedModel(model, use_buffers=use_buffers, **AVERAGES[name])
@@ -121,7 +121,7 @@ def test_an_average_over_two_patterns_refuses_to_compute(name: str, use_buffers:
     ):
         with pytest.raises(RuntimeError, match=r"overwritten.*DSTScheduler\(averages="):
             use(x)
-    torch.testing.assert_close(before(x), before.module.to_dense()(x))  # a copy of before goes on
+    torch.testing.assert_close(before(x), before.module.to_dense()(x))  # a copy of before continues
     average.module.load_state_dict(layer.state_dict())  # and it can be repaired
     assert average(x).equal(layer(x))
 

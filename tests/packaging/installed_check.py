@@ -1,4 +1,4 @@
-"""Run in a fresh interpreter: what the installed package says of itself, and whether it computes.
+"""Run in a fresh interpreter: what the installed package reports, and whether it computes.
 
 ``python installed_check.py [CASES] [BLOCKED ...]`` prints one line of JSON. It needs nothing but
 the package and torch. Blocked modules cannot be imported, as if they were not installed.

@@ -59,7 +59,7 @@ def check(
     env: Mapping[str, str] | None = None,
     **options: Any,
 ) -> dict[str, Any]:
-    """Run ``installed_check.py`` away from the sources; what it says of the installed package."""
+    """Run ``installed_check.py`` away from the sources; what it reports."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("SPARSECONV", "PYTHONPATH"))}
     env = clean | dict(env or {})
     said = run([*python, CHECK, str(cases), *blocked], env=env, **options)

@@ -55,7 +55,7 @@ def test_versions(python: str, torch: str, tmp_path: Path, count_cases: Any) -> 
     installing.run([base, "-m", "venv", environment])
     interpreter = environment / "bin" / "python"
     pip = [interpreter, "-m", "pip", "install", "--quiet", "--no-cache-dir"]
-    # As the README says, but for the version: torch first, then what builds against it.
+    # As the README says, except for the version: torch first, then what builds against it.
     installing.run([*pip, f"torch=={torch}"])
     installing.run([*pip, "numpy>=2.0", "setuptools>=77", "ninja", "pybind11", "wheel"])
     said = installing.make_archives(tmp_path, [interpreter], FORCE_CUDA="0", MAX_JOBS="1")

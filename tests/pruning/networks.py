@@ -172,7 +172,7 @@ def classifier(channels: int = 8) -> nn.Sequential:
 
 
 def data(n_cases: int = 10, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Series ``(n_cases, 2, 12)``, each with a scale of its own, and three classes."""
+    """Series ``(n_cases, 2, 12)``, each with its own scale, and three classes."""
     rng = torch.Generator().manual_seed(seed)
     x = torch.randn(n_cases, 2, 12, generator=rng, dtype=torch.float64)
     return x * torch.rand(n_cases, 1, 1, generator=rng) * 3, torch.arange(n_cases) % 3

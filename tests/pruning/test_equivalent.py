@@ -60,7 +60,7 @@ def move(model: nn.Module) -> None:
 
 @torch.no_grad()
 def check_merged(pairs: nn.Module, merged: nn.Module) -> None:
-    """Both compute the same, but for rounding, and only what is mixed has moved."""
+    """Both compute the same, except for rounding, and only what is mixed has moved."""
     assert not any(isinstance(m, EquivalentLayer | Mix) for m in merged.modules())
     torch.testing.assert_close(merged.eval()(X), pairs.eval()(X))
     mixes = [module for module in pairs.modules() if isinstance(module, Mix)]

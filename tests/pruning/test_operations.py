@@ -187,7 +187,7 @@ KEPT: dict[str, tuple[Operation, str]] = {
 
 
 class Probes(nn.Module):
-    """Each operation between two convolutions of its own; what comes out is added."""
+    """Each operation between its own two convolutions; what comes out is added."""
 
     def __init__(self, operations: dict[str, Operation]) -> None:
         super().__init__()

@@ -77,7 +77,7 @@ def test_an_optimizer_goes_on_as_if_its_filters_were_silent(seed: int, which: in
 
 
 class Own(torch.optim.SGD):
-    """Has more of its own than torch pickles, and moments in a list."""
+    """Has more attributes than torch pickles, and moments in a list."""
 
     def __init__(self, params: Any) -> None:
         super().__init__(params, lr=0.1)

@@ -18,7 +18,7 @@ Parameters = list[Tensor]
 
 
 class Shadow:
-    """An average that is no optimizer, tensor or container."""
+    """An average that is not an optimizer, tensor or container."""
 
     def __init__(self, params: Parameters) -> None:
         self.shadow = {p: p.detach().clone() for p in params}

@@ -50,7 +50,7 @@ def check_integers(case: Case, engines: Engines) -> bool:
 
 
 def check_layout(case: Case, name: str, engines: Engines) -> int:
-    """Each input in this layout gives the bits of its own contiguous copy; the number of cases."""
+    """Each input in this layout gives the bits of its contiguous copy; the number of cases."""
     for engine, field in product(engines(), Tensors._fields):
         plain = engine.put(case.tensors())
         odd = plain._replace(**{field: LAYOUTS[name](getattr(plain, field))})

@@ -34,7 +34,7 @@ def row(name: str, computation: str = "fprop", threads: int = 1, **fields: Any) 
 
 
 def network(mode: str, length: int, **fields: Any) -> dict[str, Any]:
-    """A row of the network; ``fields`` of floats are its ratios beside ``masked_dense``."""
+    """A row of the network; ``fields`` of floats are its ratios except ``masked_dense``."""
     found = {key: fields.pop(key) for key in list(fields) if isinstance(fields[key], float)}
     return {
         "model": "DSN", "mode": mode, "length": length, "batch": 16, "in_channels": 1, "threads": 1,

@@ -58,7 +58,7 @@ def _dsn(**options: object) -> models.DSN:
 
 
 class Causal(nn.Conv1d):
-    """A subclass with a forward of its own, as in every WaveNet."""
+    """A subclass with its own forward, as in every WaveNet."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(F.pad(x, ((self.kernel_size[0] - 1) * self.dilation[0], 0)))

@@ -71,7 +71,7 @@ def run(model: nn.Module, recipe: Recipe = RECIPE, **arguments: Any) -> Training
 def interrupted(
     model: nn.Module, forward_passes: int, text: str | None = None, **arguments: Any
 ) -> str:
-    """Train ``model`` until Ctrl-C after as many forward passes; returns what that then says."""
+    """Train ``model`` until Ctrl-C after that number of forward passes; returns its message."""
     passes = itertools.count()
 
     def hook(*_: Any) -> None:

@@ -1,4 +1,4 @@
-"""Killed at any instant, a training run goes on to the same bits."""
+"""Killed at any instant, a training run continues to the same bits."""
 
 from __future__ import annotations
 

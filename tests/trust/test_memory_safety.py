@@ -1,6 +1,6 @@
 """No op reads or writes outside its buffers; each test runs in a child process.
 
-Beside pages that may not be touched, under AddressSanitizer and UndefinedBehaviorSanitizer, on
+Next to pages that may not be touched, under AddressSanitizer and UndefinedBehaviorSanitizer, on
 tensors whose offsets no int32 holds, and from damaged files.
 """
 
@@ -42,7 +42,7 @@ def sanitized(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("sanitized")
     flags = {
         "CFLAGS": f"{SANITIZE} -fno-sanitize-recover=all", "LDFLAGS": SANITIZE,
-        "SPARSECONV_CXXFLAGS": "-O1 -g1",  # -O3 takes gcc many minutes with so many checks
+        "SPARSECONV_CXXFLAGS": "-O1 -g1",  # -O3 takes gcc many minutes with these checks
     }  # fmt: skip
     done = subprocess.run(
         [sys.executable, "setup.py", "-q", "build_ext", "--build-lib", str(folder),

@@ -1,4 +1,4 @@
-"""The CUDA kernels emulated on the CPU; ``test_cuda.py`` runs this file in a process of its own,
+"""The CUDA kernels emulated on the CPU; ``test_cuda.py`` runs this file in its own process,
 whose only kernels are those of ``emulated.cpp``, compiled under sanitizers.
 
 Each case runs with both kernels, and with threads and blocks in ascending order and copies that

@@ -120,7 +120,7 @@ def test_what_the_kernels_do_not_compute_is_refused() -> None:
 
 
 def compiled(folder: Path, *architectures: str) -> tuple[Path, str]:
-    """The object, and what ptxas says of it."""
+    """The object, and what ptxas reports about it."""
     if not NVCC:
         pytest.skip("nvcc is not installed")
     targets = [f"-gencode=arch={a.replace('sm', 'compute')},code={a}" for a in architectures]
