@@ -70,8 +70,8 @@ struct TileShape {
   int64_t block_channels;  // channels that share the scratch
 };
 
-// So many entries early a kernel finds the scratch rows that it reads: behind the last of a plan's
-// rows there are as many more, which are only looked at.
+// This many entries early a kernel finds the scratch rows that it reads: after the last of a plan's
+// rows there are this many more, which are only looked at.
 constexpr int kAhead = 4;
 
 // The entries that one row of a pattern has among the channels of one block: `n` weights from
@@ -138,7 +138,7 @@ struct Correlation {
   int64_t first_row() const { return in_lanes && prefix_sums ? order.idle : 0; }
 };
 
-// As many weights of one row and channel block as are summed at once.
+// The weights of one row and channel block that are summed at once.
 struct WeightBatch {
   int32_t row, first, n;
 };

@@ -43,7 +43,7 @@ variable_list gradients_by_python(const Chain& chain,
   return tensors_of(found);
 }
 
-// What the forward pass takes beside the tensors that have gradients.
+// What the forward pass takes except the tensors that have gradients.
 struct Call {
   std::shared_ptr<Chain> chain;
   const Tensor& input;               // frozen
@@ -95,7 +95,7 @@ struct ChainFunction : torch::autograd::Function<ChainFunction> {
                           " as in the forward pass, but its data was replaced since");
       }
     }
-    // What nobody asked for, as in autograd.grad(y, x), is not computed.
+    // What is not asked for, as in autograd.grad(y, x), is not computed.
     std::vector<bool> needed;
     size_t edge = 0;
     for (const Tensor& input : inputs) {

@@ -68,7 +68,7 @@ struct SparseConv : torch::autograd::Function<SparseConv> {
     std::vector<int64_t> geometry = ctx->saved_data["numbers"].toIntVector();
     const bool has_bias = geometry.at(9) != 0, triton = geometry.at(10) != 0;
     geometry.resize(9);
-    // What nobody asked for, as in autograd.grad(y, x), is not computed.
+    // What is not asked for, as in autograd.grad(y, x), is not computed.
     const std::array<bool, 3> needed = {ctx->needs_input_grad(0), ctx->needs_input_grad(1),
                                         has_bias && ctx->needs_input_grad(2)};
     Tensor grad = grads[0];

@@ -22,7 +22,7 @@ bool computes_plainly(const at::Tensor& x, bool may_cast = false);
 // The tensor or parameter, if it is an ordinary one on the CPU that kernels can read.
 std::optional<at::Tensor> plain_tensor(pybind11::handle x);
 
-// As it is now. While the GIL is held nobody replaces a parameter's data; later, another thread
+// As it is now. While the GIL is held no parameter's data is replaced; later, another thread
 // could do so between the checks and the kernels.
 at::Tensor frozen(const at::Tensor& x);
 

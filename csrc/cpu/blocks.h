@@ -18,7 +18,7 @@ constexpr int64_t kBlockRows = 128, kBlockWgradRows = 256;
 constexpr int64_t kBlockRowBytes = 64;
 constexpr int64_t kTileBytes = 1024, kWeightTileBytes = 512;
 
-// Samples of a staging buffer for so many of them: 16 are read at a time, from one further on too.
+// Samples of a staging buffer for this many: 16 are read at a time, from one further on too.
 inline int64_t staged(int64_t samples) {
   return ceil_div(samples, 16) * 16 + 32;
 }

@@ -70,10 +70,10 @@ class Chain {
                    const std::vector<bool>& needed) const;
 
  private:
-  // Of tensors like x; the first stage takes so many channels.
+  // Of tensors like x; the first stage takes `channels` channels.
   void check_parameters(const at::Tensor& x, int64_t channels, const Tensors& parameters) const;
   std::unique_ptr<ChainOrder> order_for(const at::Tensor& signal) const;
-  // Of the output of stage i, whose input has so many.
+  // Of the output of stage i, whose input has `channels`.
   int64_t channels_after(size_t i, const Tensors& parameters, int64_t channels) const;
 
   const bool in_rows_;

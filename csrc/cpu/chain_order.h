@@ -58,7 +58,7 @@ class ChainOrder {
 
 // Of float32 and float64: lanes.h.
 std::unique_ptr<ChainOrder> lanes_for(const at::Tensor& signal);
-// Of bfloat16: rows.h. Convolutions read so many rows before and after a series.
+// Of bfloat16: rows.h. Convolutions read `margin` rows before and after a series.
 std::unique_ptr<ChainOrder> rows_for(const at::Tensor& signal, int64_t margin);
 
 }  // namespace sparseconv

@@ -13,7 +13,7 @@ namespace sparseconv {
 
 namespace {
 
-// By which threads share: a vector of BatchNorm and ReLU counts as so many multiply-adds of a
+// By which threads share: a vector of BatchNorm and ReLU counts as this many multiply-adds of a
 // convolution (4 ns at N = 5, L = 150, from L2).
 constexpr int64_t kVectorCost = 32;
 constexpr int64_t kConvertCost = 16;  // and a row that is converted

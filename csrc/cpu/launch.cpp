@@ -60,7 +60,7 @@ std::mutex counting;  // a thread of a child asks torch for the first time, whic
 // Registered when the library is loaded, before any fork that could matter.
 [[maybe_unused]] const int at_fork = pthread_atfork(nullptr, nullptr, [] {
   forked = true;
-  new (&counting) std::mutex;  // of a child of a child: nobody is left who could unlock it
+  new (&counting) std::mutex;  // of a child of a child: no thread is left to unlock it
 });
 
 }  // namespace

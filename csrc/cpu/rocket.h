@@ -1,5 +1,5 @@
 // Features of random convolution kernels, of many series: what ROCKET and MiniROCKET keep of
-// convolutions whose outputs nobody reads. Plain structs, which every instruction set sees.
+// convolutions whose outputs are not read. Plain structs, which every instruction set sees.
 #pragma once
 
 #include <cstdint>

@@ -19,7 +19,7 @@ using Box = std::array<int64_t, 4>;
 // it was grown; and uint8, a bit for each weight of the layer, set where it is active.
 using Update = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 
-// What sparseconv/dst/update.py says of `prune_and_grow`.
+// As sparseconv/dst/update.py describes `prune_and_grow`.
 // shape: (C_out, C_in // groups, K); boxes: disjoint; magnitudes: (nnz,), float32 or float64,
 // not negative, no NaN; scores: (C_out, C_in // groups, K) likewise, by which to grow, else random
 // by `seed`. Throws ValueError or TypeError for arrays that do not fit each other.

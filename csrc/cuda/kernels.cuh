@@ -169,7 +169,7 @@ SPARSECONV_DEVICE void each_channel(const Buffers<kR, kWeighted, Block>& buffers
   SPARSECONV_NO_UNROLL
   for (int chunk = 0; chunk < chunks; ++chunk) {
     block.wait();  // for the chunk
-    block.sync();  // ... of all threads, and until the other buffer is no longer read
+    block.sync();  // ... of all threads, and until the other buffer's last read
     if (chunk + 1 < chunks) {
       buffers.load(chunk + 1);
     }

@@ -2,7 +2,7 @@
 // and returns what cudaGetLastError does; it reads no device memory, allocates nothing and waits
 // for nothing, so a CUDA graph can capture it.
 //
-// That the results are right is shown where there is no GPU too, by running the same source on a
+// That the results are right is shown without a GPU too, by running the same source on a
 // CPU (tests/kernels/cuda). What an H100 took: benchmarks/results/gpu.json.
 //
 // Design. A multiprocessor does 128 multiply-adds a clock, but reads 32 floats from shared memory:

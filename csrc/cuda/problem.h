@@ -3,7 +3,7 @@
 //
 // One long series. A batch is packed series after series, each padded to the same `period`:
 //   fprop    the inputs with their padding. Outputs that reach into the next series are not stored.
-//   dgrad    the gradients of the outputs, and as many zeros as a window has samples beyond one;
+//   dgrad    the gradients of the outputs, and a zero for each sample of a window beyond one;
 //            backwards, which makes it fprop on the transposed pattern.
 //   wgrad    both, forwards: position p of the gradient meets positions p + k of the input.
 // So a tile is 32 * R neighbouring positions, whatever the batch, the lengths, the padding or the
@@ -42,7 +42,7 @@ constexpr int kStageRow = kLanes + 1;
 constexpr int kStage = kReach * kStageRow;
 
 // Channels loaded together, into one of two buffers: inputs, and for each warp the kernels and, but
-// for wgrad, as many weights as they can have. Behind them is one kernel that is read in vain.
+// for wgrad, the most weights that they can have. Behind them is one kernel that is read in vain.
 SPARSECONV_HD constexpr int channel_floats(int positions, bool weights) {
   return row_floats(positions) + warps_of(positions) * (2 + (weights ? kReach : 0));
 }
@@ -100,7 +100,7 @@ struct WeightGradient {
   Packed in, grad;
   float* partial;
   const int32_t* slots;    // (nnz,), as above
-  int32_t period, length;  // of the gradient; what is between is no position of a series
+  int32_t period, length;  // of the gradient; what is between is not a position of a series
 };
 SPARSECONV_HD constexpr int32_t partials_of(int32_t tiles) {
   constexpr int32_t kPartials = 64;  // more would be memory and work for adding them up

@@ -72,7 +72,7 @@ static inline int64_t offsets_below(const uint32_t* x, int64_t n, uint32_t limit
 
 // sum_lanes(rows): lane i of the result is the sum over the lanes of row i, always in the order
 // lanes j and j + half, half = n/2 ... 1. Two shuffles and an addition halve two vectors of partial
-// sums into one, so a row costs two shuffles, not a tree of its own.
+// sums into one, so a row costs two shuffles, not a whole tree.
 static inline __m512 halve_8(__m512 a, __m512 b) {
   return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
 }

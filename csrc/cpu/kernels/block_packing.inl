@@ -27,7 +27,7 @@ static inline __attribute__((always_inline)) Lanes16 gathered(const float* from,
 }
 
 // Of a tile: its first weight among the values, and how many lie from row to row and from column
-// to column, since all kernels of a block have as many taps.
+// to column, since all kernels of a block share their taps.
 struct TilePlace {
   float* first;
   int64_t row, column;

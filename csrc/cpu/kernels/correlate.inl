@@ -7,7 +7,7 @@ constexpr int kAtOnce = kR <= 2   ? 4
                         : kR <= 5 ? 2
                                   : 1;
 
-// As correlate_tile, for as many of the rows as make up whole steps of kAtOnce; returns how many.
+// As correlate_tile, for those of the rows that make up whole steps of kAtOnce; returns how many.
 template <typename V, int kR, bool kFirst, bool kEdge>
 static int64_t correlate_at_once(const typename V::T* inputs,
                                  int64_t edge,
@@ -232,7 +232,7 @@ static void correlate_block(const Correlation& p,
   }
   // Cut by vectors, not by rows: half the rows with both halves of each use whole lines of L1, all
   // rows with one half only halves (AVX2, L = 128: fprop and dgrad of DSN 2 to 6 % faster). All
-  // tiles run the same code: with one of its own for the last, dgrad at N = 2, L = 70 took 10 %
+  // tiles run the same code: with separate code for the last, dgrad at N = 2, L = 70 took 10 %
   // longer, presumably since the branch predictor learns in one tile where the rows end.
   const Tiles tiles(tile_rows * (kN / V::kWidth), V::kTile);
   for (int64_t t = 0; t < tiles.count; ++t) {

@@ -2,8 +2,8 @@
 // series ("kernel lanes"). Each output is one chain of fused multiply-adds from the bias on, tap by
 // tap and channel by channel, so its bits depend on nothing else.
 
-// Outputs at once: steps of a column, whose sums stand in registers beside the weights of all taps
-// (with 16 registers, beside some of them); of kernels of several channels, beside one weight.
+// Outputs at once: steps of a column, whose sums are in registers with the weights of all taps
+// (with 16 registers, some of them); of kernels of several channels, with one weight.
 constexpr int kRocketSteps = F32::kTile >= 24 ? 12 : 6;
 constexpr int kRocketSums = F32::kTile >= 24 ? 12 : F32::kTile >= 15 ? 10 : 6;
 // Kernels and columns that take turns: what they read and find stays in L1.

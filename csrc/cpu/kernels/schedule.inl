@@ -2,7 +2,7 @@
 
 // The inputs of the entries that follow, found kAhead entries early: with the row loaded right
 // before its use, the multiply-adds that wait for their address keep the ones behind them waiting
-// (212 instead of 262 GFLOP/s from L1 on Zen 5; 242, 250 and 254 with 2, 3 and 4 ahead). So many
+// (212 instead of 262 GFLOP/s from L1 on Zen 5; 242, 250 and 254 with 2, 3 and 4 ahead). That many
 // rows behind the last one are read, and not used.
 template <typename T>
 struct Ahead {

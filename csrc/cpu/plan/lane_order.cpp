@@ -38,7 +38,7 @@ LaneOrder tile_order(int64_t batch, int64_t length, int64_t lanes, int64_t span)
   double best_cost = 0;
   for (int64_t most = std::min(length, kTileRows); most >= std::min(length, kLatencyRows); --most) {
     const int64_t pieces = ceil_div(length, most);
-    const int64_t rows = ceil_div(length, pieces);  // as short as so many pieces can be
+    const int64_t rows = ceil_div(length, pieces);  // as short as these pieces can be
     const int64_t groups = ceil_div(batch * pieces, lanes);
     const double cost =
         static_cast<double>(groups) * (static_cast<double>(std::max(rows, kLatencyRows)) +

@@ -25,8 +25,8 @@ struct LaneOrder {
   int64_t channel() const { return groups * rows * lanes; }  // elements of one channel
 };
 
-// The order of tensors, and of wgrad's sums whatever the order of its tensors is: at most as many
-// pieces as lanes.
+// The order of tensors, and of wgrad's sums whatever the order of its tensors is: at most one
+// piece a lane.
 LaneOrder lane_order(int64_t batch, int64_t length, int64_t lanes);
 
 // For fprop and dgrad of signals (N, C, L), whose tiles are packed one by one and whose bits depend
