@@ -100,8 +100,8 @@ def blocks() -> tuple[str, ...]:
         "the same in blocks of 16 channels, bfloat16, CPU with AMX",
         f"training step {min(speeds):.1f}x to {max(speeds):.1f}x as fast as the fastest dense "
         "bfloat16",
-        f"against single weights ({found.sets} sets, one seed): {points(found)}; single sets "
-        f"{lowest:+.0f} to {highest:+.0f}",
+        f"against single weights ({found.sets} sets, one seed): {points(found)}; on the worst and "
+        f"best set {lowest:+.0f} and {highest:+.0f}",
         "blocks",
     )
 
@@ -144,7 +144,7 @@ def pruned_rocket() -> tuple[str, ...]:
         f"classify by ROCKET with {KEEP} % of its kernels",
         f"prediction {whole / kept:.1f}x as fast as with all kernels, "
         f"{slow / kept:.0f}x as fast as aeon's",
-        f"against all kernels ({found.sets} sets): {points(found, 2)}",
+        f"against all kernels ({found.sets} sets): {points(found, 3)}",
         "pocket",
     )
 
@@ -184,11 +184,11 @@ def network_means(run: str, names: Iterable[str]) -> dict[str, float]:
 def about_gains(bench: dict[str, Any]) -> str:
     sets = len({row["dataset"] for row in read_lines(classifiers.RESULTS)})
     return (
-        f"One thread (DSN: the slower of one and two) on an {bench['machine']['cpu']}; blocks and "
-        "ROCKET on an Intel Xeon. Speeds are medians of interleaved runs, of ROCKET means over "
-        f"{sets} sets. PyTorch's fastest dense setting is the fastest that was tried, as "
-        "channels-last memory or `torch.compile`. Sets are of the UCR archive; brackets are 95 % "
-        "intervals over them."
+        f"Timed on one thread of an {bench['machine']['cpu']} (DSN: the slower of one and two "
+        "threads), blocks and ROCKET of an Intel Xeon. Speeds are medians of interleaved runs; "
+        f"ROCKET's are means over {sets} sets. PyTorch's fastest dense setting is the fastest that "
+        "was tried, as channels-last memory or `torch.compile`. The data sets are from the UCR "
+        "archive; brackets are 95 % intervals over them."
     )
 
 
@@ -208,8 +208,8 @@ def losses(bench: dict[str, Any], slower: list[Row], folder: str) -> str:
     return (
         "**When it does not pay**: the fastest dense way, mostly FFT with a prepared spectrum, won "
         f"in [{len(slower)} of {timed} measured cases]({folder}when-it-pays.md), by up to "
-        f"{1 / worst.median:.1f}x. Of these {full} have more than half of the weights active, "
-        f"{len(few)} less than 15 % (kernels of {sizes} taps). "
+        f"{1 / worst.median:.1f}x. In {full} of these more than half of the weights are active, "
+        f"in {len(few)} less than 15 % (kernels of {sizes} taps). "
         "Networks that spend most of their time outside convolutions gain little."
     )
 
@@ -223,7 +223,7 @@ def about_tools() -> str:
         "than the networks, and better than DSN on these sets. Take a network for C, for ONNX or "
         "to fine-tune it. "
         f"MiniROCKET against DSN on {found.sets} sets: {points(found)}. "
-        "Networks: 1 000 epochs; one seed of two layers and of InceptionTime, else three. Their "
-        "CPU seconds are of another machine that trained others at the same time, so compare "
-        "orders of magnitude."
+        "Networks: 1 000 epochs; one seed of two layers and of InceptionTime, else three. They "
+        "were timed on another machine, which ran other jobs at the same time, so compare orders "
+        "of magnitude."
     )

@@ -135,7 +135,9 @@ def run(args: argparse.Namespace) -> int:
                 model, data, config, out, quiet=args.quiet, resume=args.resume
             )
         except KeyboardInterrupt:
-            print(f"\nstopped; to resume: {resume_command(out)}", file=sys.stderr)
+            saved = (out / CHECKPOINT_NAME).exists()
+            so_far = "" if saved else " before the first epoch was saved"
+            print(f"\nstopped{so_far}; to resume: {resume_command(out)}", file=sys.stderr)
             return INTERRUPTED
     cases = len(data.y_test)
     print(

@@ -153,8 +153,9 @@ def test_interrupted_and_resumed_is_as_undisturbed(
             stop_after(epochs, patched)
             assert main([*more, "--out", str(broken)]) == 130
         error = capsys.readouterr().err
+        so_far = "" if epochs else " before the first epoch was saved"
         line = f"python -m sparseconv train --out '{broken}' --resume"
-        assert error.strip().endswith(f"to resume: {line}")
+        assert error.strip().endswith(f"stopped{so_far}; to resume: {line}")
     assert len(history(broken)) == 2  # a row follows its checkpoint, which was the last thing done
     with machine.threads(2):  # the run's own number is taken, or the last bits would differ
         assert main(resume) == 0
