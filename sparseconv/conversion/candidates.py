@@ -86,7 +86,7 @@ def find_candidates(
 
     Args:
         model: it does not change.
-        masks, layers, block: as given to ``convert``; a layer with several names may have any.
+        masks, layers, block: as given to ``convert``; any name of a layer finds it.
 
     Raises:
         TypeError, ValueError: as ``convert``.

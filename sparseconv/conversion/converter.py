@@ -184,7 +184,7 @@ def _measure(
     stopwatch: Stopwatch,
     verbose: bool | None,
 ) -> None:
-    """Time the layers that time or the caller chooses, on their inputs in one run."""
+    """Time the layers, chosen by the caller or by their times, on their inputs in one run."""
     wanted = [x for x in candidates if x.verdict in (Verdict.UNREACHED, Verdict.NAMED)]
     check_on_cpu({found.conv: found.name for found in wanted})
     twins = {model.get_submodule(found.path): found for found in wanted}

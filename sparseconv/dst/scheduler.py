@@ -69,7 +69,7 @@ class DSTScheduler:
     gradients do not count. A layer that the step omitted (LayerDrop), or whose dense gradient is 0,
     keeps its pattern in this update.
 
-    So does under ``grow="random"`` a layer that never trained: it has neither a gradient nor a
+    Under ``grow="random"`` so does a layer that never trained: it has neither a gradient nor a
     state in the optimizer, but others have. Plain SGD has no state: there the step decides alone.
     A warning names each layer that keeps its pattern in the first three updates because it lacks a
     gradient, as under ``torch.no_grad`` or when tasks alternate.

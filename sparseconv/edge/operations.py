@@ -268,7 +268,7 @@ def mapped(build: Builder, x: Value, call: Call) -> Value:
 
 def power(build: Builder, x: Value, call: Call) -> Value:
     if call.args.get("exponent", 2) != 2:
-        raise NotImplementedError("must have the exponent 2; write x * x * x for others")
+        raise NotImplementedError("must have the exponent 2; for x**3 write x * x * x")
     return arithmetic(build, x, call._replace(name="mul", values=[x, x]))
 
 

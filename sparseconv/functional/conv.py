@@ -274,7 +274,7 @@ def gradients(
     needed: Sequence[bool],
     backend: str,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Return the needed gradients of input, values and bias; they have gradients themselves.
+    """Return the needed gradients of input, values and bias; these are differentiable too.
 
     csrc/autograd/conv.cpp calls it for all except plain backward passes on a CPU.
     """

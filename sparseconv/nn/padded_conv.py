@@ -101,8 +101,8 @@ def _run(twin: Any, length: int, training: bool) -> tuple[Tensor, Tensor]:
         old, place, content = before[name]
         if now is not old or now.data_ptr() != place or not now.equal(content):
             raise TypeError(
-                f"it writes its {name}, as a limit of the norm does; limit it after each "
-                "optimizer.step() instead"
+                f"its forward pass overwrites {name}, as a limit of the norm does; limit it "
+                "after each optimizer.step() instead"
             )
     if not isinstance(y, Tensor) or y.shape[:-1] != (1, twin.out_channels):
         raise TypeError("it returns something else")

@@ -202,7 +202,7 @@ def _sizes(
             )
     assert rank is not None
     if rank > most:
-        raise ValueError(f"expected a rank of at most {most}, as the weights have, but got {rank}")
+        raise ValueError(f"expected a rank of at most {most} for these weights, but got {rank}")
     return rank, Counts(before, biases + rank * per_rank)
 
 

@@ -64,7 +64,7 @@ test_factorize = refusals(
     (call(model(), "0", "9"), ValueError, "of ['0', '1', '2'], but got '9'"),
     (call(model(), "0", "0"), ValueError, "a layer may be named once only"),
     (call(model(), "0", "1", rank=1, method="svd"), ValueError, "'svd' expects several"),
-    (call(model(), "0", "1", rank=9), ValueError, "a rank of at most 8, as the weights have"),
+    (call(model(), "0", "1", rank=9), ValueError, "a rank of at most 8 for these weights"),
     (call(model(), "0", "1", parameter_compression=50), ValueError, "_compression of at most"),
     (call(nn.Linear(2, 2)), ValueError, "the model has no nn.Conv1d"),
     (lambda: sc.factorize(3, rank=1), TypeError, "model must be an nn.Module, but got int"),
