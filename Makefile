@@ -93,8 +93,8 @@ lint: $(VENV)/.lint  ## ruff, mypy --strict, the layers of the imports, clang-fo
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports --no-logo
 	$(VENV)/bin/clang-format --dry-run --Werror $$(find csrc -type f) $$(find tests -name '*.cpp' -o -name '*.h')
-	$(VENV)/bin/blocklint *.md docs/*.md docs/api/*.md benchmarks/paper/plans/*.md pyproject.toml \
-	    $$(find sparseconv benchmarks examples tests docs -name '*.py' -o -name '*.toml')  # .blocklint has the words
+	$(VENV)/bin/blocklint *.md docs/*.md docs/api/*.md benchmarks/paper/plans/*.md pyproject.toml Makefile .ci/run \
+	    $$(find csrc -type f) $$(find sparseconv benchmarks examples tests docs -name '*.py' -o -name '*.toml')  # .blocklint has the words
 
 format: $(VENV)/.lint  ## rewrite the sources in the house style
 	$(VENV)/bin/ruff check --fix .

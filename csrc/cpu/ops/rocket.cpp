@@ -109,7 +109,7 @@ RocketPlan::RocketPlan(const Tensor& length,
   const size_t n = lengths.size();
   TORCH_CHECK_VALUE(
       dilations.size() == n && paddings.size() == n && counts.size() == n && biases.size() == n,
-      "expected as many dilations, paddings, biases and n_channels as lengths");
+      "expected dilations, paddings, biases and n_channels of the size of lengths");
   size_t weight = 0, channel = 0;
   std::vector<size_t> first_weight(n);
   for (size_t i = 0; i < n; ++i) {
@@ -223,7 +223,7 @@ MiniRocketPlan::MiniRocketPlan(const Tensor& taps,
   const size_t n = numbers.size();
   TORCH_CHECK_VALUE(
       dilations.size() == n && padding.size() == n && counts.size() == n && used.size() == n,
-      "expected as many dilations, paddings, n_biases and n_channels as taps");
+      "expected dilations, paddings, n_biases and n_channels of the size of taps");
   std::vector<std::array<int32_t, 3>> triples;
   for (int32_t a = 0; a < 9; ++a) {
     for (int32_t b = a + 1; b < 9; ++b) {
