@@ -124,9 +124,18 @@ Tensor differentiable_fprop(const Tensor& input,
       c10::Dispatcher::singleton()
           .findSchemaOrThrow(triton ? "sparseconv::triton_fprop" : "sparseconv::fprop", "")
           .typed<decltype(differentiable_fprop<triton>)>();
+  // Another thread may replace a parameter's data while kernels read it.
+  const auto now = [](const Tensor& x) {
+    if (!computes_plainly(x, true)) {
+      return x;
+    }
+    const pybind11::gil_scoped_acquire gil;
+    return frozen(x);
+  };
   const auto compute = [&] {
     const at::AutoDispatchBelowADInplaceOrView below;
-    return op.call(input, values, bias, crow, col, geometry, relu);
+    return op.call(now(input), now(values), bias ? std::optional(now(*bias)) : bias, crow, col,
+                   geometry, relu);
   };
   return is_recorded(input, values, bias)
              ? SparseConv::apply(input, values, bias,
