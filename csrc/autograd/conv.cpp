@@ -124,18 +124,9 @@ Tensor differentiable_fprop(const Tensor& input,
       c10::Dispatcher::singleton()
           .findSchemaOrThrow(triton ? "sparseconv::triton_fprop" : "sparseconv::fprop", "")
           .typed<decltype(differentiable_fprop<triton>)>();
-  // Another thread may replace a parameter's data while kernels read it.
-  const auto now = [](const Tensor& x) {
-    if (!computes_plainly(x, true)) {
-      return x;
-    }
-    const pybind11::gil_scoped_acquire gil;
-    return frozen(x);
-  };
   const auto compute = [&] {
     const at::AutoDispatchBelowADInplaceOrView below;
-    return op.call(now(input), now(values), bias ? std::optional(now(*bias)) : bias, crow, col,
-                   geometry, relu);
+    return op.call(input, values, bias, crow, col, geometry, relu);
   };
   return is_recorded(input, values, bias)
              ? SparseConv::apply(input, values, bias,
@@ -160,16 +151,19 @@ std::optional<Tensor> plain_conv(pybind11::handle input,
     return {};
   }
   const GeometryNumbers numbers = geometry_numbers(geometry);
-  const ConvPlanPtr plan = known_plan(crow, col, numbers);
-  if (!plan) {
-    return {};
+  ConvPlanPtr plan = known_plan(crow, col, numbers);
+  if (!plan && version_of(crow, col) != 0) {
+    return {};  // Python refuses arrays that were changed
   }
   const bool batched = x->dim() == 3;
   const Tensor signal = batched ? *x : x->unsqueeze(0);
   const Tensor x_now = frozen(signal), values_now = frozen(*parameter);
   const auto bias_now = b ? std::optional(frozen(*b)) : std::nullopt;
   const pybind11::gil_scoped_release release;
-  if (!fits([&] { check_fprop(*plan, x_now, values_now, bias_now); })) {
+  if (!fits([&] {
+        plan = plan ? plan : plan_of(crow, col, numbers);
+        check_fprop(*plan, x_now, values_now, bias_now);
+      })) {
     return {};
   }
   RECORD_FUNCTION("sparseconv::fprop", c10::ArrayRef<const c10::IValue>{});
