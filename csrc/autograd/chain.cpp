@@ -43,7 +43,7 @@ variable_list gradients_by_python(const Chain& chain,
   return tensors_of(found);
 }
 
-// What the forward pass takes except the tensors that have gradients.
+// What the forward pass takes besides the tensors that have gradients.
 struct Call {
   std::shared_ptr<Chain> chain;
   const Tensor& input;               // frozen

@@ -54,7 +54,7 @@ void run_parts(const Problem& problem,
 // A share below this many row operations (some 10 us) is not worth waking a thread for.
 constexpr int64_t kGrain = 64 * 1024;
 
-// Runs one of the table's kernels in the parts that `row_operations` are worth.
+// Runs one of the table's kernels in the number of parts that `row_operations` are worth.
 template <typename Problem, typename Kernels>
 void run_kernel(const Problem& problem,
                 Kernels KernelTable::* kernels,

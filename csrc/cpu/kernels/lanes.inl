@@ -58,7 +58,7 @@ static inline void from_acc(float x, Half* y) {
 struct Lane {
   int64_t item;   // batch item, or -1: the lane is idle
   int64_t start;  // output of the tile's first row; negative where that is idle
-  int64_t skip;   // number of rows of the tile, its first ones, are idle (perhaps all of them)
+  int64_t skip;   // number of first rows of the tile that are idle (perhaps all of them)
 };
 
 // The lanes of one group, for a tile that begins at row `at`.

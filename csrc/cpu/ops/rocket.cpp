@@ -12,10 +12,10 @@
 namespace sparseconv {
 namespace {
 
-// Multiply-adds that are worth a thread of their own.
+// Multiply-adds that are worth one more thread.
 constexpr int64_t kShare = 1024 * 1024;
 // What a multiply-add costs with positions as lanes, whose loads are not aligned and serve one
-// output each: times a column's (measured: about 6 kernels in the lanes cost the same).
+// output each; a column's costs 1 (measured: about 6 kernels in the lanes cost the same).
 constexpr double kPositionsCost = 2.5;
 constexpr int64_t kMaxLanes = 16;          // of float, on any instruction set
 constexpr int64_t kMostNumbers = 1 << 30;  // of a bank's array: int32 counts two of them together

@@ -46,8 +46,8 @@ Layout wgrad_layout(const Geometry& g);
 // The taps that reach input phase `phase` (padded input position mod stride); `taps` names them.
 Layout dgrad_layout(const Geometry& g, int64_t phase, std::vector<int64_t>* taps);
 
-// wgrad's chunks of rows are cut into this many fixed runs, that many threads need not all pack the
-// same inputs. By shape alone: the sums must not depend on the number of threads.
+// wgrad's chunks of rows are cut into this many fixed runs, so that many threads need not all pack
+// the same inputs. By shape alone: the sums must not depend on the number of threads.
 int64_t wgrad_splits(int64_t chunks);
 
 // Stage entries per lane for `rows` rows: transposes read whole blocks of at most 16.

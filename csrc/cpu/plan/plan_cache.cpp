@@ -42,7 +42,7 @@ struct Entry {
 struct Cache {
   std::mutex mutex;
   std::unordered_map<Key, Entry, Hash> entries;
-  size_t sweep_at = 64;  // number of entries, at least half of which may live
+  size_t sweep_at = 64;  // entries; at least half of them may be alive
 
   void sweep() {
     std::erase_if(entries, [](const auto& item) { return item.second.is_dead(); });

@@ -159,7 +159,7 @@ def plans(pattern: KernelCSR, case: Case) -> list[Tensor]:
 
 
 def test_plans_stay_where_they_are_with_any_units_of_this_nnz():
-    """A unit of a whole block has the number of weights of 16 of a last block with one channel."""
+    """A unit of a whole block has the weights of 16 units of a last block with one channel."""
     case = BlockCase(2, 16, 17, 20, 40, padding=3)
     masks = torch.zeros(2, 17, 16, 20, dtype=torch.bool)
     masks[0, :16, :, :4] = True
