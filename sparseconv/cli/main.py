@@ -26,7 +26,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # not every encoding has ≥ or a file's name
             stream.reconfigure(errors="backslashreplace")
-    args = _parser().parse_args(argv)
+    args, unknown = _parser().parse_known_args(argv)
+    if unknown:  # refused here, since argparse would show the usage of the whole program
+        args.command.error("unrecognized arguments: " + " ".join(unknown))
     try:
         code: int = args.run(args)
         sys.stdout.flush()
@@ -54,6 +56,6 @@ def _parser() -> argparse.ArgumentParser:
         first = text.partition("\n")[0]
         # Options are not abbreviated: --epoch could be a typing error for another one.
         command = commands.add_parser(name, help=first, description=text, allow_abbrev=False)
-        command.set_defaults(run=module.run)
+        command.set_defaults(run=module.run, command=command)
         module.add_options(command)
     return parser

@@ -28,7 +28,7 @@ ROWS = [
     ("", "required: COMMAND"),
     ("info none", "is not a results folder"),
     ("train GunPont", "no data set 'GunPont' (did you mean 'GunPoint'?)"),
-    (f"{TRAIN} --epoch 2", "unrecognized arguments: --epoch"),
+    (f"{TRAIN} --epoch 2", "sparseconv train: error: unrecognized arguments: --epoch"),
     (f"{TRAIN} --epochs 0", "epochs must be at least 1"),
     (f"{TRAIN} --grow fast", "argument --grow: invalid choice"),
     (f"{TRAIN} --threads 0", "argument --threads: must be at least 1, but got 0"),
