@@ -57,6 +57,8 @@ PARTS: dict[str, Part] = {
     "blocks, step": partial(step.rows, blocks=True),
     "density": layer.density_rows,
     "update": step.update_rows,
+    "networks": step.network_rows,
+    "norm": step.norm_rows,
     "once": once,
 }
 _PYTEST = (sys.executable, "-m", "pytest", "-v")

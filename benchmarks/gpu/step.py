@@ -1,4 +1,4 @@
-"""A network's training step, sparse with pattern updates and dense, eager and as graphs.
+"""Training steps, sparse with pattern updates and dense, eager and as graphs, and their parts.
 
 The dense network has ``nn.Conv1d`` for each sparse convolution and no masks, which is faster than
 masked training.
@@ -6,9 +6,11 @@ masked training.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from functools import partial
 from itertools import product
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -49,10 +51,10 @@ def loss(model: nn.Module, x: Tensor, y: Tensor, precision: str) -> Tensor:
         return F.nll_loss(model(x), y)
 
 
-def steps(
+def stepper(
     target: Target, model: nn.Module, length: int, precision: str, mode: str, updates: bool
-) -> Call:
-    """Return a call of ``sizes.steps`` training steps; the last may update the patterns."""
+) -> Callable[[int], None]:
+    """Return a call of a training step; one in ``sizes.steps`` may update the patterns."""
     x, y = batches(length, target.device)
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-4, capturable=mode == "graph")
     scheduler = None
@@ -70,11 +72,26 @@ def steps(
 
     step = GraphedStep(model, eager, optimizer) if mode == "graph" else eager
 
+    def run(i: int) -> None:
+        step(x[i % BATCHES], y[i % BATCHES])
+        if scheduler is not None:
+            scheduler.step()
+
+    return run
+
+
+def in_turn(target: Target, calls: Sequence[Callable[[int], None]], streams: bool) -> Call:
+    """Return a call of ``sizes.steps`` steps of each network, which may have a stream each."""
+    places: list[Any] = [nullcontext() for _ in calls]
+    if streams and target.device.type == "cuda":
+        places = [torch.cuda.stream(torch.cuda.Stream()) for _ in calls]
+        target.clock()  # the networks were made on another stream
+
     def run() -> None:
         for i in range(target.sizes.steps):
-            step(x[i % BATCHES], y[i % BATCHES])
-            if scheduler is not None:
-                scheduler.step()
+            for call, place in zip(calls, places, strict=True):
+                with place:
+                    call(i)
 
     return run
 
@@ -91,8 +108,9 @@ def row(target: Target, length: int, blocks: bool = False) -> Row:
         with tf32(allowed):
             model = model_of(target, name, blocks).train()
             found = float(loss(model, x[0].to(device), y[0].to(device), precision).detach())
-            call = steps(target, model, length, precision, mode, updates)
-        return Timed(call, allowed, target.sizes.steps, abs(found - exact) / abs(exact))
+            call = stepper(target, model, length, precision, mode, updates)
+        error = abs(found - exact) / abs(exact)
+        return Timed(in_turn(target, [call], False), allowed, target.sizes.steps, error)
 
     modes = ("eager", "graph")[: 1 + target.graphs]
     # Autocast runs single weights in bfloat16 too, which gains nothing.
@@ -130,6 +148,41 @@ def update_rows(target: Target, lengths: Sequence[int]) -> Iterator[Row]:
         for grow, blocks in product(("random", "gradient"), (False, True))
     }
     yield target.row("update", lengths[0], makes)
+
+
+def network_rows(target: Target, lengths: Sequence[int]) -> Iterator[Row]:
+    """Time a step of one network where several train in one process, with their updates."""
+
+    def made(count: int, streams: bool) -> Timed:
+        with tf32(True):
+            models = [model_of(target, target.backends[-1]).train() for _ in range(count)]
+            mode = "graph" if target.graphs else "eager"
+            calls = [stepper(target, x, lengths[0], "TF32", mode, True) for x in models]
+        return Timed(in_turn(target, calls, streams), True, count * target.sizes.steps)
+
+    makes = {
+        f"{count} network{'s' * (count > 1)}{', a stream each' * streams}": partial(
+            made, count, streams
+        )
+        for count, streams in ((1, False), (4, False), (4, True), (8, True))
+    }
+    yield target.row("step of a network", lengths[0], makes)
+
+
+def norm_rows(target: Target, lengths: Sequence[int]) -> Iterator[Row]:
+    """Time a module's BatchNorm and ReLU, there and back, as torch has them and compiled."""
+    width = 3 * target.sizes.nf
+
+    def made(compiled: bool) -> Timed:
+        norm: Any = nn.Sequential(nn.BatchNorm1d(width), nn.ReLU()).to(target.device)
+        x = torch.randn(BATCH, width, lengths[0], device=target.device, requires_grad=True)
+        inputs, gradient = (x, *norm.parameters()), torch.randn_like(x)
+        call = torch.compile(norm) if compiled else norm
+        timed = Timed(lambda: torch.autograd.grad(call(x), inputs, gradient))
+        return target.graphed(timed) if target.graphs else timed
+
+    makes = {"torch": partial(made, False), "compiled": partial(made, True)}
+    yield target.row("BatchNorm and ReLU", lengths[0], makes)
 
 
 def rows(target: Target, lengths: Sequence[int], blocks: bool = False) -> Iterator[Row]:

@@ -28,6 +28,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> None:
     # Adam asks for a GPU where it is to be captured.
     adam = torch.optim.Adam
     monkeypatch.setattr(torch.optim, "Adam", lambda p, lr, capturable: adam(p, lr=lr))
+    monkeypatch.setattr(torch, "compile", lambda module: module)  # takes half a minute
     monkeypatch.setattr("sparseconv.measure.timing.gc.collect", lambda *_: 0)
 
 
@@ -78,6 +79,9 @@ def test_each_part_is_measured_printed_and_saved(
         "gradient",
         "gradient, blocks",
     ]
+    (networks,), (norm,) = rows["networks"], rows["norm"]
+    assert "8 networks, a stream each" in networks["samples_ms"]
+    assert list(norm["samples_ms"]) == ["torch", "compiled"]
 
     assert [check["ok"] for check in found["checks"]] == [False, False]
     assert "an illegal access" in found["checks"][0]["result"]
