@@ -1,4 +1,4 @@
-"""Smaller networks: ``prune_filters`` with its criteria, ``factorize``, and their reports."""
+"""Make networks smaller: remove filters by a criterion, or factorize layers."""
 
 from sparseconv.pruning.channels import Channels, Layer, UnitSet
 from sparseconv.pruning.criteria import DSP, HC, WHC, Criterion, Jacobian, Magnitude

@@ -1,4 +1,4 @@
-"""A network as units: the smallest sets of channels that can be removed."""
+"""Divide the channels of a network into units, which are removed as a whole."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from sparseconv.nn.conv import SparseConv1d
 
-FIXED = -1  # the unit of a channel that stays
+FIXED = -1  # the unit of every channel that cannot be removed
 FILTERED = (nn.Conv1d, nn.ConvTranspose1d, SparseConv1d, nn.Linear)
-NORMS = (_BatchNorm, _InstanceNorm, nn.GroupNorm)  # a channel comes from the same channel
-PER_CHANNEL = ("weight", "bias", "running_mean", "running_var")  # of a norm
+NORMS = (_BatchNorm, _InstanceNorm, nn.GroupNorm)  # outputs match inputs one to one
+PER_CHANNEL = ("weight", "bias", "running_mean", "running_var")  # a norm's tensors
 
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """A layer that can lose channels.
+    """Describe a layer that can lose channels.
 
     Attributes:
         module: a convolution, ``nn.Linear``, or a batch, instance or group norm.
-        outputs, inputs: int64, the unit of each output and input channel, ``FIXED`` if it stays.
-        samples: number of points of a series at which the layer computes.
+        outputs, inputs: int64, the unit of each channel, ``FIXED`` if it stays.
+        samples: the number of output positions for one series.
     """
 
     module: nn.Module
@@ -37,17 +37,17 @@ class Layer:
 
     @property
     def groups(self) -> int:
-        """Groups of a convolution; 1 for other layers."""
+        """Return the groups of a convolution, or 1 for another layer."""
         return int(getattr(self.module, "groups", 1))
 
     @property
     def has_filters(self) -> bool:
-        """Return whether its output channels have their own weights, which is false for norms."""
+        """Return whether the layer has filters; norms have none."""
         return isinstance(self.module, FILTERED)
 
     @property
     def reads(self) -> bool:
-        """Return whether it mixes its inputs; norms and depthwise layers do not."""
+        """Return whether the layer mixes its input channels; norms and depthwise layers do not."""
         return self.has_filters and not self.is_depthwise
 
     @property
@@ -57,18 +57,18 @@ class Layer:
 
     @property
     def channel_dim(self) -> int:
-        """The dimension of its input, and of its output, that counts the channels."""
+        """Return the dimension of the channels in the input and the output."""
         return -1 if isinstance(self.module, nn.Linear) else 1
 
     def columns(self, kept: Tensor | None = None) -> Tensor:
-        """Return which input channels of its weight ``(C_out, C_in // groups, K)`` stay, bool."""
+        """Return a bool mask of the weight's input channels that stay, ``(C_in // groups,)``."""
         if self.is_depthwise:
             return torch.ones(1, dtype=torch.bool)
-        # Tracing has tied the groups to each other.
+        # Tracing ties the groups, so all of them lose the same columns.
         return kept_channels(self.inputs, kept)[: len(self.inputs) // self.groups]
 
     def weights(self, kept: Tensor | None = None) -> int:
-        """Count its active weights, without its bias, if only some units (bool) are kept."""
+        """Count the active weights, without biases, when only ``kept`` units (bool) stay."""
         if not self.has_filters:
             return 0
         rows, columns = kept_channels(self.outputs, kept), self.columns(kept)
@@ -79,7 +79,7 @@ class Layer:
         return int(rows.sum()) * int(columns.sum()) * one.numel()
 
     def parameters(self, kept: Tensor | None = None) -> int:
-        """Count its active weights and biases, if only some units (bool) are kept."""
+        """Count the active weights and the biases; see ``weights``."""
         names = ("bias",) if self.has_filters else ("weight", "bias")
         each = sum(getattr(self.module, name) is not None for name in names)
         return self.weights(kept) + each * int(kept_channels(self.outputs, kept).sum())
@@ -87,12 +87,11 @@ class Layer:
 
 @dataclass(frozen=True, eq=False)
 class UnitSet:
-    """Units of the same layers, which compete with each other.
+    """Group units of the same layers, which compete with each other.
 
     Attributes:
         units: ``(n,)`` int64, ascending.
-        rows: for each layer with filters of these units ``(n, m)``, the m output channels of each
-            unit.
+        rows: by layer name, the m output channels of each unit: ``(n, m)`` int64.
     """
 
     units: Tensor
@@ -100,22 +99,22 @@ class UnitSet:
 
     @property
     def name(self) -> str:
-        """The layers."""
+        """Return the names of the layers, joined by plus signs."""
         return " + ".join(self.rows)
 
 
 @dataclass(frozen=True, eq=False)
 class Channels:
-    """A network as units: the smallest sets of channels that can be removed.
+    """Divide a network into units, the smallest sets of channels that can be removed.
 
     Attributes:
-        layers: by name, in the order of computation.
-        sets: units that compete with each other.
-        n_units: number of units in all sets.
-        other_macs: multiply-adds of one series outside the layers, which stay.
-        vectors: other parameters and buffers with channels, by name. For each the units of its
-            channels and the dimension of channels.
-        left: by name of a layer, the reason why it keeps filters in any case.
+        layers: the layers by name, in the order of computation.
+        sets: sets of units that compete with each other.
+        n_units: the number of units in all sets.
+        other_macs: multiply-adds for one series outside the layers, counted as constant.
+        vectors: by name of another parameter or buffer, the units of its channels and the
+            dimension that counts them.
+        left: by layer name, the reason why it keeps filters in any case.
     """
 
     layers: Mapping[str, Layer]
@@ -126,18 +125,18 @@ class Channels:
     left: dict[str, str] = field(default_factory=dict)
 
     def macs(self, kept: Tensor | None = None) -> int:
-        """Count multiply-adds of one series, if only some units (bool) are kept."""
+        """Count the multiply-adds for one series when only ``kept`` units (bool) stay."""
         layers = self.layers.values()
         return self.other_macs + sum(layer.samples * layer.weights(kept) for layer in layers)
 
     def weights(self, kept: Tensor | None = None) -> int:
-        """Count active weights, without biases, if only some units (bool) are kept."""
+        """Count the active weights, without biases, of all layers in the same way."""
         return sum(layer.weights(kept) for layer in self.layers.values())
 
     def without(self, failed: Mapping[UnitSet, str]) -> Channels:
-        """Return the same network with these sets kept, each for a reason."""
+        """Return a copy in which these sets of units stay, each for a reason."""
         sets = [group for group in self.sets if group not in failed]
-        units = torch.full((self.n_units + 1,), FIXED)  # the last: channels that stay
+        units = torch.full((self.n_units + 1,), FIXED)  # FIXED also finds the last entry
         every = torch.cat([group.units for group in sets]) if sets else units[:0]
         units[every] = torch.arange(len(every))
         return replace(
@@ -153,21 +152,21 @@ class Channels:
         )
 
     def zeros(self) -> Tensor:
-        """Return a score of 0 for each unit, float64."""
+        """Return a score of 0 for each unit: ``(n_units,)`` float64."""
         return torch.zeros(self.n_units, dtype=torch.float64)
 
     def sums(self, values: Tensor, units: Tensor) -> Tensor:
-        """Add up values ``(..., channels)`` by unit: ``(..., n_units)``."""
-        places = torch.where(units < 0, self.n_units, units)  # the last: channels that stay
+        """Add up values ``(..., channels)`` by unit, and return ``(..., n_units)``."""
+        places = torch.where(units < 0, self.n_units, units)  # the last entry is dropped
         found = values.new_zeros(*values.shape[:-1], self.n_units + 1)
         return found.index_add_(-1, places, values)[..., :-1]
 
 
 def kept_channels(channels: Tensor, kept: Tensor | None) -> Tensor:
-    """Return a bool mask: the channels that stay when some units are kept; None keeps all."""
+    """Return a bool mask of the channels that stay when only ``kept`` units do; None keeps all."""
     if kept is None:
         return torch.ones(len(channels), dtype=torch.bool)
-    return torch.cat([kept, torch.ones(1, dtype=torch.bool)])[channels]  # FIXED is the last
+    return torch.cat([kept, torch.ones(1, dtype=torch.bool)])[channels]  # FIXED finds the last
 
 
 def filters_first(module: nn.Module, tensor: Tensor) -> Tensor:
@@ -177,19 +176,19 @@ def filters_first(module: nn.Module, tensor: Tensor) -> Tensor:
 
 
 class Numbers:
-    """Numbers of channels, some of them united, and the tensors that have them.
+    """Number the channels of tensors, and unite the numbers of those that are removed together.
 
-    0 is the number of zeros that code puts next to channels.
+    The number 0 marks the zeros that code puts next to channels.
     """
 
     def __init__(self) -> None:
-        self.parent = [0]  # a disjoint-set forest, where the least number is the root
-        self.reasons = {0: "its channels meet zeros that the code puts there"}  # by root: it stays
-        # By id: numbers, their dimension, and the tensor itself, so that its id is not reused.
+        self.parent = [0]  # a disjoint-set forest; the root of a set is its least number
+        self.reasons = {0: "its channels meet zeros that the code puts there"}  # by root
+        # By id: numbers, their dimension, and the tensor, held so that its id is not reused.
         self.tensors: dict[int, tuple[Tensor, int, Tensor]] = {}
 
     def new(self, count: int, reason: str | None = None) -> Tensor:
-        """Return ``count`` new numbers; with a reason their channels stay."""
+        """Return ``count`` new numbers; with a reason, their channels stay."""
         numbers = torch.arange(len(self.parent), len(self.parent) + count)
         self.parent += numbers.tolist()
         if reason is not None:
@@ -197,12 +196,12 @@ class Numbers:
         return numbers
 
     def roots(self, numbers: Tensor) -> list[int]:
-        """Return the least number united with each; 0 for channels that stay."""
+        """Return the root of each number, or 0 if its channel stays."""
         roots = map(self._root, numbers.tolist())
         return [0 if root in self.reasons else root for root in roots]
 
     def why(self, numbers: Tensor) -> list[str]:
-        """Return the reasons why some of them stay."""
+        """Return the reasons why channels with these numbers stay."""
         roots = map(self._root, numbers.tolist())
         return [self.reasons[root] for root in roots if root in self.reasons]
 
@@ -213,7 +212,6 @@ class Numbers:
         return number
 
     def unite(self, a: Tensor, b: Tensor) -> None:
-        """Unite the numbers of two sequences, pair by pair."""
         for i, j in zip(a.tolist(), b.tolist(), strict=True):
             least, other = sorted((self._root(i), self._root(j)))
             self.parent[other] = least
@@ -221,16 +219,16 @@ class Numbers:
                 self.reasons.setdefault(least, self.reasons[other])
 
     def follow(self, tensor: Tensor, numbers: Tensor, dim: int) -> None:
-        """Give these numbers to a tensor's channels, in dimension ``dim``."""
+        """Assign numbers to a tensor's channels in dimension ``dim``."""
         self.tensors[id(tensor)] = (numbers, dim, tensor)
 
     def get(self, tensor: Any) -> tuple[Tensor, int] | None:
-        """Return the numbers of a tensor and their dimension; None if it is not followed."""
+        """Return a tensor's numbers and their dimension, or None if it is not followed."""
         found = self.tensors.get(id(tensor))
         return None if found is None else found[:2]
 
     def free(self, tensor: Any) -> tuple[Tensor, int] | None:
-        """Return the same; None also if all its channels stay."""
+        """Do as ``get``, but return None also if all channels stay."""
         found = self.get(tensor)
         if found is None or all(self._root(x) in self.reasons for x in found[0].tolist()):
             return None
@@ -246,7 +244,6 @@ class Numbers:
                 self.fix_numbers(reason, found[0])
 
     def fix_numbers(self, reason: str, numbers: Tensor) -> None:
-        """Keep these channels."""
         for number in numbers.tolist():
             self.reasons.setdefault(self._root(number), reason)
 
@@ -255,11 +252,11 @@ def numbered_units(
     traced: Mapping[str, Layer], numbers: Numbers, vectors: Mapping[str, Tensor], n_series: int,
     other_macs: int, left: Mapping[str, str],
 ) -> Channels:  # fmt: skip
-    """Give numbers to the units, and put units of the same layers into sets.
+    """Turn united numbers into units, and group units of the same layers into sets.
 
     Args:
-        traced: layers with numbers of channels instead of units, and the samples of all series.
-        vectors: by name, parameters and buffers outside layers, also with numbers.
+        traced: layers with numbers in place of units, and with the samples of all series.
+        vectors: parameters and buffers outside the layers, by name.
     """
     # By root and layer: the filters of a unit.
     makers: dict[int, dict[str, list[int]]] = defaultdict(dict)

@@ -1,4 +1,4 @@
-"""Criteria for ``prune_filters``, which score how much filters matter."""
+"""Score how much each filter matters, for ``prune_filters``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sparseconv.pruning.channels import Channels, Layer, filters_first
 from sparseconv.pruning.data import BATCH, batches_of, classes_of, evaluating, run_batch, watching
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-EPS = 1e-2  # default of DSP
+EPS = 1e-2  # the default of DSP
 LOGITS = (
     "Jacobian expected a model that returns log-probabilities, because its loss is nll_loss, but "
     "the exponentials of the outputs do not sum to 1; for logits pass loss=F.cross_entropy"
@@ -27,13 +27,13 @@ LOSS = "Jacobian expected loss to be a function of the outputs and labels that r
 
 
 class Criterion(ABC):
-    """Scores the units of a network; higher scores matter more.
+    """Score the units of a network; units with higher scores matter more.
 
     Attributes:
-        everywhere: compare the scores of all layers; else the same share of each layer's filters
-            is removed.
+        everywhere: whether scores are compared across layers; if not, each layer loses the same
+            share of its filters.
         threshold: units with at most this score are removed; None if a fraction decides.
-        graded: whether scores take more than two values, so that thresholds differ in effect.
+        graded: whether scores take more than two values, so that the choice of threshold matters.
 
     Example:
         >>> import sparseconv as sc
@@ -56,11 +56,10 @@ class Criterion(ABC):
 
     @abstractmethod
     def scores(self, model: nn.Module, channels: Channels) -> Tensor:
-        """Return ``(n_units,)`` float64; leave the model unchanged.
+        """Return finite scores ``(n_units,)``, float64, and leave the model unchanged.
 
         Raises:
-            ValueError: data of the criterion that are empty, or lack the labels that it needs.
-                ``prune_filters`` refuses scores that are not finite.
+            ValueError: the criterion's data are empty, or lack the labels that it needs.
         """
 
     def __repr__(self) -> str:
@@ -69,13 +68,13 @@ class Criterion(ABC):
 
 
 class Magnitude(Criterion):
-    """The p-norm of a filter's weights.
+    """Score a filter by the p-norm of its weights.
 
-    The norm includes what is removed with a filter: its counterparts in layers whose outputs are
-    added to those of its layer, and its taps in a depthwise layer.
+    The norm includes what is removed with the filter: its taps in a depthwise layer, and the
+    filters of other layers whose outputs are added to its own.
 
     Args:
-        p: order of the norm, at least 1; else ValueError.
+        p: the order of the norm, finite and at least 1; else ValueError.
 
     Example:
         >>> Magnitude(p=1)
@@ -94,9 +93,9 @@ class Magnitude(Criterion):
 
 
 class HC(Criterion):
-    """Hybrid criterion: the norm of a filter times its dissimilarity to the others of its layer.
+    """Score a filter by its norm times its dissimilarity to the other filters of its layer.
 
-    ``|F_i| * sum over j != i of (1 - |cos(F_i, F_j)|)``, an ablation of ``WHC``.
+    The score is ``|F_i| * sum over j != i of (1 - |cos(F_i, F_j)|)``, an ablation of ``WHC``.
 
     Example:
         >>> HC()
@@ -108,9 +107,9 @@ class HC(Criterion):
 
 
 class WHC(Criterion):
-    """Weighted hybrid criterion: ``HC``, but large filters weigh more in the comparison.
+    """Score a filter as ``HC`` does, but let large filters weigh more in the comparison.
 
-    ``|F_i| * sum over j != i of |F_j| * (1 - |cos(F_i, F_j)|)``, without data.
+    The score is ``|F_i| * sum over j != i of |F_j| * (1 - |cos(F_i, F_j)|)``.
 
     Example:
         >>> import sparseconv as sc
@@ -130,19 +129,18 @@ class WHC(Criterion):
 
 
 class Jacobian(Criterion):
-    """Sensitivity of the loss to a filter, with the interactions of its weights.
+    """Score a filter by the sensitivity of the loss to it, with the interactions of its weights.
 
-    A filter has parameters in several layers: its taps, an input channel of the next layers, and a
-    pair of BatchNorm. For each layer and batch the products of gradient and weight are summed and
-    squared. The score is the sum of the squares. Filters of all layers are compared.
+    The parameters of a filter are its taps, its entry in BatchNorm and an input channel of the next
+    layers. For each layer and batch, the products of gradient and weight are summed, then squared.
+    The score is the sum of these squares; scores are compared across layers.
 
     Args:
         data: ``(X, y)``, arrays of training series and class indices; or an iterable of batches
-            ``(x, y)``, for example a ``DataLoader``.
-        loss: function of the model's output and the class indices that returns a scalar. The
-            default needs a model that returns log-probabilities. For logits, give
-            ``F.cross_entropy``.
-        batches: largest number of batches; of arrays, 64 series each at equal distances.
+            ``(x, y)``, such as a ``DataLoader``.
+        loss: a function of the model's output and the class indices that returns a scalar. The
+            default expects log-probabilities; for logits, pass ``F.cross_entropy``.
+        batches: the largest number of batches. Arrays give batches of 64 series at equal distances.
 
     Example:
         >>> Jacobian((torch.randn(8, 1, 30), torch.arange(8) % 2), loss=F.cross_entropy)
@@ -165,7 +163,7 @@ class Jacobian(Criterion):
         found, parameters = channels.zeros(), list(model.parameters())
         with evaluating(model), torch.enable_grad(), ExitStack() as stack:
             for weight in parameters:
-                if not weight.requires_grad:  # frozen weights count too
+                if not weight.requires_grad:  # frozen weights matter too
                     stack.callback(weight.requires_grad_, False)
                     weight.requires_grad_()
             batches = batches_of("Jacobian", model, self.data, self.batches * BATCH)
@@ -204,18 +202,18 @@ class Jacobian(Criterion):
 
 
 class DSP(Criterion):
-    """Dynamic structured pruning: filters whose output stays near zero on every training series.
+    """Remove the filters whose output stays near zero on every training series.
 
-    A filter's activation is measured where the next layer reads it, after any pooling or depthwise
-    layer: the root mean square over time, and of this the maximum over all series. The score is its
-    ratio to the largest activation in the layer (of a ``DSN`` in the kernel group). If several
-    layers read the filter, the largest ratio counts. Filters with a score of at most ``eps`` are
-    removed, so no fraction is needed. Train with ``InstanceSparsity``, which makes filters silent.
+    A filter's activation is the root mean square over time, the largest of all series. It is
+    measured where the next layer reads the filter, after any pooling or depthwise layer. The score
+    is its ratio to the largest activation in the layer, or in the kernel group of a ``DSN``. If
+    several layers read the filter, the largest ratio counts. Filters with a score of at most
+    ``eps`` are removed, so no fraction is needed. Train with ``InstanceSparsity`` to silence them.
 
     Args:
-        data: training series as an array ``(n_cases, n_channels, length)``, a list of cases, or
-            ``(X, y)``. Or an iterable of batches, ``x`` or ``(x, y)``.
-        eps: share of the largest activation, in [0, 1). The paper's value is not public;
+        data: the training series: an array ``(n_cases, n_channels, length)``, a list of cases,
+            ``(X, y)``, or an iterable of batches ``x`` or ``(x, y)``.
+        eps: a share of the largest activation, in [0, 1). The paper's value is not public;
             ``report.curve`` shows how many filters other values would keep.
 
     Example:
@@ -227,21 +225,21 @@ class DSP(Criterion):
         >>> sc.prune_filters(model, X[:1], DSP(X)).report.layers[0].kept
         (0, 1, 3)
 
-    Source: Abdullayev et al., arXiv 2602.12744 (2026).
+    Source: Abdullayev et al., arXiv 2602.12744, 2026 (dynamic structured pruning).
     """
 
     def __init__(self, data: Any, *, eps: float = EPS) -> None:
         self.data, self.threshold = data, share("eps", eps, below_one=True)
 
     def scores(self, model: nn.Module, channels: Channels) -> Tensor:
-        # For each unit where it is read: its mean square over time, the largest of all series.
+        # By layer that reads a unit: its mean square over time, the largest of all series.
         largest = {name: channels.zeros() for name, x in channels.layers.items() if x.reads}
 
         def see(name: str, x: Tensor) -> None:
             layer = channels.layers[name]
             x = x.double().cpu().movedim(layer.channel_dim, 1)
             squares = x.square().reshape(*x.shape[:2], -1).mean(2)
-            # A unit may be several channels, as after Flatten.
+            # A unit may have several channels here, as after Flatten.
             counts = channels.sums(torch.ones_like(squares[0]), layer.inputs).clamp_min(1)
             means = channels.sums(squares, layer.inputs) / counts
             largest[name] = torch.maximum(largest[name], means.amax(0))
@@ -252,7 +250,7 @@ class DSP(Criterion):
         scores = channels.zeros()
         for most in largest.values():
             for group in channels.sets:
-                # Not among all that is read: inputs and other branches have other scales.
+                # Compare within a set only: inputs and other branches have other scales.
                 own = most[group.units]
                 if top := own.max():
                     shares = (own / top).sqrt()
@@ -264,7 +262,7 @@ class DSP(Criterion):
 
 
 def _by_set(channels: Channels, score: Callable[[Tensor], Tensor]) -> Tensor:
-    """Score each set's filters ``(n, p)``, which hold the weights of a unit in every layer."""
+    """Score the filters ``(n, p)`` of each set; a row has a unit's weights in all layers."""
     found = channels.zeros()
     for group in channels.sets:
         filters = []
@@ -279,14 +277,14 @@ def _by_set(channels: Channels, score: Callable[[Tensor], Tensor]) -> Tensor:
 
 
 def _dissimilar(filters: Tensor) -> Tensor:
-    """Return ``norm_i * (1 - |cos|)``, ``(n, n)``, 0 on the diagonal."""
+    """Return ``norm_i * (1 - |cos|)`` as ``(n, n)``, with 0 on the diagonal."""
     norms: Tensor = filters.norm(dim=1, keepdim=True)
     unit = filters / norms.clamp_min(torch.finfo(norms.dtype).tiny)
     return norms * (1 - (unit @ unit.T).abs()).clamp_min(0).fill_diagonal_(0)
 
 
 def _felt(layer: Layer, products: Mapping[int, Tensor]) -> tuple[Tensor, Tensor]:
-    """Return the sums of a layer's products by output channel, and by input channel."""
+    """Sum a layer's products by output channel and by input channel."""
     outputs, inputs = (torch.zeros(len(x)).double() for x in (layer.outputs, layer.inputs))
     for key in ("weight", "values", "bias"):
         if (parameter := layer.module._parameters.get(key)) is None:

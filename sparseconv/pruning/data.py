@@ -1,4 +1,4 @@
-"""Run a model for a criterion: in eval mode, on batches of series, and watch its layers."""
+"""Run a model on a criterion's data, and watch its layers."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from sparseconv.models.classifier import Classifier
 from sparseconv.nn.modules import has_codes
 from sparseconv.pruning.channels import NORMS
 
-BATCH = 64  # series in a batch of whole arrays
+BATCH = 64  # series in a batch, where arrays are given
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model in eval mode; restore modes and random generators afterwards."""
+    """Put a model in eval mode; restore the modes and the random generators afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     with torch.random.fork_rng(devices=[]), ExitStack() as stack:
         stack.callback(random.setstate, random.getstate())
@@ -38,7 +38,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def train_but_norms(model: nn.Module) -> None:
-    """Put a model in train mode, except norms: one value has no statistics, and theirs stay."""
+    """Put a model in train mode, except norms: they keep statistics, and accept single values."""
     for module in model.train().modules():
         if isinstance(module, NORMS):
             module.eval()
@@ -46,7 +46,7 @@ def train_but_norms(model: nn.Module) -> None:
 
 @contextmanager
 def keeping_buffers(model: nn.Module) -> Iterator[None]:
-    """Restore buffers that train mode changes: means and variances, but not patterns."""
+    """Restore the buffers that train mode changes, and do not touch others, such as patterns."""
     before = {name: x.clone() for name, x in model.named_buffers() if not is_lazy(x)}
     try:
         yield
@@ -58,7 +58,7 @@ def keeping_buffers(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """Record no gradients, also for views of parameters, which ``torch.no_grad`` lets ask."""
+    """Turn gradients off, also for views of parameters, which ``torch.no_grad`` does not."""
     with torch.no_grad(), ExitStack() as stack:
         for parameter in model.parameters():
             stack.callback(parameter.requires_grad_, parameter.requires_grad)
@@ -70,7 +70,7 @@ def frozen(model: nn.Module) -> Iterator[None]:
 def watching(
     model: nn.Module, names: Iterable[str], see: Callable[[str, Tensor], None]
 ) -> Iterator[None]:
-    """Run a model in eval mode; call ``see`` with the name and the input of these layers."""
+    """Put a model in eval mode; when a named layer runs, pass its name and input to ``see``."""
 
     def hook(name: str, _: nn.Module, args: Any, kwargs: Any) -> None:
         see(name, next(x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)))
@@ -84,9 +84,9 @@ def watching(
 
 
 def batch_sizes(n_cases: int, batch_size: int) -> list[int]:
-    """Return the sizes of batches; a last one of one case joins the one before.
+    """Return the sizes of batches; a single last case joins the batch before.
 
-    BatchNorm cannot normalise one value, and a model that squeezes drops the axis of one case.
+    BatchNorm cannot normalise a single value, and ``squeeze`` drops the axis of a single case.
     """
     whole, rest = divmod(n_cases, batch_size)
     if whole and rest == 1:
@@ -95,7 +95,7 @@ def batch_sizes(n_cases: int, batch_size: int) -> list[int]:
 
 
 def run_batch(model: nn.Module, x: Tensor, whole: int = BATCH) -> Any:
-    """Run a model; an error tells if it drops the axis of one series, or needs ``whole``."""
+    """Run a model; explain the error if it drops the axis of one series or needs ``whole``."""
     try:
         with fitting((x,)):
             out = model(x)
@@ -122,10 +122,10 @@ def run_batch(model: nn.Module, x: Tensor, whole: int = BATCH) -> Any:
 
 
 def for_model(owner: str, model: nn.Module, X: Any) -> Tensor:
-    """Return series in the model's dtype, on their own device.
+    """Return series in the model's dtype, on their present device.
 
-    Integers stay integers for a model with an ``nn.Embedding``. The networks of ``models`` accept
-    series of one channel as ``(n_cases, n_timepoints)`` too.
+    Integers stay integers if the model has an ``nn.Embedding``. The networks of ``models`` also
+    accept series of one channel as ``(n_cases, n_timepoints)``.
     """
     x = as_tensor(X, f"{owner}: expected X to hold real numbers")
     if x.is_floating_point() or not has_codes(model):
@@ -140,7 +140,7 @@ def for_model(owner: str, model: nn.Module, X: Any) -> Tensor:
 
 
 def classes_of(criterion: str, y: Tensor, outputs: Tensor) -> Tensor:
-    """Return labels as class indices for outputs ``(N, n_classes)``, or raise."""
+    """Return labels as class indices for outputs ``(N, n_classes)``, or raise ValueError."""
     found, (n, classes) = torch.from_numpy(class_indices(criterion, "y", y)), outputs.shape
     if found.shape != (n,) or not ((found >= 0) & (found < classes)).all():
         raise ValueError(
@@ -153,26 +153,24 @@ def classes_of(criterion: str, y: Tensor, outputs: Tensor) -> Tensor:
 def batches_of(
     criterion: str, model: nn.Module, data: Any, cases: int | None = None, labels: bool = True
 ) -> Iterator[tuple[Tensor, Any]]:
-    """Yield series in the model's dtype, on its device, each batch with its labels.
+    """Yield batches of series on the model's device, with their labels; see ``for_model``.
 
-    See ``for_model``. Classes are int64, as torch's losses expect.
+    Integer labels become int64, which torch's losses expect.
 
     Args:
-        criterion: its name, for messages.
-        model: the model that takes the series.
-        data: arrays ``(X, y)``, or an iterable of such batches. Without labels also ``X``, an array
-            or a list of cases.
-        cases: number of series to take from arrays, at equal distances because data may be sorted
+        data: arrays ``(X, y)``, or an iterable of such batches. Where no labels are needed, also
+            ``X``, an array or a list of cases.
+        cases: the most series to take from arrays, at equal distances because these may be sorted
             by class.
-        labels: whether labels are needed; else a batch without them has None.
+        labels: whether labels are needed; if not, None takes their place.
 
     Raises:
-        ValueError: arrays of unequal length; no series; no labels.
+        ValueError: the arrays differ in length, or there are no batches, series or labels.
     """
     device = next(model.parameters()).device
     if isinstance(data, list) or (isinstance(data, tuple) and len(data) > 2):
         channels = [m.in_channels for m in model.modules() if hasattr(m, "in_channels")]
-        with suppress(ValueError):  # batches (x, y), or of different shapes
+        with suppress(ValueError):  # as_tensor refuses batches (x, y) and cases of different shapes
             _, *case = as_tensor(data[:1], "").shape
             if len(case) == 1 or (len(case) == 2 and case[:1] == channels[:1]):
                 data = as_tensor(data, "")

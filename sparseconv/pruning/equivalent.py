@@ -1,4 +1,4 @@
-"""Equivalent pruning: removed filters still contribute while the network is fine-tuned."""
+"""Let removed filters contribute while the network is fine-tuned (equivalent pruning)."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from sparseconv.nn.modules import check_module, deepcopy_model, replace
 from sparseconv.pruning.channels import Channels, UnitSet, kept_channels
 from sparseconv.pruning.surgery import remove, shorten
 
-SLOWER = 5  # factor by which the weights of a pair move slower than others (under Adam)
+SLOWER = 5  # under Adam, a pair's weights move slower than others by this factor
 DENSE = (nn.Conv1d, nn.Linear)
-WIDEST = 8192  # inputs of a layer after a decompressor, which is a square matrix of this size
+WIDEST = 8192  # inputs of a layer with a decompressor, a square matrix of this size
 
 
 class Mix(nn.Module):
-    """Mixes channels at each sample; at first it selects some, or puts zeros between them.
+    """Mix channels by a matrix, which at first selects some or puts zeros between them.
 
     Args:
-        start: ``(outputs, inputs)``, the first matrix.
-        mixed: bool of this shape, the entries that training may change.
+        start: the first matrix, ``(outputs, inputs)``.
+        mixed: the entries that training may change, bool of the same shape.
     """
 
     start: Tensor
@@ -35,24 +35,22 @@ class Mix(nn.Module):
         self.moved = nn.Parameter(torch.zeros_like(start))
 
     def matrix(self) -> Tensor:
-        """Return the present matrix, ``(outputs, inputs)``."""
         return self.start + self.mixed * self.moved / SLOWER
 
     def forward(self, x: Tensor, last: bool) -> Tensor:
-        """Map inputs to outputs along the last dimension, or the second of ``(N, inputs, L)``."""
+        """Mix the channels of the last dimension, or of the second of ``(N, inputs, L)``."""
         matrix = self.matrix()
         return F.linear(x, matrix) if last else F.conv1d(x, matrix[:, :, None])
 
 
 class EquivalentLayer(nn.Module):
-    """A layer with a decompressor before it, a compressor after it, or both."""
+    """Run a layer with a decompressor before it, a compressor after it, or both."""
 
     def __init__(self, layer: nn.Module, before: Mix | None, after: Mix | None) -> None:
         super().__init__()
         self.decompressor, self.layer, self.compressor = before, layer, after
 
-    def forward(self, input: Tensor) -> Tensor:  # the name of the layer's argument
-        """Compute what the merged layer computes."""
+    def forward(self, input: Tensor) -> Tensor:  # named as in the layer, for calls by keyword
         last = isinstance(self.layer, nn.Linear)
         if self.decompressor is not None:
             input = self.decompressor(input, last)
@@ -61,7 +59,7 @@ class EquivalentLayer(nn.Module):
 
     @torch.no_grad()
     def merged(self) -> nn.Module:
-        """Return the layer alone, changed in place to the pruned shape, with the same outputs."""
+        """Change the layer in place to the pruned shape, with the same outputs, and return it."""
         layer: Any = self.layer
         weight, bias = layer.weight.double(), layer.bias
         if self.decompressor is not None:
@@ -77,11 +75,14 @@ class EquivalentLayer(nn.Module):
 
 
 def merge(model: nn.Module) -> nn.Module:
-    """Return a copy in which each compressor and decompressor is part of its layer.
+    """Return a copy of a model with each compressor and decompressor merged into its layer.
 
     Args:
-        model: the fine-tuned model of ``prune_filters(..., equivalent=True)``; TypeError if it is
-            not a module. One without compressors is copied.
+        model: the fine-tuned model of ``prune_filters(..., equivalent=True)``. Another module is
+            only copied.
+
+    Raises:
+        TypeError: the model is not a module.
 
     Example:
         >>> import sparseconv as sc
@@ -92,8 +93,7 @@ def merge(model: nn.Module) -> nn.Module:
         >>> torch.allclose(plain.eval()(x), pairs.eval()(x), atol=1e-5)
         True
 
-    Source: Chen et al., "Optimal Brain Connection: Towards Efficient Structural Pruning", arXiv
-    2508.05521 (equivalent pruning).
+    Source: Chen et al., "Optimal Brain Connection", arXiv 2508.05521 (equivalent pruning).
     """
     check_module(model)
     merged = deepcopy_model(model)
@@ -102,23 +102,18 @@ def merge(model: nn.Module) -> nn.Module:
 
 
 def has_pairs(model: nn.Module) -> bool:
-    """Return whether a model has compressors or decompressors that are not merged."""
     return any(isinstance(layer, EquivalentLayer) for layer in model.modules())
 
 
+# The paper puts the compressor after BatchNorm. Before it, the same functions can be learned, and
+# BatchNorm stays.
 def with_pairs(model: nn.Module, channels: Channels, kept: Tensor) -> tuple[str, ...]:
-    """Put pairs into a model in place, and remove the other filters; return their layers' names.
+    """Put compressors and decompressors into a model, and remove the filters without such a pair.
 
-    Filters get no pair if one of their layers is of these kinds:
-
-    - depthwise, grouped, transposed, or a subclass: it cannot be merged;
-    - sparse: it would become dense;
-    - with forward hooks: these may change what is between it and a compressor;
-    - frozen: a pair would train it;
-    - with more inputs than ``WIDEST``, as after ``nn.Flatten``.
+    The model changes in place. The names of the layers of filters without a pair are returned.
     """
     pruned = [group for group in channels.sets if not kept[group.units].all()]
-    owner = torch.full((channels.n_units + 1,), -1)  # the paired set; the last: channels that stay
+    owner = torch.full((channels.n_units + 1,), -1)  # by unit, its paired set; FIXED finds the last
     for number, group in enumerate(pruned):
         if _can_be_paired(channels, group):
             owner[group.units] = number
@@ -149,6 +144,9 @@ def _can_be_paired(channels: Channels, group: UnitSet) -> bool:
     for name, layer in channels.layers.items():
         reads = layer.reads and torch.isin(layer.inputs, group.units).any()
         if (reads or name in group.rows) and (
+            # Merging would make a sparse layer dense, and fails for subclasses, transposed
+            # convolutions and groups. Hooks may change what is between a layer and its compressor,
+            # and a pair would train a frozen layer.
             type(layer.module) not in DENSE
             or layer.groups > 1
             or len(layer.inputs) > WIDEST
@@ -161,12 +159,12 @@ def _can_be_paired(channels: Channels, group: UnitSet) -> bool:
 
 
 def _mix(units: Tensor, owner: Tensor, kept: Tensor, spared: Tensor) -> Mix | None:
-    """Return the map from all channels of a layer to those kept; None if none is paired."""
+    """Return the ``Mix`` of a layer's channels into the kept ones, or None if none is paired."""
     units = units[kept_channels(units, kept | spared)]
     group = owner[units]
     if not (group >= 0).any():
         return None
-    # Mixed are channels of one set, and at the same place if a layer reads a unit several times.
+    # Channels of one set mix; if a layer reads a unit several times, only those at one place do.
     place = torch.tril(units[:, None] == units, -1).sum(1)
     same = (group[:, None] == group) & (place[:, None] == place) & (group >= 0)
     stay = kept_channels(units, kept)

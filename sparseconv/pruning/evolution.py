@@ -1,4 +1,4 @@
-"""Filters chosen by an evolutionary search over accuracy and size."""
+"""Choose filters by an evolutionary search over accuracy and size."""
 
 from __future__ import annotations
 
@@ -18,21 +18,18 @@ from sparseconv.pruning.surgery import mask
 
 
 class Evolutionary(Criterion):
-    """A search, layer by layer, for the filters whose removal costs least.
+    """Search, layer by layer, for the filters whose removal costs least.
 
-    For each layer, or branch, NSGA-II searches for sets of filters with few errors on training
-    series and few weights. It keeps the smallest set whose error is at most ``tolerance`` above
-    that of the whole model, and continues with the next layer. Only the idea is public, a staged
-    search over both objectives. Encoding, operators, sizes and the choice of a set are ours. (The
-    usual choice, the knee of each front, lets the errors of the layers add up.)
+    For each layer or branch, NSGA-II searches for sets of filters with few errors on training
+    series and few weights. The smallest set whose error is at most ``tolerance`` above that of the
+    whole model is kept. Only the idea of this search is public; encoding, operators, sizes and the
+    choice of a set are ours.
 
     Args:
-        data: ``(X, y)``, training series and class indices; or an iterable of batches.
-        tolerance: share of errors that all layers together may add, in [0, 1].
-        cases: largest number of series that judge; of arrays, those at equal distances.
-        population: sets of filters in a generation, at least 2.
-        generations: number of generations.
-        seed: seed of the search.
+        data: as in ``Jacobian``.
+        tolerance: the share of errors that all layers together may add, in [0, 1].
+        cases: the most series to evaluate; arrays give series at equal distances.
+        population: the number of sets of filters in a generation, at least 2.
 
     Raises:
         RuntimeError: pymoo is not installed.
@@ -75,7 +72,7 @@ class Evolutionary(Criterion):
             ) from error
 
     def scores(self, model: nn.Module, channels: Channels) -> Tensor:
-        """Return 1 for each unit that the search keeps, else 0."""
+        """Return 1 for each unit that the search keeps, and 0 for the others."""
         kept = torch.ones(channels.n_units, dtype=torch.bool)
         batches, found = [], 0
         for batch in batches_of("Evolutionary", model, self.data, self.cases):
@@ -98,7 +95,7 @@ class Evolutionary(Criterion):
                     "Evolutionary expected finite outputs, but some are NaN; check the model's "
                     "weights and the data"
                 )
-            y = classes_of("Evolutionary", y, outputs)  # others would silently count as errors
+            y = classes_of("Evolutionary", y, outputs)  # wrong labels would count as errors
             limit = error(kept) + self.tolerance
             for group in channels.sets:
                 kept[group.units] = self._search(channels, group, kept, error, limit)
@@ -128,7 +125,7 @@ class Evolutionary(Criterion):
         n = len(group.units)
         problem = FunctionalProblem(n, objectives, constr_ieq=at_least_one, vtype=bool)
         rng = np.random.default_rng(self.seed)
-        shares = np.linspace(0.1, 1, self.population)  # of the first sets, the last one is whole
+        shares = np.linspace(0.1, 1, self.population)  # of the first sets; the last is whole
         first = rng.random((self.population, n)) < shares[:, None]
         first[~first.any(1), 0] = True
         search = NSGA2(
@@ -137,7 +134,8 @@ class Evolutionary(Criterion):
         )  # fmt: skip
         found = minimize(problem, search, ("n_gen", self.generations), seed=self.seed)
         good = found.F[:, 0] <= limit + 1e-9
-        if not good.any():  # the last generation does not contain the whole layer
+        if not good.any():  # the last generation may lack the whole layer
             return kept[group.units]
+        # Not the knee of the front, the usual choice: the errors of the layers would add up.
         best = np.where(good)[0][found.F[good, 1].argmin()]
         return torch.from_numpy(np.asarray(found.X[best], dtype=bool))

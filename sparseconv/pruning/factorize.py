@@ -1,4 +1,4 @@
-"""Convolutions made of factors of low rank, some of them shared between layers."""
+"""Replace convolutions by factors of low rank, some of which layers share."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ ALTERNATIONS = 30  # for "both", as published
 WEIGHT = ("shape", "dtype", "device", "requires_grad")
 OPTIONS = ("stride", "padding", "dilation", "padding_mode")
 
-# Factors of the weights (N, O, I*K) of N layers: (N, O, r) and (N, r, I*K), N = 1 if shared.
+# Factors of the weights (N, O, I*K) of N layers: (N, O, r) and (N, r, I*K), where N is 1 if shared.
 Factors = tuple[Tensor, Tensor]
 
 
 class Factorized(NamedTuple):
-    """The factorized model, and the report."""
+    """Hold the factorized model and the report."""
 
     model: nn.Module
     report: FactorizationReport
 
 
 class Sum(nn.Module):
-    """The sum of several modules' outputs ``(..., C, L)`` for one input, and of a bias ``(C,)``."""
+    """Add the outputs ``(..., C, L)`` of several modules for one input, and a bias ``(C,)``."""
 
     def __init__(self, terms: Iterable[nn.Module], bias: nn.Parameter | None = None) -> None:
         super().__init__()
@@ -53,7 +53,6 @@ class Sum(nn.Module):
         self.bias = bias
 
     def forward(self, input: Tensor) -> Tensor:
-        """Map ``(..., I, L)`` to ``(..., C, L_out)``."""
         first, *others = self.terms
         y: Tensor = first(input)
         for term in others:
@@ -71,41 +70,36 @@ def factorize(
     rank: int | None = None,
     parameter_compression: float | None = None,
 ) -> Factorized:
-    """Copy a model with convolutions replaced by two smaller ones, of which layers share one.
+    """Copy a model and replace convolutions by two smaller ones each, of which layers share one.
 
-    A layer with a weight ``(O, I, K)`` becomes a ``Sequential`` of ``taps``, K taps from I to
-    ``rank`` channels with the layer's options, and ``pointwise``, 1x1 to O channels. With U and V
-    for these two, r for the rank and n = 1 .. N for the layers of a set:
+    A layer with a weight ``(O, I, K)`` becomes a ``Sequential`` of two. ``taps`` has K taps,
+    ``rank`` output channels and the layer's options; ``pointwise`` is a 1x1 convolution to O
+    channels. Let U and V be their weights, r the rank, and n = 1 .. N the layers of a set:
 
     - ``"left"``: ``W^n ~ U V^n``, one module ``taps`` in all layers; ``r (I K + N O)`` weights.
     - ``"right"``: ``W^n ~ U^n V``, one module ``pointwise`` in all; ``r (N I K + O)`` weights.
     - ``"both"``: ``W^n ~ U^n V + U V^n``, a ``Sum`` of both; ``r (N + 1) (I K + O)`` weights. It
-      starts with the better of the two above, then fits each 30 times to the rest of the other.
+      starts with the better of the two, then fits each 30 times to the residual of the other.
     - ``"svd"``: ``W ~ U V``, every layer alone; ``r (I K + O)`` weights.
 
-    Except for ``"both"``, the squared error of the weights is the least for the rank. The error of
-    ``"both"`` falls in every step, perhaps to a local minimum; its start is our choice. So is that
-    each factor takes the square root of the singular values. Fine-tune the result with an optimizer
-    built from its parameters. Code that uses a layer's ``weight`` raises.
+    The squared error of the weights is the smallest for the rank. With ``"both"`` it falls in every
+    step, perhaps to a local minimum. Fine-tune the copy with a new optimizer. Code that reads a
+    replaced layer's ``weight`` raises an error.
 
     Args:
-        model: any module, before ``torch.compile``; left unchanged.
-        example_input: the input on which ``report.measure()`` runs both networks; see there.
-        layers: sets of names of ``nn.Conv1d`` of equal shape and options. None makes sets of all
-            equal layers (for ``"svd"``, of each layer), if there are two and they get smaller.
-        method: as above.
-        rank: r of every set.
-        parameter_compression: instead of a rank, what parameters before / after must at least be in
+        model: any module, before ``torch.compile``; it is left unchanged.
+        example_input: the input for ``report.measure()``.
+        layers: sets of names of ``nn.Conv1d`` layers of equal shape and options. By default, all
+            equal layers form a set if there are two and they get smaller (for ``"svd"``, each).
+        rank: the rank r of every set.
+        parameter_compression: instead of a rank, the least ratio of parameters before to after in
             each set.
 
-    Returns:
-        ``(model, report)``: the copy, and a report on each set and the other convolutions.
-
     Raises:
-        TypeError, ValueError: sets of unequal or too few layers; a layer of another class, with
-            groups, hooks, its own ``forward``, a computed or shared weight. Also not exactly one of
-            ``rank`` and ``parameter_compression``, one that the weights cannot have, and no
-            smaller layer.
+        TypeError, ValueError: a set has unequal or too few layers, or one of another class, with
+            groups, hooks, its own ``forward``, or a computed or shared weight; not exactly one of
+            ``rank`` and ``parameter_compression`` is given, or the weights do not allow its value;
+            no layer gets smaller.
 
     Example:
         >>> import sparseconv as sc
@@ -164,7 +158,7 @@ def factorize(
             FactorizedSet(
                 name=", ".join(names), layers=names, rank=r, parameters=parameters,
                 relative_error=float(rest.norm() / weights.norm()) if weights.any() else 0.0,
-                # Each layer computes a shared factor.
+                # Sharing saves no multiply-adds: each layer computes the shared factor.
                 macs=Counts(n * o * m, len(pairs) * n * r * (m + o)),
             )
         )  # fmt: skip
@@ -186,7 +180,7 @@ def factorize(
 def _sizes(
     convs: Sequence[nn.Conv1d], method: str, rank: int | None, compression: float | None
 ) -> tuple[int, Counts]:
-    """Return the rank of a set, and its parameters before and after."""
+    """Return the rank of a set, and its number of parameters before and after."""
     n, o, m = len(convs), convs[0].out_channels, math.prod(convs[0].weight.shape[1:])
     counts = {"left": [(n, 1)], "right": [(1, n)], "both": [(n, 1), (1, n)], "svd": [(1, 1)]}
     per_rank = sum(pointwise * o + taps * m for pointwise, taps in counts[method])
@@ -209,6 +203,7 @@ def _sizes(
 def _left(weights: Tensor, rank: int) -> Factors:
     n, o, m = weights.shape
     u, s, v = torch.linalg.svd(weights.reshape(n * o, m), full_matrices=False)
+    # Our choice: each factor takes the square root of the singular values.
     root = s[:rank].sqrt()
     return (u[:, :rank] * root).reshape(n, o, rank), (root[:, None] * v[:rank])[None]
 
@@ -222,7 +217,7 @@ def _factors(
     weights: Tensor, method: str, rank: int, alternations: int = ALTERNATIONS
 ) -> list[Factors]:
     n, o, m = weights.shape
-    if n * o < m:  # in coordinates of their row space the matrices to decompose are smaller
+    if n * o < m:  # in a basis of the row space, the matrices to decompose are smaller
         basis, rows = torch.linalg.qr(weights.reshape(n * o, m).T)
         small = _factors(rows.T.reshape(n, o, n * o), method, rank, alternations)
         return [(p, q @ basis.T) for p, q in small]
@@ -231,6 +226,7 @@ def _factors(
     first = _left(weights, rank)
     if method != "both":
         return [first]
+    # Our choice: start from the better of the two.
     fit, fit_other, other = _left, _right, _right(weights, rank)
     if (weights - other[0] @ other[1]).norm() < (weights - first[0] @ first[1]).norm():
         fit, fit_other, first = _right, _left, other
@@ -241,7 +237,7 @@ def _factors(
 
 
 def _modules(convs: Sequence[nn.Conv1d], pairs: Sequence[Sequence[Tensor]]) -> list[nn.Module]:
-    """Build the layers' successors, which take their biases."""
+    """Build the modules that replace the layers and take over their biases."""
     options = {name: getattr(convs[0], name) for name in OPTIONS}
     made = [
         (
@@ -275,7 +271,7 @@ def _conv(weight: Tensor, like: nn.Conv1d, options: dict[str, Any]) -> nn.Conv1d
 def _sets(
     model: nn.Module, layers: Iterable[Iterable[str]] | None, method: str
 ) -> Iterator[tuple[tuple[str, ...], list[Any], str | None]]:
-    """Yield names and layers of each set, given or found, and why it cannot be factorized."""
+    """Yield the names and layers of each set, and the reason if it cannot be factorized."""
     found: dict[str, Any] = dict(model.named_modules(remove_duplicate=False))
     obstacle = partial(_obstacle, outside=dict(held_outside(model)), owners=owners_of(model))
     if searched := layers is None:
@@ -310,7 +306,6 @@ def _sets(
 
 
 def _common(conv: Any) -> tuple[Any, ...]:
-    """Return the properties that all layers of a set must share."""
     of_weight = (getattr(conv.weight, name) for name in WEIGHT)
     return (*of_weight, *(getattr(conv, name) for name in OPTIONS))
 
@@ -318,7 +313,6 @@ def _common(conv: Any) -> tuple[Any, ...]:
 def _obstacle(
     layer: nn.Module | None, outside: Mapping[nn.Module, str], owners: Mapping[int, list[str]]
 ) -> str | None:
-    """Return why a layer cannot be replaced; None if it can."""
     if isinstance(layer, nn.Conv1d) and not {"weight", "bias"} <= layer._parameters.keys():
         return "has a computed weight or bias (pruning, a parametrization); remove that first"
     if type(layer) is not nn.Conv1d:

@@ -1,4 +1,4 @@
-"""``prune_filters``: remove whole filters."""
+"""Remove whole filters from a network."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NUMBERS = "must be a list of ints, the numbers of those to keep (for a mask: mas
 
 
 class PrunedFilters(NamedTuple):
-    """The smaller model, and the report."""
+    """Hold the smaller model and the report."""
 
     model: nn.Module
     report: PruningReport
@@ -47,54 +47,48 @@ def prune_filters(
 ) -> PrunedFilters:
     """Remove whole filters, with all that belongs to them, from a copy of a model.
 
-    A filter is removed together with its entry in BatchNorm, the input channel of the layers that
-    read it, and its taps in a depthwise layer. Filters whose outputs are added are removed
-    together. One forward pass in eval mode finds all of these. Every layer, and every branch that
-    is concatenated, keeps at least one filter.
+    A filter is removed with its entry in BatchNorm, its taps in a depthwise layer, and the input
+    channel of each layer that reads it. Filters whose outputs are added are removed together. One
+    forward pass in eval mode finds all of these. Every layer, and every concatenated branch, keeps
+    at least one filter.
 
-    Layers keep their channels if these are the model's input or output or next to a module named in
-    ``ignore``. They also keep them next to what cannot be followed: an operation that mixes
-    channels, code that relies on their number, a layer called only in train mode. ``report.left``
-    gives the reason for each layer.
+    The channels of the model's input and output stay. So do those next to something that cannot be
+    followed: an operation that mixes channels, code that relies on their number, or a layer called
+    only in train mode. ``report.left`` gives the reason for each layer.
 
-    The result must compute the same as the model with the removed channels masked. This is verified
-    with random weights and, if the example is constant, random series. If the model runs on the
-    example in train mode, it is verified there too, with norms in eval mode. With random numbers
-    that are not torch's, the result only has to run there.
+    The result is verified with random weights: it must compute the same as the model with the
+    removed channels masked. Random series replace a constant example. If the model runs in train
+    mode, with norms in eval mode, that is verified too. With random numbers that are not torch's,
+    the result only has to run there.
 
     Args:
-        model: any module; left unchanged. Filters of ``nn.Conv1d``, ``nn.ConvTranspose1d``,
-            ``SparseConv1d`` and ``nn.Linear`` are removed, also of subclasses that compute the same
-            for each channel. Norms (batch, instance, group) and scales of channels follow. A
+        model: any module; it is left unchanged. ``nn.Conv1d``, ``nn.ConvTranspose1d``,
+            ``SparseConv1d`` and ``nn.Linear`` lose filters, as do subclasses that compute the same
+            for each channel. Norms (batch, instance, group) and scales of channels lose entries. A
             ``SparseConv1d`` in blocks that loses channels gets single weights.
         example_input: a tensor or an array ``(N, C, L)``, or a tuple of the model's arguments.
         criterion: ``DSP``, ``WHC``, ``HC``, ``Magnitude``, ``Jacobian`` or ``Evolutionary``.
-        fraction: share of the filters to remove, in [0, 1): of each layer, or of all together if
-            the criterion compares everywhere (``Jacobian``). Filters removed together count once.
+        fraction: the share of filters to remove, in [0, 1), from each layer, or from all together
+            if the criterion compares layers (``Jacobian``). Filters removed together count once.
         target_macs: instead of a fraction, the largest number of multiply-adds for one series. The
             fewest filters that reach it are removed.
-        steps: remove the filters in this number of equal steps, each scored again. ``DSP`` removes
-            silent filters this number of times.
-        ignore: names of modules that keep all channels, with all layers inside them.
-        equivalent: put a compressor after each layer that loses filters and a decompressor before
-            each that reads them. Through these 1x1 convolutions removed filters still contribute
-            while the result is fine-tuned. ``report.merge()`` then returns the model in its pruned
-            shape. (In the paper the compressor comes after BatchNorm. Before it, the same functions
-            can be learned, and BatchNorm stays.)
-        optimizer: optimizer of this model's parameters. ``report.optimizer`` is its successor, with
-            the state of the kept weights, also in optimizers that it holds (SAM, Lookahead). A
-            learning-rate scheduler keeps the old one: set ``scheduler.optimizer =
-            report.optimizer``.
+        steps: the number of equal steps, each with new scores, in which filters are removed.
+        ignore: names of modules that keep all their channels, as do the layers inside them.
+        equivalent: add 1x1 convolutions through which removed filters contribute during
+            fine-tuning: a compressor after each layer that loses filters, and a decompressor before
+            each that reads them. ``report.merge()`` then returns the model in its pruned shape.
+        optimizer: an optimizer of the model's parameters. ``report.optimizer`` is its successor,
+            with the state of the kept weights, also in optimizers that it holds (SAM, Lookahead).
+            For a learning-rate scheduler, set ``scheduler.optimizer = report.optimizer``.
 
     Raises:
-        TypeError, ValueError: an argument out of its range; a target out of reach; nothing to
-            remove, with the reason of each layer; ``equivalent`` where nothing can be paired.
-            A model whose outputs differ when it runs again in eval mode, except by torch's random
-            numbers. A model whose output holds anything except tensors (in tuples, lists, dicts,
-            dataclasses) and constants.
-        NotImplementedError: an optimizer with state that cannot follow; a model that runs, but not
-            while its channels are followed.
-        RuntimeError: torch's error if the model cannot take ``example_input``.
+        TypeError, ValueError: an argument is out of range; the target is out of reach; there is
+            nothing to remove, or with ``equivalent`` no place for a compressor; the model's outputs
+            change between runs in eval mode, except by torch's random numbers; an output is not a
+            tensor (alone or in tuples, lists, dicts or dataclasses) or a constant.
+        NotImplementedError: the optimizer has state that cannot follow, or the model runs, but its
+            channels cannot be followed.
+        RuntimeError: the model cannot take ``example_input``; this is torch's error.
 
     Example:
         >>> import sparseconv as sc
@@ -104,8 +98,8 @@ def prune_filters(
         >>> report.parameters
         Counts(before=7842, after=2066)
 
-    Source: Li et al., "Pruning Filters for Efficient ConvNets", ICLR 2017; for ``equivalent``, Chen
-    et al., arXiv 2508.05521. Each criterion names its source.
+    Source: Li et al., "Pruning Filters for Efficient ConvNets", ICLR 2017.
+    For ``equivalent``, see ``merge``.
     """
     if not isinstance(criterion, Criterion):
         named = str(getattr(criterion, "__name__", criterion))
@@ -162,7 +156,6 @@ def prune_filters(
 def _traced(
     model: nn.Module, example_input: Any, ignore: Iterable[str]
 ) -> tuple[nn.Module, Channels, tuple[Any, ...]]:
-    """Check and trace a model; return a copy, its channels, and its arguments."""
     check_module(model)
     arguments = copied_arguments(model, example_input)
     ignore = [ignore] if isinstance(ignore, str) else list(ignore)
@@ -181,17 +174,17 @@ def keep_filters(
     *,
     ignore: Iterable[str] = (),
 ) -> nn.Module:
-    """Return a copy of a model that keeps only some filters of some layers.
+    """Return a copy of a model that keeps only the given filters of some layers.
 
     Args:
-        model, example_input, ignore: as for ``prune_filters``.
-        filters: by name of a layer, the numbers of the output channels to keep, ints or an array;
-            those of tied layers must agree. ``{x.name: x.kept for x in report.layers}`` brings a
-            new model into the pruned model's shape, so that its state dict can be loaded.
+        model, example_input, ignore: as in ``prune_filters``.
+        filters: by layer name, the output channels to keep, as ints or an array; tied layers must
+            agree. ``{x.name: x.kept for x in report.layers}`` gives a new model the shape of the
+            pruned one, so that it can load its state dict.
 
     Raises:
-        TypeError, ValueError: as for ``prune_filters``; numbers that a layer does not have; filters
-            tied to others that are treated differently.
+        TypeError, ValueError: as in ``prune_filters``; a layer lacks one of the channels; tied
+            filters are treated differently.
 
     Example:
         >>> import sparseconv as sc

@@ -1,9 +1,8 @@
-"""How operations treat channels: most are tried, some have a rule in ``RULES``.
+"""Follow channels through operations: most are tried, some have a rule in ``RULES``.
 
-An operation is followed if some channels of its inputs, alone, give the same results as among all
-(``tried``). Rules come first, for operations that move or divide channels. A rule is a function of
-a ``Call``: it gives the channels of the outputs, and returns whether it could. Rules are found by
-the names of functions, of torch or of tensors, without ``_``.
+An operation is followed if some channels alone give the same results as among all (``tried``).
+Rules come first, for operations that move or divide channels. A rule is a function of a ``Call``
+that assigns the channels of the outputs and returns whether it could.
 """
 
 from __future__ import annotations
@@ -23,9 +22,9 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from sparseconv.pruning.channels import Numbers
 
-FEW, TRIALS = 64, 8  # few numbers may agree by chance, so there are more trials
-CALM = {"train": False, "training": False, "dropout_p": 0.0}  # with these nothing is drawn
-# Operations that take only the type from an input, or that torch.distributions checks.
+FEW, TRIALS = 64, 8  # a few numbers may agree by chance, so there are more trials
+CALM = {"train": False, "training": False, "dropout_p": 0.0}  # with these, nothing is random
+# Operations that use only an input's type, or by which torch.distributions checks values.
 APART = "empty_like is_all_true new new_empty new_full new_ones new_tensor new_zeros"
 # Tensors after the first one give only a shape or a type.
 LIKE = "expand_as reshape_as to type_as view_as"
@@ -35,15 +34,12 @@ READS = "allclose array bool contains equal float index int item iter numpy seti
 
 @dataclass
 class Call:
-    """One call of an operation, recorded before the operation runs (which may be in place).
+    """Record a call of an operation before it runs, because it may work in place.
 
     Attributes:
-        numbers: the channels of all tensors.
-        own: by id, the parameters and buffers of the model outside layers.
-        tensors: the tensors among the arguments.
-        inputs: those tensors that are followed and may lose channels.
-        outputs: the tensors of the result.
-        fixed: the inputs whose channels have to stay.
+        own: the model's parameters and buffers outside the layers, by id.
+        inputs: the tensors among the arguments that are followed and may lose channels.
+        fixed: the inputs whose channels must stay.
     """
 
     numbers: Numbers
@@ -65,10 +61,10 @@ class Call:
         self.shapes = {key: x.shape for key, x in self.tensors.items()}
 
     def follow(self) -> None:
-        """Find the channels of the outputs, else fill ``fixed``."""
+        """Find the channels of the outputs, or else fill ``fixed``."""
         with warnings.catch_warnings(action="ignore"):  # the operation itself has warned already
             for way in (RULES.get(self.name), tried if self.outputs else None):
-                # An error of vmap, or of the operation on arguments that it does not take.
+                # A way may fail under vmap, or because the operation refuses other arguments.
                 with suppress(Exception):
                     if way and way(self):
                         return
@@ -76,7 +72,7 @@ class Call:
 
 
 def tried(call: Call) -> bool:
-    """Follow an operation if some channels give the same results, whatever the others are."""
+    """Follow an operation if some channels give the same results without the others."""
     numbers, by_count = call.numbers, dict[int, list[Tensor]]()
     for x in call.inputs:
         by_count.setdefault(len(numbers[x][0]), []).append(x)
@@ -84,7 +80,7 @@ def tried(call: Call) -> bool:
         dims = {id(x): numbers[x][1] for x in chosen}
         first, dim = numbers[chosen[0]]
         from_end = len(call.shapes[id(chosen[0])]) - dim
-        claimed = {  # tensors that seem to have the channels where torch would align them
+        claimed = {  # tensors that may have these channels, where broadcasting aligns them
             key: x.dim() - from_end
             for key, x in call.tensors.items()
             if numbers.get(x) is None
@@ -95,7 +91,7 @@ def tried(call: Call) -> bool:
         for more in [claimed, {}] if claimed else [{}]:
             try:
                 found = _trial(call, dims | more, len(first))
-            except Exception:  # the operation does not take this number
+            except Exception:  # the operation refuses this number of channels
                 continue
             if not all(found):
                 continue
@@ -112,14 +108,13 @@ def tried(call: Call) -> bool:
 
 
 def _trial(call: Call, dims: Mapping[int, int], n: int) -> list[list[int]]:
-    """Compute with some of the channels; return for each output the dimensions that have them.
+    """Compute with some of the channels; return the dimensions of each output that have them.
 
     Args:
-        dims: by id, the dimension of a tensor that counts these channels.
-        n: number of channels.
+        dims: by id of a tensor, the dimension that counts these channels.
     """
-    rng = np.random.default_rng(0)  # torch's draws are the same everywhere while tracing
-    # One channel shows nothing.
+    rng = np.random.default_rng(0)  # while tracing, torch draws the same everywhere
+    # A single channel shows nothing: there are no others to leave out.
     found = [[dim for dim in range(x.dim()) if x.shape[dim] == n > 1] for x in call.outputs]
     few = max(shape.numel() for shape in call.shapes.values()) < FEW
     for _ in range(TRIALS if few else 1):
@@ -134,14 +129,14 @@ def _trial(call: Call, dims: Mapping[int, int], n: int) -> list[list[int]]:
 
 
 def _constant(x: Tensor, dim: int) -> bool:
-    """Return whether all channels of a tensor are equal, as in zeros before a series."""
+    """Return whether all channels of a tensor are equal, such as zeros before a series."""
     return bool((x == x.narrow(dim, 0, 1)).all())
 
 
 def _outputs(
     call: Call, data: Mapping[int, Tensor], parts: Mapping[int, tuple[int, Tensor]]
 ) -> list[Tensor]:
-    """Compute with data in place of tensors; for some use only a part of a dimension."""
+    """Compute with other data in place of tensors, and with parts of some dimensions."""
 
     def stand_in(x: Tensor) -> Tensor:
         given = data.get(id(x), x)
@@ -155,22 +150,22 @@ def _outputs(
 
 
 def _random(x: Tensor, shape: torch.Size, rng: np.random.Generator) -> Tensor:
-    """Draw data in place of a tensor; a constant tensor would hide differences of channels."""
+    """Draw data in place of a tensor; constant data would hide differences between channels."""
     drawn = torch.from_numpy(rng.random(shape))
     return (drawn if x.is_floating_point() or x.is_complex() else drawn > 0.5).to(x)
 
 
 def moves(call: Call) -> bool:
-    """Apply an operation that moves the data of its first argument to the channels' numbers."""
+    """Apply an operation that moves its first argument's data to the numbers of channels."""
     dims = [call.numbers[x][1] for x in call.inputs]
     first = call.args[0] if call.args else [call.kwargs.get(key) for key in ("input", "tensors")]
     data = {id(x) for x in tree_leaves(first)}
     others = [x for key, x in call.tensors.items() if key not in data]
     if any(x.dim() > 1 or call.numbers.free(x) is not None for x in others):
-        return False  # an index may depend on the channels
+        return False  # it may be an index that depends on the channels
 
     def numbered(x: Tensor) -> Tensor:
-        """Give each sample its channel's number; tensors not followed get numbers that stay."""
+        """Give each sample its channel's number, or one that stays in an unfollowed tensor."""
         if id(x) not in data:
             return x
         if not x.numel():
@@ -193,7 +188,7 @@ def moves(call: Call) -> bool:
 
 
 def splits(call: Call) -> bool:
-    """Do as ``moves``; groups of channels in a separate dimension lose the same ones."""
+    """Do as ``moves``, or unite the groups of channels that get a separate dimension."""
     if moves(call):
         return True
     (channels, dim), out = call.numbers[call.inputs[0]], call.outputs[0]
@@ -207,17 +202,17 @@ def splits(call: Call) -> bool:
 
 
 def pads(call: Call) -> bool:
-    """Do as ``moves``; the padding next to the channels becomes channels that stay."""
+    """Do as ``moves``; padding next to the channels becomes channels that stay."""
 
     def padded(x: Tensor, pad: Sequence[int], mode: str = "constant", _: Any = None) -> Tensor:
-        return F.pad(x, pad, mode, 0)  # the number of all such channels
+        return F.pad(x, pad, mode, 0)  # such channels have the number 0
 
     kwargs = {"_" if key == "value" else key: x for key, x in call.kwargs.items()}
     return moves(Call(call.numbers, {}, padded, call.args, kwargs, call.outputs))
 
 
 def parts(call: Call) -> bool:
-    """Do as ``moves``; equal parts of the channels lose the same ones, and so stay equal."""
+    """Do as ``moves``, and unite equal parts of the channels, so that they stay equal."""
     if not moves(call):
         return False
     channels, _ = call.numbers[call.inputs[0]]
@@ -242,7 +237,7 @@ def halves(call: Call) -> bool:
 
 
 def _differing(numbers: Tensor, along: Sequence[int]) -> int | None:
-    """Return the only dimension along which numbers differ; for one channel a first of size 1."""
+    """Return the only dimension along which numbers differ; for one channel, one of size 1."""
     if numbers.numel() == 0:
         return None
     every = range(numbers.dim())
@@ -271,10 +266,10 @@ class SameDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Make random operations draw the same for every channel, whatever their number.
 
     Args:
-        finite: replace NaN, which a removed channel may hold and a zero weight would pass on.
+        finite: replace NaN and infinity, which a zero weight would pass on from a removed channel.
 
     Attributes:
-        unlike: names of operations whose integers differ between channels.
+        unlike: names of operations that draw integers, which differ between channels.
     """
 
     def __init__(self, finite: bool = False) -> None:

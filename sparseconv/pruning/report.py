@@ -1,4 +1,4 @@
-"""Reports of ``prune_filters`` and ``factorize``."""
+"""Report what ``prune_filters`` and ``factorize`` changed."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ DECADES = tuple(10.0**k for k in range(-6, 1))
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """A layer, or a set of layers, before and after.
+    """Describe a layer, or a set of layers, before and after.
 
     Attributes:
-        name: name of the module; for a set all names, separated by commas.
-        parameters: number of active weights and biases.
-        macs: multiply-adds of one series; for ``factorize`` of one sample of each output.
-        times: ``"inference"``, a forward pass; empty if not measured.
+        name: the name of the module, or all names of a set, separated by commas.
+        parameters: the number of active weights and biases.
+        macs: multiply-adds for one series; for ``factorize``, for one sample of each output.
+        times: the ``"inference"`` time of a forward pass; empty if not measured.
     """
 
     name: str
@@ -59,14 +59,14 @@ class Change:
     times: Mapping[str, BeforeAfter] = field(default_factory=dict)
 
     def row(self) -> dict[str, str]:
-        """Return the line of the short table: text by column."""
+        """Return the row of the short table: text by column."""
         counts = {"parameters": self.parameters, "MACs": self.macs}
         row = {name: " -> ".join(map(with_thousands, found)) for name, found in counts.items()}
         found = self.times.get(INFERENCE)
         return row | ({"speedup": str(found.speedup)} if found else {})
 
     def rows(self) -> list[dict[str, str]]:
-        """Return the single line of the table of details: text by column."""
+        """Return the only row of the detailed table: text by column."""
         row = count_cells("parameters", self.parameters) | count_cells("MACs", self.macs)
         for found in self.times.values():
             row["ms"], row["ms after"] = (f"{t.median:.4f}" for t in (found.before, found.after))
@@ -76,13 +76,13 @@ class Change:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerChange(Change):
-    """A layer before and after its filters were pruned.
+    """Describe a layer before and after its filters were pruned.
 
     Attributes:
         name, parameters, macs, times: as in ``Change``.
         kind: the class of the module.
         filters: the number of output channels.
-        kept: the numbers of the kept output channels.
+        kept: the indices of the kept output channels.
     """
 
     kind: str
@@ -91,7 +91,6 @@ class LayerChange(Change):
 
     @property
     def layers(self) -> tuple[str]:
-        """Return its only layer."""
         return (self.name,)
 
     def row(self) -> dict[str, str]:
@@ -105,13 +104,12 @@ class LayerChange(Change):
 
 @dataclass(frozen=True, kw_only=True)
 class FactorizedSet(Change):
-    """A set of layers before and after they were factorized.
+    """Describe a set of layers before and after they were factorized.
 
     Attributes:
         name, parameters, macs, times: as in ``Change``.
-        layers: the names of the layers.
-        rank: channels between the two convolutions.
-        relative_error: Frobenius norm of the difference of all weights, divided by that of the
+        rank: the number of channels between the two convolutions.
+        relative_error: the Frobenius norm of the change of all weights, divided by that of the
             weights.
     """
 
@@ -131,13 +129,13 @@ class FactorizedSet(Change):
 
 @dataclass(frozen=True, kw_only=True)
 class SmallerNetwork(ChangeReport):
-    """A network made smaller: counts, and the times of ``measure``.
+    """Report how a network became smaller, with the times of ``measure``.
 
     Attributes:
         layers: one ``Change`` for each layer or set.
-        parameters: those of the whole model, without compressors.
-        macs: multiply-adds of one series. For ``factorize`` None, until ``measure`` counts them.
-        before, after: the given network, and its successor.
+        parameters: the number of parameters of the whole model, without compressors.
+        macs: multiply-adds for one series; after ``factorize``, None until ``measure`` counts them.
+        before, after: the given network and its successor.
         arguments: the example input, if one was given.
     """
 
@@ -148,7 +146,7 @@ class SmallerNetwork(ChangeReport):
     arguments: tuple[Any, ...] | None = field(default=None, repr=False)
 
     def notes(self) -> list[str]:
-        """Return lines about this change."""
+        """Return the lines of the summary that only this kind of report has."""
         raise NotImplementedError
 
     def summary(self) -> list[str]:
@@ -168,19 +166,19 @@ class SmallerNetwork(ChangeReport):
     ) -> Self:
         """Time the layers and the whole model, before and after interleaved; return a new report.
 
-        It times copies of both networks in eval mode on torch's threads, with their present weights
-        and merged compressors. With ``training`` it also times a training step (forward and
-        backward).
+        Copies of both networks run in eval mode on torch's threads, with their current weights and
+        merged compressors.
 
         Args:
             example_input: a tensor ``(N, C, L)``, or a tuple of the model's arguments, whose first
-                tensor holds the batch. None takes the input given before.
-            training, rounds, least_seconds: as in ``profile``, with the same errors.
+                tensor holds the batch. By default, the input given before is used.
+            training: whether to time a training step (forward and backward) too.
+            rounds, least_seconds: as in ``profile``, with the same errors.
         """
         stopwatch = Stopwatch(training, rounds, least_seconds)
         given = self.arguments if example_input is None else example_input
         arguments = copied_arguments(self.before, given)
-        # New copies: a model trained in place is slower.
+        # Both are new copies, because a model that was trained in place is slower.
         models = {"before": deepcopy_model(self.before).eval(), "after": merge(self.after).eval()}
         check_on_cpu({self.before: type(self.before).__name__})
         layers = []
@@ -188,7 +186,7 @@ class SmallerNetwork(ChangeReport):
             runs = {when: _runs(m, self.layers, arguments) for when, m in models.items()}
             for layer in self.layers:
                 passes = {when: in_sequence(found[layer.name]) for when, found in runs.items()}
-                if runs["before"][layer.name]:  # eval mode calls it
+                if runs["before"][layer.name]:  # else eval mode does not call it
                     times = BeforeAfter.of(stopwatch.time(passes), INFERENCE)
                     layer = replace(layer, times={INFERENCE: times})
                 layers.append(layer)
@@ -206,7 +204,7 @@ class SmallerNetwork(ChangeReport):
 def _runs(
     model: nn.Module, records: Sequence[LayerChange | FactorizedSet], arguments: tuple[Any, ...]
 ) -> dict[str, list[tuple[int, Passes]]]:
-    """Return, by name of a record, the calls of its layers in one run with their counts."""
+    """Return, by name of a record, the calls of its layers in one run, with their counts."""
     layers = {r.name: [model.get_submodule(name) for name in r.layers] for r in records}
     calls = capture(model, chain(*layers.values()), arguments)
     for call in chain(*(found for layer, found in calls.items() if isinstance(layer, nn.Conv1d))):
@@ -226,7 +224,6 @@ def _runs(
 
 
 def _macs(model: nn.Module, arguments: tuple[Any, ...]) -> int:
-    """Count the multiply-adds of one series, as torch does."""
     series = next(x for x in tree_leaves(arguments) if isinstance(x, Tensor))
     with evaluating(model), frozen(model), FlopCounterMode(display=False) as counter:
         model(*arguments)
@@ -235,17 +232,16 @@ def _macs(model: nn.Module, arguments: tuple[Any, ...]) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class PruningReport(SmallerNetwork):
-    """The report of ``prune_filters``; printing it shows a table.
+    """Report what ``prune_filters`` changed; printing shows a table.
 
     Attributes:
-        criterion: the criterion.
+        criterion: the criterion's name and settings.
         layers: a ``LayerChange`` for each layer, in the order of computation.
         optimizer: the successor of the given optimizer.
-        scores: the last score of each unit of filters before it was removed.
-        threshold: the threshold of a graded criterion; None if a fraction or the criterion itself
-            decided how many filters to remove.
-        unpaired: with ``equivalent=True`` the layers that lost filters without a compressor.
-        left: name -> reason, for layers that keep some or all filters in any case.
+        scores: the last score of each unit of filters.
+        threshold: the threshold of a graded criterion, such as ``DSP``, else None.
+        unpaired: with ``equivalent=True``, the layers that lost filters without a compressor.
+        left: by layer name, the reason why some or all filters stay in any case.
 
     Example:
         >>> import sparseconv as sc
@@ -270,14 +266,13 @@ class PruningReport(SmallerNetwork):
     left: Mapping[str, str] = field(default_factory=dict)
 
     def merge(self) -> nn.Module:
-        """Return the fine-tuned model of ``equivalent=True`` in its pruned shape, by ``merge``."""
+        """Return the fine-tuned model of ``equivalent=True`` in its pruned shape."""
         return merge(self.after)
 
     def curve(self, thresholds: Iterable[float] = DECADES) -> list[tuple[float, int]]:
         """Count the units of filters that other thresholds would keep: ``(threshold, kept)``.
 
-        For ``DSP`` a threshold in the middle of a plateau is safe. A criterion without a threshold
-        raises ValueError.
+        A value in the middle of a plateau is safe. A criterion without threshold raises ValueError.
         """
         if self.threshold is None:
             raise ValueError(
@@ -289,7 +284,6 @@ class PruningReport(SmallerNetwork):
         return [(float(x), int((scores > x).sum())) for x in thresholds]
 
     def notes(self) -> list[str]:
-        """Return the criterion, layers that keep filters or lack a compressor, and thresholds."""
         lines = [f"criterion: {self.criterion}"]
         lines += [f"{name} keeps filters: {reason}" for name, reason in self.left.items()]
         if self.unpaired:
@@ -301,7 +295,6 @@ class PruningReport(SmallerNetwork):
 
 
 def changes(channels: Channels, kept: Tensor) -> tuple[LayerChange, ...]:
-    """Build a ``LayerChange`` of each layer."""
     found = []
     for name, layer in channels.layers.items():
         stay = kept_channels(layer.outputs, kept)
@@ -318,12 +311,11 @@ def changes(channels: Channels, kept: Tensor) -> tuple[LayerChange, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class FactorizationReport(SmallerNetwork):
-    """The report of ``factorize``; printing it shows a table.
+    """Report what ``factorize`` changed; printing shows a table.
 
     Attributes:
-        method: as given.
-        layers: a ``FactorizedSet`` for each set of factorized layers.
-        left: name -> reason, for the unchanged convolutions.
+        layers: a ``FactorizedSet`` for each set of layers.
+        left: by name, the reason why a convolution is unchanged.
 
     Example:
         >>> import sparseconv as sc
@@ -340,6 +332,5 @@ class FactorizationReport(SmallerNetwork):
     left: Mapping[str, str]
 
     def notes(self) -> list[str]:
-        """Return the method, and the unchanged layers."""
         left = [f"{name} is unchanged: {reason}" for name, reason in self.left.items()]
         return [f"method: {self.method}", *left]

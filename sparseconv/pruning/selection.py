@@ -1,4 +1,4 @@
-"""Select the units to keep, by a criterion's scores and the number of filters to remove."""
+"""Select the units to keep, by their scores and the share to remove."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sparseconv.pruning.surgery import mask
 def checked_target(
     criterion: Criterion, fraction: float | None, target_macs: int | None
 ) -> tuple[float | None, int | None]:
-    """Return one of the two; neither for a criterion with a threshold."""
+    """Check that exactly one of the targets, or the criterion's threshold, decides."""
     given = [x for x in (fraction, target_macs) if x is not None]
     if criterion.threshold is not None and given:
         raise ValueError(
@@ -30,7 +30,7 @@ def checked_target(
             f"{'both' if given else 'neither'}"
         )
     if fraction is not None:
-        fraction = share("fraction", fraction, below_one=True)  # every layer keeps a filter
+        fraction = share("fraction", fraction, below_one=True)  # 1 would leave no filter
     return fraction, None if target_macs is None else count("target_macs", target_macs)
 
 
@@ -42,7 +42,7 @@ def select_in_steps(
     target_macs: int | None,
     steps: int,
 ) -> tuple[Tensor, Tensor]:
-    """Return the kept units and the last scores; set the weights of others to 0 in ``work``."""
+    """Return the kept units (bool) and the last scores; mask the removed units in ``work``."""
     kept, last = torch.ones(channels.n_units, dtype=torch.bool), channels.zeros()
     for step in range(1, steps + 1):
         scores = criterion.scores(work, _restricted(channels, kept))
@@ -66,7 +66,7 @@ def select_in_steps(
 
 
 def _restricted(channels: Channels, kept: Tensor) -> Channels:
-    """Return the same network with only kept units in competition."""
+    """Return a copy with only the kept units in its sets."""
     sets = []
     for group in channels.sets:
         stay = kept[group.units]
@@ -76,20 +76,18 @@ def _restricted(channels: Channels, kept: Tensor) -> Channels:
 
 
 class _Selection(NamedTuple):
-    """The units that are kept so far, and their scores."""
-
     channels: Channels
     everywhere: bool
     kept: Tensor
     scores: Tensor
 
     def pools(self) -> list[Tensor]:
-        """Return sets of units, from each of which the same share is removed."""
+        """Return the sets of units that each lose the same share."""
         sets = [group.units for group in self.channels.sets]
         return [torch.arange(len(self.kept))] if self.everywhere else sets
 
     def best(self) -> Tensor:
-        """Return a bool mask: the best unit of each set."""
+        """Return a bool mask of the best unit of each set."""
         best = torch.zeros_like(self.kept)
         ordered = self.scores.masked_fill(~self.kept, -torch.inf)
         for group in self.channels.sets:
@@ -97,7 +95,7 @@ class _Selection(NamedTuple):
         return best
 
     def without(self, share: float) -> Tensor:
-        """Remove a share of the units, the worst, but keep at least one of each set."""
+        """Remove the worst share of the units, but keep at least one unit of each set."""
         best, kept = self.best(), self.kept.clone()
         order = self.scores.masked_fill(~kept, -torch.inf).masked_fill(best, torch.inf)
         for units in self.pools():
@@ -106,7 +104,7 @@ class _Selection(NamedTuple):
         return kept
 
     def within(self, target: int, progress: float) -> Tensor:
-        """Keep the most units that reach a share ``progress`` of the way to a target."""
+        """Remove the fewest units that cover a share ``progress`` of the way to a target."""
         full = self.channels.macs()
         limit = full - (full - target) * progress
         sizes = {len(units) for units in self.pools()}

@@ -1,4 +1,4 @@
-"""The loss of dynamic structured pruning, which silences filters that a series does not need."""
+"""Silence the filters that a series does not need, by the loss of dynamic structured pruning."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from sparseconv.models import LITE, InceptionTime
 from sparseconv.models.classifier import Residual
 from sparseconv.nn.modules import check_module
 
-PUBLISHED_WEIGHT, PUBLISHED_BATCH = 2e-5, 64  # for LITE; no other network has a public one
+PUBLISHED_WEIGHT, PUBLISHED_BATCH = 2e-5, 64  # for LITE; for other networks none is public
 
 
 class Stage(NamedTuple):
-    """A module whose output shall be sparse.
+    """Name a module whose output shall become sparse.
 
-    ``weight`` is its share in the loss; only the first ``channels`` count (None: all).
+    ``weight`` is its weight in the loss. Only the first ``channels`` count; by default, all do.
     """
 
     module: str
@@ -30,19 +30,18 @@ class Stage(NamedTuple):
 
 
 class InstanceSparsity:
-    """The instance-wise sparsity loss, ``weight * sum over stages, series, channels of |F|_2``.
+    """Compute the sparsity loss ``weight * sum over stages, series, channels of |F|_2``.
 
     ``|F|_2`` is the norm over time of one channel's output for one series, so a silent channel
     costs nothing. A ``with`` block watches the model's forward passes. Calling the object returns
-    the loss of those since the last call.
+    the loss of the passes since the last call.
 
     Args:
         model: any module.
-        stages: for each a ``Stage`` or the name of a module, whose outputs are ``(N, C, L)``. None
-            takes the published stages of ``LITE`` and ``InceptionTime``.
-        weight: weight of the whole loss, at least 0. 2e-5 is published for LITE in batches of 64.
-            The loss is a sum over the batch and is added to a mean: for batches of B multiply the
-            weight by 64 / B.
+        stages: a ``Stage`` or a name for each module, whose output is ``(N, C, L)``. The default
+            are the ``published_stages``.
+        weight: the weight of the whole loss, at least 0. 2e-5 is published for LITE and batches of
+            64. For batches of B, multiply it by 64 / B: it weighs a sum, which is added to a mean.
 
     Example:
         >>> from sparseconv.models import LITE
@@ -51,7 +50,7 @@ class InstanceSparsity:
         ...     loss = model(x).square().sum() + penalty()
         >>> train_with_it = "train(model, X, y, recipe, penalty=InstanceSparsity(model))"
 
-    Source: Abdullayev et al., arXiv 2602.12744 (2026).
+    Source: Abdullayev et al., arXiv 2602.12744, 2026.
     """
 
     def __init__(
@@ -71,13 +70,13 @@ class InstanceSparsity:
         self._terms: list[Tensor] = []
 
     def __enter__(self) -> InstanceSparsity:
-        """Watch the model's forward passes in which gradients are computed."""
+        """Watch the model's forward passes in train mode with gradients."""
         for stage, module in zip(self.stages, self._modules, strict=True):
             self._handles.append(module.register_forward_hook(partial(self._see, stage)))
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Watch no more."""
+        """Stop watching."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -99,7 +98,7 @@ class InstanceSparsity:
         """Return the loss of the forward passes since the last call.
 
         Raises:
-            RuntimeError: there was no forward pass.
+            RuntimeError: there was none.
         """
         if not self._terms:
             raise RuntimeError(
@@ -114,7 +113,7 @@ class InstanceSparsity:
 def published_stages(model: nn.Module) -> list[Stage]:
     """Return the paper's stages: three of LITE, or the modules of InceptionTime.
 
-    In the first stage of LITE only the learned filters count.
+    In LITE's first stage, only the learned filters count. Other networks raise ValueError.
 
     Example:
         >>> published_stages(LITE(1, 2))[0]
@@ -130,7 +129,7 @@ def published_stages(model: nn.Module) -> list[Stage]:
             prefix = f"blocks.{i}.body" if isinstance(block, Residual) else f"blocks.{i}"
             stages += [Stage(f"{prefix}.{j}") for j in range(len(body))]
             if isinstance(block, Residual):
-                stages[-1] = Stage(f"blocks.{i}")  # the addition follows the last module
+                stages[-1] = Stage(f"blocks.{i}")  # the shortcut is added after the last module
         return stages
     raise ValueError(
         f"no stages are published for {type(model).__name__}; give the modules whose outputs shall "

@@ -1,4 +1,4 @@
-"""Remove channels from a network: from its layers, their state, and an optimizer's state."""
+"""Remove channels from a network's layers and from an optimizer's state."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sparseconv.nn.conv import SparseConv1d
 from sparseconv.nn.optimizers import Holdings
 from sparseconv.pruning.channels import NORMS, PER_CHANNEL, Channels, filters_first, kept_channels
 
-Cut = Mapping[int, Tensor]  # for each shortened dimension of a tensor: the indices that stay
+Cut = Mapping[int, Tensor]  # by dimension of a tensor, the indices that stay
 
 
 def successor(
@@ -25,15 +25,15 @@ def successor(
     """Return an optimizer of the pruned model's parameters, with the state of the old one.
 
     Args:
-        cuts: the result of ``remove``; tensors that belong to a parameter follow its cut.
+        cuts: the result of ``remove``; state of a parameter's shape is cut in the same way.
     """
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     after = dict(pruned.named_parameters())
     memo: dict[int, Any] = {id(model): pruned}  # by id, the successor of an object
     for _, owner, value in old.kept:
         if isinstance(value, Optimizer):
-            # Not by calling its class, whose arguments differ from its attributes. Not by its
-            # pickled state, which lacks hooks and what a subclass has added.
+            # Its class cannot be called, because its arguments differ from its attributes. Its
+            # pickled state lacks hooks and what a subclass has added.
             memo[id(value)] = object.__new__(type(value))
         elif not isinstance(value, Tensor):
             memo.setdefault(id(value), value)
@@ -41,12 +41,12 @@ def successor(
             memo[id(value)] = after[names[id(value)]]
         elif id(owner) in names and value.shape == owner.shape:
             name = names[id(owner)]
-            same = value.data_ptr() == owner.data_ptr()  # parameter.data
+            same = value.data_ptr() == owner.data_ptr()  # it is parameter.data
             cut = _cut(value.detach(), cuts.get(name, {})).clone()
             memo[id(value)] = after[name].detach() if same else cut
     for each in old.optimizers:
         for key, value in vars(each).items():
-            if not hasattr(value, "_wrapped_by_lr_sched"):  # that step() belongs to the old one
+            if not hasattr(value, "_wrapped_by_lr_sched"):  # a scheduler's step() of the old one
                 vars(memo[id(each)])[key] = copy.deepcopy(value, memo)
     new: Optimizer = memo[id(old.optimizers[0])]
     return new
@@ -58,10 +58,10 @@ def remove(
 ) -> dict[str, Cut]:
     """Shorten a model's layers in place to the kept units (bool).
 
-    Layers keep the filters and inputs of ``spared`` units, which only BatchNorm loses.
+    Layers with filters also keep ``spared`` units; norms do not.
 
     Returns:
-        For each parameter and buffer, by name, the indices that stay.
+        By name of each shortened parameter or buffer, the indices that stay.
     """
     cuts: dict[str, Cut] = {}
     for name, layer in channels.layers.items():
@@ -96,7 +96,7 @@ def remove(
 
 
 def _active(module: SparseConv1d, rows: Tensor, columns: Tensor) -> Tensor:
-    """Return ``(nnz,)`` bool: the active weights whose channels both stay."""
+    """Return ``(nnz,)`` bool: whether both channels of an active weight stay."""
     mask = module.pattern.to_mask()
     return (rows[:, None, None] & columns[:, None]).expand(mask.shape)[mask]
 
@@ -109,7 +109,7 @@ def _cut(tensor: Tensor, cut: Cut) -> Tensor:
 
 @torch.no_grad()
 def shorten(module: nn.Module, content: Mapping[str, Tensor], inputs: int) -> None:
-    """Give a layer smaller parameters and buffers, and set its numbers of channels."""
+    """Give a layer smaller parameters and buffers, and update its numbers of channels."""
     for name, tensor in content.items():
         tensor = tensor.detach().clone()
         if (old := module._parameters.get(name)) is not None:
@@ -131,11 +131,10 @@ def shorten(module: nn.Module, content: Mapping[str, Tensor], inputs: int) -> No
     elif isinstance(module, nn.Conv1d | SparseConv1d):
         shape = module.weight.shape if isinstance(module, nn.Conv1d) else module.pattern.shape
         module.in_channels, module.out_channels = inputs, shape[0]
-        module.groups = inputs // shape[1]  # fewer in a depthwise layer
+        module.groups = inputs // shape[1]  # a depthwise layer now has fewer
 
 
 def _shorten_pattern(module: SparseConv1d, rows: Tensor, columns: Tensor) -> None:
-    """Keep some rows and columns of a sparse layer's pattern."""
     module._adopt(KernelCSR.from_mask(module.pattern.to_mask()[rows][:, columns]))
     regions = []
     for (first, end), reach in module.regions:
@@ -147,10 +146,7 @@ def _shorten_pattern(module: SparseConv1d, rows: Tensor, columns: Tensor) -> Non
 
 @torch.no_grad()
 def mask(model: nn.Module, channels: Channels, kept: Tensor) -> None:
-    """Make a model compute as if units were removed, at full size.
-
-    It changes parameters in place, so that no layer reads these units.
-    """
+    """Set weights to 0 in place, so that no layer reads removed units."""
     for name, layer in channels.layers.items():
         columns = layer.columns(kept)
         if not layer.reads or columns.all():

@@ -1,9 +1,9 @@
 """Follow the channels of a network through one forward pass.
 
-Every channel of every tensor has a number. Operations that add two tensors unite their channels;
-operations that move data move the numbers. So residual connections, concatenation, groups and
-depthwise layers need no special rules. ``operations.py`` treats operations, this module layers.
-Channels that meet what cannot be followed stay; ``Channels.left`` gives the reason.
+Every channel of every tensor has a number. An operation that adds two tensors unites their numbers,
+and one that moves data moves the numbers. So residual connections, concatenation, groups and
+depthwise layers need no special rules. Channels stay if something that they meet cannot be
+followed; ``Channels.left`` gives the reason.
 """
 
 from __future__ import annotations
@@ -40,12 +40,9 @@ def trace(model: nn.Module, arguments: tuple[Any, ...], ignore: Iterable[str] = 
     """Follow the channels of a network from its inputs to its outputs, as it runs in eval mode.
 
     Args:
-        model: run once, and again in train mode if eval mode omits layers; left unchanged.
+        model: left unchanged. It runs again in train mode if eval mode does not call all layers.
         arguments: example inputs, with channels in their second dimension.
-        ignore: names of modules that keep all their channels, with those inside them.
-
-    Raises:
-        ValueError: a name without a module; outputs that are not ``output_tensors``.
+        ignore: as in ``prune_filters``, with its errors.
     """
     tracer = _Tracer(model, kept_modules(model, ignore))
     series = [x for x in tree_leaves(arguments) if isinstance(x, Tensor) and x.dim() > 1]
@@ -55,13 +52,13 @@ def trace(model: nn.Module, arguments: tuple[Any, ...], ignore: Iterable[str] = 
     with evaluating(model), frozen(model), ExitStack() as stack:
         for name, module in model.named_modules():
             tracer.watch(name, module, stack)
-        # With the same draws everywhere noise is constant, and operations can be repeated.
+        # Equal draws everywhere make noise constant, so that operations can be repeated.
         try:
             with tracer.flops, SameDraws(), tracer:
                 out = model(*arguments)
         except Exception as error:  # the model may run any code
             stack.close()
-            with fitting(arguments):  # does it fail without tracing too?
+            with fitting(arguments):  # the model's error, if it also fails without tracing
                 model(*arguments)
             place = tracer.running[-1] if tracer.running else ""
             kind = type(model.get_submodule(place)).__name__
@@ -75,11 +72,7 @@ def trace(model: nn.Module, arguments: tuple[Any, ...], ignore: Iterable[str] = 
 
 
 def output_tensors(out: Any) -> list[Tensor]:
-    """Return the tensors of a model's output: in tuples, lists, dicts and dataclasses.
-
-    Raises:
-        ValueError: there are none, or an object may hide some.
-    """
+    """Return the tensors in a model's output; refuse an object that may hide some."""
     found: list[Tensor] = []
     expected = "the model must return tensors, alone or in tuples, lists, dicts or dataclasses"
     for leaf in tree_leaves(out):
@@ -95,13 +88,9 @@ def output_tensors(out: Any) -> list[Tensor]:
 
 
 def kept_modules(model: nn.Module, ignore: Iterable[str]) -> dict[nn.Module, str]:
-    """Return why modules keep all channels: they, or one around them, are named in ``ignore``.
+    """Return the modules that keep all channels, each with the reason.
 
-    The name of a list means all its layers. Layers whose parameters are computed from others, or
-    belong to several layers, cannot lose channels either.
-
-    Raises:
-        ValueError: a name without a module.
+    They are named in ``ignore`` or inside of such a module, or have computed or shared parameters.
     """
     kept: dict[nn.Module, str] = {}
     for module in model.modules():
@@ -122,7 +111,7 @@ def kept_modules(model: nn.Module, ignore: Iterable[str]) -> dict[nn.Module, str
 
 
 class _NoModules(ModuleTracker):
-    """Tracks no modules, because its hooks fail if ``forward`` calls ``autograd.grad``."""
+    """Track no modules: the tracker's hooks fail if ``forward`` calls ``autograd.grad``."""
 
     def __enter__(self) -> _NoModules:
         return self
@@ -155,7 +144,7 @@ class _Tracer(TorchFunctionMode):
                     continue
                 self.own[id(x)] = f"{name}.{key}" if name else key, x
                 wide = [dim for dim in range(x.dim()) if x.shape[dim] > 1]
-                if len(wide) == 1:  # for others torch's alignment decides
+                if len(wide) == 1:  # for others, broadcasting decides
                     self.numbers.follow(x, self.numbers.new(x.numel()), *wide)
 
     # Modules
@@ -183,7 +172,7 @@ class _Tracer(TorchFunctionMode):
 
     def called(self, name: str, module: nn.Module, given: list[Tensor], output: Any) -> None:
         why = self.kept.get(module)
-        if isinstance(module, ShortAvgPool1d) and why is None:  # pooling, not counted as a product
+        if isinstance(module, ShortAvgPool1d) and why is None:  # averaging is not counted
             self.flops_of_layers += self.flops.get_total_flops() - self.flops_before
             if (known := self.numbers.free(given[0])) is not None:
                 self.numbers.follow(output, *known)
@@ -206,7 +195,7 @@ class _Tracer(TorchFunctionMode):
                     self.numbers.fix(f"its channels meet {name!r}: {why}", x)
                 return
             known = self.numbers.new(x.shape[dim], "it has a filter for each channel that stays"), 0
-        # Channels.macs counts the multiply-adds of layers.
+        # Channels.macs counts these, so they must not be among the others.
         self.flops_of_layers += self.flops.get_total_flops() - self.flops_before
         inputs = outputs = known[0]
         if not isinstance(module, NORMS):
@@ -268,17 +257,17 @@ class _Tracer(TorchFunctionMode):
                 why = f"its parameters meet {self.place(call.name)}, which cannot be followed"
                 self.left[self.parts[key]] = why
             elif self.numbers.get(x) is None:
-                self.own.pop(key, None)  # a parameter that was used in another way
+                self.own.pop(key, None)  # a parameter whose use is unknown
         return result
 
     def stop(self, cause: str, *tensors: Any) -> None:
-        """Note why these tensors are not followed any more."""
+        """Note why these tensors are no longer followed."""
         for x in tree_leaves(tensors):
             if isinstance(x, Tensor) and self.numbers.free(x) is None:
                 self.causes.setdefault(id(x), (cause, x))
 
     def place(self, name: str) -> str:
-        """Describe the place of an operation."""
+        """Describe the module and the line that call an operation."""
         module = self.running[-1] if self.running else ""
         kind = type(self.model.get_submodule(module)).__name__
         own = Path(__file__).parent, Path(torch.__file__).parent
@@ -294,10 +283,10 @@ class _Tracer(TorchFunctionMode):
     # After the run
 
     def run_idle(self, arguments: tuple[Any, ...]) -> None:
-        """Keep the channels that layers read, or may read, which this run did not call.
+        """Keep the channels that are read, or may be read, by layers that eval mode did not call.
 
-        Train mode shows it for a second head. Layers that it does not call either may read any
-        channels that fit their widths: other inputs or random numbers may call them.
+        Train mode shows what they read, as for a second head. Layers that it does not call either
+        may run for other inputs or random numbers, so channels of their widths stay.
         """
         idle = {
             name: module
@@ -334,7 +323,6 @@ class _Tracer(TorchFunctionMode):
                     )
 
     def found(self, n_series: int) -> Channels:
-        """Return the network's channels."""
         for name, module in self.model.named_modules():
             if module in self.kept:
                 self.left[name] = self.kept[module]
@@ -361,12 +349,10 @@ class _Tracer(TorchFunctionMode):
 
 
 def _own(module: nn.Module) -> dict[str, Tensor]:
-    """Return the parameters and buffers of a module, without those of modules inside it."""
     return dict([*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)])
 
 
 def _widths(module: Any) -> tuple[int, int]:
-    """Return the numbers of input and output channels of a layer."""
     keys = ("in_channels", "in_features", "num_features", "num_channels")
     inputs = next(getattr(module, key) for key in keys if hasattr(module, key))
     outputs = [getattr(module, x) for x in ("out_channels", "out_features") if hasattr(module, x)]
@@ -381,7 +367,7 @@ def _sizes(module: nn.Module) -> set[int]:
 
 
 def _unlike(module: nn.Module, given: list[Tensor], output: Any) -> str | None:
-    """Return why a layer, perhaps of a subclass, cannot be followed as its class; else None."""
+    """Return why a layer cannot be followed as its base class, or None if it can."""
     groups = getattr(module, "groups", 1)
     if isinstance(module, nn.GroupNorm) and module.num_groups == 1:
         return "it normalizes over all channels"

@@ -1,4 +1,4 @@
-"""Check that a pruned model computes the same as the whole one without the removed units."""
+"""Check that a pruned model computes the same as the whole one with masked units."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Edit = Callable[[nn.Module, Channels, Tensor], object]
 RELIES = "the code relies on a number of channels, or moves them in a way that cannot be followed"
 ADVICE = f"{RELIES}; name the module with that code in ignore"
 TRAIN = " in train mode"
-REPEATS = range(5)  # runs of the whole model: random parts may not act in one run
+REPEATS = range(5)  # random parts of a model may not act in one run
 
 
 def removed_wrongly(
@@ -31,29 +31,22 @@ def removed_wrongly(
 ) -> dict[UnitSet, str]:
     """Compare a model in which units are masked with one from which ``edit`` removes them.
 
-    It compares the outputs and the layers' inputs, because outputs alone may be saturated. If the
-    whole model runs in train mode, with norms in eval mode, it compares there too. A model that
-    does not repeat its results in train mode only has to run.
-
-    Args:
-        model: left unchanged. A copy gets random weights, because trained ones may be zero and hide
-            differences between channels.
-        arguments: the example; random numbers replace a constant tensor.
-        channels, kept: the network's channels, and the units that stay.
+    ``prune_filters`` describes the comparison. It includes the inputs of layers, because outputs
+    alone may be saturated. Random weights are used on a copy of the model, because trained ones may
+    be zero and hide differences between channels.
 
     Returns:
-        The sets of units that fail, each removed alone, with the reason. It is empty if only
-        rounding differs.
+        The sets of units that cannot be removed, each with the reason.
 
     Raises:
-        ValueError: the model fails without any removal, or each set alone is right.
+        ValueError: the model does not repeat its outputs, or no single set explains a difference.
     """
     so_far, why = torch.ones_like(kept), ""
-    for repeats in (True, False):  # False, in train mode only: then it only has to run there
+    for repeats in (True, False):  # False: in train mode it only has to run
         before, found = why, _difference(edit, model, arguments, channels, kept, repeats)
         if found is None and (repeats or TRAIN in before):
             return {}
-        why = found or ""  # if not found again: the model is random in eval mode
+        why = found or ""  # not found again: the model is random in eval mode
         again = (_difference(remove, model, arguments, channels, so_far, repeats) for _ in REPEATS)
         if why and not any(again):
             break
@@ -102,7 +95,7 @@ def _difference(
 
 @contextmanager
 def _without_rounding() -> Iterator[None]:
-    """Compute float32 convolutions as such: blocks and single weights round differently."""
+    """Compute in float32 where bfloat16 is set: it rounds blocks and single weights differently."""
     convolutions: Any = torch.backends.mkldnn.conv  # type: ignore[attr-defined]
     if (before := convolutions.fp32_precision) != "bf16":
         yield
@@ -139,23 +132,21 @@ def _unlike(
 
 @torch.no_grad()
 def _randomize(model: nn.Module) -> None:
-    """Draw parameters and BatchNorm statistics.
-
-    Weights have both signs, and a size that neither amplifies nor damps signals. Others are about
-    1: variances must be positive, and positive biases keep ReLUs active.
-    """
+    """Draw parameters and BatchNorm statistics."""
     rng = torch.Generator().manual_seed(0)
     for module in model.modules():
         for name, tensor in module.named_parameters(recurse=False):
+            # Positive biases keep ReLUs active.
             random = torch.rand(tensor.shape, generator=rng) + 0.5
             if tensor.dim() > 1 or (isinstance(module, SparseConv1d) and name == "values"):
                 filters = getattr(module, "out_channels", len(tensor))
                 random *= torch.randint(0, 2, tensor.shape, generator=rng) * 2 - 1
-                random *= (2 * filters / max(1, tensor.numel())) ** 0.5  # as Kaiming's
+                # Kaiming's scale, which neither amplifies nor damps signals.
+                random *= (2 * filters / max(1, tensor.numel())) ** 0.5
             tensor.copy_(random)
         if isinstance(module, NORMS):
             for statistic in module.buffers(recurse=False):
-                if statistic.is_floating_point():
+                if statistic.is_floating_point():  # variances must be positive
                     statistic.copy_(torch.rand(statistic.shape, generator=rng) + 0.5)
 
 
@@ -163,10 +154,9 @@ def _received(
     model: nn.Module, arguments: tuple[Any, ...], channels: Channels, kept: Tensor | None,
     train: bool,
 ) -> tuple[list[Tensor], set[str]]:  # fmt: skip
-    """Run a model; return the inputs of its layers (if masked, kept channels), and outputs.
+    """Run a model; return copies of the kept inputs of its layers, and of its outputs.
 
-    All are copies, because a layer may work in place. The second result names the operations that
-    draw for each channel.
+    A layer may work in place, so they are copies. The second result is ``SameDraws.unlike``.
     """
     found: list[Tensor] = []
 
