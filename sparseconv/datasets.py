@@ -107,9 +107,10 @@ def load(name_or_path: str | os.PathLike[str], *, nan_to_zero: bool = False) -> 
         read = [_read(file) for file in files]
         if all(_counts_rows(X, y) for X, y in read):
             raise ValueError(
-                f"{files[0]}: the first column, here and in the test set, holds whole numbers, "
-                "none twice: row numbers, as pandas and R write them, not labels; write the file "
-                "with header=False, index=False (in R row.names=FALSE), or labels as words: class1"
+                f"{files[0]}: expected labels in the first column, but here and in the test set it "
+                "holds whole numbers, none of them twice, like the row numbers of pandas and R; "
+                "write the files with header=False, index=False (in R row.names=FALSE), or write "
+                "labels as words, such as class1"
             )
         raw = dict(zip(_KEYS, (array for pair in read for array in pair), strict=True))
     else:
@@ -170,13 +171,13 @@ def name_of(source: str | os.PathLike[str]) -> str:
 
 def _read(path: Path) -> tuple[Any, Any]:
     """Read one file of a pair; its content says how."""
-    expected = "lines without a header: the label first, then samples, equally many in each line"
+    expected = "lines without a header, each with a label and then the same number of samples"
     try:
         with path.open(encoding="utf-8-sig") as file:
             head = file.read(1 << 20)
         if not head.lstrip().startswith(("@", "#", "%")):
             return _read_lines(path)
-        expected = "header lines that end with @data, then one case a line, equally long"
+        expected = "header lines that end with @data, then one case a line, all of equal length"
         if re.search(r"^\s*@timestamps\s+true", head, re.IGNORECASE | re.MULTILINE):
             raise ValueError("it has @timestamps true; write the series without time stamps")
         if "@attribute" in head.lower():
@@ -193,7 +194,7 @@ def _read(path: Path) -> tuple[Any, Any]:
         ) from error
     if not header["classlabel"] or "NaN" in list(y):  # aeon's word for "?", not in lower case
         raise ValueError(
-            f"{path} lacks class labels, or some of them ('?'); expected a header line "
+            f"{path} lacks some or all class labels ('?'); expected a header line "
             "'@classLabel true ...' and a label at the end of each line"
         )
     return X, y
@@ -227,7 +228,7 @@ def _read_lines(path: Path) -> tuple[Any, Any]:
     X = np.loadtxt(samples, converters={0: lambda label: 0.0}, **options)[:, 1:]
     if X.shape[1] > 1 and labels[0] == "0" and (X[0] == range(1, 1 + X.shape[1])).all():
         raise ValueError(
-            "its first line counts 0, 1, 2, ..., as pandas numbers what it writes; write it with "
+            "its first line holds 0, 1, 2, ..., the column names that pandas writes; write it with "
             "header=False, index=False"
         )
     distinct, last = len(np.unique(labels)), len(np.unique(X[:, -1:]))
@@ -266,7 +267,7 @@ def _check(name: str, raw: dict[str, Any], nan_to_zero: bool) -> Dataset:
     if unseen := sorted(set(y_test.tolist()) - set(known), key=str):
         todo = "remove those cases, or add some of them to the training set"
         if (y_train.dtype.kind == "U") != (y_test.dtype.kind == "U"):
-            todo = f"make both strings or both numbers, but not {y_train.dtype} and {y_test.dtype}"
+            todo = f"make both strings or both numbers: they are {y_train.dtype}, {y_test.dtype}"
         raise ValueError(
             f"{name}: y_test holds labels that y_train does not: {unseen[:5]}; training knows "
             f"{known[:10]}; {todo}"

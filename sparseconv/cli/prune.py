@@ -116,7 +116,7 @@ def run(args: argparse.Namespace) -> int:
     ]  # fmt: skip
     unchanged = all(layer.filters[0] == layer.filters[1] for layer in report.layers)
     if isinstance(criterion, pruning.DSP) and unchanged:
-        lines.insert(1, "nothing was silent: more --silence-epochs or a larger --silence")
+        lines.insert(1, "no filter was silent; give more --silence-epochs or a larger --silence")
     print("\n  ".join(lines))
     return 0
 

@@ -195,7 +195,7 @@ def unfinished(run: TrainedRun, path: Path) -> str | None:
     if run.epochs_done == epochs:
         return None
     resume = f"to resume: {resume_command(folder_of(path))}"
-    remedy = "`prune` cannot resume it, prune again" if "pruning" in run.config else resume
+    remedy = "`prune` cannot resume it; prune again" if "pruning" in run.config else resume
     return f"{run.epochs_done} of {epochs} epochs are trained; {remedy}"
 
 
@@ -236,6 +236,6 @@ def check_data(data: datasets.Dataset, known: Mapping[str, Any], folder: Path) -
     for name, value in data_facts(data, known).items():
         if name != "name" and known.get(name) != value:
             raise ValueError(
-                f"{data.name} is not what {folder} was trained on: its {name} is {value!r}, there "
-                f"{known.get(name)!r}; name the data of that run, or start a new one"
+                f"{data.name} is not what {folder} was trained on: its {name} is {value!r}, but "
+                f"was {known.get(name)!r} there; name the data of that run, or start a new one"
             )

@@ -84,7 +84,9 @@ def run(args: argparse.Namespace) -> int:
         for key, options in sections.items()
     }
     if args.data is None and not (args.resume and args.out):
-        raise ValueError("name the data to train on; --resume needs --out, the run's folder, alone")
+        raise ValueError(
+            "expected the data to train on, or --resume and --out with a run's folder; name one"
+        )
     if args.data is None:
         facts = read_config(args.out)["data"]
         args.data = facts.get("path") or facts["name"]

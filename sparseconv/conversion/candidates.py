@@ -128,7 +128,8 @@ def find_candidates(
 def _find(candidates: Mapping[str, Candidate], name: str, what: str) -> Candidate:
     if name not in candidates:
         raise ValueError(
-            f"{what} must hold names of nn.Conv1d layers, of {sorted(candidates)}, but got {name!r}"
+            f"{what} must hold names of nn.Conv1d layers out of {sorted(candidates)}, but got "
+            f"{name!r}"
         )
     return candidates[name]
 

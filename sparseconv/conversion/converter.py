@@ -120,13 +120,15 @@ def convert(
     """
     if max_density is not None and (example_input is not None or layers is not None):
         raise ValueError(
-            "max_density decides if nothing else does; omit it, or omit example_input and layers"
+            "expected max_density without example_input and layers, which decide instead of it; "
+            "omit it, or omit them"
         )
     if max_density is not None:
         max_density = share("max_density", max_density)
     if unpruned and (example_input is None or layers is not None):
         raise ValueError(
-            "unpruned=True lets a measurement decide; pass example_input, and omit layers"
+            "unpruned=True needs example_input without layers, because times decide; give an "
+            "example_input and omit layers"
         )
     stopwatch = Stopwatch(training, rounds, least_seconds)
     candidates = find_candidates(model, masks or {}, layers or (), block)

@@ -176,8 +176,9 @@ def warn_if_swapped(shape: tuple[int, ...]) -> None:
     """Warn where series have more channels than samples."""
     if len(shape) == 3 and shape[1] > shape[2]:
         warnings.warn(
-            f"{shape[1]} channels are more than {shape[2]} time points: axes must be (n_cases, "
-            "n_channels, n_timepoints); numpy.transpose(X, (0, 2, 1)) swaps them",
+            f"expected series (n_cases, n_channels, n_timepoints), but got {shape[1]} channels of "
+            f"only {shape[2]} time points; if the axes are swapped, give "
+            "numpy.transpose(X, (0, 2, 1))",
             stacklevel=2,
         )
 
@@ -239,5 +240,5 @@ def as_labels(owner: str, key: str, raw: Any, n_cases: int | None = None) -> Arr
         hot = f"; if they are one-hot, give {key}.argmax(1)" if y.ndim == 2 else ""
         raise ValueError(f"{expectation}, but got {y.dtype} of shape {y.shape}{hot}")
     if y.dtype.kind == "f" and np.isnan(y).any():
-        raise ValueError(f"{expectation}, but some of {y.shape} are missing")
+        raise ValueError(f"{expectation}, but some of the {len(y)} are missing; fill them in")
     return y

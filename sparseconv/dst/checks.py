@@ -28,7 +28,7 @@ NO_GRADIENT = (
 NEVER_SEEN = (
     "grow={0!r} never saw a gradient of {1} in three updates, so they keep their patterns; freeze "
     "them with requires_grad_(False) if they do not train, else look for torch.no_grad() or "
-    "detach() around them, for torch.autograd.grad in the place of backward(), or choose an "
+    "detach() around them, for torch.autograd.grad instead of backward(), or choose an "
     "update_every that does not always fall on steps without them"
 )
 

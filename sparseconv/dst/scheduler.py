@@ -273,7 +273,7 @@ class DSTScheduler:
         counts = [count(key, state_dict[key], 0) for key in ("step_count", "updates")]
         bits, mine = state_dict["ever_active"], own["ever_active"]
         if {n: len(b) for n, b in bits.items()} != {n: len(b) for n, b in mine.items()}:
-            raise ValueError("ever_active must hold a bit for each weight of each layer")
+            raise ValueError("ever_active must fit the layers; build the model as it was saved")
         self._generator.set_state(state_dict["generator"])  # the last that may fail
         self._ever_active.load(bits)
         self.step_count, self.updates = counts

@@ -89,7 +89,8 @@ def export_c(
     check_module(model)
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z]\w*", name, re.ASCII):
         raise ValueError(
-            f"name must be a C identifier that begins with a letter, but got {name!r}; 'dsn' is one"
+            f"name must be a C identifier that begins with a letter, such as 'dsn', but got "
+            f"{name!r}"
         )
     if weights not in WEIGHTS:
         raise ValueError(f"weights must be one of {WEIGHTS}, but got {weights!r}")
@@ -142,9 +143,9 @@ def export_c(
         agreement = len(known), int(same.sum())
         if same.mean() < AGREEMENT:
             warnings.warn(
-                f"int8 gives PyTorch's class for {same.sum()} of the {len(known)} series of the "
-                "calibration only; bring channels to one scale before the network, or export "
-                "float32", stacklevel=3,  # the caller's line, above the frame of no_grad
+                f"int8 gives PyTorch's class for only {same.sum()} of the {len(known)} calibration "
+                "series; bring the channels to one scale before the network, or export float32",
+                stacklevel=3,  # the caller's line, above the frame of no_grad
             )  # fmt: skip
     bounds = np.minimum(bounds, np.finfo(np.float32).max).astype(np.float32)
     cases = list(zip(X, scores, bounds, labels, strict=True))

@@ -57,12 +57,14 @@ def lower(model: nn.Module, channels: int, length: int) -> Network:
     if scores.places.dim() != 2:
         flat = scores.places.dim() < 2
         raise ValueError(
-            "expected a model that gives scores (n_cases, n_classes), but of one case this one "
-            f"gives {tuple(scores.places.shape)}; "
+            "expected a model that gives scores (n_cases, n_classes), but this one gives "
+            f"{tuple(scores.places.shape)} for one case; "
             + ("squeeze(-1) keeps the axis of cases" if flat else "end it with nn.Flatten()")
         )
     if not build.steps:
-        raise ValueError("expected a network that computes its output, but this one only copies")
+        raise ValueError(
+            "expected a network that computes its output, but it only copies its input"
+        )
     steps: list[AnyStep] = []
     needed = {_put_in_order(build, scores)}
     for step in reversed(build.steps):
@@ -135,7 +137,7 @@ def _walk(program: torch.export.ExportedProgram, build: Builder, series: Value) 
         several = f"{len(found)} tensors; return one"
         raise ValueError(
             "expected a model that returns scores (n_cases, n_classes), but it returns "
-            f"{'what does not depend on the series' if len(found) == 1 else several}"
+            f"{'a value that does not depend on the series' if len(found) == 1 else several}"
         )
     return found[0]
 
@@ -161,14 +163,14 @@ def _result(build: Builder, node: Any, name: str, args: Any, kwargs: Any) -> Any
     if build.ending and RULES.get(name) not in (moved, stays):
         raise NotImplementedError(f"comes after a {build.ending}, which can only end the model")
     if name not in RULES:
-        raise NotImplementedError("has no counterpart there")
+        raise NotImplementedError("has no counterpart in C")
     names = [argument.name for argument in target._schema.arguments]
     given = {argument.name: argument.default_value for argument in target._schema.arguments}
     given |= dict(zip(names, args, strict=False)) | kwargs
     if given.get("train"):
-        raise NotImplementedError("is random; call model.eval(), give F.dropout training=False")
+        raise NotImplementedError("is random; call model.eval(), or give F.dropout training=False")
     if len(values) > 1 and RULES[name] not in (joined, arithmetic):
-        raise NotImplementedError("combines what the model computes")
+        raise NotImplementedError("combines several results of the model")
 
     def again(tensor: Tensor) -> Any:
         given = tensor.clone()  # into which an operation may write

@@ -213,7 +213,7 @@ def scaled(build: Builder, x: Value, call: Call) -> Value:
 
 def norm(build: Builder, x: Value, call: Call) -> Value:
     if call.args["running_mean"] is None or call.args["training"]:
-        raise ValueError("expected a BatchNorm with running statistics; it computes its own")
+        raise ValueError("expected a BatchNorm with running statistics, but it computes its own")
     return scaled(build, x, call)
 
 
@@ -221,7 +221,7 @@ def arithmetic(build: Builder, x: Value, call: Call) -> Value:
     if len(call.values) == 1 and not (call.name == "div" and call.args["self"] is not x):
         return scaled(build, x, call)
     if call.name not in SIGNS or call.args.get("alpha", 1) != 1:
-        raise NotImplementedError("by what the model computes has no counterpart")
+        raise NotImplementedError("of two results of the model has no counterpart in C")
     shape = torch.broadcast_shapes(*(value.places.shape for value in call.values))  # type: ignore[no-untyped-call]
     a, b = (Value(value.of, value.places.expand(shape)) for value in call.values)
     if not (torch.equal(a.places, b.places) and build.fills(a) and build.fills(b)):
@@ -242,7 +242,7 @@ def mapped(build: Builder, x: Value, call: Call) -> Value:
     numbers = {}
     for name, value in call.args.items():
         if isinstance(value, Tensor) and value.numel() > 1:
-            raise NotImplementedError(f"has several numbers for its {name!r}; one is possible")
+            raise NotImplementedError(f"has several numbers for its {name!r}; give it one")
         if isinstance(value, int | float | Tensor):
             numbers[name] = float(np.float32(float(value)))
     if numbers.get("threshold") != numbers.get("value"):
@@ -275,9 +275,11 @@ def power(build: Builder, x: Value, call: Call) -> Value:
 def ending(build: Builder, x: Value, call: Call) -> Value:
     """Record a ``softmax`` or ``log_softmax`` of all scores, which ends the program."""
     if x.places.shape[call.args["dim"]] != x.places.numel():
-        raise NotImplementedError(f"has dim={call.args['dim']}, not that of all scores")
+        raise NotImplementedError(
+            f"has dim={call.args['dim']}; give it the dimension of all scores"
+        )
     if x.places.numel() == 1:
-        raise ValueError("expected several scores, because one alone is constant; use nn.Sigmoid()")
+        raise ValueError("expected several scores, but got one, which becomes 1; use nn.Sigmoid()")
     build.ending = call.name
     return x
 
@@ -287,8 +289,8 @@ def padded(build: Builder, x: Value, call: Call) -> Value:
     (left, right, *others), value = call.args["pad"], call.args["value"]
     if any(others) or value:
         raise NotImplementedError(
-            f"pads {'other dimensions than time' if any(others) else f'by {value}'}; the times "
-            "can be padded, by zeros or by the series"
+            f"pads {'dimensions other than time' if any(others) else f'with {value}'}; pad only "
+            "time, with zeros or with the series itself"
         )
     places = x.places[..., max(0, -left) : x.places.shape[-1] - max(0, -right)]
     x = build.in_order(Value(x.of, places))

@@ -80,8 +80,9 @@ def optimize_for_inference(model: nn.Module) -> nn.Module:
             module.__class__ = InferenceBlock
     if not any(isinstance(module, InferenceBlock) for module in fast.modules()):
         warnings.warn(
-            f"nothing of {type(model).__name__} was folded, so the copy is as fast as the model: "
-            "in no nn.Sequential BatchNorm1d, ReLU or a global average follows a convolution",
+            "expected an nn.Sequential in which a BatchNorm1d, a ReLU or a global average follows "
+            f"a convolution, but {type(model).__name__} has none; nothing was folded, so the copy "
+            "is as fast as the model",
             stacklevel=2,
         )
     return fast

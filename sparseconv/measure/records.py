@@ -21,8 +21,8 @@ from sparseconv.measure.timing import ROUNDS, Estimate, Times, milliseconds, rat
 INFERENCE, TRAINING = "inference", "training"
 WIDTH = 100  # columns of what is printed
 ACCURACY = (
-    "times say nothing of accuracy, of which pruning in one step may cost much: test the model; "
-    "fine-tune it, or train it sparse from the start"
+    "times do not show accuracy, of which pruning in one step may cost much: test the model, then "
+    "fine-tune it or train it sparse from the start"
 )
 
 

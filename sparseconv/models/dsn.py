@@ -188,7 +188,8 @@ class DSN(Classifier):
         layers = self.sparse_layers()
         if not layers:
             raise ValueError(
-                "this network has no SparseConv1d any more; count before they are replaced"
+                "expected a network with SparseConv1d layers, but all were replaced; count before "
+                "that"
             )
         # In a pruned network each layer has its own width.
         widths, classes = [layer.out_channels for layer in layers], self.n_classes

@@ -46,9 +46,8 @@ class Ensemble(nn.Module):
         found = list(self.members)
         if not found or len(set(found)) < len(found):
             raise ValueError(
-                f"members must be at least one module, and none twice, but got {len(found)}, "
-                f"{len(set(found))} of them different; build "
-                "each member anew, or use copy.deepcopy"
+                f"members must be one or more different modules, but got {len(found)}, of which "
+                f"{len(set(found))} are different; build each member anew, or use copy.deepcopy"
             )
 
     def forward(self, x: Tensor) -> Tensor:

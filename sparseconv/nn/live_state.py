@@ -79,7 +79,7 @@ def check_copied(
     if stale:
         raise ValueError(
             "expected a copy of a state dict, but these entries are a layer's own memory, and its "
-            "pattern has changed since this state_dict(); to keep a network, keep "
+            "pattern has changed since state_dict() was called; to keep a network, keep "
             "copy.deepcopy(model.state_dict()). Other layers may have been loaded already"
         )
 

@@ -91,7 +91,7 @@ class Holdings:
             of_a_step = model is None and "_hooks[" in path  # a hook may hold what belongs to it
             is_state = isinstance(value, Tensor) and value.numel() > 1 and id(value) not in ours
             if isinstance(value, torch.optim.LBFGS):
-                wrong = "is LBFGS, whose history is of all parameters together"
+                wrong = "is LBFGS, whose history mixes all parameters"
             elif is_state and name is not None and value.shape != owner.shape:
                 raise ValueError(
                     f"{path} of {name!r} must have its shape {list(owner.shape)}, an entry for "
@@ -112,7 +112,7 @@ class Holdings:
                 advice = (
                     "give its .optimizer, which keeps all the state"
                     if self._adds_nothing(parameters, model)
-                    else "train with an elementwise optimizer, as SGD and Adam are, or omit it and "
+                    else "train with an elementwise optimizer, such as SGD or Adam, or omit it and "
                     "build a new one afterwards"
                 )
                 raise NotImplementedError(f"{path} {wrong}, which cannot be followed; {advice}")

@@ -36,7 +36,7 @@ def convolution_of(conv: nn.Conv1d) -> dict[str, Any]:
         return shared_options(conv) | {"padding": conv.padding}
     try:
         if own or kind.__call__ is not nn.Module.__call__:
-            raise TypeError("it is called in another way")
+            raise TypeError("it replaces forward, _conv_forward or __call__")
         if len(takes := inspect.signature(conv.forward).parameters) > 1:
             raise TypeError(f"its forward takes {', '.join(takes)}, not the series alone")
         with torch.random.fork_rng(devices=[]), torch.no_grad():
@@ -105,5 +105,5 @@ def _run(twin: Any, length: int, training: bool) -> tuple[Tensor, Tensor]:
                 "after each optimizer.step() instead"
             )
     if not isinstance(y, Tensor) or y.shape[:-1] != (1, twin.out_channels):
-        raise TypeError("it returns something else")
+        raise TypeError("it does not return a tensor with its output channels")
     return x, y

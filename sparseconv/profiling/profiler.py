@@ -96,13 +96,13 @@ class Profile(Report):
             )
         if any(found.share > 1 for found in self.model.values()):
             lines.append(
-                "above 100 % of the model: layers are called one by one, where they cost more than "
-                "within it, with one backward pass for all, and some fused"
+                "more than 100 % of the model: layers that are timed one by one cost more than in "
+                "the model, which fuses some and runs one backward pass for all"
             )
         if TRAINING not in self.model and any(TRAINING in layer.times for layer in self.layers):
             lines.append(
-                "training of the whole model was not measured: no output that can be seen here, a "
-                "tensor or one inside lists, tuples and dicts, has a gradient"
+                "training of the whole model was not measured: none of its output tensors, alone "
+                "or in lists, tuples and dicts, has a gradient"
             )
         if self.unreached:
             lines.append("never reached by this input: " + ", ".join(self.unreached))
@@ -169,8 +169,8 @@ def profile(
         if not called:
             raise ValueError(
                 "the input reached none of the model's sparse layers "
-                f"({', '.join(layers.values())}); give one that the model sends through them, in "
-                "the mode (train or eval) that does"
+                f"({', '.join(layers.values())}); give one that the model sends through them, and "
+                "choose the mode (train or eval) in which it does"
             )
         calls = [(layer, call) for layer, found in called.items() for call in found]
         bar = progress(calls, verbose, desc="layers")
@@ -202,8 +202,8 @@ def _sparse_layers(model: nn.Module) -> dict[SparseConv1d, str]:
     for layer, name in layers.items():
         if type(layer).forward is not SparseConv1d.forward:
             raise NotImplementedError(
-                f"layers are timed as the convolution that SparseConv1d is, but layer {name!r} is "
-                f"a {type(layer).__name__} with its own forward; move that code into "
-                "modules before and after a SparseConv1d"
+                f"expected layers that only compute a SparseConv1d, but layer {name!r} is a "
+                f"{type(layer).__name__} with its own forward; move that code into modules before "
+                "and after a SparseConv1d"
             )
     return layers

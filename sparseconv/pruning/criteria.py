@@ -186,7 +186,7 @@ class Jacobian(Criterion):
                     ) from error
                 if not loss.requires_grad:
                     raise ValueError(
-                        f"{LOSS}, but this one has no gradient; remove detach, no_grad"
+                        f"{LOSS}, but this one has no gradient; remove detach and no_grad"
                     )
                 grads = torch.autograd.grad(loss, parameters, materialize_grads=True)
                 products = {

@@ -138,7 +138,7 @@ def factorize(
     for names, convs, obstacle in _sets(twin, layers, method):
         try:
             if obstacle or successors.keys() & set(convs):
-                raise ValueError(obstacle or "a layer may be in one set only")
+                raise ValueError(obstacle or "a layer may be in only one set")
             r, parameters = _sizes(convs, method, rank, compression)
             if layers is None and parameters.after >= parameters.before:
                 raise ValueError(
@@ -284,7 +284,7 @@ def _sets(
     for names in map(tuple, layers):
         if unknown := [name for name in names if name not in found]:
             known = [name for name, module in found.items() if isinstance(module, nn.Conv1d)]
-            raise ValueError(f"layers must be lists of names, of {known}, but got {unknown[0]!r}")
+            raise ValueError(f"layers must be lists of names in {known}, but got {unknown[0]!r}")
         convs = [found[name] for name in names]
         reasons = (
             why and (f"{name!r} {why}" if len(names) > 1 else f"it {why}")
@@ -301,7 +301,7 @@ def _sets(
         if reason is None and len({_common(conv) for conv in convs}) > 1:
             reason = f"the layers must have the same {', '.join(WEIGHT + OPTIONS)}; make two sets"
         if reason is None and len(set(convs)) < len(convs):
-            reason = "a layer may be named once only"
+            reason = "a layer may be named only once"
         yield names, convs, reason
 
 

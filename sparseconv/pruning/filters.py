@@ -210,8 +210,8 @@ def keep_filters(
         found = stays.nonzero()[:, 0].tolist()
         if not stay or found != sorted(stay):
             raise ValueError(
-                f"filters of {name!r}: got {sorted(stay)}, but {found} of 0 to {len(stays) - 1} "
-                "would stay; give at least one, and the same for tied layers"
+                f"filters of {name!r} must name at least one of 0 to {len(stays) - 1}, the same "
+                f"for tied layers, but got {sorted(stay)}, with which {found} would stay"
             )
     for why in removed_wrongly(remove, model, arguments, channels, kept).values():
         raise ValueError(f"{why}; name the module with that code in ignore")

@@ -112,7 +112,7 @@ class _Selection(NamedTuple):
         first = bisect_left(shares, -limit, key=lambda x: -self.channels.macs(self.without(x)))
         if first == len(shares):
             raise ValueError(
-                f"target_macs={target} is out of reach: with one filter in each layer "
-                f"{self.channels.macs(self.without(1))} multiply-adds are left, of {full}"
+                f"target_macs must be at least {self.channels.macs(self.without(1))}, the cost "
+                f"with one filter in each layer, but got {target} (the whole model costs {full})"
             )
         return self.without(shares[first])

@@ -102,8 +102,8 @@ class InstanceSparsity:
         """
         if not self._terms:
             raise RuntimeError(
-                "expected a forward pass before the loss, but no stage was run: inside the with "
-                "block, first call the model given to InstanceSparsity, in train mode"
+                "expected a forward pass before the loss, but no stage ran; inside the with block, "
+                "first call the model that was given to InstanceSparsity, in train mode"
             )
         loss = self.weight * torch.stack(self._terms).sum()
         self._terms.clear()
@@ -132,6 +132,6 @@ def published_stages(model: nn.Module) -> list[Stage]:
                 stages[-1] = Stage(f"blocks.{i}")  # the shortcut is added after the last module
         return stages
     raise ValueError(
-        f"no stages are published for {type(model).__name__}; give the modules whose outputs shall "
-        "be sparse in stages, for example the ReLUs"
+        f"no stages are published for {type(model).__name__}; name in stages the modules "
+        "whose outputs shall be sparse, for example the ReLUs"
     )

@@ -105,7 +105,7 @@ def kept_modules(model: nn.Module, ignore: Iterable[str]) -> dict[nn.Module, str
     modules = dict(model.named_modules(remove_duplicate=False))  # a shared module by each name
     for name in ignore:
         if name not in modules:
-            raise ValueError(f"ignore must name some of model.named_modules(), but got {name!r}")
+            raise ValueError(f"ignore must hold names from model.named_modules(), but got {name!r}")
         kept |= dict.fromkeys(modules[name].modules(), "it is named in ignore")
     return kept
 
@@ -187,7 +187,7 @@ class _Tracer(TorchFunctionMode):
         known = self.numbers.get(x)
         if known is None or known[1] != dim:
             if (other := self.numbers.free(x)) is not None:
-                why = f"its input has channels in dimension {other[1]}, but it mixes {dim}"
+                why = f"its input has channels in dimension {other[1]}, but it reads them in {dim}"
                 self.left[name] = why
                 if channel_dim == -1:
                     self.numbers.follow(output, *other)
@@ -306,8 +306,8 @@ class _Tracer(TorchFunctionMode):
             self.running, self.inside = [], 0
             why = (
                 f"its channels may be read by {[*idle]}, which eval mode does not call, and "
-                f"train mode fails ({type(error).__name__}: {error}); name them in ignore, and "
-                "what they read"
+                f"train mode fails ({type(error).__name__}: {error}); name in ignore these modules "
+                "and what they read"
             )
             for _, _, x in [*self.numbers.tensors.values()]:
                 self.numbers.fix(why, x)

@@ -52,9 +52,9 @@ def removed_wrongly(
             break
     else:
         raise ValueError(
-            "expected the same outputs each time that the model runs on the same input, but they "
-            "differ, by random numbers that are not torch's or by state that it keeps. Nothing can "
-            "be verified; make the model deterministic in eval mode"
+            "expected the same outputs each time that the model runs on the same input, but random "
+            "numbers that are not torch's, or state that it keeps, change them, so nothing can be "
+            "verified; make the model deterministic in eval mode"
         )
     failed = {}
     for group in channels.sets:

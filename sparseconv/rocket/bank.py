@@ -225,8 +225,8 @@ class KernelBank(Saved):
         if not isinstance(fitted, Rocket | MiniRocket | RocketClassifier | MiniRocketClassifier):
             raise TypeError(
                 "expected aeon's Rocket, MiniRocket, RocketClassifier or MiniRocketClassifier, "
-                f"fitted, but got {kind}; if it is in a pipeline or a search, give it "
-                "alone, and series as it gets them"
+                f"fitted, but got {kind}; take it out of a pipeline or a search, and give it the "
+                "series that it gets there"
             )
         if not fitted.is_fitted:
             raise ValueError(f"this {kind} is not fitted; call fit first")
@@ -259,9 +259,9 @@ class KernelBank(Saved):
             whole = _all_kernels(dilations, n_biases)
             if self.normalise or any(not np.array_equal(a[name], whole[name]) for name in whole):
                 raise ValueError(
-                    "aeon's MiniRocket has all 84 kernels at every dilation, padded in turn, for "
-                    "series as they are, but this bank has others, or features of it were dropped; "
-                    "compute them with kernel_features"
+                    "expected all 84 kernels of aeon's MiniRocket at every dilation, for series "
+                    "that are not normalised, but this bank has others, or lacks some features; "
+                    "compute its features with kernel_features"
                 )
             made = MiniRocket(n_kernels=self.n_features)
             made.parameters = a["n_channels"], a["channels"], dilations, n_biases, a["biases"]

@@ -63,7 +63,7 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
         content = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can raise anything
         raise CheckpointError(
-            f"{path} is not a readable checkpoint: it is truncated, damaged or of another "
+            f"{path} is not a readable checkpoint: it is truncated, damaged or from another "
             f"program ({error}); use another file, or train without resuming"
         ) from error
     if not isinstance(content, dict) or repr(content.get("format")) != repr(FORMAT):
@@ -92,7 +92,7 @@ def restore_adam(optimizer: torch.optim.Adam, state: dict[str, Any]) -> None:
         like, restored[index] = parameters[index], {"step": torch.tensor(float(moments["step"]))}
         for name in ("exp_avg", "exp_avg_sq"):
             if moments[name].shape != like.shape:
-                raise CheckpointError(f"{name} of parameter {index} does not have its shape")
+                raise CheckpointError(f"{name} of parameter {index} must have its shape")
             # Copied, since the fused step reads a moment's memory as the parameter's lies.
             restored[index][name] = torch.empty_like(like).copy_(moments[name])
     own = optimizer.state_dict()["param_groups"]

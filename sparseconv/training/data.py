@@ -47,7 +47,7 @@ def checked_data(
     if y.min() < 0 or y.max() >= log_proba.shape[1]:
         raise ValueError(
             f"y must hold class indices in [0, {log_proba.shape[1]}), the model's classes, but "
-            f"reaches from {int(y.min())} to {int(y.max())}; numpy.unique(labels, "
+            f"ranges from {int(y.min())} to {int(y.max())}; numpy.unique(labels, "
             "return_inverse=True)[1] gives indices 0, 1, ..."
         )
     return X, y
@@ -60,8 +60,8 @@ def _in_training(model: nn.Module, x: Tensor, batch_size: int) -> Tensor:
         log_proba = one_tensor(run_batch(model.train(), x, batch_size))
     if not log_proba.requires_grad:
         raise ValueError(
-            "no parameter of the model can be trained: expected one that takes part in the output "
-            "and requires a gradient; call model.requires_grad_(), remove no_grad and detach"
+            "expected a parameter that takes part in the output and requires a gradient, but the "
+            "model has none; call model.requires_grad_(), or remove no_grad and detach"
         )
     return log_proba.detach()
 

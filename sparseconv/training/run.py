@@ -247,6 +247,7 @@ def _check_same(kind: str, here: dict[str, Any], there: dict[str, Any]) -> None:
         now, then = here.get(key, "absent"), there.get(key, "absent")
         if now != then:
             raise CheckpointError(
-                f"it is of another run, its {kind} differs: {key!r} is {then!r} in the checkpoint, "
-                f"but now {now!r}; resume with the same {kind}, or choose another folder"
+                f"it is of another run, whose {kind} differs: {key!r} is {then!r} in the "
+                f"checkpoint, but now {now!r}; resume with the same {kind}, or choose another "
+                "folder"
             )

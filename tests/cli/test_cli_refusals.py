@@ -54,7 +54,7 @@ ROWS = [
         "keep must lie in [0, 1], but got 41.0; 41 % is 0.41",
     ),
     (f"{POCKET} --out {{pocket}}", "holds a run already; choose another folder with --out"),
-    ("train --out new", "name the data to train on; --resume needs --out"),
+    ("train --out new", "expected the data to train on, or --resume and --out"),
     ("prune {run} --data {other}", "is not what"),
     (f"{PRUNE} --fraction 0.5 --target-macs 9", "not allowed with argument --fraction"),
     (f"{PRUNE} --eps 0.3", "--eps is not for --criterion whc; omit it"),

@@ -104,7 +104,7 @@ def test_an_unfinished_run(
     config = json.loads((run / "config.json").read_text())
     kept = {"criterion": "WHC", "filters": {f"blocks.{i}.conv": list(range(9)) for i in (0, 1)}}
     (run / "config.json").write_text(json.dumps(config | {"pruning": kept}))
-    assert "2 of 6 epochs are trained; `prune` cannot resume it, prune again\n" in command(
+    assert "2 of 6 epochs are trained; `prune` cannot resume it; prune again\n" in command(
         "info", run
     )
 

@@ -262,7 +262,7 @@ def test_a_layer_without_a_gradient_in_updates_is_named_once(
     ((step, message),) = warned
     assert step == 5
     assert f"{grow!r} never saw a gradient of ['layers.1'] in three updates" in message
-    assert "torch.autograd.grad in the place of backward(), or choose an update_every" in message
+    assert "torch.autograd.grad instead of backward(), or choose an update_every" in message
 
 
 def test_a_watched_layer_is_exported_and_traced_as_any_other() -> None:

@@ -174,14 +174,14 @@ def test_labels_of_words() -> None:
 def test_swapped_axes_are_named(shape: tuple[int, ...]) -> None:
     X, y = RANDOM.normal(size=shape), np.arange(24) % 2
     model = sc.models.DSN(40, 2, nf=2, kernel_size=6, depth=2)
-    with pytest.warns(UserWarning, match=r"axes must be \(n_cases, n_channels, n_timepoints\)"):
+    with pytest.warns(UserWarning, match=r"expected series \(n_cases, n_channels, n_timepoints\)"):
         train(model, X, y, Recipe(epochs=1), verbose=False)
-    with pytest.warns(UserWarning, match="40 channels are more than") as seen:
+    with pytest.warns(UserWarning, match="40 channels of only") as seen:
         DSNClassifier(nf=2, kernel_size=6, depth=2, epochs=1).fit(X, y)
     assert sum("40 channels" in str(warning.message) for warning in seen) == 1
     for kernels in ("rocket", "minirocket"):
         with (
-            pytest.warns(UserWarning, match="40 channels are more than"),
+            pytest.warns(UserWarning, match="40 channels of only"),
             pytest.raises(ValueError, match="or swap the axes if they are not"),
         ):
             POCKETClassifier(kernels, n_kernels=84).fit(X, y)

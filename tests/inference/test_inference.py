@@ -210,5 +210,5 @@ def test_copied_pickled_saved_and_loaded() -> None:
 def test_it_says_what_it_folded() -> None:
     fast = sc.optimize_for_inference(DSN(1, 2, nf=2, depth=2))
     assert "together: 0.conv+0.norm+0.relu, 1.conv+1.norm+1.relu\n" in repr(fast)
-    with pytest.warns(UserWarning, match="nothing of Sequential was folded"):
+    with pytest.warns(UserWarning, match="but Sequential has none; nothing was folded"):
         sc.optimize_for_inference(nn.Sequential(nn.Conv1d(1, 2, 3), nn.Tanh(), nn.BatchNorm1d(2)))

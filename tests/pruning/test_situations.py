@@ -228,7 +228,7 @@ TIED[1].weight = TIED[0].weight
         (Query(), [8], ("2", "Query is not pruned, only Conv1d, ConvTranspose1d, SparseConv1d")),
         (weight_norm(nn.Conv1d(8, 8, 1)), [8], ("2", "parametrize.remove_parametrizations")),
         (TIED, [8], ("2.0", "it shares a parameter with '2.1'")),
-        (nn.Linear(12, 12), [4], ("2", "in dimension 1, but it mixes 2")),
+        (nn.Linear(12, 12), [4], ("2", "in dimension 1, but it reads them in 2")),
     ],
 )
 def test_layers_that_differ(middle: nn.Module, left: list[int], reason: Any) -> None:

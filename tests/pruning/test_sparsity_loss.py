@@ -54,22 +54,22 @@ def test_it_adds_up_passes_in_train_mode_and_leaves_no_trace() -> None:
     model = classifier()
     penalty = InstanceSparsity(model, ["0"])
     model(X)
-    with pytest.raises(RuntimeError, match="no stage was run"):
+    with pytest.raises(RuntimeError, match="no stage ran"):
         penalty()  # not inside of a with block
     with penalty:
         one = (model(X), penalty())[1]
         model(X)
         model(X)
         assert penalty().item() == pytest.approx(2 * one.item(), rel=1e-12)
-        with pytest.raises(RuntimeError, match="no stage was run"):
+        with pytest.raises(RuntimeError, match="no stage ran"):
             penalty()
         model.eval()(X)
         with torch.no_grad():
             model.train()(X)
-        with pytest.raises(RuntimeError, match="no stage was run"):
+        with pytest.raises(RuntimeError, match="no stage ran"):
             penalty()
         model(X)
-    with penalty, pytest.raises(RuntimeError, match="no stage was run"):
+    with penalty, pytest.raises(RuntimeError, match="no stage ran"):
         penalty()  # of the block before nothing is left
     with pytest.raises(KeyError), penalty:
         raise KeyError

@@ -93,7 +93,7 @@ test_aeon_estimators = refusals(
     (lambda: prune_rocket(RocketClassifier(20).fit(X, Y), X, Y + 1), ValueError,
      "must hold the classes of the classifier"),
     (lambda: prune_rocket(RidgeClassifierCV(), X, Y), TypeError, "expected aeon's Rocket"),
-    (lambda: prune_rocket(make_pipeline(Rocket(20)), X, Y), TypeError, "give it alone, and"),
+    (lambda: prune_rocket(make_pipeline(Rocket(20)), X, Y), TypeError, "take it out of a pipeline"),
     (lambda: prune_rocket(head_of(DecisionTreeClassifier()), X, Y), NotImplementedError,
      "DecisionTreeClassifier()]; prune KernelBank"),
     (lambda: prune_rocket(head_of(RidgeClassifierCV([1, 2])), X, Y), NotImplementedError,

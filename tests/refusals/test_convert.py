@@ -24,8 +24,8 @@ def distributed(model: nn.Module) -> nn.Module:
 test_convert = refusals(
     (lambda: convert([]), TypeError, "nn.Module, but got list"),
     (lambda: convert(nn.Sequential()), ValueError, "an nn.Conv1d, but Sequential has none"),
-    (lambda: convert(MODEL, layers=["0"], max_density=0.5), ValueError, "max_density decides"),
-    (lambda: convert(MODEL, unpruned=True), ValueError, "pass example_input, and omit layers"),
+    (lambda: convert(MODEL, layers=["0"], max_density=0.5), ValueError, "max_density without"),
+    (lambda: convert(MODEL, unpruned=True), ValueError, "give an example_input and omit layers"),
     (lambda: convert(MODEL, layers="0"), TypeError, "layers must be a list of names"),
     (lambda: convert(MODEL, max_density=13), ValueError, "max_density must lie in [0, 1]"),
     (lambda: convert(MODEL, block="16"), TypeError, "block must be an int or two ints"),

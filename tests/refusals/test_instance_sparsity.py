@@ -32,5 +32,5 @@ test_instance_sparsity = refusals(
     (lambda: InstanceSparsity(model(), ["0"], -1), ValueError, "weight (--silence) must be finite"),
     (lambda: run("no"), AttributeError, "Sequential has no attribute `no`"),
     (lambda: run("2"), ValueError, "stage '2' must be (N, C, L), but is (3, 56)"),
-    (unused, RuntimeError, "but no stage was run: inside the with block"),
+    (unused, RuntimeError, "but no stage ran; inside the with block"),
 )  # fmt: skip

@@ -25,6 +25,6 @@ test_models = refusals(
     (lambda: LITE(3, 2)(torch.zeros(2, 1, 50)), ValueError, "this LITE expects series of shape"),
     (lambda: InceptionTime(1, 0), ValueError, "n_classes must be at least 1"),
     (lambda: InceptionTime(1, 2, variant="torch"), ValueError, "variant must be one of"),
-    (lambda: Ensemble([]), ValueError, "at least one module, and none twice, but got 0"),
+    (lambda: Ensemble([]), ValueError, "one or more different modules, but got 0"),
     (lambda: Ensemble([LITE(1, 2)] * 2), ValueError, "use copy.deepcopy"),
 )  # fmt: skip

@@ -119,7 +119,7 @@ def schedule(make: Callable[[Parameters], Any]) -> Callable[[], Any]:
 test_optimizers = refusals(
     (prune(lambda params: torch.optim.lr_scheduler.StepLR(SGD(params), 1)), TypeError,
      "but got StepLR; for a learning-rate scheduler or a wrapper, give its optimizer (.optimizer"),
-    (prune(torch.optim.LBFGS), NotImplementedError, "LBFGS is LBFGS, whose history is of all par"),
+    (prune(torch.optim.LBFGS), NotImplementedError, "LBFGS is LBFGS, whose history mixes all par"),
     (prune(flat), NotImplementedError, "SGD.held is a tensor of shape [299] without a"),
     (prune(named), NotImplementedError, "SGD.held['0'] is a tensor of shape [8, 2, 3] without a"),
     (prune(shadow), NotImplementedError, "SGD.held is a Shadow that holds parameters or their"),

@@ -93,9 +93,9 @@ test_arguments = refusals(
     (call(fraction=None), ValueError, "got neither"),
     (call(fraction=0.5, target_macs=5), ValueError, "got both"),
     (call(fraction=1), ValueError, "fraction must lie in [0, 1), but got 1"),
-    (call(target_macs=3), ValueError, "target_macs=3 is out of reach: with one filter in each"),
+    (call(target_macs=3), ValueError, "the cost with one filter in each layer, but got 3"),
     (call(steps=0), ValueError, "steps must be at least 1, but got 0"),
-    (call(ignore=["0", "no"]), ValueError, "some of model.named_modules(), but got 'no'"),
+    (call(ignore=["0", "no"]), ValueError, "names from model.named_modules(), but got 'no'"),
     (call(ignore="0"), ValueError, "Sequential has no filters that can be removed"),
     (call(criterion="whc"), TypeError, "for example WHC(), but got 'whc'; call it: WHC()"),
     (call(criterion=WHC), TypeError, "; call it: WHC()"),
@@ -120,7 +120,7 @@ test_models = refusals(
     (call(network(prune.l1_unstructured(nn.Conv1d(8, 8, 1), "weight", 2))), ValueError,
      "1: its 'weight' is computed from other parameters; undo that first (torch.nn.utils.prune"),
     (call(nn.Sequential(nn.Conv1d(2, 8, 3), nn.Linear(10, 4))), ValueError,
-     "1: its input has channels in dimension 1, but it mixes 2"),
+     "1: its input has channels in dimension 1, but it reads them in 2"),
     (call(network(Function(alone))), NotImplementedError,
      "the model runs, but its channels cannot be followed in 1 (Function): OSError: used; prune a"),
     (call(sc.prune_filters(network(), X, WHC(), fraction=0.5, equivalent=True).model), ValueError,
@@ -130,7 +130,7 @@ test_models = refusals(
     (call(nn.Sequential(nn.PReLU())), ValueError, "removed; expected layers like Conv1d, "),
     (call(returning(lambda y: np.array(y))), ValueError, "its output holds a ndarray"),
     (call(network(Function(lambda x: x * next(COUNT)))), ValueError,
-     "the model runs on the same input, but they differ, by random numbers"),
+     "the model runs on the same input, but random numbers that are not torch's"),
 )  # fmt: skip
 
 
@@ -149,7 +149,7 @@ test_criteria = refusals(
      "and labels (6,) of torch.int64 this one fails or gives several (reduction='none'): shape"),
     (call(criterion=Jacobian((X, Y), loss=nn.BCELoss())), ValueError, "expected loss to be a func"),
     (call(criterion=Jacobian((X, Y), loss=lambda out, y: out.sum().detach())), ValueError,
-     "returns one scalar, but this one has no gradient; remove detach"),
+     "returns one scalar, but this one has no gradient; remove detach and"),
     (lambda: evolve(X, Y, tolerance=2), ValueError, "tolerance must lie in [0, 1], but got 2"),
     (lambda: evolve(X, Y, population=1), ValueError, "population must be at least 2"),
     (call(criterion=Jacobian(X)), ValueError, "batches (x, y), but the labels y"),
@@ -192,9 +192,9 @@ SLICED = nn.Sequential(nn.Conv1d(2, 8, 1), Function(lambda x: x[:, 5:]), nn.Conv
 test_keep_filters = refusals(
     (lambda: keep_filters(SLICED, X, {"0": [1]}), ValueError, "'2' would read nothing: the code "),
     (keep({"no": [0]}), ValueError, "filters must name some of ["),
-    (keep({FIRST: []}), ValueError, "got [], but [] of 0 to 3 would stay; give at"),
-    (keep({FIRST: [1, 4]}), ValueError, "got [1, 4], but [1] of 0 to 3 would stay"),
-    (keep({"head.2": [0]}), ValueError, "got [0], but [0, 1, 2] of 0 to 2 would"),
-    (keep({LAST: [0, 1], SHORTCUT: [0]}), ValueError, "'blocks.0.body.6': got [0, 1]"),
+    (keep({FIRST: []}), ValueError, "at least one of 0 to 3, the same for tied layers, but got []"),
+    (keep({FIRST: [1, 4]}), ValueError, "but got [1, 4], with which [1] would stay"),
+    (keep({"head.2": [0]}), ValueError, "but got [0], with which [0, 1, 2] would"),
+    (keep({LAST: [0, 1], SHORTCUT: [0]}), ValueError, "but got [0, 1], with which [0] would"),
     (keep({FIRST: [True, False]}), TypeError, "(for a mask: mask.nonzero()[:, 0]), but got True"),
 )  # fmt: skip

@@ -77,7 +77,7 @@ def test_a_run_with_a_penalty_resumes_with_the_same_bits_and_no_other_penalty(
     assert same(found.history, expected.history)
     assert same(model.state_dict(), other.state_dict())
     for then in (penalty(other, 0.2), None):
-        with pytest.raises(ValueError, match=r"another run, its penalty differs: '(stages|weight)"):
+        with pytest.raises(ValueError, match=r"run, whose penalty differs: '(stages|weight)"):
             run(other, out=tmp_path, resume=True, penalty=then)
 
 
@@ -142,14 +142,14 @@ def refused(model: nn.Module, out: Path, text: str, recipe: Recipe = RECIPE, X: 
 def test_another_run_is_not_resumed(tmp_path: Path) -> None:
     interrupted(network(), 10, out=tmp_path)
     for change in ({"seed": 4}, {"grow": "gradient"}, {"epochs": 8}):
-        refused(network(), tmp_path, "its recipe differs: ", replace(RECIPE, **change))
+        refused(network(), tmp_path, "whose recipe differs: ", replace(RECIPE, **change))
     changes = {"nf": 4}, {"sparsity": 0.7}, {"depth": 3}, {"padding": "centred-zeros"}
     for model in (*(network(**change) for change in changes), WithDropout()):
-        refused(model, tmp_path, "its model differs: '")
+        refused(model, tmp_path, "whose model differs: '")
     interrupted(network(sparsity=0.0), 10, out=tmp_path / "dense")
     said = r"'block of blocks.1.conv' is '\(1, 1\)' in the checkpoint, but now '\(3, 3\)'"
     refused(network(sparsity=0.0, block=3), tmp_path / "dense", said)
-    refused(network(), tmp_path, "its data differs", X=data()[0] + 1e-6)
+    refused(network(), tmp_path, "whose data differs", X=data()[0] + 1e-6)
     file = tmp_path / "checkpoint.pt"
     content = checkpoint.load(file)
     del content["data"]["batches an epoch"]  # as before a last batch of one joined another
@@ -218,7 +218,7 @@ def test_damaged_and_foreign_files(tmp_path: Path, count_cases: Any) -> None:
     flipped[whole.index(values.numpy().tobytes()) + 5] ^= 1
     for file in (*damaged, bytes(flipped)):
         path.write_bytes(file)
-        refused(network(1), tmp_path, "truncated, damaged or of another program")
+        refused(network(1), tmp_path, "truncated, damaged or from another program")
     count_cases(len(damaged) + 1)
     for content in ({"weight": torch.zeros(2)}, {"format": "sparseconv checkpoint, version 99"}):
         torch.save(content, path)

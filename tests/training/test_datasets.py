@@ -147,7 +147,7 @@ def test_of_the_archives_formats_one_is_read(tmp_path: Path) -> None:
     data = datasets.load(tmp_path, nan_to_zero=True)
     assert data.X_train.tolist() == [[[1, 0]], [[5, 6]]]
     assert data.classes.tolist() == ["a", "b"]
-    with pytest.warns(UserWarning, match="2 channels are more than 1 time points"):
+    with pytest.warns(UserWarning, match="2 channels of only 1 time point"):
         datasets.load(
             npz(tmp_path, X_train=GOOD["X_train"][:, :, :1], X_test=GOOD["X_test"][:, :, :1])
         )
