@@ -140,7 +140,7 @@ def test_calibration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         mixed[0].running_var.copy_(torch.tensor([1.0, 1e12]))
         mixed[2].weight[:, 10:] = 0
     X = series(60, channels=2, length=10) * torch.tensor([1.0, 1e6])[:, None]
-    with pytest.warns(UserWarning, match="bring channels to one scale") as warned:
+    with pytest.warns(UserWarning, match="bring the channels to one scale") as warned:
         sc.export_c(mixed, X, tmp_path / "c", weights="int8", calibration=X)
     assert warned[0].filename == __file__
 
