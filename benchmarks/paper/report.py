@@ -162,14 +162,15 @@ def about(rows: Rows, times: Rows, missing: Sequence[str]) -> str:
     trained = f"; epochs: {', '.join(map(str, epochs))}" if epochs else ""
     if epochs and not any(row["options"]["pruning"] for row in rows):
         trained += " (the paper: 1000)"
-    parts = [  # the shorter of the two lists
+    # The shorter of the two lists, unless it is too long to be read.
+    which = f": {', '.join(found)}" if found else ""
+    if len(absent) <= len(found):
+        which = f"; not run: {', '.join(absent) or 'none'}"
+    elif len(found) > 20:
+        which = ", which the rows name"
+    parts = [
         f"{counted(len(sets), 'data set')}{trained}.",
-        f"Of UCR 85, {len(found) or 'none'} were run"
-        + (
-            f"{': ' if found else ''}{', '.join(found)}."
-            if len(found) < len(absent)
-            else f"; not run: {', '.join(absent) or 'none'}."
-        ),
+        f"Of UCR 85, {len(found) or 'none'} were run{which}.",
     ]
     if times:
         parts.append(where_timed(times))

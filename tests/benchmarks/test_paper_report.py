@@ -48,6 +48,12 @@ def test_where_counts_hours_of_training_pruning_and_tuning() -> None:
     assert "; commit abc; the last on" in said
 
 
+def test_a_long_list_of_sets_is_left_to_the_rows() -> None:
+    some = members("ucr85")[:21]
+    assert "21 were run, which the rows name." in report.about([row("a", x) for x in some], [], [])
+    assert f": {', '.join(some[:20])}." in report.about([row("a", x) for x in some[:20]], [], [])
+
+
 def test_report_with_everything(full: list[dict[str, Any]], tmp_path: Path) -> None:
     page = report.write_report(full, tmp_path)
     text = page.read_text(encoding="utf-8")
