@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from sparseconv.nn.rewiring import (
     holds_values,
     move,
     survivors,
+    watch_optimizers,
 )
 from sparseconv.nn.state import INDICES, check_floats, own_entries, read_layer
 
@@ -181,6 +182,7 @@ class PatternedModule(nn.Module):
             if are_shared(self.values) and pattern != self._pattern:  # others keep their pattern
                 self.values.data = self.values.detach().clone()
             if self.values.shape != (pattern.nnz,):
+                watch_optimizers(self.values)
                 # A live graph keeps the old length for the next backward; a detour over another
                 # dtype makes torch forget it.
                 self.values.grad = None
@@ -274,6 +276,12 @@ class PatternedModule(nn.Module):
         if self.pattern_tag.device != self.values.device:  # assign=True
             tag = self._own_tag.to(self.values.device, copy=True)
             self.register_buffer("pattern_tag", tag, persistent=False)
+
+    def __prepare_scriptable__(self) -> NoReturn:  # which torch.jit.script calls
+        raise NotImplementedError(
+            f"torch.jit.script cannot compile a {type(self).__name__}; use torch.export.export or "
+            "torch.jit.trace, or script sparseconv.to_dense(model)"
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         """Copy and pickle without the probe; a copied scheduler brings another."""

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
+from functools import cache
 from typing import Any
 from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_dynamo_compiling
+from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
+from torch.utils.weak import WeakIdKeyDictionary
 
 from sparseconv.core.pattern import KernelCSR
 from sparseconv.nn.live_state import same_memory
 
 LAYERS: WeakValueDictionary[int, nn.Module] = WeakValueDictionary()  # all layers, by id
+
+_FORMER_NNZ: MutableMapping[Tensor, set[int]] = WeakIdKeyDictionary()  # of values
 
 
 def check_pattern(pattern: KernelCSR, shape: tuple[int, int, int], groups: int) -> None:
@@ -95,6 +101,34 @@ def holds_values(layer: nn.Module) -> bool:
 def are_shared(values: Any) -> bool:
     """Return whether other processes may have the values too, with their own pattern."""
     return values.device.type == "cpu" and bool(values.is_shared())  # on CUDA always true
+
+
+def watch_optimizers(values: Tensor) -> None:
+    """Let optimizers refuse to step with moments of the length that values have before a change.
+
+    torch's fused optimizers do not check it, and would write outside their memory.
+    """
+    _hook_into_optimizers()
+    _FORMER_NNZ.setdefault(values, set()).add(values.numel())
+
+
+@cache
+def _hook_into_optimizers() -> None:
+    register_optimizer_step_pre_hook(_check_moments)
+
+
+def _check_moments(optimizer: Optimizer, *_: Any) -> None:
+    if is_dynamo_compiling():
+        return
+    for values, lengths in list(_FORMER_NNZ.items()):
+        for name, held in optimizer.state.get(values, {}).items():
+            wrong = isinstance(held, Tensor) and held.ndim == 1 and len(held) != values.numel()
+            if wrong and len(held) in lengths:
+                raise RuntimeError(
+                    f"{name} of the optimizer belongs to {len(held)} active weights, but the layer "
+                    f"has {values.numel()} since load_state_dict or set_pattern changed its "
+                    "pattern; build a new optimizer"
+                )
 
 
 def survivors(old: KernelCSR, new: KernelCSR) -> Tensor:

@@ -108,8 +108,8 @@ def read_layer(
         if metadata.get("shape", shape) != shape:
             raise ValueError(
                 "size mismatch: expected the state of a layer of shape (out_channels, in_channels "
-                f"// groups, kernel_size) = {shape}, but got that of {metadata['shape']}; where "
-                "entries of several layers were renamed, load dict(state_dict)"
+                f"// groups, kernel_size) = {shape}, but got that of {metadata['shape']}; if "
+                "renamed entries do have this shape, load dict(state_dict), which omits this check"
             )
         crow, col = (found[name] for name in INDICES)
         pattern = KernelCSR(crow, col, shape, present.block)

@@ -154,6 +154,31 @@ def test_rewire_moves_what_follows(nnz):
     optimizer.step()
 
 
+@pytest.mark.parametrize("options", [{"fused": True}, {}])
+@pytest.mark.parametrize("density", [1.0, 0.05])
+def test_moments_of_another_number_of_weights_are_refused(options, density):
+    """The fused step would write outside their memory."""
+    layer, other = SparseConv1d(4, 6, 5), SparseConv1d(4, 6, 5, density=density)
+    changes = [
+        lambda: layer.load_state_dict(other.state_dict()),
+        lambda: layer.set_pattern(SparseConv1d(4, 6, 5).pattern),
+    ]
+    old, new = (torch.optim.Adam(layer.parameters(), **options) for _ in range(2))
+    for change in changes:
+        layer(torch.randn(1, 4, 9)).sum().backward()
+        old.step()
+        change()
+        layer(torch.randn(1, 4, 9)).sum().backward()
+        before = layer.values.tolist()
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match="build a new optimizer"):
+                old.step()
+        assert layer.values.tolist() == before
+        new.step()  # which has no state before
+        assert layer.values.tolist() != before
+        old, new = new, torch.optim.Adam(layer.parameters(), **options)
+
+
 @pytest.mark.parametrize("density", [0.5, 0.2])
 def test_a_layer_made_in_inference_mode_changes_there_or_not_at_all(density):
     with torch.inference_mode():
