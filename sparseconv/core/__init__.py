@@ -1,1 +1,1 @@
-"""What a sparse convolution is: patterns, geometry and the checks of both; no kernels."""
+"""Patterns, geometry, files and checks of arguments; no kernels."""

@@ -1,4 +1,4 @@
-"""Arrays that users give: series and labels, read in one way by every function that takes them."""
+"""Read the series and labels that users give."""
 
 from __future__ import annotations
 
@@ -15,29 +15,30 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 Array = npt.NDArray[Any]
-NUMBERS = "biuf"  # NumPy's letters of types
+NUMBERS = "biuf"  # NumPy's kinds: bool, signed, unsigned, float
 EXPECTED = "expected (n_cases, n_channels, n_timepoints), one series as x[None]"
 SHORT = "the series are too short for this layer: give longer ones, or choose a shorter kernel"
-ADVICE = {  # by words of an error
+ADVICE = {  # keyed by words of torch's errors
     "more than 1 value per channel": "one value has no variance: give 2 series or more (in "
     "training choose a batch_size of 2 or more), call model.eval(), or normalise before pooling",
     "more than 1 spatial element": "one value has no variance: normalise before pooling",
     "Kernel size can't be": SHORT, "utput size": SHORT, "Padding size should be less": SHORT,
 }  # fmt: skip
-_WITH_NAN = np.frompyfunc(  # None and pandas.NA are missing
+_WITH_NAN = np.frompyfunc(  # None and pandas.NA stand for missing values
     lambda entry: np.nan if type(entry).__name__ in ("NoneType", "NAType") else entry, 1, 1
 )
 
 
 def as_array(raw: Any, expectation: str, kinds: str = NUMBERS) -> Array:
-    """Return what a user gave as a NumPy array in native byte order.
+    """Convert what a user gave to a NumPy array in native byte order.
 
-    Accepts arrays of any strides and byte order, tensors, pandas objects, and lists of these. A
-    pandas object may be indexed by case and time, or hold series in its cells. None and
-    ``pandas.NA`` are read as NaN.
+    Accept arrays of any strides and byte order, tensors, pandas objects, and lists of these. A
+    pandas object may be indexed by case and time, or hold a series in each cell. None and
+    ``pandas.NA`` become NaN.
 
     Raises:
-        ValueError: several lengths, a type outside ``kinds``. It begins with ``expectation``.
+        ValueError: series of several lengths, or a type outside ``kinds``. The message begins with
+            ``expectation``.
     """
     plain = raw
     try:
@@ -47,7 +48,7 @@ def as_array(raw: Any, expectation: str, kinds: str = NUMBERS) -> Array:
             text = {isinstance(entry, str) for entry in found.ravel()}
             if len(text) > 1:
                 raise ValueError("got strings among other objects, or some are missing")
-            found = np.array(found.tolist())  # opens cells that hold series
+            found = np.array(found.tolist())  # unpacks cells that hold series
             if found.dtype.kind == "O" and found.ndim:
                 found = np.array(_WITH_NAN(found).tolist())
     except (ValueError, TypeError, RuntimeError) as error:
@@ -55,7 +56,7 @@ def as_array(raw: Any, expectation: str, kinds: str = NUMBERS) -> Array:
     if found.dtype.kind not in kinds:
         advice = "; convert bytes with .astype(str)" if found.dtype.kind == "S" else ""
         raise ValueError(f"{expectation}, but got {found.dtype} of shape {found.shape}{advice}")
-    if found.dtype.kind == "f" and found.dtype.itemsize > 8:  # which torch lacks
+    if found.dtype.kind == "f" and found.dtype.itemsize > 8:  # torch has no long double
         return found.astype(np.float64)
     return found.astype(found.dtype.newbyteorder("="), copy=False)
 
@@ -63,7 +64,7 @@ def as_array(raw: Any, expectation: str, kinds: str = NUMBERS) -> Array:
 def _without_wrapper(raw: Any) -> Any:
     """Return what NumPy can read without losing values, the case axis or a mask."""
     if isinstance(raw, Tensor):
-        raw = raw.float() if raw.dtype == torch.bfloat16 else raw  # which NumPy lacks
+        raw = raw.float() if raw.dtype == torch.bfloat16 else raw  # NumPy has no bfloat16
         return raw.to_dense().numpy(force=True)
     if isinstance(raw, np.ma.MaskedArray):
         return np.ma.filled(raw.astype(np.float64), np.nan)
@@ -75,7 +76,6 @@ def _without_wrapper(raw: Any) -> Any:
 
 
 def _several_lengths(plain: Any) -> str:
-    """Describe the lengths of series, if they differ; aeon lists those of @equalLength false."""
     lengths: set[int] = set()
     with contextlib.suppress(ValueError, IndexError, TypeError):
         cases = plain.to_numpy().ravel() if hasattr(plain, "to_numpy") else plain
@@ -89,16 +89,16 @@ def _several_lengths(plain: Any) -> str:
 
 
 def as_tensor(raw: Any, expectation: str) -> Tensor:
-    """Return numbers as a dense tensor: a copy, unless they are one."""
     if isinstance(raw, Tensor):
         return raw.to_dense()
     return torch.from_numpy(np.array(as_array(raw, expectation), order="C"))
 
 
 def three_axes(owner: str, key: str, raw: Any) -> Array:
-    """Return series as ``(n_cases, n_channels, n_timepoints)``, numbers of any type, not empty.
+    """Return series of any numeric dtype as ``(n_cases, n_channels, n_timepoints)``.
 
-    Raises as ``as_series``.
+    Raises:
+        ValueError: unequal lengths, another shape, an empty axis, no real numbers.
     """
     expectation = (
         f"{owner}: expected {key} to hold real numbers of shape (n_cases, n_channels, "
@@ -114,7 +114,7 @@ def three_axes(owner: str, key: str, raw: Any) -> Array:
 
 @contextlib.contextmanager
 def fitting(arguments: tuple[Any, ...]) -> Iterator[None]:
-    """Name, in an error that a model raises in the block, its input, the layer and what to do."""
+    """Add the input's shape, the layer and a remedy to errors that a model raises in the block."""
     try:
         yield
     except Exception as error:  # the model may run any code
@@ -137,7 +137,7 @@ def fitting(arguments: tuple[Any, ...]) -> Iterator[None]:
         advice = [todo for words, todo in ADVICE.items() if words in str(error)]
         by_torch = frames[-1].f_globals.get("__name__", "").startswith("torch.")
         plain = (RuntimeError, IndexError, *(ValueError,) * by_torch)
-        if not advice and type(error) not in plain:  # as NotImplementedError, or ours
+        if not advice and type(error) not in plain:  # such as NotImplementedError or our errors
             raise
         given = [x for x in tree_leaves(arguments) if hasattr(x, "shape")]
         shapes = ", ".join(str(tuple(x.shape)) for x in given)
@@ -156,8 +156,11 @@ def fitting(arguments: tuple[Any, ...]) -> Iterator[None]:
 def wrong_shape(
     expected: str, shape: tuple[int, ...], channels: int, length: int | None = None
 ) -> ValueError:
-    """Return the error for series that are not ``(n_cases, channels, length)``; None is any."""
-    flat = shape[::2] if shape[1:-1] == (1,) else shape  # the shape if it came as a 2-D array
+    """Return the error for series of another shape than ``(n_cases, channels, length)``.
+
+    A ``length`` of None allows any.
+    """
+    flat = shape[::2] if shape[1:-1] == (1,) else shape  # its shape if given as 2-D
     if len(flat) == 2 and flat == (channels, length or flat[1]):
         todo = "give one series as X[None]"
     elif shape[1:] == (*([length] if length else shape[1:2]), channels):
@@ -173,7 +176,7 @@ def wrong_shape(
 
 
 def warn_if_swapped(shape: tuple[int, ...]) -> None:
-    """Warn where series have more channels than samples."""
+    """Warn if series have more channels than samples."""
     if len(shape) == 3 and shape[1] > shape[2]:
         warnings.warn(
             f"expected series (n_cases, n_channels, n_timepoints), but got {shape[1]} channels of "
@@ -184,7 +187,7 @@ def warn_if_swapped(shape: tuple[int, ...]) -> None:
 
 
 def class_indices(owner: str, key: str, raw: Any) -> npt.NDArray[np.int64]:
-    """Return labels that are whole numbers as class indices; TypeError for others."""
+    """Return labels as int64 class indices; raise TypeError unless they are whole numbers."""
     y = as_labels(owner, key, raw)
     if y.dtype.kind == "U" or (y != np.floor(y)).any():
         raise TypeError(
@@ -197,21 +200,22 @@ def class_indices(owner: str, key: str, raw: Any) -> npt.NDArray[np.int64]:
 def as_series(
     owner: str, key: str, raw: Any, nan_to_zero: bool | None = None
 ) -> npt.NDArray[np.float32]:
-    """Check series, and return them as float32 ``(n_cases, n_channels, n_timepoints)``, finite.
+    """Return finite series as float32 ``(n_cases, n_channels, n_timepoints)``.
 
     Args:
         owner, key: names of the caller and of its argument, for messages.
-        raw: as for ``as_array``; of one channel ``(n_cases, n_timepoints)``.
-        nan_to_zero: replace missing values by 0; None where the caller's user cannot choose it.
+        raw: anything that ``as_array`` accepts; series of one channel may be ``(n_cases,
+            n_timepoints)``.
+        nan_to_zero: replace missing values with 0; None if the caller's user has no such option.
 
     Raises:
-        ValueError: unequal lengths, another shape, no real numbers, values that are not finite.
+        ValueError: as ``three_axes``; values that are not finite.
     """
     raw = three_axes(owner, key, raw)
     if nan_to_zero and raw.dtype.kind == "f":
         raw = np.where(np.isnan(raw), 0.0, raw)
-    with np.errstate(over="ignore"):  # a number too large for float32 becomes inf, refused below
-        X = np.require(raw, np.float32, ["C", "A", "W"])  # torch warns of read-only arrays
+    with np.errstate(over="ignore"):  # too large a number becomes inf, which is refused below
+        X = np.require(raw, np.float32, ["C", "A", "W"])  # torch warns about read-only arrays
     bad = ~np.isfinite(X)
     if bad.any():
         advice = "fill them in first"
@@ -226,10 +230,11 @@ def as_series(
 
 
 def as_labels(owner: str, key: str, raw: Any, n_cases: int | None = None) -> Array:
-    """Check labels, a vector or a column, and return them as numbers or strings ``(n_cases,)``.
+    """Return labels, given as a vector or a column, as numbers or strings ``(n_cases,)``.
 
     Raises:
-        ValueError: another shape or type, missing labels, not ``n_cases`` of them.
+        ValueError: another shape or type, missing labels, a number of labels other than
+            ``n_cases``.
     """
     cases = "each case" if n_cases is None else f"each of {n_cases} cases"
     expectation = f"{owner}: expected {key} to hold a string or a real number for {cases}"

@@ -1,4 +1,4 @@
-"""Blocks of channels that share their taps. A unit is one (block, tap)."""
+"""Blocks of channels that share their taps. A unit is one tap of a block."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ _declared: Any = WeakTensorKeyDictionary()
 
 
 def declare(col_indices: Tensor, block: Block) -> None:
-    """Note the block of the pattern with these taps: an op gets the taps, not the pattern."""
+    """Record the block of a pattern by its taps, because an op receives only these."""
     if block != (1, 1):
         _declared[col_indices] = block
 
 
 def declared(col_indices: Tensor) -> Block:
-    """Return the block noted for these taps; ``(1, 1)`` if none was."""
+    """Return the block recorded for these taps, by default ``(1, 1)``."""
     block: Block = _declared.get(col_indices, (1, 1))
     return block
 
 
 def as_block(block: Any) -> Block:
-    """Return ``(out, in)`` of a block; one int is both, and 1 is single weights."""
+    """Return a block as ``(out, in)``; one int gives both, and 1 means single weights."""
     expectation = "block must be an int or two ints (out_channels, in_channels)"
     try:
         out, channels = (integer(expectation, n) for n in block)
@@ -44,7 +44,7 @@ def as_block(block: Any) -> Block:
 
 
 def checked_block(block: Any, shape: Shape) -> Block:
-    """Return ``(out, in)`` of a block that is not larger than a weight."""
+    """Return a block as ``(out, in)``; refuse one larger than the weight."""
     out, channels = as_block(block)
     if out > shape[0] or channels > shape[1]:
         raise ValueError(
@@ -60,7 +60,7 @@ def unit_shape(shape: Shape, block: Block) -> Shape:
 
 
 def spread(units: Tensor, shape: Shape, block: Block) -> Tensor:
-    """Return ``(C_out, C_in // groups, K)``: for every weight the value of its unit."""
+    """Expand units to weights ``(C_out, C_in // groups, K)``, each with its unit's value."""
     for dim in (0, 1):
         units = units.repeat_interleave(block[dim], dim).narrow(dim, 0, shape[dim])
     return units
@@ -76,7 +76,7 @@ def _unit_sums(weight: Tensor, block: Block) -> Tensor:
     whole = weight.detach()
     if any(missing):
         whole = F.pad(whole, (0, 0, 0, missing[1], 0, missing[0]))
-    # One axis at a time: both together take four times as long.
+    # Sum one axis at a time: summing over both at once takes four times as long.
     of_rows = whole.reshape(-1, block[0], *whole.shape[1:]).sum(1, dtype=torch.float64)
     return of_rows.reshape(len(of_rows), -1, block[1], weight.shape[2]).sum(2)
 
@@ -100,20 +100,20 @@ def check_mask(mask: Tensor, block: Block) -> None:
 
 
 def block_mask(weight: Tensor, density: float, *, block: int | tuple[int, int] = 16) -> Tensor:
-    """Choose the (block, tap) units of largest norm of a dense weight.
+    """Select the (block, tap) units of a dense weight that have the largest norms.
 
     Args:
         weight: ``(C_out, C_in // groups, K)``, floating point, on any device.
-        density: share of the units to keep, in [0, 1]: ``round(density * units)`` of them.
-        block: channels ``(out, in)`` that share their taps, or one int for both. The last blocks
-            may be smaller; norms are taken per weight, so that they count like the others.
+        density: share in [0, 1]; ``round(density * units)`` units are kept.
+        block: see ``KernelCSR``. The last blocks may be smaller, so norms are averages over
+            weights.
 
     Returns:
-        bool, of the weight's shape and device: for ``torch.nn.utils.prune.custom_from_mask`` and
-        ``SparseConv1d.from_dense``.
+        A bool mask of the weight's shape and device, for ``torch.nn.utils.prune.custom_from_mask``
+        and ``SparseConv1d.from_dense``.
 
     Raises:
-        TypeError, ValueError: a weight without three dimensions; a density out of range; a block
+        TypeError, ValueError: a weight of another shape or dtype; a density out of range; a block
             larger than the weight.
 
     Example:

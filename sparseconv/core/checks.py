@@ -1,4 +1,4 @@
-"""Checks of arguments that several modules share; each error names the expected and the given."""
+"""Checks of arguments that several modules share."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from sparseconv.core.arrays import as_tensor
 
 
 class ArgumentError(ValueError, RuntimeError):
-    """A wrong argument: ``nn.Conv1d`` reports it as RuntimeError, Python says ValueError."""
+    """A wrong argument, which ``nn.Conv1d`` reports as RuntimeError and Python as ValueError."""
 
 
 def integer(expectation: str, value: Any) -> int:
-    """Accept a Python or NumPy integer, as ``nn.Conv1d`` does, but not a bool."""
-    # Bools would count as 0 and 1: a mask of kernels would be read as their numbers.
+    """Accept a Python or NumPy integer, but not a bool."""
+    # A bool would count as 0 or 1, so a mask of kernels would be read as their numbers.
     if not isinstance(value, bool) and getattr(value, "dtype", None) is not torch.bool:
         try:
             return operator.index(value)
@@ -29,7 +29,6 @@ def integer(expectation: str, value: Any) -> int:
 
 
 def count(name: str, value: Any, least: int = 1) -> int:
-    """Accept a Python or NumPy integer of at least ``least``."""
     found = integer(f"{name} must be an int", value)
     if found < least:
         raise ValueError(f"{name} must be at least {least}, but got {found}")
@@ -37,21 +36,21 @@ def count(name: str, value: Any, least: int = 1) -> int:
 
 
 def flag(name: str, value: Any) -> bool:
-    """Accept a Python or NumPy bool: the text "no" would count as true."""
+    """Accept only a Python or NumPy bool, because the text "no" would count as true."""
     if isinstance(value, bool | np.bool_):
         return bool(value)
     raise TypeError(f"{name} must be True or False, but got {value!r}")
 
 
 def number(name: str, value: Any) -> float:
-    """Accept a Python or NumPy number, but not a bool."""
+    """Accept a real Python or NumPy number, but not a bool."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a number, but got a {type(value).__name__}: {value!r}")
     return float(value)
 
 
 def share(name: str, value: Any, below_one: bool = False) -> float:
-    """Accept a share in [0, 1], or in [0, 1); an error for more than 1 suggests per cent."""
+    """Accept a share in [0, 1], or in [0, 1) if ``below_one``."""
     found = number(name, value)
     if 0 <= found <= 1 and not (below_one and found == 1):
         return found
@@ -60,7 +59,7 @@ def share(name: str, value: Any, below_one: bool = False) -> float:
 
 
 def check_dense(name: str, tensor: Tensor) -> None:
-    """Refuse a tensor whose elements cannot be read in the ordinary way."""
+    """Refuse a tensor that is not strided or holds no data."""
     if tensor.layout != torch.strided or tensor.is_meta:
         raise TypeError(
             f"{name} must be a dense tensor that holds data, but got {tensor.layout} on "
@@ -69,7 +68,7 @@ def check_dense(name: str, tensor: Tensor) -> None:
 
 
 def checked_mask(name: str, mask: Any) -> Tensor:
-    """Return a mask as bools; refuse scores, of which most would be active."""
+    """Return a mask as bools; refuse scores, because all except 0 would be active."""
     given = as_tensor(mask, f"{name} must hold bools, or zeros and ones")
     if not bool(((given == 0) | (given == 1)).all()):
         raise ValueError(
@@ -80,7 +79,7 @@ def checked_mask(name: str, mask: Any) -> Tensor:
 
 
 def checked_shape(shape: Any) -> tuple[int, int, int]:
-    """Check the shape of a weight, ``(C_out, C_in // groups, K)``."""
+    """Return the shape of a weight, ``(C_out, C_in // groups, K)``, if it is valid."""
     expectation = "shape must be three ints (C_out, C_in // groups, K)"
     try:
         out_channels, group_channels, kernel_size = (integer(expectation, n) for n in shape)
@@ -98,7 +97,6 @@ def checked_shape(shape: Any) -> tuple[int, int, int]:
 
 
 def check_vector(name: str, array: Tensor, dtype: torch.dtype) -> None:
-    """Refuse anything but a dense vector of this dtype."""
     if isinstance(array, Tensor) and array.dtype == dtype and array.dim() == 1:
         check_dense(name, array)
         return
@@ -114,7 +112,7 @@ def check_vector(name: str, array: Tensor, dtype: torch.dtype) -> None:
 
 
 def check_structure(crow: Tensor, col: Tensor, shape: tuple[int, int, int]) -> None:
-    """Refuse arrays that are not a CSR structure, naming the first bad row."""
+    """Refuse arrays that are not a CSR structure, and name the first bad row."""
     out_channels, group_channels, kernel_size = shape
     rows, nnz = out_channels * group_channels, len(col)
     sizes = crow.long().diff()

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and folders that one process writes to."""
+"""Files that are written whole or not at all, and folders with one writer at a time."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _held: ContextVar[frozenset[Path]] = ContextVar("held", default=frozenset())  # 
 
 
 def partial_files(path: Path) -> list[Path]:
-    """List the unfinished files of writers of ``path``, which still write or were killed."""
+    """List the unfinished files of writers of ``path`` that are at work or were killed."""
     return list(path.parent.glob(f"{glob.escape(path.name)}.*partial"))
 
 
 def _target(path: Path) -> Path:
-    """Return the file to replace, following links; OSError if it cannot be a file."""
+    """Follow links to the file to replace; refuse a folder, device or pipe."""
     if path.exists() and not path.is_file():
         raise OSError(errno.EINVAL, "it is a folder, a device or a pipe, not a file", str(path))
     return Path(os.path.realpath(path))
@@ -36,8 +36,8 @@ def _target(path: Path) -> Path:
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """Write a file that replaces ``path`` once all its bytes are on the disk.
 
-    If the process is killed, ``path`` holds the old file or the new one. If writing fails, it
-    raises OSError, and ``path`` holds the old one.
+    If the process is killed, the old file or the new one is there. If writing fails, OSError is
+    raised and the old file stays.
     """
     path = _target(path)
     partial = path.with_name(f"{path.name}.{uuid4().hex[:8]}.partial")
@@ -50,7 +50,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     except BaseException as error:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
-        # torch's writer raises a RuntimeError when a write fails.
+        # torch's writer turns a failed write into a RuntimeError.
         cause = error.__context__ if isinstance(error, RuntimeError) else error
         if not isinstance(cause, OSError):
             raise
@@ -66,10 +66,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 @contextlib.contextmanager
 def ctrl_c_waits() -> Iterator[None]:
-    """Defer SIGINT to the end of the block, because C++ code may not survive it halfway.
-
-    Only the main thread receives it.
-    """
+    """Defer SIGINT to the end of the block, because C++ code may not survive an interruption."""
     handler = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or not callable(handler):
         yield
@@ -85,7 +82,7 @@ def ctrl_c_waits() -> Iterator[None]:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a text file whole or not at all; escape what is not valid UTF-8."""
+    """Write a text file whole or not at all; escape what UTF-8 cannot encode."""
     with replacing(path) as file:
         file.write(text.encode(errors="backslashreplace"))
 
@@ -101,7 +98,7 @@ def _refusing(path: Path, kind: str) -> Iterator[None]:
 
 
 def check_writable(path: Path) -> None:
-    """Check before long work that its result can be written, else ValueError; make the folder."""
+    """Create the folder of a file to be written later; raise ValueError if writing would fail."""
     with _refusing(path, "file"):
         folder = _target(path).parent
         folder.mkdir(parents=True, exist_ok=True)
@@ -109,7 +106,7 @@ def check_writable(path: Path) -> None:
 
 
 def check_new_or_empty(folder: Path) -> None:
-    """Raise ValueError if the folder is a file or holds files."""
+    """Raise ValueError unless the folder is new or empty."""
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise ValueError(
             f"expected a new or empty folder, but {folder} is a file or holds files; choose another"
@@ -117,7 +114,7 @@ def check_new_or_empty(folder: Path) -> None:
 
 
 def write_folder(folder: Path, files: dict[str, str]) -> None:
-    """Write all files into a new or empty folder; if one cannot be written, leave none."""
+    """Write all files into a new or empty folder, or none of them."""
     with _refusing(folder, "folder"):
         folder.mkdir(parents=True, exist_ok=True)
         try:
@@ -131,7 +128,7 @@ def write_folder(folder: Path, files: dict[str, str]) -> None:
 
 
 def claimed(folder: Path) -> contextlib.AbstractContextManager[None]:
-    """Make a results folder and keep other runs out of it; ValueError if one uses it."""
+    """Create a results folder and keep other runs out; raise ValueError if one uses it."""
     with _refusing(folder, "folder"):
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
@@ -141,13 +138,11 @@ def claimed(folder: Path) -> contextlib.AbstractContextManager[None]:
 
 @contextlib.contextmanager
 def locked(path: Path, busy: str | None = None) -> Iterator[None]:
-    """Hold a lock that the system releases when the process ends, however it ends.
+    """Lock ``path``, a file for this lock only, until the block or the process ends.
 
-    If another process or thread holds it, wait, or raise ValueError with the text ``busy``. The
-    holder may take it again. On a file system without locks it locks nothing.
-
-    Args:
-        path: a file for this lock only. It is removed at the end, unless the process is killed.
+    If another process or thread holds the lock, wait, or raise ValueError with the text ``busy`` if
+    given. The holder may take it again. On a file system without locks nothing is locked. The end
+    of the block removes the file.
     """
     path = path.absolute()
     if path in _held.get():
@@ -164,7 +159,7 @@ def locked(path: Path, busy: str | None = None) -> Iterator[None]:
 
 
 def _lock(path: Path, busy: str | None) -> int:
-    import fcntl  # Windows lacks it, and can import the layers
+    import fcntl  # Windows lacks it, but needs this module
 
     while True:
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
@@ -173,9 +168,9 @@ def _lock(path: Path, busy: str | None) -> int:
         except BlockingIOError:
             os.close(file)
             raise ValueError(busy) from None
-        except OSError:  # the file system knows none
+        except OSError:  # the file system has no locks
             return file
-        with contextlib.suppress(FileNotFoundError):  # the former holder has removed it
+        with contextlib.suppress(FileNotFoundError):  # the former holder may have removed it
             if os.path.samestat(os.fstat(file), os.stat(path)):
                 return file
         os.close(file)

@@ -48,10 +48,10 @@ class Geometry(NamedTuple):
         groups: int,
         padding_mode: PaddingMode,
     ) -> Geometry:
-        """Resolve every spelling of the arguments; refuse a geometry that fits no input.
+        """Resolve all forms of the arguments, and check them.
 
         Raises:
-            TypeError, ArgumentError: arguments of another type; out of their range.
+            TypeError, ArgumentError: arguments of a wrong type or out of range.
         """
         stride, dilation = single("stride", stride, 1), single("dilation", dilation, 1)
         groups = single("groups", groups, 1)
@@ -78,7 +78,7 @@ class Geometry(NamedTuple):
 
     @classmethod
     def from_numbers(cls, numbers: Sequence[int]) -> Geometry:
-        """Invert ``numbers``, with the checks of ``of``."""
+        """Rebuild a geometry from its ``numbers``, with the checks of ``of``."""
         if len(numbers) != 9 or not 0 <= numbers[8] < len(PADDING_MODES):
             raise ArgumentError(
                 "expected geometry [C_out, C_in // groups, K, stride, left, right, dilation, "
@@ -90,7 +90,7 @@ class Geometry(NamedTuple):
 
     @property
     def numbers(self) -> tuple[int, ...]:
-        """The geometry as the ops accept it: the fields of csrc/conv1d.h's Geometry, in order."""
+        """Return the fields of ``Geometry`` in csrc/conv1d.h, in order."""
         (out_channels, group_channels, taps), stride, (left, right), dilation, groups, mode = self
         return (
             out_channels, group_channels, taps, stride, left, right, dilation, groups,
@@ -98,15 +98,15 @@ class Geometry(NamedTuple):
         )  # fmt: skip
 
     def check_length(self, length: int) -> None:
-        """Refuse an input length that does not fit this geometry, in F.conv1d's words.
+        """Refuse an input length that does not fit this geometry, in the words of ``F.conv1d``.
 
         Raises:
-            ValueError: the kernel or the padding does not fit (also a RuntimeError).
+            ArgumentError: the kernel or the padding does not fit.
         """
         (_, _, taps), _, padding, dilation, _, mode = self
         if length < 1:
             raise ArgumentError(f"expected an input of at least one sample, but got {length}")
-        # The mirror does not repeat the border sample; a circle wraps around once at most.
+        # Reflection does not repeat the border sample; a circle wraps around at most once.
         room = length - 1 if mode == "reflect" else length
         if mode in ("reflect", "circular") and max(padding) > room:
             raise ArgumentError(
@@ -121,12 +121,12 @@ class Geometry(NamedTuple):
             )
 
     def output_length(self, input_length: int) -> int:
-        """Return ``L_out`` for this input length; below 1 where the kernel does not fit."""
+        """Return ``L_out``, below 1 if the kernel does not fit."""
         return output_length(input_length, self.shape[2], self.stride, self.padding, self.dilation)
 
 
 def single(name: str, value: int | tuple[int, ...], least: int) -> int:
-    """Accept an int or a 1-tuple, as nn.Conv1d does, not below ``least``."""
+    """Accept an int or a 1-tuple, as ``nn.Conv1d`` does, of at least ``least``."""
     if isinstance(value, (tuple, list)) and len(value) == 1:
         value = value[0]
     pair = ", a pair (left, right), 'same' or 'valid'" if name == "padding" else ""
@@ -142,12 +142,12 @@ def single(name: str, value: int | tuple[int, ...], least: int) -> int:
 def resolve_padding(
     padding: Padding, kernel_size: int, dilation: int = 1, stride: int = 1
 ) -> tuple[int, int]:
-    """Turn every spelling of ``padding`` into ``(left, right)`` numbers of samples.
+    """Convert any form of ``padding`` to ``(left, right)`` in samples.
 
-    Accepts what ``nn.Conv1d`` does (an int, a 1-tuple, ``"same"``, ``"valid"``) and a pair.
+    Accept what ``nn.Conv1d`` accepts, and a pair.
 
     Raises:
-        TypeError, ArgumentError: anything else; ``"same"`` with a stride, a number below 0.
+        TypeError, ArgumentError: anything else; ``"same"`` with a stride; a negative number.
 
     Example:
         >>> resolve_padding("same", kernel_size=4), resolve_padding((0, 3), kernel_size=4)
@@ -173,5 +173,5 @@ def resolve_padding(
 def output_length(
     length: int, kernel_size: int, stride: int, padding: Sequence[int], dilation: int
 ) -> int:
-    """Return ``L_out`` for ``length`` samples; below 1 where the kernel does not fit."""
+    """Return ``L_out`` for ``length`` samples, below 1 if the kernel does not fit."""
     return (length + padding[0] + padding[1] - dilation * (kernel_size - 1) - 1) // stride + 1

@@ -28,22 +28,23 @@ class KernelCSR(PatternArrays):
 
     Row ``o * (C_in // groups) + c`` is the kernel from input channel ``c`` of its group to output
     channel ``o``; within a row the taps ascend. A pattern is immutable, and compares and hashes by
-    content. The constructor copies the index arrays. ``crow_indices`` and ``col_indices`` return
-    the pattern's own memory: only read it. After an in-place change by torch the pattern raises;
-    a change through ``.numpy()`` is not noticed.
+    content. The constructor copies its arrays. Do not write to ``crow_indices`` or ``col_indices``:
+    after an in-place write by torch the pattern raises, and a write through ``.numpy()`` goes
+    unnoticed.
 
     Args:
-        crow_indices: int32 ``(C_out * C_in // groups + 1,)``, on any device.
-        col_indices: int32 ``(nnz,)``, on any device.
-        shape: ``(C_out, C_in // groups, K)``, less than 2**31 weights.
-        block: channels ``(out, in)`` whose kernels have the same taps, or one int for both; 1 for
-            single weights. One (block, tap) is a *unit*: dynamic sparse training moves whole units,
-            and matrix units (AMX, tensor cores) multiply them. The last blocks may be smaller.
+        crow_indices, col_indices: int32 ``(C_out * C_in // groups + 1,)`` and ``(nnz,)``, on any
+            device.
+        shape: ``(C_out, C_in // groups, K)``, with fewer than 2**31 weights.
+        block: channels ``(out, in)`` whose kernels have the same taps, or one int for both; 1 means
+            single weights. One tap of a block is a *unit*: dynamic sparse training moves whole
+            units, and matrix units (AMX, tensor cores) multiply them. The last blocks may be
+            smaller.
 
     Raises:
-        TypeError: arrays that are not dense int32 tensors of one dimension.
+        TypeError: arrays that are not dense one-dimensional int32 tensors.
         ValueError: indices that are not a CSR structure of this shape; a block that does not fit
-            the shape, or whose kernels differ. The first bad row or block is named.
+            the shape, or whose kernels differ. The message names the first bad row or block.
 
     Example:
         >>> import torch
@@ -69,7 +70,7 @@ class KernelCSR(PatternArrays):
         pair = checked_block(block, shape)
         for name, array in (("crow_indices", crow_indices), ("col_indices", col_indices)):
             check_vector(name, array, torch.int32)
-        # An inference tensor has no version counter, and the pattern outlives the mode.
+        # Inference tensors have no version counter, and the pattern outlives the mode.
         with torch.inference_mode(False):
             crow = crow_indices.detach().cpu().clone(memory_format=torch.contiguous_format)
             col = col_indices.detach().cpu().clone(memory_format=torch.contiguous_format)
@@ -82,18 +83,18 @@ class KernelCSR(PatternArrays):
     def of_arrays(
         cls, crow: Tensor, col: Tensor, shape: Shape, block: Block, checked: bool = True
     ) -> Self:
-        """Adopt the arrays that an update made; those of a GPU are checked when they are read."""
+        """Adopt the arrays of an update; those on a GPU are checked when the CPU reads them."""
         pattern = cls.__new__(cls)
         pattern._hold(crow, col, shape, block, checked)
         return pattern
 
     @classmethod
     def from_mask(cls, mask: Tensor, block: int | tuple[int, int] = 1) -> KernelCSR:
-        """Build the pattern of a bool mask ``(C_out, C_in // groups, K)``; ``block``: see above.
+        """Build the pattern of a bool mask ``(C_out, C_in // groups, K)``.
 
         Raises:
-            TypeError, ValueError: no dense bool tensor; not of three dimensions; not constant in
-                blocks.
+            TypeError, ValueError: a mask that is not dense, bool and three-dimensional, or is not
+                constant in blocks.
 
         Example:
             >>> KernelCSR.from_mask(torch.eye(3, dtype=torch.bool)[None]).col_indices
@@ -119,12 +120,11 @@ class KernelCSR(PatternArrays):
 
     @classmethod
     def from_units(cls, units: KernelCSR, shape: Shape, block: int | tuple[int, int]) -> KernelCSR:
-        """Build the pattern of active units: one kernel for each block of channels.
+        """Build a pattern from its active units: each kernel of ``units`` is that of a block.
 
         Args:
             units: of shape ``(ceil(C_out / out), ceil(C_in // groups / in), K)``.
-            shape: ``(C_out, C_in // groups, K)``.
-            block: see the class.
+            shape, block: see the class.
 
         Raises:
             TypeError, ValueError: units of another shape; a block that does not fit.
@@ -147,15 +147,14 @@ class KernelCSR(PatternArrays):
 
     @classmethod
     def from_positions(cls, positions: Tensor, shape: Shape) -> KernelCSR:
-        """Build the pattern with active weights at flat positions ``(o * Cg + c) * K + k``.
+        """Build the pattern whose active weights have these positions in the flattened mask.
 
         Args:
             positions: int64 ``(nnz,)``, strictly ascending, as ``positions()`` returns them.
-            shape: ``(C_out, C_in // groups, K)``.
 
         Raises:
-            TypeError: positions that are not a dense int64 tensor of one dimension.
-            ValueError: positions that are unsorted, repeated or outside the shape.
+            TypeError, ValueError: positions of another type, unsorted, repeated or outside the
+                shape.
 
         Example:
             >>> KernelCSR.from_positions(torch.tensor([0, 5]), (2, 1, 3)).to_mask().view(2, 3).int()
@@ -172,7 +171,7 @@ class KernelCSR(PatternArrays):
                 f"positions must ascend without repetition from 0 to {rows * kernel_size - 1} for "
                 f"shape {shape}, but got {positions}; sort them first"
             )
-        # int32 holds all of them, and numpy is fast on it: every update comes here.
+        # int32 holds every position, and NumPy is faster with it.
         flat = flat.astype(np.int32)
         kernel = flat // np.int32(kernel_size)
         crow = np.zeros(rows + 1, np.int32)
@@ -183,10 +182,10 @@ class KernelCSR(PatternArrays):
 
     @classmethod
     def full(cls, shape: Shape) -> KernelCSR:
-        """Return the pattern with every weight active: a dense convolution.
+        """Return the pattern with every weight active, as in a dense convolution.
 
         Raises:
-            TypeError, ValueError: not three ints; one below 1, or 2**31 weights or more.
+            TypeError, ValueError: see the class.
 
         Example:
             >>> KernelCSR.full((2, 1, 3))
@@ -204,14 +203,13 @@ class KernelCSR(PatternArrays):
         block: int | tuple[int, int] = 1,
         generator: torch.Generator | None = None,
     ) -> KernelCSR:
-        """Draw ``nnz`` active weights uniformly, without replacement; with blocks, units.
+        """Draw ``nnz`` active weights, or units of blocks, uniformly without replacement.
 
         Args:
-            shape: ``(C_out, C_in // groups, K)``.
-            nnz: number of active weights, 0 to all. With blocks, ``round(nnz / numel * units)``
-                units are drawn: ``nnz`` weights if the blocks divide the shape.
-            block: see the class.
-            generator: a CPU generator; None is torch's global one.
+            nnz: number of active weights. With blocks, ``round(nnz / numel * units)`` units are
+                drawn, so the pattern's ``nnz`` may differ.
+            shape, block: see the class.
+            generator: a CPU generator; default: torch's global one.
 
         Raises:
             TypeError, ValueError: ``nnz`` is not an int in ``[0, numel]``; a block does not fit.
@@ -230,7 +228,7 @@ class KernelCSR(PatternArrays):
         return cls.from_units(cls.from_positions(drawn, of_units), shape, block)
 
     def units(self) -> KernelCSR:
-        """Return the pattern of active units; of single weights the pattern itself.
+        """Return the pattern of active units; with single weights, the pattern itself.
 
         Example:
             >>> KernelCSR.random((32, 32, 9), 18 * 256, block=16).units()
@@ -243,22 +241,22 @@ class KernelCSR(PatternArrays):
 
     @property
     def numel(self) -> int:
-        """Number of weights, active or not."""
+        """Return the number of weights, active or not."""
         return self._shape[0] * self._shape[1] * self._shape[2]
 
     @property
     def density(self) -> float:
-        """``nnz / numel``."""
+        """Return ``nnz / numel``."""
         return self.nnz / self.numel
 
     def positions(self) -> Tensor:
-        """Return the flat positions ``(o * Cg + c) * K + k`` of the active weights, int64 in order.
+        """Return the active weights' positions in the flattened mask, ascending int64 ``(nnz,)``.
 
         Example:
             >>> KernelCSR.full((1, 2, 2)).positions()
             tensor([0, 1, 2, 3])
         """
-        # A constant for ONNX, which lacks these operations.
+        # ONNX lacks these operations, so its graph gets a constant.
         with outside_tracing() if torch.onnx.is_in_onnx_export() else nullcontext():
             crow = self.crow_indices.long()
             rows = torch.arange(crow.shape[0] - 1, device="cpu")

@@ -1,4 +1,4 @@
-"""The index arrays of a pattern: on the CPU, on GPUs, and what is computed from them."""
+"""The index arrays of a pattern, on the CPU and on GPUs, and what is computed from them."""
 
 from __future__ import annotations
 
@@ -16,13 +16,12 @@ T = TypeVar("T")
 
 
 class PatternArrays:
-    """Hold the arrays of a ``KernelCSR``, made on the CPU or by an update on a GPU.
+    """The arrays of a ``KernelCSR``, made on the CPU or by an update on a GPU.
 
-    Arrays of a GPU are read and checked when the CPU's are first needed. Until then nothing waits
-    for the GPU.
+    To avoid waiting, the CPU reads and checks a GPU's arrays only when it first needs them.
     """
 
-    _crow: Tensor | None  # None: only a GPU has them
+    _crow: Tensor | None  # None if only a GPU has them
     _col: Tensor | None
     _shape: Shape
     _block: Block
@@ -37,7 +36,7 @@ class PatternArrays:
     def _hold(
         self, crow: Tensor, col: Tensor, shape: Shape, block: Block, checked: bool = True
     ) -> None:
-        """Take ownership of these arrays; those of a GPU are not ``checked``."""
+        """Take ownership of these arrays; those on a GPU are not ``checked`` yet."""
         self._shape, self._block, self._nnz = shape, block, len(col)
         self._hash, self._cached, self._copies = None, {}, {}
         self._crow = self._col = None
@@ -49,41 +48,38 @@ class PatternArrays:
 
     @property
     def only_on_gpu(self) -> bool:
-        """Whether the CPU has not read the arrays."""
         return self._col is None
 
     @property
     def crow_indices(self) -> Tensor:
-        """int32 ``(C_out * C_in // groups + 1,)``: where each kernel begins; read only."""
+        """Return where each kernel begins, int32 ``(C_out * C_in // groups + 1,)``; read only."""
         return self._on_cpu()[0]
 
     @property
     def col_indices(self) -> Tensor:
-        """int32 ``(nnz,)``: the tap of each active weight; read only."""
+        """Return the tap of each active weight, int32 ``(nnz,)``; read only."""
         return self._on_cpu()[1]
 
     @property
     def shape(self) -> Shape:
-        """``(C_out, C_in // groups, K)``."""
+        """Return ``(C_out, C_in // groups, K)``."""
         return self._shape
 
     @property
     def block(self) -> Block:
-        """Channels ``(out, in)`` that share their taps; ``(1, 1)``: single weights."""
+        """Return the channels ``(out, in)`` that share taps; ``(1, 1)`` means single weights."""
         return self._block
 
     @property
     def nnz(self) -> int:
-        """Number of active weights."""
+        """Return the number of active weights."""
         return self._nnz
 
     def on(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Return ``crow_indices`` and ``col_indices`` on a device, where they are copied once.
-
-        The kernels' plans belong to these two tensors (``ops.gpu_plans``, csrc/cpu/plan).
+        """Return ``crow_indices`` and ``col_indices`` on a device, to which they are copied once.
 
         Raises:
-            RuntimeError: torch.compile asks for a first copy.
+            RuntimeError: the first copy would be made inside torch.compile.
         """
         name = str(device)
         if device.type == "cpu" and name not in self._copies:
@@ -101,10 +97,10 @@ class PatternArrays:
         return self._copies[name]
 
     def cached(self, make: Callable[..., T], *args: Hashable) -> T:
-        """Return ``make(self, *args)``, computed at the first call and kept.
+        """Return ``make(self, *args)``, computed in the first call and kept.
 
-        It is computed outside any tracing, transform or fake mode of the first call. Two threads
-        may both compute it; they get the same object.
+        Tracing, transforms and fake modes of that call do not affect it. Threads that compute it at
+        the same time get the same object.
         """
         key = make, args
         if key not in self._cached:
@@ -135,7 +131,7 @@ class PatternArrays:
         return crow, col
 
     def _read(self) -> tuple[Tensor, Tensor]:
-        """Copy the arrays from the GPU, which an update there made."""
+        """Copy and check the arrays that an update made on the GPU."""
         with outside_tracing(), torch.inference_mode(False):
             crow, col = (array.cpu() for array in self.anywhere())
             check_structure(crow, col, self._shape)

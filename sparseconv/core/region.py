@@ -1,4 +1,4 @@
-"""``Region``: where dynamic sparse training keeps the number of active weights."""
+"""``Region``: a box in which dynamic sparse training keeps the number of active weights."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 
 class Region(NamedTuple):
-    """A box of one weight tensor that holds a fixed number of active weights.
+    """A box of a weight tensor whose number of active weights stays fixed.
 
-    ``out_channels`` and ``taps`` are half-open ranges; all input channels belong to the box. A
-    kernel group of a Dynamic Sparse Network is one region. The constructor checks nothing;
+    ``out_channels`` and ``taps`` are half-open ranges; the box has all input channels. A kernel
+    group of a Dynamic Sparse Network is one region. The constructor checks nothing;
     ``DSTScheduler`` and ``prune_and_grow`` do.
 
     Example:

@@ -1,4 +1,4 @@
-"""How the library behaves while torch traces, transforms or fakes what runs."""
+"""Helpers for code that torch may trace, transform or run with fake tensors."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ _BEFORE_2_12 = torch.torch_version.TorchVersion(torch.__version__) < "2.12"
 
 
 def constant_in_graphs(function: F) -> F:
-    """Do ``torch.compiler.assume_constant_result`` without the 2 s of importing the compiler."""
+    """Do what ``torch.compiler.assume_constant_result`` does, without its 2 s import."""
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
 
 
 def is_exporting() -> bool:
-    """Do ``torch.compiler.is_exporting``, which before torch 2.12 is true in torch.compile too."""
+    """Return whether torch exports; before 2.12 its own test is true in torch.compile too."""
     return torch.compiler._is_exporting_flag if _BEFORE_2_12 else torch.compiler.is_exporting()
 
 
 @contextmanager
 def outside_tracing() -> Iterator[None]:
-    """Leave any torch.inference_mode, torch.func transform, FakeTensorMode, tracer or other mode.
+    """Leave torch.inference_mode, torch.func transforms, FakeTensorMode, tracers and other modes.
 
-    Tensors computed inside are real ones that any later call can use.
+    Tensors computed in the block are real, and any later call can use them.
     """
     set_jit_tracer: Any = torch._C._set_tracing_state  # type: ignore[attr-defined]
     with ExitStack() as stack:
@@ -44,9 +44,9 @@ def outside_tracing() -> Iterator[None]:
 
 
 def traced_tensor(tensor: Tensor) -> Tensor | None:
-    """Return the real tensor of a traced one; None where the graph computes it.
+    """Return the real tensor of a traced one, or None if the graph computes it.
 
-    ``torch.export`` traces with fake tensors and remembers which real tensor each stands for.
+    ``torch.export`` traces with fake tensors and records which real tensor each represents.
     """
     if not isinstance(tensor, FakeTensor):
         return None if torch.compiler.is_compiling() else tensor
