@@ -1,4 +1,4 @@
-"""``convert``: sparse layers where they are faster; ``to_dense``: the way back."""
+"""Convert layers to sparse ones where these are faster, and back."""
 
 from sparseconv.conversion.converter import convert
 from sparseconv.conversion.dense import to_dense

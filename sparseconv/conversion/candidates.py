@@ -1,4 +1,4 @@
-"""Find the layers that ``convert`` could replace, and why it cannot replace others."""
+"""Find the layers that ``convert`` could replace."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ class Candidate:
 
     path: str  # "" for the model itself
     conv: nn.Conv1d
-    named: bool = False  # in ``layers``
-    given: Tensor | None = None  # its mask, of ``masks``
+    named: bool = False  # listed in ``layers``
+    given: Tensor | None = None  # its mask from ``masks``
     sparse: SparseConv1d | None = None  # None where there is an obstacle
     verdict: Verdict = Verdict.OBSTACLE
     notes: tuple[str, ...] = ()  # the obstacle, or what a sparse layer loses
@@ -56,14 +56,14 @@ class Candidate:
 
     @property
     def lacks_blocks(self) -> bool:
-        """Return whether a matrix unit would compute the sparse layer with a mask of blocks."""
+        """Return whether a matrix unit would compute the sparse layer if its mask had blocks."""
         sparse = self.sparse
         if not self.verdict.converts or sparse is None or sparse.values.device.type != "cpu":
             return False
         return kernels_for(sparse.pattern, sparse._geometry(), torch.bfloat16)[1] == UNSHARED
 
     def record(self, limit: float) -> LayerTimes:
-        """Make the record of the layer's conversion; ``limit`` is that of the density."""
+        """Return the record of the layer's conversion."""
         sparse, nnz, density = self.verdict.converts, None, None
         if self.sparse is not None:
             nnz, density = self.sparse.pattern.nnz, self.sparse.pattern.density
@@ -84,12 +84,7 @@ def find_candidates(
 ) -> list[Candidate]:
     """Return every ``nn.Conv1d`` once, with its sparse layer or the reason why it has none.
 
-    Args:
-        model: it does not change.
-        masks, layers, block: as given to ``convert``; any name of a layer finds it.
-
-    Raises:
-        TypeError, ValueError: as ``convert``.
+    Arguments and errors are those of ``convert``; any of a layer's names finds it.
     """
     check_module(model)
     check_not_wrapped(model, "convert")
@@ -140,7 +135,6 @@ def _sparse(
     owners: Mapping[int, list[str]],
     block: Block,
 ) -> SparseConv1d:
-    """Make the sparse layer of a candidate."""
     conv, path = candidate.conv, candidate.path
     weight, mask = weight_and_mask(conv, candidate.given)
     if conv in outside:
@@ -153,12 +147,12 @@ def _sparse(
             f"it shares its weight with {', '.join(others)}; give each layer a weight, or call one "
             "layer in both places"
         )
-    if weight._backward_hooks or weight._post_accumulate_grad_hooks:  # of masking by hand
+    if weight._backward_hooks or weight._post_accumulate_grad_hooks:  # masking by hand uses these
         candidate.notes = ("the hooks on its weight's gradient are lost",)
     mask = mask if candidate.given is None else candidate.given
     try:
         sparse = SparseConv1d.from_dense(conv, mask)
-    except TypeError as error:  # a subclass that does more
+    except TypeError as error:  # a subclass with other code
         raise ObstacleError(str(error)) from None
     if block != (1, 1):
         try:
@@ -172,10 +166,11 @@ def _sparse(
 
 
 def weight_and_mask(conv: nn.Conv1d, given: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Return the parameter of the weight, and the mask of pruning (None: its zeros).
+    """Return the weight's parameter and the pruning mask; None means that zeros are inactive.
 
     Raises:
-        ObstacleError: the layer does not compute an ``nn.Conv1d`` with that parameter.
+        ObstacleError: the layer does not compute what an ``nn.Conv1d`` with this parameter
+            computes.
     """
     weight: Tensor | None = conv._parameters.get("weight")
     mask: Tensor | None = None
@@ -225,6 +220,6 @@ def _added(conv: nn.Conv1d) -> list[str]:
 
 
 def _is_fake_sparsity(parametrization: nn.Module) -> bool:
-    """Return whether this is a mask of torch.ao.pruning, which takes long to import."""
+    """Return whether this is a mask of torch.ao.pruning, without its slow import."""
     kind = type(parametrization)
     return kind.__name__ == "FakeSparsity" and kind.__module__.startswith("torch.ao.pruning")

@@ -1,4 +1,4 @@
-"""``convert``: sparse layers where they are faster."""
+"""Replace layers by sparse ones where these are faster."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from sparseconv.profiling.stopwatch import (
     time_layer,
 )
 
-# Up to this density every row of benchmarks/results/bench.json, except some in bfloat16, was
-# faster sparse than as nn.Conv1d. The tiniest layers are not among them.
+# Up to this density every row of benchmarks/results/bench.json was faster sparse than as nn.Conv1d,
+# but that file has none of the tiniest layers, and bfloat16 depends on the CPU.
 MAX_DENSITY = 0.2
 
 
-@torch.inference_mode(False)  # what is made in that mode would not train later
+@torch.inference_mode(False)  # tensors made in that mode could not train later
 def convert(
     model: nn.Module,
     example_input: Any = None,
@@ -49,62 +49,60 @@ def convert(
 ) -> Conversion:
     """Replace a pruned model's ``nn.Conv1d`` layers by ``SparseConv1d`` where that is faster.
 
-    Weights outside a mask are inactive. The mask is that of ``masks``, of ``torch.nn.utils.prune``
-    or of ``torch.ao.pruning``; without a mask weights that are zero are inactive.
+    Weights outside a layer's mask are inactive. The mask comes from ``masks``,
+    ``torch.nn.utils.prune`` or ``torch.ao.pruning``; without one, weights that are zero are
+    inactive.
 
-    - With ``example_input`` a measurement as in ``profile`` decides. A layer becomes sparse if that
-      is faster with 95 % confidence. The dense layer is a plain ``nn.Conv1d``, without the cost of
-      masks or pruning hooks.
-    - With ``layers`` exactly these become sparse. An ``example_input`` measures them too.
-    - With neither the density decides: every layer with at most ``max_density`` active weights
-      becomes sparse. No time is measured, so tiny layers may get slower. On the CPU bfloat16 layers
-      stay dense unless ``max_density`` is given.
+    - With ``example_input``, a layer becomes sparse if a measurement as in ``profile`` shows with
+      95 % confidence that this is faster. The dense layer is measured as a plain ``nn.Conv1d``,
+      without pruning hooks.
+    - With ``layers``, exactly these become sparse; an ``example_input`` measures them too.
+    - With neither, layers of density up to ``max_density`` become sparse. Nothing is measured, so
+      tiny layers may become slower. On the CPU, bfloat16 layers stay dense unless ``max_density``
+      is given.
 
-    A subclass of ``nn.Conv1d`` may pad, or cut off ends, in its own code, as causal ones do; the
-    sparse layer then pads in the same way. These layers stay dense, with the reason in the report:
+    The sparse layer of a subclass that pads or cuts off ends, as causal convolutions do, pads in
+    the same way. These layers stay dense, and the report gives the reason:
 
-    - subclasses that do more, and layers with hooks, added attributes or state;
-    - layers with a weight that is shared or computed (weight_norm), or with a pruned bias;
-    - layers without inactive weights, unless ``unpruned``, or that the input does not reach.
+    - subclasses with other code, and layers with hooks, added attributes or added state;
+    - layers whose weight is shared or computed (weight_norm), or whose bias is pruned;
+    - layers that the input does not reach or, without ``unpruned``, that have no inactive weights.
 
-    Their weights outside ``masks`` are set to 0, too, but training may change them. Name, places,
-    bias, mode, ``requires_grad``, dtype and device of a layer stay. Outputs differ from those of
-    the masked model by rounding. Code that uses a layer's ``weight`` raises afterwards; a sparse
-    layer has ``values``. Hooks on the weight's gradient, and additions of a subclass, are lost; the
-    report lists them.
+    Their weights outside ``masks`` are also set to 0, but training may change them. Layers keep
+    their names, places, bias, mode, ``requires_grad``, dtype and device. Outputs differ from those
+    of the masked model only by rounding. A sparse layer has ``values``; reading its ``weight``
+    raises. Hooks on the weight's gradient and additions of a subclass are lost; the report lists
+    them.
 
-    Convert first, then build the optimizer: ``Adam(converted.parameters())``. An older optimizer
-    holds the dense weights, and its moments are not carried over.
+    Build the optimizer from the converted model's parameters: an older one holds the dense weights.
 
     Args:
         model: any module, before ``torch.compile`` or a distributed wrapper.
-        example_input: the model's argument, a tensor or an array, on the CPU; a tuple holds several
-            arguments.
-        masks: layer name (or that of its parameter, ``"conv.weight"``) -> ``(C_out, C_in // groups,
-            K)`` of bools, or zeros and ones. Weights outside count as zero.
+        example_input: the model's argument, a tensor or array on the CPU, or a tuple of arguments.
+        masks: names of layers or of parameters (``"conv.weight"``), mapped to ``(C_out, C_in //
+            groups, K)`` of bools, or of zeros and ones.
         layers: names of the layers to convert.
         max_density: default 0.2; not allowed with ``example_input`` or ``layers``.
-        unpruned: measure layers without inactive weights too; only with ``example_input``. These
-            kernels are often faster for them as well if channels are few and kernels long. Such a
-            layer has a full pattern, which ``DSTScheduler`` does not change.
-        block: channels ``(out, in)`` that share their taps, or one int for both; see ``KernelCSR``.
-            A layer keeps blocks if its mask is constant in them. Others, and smaller layers, have
-            single weights, and the report gives the reason.
+        unpruned: also measure layers without inactive weights; only with ``example_input`` and
+            without ``layers``. Sparse kernels are often faster for these too if channels are few
+            and kernels long.
+        block: see ``KernelCSR``. A layer that is smaller than a block, or whose mask is not
+            constant in blocks, gets single weights.
         training: measure a training step; False measures inference.
-        inplace: change ``model`` itself, unless it is the ``nn.Conv1d``. Do not use the replaced
-            layers afterwards.
-        rounds, least_seconds, verbose: as in ``profile``. Like ``training``, they need
+        inplace: change ``model`` itself, unless it is an ``nn.Conv1d``. Do not use replaced layers
+            afterwards.
+        rounds, least_seconds, verbose: as in ``profile``; like ``training``, only used with
             ``example_input``.
 
     Returns:
-        ``(model, report)``: a converted copy, and a table to print with each layer's density,
-        times and verdict. The input model does not change, unless ``inplace``.
+        ``(model, report)``: a converted copy, or ``model`` if ``inplace``, and a
+        ``ConversionReport``, which prints as a table of layers.
 
     Raises:
         TypeError: ``model`` is not a module.
         ValueError: no ``nn.Conv1d``, unknown names, a mask that does not fit or whose layer cannot
             be converted, options that exclude each other.
-        NotImplementedError: a measurement on another device than the CPU.
+        NotImplementedError: a measurement on a device other than the CPU.
 
     Example:
         >>> import torch, torch.nn.utils.prune as prune, sparseconv as sc
@@ -138,7 +136,7 @@ def convert(
     times: dict[str, BeforeAfter] = {}
     if example_input is not None:
         arguments = copied_arguments(model, example_input)
-        before = deepcopy_model(model)  # running a model changes it
+        before = deepcopy_model(model)  # running a model may change it
         with stopwatch.running():
             _measure(before, candidates, arguments, stopwatch, verbose)
             if any(found.verdict.converts for found in candidates):
@@ -162,7 +160,7 @@ def convert(
 def _decide(
     found: Candidate, example_input: Any, layers: Any, max_density: float | None, unpruned: bool
 ) -> Verdict:
-    """Decide about a layer; ``UNREACHED`` is final unless its time is measured."""
+    """Return the verdict on a layer; ``UNREACHED`` is final unless its time is measured."""
     if found.sparse is None:
         return Verdict.OBSTACLE
     if layers is not None:
@@ -186,7 +184,7 @@ def _measure(
     stopwatch: Stopwatch,
     verbose: bool | None,
 ) -> None:
-    """Time the layers, chosen by the caller or by their times, on their inputs in one run."""
+    """Measure the named or undecided layers on their inputs in one run."""
     wanted = [x for x in candidates if x.verdict in (Verdict.UNREACHED, Verdict.NAMED)]
     check_on_cpu({found.conv: found.name for found in wanted})
     twins = {model.get_submodule(found.path): found for found in wanted}
@@ -200,9 +198,9 @@ def _measure(
 
 
 def _install(model: nn.Module, candidates: Sequence[Candidate]) -> nn.Module:
-    """Put copies of the chosen sparse layers into the model, or into a copy of it.
+    """Put copies of the chosen sparse layers into the model.
 
-    The others are masked, so that what the model computes does not depend on what was chosen.
+    Mask the others, so that the choice does not affect what the model computes.
     """
     modules: dict[str, Any] = dict(model.named_modules())
     successors: dict[nn.Module, nn.Module] = {}
@@ -211,7 +209,7 @@ def _install(model: nn.Module, candidates: Sequence[Candidate]) -> nn.Module:
         if found.verdict.converts:
             assert found.sparse is not None
             successors[conv] = sparse = copy.deepcopy(found.sparse)
-            sparse.bias = conv.bias  # the same object, if it is shared
+            sparse.bias = conv.bias  # the same object, since it may be shared
         elif found.given is not None:
             weight, _ = weight_and_mask(conv, found.given)
             with torch.inference_mode(weight.is_inference()), torch.no_grad():

@@ -1,4 +1,4 @@
-"""``to_dense``: sparse layers back to ``nn.Conv1d``."""
+"""Turn sparse layers back into ``nn.Conv1d``."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from sparseconv.nn.modules import (
 
 @torch.inference_mode(False)
 def to_dense(model: nn.Module) -> nn.Module:
-    """Copy a model with an ``nn.Conv1d`` in the place of every ``SparseConv1d``.
+    """Copy a model with an ``nn.Conv1d`` in place of every ``SparseConv1d``.
 
-    It reverses ``convert``, for tools that know only torch's layers. Active weights and biases keep
-    their bits; inactive weights become +0.0. The model no longer tells which zeros were active:
-    keep ``{name: layer.pattern.to_mask()}`` for ``convert``'s ``masks`` if it matters. Names, mode
-    and ``requires_grad`` stay. Values and biases that pruning or a parametrization computes become
-    plain parameters; added attributes are not carried over.
+    Use it to reverse ``convert`` for tools that know only torch's layers. Active weights and biases
+    keep their bits; inactive weights become +0.0. If it matters which zeros were active, keep
+    ``{name: layer.pattern.to_mask()}`` for the ``masks`` of ``convert``. Names, mode and
+    ``requires_grad`` stay. Values and biases that pruning or a parametrization computes become
+    plain parameters; added attributes are lost.
 
-    ``nn.Conv1d`` cannot pad left and right differently. A layer that does, as in a DSN, becomes an
-    ``nn.Sequential`` of torch's padding layer and an ``nn.Conv1d``. Its entries in the state dict
-    are then called ``1.weight`` and ``1.bias``.
+    A layer whose left and right padding differ, as in a DSN, becomes an ``nn.Sequential`` of
+    torch's padding layer and an ``nn.Conv1d``. Its state dict entries are then ``1.weight`` and
+    ``1.bias``.
 
     Args:
         model: any module; left unchanged.
 
     Raises:
         TypeError: ``model`` is not a module.
-        ValueError: a sparse layer has hooks, which would be lost; something is compiled.
-        NotImplementedError: as the layer's own ``to_dense``.
+        ValueError: a sparse layer with hooks, which would be lost; a compiled or wrapped model.
+        NotImplementedError: see ``SparseConv1d.to_dense``.
 
     Example:
         >>> to_dense(nn.Sequential(SparseConv1d(2, 3, 5, padding=(4, 0)), nn.ReLU()))

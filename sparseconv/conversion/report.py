@@ -24,11 +24,12 @@ class ConversionReport(ChangeReport):
 
     Attributes:
         layers: a ``LayerTimes`` for every ``nn.Conv1d``, in the model's order.
-        times: of the whole model before and after: ``"inference"`` (without gradients) and, if
+        times: the whole model before and after, for ``"inference"`` (without gradients) and, if
             measured, ``"training"`` (forward and backward). Empty if nothing was measured or
             converted.
-        training: whether training decided, or inference.
-        unblocked: names of sparse layers that only their masks keep from a matrix unit.
+        training: whether training decided rather than inference.
+        unblocked: names of sparse layers that a matrix unit would compute if their masks had
+            blocks.
         machine: processor, threads, instruction set and versions.
 
     Example:
@@ -50,7 +51,7 @@ class ConversionReport(ChangeReport):
         return any(layer.calls for layer in self.layers)
 
     def summary(self) -> list[str]:
-        """Return what it adds up to, a line each."""
+        """Return the totals, notes and conditions, a line each."""
         count = sum(layer.verdict.converts for layer in self.layers)
         lines = [f"{count} of {len(self.layers)} layers are sparse now", *self.time_lines()]
         if self.unblocked:
@@ -75,7 +76,7 @@ class ConversionReport(ChangeReport):
 
 
 class Conversion(NamedTuple):
-    """The converted model, and the report."""
+    """The converted model and the report."""
 
     model: nn.Module
     report: ConversionReport

@@ -1,4 +1,4 @@
-"""Networks for inference: neighbours folded and fused."""
+"""Make networks faster in inference by folding and fusing layers."""
 
 from sparseconv.inference.optimize import InferenceBlock, optimize_for_inference
 

@@ -1,4 +1,4 @@
-"""BatchNorm folded into the weights of the convolution before it: tensors from tensors."""
+"""Fold a BatchNorm into the weights of the convolution before it."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ Weights = tuple[Tensor, Tensor | None]
 
 
 def fold(conv: Convolution, norm: nn.BatchNorm1d | nn.SyncBatchNorm) -> Weights | None:
-    """Return weight and bias that compute ``norm(conv(x))`` in eval mode.
+    """Return the weight and bias that compute ``norm(conv(x))`` in eval mode.
 
     Returns:
         The weight, of the shape of ``conv.values`` or ``conv.weight``, and a bias ``(C_out,)``.
-        None if sizes, types or devices do not fit, or the result would not be finite.
+        None if sizes, dtypes or devices do not fit, or if the result would not be finite.
 
     Example:
         >>> import torch
@@ -29,12 +29,11 @@ def fold(conv: Convolution, norm: nn.BatchNorm1d | nn.SyncBatchNorm) -> Weights 
         >>> torch.equal(weight, conv.weight / 2), bias
         (True, tensor([0.]))
 
-    Source: Jacob et al., "Quantization and Training of Neural Networks for Efficient
-    Integer-Arithmetic-Only Inference", CVPR 2018, section 3.2.
+    Source: as ``optimize_for_inference``.
     """
     own, affine = weight_and_bias(conv), own_parameters(norm, "weight", "bias")
     mean, var = norm._buffers.get("running_mean"), norm._buffers.get("running_var")
-    counter = norm._buffers.get("num_batches_tracked")  # of the updates of the two others
+    counter = norm._buffers.get("num_batches_tracked")  # counts updates of these two
     if own is None or affine is None or mean is None or var is None or counter is None:
         return None
     weight, bias = own

@@ -1,4 +1,4 @@
-"""``optimize_for_inference``: BatchNorm folded into the convolution before it, ReLU fused."""
+"""Fold BatchNorm into convolutions, and fuse ReLU."""
 
 from __future__ import annotations
 
@@ -19,38 +19,38 @@ def optimize_for_inference(model: nn.Module) -> nn.Module:
     It changes every ``nn.Sequential``:
 
     - A ``BatchNorm1d`` after a ``SparseConv1d`` or an ``nn.Conv1d`` is folded into its weights.
-    - A ``ReLU`` after a ``SparseConv1d`` is computed when the kernel stores its outputs.
-    - Neighbours among them and 1x1 ``nn.Conv1d`` become one chain, as in a ``Block``.
-    - A global average after a 1x1 ``nn.Conv1d``, and an ``AdaptiveAvgPool1d`` before it, become one
+    - A ``ReLU`` after a ``SparseConv1d`` is applied when the kernel stores its outputs.
+    - Adjacent layers of these kinds and 1x1 ``nn.Conv1d`` form one chain, as in a ``Block``.
+    - A global average after a 1x1 ``nn.Conv1d`` and an ``AdaptiveAvgPool1d`` before it become one
       average.
 
-    The outputs differ from those of ``model.eval()`` by rounding. All modules stay in place, with
-    their names, hooks and state. Indexing, slicing, hooks, training, loading and converting work as
-    with the original. A Sequential in training mode runs as a ``Block``. Modules run one by one if
-    merging them could be noticed or could change the result:
+    Outputs differ from those of ``model.eval()`` only by rounding. All modules keep their places,
+    names, hooks and state, so the copy can be sliced, trained, loaded and converted. In training
+    mode a Sequential runs as a ``Block``. Modules run one by one if merging them could be noticed
+    or could change the result:
 
-    - modules that need gradients, are in training mode, or have hooks or their own ``forward``;
-    - inputs that need gradients, or have no batch dimension;
-    - torch.compile, torch.jit, torch.export, torch.func, autocast, and modes that see functions or
-      operations (except ``torch.set_default_device``);
-    - subclasses with their own code, and those of ``nn.Sequential`` outside of one;
+    - modules that need gradients, are in training mode, or have hooks or other code;
+    - inputs that need gradients or have no batch dimension;
+    - torch.compile, torch.jit, torch.export, torch.func, autocast, and modes that intercept
+      functions or operations (except ``torch.set_default_device``);
+    - subclasses of ``nn.Sequential`` that are not inside a plain one;
     - a BatchNorm without running statistics, or of another size or dtype;
     - folded weights that would not be finite.
 
-    The folded weights are computed at the first call, and again after every change of a parameter,
-    buffer, pattern or ``eps``. In-place writes that PyTorch does not count are missed if the
-    parameter requires no gradient. They go through ``.data`` (``p.data.copy_(q)``), ``.numpy()``,
+    The first call computes the folded weights, and so does any call after a parameter, buffer,
+    pattern or ``eps`` changed. In-place writes that PyTorch does not count go unnoticed unless the
+    parameter requires a gradient: those through ``.data`` (``p.data.copy_(q)``), ``.numpy()``,
     another process, or ``F.batch_norm(..., training=True)`` on the statistics. Call ``eval()`` on
-    the copy after them.
+    the copy afterwards.
 
     Args:
         model: any module; left unchanged.
 
     Returns:
-        A copy in eval mode whose parameters require no gradient. Printed, it names the modules that
+        A copy in eval mode whose parameters require no gradient. Printing it names the modules that
         are computed together; if there are none, a warning says so. To train it, call
-        ``requires_grad_(True)`` and ``train()``; it is fast again after ``requires_grad_(False)``
-        and ``eval()``.
+        ``requires_grad_(True)`` and ``train()``; ``requires_grad_(False)`` and ``eval()`` make it
+        fast again.
 
     Raises:
         TypeError: ``model`` is not an ``nn.Module``.
@@ -68,10 +68,10 @@ def optimize_for_inference(model: nn.Module) -> nn.Module:
     Integer-Arithmetic-Only Inference", CVPR 2018, section 3.2 (folding).
     """
     check_module(model)
-    # Tensors of inference mode could not be used outside of it, nor count what is written.
+    # Inference tensors cannot be used in training, and do not count writes.
     with torch.inference_mode(False), torch.no_grad():
         fast = deepcopy_model(model).eval()
-    for parameter in fast.parameters():  # requires_grad_() refuses ScriptModules
+    for parameter in fast.parameters():  # fast.requires_grad_() refuses ScriptModules
         parameter.requires_grad_(False)
     for module in fast.modules():
         if type(module) not in (nn.Sequential, Block) or "forward" in vars(module):
@@ -89,21 +89,21 @@ def optimize_for_inference(model: nn.Module) -> nn.Module:
 
 
 class InferenceBlock(Block):
-    """An ``nn.Sequential`` or a ``Block`` after ``optimize_for_inference``; see there."""
+    """An ``nn.Sequential`` or ``Block`` that ``optimize_for_inference`` changed."""
 
     @property
     def _table(self) -> Table:
-        # A slice of this one begins in training mode, so none is folded for a single call.
+        # A slice of it begins in training mode, so nothing is folded for a single call.
         return LINKS if self.training else FOLDED
 
     def extra_repr(self) -> str:
-        """Name the neighbours that one call computes."""
+        """Name the modules that are computed together."""
         names = {module: name for name, module in self.named_modules()}
         links = Plan(leaves(self), FOLDED).links
         found = ["+".join(names[m] for m in x.modules) for x in links if isinstance(x, FoldedLink)]
         return f"together: {', '.join(found)}"
 
     def train(self, mode: bool = True) -> InferenceBlock:
-        """Forget the folded weights: what wrote into the others may not have been counted."""
+        """Set the mode, and discard the folded weights, as PyTorch does not count all writes."""
         self._planned = None
         return super().train(mode)

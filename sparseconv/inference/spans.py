@@ -1,7 +1,4 @@
-"""Links of inference: neighbours computed together, with weights folded when they change.
-
-The modules are unchanged and stay in place. The links keep what is computed of their weights.
-"""
+"""Links for inference: adjacent modules computed together, with folded weights."""
 
 from __future__ import annotations
 
@@ -34,26 +31,26 @@ from sparseconv.nn.pooling import new_averaging_matrix
 
 
 class FoldedLink(Link):
-    """A convolution, perhaps a BatchNorm1d that is folded into its weights, and what is around."""
+    """A convolution and its neighbours, perhaps with a BatchNorm1d to fold into its weights."""
 
     def __init__(self, modules: Sequence[Any]) -> None:
         super().__init__(modules)
         self.norm = next((module for module in modules if isinstance(module, NORMS)), None)
-        # The state of the tensors that were folded, the tensors, and the result, if that is usable.
+        # The state of the tensors that were folded, the tensors, and the result (None: not usable).
         self._folded: tuple[list[Any], list[Any], Weights | None] | None = None
 
     def one_by_one(self, x: Tensor) -> Tensor:
-        """Compute with the folded weights, or call the modules."""
+        """Compute with the folded weights if possible, else call the modules."""
         weights = None if self.is_watched() else self.weights_for(x)
         y = None if weights is None else self.compute(x, *weights)
         return super().one_by_one(x) if y is None else y
 
     def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
-        """Compute with the folded weights; return None where the modules have to."""
+        """Compute with the folded weights, or return None if the modules have to."""
         raise NotImplementedError
 
     def weights_for(self, x: Any) -> Weights | None:
-        """Return the weights to compute with; None where the modules have to compute."""
+        """Return the weights for this input, or None if the modules have to compute."""
         norm = self.norm
         # BatchNorm reads an unbatched (C, L) as N = C cases of L channels.
         if (
@@ -66,11 +63,11 @@ class FoldedLink(Link):
             return None
         try:
             return self.weights()
-        except RuntimeError:  # inference tensors, and others that do not count what is written
+        except RuntimeError:  # inference tensors and others do not count writes
             return None
 
     def weights(self) -> Weights | None:
-        """Return the folded weights, computed again when one of the tensors was changed."""
+        """Return the folded weights, computed again if one of the tensors has changed."""
         conv, norm = self.conv, self.norm
         own = conv._parameters.values()
         if norm is None:
@@ -82,26 +79,26 @@ class FoldedLink(Link):
         key: list[Any] = [norm.eps, *map(_state, tensors)]
         if isinstance(conv, SparseConv1d):
             key.append(conv.pattern)
-        else:  # the order in which the weight is read from its memory
+        else:  # in which order the weight is read from its memory
             key += [tensor.stride() for tensor in own if tensor is not None]
         folded = self._folded
         if folded is None or folded[0] != key:
             self._folded = None
             with torch.inference_mode(False), torch.no_grad():
-                # Kept, so that nothing else gets their identities and addresses.
+                # Keep them, so that no other tensor gets their ids and addresses.
                 kept = [(tensor, tensor.data) for tensor in tensors if tensor is not None]
                 folded = key, kept, fold(conv, norm)
-            self._folded = folded  # as a whole, for other threads may be here too
+            self._folded = folded  # in one assignment, because other threads may read it
         return folded[2]
 
 
 def _state(tensor: Tensor | None) -> tuple[int, int, int] | None:
-    """Tell writes: in place they increase the version, ``.data = ...`` gives other memory."""
+    """Identify a tensor and its content: writes change the version, ``.data = ...`` the address."""
     return None if tensor is None else (id(tensor), tensor._version, tensor.data_ptr())
 
 
 def _any_trained(tensors: Any) -> bool:
-    """Tell whether an optimizer may write into them: fused ones do it without counting."""
+    """Return whether an optimizer may write to one of them: fused ones do not count writes."""
     return any(isinstance(tensor, Tensor) and tensor.requires_grad for tensor in tensors)
 
 
@@ -123,10 +120,10 @@ class FoldedConv(FoldedLink, PointwiseLink):
 
 
 class PointwiseThenMean(FoldedLink, PointwiseLink):
-    """Perhaps adaptive averages, a 1x1 ``nn.Conv1d``, perhaps a BatchNorm1d, a global average.
+    """Perhaps adaptive averages, a 1x1 ``nn.Conv1d``, perhaps a BatchNorm1d, and a global average.
 
-    A 1x1 convolution is the same map at every position: only the mean has to pass it, or where it
-    has fewer channels, the mean is taken after it.
+    A 1x1 convolution is the same map at every position, so it may follow the mean. In a chain it
+    comes first if it reduces the channels.
     """
 
     ends_chain = True
@@ -136,7 +133,7 @@ class PointwiseThenMean(FoldedLink, PointwiseLink):
 
     @property
     def _bins(self) -> int | None:
-        """Count the averages before the convolution; None where the two do not commute."""
+        """Return how many averages precede the convolution, or None if the two do not commute."""
         first, last = self.modules[0], self.modules[-1]
         if not is_pointwise(self.conv) or _pooled_size(last) != 1:
             return None
@@ -181,7 +178,7 @@ def _mean_of_bins(length: int, bins: int, dtype: torch.dtype, device: torch.devi
         return matrix.mean(1).to(device, dtype)
 
 
-# In eval mode the synchronised one computes the same.
+# In eval mode SyncBatchNorm computes the same.
 NORMS = (*NORM, nn.SyncBatchNorm)
 FOLDED: Table = (
     ((POOL, CONV, NORMS, POOL), PointwiseThenMean),
