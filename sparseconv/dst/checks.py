@@ -41,7 +41,7 @@ def sparse_layers(model: nn.Module) -> dict[str, SparseConv1d]:
 def copies_of(
     layers: Layers, averages: nn.Module | Iterable[nn.Module]
 ) -> dict[str, list[SparseConv1d]]:
-    """Return for each layer its copies in the averages, which may hold the model as well."""
+    """Return each layer's copies in the averages, which may also hold the model itself."""
     found = []
     for average in [averages] if isinstance(averages, nn.Module) else averages:
         if not isinstance(average, nn.Module):
@@ -68,11 +68,11 @@ def untrained(layers: Layers, optimizer: torch.optim.Optimizer, ranks: Ranks) ->
     idle = {name for name, p in values.items() if p is not None and p.grad is None}
     trained = Holdings(optimizer).ever_trained() if idle else set()
     idle = {name for name in idle if _would_show(values[name], optimizer, trained)}
-    return idle if ranks.alone else set.intersection(*ranks.gather(idle))  # states may be divided
+    return idle if ranks.alone else set.intersection(*ranks.gather(idle))  # each may hold a part
 
 
 def _would_show(values: Any, optimizer: torch.optim.Optimizer, trained: set[int]) -> bool:
-    """Return whether training leaves a trace in this parameter's group, but left none of it."""
+    """Return whether training would leave a state for this parameter, but left none."""
     groups = getattr(optimizer, "param_groups", ())
     own = [group.get("momentum") for group in groups if any(p is values for p in group["params"])]
     alike = [group["params"] for group in groups if group.get("momentum") in own or not own]
@@ -88,13 +88,13 @@ def check_layers(
 ) -> Holdings:
     """Refuse values that the optimizer does not hold, and averages with other patterns.
 
-    Return what the optimizer keeps; if weights ``move``, check that all of it can follow. State
-    that is ``known`` from the last time is not checked again.
+    If weights ``move``, also check that the optimizer's state can follow, unless it is the state
+    that is ``known`` from an earlier check. Return that state.
     """
     holdings = Holdings(optimizer)
     held = set(map(id, holdings.trained))
     for name, layer in layers.items():
-        values = layer._parameters.get("values")  # computed ones are made anew at each access
+        values = layer._parameters.get("values")  # computed values are new at each access
         if values is not None and values.requires_grad and id(values) not in held:
             raise ValueError(
                 f"the optimizer must hold `values` of every SparseConv1d, but it lacks those "

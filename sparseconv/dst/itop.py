@@ -13,7 +13,7 @@ from sparseconv.nn.conv import SparseConv1d
 
 
 def active_bits(pattern: KernelCSR) -> Tensor:
-    """Return uint8 ``((numel + 7) // 8,)``: a bit for each weight, set where it is active."""
+    """Return uint8 ``((numel + 7) // 8,)``: a bit for each weight, set if it is active."""
     crow, col = pattern.anywhere()
     at = kernels(crow, col) * pattern.shape[2] + col
     bits = at.new_zeros((pattern.numel + 7) // 8, dtype=torch.uint8)
@@ -21,12 +21,10 @@ def active_bits(pattern: KernelCSR) -> Tensor:
 
 
 class EverActive:
-    """Counts the weights of some layers that have ever been active.
-
-    It keeps bits, because an ITOP count must not need the memory of a dense weight.
+    """The weights of some layers that have ever been active.
 
     Attributes:
-        bits: uint8 ``((numel + 7) // 8,)`` by layer, where its updates are computed.
+        bits: uint8 ``((numel + 7) // 8,)`` by layer, on the device that computes its updates.
 
     Source: Liu et al. 2021 (ITOP).
     """
@@ -37,11 +35,11 @@ class EverActive:
             name: torch.zeros((layer.pattern.numel + 7) // 8, dtype=torch.uint8, device="cpu")
             for name, layer in layers.items()
         }
-        self._recorded: dict[str, KernelCSR] = {}  # the latest that the bits hold
+        self._recorded: dict[str, KernelCSR] = {}  # the latest patterns in the bits
         self.record()
 
     def record(self) -> None:
-        """Mark the weights that are active now, in case others have set the pattern."""
+        """Mark the weights that are active now, because other code may have set a pattern."""
         for name, layer in self._layers.items():
             self.add(name, layer.pattern)
 
@@ -54,12 +52,12 @@ class EverActive:
         self.bits[name] = self.bits[name].to(bits.device).bitwise_or_(bits)
 
     def rate(self) -> float:
-        """Return the share of all weights that have been active."""
+        """Return the share of all weights that have ever been active."""
         self.record()
         ever = sum(int((bits >> bit & 1).sum()) for bits in self.bits.values() for bit in range(8))
         return ever / max(1, sum(layer.pattern.numel for layer in self._layers.values()))
 
     def load(self, bits: Mapping[str, Tensor]) -> None:
-        """Continue from checked ``bits``."""
+        """Continue from these bits, which the caller has checked."""
         self.bits = {name: bits[name].cpu().clone() for name in self._layers}
         self._recorded = {}

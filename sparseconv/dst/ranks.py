@@ -16,9 +16,9 @@ _HINT = (
 
 
 class Ranks:
-    """A process group, or this process alone while ``torch.distributed`` is not initialised.
+    """A process group, or this process alone if ``torch.distributed`` is not initialised.
 
-    ``"default"`` is torch's default group, None this process alone.
+    ``"default"`` means torch's default group, and None this process alone.
     """
 
     def __init__(self, group: Any) -> None:
@@ -32,20 +32,21 @@ class Ranks:
         return self.trains_alone or not distributed or dist.get_world_size(self.group) == 1
 
     def gather(self, item: Any) -> list[Any]:
-        """Return every rank's ``item``, in the order of ranks; every rank must call it."""
+        """Return every rank's ``item`` in rank order; every rank must call it."""
         items = [None] * dist.get_world_size(self.group)
         dist.all_gather_object(items, item, group=self.group)
         return items
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """Sum in place over the ranks; each gets the same bits."""
+        """Sum in place over the ranks; all get the same bits."""
         dist.all_reduce(tensor, group=self.group)
         return tensor
 
     def agree(self, compute: Callable[[], T], fingerprint: Callable[[T], Any]) -> T:
-        """Return what ``compute`` returns, if it succeeds on every rank with one ``fingerprint``.
+        """Return the result of ``compute`` if every rank has one with the same ``fingerprint``.
 
-        Else RuntimeError on all ranks.
+        Otherwise raise on all ranks: the error of ``compute`` where it failed, RuntimeError
+        elsewhere.
         """
         if self.alone:
             return compute()

@@ -1,4 +1,4 @@
-"""Update a scheduler's layers on a GPU by CUDA graphs, one for each."""
+"""Update a scheduler's layers on a GPU with one CUDA graph per layer."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from sparseconv.ops.graphs import CudaGraphs, Repeated
 
 Arrays = tuple[Tensor, Tensor, Tensor]
 Settings = tuple[Shape, Block, tuple[Region, ...]]
-# A graph keeps some 90 bytes for each weight. Launches are not what larger layers wait for.
+# A graph keeps some 90 bytes per weight, and larger layers do not wait for kernel launches.
 LARGEST = 2**20
 
 
 class ReplayedUpdates:
-    """Computes ``tensors.update`` from CUDA graphs; copies and pickles of it begin without any."""
+    """Run ``tensors.update`` in CUDA graphs, which copies and pickles do not keep."""
 
     def __init__(self) -> None:
         self._layers: dict[str, tuple[Any, Callable[..., Arrays]]] = {}
@@ -32,7 +32,6 @@ class ReplayedUpdates:
         return ReplayedUpdates, ()
 
     def of(self, name: str) -> Callable[..., Arrays]:
-        """Return the ``tensors.update`` of one layer."""
         return partial(self._update, name)
 
     def _update(
@@ -62,7 +61,7 @@ class ReplayedUpdates:
 def _of_held(
     graphs: CudaGraphs, settings: Settings, like: Sequence[Tensor]
 ) -> Callable[..., Arrays]:
-    """Return an update that copies what it is given to memory that a graph reads."""
+    """Return an update that copies its arguments to memory that a graph reads."""
     crow, col, values, *grad = held = [tensor.clone() for tensor in like]
     share = crow.new_empty((), dtype=torch.float64)
     number = crow.new_empty((), dtype=torch.int64)

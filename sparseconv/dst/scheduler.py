@@ -44,65 +44,64 @@ class _Change(NamedTuple):
 
     name: str
     pattern: KernelCSR
-    rewire: list[Callable[[], None]]  # the layer, and that of each average
+    rewire: list[Callable[[], None]]  # for the layer, and for each average
 
 
 class DSTScheduler:
-    """Change which weights of a model's ``SparseConv1d`` layers are active, while it trains.
+    """Change which weights of a model's ``SparseConv1d`` layers are active during training.
 
     Call ``step()`` after each ``optimizer.step()``. Every ``update_every``-th call, up to the
-    ``end_step``-th, prunes and grows in each region of each layer (``prune_and_grow``). The number
-    of active weights in a region never changes. ``values`` stays the same parameter. A surviving
-    weight keeps its value, its gradient and its elementwise optimizer state (any tensor shaped
-    like ``values``). A grown weight starts with zeros in all of these. Everything happens in place.
-    If an update raises, nothing has changed. Frozen layers (``values`` without ``requires_grad``)
-    keep their patterns.
+    ``end_step``-th, runs ``prune_and_grow`` on each layer, whose regions keep their number of
+    active weights. Everything happens in place; ``values`` stays the same parameter. A surviving
+    weight keeps its value, its gradient and its elementwise optimizer state (any tensor shaped like
+    ``values``). A grown weight starts with zeros in all of these. If an update raises, nothing has
+    changed. Frozen layers (``values`` without ``requires_grad``) keep their patterns.
 
-    The share of weights moved at call t follows a cosine from ``prune_fraction`` to
-    ``prune_floor``, which it reaches at call ``decay_steps`` and keeps:
-    ``floor + (start - floor) * (1 + cos(pi * min(t, decay_steps) / decay_steps)) / 2``.
+    Call t moves the share ``cosine_decay(prune_fraction, prune_floor, t, decay_steps)`` of the
+    weights.
 
-    ``grow="gradient"`` needs the dense gradient. It is computed only in the step before an update,
-    and released after the update. It sums every ``backward()`` since the last ``dst.step()``:
-    gradient accumulation, repeated uses of a layer, also what ``zero_grad()`` has discarded since.
-    ``torch.autograd.grad``, transforms of ``torch.func`` and a gradient penalty's derivatives of
-    gradients do not count. A layer that the step omitted (LayerDrop), or whose dense gradient is 0,
-    keeps its pattern in this update.
+    ``grow="gradient"`` needs the dense gradient, which is computed only in the training step before
+    an update, and released after it. It sums every ``backward()`` since the last ``dst.step()``:
+    accumulated gradients, repeated uses of a layer, and gradients that ``zero_grad()`` has
+    discarded since. ``torch.autograd.grad``, ``torch.func`` transforms and second derivatives
+    (gradient penalties) do not count. A layer that the step did not use (LayerDrop), or whose dense
+    gradient is 0, keeps its pattern in this update.
 
-    Under ``grow="random"`` so does a layer that never trained: it has neither a gradient nor a
-    state in the optimizer, but others have. Plain SGD has no state: there the step decides alone.
-    A warning names each layer that keeps its pattern in the first three updates because it lacks a
-    gradient, as under ``torch.no_grad`` or when tasks alternate.
+    With ``grow="random"``, a layer that never trained keeps its pattern too: it has neither a
+    gradient nor optimizer state, but others do. With plain SGD, which has no state, only this step
+    counts. A warning names layers that had no gradient in the first three updates.
 
-    Where ``torch.distributed`` is initialised, every rank constructs and steps its scheduler. Dense
-    gradients are summed over the ranks (DistributedDataParallel does not know them), and an update
-    happens on all ranks or on none: they compare what they are about to do.
+    With ``torch.distributed``, every rank constructs and steps its scheduler. Dense gradients are
+    summed over the ranks, and an update happens on all ranks or on none.
 
-    On a GPU an update is computed there, and the CPU does not wait for it: ``step()`` then returns
-    True also where nothing moved, as where gradients are 0 or infinite.
+    On a GPU an update is computed there without the CPU waiting, so ``step()`` returns True for it
+    even if nothing moved.
 
     Args:
-        model: holds at least one ``SparseConv1d``; ``layer.regions`` says what may move where.
+        model: holds at least one ``SparseConv1d``; ``layer.regions`` says which weights may move
+            where.
         optimizer: holds ``values`` of every such layer that is not frozen.
         update_every, end_step, decay_steps: in calls of ``step()``; ``decay_steps`` defaults to
             ``end_step``.
-        prune_fraction, prune_floor: share of active weights, ``0 <= floor <= fraction <= 1``.
+        prune_fraction, prune_floor: shares of active weights to move, ``0 <= floor <= fraction <=
+            1``.
         grow: ``"random"`` (SET, DSN), ``"gradient"`` (RigL) or ``"static"`` (never change).
-        seed: of the scheduler's own generator; torch's global one is neither read nor advanced.
-        averages: running averages of the model, ``torch.optim.swa_utils.AveragedModel`` or any
-            averaged copy: their weights move with the model's, grown ones begin at 0.
-        process_group: of the ranks that train this model together; ``"default"`` is torch's default
-            group, where there is one, and None this process alone.
+        seed: seed of the scheduler's generator; torch's global one is not used.
+        averages: running averages of the model (``torch.optim.swa_utils.AveragedModel`` or other
+            averaged copies). Their weights move with the model's; grown weights start at 0.
+        process_group: the ranks that train this model; ``"default"`` means torch's default group if
+            there is one, and None this process alone.
 
     Attributes:
         step_count: calls of ``step()`` so far.
         updates: how many of them moved weights.
 
     Raises:
-        TypeError, ValueError: arguments of another type, out of range or that do not fit each
-            other; no sparse layer; two layers with the same ``values``; bad regions.
-        RuntimeError: ranks with other settings or patterns.
-        NotImplementedError: ``values`` that are sharded, or in shared memory; an optimizer whose
+        TypeError, ValueError: arguments of a wrong type, out of range or inconsistent; no sparse
+            layer; invalid regions.
+        RuntimeError: ``values`` that are computed or belong to two layers; ranks with different
+            settings or patterns.
+        NotImplementedError: ``values`` that are sharded or in shared memory; an optimizer whose
             state cannot follow.
 
     Example:
@@ -121,11 +120,11 @@ class DSTScheduler:
         >>> dst.itop_rate() > layer.pattern.density
         True
 
-    Source: Xiao et al. 2022 (DSN), Algorithm 1; Evci et al. 2020 (RigL), section 3 (schedule);
-    Liu et al. 2021 (ITOP).
+    Source: Xiao et al. 2022 (DSN), Algorithm 1; Evci et al. 2020 (RigL), section 3 (schedule); Liu
+    et al. 2021 (ITOP).
     """
 
-    __module__ = "sparseconv"  # what pickles and reprs name
+    __module__ = "sparseconv"  # the name in pickles and reprs
 
     def __init__(
         self,
@@ -167,14 +166,14 @@ class DSTScheduler:
         self._regions = {n: check_regions(x.regions, x.pattern) for n, x in self._layers.items()}
         self._ever_active = EverActive(self._layers)
         self._known: Holdings | None = None  # what the optimizer keeps, and can follow
-        self._replayed: ReplayedUpdates | None = ReplayedUpdates()  # None: without CUDA graphs
+        self._replayed: ReplayedUpdates | None = ReplayedUpdates()  # None: no CUDA graphs
         self._probes: dict[str, Tensor] = {}
-        self._unseen: dict[str, float] = {}  # updates in which a layer never had a gradient before
+        self._unseen: dict[str, float] = {}  # updates without a gradient, until a layer has had one
         weakref.finalize(self, _take_back, self._layers, self._probes)
         self._watch_next_step()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Copy and pickle with the gradients seen so far; a layer's copy has no probe."""
+        """Keep the gradients seen so far, because the probe is not copied with a layer."""
         probes = {n: probe.grad for n, probe in self._probes.items()}
         return {**self.__dict__, "_probes": probes, "_known": None}
 
@@ -195,13 +194,13 @@ class DSTScheduler:
 
     @property
     def prune_fraction_now(self) -> float:
-        """Return the share of weights that an update at the latest ``step()`` moves."""
+        """Return the share of weights that an update in the latest ``step()`` moves."""
         return 0.0 if self.grow == "static" else self._prune_fraction_at(self.step_count)
 
     def itop_rate(self) -> float:
         """Return the share of all weights of the sparse layers that have ever been active.
 
-        Also in patterns that others have set, where they lasted until an update or this call.
+        Patterns set by other code count if they lasted until an update or this call.
 
         Example: see the class.
         """
@@ -209,30 +208,29 @@ class DSTScheduler:
 
     @torch.no_grad()
     def step(self) -> bool:
-        """Count one optimizer step and, if it is time, prune and grow.
+        """Count one optimizer step and, if an update is due, prune and grow.
 
-        Where a dense gradient is infinite or NaN, as where ``torch.amp.GradScaler`` leaves out the
-        optimizer's step, gradient growth leaves out the update.
+        With gradient growth, an infinite or NaN dense gradient skips the update, for example when
+        ``torch.amp.GradScaler`` skips the optimizer's step.
 
         Returns:
             True if weights were moved.
 
         Raises:
-            RuntimeError: gradient growth, but no backward pass went through any layer since the
-                last ``step()``; a rank that failed, or chose another pattern.
+            RuntimeError: gradient growth without a backward pass through any layer since the last
+                ``step()``; a rank that failed or chose another pattern.
             ValueError, RuntimeError, NotImplementedError: as the constructor, at the first call and
-                in updates, where layers, averages or the optimizer's state were changed since.
-                Nothing has moved.
+                in updates, if layers, averages or the optimizer's state have changed.
 
         Example: see the class.
         """
-        if self.step_count == 0 and self.grow != "static":  # many have no state before
+        if self.step_count == 0 and self.grow != "static":  # many optimizers have no state before
             self._ranks.agree(self._check_layers, self._fingerprint)
         changes = self._plan() if self._is_due(self.step_count + 1) else []
-        # Half an update would be a wrong model.
+        # An interrupted update would leave a wrong model.
         with ctrl_c_waits() if changes else nullcontext():
             if changes:
-                self._ever_active.record()  # what others may have set
+                self._ever_active.record()  # patterns that others may have set
                 for change in changes:
                     for rewire in change.rewire:
                         rewire()
@@ -243,7 +241,7 @@ class DSTScheduler:
         return bool(changes)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run needs besides the states of model and optimizer."""
+        """Return what a resumed run needs besides the states of the model and the optimizer."""
         return {
             "hyperparameters": self._hyperparameters(),
             "step_count": self.step_count,
@@ -254,10 +252,10 @@ class DSTScheduler:
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Continue where ``state_dict()`` was taken.
+        """Continue from a ``state_dict()``.
 
         Raises:
-            ValueError: not the state of a scheduler with these settings over these layers.
+            ValueError: a state that does not belong to a scheduler with these settings and layers.
         """
         own = self.state_dict()
         if state_dict.keys() != own.keys():
@@ -340,7 +338,7 @@ class DSTScheduler:
         seen = self._ranks.gather([name for name, total in totals.items() if total is not None])
         for name in sorted(set().union(*seen)):
             total, probe = totals[name], self._probes[name]
-            # A rank's batch may not have used the layer; and a failed update is tried again.
+            # This rank's batch may not have used the layer. A clone, as a failed update is retried.
             own = probe.detach().clone() if total is None else total.clone()
             totals[name] = self._ranks.sum(own.contiguous())
         return totals
@@ -348,7 +346,7 @@ class DSTScheduler:
     def _with_gradient(
         self, names: list[str], gradients: Mapping[str, Any], idle: set[str]
     ) -> list[str]:
-        """Return the layers that train, and whose gradient says where to grow if it must."""
+        """Return the layers to update: they train, and have the gradient that growth needs."""
         seen = {name: grad for name in names if (grad := gradients.get(name)) is not None}
         if self.grow == "random":
             seen = {name: True for name in names if name not in idle}
@@ -356,13 +354,13 @@ class DSTScheduler:
             every = (p for group in self._optimizer.param_groups for p in group["params"])
             held = {id(p): p.grad for p in every if p.grad is not None}
             own = [held.get(id(self._layers[name]._parameters.get("values"))) for name in names]
-            # Without these two it was a step that left out all the layers.
+            # Otherwise this step merely left out all the layers.
             if not held or any(grad is not None and grad.any() for grad in own):
                 raise RuntimeError(checks.NO_GRADIENT.format(self.step_count, self.step_count + 1))
         for name in names:
             self._unseen[name] = -math.inf if name in seen else self._unseen.get(name, 0) + 1
         if never := [name for name in names if self._unseen[name] == 3]:
-            warnings.warn(checks.NEVER_SEEN.format(self.grow, never), stacklevel=7)  # of step
+            warnings.warn(checks.NEVER_SEEN.format(self.grow, never), stacklevel=7)  # step's caller
         return [n for n, x in seen.items() if x is True or stays_on_gpu(x) or x.any()]
 
     def _plan_layer(
@@ -382,7 +380,7 @@ class DSTScheduler:
         return _Change(name, pattern, rewire)
 
     def _watch_next_step(self) -> None:
-        """Forget the gradients seen; give layers a probe if the next step is an update."""
+        """Discard the gradients seen; give layers a probe if the next step is an update."""
         _take_back(self._layers, self._probes)
         if self.grow == "gradient" and self._is_due(self.step_count + 1):
             for name, layer in self._layers.items():

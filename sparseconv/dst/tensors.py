@@ -1,4 +1,4 @@
-"""An update by tensor operations of constant sizes: a GPU computes it without waiting."""
+"""An update in tensor operations of constant sizes, so that the CPU need not wait for a GPU."""
 
 from __future__ import annotations
 
@@ -27,18 +27,17 @@ def update(
     seed: int | Tensor,
     table: Table | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Prune and grow as ``prune_and_grow`` says, on the device of all these tensors.
+    """Prune and grow as ``prune_and_grow`` does, on the device of these tensors.
 
     Args:
-        crow, col: of the pattern, with its ``shape`` and ``block``.
-        fraction: a float, or a tensor ``()``, as a CUDA graph reads it.
-        values: ``(nnz,)``, in any floating dtype.
-        dense_grad: ``(C_out, C_in // groups, K)``: grow where it is large; None: at random.
+        crow, col, shape, block: those of the pattern.
+        fraction: a float, or for a CUDA graph a tensor ``()``.
+        values, dense_grad: as for ``prune_and_grow``; without ``dense_grad`` growth is random.
         seed: below 2**62, an int or a tensor ``()``.
-        table: what ``table_of`` returns; a CUDA graph needs one that stays alive.
+        table: from ``table_of``; a CUDA graph needs one that stays alive.
 
     Returns:
-        The new ``crow`` and ``col``, and ``source``, int64 ``(nnz,)``.
+        The new ``crow`` and ``col``, and the ``source_index``.
     """
     table = table or table_of(tuple(regions), shape, block, col.device)
     taps = shape[2]
@@ -60,7 +59,7 @@ def update(
     )  # fmt: skip
     now = kept | grown
     order = now.cumsum(0) - 1
-    # Of the others the last entry is written, which nothing reads.
+    # The others write to the last entry, which nothing reads.
     listed = order.new_empty(len(now) + 1).scatter_(
         0, order.where(now, len(now)), torch.arange(len(now), device=col.device)
     )
@@ -75,18 +74,18 @@ def update(
 
 
 def _before(sizes: Tensor) -> Tensor:
-    """Return the number before each, and the total."""
+    """Return the sum before each entry, and the total."""
     return pad(sizes.cumsum(0), (1, 0))
 
 
 def kernels(crow: Tensor, col: Tensor) -> Tensor:
-    """Return the kernel of each active weight; a GPU knows how many there are."""
+    """Return the kernel of each active weight, without waiting for a GPU to count them."""
     rows = torch.arange(len(crow) - 1, device=crow.device)
     return rows.repeat_interleave(crow.diff(), output_size=len(col))
 
 
 def magnitudes(tensor: Tensor) -> Tensor:
-    """Return the absolute values in float32 or float64; NaN is infinite."""
+    """Return the absolute values in float32 or float64; NaN becomes infinite."""
     dtype = torch.float64 if tensor.dtype == torch.float64 else torch.float32
     return tensor.detach().to(dtype).abs().nan_to_num_(nan=math.inf, posinf=math.inf)
 
@@ -94,17 +93,17 @@ def magnitudes(tensor: Tensor) -> Tensor:
 class Table(NamedTuple):
     """A layer's regions as an update reads them, made once."""
 
-    region: Tensor  # int64 (units,): which one a unit belongs to; `regions`: to none
-    number: Tensor  # int64 (units,): its number among those of all regions
-    block: Tensor  # int64 (kernels,): in which block each kernel is
+    region: Tensor  # int64 (units,): the region of each unit; `regions` if none
+    number: Tensor  # int64 (units,): the unit's number among those of all regions
+    block: Tensor  # int64 (kernels,): the block of each kernel
     regions: int
 
 
-@functools.lru_cache(maxsize=32)  # of the layers that train: 16 bytes for each unit
+@functools.lru_cache(maxsize=32)  # for the layers that train: 16 bytes per unit
 def table_of(
     regions: tuple[Region, ...], shape: Shape, block: Block, device: torch.device
 ) -> Table:
-    """Give numbers to the units; smaller last blocks form regions alone, so that nnz is kept."""
+    """Give units numbers; smaller last blocks form separate regions, so that nnz is kept."""
     boxes = [box for region in regions for box in _boxes(region, shape, block)]
     units = unit_shape(shape, block)
     region = torch.full(units, len(boxes), device=device)
@@ -120,7 +119,7 @@ def table_of(
 
 
 def _boxes(region: Region, shape: Shape, block: Block) -> Iterator[tuple[slice, slice, slice]]:
-    """Cut a region in units between whole and smaller blocks."""
+    """Split a region, in units, between whole and smaller blocks."""
     (top, end), taps = region
     ends = (end, shape[1])
     cuts = [
@@ -141,12 +140,12 @@ def _move(
     fraction: float | Tensor,
     key: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Return which units stay and which are new: those of least weight go, of least key come."""
+    """Return the units kept and those grown: prune the least weights, grow the least keys."""
     none = torch.full_like(region, count)  # in no region
     held = region.where(active, none)
     inside, room = _sizes(held, count), _sizes(region, count)
     moved = torch.minimum((inside.double() * fraction).ceil().long(), room - inside)
-    moved[count:].zero_()  # assigned, a 0 of the CPU would be copied, which waits
+    moved[count:].zero_()  # assigning 0 would copy it from the CPU, and wait
     kept = active & ~_least(weights, held, inside, moved)
     free = none.where(kept, region)
     return kept, _least(key, free, _sizes(free, count), moved)
@@ -157,7 +156,7 @@ def _sizes(region: Tensor, count: int) -> Tensor:
 
 
 def _least(key: Tensor, region: Tensor, sizes: Tensor, wanted: Tensor) -> Tensor:
-    """Mark the least ``wanted`` keys of each region; of equal keys the first."""
+    """Mark the ``wanted`` least keys of each region; among equals, the first."""
     order = key.argsort(stable=True)
     order = order[region[order].argsort(stable=True)]
     at = region[order]
@@ -166,7 +165,7 @@ def _least(key: Tensor, region: Tensor, sizes: Tensor, wanted: Tensor) -> Tensor
 
 
 def _draws(number: Tensor, seed: int | Tensor) -> Tensor:
-    """Draw 31 bits for each number: csrc/cpu/kernels/draws.inl, in int64."""
+    """Draw 31 bits for each number, as csrc/cpu/kernels/draws.inl does, in int64."""
     x = number * (seed & 0xFFFFFFFF | 1) + (seed >> 32)
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
         x = x & 0xFFFFFFFF

@@ -1,4 +1,4 @@
-"""Prune the smallest weights and grow others: one update of a pattern, as index arithmetic."""
+"""Update one pattern: prune the smallest weights, and grow others."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sparseconv.ops.backends import extension
 
 Growth = Literal["random", "gradient", "static"]
 GROWTHS: tuple[Growth, ...] = get_args(Growth)
-PRUNE_FRACTION, PRUNE_FLOOR = 0.5, 0.001  # of DSN: the first share of weights moved, and the last
+PRUNE_FRACTION, PRUNE_FLOOR = 0.5, 0.001  # of DSN: the first and the last share of weights moved
 
 
 def prune_and_grow(
@@ -32,31 +32,32 @@ def prune_and_grow(
     generator: torch.Generator | None = None,
     dense_grad: Tensor | None = None,
 ) -> tuple[KernelCSR, Tensor]:
-    """Move a fraction of each region's active weights to other positions of that region.
+    """Move a share of each region's active weights to other positions in that region.
 
-    Prunes the ``ceil(fraction * nnz)`` weights of least magnitude (the first in CSR order among
-    equals; NaN counts as largest) and grows the same number at positions without a
-    survivor. So a position just pruned may come back, as a fresh weight. The number is at most
-    that of inactive positions: a full region is unchanged. Weights outside all regions stay.
-    A pattern of blocks moves whole units (a tap of a block), those of the smaller last blocks among
-    themselves. It prunes the least mean magnitude and grows the largest norm of the gradient.
+    Prune the ``ceil(fraction * nnz)`` weights of least magnitude, but no more than there are
+    inactive positions: a full region stays unchanged. Among equals the first in CSR order goes; NaN
+    counts as largest. Grow the same number at positions without a survivor, so a pruned position
+    may return as a new weight. Weights outside all regions stay.
+
+    A pattern of blocks moves whole units (a tap of a block); units of smaller last blocks move only
+    among themselves. It prunes by mean magnitude and grows by the norm of the gradient.
 
     Args:
-        pattern: the active weights, shape ``(C_out, C_in // groups, K)``.
-        values: ``(nnz,)`` in CSR order, on any device; only magnitudes are read.
-        regions: disjoint boxes, which cut no block; the number of active weights (of a pattern of
-            blocks: of units) in each is kept exactly.
+        pattern: of shape ``(C_out, C_in // groups, K)``.
+        values: ``(nnz,)`` in CSR order, on any device.
+        regions: disjoint boxes that cut no block. Each keeps its number of active weights (of
+            units, with blocks) exactly.
         fraction: share of each region's active weights to move, in [0, 1].
         grow: ``"random"``: uniformly; ``"gradient"``: where ``dense_grad`` is largest in magnitude
             (the first position among equals); ``"static"``: change nothing.
         generator: a CPU generator for random growth; default: torch's global one.
-        dense_grad: ``(C_out, C_in // groups, K)``, read for ``grow="gradient"`` only.
+        dense_grad: of the pattern's shape, read only for ``grow="gradient"``.
 
     Returns:
-        The new pattern and ``source_index``, int64 ``(nnz,)``: for each new weight the old CSR
-        index it had, or -1 if it was grown. If nothing moves, ``pattern`` itself. Values on a GPU
-        are moved there: ``source_index`` lies there, the new pattern's arrays are read when they
-        are first asked for, and it is another pattern also where nothing moves.
+        The new pattern and ``source_index``, int64 ``(nnz,)``: for each weight its old CSR index,
+        or -1 if it was grown. If nothing moves, the pattern is ``pattern`` itself. If ``values`` is
+        on a GPU, so is ``source_index``. The new pattern is then another object even if nothing
+        moves, and its arrays are read when first needed.
 
     Raises:
         ValueError: arguments that do not fit each other, overlapping regions, a cut block.
@@ -99,7 +100,7 @@ def moved(
 ) -> tuple[KernelCSR, Tensor]:
     """Do what ``prune_and_grow`` does, with checked arguments; ``fraction`` may be a tensor.
 
-    ``on_gpu`` does there what ``tensors.update`` does, which is the default.
+    On a GPU ``on_gpu`` replaces ``tensors.update``.
     """
     if grow == "static":
         return pattern, torch.arange(pattern.nnz, device="cpu")
@@ -141,12 +142,12 @@ def moved(
 
 
 def stays_on_gpu(tensor: Tensor) -> bool:
-    """Return whether the tensor's device computes an update, without the CPU waiting for it."""
+    """Return whether this tensor's GPU computes an update without the CPU waiting for it."""
     return tensor.is_cuda
 
 
 def cosine_decay(start: float, end: float, step: int, steps: int) -> float:
-    """Fall from ``start`` at step 0 along half a cosine to ``end`` at ``steps``, and stay there.
+    """Fall along half a cosine from ``start`` at step 0 to ``end`` at ``steps``, and stay there.
 
     Raises:
         ZeroDivisionError: ``steps`` is 0.
@@ -155,14 +156,14 @@ def cosine_decay(start: float, end: float, step: int, steps: int) -> float:
         >>> cosine_decay(0.5, 0.0, 50, 100)
         0.25
 
-    Source: Loshchilov and Hutter 2017 (SGDR), of learning rates; Evci et al. 2020 (RigL), of the
-    share moved.
+    Source: Loshchilov and Hutter 2017 (SGDR, learning rates); Evci et al. 2020 (RigL, shares
+    moved).
     """
     return end + 0.5 * (start - end) * (1 + math.cos(math.pi * min(step, steps) / steps))
 
 
 def check_fractions(start: float, floor: float) -> None:
-    """Refuse shares of active weights out of order."""
+    """Refuse shares of active weights that are out of range or out of order."""
     if share("prune_floor", floor) > share("prune_fraction", start):
         raise ValueError(
             "expected prune_floor <= prune_fraction, but got "
@@ -171,7 +172,6 @@ def check_fractions(start: float, floor: float) -> None:
 
 
 def check_growth(grow: str) -> None:
-    """Refuse an unknown way to grow."""
     if grow not in GROWTHS:
         names = ", ".join(map(repr, GROWTHS))
         raise ValueError(
@@ -180,7 +180,7 @@ def check_growth(grow: str) -> None:
 
 
 def as_regions(regions: Sequence[Region]) -> tuple[Region, ...]:
-    """Return regions that do not change any more."""
+    """Return an immutable copy of the regions."""
     pairs: Any = regions  # of sequences
     return tuple(Region(tuple(rows), tuple(taps)) for rows, taps in pairs)
 
