@@ -1,4 +1,4 @@
-"""Sparse convolution as functions: the checks, the choice of a backend and the gradients."""
+"""Compute sparse convolutions by a function: its checks, backends and gradients."""
 
 from sparseconv.core.checks import ArgumentError
 from sparseconv.core.geometry import DTYPES, PADDING_MODES, Geometry, resolve_padding

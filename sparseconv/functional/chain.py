@@ -1,9 +1,8 @@
-"""Consecutive layers as one autograd function, on tensors in the kernels' own order.
+"""Compute consecutive layers as one autograd function, on tensors in the kernels' own order.
 
-Between the layers a series is not a row of memory: 16 series, or pieces of series, lie side by side
-in vectors (``csrc/cpu/plan/lane_order.h``). Strided tensors cannot express this order, so it never
-leaves a chain. Input and output are ordinary tensors, each converted once. Intermediates are not
-observable.
+In this order a series is not contiguous: series, or pieces of them, are interleaved in vectors of
+64 bytes (``csrc/cpu/plan/lane_order.h``). Strided tensors cannot express it, so a chain converts
+its input and output, and hides its intermediate tensors.
 """
 
 from __future__ import annotations
@@ -28,11 +27,8 @@ UNFIT = "groups cut blocks of 16 channels, or the channels and taps are too many
 
 
 def runs_eagerly() -> bool:
-    """Return whether torch just computes: no tracer, mode, transform, or forward-mode derivative.
-
-    Autocast is allowed only to bfloat16 where a matrix unit computes that: see ``in_rows``.
-    """
-    casts = torch.is_autocast_enabled("cpu")
+    """Return whether torch only computes: no tracer, mode, transform or forward-mode derivative."""
+    casts = torch.is_autocast_enabled("cpu")  # a chain can follow it to bfloat16 only
     if torch.compiler.is_compiling() or extension is None:
         return False
     return bool(extension.runs_plainly(casts)) and (not casts or _casts_to_bfloat16())
@@ -53,7 +49,7 @@ def _casts_to_bfloat16() -> bool:
 
 
 class Conv(NamedTuple):
-    """A sparse convolution that keeps the length, with or without ReLU; see ``keeps_order``."""
+    """Describe a sparse convolution that keeps the length, with or without ReLU."""
 
     values: Tensor
     bias: Tensor | None
@@ -67,7 +63,7 @@ class Conv(NamedTuple):
 
 
 class Pointwise(NamedTuple):
-    """A dense convolution with one tap; weight ``(C_out, C_in, 1)``."""
+    """Describe a dense convolution with one tap; its weight is ``(C_out, C_in, 1)``."""
 
     weight: Tensor
     bias: Tensor | None = None
@@ -77,16 +73,16 @@ class Pointwise(NamedTuple):
 
 
 class NormRelu(NamedTuple):
-    """``nn.BatchNorm1d`` and ReLU; training updates the given statistics.
+    """Describe ``nn.BatchNorm1d`` followed by ReLU; training updates the given statistics.
 
-    With the running statistics, in eval mode, it runs only while no gradients are recorded.
+    In eval mode, with the running statistics, it runs only while no gradients are recorded.
     """
 
     weight: Tensor | None
     bias: Tensor | None
     running_mean: Tensor | None
     running_var: Tensor | None
-    momentum: float | None  # None: average over all batches
+    momentum: float | None  # None averages over all batches
     eps: float
     training: bool = True
     num_batches_tracked: Tensor | None = None
@@ -95,11 +91,11 @@ class NormRelu(NamedTuple):
         chain.add_norm_relu(self.eps, self.training)
 
 
-Stage = Conv | Pointwise | NormRelu  # each begins with two tensors: a weight, and a bias or None
+Stage = Conv | Pointwise | NormRelu  # each begins with a weight, and a bias or None
 
 
 def fits_rows(pattern: KernelCSR, geometry: Geometry) -> bool:
-    """Return whether a matrix unit can multiply the pattern's blocks or the taps of a channel."""
+    """Return whether a matrix unit can compute the pattern's blocks, or the taps of one channel."""
     assert extension is not None
     return bool(extension.fits_rows(pattern.crow_indices, pattern.col_indices, geometry))
 
@@ -111,9 +107,9 @@ def rounds_float32() -> bool:
 
 
 def kernels_for(pattern: KernelCSR, geometry: Geometry, dtype: torch.dtype) -> tuple[str, str]:
-    """Name the kernels of a single layer: ``"blocks"`` or ``"single weights"``, and why not blocks.
+    """Return ``"blocks"`` or ``"single weights"``, the kernels of one layer, and why not blocks.
 
-    Both are empty for single weights that a matrix unit could not compute anyway.
+    Both are empty without the C++ kernels, and for single weights where no blocks could run.
     """
     if extension is None:
         return "", ""
@@ -135,7 +131,7 @@ def kernels_for(pattern: KernelCSR, geometry: Geometry, dtype: torch.dtype) -> t
 def keeps_order(geometry: Geometry) -> bool:
     """Return whether the kernels can read and write tensors in their own order.
 
-    They can if outputs have the length of inputs, and padding is zeros or replicated ends.
+    They can if the stride is 1, the length is kept, and padding is zeros or replicated ends.
 
     Example:
         >>> keeps_order(Geometry.of((8, 4, 3), 1, "same", 1, 1, "zeros"))
@@ -147,8 +143,6 @@ def keeps_order(geometry: Geometry) -> bool:
 class Chain:
     """Run stages one after the other, on tensors in the kernels' own order.
 
-    What does not depend on tensors is made once and kept for the next call.
-
     Example:
         >>> geometry = Geometry.of((2, 1, 1), 1, 0, 1, 1, "zeros")
         >>> conv = Conv(torch.tensor([1.0, -1.0]), None, KernelCSR.full((2, 1, 1)), geometry, True)
@@ -157,23 +151,22 @@ class Chain:
     """
 
     def __init__(self) -> None:
-        self._made: tuple[list[Any], Any] = [], None  # the settings, and the chain in C++
+        self._made: tuple[list[Any], Any] = [], None  # the settings, and the chain built for them
 
     def __call__(self, x: Tensor, stages: Sequence[Stage]) -> Tensor | None:
-        """Compute the stages.
+        """Compute the stages, or return None and change nothing where a chain cannot compute them.
 
         Args:
-            x: ``(N, C, L)``, float32, float64 or, where ``in_rows``, bfloat16, on the CPU, not
-                empty; any strides.
-            stages: the stages to compute.
+            x: ``(N, C, L)`` on the CPU, not empty, with any strides; float32, float64 or, where
+                ``in_rows``, bfloat16.
+            stages: the stages, in order.
 
         Returns:
-            ``(N, C_out, L)``, contiguous, bfloat16 where ``in_rows``. Convolutions give the same
-            bits as outside a chain. (In rows, layers with fewer than 16 channels and gradients of
-            replicated samples give others.) Sums over positions, as in BatchNorm and gradients of
-            weights, depend on N and L, but not on the threads or the instruction set.
-            None where torch does more than compute, or where tensors do not fit; then nothing
-            is changed.
+            ``(N, C_out, L)``, contiguous, and bfloat16 where ``in_rows``.
+            Convolutions give the same bits as outside a chain. Exceptions in rows are layers with
+            fewer than 16 channels and gradients of replicated samples. Sums over positions, as in
+            BatchNorm and gradients of weights, depend on N and L, but not on threads or the
+            instruction set.
         """
         assert extension is not None
         rows = in_rows(x)
@@ -184,7 +177,7 @@ class Chain:
             chain = extension.Chain(rows)
             for stage in stages:
                 stage.add_to(chain)
-            made = self._made = settings, chain  # in one assignment: other threads may be here
+            made = self._made = settings, chain  # one assignment: threads may share this
         tensors = [tensor for stage in stages for tensor in stage[:2]]
         statistics = [
             (s.running_mean, s.running_var, s.num_batches_tracked, s.momentum)
@@ -207,18 +200,17 @@ _BY_TORCH: dict[str, Any] = {
 }
 
 
+# csrc/autograd/chain.cpp calls this where the gradients need gradients themselves.
 def gradients_by_python(
     stages: Sequence[tuple[Any, ...]], grad: Tensor, inputs: Sequence[Any], needed: Sequence[bool]
 ) -> list[Tensor | None]:
-    """Compute the gradients of a chain where they need gradients themselves.
-
-    csrc/autograd/chain.cpp calls it for double backward and torch's transforms.
+    """Compute the gradients of a chain for double backward and torch's transforms.
 
     Args:
-        stages: name and settings of each.
-        grad: gradient of the output.
+        stages: the name and the settings of each stage.
+        grad: the gradient of the output.
         inputs: the input of the first stage, then two tensors or None for each stage.
-        needed: for each input whether its gradient is needed.
+        needed: whether the gradient of each input is needed.
     """
 
     def outputs(*wanted: Tensor) -> Tensor:
@@ -239,7 +231,7 @@ def gradients_by_python(
         else:  # torch.func does not support such hooks
             again = torch.is_grad_enabled()
             with torch.enable_grad():
-                # Views distinguish a tensor that occurs twice, or depends on another.
+                # Views distinguish a tensor that occurs twice or depends on another one.
                 own = [tensor.view_as(tensor) for tensor in wanted]
                 y = outputs(*own)
             found = iter(torch.autograd.grad(y, own, grad, create_graph=again))

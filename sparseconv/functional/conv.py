@@ -1,4 +1,4 @@
-"""``sparse_conv1d``: the checks, the choice of a backend and the gradients."""
+"""Check the arguments of ``sparse_conv1d``, choose a backend, and compute gradients."""
 
 from __future__ import annotations
 
@@ -43,34 +43,33 @@ def sparse_conv1d(
     """Convolve with the active weights only.
 
     ``y[n, o, l] = bias[o] + sum over active (c, k) of w[o, c, k] * x[n, c, l*stride + k*dilation
-    - left]``, the cross-correlation that ``F.conv1d`` computes with a weight that is zero outside
-    ``pattern``. Differentiable in ``input``, ``values`` and ``bias``, twice and more.
+    - left]``, as ``F.conv1d`` computes it with a weight that is zero outside ``pattern``. The
+    result is differentiable in ``input``, ``values`` and ``bias``, to any order.
 
-    NaN and infinity spread along active weights only. A weight that is not finite also meets the
-    zeros beyond the ends of the series, in padding and in gradients, and makes NaN there.
+    NaN and infinity spread along active weights only. A weight that is not finite also multiplies
+    the zeros beyond the ends of a series, in padding and in gradients, and gives NaN there.
 
     Args:
-        input: ``(N, C_in, L_in)`` or ``(C_in, L_in)``; float32, float64, bfloat16 or float16
-            (the half types accumulate in float32); any strides.
+        input: ``(N, C_in, L_in)`` or ``(C_in, L_in)``, with any strides; float32, float64, bfloat16
+            or float16. The half types accumulate in float32.
         values: ``(nnz,)``, the active weights in the pattern's CSR order; dtype of ``input``.
-        pattern: the active weights; shape ``(C_out, C_in // groups, K)``.
+        pattern: the active weights, of shape ``(C_out, C_in // groups, K)``.
         bias: ``(C_out,)`` or None.
         stride, dilation, groups: as in ``F.conv1d``.
         padding: as in ``F.conv1d``, or a pair ``(left, right)``, in samples.
-        padding_mode: ``"zeros"``, ``"replicate"``, ``"reflect"`` or ``"circular"``. Kernels pad
-            while they read; only the CUDA kernels make a padded copy of the input.
+        padding_mode: ``"zeros"``, ``"replicate"``, ``"reflect"`` or ``"circular"``. Only the CUDA
+            kernels make a padded copy of the input.
         backend: ``"auto"``, ``"cpp"`` (CPU kernels), ``"cuda"``, ``"triton"`` or ``"reference"``
             (dense). A named backend runs or raises.
         relu: replace negative outputs by 0 before they are stored. Outputs and gradients have the
-            bits of ``F.relu`` of the output, except that -0 becomes 0 in half types.
+            same bits as with ``F.relu``, except that -0 becomes 0 in half types.
 
     Returns:
         ``(N, C_out, L_out)`` or ``(C_out, L_out)``.
 
     Raises:
-        TypeError: an argument of the wrong type, or dtype (also a RuntimeError, as ``F.conv1d``
-            raises).
-        ValueError: shapes that do not fit (also a RuntimeError).
+        TypeError: an argument has the wrong type or dtype; for a dtype it is also a RuntimeError.
+        ValueError: shapes, devices or options do not fit; it is also a RuntimeError.
         RuntimeError: the named backend cannot run here.
 
     Example:
@@ -99,7 +98,7 @@ def sparse_conv1d_resolved(
     backend: str,
     relu: bool = False,
 ) -> Tensor:
-    """Compute ``sparse_conv1d`` of resolved arguments."""
+    """Compute ``sparse_conv1d`` with a resolved geometry."""
     if not (
         isinstance(input, Tensor)
         and isinstance(values, Tensor)
@@ -108,23 +107,23 @@ def sparse_conv1d_resolved(
         refuse_types(input, values, bias)
     device = input.device
     if not is_compiling() and resolve_backend(backend, device) == "cpp" and extension is not None:
-        crow, col = pattern._crow, pattern._col  # the plan notices changes of them
+        crow, col = pattern._crow, pattern._col  # the plan detects writes to them
         if crow is None:
             crow, col = pattern.on(device)
         plain: Tensor | None = extension.plain_conv(input, values, bias, crow, col, geometry, relu)
         if plain is not None:
             return plain
-    # The check for any device is first: it takes a third of the time.
+    # The check for any device comes first, because it takes a third of the time.
     if torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(device.type):
         input, values, bias = as_autocast(input, values, bias)
     x = input.unsqueeze(0) if input.dim() == 2 else input
     pays = device.type == "cuda" and (
-        # A prototype of the block kernels was the fastest at each length; these were not timed.
+        # A prototype of the block kernels was the fastest at each length. These are not timed yet.
         not (gpu_plans.tile_of(pattern.block, geometry) and multiplies_blocks(x.dtype, device))
         and gpu_plans.cuda_pays(x.dtype, pattern.nnz, geometry)
     )
     name = "reference" if _leaves_torch() else resolve_backend(backend, device, pays)
-    if name == "reference" or not is_compiling():  # else torch asks the op for its shape
+    if name == "reference" or not is_compiling():  # else the op's shape function checks
         check(input, values, pattern.nnz, bias, geometry)
     if name == "reference":
         y = reference.conv1d_dense(x, values, pattern, bias, *geometry[1:])
@@ -146,14 +145,14 @@ def convolve(
 ) -> Tensor:
     """Compute ``sparse_conv1d`` by an op of a backend, with gradients of any order.
 
-    ``x`` is ``(N, C_in, L_in)``, ``numbers`` are ``Geometry.numbers``. All arguments are checked.
+    ``x`` is ``(N, C_in, L_in)``, ``numbers`` is ``Geometry.numbers``, and all arguments are valid.
     """
     _teach_counters()
     tensors = x, values, bias, crow_indices, col_indices
     if is_transformed():
         return _Fprop.call(*tensors, (numbers, relu, backend))
     y: Tensor = KERNELS[backend].fprop(*tensors, numbers, relu)
-    return y  # csrc/autograd/conv.cpp makes its gradients
+    return y  # csrc/autograd/conv.cpp computes its gradients
 
 
 def _teach_counters() -> None:
@@ -162,12 +161,12 @@ def _teach_counters() -> None:
 
 
 def _leaves_torch() -> bool:
-    """Return whether torch exports a graph for ONNX, whose runtimes do not have the kernels."""
+    """Return whether torch exports a graph to ONNX, whose runtimes lack the kernels."""
     return (is_compiling() or _is_tracing()) and torch.onnx.is_in_onnx_export()
 
 
 def as_autocast(*tensors: Tensor | None) -> tuple[Any, ...]:
-    """Cast as autocast does for F.conv1d: everything but float64."""
+    """Cast tensors as autocast does for ``F.conv1d``: all except float64."""
     return tuple(
         t
         if t is None or t.dtype == torch.float64
@@ -176,12 +175,10 @@ def as_autocast(*tensors: Tensor | None) -> tuple[Any, ...]:
     )
 
 
-# The convolution is linear in the input and in the values. Gradients of it and of its two gradients
-# are therefore the same three functions, to every order of differentiation. Their arguments are two
-# tensors (and a bias), crow_indices, col_indices and a tuple of all others.
+# The convolution is linear in the input and in the values, so its gradients of every order are the
+# same three functions. Their arguments are two tensors (and a bias), crow_indices, col_indices and
+# a tuple of all others.
 class _Fprop(Differentiable):
-    """fprop with bias and ReLU, where torch transforms it."""
-
     @staticmethod
     def forward(*args: Any) -> Tensor:
         *tensors, rest = args
@@ -200,7 +197,7 @@ class _Fprop(Differentiable):
         (grad,), (x, values, y, crow, col) = grads, ctx.saved_tensors
         numbers, _, backend = ctx.rest
         if y is not None:
-            grad = torch.ops.aten.threshold_backward(grad, y, 0)  # where y > 0, as F.relu's
+            grad = torch.ops.aten.threshold_backward(grad, y, 0)  # 0 unless y > 0, as in F.relu
         needed = ctx.needs_input_grad[:3]
         return *gradients(grad, x, values, crow, col, numbers, needed, backend), None, None, None
 
@@ -214,7 +211,7 @@ class _Fprop(Differentiable):
 
 
 class _Gradient(Differentiable):
-    """dgrad of the output's gradient and the values, or wgrad of it and the input."""
+    """Compute dgrad from the output's gradient and the values, or wgrad from it and the input."""
 
     @staticmethod
     def forward(*args: Any) -> Tensor:
@@ -250,7 +247,7 @@ class _Gradient(Differentiable):
         return _Gradient.call(of_grad, factor, *rest) + _Gradient.call(grad, of_factor, *rest)
 
 
-if extension is None:  # else csrc/autograd/conv.cpp does it, in less time
+if extension is None:  # else csrc/autograd/conv.cpp does this in less time
 
     def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         *tensors, numbers, relu = inputs
@@ -264,6 +261,7 @@ if extension is None:  # else csrc/autograd/conv.cpp does it, in less time
     )
 
 
+# csrc/autograd/conv.cpp calls this except in plain backward passes on a CPU.
 def gradients(
     grad: Tensor,
     x: Tensor,
@@ -274,12 +272,9 @@ def gradients(
     needed: Sequence[bool],
     backend: str,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Return the needed gradients of input, values and bias; these are differentiable too.
-
-    csrc/autograd/conv.cpp calls it for all except plain backward passes on a CPU.
-    """
+    """Return the needed gradients of input, values and bias, which are differentiable too."""
     _teach_counters()
-    # Read from the tensor: a compiler takes a number kept in the context for a constant.
+    # The length is read from the tensor: a compiler treats numbers in the context as constants.
     how = tuple(numbers), x.shape[2], backend
 
     def of_parameters() -> tuple[Tensor | None, Tensor | None]:
@@ -299,22 +294,20 @@ def gradients(
 def _side_by_side(
     first: Callable[[], T], second: Callable[[], U], device: torch.device
 ) -> tuple[T, U]:
-    """Call both; while a CUDA graph is captured, make them branches that run at the same time.
-
-    On short series one gradient leaves most of a GPU idle. Outside a graph a second stream would
-    cost more than it gains.
-    """
+    """Call both functions; while a CUDA graph is captured, make them parallel branches of it."""
+    # On short series one gradient leaves most of a GPU idle. Outside a graph, a second stream would
+    # cost more than it gains.
     if device.type != "cuda" or is_compiling() or not torch.cuda.is_current_stream_capturing():
         return first(), second()
     here, other = torch.cuda.current_stream(device), _second_stream(device)
     other.wait_stream(here)
     try:
         with torch.cuda.stream(other):
-            # The result is memory of the other stream, which waits as above before it reuses it.
+            # The other stream owns the result's memory, and waits as above before it reuses it.
             of_second = second()
         return first(), of_second
     finally:
-        here.wait_stream(other)  # else the end of the capture would hide the error
+        here.wait_stream(other)  # without it, the end of the capture would hide the error
 
 
 @functools.cache
@@ -323,11 +316,11 @@ def _second_stream(device: torch.device) -> Any:
 
 
 def _bias_gradient(grad: Tensor) -> Tensor:
-    # torch's own sum depends on the number of threads, but has a gradient.
+    # The bits of torch's own sum depend on the number of threads, but it has a gradient.
     if (
         grad.device.type == "cpu"
         and extension is not None
         and not (torch.is_grad_enabled() or is_transformed())
     ):
         return bias_grad(grad)  # type: ignore[no-any-return]
-    return grad.contiguous().sum((0, 2))  # its bits may depend on strides
+    return grad.contiguous().sum((0, 2))  # the bits of a sum may depend on strides

@@ -1,4 +1,4 @@
-"""Autograd functions that every transform of torch can differentiate, to any order."""
+"""Define autograd functions that torch can transform and differentiate, to any order."""
 
 from __future__ import annotations
 
@@ -17,23 +17,20 @@ def is_transformed() -> bool:
 
 
 class Rest:
-    """The arguments that are not tensors; torch.func would search a tuple for tensors."""
+    """Hold the arguments that are not tensors; torch.func would search a tuple for tensors."""
 
     def __init__(self, args: tuple[Any, ...]) -> None:
         self.args = args
 
 
 class Differentiable(torch.autograd.Function):
-    """An autograd function that torch.func and forward mode can transform.
-
-    Its ``forward`` takes tensors, and a ``Rest`` of all others.
-    """
+    """Define a function of tensors and a ``Rest`` that torch can transform and differentiate."""
 
     generate_vmap_rule = True
 
     @classmethod
     def call(cls, *args: Any) -> Tensor:
-        """Compute from tensors and a tuple; record a derivative where torch needs one."""
+        """Compute from tensors and a tuple, and record a derivative where torch needs one."""
         *tensors, rest = args
         if is_dynamo_compiling() and is_transformed():
             raise NotImplementedError(
@@ -48,7 +45,7 @@ class Differentiable(torch.autograd.Function):
 
 
 def save(ctx: Any, tensors: tuple[Tensor | None, ...], rest: Rest) -> None:
-    """Keep arguments for ``backward`` and for forward mode."""
+    """Save the arguments for ``backward`` and for forward mode."""
     ctx.save_for_backward(*tensors)
     ctx.save_for_forward(*tensors)
     ctx.rest = rest.args

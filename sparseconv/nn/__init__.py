@@ -1,1 +1,1 @@
-"""Modules for sparse convolutions: the layer, its state, and sequences of modules."""
+"""Provide the sparse layer, its state, and sequences of modules."""

@@ -1,9 +1,8 @@
-"""Sequences of modules, of which neighbours are computed together, with equal results.
+"""Compute neighbouring modules of a sequence together, with equal results.
 
 A sequence is planned once. Each row of a table of ``Link`` names the types of consecutive modules
-that may be stages of a chain (``functional.chain``). At every call each link checks whether the
-stage computes the same as its modules. Consecutive stages become one chain; where a stage cannot
-run, its modules do.
+that may form a stage of a chain (``functional.chain``). At every call, each link checks whether its
+stage computes the same as its modules. Consecutive stages form a chain; other modules run as usual.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ _CPU = torch.device("cpu")
 
 
 class Plan:
-    """Modules cut into links, each by the first row of the table that fits, else of one module.
+    """Cut modules into links, each by the first row of the table that fits, else of one module.
 
     Example:
         >>> modules = [nn.BatchNorm1d(3), nn.ReLU(), nn.ReLU()]
@@ -37,7 +36,7 @@ class Plan:
         while modules:
             self.links.append(_first_link(modules, table))
             modules = modules[len(self.links[-1].modules) :]
-        self._chains: defaultdict[int, Chain] = defaultdict(Chain)  # by the link after them
+        self._chains: defaultdict[int, Chain] = defaultdict(Chain)  # by the index of the next link
 
     def __call__(self, x: Tensor) -> Tensor:
         """Compute what the modules compute, in chains where possible."""
@@ -58,7 +57,7 @@ class Plan:
         return self._run(len(self.links), links, stages, x) if links else x
 
     def _run(self, end: int, links: Sequence[Link], stages: Sequence[Stage], x: Tensor) -> Tensor:
-        # A single layer is faster without the conversions. So is torch without sparse layers.
+        # The conversions pay only for several stages, of which at least one is sparse.
         if len(links) > 1 and any(type(stage) is Conv for stage in stages):
             y = self._chains[end](x, stages)
             if y is not None:
@@ -87,7 +86,7 @@ def _may_chain(x: Any) -> bool:
         and x.layout == torch.strided
         and x.numel() > 0
         and extension is not None
-        # Without the instruction a multiply-add is emulated, bit for bit: 30 to 100 times slower.
+        # Without the instruction, multiply-adds are emulated bit for bit, 30 to 100 times slower.
         and bool(extension.has_fma() or in_rows(x))
     )
 
@@ -95,7 +94,7 @@ def _may_chain(x: Any) -> bool:
 def leaves(module: Any) -> list[Any]:
     """Return the modules that a Sequential runs, in order.
 
-    A Sequential inside it counts as its modules, unless calling it does more.
+    An inner Sequential is replaced by its modules, unless calling it does more.
     """
     if not only_runs_its_modules(module):
         return [module]
@@ -107,7 +106,7 @@ def leaves(module: Any) -> list[Any]:
 
 
 def only_runs_its_modules(module: Any) -> bool:
-    """Return whether this is a Sequential of any class that runs as torch's or as a ``Block``."""
+    """Return whether a module is a Sequential that runs as torch's or as a ``Block``."""
     kind = type(module)
     return (
         issubclass(kind, nn.Sequential)
@@ -121,20 +120,22 @@ def _may_fuse() -> bool:
 
 
 class Block(nn.Sequential):
-    """``nn.Sequential`` that computes sparse convolutions and their neighbours together.
+    """Run as ``nn.Sequential``, but compute sparse convolutions together with their neighbours.
 
-    Consecutive layers are computed as one chain, whose tensors stay in the kernels' own order.
-    These can be in a chain: a ``SparseConv1d`` that keeps the length, a 1x1 ``nn.Conv1d``, and an
-    ``nn.BatchNorm1d`` followed by ``nn.ReLU``. Results are equal to those of module by module.
+    Consecutive layers form a chain, whose tensors stay in the kernels' own order. A chain can
+    contain a ``SparseConv1d`` that keeps the length, with or without ``nn.ReLU``, a 1x1
+    ``nn.Conv1d``, and an ``nn.BatchNorm1d`` followed by ``nn.ReLU``. Results equal those of the
+    separate modules.
 
-    A chain needs the C++ kernels, a CPU with multiply-adds (AVX2 or better, 64-bit Arm) and
-    float32 or float64 tensors on it. Modules with hooks or other code run one by one. So does
-    everything in torch.compile, autocast, torch.func, modes that see functions or operations, and
-    hooks of saved tensors. On a CPU with AMX a chain also computes convolutions of blocks of 16
-    channels in bfloat16, also under autocast. There results differ by rounding.
+    A chain needs the C++ kernels, and float32 or float64 tensors on a CPU with multiply-adds (AVX2
+    or better, 64-bit Arm). On a CPU with AMX it also computes convolutions of blocks of 16 channels
+    in bfloat16, even under autocast; there, results differ by rounding.
 
-    A chain saves its input and all its parameters for backward. Writing into one of them before
-    backward is an error, even where a single module would allow it.
+    Modules with hooks or other code run one by one. So do all modules under torch.compile, other
+    autocast, torch.func, hooks of saved tensors, and modes that see functions or operations.
+
+    A chain saves its input and all its parameters for backward, so writing into one of them before
+    backward is an error.
 
     Args:
         modules: as for ``nn.Sequential``.
@@ -148,7 +149,7 @@ class Block(nn.Sequential):
         torch.Size([4, 3, 5])
     """
 
-    # The identities and types of the modules that were planned, and the plan.
+    # The identities and types of the planned modules, and their plan.
     _planned: tuple[Any, Plan] | None = None
 
     @property
@@ -156,13 +157,13 @@ class Block(nn.Sequential):
         return LINKS
 
     def forward(self, input: Tensor) -> Tensor:
-        """Run the modules in their order."""
+        """Run the modules in order."""
         if not _may_fuse():
             return super().forward(input)  # type: ignore[no-any-return, no-untyped-call]
         return self._run(leaves(self), input)
 
     def forward_after(self, first: nn.Module, input: Tensor) -> Tensor:
-        """Compute ``self(first(input))``, where possible by one plan of both."""
+        """Compute ``self(first(input))``, by one plan of both where possible."""
         if has_own_code(first) or has_own_code(self) or not _may_fuse():
             y: Tensor = self(first(input))
             return y
@@ -172,7 +173,7 @@ class Block(nn.Sequential):
         key = list(map(id, modules)), list(map(type, modules))
         planned = self._planned
         if planned is None or planned[0] != key:
-            # In one assignment, because other threads may be here too.
+            # One assignment, because other threads may run this too.
             planned = self._planned = key, Plan(modules, self._table)
         return planned[1](x)
 

@@ -1,4 +1,4 @@
-"""Notice when tools that copy or average buffers mix the patterns of two layers."""
+"""Detect tools that copy or average buffers and so mix the patterns of two layers."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ _OTHER = (
 
 
 def checksum(pattern: KernelCSR) -> Tensor:
-    """Return 32 bits of a pattern, the same in every process: int64 ``()``, on its indices' device.
+    """Return a 32-bit checksum of a pattern, the same in every process.
 
-    Indices that only a GPU has are not read for this.
+    It is an int64 ``()`` on the device of the indices, which are not copied to the CPU.
     """
     arrays = torch.cat(pattern.anywhere())
     number = (_factors(len(arrays), arrays.device) * arrays).sum(dtype=torch.int32)
@@ -40,10 +40,9 @@ def checksum(pattern: KernelCSR) -> Tensor:
 
 @functools.lru_cache(maxsize=32)
 def _factors(count: int, device: torch.device) -> Tensor:
-    """Return int32 ``(count,)``, as if random: MurmurHash3's finalizer (Appleby 2011) of 1, 2, ...
-
-    Factors of fewer bits, or nearly linear ones, gave near patterns the same sum.
-    """
+    """Return int32 ``(count,)`` pseudorandom factors, one for each index."""
+    # MurmurHash3's finalizer (Appleby 2011) of 1, 2, ... Factors with fewer bits, or nearly linear
+    # ones, gave similar patterns the same sum.
     x = torch.arange(1, count + 1, device=device)
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
         x = (x ^ x >> shift) * factor & 0xFFFFFFFF
@@ -53,10 +52,10 @@ def _factors(count: int, device: torch.device) -> Tensor:
 def new_tag(pattern: KernelCSR) -> Tensor:
     """Return a tensor that shows when torch's tools copy or average buffers of two patterns.
 
-    int32 ``(64,)``: the 32 bits of a checksum, then their complements; a 1 is stored as 2**30. If
-    another pattern's tag is copied over this one or averaged with it, some 0 changes. Averaging
-    equal tags keeps every 0. It may change other numbers, because integers are truncated.
+    It is int32 ``(64,)``: the bits of the checksum, then their complements, with 2**30 for a 1.
     """
+    # If another pattern's tag is copied over this one or averaged with it, some 0 changes.
+    # Averaging equal tags keeps every 0, but may change other entries: integers are truncated.
     with outside_tracing():
         number = checksum(pattern)
         bits = number >> torch.arange(32, device=number.device) & 1
@@ -66,10 +65,10 @@ def new_tag(pattern: KernelCSR) -> Tensor:
 def check_tag(tag: Tensor, own: Tensor, checked: tuple[Any, int]) -> tuple[Any, int]:
     """Refuse a layer's tag, on any device, that was mixed with that of another pattern.
 
-    ``checked`` is the tag that was checked last, and its version; return it for the next call.
+    ``checked`` holds the last checked tag and its version; pass the result to the next call.
     """
-    # DistributedDataParallel writes into every buffer before every forward pass in training:
-    # one check is enough, or each layer would wait for the GPU each time.
+    # In training, DistributedDataParallel writes into every buffer before every forward pass. One
+    # check is enough, and further ones would make each layer wait for the GPU.
     if tag is checked[0] and tag.is_cuda and torch.is_grad_enabled():
         return checked
     content = _content(tag)
@@ -80,14 +79,14 @@ def check_tag(tag: Tensor, own: Tensor, checked: tuple[Any, int]) -> tuple[Any, 
 
 
 def check_tag_in_graph(tag: Tensor, own: Tensor) -> None:
-    """Do the same in a traced call. It has no version to read, so each call compares."""
-    # A failed check on a GPU would destroy its context.
+    """Check a tag at every call of a traced graph, which cannot read its version."""
+    # A failed assertion on a GPU would destroy the CUDA context.
     if tag.device.type == "cpu" and not is_exporting():
         torch._assert_async(~((own == 0) & (tag != 0)).any(), _OVERWRITTEN)
 
 
 def check_indices(indices: Tensor, own: Tensor) -> None:
-    """Refuse indices other than the pattern's ``own``; ``functional_call`` may bring them."""
+    """Refuse indices other than the pattern's ``own``, which ``functional_call`` may pass."""
     with outside_tracing():
         content = _content(indices)
         known = content is None or (
@@ -98,7 +97,7 @@ def check_indices(indices: Tensor, own: Tensor) -> None:
 
 
 def _content(buffer: Tensor) -> Tensor | None:
-    """Return the content of a buffer ``(size,)``, on the CPU; None if it has none.
+    """Return the content of a buffer ``(size,)`` on the CPU, or None if it has none.
 
     Under ``torch.vmap`` over an ensemble, return that of all members, ``(members, size)``.
     """

@@ -1,4 +1,4 @@
-"""``SparseConv1d``: the layer that owns active weights and their pattern."""
+"""Define ``SparseConv1d``, the layer that owns active weights and their pattern."""
 
 from __future__ import annotations
 
@@ -38,37 +38,38 @@ _GEOMETRY = ("stride", "padding", "dilation", "groups", "padding_mode")
 
 
 class SparseConv1d(PatternedModule):
-    """``nn.Conv1d`` that stores and touches its active weights only.
+    """Convolve as ``nn.Conv1d`` does, but store and compute the active weights only.
 
     Args:
         in_channels, out_channels, kernel_size, stride: as in ``nn.Conv1d``.
-        padding: as there, or a pair ``(left, right)``, in samples.
+        padding: as in ``nn.Conv1d``, or a pair ``(left, right)``, in samples.
         dilation, groups, bias, padding_mode, device, dtype: as in ``nn.Conv1d``.
-        density: share of active weights, in [0, 1]. ``round(density * numel)`` of them are drawn
-            with torch's global generator. The default is 0.2 if ``pattern`` is None.
+        density: the share of active weights, in [0, 1]; by default 0.2 without ``pattern``. With
+            torch's global generator, ``round(density * numel)`` weights are drawn, or the same
+            share of the taps of blocks.
         pattern: the active weights, instead of ``density`` and ``block``.
         block: channels ``(out, in)`` that share their taps, or one int for both; see ``KernelCSR``.
         backend: as in ``sparse_conv1d``.
 
     Attributes:
-        values: parameter ``(nnz,)``, the active weights in the pattern's CSR order. The layer
-            stores no other weights, so gradients and optimizer state have nnz entries too.
+        values: parameter ``(nnz,)``, the active weights in the pattern's CSR order. Gradients and
+            optimizer state have nnz entries too.
         bias: parameter ``(out_channels,)`` or None.
         pattern: the ``KernelCSR``; ``set_pattern`` changes it.
         crow_indices, col_indices: copies of the pattern's arrays on the layer's device.
         regions: boxes in which dynamic sparse training keeps nnz; by default the whole weight.
 
     The state dict holds ``values``, ``crow_indices``, ``col_indices`` and ``bias``. Loading also
-    accepts a dense ``weight``, whose zeros are inactive unless a ``weight_mask`` is there, and the
-    ``weight_orig`` and ``weight_mask`` of ``torch.nn.utils.prune``. A layer is loaded whole or
-    not at all, and keeps its block. When a load changes nnz, build a new optimizer, as after
-    ``set_pattern``. As with ``nn.Conv1d``, the tensors of a state dict change with the layer;
+    accepts a dense ``weight``, and the ``weight_orig`` and ``weight_mask`` of
+    ``torch.nn.utils.prune``. The zeros of ``weight`` are inactive unless ``weight_mask`` is there.
+    A layer is loaded whole or not at all, and keeps its block. If a load changes nnz, build a new
+    optimizer. As with ``nn.Conv1d``, the tensors of a state dict change with the layer;
     ``copy.deepcopy`` keeps them.
 
     Raises:
-        ValueError, TypeError: arguments that ``nn.Conv1d`` refuses, in its words. Also a density
-            outside [0, 1] or with a pattern, a pattern of another shape, and a block that is too
-            large or cut by groups.
+        ValueError, TypeError: arguments that ``nn.Conv1d`` refuses, in its words; a density outside
+            [0, 1] or with a pattern; a pattern of another shape; a block that is too large or that
+            groups cut.
 
     Example:
         >>> import torch
@@ -143,10 +144,10 @@ class SparseConv1d(PatternedModule):
         """Draw values and bias from U(-1/sqrt(fan_in), 1/sqrt(fan_in)), as ``nn.Conv1d`` does.
 
         Args:
-            fan_in: ``"dense"`` counts every weight of an output channel, so active weights are
-                distributed as in ``nn.Conv1d``. ``"active"`` counts those that are active, channel
-                by channel, which keeps the variance of the outputs (Evci et al., "Gradient Flow in
-                Sparse Neural Networks and How Lottery Tickets Win", 2022).
+            fan_in: ``"dense"`` counts all weights of an output channel, which gives active weights
+                the distribution of ``nn.Conv1d``. ``"active"`` counts the active ones of each
+                channel, which keeps the variance of the outputs: see Evci et al., "Gradient Flow in
+                Sparse Neural Networks and How Lottery Tickets Win", 2022.
 
         Raises:
             ValueError: another ``fan_in``.
@@ -160,7 +161,7 @@ class SparseConv1d(PatternedModule):
         if fan_in == "dense":
             counts = torch.full_like(active, group_channels * kernel_size)
         elif fan_in == "active":
-            counts = active.clamp(min=1)  # a channel without weights has a bias
+            counts = active.clamp(min=1)  # a channel without weights still has a bias
         else:
             raise ValueError(f"fan_in must be 'dense' or 'active', but got {fan_in!r}")
         bound = counts.double().rsqrt().to(self.values.dtype)
@@ -171,12 +172,12 @@ class SparseConv1d(PatternedModule):
 
     @property
     def resolved_padding(self) -> tuple[int, int]:
-        """Padding ``(left, right)`` in samples, for every spelling of ``padding``."""
+        """Return the padding ``(left, right)`` in samples, for every spelling of ``padding``."""
         return self._geometry().padding
 
     def forward(self, input: Tensor) -> Tensor:
         """Convolve ``(N, C_in, L_in)`` or ``(C_in, L_in)``."""
-        # nn.Module's __getattr__ is slow, but pruned values can only be read through it.
+        # nn.Module's __getattr__ is slow, but only it can read pruned values.
         held = self._parameters
         values: Any = held["values"] if "values" in held else self.values  # noqa: SIM401
         bias = held["bias"] if "bias" in held else self.bias  # noqa: SIM401
@@ -186,13 +187,13 @@ class SparseConv1d(PatternedModule):
         return y if probe is None else probed(y, input, values, probe, geometry)
 
     def _geometry(self) -> Geometry:
-        if self._resolved is None:  # an attribute was set
+        if self._resolved is None:  # an attribute was set since the last call
             settings = (getattr(self, name) for name in _GEOMETRY)
             self._resolved = Geometry.of(self._pattern.shape, *settings)
         return self._resolved
 
     def dense_weight(self) -> Tensor:
-        """Return ``(C_out, C_in // groups, K)``, zeros where inactive; differentiable.
+        """Return ``(C_out, C_in // groups, K)``, with zeros where inactive; it is differentiable.
 
         Example:
             >>> pattern = KernelCSR.from_positions(torch.tensor([1]), (1, 1, 3))
@@ -216,17 +217,17 @@ class SparseConv1d(PatternedModule):
         """Copy an ``nn.Conv1d`` into a sparse layer.
 
         Args:
-            conv: the dense layer, left unchanged; ``requires_grad`` is kept. A subclass may pad or
-                cut off ends in its own ``forward``, as causal layers do.
-            mask: bool ``(C_out, C_in // groups, K)``, the active weights. None uses the layer's
-                ``weight_mask``, as ``torch.nn.utils.prune`` makes it, else all nonzero weights.
+            conv: the dense layer, which stays unchanged; ``requires_grad`` is copied. A subclass
+                may pad or cut off ends in its ``forward``, as causal layers do.
+            mask: bool ``(C_out, C_in // groups, K)``, the active weights. None takes the layer's
+                ``weight_mask`` from ``torch.nn.utils.prune``, else all nonzero weights.
             block: channels in which the mask is constant, as in ``block_mask``; see ``KernelCSR``.
             backend: as in ``sparse_conv1d``.
 
         Raises:
-            TypeError: ``conv`` is not an ``nn.Conv1d``, or a subclass that does more than pad,
+            TypeError: ``conv`` is not an ``nn.Conv1d``, or is a subclass that does more than pad,
                 convolve and cut off ends; ``mask`` is not a bool tensor.
-            ValueError: the shapes of mask and weight differ; a mask that is not constant in blocks.
+            ValueError: the mask differs from the weight in shape, or is not constant in blocks.
 
         Example:
             >>> conv = nn.Conv1d(2, 3, 5)
@@ -254,12 +255,11 @@ class SparseConv1d(PatternedModule):
     def to_dense(self) -> nn.Module:
         """Copy the layer into an ``nn.Conv1d`` that computes the same function.
 
-        If left and right padding differ, return an ``nn.Sequential`` of torch's padding layer and
-        an ``nn.Conv1d``.
+        If ``padding`` is a pair of different numbers, return an ``nn.Sequential`` of torch's
+        padding layer and an ``nn.Conv1d``.
 
         Raises:
-            NotImplementedError: a subclass with its own code, or a layer whose ``forward`` was
-                replaced.
+            NotImplementedError: a subclass has its own code, or the ``forward`` was replaced.
 
         Example:
             >>> SparseConv1d(2, 3, 5, padding=2).to_dense()
@@ -301,7 +301,7 @@ class SparseConv1d(PatternedModule):
             raise AttributeError(_NO_WEIGHT)
         if name in _GEOMETRY:
             self._resolved = None
-            value = tuple(value) if isinstance(value, list) else value  # immutable
+            value = tuple(value) if isinstance(value, list) else value  # a list could change unseen
         super().__setattr__(name, value)
 
 

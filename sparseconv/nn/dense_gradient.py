@@ -1,4 +1,4 @@
-"""The dense weight gradient of a ``SparseConv1d``: autograd adds it up in a probe."""
+"""Compute the dense weight gradient of a ``SparseConv1d``, which autograd adds up in a probe."""
 
 from __future__ import annotations
 
@@ -17,29 +17,26 @@ from sparseconv.reference import pad
 
 
 def new_probe(shape: tuple[int, int, int], values: Tensor) -> Tensor:
-    """Make a leaf tensor of a dense weight's shape, whose ``grad`` will be the dense gradient.
-
-    It holds one number in memory. Its gradient is float64 for float64 values, else float32,
-    because sums in half precision lose too much.
-    """
+    """Make a leaf tensor of a dense weight's shape, whose ``grad`` will be the dense gradient."""
+    # Sums in half precision lose too much.
     dtype = torch.float64 if values.dtype == torch.float64 else torch.float32
     with torch.inference_mode(False):
         zero = torch.zeros((), dtype=dtype, device=values.device)
-        return zero.expand(shape).requires_grad_()
+        return zero.expand(shape).requires_grad_()  # one number in memory
 
 
 def probed(y: Tensor, x: Tensor, values: Tensor, probe: Tensor, geometry: Geometry) -> Tensor:
     """Return the output ``y`` of a convolution of ``x``, with the probe in its graph.
 
-    Every ``backward()`` through it adds the dense weight gradient to ``probe.grad``. It adds
-    nothing under transforms of ``torch.func``, whose per-sample gradients are not those of a step,
-    and in a graph that is exported or traced.
+    Every ``backward()`` through it adds the dense weight gradient to ``probe.grad``. Nothing is
+    added in an exported or traced graph, or under ``torch.func``.
     """
+    # The per-sample gradients of torch.func are not those of a step.
     if not (y.requires_grad and values.requires_grad) or is_transformed() or is_exporting():
         return y
     if not is_dynamo_compiling() and torch._C._is_tracing():
         return y
-    if torch.is_autocast_enabled(x.device.type):  # keep the type that the layer computed with
+    if torch.is_autocast_enabled(x.device.type):  # the dtype that the layer computed in
         (x,) = as_autocast(x)
     watched: Tensor = _Probe.apply(y, x, probe, geometry)  # type: ignore[no-untyped-call]
     return watched
@@ -50,7 +47,7 @@ class _Probe(torch.autograd.Function):
     def forward(ctx: Any, y: Tensor, x: Tensor, probe: Tensor, geometry: Geometry) -> Tensor:
         ctx.save_for_backward(x)
         ctx.dtype, ctx.geometry = probe.dtype, geometry
-        return y.clone()  # a view could not be changed in place, as by nn.ReLU(inplace=True)
+        return y.clone()  # nn.ReLU(inplace=True) could not change a view
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

@@ -1,4 +1,4 @@
-"""The modules, one or several in a row, that may be a stage of a chain (``functional.chain``)."""
+"""Turn modules, one or several in a row, into stages of a chain (``functional.chain``)."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ _fits_order = functools.lru_cache(maxsize=None)(keeps_order)
 
 
 class Link:
-    """Modules in a row that may be a stage of a chain."""
+    """Hold modules in a row that may be a stage of a chain."""
 
-    ends_chain = False  # whether the link computes more, outside of the chain
+    ends_chain = False  # whether `finish` computes more, after the chain
 
     def __init__(self, modules: Sequence[Any]) -> None:
         self.modules: list[Any] = [*modules]
@@ -42,15 +42,15 @@ class Link:
         return True
 
     def stage(self, x: Tensor) -> Stage | None:
-        """Return a stage that computes what the modules do, in a chain for x; else None."""
+        """Return a stage that computes what the modules do, in a chain for ``x``; else None."""
         return None
 
     def may_begin(self, x: Tensor) -> bool:
-        """Return whether a chain for x may begin here."""
+        """Return whether a chain for ``x`` may begin here."""
         return True
 
     def weights_for(self, x: Tensor) -> Any:
-        """Return weights and bias of the convolution; None where the modules must compute."""
+        """Return weight and bias of the convolution, or None where the modules must compute."""
         return weight_and_bias(self.conv)
 
     def finish(self, y: Tensor) -> Tensor:
@@ -58,7 +58,6 @@ class Link:
         return y
 
     def one_by_one(self, x: Tensor) -> Tensor:
-        """Call the modules."""
         for module in self.modules:
             x = module(x)
         return x
@@ -69,7 +68,7 @@ class Link:
 
 
 class SparseLink(Link):
-    """A ``SparseConv1d``, perhaps followed by a ReLU."""
+    """Hold a ``SparseConv1d``, with or without ReLU."""
 
     def stage(self, x: Tensor) -> Conv | None:
         conv = self.conv
@@ -92,7 +91,7 @@ class SparseLink(Link):
 
 
 class PointwiseLink(Link):
-    """A 1x1 ``nn.Conv1d``."""
+    """Hold a 1x1 ``nn.Conv1d``."""
 
     def stage(self, x: Tensor) -> Pointwise | None:
         if self.is_watched() or not is_pointwise(self.conv):
@@ -102,11 +101,9 @@ class PointwiseLink(Link):
 
 
 class PooledLink(PointwiseLink):
-    """Adaptive averages and a 1x1 ``nn.Conv1d`` to fewer channels.
+    """Hold adaptive averages and a 1x1 ``nn.Conv1d`` to fewer channels, and swap the two."""
 
-    The two commute, and fewer channels are pooled.
-    """
-
+    # The two commute, and averages of fewer channels cost less.
     ends_chain = True
 
     def fits(self) -> bool:
@@ -118,10 +115,10 @@ class PooledLink(PointwiseLink):
 
 
 class NormLink(Link):
-    """An ``nn.BatchNorm1d`` and ``nn.ReLU``; in eval mode only while autograd records nothing."""
+    """Hold an ``nn.BatchNorm1d`` and ``nn.ReLU``."""
 
     def may_begin(self, x: Tensor) -> bool:
-        """Return False where the chain would round what torch normalises in float32."""
+        # Otherwise the chain would round what torch normalises in float32.
         return x.dtype == torch.bfloat16 or not in_rows(x)
 
     def stage(self, x: Tensor) -> NormRelu | None:
@@ -140,6 +137,7 @@ class NormLink(Link):
         except KeyError:
             return None
         mean, var, counter = kept
+        # In eval mode the stage has no gradients.
         if not training and (mean is None or torch.is_grad_enabled()):
             return None
         if (mean is None) != (var is None) or not (
@@ -153,13 +151,12 @@ class NormLink(Link):
 
 
 def weight_and_bias(conv: SparseConv1d | nn.Conv1d) -> Any:
-    """Return the parameters of ``conv``; None if one of the two is not a parameter."""
     weight = "values" if isinstance(conv, SparseConv1d) else "weight"
     return own_parameters(conv, weight, "bias")
 
 
 def is_pointwise(conv: nn.Conv1d) -> bool:
-    """Return whether the layer maps each position alone, all in the same way."""
+    """Return whether the layer maps every position alone, in the same way."""
     return (
         conv.groups == 1
         and conv.kernel_size == conv.stride == (1,)

@@ -1,4 +1,4 @@
-"""The tensors that a layer's state dicts share with it: positions move with the values."""
+"""Keep a layer's state dicts valid when its pattern changes."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from sparseconv.core.pattern import KernelCSR
 
 
 class LiveState:
-    """The values and indices in the state dicts of one layer.
+    """Track the values and indices in the state dicts of one layer.
 
-    As in every module, the values in a state dict are the layer's own memory. So are the indices:
-    a change of the pattern overwrites both. A state dict that was not copied always is the present
+    As in every module, the values in a state dict are the layer's own memory. A change of the
+    pattern overwrites the indices too, so a state dict that was not copied is always the present
     network.
 
     Attributes:
-        values, pattern: the layer's.
-        moves: number of changes of the pattern.
-        given: memory and name of the indices in each state dict that still exists.
+        values, pattern: those of the layer.
+        moves: the number of changes of the pattern.
+        given: by memory, the name of the indices in each state dict that still exists.
     """
 
     def __init__(self, values: Tensor, pattern: KernelCSR) -> None:
@@ -32,7 +32,7 @@ class LiveState:
         _LIVE[_memory(values)] = self
 
     def give(self, indices: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return the indices for one state dict, and note when it got them."""
+        """Return the indices for one state dict, and note the number of moves so far."""
         for name, tensor in indices.items():
             self.given[tensor.untyped_storage()] = name
         first = indices["crow_indices"]
@@ -52,7 +52,7 @@ class LiveState:
         self.moves += 1
 
 
-# By memory: other tensors and NumPy's arrays may hold it too.
+# By memory, because other tensors and NumPy arrays may hold it too.
 _LIVE: weakref.WeakValueDictionary[tuple[torch.device, int], LiveState]
 _LIVE = weakref.WeakValueDictionary()
 _GIVEN: dict[tuple[torch.device, int], tuple[LiveState, int]] = {}
@@ -65,7 +65,7 @@ def check_copied(
     pattern: KernelCSR,
     same_pattern: bool,
 ) -> None:
-    """Refuse entries that are not, or only in part, copies, if the pattern has changed since."""
+    """Refuse entries that share a layer's memory, even partly, if its pattern has changed since."""
     live, moves = _GIVEN.get(_memory(found["crow_indices"]), (None, 0))
     if live is None:
         live = _LIVE.get(_memory(found["values"]))

@@ -1,4 +1,4 @@
-"""Walk, copy and change any ``nn.Module``: its names, hooks and layers."""
+"""Inspect, copy and change any ``nn.Module``."""
 
 from __future__ import annotations
 
@@ -15,10 +15,8 @@ from torch.utils._pytree import tree_leaves
 
 
 def deepcopy_model(model: nn.Module) -> nn.Module:
-    """Copy a model as ``copy.deepcopy`` does, but with computed tensors too.
-
-    Pruning and weight_norm keep such a tensor, which is not a leaf of a graph, as an attribute.
-    """
+    """Copy a model as ``copy.deepcopy`` does, but with computed tensors too."""
+    # Pruning and weight_norm keep a tensor that is not a leaf of a graph, which deepcopy refuses.
     computed = {
         id(value): value.detach().clone()
         for module in model.modules()
@@ -29,15 +27,15 @@ def deepcopy_model(model: nn.Module) -> nn.Module:
 
 
 def has_codes(model: nn.Module) -> bool:
-    """Return whether a model looks integers up in a table, so that they must stay integers."""
+    """Return whether a model has an embedding, so that integer inputs must stay integers."""
     return any(isinstance(module, nn.Embedding | nn.EmbeddingBag) for module in model.modules())
 
 
 class Parametrizations(nn.ModuleDict):
-    """The parametrizations of a layer, by the name of the tensor.
+    """Hold the parametrizations of a layer, by the name of the tensor.
 
-    ``nn.ModuleDict`` refuses the name ``"values"``, after torch has removed the parameter. This
-    class accepts it: by index, as an attribute, and for ``get_submodule``.
+    ``nn.ModuleDict`` refuses the name ``"values"``, but only after torch has removed the parameter.
+    This class accepts it.
     """
 
     def add_module(self, name: str, module: nn.Module | None) -> None:
@@ -48,13 +46,12 @@ class Parametrizations(nn.ModuleDict):
 
     @property
     def values(self) -> Any:
-        """The parametrizations of ``values``, else the method of every dict."""
+        """Return the parametrizations of ``values``, else the method of every dict."""
         held = self._modules.get("values")
         return super().values if held is None else held
 
 
 def check_module(model: nn.Module) -> None:
-    """Refuse an object that is not a module."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be an nn.Module, but got {type(model).__name__}")
 
@@ -80,7 +77,7 @@ def check_not_wrapped(model: nn.Module, what: str) -> None:
 
 
 def owners_of(model: nn.Module) -> dict[int, list[str]]:
-    """Return the names of the modules that hold each parameter, by its id."""
+    """Map the id of each parameter to the names of the modules that hold it."""
     owners: dict[int, list[str]] = {}
     for name, module in model.named_modules():
         for parameter in dict.fromkeys(module._parameters.values()):
@@ -90,7 +87,7 @@ def owners_of(model: nn.Module) -> dict[int, list[str]]:
 
 
 def replace(model: nn.Module, successors: Mapping[nn.Module, nn.Module]) -> nn.Module:
-    """Replace each module by its successor; return the model, or its successor."""
+    """Replace each module by its successor; return the model or its successor."""
     for parent in list(model.modules()):
         for name, child in parent._modules.items():
             if child is not None and child in successors:
@@ -99,7 +96,7 @@ def replace(model: nn.Module, successors: Mapping[nn.Module, nn.Module]) -> nn.M
 
 
 def held_outside(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
-    """Yield modules in plain attributes, for example in lists, where torch cannot see them."""
+    """Yield modules in plain attributes, which torch does not see, and their places."""
     for owner in model.modules():
         for name, value in vars(owner).items():
             if name == "_modules":
@@ -118,8 +115,8 @@ def hooks_of(layer: nn.Module) -> list[Any]:
 
 
 def has_own_code(module: nn.Module) -> bool:
-    """Return whether calling this module does something that calling its class does not."""
-    attributes = module.__dict__  # half the time of module.name, and a call reads four of them
+    """Return whether calling a module does something that calling its class does not."""
+    attributes = module.__dict__  # half the time of module.name, and every call reads four
     return bool(
         attributes["_forward_hooks"]
         or attributes["_forward_pre_hooks"]
@@ -130,7 +127,7 @@ def has_own_code(module: nn.Module) -> bool:
     )
 
 
-# The methods of a layer that a subclass could override.
+# The attributes of a layer that a subclass could override.
 _CODE = (
     "__call__", "__getattr__", "forward", "train", "_conv_forward", "_check_input_dim", "_geometry",
     "pattern", "values", "weight", "bias",
@@ -138,7 +135,7 @@ _CODE = (
 
 
 def computes_as(module: nn.Module, kinds: Iterable[type[nn.Module]]) -> bool:
-    """Return whether the module is of one of these classes, or of a subclass that runs its code."""
+    """Return whether a module is of one of these classes, or of a subclass that runs its code."""
     kind = type_before_parametrizations(module)
     return any(
         issubclass(kind, known)
@@ -148,18 +145,15 @@ def computes_as(module: nn.Module, kinds: Iterable[type[nn.Module]]) -> bool:
 
 
 def own_parameters(module: nn.Module, *names: str) -> Any:
-    """Return the parameters of these names; None where one is frozen, pruned or parametrized.
-
-    Such a parameter is a buffer or an attribute. A bias among them is not an absent bias.
-    """
+    """Return the parameters of these names, or None if one is a buffer, pruned or parametrized."""
     try:
         return [module._parameters[name] for name in names]
-    except KeyError:
+    except KeyError:  # unlike an absent bias, which is None
         return None
 
 
 def all_modules_are_watched() -> bool:
-    """Return whether there are hooks that torch calls for every module."""
+    """Return whether torch has global hooks, which it calls for every module."""
     return bool(
         torch_module._global_forward_hooks
         or torch_module._global_forward_pre_hooks

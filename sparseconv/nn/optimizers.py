@@ -1,4 +1,4 @@
-"""The state that optimizers keep for each parameter, also in the optimizers that they hold."""
+"""Find the state that optimizers, and the optimizers that they hold, keep for each parameter."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _TRANSPARENT = (Tensor, Optimizer, bool, int, float, str)
 
 
 class Kept(NamedTuple):
-    """One object that an optimizer keeps: where, for which parameter, and the object."""
+    """Record an object that an optimizer keeps: its path, its parameter, and the object."""
 
     path: str
     owner: Any
@@ -28,13 +28,13 @@ class Kept(NamedTuple):
 
 
 class Holdings:
-    """The state of an optimizer and of those that it holds (SAM, Lookahead, lists of them).
+    """Collect the state of an optimizer and of those that it holds (SAM, Lookahead, lists of them).
 
-    A tensor belongs to the parameter that is its key in a dict, or has its place in a list like
-    those of ``param_groups``.
+    A tensor belongs to the parameter that is its key in a dict. In a list that is arranged as one
+    of ``param_groups``, it belongs to the parameter at its place.
 
     Attributes:
-        kept: all objects that they keep; of dicts also the keys.
+        kept: all objects that they keep, including the keys of dicts.
         optimizers, trained: the optimizer and those that it holds; the parameters in their groups.
     """
 
@@ -46,12 +46,12 @@ class Holdings:
                 "scheduler or a wrapper, give its optimizer (.optimizer, .base)"
             )
         self.kept = list(_walk(optimizer, kind, None, [], set()))
-        self.shapes = [getattr(x.value, "shape", None) for x in self.kept]  # the present ones
+        self.shapes = [getattr(x.value, "shape", None) for x in self.kept]  # as they are now
         self.optimizers = [x.value for x in self.kept if isinstance(x.value, Optimizer)]
         self.trained = [p for each in self.optimizers for group in _groups(each) for p in group]
 
     def keeps_the_same(self, other: Holdings | None) -> bool:
-        """Return whether it keeps the tensors of ``other``, in their shapes, and nothing opaque."""
+        """Return whether it keeps the tensors of ``other``, of equal shapes, and nothing opaque."""
         if other is None or self.shapes != other.shapes:
             return False
         return all(
@@ -62,7 +62,7 @@ class Holdings:
         )
 
     def check(self, parameters: Mapping[str, Tensor], model: nn.Module | None = None) -> None:
-        """Refuse an optimizer that keeps state which cannot follow these parameters.
+        """Refuse an optimizer whose state cannot follow these parameters.
 
         Args:
             parameters: by name, those whose entries will move or be removed.
@@ -88,7 +88,7 @@ class Holdings:
 
         for path, owner, value in self.kept:
             name, wrong = names.get(id(owner)), ""
-            of_a_step = model is None and "_hooks[" in path  # a hook may hold what belongs to it
+            of_a_step = model is None and "_hooks[" in path  # hooks may hold objects that stay
             is_state = isinstance(value, Tensor) and value.numel() > 1 and id(value) not in ours
             if isinstance(value, torch.optim.LBFGS):
                 wrong = "is LBFGS, whose history mixes all parameters"
@@ -118,7 +118,7 @@ class Holdings:
                 raise NotImplementedError(f"{path} {wrong}, which cannot be followed; {advice}")
 
     def _adds_nothing(self, parameters: Mapping[str, Tensor], model: nn.Module | None) -> bool:
-        """Return whether it wraps an optimizer that can be followed, and keeps no state itself."""
+        """Return whether it wraps an optimizer that can be followed, and keeps no other state."""
         inner = getattr(self.optimizers[0], "optimizer", None)
         if not isinstance(inner, Optimizer):
             return False
@@ -139,14 +139,14 @@ class Holdings:
         """Return the ids of parameters with a gradient, or with a state that a step has used."""
         had = {id(p) for p in self.trained if p.grad is not None}
         for _, owner, value in self.kept:
-            # Some optimizers make the state before the first step; then it holds zeros.
+            # Some optimizers create the state before the first step; it then holds zeros.
             known = owner is None or value is owner or id(owner) in had
             if not known and type(value) in (Tensor, float, int) and torch.as_tensor(value).any():
                 had.add(id(owner))
         return had
 
     def state_of(self, parameter: Tensor) -> list[Tensor]:
-        """Return the tensors of a parameter's state."""
+        """Return the tensors of a parameter's state that have its shape."""
         state = [x.value for x in self.kept if x.owner is parameter]
         return [x for x in state if isinstance(x, Tensor) and x.shape == parameter.shape]
 
@@ -158,7 +158,7 @@ def _groups(optimizer: Optimizer) -> list[list[Tensor]]:
 def _walk(
     value: Any, path: str, owner: Any, layouts: list[list[Any]], seen: set[int]
 ) -> Iterator[Kept]:
-    """Yield what is kept; ``layouts`` are lists of parameters, in whose order others may be."""
+    """Yield what is kept; lists of tensors are matched with ``layouts``, lists of parameters."""
     if isinstance(value, (Optimizer, dict, *SEQUENCES)):
         if id(value) in seen:
             return
@@ -190,12 +190,12 @@ def _walk(
 
 
 def _gives_entries(value: Tensor, owner: Tensor) -> bool:
-    """Return whether a state has an entry for each weight; codes with block scales have not."""
+    """Return whether a state has an entry for each weight; codes with block scales have none."""
     try:
         if type(value) is not type(owner.data):
             value.new_zeros(1)
             value.index_select(0, torch.zeros(1, dtype=torch.long, device=value.device))
-    except Exception:  # a class of tensors may raise anything
+    except Exception:  # a subclass of Tensor may raise anything
         return False
     return True
 
@@ -209,10 +209,7 @@ def _fits(value: Any, layout: Any) -> bool:
 
 
 def _held(value: Any) -> Iterator[Any]:
-    """Yield an object and what it holds at any depth, except classes.
-
-    Of a function's globals, yield only the tensors, modules and optimizers that it names.
-    """
+    """Yield an object and what it holds at any depth, except classes."""
     stack, seen = [value], set()
     while stack:
         held = stack.pop()
@@ -220,7 +217,7 @@ def _held(value: Any) -> Iterator[Any]:
             continue
         seen.add(id(held))
         yield held
-        if isinstance(held, FunctionType):  # its globals hold everything
+        if isinstance(held, FunctionType):  # its globals hold everything: follow what it names
             stack += [held.__closure__, held.__defaults__, vars(held)]
             names = [x.argval for x in dis.get_instructions(held) if x.opname == "LOAD_GLOBAL"]
             used = [held.__globals__.get(name) for name in names]

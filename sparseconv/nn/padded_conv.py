@@ -13,8 +13,8 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 from sparseconv.nn.modules import computes_as, deepcopy_model
 from sparseconv.nn.state import shared_options
 
-# Magnitudes of weights. Their products with the integers of a series are exact in float64, as are
-# sums of these in any order: a layer that adds anything gives other bits than a convolution.
+# Magnitudes of test weights. Their products with the integers of a test series are exact in
+# float64, as are sums of these in any order. A layer that computes anything else gives other bits.
 _SIZES = torch.tensor([2.0**power for power in range(-13, 14)], dtype=torch.float64)
 _MODES = {"zeros": "constant", **{mode: mode for mode in ("replicate", "reflect", "circular")}}
 REMEDY = (
@@ -25,15 +25,14 @@ REMEDY = (
 def convolution_of(conv: nn.Conv1d) -> dict[str, Any]:
     """Return the arguments of the ``SparseConv1d`` that computes what ``conv`` does.
 
-    It runs a copy of a subclass on series of many lengths, in both modes, with weights of many
-    sizes. A layer that prunes, limits or scales weights gives other outputs than a convolution.
-
     Raises:
-        TypeError: the layer does more than pad, convolve and cut off ends, or varies.
+        TypeError: the layer does more than pad, convolve and cut off ends, or its padding varies.
     """
     kind, own = type_before_parametrizations(conv), vars(conv).keys() & {"forward", "_conv_forward"}
     if computes_as(conv, (nn.Conv1d,)) and not own:
         return shared_options(conv) | {"padding": conv.padding}
+    # Run a copy on series of many lengths, in both modes, with weights of many sizes: a layer that
+    # prunes, limits or scales weights gives other outputs than a convolution.
     try:
         if own or kind.__call__ is not nn.Module.__call__:
             raise TypeError("it replaces forward, _conv_forward or __call__")
@@ -41,7 +40,7 @@ def convolution_of(conv: nn.Conv1d) -> dict[str, Any]:
             raise TypeError(f"its forward takes {', '.join(takes)}, not the series alone")
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             return shared_options(conv) | _padding_of(_with_random_weights(conv, kind))
-    except Exception as error:  # the layer may run any code
+    except Exception as error:  # the layer's code may raise anything
         raise TypeError(
             f"conv must pad, convolve and cut off ends only, but {kind.__name__} has its own "
             f"code: {error}; {REMEDY}"
@@ -49,13 +48,13 @@ def convolution_of(conv: nn.Conv1d) -> dict[str, Any]:
 
 
 def _with_random_weights(conv: Any, kind: Any) -> Any:
-    """Copy a layer, without pruning."""
+    """Copy a layer without its pruning, and with random weights."""
     twin: Any = deepcopy_model(conv).to("cpu", torch.float64)
     twin.__class__ = kind
     sizes = {"weight": (conv.out_channels, conv.in_channels // conv.groups, *conv.kernel_size)}
     sizes |= {} if conv.bias is None else {"bias": (conv.out_channels,)}
     for name, size in sizes.items():
-        vars(twin).pop(name, None)  # computed by pruning
+        vars(twin).pop(name, None)  # pruning's result would hide the parameter
         twin._parameters[name] = nn.Parameter(torch.empty(size, dtype=torch.float64))
     for tensor in (*twin.parameters(), *twin.buffers()):
         if tensor.is_floating_point():
@@ -92,7 +91,7 @@ def _padding_of(twin: Any) -> dict[str, Any]:
 
 
 def _run(twin: Any, length: int, training: bool) -> tuple[Tensor, Tensor]:
-    """Run the code of a layer's class; return a series and its output."""
+    """Run the code of a layer's class, and return a series and its output."""
     x = 1.0 + torch.rand(1, twin.in_channels, length).argsort().double()  # all differ
     x *= torch.randn_like(x).sign()
     before = {name: (p, p.data_ptr(), p.clone()) for name, p in twin.named_parameters()}

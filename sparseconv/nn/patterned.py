@@ -1,4 +1,4 @@
-"""A module whose parameter ``values`` belongs to the active weights of a pattern."""
+"""Define a module whose parameter ``values`` belongs to the active weights of a pattern."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _NEVER_CHECKED: tuple[Any, int] = (None, -1)
 
 
 class PatternedModule(nn.Module):
-    """Hold a pattern and its values: change, save and load them together."""
+    """Hold a pattern and its values, and change, save and load them together."""
 
     values: nn.Parameter
     groups: int
@@ -48,12 +48,12 @@ class PatternedModule(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self._checked = _NEVER_CHECKED  # the tag that was checked last, and its version
-        self.dense_probe: Tensor | None = None  # DSTScheduler's, for a step; see `probed`
+        self.dense_probe: Tensor | None = None  # set by DSTScheduler for a step; see `probed`
         self._live: Any = None  # the LiveState, once there is a state dict
 
     @property
     def pattern(self) -> KernelCSR:
-        """The active weights; RuntimeError if the values may be those of another pattern."""
+        """Return the active weights; raise RuntimeError if the values may be another pattern's."""
         tag: Any = self._buffers["pattern_tag"]
         checked = self._checked
         if is_dynamo_compiling():
@@ -64,12 +64,12 @@ class PatternedModule(nn.Module):
 
     @property
     def crow_indices(self) -> Tensor:
-        """``pattern.crow_indices``, copied to the layer's device."""
+        """Return a copy of ``pattern.crow_indices`` on the layer's device."""
         return self._pattern.crow_indices.to(self.values.device, copy=True)
 
     @property
     def col_indices(self) -> Tensor:
-        """``pattern.col_indices``, copied to the layer's device."""
+        """Return a copy of ``pattern.col_indices`` on the layer's device."""
         return self._pattern.col_indices.to(self.values.device, copy=True)
 
     @torch.no_grad()
@@ -78,8 +78,8 @@ class PatternedModule(nn.Module):
 
         Args:
             new: the pattern, of the same shape.
-            values: ``(nnz,)`` in the new CSR order; None keeps the surviving values and gives the
-                others 0.
+            values: ``(nnz,)`` in the new CSR order. None keeps surviving values and starts others
+                at 0.
 
         Example:
             >>> from sparseconv import SparseConv1d
@@ -101,26 +101,27 @@ class PatternedModule(nn.Module):
         """Make other weights active, and move what belongs to them.
 
         ``self.values`` stays the same parameter object, so optimizers still hold it. If nnz stays,
-        it is overwritten in place and its gradient moves too; if nnz changes, the gradient is
+        it is overwritten in place, and its gradient moves too. If nnz changes, the gradient is
         dropped. No other thread may call the layer at the same time.
 
-        ``DSTScheduler`` moves optimizer state and running averages. Otherwise name them in
-        ``follow``. If nnz changes, build a new optimizer and start a new average: torch's fused
-        optimizers do not check the length of their moments, and write outside their memory.
+        ``DSTScheduler`` moves optimizer state and running averages; otherwise name them in
+        ``follow``. If nnz changes, build a new optimizer and start a new average. An optimizer
+        with moments of the former length refuses to step.
 
         Args:
-            pattern: the new one, of the same shape.
-            source: int64 ``(pattern.nnz,)``. For each new active weight it holds the index of the
-                old one whose value it keeps, or -1 to begin at 0.
+            pattern: the new pattern, of the same shape.
+            source: int64 ``(pattern.nnz,)``. It holds, for each new active weight, the index of the
+                old one whose value it keeps, or -1 to start at 0.
             follow: tensors with one entry for each old active weight, such as an optimizer's
                 moments. They change as ``values`` does.
 
         Raises:
-            TypeError, ValueError: another type or shape.
+            TypeError, ValueError: an argument has the wrong type, shape or range.
             RuntimeError: the layer was made in ``torch.inference_mode()`` and is changed outside;
-                torch's pruning computes its values; or another layer has their memory.
+                torch's pruning computes its values; or another layer shares their memory.
             NotImplementedError: the values are sharded, or in shared memory.
-            After an error everything is unchanged.
+
+        After an error everything is unchanged.
 
         Example:
             >>> from sparseconv import SparseConv1d
@@ -136,9 +137,9 @@ class PatternedModule(nn.Module):
     def prepare_rewire(
         self, pattern: KernelCSR, source: Tensor, follow: Sequence[Tensor] = ()
     ) -> Callable[[], None]:
-        """Check and prepare ``rewire``; the returned function performs it."""
+        """Check and prepare ``rewire``, and return the function that performs it."""
         check_pattern(pattern, self._pattern.shape, self.groups)
-        # Do not read what an update on a GPU made, or the CPU would wait for it.
+        # The CPU would have to wait for a pattern that an update on a GPU makes, so do not read it.
         kept = not pattern.only_on_gpu and pattern == self._pattern
         check_movable(self, same_pattern=kept)
         if source.shape != (pattern.nnz,) or not (
@@ -173,18 +174,18 @@ class PatternedModule(nn.Module):
 
     @torch.no_grad()
     def _adopt(self, pattern: KernelCSR) -> None:
-        """Install a checked pattern; with another nnz the values become 0."""
+        """Install a checked pattern; with another nnz, the values become 0."""
         check_mode(self.values)
         device, dtype = self.values.device, self.values.dtype
         with torch.inference_mode(False):  # inference tensors could not be trained later
             own_tag = new_tag(pattern)
             tag = own_tag.to(device, copy=True)
-            if are_shared(self.values) and pattern != self._pattern:  # others keep their pattern
+            if are_shared(self.values) and pattern != self._pattern:  # others keep theirs
                 self.values.data = self.values.detach().clone()
             if self.values.shape != (pattern.nnz,):
                 watch_optimizers(self.values)
-                # A live graph keeps the old length for the next backward; a detour over another
-                # dtype makes torch forget it.
+                # A live graph remembers the old length for the next backward pass. A detour
+                # through another dtype makes torch forget it.
                 self.values.grad = None
                 detour = torch.float32 if dtype == torch.float64 else torch.float64
                 fresh = torch.zeros(pattern.nnz, device=device, dtype=dtype)
@@ -192,14 +193,13 @@ class PatternedModule(nn.Module):
                 self.values.data = fresh
         self._pattern, self._own_tag = pattern, own_tag
         if pattern.only_on_gpu and self.pattern_tag.device == tag.device:
-            self.pattern_tag.copy_(tag)  # a new tag would be read
+            self.pattern_tag.copy_(tag)  # the check of a new tag would read it
             self._checked = self.pattern_tag, self.pattern_tag._version
         else:
             self.register_buffer("pattern_tag", tag, persistent=False)
         self._copy_pattern()
 
     def _live_indices(self) -> dict[str, Tensor]:
-        """Return the indices for a state dict."""
         with torch.inference_mode(False):
             fresh = {name: getattr(self, name) for name in INDICES}
         if not holds_values(self) or self.values.is_meta:
@@ -211,8 +211,7 @@ class PatternedModule(nn.Module):
         return live.give(fresh)  # type: ignore[no-any-return]
 
     def _copy_pattern(self) -> None:
-        """Copy the indices to a GPU now: a graph, compiled or captured, cannot do it later."""
-        if self.values.is_cuda:
+        if self.values.is_cuda:  # now, because a compiled or captured graph cannot do it later
             self._pattern.on(self.values.device)
 
     def _apply(self, fn: Any, recurse: bool = True) -> PatternedModule:
@@ -231,12 +230,12 @@ class PatternedModule(nn.Module):
         super()._save_to_state_dict(destination, prefix, keep_vars)
         destination.update((prefix + name, t) for name, t in self._live_indices().items())
         metadata = getattr(destination, "_metadata", {})
-        if prefix[:-1] in metadata:  # as torch calls it
-            # Tensors may fit other shapes too. Reading the pattern checks the tag.
+        if prefix[:-1] in metadata:  # always in torch's own calls
+            # Entries may fit other shapes too. Reading the pattern also checks the tag.
             metadata[prefix[:-1]]["shape"] = self.pattern.shape
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        """Load the layer's own entries whole or not at all."""
+        """Load the layer's own entries, whole or not at all."""
         hooks, self._load_state_dict_pre_hooks = self._load_state_dict_pre_hooks, OrderedDict()
         try:
             for hook in hooks.values():  # before reading, because hooks may rename entries
@@ -284,7 +283,7 @@ class PatternedModule(nn.Module):
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        """Copy and pickle without the probe; a copied scheduler brings another."""
+        """Omit the probe from copies and pickles; a copied scheduler brings another."""
         own = {"dense_probe": None, "_live": None, "_checked": _NEVER_CHECKED}
         return {**self.__dict__, **own}
 

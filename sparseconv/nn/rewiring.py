@@ -1,4 +1,4 @@
-"""Values, and tensors with an entry for each of them, follow a change of pattern."""
+"""Move values, and tensors with one entry for each of them, when a pattern changes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sparseconv.nn.live_state import same_memory
 
 LAYERS: WeakValueDictionary[int, nn.Module] = WeakValueDictionary()  # all layers, by id
 
-_FORMER_NNZ: MutableMapping[Tensor, set[int]] = WeakIdKeyDictionary()  # of values
+_FORMER_NNZ: MutableMapping[Tensor, set[int]] = WeakIdKeyDictionary()  # by values
 
 
 def check_pattern(pattern: KernelCSR, shape: tuple[int, int, int], groups: int) -> None:
@@ -68,7 +68,7 @@ def check_movable(layer: nn.Module, same_pattern: bool = False) -> None:
 
 
 def check_alone(layer: nn.Module) -> None:
-    """Refuse a layer whose values another layer holds too, for another pattern."""
+    """Refuse a layer that shares its values with another layer, which would keep its pattern."""
     own: Any = layer._parameters
     for layer_ref in LAYERS.valuerefs():
         # A shallow copy has the same dict of parameters, and notices a new pattern itself.
@@ -83,7 +83,7 @@ def check_alone(layer: nn.Module) -> None:
 
 
 def check_mode(values: Tensor) -> None:
-    """Refuse to change values outside inference mode that were made in it."""
+    """Refuse to change values outside inference mode if they were made in it."""
     if values.is_inference() and not torch.is_inference_mode_enabled():
         raise RuntimeError(
             "a layer made in torch.inference_mode() can be changed in that mode only; "
@@ -92,7 +92,7 @@ def check_mode(values: Tensor) -> None:
 
 
 def holds_values(layer: nn.Module) -> bool:
-    """Return whether the values are a parameter of the layer, and all are in this process."""
+    """Return whether the values are a parameter of the layer that is wholly in this process."""
     values = layer._parameters.get("values")
     # FSDP2's parameters are DTensors; FSDP1 with use_orig_params marks its parameters.
     return type(values) is nn.Parameter and not hasattr(values, "_fsdp_flattened")
@@ -100,14 +100,13 @@ def holds_values(layer: nn.Module) -> bool:
 
 def are_shared(values: Any) -> bool:
     """Return whether other processes may have the values too, with their own pattern."""
-    return values.device.type == "cpu" and bool(values.is_shared())  # on CUDA always true
+    # On CUDA is_shared() is always true.
+    return values.device.type == "cpu" and bool(values.is_shared())
 
 
 def watch_optimizers(values: Tensor) -> None:
-    """Let optimizers refuse to step with moments of the length that values have before a change.
-
-    torch's fused optimizers do not check it, and would write outside their memory.
-    """
+    """Make optimizers refuse a step with moments of the length that values have before a change."""
+    # torch's fused optimizers do not check the length, and would write outside their memory.
     _hook_into_optimizers()
     _FORMER_NNZ.setdefault(values, set()).add(values.numel())
 
@@ -132,7 +131,7 @@ def _check_moments(optimizer: Optimizer, *_: Any) -> None:
 
 
 def survivors(old: KernelCSR, new: KernelCSR) -> Tensor:
-    """Return the ``source`` for ``move`` that keeps every weight active in both patterns.
+    """Return the ``source`` for ``move`` that keeps every weight that is active in both patterns.
 
     Example:
         >>> first, second = torch.tensor([1, 4]), torch.tensor([0, 4])
@@ -152,7 +151,7 @@ def move(tensors: Sequence[Tensor], source: Tensor) -> list[Tensor]:
         >>> move([torch.tensor([5.0, 6.0])], torch.tensor([-1, 0, -1]))
         [tensor([0., 5., 0.])]
     """
-    old = source + 1  # after a 0 in front
+    old = source + 1  # indices after a 0 in front
 
     def moved(tensor: Tensor) -> Tensor:
         return torch.cat((tensor.new_zeros(1), tensor)).index_select(0, old.to(tensor.device))

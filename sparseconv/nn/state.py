@@ -1,4 +1,4 @@
-"""The inputs that a ``SparseConv1d`` accepts: values, a state dict, an ``nn.Conv1d``."""
+"""Read what a ``SparseConv1d`` accepts: values, a state dict, an ``nn.Conv1d``."""
 
 from __future__ import annotations
 
@@ -28,17 +28,15 @@ def check_floats(name: str, tensor: Tensor, size: int) -> None:
 
 
 def shared_options(layer: nn.Module) -> dict[str, Any]:
-    """Collect the arguments that mean the same to ``SparseConv1d`` and ``nn.Conv1d``."""
+    """Collect the arguments that ``SparseConv1d`` and ``nn.Conv1d`` share."""
     names = ("in_channels", "out_channels", "kernel_size", "stride", "dilation", "groups")
     options = {name: getattr(layer, name) for name in (*names, "padding_mode")}
     return options | {"bias": layer.bias is not None}
 
 
 def current(layer: nn.Module, name: str) -> Tensor:
-    """Return a layer's weight, values or bias as its next forward pass would use it.
-
-    ``torch.nn.utils.prune`` computes the attribute itself only during that pass.
-    """
+    """Return a layer's weight, values or bias as its next forward pass would use it."""
+    # torch.nn.utils.prune computes the attribute itself only during that pass.
     tensor: Tensor = getattr(layer, name)
     if hasattr(layer, f"{name}_orig") and hasattr(layer, f"{name}_mask"):
         tensor = getattr(layer, f"{name}_orig") * getattr(layer, f"{name}_mask")
@@ -46,12 +44,10 @@ def current(layer: nn.Module, name: str) -> Tensor:
 
 
 def asks_for_gradients(layer: nn.Module, name: str) -> bool:
-    """Return whether a weight, values or bias needs gradients, or a parameter that it comes from.
-
-    The computed tensor itself may stem from a pass without gradients.
-    """
+    """Return whether a weight, values or bias, or what it is computed from, needs gradients."""
     if (own := layer._parameters.get(name)) is not None:
         return own.requires_grad
+    # The computed tensor itself may stem from a pass without gradients.
     sources = [p for key, p in layer._parameters.items() if key.startswith(f"{name}_")]
     if is_parametrized(layer, name):
         sources += layer.parametrizations[name].parameters()  # type: ignore[index,union-attr]
@@ -59,7 +55,7 @@ def asks_for_gradients(layer: nn.Module, name: str) -> bool:
 
 
 INDICES = ("crow_indices", "col_indices")
-NAMES = ("values", *INDICES, "bias")  # of the layer's own format
+NAMES = ("values", *INDICES, "bias")  # the layer's own format
 _FORMATS = (
     {"values", *INDICES},
     {"weight"},
@@ -71,7 +67,7 @@ _FORMATS = (
 def own_entries(layer: nn.Module, state_dict: dict[str, Any], prefix: str) -> dict[str, Any]:
     """Return the entries under the layer's prefix, without it.
 
-    Leave out those that a subclass, pruning or parametrization added: nn.Module loads them.
+    Omit those that a subclass, pruning or parametrization added, which ``nn.Module`` loads.
     """
     added = {*layer._parameters, *layer._buffers, *layer._modules, _EXTRA_STATE_KEY_SUFFIX}
     added -= set(NAMES)
@@ -86,9 +82,10 @@ def read_layer(
     has_bias: bool,
     metadata: dict[str, Any],
 ) -> tuple[KernelCSR, dict[str, Tensor]]:
-    """Check the ``own_entries`` of one layer; return its pattern, and values and bias by name.
+    """Check the ``own_entries`` of a layer; return its pattern, and values and bias by name.
 
-    TypeError or ValueError if they are not exactly one of the formats, or do not fit.
+    Raises:
+        TypeError, ValueError: they are not exactly one of the formats, or do not fit.
     """
     for name, tensor in found.items():
         if not isinstance(tensor, Tensor):

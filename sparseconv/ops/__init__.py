@@ -1,4 +1,4 @@
-"""The registered ops and their implementations: schemas, backends, plans, Triton's kernels."""
+"""Provide the registered ops: their schemas, backends, plans and Triton's kernels."""
 
 from sparseconv.ops import schemas
 

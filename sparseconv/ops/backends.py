@@ -1,4 +1,4 @@
-"""The implementations: which are built, which can run here, and why others cannot."""
+"""Find which backends are built and which can run here, and explain why others cannot."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _load_extension() -> tuple[ModuleType | None, str]:
 
 extension, _missing_reason = _load_extension()
 if extension is None:
-    # Once per process: a warning, which can be filtered, and never an error.
+    # Warn once per process, and never raise: the reference computes the same.
     warnings.warn(
         f"sparseconv computes with its dense reference, slowly: {_missing_reason}",
         RuntimeWarning,
@@ -50,7 +50,7 @@ def _preferred() -> str:
 
 @functools.cache
 def _load_triton() -> tuple[ModuleType | None, str]:
-    # At first use: importing Triton takes a third of a second, and the CPU does not need it.
+    # Import at first use: it takes a third of a second, and CPU tensors do not need Triton.
     try:
         return importlib.import_module("sparseconv.ops.triton"), ""
     except ImportError as error:
@@ -58,7 +58,7 @@ def _load_triton() -> tuple[ModuleType | None, str]:
 
 
 def _missing(name: str) -> str | None:
-    """Return the reason why a backend is not installed; None if it is."""
+    """Return the reason why a backend is not installed, or None if it is."""
     if name == "triton":
         module, reason = _load_triton()
         return reason if module is None else None
@@ -81,7 +81,7 @@ def _interpreted() -> bool:
 
 @constant_in_graphs
 def _why_not(name: str, device_type: str) -> str | None:
-    """Return the reason why a backend cannot compute on this type of device; None if it can."""
+    """Return the reason why a backend cannot compute on this type of device, or None if it can."""
     reason = _missing(name)
     if reason is not None or device_type == _ON[name]:
         return reason
@@ -97,7 +97,6 @@ def _why_not(name: str, device_type: str) -> str | None:
 
 
 def _state(name: str) -> str:
-    """Return the state of one backend."""
     if name == "reference":
         return "available"
     no_gpu = "no GPU: torch sees no CUDA device"
@@ -123,10 +122,8 @@ def _state(name: str) -> str:
 
 @constant_in_graphs
 def multiplies_blocks(dtype: torch.dtype, device: torch.device) -> bool:
-    """Return whether Triton's kernels multiply blocks of channels in this dtype on tensor cores.
-
-    In float32 they do so only where torch lets its own convolutions round to TF32.
-    """
+    """Return whether Triton's kernels multiply blocks in this dtype on tensor cores."""
+    # In float32 only where torch lets its own convolutions round to TF32.
     exact = torch.backends.cudnn.conv.fp32_precision != "tf32"  # type: ignore[attr-defined]
     if dtype == torch.float64 or (dtype == torch.float32 and exact):
         return False
@@ -140,7 +137,7 @@ def _has_tensor_cores(device: torch.device | None = None) -> bool:  # for bfloat
 
 
 def available_backends() -> dict[str, str]:
-    """Name every backend with its state on this machine.
+    """Describe the state of every backend on this machine.
 
     Returns:
         ``{"cpp": ..., "cuda": ..., "triton": ..., "reference": ...}``. Each value is
@@ -158,9 +155,9 @@ def available_backends() -> dict[str, str]:
 def resolve_backend(name: str, device: torch.device, cuda_pays: bool = False) -> str:
     """Turn a requested backend into one that runs on ``device``, or raise with the reason.
 
-    ``"auto"`` is ``SPARSECONV_BACKEND`` if it is set. Else it is the C++ kernels for CPU tensors.
-    For CUDA tensors it is Triton's kernels, or the CUDA kernels where they are faster
-    (``cuda_pays``). Without these it is the dense reference. A named backend is never replaced.
+    ``"auto"`` takes ``SPARSECONV_BACKEND`` if it is set. Otherwise it takes the C++ kernels for CPU
+    tensors. For CUDA tensors it takes the CUDA kernels where they are faster (``cuda_pays``), else
+    Triton's. If these are missing, it takes the dense reference. A named backend is never replaced.
     """
     if name == "auto":
         name = _preferred()

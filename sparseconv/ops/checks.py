@@ -1,4 +1,4 @@
-"""Checks of the tensors of a convolution, and their error messages."""
+"""Check the tensors of a convolution."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from sparseconv.core.geometry import DTYPES, Geometry
 
 
 class DtypeError(TypeError, RuntimeError):
-    """A dtype that does not fit; ``F.conv1d`` raises RuntimeError for it."""
+    """Report a wrong dtype, for which ``F.conv1d`` raises RuntimeError."""
 
 
 def check(input: Tensor, values: Tensor, nnz: int, bias: Tensor | None, geometry: Geometry) -> None:
-    """Refuse what the kernels cannot compute, in F.conv1d's words where they exist."""
+    """Refuse what the kernels cannot compute, in the words of ``F.conv1d`` where they exist."""
     dtype, device = input.dtype, input.device
     if not (
         dtype in DTYPES

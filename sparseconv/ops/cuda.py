@@ -1,4 +1,4 @@
-"""The ops for CUDA tensors: the CUDA kernels, with the plans of the index tensors."""
+"""Implement the ops for CUDA tensors: call the CUDA kernels with the plans of patterns."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sparseconv.ops.padding import folds_padding
 
 
 def _planned(op: Any, make: Callable[..., gpu_plans.Masks], first: int) -> Callable[..., Tensor]:
-    """Call a CUDA kernel with the plan of the two index tensors, the arguments from ``first``."""
+    """Return a function that passes ``op`` the plan in place of the index tensors at ``first``."""
 
     def launched(*args: Any) -> Tensor:
         crow, col, geometry, *rest = args[first:]

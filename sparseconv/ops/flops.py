@@ -1,4 +1,4 @@
-"""Formulas for torch's FLOP counters, which count the active weights of the registered ops.
+"""Teach torch's FLOP counters to count the active weights of the registered ops.
 
 A multiply-add is two operations.
 """
@@ -18,7 +18,7 @@ _MODULE = "torch.utils.flop_counter"
 
 
 def _fprop(input: Tensor, values: Tensor, *_: Any, out_val: Tensor, **__: Any) -> int:
-    """Count N * L_out multiply-adds for each active weight, one for every output of its row."""
+    """Count ``N * L_out`` multiply-adds for each active weight."""
     return 2 * out_val.shape[0] * out_val.shape[2] * values.shape[0]
 
 
@@ -40,19 +40,17 @@ _FORMULAS: dict[Any, Callable[..., int]] = {
 def teach_counters() -> None:
     """Register the formulas with ``torch.utils.flop_counter``, and with the counters that run.
 
-    It does nothing if that module is not imported, because its import of Triton takes a third of a
-    second. It is called when this package is imported, and before an op runs under any
-    ``TorchDispatchMode``, because a counter copies the formulas when it is made. An exported graph
-    only calls the ops. It is counted if the module was imported before this package, or a layer
-    ran under a counter before.
+    It is called when this package is imported, and before an op runs under a ``TorchDispatchMode``.
+    An exported graph only calls the ops. It is counted if that module was imported before this
+    package, or if a layer has run under a counter.
     """
     module: Any = sys.modules.get(_MODULE)
-    if module is None:
+    if module is None:  # importing it would import Triton, which takes a third of a second
         return
     for op, formula in _FORMULAS.items():
         if op not in module.flop_registry:
             module.register_flop_formula(op, get_raw=True)(formula)
-    for mode in _get_current_dispatch_mode_stack():
+    for mode in _get_current_dispatch_mode_stack():  # counters hold copies of the registry
         counter = getattr(mode, "counter", None)
         if isinstance(counter, module.FlopCounterMode):
             counter.flop_registry = {**_FORMULAS, **counter.flop_registry}

@@ -1,10 +1,9 @@
-"""Plans: what the GPU kernels read instead of a pattern. Made once for its two index tensors.
+"""Compute plans, which the GPU kernels read instead of a pattern, once for its two index tensors.
 
-Every size here follows from the pattern's shape and ``nnz`` alone. A change of the pattern at
-constant ``nnz`` therefore changes no grid and no address. After the tensors were written to, their
-plans are computed again into the same memory, which CUDA graphs continue to read. Both backends
-read the same rows, and add the entries of a row in the same order. Plans are computed on the device
-of the tensors; the CPU took three times as long as an H100.
+All sizes here follow from the pattern's shape and ``nnz`` alone, so a change of the pattern at
+constant ``nnz`` changes no grid and no address. After a write to the tensors, their plans are
+computed again into the same memory, which CUDA graphs continue to read. Both backends read the same
+rows, and add the entries of a row in the same order.
 """
 
 from __future__ import annotations
@@ -25,20 +24,20 @@ from sparseconv.ops.graphs import Repeated
 
 P = TypeVar("P", bound="tuple[Tensor, ...]")
 Shape = tuple[int, int, int]
-RUN = 16  # entries that a program of Triton's wgrad takes
-COLUMNS = 128  # input channels times units that a program of the block wgrad takes
+RUN = 16  # entries that a program of Triton's wgrad computes
+COLUMNS = 128  # input channels times units that a program of the block wgrad computes
 REACH = 40  # samples in a window of the CUDA kernels (csrc/cuda/problem.h)
 
 
 class Correlation(NamedTuple):
-    """The rows of one correlation, heaviest first, and their entries (see Triton's kernels)."""
+    """Hold the rows of a correlation, heaviest first, and their entries (see Triton's kernels)."""
 
     rows: Tensor  # int32 (rows, 3): row, first entry, past the last
     entries: Tensor  # int64 (nnz,): channel in the upper half, offset in the lower
 
 
 class Transposed(NamedTuple):
-    """dgrad's correlation: a row is an input channel in one stride phase."""
+    """Hold dgrad's correlation, whose rows are input channels in one stride phase."""
 
     rows: Tensor
     entries: Tensor
@@ -46,10 +45,10 @@ class Transposed(NamedTuple):
 
 
 class Masks(NamedTuple):
-    """A correlation as the CUDA kernels read it."""
+    """Hold a correlation as the CUDA kernels read it."""
 
     # int64 (rows, 1 + channels), heaviest first: the row, with its first entry in the upper half;
-    # then the kernel of each channel, whose bit k is set if offset k has a weight.
+    # then a mask for the kernel of each channel, whose bit k is set if offset k has a weight.
     rows: Tensor
     slots: Tensor  # int32 (nnz,): (row * channels + channel) * REACH + offset
 
@@ -59,20 +58,21 @@ def power_of_two(least: int) -> int:
 
 
 def run_length(shape: Shape) -> int:
-    """Return the entries per program of wgrad: a power of two, at most those of a channel."""
+    """Return the entries per program of wgrad: ``RUN``, or fewer for small channels."""
     return min(RUN, power_of_two(shape[1] * shape[2]))
 
 
 def run_count(shape: Shape, nnz: int, length: int) -> int:
-    """Return the runs of wgrad that the least favourable pattern with this ``nnz`` needs."""
+    """Return an upper bound of the runs of wgrad with this ``nnz``."""
     return nnz // length + min(shape[0], nnz)
 
 
 Make = Callable[[Tensor, Tensor, Geometry], P]
 
 
+# Plans are computed on the device of the tensors; the CPU took three times as long as an H100.
 class _Held:
-    """The plans of one pattern's two tensors, valid at ``versions``."""
+    """Hold the plans of one pattern's two tensors, valid at ``versions``."""
 
     def __init__(self, crow: Tensor, versions: tuple[int, int]) -> None:
         self.crow, self.versions = TensorWeakRef(crow), versions
@@ -83,7 +83,7 @@ _held: Any = WeakTensorKeyDictionary()  # by col_indices
 
 
 def _kept(make: Make[P]) -> Make[P]:
-    """Make a plan at the first call for two tensors and a geometry, whose padding is ignored."""
+    """Cache the plans of ``make``, by the two tensors and the geometry without its padding."""
 
     @functools.wraps(make)
     def plan(crow: Tensor, col: Tensor, g: Geometry) -> P:
@@ -103,7 +103,7 @@ def _kept(make: Make[P]) -> Make[P]:
 
 
 def refresh(crow: Tensor, col: Tensor, repeated: Repeated | None = None) -> None:
-    """Compute the plans of tensors again that were written to, in the same memory."""
+    """Recompute, in the same memory, the plans of tensors that were written to."""
     held = _held.get(col)
     if held is None:
         return
@@ -123,9 +123,6 @@ def refresh(crow: Tensor, col: Tensor, repeated: Repeated | None = None) -> None
 def _elsewhere(make: Make[P], crow: Tensor, col: Tensor, g: Geometry) -> P:
     """Compute a plan that outlives the call, outside the memory of a CUDA graph.
 
-    torch.compile's graphs allocate from their own pool on the thread and the stream of the call,
-    and overwrite earlier allocations.
-
     Raises:
         RuntimeError: a CUDA graph is being captured.
     """
@@ -136,19 +133,21 @@ def _elsewhere(make: Make[P], crow: Tensor, col: Tensor, g: Geometry) -> P:
             "expected a call with this pattern before a CUDA graph is captured; call the function "
             "once before the capture"
         )
+    # torch.compile's graphs allocate from their own pool on the thread and the stream of the call,
+    # and overwrite earlier allocations.
     current = torch.cuda.current_stream(col.device)
 
     def compute() -> P:
         with torch.cuda.device(col.device), torch.cuda.stream(torch.cuda.Stream()):  # type: ignore[no-untyped-call]
             torch.cuda.current_stream().wait_stream(current)
             plan = make(crow, col, g)
-            torch.cuda.current_stream().synchronize()  # from here any stream may read it
+            torch.cuda.current_stream().synchronize()  # from here on, any stream may read it
         return plan
 
     return _thread.submit(compute).result()
 
 
-_thread = ThreadPoolExecutor(1, "sparseconv-plans")  # started at the first plan of a GPU
+_thread = ThreadPoolExecutor(1, "sparseconv-plans")  # started at the first plan on a GPU
 
 
 def _fprop(crow: Tensor, col: Tensor, g: Geometry) -> Correlation:
@@ -176,10 +175,10 @@ def triton_wgrad(crow: Tensor, col: Tensor, g: Geometry) -> tuple[Tensor]:
 
 
 def _runs(crow: Tensor, col: Tensor, shape: Shape, length: int) -> Tensor:
-    """Return ``(runs, 3)``, for each program of wgrad channel, first entry, past the last."""
+    """Return ``(runs, 3)``: the channel, first entry and end of each program of wgrad."""
     bounds = crow[:: shape[1]].to(torch.int64)
     runs = ((bounds.diff() + length - 1) // length).cumsum(0)
-    # Enough for any pattern with this nnz; the rest is empty.
+    # These are enough for any pattern with this nnz; the rest are empty.
     run = torch.arange(run_count(shape, col.shape[0], length), device=col.device)
     channel = torch.searchsorted(runs, run, right=True).clamp(max=shape[0] - 1)
     before = torch.where(channel > 0, runs[channel - 1], 0)
@@ -189,22 +188,21 @@ def _runs(crow: Tensor, col: Tensor, shape: Shape, length: int) -> Tensor:
 
 
 class Tile(NamedTuple):
-    """Channels of a block that one product of a tensor core takes."""
+    """Hold the channels of a block that one product on tensor cores takes."""
 
     outputs: int
     inputs: int
 
     @property
     def run_length(self) -> int:
-        """Units per program of wgrad."""
+        """Return the units per program of wgrad."""
         return COLUMNS // power_of_two(self.inputs)
 
 
 def tile_of(block: Block, g: Geometry) -> Tile | None:
-    """Return the channels that one product takes, a divisor of the block's.
+    """Return the tile of a block, which divides it, or None where single weights are multiplied.
 
-    Return None where single weights are multiplied: for blocks that are not multiples of 16, or
-    that groups cut.
+    That is where a block is not a multiple of 16, or groups cut it.
     """
     cut = (g.shape[0] // g.groups) % block[0] or g.shape[1] % block[1]
     if block[0] % 16 or block[1] % 16 or (g.groups > 1 and cut):
@@ -223,15 +221,13 @@ def unit_count(shape: Shape, tile: Tile, nnz: int) -> int:
 
 
 def _units(crow: Tensor, col: Tensor, g: Geometry) -> tuple[Tensor, Tensor, Geometry, Tensor]:
-    """Return a pattern of units, whose channels are blocks, and the place of each unit.
-
-    A place has the unit's first kernel in the upper half, and the rank of its weight in each kernel
-    in the lower. If small last blocks leave a rest, idle units without a channel follow.
-    """
+    """Return a pattern of units, whose channels are blocks, and the place of each unit."""
+    # A place has the unit's first kernel in the upper half, and the rank of its weight in each
+    # kernel in the lower. If small last blocks leave a rest, idle units without a channel follow.
     tile = cast(Tile, tile_for(col, g))
     shape = unit_shape(g.shape, tile)
     kernels = torch.arange(g.shape[0] * g.shape[1], device=col.device).view(g.shape[:2])
-    if len(crow) != kernels.numel() + 1:  # the kernels read it
+    if len(crow) != kernels.numel() + 1:  # the kernels read all of it
         raise ValueError(f"expected {kernels.numel() + 1} crow_indices, but got {len(crow)}")
     leaders = kernels[:: tile.outputs, :: tile.inputs].flatten()
     begin = crow[leaders].long()
@@ -276,14 +272,12 @@ def cuda_computes(geometry: Geometry) -> bool:
 
 
 def cuda_pays(dtype: torch.dtype, nnz: int, geometry: Geometry) -> bool:
-    """Return whether "auto" takes the CUDA kernels instead of Triton's.
-
-    They share each sample among the active weights of a kernel, so more weights per kernel suit
-    them. All three computations together took 0.63 to 0.99 of Triton's time on an H100 with one
-    weight per kernel, and 1.02 to 1.51 with half a weight. (benchmarks/results/gpu.json, part
-    "density": three shapes, 64 to 2048 samples.) Batch and length do not decide, or bits would
-    depend on them.
-    """
+    """Return whether "auto" takes the CUDA kernels instead of Triton's."""
+    # The CUDA kernels share each sample among the active weights of a kernel, so more weights per
+    # kernel suit them. On an H100, fprop, dgrad and wgrad together took 0.63 to 0.99 of Triton's
+    # time with one weight per kernel, and 1.02 to 1.51 with half a weight.
+    # (benchmarks/results/gpu.json, part "density": three shapes, 64 to 2048 samples.) Batch and
+    # length do not decide, or bits would depend on them.
     return (
         dtype == torch.float32
         and cuda_computes(geometry)
@@ -306,7 +300,7 @@ def cuda_fprop(crow: Tensor, col: Tensor, g: Geometry) -> Masks:
 
 @_kept
 def cuda_dgrad(crow: Tensor, col: Tensor, g: Geometry) -> Masks:
-    """Return the plan of dgrad, whose rows are input channels; raises as ``cuda_fprop`` does."""
+    """Return the plan of dgrad, whose rows are input channels; raise as ``cuda_fprop`` does."""
     _check_cuda(g)
     out_channel, channel, tap = _weights(crow, col, g)
     # bincount would wait for the GPU.
@@ -328,7 +322,7 @@ def _weights(crow: Tensor, col: Tensor, g: Geometry) -> tuple[Tensor, Tensor, Te
     """Return output channel, input channel and tap of every active weight, in CSR order."""
     out_channels, group_channels, _ = g.shape
     weight = torch.arange(col.shape[0], device=crow.device)
-    # Idle units get one past the last, so that no row has them.
+    # Idle units get the channel after the last, so that no row has them.
     kernel = torch.searchsorted(crow.long(), weight, right=True) - 1
     out_channel = kernel // group_channels
     group = out_channel // (out_channels // g.groups)
@@ -336,7 +330,7 @@ def _weights(crow: Tensor, col: Tensor, g: Geometry) -> tuple[Tensor, Tensor, Te
 
 
 def _heaviest_first(bounds: Tensor) -> Tensor:
-    """Return ``(rows, 3)``: row, first entry, past the last; ``bounds`` are the first entries."""
+    """Return ``(rows, 3)``: row, first entry and end; ``bounds`` are the first entries."""
     order = bounds.diff().argsort(descending=True, stable=True)  # Sputnik's row swizzle
     return torch.stack((order, bounds[order], bounds[order + 1]), 1).to(torch.int32)
 

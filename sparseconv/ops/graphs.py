@@ -1,4 +1,4 @@
-"""Work of a GPU that CUDA graphs repeat: one launch in the place of many."""
+"""Repeat work of a GPU by CUDA graphs, with one launch instead of many."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 class CudaGraphs:
-    """Captures what one CUDA device computes; all graphs share one pool of memory.
+    """Capture what one CUDA device computes, with one pool of memory for all graphs.
 
     So replay them from one stream at a time, and read the outputs of one before the next.
     """
@@ -31,20 +31,20 @@ class CudaGraphs:
         return torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
 
     def forget(self) -> None:
-        """Take another pool: one where outputs are still alive cannot be opened again."""
+        """Take another pool, because one with live outputs cannot be opened again."""
         self.__dict__.pop("_pool", None)
 
     def give_up(self) -> None:
-        """Capture no more: a capture that failed may have left the pool unusable."""
+        """Stop capturing, because a failed capture may have left the pool unusable."""
         self.given_up = True
         self.forget()
 
     def can_capture(self) -> bool:
-        """Return whether none has failed, and the caller is not capturing itself."""
+        """Return whether no capture has failed, and the caller is not capturing itself."""
         return not (self.given_up or torch.cuda.is_current_stream_capturing())
 
     def on_side_stream(self, call: Callable[[], T]) -> T:
-        """Run on the stream of the captures: autograd remembers the streams of its nodes."""
+        """Run on the stream of captures, because autograd remembers the streams of its nodes."""
         with torch.cuda.device(self._device):
             current = torch.cuda.current_stream()
             self._side.wait_stream(current)
@@ -54,15 +54,15 @@ class CudaGraphs:
         return outputs
 
     def capture(self, call: Callable[[], T]) -> Callable[[], T]:
-        """Return what replays a call; it writes over the outputs of the last replay.
+        """Return a function that replays a call, and overwrites the outputs of the last replay.
 
         Raises:
-            RuntimeError: the call does something that cannot be captured.
+            RuntimeError: the call cannot be captured.
         """
         graph = torch.cuda.CUDAGraph()
         with (
             torch.cuda.device(self._device),
-            # Restores the current stream also if the capture fails, which torch's does not.
+            # Restore the current stream even if the capture fails; torch.cuda.graph does not.
             torch.cuda.stream(torch.cuda.current_stream()),
             # thread_local: a DataLoader's thread that pins memory must not break the capture.
             torch.cuda.graph(
@@ -79,9 +79,9 @@ class CudaGraphs:
 
 
 class Repeated:
-    """Does the same work on the same memory: eagerly once, which loads kernels, then replayed.
+    """Do the same work on the same memory: eagerly once, which loads kernels, then by replays.
 
-    Where it cannot be captured, a warning says why; from then on all work of ``graphs`` is eager.
+    If it cannot be captured, a warning says why, and all later work of ``graphs`` is eager.
     """
 
     def __init__(self, graphs: CudaGraphs) -> None:
@@ -90,7 +90,7 @@ class Repeated:
         self._replay: Callable[[], Any] | None = None
 
     def __call__(self, key: Hashable, work: Callable[[], T]) -> T:
-        """Do the work; another ``key`` says that the work or its memory is another."""
+        """Do the work; a new ``key`` says that the work or its memory has changed."""
         if self._key == key and self._replay is not None and not self._graphs.given_up:
             return cast(T, self._replay())
         if self._key != key or not self._graphs.can_capture():

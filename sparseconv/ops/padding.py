@@ -1,4 +1,4 @@
-"""dgrad of inputs that are padded with their own samples, for kernels that pad with zeros."""
+"""Compute dgrad of inputs padded with their own samples, by kernels that pad with zeros."""
 
 from __future__ import annotations
 
@@ -15,14 +15,13 @@ from sparseconv.core.geometry import Geometry
 def folds_padding(dgrad: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Add the gradients of the padding to those of the samples that it repeats.
 
-    ``dgrad`` then computes the gradient of the padded input, without padding. Sums are at least
-    float32.
+    ``dgrad`` then computes the gradient of the padded input. Sums are at least float32.
     """
 
     @functools.wraps(dgrad)
     def folded(grad_output: Tensor, values: Tensor, *rest: Any) -> Tensor:
         *pattern, geometry, input_length = rest
-        if not any(geometry[4:6]) or tuple(geometry[8:]) == (0,):  # not parsed twice in each call
+        if not any(geometry[4:6]) or tuple(geometry[8:]) == (0,):  # skips parsing the geometry
             return dgrad(grad_output, values, *rest)
         g = Geometry.from_numbers(geometry)
         g.check_length(input_length)

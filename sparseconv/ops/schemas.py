@@ -1,7 +1,7 @@
-"""The registered ops: schemas, shapes for the compiler, torch.vmap, and the ops of each backend.
+"""Register the ops: schemas, shapes for the compiler, rules for torch.vmap, and backends.
 
-Each computation is one op that never calls another. Arguments are tensors and sizes only, so
-torch.compile, export and the FLOP counter understand it; ``nnz`` is always a tensor's shape.
+The ops take tensors and numbers only, so torch.compile, export and the FLOP counter understand
+them; ``nnz`` is always a tensor's shape.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _CUDA = (
     " -> Tensor",
 )
 _library = torch.library.Library("sparseconv", "DEF")  # type: ignore[no-untyped-call]
-# Triton's kernels have separate ops, because others run on the same devices.
+# Triton's kernels have separate ops, because other kernels run on the same devices.
 for _schema in (
     *_COMPUTATIONS,
     "bias_grad(Tensor grad_output) -> Tensor",
@@ -50,7 +50,7 @@ for _schema in (
 
 
 def _in_python(module: str, name: str) -> Callable[..., Tensor]:
-    """Return an op's implementation in ``sparseconv.ops``, which is imported at the first call."""
+    """Return an op's implementation in ``sparseconv.ops``, imported at the first call."""
 
     def launched(*args: Any) -> Tensor:
         if module == "triton.launch":
@@ -69,11 +69,7 @@ for _name in ("fprop", "dgrad", "wgrad"):
 
 
 def register_fake(library: torch.library.Library, *names: str) -> Callable[[Fake], Fake]:
-    """Register the function that gives the shapes of these ops' results.
-
-    A single tensor on device "meta" brings calls with real tensors here too. They are refused,
-    because no kernel would write their result.
-    """
+    """Register the function that gives the shapes of these ops' results."""
 
     def register(fake: Fake) -> Fake:
         def checked(*args: Any, **kwargs: Any) -> Any:
@@ -81,6 +77,8 @@ def register_fake(library: torch.library.Library, *names: str) -> Callable[[Fake
             tensors = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)]
             without = [tensor for tensor in tensors if tensor.device.type == "meta"]
             written = results if isinstance(results, tuple) else (results,)
+            # A tensor on "meta" also brings calls with real tensors here, whose results no kernel
+            # would write.
             if without and any(result.device.type != "meta" for result in written):
                 raise TypeError(
                     "expected all tensors on one device, but got one of shape "
@@ -134,7 +132,7 @@ def _fake_bias_grad(grad_output: Tensor) -> Tensor:
     return grad_output.new_empty((grad_output.shape[1],))
 
 
-# Under torch.vmap, one more dimension of series joins N; anything else is computed one by one.
+# Under torch.vmap, a further dimension of series joins N; other calls are computed one by one.
 
 
 def _vmap(op: Any) -> Callable[..., Any]:
@@ -154,7 +152,7 @@ def _vmap(op: Any) -> Callable[..., Any]:
 
 
 class Kernels(NamedTuple):
-    """fprop, dgrad and wgrad of one backend."""
+    """Hold fprop, dgrad and wgrad of one backend."""
 
     fprop: Any
     dgrad: Any

@@ -1,4 +1,4 @@
-"""The portable GPU kernels, in Triton. Imported only when they run, because Triton is an extra.
+"""Provide the portable GPU kernels in Triton, an extra that is imported only when they run.
 
 ``schemas`` registers the functions of ``launch`` as the ops ``triton_*``.
 """

@@ -1,4 +1,4 @@
-"""The kernels of patterns in blocks of channels, on tensor cores.
+"""Compute convolutions of patterns in blocks of channels, on tensor cores.
 
 A *unit*, one tap of a block, is a small dense matrix; a step multiplies it with a tile of the
 input. Plans are as in ``kernels``, for a pattern whose channels are blocks and whose weights are
@@ -53,7 +53,7 @@ def pack(
     TO: tl.constexpr,
     TI: tl.constexpr,
 ):
-    """Copy the weights of each unit to one place, with zeros for those that do not exist."""
+    """Copy the weights of each unit into a tile, with zeros for those that do not exist."""
     unit = tl.program_id(0).to(tl.int64)
     o, c = tl.arange(0, TO)[:, None], tl.arange(0, TI)[None, :]
     at, exists = _weights(
@@ -69,7 +69,7 @@ def correlate(
     x,
     tiles,  # from `pack`
     bias,
-    rows,  # this and the following as in `kernels.correlate`, of units
+    rows,  # this and the following as in `kernels.correlate`, for units
     entries,
     source,
     nnz,  # units
@@ -174,7 +174,7 @@ def wgrad(
     TI: tl.constexpr,
     WIDEN: tl.constexpr,
 ):
-    """Compute ``kernels.wgrad`` for up to ``BE`` units of a block; its inputs are columns."""
+    """Compute ``kernels.wgrad`` for up to ``BE`` units of a block, whose inputs are columns."""
     run = runs + tl.program_id(0) * 3
     block = within(tl.load(run), 0, (channels + BO - 1) // BO - 1)
     begin, end = tl.maximum(tl.load(run + 1), 0), tl.minimum(tl.load(run + 2), units)

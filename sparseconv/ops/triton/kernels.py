@@ -1,18 +1,13 @@
-"""The kernels. A tile is ``BN`` samples of the batch times ``BL`` neighbouring positions, flat.
+"""Compute convolutions in tiles of ``BN`` series times ``BL`` neighbouring positions, flattened.
 
 Every sum runs over the active weights in the plan's order, so its bits depend on neither the tile
-nor the batch. The accumulator is float32, or float64 for float64. Sums over positions (wgrad) have
-an order fixed by the sizes. Offsets into tensors are 64 bits wide, positions in a series 32.
+nor the batch. The accumulator is float64 for float64, else float32. Sums over positions (wgrad)
+have an order fixed by the sizes. Offsets into tensors have 64 bits, positions in a series 32.
 
-A tile whose taps all fall inside the series needs no mask and no padding and takes the fast loop.
-Sizes are not specialized, or each length of series would be compiled anew.
-
-Kernels clamp indices when they read them, because a check before would wait for the GPU. So no
-plan, however wrong, makes a kernel leave its buffers. Clamping takes 12 of the 332 instructions
-(dgrad: 21 of 353) that sm_90 executes for 64 multiply-adds of the fast loop.
+A tile whose taps all fall inside the series needs no mask and no padding, and takes the fast loop.
 """
 
-# Triton finds types from the arguments, and its decorator is untyped.
+# Triton infers types from the arguments, and its decorator is untyped.
 # mypy: disable-error-code="untyped-decorator, no-untyped-def"
 
 from __future__ import annotations
@@ -20,6 +15,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+# Sizes are not specialized, or each length of series would be compiled anew.
 SIZES = (
     "nnz", "units", "batch", "channels", "group_channels", "x_channels", "in_length", "out_length",
     "x_n", "x_c", "g_n", "g_c", "origin", "lead", "low", "high", "left", "reach", "tiles_each",
@@ -40,6 +36,9 @@ def source_of(position, length, MODE: tl.constexpr):
     return position, (position >= 0) & (position < length)
 
 
+# Kernels clamp indices when they read them, because a check before would wait for the GPU. So no
+# plan, however wrong, makes a kernel leave its buffers. Clamping takes 12 of the 332 instructions
+# (dgrad: 21 of 353) that sm_90 executes for 64 multiply-adds of the fast loop.
 @triton.jit
 def within(index, least, most):
     return tl.minimum(tl.maximum(index, least), most)
@@ -54,7 +53,7 @@ def decoded(entry, channels, low, high):
 
 @triton.jit
 def _entry(values, entries, source, e, nnz, channels, low, high):
-    """Read an entry's weight, its channel and its offset."""
+    """Read an entry's weight, channel and offset."""
     channel, offset = decoded(tl.load(entries + e), channels, low, high)
     w = tl.load(values + (e if source is None else within(tl.load(source + e), 0, nnz - 1)))
     return w, channel, offset
@@ -66,8 +65,8 @@ def program_of(
 ):
     """Return what a program of ``correlate`` computes: its row, and the positions of its tile.
 
-    The row is its channel, first entry, the one past the last, phase, and the outputs of the phase.
-    The positions are the series and the first output of the tile.
+    The row is given by channel, first entry, end, phase and the number of outputs in the phase. The
+    positions are given by the series and the first output of the tile.
     """
     tiles_l = ((out_length + out_step - 1) // out_step + BL - 1) // BL
     tiles = tiles_l * ((batch + BN - 1) // BN)
@@ -89,7 +88,7 @@ def correlate(
     bias,  # or None
     rows,  # int32 (channels * out_step, 3): row, first entry, past the last; heaviest first
     entries,  # int64: channel of x in the upper half, offset in the lower
-    source,  # int32: the index of an entry's weight in `values`; None: that of the entry
+    source,  # int32: the index of an entry's weight in `values`; None if it is the entry's
     nnz,
     batch,
     channels,
@@ -114,7 +113,7 @@ def correlate(
 
     ``out[n, c, j * out_step + phase] = bias[c] + sum of w * x[n, channel, j * in_step + first +
     offset]`` over its entries. fprop reads in steps and has one phase. dgrad writes in steps,
-    because a sample reaches every ``stride``-th output only.
+    because a sample reaches only every ``stride``-th output.
     """
     real: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
     channel, begin, end, phase, count, n, j0 = program_of(

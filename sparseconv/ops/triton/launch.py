@@ -1,4 +1,4 @@
-"""The implementations of the ops ``sparseconv::triton_*``: from tensors to grids."""
+"""Implement the ops ``sparseconv::triton_*``: choose plans and grids, and launch kernels."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from sparseconv.ops.triton import block_kernels, kernels
 _TILE, _ALONG = 1024, 64
 _WGRAD_TILE, _WGRAD_ALONG = 2048, 32  # wgrad: positions times entries
 _MOST_ALONG = 256
-_UNROLL = 4  # wgrad's positions in a row have one address
-_LEAST_TILES, _MOST_CHUNKS = 16, 64  # of wgrad's positions: partial sums, added in a second pass
+_UNROLL = 4  # steps of wgrad that share an address computation
+_LEAST_TILES, _MOST_CHUNKS = 16, 64  # wgrad's tiles per chunk; a second pass adds the chunks
 # For blocks: positions, warps and steps in flight of fprop and dgrad, on short and on long series,
-# and of wgrad. They were the best for a prototype on an H200; these kernels were not timed yet.
+# and of wgrad. They were the best for a prototype on an H200; these kernels are not timed yet.
 _SHORT, _BLOCKS_SHORT, _BLOCKS_LONG, _BLOCKS_WGRAD = 512, (64, 2, 3), (128, 4, 5), (64, 4, 3)
 _BLOCKS_LEAST_TILES, _BLOCKS_MOST_CHUNKS = 3, 32
-_SHARED = 96 * 1024  # bytes of shared memory that each GPU with TF32 has
-_MOST = 2**31 - 1  # positions
+_SHARED = 96 * 1024  # bytes of shared memory that every GPU with TF32 has
+_MOST = 2**31 - 1  # positions that 32 bits count
 
 Options = dict[str, Any]
 Pattern = tuple[Tensor, Tensor, Geometry]
 
 
 def _expect(name: str, x: Tensor, shape: tuple[int, ...], like: Tensor) -> None:
-    """Refuse a tensor whose shape, dtype or device the kernels do not expect."""
+    """Refuse a tensor of another shape, dtype or device."""
     if x.shape != shape or x.dtype != like.dtype or x.device != like.device:
         raise ValueError(
             f"expected {name} of shape {shape}, {like.dtype} on {like.device}, but got "
@@ -55,10 +55,8 @@ def _check_length(g: Geometry, length: int) -> None:
 
 
 def _tile(positions: int, along: int, batch: int, length: int) -> tuple[int, int]:
-    """Split a program's positions over batch and series: ``(BN, BL)``, powers of two.
-
-    Split the batch first: a longer run of neighbours wastes more at the ends of the series.
-    """
+    """Split a program's positions over batch and series: ``(BN, BL)``, powers of two."""
+    # Split the batch first: a longer run of neighbours wastes more at the ends of the series.
     bn = min(positions // along, power_of_two(batch))
     return bn, min(positions // bn, _MOST_ALONG, max(16, power_of_two(length)))
 
@@ -69,13 +67,13 @@ def _run(positions: int, batch: int, length: int) -> tuple[int, int]:
 
 
 def _programs(*sizes_and_tiles: int) -> int:
-    """Return how many programs cover all sizes; each argument is followed by its tile size."""
+    """Return how many programs cover all sizes; each size is followed by its tile size."""
     pairs = zip(sizes_and_tiles[::2], sizes_and_tiles[1::2], strict=True)
     return math.prod(-(-size // tile) for size, tile in pairs)
 
 
 def _block_tile(x: Tensor, col: Tensor, g: Geometry) -> Tile | None:
-    """Return the channels that a product of a block takes; None for single weights."""
+    """Return the tile of the products of blocks, or None for single weights."""
     tile = gpu_plans.tile_for(col, g)
     return tile if tile is not None and multiplies_blocks(x.dtype, x.device) else None
 
@@ -86,13 +84,13 @@ def _sizes(tile: Tile) -> Options:
 
 
 def _places(crow: Tensor, col: Tensor, g: Geometry) -> Options:
-    """Return where the weights of each unit are."""
+    """Return the arguments that locate the weights of each unit."""
     (places,) = gpu_plans.block_places(crow, col, g)
     return {"places": places, "pointers": crow, "group_channels": g.shape[1]}
 
 
 def _packed(values: Tensor, pattern: Pattern, tile: Tile) -> Tensor:
-    """Return the weights of each unit as ``(units, TO, TI)``."""
+    # The weights of each unit, contiguous: (units, TO, TI).
     where, sizes = _places(*pattern), _sizes(tile)
     units, channels = len(where["places"]), pattern[2].shape[0]
     tiles = values.new_empty((units, sizes["TO"], sizes["TI"]))
@@ -105,9 +103,9 @@ def _packed(values: Tensor, pattern: Pattern, tile: Tile) -> Tensor:
 
 
 def _multiplied(x: Tensor, rows: int, depth: int, columns: int, warps: int, stages: int) -> Options:
-    """Return options to compile a kernel that multiplies ``(rows, depth)`` by ``(depth, columns)``.
+    """Return options for a kernel that multiplies ``(rows, depth)`` by ``(depth, columns)``.
 
-    Larger products need more registers, and allow fewer steps in flight in shared memory.
+    Larger products need more registers, and leave shared memory for fewer steps in flight.
     """
     step = (rows + columns) * depth * x.element_size()
     return {
