@@ -27,7 +27,8 @@ class Layer:
     Attributes:
         module: a convolution, ``nn.Linear``, or a batch, instance or group norm.
         outputs, inputs: int64, the unit of each channel, ``FIXED`` if it stays.
-        samples: the number of output positions for one series.
+        samples: the number of output positions for one series; of a transposed convolution, of
+            input positions.
     """
 
     module: nn.Module

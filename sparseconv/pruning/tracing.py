@@ -200,7 +200,9 @@ class _Tracer(TorchFunctionMode):
         inputs = outputs = known[0]
         if not isinstance(module, NORMS):
             outputs = self.numbers.new(output.shape[channel_dim])
-        samples = output.numel() // max(1, len(outputs))  # of all series, in any dimension
+        # Of all series, in any dimension. A transposed convolution multiplies each input.
+        computed = x if isinstance(module, nn.ConvTranspose1d) else output
+        samples = computed.numel() // max(1, computed.shape[channel_dim])
         if (before := self.layers.get(name)) is not None:  # called again
             self.numbers.unite(before.inputs, inputs)
             self.numbers.unite(before.outputs, outputs)
