@@ -18,15 +18,15 @@ from sparseconv.measure.records import (
 EMPTY = "no weight is active, so the output does not depend on the input; prune this layer less"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class ConversionReport(ChangeReport):
     """The report of ``convert``; printing it shows a table.
 
     Attributes:
         layers: a ``LayerTimes`` for every ``nn.Conv1d``, in the model's order.
-        times: the whole model before and after, for ``"inference"`` (without gradients) and, if
-            measured, ``"training"`` (forward and backward). Empty if nothing was measured or
-            converted.
+        times: the whole model as given (with pruning's hooks) and converted, for ``"inference"``
+            (without gradients) and, if measured, ``"training"`` (forward and backward). Empty if
+            nothing was measured or converted.
         training: whether training decided rather than inference.
         unblocked: names of sparse layers that a matrix unit would compute if their masks had
             blocks.

@@ -85,7 +85,7 @@ class Part(NamedTuple):
         if isinstance(step, Layer):
             outputs = outputs[:: -1 if step.over_time else 1]
             if not (step.is_dense or step.over_time or step.largest):
-                kept = f", {step.active.mean():.1%} of the weights"
+                kept = f", {step.active.sum()} active weights"
         relu = " and ReLU" if step.relu else ""
         sizes = f"{step.channels} x {step.length} to {outputs[0]} x {outputs[1]}"
         return f"{kind}{relu}: {sizes}{kept}"

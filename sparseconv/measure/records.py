@@ -204,7 +204,7 @@ class LayerTimes:
         }
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Report:
     """Results to ``print``, to ``save``, or to show in a notebook.
 
@@ -236,6 +236,8 @@ class Report:
             for line in self.summary()
         )
         return "\n".join([self.table().markdown(WIDTH), "", *lines])
+
+    __repr__ = __str__
 
     def to_dict(self) -> dict[str, Any]:
         """Return all counts and measurements, for ``json.dumps``."""
@@ -269,7 +271,7 @@ class Report:
         return path
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class ChangeReport(Report):
     """A model before and after a change.
 

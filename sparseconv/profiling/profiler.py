@@ -65,7 +65,7 @@ class ModelTime:
         return self.sparse_ms / self.ms.median
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Profile(Report):
     """Result of ``profile``; printing it shows a table.
 

@@ -127,7 +127,7 @@ class FactorizedSet(Change):
         return [first | row for row in super().rows()]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class SmallerNetwork(ChangeReport):
     """Report how a network became smaller, with the times of ``measure``.
 
@@ -230,7 +230,7 @@ def _macs(model: nn.Module, arguments: tuple[Any, ...]) -> int:
     return int(counter.get_total_flops()) // (2 * len(series))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class PruningReport(SmallerNetwork):
     """Report what ``prune_filters`` changed; printing shows a table.
 
@@ -284,7 +284,8 @@ class PruningReport(SmallerNetwork):
         return [(float(x), int((scores > x).sum())) for x in thresholds]
 
     def notes(self) -> list[str]:
-        lines = [f"criterion: {self.criterion}"]
+        filters = Counts(*map(sum, zip(*(layer.filters for layer in self.layers), strict=True)))
+        lines = [f"criterion: {self.criterion}", f"filters: {filters}"]
         lines += [f"{name} keeps filters: {reason}" for name, reason in self.left.items()]
         if self.unpaired:
             lines.append(f"without compressors: {', '.join(self.unpaired)}")
@@ -309,7 +310,7 @@ def changes(channels: Channels, kept: Tensor) -> tuple[LayerChange, ...]:
     return tuple(found)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class FactorizationReport(SmallerNetwork):
     """Report what ``factorize`` changed; printing shows a table.
 
