@@ -116,7 +116,9 @@ def load(name_or_path: str | os.PathLike[str], *, nan_to_zero: bool = False) -> 
     else:
         names = {name.lower(): name for name in BUNDLED}
         close = difflib.get_close_matches(path.name.lower(), names, 1)
-        hint = f" (did you mean {names[close[0]]!r}?)" if close else ""
+        hint = "" if os.path.exists(path) else " and no such file"
+        if close:
+            hint = f" (did you mean {names[close[0]]!r}?)"
         raise ValueError(
             f"no data set {os.fspath(name_or_path)!r}{hint}: expected the name of one of aeon's "
             f"bundled sets ({', '.join(BUNDLED)}) as a str, a folder with a pair NAME_TRAIN and "

@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from sparseconv._version import __version__
 from sparseconv.cli import bench, export, info, profile, prune, train
 from sparseconv.cli.options import INTERRUPTED, PROG
 
@@ -49,6 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=PROG, description="Weight-sparse 1-D convolution for PyTorch."
     )
+    parser.add_argument("--version", action="version", version=f"sparseconv {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for module in (info, bench, train, prune, profile, export):
         text = inspect.getdoc(module.run) or ""

@@ -80,11 +80,13 @@ DATA: Keywords = {
 QUIET: Keywords = {"action": "store_true", "help": "print the final summary only"}
 
 
-def refuse_foreign(args: argparse.Namespace, names: Iterable[str], owner: str) -> None:
+def refuse_foreign(
+    args: argparse.Namespace, names: Iterable[str], owner: str, remedy: str = "omit it"
+) -> None:
     """Refuse options that ``owner`` does not read."""
     for name in names:
         if name in args:
-            raise ValueError(f"--{name.replace('_', '-')} is not for {owner}; omit it")
+            raise ValueError(f"--{name.replace('_', '-')} is not for {owner}; {remedy}")
 
 
 def add_setting(group: argparse._ArgumentGroup, name: str, value: Any, default: str = "") -> None:

@@ -27,7 +27,7 @@ from sparseconv.training.run_folder import CONFIG_NAME, DATA, HISTORY_NAME, Trai
 
 
 @contextlib.contextmanager
-def new_folder(out: Path) -> Iterator[None]:
+def new_folder(out: Path, resumable: bool = False) -> Iterator[None]:
     """Claim a new or empty results folder; remove it if the block writes nothing.
 
     Raises:
@@ -40,10 +40,8 @@ def new_folder(out: Path) -> Iterator[None]:
                 found -= {path.name for path in partial_files(out / name)}
             if found:  # a run that ended before its first checkpoint leaves none of them
                 what = "a run already" if (out / CONFIG_NAME).exists() else "other files"
-                raise ValueError(
-                    f"{out} holds {what}; choose another folder with --out, or resume a run of "
-                    "`train` with --resume"
-                )
+                hint = ", or continue it with --resume" if resumable else ""
+                raise ValueError(f"{out} holds {what}; choose another folder with --out{hint}")
             check_writable(out / CONFIG_NAME)
             yield
     except BaseException:

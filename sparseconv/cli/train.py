@@ -75,7 +75,9 @@ def run(args: argparse.Namespace) -> int:
     own, every = (
         {name for options in of.values() for name in options} for of in (sections, SETTINGS)
     )
-    refuse_foreign(args, every - own, f"--model {args.model}")
+    other = "pocket" if args.model == "dsn" else "dsn"
+    remedy = f"omit it, or choose --model {other}"
+    refuse_foreign(args, every - own, f"--model {args.model}", remedy)
     if args.model == "pocket" and args.device == "cuda":
         raise ValueError("--model pocket fits on the CPU only; omit --device")
     given = {name: value for name, value in vars(args).items() if name in own}
@@ -85,7 +87,8 @@ def run(args: argparse.Namespace) -> int:
     }
     if args.data is None and not (args.resume and args.out):
         raise ValueError(
-            "expected the data to train on, or --resume and --out with a run's folder; name one"
+            "expected a data set to train on, such as GunPoint or my.npz; to resume a run, give "
+            "its folder: --resume --out RUN"
         )
     if args.data is None:
         facts = read_config(args.out)["data"]
@@ -112,7 +115,7 @@ def run(args: argparse.Namespace) -> int:
     predict_log_proba(model, torch.from_numpy(data.X_test[:1]))  # can the backend run?
 
     threads = args.threads or int(machine_then.get("threads", 0))
-    folder = claimed(out) if args.resume else new_folder(out)
+    folder = claimed(out) if args.resume else new_folder(out, resumable=True)
     with machine.threads(threads or torch.get_num_threads()), folder:
         if not args.resume:
             facts = data_facts(data, config["data"]) | path_of(args.data)

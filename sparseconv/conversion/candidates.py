@@ -99,6 +99,11 @@ def find_candidates(
         raise TypeError(f"layers must be a list of names, but got {layers!r}")
     for name in layers:
         _find(by_name, name, "layers").named = True
+    if not isinstance(masks, Mapping):
+        raise TypeError(
+            "masks must be a dict of masks by layer name, but got a "
+            f"{type(masks).__name__}: write {{'0': mask}}"
+        )
     for name, mask in masks.items():
         layer = name if name in by_name else name.removesuffix("weight").removesuffix(".")
         candidate = _find(by_name, layer, "masks")

@@ -18,6 +18,7 @@ from sparseconv.estimators.shared import Scored, draw_seed, given_labels
 from sparseconv.models import DSN
 from sparseconv.models.dsn import Around, Init
 from sparseconv.ops.backends import Backend
+from sparseconv.training.data import checked_pair
 from sparseconv.training.evaluation import predict_log_proba
 from sparseconv.training.loop import train
 from sparseconv.training.recipe import Precision, Recipe
@@ -139,7 +140,7 @@ class DSNClassifier(Scored, BaseClassifier):  # type: ignore[misc]
         """Return the series and class indices of ``validation``."""
         if self.validation is None:
             return None
-        X, y = self.validation
+        X, y = checked_pair(self.validation)
         labels = given_labels("DSNClassifier", "validation", y)
         if not (known := np.isin(labels, self.classes_)).all():
             raise ValueError(

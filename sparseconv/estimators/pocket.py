@@ -176,6 +176,8 @@ class POCKETClassifier(Scored, BaseClassifier):  # type: ignore[misc]
         flag("refit", self.refit)
         if self.k != "cv" and not 0 < number("k", self.k) < np.inf:
             raise ValueError(f"k must be a positive number or 'cv', but got {self.k!r}")
+        if isinstance(self.keep, str) and self.keep != "cv":
+            raise ValueError(f"keep must be a number or 'cv', but got {self.keep!r}")
         ks = KS if self.k == "cv" else (float(self.k),)
         self.seed_ = draw_seed(self.random_state)
         labels = np.searchsorted(self.classes_, y)

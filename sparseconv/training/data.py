@@ -66,6 +66,17 @@ def _in_training(model: nn.Module, x: Tensor, batch_size: int) -> Tensor:
     return log_proba.detach()
 
 
+def checked_pair(validation: Any) -> tuple[Any, Any]:
+    """Refuse anything but a pair of series and labels."""
+    if isinstance(validation, tuple | list) and len(validation) == 2:
+        return validation[0], validation[1]
+    size = f" of {len(validation)}" if isinstance(validation, tuple | list) else ""
+    raise TypeError(
+        "validation must be a pair of series and labels, (X, y), but got a "
+        f"{type(validation).__name__}{size}"
+    )
+
+
 def digest(*tensors: Tensor) -> str:
     """Return the SHA-256 of tensors' dtypes, shapes and elements."""
     sha = hashlib.sha256()

@@ -20,7 +20,7 @@ from sparseconv.measure.progress import progress
 from sparseconv.nn.modules import check_module
 from sparseconv.pruning.sparsity_loss import InstanceSparsity
 from sparseconv.training import checkpoint
-from sparseconv.training.data import checked_data
+from sparseconv.training.data import checked_data, checked_pair
 from sparseconv.training.evaluation import evaluate
 from sparseconv.training.recipe import Recipe
 from sparseconv.training.run import Run, SchedulerFactory
@@ -127,13 +127,7 @@ def train(
         )
     X, y = checked_data(model, X, y, recipe)
     if validation is not None:
-        if not isinstance(validation, tuple | list) or len(validation) != 2:
-            size = f" of {len(validation)}" if isinstance(validation, tuple | list) else ""
-            raise TypeError(
-                "validation must be a pair of series and labels, (X, y), but got a "
-                f"{type(validation).__name__}{size}"
-            )
-        validation = checked_data(model, *validation, recipe, len(X))
+        validation = checked_data(model, *checked_pair(validation), recipe, len(X))
     path = None if out is None else Path(out) / CHECKPOINT_NAME
     retain_freed_memory()
     folder = contextlib.nullcontext() if path is None else claimed(path.parent)

@@ -40,6 +40,8 @@ def test_info_says_what_is_there_and_what_is_missing(
     monkeypatch.setattr(machine, "OPTIONAL_PACKAGES", ("aeon", "no-such-package"))
     monkeypatch.setenv("SPARSECONV_BACKEND", "reference")
     shown = command("info")
+    with pytest.raises(SystemExit, match=r"^0$"):
+        command("--version")
     for pattern in (
         rf"versions .*sparseconv {sc.__version__}, torch {re.escape(torch.__version__)}",
         rf"processor +{re.escape(machine.cpu_name())}",

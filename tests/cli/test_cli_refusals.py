@@ -27,6 +27,7 @@ PRUNE = "prune {run} --data {toy} --quiet"
 ROWS = [
     ("", "required: COMMAND"),
     ("info none", "is not a results folder"),
+    ("train none.npz", "no data set 'none.npz' and no such file: expected"),
     ("train GunPont", "no data set 'GunPont' (did you mean 'GunPoint'?)"),
     (f"{TRAIN} --epoch 2", "sparseconv train: error: unrecognized arguments: --epoch"),
     (f"{TRAIN} --epochs 0", "epochs must be at least 1"),
@@ -35,11 +36,11 @@ ROWS = [
     (f"{TRAIN} --threads 1000000", "threads (n_jobs) must be 1 to 1024"),
     (f"{TRAIN} --device tpu", "argument --device: invalid choice"),
     (f"{POCKET} --device cuda", "--model pocket fits on the CPU only"),
-    (f"{TRAIN} --keep 3", "--keep is not for --model dsn; omit it"),
+    (f"{TRAIN} --keep 3", "--keep is not for --model dsn; omit it, or choose --model pocket"),
     (f"{TRAIN} --resume", "is not a results folder"),
     (f"{TRAIN} --out {{toy}}", "toy.npz cannot be written"),
     (f"{TRAIN} --out {{mine}}", "holds other files; choose another folder with --out"),
-    (f"{TRAIN} --out {{run}}", "holds a run already; choose another folder with --out, or"),
+    (f"{TRAIN} --out {{run}}", "choose another folder with --out, or continue it with --resume"),
     ("train {toy} --out {run} --resume --epochs 3", "has epochs=2, but --epochs asks for 3"),
     ("train {other} --out {run} --resume", "is not what"),
     ("train {toy} --out {pocket} --resume", "holds a pocket model, which cannot be resumed"),
@@ -47,14 +48,14 @@ ROWS = [
     (f"{POCKET} --keep 10%", "--keep: must be a number, a share such as 0.1, or cv, but got '10%'"),
     (f"{POCKET} --seed -1 --out new", "random_state (--seed) must lie in [0, 2**32), but got -1"),
     (f"{PRUNE} --criterion dsp --silence -1 --out new", "weight (--silence) must be finite"),
-    (f"{POCKET} --nf 4", "--nf is not for --model pocket; omit it"),
+    (f"{POCKET} --nf 4", "--nf is not for --model pocket; omit it, or choose --model dsn"),
     (f"{POCKET} --resume", "no epochs to resume"),
     (
         f"{POCKET} --out new --keep 41",
         "keep must lie in [0, 1], but got 41.0; 41 % is 0.41",
     ),
     (f"{POCKET} --out {{pocket}}", "holds a run already; choose another folder with --out"),
-    ("train --out new", "expected the data to train on, or --resume and --out"),
+    ("train --out new", "to resume a run, give its folder: --resume --out RUN"),
     ("prune {run} --data {other}", "is not what"),
     (f"{PRUNE} --fraction 0.5 --target-macs 9", "not allowed with argument --fraction"),
     (f"{PRUNE} --eps 0.3", "--eps is not for --criterion whc; omit it"),
@@ -113,7 +114,7 @@ def test_what_is_missing(
         refused([*words, "--backend", "cpp"], "SPARSECONV_CPU_ISA", "mmx", "baseline")
     monkeypatch.setattr(backends, "extension", None)
     monkeypatch.setattr(backends, "_missing_reason", "the C++ extension is not built (why)")
-    refused([*words, "--backend", "cpp"], "backend 'cpp' cannot run")
+    refused([*words, "--backend", "cpp"], "error: backend 'cpp' cannot run")
     refused(["bench"], "not built (why)")
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     refused(words, "figures need matplotlib", "pip")

@@ -31,6 +31,7 @@ test_convert = refusals(
     (lambda: convert(MODEL, block="16"), TypeError, "block must be an int or two ints"),
     (lambda: convert(MODEL, masks={"0": X / 3}), ValueError, "zeros and ones"),
     (lambda: convert(MODEL, layers=["1"]), ValueError, "of ['0'], but got '1'"),
+    (lambda: convert(MODEL, masks=[X > 0]), TypeError, "masks must be a dict of masks by layer"),
     (lambda: convert(MODEL, masks={"1.weight": X}), ValueError, "masks must hold names"),
     (lambda: convert(MODEL, masks={"0": X > 0}), ValueError, "(4, 3, 9), but has (2, 3, 40)"),
     (lambda: convert(MODEL, example_input=[X]), TypeError, "example_input must be a tensor"),
