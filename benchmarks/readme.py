@@ -35,8 +35,8 @@ FFT = (
 )
 
 CAPTION = (
-    "A training step of three networks on one CPU thread, against the same network dense at the "
-    "fastest of PyTorch's settings."
+    "A training step of three networks on one CPU thread, compared with the same network trained "
+    "dense at PyTorch's fastest setting."
 )
 LOSING = (*tables.FASTEST, tables.CONV1D)  # what a table of rows says that dense ways win
 
@@ -51,7 +51,7 @@ def first_screen(folder: str = "") -> str:
         f"{front_page.about_gains(bench)}\n\n"
         f"{front_page.losses(bench, lost(bench['rows']), folder)}\n\n"
         f"## Which classifier?\n\n{front_page.tools().markdown()}\n\n{front_page.about_tools()} "
-        f"[Random kernels]({folder}pocket.md#how-accurate), [networks]({folder}paper.md).\n"
+        f"See [random kernels]({folder}pocket.md#how-accurate) and [networks]({folder}paper.md).\n"
     )
 
 
