@@ -28,12 +28,12 @@ from sparseconv.nn.padded_conv import REMEDY
 
 
 class ObstacleError(Exception):
-    """The reason why a layer cannot be replaced."""
+    """Give the reason why a layer cannot be replaced."""
 
 
 @dataclass(eq=False)
 class Candidate:
-    """An ``nn.Conv1d`` and its possible replacement."""
+    """Hold an ``nn.Conv1d`` and its possible replacement."""
 
     path: str  # "" for the model itself
     conv: nn.Conv1d
@@ -149,8 +149,8 @@ def _sparse(
     own = (path, f"{path}.parametrizations.weight".removeprefix("."))
     if others := [f"{owner!r}" for owner in owners[id(weight)] if owner not in own]:
         raise ObstacleError(
-            f"it shares its weight with {', '.join(others)}; give each layer a weight, or call one "
-            "layer in both places"
+            f"it shares its weight with {', '.join(others)}; give each layer its own weight, "
+            "or call one layer in both places"
         )
     if weight._backward_hooks or weight._post_accumulate_grad_hooks:  # masking by hand uses these
         candidate.notes = ("the hooks on its weight's gradient are lost",)

@@ -1,4 +1,4 @@
-"""Turn sparse layers back into ``nn.Conv1d``."""
+"""Convert sparse layers back to ``nn.Conv1d``."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def to_dense(model: nn.Module) -> nn.Module:
     ``1.bias``.
 
     Args:
-        model: any module; left unchanged.
+        model: any module; it is left unchanged.
 
     Raises:
         TypeError: ``model`` is not a module.

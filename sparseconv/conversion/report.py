@@ -1,4 +1,4 @@
-"""The report of ``convert``, by layer and for the whole model."""
+"""Report what ``convert`` did, for each layer and for the whole model."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ EMPTY = "no weight is active, so the output does not depend on the input; prune 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class ConversionReport(ChangeReport):
-    """The report of ``convert``; printing it shows a table.
+    """Report what ``convert`` did; printing shows a table.
 
     Attributes:
         layers: a ``LayerTimes`` for every ``nn.Conv1d``, in the model's order.
         times: the whole model as given (with pruning's hooks) and converted, for ``"inference"``
-            (without gradients) and, if measured, ``"training"`` (forward and backward). Empty if
+            (without gradients) and, if measured, ``"training"`` (forward and backward); empty if
             nothing was measured or converted.
-        training: whether training decided rather than inference.
+        training: whether training, rather than inference, decided.
         unblocked: names of sparse layers that a matrix unit would compute if their masks had
             blocks.
         machine: processor, threads, instruction set and versions.
@@ -68,15 +68,15 @@ class ConversionReport(ChangeReport):
         if not self.measured:
             return [
                 *lines,
-                "no layer was measured: with an example_input, times decide about every layer that "
-                "has zeros or a mask, and with unpruned=True about the others too",
+                "no layer was measured: with an example_input, times decide on every layer that "
+                "has zeros or a mask, and with unpruned=True on the others too",
             ]
         decides = TRAINING if self.training else INFERENCE
         return [*lines, f"{decides} decides", *layer_conditions(self.layers, self.machine)]
 
 
 class Conversion(NamedTuple):
-    """The converted model and the report."""
+    """Hold the converted model and the report."""
 
     model: nn.Module
     report: ConversionReport

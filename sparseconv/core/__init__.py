@@ -1,1 +1,1 @@
-"""Patterns, geometry, files and checks of arguments; no kernels."""
+"""Define patterns, geometry, files and checks of arguments, but no kernels."""

@@ -158,7 +158,7 @@ def fitting(arguments: tuple[Any, ...]) -> Iterator[None]:
 def wrong_shape(
     expected: str, shape: tuple[int, ...], channels: int, length: int | None = None
 ) -> ValueError:
-    """Return the error for series of another shape than ``(n_cases, channels, length)``.
+    """Return the error for series of a shape other than ``(n_cases, channels, length)``.
 
     A ``length`` of None allows any.
     """
@@ -208,10 +208,10 @@ def as_series(
         owner, key: names of the caller and of its argument, for messages.
         raw: anything that ``as_array`` accepts; series of one channel may be ``(n_cases,
             n_timepoints)``.
-        nan_to_zero: replace missing values with 0; None if the caller's user has no such option.
+        nan_to_zero: replace missing values with 0; None if the caller offers no such option.
 
     Raises:
-        ValueError: as ``three_axes``; values that are not finite.
+        ValueError: as in ``three_axes``; values that are not finite.
     """
     raw = three_axes(owner, key, raw)
     if nan_to_zero and raw.dtype.kind == "f":

@@ -1,4 +1,4 @@
-"""Blocks of channels that share their taps. A unit is one tap of a block."""
+"""Define blocks of channels that share their taps. A unit is one tap of a block."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checks of arguments that several modules share."""
+"""Check arguments that several modules share."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sparseconv.core.arrays import as_tensor
 
 
 class ArgumentError(ValueError, RuntimeError):
-    """A wrong argument, which ``nn.Conv1d`` reports as RuntimeError and Python as ValueError."""
+    """Report a wrong argument, as ``nn.Conv1d`` (RuntimeError) and Python (ValueError) do."""
 
 
 def integer(expectation: str, value: Any) -> int:
@@ -63,7 +63,7 @@ def check_dense(name: str, tensor: Tensor) -> None:
     if tensor.layout != torch.strided or tensor.is_meta:
         raise TypeError(
             f"{name} must be a dense tensor that holds data, but got {tensor.layout} on "
-            f"{tensor.device}; a sparse one is converted by .to_dense()"
+            f"{tensor.device}; convert a sparse one with .to_dense()"
         )
 
 

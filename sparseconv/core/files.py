@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and folders with one writer at a time."""
+"""Write files whole or not at all, and let one writer at a time use a folder."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _target(path: Path) -> Path:
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """Write a file that replaces ``path`` once all its bytes are on the disk.
 
-    If the process is killed, the old file or the new one is there. If writing fails, OSError is
+    If the process is killed, the old file or the new one exists. If writing fails, OSError is
     raised and the old file stays.
     """
     path = _target(path)
@@ -54,7 +54,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         cause = error.__context__ if isinstance(error, RuntimeError) else error
         if not isinstance(cause, OSError):
             raise
-        advice = "; make room on its disk, or choose another" if cause.errno in _FULL else ""
+        advice = "; make room on its disk, or choose another path" if cause.errno in _FULL else ""
         text = f"{cause.strerror or cause}; {path} was not written{advice}"
         raise OSError(cause.errno, text) from error
     folder = os.open(path.parent, os.O_RDONLY)  # the new name must reach the disk as well
@@ -141,8 +141,8 @@ def locked(path: Path, busy: str | None = None) -> Iterator[None]:
     """Lock ``path``, a file for this lock only, until the block or the process ends.
 
     If another process or thread holds the lock, wait, or raise ValueError with the text ``busy`` if
-    given. The holder may take it again. On a file system without locks nothing is locked. The end
-    of the block removes the file.
+    it is given. The holder may take it again. On a file system without locks nothing is locked. The
+    end of the block removes the file.
     """
     path = path.absolute()
     if path in _held.get():

@@ -1,4 +1,4 @@
-"""The geometry of a convolution: all its arguments except the tensors."""
+"""Define the geometry of a convolution: all its arguments except the tensors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Padding = int | tuple[int, ...] | Literal["same", "valid"]
 
 
 class Geometry(NamedTuple):
-    """All arguments of one convolution except its tensors.
+    """Hold all arguments of one convolution except its tensors.
 
     Attributes:
         shape: ``(C_out, C_in // groups, K)``.

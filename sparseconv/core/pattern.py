@@ -1,4 +1,4 @@
-"""``KernelCSR``: which weights of a 1-D convolution are active."""
+"""Define ``KernelCSR``, which holds the active weights of a 1-D convolution."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from sparseconv.core.tracing import outside_tracing
 
 
 class KernelCSR(PatternArrays):
-    """The set of active weights of a convolution: one CSR row per kernel, one column per tap.
+    """Hold the active weights of a convolution: one CSR row per kernel, one column per tap.
 
     Row ``o * (C_in // groups) + c`` is the kernel from input channel ``c`` of its group to output
     channel ``o``; within a row the taps ascend. A pattern is immutable, and compares and hashes by
     content. The constructor copies its arrays. Do not write to ``crow_indices`` or ``col_indices``:
-    after an in-place write by torch the pattern raises, and a write through ``.numpy()`` goes
+    after an in-place write by torch the pattern raises an error; a write through ``.numpy()`` goes
     unnoticed.
 
     Args:
@@ -209,7 +209,7 @@ class KernelCSR(PatternArrays):
             nnz: number of active weights. With blocks, ``round(nnz / numel * units)`` units are
                 drawn, so the pattern's ``nnz`` may differ.
             shape, block: see the class.
-            generator: a CPU generator; default: torch's global one.
+            generator: a CPU generator, by default torch's global one.
 
         Raises:
             TypeError, ValueError: ``nnz`` is not an int in ``[0, numel]``; a block does not fit.

@@ -1,4 +1,4 @@
-"""The index arrays of a pattern, on the CPU and on GPUs, and what is computed from them."""
+"""Hold the index arrays of a pattern, on the CPU and on GPUs, and what is computed from them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class PatternArrays:
-    """The arrays of a ``KernelCSR``, made on the CPU or by an update on a GPU.
+    """Hold the arrays of a ``KernelCSR``, made on the CPU or by an update on a GPU.
 
     To avoid waiting, the CPU reads and checks a GPU's arrays only when it first needs them.
     """

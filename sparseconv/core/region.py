@@ -1,4 +1,4 @@
-"""``Region``: a box in which dynamic sparse training keeps the number of active weights."""
+"""Define ``Region``, a box in which dynamic sparse training keeps the number of active weights."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from typing import NamedTuple
 
 
 class Region(NamedTuple):
-    """A box of a weight tensor whose number of active weights stays fixed.
+    """Describe a box of a weight tensor whose number of active weights stays fixed.
 
     ``out_channels`` and ``taps`` are half-open ranges; the box has all input channels. A kernel
-    group of a Dynamic Sparse Network is one region. The constructor checks nothing;
-    ``DSTScheduler`` and ``prune_and_grow`` do.
+    group of a Dynamic Sparse Network is one region. ``DSTScheduler`` and ``prune_and_grow`` check
+    regions; the constructor does not.
 
     Example:
         >>> Region(out_channels=(0, 47), taps=(0, 13))

@@ -1,4 +1,4 @@
-"""Helpers for code that torch may trace, transform or run with fake tensors."""
+"""Help code that torch may trace, transform or run with fake tensors."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ def active_bits(pattern: KernelCSR) -> Tensor:
 
 
 class EverActive:
-    """The weights of some layers that have ever been active.
+    """Record the weights of some layers that have ever been active.
 
     Attributes:
         bits: uint8 ``((numel + 7) // 8,)`` by layer, on the device that computes its updates.

@@ -1,4 +1,4 @@
-"""The processes that train one model: they agree on each update, or all raise."""
+"""Make the processes that train one model agree on each update, or all raise an error."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _HINT = (
 
 
 class Ranks:
-    """A process group, or this process alone if ``torch.distributed`` is not initialised.
+    """Represent a process group, or this process alone if ``torch.distributed`` is not initialised.
 
     ``"default"`` means torch's default group, and None this process alone.
     """

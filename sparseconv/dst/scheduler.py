@@ -1,4 +1,4 @@
-"""Dynamic sparse training: prune the smallest weights, grow others, keep their number."""
+"""Schedule dynamic sparse training: prune the smallest weights and grow the same number."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from sparseconv.nn.rewiring import check_movable
 
 
 class _Change(NamedTuple):
-    """What an update will do to one layer, computed before any layer is touched."""
+    """Hold what an update will do to one layer, computed before any layer changes."""
 
     name: str
     pattern: KernelCSR
@@ -219,8 +219,8 @@ class DSTScheduler:
         Raises:
             RuntimeError: gradient growth without a backward pass through any layer since the last
                 ``step()``; a rank that failed or chose another pattern.
-            ValueError, RuntimeError, NotImplementedError: as the constructor, at the first call and
-                in updates, if layers, averages or the optimizer's state have changed.
+            ValueError, RuntimeError, NotImplementedError: as in the constructor, at the first call
+                and in updates, if layers, averages or the optimizer's state have changed.
 
         Example: see the class.
         """
@@ -265,8 +265,8 @@ class DSTScheduler:
         for key in ("hyperparameters", "shapes"):
             if state_dict[key] != own[key]:
                 raise ValueError(
-                    f"the state is of another scheduler: expected {key} {own[key]}, but got "
-                    f"{state_dict[key]}; build model and scheduler as when it was saved"
+                    f"the state belongs to another scheduler: expected {key} {own[key]}, but got "
+                    f"{state_dict[key]}; build model and scheduler as they were when saved"
                 )
         counts = [count(key, state_dict[key], 0) for key in ("step_count", "updates")]
         bits, mine = state_dict["ever_active"], own["ever_active"]

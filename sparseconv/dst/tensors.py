@@ -1,4 +1,4 @@
-"""An update in tensor operations of constant sizes, so that the CPU need not wait for a GPU."""
+"""Update by tensor operations of constant sizes, so that the CPU need not wait for a GPU."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def magnitudes(tensor: Tensor) -> Tensor:
 
 
 class Table(NamedTuple):
-    """A layer's regions as an update reads them, made once."""
+    """Hold a layer's regions as an update reads them, made once."""
 
     region: Tensor  # int64 (units,): the region of each unit; `regions` if none
     number: Tensor  # int64 (units,): the unit's number among those of all regions
@@ -140,7 +140,7 @@ def _move(
     fraction: float | Tensor,
     key: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Return the units kept and those grown: prune the least weights, grow the least keys."""
+    """Return the units kept and those grown: prune the smallest weights, grow the smallest keys."""
     none = torch.full_like(region, count)  # in no region
     held = region.where(active, none)
     inside, room = _sizes(held, count), _sizes(region, count)
@@ -156,7 +156,7 @@ def _sizes(region: Tensor, count: int) -> Tensor:
 
 
 def _least(key: Tensor, region: Tensor, sizes: Tensor, wanted: Tensor) -> Tensor:
-    """Mark the ``wanted`` least keys of each region; among equals, the first."""
+    """Mark the ``wanted`` smallest keys of each region; among equals, the first."""
     order = key.argsort(stable=True)
     order = order[region[order].argsort(stable=True)]
     at = region[order]

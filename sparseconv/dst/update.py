@@ -35,12 +35,12 @@ def prune_and_grow(
     """Move a share of each region's active weights to other positions in that region.
 
     Prune the ``ceil(fraction * nnz)`` weights of least magnitude, but no more than there are
-    inactive positions: a full region stays unchanged. Among equals the first in CSR order goes; NaN
-    counts as largest. Grow the same number at positions without a survivor, so a pruned position
-    may return as a new weight. Weights outside all regions stay.
+    inactive positions: a full region stays unchanged. Among equals, the first in CSR order is
+    pruned; NaN counts as largest. Grow the same number at positions without a survivor, so a pruned
+    position may return as a new weight. Weights outside all regions stay.
 
     A pattern of blocks moves whole units (a tap of a block); units of smaller last blocks move only
-    among themselves. It prunes by mean magnitude and grows by the norm of the gradient.
+    among themselves. Units are pruned by mean magnitude and grown by the norm of the gradient.
 
     Args:
         pattern: of shape ``(C_out, C_in // groups, K)``.
@@ -50,7 +50,7 @@ def prune_and_grow(
         fraction: share of each region's active weights to move, in [0, 1].
         grow: ``"random"``: uniformly; ``"gradient"``: where ``dense_grad`` is largest in magnitude
             (the first position among equals); ``"static"``: change nothing.
-        generator: a CPU generator for random growth; default: torch's global one.
+        generator: a CPU generator for random growth, by default torch's global one.
         dense_grad: of the pattern's shape, read only for ``grow="gradient"``.
 
     Returns:

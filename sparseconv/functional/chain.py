@@ -27,7 +27,7 @@ UNFIT = "groups cut blocks of 16 channels, or the channels and taps are too many
 
 
 def runs_eagerly() -> bool:
-    """Return whether torch only computes: no tracer, mode, transform or forward-mode derivative."""
+    """Return whether torch runs without a tracer, mode, transform or forward-mode derivative."""
     casts = torch.is_autocast_enabled("cpu")  # a chain can follow it to bfloat16 only
     if torch.compiler.is_compiling() or extension is None:
         return False
@@ -107,7 +107,7 @@ def rounds_float32() -> bool:
 
 
 def kernels_for(pattern: KernelCSR, geometry: Geometry, dtype: torch.dtype) -> tuple[str, str]:
-    """Return ``"blocks"`` or ``"single weights"``, the kernels of one layer, and why not blocks.
+    """Return ``"blocks"`` or ``"single weights"``, a layer's kernels, and why blocks cannot run.
 
     Both are empty without the C++ kernels, and for single weights where no blocks could run.
     """
@@ -163,9 +163,9 @@ class Chain:
 
         Returns:
             ``(N, C_out, L)``, contiguous, and bfloat16 where ``in_rows``.
-            Convolutions give the same bits as outside a chain. Exceptions in rows are layers with
-            fewer than 16 channels and gradients of replicated samples. Sums over positions, as in
-            BatchNorm and gradients of weights, depend on N and L, but not on threads or the
+            Convolutions give the same bits as outside a chain. The exceptions, in rows, are layers
+            with fewer than 16 channels and gradients of replicated samples. Sums over positions, as
+            in BatchNorm and gradients of weights, depend on N and L, but not on threads or the
             instruction set.
         """
         assert extension is not None

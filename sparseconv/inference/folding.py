@@ -16,8 +16,8 @@ def fold(conv: Convolution, norm: nn.BatchNorm1d | nn.SyncBatchNorm) -> Weights 
     """Return the weight and bias that compute ``norm(conv(x))`` in eval mode.
 
     Returns:
-        The weight, of the shape of ``conv.values`` or ``conv.weight``, and a bias ``(C_out,)``.
-        None if sizes, dtypes or devices do not fit, or if the result would not be finite.
+        The weight, of the shape of ``conv.values`` or ``conv.weight``, and a bias ``(C_out,)``;
+        or None if sizes, dtypes or devices do not fit, or if the result would not be finite.
 
     Example:
         >>> import torch
@@ -29,7 +29,7 @@ def fold(conv: Convolution, norm: nn.BatchNorm1d | nn.SyncBatchNorm) -> Weights 
         >>> torch.equal(weight, conv.weight / 2), bias
         (True, tensor([0.]))
 
-    Source: as ``optimize_for_inference``.
+    Source: see ``optimize_for_inference``.
     """
     own, affine = weight_and_bias(conv), own_parameters(norm, "weight", "bias")
     mean, var = norm._buffers.get("running_mean"), norm._buffers.get("running_var")

@@ -16,7 +16,7 @@ from sparseconv.nn.modules import check_module, deepcopy_model
 def optimize_for_inference(model: nn.Module) -> nn.Module:
     """Copy a trained model into one that is faster in inference.
 
-    It changes every ``nn.Sequential``:
+    Every ``nn.Sequential`` changes in the copy:
 
     - A ``BatchNorm1d`` after a ``SparseConv1d`` or an ``nn.Conv1d`` is folded into its weights.
     - A ``ReLU`` after a ``SparseConv1d`` is applied when the kernel stores its outputs.
@@ -44,7 +44,7 @@ def optimize_for_inference(model: nn.Module) -> nn.Module:
     the copy afterwards.
 
     Args:
-        model: any module; left unchanged.
+        model: any module; it is left unchanged.
 
     Returns:
         A copy in eval mode whose parameters require no gradient. Printing it names the modules that
@@ -89,7 +89,7 @@ def optimize_for_inference(model: nn.Module) -> nn.Module:
 
 
 class InferenceBlock(Block):
-    """An ``nn.Sequential`` or ``Block`` that ``optimize_for_inference`` changed."""
+    """Run an ``nn.Sequential`` or ``Block`` that ``optimize_for_inference`` changed."""
 
     @property
     def _table(self) -> Table:
@@ -104,6 +104,6 @@ class InferenceBlock(Block):
         return f"together: {', '.join(found)}"
 
     def train(self, mode: bool = True) -> InferenceBlock:
-        """Set the mode, and discard the folded weights, as PyTorch does not count all writes."""
+        """Set the mode; discard the folded weights, because PyTorch does not count all writes."""
         self._planned = None
         return super().train(mode)

@@ -1,4 +1,4 @@
-"""Links for inference: adjacent modules computed together, with folded weights."""
+"""Define links for inference, which compute adjacent modules together, with folded weights."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from sparseconv.nn.pooling import new_averaging_matrix
 
 
 class FoldedLink(Link):
-    """A convolution and its neighbours, perhaps with a BatchNorm1d to fold into its weights."""
+    """Hold a convolution and its neighbours, perhaps with a BatchNorm1d to fold into it."""
 
     def __init__(self, modules: Sequence[Any]) -> None:
         super().__init__(modules)
@@ -46,7 +46,7 @@ class FoldedLink(Link):
         return super().one_by_one(x) if y is None else y
 
     def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
-        """Compute with the folded weights, or return None if the modules have to."""
+        """Compute with the folded weights, or return None if the modules must compute."""
         raise NotImplementedError
 
     def weights_for(self, x: Any) -> Weights | None:
@@ -98,12 +98,12 @@ def _state(tensor: Tensor | None) -> tuple[int, int, int] | None:
 
 
 def _any_trained(tensors: Any) -> bool:
-    """Return whether an optimizer may write to one of them: fused ones do not count writes."""
+    """Return whether an optimizer may write to a tensor: fused ones do not count writes."""
     return any(isinstance(tensor, Tensor) and tensor.requires_grad for tensor in tensors)
 
 
 class FoldedSparseConv(FoldedLink, SparseLink):
-    """A ``SparseConv1d``, perhaps a BatchNorm1d, perhaps a ReLU."""
+    """Hold a ``SparseConv1d``, perhaps a BatchNorm1d, and perhaps a ReLU."""
 
     def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         conv, geometry = self.conv, self.conv._geometry()
@@ -112,7 +112,7 @@ class FoldedSparseConv(FoldedLink, SparseLink):
 
 
 class FoldedConv(FoldedLink, PointwiseLink):
-    """An ``nn.Conv1d`` and a BatchNorm1d."""
+    """Hold an ``nn.Conv1d`` and a BatchNorm1d."""
 
     def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         y: Tensor = self.conv._conv_forward(x, weight, bias)
@@ -120,10 +120,11 @@ class FoldedConv(FoldedLink, PointwiseLink):
 
 
 class PointwiseThenMean(FoldedLink, PointwiseLink):
-    """Perhaps adaptive averages, a 1x1 ``nn.Conv1d``, perhaps a BatchNorm1d, and a global average.
+    """Hold a 1x1 ``nn.Conv1d`` and a global average after it.
 
-    A 1x1 convolution is the same map at every position, so it may follow the mean. In a chain it
-    comes first if it reduces the channels.
+    Adaptive averages may come before the convolution, and a BatchNorm1d after it. A 1x1 convolution
+    is the same map at every position, so it may follow the mean. In a chain it comes first if it
+    reduces the channels.
     """
 
     ends_chain = True

@@ -23,7 +23,7 @@ _CPU = torch.device("cpu")
 
 
 class Plan:
-    """Cut modules into links, each by the first row of the table that fits, else of one module.
+    """Cut modules into links: each fits the first possible row of the table, or holds one module.
 
     Example:
         >>> modules = [nn.BatchNorm1d(3), nn.ReLU(), nn.ReLU()]
@@ -106,7 +106,7 @@ def leaves(module: Any) -> list[Any]:
 
 
 def only_runs_its_modules(module: Any) -> bool:
-    """Return whether a module is a Sequential that runs as torch's or as a ``Block``."""
+    """Return whether a module is a Sequential that runs as torch's does, or is a ``Block``."""
     kind = type(module)
     return (
         issubclass(kind, nn.Sequential)
@@ -120,7 +120,7 @@ def _may_fuse() -> bool:
 
 
 class Block(nn.Sequential):
-    """Run as ``nn.Sequential``, but compute sparse convolutions together with their neighbours.
+    """Run as ``nn.Sequential`` does, but compute sparse convolutions together with neighbours.
 
     Consecutive layers form a chain, whose tensors stay in the kernels' own order. A chain can
     contain a ``SparseConv1d`` that keeps the length, with or without ``nn.ReLU``, a 1x1
@@ -131,8 +131,8 @@ class Block(nn.Sequential):
     or better, 64-bit Arm). On a CPU with AMX it also computes convolutions of blocks of 16 channels
     in bfloat16, even under autocast; there, results differ by rounding.
 
-    Modules with hooks or other code run one by one. So do all modules under torch.compile, other
-    autocast, torch.func, hooks of saved tensors, and modes that see functions or operations.
+    Modules with hooks or other code run one by one. So do all modules under torch.compile, any
+    other autocast, torch.func, hooks of saved tensors, and modes that see functions or operations.
 
     A chain saves its input and all its parameters for backward, so writing into one of them before
     backward is an error.

@@ -14,8 +14,8 @@ from sparseconv.core.tracing import is_exporting, outside_tracing
 
 _BIT = 2**30
 _OVERWRITTEN = (
-    "the buffers of this layer were overwritten, so its values may belong to other positions than "
-    "its pattern says. AveragedModel overwrites them after the pattern of the averaged model has "
+    "the buffers of this layer were overwritten, so its values may belong to positions other than "
+    "its pattern's. AveragedModel overwrites them after the pattern of the averaged model has "
     "changed: give it to DSTScheduler(averages=[...]), or start a new average. "
     "DistributedDataParallel does so if ranks built different patterns: first call "
     "torch.manual_seed with one seed on all ranks, or load one state dict. After to_empty(), call "

@@ -61,15 +61,15 @@ class SparseConv1d(PatternedModule):
 
     The state dict holds ``values``, ``crow_indices``, ``col_indices`` and ``bias``. Loading also
     accepts a dense ``weight``, and the ``weight_orig`` and ``weight_mask`` of
-    ``torch.nn.utils.prune``. The zeros of ``weight`` are inactive unless ``weight_mask`` is there.
+    ``torch.nn.utils.prune``. The zeros of ``weight`` are inactive unless ``weight_mask`` is given.
     A layer is loaded whole or not at all, and keeps its block. If a load changes nnz, build a new
     optimizer. As with ``nn.Conv1d``, the tensors of a state dict change with the layer;
     ``copy.deepcopy`` keeps them.
 
     Raises:
         ValueError, TypeError: arguments that ``nn.Conv1d`` refuses, in its words; a density outside
-            [0, 1] or with a pattern; a pattern of another shape; a block that is too large or that
-            groups cut.
+            [0, 1] or given with a pattern; a pattern of another shape; a block that is too large or
+            that groups cut.
 
     Example:
         >>> import torch
@@ -193,7 +193,7 @@ class SparseConv1d(PatternedModule):
         return self._resolved
 
     def dense_weight(self) -> Tensor:
-        """Return ``(C_out, C_in // groups, K)``, with zeros where inactive; it is differentiable.
+        """Return the differentiable weight ``(C_out, C_in // groups, K)``, 0 where inactive.
 
         Example:
             >>> pattern = KernelCSR.from_positions(torch.tensor([1]), (1, 1, 3))

@@ -28,7 +28,7 @@ def new_probe(shape: tuple[int, int, int], values: Tensor) -> Tensor:
 def probed(y: Tensor, x: Tensor, values: Tensor, probe: Tensor, geometry: Geometry) -> Tensor:
     """Return the output ``y`` of a convolution of ``x``, with the probe in its graph.
 
-    Every ``backward()`` through it adds the dense weight gradient to ``probe.grad``. Nothing is
+    Every ``backward()`` through ``y`` adds the dense weight gradient to ``probe.grad``. Nothing is
     added in an exported or traced graph, or under ``torch.func``.
     """
     # The per-sample gradients of torch.func are not those of a step.

@@ -17,8 +17,8 @@ class LiveState:
     """Track the values and indices in the state dicts of one layer.
 
     As in every module, the values in a state dict are the layer's own memory. A change of the
-    pattern overwrites the indices too, so a state dict that was not copied is always the present
-    network.
+    pattern overwrites the indices too, so a state dict that was not copied always describes the
+    present network.
 
     Attributes:
         values, pattern: those of the layer.

@@ -145,7 +145,7 @@ def computes_as(module: nn.Module, kinds: Iterable[type[nn.Module]]) -> bool:
 
 
 def own_parameters(module: nn.Module, *names: str) -> Any:
-    """Return the parameters of these names, or None if one is a buffer, pruned or parametrized."""
+    """Return parameters by name, or None if one is a buffer, pruned or parametrized."""
     try:
         return [module._parameters[name] for name in names]
     except KeyError:  # unlike an absent bias, which is None

@@ -31,7 +31,7 @@ class Holdings:
     """Collect the state of an optimizer and of those that it holds (SAM, Lookahead, lists of them).
 
     A tensor belongs to the parameter that is its key in a dict. In a list that is arranged as one
-    of ``param_groups``, it belongs to the parameter at its place.
+    of ``param_groups``, it belongs to the parameter at the same place.
 
     Attributes:
         kept: all objects that they keep, including the keys of dicts.
@@ -51,7 +51,7 @@ class Holdings:
         self.trained = [p for each in self.optimizers for group in _groups(each) for p in group]
 
     def keeps_the_same(self, other: Holdings | None) -> bool:
-        """Return whether it keeps the tensors of ``other``, of equal shapes, and nothing opaque."""
+        """Return whether ``other`` has the same tensors, in equal shapes, and nothing is opaque."""
         if other is None or self.shapes != other.shapes:
             return False
         return all(
@@ -118,7 +118,7 @@ class Holdings:
                 raise NotImplementedError(f"{path} {wrong}, which cannot be followed; {advice}")
 
     def _adds_nothing(self, parameters: Mapping[str, Tensor], model: nn.Module | None) -> bool:
-        """Return whether it wraps an optimizer that can be followed, and keeps no other state."""
+        """Return whether ``self`` wraps an optimizer that can be followed, and adds no state."""
         inner = getattr(self.optimizers[0], "optimizer", None)
         if not isinstance(inner, Optimizer):
             return False

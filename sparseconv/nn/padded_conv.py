@@ -100,7 +100,7 @@ def _run(twin: Any, length: int, training: bool) -> tuple[Tensor, Tensor]:
         old, place, content = before[name]
         if now is not old or now.data_ptr() != place or not now.equal(content):
             raise TypeError(
-                f"its forward pass overwrites {name}, as a limit of the norm does; limit it "
+                f"its forward pass overwrites {name}, as a limit on the norm does; limit it "
                 "after each optimizer.step() instead"
             )
     if not isinstance(y, Tensor) or y.shape[:-1] != (1, twin.out_channels):

@@ -53,7 +53,7 @@ class PatternedModule(nn.Module):
 
     @property
     def pattern(self) -> KernelCSR:
-        """Return the active weights; raise RuntimeError if the values may be another pattern's."""
+        """Return the active weights; raise RuntimeError if the values may not belong to them."""
         tag: Any = self._buffers["pattern_tag"]
         checked = self._checked
         if is_dynamo_compiling():
@@ -101,10 +101,10 @@ class PatternedModule(nn.Module):
         """Make other weights active, and move what belongs to them.
 
         ``self.values`` stays the same parameter object, so optimizers still hold it. If nnz stays,
-        it is overwritten in place, and its gradient moves too. If nnz changes, the gradient is
-        dropped. No other thread may call the layer at the same time.
+        the values are overwritten in place, and their gradient moves too. If nnz changes, the
+        gradient is dropped. No other thread may call the layer at the same time.
 
-        ``DSTScheduler`` moves optimizer state and running averages; otherwise name them in
+        ``DSTScheduler`` moves optimizer state and running averages; without it, name them in
         ``follow``. If nnz changes, build a new optimizer and start a new average. An optimizer
         with moments of the former length refuses to step.
 
@@ -283,7 +283,7 @@ class PatternedModule(nn.Module):
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        """Omit the probe from copies and pickles; a copied scheduler brings another."""
+        """Omit the probe from copies and pickles; a copied scheduler makes another."""
         own = {"dense_probe": None, "_live": None, "_checked": _NEVER_CHECKED}
         return {**self.__dict__, **own}
 

@@ -13,9 +13,10 @@ POOLED = 50  # samples after pooling, for any length
 
 
 class ShortAvgPool1d(nn.AdaptiveAvgPool1d):
-    """Pool as ``nn.AdaptiveAvgPool1d``, but multiply short series by the averaging matrix.
+    """Pool as ``nn.AdaptiveAvgPool1d`` does, but multiply short series by the averaging matrix.
 
-    In that product, a sample that is not finite also meets zeros, so its whole channel becomes NaN.
+    In that product, zeros also multiply a sample that is not finite, so its whole channel becomes
+    NaN.
     """
 
     # On one thread of an AMD EPYC (Zen 5), forward and backward of 16 x 141 series took 0.17 ms at

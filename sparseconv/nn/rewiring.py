@@ -76,8 +76,8 @@ def check_alone(layer: nn.Module) -> None:
         values = held.get("values")
         if held is not own and type(values) is nn.Parameter and same_memory(values, own["values"]):
             raise RuntimeError(
-                "another layer has the memory of these values, but would keep its pattern: use one "
-                "layer in both places, or delete the other, or make it by copy.deepcopy; with "
+                "another layer shares the memory of these values, but would keep its pattern: use "
+                "one layer in both places, or delete the other, or make it by copy.deepcopy; with "
                 "load_state_dict(assign=True), copy the state dict by copy.deepcopy"
             )
 
@@ -125,7 +125,7 @@ def _check_moments(optimizer: Optimizer, *_: Any) -> None:
             if wrong and len(held) in lengths:
                 raise RuntimeError(
                     f"{name} of the optimizer belongs to {len(held)} active weights, but the layer "
-                    f"has {values.numel()} since load_state_dict or set_pattern changed its "
+                    f"has had {values.numel()} since load_state_dict or set_pattern changed its "
                     "pattern; build a new optimizer"
                 )
 

@@ -157,7 +157,8 @@ def resolve_backend(name: str, device: torch.device, cuda_pays: bool = False) ->
 
     ``"auto"`` takes ``SPARSECONV_BACKEND`` if it is set. Otherwise it takes the C++ kernels for CPU
     tensors. For CUDA tensors it takes the CUDA kernels where they are faster (``cuda_pays``), else
-    Triton's. If these are missing, it takes the dense reference. A named backend is never replaced.
+    Triton's. Without these kernels, it takes the dense reference. A named backend is never
+    replaced.
     """
     if name == "auto":
         name = _preferred()

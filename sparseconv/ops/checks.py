@@ -70,7 +70,8 @@ def refuse_types(input: Tensor, values: Tensor, bias: Tensor | None) -> None:
             )
         if tensor.layout != torch.strided:
             raise TypeError(
-                f"{name} must be a dense tensor, but got {tensor.layout}; convert it by .to_dense()"
+                f"{name} must be a dense tensor, but got {tensor.layout}; "
+                "convert it with .to_dense()"
             )
         if tensor.dtype != input.dtype:
             raise DtypeError(

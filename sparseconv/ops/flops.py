@@ -38,11 +38,11 @@ _FORMULAS: dict[Any, Callable[..., int]] = {
 
 
 def teach_counters() -> None:
-    """Register the formulas with ``torch.utils.flop_counter``, and with the counters that run.
+    """Register the formulas with ``torch.utils.flop_counter``, and with running counters.
 
-    It is called when this package is imported, and before an op runs under a ``TorchDispatchMode``.
-    An exported graph only calls the ops. It is counted if that module was imported before this
-    package, or if a layer has run under a counter.
+    This is called when the package is imported, and before an op runs under a
+    ``TorchDispatchMode``. An exported graph only calls the ops. It is counted if torch's module was
+    imported before this package, or if a layer has run under a counter.
     """
     module: Any = sys.modules.get(_MODULE)
     if module is None:  # importing it would import Triton, which takes a third of a second

@@ -2,8 +2,8 @@
 
 All sizes here follow from the pattern's shape and ``nnz`` alone, so a change of the pattern at
 constant ``nnz`` changes no grid and no address. After a write to the tensors, their plans are
-computed again into the same memory, which CUDA graphs continue to read. Both backends read the same
-rows, and add the entries of a row in the same order.
+computed again into the same memory, which CUDA graphs continue to read. Both GPU backends read the
+same rows, and add the entries of a row in the same order.
 """
 
 from __future__ import annotations
@@ -58,12 +58,12 @@ def power_of_two(least: int) -> int:
 
 
 def run_length(shape: Shape) -> int:
-    """Return the entries per program of wgrad: ``RUN``, or fewer for small channels."""
+    """Return the number of entries per program of wgrad: ``RUN``, or fewer for small channels."""
     return min(RUN, power_of_two(shape[1] * shape[2]))
 
 
 def run_count(shape: Shape, nnz: int, length: int) -> int:
-    """Return an upper bound of the runs of wgrad with this ``nnz``."""
+    """Return an upper bound on the number of runs of wgrad with this ``nnz``."""
     return nnz // length + min(shape[0], nnz)
 
 
@@ -195,14 +195,14 @@ class Tile(NamedTuple):
 
     @property
     def run_length(self) -> int:
-        """Return the units per program of wgrad."""
+        """Return the number of units per program of wgrad."""
         return COLUMNS // power_of_two(self.inputs)
 
 
 def tile_of(block: Block, g: Geometry) -> Tile | None:
-    """Return the tile of a block, which divides it, or None where single weights are multiplied.
+    """Return the tile of a block, which divides it, or None for single weights.
 
-    That is where a block is not a multiple of 16, or groups cut it.
+    Single weights are multiplied if a block is not a multiple of 16, or groups cut it.
     """
     cut = (g.shape[0] // g.groups) % block[0] or g.shape[1] % block[1]
     if block[0] % 16 or block[1] % 16 or (g.groups > 1 and cut):
@@ -215,7 +215,7 @@ def tile_for(col: Tensor, g: Geometry) -> Tile | None:
 
 
 def unit_count(shape: Shape, tile: Tile, nnz: int) -> int:
-    """Return an upper bound of the units with this ``nnz``, as if all had the smallest block."""
+    """Bound the number of units with this ``nnz``, as if all had the smallest block."""
     last = (size % part or part for size, part in zip(shape[:2], tile, strict=True))
     return min(math.prod(unit_shape(shape, tile)), nnz // math.prod(last))
 
@@ -319,7 +319,7 @@ def _check_cuda(geometry: Geometry) -> None:
 
 
 def _weights(crow: Tensor, col: Tensor, g: Geometry) -> tuple[Tensor, Tensor, Tensor]:
-    """Return output channel, input channel and tap of every active weight, in CSR order."""
+    """Return the output channel, input channel and tap of every active weight, in CSR order."""
     out_channels, group_channels, _ = g.shape
     weight = torch.arange(col.shape[0], device=crow.device)
     # Idle units get the channel after the last, so that no row has them.

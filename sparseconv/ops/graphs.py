@@ -1,4 +1,4 @@
-"""Repeat work of a GPU by CUDA graphs, with one launch instead of many."""
+"""Repeat work on a GPU by CUDA graphs, with one launch instead of many."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ T = TypeVar("T")
 class CudaGraphs:
     """Capture what one CUDA device computes, with one pool of memory for all graphs.
 
-    So replay them from one stream at a time, and read the outputs of one before the next.
+    As they share it, replay them from one stream at a time, and read the outputs of one before the
+    next.
     """
 
     def __init__(self, device: torch.device) -> None:

@@ -131,7 +131,7 @@ class Channels:
         return self.other_macs + sum(layer.samples * layer.weights(kept) for layer in layers)
 
     def weights(self, kept: Tensor | None = None) -> int:
-        """Count the active weights, without biases, of all layers in the same way."""
+        """Count the active weights, without biases, of all layers; see ``macs``."""
         return sum(layer.weights(kept) for layer in self.layers.values())
 
     def without(self, failed: Mapping[UnitSet, str]) -> Channels:
@@ -184,7 +184,7 @@ class Numbers:
 
     def __init__(self) -> None:
         self.parent = [0]  # a disjoint-set forest; the root of a set is its least number
-        self.reasons = {0: "its channels meet zeros that the code puts there"}  # by root
+        self.reasons = {0: "its channels meet zeros that the code puts next to them"}  # by root
         # By id: numbers, their dimension, and the tensor, held so that its id is not reused.
         self.tensors: dict[int, tuple[Tensor, int, Tensor]] = {}
 
@@ -229,7 +229,7 @@ class Numbers:
         return None if found is None else found[:2]
 
     def free(self, tensor: Any) -> tuple[Tensor, int] | None:
-        """Do as ``get``, but return None also if all channels stay."""
+        """Return what ``get`` does, but also None if all channels stay."""
         found = self.get(tensor)
         if found is None or all(self._root(x) in self.reasons for x in found[0].tolist()):
             return None

@@ -155,7 +155,7 @@ class Jacobian(Criterion):
     def __init__(self, data: Any, *, loss: Loss = F.nll_loss, batches: int = 50) -> None:
         if isinstance(loss, type) or not callable(loss):
             raise TypeError(
-                f"{LOSS}, as F.cross_entropy or nn.CrossEntropyLoss(), but got {loss!r}"
+                f"{LOSS}, such as F.cross_entropy or nn.CrossEntropyLoss(), but got {loss!r}"
             )
         self.data, self.loss, self.batches = data, loss, count("batches", batches)
 
@@ -182,7 +182,7 @@ class Jacobian(Criterion):
                 except Exception as error:  # the loss may run any code
                     raise ValueError(
                         f"{LOSS}, but with outputs {tuple(out.shape)} and labels {tuple(y.shape)} "
-                        f"of {y.dtype} this one fails or gives several (reduction='none'): {error}"
+                        f"of {y.dtype} it fails or returns several (reduction='none'): {error}"
                     ) from error
                 if not loss.requires_grad:
                     raise ValueError(
@@ -204,11 +204,12 @@ class Jacobian(Criterion):
 class DSP(Criterion):
     """Remove the filters whose output stays near zero on every training series.
 
-    A filter's activation is the root mean square over time, the largest of all series. It is
+    A filter's activation is its largest root mean square over time on any series. It is
     measured where the next layer reads the filter, after any pooling or depthwise layer. The score
     is its ratio to the largest activation in the layer, or in the kernel group of a ``DSN``. If
     several layers read the filter, the largest ratio counts. Filters with a score of at most
-    ``eps`` are removed, so no fraction is needed. Train with ``InstanceSparsity`` to silence them.
+    ``eps`` are removed, so no fraction is needed. To silence filters, train with
+    ``InstanceSparsity``.
 
     Args:
         data: the training series: an array ``(n_cases, n_channels, length)``, a list of cases,

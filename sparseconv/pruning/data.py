@@ -84,7 +84,7 @@ def watching(
 
 
 def batch_sizes(n_cases: int, batch_size: int) -> list[int]:
-    """Return the sizes of batches; a single last case joins the batch before.
+    """Return the sizes of batches; a single last case joins the previous batch.
 
     BatchNorm cannot normalise a single value, and ``squeeze`` drops the axis of a single case.
     """
@@ -160,8 +160,8 @@ def batches_of(
     Args:
         data: arrays ``(X, y)``, or an iterable of such batches. Where no labels are needed, also
             ``X``, an array or a list of cases.
-        cases: the most series to take from arrays, at equal distances because these may be sorted
-            by class.
+        cases: the largest number of series to take from arrays, at equal distances because these
+            may be sorted by class.
         labels: whether labels are needed; if not, None takes their place.
 
     Raises:

@@ -110,7 +110,7 @@ def has_pairs(model: nn.Module) -> bool:
 def with_pairs(model: nn.Module, channels: Channels, kept: Tensor) -> tuple[str, ...]:
     """Put compressors and decompressors into a model, and remove the filters without such a pair.
 
-    The model changes in place. The names of the layers of filters without a pair are returned.
+    The model changes in place. Return the names of the layers of filters without a pair.
     """
     pruned = [group for group in channels.sets if not kept[group.units].all()]
     owner = torch.full((channels.n_units + 1,), -1)  # by unit, its paired set; FIXED finds the last

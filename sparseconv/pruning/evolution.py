@@ -22,13 +22,13 @@ class Evolutionary(Criterion):
 
     For each layer or branch, NSGA-II searches for sets of filters with few errors on training
     series and few weights. The smallest set whose error is at most ``tolerance`` above that of the
-    whole model is kept. Only the idea of this search is public; encoding, operators, sizes and the
+    whole model is kept. Only the idea of this search is public; the encoding, operators, sizes and
     choice of a set are ours.
 
     Args:
         data: as in ``Jacobian``.
         tolerance: the share of errors that all layers together may add, in [0, 1].
-        cases: the most series to evaluate; arrays give series at equal distances.
+        cases: the largest number of series to evaluate; arrays give series at equal distances.
         population: the number of sets of filters in a generation, at least 2.
 
     Raises:

@@ -90,7 +90,7 @@ def factorize(
         model: any module, before ``torch.compile``; it is left unchanged.
         example_input: the input for ``report.measure()``.
         layers: sets of names of ``nn.Conv1d`` layers of equal shape and options. By default, all
-            equal layers form a set if there are two and they get smaller (for ``"svd"``, each).
+            equal layers form a set if several exist and get smaller (for ``"svd"``, each).
         rank: the rank r of every set.
         parameter_compression: instead of a rank, the least ratio of parameters before to after in
             each set.
@@ -317,7 +317,7 @@ def _obstacle(
         return "has a computed weight or bias (pruning, a parametrization); remove that first"
     if type(layer) is not nn.Conv1d:
         sparse = layer is not None and computes_as(layer, (SparseConv1d,))
-        hint = "; convert it by sc.to_dense" if sparse else ""
+        hint = "; convert it with sc.to_dense" if sparse else ""
         return f"must be an nn.Conv1d, but is a {type(layer).__name__}{hint}"
     if layer.groups != 1:
         return f"must have groups=1, but has {layer.groups}; leave it out"
@@ -326,7 +326,7 @@ def _obstacle(
     if hooks_of(layer):
         return "has hooks, which would be lost; remove them first"
     if len(owners[id(layer.weight)]) > 1:
-        return f"shares its weight: {owners[id(layer.weight)]} have one; give each layer a weight"
+        return f"shares its weight: {owners[id(layer.weight)]} hold it; give each its own weight"
     if layer in outside:
         return f"is also held by {outside[layer]}, where it cannot be replaced; delete that"
     return None

@@ -1,8 +1,8 @@
 """Follow channels through operations: most are tried, some have a rule in ``RULES``.
 
-An operation is followed if some channels alone give the same results as among all (``tried``).
-Rules come first, for operations that move or divide channels. A rule is a function of a ``Call``
-that assigns the channels of the outputs and returns whether it could.
+An operation is followed if some channels alone give the same results as they do among all
+(``tried``). Rules come first, for operations that move or divide channels. A rule is a function of
+a ``Call`` that assigns the channels of the outputs and returns whether it could.
 """
 
 from __future__ import annotations
@@ -188,7 +188,7 @@ def moves(call: Call) -> bool:
 
 
 def splits(call: Call) -> bool:
-    """Do as ``moves``, or unite the groups of channels that get a separate dimension."""
+    """Do as ``moves`` does, or unite the groups of channels that get a separate dimension."""
     if moves(call):
         return True
     (channels, dim), out = call.numbers[call.inputs[0]], call.outputs[0]
@@ -202,7 +202,7 @@ def splits(call: Call) -> bool:
 
 
 def pads(call: Call) -> bool:
-    """Do as ``moves``; padding next to the channels becomes channels that stay."""
+    """Do as ``moves`` does; padding next to the channels becomes channels that stay."""
 
     def padded(x: Tensor, pad: Sequence[int], mode: str = "constant", _: Any = None) -> Tensor:
         return F.pad(x, pad, mode, 0)  # such channels have the number 0
@@ -212,7 +212,7 @@ def pads(call: Call) -> bool:
 
 
 def parts(call: Call) -> bool:
-    """Do as ``moves``, and unite equal parts of the channels, so that they stay equal."""
+    """Do as ``moves`` does, and unite equal parts of the channels, so that they stay equal."""
     if not moves(call):
         return False
     channels, _ = call.numbers[call.inputs[0]]

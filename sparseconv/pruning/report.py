@@ -272,7 +272,8 @@ class PruningReport(SmallerNetwork):
     def curve(self, thresholds: Iterable[float] = DECADES) -> list[tuple[float, int]]:
         """Count the units of filters that other thresholds would keep: ``(threshold, kept)``.
 
-        A value in the middle of a plateau is safe. A criterion without threshold raises ValueError.
+        A value in the middle of a plateau is safe. A criterion without a threshold raises
+        ValueError.
         """
         if self.threshold is None:
             raise ValueError(

@@ -38,8 +38,8 @@ class InstanceSparsity:
 
     Args:
         model: any module.
-        stages: a ``Stage`` or a name for each module, whose output is ``(N, C, L)``. The default
-            are the ``published_stages``.
+        stages: a ``Stage`` or a name for each module, whose output is ``(N, C, L)``. By default,
+            these are the ``published_stages``.
         weight: the weight of the whole loss, at least 0. 2e-5 is published for LITE and batches of
             64. For batches of B, multiply it by 64 / B: it weighs a sum, which is added to a mean.
 
@@ -98,7 +98,7 @@ class InstanceSparsity:
         """Return the loss of the forward passes since the last call.
 
         Raises:
-            RuntimeError: there was none.
+            RuntimeError: there was no forward pass.
         """
         if not self._terms:
             raise RuntimeError(

@@ -90,7 +90,7 @@ def output_tensors(out: Any) -> list[Tensor]:
 def kept_modules(model: nn.Module, ignore: Iterable[str]) -> dict[nn.Module, str]:
     """Return the modules that keep all channels, each with the reason.
 
-    They are named in ``ignore`` or inside of such a module, or have computed or shared parameters.
+    They are named in ``ignore`` or lie in such a module, or have computed or shared parameters.
     """
     kept: dict[nn.Module, str] = {}
     for module in model.modules():
@@ -287,8 +287,8 @@ class _Tracer(TorchFunctionMode):
     def run_idle(self, arguments: tuple[Any, ...]) -> None:
         """Keep the channels that are read, or may be read, by layers that eval mode did not call.
 
-        Train mode shows what they read, as for a second head. Layers that it does not call either
-        may run for other inputs or random numbers, so channels of their widths stay.
+        Train mode shows what they read, for example in a second head. Layers that it does not call
+        either may run for other inputs or random numbers, so channels of their widths stay.
         """
         idle = {
             name: module
@@ -343,7 +343,7 @@ class _Tracer(TorchFunctionMode):
             owner = name.rpartition(".")[0].partition(".parametrizations")[0]
             module, wide = modules[owner], sum(size > 1 for size in x.shape) > 1
             if wide and name not in vectors and not isinstance(module, PRUNABLE):
-                why = f"{type(module).__name__} is not pruned, only {kinds} are"
+                why = f"{type(module).__name__} is not pruned; only {kinds} are"
                 left[owner or "the model itself"] = self.kept.get(module, why)
         return numbered_units(
             self.layers, self.numbers, vectors, n_series, flops // (2 * n_series), left
@@ -383,5 +383,5 @@ def _unlike(module: nn.Module, given: list[Tensor], output: Any) -> str | None:
     dim = -1 if isinstance(module, nn.Linear) else 1
     shapes = [x.shape for x in (*given[:1], output) if isinstance(x, Tensor)]
     if tuple(shape[dim] for shape in shapes) != _widths(module):
-        return "it takes or returns something else than its base class"
+        return "it takes or returns something other than its base class does"
     return None

@@ -125,7 +125,7 @@ def _unlike(
         if mode and not repeats:
             return None
         if len(found) != len(expected) or not all(map(close, found, expected)):
-            drawn = f" (perhaps by random numbers, of {', '.join(sorted(unlike))})" * bool(unlike)
+            drawn = f" (perhaps due to random draws of {', '.join(sorted(unlike))})" * bool(unlike)
             return f"the model computes something else{mode}{drawn}"
     return None
 

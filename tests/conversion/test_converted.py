@@ -146,7 +146,7 @@ REASONS = {
     "masked": "it has an attribute 'mask', which would be lost; copy its weight and bias into an",
     "own": "OwnConv has its own code: it computes something else; copy its weight and bias into",
     "lazy": "its weight is not initialised; first run",
-    "tied": "it shares its weight with 'tied_too'; give each layer a weight",
+    "tied": "it shares its weight with 'tied_too'; give each layer its own weight",
     "normed": r"its weight is computed \(_WeightNorm\)",
     "bias_normed": "its bias is computed",
     "bias_pruned": r"its bias is computed \(L1Unstructured\)",

@@ -61,7 +61,7 @@ test_scheduler = refusals(
     (make(nn.Conv1d(1, 1, 3)), ValueError, "make one of an nn.Conv1d with SparseConv1d.from_dense"),
     (make(parameters=lambda m: [*m[0].parameters(), m[2].bias]), ValueError,
      "lacks those of layer '2'; construct it with model.parameters()"),
-    (make(with_shared_values()), RuntimeError, "another layer has the memory of these values"),
+    (make(with_shared_values()), RuntimeError, "another layer shares the memory of these values"),
     (make(with_regions((Region((0, 4), (0, 6)),))), ValueError, "does not lie inside a weight of"),
     (make(update_every=0), ValueError, "update_every must be at least 1"),
     (make(end_step=2.5), TypeError, "end_step must be an int"),
@@ -95,7 +95,7 @@ def test_a_foreign_state_changes_nothing(key: str) -> None:
     other = DSTScheduler(model, optimizer, update_every=1, end_step=9)
     other.step()
     before = snapshot(model, optimizer, dst)
-    with pytest.raises(ValueError, match=f"of another scheduler: expected {key}.* but got {{}}"):
+    with pytest.raises(ValueError, match=f"to another scheduler: expected {key}.* but got {{}}"):
         dst.load_state_dict({**other.state_dict(), key: {}})
     with pytest.raises(ValueError, match="state with keys"):
         dst.load_state_dict({k: v for k, v in other.state_dict().items() if k != key})

@@ -87,7 +87,7 @@ test_layer = refusals(
     (own(lambda c, x: (PLAIN(c, x), None)), TypeError, "it does not return a tensor with"),
     (own(lambda c, x: PLAIN(c, F.dropout(x) if c.training else x)), TypeError, "the mode"),
     (own(every_other), TypeError, "depends on the length or the mode"),
-    (own(max_norm), TypeError, "its forward pass overwrites weight, as a limit of the norm"),
+    (own(max_norm), TypeError, "its forward pass overwrites weight, as a limit on the norm"),
     (own(lambda c, x: PLAIN(rebound(c), x)), TypeError, "its forward pass overwrites weight"),
     (lambda: SparseConv1d.from_dense(CONV, CONV.weight), TypeError, "mask must be a bool tensor"),
     (lambda: SparseConv1d.from_dense(CONV, torch.ones(4, 3, 4, dtype=torch.bool)), ValueError,
