@@ -12,6 +12,7 @@ from benchmarks.paper import rocket
 from benchmarks.paper.comparison import Runs, Versus, versus
 from benchmarks.paper.report import RECORDED
 from benchmarks.paper.rows import read_rows
+from benchmarks.paper.tables.cells import counted
 from benchmarks.studies import classifiers, densities, published_networks
 from benchmarks.studies.published_networks import PRUNED
 from sparseconv.bench import document
@@ -93,6 +94,8 @@ def blocks() -> tuple[str, ...]:
     found = compared(mine, theirs)
     moved = [mine[each] - theirs[each] for each in mine if each in theirs]
     lowest, highest = min(moved), max(moved)
+    few, many = (pick(map(len, runs.rows(name).values())) for pick in (min, max))
+    seeds = counted(few, "seed") if few == many else f"{few} to {many} seeds"
     rows = document.read(RECORDED["blocks"].parents[1] / "blocks-xeon.json")["network"]
     steps = [row for row in rows if row["mode"] == "blocks"]
     speeds = [min(row["ratio"][way][0] for way in DENSE_WAYS) for row in steps]
@@ -100,8 +103,8 @@ def blocks() -> tuple[str, ...]:
         "the same in blocks of 16 channels, bfloat16, CPU with AMX",
         f"training step {min(speeds):.1f}x to {max(speeds):.1f}x as fast as the fastest dense "
         "bfloat16",
-        f"against single weights ({found.sets} sets, one seed): {points(found)}; on the worst and "
-        f"best set {lowest:+.0f} and {highest:+.0f}",
+        f"against single weights ({found.sets} sets, {seeds}): {points(found)}; from "
+        f"{lowest:+.0f} on the worst set to {highest:+.0f} on the best",
         "blocks",
     )
 
