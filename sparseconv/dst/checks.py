@@ -22,8 +22,8 @@ OTHER_AVERAGE = (
 NO_GRADIENT = (
     "grow='gradient' needs a forward and a backward pass through a SparseConv1d between step() "
     "number {0} and {1}, but saw none; call loss.backward() and optimizer.step() before each "
-    "step(). The replay of a CUDA graph (GraphedStep) does not count: if (step_count + 1) % "
-    "update_every == 0, call the function itself instead of its GraphedStep"
+    "step(), with one DSTScheduler for the layers. The replay of a CUDA graph (GraphedStep) does "
+    "not count: if (step_count + 1) % update_every == 0, call the function itself instead of it"
 )
 NEVER_SEEN = (
     "grow={0!r} never saw a gradient of {1} in three updates, so they keep their patterns; freeze "
