@@ -38,8 +38,8 @@ class Dataset:
         name: the data set's name.
         X_train, X_test: ``(n_cases, n_channels, n_timepoints)`` float32, finite.
         y_train, y_test: ``(n_cases,)`` int64, indices into ``classes``.
-        classes: the labels as they came (text files: strings; aeon reads those of .ts files
-            in lower case), sorted.
+        classes: the sorted labels, as they are in the source (text files give strings; aeon reads
+            those of .ts files in lower case).
     """
 
     name: str
@@ -51,12 +51,12 @@ class Dataset:
 
     @property
     def n_channels(self) -> int:
-        """Channels of a series."""
+        """Count the channels of a series."""
         return int(self.X_train.shape[1])
 
     @property
     def n_timepoints(self) -> int:
-        """Samples of a channel of a series."""
+        """Count the samples of a channel of a series."""
         return int(self.X_train.shape[2])
 
 
@@ -79,7 +79,7 @@ def load(name_or_path: str | os.PathLike[str], *, nan_to_zero: bool = False) -> 
         TypeError: neither a string nor a path.
         ValueError: an unknown name, an unreadable source, or data that cannot be classified:
             unequal lengths, non-finite values, one class only, test labels unseen in training.
-        RuntimeError: aeon is needed and not installed.
+        RuntimeError: aeon is needed, but not installed.
 
     Example:
         >>> from sparseconv import datasets
@@ -172,7 +172,7 @@ def name_of(source: str | os.PathLike[str]) -> str:
 
 
 def _read(path: Path) -> tuple[Any, Any]:
-    """Read one file of a pair; its content says how."""
+    """Read one file of a pair; its content decides the format."""
     expected = "lines without a header, each with a label and then the same number of samples"
     try:
         with path.open(encoding="utf-8-sig") as file:
@@ -209,7 +209,7 @@ def _counts_rows(X: Any, y: Any) -> bool:
 
 
 def _read_lines(path: Path) -> tuple[Any, Any]:
-    """Read lines of a label and samples; the first line says what is between them."""
+    """Read lines of a label and samples; the first line decides the separator."""
     text = path.read_text(encoding="utf-8-sig")
     lines = [line for line in text.splitlines() if line.strip()]
     if not lines:

@@ -1,4 +1,4 @@
-"""Other ways to compute the same convolution, each at its best settings.
+"""Other ways to compute the same convolution, each with its best settings.
 
 A baseline takes a problem and returns one call per computation. Memory formats, and what depends
 only on the pattern, are prepared outside the timed call. ``wgrad`` may return the gradient of all
@@ -39,8 +39,8 @@ def _unpad(x: Tensor, geometry: Geometry) -> Callable[[Tensor], Tensor]:
 def dense(problem: Problem, *, channels_last: bool = False, padded: bool = False) -> Calls:
     """Call ``F.conv1d`` and its two gradients, each alone.
 
-    ``channels_last`` is ``F.conv2d`` of height 1 in channels-last memory. ``padded`` pads by
-    ``F.pad``, which is faster for long kernels; it is empty if every call pads that way.
+    ``channels_last`` is ``F.conv2d`` on series of height 1 in channels-last memory. ``padded`` pads
+    by ``F.pad``, which is faster for long kernels; it is empty if every call pads that way.
     """
     x, values, grad, pattern, geometry = problem
     zeros = geometry.padding_mode == "zeros" and len(set(geometry.padding)) == 1
@@ -82,7 +82,7 @@ def dense(problem: Problem, *, channels_last: bool = False, padded: bool = False
 
 
 def im2col_csr(problem: Problem) -> Calls:
-    """Multiply ``torch.sparse`` CSR by the columns (im2col); indices are prepared.
+    """Multiply a ``torch.sparse`` CSR matrix by the columns (im2col); indices are prepared.
 
     Columns are (input channel, tap) by (series, output sample); groups are diagonal blocks.
     """
@@ -132,11 +132,11 @@ def im2col_csr(problem: Problem) -> Calls:
 
 
 def fft(problem: Problem, *, prepared: bool = False) -> Calls:
-    """Multiply spectra by ``torch.fft``.
+    """Multiply spectra that ``torch.fft`` computes.
 
     The call computes the weights' spectrum, as in training. ``prepared`` computes it beforehand, as
-    inference can, or ``dgrad`` after a forward pass that kept it. ``wgrad`` needs none, so it is
-    timed once.
+    inference can, or ``dgrad`` after a forward pass that kept it. ``wgrad`` does not need this
+    spectrum, so it is timed once.
     """
     x, values, grad, pattern, geometry = problem
     out_channels, group_channels, taps = pattern.shape

@@ -76,13 +76,13 @@ class Case(testing.Case):
             (``torch.compile``), ``"exported"`` (``torch.export``). With any, the case times a whole
             ``SparseConv1d`` instead of the kernels. It runs a forward pass without gradients, and a
             pass with both gradients.
-        pattern: one of ``sparseconv.testing`` or of these. ``dsn_prefix`` and ``dsn_evolved`` are
-            those of a DSN; ``density`` is 1 - S, the active share of a kernel group's region. In
-            ``dsn_ungrouped`` the region is the whole kernel. ``trained_first`` and ``trained_last``
-            come from a trained network. ``one_weight_per_channel`` reads each input channel once;
-            ``one_channel`` only reads input channel 0. In ``dense_output`` output channel 0 is
-            fully active, the others are sparse. In ``empty_outputs`` every second output channel is
-            inactive.
+        pattern: a pattern of ``sparseconv.testing``, or one of these. ``dsn_prefix`` and
+            ``dsn_evolved`` are those of a DSN; ``density`` is 1 - S, the active share of a kernel
+            group's region. In ``dsn_ungrouped`` the region is the whole kernel. ``trained_first``
+            and ``trained_last`` come from a trained network. ``one_weight_per_channel`` reads each
+            input channel once; ``one_channel`` only reads input channel 0. In ``dense_output``
+            output channel 0 is fully active, the others are sparse. In ``empty_outputs`` every
+            second output channel is inactive.
     """
 
     name: str
@@ -209,9 +209,9 @@ def _rows() -> Iterator[tuple[str, str, Fields]]:
 
 
 def _published() -> Iterator[tuple[str, Fields]]:
-    """Yield the paper's settings and sizes; batches by its rule (Xiao et al. 2022, section 5.1).
+    """Yield the paper's settings and sizes, with its batches (Xiao et al. 2022, section 5.1).
 
-    Two bundled sets stand for each of the UCR and UEA archives.
+    Two bundled sets represent each of the UCR and UEA archives.
     """
     for name, n, length, how in (
         ("ucr85_GunPoint", 5, 150, RIGHT),

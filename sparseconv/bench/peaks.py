@@ -24,15 +24,15 @@ class Loop(NamedTuple):
     flops: float  # of all threads, per call
 
     def share(self, times: Times, flops: float) -> float:
-        """Return the speed of ``"sparse"``, with ``flops`` per call, over this loop's."""
+        """Return the speed of ``"sparse"``, with ``flops`` per call, divided by this loop's."""
         return float(np.median(flops / times["sparse"] / (self.flops / times.pop(PEAK))))
 
 
 def loop(dtype: str) -> Loop:
     """Build a loop for torch's threads and the current instruction set.
 
-    The clock of a shared machine varies, so the loop runs between a kernel's calls. Its
-    multiply-add is that of the kernels, which the portable baseline emulates.
+    The clock of a shared machine varies, so the loop runs between a kernel's calls. The loop uses
+    the kernels' multiply-add, which the portable baseline emulates.
     """
     assert extension is not None
     tried = 1_000

@@ -1,4 +1,4 @@
-"""Features of random kernels: checked, then timed against aeon's and the FMA peak."""
+"""Check the features of random kernels, then time them against aeon's and the FMA peak."""
 
 from __future__ import annotations
 

@@ -111,7 +111,7 @@ def check(
 
 
 def check_bounds(results: Mapping[str, Tensor], wanted: Mapping[str, Expected]) -> None:
-    """Compare kernels' results with the expected ones."""
+    """Compare the kernels' results with the expected ones."""
     for name, result in results.items():
         times = _times_its_bound(result, wanted[name])
         if not times <= 1:
@@ -119,7 +119,7 @@ def check_bounds(results: Mapping[str, Tensor], wanted: Mapping[str, Expected]) 
 
 
 def _times_its_bound(got: Tensor, wanted: Expected) -> float:
-    """Return the worst error over its bound; NaN for NaN, infinity for another shape."""
+    """Return the worst error / its bound; NaN for NaN, infinity for another shape."""
     if got.shape != wanted.exact.shape:
         return float("inf")
     if not got.numel():
@@ -143,10 +143,10 @@ def _integers(problem: Problem) -> tuple[Problem, dict[str, Tensor]]:
 
 
 def checked_baseline(name: str, problem: Problem, wanted: Mapping[str, Expected]) -> Checked:
-    """Return a baseline's correct calls, and the reasons against the others.
+    """Return a baseline's correct calls, and why the others are left out.
 
-    An FFT's error is relative to the norm of the series, so no bound of single outputs holds. It is
-    checked on integers, where rounded outputs must be exact.
+    An FFT's error is relative to the norm of the series, so no bound on single outputs holds. The
+    FFT is checked on integers, where rounded outputs must be exact.
     """
     try:
         calls = tried = BASELINES[name](problem)
@@ -233,7 +233,7 @@ def measure(
 def _checked_layer(
     problem: Problem, wanted: Mapping[str, Expected], others: Sequence[str]
 ) -> dict[str, Checked]:
-    """Build calls of a layer as a loop has them, by the way to run it."""
+    """Build a layer's calls as a loop makes them, by the way to run the layer."""
     x, values, grad, pattern, geometry = problem
     sizes = x.shape[1], grad.shape[1], pattern.shape[2], *geometry[1:5]
     mode = geometry.padding_mode
@@ -277,7 +277,7 @@ def _checked_layer(
 
 
 def times_and_ratios(times: timing.Times) -> dict[str, Any]:
-    """Return milliseconds of all, and the paired ratios of their times to the sparse one."""
+    """Return the milliseconds of all calls, and the paired ratios of their times to the sparse."""
     return {
         "ms": {name: 1e3 * float(np.median(samples)) for name, samples in times.items()},
         "ratio": {

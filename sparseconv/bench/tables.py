@@ -53,7 +53,7 @@ def _interval(baseline: str) -> Callable[[Row], str]:
 
 
 def median(baseline: str) -> Callable[[Row], str]:
-    """Show a baseline's time over the sparse one."""
+    """Show a baseline's time / the sparse time."""
     return lambda row: f"{found.median:.2f}" if (found := ratio(row, baseline)) else ""
 
 
@@ -84,12 +84,12 @@ AGAINST = [(f"vs {spelled(name)}", median(name)) for name in (*BASELINES, *OURS)
 
 
 def cases(rows: Iterable[Row]) -> Table:
-    """Show time, speed, and each baseline's time over the sparse one."""
+    """Show time, speed, and each baseline's time / the sparse time."""
     return table(rows, (*CASE, DENSITY, *SPEED, *FASTEST, *AGAINST), text_columns=2)
 
 
 def network(rows: Iterable[Row]) -> Table:
-    """Show times of the sparse network, ratios of the dense ones, and memory."""
+    """Show times of the sparse network, ratios for the dense ones, and memory."""
     return table(
         rows,
         (
@@ -108,7 +108,7 @@ def network(rows: Iterable[Row]) -> Table:
 
 
 def random_kernels(rows: Iterable[Row]) -> Table:
-    """Show us per series, aeon's time over ours, and the share of the peak (ROCKET)."""
+    """Show microseconds per series, aeon's time / ours, and the share of the peak (ROCKET)."""
     return table(
         rows,
         (

@@ -62,9 +62,9 @@ def add_options(command: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Check the sparse kernels against float64, and time them and dense PyTorch.
 
-    Sparse and dense calls run interleaved, in one process. Without --suites and --cases it runs
-    everything: about an hour on two cores, or ten minutes with --quick. A wrong result gives exit
-    code 1.
+    Sparse and dense calls run interleaved, in one process. Without --suites and --cases, everything
+    runs, which takes about an hour on two cores, or ten minutes with --quick. A wrong result gives
+    exit code 1.
     """
     cases = select(arguments.suites, arguments.cases)
     asked = arguments.suites or ([] if arguments.cases else SUITES)

@@ -24,7 +24,8 @@ def run(args: argparse.Namespace) -> int:
     """Write a trained network as C for microcontrollers.
 
     The folder receives C99 without dependencies: NAME.c, NAME.h, NAME_test.c with series of the
-    training set, and README.md with sizes and cost. With --int8 the training set calibrates it.
+    training set, and README.md with sizes and cost. With --int8, the training set calibrates the
+    network.
     """
     trained, model = load_network(args.run_folder)
     data = data_of_run(trained.config["data"], args.data, args.run_folder)

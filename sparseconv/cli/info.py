@@ -40,7 +40,7 @@ def _of_run(folder: Path) -> list[tuple[str, str]]:
         model = str(run.model.bank)
     else:
         cost = run.model.cost(data["n_timepoints"])
-        model = f"DSN of {cost.params:,} parameters, of epoch {run.epoch}"
+        model = f"DSN with {cost.params:,} parameters, from epoch {run.epoch}"
     shown = ", ".join(f"{name}={value}" for name, value in options.items())
     classes = ", ".join(map(str, data["classes"]))
     return [

@@ -36,7 +36,7 @@ _HELP["validation"] = "evaluate the test series after each epoch; training does 
 _HELP |= {  # POCKETClassifier's, whose module takes seconds to import
     "kernels": "kind of random kernels",
     "n_kernels": "number of kernels, as aeon counts them",
-    "keep": "share to keep, or cv, which chooses it by 5 folds",
+    "keep": "share to keep, or cv to choose it by cross-validation in 5 folds",
     "k": "weight of the ridge in the selection, or cv",
     "n_iter": "iterations of the selection; 1 selects by magnitude",
     "refit": "fit a new ridge classifier on the kept features",
@@ -60,7 +60,7 @@ def number_or_cv(text: str) -> float | str:
         return text if text == "cv" else float(text)
     except ValueError:
         raise argparse.ArgumentTypeError(
-            f"must be a number, a share such as 0.1, or cv, but got {text!r}"
+            f"must be a number such as 0.1, or cv, but got {text!r}"
         ) from None
 
 

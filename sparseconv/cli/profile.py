@@ -28,7 +28,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Compare each sparse layer of a trained network with the same layer dense.
+    """Compare each sparse layer of a trained network with the same layer made dense.
 
     The network has the pattern of its best epoch.
     """

@@ -73,8 +73,9 @@ def add_options(command: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Remove whole filters from a trained network, and fine-tune it.
 
-    RUN, a Dynamic Sparse Network, is unchanged. The smaller network is written to a new results
-    folder, with pruning.html. --criterion dsp first trains with a loss that silences filters.
+    RUN must hold a Dynamic Sparse Network, and is left unchanged. The smaller network is written to
+    a new results folder, with pruning.html. --criterion dsp first trains with a loss that silences
+    filters.
     """
     old, network = results.load_network(args.run_folder)
     foreign = [*(AMOUNT if args.criterion in FINDS_OUT else ())]

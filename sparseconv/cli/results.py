@@ -31,7 +31,7 @@ def new_folder(out: Path, resumable: bool = False) -> Iterator[None]:
     """Claim a new or empty results folder; remove it if the block writes nothing.
 
     Raises:
-        ValueError: it holds files, or another run writes there.
+        ValueError: the folder holds files, or another run writes there.
     """
     try:
         with claimed(out):
@@ -183,12 +183,12 @@ def folder_of(path: Path) -> Path:
 
 
 def resume_command(out: Path) -> str:
-    """Return what resumes the run in a results folder."""
+    """Return the command that resumes the run in a results folder."""
     return f"{PROG} {shlex.join(['train', '--out', str(out), '--resume'])}"
 
 
 def unfinished(run: TrainedRun, path: Path) -> str | None:
-    """Say how far a run that did not end has come, and what to do; None if it ended."""
+    """Describe how far an unfinished run has trained, and what to do; None if it is finished."""
     epochs = run.config.get("recipe", {}).get("epochs")
     if run.epochs_done == epochs:
         return None
@@ -200,7 +200,7 @@ def unfinished(run: TrainedRun, path: Path) -> str | None:
 def load_network(path: Path) -> tuple[TrainedRun, DSN]:
     """Load a run with its network, and warn if it is unfinished.
 
-    ValueError if it holds random kernels.
+    Raise ValueError if the run holds random kernels.
     """
     run = load_run(path)
     if isinstance(run.model, DSN):
@@ -234,6 +234,7 @@ def check_data(data: datasets.Dataset, known: Mapping[str, Any], folder: Path) -
     for name, value in data_facts(data, known).items():
         if name != "name" and known.get(name) != value:
             raise ValueError(
-                f"{data.name} is not what {folder} was trained on: its {name} is {value!r}, but "
-                f"was {known.get(name)!r} there; name the data of that run, or start a new one"
+                f"{data.name} is not the data set that {folder} was trained on: its {name} is "
+                f"{value!r}, but was {known.get(name)!r} in training; name the data of that run, "
+                "or start a new run"
             )

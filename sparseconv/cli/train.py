@@ -68,8 +68,8 @@ def run(args: argparse.Namespace) -> int:
     """Train a Dynamic Sparse Network, or pruned random kernels, on a data set.
 
     The results folder receives config.json, history.csv (one row per epoch), checkpoint.pt, figures
-    and summary.md. The defaults are the paper's. --model pocket prunes the kernels of ROCKET or
-    MiniROCKET, and writes config.json, model.npz and summary.md.
+    and summary.md. The defaults are those of the paper. --model pocket prunes the kernels of ROCKET
+    or MiniROCKET, and writes config.json, model.npz and summary.md.
     """
     sections = MODELS[args.model]
     own, every = (

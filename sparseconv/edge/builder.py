@@ -19,7 +19,7 @@ class Value(NamedTuple):
 
     Attributes:
         of: number of the C program's tensor.
-        places: int64, PyTorch's shape ``(1, ...)``; the position of each value in that tensor.
+        places: the position of each value in that tensor, int64 in PyTorch's shape ``(1, ...)``.
     """
 
     of: int
@@ -102,7 +102,7 @@ class Builder:
         self.steps[self.steps.index(step)] = replace(step, **changes)
 
     def filled(self, x: Value) -> Value:
-        """Return the value as a whole tensor: by a copy, or by a shorter layer."""
+        """Return the value as a whole tensor, made by a copy or by a shorter layer."""
         if self.fills(x):
             return x
         layer, channels = self.writer(x), self.shapes[x.of][1]
@@ -156,7 +156,7 @@ def ordered(shape: Sequence[int]) -> Tensor:
 
 
 def even(at: Array, alone: int) -> int | None:
-    """Return the distance of neighbours in all rows: None if it varies, ``alone`` without any."""
+    """Return the distance between neighbours; None if it varies, ``alone`` if there are none."""
     if at.shape[1] == 1:
         return alone
     step = int(at[0, 1] - at[0, 0])

@@ -43,22 +43,22 @@ def export_c(
     """Write a trained network as C99 that allocates no memory.
 
     ``NAME_predict`` and ``NAME_scores`` take one series of the length of ``example_input``. All
-    state is one static arena. Inactive weights are neither stored nor computed. float32 differs
-    from PyTorch by rounding; int8 gives the same bits on every processor.
+    state lies in one static arena. Inactive weights are neither stored nor computed. float32
+    differs from PyTorch by rounding; int8 gives the same bits on every processor.
 
     Args:
-        model: a module in eval mode that ``torch.export`` can trace, of the operations in
-            docs/edge.md; unchanged. It maps ``(N, channels, length)`` to ``(N, n_classes)``, or to
-            one score, ``(N, 1)`` or ``(N,)``. One score means class 1 above 0 (after a sigmoid:
-            above 0.5).
+        model: a module in eval mode that ``torch.export`` can trace, built from the operations in
+            docs/edge.md; it is left unchanged. It maps ``(N, channels, length)`` to ``(N,
+            n_classes)``, or to one score, ``(N, 1)`` or ``(N,)``. With one score, the class is 1 if
+            the score is above 0 (after a sigmoid: above 0.5).
         example_input: series ``(N, channels, length)``, or ``(N, length)`` with one channel. The
             self-test contains the first three.
         folder: a new or empty folder for ``NAME.c``, ``NAME.h``, ``NAME_test.c`` and ``README.md``.
             After an error it stays as it was.
         name: a C identifier, the prefix of all public names.
         weights: ``"float32"``, or ``"int8"`` for weights and activations.
-        calibration: training series ``(N, channels, length)`` that give int8 its scales. Of more
-            than 500, it uses 500 at equal distances.
+        calibration: training series ``(N, channels, length)`` that give int8 its scales. If there
+            are more than 500, only 500 at equal distances are used.
         classes: class names for the comments, in the order of the scores (for one score: 0, 1).
 
     Returns:
@@ -66,9 +66,9 @@ def export_c(
 
     Raises:
         NotImplementedError: an operation without a counterpart in C; the message names it.
-        ValueError: a model in training mode, or one that treats series differently; weights, scores
-            or series that are not finite or not real. Also int8 without calibration, or the
-            reverse; a name that is not a C identifier; a folder that holds files or is not
+        ValueError: a model in training mode, or one that does not treat all series alike; weights,
+            scores or series that are not finite or not real; int8 without calibration, or float32
+            with it; a name that is not a C identifier; a folder that holds files or is not
             writable.
         TypeError: the model is not a module.
         RuntimeError: series that the model rejects.
@@ -119,9 +119,9 @@ def export_c(
     largest = np.abs(scores).max()
     if (np.abs(_exact_scores(plain, X) - exact) > np.minimum(bound, largest * 2.0**-6)).any():
         raise ValueError(
-            "expected a model that does the same with every series, but example_input's scores "
-            "differ from those of the operations that torch.export saw; remove randomness, and "
-            "operations that depend on values of the series or on others of the batch"
+            "expected a model that runs the same operations for every series, but example_input's "
+            "scores differ from those of the operations that torch.export saw; remove randomness, "
+            "and operations that depend on values of the series or on other series of the batch"
         )
     # PyTorch rounds as well, so both may be as far from the exact scores. Of many layers that is
     # so far that nothing would be noticed.

@@ -26,7 +26,7 @@ FILES = {
 
 
 class Kernel(NamedTuple):
-    """The C function shared by layers of equal window distance and number of positions."""
+    """The C function shared by layers with equal window distances and numbers of positions."""
 
     kind: str  # "dense", "sparse", "runs", "largest"
     step: int
@@ -51,8 +51,8 @@ class Part(NamedTuple):
 
     Attributes:
         kernel: the function of a layer.
-        constants: by name.
-        inputs, output: their offsets in the arena in samples, without padding.
+        constants: the constants, by name.
+        inputs, output: offsets of these tensors in the arena, in samples, without padding.
     """
 
     step: Step
@@ -92,7 +92,7 @@ class Part(NamedTuple):
 
     @property
     def cost(self) -> tuple[int, int, int, int]:
-        """Count weights, bytes of their indices and of all constants, multiply-adds per series."""
+        """Count weights, bytes of indices and of all constants, and multiply-adds per series."""
         weights = 0
         if isinstance(self.step, Layer) and not self.step.largest:
             weights = int(self.step.active.sum())
@@ -113,7 +113,8 @@ def write_c(
     Args:
         network: the steps; an ``IntegerNetwork`` for int8.
         cases: the self-test's series, scores, tolerances and labels.
-        agreement: the number of calibration series, and in how many int8 has PyTorch's class.
+        agreement: the number of calibration series, and for how many of them int8 gives PyTorch's
+            class.
         classes: class names for the comments.
     """
     parts, begin, samples = _parts(network)

@@ -30,7 +30,7 @@ class Step:
     Attributes:
         kind: a readable name.
         inputs, output: tensor numbers; 0 is the series.
-        length, channels: of each input.
+        length, channels: those of each input.
         positions: results per row.
         first, stride: result ``(position, row)`` is at ``first + position * stride + row``.
         relu: negative outputs become 0.
@@ -108,7 +108,7 @@ class Layer(Step):
 
     @property
     def is_dense(self) -> bool:
-        """Return whether each row has every weight of one range: no indices are stored then."""
+        """Return whether each row has all weights of one range; then no indices are stored."""
         whole = self.active.all() and (self.offsets == np.arange(len(self.offsets))).all()
         return bool(whole and not self.largest)
 
@@ -120,7 +120,7 @@ class Layer(Step):
 
     @property
     def is_pointwise(self) -> bool:
-        """Return whether it maps the channels of each time separately, without ReLU or padding."""
+        """Return whether the layer maps each time's channels alone, without ReLU or padding."""
         return (
             not self.over_time and not self.relu and self.step == self.channels
             and self.positions == self.length and not any(self.padding)
@@ -149,14 +149,15 @@ class Layer(Step):
         return np.maximum(y, 0) if self.relu else y
 
     def values(self, *inputs: Array) -> Array:
-        """Compute ``(n_cases, positions, rows)`` of an input ``(n_cases, length * channels)``."""
+        """Compute ``(n_cases, positions, rows)`` from ``(n_cases, length * channels)``."""
         return self.finished(self.sums(self.pad(inputs[0]), self.weight) + self.bias)
 
     def error(self, inputs: Sequence[Array], errors: Sequence[Array]) -> Array:
         """Bound the rounding error of a sum of n products and a bias, in any order, fused or not.
 
-        The bound is ``(n + 2) * 2**-24`` of the magnitude (Higham 2002, section 3.1), and one more
-        for rounded weights. Errors of the inputs pass through the weights' magnitudes.
+        The bound is ``(n + 2) * 2**-24`` of the magnitude (Higham 2002, section 3.1), and
+        ``2**-24`` of the magnitude more for rounded weights. Errors of the inputs pass through the
+        weights' magnitudes.
         """
         size = np.abs(self.weight)
         carried = self.sums(self.pad(errors[0]), size)
@@ -182,12 +183,12 @@ class Pointwise(Step):
     steepest: float = 1.0
 
     def values(self, *inputs: Array) -> Array:
-        """Compute ``(n_cases, positions, rows)`` of inputs ``(n_cases, samples)``."""
+        """Compute ``(n_cases, positions, rows)`` from inputs ``(n_cases, samples)``."""
         y = self.by_time(self.function(*inputs))
         return np.maximum(y, 0) if self.relu else y
 
     def error(self, inputs: Sequence[Array], errors: Sequence[Array]) -> Array:
-        """Bound the error of sums and products by their corners, of others by ``expf`` calls."""
+        """Bound the error: for sums and products by their corners, else by the ``expf`` calls."""
         if len(inputs) == 1:
             rounds = bool(set(self.expression) & set("*/+("))
             rounding = rounds * 16 * UNIT * (1 + np.abs(inputs[0]))
@@ -209,7 +210,7 @@ class Network:
         input_shape: channels and length of a series.
         shapes: length and channels, by tensor number.
         ending: ``""``, ``"softmax"`` or ``"log_softmax"``.
-        threshold: for a single score: the class is 1 above it, else 0.
+        threshold: the class of a single score is 1 above this, else 0.
     """
 
     input_shape: tuple[int, int]
@@ -228,7 +229,7 @@ class Network:
         return self.steps[-1].places.size
 
     def labels(self, scores: Array) -> Array:
-        """Return the classes ``(n_cases,)`` of scores ``(n_cases, n_classes)``."""
+        """Return the classes ``(n_cases,)`` for scores ``(n_cases, n_classes)``."""
         if self.classes > 1:
             return np.asarray(scores.argmax(1))
         return np.asarray((scores[:, 0] > self.threshold).astype(int))
@@ -257,7 +258,7 @@ def scores_and_bound(network: Network, X: Array) -> tuple[Array, Array]:
         X: series ``(n_cases, channels, length)``.
 
     Returns:
-        Both, ``(n_cases, n_classes)``.
+        The scores and the bounds, each ``(n_cases, n_classes)``.
     """
     values = network.tensors(X)
     errors = {0: np.zeros_like(values[0])}

@@ -107,8 +107,8 @@ def _walk(program: torch.export.ExportedProgram, build: Builder, series: Value) 
     """Follow the series through the traced model to the scores."""
     if any(spec.kind != OutputKind.USER_OUTPUT for spec in program.graph_signature.output_specs):
         raise NotImplementedError(
-            "the model cannot be exported to C, because it changes its buffers in a call in "
-            "eval mode; remove that code"
+            "the model cannot be exported to C, because it changes its buffers when it is called "
+            "in eval mode; remove that code"
         )
     held: dict[str, Any] = {}
     constants = {**program.constants, **program.state_dict}

@@ -1,4 +1,4 @@
-"""Place tensors in the arena: tensors that are needed at one time share no memory."""
+"""Place tensors in the arena: tensors that are needed at the same time share no memory."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def placed(network: Network) -> tuple[dict[int, int], int]:
 
 
 def _fit(rooms: dict[int, Room], limit: int, ends: int) -> dict[int, int] | None:
-    """Place tensors as low as possible, or every second at 2 ends; None if they do not fit."""
+    """Place tensors as low as possible, or alternately at 2 ends; None if they do not fit."""
     found: dict[int, int] = {}
     for head, (size, begin, end) in rooms.items():
         busy = sorted(

@@ -121,7 +121,7 @@ def over_time(build: Builder, x: Value, call: Call) -> Any:
 
 
 def _of_times(build: Builder, x: Value, weight: Array, kind: str, largest: bool) -> Value:
-    """Average before a 1x1 convolution or other averages, where averages come last."""
+    """Add averages: before a 1x1 convolution, joined with earlier averages, or else last."""
     before = build.writer(x) if x.places.dim() == 3 and build.is_in_order(x) else None
     # Sums of up to 2**12 weights 1 / n, each rounded in float64.
     averages = np.allclose(weight.sum(1), 1, 0, 2.0**-40)
@@ -179,7 +179,7 @@ def _along_last(build: Builder, x: Value, weight: Array, active: Array, **option
 
 
 def scaled(build: Builder, x: Value, call: Call) -> Value:
-    """Add BatchNorm, or arithmetic with constants, from what it makes of zeros and ones."""
+    """Add BatchNorm, or arithmetic with constants, from its results for zeros and ones."""
     shift = call.again(torch.zeros(x.places.shape, dtype=torch.float64))
     if shift.shape != x.places.shape:
         raise NotImplementedError("makes its input larger")

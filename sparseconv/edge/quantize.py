@@ -1,4 +1,4 @@
-"""Quantize layers: int8 weights and activations, int32 sums, no floating point between.
+"""Quantize layers: int8 weights and activations, int32 sums, and no floating point in between.
 
 Weights are symmetric per output channel, activations affine per tensor, with the scales of torch's
 observers. A fixed-point factor brings sums to the next tensor's scale. Every step is an integer
@@ -72,7 +72,7 @@ class IntegerLayer(Layer):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class IntegerPointwise(Pointwise):
-    """Of one tensor, a table by int8 value; of two, a sum with factors or a product."""
+    """A table by int8 value for one tensor; a sum with factors or a product for two."""
 
     zeros: list[int]
     rescale: Rescale
@@ -203,7 +203,7 @@ def quantize(network: Network, calibration: Array) -> IntegerNetwork:
 def _integer_samples(
     step: Pointwise, sizes: Sequence[float], zeros: Sequence[int], low: int, high: int
 ) -> IntegerPointwise:
-    """Quantize a pointwise step; ``(integer - zero) * size`` is a number before, and after it."""
+    """Quantize a pointwise step; ``(integer - zero) * size`` gives its inputs and outputs."""
     low = max(low, zeros[-1]) if step.relu else low
     x = (np.arange(-128.0, 128) - zeros[0]) * sizes[0]
     table = np.zeros(0)

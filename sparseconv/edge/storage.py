@@ -19,7 +19,7 @@ SHORTEST_RUNS = 6  # on average: a run costs some six instructions, and saves on
 def constants(layer: Step) -> dict[str, Array]:
     """Return the constants of a step by name, row by row, in the program's types.
 
-    Dense layers have no gaps and counts; those of others have no final type yet.
+    Dense layers have neither gaps nor counts; those of other layers have no final type yet.
     """
     if isinstance(layer, IntegerPointwise):
         multiplier = layer.rescale.multiplier.astype(np.int32)
@@ -78,7 +78,7 @@ def c_type(array: Array) -> str:
 
 
 def c_numbers(array: Array) -> str:
-    """Format numbers as wrapped C text; float32 with the digits that identify it."""
+    """Format numbers as wrapped C text, float32 with the digits that identify it."""
     suffix = "f" if array.dtype == np.float32 else ""
     words = ", ".join(f"{number!s}{suffix}" for number in array.ravel())
     indent = " " * 4

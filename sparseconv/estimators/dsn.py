@@ -38,13 +38,13 @@ class DSNClassifier(Scored, BaseClassifier):  # type: ignore[misc]
             ``models.DSN``.
         epochs, ..., precision: see ``training.Recipe``.
         random_state: an int is the seed; a ``RandomState`` or None draws one for each fit.
-        validation: ``(X, y)`` as for fit. Each epoch evaluates them as ``test_loss`` and
+        validation: ``(X, y)`` as for fit. Each epoch records their ``test_loss`` and
             ``test_accuracy`` in ``history_``; they do not influence training.
         on_epoch: called with the history after each epoch.
-        device: of training and prediction, as for ``torch.device``. Only a fit on a CPU is
-            reproducible.
-        n_jobs: threads of torch in fit and predict. As in aeon, -1 means all cores, -2 all except
-            one.
+        device: the device for training and prediction, as ``torch.device`` accepts it. Only a fit
+            on a CPU is reproducible.
+        n_jobs: threads that torch uses in fit and predict. As in aeon, -1 means all cores, -2 all
+            except one.
         verbose: show a progress bar.
 
     Attributes:
@@ -55,7 +55,7 @@ class DSNClassifier(Scored, BaseClassifier):  # type: ignore[misc]
         classes_, n_classes_: the sorted labels of fit, and their number.
 
     Raises:
-        ValueError, TypeError: unequal lengths, missing or infinite values, another shape than in
+        ValueError, TypeError: unequal lengths, missing or infinite values, a shape other than in
             fit, arguments of the wrong type or out of range.
 
     Example:

@@ -50,7 +50,7 @@ class RocketTransformer(Shared, BaseCollectionTransformer):  # type: ignore[misc
 
     Args:
         kernels: ``"rocket"``, ``"minirocket"``, or a ``KernelBank``, used unchanged. ROCKET
-            normalises each channel of each series as aeon does, but constant ones become zeros.
+            normalises each channel of each series as aeon does, but constant channels become zeros.
         n_kernels: as in aeon, kernels for ROCKET, with two features each, or features for
             MiniROCKET, at least 84, rounded down to a multiple of 84.
         random_state: an int is the seed; a ``RandomState`` or None draws one.
@@ -60,7 +60,7 @@ class RocketTransformer(Shared, BaseCollectionTransformer):  # type: ignore[misc
         bank_: the ``KernelBank``.
 
     Raises:
-        ValueError, TypeError: unequal lengths, another shape than in fit or the bank's, missing or
+        ValueError, TypeError: unequal lengths, a shape other than in fit or the bank's, missing or
             infinite values, unknown ``kernels``, ``n_kernels`` not an int of at least 1 (84).
 
     Example:
@@ -113,11 +113,12 @@ class POCKETClassifier(Scored, BaseClassifier):  # type: ignore[misc]
         keep: share to keep, in (0, 1], of ROCKET's kernels or MiniROCKET's features. ``"cv"`` tries
             5, 10, 20, 35, 50 and 100 % in 5 folds (fewer if no class has 5 cases). It takes the
             smallest whose accuracy is within one standard error of the best.
-        k: ridge of the selection. ``"cv"`` takes the best of 0.01, 0.1, ..., 1000 in these folds.
+        k: weight of the ridge in the selection. ``"cv"`` takes the best of 0.01, 0.1, ..., 1000 in
+            the same folds.
         n_iter: iterations of ADMM. 1 keeps the kernels with the largest weights in one ridge
             classifier (magnitude), which is as accurate on many data sets.
-        refit: fit a new ridge classifier on the kept features, with its ridge by leave-one-out.
-            False predicts with the selection's weights (the paper's stage 1).
+        refit: fit a new ridge classifier on the kept features, with a ridge chosen by
+            leave-one-out. False predicts with the selection's weights (the paper's stage 1).
         class_weight: ``"balanced"`` or a dict by label, as in scikit-learn, in selection and refit.
         verbose: show a progress bar of the folds.
 
@@ -125,7 +126,8 @@ class POCKETClassifier(Scored, BaseClassifier):  # type: ignore[misc]
         kept_kernels_: ascending indices of the kept kernels (MiniROCKET: features), into the given
             bank if there is one.
         bank_: the ``KernelBank`` of the kept kernels.
-        keep_, n_candidates_, k_: numbers kept and available; ridge of the selection.
+        keep_, n_candidates_, k_: the numbers kept and available; the weight of the ridge in the
+            selection.
         scores_: with ``"cv"``, the folds' accuracies by (k, keep); else None.
         model_: the ``RocketModel`` that predicts, which can be saved.
         seed_, classes_, n_classes_: the seed; the sorted labels of fit; their number.
@@ -234,7 +236,7 @@ class POCKETClassifier(Scored, BaseClassifier):  # type: ignore[misc]
         cases = np.bincount(labels)
         if cases.max() < 2:
             raise ValueError(
-                'expected a class of 2 cases or more for "cv", but each has one; give keep and k '
+                'expected a class with 2 cases or more for "cv", but each has one; give keep and k '
                 "as numbers"
             )
         with warnings.catch_warnings():  # a class may have fewer cases than there are folds
@@ -296,7 +298,7 @@ def prune_rocket(
         A fitted ``POCKETClassifier`` with a subset of its kernels.
 
     Raises:
-        TypeError: another object.
+        TypeError: an object of another class.
         ValueError: an unfitted classifier; series of another shape.
         NotImplementedError: a classifier with another ``estimator``, ridge or method to decide.
 
@@ -377,7 +379,7 @@ def ridge_classifier(
 ) -> tuple[Array, Array, float]:
     """Fit the head of aeon's RocketClassifier, whose ridge is chosen by leave-one-out.
 
-    Returns coefficients of unscaled features, ``(n_features, columns)``, the intercept,
+    Return coefficients for unscaled features, ``(n_features, columns)``, the intercept,
     ``(columns,)``, and the ridge for features of length 1, as in ``GroupSelection``.
     """
     scaler, ridge = head_of_aeon()

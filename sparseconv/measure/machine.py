@@ -24,8 +24,8 @@ VARIABLES = ("SPARSECONV_BACKEND", "SPARSECONV_CPU_ISA")
 def cpu_name() -> str:
     """Return the processor's name, with the numbers that identify its model.
 
-    Cloud machines call generations that differ threefold in speed "AMD EPYC"; Linux on Arm gives no
-    name.
+    Cloud machines report "AMD EPYC" for generations that differ threefold in speed; Linux on Arm
+    gives no name.
     """
     if sys.platform == "darwin":
         words = ["sysctl", "-n", "machdep.cpu.brand_string"]

@@ -52,8 +52,8 @@ def retain_freed_memory() -> bool:
     the commands ``train``, ``prune``, ``profile`` and ``bench`` call it.
 
     Returns:
-        Whether it was set: False, without effect, with other C libraries (musl, macOS, Windows).
-        Never raises.
+        True if this was set. With other C libraries (musl, macOS, Windows), the function has no
+        effect and returns False; it never raises.
 
     Example:
         >>> import sparseconv as sc

@@ -27,7 +27,7 @@ ACCURACY = (
 
 
 class Counts(NamedTuple):
-    """A number before and after a change, or of the dense and the sparse layer.
+    """A number before and after a change, or for the dense and the sparse layer.
 
     Example:
         >>> print(Counts(1168, 368))
@@ -45,7 +45,7 @@ class Counts(NamedTuple):
 
 @dataclass(frozen=True)
 class BeforeAfter:
-    """Times of a pass before and after a change, or dense and sparse, interleaved.
+    """Interleaved times of a pass before and after a change, or of a dense and a sparse layer.
 
     Attributes:
         before, after: median time in milliseconds, with its 95 % interval.
@@ -116,18 +116,18 @@ class LayerTimes:
         sparse: whether ``convert`` made it sparse; None in a ``Profile``.
         verdict: print it, or compare it with a ``Verdict``.
         notes: details of the conversion.
-        calls: calls in one pass of the model, in a ``Profile`` of one kind (see its ``layers``); 0
-            if not measured. FLOPs and times are sums over these calls.
+        calls: calls in one pass of the model; in a ``Profile``, those of one kind (see its
+            ``layers``). 0 if not measured. FLOPs and times are sums over these calls.
         input_shape: shape of the first input.
         dtype: dtype of the output.
         backend: the sparse layer's, ``"cpp"`` or ``"reference"``; empty if not measured.
         kernels: ``"blocks"`` or ``"single weights"`` for a pattern in blocks, or for bfloat16 on a
             CPU with a matrix unit; else empty.
         not_blocks: why kernels for blocks are not used.
-        dgrad, wgrad: whether training computes the gradient of the input, of the weights.
+        dgrad, wgrad: whether training computes the gradient of the input, and of the weights.
         times: by pass; empty if not measured. ``"inference"`` is a forward pass without gradients;
             ``"training"`` adds the backward pass, if a gradient is needed.
-        flops: by pass, dense and executed operations; a multiply-add is two.
+        flops: by pass, dense and executed operations; a multiply-add counts as two.
     """
 
     name: str
@@ -276,8 +276,8 @@ class ChangeReport(Report):
     """A model before and after a change.
 
     Attributes:
-        layers, machine: as ``Report`` has them.
-        times: of the whole model, if measured, by pass as in ``LayerTimes``.
+        layers, machine: as in ``Report``.
+        times: those of the whole model, if measured, by pass as in ``LayerTimes``.
     """
 
     times: Mapping[str, BeforeAfter] = field(default_factory=dict)

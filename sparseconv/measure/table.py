@@ -43,7 +43,7 @@ class Table:
     def markdown(self, width: int | None = None) -> str:
         """Format the table as padded Markdown, readable in a terminal.
 
-        If wider than ``width``, it keeps the ends of the first column's entries.
+        If the table is wider than ``width``, only the ends of the first column's entries stay.
         """
         rows = [[cell.replace("|", r"\|") for cell in row] for row in (self.header, *self.rows)]
         widths = [max(3, *map(len, column)) for column in zip(*rows, strict=True)]

@@ -1,7 +1,7 @@
 """Paired timing for shared machines.
 
-Absolute times drift with the clock and other tenants. So candidates run interleaved in one process,
-in random order, and only ratios of neighbours are compared.
+Absolute times drift with the clock and other tenants. Therefore candidates run interleaved in one
+process, in random order, and only ratios of neighbours are compared.
 """
 
 from __future__ import annotations
@@ -55,12 +55,12 @@ def median_with_ci(samples: ArrayLike) -> Estimate:
 
 
 def ratio(times: Times, numerator: str, denominator: str) -> Estimate:
-    """Return median and interval of the paired ratio of two candidates."""
+    """Return the median and interval of the paired ratio of two candidates."""
     return median_with_ci(times[numerator] / times[denominator])
 
 
 def milliseconds(seconds: NDArray[np.float64]) -> Estimate:
-    """Return the median of times in milliseconds."""
+    """Return the median of times given in seconds, in milliseconds, with its interval."""
     return median_with_ci(1e3 * seconds)
 
 
@@ -99,9 +99,10 @@ def interleave(
         candidates: name -> call without arguments.
         rounds: at least 1.
         least_seconds: shorter calls are repeated in a round until they take this time.
-        seed: seed of the order.
+        seed: seed for the order.
         clock: returns seconds, on a GPU after it has waited for the device.
-        context: context of calls, by candidate name; entering it is not timed.
+        context: gives the context manager for a candidate's calls, by its name; entering it is not
+            timed.
 
     Returns:
         name -> seconds per call, one entry per round, paired by index.

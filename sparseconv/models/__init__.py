@@ -1,4 +1,4 @@
-"""Networks for time series: sparse DSN, and dense ones to compare with."""
+"""Networks for time series: the sparse DSN, and dense ones to compare it with."""
 
 from __future__ import annotations
 

@@ -75,11 +75,11 @@ class DSN(Classifier):
         init: first pattern. ``"prefix"`` activates the first taps of every kernel; ``"random"``
             draws uniformly in the region.
         padding: ``"right-replicate"`` repeats the last sample, so taps look forward;
-            ``"centred-zeros"`` is the paper's on the UCR 2018 archive; ``"centred-replicate"``
-            repeats the first and last sample.
+            ``"centred-zeros"`` is the paper's choice for the UCR 2018 archive;
+            ``"centred-replicate"`` repeats the first and last sample.
         block: channels ``(out, in)`` that share taps, or one int for both, as in ``KernelCSR``.
-            Blocks are faster on a matrix unit. A layer with fewer inputs keeps single weights.
-            Blocks of 16 divide ``nf=48`` evenly.
+            Blocks are faster on a matrix unit. A layer with fewer input channels than a block keeps
+            single weights. Blocks of 16 divide ``nf=48`` evenly.
         backend: backend of the sparse convolutions, ``"auto"`` or one that can run here.
 
     Shape:
@@ -188,8 +188,8 @@ class DSN(Classifier):
         layers = self.sparse_layers()
         if not layers:
             raise ValueError(
-                "expected a network with SparseConv1d layers, but all were replaced; count before "
-                "that"
+                "expected a network with SparseConv1d layers, but all were replaced; count the "
+                "cost before that"
             )
         # In a pruned network each layer has its own width.
         widths, classes = [layer.out_channels for layer in layers], self.n_classes

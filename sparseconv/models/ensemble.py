@@ -13,7 +13,7 @@ class Ensemble(nn.Module):
     """Averages the probabilities of several classifiers, each trained alone.
 
     LITETime averages five ``LITE``, the published InceptionTime five ``InceptionTime``. Train the
-    ``members`` one by one: a loss of the mean would train them as one.
+    ``members`` one by one: a loss on the mean would train them as one.
 
     Args:
         members: at least one network, none twice. All return log-probabilities ``(N, n_classes)``

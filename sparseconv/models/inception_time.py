@@ -29,9 +29,9 @@ class InceptionTime(Classifier):
         nf: filters of each length.
         depth: number of modules.
         variant: ``"keras"``, the original, has 40, 20 and 10 taps and a 1x1 convolution in each
-            shortcut; 420 192 parameters for one channel, without the last layer. ``"tsai"``, which
-            the DSN paper counts (389.34 K parameters on average over UCR 85), has 39, 19 and 9
-            taps. Its shortcuts between equal numbers of channels are BatchNorm only.
+            shortcut, and 420 192 parameters for one channel, without the last layer. ``"tsai"``,
+            which the DSN paper counts (389.34 K parameters on average over UCR 85), has 39, 19 and
+            9 taps. Its shortcuts between equal numbers of channels are BatchNorm only.
 
     Example:
         >>> import torch

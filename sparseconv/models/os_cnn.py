@@ -16,7 +16,7 @@ class OSCNN(Classifier):
 
     Sums of 1, 2 and the primes up to a quarter of the series give every receptive field up to that
     length. A budget of weights per layer decides the number of filters of each length. The last
-    layer has 1 and 2 taps. The authors average the accuracies of ten runs.
+    layer has kernels of 1 and 2 taps. The authors average the accuracies of ten runs.
 
     Args:
         in_channels, n_classes: as for ``DSN``, with the same shapes and errors.

@@ -14,9 +14,9 @@ class ResNet(Classifier):
     """Three residual blocks of three convolutions, a global average and a linear layer.
 
     This is tsai's variant, which the DSN paper counts (479.20 K parameters on average over UCR 85).
-    Convolutions have 7, 5 and 3 taps (originally 8, 5 and 3), no bias, zero padding that keeps the
-    length, then BatchNorm. The shortcut is BatchNorm, after a 1x1 convolution where channels
-    change.
+    Convolutions have 7, 5 and 3 taps (originally 8, 5 and 3), no bias, and zero padding that keeps
+    the length; BatchNorm follows. The shortcut is BatchNorm, after a 1x1 convolution where the
+    number of channels changes.
 
     Args:
         in_channels, n_classes: as for ``DSN``, with the same shapes and errors.

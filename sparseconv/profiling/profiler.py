@@ -50,7 +50,7 @@ class ModelTime:
 
     @classmethod
     def of(cls, which: str, ms: Estimate, layers: Iterable[LayerTimes]) -> ModelTime:
-        """Sum over layers; those without gradients count their forward pass in training."""
+        """Sum over layers; in training, a layer without gradients counts its forward pass."""
         found = [(layer, which if which in layer.times else INFERENCE) for layer in layers]
         return cls(
             ms,
@@ -61,7 +61,7 @@ class ModelTime:
 
     @property
     def share(self) -> float:
-        """Return sparse layers / model; above 1 if the layers cost more alone than in the model."""
+        """Return time of layers / model; above 1 if layers cost more alone than in the model."""
         return self.sparse_ms / self.ms.median
 
 
@@ -118,18 +118,18 @@ def profile(
     least_seconds: float = LEAST_SECONDS,
     verbose: bool | None = None,
 ) -> Profile:
-    """Measure every ``SparseConv1d`` of a model and the same layer dense.
+    """Measure every ``SparseConv1d`` of a model and the same layer made dense.
 
     The model runs once to record its layers' inputs. Then each layer is timed alone, sparse and
-    dense (by ``to_dense``) interleaved in random order, then the whole model.
+    dense (by ``to_dense``) interleaved in random order. The whole model is timed last.
 
     Inference is a forward pass under ``torch.no_grad()``. Training is a forward and a backward
-    pass, with the gradients of a real step: not of the first layer's input or of frozen values.
+    pass, with the gradients of a real step: none for the first layer's input or for frozen values.
     Threads, mode (train or eval) and autocast are the caller's. First call
     ``sparseconv.retain_freed_memory``, or page faults may take much of the time.
 
-    It runs a copy, so the model and random generators do not change. Hooks run in the model, but
-    not in layers timed alone.
+    The function runs a copy, so the model and random generators do not change. Hooks run in the
+    model, but not in layers timed alone.
 
     Args:
         model: a module with ``SparseConv1d`` layers, on the CPU.

@@ -52,7 +52,7 @@ class Stopwatch:
             yield
 
     def time(self, candidates: Mapping[str, Passes]) -> Times:
-        """Time all passes interleaved: seconds by round, by names like ``"sparse training"``."""
+        """Time passes interleaved: seconds by round, for names such as ``"sparse training"``."""
         return interleave(
             {f"{name} {which}": run for name, p in candidates.items() for which, run in p.items()},
             context=lambda name: torch.set_grad_enabled(name.endswith(TRAINING)),
@@ -73,7 +73,7 @@ def check_on_cpu(layers: Mapping[Layer, str]) -> None:
 
 
 def copied_arguments(model: nn.Module, given: Any) -> tuple[Any, ...]:
-    """Copy a model's arguments: tensors, series in its dtype.
+    """Copy a model's arguments as tensors, with series in its dtype.
 
     Integers with fewer than three axes are codes or lengths; bools next to others are masks.
     """
@@ -112,7 +112,7 @@ class Call:
 def capture(
     model: nn.Module, layers: Iterable[Layer], arguments: tuple[Any, ...]
 ) -> dict[Layer, list[Call]]:
-    """Run the model once; count calls of a layer together that differ in numbers only."""
+    """Run the model once; count a layer's calls together if they differ in numbers only."""
     calls: dict[Layer, dict[tuple[Any, ...], Call]] = {}
 
     def see(layer: Layer, args: tuple[Any, ...], kwargs: dict[str, Any], y: Tensor) -> None:

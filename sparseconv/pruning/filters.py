@@ -58,8 +58,8 @@ def prune_filters(
 
     The result is verified with random weights: it must compute the same as the model with the
     removed channels masked. Random series replace a constant example. If the model runs in train
-    mode, with norms in eval mode, that is verified too. With random numbers that are not torch's,
-    the result only has to run there.
+    mode, with norms in eval mode, that is verified too. If the model draws random numbers from a
+    source other than torch, train mode is only checked to run; outputs are not compared.
 
     Args:
         model: any module; it is left unchanged. ``nn.Conv1d``, ``nn.ConvTranspose1d``,
@@ -128,8 +128,8 @@ def prune_filters(
             every = "".join(f"\n{name}: {why}" for name, why in channels.left.items())
             expected = ", ".join(kind.__name__ for kind in FILTERED)
             raise ValueError(
-                f"{type(model).__name__} has no filters that can be removed; expected layers like "
-                f"{expected}{':' * bool(every)}{every}"
+                f"{type(model).__name__} has no filters that can be removed; expected layers such "
+                f"as {expected}{':' * bool(every)}{every}"
             )
         for parameter, given in zip(work.parameters(), model.parameters(), strict=True):
             parameter.data.copy_(given)

@@ -1,4 +1,4 @@
-"""Draw the figures of a run: how it learned, what it sees and where its weights are.
+"""Draw the figures of a run: how the network learned, what it sees and where its weights are.
 
 matplotlib is imported when a figure is drawn, and used without pyplot, so any thread can draw.
 """
@@ -31,8 +31,8 @@ INK, FAINT, GRID = "#1f2933", "#64707d", "#e4e8ec"
 def receptive_field_sizes(pattern: KernelCSR) -> NDArray[np.int64]:
     """Compute each kernel's effective receptive field, int64 ``(C_out, C_in // groups)``.
 
-    In samples: last active tap - first active tap + 1, or 0 without active taps (Xiao et al.,
-    NeurIPS 2022, equation 2).
+    The size in samples is last active tap - first active tap + 1, or 0 without active taps (Xiao et
+    al., NeurIPS 2022, equation 2).
     """
     crow, col = (t.numpy().astype(np.int64) for t in (pattern.crow_indices, pattern.col_indices))
     sizes = np.zeros(len(crow) - 1, dtype=np.int64)
@@ -104,12 +104,13 @@ def receptive_fields(
     """Draw the distribution of effective receptive field sizes, per layer and per stack.
 
     Upper row: sizes of a layer's kernels. Lower row: sizes of all paths through the layers so far,
-    ``sum(s) - (depth - 1)`` (Xiao et al., NeurIPS 2022, equations 2 and 3 and Figure 6). It omits
-    those through an empty kernel. 1x1 convolutions join every output to every input, so this
+    ``sum(s) - (depth - 1)`` (Xiao et al., NeurIPS 2022, equations 2 and 3 and Figure 6). Paths
+    through an empty kernel are omitted. 1x1 convolutions join every output to every input, so this
     distribution is the convolution of the layers' distributions.
 
     Args:
-        kernels: ``kernels_by_size``, or means of shares, by label, for networks of equal depth.
+        kernels: results of ``kernels_by_size``, or means of shares, by label, for networks of equal
+            depth.
         path: the PNG file.
     """
     depth = len(next(iter(kernels.values())))
@@ -141,9 +142,9 @@ def group_weights(
 ) -> Path:
     """Draw the weights of each kernel group, per layer (after the paper's Figure 8).
 
-    A cell is the summed magnitude of a group's active weights at one tap, over the layer's largest
-    such sum. Hatched taps are outside the group's region. The number at the right is the group's
-    share of the layer's summed magnitude.
+    A cell shows the summed magnitude of a group's active weights at one tap, divided by the layer's
+    largest such sum. Hatched taps are outside the group's region. The number at the right is the
+    group's share of the layer's summed magnitude.
 
     Args:
         profiles: the layers' ``group_profiles``.

@@ -55,11 +55,11 @@ class Saved:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Read a file of ``save``; run no code from it.
+        """Read a file that ``save`` wrote; run no code from it.
 
         Raises:
             OSError: the file cannot be read.
-            ValueError: it is damaged, or of another version or object.
+            ValueError: the file is damaged, or holds another version or object.
         """
         with Path(path).open("rb") as opened:
             try:
@@ -72,8 +72,8 @@ class Saved:
                 return made
             except Exception as error:  # numpy and zipfile raise a dozen kinds on damaged files
                 raise ValueError(
-                    f"expected {os.fspath(path)} to be a {cls.FORMAT}, but it is another file or "
-                    f"damaged ({type(error).__name__}: {error}); write it again with save"
+                    f"expected {os.fspath(path)} to be a {cls.FORMAT}, but it is damaged or of "
+                    f"another kind ({type(error).__name__}: {error}); write it again with save"
                 ) from error
 
 
@@ -215,8 +215,8 @@ class KernelBank(Saved):
         """Return the kernels of aeon's ``Rocket``, ``MiniRocket`` or their classifiers.
 
         Raises:
-            TypeError: another object.
-            ValueError: an unfitted one, or series shorter than a kernel.
+            TypeError: an object of another class.
+            ValueError: an unfitted object, or series shorter than a kernel.
         """
         from aeon.classification.convolution_based import MiniRocketClassifier, RocketClassifier
         from aeon.transformations.collection.convolution_based import MiniRocket, Rocket
@@ -224,8 +224,8 @@ class KernelBank(Saved):
         kind = type(fitted).__name__
         if not isinstance(fitted, Rocket | MiniRocket | RocketClassifier | MiniRocketClassifier):
             raise TypeError(
-                "expected aeon's Rocket, MiniRocket, RocketClassifier or MiniRocketClassifier, "
-                f"fitted, but got {kind}; take it out of a pipeline or a search, and give it the "
+                "expected a fitted Rocket, MiniRocket, RocketClassifier or MiniRocketClassifier of "
+                f"aeon, but got {kind}; take it out of a pipeline or a search, and give it the "
                 "series that it gets there"
             )
         if not fitted.is_fitted:
@@ -291,9 +291,10 @@ def check_length(kind: str, shape: tuple[int, ...]) -> None:
     least = ROCKET_TAPS if kind == "rocket" else MINI_LENGTH
     if shape[-1] < least:
         raise ValueError(
-            f"kernels of {least} taps expected series of at least {least} time points, but got "
-            f"{shape[-1]}; pad them with aeon.transformations.collection.unequal_length.Padder, or "
-            "swap the axes if they are not (n_cases, n_channels, n_timepoints)"
+            f"kernels of {least} taps need series of at least {least} time points, but got "
+            f"{shape[-1]}; pad the series with "
+            "aeon.transformations.collection.unequal_length.Padder, or swap the axes if they are "
+            "not (n_cases, n_channels, n_timepoints)"
         )
 
 

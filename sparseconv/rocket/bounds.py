@@ -15,12 +15,12 @@ from sparseconv.testing import error_bound
 
 
 def feature_limits(X: Any, bank: KernelBank, exact: bool = False) -> tuple[Any, Any]:
-    """Return the least and greatest features ``(n_cases, n_features)`` of a right computation.
+    """Return the least and greatest features ``(n_cases, n_features)`` of a correct result.
 
     Args:
         X: series ``(n_cases, n_channels, length)`` in float32.
         bank: the kernels.
-        exact: all numbers are small integers, so float32 sums are exact.
+        exact: whether all numbers are small integers, so that float32 sums are exact.
     """
     X = normalised(X).astype(np.float32) if bank.normalise else X
     if bank.kind == "minirocket" or exact:  # its order of additions is part of the result

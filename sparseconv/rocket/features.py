@@ -22,19 +22,19 @@ def kernel_features(X: Any, bank: KernelBank, *, out: Features | None = None) ->
     ROCKET has two features per kernel: the share of outputs above 0, and the maximum. MiniROCKET
     has one per bias: the share of outputs above it, equal to aeon's bit for bit. The bits depend
     only on the series and the kernel, not on other series or kernels, threads or the instruction
-    set. So a pruned bank gives columns of the whole bank's features.
+    set. A pruned bank therefore gives columns of the whole bank's features.
 
-    Runs on torch's threads (``torch.set_num_threads``).
+    The function runs on torch's threads (``torch.set_num_threads``).
 
     Args:
         X: ``(n_cases, n_channels, n_timepoints)``, or ``(n_cases, n_timepoints)`` with one channel,
-            in the bank's shape. At least one case, finite in float32.
+            in the bank's shape, with at least one case, finite in float32.
         bank: the kernels.
         out: memory for the result, C-contiguous float32 ``(n_cases, bank.n_features)``. For few
             series, new memory costs as much as the kernels.
 
     Raises:
-        ValueError: series of another shape or not finite; ``out`` that does not fit.
+        ValueError: series of another shape or not finite; an ``out`` that does not fit.
 
     Example:
         >>> from aeon.transformations.collection.convolution_based import MiniRocket
@@ -67,7 +67,7 @@ def kernel_features(X: Any, bank: KernelBank, *, out: Features | None = None) ->
 def operations(bank: KernelBank) -> int:
     """Count the least operations for one series' features.
 
-    ROCKET: multiply-adds of taps inside the series; MiniROCKET: comparisons.
+    For ROCKET these are multiply-adds of taps inside the series, for MiniROCKET comparisons.
     """
     a, length = bank.arrays, bank.series_length
     if bank.kind == "minirocket":
@@ -81,7 +81,7 @@ def operations(bank: KernelBank) -> int:
 
 
 def check_shape(shape: tuple[int, ...], bank: KernelBank) -> None:
-    """Refuse series of another shape than the bank's."""
+    """Refuse series whose shape differs from the bank's."""
     channels, length = bank.series_channels, bank.series_length
     if shape[1:] != (channels, length):
         expected = f"expected series of shape (n_cases, {channels}, {length})"
@@ -92,7 +92,8 @@ def check_shape(shape: tuple[int, ...], bank: KernelBank) -> None:
 def normalised(X: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Scale each channel of each series to mean 0 and variance 1; constant ones become zeros.
 
-    As aeon's Rocket, but in float64, and with zeros for a channel that is constant up to rounding.
+    The scaling is that of aeon's Rocket, but in float64, and with zeros for a channel that is
+    constant up to rounding.
     """
     X = np.ascontiguousarray(X)  # NumPy adds in another order where time is not the last in memory
     mean = X.mean(2, keepdims=True, dtype=np.float64)

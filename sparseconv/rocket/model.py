@@ -24,7 +24,7 @@ class RocketModel(Saved):
             else one per class.
         intercept: ``(columns,)`` float32.
         classes: label of each class.
-        scale: of the decisions in ``predict_proba``.
+        scale: factor of the decisions in ``predict_proba``.
 
     Example:
         >>> import tempfile
@@ -60,7 +60,9 @@ class RocketModel(Saved):
             raise ValueError(f"scale must be a positive number, but is {self.scale}")
 
     def decision_function(self, X: Any) -> npt.NDArray[np.float32]:
-        """Return ``(n_cases, columns)``: above 0 means the second of two classes, else the largest.
+        """Return decisions ``(n_cases, columns)``.
+
+        The largest gives the class; with two classes, one above 0 gives the second.
 
         ``X`` and errors: see ``kernel_features``.
         """

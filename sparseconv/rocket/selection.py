@@ -44,14 +44,14 @@ class GroupSelection:
     """Selects groups of features by ADMM on a ridge loss, without a features x features matrix.
 
     With ``Q = theta + U``, the step is ``(k I + X^T X)^-1 (k Q + X^T Y)``. With ``G = k I + X
-    X^T``, it equals ``Q + X^T G^-1 (Y - X Q)``. So n x n matrices suffice if cases are fewer than
-    features. One Gram matrix serves every k, and its factor every number of groups.
+    X^T``, it equals ``Q + X^T G^-1 (Y - X Q)``. Thus n x n matrices suffice if there are fewer
+    cases than features. One Gram matrix serves every k, and its factor every number of groups.
 
     Args:
         features: ``(n, p)``, unscaled.
         labels: ``(n,)``, from 0 to ``n_classes - 1``.
         group_size: neighbouring features to keep or drop together.
-        weights: ``(n,)``, of the cases in the loss; None if equal.
+        weights: ``(n,)``, those of the cases in the loss; None if equal.
 
     Attributes:
         X: the features, centred and scaled to length 1; constant ones are 0.
@@ -90,9 +90,9 @@ class GroupSelection:
         return rows if self._share is None else rows * self._share.pow(power)
 
     def leave_one_out(self, k: float) -> Array:
-        """Return the ridge's decisions on each case when fitted without it, ``(n, columns)``.
+        """Return the ridge's decisions on each case if fitted without that case, ``(n, columns)``.
 
-        A residual grows by 1 / (1 - leverage): Golub, Heath and Wahba 1979.
+        A residual then grows by the factor 1 / (1 - leverage) (Golub, Heath and Wahba 1979).
         """
         residual = self.Y - self.X @ self.ridge(k)
         if self.wide:
@@ -113,7 +113,7 @@ class GroupSelection:
         return Selected(k, *arrays)
 
     def ridge(self, k: float, Q: Tensor | None = None) -> Tensor:
-        """Minimise ``|Y - X W|^2 + k |W - Q|^2`` by W, ``(p, columns)``; Q None is 0."""
+        """Minimise ``|Y - X W|^2 + k |W - Q|^2`` over W, ``(p, columns)``; None for Q means 0."""
         if k != self._k:
             matrix = self.gram.clone()
             matrix.diagonal().add_(k)

@@ -38,8 +38,8 @@ def conv1d_oracle(
 ) -> Tensor:
     """Compute the output ``(N, C_out, L_out)`` in float64, one tap after the other.
 
-    By definition: ``y[n, o, l] = bias[o] + sum w[o, c, k] * x[n, c, l*stride + k*dilation -
-    left]``. Differentiable in input and values.
+    The definition is ``y[n, o, l] = bias[o] + sum w[o, c, k] * x[n, c, l*stride + k*dilation -
+    left]``. The result is differentiable in input and values.
 
     Example:
         >>> pattern = KernelCSR.from_mask(torch.tensor([[[True, False, True]]]))
@@ -69,11 +69,11 @@ def conv1d_oracle(
 def exact_results(case: Case, tensors: Tensors) -> tuple[Tensor, Tensor, Tensor]:
     """Compute the output, and the gradients of input and values for the case's ``grad``.
 
-    The gradients are autograd's of ``conv1d_oracle``. Absolute data give sums of magnitudes, which
-    bound the rounding error.
+    Autograd computes the gradients from ``conv1d_oracle``. Absolute data give sums of magnitudes,
+    which bound the rounding error.
 
     Returns:
-        float64: ``(output, gradient of the input, gradient of the values)``.
+        ``(output, gradient of the input, gradient of the values)``, in float64.
 
     Example:
         >>> case = Case(n=2, in_channels=4, out_channels=6, kernel_size=3, length=10)

@@ -18,11 +18,11 @@ FORMAT = "sparseconv checkpoint, version 1"
 
 
 class CheckpointError(ValueError):
-    """The file is not a valid checkpoint, or is one of something else."""
+    """The file is not a valid checkpoint, or is a checkpoint of something else."""
 
 
 def save(path: str | os.PathLike[str], content: dict[str, Any]) -> None:
-    """Write ``content``; a killed process leaves the old file or the new one, an error the old.
+    """Write ``content``; a kill leaves the old file or the new one, an error leaves the old.
 
     Args:
         path: the file; its folder exists.
@@ -45,11 +45,12 @@ def save(path: str | os.PathLike[str], content: dict[str, Any]) -> None:
 
 
 def load(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read what ``save`` wrote, tensors on the CPU.
+    """Read what ``save`` wrote, with tensors on the CPU.
 
     Raises:
         OSError: the file cannot be read.
-        CheckpointError: truncated, damaged, or not a checkpoint of this library and version.
+        CheckpointError: the file is truncated, damaged, or not a checkpoint of this library and
+            version.
 
     Example: see ``save``.
     """
@@ -68,7 +69,7 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
         ) from error
     if not isinstance(content, dict) or repr(content.get("format")) != repr(FORMAT):
         raise CheckpointError(
-            f"{path} is a file of torch, but not a {FORMAT}, which sparseconv.training.train writes"
+            f"{path} is a torch file, but not a {FORMAT}, which sparseconv.training.train writes"
             "; use another file"
         )
     found: dict[str, Any] = content
@@ -84,7 +85,7 @@ def snapshot(model: nn.Module) -> dict[str, Any]:
 def restore_adam(optimizer: torch.optim.Adam, state: dict[str, Any]) -> None:
     """Load Adam's moments if they fit the parameters, which the fused step never checks.
 
-    Keeps the options of ``optimizer``. CheckpointError if the moments do not fit.
+    The options of ``optimizer`` stay. Raise CheckpointError if the moments do not fit.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     restored = {}
@@ -92,7 +93,10 @@ def restore_adam(optimizer: torch.optim.Adam, state: dict[str, Any]) -> None:
         like, restored[index] = parameters[index], {"step": torch.tensor(float(moments["step"]))}
         for name in ("exp_avg", "exp_avg_sq"):
             if moments[name].shape != like.shape:
-                raise CheckpointError(f"{name} of parameter {index} must have its shape")
+                raise CheckpointError(
+                    f"{name} of parameter {index} must have the parameter's shape "
+                    f"{tuple(like.shape)}, but has {tuple(moments[name].shape)}"
+                )
             # Copied, since the fused step reads a moment's memory as the parameter's lies.
             restored[index][name] = torch.empty_like(like).copy_(moments[name])
     own = optimizer.state_dict()["param_groups"]

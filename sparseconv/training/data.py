@@ -20,8 +20,8 @@ def checked_data(
     """Convert series ``(n_cases, ...)`` and labels to the model's device and dtype.
 
     Labels are class indices from 0. Raise TypeError or ValueError if the model cannot be trained or
-    evaluated on them; the last batch is a trial. For validation data, ``cases`` is the size of the
-    training set.
+    evaluated on them; the last batch is run to find out. For validation data, ``cases`` is the size
+    of the training set.
     """
     X, labels = for_model("train", model, X), class_indices("train", "y", y)
     if X.dim() < 2 or len(X) != len(labels) or X.numel() == 0:

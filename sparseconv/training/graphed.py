@@ -23,7 +23,7 @@ WARM_UP = 3  # calls before a capture: kernels are loaded, gradients and moments
 class StaticPattern(KernelCSR):
     """A pattern whose content, and all that is computed from it, can be replaced in place.
 
-    Only a CUDA graph may hold it, which reads the same addresses at every replay.
+    Only a CUDA graph may hold it, since a graph reads the same addresses at every replay.
     """
 
     __slots__ = ()
@@ -56,8 +56,8 @@ class _Graph(NamedTuple):
 class GraphedStep:
     """Call ``function(*tensors)``, a training step, from CUDA graphs: one per input shape.
 
-    The first steps with a shape run eagerly, then one is captured and replayed: one launch instead
-    of hundreds. A new pattern with equal nnz is written into the graphs' memory. Graphs are
+    The first steps with a shape run eagerly, then one is captured and replayed, with one launch
+    instead of hundreds. A new pattern with equal nnz is written into the graphs' memory. Graphs are
     captured again if nnz or the block changes, or a tensor of the model or of the optimizer's state
     has moved. All graphs share one memory pool: use one stream at a time.
 

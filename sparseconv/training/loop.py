@@ -38,7 +38,8 @@ class TrainingResult:
             used; ``updated`` is whether the pattern changed. ``seconds`` is the time of training
             only, ``cpu_seconds`` that of all threads. Validation adds ``test_loss`` and
             ``test_accuracy``.
-        best_epoch, best_loss: of the least training loss; the last among equals.
+        best_epoch, best_loss: the epoch of the least training loss (the last among equals), and
+            this loss.
         itop_rate: share of the sparse layers' weights that were ever active (Liu et al. 2021), or
             None without a ``DSTScheduler``.
 
@@ -70,11 +71,11 @@ def train(
     """Train a classifier and leave it with the weights and patterns of its best epoch.
 
     The best epoch has the least training loss. Its weights are those after the last optimizer step,
-    before the pattern changes. The model is left in eval mode. If training stops early (an error,
-    Ctrl-C), it gets the best epoch so far, or stays unchanged before the first. Torch's global
-    generators keep their state. Equal model, data, recipe and number of threads give equal bits,
-    resumed or not. On CUDA this needs deterministic operations (for cuDNN's,
-    ``torch.backends.cudnn.deterministic``).
+    before the pattern changes. The model is left in eval mode. If training stops early (by an error
+    or Ctrl-C), the model gets the best epoch so far; before the first epoch has ended, it stays
+    unchanged. Torch's global generators keep their state. Equal models, data, recipes and numbers
+    of threads give equal bits, whether the run was resumed or not. On CUDA, this needs
+    deterministic operations (for cuDNN, set ``torch.backends.cudnn.deterministic``).
 
     Args:
         model: maps ``(N, ...)`` to log-probabilities ``(N, n_classes)``. The patterns of any
@@ -90,11 +91,11 @@ def train(
         on_epoch: called with the history so far after each epoch was saved.
         scheduler_factory: a ``SchedulerFactory``, which builds the scheduler of the patterns.
         penalty: a ``pruning.InstanceSparsity``, added to each batch's loss and reported.
-        cuda_graphs: replay steps on a CUDA device as CUDA graphs: equal results, faster launches.
-            Forward hooks only run in eager steps: the first ones and, with gradient growth or a
-            ``scheduler_factory``, those before an update. None uses graphs if they can be captured;
-            else a warning gives the reason. False uses none, also for the updates of a
-            ``DSTScheduler``.
+        cuda_graphs: replay steps on a CUDA device as CUDA graphs, which gives equal results and
+            faster launches. Forward hooks only run in eager steps: the first ones and, with
+            gradient growth or a ``scheduler_factory``, those before an update. None uses graphs if
+            they can be captured; else a warning gives the reason. False uses none, also for the
+            updates of a ``DSTScheduler``.
 
     Raises:
         TypeError, ValueError: data or arguments that do not fit; ``out`` not writable or in use by

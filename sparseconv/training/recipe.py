@@ -27,9 +27,9 @@ class Recipe:
     Attributes:
         epochs: passes over the training set.
         lr: Adam's learning rate in the first epoch.
-        lr_min: the end of the learning rate's cosine over the epochs.
+        lr_min: the learning rate at the end of its cosine over the epochs.
         weight_decay: Adam's L2 penalty.
-        batch_size: series in a batch; None is ``max(int(min(n_cases / 10, 16)), 2)``. A smaller
+        batch_size: series in a batch; None means ``max(int(min(n_cases / 10, 16)), 2)``. A smaller
             last batch is kept. A single last series joins the previous batch, unlike in the
             authors' implementation.
         update_every_epochs: epochs between pattern updates.
@@ -42,8 +42,8 @@ class Recipe:
         grow: ``"random"`` (DSN), ``"gradient"`` (DSN_grad) or ``"static"`` (DSN_fix).
         precision: ``"float32"``, or ``"bfloat16"`` to train under ``torch.autocast``. Weights,
             gradients, optimizer state and predictions keep the model's dtype.
-        seed: seed of the order of batches, grown weights and torch's generators in training; on
-            the command line also of the first weights.
+        seed: seed for the order of batches, grown weights and torch's generators in training; on
+            the command line, also for the first weights.
 
     Raises:
         TypeError, ValueError: a constant of the wrong type or out of range.

@@ -144,7 +144,7 @@ class Run:
         return sum(loss * size for loss, size in zip(losses, self.sizes, strict=True))
 
     def _may_replay(self) -> bool:
-        """Return whether steps may use a CUDA graph; a penalty watches each of them."""
+        """Return whether steps may use a CUDA graph, which skips a penalty's hooks."""
         return self.X.is_cuda and self.penalty is None
 
     def _replayed_step(self, x: Tensor, target: Tensor) -> tuple[Tensor, ...]:
@@ -203,7 +203,8 @@ class Run:
     def load(self, path: Path) -> None:
         """Continue from a checkpoint of the same run; an error leaves the model unchanged.
 
-        CheckpointError if its recipe, model, data or penalty differ, or its content is wrong.
+        Raise CheckpointError if the checkpoint's recipe, model, data or penalty differs, or its
+        content is wrong.
         """
         content = checkpoint.load(path)
         before = checkpoint.snapshot(self.model)
@@ -247,7 +248,7 @@ def _check_same(kind: str, here: dict[str, Any], there: dict[str, Any]) -> None:
         now, then = here.get(key, "absent"), there.get(key, "absent")
         if now != then:
             raise CheckpointError(
-                f"it is of another run, whose {kind} differs: {key!r} is {then!r} in the "
+                f"it belongs to another run, whose {kind} differs: {key!r} is {then!r} in the "
                 f"checkpoint, but now {now!r}; resume with the same {kind}, or choose another "
                 "folder"
             )

@@ -75,10 +75,10 @@ class TrainedRun:
         Args:
             X: an array ``(n_cases, n_channels, length)``, or ``(n_cases, length)`` with one
                 channel, scaled like the training series. A network accepts any length. Missing
-                values are read as 0 if training did so.
+                values are read as 0 if they were in training.
 
         Raises:
-            ValueError: series that training would refuse, or with other channels.
+            ValueError: series that training would refuse, or that have another number of channels.
 
         Example: see ``load_run``.
         """
@@ -108,7 +108,7 @@ def load_run(path: str | os.PathLike[str], *, backend: Backend = "auto") -> Trai
         backend: as in ``sparse_conv1d``, for networks; the run may have used another one.
 
     Raises:
-        ValueError, OSError: not the folder of a run, or an unreadable file.
+        ValueError, OSError: ``path`` is not that of a run, or a file is unreadable.
         CheckpointError: a damaged checkpoint, or one of another network.
 
     Example:

@@ -33,7 +33,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_info(home: Path, command: Any) -> None:
     printed = command("info", home / "run")
     best = checkpoint.load(home / "run" / "checkpoint.pt")["best"]["epoch"]
-    assert f"of epoch {best}\n" in printed
+    assert f"from epoch {best}\n" in printed
     assert "nf=3, kernel_size=6, depth=2, epochs=6, update_every_epochs=1, seed=4\n" in printed
 
 

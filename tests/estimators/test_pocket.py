@@ -150,7 +150,7 @@ def test_the_model_as_a_file(tmp_path: Path) -> None:
     for change in damaged:
         content = loaded.content() | change
         np.savez(tmp_path / "model.npz", format=RocketModel.FORMAT, **content)
-        with pytest.raises(ValueError, match=r"model\.npz to be a .*or damaged"):
+        with pytest.raises(ValueError, match=r"model\.npz to be a .*but it is damaged"):
             RocketModel.load(tmp_path / "model.npz")
     objects = classifier(keep=0.3).fit(X, y.astype(object)).model_
     objects.save(tmp_path / "objects.npz")

@@ -74,7 +74,7 @@ test_export_c = refusals(
     (lambda: export(Forward(lambda x: F.dropout(x).mean(-1))), NOT,
      "the model (Forward) cannot be exported to C: 'dropout' is random"),
     (lambda: export(Forward(lambda x: (x - x[:1]).mean(-1) + x.amax(-1))), ValueError,
-     "expected a model that does the same with every series"),
+     "expected a model that runs the same operations for every series"),
     (lambda: export(Forward(lambda x: 1 / x.mean(-1))), NOT, "'reciprocal' has no counterpart"),
     (lambda: export(Forward(lambda x: x.mean(-1) / x.amax(-1))), NOT,
      "'div' of two results of the model has no counterpart"),
