@@ -48,7 +48,7 @@ class Builder:
 
     Attributes:
         shapes: length and channels of each tensor.
-        shared: tensors that several operations read; only the steps of others may be extended.
+        shared: tensors that several operations read, so their steps must not be extended.
         pads: padding of each padded copy, by tensor number.
     """
 
@@ -77,14 +77,14 @@ class Builder:
         for part in ("weight", "bias") if isinstance(step, Layer) else ():
             if not np.isfinite(getattr(step, part).astype(np.float32)).all():
                 raise ValueError(
-                    f"expected a finite {part}, but float32 has infinity or NaN; train the model "
-                    "again"
+                    f"expected a finite {part}, but in float32 it contains infinity or NaN; train "
+                    "the model again"
                 )
         self.steps.append(step)
         return step.output
 
     def fills(self, x: Value) -> bool:
-        """Return whether the value is all of its tensor, in any order."""
+        """Return whether the value covers its whole tensor, in any order."""
         size = math.prod(self.shapes[x.of])
         return size == x.places.numel() == len(set(x.places.ravel().tolist()))
 
@@ -93,7 +93,7 @@ class Builder:
         return [] if x.of in self.shared else [s for s in self.steps if s.output == x.of]
 
     def writer(self, x: Value) -> Any:
-        """Return the one layer that writes the tensor, if it may be extended."""
+        """Return the only layer that writes the tensor, if that layer may be extended."""
         found = self.writers(x)
         return found[0] if len(found) == 1 and isinstance(found[0], Layer) else None
 
@@ -117,7 +117,7 @@ class Builder:
         return x
 
     def is_in_order(self, x: Value) -> bool:
-        """Return whether the value is all of its tensor, time-major."""
+        """Return whether the value covers its whole tensor in time-major order."""
         same = (*x.places.shape, 1)[2:0:-1] == self.shapes[x.of]
         return same and self.fills(x) and torch.equal(x.places, ordered(x.places.shape))
 
@@ -127,9 +127,9 @@ class Builder:
         return x if self.is_in_order(x) else self.copy(x)
 
     def copy(self, x: Value, **options: Any) -> Value:
-        """Copy a value, time-major, into a new tensor or as the options say."""
+        """Copy a value in time-major order into a new tensor, or as the options specify."""
         if x.places.dim() not in (2, 3):
-            raise NotImplementedError(f"gets {x.places.dim()} dimensions; give it three")
+            raise NotImplementedError(f"receives {x.places.dim()} dimensions; it needs three")
         at: Array = x.places.reshape(x.places.shape[1], -1).numpy()
         shape, pads = list(x.places.shape), options.get("padding", (0, 0))
         if (step := even(at, self.shapes[x.of][1])) is None:  # the rows are times
@@ -156,7 +156,7 @@ def ordered(shape: Sequence[int]) -> Tensor:
 
 
 def even(at: Array, alone: int) -> int | None:
-    """Return the distance between neighbours; None if it varies, ``alone`` if there are none."""
+    """Return the distance between neighbours: None if it varies, ``alone`` for one position."""
     if at.shape[1] == 1:
         return alone
     step = int(at[0, 1] - at[0, 0])

@@ -1,4 +1,4 @@
-"""``export_c``: a folder with a trained network as C."""
+"""Write a trained network to a folder as C code: ``export_c``."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ def export_c(
 ) -> Path:
     """Write a trained network as C99 that allocates no memory.
 
-    ``NAME_predict`` and ``NAME_scores`` take one series of the length of ``example_input``. All
+    ``NAME_predict`` and ``NAME_scores`` take one series as long as those of ``example_input``. All
     state lies in one static arena. Inactive weights are neither stored nor computed. float32
-    differs from PyTorch by rounding; int8 gives the same bits on every processor.
+    results differ from PyTorch's by rounding; int8 results have the same bits on every processor.
 
     Args:
         model: a module in eval mode that ``torch.export`` can trace, built from the operations in
@@ -54,11 +54,11 @@ def export_c(
         example_input: series ``(N, channels, length)``, or ``(N, length)`` with one channel. The
             self-test contains the first three.
         folder: a new or empty folder for ``NAME.c``, ``NAME.h``, ``NAME_test.c`` and ``README.md``.
-            After an error it stays as it was.
+            After an error, it is unchanged.
         name: a C identifier, the prefix of all public names.
         weights: ``"float32"``, or ``"int8"`` for weights and activations.
-        calibration: training series ``(N, channels, length)`` that give int8 its scales. If there
-            are more than 500, only 500 at equal distances are used.
+        calibration: training series ``(N, channels, length)`` that determine the scales of int8.
+            If there are more than 500, 500 evenly spaced ones are used.
         classes: class names for the comments, in the order of the scores (for one score: 0, 1).
 
     Returns:
@@ -68,7 +68,7 @@ def export_c(
         NotImplementedError: an operation without a counterpart in C; the message names it.
         ValueError: a model in training mode, or one that does not treat all series alike; weights,
             scores or series that are not finite or not real; int8 without calibration, or float32
-            with it; a name that is not a C identifier; a folder that holds files or is not
+            with it; a name that is not a C identifier; a folder that contains files or is not
             writable.
         TypeError: the model is not a module.
         RuntimeError: series that the model rejects.
@@ -96,9 +96,9 @@ def export_c(
         raise ValueError(f"weights must be one of {WEIGHTS}, but got {weights!r}")
     if (weights == "int8") != (calibration is not None):
         raise ValueError(
-            "int8 needs calibration=X_train for its scales, but got none; add it"
+            "int8 needs training series for its scales; pass calibration=X_train"
             if calibration is None
-            else "float32 takes no calibration, but got one; omit it, or choose weights='int8'"
+            else "calibration requires weights='int8', but got weights='float32'; omit one of them"
         )
     example = as_series("export_c", "example_input", example_input)
     folder = Path(folder)
@@ -108,20 +108,22 @@ def export_c(
     scores = _scores_of(plain, example[:KNOWN])
     if not np.isfinite(scores).all():
         raise ValueError(
-            "expected a model with finite scores, but those of example_input are infinite or NaN "
-            "in float32; scale the series, or train the model again if its weights are not finite"
+            "expected a model with finite scores, but its scores for example_input are infinite or "
+            "NaN in float32; scale the series, or train the model again if its weights are not "
+            "finite"
         )
     named = [] if classes is None else [str(name) for name in classes]
     if classes is not None and len(named) != (wanted := max(2, network.classes)):
-        raise ValueError(f"expected classes to hold {wanted} names, but got {len(named)}")
+        raise ValueError(f"classes must contain {wanted} names, but got {len(named)}")
     X, agreement = example[:KNOWN], None
     labels, (exact, bound) = network.labels(scores), scores_and_bound(network, X)
     largest = np.abs(scores).max()
     if (np.abs(_exact_scores(plain, X) - exact) > np.minimum(bound, largest * 2.0**-6)).any():
         raise ValueError(
-            "expected a model that runs the same operations for every series, but example_input's "
-            "scores differ from those of the operations that torch.export saw; remove randomness, "
-            "and operations that depend on values of the series or on other series of the batch"
+            "expected a model that runs the same operations for every series, but its scores for "
+            "example_input differ from those of the operations that torch.export recorded; remove "
+            "randomness, and operations that depend on the values of the series or on other series "
+            "in the batch"
         )
     # PyTorch rounds as well, so both may be as far from the exact scores. Of many layers that is
     # so far that nothing would be noticed.
@@ -143,8 +145,9 @@ def export_c(
         agreement = len(known), int(same.sum())
         if same.mean() < AGREEMENT:
             warnings.warn(
-                f"int8 gives PyTorch's class for only {same.sum()} of the {len(known)} calibration "
-                "series; bring the channels to one scale before the network, or export float32",
+                f"int8 predicts PyTorch's class for only {same.sum()} of the {len(known)} "
+                "calibration series; scale all channels to a similar range before the network, or "
+                "export float32",
                 stacklevel=3,  # the caller's line, above the frame of no_grad
             )  # fmt: skip
     bounds = np.minimum(bounds, np.finfo(np.float32).max).astype(np.float32)

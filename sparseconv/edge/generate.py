@@ -26,7 +26,7 @@ FILES = {
 
 
 class Kernel(NamedTuple):
-    """The C function shared by layers with equal window distances and numbers of positions."""
+    """The C function shared by layers with the same window step and tile of positions."""
 
     kind: str  # "dense", "sparse", "runs", "largest"
     step: int
@@ -113,8 +113,8 @@ def write_c(
     Args:
         network: the steps; an ``IntegerNetwork`` for int8.
         cases: the self-test's series, scores, tolerances and labels.
-        agreement: the number of calibration series, and for how many of them int8 gives PyTorch's
-            class.
+        agreement: the number of calibration series, and the number of these for which int8
+            predicts PyTorch's class.
         classes: class names for the comments.
     """
     parts, begin, samples = _parts(network)
@@ -133,8 +133,8 @@ def write_c(
     uses_math = bool(network.ending) or any("f(" in expression for _, expression, _ in functions)
     context: dict[str, Any] = {
         "name": name, "NAME": name.upper(), "version": __version__, "types": types,
-        "title": f"A network in {kind} for {max(2, network.classes)} classes "
-        f"of series of {channels} x {length} samples", "channels": channels, "length": length,
+        "title": f"{kind} network for {max(2, network.classes)} classes of series with "
+        f"{channels} x {length} samples", "channels": channels, "length": length,
         "network": network, "classes": network.classes, "arena_bytes": arena,
         "arena_samples": samples, "parts": parts,
         "kernels": list(dict.fromkeys(part.kernel for part in parts if part.kernel)),
@@ -144,8 +144,8 @@ def write_c(
         "uses_math": uses_math and not is_int8, "cases": cases,
         "agreement": agreement, "cost": cost_table(parts).markdown(),
         "begin": begin, "threshold": least,
-        "chosen": f"that of the largest score, 0 to {network.classes - 1}" if network.classes > 1
-        else f"of one score, 1 if it is above {network.threshold:g}, else 0",
+        "chosen": f"the index of the largest score, 0 to {network.classes - 1}"
+        if network.classes > 1 else f"1 if the score is above {network.threshold:g}, otherwise 0",
     }  # fmt: skip
     templates = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
@@ -159,7 +159,7 @@ def write_c(
 
 
 def _parts(network: Network) -> tuple[list[Part], int, int]:
-    """Lay out the tensors in the arena; return the offset of the series and the total samples."""
+    """Lay out the tensors in the arena; return the series' offset and the number of samples."""
     stored = [constants(step) for step in network.steps]
     for field in ("gap", "count", "run"):
         having = [each for each in stored if field in each]
@@ -177,7 +177,7 @@ def _parts(network: Network) -> tuple[list[Part], int, int]:
 
 
 def cost_table(parts: Sequence[Part]) -> Table:
-    """Tabulate weights, bytes and multiply-adds of each layer, and their sum."""
+    """Tabulate the weights, bytes and multiply-adds of each layer, and their sums."""
     costs = [part.cost for part in parts]
     total = tuple(map(sum, zip(*costs, strict=True)))
     names = [*(part.about for part in parts), "all"]
@@ -185,7 +185,7 @@ def cost_table(parts: Sequence[Part]) -> Table:
         (name, *map(with_thousands, row)) for name, row in zip(names, [*costs, total], strict=True)
     ]
     return Table(
-        ("layer", "weights", "index, bytes", "flash, bytes", "multiply-adds a series"), lines
+        ("layer", "weights", "index, bytes", "flash, bytes", "multiply-adds per series"), lines
     )
 
 
@@ -197,7 +197,7 @@ def _scale(rescale: Rescale) -> str:
 
 
 def _in_comment(name: str) -> str:
-    """Remove from a name what would end a comment or a line."""
+    """Replace the characters of a name that would end a comment, a line or a table cell."""
     printable = "".join(char if char.isprintable() else " " for char in name)
     return printable.replace("*/", "* /").replace("/*", "/ *").replace("|", "/")
 

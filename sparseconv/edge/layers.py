@@ -1,9 +1,9 @@
 """The network as the C generator sees it: tensors, and the steps that compute them.
 
 Most steps are layers, which all compute the same kind of sum. Samples are time-major (``x[t * C +
-c]``), so an output's window begins at ``position * step``. In it, weight (c, k) of a convolution
-has offset ``k * dilation * C + c``, whatever the series' length. 1x1 convolutions, linear layers,
-averages over time, copies and BatchNorm are such sums too.
+c]``), so an output's window begins at ``position * step``. In this window, weight (c, k) of a
+convolution has offset ``k * dilation * C + c``, whatever the series' length. 1x1 convolutions,
+linear layers, averages over time, copies and BatchNorm are also such sums.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Step:
     Attributes:
         kind: a readable name.
         inputs, output: tensor numbers; 0 is the series.
-        length, channels: those of each input.
+        length, channels: the size of each input.
         positions: results per row.
         first, stride: result ``(position, row)`` is at ``first + position * stride + row``.
         relu: negative outputs become 0.
@@ -74,8 +74,8 @@ class Layer(Step):
         padding, padding_mode: times added around the input, as in ``nn.Conv1d``.
         zero: the number that zero padding writes.
         over_time: for averages, rows are times and positions are channels.
-        rows_whole: the results of a row are contiguous; else those of a position.
-        largest: a row is the maximum of its active samples instead of a sum.
+        rows_whole: the results of a row are contiguous; otherwise, those of a position are.
+        largest: each result is the maximum of the active samples instead of a sum.
     """
 
     weight: Array
@@ -108,7 +108,7 @@ class Layer(Step):
 
     @property
     def is_dense(self) -> bool:
-        """Return whether each row has all weights of one range; then no indices are stored."""
+        """Return whether every row has all weights of a window, so that it needs no indices."""
         whole = self.active.all() and (self.offsets == np.arange(len(self.offsets))).all()
         return bool(whole and not self.largest)
 
@@ -120,7 +120,7 @@ class Layer(Step):
 
     @property
     def is_pointwise(self) -> bool:
-        """Return whether the layer maps each time's channels alone, without ReLU or padding."""
+        """Return whether the layer maps each time's channels alone, with no ReLU or padding."""
         return (
             not self.over_time and not self.relu and self.step == self.channels
             and self.positions == self.length and not any(self.padding)
@@ -155,8 +155,8 @@ class Layer(Step):
     def error(self, inputs: Sequence[Array], errors: Sequence[Array]) -> Array:
         """Bound the rounding error of a sum of n products and a bias, in any order, fused or not.
 
-        The bound is ``(n + 2) * 2**-24`` of the magnitude (Higham 2002, section 3.1), and
-        ``2**-24`` of the magnitude more for rounded weights. Errors of the inputs pass through the
+        The bound is ``(n + 2) * 2**-24`` times the magnitude (Higham 2002, section 3.1), plus
+        ``2**-24`` times the magnitude for rounded weights. Input errors are multiplied by the
         weights' magnitudes.
         """
         size = np.abs(self.weight)
@@ -170,7 +170,7 @@ class Layer(Step):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Pointwise(Step):
-    """A function of each sample of one tensor or of two.
+    """A function of each sample of one or two tensors.
 
     Attributes:
         function: computes it in float64.
@@ -188,7 +188,7 @@ class Pointwise(Step):
         return np.maximum(y, 0) if self.relu else y
 
     def error(self, inputs: Sequence[Array], errors: Sequence[Array]) -> Array:
-        """Bound the error: for sums and products by their corners, else by the ``expf`` calls."""
+        """Bound the error from the function's slope, or from the corners of sums and products."""
         if len(inputs) == 1:
             rounds = bool(set(self.expression) & set("*/+("))
             rounding = rounds * 16 * UNIT * (1 + np.abs(inputs[0]))
@@ -204,13 +204,13 @@ AnyStep = Layer | Pointwise
 
 @dataclass(frozen=True, eq=False)
 class Network:
-    """Steps in an order in which they can run; the last, a layer, computes the scores.
+    """Steps in the order in which they run; the last step, a layer, computes the scores.
 
     Attributes:
         input_shape: channels and length of a series.
         shapes: length and channels, by tensor number.
         ending: ``""``, ``"softmax"`` or ``"log_softmax"``.
-        threshold: the class of a single score is 1 above this, else 0.
+        threshold: a single score above this value means class 1, otherwise class 0.
     """
 
     input_shape: tuple[int, int]
@@ -252,7 +252,7 @@ class Network:
 
 
 def scores_and_bound(network: Network, X: Array) -> tuple[Array, Array]:
-    """Compute the scores in float64, and how far float32 may be from each.
+    """Compute the scores in float64, and bound the float32 error of each.
 
     Args:
         X: series ``(n_cases, channels, length)``.
@@ -272,7 +272,7 @@ def scores_and_bound(network: Network, X: Array) -> tuple[Array, Array]:
 def _ended(ending: str, x: Array, error: Array) -> tuple[Array, Array]:
     """Compute the scores from the last layer's outputs.
 
-    expf and logf may err by two units in the last place. The difference to the maximum, its
+    expf and logf may err by two units in the last place. The difference from the maximum, its
     exponential, the sum and the logarithm are rounded.
     """
     if not ending:

@@ -35,8 +35,9 @@ def lower(model: nn.Module, channels: int, length: int) -> Network:
         with _naming(name, type(module).__name__):
             if module.training:
                 exported = isinstance(module, torch.fx.GraphModule)  # torch.export's refuses eval()
-                todo = ", or give the model that was exported" if exported else ""
-                raise ValueError(f"expected a model in eval mode; call model.eval(){todo}")
+                original = "pass the original model, before torch.export, in eval mode"
+                todo = original if exported else "call model.eval()"
+                raise ValueError(f"expected a model in eval mode; {todo}")
     zeros = torch.zeros(1, channels, length)
     with torch.autocast("cpu", enabled=False), warnings.catch_warnings():
         with fitting((zeros,)):
@@ -46,7 +47,7 @@ def lower(model: nn.Module, channels: int, length: int) -> Network:
             program = torch.export.export(model, (zeros,), strict=False)
         except Exception as error:  # torch.export raises errors of many types
             raise NotImplementedError(
-                "the model cannot be exported to C: torch.export cannot trace it, "
+                "the model cannot be exported to C, because torch.export cannot trace it; "
                 f"{type(error).__name__}: {error}"
             ) from error
     build = Builder([(length, channels)])
@@ -57,9 +58,9 @@ def lower(model: nn.Module, channels: int, length: int) -> Network:
     if scores.places.dim() != 2:
         flat = scores.places.dim() < 2
         raise ValueError(
-            "expected a model that gives scores (n_cases, n_classes), but this one gives "
+            "expected a model that returns scores (n_cases, n_classes), but this one returns "
             f"{tuple(scores.places.shape)} for one case; "
-            + ("squeeze(-1) keeps the axis of cases" if flat else "end it with nn.Flatten()")
+            + ("use squeeze(-1) to keep the first axis" if flat else "end it with nn.Flatten()")
         )
     if not build.steps:
         raise ValueError(
@@ -77,7 +78,7 @@ def lower(model: nn.Module, channels: int, length: int) -> Network:
 
 
 def _put_in_order(build: Builder, scores: Value) -> int:
-    """Make the last layer give its results in the order of PyTorch's scores; return its tensor."""
+    """Make the last layer write its results in the order of PyTorch's scores; return its tensor."""
     want, last = scores.places[0].numpy(), build.writer(scores)
     for whole in (False, True) if last and build.fills(scores) else ():
         other = replace(last, rows_whole=whole, stride=last.positions if whole else last.rows)
@@ -96,7 +97,7 @@ def _naming(name: str, kind: str, operation: str = "") -> Iterator[None]:
         yield
     except NotImplementedError as error:
         raise NotImplementedError(
-            f"{which} cannot be exported to C: {operation!r} {error}; supported are the operations "
+            f"{which} cannot be exported to C: {operation!r} {error}; the supported operations are "
             f"{', '.join(sorted({*RULES} - {*STAY}))}"
         ) from error
     except ValueError as error:
@@ -161,14 +162,14 @@ def _result(build: Builder, node: Any, name: str, args: Any, kwargs: Any) -> Any
             raise NotImplementedError(f"cannot be computed in float64; {todo}") from error
         return y.double() if isinstance(y, Tensor) and y.is_floating_point() else y
     if build.ending and RULES.get(name) not in (moved, stays):
-        raise NotImplementedError(f"comes after a {build.ending}, which can only end the model")
+        raise NotImplementedError(f"comes after a {build.ending}, which must come last")
     if name not in RULES:
         raise NotImplementedError("has no counterpart in C")
     names = [argument.name for argument in target._schema.arguments]
     given = {argument.name: argument.default_value for argument in target._schema.arguments}
     given |= dict(zip(names, args, strict=False)) | kwargs
     if given.get("train"):
-        raise NotImplementedError("is random; call model.eval(), or give F.dropout training=False")
+        raise NotImplementedError("is random; call model.eval(), or pass F.dropout training=False")
     if len(values) > 1 and RULES[name] not in (joined, arithmetic):
         raise NotImplementedError("combines several results of the model")
 

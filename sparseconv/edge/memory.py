@@ -8,7 +8,7 @@ from sparseconv.edge.layers import Layer, Network, Pointwise
 
 
 class Room(NamedTuple):
-    """Memory that is needed from one step to another, both included."""
+    """Memory that is needed from one step to another, inclusive."""
 
     size: int
     begin: int
@@ -51,7 +51,7 @@ def placed(network: Network) -> tuple[dict[int, int], int]:
 
 
 def _fit(rooms: dict[int, Room], limit: int, ends: int) -> dict[int, int] | None:
-    """Place tensors as low as possible, or alternately at 2 ends; None if they do not fit."""
+    """Place tensors as low as possible, or at alternating ends; None if they do not fit."""
     found: dict[int, int] = {}
     for head, (size, begin, end) in rooms.items():
         busy = sorted(

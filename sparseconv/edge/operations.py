@@ -1,7 +1,7 @@
 """Translate PyTorch's operations into steps of the C program, or into views of its tensors.
 
-A value holds the position of each of its numbers in a tensor. Operations that only move numbers
-(``view``, ``flatten``, ``chunk``, slices) change these positions, and cost nothing.
+A value stores the position of each of its numbers in a tensor. Operations that only move numbers
+(``view``, ``flatten``, ``chunk``, slices) change these positions and cost nothing.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def linear(build: Builder, x: Value, call: Call) -> Value:
 
 
 def over_time(build: Builder, x: Value, call: Call) -> Any:
-    """Add sums or maxima along a dimension; each sample's weight shows which."""
+    """Add sums or maxima along a dimension; find the weights from unit samples."""
     dims, given = x.places.dim(), call.args.get("dim", -2 if call.args.get("other") is x else -1)
     last, *others = given if isinstance(given, list) else [given]
     dim = -1 if others or last is None or not last % dims else last
@@ -121,7 +121,7 @@ def over_time(build: Builder, x: Value, call: Call) -> Any:
 
 
 def _of_times(build: Builder, x: Value, weight: Array, kind: str, largest: bool) -> Value:
-    """Add averages: before a 1x1 convolution, joined with earlier averages, or else last."""
+    """Add averages: before a 1x1 convolution, joined with earlier averages, or otherwise last."""
     before = build.writer(x) if x.places.dim() == 3 and build.is_in_order(x) else None
     # Sums of up to 2**12 weights 1 / n, each rounded in float64.
     averages = np.allclose(weight.sum(1), 1, 0, 2.0**-40)
@@ -182,7 +182,7 @@ def scaled(build: Builder, x: Value, call: Call) -> Value:
     """Add BatchNorm, or arithmetic with constants, from its results for zeros and ones."""
     shift = call.again(torch.zeros(x.places.shape, dtype=torch.float64))
     if shift.shape != x.places.shape:
-        raise NotImplementedError("makes its input larger")
+        raise NotImplementedError("broadcasts its input to a larger shape")
     scale = call.again(torch.ones(x.places.shape, dtype=torch.float64)) - shift
     x = build.filled(x)
     length, channels = build.shapes[x.of]
@@ -200,7 +200,7 @@ def scaled(build: Builder, x: Value, call: Call) -> Value:
                      bias=before.bias * parts[0] + parts[1])  # fmt: skip
         return x
     if channels > LARGEST:
-        raise NotImplementedError(f"has {channels} factors; give it one for each channel")
+        raise NotImplementedError(f"has {channels} factors; use one per channel")
     eye = np.eye(channels, dtype=bool)
     made = build.add(
         Layer, x, channels, length, kind="BatchNorm" if call.name == "batch_norm" else call.name,
@@ -213,7 +213,9 @@ def scaled(build: Builder, x: Value, call: Call) -> Value:
 
 def norm(build: Builder, x: Value, call: Call) -> Value:
     if call.args["running_mean"] is None or call.args["training"]:
-        raise ValueError("expected a BatchNorm with running statistics, but it computes its own")
+        raise ValueError(
+            "expected a BatchNorm with running statistics, but this one uses those of each batch"
+        )
     return scaled(build, x, call)
 
 
@@ -242,7 +244,7 @@ def mapped(build: Builder, x: Value, call: Call) -> Value:
     numbers = {}
     for name, value in call.args.items():
         if isinstance(value, Tensor) and value.numel() > 1:
-            raise NotImplementedError(f"has several numbers for its {name!r}; give it one")
+            raise NotImplementedError(f"has several values of {name!r}; use a single one")
         if isinstance(value, int | float | Tensor):
             numbers[name] = float(np.float32(float(value)))
     if numbers.get("threshold") != numbers.get("value"):
@@ -268,7 +270,7 @@ def mapped(build: Builder, x: Value, call: Call) -> Value:
 
 def power(build: Builder, x: Value, call: Call) -> Value:
     if call.args.get("exponent", 2) != 2:
-        raise NotImplementedError("must have the exponent 2; for x**3 write x * x * x")
+        raise NotImplementedError("must have the exponent 2; for x**3, write x * x * x")
     return arithmetic(build, x, call._replace(name="mul", values=[x, x]))
 
 
@@ -276,21 +278,24 @@ def ending(build: Builder, x: Value, call: Call) -> Value:
     """Record a ``softmax`` or ``log_softmax`` of all scores, which ends the program."""
     if x.places.shape[call.args["dim"]] != x.places.numel():
         raise NotImplementedError(
-            f"has dim={call.args['dim']}; give it the dimension of all scores"
+            f"has dim={call.args['dim']}; apply it over the dimension that contains all scores"
         )
     if x.places.numel() == 1:
-        raise ValueError("expected several scores, but got one, which becomes 1; use nn.Sigmoid()")
+        raise ValueError(
+            "expected several scores, since the softmax of a single score is always 1; use "
+            "nn.Sigmoid()"
+        )
     build.ending = call.name
     return x
 
 
 def padded(build: Builder, x: Value, call: Call) -> Value:
-    """Add a padded copy, which a layer that reads it makes superfluous; negative padding crops."""
+    """Add a padded copy, unused if the layer that reads it can pad; negative padding crops."""
     (left, right, *others), value = call.args["pad"], call.args["value"]
     if any(others) or value:
         raise NotImplementedError(
             f"pads {'dimensions other than time' if any(others) else f'with {value}'}; pad only "
-            "time, with zeros or with the series itself"
+            "time, with zeros or with samples of the series"
         )
     places = x.places[..., max(0, -left) : x.places.shape[-1] - max(0, -right)]
     x = build.in_order(Value(x.of, places))
@@ -316,7 +321,7 @@ def stays(build: Builder, x: Value, call: Call) -> Value:
 
 
 def joined(build: Builder, x: Value, call: Call) -> Value:
-    """Add ``cat``: each part is written in its place, or copied there."""
+    """Add ``cat``: each part is written to its position or copied there."""
     values, shape = call.args["tensors"], list(x.places.shape)
     dim = call.args["dim"] % len(shape)
     if len(call.values) < len(values) or dim == 0 or len(shape) > 3:

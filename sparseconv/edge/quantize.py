@@ -1,8 +1,8 @@
 """Quantize layers: int8 weights and activations, int32 sums, and no floating point in between.
 
 Weights are symmetric per output channel, activations affine per tensor, with the scales of torch's
-observers. A fixed-point factor brings sums to the next tensor's scale. Every step is an integer
-operation, so all processors give the same bits.
+observers. A fixed-point factor converts sums to the next tensor's scale. Every step is an integer
+operation, so all processors compute the same bits.
 
 Source: Jacob et al., "Quantization and Training of Neural Networks for Efficient
 Integer-Arithmetic-Only Inference", CVPR 2018, sections 2.2 to 2.4.
@@ -44,7 +44,7 @@ class Rescale:
         return self.shifted(value.astype(np.int64) * self.multiplier)
 
     def shifted(self, product: Array) -> Array:
-        """Rescale values that were multiplied already."""
+        """Rescale values that have already been multiplied."""
         scaled: Array = (product + (1 << (self.shift - 1))) >> self.shift
         return np.clip(scaled + self.zero, self.low, self.high)
 
@@ -72,7 +72,7 @@ class IntegerLayer(Layer):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class IntegerPointwise(Pointwise):
-    """A table by int8 value for one tensor; a sum with factors or a product for two."""
+    """A lookup table for one tensor; a sum with factors or a product for two."""
 
     zeros: list[int]
     rescale: Rescale
@@ -121,7 +121,7 @@ class IntegerNetwork(Network):
         return super().labels(scores * 2.0**-self.point)
 
     def scores(self, X: Array) -> Array:
-        """Compute the scores, float32 ``(n_cases, n_classes)``, with the program's bits."""
+        """Compute the scores, float32 ``(n_cases, n_classes)``, exactly as the program does."""
         out = self.run(X)
         if not self.ending:
             return np.asarray(out.astype(np.float32) * np.float32(2.0**-self.point))
@@ -162,7 +162,7 @@ def quantize(network: Network, calibration: Array) -> IntegerNetwork:
     """Choose the scales for series ``(n_cases, channels, length)``.
 
     Raises:
-        ValueError: sums that int32 could not hold.
+        ValueError: sums that could overflow int32.
     """
     last = network.steps[-1]
     numbers = list(dict.fromkeys(n for step in network.steps for n in (*step.inputs, step.output)))
@@ -203,7 +203,7 @@ def quantize(network: Network, calibration: Array) -> IntegerNetwork:
 def _integer_samples(
     step: Pointwise, sizes: Sequence[float], zeros: Sequence[int], low: int, high: int
 ) -> IntegerPointwise:
-    """Quantize a pointwise step; ``(integer - zero) * size`` gives its inputs and outputs."""
+    """Quantize a pointwise step whose inputs and outputs are ``(integer - zero) * size``."""
     low = max(low, zeros[-1]) if step.relu else low
     x = (np.arange(-128.0, 128) - zeros[0]) * sizes[0]
     table = np.zeros(0)

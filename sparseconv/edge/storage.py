@@ -1,6 +1,6 @@
 """The stored constants of a program: active weights, and the gaps between them.
 
-The rows of a block share one index: a gap and a length for each run of neighbours.
+The rows of a block share an index: a gap and a length for each run of neighbours.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ SHORTEST_RUNS = 6  # on average: a run costs some six instructions, and saves on
 def constants(layer: Step) -> dict[str, Array]:
     """Return the constants of a step by name, row by row, in the program's types.
 
-    Dense layers have neither gaps nor counts; those of other layers have no final type yet.
+    Dense layers have no gaps or counts; in other layers, the type of these is not yet final.
     """
     if isinstance(layer, IntegerPointwise):
         multiplier = layer.rescale.multiplier.astype(np.int32)
@@ -49,7 +49,7 @@ def constants(layer: Step) -> dict[str, Array]:
 
 
 def _runs(layer: Layer) -> dict[str, Array]:
-    """Return the runs of each ``share`` rows; none where gaps of single weights are quicker."""
+    """Return the runs of each group of rows that share them; none if single gaps are faster."""
     stretches = []
     for active in layer.active[:: layer.share]:
         at = layer.offsets[active]
@@ -64,7 +64,7 @@ def _runs(layer: Layer) -> dict[str, Array]:
 
 
 def _bridged(weight: Array, gap: Array) -> tuple[Array, Array]:
-    """Bridge gaps too long for a byte by weights of 0, which change nothing, or by empty runs."""
+    """Bridge gaps too long for a byte with weights of 0, which change nothing, or empty runs."""
     bridges = np.maximum(-(-gap // LONGEST_GAP) - 1, 0)
     ends = np.arange(len(gap)) + bridges.cumsum()
     gaps = np.full(len(gap) + bridges.sum(), LONGEST_GAP)
@@ -78,7 +78,7 @@ def c_type(array: Array) -> str:
 
 
 def c_numbers(array: Array) -> str:
-    """Format numbers as wrapped C text, float32 with the digits that identify it."""
+    """Format numbers as wrapped C text, float32 with enough digits to identify each number."""
     suffix = "f" if array.dtype == np.float32 else ""
     words = ", ".join(f"{number!s}{suffix}" for number in array.ravel())
     indent = " " * 4

@@ -133,14 +133,14 @@ def test_calibration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         sc.export_c(model, X[:1], tmp_path / name, weights="int8", calibration=known)
         for name, known in (("a", X), ("b", part[:500]))
     )
-    assert "On the 500 series" in (first / "README.md").read_text()
+    assert "of the 500 calibration series" in (first / "README.md").read_text()
     assert (first / "dsn.c").read_text() != (second / "dsn.c").read_text()
     mixed = nn.Sequential(nn.BatchNorm1d(2), nn.Flatten(), nn.Linear(20, 2)).eval()
     with torch.no_grad():
         mixed[0].running_var.copy_(torch.tensor([1.0, 1e12]))
         mixed[2].weight[:, 10:] = 0
     X = series(60, channels=2, length=10) * torch.tensor([1.0, 1e6])[:, None]
-    with pytest.warns(UserWarning, match="bring the channels to one scale") as warned:
+    with pytest.warns(UserWarning, match="scale all channels to a similar range") as warned:
         sc.export_c(mixed, X, tmp_path / "c", weights="int8", calibration=X)
     assert warned[0].filename == __file__
 

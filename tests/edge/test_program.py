@@ -133,7 +133,7 @@ def test_one_score_is_two_classes(end: list[nn.Module], weights: str, tmp_path: 
     self_test(folder)
     off = Program(folder).labels(X.numpy()) != wanted.numpy()
     assert off.sum() <= (weights == "int8")  # of the nearest
-    said = f"one score, 1 if it is above {0.5 if end else 0}, else 0"
+    said = f"1 if the score is above {0.5 if end else 0}, otherwise 0"
     assert all(said in (folder / name).read_text() for name in ("dsn.h", "README.md"))
 
 
@@ -159,7 +159,7 @@ def test_what_the_readme_says(tmp_path: Path) -> None:
     integers = quantize.quantize(lowering.lower(model, *X.shape[1:]), X.numpy())
     with torch.no_grad():
         same = (integers.run(X.numpy()).argmax(1) == model(X).argmax(1).numpy()).sum()
-    assert f"On the 24 series of the calibration the class is PyTorch's for {same};" in readme
+    assert f"The class is PyTorch's for {same} of the 24 calibration series;" in readme
     assert "| 0 | no * / end |" in readme
     assert "0: no * / end" in (folder / "net.h").read_text()
     run(["gcc", *FLAGS, "-c", "net.c"], folder)
