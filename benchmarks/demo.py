@@ -168,9 +168,9 @@ def conclusion(sparse: Trained, dense: Trained, ratio: timing.Estimate) -> str:
     way = "higher" if points > 0 else "lower"
     change = f"{abs(points):.1f} points {way}" if points else "equal"
     p = binomtest(mine, mine + theirs).pvalue if mine + theirs else 1.0
-    shown = f"{'a clear difference' if p < 0.05 else 'no difference shown'}, p = {p:.2g}"
+    shown = f"{'significant' if p < 0.05 else 'not significant'}, p = {p:.2g}"
     return (
-        f"With {share:.0%} of the weights a training step was {speed}, and accuracy was {change} "
+        f"With {share:.0%} of the weights, a training step was {speed}, and accuracy was {change} "
         f"({sparse.accuracy:.1f} against {dense.accuracy:.1f} % of {len(sparse.right)} series: "
         f"{shown})."
     )

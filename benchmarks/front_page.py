@@ -46,7 +46,7 @@ def points(found: Versus, digits: int = 1) -> str:
     """Format a difference of accuracies with its 95 % interval, and whether that contains 0."""
     assert found.interval is not None
     low, high = (f"{end:+.{digits}f}" for end in found.interval)
-    unclear = ", no difference shown" if found.interval[0] < 0 < found.interval[1] else ""
+    unclear = ", not significant" if found.interval[0] < 0 < found.interval[1] else ""
     return f"{found.difference:+.{digits}f} points [{low}, {high}]{unclear}"
 
 
@@ -81,7 +81,8 @@ def dsn(network: list[Row]) -> tuple[str, ...]:
         "train the network DSN with 13 % of its weights",
         f"training step {worse(network, 'train', 'masked_dense'):.1f}x as fast as masked, "
         f"{worse(network, 'train', BEST):.1f}x as fast as PyTorch's fastest dense setting",
-        f"{fmean(sparse.values()):.1f} %, dense {fmean(dense.values()):.1f} % ({found.sets} sets): "
+        f"{fmean(sparse.values()):.1f} % (dense: {fmean(dense.values()):.1f} %; "
+        f"{found.sets} sets): "
         f"{points(found)}",
         "dsn",
     )
@@ -103,7 +104,7 @@ def blocks() -> tuple[str, ...]:
         "the same in blocks of 16 channels, bfloat16, CPU with AMX",
         f"training step {min(speeds):.1f}x to {max(speeds):.1f}x as fast as the fastest dense "
         "bfloat16",
-        f"against single weights ({found.sets} sets, {seeds}): {points(found)}; from "
+        f"compared with single weights ({found.sets} sets, {seeds}): {points(found)}; from "
         f"{lowest:+.0f} on the worst set to {highest:+.0f} on the best",
         "blocks",
     )
@@ -130,8 +131,8 @@ def inception_time() -> tuple[str, ...]:
         f"training step {steps['plain']:.1f}x as fast as plain dense, "
         f"{steps[row['fastest']]:.1f}x as fast as PyTorch's fastest dense setting; inference "
         f"{inference:.1f}x as fast as plain dense (fastest setting not timed)",
-        f"{dense:.1f} % before, {converted:.1f} % after ({mine[0]['dataset']}); of four networks "
-        f"{worst} lost most, {lost[worst]:.0f} points",
+        f"{dense:.1f} % before, {converted:.1f} % after ({mine[0]['dataset']}); of the four "
+        f"networks tested, {worst} lost the most ({lost[worst]:.0f} points)",
         "converting",
     )
 
@@ -144,10 +145,10 @@ def pruned_rocket() -> tuple[str, ...]:
     runs = kernels()
     found = compared(runs.accuracy(f"{PRUNED_ROCKET}, POCKET"), runs.accuracy("ROCKET"))
     return (
-        f"classify by ROCKET with {KEEP} % of its kernels",
+        f"classify with ROCKET, using {KEEP} % of its kernels",
         f"prediction {whole / kept:.1f}x as fast as with all kernels, "
         f"{slow / kept:.0f}x as fast as aeon's",
-        f"against all kernels ({found.sets} sets): {points(found, 3)}",
+        f"compared with all kernels ({found.sets} sets): {points(found, 3)}",
         "pocket",
     )
 
@@ -159,12 +160,12 @@ def tools() -> Table:
     names = {row["dataset"] for row in lines}
     rows = []
     for task, tool, call in (
-        ("small data, little time: begin here", "MiniROCKET",
+        ("small data, little time: start here", "MiniROCKET",
          '`POCKETClassifier("minirocket", keep=1.0)`'),
         ("the fastest prediction", "ROCKET, 10 %", "`POCKETClassifier(keep=0.1)`"),
-        ("a network for C or ONNX, that you can fine-tune", "DSN, two layers",
+        ("a network that you can fine-tune and export to C or ONNX", "DSN, two layers",
          "`DSNClassifier(depth=2)`"),
-        ("the network of the paper", "DSN", "`DSNClassifier()`"),
+        ("the network from the DSN paper", "DSN", "`DSNClassifier()`"),
         ("for comparison: a dense network", "InceptionTime", "`models.InceptionTime(1, 2)`"),
     ):  # fmt: skip
         it = found.get(tool) or network_means(RUNS.get(tool, tool), names)
@@ -189,13 +190,14 @@ def about_gains(bench: dict[str, Any]) -> str:
     return (
         "DSN's published sparsity of 80 % in each kernel group leaves 13 % of the whole layer's "
         "weights active. "
-        f"Times were measured on one thread of an {bench['machine']['cpu']} (DSN: the slower of "
-        "one and two threads), and on one of an Intel Xeon for blocks and ROCKET. Speeds are "
+        "Blocks and ROCKET were timed on one thread of an Intel Xeon, and InceptionTime on "
+        f"one thread of an {bench['machine']['cpu']}. DSN was timed on one and two threads of that "
+        "processor; the lower speed-up is shown. Speed-ups are "
         f"medians of interleaved runs; ROCKET's are means over {sets} sets. \"PyTorch's fastest "
         'dense setting" is the fastest of those tried, such as channels-last memory or '
         "`torch.compile`. InceptionTime's training step was timed on the published network; its "
-        "inference speed and accuracy are those of tsai's variant. The data sets are from the UCR "
-        "archive; brackets give 95 % intervals over them."
+        "inference speed and accuracy were measured on tsai's variant. The data sets are from the "
+        "UCR archive; brackets contain 95 % confidence intervals across the data sets."
     )
 
 
@@ -213,10 +215,11 @@ def losses(bench: dict[str, Any], slower: list[Row], folder: str) -> str:
     sizes = ", ".join(map(str, sorted(set(few))))
     assert worst
     return (
-        "**When it does not pay**: the fastest dense way, mostly FFT with a prepared spectrum, was "
-        f"faster in [{len(slower)} of {timed} measured cases]({folder}when-it-pays.md), by up to "
-        f"{1 / worst.median:.1f}x. In {full} of these cases more than half of the weights are "
-        f"active; in {len(few)} (kernels of {sizes} taps), less than 15 %. "
+        "**When it does not pay off**: the fastest dense method, usually FFT with a "
+        f"precomputed spectrum, was faster in [{len(slower)} of {timed} measured cases]"
+        f"({folder}when-it-pays.md), by up to {1 / worst.median:.1f}x. In {full} of these cases, "
+        f"more than half of the weights are active; in {len(few)} (with kernels of {sizes} taps), "
+        "less than 15 %. "
         "Networks that spend most of their time outside convolutions gain little."
     )
 
@@ -229,8 +232,10 @@ def about_tools() -> str:
         f"The figures are means over {sets} small UCR sets, on one thread. MiniROCKET and pruned "
         "ROCKET are faster than the networks, and more accurate than DSN on these sets. Choose a "
         "network if you need C or ONNX, or want to fine-tune. "
-        f"On {found.sets} sets MiniROCKET differs from DSN by {points(found)}. "
+        f"On {found.sets} sets, MiniROCKET's accuracy differs from DSN's by "
+        f"{points(found)}. "
         "Networks were trained for 1 000 epochs, with one seed for the two-layer DSN and for "
         "InceptionTime, and three seeds otherwise. The networks were timed on another machine, "
-        "which ran other jobs at the same time, so compare orders of magnitude."
+        "which was running other jobs at the same time, so compare only the orders of magnitude "
+        "of their times."
     )

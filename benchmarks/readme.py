@@ -30,13 +30,13 @@ BASELINES = (
     "convolution"
 )
 FFT = (
-    "*fft* computes the spectrum of the weights in the call, as training must; *fft, prepared* has "
-    "it prepared, as inference can."
+    "*fft* computes the spectrum of the weights in the call, as training must; *fft, prepared* "
+    "computes it beforehand, as inference can."
 )
 
 CAPTION = (
-    "A training step of three networks on one CPU thread, compared with the same network trained "
-    "dense at PyTorch's fastest setting."
+    "Speed of a training step for three networks on one CPU thread, each compared with its dense "
+    "version at PyTorch's fastest setting."
 )
 LOSING = (*tables.FASTEST, tables.CONV1D)  # what a table of rows says that dense ways win
 
@@ -65,16 +65,16 @@ def ratios() -> str:
     sizes = ", ".join(map(str, sorted(set(few))))
     return (
         f"{when_it_pays(bench).markdown()}\n\n"
-        "- Ratios: dense time over sparse time, the worse of one and two threads. Below 1 sparse "
-        "is slower. *fprop* computes the output, dgrad the gradient of the input, wgrad that of "
-        "the weights. *Layer*: 47 to 141 channels, 39 taps, the pattern of a trained DSN.\n"
+        "- Ratios: dense time divided by sparse time, the worse of one and two threads. Below 1, "
+        "sparse is slower. *fprop* computes the output, dgrad the gradient of the input, and wgrad "
+        "that of the weights. *Layer*: 47 to 141 channels, 39 taps, the pattern of a trained DSN.\n"
         "- *Plain dense*: `F.conv1d` for the layer, `weight * mask` for the network. *Fastest*: "
         f"for the layer, the best of {BASELINES}; for the network, the best of PyTorch's "
         f"settings. {FFT}\n"
-        "- *Worst row*: the two figures may be of different rows. A dense way wins in "
+        "- *Worst row*: the two figures may come from different rows. A dense method wins in "
         f"[{len(slower)} of {timed} measured rows](#where-dense-was-faster) by the median. "
         f"More than half of the weights are active in {full} of them"
-        f"{f', less than 15 % in {len(few)} (kernels of {sizes} taps)' if few else ''}.\n"
+        f"{f', and less than 15 % in {len(few)} (with kernels of {sizes} taps)' if few else ''}.\n"
         f"- {where(bench['machine'])}.\n"
     )
 
@@ -84,26 +84,26 @@ def section() -> str:
     bench = recorded()
     parts = [
         f"One run of `python -m sparseconv bench` on {where(bench['machine'])}. Calls are "
-        "interleaved in one process; ratios are another's time over the sparse one: medians of "
-        "the pairs, with their 95 % interval where there is room. All of it, with all suites, is "
-        "in `benchmarks/results/bench.json`."
+        "interleaved in one process; a ratio is a baseline's time divided by the sparse time: the "
+        "median of the pairs, with its 95 % interval where there is room. All results, with all "
+        "suites, are in `benchmarks/results/bench.json`."
     ]
     for text, shown in (
         (
             "**Kernels.** One layer of the network on 16 series of L samples: 47 → 141 channels, "
-            "K = 39, 34 459 of 258 453 weights active (13.3 %), float32. *Of peak*: of the same "
-            "multiply-adds from registers, timed interleaved with the kernel. Compared with "
+            "K = 39, 34 459 of 258 453 weights active (13.3 %), float32. *Of peak*: relative to "
+            "the same multiply-adds from registers, timed interleaved with the kernel. Baselines: "
             f"{BASELINES}. {FFT} The gradient of the weights needs no such spectrum.",
             kernels(bench["rows"]),
         ),
         (
-            "**Where it pays least**: of every suite the worst row. Below 1, sparse is slower.",
+            "**Where the gain is smallest**: each suite's worst row. Below 1, sparse is slower.",
             worst(bench["rows"]),
         ),
         (
-            "**The whole network** (DSN, S = 80 %, N series of C channels and L samples), against "
-            "the same network with dense weights. *masked*: `weight * mask` as in published code. "
-            "*settings*: those of PyTorch's that were the fastest before these calls. "
+            "**The whole network** (DSN, S = 80 %, N series of C channels and L samples), compared "
+            "with the same network with dense weights. *masked*: `weight * mask` as in published "
+            "code. *settings*: PyTorch's settings that were the fastest before these calls. "
             "*compiled*: `torch.compile`. A training step is zero_grad, forward, "
             "loss, backward, Adam and masks; an update also prunes and grows; inference is in "
             "eval mode after `optimize_for_inference`.",
@@ -156,7 +156,7 @@ def when_it_pays(bench: Mapping[str, Any]) -> Table:
             texts.append(f"{min(densities):.0%}" if densities else "above 100 %")
         usual_winner = Counter(map(tables.which, slower)).most_common(1)[0][0]
         lines.append(("layer, lowest density at which dense was faster", *texts, usual_winner))
-    header = ("13 % of the weights active, where not said", "plain dense", "fastest", "which")
+    header = ("13 % of the weights active, unless stated", "plain dense", "fastest", "which")
     return Table(header, lines)
 
 

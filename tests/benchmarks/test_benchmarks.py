@@ -46,11 +46,11 @@ def test_the_demo_writes_its_report(
     ("right", "ratio", "said"),
     [
         ((90, 99), (0.5, 0.4, 0.6), "slower than dense: it took 2.0x the time, and accuracy was "
-         "9.0 points lower (90.0 against 99.0 % of 100 series: a clear difference, p = 0.0039)."),
+         "9.0 points lower (90.0 against 99.0 % of 100 series: significant, p = 0.0039)."),
         ((99, 98), (5.0, 4.0, 6.0), "5.0x as fast as dense [4.0, 6.0], and accuracy was 1.0 points "
-         "higher (99.0 against 98.0 % of 100 series: no difference shown, p = 1)."),
+         "higher (99.0 against 98.0 % of 100 series: not significant, p = 1)."),
         ((98, 98), (1.0, 0.9, 1.1), "not clearly faster or slower than dense (1.00 [0.90, 1.10]), "
-         "and accuracy was equal (98.0 against 98.0 % of 100 series: no difference shown, p = 1)."),
+         "and accuracy was equal (98.0 against 98.0 % of 100 series: not significant, p = 1)."),
     ],
 )  # fmt: skip
 def test_the_demo_admits_it_where_dense_wins(

@@ -30,7 +30,7 @@ def test_readme_shows_the_recorded_results() -> None:
     before = readme.README.read_text(encoding="utf-8")
     assert readme.filled(before) == before, "run python -m benchmarks.readme"
     text = readme.section()
-    for title in ("Kernels", "Where it pays least", "The whole network"):
+    for title in ("Kernels", "Where the gain is smallest", "The whole network"):
         assert f"**{title}" in text
 
 
@@ -50,7 +50,7 @@ def test_a_difference_is_shown_where_its_interval_is_on_one_side_of_0() -> None:
     by_one = front_page.compared(one, {name: x - 1 for name, x in one.items()})
     assert front_page.points(by_one) == "+1.0 points [+1.0, +1.0]"
     mixed = front_page.compared(one, {"a": 91.0, "b": 79.0, "c": 71.0})
-    assert front_page.points(mixed, 2).endswith(", no difference shown")
+    assert front_page.points(mixed, 2).endswith(", not significant")
 
 
 # Tables
