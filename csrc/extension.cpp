@@ -105,9 +105,9 @@ PYBIND11_MODULE(_C, m) {
             *sparseconv::plan_of(crow, col, sparseconv::geometry_numbers(geometry)));
       },
       pybind11::arg("crow_indices"), pybind11::arg("col_indices"), pybind11::arg("geometry"),
-      "Whether a chain in rows takes the convolution, on a matrix unit.");
+      "Whether a chain in rows takes the convolution.");
   m.def("has_fma", [] { return sparseconv::choose_kernels().fma; });
-  m.def("has_matrix_unit", [] { return sparseconv::choose_kernels().blocks != nullptr; });
+  m.def("has_block_kernels", [] { return sparseconv::choose_kernels().blocks != nullptr; });
   m.def("prune_and_grow", &sparseconv::prune_and_grow,
         pybind11::call_guard<pybind11::gil_scoped_release>(), pybind11::arg("crow_indices"),
         pybind11::arg("col_indices"), pybind11::arg("shape"), pybind11::arg("boxes"),

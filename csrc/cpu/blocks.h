@@ -1,4 +1,4 @@
-// Convolutions whose blocks of 16 x 16 channels share their taps, on matrix units: every active
+// Convolutions whose blocks of 16 x 16 channels share their taps, in bfloat16: every active
 // (block, tap) is a product of tiles. Plain structs: no torch, no STL.
 #pragma once
 

@@ -94,7 +94,8 @@ void Chain::check(const Tensor& x,
   TORCH_CHECK_TYPE(in_rows_ ? is_half_or_float(x)
                             : x.scalar_type() == at::kFloat || x.scalar_type() == at::kDouble,
                    "expected another type of input, but got ", x.scalar_type());
-  TORCH_CHECK_VALUE(!in_rows_ || checked_kernels().blocks != nullptr, "expected a matrix unit");
+  TORCH_CHECK_VALUE(!in_rows_ || checked_kernels().blocks != nullptr,
+                    "expected kernels for blocks");
   TORCH_CHECK_VALUE(x.numel() > 0 && !stages_.empty() && statistics.size() == stages_.size(),
                     "expected an input with samples, and of each stage the statistics");
   check_parameters(x, x.size(1), parameters);  // so that they can be read below
@@ -240,9 +241,10 @@ Chain::Tensors Chain::backward(const Tensor& grad,
   const ForkGuard fork_guard;
   const at::AutoDispatchBelowADInplaceOrView below;
   const c10::impl::ExcludeDispatchKeyGuard no_casts(c10::DispatchKey::AutocastCPU);
-  TORCH_CHECK(!in_rows_ || checked_kernels().blocks != nullptr,
-              "expected the matrix unit of the forward pass, but SPARSECONV_CPU_ISA names another "
-              "instruction set since");
+  TORCH_CHECK(
+      !in_rows_ || checked_kernels().blocks != nullptr,
+      "expected the kernels for blocks of the forward pass, but SPARSECONV_CPU_ISA names another "
+      "instruction set since");
   const std::unique_ptr<ChainOrder> order = order_for(grad);
   Tensors found(1 + parameters.size());
   // The first of x and the parameters that needs a gradient: nothing is computed before it.

@@ -45,7 +45,7 @@ at::Tensor run_wgrad(const at::Tensor& grad,
                      const WgradPlan& plan,
                      const LaneOrder* lanes = nullptr);
 
-// By blocks of channels on a matrix unit: what the computations above give, from bfloat16 products
+// By blocks of channels: what the computations above give, from bfloat16 products
 // with float sums, for plans that have blocks. float32 is rounded to bfloat16 before.
 at::Tensor block_fprop(const at::Tensor& input,
                        const at::Tensor& values,

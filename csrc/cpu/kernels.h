@@ -20,7 +20,7 @@ struct Bf16 {
   uint16_t bits;
 };
 
-// Convolutions by blocks, of a matrix unit.
+// Convolutions by blocks, in bfloat16.
 struct BlockKernels {
   void (*correlate)(const BlockCorrelation&, int64_t, int64_t, void*);
   void (*wgrad)(const BlockWeightGradient&, int64_t, int64_t, void*);
@@ -63,14 +63,14 @@ struct KernelTable {
   // Of n positions from the first, n <= 2**16, draws the numbers and returns how many lie below the
   // limit: `below` has their offsets, and room for n + 15.
   int64_t (*draws)(const Draws&, uint32_t first, int64_t n, uint32_t* out, uint16_t* below);
-  const BlockKernels* blocks;  // null without a matrix unit
+  const BlockKernels* blocks;  // null without instructions that multiply pairs of bfloat16
 };
 
-extern const BlockKernels kEmulatedBlocks;
-extern const KernelTable kBaseline, kEmulated;  // the last one with a matrix unit in plain C++
+extern const BlockKernels kAmxEmulatedBlocks, kAvx512Bf16EmulatedBlocks;
+extern const KernelTable kBaseline, kAmxEmulated, kAvx512Bf16Emulated;
 #if defined(__x86_64__)
-extern const BlockKernels kAmxBlocks;
-extern const KernelTable kAvx2, kAvx512, kAmx;
+extern const BlockKernels kAmxBlocks, kAvx512Bf16Blocks;
+extern const KernelTable kAvx2, kAvx512, kAvx512Bf16, kAmx;
 #elif defined(__aarch64__)
 extern const KernelTable kNeon;
 #endif

@@ -56,7 +56,7 @@ class Candidate:
 
     @property
     def lacks_blocks(self) -> bool:
-        """Return whether a matrix unit would compute the sparse layer if its mask had blocks."""
+        """Return whether kernels for blocks would compute the layer if its mask had blocks."""
         sparse = self.sparse
         if not self.verdict.converts or sparse is None or sparse.values.device.type != "cpu":
             return False

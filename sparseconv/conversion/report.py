@@ -28,7 +28,7 @@ class ConversionReport(ChangeReport):
             (without gradients) and, if measured, ``"training"`` (forward and backward); empty if
             nothing was measured or converted.
         training: whether training, rather than inference, decided.
-        unblocked: names of sparse layers that a matrix unit would compute if their masks had
+        unblocked: names of sparse layers that this CPU would compute in blocks if their masks had
             blocks.
         machine: processor, threads, instruction set and versions.
 
@@ -56,8 +56,8 @@ class ConversionReport(ChangeReport):
         lines = [f"{count} of {len(self.layers)} layers are sparse now", *self.time_lines()]
         if self.unblocked:
             lines.append(
-                "block_mask chooses blocks of channels that share their taps, which this CPU's "
-                f"matrix unit multiplies in bfloat16; single weights: {', '.join(self.unblocked)}"
+                "block_mask chooses blocks of channels that share their taps, which this CPU "
+                f"multiplies in bfloat16; single weights: {', '.join(self.unblocked)}"
             )
         notes = [(layer.name, note) for layer in self.layers for note in layer.notes]
         notes += [(layer.name, EMPTY) for layer in self.layers if layer.nnz == 0]

@@ -38,8 +38,8 @@ class KernelCSR(PatternArrays):
         shape: ``(C_out, C_in // groups, K)``, with fewer than 2**31 weights.
         block: channels ``(out, in)`` whose kernels have the same taps, or one int for both; 1 means
             single weights. One tap of a block is a *unit*: dynamic sparse training moves whole
-            units, and matrix units (AMX, tensor cores) multiply them. The last blocks may be
-            smaller.
+            units, and bfloat16 instructions and tensor cores multiply them. The last blocks may
+            be smaller.
 
     Raises:
         TypeError: arrays that are not dense one-dimensional int32 tensors.

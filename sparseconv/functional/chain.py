@@ -35,17 +35,17 @@ def runs_eagerly() -> bool:
 
 
 def in_rows(x: Tensor) -> bool:
-    """Return whether a chain for ``x`` computes in bfloat16, in the order of a matrix unit."""
+    """Return whether a chain for ``x`` computes in bfloat16, in the order of tiles."""
     casts = torch.is_autocast_enabled("cpu")
     if casts:
         return x.dtype in (torch.float32, torch.bfloat16) and _casts_to_bfloat16()
-    return x.dtype == torch.bfloat16 and extension is not None and extension.has_matrix_unit()
+    return x.dtype == torch.bfloat16 and extension is not None and extension.has_block_kernels()
 
 
 def _casts_to_bfloat16() -> bool:
     assert extension is not None
     dtype = torch.get_autocast_dtype("cpu")
-    return dtype == torch.bfloat16 and bool(extension.has_matrix_unit())
+    return dtype == torch.bfloat16 and bool(extension.has_block_kernels())
 
 
 class Conv(NamedTuple):
@@ -95,7 +95,7 @@ Stage = Conv | Pointwise | NormRelu  # each begins with a weight, and a bias or 
 
 
 def fits_rows(pattern: KernelCSR, geometry: Geometry) -> bool:
-    """Return whether a matrix unit can compute the pattern's blocks, or the taps of one channel."""
+    """Return whether kernels for blocks compute the pattern, or the taps of its one channel."""
     assert extension is not None
     return bool(extension.fits_rows(pattern.crow_indices, pattern.col_indices, geometry))
 
@@ -114,10 +114,10 @@ def kernels_for(pattern: KernelCSR, geometry: Geometry, dtype: torch.dtype) -> t
     if extension is None:
         return "", ""
     why = ""
-    if not extension.has_matrix_unit():
-        why = "this CPU has no matrix unit"
+    if not extension.has_block_kernels():
+        why = "this CPU has neither AMX nor AVX-512 BF16"
     elif dtype != torch.bfloat16 and (dtype != torch.float32 or not rounds_float32()):
-        why = "the matrix unit computes bfloat16 only"
+        why = "blocks are computed only in bfloat16"
     elif min(geometry.shape[0] // geometry.groups, geometry.shape[1]) < 16:
         why = "a group has fewer than 16 channels"
     if why:

@@ -122,7 +122,7 @@ class LayerTimes:
         dtype: dtype of the output.
         backend: the sparse layer's, ``"cpp"`` or ``"reference"``; empty if not measured.
         kernels: ``"blocks"`` or ``"single weights"`` for a pattern in blocks, or for bfloat16 on a
-            CPU with a matrix unit; else empty.
+            CPU with kernels for blocks; else empty.
         not_blocks: why kernels for blocks are not used.
         dgrad, wgrad: whether training computes the gradient of the input, and of the weights.
         times: by pass; empty if not measured. ``"inference"`` is a forward pass without gradients;

@@ -78,7 +78,7 @@ class DSN(Classifier):
             ``"centred-zeros"`` is the paper's choice for the UCR 2018 archive;
             ``"centred-replicate"`` repeats the first and last sample.
         block: channels ``(out, in)`` that share taps, or one int for both, as in ``KernelCSR``.
-            Blocks are faster on a matrix unit. A layer with fewer input channels than a block keeps
+            Blocks are faster in bfloat16. A layer with fewer input channels than a block keeps
             single weights. Blocks of 16 divide ``nf=48`` evenly.
         backend: backend of the sparse convolutions, ``"auto"`` or one that can run here.
 

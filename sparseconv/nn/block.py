@@ -128,8 +128,8 @@ class Block(nn.Sequential):
     separate modules.
 
     A chain needs the C++ kernels, and float32 or float64 tensors on a CPU with multiply-adds (AVX2
-    or better, 64-bit Arm). On a CPU with AMX it also computes convolutions of blocks of 16 channels
-    in bfloat16, even under autocast; there, results differ by rounding.
+    or better, 64-bit Arm). On a CPU with AMX or AVX-512 BF16, it also computes blocks of
+    16 channels in bfloat16, even under autocast; there, results differ by rounding.
 
     Modules with hooks or other code run one by one. So do all modules under torch.compile, any
     other autocast, torch.func, hooks of saved tensors, and modes that see functions or operations.

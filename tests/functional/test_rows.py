@@ -1,16 +1,17 @@
-"""Chains in bfloat16, in the order of a matrix unit's tiles: on AMX and on its twin."""
+"""Chains in bfloat16, in the order of tiles: on AMX, on AVX-512, and on their twins."""
 
 from __future__ import annotations
 
 import copy
 import itertools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from engines import TWIN, UNITS
+from engines import TWINS, UNITS
 from torch import Tensor, nn
 
 from sparseconv import KernelCSR, SparseConv1d, sparse_conv1d
@@ -27,10 +28,10 @@ FLOAT = 2.0**-20  # of float32 sums of some thousand terms, kSumRows of them at 
 SHAPES = [(1, 1), (2, 24), (3, 33), (5, 16), (17, 70), (1, 200)]
 
 
-@pytest.fixture(params=[TWIN, "amx"])
+@pytest.fixture(params=[*TWINS.values(), *TWINS])
 def unit(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param not in UNITS:
-        pytest.skip("needs a CPU with AMX")
+        pytest.skip(f"needs a CPU with {request.param}")
     monkeypatch.setenv("SPARSECONV_CPU_ISA", request.param)
     assert extension is not None
     assert extension.isa() == request.param
@@ -158,10 +159,12 @@ def test_norm_relu(far: float, unit: str) -> None:
 
 
 @pytest.mark.promise("P3")
-def test_bits_depend_on_no_number_of_threads_and_the_twin_has_those_of_amx(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("names", TWINS.items())
+def test_bits_depend_on_no_number_of_threads_and_a_twin_has_the_same(
+    names: Sequence[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(0)
+    names = [name for name in names if name in UNITS]
     for n, length in SHAPES[1:]:
         stages = [
             Pointwise(torch.randn(33, 9, 1), torch.randn(33)),
@@ -170,7 +173,7 @@ def test_bits_depend_on_no_number_of_threads_and_the_twin_has_those_of_amx(
             conv_of(40, 16, (2, 2), "zeros", bias=True, relu=True),
         ]
         x, first = torch.randn(n, 9, length).to(BF16), None
-        for name, count in itertools.product(UNITS, (1, 2, 3)):
+        for name, count in itertools.product(names, (1, 2, 3)):
             monkeypatch.setenv("SPARSECONV_CPU_ISA", name)
             with threads(count), torch.autocast("cpu", BF16):
                 found = results(stages, x)

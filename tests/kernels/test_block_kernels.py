@@ -1,6 +1,6 @@
-"""Blocks of 16 x 16 channels that share their taps, in bfloat16, on a matrix unit.
+"""Blocks of 16 x 16 channels that share their taps, in bfloat16.
 
-The same kernels run on AMX and on its twin in plain C++, which every machine has.
+The same kernels run on AMX, on AVX-512, and on their twins in plain C++, which every machine has.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from any_kernels import (
     check_special_input,
     poisoned_memory,  # noqa: F401
 )
-from engines import TWIN, UNITS, Engine, Engines, blocks_case, check, compute
+from engines import TWINS, UNITS, Engine, Engines, blocks_case, check, compute
 from layouts import LAYOUTS
 
 from sparseconv import KernelCSR, sparse_conv1d
@@ -25,10 +25,10 @@ from sparseconv.ops.backends import extension
 from sparseconv.testing import Case, Tensors, expected
 
 
-@pytest.fixture(params=[TWIN, "amx"])
+@pytest.fixture(params=[*TWINS.values(), *TWINS])
 def engines(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Engines:
     if request.param not in UNITS:
-        pytest.skip("needs a CPU with AMX")
+        pytest.skip(f"needs a CPU with {request.param}")
     monkeypatch.setenv("SPARSECONV_CPU_ISA", request.param)
     assert extension.isa() == request.param
 
@@ -146,13 +146,14 @@ def test_runs_of_different_spans_fold_inside_the_series(engines):
         torch.testing.assert_close(got.double(), wanted, rtol=2**-8, atol=1e-5)
 
 
-def test_the_twin_computes_the_bits_of_amx(monkeypatch, campaign):
-    if "amx" not in UNITS:
-        pytest.skip("needs a CPU with AMX")
+@pytest.mark.parametrize("unit", TWINS)
+def test_a_twin_computes_the_same_bits(unit, monkeypatch, campaign):
+    if unit not in UNITS:
+        pytest.skip(f"needs a CPU with {unit}")
     rng = random.Random(7)
     for _ in range(campaign(10, 1000)):
         case, found = blocks_case(rng), []
-        for isa in UNITS:
+        for isa in (unit, TWINS[unit]):
             monkeypatch.setenv("SPARSECONV_CPU_ISA", isa)
             found.append(compute(case, case.tensors(), Engine("cpp", isa=isa)))
         assert all(a.equal(b) for a, b in zip(*found, strict=True)), case

@@ -281,7 +281,7 @@ def test_it_says_whether_blocks_compute_and_why_not(monkeypatch: pytest.MonkeyPa
     assert "by single weights, not by blocks: 1, 2; kernels of 16 x 16 channels have" in text
     assert "| kernels |" in text
     plain = profile(model, x, training=False, rounds=6)
-    why = "the matrix unit computes bfloat16 only"
+    why = "blocks are computed only in bfloat16"
     single = [("single weights", why) if "block" in options else ("", "") for options in IN_UNITS]
     assert [(layer.kernels, layer.not_blocks) for layer in plain.layers] == single
     torch.backends.mkldnn.conv.fp32_precision = "bf16"
@@ -295,7 +295,10 @@ def test_it_says_whether_blocks_compute_and_why_not(monkeypatch: pytest.MonkeyPa
     assert layer.not_blocks == "a group has fewer than 16 channels"
     monkeypatch.setenv("SPARSECONV_CPU_ISA", "baseline")
     (layer,) = profile(small, x.bfloat16(), training=False, rounds=6).layers
-    assert (layer.kernels, layer.not_blocks) == ("single weights", "this CPU has no matrix unit")
+    assert (layer.kernels, layer.not_blocks) == (
+        "single weights",
+        "this CPU has neither AMX nor AVX-512 BF16",
+    )
 
 
 def test_a_compiled_model() -> None:

@@ -22,10 +22,11 @@ from sparseconv.testing import Case, Expected, Tensors, expected, random_case
 
 NAMES = ("fprop", "dgrad", "wgrad")
 LISTED = extension.isas() if extension is not None else []
-ISAS = [isa for isa in LISTED if isa != "amx"]
-# Matrix units, which compute blocks of channels: of all CPUs in plain C++, and of this one.
-TWIN = "amx-emulated"
-UNITS = [TWIN, *(isa for isa in LISTED if isa == "amx")]
+# Those with kernels for blocks of channels, and their twins in plain C++ for every CPU.
+TWINS = {"amx": "amx-emulated", "avx512bf16": "avx512bf16-emulated"}
+TWIN = TWINS["amx"]
+ISAS = [isa for isa in LISTED if isa not in TWINS]
+UNITS = [*TWINS.values(), *(isa for isa in LISTED if isa in TWINS)]
 
 
 class Engine(NamedTuple):
@@ -80,7 +81,7 @@ def op_arguments(args: Iterable[Any], device: str = "cpu") -> list[Any]:
 
 
 def blocks_case(rng: random.Random, **fixed: Any) -> Case:
-    """Draw a case that the matrix unit computes."""
+    """Draw a case that the kernels for blocks compute."""
     groups = rng.choice((1, 1, 1, 2))
     sizes = (16, 32) if groups > 1 else (16, 17, 31, 33, 47, 48)
     sizes = {name: groups * rng.choice(sizes) for name in ("in_channels", "out_channels")}

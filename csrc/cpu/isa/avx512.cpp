@@ -38,6 +38,8 @@ namespace sparseconv::avx512 {
 #endif
 
 constinit const sparseconv::KernelTable sparseconv::kAvx512 = sparseconv::avx512::table("avx512");
+constinit const sparseconv::KernelTable sparseconv::kAvx512Bf16 =
+    sparseconv::avx512::table("avx512bf16", &sparseconv::kAvx512Bf16Blocks);
 constinit const sparseconv::KernelTable sparseconv::kAmx =
     sparseconv::avx512::table("amx", &sparseconv::kAmxBlocks);
 

@@ -15,7 +15,11 @@ namespace sparseconv::baseline {
 
 constinit const sparseconv::KernelTable sparseconv::kBaseline =
     sparseconv::baseline::table("baseline", nullptr, sparseconv::baseline::kHasFma);
-constinit const sparseconv::KernelTable sparseconv::kEmulated =
+constinit const sparseconv::KernelTable sparseconv::kAmxEmulated =
     sparseconv::baseline::table("amx-emulated",
-                                &sparseconv::kEmulatedBlocks,
+                                &sparseconv::kAmxEmulatedBlocks,
+                                sparseconv::baseline::kHasFma);
+constinit const sparseconv::KernelTable sparseconv::kAvx512Bf16Emulated =
+    sparseconv::baseline::table("avx512bf16-emulated",
+                                &sparseconv::kAvx512Bf16EmulatedBlocks,
                                 sparseconv::baseline::kHasFma);

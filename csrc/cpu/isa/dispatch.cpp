@@ -17,13 +17,18 @@ namespace sparseconv {
 namespace {
 
 #if defined(__x86_64__)
+bool avx512_bf16() {
+  unsigned a, b, c, d;
+  constexpr unsigned kAvx512Bf16 = 1u << 5;
+  return __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && (a & kAvx512Bf16) != 0 &&
+         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
+}
+
 // Whether this CPU has AMX for bfloat16, and the system lets the process use it.
 bool amx() {
-  unsigned a, b, c, d = 0;
-  constexpr unsigned kAmxBf16 = 1u << 22, kAmxTile = 1u << 24, kAvx512Bf16 = 1u << 5;
-  if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0 || (d & kAmxBf16) == 0 || (d & kAmxTile) == 0 ||
-      __get_cpuid_count(7, 1, &a, &b, &c, &d) == 0 || (a & kAvx512Bf16) == 0 ||
-      !__builtin_cpu_supports("avx512bw") || !__builtin_cpu_supports("avx512vl")) {
+  unsigned a, b, c, d;
+  constexpr unsigned kAmxBf16 = 1u << 22, kAmxTile = 1u << 24;
+  if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0 || (d & kAmxBf16) == 0 || (d & kAmxTile) == 0) {
     return false;
   }
 #if defined(__linux__)
@@ -45,8 +50,11 @@ std::vector<const KernelTable*> runnable() {
   const bool avx2 =
       __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && (c & kF16c) != 0;
   if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq")) {
-    if (amx()) {
-      tables.push_back(&kAmx);
+    if (avx512_bf16()) {
+      if (amx()) {
+        tables.push_back(&kAmx);
+      }
+      tables.push_back(&kAvx512Bf16);
     }
     tables.push_back(&kAvx512);
   }
@@ -70,8 +78,10 @@ const KernelTable& named() {
   if (wanted == nullptr || *wanted == '\0') {
     return *tables().front();
   }
-  if (std::string(wanted) == kEmulated.name) {  // for tests: slow everywhere
-    return kEmulated;
+  for (const KernelTable* table : {&kAmxEmulated, &kAvx512Bf16Emulated}) {
+    if (std::string(wanted) == table->name) {  // for tests: slow everywhere
+      return *table;
+    }
   }
   std::string names;
   for (const KernelTable* table : tables()) {

@@ -9,19 +9,11 @@ namespace sparseconv::emulated {
 
 #include "tiles_emulated.h"
 
-#include "../kernels/blocks.inl"
-
-#include "../kernels/block_packing.inl"
-
-#include "../kernels/block_wgrad.inl"
-
-#include "../kernels/rows.inl"
+#include "../kernels/all_blocks.inl"
 
 }  // namespace sparseconv::emulated
 
-constinit const sparseconv::BlockKernels sparseconv::kEmulatedBlocks = {
-    sparseconv::emulated::correlate_blocks, sparseconv::emulated::block_wgrad,
-    sparseconv::emulated::pack_blocks,      sparseconv::emulated::unpack_sums,
-    sparseconv::emulated::to_rows,          sparseconv::emulated::from_rows,
-    sparseconv::emulated::border_sums,      sparseconv::emulated::row_statistics,
-    sparseconv::emulated::row_sums,         sparseconv::emulated::norm_rows};
+constinit const sparseconv::BlockKernels sparseconv::kAmxEmulatedBlocks =
+    sparseconv::emulated::block_table<sparseconv::emulated::TileProducts>();
+constinit const sparseconv::BlockKernels sparseconv::kAvx512Bf16EmulatedBlocks =
+    sparseconv::emulated::block_table<sparseconv::emulated::PairProducts>();

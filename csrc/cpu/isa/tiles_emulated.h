@@ -1,5 +1,34 @@
-// The tiles of a matrix unit in plain C++, bit for bit what AMX computes. Included inside a
-// namespace.
+// Tiles of a matrix unit and pairs in vectors, in plain C++: bit for bit what AMX and AVX-512
+// compute. Included inside a namespace.
+
+static float flushed(float x) {
+  return std::fpclassify(x) == FP_SUBNORMAL ? std::copysign(0.0f, x) : x;
+}
+
+// The low or the high half of two bfloat16.
+static float member(uint32_t pair, int half) {
+  const uint32_t bits = half == 0 ? pair << 16 : pair & 0xffff0000u;
+  float x;
+  __builtin_memcpy(&x, &bits, sizeof(x));
+  return flushed(x);
+}
+
+struct PairSums {
+  float lanes[16];
+};
+
+static PairSums pair_dot(PairSums sums, const char* b, const char* a) {
+  uint32_t pair, pairs[16];
+  __builtin_memcpy(&pair, a, sizeof(pair));
+  __builtin_memcpy(pairs, b, sizeof(pairs));
+  for (int i = 0; i < 16; ++i) {
+    for (int half = 1; half >= 0; --half) {
+      const float sum = flushed(sums.lanes[i]);
+      sums.lanes[i] = flushed(std::fma(member(pair, half), member(pairs[i], half), sum));
+    }
+  }
+  return sums;
+}
 
 // Eight tiles of 16 rows of 64 bytes.
 class Tiles {
@@ -43,18 +72,7 @@ class Tiles {
     }
   }
 
-  static float flushed(float x) {
-    return std::fpclassify(x) == FP_SUBNORMAL ? std::copysign(0.0f, x) : x;
-  }
-
  private:
-  static float member(uint32_t pair, int half) {
-    const uint32_t bits = half == 0 ? pair << 16 : pair & 0xffff0000u;
-    float x;
-    __builtin_memcpy(&x, &bits, sizeof(x));
-    return flushed(x);
-  }
-
   int pairs_;
   uint32_t tile_[8][16][16];
 };
@@ -95,7 +113,7 @@ static void write_samples(const float* from, int64_t n, float* to, int64_t step)
 
 static void write_samples(const float* from, int64_t n, Bf16* to, int64_t step) {
   for (int64_t i = 0; i < n; ++i) {
-    from_acc(Tiles::flushed(from[i]), &to[i * step]);
+    from_acc(flushed(from[i]), &to[i * step]);
   }
 }
 

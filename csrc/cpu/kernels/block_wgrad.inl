@@ -7,57 +7,6 @@ struct BlockSeries {
   int64_t n, steps;                 // products of each
 };
 
-// The tiles of up to four taps of one pair of blocks, which share the loads of gradients.
-template <int kN>
-static inline void block_reduce(Tiles& tiles,
-                                const BlockSeries& series,
-                                const int64_t* offsets,
-                                float* sums) {
-  tiles.template load<0>(sums, 64);
-  if constexpr (kN > 1) {
-    tiles.template load<1>(sums + 256, 64);
-  }
-  if constexpr (kN > 2) {
-    tiles.template load<2>(sums + 512, 64);
-  }
-  if constexpr (kN > 3) {
-    tiles.template load<3>(sums + 768, 64);
-  }
-  for (int64_t n = 0; n < series.n; ++n) {
-    const char* grads = series.grads + n * series.grads_pitch;
-    const char* rows = series.rows + n * series.rows_pitch;
-    for (int64_t i = 0; i < series.steps; ++i) {
-      tiles.template load<5>(grads, 64);
-      tiles.template load<4>(rows + offsets[0], 128);
-      tiles.template dot<0, 5, 4>();
-      if constexpr (kN > 1) {
-        tiles.template load<6>(rows + offsets[1], 128);
-        tiles.template dot<1, 5, 6>();
-      }
-      if constexpr (kN > 2) {
-        tiles.template load<7>(rows + offsets[2], 128);
-        tiles.template dot<2, 5, 7>();
-      }
-      if constexpr (kN > 3) {
-        tiles.template load<4>(rows + offsets[3], 128);
-        tiles.template dot<3, 5, 4>();
-      }
-      grads += kTileBytes;
-      rows += kPairRows * kBlockRowBytes;
-    }
-  }
-  tiles.template store<0>(sums);
-  if constexpr (kN > 1) {
-    tiles.template store<1>(sums + 256);
-  }
-  if constexpr (kN > 2) {
-    tiles.template store<2>(sums + 512);
-  }
-  if constexpr (kN > 3) {
-    tiles.template store<3>(sums + 768);
-  }
-}
-
 // Rows of 16 channels of two neighbouring positions, so that a tile of 32 positions is every second
 // row, from whatever row a tap begins at.
 static void fill_pairs(const BlockWeightGradient& p,
@@ -153,6 +102,7 @@ static void tile_gradients(const BlockWeightGradient& p,
   }
 }
 
+template <typename Products>
 static void block_wgrad(const BlockWeightGradient& p, int64_t part, int64_t parts, void* scratch) {
   const int64_t units = p.units();
   BlockSeries series{};
@@ -161,7 +111,7 @@ static void block_wgrad(const BlockWeightGradient& p, int64_t part, int64_t part
   char* rows = static_cast<char*>(scratch);
   char* grads = rows + series.rows_pitch * p.series();
   Bf16* stage = reinterpret_cast<Bf16*>(grads + series.grads_pitch * p.series());
-  Tiles tiles(16);
+  Products products(16);
   for (int64_t split = p.splits * part / parts; split < p.splits * (part + 1) / parts; ++split) {
     for (int64_t unit = units * split / p.splits; unit < units * (split + 1) / p.splits; ++unit) {
       const int64_t first = unit / p.chunks() * p.series(), chunk = unit % p.chunks();
@@ -191,11 +141,7 @@ static void block_wgrad(const BlockWeightGradient& p, int64_t part, int64_t part
         }
         series.grads = grads + tap.out_block * p.grad_pitch();
         series.rows = rows + tap.in_block * p.in_pitch();
-        const auto reduce = count == 4   ? block_reduce<4>
-                            : count == 3 ? block_reduce<3>
-                            : count == 2 ? block_reduce<2>
-                                         : block_reduce<1>;
-        reduce(tiles, series, offsets, p.out + (split * p.n_taps + t) * 256);
+        products.reduce(count, series, offsets, p.out + (split * p.n_taps + t) * 256);
         t += count;
       }
     }

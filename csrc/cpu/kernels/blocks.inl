@@ -1,6 +1,5 @@
-// Convolutions of blocks of channels that share their taps. Included once per kind of tile, after
-// its tiles_*.h: `Tiles` are eight tiles of 16 rows of 64 bytes, `dot` multiplies pairs of
-// bfloat16.
+// Convolutions of blocks of channels that share their taps. Included once per target, after its
+// vectors. `Products` multiplies: TileProducts of a matrix unit, or PairProducts of vectors.
 //
 // Rows of scratch are positions, so a tap is an offset of rows and no input is copied per tap. They
 // have 64 bytes: a tile whose rows straddle cache lines loads six times slower.
@@ -80,57 +79,6 @@ static void fill_rows(const TensorView& in,
     for (int64_t w = 0; w < window; w += 16) {
       interleave_transposed(stage + w, stage + width + w, 2 * width, rows + w * kBlockRowBytes);
     }
-  }
-}
-
-// The sums of kN tiles of rows for one block of outputs, one load of weights and kN of inputs for
-// kN products.
-template <int kN>
-static inline void block_products(Tiles& tiles,
-                                  const char* rows,
-                                  int64_t pitch,
-                                  const int64_t* offsets,
-                                  const char* weights,
-                                  int64_t n,
-                                  const float* init,
-                                  float* sums) {
-  tiles.template load<0>(init, 0);
-  if constexpr (kN > 1) {
-    tiles.template load<1>(init, 0);
-  }
-  if constexpr (kN > 2) {
-    tiles.template load<2>(init, 0);
-  }
-  if constexpr (kN > 3) {
-    tiles.template load<3>(init, 0);
-  }
-  for (int64_t e = 0; e < n; ++e, weights += kWeightTileBytes) {
-    const char* from = rows + offsets[e];
-    tiles.template load<4>(weights, 64);
-    tiles.template load<5>(from, pitch);
-    tiles.template dot<0, 5, 4>();
-    if constexpr (kN > 1) {
-      tiles.template load<6>(from + 16 * pitch, pitch);
-      tiles.template dot<1, 6, 4>();
-    }
-    if constexpr (kN > 2) {
-      tiles.template load<7>(from + 32 * pitch, pitch);
-      tiles.template dot<2, 7, 4>();
-    }
-    if constexpr (kN > 3) {
-      tiles.template load<5>(from + 48 * pitch, pitch);
-      tiles.template dot<3, 5, 4>();
-    }
-  }
-  tiles.template store<0>(sums);
-  if constexpr (kN > 1) {
-    tiles.template store<1>(sums + 256);
-  }
-  if constexpr (kN > 2) {
-    tiles.template store<2>(sums + 512);
-  }
-  if constexpr (kN > 3) {
-    tiles.template store<3>(sums + 768);
   }
 }
 
@@ -251,6 +199,7 @@ static void write_strip(const BlockCorrelation& p, const Strip& s) {
   }
 }
 
+template <typename Products>
 static void correlate_blocks(const BlockCorrelation& p,
                              int64_t part,
                              int64_t parts,
@@ -271,7 +220,7 @@ static void correlate_blocks(const BlockCorrelation& p,
                  (entry.position - p.low) * kBlockRowBytes;
   }
   static const float kZeros[16] = {};
-  Tiles tiles(8);
+  Products products(8);
   int64_t filled = -1;
   Strip waiting{};  // is written while the next one's products run
   for (int64_t at = begin; at < end; ++at) {
@@ -290,10 +239,6 @@ static void correlate_blocks(const BlockCorrelation& p,
     for (int64_t row = from; row < to; row += kStripRows) {
       const int64_t count = min_of(kStripRows, to - row);
       const char* at_rows = window + (row - from) * p.step * kBlockRowBytes;
-      const auto products = count > 48   ? block_products<4>
-                            : count > 32 ? block_products<3>
-                            : count > 16 ? block_products<2>
-                                         : block_products<1>;
       float* own = waiting.sums == sums ? sums + 2 * kStripSums : sums;
       for (int64_t block = first; block < past; ++block) {
         int64_t e0 = p.first[block], e1 = p.first[block + 1];
@@ -308,8 +253,8 @@ static void correlate_blocks(const BlockCorrelation& p,
         }
         const char* weights = static_cast<const char*>(p.weights) + e0 * kWeightTileBytes;
         const float* init = p.init != nullptr ? p.init + block * kBlockSize : kZeros;
-        products(tiles, at_rows, p.step * kBlockRowBytes, offsets + e0, weights, e1 - e0, init,
-                 own + (block - first) * kStripSums);
+        products.correlate(count, at_rows, p.step * kBlockRowBytes, offsets + e0, weights, e1 - e0,
+                           init, own + (block - first) * kStripSums);
       }
       write_strip(p, waiting);
       double* statistics = p.statistics != nullptr ? p.statistics + at * kStatistics : nullptr;

@@ -20,21 +20,17 @@
 #pragma GCC target("avx512f,avx512dq,avx512bw,avx512vl,avx512bf16,avx2,fma")
 #endif
 
-namespace sparseconv::amx {
+namespace sparseconv::avx512bf16 {
 
 #include "../kernels/numbers.inl"
 
+#include "pairs_avx512.h"
+
 #include "tiles_amx.h"
 
-#include "../kernels/blocks.inl"
+#include "../kernels/all_blocks.inl"
 
-#include "../kernels/block_packing.inl"
-
-#include "../kernels/block_wgrad.inl"
-
-#include "../kernels/rows.inl"
-
-}  // namespace sparseconv::amx
+}  // namespace sparseconv::avx512bf16
 
 #if defined(__clang__)
 #pragma clang attribute pop
@@ -42,11 +38,9 @@ namespace sparseconv::amx {
 #pragma GCC pop_options
 #endif
 
-constinit const sparseconv::BlockKernels sparseconv::kAmxBlocks = {
-    sparseconv::amx::correlate_blocks, sparseconv::amx::block_wgrad,
-    sparseconv::amx::pack_blocks,      sparseconv::amx::unpack_sums,
-    sparseconv::amx::to_rows,          sparseconv::amx::from_rows,
-    sparseconv::amx::border_sums,      sparseconv::amx::row_statistics,
-    sparseconv::amx::row_sums,         sparseconv::amx::norm_rows};
+constinit const sparseconv::BlockKernels sparseconv::kAmxBlocks =
+    sparseconv::avx512bf16::block_table<sparseconv::avx512bf16::TileProducts>();
+constinit const sparseconv::BlockKernels sparseconv::kAvx512Bf16Blocks =
+    sparseconv::avx512bf16::block_table<sparseconv::avx512bf16::PairProducts>();
 
 #endif
