@@ -48,7 +48,7 @@ def to_dense(model: nn.Module) -> nn.Module:
         )
     """
     check_module(model)
-    check_not_wrapped(model, "make dense")
+    check_not_wrapped(model, "convert")
     twin = deepcopy_model(model)
     successors: dict[nn.Module, nn.Module] = {}
     for name, layer in twin.named_modules():

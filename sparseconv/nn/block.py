@@ -1,8 +1,9 @@
 """Compute neighbouring modules of a sequence together, with equal results.
 
-A sequence is planned once. Each row of a table of ``Link`` names the types of consecutive modules
-that may form a stage of a chain (``functional.chain``). At every call, each link checks whether its
-stage computes the same as its modules. Consecutive stages form a chain; other modules run as usual.
+A sequence is planned once. Each row of a table names the types of consecutive modules that may form
+a stage of a chain (``functional.chain``), and their ``Link``. At every call, each link checks
+whether its stage computes the same as its modules. Consecutive stages form a chain; other modules
+run as usual.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _CPU = torch.device("cpu")
 
 
 class Plan:
-    """Cut modules into links: each fits the first possible row of the table, or holds one module.
+    """Divide modules into links: each fits the first possible row of the table, or has one module.
 
     Example:
         >>> modules = [nn.BatchNorm1d(3), nn.ReLU(), nn.ReLU()]
@@ -94,7 +95,7 @@ def _may_chain(x: Any) -> bool:
 def leaves(module: Any) -> list[Any]:
     """Return the modules that a Sequential runs, in order.
 
-    An inner Sequential is replaced by its modules, unless calling it does more.
+    An inner Sequential is replaced with its modules, unless calling it does more.
     """
     if not only_runs_its_modules(module):
         return [module]
@@ -120,22 +121,23 @@ def _may_fuse() -> bool:
 
 
 class Block(nn.Sequential):
-    """Run as ``nn.Sequential`` does, but compute sparse convolutions together with neighbours.
+    """Run like ``nn.Sequential``, but compute sparse convolutions together with adjacent modules.
 
-    Consecutive layers form a chain, whose tensors stay in the kernels' own order. A chain can
-    contain a ``SparseConv1d`` that keeps the length, with or without ``nn.ReLU``, a 1x1
-    ``nn.Conv1d``, and an ``nn.BatchNorm1d`` followed by ``nn.ReLU``. Results equal those of the
+    Consecutive layers form a chain, whose tensors stay in the kernels' memory layout. A chain can
+    contain a ``SparseConv1d`` that preserves the length, with or without ``nn.ReLU``; a 1x1
+    ``nn.Conv1d``; and an ``nn.BatchNorm1d`` followed by ``nn.ReLU``. Results equal those of the
     separate modules.
 
-    A chain needs the C++ kernels, and float32 or float64 tensors on a CPU with multiply-adds (AVX2
-    or better, 64-bit Arm). On a CPU with AMX or AVX-512 BF16, it also computes blocks of
-    16 channels in bfloat16, even under autocast; there, results differ by rounding.
+    A chain needs the C++ kernels, and float32 or float64 tensors on a CPU with fused multiply-adds
+    (AVX2 or later, or 64-bit Arm). On a CPU with AMX or AVX-512 BF16, it also computes blocks of 16
+    channels in bfloat16, including under autocast; there, results differ by rounding.
 
-    Modules with hooks or other code run one by one. So do all modules under torch.compile, any
-    other autocast, torch.func, hooks of saved tensors, and modes that see functions or operations.
+    Modules with hooks or overridden code run one by one. So do all modules under torch.compile, any
+    other autocast, torch.func, saved-tensor hooks, and modes that intercept functions or
+    operations.
 
-    A chain saves its input and all its parameters for backward, so writing into one of them before
-    backward is an error.
+    A chain saves its input and all its parameters for the backward pass, so modifying one of them
+    before that pass is an error.
 
     Args:
         modules: as for ``nn.Sequential``.
@@ -163,7 +165,7 @@ class Block(nn.Sequential):
         return self._run(leaves(self), input)
 
     def forward_after(self, first: nn.Module, input: Tensor) -> Tensor:
-        """Compute ``self(first(input))``, by one plan of both where possible."""
+        """Compute ``self(first(input))``, with a single plan for both where possible."""
         if has_own_code(first) or has_own_code(self) or not _may_fuse():
             y: Tensor = self(first(input))
             return y

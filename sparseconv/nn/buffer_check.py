@@ -1,4 +1,4 @@
-"""Detect tools that copy or average buffers and so mix the patterns of two layers."""
+"""Detect tools that copy or average buffers and thereby mix the patterns of two layers."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from sparseconv.core.tracing import is_exporting, outside_tracing
 
 _BIT = 2**30
 _OVERWRITTEN = (
-    "the buffers of this layer were overwritten, so its values may belong to positions other than "
-    "its pattern's. AveragedModel overwrites them after the pattern of the averaged model has "
-    "changed: give it to DSTScheduler(averages=[...]), or start a new average. "
-    "DistributedDataParallel does so if ranks built different patterns: first call "
-    "torch.manual_seed with one seed on all ranks, or load one state dict. After to_empty(), call "
-    "reset_parameters() or load a state dict"
+    "the buffers of this layer were overwritten, so its values may not belong to the positions "
+    "of its pattern. AveragedModel overwrites buffers after the pattern of the averaged model "
+    "has changed: pass the average to DSTScheduler(averages=[...]), or start a new one. "
+    "DistributedDataParallel overwrites them if ranks built different patterns: first call "
+    "torch.manual_seed with the same seed on all ranks, or load the same state dict. After "
+    "to_empty(), call reset_parameters() or load a state dict"
 )
 _OTHER = (
-    "expected the indices of the layer's pattern, but got those of another one: "
+    "expected the indices of the layer's pattern, but got those of another pattern: "
     "torch.func.functional_call cannot change a pattern. Load the state dict into a copy of the "
-    "module, and call that"
+    "module, and call the copy"
 )
 
 
 def checksum(pattern: KernelCSR) -> Tensor:
-    """Return a 32-bit checksum of a pattern, the same in every process.
+    """Return a 32-bit checksum of a pattern, which is the same in every process.
 
     It is an int64 ``()`` on the device of the indices, which are not copied to the CPU.
     """
@@ -50,9 +50,9 @@ def _factors(count: int, device: torch.device) -> Tensor:
 
 
 def new_tag(pattern: KernelCSR) -> Tensor:
-    """Return a tensor that shows when torch's tools copy or average buffers of two patterns.
+    """Return a tensor that reveals when torch's tools copy or average buffers of two patterns.
 
-    It is int32 ``(64,)``: the bits of the checksum, then their complements, with 2**30 for a 1.
+    It is int32 ``(64,)``: the bits of the checksum, then their complements, with 2**30 for each 1.
     """
     # If another pattern's tag is copied over this one or averaged with it, some 0 changes.
     # Averaging equal tags keeps every 0, but may change other entries: integers are truncated.
@@ -63,9 +63,9 @@ def new_tag(pattern: KernelCSR) -> Tensor:
 
 
 def check_tag(tag: Tensor, own: Tensor, checked: tuple[Any, int]) -> tuple[Any, int]:
-    """Refuse a layer's tag, on any device, that was mixed with that of another pattern.
+    """Refuse a layer's tag, on any device, if it was mixed with the tag of another pattern.
 
-    ``checked`` holds the last checked tag and its version; pass the result to the next call.
+    ``checked`` is the last checked tag and its version; pass the result to the next call.
     """
     # In training, DistributedDataParallel writes into every buffer before every forward pass. One
     # check is enough, and further ones would make each layer wait for the GPU.
@@ -86,7 +86,7 @@ def check_tag_in_graph(tag: Tensor, own: Tensor) -> None:
 
 
 def check_indices(indices: Tensor, own: Tensor) -> None:
-    """Refuse indices other than the pattern's ``own``, which ``functional_call`` may pass."""
+    """Refuse indices, perhaps from ``functional_call``, that differ from the pattern's ``own``."""
     with outside_tracing():
         content = _content(indices)
         known = content is None or (
@@ -99,7 +99,7 @@ def check_indices(indices: Tensor, own: Tensor) -> None:
 def _content(buffer: Tensor) -> Tensor | None:
     """Return the content of a buffer ``(size,)`` on the CPU, or None if it has none.
 
-    Under ``torch.vmap`` over an ensemble, return that of all members, ``(members, size)``.
+    Under ``torch.vmap`` over an ensemble, return the content for all members, ``(members, size)``.
     """
     if type(buffer) is not Tensor or buffer.is_meta:
         return None

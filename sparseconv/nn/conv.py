@@ -25,7 +25,7 @@ from sparseconv.reference import dense_weight
 
 _NO_WEIGHT = (
     "SparseConv1d has no 'weight', only 'values', the active weights in the pattern's CSR order; "
-    "read with dense_weight(), a dense copy, and write with set_pattern(pattern, values)"
+    "to read a dense copy, call dense_weight(); to write, call set_pattern(pattern, values)"
 )
 _PADDINGS = {
     "zeros": nn.ZeroPad1d,
@@ -38,38 +38,40 @@ _GEOMETRY = ("stride", "padding", "dilation", "groups", "padding_mode")
 
 
 class SparseConv1d(PatternedModule):
-    """Convolve as ``nn.Conv1d`` does, but store and compute the active weights only.
+    """Convolve as ``nn.Conv1d`` does, but store and compute only the active weights.
 
     Args:
         in_channels, out_channels, kernel_size, stride: as in ``nn.Conv1d``.
         padding: as in ``nn.Conv1d``, or a pair ``(left, right)``, in samples.
         dilation, groups, bias, padding_mode, device, dtype: as in ``nn.Conv1d``.
-        density: the share of active weights, in [0, 1]; by default 0.2 without ``pattern``. With
-            torch's global generator, ``round(density * numel)`` weights are drawn, or the same
-            share of the taps of blocks.
-        pattern: the active weights, instead of ``density`` and ``block``.
-        block: channels ``(out, in)`` that share their taps, or one int for both; see ``KernelCSR``.
+        density: the share of active weights, in [0, 1]; by default 0.2 without ``pattern``.
+            ``round(density * numel)`` weights are drawn with torch's global generator; with blocks,
+            the same share of (block, tap) units.
+        pattern: the active weights; replaces ``density`` and ``block``.
+        block: numbers of channels ``(out, in)`` that share their taps, or one int for both; see
+            ``KernelCSR``.
         backend: as in ``sparse_conv1d``.
 
     Attributes:
         values: parameter ``(nnz,)``, the active weights in the pattern's CSR order. Gradients and
-            optimizer state have nnz entries too.
+            optimizer state also have nnz entries.
         bias: parameter ``(out_channels,)`` or None.
-        pattern: the ``KernelCSR``; ``set_pattern`` changes it.
+        pattern: the ``KernelCSR``; call ``set_pattern`` to change it.
         crow_indices, col_indices: copies of the pattern's arrays on the layer's device.
-        regions: boxes in which dynamic sparse training keeps nnz; by default the whole weight.
+        regions: boxes in which dynamic sparse training keeps nnz constant; by default the whole
+            weight.
 
-    The state dict holds ``values``, ``crow_indices``, ``col_indices`` and ``bias``. Loading also
+    The state dict contains ``values``, ``crow_indices``, ``col_indices`` and ``bias``. Loading also
     accepts a dense ``weight``, and the ``weight_orig`` and ``weight_mask`` of
-    ``torch.nn.utils.prune``. The zeros of ``weight`` are inactive unless ``weight_mask`` is given.
-    A layer is loaded whole or not at all, and keeps its block. If a load changes nnz, build a new
-    optimizer. As with ``nn.Conv1d``, the tensors of a state dict change with the layer;
-    ``copy.deepcopy`` keeps them.
+    ``torch.nn.utils.prune``. Zeros in ``weight`` become inactive unless there is a ``weight_mask``.
+    A layer is loaded completely or not at all, and keeps its block. If a load changes nnz, build a
+    new optimizer. As with ``nn.Conv1d``, the tensors of a state dict change with the layer; to keep
+    them, use ``copy.deepcopy``.
 
     Raises:
-        ValueError, TypeError: arguments that ``nn.Conv1d`` refuses, in its words; a density outside
-            [0, 1] or given with a pattern; a pattern of another shape; a block that is too large or
-            that groups cut.
+        ValueError, TypeError: arguments that are invalid for ``nn.Conv1d``, with the same message;
+            a density outside [0, 1] or passed with a pattern; a pattern of another shape; a block
+            that is too large or crosses a group boundary.
 
     Example:
         >>> import torch
@@ -129,7 +131,7 @@ class SparseConv1d(PatternedModule):
             density = share("density", DENSITY if density is None else density)
             pattern = KernelCSR.random(shape, round(density * math.prod(shape)), block=block)
         elif density is not None or block != 1:
-            raise ValueError("expected pattern alone, or density and block, but got both; omit one")
+            raise ValueError("pass either pattern, or density and block, not both")
         check_pattern(pattern, shape, self.groups)
 
         self.regions: tuple[Region, ...] = (Region((0, shape[0]), (0, shape[2])),)
@@ -144,10 +146,10 @@ class SparseConv1d(PatternedModule):
         """Draw values and bias from U(-1/sqrt(fan_in), 1/sqrt(fan_in)), as ``nn.Conv1d`` does.
 
         Args:
-            fan_in: ``"dense"`` counts all weights of an output channel, which gives active weights
-                the distribution of ``nn.Conv1d``. ``"active"`` counts the active ones of each
-                channel, which keeps the variance of the outputs: see Evci et al., "Gradient Flow in
-                Sparse Neural Networks and How Lottery Tickets Win", 2022.
+            fan_in: ``"dense"`` counts all weights of an output channel, so active weights have the
+                distribution used by ``nn.Conv1d``. ``"active"`` counts only the active weights of
+                each channel, which preserves the variance of the outputs; see Evci et al.,
+                "Gradient Flow in Sparse Neural Networks and How Lottery Tickets Win", 2022.
 
         Raises:
             ValueError: another ``fan_in``.
@@ -172,7 +174,7 @@ class SparseConv1d(PatternedModule):
 
     @property
     def resolved_padding(self) -> tuple[int, int]:
-        """Return the padding ``(left, right)`` in samples, for every spelling of ``padding``."""
+        """Return the padding as ``(left, right)`` in samples, in whatever form it was passed."""
         return self._geometry().padding
 
     def forward(self, input: Tensor) -> Tensor:
@@ -218,16 +220,19 @@ class SparseConv1d(PatternedModule):
 
         Args:
             conv: the dense layer, which stays unchanged; ``requires_grad`` is copied. A subclass
-                may pad or cut off ends in its ``forward``, as causal layers do.
-            mask: bool ``(C_out, C_in // groups, K)``, the active weights. None takes the layer's
-                ``weight_mask`` from ``torch.nn.utils.prune``, else all nonzero weights.
-            block: channels in which the mask is constant, as in ``block_mask``; see ``KernelCSR``.
+                may pad the input or crop the output in its ``forward``, as causal layers do.
+            mask: bool ``(C_out, C_in // groups, K)``, the active weights. None means the layer's
+                ``weight_mask`` from ``torch.nn.utils.prune`` or, if it has none, all nonzero
+                weights.
+            block: blocks of channels in which the mask is constant, as in ``block_mask``; see
+                ``KernelCSR``.
             backend: as in ``sparse_conv1d``.
 
         Raises:
             TypeError: ``conv`` is not an ``nn.Conv1d``, or is a subclass that does more than pad,
-                convolve and cut off ends; ``mask`` is not a bool tensor.
-            ValueError: the mask differs from the weight in shape, or is not constant in blocks.
+                convolve and crop; ``mask`` is not a bool tensor.
+            ValueError: the mask's shape differs from the weight's, or the mask is not constant in
+                blocks.
 
         Example:
             >>> conv = nn.Conv1d(2, 3, 5)
@@ -255,11 +260,11 @@ class SparseConv1d(PatternedModule):
     def to_dense(self) -> nn.Module:
         """Copy the layer into an ``nn.Conv1d`` that computes the same function.
 
-        If ``padding`` is a pair of different numbers, return an ``nn.Sequential`` of torch's
+        If ``padding`` is a pair of different numbers, return an ``nn.Sequential`` with torch's
         padding layer and an ``nn.Conv1d``.
 
         Raises:
-            NotImplementedError: a subclass has its own code, or the ``forward`` was replaced.
+            NotImplementedError: a subclass overrides the layer's code, or ``forward`` was replaced.
 
         Example:
             >>> SparseConv1d(2, 3, 5, padding=2).to_dense()
@@ -267,8 +272,8 @@ class SparseConv1d(PatternedModule):
         """
         if not computes_as(self, (SparseConv1d,)) or "forward" in vars(self):
             raise NotImplementedError(
-                f"this {type_before_parametrizations(self).__name__} has its own code, which an "
-                "nn.Conv1d cannot keep; move that code into modules around a SparseConv1d"
+                f"this {type_before_parametrizations(self).__name__} runs code that an nn.Conv1d "
+                "cannot run; move that code into a module that wraps a SparseConv1d"
             )
         options = shared_options(self) | {"device": "meta", "dtype": self.values.dtype}
         left, right = self.resolved_padding

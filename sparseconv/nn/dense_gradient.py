@@ -1,4 +1,4 @@
-"""Compute the dense weight gradient of a ``SparseConv1d``, which autograd adds up in a probe."""
+"""Compute the dense weight gradient of a ``SparseConv1d``, accumulated in a probe by autograd."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sparseconv.reference import pad
 
 
 def new_probe(shape: tuple[int, int, int], values: Tensor) -> Tensor:
-    """Make a leaf tensor of a dense weight's shape, whose ``grad`` will be the dense gradient."""
+    """Create a leaf tensor of a dense weight's shape, whose ``grad`` will be the dense gradient."""
     # Sums in half precision lose too much.
     dtype = torch.float64 if values.dtype == torch.float64 else torch.float32
     with torch.inference_mode(False):

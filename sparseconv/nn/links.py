@@ -1,4 +1,4 @@
-"""Turn modules, one or several in a row, into stages of a chain (``functional.chain``)."""
+"""Turn one or several consecutive modules into a stage of a chain (``functional.chain``)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _fits_order = functools.lru_cache(maxsize=None)(keeps_order)
 
 
 class Link:
-    """Hold modules in a row that may be a stage of a chain."""
+    """Hold consecutive modules that may be a stage of a chain."""
 
     ends_chain = False  # whether `finish` computes more, after the chain
 
@@ -38,11 +38,11 @@ class Link:
         self.relu = isinstance(modules[-1], RELU)
 
     def fits(self) -> bool:
-        """Return whether these modules can be such a stage at all."""
+        """Return whether these modules can ever be a stage."""
         return True
 
     def stage(self, x: Tensor) -> Stage | None:
-        """Return a stage that computes what the modules do, in a chain for ``x``; else None."""
+        """Return a stage that computes what the modules do in a chain for ``x``, or None."""
         return None
 
     def may_begin(self, x: Tensor) -> bool:
@@ -50,7 +50,7 @@ class Link:
         return True
 
     def weights_for(self, x: Tensor) -> Any:
-        """Return weight and bias of the convolution, or None where the modules must compute."""
+        """Return weight and bias of the convolution, or None if the modules must compute."""
         return weight_and_bias(self.conv)
 
     def finish(self, y: Tensor) -> Tensor:
@@ -101,7 +101,7 @@ class PointwiseLink(Link):
 
 
 class PooledLink(PointwiseLink):
-    """Hold adaptive averages and a 1x1 ``nn.Conv1d`` to fewer channels, and swap the two."""
+    """Hold adaptive averages and a 1x1 ``nn.Conv1d`` that reduces channels; swap the two."""
 
     # The two commute, and averages of fewer channels cost less.
     ends_chain = True
@@ -156,7 +156,7 @@ def weight_and_bias(conv: SparseConv1d | nn.Conv1d) -> Any:
 
 
 def is_pointwise(conv: nn.Conv1d) -> bool:
-    """Return whether the layer maps every position alone, in the same way."""
+    """Return whether the layer maps each position independently, in the same way."""
     return (
         conv.groups == 1
         and conv.kernel_size == conv.stride == (1,)

@@ -17,13 +17,14 @@ class LiveState:
     """Track the values and indices in the state dicts of one layer.
 
     As in every module, the values in a state dict are the layer's own memory. A change of the
-    pattern overwrites the indices too, so a state dict that was not copied always describes the
-    present network.
+    pattern also overwrites the indices, so a state dict that was not copied always describes the
+    current network.
 
     Attributes:
-        values, pattern: those of the layer.
-        moves: the number of changes of the pattern.
-        given: by memory, the name of the indices in each state dict that still exists.
+        values, pattern: the layer's values and pattern.
+        moves: how often the pattern has changed.
+        given: the indices in each state dict that still exists, as a map from their memory to their
+            name.
     """
 
     def __init__(self, values: Tensor, pattern: KernelCSR) -> None:
@@ -32,7 +33,7 @@ class LiveState:
         _LIVE[_memory(values)] = self
 
     def give(self, indices: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return the indices for one state dict, and note the number of moves so far."""
+        """Return the indices for one state dict, and record the number of moves so far."""
         for name, tensor in indices.items():
             self.given[tensor.untyped_storage()] = name
         first = indices["crow_indices"]
@@ -65,7 +66,7 @@ def check_copied(
     pattern: KernelCSR,
     same_pattern: bool,
 ) -> None:
-    """Refuse entries that share a layer's memory, even partly, if its pattern has changed since."""
+    """Refuse entries sharing memory, even partly, with a layer whose pattern has since changed."""
     live, moves = _GIVEN.get(_memory(found["crow_indices"]), (None, 0))
     if live is None:
         live = _LIVE.get(_memory(found["values"]))
@@ -78,14 +79,14 @@ def check_copied(
         )
     if stale:
         raise ValueError(
-            "expected a copy of a state dict, but these entries are a layer's own memory, and its "
-            "pattern has changed since state_dict() was called; to keep a network, keep "
-            "copy.deepcopy(model.state_dict()). Other layers may have been loaded already"
+            "expected a copy of a state dict, but these entries share memory with a layer whose "
+            "pattern has changed since state_dict() was called; to save a network, use "
+            "copy.deepcopy(model.state_dict()). Other layers may already have been loaded"
         )
 
 
 def same_memory(one: Tensor, other: Tensor) -> bool:
-    """Return whether two tensors have the same memory, of at least one element."""
+    """Return whether two tensors share the same nonempty memory."""
     return _memory(one) == _memory(other) and one.data_ptr() != 0
 
 

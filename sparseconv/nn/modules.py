@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 
 def deepcopy_model(model: nn.Module) -> nn.Module:
-    """Copy a model as ``copy.deepcopy`` does, but with computed tensors too."""
+    """Copy a model as ``copy.deepcopy`` does, including computed tensors."""
     # Pruning and weight_norm keep a tensor that is not a leaf of a graph, which deepcopy refuses.
     computed = {
         id(value): value.detach().clone()
@@ -27,14 +27,14 @@ def deepcopy_model(model: nn.Module) -> nn.Module:
 
 
 def has_codes(model: nn.Module) -> bool:
-    """Return whether a model has an embedding, so that integer inputs must stay integers."""
+    """Return whether a model has an embedding, in which case integer inputs must stay integers."""
     return any(isinstance(module, nn.Embedding | nn.EmbeddingBag) for module in model.modules())
 
 
 class Parametrizations(nn.ModuleDict):
-    """Hold the parametrizations of a layer, by the name of the tensor.
+    """Hold the parametrizations of a layer by tensor name.
 
-    ``nn.ModuleDict`` refuses the name ``"values"``, but only after torch has removed the parameter.
+    ``nn.ModuleDict`` rejects the name ``"values"``, but only after torch has removed the parameter.
     This class accepts it.
     """
 
@@ -46,7 +46,7 @@ class Parametrizations(nn.ModuleDict):
 
     @property
     def values(self) -> Any:
-        """Return the parametrizations of ``values``, else the method of every dict."""
+        """Return the parametrizations of ``values``, or the method ``values`` if there are none."""
         held = self._modules.get("values")
         return super().values if held is None else held
 
@@ -59,25 +59,24 @@ def check_module(model: nn.Module) -> None:
 def check_not_wrapped(model: nn.Module, what: str) -> None:
     """Refuse a model inside torch.compile, DDP, FSDP or TorchScript; ``what`` names the task."""
     for name, module in model.named_modules(remove_duplicate=False):
+        where = repr(name) if name else "the model"
         if isinstance(module, torch.jit.ScriptModule):
             raise ValueError(
-                f"expected a model of Python code, but {name or 'it'!r} is a "
-                f"{type(module).__name__} of TorchScript; {what} the model before torch.jit.trace "
-                "or torch.jit.script"
+                f"expected a model in Python, but {where} is a {type(module).__name__} of "
+                f"TorchScript; {what} the model before torch.jit.trace or torch.jit.script"
             )
         inside = {"_orig_mod", "_fsdp_wrapped_module"} & module._modules.keys()
         if isinstance(module, nn.parallel.DistributedDataParallel):
             inside = {"module"}
         for attribute in inside:
             raise ValueError(
-                "expected a model before torch.compile and DistributedDataParallel, but "
-                f"{name or 'it'!r} is of class {type(module).__name__}; {what} its {attribute} and "
-                "wrap the result"
+                f"expected a model before torch.compile and DistributedDataParallel, but {where} "
+                f"is a {type(module).__name__}; {what} its .{attribute}, then wrap the result"
             )
 
 
 def owners_of(model: nn.Module) -> dict[int, list[str]]:
-    """Map the id of each parameter to the names of the modules that hold it."""
+    """Map the id of each parameter to the names of the modules that own it."""
     owners: dict[int, list[str]] = {}
     for name, module in model.named_modules():
         for parameter in dict.fromkeys(module._parameters.values()):
@@ -87,7 +86,7 @@ def owners_of(model: nn.Module) -> dict[int, list[str]]:
 
 
 def replace(model: nn.Module, successors: Mapping[nn.Module, nn.Module]) -> nn.Module:
-    """Replace each module by its successor; return the model or its successor."""
+    """Replace each module with its successor; return the model or its successor."""
     for parent in list(model.modules()):
         for name, child in parent._modules.items():
             if child is not None and child in successors:
@@ -96,7 +95,7 @@ def replace(model: nn.Module, successors: Mapping[nn.Module, nn.Module]) -> nn.M
 
 
 def held_outside(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
-    """Yield modules in plain attributes, which torch does not see, and their places."""
+    """Yield modules in plain attributes, which torch does not register, and their locations."""
     for owner in model.modules():
         for name, value in vars(owner).items():
             if name == "_modules":
@@ -135,7 +134,7 @@ _CODE = (
 
 
 def computes_as(module: nn.Module, kinds: Iterable[type[nn.Module]]) -> bool:
-    """Return whether a module is of one of these classes, or of a subclass that runs its code."""
+    """Return whether a module's class is one of these, or a subclass that runs the same code."""
     kind = type_before_parametrizations(module)
     return any(
         issubclass(kind, known)
@@ -145,7 +144,7 @@ def computes_as(module: nn.Module, kinds: Iterable[type[nn.Module]]) -> bool:
 
 
 def own_parameters(module: nn.Module, *names: str) -> Any:
-    """Return parameters by name, or None if one is a buffer, pruned or parametrized."""
+    """Return parameters by name, or None if one of them is a buffer, pruned or parametrized."""
     try:
         return [module._parameters[name] for name in names]
     except KeyError:  # unlike an absent bias, which is None

@@ -1,4 +1,4 @@
-"""Find the state that optimizers, and the optimizers that they hold, keep for each parameter."""
+"""Find the state that optimizers, including nested ones, keep for each parameter."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ class Kept(NamedTuple):
 
 
 class Holdings:
-    """Collect the state of an optimizer and of those that it holds (SAM, Lookahead, lists of them).
+    """Collect the state of an optimizer and of the optimizers nested in it (SAM, Lookahead, lists).
 
-    A tensor belongs to the parameter that is its key in a dict. In a list that is arranged as one
-    of ``param_groups``, it belongs to the parameter at the same place.
+    A tensor belongs to the parameter that is its key in a dict. In a list that is arranged like one
+    of ``param_groups``, it belongs to the parameter at the same index.
 
     Attributes:
-        kept: all objects that they keep, including the keys of dicts.
-        optimizers, trained: the optimizer and those that it holds; the parameters in their groups.
+        kept: all objects that these optimizers keep, including the keys of dicts.
+        optimizers, trained: the optimizer and those nested in it; the parameters in their groups.
     """
 
     def __init__(self, optimizer: Optimizer) -> None:
@@ -43,7 +43,7 @@ class Holdings:
         if not isinstance(optimizer, Optimizer):
             raise TypeError(
                 f"optimizer must be a torch.optim.Optimizer, but got {kind}; for a learning-rate "
-                "scheduler or a wrapper, give its optimizer (.optimizer, .base)"
+                "scheduler or a wrapper, pass its optimizer (.optimizer, .base)"
             )
         self.kept = list(_walk(optimizer, kind, None, [], set()))
         self.shapes = [getattr(x.value, "shape", None) for x in self.kept]  # as they are now
@@ -51,7 +51,7 @@ class Holdings:
         self.trained = [p for each in self.optimizers for group in _groups(each) for p in group]
 
     def keeps_the_same(self, other: Holdings | None) -> bool:
-        """Return whether ``other`` has the same tensors, in equal shapes, and nothing is opaque."""
+        """Return whether ``other`` has the same tensors and shapes, and nothing is opaque."""
         if other is None or self.shapes != other.shapes:
             return False
         return all(
@@ -65,14 +65,15 @@ class Holdings:
         """Refuse an optimizer whose state cannot follow these parameters.
 
         Args:
-            parameters: by name, those whose entries will move or be removed.
-            model: their model, if a copy will replace it; None if the objects stay.
+            parameters: those whose entries will move or be removed, by name.
+            model: the model of these parameters if a copy will replace it; None if the objects
+                stay.
         """
         names = {id(parameter): name for name, parameter in parameters.items()}
         if model is not None and any(id(parameter) not in names for parameter in self.trained):
             raise ValueError(
-                "the optimizer holds a parameter that is not the model's; give an optimizer that "
-                "trains this model only"
+                "the optimizer has a parameter that does not belong to the model; pass an "
+                "optimizer that trains only this model"
             )
         ours = {id(x) for x in (*self.optimizers, *self.trained, *parameters.values())}
         known = ours | {id(x.value) for x in self.kept} | {id(p.grad) for p in self.trained}
@@ -94,31 +95,34 @@ class Holdings:
                 wrong = "is LBFGS, whose history mixes all parameters"
             elif is_state and name is not None and value.shape != owner.shape:
                 raise ValueError(
-                    f"{path} of {name!r} must have its shape {list(owner.shape)}, an entry for "
-                    f"each weight, but has {list(value.shape)}; build a new optimizer"
+                    f"{path} of {name!r} must have the parameter's shape {list(owner.shape)}, one "
+                    f"entry per weight, but has {list(value.shape)}; build a new optimizer"
                 )
             elif is_state and owner is None:
-                wrong = f"is a tensor of shape {list(value.shape)} without a parameter"
+                wrong = f"is a tensor of shape {list(value.shape)} that belongs to no parameter"
             elif isinstance(value, Tensor):
                 if id(value) in ours and name is not None and id(value) not in names:
                     wrong = f"is trained in place of {name!r}"
                 elif is_state and name is not None and not _gives_entries(value, owner):
-                    wrong = f"of {name!r} is a {type(value).__name__} without single entries"
+                    kind = type(value).__name__
+                    wrong = f"of {name!r} is a {kind} that does not store one entry per weight"
             elif isinstance(value, Optimizer) or value is model or of_a_step:
                 continue
             elif any(map(is_left, _held(value))):
-                wrong = f"is a {type(value).__name__} that holds parameters or their state"
+                wrong = (
+                    f"is of type {type(value).__name__} and references parameters or their state"
+                )
             if wrong:
                 advice = (
-                    "give its .optimizer, which keeps all the state"
+                    "pass its .optimizer, which keeps all the state"
                     if self._adds_nothing(parameters, model)
-                    else "train with an elementwise optimizer, such as SGD or Adam, or omit it and "
-                    "build a new one afterwards"
+                    else "train with an elementwise optimizer, such as SGD or Adam, or do not pass "
+                    "the optimizer, and build a new one afterwards"
                 )
                 raise NotImplementedError(f"{path} {wrong}, which cannot be followed; {advice}")
 
     def _adds_nothing(self, parameters: Mapping[str, Tensor], model: nn.Module | None) -> bool:
-        """Return whether ``self`` wraps an optimizer that can be followed, and adds no state."""
+        """Return whether ``self`` wraps an optimizer that can be followed, without adding state."""
         inner = getattr(self.optimizers[0], "optimizer", None)
         if not isinstance(inner, Optimizer):
             return False
@@ -136,7 +140,7 @@ class Holdings:
         )
 
     def ever_trained(self) -> set[int]:
-        """Return the ids of parameters with a gradient, or with a state that a step has used."""
+        """Return the ids of parameters with a gradient, or with state that a step has used."""
         had = {id(p) for p in self.trained if p.grad is not None}
         for _, owner, value in self.kept:
             # Some optimizers create the state before the first step; it then holds zeros.
@@ -146,7 +150,7 @@ class Holdings:
         return had
 
     def state_of(self, parameter: Tensor) -> list[Tensor]:
-        """Return the tensors of a parameter's state that have its shape."""
+        """Return the tensors in a parameter's state that have the parameter's shape."""
         state = [x.value for x in self.kept if x.owner is parameter]
         return [x for x in state if isinstance(x, Tensor) and x.shape == parameter.shape]
 
@@ -158,7 +162,7 @@ def _groups(optimizer: Optimizer) -> list[list[Tensor]]:
 def _walk(
     value: Any, path: str, owner: Any, layouts: list[list[Any]], seen: set[int]
 ) -> Iterator[Kept]:
-    """Yield what is kept; lists of tensors are matched with ``layouts``, lists of parameters."""
+    """Yield what is kept; match lists of tensors with the lists of parameters in ``layouts``."""
     if isinstance(value, (Optimizer, dict, *SEQUENCES)):
         if id(value) in seen:
             return
@@ -190,7 +194,7 @@ def _walk(
 
 
 def _gives_entries(value: Tensor, owner: Tensor) -> bool:
-    """Return whether a state has an entry for each weight; codes with block scales have none."""
+    """Return whether a state has one entry per weight; codes with block scales do not."""
     try:
         if type(value) is not type(owner.data):
             value.new_zeros(1)
@@ -201,7 +205,7 @@ def _gives_entries(value: Tensor, owner: Tensor) -> bool:
 
 
 def _fits(value: Any, layout: Any) -> bool:
-    """Return whether tensors are arranged as these parameters are."""
+    """Return whether tensors are arranged like these parameters."""
     if isinstance(layout, Tensor):
         return isinstance(value, Tensor) and value.shape == layout.shape
     is_list = isinstance(value, list | tuple) and len(value) == len(layout)
@@ -209,7 +213,7 @@ def _fits(value: Any, layout: Any) -> bool:
 
 
 def _held(value: Any) -> Iterator[Any]:
-    """Yield an object and what it holds at any depth, except classes."""
+    """Yield an object and everything that it references at any depth, except classes."""
     stack, seen = [value], set()
     while stack:
         held = stack.pop()

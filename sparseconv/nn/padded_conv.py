@@ -1,4 +1,4 @@
-"""Find what a subclass of ``nn.Conv1d`` computes, if it pads, convolves and cuts off ends."""
+"""Find what a subclass of ``nn.Conv1d`` computes if it only pads, convolves and crops."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from sparseconv.nn.state import shared_options
 _SIZES = torch.tensor([2.0**power for power in range(-13, 14)], dtype=torch.float64)
 _MODES = {"zeros": "constant", **{mode: mode for mode in ("replicate", "reflect", "circular")}}
 REMEDY = (
-    "copy its weight and bias into an nn.Conv1d, and move its other code into a module around that"
+    "copy its weight and bias into an nn.Conv1d, and move its other code into a module around it"
 )
 
 
 def convolution_of(conv: nn.Conv1d) -> dict[str, Any]:
-    """Return the arguments of the ``SparseConv1d`` that computes what ``conv`` does.
+    """Return the arguments of a ``SparseConv1d`` that computes what ``conv`` does.
 
     Raises:
-        TypeError: the layer does more than pad, convolve and cut off ends, or its padding varies.
+        TypeError: the layer does more than pad, convolve and crop, or its padding varies.
     """
     kind, own = type_before_parametrizations(conv), vars(conv).keys() & {"forward", "_conv_forward"}
     if computes_as(conv, (nn.Conv1d,)) and not own:
@@ -37,18 +37,20 @@ def convolution_of(conv: nn.Conv1d) -> dict[str, Any]:
         if own or kind.__call__ is not nn.Module.__call__:
             raise TypeError("it replaces forward, _conv_forward or __call__")
         if len(takes := inspect.signature(conv.forward).parameters) > 1:
-            raise TypeError(f"its forward takes {', '.join(takes)}, not the series alone")
+            raise TypeError(
+                f"its forward takes ({', '.join(takes)}), but must take only the series"
+            )
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             return shared_options(conv) | _padding_of(_with_random_weights(conv, kind))
     except Exception as error:  # the layer's code may raise anything
         raise TypeError(
-            f"conv must pad, convolve and cut off ends only, but {kind.__name__} has its own "
-            f"code: {error}; {REMEDY}"
+            f"conv must only pad, convolve and crop, but {kind.__name__} does more: {error}; "
+            f"{REMEDY}"
         ) from None
 
 
 def _with_random_weights(conv: Any, kind: Any) -> Any:
-    """Copy a layer without its pruning, and with random weights."""
+    """Copy a layer without its pruning and with random weights."""
     twin: Any = deepcopy_model(conv).to("cpu", torch.float64)
     twin.__class__ = kind
     sizes = {"weight": (conv.out_channels, conv.in_channels // conv.groups, *conv.kernel_size)}
@@ -70,7 +72,7 @@ def _padding_of(twin: Any) -> dict[str, Any]:
     runs = [_run(twin, length, training) for length in lengths for training in (True, False)]
     total = max((y.shape[2] - 1) * stride + reach - x.shape[2] for x, y in runs)
     if total < 0:
-        raise TypeError("it cuts off more than it pads")
+        raise TypeError("it crops more than it pads")
 
     def convolve(x: Tensor, left: int, right: int, mode: str, stride: int) -> Tensor:
         padded = F.pad(x, (left, right), _MODES[mode])
@@ -86,7 +88,7 @@ def _padding_of(twin: Any) -> dict[str, Any]:
                 if all(convolve(x, left, total - left, mode, stride).equal(y) for x, y in runs):
                     return {"padding": (left, total - left), "padding_mode": mode}
                 fits_one = True
-    depends = "its padding depends on the length or the mode"
+    depends = "its padding depends on the input length or on train/eval mode"
     raise TypeError(depends if fits_one else "it computes something else")
 
 
@@ -100,8 +102,8 @@ def _run(twin: Any, length: int, training: bool) -> tuple[Tensor, Tensor]:
         old, place, content = before[name]
         if now is not old or now.data_ptr() != place or not now.equal(content):
             raise TypeError(
-                f"its forward pass overwrites {name}, as a limit on the norm does; limit it "
-                "after each optimizer.step() instead"
+                f"its forward pass overwrites {name}, as a max-norm constraint does; apply the "
+                "constraint after each optimizer.step() instead"
             )
     if not isinstance(y, Tensor) or y.shape[:-1] != (1, twin.out_channels):
         raise TypeError("it does not return a tensor with its output channels")

@@ -1,4 +1,4 @@
-"""Define a module whose parameter ``values`` belongs to the active weights of a pattern."""
+"""Define a module whose parameter ``values`` contains the active weights of a pattern."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class PatternedModule(nn.Module):
 
     @property
     def pattern(self) -> KernelCSR:
-        """Return the active weights; raise RuntimeError if the values may not belong to them."""
+        """Return the pattern; raise RuntimeError if the values may not belong to it."""
         tag: Any = self._buffers["pattern_tag"]
         checked = self._checked
         if is_dynamo_compiling():
@@ -74,12 +74,12 @@ class PatternedModule(nn.Module):
 
     @torch.no_grad()
     def set_pattern(self, new: KernelCSR, values: Tensor | None = None) -> None:
-        """Make other weights active; see ``rewire`` for limits and errors.
+        """Activate other weights; see ``rewire`` for limits and errors.
 
         Args:
             new: the pattern, of the same shape.
-            values: ``(nnz,)`` in the new CSR order. None keeps surviving values and starts others
-                at 0.
+            values: ``(nnz,)`` in the new CSR order. None keeps the surviving values and starts the
+                others at 0.
 
         Example:
             >>> from sparseconv import SparseConv1d
@@ -98,30 +98,31 @@ class PatternedModule(nn.Module):
 
     @torch.no_grad()
     def rewire(self, pattern: KernelCSR, source: Tensor, follow: Sequence[Tensor] = ()) -> None:
-        """Make other weights active, and move what belongs to them.
+        """Activate other weights, and move the tensors that belong to them.
 
-        ``self.values`` stays the same parameter object, so optimizers still hold it. If nnz stays,
-        the values are overwritten in place, and their gradient moves too. If nnz changes, the
-        gradient is dropped. No other thread may call the layer at the same time.
+        ``self.values`` stays the same parameter object, so optimizers still reference it. If nnz
+        stays the same, the values are overwritten in place, and their gradient also moves. If nnz
+        changes, the gradient is dropped. No other thread may call the layer at the same time.
 
-        ``DSTScheduler`` moves optimizer state and running averages; without it, name them in
+        ``DSTScheduler`` moves optimizer state and running averages; without it, pass them in
         ``follow``. If nnz changes, build a new optimizer and start a new average. An optimizer
-        with moments of the former length refuses to step.
+        whose moments have the former length raises an error in ``step()``.
 
         Args:
             pattern: the new pattern, of the same shape.
-            source: int64 ``(pattern.nnz,)``. It holds, for each new active weight, the index of the
-                old one whose value it keeps, or -1 to start at 0.
+            source: int64 ``(pattern.nnz,)``: for each new active weight, the index of the old one
+                whose value it keeps, or -1 to start at 0.
             follow: tensors with one entry for each old active weight, such as an optimizer's
                 moments. They change as ``values`` does.
 
         Raises:
             TypeError, ValueError: an argument has the wrong type, shape or range.
-            RuntimeError: the layer was made in ``torch.inference_mode()`` and is changed outside;
-                torch's pruning computes its values; or another layer shares their memory.
+            RuntimeError: the layer was created in ``torch.inference_mode()`` and is changed outside
+                it; its values are computed by torch's pruning; or another layer shares their
+                memory.
             NotImplementedError: the values are sharded, or in shared memory.
 
-        After an error everything is unchanged.
+        After an error, everything is unchanged.
 
         Example:
             >>> from sparseconv import SparseConv1d
@@ -148,12 +149,14 @@ class PatternedModule(nn.Module):
             or -1 <= int(source.min()) <= int(source.max()) < self.pattern.nnz
         ):
             raise ValueError(
-                f"source must be an int64 tensor of shape ({pattern.nnz},), of indices below "
-                f"{self.pattern.nnz} or -1, but got {source}"
+                f"source must be an int64 tensor of shape ({pattern.nnz},) that contains -1 or "
+                f"indices below {self.pattern.nnz}, but got {source}"
             )
         if any(tensor.shape != self.values.shape for tensor in follow):
             shapes = [list(tensor.shape) for tensor in follow]
-            raise ValueError(f"follow must be of shape {list(self.values.shape)}, but got {shapes}")
+            raise ValueError(
+                f"the tensors in follow must have shape {list(self.values.shape)}, but got {shapes}"
+            )
         tensors: list[Tensor] = [self.values, *follow]
         if self.values.grad is not None:
             tensors.append(self.values.grad)
@@ -235,7 +238,7 @@ class PatternedModule(nn.Module):
             metadata[prefix[:-1]]["shape"] = self.pattern.shape
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        """Load the layer's own entries, whole or not at all."""
+        """Load all of the layer's own entries, or none."""
         hooks, self._load_state_dict_pre_hooks = self._load_state_dict_pre_hooks, OrderedDict()
         try:
             for hook in hooks.values():  # before reading, because hooks may rename entries
@@ -283,14 +286,15 @@ class PatternedModule(nn.Module):
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        """Omit the probe from copies and pickles; a copied scheduler makes another."""
+        """Omit the probe from copies and pickles; a copied scheduler creates a new one."""
         own = {"dense_probe": None, "_live": None, "_checked": _NEVER_CHECKED}
         return {**self.__dict__, **own}
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "pattern":
             raise AttributeError(
-                "pattern cannot be assigned, because values move with it; call set_pattern(pattern)"
+                "pattern cannot be assigned, because the values must move with it; call "
+                "set_pattern(pattern)"
             )
         if name in INDICES:  # torch.func.functional_call, with a state dict
             check_indices(value, getattr(self._pattern, name))

@@ -1,4 +1,4 @@
-"""Pool short series by adaptive averages, in the faster of two ways."""
+"""Pool short series with adaptive averages, in the faster of two ways."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ POOLED = 50  # samples after pooling, for any length
 class ShortAvgPool1d(nn.AdaptiveAvgPool1d):
     """Pool as ``nn.AdaptiveAvgPool1d`` does, but multiply short series by the averaging matrix.
 
-    In that product, zeros also multiply a sample that is not finite, so its whole channel becomes
+    In that product, non-finite samples are also multiplied by zeros, so their whole channel becomes
     NaN.
     """
 

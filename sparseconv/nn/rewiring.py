@@ -1,4 +1,4 @@
-"""Move values, and tensors with one entry for each of them, when a pattern changes."""
+"""Move values, and tensors with one entry per value, when a pattern changes."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _FORMER_NNZ: MutableMapping[Tensor, set[int]] = WeakIdKeyDictionary()  # by valu
 
 
 def check_pattern(pattern: KernelCSR, shape: tuple[int, int, int], groups: int) -> None:
-    """Refuse anything but a pattern of this shape whose blocks no group cuts."""
+    """Refuse anything but a pattern of this shape whose blocks cross no group boundary."""
     if not isinstance(pattern, KernelCSR):
         raise TypeError(
-            f"pattern must be a KernelCSR, but got {type(pattern).__name__}; "
-            "make one with KernelCSR.from_mask(mask)"
+            f"pattern must be a KernelCSR, but got {type(pattern).__name__}; create one with "
+            "KernelCSR.from_mask(mask)"
         )
     if pattern.shape != shape:
         raise ValueError(
@@ -37,7 +37,7 @@ def check_pattern(pattern: KernelCSR, shape: tuple[int, int, int], groups: int) 
     if groups > 1 and outputs % size:
         raise ValueError(
             f"a group of {outputs} output channels must consist of whole blocks, but a block has "
-            f"{size}; choose a divisor, or block=1"
+            f"{size} output channels; choose a divisor, or block=1"
         )
 
 
@@ -46,9 +46,10 @@ def check_movable(layer: nn.Module, same_pattern: bool = False) -> None:
     values = layer._parameters.get("values")
     if values is None:
         raise RuntimeError(
-            "the values of this layer are computed from others, by pruning or a parametrization; "
-            "call torch.nn.utils.prune.remove(layer, 'values') or torch.nn.utils.parametrize."
-            "remove_parametrizations(layer, 'values') before a change of pattern"
+            "the values of this layer are computed from other tensors, by pruning or a "
+            "parametrization; call torch.nn.utils.prune.remove(layer, 'values') or "
+            "torch.nn.utils.parametrize.remove_parametrizations(layer, 'values') before changing "
+            "the pattern"
         )
     if not holds_values(layer):
         raise NotImplementedError(
@@ -57,10 +58,10 @@ def check_movable(layer: nn.Module, same_pattern: bool = False) -> None:
         )
     if are_shared(values) and not same_pattern:
         raise NotImplementedError(
-            "the values of this layer are in shared memory, and other processes would use them at "
-            "the positions of their own pattern: change the pattern before share_memory() or "
-            "before torch.multiprocessing sends the layer. When no other process uses the values "
-            "any more, copy them: layer.values.data = layer.values.data.clone()"
+            "the values of this layer are in shared memory, and other processes would use them "
+            "at the positions of the old pattern: change the pattern before share_memory() or "
+            "before torch.multiprocessing sends the layer. If no other process still uses the "
+            "values, copy them: layer.values.data = layer.values.data.clone()"
         )
     if not same_pattern:
         check_alone(layer)
@@ -68,7 +69,7 @@ def check_movable(layer: nn.Module, same_pattern: bool = False) -> None:
 
 
 def check_alone(layer: nn.Module) -> None:
-    """Refuse a layer that shares its values with another layer, which would keep its pattern."""
+    """Refuse a layer that shares its values with another layer, which would keep an old pattern."""
     own: Any = layer._parameters
     for layer_ref in LAYERS.valuerefs():
         # A shallow copy has the same dict of parameters, and notices a new pattern itself.
@@ -76,36 +77,36 @@ def check_alone(layer: nn.Module) -> None:
         values = held.get("values")
         if held is not own and type(values) is nn.Parameter and same_memory(values, own["values"]):
             raise RuntimeError(
-                "another layer shares the memory of these values, but would keep its pattern: use "
-                "one layer in both places, or delete the other, or make it by copy.deepcopy; with "
-                "load_state_dict(assign=True), copy the state dict by copy.deepcopy"
+                "another layer shares the memory of these values but would keep its old pattern: "
+                "use a single layer in both places, delete the other layer, or create it with "
+                "copy.deepcopy; with load_state_dict(assign=True), pass copy.deepcopy(state_dict)"
             )
 
 
 def check_mode(values: Tensor) -> None:
-    """Refuse to change values outside inference mode if they were made in it."""
+    """Refuse to change values outside inference mode if they were created in it."""
     if values.is_inference() and not torch.is_inference_mode_enabled():
         raise RuntimeError(
-            "a layer made in torch.inference_mode() can be changed in that mode only; "
-            "make it outside"
+            "a layer created in torch.inference_mode() can be changed only in that mode; create "
+            "the layer outside it"
         )
 
 
 def holds_values(layer: nn.Module) -> bool:
-    """Return whether the values are a parameter of the layer that is wholly in this process."""
+    """Return whether the values are a parameter that lies entirely in this process."""
     values = layer._parameters.get("values")
     # FSDP2's parameters are DTensors; FSDP1 with use_orig_params marks its parameters.
     return type(values) is nn.Parameter and not hasattr(values, "_fsdp_flattened")
 
 
 def are_shared(values: Any) -> bool:
-    """Return whether other processes may have the values too, with their own pattern."""
+    """Return whether other processes may also use the values, with their own pattern."""
     # On CUDA is_shared() is always true.
     return values.device.type == "cpu" and bool(values.is_shared())
 
 
 def watch_optimizers(values: Tensor) -> None:
-    """Make optimizers refuse a step with moments of the length that values have before a change."""
+    """Make optimizers refuse a step if their moments still have the length before a change."""
     # torch's fused optimizers do not check the length, and would write outside their memory.
     _hook_into_optimizers()
     _FORMER_NNZ.setdefault(values, set()).add(values.numel())
@@ -124,9 +125,9 @@ def _check_moments(optimizer: Optimizer, *_: Any) -> None:
             wrong = isinstance(held, Tensor) and held.ndim == 1 and len(held) != values.numel()
             if wrong and len(held) in lengths:
                 raise RuntimeError(
-                    f"{name} of the optimizer belongs to {len(held)} active weights, but the layer "
-                    f"has had {values.numel()} since load_state_dict or set_pattern changed its "
-                    "pattern; build a new optimizer"
+                    f"{name} of the optimizer has {len(held)} entries, but load_state_dict or "
+                    f"set_pattern changed the layer's pattern, which now has {values.numel()} "
+                    "active weights; build a new optimizer"
                 )
 
 
@@ -145,7 +146,7 @@ def survivors(old: KernelCSR, new: KernelCSR) -> Tensor:
 
 
 def move(tensors: Sequence[Tensor], source: Tensor) -> list[Tensor]:
-    """Return the entries that ``source`` (see ``rewire``) names, and 0 where it is -1.
+    """Return the entries at the indices in ``source`` (see ``rewire``), and 0 where it is -1.
 
     Example:
         >>> move([torch.tensor([5.0, 6.0])], torch.tensor([-1, 0, -1]))

@@ -1,4 +1,4 @@
-"""Read what a ``SparseConv1d`` accepts: values, a state dict, an ``nn.Conv1d``."""
+"""Read what a ``SparseConv1d`` accepts: values, a state dict or an ``nn.Conv1d``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def check_floats(name: str, tensor: Tensor, size: int) -> None:
         raise TypeError(f"{name} must be a tensor, but got {type(tensor).__name__}")
     check_dense(name, tensor)
     if tensor.dtype not in DTYPES:
-        raise TypeError(f"{name} must be floating point, of {DTYPES}, but got {tensor.dtype}")
+        raise TypeError(f"{name} must have one of the dtypes {DTYPES}, but got {tensor.dtype}")
     if tensor.shape != (size,):
         raise ValueError(
             f"size mismatch for {name}: expected shape ({size},), but got {tuple(tensor.shape)}"
@@ -28,7 +28,7 @@ def check_floats(name: str, tensor: Tensor, size: int) -> None:
 
 
 def shared_options(layer: nn.Module) -> dict[str, Any]:
-    """Collect the arguments that ``SparseConv1d`` and ``nn.Conv1d`` share."""
+    """Collect the arguments that ``SparseConv1d`` and ``nn.Conv1d`` have in common."""
     names = ("in_channels", "out_channels", "kernel_size", "stride", "dilation", "groups")
     options = {name: getattr(layer, name) for name in (*names, "padding_mode")}
     return options | {"bias": layer.bias is not None}
@@ -44,7 +44,7 @@ def current(layer: nn.Module, name: str) -> Tensor:
 
 
 def asks_for_gradients(layer: nn.Module, name: str) -> bool:
-    """Return whether a weight, values or bias, or what it is computed from, needs gradients."""
+    """Return whether a weight, values or bias, or what it is computed from, requires gradients."""
     if (own := layer._parameters.get(name)) is not None:
         return own.requires_grad
     # The computed tensor itself may stem from a pass without gradients.
@@ -65,9 +65,9 @@ _FORMATS = (
 
 
 def own_entries(layer: nn.Module, state_dict: dict[str, Any], prefix: str) -> dict[str, Any]:
-    """Return the entries under the layer's prefix, without it.
+    """Return the entries under the layer's prefix, without the prefix.
 
-    Omit those that a subclass, pruning or parametrization added, which ``nn.Module`` loads.
+    Omit entries added by a subclass, pruning or a parametrization, which ``nn.Module`` loads.
     """
     added = {*layer._parameters, *layer._buffers, *layer._modules, _EXTRA_STATE_KEY_SUFFIX}
     added -= set(NAMES)
@@ -82,10 +82,10 @@ def read_layer(
     has_bias: bool,
     metadata: dict[str, Any],
 ) -> tuple[KernelCSR, dict[str, Tensor]]:
-    """Check the ``own_entries`` of a layer; return its pattern, and values and bias by name.
+    """Check the ``own_entries`` of a layer; return its pattern, and its values and bias by name.
 
     Raises:
-        TypeError, ValueError: they are not exactly one of the formats, or do not fit.
+        TypeError, ValueError: the entries do not match exactly one of the formats, or do not fit.
     """
     for name, tensor in found.items():
         if not isinstance(tensor, Tensor):
@@ -97,16 +97,17 @@ def read_layer(
         return present, rest
     if found.keys() - {"bias"} not in _FORMATS or ("bias" in found) != has_bias:
         raise ValueError(
-            "expected values, crow_indices and col_indices, or a dense weight, or weight_orig and "
-            f"weight_mask, {'with' if has_bias else 'without'} a bias, but got {sorted(found)}; "
-            "a layer is loaded whole or not at all"
+            "expected values, crow_indices and col_indices, or a dense weight, or weight_orig "
+            f"and weight_mask, {'with' if has_bias else 'without'} a bias, but got "
+            f"{sorted(found)}; a layer is loaded completely or not at all"
         )
     if "values" in found:
         if metadata.get("shape", shape) != shape:
             raise ValueError(
-                "size mismatch: expected the state of a layer of shape (out_channels, in_channels "
-                f"// groups, kernel_size) = {shape}, but got that of {metadata['shape']}; if "
-                "renamed entries do have this shape, load dict(state_dict), which omits this check"
+                "size mismatch: expected the state of a layer of shape (out_channels, "
+                f"in_channels // groups, kernel_size) = {shape}, but got the state of a layer of "
+                f"shape {metadata['shape']}; if renamed entries do have this shape, load "
+                "dict(state_dict), which omits this check"
             )
         crow, col = (found[name] for name in INDICES)
         pattern = KernelCSR(crow, col, shape, present.block)
@@ -128,12 +129,12 @@ def read_layer(
 
 
 def _check_same_pattern(found: dict[str, Any], pattern: KernelCSR) -> None:
-    """Refuse another pattern where the values are computed from others or sharded."""
+    """Refuse another pattern if the values are computed from other tensors or sharded."""
     for name in INDICES:
         indices, present = found.get(name), getattr(pattern, name)
         if not isinstance(indices, Tensor) or not indices.cpu().equal(present):
             raise ValueError(
-                f"{name} must be those of the layer's present pattern, because its values are "
-                "computed from others or sharded; load before sharding, or first call "
+                f"{name} must match the layer's current pattern, because its values are computed "
+                "from other tensors or sharded; load before sharding, or first call "
                 "torch.nn.utils.prune.remove(layer, 'values')"
             )

@@ -144,7 +144,7 @@ class MaskedConv(nn.Conv1d):
 
 REASONS = {
     "masked": "it has an attribute 'mask', which would be lost; copy its weight and bias into an",
-    "own": "OwnConv has its own code: it computes something else; copy its weight and bias into",
+    "own": "OwnConv does more: it computes something else; copy its weight and bias into",
     "lazy": "its weight is not initialised; first run",
     "tied": "it shares its weight with 'tied_too'; give each layer its own weight",
     "normed": r"its weight is computed \(_WeightNorm\)",

@@ -1,4 +1,4 @@
-"""Subclasses of ``nn.Conv1d`` that pad or cut off ends in their own code become sparse layers."""
+"""Subclasses of ``nn.Conv1d`` that pad or crop in their own code become sparse layers."""
 
 from __future__ import annotations
 

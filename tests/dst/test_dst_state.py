@@ -147,7 +147,7 @@ def test_another_state_of_the_optimizer_is_checked_again() -> None:
     train_step(layer, optimizer, torch.randn(2, 4, 20))
     assert dst.step()
     layer.set_pattern(KernelCSR.random((8, 4, 9), 30))
-    with pytest.raises(ValueError, match="must have its shape"):
+    with pytest.raises(ValueError, match="must have the parameter's shape"):
         dst.step()
 
 

@@ -107,7 +107,7 @@ def test_ensembles() -> None:
     nn.init.ones_(twin.values)
     assert run(first, twin).equal(torch.stack([first(x), twin(x)]))
     other = sc.KernelCSR.random(first.pattern.shape, first.pattern.nnz)
-    with pytest.raises(RuntimeError, match="its values may belong to positions other"):
+    with pytest.raises(RuntimeError, match="its values may not belong to the positions"):
         run(first, make_layer(pattern=other))
 
 

@@ -209,7 +209,7 @@ def with_shards(rank: int, how: str) -> None:
         plain = two_layers(seed=2)
         set_model_state_dict(model, plain.state_dict(), options=options)
     else:
-        with pytest.raises(RuntimeError, match=r"layer's present pattern.*load before sharding"):
+        with pytest.raises(RuntimeError, match=r"layer's current pattern.*load before sharding"):
             set_model_state_dict(model, two_layers(seed=2).state_dict(), options=options)
     torch.testing.assert_close(model(x), plain(x))
 

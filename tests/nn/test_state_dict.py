@@ -1,4 +1,4 @@
-"""SparseConv1d saves what it computes with, and loads a layer whole or not at all."""
+"""SparseConv1d saves what it computes with, and loads a layer completely or not at all."""
 
 from __future__ import annotations
 
@@ -61,13 +61,13 @@ def bad_states() -> dict[str, tuple[dict[str, object], str]]:
         "no values": (without("values"), "expected values, crow_indices and col_indices"),
         "no bias": (without("bias"), "with a bias, but got"),
         "no indices": (without("crow_indices"), r"got \['bias', 'col_indices', 'values'\]"),
-        "extra": (good | {"scale": torch.ones(1)}, "'scale'.* whole or not"),
-        "both": (good | dense, "'weight'.* whole or not"),
+        "extra": (good | {"scale": torch.ones(1)}, "'scale'.* completely or not"),
+        "both": (good | dense, "'weight'.* completely or not"),
         "values too short": (good | {"values": good["values"][1:]}, "size mismatch for values"),
         "bias too short": (good | {"bias": torch.ones(5)}, "size mismatch for bias"),
         "unsorted": (good | {"col_indices": unsorted}, r"row \d+ .*ascend"),
         "averaged": (good | {"crow_indices": good["crow_indices"].float()}, "int32.* have no mean"),
-        "int values": (good | {"values": good["values"].int()}, "floating point"),
+        "int values": (good | {"values": good["values"].int()}, "must have one of the dtypes"),
         "no tensor": (good | {"values": [1.0]}, "must be a tensor"),
         "meta": ({k: t.to("meta") for k, t in good.items()}, "must be a dense tensor"),
         "sparse weight": (dense | {"weight": dense["weight"].to_sparse()}, "weight must be a de"),
@@ -115,7 +115,7 @@ def test_the_state_of_another_shape_is_refused(shape):
     state = saved(nn.Sequential(SparseConv1d(n_in, n_out, taps, bias=False)).state_dict())
     model = nn.Sequential(SparseConv1d(4, 6, 5, bias=False))
     before = everything(model[0])
-    with pytest.raises(RuntimeError, match=r"0: size mismatch: .*\(6, 4, 5\), but got that of"):
+    with pytest.raises(RuntimeError, match=r"0: size mismatch: .*\(6, 4, 5\), but got the state"):
         model.load_state_dict(state)
     assert everything(model[0]) == before
     kept = nn.Sequential(SparseConv1d(4, 6, 5, bias=False)).state_dict()
@@ -174,7 +174,9 @@ def test_a_layer_with_more_loads_its_own_state(make):
         make = functools.partial(pruned, layer.pattern)
         twin = make()
         wrong = state | {"crow_indices": state["crow_indices"].flip(0)}
-        with pytest.raises(RuntimeError, match="crow_indices must be those of the layer's present"):
+        with pytest.raises(
+            RuntimeError, match="crow_indices must match the layer's current pattern"
+        ):
             twin.load_state_dict(wrong)
     twin.load_state_dict(state)
     for name, tensor in twin.state_dict().items():
@@ -269,7 +271,7 @@ def test_a_state_dict_is_a_network_that_was_or_is(kept, change):
     everywhere = "copied" in kept or change == "another number"
     for each in [model, *(copies[:1] if everywhere else [])]:
         with pytest.raises(
-            RuntimeError, match=r"keep copy\.deepcopy.* Other layers may have|size mism"
+            RuntimeError, match=r"use copy\.deepcopy.* Other layers may al|size mism"
         ):
             each.load_state_dict(best)
     assert model(x).equal(last)

@@ -42,7 +42,7 @@ test_convert = refusals(
     (lambda: convert(MODEL, example_input=X, rounds=3), ValueError, "at least 6"),
     (lambda: convert(torch.compile(MODEL, backend="eager")), ValueError,
      "expected a model before torch.compile"),
-    (lambda: convert(distributed(MODEL)), ValueError, "convert its module and wrap the result"),
+    (lambda: convert(distributed(MODEL)), ValueError, "convert its .module, then wrap the result"),
 )  # fmt: skip
 
 
@@ -63,9 +63,13 @@ PATCHED.forward = PATCHED.dense_weight
 
 test_to_dense = refusals(
     (lambda: to_dense(3), TypeError, "an nn.Module, but got int"),
-    (lambda: to_dense(distributed(HOOKED)), ValueError, "make dense its module and wrap the res"),
+    (lambda: to_dense(distributed(HOOKED)), ValueError, "convert its .module, then wrap the res"),
     (lambda: to_dense(nn.Sequential(OwnSparse(2, 3, 5))), NotImplementedError, "'0': this OwnSp"),
-    (OwnSparse(2, 3, 5).to_dense, NotImplementedError, "code, which an nn.Conv1d cannot keep; mov"),
-    (PATCHED.to_dense, NotImplementedError, "this Named has its own code"),
+    (
+        OwnSparse(2, 3, 5).to_dense,
+        NotImplementedError,
+        "runs code that an nn.Conv1d cannot run; mov",
+    ),
+    (PATCHED.to_dense, NotImplementedError, "this Named runs code that"),
     (lambda: to_dense(nn.Sequential(HOOKED)), ValueError, "'0' has hooks, which would be lost"),
 )

@@ -77,7 +77,7 @@ test_scheduler = refusals(
     (averaged(lambda m: [m.state_dict()]), TypeError, "averages must be modules, copies of the"),
     (averaged(lambda m: [nn.Linear(2, 2)]), ValueError, "averages must be copies of the model"),
     (averaged(lambda m: [copy.deepcopy(m).share_memory()]), NotImplementedError, "shared memory"),
-    (averaged(inference_copy), RuntimeError, "made in torch.inference_mode()"),
+    (averaged(inference_copy), RuntimeError, "created in torch.inference_mode()"),
 )  # fmt: skip
 
 

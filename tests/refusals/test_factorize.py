@@ -68,7 +68,7 @@ test_factorize = refusals(
     (call(model(), "0", "1", parameter_compression=50), ValueError, "_compression of at most"),
     (call(nn.Linear(2, 2)), ValueError, "the model has no nn.Conv1d"),
     (lambda: sc.factorize(3, rank=1), TypeError, "model must be an nn.Module, but got int"),
-    (call(torch.compile(model())), ValueError, "factorize its _orig_mod and wrap the result"),
+    (call(torch.compile(model())), ValueError, "factorize its ._orig_mod, then wrap the result"),
     (pair(nn.Conv1d(4, 4, 5)), ValueError, "must have the same shape, dtype, device"),
     (pair(nn.Conv1d(4, 4, 3, stride=2)), ValueError, "stride, padding, dilation, padding_mode;"),
     (pair(nn.Conv1d(4, 4, 3, groups=2)), ValueError, "must have groups=1, but has 2; leave it out"),

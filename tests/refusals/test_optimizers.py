@@ -118,29 +118,29 @@ def schedule(make: Callable[[Parameters], Any]) -> Callable[[], Any]:
 
 test_optimizers = refusals(
     (prune(lambda params: torch.optim.lr_scheduler.StepLR(SGD(params), 1)), TypeError,
-     "but got StepLR; for a learning-rate scheduler or a wrapper, give its optimizer (.optimizer"),
+     "but got StepLR; for a learning-rate scheduler or a wrapper, pass its optimizer (.optimizer"),
     (prune(torch.optim.LBFGS), NotImplementedError, "LBFGS is LBFGS, whose history mixes all par"),
-    (prune(flat), NotImplementedError, "SGD.held is a tensor of shape [299] without a"),
-    (prune(named), NotImplementedError, "SGD.held['0'] is a tensor of shape [8, 2, 3] without a"),
-    (prune(shadow), NotImplementedError, "SGD.held is a Shadow that holds parameters or their"),
+    (prune(flat), NotImplementedError, "SGD.held is a tensor of shape [299] that belongs to no"),
+    (prune(named), NotImplementedError, "SGD.held['0'] is a tensor of shape [8, 2, 3] that belong"),
+    (prune(shadow), NotImplementedError, "SGD.held is of type Shadow and references parameters"),
     (prune(with_attribute(lambda params: {id(p): 0 for p in params})), NotImplementedError,
-     "SGD.held is a int that holds parameters"),
-    (prune(coded), NotImplementedError, "SGD.held['m'] of '0.weight' is a Codes without sin"),
-    (schedule(coded), NotImplementedError, "a Codes without single entries, which cannot be"),
-    (prune(projected), NotImplementedError, "SGD.held['at'] is a Projector that holds parameters"),
+     "SGD.held is of type int and references parameters"),
+    (prune(coded), NotImplementedError, "SGD.held['m'] of '0.weight' is a Codes that does"),
+    (schedule(coded), NotImplementedError, "a Codes that does not store one entry per weight"),
+    (prune(projected), NotImplementedError, "SGD.held['at'] is of type Projector and references"),
     (prune(replaced), NotImplementedError, "or their state, which cannot be followed; train with"),
     (prune(hooked), NotImplementedError, "SGD._optimizer_step_post_hooks["),
-    (prune_hooked, NotImplementedError, "] is a function that holds parameters or their state"),
-    (prune(Wrapper), NotImplementedError, "followed; give its .optimizer, which keeps all the"),
+    (prune_hooked, NotImplementedError, "] is of type function and references parameters"),
+    (prune(Wrapper), NotImplementedError, "followed; pass its .optimizer, which keeps all the"),
     (prune(lambda params: Wrapper(params, Shadow(params))), NotImplementedError,
-     "holds parameters or their state, which cannot be followed; train with an elementwise"),
-    (prune(with_attribute(masters)), ValueError, "holds a parameter that is not the model's"),
+     "references parameters or their state, which cannot be followed; train with an elementwise"),
+    (prune(with_attribute(masters)), ValueError, "a parameter that does not belong to the model"),
     (schedule(with_attribute(masters)), NotImplementedError,
      "SGD.held[0][0] is trained in place of '0.values'"),
     (schedule(with_attribute(lambda params: [torch.optim.LBFGS(params)])), NotImplementedError,
      "SGD.held[0] is LBFGS, whose history"),
-    (schedule(flat), NotImplementedError, "SGD.held is a tensor of shape [69] without a para"),
-    (schedule(shadow), NotImplementedError, "SGD.held is a Shadow that holds parameters or their"),
+    (schedule(flat), NotImplementedError, "SGD.held is a tensor of shape [69] that belongs to no"),
+    (schedule(shadow), NotImplementedError, "SGD.held is of type Shadow and references parameters"),
 )  # fmt: skip
 
 
@@ -149,6 +149,6 @@ def test_a_state_that_the_first_step_made_is_refused_long_before_an_update() -> 
     optimizer = SGD(layer.parameters(), 0.1)
     dst = sc.DSTScheduler(layer, optimizer, update_every=5, end_step=9)
     optimizer.state[layer.values]["m"] = Codes(layer.values.shape)
-    with pytest.raises(NotImplementedError, match="is a Codes without single"):
+    with pytest.raises(NotImplementedError, match="is a Codes that does not store one"):
         dst.step()
     assert dst.step_count == 0

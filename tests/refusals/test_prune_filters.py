@@ -107,16 +107,16 @@ test_arguments = refusals(
      "shape (2, 12): in 2 (Linear): mat1 and mat2"),
     (call(x=X[0]), ValueError, "0: it must get a batch of series (N, C, L), but got (2, 12)"),
     (lambda: keep_filters("resnet", X, {}), TypeError, "model must be an nn.Module"),
-    (call(optimizer=sgd(network())), ValueError, "holds a parameter that is not the model's"),
+    (call(optimizer=sgd(network())), ValueError, "a parameter that does not belong to the model"),
     (call(optimizer=sgd(network()), equivalent=True), ValueError, "omit optimizer, and build a"),
-    (call(**adafactor()), ValueError, "'row_var'] of '0.weight' must have its shape [8, 2,"),
+    (call(**adafactor()), ValueError, "'row_var'] of '0.weight' must have the parameter's shape"),
 )  # fmt: skip
 
 test_models = refusals(
     (call(shared()), ValueError, "1: it shares a parameter with '2'"),
-    (call(torch.compile(network(), backend="eager")), ValueError, "prune its _orig_mod"),
+    (call(torch.compile(network(), backend="eager")), ValueError, "prune its ._orig_mod"),
     (call(torch.jit.trace(network(), X), (X, Y)), ValueError,
-     "'it' is a TopLevelTracedModule of TorchScript; prune the model before torch.jit.trace or"),
+     "but the model is a TopLevelTracedModule of TorchScript; prune the model before torch.jit"),
     (call(network(prune.l1_unstructured(nn.Conv1d(8, 8, 1), "weight", 2))), ValueError,
      "1: its 'weight' is computed from other parameters; undo that first (torch.nn.utils.prune"),
     (call(nn.Sequential(nn.Conv1d(2, 8, 3), nn.Linear(10, 4))), ValueError,
