@@ -26,9 +26,9 @@ class Layer:
 
     Attributes:
         module: a convolution, ``nn.Linear``, or a batch, instance or group norm.
-        outputs, inputs: int64, the unit of each channel, ``FIXED`` if it stays.
-        samples: the number of output positions for one series; of a transposed convolution, of
-            input positions.
+        outputs, inputs: int64, the unit of each channel, or ``FIXED`` if the channel stays.
+        samples: the number of output positions for one series, or of input positions for a
+            transposed convolution.
     """
 
     module: nn.Module
@@ -113,9 +113,9 @@ class Channels:
         sets: sets of units that compete with each other.
         n_units: the number of units in all sets.
         other_macs: multiply-adds for one series outside the layers, counted as constant.
-        vectors: by name of another parameter or buffer, the units of its channels and the
-            dimension that counts them.
-        left: by layer name, the reason why it keeps filters in any case.
+        vectors: for each other parameter or buffer, by name, the units of its channels and their
+            dimension.
+        left: by layer name, the reason why the layer keeps filters in any case.
     """
 
     layers: Mapping[str, Layer]
@@ -184,7 +184,7 @@ class Numbers:
 
     def __init__(self) -> None:
         self.parent = [0]  # a disjoint-set forest; the root of a set is its least number
-        self.reasons = {0: "its channels meet zeros that the code puts next to them"}  # by root
+        self.reasons = {0: "the code puts zeros next to its channels"}  # by root
         # By id: numbers, their dimension, and the tensor, held so that its id is not reused.
         self.tensors: dict[int, tuple[Tensor, int, Tensor]] = {}
 

@@ -21,7 +21,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 EPS = 1e-2  # the default of DSP
 LOGITS = (
     "Jacobian expected a model that returns log-probabilities, because its loss is nll_loss, but "
-    "the exponentials of the outputs do not sum to 1; for logits pass loss=F.cross_entropy"
+    "the exponentials of the outputs do not sum to 1; for logits, pass loss=F.cross_entropy"
 )
 LOSS = "Jacobian expected loss to be a function of the outputs and labels that returns one scalar"
 
@@ -74,7 +74,7 @@ class Magnitude(Criterion):
     filters of other layers whose outputs are added to its own.
 
     Args:
-        p: the order of the norm, finite and at least 1; else ValueError.
+        p: the order of the norm, finite and at least 1; otherwise, ValueError is raised.
 
     Example:
         >>> Magnitude(p=1)
@@ -129,18 +129,19 @@ class WHC(Criterion):
 
 
 class Jacobian(Criterion):
-    """Score a filter by the sensitivity of the loss to it, with the interactions of its weights.
+    """Score a filter by the loss's sensitivity to it, with the interactions of its weights.
 
-    The parameters of a filter are its taps, its entry in BatchNorm and an input channel of the next
-    layers. For each layer and batch, the products of gradient and weight are summed, then squared.
-    The score is the sum of these squares; scores are compared across layers.
+    The parameters of a filter are its taps, its BatchNorm entry and the corresponding input channel
+    of each following layer. For each layer and batch, the products of gradient and weight are
+    summed, then squared. The score is the sum of these squares; scores are compared across layers.
 
     Args:
         data: ``(X, y)``, arrays of training series and class indices; or an iterable of batches
             ``(x, y)``, such as a ``DataLoader``.
         loss: a function of the model's output and the class indices that returns a scalar. The
             default expects log-probabilities; for logits, pass ``F.cross_entropy``.
-        batches: the largest number of batches. Arrays give batches of 64 series at equal distances.
+        batches: the maximum number of batches. From arrays, evenly spaced series are taken, in
+            batches of 64.
 
     Example:
         >>> Jacobian((torch.randn(8, 1, 30), torch.arange(8) % 2), loss=F.cross_entropy)
@@ -182,7 +183,7 @@ class Jacobian(Criterion):
                 except Exception as error:  # the loss may run any code
                     raise ValueError(
                         f"{LOSS}, but with outputs {tuple(out.shape)} and labels {tuple(y.shape)} "
-                        f"of {y.dtype} it fails or returns several (reduction='none'): {error}"
+                        f"of {y.dtype} it fails or returns a vector (reduction='none'): {error}"
                     ) from error
                 if not loss.requires_grad:
                     raise ValueError(
@@ -206,7 +207,7 @@ class DSP(Criterion):
 
     A filter's activation is its largest root mean square over time on any series. It is
     measured where the next layer reads the filter, after any pooling or depthwise layer. The score
-    is its ratio to the largest activation in the layer, or in the kernel group of a ``DSN``. If
+    is the ratio of this to the largest activation in the layer, or in a ``DSN``'s kernel group. If
     several layers read the filter, the largest ratio counts. Filters with a score of at most
     ``eps`` are removed, so no fraction is needed. To silence filters, train with
     ``InstanceSparsity``.

@@ -38,7 +38,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def train_but_norms(model: nn.Module) -> None:
-    """Put a model in train mode, except norms: they keep statistics, and accept single values."""
+    """Put a model in train mode except norms, which keep statistics and accept single values."""
     for module in model.train().modules():
         if isinstance(module, NORMS):
             module.eval()
@@ -107,7 +107,7 @@ def run_batch(model: nn.Module, x: Tensor, whole: int = BATCH) -> Any:
         if len(x) == 1 and isinstance(cause, IndexError):
             raise ValueError(
                 f"the model drops the axis of a batch of 1 series ({cause}); use squeeze(-1), "
-                "which keeps it, or give batches of 2 series or more (batch_size of 2 or more; for "
+                "which keeps it, or use batches of at least 2 series (batch_size of 2 or more; for "
                 "a DataLoader, whose last batch may be 1 series, drop_last=True)"
             ) from cause
         if 1 < len(x) != whole:
@@ -115,7 +115,7 @@ def run_batch(model: nn.Module, x: Tensor, whole: int = BATCH) -> Any:
                 model(x[torch.arange(whole) % len(x)])
                 error = RuntimeError(
                     f"the model takes batches of {whole} series, but the last batch has {len(x)}: "
-                    "choose a batch_size that divides the number of series, or make the model's "
+                    "choose a batch_size that divides the number of series, or create the model's "
                     "state for x.shape[0] series"
                 )
         raise error from cause
@@ -125,15 +125,15 @@ def for_model(owner: str, model: nn.Module, X: Any) -> Tensor:
     """Return series in the model's dtype, on their present device.
 
     Integers stay integers if the model has an ``nn.Embedding``. The networks of ``models`` also
-    accept series of one channel as ``(n_cases, n_timepoints)``.
+    accept single-channel series as ``(n_cases, n_timepoints)``.
     """
-    x = as_tensor(X, f"{owner}: expected X to hold real numbers")
+    x = as_tensor(X, f"{owner}: expected X to contain real numbers")
     if x.is_floating_point() or not has_codes(model):
         x = x.to(next(model.parameters(), torch.empty(0)).dtype)
     if not x.isfinite().all():
         cases = int((~x.isfinite()).reshape(len(x), -1).any(1).sum())
         raise ValueError(
-            f"{owner}: expected X to be finite, but {cases} of {len(x)} series hold missing "
+            f"{owner}: expected X to be finite, but {cases} of {len(x)} series contain missing "
             "values (NaN) or infinity; replace them, for example with numpy.nan_to_num(X)"
         )
     return x[:, None] if x.dim() == 2 and isinstance(model, Classifier) else x
@@ -145,7 +145,7 @@ def classes_of(criterion: str, y: Tensor, outputs: Tensor) -> Tensor:
     if found.shape != (n,) or not ((found >= 0) & (found < classes)).all():
         raise ValueError(
             f"{criterion} expected a class index from 0 to {classes - 1} for each series, but got "
-            f"{found}; numpy.unique(y, return_inverse=True)[1] gives indices"
+            f"{found}; use numpy.unique(y, return_inverse=True)[1]"
         )
     return found.to(outputs.device)
 
@@ -158,10 +158,10 @@ def batches_of(
     Integer labels become int64, which torch's losses expect.
 
     Args:
-        data: arrays ``(X, y)``, or an iterable of such batches. Where no labels are needed, also
-            ``X``, an array or a list of cases.
-        cases: the largest number of series to take from arrays, at equal distances because these
-            may be sorted by class.
+        data: arrays ``(X, y)``, or an iterable of such batches; if no labels are needed, also ``X``
+            alone, an array or a list of cases.
+        cases: the maximum number of series to take from arrays, evenly spaced because arrays may be
+            sorted by class.
         labels: whether labels are needed; if not, None takes their place.
 
     Raises:
@@ -176,7 +176,7 @@ def batches_of(
                 data = as_tensor(data, "")
     if isinstance(data, tuple) or hasattr(data, "shape"):
         given = data if isinstance(data, tuple) else (data,)
-        expectation = f"{criterion}: expected X and y to hold real numbers"
+        expectation = f"{criterion}: expected X and y to contain real numbers"
         arrays = [as_tensor(x, expectation) for x in given]
         if len({len(array) for array in arrays}) > 1:
             shapes = [tuple(array.shape) for array in arrays]
@@ -194,20 +194,20 @@ def batches_of(
         if alone and x.dim() < 3:
             raise ValueError(
                 f"{criterion} expected batches, but got a single series {tuple(x.shape)}; for a "
-                "Dataset, give DataLoader(dataset, batch_size=64)"
+                "Dataset, pass DataLoader(dataset, batch_size=64)"
             )
         if labels and not rest:
             raise ValueError(f"{criterion} expected batches (x, y), but the labels y are missing")
         if len(x):
             empty = False
-            y = as_tensor(rest[0], f"{criterion}: expected y to hold numbers") if labels else None
+            y = as_tensor(rest[0], f"{criterion}: expected numbers in y") if labels else None
             if y is not None:
                 y = y.to(device, y.dtype if y.is_floating_point() else torch.int64)
             yield x, y
     if empty:
-        why = "an iterator is empty after one pass: give a list or a DataLoader"
+        why = "an iterator is empty after one pass: pass a list or a DataLoader"
         if getattr(data, "drop_last", False):
             why = f"drop_last=True omits a batch of fewer than {data.batch_size} series"
         raise ValueError(
-            f"{criterion} expected at least one series, but the data hold none ({why})"
+            f"{criterion} expected at least one series, but the data contain none ({why})"
         )

@@ -18,7 +18,7 @@ WIDEST = 8192  # inputs of a layer with a decompressor, a square matrix of this 
 
 
 class Mix(nn.Module):
-    """Mix channels by a matrix, which at first selects some or puts zeros between them.
+    """Mix channels with a matrix, which at first selects some or inserts zeros between them.
 
     Args:
         start: the first matrix, ``(outputs, inputs)``.
@@ -78,7 +78,7 @@ def merge(model: nn.Module) -> nn.Module:
     """Return a copy of a model with each compressor and decompressor merged into its layer.
 
     Args:
-        model: the fine-tuned model of ``prune_filters(..., equivalent=True)``. Another module is
+        model: the fine-tuned model of ``prune_filters(..., equivalent=True)``. Any other module is
             only copied.
 
     Raises:
@@ -108,9 +108,9 @@ def has_pairs(model: nn.Module) -> bool:
 # The paper puts the compressor after BatchNorm. Before it, the same functions can be learned, and
 # BatchNorm stays.
 def with_pairs(model: nn.Module, channels: Channels, kept: Tensor) -> tuple[str, ...]:
-    """Put compressors and decompressors into a model, and remove the filters without such a pair.
+    """Put compressors and decompressors into a model; remove the filters that have no such pair.
 
-    The model changes in place. Return the names of the layers of filters without a pair.
+    The model changes in place. Return the names of the layers whose filters have no pair.
     """
     pruned = [group for group in channels.sets if not kept[group.units].all()]
     owner = torch.full((channels.n_units + 1,), -1)  # by unit, its paired set; FIXED finds the last
@@ -121,8 +121,8 @@ def with_pairs(model: nn.Module, channels: Channels, kept: Tensor) -> tuple[str,
     if pruned and not spared.any():
         raise ValueError(
             "equivalent pruning needs nn.Conv1d or nn.Linear on both sides of removed filters, but "
-            "all are next to sparse, grouped, depthwise, hooked, frozen or very wide layers; omit "
-            "equivalent=True, or prune before layers become sparse, hooked or frozen"
+            "all filters are next to sparse, grouped, depthwise, hooked, frozen or very wide "
+            "layers; omit equivalent=True, or prune before layers become sparse, hooked or frozen"
         )
     remove(model, channels, kept, spared)
     successors: dict[nn.Module, nn.Module] = {}

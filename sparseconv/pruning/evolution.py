@@ -18,7 +18,7 @@ from sparseconv.pruning.surgery import mask
 
 
 class Evolutionary(Criterion):
-    """Search, layer by layer, for the filters whose removal costs least.
+    """Search, layer by layer, for the filters whose removal costs the least accuracy.
 
     For each layer or branch, NSGA-II searches for sets of filters with few errors on training
     series and few weights. The smallest set whose error is at most ``tolerance`` above that of the
@@ -28,7 +28,7 @@ class Evolutionary(Criterion):
     Args:
         data: as in ``Jacobian``.
         tolerance: the share of errors that all layers together may add, in [0, 1].
-        cases: the largest number of series to evaluate; arrays give series at equal distances.
+        cases: the maximum number of series to evaluate; from arrays, evenly spaced ones are taken.
         population: the number of sets of filters in a generation, at least 2.
 
     Raises:

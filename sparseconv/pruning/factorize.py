@@ -1,4 +1,4 @@
-"""Replace convolutions by factors of low rank, some of which layers share."""
+"""Replace convolutions with low-rank factors, some of which layers share."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ Factors = tuple[Tensor, Tensor]
 
 
 class Factorized(NamedTuple):
-    """Hold the factorized model and the report."""
+    """Contain the factorized model and the report."""
 
     model: nn.Module
     report: FactorizationReport
@@ -70,30 +70,30 @@ def factorize(
     rank: int | None = None,
     parameter_compression: float | None = None,
 ) -> Factorized:
-    """Copy a model and replace convolutions by two smaller ones each, of which layers share one.
+    """Copy a model and replace each convolution with two smaller ones, one of which layers share.
 
     A layer with a weight ``(O, I, K)`` becomes a ``Sequential`` of two. ``taps`` has K taps,
     ``rank`` output channels and the layer's options; ``pointwise`` is a 1x1 convolution to O
     channels. Let U and V be their weights, r the rank, and n = 1 .. N the layers of a set:
 
-    - ``"left"``: ``W^n ~ U V^n``, one module ``taps`` in all layers; ``r (I K + N O)`` weights.
-    - ``"right"``: ``W^n ~ U^n V``, one module ``pointwise`` in all; ``r (N I K + O)`` weights.
+    - ``"left"``: ``W^n ~ U V^n``, the same ``taps`` in all layers; ``r (I K + N O)`` weights.
+    - ``"right"``: ``W^n ~ U^n V``, the same ``pointwise`` in all; ``r (N I K + O)`` weights.
     - ``"both"``: ``W^n ~ U^n V + U V^n``, a ``Sum`` of both; ``r (N + 1) (I K + O)`` weights. It
       starts with the better of the two, then fits each 30 times to the residual of the other.
-    - ``"svd"``: ``W ~ U V``, every layer alone; ``r (I K + O)`` weights.
+    - ``"svd"``: ``W ~ U V``, each layer separately; ``r (I K + O)`` weights.
 
-    The squared error of the weights is the smallest for the rank. With ``"both"`` it falls in every
-    step, perhaps to a local minimum. Fine-tune the copy with a new optimizer. Code that reads a
-    replaced layer's ``weight`` raises an error.
+    The squared error of the weights is the smallest possible for the rank. With ``"both"``, it
+    decreases in every step, possibly to a local minimum. Fine-tune the copy with a new optimizer.
+    Code that reads a replaced layer's ``weight`` raises an error.
 
     Args:
         model: any module, before ``torch.compile``; it is left unchanged.
         example_input: the input for ``report.measure()``.
         layers: sets of names of ``nn.Conv1d`` layers of equal shape and options. By default, all
-            equal layers form a set if several exist and get smaller (for ``"svd"``, each).
+            equal layers form a set if there are several and they get smaller (for ``"svd"``, each).
         rank: the rank r of every set.
-        parameter_compression: instead of a rank, the least ratio of parameters before to after in
-            each set.
+        parameter_compression: instead of a rank, the minimum ratio of parameters before to after
+            in each set.
 
     Raises:
         TypeError, ValueError: a set has unequal or too few layers, or one of another class, with
@@ -143,7 +143,7 @@ def factorize(
             if layers is None and parameters.after >= parameters.before:
                 raise ValueError(
                     f"rank {r} turns {parameters.before} parameters into {parameters.after}; "
-                    "give a lower rank"
+                    "choose a lower rank"
                 )
         except ValueError as error:
             if layers is not None:
@@ -292,9 +292,9 @@ def _sets(
         )
         reason = next(filter(None, reasons), None)
         if reason is None and (not names or (len(names) == 1) != (method == "svd")):
-            reason = f"{method!r} expects several equal layers in a set, and 'svd' one"
+            reason = f"{method!r} expects several equal layers in a set, and 'svd' a single layer"
             reason = (
-                "no other layer has its shape and options; method='svd' accepts it alone"
+                "no other layer has its shape and options; method='svd' accepts single layers"
                 if searched
                 else reason
             )
@@ -326,7 +326,7 @@ def _obstacle(
     if hooks_of(layer):
         return "has hooks, which would be lost; remove them first"
     if len(owners[id(layer.weight)]) > 1:
-        return f"shares its weight: {owners[id(layer.weight)]} hold it; give each its own weight"
+        return f"shares its weight ({owners[id(layer.weight)]}); give each layer a separate weight"
     if layer in outside:
-        return f"is also held by {outside[layer]}, where it cannot be replaced; delete that"
+        return f"is also referenced by {outside[layer]}, where it cannot be replaced; delete that"
     return None

@@ -22,11 +22,11 @@ from sparseconv.pruning.surgery import remove, successor
 from sparseconv.pruning.tracing import trace
 from sparseconv.pruning.verification import removed_wrongly
 
-NUMBERS = "must be a list of ints, the numbers of those to keep (for a mask: mask.nonzero()[:, 0])"
+NUMBERS = "must be a list of ints, the indices to keep (for a mask: mask.nonzero()[:, 0])"
 
 
 class PrunedFilters(NamedTuple):
-    """Hold the smaller model and the report."""
+    """Contain the smaller model and the report."""
 
     model: nn.Module
     report: PruningReport
@@ -45,7 +45,7 @@ def prune_filters(
     equivalent: bool = False,
     optimizer: torch.optim.Optimizer | None = None,
 ) -> PrunedFilters:
-    """Remove whole filters, with all that belongs to them, from a copy of a model.
+    """Remove whole filters, and everything that belongs to them, from a copy of a model.
 
     A filter is removed with its entry in BatchNorm, its taps in a depthwise layer, and the input
     channel of each layer that reads it. Filters whose outputs are added are removed together. One
@@ -58,19 +58,20 @@ def prune_filters(
 
     The result is verified with random weights: it must compute the same as the model with the
     removed channels masked. Random series replace a constant example. If the model runs in train
-    mode, with norms in eval mode, that is verified too. If the model draws random numbers from a
+    mode, with norms in eval mode, that is also verified. If the model draws random numbers from a
     source other than torch, train mode is only checked to run; outputs are not compared.
 
     Args:
         model: any module; it is left unchanged. ``nn.Conv1d``, ``nn.ConvTranspose1d``,
             ``SparseConv1d`` and ``nn.Linear`` lose filters, as do subclasses that compute the same
             for each channel. Norms (batch, instance, group) and scales of channels lose entries. A
-            ``SparseConv1d`` in blocks that loses channels gets single weights.
+            ``SparseConv1d`` with blocks that loses channels switches to single weights.
         example_input: a tensor or an array ``(N, C, L)``, or a tuple of the model's arguments.
         criterion: ``DSP``, ``WHC``, ``HC``, ``Magnitude``, ``Jacobian`` or ``Evolutionary``.
-        fraction: the share of filters to remove, in [0, 1), from each layer, or from all together
-            if the criterion compares layers (``Jacobian``). Filters removed together count once.
-        target_macs: instead of a fraction, the largest number of multiply-adds for one series. The
+        fraction: the share of filters to remove, in [0, 1), from each layer, or from all layers
+            together if the criterion compares them (``Jacobian``). Filters removed together count
+            as one.
+        target_macs: instead of a fraction, the maximum number of multiply-adds for one series. The
             fewest filters that reach it are removed.
         steps: the number of equal steps, each with new scores, in which filters are removed.
         ignore: names of modules that keep all their channels, as do the layers inside them.
@@ -78,16 +79,17 @@ def prune_filters(
             fine-tuning: a compressor after each layer that loses filters, and a decompressor before
             each that reads them. ``report.merge()`` then returns the model in its pruned shape.
         optimizer: an optimizer of the model's parameters. ``report.optimizer`` is its successor,
-            with the state of the kept weights, also in optimizers that it holds (SAM, Lookahead).
+            with the state of the kept weights, including that of wrapped optimizers (SAM,
+            Lookahead).
             For a learning-rate scheduler, set ``scheduler.optimizer = report.optimizer``.
 
     Raises:
         TypeError, ValueError: an argument is out of range; the target is out of reach; there is
-            nothing to remove, or with ``equivalent`` no place for a compressor; the model's outputs
+            nothing to remove, or with ``equivalent`` no layer for a compressor; the model's outputs
             change between runs in eval mode, except by torch's random numbers; an output is not a
             tensor (alone or in tuples, lists, dicts or dataclasses) or a constant.
-        NotImplementedError: the optimizer has state that cannot follow, or the model runs, but its
-            channels cannot be followed.
+        NotImplementedError: the optimizer has state that cannot be cut to the kept weights, or the
+            model runs, but its channels cannot be followed.
         RuntimeError: the model cannot take ``example_input``; this is torch's error.
 
     Example:
@@ -106,15 +108,15 @@ def prune_filters(
         known = {x.__name__.lower(): x.__name__ for x in Criterion.__subclasses__()}
         advice = f"; call it: {known[named.lower()]}()" if named.lower() in known else ""
         raise TypeError(
-            "criterion must be one of sparseconv.pruning, for example WHC(), but got "
+            "criterion must be a Criterion from sparseconv.pruning, for example WHC(), but got "
             f"{criterion!r}{advice}"
         )
     fraction, target_macs = checked_target(criterion, fraction, target_macs)
     steps = count("steps", steps)
     if equivalent and optimizer is not None:
         raise ValueError(
-            "equivalent pruning changes what the parameters mean; omit optimizer, and build a new "
-            "one afterwards"
+            "equivalent pruning changes what the parameters mean; do not pass optimizer, and build "
+            "a new one afterwards"
         )
     work, channels, arguments = _traced(model, example_input, ignore)
     holdings = None if optimizer is None else Holdings(optimizer)
@@ -161,7 +163,7 @@ def _traced(
     ignore = [ignore] if isinstance(ignore, str) else list(ignore)
     check_not_wrapped(model, "prune")
     if has_pairs(model):
-        raise ValueError("the model holds compressors; first call sparseconv.pruning.merge(model)")
+        raise ValueError("the model contains compressors; call sparseconv.pruning.merge(model)")
     work = deepcopy_model(model)
     return work, trace(work, arguments, ignore), arguments
 
@@ -179,8 +181,8 @@ def keep_filters(
     Args:
         model, example_input, ignore: as in ``prune_filters``.
         filters: by layer name, the output channels to keep, as ints or an array; tied layers must
-            agree. ``{x.name: x.kept for x in report.layers}`` gives a new model the shape of the
-            pruned one, so that it can load its state dict.
+            agree. With ``{x.name: x.kept for x in report.layers}``, a new model gets the shape of
+            the pruned one, so that it can load the pruned model's state dict.
 
     Raises:
         TypeError, ValueError: as in ``prune_filters``; a layer lacks one of the channels; tied

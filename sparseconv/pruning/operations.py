@@ -1,8 +1,8 @@
 """Follow channels through operations: most are tried, some have a rule in ``RULES``.
 
-An operation is followed if some channels alone give the same results as they do among all
-(``tried``). Rules come first, for operations that move or divide channels. A rule is a function of
-a ``Call`` that assigns the channels of the outputs and returns whether it could.
+An operation is followed if applying it to some of the channels yields the corresponding part of its
+results (``tried``). Rules come first, for operations that move or divide channels. A rule is a
+function of a ``Call`` that assigns the channels of the outputs and returns whether it succeeded.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Call:
         self.shapes = {key: x.shape for key, x in self.tensors.items()}
 
     def follow(self) -> None:
-        """Find the channels of the outputs, or else fill ``fixed``."""
+        """Find the channels of the outputs; if this fails, fill ``fixed``."""
         with warnings.catch_warnings(action="ignore"):  # the operation itself has warned already
             for way in (RULES.get(self.name), tried if self.outputs else None):
                 # A way may fail under vmap, or because the operation refuses other arguments.
@@ -72,7 +72,7 @@ class Call:
 
 
 def tried(call: Call) -> bool:
-    """Follow an operation if some channels give the same results without the others."""
+    """Follow an operation if some channels yield the same results without the others."""
     numbers, by_count = call.numbers, dict[int, list[Tensor]]()
     for x in call.inputs:
         by_count.setdefault(len(numbers[x][0]), []).append(x)
@@ -165,7 +165,7 @@ def moves(call: Call) -> bool:
         return False  # it may be an index that depends on the channels
 
     def numbered(x: Tensor) -> Tensor:
-        """Give each sample its channel's number, or one that stays in an unfollowed tensor."""
+        """Number each sample by its channel; in an unfollowed tensor, use a number that stays."""
         if id(x) not in data:
             return x
         if not x.numel():

@@ -109,7 +109,7 @@ class FactorizedSet(Change):
     Attributes:
         name, parameters, macs, times: as in ``Change``.
         rank: the number of channels between the two convolutions.
-        relative_error: the Frobenius norm of the change of all weights, divided by that of the
+        relative_error: the Frobenius norm of the change in all weights, divided by that of the
             weights.
     """
 
@@ -164,15 +164,16 @@ class SmallerNetwork(ChangeReport):
         rounds: int = ROUNDS,
         least_seconds: float = LEAST_SECONDS,
     ) -> Self:
-        """Time the layers and the whole model, before and after interleaved; return a new report.
+        """Time the layers and the whole model before and after, interleaved; return a new report.
 
         Copies of both networks run in eval mode on torch's threads, with their current weights and
         merged compressors.
 
         Args:
             example_input: a tensor ``(N, C, L)``, or a tuple of the model's arguments, whose first
-                tensor holds the batch. By default, the input given before is used.
-            training: whether to time a training step (forward and backward) too.
+                tensor contains the batch. By default, the ``example_input`` of the first call is
+                used.
+            training: whether to also time a training step (forward and backward).
             rounds, least_seconds: as in ``profile``, with the same errors.
         """
         stopwatch = Stopwatch(training, rounds, least_seconds)
@@ -210,8 +211,8 @@ def _runs(
     for call in chain(*(found for layer, found in calls.items() if isinstance(layer, nn.Conv1d))):
         if call.input.dim() != 3:
             raise ValueError(
-                f"expected a batch (N, C, L) for each layer, but one gets {call.input.shape}; give "
-                "a batch as example_input"
+                f"expected a batch (N, C, L) for each layer, but one receives {call.input.shape}; "
+                "pass a batch as example_input"
             )
     return {
         name: [
@@ -239,7 +240,7 @@ class PruningReport(SmallerNetwork):
         layers: a ``LayerChange`` for each layer, in the order of computation.
         optimizer: the successor of the given optimizer.
         scores: the last score of each unit of filters.
-        threshold: the threshold of a graded criterion, such as ``DSP``, else None.
+        threshold: the threshold of a graded criterion, such as ``DSP``, or None.
         unpaired: with ``equivalent=True``, the layers that lost filters without a compressor.
         left: by layer name, the reason why some or all filters stay in any case.
 

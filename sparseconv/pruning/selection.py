@@ -49,8 +49,8 @@ def select_in_steps(
         of_all = isinstance(scores, Tensor) and scores.shape == kept.shape
         if not of_all or not scores.isfinite().all():
             raise ValueError(
-                f"{criterion!r} must give a finite score for each of {len(kept)} units "
-                f"(channels.n_units), but gave {scores}; check the weights and the data"
+                f"{criterion!r} must return a finite score for each of {len(kept)} units "
+                f"(channels.n_units), but returned {scores}; check the weights and the data"
             )
         last = scores.where(kept, last.to(scores))  # a removed unit keeps its last score
         selection = _Selection(channels, criterion.everywhere, kept, scores)

@@ -1,4 +1,4 @@
-"""Silence the filters that a series does not need, by the loss of dynamic structured pruning."""
+"""Silence the filters that a series does not need with the loss of dynamic structured pruning."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PUBLISHED_WEIGHT, PUBLISHED_BATCH = 2e-5, 64  # for LITE; for other networks non
 
 
 class Stage(NamedTuple):
-    """Name a module whose output shall become sparse.
+    """Name a module whose output should become sparse.
 
     ``weight`` is its weight in the loss. Only the first ``channels`` count; by default, all do.
     """
@@ -41,7 +41,8 @@ class InstanceSparsity:
         stages: a ``Stage`` or a name for each module, whose output is ``(N, C, L)``. By default,
             these are the ``published_stages``.
         weight: the weight of the whole loss, at least 0. 2e-5 is published for LITE and batches of
-            64. For batches of B, multiply it by 64 / B: it weighs a sum, which is added to a mean.
+            64. For batches of B, multiply it by 64 / B, because it weights a sum that is added to a
+            mean.
 
     Example:
         >>> from sparseconv.models import LITE
@@ -103,7 +104,7 @@ class InstanceSparsity:
         if not self._terms:
             raise RuntimeError(
                 "expected a forward pass before the loss, but no stage ran; inside the with block, "
-                "first call the model that was given to InstanceSparsity, in train mode"
+                "first call the model that was passed to InstanceSparsity, in train mode"
             )
         loss = self.weight * torch.stack(self._terms).sum()
         self._terms.clear()
@@ -132,6 +133,6 @@ def published_stages(model: nn.Module) -> list[Stage]:
                 stages[-1] = Stage(f"blocks.{i}")  # the shortcut is added after the last module
         return stages
     raise ValueError(
-        f"no stages are published for {type(model).__name__}; name in stages the modules "
-        "whose outputs shall be sparse, for example the ReLUs"
+        f"no stages are published for {type(model).__name__}; in stages, name the modules "
+        "whose outputs should be sparse, for example the ReLUs"
     )

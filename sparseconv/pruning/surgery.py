@@ -25,7 +25,7 @@ def successor(
     """Return an optimizer of the pruned model's parameters, with the state of the old one.
 
     Args:
-        cuts: the result of ``remove``; state of a parameter's shape is cut in the same way.
+        cuts: the result of ``remove``; state with a parameter's shape is cut in the same way.
     """
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     after = dict(pruned.named_parameters())

@@ -2,8 +2,8 @@
 
 Every channel of every tensor has a number. An operation that adds two tensors unites their numbers,
 and one that moves data moves the numbers. So residual connections, concatenation, groups and
-depthwise layers need no special rules. Channels stay if something that they meet cannot be
-followed; ``Channels.left`` gives the reason.
+depthwise layers need no special rules. Channels stay if an operation that uses them cannot be
+followed; ``Channels.left`` contains the reason.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ UNDO = "torch.nn.utils.prune.remove, parametrize.remove_parametrizations, remove
 
 
 def trace(model: nn.Module, arguments: tuple[Any, ...], ignore: Iterable[str] = ()) -> Channels:
-    """Follow the channels of a network from its inputs to its outputs, as it runs in eval mode.
+    """Follow the channels of a network from its inputs to its outputs while it runs in eval mode.
 
     Args:
         model: left unchanged. It runs again in train mode if eval mode does not call all layers.
@@ -63,8 +63,9 @@ def trace(model: nn.Module, arguments: tuple[Any, ...], ignore: Iterable[str] = 
             place = tracer.running[-1] if tracer.running else ""
             kind = type(model.get_submodule(place)).__name__
             raise NotImplementedError(
-                f"the model runs, but its channels cannot be followed in {place or 'itself'} "
-                f"({kind}): {type(error).__name__}: {error}; prune a model without that part"
+                "the model runs, but its channels cannot be followed in "
+                f"{place or 'the model itself'} ({kind}): {type(error).__name__}: {error}; remove "
+                "that part before pruning"
             ) from error
         tracer.numbers.fix("the model returns its channels", *output_tensors(out))
         tracer.run_idle(arguments)
@@ -81,16 +82,16 @@ def output_tensors(out: Any) -> list[Tensor]:
         elif is_dataclass(leaf) and not isinstance(leaf, type):
             found += output_tensors([getattr(leaf, field.name) for field in fields(leaf)])
         elif not isinstance(leaf, Number | str | NoneType):
-            raise ValueError(f"{expected}, but its output holds a {type(leaf).__name__}")
+            raise ValueError(f"{expected}, but its output contains a {type(leaf).__name__}")
     if not found:
-        raise ValueError(f"{expected}, but returned {type(out).__name__} without any")
+        raise ValueError(f"{expected}, but the returned {type(out).__name__} contains none")
     return found
 
 
 def kept_modules(model: nn.Module, ignore: Iterable[str]) -> dict[nn.Module, str]:
     """Return the modules that keep all channels, each with the reason.
 
-    They are named in ``ignore`` or lie in such a module, or have computed or shared parameters.
+    They are named in ``ignore`` or inside such a module, or have computed or shared parameters.
     """
     kept: dict[nn.Module, str] = {}
     for module in model.modules():
@@ -105,7 +106,9 @@ def kept_modules(model: nn.Module, ignore: Iterable[str]) -> dict[nn.Module, str
     modules = dict(model.named_modules(remove_duplicate=False))  # a shared module by each name
     for name in ignore:
         if name not in modules:
-            raise ValueError(f"ignore must hold names from model.named_modules(), but got {name!r}")
+            raise ValueError(
+                f"ignore must contain names from model.named_modules(), but got {name!r}"
+            )
         kept |= dict.fromkeys(modules[name].modules(), "it is named in ignore")
     return kept
 
@@ -179,7 +182,7 @@ class _Tracer(TorchFunctionMode):
             return
         if (why := why or _unlike(module, given, output)) is not None:
             self.left[name] = why
-            self.numbers.fix(f"its channels meet {name!r}: {why}", *given)
+            self.numbers.fix(f"its channels are used by {name!r}: {why}", *given)
             self.stop(f"{name!r} ({why})", output)
             return
         x, channel_dim = given[0], -1 if isinstance(module, nn.Linear) else 1
@@ -187,12 +190,15 @@ class _Tracer(TorchFunctionMode):
         known = self.numbers.get(x)
         if known is None or known[1] != dim:
             if (other := self.numbers.free(x)) is not None:
-                why = f"its input has channels in dimension {other[1]}, but it reads them in {dim}"
+                why = (
+                    f"its input has channels in dimension {other[1]}, but it reads them in "
+                    f"dimension {dim}"
+                )
                 self.left[name] = why
                 if channel_dim == -1:
                     self.numbers.follow(output, *other)
                 else:
-                    self.numbers.fix(f"its channels meet {name!r}: {why}", x)
+                    self.numbers.fix(f"its channels are used by {name!r}: {why}", x)
                 return
             known = self.numbers.new(x.shape[dim], "it has a filter for each channel that stays"), 0
         # Channels.macs counts these, so they must not be among the others.
@@ -211,7 +217,7 @@ class _Tracer(TorchFunctionMode):
         self.layers[name] = Layer(module, outputs, inputs, samples)
         self.numbers.follow(output, outputs, dim)
         if len(outputs) == 1:
-            self.numbers.fix("each layer keeps a filter", output)
+            self.numbers.fix("each layer keeps at least one filter", output)
 
     def tie(self, module: nn.Module, inputs: Tensor, outputs: Tensor) -> None:
         """Unite the channels that groups tie; a depthwise layer ties outputs to inputs."""
@@ -248,7 +254,9 @@ class _Tracer(TorchFunctionMode):
         if call.fixed:
             place = self.place(call.name)
             met = f"{place} and results of {cause}" if cause else place
-            self.numbers.fix(f"its channels meet {met}, which cannot be followed", *call.fixed)
+            self.numbers.fix(
+                f"its channels are used by {met}, which cannot be followed", *call.fixed
+            )
             cause = cause or place
         if cause:
             self.stop(cause, call.fixed, call.outputs or args[:1])
@@ -256,14 +264,15 @@ class _Tracer(TorchFunctionMode):
         self.used |= call.tensors.keys()
         for key, x in call.tensors.items():
             if key in self.parts:
-                why = f"its parameters meet {self.place(call.name)}, which cannot be followed"
+                where = self.place(call.name)
+                why = f"its parameters are used by {where}, which cannot be followed"
                 self.left[self.parts[key]] = why
             elif self.numbers.get(x) is None:
                 self.own.pop(key, None)  # a parameter whose use is unknown
         return result
 
     def stop(self, cause: str, *tensors: Any) -> None:
-        """Note why these tensors are no longer followed."""
+        """Record why these tensors are no longer followed."""
         for x in tree_leaves(tensors):
             if isinstance(x, Tensor) and self.numbers.free(x) is None:
                 self.causes.setdefault(id(x), (cause, x))
@@ -287,8 +296,9 @@ class _Tracer(TorchFunctionMode):
     def run_idle(self, arguments: tuple[Any, ...]) -> None:
         """Keep the channels that are read, or may be read, by layers that eval mode did not call.
 
-        Train mode shows what they read, for example in a second head. Layers that it does not call
-        either may run for other inputs or random numbers, so channels of their widths stay.
+        Train mode shows what they read, for example in a second head. Layers that train mode does
+        not call either may run for other inputs or random numbers, so channels of their widths
+        stay.
         """
         idle = {
             name: module
@@ -299,7 +309,9 @@ class _Tracer(TorchFunctionMode):
         }
         if not idle:
             return
-        self.kept |= dict.fromkeys(idle.values(), "this example does not call it in eval mode")
+        self.kept |= dict.fromkeys(
+            idle.values(), "this example_input does not reach it in eval mode"
+        )
         train_but_norms(self.model)
         try:
             with keeping_buffers(self.model), SameDraws(), self:
@@ -307,17 +319,17 @@ class _Tracer(TorchFunctionMode):
         except Exception as error:  # the model's code may need targets
             self.running, self.inside = [], 0
             why = (
-                f"its channels may be read by {[*idle]}, which eval mode does not call, and "
-                f"train mode fails ({type(error).__name__}: {error}); name in ignore these modules "
-                "and what they read"
+                f"its channels may be read by {[*idle]}, which eval mode does not call, and the "
+                f"model fails in train mode ({type(error).__name__}: {error}); in ignore, name "
+                "these modules and those that they read from"
             )
             for _, _, x in [*self.numbers.tensors.values()]:
                 self.numbers.fix(why, x)
         for name, module in idle.items():
             if self.used & {name, *map(id, _own(module).values())}:
                 continue
-            self.kept[module] = "this example does not call it"
-            why = f"{name!r}, which this example does not call, may read or replace its channels"
+            self.kept[module] = "this example_input does not reach it"
+            why = f"this example_input does not reach {name!r}, which may use these channels"
             for numbers, _, _ in [*self.numbers.tensors.values()]:
                 if len(numbers) in _sizes(module):
                     self.numbers.fix_numbers(
@@ -376,12 +388,12 @@ def _unlike(module: nn.Module, given: list[Tensor], output: Any) -> str | None:
     if isinstance(module, nn.ConvTranspose1d) and not (
         groups == 1 or groups == module.in_channels == module.out_channels
     ):
-        return "it is a transposed convolution in groups"
+        return "it is a grouped transposed convolution"
     convolves = hasattr(module, "kernel_size")
     if convolves and given and given[0].dim() != 3:
-        return f"it must get a batch of series (N, C, L), but got {tuple(given[0].shape)}"
+        return f"it must receive a batch of series (N, C, L), but got {tuple(given[0].shape)}"
     dim = -1 if isinstance(module, nn.Linear) else 1
     shapes = [x.shape for x in (*given[:1], output) if isinstance(x, Tensor)]
     if tuple(shape[dim] for shape in shapes) != _widths(module):
-        return "it takes or returns something other than its base class does"
+        return "its input or output differs from that of its base class"
     return None

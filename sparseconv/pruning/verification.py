@@ -52,8 +52,8 @@ def removed_wrongly(
             break
     else:
         raise ValueError(
-            "expected the same outputs each time that the model runs on the same input, but random "
-            "numbers that are not torch's, or state that it keeps, change them, so nothing can be "
+            "expected the same outputs each time that the model runs on the same input, but its "
+            "state, or random numbers that are not torch's, change them, so nothing can be "
             "verified; make the model deterministic in eval mode"
         )
     failed = {}
@@ -63,7 +63,7 @@ def removed_wrongly(
         if (found := _difference(remove, model, arguments, channels, trial, repeats)) is None:
             so_far = trial
         else:
-            failed[group] = f"without some of its filters {found}: {RELIES}"
+            failed[group] = f"without some of its filters, {found}: {RELIES}"
     if not failed:
         raise ValueError(f"{why}: {ADVICE}")
     return failed
@@ -75,7 +75,7 @@ def _difference(
 ) -> str | None:  # fmt: skip
     for name, layer in channels.layers.items():
         if not kept_channels(layer.inputs, kept).any():
-            return f"{name!r} would read nothing"
+            return f"{name!r} would have no input channels"
     rng = torch.Generator().manual_seed(0)
 
     def varied(x: Tensor) -> Tensor:
@@ -95,7 +95,7 @@ def _difference(
 
 @contextmanager
 def _without_rounding() -> Iterator[None]:
-    """Compute in float32 where bfloat16 is set: it rounds blocks and single weights differently."""
+    """Compute in float32 if bfloat16 is set, which rounds blocks and single weights differently."""
     convolutions: Any = torch.backends.mkldnn.conv  # type: ignore[attr-defined]
     if (before := convolutions.fp32_precision) != "bf16":
         yield
@@ -126,7 +126,7 @@ def _unlike(
             return None
         if len(found) != len(expected) or not all(map(close, found, expected)):
             drawn = f" (perhaps due to random draws of {', '.join(sorted(unlike))})" * bool(unlike)
-            return f"the model computes something else{mode}{drawn}"
+            return f"the model computes different outputs{mode}{drawn}"
     return None
 
 
@@ -156,7 +156,7 @@ def _received(
 ) -> tuple[list[Tensor], set[str]]:  # fmt: skip
     """Run a model; return copies of the kept inputs of its layers, and of its outputs.
 
-    A layer may work in place, so they are copies. The second result is ``SameDraws.unlike``.
+    They are copies because a layer may work in place. The second result is ``SameDraws.unlike``.
     """
     found: list[Tensor] = []
 

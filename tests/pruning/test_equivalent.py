@@ -183,5 +183,5 @@ def test_layers_after_flatten_are_paired_up_to_a_width(monkeypatch: pytest.Monke
     monkeypatch.setattr("sparseconv.pruning.equivalent.WIDEST", 60)
     assert not sc.prune_filters(flat(), X, WHC(), fraction=0.5, equivalent=True).report.unpaired
     monkeypatch.setattr("sparseconv.pruning.equivalent.WIDEST", 59)
-    with pytest.raises(ValueError, match="on both sides of removed filters, but all are next"):
+    with pytest.raises(ValueError, match="on both sides of removed filters, but all filters"):
         sc.prune_filters(flat(), X, WHC(), fraction=0.5, equivalent=True)

@@ -185,7 +185,7 @@ def test_the_report_measures() -> None:
     assert set(measured.times) == {"inference", "training"}
     for shown in ("relative error", "speedup", "macs: ", "inference of the whole model: "):
         assert shown in str(measured)
-    with pytest.raises(ValueError, match=r"a batch \(N, C, L\) for each layer, but one gets"):
+    with pytest.raises(ValueError, match=r"a batch \(N, C, L\) for each layer, but one receives"):
         report.measure(x[0])
 
 
@@ -252,10 +252,10 @@ def test_all_sets_that_exist() -> None:
     assert report.left.keys() == {"other", "grouped", "sparse", "tiny", "tiny too"}
     assert (
         report.left["other"]
-        == "no other layer has its shape and options; method='svd' accepts it alone"
+        == "no other layer has its shape and options; method='svd' accepts single layers"
     )
     assert report.left["sparse"].startswith("it must be an nn.Conv1d, but is a SparseConv1d")
-    assert "rank 2 turns 6 parameters into 10; give a lower rank" in report.left["tiny"]
+    assert "rank 2 turns 6 parameters into 10; choose a lower rank" in report.left["tiny"]
     assert type(small["sparse"]) is sc.SparseConv1d
     assert all(name in str(report) for name in report.left)
     _, alone = sc.factorize(model, method="svd", rank=2)

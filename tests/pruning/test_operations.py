@@ -177,12 +177,12 @@ KEPT: dict[str, tuple[Operation, str]] = {
     }.items()},
     "hard view": (lambda x: x.view(4, 96), "does not run (RuntimeError: shape '[4, 96]' is"),
     "hard slice": (lambda x: x[:, 5:], "without some of its filters "),
-    "hard split": (lambda x: torch.cat(x.split(4, 1)[1:], 1), "filters the model does not run ("),
-    "width": (lambda x: x / x.shape[1], "the model computes something else: the code relies on"),
+    "hard split": (lambda x: torch.cat(x.split(4, 1)[1:], 1), "filters, the model does not run ("),
+    "width": (lambda x: x / x.shape[1], "the model computes different outputs: the code relies"),
     "one group": (nn.GroupNorm(1, 8), "it normalizes over all channels"),
-    "groups": (nn.ConvTranspose1d(8, 8, 2, groups=2), "it is a transposed convolution in groups"),
+    "groups": (nn.ConvTranspose1d(8, 8, 2, groups=2), "it is a grouped transposed convolution"),
     "unbatched": (nn.Sequential(Function(lambda x: x[0]), nn.Conv1d(8, 8, 1), Function(
-        lambda x: x.expand(4, 8, 12))), "it must get a batch of series (N, C, L), but got"),
+        lambda x: x.expand(4, 8, 12))), "it must receive a batch of series (N, C, L), but got"),
 }  # fmt: skip
 
 

@@ -80,7 +80,7 @@ def test_bottlenecks_of_an_ecg_network() -> None:
     )
     assert report.parameters.before == 13_364
     assert report.parameters.after <= 4_964  # without the squeeze and the shortcut
-    assert report.left["3.conv3.conv"].startswith("16 of them, because its channels meet zeros")
+    assert report.left["3.conv3.conv"].startswith("16 of them, because the code puts zeros")
 
 
 class Speaker(nn.Module):
@@ -227,14 +227,14 @@ TIED[1].weight = TIED[0].weight
     ("middle", "left", "reason"),
     [
         (Causal(8, 8, 3, dilation=2), [4, 4], None),
-        (Standardized(8, 8, 3), [8, 4], ("0", "the model computes something else")),
+        (Standardized(8, 8, 3), [8, 4], ("0", "the model computes different outputs")),
         (Query(), [8], ("0", "'multi_head_attention_forward' in 2 (Query, line ")),
         (Query(), [8], ("2.out_proj", "its parameters meet 'multi_head_attention_forward' in 2")),
         (Mixed(), [8, 8], ("2.conv", " and results of 'einsum' in 2 (Mixed, line ")),
         (Query(), [8], ("2", "Query is not pruned; only Conv1d, ConvTranspose1d, SparseConv1d")),
         (weight_norm(nn.Conv1d(8, 8, 1)), [8], ("2", "parametrize.remove_parametrizations")),
         (TIED, [8], ("2.0", "it shares a parameter with '2.1'")),
-        (nn.Linear(12, 12), [4], ("2", "in dimension 1, but it reads them in 2")),
+        (nn.Linear(12, 12), [4], ("2", "in dimension 1, but it reads them in dimension 2")),
     ],
 )
 def test_layers_that_differ(middle: nn.Module, left: list[int], reason: Any) -> None:
@@ -271,8 +271,9 @@ def test_layers_that_eval_mode_does_not_call() -> None:
     model = Later().double()
     small, report = sc.prune_filters(model, (X[:1], Y.double()), Magnitude(), fraction=0.5)
     assert filters(report) == {"a": 8, "b": 8, "c": 4, "head": 3}
-    assert "its channels meet 'aux': this example does not call it in eval mode" in report.left["a"]
-    assert report.left["dead"] == "this example does not call it"
+    why = "its channels are used by 'aux': this example_input does not reach it in eval mode"
+    assert why in report.left["a"]
+    assert report.left["dead"] == "this example_input does not reach it"
     assert [y.shape for y in small.train()(X, Y.double())] == [(10, 3), (10, 3)]
     with pytest.raises(
         ValueError, match=r"\['aux', 'norm', 'dead'\], which eval mode does not call"
@@ -296,7 +297,7 @@ def test_layers_that_longer_series_call() -> None:
     model = between(Sometimes(nn.Conv1d(8, 8, 1), lambda x: x.shape[2] > 64)).double()
     small, report = sc.prune_filters(model, X, Magnitude(), fraction=0.5)
     assert filters(report) == {"0": 8, "4": 3, "6": 3}
-    assert "'2.layer', which this example does not call, may read or" in report.left["0"]
+    assert "this example_input does not reach '2.layer', which may use" in report.left["0"]
     assert small(torch.zeros(1, 2, 99).double()).shape == (1, 3)
     assert filters(pruned(model, ignore=["2.layer"])[1])["0"] == 4
 
@@ -352,7 +353,7 @@ def test_dropout_and_noise_that_are_active_in_eval_mode() -> None:
     assert torch.equal(torch.random.get_rng_state(), states[1])
     drawn = between(Function(lambda x: x * torch.randint(9, x.shape).sum())).double()
     report = sc.prune_filters(drawn, X, Magnitude(), fraction=0.5).report
-    assert "something else (perhaps due to random draws of randint)" in report.left["0"]
+    assert "different outputs (perhaps due to random draws of randint)" in report.left["0"]
     count = itertools.count()
     rarely = Function(lambda x: x * (1 + (next(count) % 4 == 1)))  # the runs after are alike
     with pytest.raises(ValueError, match="each time that the model runs on the same input"):
@@ -377,6 +378,8 @@ def test_results_that_are_not_finite() -> None:
 
 def test_nothing_that_can_be_removed() -> None:
     model = nn.Sequential(nn.Conv1d(2, 8, 1), Function(lambda x: x.softmax(1)), nn.Conv1d(8, 3, 1))
-    message = r"Linear:\n0: its channels meet 'softmax' in 1 .*\n2: the model returns its channels$"
+    message = (
+        r"Linear:\n0: its channels are used by 'softmax' .*\n2: the model returns its chan"
+    )
     with pytest.raises(ValueError, match=message):
         sc.prune_filters(model.double(), X, Drawn(0, False), fraction=0.5)

@@ -80,6 +80,6 @@ test_factorize = refusals(
     (pair(causal()), ValueError, "has its own forward, which would be lost; move that code into"),
     (call(model(causal(), causal())), ValueError, "but found none; '0': it has its own forward"),
     (pair(prune.l1_unstructured(nn.Conv1d(4, 4, 3), "bias", 2)), ValueError, "has a computed"),
-    (call(tied(), "0", "1"), ValueError, "hold it; give each its own weight"),
+    (call(tied(), "0", "1"), ValueError, "give each layer a separate weight"),
     (call(listed(), "0", "1"), ValueError, "it cannot be replaced; delete that"),
 )  # fmt: skip
