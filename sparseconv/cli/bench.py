@@ -94,7 +94,7 @@ def run(arguments: argparse.Namespace) -> int:
         try:
             found[key] += document.rounded(task())
         except WrongResultError as error:
-            print(f"error: {name}: {error}; no figure is given{kept}", file=sys.stderr)
+            print(f"error: {name}: {error}; no measurements are reported{kept}", file=sys.stderr)
             return 1
         except KeyboardInterrupt:
             print(f"stopped{kept}", file=sys.stderr)
@@ -140,8 +140,8 @@ def shown(found: Mapping[str, Any]) -> str:
     rows = found["rows"]
     parts = [
         "\n".join(f"{key}: {value}" for key, value in found["machine"].items()),
-        "vs: a baseline's time over the sparse one, median of the pairs, and for the fastest its "
-        "95 % interval.",
+        "vs: baseline time divided by sparse time (median over the pairs), with a 95 % interval "
+        "for the fastest baseline.",
     ]
     absent = [row["absent"].items() for row in [*rows, *found["network"]]]
     reasons = dict.fromkeys(f"{name}: {why}" for items in absent for name, why in items)

@@ -19,7 +19,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Show what is installed and can run here, or what a run contains."""
+    """Show what is installed and can run on this machine, or what a run contains."""
     lines = _installed() if args.run_folder is None else _of_run(args.run_folder)
     width = max(len(name) for name, _ in lines)
     print("\n".join(f"{name:{width}}  {text}" for name, text in lines))

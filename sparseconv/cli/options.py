@@ -36,7 +36,7 @@ _HELP["validation"] = "evaluate the test series after each epoch; training does 
 _HELP |= {  # POCKETClassifier's, whose module takes seconds to import
     "kernels": "kind of random kernels",
     "n_kernels": "number of kernels, as aeon counts them",
-    "keep": "share to keep, or cv to choose it by cross-validation in 5 folds",
+    "keep": "share of kernels or features to keep, or cv to choose it by 5-fold cross-validation",
     "k": "weight of the ridge in the selection, or cv",
     "n_iter": "iterations of the selection; 1 selects by magnitude",
     "refit": "fit a new ridge classifier on the kept features",
@@ -75,7 +75,7 @@ RUN: Keywords = {
 }  # fmt: skip
 DATA: Keywords = {
     "metavar": "NAME_OR_PATH",
-    "help": "the run's data set, as `train` accepts it (default: where it was in training)",
+    "help": "the run's data set, as `train` accepts it (default: the location recorded in the run)",
 }
 QUIET: Keywords = {"action": "store_true", "help": "print the final summary only"}
 

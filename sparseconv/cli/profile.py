@@ -24,7 +24,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
     add("--threads", **count("threads for torch (default: as in training)"))
     add("--inference", action="store_true", help="eval mode, no gradients, forward only")
     add("--quiet", **QUIET)
-    add("--json", type=Path, metavar="FILE", help="also write every figure to this file")
+    add("--json", type=Path, metavar="FILE", help="also write all measurements to this JSON file")
 
 
 def run(args: argparse.Namespace) -> int:

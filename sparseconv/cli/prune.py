@@ -44,12 +44,12 @@ def add_options(command: argparse.ArgumentParser) -> None:
     add("--criterion", choices=tuple(CRITERIA), default="whc", help=which)
     amount = command.add_mutually_exclusive_group()
     number: dict[str, Any] = {"default": argparse.SUPPRESS, "metavar": "X"}
-    share, macs = "share of the filters to remove", "most multiply-adds of one series to keep"
+    share, macs = "share of the filters to remove", "maximum multiply-adds per series"
     amount.add_argument("--fraction", type=float, help=f"{share} (default: 0.5)", **number)
     amount.add_argument("--target-macs", type=int, help=macs, **number)
     add(
         "--steps",
-        **options.count("number of steps in which to remove them (default: 1)"),
+        **options.count("number of steps in which the filters are removed (default: 1)"),
         default=1,
     )
     add("--threads", **options.count("threads for torch (default: the run's)"))
@@ -73,9 +73,9 @@ def add_options(command: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Remove whole filters from a trained network, and fine-tune it.
 
-    RUN must hold a Dynamic Sparse Network, and is left unchanged. The smaller network is written to
-    a new results folder, with pruning.html. --criterion dsp first trains with a loss that silences
-    filters.
+    RUN must contain a Dynamic Sparse Network, and is left unchanged. The smaller network is written
+    to a new results folder, with pruning.html. --criterion dsp first trains with a loss that
+    silences filters.
     """
     old, network = results.load_network(args.run_folder)
     foreign = [*(AMOUNT if args.criterion in FINDS_OUT else ())]
@@ -123,7 +123,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _numbered(report: pruning.PruningReport, before: Mapping[str, Any]) -> dict[str, list[int]]:
-    """Give the kept filters of each layer their numbers in the unpruned network."""
+    """Map the kept filters of each layer to their numbers in the unpruned network."""
     return {
         layer.name: [before[layer.name][i] if before else i for i in layer.kept]
         for layer in report.layers

@@ -31,7 +31,7 @@ def new_folder(out: Path, resumable: bool = False) -> Iterator[None]:
     """Claim a new or empty results folder; remove it if the block writes nothing.
 
     Raises:
-        ValueError: the folder holds files, or another run writes there.
+        ValueError: the folder contains files, or another run is writing to it.
     """
     try:
         with claimed(out):
@@ -39,9 +39,11 @@ def new_folder(out: Path, resumable: bool = False) -> Iterator[None]:
             for name in (CONFIG_NAME, CHECKPOINT_NAME):
                 found -= {path.name for path in partial_files(out / name)}
             if found:  # a run that ended before its first checkpoint leaves none of them
-                what = "a run already" if (out / CONFIG_NAME).exists() else "other files"
+                what = "a run" if (out / CONFIG_NAME).exists() else "other files"
                 hint = ", or continue it with --resume" if resumable else ""
-                raise ValueError(f"{out} holds {what}; choose another folder with --out{hint}")
+                raise ValueError(
+                    f"{out} already contains {what}; choose another folder with --out{hint}"
+                )
             check_writable(out / CONFIG_NAME)
             yield
     except BaseException:
@@ -200,7 +202,7 @@ def unfinished(run: TrainedRun, path: Path) -> str | None:
 def load_network(path: Path) -> tuple[TrainedRun, DSN]:
     """Load a run with its network, and warn if it is unfinished.
 
-    Raise ValueError if the run holds random kernels.
+    Raise ValueError if the run contains random kernels.
     """
     run = load_run(path)
     if isinstance(run.model, DSN):

@@ -50,9 +50,9 @@ def add_options(command: argparse.ArgumentParser) -> None:
     out = "results folder, new or empty (default: runs/NAME-seedSEED, or runs/NAME-pocket-seedSEED)"
     add("--out", type=Path, help=out)
     add("--resume", action="store_true", help="resume the run in the results folder")
-    threads = "torch's own; in a resumed run, as before, since the last bits depend on it"
+    threads = "torch's setting, or the run's when resuming, because the last bits depend on it"
     add("--threads", **count(f"threads for torch (default: {threads})"))
-    device = "where to train (default: cpu; in a resumed run, as before)"
+    device = "where to train (default: cpu, or the run's device when resuming)"
     add("--device", choices=("cpu", "cuda"), help=device)
     add("--quiet", **QUIET)
     # --epochs and the rest: the fields of training.recipe.Recipe, the arguments of models.DSN, and
@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
     remedy = f"omit it, or choose --model {other}"
     refuse_foreign(args, every - own, f"--model {args.model}", remedy)
     if args.model == "pocket" and args.device == "cuda":
-        raise ValueError("--model pocket fits on the CPU only; omit --device")
+        raise ValueError("--model pocket runs only on the CPU; omit --device")
     given = {name: value for name, value in vars(args).items() if name in own}
     config: dict[str, Any] = {
         key: {name: given.get(name, default) for name, default in options.items()}
@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
     }
     if args.data is None and not (args.resume and args.out):
         raise ValueError(
-            "expected a data set to train on, such as GunPoint or my.npz; to resume a run, give "
+            "expected a data set to train on, such as GunPoint or my.npz; to resume a run, pass "
             "its folder: --resume --out RUN"
         )
     if args.data is None:
@@ -122,7 +122,8 @@ def run(args: argparse.Namespace) -> int:
             config |= {"data": facts, "machine": machine.environment_info() | {"device": device}}
         elif not args.quiet:
             begun = (out / CHECKPOINT_NAME).exists()
-            print("resumes from its checkpoint" if begun else "no checkpoint yet: begins anew")
+            fresh = "no checkpoint yet; starting from the beginning"
+            print("resuming from the checkpoint" if begun else fresh)
         if not args.quiet:
             cost, patterns = (
                 model.cost(data.n_timepoints),
@@ -147,8 +148,8 @@ def run(args: argparse.Namespace) -> int:
     cases = len(data.y_test)
     print(
         f"{data.name}: test accuracy {found / cases:.4f} ({found} of {cases})\n"
-        f"  kept is epoch {result.best_epoch} of {len(result.history)}, training loss "
-        f"{result.best_loss:.4g}\n  cost, layers and figures: {summary}"
+        f"  kept epoch {result.best_epoch} of {len(result.history)} (training loss "
+        f"{result.best_loss:.4g})\n  cost, layers and figures: {summary}"
     )
     return 0
 

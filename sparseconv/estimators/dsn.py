@@ -26,7 +26,7 @@ from sparseconv.training.run_folder import NETWORK
 
 
 class DSNClassifier(Scored, BaseClassifier):  # type: ignore[misc]
-    """Classify time series with a Dynamic Sparse Network trained on active weights only.
+    """Classify time series with a Dynamic Sparse Network of which only active weights are trained.
 
     The defaults are the paper's. Series have the shape ``(n_cases, n_channels, n_timepoints)``, or
     ``(n_cases, n_timepoints)`` with one channel. They are used unscaled, as float32; normalise them

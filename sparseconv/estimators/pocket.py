@@ -43,9 +43,9 @@ Array = npt.NDArray[Any]
 
 
 class RocketTransformer(Shared, BaseCollectionTransformer):  # type: ignore[misc]
-    """Compute features of ROCKET's or MiniROCKET's kernels, by ``kernel_features``.
+    """Compute features of ROCKET's or MiniROCKET's kernels with ``kernel_features``.
 
-    aeon's ``Rocket`` and ``MiniRocket`` draw the kernels, so a seed gives the same kernels.
+    aeon's ``Rocket`` and ``MiniRocket`` draw the kernels, so a seed yields the same kernels.
     MiniROCKET's features equal aeon's bit for bit, ROCKET's up to rounding.
 
     Args:
@@ -128,13 +128,13 @@ class POCKETClassifier(Scored, BaseClassifier):  # type: ignore[misc]
         bank_: the ``KernelBank`` of the kept kernels.
         keep_, n_candidates_, k_: the numbers kept and available; the weight of the ridge in the
             selection.
-        scores_: with ``"cv"``, the folds' accuracies by (k, keep); else None.
+        scores_: with ``"cv"``, the folds' accuracies by (k, keep); otherwise None.
         model_: the ``RocketModel`` that predicts, which can be saved.
         seed_, classes_, n_classes_: the seed; the sorted labels of fit; their number.
 
-    ``predict_proba`` is the softmax of the decisions times ``model_.scale``. This scale maximises
-    the likelihood of the selection's leave-one-out decisions on all features. It is reduced if the
-    refit's decisions spread wider.
+    ``predict_proba`` multiplies the decisions by ``model_.scale`` and applies the softmax. This
+    scale maximises the likelihood of the selection's leave-one-out decisions on all features. It is
+    reduced if the refit's decisions spread wider.
 
     Raises:
         ValueError, TypeError: as in ``RocketTransformer``; a single class; options out of range;
@@ -335,7 +335,7 @@ def prune_rocket(
         if not np.array_equal(classes, classifier.classes_):
             raise ValueError(
                 f"y must hold the classes of the classifier, {classifier.classes_}, but got "
-                f"{classes}; give the labels that it was fitted to"
+                f"{classes}; pass the labels that it was fitted to"
             )
     pruned = POCKETClassifier(bank, keep=keep, **(kept | options))
     pruned.fit(X, y)

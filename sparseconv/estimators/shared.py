@@ -20,7 +20,7 @@ LEAST_WEIGHT = 1e-6  # of the largest class_weight; float32 would lose less
 
 
 class Shared:
-    """Checks series and labels as the rest of this library does, before aeon does."""
+    """Checks series and labels as the rest of this library does, before aeon checks them."""
 
     metadata_: dict[str, Any]
     n_jobs: int
@@ -53,7 +53,7 @@ class Scored(Shared):
     """A classifier that scores all series and labels that it can be fitted to."""
 
     def score(self, X: Any, y: Any, *metric: Any, **options: Any) -> float:
-        """Score the predictions as aeon's ``score``; by default the accuracy."""
+        """Score the predictions as aeon's ``score`` does; the default is the accuracy."""
         owner = type(self).__name__
         series, labels = three_axes(owner, "X", X), given_labels(owner, "y", y)
         found: float = super().score(series, labels, *metric, **options)  # type: ignore[misc]

@@ -165,7 +165,7 @@ def moves(call: Call) -> bool:
         return False  # it may be an index that depends on the channels
 
     def numbered(x: Tensor) -> Tensor:
-        """Number each sample by its channel; in an unfollowed tensor, use a number that stays."""
+        """Return each sample's channel number, or one that stays in an unfollowed tensor."""
         if id(x) not in data:
             return x
         if not x.numel():

@@ -31,8 +31,8 @@ INK, FAINT, GRID = "#1f2933", "#64707d", "#e4e8ec"
 def receptive_field_sizes(pattern: KernelCSR) -> NDArray[np.int64]:
     """Compute each kernel's effective receptive field, int64 ``(C_out, C_in // groups)``.
 
-    The size in samples is last active tap - first active tap + 1, or 0 without active taps (Xiao et
-    al., NeurIPS 2022, equation 2).
+    The size, in samples, is ``last - first + 1`` over the kernel's active taps, or 0 if it has none
+    (Xiao et al., NeurIPS 2022, equation 2).
     """
     crow, col = (t.numpy().astype(np.int64) for t in (pattern.crow_indices, pattern.col_indices))
     sizes = np.zeros(len(crow) - 1, dtype=np.int64)
@@ -80,7 +80,7 @@ def learning_curve(history: Sequence[Mapping[str, Any]], path: str | Path) -> Pa
 
 
 def best_epoch(history: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
-    """Return the row of least training loss, the last among equals."""
+    """Return the row with the lowest training loss, the last one of ties."""
     return min(reversed(history), key=lambda row: float(row["train_loss"]))
 
 
@@ -195,7 +195,7 @@ def require_matplotlib() -> type[Figure]:
 
 
 def new_figure(title: str, width: float, height: float) -> Figure:
-    """Make a white figure of ``width x height`` inches with a title at the left."""
+    """Create a white figure of ``width x height`` inches with a title at the left."""
     figure = require_matplotlib()(figsize=(width, height), layout="constrained", facecolor="white")
     if title:
         figure.suptitle(title, x=0.01, ha="left", fontsize=11.5, fontweight="bold", color=INK)

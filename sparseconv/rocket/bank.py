@@ -59,7 +59,7 @@ class Saved:
 
         Raises:
             OSError: the file cannot be read.
-            ValueError: the file is damaged, or holds another version or object.
+            ValueError: the file is damaged, or contains another version or object.
         """
         with Path(path).open("rb") as opened:
             try:
@@ -81,7 +81,7 @@ class Saved:
 class KernelBank(Saved):
     """Random kernels of one transform, for series of one shape; immutable.
 
-    ``from_aeon`` and ``load`` make banks; ``select`` and ``select_features`` give smaller ones.
+    ``from_aeon`` and ``load`` create banks; ``select`` and ``select_features`` return smaller ones.
 
     Attributes:
         kind: ``"rocket"`` or ``"minirocket"``; for the features see ``kernel_features``.
@@ -179,7 +179,7 @@ class KernelBank(Saved):
             features: their indices, or a mask of all, as in NumPy.
 
         Raises:
-            ValueError: no feature, or only one of a ROCKET kernel's two.
+            ValueError: no feature, or only one of the two features of a ROCKET kernel.
         """
         columns = np.unique(np.arange(self.n_features)[list(features)])
         if not len(columns):
@@ -278,7 +278,7 @@ class KernelBank(Saved):
 
     @classmethod
     def from_content(cls, content: Mapping[str, Any]) -> Self:
-        """Make a bank from ``content``; raise an error if it is damaged."""
+        """Build a bank from ``content``; raise an error if it is damaged."""
         kind, channels, length, normalise = (np.asarray(content[name]).item() for name in FACTS)
         bank = cls(kind, content, channels, length, normalise, content["features"])
         if extension is not None:

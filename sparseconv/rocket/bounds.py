@@ -15,7 +15,7 @@ from sparseconv.testing import error_bound
 
 
 def feature_limits(X: Any, bank: KernelBank, exact: bool = False) -> tuple[Any, Any]:
-    """Return the least and greatest features ``(n_cases, n_features)`` of a correct result.
+    """Return the smallest and largest correct features, each ``(n_cases, n_features)``.
 
     Args:
         X: series ``(n_cases, n_channels, length)`` in float32.

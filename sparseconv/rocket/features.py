@@ -1,4 +1,4 @@
-"""Features of series by the kernels of a bank."""
+"""Compute the features of series with the kernels of a bank."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def kernel_features(X: Any, bank: KernelBank, *, out: Features | None = None) ->
     ROCKET has two features per kernel: the share of outputs above 0, and the maximum. MiniROCKET
     has one per bias: the share of outputs above it, equal to aeon's bit for bit. The bits depend
     only on the series and the kernel, not on other series or kernels, threads or the instruction
-    set. A pruned bank therefore gives columns of the whole bank's features.
+    set. A pruned bank therefore returns columns of the whole bank's features.
 
     The function runs on torch's threads (``torch.set_num_threads``).
 
@@ -65,7 +65,7 @@ def kernel_features(X: Any, bank: KernelBank, *, out: Features | None = None) ->
 
 
 def operations(bank: KernelBank) -> int:
-    """Count the least operations for one series' features.
+    """Count the fewest operations that compute one series' features.
 
     For ROCKET these are multiply-adds of taps inside the series, for MiniROCKET comparisons.
     """

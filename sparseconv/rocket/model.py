@@ -21,7 +21,7 @@ class RocketModel(Saved):
     Attributes:
         bank: the kernels.
         coef: ``(n_features, columns)`` float32, for unscaled features; one column for two classes,
-            else one per class.
+            otherwise one per class.
         intercept: ``(columns,)`` float32.
         classes: label of each class.
         scale: factor of the decisions in ``predict_proba``.
@@ -62,7 +62,7 @@ class RocketModel(Saved):
     def decision_function(self, X: Any) -> npt.NDArray[np.float32]:
         """Return decisions ``(n_cases, columns)``.
 
-        The largest gives the class; with two classes, one above 0 gives the second.
+        The largest decides the class; with two classes, a decision above 0 means the second.
 
         ``X`` and errors: see ``kernel_features``.
         """
@@ -74,7 +74,7 @@ class RocketModel(Saved):
         return labels
 
     def predict_proba(self, X: Any) -> npt.NDArray[np.float64]:
-        """Return the softmax of decisions times ``scale``, ``(n_cases, n_classes)``."""
+        """Multiply the decisions by ``scale`` and apply the softmax: ``(n_cases, n_classes)``."""
         return np.exp(log_probabilities(self.decision_function(X), self.scale))
 
     def content(self) -> dict[str, Any]:
@@ -85,7 +85,7 @@ class RocketModel(Saved):
 
     @classmethod
     def from_content(cls, content: Mapping[str, Any]) -> Self:
-        """Make a model from ``content``; raise an error if it is damaged."""
+        """Build a model from ``content``; raise an error if it is damaged."""
         bank = {name[5:]: content[name] for name in content if name.startswith("bank_")}
         own = {name: content[name] for name in ("coef", "intercept", "classes")}
         return cls(KernelBank.from_content(bank), scale=float(content["scale"]), **own)

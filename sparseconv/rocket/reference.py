@@ -1,4 +1,4 @@
-"""Features of random kernels, computed by loops in float64 or in MiniROCKET's exact order."""
+"""Features of random kernels, computed with loops in float64 or in MiniROCKET's exact order."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ class GroupSelection:
         features: ``(n, p)``, unscaled.
         labels: ``(n,)``, from 0 to ``n_classes - 1``.
         group_size: neighbouring features to keep or drop together.
-        weights: ``(n,)``, those of the cases in the loss; None if equal.
+        weights: ``(n,)``, the weights of the cases in the loss; None if equal.
 
     Attributes:
         X: the features, centred and scaled to length 1; constant ones are 0.
@@ -169,7 +169,7 @@ def fitted_scale(decision: Array, labels: Array, weights: Array | None) -> float
 
 
 def smallest_good(scores: dict[tuple[float, int], list[float]]) -> tuple[float, int]:
-    """Return the (k, keep) with the least keep within one standard error of the best."""
+    """Return the (k, keep) with the smallest keep within one standard error of the best."""
     mean = {choice: float(np.mean(found)) for choice, found in scores.items()}
     best = max(mean, key=lambda choice: (mean[choice], -choice[1]))
     error = float(np.std(scores[best], ddof=1)) / len(scores[best]) ** 0.5

@@ -22,7 +22,7 @@ class CheckpointError(ValueError):
 
 
 def save(path: str | os.PathLike[str], content: dict[str, Any]) -> None:
-    """Write ``content``; a kill leaves the old file or the new one, an error leaves the old.
+    """Write ``content``; a kill leaves the old or the new file, an error leaves the old one.
 
     Args:
         path: the file; its folder exists.

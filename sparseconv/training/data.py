@@ -46,9 +46,9 @@ def checked_data(
         )
     if y.min() < 0 or y.max() >= log_proba.shape[1]:
         raise ValueError(
-            f"y must hold class indices in [0, {log_proba.shape[1]}), the model's classes, but "
+            f"y must contain class indices in [0, {log_proba.shape[1]}), the model's classes, but "
             f"ranges from {int(y.min())} to {int(y.max())}; numpy.unique(labels, "
-            "return_inverse=True)[1] gives indices 0, 1, ..."
+            "return_inverse=True)[1] returns indices 0, 1, ..."
         )
     return X, y
 
@@ -67,7 +67,7 @@ def _in_training(model: nn.Module, x: Tensor, batch_size: int) -> Tensor:
 
 
 def checked_pair(validation: Any) -> tuple[Any, Any]:
-    """Refuse anything but a pair of series and labels."""
+    """Refuse anything other than a pair of series and labels."""
     if isinstance(validation, tuple | list) and len(validation) == 2:
         return validation[0], validation[1]
     size = f" of {len(validation)}" if isinstance(validation, tuple | list) else ""

@@ -18,11 +18,12 @@ def predict_log_proba(model: nn.Module, X: Any, batch_size: int = 64) -> Tensor:
     Args:
         model: maps ``(N, ...)`` to log-probabilities; each module's mode is restored.
         X: ``(n_cases, ...)``, an array, or a tensor on any device.
-        batch_size: cases at a time, which only affects memory. A single last case joins the batch
-            before it.
+        batch_size: cases at a time, which affects only memory. A single last case joins the
+            previous batch.
 
     Raises:
-        ValueError: X is not an array of numbers, or a single series whose axis the model drops.
+        ValueError: X is not an array of numbers, or X is a single series whose axis the model
+            drops.
         TypeError: the model does not return one tensor.
 
     Example:
@@ -39,7 +40,7 @@ def predict_log_proba(model: nn.Module, X: Any, batch_size: int = 64) -> Tensor:
 
 
 def one_tensor(output: Any) -> Tensor:
-    """Return a model's output if it is a tensor, else raise TypeError."""
+    """Return a model's output if it is a tensor; otherwise, raise TypeError."""
     if not isinstance(output, Tensor):
         raise TypeError(
             f"the model must return one tensor, but returned a {type(output).__name__}; wrap it "

@@ -21,9 +21,9 @@ WARM_UP = 3  # calls before a capture: kernels are loaded, gradients and moments
 
 
 class StaticPattern(KernelCSR):
-    """A pattern whose content, and all that is computed from it, can be replaced in place.
+    """A pattern whose content, and everything computed from it, can be replaced in place.
 
-    Only a CUDA graph may hold it, since a graph reads the same addresses at every replay.
+    Only a CUDA graph may use it, since a graph reads the same addresses at every replay.
     """
 
     __slots__ = ()
@@ -54,7 +54,7 @@ class _Graph(NamedTuple):
 
 @dataclass(eq=False, repr=False)
 class GraphedStep:
-    """Call ``function(*tensors)``, a training step, from CUDA graphs: one per input shape.
+    """Call ``function(*tensors)``, a training step, with CUDA graphs: one per input shape.
 
     The first steps with a shape run eagerly, then one is captured and replayed, with one launch
     instead of hundreds. A new pattern with equal nnz is written into the graphs' memory. Graphs are
@@ -63,7 +63,7 @@ class GraphedStep:
 
     Args:
         model: on one CUDA device.
-        function: accepts tensors, returns a tuple of tensors, and changes all else in place. It
+        function: accepts tensors, returns a tuple of tensors, and changes the rest in place. It
             does zero_grad, forward, backward, and an optimizer's step with ``capturable=True`` (and
             ``lr`` a tensor if it changes). Its hooks and Python code run only during capture: with
             gradient growth, call the function itself in the step before an update.
@@ -103,7 +103,7 @@ class GraphedStep:
         self._renewed: list[Repeated] = []  # their plans
 
     def __call__(self, *inputs: Tensor) -> Outputs:
-        """Take a step; the next one overwrites what it returns.
+        """Take a step; the next step overwrites the returned tensors.
 
         Raises:
             RuntimeError: the function cannot be captured; ``.item()`` and ``.cpu()``, for example,

@@ -38,7 +38,7 @@ class TrainingResult:
             used; ``updated`` is whether the pattern changed. ``seconds`` is the time of training
             only, ``cpu_seconds`` that of all threads. Validation adds ``test_loss`` and
             ``test_accuracy``.
-        best_epoch, best_loss: the epoch of the least training loss (the last among equals), and
+        best_epoch, best_loss: the epoch with the lowest training loss (the last one of ties), and
             this loss.
         itop_rate: share of the sparse layers' weights that were ever active (Liu et al. 2021), or
             None without a ``DSTScheduler``.
@@ -70,20 +70,20 @@ def train(
 ) -> TrainingResult:
     """Train a classifier and leave it with the weights and patterns of its best epoch.
 
-    The best epoch has the least training loss. Its weights are those after the last optimizer step,
-    before the pattern changes. The model is left in eval mode. If training stops early (by an error
-    or Ctrl-C), the model gets the best epoch so far; before the first epoch has ended, it stays
-    unchanged. Torch's global generators keep their state. Equal models, data, recipes and numbers
-    of threads give equal bits, whether the run was resumed or not. On CUDA, this needs
-    deterministic operations (for cuDNN, set ``torch.backends.cudnn.deterministic``).
+    The best epoch has the lowest training loss. Its weights are those after the last optimizer
+    step, before the pattern changes. The model is left in eval mode. If training stops early
+    (because of an error or Ctrl-C), the model gets the weights of the best epoch so far; before the
+    first epoch has ended, it stays unchanged. Torch's global generators keep their state. The same
+    model, data, recipe and number of threads yield the same bits, even after resuming. On CUDA,
+    this needs deterministic operations (for cuDNN, set ``torch.backends.cudnn.deterministic``).
 
     Args:
         model: maps ``(N, ...)`` to log-probabilities ``(N, n_classes)``. The patterns of any
             ``SparseConv1d`` layers change in training.
         X: training series, a finite array or tensor ``(n_cases, ...)``.
         y: ``(n_cases,)`` integers, class indices from 0.
-        recipe: constants of the training.
-        out: folder of ``checkpoint.pt``, made if missing; an older file is overwritten.
+        recipe: constants of the training run.
+        out: folder of ``checkpoint.pt``, created if missing; an older file is overwritten.
         resume: continue from ``out/checkpoint.pt`` if it exists.
         validation: ``(X, y)``, evaluated after each epoch without influence on training.
         verbose: show a progress bar (tqdm) on stderr; None shows it in a terminal.
@@ -91,10 +91,10 @@ def train(
         on_epoch: called with the history so far after each epoch was saved.
         scheduler_factory: a ``SchedulerFactory``, which builds the scheduler of the patterns.
         penalty: a ``pruning.InstanceSparsity``, added to each batch's loss and reported.
-        cuda_graphs: replay steps on a CUDA device as CUDA graphs, which gives equal results and
-            faster launches. Forward hooks only run in eager steps: the first ones and, with
-            gradient growth or a ``scheduler_factory``, those before an update. None uses graphs if
-            they can be captured; else a warning gives the reason. False uses none, also for the
+        cuda_graphs: replay steps on a CUDA device as CUDA graphs, with the same results and faster
+            launches. Forward hooks run only in eager steps: the first ones and, with gradient
+            growth or a ``scheduler_factory``, those before an update. None uses graphs if they can
+            be captured; otherwise, a warning states the reason. False uses none, not even for the
             updates of a ``DSTScheduler``.
 
     Raises:
@@ -173,7 +173,7 @@ def train(
 
 
 def _how_to_resume(run: Run, path: Path | None, saved: int) -> str:
-    how = f"{path} holds the state after epoch {saved}: resume with the same call and resume=True"
+    how = f"{path} contains epoch {saved}: resume with the same call and resume=True"
     if saved == 0:
         why = "because train(out=...) was not given" if path is None else "yet"
         how = f"no epoch of this run has been saved {why}"

@@ -27,7 +27,7 @@ class Recipe:
     Attributes:
         epochs: passes over the training set.
         lr: Adam's learning rate in the first epoch.
-        lr_min: the learning rate at the end of its cosine over the epochs.
+        lr_min: the learning rate at the end of the cosine schedule.
         weight_decay: Adam's L2 penalty.
         batch_size: series in a batch; None means ``max(int(min(n_cases / 10, 16)), 2)``. A smaller
             last batch is kept. A single last series joins the previous batch, unlike in the
@@ -36,9 +36,9 @@ class Recipe:
         update_every_steps: optimizer steps between pattern updates, instead of epochs.
         skip_step_at_update: omit the optimizer step at a pattern update, as in the paper's text but
             not its implementation.
-        decay_share: share of all steps in which the prune fraction falls by a cosine.
+        decay_share: share of all steps over which the prune fraction decays along a cosine.
         prune_fraction: share of active weights moved in the first update.
-        prune_floor: share moved after the cosine.
+        prune_floor: share of active weights moved per update after that decay.
         grow: ``"random"`` (DSN), ``"gradient"`` (DSN_grad) or ``"static"`` (DSN_fix).
         precision: ``"float32"``, or ``"bfloat16"`` to train under ``torch.autocast``. Weights,
             gradients, optimizer state and predictions keep the model's dtype.

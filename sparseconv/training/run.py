@@ -31,7 +31,7 @@ SchedulerFactory = Callable[..., Any]
 
 @dataclass(eq=False, repr=False)
 class Run:
-    """The state of a training run, as a checkpoint holds it."""
+    """The state of a training run, as a checkpoint stores it."""
 
     model: nn.Module
     X: Tensor
@@ -176,7 +176,7 @@ class Run:
         return measured
 
     def content(self) -> dict[str, Any]:
-        """Return all that is needed to resume and to identify this run."""
+        """Return everything that is needed to resume and to identify this run."""
         return {
             **self._identity(),
             "state": self.model.state_dict(),

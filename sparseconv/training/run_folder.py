@@ -78,7 +78,7 @@ class TrainedRun:
                 values are read as 0 if they were in training.
 
         Raises:
-            ValueError: series that training would refuse, or that have another number of channels.
+            ValueError: series that training would reject, or with another number of channels.
 
         Example: see ``load_run``.
         """

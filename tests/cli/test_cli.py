@@ -75,7 +75,7 @@ def test_train_writes_a_results_folder(
     for text in (
         "toy: 10 training and 6 test series, 1 x 20, 2 classes",
         f"network of {cost.params:,} parameters (dense {cost.params_dense:,}), density of its",
-        "of 3, training loss",
+        "of 3 (training loss",
         str(out / "summary.md"),
     ):
         assert text in printed

@@ -176,7 +176,7 @@ KEPT: dict[str, tuple[Operation, str]] = {
         torch.empty(4, 8, 12).copy_(x), "group_norm": lambda x: F.group_norm(x, 4),
     }.items()},
     "hard view": (lambda x: x.view(4, 96), "does not run (RuntimeError: shape '[4, 96]' is"),
-    "hard slice": (lambda x: x[:, 5:], "without some of its filters "),
+    "hard slice": (lambda x: x[:, 5:], "without some of its filters, "),
     "hard split": (lambda x: torch.cat(x.split(4, 1)[1:], 1), "filters, the model does not run ("),
     "width": (lambda x: x / x.shape[1], "the model computes different outputs: the code relies"),
     "one group": (nn.GroupNorm(1, 8), "it normalizes over all channels"),

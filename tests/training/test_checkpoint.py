@@ -46,7 +46,7 @@ def test_resumed_runs_end_with_the_same_bits(
         done = finished + (forward_passes - 1) // 4
         finished = done - done % checkpoint_every
         if finished:
-            assert f"state after epoch {finished}: resume with" in said
+            assert f"contains epoch {finished}: resume with" in said
             content = checkpoint.load(tmp_path / "b" / "checkpoint.pt")
             assert len(content["history"]) == finished
         else:
