@@ -197,10 +197,10 @@ def captions(rows: Sequence[Row]) -> dict[str, str]:
     some = sorted({name for names in timed.values() for name in every - names})
     note = f" Not timed in every case: {', '.join(some)}." if some else ""
     return {
-        "saved": "One point per case, computation and number of threads; above the dashed line "
-        f"more time was saved than arithmetic, below 1 dense is faster.{note}",
-        "break_even": "The fastest baseline's time over the sparse time: in blue fields sparse is "
-        f"faster, in red ones the baseline.{note}",
+        "saved": "One point per case, computation and number of threads; above the dashed line, "
+        f"more time was saved than arithmetic; below 1, dense is faster.{note}",
+        "break_even": "The fastest baseline's time divided by the sparse time: in blue "
+        f"fields, sparse is faster; in red ones, the baseline.{note}",
     }
 
 

@@ -68,15 +68,15 @@ def random_kernels(folder: Path) -> str:
     bench = readme.recorded()
     picture = classifiers.draw(folder / "classifiers.png").relative_to(ROOT / "docs")
     caption = (
-        "Random kernels: aeon's classifiers (orange), ours (blue), and DSN (green, hollow: timed "
-        "on another machine)"
+        "Random kernels: aeon's classifiers (orange), ours (blue), and DSN (green; hollow because "
+        "it was timed on another machine)"
     )
     return "\n\n".join(
         (
             "Microseconds of the features of one series, 10 000 kernels. "
-            "aeon's transforms were compiled in the same process, timed interleaved, and had the "
-            "same kernels and threads. Of peak: multiply-adds inside the series over what the CPU "
-            f"can do from registers. {readme.where(bench['machine'])}.",
+            "aeon's transforms were compiled and timed interleaved in the same process, with the "
+            "same kernels and threads. Of peak: multiply-adds inside the series, relative to what "
+            f"the CPU can do from registers. {readme.where(bench['machine'])}.",
             "\n\n".join(
                 f"{threads_text(count)}:\n\n"
                 + tables.random_kernels(

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # A Dynamic Sparse Network on your own data
 #
-# Train a DSN on series and labels in a `.npz`, stop half way, and resume with the same bits.
+# Train a DSN on series and labels in a `.npz` file, stop halfway, and resume with the same bits.
 # Replace the first cell with your own arrays.
 #
 # Needs `pip install 'sparseconv[tsc]'`. With `SPARSECONV_QUICK=1` it finishes within seconds.
@@ -43,7 +43,7 @@ np.savez("events.npz", X_train=X_train, y_train=y_train, X_test=X_test, y_test=y
 data = datasets.load("events.npz")  # or a folder with NAME_TRAIN.tsv and NAME_TEST.tsv
 
 # %% [markdown]
-# ## Training, stopped half way
+# ## Training, stopped halfway
 # A checkpoint is written after every epoch, atomically. Here an exception simulates a power cut.
 
 

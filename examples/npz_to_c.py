@@ -1,8 +1,9 @@
 # %% [markdown]
 # # From a .npz file to a C program
 #
-# In twenty lines, train a Dynamic Sparse Network on series in a `.npz`, export it as int8 C,
-# compile it here, and check it on known series. Replace the first cell with your own arrays.
+# In twenty lines, train a Dynamic Sparse Network on series in a `.npz` file, export it as int8
+# C code, compile it here, and check it on known series. Replace the first cell with your own
+# arrays.
 #
 # Needs `pip install 'sparseconv[tsc]'` and a C compiler. With `SPARSECONV_QUICK=1` it finishes
 # within seconds.

@@ -29,7 +29,8 @@ y, y_test = torch.from_numpy(data.y_train), torch.from_numpy(data.y_test)
 
 # %% [markdown]
 # ## Your network
-# Plain torch. Layers may be anywhere: in lists, dictionaries, other modules, or in two places.
+# This is plain torch. Layers may be anywhere: in lists, dictionaries, other modules, or in two
+# places.
 
 
 # %%
@@ -89,7 +90,7 @@ print(f"pruned: test accuracy {accuracy(model):.3f}")
 # ## Convert it
 # The masks say which weights are active. Layers are timed with the example input: pass a batch as
 # in training, or `training=False` and a batch as in deployment. The report has a line for every
-# convolution, also for those that stay dense. `model` itself is not changed.
+# convolution, including those that stay dense. `model` itself is not changed.
 
 # %%
 sparse, report = sc.convert(model.train(), example_input=X[:10], rounds=6 if QUICK else 30)
@@ -101,8 +102,8 @@ print(f"converted: test accuracy {accuracy(sparse):.3f}, outputs differ by {diff
 
 # %% [markdown]
 # ## Fine-tune it
-# The optimizer is built after the conversion, because it must hold the new parameters. A
-# `DSTScheduler` moves weights to better places; omit it to keep the pattern of the pruning.
+# The optimizer is built after the conversion, because it must receive the new parameters. A
+# `DSTScheduler` moves weights to better positions; omit it to keep the pattern from pruning.
 
 # %%
 train(sparse, EPOCHS, pattern_updates=True)
@@ -110,8 +111,8 @@ print(f"fine-tuned: test accuracy {accuracy(sparse):.3f}")
 
 # %% [markdown]
 # ## Deploy it
-# Fused for inference, or as torch's own layers for a tool that supports no others. Both compute
-# what the sparse network does.
+# Fuse the network for inference, or convert it to torch's own layers for a tool that supports no
+# others. Both compute the same results as the sparse network.
 
 # %%
 fast, dense = sc.optimize_for_inference(sparse), sc.to_dense(sparse)

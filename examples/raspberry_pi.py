@@ -1,11 +1,11 @@
 # %% [markdown]
 # # One network on a Raspberry Pi, with Python and without
 #
-# On a laptop this trains a network and writes `board/`. Copy that folder and this file to a board
-# with 64-bit Linux, and run the file again: there it predicts. `board/` also holds a C program,
-# which only needs a C compiler.
+# On a laptop, this script trains a network and writes `board/`. Copy that folder and this file to
+# a board with 64-bit Linux, and run the file again: there, it predicts. `board/` also contains a C
+# program, which needs only a C compiler.
 #
-# The laptop needs `pip install 'sparseconv[tsc]'`, the board `sparseconv` at most.
+# The laptop needs `pip install 'sparseconv[tsc]'`; the board needs at most `sparseconv`.
 
 # %%
 import os
@@ -50,7 +50,7 @@ print(f"{len(X)} series have the scores of the laptop, and {accuracy:.0%} the ri
 
 # %% [markdown]
 # ## On the board, without Python
-# `net_test.c` knows three series and the scores that PyTorch gave on the laptop.
+# `net_test.c` contains three series and the scores that PyTorch computed on the laptop.
 
 # %%
 if compiler := shutil.which("cc"):

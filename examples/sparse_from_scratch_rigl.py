@@ -2,7 +2,7 @@
 # # Sparse from scratch with RigL
 #
 # A small CNN is trained on GunPoint with 10 % of its weights, and dense weights never exist. Before
-# each update of the pattern RigL computes the dense gradient and grows the weights where it is
+# each update of the pattern, RigL computes the dense gradient and grows weights where it is
 # largest. The same network is trained with a static pattern and with random growth for comparison.
 #
 # Needs `pip install 'sparseconv[tsc]'` for the data. With `SPARSECONV_QUICK=1` it finishes within
@@ -53,7 +53,7 @@ def network() -> nn.Sequential:
 
 # %% [markdown]
 # ## Training
-# One line more than for a dense network: `dst.step()` after `optimizer.step()`.
+# There is one more line than for a dense network: `dst.step()` after `optimizer.step()`.
 
 
 # %%

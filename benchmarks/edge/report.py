@@ -55,10 +55,10 @@ def section(recorded: Sequence[Row], picture: Path | None) -> str:
         tool: said for row in recorded for tool, said in row["machine"].get("tools", {}).items()
     }
     parts = [
-        "DSN as published except for the training: 100 epochs at a learning rate of 0.001. "
-        f"Sparsity {USUAL:.0%} of the weights inside the kernel groups' regions, which hold two "
+        "DSN as published, except for training: 100 epochs at a learning rate of 0.001. "
+        f"Sparsity {USUAL:.0%} of the weights inside the kernel groups' regions, which contain two "
         f"thirds of all: 13.3 % are active. Sizes and instructions of int8 on {BOARD}; *dense* is "
-        "the same network with every tap stored, exported by the same generator and flags (`-O2`).",
+        "the same network with every tap stored, from the same generator with equal flags (`-O2`).",
         accuracy_table(rows).markdown(),
         agreement(rows),
     ]
@@ -72,8 +72,8 @@ def section(recorded: Sequence[Row], picture: Path | None) -> str:
         drawn = f"{picture.parent.name}/{picture.name}"
         parts.append(f"```{{figure}} {drawn}\n:alt: {caption}\n\n{caption}\n```")
     parts.append(
-        f"Whole test sets, of how many data sets: {whole_sets(rows)}. All but {NATIVE} emulated "
-        f"by QEMU. {dates[-1]}; commits {', '.join(commits)}"
+        f"Number of data sets with whole test sets: {whole_sets(rows)}. All but {NATIVE} emulated "
+        f"with QEMU. {dates[-1]}; commits {', '.join(commits)}"
         f"; {'; '.join(tools.values())}."
     )
     return "\n\n".join(parts)
@@ -148,10 +148,11 @@ def agreement(rows: Rows) -> str:
         for name in rows.names
     ]
     return (
-        f"Of {sum(row['n_test'] for row in real)} test series float32 labels {unlike} unlike "
-        f"PyTorch, and int8 {unlike8}. int8 changes the accuracy by {change:+.2f} points in the "
-        f"mean. float32 uses at most {used:.2f} of the bound of a sum. int8 has the same bits on "
-        f"all processors for {sum(len(found) == 1 for found in bits)} of {len(bits)} data sets."
+        f"Of {sum(row['n_test'] for row in real)} test series, float32 labels {unlike} "
+        f"differently from PyTorch, and int8 {unlike8}. int8 changes the mean accuracy by "
+        f"{change:+.2f} points. float32 uses at most {used:.2f} of the bound of a sum. int8 "
+        f"has the same bits on all processors for {sum(len(found) == 1 for found in bits)} "
+        f"of {len(bits)} data sets."
     )
 
 

@@ -119,7 +119,7 @@ def where(rows: Rows) -> str:
     first, *others = dict.fromkeys(told.split(" then "))
     ran = f"{1 + len(others)} commits, {first} to {others[-1]}" if others else f"commit {first}"
     untimed = sum(row["train_seconds"] is None for row in rows)
-    count = counted(len(rows), "training")
+    count = counted(len(rows), "training run")
     gpus = Counter(machine["gpu"] for machine in machines if "gpu" in machine)
     notes = [f"{untimed} of them without times"] if untimed else []
     notes += [f"{n} in part or whole on {gpu}" for gpu, n in gpus.items()]
@@ -135,7 +135,7 @@ def where_timed(times: Rows) -> str:
     machines = [line["machine"] for line in times]
     kinds = dict.fromkeys(f"{machine['cpu']} ({machine['isa']})" for machine in machines)
     commits = dict.fromkeys(machine["commit"] for machine in machines)
-    mixed = "which their means mix" if len(kinds) > 1 else "and other processors have other ratios"
+    mixed = "and means mix them" if len(kinds) > 1 else "and other processors have other ratios"
     return (
         f"Networks of {counted(len(times), 'data set')} were timed, on {', '.join(kinds)}, "
         f"{mixed}. Commits: {', '.join(commits)}; the last on "

@@ -140,8 +140,7 @@ def section(path: Path = RESULTS) -> str:
         f"Means over {len(names)} data sets ({', '.join(names)}), {len(SEEDS)} seeds each, on one "
         f"thread of {machine['cpu']}, {machine['date']}. DSN: 1 000 epochs, CPU seconds on "
         f"{', '.join(cpus) or 'no machine yet'}, while other networks were trained at the "
-        "same time. So only the order of magnitude of its times compares (hollow in the "
-        "figure).\n\n"
+        "same time, so compare only the order of magnitude of its times (hollow in the figure).\n\n"
         f"{table.markdown()}"
     )
 

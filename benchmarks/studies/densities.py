@@ -98,7 +98,7 @@ def section(path: Path = RESULTS) -> str:
         for row in rows for density, found in row["ratio"].items()
     ]  # fmt: skip
     return (
-        f"{Table(header, lines).markdown()}\n\n{machines(rows)}. A training step of {BATCH} series "
-        f"of one channel and {LENGTH} samples, float32, on one thread. Dense over sparse time: "
-        f"medians with 95 % intervals of {ROUNDS} interleaved rounds.\n"
+        f"{Table(header, lines).markdown()}\n\n{machines(rows)}. A training step of {BATCH} "
+        f"single-channel series of {LENGTH} samples, float32, on one thread. Dense time divided by "
+        f"sparse time: medians with 95 % intervals of {ROUNDS} interleaved rounds.\n"
     )

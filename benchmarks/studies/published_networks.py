@@ -245,9 +245,9 @@ def section(path: Path = RESULTS) -> str:
         f"{about['cpu']}, 1 thread, {about['isa']}, torch {about['torch']}, {about['date']}; 90 % "
         "of the weights of every convolution pruned by magnitude. Ratios above 1: the converted "
         f"network is faster; medians with 95 % intervals of {ROUNDS} interleaved "
-        f"pairs, other processes at work on the same {about['cores']} cores. Accuracies in "
-        "percent on the test set: mean ± standard deviation (seeds), after fine-tuning for the "
-        "same number of epochs as training, few of both."
+        f"pairs, while other processes were running on the same {about['cores']} cores. Accuracies "
+        "in percent on the test set: mean ± standard deviation (seeds), after fine-tuning for the "
+        "same (small) number of epochs as training."
     )
     for row in document["rows"]:
         layers = row.get("layers", ())
@@ -257,7 +257,7 @@ def section(path: Path = RESULTS) -> str:
     for row in document.get("earlier", ()):  # settings were changed after these had been seen
         scores = ", ".join(f"{way} {100 * score:.1f}" for way, score in row["after"].items())
         lines.append(
-            f"- tried before: {row['network']}, seed {row['seed']}, 2 x {row['epochs']} epochs "
+            f"- tried earlier: {row['network']}, seed {row['seed']}, 2 x {row['epochs']} epochs "
             f"({row['replaced']} since then): {scores}"
         )
     return "\n".join(lines) + "\n"

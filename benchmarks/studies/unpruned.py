@@ -87,6 +87,6 @@ def section(path: Path = RESULTS) -> str:
     ]  # fmt: skip
     return (
         f"{Table(header, lines).markdown()}\n\n{machines(rows)}. Batches of {BATCH} "
-        "series of one channel, float32; ratios above 1: the converted network is faster; medians "
+        "single-channel series, float32; ratios above 1: the converted network is faster; medians "
         f"with 95 % intervals of {ROUNDS} interleaved pairs.\n"
     )

@@ -44,7 +44,7 @@ def test_where_counts_hours_of_training_pruning_and_tuning() -> None:
     variant = {"prune_seconds": 600.0, "tune_seconds": 1200.0, "accuracy": 0.5}
     rows = [row("a", SETS[0], train_seconds=1800.0, variants=[variant, variant])]
     said = report.where(rows)
-    assert said.startswith("1 training, 1.5 hours of one core")
+    assert said.startswith("1 training run, 1.5 hours of one core")
     assert "; commit abc; the last on" in said
 
 
