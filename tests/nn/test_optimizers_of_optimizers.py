@@ -120,7 +120,7 @@ def state(optimizer: Optimizer, model: nn.Module) -> list[Tensor]:
     return [x for x in found if x.numel() > 1]
 
 
-@pytest.mark.tool("optimizers that hold optimizers (SAM, Lookahead, lists)", "works")
+@pytest.mark.tool("optimizers that contain optimizers (SAM, Lookahead, lists)", "works")
 @each_optimizer
 def test_the_successor_trains_the_pruned_network(name: str) -> None:
     model = network(nn.Conv1d)
