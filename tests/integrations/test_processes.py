@@ -44,7 +44,7 @@ def worker(rank: int, model: nn.Module, seen: Any, x: Tensor, y: Tensor) -> None
 
 
 @pytest.mark.tool(
-    "share_memory and torch.multiprocessing (Hogwild), by spawn where torch is for CUDA", "works"
+    "share_memory and torch.multiprocessing (Hogwild), with spawn in CUDA builds of torch", "works"
 )
 def test_hogwild() -> None:
     model, x = make().share_memory(), torch.randn(3, 2, 30).share_memory_()
