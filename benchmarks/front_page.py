@@ -97,11 +97,13 @@ def blocks() -> tuple[str, ...]:
     lowest, highest = min(moved), max(moved)
     few, many = (pick(map(len, runs.rows(name).values())) for pick in (min, max))
     seeds = counted(few, "seed") if few == many else f"{few} to {many} seeds"
-    rows = document.read(RECORDED["blocks"].parents[1] / "blocks-xeon.json")["network"]
+    results = RECORDED["blocks"].parents[1]
+    files = [results / f"blocks-{cpu}.json" for cpu in ("xeon", "zen4")]
+    rows = [row for file in files for row in document.read(file)["network"]]
     steps = [row for row in rows if row["mode"] == "blocks"]
     speeds = [min(row["ratio"][way][0] for way in DENSE_WAYS) for row in steps]
     return (
-        "the same in blocks of 16 channels, bfloat16, CPU with AMX",
+        "the same in blocks of 16 channels, bfloat16, CPU with AMX or AVX-512 BF16",
         f"training step {min(speeds):.1f}x to {max(speeds):.1f}x as fast as the fastest dense "
         "bfloat16",
         f"compared with single weights ({found.sets} sets, {seeds}): {points(found)}; from "
@@ -190,9 +192,9 @@ def about_gains(bench: dict[str, Any]) -> str:
     return (
         "DSN's published sparsity of 80 % in each kernel group leaves 13 % of the whole layer's "
         "weights active. "
-        "Blocks and ROCKET were timed on one thread of an Intel Xeon, and InceptionTime on "
-        f"one thread of an {bench['machine']['cpu']}. DSN was timed on one and two threads of that "
-        "processor; the lower speed-up is shown. Speed-ups are "
+        "Times are on one thread: ROCKET on an Intel Xeon, InceptionTime on an "
+        f"{bench['machine']['cpu']}, and blocks on both. DSN was timed on one and two threads of "
+        "the EPYC; the lower speed-up is shown. Speed-ups are "
         f"medians of interleaved runs; ROCKET's are means over {sets} sets. \"PyTorch's fastest "
         'dense setting" is the fastest of those tried, such as channels-last memory or '
         "`torch.compile`. InceptionTime's training step was timed on the published network; its "
