@@ -28,7 +28,7 @@ from sparseconv.nn.padded_conv import REMEDY
 
 
 class ObstacleError(Exception):
-    """Give the reason why a layer cannot be replaced."""
+    """Report why a layer cannot be replaced."""
 
 
 @dataclass(eq=False)
@@ -101,7 +101,7 @@ def find_candidates(
         _find(by_name, name, "layers").named = True
     if not isinstance(masks, Mapping):
         raise TypeError(
-            "masks must be a dict of masks by layer name, but got a "
+            "masks must be a dict that maps layer names to masks, but got a "
             f"{type(masks).__name__}: write {{'0': mask}}"
         )
     for name, mask in masks.items():
@@ -128,8 +128,8 @@ def find_candidates(
 def _find(candidates: Mapping[str, Candidate], name: str, what: str) -> Candidate:
     if name not in candidates:
         raise ValueError(
-            f"{what} must hold names of nn.Conv1d layers out of {sorted(candidates)}, but got "
-            f"{name!r}"
+            f"{what} must contain names of nn.Conv1d layers, which are {sorted(candidates)}, but "
+            f"got {name!r}"
         )
     return candidates[name]
 
@@ -144,13 +144,14 @@ def _sparse(
     weight, mask = weight_and_mask(conv, candidate.given)
     if conv in outside:
         raise ObstacleError(
-            f"{outside[conv]} also holds it, where it cannot be replaced; let only modules hold it"
+            f"it is also referenced by {outside[conv]}, where it cannot be replaced; keep it only "
+            "as a submodule"
         )
     own = (path, f"{path}.parametrizations.weight".removeprefix("."))
     if others := [f"{owner!r}" for owner in owners[id(weight)] if owner not in own]:
         raise ObstacleError(
-            f"it shares its weight with {', '.join(others)}; give each layer its own weight, "
-            "or call one layer in both places"
+            f"it shares its weight with {', '.join(others)}; create a separate weight for each "
+            "layer, or call the same layer in both places"
         )
     if weight._backward_hooks or weight._post_accumulate_grad_hooks:  # masking by hand uses these
         candidate.notes = ("the hooks on its weight's gradient are lost",)
@@ -191,14 +192,14 @@ def weight_and_mask(conv: nn.Conv1d, given: Tensor | None) -> tuple[Tensor, Tens
         weight, mask = conv._parameters["weight_orig"], conv.get_buffer("weight_mask").bool()
     elif hasattr(conv, "weight_mask") and given is None:
         raise ObstacleError(
-            "it has a weight_mask without weight_orig, and perhaps the model does not apply it; "
-            "pass it in masks, or delete it"
+            "it has a weight_mask without weight_orig, so the model may not apply the mask; pass "
+            "it in masks, or delete it"
         )
     if weight is None or "bias" not in conv._parameters:
         names = {type(p).__name__ for p in [*computed, *conv._forward_pre_hooks.values()]}
         raise ObstacleError(
-            f"its {'weight' if weight is None else 'bias'} is computed ({', '.join(sorted(names))})"
-            "; make it a plain parameter first"
+            f"its {'weight' if weight is None else 'bias'} is recomputed on every call "
+            f"({', '.join(sorted(names))}); make it a plain parameter first"
         )
     if is_lazy(weight):
         raise ObstacleError("its weight is not initialised; first run the model once")
@@ -209,7 +210,7 @@ def weight_and_mask(conv: nn.Conv1d, given: Tensor | None) -> tuple[Tensor, Tens
     if weight.dtype not in DTYPES:
         raise ObstacleError(f"{weight.dtype} is not supported; convert it to one of {DTYPES}")
     if weight.is_meta:
-        raise ObstacleError("its weight is on the meta device, without data; load it first")
+        raise ObstacleError("its weight is on the meta device and has no data; load it first")
     return weight, mask
 
 

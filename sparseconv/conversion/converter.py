@@ -1,4 +1,4 @@
-"""Replace layers by sparse ones where these are faster."""
+"""Replace layers with sparse ones where these are faster."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def convert(
     least_seconds: float = LEAST_SECONDS,
     verbose: bool | None = None,
 ) -> Conversion:
-    """Replace a pruned model's ``nn.Conv1d`` layers by ``SparseConv1d`` where that is faster.
+    """Replace a pruned model's ``nn.Conv1d`` layers with ``SparseConv1d`` where that is faster.
 
     Weights outside a layer's mask are inactive. The mask comes from ``masks``,
     ``torch.nn.utils.prune`` or ``torch.ao.pruning``; without one, weights that are zero are
@@ -56,25 +56,26 @@ def convert(
     - With ``example_input``, a layer becomes sparse if a measurement as in ``profile`` shows with
       95 % confidence that this is faster. The dense layer is measured as a plain ``nn.Conv1d``,
       without pruning hooks.
-    - With ``layers``, exactly these become sparse; an ``example_input`` measures them too.
-    - With neither, layers of density up to ``max_density`` become sparse. Nothing is measured, so
-      tiny layers may become slower. On the CPU, bfloat16 layers stay dense unless ``max_density``
-      is given.
+    - With ``layers``, exactly these become sparse; an ``example_input`` measures them too. - With
+    neither, layers with a density of at most ``max_density`` become sparse. Nothing is measured, so
+    tiny layers may become slower. On the CPU, bfloat16 layers stay dense unless ``max_density`` is
+    given.
 
-    The sparse layer of a subclass that pads or cuts off ends, as causal convolutions do, pads in
-    the same way. These layers stay dense, and the report gives the reason:
+    If a subclass pads or crops, as causal convolutions do, its sparse layer does the same. The
+    following layers stay dense, and the report states the reason:
 
     - subclasses with other code, and layers with hooks, added attributes or added state;
     - layers whose weight is shared or computed (weight_norm), or whose bias is pruned;
     - layers that the input does not reach or, without ``unpruned``, that have no inactive weights.
 
     Their weights outside ``masks`` are also set to 0, but training may change them. Layers keep
-    their names, places, bias, mode, ``requires_grad``, dtype and device. Outputs differ from those
+    their name, position, bias, mode, ``requires_grad``, dtype and device. Outputs differ from those
     of the masked model only by rounding. A sparse layer has ``values``; reading its ``weight``
-    raises. Hooks on the weight's gradient and additions of a subclass are lost; the report lists
-    them.
+    raises an error. Hooks on the weight's gradient and additions of a subclass are lost; the report
+    lists them.
 
-    Build the optimizer from the converted model's parameters: an older one holds the dense weights.
+    Build the optimizer from the converted model's parameters: an older optimizer still references
+    the dense weights.
 
     Args:
         model: any module, before ``torch.compile`` or a distributed wrapper.
@@ -84,10 +85,10 @@ def convert(
         layers: names of the layers to convert.
         max_density: default 0.2; not allowed with ``example_input`` or ``layers``.
         unpruned: also measure layers without inactive weights; only with ``example_input`` and
-            without ``layers``. Sparse kernels are often faster for these too if channels are few
-            and kernels long.
+            without ``layers``. Sparse kernels are often faster even for these if channels are few
+            and kernels are long.
         block: see ``KernelCSR``. A layer that is smaller than a block, or whose mask is not
-            constant in blocks, gets single weights.
+            constant in blocks, uses single weights.
         training: measure a training step; False measures inference.
         inplace: change ``model`` itself, unless it is an ``nn.Conv1d``. Do not use replaced layers
             afterwards.
@@ -118,15 +119,15 @@ def convert(
     """
     if max_density is not None and (example_input is not None or layers is not None):
         raise ValueError(
-            "expected max_density without example_input and layers, which decide instead of it; "
-            "omit it, or omit them"
+            "max_density cannot be combined with example_input or layers, which decide instead; "
+            "pass either max_density or those"
         )
     if max_density is not None:
         max_density = share("max_density", max_density)
     if unpruned and (example_input is None or layers is not None):
         raise ValueError(
-            "unpruned=True needs example_input without layers, because times decide; give an "
-            "example_input and omit layers"
+            "unpruned=True requires example_input and cannot be combined with layers, because "
+            "measured times decide which layers are converted"
         )
     stopwatch = Stopwatch(training, rounds, least_seconds)
     candidates = find_candidates(model, masks or {}, layers or (), block)

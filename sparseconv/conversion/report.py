@@ -51,7 +51,7 @@ class ConversionReport(ChangeReport):
         return any(layer.calls for layer in self.layers)
 
     def summary(self) -> list[str]:
-        """Return the totals, notes and conditions, a line each."""
+        """Return the totals, notes and conditions, one line each."""
         count = sum(layer.verdict.converts for layer in self.layers)
         lines = [f"{count} of {len(self.layers)} layers are sparse now", *self.time_lines()]
         if self.unblocked:
@@ -68,8 +68,8 @@ class ConversionReport(ChangeReport):
         if not self.measured:
             return [
                 *lines,
-                "no layer was measured: with an example_input, times decide on every layer that "
-                "has zeros or a mask, and with unpruned=True on the others too",
+                "no layer was measured: with an example_input, measured times decide for every "
+                "layer that has zeros or a mask and, with unpruned=True, also for the others",
             ]
         decides = TRAINING if self.training else INFERENCE
         return [*lines, f"{decides} decides", *layer_conditions(self.layers, self.machine)]

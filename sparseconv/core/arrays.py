@@ -1,4 +1,4 @@
-"""Read the series and labels that users give."""
+"""Read the series and labels that users pass."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 Array = npt.NDArray[Any]
 NUMBERS = "biuf"  # NumPy's kinds: bool, signed, unsigned, float
 EXPECTED = "expected (n_cases, n_channels, n_timepoints), one series as x[None]"
-SHORT = "the series are too short for this layer: give longer ones, or choose a shorter kernel"
+SHORT = "the series are too short for this layer: pass longer ones, or choose a shorter kernel"
 ADVICE = {  # keyed by words of torch's errors
     "more than 1 value per channel": "one value has no variance: give 2 series or more (in "
     "training choose a batch_size of 2 or more), call model.eval(), or normalise before pooling",
@@ -30,10 +30,10 @@ _WITH_NAN = np.frompyfunc(  # None and pandas.NA stand for missing values
 
 
 def as_array(raw: Any, expectation: str, kinds: str = NUMBERS) -> Array:
-    """Convert what a user gave to a NumPy array in native byte order.
+    """Convert what a user passed to a NumPy array in native byte order.
 
     Accept arrays of any strides and byte order, tensors, pandas objects, and lists of these. A
-    pandas object may be indexed by case and time, or hold a series in each cell. None and
+    pandas object may be indexed by case and time, or contain a series in each cell. None and
     ``pandas.NA`` become NaN.
 
     Raises:
@@ -83,8 +83,8 @@ def _several_lengths(plain: Any) -> str:
     if len(lengths) < 2:
         return ""
     return (
-        f"got lengths from {min(lengths)} to {max(lengths)}; pad or cut them to one length first, "
-        "with aeon.transformations.collection.unequal_length.Padder or Truncator"
+        f"got lengths from {min(lengths)} to {max(lengths)}; first pad or cut them to the same "
+        "length with aeon.transformations.collection.unequal_length.Padder or Truncator"
     )
 
 
@@ -121,7 +121,7 @@ def fitting(arguments: tuple[Any, ...]) -> Iterator[None]:
         if arguments and all(isinstance(n, int) for n in arguments):
             shape, why = tuple(arguments), f"{type(error).__name__}: {error}"
             raise TypeError(
-                f"the model fails with {shape}; if that is a shape, give a tensor: "
+                f"the model fails with {shape}; if that is a shape, pass a tensor: "
                 f"torch.randn{shape}; {why}"
             ) from error
         frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
@@ -129,8 +129,8 @@ def fitting(arguments: tuple[Any, ...]) -> Iterator[None]:
         at_call = calls == 1 and frames[-1].f_globals.get("__name__") == nn.Module.__module__
         if at_call and isinstance(error, TypeError) and len(arguments) > 1:
             raise TypeError(
-                f"the model does not take a tuple of {len(arguments)} arguments ({error}); if that "
-                "is a batch (x, y), give x alone"
+                f"the model does not take a tuple of {len(arguments)} arguments ({error}); if "
+                "that is a batch (x, y), pass only x"
             ) from error
         if not isinstance(error, RuntimeError | IndexError | ValueError):
             raise
@@ -164,15 +164,15 @@ def wrong_shape(
     """
     flat = shape[::2] if shape[1:-1] == (1,) else shape  # its shape if given as 2-D
     if len(flat) == 2 and flat == (channels, length or flat[1]):
-        todo = "give one series as X[None]"
+        todo = "pass a single series as X[None]"
     elif shape[1:] == (*([length] if length else shape[1:2]), channels):
-        todo = "the axes are swapped: give numpy.transpose(X, (0, 2, 1))"
+        todo = "the axes are swapped: pass numpy.transpose(X, (0, 2, 1))"
     elif shape[1:2] == (channels,) and len(shape) == 3:
         todo = "pad or cut them to this length"
     elif len(shape) == 2 and channels == 1:
-        todo = "give series of one channel as X[:, None]"
+        todo = "pass single-channel series as X[:, None]"
     else:
-        todo = f"give series of {channels} channels"
+        todo = f"pass series with {channels} channels"
     given = f"{shape} (perhaps from {flat})" if flat != shape and channels > 1 else shape
     return ValueError(f"{expected}, but got {given}; {todo}")
 
@@ -182,8 +182,8 @@ def warn_if_swapped(shape: tuple[int, ...]) -> None:
     if len(shape) == 3 and shape[1] > shape[2]:
         warnings.warn(
             f"expected series (n_cases, n_channels, n_timepoints), but got {shape[1]} channels of "
-            f"only {shape[2]} time points; if the axes are swapped, give "
-            "numpy.transpose(X, (0, 2, 1))",
+            f"only {shape[2]} time points; if the axes are swapped, pass numpy.transpose(X, (0, "
+            "2, 1))",
             stacklevel=2,
         )
 
@@ -194,7 +194,7 @@ def class_indices(owner: str, key: str, raw: Any) -> npt.NDArray[np.int64]:
     if y.dtype.kind == "U" or (y != np.floor(y)).any():
         raise TypeError(
             f"{owner}: expected {key} to hold class indices as integers, but got {y.dtype}; "
-            "numpy.unique(labels, return_inverse=True)[1] gives indices 0, 1, ..."
+            "numpy.unique(labels, return_inverse=True)[1] returns indices 0, 1, ..."
         )
     return y.astype(np.int64)
 
@@ -222,7 +222,7 @@ def as_series(
     if bad.any():
         advice = "fill them in first"
         if nan_to_zero is False and np.isnan(X).any():
-            advice += ", or replace missing values by 0 with nan_to_zero=True (--nan-to-zero)"
+            advice += ", or replace missing values with 0: nan_to_zero=True (--nan-to-zero)"
         raise ValueError(
             f"{owner}: expected finite values in {key}, but {int(bad.sum())} of {X.size} are "
             f"missing (NaN), infinite or too large for float32, the first in case "
@@ -244,7 +244,7 @@ def as_labels(owner: str, key: str, raw: Any, n_cases: int | None = None) -> Arr
     if y.ndim == 2 and y.shape[1] == 1:
         y = y[:, 0]
     if y.ndim != 1 or n_cases not in (None, len(y)):
-        hot = f"; if they are one-hot, give {key}.argmax(1)" if y.ndim == 2 else ""
+        hot = f"; if they are one-hot, pass {key}.argmax(1)" if y.ndim == 2 else ""
         raise ValueError(f"{expectation}, but got {y.dtype} of shape {y.shape}{hot}")
     if y.dtype.kind == "f" and np.isnan(y).any():
         raise ValueError(f"{expectation}, but some of the {len(y)} are missing; fill them in")

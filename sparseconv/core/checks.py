@@ -59,21 +59,21 @@ def share(name: str, value: Any, below_one: bool = False) -> float:
 
 
 def check_dense(name: str, tensor: Tensor) -> None:
-    """Refuse a tensor that is not strided or holds no data."""
+    """Refuse a tensor that is not strided or has no data."""
     if tensor.layout != torch.strided or tensor.is_meta:
         raise TypeError(
-            f"{name} must be a dense tensor that holds data, but got {tensor.layout} on "
+            f"{name} must be a dense tensor with data, but got {tensor.layout} on "
             f"{tensor.device}; convert a sparse one with .to_dense()"
         )
 
 
 def checked_mask(name: str, mask: Any) -> Tensor:
     """Return a mask as bools; refuse scores, because all except 0 would be active."""
-    given = as_tensor(mask, f"{name} must hold bools, or zeros and ones")
+    given = as_tensor(mask, f"{name} must contain bools, or zeros and ones")
     if not bool(((given == 0) | (given == 1)).all()):
         raise ValueError(
-            f"{name} must hold bools, or zeros and ones, but holds other numbers; compare them "
-            "with a threshold"
+            f"{name} must contain bools, or zeros and ones, but contains other numbers; compare "
+            "them with a threshold"
         )
     return given != 0
 
@@ -104,8 +104,8 @@ def check_vector(name: str, array: Tensor, dtype: torch.dtype) -> None:
     if isinstance(array, Tensor):
         came = f"{array.dtype} of shape {list(array.shape)}"
     raise TypeError(
-        f"{name} must be a tensor of one dimension and dtype {dtype}, but got {came}; "
-        f"use torch.as_tensor({name}, dtype={dtype})"
+        f"{name} must be a one-dimensional tensor with dtype {dtype}, but got {came}; use "
+        f"torch.as_tensor({name}, dtype={dtype})"
         + "; to average models, average sc.to_dense(model).state_dict() and load that, because "
         "indices have no mean" * (dtype == torch.int32)
     )
@@ -118,8 +118,8 @@ def check_structure(crow: Tensor, col: Tensor, shape: tuple[int, int, int]) -> N
     sizes = crow.long().diff()
     if len(sizes) != rows or crow[0] != 0 or crow[-1] != nnz or bool((sizes < 0).any()):
         raise ValueError(
-            f"crow_indices must have {rows + 1} entries for shape {shape}, which begin with 0, do "
-            f"not decrease and end with {nnz}, the number of col_indices, but got {crow}"
+            f"for shape {shape}, crow_indices must have {rows + 1} entries that start at 0, never "
+            f"decrease and end at {nnz} (the number of col_indices), but got {crow}"
         )
     row = torch.arange(rows, device="cpu").repeat_interleave(sizes)
     wrong = (col < 0) | (col >= kernel_size)

@@ -109,7 +109,8 @@ def check_new_or_empty(folder: Path) -> None:
     """Raise ValueError unless the folder is new or empty."""
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise ValueError(
-            f"expected a new or empty folder, but {folder} is a file or holds files; choose another"
+            f"expected a new or empty folder, but {folder} is a file or contains files; choose "
+            "another"
         )
 
 
@@ -138,11 +139,11 @@ def claimed(folder: Path) -> contextlib.AbstractContextManager[None]:
 
 @contextlib.contextmanager
 def locked(path: Path, busy: str | None = None) -> Iterator[None]:
-    """Lock ``path``, a file for this lock only, until the block or the process ends.
+    """Lock ``path``, a file used only for this lock, until the block or the process ends.
 
     If another process or thread holds the lock, wait, or raise ValueError with the text ``busy`` if
-    it is given. The holder may take it again. On a file system without locks nothing is locked. The
-    end of the block removes the file.
+    it is given. The holder may take it again. On a file system without locks, nothing is locked.
+    The end of the block removes the file.
     """
     path = path.absolute()
     if path in _held.get():

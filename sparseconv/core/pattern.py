@@ -1,4 +1,4 @@
-"""Define ``KernelCSR``, which holds the active weights of a 1-D convolution."""
+"""Define ``KernelCSR``, which stores which weights of a 1-D convolution are active."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from sparseconv.core.tracing import outside_tracing
 
 
 class KernelCSR(PatternArrays):
-    """Hold the active weights of a convolution: one CSR row per kernel, one column per tap.
+    """Store which weights of a convolution are active: one CSR row per kernel, one column per tap.
 
     Row ``o * (C_in // groups) + c`` is the kernel from input channel ``c`` of its group to output
     channel ``o``; within a row the taps ascend. A pattern is immutable, and compares and hashes by
     content. The constructor copies its arrays. Do not write to ``crow_indices`` or ``col_indices``:
-    after an in-place write by torch the pattern raises an error; a write through ``.numpy()`` goes
+    after an in-place write by torch, the pattern raises an error; a write through ``.numpy()`` goes
     unnoticed.
 
     Args:

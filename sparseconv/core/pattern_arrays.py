@@ -87,7 +87,7 @@ class PatternArrays:
         if name not in self._copies:
             if torch.compiler.is_dynamo_compiling():  # each call of the graph would copy again
                 raise RuntimeError(
-                    f"this KernelCSR was never used on {name}: call the function once, or "
+                    f"this KernelCSR has not been used on {name} yet: call the function once, or "
                     f"pattern.on(torch.device({name!r})), before torch.compile"
                 )
             with outside_tracing():
@@ -126,7 +126,7 @@ class PatternArrays:
         if not compiling and (crow._version, col._version) != self._versions:
             raise RuntimeError(
                 "the index arrays of this KernelCSR were modified in place, so it is invalid; "
-                "clone them before a change and build a new KernelCSR"
+                "clone them before changing them, and build a new KernelCSR"
             )
         return crow, col
 

@@ -23,7 +23,7 @@ def constant_in_graphs(function: F) -> F:
 
 
 def is_exporting() -> bool:
-    """Return whether torch exports; before 2.12 its own test is true in torch.compile too."""
+    """Return whether torch is exporting; before 2.12, torch's test is also true when compiling."""
     return torch.compiler._is_exporting_flag if _BEFORE_2_12 else torch.compiler.is_exporting()
 
 

@@ -14,22 +14,23 @@ from sparseconv.nn.optimizers import Holdings
 
 Layers = Mapping[str, SparseConv1d]
 OTHER_AVERAGE = (
-    "averages must be copies of the model with its current patterns, but one differs; "
-    "start a new one after a change of pattern that this scheduler did not make"
+    "averages must be copies of the model with its current patterns, but one differs; start a "
+    "new average after changing a pattern without this scheduler"
 )
 
 
 NO_GRADIENT = (
-    "grow='gradient' needs a forward and a backward pass through a SparseConv1d between step() "
-    "number {0} and {1}, but saw none; call loss.backward() and optimizer.step() before each "
-    "step(), with one DSTScheduler for the layers. The replay of a CUDA graph (GraphedStep) does "
-    "not count: if (step_count + 1) % update_every == 0, call the function itself instead of it"
+    "grow='gradient' needs a forward and a backward pass through a SparseConv1d between calls "
+    "{0} and {1} of step(), but there was none; call loss.backward() and optimizer.step() before "
+    "each step(), with a single DSTScheduler for the layers. The replay of a CUDA graph "
+    "(GraphedStep) does not count: if (step_count + 1) % update_every == 0, call the function "
+    "itself instead of the replay"
 )
 NEVER_SEEN = (
-    "grow={0!r} never saw a gradient of {1} in three updates, so they keep their patterns; freeze "
-    "them with requires_grad_(False) if they do not train, else look for torch.no_grad() or "
-    "detach() around them, for torch.autograd.grad instead of backward(), or choose an "
-    "update_every that does not always fall on steps without them"
+    "grow={0!r} saw no gradient of {1} in three updates, so these layers keep their patterns; if "
+    "they are not meant to train, freeze them with requires_grad_(False); otherwise look for "
+    "torch.no_grad() or detach() around them, or for torch.autograd.grad instead of backward(), "
+    "or choose an update_every that does not always fall on steps without them"
 )
 
 
@@ -41,20 +42,22 @@ def sparse_layers(model: nn.Module) -> dict[str, SparseConv1d]:
 def copies_of(
     layers: Layers, averages: nn.Module | Iterable[nn.Module]
 ) -> dict[str, list[SparseConv1d]]:
-    """Return each layer's copies in the averages, which may also hold the model itself."""
+    """Return each layer's copies in the averages, which may also contain the model itself."""
     found = []
     for average in [averages] if isinstance(averages, nn.Module) else averages:
         if not isinstance(average, nn.Module):
             raise TypeError(
-                f"averages must be modules, copies of the model, but got a {type(average).__name__}"
-                "; for an average of parameters only, pass a copy of the model that holds them"
+                "averages must be modules that are copies of the model, but got a "
+                f"{type(average).__name__}; for an average of only the parameters, pass a copy of "
+                "the model that contains them"
             )
         held, own = sparse_layers(average).values(), list(layers.values())
         found.append([layer for layer in held if layer not in own])
         if held and not found[-1]:
             raise ValueError(
-                "averages must be copies of the model, but one has only layers of it; give the "
-                "part that is averaged: DSTScheduler(model.online, ..., averages=[model.target])"
+                "averages must be copies of the model, but one of them contains only the model's "
+                "own layers; pass the module that is averaged: DSTScheduler(model.online, ..., "
+                "averages=[model.target])"
             )
     try:
         return {name: copies for name, *copies in zip(layers, *found, strict=True)}
@@ -63,7 +66,7 @@ def copies_of(
 
 
 def untrained(layers: Layers, optimizer: torch.optim.Optimizer, ranks: Ranks) -> set[str]:
-    """Return the layers that no step trained on any rank, as far as the optimizer shows it."""
+    """Return the layers that no step trained on any rank, as far as the optimizer shows."""
     values = {name: layer._parameters.get("values") for name, layer in layers.items()}
     idle = {name for name, p in values.items() if p is not None and p.grad is None}
     trained = Holdings(optimizer).ever_trained() if idle else set()
@@ -72,7 +75,7 @@ def untrained(layers: Layers, optimizer: torch.optim.Optimizer, ranks: Ranks) ->
 
 
 def _would_show(values: Any, optimizer: torch.optim.Optimizer, trained: set[int]) -> bool:
-    """Return whether training would leave a state for this parameter, but left none."""
+    """Return whether training would leave state for this parameter, but left none."""
     groups = getattr(optimizer, "param_groups", ())
     own = [group.get("momentum") for group in groups if any(p is values for p in group["params"])]
     alike = [group["params"] for group in groups if group.get("momentum") in own or not own]
@@ -86,7 +89,7 @@ def check_layers(
     move: bool = True,
     known: Holdings | None = None,
 ) -> Holdings:
-    """Refuse values that the optimizer does not hold, and averages with other patterns.
+    """Refuse values that the optimizer does not have, and averages with other patterns.
 
     If weights ``move``, also check that the optimizer's state can follow, unless it is the state
     that is ``known`` from an earlier check. Return that state.
@@ -97,8 +100,8 @@ def check_layers(
         values = layer._parameters.get("values")  # computed values are new at each access
         if values is not None and values.requires_grad and id(values) not in held:
             raise ValueError(
-                f"the optimizer must hold `values` of every SparseConv1d, but it lacks those "
-                f"of layer {name!r}; construct it with model.parameters(), or freeze the layer"
+                "the optimizer must have the `values` of every SparseConv1d, but those of layer "
+                f"{name!r} are missing; construct it with model.parameters(), or freeze the layer"
             )
         if any(copy.pattern != layer.pattern for copy in copies[name]):
             raise ValueError(OTHER_AVERAGE)

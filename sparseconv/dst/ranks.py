@@ -10,8 +10,9 @@ from torch import Tensor
 
 T = TypeVar("T")
 _HINT = (
-    "build model and scheduler from the same seed or state dict on every rank, keep the weights "
-    "equal (DistributedDataParallel does), or pass the process_group that trains this model"
+    "build the model and the scheduler from the same seed or state dict on every rank, keep the "
+    "weights equal (as DistributedDataParallel does), or pass the process_group that trains this "
+    "model"
 )
 
 
@@ -66,7 +67,7 @@ class Ranks:
                 raise RuntimeError(f"rank {rank} failed, so all ranks stop: {its_failure}")
             if other != own:
                 raise RuntimeError(
-                    f"all ranks must be equal, but rank {rank} has {other} and this one, "
-                    f"rank {dist.get_rank(self.group)}, has {own}; {_HINT}"
+                    f"all ranks must agree, but rank {rank} has {other} and this rank "
+                    f"({dist.get_rank(self.group)}) has {own}; {_HINT}"
                 )
         return found  # type: ignore[return-value]

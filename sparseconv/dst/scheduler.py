@@ -52,41 +52,42 @@ class DSTScheduler:
 
     Call ``step()`` after each ``optimizer.step()``. Every ``update_every``-th call, up to the
     ``end_step``-th, runs ``prune_and_grow`` on each layer, whose regions keep their number of
-    active weights. Everything happens in place; ``values`` stays the same parameter. A surviving
+    active weights. All changes are made in place; ``values`` stays the same parameter. A surviving
     weight keeps its value, its gradient and its elementwise optimizer state (any tensor shaped like
     ``values``). A grown weight starts with zeros in all of these. If an update raises, nothing has
     changed. Frozen layers (``values`` without ``requires_grad``) keep their patterns.
 
-    Call t moves the share ``cosine_decay(prune_fraction, prune_floor, t, decay_steps)`` of the
-    weights.
+    Call number t moves the share ``cosine_decay(prune_fraction, prune_floor, t, decay_steps)`` of
+    the active weights.
 
     ``grow="gradient"`` needs the dense gradient, which is computed only in the training step before
-    an update, and released after it. It sums every ``backward()`` since the last ``dst.step()``:
-    accumulated gradients, repeated uses of a layer, and gradients that ``zero_grad()`` has
-    discarded since. ``torch.autograd.grad``, ``torch.func`` transforms and second derivatives
-    (gradient penalties) do not count. A layer that the step did not use (LayerDrop), or whose dense
-    gradient is 0, keeps its pattern in this update.
+    an update and released after the update. It sums every ``backward()`` since the last
+    ``dst.step()``: accumulated gradients, repeated uses of a layer, and gradients that
+    ``zero_grad()`` has discarded since. ``torch.autograd.grad``, ``torch.func`` transforms and
+    second derivatives (gradient penalties) do not count. A layer that the step did not use
+    (LayerDrop), or whose dense gradient is 0, keeps its pattern in this update.
 
-    With ``grow="random"``, a layer that never trained keeps its pattern too: it has neither a
-    gradient nor optimizer state, but others do. With plain SGD, which has no state, only this step
-    counts. A warning names layers that had no gradient in the first three updates.
+    With ``grow="random"``, a layer that has never been trained also keeps its pattern: it has
+    neither a gradient nor optimizer state, although other layers do. With plain SGD, which has no
+    state, only this step counts. A warning names layers that had no gradient in the first three
+    updates.
 
     With ``torch.distributed``, every rank constructs and steps its scheduler. Dense gradients are
     summed over the ranks, and an update happens on all ranks or on none.
 
-    On a GPU an update is computed there without the CPU waiting, so ``step()`` returns True for it
-    even if nothing moved.
+    If the layers are on a GPU, it computes the update without making the CPU wait, so ``step()``
+    returns True even if nothing moved.
 
     Args:
-        model: holds at least one ``SparseConv1d``; ``layer.regions`` says which weights may move
-            where.
-        optimizer: holds ``values`` of every such layer that is not frozen.
+        model: contains at least one ``SparseConv1d``; ``layer.regions`` defines which weights may
+            move where.
+        optimizer: trains the ``values`` of every such layer that is not frozen.
         update_every, end_step, decay_steps: in calls of ``step()``; ``decay_steps`` defaults to
             ``end_step``.
         prune_fraction, prune_floor: shares of active weights to move, ``0 <= floor <= fraction <=
             1``.
         grow: ``"random"`` (SET, DSN), ``"gradient"`` (RigL) or ``"static"`` (never change).
-        seed: seed of the scheduler's generator; torch's global one is not used.
+        seed: seed of the scheduler's generator; torch's global generator is not used.
         averages: running averages of the model (``torch.optim.swa_utils.AveragedModel`` or other
             averaged copies). Their weights move with the model's; grown weights start at 0.
         process_group: the ranks that train this model; ``"default"`` means torch's default group if
@@ -157,8 +158,8 @@ class DSTScheduler:
         self._layers = checks.sparse_layers(model)
         if not self._layers:
             raise ValueError(
-                "model must hold at least one SparseConv1d, but it has none; "
-                "make one of an nn.Conv1d with SparseConv1d.from_dense(conv)"
+                "model must contain at least one SparseConv1d, but it has none; create one from "
+                "an nn.Conv1d with SparseConv1d.from_dense(conv)"
             )
         self._copies = checks.copies_of(self._layers, averages)
         self._ranks = Ranks(process_group)
@@ -241,7 +242,7 @@ class DSTScheduler:
         return bool(changes)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run needs besides the states of the model and the optimizer."""
+        """Return the state that a resumed run needs, except that of the model and the optimizer."""
         return {
             "hyperparameters": self._hyperparameters(),
             "step_count": self.step_count,
@@ -266,12 +267,14 @@ class DSTScheduler:
             if state_dict[key] != own[key]:
                 raise ValueError(
                     f"the state belongs to another scheduler: expected {key} {own[key]}, but got "
-                    f"{state_dict[key]}; build model and scheduler as they were when saved"
+                    f"{state_dict[key]}; build the model and the scheduler as they were when saved"
                 )
         counts = [count(key, state_dict[key], 0) for key in ("step_count", "updates")]
         bits, mine = state_dict["ever_active"], own["ever_active"]
         if {n: len(b) for n, b in bits.items()} != {n: len(b) for n, b in mine.items()}:
-            raise ValueError("ever_active must fit the layers; build the model as it was saved")
+            raise ValueError(
+                "ever_active does not fit the layers; build the model as it was when saved"
+            )
         self._generator.set_state(state_dict["generator"])  # the last that may fail
         self._ever_active.load(bits)
         self.step_count, self.updates = counts

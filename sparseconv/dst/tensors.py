@@ -1,4 +1,4 @@
-"""Update by tensor operations of constant sizes, so that the CPU need not wait for a GPU."""
+"""Update with tensor operations of constant size, so that the CPU need not wait for a GPU."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def update(
         crow, col, shape, block: those of the pattern.
         fraction: a float, or for a CUDA graph a tensor ``()``.
         values, dense_grad: as for ``prune_and_grow``; without ``dense_grad`` growth is random.
-        seed: below 2**62, an int or a tensor ``()``.
+        seed: an int or a tensor ``()``, below 2**62.
         table: from ``table_of``; a CUDA graph needs one that stays alive.
 
     Returns:
@@ -156,7 +156,7 @@ def _sizes(region: Tensor, count: int) -> Tensor:
 
 
 def _least(key: Tensor, region: Tensor, sizes: Tensor, wanted: Tensor) -> Tensor:
-    """Mark the ``wanted`` smallest keys of each region; among equals, the first."""
+    """Mark the ``wanted`` smallest keys of each region; of tied keys, the first."""
     order = key.argsort(stable=True)
     order = order[region[order].argsort(stable=True)]
     at = region[order]

@@ -34,10 +34,10 @@ def prune_and_grow(
 ) -> tuple[KernelCSR, Tensor]:
     """Move a share of each region's active weights to other positions in that region.
 
-    Prune the ``ceil(fraction * nnz)`` weights of least magnitude, but no more than there are
-    inactive positions: a full region stays unchanged. Among equals, the first in CSR order is
-    pruned; NaN counts as largest. Grow the same number at positions without a survivor, so a pruned
-    position may return as a new weight. Weights outside all regions stay.
+    Prune the ``ceil(fraction * nnz)`` weights with the smallest magnitude, but no more than there
+    are inactive positions: a full region stays unchanged. Of tied weights, the first in CSR order
+    is pruned; NaN counts as the largest magnitude. Grow the same number at positions without a
+    survivor, so a pruned position may return as a new weight. Weights outside all regions stay.
 
     A pattern of blocks moves whole units (a tap of a block); units of smaller last blocks move only
     among themselves. Units are pruned by mean magnitude and grown by the norm of the gradient.
@@ -45,11 +45,11 @@ def prune_and_grow(
     Args:
         pattern: of shape ``(C_out, C_in // groups, K)``.
         values: ``(nnz,)`` in CSR order, on any device.
-        regions: disjoint boxes that cut no block. Each keeps its number of active weights (of
-            units, with blocks) exactly.
+        regions: disjoint boxes that cut no block. Each keeps exactly its number of active weights
+            (with blocks: active units).
         fraction: share of each region's active weights to move, in [0, 1].
         grow: ``"random"``: uniformly; ``"gradient"``: where ``dense_grad`` is largest in magnitude
-            (the first position among equals); ``"static"``: change nothing.
+            (ties: the first position); ``"static"``: change nothing.
         generator: a CPU generator for random growth, by default torch's global one.
         dense_grad: of the pattern's shape, read only for ``grow="gradient"``.
 
@@ -60,7 +60,8 @@ def prune_and_grow(
         moves, and its arrays are read when first needed.
 
     Raises:
-        ValueError: arguments that do not fit each other, overlapping regions, a cut block.
+        ValueError: arguments that do not fit each other, overlapping regions, or a region that cuts
+            a block.
 
     Example:
         >>> import torch
@@ -100,7 +101,7 @@ def moved(
 ) -> tuple[KernelCSR, Tensor]:
     """Do what ``prune_and_grow`` does, with checked arguments; ``fraction`` may be a tensor.
 
-    On a GPU ``on_gpu`` replaces ``tensors.update``.
+    On a GPU, ``on_gpu`` replaces ``tensors.update``.
     """
     if grow == "static":
         return pattern, torch.arange(pattern.nnz, device="cpu")
@@ -147,7 +148,7 @@ def stays_on_gpu(tensor: Tensor) -> bool:
 
 
 def cosine_decay(start: float, end: float, step: int, steps: int) -> float:
-    """Fall along half a cosine from ``start`` at step 0 to ``end`` at ``steps``, and stay there.
+    """Decrease along a half cosine from ``start`` at step 0 to ``end`` at ``steps`` and afterwards.
 
     Raises:
         ZeroDivisionError: ``steps`` is 0.

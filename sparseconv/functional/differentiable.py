@@ -36,7 +36,7 @@ class Differentiable(torch.autograd.Function):
             raise NotImplementedError(
                 "torch.compile with fullgraph=True cannot compile a sparse convolution inside "
                 "torch.func (vmap, grad, jvp, ...) or forward-mode differentiation; omit "
-                "fullgraph=True, or apply the transform to the module that is not compiled"
+                "fullgraph=True, or apply the transform to the uncompiled module"
             )
         record: Any = cls.apply  # not in a separate function: torch.compile would trace it
         run = record if is_transformed() or torch.is_grad_enabled() else cls.forward

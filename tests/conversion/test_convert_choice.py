@@ -140,7 +140,7 @@ def test_nothing_known_means_by_density(clock: list[set[str]]) -> None:
     assert found["wins"] == (True, Verdict.FEW)
     assert found["loses"] == (False, Verdict.MANY)
     assert found["whole"] == (False, Verdict.UNPRUNED)
-    assert "no layer was measured: with an example_input, times decide" in str(report)
+    assert "no layer was measured: with an example_input, measured times" in str(report)
     _, report = sc.convert(model, max_density=0.7)
     assert verdicts(report)["loses"][0]
     _, report = sc.convert(model, max_density=0.0)

@@ -73,7 +73,7 @@ FULL = KernelCSR.full((4, 6, 5))
             lambda layer, copied: [each.set_pattern(FULL) for each in (layer, copied)],
             r"'exp_avg'\] of '2.values' .*\[120\].*\[36\].*new optimizer",
         ),
-        (lambda _, copied: copied.set_pattern(FULL), "start a new one"),
+        (lambda _, copied: copied.set_pattern(FULL), "start a new average"),
     ],
 )
 def test_an_update_that_fails_leaves_everything_as_it_was(

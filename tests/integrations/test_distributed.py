@@ -93,7 +93,7 @@ def test_moments_that_each_rank_has_a_part_of(tmp_path: Path) -> None:
 
 def what_one_rank_cannot_do(rank: int) -> None:
     network, optimizer, dst = scheduled()
-    with pytest.raises(RuntimeError, match=f"rank {1 - rank} has.*'seed': {1 - rank}.*this one"):
+    with pytest.raises(RuntimeError, match=f"rank {1 - rank} has.*'seed': {1 - rank}.*this rank"):
         DSTScheduler(network, optimizer, **{**SETTINGS, "seed": rank})
     train_step(network, optimizer, data(0)[0].float())
     good, network[2].regions = network[2].regions, [] if rank == 0 else [((0, 99), (0, 5))]
@@ -105,7 +105,7 @@ def what_one_rank_cannot_do(rank: int) -> None:
     assert dst.step()
     # They come apart, as without DistributedDataParallel.
     train_step(network, optimizer, data(rank)[0].float())
-    with pytest.raises(RuntimeError, match=r"weights equal \(DistributedDataParallel does\)"):
+    with pytest.raises(RuntimeError, match=r"weights equal \(as DistributedDataParallel does\)"):
         dst.step()
 
     network = two_layers(seed=rank)

@@ -136,5 +136,5 @@ def test_groups_and_frozen_layers() -> None:
         assert same(model[0].state_dict(), before)
         assert model[0].values.grad is None
     model[0].requires_grad_(True)
-    with pytest.raises(ValueError, match=r"lacks those of layer .* or freeze the layer"):
+    with pytest.raises(ValueError, match=r"those of layer .* are missing.* or freeze the layer"):
         dst.step()

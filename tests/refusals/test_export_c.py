@@ -119,7 +119,7 @@ test_export_c = refusals(
      "shapes cannot be multiplied"),
     (lambda: export(example_input=series(1)[..., :2], model=after(*FLAT)), RuntimeError,
      "in 0 (Conv1d): Calculated padded input size per channel: (2). Kernel size: (3). Kernel size "
-     "can't be greater than actual input size; the series are too short for this layer: give lon"),
+     "can't be greater than actual input size; the series are too short for this layer: pass lon"),
     (lambda: export(after(*FLAT), example_input=series(1)[0]), RuntimeError,
      "have 3 channels, but got 1 channels instead; expected (n_cases, n_channels, n_timepoints), "),
     (lambda: export(example_input=series(1)[0, 0]), ValueError, "expected example_input to hold"),
@@ -130,6 +130,6 @@ test_export_c = refusals(
     (lambda: export(MANY, example_input=LONG, weights="int8", calibration=LONG), ValueError,
      "too large for int32; export float32"),
     (lambda: export(name="a-b"), ValueError, "name must be a C identifier"),
-    (lambda: export(folder=__file__), ValueError, "is a file or holds files"),
-    (lambda: export(folder=Path(__file__).parent), ValueError, "holds files"),
+    (lambda: export(folder=__file__), ValueError, "is a file or contains files"),
+    (lambda: export(folder=Path(__file__).parent), ValueError, "contains files"),
 )  # fmt: skip

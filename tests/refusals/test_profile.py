@@ -32,7 +32,7 @@ test_refusals = refusals(
     (lambda: profile(SparseConv1d, X), TypeError, "model must be an nn.Module, but got type"),
     (lambda: profile(nn.Conv1d(3, 4, 5), X), ValueError, "a SparseConv1d, but Conv1d has none"),
     (lambda: profile(LAYER, [X]), TypeError, "tuple of the model's arguments, but got list"),
-    (lambda: profile(LAYER, X.shape), TypeError, "give a tensor: torch.randn(2, 3, 20)"),
+    (lambda: profile(LAYER, X.shape), TypeError, "pass a tensor: torch.randn(2, 3, 20)"),
     (lambda: profile(LAYER, (X, X)), TypeError, "but 3 were given); if that is a batch (x, y)"),
     (lambda: profile(Never(), X), ValueError, "none of the model's sparse layers (conv)"),
     (lambda: profile(META, X), NotImplementedError, "on meta; move the model and its input"),

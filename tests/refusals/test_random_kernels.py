@@ -18,7 +18,7 @@ MASKED = np.ma.masked_array(X, np.isnan(HOLE))
 
 test_random_kernels = refusals(
     (lambda: kernel_features(X[:, :, 1:], MINI), ValueError, f"got (5, {CHANNELS}, {LENGTH - 1})"),
-    (lambda: kernel_features([X[0], X[1, :, 1:]], MINI), ValueError, "length first, with aeon"),
+    (lambda: kernel_features([X[0], X[1, :, 1:]], MINI), ValueError, "same length with aeon"),
     (lambda: kernel_features(MASKED, MINI), ValueError, "are missing (NaN), infinite or too large"),
     (lambda: kernel_features(HOLE, MINI), ValueError, "finite values in X"),
     (lambda: kernel_features(X, MINI, out=READ_ONLY), ValueError, "writeable array"),
