@@ -173,7 +173,7 @@ def tools() -> Table:
         it = found.get(tool) or network_means(RUNS.get(tool, tool), names)
         fit = f"{it['fit']:.{2 if it['fit'] < 1 else 0}f} s"
         rows.append((task, tool, call, f"{it['accuracy']:.1f}", fit, f"{it['predict']:.0f} µs"))
-    header = ("your task", "tool", "call", "accuracy %", "training", "prediction of a series")
+    header = ("your task", "tool", "call", "accuracy %", "training", "prediction per series")
     return Table(header, rows, text_columns=3)
 
 
@@ -192,7 +192,7 @@ def about_gains(bench: dict[str, Any]) -> str:
     return (
         "DSN's published sparsity of 80 % in each kernel group leaves 13 % of the whole layer's "
         "weights active. "
-        "Times are on one thread: ROCKET on an Intel Xeon, InceptionTime on an "
+        "All times except DSN's are on one thread: ROCKET on an Intel Xeon, InceptionTime on an "
         f"{bench['machine']['cpu']}, and blocks on both. DSN was timed on one and two threads of "
         "the EPYC; the lower speed-up is shown. Speed-ups are "
         f"medians of interleaved runs; ROCKET's are means over {sets} sets. \"PyTorch's fastest "
@@ -219,9 +219,9 @@ def losses(bench: dict[str, Any], slower: list[Row], folder: str) -> str:
     return (
         "**When it does not pay off**: the fastest dense method, usually FFT with a "
         f"precomputed spectrum, was faster in [{len(slower)} of {timed} measured cases]"
-        f"({folder}when-it-pays.md), by up to {1 / worst.median:.1f}x. In {full} of these cases, "
-        f"more than half of the weights are active; in {len(few)} (with kernels of {sizes} taps), "
-        "less than 15 %. "
+        f"({folder}when-it-pays.md), at most {1 / worst.median:.1f}x as fast as the sparse one. "
+        f"In {full} of these cases, more than half of the weights are active; in {len(few)} "
+        f"(with kernels of {sizes} taps), less than 15 %. "
         "Networks that spend most of their time outside convolutions gain little."
     )
 
@@ -235,9 +235,9 @@ def about_tools() -> str:
         "ROCKET are faster than the networks, and more accurate than DSN on these sets. Choose a "
         "network if you need C or ONNX, or want to fine-tune. "
         f"On {found.sets} sets, MiniROCKET's accuracy differs from DSN's by "
-        f"{points(found)}. "
+        f"{points(found).replace(', not', ', which is not')}. "
         "Networks were trained for 1 000 epochs, with one seed for the two-layer DSN and for "
-        "InceptionTime, and three seeds otherwise. The networks were timed on another machine, "
+        "InceptionTime, and three seeds for DSN. The networks were timed on another machine, "
         "which was running other jobs at the same time, so compare only the orders of magnitude "
         "of their times."
     )

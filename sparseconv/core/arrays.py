@@ -244,7 +244,7 @@ def as_labels(owner: str, key: str, raw: Any, n_cases: int | None = None) -> Arr
     if y.ndim == 2 and y.shape[1] == 1:
         y = y[:, 0]
     if y.ndim != 1 or n_cases not in (None, len(y)):
-        hot = f"; if they are one-hot, pass {key}.argmax(1)" if y.ndim == 2 else ""
+        hot = f"; for one-hot labels, pass {key}.argmax(1)" if y.ndim == 2 else ""
         raise ValueError(f"{expectation}, but got {y.dtype} of shape {y.shape}{hot}")
     if y.dtype.kind == "f" and np.isnan(y).any():
         raise ValueError(f"{expectation}, but some of the {len(y)} are missing; fill them in")

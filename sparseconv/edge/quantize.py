@@ -72,7 +72,7 @@ class IntegerLayer(Layer):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class IntegerPointwise(Pointwise):
-    """A lookup table for one tensor; a sum with factors or a product for two."""
+    """An int8 operation: a lookup table for one tensor, or a weighted sum or product of two."""
 
     zeros: list[int]
     rescale: Rescale

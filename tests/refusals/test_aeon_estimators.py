@@ -55,7 +55,7 @@ test_aeon_estimators = refusals(
     (lambda: fit(kernels="hydra"), ValueError, "kernels must be one of ('rocket', 'minirocket')"),
     (lambda: fit(n_kernels=0), ValueError, "n_kernels must be at least 1"),
     (lambda: fit(kernels="minirocket", n_kernels=50), ValueError, "n_kernels must be at least 84"),
-    (lambda: fit(y=np.eye(2)[Y]), ValueError, "(12, 2); if they are one-hot, pass y.argmax(1)"),
+    (lambda: fit(y=np.eye(2)[Y]), ValueError, "(12, 2); for one-hot labels, pass y.argmax(1)"),
     (lambda: fit(y=None), ValueError, "POCKETClassifier: expected y to hold the label of"),
     (lambda: fit().score(X, None), ValueError, "but got None; give labels of shape (n_cases,)"),
     (lambda: fit_dsn(validation=0.2), TypeError, "must be a pair of series and labels, (X"),

@@ -52,7 +52,7 @@ test_load_dataset = refusals(
     (lambda: npz(y_train=np.zeros(6)), ValueError, "2 classes in y_train, but got only [0.0]"),
     (lambda: npz(y_train=np.where(y == 7, np.nan, y)), ValueError, "but some of the 6 are missing"),
     (lambda: npz(y_test=y[:5]), ValueError, "for each of 6 cases, but got int64 of shape (5,)"),
-    (lambda: npz(y_train=np.eye(8)[y]), ValueError, "(6, 8); if they are one-hot, pass y_train"),
+    (lambda: npz(y_train=np.eye(8)[y]), ValueError, "(6, 8); for one-hot labels, pass y_train"),
     (lambda: npz(y_test=y + 1), ValueError, "labels that y_train does not: [2, 8]"),
     (lambda: npz(y_test=y.astype(str)), ValueError, "both numbers: they are int64, <U21"),
     (lambda: npz(X_train=np.array([None])), ValueError, "cannot be used as a data set"),

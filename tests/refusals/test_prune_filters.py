@@ -158,7 +158,7 @@ test_criteria = refusals(
     (call(criterion=Jacobian((X, Y[:3]))), ValueError, "(X, y) of equal length, but got [("),
     (call(criterion=Jacobian((X, Y)), model=LOGITS), ValueError, "pass loss=F.cross_entropy"),
     (call(criterion=Jacobian((X, Y + 1))), ValueError, "Jacobian expected a class index"),
-    (call(criterion=Jacobian((X, torch.eye(3)[Y]))), ValueError, "(6, 3); if they are one-hot"),
+    (call(criterion=Jacobian((X, torch.eye(3)[Y]))), ValueError, "(6, 3); for one-hot labels"),
     (call(criterion=Jacobian((X, torch.eye(3).long()[Y]), loss=torch.nn.functional.cross_entropy)),
      ValueError, "Jacobian: expected y to hold a string or a real number for each case, but got"),
     (call(criterion=DSP(iter([]))), ValueError, "an iterator is empty after one pass"),
