@@ -1,4 +1,4 @@
-"""Weight-sparse 1-D convolution for PyTorch: kernels that touch active weights only."""
+"""Weight-sparse 1-D convolution for PyTorch: kernels that touch only active weights."""
 
 from __future__ import annotations
 

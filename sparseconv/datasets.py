@@ -38,8 +38,8 @@ class Dataset:
         name: the data set's name.
         X_train, X_test: ``(n_cases, n_channels, n_timepoints)`` float32, finite.
         y_train, y_test: ``(n_cases,)`` int64, indices into ``classes``.
-        classes: the sorted labels, as they are in the source (text files give strings; aeon reads
-            those of .ts files in lower case).
+        classes: the sorted labels, as in the source (text files contain strings; aeon reads
+            the labels of .ts files in lower case).
     """
 
     name: str
@@ -56,7 +56,7 @@ class Dataset:
 
     @property
     def n_timepoints(self) -> int:
-        """Count the samples of a channel of a series."""
+        """Count the samples of a series."""
         return int(self.X_train.shape[2])
 
 
@@ -64,21 +64,21 @@ def load(name_or_path: str | os.PathLike[str], *, nan_to_zero: bool = False) -> 
     """Read a data set from this machine; nothing is ever downloaded.
 
     Args:
-        name_or_path: one of three.
-            The name of a set in ``BUNDLED``, part of the aeon package. (Write a folder of that name
+        name_or_path: one of the following.
+            The name of a set in ``BUNDLED``, part of the aeon package. (Pass a folder of that name
             as ``"./NAME"`` or a ``Path``.)
             A folder with the files ``NAME_TRAIN`` and ``NAME_TEST``, or one of the two files. They
-            are ``.ts``, ``.arff``, or lines of a label and samples (``.tsv``, ``.csv``, ``.txt``,
-            or no ending). Tabs, commas, semicolons or spaces may separate these.
+            are ``.ts``, ``.arff``, or lines with a label and samples (``.tsv``, ``.csv``, ``.txt``,
+            or no ending), separated by tabs, commas, semicolons or spaces.
             A ``.npz`` file with ``X_train``, ``y_train``, ``X_test`` and ``y_test``. Series are
             ``(n_cases, n_channels, n_timepoints)`` or, with one channel,
             ``(n_cases, n_timepoints)``; labels are strings or real numbers.
-        nan_to_zero: replace missing values by 0, as in the paper's UCR 85 runs.
+        nan_to_zero: replace missing values with 0, as in the paper's UCR 85 runs.
 
     Raises:
         TypeError: neither a string nor a path.
         ValueError: an unknown name, an unreadable source, or data that cannot be classified:
-            unequal lengths, non-finite values, one class only, test labels unseen in training.
+            unequal lengths, non-finite values, a single class, test labels unseen in training.
         RuntimeError: aeon is needed, but not installed.
 
     Example:
@@ -108,7 +108,7 @@ def load(name_or_path: str | os.PathLike[str], *, nan_to_zero: bool = False) -> 
         if all(_counts_rows(X, y) for X, y in read):
             raise ValueError(
                 f"{files[0]}: expected labels in the first column, but here and in the test set it "
-                "holds whole numbers, none of them twice, like the row numbers of pandas and R; "
+                "contains distinct whole numbers, like the row numbers of pandas and R; "
                 "write the files with header=False, index=False (in R row.names=FALSE), or write "
                 "labels as words, such as class1"
             )
@@ -121,8 +121,8 @@ def load(name_or_path: str | os.PathLike[str], *, nan_to_zero: bool = False) -> 
             hint = f" (did you mean {names[close[0]]!r}?)"
         raise ValueError(
             f"no data set {os.fspath(name_or_path)!r}{hint}: expected the name of one of aeon's "
-            f"bundled sets ({', '.join(BUNDLED)}) as a str, a folder with a pair NAME_TRAIN and "
-            f"NAME_TEST ({_ENDINGS}) or one of the two, or a .npz file with {', '.join(_KEYS)}"
+            f"bundled sets ({', '.join(BUNDLED)}) as a str, a folder that contains NAME_TRAIN and "
+            f"NAME_TEST ({_ENDINGS}), either file, or a .npz file with {', '.join(_KEYS)}"
         )
     return _check(str(name_or_path) if bundled else name, raw, nan_to_zero)
 
@@ -133,26 +133,26 @@ def _aeon() -> Any:
     except ImportError as error:
         raise RuntimeError(
             f"aeon reads the bundled sets, .ts and .arff files, but it cannot be imported "
-            f"({error}); install it with `pip install 'sparseconv[tsc]'`, or give a .npz file"
+            f"({error}); install it with `pip install 'sparseconv[tsc]'`, or pass a .npz file"
         ) from error
     return aeon.datasets
 
 
 def _training_file(folder: Path) -> Path:
-    """Return the one training file; of several, that with the folder's own name."""
+    """Return the only training file or, of several, the one named after the folder."""
     found = training_files(folder.glob("*_TRAIN*")) or training_files(folder.glob("*_TEST*"))
     own = [path for path in found if name_of(path) == folder.resolve().name]
     if len(own or found) != 1:
         raise ValueError(
             f"expected one pair NAME_TRAIN and NAME_TEST ({_ENDINGS}) in the folder {folder}, but "
-            f"found {', '.join(path.name for path in found) or 'none'}; put one data set into a "
-            "folder"
+            f"found {', '.join(path.name for path in found) or 'none'}; put each data set into "
+            "a separate folder"
         )
     return (own or found)[0]
 
 
 def training_files(paths: Iterable[Path]) -> list[Path]:
-    """Return the training file of each data set among these, one where it has several endings."""
+    """Return one training file for each data set among these, even if it has several endings."""
     found: dict[Path, Path] = {}
     ranks = {ending: rank for rank, ending in enumerate(ENDINGS)}
     known = [path for path in paths if path.suffix.lower() in ranks and path.is_file()]
@@ -179,7 +179,7 @@ def _read(path: Path) -> tuple[Any, Any]:
             head = file.read(1 << 20)
         if not head.lstrip().startswith(("@", "#", "%")):
             return _read_lines(path)
-        expected = "header lines that end with @data, then one case a line, all of equal length"
+        expected = "header lines that end with @data, then one case per line, all of equal length"
         if re.search(r"^\s*@timestamps\s+true", head, re.IGNORECASE | re.MULTILINE):
             raise ValueError("it has @timestamps true; write the series without time stamps")
         if "@attribute" in head.lower():
@@ -203,13 +203,13 @@ def _read(path: Path) -> tuple[Any, Any]:
 
 
 def _counts_rows(X: Any, y: Any) -> bool:
-    """Return whether ten or more lines all begin with whole numbers, none of them twice."""
+    """Return whether there are ten or more lines, which all begin with distinct whole numbers."""
     lines = getattr(X, "ndim", 3) == 2
     return lines and len({*y}) == len(y) >= 10 and all(map(str.isdecimal, y))
 
 
 def _read_lines(path: Path) -> tuple[Any, Any]:
-    """Read lines of a label and samples; the first line decides the separator."""
+    """Read lines with a label and samples; the first line decides the separator."""
     text = path.read_text(encoding="utf-8-sig")
     lines = [line for line in text.splitlines() if line.strip()]
     if not lines:
@@ -248,7 +248,7 @@ def _read_npz(path: Path) -> dict[str, Any]:
     except Exception as error:  # a damaged file can raise anything
         raise ValueError(
             f"{path} cannot be used as a data set ({error}); write it with np.savez and the keys "
-            f"{', '.join(_KEYS)}, each a plain array of numbers (labels: or of strings)"
+            f"{', '.join(_KEYS)}, each a plain array of numbers (or, for labels, of strings)"
         ) from error
 
 
@@ -258,7 +258,7 @@ def _check(name: str, raw: dict[str, Any], nan_to_zero: bool) -> Dataset:
     if X_train.shape[1:] != X_test.shape[1:]:
         raise ValueError(
             f"{name}: expected X_test to have X_train's channels and time points "
-            f"{X_train.shape[1:]}, but got {X_test.shape[1:]}; cut or pad one of them"
+            f"{X_train.shape[1:]}, but got {X_test.shape[1:]}; cut or pad one set"
         )
     y_train = as_labels(name, "y_train", raw["y_train"], len(X_train))
     y_test = as_labels(name, "y_test", raw["y_test"], len(X_test))
@@ -269,9 +269,9 @@ def _check(name: str, raw: dict[str, Any], nan_to_zero: bool) -> Dataset:
     if unseen := sorted(set(y_test.tolist()) - set(known), key=str):
         todo = "remove those cases, or add some of them to the training set"
         if (y_train.dtype.kind == "U") != (y_test.dtype.kind == "U"):
-            todo = f"make both strings or both numbers: they are {y_train.dtype}, {y_test.dtype}"
+            todo = f"make both strings or both numbers; they are {y_train.dtype} and {y_test.dtype}"
         raise ValueError(
-            f"{name}: y_test holds labels that y_train does not: {unseen[:5]}; training knows "
+            f"{name}: y_test contains labels that y_train does not: {unseen[:5]}; y_train has "
             f"{known[:10]}; {todo}"
         )
     train, test = (np.searchsorted(classes, y).astype(np.int64) for y in (y_train, y_test))

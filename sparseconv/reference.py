@@ -1,4 +1,4 @@
-"""Compute the convolution with the dense weight, to compare with.
+"""Compute the convolution with the dense weight, as a reference.
 
 It shares no arithmetic with the kernels, so it cannot share their bugs.
 """
@@ -17,7 +17,7 @@ from sparseconv.core.tracing import outside_tracing, traced_tensor
 def dense_weight(values: Tensor, pattern: KernelCSR) -> Tensor:
     """Spread ``values (nnz,)`` into ``(C_out, C_in // groups, K)``, zeros where inactive.
 
-    Differentiable in ``values``. ValueError if these are more or fewer than the active weights.
+    Differentiable in ``values``. Raises ValueError unless there is one value per active weight.
 
     Example:
         >>> pattern = KernelCSR.from_positions(torch.tensor([1]), (1, 1, 3))
@@ -77,7 +77,7 @@ def conv1d_dense(
 
 
 def pad(x: Tensor, padding: tuple[int, ...], mode: str) -> Tensor:
-    """Pad as ``F.pad``, with the modes of ``nn.Conv1d``; do not copy where no padding is asked."""
+    """Pad as ``F.pad``, with the modes of ``nn.Conv1d``; do not copy if there is no padding."""
     if not any(padding):
         return x
     return F.pad(x, padding, "constant" if mode == "zeros" else mode)

@@ -16,7 +16,7 @@ def fold(conv: Convolution, norm: nn.BatchNorm1d | nn.SyncBatchNorm) -> Weights 
     """Return the weight and bias that compute ``norm(conv(x))`` in eval mode.
 
     Returns:
-        The weight, of the shape of ``conv.values`` or ``conv.weight``, and a bias ``(C_out,)``;
+        The weight, with the shape of ``conv.values`` or ``conv.weight``, and a bias ``(C_out,)``;
         or None if sizes, dtypes or devices do not fit, or if the result would not be finite.
 
     Example:

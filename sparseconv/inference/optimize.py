@@ -24,22 +24,22 @@ def optimize_for_inference(model: nn.Module) -> nn.Module:
     - A global average after a 1x1 ``nn.Conv1d`` and an ``AdaptiveAvgPool1d`` before it become one
       average.
 
-    Outputs differ from those of ``model.eval()`` only by rounding. All modules keep their places,
-    names, hooks and state, so the copy can be sliced, trained, loaded and converted. In training
-    mode a Sequential runs as a ``Block``. Modules run one by one if merging them could be noticed
-    or could change the result:
+    Outputs differ from the outputs of ``model.eval()`` only by rounding. All modules keep their
+    positions, names, hooks and state, so the copy can be sliced, trained, loaded and converted. In
+    training mode, a Sequential runs as a ``Block``. Modules run one by one if merging
+    them could be noticed or could change the result:
 
     - modules that need gradients, are in training mode, or have hooks or other code;
     - inputs that need gradients or have no batch dimension;
     - torch.compile, torch.jit, torch.export, torch.func, autocast, and modes that intercept
       functions or operations (except ``torch.set_default_device``);
     - subclasses of ``nn.Sequential`` that are not inside a plain one;
-    - a BatchNorm without running statistics, or of another size or dtype;
+    - a BatchNorm without running statistics, or with another size or dtype;
     - folded weights that would not be finite.
 
     The first call computes the folded weights, and so does any call after a parameter, buffer,
     pattern or ``eps`` changed. In-place writes that PyTorch does not count go unnoticed unless the
-    parameter requires a gradient: those through ``.data`` (``p.data.copy_(q)``), ``.numpy()``,
+    parameter requires a gradient: writes through ``.data`` (``p.data.copy_(q)``), ``.numpy()``,
     another process, or ``F.batch_norm(..., training=True)`` on the statistics. Call ``eval()`` on
     the copy afterwards.
 
@@ -48,13 +48,13 @@ def optimize_for_inference(model: nn.Module) -> nn.Module:
 
     Returns:
         A copy in eval mode whose parameters require no gradient. Printing it names the modules that
-        are computed together; if there are none, a warning says so. To train it, call
+        are computed together; if there are none, it emits a warning. To train it, call
         ``requires_grad_(True)`` and ``train()``; ``requires_grad_(False)`` and ``eval()`` make it
         fast again.
 
     Raises:
         TypeError: ``model`` is not an ``nn.Module``.
-        ValueError: a lazy module that has not run yet.
+        ValueError: a lazy module has not run yet.
 
     Example:
         >>> model = nn.Sequential(nn.Conv1d(2, 3, 5), nn.BatchNorm1d(3), nn.ReLU())

@@ -31,7 +31,7 @@ from sparseconv.nn.pooling import new_averaging_matrix
 
 
 class FoldedLink(Link):
-    """Hold a convolution and its neighbours, perhaps with a BatchNorm1d to fold into it."""
+    """Hold a convolution and its neighbours, possibly with a BatchNorm1d to fold into it."""
 
     def __init__(self, modules: Sequence[Any]) -> None:
         super().__init__(modules)
@@ -40,7 +40,7 @@ class FoldedLink(Link):
         self._folded: tuple[list[Any], list[Any], Weights | None] | None = None
 
     def one_by_one(self, x: Tensor) -> Tensor:
-        """Compute with the folded weights if possible, else call the modules."""
+        """Compute with the folded weights if possible; otherwise, call the modules."""
         weights = None if self.is_watched() else self.weights_for(x)
         y = None if weights is None else self.compute(x, *weights)
         return super().one_by_one(x) if y is None else y
@@ -103,7 +103,7 @@ def _any_trained(tensors: Any) -> bool:
 
 
 class FoldedSparseConv(FoldedLink, SparseLink):
-    """Hold a ``SparseConv1d``, perhaps a BatchNorm1d, and perhaps a ReLU."""
+    """Hold a ``SparseConv1d``, optionally with a BatchNorm1d and a ReLU."""
 
     def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         conv, geometry = self.conv, self.conv._geometry()

@@ -1,4 +1,4 @@
-"""Networks for time series: the sparse DSN, and dense ones to compare it with."""
+"""Networks for time series: the sparse DSN, and dense networks for comparison."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from sparseconv.core.checks import count
 
 
 class Classifier(nn.Module):
-    """Maps series to log-probabilities by the subclass's ``blocks`` and ``head``."""
+    """Maps series to log-probabilities with the subclass's ``blocks`` and ``head``."""
 
     blocks: nn.Sequential
     head: nn.Module
@@ -28,7 +28,7 @@ class Classifier(nn.Module):
         return log_proba
 
     def check_series(self, x: Tensor) -> None:
-        """Refuse a tensor of another shape, unless it is a ``torch.fx`` proxy."""
+        """Refuse a tensor with another shape, unless it is a ``torch.fx`` proxy."""
         if isinstance(x, Tensor) and (x.dim() != 3 or x.shape[1] != self.in_channels):
             shape = f"(n_cases, {self.in_channels}, n_timepoints)"
             expected = f"this {type(self).__name__} expects series of shape {shape}"
@@ -44,12 +44,12 @@ class Residual(nn.Module):
         self.shortcut = shortcut
 
     def forward(self, x: Tensor) -> Tensor:
-        """Add the outputs of body and shortcut, of equal shapes."""
+        """Add the outputs of body and shortcut, which have equal shapes."""
         return F.relu(self.body(x) + self.shortcut(x))
 
 
 def shortcut(in_channels: int, out_channels: int, *, always_convolve: bool = False) -> nn.Module:
-    """Return BatchNorm, after a 1x1 convolution if channels change or ``always_convolve``."""
+    """Return BatchNorm, preceded by a 1x1 convolution if channels change or ``always_convolve``."""
     norm = nn.BatchNorm1d(out_channels)
     if in_channels == out_channels and not always_convolve:
         return norm

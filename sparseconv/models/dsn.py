@@ -33,11 +33,11 @@ class DSNCost:
     """Parameters and operations of a network for one series.
 
     Attributes:
-        params: active weights, 1x1 convolutions, BatchNorm's affine pairs.
-        flops_paper: operations as the paper counts them, ``2 * C_in - 1`` per tap of an output,
+        params: active weights, 1x1 convolutions, BatchNorm's weights and biases.
+        flops_paper: operations as the paper counts them, ``2 * C_in - 1`` per tap of each output,
             with the head's convolution and BatchNorm counted twice.
         macs_executed: multiply-accumulates of all convolutions, one per active weight and sample.
-        params_dense, flops_paper_dense, macs_dense: the same with every tap active.
+        params_dense, flops_paper_dense, macs_dense: the same numbers with every tap active.
 
     Source: Xiao et al. 2022 (DSN) and the counter of its implementation, for ``flops_paper``.
     """
@@ -65,20 +65,20 @@ class DSN(Classifier):
     Args:
         in_channels: channels of a series.
         n_classes: number of classes.
-        sparsity: inactive share of each group's region, in [0, 1). With kernel groups the true
+        sparsity: inactive share of each group's region, in [0, 1). With kernel groups, the true
             density is below ``1 - sparsity``. 0 is the paper's dense network, with all taps active
             and no groups.
-        nf: channels between modules; a module has ``3 * nf``.
+        nf: channels between modules; each module outputs ``3 * nf`` channels.
         kernel_size: taps of the sparse convolutions.
         depth: number of modules.
         n_groups: number of kernel groups; 1 removes them (the paper's ablation).
         init: first pattern. ``"prefix"`` activates the first taps of every kernel; ``"random"``
-            draws uniformly in the region.
+            draws taps uniformly from the region.
         padding: ``"right-replicate"`` repeats the last sample, so taps look forward;
             ``"centred-zeros"`` is the paper's choice for the UCR 2018 archive;
             ``"centred-replicate"`` repeats the first and last sample.
         block: channels ``(out, in)`` that share taps, or one int for both, as in ``KernelCSR``.
-            Blocks are faster in bfloat16. A layer with fewer input channels than a block keeps
+            Blocks are faster in bfloat16. A layer with fewer input channels than the block keeps
             single weights. Blocks of 16 divide ``nf=48`` evenly.
         backend: backend of the sparse convolutions, ``"auto"`` or one that can run here.
 
@@ -86,8 +86,8 @@ class DSN(Classifier):
         Input ``(N, in_channels, L)``, any L >= 1; output ``(N, n_classes)``, log-probabilities.
 
     Raises:
-        ValueError: an argument out of its range.
-        TypeError: an argument of another type.
+        ValueError: an argument is out of range.
+        TypeError: an argument has the wrong type.
 
     Example:
         >>> model = DSN(in_channels=9, n_classes=6)
@@ -170,14 +170,14 @@ class DSN(Classifier):
         return super().forward(x)
 
     def sparse_layers(self) -> list[SparseConv1d]:
-        """Return the sparse convolutions, first to last."""
+        """Return the sparse convolutions, from first to last."""
         return [layer for layer in self.blocks.modules() if isinstance(layer, SparseConv1d)]
 
     def cost(self, n_timepoints: int) -> DSNCost:
         """Count parameters and operations for a series of ``n_timepoints`` samples.
 
         Raises:
-            ValueError: ``n_timepoints`` below 1; a network without sparse layers.
+            ValueError: ``n_timepoints`` is below 1, or the network has no sparse layers.
 
         Example:
             >>> cost = DSN(9, 6).cost(128)
@@ -228,11 +228,11 @@ def _regions(
     groups = torch.arange(channels)[::size].chunk(n_groups)
     if len(groups) < n_groups or kernel_size < n_groups:
         even = math.lcm(WIDTH, n_groups * size) // WIDTH
-        other = f", or for nf a multiple of {even}" if kernel_size >= n_groups else ""
+        other = f", or make nf a multiple of {even}" if kernel_size >= n_groups else ""
         raise ValueError(
-            f"n_groups={n_groups} is too many for {channels} output channels (3 * nf) in blocks of "
-            f"{size} and {kernel_size} taps: every group needs a block and at least one more tap "
-            f"than the group before; choose fewer groups{other}"
+            f"n_groups={n_groups} is too large for {channels} output channels (3 * nf), blocks of "
+            f"{size} and kernel_size={kernel_size}: each group needs at least one block, and at "
+            f"least one tap more than the previous group; choose fewer groups{other}"
         )
     taps = kernel_size // n_groups
     return tuple(

@@ -13,18 +13,18 @@ class Ensemble(nn.Module):
     """Averages the probabilities of several classifiers, each trained alone.
 
     LITETime averages five ``LITE``, the published InceptionTime five ``InceptionTime``. Train the
-    ``members`` one by one: a loss on the mean would train them as one.
+    ``members`` one by one: a loss on the mean would train them jointly.
 
     Args:
-        members: at least one network, none twice. All return log-probabilities ``(N, n_classes)``
+        members: one or more different networks. All return log-probabilities ``(N, n_classes)``
             of the same classes for the same input.
 
     Shape:
         The members' input; output ``(N, n_classes)``, log-probabilities.
 
     Raises:
-        ValueError: no members, or one twice. TypeError: a member is not a module.
-        RuntimeError: in a call, members of different classes.
+        ValueError: no members, or the same member twice. TypeError: a member is not a module.
+        RuntimeError: in a call, the members have different classes.
 
     Example:
         >>> from sparseconv.models import LITE
@@ -47,7 +47,7 @@ class Ensemble(nn.Module):
         if not found or len(set(found)) < len(found):
             raise ValueError(
                 f"members must be one or more different modules, but got {len(found)}, of which "
-                f"{len(set(found))} are different; build each member anew, or use copy.deepcopy"
+                f"{len(set(found))} are different; create each member anew, or use copy.deepcopy"
             )
 
     def forward(self, x: Tensor) -> Tensor:

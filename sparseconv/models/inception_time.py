@@ -20,7 +20,7 @@ RESIDUAL_EVERY = 3  # modules
 
 
 class InceptionTime(Classifier):
-    """Six Inception modules with a shortcut around every three, a global average, a linear layer.
+    """Six Inception modules, a shortcut around every three, a global average and a linear layer.
 
     The published classifier is an ``Ensemble`` of five.
 
@@ -31,7 +31,7 @@ class InceptionTime(Classifier):
         variant: ``"keras"``, the original, has 40, 20 and 10 taps and a 1x1 convolution in each
             shortcut, and 420 192 parameters for one channel, without the last layer. ``"tsai"``,
             which the DSN paper counts (389.34 K parameters on average over UCR 85), has 39, 19 and
-            9 taps. Its shortcuts between equal numbers of channels are BatchNorm only.
+            9 taps. Its shortcuts between equal numbers of channels consist only of BatchNorm.
 
     Example:
         >>> import torch
@@ -76,8 +76,8 @@ class InceptionTime(Classifier):
 def _inception(in_channels: int, nf: int, kernel_sizes: tuple[int, ...]) -> nn.Sequential:
     """Return parallel convolutions of several lengths, BatchNorm and ReLU.
 
-    A 1x1 convolution reduces several channels to ``nf``, before ``nf`` filters of each length. A
-    maximum of three samples with a 1x1 convolution runs in parallel.
+    A 1x1 convolution reduces several channels to ``nf``, before ``nf`` filters of each length. In
+    parallel, a 1x1 convolution follows max pooling over three samples.
     """
     several = in_channels > 1
     bottleneck = nn.Conv1d(in_channels, nf, 1, bias=False) if several else nn.Identity()

@@ -14,7 +14,7 @@ PEAKS = (4, 8, 16, 32, 64)  # two thirds of the taps of those that detect peaks
 
 
 class HandMade(nn.Module):
-    """Frozen filters that detect increase, decrease and peaks in all channels alike, and ReLU.
+    """Frozen filters that detect increases, decreases and peaks in all channels alike, and ReLU.
 
     Shape: ``(N, in_channels, L) -> (N, 17, L)``.
     """
@@ -86,7 +86,7 @@ class LITE(Classifier):
 
 
 def _separable(in_channels: int, out_channels: int, taps: int, dilation: int) -> list[nn.Module]:
-    """Convolve each channel alone, then mix channels at each sample."""
+    """Convolve each channel separately, then mix the channels at each sample."""
     return [
         nn.Conv1d(
             in_channels, in_channels, taps, padding="same", dilation=dilation, groups=in_channels,

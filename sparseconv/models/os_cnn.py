@@ -12,9 +12,9 @@ LONGEST = 89  # taps
 
 
 class OSCNN(Classifier):
-    """Three layers of convolutions with 1, 2, 3, 5, 7, ... taps, a global average, a linear layer.
+    """Three layers of convolutions (1, 2, 3, 5, 7, ... taps), a global average and a linear layer.
 
-    Sums of 1, 2 and the primes up to a quarter of the series give every receptive field up to that
+    Sums of 1, 2 and the primes up to a quarter of the series yield every receptive field up to that
     length. A budget of weights per layer decides the number of filters of each length. The last
     layer has kernels of 1 and 2 taps. The authors average the accuracies of ten runs.
 

@@ -15,8 +15,8 @@ class ResNet(Classifier):
 
     This is tsai's variant, which the DSN paper counts (479.20 K parameters on average over UCR 85).
     Convolutions have 7, 5 and 3 taps (originally 8, 5 and 3), no bias, and zero padding that keeps
-    the length; BatchNorm follows. The shortcut is BatchNorm, after a 1x1 convolution where the
-    number of channels changes.
+    the length; BatchNorm follows. The shortcut is a BatchNorm layer, preceded by a 1x1
+    convolution if the number of channels changes.
 
     Args:
         in_channels, n_classes: as for ``DSN``, with the same shapes and errors.

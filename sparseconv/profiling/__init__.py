@@ -1,4 +1,4 @@
-"""Compare the cost of each sparse layer with that of the same layer made dense."""
+"""Compare the cost of each sparse layer with the cost of the same layer made dense."""
 
 from sparseconv.measure.records import BeforeAfter, Counts, LayerTimes, Verdict
 from sparseconv.measure.table import Table

@@ -1,4 +1,4 @@
-"""``profile``: the cost of each sparse layer, and whether it is faster dense."""
+"""``profile``: the cost of each sparse layer, and whether its dense version is faster."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ from sparseconv.profiling.stopwatch import (
 
 @dataclass(frozen=True)
 class ModelTime:
-    """Time of a pass of the whole model, and of its sparse layers.
+    """Time of a pass through the whole model, and of its sparse layers.
 
     Attributes:
         ms: the model's median time in milliseconds, with its 95 % interval.
         flops: operations of all layers, dense and executed.
-        dense_ms, sparse_ms: sums of the layers' medians, called one by one.
+        dense_ms, sparse_ms: sums of the medians of the layers, called one by one.
     """
 
     ms: Estimate
@@ -61,7 +61,7 @@ class ModelTime:
 
     @property
     def share(self) -> float:
-        """Return time of layers / model; above 1 if layers cost more alone than in the model."""
+        """Return the layers' share of the model's time; above 1 if they cost more alone."""
         return self.sparse_ms / self.ms.median
 
 
@@ -71,7 +71,7 @@ class Profile(Report):
 
     Attributes:
         layers: a ``LayerTimes`` per layer and kind of call, in the order of first calls. Calls of
-            one kind share input shape, memory layout, dtype and required gradients.
+            a kind share input shape, memory layout, dtype and required gradients.
         unreached: names of sparse layers that the input did not reach.
         model: a ``ModelTime`` of ``"inference"`` and, if measured, of ``"training"``.
         machine: processor, threads, instruction set and versions.
@@ -97,7 +97,7 @@ class Profile(Report):
         if any(found.share > 1 for found in self.model.values()):
             lines.append(
                 "more than 100 % of the model: layers that are timed one by one cost more than in "
-                "the model, which fuses some and runs one backward pass for all"
+                "the model, which fuses some layers and runs a single backward pass"
             )
         if TRAINING not in self.model and any(TRAINING in layer.times for layer in self.layers):
             lines.append(
@@ -121,31 +121,31 @@ def profile(
     """Measure every ``SparseConv1d`` of a model and the same layer made dense.
 
     The model runs once to record its layers' inputs. Then each layer is timed alone, sparse and
-    dense (by ``to_dense``) interleaved in random order. The whole model is timed last.
+    dense (with ``to_dense``), interleaved in random order. The whole model is timed last.
 
     Inference is a forward pass under ``torch.no_grad()``. Training is a forward and a backward
-    pass, with the gradients of a real step: none for the first layer's input or for frozen values.
-    Threads, mode (train or eval) and autocast are the caller's. First call
+    pass, with the gradients of a real step: not for the first layer's input or frozen values.
+    Number of threads, mode (train or eval) and autocast are the caller's. First call
     ``sparseconv.retain_freed_memory``, or page faults may take much of the time.
 
-    The function runs a copy, so the model and random generators do not change. Hooks run in the
-    model, but not in layers timed alone.
+    The function runs a copy, so the model and the random generators do not change. Hooks run when
+    the whole model is timed, but not when layers are timed alone.
 
     Args:
         model: a module with ``SparseConv1d`` layers, on the CPU.
         example_input: the model's argument, a tensor or array, or a tuple of arguments.
         training: also time training.
         rounds: pairs of measurements, at least 6.
-        least_seconds: shorter calls are repeated to take this time.
+        least_seconds: shorter calls are repeated until they take this time.
         verbose: show a progress bar (tqdm) on stderr; None shows it in a terminal.
 
     Returns:
         A ``Profile``: print it, read its ``layers``, or ``save("profile.html")`` (or ``.json``).
 
     Raises:
-        TypeError, ValueError: arguments of the wrong type; too few rounds; no ``SparseConv1d`` in
+        TypeError, ValueError: an argument of the wrong type; too few rounds; no ``SparseConv1d`` in
             the model, or none that the input reaches.
-        NotImplementedError: a layer not on the CPU, or a subclass with its own ``forward``.
+        NotImplementedError: a layer is not on the CPU, or its subclass overrides ``forward``.
 
     Example:
         >>> import sparseconv as sc
@@ -169,8 +169,8 @@ def profile(
         if not called:
             raise ValueError(
                 "the input reached none of the model's sparse layers "
-                f"({', '.join(layers.values())}); give one that the model sends through them, and "
-                "choose the mode (train or eval) in which it does"
+                f"({', '.join(layers.values())}); pass an input that reaches them, and choose "
+                "the mode (train or eval) in which they are called"
             )
         calls = [(layer, call) for layer, found in called.items() for call in found]
         bar = progress(calls, verbose, desc="layers")

@@ -30,7 +30,7 @@ Layer = TypeVar("Layer", bound=nn.Module)
 
 @dataclass
 class Stopwatch:
-    """Interleaves passes, of inference without gradients and of training with them."""
+    """Interleaves inference passes without gradients and training passes with gradients."""
 
     training: bool
     rounds: int
@@ -41,7 +41,7 @@ class Stopwatch:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Run copies of models: restore random generators; collect garbage once, before."""
+        """Run copies of models: restore random generators; collect garbage once beforehand."""
         with ExitStack() as stack:
             stack.enter_context(torch.random.fork_rng(devices=[]))
             stack.callback(random.setstate, random.getstate())
@@ -52,7 +52,7 @@ class Stopwatch:
             yield
 
     def time(self, candidates: Mapping[str, Passes]) -> Times:
-        """Time passes interleaved: seconds by round, for names such as ``"sparse training"``."""
+        """Time interleaved passes: seconds by round, for names such as ``"sparse training"``."""
         return interleave(
             {f"{name} {which}": run for name, p in candidates.items() for which, run in p.items()},
             context=lambda name: torch.set_grad_enabled(name.endswith(TRAINING)),
@@ -62,12 +62,12 @@ class Stopwatch:
 
 
 def check_on_cpu(layers: Mapping[Layer, str]) -> None:
-    """Refuse devices where ``interleave`` would time launches only."""
+    """Refuse devices on which ``interleave`` would time only launches."""
     for layer, name in layers.items():
         device = next(layer.parameters()).device
         if device.type != "cpu":
             raise NotImplementedError(
-                f"layers are measured on the CPU only, but layer {name!r} is on {device}; "
+                f"layers are measured only on the CPU, but layer {name!r} is on {device}; "
                 "move the model and its input with .cpu()"
             )
 
@@ -75,7 +75,8 @@ def check_on_cpu(layers: Mapping[Layer, str]) -> None:
 def copied_arguments(model: nn.Module, given: Any) -> tuple[Any, ...]:
     """Copy a model's arguments as tensors, with series in its dtype.
 
-    Integers with fewer than three axes are codes or lengths; bools next to others are masks.
+    Integers with fewer than three axes are codes or lengths. Bools next to other arguments
+    are masks.
     """
     if not isinstance(given, Tensor | tuple | np.ndarray):
         raise TypeError(
@@ -112,7 +113,7 @@ class Call:
 def capture(
     model: nn.Module, layers: Iterable[Layer], arguments: tuple[Any, ...]
 ) -> dict[Layer, list[Call]]:
-    """Run the model once; count a layer's calls together if they differ in numbers only."""
+    """Run the model once; count a layer's calls together if they differ only in their numbers."""
     calls: dict[Layer, dict[tuple[Any, ...], Call]] = {}
 
     def see(layer: Layer, args: tuple[Any, ...], kwargs: dict[str, Any], y: Tensor) -> None:
@@ -152,7 +153,7 @@ def _plain_twins(layer: SparseConv1d) -> tuple[nn.Module, SparseConv1d]:
 
 
 def _layer_passes(layer: nn.Module, call: Call) -> Passes:
-    """Run a layer on one input; training only where a gradient is asked for and needed."""
+    """Run a layer on one input; train only if a gradient is requested and needed."""
     x = call.input.detach().requires_grad_(call.needs_dgrad)
     wanted = _differentiable([x, *layer.parameters()])
     if not (call.trains and wanted):

@@ -177,6 +177,6 @@ def test_of_several_pairs_the_one_with_the_folder_s_name(tmp_path: Path) -> None
     ts_folder(tmp_path, ["1:a", "2:b"], ["1:a"])
     for split in ("TRAIN", "TEST"):
         (tmp_path / f"b_{split}.ts").write_text((tmp_path / f"toy_{split}.ts").read_text())
-    with pytest.raises(ValueError, match=r"but found b_TRAIN.ts, toy_TRAIN.ts; put one data set"):
+    with pytest.raises(ValueError, match=r"but found b_TRAIN.ts, toy_TRAIN.ts; put each data set"):
         datasets.load(tmp_path)
     assert datasets.load(tmp_path.rename(tmp_path.with_name("b"))).name == "b"
