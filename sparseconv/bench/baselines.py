@@ -37,10 +37,10 @@ def _unpad(x: Tensor, geometry: Geometry) -> Callable[[Tensor], Tensor]:
 
 
 def dense(problem: Problem, *, channels_last: bool = False, padded: bool = False) -> Calls:
-    """Call ``F.conv1d`` and its two gradients, each alone.
+    """Call ``F.conv1d`` and its two gradients separately.
 
     ``channels_last`` is ``F.conv2d`` on series of height 1 in channels-last memory. ``padded`` pads
-    by ``F.pad``, which is faster for long kernels; it is empty if every call pads that way.
+    with ``F.pad``, which is faster for long kernels; it is empty if every call pads that way.
     """
     x, values, grad, pattern, geometry = problem
     zeros = geometry.padding_mode == "zeros" and len(set(geometry.padding)) == 1
@@ -194,7 +194,7 @@ def fft(problem: Problem, *, prepared: bool = False) -> Calls:
 
 
 def _fast_size(least: int) -> int:
-    """Return the least even product of powers of 2, 3 and 5 that is at least ``least``."""
+    """Return the smallest even number ≥ ``least`` whose only prime factors are 2, 3 and 5."""
     size = least + least % 2 or 2
     while 30 ** size.bit_length() % size:  # it has another prime factor
         size += 2

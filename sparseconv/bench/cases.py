@@ -30,11 +30,11 @@ SUITES = {
     "break_even": "30 to 100 % of the weights at other lengths, channels and kernel sizes",
     "options": "first layer, 1x1, stride, dilation, groups",
     "dtype": "float64, bfloat16 and float16",
-    "blocks": "blocks of 16 x 16 channels that share their taps, in bfloat16; a training step too",
+    "blocks": "blocks of 16 x 16 channels that share their taps, in bfloat16; also a training step",
     "adversarial": "patterns and shapes that are hard to share out or to cut into blocks",
     "network": "the whole network: training step, update, inference, latency",
     "random_kernels": "features of ROCKET's and MiniROCKET's kernels, per series, and of aeon's",
-    "compiled": "a layer compiled, and exported: its time over the eager call's",
+    "compiled": "a layer compiled, and exported: its time divided by the eager call's",
 }
 WITHOUT_CASES = ("network", "random_kernels")
 # Masks of the first and of the last layer of a trained network (those between have the last one's
@@ -78,10 +78,10 @@ class Case(testing.Case):
             pass with both gradients.
         pattern: a pattern of ``sparseconv.testing``, or one of these. ``dsn_prefix`` and
             ``dsn_evolved`` are those of a DSN; ``density`` is 1 - S, the active share of a kernel
-            group's region. In ``dsn_ungrouped`` the region is the whole kernel. ``trained_first``
+            group's region. In ``dsn_ungrouped``, the region is the whole kernel. ``trained_first``
             and ``trained_last`` come from a trained network. ``one_weight_per_channel`` reads each
-            input channel once; ``one_channel`` only reads input channel 0. In ``dense_output``
-            output channel 0 is fully active, the others are sparse. In ``empty_outputs`` every
+            input channel once; ``one_channel`` reads only input channel 0. In ``dense_output``,
+            output channel 0 is fully active, the others are sparse. In ``empty_outputs``, every
             second output channel is inactive.
     """
 
@@ -270,6 +270,6 @@ CASES = {case.name: case for case in _all()}
 
 
 def select(suites: Collection[str] = (), names: Collection[str] = ()) -> list[Case]:
-    """Return the cases of these suites and names; all if neither is given."""
+    """Return the cases of these suites and names; all if neither is specified."""
     everything = not (suites or names)
     return [c for c in CASES.values() if everything or c.suite in suites or c.name in names]

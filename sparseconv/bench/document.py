@@ -74,6 +74,6 @@ def best_baseline(row: Row) -> str | None:
 
 
 def ratio(row: Row, baseline: str = BEST) -> Estimate | None:
-    """Return a baseline's time / the sparse time (below 1 where sparse is slower), or None."""
+    """Return the ratio of a baseline's time to the sparse time, or None if not timed."""
     found = row["ratio"].get(best_baseline(row) if baseline == BEST else baseline)
     return None if found is None else Estimate(*found)

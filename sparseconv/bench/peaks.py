@@ -1,4 +1,4 @@
-"""Measure the machine's peak: multiply-adds of operands in registers."""
+"""Measure the machine's peak speed: multiply-adds with operands in registers."""
 
 from __future__ import annotations
 

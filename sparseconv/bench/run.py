@@ -91,7 +91,7 @@ def _double(problem: Problem, x: Tensor, values: Tensor, grad: Tensor) -> dict[s
 def check(
     problem: Problem, make_calls: Callable[[Problem], Calls] | None = None
 ) -> dict[str, Expected]:
-    """Compare all three computations with float64; return what they were compared with.
+    """Compare all three computations with float64; return the expected results.
 
     Results must be within the computed bound on the problem's data, and exact on integers. On
     integers a missing term of a weight's gradient shows, which a bound may hide. ``make_calls``
@@ -119,7 +119,7 @@ def check_bounds(results: Mapping[str, Tensor], wanted: Mapping[str, Expected]) 
 
 
 def _times_its_bound(got: Tensor, wanted: Expected) -> float:
-    """Return the worst error / its bound; NaN for NaN, infinity for another shape."""
+    """Return the worst ratio of error to bound; NaN for NaN, infinity for another shape."""
     if got.shape != wanted.exact.shape:
         return float("inf")
     if not got.numel():
@@ -277,7 +277,7 @@ def _checked_layer(
 
 
 def times_and_ratios(times: timing.Times) -> dict[str, Any]:
-    """Return the milliseconds of all calls, and the paired ratios of their times to the sparse."""
+    """Return all calls' milliseconds, and the paired ratios of their times to the sparse time."""
     return {
         "ms": {name: 1e3 * float(np.median(samples)) for name, samples in times.items()},
         "ratio": {

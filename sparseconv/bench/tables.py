@@ -43,7 +43,7 @@ def spelled(baseline: str) -> str:
 
 
 def facts(*keys: str) -> list[Column]:
-    """Return values of a row unchanged."""
+    """Return the values of a row unchanged."""
     names = {"batch": "N", "in_channels": "C", "length": "L", "kernel_size": "K", "computation": ""}
     return [(names.get(key, key), lambda row, key=key: str(row[key])) for key in keys]  # type: ignore[misc]
 
@@ -53,7 +53,7 @@ def _interval(baseline: str) -> Callable[[Row], str]:
 
 
 def median(baseline: str) -> Callable[[Row], str]:
-    """Show a baseline's time / the sparse time."""
+    """Show the ratio of a baseline's time to the sparse time."""
     return lambda row: f"{found.median:.2f}" if (found := ratio(row, baseline)) else ""
 
 
@@ -84,7 +84,7 @@ AGAINST = [(f"vs {spelled(name)}", median(name)) for name in (*BASELINES, *OURS)
 
 
 def cases(rows: Iterable[Row]) -> Table:
-    """Show time, speed, and each baseline's time / the sparse time."""
+    """Show the time, the speed, and the ratio of each baseline's time to the sparse time."""
     return table(rows, (*CASE, DENSITY, *SPEED, *FASTEST, *AGAINST), text_columns=2)
 
 
@@ -108,7 +108,7 @@ def network(rows: Iterable[Row]) -> Table:
 
 
 def random_kernels(rows: Iterable[Row]) -> Table:
-    """Show microseconds per series, aeon's time / ours, and the share of the peak (ROCKET)."""
+    """Show microseconds per series, the ratio of aeon's time to ours, and the share of the peak."""
     return table(
         rows,
         (

@@ -1,4 +1,4 @@
-"""Compute sparse convolutions by a function: its checks, backends and gradients."""
+"""Compute sparse convolutions with a function: its checks, backends and gradients."""
 
 from sparseconv.core.checks import ArgumentError
 from sparseconv.core.geometry import DTYPES, PADDING_MODES, Geometry, resolve_padding

@@ -23,7 +23,7 @@ from sparseconv.ops.backends import extension
 
 CHAIN_DTYPES = (torch.float32, torch.float64)
 UNSHARED = "kernels of 16 x 16 channels have different taps; block_mask and block=16 make blocks"
-UNFIT = "groups cut blocks of 16 channels, or the channels and taps are too many for the caches"
+UNFIT = "groups cut blocks of 16 channels, or there are too many channels and taps for the caches"
 
 
 def runs_eagerly() -> bool:
@@ -162,11 +162,10 @@ class Chain:
             stages: the stages, in order.
 
         Returns:
-            ``(N, C_out, L)``, contiguous, and bfloat16 where ``in_rows``.
-            Convolutions give the same bits as outside a chain. The exceptions, in rows, are layers
-            with fewer than 16 channels and gradients of replicated samples. Sums over positions, as
-            in BatchNorm and gradients of weights, depend on N and L, but not on threads or the
-            instruction set.
+            ``(N, C_out, L)``, contiguous, and bfloat16 where ``in_rows``. Convolutions return the
+            same bits as outside a chain. The exceptions, in rows, are layers with fewer than 16
+            channels and gradients of replicated samples. Sums over positions, as in BatchNorm and
+            gradients of weights, depend on N and L, but not on threads or the instruction set.
         """
         assert extension is not None
         rows = in_rows(x)

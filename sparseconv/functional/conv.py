@@ -46,8 +46,9 @@ def sparse_conv1d(
     - left]``, as ``F.conv1d`` computes it with a weight that is zero outside ``pattern``. The
     result is differentiable in ``input``, ``values`` and ``bias``, to any order.
 
-    NaN and infinity spread along active weights only. A weight that is not finite also multiplies
-    the zeros beyond the ends of a series, in padding and in gradients, and gives NaN there.
+    NaN and infinity propagate only through active weights. A weight that is not finite also
+    multiplies the zeros beyond the ends of a series, in padding and in gradients, and yields NaN
+    there.
 
     Args:
         input: ``(N, C_in, L_in)`` or ``(C_in, L_in)``, with any strides; float32, float64, bfloat16
@@ -56,12 +57,12 @@ def sparse_conv1d(
         pattern: the active weights, of shape ``(C_out, C_in // groups, K)``.
         bias: ``(C_out,)`` or None.
         stride, dilation, groups: as in ``F.conv1d``.
-        padding: as in ``F.conv1d``, or a pair ``(left, right)``, in samples.
+        padding: as in ``F.conv1d``, or a pair ``(left, right)`` in samples.
         padding_mode: ``"zeros"``, ``"replicate"``, ``"reflect"`` or ``"circular"``. Only the CUDA
             kernels make a padded copy of the input.
         backend: ``"auto"``, ``"cpp"`` (CPU kernels), ``"cuda"``, ``"triton"`` or ``"reference"``
             (dense). A named backend runs or raises.
-        relu: replace negative outputs by 0 before they are stored. Outputs and gradients have the
+        relu: replace negative outputs with 0 before they are stored. Outputs and gradients have the
             same bits as with ``F.relu``, except that -0 becomes 0 in half types.
 
     Returns:
@@ -81,7 +82,7 @@ def sparse_conv1d(
     if not isinstance(pattern, KernelCSR):
         raise TypeError(
             f"pattern must be a KernelCSR, but got {type(pattern).__name__}; "
-            "make one with KernelCSR.from_mask(mask)"
+            "create one with KernelCSR.from_mask(mask)"
         )
     if relu is not True and relu is not False:
         relu = flag("relu", relu)
@@ -143,7 +144,7 @@ def convolve(
     relu: bool,
     backend: str,
 ) -> Tensor:
-    """Compute ``sparse_conv1d`` by an op of a backend, with gradients of any order.
+    """Compute ``sparse_conv1d`` with an op of a backend, with gradients of any order.
 
     ``x`` is ``(N, C_in, L_in)``, ``numbers`` is ``Geometry.numbers``, and all arguments are valid.
     """
@@ -161,7 +162,7 @@ def _teach_counters() -> None:
 
 
 def _leaves_torch() -> bool:
-    """Return whether torch exports a graph to ONNX, whose runtimes lack the kernels."""
+    """Return whether torch is exporting a graph to ONNX, whose runtimes lack the kernels."""
     return (is_compiling() or _is_tracing()) and torch.onnx.is_in_onnx_export()
 
 
@@ -211,7 +212,7 @@ class _Fprop(Differentiable):
 
 
 class _Gradient(Differentiable):
-    """Compute dgrad from the output's gradient and the values, or wgrad from it and the input."""
+    """Compute dgrad or wgrad from the output's gradient and the values or input, respectively."""
 
     @staticmethod
     def forward(*args: Any) -> Tensor:
@@ -272,7 +273,7 @@ def gradients(
     needed: Sequence[bool],
     backend: str,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Return the needed gradients of input, values and bias, which are differentiable too."""
+    """Return the needed gradients of input, values and bias, which are also differentiable."""
     _teach_counters()
     # The length is read from the tensor: a compiler treats numbers in the context as constants.
     how = tuple(numbers), x.shape[2], backend

@@ -25,7 +25,7 @@ def cpu_name() -> str:
     """Return the processor's name, with the numbers that identify its model.
 
     Cloud machines report "AMD EPYC" for generations that differ threefold in speed; Linux on Arm
-    gives no name.
+    reports no name.
     """
     if sys.platform == "darwin":
         words = ["sysctl", "-n", "machdep.cpu.brand_string"]
@@ -50,7 +50,7 @@ def optional_versions() -> dict[str, str]:
 
 
 def isa() -> str:
-    """Name the instruction set of the C++ kernels, and those that this CPU could run."""
+    """Name the instruction set of the C++ kernels, and the sets that this CPU could run."""
     if extension is None:
         return "none: the C++ extension is not built"
     try:
@@ -96,7 +96,7 @@ def measurement_context() -> dict[str, str]:
 
 
 def commit() -> str:
-    """Return the commit of this checkout, marked if sources differ; else "unknown"."""
+    """Return the commit of this checkout, marked if sources differ, or "unknown"."""
     here = Path(__file__).parent
 
     def git(*words: str) -> str:

@@ -15,7 +15,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
 def peak_bytes(call: Callable[[], object]) -> int:
-    """Return the most bytes that torch's allocator holds during a call.
+    """Return the peak number of bytes that torch's allocator holds during a call.
 
     The kernels' scratch memory (per thread, within L2) is not counted.
     """
@@ -48,7 +48,7 @@ def retain_freed_memory() -> bool:
     That is often a fifth to a half of a small network's time. This function sets glibc's
     ``M_MMAP_THRESHOLD`` to 1 GiB (older versions allow 32 MiB) and ``M_TRIM_THRESHOLD`` to 2 GiB.
     The process then keeps its peak memory until it exits. Call it at the start of a program that
-    trains or infers on the CPU, and before you measure. ``training.train``, ``DSNClassifier`` and
+    trains or infers on the CPU, and before measuring. ``training.train``, ``DSNClassifier`` and
     the commands ``train``, ``prune``, ``profile`` and ``bench`` call it.
 
     Returns:

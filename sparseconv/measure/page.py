@@ -1,4 +1,4 @@
-"""Make a self-contained HTML page of tables, figures and text."""
+"""Make a self-contained HTML page with tables, figures and text."""
 
 from __future__ import annotations
 

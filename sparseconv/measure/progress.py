@@ -7,12 +7,12 @@ from typing import Any
 
 
 def progress(items: Any, verbose: bool | None, **options: Any) -> Any:
-    """Return tqdm's bar over the items, or the items if none is shown.
+    """Return tqdm's bar over the items, or the items if no bar is shown.
 
     Args:
         items: an iterable; None for a bar updated by hand.
         verbose: whether to show it; None shows it in a terminal.
-        options: those of tqdm.
+        options: passed to tqdm.
     """
     if verbose is not None and not verbose:
         return items

@@ -21,7 +21,7 @@ from sparseconv.measure.timing import ROUNDS, Estimate, Times, milliseconds, rat
 INFERENCE, TRAINING = "inference", "training"
 WIDTH = 100  # columns of what is printed
 ACCURACY = (
-    "times do not show accuracy, of which pruning in one step may cost much: test the model, then "
+    "times do not show accuracy, which pruning in one step may reduce a lot: test the model, then "
     "fine-tune it or train it sparse from the start"
 )
 
@@ -49,7 +49,7 @@ class BeforeAfter:
 
     Attributes:
         before, after: median time in milliseconds, with its 95 % interval.
-        speedup: before / after, pair by pair.
+        speedup: ratio of the time before to the time after, pair by pair.
     """
 
     before: Estimate
@@ -93,7 +93,7 @@ class Verdict(StrEnum):
 
     @classmethod
     def of(cls, speedup: Estimate) -> Verdict:
-        """Judge dense / sparse time by its 95 % interval."""
+        """Judge the ratio of dense to sparse time by its 95 % interval."""
         if speedup.low > 1:
             return cls.SPARSE
         return cls.DENSE if speedup.high < 1 else cls.UNCLEAR
@@ -122,7 +122,7 @@ class LayerTimes:
         dtype: dtype of the output.
         backend: the sparse layer's, ``"cpp"`` or ``"reference"``; empty if not measured.
         kernels: ``"blocks"`` or ``"single weights"`` for a pattern in blocks, or for bfloat16 on a
-            CPU with kernels for blocks; else empty.
+            CPU with kernels for blocks; otherwise empty.
         not_blocks: why kernels for blocks are not used.
         dgrad, wgrad: whether training computes the gradient of the input, and of the weights.
         times: by pass; empty if not measured. ``"inference"`` is a forward pass without gradients;
@@ -150,7 +150,7 @@ class LayerTimes:
 
     @property
     def speedup(self) -> Estimate | None:
-        """Return dense / sparse time in training if measured, else in inference, else None."""
+        """Return the ratio of dense to sparse time, in training if measured; None if unknown."""
         decisive = self.times.get(TRAINING) or self.times.get(INFERENCE)
         return decisive.speedup if decisive else None
 
@@ -206,7 +206,7 @@ class LayerTimes:
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Report:
-    """Results to ``print``, to ``save``, or to show in a notebook.
+    """Results to ``print``, ``save`` or show in a notebook.
 
     Attributes:
         layers: one record per layer.
@@ -260,7 +260,7 @@ class Report:
         """Write a page (``.html``) that needs no other file, or the figures (``.json``).
 
         Raises:
-            ValueError: another suffix.
+            ValueError: the suffix is not supported.
         """
         path = Path(path)
         if path.suffix == ".html":
@@ -298,7 +298,7 @@ def count_cells(name: str, counts: Counts) -> dict[str, str]:
 
 
 def where(machine: Mapping[str, str]) -> str:
-    """Describe a measurement's machine in a line."""
+    """Describe a measurement's machine in one line."""
     threads = threads_text(int(machine["threads"]))
     return (
         f"machine: {machine['cpu']}, {threads}, kernels {machine['cpp']}, torch {machine['torch']}"
@@ -308,22 +308,22 @@ def where(machine: Mapping[str, str]) -> str:
 def layer_conditions(layers: Sequence[LayerTimes], machine: Mapping[str, str]) -> list[str]:
     """Explain the layers' times, one line each."""
     lines = [
-        "dense: F.conv1d of the same shape with all weights, zeros too",
-        "speedup: dense / sparse time, of training (forward and backward) where that was measured, "
-        "else of inference (a forward pass without gradients)",
+        "dense: F.conv1d of the same shape with all weights, including zeros",
+        "speedup: dense time divided by sparse time, in training (forward and backward) where that "
+        "was measured, otherwise in inference (a forward pass without gradients)",
         ACCURACY,
     ]
     speedups = [x.speedup for x in layers if x.speedup]
     if unclear := sum(x.low <= 1 <= x.high for x in speedups):
         lines.append(
-            f"{unclear} of {len(speedups)} intervals hold 1: these verdicts may differ in another "
-            f"run; more rounds than {ROUNDS}, the default, narrow the intervals"
+            f"{unclear} of {len(speedups)} intervals contain 1: these verdicts may differ in "
+            f"another run; more rounds than {ROUNDS}, the default, narrow the intervals"
         )
     if dense := dict.fromkeys(x.name for x in layers if x.backend == "reference"):
         lines.append(f"computed by the dense reference, not by the kernels: {', '.join(dense)}")
     for why in dict.fromkeys(x.not_blocks for x in layers if x.not_blocks):
         names = dict.fromkeys(x.name for x in layers if x.not_blocks == why)
-        lines.append(f"computed by single weights, not by blocks: {', '.join(names)}; {why}")
+        lines.append(f"computed with single weights, not with blocks: {', '.join(names)}; {why}")
     return [*lines, where(machine)]
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Table:
-    """Cells of text: the first ``text_columns`` align left, numbers right.
+    """Cells of text; the first ``text_columns`` columns are left-aligned, the others right-aligned.
 
     Example:
         >>> print(Table(("layer", "active"), [("1", "732"), ("2", "34 459")]).markdown())
@@ -28,7 +28,7 @@ class Table:
 
         Args:
             rows: columns follow the longest row's order; missing cells are empty.
-            text: names of the columns that come first and align left.
+            text: names of the columns that come first and are left-aligned.
         """
         rows = list(rows)
         names = dict.fromkeys([*text, *max(rows, key=len, default=())])
@@ -43,7 +43,7 @@ class Table:
     def markdown(self, width: int | None = None) -> str:
         """Format the table as padded Markdown, readable in a terminal.
 
-        If the table is wider than ``width``, only the ends of the first column's entries stay.
+        If the table is wider than ``width``, only the ends of the first column's entries are kept.
         """
         rows = [[cell.replace("|", r"\|") for cell in row] for row in (self.header, *self.rows)]
         widths = [max(3, *map(len, column)) for column in zip(*rows, strict=True)]

@@ -36,7 +36,7 @@ class Estimate(NamedTuple):
 
 
 def median_with_ci(samples: ArrayLike) -> Estimate:
-    """Return the median, and an interval that holds the true one in at least 95 % of cases.
+    """Return the median, and an interval that contains the true one in at least 95 % of cases.
 
     It is the sign test's interval: the number of samples below any distribution's median is
     Binomial(n, 1/2). Fewer than ``LEAST_ROUNDS`` samples give their whole range, which is too
@@ -60,13 +60,13 @@ def ratio(times: Times, numerator: str, denominator: str) -> Estimate:
 
 
 def milliseconds(seconds: NDArray[np.float64]) -> Estimate:
-    """Return the median of times given in seconds, in milliseconds, with its interval."""
+    """Return the median, in milliseconds, of times in seconds, with its interval."""
     return median_with_ci(1e3 * seconds)
 
 
 @contextmanager
 def collector_paused() -> Iterator[None]:
-    """Collect garbage once, then not until the block ends; nested blocks collect none.
+    """Collect garbage once, then not until the block ends; nested blocks do not collect it.
 
     Example:
         >>> with collector_paused():
@@ -101,8 +101,8 @@ def interleave(
         least_seconds: shorter calls are repeated in a round until they take this time.
         seed: seed for the order.
         clock: returns seconds, on a GPU after it has waited for the device.
-        context: gives the context manager for a candidate's calls, by its name; entering it is not
-            timed.
+        context: returns the context manager for the calls of the named candidate; entering it is
+            not timed.
 
     Returns:
         name -> seconds per call, one entry per round, paired by index.

@@ -155,10 +155,10 @@ def available_backends() -> dict[str, str]:
 def resolve_backend(name: str, device: torch.device, cuda_pays: bool = False) -> str:
     """Turn a requested backend into one that runs on ``device``, or raise with the reason.
 
-    ``"auto"`` takes ``SPARSECONV_BACKEND`` if it is set. Otherwise it takes the C++ kernels for CPU
-    tensors. For CUDA tensors it takes the CUDA kernels where they are faster (``cuda_pays``), else
-    Triton's. Without these kernels, it takes the dense reference. A named backend is never
-    replaced.
+    ``"auto"`` takes ``SPARSECONV_BACKEND`` if it is set. Otherwise, it takes the C++ kernels for
+    CPU tensors. For CUDA tensors, it takes the CUDA kernels where they are faster (``cuda_pays``),
+    otherwise Triton's. Without these kernels, it takes the dense reference. A named backend is
+    never replaced.
     """
     if name == "auto":
         name = _preferred()

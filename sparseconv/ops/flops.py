@@ -38,10 +38,10 @@ _FORMULAS: dict[Any, Callable[..., int]] = {
 
 
 def teach_counters() -> None:
-    """Register the formulas with ``torch.utils.flop_counter``, and with running counters.
+    """Register the formulas with ``torch.utils.flop_counter`` and with counters that are running.
 
     This is called when the package is imported, and before an op runs under a
-    ``TorchDispatchMode``. An exported graph only calls the ops. It is counted if torch's module was
+    ``TorchDispatchMode``. An exported graph calls only the ops. It is counted if torch's module was
     imported before this package, or if a layer has run under a counter.
     """
     module: Any = sys.modules.get(_MODULE)

@@ -1,6 +1,6 @@
 """Compute plans, which the GPU kernels read instead of a pattern, once for its two index tensors.
 
-All sizes here follow from the pattern's shape and ``nnz`` alone, so a change of the pattern at
+All sizes here depend only on the pattern's shape and ``nnz``, so a change of the pattern at
 constant ``nnz`` changes no grid and no address. After a write to the tensors, their plans are
 computed again into the same memory, which CUDA graphs continue to read. Both GPU backends read the
 same rows, and add the entries of a row in the same order.
@@ -131,7 +131,7 @@ def _elsewhere(make: Make[P], crow: Tensor, col: Tensor, g: Geometry) -> P:
     if torch.cuda.is_current_stream_capturing():
         raise RuntimeError(
             "expected a call with this pattern before a CUDA graph is captured; call the function "
-            "once before the capture"
+            "once beforehand"
         )
     # torch.compile's graphs allocate from their own pool on the thread and the stream of the call,
     # and overwrite earlier allocations.
@@ -202,7 +202,7 @@ class Tile(NamedTuple):
 def tile_of(block: Block, g: Geometry) -> Tile | None:
     """Return the tile of a block, which divides it, or None for single weights.
 
-    Single weights are multiplied if a block is not a multiple of 16, or groups cut it.
+    Single weights are multiplied if a block is not a multiple of 16 or crosses a group boundary.
     """
     cut = (g.shape[0] // g.groups) % block[0] or g.shape[1] % block[1]
     if block[0] % 16 or block[1] % 16 or (g.groups > 1 and cut):
@@ -215,13 +215,13 @@ def tile_for(col: Tensor, g: Geometry) -> Tile | None:
 
 
 def unit_count(shape: Shape, tile: Tile, nnz: int) -> int:
-    """Bound the number of units with this ``nnz``, as if all had the smallest block."""
+    """Bound the number of units with this ``nnz``, as if all blocks were the smallest."""
     last = (size % part or part for size, part in zip(shape[:2], tile, strict=True))
     return min(math.prod(unit_shape(shape, tile)), nnz // math.prod(last))
 
 
 def _units(crow: Tensor, col: Tensor, g: Geometry) -> tuple[Tensor, Tensor, Geometry, Tensor]:
-    """Return a pattern of units, whose channels are blocks, and the place of each unit."""
+    """Return a pattern of units, whose channels are blocks, and the position of each unit."""
     # A place has the unit's first kernel in the upper half, and the rank of its weight in each
     # kernel in the lower. If small last blocks leave a rest, idle units without a channel follow.
     tile = cast(Tile, tile_for(col, g))
@@ -312,7 +312,7 @@ def cuda_dgrad(crow: Tensor, col: Tensor, g: Geometry) -> Masks:
 def _check_cuda(geometry: Geometry) -> None:
     if not cuda_computes(geometry):
         raise NotImplementedError(
-            "the CUDA kernels compute convolutions of stride 1 in one group, with dilation * "
+            "the CUDA kernels compute convolutions with stride 1 in one group, with dilation * "
             f"(kernel_size - 1) < {REACH} and less than 2**31 / {REACH} kernels, but got {geometry}"
             "; use backend='auto' or 'triton'"
         )

@@ -1,4 +1,4 @@
-"""Repeat work on a GPU by CUDA graphs, with one launch instead of many."""
+"""Repeat work on a GPU with CUDA graphs, with one launch instead of many."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ T = TypeVar("T")
 class CudaGraphs:
     """Capture what one CUDA device computes, with one pool of memory for all graphs.
 
-    As they share it, replay them from one stream at a time, and read the outputs of one before the
-    next.
+    As the graphs share the pool, replay them from one stream at a time, and read the outputs of
+    each before replaying the next.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -41,7 +41,7 @@ class CudaGraphs:
         self.forget()
 
     def can_capture(self) -> bool:
-        """Return whether no capture has failed, and the caller is not capturing itself."""
+        """Return whether no capture has failed and the caller is not capturing."""
         return not (self.given_up or torch.cuda.is_current_stream_capturing())
 
     def on_side_stream(self, call: Callable[[], T]) -> T:
@@ -80,9 +80,9 @@ class CudaGraphs:
 
 
 class Repeated:
-    """Do the same work on the same memory: eagerly once, which loads kernels, then by replays.
+    """Do the same work on the same memory: eagerly once, which loads kernels, then with replays.
 
-    If it cannot be captured, a warning says why, and all later work of ``graphs`` is eager.
+    If the work cannot be captured, a warning says why, and all later work of ``graphs`` is eager.
     """
 
     def __init__(self, graphs: CudaGraphs) -> None:

@@ -1,4 +1,4 @@
-"""Compute dgrad of inputs padded with their own samples, by kernels that pad with zeros."""
+"""Compute dgrad of inputs padded with their own samples, with kernels that pad with zeros."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Register the ops: schemas, shapes for the compiler, rules for torch.vmap, and backends.
 
-The ops take tensors and numbers only, so torch.compile, export and the FLOP counter understand
+The ops take only tensors and numbers, so torch.compile, export and the FLOP counter understand
 them; ``nnz`` is always a tensor's shape.
 """
 
@@ -82,7 +82,7 @@ def register_fake(library: torch.library.Library, *names: str) -> Callable[[Fake
             if without and any(result.device.type != "meta" for result in written):
                 raise TypeError(
                     "expected all tensors on one device, but got one of shape "
-                    f"{list(without[0].shape)} on device 'meta', which holds no numbers; call "
+                    f"{list(without[0].shape)} on device 'meta', which contains no numbers; call "
                     "model.to_empty(device=...), then load a state dict"
                 )
             return results

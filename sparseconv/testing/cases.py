@@ -58,7 +58,7 @@ class Case:
 
     @property
     def output_length(self) -> int:
-        """Return ``L_out``; below one if the kernel does not fit."""
+        """Return ``L_out``, which is below one if the kernel does not fit."""
         return self.geometry.output_length(self.length)
 
     @property
@@ -182,5 +182,5 @@ def random_case(rng: random.Random, **fixed: Any) -> Case:
         if case.is_valid and case.pattern in PATTERNS:
             return case
     raise ValueError(
-        f"expected fields of a valid case, but found none with {fixed}; give other or fewer fields"
+        f"expected fields of a valid case, but found none with {fixed}; pass other or fewer fields"
     )

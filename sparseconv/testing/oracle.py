@@ -36,7 +36,7 @@ def conv1d_oracle(
     bias: Tensor | None,
     geometry: Geometry,
 ) -> Tensor:
-    """Compute the output ``(N, C_out, L_out)`` in float64, one tap after the other.
+    """Compute the output ``(N, C_out, L_out)`` in float64, tap by tap.
 
     The definition is ``y[n, o, l] = bias[o] + sum w[o, c, k] * x[n, c, l*stride + k*dilation -
     left]``. The result is differentiable in input and values.
@@ -69,8 +69,8 @@ def conv1d_oracle(
 def exact_results(case: Case, tensors: Tensors) -> tuple[Tensor, Tensor, Tensor]:
     """Compute the output, and the gradients of input and values for the case's ``grad``.
 
-    Autograd computes the gradients from ``conv1d_oracle``. Absolute data give sums of magnitudes,
-    which bound the rounding error.
+    Autograd computes the gradients from ``conv1d_oracle``. With absolute values as data, the
+    results are sums of magnitudes, which bound the rounding error.
 
     Returns:
         ``(output, gradient of the input, gradient of the values)``, in float64.
@@ -125,7 +125,7 @@ def error_bound(exact: Tensor, magnitude: Tensor, terms: Tensor, dtype: torch.dt
     The bound is ``(terms + 2) * u * magnitude``, for sums that neither over- nor underflow. ``u``
     is the unit roundoff of the accumulator, and ``magnitude`` the sum of the products' absolute
     values (Higham, "Accuracy and Stability of Numerical Algorithms", 2002, section 3.1). Half types
-    accumulate in float32 and round the result once more. In float64 the oracle rounds too, which
+    accumulate in float32 and round the result once more. In float64, the oracle also rounds, which
     doubles the bound.
 
     Example:

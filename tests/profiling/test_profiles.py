@@ -278,7 +278,7 @@ def test_it_says_whether_blocks_compute_and_why_not(monkeypatch: pytest.MonkeyPa
         assert layer.kernels == ("single weights" if word else "blocks"), layer.name
         assert word in layer.not_blocks
     text = " ".join(f"{found} {found.details()}".split())
-    assert "by single weights, not by blocks: 1, 2; kernels of 16 x 16 channels have" in text
+    assert "with single weights, not with blocks: 1, 2; kernels of 16 x 16 channels have" in text
     assert "| kernels |" in text
     plain = profile(model, x, training=False, rounds=6)
     why = "blocks are computed only in bfloat16"

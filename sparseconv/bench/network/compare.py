@@ -1,4 +1,4 @@
-"""A whole sparse network against dense: training, inference, latency, memory.
+"""Compare a whole sparse network with the dense one: training, inference, latency, memory.
 
 The baselines are mask-based sparse training (``masked_dense``), the fastest PyTorch settings
 (``dense_best``, named in the row), and ``torch.compile``. Checks come before timing: sparse layers
@@ -144,7 +144,7 @@ class TrainingStep:
         self.scheduler.step()
 
     def peak_bytes(self, X: Tensor, y: Tensor) -> int:
-        """Return the peak of bytes held in a step.
+        """Return the peak number of bytes held in a step.
 
         These are parameters, gradients, moments, masks or indices with plans, and the step's
         allocations by torch. Scratch of the kernels (per thread, within L2) and of oneDNN is not

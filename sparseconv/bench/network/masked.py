@@ -70,7 +70,7 @@ def masked_copy(
 ) -> nn.Module:
     """Copy a network, with a ``PremaskedConv1d`` for every ``SparseConv1d``.
 
-    The copy computes the same function with torch's modules alone: a ``Block`` becomes an
+    The copy computes the same function with only torch's modules: a ``Block`` becomes an
     ``nn.Sequential``, and short series are pooled by ``pool``. ``model`` is unchanged.
     """
     twin = copy.deepcopy(model)
@@ -87,7 +87,7 @@ def masked_copy(
 
 @dataclass(eq=False)
 class MaskedDST:
-    """``DSTScheduler`` for a ``masked_copy``: the same pruning and random growth, on masks.
+    """``DSTScheduler`` for a ``masked_copy``: the same pruning and random growth, with masks.
 
     A hook applies the masks after every ``optimizer.step()``. Settings are those of
     ``DSTScheduler``.
@@ -153,7 +153,7 @@ def inference_variants(model: DSN, x: Tensor) -> dict[str, Callable[[], Network]
     """Return makers of the dense twin of ``model`` in eval mode, for inputs like ``x (N, C, L)``.
 
     TorchScript traces, freezes and optimizes ``jit``: it folds BatchNorm and packs weights for
-    oneDNN. ``channels_last jit`` is the same of ``as_images``. Which is faster depends on length
+    oneDNN. ``channels_last jit`` is the same for ``as_images``. Which is faster depends on length
     and machine.
     """
     return {

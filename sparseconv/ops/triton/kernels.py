@@ -1,8 +1,9 @@
 """Compute convolutions in tiles of ``BN`` series times ``BL`` neighbouring positions, flattened.
 
 Every sum runs over the active weights in the plan's order, so its bits depend on neither the tile
-nor the batch. The accumulator is float64 for float64, else float32. Sums over positions (wgrad)
-have an order fixed by the sizes. Offsets into tensors have 64 bits, positions in a series 32.
+nor the batch. The accumulator is float64 for float64, otherwise float32. Sums over positions
+(wgrad) have an order fixed by the sizes. Offsets into tensors have 64 bits, positions in a series
+32.
 
 A tile whose taps all fall inside the series needs no mask and no padding, and takes the fast loop.
 """
@@ -65,8 +66,8 @@ def program_of(
 ):
     """Return what a program of ``correlate`` computes: its row, and the positions of its tile.
 
-    The row is given by channel, first entry, end, phase and the number of outputs in the phase. The
-    positions are given by the series and the first output of the tile.
+    The row consists of channel, first entry, end, phase and the number of outputs in the phase. The
+    positions consist of the series and the first output of the tile.
     """
     tiles_l = ((out_length + out_step - 1) // out_step + BL - 1) // BL
     tiles = tiles_l * ((batch + BN - 1) // BN)

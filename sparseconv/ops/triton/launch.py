@@ -35,7 +35,7 @@ Pattern = tuple[Tensor, Tensor, Geometry]
 
 
 def _expect(name: str, x: Tensor, shape: tuple[int, ...], like: Tensor) -> None:
-    """Refuse a tensor of another shape, dtype or device."""
+    """Refuse a tensor with another shape, dtype or device."""
     if x.shape != shape or x.dtype != like.dtype or x.device != like.device:
         raise ValueError(
             f"expected {name} of shape {shape}, {like.dtype} on {like.device}, but got "
