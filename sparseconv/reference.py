@@ -77,7 +77,7 @@ def conv1d_dense(
 
 
 def pad(x: Tensor, padding: tuple[int, ...], mode: str) -> Tensor:
-    """Pad as ``F.pad``, with the modes of ``nn.Conv1d``; do not copy if there is no padding."""
+    """Pad as ``F.pad``, with the modes of ``nn.Conv1d``; do not copy if the padding is zero."""
     if not any(padding):
         return x
     return F.pad(x, padding, "constant" if mode == "zeros" else mode)

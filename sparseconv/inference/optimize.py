@@ -48,7 +48,7 @@ def optimize_for_inference(model: nn.Module) -> nn.Module:
 
     Returns:
         A copy in eval mode whose parameters require no gradient. Printing it names the modules that
-        are computed together; if there are none, it emits a warning. To train it, call
+        are computed together; if there are none, the function warns. To train it, call
         ``requires_grad_(True)`` and ``train()``; ``requires_grad_(False)`` and ``eval()`` make it
         fast again.
 

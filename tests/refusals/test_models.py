@@ -10,8 +10,8 @@ from sparseconv.models import DSN, LITE, Ensemble, InceptionTime
 test_models = refusals(
     (lambda: DSN(1, 2, sparsity=1.0), ValueError, "sparsity must lie in [0, 1), but got 1.0"),
     (lambda: DSN(0, 2), ValueError, "in_channels must be at least 1"),
-    (lambda: DSN(1, 2, n_groups=40), ValueError, "n_groups=40 is too many"),
-    (lambda: DSN(1, 2, nf=20, block=16), ValueError, "fewer groups, or for nf a multiple of 16"),
+    (lambda: DSN(1, 2, n_groups=40), ValueError, "n_groups=40 is too large"),
+    (lambda: DSN(1, 2, nf=20, block=16), ValueError, "fewer groups, or make nf a multiple of 16"),
     (lambda: DSN(1, 2, nf=8, block=16), ValueError, "a block of 16 x 16 channels is larger"),
     (lambda: DSN(1, 2, block=64), ValueError, "a block of 64 x 64 channels is larger"),
     (lambda: DSN(1, 2, init="sorted"), ValueError, "init must be one of ('prefix', 'random')"),
