@@ -1,5 +1,5 @@
 // Convolutions whose blocks of 16 x 16 channels share their taps, in bfloat16: every active
-// (block, tap) is a product of tiles. Plain structs: no torch, no STL.
+// (block, tap) is a product of 16 x 16 weights. Plain structs: no torch, no STL.
 #pragma once
 
 #include "../conv1d.h"
@@ -23,9 +23,9 @@ inline int64_t staged(int64_t samples) {
   return ceil_div(samples, 16) * 16 + 32;
 }
 
-// Signals as the tiles read them: a row of 32 channels for each position, one panel of rows after
-// the other, channels that do not exist as zeros. `data` is the row of position 0 of the first
-// panel of the first series.
+// Signals as the products read them: a row of 32 channels for each position, one panel of rows
+// after the other, channels that do not exist as zeros. `data` is the row of position 0 of the
+// first panel of the first series.
 struct Rows {
   char* data;
   int64_t series, panel;  // bytes from one to the next

@@ -64,7 +64,29 @@ def test_within_the_computed_bound(seed, engines, campaign, count_cases):
 
 @pytest.mark.promise("P1")
 def test_every_length_about_the_rows_of_tiles(engines, count_cases):
-    for length in (1, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 255, 256, 257, 300):
+    for length in (
+        1,
+        8,
+        9,
+        15,
+        16,
+        17,
+        24,
+        25,
+        31,
+        32,
+        33,
+        63,
+        64,
+        65,
+        127,
+        128,
+        129,
+        255,
+        256,
+        257,
+        300,
+    ):
         check(one_case(n=1, padding=2, length=length), engines)
         count_cases(1)
 
@@ -157,6 +179,26 @@ def test_a_twin_computes_the_same_bits(unit, monkeypatch, campaign):
             monkeypatch.setenv("SPARSECONV_CPU_ISA", isa)
             found.append(compute(case, case.tensors(), Engine("cpp", isa=isa)))
         assert all(a.equal(b) for a, b in zip(*found, strict=True)), case
+
+
+def test_a_twin_flushes_the_same_sums(monkeypatch):
+    """About the least normal number, where the instruction rounds before it compares."""
+    if "avx512bf16" not in UNITS:
+        pytest.skip("needs a CPU with avx512bf16")
+    rng = torch.Generator().manual_seed(0)
+    pattern = KernelCSR.from_mask(torch.ones(16, 16, 1, dtype=torch.bool), 16)
+
+    for _ in range(200):
+        exponents = torch.randint(-78, -72, (256,), generator=rng)
+        values = (torch.randn(256, generator=rng) * 2.0**exponents).bfloat16()
+        bias = torch.randn(16, generator=rng).sign().bfloat16() * 2.0**-126
+        x = torch.zeros(1, 16, 16, dtype=torch.bfloat16)
+        x[:, :2] = 2.0**-75
+        found = []
+        for isa in ("avx512bf16", "avx512bf16-emulated"):
+            monkeypatch.setenv("SPARSECONV_CPU_ISA", isa)
+            found.append(sparse_conv1d(x, values, pattern, bias))
+        assert found[0].view(torch.int16).equal(found[1].view(torch.int16))
 
 
 def test_what_the_unit_computes(engines):

@@ -13,6 +13,19 @@ static float member(uint32_t pair, int half) {
   return flushed(x);
 }
 
+// a * b + sum, a zero if that is subnormal as a float of any exponent: the instruction rounds
+// before it compares, so a sum that only the range of float rounds up to the least normal number is
+// a zero.
+static float flushed_fma(float a, float b, float sum) {
+  const float found = std::fma(a, b, sum);
+  if (!(std::fabs(found) <= 0x1p-126f)) {
+    return found;
+  }
+  const float least = std::fabs(a) < std::fabs(b) ? a : b, most = least == a ? b : a;
+  const bool zero = std::fabs(std::fma(2 * least, most, 2 * sum)) < 0x1p-125f;
+  return zero ? std::copysign(0.0f, found) : found;
+}
+
 struct PairSums {
   float lanes[16];
 };
@@ -23,8 +36,8 @@ static PairSums pair_dot(PairSums sums, const char* b, const char* a) {
   __builtin_memcpy(pairs, b, sizeof(pairs));
   for (int i = 0; i < 16; ++i) {
     for (int half = 1; half >= 0; --half) {
-      const float sum = flushed(sums.lanes[i]);
-      sums.lanes[i] = flushed(std::fma(member(pair, half), member(pairs[i], half), sum));
+      sums.lanes[i] =
+          flushed_fma(member(pair, half), member(pairs[i], half), flushed(sums.lanes[i]));
     }
   }
   return sums;

@@ -1,6 +1,7 @@
 // Products of blocks by vectors: `pair_dot` multiplies the pairs of bfloat16 of 16 lanes by one
-// pair and adds both products to each lane. The methods are those of TileProducts. Sums stay in
-// registers over all taps, and the inputs are read in place. Included after block_wgrad.inl.
+// pair and adds both products to each lane. The methods are those of TileProducts, in steps of 8
+// rows. Sums stay in registers over all taps, and the inputs are read in place. Included after
+// block_wgrad.inl.
 
 class PairProducts {
  public:
@@ -54,8 +55,7 @@ class PairProducts {
   }
 
   static void reduce_tap(const BlockSeries& series, int64_t offset, float* to) {
-    PairSums sums[kBlockSize];
-    __builtin_memcpy(sums, to, sizeof(sums));
+    PairSums sums[kBlockSize] = {};  // of one call: a chain over all of them loses digits
     for (int64_t n = 0; n < series.n; ++n) {
       const char* grads = series.grads + n * series.grads_pitch;
       const char* rows = series.rows + n * series.rows_pitch + offset;
@@ -68,6 +68,10 @@ class PairProducts {
         }
       }
     }
-    __builtin_memcpy(to, sums, sizeof(sums));
+    float lanes[kBlockSize * kBlockSize];
+    __builtin_memcpy(lanes, sums, sizeof(sums));
+    for (int i = 0; i < kBlockSize * kBlockSize; ++i) {
+      to[i] += lanes[i];
+    }
   }
 };
