@@ -144,8 +144,8 @@ class DSNClassifier(Scored, BaseClassifier):  # type: ignore[misc]
         labels = given_labels("DSNClassifier", "validation", y)
         if not (known := np.isin(labels, self.classes_)).all():
             raise ValueError(
-                f"expected validation to have labels of the training set, but got {labels[~known]}"
-                "; remove those cases"
+                "expected every label of validation to be in the training set, but got "
+                f"{labels[~known]}; remove the cases with these labels"
             )
         series = as_series("DSNClassifier", "validation", X)
         self._check_shape(series)

@@ -177,7 +177,7 @@ class POCKETClassifier(Scored, BaseClassifier):  # type: ignore[misc]
         count("n_iter", self.n_iter)
         flag("refit", self.refit)
         if self.k != "cv" and not 0 < number("k", self.k) < np.inf:
-            raise ValueError(f"k must be a positive number or 'cv', but got {self.k!r}")
+            raise ValueError(f"k must be positive and finite, or 'cv', but got {self.k!r}")
         if isinstance(self.keep, str) and self.keep != "cv":
             raise ValueError(f"keep must be a number or 'cv', but got {self.keep!r}")
         ks = KS if self.k == "cv" else (float(self.k),)
@@ -236,8 +236,8 @@ class POCKETClassifier(Scored, BaseClassifier):  # type: ignore[misc]
         cases = np.bincount(labels)
         if cases.max() < 2:
             raise ValueError(
-                'expected a class with 2 cases or more for "cv", but each has one; give keep and k '
-                "as numbers"
+                'expected a class with 2 cases or more for "cv", but every class has one; '
+                "pass keep and k as numbers"
             )
         with warnings.catch_warnings():  # a class may have fewer cases than there are folds
             warnings.filterwarnings("ignore", "The least populated class", UserWarning)
@@ -319,17 +319,19 @@ def prune_rocket(
         for method in ("_fit", "_predict", "_predict_proba"):
             if not getattr(type(classifier), method).__module__.startswith("aeon."):
                 raise NotImplementedError(
-                    f"a pruned classifier cannot keep {type(classifier).__name__}.{method}; prune "
-                    "KernelBank.from_aeon(classifier).to_aeon(), and decide by decision_function"
+                    f"pruning would drop {type(classifier).__name__}.{method}; prune "
+                    "KernelBank.from_aeon(classifier).to_aeon() instead, and apply your own rule "
+                    "to its decision_function"
                 )
         kept["class_weight"] = getattr(classifier.estimator_, "class_weight", None)
         _, *decides, last = classifier.pipeline_.named_steps.values()
         for steps in ([*decides, last], [*decides, classifier.estimator_]):  # one may be replaced
             if repr(steps) != repr(head_of_aeon(kept["class_weight"])):
                 raise NotImplementedError(
-                    "a pruned classifier decides by RidgeClassifierCV(np.logspace(-3, 3, 10)) on "
-                    f"features of variance 1 and cannot keep {steps}; prune KernelBank.from_aeon("
-                    "classifier).to_aeon(), and fit yours to kernel_features(X, pruned.bank_)"
+                    "a pruned classifier uses RidgeClassifierCV(np.logspace(-3, 3, 10)) on "
+                    f"features scaled to variance 1, and cannot keep {steps}; prune "
+                    "KernelBank.from_aeon(classifier).to_aeon(), and fit yours to "
+                    "kernel_features(X, pruned.bank_)"
                 )
         classes = np.unique(given_labels("prune_rocket", "y", y))
         if not np.array_equal(classes, classifier.classes_):

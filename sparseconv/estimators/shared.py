@@ -77,7 +77,7 @@ def case_weights(class_weight: Any, y: npt.NDArray[Any]) -> npt.NDArray[np.float
     found: npt.NDArray[np.float64] = compute_sample_weight(class_weight, y)
     if (low := ~(found > LEAST_WEIGHT * found.max())).any():
         raise ValueError(
-            f"class_weight must hold positive numbers, above {LEAST_WEIGHT:g} of the largest, but "
+            f"class_weight must have weights above {LEAST_WEIGHT:g} times the largest one, but "
             f"got {found[low][0]:g} for class {y[low][0]}; leave out cases that should not count"
         )
     return found

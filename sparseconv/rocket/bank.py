@@ -125,7 +125,7 @@ class KernelBank(Saved):
         object.__setattr__(self, "features", _frozen(columns, np.int64))
         if self.features.shape != (self.n_features,):
             raise ValueError(
-                f"features must name {self.n_features} columns, but have the shape "
+                f"features must have shape ({self.n_features},), but got shape "
                 f"{self.features.shape}"
             )
 
@@ -225,8 +225,8 @@ class KernelBank(Saved):
         if not isinstance(fitted, Rocket | MiniRocket | RocketClassifier | MiniRocketClassifier):
             raise TypeError(
                 "expected a fitted Rocket, MiniRocket, RocketClassifier or MiniRocketClassifier of "
-                f"aeon, but got {kind}; take it out of a pipeline or a search, and give it the "
-                "series that it gets there"
+                f"aeon, but got {kind}; take it out of its pipeline or search, and pass the "
+                "series that it receives there"
             )
         if not fitted.is_fitted:
             raise ValueError(f"this {kind} is not fitted; call fit first")
@@ -260,7 +260,7 @@ class KernelBank(Saved):
             if self.normalise or any(not np.array_equal(a[name], whole[name]) for name in whole):
                 raise ValueError(
                     "expected all 84 kernels of aeon's MiniRocket at every dilation, for series "
-                    "that are not normalised, but this bank has others, or lacks some features; "
+                    "that are not normalised, but this bank has other kernels, or fewer features; "
                     "compute its features with kernel_features"
                 )
             made = MiniRocket(n_kernels=self.n_features)

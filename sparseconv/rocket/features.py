@@ -85,7 +85,7 @@ def check_shape(shape: tuple[int, ...], bank: KernelBank) -> None:
     channels, length = bank.series_channels, bank.series_length
     if shape[1:] != (channels, length):
         expected = f"expected series of shape (n_cases, {channels}, {length})"
-        expected += ", those that the kernels were drawn for"
+        expected += ", the shape that the kernels were drawn for"
         raise wrong_shape(expected, shape, channels, length)
 
 

@@ -53,11 +53,11 @@ class RocketModel(Saved):
         shapes = self.coef.shape, self.intercept.shape
         if shapes != ((self.bank.n_features, columns), (columns,)):
             raise ValueError(
-                f"coef and intercept of shapes {shapes} do not fit {len(self.classes)} classes on "
-                f"{self.bank}"
+                f"coef and intercept have shapes {shapes}, which do not fit {len(self.classes)} "
+                f"classes and {self.bank}"
             )
         if not 0 < self.scale < np.inf:
-            raise ValueError(f"scale must be a positive number, but is {self.scale}")
+            raise ValueError(f"scale must be positive and finite, but got {self.scale}")
 
     def decision_function(self, X: Any) -> npt.NDArray[np.float32]:
         """Return decisions ``(n_cases, columns)``.

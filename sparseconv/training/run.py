@@ -153,7 +153,7 @@ class Run:
         except RuntimeError as error:
             if self.cuda_graphs or isinstance(error, torch.OutOfMemoryError):
                 raise
-            warnings.warn(f"this model trains without CUDA graphs: {error}", stacklevel=4)
+            warnings.warn(f"training continues without CUDA graphs: {error}", stacklevel=4)
             self.step = self._eager_step
             return self._eager_step(x, target)
 
@@ -248,7 +248,7 @@ def _check_same(kind: str, here: dict[str, Any], there: dict[str, Any]) -> None:
         now, then = here.get(key, "absent"), there.get(key, "absent")
         if now != then:
             raise CheckpointError(
-                f"it belongs to another run, whose {kind} differs: {key!r} is {then!r} in the "
-                f"checkpoint, but now {now!r}; resume with the same {kind}, or choose another "
+                f"it belongs to another run, whose {kind} differs: {key!r} was {then!r} in the "
+                f"checkpoint, but is {now!r} now; resume with the same {kind}, or choose another "
                 "folder"
             )

@@ -172,8 +172,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG_NAME
     if not path.is_file():
         raise ValueError(
-            f"{folder.absolute()} is not a results folder of `python -m sparseconv train`: its "
-            f"{CONFIG_NAME} does not exist (sparseconv.training.train writes the checkpoint alone)"
+            f"{folder.absolute()} is not a results folder of `python -m sparseconv train`: it "
+            f"contains no {CONFIG_NAME} (sparseconv.training.train writes only the checkpoint)"
         )
     try:
         config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -186,7 +186,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         Recipe(**config.get("recipe", {}))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"{path} is not the {CONFIG_NAME} of a run of this version ({type(error).__name__}: "
+            f"{path} is damaged, or another version wrote it ({type(error).__name__}: "
             f"{error}); start a new run in another folder"
         ) from error
     return config

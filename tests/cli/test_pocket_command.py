@@ -49,7 +49,7 @@ def test_the_folder_and_its_model(data: str, run_folder: Path) -> None:
     assert f"{accuracy:.4f}" in (run_folder / "summary.md").read_text()
     with pytest.raises(ValueError, match=r"expected series of shape \(n_cases, 1"):
         run.predict(np.zeros((2, 2, read.n_timepoints)))
-    with pytest.raises(ValueError, match="those that the kernels were drawn for"):
+    with pytest.raises(ValueError, match="the shape that the kernels were drawn for"):
         run.predict(read.X_test[:, :, :-1])
 
 

@@ -68,7 +68,7 @@ def test_validation_is_watched_and_changes_nothing(fitted: DSNClassifier) -> Non
     assert seen == list(range(1, 13))
     assert watched.history_[-1]["test_accuracy"] == (watched.predict(X[:9]) == y[:9]).mean() == 1.0
     assert next(small(device="cpu", epochs=1).fit(X, y).model_.parameters()).device.type == "cpu"
-    with pytest.raises(ValueError, match="to have labels of the training set"):
+    with pytest.raises(ValueError, match="to be in the training set"):
         small(validation=(X[:2], ["?", "!"])).fit(X, y)
     with pytest.raises(ValueError, match="expected series of shape"):
         small(validation=(X[:2, ..., 1:], y[:2])).fit(X, y)

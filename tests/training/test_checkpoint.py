@@ -147,14 +147,14 @@ def test_another_run_is_not_resumed(tmp_path: Path) -> None:
     for model in (*(network(**change) for change in changes), WithDropout()):
         refused(model, tmp_path, "whose model differs: '")
     interrupted(network(sparsity=0.0), 10, out=tmp_path / "dense")
-    said = r"'block of blocks.1.conv' is '\(1, 1\)' in the checkpoint, but now '\(3, 3\)'"
+    said = r"'block of blocks.1.conv' was '\(1, 1\)' in the checkpoint, but is '\(3, 3\)' now"
     refused(network(sparsity=0.0, block=3), tmp_path / "dense", said)
     refused(network(), tmp_path, "whose data differs", X=data()[0] + 1e-6)
     file = tmp_path / "checkpoint.pt"
     content = checkpoint.load(file)
     del content["data"]["batches an epoch"]  # as before a last batch of one joined another
     checkpoint.save(file, content)
-    refused(network(), tmp_path, "'batches an epoch' is 'absent' in the checkpoint, but now 4")
+    refused(network(), tmp_path, "'batches an epoch' was 'absent' in the checkpoint, but is 4")
 
 
 def _set_moments(content: dict[str, Any], name: str, change: Callable[[Tensor], Any]) -> None:
