@@ -68,7 +68,7 @@ ROWS = [
     ("profile {pocket}", "holds random kernels"),
     ("profile {run} --json .", "cannot be written (it is a folder, a device"),
     ("export {run} --data {toy} --name 1", "C identifier"),
-    ("export {run} --data {toy} --out {run}", "holds files"),
+    ("export {run} --data {toy} --out {run}", "contains files"),
     ("bench --cases dsn", "argument --cases: invalid choice: 'dsn'"),
     ("bench --rounds 5", "argument --rounds: must be at least 6"),
     ("bench --csv /dev/null/rows", "/dev/null/rows cannot be written"),
