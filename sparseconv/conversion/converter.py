@@ -56,10 +56,10 @@ def convert(
     - With ``example_input``, a layer becomes sparse if a measurement as in ``profile`` shows with
       95 % confidence that this is faster. The dense layer is measured as a plain ``nn.Conv1d``,
       without pruning hooks.
-    - With ``layers``, exactly these become sparse; an ``example_input`` measures them too. - With
-    neither, layers with a density of at most ``max_density`` become sparse. Nothing is measured, so
-    tiny layers may become slower. On the CPU, bfloat16 layers stay dense unless ``max_density`` is
-    given.
+    - With ``layers``, exactly these become sparse; an ``example_input`` measures them too.
+    - With neither, layers with a density of at most ``max_density`` become sparse. Nothing is
+      measured, so tiny layers may become slower. On the CPU, bfloat16 layers stay dense unless
+      ``max_density`` is given.
 
     If a subclass pads or crops, as causal convolutions do, its sparse layer does the same. The
     following layers stay dense, and the report states the reason:
