@@ -75,8 +75,7 @@ class DSTScheduler:
     With ``torch.distributed``, every rank constructs and steps its scheduler. Dense gradients are
     summed over the ranks, and an update happens on all ranks or on none.
 
-    If the layers are on a GPU, it computes the update without making the CPU wait, so ``step()``
-    returns True even if nothing moved.
+    An update on a GPU does not make the CPU wait, so ``step()`` returns True even if nothing moved.
 
     Args:
         model: contains at least one ``SparseConv1d``; ``layer.regions`` defines which weights may
