@@ -42,5 +42,5 @@ def run(args: argparse.Namespace) -> int:
         calibration=series if args.int8 else None, classes=classes,
     )  # fmt: skip
     files = ", ".join(sorted(file.name for file in out.iterdir()))
-    print(f"{data.name}, {weights}: {out} holds {files}\nclasses, from 0: {', '.join(classes)}")
+    print(f"{data.name}, {weights}: {out} contains {files}\nclasses, from 0: {', '.join(classes)}")
     return 0

@@ -210,8 +210,8 @@ def load_network(path: Path) -> tuple[TrainedRun, DSN]:
             print(f"warning: {path} is unfinished: {warning}", file=sys.stderr)
         return run, run.model
     raise ValueError(
-        f"{path} holds random kernels; expected the run of a Dynamic Sparse Network, in "
-        "another folder"
+        f"{path} contains random kernels; pass the folder of a run that trained a Dynamic Sparse "
+        "Network"
     )
 
 

@@ -159,13 +159,13 @@ def _resumed(out: Path, given: Mapping[str, Any]) -> dict[str, Any]:
     config = read_config(out)
     if "recipe" not in config or "pruning" in config:
         kind = "pruned run" if "pruning" in config else f"{config['model']} model"
-        raise ValueError(f"{out} holds a {kind}, which cannot be resumed; start it again")
+        raise ValueError(f"{out} contains a {kind}, which cannot be resumed; start it again")
     known = {name: value for key in SECTIONS for name, value in config[key].items()}
     for name, value in given.items():
         if value != known[name]:
             raise ValueError(
-                f"the run in {out} has {name}={known[name]}, but --{name.replace('_', '-')} asks "
-                f"for {value}; omit the option, or start a new run with --out"
+                f"the run in {out} has {name}={known[name]}, but --{name.replace('_', '-')} is "
+                f"{value}; omit the option, or start a new run with --out"
             )
     return config
 

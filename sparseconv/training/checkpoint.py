@@ -25,7 +25,7 @@ def save(path: str | os.PathLike[str], content: dict[str, Any]) -> None:
     """Write ``content``; a kill leaves the old or the new file, an error leaves the old one.
 
     Args:
-        path: the file; its folder exists.
+        path: the file, in an existing folder.
         content: what ``torch.load(weights_only=True)`` allows: dicts, lists, tensors, numbers,
             text.
 

@@ -27,7 +27,7 @@ def checked_data(
     if X.dim() < 2 or len(X) != len(labels) or X.numel() == 0:
         raise ValueError(
             "expected X of shape (n_cases, n_channels, n_timepoints) and y of shape (n_cases,), "
-            f"at least one case, but got {tuple(X.shape)} and {labels.shape}"
+            f"with at least one case, but got {tuple(X.shape)} and {labels.shape}"
         )
     warn_if_swapped(tuple(X.shape))
     device = next(model.parameters(), torch.empty(0)).device
@@ -41,7 +41,8 @@ def checked_data(
     if log_proba.dim() != 2 or bool((log_proba.logsumexp(1).abs() > 0.01).any()):
         raise ValueError(
             "the model must return log-probabilities (n_cases, n_classes), but got shape "
-            f"{tuple(log_proba.shape)} with sums {log_proba.exp().sum(-1).tolist()}; "
+            f"{tuple(log_proba.shape)}, with probabilities that sum to "
+            f"{log_proba.exp().sum(-1).tolist()}; "
             "end it with torch.nn.LogSoftmax(dim=1)"
         )
     if y.min() < 0 or y.max() >= log_proba.shape[1]:

@@ -18,8 +18,8 @@ def predict_log_proba(model: nn.Module, X: Any, batch_size: int = 64) -> Tensor:
     Args:
         model: maps ``(N, ...)`` to log-probabilities; each module's mode is restored.
         X: ``(n_cases, ...)``, an array, or a tensor on any device.
-        batch_size: cases at a time, which affects only memory. A single last case joins the
-            previous batch.
+        batch_size: number of cases per batch, which affects only memory. A single last case
+            joins the previous batch.
 
     Raises:
         ValueError: X is not an array of numbers, or X is a single series whose axis the model

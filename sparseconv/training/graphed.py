@@ -29,7 +29,7 @@ class StaticPattern(KernelCSR):
     __slots__ = ()
 
     def follow(self, pattern: KernelCSR, repeated: Repeated | None = None) -> None:
-        """Copy the content of a pattern of equal shape, nnz and block.
+        """Copy the content of a pattern with the same shape, nnz and block.
 
         ``repeated`` recomputes the kernels' plans.
         """
@@ -56,15 +56,15 @@ class _Graph(NamedTuple):
 class GraphedStep:
     """Call ``function(*tensors)``, a training step, with CUDA graphs: one per input shape.
 
-    The first steps with a shape run eagerly, then one is captured and replayed, with one launch
-    instead of hundreds. A new pattern with equal nnz is written into the graphs' memory. Graphs are
-    captured again if nnz or the block changes, or a tensor of the model or of the optimizer's state
-    has moved. All graphs share one memory pool: use one stream at a time.
+    The first steps with a given shape run eagerly; the next one is captured, then replayed with a
+    single launch instead of hundreds. A new pattern with the same nnz is written into the graphs'
+    memory. Graphs are captured again if nnz or the block changes, or a tensor of the model or of
+    the optimizer's state has moved. All graphs share one memory pool: use one stream at a time.
 
     Args:
         model: on one CUDA device.
         function: accepts tensors, returns a tuple of tensors, and changes the rest in place. It
-            does zero_grad, forward, backward, and an optimizer's step with ``capturable=True`` (and
+            runs zero_grad, forward, backward, and an optimizer's step with ``capturable=True`` (and
             ``lr`` a tensor if it changes). Its hooks and Python code run only during capture: with
             gradient growth, call the function itself in the step before an update.
         optimizer: the one that the function steps.
@@ -106,8 +106,8 @@ class GraphedStep:
         """Take a step; the next step overwrites the returned tensors.
 
         Raises:
-            RuntimeError: the function cannot be captured; ``.item()`` and ``.cpu()``, for example,
-                leave the device.
+            RuntimeError: the function cannot be captured, for example because it calls
+                ``.item()`` or ``.cpu()``.
         """
         self._follow()
         key = tuple((tensor.shape, tensor.dtype) for tensor in inputs)
@@ -168,7 +168,7 @@ class GraphedStep:
                 layer._pattern = pattern
 
     def _tensors(self) -> list[Tensor]:
-        """Yield the tensors that a graph reads and writes: all except tags of patterns."""
+        """Return the tensors that a graph reads or writes: all except pattern tags."""
         tensors = [
             tensor
             for module in self.model.modules()
@@ -187,6 +187,6 @@ class GraphedStep:
             raise ValueError(
                 "a graphed step needs a model on one CUDA device, but its tensors are on "
                 f"{', '.join(sorted(map(str, found)))}; move it with model.cuda(), or run the step "
-                "ungraphed"
+                "without a graph"
             )
         return found.pop()

@@ -35,9 +35,9 @@ class TrainingResult:
     Attributes:
         history: one row per epoch. ``epoch`` counts from 1. ``train_loss`` and ``train_accuracy``
             are means over its batches during training. ``lr`` and ``prune_fraction`` are the values
-            used; ``updated`` is whether the pattern changed. ``seconds`` is the time of training
-            only, ``cpu_seconds`` that of all threads. Validation adds ``test_loss`` and
-            ``test_accuracy``.
+            used; ``updated`` is whether the pattern changed. ``seconds`` is the time without
+            validation, ``cpu_seconds`` the CPU time of all threads. Validation adds ``test_loss``
+            and ``test_accuracy``.
         best_epoch, best_loss: the epoch with the lowest training loss (the last one of ties), and
             this loss.
         itop_rate: share of the sparse layers' weights that were ever active (Liu et al. 2021), or
@@ -86,9 +86,9 @@ def train(
         out: folder of ``checkpoint.pt``, created if missing; an older file is overwritten.
         resume: continue from ``out/checkpoint.pt`` if it exists.
         validation: ``(X, y)``, evaluated after each epoch without influence on training.
-        verbose: show a progress bar (tqdm) on stderr; None shows it in a terminal.
-        checkpoint_every: epochs between checkpoints; the last always writes one.
-        on_epoch: called with the history so far after each epoch was saved.
+        verbose: show a progress bar (tqdm) on stderr; None shows it only in a terminal.
+        checkpoint_every: epochs between checkpoints; the last epoch always writes one.
+        on_epoch: called with the history so far after each epoch and its checkpoint, if any.
         scheduler_factory: a ``SchedulerFactory``, which builds the scheduler of the patterns.
         penalty: a ``pruning.InstanceSparsity``, added to each batch's loss and reported.
         cuda_graphs: replay steps on a CUDA device as CUDA graphs, with the same results and faster
@@ -123,8 +123,8 @@ def train(
     checkpoint_every = count("checkpoint_every", checkpoint_every)
     if penalty is not None and cuda_graphs:
         raise ValueError(
-            "expected a penalty or cuda_graphs, but got both; graphs skip the penalty's hooks, so "
-            "omit one"
+            "expected a penalty or cuda_graphs, but got both; omit one of them, because graphs "
+            "skip the penalty's hooks"
         )
     X, y = checked_data(model, X, y, recipe)
     if validation is not None:
@@ -175,6 +175,6 @@ def train(
 def _how_to_resume(run: Run, path: Path | None, saved: int) -> str:
     how = f"{path} contains epoch {saved}: resume with the same call and resume=True"
     if saved == 0:
-        why = "because train(out=...) was not given" if path is None else "yet"
+        why = "because train was called without out" if path is None else "yet"
         how = f"no epoch of this run has been saved {why}"
     return f"training was interrupted in epoch {len(run.history) + 1} of {run.recipe.epochs}; {how}"

@@ -43,7 +43,7 @@ class Recipe:
         precision: ``"float32"``, or ``"bfloat16"`` to train under ``torch.autocast``. Weights,
             gradients, optimizer state and predictions keep the model's dtype.
         seed: seed for the order of batches, grown weights and torch's generators in training; on
-            the command line, also for the first weights.
+            the command line, also for the initial weights.
 
     Raises:
         TypeError, ValueError: a constant of the wrong type or out of range.

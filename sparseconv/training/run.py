@@ -24,8 +24,9 @@ from sparseconv.training.data import digest
 from sparseconv.training.graphed import GraphedStep
 from sparseconv.training.recipe import Recipe
 
-# (model, optimizer, update_every, end_step, decay_steps), the last three in optimizer steps; makes
-# a DSTScheduler, what has its step, state_dict, load_state_dict and prune_fraction_now, or None.
+# (model, optimizer, update_every, end_step, decay_steps), the last three in optimizer steps;
+# returns a DSTScheduler, an object with its step, state_dict, load_state_dict and
+# prune_fraction_now, or None.
 SchedulerFactory = Callable[..., Any]
 
 
@@ -230,7 +231,7 @@ class Run:
 
 
 def _architecture(model: nn.Module) -> dict[str, str]:
-    """Describe what a checkpoint must fit: shapes of tensors, geometry of sparse layers."""
+    """Describe what a checkpoint must match: tensor shapes and the geometry of sparse layers."""
     found = {
         name: f"{tensor.dtype} {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else "no tensor"
         for name, tensor in model.state_dict().items()

@@ -70,7 +70,7 @@ class TrainedRun:
     config: Mapping[str, Any]
 
     def predict(self, X: Any) -> npt.NDArray[Any]:
-        """Return the most probable label of each series, ``(n_cases,)`` of ``classes``.
+        """Return the most probable label of each series, ``(n_cases,)`` from ``classes``.
 
         Args:
             X: an array ``(n_cases, n_channels, length)``, or ``(n_cases, length)`` with one
@@ -104,12 +104,12 @@ def load_run(path: str | os.PathLike[str], *, backend: Backend = "auto") -> Trai
 
     Args:
         path: a run's results folder, finished or not, its ``checkpoint.pt``, or the ``model.npz``
-            of ``--model pocket``. The network is that of the best epoch so far.
+            of ``--model pocket``. A network has the weights of its best epoch so far.
         backend: as in ``sparse_conv1d``, for networks; the run may have used another one.
 
     Raises:
-        ValueError, OSError: ``path`` is not that of a run, or a file is unreadable.
-        CheckpointError: a damaged checkpoint, or one of another network.
+        ValueError, OSError: ``path`` does not belong to a run, or a file is unreadable.
+        CheckpointError: a damaged checkpoint, or a checkpoint of another network.
 
     Example:
         >>> import tempfile
@@ -156,7 +156,7 @@ def load_run(path: str | os.PathLike[str], *, backend: Backend = "auto") -> Trai
 
 
 def _pruned(model: DSN, config: Mapping[str, Any], state: Mapping[str, Any]) -> nn.Module:
-    """Return the network with the shape and patterns that ``prune`` gave it."""
+    """Return the network with the shape and patterns that it had after ``prune``."""
     data = config["data"]
     example = torch.zeros(1, data["n_channels"], data["n_timepoints"])
     pruned = keep_filters(model, example, config["pruning"]["filters"])
