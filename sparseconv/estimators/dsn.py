@@ -26,20 +26,20 @@ from sparseconv.training.run_folder import NETWORK
 
 
 class DSNClassifier(Scored, BaseClassifier):  # type: ignore[misc]
-    """Classify time series with a Dynamic Sparse Network of which only active weights are trained.
+    """Classify time series with a Dynamic Sparse Network, training only its active weights.
 
     The defaults are the paper's. Series have the shape ``(n_cases, n_channels, n_timepoints)``, or
     ``(n_cases, n_timepoints)`` with one channel. They are used unscaled, as float32; normalise them
     first if their scales differ. Labels are strings, integers, booleans or integral floats; aeon
-    treats other floats as targets of a regression.
+    treats other floats as regression targets.
 
     Args:
         sparsity, nf, kernel_size, depth, n_groups, init, padding, block, backend: see
             ``models.DSN``.
         epochs, ..., precision: see ``training.Recipe``.
         random_state: an int is the seed; a ``RandomState`` or None draws one for each fit.
-        validation: ``(X, y)`` as for fit. Each epoch records their ``test_loss`` and
-            ``test_accuracy`` in ``history_``; they do not influence training.
+        validation: ``(X, y)`` as for fit. Each epoch records ``test_loss`` and
+            ``test_accuracy`` for them in ``history_``, without influence on training.
         on_epoch: called with the history after each epoch.
         device: the device for training and prediction, as ``torch.device`` accepts it. Only a fit
             on a CPU is reproducible.

@@ -45,7 +45,7 @@ Array = npt.NDArray[Any]
 class RocketTransformer(Shared, BaseCollectionTransformer):  # type: ignore[misc]
     """Compute features of ROCKET's or MiniROCKET's kernels with ``kernel_features``.
 
-    aeon's ``Rocket`` and ``MiniRocket`` draw the kernels, so a seed yields the same kernels.
+    aeon's ``Rocket`` and ``MiniRocket`` draw the kernels, so the same seed yields the same kernels.
     MiniROCKET's features equal aeon's bit for bit, ROCKET's up to rounding.
 
     Args:
@@ -106,7 +106,7 @@ class POCKETClassifier(Scored, BaseClassifier):  # type: ignore[misc]
     """ROCKET or MiniROCKET with a share of its kernels, chosen by group-sparse ridge regression.
 
     ADMM selects ``keep`` groups of features, one group per kernel, in a ridge classifier. Dropped
-    features are never computed again: a pruned ROCKET takes time in proportion to the kernels kept.
+    features are never computed again: a pruned ROCKET's time is proportional to the kernels kept.
 
     Args:
         kernels, n_kernels, random_state, n_jobs: as in ``RocketTransformer``.
@@ -300,7 +300,7 @@ def prune_rocket(
     Raises:
         TypeError: an object of another class.
         ValueError: an unfitted classifier; series of another shape.
-        NotImplementedError: a classifier with another ``estimator``, ridge or method to decide.
+        NotImplementedError: a classifier with another ``estimator`` or ridge, or own methods.
 
     Example:
         >>> from aeon.classification.convolution_based import RocketClassifier
@@ -336,7 +336,7 @@ def prune_rocket(
         classes = np.unique(given_labels("prune_rocket", "y", y))
         if not np.array_equal(classes, classifier.classes_):
             raise ValueError(
-                f"y must hold the classes of the classifier, {classifier.classes_}, but got "
+                f"y must contain the classes of the classifier, {classifier.classes_}, but got "
                 f"{classes}; pass the labels that it was fitted to"
             )
     pruned = POCKETClassifier(bank, keep=keep, **(kept | options))

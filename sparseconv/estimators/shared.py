@@ -43,7 +43,7 @@ class Shared:
 
     @contextmanager
     def _threads(self) -> Iterator[None]:
-        """Give torch and BLAS ``n_jobs`` threads."""
+        """Run torch and BLAS with ``n_jobs`` threads."""
         n_jobs = check_n_jobs(self.n_jobs)
         with threads(n_jobs), threadpool_limits(n_jobs):
             yield
@@ -64,7 +64,7 @@ def given_labels(owner: str, key: str, y: Any) -> Array:
     """Check labels as ``as_labels``; ValueError for None, scikit-learn's default of ``y``."""
     if y is None:
         raise ValueError(
-            f"{owner}: expected {key} to hold the label of each case, but got None; give labels "
+            f"{owner}: expected {key} to contain the label of each case, but got None; pass labels "
             "of shape (n_cases,)"
         )
     return as_labels(owner, key, y)

@@ -84,8 +84,8 @@ class KernelBank(Saved):
     ``from_aeon`` and ``load`` create banks; ``select`` and ``select_features`` return smaller ones.
 
     Attributes:
-        kind: ``"rocket"`` or ``"minirocket"``; for the features see ``kernel_features``.
-        arrays: by name, read-only, one entry per kernel or concatenated over kernels.
+        kind: ``"rocket"`` or ``"minirocket"``; for the features, see ``kernel_features``.
+        arrays: read-only, by name, with one entry per kernel or concatenated over the kernels.
         series_channels, series_length: shape of the series.
         normalise: whether each channel of each series is scaled to mean 0, variance 1.
         features: columns of these features in the whole bank, int64, ascending.
@@ -131,7 +131,7 @@ class KernelBank(Saved):
 
     @cached_property
     def plan(self) -> Any:
-        """Return the C++ kernels' input; ValueError if the arrays describe no kernels."""
+        """Return the C++ kernels' input; ValueError if the arrays are invalid."""
         assert extension is not None
         make = extension.RocketPlan if self.kind == "rocket" else extension.MiniRocketPlan
         arrays = map(torch.tensor, self.arrays.values())
@@ -167,7 +167,7 @@ class KernelBank(Saved):
         """Return a bank of some kernels, ascending, with all their features.
 
         Args:
-            kernels: their indices, or a mask of all, as in NumPy.
+            kernels: their indices, or a mask over all kernels, as in NumPy.
         """
         chosen = np.arange(self.n_kernels)[list(kernels)]
         return self.select_features(np.isin(self._owners(self._each), chosen))
@@ -176,7 +176,7 @@ class KernelBank(Saved):
         """Return a bank of some features, ascending, and the kernels that they need.
 
         Args:
-            features: their indices, or a mask of all, as in NumPy.
+            features: their indices, or a mask over all features, as in NumPy.
 
         Raises:
             ValueError: no feature, or only one of the two features of a ROCKET kernel.
@@ -188,8 +188,8 @@ class KernelBank(Saved):
         kernels, counts = np.unique(self._owners(self._each)[columns], return_counts=True)
         if rocket and (counts != 2).any():
             raise ValueError(
-                f"kernel {kernels[counts != 2][0]} has two features, and only one of them is "
-                "named; name both, or use select(kernels)"
+                f"kernel {kernels[counts != 2][0]} has two features, but only one of them is "
+                "selected; select both, or use select(kernels)"
             )
         held = {name: a[name][kernels] for name in a if name not in JOINED}
         held["channels"] = a["channels"][np.isin(self._owners(a["n_channels"]), kernels)]

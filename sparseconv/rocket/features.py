@@ -55,7 +55,7 @@ def kernel_features(X: Any, bank: KernelBank, *, out: Features | None = None) ->
         raise ValueError(
             "expected out to be a C-contiguous, writeable array, but got "
             f"{'a strided or read-only one' if isinstance(out, np.ndarray) else type(out).__name__}"
-            "; omit it to get a new one"
+            "; omit out to get a new array"
         )
     if extension is None:
         out[:] = kernel_features_reference(series, bank)
@@ -67,7 +67,7 @@ def kernel_features(X: Any, bank: KernelBank, *, out: Features | None = None) ->
 def operations(bank: KernelBank) -> int:
     """Count the fewest operations that compute one series' features.
 
-    For ROCKET these are multiply-adds of taps inside the series, for MiniROCKET comparisons.
+    For ROCKET, these are multiply-adds of taps inside the series; for MiniROCKET, comparisons.
     """
     a, length = bank.arrays, bank.series_length
     if bank.kind == "minirocket":
@@ -92,7 +92,7 @@ def check_shape(shape: tuple[int, ...], bank: KernelBank) -> None:
 def normalised(X: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Scale each channel of each series to mean 0 and variance 1; constant ones become zeros.
 
-    The scaling is that of aeon's Rocket, but in float64, and with zeros for a channel that is
+    It scales as aeon's Rocket does, but in float64, and returns zeros for a channel that is
     constant up to rounding.
     """
     X = np.ascontiguousarray(X)  # NumPy adds in another order where time is not the last in memory

@@ -24,7 +24,7 @@ class RocketModel(Saved):
             otherwise one per class.
         intercept: ``(columns,)`` float32.
         classes: label of each class.
-        scale: factor of the decisions in ``predict_proba``.
+        scale: factor applied to the decisions in ``predict_proba``.
 
     Example:
         >>> import tempfile
@@ -92,7 +92,7 @@ class RocketModel(Saved):
 
 
 def chosen(decision: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
-    """Return the class index that a linear classifier decides for, by row."""
+    """Return the class index that a linear classifier chooses for each row."""
     if decision.shape[1] == 1:
         return (decision[:, 0] > 0).astype(np.int64)
     return np.asarray(decision.argmax(1))

@@ -156,7 +156,7 @@ def fitted_scale(decision: Array, labels: Array, weights: Array | None) -> float
     """Return the scale of unseen decisions ``(n, columns)`` that maximises the labels' likelihood.
 
     This is temperature scaling (Guo et al. 2017). A case of each class is added to the labels
-    (Platt 1999), or separable cases would have no finite scale.
+    (Platt 1999); otherwise, separable cases would have no finite scale.
     """
     n, classes = len(labels), max(decision.shape[1], 2)
     wanted = (n * np.eye(classes)[labels] + 1) / (n + classes)
