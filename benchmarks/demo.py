@@ -1,4 +1,4 @@
-"""``python -m benchmarks.demo``: train a DSN on GunPoint sparse and dense, and compare the two.
+"""``python -m benchmarks.demo``: train a DSN on GunPoint twice, sparse and dense, and compare.
 
 Prints accuracy, times, weights and multiply-adds after equal numbers of epochs, and writes them
 with a picture to a self-contained HTML page.
@@ -64,7 +64,7 @@ class Trained(NamedTuple):
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.demo", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for the results")
-    parser.add_argument("--epochs", type=int, default=EPOCHS, help="epochs of each network")
+    parser.add_argument("--epochs", type=int, default=EPOCHS, help="epochs for each network")
     arguments = parser.parse_args(argv)
     try:
         resolve_backend("cpp", torch.device("cpu"))  # the demo shows the C++ kernels at work
@@ -151,10 +151,10 @@ def tabulate(trained: dict[str, Trained], times: timing.Times) -> Table:
 
 
 def conclusion(sparse: Trained, dense: Trained, ratio: timing.Estimate) -> str:
-    """Summarise what the sparse network gained and lost; ``ratio`` is dense / sparse step.
+    """Summarise what the sparse network gained and lost; ``ratio`` compares the steps.
 
-    McNemar's test decides whether the accuracies differ: equally good networks share evenly the
-    series that only one has right.
+    McNemar's test decides whether the accuracies differ: of the series that only one network
+    classifies correctly, equally good networks have half each.
     """
     share = sparse.cost.params / dense.cost.params
     if ratio.low <= 1 <= ratio.high:

@@ -13,9 +13,9 @@ from sparseconv.measure.machine import measurement_context
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Read the rows, also during writing; an empty list without a file.
+    """Read the rows, even during writing; return an empty list if the file does not exist.
 
-    An incomplete last line is being written, or was torn by a kill, and is left out.
+    An incomplete last line (still being written, or cut off by a kill) is left out.
 
     Raises:
         ValueError: a line that is not JSON.
@@ -29,8 +29,8 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
             found.append(json.loads(line))
         except ValueError as error:
             raise ValueError(
-                f"{path}, line {number}, is not a row: {error}; remove that line, and its "
-                "work is done again"
+                f"{path}, line {number}, is not a row: {error}; remove that line to "
+                "measure it again"
             ) from error
     return found
 
@@ -54,8 +54,8 @@ def add_missing(
 ) -> None:
     """Measure and add the rows that a file lacks, with the machine's description.
 
-    ``jobs`` measure a row's other fields, by the values of ``keys``, which name it. A job's
-    ``"machine"`` is added to the description.
+    ``jobs`` maps the values of ``keys``, which identify a row, to functions that measure its other
+    fields. Their ``"machine"`` is added to the description.
     """
     done = {tuple(row[key] for key in keys) for row in read_lines(path)}
     for values, measure in jobs.items():

@@ -108,7 +108,7 @@ def draw_savings(ax: Axes, points: Mapping[str, ArrayLike]) -> None:
 
 
 def plain_ticks(axis: Axis) -> None:
-    """Label a logarithmic axis at 1, 2, 5, 10, ..., not by powers of ten."""
+    """Label a logarithmic axis at 1, 2, 5, 10, ..., not only at powers of ten."""
     axis.get_major_locator().set_params(subs=(1, 2, 5))
     axis.set_major_formatter("{x:g}")
     axis.set_minor_formatter("")
@@ -148,7 +148,7 @@ def networks_by_density(lines: Mapping[str, Sequence[tuple[float, float]]]) -> F
 
 
 def break_even(rows: Sequence[Row], threads: int) -> Figure:
-    """Map the fastest baseline's time over the sparse one; below 1 the baseline is faster."""
+    """Map the ratio of the fastest baseline's time to the sparse time."""
     rows = [row for row in main_rows(rows) if row["threads"] == threads]
     figure = figures.new_figure("", 9.0, 6.6)
     grid = figure.subplots(len(MAPS), len(COMPUTATIONS), sharey=True)

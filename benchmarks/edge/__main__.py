@@ -3,7 +3,7 @@
     python -m benchmarks.edge [--archive DIR | --run runs/GunPoint-seed0]
 
 Trains short runs, exports them, and predicts whole test sets on each processor whose tools are
-installed. For others it names what to install. Rows go to ``benchmarks/results`` one by one; run
+installed. For others, it names what to install. Rows go to ``benchmarks/results`` one by one; run
 again after a stop for the missing ones. docs/edge.md shows them.
 """
 
@@ -25,12 +25,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--archive", type=Path, metavar="DIR",
                         help=f"folder of data sets, for {', '.join(measure.ARCHIVE)}")  # fmt: skip
     parser.add_argument("--run", type=Path, metavar="FOLDER",
-                        help="measure this run of `python -m sparseconv train` only, into "
+                        help="measure this run of `python -m sparseconv train` alone, into "
                         "edge.jsonl in its folder")  # fmt: skip
     parser.add_argument(
         "--data",
         metavar="NAME_OR_PATH",
-        help="data set of --run (default: where it was in training)",
+        help="data set of --run (default: the location recorded in the run)",
     )
     arguments = parser.parse_args(argv)
     machines = targets.available()

@@ -54,7 +54,7 @@ def trained(archive: Path | None) -> Iterator[Trained]:
         found = find(archive)
         sources |= {name: found[name] for name in ARCHIVE if name in found}
         if missing := ", ".join(name for name in ARCHIVE if name not in found):
-            print(f"skipped, {archive} does not hold them: {missing}", flush=True)
+            print(f"skipped, {archive} does not contain them: {missing}", flush=True)
     for name, source in sources.items():
         for sparsity in SPARSITIES if name in BUNDLED[:1] else (USUAL,):
             out = Path("runs/edge") / f"{name}-{round(100 * sparsity)}"
@@ -70,7 +70,7 @@ def load(run_folder: Path, source: str | None = None, whole: bool = True) -> Tra
     """Load a run of ``python -m sparseconv train``, and its data by name or from ``source``."""
     run = sc.load_run(run_folder)
     if not isinstance(run.model, sc.models.DSN):
-        raise ValueError(f"expected a run of a DSN, but {run_folder} holds random kernels")
+        raise ValueError(f"expected a run of a DSN, but {run_folder} contains random kernels")
     data = data_of_run(run.config["data"], source, run_folder)
     return Trained(data.name, run.config["network"]["sparsity"], run.model, data, whole)
 
@@ -107,7 +107,7 @@ def _row(
     chosen = scores.argmax(1)
     if native and (scores[range(len(X)), labels] != scores.max(1)).any():
         raise RuntimeError(
-            f"{one.dataset}: expected net_predict to be the class of the largest of net_scores"
+            f"{one.dataset}: expected net_predict to return the class with the largest score"
         )
     row: dict[str, Any] = {
         "n_test": len(data.X_test), "n_predicted": len(X), "n_channels": data.n_channels,

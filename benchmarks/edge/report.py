@@ -191,7 +191,7 @@ def sparse_layers(row: Row) -> list[int]:
 
 
 def ratio(row: Row, in_sparse_layers: bool = False) -> float:
-    """Return instructions dense over sparse."""
+    """Return the ratio of dense to sparse instructions."""
     names = list(map(str, sparse_layers(row))) if in_sparse_layers else ["all"]
     dense = row["dense"]["instructions"]
     return float(sum(dense[x] for x in names) / sum(row["instructions"][x] for x in names))

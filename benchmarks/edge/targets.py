@@ -44,7 +44,7 @@ class Target:
         return f"{prefix}{dash}size"
 
     def missing(self) -> str:
-        """Name the Debian packages that this needs and lacks, or return ""."""
+        """Name the Debian packages that the target needs but lacks, or return ""."""
         tools = (self.compiler, self.size, *self.emulator[:1])
         return " ".join(_PACKAGES[tool] for tool in tools if not shutil.which(tool))
 
@@ -55,7 +55,7 @@ class Target:
 
     @property
     def counts(self) -> bool:
-        """Return whether it has a timer that counts instructions."""
+        """Return whether the target has a timer that counts instructions."""
         return self.emulator[:1] == ("qemu-system-arm",)
 
 
@@ -89,7 +89,7 @@ def predict(
 ) -> tuple[npt.NDArray[np.int32], Series]:
     """Return labels and scores of series, by the exported program ``net`` in a folder.
 
-    Without ``labels``, call ``net_scores`` only.
+    Without ``labels``, call only ``net_scores``.
     """
     sources = [str(SOURCES / "predict.c"), "net.c", f"-DLABELS={int(labels)}"]
     compiled = _compile(target, program, sources)
@@ -103,7 +103,7 @@ def predict(
 
 
 def count(target: Target, program: Path, definitions: Sequence[str] = ()) -> dict[str, int]:
-    """Count instructions of one prediction: ``all``, and of each layer by number."""
+    """Count the instructions of one prediction: ``all``, and by layer number."""
     text = (program / "net.c").read_text(encoding="utf-8")
     calls = re.findall(r"^    (\w+\(.*, &layer_(\d+)\));$", text, re.MULTILINE)
     steps = " ".join(f"COUNT({call});" for call, _ in calls)
@@ -118,8 +118,8 @@ def count(target: Target, program: Path, definitions: Sequence[str] = ()) -> dic
 def used_of_bound(program: Path, network: Network, X: Series) -> float:
     """Return the largest share of its error bound that each layer's output uses, natively.
 
-    A layer's output is compared with float64 on its input in the program. The bound is that of one
-    sum of n active weights: (n + 3) * 2**-24 of its magnitude.
+    A layer's output is compared with the float64 result for the same input. The bound for a sum of
+    n active weights is (n + 3) * 2**-24 of its magnitude.
     """
     (program / "series.bin").write_bytes(np.ascontiguousarray(X, np.float32).tobytes())
     text = (program / "net.c").read_text(encoding="utf-8")

@@ -100,7 +100,7 @@ def compare(
     rounds: int = ROUNDS,
     limit: float = LIMIT,
 ) -> list[Result]:
-    """Measure every key, and those that look slower again, with fresh workers."""
+    """Measure every key, then those that look slower again, with fresh workers."""
     found: dict[Key, Result] = {}
     for attempt in range(2):
         with sides() as (base, present):
@@ -280,7 +280,7 @@ def run(arguments: argparse.Namespace) -> int:
     print(table(results, limit).markdown())
     slower = sum(result.verdict(limit) == "slower" for result in results)
     if slower:
-        print(f"\n{slower} of {len(results)} became slower by over {limit - 1:.0%}")
+        print(f"\n{slower} of {len(results)} became slower by more than {limit - 1:.0%}")
     if unclear := sum(result.ratio.high > limit for result in results) - slower:
         print(f"\n{unclear} intervals reach beyond {limit:.2f}: --rounds, or a quieter machine")
     return 1 if slower else 0

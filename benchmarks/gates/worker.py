@@ -1,6 +1,6 @@
 """One tree's side of ``benchmarks.gates.compare``.
 
-``worker.py TREE ROWS RESULTS THREADS CORE ...`` uses public names of ``sparseconv`` alone, so it
+``worker.py TREE ROWS RESULTS THREADS CORE ...`` uses only public names of ``sparseconv``, so it
 runs on any commit's tree. The first line of output names the kernels. A request is a line of JSON,
 ``[row, computation, repeats]``; the answer is seconds per call.
 """
@@ -64,7 +64,7 @@ def call(x: Tensor, values: Tensor, grad: Tensor, mask: Tensor, options: dict[st
 
 
 def step(network: dict[str, Any], state: dict[str, Tensor], x: Tensor, y: Tensor) -> Calls:
-    """Train a DSN for one step; the pattern changes after every 50th."""
+    """Train a DSN for one step; the pattern changes after every 50th step."""
     torch.manual_seed(0)
     model = sc.models.DSN(**network)
     model.load_state_dict(state)

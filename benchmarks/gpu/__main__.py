@@ -38,7 +38,7 @@ from sparseconv.measure.machine import measurement_context
 
 
 def once(target: Target, lengths: Sequence[int]) -> Iterator[Row]:
-    """Call each kernel once, compiled before, for profilers and sanitizers."""
+    """Compile each kernel, then call it once, for profilers and sanitizers."""
     calls = layer.all_calls(target, lengths[0])
     for call in calls:
         call()

@@ -28,7 +28,7 @@ def on(device: torch.device, problem: Problem, dtype: torch.dtype | None = None)
 
 
 def sparse_calls(backend: str, problem: Problem) -> baselines.Calls:
-    """Return the three computations by a backend's ops."""
+    """Return the three computations with a backend's ops."""
     x, values, grad, pattern, geometry = problem
     fprop, dgrad, wgrad = KERNELS[backend]
     plan = (*pattern.on(x.device), geometry.numbers)
@@ -95,7 +95,7 @@ RIVALS: dict[str, Rival] = {
 
 
 def row(target: Target, length: int, computation: str, blocks: bool = False) -> Row:
-    """Time one computation in every form: sparse, dense, by FFT; also as graphs.
+    """Time one computation in every form: sparse, dense, with FFT; also as graphs.
 
     A sparse kernel whose float32 error is far above 1e-6 is wrong. Blocks, which only Triton's
     kernels multiply, may use TF32 with errors of 1e-3.
@@ -158,6 +158,6 @@ def density_rows(target: Target, lengths: Sequence[int]) -> Iterator[Row]:
 
 
 def all_calls(target: Target, length: int) -> list[Call]:
-    """Return the layer's three computations by each backend."""
+    """Return the layer's three computations with each backend."""
     problem = on(target.device, target.layer(length).build())
     return [call for name in target.backends for call in sparse_calls(name, problem).values()]

@@ -170,7 +170,7 @@ def network_rows(target: Target, lengths: Sequence[int]) -> Iterator[Row]:
 
 
 def norm_rows(target: Target, lengths: Sequence[int]) -> Iterator[Row]:
-    """Time a module's BatchNorm and ReLU, there and back, as torch has them and compiled."""
+    """Time a module's BatchNorm and ReLU, forward and backward, eager and compiled."""
     width = 3 * target.sizes.nf
 
     def made(compiled: bool) -> Timed:

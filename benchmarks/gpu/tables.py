@@ -35,7 +35,7 @@ def times(row: Row) -> Table:
 
 
 def layers(rows: Sequence[Row]) -> Table:
-    """List us of each computation in a graph: sparse, and the fastest dense form."""
+    """List the microseconds of each computation in a graph: sparse, and the fastest dense form."""
     lines = []
     for row in rows:
         us = {name: 1e3 * float(np.median(some)) for name, some in row["samples_ms"].items()}
@@ -70,7 +70,7 @@ def errors(rows: Sequence[Row]) -> str:
 
 
 def steps(rows: Sequence[Row]) -> Table:
-    """List milliseconds of a training step as a graph."""
+    """List the milliseconds of a training step as a graph."""
     lines = []
     for row in rows:
         samples = {name: np.asarray(row["samples_ms"][name]) for name in STEPS}

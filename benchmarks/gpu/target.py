@@ -106,7 +106,7 @@ class Target:
         return timed._replace(call=graph.replay, times=times)
 
     def row(self, computation: str, length: int, makes: Mapping[str, Callable[[], Timed]]) -> Row:
-        """Time candidates interleaved, in ms; give the reason for those that fail."""
+        """Time candidates interleaved, in ms; record the reason for those that fail."""
         made: dict[str, Timed] = {}
         absent = {}
         for name, make in makes.items():

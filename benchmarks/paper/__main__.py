@@ -1,6 +1,6 @@
 """``python -m benchmarks.paper``: reproduce the DSN paper's tables and figures from one plan.
 
-``run PLAN`` trains and tests what a plan names, on a folder's data sets; after a stop, the same
+``run PLAN`` trains and tests what a plan names, on a folder's data sets; if interrupted, the same
 command continues. ``time`` measures the rows' networks on an idle machine. ``report`` makes tables
 and figures.
 """
@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
     print(f"{counted(len(jobs), 'job')} on {sets} of {source}, rows in {out}")
     address = arguments.scheduler
     if arguments.device == "cuda" and address is None and not torch.cuda.is_available():
-        raise ValueError("--device cuda needs a GPU, but torch sees none; omit it")
+        raise ValueError("--device cuda needs a GPU, but torch sees none; omit the option")
     pool = local_pool(arguments.workers) if address is None else dask_pool(address)
     failed = sweep(jobs, archive, out, pool, arguments.device)
     for job, message in failed.items():
@@ -70,7 +70,7 @@ def time(arguments: argparse.Namespace) -> int:
     if added := measure(read_rows(arguments.out / ROWS_NAME), times):
         print(f"measured the networks of {counted(added, 'data set')}: {times}")
     else:
-        print("nothing to measure: no data set has two networks that differ and were not measured")
+        print("nothing to measure: no data set has two different unmeasured networks")
     return report(arguments)
 
 
@@ -90,12 +90,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         "bundled with aeon)",
     )  # fmt: skip
     running.add_argument(
-        "--out", type=folder, metavar="DIR", help="folder of rows and report (default: paper/PLAN)"
+        "--out", type=folder, metavar="DIR", help="folder for rows and report (default: paper/PLAN)"
     )
     where = running.add_mutually_exclusive_group()
     where.add_argument(
         "--workers", type=int, default=len(os.sched_getaffinity(0)), metavar="N",
-        help="processes of one thread (default: one for each available core)",
+        help="single-threaded processes (default: one for each available core)",
     )  # fmt: skip
     where.add_argument(
         "--scheduler", metavar="ADDRESS",
@@ -123,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         complain(f"error: {error}")
         return 2
     except KeyboardInterrupt:
-        complain("stopped; the same command continues")
+        complain("interrupted; run the same command again to continue")
         return 130
     finally:
         signal.signal(signal.SIGTERM, before)

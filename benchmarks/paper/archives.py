@@ -58,7 +58,7 @@ def open_archive(folder: Path | None) -> Archive:
     at any depth.
 
     Raises:
-        ValueError: the folder does not exist or holds no data set.
+        ValueError: the folder does not exist or contains no data set.
     """
     sources = {name: name for name in datasets.BUNDLED} if folder is None else find(folder)
     shapes, checksums, broken = {}, {}, {}
@@ -84,7 +84,7 @@ def find(folder: Path) -> dict[str, str]:
     """Return each data set's file below a folder, or that of its training set.
 
     Raises:
-        ValueError: no data set, or two of one name.
+        ValueError: no data set, or two with the same name.
     """
     folder = folder.resolve()  # a relative path could be the name of one of aeon's sets
     found: dict[str, str] = {}
@@ -93,12 +93,12 @@ def find(folder: Path) -> dict[str, str]:
         name = datasets.name_of(path)
         if name in found:
             raise ValueError(
-                f"the archive holds {name} twice, as {found[name]} and {path}; remove one"
+                f"the archive contains {name} twice, as {found[name]} and {path}; remove one"
             )
         found[name] = str(path)
     if not found:
         raise ValueError(
-            f"the archive {folder} holds no data set; expected a folder with NAME.npz files, or "
+            f"the archive {folder} contains no data set; expected a folder with NAME.npz files, or "
             "with pairs NAME_TRAIN and NAME_TEST (.ts, .tsv, .csv, .txt, .arff or no ending)"
         )
     return dict(sorted(found.items()))
@@ -205,8 +205,8 @@ def named(archive: Archive, of: Any) -> list[str]:
         close = [known[name] for names in found for name in names]
         hint = f"; did you mean {', '.join(close)}?" if close else ""
         raise ValueError(
-            f"the plan names {', '.join(map(repr, unknown))}, which the archive does not hold; it "
-            f"has {', '.join(archive.shapes)}; without a list, it may be one of all, "
+            f"the plan names {', '.join(map(repr, unknown))}, which the archive lacks; it "
+            f"has {', '.join(archive.shapes)}; instead of a list, sets may be one of all, "
             f"{', '.join(ARCHIVES)}{hint}"
         )
     return names

@@ -86,7 +86,7 @@ class Runs:
     def on_one_machine(self, *runs: str) -> Runs:
         """Return the timed rows of sets and seeds that one machine trained for all these runs.
 
-        A machine is a CPU's name, its instruction sets and a day. In older rows the name may lack
+        A machine is a CPU's name, its instruction sets and a day. In older rows, the name may lack
         the family and stand for generations of processors.
         """
         of_machine: dict[tuple[str, ...], list[Row]] = {}
@@ -127,7 +127,7 @@ class Versus:
 
 
 def versus(ours: Mapping[str, float], theirs: Mapping[str, float]) -> Versus | None:
-    """Compare two classifiers' percents by data set; None without a common set.
+    """Compare two classifiers' percents by data set; None if they share no data set.
 
     Example:
         >>> found = versus({"a": 90.0, "b": 80.0, "c": 70.0}, {"a": 89.0, "b": 80.0})
@@ -162,8 +162,8 @@ def _wilcoxon(differences: tuple[float, ...]) -> float:
 def interval(values: Sequence[float] | np.ndarray[Any, Any]) -> tuple[float, float]:
     """Return the 95 % interval of a mean of at least two values, by Student's t.
 
-    A bootstrap interval is too narrow for few values: it holds the mean of three normal values in
-    75 % of cases, of twelve in 91 %.
+    A bootstrap interval is too narrow for few values: it contains the mean of three normal values
+    in 75 % of cases, and of twelve in 91 %.
     """
     values = np.asarray(values, dtype=np.float64)
     if np.ptp(values) == 0:

@@ -155,7 +155,7 @@ def time_to_accuracy(runs: Runs, path: Path, sparse: str, dense: str) -> Path | 
 
 
 class Reached(NamedTuple):
-    """When trainings reached an accuracy: means over seeds."""
+    """When training runs reached an accuracy: means over seeds."""
 
     seconds: float  # of training
     bound: bool  # some seed had it at the first look or was only tested at the end: maybe earlier
@@ -165,8 +165,8 @@ class Reached(NamedTuple):
 def times_to_accuracy(runs: Runs, sparse: str, dense: str) -> dict[str, tuple[Reached, Reached]]:
     """Find, by data set, when each of two runs came near the lower final accuracy.
 
-    Pairs have equal seeds, machine and day, and a curve. Of these it takes those whose looks at the
-    test set began earliest.
+    Pairs have equal seeds, machine and day, and a curve. Of these, it takes those whose looks at
+    the test set began earliest.
     """
     timed = runs.on_one_machine(sparse, dense)
     found = {}
@@ -189,7 +189,7 @@ def times_to_accuracy(runs: Runs, sparse: str, dense: str) -> dict[str, tuple[Re
 
 
 def reached(row: Row, target: float) -> Reached:
-    """Return when a look at the test set first showed the target, else the end of training."""
+    """Return when a look at the test set first showed the target, otherwise the end of training."""
     points = zip(row["curve"], row["curve_seconds"], strict=True)
     for look, ((_, accuracy), seconds) in enumerate(points):
         if accuracy >= target:
@@ -203,7 +203,7 @@ def _mean_reached(found: Iterable[Reached]) -> Reached:
 
 
 def differences(runs: Runs, path: Path, reference: str, others: Sequence[str]) -> Path | None:
-    """Draw questions (b) and (d): other settings' accuracy less a reference's."""
+    """Draw questions (b) and (d): other settings' accuracy minus a reference's."""
     shown = {
         other: found
         for other in others
@@ -227,14 +227,14 @@ def differences(runs: Runs, path: Path, reference: str, others: Sequence[str]) -
 
 
 def less(runs: Runs, run: str, reference: str) -> dict[str, float]:
-    """Return a run's accuracy less another's, in percentage points, by data set."""
+    """Return a run's accuracy minus another's, in percentage points, by data set."""
     both = runs.paired(run, reference)
     ours, theirs = both.accuracy(run), both.accuracy(reference)
     return {name: ours[name] - theirs[name] for name in ours}
 
 
 def accuracy_by_time(runs: Runs, path: Path, names: Sequence[str]) -> Path | None:
-    """Draw question (c): accuracy less the first run's, by the time of a step."""
+    """Draw question (c): accuracy minus the first run's, by the time of a step."""
     found = times_and_accuracies(runs, names)
     if len(found) < 2:
         return None
@@ -259,9 +259,9 @@ def accuracy_by_time(runs: Runs, path: Path, names: Sequence[str]) -> Path | Non
 def times_and_accuracies(
     runs: Runs, names: Sequence[str]
 ) -> dict[str, tuple[Sequence[float], Sequence[float]]]:
-    """Return step times relative to the first run's, and accuracies less its, by run.
+    """Return step times relative to the first run's, and accuracy differences, by run.
 
-    It uses the sets where all were measured interleaved; empty below two.
+    Use the sets where all were measured interleaved; return nothing for fewer than two.
     """
     names, both, _ = runs.among(names)
     timed = runs.timed(*names)

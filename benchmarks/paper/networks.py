@@ -58,7 +58,7 @@ def first_model(options: Mapping[str, Any], seed: int, shape: Shape) -> nn.Modul
 
 
 def multiply_adds(model: nn.Module, shape: Shape) -> int:
-    """Count multiply-adds of one prediction in eval mode, of active weights only."""
+    """Count multiply-adds of one prediction in eval mode, of only the active weights."""
     if isinstance(model, Ensemble):
         return sum(multiply_adds(member, shape) for member in model.members)
     if isinstance(model, DSN) and model.sparse_layers():
@@ -72,7 +72,7 @@ MOMENTS = ("zero", "mean", "corrected")
 
 
 class MomentsDST(DSTScheduler):
-    """``DSTScheduler`` that gives grown weights other moments of Adam than zeros.
+    """``DSTScheduler`` that starts grown weights with other moments of Adam.
 
     Args:
         moments: with ``"mean"``, the first moment of a grown weight begins at zero, the second at

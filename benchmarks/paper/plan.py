@@ -148,12 +148,12 @@ def read_plan(
             if job.key not in jobs or not job.post_hoc:  # also where another line says so
                 jobs[job.key] = job
         if absent:
-            left_out(f"{', '.join(absent)}: the archive does not hold them")
+            left_out(f"{', '.join(absent)}: the archive does not contain them")
         if not found:
-            left_out(f'the run "{name}": nothing of its data sets is there')
+            left_out(f'the run "{name}": none of its data sets is available')
     if not jobs:
         raise ValueError(
-            f"the plan {file} chooses no data set that the archive holds; it has "
+            f"the plan {file} selects no data set that the archive has; it has "
             f"{', '.join(archive.shapes) or 'none that can be read'}"
             '; sets = "all" in a run chooses all that are there'
         )
@@ -186,7 +186,7 @@ def _read(path: str | Path) -> tuple[Path, dict[str, Any]]:
 def _jobs(
     run: dict[str, Any], content: Mapping[str, Any], archive: Archive
 ) -> tuple[list[Job], list[str]]:
-    """Return a run's jobs, and the data sets that it names and the archive lacks."""
+    """Return a run's jobs, and the data sets that it names but the archive lacks."""
     _check_keys(run, ("name", "sets", "seeds", "post_hoc", *DEFAULTS))
     if missing := [key for key in ("name", "sets") if key not in run]:
         raise ValueError(f"it needs {missing[0]!r}; add it")
@@ -196,7 +196,7 @@ def _jobs(
     _check_options(options)
     seeds = run.get("seeds", content.get("seeds", [0]))
     if not isinstance(seeds, list) or not seeds:
-        raise ValueError(f"seeds must be a list of integers, at least one, but got {seeds!r}")
+        raise ValueError(f"seeds must be a list of at least one integer, but got {seeds!r}")
     names, absent = choose(archive, run["sets"])
     post_hoc = run.get("post_hoc", False)
     jobs = [Job(run["name"], name, seed, options, post_hoc) for seed in seeds for name in names]

@@ -101,7 +101,7 @@ def smaller(
 
 
 def made_sparse(model: nn.Module, density: float) -> nn.Module:
-    """Convert convolutions of several taps to sparse layers of their largest weights."""
+    """Convert convolutions with several taps to sparse layers with their largest weights."""
     masks = {}
     for name, module in model.named_modules():
         if isinstance(module, nn.Conv1d) and module.kernel_size[0] > 1:

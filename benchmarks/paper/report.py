@@ -88,7 +88,7 @@ def _sections(
 ) -> tuple[dict[str, Section], str]:
     """Make sections by name, with pictures in the folder; return also what ran and what did not.
 
-    ``prefix``: of the pictures' file names.
+    ``prefix`` begins the pictures' file names.
     """
     reading = any(part in PARTS for part, _ in parts)
     found = {"reading": Section("How to read the tables", READING)} if reading else {}
@@ -107,7 +107,7 @@ def _sections(
 
 
 def where(rows: Rows) -> str:
-    """Describe how much was trained, on which machines, with what, when."""
+    """Describe how much was trained, on which machines, with which software, and when."""
     machines = [row["machine"] for row in rows]
     hours = sum(map(_training_seconds, rows)) / 3600
     time = f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.0f} minutes"
@@ -144,7 +144,7 @@ def where_timed(times: Rows) -> str:
 
 
 def _training_seconds(row: Mapping[str, Any]) -> float:
-    """Sum a job's seconds, with drawing random kernels, choosing, pruning and tuning."""
+    """Sum a job's seconds, including drawing random kernels, choosing, pruning and tuning."""
     laps = (
         "draw_seconds", "prepare_seconds", "select_seconds", "refit_seconds", "prune_seconds",
         "tune_seconds",
@@ -197,7 +197,7 @@ def recorded(folder: Path, plan: str) -> str:
 
 
 def recorded_table(plan: str, name: str) -> str:
-    """Return one table of a plan's recorded rows in Markdown, without caption."""
+    """Return one table of a plan's recorded rows in Markdown, without its caption."""
     rows, times, parts = _recorded(plan)
     (table,) = (part.table(runs) for part, runs in parts if part.table and part.name == name)
     return f"{where(rows)}. {about(rows, times, [])}\n\n{table.markdown()}"

@@ -124,7 +124,7 @@ def _counts(dataset: str, model: str, candidates: int) -> dict[str, int]:
 
 
 def _stopwatch() -> Callable[[], float]:
-    """Return a function that gives CPU seconds since its last call."""
+    """Return a function that returns the CPU seconds since its last call."""
     last = time.process_time()
 
     def lap() -> float:

@@ -36,14 +36,14 @@ def done_jobs(path: Path, jobs: Sequence[Job], archive: Archive) -> set[Key]:
     """Return the keys of the jobs that have a row.
 
     Raises:
-        ValueError: rows of the same run with other options, or of different data of the same name.
+        ValueError: rows of the same run with other options, or of other data with the same name.
     """
     rows = read_rows(path)
     options = {row["run"]: row["options"] for row in rows}
     for job in jobs:
         if change := difference(options.get(job.run, job.options), job.options):
             raise ValueError(
-                f"{path} has {job.run} with {change} as the plan; give the run another name, or "
+                f"{path} has {job.run} with {change} as in the plan; give the run another name, or "
                 "choose another folder"
             )
     checksums = {job.dataset: archive.checksums[job.dataset] for job in jobs}

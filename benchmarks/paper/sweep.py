@@ -46,7 +46,7 @@ def sweep(
 ) -> dict[str, str]:
     """Perform the jobs that ``out/rows.jsonl`` lacks; append a row for each.
 
-    After a kill the same call continues: finished jobs stay, others resume from their last
+    After a kill, the same call continues: finished jobs stay, others resume from their last
     checkpoint in ``out/running``. ``pool`` opens the executor that runs ``perform``.
 
     Returns:
@@ -67,7 +67,9 @@ def sweep(
                 shutil.rmtree(_folder(out, job), ignore_errors=True)
         for job in todo.values():
             if device != "cpu" and (job.options["model"] in ROCKETS or job.options["pruning"]):
-                raise ValueError(f"{job} cannot run on a GPU, only networks can; take --device cpu")
+                raise ValueError(
+                    f"{job} cannot run on a GPU, as only networks can; use --device cpu"
+                )
         failed: dict[str, str] = {}
         points = {job.key: _points(job, archive) for job in jobs}
         with tqdm(
@@ -146,7 +148,7 @@ def _folder(out: Path, job: Job) -> Path:
 
 
 def _points(job: Job, archive: Archive) -> int:
-    """Count a job's time points of training, to estimate its time."""
+    """Count the time points of a job's training, to estimate its time."""
     variants = job.options["pruning"]
     tuned = sum(1 if variant.get("retrain") else TUNING for variant in variants)
     epochs = job.recipe().epochs * (1 + tuned)

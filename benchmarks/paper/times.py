@@ -1,7 +1,7 @@
-"""Time networks on a machine that does nothing else.
+"""Time networks on an otherwise idle machine.
 
-A sweep shares its machine, so its rows hold shapes only. This times predictions and training steps
-of a data set's networks, interleaved.
+A sweep shares its machine, so its rows contain only shapes. This times predictions and training
+steps of a data set's networks, interleaved.
 """
 
 from __future__ import annotations

@@ -99,7 +99,7 @@ def perform(job: Job, source: str, folder: Path, device: str = "cpu") -> dict[st
 def facts_of(job: Job, data: Dataset, code: str = CODE, gpu: str = "") -> dict[str, Any]:
     """Return every row's facts: the job, sizes of data, machine and date.
 
-    ``code``: the commits that ran it. ``gpu``: the GPU that trained it or a part.
+    ``code``: the commits that ran it. ``gpu``: the GPU that trained it, in whole or part.
     """
     return {
         "run": job.run,
@@ -114,12 +114,12 @@ def facts_of(job: Job, data: Dataset, code: str = CODE, gpu: str = "") -> dict[s
 
 
 def begin_or_resume(job: Job, folder: Path, gpu: str = "") -> tuple[str, str]:
-    """Record in the folder what is trained there.
+    """Record in the folder what is being trained there.
 
     Returns the commits and GPUs that trained so far, with this commit.
 
     Raises:
-        ValueError: the folder holds an unfinished job with other options.
+        ValueError: the folder contains an unfinished job with other options.
     """
     path = folder / JOB_NAME
     begun = {"options": job.options, "commits": [], "gpus": []}
@@ -127,7 +127,7 @@ def begin_or_resume(job: Job, folder: Path, gpu: str = "") -> tuple[str, str]:
         begun = json.loads(path.read_text())
     if change := difference(begun["options"], job.options):
         raise ValueError(
-            f"{folder} holds the beginning of a training with {change}; give the run another "
+            f"{folder} contains an unfinished training run with {change}; give the run another "
             "name, or remove that folder"
         )
     for key, own in (("commits", CODE), ("gpus", gpu)):

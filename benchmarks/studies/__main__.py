@@ -2,7 +2,7 @@
 
     python -m benchmarks.studies unpruned
 
-Each row is saved at once. Run a stopped study again for missing rows.
+Each row is saved at once. Run an interrupted study again to add its missing rows.
 """
 
 from __future__ import annotations

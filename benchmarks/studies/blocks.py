@@ -1,6 +1,6 @@
 """Others' networks in blocks of channels, against single weights and dense.
 
-All convolutions of more than one tap are pruned to 20 % of their weights, as single weights or in
+All convolutions with more than one tap are pruned to 20 % of their weights, as single weights or in
 blocks of 16 x 16 channels. They are converted by ``sc.convert`` and fine-tuned with a
 ``DSTScheduler`` (RigL) for as long as the dense network was trained. Blocks and dense run in
 bfloat16 (autocast), single weights in float32. Training steps are timed interleaved, on one thread.
@@ -47,7 +47,7 @@ def in_precision(way: str) -> Any:
 
 
 def pruned(dense: nn.Module, block: int, density: float = DENSITY) -> nn.Module:
-    """Copy, prune and convert the convolutions of more than one tap."""
+    """Copy, prune and convert the convolutions with more than one tap."""
     model, names = deepcopy_model(dense), []
     for name, layer in model.named_modules():
         if isinstance(layer, nn.Conv1d) and layer.kernel_size[0] > 1:

@@ -1,7 +1,7 @@
 """Accuracy against time: aeon's and our classifiers on random kernels, and DSN.
 
-Trains each on each data set, on one thread, with aeon's compiled before. DSN's row comes from the
-paper's sweep (``benchmarks/results/paper``).
+Trains each on each data set, on one thread; aeon's are compiled beforehand. DSN's row comes from
+the paper's sweep (``benchmarks/results/paper``).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ PLACES = {  # of labels that would lie over another, in points from their mark
 
 
 def classifiers() -> dict[str, Callable[[int], Any]]:
-    """Return what makes a fresh classifier with a seed, by name."""
+    """Return functions from a seed to a fresh classifier, by name."""
     from aeon.classification.convolution_based import (
         HydraClassifier,
         MiniRocketClassifier,
@@ -106,7 +106,7 @@ def trained_dsn(names: Collection[str]) -> list[dict[str, Any]]:
 
 
 def means(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    """Average accuracy %, seconds of fit and us per prediction, if all data sets are there."""
+    """Average accuracy %, seconds of fit and us per prediction, if all data sets are available."""
     names = {row["dataset"] for row in rows}
     by_kind: dict[str, dict[str, list[dict[str, float]]]] = {}
     for row in [*rows, *trained_dsn(names)]:

@@ -1,7 +1,7 @@
 """Training step speed of whole networks by density, against the same networks dense.
 
-Convolutions of more than one tap keep a share of their weights and run on these kernels. Each
-sparse network's outputs and gradients are first compared with the dense network of the same
+Convolutions with more than one tap keep a share of their weights and run on these kernels. Each
+sparse network's outputs and gradients are first compared with a dense network with the same
 weights. Then its step (zero_grad, forward, loss, backward, Adam; no pattern update) is timed on one
 thread, interleaved with dense at PyTorch's settings. Use an idle machine.
 """

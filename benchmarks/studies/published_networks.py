@@ -1,12 +1,12 @@
 """Other authors' networks, pruned and converted.
 
 Each network is built with its package's defaults, trained dense, pruned by ``torch.nn.utils.prune``
-(the smallest 90 % of every convolution's weights) and converted by ``sc.convert``. Four ways are
-fine-tuned equally long: dense and unpruned, masked dense (the pruning hooks), converted with its
-pattern, and converted with a ``DSTScheduler`` (RigL, as in its paper: 0.3, a cosine to 0). A
+(the smallest 90 % of every convolution's weights) and converted by ``sc.convert``. Four versions
+are fine-tuned equally long: dense and unpruned, masked dense (the pruning hooks), converted with
+its pattern, and converted with a ``DSTScheduler`` (RigL, as in its paper: 0.3, a cosine to 0). A
 training step and inference of the first three are timed interleaved, on one thread.
 
-The packages are not dependencies. Into an environment that has sparseconv with ``[tsc]``:
+The packages are not dependencies. To run this, install them next to sparseconv with ``[tsc]``:
 
     pip install torch==2.13.0 tsai torch-ecg pytorch-tcn
 

@@ -153,7 +153,7 @@ def test_the_command_fails_for_what_became_slower_only(
     assert len(built) == 2
     assert built[0] != built[1] == repository
     assert shown.count(f"{word} |") == 3 + 2
-    assert ("5 of 5 became slower by over 10%" in shown) == (code == 1)
+    assert ("5 of 5 became slower by more than 10%" in shown) == (code == 1)
     assert leftovers(repository) == []
 
 

@@ -20,7 +20,7 @@ def test_what_is_not_there_is_said(plan: Path, archive: Path) -> None:
     assert said == []
     plan.write_text(PLAN.replace('sets = "all"', 'sets = ["Long", "FordA", "FordB"]', 1))
     assert len(read_plan(plan, opened, said.append)) == 3
-    assert said == ["FordA, FordB: the archive does not hold them"]
+    assert said == ["FordA, FordB: the archive does not contain them"]
 
 
 def test_the_order_of_jobs(plan: Path, archive: Path) -> None:
@@ -62,7 +62,7 @@ def test_series_files(tmp_path: Path) -> None:
 
 
 def test_archives_that_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="holds no data set; expected a folder"):
+    with pytest.raises(ValueError, match="contains no data set; expected a folder"):
         open_archive(tmp_path / "missing")
     assert main(["run", "no such plan"]) == 2
 

@@ -84,7 +84,7 @@ def test_rows_of_another_plan_or_of_other_data(tmp_path: Path, archive: Path, pl
     row = deadly(jobs[0])
     shorter = {"options": row["options"] | {"recipe": {"epochs": 1}}}
     for change, said in (
-        (shorter, "has small with recipe {'epochs': 1}, not {'epochs': 12} as the plan"),
+        (shorter, "has small with recipe {'epochs': 1}, not {'epochs': 12} as in the"),
         ({"data": "another"}, "rows of Short with other values than the archive's"),
     ):
         add_line(tmp_path / ROWS_NAME, row | change)  # in the place of the one before

@@ -70,7 +70,7 @@ def to_published(ours: Mapping[str, float], peer: str) -> tuple[Versus, list[str
 
 
 def to_whole(runs: Runs, whole_of: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
-    """Compare each run with its whole form; a whole one has no result."""
+    """Compare each run with its whole form; a whole run has no result."""
     results = {
         name: versus(runs.accuracy(name), runs.accuracy(whole)) if name != whole else None
         for name, whole in whole_of.items()

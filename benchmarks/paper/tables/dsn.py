@@ -68,7 +68,7 @@ def _counted_rows(runs: Runs, name: str) -> int:
 
 
 def _scaled_counts(counts: Sequence[int], result: Versus) -> str:
-    """Scale the paper's counts to our number of sets; give the p of our wins.
+    """Scale the paper's counts to our number of sets; return the p of our wins.
 
     The p is that of our wins if our sets were a sample of the paper's, with its results. Training
     varies too, so this p is too small.
@@ -84,7 +84,7 @@ def costs(runs: Runs, names: Sequence[str], reference: str = "DSN") -> Table:
     """Compare runs' parameters, FLOPs and times with the reference's.
 
     Means are over the data sets and seeds of both. Times have geometric means, over the sets where
-    both were measured interleaved. No rows without a run to compare.
+    both were measured interleaved. Return no rows without a run to compare.
     """
     found = compared(runs, names, reference)
     rows = []

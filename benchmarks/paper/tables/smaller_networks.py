@@ -54,7 +54,7 @@ def smaller_networks(runs: Runs) -> Table:
 
 
 def _times_less(timed: Sequence[Row], whole: Mapping[str, Sequence[Row]]) -> str:
-    """Give multiply-adds and time of the whole network over its own.
+    """Return how many times the network divides the whole one's multiply-adds and times.
 
     Both are of the same data set and seed.
     """
@@ -68,7 +68,7 @@ def _times_less(timed: Sequence[Row], whole: Mapping[str, Sequence[Row]]) -> str
 
 
 def _pairs(rows: Sequence[Row], others: Sequence[Row]) -> list[tuple[Row, Row]]:
-    """Pair the rows of one seed."""
+    """Pair the rows with the same seed."""
     return [(row, other) for row in rows for other in others if other["seed"] == row["seed"]]
 
 
