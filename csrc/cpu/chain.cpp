@@ -6,7 +6,6 @@
 #include <ATen/record_function.h>
 
 #include "../checks.h"
-#include "chain_order.h"
 #include "launch.h"
 #include "plan/plan_cache.h"
 #include "rows.h"
@@ -213,13 +212,12 @@ Chain::Result Chain::forward(const Tensor& x,
                            stage.training ? count_batch(statistics[i]) : 0,
                            stage.eps,
                            stage.training};
-        Tensor mean, invstd;
-        std::tie(now, mean, invstd) =
-            order->norm_relu(now, channels, norm, statistics_of_batch, !keep);
+        const NormOutput normed = order->norm_relu(now, channels, norm, statistics_of_batch, !keep);
+        now = normed.output;
         statistics_of_batch = Tensor();
         if (keep) {
-          result.kept.push_back(mean);
-          result.kept.push_back(invstd);
+          result.kept.push_back(normed.mean);
+          result.kept.push_back(normed.invstd);
         }
         break;
       }
@@ -306,14 +304,13 @@ Chain::Tensors Chain::backward(const Tensor& grad,
         RECORD_FUNCTION("sparseconv::norm_relu_gradient", c10::ArrayRef<const c10::IValue>{});
         const Norm norm = {
             tensor_or_none(first), tensor_or_none(second), {}, {}, 0, stage.eps, true};
-        Tensor weight, bias;
-        std::tie(weight, bias) =
+        const NormGradient gradient =
             order->norm_relu_gradient(now, input, channels, norm, mean, invstd);
         if (need_first) {
-          found[1 + 2 * i] = weight;
+          found[1 + 2 * i] = gradient.weight;
         }
         if (need_second) {
-          found[2 + 2 * i] = bias;
+          found[2 + 2 * i] = gradient.bias;
         }
         break;
       }

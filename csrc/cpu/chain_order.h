@@ -5,12 +5,23 @@
 
 #include <memory>
 #include <optional>
-#include <tuple>
 
 #include "conv.h"
-#include "lanes.h"
 
 namespace sparseconv {
+
+// What BatchNorm1d and ReLU compute. Tensors that are undefined do not exist.
+struct Norm {
+  at::Tensor weight, bias, running_mean, running_var;
+  double momentum, eps;
+  bool training;  // else the running statistics are read
+};
+struct NormOutput {
+  at::Tensor output, mean, invstd;  // invstd: 1 / standard deviation
+};
+struct NormGradient {
+  at::Tensor weight, bias;
+};
 
 class ChainOrder {
  public:
@@ -40,23 +51,23 @@ class ChainOrder {
                                      const at::Tensor& input,
                                      const at::Tensor& weight) const = 0;
   virtual at::Tensor sum_of_channels(const at::Tensor& grad, int64_t channels) const = 0;
-  // Output, mean and 1 / standard deviation; `in_place`, the input is not needed any more.
-  // `statistics` is what fprop has made of its output for this.
-  virtual std::tuple<at::Tensor, at::Tensor, at::Tensor> norm_relu(const at::Tensor& input,
-                                                                   int64_t channels,
-                                                                   const Norm& norm,
-                                                                   const at::Tensor& statistics,
-                                                                   bool in_place) const = 0;
-  // Gradients of weight and bias; that of the input takes the memory of `grad`.
-  virtual std::tuple<at::Tensor, at::Tensor> norm_relu_gradient(const at::Tensor& grad,
-                                                                const at::Tensor& input,
-                                                                int64_t channels,
-                                                                const Norm& norm,
-                                                                const at::Tensor& mean,
-                                                                const at::Tensor& invstd) const = 0;
+  // `in_place`, the output may take the memory of the input. `statistics` is what fprop has made of
+  // its output for this.
+  virtual NormOutput norm_relu(const at::Tensor& input,
+                               int64_t channels,
+                               const Norm& norm,
+                               const at::Tensor& statistics,
+                               bool in_place) const = 0;
+  // The gradient of the input takes the memory of `grad`.
+  virtual NormGradient norm_relu_gradient(const at::Tensor& grad,
+                                          const at::Tensor& input,
+                                          int64_t channels,
+                                          const Norm& norm,
+                                          const at::Tensor& mean,
+                                          const at::Tensor& invstd) const = 0;
 };
 
-// Of float32 and float64: lanes.h.
+// Of float32 and float64: plan/lane_order.h.
 std::unique_ptr<ChainOrder> lanes_for(const at::Tensor& signal);
 // Of bfloat16: rows.h. Convolutions read `margin` rows before and after a series.
 std::unique_ptr<ChainOrder> rows_for(const at::Tensor& signal, int64_t margin);

@@ -152,6 +152,10 @@ void for_each_weight(const ConvPlan& plan, Visit visit) {
   }
 }
 
+const ConvPlan& plan_of_weight(const Tensor& weight) {
+  return pointwise_plan(weight.size(0), weight.size(1));
+}
+
 }  // namespace
 
 bool fits_rows(const ConvPlan& plan) {
@@ -184,104 +188,94 @@ Tensor RowOrder::empty(int64_t channels) const {
   return at::empty({rows, kPanelChannels}, at::kBFloat16);
 }
 
-Tensor RowOrder::statistics(int64_t channels) const {
+Tensor RowOrder::empty_statistics(int64_t channels) const {
   return at::empty({batch, ceil_div(length, kBlockRows), panels_of(channels), kStatistics},
                    at::kDouble);
 }
 
-Tensor to_rows(const Tensor& signal, const RowOrder& order) {
+Tensor RowOrder::enter(const Tensor& signal) const {
   const int64_t channels = signal.size(1);
   const Tensor own = signal.to(at::kBFloat16);
-  Tensor rows = order.empty(channels);
-  const RowConversion p{view(own), order.of(rows, channels), order.batch, channels, order.length};
-  run_parts(p, checked_kernels().blocks->to_rows, order.batch);
+  Tensor rows = empty(channels);
+  const RowConversion p{view(own), of(rows, channels), batch, channels, length};
+  run_parts(p, checked_kernels().blocks->to_rows, batch);
   return rows;
 }
 
-Tensor from_rows(const Tensor& rows, int64_t channels, const RowOrder& order) {
-  Tensor signal = at::empty({order.batch, channels, order.length}, rows.options());
-  const RowConversion p{view(signal), order.of(rows, channels), order.batch, channels,
-                        order.length};
-  run_parts(p, checked_kernels().blocks->from_rows, order.batch);
+Tensor RowOrder::leave(const Tensor& rows, int64_t channels) const {
+  Tensor signal = at::empty({batch, channels, length}, rows.options());
+  const RowConversion p{view(signal), of(rows, channels), batch, channels, length};
+  run_parts(p, checked_kernels().blocks->from_rows, batch);
   return signal;
 }
 
-Tensor row_fprop(const Tensor& input,
-                 const Tensor& values,
-                 const std::optional<Tensor>& bias,
-                 const ConvPlan& plan,
-                 bool relu,
-                 const RowOrder& order,
-                 Tensor* statistics) {
+Tensor RowOrder::fprop(const Tensor& input,
+                       const Tensor& values,
+                       const std::optional<Tensor>& bias,
+                       const ConvPlan& plan,
+                       bool relu,
+                       Tensor* statistics) const {
   const Geometry& g = plan.geometry;
   if (has_one_channel(plan)) {
-    const auto [channels, finite] = unfolded(input, g, order);
+    const auto [channels, finite] = unfolded(input, g, *this);
     if (!finite) {  // inactive taps would make NaN of it
       const Tensor cast = values.to(at::kBFloat16);
-      return to_rows(run_fprop(from_rows(input, 1, order), cast, bias, g, plan.fprop(), relu),
-                     order);
+      return enter(run_fprop(leave(input, 1), cast, bias, g, plan.fprop(), relu));
     }
     const Tensor weight = at::zeros({g.out_channels * g.kernel_size}, at::kFloat);
     const Tensor own = values.to(at::kFloat).contiguous();
     for_each_weight(plan,
                     [to = weight.mutable_data_ptr<float>(), from = own.const_data_ptr<float>()](
                         int64_t e, int64_t at) { to[at] = from[e]; });
-    return row_fprop(channels, weight, bias, pointwise_plan(g.out_channels, g.kernel_size), relu,
-                     order, statistics);
+    return fprop(channels, weight, bias, pointwise_plan(g.out_channels, g.kernel_size), relu,
+                 statistics);
   }
-  fill_margins(input, g.in_channels(), order, g.left, g.right, g.mode);
-  Tensor output = order.empty(g.out_channels);
+  fill_margins(input, g.in_channels(), *this, g.left, g.right, g.mode);
+  Tensor output = empty(g.out_channels);
   BlockCorrelation p{};
-  p.batch = order.batch;
-  p.in_rows = order.of(input, g.in_channels());
-  p.in_length = order.length;
-  p.out_rows = order.of(output, g.out_channels);
+  p.batch = batch;
+  p.in_rows = of(input, g.in_channels());
+  p.in_length = length;
+  p.out_rows = of(output, g.out_channels);
   if (statistics != nullptr) {
-    *statistics = order.statistics(g.out_channels);
+    *statistics = empty_statistics(g.out_channels);
     p.statistics = statistics->mutable_data_ptr<double>();
   }
   run_block_fprop(p, values, bias, plan, relu);
   return output;
 }
 
-Tensor row_dgrad(const Tensor& grad,
-                 const Tensor& values,
-                 const ConvPlan& plan,
-                 const RowOrder& order) {
+Tensor RowOrder::dgrad(const Tensor& grad, const Tensor& values, const ConvPlan& plan) const {
   const Geometry& g = plan.geometry;
   if (has_one_channel(plan)) {  // seldom asked for: the gradient of the series
-    return to_rows(run_dgrad(from_rows(grad, g.out_channels, order), values.to(at::kBFloat16), g,
-                             plan.dgrad(), order.length),
-                   order);
+    return enter(
+        run_dgrad(leave(grad, g.out_channels), values.to(at::kBFloat16), g, plan.dgrad(), length));
   }
-  fill_margins(grad, g.out_channels, order, g.right, g.left, PaddingMode::zeros);
-  Tensor output = order.empty(g.in_channels());
+  fill_margins(grad, g.out_channels, *this, g.right, g.left, PaddingMode::zeros);
+  Tensor output = empty(g.in_channels());
   BlockCorrelation p{};
   p.step = 1;
-  p.batch = order.batch;
-  p.in_rows = order.of(grad, g.out_channels);
-  p.in_length = order.length;
+  p.batch = batch;
+  p.in_rows = of(grad, g.out_channels);
+  p.in_length = length;
   p.mode = PaddingMode::zeros;
   p.origin = g.left;
-  p.out_rows = order.of(output, g.in_channels());
-  p.rows = order.length;
+  p.out_rows = of(output, g.in_channels());
+  p.rows = length;
   p.out_step = 1;
   const Tensor weights = packed_for_dgrad(values, plan, 0);
   run_block_dgrad(p, weights, plan, 0);
   if (g.mode != PaddingMode::zeros && g.reach() > 1) {
-    write_borders(output, grad, weights, plan, order);
+    write_borders(output, grad, weights, plan, *this);
   }
   return output;
 }
 
-Tensor row_wgrad(const Tensor& grad,
-                 const Tensor& input,
-                 const ConvPlan& plan,
-                 const RowOrder& order) {
+Tensor RowOrder::wgrad(const Tensor& grad, const Tensor& input, const ConvPlan& plan) const {
   const Geometry& g = plan.geometry;
   if (has_one_channel(plan)) {
-    const Tensor all = row_wgrad(grad, unfolded(input, g, order).first,
-                                 pointwise_plan(g.out_channels, g.kernel_size), order);
+    const Tensor all =
+        wgrad(grad, unfolded(input, g, *this).first, pointwise_plan(g.out_channels, g.kernel_size));
     Tensor active = at::empty({plan.nnz}, at::kFloat);
     for_each_weight(plan,
                     [to = active.mutable_data_ptr<float>(), from = all.const_data_ptr<float>()](
@@ -289,18 +283,33 @@ Tensor row_wgrad(const Tensor& grad,
     return active;
   }
   BlockWeightGradient p{};
-  p.batch = order.batch;
-  p.rows = order.length;
-  p.grad_rows = order.of(grad, g.out_channels);
-  p.in_rows = order.of(input, g.in_channels());
-  p.in_length = order.length;
+  p.batch = batch;
+  p.rows = length;
+  p.grad_rows = of(grad, g.out_channels);
+  p.in_rows = of(input, g.in_channels());
+  p.in_length = length;
   const std::optional<Tensor> found = run_block_wgrad(p, plan);
   if (found.has_value()) {
     return *found;
   }
-  return run_wgrad(from_rows(grad, g.out_channels, order), from_rows(input, g.in_channels(), order),
-                   g, plan.wgrad())
+  return run_wgrad(leave(grad, g.out_channels), leave(input, g.in_channels()), g, plan.wgrad())
       .to(at::kFloat);
+}
+
+Tensor RowOrder::pointwise_fprop(const Tensor& input,
+                                 const Tensor& weight,
+                                 const std::optional<Tensor>& bias) const {
+  return fprop(input, weight.flatten(), bias, plan_of_weight(weight), false, nullptr);
+}
+
+Tensor RowOrder::pointwise_dgrad(const Tensor& grad, const Tensor& weight) const {
+  return dgrad(grad, weight.flatten(), plan_of_weight(weight));
+}
+
+Tensor RowOrder::pointwise_wgrad(const Tensor& grad,
+                                 const Tensor& input,
+                                 const Tensor& weight) const {
+  return wgrad(grad, input, plan_of_weight(weight)).view(weight.sizes());
 }
 
 const ConvPlan& pointwise_plan(int64_t out_channels, int64_t in_channels) {
@@ -316,6 +325,10 @@ const ConvPlan& pointwise_plan(int64_t out_channels, int64_t in_channels) {
     found = plans.try_emplace(key, g, crow, col).first;
   }
   return found->second;
+}
+
+std::unique_ptr<ChainOrder> rows_for(const Tensor& signal, int64_t margin) {
+  return std::make_unique<RowOrder>(signal, margin);
 }
 
 }  // namespace sparseconv

@@ -4,10 +4,7 @@
 
 #include <ATen/core/Tensor.h>
 
-#include <tuple>
-
-#include "conv.h"
-#include "lanes.h"
+#include "chain_order.h"
 
 namespace sparseconv {
 
@@ -18,59 +15,63 @@ inline int64_t panels_of(int64_t channels) {
   return ceil_div(channels, kPanelChannels);
 }
 
-struct RowOrder {
-  int64_t batch, length, margin;  // idle rows before and after each series, at least 16
+// Convolutions are those that keep the length (see fits_lanes), of plans for which fits_rows is
+// true; a 1x1 convolution is one of blocks that are all active. The idle rows of what is convolved
+// are written. Gradients of weights are float32.
+struct RowOrder final : ChainOrder {
+  // margin: idle rows before and after each series, at least.
+  RowOrder(const at::Tensor& signal, int64_t margin)
+      : batch(signal.size(0)),
+        length(signal.size(2)),
+        margin(margin > kTileRowCount ? margin : kTileRowCount) {}
+
+  at::Tensor enter(const at::Tensor& signal) const override;
+  at::Tensor leave(const at::Tensor& rows, int64_t channels) const override;
+  at::Tensor fprop(const at::Tensor& input,
+                   const at::Tensor& values,
+                   const std::optional<at::Tensor>& bias,
+                   const ConvPlan& plan,
+                   bool relu,
+                   at::Tensor* statistics) const override;
+  at::Tensor dgrad(const at::Tensor& grad,
+                   const at::Tensor& values,
+                   const ConvPlan& plan) const override;
+  at::Tensor wgrad(const at::Tensor& grad,
+                   const at::Tensor& input,
+                   const ConvPlan& plan) const override;
+  at::Tensor pointwise_fprop(const at::Tensor& input,
+                             const at::Tensor& weight,
+                             const std::optional<at::Tensor>& bias) const override;
+  at::Tensor pointwise_dgrad(const at::Tensor& grad, const at::Tensor& weight) const override;
+  at::Tensor pointwise_wgrad(const at::Tensor& grad,
+                             const at::Tensor& input,
+                             const at::Tensor& weight) const override;
+  at::Tensor sum_of_channels(const at::Tensor& rows, int64_t channels) const override;
+  // Vectors are of any float type.
+  NormOutput norm_relu(const at::Tensor& input,
+                       int64_t channels,
+                       const Norm& norm,
+                       const at::Tensor& statistics,
+                       bool in_place) const override;
+  NormGradient norm_relu_gradient(const at::Tensor& grad,
+                                  const at::Tensor& input,
+                                  int64_t channels,
+                                  const Norm& norm,
+                                  const at::Tensor& mean,
+                                  const at::Tensor& invstd) const override;
 
   Rows of(const at::Tensor& rows, int64_t channels) const;
   at::Tensor empty(int64_t channels) const;
-  at::Tensor statistics(int64_t channels) const;  // not filled
+  at::Tensor empty_statistics(int64_t channels) const;
+
+  const int64_t batch, length, margin;
 };
 
-// From and to (N, C, L), the former with any strides.
-at::Tensor to_rows(const at::Tensor& signal, const RowOrder& order);
-at::Tensor from_rows(const at::Tensor& rows, int64_t channels, const RowOrder& order);
-
-// Sparse convolutions that keep the length (see fits_lanes), of plans that have blocks. The idle
-// rows of what is convolved are written. Gradients of weights are float32; `statistics` becomes
-// what row_norm_relu needs of the output.
-at::Tensor row_fprop(const at::Tensor& input,
-                     const at::Tensor& values,
-                     const std::optional<at::Tensor>& bias,
-                     const ConvPlan& plan,
-                     bool relu,
-                     const RowOrder& order,
-                     at::Tensor* statistics);
-at::Tensor row_dgrad(const at::Tensor& grad,
-                     const at::Tensor& values,
-                     const ConvPlan& plan,
-                     const RowOrder& order);
-at::Tensor row_wgrad(const at::Tensor& grad,
-                     const at::Tensor& input,
-                     const ConvPlan& plan,
-                     const RowOrder& order);
-
-// Whether those take the convolution: its pattern has blocks, or its input one channel, whose taps
+// Whether rows take the convolution: its pattern has blocks, or its input one channel, whose taps
 // are then the channels of a 1x1 convolution.
 bool fits_rows(const ConvPlan& plan);
 
 // The plan of a dense 1x1 convolution; without blocks if it has too many channels.
 const ConvPlan& pointwise_plan(int64_t out_channels, int64_t in_channels);
-
-at::Tensor row_sum_of_channels(const at::Tensor& rows, int64_t channels, const RowOrder& order);
-
-// As norm_relu and norm_relu_gradient (lanes.h); vectors of any float type. Statistics of the input
-// are undefined where row_fprop has not made them.
-std::tuple<at::Tensor, at::Tensor, at::Tensor> row_norm_relu(const at::Tensor& input,
-                                                             int64_t channels,
-                                                             const RowOrder& order,
-                                                             const Norm& norm,
-                                                             at::Tensor statistics);
-std::tuple<at::Tensor, at::Tensor> row_norm_relu_gradient(const at::Tensor& grad,
-                                                          const at::Tensor& input,
-                                                          int64_t channels,
-                                                          const RowOrder& order,
-                                                          const Norm& norm,
-                                                          const at::Tensor& mean,
-                                                          const at::Tensor& invstd);
 
 }  // namespace sparseconv

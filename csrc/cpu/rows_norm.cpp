@@ -122,7 +122,7 @@ Moments moments_of(const Tensor& statistics, int64_t channels, const RowOrder& o
 
 Tensor statistics_of(const Tensor& input, int64_t channels, const RowOrder& order) {
   RowNorm p = norm_of(input, channels, order);
-  Tensor statistics = order.statistics(channels);
+  Tensor statistics = order.empty_statistics(channels);
   p.sums = statistics.mutable_data_ptr<double>();
   run_rows(p, checked_kernels().blocks->row_statistics);
   return statistics;
@@ -130,28 +130,26 @@ Tensor statistics_of(const Tensor& input, int64_t channels, const RowOrder& orde
 
 }  // namespace
 
-Tensor row_sum_of_channels(const Tensor& rows, int64_t channels, const RowOrder& order) {
-  RowNorm p = norm_of(rows, channels, order);
+Tensor RowOrder::sum_of_channels(const Tensor& rows, int64_t channels) const {
+  RowNorm p = norm_of(rows, channels, *this);
   const PanelVector ones = of_channels(channels, [](int64_t) { return 1; });
   p.grad = p.in;
   p.shift = ones.data();  // so that ReLU masks nothing
   return tensor_of(sums_of(p, channels)[0]);
 }
 
-std::tuple<Tensor, Tensor, Tensor> row_norm_relu(const Tensor& input,
-                                                 int64_t channels,
-                                                 const RowOrder& order,
-                                                 const Norm& norm,
-                                                 Tensor statistics) {
-  RowNorm p = norm_of(input, channels, order);
-  const auto n = static_cast<double>(order.batch * order.length);
+NormOutput RowOrder::norm_relu(const Tensor& input,
+                               int64_t channels,
+                               const Norm& norm,
+                               const Tensor& known,
+                               bool) const {
+  RowNorm p = norm_of(input, channels, *this);
+  const auto n = static_cast<double>(batch * length);
   std::vector<double> mean = numbers(norm.running_mean, channels, 0);
   std::vector<double> var = numbers(norm.running_var, channels, 1);
   if (norm.training) {
-    if (!statistics.defined()) {
-      statistics = statistics_of(input, channels, order);
-    }
-    const Moments found = moments_of(statistics, channels, order);
+    const Tensor statistics = known.defined() ? known : statistics_of(input, channels, *this);
+    const Moments found = moments_of(statistics, channels, *this);
     std::vector<double> unbiased(channels);
     for (int64_t c = 0; c < channels; ++c) {
       mean[c] = found.sum[c] / n;
@@ -170,24 +168,23 @@ std::tuple<Tensor, Tensor, Tensor> row_norm_relu(const Tensor& input,
   const PanelVector centre = of_channels(channels, [&](int64_t c) { return mean[c]; });
   const PanelVector scale = of_channels(channels, [&](int64_t c) { return invstd[c] * weight[c]; });
   const PanelVector shift = of_channels(channels, [&](int64_t c) { return bias[c]; });
-  Tensor output = order.empty(channels);
+  Tensor output = empty(channels);
   p.centre = centre.data();
   p.scale = scale.data();
   p.shift = shift.data();
-  p.out = order.of(output, channels);
+  p.out = of(output, channels);
   run_rows(p, checked_kernels().blocks->norm_rows);
   return {output, tensor_of(mean), tensor_of(invstd)};
 }
 
-std::tuple<Tensor, Tensor> row_norm_relu_gradient(const Tensor& grad,
-                                                  const Tensor& input,
-                                                  int64_t channels,
-                                                  const RowOrder& order,
-                                                  const Norm& norm,
-                                                  const Tensor& mean,
-                                                  const Tensor& invstd) {
-  RowNorm p = norm_of(input, channels, order);
-  const auto n = static_cast<double>(order.batch * order.length);
+NormGradient RowOrder::norm_relu_gradient(const Tensor& grad,
+                                          const Tensor& input,
+                                          int64_t channels,
+                                          const Norm& norm,
+                                          const Tensor& mean,
+                                          const Tensor& invstd) const {
+  RowNorm p = norm_of(input, channels, *this);
+  const auto n = static_cast<double>(batch * length);
   const std::vector<double> weight = numbers(norm.weight, channels, 1);
   const std::vector<double> bias = numbers(norm.bias, channels, 0);
   const std::vector<double> inverse = numbers(invstd, channels, 0);
@@ -196,7 +193,7 @@ std::tuple<Tensor, Tensor> row_norm_relu_gradient(const Tensor& grad,
   const PanelVector scale =
       of_channels(channels, [&](int64_t c) { return inverse[c] * weight[c]; });
   const PanelVector shift = of_channels(channels, [&](int64_t c) { return bias[c]; });
-  p.grad = order.of(grad, channels);
+  p.grad = of(grad, channels);
   p.centre = centre.data();
   p.scale = scale.data();
   p.shift = shift.data();
