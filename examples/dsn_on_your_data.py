@@ -1,10 +1,10 @@
 # %% [markdown]
 # # A Dynamic Sparse Network on your own data
 #
-# Train a DSN on series and labels in a `.npz` file, stop halfway, and resume with the same bits.
-# Replace the first cell with your own arrays.
+# Train a DSN on the series and labels in a `.npz` file, stop halfway, and resume with bit-identical
+# results. Replace the cell "Data" with your own arrays.
 #
-# Needs `pip install 'sparseconv[tsc]'`. With `SPARSECONV_QUICK=1` it finishes within seconds.
+# This needs `pip install 'sparseconv[tsc]'`. With `SPARSECONV_QUICK=1`, it finishes within seconds.
 
 # %%
 import os
@@ -21,8 +21,8 @@ rng = np.random.default_rng(0)
 
 # %% [markdown]
 # ## Data
-# Two channels of 100 samples. The classes differ only in which channel moves first, by 20 samples,
-# so kernels need a wide receptive field.
+# Series have two channels of 100 samples. The classes differ only in which channel moves first, by
+# 20 samples, so kernels need a wide receptive field.
 
 
 # %%
@@ -44,7 +44,7 @@ data = datasets.load("events.npz")  # or a folder with NAME_TRAIN.tsv and NAME_T
 
 # %% [markdown]
 # ## Training, stopped halfway
-# A checkpoint is written after every epoch, atomically. Here an exception simulates a power cut.
+# A checkpoint is written after every epoch, atomically. Here, an exception simulates a power cut.
 
 
 # %%
@@ -71,8 +71,8 @@ except PowerCutError:
 
 # %% [markdown]
 # ## Resumed
-# Weights, pattern, optimizer, schedule and random numbers are restored, so the result has the same
-# bits as without the stop.
+# Weights, pattern, optimizer, schedule and random numbers are restored, so the result is
+# bit-identical to that of an uninterrupted run.
 
 # %%
 model = network()
@@ -81,7 +81,7 @@ whole = network()
 train(whole, *arguments, verbose=False)
 for name, tensor in model.state_dict().items():
     assert torch.equal(tensor, whole.state_dict()[name]), name
-print(f"resumed to epoch {len(result.history)}: the same bits as without a stop")
+print(f"resumed to epoch {len(result.history)}: bit-identical to an uninterrupted run")
 
 # %% [markdown]
 # ## The result
@@ -95,7 +95,7 @@ print(f"{result.itop_rate:.1%} of its weights were active at some time")
 
 # %% [markdown]
 # ## As an estimator
-# The same network for aeon and scikit-learn.
+# The same kind of network is also an estimator for aeon and scikit-learn.
 
 # %%
 classifier = sc.DSNClassifier(nf=8, depth=2, epochs=EPOCHS, lr=1e-3, random_state=0)

@@ -1,12 +1,12 @@
 # %% [markdown]
 # # From a .npz file to a C program
 #
-# In twenty lines, train a Dynamic Sparse Network on series in a `.npz` file, export it as int8
+# In twenty lines, train a Dynamic Sparse Network on the series in a `.npz` file, export it as int8
 # C code, compile it here, and check it on known series. Replace the first cell with your own
 # arrays.
 #
-# Needs `pip install 'sparseconv[tsc]'` and a C compiler. With `SPARSECONV_QUICK=1` it finishes
-# within seconds.
+# This needs `pip install 'sparseconv[tsc]'` and a C compiler. With `SPARSECONV_QUICK=1`, it
+# finishes within seconds.
 
 # %%
 import os
@@ -25,7 +25,7 @@ X = np.sin(np.linspace(0, 9, 80) * (1 + 0.3 * y[:, None])) + rng.normal(0, 0.4, 
 np.savez("waves.npz", X_train=X[:60], y_train=y[:60], X_test=X[60:], y_test=y[60:])
 
 # %% [markdown]
-# ## Train, export
+# ## Train and export
 
 # %%
 data = datasets.load("waves.npz")

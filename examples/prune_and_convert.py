@@ -2,11 +2,11 @@
 # # Prune and convert your CNN
 #
 # A dense CNN is trained on GunPoint and pruned with `torch.nn.utils.prune`, as you may have done
-# with your own network. `sc.convert` makes layers sparse where that is measured to be faster; the
+# with your own network. `sc.convert` makes layers sparse if they are measured to be faster; the
 # network is then fine-tuned, deployed, and converted back to torch's own layers.
 #
-# Needs `pip install 'sparseconv[tsc]'` for the data. With `SPARSECONV_QUICK=1` it finishes within
-# seconds.
+# This needs `pip install 'sparseconv[tsc]'` for the data. With `SPARSECONV_QUICK=1`, it finishes
+# within seconds.
 
 # %%
 import os
@@ -29,8 +29,8 @@ y, y_test = torch.from_numpy(data.y_train), torch.from_numpy(data.y_test)
 
 # %% [markdown]
 # ## Your network
-# This is plain torch. Layers may be anywhere: in lists, dictionaries, other modules, or in two
-# places.
+# This is plain torch. Layers may be anywhere: in lists, dictionaries or other modules, or used in
+# two places.
 
 
 # %%
@@ -77,8 +77,8 @@ print(f"dense: test accuracy {accuracy(model):.3f}")
 
 # %% [markdown]
 # ## Prune it
-# Remove the smallest 90 % of every convolution's weights. The network gets no faster: torch now
-# multiplies a dense weight by a mask.
+# Remove the smallest 90 % of every convolution's weights. This does not make the network faster:
+# torch now multiplies a dense weight by a mask.
 
 # %%
 for layer in model.modules():
@@ -121,4 +121,4 @@ print(f"dense again: test accuracy {accuracy(dense):.3f}")
 torch.save(sparse.state_dict(), "sparse.pt")
 torch.save(dense.state_dict(), "dense.pt")
 sizes = [os.path.getsize(name) / 1024 for name in ("sparse.pt", "dense.pt")]
-print("sparse.pt has {:.0f} KiB, dense.pt {:.0f} KiB".format(*sizes))
+print("sparse.pt: {:.0f} KiB, dense.pt: {:.0f} KiB".format(*sizes))

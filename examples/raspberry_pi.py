@@ -1,9 +1,9 @@
 # %% [markdown]
-# # One network on a Raspberry Pi, with Python and without
+# # One network on a Raspberry Pi, with and without Python
 #
 # On a laptop, this script trains a network and writes `board/`. Copy that folder and this file to
-# a board with 64-bit Linux, and run the file again: there, it predicts. `board/` also contains a C
-# program, which needs only a C compiler.
+# a board with 64-bit Linux, and run the file again: there, it makes predictions. `board/` also
+# contains a C program, which needs only a C compiler.
 #
 # The laptop needs `pip install 'sparseconv[tsc]'`; the board needs at most `sparseconv`.
 
@@ -46,7 +46,7 @@ with torch.inference_mode():
 torch.testing.assert_close(scores, expected)
 accuracy = np.mean(scores.argmax(1).numpy() == y)
 print(sc.available_backends()["cpp"])
-print(f"{len(X)} series have the scores of the laptop, and {accuracy:.0%} the right class")
+print(f"{len(X)} series: the laptop's scores, and {accuracy:.0%} of the classes are correct")
 
 # %% [markdown]
 # ## On the board, without Python

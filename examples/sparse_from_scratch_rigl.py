@@ -1,12 +1,13 @@
 # %% [markdown]
 # # Sparse from scratch with RigL
 #
-# A small CNN is trained on GunPoint with 10 % of its weights, and dense weights never exist. Before
-# each update of the pattern, RigL computes the dense gradient and grows weights where it is
-# largest. The same network is trained with a static pattern and with random growth for comparison.
+# A small CNN is trained on GunPoint with 10 % of its weights; dense weights are never created.
+# Before each update of the pattern, RigL computes the dense gradient, and grows weights where the
+# gradient is largest. For comparison, the same network is trained with a static pattern and with
+# random growth.
 #
-# Needs `pip install 'sparseconv[tsc]'` for the data. With `SPARSECONV_QUICK=1` it finishes within
-# seconds.
+# This needs `pip install 'sparseconv[tsc]'` for the data. With `SPARSECONV_QUICK=1`, it finishes
+# within seconds.
 
 # %%
 import os
@@ -30,8 +31,8 @@ y, y_test = torch.from_numpy(data.y_train), torch.from_numpy(data.y_test)
 
 # %% [markdown]
 # ## The network
-# `SparseConv1d` replaces `nn.Conv1d`. The first layer has one input channel and few weights: it is
-# denser than the others, as RigL's authors advise.
+# `SparseConv1d` replaces `nn.Conv1d`. The first layer has one input channel and few weights, so it
+# is denser than the others, as RigL's authors advise.
 
 
 # %%
@@ -91,14 +92,15 @@ for grow in ("static", "random", "gradient"):
 
 # %% [markdown]
 # ## What it saved
-# Compare every sparse layer with the same layer dense, on this machine and at this batch size.
+# Compare every sparse layer with the same layer made dense, on this machine and with this batch
+# size.
 
 # %%
 print(sc.profile(model, X[:10], rounds=6 if QUICK else 30))
 
 # %% [markdown]
 # ## Use it
-# BatchNorm folds into the sparse convolutions; the result is an ordinary module.
+# BatchNorm is folded into the sparse convolutions; the result is an ordinary module.
 
 # %%
 fast = sc.optimize_for_inference(model)

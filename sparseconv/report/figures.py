@@ -42,16 +42,17 @@ def receptive_field_sizes(pattern: KernelCSR) -> NDArray[np.int64]:
 
 
 def group_profiles(layer: SparseConv1d) -> NDArray[np.float64]:
-    """Sum the magnitudes of a layer's active weights, float64 ``(n_groups, K)``."""
+    """Sum a layer's weight magnitudes by kernel group and tap, float64 ``(n_groups, K)``."""
     weight = layer.dense_weight().detach().abs().double().cpu()
     groups = sorted(region.out_channels for region in layer.regions)
     return np.stack([weight[first:end].sum((0, 1)).numpy() for first, end in groups])
 
 
 def learning_curve(history: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
-    """Draw loss and accuracy per epoch of a history, with the pattern updates.
+    """Draw a history's loss and accuracy per epoch, with the pattern updates.
 
-    Thin lines are single epochs, thick ones a running median over about a thirtieth of the run.
+    Thin lines show single epochs; thick lines show a running median over about a thirtieth of the
+    run.
     """
     epochs = np.array([row["epoch"] for row in history])
     updates = np.array([row["epoch"] for row in history if row["updated"]])
@@ -80,7 +81,7 @@ def learning_curve(history: Sequence[Mapping[str, Any]], path: str | Path) -> Pa
 
 
 def best_epoch(history: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
-    """Return the row with the lowest training loss, the last one of ties."""
+    """Return the row with the lowest training loss; in a tie, the last one."""
     return min(reversed(history), key=lambda row: float(row["train_loss"]))
 
 
@@ -92,7 +93,7 @@ def _running_median(curve: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def kernels_by_size(model: DSN) -> list[NDArray[np.int64]]:
-    """Count each sparse layer's kernels of receptive field sizes 0, 1, 2, ..., K."""
+    """Count each sparse layer's kernels by receptive field size: 0, 1, 2, ..., K."""
     patterns = [layer.pattern for layer in model.sparse_layers()]
     return [np.bincount(receptive_field_sizes(p).ravel(), minlength=p.shape[2] + 1)
             for p in patterns]  # fmt: skip
@@ -105,12 +106,12 @@ def receptive_fields(
 
     Upper row: sizes of a layer's kernels. Lower row: sizes of all paths through the layers so far,
     ``sum(s) - (depth - 1)`` (Xiao et al., NeurIPS 2022, equations 2 and 3 and Figure 6). Paths
-    through an empty kernel are omitted. 1x1 convolutions join every output to every input, so this
-    distribution is the convolution of the layers' distributions.
+    through an empty kernel are omitted. 1x1 convolutions connect every output to every input, so
+    this distribution is the convolution of the layers' distributions.
 
     Args:
-        kernels: results of ``kernels_by_size``, or means of shares, by label, for networks of equal
-            depth.
+        kernels: for each label, the result of ``kernels_by_size`` or means of shares; the networks
+            have the same depth.
         path: the PNG file.
     """
     depth = len(next(iter(kernels.values())))
@@ -183,7 +184,7 @@ def group_weights(
 
 
 def require_matplotlib() -> type[Figure]:
-    """Return matplotlib's ``Figure``; RuntimeError without matplotlib."""
+    """Return matplotlib's ``Figure``; raise RuntimeError if matplotlib is missing."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -215,7 +216,7 @@ def style_axes(ax: Axes, xlabel: str, ylabel: str, *, grid: bool = True) -> None
 
 
 def legend_above(figure: Figure, ax: Axes) -> None:
-    """Put one legend above the plots, right of the title."""
+    """Put one legend above the plots, to the right of the title."""
     handles, labels = ax.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper right", ncols=len(labels), fontsize=8.5,
                   frameon=False, labelcolor=INK, handlelength=1.4)  # fmt: skip
