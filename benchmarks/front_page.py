@@ -103,7 +103,7 @@ def blocks() -> tuple[str, ...]:
     steps = [row for row in rows if row["mode"] == "blocks"]
     speeds = [min(row["ratio"][way][0] for way in DENSE_WAYS) for row in steps]
     return (
-        "the same in blocks of 16 channels, bfloat16, CPU with AMX or AVX-512 BF16",
+        "the same in blocks of 16 channels, in bfloat16, on a CPU with AMX or AVX-512 BF16",
         f"training step {min(speeds):.1f}x to {max(speeds):.1f}x as fast as the fastest dense "
         "bfloat16",
         f"compared with single weights ({found.sets} sets, {seeds}): {points(found)}; from "
@@ -192,9 +192,9 @@ def about_gains(bench: dict[str, Any]) -> str:
     return (
         "DSN's published sparsity of 80 % in each kernel group leaves 13 % of the whole layer's "
         "weights active. "
-        "All times except DSN's are on one thread: ROCKET on an Intel Xeon, InceptionTime on an "
-        f"{bench['machine']['cpu']}, and blocks on both. DSN was timed on one and two threads of "
-        "the EPYC; the lower speed-up is shown. Speed-ups are "
+        "All times except DSN's were measured on one thread: ROCKET on an Intel Xeon, "
+        f"InceptionTime on an {bench['machine']['cpu']}, and blocks on both. DSN was timed on one "
+        "and two threads of the EPYC; the lower speed-up is shown. Speed-ups are "
         f"medians of interleaved runs; ROCKET's are means over {sets} sets. \"PyTorch's fastest "
         'dense setting" is the fastest of those tried, such as channels-last memory or '
         "`torch.compile`. InceptionTime's training step was timed on the published network; its "
@@ -219,7 +219,7 @@ def losses(bench: dict[str, Any], slower: list[Row], folder: str) -> str:
     return (
         "**When it does not pay off**: the fastest dense method, usually FFT with a "
         f"precomputed spectrum, was faster in [{len(slower)} of {timed} measured cases]"
-        f"({folder}when-it-pays.md), at most {1 / worst.median:.1f}x as fast as the sparse one. "
+        f"({folder}when-it-pays.md), by a factor of at most {1 / worst.median:.1f}. "
         f"In {full} of these cases, more than half of the weights are active; in {len(few)} "
         f"(with kernels of {sizes} taps), less than 15 %. "
         "Networks that spend most of their time outside convolutions gain little."
@@ -230,12 +230,14 @@ def about_tools() -> str:
     """Describe what the table of tools compares, and DSN on more sets."""
     sets = len({row["dataset"] for row in read_lines(classifiers.RESULTS)})
     found = compared(kernels().accuracy("MiniROCKET"), recorded("full").accuracy("DSN"))
+    interval = points(found).partition(" points ")[2].replace(", not", ", which is not")
+    gap, side = f"{abs(found.difference):.1f}", "lower" if found.difference < 0 else "higher"
     return (
-        f"The figures are means over {sets} small UCR sets, on one thread. MiniROCKET and pruned "
-        "ROCKET are faster than the networks, and more accurate than DSN on these sets. Choose a "
-        "network if you need C or ONNX, or want to fine-tune. "
-        f"On {found.sets} sets, MiniROCKET's accuracy differs from DSN's by "
-        f"{points(found).replace(', not', ', which is not')}. "
+        f"The figures are means over {sets} small UCR sets, measured on one thread. MiniROCKET and "
+        "pruned ROCKET are faster than the networks, and more accurate than DSN on these sets. "
+        "Choose a network if you need C or ONNX, or want to fine-tune. "
+        f"On {found.sets} sets, MiniROCKET's accuracy is {gap} points {side} than DSN's "
+        f"{interval}. "
         "Networks were trained for 1 000 epochs, with one seed for the two-layer DSN and for "
         "InceptionTime, and three seeds for DSN. The networks were timed on another machine, "
         "which was running other jobs at the same time, so compare only the orders of magnitude "

@@ -1,7 +1,7 @@
 """What pages include of everything that was measured, from ``benchmarks/results``.
 
-No figure on the site is typed by hand: a page that speaks of one includes a file made here. Only
-what ``paper.md`` writes about its tables rounds some of theirs.
+Tables and figures of measured results on the site are made here, and pages include them. What
+``paper.md`` writes about its tables rounds some of their numbers.
 """
 
 from __future__ import annotations
