@@ -27,10 +27,10 @@ NO_GRADIENT = (
     "itself instead of the replay"
 )
 NEVER_SEEN = (
-    "grow={0!r} saw no gradient of {1} in three updates, so these layers keep their patterns; if "
-    "they are not meant to train, freeze them with requires_grad_(False); otherwise look for "
+    "grow={0!r} found no gradient for {1} in three updates, so these layers keep their patterns; "
+    "if they are not meant to train, freeze them with requires_grad_(False); otherwise look for "
     "torch.no_grad() or detach() around them, or for torch.autograd.grad instead of backward(), "
-    "or choose an update_every that does not always fall on steps without them"
+    "or choose an update_every whose updates do not all fall on steps that skip these layers"
 )
 
 
@@ -66,7 +66,7 @@ def copies_of(
 
 
 def untrained(layers: Layers, optimizer: torch.optim.Optimizer, ranks: Ranks) -> set[str]:
-    """Return the layers that no step trained on any rank, as far as the optimizer shows."""
+    """Return the layers that no step has trained on any rank, as far as the optimizer shows."""
     values = {name: layer._parameters.get("values") for name, layer in layers.items()}
     idle = {name for name, p in values.items() if p is not None and p.grad is None}
     trained = Holdings(optimizer).ever_trained() if idle else set()
@@ -75,7 +75,7 @@ def untrained(layers: Layers, optimizer: torch.optim.Optimizer, ranks: Ranks) ->
 
 
 def _would_show(values: Any, optimizer: torch.optim.Optimizer, trained: set[int]) -> bool:
-    """Return whether training would leave state for this parameter, but left none."""
+    """Return whether training would have left state for this parameter, but there is none."""
     groups = getattr(optimizer, "param_groups", ())
     own = [group.get("momentum") for group in groups if any(p is values for p in group["params"])]
     alike = [group["params"] for group in groups if group.get("momentum") in own or not own]
@@ -89,10 +89,10 @@ def check_layers(
     move: bool = True,
     known: Holdings | None = None,
 ) -> Holdings:
-    """Refuse values that the optimizer does not have, and averages with other patterns.
+    """Reject values that the optimizer does not have, and averages whose patterns differ.
 
-    If weights ``move``, also check that the optimizer's state can follow, unless it is the state
-    that is ``known`` from an earlier check. Return that state.
+    If ``move`` is true, also check that the optimizer's state can follow moved weights, unless the
+    state is ``known`` from an earlier check. Return the state.
     """
     holdings = Holdings(optimizer)
     held = set(map(id, holdings.trained))
@@ -101,7 +101,8 @@ def check_layers(
         if values is not None and values.requires_grad and id(values) not in held:
             raise ValueError(
                 "the optimizer must have the `values` of every SparseConv1d, but those of layer "
-                f"{name!r} are missing; construct it with model.parameters(), or freeze the layer"
+                f"{name!r} are missing; construct the optimizer with model.parameters(), or freeze "
+                "the layer"
             )
         if any(copy.pattern != layer.pattern for copy in copies[name]):
             raise ValueError(OTHER_AVERAGE)

@@ -13,7 +13,7 @@ from sparseconv.nn.conv import SparseConv1d
 
 
 def active_bits(pattern: KernelCSR) -> Tensor:
-    """Return uint8 ``((numel + 7) // 8,)``: a bit for each weight, set if it is active."""
+    """Return uint8 ``((numel + 7) // 8,)``: a bit for each weight, set if the weight is active."""
     crow, col = pattern.anywhere()
     at = kernels(crow, col) * pattern.shape[2] + col
     bits = at.new_zeros((pattern.numel + 7) // 8, dtype=torch.uint8)
@@ -21,10 +21,10 @@ def active_bits(pattern: KernelCSR) -> Tensor:
 
 
 class EverActive:
-    """Record the weights of some layers that have ever been active.
+    """Record which weights of some layers have ever been active.
 
     Attributes:
-        bits: uint8 ``((numel + 7) // 8,)`` by layer, on the device that computes its updates.
+        bits: uint8 ``((numel + 7) // 8,)`` by layer name, on the device that updates the layer.
 
     Source: Liu et al. 2021 (ITOP).
     """

@@ -1,4 +1,4 @@
-"""Make the processes that train one model agree on each update, or all raise an error."""
+"""Make all processes that train a model agree on each update, or raise an error in all."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _HINT = (
 class Ranks:
     """Represent a process group, or this process alone if ``torch.distributed`` is not initialised.
 
-    ``"default"`` means torch's default group, and None this process alone.
+    ``"default"`` means torch's default group, and None means this process alone.
     """
 
     def __init__(self, group: Any) -> None:
@@ -33,21 +33,21 @@ class Ranks:
         return self.trains_alone or not distributed or dist.get_world_size(self.group) == 1
 
     def gather(self, item: Any) -> list[Any]:
-        """Return every rank's ``item`` in rank order; every rank must call it."""
+        """Return every rank's ``item`` in rank order; every rank must call this method."""
         items = [None] * dist.get_world_size(self.group)
         dist.all_gather_object(items, item, group=self.group)
         return items
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """Sum in place over the ranks; all get the same bits."""
+        """Sum over the ranks in place; the result is bit-identical on all of them."""
         dist.all_reduce(tensor, group=self.group)
         return tensor
 
     def agree(self, compute: Callable[[], T], fingerprint: Callable[[T], Any]) -> T:
-        """Return the result of ``compute`` if every rank has one with the same ``fingerprint``.
+        """Return ``compute()`` if it succeeds on all ranks, with the same ``fingerprint``.
 
-        Otherwise raise on all ranks: the error of ``compute`` where it failed, RuntimeError
-        elsewhere.
+        Otherwise, raise an error on all ranks: the error of ``compute`` where it failed, and
+        RuntimeError elsewhere.
         """
         if self.alone:
             return compute()

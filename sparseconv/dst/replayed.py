@@ -22,7 +22,7 @@ LARGEST = 2**20
 
 
 class ReplayedUpdates:
-    """Run ``tensors.update`` in CUDA graphs, which copies and pickles do not keep."""
+    """Run ``tensors.update`` in CUDA graphs; copies and pickles of this object omit the graphs."""
 
     def __init__(self) -> None:
         self._layers: dict[str, tuple[Any, Callable[..., Arrays]]] = {}
@@ -61,7 +61,7 @@ class ReplayedUpdates:
 def _of_held(
     graphs: CudaGraphs, settings: Settings, like: Sequence[Tensor]
 ) -> Callable[..., Arrays]:
-    """Return an update that copies its arguments to memory that a graph reads."""
+    """Return a function that copies its arguments to the memory that a graph reads, and updates."""
     crow, col, values, *grad = held = [tensor.clone() for tensor in like]
     share = crow.new_empty((), dtype=torch.float64)
     number = crow.new_empty((), dtype=torch.int64)

@@ -51,40 +51,40 @@ class DSTScheduler:
     """Change which weights of a model's ``SparseConv1d`` layers are active during training.
 
     Call ``step()`` after each ``optimizer.step()``. Every ``update_every``-th call, up to the
-    ``end_step``-th, runs ``prune_and_grow`` on each layer, whose regions keep their number of
-    active weights. All changes are made in place; ``values`` stays the same parameter. A surviving
+    ``end_step``-th, runs ``prune_and_grow`` on each layer and keeps the number of active weights in
+    each region. All changes are made in place; ``values`` stays the same parameter. A surviving
     weight keeps its value, its gradient and its elementwise optimizer state (any tensor shaped like
-    ``values``). A grown weight starts with zeros in all of these. If an update raises, nothing has
-    changed. Frozen layers (``values`` without ``requires_grad``) keep their patterns.
+    ``values``). A grown weight starts with zeros for all of these. If an update raises an error,
+    nothing is changed. Frozen layers (``values`` without ``requires_grad``) keep their patterns.
 
-    Call number t moves the share ``cosine_decay(prune_fraction, prune_floor, t, decay_steps)`` of
-    the active weights.
+    An update in call number t moves the share ``cosine_decay(prune_fraction, prune_floor, t,
+    decay_steps)`` of the active weights.
 
     ``grow="gradient"`` needs the dense gradient, which is computed only in the training step before
-    an update and released after the update. It sums every ``backward()`` since the last
-    ``dst.step()``: accumulated gradients, repeated uses of a layer, and gradients that
-    ``zero_grad()`` has discarded since. ``torch.autograd.grad``, ``torch.func`` transforms and
+    an update and released after the update. It is the sum over all ``backward()`` calls since the
+    last ``dst.step()``, including accumulated gradients, repeated uses of a layer, and gradients
+    that ``zero_grad()`` has discarded. ``torch.autograd.grad``, ``torch.func`` transforms and
     second derivatives (gradient penalties) do not count. A layer that the step did not use
-    (LayerDrop), or whose dense gradient is 0, keeps its pattern in this update.
+    (LayerDrop), or whose dense gradient is 0, keeps its pattern in that update.
 
     With ``grow="random"``, a layer that has never been trained also keeps its pattern: it has
-    neither a gradient nor optimizer state, although other layers do. With plain SGD, which has no
-    state, only this step counts. A warning names layers that had no gradient in the first three
-    updates.
+    neither a gradient nor optimizer state, although other layers do. With plain SGD, which keeps
+    no state, only the gradient of the current step is considered. A warning names layers that had
+    no gradient in the first three updates.
 
-    With ``torch.distributed``, every rank constructs and steps its scheduler. Dense gradients are
-    summed over the ranks, and an update happens on all ranks or on none.
+    With ``torch.distributed``, every rank must construct and step its own scheduler. Dense
+    gradients are summed over the ranks, and an update happens on all ranks or on none.
 
     An update on a GPU does not make the CPU wait, so ``step()`` returns True even if nothing moved.
 
     Args:
-        model: contains at least one ``SparseConv1d``; ``layer.regions`` defines which weights may
-            move where.
-        optimizer: trains the ``values`` of every such layer that is not frozen.
-        update_every, end_step, decay_steps: in calls of ``step()``; ``decay_steps`` defaults to
-            ``end_step``.
-        prune_fraction, prune_floor: shares of active weights to move, ``0 <= floor <= fraction <=
-            1``.
+        model: a module with at least one ``SparseConv1d``; ``layer.regions`` defines where the
+            layer's weights may move.
+        optimizer: must train the ``values`` of every such layer that is not frozen.
+        update_every, end_step, decay_steps: counted in calls to ``step()``; ``decay_steps`` is
+            ``end_step`` by default.
+        prune_fraction, prune_floor: shares of active weights to move at the start and from
+            ``decay_steps`` on; ``0 <= prune_floor <= prune_fraction <= 1``.
         grow: ``"random"`` (SET, DSN), ``"gradient"`` (RigL) or ``"static"`` (never change).
         seed: seed of the scheduler's generator; torch's global generator is not used.
         averages: running averages of the model (``torch.optim.swa_utils.AveragedModel`` or other
@@ -93,16 +93,16 @@ class DSTScheduler:
             there is one, and None this process alone.
 
     Attributes:
-        step_count: calls of ``step()`` so far.
-        updates: how many of them moved weights.
+        step_count: the number of calls to ``step()`` so far.
+        updates: the number of calls that ran an update.
 
     Raises:
-        TypeError, ValueError: arguments of a wrong type, out of range or inconsistent; no sparse
+        TypeError, ValueError: arguments of the wrong type, out of range or inconsistent; no sparse
             layer; invalid regions.
         RuntimeError: ``values`` that are computed or belong to two layers; ranks with different
             settings or patterns.
         NotImplementedError: ``values`` that are sharded or in shared memory; an optimizer whose
-            state cannot follow.
+            state cannot follow moved weights.
 
     Example:
         >>> import torch, sparseconv as sc
@@ -194,7 +194,7 @@ class DSTScheduler:
 
     @property
     def prune_fraction_now(self) -> float:
-        """Return the share of weights that an update in the latest ``step()`` moves."""
+        """Return the share of active weights that an update in the latest ``step()`` would move."""
         return 0.0 if self.grow == "static" else self._prune_fraction_at(self.step_count)
 
     def itop_rate(self) -> float:
@@ -210,16 +210,16 @@ class DSTScheduler:
     def step(self) -> bool:
         """Count one optimizer step and, if an update is due, prune and grow.
 
-        With gradient growth, an infinite or NaN dense gradient skips the update, for example when
-        ``torch.amp.GradScaler`` skips the optimizer's step.
+        With gradient growth, the update is skipped if a dense gradient is infinite or NaN, for
+        example when ``torch.amp.GradScaler`` skips the optimizer's step.
 
         Returns:
-            True if weights were moved.
+            True if an update was made.
 
         Raises:
             RuntimeError: gradient growth without a backward pass through any layer since the last
-                ``step()``; a rank that failed or chose another pattern.
-            ValueError, RuntimeError, NotImplementedError: as in the constructor, at the first call
+                ``step()``; a rank that failed or chose a different pattern.
+            ValueError, RuntimeError, NotImplementedError: as in the constructor, on the first call
                 and in updates, if layers, averages or the optimizer's state have changed.
 
         Example: see the class.
@@ -266,13 +266,13 @@ class DSTScheduler:
             if state_dict[key] != own[key]:
                 raise ValueError(
                     f"the state belongs to another scheduler: expected {key} {own[key]}, but got "
-                    f"{state_dict[key]}; build the model and the scheduler as they were when saved"
+                    f"{state_dict[key]}; build the same model and scheduler as when it was saved"
                 )
         counts = [count(key, state_dict[key], 0) for key in ("step_count", "updates")]
         bits, mine = state_dict["ever_active"], own["ever_active"]
         if {n: len(b) for n, b in bits.items()} != {n: len(b) for n, b in mine.items()}:
             raise ValueError(
-                "ever_active does not fit the layers; build the model as it was when saved"
+                "ever_active does not match the layers; build the model as it was when saved"
             )
         self._generator.set_state(state_dict["generator"])  # the last that may fail
         self._ever_active.load(bits)
@@ -301,7 +301,7 @@ class DSTScheduler:
         return {**self._hyperparameters(), "patterns": patterns}
 
     def _plan(self) -> list[_Change]:
-        """Compute the update of every layer; only the generator advances."""
+        """Compute the update of every layer; only the generator changes."""
         fraction = self._prune_fraction_at(self.step_count + 1)
         before = self._generator.get_state()
 
@@ -348,7 +348,7 @@ class DSTScheduler:
     def _with_gradient(
         self, names: list[str], gradients: Mapping[str, Any], idle: set[str]
     ) -> list[str]:
-        """Return the layers to update: they train, and have the gradient that growth needs."""
+        """Return the layers to update: those in training that have the gradient needed to grow."""
         seen = {name: grad for name in names if (grad := gradients.get(name)) is not None}
         if self.grow == "random":
             seen = {name: True for name in names if name not in idle}
@@ -382,7 +382,7 @@ class DSTScheduler:
         return _Change(name, pattern, rewire)
 
     def _watch_next_step(self) -> None:
-        """Discard the gradients seen; give layers a probe if the next step is an update."""
+        """Discard the gradients seen so far; add probes to layers if the next step is an update."""
         _take_back(self._layers, self._probes)
         if self.grow == "gradient" and self._is_due(self.step_count + 1):
             for name, layer in self._layers.items():

@@ -1,4 +1,4 @@
-"""Update with tensor operations of constant size, so that the CPU need not wait for a GPU."""
+"""Update patterns with tensor operations of constant size, so the CPU need not wait for a GPU."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def update(
     """Prune and grow as ``prune_and_grow`` does, on the device of these tensors.
 
     Args:
-        crow, col, shape, block: those of the pattern.
-        fraction: a float, or for a CUDA graph a tensor ``()``.
-        values, dense_grad: as for ``prune_and_grow``; without ``dense_grad`` growth is random.
+        crow, col, shape, block: the arrays, the shape and the block of the pattern.
+        fraction: a float or, for a CUDA graph, a tensor ``()``.
+        values, dense_grad: as for ``prune_and_grow``; without ``dense_grad``, growth is random.
         seed: an int or a tensor ``()``, below 2**62.
-        table: from ``table_of``; a CUDA graph needs one that stays alive.
+        table: from ``table_of``; the table of a CUDA graph must stay alive.
 
     Returns:
         The new ``crow`` and ``col``, and the ``source_index``.
@@ -74,24 +74,24 @@ def update(
 
 
 def _before(sizes: Tensor) -> Tensor:
-    """Return the sum before each entry, and the total."""
+    """Return the sum of the entries before each entry, and the total."""
     return pad(sizes.cumsum(0), (1, 0))
 
 
 def kernels(crow: Tensor, col: Tensor) -> Tensor:
-    """Return the kernel of each active weight, without waiting for a GPU to count them."""
+    """Return the kernel of each active weight, without waiting for a GPU to count the weights."""
     rows = torch.arange(len(crow) - 1, device=crow.device)
     return rows.repeat_interleave(crow.diff(), output_size=len(col))
 
 
 def magnitudes(tensor: Tensor) -> Tensor:
-    """Return the absolute values in float32 or float64; NaN becomes infinite."""
+    """Return the absolute values in float32 or float64; NaN becomes infinity."""
     dtype = torch.float64 if tensor.dtype == torch.float64 else torch.float32
     return tensor.detach().to(dtype).abs().nan_to_num_(nan=math.inf, posinf=math.inf)
 
 
 class Table(NamedTuple):
-    """Hold a layer's regions as an update reads them, made once."""
+    """Hold a layer's regions in the form that its updates read."""
 
     region: Tensor  # int64 (units,): the region of each unit; `regions` if none
     number: Tensor  # int64 (units,): the unit's number among those of all regions
@@ -103,7 +103,7 @@ class Table(NamedTuple):
 def table_of(
     regions: tuple[Region, ...], shape: Shape, block: Block, device: torch.device
 ) -> Table:
-    """Give units numbers; smaller last blocks form separate regions, so that nnz is kept."""
+    """Assign numbers to units; smaller last blocks form separate regions, so that nnz is kept."""
     boxes = [box for region in regions for box in _boxes(region, shape, block)]
     units = unit_shape(shape, block)
     region = torch.full(units, len(boxes), device=device)
@@ -119,7 +119,7 @@ def table_of(
 
 
 def _boxes(region: Region, shape: Shape, block: Block) -> Iterator[tuple[slice, slice, slice]]:
-    """Split a region, in units, between whole and smaller blocks."""
+    """Split a region into boxes of whole blocks and of smaller ones, in units."""
     (top, end), taps = region
     ends = (end, shape[1])
     cuts = [
@@ -140,7 +140,7 @@ def _move(
     fraction: float | Tensor,
     key: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Return the units kept and those grown: prune the smallest weights, grow the smallest keys."""
+    """Return the kept and the grown units: prune the smallest weights, grow the smallest keys."""
     none = torch.full_like(region, count)  # in no region
     held = region.where(active, none)
     inside, room = _sizes(held, count), _sizes(region, count)
@@ -156,7 +156,7 @@ def _sizes(region: Tensor, count: int) -> Tensor:
 
 
 def _least(key: Tensor, region: Tensor, sizes: Tensor, wanted: Tensor) -> Tensor:
-    """Mark the ``wanted`` smallest keys of each region; of tied keys, the first."""
+    """Mark the ``wanted`` smallest keys of each region; in a tie, mark the first."""
     order = key.argsort(stable=True)
     order = order[region[order].argsort(stable=True)]
     at = region[order]

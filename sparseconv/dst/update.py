@@ -37,10 +37,10 @@ def prune_and_grow(
     Prune the ``ceil(fraction * nnz)`` weights with the smallest magnitude, but no more than there
     are inactive positions: a full region stays unchanged. Of tied weights, the first in CSR order
     is pruned; NaN counts as the largest magnitude. Grow the same number at positions without a
-    survivor, so a pruned position may return as a new weight. Weights outside all regions stay.
+    survivor, so a pruned position can be grown again. Weights outside all regions are kept.
 
-    A pattern of blocks moves whole units (a tap of a block); units of smaller last blocks move only
-    among themselves. Units are pruned by mean magnitude and grown by the norm of the gradient.
+    In a pattern of blocks, whole units (a tap of a block) move; units of smaller last blocks move
+    only among themselves. Units are pruned by mean magnitude and grown by the gradient's norm.
 
     Args:
         pattern: of shape ``(C_out, C_in // groups, K)``.
@@ -51,17 +51,16 @@ def prune_and_grow(
         grow: ``"random"``: uniformly; ``"gradient"``: where ``dense_grad`` is largest in magnitude
             (ties: the first position); ``"static"``: change nothing.
         generator: a CPU generator for random growth, by default torch's global one.
-        dense_grad: of the pattern's shape, read only for ``grow="gradient"``.
+        dense_grad: of the pattern's shape, used only with ``grow="gradient"``.
 
     Returns:
-        The new pattern and ``source_index``, int64 ``(nnz,)``: for each weight its old CSR index,
-        or -1 if it was grown. If nothing moves, the pattern is ``pattern`` itself. If ``values`` is
-        on a GPU, so is ``source_index``. The new pattern is then another object even if nothing
-        moves, and its arrays are read when first needed.
+        The new pattern and ``source_index``, int64 ``(nnz,)``: for each weight, its old CSR
+        index, or -1 if it was grown. If nothing moves, the pattern is ``pattern`` itself. If
+        ``values`` is on a GPU, so is ``source_index``. The pattern is then always a new object,
+        and its arrays are copied to the CPU when they are first needed there.
 
     Raises:
-        ValueError: arguments that do not fit each other, overlapping regions, or a region that cuts
-            a block.
+        ValueError: inconsistent arguments, overlapping regions, or a region that cuts a block.
 
     Example:
         >>> import torch
@@ -143,12 +142,12 @@ def moved(
 
 
 def stays_on_gpu(tensor: Tensor) -> bool:
-    """Return whether this tensor's GPU computes an update without the CPU waiting for it."""
+    """Return whether updates run on this tensor's GPU, so that the CPU does not wait for them."""
     return tensor.is_cuda
 
 
 def cosine_decay(start: float, end: float, step: int, steps: int) -> float:
-    """Decrease along a half cosine from ``start`` at step 0 to ``end`` at ``steps`` and afterwards.
+    """Return a half cosine's value at ``step``: ``start`` at 0, ``end`` at ``steps`` and later.
 
     Raises:
         ZeroDivisionError: ``steps`` is 0.
@@ -164,7 +163,7 @@ def cosine_decay(start: float, end: float, step: int, steps: int) -> float:
 
 
 def check_fractions(start: float, floor: float) -> None:
-    """Refuse shares of active weights that are out of range or out of order."""
+    """Reject shares of active weights that are out of range or out of order."""
     if share("prune_floor", floor) > share("prune_fraction", start):
         raise ValueError(
             "expected prune_floor <= prune_fraction, but got "
@@ -187,7 +186,7 @@ def as_regions(regions: Sequence[Region]) -> tuple[Region, ...]:
 
 
 def check_regions(regions: Sequence[Region], pattern: KernelCSR) -> tuple[Region, ...]:
-    """Refuse regions that overlap, cut a block or do not lie inside the pattern's weight."""
+    """Reject regions that overlap, cut a block or do not lie inside the pattern's weight."""
     regions = as_regions(regions)
     if not regions:
         return regions

@@ -261,7 +261,7 @@ def test_a_layer_without_a_gradient_in_updates_is_named_once(
         return
     ((step, message),) = warned
     assert step == 5
-    assert f"{grow!r} saw no gradient of ['layers.1'] in three updates" in message
+    assert f"{grow!r} found no gradient for ['layers.1'] in three updates" in message
     assert "torch.autograd.grad instead of backward(), or choose an update_every" in message
 
 

@@ -60,7 +60,7 @@ test_scheduler = refusals(
      "must be a torch.optim.Optimizer, but got None"),
     (make(nn.Conv1d(1, 1, 3)), ValueError, "create one from an nn.Conv1d with SparseConv1d.from"),
     (make(parameters=lambda m: [*m[0].parameters(), m[2].bias]), ValueError,
-     "those of layer '2' are missing; construct it with model.parameters()"),
+     "those of layer '2' are missing; construct the optimizer with"),
     (make(with_shared_values()), RuntimeError, "another layer shares the memory of these values"),
     (make(with_regions((Region((0, 4), (0, 6)),))), ValueError, "does not lie inside a weight of"),
     (make(update_every=0), ValueError, "update_every must be at least 1"),
