@@ -24,5 +24,5 @@ test_random_kernels = refusals(
     (lambda: kernel_features(X, MINI, out=READ_ONLY), ValueError, "writeable array"),
     (lambda: ROCKET.select([0, 10**6]), IndexError, "index 1000000 is out of bounds"),
     (lambda: MINI.select([]), ValueError, "expected at least one kernel or feature"),
-    (lambda: ROCKET.select_features([0, 1, 2]), ValueError, "kernel 1 has two features, and only"),
+    (lambda: ROCKET.select_features([0, 1, 2]), ValueError, "kernel 1 has two features, but only"),
 )  # fmt: skip
