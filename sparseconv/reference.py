@@ -1,6 +1,6 @@
 """Compute the convolution with the dense weight, as a reference.
 
-It shares no arithmetic with the kernels, so it cannot share their bugs.
+This module shares no arithmetic with the kernels, so it cannot share their bugs.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from sparseconv.core.tracing import outside_tracing, traced_tensor
 
 
 def dense_weight(values: Tensor, pattern: KernelCSR) -> Tensor:
-    """Spread ``values (nnz,)`` into ``(C_out, C_in // groups, K)``, zeros where inactive.
+    """Spread ``values (nnz,)`` into ``(C_out, C_in // groups, K)``, with zeros where inactive.
 
-    Differentiable in ``values``. Raises ValueError unless there is one value per active weight.
+    The result is differentiable in ``values``. Raise ValueError unless there is one value per
+    active weight.
 
     Example:
         >>> pattern = KernelCSR.from_positions(torch.tensor([1]), (1, 1, 3))
@@ -25,7 +26,7 @@ def dense_weight(values: Tensor, pattern: KernelCSR) -> Tensor:
         tensor([[[0., 5., 0.]]])
     """
     if values.shape != (pattern.nnz,):  # scatter would leave out the others
-        raise ValueError(f"values must be ({pattern.nnz},), but got {tuple(values.shape)}")
+        raise ValueError(f"values must have shape ({pattern.nnz},), but got {tuple(values.shape)}")
     if torch.onnx.is_in_onnx_export():  # a constant: tools for ONNX look for weights, not for sums
         known = traced_tensor(values)
         if known is not None:
@@ -58,7 +59,7 @@ def conv1d_dense(
 ) -> Tensor:
     """Convolve ``(N, C_in, L_in)`` with the dense weight: ``F.pad``, then ``F.conv1d``.
 
-    Runs on any device, differentiable any number of times. Half types are computed in float32,
+    Run on any device, with gradients of any order. Half types are computed in float32,
     because torch's CPU convolution sums their gradients in half precision. ``padding`` is
     ``(left, right)``, in samples.
 
@@ -77,7 +78,7 @@ def conv1d_dense(
 
 
 def pad(x: Tensor, padding: tuple[int, ...], mode: str) -> Tensor:
-    """Pad as ``F.pad``, with the modes of ``nn.Conv1d``; do not copy if the padding is zero."""
+    """Pad like ``F.pad``, with the modes of ``nn.Conv1d``; do not copy if the padding is zero."""
     if not any(padding):
         return x
     return F.pad(x, padding, "constant" if mode == "zeros" else mode)

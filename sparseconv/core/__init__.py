@@ -1,1 +1,1 @@
-"""Define patterns, geometry, files and checks of arguments, but no kernels."""
+"""Define patterns, geometry, files and argument checks, but no kernels."""

@@ -16,11 +16,11 @@ from torch.utils._pytree import tree_leaves
 
 Array = npt.NDArray[Any]
 NUMBERS = "biuf"  # NumPy's kinds: bool, signed, unsigned, float
-EXPECTED = "expected (n_cases, n_channels, n_timepoints), one series as x[None]"
+EXPECTED = "expected (n_cases, n_channels, n_timepoints); pass a single series as x[None]"
 SHORT = "the series are too short for this layer: pass longer ones, or choose a shorter kernel"
 ADVICE = {  # keyed by words of torch's errors
-    "more than 1 value per channel": "one value has no variance: give 2 series or more (in "
-    "training choose a batch_size of 2 or more), call model.eval(), or normalise before pooling",
+    "more than 1 value per channel": "one value has no variance: pass at least 2 series (in "
+    "training, choose a batch_size of at least 2), call model.eval(), or normalise before pooling",
     "more than 1 spatial element": "one value has no variance: normalise before pooling",
     "Kernel size can't be": SHORT, "utput size": SHORT, "Padding size should be less": SHORT,
 }  # fmt: skip
@@ -30,15 +30,15 @@ _WITH_NAN = np.frompyfunc(  # None and pandas.NA stand for missing values
 
 
 def as_array(raw: Any, expectation: str, kinds: str = NUMBERS) -> Array:
-    """Convert what a user passed to a NumPy array in native byte order.
+    """Convert user input to a NumPy array in native byte order.
 
-    Accept arrays of any strides and byte order, tensors, pandas objects, and lists of these. A
+    Accept arrays with any strides and byte order, tensors, pandas objects, and lists of these. A
     pandas object may be indexed by case and time, or contain a series in each cell. None and
     ``pandas.NA`` become NaN.
 
     Raises:
-        ValueError: series of several lengths, or a type outside ``kinds``. The message begins with
-            ``expectation``.
+        ValueError: series of different lengths, or a type outside ``kinds``. The message begins
+            with ``expectation``.
     """
     plain = raw
     try:
@@ -47,7 +47,7 @@ def as_array(raw: Any, expectation: str, kinds: str = NUMBERS) -> Array:
         if found.dtype.kind == "O":
             text = {isinstance(entry, str) for entry in found.ravel()}
             if len(text) > 1:
-                raise ValueError("got strings among other objects, or some are missing")
+                raise ValueError("got strings mixed with other objects or with missing values")
             found = np.array(found.tolist())  # unpacks cells that hold series
             if found.dtype.kind == "O" and found.ndim:
                 found = np.array(_WITH_NAN(found).tolist())
@@ -83,8 +83,8 @@ def _several_lengths(plain: Any) -> str:
     if len(lengths) < 2:
         return ""
     return (
-        f"got lengths from {min(lengths)} to {max(lengths)}; first pad or cut them to the same "
-        "length with aeon.transformations.collection.unequal_length.Padder or Truncator"
+        f"got lengths from {min(lengths)} to {max(lengths)}; first pad or cut all series to the "
+        "same length with aeon.transformations.collection.unequal_length.Padder or Truncator"
     )
 
 
@@ -98,11 +98,11 @@ def three_axes(owner: str, key: str, raw: Any) -> Array:
     """Return series of any numeric dtype as ``(n_cases, n_channels, n_timepoints)``.
 
     Raises:
-        ValueError: unequal lengths, another shape, an empty axis, no real numbers.
+        ValueError: unequal lengths, any other shape, an empty axis, or anything but real numbers.
     """
     expectation = (
-        f"{owner}: expected {key} to hold real numbers of shape (n_cases, n_channels, "
-        "n_timepoints) or (n_cases, n_timepoints), none of them 0"
+        f"{owner}: expected {key} to contain real numbers of shape (n_cases, n_channels, "
+        "n_timepoints) or (n_cases, n_timepoints), with no axis of length 0"
     )
     found = as_array(raw, expectation)
     if found.ndim == 2:
@@ -129,7 +129,7 @@ def fitting(arguments: tuple[Any, ...]) -> Iterator[None]:
         at_call = calls == 1 and frames[-1].f_globals.get("__name__") == nn.Module.__module__
         if at_call and isinstance(error, TypeError) and len(arguments) > 1:
             raise TypeError(
-                f"the model does not take a tuple of {len(arguments)} arguments ({error}); if "
+                f"the model does not accept a tuple of {len(arguments)} arguments ({error}); if "
                 "that is a batch (x, y), pass only x"
             ) from error
         if not isinstance(error, RuntimeError | IndexError | ValueError):
@@ -150,7 +150,7 @@ def fitting(arguments: tuple[Any, ...]) -> Iterator[None]:
             if module is called[-1]:
                 where = f"in {name or 'the model itself'} ({type(module).__name__}): "
         raise (RuntimeError if isinstance(error, IndexError) else type(error))(
-            f"the model does not take an input of shape {shapes}: {where}{error}; "
+            f"the model does not accept an input of shape {shapes}: {where}{error}; "
             f"{(advice or [EXPECTED])[0]}"
         ) from error
 
@@ -160,7 +160,7 @@ def wrong_shape(
 ) -> ValueError:
     """Return the error for series of a shape other than ``(n_cases, channels, length)``.
 
-    A ``length`` of None allows any.
+    If ``length`` is None, any length is allowed.
     """
     flat = shape[::2] if shape[1:-1] == (1,) else shape  # its shape if given as 2-D
     if len(flat) == 2 and flat == (channels, length or flat[1]):
@@ -168,7 +168,7 @@ def wrong_shape(
     elif shape[1:] == (*([length] if length else shape[1:2]), channels):
         todo = "the axes are swapped: pass numpy.transpose(X, (0, 2, 1))"
     elif shape[1:2] == (channels,) and len(shape) == 3:
-        todo = "pad or cut them to this length"
+        todo = "pad or cut all series to this length"
     elif len(shape) == 2 and channels == 1:
         todo = "pass single-channel series as X[:, None]"
     else:
@@ -193,7 +193,7 @@ def class_indices(owner: str, key: str, raw: Any) -> npt.NDArray[np.int64]:
     y = as_labels(owner, key, raw)
     if y.dtype.kind == "U" or (y != np.floor(y)).any():
         raise TypeError(
-            f"{owner}: expected {key} to hold class indices as integers, but got {y.dtype}; "
+            f"{owner}: expected {key} to contain class indices as integers, but got {y.dtype}; "
             "numpy.unique(labels, return_inverse=True)[1] returns indices 0, 1, ..."
         )
     return y.astype(np.int64)
@@ -206,8 +206,8 @@ def as_series(
 
     Args:
         owner, key: names of the caller and of its argument, for messages.
-        raw: anything that ``as_array`` accepts; series of one channel may be ``(n_cases,
-            n_timepoints)``.
+        raw: anything that ``as_array`` accepts; single-channel series may have shape
+            ``(n_cases, n_timepoints)``.
         nan_to_zero: replace missing values with 0; None if the caller offers no such option.
 
     Raises:
@@ -216,11 +216,11 @@ def as_series(
     raw = three_axes(owner, key, raw)
     if nan_to_zero and raw.dtype.kind == "f":
         raw = np.where(np.isnan(raw), 0.0, raw)
-    with np.errstate(over="ignore"):  # too large a number becomes inf, which is refused below
+    with np.errstate(over="ignore"):  # too large a number becomes inf, which is rejected below
         X = np.require(raw, np.float32, ["C", "A", "W"])  # torch warns about read-only arrays
     bad = ~np.isfinite(X)
     if bad.any():
-        advice = "fill them in first"
+        advice = "impute or correct them first"
         if nan_to_zero is False and np.isnan(X).any():
             advice += ", or replace missing values with 0: nan_to_zero=True (--nan-to-zero)"
         raise ValueError(
@@ -232,14 +232,14 @@ def as_series(
 
 
 def as_labels(owner: str, key: str, raw: Any, n_cases: int | None = None) -> Array:
-    """Return labels, given as a vector or a column, as numbers or strings ``(n_cases,)``.
+    """Return labels, passed as a vector or a column, as numbers or strings ``(n_cases,)``.
 
     Raises:
-        ValueError: another shape or type, missing labels, a number of labels other than
+        ValueError: any other shape or type, missing labels, or a number of labels other than
             ``n_cases``.
     """
     cases = "each case" if n_cases is None else f"each of {n_cases} cases"
-    expectation = f"{owner}: expected {key} to hold a string or a real number for {cases}"
+    expectation = f"{owner}: expected {key} to contain a string or a real number for {cases}"
     y = as_array(raw, expectation, NUMBERS + "U")
     if y.ndim == 2 and y.shape[1] == 1:
         y = y[:, 0]

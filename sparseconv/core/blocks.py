@@ -18,7 +18,7 @@ _declared: Any = WeakTensorKeyDictionary()
 
 
 def declare(col_indices: Tensor, block: Block) -> None:
-    """Record the block of a pattern by its taps, because an op receives only these."""
+    """Record a pattern's block by its ``col_indices``, because ops receive only index tensors."""
     if block != (1, 1):
         _declared[col_indices] = block
 
@@ -30,7 +30,7 @@ def declared(col_indices: Tensor) -> Block:
 
 
 def as_block(block: Any) -> Block:
-    """Return a block as ``(out, in)``; one int gives both, and 1 means single weights."""
+    """Return a block as ``(out, in)``; one int sets both, and 1 means single weights."""
     expectation = "block must be an int or two ints (out_channels, in_channels)"
     try:
         out, channels = (integer(expectation, n) for n in block)
@@ -44,7 +44,7 @@ def as_block(block: Any) -> Block:
 
 
 def checked_block(block: Any, shape: Shape) -> Block:
-    """Return a block as ``(out, in)``; refuse one larger than the weight."""
+    """Return a block as ``(out, in)``; reject a block larger than the weight."""
     out, channels = as_block(block)
     if out > shape[0] or channels > shape[1]:
         raise ValueError(
@@ -82,7 +82,7 @@ def _unit_sums(weight: Tensor, block: Block) -> Tensor:
 
 
 def check_mask(mask: Tensor, block: Block) -> None:
-    """Refuse a mask that is not constant in blocks; name the first block whose kernels differ."""
+    """Reject a mask that is not constant in blocks; name the first block whose kernels differ."""
     shape = (mask.shape[0], mask.shape[1], mask.shape[2])
     units = mask[:: block[0], :: block[1]]
     wrong = (spread(units, shape, block) != mask).any(2).nonzero()
@@ -113,7 +113,7 @@ def block_mask(weight: Tensor, density: float, *, block: int | tuple[int, int] =
         and ``SparseConv1d.from_dense``.
 
     Raises:
-        TypeError, ValueError: a weight of another shape or dtype; a density out of range; a block
+        TypeError, ValueError: a weight of the wrong shape or dtype; a density out of range; a block
             larger than the weight.
 
     Example:

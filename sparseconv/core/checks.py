@@ -1,4 +1,4 @@
-"""Check arguments that several modules share."""
+"""Provide argument checks that several modules share."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sparseconv.core.arrays import as_tensor
 
 
 class ArgumentError(ValueError, RuntimeError):
-    """Report a wrong argument, as ``nn.Conv1d`` (RuntimeError) and Python (ValueError) do."""
+    """Report a wrong argument: both a RuntimeError, as in ``nn.Conv1d``, and a ValueError."""
 
 
 def integer(expectation: str, value: Any) -> int:
@@ -59,7 +59,7 @@ def share(name: str, value: Any, below_one: bool = False) -> float:
 
 
 def check_dense(name: str, tensor: Tensor) -> None:
-    """Refuse a tensor that is not strided or has no data."""
+    """Reject a tensor that is not strided or has no data."""
     if tensor.layout != torch.strided or tensor.is_meta:
         raise TypeError(
             f"{name} must be a dense tensor with data, but got {tensor.layout} on "
@@ -68,7 +68,7 @@ def check_dense(name: str, tensor: Tensor) -> None:
 
 
 def checked_mask(name: str, mask: Any) -> Tensor:
-    """Return a mask as bools; refuse scores, because all except 0 would be active."""
+    """Return a mask as bools; reject scores, because every nonzero score would be active."""
     given = as_tensor(mask, f"{name} must contain bools, or zeros and ones")
     if not bool(((given == 0) | (given == 1)).all()):
         raise ValueError(
@@ -91,7 +91,7 @@ def checked_shape(shape: Any) -> tuple[int, int, int]:
     if out_channels * group_channels * kernel_size >= 2**31:
         raise ValueError(
             f"shape {sizes} has {out_channels * group_channels * kernel_size} weights, but int32 "
-            "indices count fewer than 2**31; use fewer channels or taps, or split the layer"
+            "indices allow fewer than 2**31; use fewer channels or taps, or split the layer"
         )
     return sizes
 
@@ -107,12 +107,12 @@ def check_vector(name: str, array: Tensor, dtype: torch.dtype) -> None:
         f"{name} must be a one-dimensional tensor with dtype {dtype}, but got {came}; use "
         f"torch.as_tensor({name}, dtype={dtype})"
         + "; to average models, average sc.to_dense(model).state_dict() and load that, because "
-        "indices have no mean" * (dtype == torch.int32)
+        "indices cannot be averaged" * (dtype == torch.int32)
     )
 
 
 def check_structure(crow: Tensor, col: Tensor, shape: tuple[int, int, int]) -> None:
-    """Refuse arrays that are not a CSR structure, and name the first bad row."""
+    """Reject arrays that are not a CSR structure, and name the first bad row."""
     out_channels, group_channels, kernel_size = shape
     rows, nnz = out_channels * group_channels, len(col)
     sizes = crow.long().diff()
@@ -130,5 +130,5 @@ def check_structure(crow: Tensor, col: Tensor, shape: tuple[int, int, int]) -> N
         raise ValueError(
             f"row {bad} (output channel {out_channel}, input channel {channel}): taps must lie in "
             f"[0, {kernel_size}) and ascend without repetition, but got {col[row == bad].tolist()}"
-            "; KernelCSR.from_mask sorts for you"
+            "; KernelCSR.from_mask sorts the taps"
         )

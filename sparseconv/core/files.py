@@ -1,4 +1,4 @@
-"""Write files whole or not at all, and let one writer at a time use a folder."""
+"""Write files atomically, and let only one writer at a time use a folder."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _held: ContextVar[frozenset[Path]] = ContextVar("held", default=frozenset())  # 
 
 
 def partial_files(path: Path) -> list[Path]:
-    """List the unfinished files of writers of ``path`` that are at work or were killed."""
+    """List the unfinished files of writers of ``path`` that are still running or were killed."""
     return list(path.parent.glob(f"{glob.escape(path.name)}.*partial"))
 
 
 def _target(path: Path) -> Path:
-    """Follow links to the file to replace; refuse a folder, device or pipe."""
+    """Follow links to the file to replace; reject a folder, device or pipe."""
     if path.exists() and not path.is_file():
         raise OSError(errno.EINVAL, "it is a folder, a device or a pipe, not a file", str(path))
     return Path(os.path.realpath(path))
@@ -36,8 +36,8 @@ def _target(path: Path) -> Path:
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """Write a file that replaces ``path`` once all its bytes are on the disk.
 
-    If the process is killed, the old file or the new one exists. If writing fails, OSError is
-    raised and the old file stays.
+    If the process is killed, either the old file or the new one is left. If writing fails, OSError
+    is raised and the old file is kept.
     """
     path = _target(path)
     partial = path.with_name(f"{path.name}.{uuid4().hex[:8]}.partial")
@@ -82,7 +82,7 @@ def ctrl_c_waits() -> Iterator[None]:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a text file whole or not at all; escape what UTF-8 cannot encode."""
+    """Write a text file atomically; escape what UTF-8 cannot encode."""
     with replacing(path) as file:
         file.write(text.encode(errors="backslashreplace"))
 
@@ -129,7 +129,7 @@ def write_folder(folder: Path, files: dict[str, str]) -> None:
 
 
 def claimed(folder: Path) -> contextlib.AbstractContextManager[None]:
-    """Create a results folder and keep other runs out; raise ValueError if one uses it."""
+    """Create a results folder and keep other runs out; raise ValueError if one is using it."""
     with _refusing(folder, "folder"):
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
@@ -142,8 +142,8 @@ def locked(path: Path, busy: str | None = None) -> Iterator[None]:
     """Lock ``path``, a file used only for this lock, until the block or the process ends.
 
     If another process or thread holds the lock, wait, or raise ValueError with the text ``busy`` if
-    it is given. The holder may take it again. On a file system without locks, nothing is locked.
-    The end of the block removes the file.
+    one is passed. The lock is reentrant. On a file system without locks, nothing is locked. The
+    file is removed at the end of the block.
     """
     path = path.absolute()
     if path in _held.get():

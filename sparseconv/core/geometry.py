@@ -51,7 +51,7 @@ class Geometry(NamedTuple):
         """Resolve all forms of the arguments, and check them.
 
         Raises:
-            TypeError, ArgumentError: arguments of a wrong type or out of range.
+            TypeError, ArgumentError: arguments of the wrong type or out of range.
         """
         stride, dilation = single("stride", stride, 1), single("dilation", dilation, 1)
         groups = single("groups", groups, 1)
@@ -98,10 +98,10 @@ class Geometry(NamedTuple):
         )  # fmt: skip
 
     def check_length(self, length: int) -> None:
-        """Refuse an input length that does not fit this geometry, in the words of ``F.conv1d``.
+        """Reject an input length that does not fit this geometry, in the words of ``F.conv1d``.
 
         Raises:
-            ArgumentError: the kernel or the padding does not fit.
+            ArgumentError: the kernel or the padding does not fit the input.
         """
         (_, _, taps), _, padding, dilation, _, mode = self
         if length < 1:
@@ -121,7 +121,7 @@ class Geometry(NamedTuple):
             )
 
     def output_length(self, input_length: int) -> int:
-        """Return ``L_out``, below 1 if the kernel does not fit."""
+        """Return ``L_out``, which is below 1 if the kernel does not fit the input."""
         return output_length(input_length, self.shape[2], self.stride, self.padding, self.dilation)
 
 
@@ -173,5 +173,5 @@ def resolve_padding(
 def output_length(
     length: int, kernel_size: int, stride: int, padding: Sequence[int], dilation: int
 ) -> int:
-    """Return ``L_out`` for ``length`` samples, below 1 if the kernel does not fit."""
+    """Return ``L_out`` for ``length`` samples; it is below 1 if the kernel does not fit them."""
     return (length + padding[0] + padding[1] - dilation * (kernel_size - 1) - 1) // stride + 1

@@ -27,7 +27,7 @@ class KernelCSR(PatternArrays):
     """Store which weights of a convolution are active: one CSR row per kernel, one column per tap.
 
     Row ``o * (C_in // groups) + c`` is the kernel from input channel ``c`` of its group to output
-    channel ``o``; within a row the taps ascend. A pattern is immutable, and compares and hashes by
+    channel ``o``; within a row, the taps ascend. A pattern is immutable, and compares and hashes by
     content. The constructor copies its arrays. Do not write to ``crow_indices`` or ``col_indices``:
     after an in-place write by torch, the pattern raises an error; a write through ``.numpy()`` goes
     unnoticed.
@@ -36,15 +36,15 @@ class KernelCSR(PatternArrays):
         crow_indices, col_indices: int32 ``(C_out * C_in // groups + 1,)`` and ``(nnz,)``, on any
             device.
         shape: ``(C_out, C_in // groups, K)``, with fewer than 2**31 weights.
-        block: channels ``(out, in)`` whose kernels have the same taps, or one int for both; 1 means
-            single weights. One tap of a block is a *unit*: dynamic sparse training moves whole
-            units, and bfloat16 instructions and tensor cores multiply them. The last blocks may
-            be smaller.
+        block: numbers of channels ``(out, in)`` whose kernels have the same taps, or one int for
+            both; 1 means single weights. One tap of a block is a *unit*: dynamic sparse training
+            moves whole units, and bfloat16 instructions and tensor cores multiply them. The last
+            blocks may be smaller.
 
     Raises:
         TypeError: arrays that are not dense one-dimensional int32 tensors.
-        ValueError: indices that are not a CSR structure of this shape; a block that does not fit
-            the shape, or whose kernels differ. The message names the first bad row or block.
+        ValueError: indices that are not a CSR structure of this shape; a block that is larger
+            than the weight, or whose kernels differ. The message names the first bad row or block.
 
     Example:
         >>> import torch
@@ -120,14 +120,16 @@ class KernelCSR(PatternArrays):
 
     @classmethod
     def from_units(cls, units: KernelCSR, shape: Shape, block: int | tuple[int, int]) -> KernelCSR:
-        """Build a pattern from its active units: each kernel of ``units`` is that of a block.
+        """Build a pattern from its active units.
+
+        Each kernel of ``units`` specifies the taps of all kernels in one block.
 
         Args:
             units: of shape ``(ceil(C_out / out), ceil(C_in // groups / in), K)``.
             shape, block: see the class.
 
         Raises:
-            TypeError, ValueError: units of another shape; a block that does not fit.
+            TypeError, ValueError: units of the wrong shape; a block larger than the weight.
 
         Example:
             >>> KernelCSR.from_units(KernelCSR.random((1, 1, 3), 2), (2, 2, 3), block=2)
@@ -153,7 +155,7 @@ class KernelCSR(PatternArrays):
             positions: int64 ``(nnz,)``, strictly ascending, as ``positions()`` returns them.
 
         Raises:
-            TypeError, ValueError: positions of another type, unsorted, repeated or outside the
+            TypeError, ValueError: positions of the wrong type, unsorted, repeated or outside the
                 shape.
 
         Example:
@@ -212,7 +214,8 @@ class KernelCSR(PatternArrays):
             generator: a CPU generator, by default torch's global one.
 
         Raises:
-            TypeError, ValueError: ``nnz`` is not an int in ``[0, numel]``; a block does not fit.
+            TypeError, ValueError: ``nnz`` is not an int in ``[0, numel]``; a block is larger than
+                the weight.
 
         Example:
             >>> KernelCSR.random((8, 4, 5), 32, generator=torch.Generator().manual_seed(0)).nnz

@@ -52,12 +52,12 @@ class PatternArrays:
 
     @property
     def crow_indices(self) -> Tensor:
-        """Return where each kernel begins, int32 ``(C_out * C_in // groups + 1,)``; read only."""
+        """Return where each kernel begins, int32 ``(C_out * C_in // groups + 1,)``; read-only."""
         return self._on_cpu()[0]
 
     @property
     def col_indices(self) -> Tensor:
-        """Return the tap of each active weight, int32 ``(nnz,)``; read only."""
+        """Return the tap of each active weight, int32 ``(nnz,)``; read-only."""
         return self._on_cpu()[1]
 
     @property
@@ -97,10 +97,10 @@ class PatternArrays:
         return self._copies[name]
 
     def cached(self, make: Callable[..., T], *args: Hashable) -> T:
-        """Return ``make(self, *args)``, computed in the first call and kept.
+        """Return ``make(self, *args)``, computed on the first call and kept.
 
-        Tracing, transforms and fake modes of that call do not affect it. Threads that compute it at
-        the same time get the same object.
+        Tracing, transforms and fake modes during that call do not affect the result. Threads that
+        compute it at the same time get the same object.
         """
         key = make, args
         if key not in self._cached:
@@ -126,7 +126,7 @@ class PatternArrays:
         if not compiling and (crow._version, col._version) != self._versions:
             raise RuntimeError(
                 "the index arrays of this KernelCSR were modified in place, so it is invalid; "
-                "clone them before changing them, and build a new KernelCSR"
+                "clone the arrays before changing them, and build a new KernelCSR"
             )
         return crow, col
 

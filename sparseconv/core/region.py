@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 
 class Region(NamedTuple):
-    """Describe a box of a weight tensor whose number of active weights stays fixed.
+    """Describe a box of a weight tensor in which the number of active weights stays fixed.
 
-    ``out_channels`` and ``taps`` are half-open ranges; the box has all input channels. A kernel
+    ``out_channels`` and ``taps`` are half-open ranges; the box spans all input channels. A kernel
     group of a Dynamic Sparse Network is one region. ``DSTScheduler`` and ``prune_and_grow`` check
     regions; the constructor does not.
 

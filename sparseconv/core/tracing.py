@@ -23,7 +23,7 @@ def constant_in_graphs(function: F) -> F:
 
 
 def is_exporting() -> bool:
-    """Return whether torch is exporting; before 2.12, torch's test is also true when compiling."""
+    """Return whether torch is exporting; torch's test before 2.12 is also true in torch.compile."""
     return torch.compiler._is_exporting_flag if _BEFORE_2_12 else torch.compiler.is_exporting()
 
 
@@ -44,7 +44,7 @@ def outside_tracing() -> Iterator[None]:
 
 
 def traced_tensor(tensor: Tensor) -> Tensor | None:
-    """Return the real tensor of a traced one, or None if the graph computes it.
+    """Return the real tensor that a traced one represents, or None if the graph computes it.
 
     ``torch.export`` traces with fake tensors and records which real tensor each represents.
     """

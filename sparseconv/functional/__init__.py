@@ -1,4 +1,4 @@
-"""Compute sparse convolutions with a function: its checks, backends and gradients."""
+"""Define the function ``sparse_conv1d``, with its checks, backends and gradients."""
 
 from sparseconv.core.checks import ArgumentError
 from sparseconv.core.geometry import DTYPES, PADDING_MODES, Geometry, resolve_padding

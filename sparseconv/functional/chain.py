@@ -1,8 +1,8 @@
 """Compute consecutive layers as one autograd function, on tensors in the kernels' own order.
 
-In this order a series is not contiguous: series, or pieces of them, are interleaved in vectors of
-64 bytes (``csrc/cpu/plan/lane_order.h``). Strided tensors cannot express it, so a chain converts
-its input and output, and hides its intermediate tensors.
+In this order, a series is not contiguous: series, or pieces of them, are interleaved in vectors of
+64 bytes (``csrc/cpu/plan/lane_order.h``). Strided tensors cannot express this order, so a chain
+converts its input and output, and hides its intermediate tensors.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from sparseconv.functional.conv import convolve
 from sparseconv.ops.backends import extension
 
 CHAIN_DTYPES = (torch.float32, torch.float64)
-UNSHARED = "kernels of 16 x 16 channels have different taps; block_mask and block=16 make blocks"
+UNSHARED = "kernels of 16 x 16 channels have different taps; use block_mask and block=16"
 UNFIT = "groups cut blocks of 16 channels, or there are too many channels and taps for the caches"
 
 
@@ -73,7 +73,7 @@ class Pointwise(NamedTuple):
 
 
 class NormRelu(NamedTuple):
-    """Describe ``nn.BatchNorm1d`` followed by ReLU; training updates the given statistics.
+    """Describe ``nn.BatchNorm1d`` followed by ReLU; training mode updates the statistics.
 
     In eval mode, with the running statistics, it runs only while no gradients are recorded.
     """
@@ -95,7 +95,7 @@ Stage = Conv | Pointwise | NormRelu  # each begins with a weight, and a bias or 
 
 
 def fits_rows(pattern: KernelCSR, geometry: Geometry) -> bool:
-    """Return whether kernels for blocks compute the pattern, or the taps of its one channel."""
+    """Return whether block kernels can compute the pattern, or the taps of its one channel."""
     assert extension is not None
     return bool(extension.fits_rows(pattern.crow_indices, pattern.col_indices, geometry))
 
@@ -107,9 +107,10 @@ def rounds_float32() -> bool:
 
 
 def kernels_for(pattern: KernelCSR, geometry: Geometry, dtype: torch.dtype) -> tuple[str, str]:
-    """Return ``"blocks"`` or ``"single weights"``, a layer's kernels, and why blocks cannot run.
+    """Return a layer's kernels, ``"blocks"`` or ``"single weights"``, and why blocks cannot run.
 
-    Both are empty without the C++ kernels, and for single weights where no blocks could run.
+    Both are empty without the C++ kernels, and for a pattern of single weights if no blocks could
+    run anyway.
     """
     if extension is None:
         return "", ""
@@ -131,7 +132,7 @@ def kernels_for(pattern: KernelCSR, geometry: Geometry, dtype: torch.dtype) -> t
 def keeps_order(geometry: Geometry) -> bool:
     """Return whether the kernels can read and write tensors in their own order.
 
-    They can if the stride is 1, the length is kept, and padding is zeros or replicated ends.
+    They can if the stride is 1, the length is kept, and the padding is zeros or replicated ends.
 
     Example:
         >>> keeps_order(Geometry.of((8, 4, 3), 1, "same", 1, 1, "zeros"))
@@ -154,7 +155,7 @@ class Chain:
         self._made: tuple[list[Any], Any] = [], None  # the settings, and the chain built for them
 
     def __call__(self, x: Tensor, stages: Sequence[Stage]) -> Tensor | None:
-        """Compute the stages, or return None and change nothing where a chain cannot compute them.
+        """Compute the stages, or return None and change nothing if a chain cannot compute them.
 
         Args:
             x: ``(N, C, L)`` on the CPU, not empty, with any strides; float32, float64 or, where
@@ -162,10 +163,11 @@ class Chain:
             stages: the stages, in order.
 
         Returns:
-            ``(N, C_out, L)``, contiguous, and bfloat16 where ``in_rows``. Convolutions return the
-            same bits as outside a chain. The exceptions, in rows, are layers with fewer than 16
-            channels and gradients of replicated samples. Sums over positions, as in BatchNorm and
-            gradients of weights, depend on N and L, but not on threads or the instruction set.
+            ``(N, C_out, L)``, contiguous, and bfloat16 where ``in_rows``. Results of
+            convolutions are bit-identical to those outside a chain. The exceptions, in rows, are
+            layers with fewer than 16 channels and gradients of replicated samples. Sums over
+            positions, as in BatchNorm and gradients of weights, depend on N and L, but not on
+            threads or the instruction set.
         """
         assert extension is not None
         rows = in_rows(x)

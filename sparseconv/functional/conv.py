@@ -40,7 +40,7 @@ def sparse_conv1d(
     backend: Backend = "auto",
     relu: bool = False,
 ) -> Tensor:
-    """Convolve with the active weights only.
+    """Convolve with only the active weights.
 
     ``y[n, o, l] = bias[o] + sum over active (c, k) of w[o, c, k] * x[n, c, l*stride + k*dilation
     - left]``, as ``F.conv1d`` computes it with a weight that is zero outside ``pattern``. The
@@ -53,25 +53,28 @@ def sparse_conv1d(
     Args:
         input: ``(N, C_in, L_in)`` or ``(C_in, L_in)``, with any strides; float32, float64, bfloat16
             or float16. The half types accumulate in float32.
-        values: ``(nnz,)``, the active weights in the pattern's CSR order; dtype of ``input``.
+        values: ``(nnz,)``, the active weights in the pattern's CSR order, in the dtype of
+            ``input``.
         pattern: the active weights, of shape ``(C_out, C_in // groups, K)``.
         bias: ``(C_out,)`` or None.
         stride, dilation, groups: as in ``F.conv1d``.
         padding: as in ``F.conv1d``, or a pair ``(left, right)`` in samples.
-        padding_mode: ``"zeros"``, ``"replicate"``, ``"reflect"`` or ``"circular"``. Only the CUDA
-            kernels make a padded copy of the input.
+        padding_mode: ``"zeros"``, ``"replicate"``, ``"reflect"`` or ``"circular"``. Of the kernels,
+            only those for CUDA make a padded copy of the input.
         backend: ``"auto"``, ``"cpp"`` (CPU kernels), ``"cuda"``, ``"triton"`` or ``"reference"``
-            (dense). A named backend runs or raises.
-        relu: replace negative outputs with 0 before they are stored. Outputs and gradients have the
-            same bits as with ``F.relu``, except that -0 becomes 0 in half types.
+            (dense). Except in ONNX export, a backend requested by name is never replaced: it runs
+            or raises an error.
+        relu: replace negative outputs with 0 before they are stored. Outputs and gradients are
+            bit-identical to those with ``F.relu``, except that -0 becomes 0 in half types.
 
     Returns:
         ``(N, C_out, L_out)`` or ``(C_out, L_out)``.
 
     Raises:
-        TypeError: an argument has the wrong type or dtype; for a dtype it is also a RuntimeError.
-        ValueError: shapes, devices or options do not fit; it is also a RuntimeError.
-        RuntimeError: the named backend cannot run here.
+        TypeError: an argument has the wrong type or dtype; for a wrong dtype, the error is also a
+            RuntimeError.
+        ValueError: inconsistent shapes, devices or options; the error is also a RuntimeError.
+        RuntimeError: the requested backend cannot run here.
 
     Example:
         >>> import torch, sparseconv as sc

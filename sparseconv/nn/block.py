@@ -1,9 +1,9 @@
-"""Compute neighbouring modules of a sequence together, with equal results.
+"""Compute adjacent modules of a sequence together, with unchanged results.
 
 A sequence is planned once. Each row of a table names the types of consecutive modules that may form
-a stage of a chain (``functional.chain``), and their ``Link``. At every call, each link checks
-whether its stage computes the same as its modules. Consecutive stages form a chain; other modules
-run as usual.
+a stage of a chain (``functional.chain``), and their ``Link``. On every call, each link checks
+whether a stage would compute the same as the modules of the link. Consecutive stages form a chain;
+other modules run as usual.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _CPU = torch.device("cpu")
 
 
 class Plan:
-    """Divide modules into links: each fits the first possible row of the table, or has one module.
+    """Divide modules into links: each matches the first possible row of the table, or is alone.
 
     Example:
         >>> modules = [nn.BatchNorm1d(3), nn.ReLU(), nn.ReLU()]
@@ -95,7 +95,7 @@ def _may_chain(x: Any) -> bool:
 def leaves(module: Any) -> list[Any]:
     """Return the modules that a Sequential runs, in order.
 
-    An inner Sequential is replaced with its modules, unless calling it does more.
+    An inner Sequential is replaced with its modules, unless calling it does more than run them.
     """
     if not only_runs_its_modules(module):
         return [module]
@@ -107,7 +107,7 @@ def leaves(module: Any) -> list[Any]:
 
 
 def only_runs_its_modules(module: Any) -> bool:
-    """Return whether a module is a Sequential that runs as torch's does, or is a ``Block``."""
+    """Return whether a module is a Sequential that runs like torch's, or a ``Block``."""
     kind = type(module)
     return (
         issubclass(kind, nn.Sequential)
@@ -132,12 +132,12 @@ class Block(nn.Sequential):
     (AVX2 or later, or 64-bit Arm). On a CPU with AMX or AVX-512 BF16, it also computes blocks of 16
     channels in bfloat16, including under autocast; there, results differ by rounding.
 
-    Modules with hooks or overridden code run one by one. So do all modules under torch.compile, any
-    other autocast, torch.func, saved-tensor hooks, and modes that intercept functions or
+    Modules with hooks or overridden code run one by one. So do all modules under torch.compile,
+    any other use of autocast, torch.func, saved-tensor hooks, and modes that intercept functions or
     operations.
 
     A chain saves its input and all its parameters for the backward pass, so modifying one of them
-    before that pass is an error.
+    in place before that pass is an error.
 
     Args:
         modules: as for ``nn.Sequential``.

@@ -16,13 +16,13 @@ _BIT = 2**30
 _OVERWRITTEN = (
     "the buffers of this layer were overwritten, so its values may not belong to the positions "
     "of its pattern. AveragedModel overwrites buffers after the pattern of the averaged model "
-    "has changed: pass the average to DSTScheduler(averages=[...]), or start a new one. "
+    "has changed: pass the average to DSTScheduler(averages=[...]), or start a new average. "
     "DistributedDataParallel overwrites them if ranks built different patterns: first call "
     "torch.manual_seed with the same seed on all ranks, or load the same state dict. After "
     "to_empty(), call reset_parameters() or load a state dict"
 )
 _OTHER = (
-    "expected the indices of the layer's pattern, but got those of another pattern: "
+    "expected the indices of the layer's pattern, but got those of a different pattern: "
     "torch.func.functional_call cannot change a pattern. Load the state dict into a copy of the "
     "module, and call the copy"
 )
@@ -50,7 +50,7 @@ def _factors(count: int, device: torch.device) -> Tensor:
 
 
 def new_tag(pattern: KernelCSR) -> Tensor:
-    """Return a tensor that reveals when torch's tools copy or average buffers of two patterns.
+    """Return a tensor that reveals when torch's tools copy or average the buffers of two patterns.
 
     It is int32 ``(64,)``: the bits of the checksum, then their complements, with 2**30 for each 1.
     """
@@ -63,7 +63,7 @@ def new_tag(pattern: KernelCSR) -> Tensor:
 
 
 def check_tag(tag: Tensor, own: Tensor, checked: tuple[Any, int]) -> tuple[Any, int]:
-    """Refuse a layer's tag, on any device, if it was mixed with the tag of another pattern.
+    """Reject a layer's tag, on any device, if it was mixed with the tag of another pattern.
 
     ``checked`` is the last checked tag and its version; pass the result to the next call.
     """
@@ -79,14 +79,14 @@ def check_tag(tag: Tensor, own: Tensor, checked: tuple[Any, int]) -> tuple[Any, 
 
 
 def check_tag_in_graph(tag: Tensor, own: Tensor) -> None:
-    """Check a tag at every call of a traced graph, which cannot read its version."""
+    """Check a tag on every call to a traced graph, which cannot read the version of the tag."""
     # A failed assertion on a GPU would destroy the CUDA context.
     if tag.device.type == "cpu" and not is_exporting():
         torch._assert_async(~((own == 0) & (tag != 0)).any(), _OVERWRITTEN)
 
 
 def check_indices(indices: Tensor, own: Tensor) -> None:
-    """Refuse indices, perhaps from ``functional_call``, that differ from the pattern's ``own``."""
+    """Reject indices, perhaps from ``functional_call``, that differ from the pattern's ``own``."""
     with outside_tracing():
         content = _content(indices)
         known = content is None or (
@@ -97,7 +97,7 @@ def check_indices(indices: Tensor, own: Tensor) -> None:
 
 
 def _content(buffer: Tensor) -> Tensor | None:
-    """Return the content of a buffer ``(size,)`` on the CPU, or None if it has none.
+    """Return the content of a buffer ``(size,)`` on the CPU, or None if the buffer has none.
 
     Under ``torch.vmap`` over an ensemble, return the content for all members, ``(members, size)``.
     """

@@ -38,13 +38,13 @@ _GEOMETRY = ("stride", "padding", "dilation", "groups", "padding_mode")
 
 
 class SparseConv1d(PatternedModule):
-    """Convolve as ``nn.Conv1d`` does, but store and compute only the active weights.
+    """Convolve as ``nn.Conv1d`` does, but store and use only the active weights.
 
     Args:
         in_channels, out_channels, kernel_size, stride: as in ``nn.Conv1d``.
         padding: as in ``nn.Conv1d``, or a pair ``(left, right)``, in samples.
         dilation, groups, bias, padding_mode, device, dtype: as in ``nn.Conv1d``.
-        density: the share of active weights, in [0, 1]; by default 0.2 without ``pattern``.
+        density: the share of active weights, in [0, 1]; 0.2 by default if ``pattern`` is None.
             ``round(density * numel)`` weights are drawn with torch's global generator; with blocks,
             the same share of (block, tap) units.
         pattern: the active weights; replaces ``density`` and ``block``.
@@ -65,13 +65,13 @@ class SparseConv1d(PatternedModule):
     accepts a dense ``weight``, and the ``weight_orig`` and ``weight_mask`` of
     ``torch.nn.utils.prune``. Zeros in ``weight`` become inactive unless there is a ``weight_mask``.
     A layer is loaded completely or not at all, and keeps its block. If a load changes nnz, build a
-    new optimizer. As with ``nn.Conv1d``, the tensors of a state dict change with the layer; to keep
-    them, use ``copy.deepcopy``.
+    new optimizer. As with ``nn.Conv1d``, the tensors in a state dict change with the layer; to keep
+    their contents, use ``copy.deepcopy``.
 
     Raises:
         ValueError, TypeError: arguments that are invalid for ``nn.Conv1d``, with the same message;
-            a density outside [0, 1] or passed with a pattern; a pattern of another shape; a block
-            that is too large or crosses a group boundary.
+            a density outside [0, 1] or passed with a pattern; a pattern of the wrong shape; a
+            block that is too large or crosses a group boundary.
 
     Example:
         >>> import torch
@@ -152,7 +152,7 @@ class SparseConv1d(PatternedModule):
                 "Gradient Flow in Sparse Neural Networks and How Lottery Tickets Win", 2022.
 
         Raises:
-            ValueError: another ``fan_in``.
+            ValueError: any other ``fan_in``.
 
         Example:
             >>> SparseConv1d(4, 8, 5).reset_parameters(fan_in="active")
@@ -174,7 +174,7 @@ class SparseConv1d(PatternedModule):
 
     @property
     def resolved_padding(self) -> tuple[int, int]:
-        """Return the padding as ``(left, right)`` in samples, in whatever form it was passed."""
+        """Return the padding as ``(left, right)`` in samples, whatever form it was passed in."""
         return self._geometry().padding
 
     def forward(self, input: Tensor) -> Tensor:

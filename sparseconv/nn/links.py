@@ -1,4 +1,4 @@
-"""Turn one or several consecutive modules into a stage of a chain (``functional.chain``)."""
+"""Turn one or more consecutive modules into a stage of a chain (``functional.chain``)."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Link:
         return True
 
     def stage(self, x: Tensor) -> Stage | None:
-        """Return a stage that computes what the modules do in a chain for ``x``, or None."""
+        """Return a stage that, in a chain for ``x``, computes what the modules compute, or None."""
         return None
 
     def may_begin(self, x: Tensor) -> bool:
@@ -50,7 +50,7 @@ class Link:
         return True
 
     def weights_for(self, x: Tensor) -> Any:
-        """Return weight and bias of the convolution, or None if the modules must compute."""
+        """Return the weight and bias of the convolution, or None if the modules must be called."""
         return weight_and_bias(self.conv)
 
     def finish(self, y: Tensor) -> Tensor:
@@ -63,7 +63,7 @@ class Link:
         return x
 
     def is_watched(self) -> bool:
-        """Return whether calling one of the modules does more than compute."""
+        """Return whether calling one of the modules does more than compute its output."""
         return any(map(has_own_code, self.modules))
 
 
@@ -101,7 +101,7 @@ class PointwiseLink(Link):
 
 
 class PooledLink(PointwiseLink):
-    """Hold adaptive averages and a 1x1 ``nn.Conv1d`` that reduces channels; swap the two."""
+    """Hold adaptive average pooling and a 1x1 ``nn.Conv1d`` that reduces channels; swap the two."""
 
     # The two commute, and averages of fewer channels cost less.
     ends_chain = True

@@ -16,15 +16,15 @@ from sparseconv.core.pattern import KernelCSR
 class LiveState:
     """Track the values and indices in the state dicts of one layer.
 
-    As in every module, the values in a state dict are the layer's own memory. A change of the
+    As with every module, the values in a state dict share memory with the layer. A change to the
     pattern also overwrites the indices, so a state dict that was not copied always describes the
     current network.
 
     Attributes:
         values, pattern: the layer's values and pattern.
-        moves: how often the pattern has changed.
-        given: the indices in each state dict that still exists, as a map from their memory to their
-            name.
+        moves: how many times the pattern has changed.
+        given: the index tensors in state dicts that still exist, as a map from their memory to
+            their name.
     """
 
     def __init__(self, values: Tensor, pattern: KernelCSR) -> None:
@@ -42,7 +42,7 @@ class LiveState:
         return indices
 
     def move(self, values: Tensor, pattern: KernelCSR) -> None:
-        """Follow the layer; if the number of values changes, its state dicts become invalid."""
+        """Update state dicts after a change to the pattern; if nnz changes, they become invalid."""
         if same_memory(values, self.values):
             for memory, name in self.given.items():
                 indices: Any = pattern.on(memory.device)[name == "col_indices"]
@@ -66,7 +66,7 @@ def check_copied(
     pattern: KernelCSR,
     same_pattern: bool,
 ) -> None:
-    """Refuse entries sharing memory, even partly, with a layer whose pattern has since changed."""
+    """Reject entries sharing memory, even partly, with a layer whose pattern has since changed."""
     live, moves = _GIVEN.get(_memory(found["crow_indices"]), (None, 0))
     if live is None:
         live = _LIVE.get(_memory(found["values"]))

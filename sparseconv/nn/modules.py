@@ -57,13 +57,13 @@ def check_module(model: nn.Module) -> None:
 
 
 def check_not_wrapped(model: nn.Module, what: str) -> None:
-    """Refuse a model inside torch.compile, DDP, FSDP or TorchScript; ``what`` names the task."""
+    """Reject a model inside torch.compile, DDP, FSDP or TorchScript; ``what`` names the task."""
     for name, module in model.named_modules(remove_duplicate=False):
         where = repr(name) if name else "the model"
         if isinstance(module, torch.jit.ScriptModule):
             raise ValueError(
-                f"expected a model in Python, but {where} is a {type(module).__name__} of "
-                f"TorchScript; {what} the model before torch.jit.trace or torch.jit.script"
+                f"expected a Python model, but {where} is a TorchScript {type(module).__name__}; "
+                f"{what} the model before torch.jit.trace or torch.jit.script"
             )
         inside = {"_orig_mod", "_fsdp_wrapped_module"} & module._modules.keys()
         if isinstance(module, nn.parallel.DistributedDataParallel):
@@ -114,7 +114,7 @@ def hooks_of(layer: nn.Module) -> list[Any]:
 
 
 def has_own_code(module: nn.Module) -> bool:
-    """Return whether calling a module does something that calling its class does not."""
+    """Return whether calling a module runs hooks or code other than its class's ``forward``."""
     attributes = module.__dict__  # half the time of module.name, and every call reads four
     return bool(
         attributes["_forward_hooks"]

@@ -20,7 +20,7 @@ _TRANSPARENT = (Tensor, Optimizer, bool, int, float, str)
 
 
 class Kept(NamedTuple):
-    """Record an object that an optimizer keeps: its path, its parameter, and the object."""
+    """Record an object that an optimizer keeps, its path, and the parameter it belongs to."""
 
     path: str
     owner: Any
@@ -51,7 +51,7 @@ class Holdings:
         self.trained = [p for each in self.optimizers for group in _groups(each) for p in group]
 
     def keeps_the_same(self, other: Holdings | None) -> bool:
-        """Return whether ``other`` has the same tensors and shapes, and nothing is opaque."""
+        """Return whether ``other`` has the same tensors, of the same shapes, and nothing opaque."""
         if other is None or self.shapes != other.shapes:
             return False
         return all(
@@ -62,12 +62,12 @@ class Holdings:
         )
 
     def check(self, parameters: Mapping[str, Tensor], model: nn.Module | None = None) -> None:
-        """Refuse an optimizer whose state cannot follow these parameters.
+        """Reject an optimizer whose state cannot follow these parameters.
 
         Args:
             parameters: those whose entries will move or be removed, by name.
             model: the model of these parameters if a copy will replace it; None if the objects
-                stay.
+                are kept.
         """
         names = {id(parameter): name for name, parameter in parameters.items()}
         if model is not None and any(id(parameter) not in names for parameter in self.trained):
@@ -114,12 +114,14 @@ class Holdings:
                 )
             if wrong:
                 advice = (
-                    "pass its .optimizer, which keeps all the state"
+                    "pass the wrapped .optimizer, which keeps all the state"
                     if self._adds_nothing(parameters, model)
                     else "train with an elementwise optimizer, such as SGD or Adam, or do not pass "
                     "the optimizer, and build a new one afterwards"
                 )
-                raise NotImplementedError(f"{path} {wrong}, which cannot be followed; {advice}")
+                raise NotImplementedError(
+                    f"{path} {wrong}, so the state cannot follow the weights; {advice}"
+                )
 
     def _adds_nothing(self, parameters: Mapping[str, Tensor], model: nn.Module | None) -> bool:
         """Return whether ``self`` wraps an optimizer that can be followed, without adding state."""
@@ -194,7 +196,7 @@ def _walk(
 
 
 def _gives_entries(value: Tensor, owner: Tensor) -> bool:
-    """Return whether a state has one entry per weight; codes with block scales do not."""
+    """Return whether a state tensor has one entry per weight; codes with block scales do not."""
     try:
         if type(value) is not type(owner.data):
             value.new_zeros(1)

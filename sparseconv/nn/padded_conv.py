@@ -106,5 +106,5 @@ def _run(twin: Any, length: int, training: bool) -> tuple[Tensor, Tensor]:
                 "constraint after each optimizer.step() instead"
             )
     if not isinstance(y, Tensor) or y.shape[:-1] != (1, twin.out_channels):
-        raise TypeError("it does not return a tensor with its output channels")
+        raise TypeError("it does not return a tensor of shape (N, out_channels, L)")
     return x, y

@@ -53,7 +53,7 @@ class PatternedModule(nn.Module):
 
     @property
     def pattern(self) -> KernelCSR:
-        """Return the pattern; raise RuntimeError if the values may not belong to it."""
+        """Return the pattern; raise RuntimeError if the values might not belong to it."""
         tag: Any = self._buffers["pattern_tag"]
         checked = self._checked
         if is_dynamo_compiling():
@@ -74,10 +74,10 @@ class PatternedModule(nn.Module):
 
     @torch.no_grad()
     def set_pattern(self, new: KernelCSR, values: Tensor | None = None) -> None:
-        """Activate other weights; see ``rewire`` for limits and errors.
+        """Change which weights are active; see ``rewire`` for limits and errors.
 
         Args:
-            new: the pattern, of the same shape.
+            new: the new pattern, of the same shape.
             values: ``(nnz,)`` in the new CSR order. None keeps the surviving values and starts the
                 others at 0.
 
@@ -98,7 +98,7 @@ class PatternedModule(nn.Module):
 
     @torch.no_grad()
     def rewire(self, pattern: KernelCSR, source: Tensor, follow: Sequence[Tensor] = ()) -> None:
-        """Activate other weights, and move the tensors that belong to them.
+        """Change which weights are active, and move the tensors that belong to them.
 
         ``self.values`` stays the same parameter object, so optimizers still reference it. If nnz
         stays the same, the values are overwritten in place, and their gradient also moves. If nnz
@@ -110,16 +110,16 @@ class PatternedModule(nn.Module):
 
         Args:
             pattern: the new pattern, of the same shape.
-            source: int64 ``(pattern.nnz,)``: for each new active weight, the index of the old one
-                whose value it keeps, or -1 to start at 0.
+            source: int64 ``(pattern.nnz,)``: for each new active weight, the index of the old
+                weight whose value it keeps, or -1 to start at 0.
             follow: tensors with one entry for each old active weight, such as an optimizer's
-                moments. They change as ``values`` does.
+                moments. They change in the same way as ``values``.
 
         Raises:
             TypeError, ValueError: an argument has the wrong type, shape or range.
             RuntimeError: the layer was created in ``torch.inference_mode()`` and is changed outside
-                it; its values are computed by torch's pruning; or another layer shares their
-                memory.
+                it; its values are computed by pruning or a parametrization; or another layer shares
+                their memory.
             NotImplementedError: the values are sharded, or in shared memory.
 
         After an error, everything is unchanged.
@@ -177,7 +177,7 @@ class PatternedModule(nn.Module):
 
     @torch.no_grad()
     def _adopt(self, pattern: KernelCSR) -> None:
-        """Install a checked pattern; with another nnz, the values become 0."""
+        """Install a checked pattern; if nnz changes, the values become 0."""
         check_mode(self.values)
         device, dtype = self.values.device, self.values.dtype
         with torch.inference_mode(False):  # inference tensors could not be trained later

@@ -1,4 +1,4 @@
-"""Pool short series with adaptive averages, in the faster of two ways."""
+"""Apply adaptive average pooling to short series, in the faster of two ways."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class ShortAvgPool1d(nn.AdaptiveAvgPool1d):
 def new_averaging_matrix(
     length: int, dtype: torch.dtype, device: torch.device, bins: int = POOLED
 ) -> Tensor:
-    """Return ``(length, bins)``; a series times this is its ``nn.AdaptiveAvgPool1d(bins)``."""
+    """Return ``(length, bins)``; a series times this equals its ``nn.AdaptiveAvgPool1d(bins)``."""
     bin = torch.arange(bins, device=device)
     first, end = bin * length // bins, -(-(bin + 1) * length // bins)
     samples = torch.arange(length, device=device).unsqueeze(1)

@@ -22,7 +22,7 @@ _FORMER_NNZ: MutableMapping[Tensor, set[int]] = WeakIdKeyDictionary()  # by valu
 
 
 def check_pattern(pattern: KernelCSR, shape: tuple[int, int, int], groups: int) -> None:
-    """Refuse anything but a pattern of this shape whose blocks cross no group boundary."""
+    """Reject all but a pattern of this shape whose blocks do not cross a group boundary."""
     if not isinstance(pattern, KernelCSR):
         raise TypeError(
             f"pattern must be a KernelCSR, but got {type(pattern).__name__}; create one with "
@@ -37,12 +37,12 @@ def check_pattern(pattern: KernelCSR, shape: tuple[int, int, int], groups: int) 
     if groups > 1 and outputs % size:
         raise ValueError(
             f"a group of {outputs} output channels must consist of whole blocks, but a block has "
-            f"{size} output channels; choose a divisor, or block=1"
+            f"{size} output channels; choose a block size that divides {outputs}, or block=1"
         )
 
 
 def check_movable(layer: nn.Module, same_pattern: bool = False) -> None:
-    """Refuse a layer whose values cannot follow a change of pattern."""
+    """Reject a layer whose values cannot follow a change of pattern."""
     values = layer._parameters.get("values")
     if values is None:
         raise RuntimeError(
@@ -69,7 +69,7 @@ def check_movable(layer: nn.Module, same_pattern: bool = False) -> None:
 
 
 def check_alone(layer: nn.Module) -> None:
-    """Refuse a layer that shares its values with another layer, which would keep an old pattern."""
+    """Reject a layer that shares its values with another layer, which would keep an old pattern."""
     own: Any = layer._parameters
     for layer_ref in LAYERS.valuerefs():
         # A shallow copy has the same dict of parameters, and notices a new pattern itself.
@@ -84,7 +84,7 @@ def check_alone(layer: nn.Module) -> None:
 
 
 def check_mode(values: Tensor) -> None:
-    """Refuse to change values outside inference mode if they were created in it."""
+    """Reject changes outside inference mode to values that were created in it."""
     if values.is_inference() and not torch.is_inference_mode_enabled():
         raise RuntimeError(
             "a layer created in torch.inference_mode() can be changed only in that mode; create "
@@ -106,7 +106,7 @@ def are_shared(values: Any) -> bool:
 
 
 def watch_optimizers(values: Tensor) -> None:
-    """Make optimizers refuse a step if their moments still have the length before a change."""
+    """Make ``step()`` raise an error in optimizers whose moments still have a former length."""
     # torch's fused optimizers do not check the length, and would write outside their memory.
     _hook_into_optimizers()
     _FORMER_NNZ.setdefault(values, set()).add(values.numel())
@@ -146,7 +146,7 @@ def survivors(old: KernelCSR, new: KernelCSR) -> Tensor:
 
 
 def move(tensors: Sequence[Tensor], source: Tensor) -> list[Tensor]:
-    """Return the entries at the indices in ``source`` (see ``rewire``), and 0 where it is -1.
+    """Return the entries at the indices in ``source`` (see ``rewire``), and 0 for the index -1.
 
     Example:
         >>> move([torch.tensor([5.0, 6.0])], torch.tensor([-1, 0, -1]))

@@ -15,7 +15,7 @@ from sparseconv.nn.rewiring import holds_values
 
 
 def check_floats(name: str, tensor: Tensor, size: int) -> None:
-    """Refuse a tensor that cannot be copied into a parameter ``(size,)``."""
+    """Reject a tensor that cannot be copied into a parameter ``(size,)``."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} must be a tensor, but got {type(tensor).__name__}")
     check_dense(name, tensor)
@@ -44,7 +44,7 @@ def current(layer: nn.Module, name: str) -> Tensor:
 
 
 def asks_for_gradients(layer: nn.Module, name: str) -> bool:
-    """Return whether a weight, values or bias, or what it is computed from, requires gradients."""
+    """Return whether a weight, values or bias, or a tensor it is computed from, needs gradients."""
     if (own := layer._parameters.get(name)) is not None:
         return own.requires_grad
     # The computed tensor itself may stem from a pass without gradients.
@@ -85,7 +85,8 @@ def read_layer(
     """Check the ``own_entries`` of a layer; return its pattern, and its values and bias by name.
 
     Raises:
-        TypeError, ValueError: the entries do not match exactly one of the formats, or do not fit.
+        TypeError, ValueError: the entries do not match exactly one of the formats, or do not fit
+            the layer.
     """
     for name, tensor in found.items():
         if not isinstance(tensor, Tensor):
@@ -107,7 +108,7 @@ def read_layer(
                 "size mismatch: expected the state of a layer of shape (out_channels, "
                 f"in_channels // groups, kernel_size) = {shape}, but got the state of a layer of "
                 f"shape {metadata['shape']}; if renamed entries do have this shape, load "
-                "dict(state_dict), which omits this check"
+                "dict(state_dict), which skips this check"
             )
         crow, col = (found[name] for name in INDICES)
         pattern = KernelCSR(crow, col, shape, present.block)
@@ -129,7 +130,7 @@ def read_layer(
 
 
 def _check_same_pattern(found: dict[str, Any], pattern: KernelCSR) -> None:
-    """Refuse another pattern if the values are computed from other tensors or sharded."""
+    """Reject a different pattern if the values are computed from other tensors or sharded."""
     for name in INDICES:
         indices, present = found.get(name), getattr(pattern, name)
         if not isinstance(indices, Tensor) or not indices.cpu().equal(present):

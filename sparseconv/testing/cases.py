@@ -58,12 +58,12 @@ class Case:
 
     @property
     def output_length(self) -> int:
-        """Return ``L_out``, which is below one if the kernel does not fit."""
+        """Return ``L_out``, which is below one if the kernel does not fit the input."""
         return self.geometry.output_length(self.length)
 
     @property
     def is_valid(self) -> bool:
-        """Return whether the fields are in range and fit together."""
+        """Return whether the fields are in range and consistent."""
         if self.n < 0 or (self.n != 1 and not self.batched) or self.groups < 1:
             return False
         if self.in_channels % self.groups or getattr(torch, self.dtype, None) not in DTYPES:
@@ -82,12 +82,12 @@ class Case:
 
     @property
     def geometry(self) -> Geometry:
-        """Return the geometry; ValueError if the fields do not fit together."""
+        """Return the geometry; raise ValueError if the fields are inconsistent."""
         shape = (self.out_channels, self.in_channels // self.groups, self.kernel_size)
         return Geometry.of(checked_shape(shape), **self.options)
 
     def make_pattern(self) -> KernelCSR:
-        """Build the pattern, always the same."""
+        """Build the pattern, which is the same on every call."""
         shape = self.geometry.shape
         mask = torch.rand(shape, generator=torch.Generator().manual_seed(self.seed)) < self.density
         taps = torch.arange(self.kernel_size).expand(shape)
@@ -115,7 +115,7 @@ class Case:
         return KernelCSR.from_mask(mask)
 
     def tensors(self) -> Tensors:
-        """Draw the data, always the same."""
+        """Draw the data, which are the same on every call."""
         generator = torch.Generator().manual_seed(self.seed)
 
         def draw(*shape: int) -> Tensor:
@@ -182,5 +182,5 @@ def random_case(rng: random.Random, **fixed: Any) -> Case:
         if case.is_valid and case.pattern in PATTERNS:
             return case
     raise ValueError(
-        f"expected fields of a valid case, but found none with {fixed}; pass other or fewer fields"
+        f"expected fields that allow a valid case, but got {fixed}; pass other or fewer fields"
     )

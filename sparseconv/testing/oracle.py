@@ -17,7 +17,7 @@ from sparseconv.testing.cases import Case, Tensors
 
 
 def _sources(length: int, padding: tuple[int, int], mode: str) -> Tensor:
-    """Return the input sample that each padded sample repeats; -1 for a zero."""
+    """Return the index of the input sample that each padded sample repeats, or -1 for a zero."""
     at = torch.arange(-padding[0], length + padding[1])
     nearest = at.clamp(0, length - 1)
     sources = {
@@ -122,11 +122,11 @@ def expected(case: Case, tensors: Tensors) -> list[Expected]:
 def error_bound(exact: Tensor, magnitude: Tensor, terms: Tensor, dtype: torch.dtype) -> Tensor:
     """Bound the rounding error of a sum of products in any order.
 
-    The bound is ``(terms + 2) * u * magnitude``, for sums that neither over- nor underflow. ``u``
-    is the unit roundoff of the accumulator, and ``magnitude`` the sum of the products' absolute
-    values (Higham, "Accuracy and Stability of Numerical Algorithms", 2002, section 3.1). Half types
-    accumulate in float32 and round the result once more. In float64, the oracle also rounds, which
-    doubles the bound.
+    The bound is ``(terms + 2) * u * magnitude``, for sums that neither overflow nor underflow.
+    ``u`` is the unit roundoff of the accumulator, and ``magnitude`` is the sum of the products'
+    absolute values (Higham, "Accuracy and Stability of Numerical Algorithms", 2002, section 3.1).
+    Half types accumulate in float32 and round the result once more. In float64, the oracle also
+    rounds, which doubles the bound.
 
     Example:
         >>> one = torch.ones(1, dtype=torch.float64)

@@ -43,8 +43,8 @@ def lines(text: str) -> None:
 
 test_load_dataset = refusals(
     (lambda: npz(y_test=None), ValueError, "y_test is not a file in the archive"),
-    (lambda: npz(X_train=y), ValueError, "to hold real numbers of shape (n_cases, n_channels, n_"),
-    (lambda: npz(X_train=np.full(X.shape, "x")), ValueError, "none of them 0, but got <U1"),
+    (lambda: npz(X_train=y), ValueError, "contain real numbers of shape (n_cases, n_channels, n_"),
+    (lambda: npz(X_train=np.full(X.shape, "x")), ValueError, "no axis of length 0, but got <U1"),
     (lambda: npz(X_test=INFINITE), ValueError, "1 of 60 are missing (NaN), infinite or too large"),
     (lambda: npz(X_test=np.where(INFINITE > 9, np.nan, X)), ValueError, "=True (--nan-to-zero)"),
     (lambda: npz(X_test=X[:, :, :4]), ValueError, "time points (2, 5), but got (2, 4)"),

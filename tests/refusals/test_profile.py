@@ -37,10 +37,10 @@ test_refusals = refusals(
     (lambda: profile(Never(), X), ValueError, "none of the model's sparse layers (conv)"),
     (lambda: profile(META, X), NotImplementedError, "on meta; move the model and its input"),
     (lambda: profile(nn.Sequential(Twice(3, 4, 5)), X), NotImplementedError, "'0' is a Twice"),
-    (lambda: profile(SMALL, X[0]), RuntimeError, "not take an input of shape (3, 20): in 2 (L"),
+    (lambda: profile(SMALL, X[0]), RuntimeError, "accept an input of shape (3, 20): in 2 (Lin"),
     (lambda: profile(nn.Sequential(SMALL, nn.BatchNorm1d(2)), X[:1]), ValueError,
      "in 1 (BatchNorm1d): Expected more than 1 value per channel when training, got input size "
-     "torch.Size([1, 2]); one value has no variance: give 2 series or more (in training choose a"),
+     "torch.Size([1, 2]); one value has no variance: pass at least 2 series (in training, choose"),
     (lambda: profile(LAYER, X[..., :4]), ValueError, "of shape (2, 3, 4): in the model itself (Sp"),
     (lambda: profile(LAYER, X, rounds=5), ValueError, "rounds must be at least 6"),
 )  # fmt: skip

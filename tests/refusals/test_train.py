@@ -49,7 +49,7 @@ test_train = refusals(
     (lambda: of(X, y + 0.5), TypeError, "class indices as integers, but got float32"),
     (lambda: of(X, np.array(["a", "b"] * 10)), TypeError, "numpy.unique(labels"),
     (lambda: of(X, y + 1), ValueError, "ranges from 1 to 2"),
-    (lambda: run(POOLED, Recipe(batch_size=1)), ValueError, "choose a batch_size of 2 or more"),
+    (lambda: run(POOLED, Recipe(batch_size=1)), ValueError, "choose a batch_size of at least 2"),
     (lambda: train(POOLED, X[:1], y[:1]), ValueError, "shape (1, 1, 24): in 2 (BatchNorm1d): Exp"),
     (lambda: train(SQUEEZING, X[:1], y[:1]), ValueError, "the axis of a batch of 1 series (its"),
     (lambda: run(POOLED_FIRST), ValueError, "2, 1]); one value has no variance: normalise before"),

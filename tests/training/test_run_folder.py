@@ -86,7 +86,7 @@ def test_missing_values_as_in_training(copied: Path) -> None:
     X[0, 0, 3] = np.nan
     run = sc.load_run(copied)
     with pytest.raises(
-        ValueError, match=r"predict: expected finite values in X, but 1 of.*in first$"
+        ValueError, match=r"predict: expected finite values in X, but 1 of.*correct them first$"
     ):
         run.predict(X)
     config = json.loads((copied / "config.json").read_text())
