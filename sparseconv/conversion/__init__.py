@@ -1,4 +1,4 @@
-"""Convert layers to sparse ones where these are faster, and back."""
+"""Convert layers to sparse ones where that is faster, and back to dense ones."""
 
 from sparseconv.conversion.converter import convert
 from sparseconv.conversion.dense import to_dense

@@ -33,7 +33,7 @@ class ObstacleError(Exception):
 
 @dataclass(eq=False)
 class Candidate:
-    """Hold an ``nn.Conv1d`` and its possible replacement."""
+    """Pair an ``nn.Conv1d`` with its possible replacement."""
 
     path: str  # "" for the model itself
     conv: nn.Conv1d
@@ -82,9 +82,9 @@ def find_candidates(
     layers: Iterable[str],
     block: int | tuple[int, int] = 1,
 ) -> list[Candidate]:
-    """Return every ``nn.Conv1d`` once, with its sparse layer or the reason why it has none.
+    """Return each ``nn.Conv1d`` once, with its sparse replacement or the reason why it has none.
 
-    Arguments and errors are those of ``convert``; any of a layer's names finds it.
+    Arguments and errors are as in ``convert``; a layer may be given by any of its names.
     """
     check_module(model)
     check_not_wrapped(model, "convert")
@@ -101,8 +101,8 @@ def find_candidates(
         _find(by_name, name, "layers").named = True
     if not isinstance(masks, Mapping):
         raise TypeError(
-            "masks must be a dict that maps layer names to masks, but got a "
-            f"{type(masks).__name__}: write {{'0': mask}}"
+            "masks must be a dict that maps layer names to masks, such as {'0': mask}, but got a "
+            f"{type(masks).__name__}"
         )
     for name, mask in masks.items():
         layer = name if name in by_name else name.removesuffix("weight").removesuffix(".")
@@ -165,18 +165,17 @@ def _sparse(
             sparse = SparseConv1d.from_dense(conv, mask, block=block)
             candidate.notes += (f"in blocks of {block[0]} x {block[1]} channels",)
         except ValueError as error:
-            candidate.notes += (f"in single weights: {error}",)
+            candidate.notes += (f"with single weights: {error}",)
     if (kind := type_before_parametrizations(conv)) is not nn.Conv1d:
         candidate.notes += (f"attributes and methods of its class {kind.__name__} are lost",)
     return sparse
 
 
 def weight_and_mask(conv: nn.Conv1d, given: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Return the weight's parameter and the pruning mask; None means that zeros are inactive.
+    """Return the weight's parameter and the pruning mask; without a mask, zeros are inactive.
 
     Raises:
-        ObstacleError: the layer does not compute what an ``nn.Conv1d`` with this parameter
-            computes.
+        ObstacleError: the layer cannot be replaced; the message contains the reason.
     """
     weight: Tensor | None = conv._parameters.get("weight")
     mask: Tensor | None = None
@@ -192,8 +191,8 @@ def weight_and_mask(conv: nn.Conv1d, given: Tensor | None) -> tuple[Tensor, Tens
         weight, mask = conv._parameters["weight_orig"], conv.get_buffer("weight_mask").bool()
     elif hasattr(conv, "weight_mask") and given is None:
         raise ObstacleError(
-            "it has a weight_mask without weight_orig, so the model may not apply the mask; pass "
-            "it in masks, or delete it"
+            "it has a weight_mask without weight_orig, so the model might not apply the mask; pass "
+            "the mask in masks, or delete it"
         )
     if weight is None or "bias" not in conv._parameters:
         names = {type(p).__name__ for p in [*computed, *conv._forward_pre_hooks.values()]}
@@ -208,7 +207,9 @@ def weight_and_mask(conv: nn.Conv1d, given: Tensor | None) -> tuple[Tensor, Tens
         remedy = REMEDY if own else "convert first, then add them again"
         raise ObstacleError(f"it has {', '.join(added)}, which would be lost; {remedy}")
     if weight.dtype not in DTYPES:
-        raise ObstacleError(f"{weight.dtype} is not supported; convert it to one of {DTYPES}")
+        raise ObstacleError(
+            f"{weight.dtype} is not supported; convert the layer to one of {DTYPES}"
+        )
     if weight.is_meta:
         raise ObstacleError("its weight is on the meta device and has no data; load it first")
     return weight, mask
@@ -226,6 +227,6 @@ def _added(conv: nn.Conv1d) -> list[str]:
 
 
 def _is_fake_sparsity(parametrization: nn.Module) -> bool:
-    """Return whether this is a mask of torch.ao.pruning, without its slow import."""
+    """Return whether this is a torch.ao.pruning mask, without the slow import of that package."""
     kind = type(parametrization)
     return kind.__name__ == "FakeSparsity" and kind.__module__.startswith("torch.ao.pruning")

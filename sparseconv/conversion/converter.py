@@ -1,4 +1,4 @@
-"""Replace layers with sparse ones where these are faster."""
+"""Replace layers with sparse ones where that is faster."""
 
 from __future__ import annotations
 
@@ -53,26 +53,27 @@ def convert(
     ``torch.nn.utils.prune`` or ``torch.ao.pruning``; without one, weights that are zero are
     inactive.
 
-    - With ``example_input``, a layer becomes sparse if a measurement as in ``profile`` shows with
-      95 % confidence that this is faster. The dense layer is measured as a plain ``nn.Conv1d``,
-      without pruning hooks.
-    - With ``layers``, exactly these become sparse; an ``example_input`` measures them too.
+    - With ``example_input``, a layer becomes sparse if a measurement as in ``profile`` shows, with
+      95 % confidence, that the sparse layer is faster. The dense layer is measured as a plain
+      ``nn.Conv1d``, without pruning hooks.
+    - With ``layers``, exactly these layers become sparse; if ``example_input`` is also passed, they
+      are measured.
     - With neither, layers with a density of at most ``max_density`` become sparse. Nothing is
       measured, so tiny layers may become slower. On the CPU, bfloat16 layers stay dense unless
       ``max_density`` is given.
 
-    If a subclass pads or crops, as causal convolutions do, its sparse layer does the same. The
-    following layers stay dense, and the report states the reason:
+    If a subclass pads or crops, as causal convolutions do, its sparse replacement does the same.
+    The following layers stay dense, and the report states the reason:
 
-    - subclasses with other code, and layers with hooks, added attributes or added state;
+    - subclasses that run different code, and layers with hooks, added attributes or added state;
     - layers whose weight is shared or computed (weight_norm), or whose bias is pruned;
     - layers that the input does not reach or, without ``unpruned``, that have no inactive weights.
 
-    Their weights outside ``masks`` are also set to 0, but training may change them. Layers keep
-    their name, position, bias, mode, ``requires_grad``, dtype and device. Outputs differ from those
-    of the masked model only by rounding. A sparse layer has ``values``; reading its ``weight``
-    raises an error. Hooks on the weight's gradient and additions of a subclass are lost; the report
-    lists them.
+    In layers that stay dense, weights outside ``masks`` are set to 0, but training may change them.
+    Layers keep their name, position, bias, mode, ``requires_grad``, dtype and device. Outputs
+    differ from those of the masked model only by rounding. A sparse layer has ``values`` instead of
+    ``weight``; reading ``weight`` raises an error. Hooks on the weight's gradient, and attributes
+    and methods that a subclass adds, are lost; the report lists these losses.
 
     Build the optimizer from the converted model's parameters: an older optimizer still references
     the dense weights.
@@ -80,19 +81,20 @@ def convert(
     Args:
         model: any module, before ``torch.compile`` or a distributed wrapper.
         example_input: the model's argument, a tensor or array on the CPU, or a tuple of arguments.
-        masks: names of layers or of parameters (``"conv.weight"``), mapped to ``(C_out, C_in //
-            groups, K)`` of bools, or of zeros and ones.
+        masks: a dict that maps names of layers or parameters (``"conv.weight"``) to masks ``(C_out,
+            C_in // groups, K)`` of bools, or of zeros and ones.
         layers: names of the layers to convert.
         max_density: default 0.2; not allowed with ``example_input`` or ``layers``.
-        unpruned: also measure layers without inactive weights; only with ``example_input`` and
-            without ``layers``. Sparse kernels are often faster even for these if channels are few
-            and kernels are long.
+        unpruned: also measure layers without inactive weights. This requires ``example_input``, and
+            excludes ``layers``. Sparse kernels are often faster even for layers without inactive
+            weights if they have few channels and long kernels.
         block: see ``KernelCSR``. A layer that is smaller than a block, or whose mask is not
-            constant in blocks, uses single weights.
-        training: measure a training step; False measures inference.
+            constant within each block, uses single weights.
+        training: also measure a training step, whose time then decides; with False, the inference
+            time decides.
         inplace: change ``model`` itself, unless it is an ``nn.Conv1d``. Do not use replaced layers
             afterwards.
-        rounds, least_seconds, verbose: as in ``profile``; like ``training``, only used with
+        rounds, least_seconds, verbose: as in ``profile``; like ``training``, used only with
             ``example_input``.
 
     Returns:
@@ -101,15 +103,15 @@ def convert(
 
     Raises:
         TypeError: ``model`` is not a module.
-        ValueError: no ``nn.Conv1d``, unknown names, a mask that does not fit or whose layer cannot
-            be converted, options that exclude each other.
+        ValueError: no ``nn.Conv1d``; unknown names; a mask of the wrong shape, or for a layer that
+            cannot be converted; mutually exclusive options.
         NotImplementedError: a measurement on a device other than the CPU.
 
     Example:
         >>> import torch, torch.nn.utils.prune as prune, sparseconv as sc
         >>> model = nn.Sequential(nn.Conv1d(8, 16, 9), nn.ReLU(), nn.Conv1d(16, 4, 1))
         >>> _ = prune.l1_unstructured(model[0], "weight", amount=0.9)
-        >>> sparse, report = sc.convert(model)  # with example_input=x it measures
+        >>> sparse, report = sc.convert(model)  # pass example_input=x to measure
         >>> sparse[0]
         SparseConv1d(8, 16, kernel_size=(9,), stride=(1,), nnz=115, density=9.98 %)
         >>> print(report.layers[1].verdict)
@@ -161,7 +163,7 @@ def convert(
 def _decide(
     found: Candidate, example_input: Any, layers: Any, max_density: float | None, unpruned: bool
 ) -> Verdict:
-    """Return the verdict on a layer; ``UNREACHED`` is final unless its time is measured."""
+    """Return the verdict on a layer; ``UNREACHED`` is final unless the layer is measured."""
     if found.sparse is None:
         return Verdict.OBSTACLE
     if layers is not None:
@@ -201,7 +203,7 @@ def _measure(
 def _install(model: nn.Module, candidates: Sequence[Candidate]) -> nn.Module:
     """Put copies of the chosen sparse layers into the model.
 
-    Mask the others, so that the choice does not affect what the model computes.
+    Mask the other layers, so that the choice does not affect what the model computes.
     """
     modules: dict[str, Any] = dict(model.named_modules())
     successors: dict[nn.Module, nn.Module] = {}

@@ -19,11 +19,11 @@ from sparseconv.nn.modules import (
 def to_dense(model: nn.Module) -> nn.Module:
     """Copy a model with an ``nn.Conv1d`` in place of every ``SparseConv1d``.
 
-    Use it to reverse ``convert`` for tools that know only torch's layers. Active weights and biases
-    keep their bits; inactive weights become +0.0. If it matters which zeros were active, save
-    ``{name: layer.pattern.to_mask()}`` for the ``masks`` argument of ``convert``. Names, mode and
-    ``requires_grad`` stay. Values and biases that pruning or a parametrization computes become
-    plain parameters; added attributes are lost.
+    This reverses ``convert``, for tools that support only torch's layers. Active weights and biases
+    keep their exact values; inactive weights become +0.0. If it matters which zeros were active,
+    save ``{name: layer.pattern.to_mask()}`` for the ``masks`` argument of ``convert``. Names, mode
+    and ``requires_grad`` are preserved. Values and biases that pruning or a parametrization
+    computes become plain parameters; added attributes are lost.
 
     A layer whose left and right padding differ, as in a DSN, becomes an ``nn.Sequential`` with
     torch's padding layer and an ``nn.Conv1d``. Its state dict entries are then ``1.weight`` and

@@ -20,13 +20,13 @@ EMPTY = "no weight is active, so the output does not depend on the input; prune 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class ConversionReport(ChangeReport):
-    """Report what ``convert`` did; printing shows a table.
+    """Report what ``convert`` did; printing it shows a table.
 
     Attributes:
         layers: a ``LayerTimes`` for every ``nn.Conv1d``, in the model's order.
-        times: the whole model as given (with pruning's hooks) and converted, for ``"inference"``
-            (without gradients) and, if measured, ``"training"`` (forward and backward); empty if
-            nothing was measured or converted.
+        times: those of the whole model as given (with pruning hooks) and as converted, for
+            ``"inference"`` (without gradients) and, if measured, ``"training"`` (forward and
+            backward); empty if nothing was measured or converted.
         training: whether training, rather than inference, decided.
         unblocked: names of sparse layers that this CPU would compute in blocks if their masks had
             blocks.
@@ -53,11 +53,11 @@ class ConversionReport(ChangeReport):
     def summary(self) -> list[str]:
         """Return the totals, notes and conditions, one line each."""
         count = sum(layer.verdict.converts for layer in self.layers)
-        lines = [f"{count} of {len(self.layers)} layers are sparse now", *self.time_lines()]
+        lines = [f"{count} of {len(self.layers)} layers are now sparse", *self.time_lines()]
         if self.unblocked:
             lines.append(
-                "block_mask chooses blocks of channels that share their taps, which this CPU "
-                f"multiplies in bfloat16; single weights: {', '.join(self.unblocked)}"
+                "this CPU has bfloat16 kernels for blocks of channels that share their taps (see "
+                f"block_mask), but these layers use single weights: {', '.join(self.unblocked)}"
             )
         notes = [(layer.name, note) for layer in self.layers for note in layer.notes]
         notes += [(layer.name, EMPTY) for layer in self.layers if layer.nnz == 0]
@@ -71,12 +71,12 @@ class ConversionReport(ChangeReport):
                 "no layer was measured: with an example_input, measured times decide for every "
                 "layer that has zeros or a mask and, with unpruned=True, also for the others",
             ]
-        decides = TRAINING if self.training else INFERENCE
-        return [*lines, f"{decides} decides", *layer_conditions(self.layers, self.machine)]
+        lines.append(f"verdicts are based on {TRAINING if self.training else INFERENCE} times")
+        return [*lines, *layer_conditions(self.layers, self.machine)]
 
 
 class Conversion(NamedTuple):
-    """Hold the converted model and the report."""
+    """Contain the converted model and the report."""
 
     model: nn.Module
     report: ConversionReport

@@ -153,7 +153,7 @@ REASONS = {
     "patched": "it has an attribute 'forward', which would be lost; convert first",
     "listed": r"referenced by Odd\.kept, where it cannot be replaced; keep it only",
     "bound": r"referenced by Odd\.call, where it cannot be replaced",
-    "complex": r"torch\.complex64 is not supported; convert it to one of",
+    "complex": r"torch\.complex64 is not supported; convert the layer to one of",
     "empty": "its weight is on the meta device and has no data; load",
     "hooked": "it has hooks, an attribute 'seen', which would be lost; convert first, then add",
 }
