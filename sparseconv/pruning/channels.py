@@ -38,7 +38,7 @@ class Layer:
 
     @property
     def groups(self) -> int:
-        """Return the groups of a convolution, or 1 for another layer."""
+        """Return the number of groups of a convolution, or 1 for any other layer."""
         return int(getattr(self.module, "groups", 1))
 
     @property
@@ -62,14 +62,14 @@ class Layer:
         return -1 if isinstance(self.module, nn.Linear) else 1
 
     def columns(self, kept: Tensor | None = None) -> Tensor:
-        """Return a bool mask of the weight's input channels that stay, ``(C_in // groups,)``."""
+        """Return a bool mask of the weight's kept input channels, ``(C_in // groups,)``."""
         if self.is_depthwise:
             return torch.ones(1, dtype=torch.bool)
         # Tracing ties the groups, so all of them lose the same columns.
         return kept_channels(self.inputs, kept)[: len(self.inputs) // self.groups]
 
     def weights(self, kept: Tensor | None = None) -> int:
-        """Count the active weights, without biases, when only ``kept`` units (bool) stay."""
+        """Count the active weights, without biases, that remain with the ``kept`` units (bool)."""
         if not self.has_filters:
             return 0
         rows, columns = kept_channels(self.outputs, kept), self.columns(kept)
@@ -88,7 +88,7 @@ class Layer:
 
 @dataclass(frozen=True, eq=False)
 class UnitSet:
-    """Group units of the same layers, which compete with each other.
+    """Group units that belong to the same layers and compete with each other.
 
     Attributes:
         units: ``(n,)`` int64, ascending.
@@ -112,10 +112,10 @@ class Channels:
         layers: the layers by name, in the order of computation.
         sets: sets of units that compete with each other.
         n_units: the number of units in all sets.
-        other_macs: multiply-adds for one series outside the layers, counted as constant.
-        vectors: for each other parameter or buffer, by name, the units of its channels and their
-            dimension.
-        left: by layer name, the reason why the layer keeps filters in any case.
+        other_macs: multiply-adds for one series outside the layers, taken to be constant.
+        vectors: for each other parameter or buffer, by name, the units of its channels and the
+            channel dimension.
+        left: by layer name, the reason why some or all of its filters cannot be removed.
     """
 
     layers: Mapping[str, Layer]
@@ -126,7 +126,7 @@ class Channels:
     left: dict[str, str] = field(default_factory=dict)
 
     def macs(self, kept: Tensor | None = None) -> int:
-        """Count the multiply-adds for one series when only ``kept`` units (bool) stay."""
+        """Count the multiply-adds for one series that remain with the ``kept`` units (bool)."""
         layers = self.layers.values()
         return self.other_macs + sum(layer.samples * layer.weights(kept) for layer in layers)
 
@@ -135,7 +135,7 @@ class Channels:
         return sum(layer.weights(kept) for layer in self.layers.values())
 
     def without(self, failed: Mapping[UnitSet, str]) -> Channels:
-        """Return a copy in which these sets of units stay, each for a reason."""
+        """Return a copy in which these sets of units are kept, each for the given reason."""
         sets = [group for group in self.sets if group not in failed]
         units = torch.full((self.n_units + 1,), FIXED)  # FIXED also finds the last entry
         every = torch.cat([group.units for group in sets]) if sets else units[:0]
@@ -164,7 +164,7 @@ class Channels:
 
 
 def kept_channels(channels: Tensor, kept: Tensor | None) -> Tensor:
-    """Return a bool mask of the channels that stay when only ``kept`` units do; None keeps all."""
+    """Return a bool mask of the channels that remain with the ``kept`` units; None keeps all."""
     if kept is None:
         return torch.ones(len(channels), dtype=torch.bool)
     return torch.cat([kept, torch.ones(1, dtype=torch.bool)])[channels]  # FIXED finds the last
@@ -177,7 +177,7 @@ def filters_first(module: nn.Module, tensor: Tensor) -> Tensor:
 
 
 class Numbers:
-    """Number the channels of tensors, and unite the numbers of those that are removed together.
+    """Number the channels of tensors; unite the numbers of channels that are removed together.
 
     The number 0 marks the zeros that code puts next to channels.
     """
@@ -189,7 +189,7 @@ class Numbers:
         self.tensors: dict[int, tuple[Tensor, int, Tensor]] = {}
 
     def new(self, count: int, reason: str | None = None) -> Tensor:
-        """Return ``count`` new numbers; with a reason, their channels stay."""
+        """Return ``count`` new numbers; if a reason is given, their channels are kept."""
         numbers = torch.arange(len(self.parent), len(self.parent) + count)
         self.parent += numbers.tolist()
         if reason is not None:
@@ -197,12 +197,12 @@ class Numbers:
         return numbers
 
     def roots(self, numbers: Tensor) -> list[int]:
-        """Return the root of each number, or 0 if its channel stays."""
+        """Return the root of each number, or 0 if its channel is kept."""
         roots = map(self._root, numbers.tolist())
         return [0 if root in self.reasons else root for root in roots]
 
     def why(self, numbers: Tensor) -> list[str]:
-        """Return the reasons why channels with these numbers stay."""
+        """Return the reasons why channels with these numbers are kept."""
         roots = map(self._root, numbers.tolist())
         return [self.reasons[root] for root in roots if root in self.reasons]
 
@@ -229,7 +229,7 @@ class Numbers:
         return None if found is None else found[:2]
 
     def free(self, tensor: Any) -> tuple[Tensor, int] | None:
-        """Return what ``get`` does, but also None if all channels stay."""
+        """Return the same as ``get``, but None also if all channels are kept."""
         found = self.get(tensor)
         if found is None or all(self._root(x) in self.reasons for x in found[0].tolist()):
             return None

@@ -23,7 +23,7 @@ LOGITS = (
     "Jacobian expected a model that returns log-probabilities, because its loss is nll_loss, but "
     "the exponentials of the outputs do not sum to 1; for logits, pass loss=F.cross_entropy"
 )
-LOSS = "Jacobian expected loss to be a function of the outputs and labels that returns one scalar"
+LOSS = "Jacobian expected loss to be a function of the outputs and labels that returns a scalar"
 
 
 class Criterion(ABC):
@@ -32,7 +32,8 @@ class Criterion(ABC):
     Attributes:
         everywhere: whether scores are compared across layers; if not, each layer loses the same
             share of its filters.
-        threshold: units with at most this score are removed; None if a fraction decides.
+        threshold: units with at most this score are removed; None if ``fraction`` or
+            ``target_macs`` decides.
         graded: whether scores take more than two values, so that the choice of threshold matters.
 
     Example:
@@ -71,7 +72,7 @@ class Magnitude(Criterion):
     """Score a filter by the p-norm of its weights.
 
     The norm includes what is removed with the filter: its taps in a depthwise layer, and the
-    filters of other layers whose outputs are added to its own.
+    filters of other layers whose outputs are added to its output.
 
     Args:
         p: the order of the norm, finite and at least 1; otherwise, ValueError is raised.
@@ -93,7 +94,7 @@ class Magnitude(Criterion):
 
 
 class HC(Criterion):
-    """Score a filter by its norm times its dissimilarity to the other filters of its layer.
+    """Score a filter by its norm times its dissimilarity to the other filters in its layer.
 
     The score is ``|F_i| * sum over j != i of (1 - |cos(F_i, F_j)|)``, an ablation of ``WHC``.
 
@@ -129,7 +130,7 @@ class WHC(Criterion):
 
 
 class Jacobian(Criterion):
-    """Score a filter by the loss's sensitivity to it, with the interactions of its weights.
+    """Score a filter by the loss's sensitivity to it, including interactions of its weights.
 
     The parameters of a filter are its taps, its BatchNorm entry and the corresponding input channel
     of each following layer. For each layer and batch, the products of gradient and weight are
@@ -187,7 +188,7 @@ class Jacobian(Criterion):
                     ) from error
                 if not loss.requires_grad:
                     raise ValueError(
-                        f"{LOSS}, but this one has no gradient; remove detach and no_grad"
+                        f"{LOSS}, but the result has no gradient; remove detach and no_grad"
                     )
                 grads = torch.autograd.grad(loss, parameters, materialize_grads=True)
                 products = {
@@ -205,12 +206,12 @@ class Jacobian(Criterion):
 class DSP(Criterion):
     """Remove the filters whose output stays near zero on every training series.
 
-    A filter's activation is its largest root mean square over time on any series. It is
-    measured where the next layer reads the filter, after any pooling or depthwise layer. The score
-    is the ratio of this to the largest activation in the layer, or in a ``DSN``'s kernel group. If
-    several layers read the filter, the largest ratio counts. Filters with a score of at most
-    ``eps`` are removed, so no fraction is needed. To silence filters, train with
-    ``InstanceSparsity``.
+    A filter's activation is the largest root mean square of its output over time, across all
+    series. It is measured where the next layer reads the filter, after any pooling or depthwise
+    layer. The score is the ratio of this activation to the largest one in the layer, or in a
+    ``DSN``'s kernel group. If several layers read the filter, the largest ratio counts. Filters
+    with a score of at most ``eps`` are removed, so no fraction is needed. To silence filters, train
+    with ``InstanceSparsity``.
 
     Args:
         data: the training series: an array ``(n_cases, n_channels, length)``, a list of cases,
@@ -264,7 +265,7 @@ class DSP(Criterion):
 
 
 def _by_set(channels: Channels, score: Callable[[Tensor], Tensor]) -> Tensor:
-    """Score the filters ``(n, p)`` of each set; a row has a unit's weights in all layers."""
+    """Score the filters ``(n, p)`` of each set; a row contains a unit's weights in all layers."""
     found = channels.zeros()
     for group in channels.sets:
         filters = []

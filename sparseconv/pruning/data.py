@@ -1,4 +1,4 @@
-"""Run a model on a criterion's data, and watch its layers."""
+"""Run a model on a criterion's data, and watch the model's layers."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def train_but_norms(model: nn.Module) -> None:
-    """Put a model in train mode except norms, which keep statistics and accept single values."""
+    """Put a model in train mode, except for norms: these keep statistics and accept one value."""
     for module in model.train().modules():
         if isinstance(module, NORMS):
             module.eval()
@@ -58,7 +58,7 @@ def keeping_buffers(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """Turn gradients off, also for views of parameters, which ``torch.no_grad`` does not."""
+    """Turn off gradients, also for views of parameters, which ``torch.no_grad`` does not do."""
     with torch.no_grad(), ExitStack() as stack:
         for parameter in model.parameters():
             stack.callback(parameter.requires_grad_, parameter.requires_grad)
@@ -95,7 +95,7 @@ def batch_sizes(n_cases: int, batch_size: int) -> list[int]:
 
 
 def run_batch(model: nn.Module, x: Tensor, whole: int = BATCH) -> Any:
-    """Run a model; explain the error if it drops the axis of one series or needs ``whole``."""
+    """Run a model; explain errors due to a dropped axis or to a batch size other than ``whole``."""
     try:
         with fitting((x,)):
             out = model(x)
@@ -108,13 +108,13 @@ def run_batch(model: nn.Module, x: Tensor, whole: int = BATCH) -> Any:
             raise ValueError(
                 f"the model drops the axis of a batch of 1 series ({cause}); use squeeze(-1), "
                 "which keeps it, or use batches of at least 2 series (batch_size of 2 or more; for "
-                "a DataLoader, whose last batch may be 1 series, drop_last=True)"
+                "a DataLoader, whose last batch may contain 1 series, drop_last=True)"
             ) from cause
         if 1 < len(x) != whole:
             with suppress(Exception):
                 model(x[torch.arange(whole) % len(x)])
                 error = RuntimeError(
-                    f"the model takes batches of {whole} series, but the last batch has {len(x)}: "
+                    f"the model needs batches of {whole} series, but the last batch has {len(x)}: "
                     "choose a batch_size that divides the number of series, or create the model's "
                     "state for x.shape[0] series"
                 )
@@ -122,7 +122,7 @@ def run_batch(model: nn.Module, x: Tensor, whole: int = BATCH) -> Any:
 
 
 def for_model(owner: str, model: nn.Module, X: Any) -> Tensor:
-    """Return series in the model's dtype, on their present device.
+    """Return series in the model's dtype, on their current device.
 
     Integers stay integers if the model has an ``nn.Embedding``. The networks of ``models`` also
     accept single-channel series as ``(n_cases, n_timepoints)``.

@@ -18,7 +18,7 @@ WIDEST = 8192  # inputs of a layer with a decompressor, a square matrix of this 
 
 
 class Mix(nn.Module):
-    """Mix channels with a matrix, which at first selects some or inserts zeros between them.
+    """Mix channels with a matrix that initially selects some or inserts zeros between them.
 
     Args:
         start: the first matrix, ``(outputs, inputs)``.
@@ -38,7 +38,7 @@ class Mix(nn.Module):
         return self.start + self.mixed * self.moved / SLOWER
 
     def forward(self, x: Tensor, last: bool) -> Tensor:
-        """Mix the channels of the last dimension, or of the second of ``(N, inputs, L)``."""
+        """Mix the channels in the last dimension, or in the second one of ``(N, inputs, L)``."""
         matrix = self.matrix()
         return F.linear(x, matrix) if last else F.conv1d(x, matrix[:, :, None])
 
@@ -110,7 +110,7 @@ def has_pairs(model: nn.Module) -> bool:
 def with_pairs(model: nn.Module, channels: Channels, kept: Tensor) -> tuple[str, ...]:
     """Put compressors and decompressors into a model; remove the filters that have no such pair.
 
-    The model changes in place. Return the names of the layers whose filters have no pair.
+    The model is changed in place. Return the names of the layers whose filters have no pair.
     """
     pruned = [group for group in channels.sets if not kept[group.units].all()]
     owner = torch.full((channels.n_units + 1,), -1)  # by unit, its paired set; FIXED finds the last

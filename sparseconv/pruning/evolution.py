@@ -20,10 +20,10 @@ from sparseconv.pruning.surgery import mask
 class Evolutionary(Criterion):
     """Search, layer by layer, for the filters whose removal costs the least accuracy.
 
-    For each layer or branch, NSGA-II searches for sets of filters with few errors on training
-    series and few weights. The smallest set whose error is at most ``tolerance`` above that of the
-    whole model is kept. Only the idea of this search is public; the encoding, operators, sizes and
-    choice of a set are ours.
+    For each layer or branch, NSGA-II searches for sets of filters that have few weights and cause
+    few errors on training series. The smallest set whose error is at most ``tolerance`` above that
+    of the whole model is kept. Only the idea of this search is public; the encoding, operators,
+    sizes and choice of a set are ours.
 
     Args:
         data: as in ``Jacobian``.
@@ -39,7 +39,7 @@ class Evolutionary(Criterion):
         >>> X, y = torch.randn(8, 1, 30), torch.arange(8) % 2
         >>> criterion = Evolutionary((X, y), population=4, generations=2)
         >>> report = sc.prune_filters(sc.models.ResNet(1, 2, nf=4), X[:1], criterion).report
-        >>> sorted(set(report.scores.tolist()))  # which are kept, not how good they are
+        >>> sorted(set(report.scores.tolist()))  # 1 if kept, otherwise 0
         [0.0, 1.0]
 
     Source: Li et al., "Evolutionary Multi-Objective One-Shot Filter Pruning for Designing

@@ -1,4 +1,4 @@
-"""Replace convolutions with low-rank factors, some of which layers share."""
+"""Replace convolutions with low-rank factors, some of them shared between layers."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Factorized(NamedTuple):
 
 
 class Sum(nn.Module):
-    """Add the outputs ``(..., C, L)`` of several modules for one input, and a bias ``(C,)``."""
+    """Add a bias ``(C,)`` and the outputs ``(..., C, L)`` of several modules for the same input."""
 
     def __init__(self, terms: Iterable[nn.Module], bias: nn.Parameter | None = None) -> None:
         super().__init__()
@@ -70,36 +70,39 @@ def factorize(
     rank: int | None = None,
     parameter_compression: float | None = None,
 ) -> Factorized:
-    """Copy a model and replace each convolution with two smaller ones, one of which layers share.
+    """Copy a model; replace each convolution with two smaller ones, one shared between layers.
 
-    A layer with a weight ``(O, I, K)`` becomes a ``Sequential`` of two. ``taps`` has K taps,
-    ``rank`` output channels and the layer's options; ``pointwise`` is a 1x1 convolution to O
-    channels. Let U and V be their weights, r the rank, and n = 1 .. N the layers of a set:
+    A layer with a weight ``(O, I, K)`` becomes a ``Sequential`` of two convolutions. ``taps``
+    has K taps, ``rank`` output channels and the layer's options; ``pointwise`` is a 1x1 convolution
+    to O channels. Let U and V be the weights of ``taps`` and ``pointwise``, r the rank, and n = 1
+    .. N the layers of a set:
 
     - ``"left"``: ``W^n ~ U V^n``, the same ``taps`` in all layers; ``r (I K + N O)`` weights.
     - ``"right"``: ``W^n ~ U^n V``, the same ``pointwise`` in all; ``r (N I K + O)`` weights.
-    - ``"both"``: ``W^n ~ U^n V + U V^n``, a ``Sum`` of both; ``r (N + 1) (I K + O)`` weights. It
-      starts with the better of the two, then fits each 30 times to the residual of the other.
+    - ``"both"``: ``W^n ~ U^n V + U V^n``, a ``Sum`` of both; ``r (N + 1) (I K + O)`` weights. The
+      better of the two is fitted first; then each is fitted 30 times to the other's residual.
     - ``"svd"``: ``W ~ U V``, each layer separately; ``r (I K + O)`` weights.
 
-    The squared error of the weights is the smallest possible for the rank. With ``"both"``, it
-    decreases in every step, possibly to a local minimum. Fine-tune the copy with a new optimizer.
+    The squared error of the weights is the smallest possible for the rank. With ``"both"``, the
+    error decreases in every step, but may only reach a local minimum. Fine-tune the copy with a new
+    optimizer.
     Code that reads a replaced layer's ``weight`` raises an error.
 
     Args:
         model: any module, before ``torch.compile``; it is left unchanged.
         example_input: the input for ``report.measure()``.
-        layers: sets of names of ``nn.Conv1d`` layers of equal shape and options. By default, all
-            equal layers form a set if there are several and they get smaller (for ``"svd"``, each).
+        layers: sets of names of ``nn.Conv1d`` layers with equal shapes and options. By default, all
+            equal layers form a set if there are several and they get smaller (with ``"svd"``, each
+            layer that gets smaller is a set).
         rank: the rank r of every set.
         parameter_compression: instead of a rank, the minimum ratio of parameters before to after
             in each set.
 
     Raises:
-        TypeError, ValueError: a set has unequal or too few layers, or one of another class, with
-            groups, hooks, its own ``forward``, or a computed or shared weight; not exactly one of
-            ``rank`` and ``parameter_compression`` is given, or the weights do not allow its value;
-            no layer gets smaller.
+        TypeError, ValueError: a set has unequal or too few layers, or a layer of a different class
+            or with groups, hooks, its own ``forward``, or a computed or shared weight; both or
+            neither of ``rank`` and ``parameter_compression`` are given, or the weights do not allow
+            the value; no layer gets smaller.
 
     Example:
         >>> import sparseconv as sc
@@ -192,7 +195,7 @@ def _sizes(
         if rank < 1:
             raise ValueError(
                 f"expected a parameter_compression of at most {before / (biases + per_rank):.4g}, "
-                f"as with rank 1, but got {compression:g}"
+                f"which rank 1 achieves, but got {compression:g}"
             )
     assert rank is not None
     if rank > most:
@@ -271,7 +274,7 @@ def _conv(weight: Tensor, like: nn.Conv1d, options: dict[str, Any]) -> nn.Conv1d
 def _sets(
     model: nn.Module, layers: Iterable[Iterable[str]] | None, method: str
 ) -> Iterator[tuple[tuple[str, ...], list[Any], str | None]]:
-    """Yield the names and layers of each set, and the reason if it cannot be factorized."""
+    """Yield each set: names, layers and, if it cannot be factorized, the reason."""
     found: dict[str, Any] = dict(model.named_modules(remove_duplicate=False))
     obstacle = partial(_obstacle, outside=dict(held_outside(model)), owners=owners_of(model))
     if searched := layers is None:
@@ -284,7 +287,7 @@ def _sets(
     for names in map(tuple, layers):
         if unknown := [name for name in names if name not in found]:
             known = [name for name, module in found.items() if isinstance(module, nn.Conv1d)]
-            raise ValueError(f"layers must be lists of names in {known}, but got {unknown[0]!r}")
+            raise ValueError(f"layers must be lists of names from {known}, but got {unknown[0]!r}")
         convs = [found[name] for name in names]
         reasons = (
             why and (f"{name!r} {why}" if len(names) > 1 else f"it {why}")
@@ -292,14 +295,15 @@ def _sets(
         )
         reason = next(filter(None, reasons), None)
         if reason is None and (not names or (len(names) == 1) != (method == "svd")):
-            reason = f"{method!r} expects several equal layers in a set, and 'svd' a single layer"
+            reason = "a set must have one layer for method='svd', and several for any other method"
             reason = (
                 "no other layer has its shape and options; method='svd' accepts single layers"
                 if searched
                 else reason
             )
         if reason is None and len({_common(conv) for conv in convs}) > 1:
-            reason = f"the layers must have the same {', '.join(WEIGHT + OPTIONS)}; make two sets"
+            same = ", ".join(WEIGHT + OPTIONS)
+            reason = f"the layers must have the same {same}; put them in different sets"
         if reason is None and len(set(convs)) < len(convs):
             reason = "a layer may be named only once"
         yield names, convs, reason
@@ -314,13 +318,13 @@ def _obstacle(
     layer: nn.Module | None, outside: Mapping[nn.Module, str], owners: Mapping[int, list[str]]
 ) -> str | None:
     if isinstance(layer, nn.Conv1d) and not {"weight", "bias"} <= layer._parameters.keys():
-        return "has a computed weight or bias (pruning, a parametrization); remove that first"
+        return "has a computed weight or bias; first remove the pruning or parametrization"
     if type(layer) is not nn.Conv1d:
         sparse = layer is not None and computes_as(layer, (SparseConv1d,))
         hint = "; convert it with sc.to_dense" if sparse else ""
         return f"must be an nn.Conv1d, but is a {type(layer).__name__}{hint}"
     if layer.groups != 1:
-        return f"must have groups=1, but has {layer.groups}; leave it out"
+        return f"must have groups=1, but has {layer.groups}; leave out this layer"
     if own := vars(layer).keys() & {"forward", "_conv_forward"}:
         return f"has its own {own.pop()}, which would be lost; move that code into a module"
     if hooks_of(layer):
@@ -328,5 +332,5 @@ def _obstacle(
     if len(owners[id(layer.weight)]) > 1:
         return f"shares its weight ({owners[id(layer.weight)]}); give each layer a separate weight"
     if layer in outside:
-        return f"is also referenced by {outside[layer]}, where it cannot be replaced; delete that"
+        return f"cannot be replaced in {outside[layer]}, which references it; delete that reference"
     return None

@@ -47,50 +47,55 @@ def prune_filters(
 ) -> PrunedFilters:
     """Remove whole filters, and everything that belongs to them, from a copy of a model.
 
-    A filter is removed with its entry in BatchNorm, its taps in a depthwise layer, and the input
-    channel of each layer that reads it. Filters whose outputs are added are removed together. One
-    forward pass in eval mode finds all of these. Every layer, and every concatenated branch, keeps
-    at least one filter.
+    A filter is removed together with its BatchNorm entry, its taps in a depthwise layer, and the
+    corresponding input channel of each layer that reads it. Filters whose outputs are summed are
+    removed together. A forward pass in eval mode finds all of these dependencies. Every layer, and
+    every concatenated branch, keeps at least one filter.
 
-    The channels of the model's input and output stay. So do those next to something that cannot be
-    followed: an operation that mixes channels, code that relies on their number, or a layer called
-    only in train mode. ``report.left`` gives the reason for each layer.
+    The channels of the model's input and output are kept. So are those used by something that
+    cannot be followed: an operation that mixes channels, code that relies on the number of
+    channels, or a layer called only in train mode. ``report.left`` contains the reason for each
+    layer.
 
-    The result is verified with random weights: it must compute the same as the model with the
-    removed channels masked. Random series replace a constant example. If the model runs in train
-    mode, with norms in eval mode, that is also verified. If the model draws random numbers from a
-    source other than torch, train mode is only checked to run; outputs are not compared.
+    The result is verified with random weights: it must compute the same as the given model with the
+    removed channels masked. If the example is constant, random series replace it. If the model runs
+    in train mode, with norms in eval mode, that mode is also verified. If the model draws random
+    numbers from a source other than torch, it only has to run in train mode; its outputs in that
+    mode are not compared.
 
     Args:
         model: any module; it is left unchanged. ``nn.Conv1d``, ``nn.ConvTranspose1d``,
-            ``SparseConv1d`` and ``nn.Linear`` lose filters, as do subclasses that compute the same
-            for each channel. Norms (batch, instance, group) and scales of channels lose entries. A
-            ``SparseConv1d`` with blocks that loses channels switches to single weights.
+            ``SparseConv1d`` and ``nn.Linear`` lose filters, as do subclasses that treat all
+            channels alike. Norms (batch, instance, group) and per-channel scales lose the
+            corresponding entries. A ``SparseConv1d`` with blocks that loses channels switches to
+            single weights.
         example_input: a tensor or an array ``(N, C, L)``, or a tuple of the model's arguments.
         criterion: ``DSP``, ``WHC``, ``HC``, ``Magnitude``, ``Jacobian`` or ``Evolutionary``.
         fraction: the share of filters to remove, in [0, 1), from each layer, or from all layers
-            together if the criterion compares them (``Jacobian``). Filters removed together count
-            as one.
-        target_macs: instead of a fraction, the maximum number of multiply-adds for one series. The
-            fewest filters that reach it are removed.
+            together if the criterion compares scores across layers (``Jacobian``). Filters removed
+            together count as one.
+        target_macs: instead of a fraction, the maximum number of multiply-adds for one series. As
+            few filters as possible are removed to reach it.
         steps: the number of equal steps, each with new scores, in which filters are removed.
         ignore: names of modules that keep all their channels, as do the layers inside them.
         equivalent: add 1x1 convolutions through which removed filters contribute during
             fine-tuning: a compressor after each layer that loses filters, and a decompressor before
-            each that reads them. ``report.merge()`` then returns the model in its pruned shape.
-        optimizer: an optimizer of the model's parameters. ``report.optimizer`` is its successor,
-            with the state of the kept weights, including that of wrapped optimizers (SAM,
-            Lookahead).
-            For a learning-rate scheduler, set ``scheduler.optimizer = report.optimizer``.
+            each layer that reads them. ``report.merge()`` then returns the model in its pruned
+            shape.
+        optimizer: an optimizer for the model's parameters. ``report.optimizer`` is its successor,
+            with the state of the kept weights, including the state in wrapped optimizers (SAM,
+            Lookahead). For a learning-rate scheduler, set ``scheduler.optimizer =
+            report.optimizer``.
 
     Raises:
-        TypeError, ValueError: an argument is out of range; the target is out of reach; there is
-            nothing to remove, or with ``equivalent`` no layer for a compressor; the model's outputs
-            change between runs in eval mode, except by torch's random numbers; an output is not a
-            tensor (alone or in tuples, lists, dicts or dataclasses) or a constant.
+        TypeError, ValueError: an argument is out of range; the target cannot be reached; there is
+            nothing to remove or, with ``equivalent``, no layer that can have a compressor; the
+            model's outputs change between runs in eval mode for a reason other than torch's random
+            numbers; an output is neither a tensor (alone or in tuples, lists, dicts or dataclasses)
+            nor a constant.
         NotImplementedError: the optimizer has state that cannot be cut to the kept weights, or the
             model runs, but its channels cannot be followed.
-        RuntimeError: the model cannot take ``example_input``; this is torch's error.
+        RuntimeError: the model rejects ``example_input``; the error is torch's.
 
     Example:
         >>> import sparseconv as sc
@@ -106,7 +111,7 @@ def prune_filters(
     if not isinstance(criterion, Criterion):
         named = str(getattr(criterion, "__name__", criterion))
         known = {x.__name__.lower(): x.__name__ for x in Criterion.__subclasses__()}
-        advice = f"; call it: {known[named.lower()]}()" if named.lower() in known else ""
+        advice = f"; create one with {known[named.lower()]}()" if named.lower() in known else ""
         raise TypeError(
             "criterion must be a Criterion from sparseconv.pruning, for example WHC(), but got "
             f"{criterion!r}{advice}"
@@ -115,7 +120,7 @@ def prune_filters(
     steps = count("steps", steps)
     if equivalent and optimizer is not None:
         raise ValueError(
-            "equivalent pruning changes what the parameters mean; do not pass optimizer, and build "
+            "equivalent pruning changes what the parameters mean; do not pass optimizer, but build "
             "a new one afterwards"
         )
     work, channels, arguments = _traced(model, example_input, ignore)
@@ -212,8 +217,8 @@ def keep_filters(
         found = stays.nonzero()[:, 0].tolist()
         if not stay or found != sorted(stay):
             raise ValueError(
-                f"filters of {name!r} must name at least one of 0 to {len(stays) - 1}, the same "
-                f"for tied layers, but got {sorted(stay)}, with which {found} would stay"
+                f"filters of {name!r} must contain at least one of 0 to {len(stays) - 1}, the same "
+                f"ones as for tied layers, but got {sorted(stay)}, which would keep {found}"
             )
     for why in removed_wrongly(remove, model, arguments, channels, kept).values():
         raise ValueError(f"{why}; name the module with that code in ignore")

@@ -34,12 +34,12 @@ READS = "allclose array bool contains equal float index int item iter numpy seti
 
 @dataclass
 class Call:
-    """Record a call of an operation before it runs, because it may work in place.
+    """Record a call to an operation before it runs, because the operation may work in place.
 
     Attributes:
         own: the model's parameters and buffers outside the layers, by id.
         inputs: the tensors among the arguments that are followed and may lose channels.
-        fixed: the inputs whose channels must stay.
+        fixed: the inputs whose channels must be kept.
     """
 
     numbers: Numbers
@@ -108,10 +108,10 @@ def tried(call: Call) -> bool:
 
 
 def _trial(call: Call, dims: Mapping[int, int], n: int) -> list[list[int]]:
-    """Compute with some of the channels; return the dimensions of each output that have them.
+    """Run the call with some of the channels; return each output's dimensions that contain them.
 
     Args:
-        dims: by id of a tensor, the dimension that counts these channels.
+        dims: by tensor id, the dimension of these channels.
     """
     rng = np.random.default_rng(0)  # while tracing, torch draws the same everywhere
     # A single channel shows nothing: there are no others to leave out.
@@ -129,14 +129,14 @@ def _trial(call: Call, dims: Mapping[int, int], n: int) -> list[list[int]]:
 
 
 def _constant(x: Tensor, dim: int) -> bool:
-    """Return whether all channels of a tensor are equal, such as zeros before a series."""
+    """Return whether all channels of a tensor are equal, as in zeros that pad a series."""
     return bool((x == x.narrow(dim, 0, 1)).all())
 
 
 def _outputs(
     call: Call, data: Mapping[int, Tensor], parts: Mapping[int, tuple[int, Tensor]]
 ) -> list[Tensor]:
-    """Compute with other data in place of tensors, and with parts of some dimensions."""
+    """Run the call with other data in its tensors, and with parts of some dimensions."""
 
     def stand_in(x: Tensor) -> Tensor:
         given = data.get(id(x), x)
@@ -156,7 +156,7 @@ def _random(x: Tensor, shape: torch.Size, rng: np.random.Generator) -> Tensor:
 
 
 def moves(call: Call) -> bool:
-    """Apply an operation that moves its first argument's data to the numbers of channels."""
+    """Move the channels' numbers as the operation moves the data of its first argument."""
     dims = [call.numbers[x][1] for x in call.inputs]
     first = call.args[0] if call.args else [call.kwargs.get(key) for key in ("input", "tensors")]
     data = {id(x) for x in tree_leaves(first)}
@@ -165,7 +165,7 @@ def moves(call: Call) -> bool:
         return False  # it may be an index that depends on the channels
 
     def numbered(x: Tensor) -> Tensor:
-        """Return each sample's channel number, or one that stays in an unfollowed tensor."""
+        """Return each sample's channel number; channels of unfollowed tensors are kept."""
         if id(x) not in data:
             return x
         if not x.numel():
@@ -188,7 +188,7 @@ def moves(call: Call) -> bool:
 
 
 def splits(call: Call) -> bool:
-    """Do as ``moves`` does, or unite the groups of channels that get a separate dimension."""
+    """Try ``moves``; if it fails, unite the groups of channels that get a separate dimension."""
     if moves(call):
         return True
     (channels, dim), out = call.numbers[call.inputs[0]], call.outputs[0]
@@ -202,7 +202,7 @@ def splits(call: Call) -> bool:
 
 
 def pads(call: Call) -> bool:
-    """Do as ``moves`` does; padding next to the channels becomes channels that stay."""
+    """Apply ``moves``; padding next to the channels becomes channels that are kept."""
 
     def padded(x: Tensor, pad: Sequence[int], mode: str = "constant", _: Any = None) -> Tensor:
         return F.pad(x, pad, mode, 0)  # such channels have the number 0
@@ -212,7 +212,7 @@ def pads(call: Call) -> bool:
 
 
 def parts(call: Call) -> bool:
-    """Do as ``moves`` does, and unite equal parts of the channels, so that they stay equal."""
+    """Apply ``moves``; then unite equal parts of the channels, so that their sizes stay equal."""
     if not moves(call):
         return False
     channels, _ = call.numbers[call.inputs[0]]
@@ -237,7 +237,7 @@ def halves(call: Call) -> bool:
 
 
 def _differing(numbers: Tensor, along: Sequence[int]) -> int | None:
-    """Return the only dimension along which numbers differ; for one channel, one of size 1."""
+    """Return the only dimension along which numbers differ, or one of size 1 for one channel."""
     if numbers.numel() == 0:
         return None
     every = range(numbers.dim())
@@ -263,7 +263,7 @@ RULES = {name: rule for rule, names in _NAMES.items() for name in names.split()}
 
 
 class SameDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Make random operations draw the same for every channel, whatever their number.
+    """Make random operations draw the same values for every channel, however many there are.
 
     Args:
         finite: replace NaN and infinity, which a zero weight would pass on from a removed channel.

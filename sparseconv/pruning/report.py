@@ -44,7 +44,7 @@ DECADES = tuple(10.0**k for k in range(-6, 1))
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """Describe a layer, or a set of layers, before and after.
+    """Describe a layer, or a set of layers, before and after a change.
 
     Attributes:
         name: the name of the module, or all names of a set, separated by commas.
@@ -129,7 +129,7 @@ class FactorizedSet(Change):
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class SmallerNetwork(ChangeReport):
-    """Report how a network became smaller, with the times of ``measure``.
+    """Report how a network became smaller, including times from ``measure``.
 
     Attributes:
         layers: one ``Change`` for each layer or set.
@@ -205,7 +205,7 @@ class SmallerNetwork(ChangeReport):
 def _runs(
     model: nn.Module, records: Sequence[LayerChange | FactorizedSet], arguments: tuple[Any, ...]
 ) -> dict[str, list[tuple[int, Passes]]]:
-    """Return, by name of a record, the calls of its layers in one run, with their counts."""
+    """Return, by record name, the calls to its layers in one run, with their counts."""
     layers = {r.name: [model.get_submodule(name) for name in r.layers] for r in records}
     calls = capture(model, chain(*layers.values()), arguments)
     for call in chain(*(found for layer, found in calls.items() if isinstance(layer, nn.Conv1d))):
@@ -233,7 +233,7 @@ def _macs(model: nn.Module, arguments: tuple[Any, ...]) -> int:
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class PruningReport(SmallerNetwork):
-    """Report what ``prune_filters`` changed; printing shows a table.
+    """Report what ``prune_filters`` changed; printing it shows a table.
 
     Attributes:
         criterion: the criterion's name and settings.
@@ -242,7 +242,7 @@ class PruningReport(SmallerNetwork):
         scores: the last score of each unit of filters.
         threshold: the threshold of a graded criterion, such as ``DSP``, or None.
         unpaired: with ``equivalent=True``, the layers that lost filters without a compressor.
-        left: by layer name, the reason why some or all filters stay in any case.
+        left: by layer name, the reason why some or all of its filters cannot be removed.
 
     Example:
         >>> import sparseconv as sc
@@ -314,7 +314,7 @@ def changes(channels: Channels, kept: Tensor) -> tuple[LayerChange, ...]:
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class FactorizationReport(SmallerNetwork):
-    """Report what ``factorize`` changed; printing shows a table.
+    """Report what ``factorize`` changed; printing it shows a table.
 
     Attributes:
         layers: a ``FactorizedSet`` for each set of layers.

@@ -104,7 +104,7 @@ class _Selection(NamedTuple):
         return kept
 
     def within(self, target: int, progress: float) -> Tensor:
-        """Remove the fewest units that cover a share ``progress`` of the way to a target."""
+        """Remove as few units as possible to cover a share ``progress`` of the way to a target."""
         full = self.channels.macs()
         limit = full - (full - target) * progress
         sizes = {len(units) for units in self.pools()}

@@ -1,4 +1,4 @@
-"""Silence the filters that a series does not need with the loss of dynamic structured pruning."""
+"""Use the loss of dynamic structured pruning to silence filters that a series does not need."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ class InstanceSparsity:
     """Compute the sparsity loss ``weight * sum over stages, series, channels of |F|_2``.
 
     ``|F|_2`` is the norm over time of one channel's output for one series, so a silent channel
-    costs nothing. A ``with`` block watches the model's forward passes. Calling the object returns
-    the loss of the passes since the last call.
+    costs nothing. Inside a ``with`` block, the object records the model's forward passes. Calling
+    it returns the loss of the passes since the last call.
 
     Args:
         model: any module.
-        stages: a ``Stage`` or a name for each module, whose output is ``(N, C, L)``. By default,
-            these are the ``published_stages``.
-        weight: the weight of the whole loss, at least 0. 2e-5 is published for LITE and batches of
-            64. For batches of B, multiply it by 64 / B, because it weights a sum that is added to a
-            mean.
+        stages: a ``Stage`` or a name for each module; the module's output must be ``(N, C, L)``.
+            The default is ``published_stages(model)``.
+        weight: the weight of the whole loss, at least 0. The published value is 2e-5, for LITE with
+            batches of 64. For batches of B series, multiply it by 64 / B, because the loss is a sum
+            over the batch that is added to a mean.
 
     Example:
         >>> from sparseconv.models import LITE

@@ -22,7 +22,7 @@ Cut = Mapping[int, Tensor]  # by dimension of a tensor, the indices that stay
 def successor(
     old: Holdings, model: nn.Module, pruned: nn.Module, cuts: Mapping[str, Cut]
 ) -> Optimizer:
-    """Return an optimizer of the pruned model's parameters, with the state of the old one.
+    """Return an optimizer for the pruned model's parameters, with the state of the old one.
 
     Args:
         cuts: the result of ``remove``; state with a parameter's shape is cut in the same way.
@@ -56,12 +56,12 @@ def successor(
 def remove(
     model: nn.Module, channels: Channels, kept: Tensor, spared: Tensor | None = None
 ) -> dict[str, Cut]:
-    """Shorten a model's layers in place to the kept units (bool).
+    """Remove all but the kept units (bool) from a model's layers, in place.
 
     Layers with filters also keep ``spared`` units; norms do not.
 
     Returns:
-        By name of each shortened parameter or buffer, the indices that stay.
+        The indices that are kept, by name of each shortened parameter or buffer.
     """
     cuts: dict[str, Cut] = {}
     for name, layer in channels.layers.items():
@@ -96,7 +96,7 @@ def remove(
 
 
 def _active(module: SparseConv1d, rows: Tensor, columns: Tensor) -> Tensor:
-    """Return ``(nnz,)`` bool: whether both channels of an active weight stay."""
+    """Return ``(nnz,)`` bool: whether both channels of an active weight are kept."""
     mask = module.pattern.to_mask()
     return (rows[:, None, None] & columns[:, None]).expand(mask.shape)[mask]
 
@@ -109,7 +109,7 @@ def _cut(tensor: Tensor, cut: Cut) -> Tensor:
 
 @torch.no_grad()
 def shorten(module: nn.Module, content: Mapping[str, Tensor], inputs: int) -> None:
-    """Give a layer smaller parameters and buffers, and update its numbers of channels."""
+    """Replace a layer's parameters and buffers with smaller ones; update its channel counts."""
     for name, tensor in content.items():
         tensor = tensor.detach().clone()
         if (old := module._parameters.get(name)) is not None:

@@ -2,8 +2,8 @@
 
 Every channel of every tensor has a number. An operation that adds two tensors unites their numbers,
 and one that moves data moves the numbers. So residual connections, concatenation, groups and
-depthwise layers need no special rules. Channels stay if an operation that uses them cannot be
-followed; ``Channels.left`` contains the reason.
+depthwise layers need no special rules. Channels are kept if an operation that uses them cannot
+be followed; ``Channels.left`` contains the reason.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ def trace(model: nn.Module, arguments: tuple[Any, ...], ignore: Iterable[str] = 
     """Follow the channels of a network from its inputs to its outputs while it runs in eval mode.
 
     Args:
-        model: left unchanged. It runs again in train mode if eval mode does not call all layers.
+        model: left unchanged. It also runs in train mode if eval mode does not call all layers.
         arguments: example inputs, with channels in their second dimension.
-        ignore: as in ``prune_filters``, with its errors.
+        ignore: as in ``prune_filters``, with the same errors.
     """
     tracer = _Tracer(model, kept_modules(model, ignore))
     series = [x for x in tree_leaves(arguments) if isinstance(x, Tensor) and x.dim() > 1]
@@ -73,7 +73,7 @@ def trace(model: nn.Module, arguments: tuple[Any, ...], ignore: Iterable[str] = 
 
 
 def output_tensors(out: Any) -> list[Tensor]:
-    """Return the tensors in a model's output; refuse an object that may hide some."""
+    """Return the tensors in a model's output; reject an object that may hide some."""
     found: list[Tensor] = []
     expected = "the model must return tensors, alone or in tuples, lists, dicts or dataclasses"
     for leaf in tree_leaves(out):
@@ -200,7 +200,7 @@ class _Tracer(TorchFunctionMode):
                 else:
                     self.numbers.fix(f"its channels are used by {name!r}: {why}", x)
                 return
-            known = self.numbers.new(x.shape[dim], "it has a filter for each channel that stays"), 0
+            known = self.numbers.new(x.shape[dim], "it has a filter for each kept input channel"), 0
         # Channels.macs counts these, so they must not be among the others.
         self.flops_of_layers += self.flops.get_total_flops() - self.flops_before
         inputs = outputs = known[0]
@@ -297,8 +297,8 @@ class _Tracer(TorchFunctionMode):
         """Keep the channels that are read, or may be read, by layers that eval mode did not call.
 
         Train mode shows what they read, for example in a second head. Layers that train mode does
-        not call either may run for other inputs or random numbers, so channels of their widths
-        stay.
+        not call either may run for other inputs or random numbers, so channels of tensors that
+        match their widths are kept.
         """
         idle = {
             name: module
@@ -381,7 +381,7 @@ def _sizes(module: nn.Module) -> set[int]:
 
 
 def _unlike(module: nn.Module, given: list[Tensor], output: Any) -> str | None:
-    """Return why a layer cannot be followed as its base class, or None if it can."""
+    """Return why a layer cannot be followed like its base class, or None if it can."""
     groups = getattr(module, "groups", 1)
     if isinstance(module, nn.GroupNorm) and module.num_groups == 1:
         return "it normalizes over all channels"
@@ -395,5 +395,5 @@ def _unlike(module: nn.Module, given: list[Tensor], output: Any) -> str | None:
     dim = -1 if isinstance(module, nn.Linear) else 1
     shapes = [x.shape for x in (*given[:1], output) if isinstance(x, Tensor)]
     if tuple(shape[dim] for shape in shapes) != _widths(module):
-        return "its input or output differs from that of its base class"
+        return "its number of input or output channels differs from that of its base class"
     return None

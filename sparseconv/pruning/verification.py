@@ -20,7 +20,7 @@ from sparseconv.pruning.surgery import mask, remove
 from sparseconv.pruning.tracing import output_tensors
 
 Edit = Callable[[nn.Module, Channels, Tensor], object]
-RELIES = "the code relies on a number of channels, or moves them in a way that cannot be followed"
+RELIES = "the code relies on the number of channels, or moves them in a way that cannot be followed"
 ADVICE = f"{RELIES}; name the module with that code in ignore"
 TRAIN = " in train mode"
 REPEATS = range(5)  # random parts of a model may not act in one run
@@ -32,14 +32,14 @@ def removed_wrongly(
     """Compare a model in which units are masked with one from which ``edit`` removes them.
 
     ``prune_filters`` describes the comparison. It includes the inputs of layers, because outputs
-    alone may be saturated. Random weights are used on a copy of the model, because trained ones may
-    be zero and hide differences between channels.
+    alone may be saturated. It uses a copy of the model with random weights, because trained ones
+    may be zero and hide differences between channels.
 
     Returns:
         The sets of units that cannot be removed, each with the reason.
 
     Raises:
-        ValueError: the model does not repeat its outputs, or no single set explains a difference.
+        ValueError: the model's outputs vary between runs, or no single set explains a difference.
     """
     so_far, why = torch.ones_like(kept), ""
     for repeats in (True, False):  # False: in train mode it only has to run
@@ -52,9 +52,9 @@ def removed_wrongly(
             break
     else:
         raise ValueError(
-            "expected the same outputs each time that the model runs on the same input, but its "
-            "state, or random numbers that are not torch's, change them, so nothing can be "
-            "verified; make the model deterministic in eval mode"
+            "expected the same outputs each time the model runs on the same input, but they depend "
+            "on its state, or on random numbers from a source other than torch, so pruning cannot "
+            "be verified; make the model deterministic in eval mode"
         )
     failed = {}
     for group in channels.sets:

@@ -360,7 +360,7 @@ def test_dropout_and_noise_that_are_active_in_eval_mode() -> None:
     assert "different outputs (perhaps due to random draws of randint)" in report.left["0"]
     count = itertools.count()
     rarely = Function(lambda x: x * (1 + (next(count) % 4 == 1)))  # the runs after are alike
-    with pytest.raises(ValueError, match="each time that the model runs on the same input"):
+    with pytest.raises(ValueError, match="each time the model runs on the same input"):
         pruned(between(rarely))
 
 

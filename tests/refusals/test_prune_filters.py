@@ -97,8 +97,8 @@ test_arguments = refusals(
     (call(steps=0), ValueError, "steps must be at least 1, but got 0"),
     (call(ignore=["0", "no"]), ValueError, "names from model.named_modules(), but got 'no'"),
     (call(ignore="0"), ValueError, "Sequential has no filters that can be removed"),
-    (call(criterion="whc"), TypeError, "for example WHC(), but got 'whc'; call it: WHC()"),
-    (call(criterion=WHC), TypeError, "; call it: WHC()"),
+    (call(criterion="whc"), TypeError, "for example WHC(), but got 'whc'; create one with WHC()"),
+    (call(criterion=WHC), TypeError, "; create one with WHC()"),
     (call(criterion=0.5), TypeError, "criterion must be a Criterion from sparseconv"),
     (call(criterion=DSP(X), fraction=0.5), ValueError, "decides how many filters to remove"),
     (call(x=X.tolist()), TypeError, "example_input must be a tensor"),
@@ -108,7 +108,7 @@ test_arguments = refusals(
     (call(x=X[0]), ValueError, "0: it must receive a batch of series (N, C, L), but got (2, 12)"),
     (lambda: keep_filters("resnet", X, {}), TypeError, "model must be an nn.Module"),
     (call(optimizer=sgd(network())), ValueError, "a parameter that does not belong to the model"),
-    (call(optimizer=sgd(network()), equivalent=True), ValueError, "do not pass optimizer, and"),
+    (call(optimizer=sgd(network()), equivalent=True), ValueError, "do not pass optimizer, but"),
     (call(**adafactor()), ValueError, "'row_var'] of '0.weight' must have the parameter's shape"),
 )  # fmt: skip
 
@@ -130,7 +130,7 @@ test_models = refusals(
     (call(nn.Sequential(nn.PReLU())), ValueError, "removed; expected layers such as Conv1d, "),
     (call(returning(lambda y: np.array(y))), ValueError, "its output contains a ndarray"),
     (call(network(Function(lambda x: x * next(COUNT)))), ValueError,
-     "the model runs on the same input, but its state, or random numbers that are"),
+     "the model runs on the same input, but they depend on its state, or on random"),
 )  # fmt: skip
 
 
@@ -149,12 +149,12 @@ test_criteria = refusals(
      "and labels (6,) of torch.int64 it fails or returns a vector (reduction='none'): shape"),
     (call(criterion=Jacobian((X, Y), loss=nn.BCELoss())), ValueError, "expected loss to be a func"),
     (call(criterion=Jacobian((X, Y), loss=lambda out, y: out.sum().detach())), ValueError,
-     "returns one scalar, but this one has no gradient; remove detach and"),
+     "returns a scalar, but the result has no gradient; remove detach and"),
     (lambda: evolve(X, Y, tolerance=2), ValueError, "tolerance must lie in [0, 1], but got 2"),
     (lambda: evolve(X, Y, population=1), ValueError, "population must be at least 2"),
     (call(criterion=Jacobian(X)), ValueError, "batches (x, y), but the labels y"),
     (call(returning(torch.squeeze), X, Jacobian([(X, Y), (X[:1], Y[:1])])), ValueError,
-     "for a DataLoader, whose last batch may be 1 series, drop_last=True"),
+     "for a DataLoader, whose last batch may contain 1 series, drop_last=True"),
     (call(criterion=Jacobian((X, Y[:3]))), ValueError, "(X, y) of equal length, but got [("),
     (call(criterion=Jacobian((X, Y)), model=LOGITS), ValueError, "pass loss=F.cross_entropy"),
     (call(criterion=Jacobian((X, Y + 1))), ValueError, "Jacobian expected a class index"),
@@ -192,9 +192,9 @@ SLICED = nn.Sequential(nn.Conv1d(2, 8, 1), Function(lambda x: x[:, 5:]), nn.Conv
 test_keep_filters = refusals(
     (lambda: keep_filters(SLICED, X, {"0": [1]}), ValueError, "'2' would have no input channels: "),
     (keep({"no": [0]}), ValueError, "filters must name some of ["),
-    (keep({FIRST: []}), ValueError, "at least one of 0 to 3, the same for tied layers, but got []"),
-    (keep({FIRST: [1, 4]}), ValueError, "but got [1, 4], with which [1] would stay"),
-    (keep({"head.2": [0]}), ValueError, "but got [0], with which [0, 1, 2] would"),
-    (keep({LAST: [0, 1], SHORTCUT: [0]}), ValueError, "but got [0, 1], with which [0] would"),
+    (keep({FIRST: []}), ValueError, "0 to 3, the same ones as for tied layers, but got []"),
+    (keep({FIRST: [1, 4]}), ValueError, "but got [1, 4], which would keep [1]"),
+    (keep({"head.2": [0]}), ValueError, "but got [0], which would keep [0, 1, 2]"),
+    (keep({LAST: [0, 1], SHORTCUT: [0]}), ValueError, "but got [0, 1], which would keep [0]"),
     (keep({FIRST: [True, False]}), TypeError, "(for a mask: mask.nonzero()[:, 0]), but got True"),
 )  # fmt: skip
