@@ -1,4 +1,4 @@
-"""Trained networks as C99 without dependencies, for microcontrollers."""
+"""Export trained networks as C99 code without dependencies, for microcontrollers."""
 
 from sparseconv.edge.export import export_c
 

@@ -1,4 +1,4 @@
-"""Build the steps of a C program; track where PyTorch's values lie in its tensors."""
+"""Build the steps of a C program; track where its tensors store PyTorch's values."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Call(NamedTuple):
         name: name of the operation.
         values: the arguments computed from the series.
         args: all arguments by name.
-        again: repeats the call with another first value.
+        again: repeats the call with a different first value.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Builder:
 
     Attributes:
         shapes: length and channels of each tensor.
-        shared: tensors that several operations read, so their steps must not be extended.
+        shared: tensors that several operations read; steps that write them must not be extended.
         pads: padding of each padded copy, by tensor number.
     """
 
@@ -129,7 +129,7 @@ class Builder:
     def copy(self, x: Value, **options: Any) -> Value:
         """Copy a value in time-major order into a new tensor, or as the options specify."""
         if x.places.dim() not in (2, 3):
-            raise NotImplementedError(f"receives {x.places.dim()} dimensions; it needs three")
+            raise NotImplementedError(f"receives {x.places.dim()} dimensions, not two or three")
         at: Array = x.places.reshape(x.places.shape[1], -1).numpy()
         shape, pads = list(x.places.shape), options.get("padding", (0, 0))
         if (step := even(at, self.shapes[x.of][1])) is None:  # the rows are times

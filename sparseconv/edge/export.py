@@ -40,25 +40,26 @@ def export_c(
     calibration: Any = None,
     classes: Iterable[Any] | None = None,
 ) -> Path:
-    """Write a trained network as C99 that allocates no memory.
+    """Write a trained network as C99 code that allocates no memory.
 
-    ``NAME_predict`` and ``NAME_scores`` take one series as long as those of ``example_input``. All
-    state lies in one static arena. Inactive weights are neither stored nor computed. float32
-    results differ from PyTorch's by rounding; int8 results have the same bits on every processor.
+    ``NAME_predict`` and ``NAME_scores`` take a single series, with the shape of those in
+    ``example_input``. All state is stored in one static arena. Inactive weights are neither stored
+    nor multiplied. float32 results differ from PyTorch's only by rounding; int8 results are
+    bit-identical on all processors.
 
     Args:
         model: a module in eval mode that ``torch.export`` can trace, built from the operations in
             docs/edge.md; it is left unchanged. It maps ``(N, channels, length)`` to ``(N,
-            n_classes)``, or to one score, ``(N, 1)`` or ``(N,)``. With one score, the class is 1 if
-            the score is above 0 (after a sigmoid: above 0.5).
-        example_input: series ``(N, channels, length)``, or ``(N, length)`` with one channel. The
-            self-test contains the first three.
+            n_classes)``, or to one score per series, ``(N, 1)`` or ``(N,)``. With one score, the
+            class is 1 if the score is above 0 (after a sigmoid: above 0.5).
+        example_input: series ``(N, channels, length)``, or ``(N, length)`` for a single channel.
+            The self-test contains the first three.
         folder: a new or empty folder for ``NAME.c``, ``NAME.h``, ``NAME_test.c`` and ``README.md``.
             After an error, it is unchanged.
         name: a C identifier, the prefix of all public names.
         weights: ``"float32"``, or ``"int8"`` for weights and activations.
-        calibration: training series ``(N, channels, length)`` that determine the scales of int8.
-            If there are more than 500, 500 evenly spaced ones are used.
+        calibration: training series ``(N, channels, length)`` that determine the int8 scales. If
+            there are more than 500, an evenly spaced subset of 500 is used.
         classes: class names for the comments, in the order of the scores (for one score: 0, 1).
 
     Returns:
@@ -98,7 +99,7 @@ def export_c(
         raise ValueError(
             "int8 needs training series for its scales; pass calibration=X_train"
             if calibration is None
-            else "calibration requires weights='int8', but got weights='float32'; omit one of them"
+            else "calibration requires weights='int8', but got weights='float32'; omit calibration"
         )
     example = as_series("export_c", "example_input", example_input)
     folder = Path(folder)

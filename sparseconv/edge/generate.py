@@ -50,7 +50,7 @@ class Part(NamedTuple):
     """One step of the program.
 
     Attributes:
-        kernel: the function of a layer.
+        kernel: the C function, if the step is a layer.
         constants: the constants, by name.
         inputs, output: offsets of these tensors in the arena, in samples, without padding.
     """
@@ -63,17 +63,17 @@ class Part(NamedTuple):
 
     @property
     def padded(self) -> int:
-        """Return the offset of the input with its padding."""
+        """Return the offset of the padded input."""
         left: int = getattr(self.step, "padding", (0, 0))[0]
         return self.inputs[0] - left * self.step.channels
 
     @property
     def function(self) -> tuple[int, str, bool]:
-        """Return inputs, expression and ReLU of a pointwise step."""
+        """Return a pointwise step's number of inputs, expression, and whether a ReLU follows."""
         step: Any = self.step
         if not isinstance(step, IntegerPointwise):
             return len(self.inputs), step.expression, step.relu
-        pair = "product" if step.is_product else "sum with factors"
+        pair = "product" if step.is_product else "weighted sum"
         return len(self.inputs), pair if len(self.inputs) == 2 else "table[p + 128]", False
 
     @property
@@ -159,7 +159,7 @@ def write_c(
 
 
 def _parts(network: Network) -> tuple[list[Part], int, int]:
-    """Lay out the tensors in the arena; return the series' offset and the number of samples."""
+    """Lay out the arena; return the parts, the series' offset and the number of samples."""
     stored = [constants(step) for step in network.steps]
     for field in ("gap", "count", "run"):
         having = [each for each in stored if field in each]

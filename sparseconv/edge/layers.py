@@ -71,7 +71,7 @@ class Layer(Step):
         offsets: int64 ``(columns,)``, ascending, into a window.
         bias: float64 ``(rows,)``.
         step: samples between the windows of successive positions.
-        padding, padding_mode: times added around the input, as in ``nn.Conv1d``.
+        padding, padding_mode: time steps added around the input, as in ``nn.Conv1d``.
         zero: the number that zero padding writes.
         over_time: for averages, rows are times and positions are channels.
         rows_whole: the results of a row are contiguous; otherwise, those of a position are.
@@ -114,13 +114,13 @@ class Layer(Step):
 
     @property
     def share(self) -> int:
-        """Return how many successive rows share their active weights (a block's rows)."""
+        """Return how many successive rows have the same active positions (a block's rows)."""
         changes = (self.active[1:] != self.active[:-1]).any(1).nonzero()[0] + 1
         return math.gcd(*changes.tolist()) or self.rows
 
     @property
     def is_pointwise(self) -> bool:
-        """Return whether the layer maps each time's channels alone, with no ReLU or padding."""
+        """Return whether the layer maps each time step separately, without ReLU or padding."""
         return (
             not self.over_time and not self.relu and self.step == self.channels
             and self.positions == self.length and not any(self.padding)
@@ -145,7 +145,7 @@ class Layer(Step):
         return np.stack([case[at] @ weight.T for case in padded.astype(np.float64)])
 
     def finished(self, y: Array) -> Array:
-        """Compute the stored outputs from sums with their bias."""
+        """Compute the stored outputs from sums that include the bias."""
         return np.maximum(y, 0) if self.relu else y
 
     def values(self, *inputs: Array) -> Array:
@@ -173,9 +173,9 @@ class Pointwise(Step):
     """A function of each sample of one or two tensors.
 
     Attributes:
-        function: computes it in float64.
+        function: computes the step in float64.
         expression: the C expression of ``p`` and ``q``.
-        steepest: the largest slope of a function of one tensor.
+        steepest: the largest slope of ``function``, if it takes one tensor.
     """
 
     function: Callable[..., Array]
@@ -188,7 +188,7 @@ class Pointwise(Step):
         return np.maximum(y, 0) if self.relu else y
 
     def error(self, inputs: Sequence[Array], errors: Sequence[Array]) -> Array:
-        """Bound the error from the function's slope, or from the corners of sums and products."""
+        """Bound the error from the slope or, for two inputs, from the extremes of the inputs."""
         if len(inputs) == 1:
             rounds = bool(set(self.expression) & set("*/+("))
             rounding = rounds * 16 * UNIT * (1 + np.abs(inputs[0]))
@@ -270,7 +270,7 @@ def scores_and_bound(network: Network, X: Array) -> tuple[Array, Array]:
 
 
 def _ended(ending: str, x: Array, error: Array) -> tuple[Array, Array]:
-    """Compute the scores from the last layer's outputs.
+    """Compute the scores and their error bounds from the last layer's outputs and bounds.
 
     expf and logf may err by two units in the last place. The difference from the maximum, its
     exponential, the sum and the logarithm are rounded.

@@ -64,7 +64,7 @@ def lower(model: nn.Module, channels: int, length: int) -> Network:
         )
     if not build.steps:
         raise ValueError(
-            "expected a network that computes its output, but it only copies its input"
+            "expected a network that computes its output, but this one only copies its input"
         )
     steps: list[AnyStep] = []
     needed = {_put_in_order(build, scores)}
@@ -91,7 +91,7 @@ def _put_in_order(build: Builder, scores: Value) -> int:
 
 @contextlib.contextmanager
 def _naming(name: str, kind: str, operation: str = "") -> Iterator[None]:
-    """Name the module and the operation in errors of the block."""
+    """Name the module and the operation in errors raised inside the block."""
     which = f"{f'module {name!r}' if name else 'the model'} ({kind})"
     try:
         yield
@@ -144,7 +144,7 @@ def _walk(program: torch.export.ExportedProgram, build: Builder, series: Value) 
 
 
 def _result(build: Builder, node: Any, name: str, args: Any, kwargs: Any) -> Any:
-    """Compute constants; add steps for what depends on the series."""
+    """Compute constants; add steps for values that depend on the series."""
     leaves = tree_leaves((args, kwargs), is_leaf=lambda x: isinstance(x, Value))
     values = [leaf for leaf in leaves if isinstance(leaf, Value)]
     target = node.target
@@ -158,7 +158,7 @@ def _result(build: Builder, node: Any, name: str, args: Any, kwargs: Any) -> Any
         try:
             y = target(*args, **kwargs)
         except RuntimeError as error:  # as fake quantization
-            todo = "export the network before prepare_qat, if that is the cause"
+            todo = "if prepare_qat is the cause, export the network before that call"
             raise NotImplementedError(f"cannot be computed in float64; {todo}") from error
         return y.double() if isinstance(y, Tensor) and y.is_floating_point() else y
     if build.ending and RULES.get(name) not in (moved, stays):
@@ -169,7 +169,7 @@ def _result(build: Builder, node: Any, name: str, args: Any, kwargs: Any) -> Any
     given = {argument.name: argument.default_value for argument in target._schema.arguments}
     given |= dict(zip(names, args, strict=False)) | kwargs
     if given.get("train"):
-        raise NotImplementedError("is random; call model.eval(), or pass F.dropout training=False")
+        raise NotImplementedError("is random; call model.eval(), or F.dropout with training=False")
     if len(values) > 1 and RULES[name] not in (joined, arithmetic):
         raise NotImplementedError("combines several results of the model")
 

@@ -18,7 +18,7 @@ class Room(NamedTuple):
 def placed(network: Network) -> tuple[dict[int, int], int]:
     """Return each tensor's offset, by number, and the total size in samples.
 
-    The last step's output lies elsewhere and is not counted. A tensor begins after its left
+    The last step's output is stored elsewhere and is not counted. A tensor begins after its left
     padding. A pointwise step overwrites an input that nothing reads later.
     """
     steps, shapes = network.steps, network.shapes
@@ -51,7 +51,7 @@ def placed(network: Network) -> tuple[dict[int, int], int]:
 
 
 def _fit(rooms: dict[int, Room], limit: int, ends: int) -> dict[int, int] | None:
-    """Place tensors as low as possible, or at alternating ends; None if they do not fit."""
+    """Place tensors as low as possible, or at alternating ends; return None if they do not fit."""
     found: dict[int, int] = {}
     for head, (size, begin, end) in rooms.items():
         busy = sorted(

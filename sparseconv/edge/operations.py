@@ -290,7 +290,7 @@ def ending(build: Builder, x: Value, call: Call) -> Value:
 
 
 def padded(build: Builder, x: Value, call: Call) -> Value:
-    """Add a padded copy, unused if the layer that reads it can pad; negative padding crops."""
+    """Add a padded copy, unused if the layer that reads it can pad; crop for negative padding."""
     (left, right, *others), value = call.args["pad"], call.args["value"]
     if any(others) or value:
         raise NotImplementedError(

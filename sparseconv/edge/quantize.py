@@ -1,8 +1,8 @@
 """Quantize layers: int8 weights and activations, int32 sums, and no floating point in between.
 
-Weights are symmetric per output channel, activations affine per tensor, with the scales of torch's
-observers. A fixed-point factor converts sums to the next tensor's scale. Every step is an integer
-operation, so all processors compute the same bits.
+Weights are symmetric per output channel, and activations are affine per tensor, with the scales of
+torch's observers. A fixed-point factor converts sums to the next tensor's scale. Every step is an
+integer operation, so results are bit-identical on all processors.
 
 Source: Jacob et al., "Quantization and Training of Neural Networks for Efficient
 Integer-Arithmetic-Only Inference", CVPR 2018, sections 2.2 to 2.4.
@@ -58,9 +58,9 @@ class Rescale:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class IntegerLayer(Layer):
-    """A layer with int8 weights and an int32 bias, which includes the input's zero.
+    """A layer with int8 weights and an int32 bias, which includes the input's zero point.
 
-    Its sums are exact in float64.
+    The sums are exact in float64.
     """
 
     rescale: Rescale

@@ -19,7 +19,7 @@ SHORTEST_RUNS = 6  # on average: a run costs some six instructions, and saves on
 def constants(layer: Step) -> dict[str, Array]:
     """Return the constants of a step by name, row by row, in the program's types.
 
-    Dense layers have no gaps or counts; in other layers, the type of these is not yet final.
+    Dense layers have no gaps or counts; in other layers, the types of both are not yet final.
     """
     if isinstance(layer, IntegerPointwise):
         multiplier = layer.rescale.multiplier.astype(np.int32)
@@ -49,7 +49,7 @@ def constants(layer: Step) -> dict[str, Array]:
 
 
 def _runs(layer: Layer) -> dict[str, Array]:
-    """Return the runs of each group of rows that share them; none if single gaps are faster."""
+    """Return the runs of each group of rows that share them, or none if single gaps are faster."""
     stretches = []
     for active in layer.active[:: layer.share]:
         at = layer.offsets[active]
@@ -64,7 +64,7 @@ def _runs(layer: Layer) -> dict[str, Array]:
 
 
 def _bridged(weight: Array, gap: Array) -> tuple[Array, Array]:
-    """Bridge gaps too long for a byte with weights of 0, which change nothing, or empty runs."""
+    """Use weights of 0, which change nothing, or empty runs to bridge gaps too long for a byte."""
     bridges = np.maximum(-(-gap // LONGEST_GAP) - 1, 0)
     ends = np.arange(len(gap)) + bridges.cumsum()
     gaps = np.full(len(gap) + bridges.sum(), LONGEST_GAP)

@@ -159,7 +159,7 @@ def test_what_the_readme_says(tmp_path: Path) -> None:
     integers = quantize.quantize(lowering.lower(model, *X.shape[1:]), X.numpy())
     with torch.no_grad():
         same = (integers.run(X.numpy()).argmax(1) == model(X).argmax(1).numpy()).sum()
-    assert f"The class is PyTorch's for {same} of the 24 calibration series;" in readme
+    assert f"The class agrees with PyTorch's for {same} of the 24 calibration series;" in readme
     assert "| 0 | no * / end |" in readme
     assert "0: no * / end" in (folder / "net.h").read_text()
     run(["gcc", *FLAGS, "-c", "net.c"], folder)
