@@ -1,4 +1,4 @@
-"""Provide the registered ops: their schemas, backends, plans and Triton's kernels."""
+"""Provide the registered ops: their schemas, backends and plans, and the Triton kernels."""
 
 from sparseconv.ops import schemas
 

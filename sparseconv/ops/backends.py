@@ -1,4 +1,4 @@
-"""Find which backends are built and which can run here, and explain why others cannot."""
+"""Find out which backends are built and can run here, and explain why the others cannot."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _load_extension() -> tuple[ModuleType | None, str]:
     except ImportError as error:  # not built, or built against another torch
         remedy = "build it with `pip install --no-build-isolation .` (needs a C++20 compiler)"
         if (Path(__file__).parents[2] / "setup.py").exists():
-            remedy += "; the sources here hide an installed one: run from another folder"
+            remedy += "; if it is installed, this source folder hides it: run from another folder"
         return None, f"the C++ extension cannot be loaded ({error}); {remedy}"
 
 
@@ -35,7 +35,7 @@ extension, _missing_reason = _load_extension()
 if extension is None:
     # Warn once per process, and never raise: the reference computes the same.
     warnings.warn(
-        f"sparseconv computes with its dense reference, slowly: {_missing_reason}",
+        f"sparseconv uses its slow dense reference: {_missing_reason}",
         RuntimeWarning,
         stacklevel=2,
     )
@@ -66,10 +66,10 @@ def _missing(name: str) -> str | None:
         return _missing_reason
     if name == "cuda" and not extension.cuda:
         if torch.version.cuda is None:
-            return "not built: torch has no CUDA; install a CUDA build of torch, then sparseconv"
+            return "not built: torch lacks CUDA; install a CUDA build of torch, then sparseconv"
         return (
-            "not built: nvcc was not found or did not fit torch, or FORCE_CUDA=0; set CUDA_HOME "
-            "and build again with `FORCE_CUDA=1 pip install --no-build-isolation .`"
+            "not built: nvcc was not found or failed, or FORCE_CUDA=0 was set; set CUDA_HOME and "
+            "build again with `FORCE_CUDA=1 pip install --no-build-isolation .`"
         )
     return None
 
@@ -81,7 +81,7 @@ def _interpreted() -> bool:
 
 @constant_in_graphs
 def _why_not(name: str, device_type: str) -> str | None:
-    """Return the reason why a backend cannot compute on this type of device, or None if it can."""
+    """Return the reason why a backend cannot run on this type of device, or None if it can."""
     reason = _missing(name)
     if reason is not None or device_type == _ON[name]:
         return reason
@@ -89,10 +89,10 @@ def _why_not(name: str, device_type: str) -> str | None:
         return None
     reason = (
         f"it runs on {_ON[name].upper()} tensors, but the input is on {device_type}; "
-        f"move it with .{_ON[name]}() or use backend='auto'"
+        f"move the input with .{_ON[name]}() or use backend='auto'"
     )
     if name == "triton":
-        reason += " (TRITON_INTERPRET=1 in the environment interprets it on the CPU, slowly)"
+        reason += " (or set TRITON_INTERPRET=1 to interpret the kernels on the CPU, slowly)"
     return reason
 
 
@@ -153,12 +153,12 @@ def available_backends() -> dict[str, str]:
 
 
 def resolve_backend(name: str, device: torch.device, cuda_pays: bool = False) -> str:
-    """Turn a requested backend into one that runs on ``device``, or raise with the reason.
+    """Resolve a requested backend to one that runs on ``device``, or raise an error that says why.
 
-    ``"auto"`` takes ``SPARSECONV_BACKEND`` if it is set. Otherwise, it takes the C++ kernels for
-    CPU tensors. For CUDA tensors, it takes the CUDA kernels where they are faster (``cuda_pays``),
-    otherwise Triton's. Without these kernels, it takes the dense reference. A named backend is
-    never replaced.
+    ``"auto"`` uses ``SPARSECONV_BACKEND`` if it is set. Otherwise, it chooses the C++ kernels for
+    CPU tensors. For CUDA tensors, it chooses the CUDA kernels if they are faster (``cuda_pays``),
+    and otherwise Triton's. If these kernels are not available, it chooses the dense reference. A
+    backend requested by name is never replaced.
     """
     if name == "auto":
         name = _preferred()

@@ -10,11 +10,11 @@ from sparseconv.core.geometry import DTYPES, Geometry
 
 
 class DtypeError(TypeError, RuntimeError):
-    """Report a wrong dtype, for which ``F.conv1d`` raises RuntimeError."""
+    """Error for a wrong dtype; both a TypeError and, as in ``F.conv1d``, a RuntimeError."""
 
 
 def check(input: Tensor, values: Tensor, nnz: int, bias: Tensor | None, geometry: Geometry) -> None:
-    """Refuse what the kernels cannot compute, in the words of ``F.conv1d`` where they exist."""
+    """Reject what the kernels cannot compute, with the message of ``F.conv1d`` if there is one."""
     dtype, device = input.dtype, input.device
     if not (
         dtype in DTYPES
@@ -52,8 +52,8 @@ def check(input: Tensor, values: Tensor, nnz: int, bias: Tensor | None, geometry
 
 
 _FX = (
-    "; torch.fx.symbolic_trace cannot look into a SparseConv1d: use a torch.fx.Tracer whose "
-    "is_leaf_module(module, name) is True for it, or torch.export"
+    "; torch.fx.symbolic_trace cannot trace a SparseConv1d: use torch.export, or a "
+    "torch.fx.Tracer whose is_leaf_module(module, name) returns True for this layer"
 )
 
 

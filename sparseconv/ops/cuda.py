@@ -14,7 +14,7 @@ from sparseconv.ops.padding import folds_padding
 
 
 def _planned(op: Any, make: Callable[..., gpu_plans.Masks], first: int) -> Callable[..., Tensor]:
-    """Return a function that passes ``op`` the plan in place of the index tensors at ``first``."""
+    """Return a function that passes ``op`` a plan instead of the two index tensors at ``first``."""
 
     def launched(*args: Any) -> Tensor:
         crow, col, geometry, *rest = args[first:]

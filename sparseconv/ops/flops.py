@@ -1,6 +1,6 @@
-"""Teach torch's FLOP counters to count the active weights of the registered ops.
+"""Make torch's FLOP counters count the active weights of the registered ops.
 
-A multiply-add is two operations.
+A multiply-add counts as two operations.
 """
 
 from __future__ import annotations
@@ -41,8 +41,9 @@ def teach_counters() -> None:
     """Register the formulas with ``torch.utils.flop_counter`` and with counters that are running.
 
     This is called when the package is imported, and before an op runs under a
-    ``TorchDispatchMode``. An exported graph calls only the ops. It is counted if torch's module was
-    imported before this package, or if a layer has run under a counter.
+    ``TorchDispatchMode``. An exported graph calls only the ops, so it is counted only if
+    ``torch.utils.flop_counter`` was imported before this package, or if a layer has run under a
+    counter.
     """
     module: Any = sys.modules.get(_MODULE)
     if module is None:  # importing it would import Triton, which takes a third of a second

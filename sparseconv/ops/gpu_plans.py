@@ -1,9 +1,9 @@
-"""Compute plans, which the GPU kernels read instead of a pattern, once for its two index tensors.
+"""Compute the plans that the GPU kernels read instead of a pattern, once per pair of index tensors.
 
-All sizes here depend only on the pattern's shape and ``nnz``, so a change of the pattern at
-constant ``nnz`` changes no grid and no address. After a write to the tensors, their plans are
-computed again into the same memory, which CUDA graphs continue to read. Both GPU backends read the
-same rows, and add the entries of a row in the same order.
+The sizes of plans depend only on the pattern's shape and ``nnz``, so changing the pattern at
+constant ``nnz`` changes no launch grid and no address. After a write to the index tensors, their
+plans are recomputed in the same memory, which CUDA graphs continue to read. Both GPU backends read
+the same rows, and add the entries of a row in the same order.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ REACH = 40  # samples in a window of the CUDA kernels (csrc/cuda/problem.h)
 
 
 class Correlation(NamedTuple):
-    """Hold the rows of a correlation, heaviest first, and their entries (see Triton's kernels)."""
+    """Hold the rows of a correlation, heaviest first, and their entries (see ``kernels.py``)."""
 
     rows: Tensor  # int32 (rows, 3): row, first entry, past the last
     entries: Tensor  # int64 (nnz,): channel in the upper half, offset in the lower
 
 
 class Transposed(NamedTuple):
-    """Hold dgrad's correlation, whose rows are input channels in one stride phase."""
+    """Hold dgrad's correlation, with one row per input channel and stride phase."""
 
     rows: Tensor
     entries: Tensor
@@ -45,7 +45,7 @@ class Transposed(NamedTuple):
 
 
 class Masks(NamedTuple):
-    """Hold a correlation as the CUDA kernels read it."""
+    """Hold a correlation in the format that the CUDA kernels read."""
 
     # int64 (rows, 1 + channels), heaviest first: the row, with its first entry in the upper half;
     # then a mask for the kernel of each channel, whose bit k is set if offset k has a weight.
@@ -58,12 +58,12 @@ def power_of_two(least: int) -> int:
 
 
 def run_length(shape: Shape) -> int:
-    """Return the number of entries per program of wgrad: ``RUN``, or fewer for small channels."""
+    """Return the number of entries per program of wgrad, at most ``RUN``."""
     return min(RUN, power_of_two(shape[1] * shape[2]))
 
 
 def run_count(shape: Shape, nnz: int, length: int) -> int:
-    """Return an upper bound on the number of runs of wgrad with this ``nnz``."""
+    """Return an upper bound on the number of wgrad's runs for this ``nnz``."""
     return nnz // length + min(shape[0], nnz)
 
 
@@ -72,7 +72,7 @@ Make = Callable[[Tensor, Tensor, Geometry], P]
 
 # Plans are computed on the device of the tensors; the CPU took three times as long as an H100.
 class _Held:
-    """Hold the plans of one pattern's two tensors, valid at ``versions``."""
+    """Hold the plans of a pattern's two index tensors, valid for these ``versions`` of them."""
 
     def __init__(self, crow: Tensor, versions: tuple[int, int]) -> None:
         self.crow, self.versions = TensorWeakRef(crow), versions
@@ -83,7 +83,7 @@ _held: Any = WeakTensorKeyDictionary()  # by col_indices
 
 
 def _kept(make: Make[P]) -> Make[P]:
-    """Cache the plans of ``make``, by the two tensors and the geometry without its padding."""
+    """Cache the plans from ``make``, keyed by the two tensors and the geometry except padding."""
 
     @functools.wraps(make)
     def plan(crow: Tensor, col: Tensor, g: Geometry) -> P:
@@ -103,7 +103,7 @@ def _kept(make: Make[P]) -> Make[P]:
 
 
 def refresh(crow: Tensor, col: Tensor, repeated: Repeated | None = None) -> None:
-    """Recompute, in the same memory, the plans of tensors that were written to."""
+    """Recompute the plans of index tensors that were written to, in the same memory."""
     held = _held.get(col)
     if held is None:
         return
@@ -131,7 +131,7 @@ def _elsewhere(make: Make[P], crow: Tensor, col: Tensor, g: Geometry) -> P:
     if torch.cuda.is_current_stream_capturing():
         raise RuntimeError(
             "expected a call with this pattern before a CUDA graph is captured; call the function "
-            "once beforehand"
+            "once before the capture"
         )
     # torch.compile's graphs allocate from their own pool on the thread and the stream of the call,
     # and overwrite earlier allocations.
@@ -188,7 +188,7 @@ def _runs(crow: Tensor, col: Tensor, shape: Shape, length: int) -> Tensor:
 
 
 class Tile(NamedTuple):
-    """Hold the channels of a block that one product on tensor cores takes."""
+    """Hold the numbers of channels that one product on tensor cores covers."""
 
     outputs: int
     inputs: int
@@ -200,9 +200,10 @@ class Tile(NamedTuple):
 
 
 def tile_of(block: Block, g: Geometry) -> Tile | None:
-    """Return the tile of a block, which divides it, or None for single weights.
+    """Return the tile that divides a block, or None for single weights.
 
-    Single weights are multiplied if a block is not a multiple of 16 or crosses a group boundary.
+    Single weights are used if the sides of a block are not multiples of 16, or if a block crosses a
+    group boundary.
     """
     cut = (g.shape[0] // g.groups) % block[0] or g.shape[1] % block[1]
     if block[0] % 16 or block[1] % 16 or (g.groups > 1 and cut):
@@ -215,13 +216,13 @@ def tile_for(col: Tensor, g: Geometry) -> Tile | None:
 
 
 def unit_count(shape: Shape, tile: Tile, nnz: int) -> int:
-    """Bound the number of units with this ``nnz``, as if all blocks were the smallest."""
+    """Return an upper bound on the units for this ``nnz``, as if all blocks were the smallest."""
     last = (size % part or part for size, part in zip(shape[:2], tile, strict=True))
     return min(math.prod(unit_shape(shape, tile)), nnz // math.prod(last))
 
 
 def _units(crow: Tensor, col: Tensor, g: Geometry) -> tuple[Tensor, Tensor, Geometry, Tensor]:
-    """Return a pattern of units, whose channels are blocks, and the position of each unit."""
+    """Return a pattern whose channels are blocks and whose weights are units, and their places."""
     # A place has the unit's first kernel in the upper half, and the rank of its weight in each
     # kernel in the lower. If small last blocks leave a rest, idle units without a channel follow.
     tile = cast(Tile, tile_for(col, g))
@@ -262,7 +263,7 @@ def block_wgrad(crow: Tensor, col: Tensor, g: Geometry) -> tuple[Tensor]:
 
 
 def cuda_computes(geometry: Geometry) -> bool:
-    """Return whether the CUDA kernels compute this geometry, in float32 or a half type."""
+    """Return whether the CUDA kernels support this geometry, in float32 or half precision."""
     (out_channels, channels, kernel_size), stride, _, dilation, groups, _ = geometry
     return (
         stride == groups == 1
@@ -272,7 +273,7 @@ def cuda_computes(geometry: Geometry) -> bool:
 
 
 def cuda_pays(dtype: torch.dtype, nnz: int, geometry: Geometry) -> bool:
-    """Return whether "auto" takes the CUDA kernels instead of Triton's."""
+    """Return whether "auto" chooses the CUDA kernels instead of Triton's."""
     # The CUDA kernels share each sample among the active weights of a kernel, so more weights per
     # kernel suit them. On an H100, fprop, dgrad and wgrad together took 0.63 to 0.99 of Triton's
     # time with one weight per kernel, and 1.02 to 1.51 with half a weight.
@@ -287,10 +288,10 @@ def cuda_pays(dtype: torch.dtype, nnz: int, geometry: Geometry) -> bool:
 
 @_kept
 def cuda_fprop(crow: Tensor, col: Tensor, g: Geometry) -> Masks:
-    """Return the plan of fprop and of wgrad.
+    """Return the plan for fprop and wgrad.
 
     Raises:
-        NotImplementedError: the CUDA kernels do not compute this geometry.
+        NotImplementedError: the CUDA kernels do not support this geometry.
     """
     _check_cuda(g)
     out_channel, channel, tap = _weights(crow, col, g)
@@ -300,7 +301,7 @@ def cuda_fprop(crow: Tensor, col: Tensor, g: Geometry) -> Masks:
 
 @_kept
 def cuda_dgrad(crow: Tensor, col: Tensor, g: Geometry) -> Masks:
-    """Return the plan of dgrad, whose rows are input channels; raise as ``cuda_fprop`` does."""
+    """Return the plan for dgrad, whose rows are input channels; errors are as in ``cuda_fprop``."""
     _check_cuda(g)
     out_channel, channel, tap = _weights(crow, col, g)
     # bincount would wait for the GPU.
@@ -312,9 +313,9 @@ def cuda_dgrad(crow: Tensor, col: Tensor, g: Geometry) -> Masks:
 def _check_cuda(geometry: Geometry) -> None:
     if not cuda_computes(geometry):
         raise NotImplementedError(
-            "the CUDA kernels compute convolutions with stride 1 in one group, with dilation * "
-            f"(kernel_size - 1) < {REACH} and less than 2**31 / {REACH} kernels, but got {geometry}"
-            "; use backend='auto' or 'triton'"
+            "the CUDA kernels support only stride 1, one group, dilation * (kernel_size - 1) < "
+            f"{REACH} and fewer than 2**31 / {REACH} kernels, but got {geometry}; use "
+            "backend='auto' or 'triton'"
         )
 
 
@@ -336,7 +337,7 @@ def _heaviest_first(bounds: Tensor) -> Tensor:
 
 
 def _packed(channel: Tensor, offset: Tensor) -> Tensor:
-    """Pack two numbers into one load, because loads limit Triton's kernels."""
+    """Pack two numbers into one int64, because loads limit the speed of Triton's kernels."""
     return channel << 32 | offset & 0xFFFFFFFF
 
 

@@ -1,4 +1,4 @@
-"""Repeat work on a GPU with CUDA graphs, with one launch instead of many."""
+"""Repeat work on a GPU with CUDA graphs: one launch instead of many."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ T = TypeVar("T")
 
 
 class CudaGraphs:
-    """Capture what one CUDA device computes, with one pool of memory for all graphs.
+    """Capture work on one CUDA device, with one memory pool for all graphs.
 
-    As the graphs share the pool, replay them from one stream at a time, and read the outputs of
-    each before replaying the next.
+    Because the graphs share the pool, replay them from one stream at a time, and read the outputs
+    of each graph before replaying the next.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -32,7 +32,7 @@ class CudaGraphs:
         return torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
 
     def forget(self) -> None:
-        """Take another pool, because one with live outputs cannot be opened again."""
+        """Switch to a new pool, because a pool with live outputs cannot be reused."""
         self.__dict__.pop("_pool", None)
 
     def give_up(self) -> None:
@@ -45,7 +45,7 @@ class CudaGraphs:
         return not (self.given_up or torch.cuda.is_current_stream_capturing())
 
     def on_side_stream(self, call: Callable[[], T]) -> T:
-        """Run on the stream of captures, because autograd remembers the streams of its nodes."""
+        """Run on the capture stream, because autograd remembers the streams of its nodes."""
         with torch.cuda.device(self._device):
             current = torch.cuda.current_stream()
             self._side.wait_stream(current)
@@ -55,7 +55,7 @@ class CudaGraphs:
         return outputs
 
     def capture(self, call: Callable[[], T]) -> Callable[[], T]:
-        """Return a function that replays a call, and overwrites the outputs of the last replay.
+        """Return a function that replays the call; each replay overwrites the outputs of the last.
 
         Raises:
             RuntimeError: the call cannot be captured.
@@ -80,9 +80,9 @@ class CudaGraphs:
 
 
 class Repeated:
-    """Do the same work on the same memory: eagerly once, which loads kernels, then with replays.
+    """Repeat work on the same memory: once eagerly, which loads the kernels, then with replays.
 
-    If the work cannot be captured, a warning says why, and all later work of ``graphs`` is eager.
+    If the work cannot be captured, a warning says why, and ``graphs`` captures nothing more.
     """
 
     def __init__(self, graphs: CudaGraphs) -> None:
@@ -91,7 +91,7 @@ class Repeated:
         self._replay: Callable[[], Any] | None = None
 
     def __call__(self, key: Hashable, work: Callable[[], T]) -> T:
-        """Do the work; a new ``key`` says that the work or its memory has changed."""
+        """Do the work; a new ``key`` means that the work or its memory has changed."""
         if self._key == key and self._replay is not None and not self._graphs.given_up:
             return cast(T, self._replay())
         if self._key != key or not self._graphs.can_capture():
@@ -104,7 +104,7 @@ class Repeated:
         except RuntimeError as error:
             self._graphs.give_up()
             warnings.warn(
-                f"patterns are updated without CUDA graphs, more slowly: {error}", stacklevel=2
+                f"patterns are updated without CUDA graphs, which is slower: {error}", stacklevel=2
             )
             return work()
         return cast(T, self._replay())

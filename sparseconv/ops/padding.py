@@ -1,4 +1,4 @@
-"""Compute dgrad of inputs padded with their own samples, with kernels that pad with zeros."""
+"""Compute dgrad for inputs padded with their own samples, using kernels that pad with zeros."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sparseconv.core.geometry import Geometry
 def folds_padding(dgrad: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Add the gradients of the padding to those of the samples that it repeats.
 
-    ``dgrad`` then computes the gradient of the padded input. Sums are at least float32.
+    The wrapped ``dgrad`` computes the gradient of the padded input. Sums use at least float32.
     """
 
     @functools.wraps(dgrad)

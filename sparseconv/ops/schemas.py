@@ -1,7 +1,7 @@
 """Register the ops: schemas, shapes for the compiler, rules for torch.vmap, and backends.
 
 The ops take only tensors and numbers, so torch.compile, export and the FLOP counter understand
-them; ``nnz`` is always a tensor's shape.
+them; ``nnz`` is always read from a tensor's shape.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ for _schema in (
 
 
 def _in_python(module: str, name: str) -> Callable[..., Tensor]:
-    """Return an op's implementation in ``sparseconv.ops``, imported at the first call."""
+    """Return an op's implementation in ``sparseconv.ops``, imported on the first call."""
 
     def launched(*args: Any) -> Tensor:
         if module == "triton.launch":
@@ -69,7 +69,7 @@ for _name in ("fprop", "dgrad", "wgrad"):
 
 
 def register_fake(library: torch.library.Library, *names: str) -> Callable[[Fake], Fake]:
-    """Register the function that gives the shapes of these ops' results."""
+    """Register the function that computes the shapes of these ops' results."""
 
     def register(fake: Fake) -> Fake:
         def checked(*args: Any, **kwargs: Any) -> Any:
@@ -81,8 +81,8 @@ def register_fake(library: torch.library.Library, *names: str) -> Callable[[Fake
             # would write.
             if without and any(result.device.type != "meta" for result in written):
                 raise TypeError(
-                    "expected all tensors on one device, but got one of shape "
-                    f"{list(without[0].shape)} on device 'meta', which contains no numbers; call "
+                    "expected all tensors on the same device, but a tensor of shape "
+                    f"{list(without[0].shape)} is on device 'meta', so it has no data; call "
                     "model.to_empty(device=...), then load a state dict"
                 )
             return results

@@ -72,7 +72,7 @@ def test_a_gpu_backend_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> 
         return backends.resolve_backend("auto", cuda, **options)
 
     cuda, module = torch.device("cuda"), SimpleNamespace(INTERPRETED=False)
-    for version, text in ((None, "not built: torch has no CUDA"), ("13.0", "or FORCE_CUDA=0; set")):
+    for version, text in ((None, "not built: torch lacks CUDA"), ("13.0", "FORCE_CUDA=0 was set;")):
         assert text in state(False, version, True)
         assert (auto(None), auto(module)) == ("reference", "triton")
         with pytest.raises(RuntimeError, match=f"'cuda' cannot run: .*{text}"):

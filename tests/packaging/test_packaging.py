@@ -14,7 +14,7 @@ import installing
 import pytest
 
 pytestmark = pytest.mark.promise("P10")
-SLOWLY = "sparseconv computes with its dense reference, slowly"
+SLOWLY = "sparseconv uses its slow dense reference"
 
 
 def sources(*patterns: str) -> set[str]:

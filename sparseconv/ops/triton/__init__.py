@@ -1,4 +1,4 @@
-"""Provide the portable GPU kernels in Triton, an extra that is imported only when they run.
+"""Provide the portable GPU kernels, written in Triton; imported only when they are needed.
 
 ``schemas`` registers the functions of ``launch`` as the ops ``triton_*``.
 """

@@ -1,9 +1,9 @@
-"""Compute convolutions of patterns in blocks of channels, on tensor cores.
+"""Compute convolutions with patterns in blocks of channels, on tensor cores.
 
-A *unit*, one tap of a block, is a small dense matrix; a step multiplies it with a tile of the
-input. Plans are as in ``kernels``, for a pattern whose channels are blocks and whose weights are
-units. A block has up to ``BO`` outputs and ``BI`` inputs; ``TO`` and ``TI`` are the next powers of
-two. Sums are float32 and run over the units in the plan's order.
+A *unit*, one tap of a block, is a small dense matrix; a step multiplies it by a tile of the input.
+Plans are as in ``kernels``, for a pattern whose channels are blocks and whose weights are units. A
+block has up to ``BO`` outputs and ``BI`` inputs; ``TO`` and ``TI`` are these sizes rounded up to
+powers of two. Sums are float32 and run over the units in the plan's order.
 """
 
 # mypy: disable-error-code="untyped-decorator, no-untyped-def"
@@ -98,7 +98,7 @@ def correlate(
     TURNED: tl.constexpr,  # dgrad: outputs are the tiles' inputs
     WIDEN: tl.constexpr,
 ):
-    """Compute ``kernels.correlate`` for blocks: a row is a block of outputs in a stride phase."""
+    """Compute ``kernels.correlate`` for blocks: a row is a block of outputs in one stride phase."""
     blocks = (channels + BO - 1) // BO
     block, begin, end, phase, count, n, j0 = program_of(
         rows, nnz, batch, blocks, out_length, out_step, lead, BN, BL
@@ -174,7 +174,7 @@ def wgrad(
     TI: tl.constexpr,
     WIDEN: tl.constexpr,
 ):
-    """Compute ``kernels.wgrad`` for up to ``BE`` units of a block, whose inputs are columns."""
+    """Compute ``kernels.wgrad`` for up to ``BE`` units; the units' inputs are the columns."""
     run = runs + tl.program_id(0) * 3
     block = within(tl.load(run), 0, (channels + BO - 1) // BO - 1)
     begin, end = tl.maximum(tl.load(run + 1), 0), tl.minimum(tl.load(run + 2), units)

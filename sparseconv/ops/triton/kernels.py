@@ -1,11 +1,11 @@
 """Compute convolutions in tiles of ``BN`` series times ``BL`` neighbouring positions, flattened.
 
 Every sum runs over the active weights in the plan's order, so its bits depend on neither the tile
-nor the batch. The accumulator is float64 for float64, otherwise float32. Sums over positions
-(wgrad) have an order fixed by the sizes. Offsets into tensors have 64 bits, positions in a series
-32.
+nor the batch. The accumulator is float64 for float64 inputs, otherwise float32. The sizes determine
+the order of sums over positions (wgrad). Offsets into tensors have 64 bits, and positions in a
+series have 32.
 
-A tile whose taps all fall inside the series needs no mask and no padding, and takes the fast loop.
+A tile whose taps all fall inside the series needs no mask and no padding, and uses the fast loop.
 """
 
 # Triton infers types from the arguments, and its decorator is untyped.
@@ -25,7 +25,7 @@ SIZES = (
 
 @triton.jit
 def source_of(position, length, MODE: tl.constexpr):
-    """Return the sample at a padded position, and whether it exists."""
+    """Return the index of the sample at a padded position, and whether the sample exists."""
     if MODE == "replicate":
         position = tl.minimum(tl.maximum(position, 0), length - 1)
     elif MODE == "reflect":
@@ -66,7 +66,7 @@ def program_of(
 ):
     """Return what a program of ``correlate`` computes: its row, and the positions of its tile.
 
-    The row consists of channel, first entry, end, phase and the number of outputs in the phase. The
+    The row consists of channel, first entry, end, phase and number of outputs in the phase. The
     positions consist of the series and the first output of the tile.
     """
     tiles_l = ((out_length + out_step - 1) // out_step + BL - 1) // BL
@@ -110,11 +110,11 @@ def correlate(
     BN: tl.constexpr,
     BL: tl.constexpr,
 ):
-    """Compute the outputs of one row, a pair of channel and stride phase.
+    """Compute the outputs of one row, which is a pair of channel and stride phase.
 
     ``out[n, c, j * out_step + phase] = bias[c] + sum of w * x[n, channel, j * in_step + first +
-    offset]`` over its entries. fprop reads in steps and has one phase. dgrad writes in steps,
-    because a sample reaches only every ``stride``-th output.
+    offset]`` over the row's entries. fprop reads in steps and has one phase. dgrad writes in steps,
+    because each tap connects outputs to only every ``stride``-th input sample.
     """
     real: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
     channel, begin, end, phase, count, n, j0 = program_of(
@@ -181,7 +181,7 @@ def wgrad(
     """Compute ``out[chunk, e] = sum of grad[n, o, l] * x[n, channel, l * step + offset - left]``.
 
     The sum runs over the chunk's positions. A program computes up to ``BE`` entries of one output
-    channel, which share their ``grad``.
+    channel, all of which read the same ``grad``.
     """
     real: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
     run = runs + tl.program_id(0) * 3

@@ -35,7 +35,7 @@ Pattern = tuple[Tensor, Tensor, Geometry]
 
 
 def _expect(name: str, x: Tensor, shape: tuple[int, ...], like: Tensor) -> None:
-    """Refuse a tensor with another shape, dtype or device."""
+    """Reject a tensor with the wrong shape, dtype or device."""
     if x.shape != shape or x.dtype != like.dtype or x.device != like.device:
         raise ValueError(
             f"expected {name} of shape {shape}, {like.dtype} on {like.device}, but got "
@@ -44,18 +44,18 @@ def _expect(name: str, x: Tensor, shape: tuple[int, ...], like: Tensor) -> None:
 
 
 def _check_length(g: Geometry, length: int) -> None:
-    """Refuse an input length that does not fit the options, or 32 bits."""
+    """Reject an input length that is invalid for the geometry, or too large for 32 bits."""
     g.check_length(length)
     if length + sum(g.padding) + _TILE * g.stride > _MOST:
         raise NotImplementedError(
-            "the Triton kernels count positions in 32 bits: expected length + padding + "
+            "the Triton kernels use 32-bit positions: expected length + padding + "
             f"{_TILE} * stride below 2**31, but got length {length}, padding {g.padding}, stride "
             f"{g.stride}; use backend='reference'"
         )
 
 
 def _tile(positions: int, along: int, batch: int, length: int) -> tuple[int, int]:
-    """Split a program's positions over batch and series: ``(BN, BL)``, powers of two."""
+    """Split a program's positions between batch and series: ``(BN, BL)``, powers of two."""
     # Split the batch first: a longer run of neighbours wastes more at the ends of the series.
     bn = min(positions // along, power_of_two(batch))
     return bn, min(positions // bn, _MOST_ALONG, max(16, power_of_two(length)))
@@ -73,7 +73,7 @@ def _programs(*sizes_and_tiles: int) -> int:
 
 
 def _block_tile(x: Tensor, col: Tensor, g: Geometry) -> Tile | None:
-    """Return the tile of the products of blocks, or None for single weights."""
+    """Return the tile for multiplying blocks, or None for single weights."""
     tile = gpu_plans.tile_for(col, g)
     return tile if tile is not None and multiplies_blocks(x.dtype, x.device) else None
 
