@@ -13,11 +13,11 @@ Weights = tuple[Tensor, Tensor | None]
 
 
 def fold(conv: Convolution, norm: nn.BatchNorm1d | nn.SyncBatchNorm) -> Weights | None:
-    """Return the weight and bias that compute ``norm(conv(x))`` in eval mode.
+    """Return the weight and bias with which ``conv`` computes ``norm(conv(x))`` in eval mode.
 
     Returns:
         The weight, with the shape of ``conv.values`` or ``conv.weight``, and a bias ``(C_out,)``;
-        or None if sizes, dtypes or devices do not fit, or if the result would not be finite.
+        or None if sizes, dtypes or devices do not match, or if the result would not be finite.
 
     Example:
         >>> import torch

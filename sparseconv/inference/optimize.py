@@ -16,41 +16,41 @@ from sparseconv.nn.modules import check_module, deepcopy_model
 def optimize_for_inference(model: nn.Module) -> nn.Module:
     """Copy a trained model into one that is faster in inference.
 
-    Every ``nn.Sequential`` changes in the copy:
+    Every ``nn.Sequential`` in the copy changes as follows:
 
-    - A ``BatchNorm1d`` after a ``SparseConv1d`` or an ``nn.Conv1d`` is folded into its weights.
+    - A ``BatchNorm1d`` after a ``SparseConv1d`` or an ``nn.Conv1d`` is folded into the convolution.
     - A ``ReLU`` after a ``SparseConv1d`` is applied when the kernel stores its outputs.
     - Adjacent layers of these kinds and 1x1 ``nn.Conv1d`` form one chain, as in a ``Block``.
-    - A global average after a 1x1 ``nn.Conv1d`` and an ``AdaptiveAvgPool1d`` before it become one
-      average.
+    - A global average after a 1x1 ``nn.Conv1d`` and an ``AdaptiveAvgPool1d`` before the convolution
+      become one average.
 
     Outputs differ from the outputs of ``model.eval()`` only by rounding. All modules keep their
     positions, names, hooks and state, so the copy can be sliced, trained, loaded and converted. In
-    training mode, a Sequential runs as a ``Block``. Modules run one by one if merging
-    them could be noticed or could change the result:
+    training mode, a Sequential runs as a ``Block``. Modules run one by one in the following
+    cases, where merging could be observed or could change the result:
 
-    - modules that need gradients, are in training mode, or have hooks or other code;
-    - inputs that need gradients or have no batch dimension;
+    - modules that require gradients, are in training mode, have hooks or run custom code;
+    - inputs that require gradients or have no batch dimension;
     - torch.compile, torch.jit, torch.export, torch.func, autocast, and modes that intercept
       functions or operations (except ``torch.set_default_device``);
-    - subclasses of ``nn.Sequential`` that are not inside a plain one;
-    - a BatchNorm without running statistics, or with another size or dtype;
+    - subclasses of ``nn.Sequential`` that are not inside a plain ``nn.Sequential``;
+    - a BatchNorm without running statistics, or whose size or dtype differs from the convolution's;
     - folded weights that would not be finite.
 
     The first call computes the folded weights, and so does any call after a parameter, buffer,
-    pattern or ``eps`` changed. In-place writes that PyTorch does not count go unnoticed unless the
-    parameter requires a gradient: writes through ``.data`` (``p.data.copy_(q)``), ``.numpy()``,
-    another process, or ``F.batch_norm(..., training=True)`` on the statistics. Call ``eval()`` on
-    the copy afterwards.
+    pattern or ``eps`` has changed. In-place writes that PyTorch does not count go unnoticed unless
+    the parameter requires a gradient: writes through ``.data`` (``p.data.copy_(q)``), ``.numpy()``,
+    another process, or ``F.batch_norm(..., training=True)`` on the statistics. After such a write,
+    call ``eval()`` on the copy.
 
     Args:
         model: any module; it is left unchanged.
 
     Returns:
-        A copy in eval mode whose parameters require no gradient. Printing it names the modules that
-        are computed together; if there are none, the function warns. To train it, call
-        ``requires_grad_(True)`` and ``train()``; ``requires_grad_(False)`` and ``eval()`` make it
-        fast again.
+        A copy in eval mode whose parameters require no gradient. Printing the copy shows which
+        modules are computed together; if there are none, the function warns. To train the copy,
+        call ``requires_grad_(True)`` and ``train()``; ``requires_grad_(False)`` and ``eval()`` make
+        it fast again.
 
     Raises:
         TypeError: ``model`` is not an ``nn.Module``.

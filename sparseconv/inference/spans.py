@@ -31,7 +31,7 @@ from sparseconv.nn.pooling import new_averaging_matrix
 
 
 class FoldedLink(Link):
-    """Hold a convolution and its neighbours, possibly with a BatchNorm1d to fold into it."""
+    """Hold a convolution and its neighbours, possibly including a BatchNorm1d to fold."""
 
     def __init__(self, modules: Sequence[Any]) -> None:
         super().__init__(modules)
@@ -46,11 +46,11 @@ class FoldedLink(Link):
         return super().one_by_one(x) if y is None else y
 
     def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
-        """Compute with the folded weights, or return None if the modules must compute."""
+        """Compute with the folded weights, or return None if the modules must be called."""
         raise NotImplementedError
 
     def weights_for(self, x: Any) -> Weights | None:
-        """Return the weights for this input, or None if the modules have to compute."""
+        """Return the weights for this input, or None if the modules must be called."""
         norm = self.norm
         # BatchNorm reads an unbatched (C, L) as N = C cases of L channels.
         if (
@@ -67,7 +67,7 @@ class FoldedLink(Link):
             return None
 
     def weights(self) -> Weights | None:
-        """Return the folded weights, computed again if one of the tensors has changed."""
+        """Return the folded weights, recomputed if one of the tensors has changed."""
         conv, norm = self.conv, self.norm
         own = conv._parameters.values()
         if norm is None:
@@ -93,12 +93,12 @@ class FoldedLink(Link):
 
 
 def _state(tensor: Tensor | None) -> tuple[int, int, int] | None:
-    """Identify a tensor and its content: writes change the version, ``.data = ...`` the address."""
+    """Identify a tensor and its content; ``.data = ...`` changes the address, not the version."""
     return None if tensor is None else (id(tensor), tensor._version, tensor.data_ptr())
 
 
 def _any_trained(tensors: Any) -> bool:
-    """Return whether an optimizer may write to a tensor: fused ones do not count writes."""
+    """Return whether an optimizer may write to a tensor: fused optimizers do not count writes."""
     return any(isinstance(tensor, Tensor) and tensor.requires_grad for tensor in tensors)
 
 
@@ -122,9 +122,9 @@ class FoldedConv(FoldedLink, PointwiseLink):
 class PointwiseThenMean(FoldedLink, PointwiseLink):
     """Hold a 1x1 ``nn.Conv1d`` and a global average after it.
 
-    Adaptive averages may come before the convolution, and a BatchNorm1d after it. A 1x1 convolution
-    is the same map at every position, so it may follow the mean. In a chain it comes first if it
-    reduces the channels.
+    An adaptive average may come before the convolution, and a BatchNorm1d after it. A 1x1
+    convolution applies the same map at every position, so it can be computed after the mean. In a
+    chain, it comes first if it reduces the number of channels.
     """
 
     ends_chain = True
@@ -134,7 +134,7 @@ class PointwiseThenMean(FoldedLink, PointwiseLink):
 
     @property
     def _bins(self) -> int | None:
-        """Return how many averages precede the convolution, or None if the two do not commute."""
+        """Return the first average's output size (1 if absent), or None if they cannot merge."""
         first, last = self.modules[0], self.modules[-1]
         if not is_pointwise(self.conv) or _pooled_size(last) != 1:
             return None

@@ -1,1 +1,1 @@
-"""Measurements: paired timing, the machine, memory, peaks, tables."""
+"""Measurements and reports: paired timing, the machine, memory, records, tables and pages."""

@@ -1,4 +1,4 @@
-"""Describe a result's machine and software, and set its threads."""
+"""Describe the machine and software of a measurement, and set the number of threads."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def optional_versions() -> dict[str, str]:
 
 
 def isa() -> str:
-    """Name the instruction set of the C++ kernels, and the sets that this CPU could run."""
+    """Name the instruction set of the C++ kernels, and the sets that this CPU can run."""
     if extension is None:
         return "none: the C++ extension is not built"
     try:
@@ -76,7 +76,7 @@ def environment_info() -> dict[str, str]:
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """Let torch use ``count`` threads inside the block; ValueError above 1024."""
+    """Let torch use ``count`` threads, 1 to 1024, inside the block."""
     if not 1 <= count <= 1024:  # with very many OpenMP ends the process
         raise ValueError(f"threads (n_jobs) must be 1 to 1024, but got {count}")
     before = torch.get_num_threads()
@@ -96,7 +96,7 @@ def measurement_context() -> dict[str, str]:
 
 
 def commit() -> str:
-    """Return the commit of this checkout, marked if sources differ, or "unknown"."""
+    """Return the commit of this checkout, marked if sources have changed, or "unknown"."""
     here = Path(__file__).parent
 
     def git(*words: str) -> str:

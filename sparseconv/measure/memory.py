@@ -1,4 +1,4 @@
-"""Measure a call's peak memory, and keep freed memory."""
+"""Measure the peak memory of a call, and let the process keep freed memory."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
 def peak_bytes(call: Callable[[], object]) -> int:
-    """Return the peak number of bytes that torch's allocator holds during a call.
+    """Return the peak memory, in bytes, that torch allocates during a call.
 
     The kernels' scratch memory (per thread, within L2) is not counted.
     """
@@ -23,7 +23,7 @@ def peak_bytes(call: Callable[[], object]) -> int:
 
 
 def allocations(call: Callable[[], object]) -> list[int]:
-    """Return the bytes of each CPU buffer that torch allocates, or frees (negative)."""
+    """Return the size in bytes of each CPU buffer that torch allocates or (negative) frees."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # or it writes two lines to stderr each time
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         kept = call()  # freed after the last event, as a caller would hold it
@@ -43,17 +43,17 @@ def allocations(call: Callable[[], object]) -> list[int]:
 def retain_freed_memory() -> bool:
     """Let this process keep the memory that CPU tensors free.
 
-    Each pass of a network frees its activations, and the next allocates them again. The GNU C
-    library (glibc) returns such blocks to the system, which clears every page at its first use.
-    That is often a fifth to a half of a small network's time. This function sets glibc's
+    Each pass of a network frees its activations, and the next pass allocates them again. The GNU C
+    library (glibc) returns such blocks to the system, which clears every page on its first use.
+    This often takes a fifth to a half of a small network's time. This function sets glibc's
     ``M_MMAP_THRESHOLD`` to 1 GiB (older versions allow 32 MiB) and ``M_TRIM_THRESHOLD`` to 2 GiB.
-    The process then keeps its peak memory until it exits. Call it at the start of a program that
-    trains or infers on the CPU, and before measuring. ``training.train``, ``DSNClassifier`` and
-    the commands ``train``, ``prune``, ``profile`` and ``bench`` call it.
+    The process then keeps its peak memory until it exits. Call this function at the start of a
+    program that trains or runs inference on the CPU, and before measuring. ``training.train``,
+    ``DSNClassifier`` and the commands ``train``, ``prune``, ``profile`` and ``bench`` call it.
 
     Returns:
-        True if this was set. With other C libraries (musl, macOS, Windows), the function has no
-        effect and returns False; it never raises.
+        True if the thresholds were set. With other C libraries (musl, macOS, Windows), the function
+        has no effect and returns False; it never raises an error.
 
     Example:
         >>> import sparseconv as sc

@@ -34,10 +34,10 @@ def page(
     subtitle: str = "",
     highlights: Sequence[tuple[str, str]] = (),
 ) -> str:
-    """Return an HTML page that needs no other file: styles and figures are inside.
+    """Return an HTML page that needs no other file: styles and figures are embedded.
 
-    ``highlights`` are (figure, meaning) pairs, shown large below the heading. FileNotFoundError if
-    a section's figure does not exist.
+    ``highlights`` are (number, meaning) pairs, shown in large type below the heading. A section
+    whose figure does not exist raises FileNotFoundError.
     """
     shown = [f"<div><dt>{escape(a)}</dt><dd>{escape(b)}</dd></div>" for a, b in highlights]
     body = [f'<dl class="highlights">{"".join(shown)}</dl>' if shown else ""]

@@ -1,4 +1,4 @@
-"""Progress on stderr."""
+"""Show progress on stderr."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 
 
 def progress(items: Any, verbose: bool | None, **options: Any) -> Any:
-    """Return tqdm's bar over the items, or the items if no bar is shown.
+    """Return a tqdm bar over the items, or the items themselves if no bar is shown.
 
     Args:
-        items: an iterable; None for a bar updated by hand.
-        verbose: whether to show it; None shows it in a terminal.
+        items: an iterable; None for a bar that is updated manually.
+        verbose: whether to show the bar; None shows it only in a terminal.
         options: passed to tqdm.
     """
     if verbose is not None and not verbose:

@@ -1,6 +1,6 @@
 """Records and reports of ``profile``, ``convert``, ``prune_filters`` and ``factorize``.
 
-Every report has a table of layers, lines with the totals, and the machine.
+Every report has a table of layers, lines with the totals, and a description of the machine.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class BeforeAfter:
     def of(
         cls, times: Times, which: str, before: str = "before", after: str = "after"
     ) -> BeforeAfter:
-        """Compare two candidates of a ``Stopwatch``, in the pass ``which``."""
+        """Compare two candidates of a ``Stopwatch`` in the pass named ``which``."""
         first, second = f"{before} {which}", f"{after} {which}"
         return cls(
             milliseconds(times[first]), milliseconds(times[second]), ratio(times, first, second)
@@ -111,23 +111,23 @@ class LayerTimes:
     Attributes:
         name: the module's (first) name in the model.
         weight_shape: ``(C_out, C_in // groups, K)``.
-        nnz, density: active weights, and their share of the kernel; None where ``convert`` cannot
-            replace the layer.
+        nnz, density: number of active weights, and their share of the kernel; None where
+            ``convert`` cannot replace the layer.
         sparse: whether ``convert`` made it sparse; None in a ``Profile``.
         verdict: print it, or compare it with a ``Verdict``.
         notes: details of the conversion.
-        calls: calls in one pass of the model; in a ``Profile``, those of one kind (see its
-            ``layers``). 0 if not measured. FLOPs and times are sums over these calls.
+        calls: number of calls in one pass of the model; in a ``Profile``, calls of one kind (see
+            ``Profile.layers``). 0 if not measured. FLOPs and times are sums over these calls.
         input_shape: shape of the first input.
         dtype: dtype of the output.
-        backend: the sparse layer's, ``"cpp"`` or ``"reference"``; empty if not measured.
+        backend: backend of the sparse layer, ``"cpp"`` or ``"reference"``; empty if not measured.
         kernels: ``"blocks"`` or ``"single weights"`` for a pattern in blocks, or for bfloat16 on a
             CPU with kernels for blocks; otherwise empty.
         not_blocks: why kernels for blocks are not used.
         dgrad, wgrad: whether training computes the gradient of the input, and of the weights.
-        times: by pass; empty if not measured. ``"inference"`` is a forward pass without gradients;
-            ``"training"`` adds the backward pass, if a gradient is needed.
-        flops: by pass, dense and executed operations; a multiply-add counts as two.
+        times: times by pass; empty if not measured. ``"inference"`` is a forward pass without
+            gradients; ``"training"`` adds the backward pass, if a gradient is needed.
+        flops: dense and executed operations by pass; a multiply-add counts as two.
     """
 
     name: str
@@ -223,7 +223,7 @@ class Report:
         return Table.of((layer.row() for layer in self.layers), self.text_columns[:1])
 
     def details(self) -> Table:
-        """Format the table of all counts and times of each layer."""
+        """Format a table with all counts and times of each layer."""
         return Table.of((row for layer in self.layers for row in layer.rows()), self.text_columns)
 
     def summary(self) -> list[str]:
@@ -257,7 +257,7 @@ class Report:
         return page(self.title, self._sections())
 
     def save(self, path: str | Path) -> Path:
-        """Write a page (``.html``) that needs no other file, or the figures (``.json``).
+        """Write a page (``.html``) that needs no other file, or the measurements (``.json``).
 
         Raises:
             ValueError: the suffix is not supported.
@@ -277,7 +277,7 @@ class ChangeReport(Report):
 
     Attributes:
         layers, machine: as in ``Report``.
-        times: those of the whole model, if measured, by pass as in ``LayerTimes``.
+        times: times of the whole model, if measured, by pass as in ``LayerTimes``.
     """
 
     times: Mapping[str, BeforeAfter] = field(default_factory=dict)
@@ -317,7 +317,7 @@ def layer_conditions(layers: Sequence[LayerTimes], machine: Mapping[str, str]) -
     if unclear := sum(x.low <= 1 <= x.high for x in speedups):
         lines.append(
             f"{unclear} of {len(speedups)} intervals contain 1: these verdicts may differ in "
-            f"another run; more rounds than {ROUNDS}, the default, narrow the intervals"
+            f"another run; more rounds than the default of {ROUNDS} narrow the intervals"
         )
     if dense := dict.fromkeys(x.name for x in layers if x.backend == "reference"):
         lines.append(f"computed by the dense reference, not by the kernels: {', '.join(dense)}")
@@ -328,5 +328,5 @@ def layer_conditions(layers: Sequence[LayerTimes], machine: Mapping[str, str]) -
 
 
 def megaflops(flops: int) -> str:
-    """Format operations in millions, to four digits or to the unit."""
+    """Format operations in millions, rounded to four significant digits or to an integer."""
     return f"{flops / 1e6:.4g}" if flops < 1e10 else f"{flops / 1e6:.0f}"

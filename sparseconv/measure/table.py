@@ -24,7 +24,7 @@ class Table:
 
     @classmethod
     def of(cls, rows: Iterable[Mapping[str, str]], text: Sequence[str] = ()) -> Table:
-        """Make a table of rows, cells by column; omit empty columns.
+        """Make a table from rows (cells by column); omit empty columns.
 
         Args:
             rows: columns follow the longest row's order; missing cells are empty.

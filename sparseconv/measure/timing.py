@@ -1,7 +1,7 @@
 """Paired timing for shared machines.
 
-Absolute times drift with the clock and other tenants. Therefore candidates run interleaved in one
-process, in random order, and only ratios of neighbours are compared.
+Absolute times drift with the clock rate and other tenants. Therefore, candidates run interleaved in
+one process, in random order, and only ratios of times from the same round are compared.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ class Estimate(NamedTuple):
 
 
 def median_with_ci(samples: ArrayLike) -> Estimate:
-    """Return the median, and an interval that contains the true one in at least 95 % of cases.
+    """Return the median and an interval that contains the true median in at least 95 % of cases.
 
-    It is the sign test's interval: the number of samples below any distribution's median is
-    Binomial(n, 1/2). Fewer than ``LEAST_ROUNDS`` samples give their whole range, which is too
+    This is the interval of the sign test: the number of samples below any distribution's median is
+    Binomial(n, 1/2). For fewer than ``LEAST_ROUNDS`` samples, it is their whole range, which is too
     narrow.
 
     Example:
@@ -55,7 +55,7 @@ def median_with_ci(samples: ArrayLike) -> Estimate:
 
 
 def ratio(times: Times, numerator: str, denominator: str) -> Estimate:
-    """Return the median and interval of the paired ratio of two candidates."""
+    """Return the median and interval of the paired ratios of two candidates' times."""
     return median_with_ci(times[numerator] / times[denominator])
 
 
@@ -66,7 +66,7 @@ def milliseconds(seconds: NDArray[np.float64]) -> Estimate:
 
 @contextmanager
 def collector_paused() -> Iterator[None]:
-    """Collect garbage once, then not until the block ends; nested blocks do not collect it.
+    """Collect garbage once, then pause the collector in the block; nested blocks do nothing.
 
     Example:
         >>> with collector_paused():
@@ -100,7 +100,7 @@ def interleave(
         rounds: at least 1.
         least_seconds: shorter calls are repeated in a round until they take this time.
         seed: seed for the order.
-        clock: returns seconds, on a GPU after it has waited for the device.
+        clock: returns the time in seconds; on a GPU, it first waits for the device.
         context: returns the context manager for the calls of the named candidate; entering it is
             not timed.
 

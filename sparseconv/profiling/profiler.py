@@ -35,12 +35,12 @@ from sparseconv.profiling.stopwatch import (
 
 @dataclass(frozen=True)
 class ModelTime:
-    """Time of a pass through the whole model, and of its sparse layers.
+    """Times of a pass through the whole model and through its sparse layers.
 
     Attributes:
-        ms: the model's median time in milliseconds, with its 95 % interval.
-        flops: operations of all layers, dense and executed.
-        dense_ms, sparse_ms: sums of the medians of the layers, called one by one.
+        ms: the model's median time in milliseconds, with a 95 % interval.
+        flops: operations of all sparse layers: as dense layers, and executed.
+        dense_ms, sparse_ms: sums of the layers' median times, each layer timed alone.
     """
 
     ms: Estimate
@@ -50,7 +50,7 @@ class ModelTime:
 
     @classmethod
     def of(cls, which: str, ms: Estimate, layers: Iterable[LayerTimes]) -> ModelTime:
-        """Sum over layers; in training, a layer without gradients counts its forward pass."""
+        """Sum over layers; in training, layers without gradients count only their forward pass."""
         found = [(layer, which if which in layer.times else INFERENCE) for layer in layers]
         return cls(
             ms,
@@ -61,7 +61,7 @@ class ModelTime:
 
     @property
     def share(self) -> float:
-        """Return the layers' share of the model's time; above 1 if they cost more alone."""
+        """Return the layers' share of the model's time, above 1 if they take longer alone."""
         return self.sparse_ms / self.ms.median
 
 
@@ -71,9 +71,9 @@ class Profile(Report):
 
     Attributes:
         layers: a ``LayerTimes`` per layer and kind of call, in the order of first calls. Calls of
-            a kind share input shape, memory layout, dtype and required gradients.
+            the same kind share the input shape, memory layout, dtype and required gradients.
         unreached: names of sparse layers that the input did not reach.
-        model: a ``ModelTime`` of ``"inference"`` and, if measured, of ``"training"``.
+        model: a ``ModelTime`` for ``"inference"`` and, if measured, for ``"training"``.
         machine: processor, threads, instruction set and versions.
 
     Example: see ``profile``.
@@ -91,7 +91,7 @@ class Profile(Report):
             dense, executed = map(megaflops, found.flops)
             lines.append(
                 f"{which}: sparse layers {found.sparse_ms:.2f} ms, as dense ones "
-                f"{found.dense_ms:.2f} ms; {executed} of {dense} MFLOP executed; alone they "
+                f"{found.dense_ms:.2f} ms; {executed} of {dense} MFLOP executed; timed alone, they "
                 f"take {found.share:.0%} of the model's {found.ms.median:.2f} ms"
             )
         if any(found.share > 1 for found in self.model.values()):
@@ -102,7 +102,7 @@ class Profile(Report):
         if TRAINING not in self.model and any(TRAINING in layer.times for layer in self.layers):
             lines.append(
                 "training of the whole model was not measured: none of its output tensors, alone "
-                "or in lists, tuples and dicts, has a gradient"
+                "or in lists, tuples and dicts, requires a gradient"
             )
         if self.unreached:
             lines.append("never reached by this input: " + ", ".join(self.unreached))
@@ -123,13 +123,13 @@ def profile(
     The model runs once to record its layers' inputs. Then each layer is timed alone, sparse and
     dense (with ``to_dense``), interleaved in random order. The whole model is timed last.
 
-    Inference is a forward pass under ``torch.no_grad()``. Training is a forward and a backward
-    pass, with the gradients of a real step: not for the first layer's input or frozen values.
-    Number of threads, mode (train or eval) and autocast are the caller's. First call
-    ``sparseconv.retain_freed_memory``, or page faults may take much of the time.
+    Inference is a forward pass under ``torch.no_grad()``. Training is a forward and a backward pass
+    that computes the gradients of a real step: none for the first layer's input or frozen values.
+    The number of threads, the mode (train or eval) and autocast are taken from the caller. First,
+    call ``sparseconv.retain_freed_memory``; otherwise, page faults may take much of the time.
 
-    The function runs a copy, so the model and the random generators do not change. Hooks run when
-    the whole model is timed, but not when layers are timed alone.
+    The function runs a copy of the model and restores the random generators. Hooks run when the
+    whole model is timed, but not when layers are timed alone.
 
     Args:
         model: a module with ``SparseConv1d`` layers, on the CPU.
@@ -145,7 +145,7 @@ def profile(
     Raises:
         TypeError, ValueError: an argument of the wrong type; too few rounds; no ``SparseConv1d`` in
             the model, or none that the input reaches.
-        NotImplementedError: a layer is not on the CPU, or its subclass overrides ``forward``.
+        NotImplementedError: a layer is not on the CPU, or is a subclass that overrides ``forward``.
 
     Example:
         >>> import sparseconv as sc
@@ -202,8 +202,8 @@ def _sparse_layers(model: nn.Module) -> dict[SparseConv1d, str]:
     for layer, name in layers.items():
         if type(layer).forward is not SparseConv1d.forward:
             raise NotImplementedError(
-                f"expected layers that only compute a SparseConv1d, but layer {name!r} is a "
-                f"{type(layer).__name__} with its own forward; move that code into modules before "
-                "and after a SparseConv1d"
+                f"expected plain SparseConv1d layers, but layer {name!r} is a "
+                f"{type(layer).__name__}, which overrides forward; move that code into modules "
+                "before and after a SparseConv1d"
             )
     return layers

@@ -41,7 +41,7 @@ class Stopwatch:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Run copies of models: restore random generators; collect garbage once beforehand."""
+        """Run copies of models: collect garbage once beforehand; restore random generators."""
         with ExitStack() as stack:
             stack.enter_context(torch.random.fork_rng(devices=[]))
             stack.callback(random.setstate, random.getstate())
@@ -62,7 +62,7 @@ class Stopwatch:
 
 
 def check_on_cpu(layers: Mapping[Layer, str]) -> None:
-    """Refuse devices on which ``interleave`` would time only launches."""
+    """Reject devices on which ``interleave`` would time only launches."""
     for layer, name in layers.items():
         device = next(layer.parameters()).device
         if device.type != "cpu":
@@ -73,10 +73,10 @@ def check_on_cpu(layers: Mapping[Layer, str]) -> None:
 
 
 def copied_arguments(model: nn.Module, given: Any) -> tuple[Any, ...]:
-    """Copy a model's arguments as tensors, with series in its dtype.
+    """Copy a model's arguments as tensors, and series in the model's dtype.
 
-    Integers with fewer than three axes are codes or lengths. Bools next to other arguments
-    are masks.
+    Integers with fewer than three axes are taken to be codes or lengths. Bools passed along with
+    other arguments are taken to be masks.
     """
     if not isinstance(given, Tensor | tuple | np.ndarray):
         raise TypeError(
@@ -86,7 +86,7 @@ def copied_arguments(model: nn.Module, given: Any) -> tuple[Any, ...]:
     dtype, codes = next(model.parameters(), torch.empty(0)).dtype, has_codes(model)
 
     def copied(held: Any) -> Tensor:
-        x = as_tensor(held, "expected example_input to hold real numbers")
+        x = as_tensor(held, "expected example_input to contain real numbers")
         series = x.dim() > 2 and not codes and (x.dtype != torch.bool or held is given)
         kept = x.detach().to(dtype if x.is_floating_point() or series else x.dtype, copy=True)
         return kept.requires_grad_(x.requires_grad)
@@ -113,7 +113,7 @@ class Call:
 def capture(
     model: nn.Module, layers: Iterable[Layer], arguments: tuple[Any, ...]
 ) -> dict[Layer, list[Call]]:
-    """Run the model once; count a layer's calls together if they differ only in their numbers."""
+    """Run the model once; count a layer's calls together if their inputs differ only in values."""
     calls: dict[Layer, dict[tuple[Any, ...], Call]] = {}
 
     def see(layer: Layer, args: tuple[Any, ...], kwargs: dict[str, Any], y: Tensor) -> None:
@@ -143,7 +143,7 @@ def capture(
 
 
 def _plain_twins(layer: SparseConv1d) -> tuple[nn.Module, SparseConv1d]:
-    """Copy a layer into a dense and a sparse one, without hooks and computed values."""
+    """Copy a layer into a dense and a sparse one, without hooks or computed values."""
     dense = layer.to_dense()
     conv: Any = dense[-1] if isinstance(dense, nn.Sequential) else dense  # after its padding layer
     mask, block = layer.pattern.to_mask(), layer.pattern.block
@@ -153,7 +153,7 @@ def _plain_twins(layer: SparseConv1d) -> tuple[nn.Module, SparseConv1d]:
 
 
 def _layer_passes(layer: nn.Module, call: Call) -> Passes:
-    """Run a layer on one input; train only if a gradient is requested and needed."""
+    """Return the passes of a layer on one input, with training only if a gradient is needed."""
     x = call.input.detach().requires_grad_(call.needs_dgrad)
     wanted = _differentiable([x, *layer.parameters()])
     if not (call.trains and wanted):
@@ -164,7 +164,7 @@ def _layer_passes(layer: nn.Module, call: Call) -> Passes:
 
 
 def in_sequence(passes: Sequence[tuple[int, Passes]]) -> Passes:
-    """Join repeated passes; in training, those without gradients run forward."""
+    """Join repeated passes; in training, passes without gradients run only forward."""
 
     def run(which: str) -> None:
         for times, found in passes:

@@ -242,7 +242,7 @@ def test_verdict_and_shares(monkeypatch: pytest.MonkeyPatch, dense_step: Any, ve
     assert [times.share for times in found.model.values()] == pytest.approx([1 / 8, 3 / 10])
     text = " ".join(str(found).split())
     assert verdict in text
-    assert "alone they take 30% of the model's 10.00 ms" in text
+    assert "alone, they take 30% of the model's 10.00 ms" in text
     assert "more than 100 %" not in text
 
 
