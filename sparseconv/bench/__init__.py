@@ -1,1 +1,1 @@
-"""Benchmark named cases and whole networks against baselines; not for users to import."""
+"""Benchmark named cases and whole networks against baselines; not part of the public API."""

@@ -1,8 +1,8 @@
 """Other ways to compute the same convolution, each with its best settings.
 
-A baseline takes a problem and returns one call per computation. Memory formats, and what depends
-only on the pattern, are prepared outside the timed call. ``wgrad`` may return the gradient of all
-weights; only active ones are compared.
+A baseline takes a problem and returns one call per computation. Memory formats, and whatever
+depends only on the pattern, are prepared outside the timed call. ``wgrad`` may return the gradient
+of all weights; only those of active weights are compared.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def _pad(x: Tensor, geometry: Geometry) -> Tensor:
 
 
 def _unpad(x: Tensor, geometry: Geometry) -> Callable[[Tensor], Tensor]:
-    """Add the gradient of ``_pad``'s padding to its source."""
+    """Return a function that maps the gradient of ``_pad(x)`` to the gradient of ``x``."""
     if geometry.padding_mode == "zeros":
         left, length = geometry.padding[0], x.shape[2]
         return lambda grad: grad[..., left : left + length]
@@ -39,8 +39,9 @@ def _unpad(x: Tensor, geometry: Geometry) -> Callable[[Tensor], Tensor]:
 def dense(problem: Problem, *, channels_last: bool = False, padded: bool = False) -> Calls:
     """Call ``F.conv1d`` and its two gradients separately.
 
-    ``channels_last`` is ``F.conv2d`` on series of height 1 in channels-last memory. ``padded`` pads
-    with ``F.pad``, which is faster for long kernels; it is empty if every call pads that way.
+    ``channels_last`` calls ``F.conv2d`` on series of height 1 in channels-last memory. ``padded``
+    pads with ``F.pad``, which is faster for long kernels; the result is empty if there is no
+    padding, or if every call pads that way.
     """
     x, values, grad, pattern, geometry = problem
     zeros = geometry.padding_mode == "zeros" and len(set(geometry.padding)) == 1
@@ -82,9 +83,10 @@ def dense(problem: Problem, *, channels_last: bool = False, padded: bool = False
 
 
 def im2col_csr(problem: Problem) -> Calls:
-    """Multiply a ``torch.sparse`` CSR matrix by the columns (im2col); indices are prepared.
+    """Multiply a ``torch.sparse`` CSR matrix by the columns (im2col); indices are precomputed.
 
-    Columns are (input channel, tap) by (series, output sample); groups are diagonal blocks.
+    The columns form a matrix of (input channel, tap) by (series, output sample). Groups are
+    diagonal blocks of the CSR matrix.
     """
     x, values, grad, pattern, geometry = problem
     out_channels, group_channels, taps = pattern.shape
@@ -134,9 +136,9 @@ def im2col_csr(problem: Problem) -> Calls:
 def fft(problem: Problem, *, prepared: bool = False) -> Calls:
     """Multiply spectra that ``torch.fft`` computes.
 
-    The call computes the weights' spectrum, as in training. ``prepared`` computes it beforehand, as
-    inference can, or ``dgrad`` after a forward pass that kept it. ``wgrad`` does not need this
-    spectrum, so it is timed once.
+    The call computes the weights' spectrum, as in training. With ``prepared``, the spectrum is
+    computed beforehand, as is possible in inference, or for ``dgrad`` if the forward pass kept it.
+    ``wgrad`` does not need this spectrum, so ``prepared`` omits it.
     """
     x, values, grad, pattern, geometry = problem
     out_channels, group_channels, taps = pattern.shape

@@ -19,22 +19,22 @@ from sparseconv.models import DSN
 from sparseconv.nn.conv import SparseConv1d
 
 SUITES = {
-    "layer": "the later layer of a univariate DSN: the shape that the kernels are made for",
+    "layer": "a later layer of a univariate DSN: the shape that the kernels were designed for",
     "published": "the distinct layers of every published DSN configuration",
     "trained": "patterns of a network trained on GunPoint",
-    "density": "uniform random patterns of 2 to 100 %, and DSN's at S = 50, 80 and 90 %",
+    "density": "uniform random patterns of density 2 to 100 %, and DSN's at S = 50, 80 and 90 %",
     "length": "series of 8 to 4096 samples",
     "batch": "1 to 17 series, and odd lengths",
-    "channels": "1 to 512 channels in and out",
+    "channels": "1 to 512 input and output channels",
     "kernel": "3 to 128 taps",
-    "break_even": "30 to 100 % of the weights at other lengths, channels and kernel sizes",
+    "break_even": "densities of 30 to 100 % at other lengths, channel counts and kernel sizes",
     "options": "first layer, 1x1, stride, dilation, groups",
     "dtype": "float64, bfloat16 and float16",
     "blocks": "blocks of 16 x 16 channels that share their taps, in bfloat16; also a training step",
-    "adversarial": "patterns and shapes that are hard to share out or to cut into blocks",
+    "adversarial": "patterns and shapes that are hard to split between threads or into blocks",
     "network": "the whole network: training step, update, inference, latency",
-    "random_kernels": "features of ROCKET's and MiniROCKET's kernels, per series, and of aeon's",
-    "compiled": "a layer compiled, and exported: its time divided by the eager call's",
+    "random_kernels": "features of ROCKET and MiniROCKET kernels, per series, compared with aeon",
+    "compiled": "a compiled and an exported layer: its time divided by that of an eager call",
 }
 WITHOUT_CASES = ("network", "random_kernels")
 # Masks of the first and of the last layer of a trained network (those between have the last one's
@@ -57,7 +57,7 @@ class Problem(NamedTuple):
 
 
 def layer_problem(layer: SparseConv1d, batch: int, length: int, seed: int = 0) -> Problem:
-    """Build a layer's problem on random series; equal seeds give equal bits."""
+    """Build a layer's problem with random series; the same seed yields the same bits."""
     generator = torch.Generator().manual_seed(seed)
     geometry = layer._geometry()
     x = torch.randn(batch, layer.in_channels, length, generator=generator)
@@ -73,16 +73,16 @@ class Case(testing.Case):
     Attributes:
         suite: one of ``SUITES``.
         layer_ways: other ways to run the layer: ``"conv1d"`` (``nn.Conv1d``), ``"compiled"``
-            (``torch.compile``), ``"exported"`` (``torch.export``). With any, the case times a whole
-            ``SparseConv1d`` instead of the kernels. It runs a forward pass without gradients, and a
-            pass with both gradients.
-        pattern: a pattern of ``sparseconv.testing``, or one of these. ``dsn_prefix`` and
-            ``dsn_evolved`` are those of a DSN; ``density`` is 1 - S, the active share of a kernel
-            group's region. In ``dsn_ungrouped``, the region is the whole kernel. ``trained_first``
-            and ``trained_last`` come from a trained network. ``one_weight_per_channel`` reads each
-            input channel once; ``one_channel`` reads only input channel 0. In ``dense_output``,
-            output channel 0 is fully active, the others are sparse. In ``empty_outputs``, every
-            second output channel is inactive.
+            (``torch.compile``), ``"exported"`` (``torch.export``). If any are specified, the case
+            times a whole ``SparseConv1d`` instead of the kernels. It runs a forward pass without
+            gradients, and a pass with both gradients.
+        pattern: a pattern of ``sparseconv.testing``, or one of the following. ``dsn_prefix`` and
+            ``dsn_evolved`` are patterns of a DSN; ``density`` is 1 - S, the active share of a
+            kernel group's region. In ``dsn_ungrouped``, the region is the whole kernel.
+            ``trained_first`` and ``trained_last`` come from a trained network.
+            ``one_weight_per_channel`` reads each input channel once; ``one_channel`` reads only
+            input channel 0. In ``dense_output``, output channel 0 is fully active, and the others
+            are sparse. In ``empty_outputs``, every second output channel is inactive.
     """
 
     name: str
@@ -156,7 +156,7 @@ def _square(channels: int) -> Fields:
 
 
 def _rows() -> Iterator[tuple[str, str, Fields]]:
-    """Yield suite, name, and the differences from ``LAYER``."""
+    """Yield the suite, the name and the differences from ``LAYER`` of each case."""
     for pattern in ("dsn_prefix", "dsn_evolved"):
         for length in (24, 128, 512, 1024, 2709):
             yield "layer", f"{pattern}_L{length}", {"pattern": pattern, "length": length}
@@ -209,7 +209,7 @@ def _rows() -> Iterator[tuple[str, str, Fields]]:
 
 
 def _published() -> Iterator[tuple[str, Fields]]:
-    """Yield the paper's settings and sizes, with its batches (Xiao et al. 2022, section 5.1).
+    """Yield the settings, sizes and batch sizes of the DSN paper (Xiao et al. 2022, section 5.1).
 
     Two bundled sets represent each of the UCR and UEA archives.
     """
@@ -270,6 +270,6 @@ CASES = {case.name: case for case in _all()}
 
 
 def select(suites: Collection[str] = (), names: Collection[str] = ()) -> list[Case]:
-    """Return the cases of these suites and names; all if neither is specified."""
+    """Return the cases with these suites or names, or all cases if neither is specified."""
     everything = not (suites or names)
     return [c for c in CASES.values() if everything or c.suite in suites or c.name in names]

@@ -19,13 +19,13 @@ OURS = ("plain_step", "compiled", "exported")  # our kernels again, so not basel
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Read a file of ``write_json``."""
+    """Read a file that ``write_json`` wrote."""
     document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return document
 
 
 def write_json(document: Mapping[str, Any], path: Path) -> None:
-    """Write the document; each entry of a list has its own line, for readable diffs."""
+    """Write the document, with one line per list entry for readable diffs."""
     parts = []
     for key, value in document.items():
         text = json.dumps(value)
@@ -54,7 +54,7 @@ def write_csv(document: Mapping[str, Any], path: Path) -> None:
 
 
 def rounded(value: Any) -> Any:
-    """Round every float in lists and dicts to five digits.
+    """Round every float in lists and dicts to five significant digits.
 
     Example:
         >>> rounded([{"ms": 1.23456789, "nnz": 1234567, "data": "ACSF1"}, None])
@@ -68,12 +68,12 @@ def rounded(value: Any) -> Any:
 
 
 def best_baseline(row: Row) -> str | None:
-    """Return the fastest baseline of a row; None if none was timed."""
+    """Return the name of a row's fastest baseline, or None if no baseline was timed."""
     timed = {name: three[0] for name, three in row["ratio"].items() if name not in OURS}
     return min(timed, key=lambda name: timed[name]) if timed else None
 
 
 def ratio(row: Row, baseline: str = BEST) -> Estimate | None:
-    """Return the ratio of a baseline's time to the sparse time, or None if not timed."""
+    """Return the ratio of a baseline's time to the sparse time, or None if it was not timed."""
     found = row["ratio"].get(best_baseline(row) if baseline == BEST else baseline)
     return None if found is None else Estimate(*found)

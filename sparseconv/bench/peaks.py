@@ -18,21 +18,21 @@ _RUN = 2e-3  # seconds of one run: short, so that some run undisturbed; starting
 
 
 class Loop(NamedTuple):
-    """Multiply-adds from registers, interleaved with a kernel."""
+    """A loop of multiply-adds from registers, to be interleaved with a kernel."""
 
     call: Callable[[], float]  # returns its seconds
     flops: float  # of all threads, per call
 
     def share(self, times: Times, flops: float) -> float:
-        """Return the speed of ``"sparse"``, with ``flops`` per call, divided by this loop's."""
+        """Return the speed of ``"sparse"``, with ``flops`` per call, as a share of this loop's."""
         return float(np.median(flops / times["sparse"] / (self.flops / times.pop(PEAK))))
 
 
 def loop(dtype: str) -> Loop:
     """Build a loop for torch's threads and the current instruction set.
 
-    The clock of a shared machine varies, so the loop runs between a kernel's calls. The loop uses
-    the kernels' multiply-add, which the portable baseline emulates.
+    The clock rate of a shared machine varies, so the loop runs between calls to a kernel. The loop
+    uses the kernels' multiply-add, which the portable baseline emulates.
     """
     assert extension is not None
     tried = 1_000

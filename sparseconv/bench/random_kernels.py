@@ -1,4 +1,4 @@
-"""Check the features of random kernels, then time them against aeon's and the FMA peak."""
+"""Check the features of random kernels, then compare their speed with aeon's and the FMA peak."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ def measure(
     n_kernels: int = 10_000,
     rounds: int = ROUNDS,
 ) -> list[dict[str, Any]]:
-    """Time 10 000 kernels of ROCKET and MiniROCKET, whole and pruned, on many series and on one.
+    """Time kernels of ROCKET and MiniROCKET, all and pruned, on many series and on a single one.
 
-    aeon's transforms run interleaved, with the same kernels and threads. They are compiled in this
-    process, since numba's cached ones are slower.
+    aeon's transforms run interleaved, with the same kernels and number of threads. They are
+    compiled in this process, because transforms from numba's cache are slower.
 
     Returns one row per kind, shape, batch and share of kernels, in milliseconds per series.
-    ``count`` sets torch's and aeon's threads.
+    ``count`` is the number of threads of torch and aeon.
 
     Raises:
         WrongResultError: a feature is wrong; its kernels were not timed.

@@ -1,6 +1,6 @@
 """Check a case against float64, then time it against its baselines.
 
-Every check raises ``WrongResultError`` where an output exceeds its error bound.
+Every check raises ``WrongResultError`` if the error of an output exceeds its bound.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ Checked = tuple[dict[str, Callable[[], Any]], dict[str, str]]
 
 
 class WrongResultError(AssertionError):
-    """A kernel exceeded its computed error bound, so its speed means nothing."""
+    """A kernel's error exceeded the computed bound, so its speed means nothing."""
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of an error, or its type."""
+    """Return the first line of an error's message, or the error's type if there is none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def public_calls(problem: Problem) -> Calls:
-    """Return calls of ``sparse_conv1d``, and of autograd for one gradient at a time."""
+    """Return calls to ``sparse_conv1d``, and to autograd for one gradient at a time."""
     x, values, grad, pattern, geometry = problem
 
     def convolve(x: Tensor, values: Tensor) -> Tensor:
@@ -68,7 +68,7 @@ def public_calls(problem: Problem) -> Calls:
 
 
 def exact_results(problem: Problem) -> dict[str, Expected]:
-    """Compute the three results in float64, with a bound for each output."""
+    """Compute the three results in float64, with an error bound for each output."""
     data = problem[:3]
     exact = _double(problem, *data)
     # On magnitudes it adds up what can be rounded, on ones it counts the terms.
@@ -93,9 +93,9 @@ def check(
 ) -> dict[str, Expected]:
     """Compare all three computations with float64; return the expected results.
 
-    Results must be within the computed bound on the problem's data, and exact on integers. On
-    integers a missing term of a weight's gradient shows, which a bound may hide. ``make_calls``
-    replaces ``public_calls``.
+    Results must be within the computed bound on the problem's data, and exact on integers. Integers
+    reveal a missing term of a weight's gradient, which a bound may hide. ``make_calls`` replaces
+    ``public_calls``.
     """
     make_calls = make_calls or public_calls
     wanted = exact_results(problem)
@@ -115,11 +115,11 @@ def check_bounds(results: Mapping[str, Tensor], wanted: Mapping[str, Expected]) 
     for name, result in results.items():
         times = _times_its_bound(result, wanted[name])
         if not times <= 1:
-            raise WrongResultError(f"{name} is wrong: {times:.3g} times its error bound")
+            raise WrongResultError(f"{name} is wrong: its error is {times:.3g} times the bound")
 
 
 def _times_its_bound(got: Tensor, wanted: Expected) -> float:
-    """Return the worst ratio of error to bound; NaN for NaN, infinity for another shape."""
+    """Return the worst ratio of error to bound; NaN for NaN, infinity for a wrong shape."""
     if got.shape != wanted.exact.shape:
         return float("inf")
     if not got.numel():
@@ -130,7 +130,7 @@ def _times_its_bound(got: Tensor, wanted: Expected) -> float:
 
 @functools.lru_cache(maxsize=1)  # asked for by the kernels and by two baselines
 def _integers(problem: Problem) -> tuple[Problem, dict[str, Tensor]]:
-    """Draw the convolution with integers from -8 to 8 without 0; compute its results."""
+    """Draw nonzero integers from -8 to 8 as the tensors; compute the exact results."""
     generator = torch.Generator().manual_seed(0)
 
     def draw(like: Tensor) -> Tensor:
@@ -143,7 +143,7 @@ def _integers(problem: Problem) -> tuple[Problem, dict[str, Tensor]]:
 
 
 def checked_baseline(name: str, problem: Problem, wanted: Mapping[str, Expected]) -> Checked:
-    """Return a baseline's correct calls, and why the others are left out.
+    """Return a baseline's correct calls, and the reasons why the others are left out.
 
     An FFT's error is relative to the norm of the series, so no bound on single outputs holds. The
     FFT is checked on integers, where rounded outputs must be exact.
@@ -180,10 +180,10 @@ def measure(
     baselines: Sequence[str] = tuple(BASELINES),
     rounds: int = ROUNDS,
 ) -> list[dict[str, Any]]:
-    """Check a case, then time its computations on ``count`` threads; return one row each.
+    """Check a case, then time its computations on ``count`` threads; return one row for each.
 
-    A row omits baselines that fail or are wrong, with the reason under ``"absent"``.
-    ``"share_of_peak"`` is None in half precision.
+    A row omits baselines that fail or are wrong, and states the reasons under ``"absent"``.
+    ``"share_of_peak"`` is None in half precision and for whole layers.
 
     Raises:
         WrongResultError: a result is wrong; nothing was timed.
@@ -233,7 +233,7 @@ def measure(
 def _checked_layer(
     problem: Problem, wanted: Mapping[str, Expected], others: Sequence[str]
 ) -> dict[str, Checked]:
-    """Build a layer's calls as a loop makes them, by the way to run the layer."""
+    """Build calls to a layer as in a training loop, for each way to run the layer."""
     x, values, grad, pattern, geometry = problem
     sizes = x.shape[1], grad.shape[1], pattern.shape[2], *geometry[1:5]
     mode = geometry.padding_mode

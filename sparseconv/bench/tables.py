@@ -22,7 +22,7 @@ def table(rows: Iterable[Row], columns: Sequence[Column], text_columns: int = 1)
 
 
 def three_digits(value: float) -> str:
-    """Format three significant figures.
+    """Format a number with at least three significant digits.
 
     Example:
         >>> three_digits(1234.5), three_digits(12.345), three_digits(0.012345)
@@ -32,7 +32,7 @@ def three_digits(value: float) -> str:
 
 
 def spelled(baseline: str) -> str:
-    """Format a baseline's name: ``fft, prepared`` has the weights' spectrum prepared."""
+    """Format a baseline's name; in ``fft, prepared``, the weights' spectrum is precomputed."""
     names = {
         "conv1d": "F.conv1d",
         "conv1d_padded": "F.conv1d, padded",
@@ -43,7 +43,7 @@ def spelled(baseline: str) -> str:
 
 
 def facts(*keys: str) -> list[Column]:
-    """Return the values of a row unchanged."""
+    """Return columns that show these values of a row unchanged."""
     names = {"batch": "N", "in_channels": "C", "length": "L", "kernel_size": "K", "computation": ""}
     return [(names.get(key, key), lambda row, key=key: str(row[key])) for key in keys]  # type: ignore[misc]
 
@@ -89,7 +89,7 @@ def cases(rows: Iterable[Row]) -> Table:
 
 
 def network(rows: Iterable[Row]) -> Table:
-    """Show times of the sparse network, ratios for the dense ones, and memory."""
+    """Show the sparse network's times, the ratios of the other times to them, and memory."""
     return table(
         rows,
         (

@@ -1,1 +1,1 @@
-"""A whole sparse network against the same network dense."""
+"""Compare a whole sparse network with the same network made dense."""

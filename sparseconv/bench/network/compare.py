@@ -1,8 +1,8 @@
 """Compare a whole sparse network with the dense one: training, inference, latency, memory.
 
 The baselines are mask-based sparse training (``masked_dense``), the fastest PyTorch settings
-(``dense_best``, named in the row), and ``torch.compile``. Checks come before timing: sparse layers
-against float64, training by gradients, inference by outputs. A wrong result raises
+(``dense_best``, named in the row), and ``torch.compile``. Before timing, sparse layers, the
+gradients of training and the outputs of inference are compared with float64. A wrong result raises
 ``WrongResultError``.
 """
 
@@ -62,7 +62,7 @@ Row = dict[str, Any]
 
 
 def evolved(in_channels: int, **options: Any) -> DSN:
-    """Build a network whose pattern is like the limit of random growth."""
+    """Build a network with random patterns, which are the limit of random growth."""
     return DSN(in_channels, 2, init="random", **options)
 
 
@@ -75,11 +75,11 @@ def tasks(
 ) -> list[tuple[str, Callable[[], list[Row]]]]:
     """Build a named task for each mode, length and number of threads.
 
-    A ``"train"`` step is zero_grad, forward, loss, backward, Adam, masks. ``"update"`` also prunes
-    and grows, against a ``"plain_step"`` without and ``masked_dense`` alone. ``"latency"`` is
-    ``"inference"`` of one series. ``"blocks"`` steps run under autocast to bfloat16, in blocks of
-    16 and dense; its ``"float32"`` step has single weights. A row omits what fails, with the reason
-    under ``"absent"``.
+    A ``"train"`` step consists of zero_grad, forward, loss, backward, Adam and masks. ``"update"``
+    also prunes and grows; it is compared only with a ``"plain_step"`` without an update and with
+    ``masked_dense``. ``"latency"`` is ``"inference"`` with one series. ``"blocks"`` steps run under
+    autocast to bfloat16, with blocks of 16 and dense; they are also compared with a ``"float32"``
+    step with single weights. A row omits what fails, and states the reasons under ``"absent"``.
     """
 
     def measure(
@@ -144,11 +144,11 @@ class TrainingStep:
         self.scheduler.step()
 
     def peak_bytes(self, X: Tensor, y: Tensor) -> int:
-        """Return the peak number of bytes held in a step.
+        """Return the peak number of bytes in use during a step.
 
-        These are parameters, gradients, moments, masks or indices with plans, and the step's
-        allocations by torch. Scratch of the kernels (per thread, within L2) and of oneDNN is not
-        counted.
+        These are parameters, gradients, moments, masks (or indices and plans), and what torch
+        allocates during the step. The scratch memory of the kernels (per thread, within L2) and of
+        oneDNN is not counted.
         """
         self(X, y)  # makes gradients, moments and plans
         held = [*self.model.parameters(), *self.model.buffers()]
@@ -241,7 +241,7 @@ def _check(what: str, got: Tensor, wanted: Tensor, **tolerances: Any) -> None:
 
 
 def check_layers(model: nn.Module, batch: int, length: int) -> None:
-    """Compare every sparse layer of a model that keeps the length with float64."""
+    """Compare every sparse layer with float64; the model must keep the length of series."""
     for layer in model.modules():
         if isinstance(layer, SparseConv1d):
             check(layer_problem(layer, batch, length))
@@ -250,8 +250,8 @@ def check_layers(model: nn.Module, batch: int, length: int) -> None:
 def check_step(model: nn.Module, X: Tensor, y: Tensor) -> None:
     """Compare a training step's output and gradients with the masked dense network's in float64.
 
-    Tolerances are torch's. Gradients are compared in float64, where rounding switches no ReLU;
-    ``check_layers`` compares the kernels' in float32.
+    Tolerances are torch's defaults. Gradients are compared in float64, where rounding switches no
+    ReLU; ``check_layers`` compares the kernels' gradients in float32.
     """
     dense = masked_copy(model).double().train()
     with torch.no_grad():
@@ -276,7 +276,7 @@ def cast_loss(network: Network, X: Tensor, y: Tensor, casts: bool) -> Tensor:
 
 
 def check_cast_step(model: DSN, X: Tensor, y: Tensor) -> None:
-    """Check that bfloat16 gradients err at most twice as much as those of torch's modules."""
+    """Check that bfloat16 gradients have at most twice the error of those from torch's modules."""
 
     def gradients(network: nn.Module, X: Tensor, casts: bool) -> list[Tensor]:
         loss = cast_loss(network, X, y, casts)
@@ -289,7 +289,7 @@ def check_cast_step(model: DSN, X: Tensor, y: Tensor) -> None:
     for got, other, wanted in zip(sparse, torchs, exact, strict=True):
         other = other if other.shape == wanted.shape else other[masks.pop(0)]
         if not (got - wanted).norm() <= 2 * (other - wanted).norm():
-            raise WrongResultError("a gradient in bfloat16 is too far from that in float64")
+            raise WrongResultError("a bfloat16 gradient is too far from the float64 gradient")
 
 
 def _row(mode: str, X: Tensor, sides: Mapping[str, Ways], rounds: int) -> Row:

@@ -1,9 +1,9 @@
-"""The same network dense: as mask-based sparse training runs it, and at PyTorch's best settings.
+"""The same network made dense: as in mask-based sparse training, and with PyTorch's best settings.
 
 The masked baseline follows published practice. The weight is a dense parameter, multiplied by its
-mask after each optimizer step. Forward and backward are dense, and a copy pads the input. Adam's
-moments of inactive weights accumulate dense gradients. The best settings pool short series by a
-matrix product, which is faster than torch's pooling.
+mask after each optimizer step. Forward and backward passes are dense, and padding copies the input.
+Adam's moments of inactive weights accumulate dense gradients. With the best settings, short series
+are pooled with a matrix product, which is faster than torch's pooling.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Network = Callable[[Tensor], Tensor]
 class PremaskedConv1d(nn.Module):
     """The dense twin of a ``SparseConv1d``; ``MaskedDST`` zeroes its weight outside a mask.
 
-    For the fastest dense network it also accepts images ``(N, C, 1, L)``.
+    For the fastest dense network, it also accepts images ``(N, C, 1, L)``.
     """
 
     mask: Tensor
@@ -70,8 +70,8 @@ def masked_copy(
 ) -> nn.Module:
     """Copy a network, with a ``PremaskedConv1d`` for every ``SparseConv1d``.
 
-    The copy computes the same function with only torch's modules: a ``Block`` becomes an
-    ``nn.Sequential``, and short series are pooled by ``pool``. ``model`` is unchanged.
+    The copy computes the same function. A ``Block`` becomes an ``nn.Sequential``, and short series
+    are pooled with ``pool``. ``model`` is unchanged.
     """
     twin = copy.deepcopy(model)
     for name, layer in list(twin.named_modules()):
@@ -89,8 +89,8 @@ def masked_copy(
 class MaskedDST:
     """``DSTScheduler`` for a ``masked_copy``: the same pruning and random growth, with masks.
 
-    A hook applies the masks after every ``optimizer.step()``. Settings are those of
-    ``DSTScheduler``.
+    A hook applies the masks after every ``optimizer.step()``. The settings have the same meaning as
+    in ``DSTScheduler``.
     """
 
     model: InitVar[nn.Module]
@@ -117,7 +117,7 @@ class MaskedDST:
 
     @torch.no_grad()
     def step(self) -> bool:
-        """Count one optimizer step; prune and grow when due."""
+        """Count one optimizer step; prune and grow if an update is due."""
         self.step_count += 1
         if self.step_count > self.end_step or self.step_count % self.update_every:
             return False
@@ -150,11 +150,11 @@ class MaskedDST:
 
 
 def inference_variants(model: DSN, x: Tensor) -> dict[str, Callable[[], Network]]:
-    """Return makers of the dense twin of ``model`` in eval mode, for inputs like ``x (N, C, L)``.
+    """Return functions that build the dense twin of ``model`` in eval mode, for inputs like ``x``.
 
-    TorchScript traces, freezes and optimizes ``jit``: it folds BatchNorm and packs weights for
-    oneDNN. ``channels_last jit`` is the same for ``as_images``. Which is faster depends on length
-    and machine.
+    ``x`` is ``(N, C, L)``. For ``jit``, TorchScript traces, freezes and optimizes the twin, which
+    folds BatchNorm and packs weights for oneDNN. ``channels_last jit`` is the same for
+    ``as_images``. Which of the two is faster depends on the length and the machine.
     """
     return {
         "jit": lambda: _scripted(masked_copy(model, _MatrixPool).eval(), x),
@@ -195,9 +195,9 @@ class _MatrixPool(nn.AdaptiveAvgPool1d):
 
 
 def as_images(model: DSN, *, fold: bool) -> nn.Sequential:
-    """Build the same function, its blocks on ``(N, C, 1, L)`` in channels-last memory.
+    """Build the same network, with blocks on ``(N, C, 1, L)`` in channels-last memory.
 
-    Train it with masks, or with norms folded into the convolutions.
+    ``fold`` folds norms into the convolutions, for inference; without it, train with masks.
     """
     twin = masked_copy(model, _MatrixPool)
     layers: list[nn.Module] = [_ToImages()]
@@ -215,9 +215,9 @@ def as_images(model: DSN, *, fold: bool) -> nn.Sequential:
 
 
 def images_of(model: Classifier) -> nn.Sequential:
-    """Build the same dense network, its blocks on ``(N, C, 1, L)`` in channels-last memory.
+    """Build the same dense network, with blocks on ``(N, C, 1, L)`` in channels-last memory.
 
-    It must have no sparse layers, and be pointwise outside the layers known here.
+    The model must have no sparse layers; layers that are not converted here must be pointwise.
     """
     twin = masked_copy(model, _MatrixPool)
     blocks: nn.Sequential = twin.blocks  # type: ignore[assignment]
@@ -230,7 +230,7 @@ def images_of(model: Classifier) -> nn.Sequential:
 
 
 def _taps_first(weight: Tensor) -> Tensor:
-    """Return ``(C_out, C_in, K)`` as channels-last memory holds ``(C_out, C_in, 1, K)``."""
+    """Return ``(C_out, C_in, K)`` with the strides of channels-last ``(C_out, C_in, 1, K)``."""
     return weight.transpose(1, 2).contiguous().transpose(1, 2)
 
 
