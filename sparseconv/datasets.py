@@ -1,4 +1,4 @@
-"""Time-series data sets: aeon's bundled ones, pairs of text files, ``.npz`` files."""
+"""Time-series data sets: aeon's bundled sets, pairs of text files, and ``.npz`` files."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ class Dataset:
         name: the data set's name.
         X_train, X_test: ``(n_cases, n_channels, n_timepoints)`` float32, finite.
         y_train, y_test: ``(n_cases,)`` int64, indices into ``classes``.
-        classes: the sorted labels, as in the source (text files contain strings; aeon reads
-            the labels of .ts files in lower case).
+        classes: the sorted labels, as in the source (labels in text files are strings; aeon reads
+            those of .ts files in lower case).
     """
 
     name: str
@@ -51,12 +51,12 @@ class Dataset:
 
     @property
     def n_channels(self) -> int:
-        """Count the channels of a series."""
+        """Return the number of channels of a series."""
         return int(self.X_train.shape[1])
 
     @property
     def n_timepoints(self) -> int:
-        """Count the samples of a series."""
+        """Return the number of samples of a series."""
         return int(self.X_train.shape[2])
 
 
@@ -65,15 +65,15 @@ def load(name_or_path: str | os.PathLike[str], *, nan_to_zero: bool = False) -> 
 
     Args:
         name_or_path: one of the following.
-            The name of a set in ``BUNDLED``, part of the aeon package. (Pass a folder of that name
-            as ``"./NAME"`` or a ``Path``.)
-            A folder with the files ``NAME_TRAIN`` and ``NAME_TEST``, or one of the two files. They
-            are ``.ts``, ``.arff``, or lines with a label and samples (``.tsv``, ``.csv``, ``.txt``,
-            or no ending), separated by tabs, commas, semicolons or spaces.
+            The name of a set in ``BUNDLED``, which the aeon package contains. (Pass a folder with
+            such a name as ``"./NAME"`` or a ``Path``.)
+            A folder with the files ``NAME_TRAIN`` and ``NAME_TEST``, or one of the two files. The
+            files are ``.ts``, ``.arff``, or lines with a label and samples (``.tsv``, ``.csv``,
+            ``.txt``, or no ending), separated by tabs, commas, semicolons or spaces.
             A ``.npz`` file with ``X_train``, ``y_train``, ``X_test`` and ``y_test``. Series are
             ``(n_cases, n_channels, n_timepoints)`` or, with one channel,
             ``(n_cases, n_timepoints)``; labels are strings or real numbers.
-        nan_to_zero: replace missing values with 0, as in the paper's UCR 85 runs.
+        nan_to_zero: replace missing values with 0, as in the DSN paper's UCR 85 runs.
 
     Raises:
         TypeError: neither a string nor a path.
@@ -102,14 +102,14 @@ def load(name_or_path: str | os.PathLike[str], *, nan_to_zero: bool = False) -> 
         for file in files:
             if not file.is_file():
                 raise ValueError(
-                    f"{file} is missing: a data set is a pair of NAME_TRAIN and NAME_TEST"
+                    f"{file} is missing: a data set is a pair of files, NAME_TRAIN and NAME_TEST"
                 )
         read = [_read(file) for file in files]
         if all(_counts_rows(X, y) for X, y in read):
             raise ValueError(
                 f"{files[0]}: expected labels in the first column, but here and in the test set it "
                 "contains distinct whole numbers, like the row numbers of pandas and R; "
-                "write the files with header=False, index=False (in R row.names=FALSE), or write "
+                "write the files with header=False, index=False (in R, row.names=FALSE), or write "
                 "labels as words, such as class1"
             )
         raw = dict(zip(_KEYS, (array for pair in read for array in pair), strict=True))
@@ -122,7 +122,7 @@ def load(name_or_path: str | os.PathLike[str], *, nan_to_zero: bool = False) -> 
         raise ValueError(
             f"no data set {os.fspath(name_or_path)!r}{hint}: expected the name of one of aeon's "
             f"bundled sets ({', '.join(BUNDLED)}) as a str, a folder that contains NAME_TRAIN and "
-            f"NAME_TEST ({_ENDINGS}), either file, or a .npz file with {', '.join(_KEYS)}"
+            f"NAME_TEST ({_ENDINGS}), one of these files, or a .npz file with {', '.join(_KEYS)}"
         )
     return _check(str(name_or_path) if bundled else name, raw, nan_to_zero)
 
@@ -132,7 +132,7 @@ def _aeon() -> Any:
         import aeon.datasets
     except ImportError as error:
         raise RuntimeError(
-            f"aeon reads the bundled sets, .ts and .arff files, but it cannot be imported "
+            f"aeon is needed to read bundled sets, .ts and .arff files, but it cannot be imported "
             f"({error}); install it with `pip install 'sparseconv[tsc]'`, or pass a .npz file"
         ) from error
     return aeon.datasets
@@ -145,14 +145,14 @@ def _training_file(folder: Path) -> Path:
     if len(own or found) != 1:
         raise ValueError(
             f"expected one pair NAME_TRAIN and NAME_TEST ({_ENDINGS}) in the folder {folder}, but "
-            f"found {', '.join(path.name for path in found) or 'none'}; put each data set into "
+            f"found {', '.join(path.name for path in found) or 'none'}; put each data set in "
             "a separate folder"
         )
     return (own or found)[0]
 
 
 def training_files(paths: Iterable[Path]) -> list[Path]:
-    """Return one training file for each data set among these, even if it has several endings."""
+    """Return one training file per data set, even if a set exists with several endings."""
     found: dict[Path, Path] = {}
     ranks = {ending: rank for rank, ending in enumerate(ENDINGS)}
     known = [path for path in paths if path.suffix.lower() in ranks and path.is_file()]
@@ -172,7 +172,7 @@ def name_of(source: str | os.PathLike[str]) -> str:
 
 
 def _read(path: Path) -> tuple[Any, Any]:
-    """Read one file of a pair; its content decides the format."""
+    """Read one file of a pair; the content determines the format."""
     expected = "lines without a header, each with a label and then the same number of samples"
     try:
         with path.open(encoding="utf-8-sig") as file:
@@ -189,7 +189,7 @@ def _read(path: Path) -> tuple[Any, Any]:
     # aeon checks little: a faulty file raises any of these.
     except (OSError, ValueError, TypeError, IndexError) as error:
         if isinstance(error, UnicodeDecodeError):
-            expected = "text in UTF-8; save it as UTF-8"
+            expected = "UTF-8 text; save the file as UTF-8"
         raise ValueError(
             f"{path} cannot be read as series ({type(error).__name__}: {error}); expected "
             f"{expected}"
@@ -203,13 +203,13 @@ def _read(path: Path) -> tuple[Any, Any]:
 
 
 def _counts_rows(X: Any, y: Any) -> bool:
-    """Return whether there are ten or more lines, which all begin with distinct whole numbers."""
+    """Return whether there are ten or more lines, all beginning with distinct whole numbers."""
     lines = getattr(X, "ndim", 3) == 2
     return lines and len({*y}) == len(y) >= 10 and all(map(str.isdecimal, y))
 
 
 def _read_lines(path: Path) -> tuple[Any, Any]:
-    """Read lines with a label and samples; the first line decides the separator."""
+    """Read lines with a label and samples; the first line determines the separator."""
     text = path.read_text(encoding="utf-8-sig")
     lines = [line for line in text.splitlines() if line.strip()]
     if not lines:
@@ -230,12 +230,12 @@ def _read_lines(path: Path) -> tuple[Any, Any]:
     X = np.loadtxt(samples, converters={0: lambda label: 0.0}, **options)[:, 1:]
     if X.shape[1] > 1 and labels[0] == "0" and (X[0] == range(1, 1 + X.shape[1])).all():
         raise ValueError(
-            "its first line holds 0, 1, 2, ..., the column names that pandas writes; write it with "
-            "header=False, index=False"
+            "its first line contains 0, 1, 2, ..., the column names that pandas writes; write the "
+            "file with header=False, index=False"
         )
     distinct, last = len(np.unique(labels)), len(np.unique(X[:, -1:]))
     if distinct > max(2 * last, min(20, len(labels) / 2)) and any("." in label for label in labels):
-        raise ValueError(f"{distinct} different labels, but {last} numbers in the last column")
+        raise ValueError(f"{distinct} different labels, but only {last} numbers in the last column")
     return X, labels
 
 
@@ -269,7 +269,8 @@ def _check(name: str, raw: dict[str, Any], nan_to_zero: bool) -> Dataset:
     if unseen := sorted(set(y_test.tolist()) - set(known), key=str):
         todo = "remove those cases, or add some of them to the training set"
         if (y_train.dtype.kind == "U") != (y_test.dtype.kind == "U"):
-            todo = f"make both strings or both numbers; they are {y_train.dtype} and {y_test.dtype}"
+            dtypes = f"{y_train.dtype} and {y_test.dtype}"
+            todo = f"use strings in both or numbers in both; the dtypes are {dtypes}"
         raise ValueError(
             f"{name}: y_test contains labels that y_train does not: {unseen[:5]}; y_train has "
             f"{known[:10]}; {todo}"

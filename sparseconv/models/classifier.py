@@ -28,7 +28,7 @@ class Classifier(nn.Module):
         return log_proba
 
     def check_series(self, x: Tensor) -> None:
-        """Refuse a tensor with another shape, unless it is a ``torch.fx`` proxy."""
+        """Reject a tensor with the wrong shape, unless it is a ``torch.fx`` proxy."""
         if isinstance(x, Tensor) and (x.dim() != 3 or x.shape[1] != self.in_channels):
             shape = f"(n_cases, {self.in_channels}, n_timepoints)"
             expected = f"this {type(self).__name__} expects series of shape {shape}"
@@ -49,7 +49,7 @@ class Residual(nn.Module):
 
 
 def shortcut(in_channels: int, out_channels: int, *, always_convolve: bool = False) -> nn.Module:
-    """Return BatchNorm, preceded by a 1x1 convolution if channels change or ``always_convolve``."""
+    """Return BatchNorm, after a 1x1 convolution if channels change or on ``always_convolve``."""
     norm = nn.BatchNorm1d(out_channels)
     if in_channels == out_channels and not always_convolve:
         return norm
@@ -65,7 +65,7 @@ class Parallel(nn.ModuleList):
 
 
 def average_and_classify(channels: int, n_classes: int) -> nn.Sequential:
-    """Return a head from ``(N, channels, L)`` to log-probabilities ``(N, n_classes)``."""
+    """Return a head that maps ``(N, channels, L)`` to log-probabilities ``(N, n_classes)``."""
     return nn.Sequential(
         nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(channels, n_classes), nn.LogSoftmax(dim=1)
     )

@@ -33,13 +33,13 @@ class DSNCost:
     """Parameters and operations of a network for one series.
 
     Attributes:
-        params: active weights, 1x1 convolutions, BatchNorm's weights and biases.
+        params: active weights, and the parameters of 1x1 convolutions and BatchNorm.
         flops_paper: operations as the paper counts them, ``2 * C_in - 1`` per tap of each output,
             with the head's convolution and BatchNorm counted twice.
         macs_executed: multiply-accumulates of all convolutions, one per active weight and sample.
         params_dense, flops_paper_dense, macs_dense: the same numbers with every tap active.
 
-    Source: Xiao et al. 2022 (DSN) and the counter of its implementation, for ``flops_paper``.
+    Source: Xiao et al. 2022 (DSN) and, for ``flops_paper``, the counter in its implementation.
     """
 
     params: int
@@ -55,7 +55,7 @@ class DSN(Classifier):
 
     A module is [1x1 convolution to ``nf`` channels, unless its input has one channel] → sparse
     convolution to ``3 * nf`` channels → BatchNorm → ReLU. The output channels form ``n_groups``
-    kernel groups, which see short to long parts of the series. Group i of 1..n_groups has its
+    kernel groups, which see shorter or longer parts of the series. Group i of 1..n_groups has its
     active weights among the first ``(kernel_size // n_groups) * i`` taps. Taps after those of the
     last group stay inactive, as in the authors' implementation.
 
@@ -72,11 +72,11 @@ class DSN(Classifier):
         kernel_size: taps of the sparse convolutions.
         depth: number of modules.
         n_groups: number of kernel groups; 1 removes them (the paper's ablation).
-        init: first pattern. ``"prefix"`` activates the first taps of every kernel; ``"random"``
+        init: initial pattern. ``"prefix"`` activates the first taps of every kernel; ``"random"``
             draws taps uniformly from the region.
         padding: ``"right-replicate"`` repeats the last sample, so taps look forward;
             ``"centred-zeros"`` is the paper's choice for the UCR 2018 archive;
-            ``"centred-replicate"`` repeats the first and last sample.
+            ``"centred-replicate"`` repeats the first and the last sample.
         block: channels ``(out, in)`` that share taps, or one int for both, as in ``KernelCSR``.
             Blocks are faster in bfloat16. A layer with fewer input channels than the block keeps
             single weights. Blocks of 16 divide ``nf=48`` evenly.
@@ -188,8 +188,8 @@ class DSN(Classifier):
         layers = self.sparse_layers()
         if not layers:
             raise ValueError(
-                "expected a network with SparseConv1d layers, but all were replaced; count the "
-                "cost before that"
+                "expected a network with SparseConv1d layers, but all were replaced; call cost() "
+                "before replacing them"
             )
         # In a pruned network each layer has its own width.
         widths, classes = [layer.out_channels for layer in layers], self.n_classes
@@ -222,7 +222,7 @@ class DSN(Classifier):
 def _regions(
     channels: int, kernel_size: int, n_groups: int, sparsity: float, size: int
 ) -> tuple[Region, ...]:
-    """Split the channels into groups of whole blocks of ``size``."""
+    """Split the channels into groups of whole blocks of ``size`` channels."""
     if sparsity == 0:
         return (Region((0, channels), (0, kernel_size)),)
     groups = torch.arange(channels)[::size].chunk(n_groups)

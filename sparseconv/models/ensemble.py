@@ -12,8 +12,9 @@ from torch import Tensor, nn
 class Ensemble(nn.Module):
     """Averages the probabilities of several classifiers, each trained alone.
 
-    LITETime averages five ``LITE``, the published InceptionTime five ``InceptionTime``. Train the
-    ``members`` one by one: a loss on the mean would train them jointly.
+    LITETime averages five ``LITE`` networks, and the published InceptionTime averages five
+    ``InceptionTime`` networks. Train the ``members`` one by one: a loss on the mean would train
+    them jointly.
 
     Args:
         members: one or more different networks. All return log-probabilities ``(N, n_classes)``
@@ -24,7 +25,7 @@ class Ensemble(nn.Module):
 
     Raises:
         ValueError: no members, or the same member twice. TypeError: a member is not a module.
-        RuntimeError: in a call, the members have different classes.
+        RuntimeError: in a call, the members return different numbers of classes.
 
     Example:
         >>> from sparseconv.models import LITE
@@ -47,7 +48,7 @@ class Ensemble(nn.Module):
         if not found or len(set(found)) < len(found):
             raise ValueError(
                 f"members must be one or more different modules, but got {len(found)}, of which "
-                f"{len(set(found))} are different; create each member anew, or use copy.deepcopy"
+                f"{len(set(found))} are different; create each one separately, or use copy.deepcopy"
             )
 
     def forward(self, x: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ class InceptionTime(Classifier):
 
     Args:
         in_channels, n_classes: as for ``DSN``, with the same shapes and errors.
-        nf: filters of each length.
+        nf: number of filters of each length.
         depth: number of modules.
         variant: ``"keras"``, the original, has 40, 20 and 10 taps and a 1x1 convolution in each
             shortcut, and 420 192 parameters for one channel, without the last layer. ``"tsai"``,
@@ -76,8 +76,8 @@ class InceptionTime(Classifier):
 def _inception(in_channels: int, nf: int, kernel_sizes: tuple[int, ...]) -> nn.Sequential:
     """Return parallel convolutions of several lengths, BatchNorm and ReLU.
 
-    A 1x1 convolution reduces several channels to ``nf``, before ``nf`` filters of each length. In
-    parallel, a 1x1 convolution follows max pooling over three samples.
+    Several channels are first reduced to ``nf`` by a 1x1 convolution; ``nf`` filters of each length
+    follow. In parallel, a 1x1 convolution follows max pooling over three samples.
     """
     several = in_channels > 1
     bottleneck = nn.Conv1d(in_channels, nf, 1, bias=False) if several else nn.Identity()

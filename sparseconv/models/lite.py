@@ -14,7 +14,7 @@ PEAKS = (4, 8, 16, 32, 64)  # two thirds of the taps of those that detect peaks
 
 
 class HandMade(nn.Module):
-    """Frozen filters that detect increases, decreases and peaks in all channels alike, and ReLU.
+    """Frozen filters that detect increases, decreases and peaks in all channels alike, and a ReLU.
 
     Shape: ``(N, in_channels, L) -> (N, 17, L)``.
     """
@@ -31,7 +31,7 @@ class HandMade(nn.Module):
 
 
 def hand_made_filters() -> list[Tensor]:
-    """Return the 17 filters, each ``(1, 1, taps)``: increasing, decreasing and peaks.
+    """Return the 17 filters, each ``(1, 1, taps)``: for increases, decreases and peaks.
 
     Example:
         >>> [filter.shape[2] for filter in hand_made_filters()]
@@ -52,12 +52,12 @@ def hand_made_filters() -> list[Tensor]:
 class LITE(Classifier):
     """Convolutions of three lengths and hand-made filters, then two separable convolutions.
 
-    For one channel it trains 9 814 + 33 * n_classes parameters. LITETime averages five:
-    ``Ensemble(LITE(in_channels, n_classes) for _ in range(5))``.
+    For one channel, it has 9 814 + 33 * n_classes trainable parameters. LITETime averages five such
+    networks: ``Ensemble(LITE(in_channels, n_classes) for _ in range(5))``.
 
     Args:
         in_channels, n_classes: as for ``DSN``, with the same shapes and errors.
-        nf: filters of each length, and channels of the separable convolutions.
+        nf: number of filters of each length, and of channels in the separable convolutions.
 
     Example:
         >>> model = LITE(1, 2)

@@ -15,12 +15,12 @@ class OSCNN(Classifier):
     """Three layers of convolutions (1, 2, 3, 5, 7, ... taps), a global average and a linear layer.
 
     Sums of 1, 2 and the primes up to a quarter of the series yield every receptive field up to that
-    length. A budget of weights per layer decides the number of filters of each length. The last
+    length. A budget of weights per layer determines the number of filters of each length. The last
     layer has kernels of 1 and 2 taps. The authors average the accuracies of ten runs.
 
     Args:
         in_channels, n_classes: as for ``DSN``, with the same shapes and errors.
-        n_timepoints: samples of the training series; limits the kernels' length.
+        n_timepoints: length of the training series, which limits the length of the kernels.
 
     Example:
         >>> import torch

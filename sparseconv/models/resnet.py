@@ -20,7 +20,7 @@ class ResNet(Classifier):
 
     Args:
         in_channels, n_classes: as for ``DSN``, with the same shapes and errors.
-        nf: channels of the first block; the two others have ``2 * nf``.
+        nf: channels of the first block; the other two have ``2 * nf``.
 
     Example:
         >>> import torch
