@@ -40,8 +40,8 @@ def dense(problem: Problem, *, channels_last: bool = False, padded: bool = False
     """Call ``F.conv1d`` and its two gradients separately.
 
     ``channels_last`` calls ``F.conv2d`` on series of height 1 in channels-last memory. ``padded``
-    pads with ``F.pad``, which is faster for long kernels; the result is empty if there is no
-    padding, or if every call pads that way.
+    pads with ``F.pad``, which is faster for long kernels; the result is empty without padding, or
+    if every call pads that way.
     """
     x, values, grad, pattern, geometry = problem
     zeros = geometry.padding_mode == "zeros" and len(set(geometry.padding)) == 1
