@@ -1,4 +1,4 @@
-"""README's gains and choice of tools, from ``benchmarks/results``."""
+"""The gains and the choice of tools in README.md, from ``benchmarks/results``."""
 
 from __future__ import annotations
 
@@ -104,8 +104,8 @@ def blocks() -> tuple[str, ...]:
     speeds = [min(row["ratio"][way][0] for way in DENSE_WAYS) for row in steps]
     return (
         "the same in blocks of 16 channels, in bfloat16, on a CPU with AMX or AVX-512 BF16",
-        f"training step {min(speeds):.1f}x to {max(speeds):.1f}x as fast as the fastest dense "
-        "bfloat16",
+        f"training step {min(speeds):.1f}x to {max(speeds):.1f}x as fast as PyTorch's fastest "
+        "dense bfloat16 setting",
         f"compared with single weights ({found.sets} sets, {seeds}): {points(found)}; from "
         f"{lowest:+.0f} on the worst set to {highest:+.0f} on the best",
         "blocks",

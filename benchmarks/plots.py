@@ -87,8 +87,8 @@ def saved(rows: Sequence[Row]) -> Figure:
 def draw_savings(ax: Axes, points: Mapping[str, ArrayLike]) -> None:
     """Draw the factors by which FLOPs and time fell, with the line y = x.
 
-    Above the line the sparse kernel also uses the machine better than the dense one. Below 1, dense
-    is faster.
+    Above the line, the sparse kernel also uses the machine better than the dense one. Below 1,
+    dense is faster.
     """
     figures.style_axes(ax, "FLOPs: dense / executed", "time: dense / sparse")
     ax.axhspan(1e-3, 1.0, color="#f4f1ee", zorder=0, linewidth=0)
@@ -133,7 +133,7 @@ def networks_by_density(lines: Mapping[str, Sequence[tuple[float, float]]]) -> F
     ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}x")
     ax.axhspan(1e-3, 1.0, color="#f4ece4", zorder=0, linewidth=0)
     ax.axhline(1.0, color=figures.INK, linewidth=1.2)
-    ax.text(0.99, 0.96, "below the line dense is faster", va="top", ha="right", fontsize=10,
+    ax.text(0.99, 0.96, "below the line, dense is faster", va="top", ha="right", fontsize=10,
             color=figures.FAINT, transform=ax.get_yaxis_transform())  # fmt: skip
     floor = -np.inf  # of the next label, so that none covers another
     room = 0.06 * np.log(np.divide(*reversed(ax.get_ylim())))
@@ -200,7 +200,7 @@ def captions(rows: Sequence[Row]) -> dict[str, str]:
         "saved": "One point per case, computation and number of threads; above the dashed line, "
         f"more time was saved than arithmetic; below 1, dense is faster.{note}",
         "break_even": "The fastest baseline's time divided by the sparse time: in blue "
-        f"fields, sparse is faster; in red ones, the baseline.{note}",
+        f"fields, sparse is faster; in red fields, the baseline is.{note}",
     }
 
 

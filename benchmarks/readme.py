@@ -1,7 +1,7 @@
 """``python -m benchmarks.readme``: put the recorded results and the picture into README.md.
 
-``benchmarks/results`` gives the lines between the two markers. The documentation has ``ratios`` and
-``section`` with all tables.
+The lines between the two markers come from ``benchmarks/results``. The documentation shows
+``ratios``, and ``section`` with all tables.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ BASELINES = (
     "convolution"
 )
 FFT = (
-    "*fft* computes the spectrum of the weights in the call, as training must; *fft, prepared* "
+    "*fft* computes the spectrum of the weights during the call, as training must; *fft, prepared* "
     "computes it beforehand, as inference can."
 )
 
@@ -85,7 +85,7 @@ def section() -> str:
     parts = [
         f"One run of `python -m sparseconv bench` on {where(bench['machine'])}. Calls are "
         "interleaved in one process; a ratio is a baseline's time divided by the sparse time: the "
-        "median of the pairs, with its 95 % interval where there is room. All results, with all "
+        "median over the pairs, with its 95 % interval where there is room. All results, with all "
         "suites, are in `benchmarks/results/bench.json`."
     ]
     for text, shown in (
@@ -103,9 +103,9 @@ def section() -> str:
         (
             "**The whole network** (DSN, S = 80 %, N series of C channels and L samples), compared "
             "with the same network with dense weights. *masked*: `weight * mask` as in published "
-            "code. *settings*: PyTorch's settings that were the fastest before these calls. "
+            "code. *settings*: the fastest of PyTorch's settings, chosen before these calls. "
             "*compiled*: `torch.compile`. A training step is zero_grad, forward, "
-            "loss, backward, Adam and masks; an update also prunes and grows; inference is in "
+            "loss, backward, Adam and masks; an update also prunes and grows; inference runs in "
             "eval mode after `optimize_for_inference`.",
             tables.network(bench["network"]),
         ),

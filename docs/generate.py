@@ -1,4 +1,4 @@
-"""What pages include of everything that was measured, from ``benchmarks/results``.
+"""Write what pages include of all that was measured, from ``benchmarks/results``.
 
 Tables and figures of measured results on the site are made here, and pages include them. What
 ``paper.md`` writes about its tables rounds some of their numbers.
@@ -25,7 +25,7 @@ KERNELS_XEON = RESULTS / "random_kernels-xeon.json"
 
 
 def write_all(folder: Path) -> None:
-    """Write every file that a page includes; the same results give the same files."""
+    """Write every file that a page includes; the same results produce the same files."""
     bench = readme.recorded()
     pictures = [path.relative_to(ROOT / "docs") for path in plots.write_all(bench, folder)]
     captions = plots.captions(bench["rows"])
@@ -59,12 +59,12 @@ def write_all(folder: Path) -> None:
 
 
 def figure(path: Path, caption: str) -> str:
-    """A drawn file with its caption."""
+    """Return a drawn file with its caption, in Markdown."""
     return f"```{{figure}} {path}\n:alt: {caption}\n\n{caption}\n```"
 
 
 def random_kernels(folder: Path) -> str:
-    """Times of the features, and of classifiers that are made of them."""
+    """Return the times of the features, and of classifiers that use them."""
     bench = readme.recorded()
     picture = classifiers.draw(folder / "classifiers.png").relative_to(ROOT / "docs")
     caption = (
@@ -73,7 +73,7 @@ def random_kernels(folder: Path) -> str:
     )
     return "\n\n".join(
         (
-            "Microseconds of the features of one series, 10 000 kernels. "
+            "Microseconds to compute the features of one series, with 10 000 kernels. "
             "aeon's transforms were compiled and timed interleaved in the same process, with the "
             "same kernels and threads. Of peak: multiply-adds inside the series, relative to what "
             f"the CPU can do from registers. {readme.where(bench['machine'])}.",
@@ -93,7 +93,7 @@ def random_kernels(folder: Path) -> str:
 
 
 def kernels_elsewhere() -> str:
-    """Times of the features on another machine, with all kernels."""
+    """Return the times of the features on another machine, with all kernels."""
     bench = document.read(KERNELS_XEON)
     whole = (row for row in bench["random_kernels"] if row["kept"] == 1)
     return "\n\n".join(

@@ -47,7 +47,7 @@ def section(recorded: Sequence[Row], picture: Path | None) -> str:
     """Format everything as Markdown; draw the picture where ``picture`` says."""
     rows = Rows(recorded)
     if not rows.names:
-        return "Not measured yet: `make edge` does."
+        return "Not measured yet; run `make edge`."
     dates, commits = (
         sorted({row["machine"][key] for row in recorded}) for key in ("date", "commit")
     )
@@ -56,9 +56,10 @@ def section(recorded: Sequence[Row], picture: Path | None) -> str:
     }
     parts = [
         "DSN as published, except for training: 100 epochs at a learning rate of 0.001. "
-        f"Sparsity {USUAL:.0%} of the weights inside the kernel groups' regions, which contain two "
-        f"thirds of all: 13.3 % are active. Sizes and instructions of int8 on {BOARD}; *dense* is "
-        "the same network with every tap stored, from the same generator with equal flags (`-O2`).",
+        f"{100 * USUAL:.0f} % of the weights inside the kernel groups' regions are inactive; these "
+        "regions contain two thirds of all weights, so 13.3 % are active. Sizes and instruction "
+        f"counts are for int8 on {BOARD}; *dense* is the same network with every tap stored, from "
+        "the same generator with the same flags (`-O2`).",
         accuracy_table(rows).markdown(),
         agreement(rows),
     ]
@@ -72,9 +73,9 @@ def section(recorded: Sequence[Row], picture: Path | None) -> str:
         drawn = f"{picture.parent.name}/{picture.name}"
         parts.append(f"```{{figure}} {drawn}\n:alt: {caption}\n\n{caption}\n```")
     parts.append(
-        f"Number of data sets with whole test sets: {whole_sets(rows)}. All but {NATIVE} emulated "
-        f"with QEMU. {dates[-1]}; commits {', '.join(commits)}"
-        f"; {'; '.join(tools.values())}."
+        f"Number of data sets whose test series were all predicted: {whole_sets(rows)}. All "
+        f"processors except {NATIVE} were emulated with QEMU. {dates[-1]}; "
+        f"commits {', '.join(commits)}; {'; '.join(tools.values())}."
     )
     return "\n\n".join(parts)
 
@@ -148,11 +149,11 @@ def agreement(rows: Rows) -> str:
         for name in rows.names
     ]
     return (
-        f"Of {sum(row['n_test'] for row in real)} test series, float32 labels {unlike} "
+        f"Of {sum(row['n_test'] for row in real)} test series, float32 classifies {unlike} "
         f"differently from PyTorch, and int8 {unlike8}. int8 changes the mean accuracy by "
-        f"{change:+.2f} points. float32 uses at most {used:.2f} of the bound of a sum. int8 "
-        f"has the same bits on all processors for {sum(len(found) == 1 for found in bits)} "
-        f"of {len(bits)} data sets."
+        f"{change:+.2f} points. The float32 errors of layers are at most {used:.2f} of the bound. "
+        "int8 scores are bit-identical on all processors for "
+        f"{sum(len(found) == 1 for found in bits)} of {len(bits)} data sets."
     )
 
 

@@ -102,15 +102,15 @@ def section(path: Path) -> str:
         f"`python -m benchmarks.gpu` on {about['device']}, torch "
         f"{about['torch']}, CUDA {about['cuda']}, cuDNN {about['cudnn']}, {about['date']}, commit "
         f"{about['commit']}: the layer (47 → 141 channels, K = 39, 13.3 % active, N = 16). "
-        f"Microseconds of a call in a CUDA graph of twenty, medians; {errors(of_layer)}. "
-        "Dense is the fastest of five forms, each with the fastest of the algorithms that cuDNN "
+        f"Medians of microseconds per call, in a CUDA graph of twenty calls; {errors(of_layer)}. "
+        "Dense is the fastest of five variants, each with the fastest of the algorithms that cuDNN "
         "tried."
     )
     about_steps = (
         "A training step of the whole network (N = 16) as a CUDA graph, in milliseconds. Updated: "
-        "with its share of an update of the patterns every 50 steps. Dense: `nn.Conv1d` instead "
+        "including the step's share of a pattern update every 50 steps. Dense: `nn.Conv1d` instead "
         "of the sparse layers, without masks. cuDNN's convolutions round to TF32 in all columns, "
-        "as is torch's default."
+        "which is torch's default."
     )
     parts = [text, layers(of_layer).markdown(), about_steps, steps(of_step).markdown()]
     return "\n\n".join([*parts, checks(found["checks"]).markdown()])

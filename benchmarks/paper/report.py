@@ -122,7 +122,7 @@ def where(rows: Rows) -> str:
     count = counted(len(rows), "training run")
     gpus = Counter(machine["gpu"] for machine in machines if "gpu" in machine)
     notes = [f"{untimed} of them without times"] if untimed else []
-    notes += [f"{n} in part or whole on {gpu}" for gpu, n in gpus.items()]
+    notes += [f"{n} partly or wholly on {gpu}" for gpu, n in gpus.items()]
     count += f" ({', '.join(notes)})" if notes else ""
     return (
         f"{count}, {time} of one core, on {cpus}; torch {torches}; "
@@ -135,9 +135,9 @@ def where_timed(times: Rows) -> str:
     machines = [line["machine"] for line in times]
     kinds = dict.fromkeys(f"{machine['cpu']} ({machine['isa']})" for machine in machines)
     commits = dict.fromkeys(machine["commit"] for machine in machines)
-    mixed = "and means mix them" if len(kinds) > 1 else "and other processors have other ratios"
+    mixed = "means mix these" if len(kinds) > 1 else "ratios differ on other processors"
     return (
-        f"Networks of {counted(len(times), 'data set')} were timed, on {', '.join(kinds)}, "
+        f"Networks for {counted(len(times), 'data set')} were timed on {', '.join(kinds)}; "
         f"{mixed}. Commits: {', '.join(commits)}; the last on "
         f"{max(machine['date'] for machine in machines)}."
     )
@@ -167,7 +167,7 @@ def about(rows: Rows, times: Rows, missing: Sequence[str]) -> str:
     if len(absent) <= len(found):
         which = f"; not run: {', '.join(absent) or 'none'}"
     elif len(found) > 20:
-        which = ", which the rows name"
+        which = ", as named in the rows"
     parts = [
         f"{counted(len(sets), 'data set')}{trained}.",
         f"Of UCR 85, {len(found) or 'none'} were run{which}.",
@@ -175,7 +175,7 @@ def about(rows: Rows, times: Rows, missing: Sequence[str]) -> str:
     if times:
         parts.append(where_timed(times))
     if missing:
-        parts.append(f"Left out, because what they need was not run: {'; '.join(missing)}.")
+        parts.append(f"Omitted, because the runs that they need are missing: {'; '.join(missing)}.")
     return " ".join(parts)
 
 

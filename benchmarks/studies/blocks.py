@@ -121,7 +121,7 @@ def section(path: Path = RESULTS) -> str:
         f"{about['cpu']}, 1 thread, torch {about['torch']}, {about['date']}. A training step of "
         f"{BATCH} series: medians of {ROUNDS} interleaved rounds, ratios with 95 % intervals. "
         f"Accuracies on the test set: mean ± standard deviation (seeds), after 2 x {EPOCHS} "
-        "epochs, which are few steps on small sets."
+        "epochs, which amount to few steps on small sets."
     )
     return f"{Table(header, rows, text_columns=2).markdown()}\n\n{text}\n"
 

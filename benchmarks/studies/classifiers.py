@@ -138,9 +138,10 @@ def section(path: Path = RESULTS) -> str:
     table = Table(("classifier", "accuracy %", "fit s", "prediction us"), lines)
     return (
         f"Means over {len(names)} data sets ({', '.join(names)}), {len(SEEDS)} seeds each, on one "
-        f"thread of {machine['cpu']}, {machine['date']}. DSN: 1 000 epochs, CPU seconds on "
-        f"{', '.join(cpus) or 'no machine yet'}, while other networks were trained at the "
-        "same time, so compare only the order of magnitude of its times (hollow in the figure).\n\n"
+        f"thread of {machine['cpu']}, {machine['date']}. DSN was trained for 1 000 "
+        f"epochs; its CPU seconds were measured on {', '.join(cpus) or 'no machine yet'}, while "
+        "other networks were being trained, so compare only the order of magnitude of its times "
+        "(hollow in the figure).\n\n"
         f"{table.markdown()}"
     )
 

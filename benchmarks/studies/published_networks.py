@@ -243,8 +243,8 @@ def section(path: Path = RESULTS) -> str:
     lines = [Table(header, rows, text_columns=4).markdown(), ""]
     lines.append(
         f"{about['cpu']}, 1 thread, {about['isa']}, torch {about['torch']}, {about['date']}; 90 % "
-        "of the weights of every convolution pruned by magnitude. Ratios above 1: the converted "
-        f"network is faster; medians with 95 % intervals of {ROUNDS} interleaved "
+        "of the weights of every convolution were pruned by magnitude. Ratios above 1: the "
+        f"converted network is faster; medians with 95 % intervals of {ROUNDS} interleaved "
         f"pairs, while other processes were running on the same {about['cores']} cores. Accuracies "
         "in percent on the test set: mean ± standard deviation (seeds), after fine-tuning for the "
         "same (small) number of epochs as training."

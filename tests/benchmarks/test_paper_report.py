@@ -50,7 +50,7 @@ def test_where_counts_hours_of_training_pruning_and_tuning() -> None:
 
 def test_a_long_list_of_sets_is_left_to_the_rows() -> None:
     some = members("ucr85")[:21]
-    assert "21 were run, which the rows name." in report.about([row("a", x) for x in some], [], [])
+    assert "21 were run, as named in the rows." in report.about([row("a", x) for x in some], [], [])
     assert f": {', '.join(some[:20])}." in report.about([row("a", x) for x in some[:20]], [], [])
 
 
@@ -61,7 +61,7 @@ def test_report_with_everything(full: list[dict[str, Any]], tmp_path: Path) -> N
         assert part.title in text, part.name
         assert "{" not in part.caption(with_figure=True), "not filled in"
         assert part.figure is None or (tmp_path / f"{part.name}.png").stat().st_size > 5000
-    assert "Left out" not in text
+    assert "Omitted, because" not in text
     assert "Of UCR 85, 6 were run: " in text
     assert (tmp_path / "table-1.md").read_text().startswith("| published")
     with (tmp_path / "table-4.csv").open(newline="") as file:
@@ -123,11 +123,11 @@ def test_what_is_missing_and_the_machine_of_times_are_named(
     (tmp_path / "times.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
     page = report.write_report(rows, tmp_path / "report")
     text = unescape(page.read_text(encoding="utf-8"))
-    left = text.partition("Left out, because what they need was not run: ")[2]
+    left = text.partition("Omitted, because the runs that they need are missing: ")[2]
     assert "Figure 6: effective receptive fields" in left
     assert "Figure 5" not in left
     assert "critical difference" not in text, "a caption of a figure that is not there"
-    said = "Networks of 2 data sets were timed, on EPYC (avx2), and other processors have other"
-    assert f"{said} ratios. Commits: abc; the last on day 1." in text
+    said = "Networks for 2 data sets were timed on EPYC (avx2); ratios differ on other processors."
+    assert f"{said} Commits: abc; the last on day 1." in text
     assert main(["report", str(tmp_path)]) == 2
     assert f"no rows to report in {tmp_path}; run a plan first" in capsys.readouterr().err
