@@ -61,7 +61,7 @@ def isa() -> str:
 
 
 def environment_info() -> dict[str, str]:
-    """Return the machine and versions that a time or an accuracy depends on."""
+    """Return the machine and versions on which times and accuracies depend."""
     return {
         "cpu": cpu_name(),
         "cores": str(os.cpu_count()),
@@ -88,7 +88,7 @@ def threads(count: int) -> Iterator[None]:
 
 
 def measurement_context() -> dict[str, str]:
-    """Return the facts that a time depends on, and the date."""
+    """Return the facts on which times depend, and the date."""
     found = environment_info() | {"date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")}
     del found["threads"]
     isa, isas = ("none", ["none"]) if extension is None else (extension.isa(), extension.isas())

@@ -21,8 +21,8 @@ from sparseconv.measure.timing import ROUNDS, Estimate, Times, milliseconds, rat
 INFERENCE, TRAINING = "inference", "training"
 WIDTH = 100  # columns of what is printed
 ACCURACY = (
-    "times do not show accuracy, which pruning in one step may reduce a lot: test the model, then "
-    "fine-tune it or train it sparse from the start"
+    "these times say nothing about accuracy, which pruning in one step may reduce considerably: "
+    "test the model, then fine-tune it or train it sparse from the start"
 )
 
 

@@ -66,7 +66,7 @@ class Table:
 
 
 def with_thousands(number: float) -> str:
-    """Format digits in groups of three.
+    """Format a number with its digits in groups of three.
 
     Example:
         >>> with_thousands(34459)

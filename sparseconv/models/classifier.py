@@ -49,7 +49,7 @@ class Residual(nn.Module):
 
 
 def shortcut(in_channels: int, out_channels: int, *, always_convolve: bool = False) -> nn.Module:
-    """Return BatchNorm, after a 1x1 convolution if channels change or on ``always_convolve``."""
+    """Return BatchNorm, after a 1x1 convolution if ``always_convolve`` or if channels change."""
     norm = nn.BatchNorm1d(out_channels)
     if in_channels == out_channels and not always_convolve:
         return norm

@@ -59,15 +59,15 @@ class DSN(Classifier):
     active weights among the first ``(kernel_size // n_groups) * i`` taps. Taps after those of the
     last group stay inactive, as in the authors' implementation.
 
-    Torch's global generator draws patterns and parameters; call ``torch.manual_seed`` first for a
-    reproducible network.
+    Patterns and parameters are drawn with torch's global generator; call ``torch.manual_seed``
+    first for a reproducible network.
 
     Args:
         in_channels: channels of a series.
         n_classes: number of classes.
         sparsity: inactive share of each group's region, in [0, 1). With kernel groups, the true
-            density is below ``1 - sparsity``. 0 is the paper's dense network, with all taps active
-            and no groups.
+            density is below ``1 - sparsity``. 0 selects the paper's dense network, with all taps
+            active and no groups.
         nf: channels between modules; each module outputs ``3 * nf`` channels.
         kernel_size: taps of the sparse convolutions.
         depth: number of modules.
@@ -80,7 +80,7 @@ class DSN(Classifier):
         block: channels ``(out, in)`` that share taps, or one int for both, as in ``KernelCSR``.
             Blocks are faster in bfloat16. A layer with fewer input channels than the block keeps
             single weights. Blocks of 16 divide ``nf=48`` evenly.
-        backend: backend of the sparse convolutions, ``"auto"`` or one that can run here.
+        backend: backend of the sparse convolutions, ``"auto"`` or one that is available.
 
     Shape:
         Input ``(N, in_channels, L)``, any L >= 1; output ``(N, n_classes)``, log-probabilities.

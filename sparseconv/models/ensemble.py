@@ -17,8 +17,8 @@ class Ensemble(nn.Module):
     them jointly.
 
     Args:
-        members: one or more different networks. All return log-probabilities ``(N, n_classes)``
-            of the same classes for the same input.
+        members: one or more different networks. All must return log-probabilities
+            ``(N, n_classes)`` of the same classes for the same input.
 
     Shape:
         The members' input; output ``(N, n_classes)``, log-probabilities.

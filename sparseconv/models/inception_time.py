@@ -29,7 +29,7 @@ class InceptionTime(Classifier):
         nf: number of filters of each length.
         depth: number of modules.
         variant: ``"keras"``, the original, has 40, 20 and 10 taps and a 1x1 convolution in each
-            shortcut, and 420 192 parameters for one channel, without the last layer. ``"tsai"``,
+            shortcut, and 420 192 parameters for one channel, excluding the last layer. ``"tsai"``,
             which the DSN paper counts (389.34 K parameters on average over UCR 85), has 39, 19 and
             9 taps. Its shortcuts between equal numbers of channels consist only of BatchNorm.
 

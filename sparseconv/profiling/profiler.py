@@ -137,10 +137,10 @@ def profile(
         training: also time training.
         rounds: pairs of measurements, at least 6.
         least_seconds: shorter calls are repeated until they take this time.
-        verbose: show a progress bar (tqdm) on stderr; None shows it in a terminal.
+        verbose: show a progress bar (tqdm) on stderr; None shows it only in a terminal.
 
     Returns:
-        A ``Profile``: print it, read its ``layers``, or ``save("profile.html")`` (or ``.json``).
+        A ``Profile``. Print it, read its ``layers``, or ``save("profile.html")`` (or ``.json``).
 
     Raises:
         TypeError, ValueError: an argument of the wrong type; too few rounds; no ``SparseConv1d`` in

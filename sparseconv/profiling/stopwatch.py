@@ -41,7 +41,7 @@ class Stopwatch:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Run copies of models: collect garbage once beforehand; restore random generators."""
+        """Run copies of models: collect garbage once before, restore random generators after."""
         with ExitStack() as stack:
             stack.enter_context(torch.random.fork_rng(devices=[]))
             stack.callback(random.setstate, random.getstate())
@@ -179,7 +179,7 @@ def in_sequence(passes: Sequence[tuple[int, Passes]]) -> Passes:
 def time_layer(
     name: str, layer: SparseConv1d, calls: Sequence[Call], stopwatch: Stopwatch
 ) -> LayerTimes:
-    """Time a layer, sparse and dense interleaved, on all these calls together."""
+    """Time a layer on all these calls together, with sparse and dense passes interleaved."""
     dense, sparse = _plain_twins(layer)
     passes = {
         name: in_sequence([(call.count, _layer_passes(twin, call)) for call in calls])
