@@ -132,7 +132,7 @@ void check_below(const Tensor& indices, const char* name, int64_t limit) {
     signs |= index | (last - index);
   }
   TORCH_CHECK_VALUE(indices.numel() == 0 || (limit >= 1 && signs >> 31 == 0), "expected ", name,
-                    " in [0, ", limit, "), but found one that is not");
+                    " in [0, ", limit, "), but at least one is outside");
 }
 
 void check_pointers(const Tensor& pointers, const char* name, int64_t rows, int64_t nnz) {
@@ -142,8 +142,8 @@ void check_pointers(const Tensor& pointers, const char* name, int64_t rows, int6
   for (int64_t i = 0; i < rows; ++i) {
     sorted &= data[i] <= data[i + 1];
   }
-  TORCH_CHECK_VALUE(sorted, "expected ", name, " to rise from 0 to nnz = ", nnz,
-                    " without falling, but it does not");
+  TORCH_CHECK_VALUE(sorted, "expected ", name,
+                    " to start at 0, never decrease and end at nnz = ", nnz, ", but they do not");
 }
 
 Element element_of(const Tensor& x) {

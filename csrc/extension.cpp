@@ -67,10 +67,10 @@ PYBIND11_MODULE(_C, m) {
 #endif
   m.attr("peak_pass") = sparseconv::kPeakPass;  // multiply-adds
   m.def("isas", &sparseconv::runnable_isas,
-        "Instruction sets this CPU can run, the best first: what SPARSECONV_CPU_ISA accepts.");
+        "Instruction sets that this CPU can run, best first; SPARSECONV_CPU_ISA accepts these.");
   m.def(
       "isa", [] { return sparseconv::choose_kernels().name; },
-      "The instruction set in use. Raises ValueError if SPARSECONV_CPU_ISA names another.");
+      "The instruction set in use. ValueError if SPARSECONV_CPU_ISA names one that cannot run.");
   m.def(
       "getenv",
       [](const char* name) -> pybind11::object {
@@ -82,18 +82,19 @@ PYBIND11_MODULE(_C, m) {
       "As os.environ.get, ten times as fast.");
   m.def("run_peak", &sparseconv::run_peak, pybind11::call_guard<sparseconv::Computing>(),
         pybind11::arg("float64"), pybind11::arg("passes"), pybind11::arg("repeats"),
-        "Seconds of each of `repeats` runs of `passes` times `peak_pass` multiply-adds of operands "
-        "in registers, on each of torch's threads.");
+        "Seconds taken by each of `repeats` runs of `passes` times `peak_pass` multiply-adds, with "
+        "operands in registers, on each of torch's threads.");
   m.def("plan_bytes", &sparseconv::plan_bytes, pybind11::arg("crow_indices"),
-        pybind11::arg("col_indices"), "What the plans made of a pattern's two tensors take.");
+        pybind11::arg("col_indices"),
+        "Bytes that the plans of a pattern's two index tensors occupy.");
   m.def("runs_plainly", &sparseconv::runs_plainly, pybind11::arg("may_cast") = false,
         "Whether torch only computes, and perhaps records gradients: nothing traces, casts, "
         "transforms, watches calls, or differentiates in forward mode.");
   m.def("plain_conv", &sparseconv::plain_conv, pybind11::arg("input"), pybind11::arg("values"),
         pybind11::arg("bias"), pybind11::arg("crow_indices"), pybind11::arg("col_indices"),
         pybind11::arg("geometry"), pybind11::arg("relu"),
-        "The convolution with its gradients; None where torch is asked for more than computing, "
-        "the pattern has no plan yet, or the arguments do not fit.");
+        "The convolution with its gradients; None if torch does more than compute, if the pattern "
+        "has no plan yet, or if the arguments are invalid.");
   m.def("keeps_order", [](pybind11::handle geometry) {
     return sparseconv::fits_lanes(
         sparseconv::check_geometry(sparseconv::geometry_numbers(geometry)));
@@ -105,7 +106,7 @@ PYBIND11_MODULE(_C, m) {
             *sparseconv::plan_of(crow, col, sparseconv::geometry_numbers(geometry)));
       },
       pybind11::arg("crow_indices"), pybind11::arg("col_indices"), pybind11::arg("geometry"),
-      "Whether a chain in rows takes the convolution.");
+      "Whether a chain in rows can compute the convolution.");
   m.def("has_fma", [] { return sparseconv::choose_kernels().fma; });
   m.def("has_block_kernels", [] { return sparseconv::choose_kernels().blocks != nullptr; });
   m.def("prune_and_grow", &sparseconv::prune_and_grow,
@@ -141,5 +142,5 @@ PYBIND11_MODULE(_C, m) {
       .def("add_norm_relu", &Chain::add_norm_relu);
   m.def("plain_chain", &sparseconv::plain_chain, pybind11::arg("chain").none(false),
         pybind11::arg("input"), pybind11::arg("parameters"), pybind11::arg("statistics"),
-        "The output of a chain with its gradients; None as plain_conv.");
+        "The output of a chain with its gradients; None in the same cases as plain_conv.");
 }

@@ -92,7 +92,7 @@ struct ChainFunction : torch::autograd::Function<ChainFunction> {
         TORCH_CHECK_VALUE(inputs[1 + i].sizes() == parameters[i]->sizes() &&
                               inputs[1 + i].const_data_ptr() == parameters[i]->const_data_ptr(),
                           "expected the parameter of shape ", parameters[i]->sizes(),
-                          " as in the forward pass, but its data was replaced since");
+                          " as in the forward pass, but its data has been replaced since then");
       }
     }
     // What is not asked for, as in autograd.grad(y, x), is not computed.

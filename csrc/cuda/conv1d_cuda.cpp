@@ -26,8 +26,8 @@ Geometry check_problem(at::IntArrayRef geometry, const Tensor& x) {
   TORCH_CHECK_NOT_IMPLEMENTED(
       x.scalar_type() != at::kDouble && g.stride == 1 && g.groups == 1 && g.reach() <= kReach &&
           g.n_kernels() <= kMost / kReach,
-      "the CUDA kernels compute convolutions of stride 1 in one group, with windows of up to ",
-      kReach, " samples and less than 2**31 / ", kReach, " kernels, not in float64, but got ",
+      "the CUDA kernels support only stride 1, one group, windows of up to ", kReach,
+      " samples and fewer than 2**31 / ", kReach, " kernels, and not float64, but got ",
       x.scalar_type(), ", stride ", g.stride, ", groups ", g.groups,
       ", dilation * (kernel_size - 1) + 1 = ", g.reach(), ", ", g.n_kernels(),
       " kernels; use backend='triton'");
@@ -41,13 +41,13 @@ Pattern check_pattern(const Tensor& rows,
                       at::Device device) {
   TORCH_CHECK_TYPE(rows.device() == device && rows.layout() == at::kStrided &&
                        rows.scalar_type() == at::kLong && rows.is_contiguous(),
-                   "expected pointers to be a contiguous int64 tensor on ", device, ", but got ",
+                   "expected rows to be a contiguous int64 tensor on ", device, ", but got ",
                    rows.toString(), " on ", rows.device());
   TORCH_CHECK_VALUE(rows.dim() == 2 && rows.size(0) == n_rows && rows.size(1) == channels + 1,
-                    "expected pointers of shape (", n_rows, ", ", channels + 1, "), but got ",
+                    "expected rows of shape (", n_rows, ", ", channels + 1, "), but got ",
                     rows.sizes());
-  check_indices(slots, "rows", slots.numel(), device);
-  TORCH_CHECK_VALUE(slots.numel() <= n_rows * channels * kReach, "expected rows of at most ",
+  check_indices(slots, "slots", slots.numel(), device);
+  TORCH_CHECK_VALUE(slots.numel() <= n_rows * channels * kReach, "expected slots of at most ",
                     n_rows * channels * kReach, " elements, but got ", slots.numel());
   return {rows.const_data_ptr<int64_t>(), static_cast<int32_t>(n_rows),
           static_cast<int32_t>(channels), static_cast<int32_t>(slots.numel())};
@@ -62,13 +62,13 @@ struct Series {
     const int64_t padded = g.left + length + g.right;
     constexpr int64_t kTile = kLanes * kLarge;
     TORCH_CHECK_VALUE(n == 0 || padded <= (kMost - 4 * kTile) / n,
-                      "expected less than 2**31 padded samples of a channel in a batch, but got ",
+                      "expected fewer than 2**31 padded samples per channel in a batch, but got ",
                       n, " x ", padded, "; split the batch");
     batch = static_cast<int32_t>(n);
     period = static_cast<int32_t>(padded);
     cut = cut_of(pattern, n * padded, correlates);
-    TORCH_CHECK_VALUE(cut.blocks <= kMost, "expected a problem of less than 2**31 blocks of ",
-                      "threads, but got one of ", cut.blocks, "; split the batch");
+    TORCH_CHECK_VALUE(cut.blocks <= kMost, "expected fewer than 2**31 blocks of threads, but ",
+                      "this problem needs ", cut.blocks, "; split the batch");
   }
   bool empty() const { return cut.blocks == 0; }
 

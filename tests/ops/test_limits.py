@@ -60,7 +60,7 @@ def test_pattern(op: str, at: int, count_cases: Any) -> None:
         for bad in (-1, len(col) + 1, MOST):
             wrong = crow.clone()
             wrong[i] = bad
-            refuses(lambda w=wrong: call(op, at - 2, w), ValueError, "without falling")
+            refuses(lambda w=wrong: call(op, at - 2, w), ValueError, "never decrease")
     for i in range(len(col)):
         for bad in (-1, 5, MOST):
             wrong = col.clone()
