@@ -14,7 +14,7 @@ from sparseconv.core.arrays import as_tensor
 
 
 class ArgumentError(ValueError, RuntimeError):
-    """Report a wrong argument: both a RuntimeError, as in ``nn.Conv1d``, and a ValueError."""
+    """Report an invalid argument, as both a RuntimeError (like ``nn.Conv1d``) and a ValueError."""
 
 
 def integer(expectation: str, value: Any) -> int:

@@ -14,8 +14,8 @@ from sparseconv.nn.optimizers import Holdings
 
 Layers = Mapping[str, SparseConv1d]
 OTHER_AVERAGE = (
-    "averages must be copies of the model with its current patterns, but one differs; start a "
-    "new average after changing a pattern without this scheduler"
+    "averages must be copies of the model with its current patterns, but one differs; after "
+    "changing a pattern without this scheduler, start a new average"
 )
 
 

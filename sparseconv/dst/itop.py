@@ -1,4 +1,4 @@
-"""Record which weights have ever been active, one bit for each weight."""
+"""Record which weights have ever been active, using one bit per weight."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sparseconv.nn.conv import SparseConv1d
 
 
 def active_bits(pattern: KernelCSR) -> Tensor:
-    """Return uint8 ``((numel + 7) // 8,)``: a bit for each weight, set if the weight is active."""
+    """Return uint8 ``((numel + 7) // 8,)``: one bit per weight, set if the weight is active."""
     crow, col = pattern.anywhere()
     at = kernels(crow, col) * pattern.shape[2] + col
     bits = at.new_zeros((pattern.numel + 7) // 8, dtype=torch.uint8)

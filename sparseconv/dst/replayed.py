@@ -61,7 +61,7 @@ class ReplayedUpdates:
 def _of_held(
     graphs: CudaGraphs, settings: Settings, like: Sequence[Tensor]
 ) -> Callable[..., Arrays]:
-    """Return a function that copies its arguments to the memory that a graph reads, and updates."""
+    """Return an update function that first copies its arguments to memory that a graph reads."""
     crow, col, values, *grad = held = [tensor.clone() for tensor in like]
     share = crow.new_empty((), dtype=torch.float64)
     number = crow.new_empty((), dtype=torch.int64)

@@ -147,7 +147,7 @@ def convolve(
     relu: bool,
     backend: str,
 ) -> Tensor:
-    """Compute ``sparse_conv1d`` with an op of a backend, with gradients of any order.
+    """Compute ``sparse_conv1d`` with a backend's op, differentiable to any order.
 
     ``x`` is ``(N, C_in, L_in)``, ``numbers`` is ``Geometry.numbers``, and all arguments are valid.
     """

@@ -24,7 +24,7 @@ class Rest:
 
 
 class Differentiable(torch.autograd.Function):
-    """Define a function of tensors and a ``Rest`` that torch can transform and differentiate."""
+    """Define a function, of tensors and a ``Rest``, that torch can transform and differentiate."""
 
     generate_vmap_rule = True
 

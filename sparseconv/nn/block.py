@@ -24,7 +24,7 @@ _CPU = torch.device("cpu")
 
 
 class Plan:
-    """Divide modules into links: each matches the first possible row of the table, or is alone.
+    """Divide modules into links: each fits the first possible row of the table, or has one module.
 
     Example:
         >>> modules = [nn.BatchNorm1d(3), nn.ReLU(), nn.ReLU()]

@@ -1,6 +1,6 @@
 """The three computations in float64, and the kernels' error bounds.
 
-This module shares no code with the kernels or the dense path, so it cannot share their bugs.
+This module shares no arithmetic with the kernels or the dense path, so it cannot share their bugs.
 """
 
 from __future__ import annotations
