@@ -50,21 +50,22 @@ def add_options(command: argparse.ArgumentParser) -> None:
     add("--baselines", nargs="*", choices=BASELINES, metavar="BASELINE", default=list(BASELINES),
         help=baselines)  # fmt: skip
     often = command.add_mutually_exclusive_group()
-    rounds = f"timed rounds of everything, at least {LEAST_ROUNDS} (default: {ROUNDS} of each case)"
+    rounds = f"number of timed rounds, at least {LEAST_ROUNDS} (default: {ROUNDS} for each case)"
     often.add_argument("--rounds", type=at_least(LEAST_ROUNDS), metavar="X", help=rounds)
     quick = f"take a first look: {QUICK_ROUNDS} rounds, without compiled networks"
     often.add_argument("--quick", action="store_true", help=quick)
-    add("--json", type=Path, metavar="FILE", help="also write all results, after each case")
-    add("--csv", type=Path, metavar="FILE", help="also write a row per case and computation")
+    file: dict[str, Any] = {"type": Path, "metavar": "FILE"}
+    add("--json", **file, help="also write all results to this JSON file after each case")
+    add("--csv", **file, help="also write a row per case and computation to this CSV file")
     add("--list", action="store_true", help="list the suites and cases, and exit")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Check the sparse kernels against float64, and time them and dense PyTorch.
 
-    Sparse and dense calls run interleaved, in one process. Without --suites and --cases, everything
-    runs, which takes about an hour on two cores, or ten minutes with --quick. A wrong result gives
-    exit code 1.
+    Sparse and dense calls run interleaved, in one process. Without --suites or --cases, everything
+    runs, which takes about an hour on two cores, or ten minutes with --quick. If a result is wrong,
+    the exit code is 1.
     """
     cases = select(arguments.suites, arguments.cases)
     asked = arguments.suites or ([] if arguments.cases else SUITES)
@@ -102,7 +103,7 @@ def run(arguments: argparse.Namespace) -> int:
         found["complete"] = number == len(todo)
         if arguments.json:  # an interrupted run loses nothing
             document.write_json(found, arguments.json)
-            kept = f"; what was measured before is in {arguments.json}"
+            kept = f"; earlier measurements are in {arguments.json}"
     if arguments.csv:  # before anything is printed, which may fail where a pipe is closed
         document.write_csv(found, arguments.csv)
     print(shown(found))
@@ -145,7 +146,7 @@ def shown(found: Mapping[str, Any]) -> str:
     ]
     absent = [row["absent"].items() for row in [*rows, *found["network"]]]
     reasons = dict.fromkeys(f"{name}: {why}" for items in absent for name, why in items)
-    parts += ["\n".join(["Left out where it could not run:", *reasons])] if reasons else []
+    parts += ["\n".join(["Left out where they could not run:", *reasons])] if reasons else []
     makers = {name: getattr(tables, name) for name in WITHOUT_CASES}
     for name, what in SUITES.items():
         mine = found[name] if name in makers else [row for row in rows if row["suite"] == name]

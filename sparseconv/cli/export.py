@@ -15,7 +15,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("run_folder", **RUN)
     add("--int8", action="store_true", help="int8 weights and activations")
-    add("--name", default="dsn", help="C identifier that begins every name (default: dsn)")
+    add("--name", default="dsn", help="C identifier with which every name begins (default: dsn)")
     add("--out", type=Path, help="folder, new or empty (default: RUN/c-float32 or RUN/c-int8)")
     add("--data", **DATA)
 
@@ -23,9 +23,9 @@ def add_options(command: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write a trained network as C for microcontrollers.
 
-    The folder receives C99 without dependencies: NAME.c, NAME.h, NAME_test.c with series of the
-    training set, and README.md with sizes and cost. With --int8, the training set calibrates the
-    network.
+    The folder receives C99 without dependencies: NAME.c, NAME.h, NAME_test.c with series from the
+    training set, and README.md with sizes and cost. With --int8, the network is calibrated on the
+    training set.
     """
     trained, model = load_network(args.run_folder)
     data = data_of_run(trained.config["data"], args.data, args.run_folder)

@@ -21,8 +21,8 @@ PIPE_CLOSED = 141  # as the shell counts SIGPIPE
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code.
 
-    Exit codes: 0, 1 (wrong result), 2 (refused), 130 (interrupted), 141 (output closed by its
-    reader).
+    Exit codes: 0, 1 (wrong result), 2 (invalid input or another error), 130 (interrupted), 141
+    (output closed by its reader).
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # not every encoding has ≥ or a file's name

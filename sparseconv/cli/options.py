@@ -26,18 +26,18 @@ _CHOICES = {
 
 
 def described(owner: Any) -> dict[str, str]:
-    """Return a docstring's text about each argument or attribute."""
+    """Return a docstring's description of each argument or attribute."""
     found = re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", inspect.getdoc(owner) or "", re.MULTILINE)
     return {name: " ".join(text.replace("``", "").split()).rstrip(".") for name, text in found}
 
 
 _HELP = described(datasets.load) | described(DSN) | described(Recipe)
-_HELP["validation"] = "evaluate the test series after each epoch; training does not depend on it"
+_HELP["validation"] = "evaluate on the test series after each epoch, without affecting training"
 _HELP |= {  # POCKETClassifier's, whose module takes seconds to import
     "kernels": "kind of random kernels",
     "n_kernels": "number of kernels, as aeon counts them",
     "keep": "share of kernels or features to keep, or cv to choose it by 5-fold cross-validation",
-    "k": "weight of the ridge in the selection, or cv",
+    "k": "ridge penalty in the selection, or cv to choose it by cross-validation",
     "n_iter": "iterations of the selection; 1 selects by magnitude",
     "refit": "fit a new ridge classifier on the kept features",
 }
@@ -65,7 +65,7 @@ def number_or_cv(text: str) -> float | str:
 
 
 def count(text: str) -> dict[str, Any]:
-    """Return the keywords of an option that takes an integer of at least 1."""
+    """Return the keyword arguments of an option that takes an integer of at least 1."""
     return {"type": at_least(1), "metavar": "X", "help": text}
 
 
@@ -77,22 +77,23 @@ DATA: Keywords = {
     "metavar": "NAME_OR_PATH",
     "help": "the run's data set, as `train` accepts it (default: the location recorded in the run)",
 }
-QUIET: Keywords = {"action": "store_true", "help": "print the final summary only"}
+QUIET: Keywords = {"action": "store_true", "help": "print only the final summary"}
 
 
 def refuse_foreign(
-    args: argparse.Namespace, names: Iterable[str], owner: str, remedy: str = "omit it"
+    args: argparse.Namespace, names: Iterable[str], owner: str, remedy: str = ""
 ) -> None:
-    """Refuse options that ``owner`` does not read."""
+    """Reject options that ``owner`` does not read."""
     for name in names:
         if name in args:
-            raise ValueError(f"--{name.replace('_', '-')} is not for {owner}; {remedy}")
+            option = f"--{name.replace('_', '-')}"
+            raise ValueError(f"{option} does not apply to {owner}; omit {option}{remedy}")
 
 
 def add_setting(group: argparse._ArgumentGroup, name: str, value: Any, default: str = "") -> None:
-    """Add an option of a run; it is absent from the parsed arguments unless given.
+    """Add an option of a run; unless specified, it is absent from the parsed arguments.
 
-    ``value`` is the default. The help shows ``default`` instead where it depends on the run.
+    ``value`` is the default. The help shows ``default`` instead if the value depends on the run.
     """
     shown = "" if value is None else f" (default: {default or value})"
     text = _HELP.get(name, "").replace("%", "%%") + shown

@@ -19,8 +19,8 @@ from sparseconv.training.recipe import Recipe
 def add_options(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("run_folder", **RUN)
-    add("--length", **count("samples of a series (default: those of the training series)"))
-    add("--batch", **count("series in a batch (default: as in training)"))
+    add("--length", **count("samples per series (default: as in the training series)"))
+    add("--batch", **count("series per batch (default: as in training)"))
     add("--threads", **count("threads for torch (default: as in training)"))
     add("--inference", action="store_true", help="eval mode, no gradients, forward only")
     add("--quiet", **QUIET)

@@ -57,14 +57,14 @@ def add_options(command: argparse.ArgumentParser) -> None:
     add("--out", type=Path, help="results folder, new or empty (default: RUN-CRITERION)")
     add("--quiet", **options.QUIET)
     dsp = command.add_argument_group("--criterion dsp")
-    eps = "remove filters with at most this share of the largest activation in their kernel group"
-    dsp.add_argument("--eps", type=float, help=f"{eps} (default: {EPS})", **number)
+    eps = "remove filters whose activation is at most this share of the largest in their kernel"
+    dsp.add_argument("--eps", type=float, help=f"{eps} group (default: {EPS})", **number)
     silence = f"(default: {PUBLISHED_WEIGHT} * {PUBLISHED_BATCH} / batch size)"
     silence = f"weight of the loss that silences filters {silence}"
     dsp.add_argument("--silence", type=float, help=silence, **number)
-    epochs = "epochs with this loss (default: those of fine-tuning)"
+    epochs = "number of epochs with this loss (default: --epochs)"
     dsp.add_argument("--silence-epochs", **(options.count(epochs) | number))
-    tuning = command.add_argument_group("fine-tuning", "as in the run, except for these")
+    tuning = command.add_argument_group("fine-tuning", "as in the run, except for these options")
     options.add_setting(tuning, "epochs", EPOCHS)
     for name in FINE_TUNING[1:]:
         options.add_setting(tuning, name, RECIPE[name], "the run's")
@@ -112,12 +112,14 @@ def run(args: argparse.Namespace) -> int:
     report.save(out / "pruning.html")
     shares = [f"{found / len(data.y_test):.4f}" for found in (after, before, at_once)]
     lines = [
-        "{}: test accuracy {} (before {}, without fine-tuning {})".format(data.name, *shares),
+        "{}: test accuracy {} (before pruning: {}, without fine-tuning: {})".format(
+            data.name, *shares
+        ),
         *report.summary(), f"report: {out / 'pruning.html'}, {summary}",
     ]  # fmt: skip
     unchanged = all(layer.filters[0] == layer.filters[1] for layer in report.layers)
     if isinstance(criterion, pruning.DSP) and unchanged:
-        lines.insert(1, "no filter was silent; give more --silence-epochs or a larger --silence")
+        lines.insert(1, "no filter was silent; increase --silence-epochs or --silence")
     print("\n  ".join(lines))
     return 0
 

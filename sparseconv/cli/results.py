@@ -28,7 +28,7 @@ from sparseconv.training.run_folder import CONFIG_NAME, DATA, HISTORY_NAME, Trai
 
 @contextlib.contextmanager
 def new_folder(out: Path, resumable: bool = False) -> Iterator[None]:
-    """Claim a new or empty results folder; remove it if the block writes nothing.
+    """Claim a new or empty results folder; remove it if the block fails before writing a file.
 
     Raises:
         ValueError: the folder contains files, or another run is writing to it.
@@ -39,8 +39,9 @@ def new_folder(out: Path, resumable: bool = False) -> Iterator[None]:
             for name in (CONFIG_NAME, CHECKPOINT_NAME):
                 found -= {path.name for path in partial_files(out / name)}
             if found:  # a run that ended before its first checkpoint leaves none of them
-                what = "a run" if (out / CONFIG_NAME).exists() else "other files"
-                hint = ", or continue it with --resume" if resumable else ""
+                is_run = (out / CONFIG_NAME).exists()
+                what = "a run" if is_run else "other files"
+                hint = ", or continue the run with --resume" if resumable and is_run else ""
                 raise ValueError(
                     f"{out} already contains {what}; choose another folder with --out{hint}"
                 )
@@ -74,7 +75,8 @@ def train_network(
     """Train and test a network, and write its results folder.
 
     Returns:
-        The ``TrainingResult``, the number of correct test series, and the path of ``summary.md``.
+        The ``TrainingResult``, the number of correctly classified test series, and the path of
+        ``summary.md``.
     """
     if not resume:
         write_config(out, config)
@@ -102,7 +104,7 @@ def write_summary(
     history: Sequence[Mapping[str, Any]],
     accuracy: float,
 ) -> Path:
-    """Write ``summary.md`` and its figures from the history; return its path."""
+    """Write ``summary.md`` and its figures from the history; return the path of ``summary.md``."""
     folder = out / "figures"
     layers = model.sparse_layers()
     profiles = [figures.group_profiles(layer) for layer in layers]
@@ -118,10 +120,10 @@ def write_summary(
     kept = figures.best_epoch(history)
     facts = [
         ("test accuracy", f"{accuracy:.4f}"),
-        ("least training loss", f"{kept['train_loss']:.6f} in epoch {kept['epoch']}"),
+        ("lowest training loss", f"{kept['train_loss']:.6f} in epoch {kept['epoch']}"),
         ("epochs", f"{len(history)}"),
         ("pattern updates", f"{sum(bool(row['updated']) for row in history)}"),
-        ("time in training", f"{sum(float(row['seconds']) for row in history):.0f} s"),
+        ("training time", f"{sum(float(row['seconds']) for row in history):.0f} s"),
     ]
     cost = model.cost(data.n_timepoints)
     costs = [
@@ -129,7 +131,7 @@ def write_summary(
         for name, ours, dense in (
             ("parameters", cost.params, cost.params_dense),
             ("multiply-accumulates executed", cost.macs_executed, cost.macs_dense),
-            ("FLOPs as the paper counts", cost.flops_paper, cost.flops_paper_dense),
+            ("FLOPs as counted in the paper", cost.flops_paper, cost.flops_paper_dense),
         )
     ]
     patterns = [
@@ -159,7 +161,7 @@ def described(data: datasets.Dataset) -> str:
 
 
 def data_facts(data: datasets.Dataset, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what ``config.json`` records about the data, to recognise another data set."""
+    """Return what ``config.json`` records about the data, to detect a different data set."""
     return {
         "name": data.name,
         "n_train": len(data.X_train),
@@ -174,7 +176,7 @@ def data_facts(data: datasets.Dataset, settings: Mapping[str, Any]) -> dict[str,
 
 
 def path_of(source: str) -> dict[str, str]:
-    """Return the path of the data in ``config.json``; empty for bundled sets."""
+    """Return the entry of ``config.json`` with the data's path; empty for bundled sets."""
     return {} if source in datasets.BUNDLED else {"path": str(Path(source).absolute())}
 
 
@@ -196,7 +198,7 @@ def unfinished(run: TrainedRun, path: Path) -> str | None:
         return None
     resume = f"to resume: {resume_command(folder_of(path))}"
     remedy = "`prune` cannot resume it; prune again" if "pruning" in run.config else resume
-    return f"{run.epochs_done} of {epochs} epochs are trained; {remedy}"
+    return f"{run.epochs_done} of {epochs} epochs have been trained; {remedy}"
 
 
 def load_network(path: Path) -> tuple[TrainedRun, DSN]:
@@ -224,7 +226,8 @@ def data_of_run(facts: Mapping[str, Any], given: str | None, folder: Path) -> da
     source = given or facts.get("path") or facts["name"]
     if given is None and source not in datasets.BUNDLED and not Path(source).exists():
         raise ValueError(
-            f"{folder} was trained on {source!r}, which does not exist; name its data with --data"
+            f"{folder} was trained on {source!r}, which does not exist; specify its location with "
+            "--data"
         )
     data = datasets.load(source, nan_to_zero=facts["nan_to_zero"])
     check_data(data, facts, folder)
@@ -232,11 +235,11 @@ def data_of_run(facts: Mapping[str, Any], given: str | None, folder: Path) -> da
 
 
 def check_data(data: datasets.Dataset, known: Mapping[str, Any], folder: Path) -> None:
-    """Raise ValueError unless the data are those of a run; their name may differ."""
+    """Raise ValueError if the data differ from those of a run; only the name may differ."""
     for name, value in data_facts(data, known).items():
         if name != "name" and known.get(name) != value:
             raise ValueError(
                 f"{data.name} is not the data set that {folder} was trained on: its {name} is "
-                f"{value!r}, but was {known.get(name)!r} in training; name the data of that run, "
+                f"{value!r}, but was {known.get(name)!r} in training; pass the data of that run, "
                 "or start a new run"
             )

@@ -39,19 +39,19 @@ SETTINGS = SECTIONS | {"pocket": MODELS["pocket"]["pocket"]}
 
 def add_options(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
-    data = f"one of {', '.join(datasets.BUNDLED)}; a folder with a pair NAME_TRAIN and NAME_TEST "
-    data += "(.ts, .arff, .tsv, .csv, .txt or no ending), or one of the two; a .npz file with "
-    data += "X_train, y_train, X_test and y_test"
+    data = f"one of {', '.join(datasets.BUNDLED)}; a folder that contains NAME_TRAIN and NAME_TEST "
+    data += "(.ts, .arff, .tsv, .csv, .txt or no extension); the path of either file; a .npz file "
+    data += "with X_train, y_train, X_test and y_test"
     add(
         "data", metavar="NAME_OR_PATH", nargs="?", help=f"{data} (default with --resume: the run's)"
     )
-    models = "a Dynamic Sparse Network (default), or random kernels pruned by POCKET"
+    models = "a Dynamic Sparse Network (default), or random kernels pruned with POCKET"
     add("--model", choices=tuple(MODELS), default="dsn", help=models)
     out = "results folder, new or empty (default: runs/NAME-seedSEED, or runs/NAME-pocket-seedSEED)"
     add("--out", type=Path, help=out)
     add("--resume", action="store_true", help="resume the run in the results folder")
-    threads = "torch's setting, or the run's when resuming, because the last bits depend on it"
-    add("--threads", **count(f"threads for torch (default: {threads})"))
+    threads = "number of threads for torch, on which the last bits of the results depend (default: "
+    add("--threads", **count(f"{threads}torch's setting, or the run's when resuming)"))
     device = "where to train (default: cpu, or the run's device when resuming)"
     add("--device", choices=("cpu", "cuda"), help=device)
     add("--quiet", **QUIET)
@@ -68,16 +68,15 @@ def run(args: argparse.Namespace) -> int:
     """Train a Dynamic Sparse Network, or pruned random kernels, on a data set.
 
     The results folder receives config.json, history.csv (one row per epoch), checkpoint.pt, figures
-    and summary.md. The defaults are those of the paper. --model pocket prunes the kernels of ROCKET
-    or MiniROCKET, and writes config.json, model.npz and summary.md.
+    and summary.md. The defaults are those of the DSN paper. --model pocket prunes the kernels of
+    ROCKET or MiniROCKET, and writes config.json, model.npz and summary.md.
     """
     sections = MODELS[args.model]
     own, every = (
         {name for options in of.values() for name in options} for of in (sections, SETTINGS)
     )
     other = "pocket" if args.model == "dsn" else "dsn"
-    remedy = f"omit it, or choose --model {other}"
-    refuse_foreign(args, every - own, f"--model {args.model}", remedy)
+    refuse_foreign(args, every - own, f"--model {args.model}", f", or choose --model {other}")
     if args.model == "pocket" and args.device == "cuda":
         raise ValueError("--model pocket runs only on the CPU; omit --device")
     given = {name: value for name, value in vars(args).items() if name in own}
@@ -104,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
     machine_then = config.get("machine", {})
     device = args.device or machine_then.get("device", "cpu")
     if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda needs a GPU, but torch sees none; omit it")
+        raise ValueError("--device cuda needs a GPU, but torch sees none; omit --device")
     # Whatever can be wrong shows before anything is written.
     figures.require_matplotlib()
     data = datasets.load(args.data, nan_to_zero=config["data"]["nan_to_zero"])
@@ -131,9 +130,9 @@ def run(args: argparse.Namespace) -> int:
             )
             density = sum(p.nnz for p in patterns) / sum(p.numel for p in patterns)
             print(
-                f"{described(data)}\nnetwork of {cost.params:,} parameters (dense "
-                f"{cost.params_dense:,}), density of its sparse layers {density:.1%}, threads: "
-                f"{torch.get_num_threads()}; results go to {out}",
+                f"{described(data)}\nnetwork with {cost.params:,} parameters (dense: "
+                f"{cost.params_dense:,}), density of its sparse layers: {density:.1%}, threads: "
+                f"{torch.get_num_threads()}; results are written to {out}",
                 flush=True,
             )
         try:
@@ -159,7 +158,7 @@ def _resumed(out: Path, given: Mapping[str, Any]) -> dict[str, Any]:
     config = read_config(out)
     if "recipe" not in config or "pruning" in config:
         kind = "pruned run" if "pruning" in config else f"{config['model']} model"
-        raise ValueError(f"{out} contains a {kind}, which cannot be resumed; start it again")
+        raise ValueError(f"{out} contains a {kind}, which cannot be resumed; start a new run")
     known = {name: value for key in SECTIONS for name, value in config[key].items()}
     for name, value in given.items():
         if value != known[name]:
@@ -198,13 +197,13 @@ def _pocket(args: argparse.Namespace, config: dict[str, Any], out: Path) -> int:
             "test accuracy": f"{correct / cases:.4f} ({correct} of {cases})",
             f"{'kernels' if classifier.kernels == 'rocket' else 'features'} kept": kept,
             "features": f"{model.bank.n_features:,}",
-            "ridge of the selection": f"{classifier.k_:g}",
+            "ridge penalty of the selection": f"{classifier.k_:g}",
         }
         rows = [
             (f"{k:g}", f"{keep:,}", f"{100 * statistics.fmean(folds):.2f}")
             for (k, keep), folds in (classifier.scores_ or {}).items()
         ]
-        folds = ["## Folds", Table(("ridge", "kept", "accuracy %"), rows).markdown()]
+        folds = ["## Folds", Table(("ridge penalty", "kept", "accuracy %"), rows).markdown()]
         table = Table(("", ""), [*found.items()]).markdown()
         parts = [f"# {data.name}: random kernels, pruned", table, *(folds if rows else [])]
         write_whole(out / "summary.md", "\n\n".join(parts) + "\n")

@@ -1,4 +1,4 @@
-"""Train a classifier with sparse layers; checkpoints and run folders."""
+"""Train classifiers with sparse layers; save and load checkpoints."""
 
 from sparseconv.training.checkpoint import (
     CheckpointError,

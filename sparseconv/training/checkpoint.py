@@ -1,4 +1,4 @@
-"""Checkpoint files: written whole or not at all, and checked when read."""
+"""Checkpoint files: written atomically, and checked when read."""
 
 from __future__ import annotations
 
@@ -18,16 +18,18 @@ FORMAT = "sparseconv checkpoint, version 1"
 
 
 class CheckpointError(ValueError):
-    """The file is not a valid checkpoint, or is a checkpoint of something else."""
+    """The file is not a valid checkpoint, or belongs to a different run."""
 
 
 def save(path: str | os.PathLike[str], content: dict[str, Any]) -> None:
-    """Write ``content``; a kill leaves the old or the new file, an error leaves the old one.
+    """Write ``content`` atomically.
+
+    A killed process leaves either the old or the new file; an error leaves the old one.
 
     Args:
         path: the file, in an existing folder.
-        content: what ``torch.load(weights_only=True)`` allows: dicts, lists, tensors, numbers,
-            text.
+        content: what ``torch.load(weights_only=True)`` allows: dicts, lists, tensors, numbers and
+            strings.
 
     Raises:
         OSError, RuntimeError: the file cannot be written.
@@ -83,9 +85,9 @@ def snapshot(model: nn.Module) -> dict[str, Any]:
 
 
 def restore_adam(optimizer: torch.optim.Adam, state: dict[str, Any]) -> None:
-    """Load Adam's moments if they fit the parameters, which the fused step never checks.
+    """Load Adam's moments after checking their shapes, which the fused step does not do.
 
-    The options of ``optimizer`` stay. Raise CheckpointError if the moments do not fit.
+    The options of ``optimizer`` are kept. Raise CheckpointError if a moment has the wrong shape.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     restored = {}

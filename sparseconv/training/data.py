@@ -61,14 +61,14 @@ def _in_training(model: nn.Module, x: Tensor, batch_size: int) -> Tensor:
         log_proba = one_tensor(run_batch(model.train(), x, batch_size))
     if not log_proba.requires_grad:
         raise ValueError(
-            "expected a parameter that takes part in the output and requires a gradient, but the "
-            "model has none; call model.requires_grad_(), or remove no_grad and detach"
+            "expected a parameter that affects the output and requires a gradient, but the model "
+            "has none; call model.requires_grad_(), or remove no_grad and detach"
         )
     return log_proba.detach()
 
 
 def checked_pair(validation: Any) -> tuple[Any, Any]:
-    """Refuse anything other than a pair of series and labels."""
+    """Return a pair of series and labels; raise TypeError for anything else."""
     if isinstance(validation, tuple | list) and len(validation) == 2:
         return validation[0], validation[1]
     size = f" of {len(validation)}" if isinstance(validation, tuple | list) else ""

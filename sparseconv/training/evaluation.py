@@ -13,12 +13,12 @@ from sparseconv.pruning.data import batch_sizes, evaluating, for_model, run_batc
 
 @torch.no_grad()
 def predict_log_proba(model: nn.Module, X: Any, batch_size: int = 64) -> Tensor:
-    """Return the log-probabilities ``(n_cases, n_classes)``, batch by batch in eval mode.
+    """Compute the log-probabilities ``(n_cases, n_classes)`` batch by batch in eval mode.
 
     Args:
         model: maps ``(N, ...)`` to log-probabilities; each module's mode is restored.
         X: ``(n_cases, ...)``, an array, or a tensor on any device.
-        batch_size: number of cases per batch, which affects only memory. A single last case
+        batch_size: number of cases per batch; smaller batches need less memory. A single last case
             joins the previous batch.
 
     Raises:
@@ -50,7 +50,7 @@ def one_tensor(output: Any) -> Tensor:
 
 
 def evaluate(model: nn.Module, X: Tensor, y: Tensor, batch_size: int) -> dict[str, float]:
-    """Return ``test_loss`` (mean NLL) and ``test_accuracy`` over series and class indices ``y``."""
+    """Return ``test_loss`` (mean NLL) and ``test_accuracy`` over series ``X`` and classes ``y``."""
     log_proba = predict_log_proba(model, X, batch_size)
     accuracy = (log_proba.argmax(1) == y).double().mean().item()
     return {"test_loss": F.nll_loss(log_proba, y).item(), "test_accuracy": accuracy}

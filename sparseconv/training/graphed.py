@@ -23,7 +23,7 @@ WARM_UP = 3  # calls before a capture: kernels are loaded, gradients and moments
 class StaticPattern(KernelCSR):
     """A pattern whose content, and everything computed from it, can be replaced in place.
 
-    Only a CUDA graph may use it, since a graph reads the same addresses at every replay.
+    Only CUDA graphs may use such a pattern, because every replay reads the same addresses.
     """
 
     __slots__ = ()
@@ -54,7 +54,7 @@ class _Graph(NamedTuple):
 
 @dataclass(eq=False, repr=False)
 class GraphedStep:
-    """Call ``function(*tensors)``, a training step, with CUDA graphs: one per input shape.
+    """Run ``function(*tensors)``, a training step, as CUDA graphs: one per input shape and dtype.
 
     The first steps with a given shape run eagerly; the next one is captured, then replayed with a
     single launch instead of hundreds. A new pattern with the same nnz is written into the graphs'
@@ -62,12 +62,12 @@ class GraphedStep:
     the optimizer's state has moved. All graphs share one memory pool: use one stream at a time.
 
     Args:
-        model: on one CUDA device.
-        function: accepts tensors, returns a tuple of tensors, and changes the rest in place. It
-            runs zero_grad, forward, backward, and an optimizer's step with ``capturable=True`` (and
-            ``lr`` a tensor if it changes). Its hooks and Python code run only during capture: with
+        model: a model on one CUDA device.
+        function: accepts tensors, returns a tuple of tensors, and changes everything else in place.
+            It runs zero_grad, forward, backward, and an optimizer's step with ``capturable=True``
+            (``lr`` must be a tensor if it changes). Replays skip hooks and Python code: with
             gradient growth, call the function itself in the step before an update.
-        optimizer: the one that the function steps.
+        optimizer: the optimizer whose ``step`` the function calls.
 
     Raises:
         ValueError: the model is not on one CUDA device.
@@ -157,7 +157,7 @@ class GraphedStep:
     def _with_static_patterns(self, inputs: tuple[Tensor, ...]) -> Outputs:
         """Call the function while the layers use the static patterns' plans.
 
-        Calls before a capture do so too: no plan can be made during capture.
+        Calls before a capture also use these plans, because none can be computed during a capture.
         """
         try:
             for layer, static in zip(self._layers, self._static, strict=True):
@@ -185,8 +185,8 @@ class GraphedStep:
     def _only_device(found: set[torch.device]) -> torch.device:
         if len(found) != 1 or next(iter(found)).type != "cuda":
             raise ValueError(
-                "a graphed step needs a model on one CUDA device, but its tensors are on "
-                f"{', '.join(sorted(map(str, found)))}; move it with model.cuda(), or run the step "
-                "without a graph"
+                "a graphed step needs a model on one CUDA device, but the model's tensors are on "
+                f"{', '.join(sorted(map(str, found)))}; call model.cuda(), or run the step without "
+                "a graph"
             )
         return found.pop()

@@ -34,14 +34,14 @@ class TrainingResult:
 
     Attributes:
         history: one row per epoch. ``epoch`` counts from 1. ``train_loss`` and ``train_accuracy``
-            are means over its batches during training. ``lr`` and ``prune_fraction`` are the values
-            used; ``updated`` is whether the pattern changed. ``seconds`` is the time without
-            validation, ``cpu_seconds`` the CPU time of all threads. Validation adds ``test_loss``
-            and ``test_accuracy``.
-        best_epoch, best_loss: the epoch with the lowest training loss (the last one of ties), and
+            are means over the training series, computed during the epoch. ``lr`` and
+            ``prune_fraction`` are the values used; ``updated`` is whether a pattern update was
+            made. ``seconds`` is the time without validation, and ``cpu_seconds`` is the CPU time of
+            all threads. Validation adds ``test_loss`` and ``test_accuracy``.
+        best_epoch, best_loss: the epoch with the lowest training loss (in a tie, the last one), and
             this loss.
-        itop_rate: share of the sparse layers' weights that were ever active (Liu et al. 2021), or
-            None without a ``DSTScheduler``.
+        itop_rate: share of the sparse layers' weights that have ever been active (Liu et al. 2021),
+            or None without a ``DSTScheduler``.
 
     Example: see ``train``.
     """
@@ -70,40 +70,43 @@ def train(
 ) -> TrainingResult:
     """Train a classifier and leave it with the weights and patterns of its best epoch.
 
-    The best epoch has the lowest training loss. Its weights are those after the last optimizer
-    step, before the pattern changes. The model is left in eval mode. If training stops early
-    (because of an error or Ctrl-C), the model gets the weights of the best epoch so far; before the
-    first epoch has ended, it stays unchanged. Torch's global generators keep their state. The same
-    model, data, recipe and number of threads yield the same bits, even after resuming. On CUDA,
-    this needs deterministic operations (for cuDNN, set ``torch.backends.cudnn.deterministic``).
+    The best epoch is the one with the lowest training loss. Its weights are taken after its last
+    optimizer step, before the pattern changes. The model is left in eval mode. If training stops
+    early (because of an error or Ctrl-C), the model gets the weights of the best epoch so far; if
+    no epoch has ended, it gets back its initial weights. The state of torch's global generators is
+    restored. The same model, data, recipe and number of threads yield bit-identical results, even
+    after resuming. On CUDA, this requires deterministic operations (for cuDNN, set
+    ``torch.backends.cudnn.deterministic``).
 
     Args:
         model: maps ``(N, ...)`` to log-probabilities ``(N, n_classes)``. The patterns of any
-            ``SparseConv1d`` layers change in training.
-        X: training series, a finite array or tensor ``(n_cases, ...)``.
+            ``SparseConv1d`` layers change during training.
+        X: training series, an array or tensor ``(n_cases, ...)`` of finite numbers.
         y: ``(n_cases,)`` integers, class indices from 0.
-        recipe: constants of the training run.
+        recipe: hyperparameters of the training run.
         out: folder of ``checkpoint.pt``, created if missing; an older file is overwritten.
         resume: continue from ``out/checkpoint.pt`` if it exists.
-        validation: ``(X, y)``, evaluated after each epoch without influence on training.
+        validation: ``(X, y)``, evaluated after each epoch without affecting training.
         verbose: show a progress bar (tqdm) on stderr; None shows it only in a terminal.
-        checkpoint_every: epochs between checkpoints; the last epoch always writes one.
+        checkpoint_every: epochs between checkpoints; the last epoch is always saved.
         on_epoch: called with the history so far after each epoch and its checkpoint, if any.
-        scheduler_factory: a ``SchedulerFactory``, which builds the scheduler of the patterns.
-        penalty: a ``pruning.InstanceSparsity``, added to each batch's loss and reported.
+        scheduler_factory: a ``SchedulerFactory``, which builds the pattern scheduler.
+        penalty: a ``pruning.InstanceSparsity``, added to each batch's loss, and so to
+            ``train_loss``.
         cuda_graphs: replay steps on a CUDA device as CUDA graphs, with the same results and faster
             launches. Forward hooks run only in eager steps: the first ones and, with gradient
-            growth or a ``scheduler_factory``, those before an update. None uses graphs if they can
-            be captured; otherwise, a warning states the reason. False uses none, not even for the
-            updates of a ``DSTScheduler``.
+            growth or a ``scheduler_factory``, those before an update. None uses graphs on a GPU,
+            except with a penalty; if a step cannot be captured, a warning states the reason. False
+            uses none, not even for the updates of a ``DSTScheduler``.
 
     Raises:
-        TypeError, ValueError: data or arguments that do not fit; ``out`` not writable or in use by
+        TypeError, ValueError: incompatible data or arguments; ``out`` not writable or in use by
             another run; ``cuda_graphs`` without a GPU or with a penalty; a training loss that is
-            not finite (checkpoints stay).
-        RuntimeError: series that a layer rejects, for example shorter than its kernel.
-        CheckpointError: a damaged file, or a checkpoint of another recipe, model or data.
-        KeyboardInterrupt: Ctrl-C; its message says how to resume.
+            not finite (checkpoints are kept).
+        RuntimeError: series that a layer rejects, for example because they are shorter than its
+            kernel.
+        CheckpointError: a damaged file, or a checkpoint with a different recipe, model or data set.
+        KeyboardInterrupt: Ctrl-C; the message says how to resume.
 
     Example:
         >>> from sparseconv.models import DSN

@@ -1,4 +1,4 @@
-"""The constants of a training run."""
+"""The hyperparameters of a training run."""
 
 from __future__ import annotations
 
@@ -22,20 +22,21 @@ PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 @dataclass(frozen=True)
 class Recipe:
-    """The constants of a training run; the defaults are the Dynamic Sparse Network's.
+    """The hyperparameters of a training run; by default, those of the Dynamic Sparse Network.
 
     Attributes:
         epochs: passes over the training set.
         lr: Adam's learning rate in the first epoch.
         lr_min: the learning rate at the end of the cosine schedule.
         weight_decay: Adam's L2 penalty.
-        batch_size: series in a batch; None means ``max(int(min(n_cases / 10, 16)), 2)``. A smaller
+        batch_size: series per batch; None means ``max(int(min(n_cases / 10, 16)), 2)``. A smaller
             last batch is kept. A single last series joins the previous batch, unlike in the
             authors' implementation.
         update_every_epochs: epochs between pattern updates.
-        update_every_steps: optimizer steps between pattern updates, instead of epochs.
-        skip_step_at_update: omit the optimizer step at a pattern update, as in the paper's text but
-            not its implementation.
+        update_every_steps: optimizer steps between pattern updates; replaces
+            ``update_every_epochs``.
+        skip_step_at_update: skip the optimizer step at each pattern update, as in the paper's text,
+            but not in its implementation.
         decay_share: share of all steps over which the prune fraction decays along a cosine.
         prune_fraction: share of active weights moved in the first update.
         prune_floor: share of active weights moved per update after that decay.
@@ -46,7 +47,7 @@ class Recipe:
             the command line, also for the initial weights.
 
     Raises:
-        TypeError, ValueError: a constant of the wrong type or out of range.
+        TypeError, ValueError: a value of the wrong type or out of range.
 
     Example:
         >>> Recipe(epochs=300).batch_size_for(50)
@@ -71,7 +72,7 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Check each constant; convert NumPy's scalars to Python's for checkpoints."""
+        """Check each value; convert NumPy scalars to Python scalars for checkpoints."""
         for field in fields(self):
             name, value, kind = field.name, getattr(self, field.name), str(field.type)
             if kind in ("Growth", "Precision") or (value is None and field.default is None):

@@ -93,7 +93,7 @@ class Run:
         )  # fmt: skip
 
     def epoch(self) -> dict[str, Any]:
-        """Train one epoch and return its row of the history."""
+        """Train for one epoch, and return its row of the history."""
         begin, cpu_begin = time.perf_counter(), time.process_time()
         number = len(self.history) + 1
         lr = self.recipe.lr_in(number)
@@ -135,7 +135,7 @@ class Run:
         return self.history[-1]
 
     def _sum(self, losses: list[float], epoch: int, lr: float) -> float:
-        """Sum the losses of an epoch's cases; ValueError if one is not finite."""
+        """Sum the losses of an epoch's cases; raise ValueError if one is not finite."""
         for batch, loss in enumerate(losses, 1):
             if not math.isfinite(loss):
                 raise ValueError(

@@ -54,11 +54,11 @@ class TrainedRun:
         model: the best epoch's network, in eval mode on the CPU, or a ``RocketModel``. A network
             maps ``(N, n_channels, length)`` to log-probabilities ``(N, n_classes)``.
         classes: label of each class, in the order of the model's outputs.
-        epoch: the best epoch, from 1; None for a ``RocketModel``.
+        epoch: the best epoch, counted from 1; None for a ``RocketModel``.
         epochs_done: epochs trained, fewer than the recipe's in an unfinished run; None for a
             ``RocketModel``.
         config: the content of ``config.json``: data, network and recipe (or pocket), and machine. A
-            pruned run has ``"pruning"``: the criterion, and each layer's kept filters.
+            pruned run also has ``"pruning"``: the criterion, and each layer's kept filters.
 
     Example: see ``load_run``.
     """
@@ -75,10 +75,11 @@ class TrainedRun:
         Args:
             X: an array ``(n_cases, n_channels, length)``, or ``(n_cases, length)`` with one
                 channel, scaled like the training series. A network accepts any length. Missing
-                values are read as 0 if they were in training.
+                values are read as 0 if the run was trained with ``--nan-to-zero``.
 
         Raises:
-            ValueError: series that training would reject, or with another number of channels.
+            ValueError: series that training would reject, or with a different number of channels
+                (for a ``RocketModel``, a different shape).
 
         Example: see ``load_run``.
         """
@@ -105,11 +106,11 @@ def load_run(path: str | os.PathLike[str], *, backend: Backend = "auto") -> Trai
     Args:
         path: a run's results folder, finished or not, its ``checkpoint.pt``, or the ``model.npz``
             of ``--model pocket``. A network has the weights of its best epoch so far.
-        backend: as in ``sparse_conv1d``, for networks; the run may have used another one.
+        backend: as in ``sparse_conv1d``, for networks; the run may have used a different one.
 
     Raises:
         ValueError, OSError: ``path`` does not belong to a run, or a file is unreadable.
-        CheckpointError: a damaged checkpoint, or a checkpoint of another network.
+        CheckpointError: a damaged checkpoint, or the checkpoint of a different network.
 
     Example:
         >>> import tempfile
@@ -150,7 +151,7 @@ def load_run(path: str | os.PathLike[str], *, backend: Backend = "auto") -> Trai
         model.load_state_dict(best["model"])
     except Exception as error:  # whatever a file can hold
         raise checkpoint.CheckpointError(
-            f"{file} does not fit its {CONFIG_NAME}, or is damaged: {error}; train again"
+            f"{file} does not match its {CONFIG_NAME}, or is damaged: {error}; train again"
         ) from error
     return TrainedRun(model.eval(), np.array(data["classes"]), best["epoch"], done, config)
 
@@ -168,7 +169,7 @@ def _pruned(model: DSN, config: Mapping[str, Any], state: Mapping[str, Any]) -> 
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Read a run's ``config.json``; ValueError unless it has every option of this version."""
+    """Read a run's ``config.json``; raise ValueError if it lacks an option of this version."""
     path = folder / CONFIG_NAME
     if not path.is_file():
         raise ValueError(
@@ -186,7 +187,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         Recipe(**config.get("recipe", {}))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"{path} is damaged, or another version wrote it ({type(error).__name__}: "
+            f"{path} is damaged, or was written by another version ({type(error).__name__}: "
             f"{error}); start a new run in another folder"
         ) from error
     return config

@@ -105,7 +105,7 @@ def test_what_was_measured_before_an_end_is_kept(
     assert (found["rows"], found["complete"]) == ([row], False)
     shown = capsys.readouterr()
     assert shown.out == ""
-    assert f"what was measured before is in {out}" in shown.err
+    assert f"earlier measurements are in {out}" in shown.err
     assert [path.name for path in tmp_path.iterdir()] == ["rows.json"]
 
 

@@ -74,7 +74,7 @@ def test_train_writes_a_results_folder(
     cost = sc.models.DSN(1, 2, nf=3, kernel_size=6, depth=2).cost(20)
     for text in (
         "toy: 10 training and 6 test series, 1 x 20, 2 classes",
-        f"network of {cost.params:,} parameters (dense {cost.params_dense:,}), density of its",
+        f"network with {cost.params:,} parameters (dense: {cost.params_dense:,}), density of its",
         "of 3 (training loss",
         str(out / "summary.md"),
     ):

@@ -31,4 +31,4 @@ def test_every_command_that_reads_data(
     assert sc.load_run("runs/Toy-pocket-seed0").classes.tolist() == ["-1", "1"]
     command("prune", "runs/Toy-seed4", "--data", "UCR15", "--epochs", 1, "--quiet")
     assert json.loads(Path("runs/Toy-seed4-whc/config.json").read_text())["data"]["name"] == "Toy"
-    assert "c-float32 holds" in command("export", "runs/Toy-seed4", "--data", "UCR15/Toy_TRAIN")
+    assert "c-float32 contains" in command("export", "runs/Toy-seed4", "--data", "UCR15/Toy_TRAIN")

@@ -73,7 +73,7 @@ def test_export(home: Path, command: Any) -> None:
     X = datasets.load(data).X_test
     for words, folder in (([], "c-float32"), (["--int8", "--data", data], "c-int8")):
         printed = command("export", run, "--name", "toy", *words)
-        assert f"{folder} holds README.md, toy.c, toy.h, toy_test.c" in printed
+        assert f"{folder} contains README.md, toy.c, toy.h, toy_test.c" in printed
         assert "classes, from 0: fast, slow" in printed
         labels = np.array(["fast", "slow"])[Program(run / folder, "toy").labels(X)]
         if not words:
@@ -90,7 +90,7 @@ def test_an_unfinished_run(
         stop_after(2, patched)
         assert main(["train", data, "--epochs", "6", "--out", str(run), *SMALL]) == 130
     how = f"to resume: python -m sparseconv train --out {run} --resume\n"
-    said = f"2 of 6 epochs are trained; {how}"
+    said = f"2 of 6 epochs have been trained; {how}"
     assert re.search(rf"^unfinished +{re.escape(said)}", command("info", run), re.MULTILINE)
     assert "unfinished" not in command("info", home / "run")
     for path, words in (
@@ -104,7 +104,7 @@ def test_an_unfinished_run(
     config = json.loads((run / "config.json").read_text())
     kept = {"criterion": "WHC", "filters": {f"blocks.{i}.conv": list(range(9)) for i in (0, 1)}}
     (run / "config.json").write_text(json.dumps(config | {"pruning": kept}))
-    assert "2 of 6 epochs are trained; `prune` cannot resume it; prune again\n" in command(
+    assert "2 of 6 epochs have been trained; `prune` cannot resume it; prune again\n" in command(
         "info", run
     )
 
@@ -115,5 +115,6 @@ def test_data_that_moved(home: Path, tmp_path: Path, refused: Any) -> None:
     config["data"]["path"] = str(tmp_path / "gone.npz")
     (tmp_path / "run" / "config.json").write_text(json.dumps(config))
     refused(
-        ["export", str(tmp_path / "run")], "gone.npz', which does not exist; name its data with"
+        ["export", str(tmp_path / "run")],
+        "gone.npz', which does not exist; specify its location with",
     )

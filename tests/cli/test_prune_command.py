@@ -85,7 +85,7 @@ def test_what_silences_filters_is_scaled_to_the_batch(
     for i, more in enumerate((["--batch-size", 8], ["--silence", 3])):
         printed = command(*words, *more, "--out", tmp_path / f"{i}")
     assert given == pytest.approx([2e-5 * 64 / 8, 3.0])
-    assert "no filter was silent; give more --silence-epochs or a larger --silence" in printed
+    assert "no filter was silent; increase --silence-epochs or --silence" in printed
     assert "units of filters kept at other thresholds: " in printed
 
 

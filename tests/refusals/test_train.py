@@ -60,7 +60,7 @@ test_train = refusals(
     (lambda: sixes(19), RuntimeError, "the last batch has 7: choose a batch_size that divides the"),
     (lambda: sixes(12, validation=(X[:8], y[:8])), RuntimeError, "but the last batch has 2"),
     (lambda: predict_log_proba(SIXES, X, 6), RuntimeError, "state for x.shape[0] series"),
-    (lambda: run(FROZEN), ValueError, "expected a parameter that takes part in the output"),
+    (lambda: run(FROZEN), ValueError, "expected a parameter that affects the output"),
     (lambda: run(nn.LogSoftmax(1)), ValueError, "call model.requires_grad_()"),
     (lambda: of(NAN, y), ValueError, "1 of 20 series contain missing values (NaN) or inf"),
     (lambda: of(1e39 * X.double(), y), ValueError, "20 of 20 series contain missing values"),
@@ -73,7 +73,7 @@ test_train = refusals(
     (lambda: run(network(), out=A_FILE), ValueError, "cannot be written"),
     (lambda: run(PAIR), TypeError, "must return one tensor, but returned a tuple"),
     (lambda: run(NO_SOFTMAX), ValueError, "end it with torch.nn.LogSoftmax"),
-    (lambda: run(network(), cuda_graphs=True), ValueError, "move it with model.cuda()"),
+    (lambda: run(network(), cuda_graphs=True), ValueError, "call model.cuda(), or"),
     (lambda: run(network(), cuda_graphs=True, penalty=1), ValueError, "a penalty or cuda_graphs"),
 )  # fmt: skip
 

@@ -113,9 +113,9 @@ def test_what_is_refused(copied: Path) -> None:
     config = copied / "config.json"
     good = config.read_text()
     config.write_text(good.replace('"nf": 3', '"nf": 4'))
-    with pytest.raises(CheckpointError, match=r"checkpoint\.pt does not fit its config\.json"):
+    with pytest.raises(CheckpointError, match=r"checkpoint\.pt does not match its config\.json"):
         sc.load_run(copied)
     for bad in ("{}", "[]", '{"model": []}', good[:-9], good.replace('"n_train"', '"cases"')):
         config.write_text(bad)
-        with pytest.raises(ValueError, match=r"config\.json is damaged, or another"):
+        with pytest.raises(ValueError, match=r"config\.json is damaged, or was written"):
             sc.load_run(copied)
