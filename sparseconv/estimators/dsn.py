@@ -28,7 +28,7 @@ from sparseconv.training.run_folder import NETWORK
 class DSNClassifier(Scored, BaseClassifier):  # type: ignore[misc]
     """Classify time series with a Dynamic Sparse Network, training only its active weights.
 
-    The defaults are the paper's. Series have the shape ``(n_cases, n_channels, n_timepoints)``, or
+    The defaults follow the paper. Series have the shape ``(n_cases, n_channels, n_timepoints)``, or
     ``(n_cases, n_timepoints)`` with one channel. They are used unscaled, as float32; normalise them
     first if their scales differ. Labels are strings, integers, booleans or integral floats; aeon
     treats other floats as regression targets.
@@ -37,21 +37,21 @@ class DSNClassifier(Scored, BaseClassifier):  # type: ignore[misc]
         sparsity, nf, kernel_size, depth, n_groups, init, padding, block, backend: see
             ``models.DSN``.
         epochs, ..., precision: see ``training.Recipe``.
-        random_state: an int is the seed; a ``RandomState`` or None draws one for each fit.
-        validation: ``(X, y)`` as for fit. Each epoch records ``test_loss`` and
-            ``test_accuracy`` for them in ``history_``, without influence on training.
+        random_state: an int is the seed; a ``RandomState`` or None draws a seed for each fit.
+        validation: ``(X, y)`` as for fit. Each epoch records ``test_loss`` and ``test_accuracy``
+            for them in ``history_``, without affecting training.
         on_epoch: called with the history after each epoch.
-        device: the device for training and prediction, as ``torch.device`` accepts it. Only a fit
-            on a CPU is reproducible.
-        n_jobs: threads that torch uses in fit and predict. As in aeon, -1 means all cores, -2 all
-            except one.
+        device: the device for training and prediction, as ``torch.device`` accepts it. On CUDA, a
+            fit is reproducible only with deterministic operations; see ``training.train``.
+        n_jobs: threads that torch uses in fit and predict. As in aeon, -1 means all cores, and -2
+            means all except one.
         verbose: show a progress bar.
 
     Attributes:
         model_: the trained ``DSN`` of the best epoch.
         history_: see ``training.TrainingResult``.
         cost_: ``DSNCost`` for one series of the training set's length.
-        seed_: the seed.
+        seed_: the seed of the fit.
         classes_, n_classes_: the sorted labels of fit, and their number.
 
     Raises:

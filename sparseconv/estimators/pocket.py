@@ -1,4 +1,4 @@
-"""Estimators on random convolution kernels."""
+"""Estimators based on random convolution kernels."""
 
 from __future__ import annotations
 
@@ -46,22 +46,23 @@ class RocketTransformer(Shared, BaseCollectionTransformer):  # type: ignore[misc
     """Compute features of ROCKET's or MiniROCKET's kernels with ``kernel_features``.
 
     aeon's ``Rocket`` and ``MiniRocket`` draw the kernels, so the same seed yields the same kernels.
-    MiniROCKET's features equal aeon's bit for bit, ROCKET's up to rounding.
+    MiniROCKET's features are bit-identical to aeon's; ROCKET's are equal up to rounding.
 
     Args:
         kernels: ``"rocket"``, ``"minirocket"``, or a ``KernelBank``, used unchanged. ROCKET
             normalises each channel of each series as aeon does, but constant channels become zeros.
-        n_kernels: as in aeon, kernels for ROCKET, with two features each, or features for
-            MiniROCKET, at least 84, rounded down to a multiple of 84.
-        random_state: an int is the seed; a ``RandomState`` or None draws one.
-        n_jobs: threads; as in aeon, -1 means all cores.
+        n_kernels: as in aeon, the number of kernels for ROCKET (two features each), or of features
+            for MiniROCKET (at least 84, rounded down to a multiple of 84).
+        random_state: an int is the seed; a ``RandomState`` or None draws a seed.
+        n_jobs: number of threads; as in aeon, -1 means all cores.
 
     Attributes:
         bank_: the ``KernelBank``.
 
     Raises:
         ValueError, TypeError: unequal lengths, a shape other than in fit or the bank's, missing or
-            infinite values, unknown ``kernels``, ``n_kernels`` not an int of at least 1 (84).
+            infinite values, unknown ``kernels``, ``n_kernels`` not an int of at least 1
+            (MiniROCKET: 84).
 
     Example:
         >>> from sparseconv import RocketTransformer
@@ -105,40 +106,42 @@ class RocketTransformer(Shared, BaseCollectionTransformer):  # type: ignore[misc
 class POCKETClassifier(Scored, BaseClassifier):  # type: ignore[misc]
     """ROCKET or MiniROCKET with a share of its kernels, chosen by group-sparse ridge regression.
 
-    ADMM selects ``keep`` groups of features, one group per kernel, in a ridge classifier. Dropped
-    features are never computed again: a pruned ROCKET's time is proportional to the kernels kept.
+    ADMM selects groups of features (for ROCKET, one group per kernel) in a ridge classifier.
+    Dropped features are never computed again: a pruned ROCKET's time is proportional to the number
+    of kernels kept.
 
     Args:
         kernels, n_kernels, random_state, n_jobs: as in ``RocketTransformer``.
         keep: share to keep, in (0, 1], of ROCKET's kernels or MiniROCKET's features. ``"cv"`` tries
-            5, 10, 20, 35, 50 and 100 % in 5 folds (fewer if no class has 5 cases). It takes the
-            smallest whose accuracy is within one standard error of the best.
-        k: weight of the ridge in the selection. ``"cv"`` takes the best of 0.01, 0.1, ..., 1000 in
+            5, 10, 20, 35, 50 and 100 % in 5 folds (fewer if no class has 5 cases). It chooses the
+            smallest share whose accuracy is within one standard error of the best.
+        k: the ridge penalty in the selection. ``"cv"`` chooses the best of 0.01, 0.1, ..., 1000 in
             the same folds.
         n_iter: iterations of ADMM. 1 keeps the kernels with the largest weights in one ridge
-            classifier (magnitude), which is as accurate on many data sets.
-        refit: fit a new ridge classifier on the kept features, with a ridge chosen by
+            classifier (magnitude), which is equally accurate on many data sets.
+        refit: fit a new ridge classifier on the kept features, with a penalty chosen by
             leave-one-out. False predicts with the selection's weights (the paper's stage 1).
-        class_weight: ``"balanced"`` or a dict by label, as in scikit-learn, in selection and refit.
-        verbose: show a progress bar of the folds.
+        class_weight: ``"balanced"`` or a dict by label, as in scikit-learn; used in selection and
+            refit.
+        verbose: show a progress bar for the folds.
 
     Attributes:
         kept_kernels_: ascending indices of the kept kernels (MiniROCKET: features), into the given
             bank if there is one.
         bank_: the ``KernelBank`` of the kept kernels.
-        keep_, n_candidates_, k_: the numbers kept and available; the weight of the ridge in the
+        keep_, n_candidates_, k_: the numbers kept and available; the ridge penalty in the
             selection.
         scores_: with ``"cv"``, the folds' accuracies by (k, keep); otherwise None.
-        model_: the ``RocketModel`` that predicts, which can be saved.
+        model_: the ``RocketModel`` used for prediction, which can be saved.
         seed_, classes_, n_classes_: the seed; the sorted labels of fit; their number.
 
     ``predict_proba`` multiplies the decisions by ``model_.scale`` and applies the softmax. This
-    scale maximises the likelihood of the selection's leave-one-out decisions on all features. It is
-    reduced if the refit's decisions spread wider.
+    scale maximises the likelihood of the labels under the selection's leave-one-out decisions on
+    all features. It is reduced if the refit's decisions have a larger spread.
 
     Raises:
         ValueError, TypeError: as in ``RocketTransformer``; a single class; options out of range;
-            ``"cv"`` with one case of each class; class weights of unknown labels, or not positive.
+            ``"cv"`` with one case of each class; class weights for unknown labels, or not positive.
 
     Example:
         >>> from sparseconv import POCKETClassifier
@@ -236,7 +239,7 @@ class POCKETClassifier(Scored, BaseClassifier):  # type: ignore[misc]
         cases = np.bincount(labels)
         if cases.max() < 2:
             raise ValueError(
-                'expected a class with 2 cases or more for "cv", but every class has one; '
+                'expected a class with at least 2 cases for "cv", but every class has only one; '
                 "pass keep and k as numbers"
             )
         with warnings.catch_warnings():  # a class may have fewer cases than there are folds
@@ -295,12 +298,13 @@ def prune_rocket(
             default to the fitted classifier's.
 
     Returns:
-        A fitted ``POCKETClassifier`` with a subset of its kernels.
+        A fitted ``POCKETClassifier`` with a subset of the classifier's kernels.
 
     Raises:
-        TypeError: an object of another class.
-        ValueError: an unfitted classifier; series of another shape.
-        NotImplementedError: a classifier with another ``estimator`` or ridge, or own methods.
+        TypeError: an object of a different class.
+        ValueError: an unfitted classifier; series of a different shape.
+        NotImplementedError: a classifier with a different ``estimator`` or ridge penalty, or with
+            overridden methods.
 
     Example:
         >>> from aeon.classification.convolution_based import RocketClassifier
@@ -321,7 +325,7 @@ def prune_rocket(
                 raise NotImplementedError(
                     f"pruning would drop {type(classifier).__name__}.{method}; prune "
                     "KernelBank.from_aeon(classifier).to_aeon() instead, and apply your own rule "
-                    "to its decision_function"
+                    "to the pruned classifier's decision_function"
                 )
         kept["class_weight"] = getattr(classifier.estimator_, "class_weight", None)
         _, *decides, last = classifier.pipeline_.named_steps.values()
@@ -330,14 +334,14 @@ def prune_rocket(
                 raise NotImplementedError(
                     "a pruned classifier uses RidgeClassifierCV(np.logspace(-3, 3, 10)) on "
                     f"features scaled to variance 1, and cannot keep {steps}; prune "
-                    "KernelBank.from_aeon(classifier).to_aeon(), and fit yours to "
+                    "KernelBank.from_aeon(classifier).to_aeon(), and fit those steps to "
                     "kernel_features(X, pruned.bank_)"
                 )
         classes = np.unique(given_labels("prune_rocket", "y", y))
         if not np.array_equal(classes, classifier.classes_):
             raise ValueError(
                 f"y must contain the classes of the classifier, {classifier.classes_}, but got "
-                f"{classes}; pass the labels that it was fitted to"
+                f"{classes}; pass the labels that the classifier was fitted to"
             )
     pruned = POCKETClassifier(bank, keep=keep, **(kept | options))
     pruned.fit(X, y)
@@ -379,10 +383,10 @@ def head_of_aeon(class_weight: Any = None) -> list[Any]:
 def ridge_classifier(
     features: Array, labels: Array, weights: Array | None = None
 ) -> tuple[Array, Array, float]:
-    """Fit the head of aeon's RocketClassifier, whose ridge is chosen by leave-one-out.
+    """Fit the head of aeon's RocketClassifier, whose penalty is chosen by leave-one-out.
 
     Return coefficients for unscaled features, ``(n_features, columns)``, the intercept,
-    ``(columns,)``, and the ridge for features of length 1, as in ``GroupSelection``.
+    ``(columns,)``, and the ridge penalty for features of length 1, as in ``GroupSelection``.
     """
     scaler, ridge = head_of_aeon()
     ridge.fit(scaler.fit_transform(features), labels, weights)

@@ -61,7 +61,7 @@ class Scored(Shared):
 
 
 def given_labels(owner: str, key: str, y: Any) -> Array:
-    """Check labels as ``as_labels``; ValueError for None, scikit-learn's default of ``y``."""
+    """Check labels with ``as_labels``; raise ValueError for None, scikit-learn's default ``y``."""
     if y is None:
         raise ValueError(
             f"{owner}: expected {key} to contain the label of each case, but got None; pass labels "

@@ -45,7 +45,7 @@ class Saved:
     from_content: Any  # raises an error if the content is damaged
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write an ``.npz`` file of arrays, whole or not at all.
+        """Write an ``.npz`` file of arrays, atomically.
 
         Raises:
             OSError: the file cannot be written.
@@ -55,11 +55,11 @@ class Saved:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Read a file that ``save`` wrote; run no code from it.
+        """Read a file that ``save`` wrote, without running code from it.
 
         Raises:
             OSError: the file cannot be read.
-            ValueError: the file is damaged, or contains another version or object.
+            ValueError: the file is damaged, or contains a different version or object.
         """
         with Path(path).open("rb") as opened:
             try:
@@ -73,21 +73,21 @@ class Saved:
             except Exception as error:  # numpy and zipfile raise a dozen kinds on damaged files
                 raise ValueError(
                     f"expected {os.fspath(path)} to be a {cls.FORMAT}, but it is damaged or of "
-                    f"another kind ({type(error).__name__}: {error}); write it again with save"
+                    f"a different kind ({type(error).__name__}: {error}); write it again with save"
                 ) from error
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class KernelBank(Saved):
-    """Random kernels of one transform, for series of one shape; immutable.
+    """Random kernels of one transform, for series of a given shape; immutable.
 
     ``from_aeon`` and ``load`` create banks; ``select`` and ``select_features`` return smaller ones.
 
     Attributes:
         kind: ``"rocket"`` or ``"minirocket"``; for the features, see ``kernel_features``.
-        arrays: read-only, by name, with one entry per kernel or concatenated over the kernels.
+        arrays: read-only arrays by name, with one entry per kernel or concatenated over kernels.
         series_channels, series_length: shape of the series.
-        normalise: whether each channel of each series is scaled to mean 0, variance 1.
+        normalise: whether each channel of each series is scaled to mean 0 and variance 1.
         features: columns of these features in the whole bank, int64, ascending.
 
     Example:
@@ -131,7 +131,7 @@ class KernelBank(Saved):
 
     @cached_property
     def plan(self) -> Any:
-        """Return the C++ kernels' input; ValueError if the arrays are invalid."""
+        """Return the C++ kernels' input; raise ValueError if the arrays are invalid."""
         assert extension is not None
         make = extension.RocketPlan if self.kind == "rocket" else extension.MiniRocketPlan
         arrays = map(torch.tensor, self.arrays.values())
@@ -164,7 +164,7 @@ class KernelBank(Saved):
         return 2 * self.n_kernels if self.kind == "rocket" else len(self.arrays["biases"])
 
     def select(self, kernels: Iterable[int]) -> KernelBank:
-        """Return a bank of some kernels, ascending, with all their features.
+        """Return a bank of some kernels, in ascending order, with all their features.
 
         Args:
             kernels: their indices, or a mask over all kernels, as in NumPy.
@@ -173,7 +173,7 @@ class KernelBank(Saved):
         return self.select_features(np.isin(self._owners(self._each), chosen))
 
     def select_features(self, features: Iterable[int]) -> KernelBank:
-        """Return a bank of some features, ascending, and the kernels that they need.
+        """Return a bank of some features, in ascending order, and the kernels that they need.
 
         Args:
             features: their indices, or a mask over all features, as in NumPy.
@@ -215,7 +215,7 @@ class KernelBank(Saved):
         """Return the kernels of aeon's ``Rocket``, ``MiniRocket`` or their classifiers.
 
         Raises:
-            TypeError: an object of another class.
+            TypeError: an object of a different class.
             ValueError: an unfitted object, or series shorter than a kernel.
         """
         from aeon.classification.convolution_based import MiniRocketClassifier, RocketClassifier
@@ -224,9 +224,9 @@ class KernelBank(Saved):
         kind = type(fitted).__name__
         if not isinstance(fitted, Rocket | MiniRocket | RocketClassifier | MiniRocketClassifier):
             raise TypeError(
-                "expected a fitted Rocket, MiniRocket, RocketClassifier or MiniRocketClassifier of "
-                f"aeon, but got {kind}; take it out of its pipeline or search, and pass the "
-                "series that it receives there"
+                "expected a fitted Rocket, MiniRocket, RocketClassifier or MiniRocketClassifier "
+                f"from aeon, but got {kind}; extract the fitted object from a pipeline or search, "
+                "and pass the series that the object receives there"
             )
         if not fitted.is_fitted:
             raise ValueError(f"this {kind} is not fitted; call fit first")
@@ -260,8 +260,8 @@ class KernelBank(Saved):
             if self.normalise or any(not np.array_equal(a[name], whole[name]) for name in whole):
                 raise ValueError(
                     "expected all 84 kernels of aeon's MiniRocket at every dilation, for series "
-                    "that are not normalised, but this bank has other kernels, or fewer features; "
-                    "compute its features with kernel_features"
+                    "that are not normalised, but this bank has different kernels or fewer "
+                    "features; compute its features with kernel_features"
                 )
             made = MiniRocket(n_kernels=self.n_features)
             made.parameters = a["n_channels"], a["channels"], dilations, n_biases, a["biases"]
@@ -287,11 +287,11 @@ class KernelBank(Saved):
 
 
 def check_length(kind: str, shape: tuple[int, ...]) -> None:
-    """Refuse series ``(..., n_channels, n_timepoints)`` for which aeon draws a dilation of 0."""
+    """Reject series ``(..., n_channels, n_timepoints)`` for which aeon draws a dilation of 0."""
     least = ROCKET_TAPS if kind == "rocket" else MINI_LENGTH
     if shape[-1] < least:
         raise ValueError(
-            f"kernels of {least} taps need series of at least {least} time points, but got "
+            f"kernels with {least} taps need series with at least {least} time points, but got "
             f"{shape[-1]}; pad the series with "
             "aeon.transformations.collection.unequal_length.Padder, or swap the axes if they are "
             "not (n_cases, n_channels, n_timepoints)"
@@ -307,7 +307,7 @@ def _all_kernels(dilations: Array, n_biases: Array) -> dict[str, Array]:
 
 
 def _frozen(values: Any, dtype: Any) -> Array:
-    """Return a read-only copy; TypeError for other dtypes."""
+    """Return a read-only copy in ``dtype``; raise TypeError if ``values`` are of another kind."""
     array = np.asarray(values).astype(dtype, casting="same_kind")
     array.flags.writeable = False
     return array

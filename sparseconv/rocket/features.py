@@ -20,9 +20,10 @@ def kernel_features(X: Any, bank: KernelBank, *, out: Features | None = None) ->
     """Return the features of series: ``(n_cases, bank.n_features)`` float32.
 
     ROCKET has two features per kernel: the share of outputs above 0, and the maximum. MiniROCKET
-    has one per bias: the share of outputs above it, equal to aeon's bit for bit. The bits depend
-    only on the series and the kernel, not on other series or kernels, threads or the instruction
-    set. A pruned bank therefore returns columns of the whole bank's features.
+    has one per bias: the share of outputs above it, equal to aeon's bit for bit. The bits of a
+    feature depend only on its series and kernel, not on other series or kernels, the number of
+    threads or the instruction set. A pruned bank therefore returns columns of the whole bank's
+    features.
 
     The function runs on torch's threads (``torch.set_num_threads``).
 
@@ -31,10 +32,10 @@ def kernel_features(X: Any, bank: KernelBank, *, out: Features | None = None) ->
             in the bank's shape, with at least one case, finite in float32.
         bank: the kernels.
         out: memory for the result, C-contiguous float32 ``(n_cases, bank.n_features)``. For few
-            series, new memory costs as much as the kernels.
+            series, allocating memory takes as long as the kernels.
 
     Raises:
-        ValueError: series of another shape or not finite; an ``out`` that does not fit.
+        ValueError: series with a different shape or not finite; an invalid ``out``.
 
     Example:
         >>> from aeon.transformations.collection.convolution_based import MiniRocket
@@ -65,7 +66,7 @@ def kernel_features(X: Any, bank: KernelBank, *, out: Features | None = None) ->
 
 
 def operations(bank: KernelBank) -> int:
-    """Count the fewest operations that compute one series' features.
+    """Return the minimum number of operations needed to compute one series' features.
 
     For ROCKET, these are multiply-adds of taps inside the series; for MiniROCKET, comparisons.
     """
@@ -81,7 +82,7 @@ def operations(bank: KernelBank) -> int:
 
 
 def check_shape(shape: tuple[int, ...], bank: KernelBank) -> None:
-    """Refuse series whose shape differs from the bank's."""
+    """Reject series whose shape differs from the bank's."""
     channels, length = bank.series_channels, bank.series_length
     if shape[1:] != (channels, length):
         expected = f"expected series of shape (n_cases, {channels}, {length})"
@@ -90,9 +91,9 @@ def check_shape(shape: tuple[int, ...], bank: KernelBank) -> None:
 
 
 def normalised(X: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Scale each channel of each series to mean 0 and variance 1; constant ones become zeros.
+    """Scale each channel of each series to mean 0 and variance 1; constant channels become zeros.
 
-    It scales as aeon's Rocket does, but in float64, and returns zeros for a channel that is
+    Unlike aeon's Rocket, this computes in float64, and also returns zeros for a channel that is
     constant up to rounding.
     """
     X = np.ascontiguousarray(X)  # NumPy adds in another order where time is not the last in memory
@@ -103,7 +104,7 @@ def normalised(X: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 def rounding(mean: Any, n: int, eps: Any) -> Any:
-    """Return the spread up to which ``n`` numbers of this mean count as equal.
+    """Return the spread up to which ``n`` numbers with this mean count as equal.
 
     The mean of equal numbers may differ from them by the errors of n additions.
     """

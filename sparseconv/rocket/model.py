@@ -53,7 +53,7 @@ class RocketModel(Saved):
         shapes = self.coef.shape, self.intercept.shape
         if shapes != ((self.bank.n_features, columns), (columns,)):
             raise ValueError(
-                f"coef and intercept have shapes {shapes}, which do not fit {len(self.classes)} "
+                f"coef and intercept have shapes {shapes}, which do not match {len(self.classes)} "
                 f"classes and {self.bank}"
             )
         if not 0 < self.scale < np.inf:
@@ -62,9 +62,9 @@ class RocketModel(Saved):
     def decision_function(self, X: Any) -> npt.NDArray[np.float32]:
         """Return decisions ``(n_cases, columns)``.
 
-        The largest decides the class; with two classes, a decision above 0 means the second.
+        The largest determines the class; with two classes, a decision above 0 means the second.
 
-        ``X`` and errors: see ``kernel_features``.
+        For ``X`` and the errors raised, see ``kernel_features``.
         """
         return kernel_features(X, self.bank) @ self.coef + self.intercept
 
@@ -99,7 +99,7 @@ def chosen(decision: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
 
 
 def log_probabilities(decision: npt.NDArray[Any], scale: float) -> npt.NDArray[np.float64]:
-    """Return the log-softmax of decisions, ``(n_cases, columns)``, times ``scale``."""
+    """Multiply decisions ``(n_cases, columns)`` by ``scale``, and return their log-softmax."""
     logits = np.asarray(decision, np.float64) * scale
     if logits.shape[1] == 1:
         logits = np.hstack([-logits / 2, logits / 2])

@@ -1,8 +1,8 @@
 """POCKET's choice of kernels: groups of features compete in a ridge classifier.
 
 Source: Chen et al., "P-ROCKET: Pruning Random Convolution Kernels for Time Series Classification
-from a Feature Selection Perspective", arXiv 2309.08499 (in print as POCKET, Knowledge-Based Systems
-300, 2024).
+from a Feature Selection Perspective", arXiv 2309.08499 (published as POCKET, Knowledge-Based
+Systems 300, 2024).
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class Selected:
     """The kept features and the classifier on them (POCKET's stage 1).
 
     Attributes:
-        k: weight of the ridge.
+        k: the ridge penalty.
         groups, columns: indices of the groups and of their features, ascending.
-        coef: ``(columns, targets)`` for unscaled features; ``intercept`` of each target.
+        coef, intercept: ``(columns, targets)`` for unscaled features; one number per target.
     """
 
     k: float
@@ -41,21 +41,23 @@ class Selected:
 
 
 class GroupSelection:
-    """Selects groups of features by ADMM on a ridge loss, without a features x features matrix.
+    """Selects groups of features with ADMM on a ridge loss, without a features x features matrix.
 
     With ``Q = theta + U``, the step is ``(k I + X^T X)^-1 (k Q + X^T Y)``. With ``G = k I + X
     X^T``, it equals ``Q + X^T G^-1 (Y - X Q)``. Thus n x n matrices suffice if there are fewer
-    cases than features. One Gram matrix serves every k, and its factor every number of groups.
+    cases than features. All k share one Gram matrix; for a given k, all numbers of groups share its
+    factorization.
 
     Args:
         features: ``(n, p)``, unscaled.
         labels: ``(n,)``, from 0 to ``n_classes - 1``.
-        group_size: neighbouring features to keep or drop together.
+        group_size: number of neighbouring features to keep or drop together.
         weights: ``(n,)``, the weights of the cases in the loss; None if equal.
 
     Attributes:
         X: the features, centred and scaled to length 1; constant ones are 0.
-        Y: the labels as -1 and 1, centred. Weights scale the rows of both by their roots.
+        Y: the labels as -1 and 1, centred. The rows of both are multiplied by the square roots of
+            the weights.
     """
 
     def __init__(
@@ -86,11 +88,11 @@ class GroupSelection:
         self._k, self._cholesky = -1.0, self.gram  # the last k, and its factor
 
     def _weighted(self, rows: Tensor, power: float) -> Tensor:
-        """Multiply rows by a power of their weight, of mean 1."""
+        """Multiply rows by a power of their weights, whose mean is 1."""
         return rows if self._share is None else rows * self._share.pow(power)
 
     def leave_one_out(self, k: float) -> Array:
-        """Return the ridge's decisions on each case if fitted without that case, ``(n, columns)``.
+        """Return each case's decisions from a ridge fit without that case, ``(n, columns)``.
 
         A residual then grows by the factor 1 / (1 - leverage) (Golub, Heath and Wahba 1979).
         """
@@ -130,7 +132,7 @@ class GroupSelection:
         return torch.cholesky_solve(right if Q is None else right + k * Q, self._cholesky)
 
     def select(self, keep: int, k: float, n_iter: int) -> tuple[Tensor, Tensor]:
-        """Return the ``keep`` best groups, ascending, and all features' weights after ``n_iter``.
+        """Return the best ``keep`` groups, ascending, and all weights after ``n_iter`` iterations.
 
         One iteration selects by magnitude: the largest groups of the ridge solution.
         """
