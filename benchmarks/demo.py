@@ -1,7 +1,7 @@
-"""``python -m benchmarks.demo``: train a DSN on GunPoint twice, sparse and dense, and compare.
+"""``python -m benchmarks.demo``: train sparse and dense networks on GunPoint, and compare them.
 
-Prints accuracy, times, weights and multiply-adds after equal numbers of epochs, and writes them
-with a picture to a self-contained HTML page.
+Prints accuracy, times, weights and multiply-adds after the same number of epochs, and writes them
+with a figure to a self-contained HTML page.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ ROUNDS = 20  # pairs of times
 SPARSE, DENSE = "sparse, in kernel groups", "dense"
 NETWORKS = {SPARSE: {}, "sparse, without groups": {"n_groups": 1}, DENSE: {"sparsity": 0.0}}
 ABOUT = (
-    "Dense: torch's nn.Conv1d. Training: CPU seconds, with updates of the patterns; a step has "
-    "none. Steps: medians of interleaved runs, in CPU time. Weights: all parameters. "
-    "Multiply-adds: of one series. One seed."
+    "Dense: torch's nn.Conv1d. Training: CPU seconds, including pattern updates. Step: a training "
+    "step without an update, median CPU time of interleaved runs. Weights: all parameters. "
+    "Multiply-adds: for one series. One seed."
 )
 
 
 class Trained(NamedTuple):
-    """A trained network, its cost, CPU seconds, and which predictions are right."""
+    """A trained network, its cost, CPU seconds, and which predictions are correct."""
 
     model: nn.Module
     cost: DSNCost
@@ -154,7 +154,7 @@ def conclusion(sparse: Trained, dense: Trained, ratio: timing.Estimate) -> str:
     """Summarise what the sparse network gained and lost; ``ratio`` compares the steps.
 
     McNemar's test decides whether the accuracies differ: of the series that only one network
-    classifies correctly, equally good networks have half each.
+    classifies correctly, each of two equally good networks is expected to get half.
     """
     share = sparse.cost.params / dense.cost.params
     if ratio.low <= 1 <= ratio.high:

@@ -1,4 +1,4 @@
-"""Files of JSON lines, to which interruptible measurements add row by row."""
+"""Files of JSON lines, to which interruptible measurements add rows one by one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sparseconv.measure.machine import measurement_context
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Read the rows, even during writing; return an empty list if the file does not exist.
+    """Read the rows, even while the file is being written; return none if it does not exist.
 
     An incomplete last line (still being written, or cut off by a kill) is left out.
 
@@ -36,7 +36,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def add_line(path: Path, row: Mapping[str, Any]) -> None:
-    """Add a row, replacing a torn last line; it is on disk on return."""
+    """Add a row, replacing a torn last line; the row is on disk on return."""
     # Another process would take a row that is being written for a torn one.
     with locked(path.with_name(path.name + ".lock")), path.open("ab+") as file:
         file.seek(0)
@@ -55,7 +55,7 @@ def add_missing(
     """Measure and add the rows that a file lacks, with the machine's description.
 
     ``jobs`` maps the values of ``keys``, which identify a row, to functions that measure its other
-    fields. Their ``"machine"`` is added to the description.
+    fields. A ``"machine"`` that they return is added to the description.
     """
     done = {tuple(row[key] for key in keys) for row in read_lines(path)}
     for values, measure in jobs.items():

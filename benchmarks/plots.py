@@ -1,4 +1,4 @@
-"""The benchmark's two plots: time against arithmetic saved, and where dense wins."""
+"""The benchmark's plots: time against arithmetic saved, where dense wins, speed by density."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def main_rows(rows: Iterable[Row]) -> list[Row]:
 
 
 def saved(rows: Sequence[Row]) -> Figure:
-    """Return time and FLOPs saved, over ``F.conv1d`` and over the fastest baseline."""
+    """Plot the time and FLOPs saved, compared with ``F.conv1d`` and with the fastest baseline."""
     rows = main_rows(rows)
     figure = figures.new_figure("", 9.0, 4.6)
     left, right = figure.subplots(1, 2, sharex=True, sharey=True)
@@ -205,7 +205,7 @@ def captions(rows: Sequence[Row]) -> dict[str, str]:
 
 
 def write_svg(figure: Figure, path: Path) -> None:
-    """Write a figure as SVG; equal results give equal files."""
+    """Write a figure as SVG; equal results yield equal files."""
     from matplotlib import rc_context
 
     text = io.StringIO()

@@ -42,7 +42,7 @@ LOSING = (*tables.FASTEST, tables.CONV1D)  # what a table of rows says that dens
 
 
 def first_screen(folder: str = "") -> str:
-    """Return picture, gains and tools in Markdown; ``folder`` has the linked pages."""
+    """Return picture, gains and tools in Markdown; ``folder`` contains the linked pages."""
     bench = recorded()
     return (
         f"![Speed of training by density, with the break-even]({folder}static/{PICTURE.name})\n\n"
@@ -71,8 +71,8 @@ def ratios() -> str:
         "- *Plain dense*: `F.conv1d` for the layer, `weight * mask` for the network. *Fastest*: "
         f"for the layer, the best of {BASELINES}; for the network, the best of PyTorch's "
         f"settings. {FFT}\n"
-        "- *Worst row*: the two figures may come from different rows. A dense method wins in "
-        f"[{len(slower)} of {timed} measured rows](#where-dense-was-faster) by the median. "
+        "- *Worst row*: the two figures may come from different rows. By the median, a dense "
+        f"method wins in [{len(slower)} of {timed} measured rows](#where-dense-was-faster). "
         f"More than half of the weights are active in {full} of them"
         f"{f', and less than 15 % in {len(few)} (with kernels of {sizes} taps)' if few else ''}.\n"
         f"- {where(bench['machine'])}.\n"
@@ -156,7 +156,12 @@ def when_it_pays(bench: Mapping[str, Any]) -> Table:
             texts.append(f"{min(densities):.0%}" if densities else "above 100 %")
         usual_winner = Counter(map(tables.which, slower)).most_common(1)[0][0]
         lines.append(("layer, lowest density at which dense was faster", *texts, usual_winner))
-    header = ("13 % of the weights active, unless stated", "plain dense", "fastest", "which")
+    header = (
+        "13 % of the weights active, unless stated otherwise",
+        "plain dense",
+        "fastest",
+        "which",
+    )
     return Table(header, lines)
 
 
@@ -187,7 +192,7 @@ def recorded(path: Path = RESULTS / "bench.json") -> dict[str, Any]:
     """Read the recorded benchmark.
 
     Raises:
-        ValueError: it is incomplete.
+        ValueError: the recorded run is incomplete.
     """
     bench = document.read(path)
     wanted = set(SUITES) - {"compiled"}  # no page shows these rows
@@ -195,7 +200,7 @@ def recorded(path: Path = RESULTS / "bench.json") -> dict[str, Any]:
     whole = bench.get("complete", True) and bench.get("rounds", ROUNDS) >= ROUNDS
     if not whole or not wanted <= set(bench.get("suites", SUITES)):
         raise ValueError(
-            f"{path} must be of a whole run with all suites and {ROUNDS} rounds; run make bench"
+            f"{path} must contain a complete run of all suites with {ROUNDS} rounds; run make bench"
         )
     return bench
 

@@ -2,9 +2,10 @@
 
     python -m benchmarks.edge [--archive DIR | --run runs/GunPoint-seed0]
 
-Trains short runs, exports them, and predicts whole test sets on each processor whose tools are
-installed. For others, it names what to install. Rows go to ``benchmarks/results`` one by one; run
-again after a stop for the missing ones. docs/edge.md shows them.
+Trains networks for 100 epochs, exports them, and predicts test sets on each processor whose tools
+are installed. For other processors, it prints what to install. Rows are written to
+``benchmarks/results`` one by one; after an interruption, run it again to add the missing rows.
+docs/edge.md shows them.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--archive", type=Path, metavar="DIR",
                         help=f"folder of data sets, for {', '.join(measure.ARCHIVE)}")  # fmt: skip
     parser.add_argument("--run", type=Path, metavar="FOLDER",
-                        help="measure this run of `python -m sparseconv train` alone, into "
-                        "edge.jsonl in its folder")  # fmt: skip
+                        help="measure only this run of `python -m sparseconv train`, and write "
+                        "edge.jsonl to its folder")  # fmt: skip
     parser.add_argument(
         "--data",
         metavar="NAME_OR_PATH",

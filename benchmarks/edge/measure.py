@@ -48,13 +48,13 @@ class Trained:
 
 
 def trained(archive: Path | None) -> Iterator[Trained]:
-    """Train what the folder ``runs/edge`` lacks, and load it."""
+    """Train the networks that the folder ``runs/edge`` lacks, and yield all of them."""
     sources = {name: name for name in BUNDLED}
     if archive is not None:
         found = find(archive)
         sources |= {name: found[name] for name in ARCHIVE if name in found}
         if missing := ", ".join(name for name in ARCHIVE if name not in found):
-            print(f"skipped, {archive} does not contain them: {missing}", flush=True)
+            print(f"skipped: {missing} ({archive} does not contain them)", flush=True)
     for name, source in sources.items():
         for sparsity in SPARSITIES if name in BUNDLED[:1] else (USUAL,):
             out = Path("runs/edge") / f"{name}-{round(100 * sparsity)}"
@@ -62,7 +62,7 @@ def trained(archive: Path | None) -> Iterator[Trained]:
                 resume = ["--resume"] if (out / "checkpoint.pt").exists() else []
                 options = ["--sparsity", str(sparsity), "--out", str(out), *resume]
                 if command_line(["train", source, *TRAINING, *options]):
-                    raise RuntimeError(f"training on {name} failed; its error is above")
+                    raise RuntimeError(f"training on {name} failed; see the error above")
             yield load(out, source, whole=sparsity == USUAL)
 
 

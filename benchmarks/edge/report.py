@@ -44,7 +44,7 @@ class Rows:
 
 
 def section(recorded: Sequence[Row], picture: Path | None) -> str:
-    """Format everything as Markdown; draw the picture where ``picture`` says."""
+    """Format everything as Markdown; draw the picture to the path ``picture``, if any."""
     rows = Rows(recorded)
     if not rows.names:
         return "Not measured yet; run `make edge`."
@@ -64,11 +64,11 @@ def section(recorded: Sequence[Row], picture: Path | None) -> str:
         agreement(rows),
     ]
     if rows.sweep("int8"):  # the board's emulator was there
-        parts += [f"Networks of {BUNDLED[0]}, {BOARD}:", sweep_table(rows).markdown()]
+        parts += [f"Networks for {BUNDLED[0]} on {BOARD}:", sweep_table(rows).markdown()]
     if picture is not None:
         draw(rows, picture)
         caption = (
-            f"Instructions and flash of DSN on {BUNDLED[0]}, trained at each sparsity, {BOARD}"
+            f"Instructions and flash of DSN for {BUNDLED[0]} on {BOARD}, trained at each sparsity"
         )
         drawn = f"{picture.parent.name}/{picture.name}"
         parts.append(f"```{{figure}} {drawn}\n:alt: {caption}\n\n{caption}\n```")

@@ -49,7 +49,7 @@ class Target:
         return " ".join(_PACKAGES[tool] for tool in tools if not shutil.which(tool))
 
     def versions(self) -> dict[str, str]:
-        """Return the tools' versions, which decide sizes and instructions."""
+        """Return the tools' versions, which determine sizes and instruction counts."""
         tools = (self.compiler, *self.emulator[:1])
         return {tool: _run([tool, "--version"], SOURCES).splitlines()[0] for tool in tools}
 
@@ -74,11 +74,11 @@ TARGETS = (
 
 
 def available() -> list[Target]:
-    """Return the targets that can run here; name what to install for the others."""
+    """Return the targets that can run here; print what to install for the others."""
     found = []
     for target in TARGETS:
         if missing := target.missing():
-            print(f"{target.name}: skipped, install it with apt-get install {missing}", flush=True)
+            print(f"{target.name}: skipped; to add it, run apt-get install {missing}", flush=True)
         else:
             found.append(target)
     return found
@@ -87,7 +87,7 @@ def available() -> list[Target]:
 def predict(
     target: Target, program: Path, X: Series, classes: int, *, labels: bool = True
 ) -> tuple[npt.NDArray[np.int32], Series]:
-    """Return labels and scores of series, by the exported program ``net`` in a folder.
+    """Return the labels and scores that the program ``net`` in a folder computes for series.
 
     Without ``labels``, call only ``net_scores``.
     """
@@ -103,7 +103,7 @@ def predict(
 
 
 def count(target: Target, program: Path, definitions: Sequence[str] = ()) -> dict[str, int]:
-    """Count the instructions of one prediction: ``all``, and by layer number."""
+    """Count the instructions of one prediction, in total (``all``) and by layer number."""
     text = (program / "net.c").read_text(encoding="utf-8")
     calls = re.findall(r"^    (\w+\(.*, &layer_(\d+)\));$", text, re.MULTILINE)
     steps = " ".join(f"COUNT({call});" for call, _ in calls)
@@ -116,10 +116,10 @@ def count(target: Target, program: Path, definitions: Sequence[str] = ()) -> dic
 
 
 def used_of_bound(program: Path, network: Network, X: Series) -> float:
-    """Return the largest share of its error bound that each layer's output uses, natively.
+    """Return the largest ratio of a layer output's error to its bound, natively.
 
     A layer's output is compared with the float64 result for the same input. The bound for a sum of
-    n active weights is (n + 3) * 2**-24 of its magnitude.
+    n active weights is (n + 3) * 2**-24 times the sum of the terms' magnitudes.
     """
     (program / "series.bin").write_bytes(np.ascontiguousarray(X, np.float32).tobytes())
     text = (program / "net.c").read_text(encoding="utf-8")
@@ -179,5 +179,5 @@ def _run(words: Sequence[str], folder: Path) -> str:
     done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
     if done.returncode:
         said = (done.stderr or done.stdout)[-2000:]
-        raise RuntimeError(f"{words[0]} ended with {done.returncode}: {said}")
+        raise RuntimeError(f"{words[0]} ended with exit code {done.returncode}: {said}")
     return done.stdout

@@ -2,20 +2,20 @@
 
 BASE and the present tree, with its uncommitted changes, are each built in a folder and run in a
 worker. The workers take turns on the same cores in random order, and only ratios of neighbouring
-turns count. The check fails (exit code 1) where the 95 % interval of the median ratio present /
-base is above --limit, twice. The second time has fresh workers, since a process's place in memory
-matters.
+turns count. The check fails (exit code 1) if the 95 % interval of the median ratio present / base
+is above --limit in two measurements. The second one uses fresh workers, because a process's memory
+addresses affect its speed.
 
-It compares fprop, dgrad and wgrad of four layers, and calls of a tiny layer, with and without
-gradients and compiled by torch.compile. It also compares a DSN's training step at each length of
---steps. --cases FILE compares your layers instead, a JSON list such as ::
+It compares fprop, dgrad and wgrad of four layers, and calls to a tiny layer, with and without
+gradients and compiled with torch.compile. It also compares a DSN's training step at each length
+of --steps. --cases FILE compares your own layers instead; FILE contains a JSON list such as ::
 
     [{"name": "mine", "in_channels": 64, "out_channels": 64, "kernel_size": 15, "length": 500,
       "density": 0.1, "n": 8, "padding": "same"}]
 
-``n``, the number of series, is 16 by default, ``dtype`` "float32"; ``seed`` draws the pattern. The
-rest is as in nn.Conv1d: stride, padding (a number, a pair, "same" or "valid"), dilation, groups,
-padding_mode.
+By default, ``n``, the number of series, is 16, and ``dtype`` is "float32"; ``seed`` is the seed of
+the pattern. The other keys are as in nn.Conv1d: stride, padding (a number, a pair, "same" or
+"valid"), dilation, groups, padding_mode.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ Key = tuple[str, str]  # row, computation
 
 
 class Result(NamedTuple):
-    """One comparison; times are medians in seconds, the ratio is present / base."""
+    """One comparison; times are medians in seconds, and the ratio is present / base."""
 
     row: str
     computation: str
@@ -100,7 +100,7 @@ def compare(
     rounds: int = ROUNDS,
     limit: float = LIMIT,
 ) -> list[Result]:
-    """Measure every key, then those that look slower again, with fresh workers."""
+    """Measure every key; then measure those that look slower again, with fresh workers."""
     found: dict[Key, Result] = {}
     for attempt in range(2):
         with sides() as (base, present):
@@ -137,7 +137,7 @@ class Worker:
         if answer := self._process.stdout.readline().strip():
             return answer
         raise CompareError(
-            f"the worker of {self.tree} ended with code {self._process.wait()}; its error is above"
+            f"the worker of {self.tree} ended with code {self._process.wait()}; see the error above"
         )
 
     def seconds(self, row: str, computation: str, repeats: int) -> float:
@@ -156,7 +156,7 @@ class Worker:
 def workers(
     base: Path, present: Path, rows: Sequence[Row], *, threads: int = 1
 ) -> Iterator[tuple[Worker, Worker]]:
-    """Start both workers on the same cores, and check what they compute.
+    """Start both workers on the same cores, and check their results.
 
     Raises:
         WrongResultError: a result is wrong.
@@ -170,7 +170,7 @@ def workers(
             started[name] = Worker(tree, folder / "rows", folder / name, threads)
             stack.callback(started[name].close)
         for name, worker in started.items():
-            print(f"{name} is measured: cpp {worker.wait()}", flush=True)
+            print(f"measuring {name}: cpp {worker.wait()}", flush=True)
             results = torch.load(folder / name)
             for row in rows:
                 try:
@@ -194,7 +194,7 @@ def git(repo: Path, *words: str) -> str:
 
 @contextmanager
 def worktree(repo: Path, ref: str) -> Iterator[Path]:
-    """Check a commit out into a temporary folder."""
+    """Check out a commit into a temporary folder."""
     folder = Path(tempfile.mkdtemp(prefix="sparseconv-base-")).resolve()
     try:
         commit = git(repo, "rev-parse", "--verify", "--end-of-options", ref + "^{commit}")
@@ -244,7 +244,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--cases", type=Path, metavar="FILE", help="your own layers (JSON)")
     parser.add_argument(
         "--steps", type=int, nargs="*", metavar="L",
-        help="lengths of the training steps (24 128; none with --cases)",
+        help="lengths of the training steps (default: 24 128; none with --cases)",
     )  # fmt: skip
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument(
@@ -282,7 +282,10 @@ def run(arguments: argparse.Namespace) -> int:
     if slower:
         print(f"\n{slower} of {len(results)} became slower by more than {limit - 1:.0%}")
     if unclear := sum(result.ratio.high > limit for result in results) - slower:
-        print(f"\n{unclear} intervals reach beyond {limit:.2f}: --rounds, or a quieter machine")
+        print(
+            f"\n{unclear} intervals extend beyond {limit:.2f}; increase --rounds, or use a quieter "
+            "machine"
+        )
     return 1 if slower else 0
 
 

@@ -1,4 +1,4 @@
-"""What to compare: layers, a call of a tiny layer, training steps."""
+"""What to compare: layers, calls to a tiny layer, training steps."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ Calls = dict[str, Callable[[], Tensor]]
 
 
 def layer(x: Tensor, values: Tensor, grad: Tensor, mask: Tensor, options: dict[str, Any]) -> Calls:
-    """Compute the three computations; autograd computes only the requested gradient."""
+    """Return the three computations; autograd computes only the requested gradient."""
     pattern = sc.KernelCSR.from_mask(mask)
 
     def convolve(x: Tensor, values: Tensor) -> Tensor:
@@ -43,7 +43,7 @@ def layer(x: Tensor, values: Tensor, grad: Tensor, mask: Tensor, options: dict[s
 
 
 def call(x: Tensor, values: Tensor, grad: Tensor, mask: Tensor, options: dict[str, Any]) -> Calls:
-    """Call a tiny layer, where the overhead exceeds the kernel's time."""
+    """Return calls to a tiny layer, where the overhead exceeds the kernel's time."""
     pattern = sc.KernelCSR.from_mask(mask)
     module = sc.SparseConv1d(
         x.shape[1], *mask.shape[::2], **options, bias=False, pattern=pattern, backend="cpp"
@@ -64,7 +64,7 @@ def call(x: Tensor, values: Tensor, grad: Tensor, mask: Tensor, options: dict[st
 
 
 def step(network: dict[str, Any], state: dict[str, Tensor], x: Tensor, y: Tensor) -> Calls:
-    """Train a DSN for one step; the pattern changes after every 50th step."""
+    """Return a DSN's training step; the pattern changes after every 50th step."""
     torch.manual_seed(0)
     model = sc.models.DSN(**network)
     model.load_state_dict(state)
@@ -94,7 +94,7 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     if not Path(str(sc.__file__)).is_relative_to(tree):
-        sys.exit(f"expected sparseconv of {tree}, but imported {sc.__file__}")
+        sys.exit(f"expected sparseconv from {tree}, but imported {sc.__file__}")
     os.sched_setaffinity(0, map(int, cores))
     torch.set_num_threads(int(threads))
     # One thread's own time leaves out what other tenants of the core take in between.

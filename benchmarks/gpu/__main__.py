@@ -1,18 +1,18 @@
 """``python -m benchmarks.gpu --out FILE``: measure and check the GPU kernels.
 
-Compares a DSN's layer and training step with dense at every precision, eager and as CUDA graphs, in
-single weights and in blocks. Then the kernels' tests run, and compute sanitizers watch one call of
-each kernel. Each row is printed and saved at once. After an error that broke the device, run the
-other parts with ``--parts`` into another file.
+Compares a DSN's layer and training step with dense ones at every precision, eager and as CUDA
+graphs, in single weights and in blocks. Then the kernels' tests run, and compute sanitizers watch
+one call to each kernel. Each row is printed and saved at once. After an error that broke the
+device, run the other parts with ``--parts``, and write them to another file.
 
-On a machine with a GPU, nvcc, PyTorch and pytest, from the sources' root (fifteen minutes)::
+On a machine with a GPU, nvcc, PyTorch and pytest, from the root of the source tree (15 minutes)::
 
     export FORCE_CUDA=1 TORCH_CUDA_ARCH_LIST=9.0   # 9.0: H100 and H200; 8.0: A100
     python3 setup.py -q build_ext --inplace 2>&1 | tail -n 20
     python3 -m benchmarks.gpu --out gpu.json
 
-Copy the file to ``benchmarks/results/gpu.json``. ``--device cpu`` tries it without a GPU, on a
-small network. ``--parts once`` calls each kernel once, for a profiler such as::
+Copy the file to ``benchmarks/results/gpu.json``. ``--device cpu`` is a trial run without a GPU, on
+a small network. ``--parts once`` calls each kernel once, for a profiler such as::
 
     ncu --set full --profile-from-start off python3 -m benchmarks.gpu --parts once --out once.json
 """

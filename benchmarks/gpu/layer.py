@@ -65,7 +65,7 @@ def padded(rival: Rival, problem: Problem) -> baselines.Calls:
 
 
 def sliced(rival: Rival, problem: Problem) -> baselines.Calls:
-    """Convolve densely each of DSN's three kernel groups, as long as its longest kernel."""
+    """Convolve each of DSN's three kernel groups densely, with the taps of its longest kernel."""
     x, values, grad, pattern, _ = problem
     parts, mask, begin, taps = [], pattern.to_mask(), 0, pattern.shape[2]
     for rows in torch.arange(len(mask)).chunk(3):
@@ -139,7 +139,7 @@ def rows(target: Target, lengths: Sequence[int], blocks: bool = False) -> Iterat
 
 
 def density_rows(target: Target, lengths: Sequence[int]) -> Iterator[Row]:
-    """Time each backend with few weights per kernel; backend "auto" chooses by these rows."""
+    """Time each backend with few weights per kernel; these rows determine what "auto" chooses."""
     sizes = target.sizes
     for length, shape, per_kernel in product(lengths, sizes.shapes, sizes.per_kernel):
         rows, columns, taps = shape

@@ -1,7 +1,7 @@
 """Training steps, sparse with pattern updates and dense, eager and as graphs, and their parts.
 
-The dense network has ``nn.Conv1d`` for each sparse convolution and no masks, which is faster than
-masked training.
+The dense network has ``nn.Conv1d`` instead of each sparse convolution and no masks, which is faster
+than masked training.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ NEVER = 10**9
 
 
 def model_of(target: Target, name: str, blocks: bool = False) -> nn.Module:
-    """Return the network on a backend, or the dense one."""
+    """Return the network with a backend, or the dense one."""
     nf, wide, kernel_size, depth, *_ = target.sizes
     options = {"kernel_size": kernel_size, "depth": depth, "padding": "centred-zeros"}
     options |= {"nf": wide, "block": 16} if blocks else {"nf": nf}
@@ -54,7 +54,7 @@ def loss(model: nn.Module, x: Tensor, y: Tensor, precision: str) -> Tensor:
 def stepper(
     target: Target, model: nn.Module, length: int, precision: str, mode: str, updates: bool
 ) -> Callable[[int], None]:
-    """Return a call of a training step; one in ``sizes.steps`` may update the patterns."""
+    """Return a function that trains for a step; one in ``sizes.steps`` may update patterns."""
     x, y = batches(length, target.device)
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-4, capturable=mode == "graph")
     scheduler = None
@@ -81,7 +81,7 @@ def stepper(
 
 
 def in_turn(target: Target, calls: Sequence[Callable[[int], None]], streams: bool) -> Call:
-    """Return a call of ``sizes.steps`` steps of each network, which may have a stream each."""
+    """Return a function that takes ``sizes.steps`` steps of each network, in streams if set."""
     places: list[Any] = [nullcontext() for _ in calls]
     if streams and target.device.type == "cuda":
         places = [torch.cuda.stream(torch.cuda.Stream()) for _ in calls]
@@ -151,7 +151,7 @@ def update_rows(target: Target, lengths: Sequence[int]) -> Iterator[Row]:
 
 
 def network_rows(target: Target, lengths: Sequence[int]) -> Iterator[Row]:
-    """Time a step of one network where several train in one process, with their updates."""
+    """Time a step of one network when several train in one process, with their updates."""
 
     def made(count: int, streams: bool) -> Timed:
         with tf32(True):

@@ -60,7 +60,7 @@ def layers(rows: Sequence[Row]) -> Table:
 
 
 def errors(rows: Sequence[Row]) -> str:
-    """Describe each precision's largest error, relative to the norm of float64's result."""
+    """Describe each precision's largest error, relative to the norm of the float64 result."""
     kinds = {"of the CUDA kernels": "cuda fp32", "fp32": "fp32", "TF32": "TF32", "bf16": "bf16"}
     found = [(name, error) for row in rows for name, error in row["error"].items() if error]
     largest = {
@@ -85,12 +85,12 @@ def steps(rows: Sequence[Row]) -> Table:
 
 
 def checks(found: Sequence[Mapping[str, Any]]) -> Table:
-    """List which checks hold, with the end of their output."""
+    """List which checks pass, with the end of their output."""
     lines = [
         (check["check"], "yes" if check["ok"] else "**no**", _line(check["result"])[-200:])
         for check in found
     ]
-    return Table(("check", "holds", ""), lines, text_columns=3)
+    return Table(("check", "passed", ""), lines, text_columns=3)
 
 
 def section(path: Path) -> str:

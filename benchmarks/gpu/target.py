@@ -93,7 +93,7 @@ class Target:
         return time.perf_counter()
 
     def graphed(self, timed: Timed) -> Timed:
-        """Capture repeated calls into a CUDA graph, to time that instead."""
+        """Capture repeated calls into a CUDA graph, to time the graph instead."""
         times = self.sizes.replays
         stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
         with torch.cuda.stream(stream):  # also where a capture that fails leaves another one

@@ -1,8 +1,8 @@
 """``python -m benchmarks.paper``: reproduce the DSN paper's tables and figures from one plan.
 
-``run PLAN`` trains and tests what a plan names, on a folder's data sets; if interrupted, the same
-command continues. ``time`` measures the rows' networks on an idle machine. ``report`` makes tables
-and figures.
+``run PLAN`` trains and tests what a plan names, on a folder's data sets; after an interruption, run
+the same command again to continue. ``time`` times the networks of the rows; use an idle machine.
+``report`` makes tables and figures.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
     jobs = read_plan(arguments.plan, archive, left_out=lambda what: complain(f"left out: {what}"))
     out = arguments.out = arguments.out or Path("paper") / Path(arguments.plan).stem
     sets = counted(len({job.dataset for job in jobs}), "data set")
-    source = arguments.archive or "aeon (--archive DIR: of an archive)"
+    source = arguments.archive or "aeon (for an archive: --archive DIR)"
     print(f"{counted(len(jobs), 'job')} on {sets} of {source}, rows in {out}")
     address = arguments.scheduler
     if arguments.device == "cuda" and address is None and not torch.cuda.is_available():
@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def report(arguments: argparse.Namespace) -> int:
-    """Make tables and figures of the available rows."""
+    """Make tables and figures from the available rows."""
     page = write_report(read_rows(arguments.out / ROWS_NAME), arguments.out / "report")
     print(f"wrote {page}")
     return 0
@@ -95,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     where = running.add_mutually_exclusive_group()
     where.add_argument(
         "--workers", type=int, default=len(os.sched_getaffinity(0)), metavar="N",
-        help="single-threaded processes (default: one for each available core)",
+        help="number of single-threaded processes (default: one for each available core)",
     )  # fmt: skip
     where.add_argument(
         "--scheduler", metavar="ADDRESS",
@@ -108,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )  # fmt: skip
     running.set_defaults(command=run)
     for command, what in (
-        (report, "make tables and figures of the rows"),
+        (report, "make tables and figures from the rows"),
         (time, "measure the networks of the rows"),
     ):
         of_rows = commands.add_parser(command.__name__, help=what)

@@ -54,8 +54,8 @@ class Shape:
 def open_archive(folder: Path | None) -> Archive:
     """Find and read all data sets below a folder; None means aeon's bundled ones.
 
-    ``NAME.npz`` files, and pairs ``NAME_TRAIN`` and ``NAME_TEST`` as ``datasets.load`` reads them,
-    at any depth.
+    It finds ``NAME.npz`` files, and pairs ``NAME_TRAIN`` and ``NAME_TEST`` that ``datasets.load``
+    can read, at any depth.
 
     Raises:
         ValueError: the folder does not exist or contains no data set.
@@ -81,7 +81,7 @@ def _checksum(data: Dataset) -> str:
 
 
 def find(folder: Path) -> dict[str, str]:
-    """Return each data set's file below a folder, or that of its training set.
+    """Return each data set's file below a folder; for a pair, return the training file.
 
     Raises:
         ValueError: no data set, or two with the same name.
@@ -99,7 +99,7 @@ def find(folder: Path) -> dict[str, str]:
     if not found:
         raise ValueError(
             f"the archive {folder} contains no data set; expected a folder with NAME.npz files, or "
-            "with pairs NAME_TRAIN and NAME_TEST (.ts, .tsv, .csv, .txt, .arff or no ending)"
+            "with pairs NAME_TRAIN and NAME_TEST (.ts, .tsv, .csv, .txt, .arff or no extension)"
         )
     return dict(sorted(found.items()))
 
@@ -117,7 +117,8 @@ def read(source: str, series: str = "raw", split: str = "own") -> Dataset:
     data = datasets.load(source, nan_to_zero=True)
     if not data.X_train.any():
         raise ValueError(
-            f"expected training series with values in {source}, but all are 0 or missing; remove it"
+            f"expected training series with values in {source}, but all are 0 or missing; remove "
+            "this data set"
         )
     if split == "within subjects":
         data = _split_within_subjects(data, source)
@@ -192,7 +193,7 @@ def choose(archive: Archive, wanted: Any) -> tuple[list[str], list[str]]:
 
 
 def named(archive: Archive, of: Any) -> list[str]:
-    """Return the data sets of "all", of an archive's name, of a name or of a list of names."""
+    """Return the data sets that "all", an archive's name, a name or a list of names refers to."""
     if of == "all":
         return list(archive.shapes)
     if of in ARCHIVES:
@@ -205,8 +206,8 @@ def named(archive: Archive, of: Any) -> list[str]:
         close = [known[name] for names in found for name in names]
         hint = f"; did you mean {', '.join(close)}?" if close else ""
         raise ValueError(
-            f"the plan names {', '.join(map(repr, unknown))}, which the archive lacks; it "
-            f"has {', '.join(archive.shapes)}; instead of a list, sets may be one of all, "
+            f"the plan names {', '.join(map(repr, unknown))}, which the archive lacks; the "
+            f"archive has {', '.join(archive.shapes)}; instead of a list, sets may be one of all, "
             f"{', '.join(ARCHIVES)}{hint}"
         )
     return names

@@ -38,11 +38,11 @@ class Runs:
         return self._rows.get(run, {})
 
     def accuracy(self, run: str) -> dict[str, float]:
-        """Return percents by data set, means over seeds."""
+        """Return accuracies in percent by data set, averaged over seeds."""
         return {name: 100 * value for name, value in self.mean(run, "accuracy").items()}
 
     def mean(self, run: str, key: str | Callable[[Row], float]) -> dict[str, float]:
-        """Return a field of the rows by data set, means over seeds."""
+        """Return a field of the rows by data set, averaged over seeds."""
         return {name: self.over_sets(run, key, [name]) for name in self.rows(run)}
 
     def count(self, run: str) -> int:
@@ -54,9 +54,9 @@ class Runs:
         return [name for name in first if all(name in other for other in others)]
 
     def paired(self, *runs: str) -> Runs:
-        """Return these runs' rows with the data sets and seeds that all have.
+        """Return these runs' rows for the data sets and seeds that all of them have.
 
-        Equal seeds start alike; a mean over seeds does not match a single one.
+        Runs with equal seeds start alike; a mean over seeds does not match a single seed.
         """
         by_run = [
             {(name, row["seed"]): row for name, held in self.rows(run).items() for row in held}
@@ -79,15 +79,15 @@ class Runs:
         return fmean(fmean(map(get, self.rows(run)[name])) for name in sets)
 
     def timed(self, *runs: str) -> Runs:
-        """Return rows with networks measured interleaved, of sets where all runs were."""
+        """Return the rows of networks measured interleaved, on data sets where all runs were."""
         found = Runs(row for row in chain.from_iterable(map(self._all, runs)) if "step_ms" in row)
         return found.paired(*runs)
 
     def on_one_machine(self, *runs: str) -> Runs:
-        """Return the timed rows of sets and seeds that one machine trained for all these runs.
+        """Return the timed rows for sets and seeds on which one machine trained all these runs.
 
         A machine is a CPU's name, its instruction sets and a day. In older rows, the name may lack
-        the family and stand for generations of processors.
+        the family, and refer to several generations of processors.
         """
         of_machine: dict[tuple[str, ...], list[Row]] = {}
         for row in chain.from_iterable(map(self._all, runs)):
@@ -155,15 +155,15 @@ def versus(ours: Mapping[str, float], theirs: Mapping[str, float]) -> Versus | N
 
 @cache
 def _wilcoxon(differences: tuple[float, ...]) -> float:
-    """Return p, cached: a permutation test of few sets with ties takes seconds."""
+    """Return p, cached: a permutation test on few sets with ties takes seconds."""
     return float(wilcoxon(differences).pvalue)
 
 
 def interval(values: Sequence[float] | np.ndarray[Any, Any]) -> tuple[float, float]:
-    """Return the 95 % interval of a mean of at least two values, by Student's t.
+    """Return the 95 % interval of a mean of at least two values, using Student's t.
 
-    A bootstrap interval is too narrow for few values: it contains the mean of three normal values
-    in 75 % of cases, and of twelve in 91 %.
+    A bootstrap interval is too narrow for few values: for three normal values, it contains the true
+    mean in 75 % of cases; for twelve, in 91 %.
     """
     values = np.asarray(values, dtype=np.float64)
     if np.ptp(values) == 0:
@@ -173,7 +173,7 @@ def interval(values: Sequence[float] | np.ndarray[Any, Any]) -> tuple[float, flo
 
 
 def holm(p: Sequence[float | None]) -> list[float | None]:
-    """Correct several tests' p by Holm's method; None stays None.
+    """Correct the p-values of several tests with Holm's method; None stays None.
 
     Example:
         >>> holm([0.01, None, 0.04, 0.03])

@@ -1,4 +1,4 @@
-"""Figures 5 to 8 of the DSN paper, and those of four questions."""
+"""Figures 5 to 8 of the DSN paper, and figures for four questions."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def architectures(runs: Runs, path: Path, names: Sequence[str]) -> Path | None:
 def receptive_fields(runs: Runs, path: Path, names: Sequence[str]) -> Path | None:
     """Draw figure 6: shares of kernels and paths by effective receptive field.
 
-    It uses the data sets and seeds that these runs share.
+    The figure uses the data sets and seeds that these runs share.
     """
     names, both, _ = runs.among(names)
     kernels = {
@@ -96,7 +96,7 @@ def growth(runs: Runs, path: Path, names: Sequence[str]) -> Path | None:
 def of_common_sets(
     runs: Runs, names: Sequence[str], theirs: Mapping[str, float]
 ) -> dict[str, dict[str, float]]:
-    """Return accuracies by run and set, of published sets that all runs have."""
+    """Return accuracies by run and set, for the published sets that all runs have."""
     names, both, common = runs.among(names)
     ours = {run: both.accuracy(run) for run in names}
     sets = [name for name in common if name in theirs]
@@ -114,7 +114,7 @@ def active_weights(runs: Runs, path: Path, name: str) -> Path | None:
 
 
 def time_to_accuracy(runs: Runs, path: Path, sparse: str, dense: str) -> Path | None:
-    """Draw question (a): seconds of training until the weaker one's accuracy is near."""
+    """Draw question (a): seconds of training until each run is near the lower final accuracy."""
     by_set = times_to_accuracy(runs, sparse, dense)
     if not by_set:
         return None
@@ -144,7 +144,7 @@ def time_to_accuracy(runs: Runs, path: Path, sparse: str, dense: str) -> Path | 
     seeds = " to ".join(map(str, counts[:1] + counts[1:][-1:]))
     seeds += " seed" if counts == [1] else " seeds"
     base.style_axes(
-        axes, f"seconds of training to {NEAR:.0%} of the lower final accuracy; {seeds} a set", ""
+        axes, f"seconds of training to {NEAR:.0%} of the lower final accuracy; {seeds} per set", ""
     )
     axes.set(xscale="log", yticks=range(len(rows)), yticklabels=[name for name, _ in rows])
     axes.xaxis.set_major_formatter("{x:g}")
@@ -165,8 +165,8 @@ class Reached(NamedTuple):
 def times_to_accuracy(runs: Runs, sparse: str, dense: str) -> dict[str, tuple[Reached, Reached]]:
     """Find, by data set, when each of two runs came near the lower final accuracy.
 
-    Pairs have equal seeds, machine and day, and a curve. Of these, it takes those whose looks at
-    the test set began earliest.
+    Both runs of a pair have the same seed, machine and day, and a curve. Of these pairs, it uses
+    those whose evaluations on the test set began earliest.
     """
     timed = runs.on_one_machine(sparse, dense)
     found = {}
@@ -189,7 +189,7 @@ def times_to_accuracy(runs: Runs, sparse: str, dense: str) -> dict[str, tuple[Re
 
 
 def reached(row: Row, target: float) -> Reached:
-    """Return when a look at the test set first showed the target, otherwise the end of training."""
+    """Return when an evaluation first reached the target, or otherwise the end of training."""
     points = zip(row["curve"], row["curve_seconds"], strict=True)
     for look, ((_, accuracy), seconds) in enumerate(points):
         if accuracy >= target:
@@ -312,7 +312,7 @@ def pareto(runs: Runs, path: Path) -> Path | None:
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter("{x:g}")
     base.style_axes(
-        axes, f"ms of a batch of {BATCH} on one thread; data sets: {len(common)}", "accuracy (%)"
+        axes, f"ms per batch of {BATCH} on one thread; data sets: {len(common)}", "accuracy (%)"
     )
     axes.margins(x=0.1, y=0.1)
     return base.save(figure, path)

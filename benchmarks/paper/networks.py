@@ -42,13 +42,13 @@ def build(model: str, arguments: Mapping[str, Any], shape: Shape) -> nn.Module:
 def member_seed(options: Mapping[str, Any], seed: int, member: int) -> int:
     """Return the seed of an ensemble's member, which no other job of its run has.
 
-    The first member of seed 0 equals the single network of seed 0.
+    The first member for seed 0 equals the single network for seed 0.
     """
     return int(seed * options["members"] + member)
 
 
 def first_model(options: Mapping[str, Any], seed: int, shape: Shape) -> nn.Module:
-    """Build a job's untrained network or ensemble; equal seeds give equal ones."""
+    """Build a job's untrained network or ensemble; equal seeds yield equal weights."""
     networks = []
     for member in range(options["members"]):
         torch.manual_seed(member_seed(options, seed, member))
@@ -58,7 +58,7 @@ def first_model(options: Mapping[str, Any], seed: int, shape: Shape) -> nn.Modul
 
 
 def multiply_adds(model: nn.Module, shape: Shape) -> int:
-    """Count multiply-adds of one prediction in eval mode, of only the active weights."""
+    """Count the multiply-adds of active weights in one prediction in eval mode."""
     if isinstance(model, Ensemble):
         return sum(multiply_adds(member, shape) for member in model.members)
     if isinstance(model, DSN) and model.sparse_layers():
@@ -72,12 +72,12 @@ MOMENTS = ("zero", "mean", "corrected")
 
 
 class MomentsDST(DSTScheduler):
-    """``DSTScheduler`` that starts grown weights with other moments of Adam.
+    """A ``DSTScheduler`` that starts grown weights with different Adam moments.
 
     Args:
-        moments: with ``"mean"``, the first moment of a grown weight begins at zero, the second at
-            the mean of its region's active weights. With ``"corrected"``, both begin at zero, and
-            Adam's bias correction counts the steps since the weight was grown.
+        moments: with ``"mean"``, the first moment of a grown weight begins at zero, and the second
+            at the mean over its region's active weights. With ``"corrected"``, both begin at zero,
+            and Adam's bias correction counts the steps since the weight was grown.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class MomentsDST(DSTScheduler):
 
     @torch.no_grad()
     def _correct(self, optimizer: torch.optim.Optimizer) -> None:
-        """Replace each weight's step by that of its step count."""
+        """Replace each weight's step with the step for the weight's age."""
         (group,) = optimizer.param_groups
         (beta1, beta2), lr, eps = group["betas"], float(group["lr"]), group["eps"]
         for layer, age in zip(self.layers, self.ages, strict=True):

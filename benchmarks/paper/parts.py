@@ -41,7 +41,7 @@ OWN = ("DSN", *OTHERS, "masked dense")
 
 
 def filled(text: str) -> str:
-    """Return a caption on one line, with the code's numbers."""
+    """Return a caption on one line, with numbers from the code filled in."""
     text = text.format(tie=TIE, batch=BATCH, near=NEAR, looks=CURVE_POINTS, behind=dsn.BEHIND)
     return " ".join(text.split())
 
@@ -78,7 +78,7 @@ class Part:
 
 
 def other_runs(runs: Runs) -> Table:
-    """Compare with DSN the runs that no other part has."""
+    """Compare the runs that no other part has with DSN."""
     known = {"DSN"}.union(*(part.names() for part in PARTS))
     return dsn.against(runs, "DSN", [name for name in runs.names() if name not in known])
 
@@ -86,7 +86,7 @@ def other_runs(runs: Runs) -> Table:
 def every_run(runs: Runs) -> Table:
     """List every run: number, mean accuracy and size, CPU seconds of training.
 
-    Seconds are of runs with times, with their number if that is not all.
+    The seconds are summed over the rows with times, whose number follows if some rows have none.
     """
     rows = []
     for name in runs.names():

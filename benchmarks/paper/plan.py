@@ -106,7 +106,7 @@ class Job:
         return f"{self.run}, {self.dataset}, seed {self.seed}"
 
     def recipe(self, member: int = 0) -> Recipe:
-        """Return the constants of its training, for an ensemble of that member's."""
+        """Return the recipe of its training; for an ensemble, the recipe of ``member``."""
         return Recipe(seed=member_seed(self.options, self.seed, member), **self.options["recipe"])
 
 
@@ -123,7 +123,7 @@ ORDERS: dict[str, Callable[[Archive, Job], Any]] = {
 def read_plan(
     path: str | Path, archive: Archive, left_out: Callable[[str], None] = lambda _: None
 ) -> list[Job]:
-    """Read a plan, described in ``plans/README.md``: its jobs in order.
+    """Read a plan, described in ``plans/README.md``; return its jobs in order.
 
     ``path`` is a ``.toml`` file, or the name of one in ``benchmarks/paper/plans``; ``left_out``
     receives the data sets that the archive lacks.
@@ -141,7 +141,7 @@ def read_plan(
             found, absent = _jobs(run, content, archive)
             if found and (change := difference(options.setdefault(name, found[0].options),
                                                found[0].options)):  # fmt: skip
-                raise ValueError(f"a run of this name above has {change}; rename one of the two")
+                raise ValueError(f"a run with this name above has {change}; rename one of the two")
         except (ValueError, TypeError) as error:
             raise ValueError(f"the plan {file}, run {name}: {error}") from error
         for job in found:
@@ -153,9 +153,9 @@ def read_plan(
             left_out(f'the run "{name}": none of its data sets is available')
     if not jobs:
         raise ValueError(
-            f"the plan {file} selects no data set that the archive has; it has "
+            f"the plan {file} selects no data set that the archive has; the archive has "
             f"{', '.join(archive.shapes) or 'none that can be read'}"
-            '; sets = "all" in a run chooses all that are there'
+            '; sets = "all" in a run chooses all of them'
         )
     if (order := content.get("order", "runs")) not in ORDERS:
         raise ValueError(f"order must be one of {', '.join(ORDERS)}, but got {order!r}")
@@ -163,7 +163,7 @@ def read_plan(
 
 
 def difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
-    """Describe the option in which two jobs differ; empty if none does."""
+    """Describe an option in which two jobs differ; return an empty string if none does."""
     pairs = ((key, there[key], here[key]) for key in DEFAULTS)
     return next((f"{key} {one!r}, not {other!r}" for key, one, other in pairs if one != other), "")
 
@@ -189,7 +189,7 @@ def _jobs(
     """Return a run's jobs, and the data sets that it names but the archive lacks."""
     _check_keys(run, ("name", "sets", "seeds", "post_hoc", *DEFAULTS))
     if missing := [key for key in ("name", "sets") if key not in run]:
-        raise ValueError(f"it needs {missing[0]!r}; add it")
+        raise ValueError(f"the key {missing[0]!r} is missing; add it")
     options = {key: run.get(key, default) for key, default in DEFAULTS.items()}
     if options["model"] not in ROCKETS and "epochs" in content:
         options["recipe"] = {"epochs": content["epochs"]} | options["recipe"]
@@ -206,7 +206,7 @@ def _jobs(
 
 
 def _check_options(options: Mapping[str, Any]) -> None:
-    """Refuse options that are impossible or would be ignored."""
+    """Reject options that are impossible or would be ignored."""
     for key, allowed in CHOICES.items():
         if options[key] not in allowed:
             raise ValueError(f"{key} must be one of {', '.join(allowed)}, not {options[key]!r}")
@@ -230,12 +230,12 @@ def _check_options(options: Mapping[str, Any]) -> None:
     for key in (key for key, is_ignored in ignored.items() if is_ignored):
         if options[key] != DEFAULTS[key]:
             raise ValueError(
-                f"{key} = {options[key]!r} is not for {model} with the other options of this run; "
-                "leave it out"
+                f"{key} = {options[key]!r} does not apply to {model} with the other options of "
+                f"this run; omit {key}"
             )
 
 
 def _check_keys(table: Mapping[str, Any], known: Iterable[str], prefix: str = "") -> None:
     if unknown := [key for key in table if key not in known]:
         names = ", ".join(sorted(known)) or "none"
-        raise ValueError(f"unknown key {prefix}{unknown[0]}; known are {names}")
+        raise ValueError(f"unknown key {prefix}{unknown[0]}; the known keys are {names}")

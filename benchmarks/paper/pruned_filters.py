@@ -74,7 +74,7 @@ def _pruned(variant: Variant, whole: nn.Module, data: Dataset, job: Job) -> dict
 def smaller(
     variant: Variant, whole: nn.Module, data: tuple[Tensor, Tensor], seed: int
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """Copy a network, smaller as a variant says; return also each set's kept units."""
+    """Return a smaller copy of a network, as a variant specifies, and each set's kept units."""
     example, facts = data[0][:1], {}
     found = deepcopy_model(whole)
     if variant.factorize and variant.compression:
@@ -118,7 +118,7 @@ def tested(model: nn.Module, data: Dataset) -> float:
 
 
 def like(row: Mapping[str, Any]) -> nn.Module:
-    """Build a network of the shape that an ``expanded`` row's network had."""
+    """Build a network with the shape that an ``expanded`` row's network had."""
     asked = row["asked"]
     shape = Shape(**{field.name: row[field.name] for field in fields(Shape)})
     model = first_model(row["options"], row["seed"], shape)
@@ -141,7 +141,7 @@ def like(row: Mapping[str, Any]) -> nn.Module:
 
 
 def network_of(row: Mapping[str, Any]) -> str:
-    """Return equal texts for equal networks of a data set in equal precision."""
+    """Return a text that is equal for equal networks of a data set in the same precision."""
     options = row["options"]
     parts = [options["model"], options["weights"], options["network"]]
     if (precision := options["recipe"].get("precision", "float32")) != "float32":

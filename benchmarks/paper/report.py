@@ -86,9 +86,9 @@ def _parts(rows: Rows, times: Rows) -> list[tuple[Part, Runs]]:
 def _sections(
     rows: Rows, times: Rows, parts: Sequence[tuple[Part, Runs]], folder: Path, prefix: str = ""
 ) -> tuple[dict[str, Section], str]:
-    """Make sections by name, with pictures in the folder; return also what ran and what did not.
+    """Make sections by name, with pictures in the folder; also return what ran and what did not.
 
-    ``prefix`` begins the pictures' file names.
+    The pictures' file names begin with ``prefix``.
     """
     reading = any(part in PARTS for part, _ in parts)
     found = {"reading": Section("How to read the tables", READING)} if reading else {}
@@ -182,7 +182,7 @@ def about(rows: Rows, times: Rows, missing: Sequence[str]) -> str:
 def recorded(folder: Path, plan: str) -> str:
     """Return tables and pictures of a plan's recorded rows in Markdown.
 
-    Pictures go to ``folder``, from which a page includes the text.
+    Pictures are written to ``folder``, from which a page includes the text.
     """
     rows, times, parts = _recorded(plan)
     sections, text = _sections(rows, times, parts, folder, "paper-")
@@ -215,7 +215,7 @@ def _recorded(plan: str) -> tuple[Rows, Rows, list[tuple[Part, Runs]]]:
 
 
 def write_table(table: Table, path: Path) -> None:
-    """Write ``path`` with the endings ``.md`` and ``.csv``."""
+    """Write ``path`` with the extensions ``.md`` and ``.csv``."""
     path.with_suffix(".md").write_text(table.markdown() + "\n", encoding="utf-8")
     with path.with_suffix(".csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file, lineterminator="\n").writerows([table.header, *table.rows])

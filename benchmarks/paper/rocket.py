@@ -93,7 +93,7 @@ def perform(job: Job, source: str) -> dict[str, Any]:
 
 
 def _cross_validated(job: Job, data: Any, bank: Any, keep: float | str) -> dict[str, Any]:
-    """Choose the number of kernels, or the ridge, by five folds."""
+    """Choose the number of kernels, or the ridge penalty, by 5-fold cross-validation."""
     from sparseconv.estimators.pocket import POCKETClassifier
 
     lap = _stopwatch()
@@ -136,12 +136,12 @@ def _stopwatch() -> Callable[[], float]:
 
 
 def is_pruned_kernels(row: Mapping[str, Any]) -> bool:
-    """Return whether ``perform`` made the row, not a network's training."""
+    """Return whether the row comes from ``perform``, not from training a network."""
     return row["options"]["model"] in KINDS
 
 
 def is_by_folds(row: Mapping[str, Any]) -> bool:
-    """Return whether folds chose the row's kernels or ridge."""
+    """Return whether cross-validation chose the row's kernels or ridge penalty."""
     network = row["options"]["network"]
     return bool(network.get("cv")) or network.get("k") == "cv"
 
@@ -149,8 +149,8 @@ def is_by_folds(row: Mapping[str, Any]) -> bool:
 def expanded(rows: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
     """Yield each row, and a row under another name for each of its variants.
 
-    ``"fit_seconds"`` include drawing and transforming the training set; magnitude reuses the factor
-    of POCKET's selection. ``"predict_seconds"`` are of the features, or None.
+    ``"fit_seconds"`` include drawing kernels and transforming the training set; magnitude reuses
+    the factor of POCKET's selection. ``"predict_seconds"`` are the time of the features, or None.
     """
     for row in rows:
         whole = row["draw_seconds"] + row["train_seconds"]

@@ -15,7 +15,7 @@ Key = tuple[str, str, int]  # run, data set, seed
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Read each finished job's last row, also while the sweep runs.
+    """Read each finished job's last row, even while the sweep is running.
 
     Raises:
         ValueError: a line that is not a row.
@@ -36,22 +36,23 @@ def done_jobs(path: Path, jobs: Sequence[Job], archive: Archive) -> set[Key]:
     """Return the keys of the jobs that have a row.
 
     Raises:
-        ValueError: rows of the same run with other options, or of other data with the same name.
+        ValueError: rows of the same run with different options, or of different data with the same
+            name.
     """
     rows = read_rows(path)
     options = {row["run"]: row["options"] for row in rows}
     for job in jobs:
         if change := difference(options.get(job.run, job.options), job.options):
             raise ValueError(
-                f"{path} has {job.run} with {change} as in the plan; give the run another name, or "
-                "choose another folder"
+                f"{path} has {job.run} with {change} as in the plan; rename the run, or choose "
+                "another folder"
             )
     checksums = {job.dataset: archive.checksums[job.dataset] for job in jobs}
     for row in rows:
         there = checksums.get(row["dataset"])
         if there is not None and row.get("data", there) != there:  # older rows have none
             raise ValueError(
-                f"{path} has rows of {row['dataset']} with other values than the archive's; choose "
-                "another folder"
+                f"{path} has rows of {row['dataset']} whose values differ from the archive's; "
+                "choose another folder"
             )
     return set(map(key_of, rows))

@@ -46,15 +46,15 @@ def sweep(
 ) -> dict[str, str]:
     """Perform the jobs that ``out/rows.jsonl`` lacks; append a row for each.
 
-    After a kill, the same call continues: finished jobs stay, others resume from their last
+    After a kill, the same call continues: finished jobs are kept, and others resume from their last
     checkpoint in ``out/running``. ``pool`` opens the executor that runs ``perform``.
 
     Returns:
         Errors by job; the next call retries these.
 
     Raises:
-        ValueError: another sweep runs in ``out``, or its rows are of another plan; a GPU for a job
-            that needs a CPU.
+        ValueError: another sweep is running in ``out``, or its rows belong to a different plan; a
+            GPU for a job that needs a CPU.
     """
     out = out.resolve()  # workers may be elsewhere
     out.mkdir(parents=True, exist_ok=True)
@@ -68,7 +68,7 @@ def sweep(
         for job in todo.values():
             if device != "cpu" and (job.options["model"] in ROCKETS or job.options["pruning"]):
                 raise ValueError(
-                    f"{job} cannot run on a GPU, as only networks can; use --device cpu"
+                    f"{job} cannot run on a GPU, because only networks can; use --device cpu"
                 )
         failed: dict[str, str] = {}
         points = {job.key: _points(job, archive) for job in jobs}
@@ -104,8 +104,8 @@ def sweep(
                 if attempts:  # the first job kills its process, and must not hold up the others
                     todo = dict(reversed(todo.items()))
             for job in list(todo.values()):
-                ended(job, None, f"its process or another was killed {ATTEMPTS} times; with fewer "
-                      "--workers there is more memory for each")  # fmt: skip
+                ended(job, None, f"its process, or another one, was killed {ATTEMPTS} times; "
+                      "with fewer --workers, there is more memory for each")  # fmt: skip
         return failed
 
 
@@ -127,9 +127,9 @@ def _performed(
 
 
 def perform(job: Job, source: str, folder: Path, device: str = "cpu") -> dict[str, Any]:
-    """Train and test on one thread, and the GPU if asked; resume from ``folder``.
+    """Train and test on one thread, and on the GPU if requested; resume from ``folder``.
 
-    Returns the row: facts that do not depend on kills, and CPU seconds, since the machine is
+    Returns the row: facts that do not depend on kills, and CPU seconds, because the machine is
     shared.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -156,7 +156,7 @@ def _points(job: Job, archive: Archive) -> int:
 
 
 def local_pool(workers: int) -> Pool:
-    """Return a pool of processes here, which end with this one."""
+    """Return a pool of local processes, which end with this one."""
 
     @contextmanager
     def opened() -> Iterator[Executor]:

@@ -1,7 +1,7 @@
 """Time networks on an otherwise idle machine.
 
-A sweep shares its machine, so its rows contain only shapes. This times predictions and training
-steps of a data set's networks, interleaved.
+The jobs of a sweep share a machine, so their rows contain no such times. This module times
+predictions and training steps of a data set's networks, interleaved.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ BATCH, ROUNDS = 16, 9
 
 
 def measure(rows: Sequence[Mapping[str, Any]], path: Path) -> int:
-    """Add a line for each data set with at least two networks and no line of just these.
+    """Add a line for each data set with at least two networks and no line for exactly these.
 
-    It takes the first seed's networks, since others' sizes are nearly equal. Another processor
-    measures all again, since ratios differ. A line has ``forward_ms`` and ``step_ms`` of a batch of
-    ``BATCH`` on one thread, by network, and describes each network. Equal networks have equal
-    times; random kernels are left out.
+    It uses the first seed's networks, since the sizes for other seeds are nearly equal. On another
+    processor, everything is measured again, since ratios differ. A line has ``forward_ms`` and
+    ``step_ms`` of a batch of ``BATCH`` on one thread, by network, and describes each network. Equal
+    networks share their times; random kernels are left out.
 
     Returns how many lines were added.
 
     Raises:
-        ValueError: no rows, or a sweep runs there.
+        ValueError: no rows, or a sweep is running there.
     """
     if not rows:
         raise ValueError(f"there are no rows to measure in {path.parent}; run a plan first")
@@ -75,7 +75,7 @@ def measure(rows: Sequence[Mapping[str, Any]], path: Path) -> int:
 
 
 def read_times(path: Path) -> list[dict[str, Any]]:
-    """Read each data set's and seed's last line of ``measure``."""
+    """Read the last line that ``measure`` wrote for each data set and seed."""
     lines = {(line["dataset"], line["seed"]): line for line in read_lines(path)}
     return list(lines.values())
 
@@ -87,7 +87,7 @@ def _is_half(row: Mapping[str, Any]) -> bool:
 def _timed(
     models: Mapping[str, nn.Module], x: torch.Tensor, half: Container[str]
 ) -> dict[str, dict[str, float]]:
-    """Time every network, those in ``half`` under autocast to bfloat16."""
+    """Time every network; those in ``half`` run under autocast to bfloat16."""
     calls: dict[str, Callable[[], object]] = {}
     for name, model in models.items():
         # A copy each: changing the mode of one would take microseconds of every call.

@@ -41,7 +41,7 @@ CODE = commit()  # now, as it is imported: when a row is written, the checkout m
 def perform(job: Job, source: str, folder: Path, device: str = "cpu") -> dict[str, Any]:
     """Train and test, resuming from ``folder``; return the row.
 
-    Times are None if ``"cuda"`` trained a part: jobs share a GPU, and CPU seconds ignore it.
+    Times are None if a part was trained on ``"cuda"``: jobs share a GPU, and CPU seconds ignore it.
     """
     gpu = "" if device == "cpu" else torch.cuda.get_device_name(device)
     code, gpu = begin_or_resume(job, folder, gpu)
@@ -97,9 +97,9 @@ def perform(job: Job, source: str, folder: Path, device: str = "cpu") -> dict[st
 
 
 def facts_of(job: Job, data: Dataset, code: str = CODE, gpu: str = "") -> dict[str, Any]:
-    """Return every row's facts: the job, sizes of data, machine and date.
+    """Return the facts that every row has: the job, sizes of data, machine and date.
 
-    ``code``: the commits that ran it. ``gpu``: the GPU that trained it, in whole or part.
+    ``code``: the commits that ran the job. ``gpu``: the GPU that trained it, in whole or part.
     """
     return {
         "run": job.run,
@@ -116,7 +116,7 @@ def facts_of(job: Job, data: Dataset, code: str = CODE, gpu: str = "") -> dict[s
 def begin_or_resume(job: Job, folder: Path, gpu: str = "") -> tuple[str, str]:
     """Record in the folder what is being trained there.
 
-    Returns the commits and GPUs that trained so far, with this commit.
+    Returns the commits and GPUs that trained so far, including this commit.
 
     Raises:
         ValueError: the folder contains an unfinished job with other options.
@@ -127,8 +127,8 @@ def begin_or_resume(job: Job, folder: Path, gpu: str = "") -> tuple[str, str]:
         begun = json.loads(path.read_text())
     if change := difference(begun["options"], job.options):
         raise ValueError(
-            f"{folder} contains an unfinished training run with {change}; give the run another "
-            "name, or remove that folder"
+            f"{folder} contains an unfinished training run with {change}; rename the run, or "
+            "remove that folder"
         )
     for key, own in (("commits", CODE), ("gpus", gpu)):
         begun[key] = [name for name in dict.fromkeys([*begun[key], own]) if name]
@@ -141,11 +141,11 @@ def checkpoint_interval(recipe: Recipe) -> int:
 
 
 def looks(shape: Shape, recipe: Recipe) -> list[int]:
-    """Choose the epochs after which to look at the test set, which training never sees.
+    """Choose the epochs after which to evaluate on the test set, which training never sees.
 
-    They grow by about the same factor, since accuracy moves most at the beginning. Looks come
-    before a pattern update (whose new weights are 0), and never with a checkpoint: a kill between
-    the two would lose the look.
+    They grow by about the same factor, since accuracy changes most at the beginning. Evaluations
+    come before a pattern update (whose new weights are 0), and never with a checkpoint: a kill
+    between the two would lose the evaluation.
     """
     affordable = CURVE_SHARE * recipe.epochs * TRAINING * shape.n_train / shape.n_test
     count = max(1, min(CURVE_POINTS, int(affordable)))
@@ -159,7 +159,7 @@ def looks(shape: Shape, recipe: Recipe) -> list[int]:
 
 
 def scheduler_factory(job: Job, recipe: Recipe) -> SchedulerFactory | None:
-    """Return what changes the patterns, if not the recipe's ``DSTScheduler``."""
+    """Return the factory of the pattern scheduler; None for the recipe's ``DSTScheduler``."""
     settings: dict[str, Any] = {name: getattr(recipe, name) for name in SCHEDULED}
     moments = job.options["moments"]
     if job.options["weights"] == "sparse" and moments == "zero":

@@ -1,4 +1,4 @@
-"""Measure others' networks and classifiers with these kernels, for the documentation.
+"""Measure other authors' networks and classifiers with these kernels, for the documentation.
 
     python -m benchmarks.studies unpruned
 

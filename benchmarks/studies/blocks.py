@@ -1,9 +1,10 @@
-"""Others' networks in blocks of channels, against single weights and dense.
+"""Other authors' networks with blocks of channels, compared with single weights and dense.
 
 All convolutions with more than one tap are pruned to 20 % of their weights, as single weights or in
-blocks of 16 x 16 channels. They are converted by ``sc.convert`` and fine-tuned with a
+blocks of 16 x 16 channels. They are converted with ``sc.convert`` and fine-tuned with a
 ``DSTScheduler`` (RigL) for as long as the dense network was trained. Blocks and dense run in
-bfloat16 (autocast), single weights in float32. Training steps are timed interleaved, on one thread.
+bfloat16 (autocast), and single weights run in float32. Training steps are timed interleaved, on one
+thread.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ def pruned(dense: nn.Module, block: int, density: float = DENSITY) -> nn.Module:
 
 
 def networks(network: str, data: Data, seed: int, epochs: int) -> dict[str, nn.Module]:
-    """Train the dense network, and prune it both ways."""
+    """Train the dense network, and prune it in both ways."""
     torch.manual_seed(seed)
     dense = NETWORKS[network](data.X_train.shape[1], data.classes)
     with in_precision("dense"):
@@ -77,7 +78,7 @@ def run(network: str, data: Data, seed: int) -> dict[str, Any]:
 
 
 def times(network: str, data: Data) -> dict[str, Any]:
-    """Time a training step of one batch: all ways, and two compiled."""
+    """Time a training step of one batch in all ways, and in two of them compiled."""
     torch.compiler.reset()  # it compiles one forward for a limited number of shapes
     models = networks(network, data, 0, 0)
     X, y = data.X_train[:BATCH], data.y_train[:BATCH]

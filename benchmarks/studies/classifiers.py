@@ -1,7 +1,7 @@
 """Accuracy against time: aeon's and our classifiers on random kernels, and DSN.
 
-Trains each on each data set, on one thread; aeon's are compiled beforehand. DSN's row comes from
-the paper's sweep (``benchmarks/results/paper``).
+Trains every classifier on every data set, on one thread; aeon's are compiled beforehand. DSN's row
+comes from the paper's sweep (``benchmarks/results/paper``).
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def trained_dsn(names: Collection[str]) -> list[dict[str, Any]]:
 
 
 def means(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    """Average accuracy %, seconds of fit and us per prediction, if all data sets are available."""
+    """Average accuracy (%), fit time (s) and prediction time (us), if no data set is missing."""
     names = {row["dataset"] for row in rows}
     by_kind: dict[str, dict[str, list[dict[str, float]]]] = {}
     for row in [*rows, *trained_dsn(names)]:
@@ -162,6 +162,6 @@ def draw(path: Path) -> Path:
         )  # fmt: skip
     axes.set_xscale("log")
     plain_ticks(axes.xaxis)
-    style_axes(axes, "microseconds of a series, in one call for the test set", "mean accuracy, %")
+    style_axes(axes, "microseconds per series, in one call for the test set", "mean accuracy, %")
     axes.margins(x=0.25, y=0.12)
     return save(figure, path)

@@ -1,4 +1,4 @@
-"""Training step speed of whole networks by density, against the same networks dense.
+"""Training step speed of whole networks by density, compared with the same networks dense.
 
 Convolutions with more than one tap keep a share of their weights and run on these kernels. Each
 sparse network's outputs and gradients are first compared with a dense network with the same

@@ -1,16 +1,18 @@
 """Other authors' networks, pruned and converted.
 
-Each network is built with its package's defaults, trained dense, pruned by ``torch.nn.utils.prune``
-(the smallest 90 % of every convolution's weights) and converted by ``sc.convert``. Four versions
-are fine-tuned equally long: dense and unpruned, masked dense (the pruning hooks), converted with
-its pattern, and converted with a ``DSTScheduler`` (RigL, as in its paper: 0.3, a cosine to 0). A
-training step and inference of the first three are timed interleaved, on one thread.
+Each network is built with its package's defaults, trained dense, pruned with
+``torch.nn.utils.prune`` (the smallest 90 % of every convolution's weights) and converted with
+``sc.convert``. Four versions are fine-tuned for the same number of epochs: dense and unpruned,
+masked dense (the pruning hooks), converted with a fixed pattern, and converted with a
+``DSTScheduler`` (RigL, as in its paper: 0.3, a cosine to 0). A training step and inference of the
+first three are timed interleaved, on one thread.
 
-The packages are not dependencies. To run this, install them next to sparseconv with ``[tsc]``:
+The packages are not dependencies. To run this, install them alongside sparseconv with ``[tsc]``:
 
     pip install torch==2.13.0 tsai torch-ecg pytorch-tcn
 
-fastai installs a torchvision for CUDA, which a CPU build of torch cannot load; uninstall it.
+fastai installs a torchvision for CUDA, which a CPU build of torch cannot load; uninstall that
+torchvision.
 """
 
 from __future__ import annotations
@@ -176,7 +178,7 @@ def fit(model: nn.Module, data: Data, epochs: int, seed: int, *, moving: bool = 
 def training_step(
     model: nn.Module, optimizer: torch.optim.Optimizer | None = None
 ) -> Callable[[Tensor, Tensor], None]:
-    """Make a call that trains on a batch."""
+    """Return a function that trains on a batch."""
     # fused: Adam's fastest form for either side, and the one that train() uses.
     optimizer = optimizer or torch.optim.Adam(model.train().parameters(), lr=3e-4, fused=True)
 

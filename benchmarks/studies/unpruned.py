@@ -77,8 +77,8 @@ def section(path: Path = RESULTS) -> str:
         return f"{found['chosen']} of {found['layers']}", ratio
 
     header = (
-        "network", "length", "threads", "layers, training", "step: torch's / these",
-        "layers, inference", "prediction: torch's / these",
+        "network", "length", "threads", "layers, training", "step: torch / converted",
+        "layers, inference", "prediction: torch / converted",
     )  # fmt: skip
     lines = [
         (row["network"], str(row["n_timepoints"]), str(row["threads"]), *cells(row["training"]),

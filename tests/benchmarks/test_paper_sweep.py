@@ -85,7 +85,7 @@ def test_rows_of_another_plan_or_of_other_data(tmp_path: Path, archive: Path, pl
     shorter = {"options": row["options"] | {"recipe": {"epochs": 1}}}
     for change, said in (
         (shorter, "has small with recipe {'epochs': 1}, not {'epochs': 12} as in the"),
-        ({"data": "another"}, "rows of Short with other values than the archive's"),
+        ({"data": "another"}, "rows of Short whose values differ from the archive's"),
     ):
         add_line(tmp_path / ROWS_NAME, row | change)  # in the place of the one before
         with pytest.raises(ValueError, match=re.escape(said)):
@@ -211,7 +211,7 @@ def test_a_job_that_kills_its_process_is_given_up(
     failed = sweep(jobs, opened, tmp_path / "out", lambda: ProcessPoolExecutor(1, fork))
     ((job, said),) = failed.items()
     assert job == "masked, Short, seed 0"
-    assert said.startswith("its process or another was killed 3 times; with fewer --workers")
+    assert said.startswith("its process, or another one, was killed 3 times; with fewer --workers")
     assert len(read_rows(tmp_path / "out" / ROWS_NAME)) == 4
 
 

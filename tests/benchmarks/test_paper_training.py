@@ -128,7 +128,7 @@ def test_what_was_begun_goes_on(
     monkeypatch.setattr(training, "train", stopping)
     with pytest.raises(KeyboardInterrupt):
         perform(job, source, half)
-    with pytest.raises(ValueError, match=r"beginning of a training with recipe .*40.* not .*9"):
+    with pytest.raises(ValueError, match=r"unfinished training run with recipe .*40.* not .*9"):
         perform(replace(job, options=job.options | {"recipe": {"epochs": 9}}), source, half)
     monkeypatch.setattr(training, "CODE", "1234567")  # the next one
     shutil.copytree(half, tmp_path / "gpu")

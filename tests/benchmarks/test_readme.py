@@ -22,7 +22,7 @@ def test_readme_is_made_of_a_whole_run(part: dict[str, Any], tmp_path: Path) -> 
     path.write_text(json.dumps(bench))
     assert readme.recorded(path) == bench
     path.write_text(json.dumps(bench | part))
-    with pytest.raises(ValueError, match="must be of a whole run"):
+    with pytest.raises(ValueError, match="must contain a complete run"):
         readme.recorded(path)
 
 

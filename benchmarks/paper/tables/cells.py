@@ -1,4 +1,4 @@
-"""Cells that several tables have."""
+"""Cells that several tables share."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def wins(result: Versus) -> str:
 
 
 def difference(result: Versus) -> str:
-    """Format a cell of ``DIFFERENCE``; a single set has the difference alone."""
+    """Format a cell of ``DIFFERENCE``; for a single set, it has only the difference."""
     if result.interval is None:
         return f"{result.difference:+.2f}"
     low, high = result.interval
@@ -49,7 +49,7 @@ def difference(result: Versus) -> str:
 
 
 def result_cells(found: Mapping[Name, Versus | None]) -> dict[Name, tuple[str, ...]]:
-    """Format wins, difference and Holm's corrected p of a table's comparisons."""
+    """Format wins, difference and the Holm-corrected p of a table's comparisons."""
     compared = {name: result for name, result in found.items() if result}
     corrected = holm([result.p for result in compared.values()])
     return dict.fromkeys(found, (NONE, NONE, NONE)) | {
@@ -59,7 +59,7 @@ def result_cells(found: Mapping[Name, Versus | None]) -> dict[Name, tuple[str, .
 
 
 def to_published(ours: Mapping[str, float], peer: str) -> tuple[Versus, list[str]] | None:
-    """Compare accuracies with published ones; return also both means over common sets."""
+    """Compare accuracies with published ones; also return both means over common sets."""
     theirs = published_accuracy(peer)
     result = versus(ours, theirs)
     if result is None:

@@ -1,4 +1,4 @@
-"""Tables 1 to 4 of the DSN paper, of our questions, and of every data set."""
+"""Tables 1 to 4 of the DSN paper, and tables for our questions and for every data set."""
 
 from __future__ import annotations
 
@@ -68,10 +68,10 @@ def _counted_rows(runs: Runs, name: str) -> int:
 
 
 def _scaled_counts(counts: Sequence[int], result: Versus) -> str:
-    """Scale the paper's counts to our number of sets; return the p of our wins.
+    """Scale the paper's counts to our number of sets; add a p-value for our wins.
 
-    The p is that of our wins if our sets were a sample of the paper's, with its results. Training
-    varies too, so this p is too small.
+    The p-value assumes that our sets are a sample of the paper's, with its results. It is too
+    small, because training also varies.
     """
     total = sum(counts)
     drawn = hypergeom(total, counts[0], result.sets)
@@ -83,7 +83,7 @@ def _scaled_counts(counts: Sequence[int], result: Versus) -> str:
 def costs(runs: Runs, names: Sequence[str], reference: str = "DSN") -> Table:
     """Compare runs' parameters, FLOPs and times with the reference's.
 
-    Means are over the data sets and seeds of both. Times have geometric means, over the sets where
+    Means are over the data sets and seeds of both. Times are geometric means over the sets where
     both were measured interleaved. Return no rows without a run to compare.
     """
     found = compared(runs, names, reference)
@@ -134,7 +134,7 @@ def _seconds(values: Collection[float]) -> str:
 
 
 def step_ratios(timed: Runs, run: str, reference: str) -> list[float]:
-    """Return training step times over another run's, by data set."""
+    """Return the ratios of a run's training step times to another's, by data set."""
     ours, theirs = timed.mean(run, "step_ms"), timed.mean(reference, "step_ms")
     return [ours[name] / theirs[name] for name in timed.common(run, reference)]
 
@@ -147,7 +147,7 @@ def _means(
     scale: float,
     digits: int,
 ) -> str:
-    """Format runs' means over data sets, with commas, of those that have such a number."""
+    """Format runs' means over data sets, with commas, if all rows of a run have the number."""
     known = [all(key in row for s in sets for row in runs.rows(name)[s]) for name in names]
     return ", ".join(
         f"{scale * runs.over_sets(name, key, sets):.{digits}f}" if has else NONE
@@ -174,7 +174,7 @@ def multivariate(runs: Runs) -> Table:
 
 
 def against(runs: Runs, reference: str, others: Sequence[str]) -> Table:
-    """Compare runs' accuracies with one, on common sets and seeds."""
+    """Compare runs' accuracies with the reference's, on common sets and seeds."""
     rows = []
     for other, cells in compared(runs, others, reference).items():
         both = runs.paired(other, reference)
@@ -210,7 +210,7 @@ def each_set(runs: Runs, names: Sequence[str]) -> Table:
 def behind(runs: Runs, names: Sequence[str]) -> Table:
     """List the sets where DSN is at least ``BEHIND`` points below the best published network.
 
-    It names the other runs that are higher there.
+    The table names the other runs that are higher there.
     """
     sets = sorted(
         (gap, name, run)
@@ -232,7 +232,7 @@ def behind(runs: Runs, names: Sequence[str]) -> Table:
 
 
 def _higher(runs: Runs, run: str, dataset: str, others: Sequence[str]) -> str:
-    """Name the runs above one on a data set, best first; count the rest."""
+    """Name the runs that are better than one on a data set, best first; count the rest."""
     means = {other: runs.accuracy(other).get(dataset) for other in others}
     known = {other: mean for other, mean in means.items() if mean is not None}
     least = runs.accuracy(run)[dataset]
@@ -244,7 +244,7 @@ def _higher(runs: Runs, run: str, dataset: str, others: Sequence[str]) -> str:
 
 
 def to_the_best(dataset: str, percent: float) -> float | None:
-    """Return the points to the best published accuracy, or None."""
+    """Return the difference to the best published accuracy in points, or None."""
     theirs = [found[dataset] for found in map(published_accuracy, PEERS) if dataset in found]
     return round(percent - max(theirs), 2) if theirs else None
 

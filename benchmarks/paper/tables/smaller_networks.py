@@ -54,9 +54,9 @@ def smaller_networks(runs: Runs) -> Table:
 
 
 def _times_less(timed: Sequence[Row], whole: Mapping[str, Sequence[Row]]) -> str:
-    """Return how many times the network divides the whole one's multiply-adds and times.
+    """Return the ratios of the whole network's multiply-adds and times to the smaller one's.
 
-    Both are of the same data set and seed.
+    Both networks have the same data set and seed.
     """
     pairs = [pair for row in timed for pair in _pairs([row], whole.get(row["dataset"], ()))]
     if not all("forward_ms" in other for _, other in pairs) or not pairs:
