@@ -128,7 +128,7 @@ def find_candidates(
 def _find(candidates: Mapping[str, Candidate], name: str, what: str) -> Candidate:
     if name not in candidates:
         raise ValueError(
-            f"{what} must contain names of nn.Conv1d layers, which are {sorted(candidates)}, but "
+            f"{what} must contain only names of nn.Conv1d layers, here {sorted(candidates)}, but "
             f"got {name!r}"
         )
     return candidates[name]

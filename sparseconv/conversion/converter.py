@@ -50,7 +50,7 @@ def convert(
     """Replace a pruned model's ``nn.Conv1d`` layers with ``SparseConv1d`` where that is faster.
 
     Weights outside a layer's mask are inactive. The mask comes from ``masks``,
-    ``torch.nn.utils.prune`` or ``torch.ao.pruning``; without one, weights that are zero are
+    ``torch.nn.utils.prune`` or ``torch.ao.pruning``; without a mask, weights that are zero are
     inactive.
 
     - With ``example_input``, a layer becomes sparse if a measurement as in ``profile`` shows, with
@@ -86,8 +86,8 @@ def convert(
         layers: names of the layers to convert.
         max_density: default 0.2; not allowed with ``example_input`` or ``layers``.
         unpruned: also measure layers without inactive weights. This requires ``example_input``, and
-            excludes ``layers``. Sparse kernels are often faster even for layers without inactive
-            weights if they have few channels and long kernels.
+            cannot be combined with ``layers``. Even without inactive weights, sparse kernels are
+            often faster for layers with few channels and long kernels.
         block: see ``KernelCSR``. A layer that is smaller than a block, or whose mask is not
             constant within each block, uses single weights.
         training: also measure a training step, whose time then decides; with False, the inference

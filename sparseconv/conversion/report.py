@@ -68,8 +68,8 @@ class ConversionReport(ChangeReport):
         if not self.measured:
             return [
                 *lines,
-                "no layer was measured: with an example_input, measured times decide for every "
-                "layer that has zeros or a mask and, with unpruned=True, also for the others",
+                "no layer was measured: with an example_input, measured times decide about every "
+                "layer that has zeros or a mask and, with unpruned=True, about the others",
             ]
         lines.append(f"verdicts are based on {TRAINING if self.training else INFERENCE} times")
         return [*lines, *layer_conditions(self.layers, self.machine)]

@@ -108,7 +108,7 @@ class Layer(Step):
 
     @property
     def is_dense(self) -> bool:
-        """Return whether every row has all weights of a window, so that it needs no indices."""
+        """Return whether every row has all weights of a window, so that no indices are needed."""
         whole = self.active.all() and (self.offsets == np.arange(len(self.offsets))).all()
         return bool(whole and not self.largest)
 

@@ -240,7 +240,9 @@ def arithmetic(build: Builder, x: Value, call: Call) -> Value:
 def mapped(build: Builder, x: Value, call: Call) -> Value:
     """Add a function of each sample; its expression may use the call's arguments."""
     if call.args.get("approximate", "none") != "none":
-        raise NotImplementedError(f"has approximate={call.args['approximate']!r}, not 'none'")
+        raise NotImplementedError(
+            f"must have approximate='none', but has {call.args['approximate']!r}"
+        )
     numbers = {}
     for name, value in call.args.items():
         if isinstance(value, Tensor) and value.numel() > 1:
@@ -270,7 +272,7 @@ def mapped(build: Builder, x: Value, call: Call) -> Value:
 
 def power(build: Builder, x: Value, call: Call) -> Value:
     if call.args.get("exponent", 2) != 2:
-        raise NotImplementedError("must have the exponent 2; for x**3, write x * x * x")
+        raise NotImplementedError("must have exponent 2; for x**3, write x * x * x")
     return arithmetic(build, x, call._replace(name="mul", values=[x, x]))
 
 

@@ -96,7 +96,7 @@ class IntegerNetwork(Network):
 
     Attributes:
         exponent: a sample times ``2**exponent`` is truncated to an integer.
-        first: rescales that integer to int8.
+        first: rescales the truncated integer to int8.
         point: fractional bits of the last layer's integers.
     """
 

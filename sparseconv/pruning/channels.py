@@ -26,7 +26,7 @@ class Layer:
 
     Attributes:
         module: a convolution, ``nn.Linear``, or a batch, instance or group norm.
-        outputs, inputs: int64, the unit of each channel, or ``FIXED`` if the channel stays.
+        outputs, inputs: int64, the unit of each channel, or ``FIXED`` if the channel is kept.
         samples: the number of output positions for one series, or of input positions for a
             transposed convolution.
     """

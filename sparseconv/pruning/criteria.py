@@ -130,7 +130,7 @@ class WHC(Criterion):
 
 
 class Jacobian(Criterion):
-    """Score a filter by the loss's sensitivity to it, including interactions of its weights.
+    """Score a filter by the loss's sensitivity to it, including interactions between its weights.
 
     The parameters of a filter are its taps, its BatchNorm entry and the corresponding input channel
     of each following layer. For each layer and batch, the products of gradient and weight are

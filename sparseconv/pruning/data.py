@@ -38,7 +38,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def train_but_norms(model: nn.Module) -> None:
-    """Put a model in train mode, except for norms: these keep statistics and accept one value."""
+    """Put a model in train mode, but leave norms in eval mode, where they accept single values."""
     for module in model.train().modules():
         if isinstance(module, NORMS):
             module.eval()

@@ -78,8 +78,8 @@ def merge(model: nn.Module) -> nn.Module:
     """Return a copy of a model with each compressor and decompressor merged into its layer.
 
     Args:
-        model: the fine-tuned model of ``prune_filters(..., equivalent=True)``. Any other module is
-            only copied.
+        model: the fine-tuned model from ``prune_filters(..., equivalent=True)``. Any other module
+            is only copied.
 
     Raises:
         TypeError: the model is not a module.

@@ -72,21 +72,20 @@ def factorize(
 ) -> Factorized:
     """Copy a model; replace each convolution with two smaller ones, one shared between layers.
 
-    A layer with a weight ``(O, I, K)`` becomes a ``Sequential`` of two convolutions. ``taps``
-    has K taps, ``rank`` output channels and the layer's options; ``pointwise`` is a 1x1 convolution
-    to O channels. Let U and V be the weights of ``taps`` and ``pointwise``, r the rank, and n = 1
-    .. N the layers of a set:
+    A layer with a weight ``(O, I, K)`` becomes a ``Sequential`` of two convolutions. ``taps`` has K
+    taps, ``rank`` output channels and the layer's options; ``pointwise`` is a 1x1 convolution to O
+    channels. Let U and V be the weights of ``taps`` and ``pointwise``, r the rank, and n = 1 .. N
+    the layers of a set:
 
     - ``"left"``: ``W^n ~ U V^n``, the same ``taps`` in all layers; ``r (I K + N O)`` weights.
-    - ``"right"``: ``W^n ~ U^n V``, the same ``pointwise`` in all; ``r (N I K + O)`` weights.
+    - ``"right"``: ``W^n ~ U^n V``, the same ``pointwise`` in all layers; ``r (N I K + O)`` weights.
     - ``"both"``: ``W^n ~ U^n V + U V^n``, a ``Sum`` of both; ``r (N + 1) (I K + O)`` weights. The
       better of the two is fitted first; then each is fitted 30 times to the other's residual.
     - ``"svd"``: ``W ~ U V``, each layer separately; ``r (I K + O)`` weights.
 
     The squared error of the weights is the smallest possible for the rank. With ``"both"``, the
     error decreases in every step, but may only reach a local minimum. Fine-tune the copy with a new
-    optimizer.
-    Code that reads a replaced layer's ``weight`` raises an error.
+    optimizer. Code that reads a replaced layer's ``weight`` raises an error.
 
     Args:
         model: any module, before ``torch.compile``; it is left unchanged.
@@ -326,7 +325,9 @@ def _obstacle(
     if layer.groups != 1:
         return f"must have groups=1, but has {layer.groups}; leave out this layer"
     if own := vars(layer).keys() & {"forward", "_conv_forward"}:
-        return f"has its own {own.pop()}, which would be lost; move that code into a module"
+        return (
+            f"has its own {own.pop()}, which would be lost; move that code into a separate module"
+        )
     if hooks_of(layer):
         return "has hooks, which would be lost; remove them first"
     if len(owners[id(layer.weight)]) > 1:

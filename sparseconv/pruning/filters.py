@@ -168,7 +168,9 @@ def _traced(
     ignore = [ignore] if isinstance(ignore, str) else list(ignore)
     check_not_wrapped(model, "prune")
     if has_pairs(model):
-        raise ValueError("the model contains compressors; call sparseconv.pruning.merge(model)")
+        raise ValueError(
+            "the model contains compressors; first call sparseconv.pruning.merge(model)"
+        )
     work = deepcopy_model(model)
     return work, trace(work, arguments, ignore), arguments
 

@@ -237,7 +237,7 @@ def halves(call: Call) -> bool:
 
 
 def _differing(numbers: Tensor, along: Sequence[int]) -> int | None:
-    """Return the only dimension along which numbers differ, or one of size 1 for one channel."""
+    """Return the only dimension along which numbers differ; for a single channel, one of size 1."""
     if numbers.numel() == 0:
         return None
     every = range(numbers.dim())

@@ -267,7 +267,7 @@ class PruningReport(SmallerNetwork):
     left: Mapping[str, str] = field(default_factory=dict)
 
     def merge(self) -> nn.Module:
-        """Return the fine-tuned model of ``equivalent=True`` in its pruned shape."""
+        """Return the model in its pruned shape, after fine-tuning with ``equivalent=True``."""
         return merge(self.after)
 
     def curve(self, thresholds: Iterable[float] = DECADES) -> list[tuple[float, int]]:

@@ -21,7 +21,8 @@ PUBLISHED_WEIGHT, PUBLISHED_BATCH = 2e-5, 64  # for LITE; for other networks non
 class Stage(NamedTuple):
     """Name a module whose output should become sparse.
 
-    ``weight`` is its weight in the loss. Only the first ``channels`` count; by default, all do.
+    ``weight`` is the module's weight in the loss. Only its first ``channels`` channels count; by
+    default, all do.
     """
 
     module: str
@@ -87,7 +88,7 @@ class InstanceSparsity:
         if output.dim() != 3:
             raise ValueError(
                 f"the output of stage {stage.module!r} must be (N, C, L), but is "
-                f"{tuple(output.shape)}; name another module in stages"
+                f"{tuple(output.shape)}; name a different module in stages"
             )
         if module.training and output.requires_grad:
             norms = torch.linalg.vector_norm(output[:, : stage.channels], dim=2)

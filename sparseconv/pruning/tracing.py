@@ -1,8 +1,8 @@
 """Follow the channels of a network through one forward pass.
 
 Every channel of every tensor has a number. An operation that adds two tensors unites their numbers,
-and one that moves data moves the numbers. So residual connections, concatenation, groups and
-depthwise layers need no special rules. Channels are kept if an operation that uses them cannot
+and one that moves data moves the numbers. Therefore, residual connections, concatenation, groups
+and depthwise layers need no special rules. Channels are kept if an operation that uses them cannot
 be followed; ``Channels.left`` contains the reason.
 """
 
@@ -97,7 +97,7 @@ def kept_modules(model: nn.Module, ignore: Iterable[str]) -> dict[nn.Module, str
     for module in model.modules():
         for key in ("weight", "values", "bias") if isinstance(module, PRUNABLE) else ():
             if hasattr(module, key) and key not in module._parameters:
-                why = f"its {key!r} is computed from other parameters; undo that first ({UNDO})"
+                why = f"its {key!r} is computed from other parameters; first undo this ({UNDO})"
                 kept[module] = why
     for owners in owners_of(model).values():
         for name, other in zip(owners, owners[1:] + owners[:1], strict=True):

@@ -20,7 +20,9 @@ from sparseconv.pruning.surgery import mask, remove
 from sparseconv.pruning.tracing import output_tensors
 
 Edit = Callable[[nn.Module, Channels, Tensor], object]
-RELIES = "the code relies on the number of channels, or moves them in a way that cannot be followed"
+RELIES = (
+    "the code relies on the number of channels, or moves channels in a way that cannot be followed"
+)
 ADVICE = f"{RELIES}; name the module with that code in ignore"
 TRAIN = " in train mode"
 REPEATS = range(5)  # random parts of a model may not act in one run
@@ -125,7 +127,7 @@ def _unlike(
         if mode and not repeats:
             return None
         if len(found) != len(expected) or not all(map(close, found, expected)):
-            drawn = f" (perhaps due to random draws of {', '.join(sorted(unlike))})" * bool(unlike)
+            drawn = f" (perhaps due to random draws by {', '.join(sorted(unlike))})" * bool(unlike)
             return f"the model computes different outputs{mode}{drawn}"
     return None
 

@@ -357,7 +357,7 @@ def test_dropout_and_noise_that_are_active_in_eval_mode() -> None:
     assert torch.equal(torch.random.get_rng_state(), states[1])
     drawn = between(Function(lambda x: x * torch.randint(9, x.shape).sum())).double()
     report = sc.prune_filters(drawn, X, Magnitude(), fraction=0.5).report
-    assert "different outputs (perhaps due to random draws of randint)" in report.left["0"]
+    assert "different outputs (perhaps due to random draws by randint)" in report.left["0"]
     count = itertools.count()
     rarely = Function(lambda x: x * (1 + (next(count) % 4 == 1)))  # the runs after are alike
     with pytest.raises(ValueError, match="each time the model runs on the same input"):
