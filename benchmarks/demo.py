@@ -64,7 +64,9 @@ class Trained(NamedTuple):
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.demo", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for the results")
-    parser.add_argument("--epochs", type=int, default=EPOCHS, help="epochs for each network")
+    parser.add_argument(
+        "--epochs", type=int, default=EPOCHS, help="number of epochs for each network"
+    )
     arguments = parser.parse_args(argv)
     try:
         resolve_backend("cpp", torch.device("cpu"))  # the demo shows the C++ kernels at work

@@ -49,7 +49,7 @@ PLAIN = {"batch": 16, "stride": 1, "dilation": 1, "groups": 1}
 
 
 def main_rows(rows: Iterable[Row]) -> list[Row]:
-    """Return float32 layers' rows on the most frequent instruction set."""
+    """Return the rows of float32 layers with the most frequent instruction set."""
     rows = [
         row for row in rows
         if row["dtype"] == "float32" and row["density"] >= LEAST_DENSITY and ratio(row)

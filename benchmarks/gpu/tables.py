@@ -70,7 +70,7 @@ def errors(rows: Sequence[Row]) -> str:
 
 
 def steps(rows: Sequence[Row]) -> Table:
-    """List the milliseconds of a training step as a graph."""
+    """List the milliseconds of a training step that runs as a graph."""
     lines = []
     for row in rows:
         samples = {name: np.asarray(row["samples_ms"][name]) for name in STEPS}

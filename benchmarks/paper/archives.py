@@ -54,8 +54,8 @@ class Shape:
 def open_archive(folder: Path | None) -> Archive:
     """Find and read all data sets below a folder; None means aeon's bundled ones.
 
-    It finds ``NAME.npz`` files, and pairs ``NAME_TRAIN`` and ``NAME_TEST`` that ``datasets.load``
-    can read, at any depth.
+    The data sets are ``NAME.npz`` files, and pairs ``NAME_TRAIN`` and ``NAME_TEST`` that
+    ``datasets.load`` can read, at any depth.
 
     Raises:
         ValueError: the folder does not exist or contains no data set.

@@ -127,7 +127,7 @@ class Versus:
 
 
 def versus(ours: Mapping[str, float], theirs: Mapping[str, float]) -> Versus | None:
-    """Compare two classifiers' percents by data set; None if they share no data set.
+    """Compare two classifiers' accuracies (%) by data set; None if they share no data set.
 
     Example:
         >>> found = versus({"a": 90.0, "b": 80.0, "c": 70.0}, {"a": 89.0, "b": 80.0})
@@ -155,7 +155,7 @@ def versus(ours: Mapping[str, float], theirs: Mapping[str, float]) -> Versus | N
 
 @cache
 def _wilcoxon(differences: tuple[float, ...]) -> float:
-    """Return p, cached: a permutation test on few sets with ties takes seconds."""
+    """Return the p-value, cached: a permutation test on few sets with ties takes seconds."""
     return float(wilcoxon(differences).pvalue)
 
 

@@ -278,7 +278,7 @@ def times_and_accuracies(
 def pareto(runs: Runs, path: Path) -> Path | None:
     """Draw accuracy by prediction time; a line joins the Pareto front.
 
-    Times are geometric means over common sets, accuracies means over these and seeds.
+    Times are geometric means over common sets; accuracies are means over these sets and seeds.
     """
     names = runs.names()
     common = runs.common(*names)

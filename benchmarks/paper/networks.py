@@ -34,7 +34,7 @@ ROCKETS = dict.fromkeys(("ROCKET", "MiniROCKET"), ("n_kernels", "cv", "k"))
 
 
 def build(model: str, arguments: Mapping[str, Any], shape: Shape) -> nn.Module:
-    """Build a network for data of this shape, drawn with torch's global generator."""
+    """Build a network for data of this shape, with weights from torch's global generator."""
     more = {"n_timepoints": shape.n_timepoints} if model == "OS-CNN" else {}  # its longest kernels
     return NETWORKS[model](shape.n_channels, shape.n_classes, **more, **arguments)
 

@@ -51,7 +51,7 @@ READING = filled(CAPTIONS["reading"])
 
 @dataclass(frozen=True)
 class Part:
-    """A table, a figure, or both; without rows, or None, if runs are missing."""
+    """A table, a figure, or both; if runs are missing, the table is empty and the figure None."""
 
     name: str  # of its files, and of its entry in captions.toml
     table: Callable[[Runs], Table] | None = None
@@ -78,7 +78,7 @@ class Part:
 
 
 def other_runs(runs: Runs) -> Table:
-    """Compare the runs that no other part has with DSN."""
+    """Compare with DSN the runs that appear in no other part."""
     known = {"DSN"}.union(*(part.names() for part in PARTS))
     return dsn.against(runs, "DSN", [name for name in runs.names() if name not in known])
 

@@ -115,7 +115,7 @@ def _cross_validated(job: Job, data: Any, bank: Any, keep: float | str) -> dict[
 
 
 def _counts(dataset: str, model: str, candidates: int) -> dict[str, int]:
-    """Return how many to keep, by the share's name."""
+    """Return the numbers of groups to keep, by the name of the share."""
     counts = {name: round(share * candidates) for name, share in SHARES.items()}
     known = published().get(dataset, {}).get("POCKET kernels")
     if known and model == "ROCKET":

@@ -112,7 +112,7 @@ def sweep(
 def _performed(
     jobs: Iterable[Job], archive: Archive, out: Path, device: str, executor: Executor
 ) -> Iterator[tuple[Job, dict[str, Any] | None, str]]:
-    """Yield ended jobs with a row or an error; omit those whose process was killed."""
+    """Yield finished jobs with a row or an error; omit those whose process was killed."""
     futures = {
         executor.submit(perform, job, archive.sources[job.dataset], _folder(out, job), device): job
         for job in jobs
@@ -191,7 +191,7 @@ def _end_with(watched: Connection) -> None:
 
 
 def dask_pool(address: str) -> Pool:
-    """Return a Dask cluster's pool; workers see the archive and ``out`` at the same paths.
+    """Return a Dask cluster's pool; workers must see the archive and ``out`` at the same paths.
 
     Dask repeats the jobs of lost workers.
     """

@@ -31,10 +31,10 @@ BATCH, ROUNDS = 16, 9
 def measure(rows: Sequence[Mapping[str, Any]], path: Path) -> int:
     """Add a line for each data set with at least two networks and no line for exactly these.
 
-    It uses the first seed's networks, since the sizes for other seeds are nearly equal. On another
-    processor, everything is measured again, since ratios differ. A line has ``forward_ms`` and
-    ``step_ms`` of a batch of ``BATCH`` on one thread, by network, and describes each network. Equal
-    networks share their times; random kernels are left out.
+    Only the first seed's networks are timed, since the sizes for other seeds are nearly equal. On
+    another processor, everything is measured again, since ratios differ. A line has ``forward_ms``
+    and ``step_ms`` of a batch of ``BATCH`` on one thread, by network, and describes each network.
+    Equal networks share their times; random kernels are left out.
 
     Returns how many lines were added.
 

@@ -143,9 +143,9 @@ def checkpoint_interval(recipe: Recipe) -> int:
 def looks(shape: Shape, recipe: Recipe) -> list[int]:
     """Choose the epochs after which to evaluate on the test set, which training never sees.
 
-    They grow by about the same factor, since accuracy changes most at the beginning. Evaluations
-    come before a pattern update (whose new weights are 0), and never with a checkpoint: a kill
-    between the two would lose the evaluation.
+    The epochs grow by about the same factor, since accuracy changes most at the beginning.
+    Evaluations come before a pattern update (whose new weights are 0), and never with a checkpoint:
+    a kill between the two would lose the evaluation.
     """
     affordable = CURVE_SHARE * recipe.epochs * TRAINING * shape.n_train / shape.n_test
     count = max(1, min(CURVE_POINTS, int(affordable)))

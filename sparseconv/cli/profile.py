@@ -21,7 +21,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
     add("run_folder", **RUN)
     add("--length", **count("samples per series (default: as in the training series)"))
     add("--batch", **count("series per batch (default: as in training)"))
-    add("--threads", **count("threads for torch (default: as in training)"))
+    add("--threads", **count("number of threads for torch (default: as in training)"))
     add("--inference", action="store_true", help="eval mode, no gradients, forward only")
     add("--quiet", **QUIET)
     add("--json", type=Path, metavar="FILE", help="also write all measurements to this JSON file")

@@ -52,7 +52,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
         **options.count("number of steps in which the filters are removed (default: 1)"),
         default=1,
     )
-    add("--threads", **options.count("threads for torch (default: the run's)"))
+    add("--threads", **options.count("number of threads for torch (default: the run's)"))
     add("--data", **options.DATA)
     add("--out", type=Path, help="results folder, new or empty (default: RUN-CRITERION)")
     add("--quiet", **options.QUIET)

@@ -58,8 +58,9 @@ class GraphedStep:
 
     The first steps with a given shape run eagerly; the next one is captured, then replayed with a
     single launch instead of hundreds. A new pattern with the same nnz is written into the graphs'
-    memory. Graphs are captured again if nnz or the block changes, or a tensor of the model or of
-    the optimizer's state has moved. All graphs share one memory pool: use one stream at a time.
+    memory. Graphs are captured again if nnz or the block changes, or if a tensor of the model or of
+    the optimizer's state has moved in memory. All graphs share one memory pool: use one stream at a
+    time.
 
     Args:
         model: a model on one CUDA device.

@@ -73,9 +73,9 @@ def train(
     The best epoch is the one with the lowest training loss. Its weights are taken after its last
     optimizer step, before the pattern changes. The model is left in eval mode. If training stops
     early (because of an error or Ctrl-C), the model gets the weights of the best epoch so far; if
-    no epoch has ended, it gets back its initial weights. The state of torch's global generators is
-    restored. The same model, data, recipe and number of threads yield bit-identical results, even
-    after resuming. On CUDA, this requires deterministic operations (for cuDNN, set
+    no epoch has finished, its initial weights are restored. The state of torch's global generators
+    is restored. The same model, data, recipe and number of threads yield bit-identical results,
+    even after resuming. On CUDA, this requires deterministic operations (for cuDNN, set
     ``torch.backends.cudnn.deterministic``).
 
     Args:

@@ -159,7 +159,7 @@ class Run:
             return self._eager_step(x, target)
 
     def _gradients(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute a batch's gradients; return its mean loss and number of correct series."""
+        """Compute a batch's gradients; return the mean loss and number of correct predictions."""
         self.optimizer.zero_grad()
         casts = self.recipe.precision == "bfloat16"
         with torch.autocast(x.device.type, torch.bfloat16, enabled=casts):

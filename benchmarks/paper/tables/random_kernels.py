@@ -63,7 +63,7 @@ def pruned_kernels(runs: Runs) -> Table:
 
 
 def _whole(runs: Runs, name: str) -> str | None:
-    """Return the run with all kernels of the same draw; None if that is not shown."""
+    """Return the run with all kernels of the same draw; None if that run is not shown."""
     model = name.split(",")[0]
     if model not in ROCKETS or model not in runs or name in BY_FOLDS:
         return None
