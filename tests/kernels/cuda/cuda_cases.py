@@ -44,6 +44,17 @@ for _name in ("fprop", "dgrad", "wgrad"):  # what runs for CUDA tensors elsewher
     schemas._library.impl(_name, getattr(cuda, _name), "CPU")
 
 
+def _setup_context(ctx, inputs, output):
+    *tensors, numbers, relu = inputs
+    conv._Fprop.setup_context(ctx, (*tensors, conv.Rest((numbers, relu, "cuda"))), output)
+
+
+# The extension does this elsewhere (csrc/autograd/conv.cpp).
+torch.library.register_autograd(
+    "sparseconv::fprop", conv._backward, setup_context=_setup_context, lib=schemas._library
+)
+
+
 def supported_case(rng):
     """A random case that the kernels compute."""
     while True:
