@@ -64,13 +64,12 @@ def load(name_or_path: str | os.PathLike[str], *, nan_to_zero: bool = False) -> 
     """Read a data set from this machine; nothing is ever downloaded.
 
     Args:
-        name_or_path: one of the following.
-            The name of a set in ``BUNDLED``, which the aeon package contains. (Pass a folder with
-            such a name as ``"./NAME"`` or a ``Path``.)
-            A folder with the files ``NAME_TRAIN`` and ``NAME_TEST``, or one of the two files. The
-            files are ``.ts``, ``.arff``, or lines with a label and samples (``.tsv``, ``.csv``,
-            ``.txt``, or no ending), separated by tabs, commas, semicolons or spaces.
-            A ``.npz`` file with ``X_train``, ``y_train``, ``X_test`` and ``y_test``. Series are
+        name_or_path: the name of a set in ``BUNDLED``, which the aeon package contains. (Pass a
+            folder with such a name as ``"./NAME"`` or a ``Path``.)
+            Or a folder with the files ``NAME_TRAIN`` and ``NAME_TEST``, or one of the two files.
+            They are ``.ts``, ``.arff``, or lines with a label and samples (``.tsv``, ``.csv``,
+            ``.txt``, or no extension), separated by tabs, commas, semicolons or spaces.
+            Or a ``.npz`` file with ``X_train``, ``y_train``, ``X_test`` and ``y_test``. Series are
             ``(n_cases, n_channels, n_timepoints)`` or, with one channel,
             ``(n_cases, n_timepoints)``; labels are strings or real numbers.
         nan_to_zero: replace missing values with 0, as in the DSN paper's UCR 85 runs.

@@ -135,7 +135,7 @@ class POCKETClassifier(Scored, BaseClassifier):  # type: ignore[misc]
         model_: the ``RocketModel`` used for prediction, which can be saved.
         seed_, classes_, n_classes_: the seed; the sorted labels of fit; their number.
 
-    ``predict_proba`` multiplies the decisions by ``model_.scale`` and applies the softmax. This
+    ``predict_proba`` multiplies the margins by ``model_.scale`` and applies the softmax. This
     scale maximises the likelihood of the labels under the selection's leave-one-out decisions on
     all features. It is reduced if the refit's decisions have a larger spread.
 

@@ -163,7 +163,7 @@ class Chain:
             stages: the stages, in order.
 
         Returns:
-            ``(N, C_out, L)``, contiguous, and bfloat16 where ``in_rows``. Results of
+            ``(N, C_out, L)``, contiguous, and bfloat16 where ``in_rows``. Results of sparse
             convolutions are bit-identical to those outside a chain. The exceptions, in rows, are
             layers with fewer than 16 channels and gradients of replicated samples. Sums over
             positions, as in BatchNorm and gradients of weights, depend on N and L, but not on

@@ -111,7 +111,7 @@ class LayerTimes:
     Attributes:
         name: the module's (first) name in the model.
         weight_shape: ``(C_out, C_in // groups, K)``.
-        nnz, density: number of active weights, and their share of the kernel; None where
+        nnz, density: number of active weights, and their share of all weights; None where
             ``convert`` cannot replace the layer.
         sparse: whether ``convert`` made it sparse; None in a ``Profile``.
         verdict: print it, or compare it with a ``Verdict``.

@@ -248,7 +248,7 @@ def _first_pattern(
     init: str,
     block: tuple[int, int],
 ) -> KernelCSR:
-    """Activate ``int(size * (1 - sparsity))`` units of each region."""
+    """Return a pattern with ``int(size * (1 - sparsity))`` active units in each region."""
     units = _, in_channels, kernel_size = unit_shape(shape, block)
     if sparsity == 0:
         return KernelCSR.from_units(KernelCSR.full(units), shape, block)

@@ -1,4 +1,4 @@
-"""Compute adjacent modules of a sequence together, with unchanged results.
+"""Compute adjacent modules of a sequence together; results differ at most by rounding.
 
 A sequence is planned once. Each row of a table names the types of consecutive modules that may form
 a stage of a chain (``functional.chain``), and their ``Link``. On every call, each link checks
@@ -125,12 +125,12 @@ class Block(nn.Sequential):
 
     Consecutive layers form a chain, whose tensors stay in the kernels' memory layout. A chain can
     contain a ``SparseConv1d`` that preserves the length, with or without ``nn.ReLU``; a 1x1
-    ``nn.Conv1d``; and an ``nn.BatchNorm1d`` followed by ``nn.ReLU``. Results equal those of the
-    separate modules.
+    ``nn.Conv1d``; and an ``nn.BatchNorm1d`` followed by ``nn.ReLU``. Results of sparse convolutions
+    are bit-identical to those of the separate modules; other results differ by rounding.
 
     A chain needs the C++ kernels, and float32 or float64 tensors on a CPU with fused multiply-adds
     (AVX2 or later, or 64-bit Arm). On a CPU with AMX or AVX-512 BF16, it also computes blocks of 16
-    channels in bfloat16, including under autocast; there, results differ by rounding.
+    channels in bfloat16, including under autocast; there, all results differ by rounding.
 
     Modules with hooks or overridden code run one by one. So do all modules under torch.compile,
     any other use of autocast, torch.func, saved-tensor hooks, and modes that intercept functions or

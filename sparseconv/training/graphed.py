@@ -23,7 +23,8 @@ WARM_UP = 3  # calls before a capture: kernels are loaded, gradients and moments
 class StaticPattern(KernelCSR):
     """A pattern whose content, and everything computed from it, can be replaced in place.
 
-    Only CUDA graphs may use such a pattern, because every replay reads the same addresses.
+    CUDA graphs need such a pattern, because every replay reads the same addresses. Nothing else
+    may use it.
     """
 
     __slots__ = ()
