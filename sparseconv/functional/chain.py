@@ -118,7 +118,7 @@ def kernels_for(pattern: KernelCSR, geometry: Geometry, dtype: torch.dtype) -> t
     if not extension.has_block_kernels():
         why = "this CPU has neither AMX nor AVX-512 BF16"
     elif dtype != torch.bfloat16 and (dtype != torch.float32 or not rounds_float32()):
-        why = "blocks are computed only in bfloat16"
+        why = "blocks are computed only in bfloat16, or under torch.autocast to it"
     elif min(geometry.shape[0] // geometry.groups, geometry.shape[1]) < 16:
         why = "a group has fewer than 16 channels"
     if why:

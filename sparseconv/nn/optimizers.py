@@ -92,7 +92,7 @@ class Holdings:
             of_a_step = model is None and "_hooks[" in path  # hooks may hold objects that stay
             is_state = isinstance(value, Tensor) and value.numel() > 1 and id(value) not in ours
             if isinstance(value, torch.optim.LBFGS):
-                wrong = "is LBFGS, whose history mixes all parameters"
+                wrong = "keeps a history that mixes all parameters"
             elif is_state and name is not None and value.shape != owner.shape:
                 raise ValueError(
                     f"{path} of {name!r} must have the parameter's shape {list(owner.shape)}, one "

@@ -197,7 +197,8 @@ def _sparse_layers(model: nn.Module) -> dict[SparseConv1d, str]:
     if not layers:
         raise ValueError(
             f"expected a model with a SparseConv1d, but {type(model).__name__} has none; "
-            "SparseConv1d.from_dense(conv, mask) converts an nn.Conv1d"
+            "convert a pruned model with sc.convert(model, example_input=x), whose report also "
+            "shows the times"
         )
     for layer, name in layers.items():
         if type(layer).forward is not SparseConv1d.forward:

@@ -212,6 +212,11 @@ def keep_filters(
         if name not in channels.layers:
             raise ValueError(f"filters must name some of {list(channels.layers)}, but got {name!r}")
         outputs = channels.layers[name].outputs
+        wrong = sorted(number for number in stay if not 0 <= number < len(outputs))
+        if wrong:
+            raise ValueError(
+                f"filters of {name!r} must be from 0 to {len(outputs) - 1}, but got {wrong}"
+            )
         units = outputs[[number for number in range(len(outputs)) if number not in stay]]
         kept[units[units != FIXED]] = False
     for name, stay in wanted.items():
@@ -219,8 +224,8 @@ def keep_filters(
         found = stays.nonzero()[:, 0].tolist()
         if not stay or found != sorted(stay):
             raise ValueError(
-                f"filters of {name!r} must contain at least one of 0 to {len(stays) - 1}, the same "
-                f"ones as for tied layers, but got {sorted(stay)}, which would keep {found}"
+                f"filters of {name!r} must contain at least one number, the same ones as for tied "
+                f"layers, but got {sorted(stay)}, which would keep {found}"
             )
     for why in removed_wrongly(remove, model, arguments, channels, kept).values():
         raise ValueError(f"{why}; name the module with that code in ignore")

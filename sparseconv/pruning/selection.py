@@ -47,10 +47,17 @@ def select_in_steps(
     for step in range(1, steps + 1):
         scores = criterion.scores(work, _restricted(channels, kept))
         of_all = isinstance(scores, Tensor) and scores.shape == kept.shape
-        if not of_all or not scores.isfinite().all():
+        if not of_all:
             raise ValueError(
-                f"{criterion!r} must return a finite score for each of {len(kept)} units "
-                f"(channels.n_units), but returned {scores}; check the weights and the data"
+                f"{criterion!r} must return a score for each of {len(kept)} units "
+                f"(channels.n_units), but returned {scores}"
+            )
+        if not scores.isfinite().all():
+            bad = (~scores.isfinite()).nonzero()[:, 0]
+            names = [n for n, x in channels.layers.items() if torch.isin(x.outputs, bad).any()]
+            raise ValueError(
+                f"expected finite scores from {criterion!r}, but filters of {names} have others; "
+                "check that the weights and the data contain no NaN and no infinity"
             )
         last = scores.where(kept, last.to(scores))  # a removed unit keeps its last score
         selection = _Selection(channels, criterion.everywhere, kept, scores)

@@ -281,7 +281,7 @@ def test_it_says_whether_blocks_compute_and_why_not(monkeypatch: pytest.MonkeyPa
     assert "with single weights, not with blocks: 1, 2; kernels of 16 x 16 channels have" in text
     assert "| kernels |" in text
     plain = profile(model, x, training=False, rounds=6)
-    why = "blocks are computed only in bfloat16"
+    why = "blocks are computed only in bfloat16, or under torch.autocast to it"
     single = [("single weights", why) if "block" in options else ("", "") for options in IN_UNITS]
     assert [(layer.kernels, layer.not_blocks) for layer in plain.layers] == single
     torch.backends.mkldnn.conv.fp32_precision = "bf16"

@@ -119,7 +119,7 @@ def schedule(make: Callable[[Parameters], Any]) -> Callable[[], Any]:
 test_optimizers = refusals(
     (prune(lambda params: torch.optim.lr_scheduler.StepLR(SGD(params), 1)), TypeError,
      "but got StepLR; for a learning-rate scheduler or a wrapper, pass its optimizer (.optimizer"),
-    (prune(torch.optim.LBFGS), NotImplementedError, "LBFGS is LBFGS, whose history mixes all par"),
+    (prune(torch.optim.LBFGS), NotImplementedError, "LBFGS keeps a history that mixes all par"),
     (prune(flat), NotImplementedError, "SGD.held is a tensor of shape [299] that belongs to no"),
     (prune(named), NotImplementedError, "SGD.held['0'] is a tensor of shape [8, 2, 3] that belong"),
     (prune(shadow), NotImplementedError, "SGD.held is of type Shadow and references parameters"),
@@ -138,7 +138,7 @@ test_optimizers = refusals(
     (schedule(with_attribute(masters)), NotImplementedError,
      "SGD.held[0][0] is trained in place of '0.values'"),
     (schedule(with_attribute(lambda params: [torch.optim.LBFGS(params)])), NotImplementedError,
-     "SGD.held[0] is LBFGS, whose history"),
+     "SGD.held[0] keeps a history"),
     (schedule(flat), NotImplementedError, "SGD.held is a tensor of shape [69] that belongs to no"),
     (schedule(shadow), NotImplementedError, "SGD.held is of type Shadow and references parameters"),
 )  # fmt: skip

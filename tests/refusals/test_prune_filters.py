@@ -42,6 +42,13 @@ def call(
     return lambda: sc.prune_filters(whole, x, given, **(limits | options))
 
 
+class OneShort(WHC):
+    """A criterion that forgets a unit."""
+
+    def scores(self, *arguments: Any) -> Tensor:
+        return super().scores(*arguments)[1:]
+
+
 class Function(nn.Module):
     """Calls a function."""
 
@@ -99,6 +106,7 @@ test_arguments = refusals(
     (call(ignore="0"), ValueError, "Sequential has no filters that can be removed"),
     (call(criterion="whc"), TypeError, "for example WHC(), but got 'whc'; create one with WHC()"),
     (call(criterion=WHC), TypeError, "; create one with WHC()"),
+    (call(criterion=OneShort()), ValueError, "OneShort() must return a score for each of 8 units"),
     (call(criterion=0.5), TypeError, "criterion must be a Criterion from sparseconv"),
     (call(criterion=DSP(X), fraction=0.5), ValueError, "decides how many filters to remove"),
     (call(x=X.tolist()), TypeError, "example_input must be a tensor"),
@@ -168,7 +176,7 @@ test_criteria = refusals(
     (call(criterion=Jacobian(DataLoader(TensorDataset(X, Y), batch_size=None))), ValueError,
      "Jacobian expected batches, but got a single series (2, 12)"),
     (call(criterion=DSP(HOLE)), ValueError, "DSP: expected X to be finite, but 1 of 6 "),
-    (call(criterion=DSP(X), model=broken()), ValueError, "; check the weights and the data"),
+    (call(criterion=DSP(X), model=broken()), ValueError, "check that the weights and the data c"),
     (call(criterion=evolve(X, Y), model=broken()), ValueError, "finite outputs, but some are NaN"),
     (call(criterion=evolve(X, Y + 0.5)), TypeError, "Evolutionary: expected y to contain class i"),
     (call(criterion=evolve(X, Y + 1)), ValueError, "a class index from 0 to 2 for"),
@@ -192,8 +200,8 @@ SLICED = nn.Sequential(nn.Conv1d(2, 8, 1), Function(lambda x: x[:, 5:]), nn.Conv
 test_keep_filters = refusals(
     (lambda: keep_filters(SLICED, X, {"0": [1]}), ValueError, "'2' would have no input channels: "),
     (keep({"no": [0]}), ValueError, "filters must name some of ["),
-    (keep({FIRST: []}), ValueError, "0 to 3, the same ones as for tied layers, but got []"),
-    (keep({FIRST: [1, 4]}), ValueError, "but got [1, 4], which would keep [1]"),
+    (keep({FIRST: []}), ValueError, "one number, the same ones as for tied layers, but got []"),
+    (keep({FIRST: [1, 4]}), ValueError, "must be from 0 to 3, but got [4]"),
     (keep({"head.2": [0]}), ValueError, "but got [0], which would keep [0, 1, 2]"),
     (keep({LAST: [0, 1], SHORTCUT: [0]}), ValueError, "but got [0, 1], which would keep [0]"),
     (keep({FIRST: [True, False]}), TypeError, "(for a mask: mask.nonzero()[:, 0]), but got True"),
