@@ -107,7 +107,7 @@ def blocks() -> tuple[str, ...]:
         f"training step {min(speeds):.1f}x to {max(speeds):.1f}x as fast as PyTorch's fastest "
         "dense bfloat16 setting",
         f"compared with single weights ({found.sets} sets, {seeds}): {points(found)}; from "
-        f"{lowest:+.0f} on the worst set to {highest:+.0f} on the best",
+        f"{lowest:+.0f} points on the worst set to {highest:+.0f} on the best",
         "blocks",
     )
 
