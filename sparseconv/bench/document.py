@@ -74,6 +74,6 @@ def best_baseline(row: Row) -> str | None:
 
 
 def ratio(row: Row, baseline: str = BEST) -> Estimate | None:
-    """Return the ratio of a baseline's time to the sparse time, or None if it was not timed."""
+    """Return the ratio of a baseline's time to the sparse time; None if the row has none."""
     found = row["ratio"].get(best_baseline(row) if baseline == BEST else baseline)
     return None if found is None else Estimate(*found)

@@ -45,7 +45,7 @@ def flag(name: str, value: Any) -> bool:
 def number(name: str, value: Any) -> float:
     """Accept a real Python or NumPy number, but not a bool."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name} must be a number, but got a {type(value).__name__}: {value!r}")
+        raise TypeError(f"{name} must be a number, but got {type(value).__name__}: {value!r}")
     return float(value)
 
 

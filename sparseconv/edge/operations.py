@@ -140,7 +140,7 @@ def _of_times(build: Builder, x: Value, weight: Array, kind: str, largest: bool)
 
 
 def pool(build: Builder, x: Value, call: Call) -> Value:
-    """Add ``max_pool1d`` or ``avg_pool1d``; equal windows of channels are stored once."""
+    """Add ``max_pool1d`` or ``avg_pool1d``; store only one of a channel's equal windows."""
     args, largest = call.args, call.name == "max_pool1d"
     (taps,), (left,) = args["kernel_size"], args["padding"]
     dilation = tuple(args.get("dilation", (1,)))

@@ -83,8 +83,8 @@ def prune_filters(
             each layer that reads them. ``report.merge()`` then returns the model in its pruned
             shape.
         optimizer: an optimizer for the model's parameters. ``report.optimizer`` is its successor,
-            with the state of the kept weights, including the state in wrapped optimizers (SAM,
-            Lookahead). For a learning-rate scheduler, set ``scheduler.optimizer =
+            with the state of the kept weights, including the state in optimizers that wrap
+            others (SAM, Lookahead). For a learning-rate scheduler, set ``scheduler.optimizer =
             report.optimizer``.
 
     Raises:

@@ -82,7 +82,7 @@ def output_tensors(out: Any) -> list[Tensor]:
         elif is_dataclass(leaf) and not isinstance(leaf, type):
             found += output_tensors([getattr(leaf, field.name) for field in fields(leaf)])
         elif not isinstance(leaf, Number | str | NoneType):
-            raise ValueError(f"{expected}, but its output contains a {type(leaf).__name__}")
+            raise ValueError(f"{expected}, but its output contains {type(leaf).__name__}")
     if not found:
         raise ValueError(f"{expected}, but the returned {type(out).__name__} contains none")
     return found

@@ -54,8 +54,8 @@ def kernel_features(X: Any, bank: KernelBank, *, out: Features | None = None) ->
         out = np.empty((len(series), bank.n_features), np.float32)
     elif not isinstance(out, np.ndarray) or not out.flags.carray:
         raise ValueError(
-            "expected out to be a C-contiguous, writeable array, but got "
-            f"{'a strided or read-only one' if isinstance(out, np.ndarray) else type(out).__name__}"
+            "expected out to be an aligned, C-contiguous, writeable array, but got "
+            f"{'one that is not' if isinstance(out, np.ndarray) else type(out).__name__}"
             "; omit out to get a new array"
         )
     if extension is None:

@@ -43,7 +43,7 @@ def one_tensor(output: Any) -> Tensor:
     """Return a model's output if it is a tensor; otherwise, raise TypeError."""
     if not isinstance(output, Tensor):
         raise TypeError(
-            f"the model must return one tensor, but returned a {type(output).__name__}; wrap it "
+            f"the model must return one tensor, but returned {type(output).__name__}; wrap it "
             "in a module that returns the log-probabilities"
         )
     return output

@@ -63,7 +63,7 @@ test_aeon_estimators = refusals(
     (lambda: fit(keep="auto"), ValueError, "keep must be a number or 'cv', but got 'auto'"),
     (lambda: fit(keep=0), ValueError, "keep must be above 0"),
     (lambda: fit(keep=35), ValueError, "keep must lie in [0, 1], but got 35; 35 % is 0.35"),
-    (lambda: fit(k="auto"), TypeError, "k must be a number, but got a str: 'auto'"),
+    (lambda: fit(k="auto"), TypeError, "k must be a number, but got str: 'auto'"),
     (lambda: fit(k=0), ValueError, "k must be positive and finite, or 'cv', but got 0"),
     (lambda: fit(k=np.inf), ValueError, "k must be positive and finite, or 'cv', but got inf"),
     (lambda: fit(keep="cv", y=np.arange(12)), ValueError, 'a class with at least 2 cases for "cv"'),

@@ -68,7 +68,7 @@ test_scheduler = refusals(
     (make(decay_steps=0), ValueError, "decay_steps must be at least 1"),
     (make(prune_fraction=1.01), ValueError, "prune_fraction must lie in [0, 1], but got 1.01"),
     (make(prune_fraction=30), ValueError, "in [0, 1], but got 30.0; 30 % is 0.3"),
-    (make(prune_fraction="a"), TypeError, "prune_fraction must be a number, but got a str"),
+    (make(prune_fraction="a"), TypeError, "prune_fraction must be a number, but got str"),
     (make(prune_floor=0.6), ValueError, "prune_floor=0.6 and prune_fraction=0.5"),
     (make(seed=None), TypeError, "seed must be an int, but got None"),
     (make(grow="rigl"), ValueError, "grow must be one of 'random', 'gradient', 'static'"),

@@ -54,7 +54,7 @@ test_layer = refusals(
     (make(density=20), ValueError, "density must lie in [0, 1], but got 20; 20 % is 0.2"),
     (make(density=0.9, pattern=KernelCSR.full((6, 4, 3))), ValueError, "pass either pattern, or d"),
     (make(block=2, pattern=KernelCSR.full((6, 4, 3))), ValueError, "pass either pattern, or d"),
-    (make(density="0.2"), TypeError, "density must be a number, but got a str"),
+    (make(density="0.2"), TypeError, "density must be a number, but got str"),
     (make(groups=1.5), TypeError, "groups must be an int or a tuple of one int, but got 1.5"),
     (make(groups=0), ValueError, "groups is not supported: expected >= 1, got 0"),
     (make(in_channels=3, groups=3, out_channels=4), ValueError, "to be divisible by 3"),

@@ -136,7 +136,7 @@ test_models = refusals(
     (call(nn.Sequential(nn.LSTM(12, 4), Function(lambda y: y[0]))), ValueError,
      "such as Conv1d, ConvTranspose1d, SparseConv1d, Linear:\n0: LSTM is not pruned; only "),
     (call(nn.Sequential(nn.PReLU())), ValueError, "removed; expected layers such as Conv1d, "),
-    (call(returning(lambda y: np.array(y))), ValueError, "its output contains a ndarray"),
+    (call(returning(lambda y: np.array(y))), ValueError, "its output contains ndarray"),
     (call(network(Function(lambda x: x * next(COUNT)))), ValueError,
      "the model runs on the same input, but they depend on its state, or on random"),
 )  # fmt: skip
