@@ -64,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Check the sparse kernels against float64, and time them and dense PyTorch.
 
     Sparse and dense calls run interleaved, in one process. Without --suites or --cases, everything
-    runs, which takes about an hour on two cores, or ten minutes with --quick. If a result is wrong,
+    runs, which takes about an hour on two cores, and much less with --quick. If a result is wrong,
     the exit code is 1.
     """
     cases = select(arguments.suites, arguments.cases)
