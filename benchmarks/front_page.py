@@ -230,14 +230,11 @@ def about_tools() -> str:
     """Describe what the table of tools compares, and DSN on more sets."""
     sets = len({row["dataset"] for row in read_lines(classifiers.RESULTS)})
     found = compared(kernels().accuracy("MiniROCKET"), recorded("full").accuracy("DSN"))
-    interval = points(found).partition(" points ")[2].replace(", not", ", which is not")
-    gap, side = f"{abs(found.difference):.1f}", "lower" if found.difference < 0 else "higher"
     return (
         f"The figures are means over {sets} small UCR sets, measured on one thread. MiniROCKET and "
         "pruned ROCKET are faster than the networks, and more accurate than DSN on these sets. "
         "Choose a network if you need C or ONNX, or want to fine-tune. "
-        f"On {found.sets} sets, MiniROCKET's accuracy is {gap} points {side} than DSN's "
-        f"{interval}. "
+        f"On {found.sets} sets, MiniROCKET's accuracy differs from DSN's by {points(found)}. "
         "Networks were trained for 1 000 epochs, with one seed for the two-layer DSN and for "
         "InceptionTime, and three seeds for DSN. The networks were timed on another machine, "
         "which was running other jobs at the same time, so compare only the orders of magnitude "

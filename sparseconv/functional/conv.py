@@ -251,18 +251,19 @@ class _Gradient(Differentiable):
         return _Gradient.call(of_grad, factor, *rest) + _Gradient.call(grad, of_factor, *rest)
 
 
-if extension is None:  # else csrc/autograd/conv.cpp does this in less time
-
-    def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _register_gradient(op: str, backend: str) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         *tensors, numbers, relu = inputs
-        _Fprop.setup_context(ctx, (*tensors, Rest((numbers, relu, "triton"))), output)
+        _Fprop.setup_context(ctx, (*tensors, Rest((numbers, relu, backend))), output)
 
-    def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         return *_Fprop.backward(ctx, grad), None
 
-    torch.library.register_autograd(
-        "sparseconv::triton_fprop", _backward, setup_context=_setup_context
-    )
+    torch.library.register_autograd(f"sparseconv::{op}", backward, setup_context=setup_context)
+
+
+if extension is None:  # else csrc/autograd/conv.cpp does this in less time
+    _register_gradient("triton_fprop", "triton")
 
 
 # csrc/autograd/conv.cpp calls this except in plain backward passes on a CPU.

@@ -126,11 +126,11 @@ class Block(nn.Sequential):
     Consecutive layers form a chain, whose tensors stay in the kernels' memory layout. A chain can
     contain a ``SparseConv1d`` that preserves the length, with or without ``nn.ReLU``; a 1x1
     ``nn.Conv1d``; and an ``nn.BatchNorm1d`` followed by ``nn.ReLU``. Results of sparse convolutions
-    are bit-identical to those of the separate modules; other results differ by rounding.
+    are bit-identical to those of the separate modules; other results may differ by rounding.
 
     A chain needs the C++ kernels, and float32 or float64 tensors on a CPU with fused multiply-adds
     (AVX2 or later, or 64-bit Arm). On a CPU with AMX or AVX-512 BF16, it also computes blocks of 16
-    channels in bfloat16, including under autocast; there, all results differ by rounding.
+    channels in bfloat16, including under autocast; there, any result may differ by rounding.
 
     Modules with hooks or overridden code run one by one. So do all modules under torch.compile,
     any other use of autocast, torch.func, saved-tensor hooks, and modes that intercept functions or

@@ -43,16 +43,7 @@ conv.resolve_backend = lambda *args: "cuda"
 for _name in ("fprop", "dgrad", "wgrad"):  # what runs for CUDA tensors elsewhere
     schemas._library.impl(_name, getattr(cuda, _name), "CPU")
 
-
-def _setup_context(ctx, inputs, output):
-    *tensors, numbers, relu = inputs
-    conv._Fprop.setup_context(ctx, (*tensors, conv.Rest((numbers, relu, "cuda"))), output)
-
-
-# The extension does this elsewhere (csrc/autograd/conv.cpp).
-torch.library.register_autograd(
-    "sparseconv::fprop", conv._backward, setup_context=_setup_context, lib=schemas._library
-)
+conv._register_gradient("fprop", "cuda")  # elsewhere the extension does this
 
 
 def supported_case(rng):
