@@ -33,8 +33,8 @@ def as_array(raw: Any, expectation: str, kinds: str = NUMBERS) -> Array:
     """Convert user input to a NumPy array in native byte order.
 
     Accept arrays with any strides and byte order, tensors, pandas objects, and lists of these. A
-    pandas object may be indexed by case and time, or contain a series in each cell. None and
-    ``pandas.NA`` become NaN.
+    pandas object may be indexed by case and time, or contain a series in each cell. Cases, channels
+    and times of an indexed table are sorted, as in aeon. None and ``pandas.NA`` become NaN.
 
     Raises:
         ValueError: series of different lengths, or a type outside ``kinds``. The message begins
@@ -66,13 +66,24 @@ def _without_wrapper(raw: Any) -> Any:
     if isinstance(raw, Tensor):
         raw = raw.float() if raw.dtype == torch.bfloat16 else raw  # NumPy has no bfloat16
         return raw.to_dense().numpy(force=True)
-    if isinstance(raw, np.ma.MaskedArray):
-        return np.ma.filled(raw.astype(np.float64), np.nan)
+    if isinstance(raw, np.ma.MaskedArray):  # large integers are labels, which float64 would round
+        return np.ma.filled(raw.astype(np.float64), np.nan) if raw.mask.any() else raw.data
     if isinstance(raw, list | tuple) and len(raw) and not isinstance(raw[0], int | float | str):
         return [_without_wrapper(case) for case in raw]
-    if getattr(getattr(raw, "index", None), "nlevels", 1) > 1:
-        return [case.to_numpy().T for _, case in raw.groupby(level=0, sort=False)]
+    index: Any = getattr(raw, "index", None)
+    if getattr(index, "nlevels", 1) > 1:
+        missing = any((codes < 0).any() for codes in index.codes)
+        if index.nlevels != 2 or index.has_duplicates or missing:
+            raise ValueError("got a table in which not every row has its own index (case, time)")
+        cases = (raw if raw.ndim > 1 else raw.to_frame()).groupby(index.codes[0])
+        rows = [case.droplevel(0).sort_index().sort_index(axis=1) for _, case in cases]
+        return [case.to_numpy().T for case in rows]
     return raw
+
+
+def without_index(raw: Any) -> Any:
+    """Return the values of a pandas object, in their order, as labels are; anything else as is."""
+    return raw.to_numpy() if hasattr(raw, "to_numpy") else raw
 
 
 def _several_lengths(plain: Any) -> str:
@@ -216,7 +227,7 @@ def as_series(
     raw = three_axes(owner, key, raw)
     if nan_to_zero and raw.dtype.kind == "f":
         raw = np.where(np.isnan(raw), 0.0, raw)
-    with np.errstate(over="ignore"):  # too large a number becomes inf, which is rejected below
+    with np.errstate(over="ignore", under="ignore"):  # inf is rejected below
         X = np.require(raw, np.float32, ["C", "A", "W"])  # torch warns about read-only arrays
     bad = ~np.isfinite(X)
     if bad.any():
@@ -240,7 +251,7 @@ def as_labels(owner: str, key: str, raw: Any, n_cases: int | None = None) -> Arr
     """
     cases = "each case" if n_cases is None else f"each of {n_cases} cases"
     expectation = f"{owner}: expected {key} to contain a string or a real number for {cases}"
-    y = as_array(raw, expectation, NUMBERS + "U")
+    y = as_array(without_index(raw), expectation, NUMBERS + "U")
     if y.ndim == 2 and y.shape[1] == 1:
         y = y[:, 0]
     if y.ndim != 1 or n_cases not in (None, len(y)):

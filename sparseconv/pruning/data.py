@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves
 
-from sparseconv.core.arrays import as_tensor, class_indices, fitting
+from sparseconv.core.arrays import as_tensor, class_indices, fitting, without_index
 from sparseconv.models.classifier import Classifier
 from sparseconv.nn.modules import has_codes
 from sparseconv.pruning.channels import NORMS
@@ -175,7 +175,7 @@ def batches_of(
             if len(case) == 1 or (len(case) == 2 and case[:1] == channels[:1]):
                 data = as_tensor(data, "")
     if isinstance(data, tuple) or hasattr(data, "shape"):
-        given = data if isinstance(data, tuple) else (data,)
+        given = (data[0], *map(without_index, data[1:])) if isinstance(data, tuple) else (data,)
         expectation = f"{criterion}: expected X and y to contain real numbers"
         arrays = [as_tensor(x, expectation) for x in given]
         if len({len(array) for array in arrays}) > 1:

@@ -12,10 +12,12 @@ import torch
 pytest.importorskip("aeon", reason="aeon is not installed")
 
 import pandas as pd
+from aeon.utils.conversion import convert_collection
 from tiny import network
 
 import sparseconv as sc
 from sparseconv import DSNClassifier, POCKETClassifier, RocketTransformer, kernel_features
+from sparseconv.core.arrays import three_axes
 from sparseconv.profiling.stopwatch import copied_arguments
 from sparseconv.training import Recipe, train
 from sparseconv.training.evaluation import predict_log_proba
@@ -27,6 +29,8 @@ BANK, MINI = (
     RocketTransformer(kind, n, random_state=0).fit(X).bank_
     for kind, n in (("rocket", 20), ("minirocket", 84))
 )
+BY_CASE = pd.MultiIndex.from_product([range(12), range(24)])
+BY_TRIAL = pd.MultiIndex.from_product([list("ba"), range(6)])
 Form = Callable[[np.ndarray], Any]
 STRIDED: dict[str, Form] = {
     "reversed": lambda a: a[..., ::-1].copy()[..., ::-1],
@@ -50,10 +54,11 @@ SERIES = STRIDED | {
     "without a channel axis": lambda a: a[:, 0],
     "frame of cases": lambda a: pd.DataFrame(a[:, 0]),
     "frames": lambda a: [pd.DataFrame(case) for case in a],
-    "frame by case and time": lambda a: pd.DataFrame(
-        a.transpose(0, 2, 1).reshape(-1, 1),
-        index=pd.MultiIndex.from_product([range(len(a)), range(a.shape[2])]),
+    "frame by case and time": lambda a: pd.DataFrame(a.reshape(-1, 1), BY_CASE),
+    "its rows in another order": lambda a: pd.DataFrame(a.reshape(-1, 1), BY_CASE).sample(
+        frac=1, random_state=0
     ),
+    "column by case and time": lambda a: pd.Series(a.ravel(), BY_CASE)[::-1],
     "frame of series": lambda a: pd.DataFrame({"x": [pd.Series(case[0]) for case in a]}),
     "frame that may lack values": lambda a: pd.DataFrame(a[:, 0]).astype("Float64"),
 }
@@ -64,6 +69,8 @@ LABELS = STRIDED | {
     "series": pd.Series,
     "frame": lambda y: pd.DataFrame({"label": y}),
     "Int64": lambda y: pd.Series(y).astype("Int64"),
+    "by subject and trial": lambda y: pd.Series(y, BY_TRIAL),
+    "column by subject and trial": lambda y: pd.DataFrame({"label": y}, BY_TRIAL),
 }
 
 
@@ -130,6 +137,21 @@ def test_series(take: Callable[..., Any]) -> None:
     assert np.array_equal(take(X > 0), take((X > 0) * 1.0))
 
 
+def test_tables_are_read_as_aeon_reads_them() -> None:
+    """Cases, channels and times in its order, whatever the order of rows and columns."""
+    rows = [(case, time) for case in ("b", "c", "a") for time in (7, 30, 5, 11)]
+    table = pd.DataFrame(
+        RANDOM.normal(size=(12, 3)),
+        pd.MultiIndex.from_tuples(rows).set_levels(["c", "b", "a"], level=0),
+        ["x10", "x2", "x1"],
+    )
+    for one in (table, table.sample(frac=1, random_state=1), table[["x1", "x10", "x2"]]):
+        found = np.asarray(three_axes("", "X", one))
+        assert np.array_equal(found, convert_collection(one, "numpy3D"))
+    few = table.drop("b", level=0)  # which aeon refuses
+    assert np.array_equal(three_axes("", "X", few), three_axes("", "X", table)[[0, 2]])
+
+
 @pytest.mark.parametrize("take", [trained, dsn, pocket, transformed, pruned])
 def test_labels(take: Callable[..., Any]) -> None:
     wanted = take()
@@ -156,6 +178,13 @@ def test_example_inputs() -> None:
         for x in (X, torch.from_numpy(X)):
             report = sc.prune_filters(model, x, sc.pruning.WHC(), fraction=0.5)[1]
             assert report.measure(x[:2], least_seconds=0) is not None
+
+
+def test_large_integers_stay_distinct() -> None:
+    y = 999_000_011_000_000_103 + Y
+    for form in (list, pd.Series, np.ma.masked_array, lambda y: pd.Series(y).astype("Int64")):
+        found = DSNClassifier(nf=2, kernel_size=6, depth=2, epochs=1).fit(X, form(y))
+        assert found.classes_.tolist() == np.unique(y).tolist()
 
 
 def test_labels_of_words() -> None:

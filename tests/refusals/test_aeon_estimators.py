@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from refusals import refusals
 
@@ -51,7 +52,18 @@ class Late(RocketClassifier):
         return self.classes_[(self.pipeline_.decision_function(X) > -0.9).astype(int)]
 
 
+def by(*levels: Any) -> pd.DataFrame:
+    """The series, one sample a row, with these levels of an index."""
+    return pd.DataFrame({"x": X.ravel()}, pd.MultiIndex.from_arrays(list(levels)))
+
+
+CASE, TIME = np.divmod(np.arange(720), 60)
+EACH = "got a table in which not every row has its own index (case, time)"
 test_aeon_estimators = refusals(
+    (lambda: fit(by(CASE, TIME // 2)), ValueError, EACH),
+    (lambda: fit(by(CASE, np.where(TIME, TIME, np.nan))), ValueError, EACH),
+    (lambda: fit(by(CASE, CASE, TIME)), ValueError, EACH),
+    (lambda: fit(by(CASE, TIME)[:-1]), ValueError, "got lengths from 59 to 60; first pad or cut"),
     (lambda: fit(kernels="hydra"), ValueError, "kernels must be one of ('rocket', 'minirocket')"),
     (lambda: fit(n_kernels=0), ValueError, "n_kernels must be at least 1"),
     (lambda: fit(kernels="minirocket", n_kernels=50), ValueError, "n_kernels must be at least 84"),
