@@ -13,6 +13,7 @@ import torch
 from aeon.classification.base import BaseClassifier
 
 from sparseconv.core.arrays import as_series
+from sparseconv.core.generators import Drawing
 from sparseconv.dst.update import Growth
 from sparseconv.estimators.shared import Scored, draw_seed, given_labels
 from sparseconv.models import DSN
@@ -125,9 +126,10 @@ class DSNClassifier(Scored, BaseClassifier):  # type: ignore[misc]
             **{field.name: own[field.name] for field in fields(Recipe) if field.name in own},
         )
         network = {name: own[name] for name in inspect.signature(DSN).parameters if name in own}
-        with self._threads(), torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
-            model = DSN(series.shape[1], self.n_classes_, **network).to(self.device)
+        with self._threads():
+            with Drawing(seed):
+                model = DSN(series.shape[1], self.n_classes_, **network)
+            model.to(self.device)
             more = {"validation": self._validation(), "on_epoch": self.on_epoch}
             result = train(model, series, labels, recipe, verbose=self.verbose, **more)
         self.seed_ = seed

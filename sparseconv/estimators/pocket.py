@@ -21,6 +21,7 @@ from sklearn.preprocessing import StandardScaler
 
 from sparseconv.core.arrays import warn_if_swapped
 from sparseconv.core.checks import count, flag, number, share
+from sparseconv.core.generators import generators_kept
 from sparseconv.estimators.shared import Scored, Shared, case_weights, draw_seed, given_labels
 from sparseconv.measure.progress import progress
 from sparseconv.rocket.bank import KINDS, MINI_KERNELS, KernelBank, Kind, check_length
@@ -360,11 +361,8 @@ def draw_kernels(kernels: Any, n_kernels: int, seed: int, X: Array) -> KernelBan
     n_kernels = count("n_kernels", n_kernels, least)
     check_length(kernels, X.shape)
     make = Rocket if kernels == "rocket" else MiniRocket
-    state = np.random.get_state()  # aeon seeds NumPy's global generator; restore it afterwards
-    try:
+    with generators_kept(torchs=False):  # aeon seeds NumPy's
         return KernelBank.from_aeon(make(n_kernels, random_state=seed).fit(X))
-    finally:
-        np.random.set_state(state)
 
 
 def how_many(keep: Any, candidates: int) -> int:

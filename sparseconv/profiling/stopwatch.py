@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import random
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -17,6 +16,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from sparseconv.core.arrays import as_tensor, fitting
 from sparseconv.core.checks import count
+from sparseconv.core.generators import generators_kept
 from sparseconv.functional.chain import kernels_for
 from sparseconv.measure.records import INFERENCE, TRAINING, BeforeAfter, Counts, LayerTimes, Verdict
 from sparseconv.measure.timing import LEAST_ROUNDS, Times, collector_paused, interleave
@@ -42,13 +42,10 @@ class Stopwatch:
     @contextmanager
     def running(self) -> Iterator[None]:
         """Run copies of models: collect garbage once before, restore random generators after."""
-        with ExitStack() as stack:
-            stack.enter_context(torch.random.fork_rng(devices=[]))
-            stack.callback(random.setstate, random.getstate())
-            stack.callback(np.random.set_state, np.random.get_state())
-            stack.enter_context(collector_paused())
-            stack.enter_context(torch.inference_mode(False))
-            stack.enter_context(torch.set_grad_enabled(self.training))
+        with (
+            generators_kept(), collector_paused(), torch.inference_mode(False),
+            torch.set_grad_enabled(self.training),
+        ):  # fmt: skip
             yield
 
     def time(self, candidates: Mapping[str, Passes]) -> Times:

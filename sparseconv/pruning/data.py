@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves
 
 from sparseconv.core.arrays import as_tensor, class_indices, fitting, without_index
+from sparseconv.core.generators import generators_kept
 from sparseconv.models.classifier import Classifier
 from sparseconv.nn.modules import has_codes
 from sparseconv.pruning.channels import NORMS
@@ -23,18 +22,22 @@ BATCH = 64  # series in a batch, where arrays are given
 
 
 @contextmanager
+def in_eval_mode(model: nn.Module) -> Iterator[None]:
+    """Put a model in eval mode; restore the modes afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Put a model in eval mode; restore the modes and the random generators afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    with torch.random.fork_rng(devices=[]), ExitStack() as stack:
-        stack.callback(random.setstate, random.getstate())
-        stack.callback(np.random.set_state, np.random.get_state())
-        try:
-            model.eval()
-            yield
-        finally:
-            for module, mode in modes:
-                module.training = mode
+    with generators_kept(), in_eval_mode(model):
+        yield
 
 
 def train_but_norms(model: nn.Module) -> None:
@@ -119,6 +122,17 @@ def run_batch(model: nn.Module, x: Tensor, whole: int = BATCH) -> Any:
                     "state for x.shape[0] series"
                 )
         raise error from cause
+
+
+def one_tensor(output: Any) -> Tensor:
+    """Return the only tensor of a model's output, which may be in a dict or another container."""
+    found = [leaf for leaf in tree_leaves(output) if leaf is not None]
+    if len(found) == 1 and isinstance(found[0], Tensor):
+        return found[0]
+    raise TypeError(
+        f"the model must return one tensor, but returned {type(output).__name__} (entries: "
+        f"{len(found)}); wrap it in a module that returns the scores or log-probabilities"
+    )
 
 
 def for_model(owner: str, model: nn.Module, X: Any) -> Tensor:

@@ -9,19 +9,27 @@ import torch
 from torch import Tensor, nn
 
 from sparseconv.core.arrays import class_indices, warn_if_swapped
-from sparseconv.pruning.data import batch_sizes, evaluating, for_model, keeping_buffers, run_batch
-from sparseconv.training.evaluation import one_tensor, predict_log_proba
+from sparseconv.core.generators import Drawing
+from sparseconv.pruning.data import (
+    batch_sizes,
+    for_model,
+    in_eval_mode,
+    keeping_buffers,
+    one_tensor,
+    run_batch,
+)
+from sparseconv.training.evaluation import predict_log_proba
 from sparseconv.training.recipe import Recipe
 
 
 def checked_data(
     model: nn.Module, X: Any, y: Any, recipe: Recipe, cases: int | None = None
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, bool]:
     """Convert series ``(n_cases, ...)`` and labels to the model's device and dtype.
 
     Labels are class indices from 0. Raise TypeError or ValueError if the model cannot be trained or
     evaluated on them; the last batch is run to find out. For validation data, ``cases`` is the size
-    of the training set.
+    of the training set. Also return whether the model draws random numbers.
     """
     X, labels = for_model("train", model, X), class_indices("train", "y", y)
     if X.dim() < 2 or len(X) != len(labels) or X.numel() == 0:
@@ -34,10 +42,11 @@ def checked_data(
     X, y = X.to(device), torch.from_numpy(labels).to(device)
     size = min(recipe.batch_size_for(cases or len(X)), len(X))
     last = batch_sizes(len(X), size)[-1]
-    if cases:
-        log_proba = predict_log_proba(model, X[: size + last], size)
-    else:
-        log_proba = _in_training(model, X[:last], size)
+    with Drawing() as draws:
+        if cases:
+            log_proba = predict_log_proba(model, X[: size + last], size)
+        else:
+            log_proba = _in_training(model, X[:last], size)
     if log_proba.dim() != 2 or bool((log_proba.logsumexp(1).abs() > 0.01).any()):
         raise ValueError(
             "the model must return log-probabilities (n_cases, n_classes), but got shape "
@@ -51,13 +60,13 @@ def checked_data(
             f"ranges from {int(y.min())} to {int(y.max())}; numpy.unique(labels, "
             "return_inverse=True)[1] returns indices 0, 1, ..."
         )
-    return X, y
+    return X, y, draws.drew
 
 
 def _in_training(model: nn.Module, x: Tensor, batch_size: int) -> Tensor:
     """Return a model's output for a batch in training mode; leave the model unchanged."""
-    rng = torch.random.fork_rng([x.device] if x.is_cuda else [])
-    with keeping_buffers(model), evaluating(model), rng, torch.enable_grad():
+    rng = torch.random.fork_rng([x.device], enabled=x.is_cuda)
+    with keeping_buffers(model), in_eval_mode(model), rng, torch.enable_grad():
         log_proba = one_tensor(run_batch(model.train(), x, batch_size))
     if not log_proba.requires_grad:
         raise ValueError(

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparseconv.pruning.data import batch_sizes, evaluating, for_model, run_batch
+from sparseconv.pruning.data import batch_sizes, for_model, in_eval_mode, one_tensor, run_batch
 
 
 @torch.no_grad()
@@ -33,20 +33,10 @@ def predict_log_proba(model: nn.Module, X: Any, batch_size: int = 64) -> Tensor:
     """
     X = for_model("predict_log_proba", model, X)
     device = next(model.parameters(), torch.empty(0)).device
-    with evaluating(model):
+    with in_eval_mode(model):
         parts = X.split(batch_sizes(len(X), batch_size))
         outputs = (run_batch(model, part.to(device), min(batch_size, len(X))) for part in parts)
         return torch.cat([one_tensor(output) for output in outputs])
-
-
-def one_tensor(output: Any) -> Tensor:
-    """Return a model's output if it is a tensor; otherwise, raise TypeError."""
-    if not isinstance(output, Tensor):
-        raise TypeError(
-            f"the model must return one tensor, but returned {type(output).__name__}; wrap it "
-            "in a module that returns the log-probabilities"
-        )
-    return output
 
 
 def evaluate(model: nn.Module, X: Tensor, y: Tensor, batch_size: int) -> dict[str, float]:

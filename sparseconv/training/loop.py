@@ -129,19 +129,18 @@ def train(
             "expected a penalty or cuda_graphs, but got both; omit one of them, because graphs "
             "skip the penalty's hooks"
         )
-    X, y = checked_data(model, X, y, recipe)
+    X, y, draws = checked_data(model, X, y, recipe)
     if validation is not None:
-        validation = checked_data(model, *checked_pair(validation), recipe, len(X))
+        validation = checked_data(model, *checked_pair(validation), recipe, len(X))[:2]
     path = None if out is None else Path(out) / CHECKPOINT_NAME
     retain_freed_memory()
     folder = contextlib.nullcontext() if path is None else claimed(path.parent)
-    generators = torch.random.fork_rng(devices=[X.device] if X.is_cuda else [])
+    generators = torch.random.fork_rng(devices=[X.device], enabled=X.is_cuda)
     with folder, generators, torch.enable_grad():
-        torch.default_generator.manual_seed(recipe.seed)
         if X.is_cuda:
             with torch.cuda.device(X.device):
                 torch.cuda.manual_seed(recipe.seed)
-        run = Run(model, X, y, recipe, scheduler_factory, penalty, cuda_graphs)
+        run = Run(model, X, y, recipe, scheduler_factory, penalty, cuda_graphs, draws)
         if path is not None and resume and path.exists():
             run.load(path)
         saved = len(run.history)
@@ -154,7 +153,8 @@ def train(
                 with contextlib.nullcontext() if penalty is None else penalty:
                     row = run.epoch()
                 if validation is not None:
-                    row |= evaluate(model, *validation, run.batch_size)
+                    with run.drawing(run.generator.clone_state()):
+                        row |= evaluate(model, *validation, run.batch_size)
                 done = len(run.history)
                 if path is not None and (done % checkpoint_every == 0 or done == recipe.epochs):
                     saved = done

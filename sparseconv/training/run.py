@@ -6,6 +6,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sparseconv.core.generators import borrowed
 from sparseconv.dst import DSTScheduler
 from sparseconv.nn.conv import SparseConv1d
-from sparseconv.pruning.data import batch_sizes
+from sparseconv.pruning.data import batch_sizes, one_tensor
 from sparseconv.pruning.sparsity_loss import InstanceSparsity
 from sparseconv.training import checkpoint
 from sparseconv.training.checkpoint import CheckpointError
@@ -41,6 +43,7 @@ class Run:
     make_scheduler: SchedulerFactory | None
     penalty: InstanceSparsity | None
     cuda_graphs: bool | None
+    draws: bool  # whether the model draws random numbers
 
     def __post_init__(self) -> None:
         model, X, recipe = self.model, self.X, self.recipe
@@ -70,12 +73,17 @@ class Run:
             self.step = self._replayed_step
         steps = recipe.epochs * self.batches
         decay_steps = max(1, int(recipe.decay_share * steps))
-        self.scheduler = (self.make_scheduler or self._dst)(
-            model, self.optimizer, self.update_every, steps, decay_steps
-        )
+        # What may draw later, in an update or once its rate is above 0, does so from the beginning.
+        self.draws |= self.make_scheduler is not None
+        self.draws |= any(isinstance(m, nn.modules.dropout._DropoutNd) for m in model.modules())
+        self.generator = torch.Generator("cpu").manual_seed(recipe.seed)
+        with self.drawing():
+            self.scheduler = (self.make_scheduler or self._dst)(
+                model, self.optimizer, self.update_every, steps, decay_steps
+            )
         if self.cuda_graphs is False and isinstance(self.scheduler, DSTScheduler):
             self.scheduler._replayed = None
-        self.shuffle = torch.Generator().manual_seed(recipe.seed)
+        self.shuffle = torch.Generator("cpu").manual_seed(recipe.seed)
         self.history: list[dict[str, Any]] = []
         start = checkpoint.snapshot(model)
         self.best: dict[str, Any] = {"epoch": 0, "loss": math.inf, "model": start}
@@ -91,6 +99,10 @@ class Run:
             process_group=None,  # of this process alone
             **{name: getattr(self.recipe, name) for name in names},
         )  # fmt: skip
+
+    def drawing(self, generator: torch.Generator | None = None) -> AbstractContextManager[None]:
+        """Let the block draw from this run's generator, or another; costs nothing if none draws."""
+        return borrowed(generator or self.generator) if self.draws else nullcontext()
 
     def epoch(self) -> dict[str, Any]:
         """Train for one epoch, and return its row of the history."""
@@ -109,7 +121,8 @@ class Run:
             take = self._eager_step if update and self.watched else self.step
             if update and self.recipe.skip_step_at_update:
                 take = self._gradients
-            loss, hits = take(self.X[index], self.y[index])
+            with self.drawing():
+                loss, hits = take(self.X[index], self.y[index])
             losses.append(loss.clone())  # a graph writes over them
             correct.append(hits.clone())
             if batch == self.batches:
@@ -119,7 +132,8 @@ class Run:
                 best = checkpoint.snapshot(self.model)
                 self.best = {"epoch": number, "loss": loss_sum / len(self.X), "model": best}
             if self.scheduler is not None:
-                updated |= self.scheduler.step()
+                with self.drawing():
+                    updated |= self.scheduler.step()
         self.history.append(
             {
                 "epoch": number,
@@ -163,7 +177,7 @@ class Run:
         self.optimizer.zero_grad()
         casts = self.recipe.precision == "bfloat16"
         with torch.autocast(x.device.type, torch.bfloat16, enabled=casts):
-            log_proba = self.model(x)
+            log_proba = one_tensor(self.model(x))
         log_proba = log_proba.float() if casts else log_proba
         loss = F.nll_loss(log_proba, target)
         if self.penalty is not None:
@@ -184,7 +198,7 @@ class Run:
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict() if self.scheduler else None,
             "rng": {
-                "torch": torch.get_rng_state(),
+                "torch": self.generator.get_state(),
                 "shuffle": self.shuffle.get_state(),
                 "cuda": torch.cuda.get_rng_state(self.X.device) if self.X.is_cuda else None,
             },
@@ -218,7 +232,7 @@ class Run:
             if self.scheduler is not None:
                 self.scheduler.load_state_dict(content["scheduler"])
             states = content["rng"]
-            torch.set_rng_state(states["torch"])
+            self.generator.set_state(states["torch"])
             self.shuffle.set_state(states["shuffle"])
             if self.X.is_cuda and states["cuda"] is not None:  # not written on a CPU
                 torch.cuda.set_rng_state(states["cuda"], self.X.device)

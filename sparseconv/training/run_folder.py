@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from sparseconv.core.arrays import as_series
+from sparseconv.core.generators import Drawing
 from sparseconv.core.pattern import KernelCSR
 from sparseconv.models import DSN
 from sparseconv.nn.conv import SparseConv1d
@@ -143,9 +144,11 @@ def load_run(path: str | os.PathLike[str], *, backend: Backend = "auto") -> Trai
     content, data = checkpoint.load(file), config["data"]
     best, done = content["best"], len(content["history"])
     network = {name: config["network"][name] for name in NETWORK} | {"backend": backend}
-    with torch.random.fork_rng(devices=[]):  # the first weights are drawn, then overwritten
+    with Drawing():  # the first weights are drawn, then overwritten
         model: Any = DSN(data["n_channels"], len(data["classes"]), **network)
     try:
+        saved = (x.dtype for x in best["model"].values() if x.is_floating_point())
+        model.to(next(saved))  # not the default dtype
         if "pruning" in config:
             model = _pruned(model, config, best["model"])
         model.load_state_dict(best["model"])

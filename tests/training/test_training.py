@@ -53,6 +53,12 @@ def test_numpy_scalars_are_taken_and_saved(tmp_path: Path) -> None:
     assert {type(saved[name]) for name in ("epochs", "lr", "seed")} == {int, float}
 
 
+def test_an_output_in_a_dict() -> None:
+    model = network()
+    model.register_forward_hook(lambda module, args, output: {"logits": output, "loss": None})
+    assert same(run(model).history, run(network()).history)
+
+
 def test_every_series_once_per_epoch_in_a_new_order_last_batch_kept() -> None:
     model, batches = network(), []
     model.register_forward_pre_hook(lambda module, args: batches.append(args[0][:, 0, 0].tolist()))

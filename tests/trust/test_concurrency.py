@@ -18,6 +18,7 @@ from sparseconv import KernelCSR, SparseConv1d
 from sparseconv.measure.machine import threads
 from sparseconv.rocket import kernel_features
 from sparseconv.rocket.bank import KINDS
+from sparseconv.training import Recipe, train
 
 THREADS, ROUNDS = 8, 12
 
@@ -157,6 +158,56 @@ def test_threads_share_a_bank_of_random_kernels(kind: str, count_cases: Any) -> 
         found = in_threads(lambda i, bank=fresh: [kernel_features(X[i:], bank) for _ in "abc"])
         for i, rounds in enumerate(found):
             assert all(np.array_equal(got, expected[i:]) for got in rounds)
+            count_cases(3)
+
+
+@pytest.mark.promise("P3")
+def test_fits_in_threads_give_what_each_gives_alone(count_cases: Any) -> None:
+    """Whatever another thread draws meanwhile; without dropout, also its numbers are the same."""
+    pytest.importorskip("aeon")
+    from sparseconv import DSNClassifier, POCKETClassifier
+
+    X = np.random.default_rng(0).normal(size=(24, 3, 60)).astype(np.float32)
+    y = np.arange(24) % 2
+    torch.manual_seed(0)
+    layers = SparseConv1d(3, 8, 9, density=0.5), nn.Dropout(), nn.AdaptiveMaxPool1d(1)
+    with_dropout = nn.Sequential(*layers, nn.Flatten(), nn.Linear(8, 2), nn.LogSoftmax(1))
+
+    def dsn(seed: int) -> Any:
+        options = {"init": "random"} if seed % 2 else {}
+        small = {"nf": 3, "depth": 2, "kernel_size": 9, "epochs": 3, "validation": (X, y)}
+        fitted = DSNClassifier(**small, **options, random_state=seed).fit(X, y)
+        return [(row["train_loss"], row["test_loss"]) for row in fitted.history_]
+
+    def pocket(seed: int) -> Any:
+        kind = KINDS[seed % 2]
+        fitted = POCKETClassifier(kind, n_kernels=84, n_iter=2, random_state=seed).fit(X, y)
+        return fitted.bank_.arrays["channels"].tolist(), fitted.predict_proba(X).tolist()
+
+    def dropout(seed: int) -> Any:
+        recipe = Recipe(epochs=3, batch_size=8, seed=seed)
+        model = copy.deepcopy(with_dropout)
+        history = train(model, X, y, recipe, validation=(X, y), verbose=False).history
+        return [(row["train_loss"], row["test_loss"]) for row in history]
+
+    for kinds, drawing in (((dsn, pocket), True), ((dropout, dsn, pocket), False)):
+        jobs = [kinds[i % len(kinds)] for i in range(THREADS)]
+        alone, stop = [jobs[i](i) for i in range(1, THREADS)], threading.Event()
+
+        def work(i: int, jobs: Any = jobs, drawing: bool = drawing, stop: Any = stop) -> Any:
+            if i:
+                return [jobs[i](i) for _ in range(3)]
+            drawn = []
+            while drawing and len(drawn) < 20_000 and not stop.wait(1e-5):
+                drawn.append(float(torch.rand(())))
+            return drawn
+
+        torch.manual_seed(7)
+        drawn, *found = in_threads(work)
+        torch.manual_seed(7)
+        assert drawn == [float(torch.rand(())) for _ in drawn]
+        for one, rounds in zip(alone, found, strict=True):
+            assert rounds == [one] * 3
             count_cases(3)
 
 
