@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import os
 import re
@@ -38,8 +37,8 @@ class Dataset:
         name: the data set's name.
         X_train, X_test: ``(n_cases, n_channels, n_timepoints)`` float32, finite.
         y_train, y_test: ``(n_cases,)`` int64, indices into ``classes``.
-        classes: the sorted labels, as in the source (labels in text files are strings; aeon reads
-            those of .ts files in lower case).
+        classes: the sorted labels, exactly as in the source. Labels in text files are strings; if
+            all are integers, they are sorted as numbers.
     """
 
     name: str
@@ -174,17 +173,22 @@ def _read(path: Path) -> tuple[Any, Any]:
     """Read one file of a pair; the content determines the format."""
     expected = "lines without a header, each with a label and then the same number of samples"
     try:
-        with path.open(encoding="utf-8-sig") as file:
-            head = file.read(1 << 20)
+        text = path.read_text(encoding="utf-8-sig")
+        head = text[: 1 << 20]
         if not head.lstrip().startswith(("@", "#", "%")):
-            return _read_lines(path)
+            return _read_lines(text)
         expected = "header lines that end with @data, then one case per line, all of equal length"
         if re.search(r"^\s*@timestamps\s+true", head, re.IGNORECASE | re.MULTILINE):
             raise ValueError("it has @timestamps true; write the series without time stamps")
         if "@attribute" in head.lower():
-            X, y = _aeon().load_from_arff_file(str(path))
-            return X, y
-        X, y, header = _aeon().load_from_ts_file(str(path), return_meta_data=True)
+            mark, start, labelled = ",", ".*@data.*", True
+            X, _ = _aeon().load_from_arff_file(str(path))
+        else:
+            X, _, header = _aeon().load_from_ts_file(str(path), return_meta_data=True)
+            mark, start, labelled = ":", r"\s*@data\s*", header["classlabel"]
+        # aeon changes the case of labels, and each "nan" and "?" in them.
+        cases = re.split(rf"(?im)^{start}$", text, maxsplit=1)[1].split("\n")
+        y = np.array([case.rpartition(mark)[2].strip() for case in cases if case.strip()])
     # aeon checks little: a faulty file raises any of these.
     except (OSError, ValueError, TypeError, IndexError) as error:
         if isinstance(error, UnicodeDecodeError):
@@ -193,12 +197,16 @@ def _read(path: Path) -> tuple[Any, Any]:
             f"{path} cannot be read as series ({type(error).__name__}: {error}); expected "
             f"{expected}"
         ) from error
-    if not header["classlabel"] or "NaN" in list(y):  # aeon's word for "?", not in lower case
+    if not labelled or _missing(y):
         raise ValueError(
             f"{path} lacks some or all class labels ('?'); expected a header line "
             "'@classLabel true ...' and a label at the end of each line"
         )
     return X, y
+
+
+def _missing(labels: npt.NDArray[Any]) -> bool:
+    return bool(np.isin(np.char.lower(labels), ("", "?", "nan")).any())
 
 
 def _counts_rows(X: Any, y: Any) -> bool:
@@ -207,20 +215,16 @@ def _counts_rows(X: Any, y: Any) -> bool:
     return lines and len({*y}) == len(y) >= 10 and all(map(str.isdecimal, y))
 
 
-def _read_lines(path: Path) -> tuple[Any, Any]:
+def _read_lines(text: str) -> tuple[Any, Any]:
     """Read lines with a label and samples; the first line determines the separator."""
-    text = path.read_text(encoding="utf-8-sig")
     lines = [line for line in text.splitlines() if line.strip()]
     if not lines:
         raise ValueError("it is empty")
     mark = next((mark for mark in "\t;," if mark in lines[0]), None)
     options: dict[str, Any] = {"delimiter": mark, "comments": None, "quotechar": '"', "ndmin": 2}
-    labels = np.loadtxt(lines, str, usecols=0, **options)[:, 0]
-    if np.isin(np.char.lower(labels), ("", "?", "nan")).any():
+    labels = np.char.strip(np.loadtxt(lines, str, usecols=0, **options)[:, 0])
+    if _missing(labels):
         raise ValueError("some labels are missing")
-    with contextlib.suppress(ValueError):  # 1.0000000e+00 is the "1" of other formats
-        numbers = labels.astype(np.float64)
-        labels = np.array([np.format_float_positional(one, trim="-") for one in numbers])
     if mark is not None and all(line.rstrip(" ").endswith(mark) for line in lines):
         lines = [line.rstrip(" ")[:-1] for line in lines]  # the mark also ends each line
     between = r"\s" if mark is None else mark
@@ -233,7 +237,8 @@ def _read_lines(path: Path) -> tuple[Any, Any]:
             "file with header=False, index=False"
         )
     distinct, last = len(np.unique(labels)), len(np.unique(X[:, -1:]))
-    if distinct > max(2 * last, min(20, len(labels) / 2)) and any("." in label for label in labels):
+    fractions = any(re.search(r"\.\d*[1-9]", label) for label in labels)
+    if fractions and distinct > max(2 * last, min(20, len(labels) / 2)):
         raise ValueError(f"{distinct} different labels, but only {last} numbers in the last column")
     return X, labels
 
@@ -263,6 +268,9 @@ def _check(name: str, raw: dict[str, Any], nan_to_zero: bool) -> Dataset:
     y_test = as_labels(name, "y_test", raw["y_test"], len(X_test))
     classes = np.unique(y_train)
     known = classes.tolist()
+    if all(isinstance(label, str) and re.fullmatch("[+-]?[0-9]+", label) for label in known):
+        known.sort(key=int)  # "1" and "001" stay in the order of text
+        classes = np.array(known)
     if len(known) < 2:
         raise ValueError(f"{name}: expected at least 2 classes in y_train, but got only {known}")
     if unseen := sorted(set(y_test.tolist()) - set(known), key=str):
@@ -274,5 +282,6 @@ def _check(name: str, raw: dict[str, Any], nan_to_zero: bool) -> Dataset:
             f"{name}: y_test contains labels that y_train does not: {unseen[:5]}; y_train has "
             f"{known[:10]}; {todo}"
         )
-    train, test = (np.searchsorted(classes, y).astype(np.int64) for y in (y_train, y_test))
+    at = {label: i for i, label in enumerate(known)}
+    train, test = (np.array([at[y] for y in ys.tolist()], np.int64) for ys in (y_train, y_test))
     return Dataset(name, X_train, train, X_test, test, classes)

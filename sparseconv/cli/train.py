@@ -15,7 +15,7 @@ import torch
 from sparseconv import datasets
 from sparseconv.cli.options import INTERRUPTED, QUIET, add_setting, count, refuse_foreign
 from sparseconv.cli.results import (
-    check_data,
+    as_in,
     data_facts,
     described,
     new_folder,
@@ -109,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
     figures.require_matplotlib()
     data = datasets.load(args.data, nan_to_zero=config["data"]["nan_to_zero"])
     if args.resume:
-        check_data(data, config["data"], out)
+        data = as_in(data, config["data"], out)
     with Drawing(Recipe(**config["recipe"]).seed):
         model = DSN(data.n_channels, len(data.classes), **config["network"]).to(device)
     predict_log_proba(model, torch.from_numpy(data.X_test[:1]))  # can the backend run?

@@ -105,7 +105,7 @@ def lines(mark: str, label: str = "{}") -> str:
     [
         (".tsv", lines("\t"), "0 1 7"),
         ("", lines(","), "0 1 7"),
-        (".txt", "\n" + lines("   ", "  {}.0000000e+00") + " \n\n", "0 1 7"),
+        (".txt", "\n" + lines("   ", "  {}.000e+00") + " \n\n", "0.000e+00 1.000e+00 7.000e+00"),
         (".csv", lines(";", '"a {}"').replace("\n", "\r\n"), "a 0/a 1/a 7"),
         (".CSV", "\ufeff" + lines("\t", "{}.5"), "0.5 1.5 7.5"),
         (".dat", lines(",", "?{}"), "?0 ?1 ?7"),
@@ -133,6 +133,39 @@ def test_one_case_of_each_class(tmp_path: Path, test: str) -> None:
     for split, text in (("TRAIN", "1,5\n2,6\n3,7"), ("TEST", test)):
         (tmp_path / f"Toy_{split}.csv").write_text(text)
     assert datasets.load(tmp_path).classes.tolist() == ["1", "2", "3"]
+
+
+CODES = [
+    ["1.1", "1.10", "3.1"], ["11", "1_1", "1_11"], ["10", "1e1", "2"], ["A", "a", "banana"],
+    ["164889003", "999000011000000103", "999000011000000104"], ["-3", "001", "1", "2", "10"],
+    ["a?", "aNaN"],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("ending", [".csv", ".tsv", "", ".ts", ".arff", ".npz"])
+@pytest.mark.parametrize("codes", CODES, ids="/".join)
+def test_labels_are_the_file_s_text(tmp_path: Path, codes: list[str], ending: str) -> None:
+    """Two texts are never one class; only integers are sorted as numbers."""
+    labels = [*codes[::-1], *codes]
+    X = np.arange(3.0 * len(labels)).reshape(-1, 3) / 8
+    between = "\t" if ending == ".tsv" else ","
+    samples = [between.join(map(str, x)) for x in X]
+    text = "\n".join(f"{label}{between}{x}" for label, x in zip(labels, samples, strict=True))
+    if ending in (".ts", ".arff"):
+        mark, head = (":", f"@classLabel true {' '.join(codes)}\n@data\n")
+        if ending == ".arff":
+            mark, head = ",", "@attribute a numeric\n@data\n"
+        text = head + "\n".join(f"{x}{mark}{y}" for y, x in zip(labels, samples, strict=True))
+    place = tmp_path / "Toy.npz"
+    np.savez(place, X_train=X, y_train=labels, X_test=X, y_test=labels)
+    if ending != ".npz":
+        place = tmp_path / f"Toy_TRAIN{ending}"
+        for part in ("TRAIN", "TEST"):
+            (tmp_path / f"Toy_{part}{ending}").write_text(text)
+    data = datasets.load(place)
+    assert data.classes.tolist() == codes
+    assert data.classes[data.y_train].tolist() == data.classes[data.y_test].tolist() == labels
+    assert np.array_equal(data.X_train[:, 0], X)
 
 
 def test_of_the_archives_formats_one_is_read(tmp_path: Path) -> None:
