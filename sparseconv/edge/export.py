@@ -20,7 +20,7 @@ from sparseconv.edge.layers import Array, scores_and_bound
 from sparseconv.edge.lowering import lower
 from sparseconv.edge.quantize import quantize
 from sparseconv.nn.modules import check_module, deepcopy_model
-from sparseconv.pruning.data import batch_sizes
+from sparseconv.pruning.data import batch_sizes, one_tensor
 
 Weights = Literal["float32", "int8"]
 WEIGHTS: tuple[Weights, ...] = get_args(Weights)
@@ -30,6 +30,7 @@ AGREEMENT = 0.9  # of int8's classes with PyTorch's, below which something is wr
 
 
 @torch.no_grad()
+@np.errstate(under="ignore")
 def export_c(
     model: nn.Module,
     example_input: Any,
@@ -71,7 +72,7 @@ def export_c(
             scores or series that are not finite or not real; int8 without calibration, or float32
             with it; a name that is not a C identifier; a folder that contains files or is not
             writable.
-        TypeError: the model is not a module.
+        TypeError: the model is not a module, or does not return one tensor (in any container).
         RuntimeError: series that the model rejects.
 
     Example:
@@ -149,7 +150,7 @@ def export_c(
                 f"int8 predicts PyTorch's class for only {same.sum()} of the {len(known)} "
                 "calibration series; scale all channels to a similar range before the network, or "
                 "export float32",
-                stacklevel=3,  # the caller's line, above the frame of no_grad
+                stacklevel=4,  # the caller's line, above the decorators' frames
             )  # fmt: skip
     bounds = np.minimum(bounds, np.finfo(np.float32).max).astype(np.float32)
     cases = list(zip(X, scores, bounds, labels, strict=True))
@@ -167,6 +168,6 @@ def _exact_scores(model: nn.Module, X: Array) -> Array:
 def _scores_of(model: nn.Module, X: Array) -> Array:
     with torch.autocast("cpu", enabled=False):
         series = torch.split(torch.from_numpy(X), batch_sizes(len(X), 64))
-        parts = [model(part) for part in series]
+        parts = [one_tensor(model(part)) for part in series]
     scores: Array = torch.cat(parts).numpy()
     return scores.reshape(len(X), -1)  # of one score it may give (n_cases,)

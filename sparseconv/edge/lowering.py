@@ -19,6 +19,7 @@ from sparseconv.core.arrays import fitting
 from sparseconv.edge.builder import Builder, Call, Value, ordered
 from sparseconv.edge.layers import AnyStep, Network
 from sparseconv.edge.operations import RULES, STAY, arithmetic, joined, moved, stays
+from sparseconv.pruning.data import one_tensor
 
 
 @torch.no_grad()
@@ -38,10 +39,10 @@ def lower(model: nn.Module, channels: int, length: int) -> Network:
                 original = "pass the original model, before torch.export, in eval mode"
                 todo = original if exported else "call model.eval()"
                 raise ValueError(f"expected a model in eval mode; {todo}")
-    zeros = torch.zeros(1, channels, length)
+    zeros = torch.zeros(1, channels, length, dtype=torch.float32)
     with torch.autocast("cpu", enabled=False), warnings.catch_warnings():
         with fitting((zeros,)):
-            model(zeros)
+            one_tensor(model(zeros))
         try:
             warnings.simplefilter("ignore")  # of a pruned weight, which is an attribute
             program = torch.export.export(model, (zeros,), strict=False)
@@ -119,11 +120,11 @@ def _walk(program: torch.export.ExportedProgram, build: Builder, series: Value) 
         else:
             known = constants[str(spec.target)]
             held[spec.arg.name] = known.double() if known.is_floating_point() else known
-    found: list[Any] = []
+    found: Any = None
     for node in program.graph.nodes:
         args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), lambda n: held[n.name])
         if node.op == "output":
-            found = tree_leaves(args[0], is_leaf=lambda x: isinstance(x, Value))
+            found = next(x for x in args[0] if x is not None)
         elif node.op == "call_function":
             stack = [*(node.meta.get("nn_module_stack") or {"": ("", ".model")}).values()]
             schema = getattr(node.target, "_schema", None)  # torch.cond has none
@@ -134,13 +135,12 @@ def _walk(program: torch.export.ExportedProgram, build: Builder, series: Value) 
                 parts = tree_leaves(y, is_leaf=lambda x: isinstance(x, Value))
                 build.shared.update(part.of for part in parts if isinstance(part, Value))
             held[node.name] = y
-    if len(found) != 1 or not isinstance(found[0], Value):
-        several = f"{len(found)} tensors; return one"
+    if not isinstance(found, Value):
         raise ValueError(
-            "expected a model that returns scores (n_cases, n_classes), but it returns "
-            f"{'a value that does not depend on the series' if len(found) == 1 else several}"
+            "expected a model that returns scores (n_cases, n_classes), but it returns a value "
+            "that does not depend on the series"
         )
-    return found[0]
+    return found
 
 
 def _result(build: Builder, node: Any, name: str, args: Any, kwargs: Any) -> Any:

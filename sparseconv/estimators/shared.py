@@ -43,9 +43,9 @@ class Shared:
 
     @contextmanager
     def _threads(self) -> Iterator[None]:
-        """Run torch and BLAS with ``n_jobs`` threads."""
+        """Run torch and BLAS with ``n_jobs`` threads; let small numbers underflow to 0."""
         n_jobs = check_n_jobs(self.n_jobs)
-        with threads(n_jobs), threadpool_limits(n_jobs):
+        with threads(n_jobs), threadpool_limits(n_jobs), np.errstate(under="ignore"):
             yield
 
 

@@ -16,6 +16,7 @@ from sparseconv.rocket.reference import kernel_features_reference
 Features = npt.NDArray[np.float32]
 
 
+@np.errstate(under="ignore")
 def kernel_features(X: Any, bank: KernelBank, *, out: Features | None = None) -> Features:
     """Return the features of series: ``(n_cases, bank.n_features)`` float32.
 

@@ -59,6 +59,7 @@ class RocketModel(Saved):
         if not 0 < self.scale < np.inf:
             raise ValueError(f"scale must be positive and finite, but got {self.scale}")
 
+    @np.errstate(under="ignore")
     def decision_function(self, X: Any) -> npt.NDArray[np.float32]:
         """Return decisions ``(n_cases, columns)``.
 
@@ -73,6 +74,7 @@ class RocketModel(Saved):
         labels: npt.NDArray[Any] = self.classes[chosen(self.decision_function(X))]
         return labels
 
+    @np.errstate(under="ignore")
     def predict_proba(self, X: Any) -> npt.NDArray[np.float64]:
         """Multiply the decisions by ``scale`` and apply the softmax: ``(n_cases, n_classes)``."""
         return np.exp(log_probabilities(self.decision_function(X), self.scale))

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -57,6 +58,48 @@ def test_symbols_and_sections(name: str, weights: str, tmp_path: Path) -> None:
             assert bss is not None
             assert wanted is not None
             assert int(bss[1], 16) == int(wanted[1])
+
+
+OUTPUTS: dict[str, Callable[[torch.Tensor], Any]] = {
+    "dict": lambda y: {"logits": y},
+    "with None": lambda y: {"loss": None, "logits": y},
+    "namedtuple": NamedTuple("Output", [("logits", torch.Tensor)]),
+    "nested": lambda y: [{"logits": (y,)}],
+}
+
+
+class Returns(nn.Module):
+    def __init__(self, output: Callable[[torch.Tensor], Any]) -> None:
+        super().__init__()
+        self.inner, self.output = network("dsn"), output
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.output(self.inner(x))
+
+
+def files(folder: Path) -> dict[str, str]:
+    return {file.name: file.read_text() for file in folder.iterdir()}
+
+
+@pytest.mark.parametrize("output", OUTPUTS.values(), ids=OUTPUTS)
+def test_a_tensor_in_a_container(output: Callable[..., Any], tmp_path: Path) -> None:
+    alone = export("dsn", tmp_path / "alone", "float32")
+    made = sc.export_c(Returns(output).eval(), series(24), tmp_path / "in", name="net")
+    assert files(made) == files(alone)
+
+
+def test_the_default_dtype_changes_nothing(tmp_path: Path) -> None:
+    alone = export("dsn", tmp_path / "alone", "float32")
+    models, X = (network("dsn"), network("dsn").double(), Returns(lambda y: y)), series(24)
+    try:
+        torch.set_default_dtype(torch.float64)
+        for number, model in enumerate(models):
+            made = sc.export_c(model.eval(), X, tmp_path / f"{number}", name="net")
+            assert files(made) == files(alone)
+            sc.export_c(model, X, tmp_path / f"{number}8", weights="int8", calibration=X)
+            self_test(tmp_path / f"{number}8")
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def self_test(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -59,6 +60,13 @@ nn.init.constant_(MANY[1].weight, 1.0)
 HIDDEN: Any = after(nn.ReLU(), *FLAT)
 HIDDEN[0].bias.data[0] = -np.inf  # PyTorch's scores are finite
 QUANTIZED, WEIGHT = get_default_qat_qconfig("x86").weight(), torch.rand(3, 1)
+
+
+@dataclass
+class Wrapped:  # torch cannot look into it
+    scores: torch.Tensor
+
+
 LONG = series(2, channels=1, length=140_000)
 
 
@@ -85,8 +93,12 @@ test_export_c = refusals(
     (lambda: export(Forward(lambda x: F.threshold(x, 0, 1))), NOT, "its value must equal its"),
     (lambda: export(Forward(lambda x: x @ x.transpose(1, 2))), NOT,
      "'matmul' combines several results of the model"),
-    (lambda: export(Forward(lambda x: (x.mean(-1), x))), ValueError,
-     "that returns scores (n_cases, n_classes), but it returns 2 tensors; return one"),
+    (lambda: export(Forward(lambda x: (x.mean(-1), x))), TypeError,
+     "the model must return one tensor, but returned tuple (entries: 2); wrap it in a module that"),
+    (lambda: export(Forward(lambda x: {"scores": x.mean(-1), "n": 3})), TypeError,
+     "but returned dict (entries: 2)"),
+    (lambda: export(Forward(lambda x: Wrapped(x.mean(-1)))), TypeError, "but returned Wrapped (e"),
+    (lambda: export(Forward(lambda x: None)), TypeError, "but returned NoneType (entries: 0)"),
     (lambda: export(Forward(lambda x: torch.ones(len(x), 2))), ValueError, "not depend on the ser"),
     (lambda: export(Forward(lambda x: F.pad(x, (1, 1), value=1.0).mean(-1))), NOT,
      "'pad' pads with 1.0; pad only time"),

@@ -33,6 +33,16 @@ def copied(finished: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(finished, tmp_path / "run"))
 
 
+def test_the_default_dtype_changes_nothing(finished: Path) -> None:
+    X = datasets.load(finished.parent / "toy.npz").X_test
+    wanted = sc.load_run(finished).predict_proba(X)
+    try:
+        torch.set_default_dtype(torch.float64)
+        assert np.array_equal(sc.load_run(finished).predict_proba(X), wanted)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_the_network_of_the_best_epoch_and_its_labels(finished: Path) -> None:
     before, generator = files(finished), torch.get_rng_state()
     run = sc.load_run(finished)

@@ -187,6 +187,40 @@ else:
         run_child("test_global_state", environment={"OMP_NUM_THREADS": "2"})
 
     @pytest.mark.promise("P8")
+    def test_errors_of_numpy_may_be_raised(tmp_path: Any) -> None:
+        """Small numbers become 0, also where the caller's own code may not underflow."""
+        pytest.importorskip("aeon")
+        import sparseconv as sc
+
+        rng = np.random.default_rng(0)
+        X = rng.normal(size=(30, 1, 60))
+        X[::2] += np.sin(np.linspace(0, 20, 60))
+        X[3, 0, 7] = 1e-60  # in float32, 0
+        y = np.array(["a", "b"] * 15)
+        with np.errstate(all="raise"):
+            for options in ({"keep": "cv"}, {"kernels": "minirocket"}, {"refit": False}):
+                pocket = sc.POCKETClassifier(n_kernels=100, random_state=0, **options).fit(X, y)
+                for scale in (1e-30, 1, 1e30):
+                    assert np.isfinite(pocket.predict_proba(scale * X)).all()
+                    assert np.isfinite(pocket.model_.predict_proba(scale * X)).all()
+                    pocket.score(scale * X, y)
+            dsn = sc.DSNClassifier(nf=4, depth=1, kernel_size=9, epochs=2).fit(X, y)
+            dsn.predict_proba(1e3 * X)
+            for weights in ("float32", "int8"):
+                known = None if weights == "float32" else X
+                for scale in (1e-30, 1e3):
+                    folder = tmp_path / f"{weights} {scale}"
+                    sc.export_c(
+                        dsn.model_, scale * X, folder, weights=weights,
+                        calibration=None if known is None else scale * known,
+                    )  # fmt: skip
+            sc.profile(dsn.model_, X[:2], rounds=6, least_seconds=1e-6).save(tmp_path / "a.html")
+            sc.prune_filters(dsn.model_, X, sc.pruning.WHC(), fraction=0.5)[1].save(
+                tmp_path / "b.html"
+            )
+            assert np.geterr()["under"] == "raise"
+
+    @pytest.mark.promise("P8")
     def test_fitting_a_classifier_changes_nothing() -> None:
         pytest.importorskip("aeon")
         from sparseconv import DSNClassifier
