@@ -32,15 +32,19 @@ class Counts(NamedTuple):
     Example:
         >>> print(Counts(1168, 368))
         1 168 -> 368, 68.5% fewer
+        >>> print(Counts(0, 0))
+        0 -> 0
     """
 
     before: int
     after: int
 
     def __str__(self) -> str:
-        change = 1 - self.after / max(self.before, 1)
-        less = f"{change:.1%} fewer" if change >= 0 else f"{-change:.1%} more"
-        return f"{with_thousands(self.before)} -> {with_thousands(self.after)}, {less}"
+        text = f"{with_thousands(self.before)} -> {with_thousands(self.after)}"
+        if self.before == 0:
+            return text
+        change = 1 - self.after / self.before
+        return f"{text}, {change:.1%} fewer" if change >= 0 else f"{text}, {-change:.1%} more"
 
 
 @dataclass(frozen=True)
