@@ -50,15 +50,10 @@ def points(found: Versus, digits: int = 1) -> str:
     return f"{found.difference:+.{digits}f} points [{low}, {high}]{unclear}"
 
 
-def gains(bench: dict[str, Any], folder: str) -> Table:
-    """Tabulate four measured gains, each with its cost in accuracy.
-
-    Args:
-        bench: the recorded benchmark.
-        folder: where the linked pages are, as the page that shows the table sees them.
-    """
+def gains(bench: dict[str, Any]) -> Table:
+    """Tabulate four measured gains, each with its cost in accuracy."""
     rows = [
-        (what, f"**{speed}**", accuracy, f"[{page}]({folder}{page}.md)")
+        (what, f"**{speed}**", accuracy, f"[{page}](docs/{page}.md)")
         for what, speed, accuracy, page in (
             dsn(bench["network"]), blocks(), inception_time(), pruned_rocket(),
         )
@@ -203,13 +198,12 @@ def about_gains(bench: dict[str, Any]) -> str:
     )
 
 
-def losses(bench: dict[str, Any], slower: list[Row], folder: str) -> str:
+def losses(bench: dict[str, Any], slower: list[Row]) -> str:
     """Describe when the fastest dense way won.
 
     Args:
         bench: the recorded benchmark.
         slower: its rows in which a dense way was faster, slowest first.
-        folder: where the linked page is.
     """
     timed = sum(best_baseline(row) is not None for row in bench["rows"])
     worst, full = ratio(slower[0]), sum(row["density"] > 0.5 for row in slower)
@@ -219,7 +213,7 @@ def losses(bench: dict[str, Any], slower: list[Row], folder: str) -> str:
     return (
         "**When it does not pay off**: the fastest dense method, usually FFT with a "
         f"precomputed spectrum, was faster in [{len(slower)} of {timed} measured cases]"
-        f"({folder}when-it-pays.md), by a factor of at most {1 / worst.median:.1f}. "
+        f"(docs/when-it-pays.md), by a factor of at most {1 / worst.median:.1f}. "
         f"In {full} of these cases, more than half of the weights are active; in {len(few)} "
         f"(with kernels of {sizes} taps), less than 15 %. "
         "Networks that spend most of their time outside convolutions gain little."

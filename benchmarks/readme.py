@@ -1,8 +1,4 @@
-"""``python -m benchmarks.readme``: put the recorded results and the picture into README.md.
-
-The lines between the two markers come from ``benchmarks/results``. The documentation shows
-``ratios``, and ``section`` with all tables.
-"""
+"""What README and docs show of the recorded benchmark: ``docs/generate.py`` puts it there."""
 
 from __future__ import annotations
 
@@ -19,12 +15,7 @@ from sparseconv.bench.document import BEST, Row, best_baseline, ratio
 from sparseconv.bench.run import COMPUTATIONS, ROUNDS
 from sparseconv.measure.table import Table
 
-ROOT = Path(__file__).parent.parent
-README = ROOT / "README.md"
 RESULTS = Path(__file__).with_name("results")
-PICTURE = ROOT / "docs" / "static" / "speed-by-density.svg"
-BEGIN = "<!-- results: written by `python -m benchmarks.readme`, not by hand -->\n"
-END = "<!-- end of results -->"
 BASELINES = (
     "`F.conv1d`, `F.conv2d` on channels-last memory, `torch.sparse` on im2col columns, and FFT "
     "convolution"
@@ -33,7 +24,7 @@ FFT = (
     "*fft* computes the spectrum of the weights during the call, as training must; *fft, prepared* "
     "computes it beforehand, as inference can."
 )
-
+PICTURE = "speed-by-density.svg"
 CAPTION = (
     "Speed of a training step for three networks on one CPU thread, each compared with its dense "
     "version at PyTorch's fastest setting."
@@ -41,17 +32,18 @@ CAPTION = (
 LOSING = (*tables.FASTEST, tables.CONV1D)  # what a table of rows says that dense ways win
 
 
-def first_screen(folder: str = "") -> str:
-    """Return picture, gains and tools in Markdown; ``folder`` contains the linked pages."""
+def first_screen(pictures: Path) -> str:
+    """Return picture, gains and tools in Markdown; draws into the folder ``pictures``."""
     bench = recorded()
+    plots.write_svg(plots.networks_by_density(densities.speeds()), pictures / PICTURE)
     return (
-        f"![Speed of training by density, with the break-even]({folder}static/{PICTURE.name})\n\n"
+        f"![Speed of training by density, with the break-even](docs/static/{PICTURE})\n\n"
         f"*{CAPTION}*\n\n"
-        f"## What you gain\n\n{front_page.gains(bench, folder).markdown()}\n\n"
+        f"## What you gain\n\n{front_page.gains(bench).markdown()}\n\n"
         f"{front_page.about_gains(bench)}\n\n"
-        f"{front_page.losses(bench, lost(bench['rows']), folder)}\n\n"
+        f"{front_page.losses(bench, lost(bench['rows']))}\n\n"
         f"## Which classifier?\n\n{front_page.tools().markdown()}\n\n{front_page.about_tools()} "
-        f"See [random kernels]({folder}pocket.md#how-accurate) and [networks]({folder}paper.md).\n"
+        f"See [random kernels](docs/pocket.md#how-accurate) and [networks](docs/paper.md).\n"
     )
 
 
@@ -212,14 +204,3 @@ def where(machine: Mapping[str, str]) -> str:
         f"{machine['cpu']}, {machine['cores']} cores, {isa}, torch {machine['torch']}, "
         f"{machine['date']}, commit {machine['commit']}"
     )
-
-
-def filled(text: str) -> str:
-    """Return README.md's text with the measured lines."""
-    head, rest = text.split(BEGIN)
-    return head + BEGIN + first_screen("docs/") + "\n" + END + rest.split(END)[1]
-
-
-if __name__ == "__main__":
-    README.write_text(filled(README.read_text(encoding="utf-8")), encoding="utf-8")
-    plots.write_svg(plots.networks_by_density(densities.speeds()), PICTURE)

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
 
-HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE.parent)]
+sys.path.insert(0, str(Path(__file__).parent.parent))
 
-import generate  # noqa: E402
-
-from sparseconv import __version__  # noqa: E402
+from sparseconv import __version__
 
 project = "sparseconv"
 version = release = __version__
@@ -28,7 +24,6 @@ extensions = [
 ]
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
-exclude_patterns = ["generated/*.md"]  # included by pages
 default_role = "code"  # docstrings may write `x` as well as ``x``
 pygments_style, pygments_dark_style = "friendly", "github-dark"
 
@@ -64,8 +59,3 @@ html_theme_options = {
     "light_css_variables": {"color-brand-primary": "#0b5f8a", "color-brand-content": "#0b5f8a"},
     "dark_css_variables": {"color-brand-primary": "#6cb8e6", "color-brand-content": "#6cb8e6"},
 }
-
-
-def setup(app: Any) -> None:
-    """Write what pages include of measured results, before they are read."""
-    generate.write_all(HERE / "generated")

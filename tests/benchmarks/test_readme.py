@@ -26,14 +26,6 @@ def test_readme_is_made_of_a_whole_run(part: dict[str, Any], tmp_path: Path) -> 
         readme.recorded(path)
 
 
-def test_readme_shows_the_recorded_results() -> None:
-    before = readme.README.read_text(encoding="utf-8")
-    assert readme.filled(before) == before, "run python -m benchmarks.readme"
-    text = readme.section()
-    for title in ("Kernels", "Where the gain is smallest", "The whole network"):
-        assert f"**{title}" in text
-
-
 def test_what_the_readme_says_of_the_classifiers_is_measured() -> None:
     rows = {tool: cells for _, tool, _, *cells in front_page.tools().rows}
     numbers = {tool: [float(cell.split()[0]) for cell in cells] for tool, cells in rows.items()}

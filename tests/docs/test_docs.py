@@ -22,7 +22,7 @@ from sparseconv.profiling import stopwatch
 from sparseconv.reference import dense_weight
 
 DOCS = snippets.ROOT / "docs"
-PAGES = sorted(path for path in DOCS.rglob("*.md") if "generated" not in path.parts)
+PAGES = sorted(DOCS.rglob("*.md"))
 NEEDS = {
     "cli": ["aeon"],
     "dsn": ["aeon", "onnx", "onnxscript", "onnxruntime"],
