@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
@@ -59,3 +61,12 @@ html_theme_options = {
     "light_css_variables": {"color-brand-primary": "#0b5f8a", "color-brand-content": "#0b5f8a"},
     "dark_css_variables": {"color-brand-primary": "#6cb8e6", "color-brand-content": "#6cb8e6"},
 }
+
+
+def show_directives(app: Any, page: str, source: list[str]) -> None:
+    """Show what ``<!-- site`` hides from code hosts, which cannot render directives."""
+    source[0] = re.sub(r"(?ms)^<!-- site\n(.*?)^-->$", r"\n\1", source[0])
+
+
+def setup(app: Any) -> None:
+    app.connect("source-read", show_directives)

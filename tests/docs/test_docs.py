@@ -102,13 +102,6 @@ def test_the_readme_is_read_in_two_minutes() -> None:
     assert len(README.read_text(encoding="utf-8").splitlines()) <= 150
 
 
-def test_every_relative_link_exists() -> None:
-    for page in (README, *DOCS.glob("*.md"), snippets.ROOT / "CONTRIBUTING.md"):
-        links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
-        missing = [link for link in links if not (page.parent / link).exists()]
-        assert not missing, page.name
-
-
 def entries() -> list[str]:
     """The full names that the API pages document."""
     text = "".join(page.read_text(encoding="utf-8") for page in (DOCS / "api").glob("*.md"))
