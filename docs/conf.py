@@ -20,7 +20,6 @@ extensions = [
     "sphinx_copybutton",
     "sphinx_design",
     "sphinx.ext.autodoc",
-    "sphinx.ext.autosummary",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
 ]
@@ -29,7 +28,6 @@ myst_heading_anchors = 3
 default_role = "code"  # docstrings may write `x` as well as ``x``
 pygments_style, pygments_dark_style = "friendly", "github-dark"
 
-autosummary_generate = False  # it makes the index of the API; the pages are written by hand
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_preserve_defaults = True

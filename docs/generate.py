@@ -1,4 +1,4 @@
-"""``python -m docs.generate``: write all that was measured into README and docs.
+"""``python -m docs.generate``: write what was measured, and the names of the API, into the pages.
 
 Tables and pictures come from ``benchmarks/results``. A part is written between two lines of its
 page, ``<!-- begin NAME: ... -->`` and ``<!-- end NAME -->``. What ``paper.md`` writes about its
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 from benchmarks import plots, readme
@@ -19,6 +19,7 @@ from benchmarks.gpu import tables as gpu
 from benchmarks.lines import read_lines
 from benchmarks.paper import report
 from benchmarks.studies import blocks, classifiers, densities, published_networks, unpruned
+from docs import names
 from sparseconv.bench import document, tables
 from sparseconv.measure.table import threads_text
 
@@ -59,6 +60,8 @@ def parts(folder: Path = PICTURES) -> Mapping[str, Callable[[], str]]:
         "blocks": lambda: report.recorded(folder, "blocks"),
         "blocks_networks": blocks.section,
         "silence": lambda: report.recorded_table("silence", "silenced"),
+        "api_summary": names.summary,
+        **{f"api_{page}": partial(names.table, page) for page in names.PAGES},
     }
 
 

@@ -113,8 +113,9 @@ def test_every_public_name_is_in_the_api() -> None:
     public = {f"sparseconv.{name}" for name in sc.__all__}
     assert public <= documented
     index = (DOCS / "api" / "index.md").read_text(encoding="utf-8")
-    listed = set(re.findall(r"^   (\w+)$", index, re.MULTILINE))
-    assert listed == {name for name in sc.__all__ if callable(getattr(sc, name))}
+    listed = set(re.findall(r"^\| \[`sc\.([\w.]+)`\]", index, re.MULTILINE))
+    assert listed >= {name for name in sc.__all__ if callable(getattr(sc, name))}
+    assert listed >= {"training.train", "training.Recipe", "datasets.load", "models.DSN"}
     found = []
     for name in documented - {"sparseconv"}:
         # What is documented must exist, under this name, in a package and not in a file of one.

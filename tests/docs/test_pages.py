@@ -85,6 +85,7 @@ def test_the_pages_show_what_the_results_make(
         assert generate.filled(text, made) == text, f"{page.name}: run python -m docs.generate"
         shown += [name for _, name, _ in generate.PART.findall(text)]
     assert sorted(shown) == sorted(made), "each part is shown once"
+    assert {*generate.names.PAGES, "index"} == {page.stem for page in (ROOT / "docs/api").iterdir()}
     drawn = {path.name for path in (tmp_path / "static").iterdir()}
     files = {path.name for path in generate.PICTURES.glob("*.svg")}
     assert drawn <= files, "run python -m docs.generate"
