@@ -117,9 +117,9 @@ def plain_ticks(axis: Axis) -> None:
 
 def networks_by_density(lines: Mapping[str, Sequence[tuple[float, float]]]) -> Figure:
     """Draw networks' speeds, sparser to the right, with the break-even."""
-    figure = figures.new_figure("", 9.0, 4.3)
+    figure = figures.new_figure("", 9.0, 3.8)
     ax = figure.subplots()
-    figures.style_axes(ax, "weights active", "times as fast as dense")
+    figures.style_axes(ax, "density: weights that are active", "times as fast as dense")
     ax.tick_params(labelsize=10)
     ax.xaxis.label.set_size(10)
     ax.yaxis.label.set_size(10)

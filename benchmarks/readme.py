@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,26 +24,27 @@ FFT = (
     "*fft* computes the spectrum of the weights during the call, as training must; *fft, prepared* "
     "computes it beforehand, as inference can."
 )
-PICTURE = "speed-by-density.svg"
-CAPTION = (
-    "Speed of a training step for three networks on one CPU thread, each compared with its dense "
-    "version at PyTorch's fastest setting."
-)
 LOSING = (*tables.FASTEST, tables.CONV1D)  # what a table of rows says that dense ways win
 
 
-def first_screen(pictures: Path) -> str:
-    """Return picture, gains and tools in Markdown; draws into the folder ``pictures``."""
-    bench = recorded()
-    plots.write_svg(plots.networks_by_density(densities.speeds()), pictures / PICTURE)
+def front(pictures: Path) -> dict[str, Callable[[], str]]:
+    """Return what makes README's parts; the picture is drawn into the folder ``pictures``."""
+    return {
+        "pitch": lambda: front_page.pitch(recorded()),
+        "picture": lambda: picture(pictures / "speed-by-density.svg"),
+        "gains": lambda: front_page.gains(recorded()),
+        "dense_faster": lambda: front_page.dense_faster(recorded(), lost(recorded()["rows"])),
+        "classifiers": lambda: f"{front_page.tools().markdown()}\n\n{front_page.about_tools()}",
+    }
+
+
+def picture(path: Path) -> str:
+    plots.write_svg(plots.networks_by_density(densities.speeds()), path)
     return (
-        f"![Speed of training by density, with the break-even](docs/static/{PICTURE})\n\n"
-        f"*{CAPTION}*\n\n"
-        f"## What you gain\n\n{front_page.gains(bench).markdown()}\n\n"
-        f"{front_page.about_gains(bench)}\n\n"
-        f"{front_page.losses(bench, lost(bench['rows']))}\n\n"
-        f"## Which classifier?\n\n{front_page.tools().markdown()}\n\n{front_page.about_tools()} "
-        f"See [random kernels](docs/pocket.md#how-accurate) and [networks](docs/paper.md).\n"
+        f"![Speed of training by density, with the break-even](docs/static/{path.name})\n\n"
+        "*Speed of a training step for three networks on one CPU thread, by density (the share of "
+        "weights that are active), each compared with its dense version at PyTorch's fastest "
+        "setting.*"
     )
 
 

@@ -39,7 +39,7 @@ def parts(folder: Path = PICTURES) -> Mapping[str, Callable[[], str]]:
     return {
         "measured": readme.section,
         "gpu": lambda: gpu.section(RESULTS / "gpu.json"),
-        "first_screen": lambda: readme.first_screen(folder),
+        **readme.front(folder),
         "ratios": readme.ratios,
         "paper": lambda: report.recorded(folder, "full"),
         "networks": densities.section,
