@@ -70,7 +70,7 @@ def gains(bench: dict[str, Any]) -> str:
 
 
 def worse(rows: Iterable[Row], mode: str, baseline: str) -> float:
-    """Return the worse ratio over numbers of threads: 16 series of one channel, 128 samples."""
+    """Return the worse ratio over numbers of threads: 16 series of one channel, 128 time steps."""
     place = {"mode": mode, "in_channels": 1, "batch": 16, "length": 128}
     mine = [ratio(row, baseline) for row in rows if place.items() <= row.items()]
     return min(found.median for found in mine if found)

@@ -38,7 +38,7 @@ class Map(NamedTuple):
 DENSITIES = (0.13, 0.3, 0.6, 1.0)
 LAYER = {"in_channels": 47, "out_channels": 141, "kernel_size": 39, "length": 128}
 MAPS = (
-    Map("length L (samples)", (24, 128, 512), lambda r: r["length"],
+    Map("length L (time steps)", (24, 128, 512), lambda r: r["length"],
         {k: v for k, v in LAYER.items() if k != "length"}),
     Map("channels in and out", (8, 32, 128),
         lambda r: r["in_channels"] if r["in_channels"] == r["out_channels"] else 0,
@@ -128,7 +128,7 @@ def networks_by_density(lines: Mapping[str, Sequence[tuple[float, float]]]) -> F
     ax.set_xscale("log")
     ax.set_yscale("log", base=2)
     ax.set_xlim(1.05 * shares[-1], 0.62 * shares[0])  # with room for the labels
-    ax.set_ylim(min(0.6, 0.8 * min(speeds)), max(2.0, 1.3 * max(speeds)))
+    ax.set_ylim(min(0.6, 0.8 * min(speeds)), max(2.0, 1.4 * max(speeds)))
     ax.set_xticks(shares, [f"{share:.0%}" for share in shares])
     ax.minorticks_off()
     ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}x")

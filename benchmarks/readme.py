@@ -83,10 +83,10 @@ def section() -> str:
     ]
     for text, shown in (
         (
-            "**Kernels.** One layer of the network on 16 series of L samples: 47 → 141 channels, "
-            "K = 39, 34 459 of 258 453 weights active (13.3 %), float32. *Of peak*: relative to "
-            "the same multiply-adds from registers, timed interleaved with the kernel. Baselines: "
-            f"{BASELINES}. {FFT} The gradient of the weights needs no such spectrum.",
+            "**Kernels.** One layer of the network on 16 series of L time steps: 47 → 141 "
+            "channels, K = 39, 34 459 of 258 453 weights active (13.3 %), float32. *Of peak*: "
+            "relative to the same multiply-adds from registers, timed interleaved with the kernel. "
+            f"Baselines: {BASELINES}. {FFT} The gradient of the weights needs no such spectrum.",
             kernels(bench["rows"]),
         ),
         (
@@ -94,10 +94,10 @@ def section() -> str:
             worst(bench["rows"]),
         ),
         (
-            "**The whole network** (DSN, S = 80 %, N series of C channels and L samples), compared "
-            "with the same network with dense weights. *masked*: `weight * mask` as in published "
-            "code. *settings*: the fastest of PyTorch's settings, chosen before these calls. "
-            "*compiled*: `torch.compile`. A training step is zero_grad, forward, "
+            "**The whole network** (DSN, S = 80 %, N series of C channels and L time steps), "
+            "compared with the same network with dense weights. *masked*: `weight * mask` as in "
+            "published code. *settings*: the fastest of PyTorch's settings, chosen before these "
+            "calls. *compiled*: `torch.compile`. A training step is zero_grad, forward, "
             "loss, backward, Adam and masks; an update also prunes and grows; inference runs in "
             "eval mode after `optimize_for_inference`.",
             tables.network(bench["network"]),
@@ -123,7 +123,7 @@ def when_it_pays(bench: Mapping[str, Any]) -> Table:
     """Tabulate ratios: each line's worse number of threads, and the worst row."""
     rows, nets = bench["rows"], [row for row in bench["network"] if row["in_channels"] == 1]
     groups = [
-        (f"layer, 16 series of 128 samples, {name}", "conv1d",
+        (f"layer, 16 series of 128 time steps, {name}", "conv1d",
          [row for row in rows if (row["case"], row["computation"]) == ("dsn_evolved_L128", name)])
         for name in COMPUTATIONS
     ]  # fmt: skip

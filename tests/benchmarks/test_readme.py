@@ -90,7 +90,7 @@ def test_the_ratios_are_of_the_worse_of_the_threads_and_what_it_lost_to() -> Non
     latency = network("latency", 24, batch=1, masked_dense=5.0, dense_best=0.9)
     found = readme.when_it_pays({"rows": rows, "network": [latency]})
     assert lines(found) == [
-        "layer, 16 series of 128 samples, fprop|6.00|5.00|fft",
+        "layer, 16 series of 128 time steps, fprop|6.00|5.00|fft",
         "DSN, latency of one series of 24|5.00|0.90|jit",
         "worst row of all suites and densities|6.00|0.25|fft",
         "layer, lowest density at which dense was faster|above 100 %|100%|fft",
