@@ -18,7 +18,7 @@ from docs import generate
 
 PAGES = (*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md")))
 MARKDOWN = MarkdownIt("commonmark").enable("table")
-# What only Sphinx understands, and a row of what is no table.
+# What only Sphinx understands, and a row outside any table.
 LITERAL = re.compile(r"^(:{3,}|\(.+\)=$|\{[\w-]+\}|\|)|\{[\w:]+\}`", re.MULTILINE)
 
 
