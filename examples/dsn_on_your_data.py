@@ -4,7 +4,8 @@
 # Train a DSN on the series and labels in a `.npz` file, stop halfway, and resume with bit-identical
 # results. Replace the cell "Data" with your own arrays.
 #
-# This needs `pip install 'sparseconv[tsc]'`. With `SPARSECONV_QUICK=1`, it finishes within seconds.
+# In a copy of the repository, run it with `.venv/bin/python` after `make demo`, or after the three
+# `pip install` commands in README. With `SPARSECONV_QUICK=1`, it finishes within seconds.
 
 # %%
 import os

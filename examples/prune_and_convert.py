@@ -5,8 +5,8 @@
 # with your own network. `sc.convert` makes layers sparse if they are measured to be faster; the
 # network is then fine-tuned, deployed, and converted back to torch's own layers.
 #
-# This needs `pip install 'sparseconv[tsc]'` for the data. With `SPARSECONV_QUICK=1`, it finishes
-# within seconds.
+# In a copy of the repository, run it with `.venv/bin/python` after `make demo`, or after the three
+# `pip install` commands in README. With `SPARSECONV_QUICK=1`, it finishes within seconds.
 
 # %%
 import os

@@ -71,7 +71,7 @@ def section(recorded: Sequence[Row], picture: Path | None) -> str:
             f"Instructions and flash of DSN for {BUNDLED[0]} on {BOARD}, trained at each sparsity"
         )
         drawn = f"{picture.parent.name}/{picture.name}"
-        parts.append(f"```{{figure}} {drawn}\n:alt: {caption}\n\n{caption}\n```")
+        parts.append(f"![{caption}]({drawn})\n\n*{caption}*")
     parts.append(
         f"Number of data sets whose test series were all predicted: {whole_sets(rows)}. All "
         f"processors except {NATIVE} were emulated with QEMU. {dates[-1]}; "

@@ -49,7 +49,7 @@ class Change:
     Attributes:
         name: the name of the module, or all names of a set, separated by commas.
         parameters: the number of active weights and biases.
-        macs: multiply-adds for one series; for ``factorize``, for one sample of each output.
+        macs: multiply-adds for one series; for ``factorize``, for one time step of each output.
         times: the ``"inference"`` time of a forward pass; empty if not measured.
     """
 
