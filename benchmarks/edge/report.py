@@ -151,9 +151,9 @@ def agreement(rows: Rows) -> str:
     return (
         f"Of {sum(row['n_test'] for row in real)} test series, float32 classifies {unlike} "
         f"differently from PyTorch, and int8 {unlike8}. int8 changes the mean accuracy by "
-        f"{change:+.2f} points. The float32 errors of layers are at most {used:.2f} of the bound. "
-        "int8 scores are bit-identical on all processors for "
-        f"{sum(len(found) == 1 for found in bits)} of {len(bits)} data sets."
+        f"{change:+.2f} points. The float32 errors of layers are at most {used:.2f} times "
+        "the bound. int8 scores are bit-identical on all processors for "
+        f"{sum(len(found) == 1 for found in bits)} of the {len(bits)} data sets."
     )
 
 
