@@ -169,8 +169,8 @@ def about_gains(bench: dict[str, Any]) -> str:
     return (
         "- **DSN**: a training step without a pattern update, at the published sparsity of 80 % in "
         "each kernel group (13 % of all weights active); the lower speed of one and two threads of "
-        f"an {bench['machine']['cpu']}. The picture shows DSN without kernel groups, on one thread: "
-        f"{speed:.1f}x at a density of {100 * density:.0f} %.\n"
+        f"an {bench['machine']['cpu']}. The picture shows DSN without kernel groups, on one "
+        f"thread: {speed:.1f}x at a density of {100 * density:.0f} %.\n"
         "- **InceptionTime**: the training step is the published network's; prediction and "
         "accuracy are those of tsai's variant. One thread of the same CPU.\n"
         f"- **ROCKET**: of the {faster * fewer:.0f}x, faster code for the same kernels yields "
