@@ -93,7 +93,7 @@ print(f"pruned: test accuracy {accuracy(model):.3f}")
 # convolution, including those that stay dense. `model` itself is not changed.
 
 # %%
-sparse, report = sc.convert(model.train(), example_input=X[:10], rounds=6 if QUICK else 30)
+sparse, report = sc.convert(model.train(), example_input=X[:10])
 print(report)
 if not any(layer.sparse for layer in report.layers):  # a busy machine, or a tiny network
     sparse, report = sc.convert(model, max_density=0.2)
