@@ -175,7 +175,7 @@ def about_gains(bench: dict[str, Any]) -> str:
         "accuracy are those of tsai's variant. One thread of the same CPU.\n"
         f"- **ROCKET**: of the {faster * fewer:.0f}x, faster code for the same kernels yields "
         f"{faster:.0f}x, and fewer kernels another {fewer:.1f}x; means over {sets} sets, on one "
-        "thread of an Intel Xeon. **Blocks**: one thread of both CPUs.\n"
+        "thread of an Intel Xeon.\n- **Blocks**: one thread of an Intel Xeon and of an AMD EPYC.\n"
         '- "Fastest" means the fastest of the settings tried, such as channels-last memory or '
         "`torch.compile`. Speeds are medians of interleaved runs. Accuracies are on sets of the "
         "UCR archive, with 95 % confidence intervals across sets; *not significant* means that the "

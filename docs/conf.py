@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from sparseconv import __version__
+from sparseconv import SparseConv1d, __version__
 
 project = "sparseconv"
 version = release = __version__
@@ -67,4 +68,7 @@ def show_directives(app: Any, page: str, source: list[str]) -> None:
 
 
 def setup(app: Any) -> None:
+    # Sphinx would show the arguments of the __new__ that the layer inherits.
+    signature = inspect.signature(SparseConv1d)
+    SparseConv1d.__signature__ = signature.replace(return_annotation=inspect.Signature.empty)
     app.connect("source-read", show_directives)

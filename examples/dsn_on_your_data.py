@@ -22,8 +22,8 @@ rng = np.random.default_rng(0)
 
 # %% [markdown]
 # ## Data
-# Series have two channels of 100 samples. The classes differ only in which channel moves first, by
-# 20 samples, so kernels need a wide receptive field.
+# Series have two channels of 100 time steps. The classes differ only in which channel moves first,
+# by 20 time steps, so kernels need a wide receptive field.
 
 
 # %%
