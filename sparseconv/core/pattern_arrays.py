@@ -44,7 +44,7 @@ class PatternArrays:
             self._crow, self._col, self._versions = crow, col, (crow._version, col._version)
         else:
             self._copies[str(col.device)] = crow, col
-        declare(col, block)
+        declare(crow, col, block)
 
     @property
     def only_on_gpu(self) -> bool:
@@ -81,6 +81,8 @@ class PatternArrays:
         Raises:
             RuntimeError: the first copy would be made inside torch.compile.
         """
+        if device.type == "cpu" and not self._copies:
+            return self._on_cpu()
         name = str(device)
         if device.type == "cpu" and name not in self._copies:
             return self._on_cpu()
@@ -92,7 +94,7 @@ class PatternArrays:
                 )
             with outside_tracing():
                 copies = self.crow_indices.to(device), self.col_indices.to(device)
-                declare(copies[1], self._block)
+                declare(*copies, self._block)
                 self._copies[name] = copies
         return self._copies[name]
 
@@ -135,6 +137,6 @@ class PatternArrays:
         with outside_tracing(), torch.inference_mode(False):
             crow, col = (array.cpu() for array in self.anywhere())
             check_structure(crow, col, self._shape)
-            declare(col, self._block)
+            declare(crow, col, self._block)
             self._crow, self._col, self._versions = crow, col, (crow._version, col._version)
         return crow, col

@@ -1,30 +1,24 @@
-"""Detect tools that copy or average buffers and thereby mix the patterns of two layers."""
+"""Detect tools that average buffers and thereby mix the patterns of two layers."""
 
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
+from torch._C._functorch import get_unwrapped, is_batchedtensor, is_functorch_wrapped_tensor
 
 from sparseconv.core.pattern import KernelCSR
 from sparseconv.core.tracing import is_exporting, outside_tracing
 
 _BIT = 2**30
-_OVERWRITTEN = (
+OVERWRITTEN = (
     "the buffers of this layer were overwritten, so its values may not belong to the positions "
     "of its pattern. AveragedModel overwrites buffers after the pattern of the averaged model "
-    "has changed: pass the average to DSTScheduler(averages=[...]), or start a new average. "
-    "DistributedDataParallel overwrites them if ranks built different patterns: first call "
-    "torch.manual_seed with the same seed on all ranks, or load the same state dict. After "
-    "to_empty(), call reset_parameters() or load a state dict"
-)
-_OTHER = (
-    "expected the indices of the layer's pattern, but got those of a different pattern: "
-    "torch.func.functional_call cannot change a pattern. Load the state dict into a copy of the "
-    "module, and call the copy"
+    "has changed: pass the average to DSTScheduler(averages=[...]), or start a new average; an "
+    "average of a state dict must copy its integers. DistributedDataParallel overwrites them if "
+    "the patterns of the ranks differ: wrap the model before its first use, or load the same state "
+    "dict on all ranks"
 )
 
 
@@ -62,48 +56,41 @@ def new_tag(pattern: KernelCSR) -> Tensor:
         return (torch.cat((bits, 1 - bits)) * _BIT).int()
 
 
-def check_tag(tag: Tensor, own: Tensor, checked: tuple[Any, int]) -> tuple[Any, int]:
-    """Reject a layer's tag, on any device, if it was mixed with the tag of another pattern.
-
-    ``checked`` is the last checked tag and its version; pass the result to the next call.
-    """
-    # In training, DistributedDataParallel writes into every buffer before every forward pass. One
-    # check is enough, and further ones would make each layer wait for the GPU.
-    if tag is checked[0] and tag.is_cuda and torch.is_grad_enabled():
-        return checked
-    content = _content(tag)
-    if content is not None and bool(content[..., own.cpu() == 0].any()):
-        raise RuntimeError(_OVERWRITTEN)
-    counts = content is not None and not tag.is_inference()  # inference tensors have no version
-    return (tag, tag._version) if counts else checked
+def is_mixed(tag: Tensor, own: Tensor) -> bool:
+    """Return whether a tag was mixed with the tag of a pattern other than its own."""
+    return bool(tag[own == 0].any())
 
 
-def check_tag_in_graph(tag: Tensor, own: Tensor) -> None:
-    """Check a tag on every call to a traced graph, which cannot read the version of the tag."""
+def is_truncated(now: Tensor, known: Tensor) -> bool:
+    """Return whether an average of integers that are all equal may have made ``now`` of them."""
+    # 0.9 * 7 + 0.1 * 7 may become 6. All sevens then become 6.
+    if now.shape != known.shape:
+        return False
+    lower = known - now
+    if not bool(((lower == 0) | (lower == 1)).all()):
+        return False
+    return len(torch.unique(2 * known.long() + lower)) == len(torch.unique(known))
+
+
+def check_in_graph(tag: Tensor, own: Tensor, crow: Tensor, col: Tensor, known: KernelCSR) -> None:
+    """Check buffers on every call to a traced graph, which cannot read their versions."""
     # A failed assertion on a GPU would destroy the CUDA context.
-    if tag.device.type == "cpu" and not is_exporting():
-        torch._assert_async(~((own == 0) & (tag != 0)).any(), _OVERWRITTEN)
+    if tag.device.type != "cpu" or is_exporting():
+        return
+    wrong = ((own == 0) & (tag != 0)).any()
+    if col.shape[0] == known.nnz:
+        lower = torch.cat((known.crow_indices, known.col_indices)) - torch.cat((crow, col))
+        wrong = wrong | ((lower.min() == 0) & (lower.max() == 1))
+    torch._assert_async(~wrong, OVERWRITTEN)
 
 
-def check_indices(indices: Tensor, own: Tensor) -> None:
-    """Reject indices, perhaps from ``functional_call``, that differ from the pattern's ``own``."""
-    with outside_tracing():
-        content = _content(indices)
-        known = content is None or (
-            content.shape[-1:] == own.shape and bool((content == own).all())
-        )
-    if not known:
-        raise RuntimeError(_OTHER)
-
-
-def _content(buffer: Tensor) -> Tensor | None:
-    """Return the content of a buffer ``(size,)`` on the CPU, or None if the buffer has none.
-
-    Under ``torch.vmap`` over an ensemble, return the content for all members, ``(members, size)``.
-    """
+def content_of(buffer: Tensor) -> Tensor | None:
+    """Return the content of a buffer, or None if it has none or, in an ensemble, several."""
+    while is_functorch_wrapped_tensor(buffer):
+        if is_batchedtensor(buffer):
+            return None
+        buffer = get_unwrapped(buffer)
     if type(buffer) is not Tensor or buffer.is_meta:
         return None
-    while is_functorch_wrapped_tensor(buffer):
-        buffer = get_unwrapped(buffer)
     with torch._C._DisableFuncTorch():
-        return buffer.detach().cpu()
+        return buffer.detach()

@@ -4,16 +4,26 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, NoReturn, Self
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import is_batchedtensor, is_functorch_wrapped_tensor
 from torch.compiler import is_dynamo_compiling
 
+from sparseconv.core.blocks import declare
 from sparseconv.core.pattern import KernelCSR
-from sparseconv.nn.buffer_check import check_indices, check_tag, check_tag_in_graph, new_tag
+from sparseconv.core.tracing import outside_tracing
+from sparseconv.nn.buffer_check import (
+    OVERWRITTEN,
+    check_in_graph,
+    content_of,
+    is_mixed,
+    is_truncated,
+    new_tag,
+)
 from sparseconv.nn.dense_gradient import new_probe
-from sparseconv.nn.live_state import LiveState, check_copied, same_memory
 from sparseconv.nn.modules import Parametrizations
 from sparseconv.nn.rewiring import (
     LAYERS,
@@ -23,22 +33,33 @@ from sparseconv.nn.rewiring import (
     check_movable,
     check_pattern,
     holds_values,
+    memory_of,
     move,
     survivors,
     watch_optimizers,
 )
-from sparseconv.nn.state import INDICES, check_floats, own_entries, read_layer
+from sparseconv.nn.state import INDICES, check_copied, check_floats, give, own_entries, read_layer
+from sparseconv.ops import gpu_plans
 
-_NEVER_CHECKED: tuple[Any, int] = (None, -1)
+_BUFFERS = (*INDICES, "pattern_tag")
+# What was read: the three buffers, the sum of their versions, and the tag's version.
+_UNSEEN: tuple[Any, Any, Any, int, int] = (None, None, None, -1, -1)
 
 
 class PatternedModule(nn.Module):
-    """Hold a pattern and its values, and change, save and load them together."""
+    """Hold a pattern and its values, and change, save and load them together.
+
+    The pattern is what the buffers ``crow_indices`` and ``col_indices`` contain, whoever wrote
+    them; ``_pattern`` is the latest reading.
+    """
 
     values: nn.Parameter
     groups: int
+    crow_indices: Tensor
+    col_indices: Tensor
     pattern_tag: Tensor
     _pattern: KernelCSR
+    _own_tag: Tensor
 
     def __new__(cls, *_: Any, **__: Any) -> Self:  # also called for copies and by pickle
         layer = super().__new__(cls)
@@ -47,30 +68,97 @@ class PatternedModule(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self._checked = _NEVER_CHECKED  # the tag that was checked last, and its version
+        self._seen = _UNSEEN
+        self._memory = 0  # of the values with which the indices were written
         self.dense_probe: Tensor | None = None  # set by DSTScheduler for a step; see `probed`
-        self._live: Any = None  # the LiveState, once there is a state dict
 
     @property
     def pattern(self) -> KernelCSR:
-        """Return the pattern; raise RuntimeError if the values might not belong to it."""
-        tag: Any = self._buffers["pattern_tag"]
-        checked = self._checked
-        if is_dynamo_compiling():
-            check_tag_in_graph(tag, self._own_tag)
-        elif tag is not checked[0] or tag._version != checked[1]:
-            self._checked = check_tag(tag, self._own_tag, checked)
+        """Return the pattern in the buffers.
+
+        Raises:
+            RuntimeError: the buffers contain no pattern, or the values might not belong to it.
+        """
+        crow, _ = self._indices()
+        if not is_dynamo_compiling() and is_batchedtensor(crow):
+            raise RuntimeError("the members of an ensemble under torch.vmap have several patterns")
         return self._pattern
 
-    @property
-    def crow_indices(self) -> Tensor:
-        """Return a copy of ``pattern.crow_indices`` on the layer's device."""
-        return self._pattern.crow_indices.to(self.values.device, copy=True)
+    def _indices(self) -> tuple[Tensor, Tensor]:
+        """Return both index tensors; check them if they were written to since the last call."""
+        held, seen = self._buffers, self._seen
+        crow: Any = held["crow_indices"]
+        col: Any = held["col_indices"]
+        tag: Any = held["pattern_tag"]
+        if is_dynamo_compiling():
+            check_in_graph(tag, self._own_tag, crow, col, self._pattern)
+        elif (
+            crow is not seen[0]
+            or col is not seen[1]
+            or tag is not seen[2]
+            or crow._version + col._version + tag._version != seen[3]
+        ):
+            self._read()
+        return crow, col
 
-    @property
-    def col_indices(self) -> Tensor:
-        """Return a copy of ``pattern.col_indices`` on the layer's device."""
-        return self._pattern.col_indices.to(self.values.device, copy=True)
+    def _read(self) -> None:
+        """Read buffers that others may have written or replaced; see ``pattern``."""
+        tensors: list[Any] = [self._buffers[name] for name in _BUFFERS]
+        with outside_tracing(), torch.no_grad():
+            crow, col, tag = map(content_of, tensors)
+            if crow is None or col is None:
+                return  # nothing to read, or an ensemble
+            # Before the first use, others may write all buffers, as DistributedDataParallel does.
+            guarded = tag is not None and tensors[2] is self._seen[2]
+            touched = guarded and tensors[2]._version != self._seen[4]
+            if touched and crow.is_cuda and torch.is_grad_enabled():
+                # In training, DistributedDataParallel writes to all buffers before each forward
+                # pass. One check is enough: further ones would make each layer wait for the GPU.
+                gpu_plans.keep(crow, col)
+                self._mark_seen()
+                return
+            if tag is not None and guarded and is_mixed(tag.cpu(), self._own_tag.cpu()):
+                raise RuntimeError(OVERWRITTEN)
+            own = self._pattern.anywhere()
+            if not all(_equal(a, b) for a, b in zip((crow, col), own, strict=True)):
+                in_place = all(a is b for a, b in zip(tensors, self._seen, strict=False))
+                self._accept(crow, col, touched, in_place)
+            if tag is None or tag.device != crow.device or tag.is_inference():
+                tag = self._own_tag.to(crow.device, copy=True)
+                self.register_buffer("pattern_tag", tag, persistent=False)
+            elif not _equal(tag, self._own_tag):
+                tag.copy_(self._own_tag)
+        if not any(map(is_functorch_wrapped_tensor, tensors)):
+            self._mark_seen()
+
+    def _accept(self, crow: Tensor, col: Tensor, touched: bool, in_place: bool) -> None:
+        """Make what others wrote the pattern, unless they averaged it."""
+        pattern = self._pattern
+        arrays = (crow, col), pattern.anywhere()
+        truncated = is_truncated(*(torch.cat([x.cpu() for x in pair]) for pair in arrays))
+        if touched != truncated and (touched or in_place):
+            raise RuntimeError(OVERWRITTEN)
+        if not touched:  # else an average of equal patterns
+            try:
+                pattern = KernelCSR(crow, col, pattern.shape, pattern.block)
+            except (TypeError, ValueError) as error:
+                raise RuntimeError(
+                    f"the indices of this layer were overwritten, and are not a pattern: {error}. "
+                    "After to_empty(), call reset_parameters() or load a state dict"
+                ) from error
+        # Not every write counts as a version, but the kernels' plans depend on versions.
+        for array, new in zip((crow, col), pattern.anywhere(), strict=True):
+            if not array.is_inference():
+                array.copy_(new)
+        self._pattern, self._own_tag = pattern, new_tag(pattern)
+
+    def _mark_seen(self) -> None:
+        """Record that the buffers contain the pattern."""
+        crow, col, tag = self.crow_indices, self.col_indices, self.pattern_tag
+        if not any(tensor.is_inference() for tensor in (crow, col, tag)):  # they have no version
+            versions = crow._version + col._version + tag._version
+            self._seen = crow, col, tag, versions, tag._version
+        declare(crow, col, self._pattern.block)
 
     @torch.no_grad()
     def set_pattern(self, new: KernelCSR, values: Tensor | None = None) -> None:
@@ -142,7 +230,7 @@ class PatternedModule(nn.Module):
         check_pattern(pattern, self._pattern.shape, self.groups)
         # The CPU would have to wait for a pattern that an update on a GPU makes, so do not read it.
         kept = not pattern.only_on_gpu and pattern == self._pattern
-        check_movable(self, same_pattern=kept)
+        check_movable(self, same_pattern=kept, nnz=pattern.nnz)
         if source.shape != (pattern.nnz,) or not (
             pattern.only_on_gpu
             or not pattern.nnz
@@ -170,19 +258,22 @@ class PatternedModule(nn.Module):
                     tensor.copy_(content)
                 else:
                     tensor.data = content
-            if not kept and self._live is not None:
-                self._live.move(self.values, pattern)
+            self._memory = memory_of(self.values)
+            self._mark_seen()
 
         return rewire
 
     @torch.no_grad()
-    def _adopt(self, pattern: KernelCSR) -> None:
-        """Install a checked pattern; if nnz changes, the values become 0."""
+    def _adopt(self, pattern: KernelCSR, in_place: bool = True) -> None:
+        """Write a checked pattern to the buffers; if nnz changes, the values become 0.
+
+        State dicts that share the memory of the values and the indices see both change. If the
+        memory of the values is another one by now, so is that of the indices.
+        """
         check_mode(self.values)
         device, dtype = self.values.device, self.values.dtype
         with torch.inference_mode(False):  # inference tensors could not be trained later
             own_tag = new_tag(pattern)
-            tag = own_tag.to(device, copy=True)
             if are_shared(self.values) and pattern != self._pattern:  # others keep theirs
                 self.values.data = self.values.detach().clone()
             if self.values.shape != (pattern.nnz,):
@@ -194,48 +285,59 @@ class PatternedModule(nn.Module):
                 fresh = torch.zeros(pattern.nnz, device=device, dtype=dtype)
                 self.values.data = torch.empty(pattern.nnz, device=device, dtype=detour)
                 self.values.data = fresh
+            held = [self._buffers.get(name) for name in _BUFFERS]
+            arrays = (*pattern.anywhere(), own_tag)
+            in_place &= self._memory == memory_of(self.values) and all(
+                old is not None and old.shape == new.shape and old.device == device
+                for old, new in zip(held, arrays, strict=True)
+            )
+            for name, old, new in zip(_BUFFERS, held, arrays, strict=True):
+                if in_place and old is not None and not old.is_inference():
+                    old.copy_(new)
+                else:
+                    copied = new.to(device, copy=True)
+                    self.register_buffer(name, copied, persistent=name in INDICES)
         self._pattern, self._own_tag = pattern, own_tag
-        if pattern.only_on_gpu and self.pattern_tag.device == tag.device:
-            self.pattern_tag.copy_(tag)  # the check of a new tag would read it
-            self._checked = self.pattern_tag, self.pattern_tag._version
-        else:
-            self.register_buffer("pattern_tag", tag, persistent=False)
-        self._copy_pattern()
-
-    def _live_indices(self) -> dict[str, Tensor]:
-        with torch.inference_mode(False):
-            fresh = {name: getattr(self, name) for name in INDICES}
-        if not holds_values(self) or self.values.is_meta:
-            return fresh  # the pattern cannot change
-        live: Any = self._live
-        kept = live is not None and same_memory(live.values, self.values)
-        if not kept or live.pattern != self._pattern:
-            live = self._live = LiveState(self.values, self._pattern)
-        return live.give(fresh)  # type: ignore[no-any-return]
-
-    def _copy_pattern(self) -> None:
-        if self.values.is_cuda:  # now, because a compiled or captured graph cannot do it later
-            self._pattern.on(self.values.device)
+        self._memory = memory_of(self.values)
 
     def _apply(self, fn: Any, recurse: bool = True) -> PatternedModule:
+        self._check_tag()
+        before: dict[str, Any] = {name: self._buffers[name] for name in _BUFFERS}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self._copy_pattern()
-        if self._live is not None and not same_memory(self._live.values, self.values):
-            self._live = None  # state dicts keep the former network
+        for name, old in before.items():
+            new: Any = self._buffers[name]
+            if new.dtype != torch.int32 or new.is_inference():
+                source = new if new.dtype == torch.int32 else old
+                with torch.inference_mode(False):
+                    self._buffers[name] = source.to(new.device, copy=True)
+        tag, former = self.pattern_tag, before["pattern_tag"]
+        moved = former is self._seen[2] and tag is not former and not tag.is_meta
+        if moved and not former.is_meta and _equal(tag, former):  # not after to_empty()
+            self._seen = None, None, tag, -1, tag._version
         if self.dense_probe is not None:  # keep the object that the scheduler knows
             self.dense_probe.grad = None
             self.dense_probe.data = new_probe(self._pattern.shape, self.values).data
         return self
 
+    def _check_tag(self) -> None:
+        """Read the buffers if all were written to, because a copy of them has no versions."""
+        tag = self._buffers["pattern_tag"]
+        if tag is not None and tag is self._seen[2] and tag._version != self._seen[4]:
+            with suppress(RuntimeError):  # the next use raises it
+                self._read()
+
     def _save_to_state_dict(
         self, destination: dict[str, Any], prefix: str, keep_vars: bool
     ) -> None:
+        seen, pattern = self._seen, self.pattern
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        destination.update((prefix + name, t) for name, t in self._live_indices().items())
+        if holds_values(self):
+            give(destination[f"{prefix}col_indices"], pattern, self.values)
+        # Writes to a state dict may not count as versions (broadcasts, NumPy), so read again.
+        self._seen = seen if seen is _UNSEEN else (*self._seen[:3], -1, self._seen[4])
         metadata = getattr(destination, "_metadata", {})
         if prefix[:-1] in metadata:  # always in torch's own calls
-            # Entries may fit other shapes too. Reading the pattern also checks the tag.
-            metadata[prefix[:-1]]["shape"] = self.pattern.shape
+            metadata[prefix[:-1]]["shape"] = pattern.shape  # the entries may fit other shapes too
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         """Load all of the layer's own entries, or none."""
@@ -248,36 +350,38 @@ class PatternedModule(nn.Module):
             self._load_state_dict_pre_hooks = hooks
 
     def _load_entries(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        metadata, strict, missing_keys, _, error_msgs = rest
+        metadata, _, _, _, error_msgs = rest
         found = own_entries(self, state_dict, prefix)
         bias = self._parameters.get("bias")  # None also if it is parametrized
         if not found:  # the layer's own entries are missing; a subclass may have others
             super()._load_from_state_dict(state_dict, prefix, *rest)
-            missing_keys.extend(prefix + name for name in INDICES if strict)
             return
+        assign = bool(metadata.get("assign_to_params_buffers"))
         try:
             pattern, loaded = read_layer(self, found, self._pattern, bias is not None, metadata)
             kept = pattern == self._pattern
-            if "values" in found and holds_values(self):
-                check_copied(self._live, self.values, found, pattern, kept)
-            if metadata.get("assign_to_params_buffers"):
-                self._live = None  # state dicts keep the former network
-            elif holds_values(self) and not (kept or are_shared(self.values)):
-                check_alone(self)  # layers that share the memory keep their pattern
-            self._adopt(pattern)
+            if holds_values(self):
+                if "values" in found:
+                    check_copied(found, pattern)
+                if not (kept or assign or are_shared(self.values)):
+                    check_alone(self, pattern.nnz)
+                self._adopt(pattern, in_place=not assign)
         except (TypeError, ValueError, RuntimeError) as error:
             error_msgs.append(f"{prefix.removesuffix('.') or type(self).__name__}: {error}")
             return
         if not kept:
             self.values.grad = None
         left = {name: v for name, v in state_dict.items() if name.removeprefix(prefix) not in found}
+        for name in INDICES:
+            indices: Any = self._buffers[name]
+            if assign:
+                indices = found[name] if name in found else indices.to(loaded["values"].device)
+            loaded[name] = indices
         left |= {prefix + name: tensor for name, tensor in loaded.items()}
         super()._load_from_state_dict(left, prefix, *rest)
-        if not kept and self._live is not None:
-            self._live.move(self.values, pattern)
-        if self.pattern_tag.device != self.values.device:  # assign=True
-            tag = self._own_tag.to(self.values.device, copy=True)
-            self.register_buffer("pattern_tag", tag, persistent=False)
+        self._memory = memory_of(self.values)
+        if not assign:
+            self._mark_seen()
 
     def __prepare_scriptable__(self) -> NoReturn:  # which torch.jit.script calls
         raise NotImplementedError(
@@ -287,8 +391,13 @@ class PatternedModule(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """Omit the probe from copies and pickles; a copied scheduler creates a new one."""
-        own = {"dense_probe": None, "_live": None, "_checked": _NEVER_CHECKED}
-        return {**self.__dict__, **own}
+        self._check_tag()
+        return {**self.__dict__, "dense_probe": None, "_seen": _UNSEEN}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        if not (tag := self.pattern_tag).is_inference():
+            self._seen = None, None, tag, -1, tag._version
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "pattern":
@@ -296,9 +405,16 @@ class PatternedModule(nn.Module):
                 "pattern cannot be assigned, because the values must move with it; call "
                 "set_pattern(pattern)"
             )
-        if name in INDICES:  # torch.func.functional_call, with a state dict
-            check_indices(value, getattr(self._pattern, name))
-            return
+        if name in INDICES and (value is None or isinstance(value, nn.Parameter)):
+            raise RuntimeError(
+                f"{name} is a buffer, so it must be an int32 tensor, but got "
+                f"{type(value).__name__}; to change the pattern, call set_pattern(pattern), or "
+                "assign tensors to values and both indices"
+            )
         if name == "parametrizations" and type(value) is nn.ModuleDict:  # torch's, still empty
             value = Parametrizations(dict(value.items()))
         super().__setattr__(name, value)
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    return one.dtype == other.dtype and one.shape == other.shape and one.equal(other.to(one.device))

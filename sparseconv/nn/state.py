@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, MutableMapping
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules.module import _EXTRA_STATE_KEY_SUFFIX
 from torch.nn.utils.parametrize import is_parametrized
+from torch.utils.weak import WeakIdKeyDictionary
 
 from sparseconv.core.checks import check_dense, checked_mask
 from sparseconv.core.geometry import DTYPES
 from sparseconv.core.pattern import KernelCSR
-from sparseconv.nn.rewiring import holds_values
+from sparseconv.nn.rewiring import LAYERS, holds_values, memory_of, same_memory
 
 
 def check_floats(name: str, tensor: Tensor, size: int) -> None:
@@ -127,6 +129,34 @@ def read_layer(
         if name in rest:
             check_floats(name, rest[name], size)
     return pattern, rest
+
+
+# The pattern, and the memory of the values, when the col_indices of a state dict were given.
+_GIVEN: MutableMapping[Tensor, tuple[KernelCSR, int]] = WeakIdKeyDictionary()
+
+
+def give(col_indices: Tensor, pattern: KernelCSR, values: Tensor) -> None:
+    """Record the pattern and the values to which an entry of a state dict belongs."""
+    _GIVEN[col_indices] = pattern, memory_of(values)
+
+
+def check_copied(found: Mapping[str, Tensor], pattern: KernelCSR) -> None:
+    """Reject entries of which only the values or only the indices have changed since."""
+    values, col = found["values"], found["col_indices"]
+    then, memory = _GIVEN.get(col, (pattern, 0))
+    stale = then != pattern and memory_of(values) != memory
+    for layer_ref in LAYERS.valuerefs():
+        layer: Any = layer_ref()
+        own = getattr(layer, "_parameters", {}).get("values")
+        if own is not None and same_memory(own, values):
+            now = (layer._buffers[name].cpu() for name in INDICES)
+            stale |= any(not x.equal(found[n].cpu()) for n, x in zip(INDICES, now, strict=True))
+    if stale:
+        raise ValueError(
+            "expected a copy of a state dict, but only a part of these entries was copied, and the "
+            "pattern has changed since; to save a network, use copy.deepcopy(model.state_dict()). "
+            "Other layers may already have been loaded"
+        )
 
 
 def _check_same_pattern(found: dict[str, Any], pattern: KernelCSR) -> None:
