@@ -160,8 +160,8 @@ class SparseConv1d(PatternedModule):
         """
         self._adopt(self._pattern)  # after to_empty() the buffers have no content
         self._seen = _UNSEEN
-        _, group_channels, kernel_size = self.pattern.shape
-        active = self.pattern.crow_indices[::group_channels].long().diff()
+        _, group_channels, kernel_size = self._pattern.shape
+        active = self._pattern.crow_indices[::group_channels].long().diff()
         if fan_in == "dense":
             counts = torch.full_like(active, group_channels * kernel_size)
         elif fan_in == "active":

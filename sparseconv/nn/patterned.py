@@ -104,7 +104,7 @@ class PatternedModule(nn.Module):
     def _read(self) -> None:
         """Read buffers that others may have written or replaced; see ``pattern``."""
         tensors: list[Any] = [self._buffers[name] for name in _BUFFERS]
-        with outside_tracing(), torch.no_grad():
+        with outside_tracing():
             crow, col, tag = map(content_of, tensors)
             if crow is None or col is None:
                 return  # nothing to read, or an ensemble
@@ -128,8 +128,7 @@ class PatternedModule(nn.Module):
                 self.register_buffer("pattern_tag", tag, persistent=False)
             elif not _equal(tag, self._own_tag):
                 tag.copy_(self._own_tag)
-        if not any(map(is_functorch_wrapped_tensor, tensors)):
-            self._mark_seen()
+        self._mark_seen()
 
     def _accept(self, crow: Tensor, col: Tensor, touched: bool, in_place: bool) -> None:
         """Make what others wrote the pattern, unless they averaged it."""
@@ -155,9 +154,13 @@ class PatternedModule(nn.Module):
     def _mark_seen(self) -> None:
         """Record that the buffers contain the pattern."""
         crow, col, tag = self.crow_indices, self.col_indices, self.pattern_tag
-        if not any(tensor.is_inference() for tensor in (crow, col, tag)):  # they have no version
-            versions = crow._version + col._version + tag._version
-            self._seen = crow, col, tag, versions, tag._version
+        # Inference tensors have no version, and a transform's wrapper is used once.
+        if any(t.is_inference() or is_functorch_wrapped_tensor(t) for t in (crow, col, tag)):
+            if tag is self._seen[2]:
+                self._seen = None, None, tag, -1, tag._version
+            return
+        versions = crow._version + col._version + tag._version
+        self._seen = crow, col, tag, versions, tag._version
         declare(crow, col, self._pattern.block)
 
     @torch.no_grad()
@@ -332,7 +335,7 @@ class PatternedModule(nn.Module):
         seen, pattern = self._seen, self.pattern
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if holds_values(self):
-            give(destination[f"{prefix}col_indices"], pattern, self.values)
+            give((self.col_indices, destination[f"{prefix}col_indices"]), pattern, self.values)
         # Writes to a state dict may not count as versions (broadcasts, NumPy), so read again.
         self._seen = seen if seen is _UNSEEN else (*self._seen[:3], -1, self._seen[4])
         metadata = getattr(destination, "_metadata", {})
@@ -380,7 +383,9 @@ class PatternedModule(nn.Module):
         left |= {prefix + name: tensor for name, tensor in loaded.items()}
         super()._load_from_state_dict(left, prefix, *rest)
         self._memory = memory_of(self.values)
-        if not assign:
+        if assign:
+            self._read()
+        else:
             self._mark_seen()
 
     def __prepare_scriptable__(self) -> NoReturn:  # which torch.jit.script calls

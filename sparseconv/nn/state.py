@@ -131,26 +131,32 @@ def read_layer(
     return pattern, rest
 
 
-# The pattern, and the memory of the values, when the col_indices of a state dict were given.
+# The pattern and the memory of the values when a state dict was given: by its col_indices, and when
+# the first was given by the layer's.
 _GIVEN: MutableMapping[Tensor, tuple[KernelCSR, int]] = WeakIdKeyDictionary()
 
 
-def give(col_indices: Tensor, pattern: KernelCSR, values: Tensor) -> None:
-    """Record the pattern and the values to which an entry of a state dict belongs."""
-    _GIVEN[col_indices] = pattern, memory_of(values)
+def give(own_and_given: tuple[Tensor, Tensor], pattern: KernelCSR, values: Tensor) -> None:
+    """Record to which pattern and values the ``col_indices`` of a state dict belong."""
+    for col_indices in own_and_given:
+        _GIVEN.setdefault(col_indices, (pattern, memory_of(values)))
 
 
 def check_copied(found: Mapping[str, Tensor], pattern: KernelCSR) -> None:
-    """Reject entries of which only the values or only the indices have changed since."""
-    values, col = found["values"], found["col_indices"]
-    then, memory = _GIVEN.get(col, (pattern, 0))
-    stale = then != pattern and memory_of(values) != memory
+    """Reject entries if the layer that gave them has changed the values or the indices alone."""
+    values, col, stale = found["values"], found["col_indices"], False
+    given = _GIVEN.get(col)
     for layer_ref in LAYERS.valuerefs():
         layer: Any = layer_ref()
-        own = getattr(layer, "_parameters", {}).get("values")
-        if own is not None and same_memory(own, values):
-            now = (layer._buffers[name].cpu() for name in INDICES)
-            stale |= any(not x.equal(found[n].cpu()) for n, x in zip(INDICES, now, strict=True))
+        own, indices = (getattr(layer, name, {}) for name in ("_parameters", "_buffers"))
+        if not indices.keys() >= {*INDICES}:
+            continue
+        if given is None and same_memory(col, indices["col_indices"]):  # a view, or from NumPy
+            given = _GIVEN.get(indices["col_indices"])
+        if own.get("values") is not None and same_memory(values, own["values"]):
+            stale |= any(not indices[name].cpu().equal(found[name].cpu()) for name in INDICES)
+    if given is not None:
+        stale |= given[0] != pattern and given[1] != memory_of(values)
     if stale:
         raise ValueError(
             "expected a copy of a state dict, but only a part of these entries was copied, and the "

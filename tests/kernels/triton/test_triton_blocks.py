@@ -22,7 +22,7 @@ from engines import Engine, Engines, check, on_gpu
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from sparseconv import KernelCSR, sparse_conv1d
+from sparseconv import KernelCSR, SparseConv1d, sparse_conv1d
 from sparseconv.ops import gpu_plans
 from sparseconv.testing import Case, Tensors, exact_results, expected
 
