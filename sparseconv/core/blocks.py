@@ -18,10 +18,10 @@ _NOTHING: tuple[Block, Any] = (1, 1), None
 _declared: Any = WeakTensorKeyDictionary()  # a block and what was declared, by col_indices
 
 
-def declare(crow_indices: Tensor, col_indices: Tensor, block: Block) -> None:
-    """Record that two index tensors are a pattern of this block: ops receive nothing else."""
+def declare(crow_indices: Tensor, col_indices: Tensor, block: Block, checked: bool = True) -> None:
+    """Record the block of two index tensors, because ops receive nothing else."""
     if (block != (1, 1) or col_indices.is_cuda) and not col_indices.is_inference():
-        _declared[col_indices] = block, _state(crow_indices, col_indices)
+        _declared[col_indices] = block, _state(crow_indices, col_indices) if checked else None
 
 
 def declared(col_indices: Tensor) -> Block:

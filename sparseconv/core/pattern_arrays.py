@@ -81,10 +81,8 @@ class PatternArrays:
         Raises:
             RuntimeError: the first copy would be made inside torch.compile.
         """
-        if device.type == "cpu" and not self._copies:
-            return self._on_cpu()
-        name = str(device)
-        if device.type == "cpu" and name not in self._copies:
+        name = device.type if device.type == "cpu" else str(device)
+        if name == "cpu" and name not in self._copies:
             return self._on_cpu()
         if name not in self._copies:
             if torch.compiler.is_dynamo_compiling():  # each call of the graph would copy again

@@ -23,6 +23,7 @@ from sparseconv.ops.checks import check, refuse_types
 from sparseconv.ops.flops import teach_counters
 from sparseconv.ops.schemas import KERNELS, bias_grad
 
+_CPU = torch.device("cpu")
 T = TypeVar("T")
 U = TypeVar("U")
 
@@ -91,10 +92,10 @@ def sparse_conv1d(
     if relu is not True and relu is not False:
         relu = flag("relu", relu)
     geometry = Geometry.of(pattern.shape, stride, padding, dilation, groups, padding_mode)
-    if not isinstance(input, Tensor):
-        refuse_types(input, values, bias)
-    arrays, block = pattern.on(input.device), pattern.block
-    return sparse_conv1d_resolved(input, values, *arrays, bias, geometry, backend, relu, block)
+    crow, col = pattern.on(input.device if isinstance(input, Tensor) else _CPU)
+    return sparse_conv1d_resolved(
+        input, values, crow, col, bias, geometry, backend, relu, pattern._block
+    )
 
 
 def sparse_conv1d_resolved(

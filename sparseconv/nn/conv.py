@@ -17,7 +17,8 @@ from sparseconv.functional.conv import sparse_conv1d_resolved
 from sparseconv.nn.dense_gradient import probed
 from sparseconv.nn.modules import computes_as
 from sparseconv.nn.padded_conv import convolution_of
-from sparseconv.nn.patterned import _UNSEEN, PatternedModule
+from sparseconv.nn.pattern_buffers import UNSEEN
+from sparseconv.nn.patterned import PatternedModule
 from sparseconv.nn.rewiring import check_pattern
 from sparseconv.nn.state import asks_for_gradients, current, shared_options
 from sparseconv.ops.backends import BACKENDS, Backend
@@ -159,7 +160,7 @@ class SparseConv1d(PatternedModule):
             >>> SparseConv1d(4, 8, 5).reset_parameters(fan_in="active")
         """
         self._adopt(self._pattern)  # after to_empty() the buffers have no content
-        self._seen = _UNSEEN
+        self._seen = UNSEEN
         _, group_channels, kernel_size = self._pattern.shape
         active = self._pattern.crow_indices[::group_channels].long().diff()
         if fan_in == "dense":

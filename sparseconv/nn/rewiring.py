@@ -40,8 +40,8 @@ def check_pattern(pattern: KernelCSR, shape: tuple[int, int, int], groups: int) 
         )
 
 
-def check_movable(layer: nn.Module, same_pattern: bool = False, nnz: int | None = None) -> None:
-    """Reject a layer whose values cannot follow a change of pattern, to ``nnz`` weights."""
+def check_movable(layer: nn.Module, same_pattern: bool = False) -> None:
+    """Reject a layer whose values cannot follow a change of pattern."""
     values = layer._parameters.get("values")
     if values is None:
         raise RuntimeError(
@@ -63,30 +63,22 @@ def check_movable(layer: nn.Module, same_pattern: bool = False, nnz: int | None 
             "values, copy them: layer.values.data = layer.values.data.clone()"
         )
     if not same_pattern:
-        check_alone(layer, len(values) if nnz is None else nnz)
+        check_alone(layer)
     check_mode(values)
 
 
-def check_alone(layer: Any, nnz: int) -> None:
+def check_alone(layer: nn.Module) -> None:
     """Reject a layer that shares its values with another layer, which would keep an old pattern."""
-    own, same_nnz = layer._parameters, nnz == len(layer._parameters["values"])
-    in_place = same_nnz and layer._memory == memory_of(own["values"])
+    own: Any = layer._parameters
     for layer_ref in LAYERS.valuerefs():
         # A shallow copy has the same dict of parameters, and notices a new pattern itself.
-        other: Any = layer_ref()
-        held = getattr(other, "_parameters", own)
+        held: Any = getattr(layer_ref(), "_parameters", own)
         values = held.get("values")
-        if held is own or type(values) is not nn.Parameter:
-            continue
-        if not same_memory(values, own["values"]):
-            continue
-        follows = in_place and same_memory(other.col_indices, layer.col_indices)
-        keeps_both = not same_nnz and values is not own["values"]
-        if not follows and not keeps_both:
+        if held is not own and type(values) is nn.Parameter and same_memory(values, own["values"]):
             raise RuntimeError(
                 "another layer shares the memory of these values but would keep its old pattern: "
                 "use a single layer in both places, delete the other layer, or create it with "
-                "copy.deepcopy"
+                "copy.deepcopy; with load_state_dict(assign=True), pass copy.deepcopy(state_dict)"
             )
 
 
