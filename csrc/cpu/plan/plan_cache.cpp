@@ -80,6 +80,14 @@ Key key_of(const Tensor& crow, const Tensor& col, at::IntArrayRef geometry) {
   return key;
 }
 
+bool was_made_of(const ConvPlan& plan, const Tensor& crow, const Tensor& col) {
+  const auto same = [](const int32_t* kept, const Tensor& x) {
+    const int32_t* now = x.const_data_ptr<int32_t>();
+    return std::equal(now, now + x.numel(), kept);
+  };
+  return same(plan.pointers(), crow) && same(plan.taps(), col);
+}
+
 }  // namespace
 
 int64_t version_of(const Tensor& crow, const Tensor& col) {
@@ -97,8 +105,15 @@ ConvPlanPtr known_plan(const Tensor& crow, const Tensor& col, at::IntArrayRef ge
   const int64_t version = version_of(crow, col);
   const std::lock_guard<std::mutex> lock(cache().mutex);
   const auto found = cache().entries.find(key);
-  return found != cache().entries.end() && found->second.version == version ? found->second.plan
-                                                                            : ConvPlanPtr();
+  if (found == cache().entries.end()) {
+    return {};
+  }
+  Entry& entry = found->second;
+  // DistributedDataParallel writes what is there already, before each forward pass.
+  if (entry.version != version && was_made_of(*entry.plan, crow, col)) {
+    entry.version = version;
+  }
+  return entry.version == version ? entry.plan : ConvPlanPtr();
 }
 
 ConvPlanPtr plan_of(const Tensor& crow, const Tensor& col, at::IntArrayRef numbers) {
