@@ -33,7 +33,7 @@ def test_each_network_is_measured_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     clock = fake_clock(
-        monkeypatch, lambda name, _: 3.0 if name.split()[0] in ("dense", "before") else 1.0
+        monkeypatch, lambda name, _: 3.0 if name.split()[0] in ("dense", "torch") else 1.0
     )
     networks = {"small": lambda: nn.Sequential(nn.Conv1d(1, 4, 5), nn.ReLU(), nn.Conv1d(4, 2, 3))}
     monkeypatch.setattr(unpruned, "NETWORKS", networks)
