@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import os
+import threading
 from typing import Any, Self
 
 import torch
@@ -18,6 +20,12 @@ from sparseconv.ops import gpu_plans
 BUFFERS = ("crow_indices", "col_indices", "pattern_tag")
 # What was read: the three buffers, the sum of their versions, and the tag's version.
 UNSEEN: tuple[Any, Any, Any, int, int] = (None, None, None, -1, -1)
+# A thread that reads a layer must not take half of what another thread writes for the pattern.
+WRITING = threading.RLock()
+if hasattr(os, "register_at_fork"):  # a child must not wait for a thread that it does not have
+    os.register_at_fork(
+        before=WRITING.acquire, after_in_parent=WRITING.release, after_in_child=WRITING.release
+    )
 _BIT = 2**30
 _OVERWRITTEN = (
     "the buffers of this layer were overwritten, so its values may not belong to the positions "
@@ -77,6 +85,10 @@ class PatternBuffers(nn.Module):
 
     def _read(self) -> None:
         """Read buffers that others may have written or replaced; see ``pattern``."""
+        with WRITING:
+            self._read_now()
+
+    def _read_now(self) -> None:
         tensors: list[Any] = [self._buffers[name] for name in BUFFERS]
         with outside_tracing():
             crow, col, tag = map(_content_of, tensors)

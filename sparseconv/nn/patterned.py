@@ -14,7 +14,7 @@ from sparseconv.core.blocks import declare
 from sparseconv.core.pattern import KernelCSR
 from sparseconv.nn.dense_gradient import new_probe
 from sparseconv.nn.modules import Parametrizations
-from sparseconv.nn.pattern_buffers import BUFFERS, UNSEEN, PatternBuffers, new_tag
+from sparseconv.nn.pattern_buffers import BUFFERS, UNSEEN, WRITING, PatternBuffers, new_tag
 from sparseconv.nn.rewiring import (
     LAYERS,
     are_shared,
@@ -139,16 +139,17 @@ class PatternedModule(PatternBuffers):
             moved = move([tensor.detach() for tensor in tensors], source)
 
         def rewire() -> None:
-            self._adopt(pattern)
-            for tensor, content in zip(tensors, moved, strict=True):
-                if tensor.shape == content.shape:
-                    tensor.copy_(content)
-                else:
-                    tensor.data = content
-            self._memory = memory_of(self.values)
-            self._mark_seen()
-            if not pattern.only_on_gpu:  # else it would wait
-                self._read_again()
+            with WRITING:
+                self._adopt(pattern)
+                for tensor, content in zip(tensors, moved, strict=True):
+                    if tensor.shape == content.shape:
+                        tensor.copy_(content)
+                    else:
+                        tensor.data = content
+                self._memory = memory_of(self.values)
+                self._mark_seen()
+                if not pattern.only_on_gpu:  # else it would wait
+                    self._read_again()
 
         return rewire
 

@@ -63,7 +63,7 @@ def test_no_directive_is_shown(page: Path) -> None:
 
 @cache
 def committed_files() -> set[Path]:
-    """What a code host has; empty where the tree is no checkout."""
+    """What a code host has; empty outside a checkout."""
     listed = ["git", "-c", "safe.directory=*", "ls-files", "-z"]
     if not (ROOT / ".git").exists() or shutil.which("git") is None:
         return set()
