@@ -114,7 +114,8 @@ def interleave(
     repeats = {}
     for name, call in candidates.items():
         with context(name):
-            call()  # warms up
+            call()  # warms up, twice
+            call()
             start = clock()
             call()
             repeats[name] = max(1, int(np.ceil(least_seconds / max(clock() - start, 1e-9))))

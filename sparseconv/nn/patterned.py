@@ -222,9 +222,8 @@ class PatternedModule(PatternBuffers):
         self._read_again()
         metadata = getattr(destination, "_metadata", {})
         if prefix[:-1] in metadata:  # always in torch's own calls
-            metadata[prefix[:-1]]["shape"] = (
-                self._pattern.shape
-            )  # the entries may fit other shapes too
+            # The entries may fit other shapes too.
+            metadata[prefix[:-1]]["shape"] = self._pattern.shape
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         """Load all of the layer's own entries, or none."""
@@ -232,7 +231,8 @@ class PatternedModule(PatternBuffers):
         try:
             for hook in hooks.values():  # before reading, because hooks may rename entries
                 hook(state_dict, prefix, *rest)
-            self._load_entries(state_dict, prefix, *rest)
+            with WRITING:
+                self._load_entries(state_dict, prefix, *rest)
         finally:
             self._load_state_dict_pre_hooks = hooks
 
