@@ -173,8 +173,8 @@ def about_gains(bench: dict[str, Any]) -> str:
         f"thread: {speed:.1f}x at a density of {100 * density:.0f} %.\n"
         "- **InceptionTime**: the training step is the published network's; prediction and "
         "accuracy are those of tsai's variant. One thread of the same CPU.\n"
-        f"- **ROCKET**: of the {faster * fewer:.0f}x, faster code for the same kernels yields "
-        f"{faster:.0f}x, and fewer kernels another {fewer:.1f}x; means over {sets} sets, on one "
+        f"- **ROCKET**: {faster * fewer:.0f}x is the product of {faster:.0f}x from faster code for "
+        f"the same kernels and {fewer:.1f}x from fewer kernels; means over {sets} sets, on one "
         "thread of an Intel Xeon.\n- **Blocks**: one thread of an Intel Xeon and of an AMD EPYC.\n"
         '- "Fastest" means the fastest of the settings tried, such as channels-last memory or '
         "`torch.compile`. Speeds are medians of interleaved runs. Accuracies are on sets of the "

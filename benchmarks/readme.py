@@ -60,7 +60,8 @@ def ratios() -> str:
         f"{when_it_pays(bench).markdown()}\n\n"
         "- Ratios: dense time divided by sparse time, the worse of one and two threads. Below 1, "
         "sparse is slower. *fprop* computes the output, dgrad the gradient of the input, and wgrad "
-        "that of the weights. *Layer*: 47 to 141 channels, 39 taps, the pattern of a trained DSN.\n"
+        "that of the weights. *Layer*: 47 input and 141 output channels, 39 taps, the pattern of "
+        "a trained DSN.\n"
         "- *Plain dense*: `F.conv1d` for the layer, `weight * mask` for the network. *Fastest*: "
         f"for the layer, the best of {BASELINES}; for the network, the best of PyTorch's "
         f"settings. {FFT}\n"
@@ -77,9 +78,9 @@ def section() -> str:
     bench = recorded()
     parts = [
         f"One run of `python -m sparseconv bench` on {where(bench['machine'])}. Calls are "
-        "interleaved in one process; a ratio is a baseline's time divided by the sparse time: the "
-        "median over the pairs, with its 95 % interval where there is room. All results, with all "
-        "suites, are in `benchmarks/results/bench.json`."
+        "interleaved in one process. A ratio is a baseline's time divided by the sparse time: the "
+        "median over pairs of interleaved calls, with its 95 % interval where there is room. All "
+        "results, with all suites, are in `benchmarks/results/bench.json`."
     ]
     for text, shown in (
         (
