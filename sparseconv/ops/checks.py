@@ -13,7 +13,9 @@ class DtypeError(TypeError, RuntimeError):
     """Error for a wrong dtype; both a TypeError and, as in ``F.conv1d``, a RuntimeError."""
 
 
-def check(input: Tensor, values: Tensor, nnz: int, bias: Tensor | None, geometry: Geometry) -> None:
+def check(
+    input: Tensor, values: Tensor, col: Tensor, bias: Tensor | None, geometry: Geometry
+) -> None:
     """Reject what the kernels cannot compute, with the message of ``F.conv1d`` if there is one."""
     dtype, device = input.dtype, input.device
     if not (
@@ -38,10 +40,15 @@ def check(input: Tensor, values: Tensor, nnz: int, bias: Tensor | None, geometry
             f"input{list(size)} to have {group_channels * groups} channels, but got "
             f"{size[-2]} channels instead"
         )
-    if values.shape != (nnz,):
+    if values.shape != col.shape:
         raise ArgumentError(
-            f"values must have shape ({nnz},), one value for each active weight of the "
+            f"values must have shape ({col.shape[0]},), one value for each active weight of the "
             f"pattern, but got {list(values.shape)}"
+        )
+    if col.device != device:
+        raise ArgumentError(
+            f"Expected all tensors to be on the same device, but input is on {device} and the "
+            f"pattern's indices on {col.device}; move the layer with .to()"
         )
     if bias is not None and bias.shape != (out_channels,):
         raise ArgumentError(

@@ -108,7 +108,7 @@ def _fake_fprop(
     geometry: Sequence[int],
     relu: bool = False,
 ) -> Tensor:
-    check(input, values, col_indices.shape[0], bias, Geometry.from_numbers(geometry))
+    check(input, values, col_indices, bias, Geometry.from_numbers(geometry))
     length = output_length_of(geometry, input.shape[2])
     return input.new_empty((input.shape[0], geometry[0], length))
 

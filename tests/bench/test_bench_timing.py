@@ -3,31 +3,13 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
 
 import numpy as np
 import pytest
+from fake_clock import FakeClock
 from numpy.typing import NDArray
 
 from sparseconv.measure import timing
-
-
-class FakeClock:
-    """Time passes only in the calls that it hands out."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-        self.log: list[str] = []
-
-    def __call__(self) -> float:
-        return self.now
-
-    def takes(self, name: str, seconds: Callable[[], float]) -> Callable[[], None]:
-        def call() -> None:
-            self.log.append(name)
-            self.now += seconds()
-
-        return call
 
 
 @pytest.mark.parametrize("n", [6, 7, 12, 15, 30, 41])

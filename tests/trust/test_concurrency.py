@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,7 +22,7 @@ from sparseconv.rocket import kernel_features
 from sparseconv.rocket.bank import KINDS
 from sparseconv.training import Recipe, train
 
-THREADS, ROUNDS = 8, 12
+THREADS, ROUNDS, CHANGES = 8, 12, 120
 
 pytestmark = pytest.mark.promise("P8")
 
@@ -77,21 +79,30 @@ def test_threads_get_the_bits_of_one(openmp: int, count_cases: Any) -> None:
                 count_cases(ROUNDS)
 
 
-def test_a_change_of_pattern_in_between_is_safe_and_complete_afterwards(count_cases: Any) -> None:
+def test_a_change_of_pattern_in_between_is_safe_and_complete_afterwards(
+    count_cases: Any, request: pytest.FixtureRequest
+) -> None:
     """What runs meanwhile may see half of it, as with any parameter: a number or an error."""
+    request.addfinalizer(partial(sys.setswitchinterval, sys.getswitchinterval()))
+    sys.setswitchinterval(1e-6)  # threads take turns more often
     torch.manual_seed(0)
     layer = SparseConv1d(8, 8, 15, padding=7, density=0.3)
     shape, nnz = layer.pattern.shape, layer.pattern.nnz
     patterns = [KernelCSR.random(shape, nnz - 40 * (i // 2)) for i in range(4)]
+    saved = [SparseConv1d(8, 8, 15, padding=7, pattern=each).state_dict() for each in patterns]
     x, stop, refused = torch.randn(2, 8, 60), threading.Event(), []
 
     def change() -> int:
         try:
-            for n in range(60):  # with and without another number of weights
-                layer.set_pattern(patterns[n % 4])
+            for n in range(CHANGES):  # with and without another number of weights
+                if n % 3:
+                    layer.load_state_dict(saved[n % 4])
+                else:
+                    layer.set_pattern(patterns[n % 4])
+                assert layer.pattern == patterns[n % 4], "another thread's reading replaced it"
         finally:
             stop.set()
-        return 60
+        return CHANGES
 
     def use() -> int:
         n = 0
