@@ -11,7 +11,7 @@ from sparseconv.core.blocks import block_mask
 from sparseconv.core.pattern import KernelCSR
 from sparseconv.core.region import Region
 from sparseconv.dst import DSTScheduler
-from sparseconv.functional import sparse_conv1d
+from sparseconv.functional import sparse_conv1d, sparse_conv_transpose1d
 from sparseconv.inference import optimize_for_inference
 from sparseconv.nn.conv import SparseConv1d
 from sparseconv.ops.backends import available_backends
@@ -53,6 +53,7 @@ __all__ = [
     "prune_rocket",
     "retain_freed_memory",
     "sparse_conv1d",
+    "sparse_conv_transpose1d",
     "to_dense",
 ]
 

@@ -180,9 +180,9 @@ std::optional<Tensor> plain_conv(pybind11::handle input,
 TORCH_LIBRARY_IMPL(sparseconv, Autograd, m) {
   m.impl("fprop", sparseconv::differentiable_fprop<false>);
   m.impl("triton_fprop", sparseconv::differentiable_fprop<true>);
-  // Their gradients are made by sparseconv/functional/conv.py: alone they have none, and backward
-  // and forward mode raise instead of being wrong.
-  for (const char* name : {"dgrad", "wgrad", "bias_grad", "triton_dgrad", "triton_wgrad"}) {
+  // Their gradients are made by sparseconv/functional/conv.py, as are those of dgrad: alone they
+  // have none, and backward and forward mode raise instead of being wrong.
+  for (const char* name : {"wgrad", "bias_grad", "triton_wgrad"}) {
     m.impl(name, torch::autograd::autogradNotImplementedFallback());
   }
 }

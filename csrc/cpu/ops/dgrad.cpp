@@ -77,6 +77,7 @@ Tensor run_dgrad(const Tensor& grad,
                  const Geometry& g,
                  const DgradPlan& plan,
                  int64_t input_length,
+                 const std::optional<Tensor>& bias,
                  const LaneOrder* lanes) {
   const ForkGuard fork_guard;
   const Tensor weights = gathered(values.to(acc_type(grad)).contiguous(), plan.index.data());
@@ -115,6 +116,7 @@ Tensor run_dgrad(const Tensor& grad,
   if (folds) {
     fold = at::empty({grad.size(0), g.in_channels(), g.left + g.right}, source.options());
   }
+  const Tensor init = bias.has_value() ? bias->to(acc_type(grad)).contiguous() : Tensor();
   const char* value = static_cast<const char*>(weights.const_data_ptr());
   for (int64_t phase = 0; phase < g.stride; ++phase) {
     // Padded positions j = stride * u + phase in [low, high).
@@ -127,6 +129,7 @@ Tensor run_dgrad(const Tensor& grad,
     p.tile = plan.phases[phase].layout.shape();
     p.values = value;
     value += p.entries.nnz * weights.element_size();
+    p.init = init.defined() ? init.const_data_ptr() : nullptr;
     p.in = view(source);
     p.in_length = grad.size(2);
     p.mode = PaddingMode::zeros;
