@@ -98,8 +98,9 @@ struct Entries {
 
 // out[n, r, i] = init[r] + sum over the entries e of row r:
 //                values[e] * in[n, channel(e), origin + i * step + position(tap(e))]
-// for i in [0, order.length), written to position first + i * out_step of the output. That is
-// fprop, and with the transposed pattern each phase of dgrad.
+// for i in [0, order.length), written to position first + i * out_step + r % phases of channel
+// r / phases of the output, unless that is outside of it. That is fprop, and with the transposed
+// pattern dgrad, whose outputs take turns in the phases of the stride.
 struct Correlation {
   Entries entries;
   TileShape tile;
@@ -123,9 +124,10 @@ struct Correlation {
   TensorView out;
   int64_t out_length;
   int64_t first;
-  int64_t out_step;
+  int64_t out_step = 1;
+  int64_t phases = 1;
   // Outputs that fall left of position 0 or right of out_length - 1 go here, accumulation type:
-  // (batch, row, fold_left + fold_right). Null: there are none.
+  // (batch, channel, fold_left + fold_right). Null: nowhere.
   void* fold;
   int64_t fold_left;
   int64_t fold_right;

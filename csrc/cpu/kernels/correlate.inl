@@ -270,8 +270,10 @@ static void correlate(const Correlation& p, int64_t part, int64_t parts, void* s
     Lane lanes[kN];
     tile_lanes(y, group, row, lanes);
     const Targets<T, S> targets = targets_of<T, S>(p, lanes, rows);
-    const int64_t row_begin = at == share.tile_begin ? share.row_begin : 0;
-    const int64_t row_end = at == share.tile_end ? share.row_end : e.n_rows;
+    const int64_t row_begin = at == share.tile_begin ? share.row_begin / p.phases * p.phases : 0;
+    const int64_t row_end = at == share.tile_end && share.row_end < e.n_rows
+                                ? share.row_end / p.phases * p.phases
+                                : e.n_rows;
     for (int64_t r0 = row_begin, r1; r0 < row_end; r0 = r1) {
       const int64_t conv_group = r0 / group_rows;
       r1 = min_of(min_of(row_end, (conv_group + 1) * group_rows), r0 + plan.row_block);
@@ -301,11 +303,11 @@ static void correlate(const Correlation& p, int64_t part, int64_t parts, void* s
         // Of the tile's last row, relative to where it would read else.
         const int64_t distance = edge ? edges - inputs - (rows - 1) * kN : 0;
         const bool last = b + 1 == e.n_blocks;
-        const int64_t step = last && !in_place ? kStored : r1 - r0;
+        const int64_t step = last && !in_place ? plan.stored : r1 - r0;
         for (int64_t s0 = r0, s1; s0 < r1; s0 = s1) {
           s1 = min_of(r1, s0 + step);
-          for (int64_t r = s0; last && !p.in_lanes && r < s1; ++r) {
-            expect_unpack(p, targets, r);
+          for (int64_t r = s0; last && !p.in_lanes && r < s1; r += p.phases) {
+            expect_unpack(p, targets, r / p.phases);
           }
           // With one block no sum waits for the next, and a few slots serve all rows.
           T* out = static_cast<T*>(p.out.data) + (group * y.rows + row) * kN;  // if in lanes
@@ -320,8 +322,9 @@ static void correlate(const Correlation& p, int64_t part, int64_t parts, void* s
               clear_idle<V>(y, sets, row, rows, done);
             } else if (p.in_lanes) {
               add_lanes<V>(sets.first, done, out + r * y.channel());
-            } else {
-              unpack(p, lanes, targets, r, rows, done, stage);
+            } else if ((r + 1) % p.phases == 0) {
+              unpack(p, lanes, targets, r / p.phases, rows, sums + (r + 1 - p.phases) * stride,
+                     stride, stage);
             }
           }
         }

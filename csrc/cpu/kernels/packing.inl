@@ -73,7 +73,7 @@ static void pack(const TileShape& tile,
   }
 }
 
-// Where the outputs of row 0 of each lane go; the other rows are a stride apart.
+// Where the outputs of channel 0 of each lane go; the other channels are a stride apart.
 template <typename T, typename S>
 struct Targets {
   S* first[kLanes<T>];     // first output of the lane that is written, after the idle ones
@@ -89,10 +89,11 @@ static Targets<T, S> targets_of(const Correlation& p, const Lane* lanes, int64_t
     const int64_t begin = p.first + (lane.start + lane.skip) * p.out_step;
     targets.first[l] = static_cast<S*>(p.out.data) + max_of(lane.item, 0) * p.out.stride[0] +
                        begin * p.out.stride[2];
-    targets.inside[l] =
-        p.out.stride[2] * p.out_step == 1 && begin >= 0 && begin + rows - lane.skip <= p.out_length;
+    const int64_t count = (rows - lane.skip) * p.phases;
+    targets.inside[l] = p.out.stride[2] == 1 && p.out_step == p.phases && begin >= 0 &&
+                        begin + count <= p.out_length;
     targets.direct[l] =
-        kSame<T, S> && targets.inside[l] && lane.item >= 0 && lane.skip == 0 && rows >= kBlock<T>;
+        kSame<T, S> && targets.inside[l] && lane.item >= 0 && lane.skip == 0 && count >= kBlock<T>;
   }
   return targets;
 }
@@ -100,40 +101,51 @@ static Targets<T, S> targets_of(const Correlation& p, const Lane* lanes, int64_t
 // Asks for the memory that `unpack` will write to, while the last entries of the row are summed:
 // 4 % of a training step at L = 512, whose activations are not in L2.
 template <typename T, typename S>
-static void expect_unpack(const Correlation& p, const Targets<T, S>& targets, int64_t row) {
+static void expect_unpack(const Correlation& p, const Targets<T, S>& targets, int64_t channel) {
   for (int l = 0; l < kLanes<T>; ++l) {
     if (targets.direct[l]) {
-      const S* series = targets.first[l] + row * p.out.stride[1];
+      const S* series = targets.first[l] + channel * p.out.stride[1];
       __builtin_prefetch(series, 1);
       __builtin_prefetch(series + kRowBytes / sizeof(S), 1);
     }
   }
 }
 
-// Writes the outputs of one row from acc[position][lane] to where they belong.
+// Writes the outputs of one channel from acc[position][lane], and the same of further phases
+// `stride` numbers apart, to where they belong.
 template <typename T, typename S>
 static void unpack(const Correlation& p,
                    const Lane* lanes,
                    const Targets<T, S>& targets,
-                   int64_t row,
+                   int64_t channel,
                    int64_t rows,
                    T* acc,
+                   int64_t stride,
                    T* stage) {
   constexpr int kN = kLanes<T>;
   constexpr int kB = kBlock<T>;
-  const int64_t staged = stage_stride(rows);
+  const int64_t total = rows * p.phases, staged = stage_stride(total);
   T* target[kN];
   for (int l = 0; l < kN; ++l) {
-    target[l] = targets.direct[l] ? reinterpret_cast<T*>(targets.first[l] + row * p.out.stride[1])
-                                  : stage + l * staged;
+    target[l] = targets.direct[l]
+                    ? reinterpret_cast<T*>(targets.first[l] + channel * p.out.stride[1])
+                    : stage + l * staged;
   }
-  for (int64_t j = 0; j < rows; j += kB) {
-    const int64_t at = min_of(j, max_of(rows - kB, 0));  // the last block ends with the tile
+  for (int64_t j = 0; j < total; j += kB) {
+    const int64_t at = min_of(j, max_of(total - kB, 0));  // the last block ends with the tile
+    const T* sums[kB];
+    for (int64_t i = 0, row = at / p.phases, phase = at % p.phases; i < kB; ++i) {
+      sums[i] = acc + phase * stride + row * kN;
+      if (++phase == p.phases) {
+        phase = 0;
+        ++row;
+      }
+    }
     for (int l = 0; l < kN; l += kB) {
       const T* from[kB];
       T* to[kB];
       for (int i = 0; i < kB; ++i) {
-        from[i] = acc + (at + i) * kN + l;
+        from[i] = sums[i] + l;
         to[i] = target[l + i] + at;
       }
       transpose(from, to);
@@ -144,9 +156,9 @@ static void unpack(const Correlation& p,
     if (targets.direct[l] || lane.item < 0) {
       continue;
     }
-    S* series = targets.first[l] + row * p.out.stride[1];
-    const T* from = target[l] + lane.skip;
-    const int64_t count = rows - lane.skip;
+    S* series = targets.first[l] + channel * p.out.stride[1];
+    const T* from = target[l] + lane.skip * p.phases;
+    const int64_t count = (rows - lane.skip) * p.phases;
     if (targets.inside[l]) {
       for (int64_t j = 0; j < count; ++j) {
         from_acc(from[j], series + j);
@@ -154,17 +166,21 @@ static void unpack(const Correlation& p,
       continue;
     }
     T* fold = p.fold == nullptr ? nullptr
-                                : static_cast<T*>(p.fold) + (lane.item * p.entries.n_rows + row) *
-                                                                (p.fold_left + p.fold_right);
+                                : static_cast<T*>(p.fold) +
+                                      (lane.item * (p.entries.n_rows / p.phases) + channel) *
+                                          (p.fold_left + p.fold_right);
     const int64_t begin = p.first + (lane.start + lane.skip) * p.out_step;
-    for (int64_t j = 0; j < count; ++j) {
-      const int64_t position = begin + j * p.out_step;
-      if (position < 0) {
-        fold[p.fold_left + position] = from[j];
-      } else if (position >= p.out_length) {
-        fold[p.fold_left + position - p.out_length] = from[j];
-      } else {
-        from_acc(from[j], series + j * p.out_step * p.out.stride[2]);
+    for (int64_t j = 0, phase = 0, step = 0; j < count; ++j) {
+      const int64_t position = begin + step + phase;
+      if (position >= 0 && position < p.out_length) {
+        from_acc(from[j], series + (step + phase) * p.out.stride[2]);
+      } else if (fold != nullptr && position >= -p.fold_left &&
+                 position < p.out_length + p.fold_right) {
+        fold[p.fold_left + position - (position < 0 ? 0 : p.out_length)] = from[j];
+      }
+      if (++phase == p.phases) {
+        phase = 0;
+        step += p.out_step;
       }
     }
   }

@@ -1,4 +1,5 @@
-// The gradient of the input: fprop on the transposed pattern, one phase of the stride at a time.
+// The gradient of the input: fprop on the transposed pattern, which has a row for each channel and
+// phase of the stride.
 
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
@@ -116,18 +117,22 @@ Tensor run_dgrad(const Tensor& grad,
   if (folds) {
     fold = at::empty({grad.size(0), g.in_channels(), g.left + g.right}, source.options());
   }
-  const Tensor init = bias.has_value() ? bias->to(acc_type(grad)).contiguous() : Tensor();
   const char* value = static_cast<const char*>(weights.const_data_ptr());
-  for (int64_t phase = 0; phase < g.stride; ++phase) {
-    // Padded positions j = stride * u + phase in [low, high).
-    const int64_t low = folds ? 0 : g.left;
-    const int64_t high = folds ? input_length + g.left + g.right : g.left + input_length;
-    const int64_t first = low > phase ? ceil_div(low - phase, g.stride) : 0;
-    const int64_t past = high > phase ? ceil_div(high - phase, g.stride) : 0;
+  // Padded positions j = stride * u + phase; those outside of [low, high) are not written.
+  const int64_t low = folds ? 0 : g.left;
+  const int64_t high = folds ? input_length + g.left + g.right : g.left + input_length;
+  const int64_t first = low / g.stride, past = ceil_div(high, g.stride);
+  int64_t phase = 0;
+  for (const CorrelationPlan& part : plan.phases) {
     Correlation p{};
-    p.entries = plan.phases[phase].entries.view();
-    p.tile = plan.phases[phase].layout.shape();
+    p.entries = part.entries.view();
+    p.phases = p.entries.n_rows / g.in_channels();
+    p.tile = part.layout.shape();
     p.values = value;
+    Tensor init;
+    if (bias.has_value()) {
+      init = bias->to(acc_type(grad)).repeat_interleave(p.phases);
+    }
     value += p.entries.nnz * weights.element_size();
     p.init = init.defined() ? init.const_data_ptr() : nullptr;
     p.in = view(source);
@@ -142,12 +147,12 @@ Tensor run_dgrad(const Tensor& grad,
     p.fold_left = g.left;
     p.fold_right = g.right;
     p.edge = edges && g.right > 0;
-    p.order =
-        tile_order(grad.size(0), past - first, lanes_of(grad), plan.phases[phase].layout.span());
+    p.order = tile_order(grad.size(0), past - first, lanes_of(grad), part.layout.span());
     run_correlation(p, element_of(source));
     if (edges && g.left > 0) {
       add_left_edge(output, p, g);
     }
+    phase += p.phases;
   }
   if (folds) {
     if (output.scalar_type() == at::kDouble) {

@@ -85,13 +85,14 @@ Layout wgrad_layout(const Geometry& g) {
   return forward_layout(g, kWgradRows);
 }
 
-Layout dgrad_layout(const Geometry& g, int64_t phase, std::vector<int64_t>* taps) {
+Layout dgrad_layout(const Geometry& g, int64_t first, int64_t past, std::vector<int64_t>* taps) {
   taps->clear();
   std::vector<int64_t> positions;
   for (int64_t tap = 0; tap < g.kernel_size; ++tap) {
-    if ((tap * g.dilation) % g.stride == phase) {
+    const int64_t phase = tap * g.dilation % g.stride;
+    if (first <= phase && phase < past) {
       taps->push_back(tap);
-      positions.push_back(-(tap * g.dilation - phase) / g.stride);
+      positions.push_back(-(tap * g.dilation / g.stride));
     }
   }
   return make_layout(positions, 1, kTileRows);

@@ -43,8 +43,11 @@ struct Layout {
 Layout fprop_layout(const Geometry& g);
 Layout wgrad_layout(const Geometry& g);
 
-// The taps that reach input phase `phase` (padded input position mod stride); `taps` names them.
-Layout dgrad_layout(const Geometry& g, int64_t phase, std::vector<int64_t>* taps);
+// Phases of the input (padded position mod stride) that dgrad computes from the same packed
+// gradients. More would need too much memory for their sums.
+constexpr int64_t kPhases = 16;
+// The taps that reach the phases [first, past); `taps` names them.
+Layout dgrad_layout(const Geometry& g, int64_t first, int64_t past, std::vector<int64_t>* taps);
 
 // wgrad's chunks of rows are cut into this many fixed runs, so that many threads need not all pack
 // the same inputs. By shape alone: the sums must not depend on the number of threads.
