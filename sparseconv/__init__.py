@@ -14,6 +14,7 @@ from sparseconv.dst import DSTScheduler
 from sparseconv.functional import sparse_conv1d, sparse_conv_transpose1d
 from sparseconv.inference import optimize_for_inference
 from sparseconv.nn.conv import SparseConv1d
+from sparseconv.nn.conv_transpose import SparseConvTranspose1d
 from sparseconv.ops.backends import available_backends
 from sparseconv.ops.flops import teach_counters
 
@@ -38,6 +39,7 @@ __all__ = [
     "Region",
     "RocketTransformer",
     "SparseConv1d",
+    "SparseConvTranspose1d",
     "__version__",
     "available_backends",
     "block_mask",

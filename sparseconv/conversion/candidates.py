@@ -16,7 +16,6 @@ from sparseconv.core.checks import checked_mask
 from sparseconv.core.geometry import DTYPES
 from sparseconv.functional.chain import UNSHARED, kernels_for
 from sparseconv.measure.records import LayerTimes, Verdict
-from sparseconv.nn.conv import SparseConv1d
 from sparseconv.nn.modules import (
     check_module,
     check_not_wrapped,
@@ -25,6 +24,12 @@ from sparseconv.nn.modules import (
     owners_of,
 )
 from sparseconv.nn.padded_conv import REMEDY
+from sparseconv.nn.sparse_layer import SparseLayer
+from sparseconv.profiling.stopwatch import plain_kind
+
+
+Dense = nn.Conv1d | nn.ConvTranspose1d
+PLAIN = (nn.Conv1d, nn.ConvTranspose1d)
 
 
 class ObstacleError(Exception):
@@ -33,13 +38,13 @@ class ObstacleError(Exception):
 
 @dataclass(eq=False)
 class Candidate:
-    """Pair an ``nn.Conv1d`` with its possible replacement."""
+    """Pair a dense layer with its possible replacement."""
 
     path: str  # "" for the model itself
-    conv: nn.Conv1d
+    conv: Dense
     named: bool = False  # listed in ``layers``
     given: Tensor | None = None  # its mask from ``masks``
-    sparse: SparseConv1d | None = None  # None where there is an obstacle
+    sparse: SparseLayer | None = None  # None where there is an obstacle
     verdict: Verdict = Verdict.OBSTACLE
     notes: tuple[str, ...] = ()  # the obstacle, or what a sparse layer loses
     times: LayerTimes | None = None
@@ -50,9 +55,11 @@ class Candidate:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Return the shape of the weight, ``(C_out, C_in // groups, K)``."""
+        """Return the shape of the weight, ``(C_out, C_in // groups, K)`` unless transposed."""
         conv = self.conv
-        return conv.out_channels, conv.in_channels // conv.groups, *conv.kernel_size
+        sides = conv.out_channels, conv.in_channels
+        rows, columns = reversed(sides) if conv.transposed else sides
+        return rows, columns // conv.groups, *conv.kernel_size
 
     @property
     def lacks_blocks(self) -> bool:
@@ -82,7 +89,7 @@ def find_candidates(
     layers: Iterable[str],
     block: int | tuple[int, int] = 1,
 ) -> list[Candidate]:
-    """Return each ``nn.Conv1d`` once, with its sparse replacement or the reason why it has none.
+    """Return each dense convolution once, with its sparse replacement or the reason why it has none.
 
     Arguments and errors are as in ``convert``; a layer may be given by any of its names.
     """
@@ -91,7 +98,7 @@ def find_candidates(
     found: dict[nn.Module, Candidate] = {}
     by_name: dict[str, Candidate] = {}
     for name, conv in model.named_modules(remove_duplicate=False):
-        if isinstance(conv, nn.Conv1d):
+        if isinstance(conv, Dense):
             by_name[name] = found.setdefault(conv, Candidate(name, conv))
     if not found:
         raise ValueError(f"expected a model with an nn.Conv1d, but {type(model).__name__} has none")
@@ -139,7 +146,7 @@ def _sparse(
     outside: Mapping[nn.Module, str],
     owners: Mapping[int, list[str]],
     block: Block,
-) -> SparseConv1d:
+) -> SparseLayer:
     conv, path = candidate.conv, candidate.path
     weight, mask = weight_and_mask(conv, candidate.given)
     if conv in outside:
@@ -157,21 +164,21 @@ def _sparse(
         candidate.notes = ("the hooks on its weight's gradient are lost",)
     mask = mask if candidate.given is None else candidate.given
     try:
-        sparse = SparseConv1d.from_dense(conv, mask)
+        sparse: SparseLayer = plain_kind(conv).from_dense(conv, mask)
     except TypeError as error:  # a subclass with other code
         raise ObstacleError(str(error)) from None
     if block != (1, 1):
         try:
-            sparse = SparseConv1d.from_dense(conv, mask, block=block)
+            sparse = plain_kind(conv).from_dense(conv, mask, block=block)
             candidate.notes += (f"in blocks of {block[0]} x {block[1]} channels",)
         except ValueError as error:
             candidate.notes += (f"with single weights: {error}",)
-    if (kind := type_before_parametrizations(conv)) is not nn.Conv1d:
+    if (kind := type_before_parametrizations(conv)) not in PLAIN:
         candidate.notes += (f"attributes and methods of its class {kind.__name__} are lost",)
     return sparse
 
 
-def weight_and_mask(conv: nn.Conv1d, given: Tensor | None) -> tuple[Tensor, Tensor | None]:
+def weight_and_mask(conv: Dense, given: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """Return the weight's parameter and the pruning mask; without a mask, zeros are inactive.
 
     Raises:
@@ -203,7 +210,7 @@ def weight_and_mask(conv: nn.Conv1d, given: Tensor | None) -> tuple[Tensor, Tens
     if is_lazy(weight):
         raise ObstacleError("its weight is not initialised; first run the model once")
     if added := _added(conv):
-        own = type_before_parametrizations(conv) is not nn.Conv1d and added != ["hooks"]
+        own = type_before_parametrizations(conv) not in PLAIN and added != ["hooks"]
         remedy = REMEDY if own else "convert first, then add them again"
         raise ObstacleError(f"it has {', '.join(added)}, which would be lost; {remedy}")
     if weight.dtype not in DTYPES:
@@ -215,10 +222,10 @@ def weight_and_mask(conv: nn.Conv1d, given: Tensor | None) -> tuple[Tensor, Tens
     return weight, mask
 
 
-def _added(conv: nn.Conv1d) -> list[str]:
+def _added(conv: Dense) -> list[str]:
     """Return what a sparse layer would lose: added state, hooks and attributes."""
     names = [name.split(".")[0] for name in conv.state_dict()]
-    if type_before_parametrizations(conv) is nn.Conv1d:
+    if type_before_parametrizations(conv) in PLAIN:
         names += [*vars(conv), *conv._buffers, *conv._modules]
     expected = {*vars(nn.Conv1d(1, 1, 1, device="meta")), "weight", "bias", "parametrizations"}
     expected |= {"weight_orig", "weight_mask"}

@@ -1,11 +1,10 @@
-"""Convert sparse layers back to ``nn.Conv1d``."""
+"""Convert sparse layers back to dense ones."""
 
 from __future__ import annotations
 
 import torch
 from torch import nn
 
-from sparseconv.nn.conv import SparseConv1d
 from sparseconv.nn.modules import (
     check_module,
     check_not_wrapped,
@@ -13,11 +12,12 @@ from sparseconv.nn.modules import (
     hooks_of,
     replace,
 )
+from sparseconv.nn.sparse_layer import SparseLayer
 
 
 @torch.inference_mode(False)
 def to_dense(model: nn.Module) -> nn.Module:
-    """Copy a model with an ``nn.Conv1d`` in place of every ``SparseConv1d``.
+    """Copy a model with a dense layer of torch in place of every sparse one.
 
     This reverses ``convert``, for tools that support only torch's layers. Active weights and biases
     keep their exact values; inactive weights become +0.0. If it matters which zeros were active,
@@ -52,7 +52,7 @@ def to_dense(model: nn.Module) -> nn.Module:
     twin = deepcopy_model(model)
     successors: dict[nn.Module, nn.Module] = {}
     for name, layer in twin.named_modules():
-        if not isinstance(layer, SparseConv1d):
+        if not isinstance(layer, SparseLayer):
             continue
         if hooks_of(layer):
             raise ValueError(f"layer {name!r} has hooks, which would be lost; remove them first")

@@ -93,9 +93,12 @@ def conv_transpose_resolved(
     if name == "reference":
         y = reference.conv_transpose1d_dense(x, values, pattern, bias, geometry, output_padding)
     else:
-        # The convolution has one output for each step of the stride, so zeros stand for steps that
-        # only the output padding, which may be longer than the stride, contains.
-        if output_padding >= geometry.stride:
-            x = F.pad(x, (0, output_padding // geometry.stride))
+        x = fill(x, geometry.output_length(length))
         y = transpose(x, values, bias, *pattern.on(device), geometry.numbers, length, name)
     return y if input.dim() == 3 else y.squeeze(0)
+
+
+def fill(x: Tensor, length: int) -> Tensor:
+    """Add zeros where the output padding, which may exceed the stride, contains whole steps."""
+    missing = length - x.shape[-1]
+    return F.pad(x, (0, missing)) if missing else x

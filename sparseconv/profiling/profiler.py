@@ -21,14 +21,15 @@ from sparseconv.measure.records import (
     megaflops,
 )
 from sparseconv.measure.timing import LEAST_SECONDS, ROUNDS, Estimate, milliseconds
-from sparseconv.nn.conv import SparseConv1d
 from sparseconv.nn.modules import check_module, deepcopy_model
+from sparseconv.nn.sparse_layer import SparseLayer
 from sparseconv.profiling.stopwatch import (
     Stopwatch,
     capture,
     check_on_cpu,
     copied_arguments,
     model_passes,
+    plain_kind,
     time_layer,
 )
 
@@ -188,11 +189,11 @@ def profile(
     )
 
 
-def _sparse_layers(model: nn.Module) -> dict[SparseConv1d, str]:
+def _sparse_layers(model: nn.Module) -> dict[SparseLayer, str]:
     layers = {  # torch.compile puts a wrapper around what the user wrote
         module: name.replace("_orig_mod", "").replace("..", ".").strip(".") or type(module).__name__
         for name, module in model.named_modules()
-        if isinstance(module, SparseConv1d)
+        if isinstance(module, SparseLayer)
     }
     if not layers:
         raise ValueError(
@@ -201,7 +202,7 @@ def _sparse_layers(model: nn.Module) -> dict[SparseConv1d, str]:
             "shows the times"
         )
     for layer, name in layers.items():
-        if type(layer).forward is not SparseConv1d.forward:
+        if type(layer).forward is not plain_kind(layer).forward:
             raise NotImplementedError(
                 f"expected plain SparseConv1d layers, but layer {name!r} is a "
                 f"{type(layer).__name__}, which overrides forward; move that code into modules "
