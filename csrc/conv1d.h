@@ -68,6 +68,9 @@ struct TileShape {
   int64_t step;            // input positions between neighbouring rows
   int64_t channel_rows;    // scratch rows of one channel
   int64_t block_channels;  // channels that share the scratch
+  // Not null if a strided kernel reads every sample: the row of each, from where the piece begins.
+  const int32_t* sample_rows;
+  int64_t window;  // samples beyond step * outputs that are read then
 };
 
 // This many entries early a kernel finds the scratch rows that it reads: after the last of a plan's

@@ -11,7 +11,7 @@ int64_t stage_rows(const TileShape& tile, int64_t rows) {
   for (int64_t i = 0; i < tile.n_segments; ++i) {
     span = std::max(span, tile.segments[i].span);
   }
-  return stage_stride(rows + span);
+  return stage_stride(tile.sample_rows != nullptr ? rows * tile.step + tile.window : rows + span);
 }
 
 int64_t block_rows(const TileShape& tile, int64_t channels_per_group) {

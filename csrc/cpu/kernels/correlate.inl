@@ -271,9 +271,7 @@ static void correlate(const Correlation& p, int64_t part, int64_t parts, void* s
     tile_lanes(y, group, row, lanes);
     const Targets<T, S> targets = targets_of<T, S>(p, lanes, rows);
     const int64_t row_begin = at == share.tile_begin ? share.row_begin / p.phases * p.phases : 0;
-    const int64_t row_end = at == share.tile_end && share.row_end < e.n_rows
-                                ? share.row_end / p.phases * p.phases
-                                : e.n_rows;
+    const int64_t row_end = at == share.tile_end ? share.row_end / p.phases * p.phases : e.n_rows;
     for (int64_t r0 = row_begin, r1; r0 < row_end; r0 = r1) {
       const int64_t conv_group = r0 / group_rows;
       r1 = min_of(min_of(row_end, (conv_group + 1) * group_rows), r0 + plan.row_block);

@@ -29,14 +29,21 @@ struct Layout {
   int64_t step = 1;
   int64_t channel_rows = 0;
   int64_t block_channels = 1;
+  std::vector<int32_t> sample_rows;  // see TileShape
+  int64_t window = 0;
 
   int64_t tile_rows = kTileRows;
 
   // Rows of a channel beyond those that one tap per segment would take.
   int64_t span() const { return channel_rows - tile_rows * static_cast<int64_t>(segments.size()); }
   TileShape shape() const {
-    return {segments.data(), static_cast<int64_t>(segments.size()), step, channel_rows,
-            block_channels};
+    return {segments.data(),
+            static_cast<int64_t>(segments.size()),
+            step,
+            channel_rows,
+            block_channels,
+            sample_rows.empty() ? nullptr : sample_rows.data(),
+            window};
   }
 };
 
