@@ -131,7 +131,7 @@ Tensor run_dgrad(const Tensor& grad,
     p.values = value;
     Tensor init;
     if (bias.has_value()) {
-      init = bias->to(acc_type(grad)).repeat_interleave(p.phases);
+      init = bias->to(acc_type(grad)).unsqueeze(1).expand({-1, p.phases}).contiguous();
     }
     value += p.entries.nnz * weights.element_size();
     p.init = init.defined() ? init.const_data_ptr() : nullptr;
