@@ -27,7 +27,6 @@ from sparseconv.nn.padded_conv import REMEDY
 from sparseconv.nn.sparse_layer import SparseLayer
 from sparseconv.profiling.stopwatch import plain_kind
 
-
 Dense = nn.Conv1d | nn.ConvTranspose1d
 PLAIN = (nn.Conv1d, nn.ConvTranspose1d)
 
@@ -89,7 +88,7 @@ def find_candidates(
     layers: Iterable[str],
     block: int | tuple[int, int] = 1,
 ) -> list[Candidate]:
-    """Return each dense convolution once, with its sparse replacement or the reason why it has none.
+    """Return each convolution once, with its sparse replacement or the reason why it has none.
 
     Arguments and errors are as in ``convert``; a layer may be given by any of its names.
     """

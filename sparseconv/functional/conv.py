@@ -260,7 +260,8 @@ class _Gradient(Differentiable):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (found,), (grad, factor, crow, col) = grads, ctx.saved_tensors
         (op, numbers, _, backend), (need_grad, need_factor, *others) = (
-            ctx.rest, ctx.needs_input_grad
+            ctx.rest,
+            ctx.needs_input_grad,
         )
         if op == "dgrad":
             x, values, other = found, factor, "wgrad"

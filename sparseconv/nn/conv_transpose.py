@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import type_before_parametrizations
 
 from sparseconv.core.geometry import Geometry
 from sparseconv.core.pattern import KernelCSR
 from sparseconv.functional.conv_transpose import conv_transpose_resolved
 from sparseconv.nn.dense_gradient import probed
-from sparseconv.nn.padded_conv import transposed_convolution_of
+from sparseconv.nn.modules import computes_as
 from sparseconv.nn.sparse_layer import SparseLayer
 from sparseconv.nn.state import shared_options
 from sparseconv.ops.backends import Backend
@@ -104,10 +105,9 @@ density=9.96 %)
         """Map ``(N, C_in, L_in)`` or ``(C_in, L_in)`` to the ``output_size``, as torch's layer."""
         geometry, extra = self._geometry(), self._extra
         if output_size is not None:
-            options = self.stride, self.padding, self.kernel_size, 1, self.dilation
-            (extra,) = nn.ConvTranspose1d._output_padding(  # type: ignore[call-arg]
-                self, input, list(output_size), *options  # type: ignore[arg-type]
-            )
+            how: Any = self.stride, self.padding, self.kernel_size, 1, self.dilation
+            like: Any = self
+            (extra,) = nn.ConvTranspose1d._output_padding(like, input, list(output_size), *how)
         y = conv_transpose_resolved(
             input, self.values, self.pattern, self.bias, geometry, extra, self.backend
         )
@@ -138,7 +138,12 @@ density=9.96 %)
             ValueError: the mask's shape differs from the weight's, or the mask is not constant in
                 blocks.
         """
-        return cls._from_dense(conv, transposed_convolution_of(conv), mask, block, backend)
+        if not computes_as(conv, (nn.ConvTranspose1d,)) or "forward" in vars(conv):
+            raise TypeError(
+                "conv must be an nn.ConvTranspose1d without code of its own, but got "
+                f"{type_before_parametrizations(conv).__name__}"
+            )
+        return cls._from_dense(conv, _options(conv), mask, block, backend)
 
     @torch.no_grad()
     def to_dense(self) -> nn.Module:
@@ -147,8 +152,12 @@ density=9.96 %)
         Raises:
             NotImplementedError: a subclass overrides the layer's code, or ``forward`` was replaced.
         """
-        own = {name: getattr(self, name) for name in ("padding", "output_padding")}
-        return self._to_dense(SparseConvTranspose1d, shared_options(self) | own)
+        return self._to_dense(SparseConvTranspose1d, _options(self))
+
+
+def _options(layer: Any) -> dict[str, Any]:
+    own = {"padding": layer.padding, "output_padding": layer.output_padding}
+    return shared_options(layer) | own
 
 
 __test__ = {"SparseConvTranspose1d": SparseConvTranspose1d}  # for doctest, as __module__ differs

@@ -49,21 +49,6 @@ def convolution_of(conv: nn.Conv1d) -> dict[str, Any]:
         ) from None
 
 
-def transposed_convolution_of(conv: nn.ConvTranspose1d) -> dict[str, Any]:
-    """Return the arguments of a ``SparseConvTranspose1d`` that computes what ``conv`` does.
-
-    Raises:
-        TypeError: the layer is not an ``nn.ConvTranspose1d``, or runs code of its own.
-    """
-    if not computes_as(conv, (nn.ConvTranspose1d,)) or "forward" in vars(conv):
-        raise TypeError(
-            f"conv must be an nn.ConvTranspose1d, but {type_before_parametrizations(conv).__name__}"
-            f" runs other code; {REMEDY.replace('Conv1d', 'ConvTranspose1d')}"
-        )
-    own = {name: getattr(conv, name) for name in ("padding", "output_padding")}
-    return shared_options(conv) | own
-
-
 def _with_random_weights(conv: Any, kind: Any) -> Any:
     """Copy a layer without its pruning and with random weights."""
     twin: Any = deepcopy_model(conv).to("cpu", torch.float64)

@@ -76,7 +76,7 @@ def own_entries(layer: nn.Module, state_dict: dict[str, Any], prefix: str) -> di
 
 
 def read_layer(
-    layer: nn.Module,
+    layer: Any,
     found: dict[str, Any],
     present: KernelCSR,
     has_bias: bool,

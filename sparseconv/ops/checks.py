@@ -58,8 +58,9 @@ def check(
         )
     if bias is not None and bias.shape != (out_channels,):
         raise ArgumentError(
-            f"Given {given}, weight of size {list(geometry.shape)}, expected bias to be 1-dimensional "
-            f"with {out_channels} elements, but got bias of size {list(bias.shape)} instead"
+            f"Given {given}, weight of size {list(geometry.shape)}, expected bias to be "
+            f"1-dimensional with {out_channels} elements, but got bias of size "
+            f"{list(bias.shape)} instead"
         )
     if not transposed:
         geometry.check_length(size[-1])

@@ -29,6 +29,7 @@ from layouts import LAYOUTS
 from refusals import refuses
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
+from transposed_cases import check_engine, random_transposed, wanted
 
 from sparseconv import KernelCSR, sparse_conv1d
 from sparseconv.core.geometry import Geometry
@@ -65,6 +66,18 @@ def test_random_cases_within_the_computed_bound(seed, engines, campaign, count_c
     rng, cases = random.Random(seed), campaign(4, 70)
     for _ in range(cases):
         check(small_case(rng), engines)
+    count_cases(cases)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_transposed_within_the_computed_bound(seed, campaign, count_cases):
+    rng, counted, cases = random.Random(seed), 0, campaign(4, 70)
+    while counted < cases:
+        case = random_transposed(rng, density=0.3, bias=True)
+        rows = case.shape[0] + case.shape[1] * case.groups * case.stride
+        if case.n > 0 and rows <= 20 and 0 < case.pattern().nnz <= 30 and case.length <= 31:
+            check_engine(case, ENGINE, wanted(case))
+            counted += 1
     count_cases(cases)
 
 
