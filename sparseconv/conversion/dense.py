@@ -38,6 +38,7 @@ def to_dense(model: nn.Module) -> nn.Module:
         NotImplementedError: see ``SparseConv1d.to_dense``.
 
     Example:
+        >>> from sparseconv import SparseConv1d
         >>> to_dense(nn.Sequential(SparseConv1d(2, 3, 5, padding=(4, 0)), nn.ReLU()))
         Sequential(
           (0): Sequential(

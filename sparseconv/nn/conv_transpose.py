@@ -133,14 +133,14 @@ density=9.96 %)
         The mask is bool ``(C_in, C_out // groups, K)``.
 
         Raises:
-            TypeError: ``conv`` is not an ``nn.ConvTranspose1d``, or is a subclass with code of its
-                own; ``mask`` is not a bool tensor.
+            TypeError: ``conv`` is not an ``nn.ConvTranspose1d``, or is a subclass that runs other
+                code; ``mask`` is not a bool tensor.
             ValueError: the mask's shape differs from the weight's, or the mask is not constant in
                 blocks.
         """
         if not computes_as(conv, (nn.ConvTranspose1d,)) or "forward" in vars(conv):
             raise TypeError(
-                "conv must be an nn.ConvTranspose1d without code of its own, but got "
+                "conv must be an nn.ConvTranspose1d that runs no other code, but got "
                 f"{type_before_parametrizations(conv).__name__}"
             )
         return cls._from_dense(conv, _options(conv), mask, block, backend)
