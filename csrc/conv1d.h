@@ -134,7 +134,7 @@ struct Correlation {
   void* fold;
   int64_t fold_left;
   int64_t fold_right;
-  bool relu;  // negative outputs become 0; NaN stays
+  bool relu;  // negative outputs become 0; NaN stays; only with one phase
 
   // Whether the output itself holds the sums from the first channel block on.
   bool in_place() const { return in_lanes && !prefix_sums; }

@@ -309,8 +309,7 @@ def _register_gradient_of_dgrad(op: str, backend: str) -> None:
 
 if extension is None:  # else csrc/autograd/conv.cpp does this in less time
     _register_gradient("triton_fprop", "triton")
-_register_gradient_of_dgrad("dgrad", "cpp")
-_register_gradient_of_dgrad("triton_dgrad", "triton")
+    _register_gradient_of_dgrad("triton_dgrad", "triton")
 
 
 # csrc/autograd/conv.cpp calls this except in plain backward passes on a CPU.
@@ -323,21 +322,28 @@ def gradients(
     numbers: Sequence[int],
     needed: Sequence[bool],
     backend: str,
+    transposed: bool = False,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Return the needed gradients of input, values and bias, which are also differentiable."""
     _teach_counters()
+    of_output, input = (x, grad) if transposed else (grad, x)
     # The length is read from the tensor: a compiler treats numbers in the context as constants.
-    how = tuple(numbers), x.shape[2], backend
+    how, indices = (tuple(numbers), input.shape[2], backend), (crow, col)
 
     def of_parameters() -> tuple[Tensor | None, Tensor | None]:
         return (
-            _Gradient.call(grad, x, None, crow, col, ("wgrad", *how)) if needed[1] else None,
+            _Gradient.call(of_output, input, None, *indices, ("wgrad", *how))
+            if needed[1]
+            else None,
             _bias_gradient(grad) if needed[2] else None,
         )
 
     def of_input() -> Tensor | None:
-        rest = None, crow, col, ("dgrad", *how)
-        return _Gradient.call(grad, values, *rest) if needed[0] else None
+        if not needed[0]:
+            return None
+        if transposed:
+            return _Fprop.call(grad, values, None, *indices, (tuple(numbers), False, backend))
+        return _Gradient.call(grad, values, None, *indices, ("dgrad", *how))
 
     of_x, (of_values, of_bias) = _side_by_side(of_input, of_parameters, grad.device)
     return of_x, of_values, of_bias

@@ -304,25 +304,25 @@ static void correlate(const Correlation& p, int64_t part, int64_t parts, void* s
         const int64_t step = last && !in_place ? plan.stored : r1 - r0;
         for (int64_t s0 = r0, s1; s0 < r1; s0 = s1) {
           s1 = min_of(r1, s0 + step);
-          for (int64_t r = s0; last && !p.in_lanes && r < s1; r += p.phases) {
-            expect_unpack(p, targets, r / p.phases);
+          const int64_t channel = p.phases == 1 ? s0 : s0 / p.phases;  // dividing is slow
+          for (int64_t r = s0, c = channel; last && !p.in_lanes && r < s1; r += p.phases, ++c) {
+            expect_unpack(p, targets, c);
           }
           // With one block no sum waits for the next, and a few slots serve all rows.
           T* out = static_cast<T*>(p.out.data) + (group * y.rows + row) * kN;  // if in lanes
           T* sums = in_place ? out : acc - (e.n_blocks == 1 ? s0 : r0) * stride;
           correlate_block<V>(p, b, s0, s1, rows, inputs, distance, sums, stride);
-          for (int64_t r = s0; last && r < s1; ++r) {
+          for (int64_t r = s0, c = channel; last && r < s1; r += p.phases, ++c) {
             T* done = sums + r * stride;
-            for (int64_t i = 0; p.relu && i < rows * kN; i += V::kWidth) {
+            for (int64_t i = 0; p.relu && i < rows * kN; i += V::kWidth) {  // with one phase
               relu(V::load(done + i)).store(done + i);
             }
             if (in_place) {
               clear_idle<V>(y, sets, row, rows, done);
             } else if (p.in_lanes) {
               add_lanes<V>(sets.first, done, out + r * y.channel());
-            } else if ((r + 1) % p.phases == 0) {
-              unpack(p, lanes, targets, r / p.phases, rows, sums + (r + 1 - p.phases) * stride,
-                     stride, stage);
+            } else {
+              unpack(p, lanes, targets, c, rows, done, stride, stage);
             }
           }
         }

@@ -61,16 +61,22 @@ static void pack(const TileShape& tile,
       T* target = rows + (c - c0) * tile.channel_rows * kN;
       for (int64_t j = 0; j < count; j += kB) {
         const int64_t at = min_of(j, max_of(count - kB, 0));  // the last block ends with the rows
-        T* row[kB];
-        for (int i = 0; i < kB; ++i) {
-          row[i] = target + (in_order ? tile.sample_rows[at + i] : segment.row + at + i) * kN;
-        }
         for (int l = 0; l < kN; l += kB) {
           const T* from[kB];
           T* to[kB];
           for (int i = 0; i < kB; ++i) {
             from[i] = src[l + i] + at;
-            to[i] = row[i] + l;
+          }
+          // Two calls, for in the first the compiler knows how far apart the rows are.
+          if (!in_order) {
+            for (int i = 0; i < kB; ++i) {
+              to[i] = target + (segment.row + at + i) * kN + l;
+            }
+            transpose(from, to);
+            continue;
+          }
+          for (int i = 0; i < kB; ++i) {
+            to[i] = target + tile.sample_rows[at + i] * kN + l;
           }
           transpose(from, to);
         }
@@ -139,20 +145,25 @@ static void unpack(const Correlation& p,
   }
   for (int64_t j = 0; j < total; j += kB) {
     const int64_t at = min_of(j, max_of(total - kB, 0));  // the last block ends with the tile
-    const T* sums[kB];
-    for (int64_t i = 0, row = at / p.phases, phase = at % p.phases; i < kB; ++i) {
-      sums[i] = acc + phase * stride + row * kN;
-      if (++phase == p.phases) {
-        phase = 0;
-        ++row;
-      }
-    }
     for (int l = 0; l < kN; l += kB) {
       const T* from[kB];
       T* to[kB];
       for (int i = 0; i < kB; ++i) {
-        from[i] = sums[i] + l;
         to[i] = target[l + i] + at;
+      }
+      if (p.phases == 1) {  // two calls, as in `pack`
+        for (int i = 0; i < kB; ++i) {
+          from[i] = acc + (at + i) * kN + l;
+        }
+        transpose(from, to);
+        continue;
+      }
+      for (int64_t i = 0, row = at / p.phases, phase = at % p.phases; i < kB; ++i) {
+        from[i] = acc + phase * stride + row * kN + l;
+        if (++phase == p.phases) {
+          phase = 0;
+          ++row;
+        }
       }
       transpose(from, to);
     }

@@ -37,7 +37,9 @@ void add_fold(Tensor& output, const Tensor& fold, const Geometry& g) {
 Tensor gathered(const Tensor& values, const int32_t* from) {
   Tensor weights = at::empty_like(values);
   const auto gather = [&](auto* out, const auto* in) {
-    at::parallel_for(0, values.numel(), 16 * 1024, [&](int64_t begin, int64_t end) {
+    at::parallel_for(0, values.numel(), 16 * 1024, [out, in, from](int64_t begin, int64_t end) {
+// Or its time doubles where the linker happens to put the loop across a cache line.
+#pragma GCC unroll 8
       for (int64_t i = begin; i < end; ++i) {
         out[i] = in[from[i]];
       }
