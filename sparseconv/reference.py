@@ -5,16 +5,30 @@ This module shares no arithmetic with the kernels, so it cannot share their bugs
 
 from __future__ import annotations
 
+import math
+from typing import NamedTuple, cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from sparseconv.core.geometry import Geometry, PaddingMode
-from sparseconv.core.pattern import KernelCSR
+from sparseconv.core.pattern import KernelCSR, positions_of
 from sparseconv.core.tracing import outside_tracing, traced_tensor
 
 
-def dense_weight(values: Tensor, pattern: KernelCSR) -> Tensor:
+class Indices(NamedTuple):
+    """Hold the index tensors of a pattern, with what ``dense_weight`` reads of a ``KernelCSR``."""
+
+    crow: Tensor
+    col: Tensor
+    shape: tuple[int, int, int]
+
+    def on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        return self.crow, self.col
+
+
+def dense_weight(values: Tensor, pattern: KernelCSR | Indices) -> Tensor:
     """Spread ``values (nnz,)`` into ``(C_out, C_in // groups, K)``, with zeros where inactive.
 
     The result is differentiable in ``values``. Raise ValueError unless there is one value per
@@ -25,31 +39,32 @@ def dense_weight(values: Tensor, pattern: KernelCSR) -> Tensor:
         >>> dense_weight(torch.tensor([5.0]), pattern)
         tensor([[[0., 5., 0.]]])
     """
-    if values.shape != (pattern.nnz,):  # scatter would leave out the others
-        raise ValueError(f"values must have shape ({pattern.nnz},), but got {tuple(values.shape)}")
-    if torch.onnx.is_in_onnx_export():  # a constant: tools for ONNX look for weights, not for sums
-        known = traced_tensor(values)
+    crow, col = pattern.on(values.device)
+    if values.shape != col.shape:  # scatter would leave out the others
+        raise ValueError(
+            f"values must have shape {tuple(col.shape)}, but got {tuple(values.shape)}"
+        )
+    if not torch.onnx.is_in_onnx_export():
+        return _spread(values, positions_of(crow, col, pattern.shape), pattern.shape)
+    # ONNX lacks the operations that compute positions, so its graph gets constants. Tools for ONNX
+    # look for weights, not for sums.
+    known, *arrays = (traced_tensor(tensor) for tensor in (values, crow, col))
+    with outside_tracing():
+        crow, col = (cast(Tensor, array) for array in arrays)
+        positions = positions_of(crow, col, pattern.shape)
         if known is not None:
-            with outside_tracing():
-                return _spread(known.detach(), pattern)
-    return _spread(values, pattern)
+            return _spread(known.detach(), positions, pattern.shape)
+    return _spread(values, positions, pattern.shape)
 
 
-def _spread(values: Tensor, pattern: KernelCSR) -> Tensor:
-    # Cached on a GPU: a CUDA graph cannot read memory of the CPU.
-    on_gpu = values.is_cuda
-    positions = pattern.cached(_positions_on, values.device) if on_gpu else pattern.positions()
-    return values.new_zeros(pattern.numel).scatter(0, positions, values).view(pattern.shape)
-
-
-def _positions_on(pattern: KernelCSR, device: torch.device) -> Tensor:
-    return pattern.positions().to(device)
+def _spread(values: Tensor, positions: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    return values.new_zeros(math.prod(shape)).scatter(0, positions, values).view(shape)
 
 
 def conv1d_dense(
     input: Tensor,
     values: Tensor,
-    pattern: KernelCSR,
+    pattern: KernelCSR | Indices,
     bias: Tensor | None,
     stride: int,
     padding: tuple[int, int],
@@ -61,7 +76,7 @@ def conv1d_dense(
 
     Run on any device, with gradients of any order. Half types are computed in float32,
     because torch's CPU convolution sums their gradients in half precision. ``padding`` is
-    ``(left, right)``, in samples.
+    ``(left, right)``, in time steps.
 
     Example:
         >>> pattern = KernelCSR.from_mask(torch.tensor([[[True, False, True]]]))
@@ -80,7 +95,7 @@ def conv1d_dense(
 def conv_transpose1d_dense(
     input: Tensor,
     values: Tensor,
-    pattern: KernelCSR,
+    pattern: KernelCSR | Indices,
     bias: Tensor | None,
     geometry: Geometry,
     output_padding: int,

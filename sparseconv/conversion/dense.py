@@ -5,13 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from sparseconv.nn.modules import (
-    check_module,
-    check_not_wrapped,
-    deepcopy_model,
-    hooks_of,
-    replace,
-)
+from sparseconv.nn.modules import check_module, check_not_wrapped, deepcopy_model, hooks_of, replace
 from sparseconv.nn.sparse_layer import SparseLayer
 
 

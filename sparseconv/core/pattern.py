@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
 from typing import Any, Self
 
 import numpy as np
@@ -20,7 +19,6 @@ from sparseconv.core.checks import (
     integer,
 )
 from sparseconv.core.pattern_arrays import PatternArrays
-from sparseconv.core.tracing import outside_tracing
 
 
 class KernelCSR(PatternArrays):
@@ -259,12 +257,7 @@ class KernelCSR(PatternArrays):
             >>> KernelCSR.full((1, 2, 2)).positions()
             tensor([0, 1, 2, 3])
         """
-        # ONNX lacks these operations, so its graph gets a constant.
-        with outside_tracing() if torch.onnx.is_in_onnx_export() else nullcontext():
-            crow = self.crow_indices.long()
-            rows = torch.arange(crow.shape[0] - 1, device="cpu")
-            kernels = rows.repeat_interleave(crow.diff(), output_size=self.nnz)
-            return kernels * self._shape[2] + self.col_indices
+        return positions_of(self.crow_indices, self.col_indices, self._shape)
 
     def to_mask(self) -> Tensor:
         """Return the bool mask ``(C_out, C_in // groups, K)``, on the CPU.
@@ -305,6 +298,14 @@ class KernelCSR(PatternArrays):
 
     def __reduce__(self) -> tuple[type[KernelCSR], tuple[Any, ...]]:
         return KernelCSR, (self.crow_indices, self.col_indices, self._shape, self._block)
+
+
+def positions_of(crow_indices: Tensor, col_indices: Tensor, shape: Shape) -> Tensor:
+    """Do what ``KernelCSR.positions`` does, on the device of the arrays."""
+    rows = torch.arange(crow_indices.shape[0] - 1, device=crow_indices.device)
+    counts = crow_indices.long().diff()
+    kernels = rows.repeat_interleave(counts, output_size=col_indices.shape[0])
+    return kernels * shape[2] + col_indices
 
 
 __test__ = {"KernelCSR": KernelCSR}  # for doctest, as their __module__ is sparseconv

@@ -44,7 +44,7 @@ class PatternArrays:
             self._crow, self._col, self._versions = crow, col, (crow._version, col._version)
         else:
             self._copies[str(col.device)] = crow, col
-        declare(col, block)
+        declare(crow, col, block)
 
     @property
     def only_on_gpu(self) -> bool:
@@ -81,8 +81,8 @@ class PatternArrays:
         Raises:
             RuntimeError: the first copy would be made inside torch.compile.
         """
-        name = str(device)
-        if device.type == "cpu" and name not in self._copies:
+        name = device.type if device.type == "cpu" else str(device)
+        if name == "cpu" and name not in self._copies:
             return self._on_cpu()
         if name not in self._copies:
             if torch.compiler.is_dynamo_compiling():  # each call of the graph would copy again
@@ -92,7 +92,7 @@ class PatternArrays:
                 )
             with outside_tracing():
                 copies = self.crow_indices.to(device), self.col_indices.to(device)
-                declare(copies[1], self._block)
+                declare(*copies, self._block)
                 self._copies[name] = copies
         return self._copies[name]
 
@@ -135,6 +135,6 @@ class PatternArrays:
         with outside_tracing(), torch.inference_mode(False):
             crow, col = (array.cpu() for array in self.anywhere())
             check_structure(crow, col, self._shape)
-            declare(col, self._block)
+            declare(crow, col, self._block)
             self._crow, self._col, self._versions = crow, col, (crow._version, col._version)
         return crow, col

@@ -31,10 +31,10 @@ from sparseconv.dst.update import (
     moved,
     stays_on_gpu,
 )
-from sparseconv.nn.buffer_check import checksum
 from sparseconv.nn.dense_gradient import new_probe
 from sparseconv.nn.modules import check_module
 from sparseconv.nn.optimizers import Holdings
+from sparseconv.nn.pattern_buffers import checksum
 from sparseconv.nn.rewiring import check_movable
 from sparseconv.nn.sparse_layer import SparseLayer
 

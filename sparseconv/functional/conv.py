@@ -12,6 +12,7 @@ from torch._C import _is_tracing
 from torch.compiler import is_compiling
 
 from sparseconv import reference
+from sparseconv.core.blocks import Block
 from sparseconv.core.checks import flag
 from sparseconv.core.geometry import Geometry, Padding, PaddingMode
 from sparseconv.core.pattern import KernelCSR
@@ -22,6 +23,7 @@ from sparseconv.ops.checks import check, refuse_types
 from sparseconv.ops.flops import teach_counters
 from sparseconv.ops.schemas import KERNELS, bias_grad
 
+_CPU = torch.device("cpu")
 T = TypeVar("T")
 U = TypeVar("U")
 
@@ -58,7 +60,7 @@ def sparse_conv1d(
         pattern: the active weights, of shape ``(C_out, C_in // groups, K)``.
         bias: ``(C_out,)`` or None.
         stride, dilation, groups: as in ``F.conv1d``.
-        padding: as in ``F.conv1d``, or a pair ``(left, right)`` in samples.
+        padding: as in ``F.conv1d``, or a pair ``(left, right)`` in time steps.
         padding_mode: ``"zeros"``, ``"replicate"``, ``"reflect"`` or ``"circular"``. Of the kernels,
             only those for CUDA make a padded copy of the input.
         backend: ``"auto"``, ``"cpp"`` (CPU kernels), ``"cuda"``, ``"triton"`` or ``"reference"``
@@ -82,31 +84,37 @@ def sparse_conv1d(
         >>> sc.sparse_conv1d(torch.arange(5.0).view(1, 1, 5), torch.tensor([1.0, -1.0]), pattern)
         tensor([[[-2., -2., -2.]]])
     """
-    check_pattern_type(pattern)
+    crow, col = indices_of(pattern, input)
     if relu is not True and relu is not False:
         relu = flag("relu", relu)
     geometry = Geometry.of(pattern.shape, stride, padding, dilation, groups, padding_mode)
-    return sparse_conv1d_resolved(input, values, pattern, bias, geometry, backend, relu)
+    return sparse_conv1d_resolved(
+        input, values, crow, col, bias, geometry, backend, relu, pattern._block
+    )
 
 
-def check_pattern_type(pattern: object) -> None:
+def indices_of(pattern: KernelCSR, input: object) -> tuple[Tensor, Tensor]:
+    """Check that ``pattern`` is one, and return its index tensors on the device of ``input``."""
     if not isinstance(pattern, KernelCSR):
         raise TypeError(
             f"pattern must be a KernelCSR, but got {type(pattern).__name__}; "
             "create one with KernelCSR.from_mask(mask)"
         )
+    return pattern.on(input.device if isinstance(input, Tensor) else _CPU)
 
 
 def sparse_conv1d_resolved(
     input: Tensor,
     values: Tensor,
-    pattern: KernelCSR,
+    crow_indices: Tensor,
+    col_indices: Tensor,
     bias: Tensor | None,
     geometry: Geometry,
     backend: str,
     relu: bool = False,
+    block: Block = (1, 1),
 ) -> Tensor:
-    """Compute ``sparse_conv1d`` with a resolved geometry."""
+    """Compute ``sparse_conv1d`` with the index tensors of a pattern and a resolved geometry."""
     if not (
         isinstance(input, Tensor)
         and isinstance(values, Tensor)
@@ -115,10 +123,9 @@ def sparse_conv1d_resolved(
         refuse_types(input, values, bias)
     device = input.device
     if not is_compiling() and resolve_backend(backend, device) == "cpp" and extension is not None:
-        crow, col = pattern._crow, pattern._col  # the plan detects writes to them
-        if crow is None:
-            crow, col = pattern.on(device)
-        plain: Tensor | None = extension.plain_conv(input, values, bias, crow, col, geometry, relu)
+        plain: Tensor | None = extension.plain_conv(
+            input, values, bias, crow_indices, col_indices, geometry, relu
+        )
         if plain is not None:
             return plain
     # The check for any device comes first, because it takes a third of the time.
@@ -127,17 +134,18 @@ def sparse_conv1d_resolved(
     x = input.unsqueeze(0) if input.dim() == 2 else input
     pays = device.type == "cuda" and (
         # A prototype of the block kernels was the fastest at each length. These are not timed yet.
-        not (gpu_plans.tile_of(pattern.block, geometry) and multiplies_blocks(x.dtype, device))
-        and gpu_plans.cuda_pays(x.dtype, pattern.nnz, geometry)
+        not (gpu_plans.tile_of(block, geometry) and multiplies_blocks(x.dtype, device))
+        and gpu_plans.cuda_pays(x.dtype, col_indices.shape[0], geometry)
     )
     name = "reference" if leaves_torch() else resolve_backend(backend, device, pays)
     if name == "reference" or not is_compiling():  # else the op's shape function checks
-        check(input, values, pattern.nnz, bias, geometry)
+        check(input, values, col_indices, bias, geometry)
     if name == "reference":
+        pattern = reference.Indices(crow_indices, col_indices, geometry.shape)
         y = reference.conv1d_dense(x, values, pattern, bias, *geometry[1:])
         y = y.relu() if relu else y
     else:
-        y = convolve(x, values, bias, *pattern.on(device), geometry.numbers, relu, name)
+        y = convolve(x, values, bias, crow_indices, col_indices, geometry.numbers, relu, name)
     return y if x is input else y.squeeze(0)
 
 

@@ -11,7 +11,7 @@ from sparseconv.core.geometry import Geometry
 from sparseconv.core.pattern import KernelCSR
 from sparseconv.functional.conv import (
     as_autocast,
-    check_pattern_type,
+    indices_of,
     leaves_torch,
     transpose,
 )
@@ -61,39 +61,42 @@ def sparse_conv_transpose1d(
         >>> sc.sparse_conv_transpose1d(x, values, pattern, stride=2)
         tensor([[[ 1.,  0.,  1.,  0., -2.]]])
     """
-    check_pattern_type(pattern)
+    indices = indices_of(pattern, input)
     shape = pattern.shape
     geometry, extra = Geometry.of_transposed(
         shape, stride, padding, output_padding, groups, dilation
     )
-    return conv_transpose_resolved(input, values, pattern, bias, geometry, extra, backend)
+    return conv_transpose_resolved(input, values, *indices, bias, geometry, extra, backend)
 
 
 def conv_transpose_resolved(
     input: Tensor,
     values: Tensor,
-    pattern: KernelCSR,
+    crow_indices: Tensor,
+    col_indices: Tensor,
     bias: Tensor | None,
     geometry: Geometry,
     output_padding: int,
     backend: str,
 ) -> Tensor:
-    """Compute ``sparse_conv_transpose1d`` with what ``Geometry.of_transposed`` returns."""
+    """Compute ``sparse_conv_transpose1d`` with index tensors and a resolved geometry."""
     tensors = [input, values] if bias is None else [input, values, bias]
     if not all(isinstance(tensor, Tensor) for tensor in tensors):
         refuse_types(input, values, bias)
     device = input.device
     if torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(device.type):
         input, values, bias = as_autocast(input, values, bias)
-    check(input, values, pattern.nnz, bias, geometry, transposed=True)
+    check(input, values, col_indices, bias, geometry, transposed=True)
     length = geometry.transposed_length(input.shape[-1], output_padding)
     x = input.unsqueeze(0) if input.dim() == 2 else input
     name = "reference" if leaves_torch() else resolve_backend(backend, device)
     if name == "reference":
+        pattern = reference.Indices(crow_indices, col_indices, geometry.shape)
         y = reference.conv_transpose1d_dense(x, values, pattern, bias, geometry, output_padding)
     else:
         x = fill(x, geometry.output_length(length))
-        y = transpose(x, values, bias, *pattern.on(device), geometry.numbers, length, name)
+        indices = crow_indices, col_indices
+        y = transpose(x, values, bias, *indices, geometry.numbers, length, name)
     return y if input.dim() == 3 else y.squeeze(0)
 
 

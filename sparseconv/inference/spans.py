@@ -107,8 +107,9 @@ class FoldedSparseConv(FoldedLink, SparseLink):
 
     def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         conv, geometry = self.conv, self.conv._geometry()
-        how = geometry, conv.backend, self.relu
-        return sparse_conv1d_resolved(x, weight, conv.pattern, bias, *how)
+        how = geometry, conv.backend, self.relu, conv._pattern.block
+        crow, col = conv._indices()
+        return sparse_conv1d_resolved(x, weight, crow, col, bias, *how)
 
 
 class FoldedConv(FoldedLink, PointwiseLink):

@@ -12,6 +12,7 @@ from sparseconv.core.pattern import KernelCSR
 from sparseconv.functional.conv import sparse_conv1d_resolved
 from sparseconv.nn.dense_gradient import probed
 from sparseconv.nn.padded_conv import convolution_of
+from sparseconv.nn.pattern_buffers import UNSEEN
 from sparseconv.nn.sparse_layer import SparseLayer
 from sparseconv.nn.state import shared_options
 from sparseconv.ops.backends import Backend
@@ -29,7 +30,7 @@ class SparseConv1d(SparseLayer):
 
     Args:
         in_channels, out_channels, kernel_size, stride: as in ``nn.Conv1d``.
-        padding: as in ``nn.Conv1d``, or a pair ``(left, right)``, in samples.
+        padding: as in ``nn.Conv1d``, or a pair ``(left, right)``, in time steps.
         dilation, groups, bias, padding_mode, device, dtype: as in ``nn.Conv1d``.
         density: the share of active weights, in [0, 1]; 0.2 by default if ``pattern`` is None.
             ``round(density * numel)`` weights are drawn with torch's global generator; with blocks,
@@ -44,7 +45,8 @@ class SparseConv1d(SparseLayer):
             optimizer state also have nnz entries.
         bias: parameter ``(out_channels,)`` or None.
         pattern: the ``KernelCSR``; call ``set_pattern`` to change it.
-        crow_indices, col_indices: copies of the pattern's arrays on the layer's device.
+        crow_indices, col_indices: buffers, the arrays of ``pattern`` on the layer's device. Who
+            writes or assigns both has set the pattern, and must also write ``values``.
         regions: boxes in which dynamic sparse training keeps nnz constant; by default the whole
             weight.
 
@@ -121,8 +123,9 @@ class SparseConv1d(SparseLayer):
             >>> SparseConv1d(4, 8, 5).reset_parameters(fan_in="active")
         """
         self._adopt(self._pattern)  # after to_empty() the buffers have no content
-        _, group_channels, kernel_size = self.pattern.shape
-        active = self.pattern.crow_indices[::group_channels].long().diff()
+        self._seen = UNSEEN
+        _, group_channels, kernel_size = self._pattern.shape
+        active = self._pattern.crow_indices[::group_channels].long().diff()
         if fan_in == "dense":
             counts = torch.full_like(active, group_channels * kernel_size)
         elif fan_in == "active":
@@ -137,7 +140,7 @@ class SparseConv1d(SparseLayer):
 
     @property
     def resolved_padding(self) -> tuple[int, int]:
-        """Return the padding as ``(left, right)`` in samples, whatever form it was passed in."""
+        """Return the padding as ``(left, right)`` in time steps, whatever form it was passed in."""
         return self._geometry().padding
 
     def forward(self, input: Tensor) -> Tensor:
@@ -147,7 +150,10 @@ class SparseConv1d(SparseLayer):
         values: Any = held["values"] if "values" in held else self.values  # noqa: SIM401
         bias = held["bias"] if "bias" in held else self.bias  # noqa: SIM401
         geometry = self._geometry()
-        y = sparse_conv1d_resolved(input, values, self.pattern, bias, geometry, self.backend)
+        crow, col = self._indices()
+        y = sparse_conv1d_resolved(
+            input, values, crow, col, bias, geometry, self.backend, False, self._pattern.block
+        )
         probe = self.dense_probe
         return y if probe is None else probed(y, input, values, probe, geometry)
 

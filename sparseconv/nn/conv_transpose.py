@@ -14,6 +14,7 @@ from sparseconv.core.pattern import KernelCSR
 from sparseconv.functional.conv_transpose import conv_transpose_resolved
 from sparseconv.nn.dense_gradient import probed
 from sparseconv.nn.modules import computes_as
+from sparseconv.nn.pattern_buffers import UNSEEN
 from sparseconv.nn.sparse_layer import SparseLayer
 from sparseconv.nn.state import shared_options
 from sparseconv.ops.backends import Backend
@@ -27,8 +28,8 @@ class SparseConvTranspose1d(SparseLayer):
     kernel_size)``, as in ``nn.ConvTranspose1d``.
 
     Args:
-        in_channels, out_channels, kernel_size, stride, padding, output_padding, groups, bias,
-            dilation, padding_mode, device, dtype: as in ``nn.ConvTranspose1d``.
+        in_channels, out_channels, kernel_size, stride, padding: as in ``nn.ConvTranspose1d``.
+        output_padding, groups, bias, dilation, padding_mode, device, dtype: likewise.
         density, pattern, block, backend: as in ``SparseConv1d``; a block has ``(in, out)``
             channels.
 
@@ -94,6 +95,7 @@ density=9.96 %)
         kernel_size``.
         """
         self._adopt(self._pattern)  # after to_empty() the buffers have no content
+        self._seen = UNSEEN
         _, channels, kernel_size = self._pattern.shape
         bound = (channels * kernel_size) ** -0.5
         with torch.no_grad():
@@ -109,7 +111,7 @@ density=9.96 %)
             like: Any = self
             (extra,) = nn.ConvTranspose1d._output_padding(like, input, list(output_size), *how)
         y = conv_transpose_resolved(
-            input, self.values, self.pattern, self.bias, geometry, extra, self.backend
+            input, self.values, *self._indices(), self.bias, geometry, extra, self.backend
         )
         probe = self.dense_probe
         return y if probe is None else probed(y, input, self.values, probe, geometry, True)

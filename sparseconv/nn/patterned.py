@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext, suppress
 from typing import Any, NoReturn, Self
 
 import torch
 from torch import Tensor, nn
-from torch.compiler import is_dynamo_compiling
 
+from sparseconv.core.blocks import declare
 from sparseconv.core.pattern import KernelCSR
-from sparseconv.nn.buffer_check import check_indices, check_tag, check_tag_in_graph, new_tag
 from sparseconv.nn.dense_gradient import new_probe
-from sparseconv.nn.live_state import LiveState, check_copied, same_memory
 from sparseconv.nn.modules import Parametrizations
+from sparseconv.nn.pattern_buffers import BUFFERS, UNSEEN, PatternBuffers, new_tag
 from sparseconv.nn.rewiring import (
     LAYERS,
     are_shared,
@@ -23,22 +23,19 @@ from sparseconv.nn.rewiring import (
     check_movable,
     check_pattern,
     holds_values,
+    memory_of,
     move,
     survivors,
     watch_optimizers,
 )
-from sparseconv.nn.state import INDICES, check_floats, own_entries, read_layer
-
-_NEVER_CHECKED: tuple[Any, int] = (None, -1)
+from sparseconv.nn.state import INDICES, check_copied, check_floats, give, own_entries, read_layer
 
 
-class PatternedModule(nn.Module):
+class PatternedModule(PatternBuffers):
     """Hold a pattern and its values, and change, save and load them together."""
 
     values: nn.Parameter
     groups: int
-    pattern_tag: Tensor
-    _pattern: KernelCSR
 
     def __new__(cls, *_: Any, **__: Any) -> Self:  # also called for copies and by pickle
         layer = super().__new__(cls)
@@ -47,30 +44,8 @@ class PatternedModule(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self._checked = _NEVER_CHECKED  # the tag that was checked last, and its version
+        self._memory = 0  # of the values with which the indices were written
         self.dense_probe: Tensor | None = None  # set by DSTScheduler for a step; see `probed`
-        self._live: Any = None  # the LiveState, once there is a state dict
-
-    @property
-    def pattern(self) -> KernelCSR:
-        """Return the pattern; raise RuntimeError if the values might not belong to it."""
-        tag: Any = self._buffers["pattern_tag"]
-        checked = self._checked
-        if is_dynamo_compiling():
-            check_tag_in_graph(tag, self._own_tag)
-        elif tag is not checked[0] or tag._version != checked[1]:
-            self._checked = check_tag(tag, self._own_tag, checked)
-        return self._pattern
-
-    @property
-    def crow_indices(self) -> Tensor:
-        """Return a copy of ``pattern.crow_indices`` on the layer's device."""
-        return self._pattern.crow_indices.to(self.values.device, copy=True)
-
-    @property
-    def col_indices(self) -> Tensor:
-        """Return a copy of ``pattern.col_indices`` on the layer's device."""
-        return self._pattern.col_indices.to(self.values.device, copy=True)
 
     @torch.no_grad()
     def set_pattern(self, new: KernelCSR, values: Tensor | None = None) -> None:
@@ -170,19 +145,24 @@ class PatternedModule(nn.Module):
                     tensor.copy_(content)
                 else:
                     tensor.data = content
-            if not kept and self._live is not None:
-                self._live.move(self.values, pattern)
+            self._memory = memory_of(self.values)
+            self._mark_seen()
+            if not pattern.only_on_gpu:  # else it would wait
+                self._read_again()
 
         return rewire
 
     @torch.no_grad()
-    def _adopt(self, pattern: KernelCSR) -> None:
-        """Install a checked pattern; if nnz changes, the values become 0."""
+    def _adopt(self, pattern: KernelCSR, in_place: bool = True) -> None:
+        """Write a checked pattern to the buffers; if nnz changes, the values become 0.
+
+        State dicts that share the memory of the values and the indices see both change. If the
+        memory of the values is another one by now, so is that of the indices.
+        """
         check_mode(self.values)
         device, dtype = self.values.device, self.values.dtype
         with torch.inference_mode(False):  # inference tensors could not be trained later
             own_tag = new_tag(pattern)
-            tag = own_tag.to(device, copy=True)
             if are_shared(self.values) and pattern != self._pattern:  # others keep theirs
                 self.values.data = self.values.detach().clone()
             if self.values.shape != (pattern.nnz,):
@@ -194,34 +174,34 @@ class PatternedModule(nn.Module):
                 fresh = torch.zeros(pattern.nnz, device=device, dtype=dtype)
                 self.values.data = torch.empty(pattern.nnz, device=device, dtype=detour)
                 self.values.data = fresh
+            held = [self._buffers.get(name) for name in BUFFERS]
+            arrays = (*pattern.anywhere(), own_tag)
+            in_place &= self._memory == memory_of(self.values) and all(
+                old is not None and old.shape == new.shape and old.device == device
+                for old, new in zip(held, arrays, strict=True)
+            )
+            for name, old, new in zip(BUFFERS, held, arrays, strict=True):
+                if in_place and old is not None and not old.is_inference():
+                    old.copy_(new)
+                else:
+                    copied = new.to(device, copy=True)
+                    self.register_buffer(name, copied, persistent=name in INDICES)
         self._pattern, self._own_tag = pattern, own_tag
-        if pattern.only_on_gpu and self.pattern_tag.device == tag.device:
-            self.pattern_tag.copy_(tag)  # the check of a new tag would read it
-            self._checked = self.pattern_tag, self.pattern_tag._version
-        else:
-            self.register_buffer("pattern_tag", tag, persistent=False)
-        self._copy_pattern()
-
-    def _live_indices(self) -> dict[str, Tensor]:
-        with torch.inference_mode(False):
-            fresh = {name: getattr(self, name) for name in INDICES}
-        if not holds_values(self) or self.values.is_meta:
-            return fresh  # the pattern cannot change
-        live: Any = self._live
-        kept = live is not None and same_memory(live.values, self.values)
-        if not kept or live.pattern != self._pattern:
-            live = self._live = LiveState(self.values, self._pattern)
-        return live.give(fresh)  # type: ignore[no-any-return]
-
-    def _copy_pattern(self) -> None:
-        if self.values.is_cuda:  # now, because a compiled or captured graph cannot do it later
-            self._pattern.on(self.values.device)
+        self._memory = memory_of(self.values)
+        declare(self.crow_indices, self.col_indices, pattern.block)
 
     def _apply(self, fn: Any, recurse: bool = True) -> PatternedModule:
+        self._read_if_touched()
+        before: dict[str, Any] = {name: self._buffers[name] for name in BUFFERS}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self._copy_pattern()
-        if self._live is not None and not same_memory(self._live.values, self.values):
-            self._live = None  # state dicts keep the former network
+        for name, old in before.items():  # int32 and with a version, whatever `fn` makes
+            new: Any = self._buffers[name]
+            if new is not old:
+                with torch.inference_mode(False):
+                    source = new if new.dtype == torch.int32 else old
+                    self._buffers[name] = source.to(new.device, copy=True)
+                self._seen = UNSEEN
+        declare(self.crow_indices, self.col_indices, self._pattern.block, checked=False)
         if self.dense_probe is not None:  # keep the object that the scheduler knows
             self.dense_probe.grad = None
             self.dense_probe.data = new_probe(self._pattern.shape, self.values).data
@@ -231,11 +211,19 @@ class PatternedModule(nn.Module):
         self, destination: dict[str, Any], prefix: str, keep_vars: bool
     ) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        destination.update((prefix + name, t) for name, t in self._live_indices().items())
+        seen = self._seen
+        # Others may write what is missing after to_empty().
+        with suppress(RuntimeError) if seen is UNSEEN else nullcontext():
+            given = self.col_indices, destination[f"{prefix}col_indices"]
+            give(given, self.pattern, self.values)
+        if seen is UNSEEN:
+            self._seen = UNSEEN
+        self._read_again()
         metadata = getattr(destination, "_metadata", {})
         if prefix[:-1] in metadata:  # always in torch's own calls
-            # Entries may fit other shapes too. Reading the pattern also checks the tag.
-            metadata[prefix[:-1]]["shape"] = self.pattern.shape
+            metadata[prefix[:-1]]["shape"] = (
+                self._pattern.shape
+            )  # the entries may fit other shapes too
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         """Load all of the layer's own entries, or none."""
@@ -248,36 +236,40 @@ class PatternedModule(nn.Module):
             self._load_state_dict_pre_hooks = hooks
 
     def _load_entries(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        metadata, strict, missing_keys, _, error_msgs = rest
+        metadata, _, _, _, error_msgs = rest
         found = own_entries(self, state_dict, prefix)
         bias = self._parameters.get("bias")  # None also if it is parametrized
         if not found:  # the layer's own entries are missing; a subclass may have others
             super()._load_from_state_dict(state_dict, prefix, *rest)
-            missing_keys.extend(prefix + name for name in INDICES if strict)
             return
+        assign = bool(metadata.get("assign_to_params_buffers"))
         try:
             pattern, loaded = read_layer(self, found, self._pattern, bias is not None, metadata)
             kept = pattern == self._pattern
-            if "values" in found and holds_values(self):
-                check_copied(self._live, self.values, found, pattern, kept)
-            if metadata.get("assign_to_params_buffers"):
-                self._live = None  # state dicts keep the former network
-            elif holds_values(self) and not (kept or are_shared(self.values)):
-                check_alone(self)  # layers that share the memory keep their pattern
-            self._adopt(pattern)
+            if holds_values(self):
+                if "values" in found:
+                    check_copied(found, pattern)
+                if not (kept or assign or are_shared(self.values)):
+                    check_alone(self)
+                self._adopt(pattern, in_place=not assign)
         except (TypeError, ValueError, RuntimeError) as error:
             error_msgs.append(f"{prefix.removesuffix('.') or type(self).__name__}: {error}")
             return
         if not kept:
             self.values.grad = None
         left = {name: v for name, v in state_dict.items() if name.removeprefix(prefix) not in found}
+        for name in INDICES:
+            indices: Any = self._buffers[name]
+            if assign:
+                indices = found[name] if name in found else indices.to(loaded["values"].device)
+            loaded[name] = indices
         left |= {prefix + name: tensor for name, tensor in loaded.items()}
         super()._load_from_state_dict(left, prefix, *rest)
-        if not kept and self._live is not None:
-            self._live.move(self.values, pattern)
-        if self.pattern_tag.device != self.values.device:  # assign=True
-            tag = self._own_tag.to(self.values.device, copy=True)
-            self.register_buffer("pattern_tag", tag, persistent=False)
+        self._memory = memory_of(self.values)
+        if assign:
+            self._read()
+        else:
+            self._mark_seen()
 
     def __prepare_scriptable__(self) -> NoReturn:  # which torch.jit.script calls
         raise NotImplementedError(
@@ -287,8 +279,13 @@ class PatternedModule(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """Omit the probe from copies and pickles; a copied scheduler creates a new one."""
-        own = {"dense_probe": None, "_live": None, "_checked": _NEVER_CHECKED}
-        return {**self.__dict__, **own}
+        self._read_if_touched()
+        return {**self.__dict__, "dense_probe": None, "_seen": UNSEEN}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        if not (tag := self.pattern_tag).is_inference():
+            self._seen = None, None, tag, -1, tag._version
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "pattern":
@@ -296,9 +293,12 @@ class PatternedModule(nn.Module):
                 "pattern cannot be assigned, because the values must move with it; call "
                 "set_pattern(pattern)"
             )
-        if name in INDICES:  # torch.func.functional_call, with a state dict
-            check_indices(value, getattr(self._pattern, name))
-            return
+        if name in INDICES and (value is None or isinstance(value, nn.Parameter)):
+            raise RuntimeError(
+                f"{name} is a buffer, so it must be an int32 tensor, but got "
+                f"{type(value).__name__}; to change the pattern, call set_pattern(pattern), or "
+                "assign tensors to values and both indices"
+            )
         if name == "parametrizations" and type(value) is nn.ModuleDict:  # torch's, still empty
             value = Parametrizations(dict(value.items()))
         super().__setattr__(name, value)

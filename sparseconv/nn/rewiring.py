@@ -14,7 +14,6 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 from torch.utils.weak import WeakIdKeyDictionary
 
 from sparseconv.core.pattern import KernelCSR
-from sparseconv.nn.live_state import same_memory
 
 LAYERS: WeakValueDictionary[int, nn.Module] = WeakValueDictionary()  # all layers, by id
 
@@ -80,6 +79,16 @@ def check_alone(layer: nn.Module) -> None:
                 "use a single layer in both places, delete the other layer, or create it with "
                 "copy.deepcopy; with load_state_dict(assign=True), pass copy.deepcopy(state_dict)"
             )
+
+
+def same_memory(one: Tensor, other: Tensor) -> bool:
+    """Return whether two tensors share the same nonempty memory."""
+    return memory_of(one) == memory_of(other) != 0 and one.device == other.device
+
+
+def memory_of(tensor: Any) -> int:
+    """Return the address of a tensor in this process, or 0 if it has none."""
+    return int(tensor.data_ptr()) if type(tensor) in (Tensor, nn.Parameter) else 0
 
 
 def check_mode(values: Tensor) -> None:

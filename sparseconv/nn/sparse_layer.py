@@ -18,7 +18,7 @@ from sparseconv.nn.patterned import PatternedModule
 from sparseconv.nn.rewiring import check_pattern
 from sparseconv.nn.state import asks_for_gradients, current
 from sparseconv.ops.backends import BACKENDS
-from sparseconv.reference import dense_weight
+from sparseconv.reference import Indices, dense_weight
 
 DENSITY = 0.2
 
@@ -100,7 +100,8 @@ class SparseLayer(PatternedModule):
             >>> layer.dense_weight().detach()
             tensor([[[0., 5., 0.]]])
         """
-        return dense_weight(current(self, "values"), self.pattern)
+        indices = Indices(*self._indices(), self._pattern.shape)
+        return dense_weight(current(self, "values"), indices)
 
     @classmethod
     def _from_dense(
@@ -143,8 +144,8 @@ class SparseLayer(PatternedModule):
         """Describe the layer as torch's dense layer does, with nnz, density and block."""
         usual = nn.Conv1d.extra_repr(self)  # type: ignore[arg-type, no-untyped-call]
         block = f", block={self._pattern.block}" if self._pattern.block != (1, 1) else ""
-        density = 100 * self._pattern.density
-        return f"{usual}, nnz={self._pattern.nnz}, density={density:.2f} %{block}"
+        nnz = len(self.col_indices)
+        return f"{usual}, nnz={nnz}, density={100 * nnz / self._pattern.numel:.2f} %{block}"
 
     def _no_weight(self) -> AttributeError:
         return AttributeError(

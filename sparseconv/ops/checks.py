@@ -16,7 +16,7 @@ class DtypeError(TypeError, RuntimeError):
 def check(
     input: Tensor,
     values: Tensor,
-    nnz: int,
+    col: Tensor,
     bias: Tensor | None,
     geometry: Geometry,
     transposed: bool = False,
@@ -51,10 +51,15 @@ def check(
             f"Given {given}, weight of size {list(geometry.shape)}, expected input{list(size)} to "
             f"have {channels} channels, but got {size[-2]} channels instead"
         )
-    if values.shape != (nnz,):
+    if values.shape != col.shape:
         raise ArgumentError(
-            f"values must have shape ({nnz},), one value for each active weight of the "
+            f"values must have shape ({col.shape[0]},), one value for each active weight of the "
             f"pattern, but got {list(values.shape)}"
+        )
+    if col.device != device:
+        raise ArgumentError(
+            f"Expected all tensors to be on the same device, but input is on {device} and the "
+            f"pattern's indices on {col.device}; move the layer with .to()"
         )
     if bias is not None and bias.shape != (out_channels,):
         raise ArgumentError(

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 from torch.utils.weak import TensorWeakRef, WeakTensorKeyDictionary
 
-from sparseconv.core.blocks import Block, declared, unit_shape
+from sparseconv.core.blocks import Block, declare, declared, is_declared, unit_shape
 from sparseconv.core.geometry import Geometry
+from sparseconv.core.pattern import KernelCSR
 from sparseconv.ops.graphs import Repeated
 
 P = TypeVar("P", bound="tuple[Tensor, ...]")
@@ -89,17 +90,28 @@ def _kept(make: Make[P]) -> Make[P]:
     def plan(crow: Tensor, col: Tensor, g: Geometry) -> P:
         if crow.is_inference() or col.is_inference():  # no version shows a change of them
             return make(crow, col, g)
-        held = _held.get(col)
-        if held is None or held.crow() is not crow:
-            held = _held[col] = _Held(crow, (crow._version, col._version))
-        if held.versions != (crow._version, col._version):
-            refresh(crow, col)
+        held, versions = _held.get(col), (crow._version, col._version)
+        if held is None or held.crow() is not crow or held.versions != versions:
+            _check(crow, col, g)
+            if held is None or held.crow() is not crow:
+                held = _held[col] = _Held(crow, versions)
+            else:
+                refresh(crow, col)
         key = make, g.shape, g.stride, g.dilation, g.groups
         if key not in held.plans:
             held.plans[key] = make, g, _elsewhere(make, crow, col, g)
         return cast(P, held.plans[key][2])
 
     return plan
+
+
+def _check(crow: Tensor, col: Tensor, g: Geometry) -> None:
+    """Reject index tensors that others have made or written to, if they are not a pattern."""
+    if not is_declared(crow, col):
+        _check_not_capturing(col)
+        block = declared(col)
+        KernelCSR(crow, col, g.shape, block)
+        declare(crow, col, block)
 
 
 def refresh(crow: Tensor, col: Tensor, repeated: Repeated | None = None) -> None:
@@ -120,6 +132,12 @@ def refresh(crow: Tensor, col: Tensor, repeated: Repeated | None = None) -> None
     held.versions = crow._version, col._version
 
 
+def keep(crow: Tensor, col: Tensor) -> None:
+    """Keep the plans of index tensors to which their own content was written."""
+    if (held := _held.get(col)) is not None:
+        held.versions = crow._version, col._version
+
+
 def _elsewhere(make: Make[P], crow: Tensor, col: Tensor, g: Geometry) -> P:
     """Compute a plan that outlives the call, outside the memory of a CUDA graph.
 
@@ -128,11 +146,7 @@ def _elsewhere(make: Make[P], crow: Tensor, col: Tensor, g: Geometry) -> P:
     """
     if col.device.type != "cuda":
         return make(crow, col, g)
-    if torch.cuda.is_current_stream_capturing():
-        raise RuntimeError(
-            "expected a call with this pattern before a CUDA graph is captured; call the function "
-            "once before the capture"
-        )
+    _check_not_capturing(col)
     # torch.compile's graphs allocate from their own pool on the thread and the stream of the call,
     # and overwrite earlier allocations.
     current = torch.cuda.current_stream(col.device)
@@ -145,6 +159,14 @@ def _elsewhere(make: Make[P], crow: Tensor, col: Tensor, g: Geometry) -> P:
         return plan
 
     return _thread.submit(compute).result()
+
+
+def _check_not_capturing(col: Tensor) -> None:
+    if col.is_cuda and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            "expected a call with this pattern before a CUDA graph is captured; call the function "
+            "once before the capture"
+        )
 
 
 _thread = ThreadPoolExecutor(1, "sparseconv-plans")  # started at the first plan on a GPU

@@ -109,7 +109,7 @@ def _fake_fprop(
     geometry: Sequence[int],
     relu: bool = False,
 ) -> Tensor:
-    check(input, values, col_indices.shape[0], bias, Geometry.from_numbers(geometry))
+    check(input, values, col_indices, bias, Geometry.from_numbers(geometry))
     length = output_length_of(geometry, input.shape[2])
     return input.new_empty((input.shape[0], geometry[0], length))
 
@@ -125,7 +125,7 @@ def _fake_dgrad(
     bias: Tensor | None = None,
 ) -> Tensor:
     g = Geometry.from_numbers(geometry)
-    check(grad_output, values, col_indices.shape[0], bias, g, transposed=True)
+    check(grad_output, values, col_indices, bias, g, transposed=True)
     channels = geometry[1] * geometry[7]
     return grad_output.new_empty((grad_output.shape[0], channels, input_length))
 

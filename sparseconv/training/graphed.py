@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,33 +18,6 @@ from sparseconv.ops.graphs import CudaGraphs, Repeated
 Outputs = tuple[Tensor, ...]
 
 WARM_UP = 3  # calls before a capture: kernels are loaded, gradients and moments allocated
-
-
-class StaticPattern(KernelCSR):
-    """A pattern whose content, and everything computed from it, can be replaced in place.
-
-    CUDA graphs need such a pattern, because every replay reads the same addresses. Nothing else
-    may use it.
-    """
-
-    __slots__ = ()
-
-    def follow(self, pattern: KernelCSR, repeated: Repeated | None = None) -> None:
-        """Copy the content of a pattern with the same shape, nnz and block.
-
-        ``repeated`` recomputes the kernels' plans.
-        """
-        crow, col = next(iter(self._copies.values())) if self._copies else self._on_cpu()
-        for own, new in zip((crow, col), pattern.on(col.device), strict=True):
-            own.copy_(new)
-        gpu_plans.refresh(crow, col, repeated)
-        self._hash = None
-        if self._copies:  # the CPU's are read again when they are asked for
-            self._crow = self._col = None
-        else:
-            self._versions = crow._version, col._version
-        for (make, args), held in self._cached.items():
-            held.copy_(pattern.cached(make, *args))  # a tensor, as all that the reference keeps
 
 
 class _Graph(NamedTuple):
@@ -100,9 +73,8 @@ class GraphedStep:
         self._capturing = CudaGraphs(self._device)
         self._graphs: dict[Hashable, _Graph] = {}
         self._calls: Counter[Hashable] = Counter()
-        self._static: list[StaticPattern] = []
-        self._patterns: list[KernelCSR] = []  # whose content is in them
-        self._renewed: list[Repeated] = []  # their plans
+        self._patterns: list[KernelCSR] = []  # whose plans the graphs read
+        self._renewed: list[Repeated] = []
 
     def __call__(self, *inputs: Tensor) -> Outputs:
         """Take a step; the next step overwrites the returned tensors.
@@ -120,63 +92,39 @@ class GraphedStep:
             return graph.replay()
         if graph is not None:
             self._forget()
-        if not self._static:
+        if not self._patterns:
             self._patterns = [layer.pattern for layer in self._layers]
-            for layer, pattern in zip(self._layers, self._patterns, strict=True):
-                crow, col = pattern.on(layer.values.device)
-                own = crow.clone(), col.clone()
-                on_gpu = col.device.type != "cpu"
-                self._static.append(
-                    StaticPattern.of_arrays(*own, pattern.shape, pattern.block, not on_gpu)
-                )
             of_plans = CudaGraphs(self._device)
-            self._renewed = [Repeated(of_plans) for _ in self._static]
+            self._renewed = [Repeated(of_plans) for _ in self._layers]
         if self._calls[key] < WARM_UP:
             self._calls[key] += 1
-            return self._capturing.on_side_stream(lambda: self._with_static_patterns(inputs))
+            return self._capturing.on_side_stream(lambda: self.function(*inputs))
         copies = tuple(tensor.clone() for tensor in inputs)
-        replay = self._capturing.capture(lambda: self._with_static_patterns(copies))
+        replay = self._capturing.capture(lambda: self.function(*copies))
         self._graphs[key] = _Graph(copies, replay, self._addresses())
         return replay()
 
     def _follow(self) -> None:
-        """Update the static patterns; forget all graphs if nnz or a block has changed."""
+        """Update the plans of changed patterns; forget all graphs if nnz or a block has changed."""
         for i, known in enumerate(self._patterns):
-            pattern = self._layers[i].pattern
+            layer = self._layers[i]
+            pattern = layer.pattern
             if pattern is known:
                 continue
             if (pattern.nnz, pattern.block) != (known.nnz, known.block):
                 self._forget()
                 return
-            self._static[i].follow(pattern, self._renewed[i])
+            gpu_plans.refresh(layer.crow_indices, layer.col_indices, self._renewed[i])
             self._patterns[i] = pattern
 
     def _forget(self) -> None:
-        for held in (self._graphs, self._calls, self._static, self._patterns, self._renewed):
+        for held in (self._graphs, self._calls, self._patterns, self._renewed):
             held.clear()
         self._capturing.forget()
 
-    def _with_static_patterns(self, inputs: tuple[Tensor, ...]) -> Outputs:
-        """Call the function while the layers use the static patterns' plans.
-
-        Calls before a capture also use these plans, because none can be computed during a capture.
-        """
-        try:
-            for layer, static in zip(self._layers, self._static, strict=True):
-                layer._pattern = static
-            return self.function(*inputs)
-        finally:
-            for layer, pattern in zip(self._layers, self._patterns, strict=True):
-                layer._pattern = pattern
-
     def _tensors(self) -> list[Tensor]:
-        """Return the tensors that a graph reads or writes: all except pattern tags."""
-        tensors = [
-            tensor
-            for module in self.model.modules()
-            for name, tensor in (module._parameters | module._buffers).items()
-            if name != "pattern_tag"
-        ]
+        """Return the tensors that a graph reads or writes."""
+        tensors: list[Any] = [*self.model.parameters(), *self.model.buffers()]
         tensors += [entry for state in self.optimizer.state.values() for entry in state.values()]
         return [tensor for tensor in tensors if isinstance(tensor, Tensor)]
 

@@ -13,12 +13,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
 
 from sparseconv.core.arrays import as_series
-from sparseconv.core.pattern import KernelCSR
 from sparseconv.models import DSN
-from sparseconv.nn.conv import SparseConv1d
 from sparseconv.ops.backends import Backend
 from sparseconv.pruning.filters import keep_filters
 from sparseconv.rocket import RocketModel
@@ -147,25 +144,14 @@ def load_run(path: str | os.PathLike[str], *, backend: Backend = "auto") -> Trai
         model: Any = DSN(data["n_channels"], len(data["classes"]), **network)
     try:
         if "pruning" in config:
-            model = _pruned(model, config, best["model"])
+            example = torch.zeros(1, data["n_channels"], data["n_timepoints"])
+            model = keep_filters(model, example, config["pruning"]["filters"])
         model.load_state_dict(best["model"])
     except Exception as error:  # whatever a file can hold
         raise checkpoint.CheckpointError(
             f"{file} does not match its {CONFIG_NAME}, or is damaged: {error}; train again"
         ) from error
     return TrainedRun(model.eval(), np.array(data["classes"]), best["epoch"], done, config)
-
-
-def _pruned(model: DSN, config: Mapping[str, Any], state: Mapping[str, Any]) -> nn.Module:
-    """Return the network with the shape and patterns that it had after ``prune``."""
-    data = config["data"]
-    example = torch.zeros(1, data["n_channels"], data["n_timepoints"])
-    pruned = keep_filters(model, example, config["pruning"]["filters"])
-    for name, layer in pruned.named_modules():
-        if isinstance(layer, SparseConv1d):
-            crow, col = (state[f"{name}.{key}"] for key in ("crow_indices", "col_indices"))
-            layer.set_pattern(KernelCSR(crow, col, layer.pattern.shape, layer.pattern.block))
-    return pruned
 
 
 def read_config(folder: Path) -> dict[str, Any]:

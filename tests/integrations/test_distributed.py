@@ -109,19 +109,35 @@ def what_one_rank_cannot_do(rank: int) -> None:
         dst.step()
 
     network = two_layers(seed=rank)
-    model = DistributedDataParallel(network)  # rank 0's values go to all
-    with pytest.raises(RuntimeError, match=r"torch\.manual_seed|rank 1 failed"):
-        scheduled(network)
+    network(torch.randn(1, 2, 20))
+    model = DistributedDataParallel(network)
     if rank == 0:
         model(torch.randn(1, 2, 20))
         return
-    with pytest.raises(RuntimeError, match=r"ranks built different patterns: first call torch\.m"):
+    with pytest.raises(RuntimeError, match=r"ranks differ: wrap the model before its first use"):
         model(torch.randn(1, 2, 20))
 
 
-@pytest.mark.tool("DistributedDataParallel of ranks with different patterns", "refuses")
+@pytest.mark.tool(
+    "DistributedDataParallel of ranks whose patterns differ after a first use", "refuses"
+)
 def test_what_one_rank_cannot_do_no_rank_does(tmp_path: Path) -> None:
     on_ranks(what_one_rank_cannot_do, tmp_path)
+
+
+def built_apart(rank: int) -> Any:
+    network = two_layers(torch.float64, seed=rank)
+    model = DistributedDataParallel(network)
+    return run(model, network, "gradient", data(rank))
+
+
+@pytest.mark.tool("DistributedDataParallel of ranks that built different patterns", "works")
+def test_the_first_rank_sets_the_patterns_of_all(tmp_path: Path) -> None:
+    first, second = on_ranks(built_apart, tmp_path)
+    assert same(first, second)
+    together = [torch.cat(pair) for pair in zip(data(0), data(1), strict=True)]
+    network = two_layers(torch.float64)
+    assert same(first["patterns"], run(network, network, "gradient", together)["patterns"])
 
 
 def with_an_unused_layer(rank: int) -> Any:

@@ -110,8 +110,9 @@ def test_an_average_over_two_patterns_refuses_to_compute(name: str, use_buffers:
     average.update_parameters(layer)
     for use in (
         average,
-        copy.deepcopy(average),
-        copy.deepcopy(average).double(),
+        lambda _: copy.deepcopy(average),
+        lambda _: average.double(),
+        lambda _: average.to("meta"),
         lambda _: average.state_dict(),
         lambda _: average.module.dense_weight(),
         lambda _: average.module.to_dense(),

@@ -154,9 +154,9 @@ def test_convert_profile_and_back():
     back = sc.to_dense(sparse)
     assert torch.equal(back[0].weight, model[0].weight)
     assert_close(sparse[0](x), back[0], x)
-    measured = sc.convert(model, x, layers=["0"], rounds=6).report.layers[0]
+    report = sc.convert(model, x, layers=["0"], training=False, rounds=6).report
     profile = sc.profile(sparse, x, rounds=6)
-    for layer in (measured, profile.layers[0]):
+    for layer in (report.layers[0], profile.layers[0]):
         assert layer.flops["inference"].after == 2 * 2 * 20 * sparse[0].pattern.nnz
     assert sc.optimize_for_inference(sparse.eval())(x).equal(sparse(x))
 

@@ -184,6 +184,7 @@ def test_a_layer_made_in_inference_mode_changes_there_or_not_at_all(density):
     with torch.inference_mode():
         layer = SparseConv1d(4, 6, 5)
     other = SparseConv1d(4, 6, 5, density=density)
+    assert layer.pattern.nnz == 24
     before = everything(layer)
     with pytest.raises(RuntimeError, match="created in torch"):
         layer.set_pattern(other.pattern)

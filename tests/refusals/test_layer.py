@@ -120,6 +120,7 @@ def test_a_refused_pattern_changes_nothing(
     change: Callable[[SparseConv1d], Any], error: type[Exception]
 ) -> None:
     layer = SparseConv1d(4, 6, 5)
+    assert layer.pattern.nnz == 24
     before = everything(layer)
     with pytest.raises(error):
         change(layer)

@@ -22,7 +22,7 @@ from sparseconv.dst import scheduler, update
 from sparseconv.ops import gpu_plans
 from sparseconv.ops.graphs import CudaGraphs, Repeated
 from sparseconv.training import checkpoint
-from sparseconv.training.graphed import WARM_UP, GraphedStep, Outputs, StaticPattern
+from sparseconv.training.graphed import WARM_UP, GraphedStep, Outputs
 from sparseconv.training.run import Run
 
 
@@ -33,10 +33,6 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sparseconv.nn.block._may_chain", lambda x: False)
 
 
-def static_pattern(pattern: KernelCSR) -> StaticPattern:
-    return StaticPattern(pattern.crow_indices, pattern.col_indices, pattern.shape)
-
-
 def test_plans_for_a_gpu_stay_where_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     """Computed again by the call at first, then by the replay of a graph."""
     fake, repeated = FakeCudaGraph(monkeypatch), Repeated(CudaGraphs(torch.device("cpu")))
@@ -44,10 +40,11 @@ def test_plans_for_a_gpu_stay_where_they_are(monkeypatch: pytest.MonkeyPatch) ->
     shape = (8, 4, 7)
     strided = SparseConv1d(4, 8, 7, stride=2)._geometry()
     one = Geometry(shape, 1, (0, 0), 1, 1, "zeros")
-    static = static_pattern(KernelCSR.random(shape, 60, generator=generator))
+    first = KernelCSR.random(shape, 60, generator=generator)
+    layer = SparseConv1d(4, 8, 7, pattern=first)
 
-    def made(pattern: KernelCSR) -> list[Tensor]:
-        arrays = pattern.crow_indices, pattern.col_indices
+    def made(arrays: Any) -> list[Tensor]:
+        arrays = arrays.crow_indices, arrays.col_indices
         plans = (
             gpu_plans.triton_fprop(*arrays, strided),
             gpu_plans.triton_dgrad(*arrays, strided),
@@ -57,14 +54,15 @@ def test_plans_for_a_gpu_stay_where_they_are(monkeypatch: pytest.MonkeyPatch) ->
         derived = [t for t in tree_leaves(plans) if isinstance(t, Tensor)]
         return [*derived, *gpu_plans.triton_wgrad(*arrays, strided)]
 
-    places = [t.data_ptr() for t in made(static)]
+    places = [t.data_ptr() for t in made(layer)]
     # All in one channel: as uneven as it gets, at the same nnz.
     spread = [torch.arange(60) * step + begin for step, begin in ((3, 0), (2, 9), (1, 160))]
     for positions in (torch.arange(60), *spread):
         pattern = KernelCSR.from_positions(positions, (8, 4, 7))
-        static.follow(pattern, repeated)
-        assert [t.data_ptr() for t in made(static)] == places
-        assert all(map(torch.equal, made(static), made(pattern)))
+        layer.set_pattern(pattern)
+        gpu_plans.refresh(layer.crow_indices, layer.col_indices, repeated)
+        assert [t.data_ptr() for t in made(layer)] == places
+        assert all(map(torch.equal, made(layer), made(pattern)))
     assert (fake.captures, fake.replays) == (1, 3)
 
 

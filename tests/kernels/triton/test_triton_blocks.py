@@ -22,10 +22,9 @@ from engines import Engine, Engines, check, on_gpu
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from sparseconv import KernelCSR, sparse_conv1d
+from sparseconv import KernelCSR, SparseConv1d, sparse_conv1d
 from sparseconv.ops import gpu_plans
 from sparseconv.testing import Case, Tensors, exact_results, expected
-from sparseconv.training.graphed import StaticPattern
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 ENGINE = Engine("triton", "cpu" if INTERPRETED else "cuda")
@@ -150,10 +149,10 @@ def test_which_patterns_are_multiplied_in_blocks(change, multiplies):
     assert exact == (None if case.dtype == "float32" else tile)
 
 
-def plans(pattern: KernelCSR, case: Case) -> list[Tensor]:
-    arrays = *pattern.on(torch.device(ENGINE.device)), case.geometry
+def plans(arrays: tuple[Tensor, Tensor], case: Case) -> list[Tensor]:
     made = (
-        getattr(gpu_plans, f"block_{n}")(*arrays) for n in ("places", "fprop", "dgrad", "wgrad")
+        getattr(gpu_plans, f"block_{n}")(*arrays, case.geometry)
+        for n in ("places", "fprop", "dgrad", "wgrad")
     )
     return tree_leaves(list(made))
 
@@ -166,9 +165,11 @@ def test_plans_stay_where_they_are_with_any_units_of_this_nnz():
     masks[1, :16, :, 7:10] = masks[1, 16, :, 2:18] = True
     few, many = (KernelCSR.from_mask(mask, 16) for mask in masks)
     assert few.nnz == many.nnz
-    static = StaticPattern(few.crow_indices, few.col_indices, few.shape, few.block)
-    places = [t.data_ptr() for t in plans(static, case)]
+    layer = SparseConv1d(16, 17, 20, pattern=few, device=ENGINE.device)
+    arrays = layer.crow_indices, layer.col_indices
+    places = [t.data_ptr() for t in plans(arrays, case)]
     for pattern in (few, many):
-        static.follow(pattern)
-        assert [t.data_ptr() for t in plans(static, case)] == places
-        assert all(map(torch.equal, plans(static, case), plans(pattern, case)))
+        layer.set_pattern(pattern)
+        assert [t.data_ptr() for t in plans(arrays, case)] == places
+        found = plans(pattern.on(torch.device(ENGINE.device)), case)
+        assert all(map(torch.equal, plans(arrays, case), found))

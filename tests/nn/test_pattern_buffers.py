@@ -1,0 +1,178 @@
+"""The pattern is what the two index buffers contain, whoever wrote them; never anything between."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from dst_runs import batches, two_layers
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn
+
+from sparseconv import KernelCSR, SparseConv1d
+
+X = torch.randn(2, 4, 30, generator=torch.Generator().manual_seed(0))
+INDICES = ("crow_indices", "col_indices")
+
+
+def make(seed: int = 0, nnz: int = 40) -> SparseConv1d:
+    torch.manual_seed(seed)
+    return SparseConv1d(4, 6, 5, pattern=KernelCSR.random((6, 4, 5), nnz))
+
+
+def in_place(layer: nn.Module, state: dict[str, Tensor]) -> None:
+    for name, tensor in layer.state_dict().items():
+        tensor.copy_(state[name])
+
+
+def unseen_by_torch(layer: nn.Module, state: dict[str, Tensor]) -> None:
+    """As ``dist.broadcast`` and NumPy write: no version counts it."""
+    for name, tensor in layer.state_dict().items():
+        tensor.numpy()[...] = state[name].numpy()
+
+
+def assigned(layer: nn.Module, state: dict[str, Tensor]) -> None:
+    layer.load_state_dict({name: t.clone() for name, t in state.items()}, assign=True)
+
+
+def one_by_one(layer: Any, state: dict[str, Tensor]) -> None:
+    """As ``transformers`` does it."""
+    layer.pattern_tag = torch.empty_like(layer.pattern_tag).fill_(7)
+    for name, tensor in state.items():
+        new: Any = tensor.clone()
+        setattr(layer, name, new if name in INDICES else nn.Parameter(new))
+
+
+def loaded(layer: nn.Module, state: dict[str, Tensor]) -> None:
+    layer.load_state_dict(state)
+
+
+WRITES = [in_place, unseen_by_torch, assigned, one_by_one, loaded]
+
+
+@pytest.mark.parametrize("used", [False, True])
+@pytest.mark.parametrize("write", WRITES)
+def test_who_writes_the_state_has_set_the_pattern(
+    write: Callable[[nn.Module, dict[str, Tensor]], None], used: bool
+) -> None:
+    layer, other, third = make(), make(1), make(2)
+    if used:
+        layer(X).sum().backward()
+    for source in (other, third):
+        write(layer, source.state_dict())
+        assert layer(X).equal(source(X))
+        assert layer.pattern == source.pattern
+        assert layer.dense_weight().equal(source.dense_weight())
+        twin = copy.deepcopy(layer)
+        assert twin(X).equal(source(X))
+    layer.set_pattern(KernelCSR.full((6, 4, 5)))
+    assert layer.dense_weight().equal(third.dense_weight())
+
+
+@pytest.mark.parametrize("write", [assigned, one_by_one, loaded])
+def test_another_number_of_weights(write: Callable[..., None]) -> None:
+    layer, other = make(), make(1, nnz=50)
+    layer(X)
+    write(layer, other.state_dict())
+    assert layer(X).equal(other(X))
+    assert repr(layer) == repr(other)
+
+
+def test_the_values_of_one_pattern_and_the_indices_of_another() -> None:
+    layer, other = make(), make(1, nnz=50)
+    for name in INDICES:
+        setattr(layer, name, other.state_dict()[name].clone())
+    for call in (layer, nn.Sequential(layer, nn.ReLU()), lambda _: layer.dense_weight()):
+        with pytest.raises(ValueError, match=r"values must have shape \(50,\).*\[40\]|\(40,\)"):
+            call(X)
+
+
+@pytest.mark.tool("torch.distributed.checkpoint into state_dict()", "works", "in place")
+@pytest.mark.parametrize("empty", [False, True])
+def test_checkpoints_in_place(empty: bool, tmp_path: Path) -> None:
+    dcp = pytest.importorskip("torch.distributed.checkpoint")
+    source, target = two_layers(), two_layers(seed=1)
+    x = next(batches())
+    with torch.random.fork_rng():
+        dcp.save({"model": source.state_dict()}, checkpoint_id=tmp_path, no_dist=True)
+        if empty:
+            target = target.to("meta").to_empty(device="cpu")
+        else:
+            target(x)
+        state = {"model": {k: v.detach() for k, v in target.state_dict(keep_vars=True).items()}}
+        dcp.load(state, checkpoint_id=tmp_path, no_dist=True)
+    assert target(x).equal(source(x))
+
+
+@pytest.mark.promise("P5")
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("col_indices", lambda t: t.fill_(99)),
+        ("col_indices", lambda t: t.neg_()),
+        ("col_indices", lambda t: t.copy_(t.flip(0))),
+        ("crow_indices", lambda t: t.fill_(10**6)),
+        ("crow_indices", lambda t: t.copy_(t.flip(0))),
+        ("crow_indices", lambda t: t.add_(1)),
+    ],
+)
+def test_damaged_indices_reach_no_kernel(name: str, damage: Any, compiled: bool) -> None:
+    layer = make()
+    good, wanted = copy.deepcopy(layer.state_dict()), layer(X)
+    run = torch.compile(layer, backend="eager") if compiled else layer
+    assert run(X).equal(wanted)
+    damage(getattr(layer, name))
+    in_range = 0 <= layer.col_indices.min() <= layer.col_indices.max() < 5
+    if not (compiled and name == "col_indices" and in_range):  # a graph reads them as they are
+        for use in (run, lambda _: layer.pattern.nnz, lambda _: layer.set_pattern(make(1).pattern)):
+            with pytest.raises((RuntimeError, ValueError), match=r"indices|taps"):
+                use(X)
+    layer.load_state_dict(good)
+    assert run(X).equal(wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float32])
+def test_only_int32_tensors_are_indices(dtype: torch.dtype) -> None:
+    layer = make()
+    with pytest.raises(RuntimeError, match=r"crow_indices is a buffer.* got Parameter"):
+        layer.crow_indices = nn.Parameter(layer.crow_indices, requires_grad=False)
+    layer.col_indices = layer.col_indices.to(dtype)
+    with pytest.raises(RuntimeError, match=r"not a pattern: col_indices must be .*int32"):
+        layer(X)
+
+
+def test_averages_that_round_integers() -> None:
+    """Of one pattern: AveragedModel is repaired, and an average of state dicts raises."""
+    raised = 0
+    for decay in (0.5, 0.7, 0.9, 0.99, 0.999, 0.9999):
+        layer = make()
+        average = AveragedModel(layer, avg_fn=get_ema_avg_fn(decay), use_buffers=True)
+        loop = copy.deepcopy(layer)
+        message = ""
+        try:
+            for _ in range(3):
+                average.update_parameters(layer)
+                for own, new in zip(*(x.state_dict().values() for x in (loop, layer)), strict=True):
+                    own.copy_(decay * own + (1 - decay) * new)
+            torch.testing.assert_close(loop(X), layer(X))
+        except RuntimeError as error:
+            message = str(error)
+        assert not message or "must copy its integers" in message
+        raised += bool(message)
+        torch.testing.assert_close(average(X), layer(X))
+        assert average.module.pattern == layer.pattern
+    assert 0 < raised < 6
+
+
+def test_type_casts_and_inference_mode_keep_the_indices() -> None:
+    layer, wanted = make(), make()(X).double()
+    torch.testing.assert_close(layer.type(torch.float64)(X.double()), wanted)
+    with torch.inference_mode():
+        layer = make().double()
+        torch.testing.assert_close(layer(X.double()), wanted)
+    assert not any(buffer.is_inference() for buffer in layer.buffers())
