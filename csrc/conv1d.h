@@ -68,6 +68,9 @@ struct TileShape {
   int64_t step;            // input positions between neighbouring rows
   int64_t channel_rows;    // scratch rows of one channel
   int64_t block_channels;  // channels that share the scratch
+  // Not null if a strided kernel reads every sample: the row of each, from where the piece begins.
+  const int32_t* sample_rows;
+  int64_t window;  // samples beyond step * outputs that are read then
 };
 
 // This many entries early a kernel finds the scratch rows that it reads: after the last of a plan's
@@ -98,8 +101,9 @@ struct Entries {
 
 // out[n, r, i] = init[r] + sum over the entries e of row r:
 //                values[e] * in[n, channel(e), origin + i * step + position(tap(e))]
-// for i in [0, order.length), written to position first + i * out_step of the output. That is
-// fprop, and with the transposed pattern each phase of dgrad.
+// for i in [0, order.length), written to position first + i * out_step + r % phases of channel
+// r / phases of the output, unless that is outside of it. That is fprop, and with the transposed
+// pattern dgrad, whose outputs take turns in the phases of the stride.
 struct Correlation {
   Entries entries;
   TileShape tile;
@@ -123,13 +127,14 @@ struct Correlation {
   TensorView out;
   int64_t out_length;
   int64_t first;
-  int64_t out_step;
+  int64_t out_step = 1;
+  int64_t phases = 1;
   // Outputs that fall left of position 0 or right of out_length - 1 go here, accumulation type:
-  // (batch, row, fold_left + fold_right). Null: there are none.
+  // (batch, channel, fold_left + fold_right). Null: nowhere.
   void* fold;
   int64_t fold_left;
   int64_t fold_right;
-  bool relu;  // negative outputs become 0; NaN stays
+  bool relu;  // negative outputs become 0; NaN stays; only with one phase
 
   // Whether the output itself holds the sums from the first channel block on.
   bool in_place() const { return in_lanes && !prefix_sums; }

@@ -11,9 +11,10 @@ from sparseconv.core.blocks import block_mask
 from sparseconv.core.pattern import KernelCSR
 from sparseconv.core.region import Region
 from sparseconv.dst import DSTScheduler
-from sparseconv.functional import sparse_conv1d
+from sparseconv.functional import sparse_conv1d, sparse_conv_transpose1d
 from sparseconv.inference import optimize_for_inference
 from sparseconv.nn.conv import SparseConv1d
+from sparseconv.nn.conv_transpose import SparseConvTranspose1d
 from sparseconv.ops.backends import available_backends
 from sparseconv.ops.flops import teach_counters
 
@@ -38,6 +39,7 @@ __all__ = [
     "Region",
     "RocketTransformer",
     "SparseConv1d",
+    "SparseConvTranspose1d",
     "__version__",
     "available_backends",
     "block_mask",
@@ -53,6 +55,7 @@ __all__ = [
     "prune_rocket",
     "retain_freed_memory",
     "sparse_conv1d",
+    "sparse_conv_transpose1d",
     "to_dense",
 ]
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sparseconv.core.geometry import PaddingMode
+from sparseconv.core.geometry import Geometry, PaddingMode
 from sparseconv.core.pattern import KernelCSR, positions_of
 from sparseconv.core.tracing import outside_tracing, traced_tensor
 
@@ -90,6 +90,27 @@ def conv1d_dense(
     weight = dense_weight(values, pattern).to(wide)
     bias = None if bias is None else bias.to(wide)
     return F.conv1d(x, weight, bias, stride, 0, dilation, groups).to(input.dtype)
+
+
+def conv_transpose1d_dense(
+    input: Tensor,
+    values: Tensor,
+    pattern: KernelCSR | Indices,
+    bias: Tensor | None,
+    geometry: Geometry,
+    output_padding: int,
+) -> Tensor:
+    """Compute ``F.conv_transpose1d`` of ``(N, C_in, L_in)`` with the dense weight.
+
+    ``geometry`` is that of the transposed convolution. Half types are computed in float32.
+    """
+    half = input.dtype in (torch.bfloat16, torch.float16)
+    wide = torch.float32 if half else input.dtype
+    weight = dense_weight(values, pattern).to(wide)
+    bias = None if bias is None else bias.to(wide)
+    _, stride, (padding, _), dilation, groups, _ = geometry
+    options = stride, padding, output_padding, groups, dilation
+    return F.conv_transpose1d(input.to(wide), weight, bias, *options).to(input.dtype)
 
 
 def pad(x: Tensor, padding: tuple[int, ...], mode: str) -> Tensor:

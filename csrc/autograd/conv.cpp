@@ -27,12 +27,13 @@ variable_list gradients_by_python(const Tensor& grad,
                                   const variable_list& saved,
                                   const std::vector<int64_t>& geometry,
                                   const std::array<bool, 3>& needed,
-                                  bool triton) {
+                                  bool triton,
+                                  bool transposed) {
   const pybind11::gil_scoped_acquire gil;
   const pybind11::object found =
       pybind11::module_::import("sparseconv.functional.conv")
           .attr("gradients")(grad, saved[0], saved[1], saved[3], saved[4], geometry, needed,
-                             triton ? "triton" : "cpp");
+                             triton ? "triton" : "cpp", transposed);
   return tensors_of(found);
 }
 
@@ -40,7 +41,7 @@ variable_list gradients_by_python(const Tensor& grad,
 struct Call {
   const Tensor &crow, &col;
   at::IntArrayRef geometry;
-  bool relu, triton;
+  bool relu, triton, transposed;  // then `input` is the gradient of the convolution's output
   c10::function_ref<Tensor()> compute;
 };
 
@@ -57,6 +58,7 @@ struct SparseConv : torch::autograd::Function<SparseConv> {
     numbers.resize(9);  // fewer, as a wrong call may have, are refused by the op
     numbers.push_back(bias.has_value());
     numbers.push_back(call.triton);
+    numbers.push_back(call.transposed);
     ctx->saved_data["numbers"] = std::move(numbers);
     return output;
   }
@@ -67,6 +69,7 @@ struct SparseConv : torch::autograd::Function<SparseConv> {
     const Tensor &input = saved[0], &output = saved[2];
     std::vector<int64_t> geometry = ctx->saved_data["numbers"].toIntVector();
     const bool has_bias = geometry.at(9) != 0, triton = geometry.at(10) != 0;
+    const bool transposed = geometry.at(11) != 0;
     geometry.resize(9);
     // What is not asked for, as in autograd.grad(y, x), is not computed.
     const std::array<bool, 3> needed = {ctx->needs_input_grad(0), ctx->needs_input_grad(1),
@@ -77,7 +80,7 @@ struct SparseConv : torch::autograd::Function<SparseConv> {
     }
     variable_list found(3);
     if (at::GradMode::is_enabled() || triton || !computes_plainly(grad)) {
-      found = gradients_by_python(grad, saved, geometry, needed, triton);
+      found = gradients_by_python(grad, saved, geometry, needed, triton, transposed);
     } else {
       const at::AutoDispatchBelowADInplaceOrView below;
       const ConvPlanPtr plan = plan_of(saved[3], saved[4], geometry);
@@ -86,16 +89,21 @@ struct SparseConv : torch::autograd::Function<SparseConv> {
         return frozen(saved[1]);
       }();
       // Checked again: hooks of saved tensors and other threads may have changed what was saved.
-      check_gradient_of(*plan, grad, input);
-      check_vector(values, "values", input, plan->nnz);
       grad = grad.resolve_neg();
-      if (needed[0]) {
+      const Tensor given = input.resolve_neg();
+      const Tensor &y = transposed ? given : grad, &x = transposed ? grad : given;
+      check_gradient_of(*plan, y, x);
+      check_vector(values, "values", input, plan->nnz);
+      if (needed[0] && transposed) {
+        RECORD_FUNCTION("sparseconv::fprop", c10::ArrayRef<const c10::IValue>{});
+        found[0] = best_fprop(grad, values.resolve_neg(), std::nullopt, *plan, false);
+      } else if (needed[0]) {
         RECORD_FUNCTION("sparseconv::dgrad", c10::ArrayRef<const c10::IValue>{});
         found[0] = best_dgrad(grad, values.resolve_neg(), *plan, input.size(2));
       }
       if (needed[1]) {
         RECORD_FUNCTION("sparseconv::wgrad", c10::ArrayRef<const c10::IValue>{});
-        found[1] = best_wgrad(grad, input.resolve_neg(), *plan);
+        found[1] = best_wgrad(y, x, *plan);
       }
       if (needed[2]) {
         found[2] = bias_grad(grad);
@@ -130,7 +138,30 @@ Tensor differentiable_fprop(const Tensor& input,
   };
   return is_recorded(input, values, bias)
              ? SparseConv::apply(input, values, bias,
-                                 Call{crow, col, geometry, relu, triton, compute})
+                                 Call{crow, col, geometry, relu, triton, false, compute})
+             : compute();
+}
+
+// What the ops dgrad and triton_dgrad do there: a transposed convolution may train.
+template <bool triton>
+Tensor differentiable_dgrad(const Tensor& grad,
+                            const Tensor& values,
+                            const Tensor& crow,
+                            const Tensor& col,
+                            at::IntArrayRef geometry,
+                            c10::SymInt input_length,
+                            const std::optional<Tensor>& bias) {
+  static const auto op =
+      c10::Dispatcher::singleton()
+          .findSchemaOrThrow(triton ? "sparseconv::triton_dgrad" : "sparseconv::dgrad", "")
+          .typed<decltype(differentiable_dgrad<triton>)>();
+  const auto compute = [&] {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    return op.call(grad, values, crow, col, geometry, input_length, bias);
+  };
+  return is_recorded(grad, values, bias)
+             ? SparseConv::apply(grad, values, bias,
+                                 Call{crow, col, geometry, false, triton, true, compute})
              : compute();
 }
 
@@ -165,10 +196,10 @@ std::optional<Tensor> plain_conv(pybind11::handle input,
   }
   RECORD_FUNCTION("sparseconv::fprop", c10::ArrayRef<const c10::IValue>{});
   const auto compute = [&] { return best_fprop(x_now, values_now, bias_now, *plan, relu); };
-  const Tensor y =
-      is_recorded(signal, *parameter, b)
-          ? SparseConv::apply(signal, *parameter, b, Call{crow, col, numbers, relu, false, compute})
-          : compute();
+  const Tensor y = is_recorded(signal, *parameter, b)
+                       ? SparseConv::apply(signal, *parameter, b,
+                                           Call{crow, col, numbers, relu, false, false, compute})
+                       : compute();
   return batched ? y : y.squeeze(0);
 }
 
@@ -177,9 +208,11 @@ std::optional<Tensor> plain_conv(pybind11::handle input,
 TORCH_LIBRARY_IMPL(sparseconv, Autograd, m) {
   m.impl("fprop", sparseconv::differentiable_fprop<false>);
   m.impl("triton_fprop", sparseconv::differentiable_fprop<true>);
+  m.impl("dgrad", sparseconv::differentiable_dgrad<false>);
+  m.impl("triton_dgrad", sparseconv::differentiable_dgrad<true>);
   // Their gradients are made by sparseconv/functional/conv.py: alone they have none, and backward
   // and forward mode raise instead of being wrong.
-  for (const char* name : {"dgrad", "wgrad", "bias_grad", "triton_dgrad", "triton_wgrad"}) {
+  for (const char* name : {"wgrad", "bias_grad", "triton_wgrad"}) {
     m.impl(name, torch::autograd::autogradNotImplementedFallback());
   }
 }

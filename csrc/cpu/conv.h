@@ -24,7 +24,8 @@ void check_gradient_of(const ConvPlan& plan, const at::Tensor& grad, const at::T
 // The gradient of a bias, summed in an order that does not depend on threads.
 at::Tensor bias_grad(const at::Tensor& grad);
 
-// The computations themselves check nothing. `lanes` is the order of input and output, null for (N,
+// The computations themselves check nothing. A bias of dgrad makes it a transposed convolution; the
+// padding is zeros then. `lanes` is the order of input and output, null for (N,
 // C, L).
 at::Tensor run_fprop(const at::Tensor& input,
                      const at::Tensor& values,
@@ -38,6 +39,7 @@ at::Tensor run_dgrad(const at::Tensor& grad,
                      const Geometry& g,
                      const DgradPlan& plan,
                      int64_t input_length,
+                     const std::optional<at::Tensor>& bias = {},
                      const LaneOrder* lanes = nullptr);
 at::Tensor run_wgrad(const at::Tensor& grad,
                      const at::Tensor& input,
@@ -55,7 +57,8 @@ at::Tensor block_fprop(const at::Tensor& input,
 at::Tensor block_dgrad(const at::Tensor& grad,
                        const at::Tensor& values,
                        const ConvPlan& plan,
-                       int64_t input_length);
+                       int64_t input_length,
+                       const std::optional<at::Tensor>& bias);
 at::Tensor block_wgrad(const at::Tensor& grad, const at::Tensor& input, const ConvPlan& plan);
 
 // The same of signals in views or rows, which `p` names; the rest of it is filled in.
@@ -81,7 +84,8 @@ at::Tensor best_fprop(const at::Tensor& input,
 at::Tensor best_dgrad(const at::Tensor& grad,
                       const at::Tensor& values,
                       const ConvPlan& plan,
-                      int64_t input_length);
+                      int64_t input_length,
+                      const std::optional<at::Tensor>& bias = {});
 at::Tensor best_wgrad(const at::Tensor& grad, const at::Tensor& input, const ConvPlan& plan);
 
 }  // namespace sparseconv

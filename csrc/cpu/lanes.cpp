@@ -88,7 +88,7 @@ class Lanes final : public ChainOrder {
     return run_fprop(input, values, bias, plan.geometry, plan.fprop(), relu, &order_);
   }
   Tensor dgrad(const Tensor& grad, const Tensor& values, const ConvPlan& plan) const override {
-    return run_dgrad(grad, values, plan.geometry, plan.dgrad(), order_.length, &order_);
+    return run_dgrad(grad, values, plan.geometry, plan.dgrad(), order_.length, {}, &order_);
   }
   Tensor wgrad(const Tensor& grad, const Tensor& input, const ConvPlan& plan) const override {
     return run_wgrad(grad, input, plan.geometry, plan.wgrad(), &order_);

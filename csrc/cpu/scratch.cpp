@@ -11,7 +11,7 @@ int64_t stage_rows(const TileShape& tile, int64_t rows) {
   for (int64_t i = 0; i < tile.n_segments; ++i) {
     span = std::max(span, tile.segments[i].span);
   }
-  return stage_stride(rows + span);
+  return stage_stride(tile.sample_rows != nullptr ? rows * tile.step + tile.window : rows + span);
 }
 
 int64_t block_rows(const TileShape& tile, int64_t channels_per_group) {
@@ -29,12 +29,17 @@ CorrelateScratch plan_scratch(const Correlation& p) {
   CorrelateScratch plan;
   const int64_t rows = longest_tile(p.rows(), kTileRows);
   const int64_t group_rows = p.entries.n_rows / p.entries.groups;
-  plan.row_block = p.in_place() ? group_rows : std::min(group_rows, kAccBytes / (rows * kRowBytes));
+  // The phases of a channel stay together.
+  const int64_t fitting = kAccBytes / (rows * kRowBytes) / p.phases * p.phases;
+  plan.row_block = p.in_place() ? group_rows : std::min(group_rows, fitting);
+  plan.stored = ceil_div(kStored, p.phases) * p.phases;
   plan.input_rows = block_rows(p.tile, p.entries.channels_per_group);
   plan.edge_rows = p.edge ? plan.input_rows : 0;
   plan.acc_stride = rows;
-  plan.acc_rows = p.in_place() ? 0 : (p.entries.n_blocks == 1 ? kStored : plan.row_block) * rows;
-  plan.stage_rows = p.in_lanes ? 0 : stage_rows(p.tile, rows);
+  plan.acc_rows =
+      p.in_place() ? 0 : (p.entries.n_blocks == 1 ? plan.stored : plan.row_block) * rows;
+  plan.stage_rows =
+      p.in_lanes ? 0 : std::max(stage_rows(p.tile, rows), stage_stride(rows * p.phases));
   return plan;
 }
 

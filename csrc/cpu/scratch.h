@@ -15,6 +15,7 @@ constexpr int64_t kStored = 8;
 
 struct CorrelateScratch {
   int64_t row_block;
+  int64_t stored;  // rows that are summed and then written, if there is one channel block
   int64_t input_rows;
   int64_t edge_rows;   // sums for the last output
   int64_t acc_stride;  // from the sums of one row to those of the next

@@ -156,6 +156,14 @@ Tensor correlate(const Geometry& g,
   return output.to(x.scalar_type());
 }
 
+Tensor widened(const std::optional<Tensor>& bias, const Tensor& x, int64_t channels) {
+  if (!bias.has_value()) {
+    return {};
+  }
+  check_vector(*bias, "bias", x, channels);
+  return bias->to(at::kFloat).contiguous();
+}
+
 Tensor fprop(const Tensor& input,
              const Tensor& values,
              const std::optional<Tensor>& bias,
@@ -167,12 +175,8 @@ Tensor fprop(const Tensor& input,
   check_signal(input, "input", g.in_channels(), at::kCUDA);
   const c10::cuda::CUDAGuard guard(input.device());
   check_lengths(g, input.size(2));
-  Tensor init;
-  if (bias.has_value()) {
-    check_vector(*bias, "bias", input, g.out_channels);
-    init = bias->to(at::kFloat).contiguous();
-  }
-  return correlate(g, input, values, init, rows, slots, input.size(2), false, relu);
+  return correlate(g, input, values, widened(bias, input, g.out_channels), rows, slots,
+                   input.size(2), false, relu);
 }
 
 Tensor dgrad(const Tensor& grad,
@@ -180,13 +184,15 @@ Tensor dgrad(const Tensor& grad,
              const Tensor& rows,
              const Tensor& slots,
              at::IntArrayRef geometry,
-             int64_t input_length) {
+             int64_t input_length,
+             const std::optional<Tensor>& bias) {
   const Geometry g = check_problem(geometry, grad);
   check_signal(grad, "grad_output", g.out_channels, at::kCUDA);
   const c10::cuda::CUDAGuard guard(grad.device());
   check_lengths(g, input_length);
   check_gradient(grad, g, grad.size(0), input_length);
-  return correlate(g, grad, values, {}, rows, slots, input_length, true, false);
+  return correlate(g, grad, values, widened(bias, grad, g.in_channels()), rows, slots, input_length,
+                   true, false);
 }
 
 Tensor wgrad(const Tensor& grad,

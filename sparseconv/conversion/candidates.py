@@ -14,9 +14,12 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 from sparseconv.core.blocks import Block, as_block
 from sparseconv.core.checks import checked_mask
 from sparseconv.measure.records import LayerTimes, Verdict
-from sparseconv.nn.conv import SparseConv1d
 from sparseconv.nn.modules import bonds_of, check_module, check_not_wrapped
 from sparseconv.nn.padded_conv import KNOWN
+from sparseconv.nn.sparse_layer import SparseLayer
+from sparseconv.profiling.stopwatch import plain_kind
+
+Dense = nn.Conv1d | nn.ConvTranspose1d
 
 MASKED = "its pruning mask is applied on every call; with training=False, it becomes permanent"
 
@@ -27,14 +30,14 @@ class ObstacleError(Exception):
 
 @dataclass(eq=False)
 class Candidate:
-    """Pair an ``nn.Conv1d`` with its possible replacement."""
+    """Pair a dense convolution with its possible replacement."""
 
     path: str  # "" for the model itself
-    conv: nn.Conv1d
+    conv: Dense
     named: bool = False  # listed in ``layers``
     given: Tensor | None = None  # its mask from ``masks``
     pruned: bool = False  # a hook or parametrization masks its weight on every call
-    sparse: SparseConv1d | None = None  # None where there is an obstacle
+    sparse: SparseLayer | None = None  # None where there is an obstacle
     verdict: Verdict = Verdict.OBSTACLE
     notes: tuple[str, ...] = ()  # the obstacle, or what a sparse layer loses
     times: LayerTimes | None = None
@@ -45,9 +48,11 @@ class Candidate:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Return the shape of the weight, ``(C_out, C_in // groups, K)``."""
+        """Return the shape of the weight, ``(C_out, C_in // groups, K)`` unless transposed."""
         conv = self.conv
-        return conv.out_channels, conv.in_channels // conv.groups, *conv.kernel_size
+        sides = conv.out_channels, conv.in_channels
+        rows, columns = reversed(sides) if conv.transposed else sides
+        return rows, columns // conv.groups, *conv.kernel_size
 
     def refuse(self, obstacle: object) -> None:
         """Leave the layer dense; raise ValueError if the user named it."""
@@ -77,7 +82,7 @@ def find_candidates(
     layers: Iterable[str],
     block: int | tuple[int, int] = 1,
 ) -> list[Candidate]:
-    """Return each ``nn.Conv1d`` once, with its sparse replacement or the reason why it has none.
+    """Return each convolution once, with its sparse replacement or the reason why it has none.
 
     Arguments and errors are as in ``convert``; a layer may be given by any of its names.
     """
@@ -86,7 +91,7 @@ def find_candidates(
     found: dict[nn.Module, Candidate] = {}
     by_name: dict[str, Candidate] = {}
     for name, conv in model.named_modules(remove_duplicate=False):
-        if isinstance(conv, nn.Conv1d):
+        if isinstance(conv, Dense):
             by_name[name] = found.setdefault(conv, Candidate(name, conv))
     if not found:
         raise ValueError(f"expected a model with an nn.Conv1d, but {type(model).__name__} has none")
@@ -128,7 +133,7 @@ def _find(candidates: Mapping[str, Candidate], name: str, what: str) -> Candidat
 
 def _sparse(
     candidate: Candidate, bond: Callable[[nn.Module, Tensor], str | None], block: Block
-) -> SparseConv1d:
+) -> SparseLayer:
     conv = candidate.conv
     weight, mask = weight_and_mask(conv)
     if reason := bond(conv, weight):
@@ -137,12 +142,12 @@ def _sparse(
     mask = weight != 0 if mask is None else mask
     mask = mask if candidate.given is None else candidate.given
     try:
-        sparse = SparseConv1d.from_dense(conv, mask)
+        sparse: SparseLayer = plain_kind(conv).from_dense(conv, mask)
     except TypeError as error:  # another dtype, or a subclass with other code
         raise ObstacleError(str(error)) from None
     if block != (1, 1):
         try:
-            sparse = SparseConv1d.from_dense(conv, mask, block=block)
+            sparse = plain_kind(conv).from_dense(conv, mask, block=block)
             candidate.notes += (f"in blocks of {block[0]} x {block[1]} channels",)
         except ValueError as error:
             candidate.notes += (f"with single weights: {error}",)
@@ -153,7 +158,7 @@ def _sparse(
     return sparse
 
 
-def weight_and_mask(conv: nn.Conv1d) -> tuple[Tensor, Tensor | None]:
+def weight_and_mask(conv: Dense) -> tuple[Tensor, Tensor | None]:
     """Return the weight's parameter and its pruning mask, if a hook or parametrization has one.
 
     Raises:
@@ -184,7 +189,7 @@ def weight_and_mask(conv: nn.Conv1d) -> tuple[Tensor, Tensor | None]:
     return weight, mask
 
 
-def _lost(conv: nn.Conv1d, weight: Tensor) -> list[str]:
+def _lost(conv: Dense, weight: Tensor) -> list[str]:
     """Name what a sparse layer does not take over; its output does not depend on it."""
     kind = type_before_parametrizations(conv)
     state = (*conv._parameters, *conv._buffers, *conv._modules)
@@ -194,7 +199,7 @@ def _lost(conv: nn.Conv1d, weight: Tensor) -> list[str]:
     return [
         *["hooks on its weight's gradient"] * bool(hooks),
         *["hooks on its state dict"] * of_state,
-        *[f"methods of its class {kind.__name__}"] * (kind is not nn.Conv1d),
+        *[f"methods of its class {kind.__name__}"] * (kind not in (nn.Conv1d, nn.ConvTranspose1d)),
         *(repr(name) for name in state if name not in KNOWN),
     ]
 

@@ -50,7 +50,7 @@ def convert(
     least_seconds: float = LEAST_SECONDS,
     verbose: bool | None = None,
 ) -> Conversion:
-    """Replace a pruned model's ``nn.Conv1d`` layers with ``SparseConv1d`` where that is faster.
+    """Replace a pruned model's convolutions, also transposed ones, where that is faster.
 
     Weights outside a layer's mask are inactive. The mask comes from ``masks``,
     ``torch.nn.utils.prune`` or ``torch.ao.pruning``; without a mask, zeros are inactive. Outputs

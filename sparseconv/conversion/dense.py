@@ -1,17 +1,17 @@
-"""Convert sparse layers back to ``nn.Conv1d``."""
+"""Convert sparse layers back to dense ones."""
 
 from __future__ import annotations
 
 import torch
 from torch import nn
 
-from sparseconv.nn.conv import SparseConv1d
 from sparseconv.nn.modules import check_module, check_not_wrapped, deepcopy_model, hooks_of, replace
+from sparseconv.nn.sparse_layer import SparseLayer
 
 
 @torch.inference_mode(False)
 def to_dense(model: nn.Module) -> nn.Module:
-    """Copy a model with an ``nn.Conv1d`` in place of every ``SparseConv1d``.
+    """Copy a model with a dense layer of torch in place of every sparse one.
 
     This reverses ``convert``, for tools that support only torch's layers. Active weights and biases
     keep their exact values; inactive weights become +0.0. If it matters which zeros were active,
@@ -32,6 +32,7 @@ def to_dense(model: nn.Module) -> nn.Module:
         NotImplementedError: see ``SparseConv1d.to_dense``.
 
     Example:
+        >>> from sparseconv import SparseConv1d
         >>> to_dense(nn.Sequential(SparseConv1d(2, 3, 5, padding=(4, 0)), nn.ReLU()))
         Sequential(
           (0): Sequential(
@@ -46,7 +47,7 @@ def to_dense(model: nn.Module) -> nn.Module:
     twin = deepcopy_model(model)
     successors: dict[nn.Module, nn.Module] = {}
     for name, layer in twin.named_modules():
-        if not isinstance(layer, SparseConv1d):
+        if not isinstance(layer, SparseLayer):
             continue
         if hooks_of(layer):
             raise ValueError(f"layer {name!r} has hooks, which would be lost; remove them first")

@@ -88,6 +88,32 @@ class Geometry(NamedTuple):
         padding = left, right
         return cls.of(checked_shape(shape), stride, padding, dilation, groups, PADDING_MODES[mode])
 
+    @classmethod
+    def of_transposed(
+        cls,
+        shape: tuple[int, int, int],
+        stride: int | tuple[int, ...],
+        padding: int | tuple[int, ...],
+        output_padding: int | tuple[int, ...],
+        groups: int,
+        dilation: int | tuple[int, ...],
+    ) -> tuple[Geometry, int]:
+        """Return the convolution that ``F.conv_transpose1d`` transposes, and its output padding.
+
+        ``shape`` is that of the weight, ``(in_channels, out_channels // groups, K)``. Errors are as
+        in ``of``.
+        """
+        if isinstance(padding, str) or (isinstance(padding, (tuple, list)) and len(padding) != 1):
+            raise TypeError(f"padding must be an int or a tuple of one int, but got {padding!r}")
+        geometry = cls.of(shape, stride, padding, dilation, groups, "zeros")
+        extra = single("output_padding", output_padding, 0)
+        if extra >= max(geometry.stride, geometry.dilation):
+            raise ArgumentError(
+                "output padding must be smaller than either stride or dilation, but got "
+                f"output_padding: {extra} stride: {geometry.stride} dilation: {geometry.dilation}"
+            )
+        return geometry, extra
+
     @property
     def numbers(self) -> tuple[int, ...]:
         """Return the fields of ``Geometry`` in csrc/conv1d.h, in order."""
@@ -123,6 +149,21 @@ class Geometry(NamedTuple):
     def output_length(self, input_length: int) -> int:
         """Return ``L_out``, which is below 1 if the kernel does not fit the input."""
         return output_length(input_length, self.shape[2], self.stride, self.padding, self.dilation)
+
+    def transposed_length(self, length: int, output_padding: int) -> int:
+        """Return the output length of the transposed convolution.
+
+        Raises:
+            ArgumentError: it is below 1.
+        """
+        (_, _, taps), stride, padding, dilation, _, _ = self
+        found = (length - 1) * stride + dilation * (taps - 1) + 1 + output_padding - sum(padding)
+        if found < 1:
+            raise ArgumentError(
+                f"Given input size per channel: ({length}). Calculated output size per channel: "
+                f"({found}). Output size is too small"
+            )
+        return found
 
 
 def single(name: str, value: int | tuple[int, ...], least: int) -> int:

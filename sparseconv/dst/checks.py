@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from sparseconv.dst.ranks import Ranks
-from sparseconv.nn.conv import SparseConv1d
 from sparseconv.nn.optimizers import Holdings
+from sparseconv.nn.sparse_layer import SparseLayer
 
-Layers = Mapping[str, SparseConv1d]
+Layers = Mapping[str, SparseLayer]
 OTHER_AVERAGE = (
     "averages must be copies of the model with its current patterns, but one differs; after "
     "changing a pattern without this scheduler, start a new average"
@@ -34,14 +34,14 @@ NEVER_SEEN = (
 )
 
 
-def sparse_layers(model: nn.Module) -> dict[str, SparseConv1d]:
-    """Return the model's ``SparseConv1d`` layers by name."""
-    return {name: m for name, m in model.named_modules() if isinstance(m, SparseConv1d)}
+def sparse_layers(model: nn.Module) -> dict[str, SparseLayer]:
+    """Return the model's sparse layers by name."""
+    return {name: m for name, m in model.named_modules() if isinstance(m, SparseLayer)}
 
 
 def copies_of(
     layers: Layers, averages: nn.Module | Iterable[nn.Module]
-) -> dict[str, list[SparseConv1d]]:
+) -> dict[str, list[SparseLayer]]:
     """Return each layer's copies in the averages, which may also contain the model itself."""
     found = []
     for average in [averages] if isinstance(averages, nn.Module) else averages:
@@ -84,7 +84,7 @@ def _would_show(values: Any, optimizer: torch.optim.Optimizer, trained: set[int]
 
 def check_layers(
     layers: Layers,
-    copies: Mapping[str, Sequence[SparseConv1d]],
+    copies: Mapping[str, Sequence[SparseLayer]],
     optimizer: torch.optim.Optimizer,
     move: bool = True,
     known: Holdings | None = None,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sparseconv.core.pattern import KernelCSR
 from sparseconv.dst.tensors import kernels
-from sparseconv.nn.conv import SparseConv1d
+from sparseconv.nn.sparse_layer import SparseLayer
 
 
 def active_bits(pattern: KernelCSR) -> Tensor:
@@ -29,7 +29,7 @@ class EverActive:
     Source: Liu et al. 2021 (ITOP).
     """
 
-    def __init__(self, layers: Mapping[str, SparseConv1d]) -> None:
+    def __init__(self, layers: Mapping[str, SparseLayer]) -> None:
         self._layers = layers
         self.bits = {
             name: torch.zeros((layer.pattern.numel + 7) // 8, dtype=torch.uint8, device="cpu")

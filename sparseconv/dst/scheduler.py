@@ -31,12 +31,12 @@ from sparseconv.dst.update import (
     moved,
     stays_on_gpu,
 )
-from sparseconv.nn.conv import SparseConv1d
 from sparseconv.nn.dense_gradient import new_probe
 from sparseconv.nn.modules import check_module
 from sparseconv.nn.optimizers import Holdings
 from sparseconv.nn.pattern_buffers import checksum
 from sparseconv.nn.rewiring import check_movable
+from sparseconv.nn.sparse_layer import SparseLayer
 
 
 class _Change(NamedTuple):
@@ -48,7 +48,7 @@ class _Change(NamedTuple):
 
 
 class DSTScheduler:
-    """Change which weights of a model's ``SparseConv1d`` layers are active during training.
+    """Change which weights of a model's sparse layers are active during training.
 
     Call ``step()`` after each ``optimizer.step()``. Every ``update_every``-th call, up to the
     ``end_step``-th, runs ``prune_and_grow`` on each layer and keeps the number of active weights in
@@ -78,7 +78,7 @@ class DSTScheduler:
     An update on a GPU does not make the CPU wait, so ``step()`` returns True even if nothing moved.
 
     Args:
-        model: a module with at least one ``SparseConv1d``; ``layer.regions`` defines where the
+        model: a module with at least one sparse layer; ``layer.regions`` defines where the
             layer's weights may move.
         optimizer: must train the ``values`` of every such layer that is not frozen.
         update_every, end_step, decay_steps: counted in calls to ``step()``; ``decay_steps`` is
@@ -390,7 +390,7 @@ class DSTScheduler:
                 self._probes[name] = layer.dense_probe
 
 
-def _take_back(layers: Mapping[str, SparseConv1d], probes: dict[str, Tensor]) -> None:
+def _take_back(layers: Mapping[str, SparseLayer], probes: dict[str, Tensor]) -> None:
     for name, probe in probes.items():
         if layers[name].dense_probe is probe:  # not another scheduler's
             layers[name].dense_probe = None

@@ -1,8 +1,9 @@
-"""Define the function ``sparse_conv1d``, with its checks, backends and gradients."""
+"""Define the convolutions as functions, with their checks, backends and gradients."""
 
 from sparseconv.core.checks import ArgumentError
 from sparseconv.core.geometry import DTYPES, PADDING_MODES, Geometry, resolve_padding
 from sparseconv.functional.conv import sparse_conv1d
+from sparseconv.functional.conv_transpose import sparse_conv_transpose1d
 from sparseconv.ops.checks import DtypeError
 
 __all__ = [
@@ -13,4 +14,5 @@ __all__ = [
     "Geometry",
     "resolve_padding",
     "sparse_conv1d",
+    "sparse_conv_transpose1d",
 ]

@@ -84,18 +84,23 @@ def sparse_conv1d(
         >>> sc.sparse_conv1d(torch.arange(5.0).view(1, 1, 5), torch.tensor([1.0, -1.0]), pattern)
         tensor([[[-2., -2., -2.]]])
     """
+    crow, col = indices_of(pattern, input)
+    if relu is not True and relu is not False:
+        relu = flag("relu", relu)
+    geometry = Geometry.of(pattern.shape, stride, padding, dilation, groups, padding_mode)
+    return sparse_conv1d_resolved(
+        input, values, crow, col, bias, geometry, backend, relu, pattern._block
+    )
+
+
+def indices_of(pattern: KernelCSR, input: object) -> tuple[Tensor, Tensor]:
+    """Check that ``pattern`` is one, and return its index tensors on the device of ``input``."""
     if not isinstance(pattern, KernelCSR):
         raise TypeError(
             f"pattern must be a KernelCSR, but got {type(pattern).__name__}; "
             "create one with KernelCSR.from_mask(mask)"
         )
-    if relu is not True and relu is not False:
-        relu = flag("relu", relu)
-    geometry = Geometry.of(pattern.shape, stride, padding, dilation, groups, padding_mode)
-    crow, col = pattern.on(input.device if isinstance(input, Tensor) else _CPU)
-    return sparse_conv1d_resolved(
-        input, values, crow, col, bias, geometry, backend, relu, pattern._block
-    )
+    return pattern.on(input.device if isinstance(input, Tensor) else _CPU)
 
 
 def sparse_conv1d_resolved(
@@ -132,7 +137,7 @@ def sparse_conv1d_resolved(
         not (gpu_plans.tile_of(block, geometry) and multiplies_blocks(x.dtype, device))
         and gpu_plans.cuda_pays(x.dtype, col_indices.shape[0], geometry)
     )
-    name = "reference" if _leaves_torch() else resolve_backend(backend, device, pays)
+    name = "reference" if leaves_torch() else resolve_backend(backend, device, pays)
     if name == "reference" or not is_compiling():  # else the op's shape function checks
         check(input, values, col_indices, bias, geometry)
     if name == "reference":
@@ -166,12 +171,31 @@ def convolve(
     return y  # csrc/autograd/conv.cpp computes its gradients
 
 
+def transpose(
+    x: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    crow_indices: Tensor,
+    col_indices: Tensor,
+    numbers: Sequence[int],
+    length: int,
+    backend: str,
+) -> Tensor:
+    """Compute a transposed convolution, whose output has this length, as ``convolve`` does."""
+    _teach_counters()
+    indices = crow_indices, col_indices
+    if is_transformed():
+        return _Gradient.call(x, values, bias, *indices, ("dgrad", numbers, length, backend))
+    y: Tensor = KERNELS[backend].dgrad(x, values, *indices, numbers, length, bias)
+    return y
+
+
 def _teach_counters() -> None:
     if not is_compiling() and torch._C._len_torch_dispatch_stack():
         teach_counters()
 
 
-def _leaves_torch() -> bool:
+def leaves_torch() -> bool:
     """Return whether torch is exporting a graph to ONNX, whose runtimes lack the kernels."""
     return (is_compiling() or _is_tracing()) and torch.onnx.is_in_onnx_export()
 
@@ -222,40 +246,49 @@ class _Fprop(Differentiable):
 
 
 class _Gradient(Differentiable):
-    """Compute dgrad or wgrad from the output's gradient and the values or input, respectively."""
+    """Compute dgrad or wgrad from the output's gradient and the values or input, respectively.
+
+    Only dgrad adds a bias, if it is a transposed convolution.
+    """
 
     @staticmethod
     def forward(*args: Any) -> Tensor:
-        *tensors, rest = args
+        grad, factor, bias, crow, col, rest = args
         op, numbers, length, backend = rest.args
-        sizes = (numbers, length) if op == "dgrad" else (numbers,)
-        g: Tensor = getattr(KERNELS[backend], op)(*tensors, *sizes)
+        sizes = (numbers, length, bias) if op == "dgrad" else (numbers,)
+        g: Tensor = getattr(KERNELS[backend], op)(grad, factor, crow, col, *sizes)
         return g
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        save(ctx, inputs[:-1], inputs[-1])
+        grad, factor, _, crow, col, rest = inputs
+        save(ctx, (grad, factor, crow, col), rest)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (found,), (grad, factor, crow, col) = grads, ctx.saved_tensors
-        (op, *sizes, backend), (need_grad, need_factor, *_) = ctx.rest, ctx.needs_input_grad
+        (op, numbers, _, backend), (need_grad, need_factor, *others) = (
+            ctx.rest,
+            ctx.needs_input_grad,
+        )
         if op == "dgrad":
             x, values, other = found, factor, "wgrad"
         else:
             x, values, other = factor, found, "dgrad"
-        again, turned = (sizes[0], False, backend), (other, *sizes, backend)
+        again, turned = (numbers, False, backend), (other, numbers, x.shape[2], backend)
         return (
             _Fprop.call(x, values, None, crow, col, again) if need_grad else None,
-            _Gradient.call(grad, found, crow, col, turned) if need_factor else None,
+            _Gradient.call(grad, found, None, crow, col, turned) if need_factor else None,
+            _bias_gradient(found) if any(others) else None,
             *(None, None, None),
         )
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Tensor:
-        (of_grad, of_factor, *_), (grad, factor, *indices) = tangents, ctx.saved_tensors
+        (of_grad, of_factor, of_bias, *_), (grad, factor, *indices) = tangents, ctx.saved_tensors
         rest = *indices, ctx.rest
-        return _Gradient.call(of_grad, factor, *rest) + _Gradient.call(grad, of_factor, *rest)
+        moved = _Gradient.call(of_grad, factor, of_bias, *rest)
+        return moved + _Gradient.call(grad, of_factor, None, *rest)
 
 
 def _register_gradient(op: str, backend: str) -> None:
@@ -269,8 +302,22 @@ def _register_gradient(op: str, backend: str) -> None:
     torch.library.register_autograd(f"sparseconv::{op}", backward, setup_context=setup_context)
 
 
+def _register_gradient_of_dgrad(op: str, backend: str) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        grad, values, crow, col, numbers, length, bias = inputs
+        rest = Rest(("dgrad", numbers, length, backend))
+        _Gradient.setup_context(ctx, (grad, values, bias, crow, col, rest), output)
+
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        of_grad, of_values, of_bias, *_ = _Gradient.backward(ctx, grad)
+        return of_grad, of_values, None, None, None, None, of_bias
+
+    torch.library.register_autograd(f"sparseconv::{op}", backward, setup_context=setup_context)
+
+
 if extension is None:  # else csrc/autograd/conv.cpp does this in less time
     _register_gradient("triton_fprop", "triton")
+    _register_gradient_of_dgrad("triton_dgrad", "triton")
 
 
 # csrc/autograd/conv.cpp calls this except in plain backward passes on a CPU.
@@ -283,21 +330,28 @@ def gradients(
     numbers: Sequence[int],
     needed: Sequence[bool],
     backend: str,
+    transposed: bool = False,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Return the needed gradients of input, values and bias, which are also differentiable."""
     _teach_counters()
+    of_output, input = (x, grad) if transposed else (grad, x)
     # The length is read from the tensor: a compiler treats numbers in the context as constants.
-    how = tuple(numbers), x.shape[2], backend
+    how, indices = (tuple(numbers), input.shape[2], backend), (crow, col)
 
     def of_parameters() -> tuple[Tensor | None, Tensor | None]:
         return (
-            _Gradient.call(grad, x, crow, col, ("wgrad", *how)) if needed[1] else None,
+            _Gradient.call(of_output, input, None, *indices, ("wgrad", *how))
+            if needed[1]
+            else None,
             _bias_gradient(grad) if needed[2] else None,
         )
 
     def of_input() -> Tensor | None:
-        rest = crow, col, ("dgrad", *how)
-        return _Gradient.call(grad, values, *rest) if needed[0] else None
+        if not needed[0]:
+            return None
+        if transposed:
+            return _Fprop.call(grad, values, None, *indices, (tuple(numbers), False, backend))
+        return _Gradient.call(grad, values, None, *indices, ("dgrad", *how))
 
     of_x, (of_values, of_bias) = _side_by_side(of_input, of_parameters, grad.device)
     return of_x, of_values, of_bias

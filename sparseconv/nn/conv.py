@@ -2,43 +2,30 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import type_before_parametrizations
 
-from sparseconv.core.checks import share
-from sparseconv.core.geometry import DTYPES, Geometry, Padding, PaddingMode, single
+from sparseconv.core.geometry import Geometry, Padding, PaddingMode, single
 from sparseconv.core.pattern import KernelCSR
-from sparseconv.core.region import Region
 from sparseconv.functional.conv import sparse_conv1d_resolved
 from sparseconv.nn.dense_gradient import probed
-from sparseconv.nn.modules import computes_as
 from sparseconv.nn.padded_conv import convolution_of
 from sparseconv.nn.pattern_buffers import UNSEEN
-from sparseconv.nn.patterned import PatternedModule
-from sparseconv.nn.rewiring import check_pattern
-from sparseconv.nn.state import asks_for_gradients, current, shared_options
-from sparseconv.ops.backends import BACKENDS, Backend
-from sparseconv.reference import Indices, dense_weight
+from sparseconv.nn.sparse_layer import SparseLayer
+from sparseconv.nn.state import shared_options
+from sparseconv.ops.backends import Backend
 
-_NO_WEIGHT = (
-    "SparseConv1d has no 'weight', only 'values', the active weights in the pattern's CSR order; "
-    "to read a dense copy, call dense_weight(); to write, call set_pattern(pattern, values)"
-)
 _PADDINGS = {
     "zeros": nn.ZeroPad1d,
     "replicate": nn.ReplicationPad1d,
     "reflect": nn.ReflectionPad1d,
     "circular": nn.CircularPad1d,
 }
-DENSITY = 0.2
-_GEOMETRY = ("stride", "padding", "dilation", "groups", "padding_mode")
 
 
-class SparseConv1d(PatternedModule):
+class SparseConv1d(SparseLayer):
     """Convolve as ``nn.Conv1d`` does, but store and use only the active weights.
 
     Args:
@@ -87,8 +74,8 @@ class SparseConv1d(PatternedModule):
     __module__ = "sparseconv"  # the name in pickles and reprs
 
     output_padding = (0,)  # for the repr of nn.Conv1d
-    bias: nn.Parameter | None
-    _resolved: Geometry | None
+    _twin = nn.Conv1d
+    _arguments = ("stride", "padding", "dilation", "groups", "padding_mode")
 
     def __init__(
         self,
@@ -109,38 +96,14 @@ class SparseConv1d(PatternedModule):
         block: int | tuple[int, int] = 1,
         backend: Backend = "auto",
     ) -> None:
-        super().__init__()
-        self.in_channels = single("in_channels", in_channels, 1)
-        self.out_channels = single("out_channels", out_channels, 1)
-        self.kernel_size = (single("kernel_size", kernel_size, 1),)
-        self.stride = (single("stride", stride, 1),)
-        self.dilation = (single("dilation", dilation, 1),)
-        self.groups = single("groups", groups, 1)
-        if self.in_channels % self.groups:
-            raise ValueError("in_channels must be divisible by groups")
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride, dilation, groups, bias, device, dtype,
+            density, pattern, block, backend,
+        )  # fmt: skip
         if not isinstance(padding, str):
             padding = tuple(padding) if isinstance(padding, list | tuple) else (padding,)
             padding = tuple(single("padding", samples, 0) for samples in padding)
         self.padding, self.padding_mode = padding, padding_mode
-        shape = (self.out_channels, self.in_channels // self.groups, self.kernel_size[0])
-        if backend not in ("auto", *BACKENDS):
-            raise ValueError(f"backend must be one of {('auto', *BACKENDS)}, but got {backend!r}")
-        self.backend = backend
-        dtype = torch.get_default_dtype() if dtype is None else dtype
-        if dtype not in DTYPES:
-            raise TypeError(f"dtype must be one of {DTYPES}, but got {dtype}")
-        if pattern is None:
-            density = share("density", DENSITY if density is None else density)
-            pattern = KernelCSR.random(shape, round(density * math.prod(shape)), block=block)
-        elif density is not None or block != 1:
-            raise ValueError("pass either pattern, or density and block, not both")
-        check_pattern(pattern, shape, self.groups)
-
-        self.regions: tuple[Region, ...] = (Region((0, shape[0]), (0, shape[2])),)
-        self.values = nn.Parameter(torch.empty(pattern.nnz, device=device, dtype=dtype))
-        offsets = torch.empty(shape[0], device=device, dtype=dtype)
-        self.register_parameter("bias", nn.Parameter(offsets) if bias else None)
-        self._pattern = pattern
         self._geometry()  # refuse what fits no input
         self.reset_parameters()
 
@@ -194,24 +157,8 @@ class SparseConv1d(PatternedModule):
         probe = self.dense_probe
         return y if probe is None else probed(y, input, values, probe, geometry)
 
-    def _geometry(self) -> Geometry:
-        if self._resolved is None:  # an attribute was set since the last call
-            settings = (getattr(self, name) for name in _GEOMETRY)
-            self._resolved = Geometry.of(self._pattern.shape, *settings)
-        return self._resolved
-
-    def dense_weight(self) -> Tensor:
-        """Return the differentiable weight ``(C_out, C_in // groups, K)``, 0 where inactive.
-
-        Example:
-            >>> pattern = KernelCSR.from_positions(torch.tensor([1]), (1, 1, 3))
-            >>> layer = SparseConv1d(1, 1, 3, pattern=pattern)
-            >>> layer.set_pattern(pattern, torch.tensor([5.0]))
-            >>> layer.dense_weight().detach()
-            tensor([[[0., 5., 0.]]])
-        """
-        indices = Indices(*self._indices(), self._pattern.shape)
-        return dense_weight(current(self, "values"), indices)
+    def _resolve(self, *arguments: Any) -> Geometry:
+        return Geometry.of(self._pattern.shape, *arguments)
 
     @classmethod
     @torch.no_grad()
@@ -248,20 +195,7 @@ class SparseConv1d(PatternedModule):
         """
         if not isinstance(conv, nn.Conv1d):
             raise TypeError(f"conv must be an nn.Conv1d, but got {type(conv).__name__}")
-        geometry = convolution_of(conv)
-        weight = current(conv, "weight")
-        if mask is None:
-            mask = getattr(conv, "weight_mask", weight) != 0
-        pattern = KernelCSR.from_mask(mask, block)
-        # On the meta device nothing is drawn, so torch's generator keeps its state.
-        options = geometry | {"device": "meta", "dtype": weight.dtype}
-        layer = cls(**options, pattern=pattern, backend=backend)
-        layer.to_empty(device=weight.device)
-        layer._adopt(pattern)
-        layer.values.copy_(weight[mask.to(weight.device)])
-        layer.values.requires_grad_(asks_for_gradients(conv, "weight"))
-        _copy_bias(conv, layer)
-        return layer.train(conv.training)
+        return cls._from_dense(conv, convolution_of(conv), mask, block, backend)
 
     @torch.no_grad()
     def to_dense(self) -> nn.Module:
@@ -277,50 +211,16 @@ class SparseConv1d(PatternedModule):
             >>> SparseConv1d(2, 3, 5, padding=2).to_dense()
             Conv1d(2, 3, kernel_size=(5,), stride=(1,), padding=(2,))
         """
-        if not computes_as(self, (SparseConv1d,)) or "forward" in vars(self):
-            raise NotImplementedError(
-                f"this {type_before_parametrizations(self).__name__} runs code that an nn.Conv1d "
-                "cannot run; move that code into a module that wraps a SparseConv1d"
-            )
-        options = shared_options(self) | {"device": "meta", "dtype": self.values.dtype}
+        options = shared_options(self)
         left, right = self.resolved_padding
         apart = left != right and not isinstance(self.padding, str)
         if apart:
             options |= {"padding": 0, "padding_mode": "zeros"}
         else:
             options["padding"] = self.padding if isinstance(self.padding, str) else left
-        conv = nn.Conv1d(**options).to_empty(device=self.values.device)
-        conv.weight.copy_(self.dense_weight())
-        conv.weight.requires_grad_(asks_for_gradients(self, "values"))
-        _copy_bias(self, conv)
+        conv = self._to_dense(SparseConv1d, options)
         whole = nn.Sequential(_PADDINGS[self.padding_mode]((left, right)), conv) if apart else conv
         return whole.train(self.training)
-
-    def extra_repr(self) -> str:
-        """Describe the layer as ``nn.Conv1d`` does, with nnz, density and block."""
-        usual = nn.Conv1d.extra_repr(self)  # type: ignore[arg-type, no-untyped-call]
-        block = f", block={self._pattern.block}" if self._pattern.block != (1, 1) else ""
-        nnz = len(self.col_indices)
-        return f"{usual}, nnz={nnz}, density={100 * nnz / self._pattern.numel:.2f} %{block}"
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "weight":
-            raise AttributeError(_NO_WEIGHT)
-        return super().__getattr__(name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name == "weight":
-            raise AttributeError(_NO_WEIGHT)
-        if name in _GEOMETRY:
-            self._resolved = None
-            value = tuple(value) if isinstance(value, list) else value  # a list could change unseen
-        super().__setattr__(name, value)
-
-
-def _copy_bias(source: SparseConv1d | nn.Conv1d, target: SparseConv1d | nn.Conv1d) -> None:
-    if target.bias is not None:
-        target.bias.copy_(current(source, "bias"))
-        target.bias.requires_grad_(asks_for_gradients(source, "bias"))
 
 
 __test__ = {"SparseConv1d": SparseConv1d}  # for doctest, as its __module__ is sparseconv

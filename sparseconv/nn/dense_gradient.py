@@ -12,6 +12,7 @@ from torch.nn.grad import conv1d_weight
 from sparseconv.core.geometry import Geometry
 from sparseconv.core.tracing import is_exporting
 from sparseconv.functional.conv import as_autocast
+from sparseconv.functional.conv_transpose import fill
 from sparseconv.functional.differentiable import is_transformed
 from sparseconv.reference import pad
 
@@ -25,8 +26,15 @@ def new_probe(shape: tuple[int, int, int], values: Tensor) -> Tensor:
         return zero.expand(shape).requires_grad_()  # one number in memory
 
 
-def probed(y: Tensor, x: Tensor, values: Tensor, probe: Tensor, geometry: Geometry) -> Tensor:
-    """Return the output ``y`` of a convolution of ``x``, with the probe in its graph.
+def probed(
+    y: Tensor,
+    x: Tensor,
+    values: Tensor,
+    probe: Tensor,
+    geometry: Geometry,
+    transposed: bool = False,
+) -> Tensor:
+    """Return the output ``y`` of a convolution of ``x``, or of its transpose, with the probe.
 
     Every ``backward()`` through ``y`` adds the dense weight gradient to ``probe.grad``. Nothing is
     added in an exported or traced graph, or under ``torch.func``.
@@ -38,15 +46,15 @@ def probed(y: Tensor, x: Tensor, values: Tensor, probe: Tensor, geometry: Geomet
         return y
     if torch.is_autocast_enabled(x.device.type):  # the dtype that the layer computed in
         (x,) = as_autocast(x)
-    watched: Tensor = _Probe.apply(y, x, probe, geometry)  # type: ignore[no-untyped-call]
+    watched: Tensor = _Probe.apply(y, x, probe, geometry, transposed)  # type: ignore[no-untyped-call]
     return watched
 
 
 class _Probe(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, y: Tensor, x: Tensor, probe: Tensor, geometry: Geometry) -> Tensor:
+    def forward(ctx: Any, y: Tensor, x: Tensor, probe: Tensor, *how: Any) -> Tensor:
         ctx.save_for_backward(x)
-        ctx.dtype, ctx.geometry = probe.dtype, geometry
+        ctx.dtype, (ctx.geometry, ctx.transposed) = probe.dtype, how
         return y.clone()  # nn.ReLU(inplace=True) could not change a view
 
     @staticmethod
@@ -54,6 +62,8 @@ class _Probe(torch.autograd.Function):
         (x,) = ctx.saved_tensors
         shape, stride, padding, dilation, groups, mode = ctx.geometry
         x, dense = (t if t.dim() == 3 else t.unsqueeze(0) for t in (x.detach(), grad.detach()))
+        if ctx.transposed:  # the gradient is the convolution's input, x that of its output
+            x, dense = dense, fill(x, ctx.geometry.output_length(dense.shape[2]))
         x, dense = pad(x.to(ctx.dtype), padding, mode), dense.to(ctx.dtype)
         wgrad = conv1d_weight(x, shape, dense, stride, 0, dilation, groups)  # type: ignore[no-untyped-call]
-        return grad, None, wgrad, None
+        return grad, None, wgrad, None, None

@@ -29,14 +29,13 @@ def check_pattern(pattern: KernelCSR, shape: tuple[int, int, int], groups: int) 
         )
     if pattern.shape != shape:
         raise ValueError(
-            f"pattern must have the shape (out_channels, in_channels // groups, kernel_size) "
-            f"= {shape}, but got {pattern.shape}"
+            f"pattern must have the weight's shape, here {shape}, but got {pattern.shape}"
         )
-    outputs, size = shape[0] // groups, pattern.block[0]
-    if groups > 1 and outputs % size:
+    rows, size = shape[0] // groups, pattern.block[0]
+    if groups > 1 and rows % size:
         raise ValueError(
-            f"a group of {outputs} output channels must consist of whole blocks, but a block has "
-            f"{size} output channels; choose a block size that divides {outputs}, or block=1"
+            f"a group of {rows} channels must consist of whole blocks, but a block has {size} "
+            f"channels; choose a block size that divides {rows}, or block=1"
         )
 
 

@@ -30,7 +30,7 @@ def check_floats(name: str, tensor: Tensor, size: int) -> None:
 
 
 def shared_options(layer: nn.Module) -> dict[str, Any]:
-    """Collect the arguments that ``SparseConv1d`` and ``nn.Conv1d`` have in common."""
+    """Collect the arguments that a sparse layer and torch's dense one have in common."""
     names = ("in_channels", "out_channels", "kernel_size", "stride", "dilation", "groups")
     options = {name: getattr(layer, name) for name in (*names, "padding_mode")}
     return options | {"bias": layer.bias is not None}
@@ -78,7 +78,7 @@ def own_entries(layer: nn.Module, state_dict: dict[str, Any], prefix: str) -> di
 
 
 def read_layer(
-    layer: nn.Module,
+    layer: Any,
     found: dict[str, Any],
     present: KernelCSR,
     has_bias: bool,
@@ -125,7 +125,7 @@ def read_layer(
                 )
         pattern = KernelCSR.from_mask(mask, present.block)
         rest["values"] = weight[mask.to(weight.device)]
-    for name, size in (("values", pattern.nnz), ("bias", shape[0])):
+    for name, size in (("values", pattern.nnz), ("bias", layer.out_channels)):
         if name in rest:
             check_floats(name, rest[name], size)
     return pattern, rest

@@ -14,9 +14,17 @@ class DtypeError(TypeError, RuntimeError):
 
 
 def check(
-    input: Tensor, values: Tensor, col: Tensor, bias: Tensor | None, geometry: Geometry
+    input: Tensor,
+    values: Tensor,
+    col: Tensor,
+    bias: Tensor | None,
+    geometry: Geometry,
+    transposed: bool = False,
 ) -> None:
-    """Reject what the kernels cannot compute, with the message of ``F.conv1d`` if there is one."""
+    """Reject what the kernels cannot compute, with the message of ``F.conv1d`` if there is one.
+
+    ``transposed`` means ``F.conv_transpose1d``, from the convolution's outputs to its inputs.
+    """
     dtype, device = input.dtype, input.device
     if not (
         dtype in DTYPES
@@ -28,17 +36,20 @@ def check(
     ):
         refuse_types(input, values, bias)
     (out_channels, group_channels, _), _, _, _, groups, _ = geometry
+    channels, name, given = group_channels * groups, "sparse_conv1d", f"groups={groups}"
+    if transposed:
+        channels, out_channels = out_channels, channels
+        name, given = "sparse_conv_transpose1d", "transposed=1"
     size = input.shape
     if len(size) not in (2, 3) or size[-1] == 0:
         raise ArgumentError(
-            "Expected 2D (unbatched) or 3D (batched) input to sparse_conv1d with optional 0 dim "
+            f"Expected 2D (unbatched) or 3D (batched) input to {name} with optional 0 dim "
             f"batch size, but got input of size: {list(size)}"
         )
-    if size[-2] != group_channels * groups:
+    if size[-2] != channels:
         raise ArgumentError(
-            f"Given groups={groups}, weight of size {list(geometry.shape)}, expected "
-            f"input{list(size)} to have {group_channels * groups} channels, but got "
-            f"{size[-2]} channels instead"
+            f"Given {given}, weight of size {list(geometry.shape)}, expected input{list(size)} to "
+            f"have {channels} channels, but got {size[-2]} channels instead"
         )
     if values.shape != col.shape:
         raise ArgumentError(
@@ -52,10 +63,12 @@ def check(
         )
     if bias is not None and bias.shape != (out_channels,):
         raise ArgumentError(
-            f"Given weight of size {list(geometry.shape)}, expected bias to be 1-dimensional "
-            f"with {out_channels} elements, but got bias of size {list(bias.shape)} instead"
+            f"Given {given}, weight of size {list(geometry.shape)}, expected bias to be "
+            f"1-dimensional with {out_channels} elements, but got bias of size "
+            f"{list(bias.shape)} instead"
         )
-    geometry.check_length(size[-1])
+    if not transposed:
+        geometry.check_length(size[-1])
 
 
 _FX = (

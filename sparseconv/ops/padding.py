@@ -19,17 +19,26 @@ def folds_padding(dgrad: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """
 
     @functools.wraps(dgrad)
-    def folded(grad_output: Tensor, values: Tensor, *rest: Any) -> Tensor:
-        *pattern, geometry, input_length = rest
+    def folded(
+        grad_output: Tensor,
+        values: Tensor,
+        crow: Tensor,
+        col: Tensor,
+        geometry: Any,
+        input_length: int,
+        bias: Tensor | None = None,
+    ) -> Tensor:
         if not any(geometry[4:6]) or tuple(geometry[8:]) == (0,):  # skips parsing the geometry
-            return dgrad(grad_output, values, *rest)
+            return dgrad(grad_output, values, crow, col, geometry, input_length, bias)
+        if bias is not None:
+            raise ValueError(f"a bias requires padding_mode 'zeros', but got geometry {geometry}")
         g = Geometry.from_numbers(geometry)
         g.check_length(input_length)
         left, right = g.padding
         wide = torch.promote_types(grad_output.dtype, torch.float32)
         bare = g._replace(padding=(0, 0), padding_mode="zeros").numbers
         length = left + input_length + right
-        padded = dgrad(grad_output.to(wide), values.to(wide), *pattern, bare, length)
+        padded = dgrad(grad_output.to(wide), values.to(wide), crow, col, bare, length)
         before, after = padded[..., :left], padded[..., left + input_length :]
         out = padded[..., left : left + input_length].clone()
         if g.padding_mode == "replicate":

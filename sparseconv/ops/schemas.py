@@ -20,12 +20,13 @@ from sparseconv.ops.checks import check
 Fake = TypeVar("Fake", bound=Callable[..., Any])
 # An op takes the two index tensors of a pattern, on the device of the others. The kernels read a
 # plan, which is made at the first call with these two (csrc/cpu/plan/plan_cache.h, gpu_plans).
-# ``int[] geometry`` is ``core.geometry.Geometry.numbers``.
+# ``int[] geometry`` is ``core.geometry.Geometry.numbers``. A transposed convolution is dgrad with a
+# bias, which requires padding_mode "zeros".
 _COMPUTATIONS = (
     "fprop(Tensor input, Tensor values, Tensor? bias, Tensor crow_indices, Tensor col_indices,"
     " int[] geometry, bool relu=False) -> Tensor",
     "dgrad(Tensor grad_output, Tensor values, Tensor crow_indices, Tensor col_indices,"
-    " int[] geometry, SymInt input_length) -> Tensor",
+    " int[] geometry, SymInt input_length, Tensor? bias=None) -> Tensor",
     "wgrad(Tensor grad_output, Tensor input, Tensor crow_indices, Tensor col_indices,"
     " int[] geometry) -> Tensor",
 )
@@ -34,7 +35,7 @@ _CUDA = (
     "cuda_fprop(Tensor input, Tensor values, Tensor? bias, Tensor rows, Tensor slots,"
     " int[] geometry, bool relu=False) -> Tensor",
     "cuda_dgrad(Tensor grad_output, Tensor values, Tensor rows, Tensor slots, int[] geometry,"
-    " SymInt input_length) -> Tensor",
+    " SymInt input_length, Tensor? bias=None) -> Tensor",
     "cuda_wgrad(Tensor grad_output, Tensor input, Tensor rows, Tensor slots, int[] geometry)"
     " -> Tensor",
 )
@@ -114,8 +115,17 @@ def _fake_fprop(
 
 
 @register_fake(_library, "dgrad", "triton_dgrad")
-def _fake_dgrad(grad_output: Tensor, *rest: Any) -> Tensor:
-    *_, geometry, input_length = rest
+def _fake_dgrad(
+    grad_output: Tensor,
+    values: Tensor,
+    crow_indices: Tensor,
+    col_indices: Tensor,
+    geometry: Sequence[int],
+    input_length: int,
+    bias: Tensor | None = None,
+) -> Tensor:
+    g = Geometry.from_numbers(geometry)
+    check(grad_output, values, col_indices, bias, g, transposed=True)
     channels = geometry[1] * geometry[7]
     return grad_output.new_empty((grad_output.shape[0], channels, input_length))
 

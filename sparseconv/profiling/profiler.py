@@ -21,8 +21,8 @@ from sparseconv.measure.records import (
     megaflops,
 )
 from sparseconv.measure.timing import LEAST_SECONDS, ROUNDS, Estimate, milliseconds
-from sparseconv.nn.conv import SparseConv1d
 from sparseconv.nn.modules import check_module, deepcopy_model
+from sparseconv.nn.sparse_layer import SparseLayer
 from sparseconv.profiling.stopwatch import (
     Stopwatch,
     capture,
@@ -163,7 +163,7 @@ def profile(
     layers = {  # torch.compile puts a wrapper around what the user wrote
         module: name.replace("_orig_mod", "").replace("..", ".").strip(".") or type(module).__name__
         for name, module in model.named_modules()
-        if isinstance(module, SparseConv1d)
+        if isinstance(module, SparseLayer)
     }
     if not layers:
         raise ValueError(

@@ -21,7 +21,9 @@ from sparseconv.functional.chain import kernels_for
 from sparseconv.measure.records import INFERENCE, TRAINING, BeforeAfter, Counts, LayerTimes, Verdict
 from sparseconv.measure.timing import LEAST_ROUNDS, Times, collector_paused, interleave, ratio
 from sparseconv.nn.conv import SparseConv1d
+from sparseconv.nn.conv_transpose import SparseConvTranspose1d
 from sparseconv.nn.modules import has_codes
+from sparseconv.nn.sparse_layer import SparseLayer
 from sparseconv.nn.state import asks_for_gradients
 from sparseconv.ops.backends import resolve_backend
 
@@ -116,7 +118,7 @@ class Call:
     input: Tensor
     needs_dgrad: bool
     trains: bool  # the model records gradients here
-    positions: int  # samples of the output, of all its series
+    positions: int  # samples of the output, or of a transposed layer's input, of all series
     dtype: torch.dtype
     count: int = 0
 
@@ -134,7 +136,8 @@ def capture(
         needs_dgrad = trains and x.requires_grad
         key = x.shape, x.stride(), x.dtype, needs_dgrad, trains
         if key not in seen:  # cloned, for what follows may write into it
-            positions = y.numel() // y.shape[-2]
+            computed = x if getattr(layer, "transposed", False) else y
+            positions = computed.numel() // computed.shape[-2]
             seen[key] = Call(x.detach().clone(), needs_dgrad, trains, positions, y.dtype)
         seen[key].count += 1
 
@@ -153,12 +156,17 @@ def capture(
     return {layer: list(seen.values()) for layer, seen in calls.items()}
 
 
-def _plain_twins(layer: SparseConv1d) -> tuple[nn.Module, SparseConv1d]:
+def plain_kind(layer: Any) -> Any:
+    """Return the sparse class that computes what a layer, sparse or dense, does."""
+    return SparseConvTranspose1d if layer.transposed else SparseConv1d
+
+
+def _plain_twins(layer: SparseLayer) -> tuple[nn.Module, SparseLayer]:
     """Copy a layer into a dense and a sparse one, without hooks or computed values."""
     dense = layer.to_dense()
     conv: Any = dense[-1] if isinstance(dense, nn.Sequential) else dense  # after its padding layer
     mask, block = layer.pattern.to_mask(), layer.pattern.block
-    sparse = SparseConv1d.from_dense(conv, mask, backend=layer.backend, block=block)
+    sparse = plain_kind(layer).from_dense(conv, mask, backend=layer.backend, block=block)
     sparse.padding, sparse.padding_mode = layer.padding, layer.padding_mode
     return dense, sparse
 
@@ -188,7 +196,7 @@ def in_sequence(passes: Sequence[tuple[int, Passes]]) -> Passes:
 
 
 def time_layer(
-    name: str, layer: SparseConv1d, calls: Sequence[Call], stopwatch: Stopwatch
+    name: str, layer: SparseLayer, calls: Sequence[Call], stopwatch: Stopwatch
 ) -> LayerTimes:
     """Time a layer on all these calls together, with sparse and dense passes interleaved."""
     pattern, first = layer.pattern, calls[0]
@@ -197,7 +205,8 @@ def time_layer(
     ]
     trains = [parameter.requires_grad for parameter in layer.parameters()]
     share = f"{pattern.density:.2g}" if stopwatch.decides else name
-    key = (layer._geometry(), pattern.block, layer.values.dtype, layer.backend, share, *trains, *x)
+    kind = layer.transposed, layer.output_padding, layer.values.dtype, layer.backend
+    key = (layer._geometry(), pattern.block, *kind, share, *trains, *x)
     if key not in stopwatch.known:
         dense, sparse = _plain_twins(layer)
         passes = {

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sparseconv.core.pattern import KernelCSR
-from sparseconv.nn.conv import SparseConv1d
+from sparseconv.nn.sparse_layer import SparseLayer
 from sparseconv.ops import gpu_plans
 from sparseconv.ops.graphs import CudaGraphs, Repeated
 
@@ -68,7 +68,7 @@ class GraphedStep:
     optimizer: torch.optim.Optimizer
 
     def __post_init__(self) -> None:
-        self._layers = [layer for layer in self.model.modules() if isinstance(layer, SparseConv1d)]
+        self._layers = [layer for layer in self.model.modules() if isinstance(layer, SparseLayer)]
         self._device = self._only_device({tensor.device for tensor in self._tensors()})
         self._capturing = CudaGraphs(self._device)
         self._graphs: dict[Hashable, _Graph] = {}

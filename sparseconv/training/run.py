@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from sparseconv.core.generators import borrowed
 from sparseconv.dst import DSTScheduler
-from sparseconv.nn.conv import SparseConv1d
+from sparseconv.nn.sparse_layer import SparseLayer
 from sparseconv.pruning.data import batch_sizes, one_tensor
 from sparseconv.pruning.sparsity_loss import InstanceSparsity
 from sparseconv.training import checkpoint
@@ -91,7 +91,7 @@ class Run:
     def _dst(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, every: int, end: int, decay: int
     ) -> DSTScheduler | None:
-        if not any(isinstance(layer, SparseConv1d) for layer in model.modules()):
+        if not any(isinstance(layer, SparseLayer) for layer in model.modules()):
             return None
         names = ("prune_fraction", "prune_floor", "grow", "seed")
         return DSTScheduler(
@@ -251,9 +251,9 @@ def _architecture(model: nn.Module) -> dict[str, str]:
         for name, tensor in model.state_dict().items()
     }
     for name, x in model.named_modules():
-        if isinstance(x, SparseConv1d):
+        if isinstance(x, SparseLayer):
             geometry = f"{x.stride} {x.padding} {x.dilation} {x.padding_mode} {x.groups}"
-            found[f"geometry of {name}"] = geometry
+            found[f"geometry of {name}"] = geometry + f" {x.output_padding}" * x.transposed
             found[f"block of {name}"] = f"{x.pattern.block}"
     return found
 

@@ -103,6 +103,16 @@ def test_layers_lie_within_the_bound(count_cases: Callable[[int], None]) -> None
         count_cases(len(CASES))
 
 
+def test_a_transposed_convolution_is_one_operator() -> None:
+    torch.manual_seed(0)
+    layer = sc.SparseConvTranspose1d(4, 6, 5, 3, padding=1, output_padding=2, groups=2)
+    proto = exported(layer, torch.randn(2, 4, 9))
+    assert "ConvTranspose" in {node.op_type for node in proto.graph.node}
+    for n, length in ((1, 17), (5, 2)):
+        x = torch.randn(n, 4, length)
+        torch.testing.assert_close(run(proto, x)[0], layer(x).detach())
+
+
 @pytest.mark.tool("torch.onnx.export of a DSN", "works", "any batch size and length")
 @pytest.mark.parametrize("padding", ["right-replicate", "centred-zeros"])
 def test_a_dsn_of_any_length(padding: str) -> None:

@@ -21,6 +21,9 @@ def signatures() -> Iterator[tuple[str, tuple[Any, ...]]]:
                 if name == "fprop":
                     yield name, (*args, True)
                     yield name, (*args[:2], None, *args[3:])
+                elif name == "dgrad" and geometry.padding_mode == "zeros":  # a transposed one
+                    bias = torch.randn(geometry.shape[1] * geometry.groups, dtype=dtype)
+                    yield name, (*args, bias.requires_grad_())
 
 
 @pytest.mark.promise("P7")

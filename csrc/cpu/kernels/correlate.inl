@@ -270,8 +270,8 @@ static void correlate(const Correlation& p, int64_t part, int64_t parts, void* s
     Lane lanes[kN];
     tile_lanes(y, group, row, lanes);
     const Targets<T, S> targets = targets_of<T, S>(p, lanes, rows);
-    const int64_t row_begin = at == share.tile_begin ? share.row_begin : 0;
-    const int64_t row_end = at == share.tile_end ? share.row_end : e.n_rows;
+    const int64_t row_begin = at == share.tile_begin ? share.row_begin / p.phases * p.phases : 0;
+    const int64_t row_end = at == share.tile_end ? share.row_end / p.phases * p.phases : e.n_rows;
     for (int64_t r0 = row_begin, r1; r0 < row_end; r0 = r1) {
       const int64_t conv_group = r0 / group_rows;
       r1 = min_of(min_of(row_end, (conv_group + 1) * group_rows), r0 + plan.row_block);
@@ -301,19 +301,20 @@ static void correlate(const Correlation& p, int64_t part, int64_t parts, void* s
         // Of the tile's last row, relative to where it would read else.
         const int64_t distance = edge ? edges - inputs - (rows - 1) * kN : 0;
         const bool last = b + 1 == e.n_blocks;
-        const int64_t step = last && !in_place ? kStored : r1 - r0;
+        const int64_t step = last && !in_place ? plan.stored : r1 - r0;
         for (int64_t s0 = r0, s1; s0 < r1; s0 = s1) {
           s1 = min_of(r1, s0 + step);
-          for (int64_t r = s0; last && !p.in_lanes && r < s1; ++r) {
-            expect_unpack(p, targets, r);
+          const int64_t channel = p.phases == 1 ? s0 : s0 / p.phases;  // dividing is slow
+          for (int64_t r = s0, c = channel; last && !p.in_lanes && r < s1; r += p.phases, ++c) {
+            expect_unpack(p, targets, c);
           }
           // With one block no sum waits for the next, and a few slots serve all rows.
           T* out = static_cast<T*>(p.out.data) + (group * y.rows + row) * kN;  // if in lanes
           T* sums = in_place ? out : acc - (e.n_blocks == 1 ? s0 : r0) * stride;
           correlate_block<V>(p, b, s0, s1, rows, inputs, distance, sums, stride);
-          for (int64_t r = s0; last && r < s1; ++r) {
+          for (int64_t r = s0, c = channel; last && r < s1; r += p.phases, ++c) {
             T* done = sums + r * stride;
-            for (int64_t i = 0; p.relu && i < rows * kN; i += V::kWidth) {
+            for (int64_t i = 0; p.relu && i < rows * kN; i += V::kWidth) {  // with one phase
               relu(V::load(done + i)).store(done + i);
             }
             if (in_place) {
@@ -321,7 +322,7 @@ static void correlate(const Correlation& p, int64_t part, int64_t parts, void* s
             } else if (p.in_lanes) {
               add_lanes<V>(sets.first, done, out + r * y.channel());
             } else {
-              unpack(p, lanes, targets, r, rows, done, stage);
+              unpack(p, lanes, targets, c, rows, done, stride, stage);
             }
           }
         }

@@ -67,6 +67,18 @@ int64_t scratch_bytes(const BlockWeightGradient& p) {
          kBlockSize * staged(p.run_rows() + 1) * 2;
 }
 
+namespace {
+
+// Zeros for the channels that fill the last block.
+Tensor filled(const Tensor& bias) {
+  const int64_t blocks = ceil_div(bias.numel(), kBlockSize);
+  Tensor init = at::zeros({blocks * kBlockSize}, bias.options().dtype(at::kFloat));
+  init.narrow(0, 0, bias.numel()).copy_(bias);
+  return init;
+}
+
+}  // namespace
+
 void run_block_fprop(BlockCorrelation& p,
                      const Tensor& values,
                      const std::optional<Tensor>& bias,
@@ -77,12 +89,8 @@ void run_block_fprop(BlockCorrelation& p,
   const Tensor weights = packed(values, blocks.weights, plan, false);
   p.out_blocks = ceil_div(g.out_channels, kBlockSize);
   p.in_blocks = ceil_div(g.in_channels(), kBlockSize);
-  Tensor init;
-  if (bias.has_value()) {
-    init = at::zeros({p.out_blocks * kBlockSize}, values.options().dtype(at::kFloat));
-    init.narrow(0, 0, g.out_channels).copy_(*bias);
-    p.init = init.const_data_ptr<float>();
-  }
+  const Tensor init = bias.has_value() ? filled(*bias) : Tensor();
+  p.init = init.defined() ? init.const_data_ptr<float>() : nullptr;
   p.weights = weights.const_data_ptr();
   p.step = g.stride;
   p.in_channels = g.in_channels();
@@ -136,13 +144,15 @@ void run_block_dgrad(BlockCorrelation& p,
 Tensor block_dgrad(const Tensor& grad,
                    const Tensor& values,
                    const ConvPlan& plan,
-                   int64_t input_length) {
+                   int64_t input_length,
+                   const std::optional<Tensor>& bias) {
   const ForkGuard fork_guard;
   const Geometry& g = plan.geometry;
   // Padding other than zeros carries gradient back to the samples it was copied from.
   const bool folds = g.mode != PaddingMode::zeros && g.left + g.right > 0;
   const int64_t left = folds ? g.left : 0, right = folds ? g.right : 0;
   const Tensor signal = grad.to(at::kBFloat16);
+  const Tensor init = bias.has_value() ? filled(*bias) : Tensor();
   Tensor output = at::empty({grad.size(0), g.in_channels(), left + input_length + right},
                             folds ? grad.options().dtype(at::kFloat) : grad.options());
   for (int64_t phase = 0; phase < g.stride; ++phase) {
@@ -153,6 +163,7 @@ Tensor block_dgrad(const Tensor& grad,
     BlockCorrelation p{};
     p.step = 1;
     p.batch = grad.size(0);
+    p.init = init.defined() ? init.const_data_ptr<float>() : nullptr;
     p.in = view(signal);
     p.in_length = grad.size(2);
     p.mode = PaddingMode::zeros;

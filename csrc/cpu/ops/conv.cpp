@@ -75,9 +75,11 @@ Tensor best_fprop(const Tensor& input,
 Tensor best_dgrad(const Tensor& grad,
                   const Tensor& values,
                   const ConvPlan& plan,
-                  int64_t input_length) {
-  return by_blocks(grad, plan) ? block_dgrad(grad, values, plan, input_length)
-                               : run_dgrad(grad, values, plan.geometry, plan.dgrad(), input_length);
+                  int64_t input_length,
+                  const std::optional<Tensor>& bias) {
+  return by_blocks(grad, plan)
+             ? block_dgrad(grad, values, plan, input_length, bias)
+             : run_dgrad(grad, values, plan.geometry, plan.dgrad(), input_length, bias);
 }
 
 Tensor best_wgrad(const Tensor& grad, const Tensor& input, const ConvPlan& plan) {
@@ -104,7 +106,8 @@ Tensor dgrad(const Tensor& grad,
              const Tensor& crow,
              const Tensor& col,
              at::IntArrayRef geometry,
-             int64_t input_length) {
+             int64_t input_length,
+             const std::optional<Tensor>& bias) {
   const ConvPlanPtr plan = plan_of(crow, col, geometry);
   const Geometry& g = plan->geometry;
   element_of(grad);
@@ -112,7 +115,11 @@ Tensor dgrad(const Tensor& grad,
   check_lengths(g, input_length);
   check_gradient(grad, g, grad.size(0), input_length);
   check_vector(values, "values", grad, plan->nnz);
-  return best_dgrad(grad, values, *plan, input_length);
+  if (bias.has_value()) {
+    check_vector(*bias, "bias", grad, g.in_channels());
+    TORCH_CHECK_VALUE(g.mode == PaddingMode::zeros, "a bias requires padding_mode 0 (zeros)");
+  }
+  return best_dgrad(grad, values, *plan, input_length, bias);
 }
 
 Tensor wgrad(const Tensor& grad,

@@ -1,4 +1,5 @@
-// The gradient of the input: fprop on the transposed pattern, one phase of the stride at a time.
+// The gradient of the input: fprop on the transposed pattern, which has a row for each channel and
+// phase of the stride.
 
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
@@ -36,7 +37,9 @@ void add_fold(Tensor& output, const Tensor& fold, const Geometry& g) {
 Tensor gathered(const Tensor& values, const int32_t* from) {
   Tensor weights = at::empty_like(values);
   const auto gather = [&](auto* out, const auto* in) {
-    at::parallel_for(0, values.numel(), 16 * 1024, [&](int64_t begin, int64_t end) {
+    at::parallel_for(0, values.numel(), 16 * 1024, [out, in, from](int64_t begin, int64_t end) {
+// Or its time doubles where the linker happens to put the loop across a cache line.
+#pragma GCC unroll 8
       for (int64_t i = begin; i < end; ++i) {
         out[i] = in[from[i]];
       }
@@ -77,6 +80,7 @@ Tensor run_dgrad(const Tensor& grad,
                  const Geometry& g,
                  const DgradPlan& plan,
                  int64_t input_length,
+                 const std::optional<Tensor>& bias,
                  const LaneOrder* lanes) {
   const ForkGuard fork_guard;
   const Tensor weights = gathered(values.to(acc_type(grad)).contiguous(), plan.index.data());
@@ -116,17 +120,23 @@ Tensor run_dgrad(const Tensor& grad,
     fold = at::empty({grad.size(0), g.in_channels(), g.left + g.right}, source.options());
   }
   const char* value = static_cast<const char*>(weights.const_data_ptr());
-  for (int64_t phase = 0; phase < g.stride; ++phase) {
-    // Padded positions j = stride * u + phase in [low, high).
-    const int64_t low = folds ? 0 : g.left;
-    const int64_t high = folds ? input_length + g.left + g.right : g.left + input_length;
-    const int64_t first = low > phase ? ceil_div(low - phase, g.stride) : 0;
-    const int64_t past = high > phase ? ceil_div(high - phase, g.stride) : 0;
+  // Padded positions j = stride * u + phase; those outside of [low, high) are not written.
+  const int64_t low = folds ? 0 : g.left;
+  const int64_t high = folds ? input_length + g.left + g.right : g.left + input_length;
+  const int64_t first = low / g.stride, past = ceil_div(high, g.stride);
+  int64_t phase = 0;
+  for (const CorrelationPlan& part : plan.phases) {
     Correlation p{};
-    p.entries = plan.phases[phase].entries.view();
-    p.tile = plan.phases[phase].layout.shape();
+    p.entries = part.entries.view();
+    p.phases = p.entries.n_rows / g.in_channels();
+    p.tile = part.layout.shape();
     p.values = value;
+    Tensor init;
+    if (bias.has_value()) {
+      init = bias->to(acc_type(grad)).unsqueeze(1).expand({-1, p.phases}).contiguous();
+    }
     value += p.entries.nnz * weights.element_size();
+    p.init = init.defined() ? init.const_data_ptr() : nullptr;
     p.in = view(source);
     p.in_length = grad.size(2);
     p.mode = PaddingMode::zeros;
@@ -139,12 +149,12 @@ Tensor run_dgrad(const Tensor& grad,
     p.fold_left = g.left;
     p.fold_right = g.right;
     p.edge = edges && g.right > 0;
-    p.order =
-        tile_order(grad.size(0), past - first, lanes_of(grad), plan.phases[phase].layout.span());
+    p.order = tile_order(grad.size(0), past - first, lanes_of(grad), part.layout.span());
     run_correlation(p, element_of(source));
     if (edges && g.left > 0) {
       add_left_edge(output, p, g);
     }
+    phase += p.phases;
   }
   if (folds) {
     if (output.scalar_type() == at::kDouble) {

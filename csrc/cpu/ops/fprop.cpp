@@ -32,7 +32,6 @@ Tensor run_fprop(const Tensor& input,
   p.init = init.defined() ? init.const_data_ptr() : nullptr;
   p.mode = g.mode;
   p.origin = -g.left;
-  p.out_step = 1;
   p.relu = relu;
   Tensor output;
   if (lanes != nullptr) {

@@ -77,38 +77,41 @@ DgradPlan dgrad_plan(const Geometry& g, const int32_t* pointers, const int32_t* 
   DgradPlan plan;
   plan.index.reserve(pointers[g.n_kernels()]);
   std::vector<int64_t> phase_taps;
-  for (int64_t phase = 0; phase < g.stride; ++phase) {
-    Layout layout = dgrad_layout(g, phase, &phase_taps);
+  for (int64_t phase = 0; phase < g.stride; phase += kPhases) {
+    const int64_t past = std::min(phase + kPhases, g.stride),
+                  n_rows = g.in_channels() * (past - phase);
+    Layout layout = dgrad_layout(g, phase, past, &phase_taps);
     std::vector<int32_t> tap_rows(g.kernel_size, -1);
     for (std::size_t i = 0; i < phase_taps.size(); ++i) {
       tap_rows[phase_taps[i]] = layout.tap_rows[i];
     }
-    // By input channel and output channel of its group.
-    std::vector<int32_t> starts(g.n_kernels() + 1), rows;
+    // By input channel, phase and output channel of the channel's group.
+    std::vector<int32_t> starts(n_rows * group_rows + 1), rows;
     for (int64_t o0 = 0; o0 < group_rows; o0 += layout.block_channels) {
       const int64_t o1 = std::min(group_rows, o0 + layout.block_channels);
-      for (int64_t channel = 0; channel < g.in_channels(); ++channel) {
+      for (int64_t row = 0; row < n_rows; ++row) {
+        const int64_t channel = row / (past - phase), own = phase + row % (past - phase);
         const int64_t group = channel / g.channels_per_group;
         for (int64_t o = o0; o < o1; ++o) {
           const int64_t kernel =
               (group * group_rows + o) * g.channels_per_group + channel % g.channels_per_group;
           const std::size_t before = rows.size();
           for (int32_t e = pointers[kernel]; e < pointers[kernel + 1]; ++e) {
-            if (tap_rows[taps[e]] >= 0) {
+            if (taps[e] * g.dilation % g.stride == own) {
               rows.push_back(
                   static_cast<int32_t>((o - o0) * layout.channel_rows + tap_rows[taps[e]]));
               plan.index.push_back(e);
             }
           }
-          starts[channel * group_rows + o + 1] = static_cast<int32_t>(rows.size() - before);
+          starts[row * group_rows + o + 1] = static_cast<int32_t>(rows.size() - before);
         }
       }
     }
-    for (int64_t i = 0; i < g.n_kernels(); ++i) {
+    for (int64_t i = 0; i < n_rows * group_rows; ++i) {
       starts[i + 1] += starts[i];
     }
-    BlockEntries entries(starts.data(), std::move(rows), g.in_channels(), group_rows, g.groups,
-                         layout, true);
+    BlockEntries entries(starts.data(), std::move(rows), n_rows, group_rows, g.groups, layout,
+                         true);
     plan.phases.push_back({std::move(layout), std::move(entries)});
   }
   return plan;

@@ -30,7 +30,7 @@ class BlockEntries {
   int64_t n_blocks_, channels_per_group_, groups_;
 };
 
-// fprop, or one phase of the stride of dgrad.
+// fprop, or dgrad in some phases of the stride, with a row for each channel and phase.
 struct CorrelationPlan {
   Layout layout;
   BlockEntries entries;

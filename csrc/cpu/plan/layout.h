@@ -29,22 +29,32 @@ struct Layout {
   int64_t step = 1;
   int64_t channel_rows = 0;
   int64_t block_channels = 1;
+  std::vector<int32_t> sample_rows;  // see TileShape
+  int64_t window = 0;
 
   int64_t tile_rows = kTileRows;
 
   // Rows of a channel beyond those that one tap per segment would take.
   int64_t span() const { return channel_rows - tile_rows * static_cast<int64_t>(segments.size()); }
   TileShape shape() const {
-    return {segments.data(), static_cast<int64_t>(segments.size()), step, channel_rows,
-            block_channels};
+    return {segments.data(),
+            static_cast<int64_t>(segments.size()),
+            step,
+            channel_rows,
+            block_channels,
+            sample_rows.empty() ? nullptr : sample_rows.data(),
+            window};
   }
 };
 
 Layout fprop_layout(const Geometry& g);
 Layout wgrad_layout(const Geometry& g);
 
-// The taps that reach input phase `phase` (padded input position mod stride); `taps` names them.
-Layout dgrad_layout(const Geometry& g, int64_t phase, std::vector<int64_t>* taps);
+// Phases of the input (padded position mod stride) that dgrad computes from the same packed
+// gradients. More would need too much memory for their sums.
+constexpr int64_t kPhases = 16;
+// The taps that reach the phases [first, past); `taps` names them.
+Layout dgrad_layout(const Geometry& g, int64_t first, int64_t past, std::vector<int64_t>* taps);
 
 // wgrad's chunks of rows are cut into this many fixed runs, so that many threads need not all pack
 // the same inputs. By shape alone: the sums must not depend on the number of threads.

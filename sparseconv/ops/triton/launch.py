@@ -225,6 +225,7 @@ def dgrad(
     col_indices: Tensor,
     geometry: Sequence[int],
     input_length: int,
+    bias: Tensor | None = None,
 ) -> Tensor:
     g = Geometry.from_numbers(geometry)
     shape, stride, padding, dilation, groups, _ = g
@@ -233,10 +234,12 @@ def dgrad(
     expected = (batch, shape[0], g.output_length(input_length))
     _expect("grad_output", grad_output, expected, grad_output)
     _expect("values", values, tuple(col_indices.shape), grad_output)
+    if bias is not None:
+        _expect("bias", bias, (channels,), grad_output)
     return _correlate(
         grad_output,
         values,
-        None,
+        bias,
         (crow_indices, col_indices, g),
         (gpu_plans.triton_dgrad, gpu_plans.block_dgrad),
         grad_output.new_empty((batch, channels, input_length)),

@@ -29,6 +29,8 @@ from layouts import LAYOUTS
 from refusals import refuses
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
+from transposed_cases import check as check_transposed
+from transposed_cases import random_transposed
 
 from sparseconv import KernelCSR, sparse_conv1d
 from sparseconv.core.geometry import Geometry
@@ -52,9 +54,9 @@ def engines():
     return lambda: iter([ENGINE])
 
 
-def small_case(rng: random.Random, **fixed: Any) -> Case:
+def small_case(rng: random.Random, draw: Callable[..., Case] = random_case, **fixed: Any) -> Case:
     while True:
-        case = random_case(rng, **fixed)
+        case = draw(rng, **fixed)
         programs = case.out_channels + case.in_channels * case.stride
         if case.n > 0 and programs <= 20 and 0 < case.make_pattern().nnz <= 30:
             return case
@@ -65,6 +67,14 @@ def test_random_cases_within_the_computed_bound(seed, engines, campaign, count_c
     rng, cases = random.Random(seed), campaign(4, 70)
     for _ in range(cases):
         check(small_case(rng), engines)
+    count_cases(cases)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_transposed_within_the_computed_bound(seed, engines, campaign, count_cases):
+    rng, cases = random.Random(seed), campaign(4, 70)
+    for _ in range(cases):
+        check_transposed(small_case(rng, random_transposed, bias=True), engines)
     count_cases(cases)
 
 

@@ -1,0 +1,182 @@
+"""``SparseConvTranspose1d`` does what ``nn.ConvTranspose1d`` does, wherever a layer is used."""
+
+from __future__ import annotations
+
+import copy
+import io
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from dst_runs import scheduled
+from torch import Tensor, nn
+from torch.autograd import gradcheck, gradgradcheck
+from torch.func import functional_call, grad, vmap
+from torch.nn.utils import prune
+
+import sparseconv as sc
+from sparseconv import SparseConvTranspose1d
+from sparseconv.testing import error_bound
+
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"stride": 4, "padding": 2, "output_padding": 3, "groups": 2},
+    {"stride": 2, "dilation": 3, "output_padding": 2, "bias": False},
+    {"stride": (3,), "padding": (1,), "dtype": torch.float64},
+]
+every_option = pytest.mark.parametrize("options", OPTIONS, ids=str)
+
+
+def made(**options: Any) -> tuple[SparseConvTranspose1d, Any, Tensor]:
+    """A layer, the dense layer that computes the same, and an input."""
+    torch.manual_seed(0)
+    layer = SparseConvTranspose1d(4, 6, 5, density=0.3, **options)
+    return layer, layer.to_dense(), torch.randn(2, 4, 9, dtype=layer.values.dtype)
+
+
+def assert_close(y: Tensor, dense: nn.ConvTranspose1d, x: Tensor, **call: Any) -> None:
+    """Check an output against the dense layer's in float64, within the computed bound."""
+    exact = copy.deepcopy(dense).double()(x.double(), **call)
+    magnitude, terms = copy.deepcopy(dense).double(), copy.deepcopy(dense).double()
+    for parameter, ones in zip(magnitude.parameters(), terms.parameters(), strict=True):
+        parameter.data.abs_()
+        ones.data.copy_(ones.data != 0)
+    sums = magnitude(x.double().abs(), **call), terms(torch.ones_like(x).double(), **call)
+    assert y.shape == exact.shape
+    assert ((y - exact).abs() <= error_bound(exact, *sums, y.dtype)).all()
+
+
+@every_option
+def test_like_the_dense_layer(options):
+    layer, dense, x = made(**options)
+    assert type(dense) is nn.ConvTranspose1d
+    assert repr(layer).startswith(f"SparseConvTranspose1d({dense.extra_repr()}, nnz=")
+    assert_close(layer(x), dense, x)
+    assert layer(x[0]).equal(layer(x)[0])
+    assert layer(x[:0]).shape == dense(x[:0]).shape
+    least = layer._geometry().transposed_length(9, 0)
+    for size in (least, least + layer.stride[0] - 1):
+        assert_close(layer(x, output_size=[size]), dense, x, output_size=[size])
+    again = SparseConvTranspose1d.from_dense(dense)
+    assert again.pattern == layer.pattern
+    assert again(x).equal(layer(x))
+
+
+@every_option
+def test_state_dicts(options):
+    layer, dense, x = made(**options)
+    pruned = prune.l1_unstructured(copy.deepcopy(dense), "weight", amount=0.8)
+    file = io.BytesIO()
+    torch.save(layer.state_dict(), file)
+    file.seek(0)
+    for state, source in (
+        (torch.load(file, weights_only=True), layer),
+        (dense.state_dict(), layer),
+        (pruned.state_dict(), SparseConvTranspose1d.from_dense(pruned)),
+    ):
+        target = SparseConvTranspose1d(4, 6, 5, **options)
+        target.load_state_dict(state)
+        assert target.pattern == source.pattern
+        assert target(x).equal(source(x))
+
+
+@pytest.mark.promise("P7")
+@every_option
+def test_gradients_of_every_order_and_transforms(options):
+    layer, _, x = made(**options)
+    layer, x = layer.double(), x.double()
+    parameters = dict(layer.named_parameters())
+
+    def run(x: Tensor, *given: Tensor) -> Tensor:
+        return functional_call(layer, dict(zip(parameters, given, strict=True)), (x,))
+
+    leaves = (x[:1, :, :3].clone().requires_grad_(), *parameters.values())
+    checks = {"check_batched_grad": True}
+    assert gradcheck(run, leaves, check_forward_ad=True, **checks)
+    assert gradgradcheck(run, leaves, check_fwd_over_rev=True, **checks)
+    given = tuple(parameters.values())
+    per_sample = vmap(grad(lambda values, x: run(x, values, *given[1:]).sum()), (None, 0))
+    whole = torch.autograd.grad(run(x, *given).sum(), given[0])[0]
+    torch.testing.assert_close(per_sample(given[0], x).sum(0), whole)
+
+
+@pytest.mark.promise("P7")
+@every_option
+def test_compile_and_export(options):
+    layer, _, x = made(**options)
+    y = layer(x)
+    torch._dynamo.reset()
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager", dynamic=True)
+    wanted = torch.autograd.grad(y.square().sum(), list(layer.parameters()))
+    found = torch.autograd.grad(compiled(x).square().sum(), list(layer.parameters()))
+    assert all(a.equal(b) for a, b in zip(found, wanted, strict=True))
+    length = torch.export.Dim("length", min=2)
+    program = torch.export.export(layer, (x,), dynamic_shapes=({2: length},))
+    longer = torch.cat((x, x), 2)
+    assert program.module()(longer).equal(layer(longer))
+
+
+def test_autocast_is_that_of_the_dense_layer():
+    layer, dense, x = made()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(x).dtype == dense(x).dtype == torch.bfloat16
+
+
+@every_option
+@pytest.mark.parametrize("batched", [True, False])
+def test_growth_is_by_the_dense_gradient(options, batched):
+    layer, _, x = made(**options)
+    layer, x = layer.double(), x.double() if batched else x[0].double()
+    _, optimizer, dst = scheduled(layer, update_every=2, end_step=100, grow="gradient")
+    for step in range(1, 9):
+        dense = layer.to_dense()
+        dense(x).square().sum().backward()
+        layer(x).square().sum().backward()
+        if step % 2 == 0:
+            torch.testing.assert_close(layer.dense_probe.grad, dense.weight.grad)
+        before = layer.pattern
+        optimizer.step()
+        dst.step()
+        assert (layer.pattern != before) == (step % 2 == 0)
+        optimizer.zero_grad()
+
+
+def test_convert_profile_and_back():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.ConvTranspose1d(8, 16, 8, 4), nn.ReLU(), nn.Conv1d(16, 4, 5))
+    x = torch.randn(2, 8, 20)
+    for i in (0, 2):
+        prune.l1_unstructured(model[i], "weight", amount=0.9)
+    sparse, report = sc.convert(model)
+    assert [layer.weight_shape for layer in report.layers] == [(8, 16, 8), (4, 16, 5)]
+    assert type(sparse[0]) is SparseConvTranspose1d
+    back = sc.to_dense(sparse)
+    assert torch.equal(back[0].weight, model[0].weight)
+    assert_close(sparse[0](x), back[0], x)
+    report = sc.convert(model, x, layers=["0"], training=False, rounds=6).report
+    profile = sc.profile(sparse, x, rounds=6)
+    for layer in (report.layers[0], profile.layers[0]):
+        assert layer.flops["inference"].after == 2 * 2 * 20 * sparse[0].pattern.nnz
+    assert sc.optimize_for_inference(sparse.eval())(x).equal(sparse(x))
+
+
+class Louder(nn.ConvTranspose1d):
+    def forward(self, *args: Any) -> Tensor:
+        return 2 * super().forward(*args)
+
+
+def test_convert_leaves_own_code_dense():
+    model = nn.Sequential(Louder(4, 4, 3))
+    model[0].weight.data[0] = 0
+    assert isinstance(sc.convert(model, max_density=1.0).model[0], Louder)
+
+
+def test_the_function_needs_no_layer():
+    layer, _, x = made(stride=3, padding=1)
+    y = sc.sparse_conv_transpose1d(x, layer.values, layer.pattern, layer.bias, 3, 1)
+    assert y.equal(layer(x))
+    reference = sc.sparse_conv_transpose1d(
+        x, layer.values, layer.pattern, layer.bias, 3, 1, backend="reference"
+    )
+    assert reference.equal(F.conv_transpose1d(x, layer.dense_weight(), layer.bias, 3, 1))
