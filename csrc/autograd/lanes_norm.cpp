@@ -132,9 +132,9 @@ struct LanesNorm : torch::autograd::Function<LanesNorm> {
                                const OptionalTensor& added,
                                const NormCall& call) {
     const at::AutoDispatchBelowADInplaceOrView below;
-    auto [output, mean, invstd] = CALL(lanes_norm)(
-        parts, weight, bias, call.mean, call.var, added, call.training, call.momentum, call.eps,
-        call.relu, call.order.batch, call.order.length);
+    auto [output, mean, invstd] =
+        CALL(lanes_norm)(parts, weight, bias, call.mean, call.var, added, call.training,
+                         call.momentum, call.eps, call.relu, call.order.batch, call.order.length);
     variable_list saved = parts.vec();
     for (const OptionalTensor& x : {weight, bias, added}) {
       saved.push_back(x.value_or(Tensor()));
@@ -174,7 +174,8 @@ constexpr int64_t kPoolCost = 32;  // of a vector, in multiply-adds of a convolu
 
 Tensor pooled(const Tensor& x, const Tensor& grad, int64_t radius, const LaneOrder& order) {
   const ForkGuard fork_guard;
-  TORCH_CHECK_VALUE(radius >= 0 && radius < 256, "expected a radius in [0, 256), but got ", radius);
+  TORCH_CHECK_VALUE(radius >= 0 && radius <= kPoolRadius, "expected a radius in [0, ", kPoolRadius,
+                    "], but got ", radius);
   Tensor out = at::empty_like(x);
   MaxPool p{};
   p.order = order;

@@ -68,6 +68,9 @@ struct BatchNormReluGradient {
   bool relu;
 };
 
+// The longest window that a pooling kernel takes has this many samples on either side.
+constexpr int64_t kPoolRadius = 7;
+
 // The largest of each sample and its `radius` neighbours on either side.
 struct MaxPool {
   LaneOrder order;

@@ -87,14 +87,16 @@ def _add_before_relu(graph: Graph, relu: Node) -> None:
         return
 
 
-def _norm_of_parts(graph: Graph, cat: Node) -> None:
+def _norm_of_parts(graph: Graph, norm: Node) -> None:
     """Let BatchNorm read the parts of a concatenation, which then needs no copy."""
-    if cat.target is not torch.cat or len(cat.users) != 1:
+    if norm.target is not _NORM:
         return
-    (norm,) = cat.users
-    if norm.target is _NORM and list(norm.args[_PARTS]) == [cat]:  # type: ignore[arg-type]
-        _set(norm, _PARTS, list(cat.args[0]))  # type: ignore[arg-type]
-        graph.erase_node(cat)
+    parts: list[Any] = list(norm.args[_PARTS])  # type: ignore[arg-type]
+    while cats := [part for part in parts if part.target is torch.cat and len(part.users) == 1]:
+        at = parts.index(cats[0])
+        parts[at : at + 1] = cats[0].args[0]
+        norm.update_arg(_PARTS, parts)
+        graph.erase_node(cats[0])
 
 
 def _is_relu(node: Node) -> bool:

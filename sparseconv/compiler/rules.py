@@ -64,11 +64,12 @@ def value_of(node: Any) -> Any:
 
 
 def is_signal(node: Any) -> bool:
-    """Return whether a node is a batch of series that fits lanes."""
+    """Return whether a node is a batch of series that fits lanes; one sample is not a series."""
     value = value_of(node)
     return (
         isinstance(value, Tensor)
         and value.dim() == 3
+        and value.shape[2] != 1
         and value.dtype in (torch.float32, torch.float64)
         and value.device.type == "cpu"
         and value.layout is torch.strided

@@ -32,33 +32,41 @@ static void pool_rows(const typename V::T* x, int64_t radius, int64_t n, typenam
 // Row r of the output is the sum of those rows r to r + 2 * radius of g whose largest sample is row
 // r + 2 * radius of x. x has 2 * radius rows before and after the output's, g `radius`.
 template <typename V>
-static void unpool_rows(const typename V::T* x,
-                        const typename V::T* g,
-                        int64_t radius,
-                        int64_t n,
-                        typename V::T* out) {
+__attribute__((always_inline)) static inline void unpool_rows(const typename V::T* x,
+                                                              const typename V::T* g,
+                                                              int64_t radius,
+                                                              int64_t n,
+                                                              typename V::T* out) {
   constexpr int kN = kLanes<typename V::T>;
-  const V one = V::splat(1);
   for (int64_t h = 0; h < kN * n; h += V::kWidth) {
     const typename V::T* at = x + 2 * radius * kN + h;
     const V own = V::load(at);
-    // Of how many samples before it the sample is the largest, and of how many after it.
-    V before = V::splat(0), after = before;
-    auto wins = replaces(own, own), keeps = wins;
-    wins = keeps = wins | ~wins;
+    // Whether the sample is the largest of the j samples before it, and of the j after it.
+    decltype(replaces(own, own)) wins[2 * kPoolRadius + 1], keeps[2 * kPoolRadius + 1];
+    wins[0] = keeps[0] = (own.v == own.v) | (own.v != own.v);
     for (int64_t j = 1; j <= 2 * radius; ++j) {
-      wins &= replaces(own, V::load(at - j * kN));
-      keeps &= ~replaces(V::load(at + j * kN), own);
-      before = add(before, only(wins, one));
-      after = add(after, only(keeps, one));
+      wins[j] = wins[j - 1] & replaces(own, V::load(at - j * kN));
+      keeps[j] = keeps[j - 1] & ~replaces(V::load(at + j * kN), own);
     }
     V sum = V::splat(0);
     for (int64_t j = 0; j <= 2 * radius; ++j) {
-      const auto largest = (before.v >= V::splat(static_cast<typename V::T>(2 * radius - j)).v) &
-                           (after.v >= V::splat(static_cast<typename V::T>(j)).v);
-      sum = add(sum, only(largest, V::load(g + j * kN + h)));
+      sum = add(sum, only(wins[2 * radius - j] & keeps[j], V::load(g + j * kN + h)));
     }
     sum.store(out + h);
+  }
+}
+
+// For the usual radius, the loops over neighbours are unrolled.
+template <typename V>
+static void unpool(const typename V::T* x,
+                   const typename V::T* g,
+                   int64_t radius,
+                   int64_t n,
+                   typename V::T* out) {
+  if (radius == 1) {
+    unpool_rows<V>(x, g, 1, n, out);
+  } else {
+    unpool_rows<V>(x, g, radius, n, out);
   }
 }
 
@@ -89,16 +97,15 @@ static void max_pool(const MaxPool& p, int64_t part, int64_t parts, void* scratc
         samples.copy(in, begin - reach, end + reach, xs);
         if (grad) {
           gradients.copy(grad, begin - p.radius, end + p.radius, gs);
-          unpool_rows<V>(xs, gs, p.radius, end - begin, out + begin * kN);
+          unpool<V>(xs, gs, p.radius, end - begin, out + begin * kN);
         } else {
           pool_rows<V>(xs, p.radius, end - begin, out + begin * kN);
         }
       };
       end_rows(0, head);
       if (grad) {
-        unpool_rows<V>(in + begins + (head - 2 * p.radius) * kN,
-                       grad + begins + (head - p.radius) * kN, p.radius, tail - head,
-                       out + head * kN);
+        unpool<V>(in + begins + (head - 2 * p.radius) * kN, grad + begins + (head - p.radius) * kN,
+                  p.radius, tail - head, out + head * kN);
       } else {
         pool_rows<V>(in + begins + (head - p.radius) * kN, p.radius, tail - head, out + head * kN);
       }
