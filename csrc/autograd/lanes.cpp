@@ -109,18 +109,25 @@ Tensor lanes_pointwise_dgrad(const Tensor& grad,
                                            weight.resolve_neg());
 }
 
+// Of any series with these groups and rows.
+LaneOrder order_in(const Tensor& lanes) {
+  TORCH_CHECK_VALUE(lanes.dim() == 4, "expected grad_output in lanes, but got ", lanes.sizes());
+  LaneOrder order = order_of(lanes, 1, 1);
+  order.groups = lanes.size(1);
+  order.rows = lanes.size(2);
+  return order;
+}
+
 Tensor lanes_pointwise_wgrad(const Tensor& grad, const Tensor& input) {
   const ForkGuard fork_guard;
-  TORCH_CHECK_VALUE(grad.dim() == 4, "expected grad_output in lanes, but got ", grad.sizes());
-  const LaneOrder order = {1, 1, grad.size(3), 1, grad.size(2), grad.size(1), 0};
+  const LaneOrder order = order_in(grad);
   return lanes_for(order)->pointwise_wgrad(checked(grad, order, -1, "grad_output"),
                                            checked_like(input, grad, order, -1, "input"), {});
 }
 
 Tensor lanes_bias_grad(const Tensor& grad) {
   const ForkGuard fork_guard;
-  TORCH_CHECK_VALUE(grad.dim() == 4, "expected grad_output in lanes, but got ", grad.sizes());
-  const LaneOrder order = {1, 1, grad.size(3), 1, grad.size(2), grad.size(1), 0};
+  const LaneOrder order = order_in(grad);
   return lanes_for(order)->sum_of_channels(checked(grad, order, -1, "grad_output"), grad.size(0));
 }
 

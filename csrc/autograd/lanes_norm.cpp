@@ -293,7 +293,8 @@ std::tuple<Tensor, Tensor> lanes_fold(const Tensor& weights,
   const Tensor b = vector_of(bias, weights, channels, "bias");
   const int64_t kernels = crow.has_value() ? crow->numel() - 1 : 0;
   TORCH_CHECK_VALUE(
-      channels > 0 && (crow.has_value() ? kernels % channels == 0 : weights.size(0) == channels),
+      channels > 0 && (crow.has_value() ? weights.dim() == 1 && kernels % channels == 0
+                                        : weights.dim() == 3 && weights.size(0) == channels),
       "expected the weights of ", channels, " channels");
   if (crow.has_value()) {
     check_pointers(*crow, "crow_indices", kernels, nnz);
