@@ -44,7 +44,7 @@ def choose(steps: Mapping[Node, Step]) -> set[Node]:
             for user in signal.users:
                 graph.add_edge(leave, user if user in readers[signal] else _OUT)
     _, (chosen, _) = networkx.minimum_cut(graph, _IN, _OUT)
-    return chosen & steps.keys()
+    return {node for node in steps if node in chosen}
 
 
 def _elements(node: Node) -> int:

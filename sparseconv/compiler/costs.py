@@ -1,9 +1,9 @@
 """What operations save in lanes, and what converting tensors costs, in nanoseconds.
 
-Each number is for one element, without and with gradients. They are the smaller ones that were
-measured at five shapes between 1 x 64 x 512 and 16 x 128 x 128 (float32, density 10 %, one thread of
-an Intel Xeon with AVX-512, 2026-11-29). At other shapes more is saved, so that a wrong choice leaves
-something out rather than making it slower.
+Each number is for one element, without and with gradients. They are about the smallest ones that
+were measured at five shapes between 1 x 64 x 512 and 16 x 128 x 128 (float32, density 10 %, one
+thread of an Intel Xeon with AVX-512, 2026-11-29). Elsewhere more is saved: an error leaves an
+operation outside rather than making it slower.
 """
 
 from __future__ import annotations

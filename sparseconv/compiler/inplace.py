@@ -38,7 +38,7 @@ def make_functional(graph: Graph) -> None:
         if isinstance(value_of(node), Tensor):
             sharing[value_of(node).untyped_storage()._cdata].append(node)
     passed: list[Node] = []
-    replaced = set()
+    replaced: set[Node] = set()
     for node in list(graph.nodes):
         written = _written(node)
         before = set(passed)
@@ -52,34 +52,35 @@ def make_functional(graph: Graph) -> None:
         if not alone or not _replace(node):
             raise Outside(f"{node.name} writes into a signal whose memory other tensors share")
         replaced.add(node)
-        done = before | {node}
-        written.replace_all_uses_with(node, delete_user_cb=lambda user, done=done: user not in done)
+        for user in written.users.keys() - before - {node}:
+            user.replace_input_with(written, node)
 
 
-def _written(node: Node) -> Node | None:
+def _written(node: Node) -> Any:
     """Return the node whose tensor this one changes."""
-    first: Any = node.args[0] if node.args else None
+    first = node.args[0] if node.args else None
     target: Any = node.target
     name = str(target if node.op == "call_method" else getattr(target, "__name__", ""))
     if node.op not in ("call_method", "call_function"):
         return None
     if isinstance(node.kwargs.get("out"), Node):
-        return node.kwargs["out"]  # type: ignore[return-value]
+        return node.kwargs["out"]
     if (name.endswith("_") and not name.endswith("__")) or target is operator.setitem:
-        return first  # type: ignore[no-any-return]
+        return first
     if target in _FUNCTIONAL:
-        return first  # type: ignore[no-any-return]
+        return first
     if isinstance(target, torch._ops.OpOverload):
         arguments = zip(node.args, target._schema.arguments, strict=False)
-        return next((a for a, of in arguments if of.is_write), None)  # type: ignore[return-value]
+        return next((a for a, of in arguments if of.is_write), None)
     given = _if_in_place(node)
     return given and next(iter(given.values()))
 
 
 def _if_in_place(node: Node) -> dict[str, Any] | None:
     """Return the arguments of a function that was called with ``inplace=True``."""
+    target: Any = node.target
     try:
-        names = " ".join(inspect.signature(node.target).parameters)  # type: ignore[arg-type]
+        names = " ".join(inspect.signature(target).parameters)
     except (TypeError, ValueError):
         return None
     given = named(node, names)

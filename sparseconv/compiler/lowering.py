@@ -7,7 +7,8 @@ from typing import Any
 
 from torch.fx import Graph, Node
 
-from sparseconv.compiler.rules import OPS, Step, value_of
+from sparseconv.compiler.rules import Step, value_of
+from sparseconv.ops.lanes import OPS
 
 
 class Lowering:
@@ -37,9 +38,7 @@ class Lowering:
                         continue
                     result = self.call(OPS.lanes_leave.default, result, *self._sizes[node])
                     self.left += 1
-            node.replace_all_uses_with(
-                result, delete_user_cb=lambda user: user not in self._steps
-            )
+            node.replace_all_uses_with(result, delete_user_cb=lambda user: user not in self._steps)
             if not step.in_lanes:  # a step reads it, too
                 node.replace_all_uses_with(result)
         for node in reversed(list(self._graph.nodes)):

@@ -1,7 +1,7 @@
 """The table of rules: how an operation of a graph is computed on tensors in lanes.
 
-A rule gets a node of a graph of torch's functions, and returns a ``Step``, or raises ``Outside`` with
-the reason why the node has none. Outputs must hold zeros where the order is idle: the ops in
+A rule gets a node of a graph of torch's functions, and returns a ``Step``, or raises ``Outside``
+with the reason why the node has none. Outputs must hold zeros where the order is idle: the ops in
 ``ops.lanes`` see to it, and other functions must map zeros to zeros.
 """
 
@@ -32,9 +32,9 @@ class Outside(Exception):  # noqa: N818
 class Lanes(Protocol):
     """What a rule builds with: see ``lowering.Lowering``."""
 
-    def call(self, target: Any, *args: Any, **kwargs: Any) -> Node: ...  # noqa: D102
-    def of(self, signal: Node) -> Node: ...  # noqa: D102
-    def sizes(self, signal: Node) -> tuple[Any, Any]: ...  # noqa: D102
+    def call(self, target: Any, *args: Any, **kwargs: Any) -> Node: ...
+    def of(self, signal: Node) -> Node: ...
+    def sizes(self, signal: Node) -> tuple[Any, Any]: ...
 
 
 class Step(NamedTuple):
@@ -91,10 +91,10 @@ def _require_same_dtype(node: Node, *others: Any) -> None:
     require(same, "its tensors have several dtypes")
 
 
-def _sparse(node: Node) -> Step:
+def _sparse(node: Any) -> Step:
     x, values, bias, crow, col, numbers, *relu = node.args
     require(is_signal(x), "it is not on a batch of float32 or float64 series on a CPU")
-    geometry = [int(number) for number in numbers]  # type: ignore[union-attr, arg-type]
+    geometry = [int(number) for number in numbers]
     assert extension is not None
     require(
         extension.keeps_order(Geometry.from_numbers(geometry)),
@@ -108,7 +108,7 @@ def _sparse(node: Node) -> Step:
     return Step((x,), build, GAINS["sparse"])
 
 
-def _dense(node: Node) -> Step:
+def _dense(node: Any) -> Step:
     given = named(node, "input weight bias stride padding dilation groups")
     x, weight, bias = given["input"], given["weight"], given.get("bias")
     require(is_signal(x), "it is not on a batch of float32 or float64 series on a CPU")
@@ -118,14 +118,12 @@ def _dense(node: Node) -> Step:
     _require_same_dtype(node, x, weight, bias)
 
     def build(lanes: Lanes) -> Node:
-        return lanes.call(
-            OPS.lanes_pointwise.default, lanes.of(x), weight, bias, *lanes.sizes(x)
-        )
+        return lanes.call(OPS.lanes_pointwise.default, lanes.of(x), weight, bias, *lanes.sizes(x))
 
     return Step((x,), build, GAINS["pointwise"])
 
 
-def _norm(node: Node) -> Step:
+def _norm(node: Any) -> Step:
     given = named(node, "input running_mean running_var weight bias training momentum eps")
     x = given["input"]
     require(is_signal(x), "it is not on a batch of float32 or float64 series on a CPU")
@@ -145,7 +143,7 @@ def _norm(node: Node) -> Step:
     return Step((x,), build, GAINS["norm"])
 
 
-def _max_pool(node: Node) -> Step:
+def _max_pool(node: Any) -> Step:
     given = named(node, "input kernel_size stride padding dilation ceil_mode return_indices")
     x, size = given["input"], one(given["kernel_size"])
     require(is_signal(x), "it is not on a batch of float32 or float64 series on a CPU")
@@ -170,20 +168,20 @@ def _mean_step(x: Any, keepdim: bool) -> Step:
     return Step((x,), build, GAINS["mean"], in_lanes=False)
 
 
-def _average(node: Node) -> Step:
+def _average(node: Any) -> Step:
     given = named(node, "input output_size")
     require(one(given["output_size"]) == 1, "it averages parts of a series")
     return _mean_step(given["input"], keepdim=True)
 
 
-def _mean(node: Node) -> Step:
+def _mean(node: Any) -> Step:
     given = named(node, "input dim keepdim")
     require(one(given.get("dim")) in (2, -1), "it does not average over samples alone")
     require(given.get("dtype") is None, "it changes the dtype")
     return _mean_step(given["input"], keepdim=bool(given.get("keepdim", False)))
 
 
-def _cat(node: Node) -> Step:
+def _cat(node: Any) -> Step:
     given = named(node, "tensors dim")
     parts = tuple(given["tensors"])
     require(given.get("dim", 0) in (1, -2), "it does not join channels")
@@ -196,7 +194,7 @@ def _cat(node: Node) -> Step:
     return Step(parts, build, GAINS["cat"])
 
 
-def _elementwise(node: Node) -> Step:
+def _elementwise(node: Any) -> Step:
     """Functions of signals that map zeros to zeros, where their derivative is finite."""
     signals = tuple(node.all_input_nodes)
     shape = value_of(node).shape
@@ -220,7 +218,7 @@ def _elementwise(node: Node) -> Step:
     return Step(signals, build, GAINS["elementwise"])
 
 
-def _keeps_zeros(node: Node) -> bool:
+def _keeps_zeros(node: Any) -> bool:
     if node.target in (F.dropout, torch.dropout):  # tried out, it would draw a random number
         return True
     with outside_tracing(), torch.enable_grad():
@@ -234,7 +232,7 @@ def _keeps_zeros(node: Node) -> bool:
         if node.op == "call_method":
             y = getattr(arguments[0], str(node.target))(*arguments[1:], **kwargs)
         else:
-            y = node.target(*arguments, **kwargs)  # type: ignore[operator]
+            y = node.target(*arguments, **kwargs)
         (slope,) = torch.autograd.grad(y, zero, allow_unused=True)
         return bool((y == 0).all()) and (slope is None or bool(slope.isfinite().all()))
 
@@ -247,7 +245,7 @@ _ELEMENTWISE = (
     *(F.hardtanh, F.hardswish, F.tanhshrink, F.softshrink, F.hardshrink, F.softplus, F.tanh),
     *(F.sigmoid, F.logsigmoid, F.dropout),
 )
-RULES: dict[Any, Callable[[Node], Step]] = {
+RULES: dict[Any, Callable[[Any], Step]] = {
     OPS.fprop.default: _sparse,
     torch.conv1d: _dense,
     F.conv1d: _dense,
@@ -262,12 +260,12 @@ RULES: dict[Any, Callable[[Node], Step]] = {
     **dict.fromkeys(_ELEMENTWISE, _elementwise),
 }
 # Methods of tensors, by their names.
-METHODS: dict[Any, Callable[[Node], Step]] = {
+METHODS: dict[Any, Callable[[Any], Step]] = {
     "mean": _mean,
     **dict.fromkeys(("add", "sub", "mul", "div", "neg", "relu", "tanh", "abs"), _elementwise),
 }
 
 
-def rule_of(node: Node) -> Callable[[Node], Step] | None:
+def rule_of(node: Node) -> Callable[[Any], Step] | None:
     """Return the rule for an operation, whether it fits or not."""
     return {"call_function": RULES, "call_method": METHODS}.get(node.op, {}).get(node.target)

@@ -226,7 +226,7 @@ def test_nan_reaches_what_it_reaches_in_torch() -> None:
 def test_double_backward_is_refused() -> None:
     model, x = fcn(), torch.randn(4, 2, 40, requires_grad=True)
     (grad,) = torch.autograd.grad(compiled(model)(x).sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="derivative for sparseconv::lanes_.* is not implemented"):
+    with pytest.raises(RuntimeError, match=r"derivative for sparseconv::lanes_\w+ is not"):
         grad.sum().backward()
 
 

@@ -15,7 +15,7 @@ FUNCTIONS: tuple[Callable[[Tensor], Tensor], ...] = (
     torch.tanh, torch.sigmoid, F.gelu, F.silu, F.softplus, torch.abs, F.hardswish,
     lambda x: F.leaky_relu(x, 0.1), lambda x: 0.5 * x, lambda x: x + 0.25, lambda x: x.neg(),
     lambda x: F.elu(x, inplace=True), lambda x: x.mul_(2), lambda x: x.detach() + x,
-    lambda x: x.flip(2), lambda x: F.pad(x, (1, -1)), lambda x: x.chunk(2, 0)[0].repeat(2, 1, 1)[:len(x)],
+    lambda x: x.flip(2), lambda x: F.pad(x, (1, -1)), lambda x: x.roll(1, 0),
 )  # fmt: skip
 
 
@@ -37,8 +37,25 @@ class RandomGraph(nn.Module):
         for _ in range(rng.randint(4, 14)):
             x = rng.randrange(max(0, len(widths) - 3), len(widths))
             channels, length = widths[x]
-            kind = rng.choice(("sparse",) * 4 + ("dense", "strided", "1x1", "norm", "norm", "relu",
-                              "relu_", "function", "pool", "shrink", "add", "cat", "mul", "drop"))
+            kind = rng.choice(
+                ("sparse",) * 4
+                + (
+                    "dense",
+                    "strided",
+                    "1x1",
+                    "norm",
+                    "norm",
+                    "relu",
+                    "relu_",
+                    "function",
+                    "pool",
+                    "shrink",
+                    "add",
+                    "cat",
+                    "mul",
+                    "drop",
+                )
+            )
             same = [i for i, width in enumerate(widths) if width == widths[x]]
             equal = [i for i, width in enumerate(widths) if width[1] == length]
             reads: tuple[int, ...] = (x,)
