@@ -2,14 +2,10 @@
 
 #include "lanes.h"
 
-#include <ATen/Dispatch.h>
-#include <ATen/ops/empty.h>
+#include <ATen/TensorOperators.h>
 #include <ATen/ops/empty_like.h>
-#include <ATen/ops/zeros.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/library.h>
-
-#include <cmath>
 
 namespace sparseconv {
 
@@ -220,46 +216,13 @@ struct Pool : torch::autograd::Function<Pool> {
   }
 };
 
-constexpr int64_t kSumRows = 64;  // bounds rounding
-
-template <typename T>
-void sum_rows(const T* in, const LaneOrder& y, T* sums) {
-  std::fill_n(sums, y.lanes, T(0));
-  for (int64_t r = 0; r < y.rows;) {
-    T some[16] = {};
-    for (const int64_t stop = std::min(y.rows, r + kSumRows); r < stop; ++r) {
-      for (int64_t l = 0; l < y.lanes; ++l) {
-        some[l] += in[r * y.lanes + l];
-      }
-    }
-    for (int64_t l = 0; l < y.lanes; ++l) {
-      sums[l] += some[l];
-    }
-  }
-}
-
+// The average of each series, (N, C).
 Tensor lanes_mean(const Tensor& input, int64_t batch, int64_t length) {
   const ForkGuard fork_guard;
-  const LaneOrder y = order_of(input, batch, length);
-  const Tensor x = checked(input, y, -1, "input");
-  const int64_t channels = x.size(0);
-  Tensor out = at::zeros({batch, channels}, x.options());
-  AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "lanes_mean", [&] {
-    const scalar_t* in = x.const_data_ptr<scalar_t>();
-    scalar_t* to = out.data_ptr<scalar_t>();
-    at::parallel_for(0, channels, 1 + kGrain / (1 + y.channel()), [&](int64_t begin, int64_t end) {
-      std::vector<scalar_t> sums(y.groups * y.lanes);
-      for (int64_t c = begin; c < end; ++c) {
-        for (int64_t g = 0; g < y.groups; ++g) {
-          sum_rows(in + (c * y.groups + g) * y.rows * y.lanes, y, sums.data() + g * y.lanes);
-        }
-        for (int64_t unit = 0; unit < batch * y.pieces; ++unit) {
-          to[unit / y.pieces * channels + c] += sums[unit];
-        }
-      }
-    });
-  });
-  return out.div_(static_cast<double>(length));
+  const LaneOrder order = order_of(input, batch, length);
+  const Tensor units = checked(input, order, -1, "input").sum({2}).flatten(1);
+  const Tensor pieces = units.narrow(1, 0, batch * order.pieces).unflatten(1, {batch, -1});
+  return pieces.sum({2}).t().div(static_cast<double>(length)).contiguous();
 }
 
 struct Mean : torch::autograd::Function<Mean> {
@@ -275,6 +238,8 @@ struct Mean : torch::autograd::Function<Mean> {
   }
 };
 
+// Weights and bias with which a convolution computes what a BatchNorm in eval mode makes of its
+// output. Of a pattern's values with its pointers `crow`, else of a dense weight (C_out, C_in, 1).
 std::tuple<Tensor, Tensor> lanes_fold(const Tensor& weights,
                                       const OptionalTensor& bias,
                                       const OptionalTensor& crow,
@@ -283,48 +248,16 @@ std::tuple<Tensor, Tensor> lanes_fold(const Tensor& weights,
                                       const Tensor& mean,
                                       const Tensor& var,
                                       double eps) {
-  check_same_type(mean, weights, "weights");
-  const int64_t channels = mean.numel(), nnz = weights.numel();
-  const Tensor own = weights.resolve_neg().contiguous();
-  const Tensor m = vector_of(mean, weights, channels, "running_mean");
-  const Tensor v = vector_of(var, weights, channels, "running_var");
-  const Tensor scale = vector_of(norm_weight, weights, channels, "weight");
-  const Tensor shift = vector_of(norm_bias, weights, channels, "bias");
-  const Tensor b = vector_of(bias, weights, channels, "bias");
-  const int64_t kernels = crow.has_value() ? crow->numel() - 1 : 0;
-  TORCH_CHECK_VALUE(
-      channels > 0 && (crow.has_value() ? weights.dim() == 1 && kernels % channels == 0
-                                        : weights.dim() == 3 && weights.size(0) == channels),
-      "expected the weights of ", channels, " channels");
-  if (crow.has_value()) {
-    check_pointers(*crow, "crow_indices", kernels, nnz);
+  Tensor scale = (var + eps).rsqrt();
+  scale = norm_weight ? scale * *norm_weight : scale;
+  Tensor offset = (bias ? *bias - mean : -mean) * scale;
+  offset = norm_bias ? offset + *norm_bias : offset;
+  if (!crow) {
+    return {weights * scale.view({-1, 1, 1}), offset};
   }
-  Tensor folded = at::empty_like(own), offset = at::empty({channels}, own.options());
-  AT_DISPATCH_FLOATING_TYPES(own.scalar_type(), "lanes_fold", [&] {
-    const auto data = [](const Tensor& x) {
-      return x.defined() ? x.const_data_ptr<scalar_t>() : nullptr;
-    };
-    const scalar_t *w = data(own), *means = data(m), *vars = data(v), *scales = data(scale),
-                   *shifts = data(shift), *biases = data(b);
-    scalar_t *to = folded.data_ptr<scalar_t>(), *offsets = offset.data_ptr<scalar_t>();
-    const int32_t* starts = crow.has_value() ? crow->const_data_ptr<int32_t>() : nullptr;
-    const auto start = [&](int64_t channel) {
-      return starts != nullptr ? starts[channel * (kernels / channels)]
-                               : channel * (nnz / channels);
-    };
-    for (int64_t c = 0; c < channels; ++c) {
-      const double factor = (scales != nullptr ? static_cast<double>(scales[c]) : 1) /
-                            std::sqrt(static_cast<double>(vars[c]) + eps);
-      const double distance =
-          (biases != nullptr ? static_cast<double>(biases[c]) : 0) - static_cast<double>(means[c]);
-      offsets[c] = static_cast<scalar_t>(distance * factor +
-                                         (shifts != nullptr ? static_cast<double>(shifts[c]) : 0));
-      for (int64_t i = start(c); i < start(c + 1); ++i) {
-        to[i] = static_cast<scalar_t>(static_cast<double>(w[i]) * factor);
-      }
-    }
-  });
-  return {folded, offset};
+  const int64_t kernels = (crow->numel() - 1) / mean.numel();  // of one output channel
+  const Tensor counts = crow->slice(0, 0, std::nullopt, kernels).diff();
+  return {weights * scale.repeat_interleave(counts, 0, weights.numel()), offset};
 }
 
 }  // namespace
@@ -338,7 +271,6 @@ TORCH_LIBRARY_IMPL(sparseconv, CPU, m) {
   m.impl("lanes_max_pool", lanes_max_pool);
   m.impl("lanes_max_pool_backward", lanes_max_pool_backward);
   m.impl("lanes_mean", lanes_mean);
-  m.impl("lanes_fold", lanes_fold);
 }
 
 TORCH_LIBRARY_IMPL(sparseconv, Autograd, m) {
@@ -358,7 +290,11 @@ TORCH_LIBRARY_IMPL(sparseconv, Autograd, m) {
   m.impl("lanes_mean", [](const Tensor& input, int64_t batch, int64_t length) {
     return Mean::apply(input, Order{batch, length});
   });
-  for (const char* name : {"lanes_norm_backward", "lanes_max_pool_backward", "lanes_fold"}) {
+  for (const char* name : {"lanes_norm_backward", "lanes_max_pool_backward"}) {
     m.impl(name, torch::autograd::autogradNotImplementedFallback());
   }
+}
+
+TORCH_LIBRARY_IMPL(sparseconv, CompositeImplicitAutograd, m) {
+  m.impl("lanes_fold", sparseconv::lanes_fold);
 }

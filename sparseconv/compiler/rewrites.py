@@ -26,8 +26,8 @@ def rewrite(graph: Graph) -> None:
 
 
 def _fold_norm(graph: Graph, norm: Any) -> None:
-    """Let a convolution compute the BatchNorm after it, in eval mode and without gradients."""
-    if norm.target is not _NORM or norm.args[_TRAINING] or torch.is_grad_enabled():
+    """Let a convolution compute the BatchNorm after it, in eval mode."""
+    if norm.target is not _NORM or norm.args[_TRAINING]:
         return
     parts, weight, bias, mean, var, _, _, _, eps, *_ = norm.args
     (conv,) = parts

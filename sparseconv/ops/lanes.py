@@ -6,6 +6,7 @@ is. ``batch`` and ``length`` are N and L of the series ``(N, C, L)``.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -51,52 +52,30 @@ def _lanes(like: Tensor, channels: int) -> Tensor:
     return like.new_empty((channels, *like.shape[1:]))
 
 
+# The sizes of each result, by the op's arguments.
+_SHAPES: dict[str, Callable[..., Any]] = {
+    "lanes_leave": lambda x, batch, length: x.new_empty((batch, x.shape[0], length)),
+    "lanes_conv": lambda x, *rest: _lanes(x, rest[4][0]),
+    "lanes_dgrad": lambda grad, *rest: _lanes(grad, rest[3][1] * rest[3][7]),
+    "lanes_wgrad": lambda _, x, crow, col, *rest: x.new_empty(col.shape),
+    "lanes_pointwise": lambda x, weight, *_: _lanes(x, weight.shape[0]),
+    "lanes_pointwise_dgrad": lambda grad, weight, *_: _lanes(grad, weight.shape[1]),
+    "lanes_pointwise_wgrad": lambda grad, x: x.new_empty((grad.shape[0], x.shape[0], 1)),
+    "lanes_bias_grad": lambda grad: grad.new_empty(grad.shape[:1]),
+    "lanes_max_pool": lambda x, *_: _lanes(x, x.shape[0]),
+    "lanes_max_pool_backward": lambda _, x, *rest: _lanes(x, x.shape[0]),
+    "lanes_mean": lambda x, batch, length: x.new_empty((batch, x.shape[0])),
+}
+for _name, _shape in _SHAPES.items():
+    register_fake(_library, _name)(_shape)
+
+
 @register_fake(_library, "lanes_enter")
 def _fake_enter(input: Tensor) -> Tensor:
     n, channels, length = input.shape
     assert extension is not None
     sizes = extension.lanes_shape(int(n), int(length), input.dtype.itemsize)
     return input.new_empty((channels, *sizes))
-
-
-@register_fake(_library, "lanes_leave")
-def _fake_leave(input: Tensor, batch: int, length: int) -> Tensor:
-    return input.new_empty((batch, input.shape[0], length))
-
-
-@register_fake(_library, "lanes_conv")
-def _fake_conv(input: Tensor, *rest: Any) -> Tensor:
-    return _lanes(input, rest[4][0])
-
-
-@register_fake(_library, "lanes_dgrad")
-def _fake_dgrad(grad_output: Tensor, *rest: Any) -> Tensor:
-    return _lanes(grad_output, rest[3][1] * rest[3][7])
-
-
-@register_fake(_library, "lanes_wgrad")
-def _fake_wgrad(grad_output: Tensor, input: Tensor, crow: Tensor, col: Tensor, *_: Any) -> Tensor:
-    return input.new_empty(col.shape)
-
-
-@register_fake(_library, "lanes_pointwise")
-def _fake_pointwise(input: Tensor, weight: Tensor, *_: Any) -> Tensor:
-    return _lanes(input, weight.shape[0])
-
-
-@register_fake(_library, "lanes_pointwise_dgrad")
-def _fake_pointwise_dgrad(grad_output: Tensor, weight: Tensor, *_: Any) -> Tensor:
-    return _lanes(grad_output, weight.shape[1])
-
-
-@register_fake(_library, "lanes_pointwise_wgrad")
-def _fake_pointwise_wgrad(grad_output: Tensor, input: Tensor) -> Tensor:
-    return input.new_empty((grad_output.shape[0], input.shape[0], 1))
-
-
-@register_fake(_library, "lanes_bias_grad")
-def _fake_bias_grad(grad_output: Tensor) -> Tensor:
-    return grad_output.new_empty(grad_output.shape[:1])
 
 
 @register_fake(_library, "lanes_norm")
@@ -110,23 +89,3 @@ def _fake_norm_backward(grad_output: Tensor, parts: list[Tensor], *rest: Any) ->
     vectors = [grad_output.new_empty(grad_output.shape[:1]) for _ in range(2)]
     of_added = [] if rest[2] is None else [torch.empty_like(grad_output)]
     return [torch.empty_like(grad_output), *vectors, *of_added]
-
-
-@register_fake(_library, "lanes_max_pool")
-def _fake_max_pool(input: Tensor, *_: Any) -> Tensor:
-    return _lanes(input, input.shape[0])
-
-
-@register_fake(_library, "lanes_max_pool_backward")
-def _fake_max_pool_backward(grad_output: Tensor, input: Tensor, *_: Any) -> Tensor:
-    return _lanes(input, input.shape[0])
-
-
-@register_fake(_library, "lanes_mean")
-def _fake_mean(input: Tensor, batch: int, length: int) -> Tensor:
-    return input.new_empty((batch, input.shape[0]))
-
-
-@register_fake(_library, "lanes_fold")
-def _fake_fold(weights: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(weights), torch.empty_like(rest[4])
