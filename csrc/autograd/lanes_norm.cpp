@@ -239,10 +239,12 @@ struct Mean : torch::autograd::Function<Mean> {
 };
 
 // Weights and bias with which a convolution computes what a BatchNorm in eval mode makes of its
-// output. Of a pattern's values with its pointers `crow`, else of a dense weight (C_out, C_in, 1).
+// output. Of a pattern's values with its pointers `crow`, `kernels` of each output channel, else of
+// a dense weight (C_out, C_in, 1).
 std::tuple<Tensor, Tensor> lanes_fold(const Tensor& weights,
                                       const OptionalTensor& bias,
                                       const OptionalTensor& crow,
+                                      int64_t kernels,
                                       const OptionalTensor& norm_weight,
                                       const OptionalTensor& norm_bias,
                                       const Tensor& mean,
@@ -255,9 +257,8 @@ std::tuple<Tensor, Tensor> lanes_fold(const Tensor& weights,
   if (!crow) {
     return {weights * scale.view({-1, 1, 1}), offset};
   }
-  const int64_t kernels = (crow->numel() - 1) / mean.numel();  // of one output channel
   const Tensor counts = crow->slice(0, 0, std::nullopt, kernels).diff();
-  return {weights * scale.repeat_interleave(counts, 0, weights.numel()), offset};
+  return {weights * scale.repeat_interleave_symint(counts, 0, weights.sym_numel()), offset};
 }
 
 }  // namespace

@@ -33,10 +33,10 @@ def _fold_norm(graph: Graph, norm: Any) -> None:
     (conv,) = parts
     if conv.target not in (_CONV, _POINTWISE) or len(conv.users) > 1 or _relu_of(conv):
         return
-    crow = conv.args[3] if conv.target is _CONV else None
+    crow, kernels = (conv.args[3], conv.args[5][1]) if conv.target is _CONV else (None, 0)
     with graph.inserting_before(norm):
         folded = graph.call_function(
-            OPS.lanes_fold.default, (*conv.args[1:3], crow, weight, bias, mean, var, eps)
+            OPS.lanes_fold.default, (*conv.args[1:3], crow, kernels, weight, bias, mean, var, eps)
         )
         weights, offset = (graph.call_function(operator.getitem, (folded, i)) for i in range(2))
         both = graph.call_function(

@@ -41,7 +41,7 @@ for _schema in (
     " -> Tensor",
     "lanes_mean(Tensor input, int batch, int length) -> Tensor",  # (N, C)
     # The weights and the bias of a convolution and the BatchNorm after it, in eval mode.
-    f"lanes_fold(Tensor weights, Tensor? conv_bias, Tensor? crow_indices, {_NORM},"
+    f"lanes_fold(Tensor weights, Tensor? conv_bias, Tensor? crow_indices, int kernels, {_NORM},"
     " Tensor running_mean, Tensor running_var, float eps) -> (Tensor, Tensor)",
 ):
     _library.define(_schema)  # type: ignore[no-untyped-call]

@@ -70,5 +70,5 @@ def lane_arguments(dtype: torch.dtype) -> dict[str, tuple[Any, ...]]:
         "lanes_max_pool": (x, 1, *order),
         "lanes_max_pool_backward": (x, x, 1, *order),
         "lanes_mean": (x, *order),
-        "lanes_fold": (values, bias, context[0], scale, shift, mean, var, 1e-5),
+        "lanes_fold": (values, bias, context[0], 3, scale, shift, mean, var, 1e-5),
     }
