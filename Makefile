@@ -48,9 +48,9 @@ nightly: $(VENV)/.arm  ## the whole suite with what takes long, and 2 % of the c
 	$(PY) -m pytest --campaign --share 0.02 -n auto --maxprocesses 4 --dist worksteal \
 	    --ignore tests/packaging/test_install_matrix.py
 
-bench: $(VENV)/.built  ## measure everything into benchmarks/results (about an hour), README and its picture
+bench: $(VENV)/.built  ## measure everything into benchmarks/results (about an hour), README and docs
 	$(PY) -m sparseconv bench --json benchmarks/results/bench.json
-	$(PY) -m benchmarks.readme
+	$(PY) -m docs.generate
 
 bench-check: $(VENV)/.built  ## compare speed with BASE=<git ref>; fails if slower by 10 % (ARGS=--help)
 	@test -n "$(BASE)" || { echo "name what to compare with: make bench-check BASE=HEAD~1" >&2; exit 2; }
@@ -125,4 +125,4 @@ $(VENV)/.lint $(VENV)/.docs $(VENV)/.arm: $(VENV)/.%: $(VENV)/.built
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist site docs/generated *.egg-info sparseconv/_C*.so
+	rm -rf $(VENV) build dist site *.egg-info sparseconv/_C*.so

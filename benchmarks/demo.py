@@ -92,7 +92,7 @@ def run(epochs: int, out: Path) -> Path:
     batch = recipe.batch_size_for(len(data.X_train))
     task = (
         f"{len(data.X_train)} training and {len(data.X_test)} test series of {data.n_timepoints} "
-        f"samples; every network: {epochs} epochs in batches of {batch}"
+        f"time steps; every network: {epochs} epochs in batches of {batch}"
     )
     print(f"Dynamic Sparse Network on {DATASET}\n{where}\n{task}\n")
     trained = {}

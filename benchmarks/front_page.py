@@ -12,7 +12,7 @@ from benchmarks.paper import rocket
 from benchmarks.paper.comparison import Runs, Versus, versus
 from benchmarks.paper.report import RECORDED
 from benchmarks.paper.rows import read_rows
-from benchmarks.paper.tables.cells import counted
+from benchmarks.paper.tables.random_kernels import pruned_kernels
 from benchmarks.studies import classifiers, densities, published_networks
 from benchmarks.studies.published_networks import PRUNED
 from sparseconv.bench import document
@@ -50,42 +50,46 @@ def points(found: Versus, digits: int = 1) -> str:
     return f"{found.difference:+.{digits}f} points [{low}, {high}]{unclear}"
 
 
-def gains(bench: dict[str, Any], folder: str) -> Table:
-    """Tabulate four measured gains, each with its cost in accuracy.
+def pitch(bench: dict[str, Any]) -> str:
+    return (
+        "**Weight-sparse 1-D convolution for PyTorch. A training step of the time series network "
+        f"DSN with 13 % of its weights is {worse(bench['network'], 'train', BEST):.1f}x as fast as "
+        "in PyTorch's fastest dense setting, on a CPU.**"
+    )
 
-    Args:
-        bench: the recorded benchmark.
-        folder: where the linked pages are, as the page that shows the table sees them.
-    """
-    rows = [
-        (what, f"**{speed}**", accuracy, f"[{page}]({folder}{page}.md)")
-        for what, speed, accuracy, page in (
-            dsn(bench["network"]), blocks(), inception_time(), pruned_rocket(),
-        )
-    ]  # fmt: skip
-    return Table(("what you do", "what you gain", "accuracy", "more"), rows, text_columns=4)
+
+def gains(bench: dict[str, Any]) -> str:
+    """Tabulate what was gained, at which cost in accuracy, and how to read the speeds."""
+    rows = [*dsn(bench["network"]), blocks(), *inception_time(), *pruned_rocket()]
+    header = ("what you do", "compared with", "speed", "accuracy", "more")
+    lines = [
+        (what, other, f"**{speed}**", accuracy, f"[{page}](docs/{page}.md)" if page else "")
+        for what, other, speed, accuracy, page in rows
+    ]
+    return f"{Table(header, lines, text_columns=5).markdown()}\n\n{about_gains(bench)}"
 
 
 def worse(rows: Iterable[Row], mode: str, baseline: str) -> float:
-    """Return the worse ratio over numbers of threads: 16 series of one channel, 128 samples."""
+    """Return the worse ratio over numbers of threads: 16 series of one channel, 128 time steps."""
     place = {"mode": mode, "in_channels": 1, "batch": 16, "length": 128}
     mine = [ratio(row, baseline) for row in rows if place.items() <= row.items()]
     return min(found.median for found in mine if found)
 
 
-def dsn(network: list[Row]) -> tuple[str, ...]:
+def dsn(network: list[Row]) -> list[tuple[str, ...]]:
     runs = recorded("full").paired("DSN", "dense")
     sparse, dense = runs.accuracy("DSN"), runs.accuracy("dense")
     found = compared(sparse, dense)
-    return (
-        "train the network DSN with 13 % of its weights",
-        f"training step {worse(network, 'train', 'masked_dense'):.1f}x as fast as masked, "
-        f"{worse(network, 'train', BEST):.1f}x as fast as PyTorch's fastest dense setting",
-        f"{fmean(sparse.values()):.1f} % (dense: {fmean(dense.values()):.1f} %; "
-        f"{found.sets} sets): "
-        f"{points(found)}",
-        "dsn",
+    accuracy = (
+        f"{fmean(sparse.values()):.1f} %, dense {fmean(dense.values()):.1f} % ({found.sets} sets): "
+        f"{points(found)}"
     )
+    fastest, masked = (worse(network, "train", way) for way in (BEST, "masked_dense"))
+    return [
+        ("train DSN with 13 % of its weights", "PyTorch's fastest dense setting",
+         f"{fastest:.1f}x", accuracy, "dsn"),
+        ("", "a dense weight times a mask", f"{masked:.1f}x", "", "when-it-pays"),
+    ]  # fmt: skip
 
 
 def blocks() -> tuple[str, ...]:
@@ -94,25 +98,22 @@ def blocks() -> tuple[str, ...]:
     mine, theirs = runs.accuracy(name), singles.accuracy("DSN")
     found = compared(mine, theirs)
     moved = [mine[each] - theirs[each] for each in mine if each in theirs]
-    lowest, highest = min(moved), max(moved)
-    few, many = (pick(map(len, runs.rows(name).values())) for pick in (min, max))
-    seeds = counted(few, "seed") if few == many else f"{few} to {many} seeds"
     results = RECORDED["blocks"].parents[1]
     files = [results / f"blocks-{cpu}.json" for cpu in ("xeon", "zen4")]
     rows = [row for file in files for row in document.read(file)["network"]]
     steps = [row for row in rows if row["mode"] == "blocks"]
     speeds = [min(row["ratio"][way][0] for way in DENSE_WAYS) for row in steps]
     return (
-        "the same in blocks of 16 channels, in bfloat16, on a CPU with AMX or AVX-512 BF16",
-        f"training step {min(speeds):.1f}x to {max(speeds):.1f}x as fast as PyTorch's fastest "
-        "dense bfloat16 setting",
-        f"compared with single weights ({found.sets} sets, {seeds}): {points(found)}; from "
-        f"{lowest:+.0f} points on the worst set to {highest:+.0f} on the best",
+        "train it in blocks of 16 channels, in bfloat16 (AMX or AVX-512 BF16)",
+        "PyTorch's fastest dense bfloat16 setting",
+        f"{min(speeds):.1f}x to {max(speeds):.1f}x",
+        f"compared with single weights ({found.sets} sets): {points(found)}; from "
+        f"{min(moved):+.0f} to {max(moved):+.0f} on single sets",
         "blocks",
     )
 
 
-def inception_time() -> tuple[str, ...]:
+def inception_time() -> list[tuple[str, ...]]:
     rows = document.read(published_networks.RESULTS)["rows"]
     mine = [row for row in rows if row["network"] == "InceptionTime"]
     (timed,) = (row for row in mine if "times" in row)
@@ -128,30 +129,78 @@ def inception_time() -> tuple[str, ...]:
     worst = max(lost, key=lambda name: lost[name])
     (row,) = (row for row in read_lines(densities.RESULTS) if row["network"] == "InceptionTime")
     steps = {way: found[0] for way, found in row["ratio"][f"{1 - PRUNED:g}"].items()}
-    return (
-        f"prune {100 * PRUNED:.0f} % of a trained InceptionTime, convert, fine-tune",
-        f"training step {steps['plain']:.1f}x as fast as plain dense, "
-        f"{steps[row['fastest']]:.1f}x as fast as PyTorch's fastest dense setting; inference "
-        f"{inference:.1f}x as fast as plain dense (fastest setting not timed)",
-        f"{dense:.1f} % before, {converted:.1f} % after ({mine[0]['dataset']}); of the four "
-        f"networks tested, {worst} lost the most ({lost[worst]:.0f} points)",
-        "converting",
-    )
+    return [
+        (f"prune {100 * PRUNED:.0f} % of InceptionTime, convert, fine-tune",
+         "PyTorch's fastest dense setting", f"{steps[row['fastest']]:.1f}x",
+         f"{dense:.1f} % before, {converted:.1f} % after ({mine[0]['dataset']}); of four networks, "
+         f"{worst} lost the most, {lost[worst]:.0f} points", "when-it-pays"),
+        ("then predict", "plain dense (fastest not timed)", f"{inference:.1f}x", "",
+         "converting"),
+    ]  # fmt: skip
 
 
-def pruned_rocket() -> tuple[str, ...]:
+def rocket_speeds() -> tuple[float, float]:
+    """Return how much faster a prediction is with our kernels, and with fewer of them."""
     times = classifiers.means(read_lines(classifiers.RESULTS))
     slow, whole, kept = (
         times[name]["predict"] for name in ("aeon Rocket", "ROCKET", PRUNED_ROCKET)
     )
-    runs = kernels()
-    found = compared(runs.accuracy(f"{PRUNED_ROCKET}, POCKET"), runs.accuracy("ROCKET"))
+    return slow / whole, whole / kept
+
+
+def pruned_rocket() -> list[tuple[str, ...]]:
+    faster, fewer = rocket_speeds()
+    name = f"{PRUNED_ROCKET}, POCKET"
+    found = compared(kernels().accuracy(name), kernels().accuracy("ROCKET"))
+    table = pruned_kernels(kernels())
+    (p,) = (row[table.header.index("p, Holm")] for row in table.rows if row[0] == name)
+    return [
+        (f"predict with {KEEP} % of ROCKET's kernels", "all kernels", f"{fewer:.1f}x",
+         f"compared with all kernels ({found.sets} sets): {points(found)}; p = {p} with "
+         "Holm's correction", "pocket"),
+        ("", "aeon's ROCKET", f"{faster * fewer:.0f}x", "", ""),
+    ]  # fmt: skip
+
+
+def about_gains(bench: dict[str, Any]) -> str:
+    sets = len({row["dataset"] for row in read_lines(classifiers.RESULTS)})
+    density, speed = min(densities.speeds()["DSN"])
+    faster, fewer = rocket_speeds()
     return (
-        f"classify with ROCKET, using {KEEP} % of its kernels",
-        f"prediction {whole / kept:.1f}x as fast as with all kernels, "
-        f"{slow / kept:.0f}x as fast as aeon's",
-        f"compared with all kernels ({found.sets} sets): {points(found, 3)}",
-        "pocket",
+        "- **DSN**: a training step without a pattern update, at the published sparsity of 80 % in "
+        "each kernel group (13 % of all weights active); the lower speed of one and two threads of "
+        f"an {bench['machine']['cpu']}. The picture shows DSN without kernel groups, on one "
+        f"thread: {speed:.1f}x at a density of {100 * density:.0f} %.\n"
+        "- **InceptionTime**: the training step is the published network's; prediction and "
+        "accuracy are those of tsai's variant. One thread of the same CPU.\n"
+        f"- **ROCKET**: of the {faster * fewer:.0f}x, faster code for the same kernels yields "
+        f"{faster:.0f}x, and fewer kernels another {fewer:.1f}x; means over {sets} sets, on one "
+        "thread of an Intel Xeon.\n- **Blocks**: one thread of an Intel Xeon and of an AMD EPYC.\n"
+        '- "Fastest" means the fastest of the settings tried, such as channels-last memory or '
+        "`torch.compile`. Speeds are medians of interleaved runs. Accuracies are on sets of the "
+        "UCR archive, with 95 % confidence intervals across sets; *not significant* means that the "
+        "interval contains 0, or that p is above 0.05."
+    )
+
+
+def dense_faster(bench: dict[str, Any], slower: list[Row]) -> str:
+    """Describe when the fastest dense way won.
+
+    Args:
+        bench: the recorded benchmark.
+        slower: its rows in which a dense way was faster, slowest first.
+    """
+    timed = sum(best_baseline(row) is not None for row in bench["rows"])
+    worst, full = ratio(slower[0]), sum(row["density"] > 0.5 for row in slower)
+    few = [row["kernel_size"] for row in slower if row["density"] < 0.15]
+    sizes = ", ".join(map(str, sorted(set(few))))
+    assert worst
+    return (
+        "- **Most weights are active.** The fastest dense method, usually FFT with a precomputed "
+        f"spectrum, was faster in [{len(slower)} of {timed} measured cases]"
+        "(docs/when-it-pays.md#where-dense-was-faster), by a factor of at most "
+        f"{1 / worst.median:.1f}. In {full} of them, more than half of the weights are active; in "
+        f"{len(few)} (with kernels of {sizes} taps), less than 15 %."
     )
 
 
@@ -165,14 +214,19 @@ def tools() -> Table:
         ("small data, little time: start here", "MiniROCKET",
          '`POCKETClassifier("minirocket", keep=1.0)`'),
         ("the fastest prediction", "ROCKET, 10 %", "`POCKETClassifier(keep=0.1)`"),
-        ("a network that you can fine-tune and export to C or ONNX", "DSN, two layers",
+        ("a network to fine-tune, or to export to C or ONNX", "DSN, two layers",
          "`DSNClassifier(depth=2)`"),
         ("the network from the DSN paper", "DSN", "`DSNClassifier()`"),
         ("for comparison: a dense network", "InceptionTime", "`models.InceptionTime(1, 2)`"),
     ):  # fmt: skip
         it = found.get(tool) or network_means(RUNS.get(tool, tool), names)
-        fit = f"{it['fit']:.{2 if it['fit'] < 1 else 0}f} s"
-        rows.append((task, tool, call, f"{it['accuracy']:.1f}", fit, f"{it['predict']:.0f} µs"))
+        times = f"{it['fit']:.2f} s", f"{it['predict']:.0f} µs"
+        if "ROCKET" not in tool:  # timed on a busy machine: one digit
+            times = tuple(
+                f"~{float(f'{it[key]:.1g}'):.0f} {unit}"
+                for key, unit in (("fit", "s"), ("predict", "µs"))
+            )
+        rows.append((task, tool, call, f"{it['accuracy']:.1f}", *times))
     header = ("your task", "tool", "call", "accuracy %", "training", "prediction per series")
     return Table(header, rows, text_columns=3)
 
@@ -187,56 +241,16 @@ def network_means(run: str, names: Iterable[str]) -> dict[str, float]:
     return {key: runs.over_sets(run, number, names) for key, number in numbers.items()}
 
 
-def about_gains(bench: dict[str, Any]) -> str:
-    sets = len({row["dataset"] for row in read_lines(classifiers.RESULTS)})
-    return (
-        "DSN's published sparsity of 80 % in each kernel group leaves 13 % of the whole layer's "
-        "weights active. "
-        "All times except DSN's were measured on one thread: ROCKET on an Intel Xeon, "
-        f"InceptionTime on an {bench['machine']['cpu']}, and blocks on both. DSN was timed on one "
-        "and two threads of the EPYC; the lower speed-up is shown. Speed-ups are "
-        f"medians of interleaved runs; ROCKET's are means over {sets} sets. \"PyTorch's fastest "
-        'dense setting" is the fastest of those tried, such as channels-last memory or '
-        "`torch.compile`. InceptionTime's training step was timed on the published network; its "
-        "inference speed and accuracy were measured on tsai's variant. The data sets are from the "
-        "UCR archive; brackets contain 95 % confidence intervals across the data sets."
-    )
-
-
-def losses(bench: dict[str, Any], slower: list[Row], folder: str) -> str:
-    """Describe when the fastest dense way won.
-
-    Args:
-        bench: the recorded benchmark.
-        slower: its rows in which a dense way was faster, slowest first.
-        folder: where the linked page is.
-    """
-    timed = sum(best_baseline(row) is not None for row in bench["rows"])
-    worst, full = ratio(slower[0]), sum(row["density"] > 0.5 for row in slower)
-    few = [row["kernel_size"] for row in slower if row["density"] < 0.15]
-    sizes = ", ".join(map(str, sorted(set(few))))
-    assert worst
-    return (
-        "**When it does not pay off**: the fastest dense method, usually FFT with a "
-        f"precomputed spectrum, was faster in [{len(slower)} of {timed} measured cases]"
-        f"({folder}when-it-pays.md), by a factor of at most {1 / worst.median:.1f}. "
-        f"In {full} of these cases, more than half of the weights are active; in {len(few)} "
-        f"(with kernels of {sizes} taps), less than 15 %. "
-        "Networks that spend most of their time outside convolutions gain little."
-    )
-
-
 def about_tools() -> str:
     """Describe what the table of tools compares, and DSN on more sets."""
-    sets = len({row["dataset"] for row in read_lines(classifiers.RESULTS)})
+    sets = {row["dataset"] for row in read_lines(classifiers.RESULTS)}
     found = compared(kernels().accuracy("MiniROCKET"), recorded("full").accuracy("DSN"))
+    same_seed = recorded("full").paired("DSN", RUNS["DSN, two layers"]).accuracy("DSN")
     return (
-        f"The figures are means over {sets} small UCR sets, measured on one thread. MiniROCKET and "
-        "pruned ROCKET are faster than the networks, and more accurate than DSN on these sets. "
-        "Choose a network if you need C or ONNX, or want to fine-tune. "
-        f"On {found.sets} sets, MiniROCKET's accuracy differs from DSN's by {points(found)}. "
-        "Networks were trained for 1 000 epochs, with one seed for the two-layer DSN and for "
-        "InceptionTime, and three seeds for DSN. The networks were timed on another machine, "
-        "which was running other jobs at the same time, so compare only the orders of magnitude "
-        "of their times."
+        f"Means over {len(sets)} small UCR sets, on one thread. On {found.sets} sets, MiniROCKET's "
+        f"accuracy differs from DSN's by {points(found)}. Networks were trained for 1 000 epochs, "
+        "with one seed (DSN: three, of which the first alone reaches "
+        f"{fmean(same_seed[name] for name in sets):.1f} %), on another machine that was running "
+        "other jobs: their times (~) show the order of magnitude. See "
+        "[random kernels](docs/pocket.md#how-accurate) and [networks](docs/paper.md)."
     )

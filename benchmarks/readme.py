@@ -1,13 +1,9 @@
-"""``python -m benchmarks.readme``: put the recorded results and the picture into README.md.
-
-The lines between the two markers come from ``benchmarks/results``. The documentation shows
-``ratios``, and ``section`` with all tables.
-"""
+"""What README and docs show of the recorded benchmark: ``docs/generate.py`` puts it there."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +15,7 @@ from sparseconv.bench.document import BEST, Row, best_baseline, ratio
 from sparseconv.bench.run import COMPUTATIONS, ROUNDS
 from sparseconv.measure.table import Table
 
-ROOT = Path(__file__).parent.parent
-README = ROOT / "README.md"
 RESULTS = Path(__file__).with_name("results")
-PICTURE = ROOT / "docs" / "static" / "speed-by-density.svg"
-BEGIN = "<!-- results: written by `python -m benchmarks.readme`, not by hand -->\n"
-END = "<!-- end of results -->"
 BASELINES = (
     "`F.conv1d`, `F.conv2d` on channels-last memory, `torch.sparse` on im2col columns, and FFT "
     "convolution"
@@ -33,25 +24,27 @@ FFT = (
     "*fft* computes the spectrum of the weights during the call, as training must; *fft, prepared* "
     "computes it beforehand, as inference can."
 )
-
-CAPTION = (
-    "Speed of a training step for three networks on one CPU thread, each compared with its dense "
-    "version at PyTorch's fastest setting."
-)
 LOSING = (*tables.FASTEST, tables.CONV1D)  # what a table of rows says that dense ways win
 
 
-def first_screen(folder: str = "") -> str:
-    """Return picture, gains and tools in Markdown; ``folder`` contains the linked pages."""
-    bench = recorded()
+def front(pictures: Path) -> dict[str, Callable[[], str]]:
+    """Return what makes README's parts; the picture is drawn into the folder ``pictures``."""
+    return {
+        "pitch": lambda: front_page.pitch(recorded()),
+        "picture": lambda: picture(pictures / "speed-by-density.svg"),
+        "gains": lambda: front_page.gains(recorded()),
+        "dense_faster": lambda: front_page.dense_faster(recorded(), lost(recorded()["rows"])),
+        "classifiers": lambda: f"{front_page.tools().markdown()}\n\n{front_page.about_tools()}",
+    }
+
+
+def picture(path: Path) -> str:
+    plots.write_svg(plots.networks_by_density(densities.speeds()), path)
     return (
-        f"![Speed of training by density, with the break-even]({folder}static/{PICTURE.name})\n\n"
-        f"*{CAPTION}*\n\n"
-        f"## What you gain\n\n{front_page.gains(bench, folder).markdown()}\n\n"
-        f"{front_page.about_gains(bench)}\n\n"
-        f"{front_page.losses(bench, lost(bench['rows']), folder)}\n\n"
-        f"## Which classifier?\n\n{front_page.tools().markdown()}\n\n{front_page.about_tools()} "
-        f"See [random kernels]({folder}pocket.md#how-accurate) and [networks]({folder}paper.md).\n"
+        f"![Speed of training by density, with the break-even](docs/static/{path.name})\n\n"
+        "*Speed of a training step for three networks on one CPU thread, by density (the share of "
+        "weights that are active), each compared with its dense version at PyTorch's fastest "
+        "setting.*"
     )
 
 
@@ -90,10 +83,10 @@ def section() -> str:
     ]
     for text, shown in (
         (
-            "**Kernels.** One layer of the network on 16 series of L samples: 47 → 141 channels, "
-            "K = 39, 34 459 of 258 453 weights active (13.3 %), float32. *Of peak*: relative to "
-            "the same multiply-adds from registers, timed interleaved with the kernel. Baselines: "
-            f"{BASELINES}. {FFT} The gradient of the weights needs no such spectrum.",
+            "**Kernels.** One layer of the network on 16 series of L time steps: 47 → 141 "
+            "channels, K = 39, 34 459 of 258 453 weights active (13.3 %), float32. *Of peak*: "
+            "relative to the same multiply-adds from registers, timed interleaved with the kernel. "
+            f"Baselines: {BASELINES}. {FFT} The gradient of the weights needs no such spectrum.",
             kernels(bench["rows"]),
         ),
         (
@@ -101,10 +94,10 @@ def section() -> str:
             worst(bench["rows"]),
         ),
         (
-            "**The whole network** (DSN, S = 80 %, N series of C channels and L samples), compared "
-            "with the same network with dense weights. *masked*: `weight * mask` as in published "
-            "code. *settings*: the fastest of PyTorch's settings, chosen before these calls. "
-            "*compiled*: `torch.compile`. A training step is zero_grad, forward, "
+            "**The whole network** (DSN, S = 80 %, N series of C channels and L time steps), "
+            "compared with the same network with dense weights. *masked*: `weight * mask` as in "
+            "published code. *settings*: the fastest of PyTorch's settings, chosen before these "
+            "calls. *compiled*: `torch.compile`. A training step is zero_grad, forward, "
             "loss, backward, Adam and masks; an update also prunes and grows; inference runs in "
             "eval mode after `optimize_for_inference`.",
             tables.network(bench["network"]),
@@ -130,7 +123,7 @@ def when_it_pays(bench: Mapping[str, Any]) -> Table:
     """Tabulate ratios: each line's worse number of threads, and the worst row."""
     rows, nets = bench["rows"], [row for row in bench["network"] if row["in_channels"] == 1]
     groups = [
-        (f"layer, 16 series of 128 samples, {name}", "conv1d",
+        (f"layer, 16 series of 128 time steps, {name}", "conv1d",
          [row for row in rows if (row["case"], row["computation"]) == ("dsn_evolved_L128", name)])
         for name in COMPUTATIONS
     ]  # fmt: skip
@@ -212,14 +205,3 @@ def where(machine: Mapping[str, str]) -> str:
         f"{machine['cpu']}, {machine['cores']} cores, {isa}, torch {machine['torch']}, "
         f"{machine['date']}, commit {machine['commit']}"
     )
-
-
-def filled(text: str) -> str:
-    """Return README.md's text with the measured lines."""
-    head, rest = text.split(BEGIN)
-    return head + BEGIN + first_screen("docs/") + "\n" + END + rest.split(END)[1]
-
-
-if __name__ == "__main__":
-    README.write_text(filled(README.read_text(encoding="utf-8")), encoding="utf-8")
-    plots.write_svg(plots.networks_by_density(densities.speeds()), PICTURE)

@@ -118,7 +118,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("has_fma", [] { return sparseconv::choose_kernels().fma; });
   m.def("has_block_kernels", [] { return sparseconv::choose_kernels().blocks != nullptr; });
   m.def("prune_and_grow", &sparseconv::prune_and_grow,
-        pybind11::call_guard<pybind11::gil_scoped_release>(), pybind11::arg("crow_indices"),
+        pybind11::call_guard<sparseconv::Computing>(), pybind11::arg("crow_indices"),
         pybind11::arg("col_indices"), pybind11::arg("shape"), pybind11::arg("boxes"),
         pybind11::arg("fraction"), pybind11::arg("magnitudes"),
         pybind11::arg("scores") = pybind11::none(), pybind11::arg("seed"),

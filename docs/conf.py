@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE.parent)]
+sys.path.insert(0, str(Path(__file__).parent.parent))
 
-import generate  # noqa: E402
-
-from sparseconv import __version__  # noqa: E402
+from sparseconv import SparseConv1d, __version__
 
 project = "sparseconv"
 version = release = __version__
@@ -22,17 +21,14 @@ extensions = [
     "sphinx_copybutton",
     "sphinx_design",
     "sphinx.ext.autodoc",
-    "sphinx.ext.autosummary",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
 ]
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
-exclude_patterns = ["generated/*.md"]  # included by pages
 default_role = "code"  # docstrings may write `x` as well as ``x``
 pygments_style, pygments_dark_style = "friendly", "github-dark"
 
-autosummary_generate = False  # it makes the index of the API; the pages are written by hand
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
@@ -66,6 +62,13 @@ html_theme_options = {
 }
 
 
+def show_directives(app: Any, page: str, source: list[str]) -> None:
+    """Show what ``<!-- site`` hides from code hosts, which cannot render directives."""
+    source[0] = re.sub(r"(?ms)^<!-- site\n(.*?)^-->$", r"\n\1", source[0])
+
+
 def setup(app: Any) -> None:
-    """Write what pages include of measured results, before they are read."""
-    generate.write_all(HERE / "generated")
+    # Sphinx would show the arguments of the __new__ that the layer inherits.
+    signature = inspect.signature(SparseConv1d)
+    SparseConv1d.__signature__ = signature.replace(return_annotation=inspect.Signature.empty)
+    app.connect("source-read", show_directives)

@@ -1,12 +1,15 @@
-"""Write what pages include of all that was measured, from ``benchmarks/results``.
+"""``python -m docs.generate``: write what was measured, and the names of the API, into the pages.
 
-Tables and figures of measured results on the site are made here, and pages include them. What
-``paper.md`` writes about its tables rounds some of their numbers.
+Tables and pictures come from ``benchmarks/results``. A part is written between two lines of its
+page, ``<!-- begin NAME: ... -->`` and ``<!-- end NAME -->``. What ``paper.md`` writes about its
+tables rounds some of their numbers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
+from functools import cache, partial
 from pathlib import Path
 
 from benchmarks import plots, readme
@@ -16,36 +19,40 @@ from benchmarks.gpu import tables as gpu
 from benchmarks.lines import read_lines
 from benchmarks.paper import report
 from benchmarks.studies import blocks, classifiers, densities, published_networks, unpruned
+from docs import names
 from sparseconv.bench import document, tables
 from sparseconv.measure.table import threads_text
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 KERNELS_XEON = RESULTS / "random_kernels-xeon.json"
+PICTURES = ROOT / "docs" / "static"
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
+PART = re.compile(r"^(<!-- begin (\w+): .* -->\n).*?^(<!-- end \2 -->)$", re.DOTALL | re.MULTILINE)
 
 
-def write_all(folder: Path) -> None:
-    """Write every file that a page includes; the same results produce the same files."""
+def parts(folder: Path = PICTURES) -> Mapping[str, Callable[[], str]]:
+    """Return functions that make each part; some draw pictures into ``folder``."""
     bench = readme.recorded()
-    pictures = [path.relative_to(ROOT / "docs") for path in plots.write_all(bench, folder)]
     captions = plots.captions(bench["rows"])
-    parts: dict[str, Callable[[], str]] = {
+    pictures = cache(lambda: plots.write_all(bench, folder))
+    return {
         "measured": readme.section,
         "gpu": lambda: gpu.section(RESULTS / "gpu.json"),
-        "first_screen": readme.first_screen,
+        **readme.front(folder),
         "ratios": readme.ratios,
         "paper": lambda: report.recorded(folder, "full"),
         "networks": densities.section,
         "machine": lambda: f"Measured on {readme.where(bench['machine'])}.",
         "break_even": lambda: "\n\n".join(
             figure(path, f"{threads_text(threads)}. {captions['break_even']}")
-            for threads, path in enumerate(pictures[1:], 1)
+            for threads, path in enumerate(pictures()[1:], 1)
         ),
-        "saved": lambda: figure(pictures[0], captions["saved"]),
+        "saved": lambda: figure(pictures()[0], captions["saved"]),
         "dense_wins": lambda: readme.faster_baselines(bench["rows"]).markdown(),
         "published_networks": published_networks.section,
         "unpruned": unpruned.section,
-        "edge": lambda: edge_report.section(read_lines(edge.RESULTS), folder / "edge.png"),
+        "edge": lambda: edge_report.section(read_lines(edge.RESULTS), folder / "edge.svg"),
         "random_kernels": lambda: random_kernels(folder),
         "random_kernels_xeon": kernels_elsewhere,
         "pocket": lambda: report.recorded(folder, "pocket"),
@@ -53,20 +60,25 @@ def write_all(folder: Path) -> None:
         "blocks": lambda: report.recorded(folder, "blocks"),
         "blocks_networks": blocks.section,
         "silence": lambda: report.recorded_table("silence", "silenced"),
+        "api_summary": names.summary,
+        **{f"api_{page}": partial(names.table, page) for page in names.PAGES},
     }
-    for name, make in parts.items():
-        _write(folder / f"{name}.md", make())
+
+
+def filled(page: str, made: Mapping[str, Callable[[], str]]) -> str:
+    """Return a page's text with its parts made anew."""
+    return PART.sub(lambda found: f"{found[1]}\n{made[found[2]]().strip()}\n\n{found[3]}", page)
 
 
 def figure(path: Path, caption: str) -> str:
     """Return a drawn file with its caption, in Markdown."""
-    return f"```{{figure}} {path}\n:alt: {caption}\n\n{caption}\n```"
+    return f"![{caption}]({path.parent.name}/{path.name})\n\n*{caption}*"
 
 
 def random_kernels(folder: Path) -> str:
     """Return the times of the features, and of classifiers that use them."""
     bench = readme.recorded()
-    picture = classifiers.draw(folder / "classifiers.png").relative_to(ROOT / "docs")
+    picture = classifiers.draw(folder / "classifiers.svg")
     caption = (
         "Random kernels: aeon's classifiers (orange), ours (blue), and DSN (green; hollow because "
         "it was timed on another machine)"
@@ -104,7 +116,18 @@ def kernels_elsewhere() -> str:
     )
 
 
-def _write(path: Path, text: str) -> None:
-    text = text.rstrip() + "\n"
-    if not path.exists() or path.read_text(encoding="utf-8") != text:  # an unchanged page is kept
-        path.write_text(text, encoding="utf-8")
+def main() -> None:
+    """Write every page and picture; equal results yield equal files."""
+    from matplotlib import rc_context
+
+    made = parts()
+    with rc_context(plots.SVG):
+        for page in PAGES:
+            text = page.read_text(encoding="utf-8")
+            page.write_text(filled(text, made), encoding="utf-8")
+    for picture in PICTURES.glob("*.svg"):
+        plots.shorten(picture)
+
+
+if __name__ == "__main__":
+    main()

@@ -4,7 +4,8 @@
 # Train a DSN on the series and labels in a `.npz` file, stop halfway, and resume with bit-identical
 # results. Replace the cell "Data" with your own arrays.
 #
-# This needs `pip install 'sparseconv[tsc]'`. With `SPARSECONV_QUICK=1`, it finishes within seconds.
+# In a copy of the repository, run it with `.venv/bin/python` after `make demo`, or after the three
+# `pip install` commands in README. With `SPARSECONV_QUICK=1`, it finishes within seconds.
 
 # %%
 import os
@@ -21,8 +22,8 @@ rng = np.random.default_rng(0)
 
 # %% [markdown]
 # ## Data
-# Series have two channels of 100 samples. The classes differ only in which channel moves first, by
-# 20 samples, so kernels need a wide receptive field.
+# Series have two channels of 100 time steps. The classes differ only in which channel moves first,
+# by 20 time steps, so kernels need a wide receptive field.
 
 
 # %%

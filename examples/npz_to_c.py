@@ -5,7 +5,8 @@
 # C code, compile it here, and check it on known series. Replace the first cell with your own
 # arrays.
 #
-# This needs `pip install 'sparseconv[tsc]'` and a C compiler. With `SPARSECONV_QUICK=1`, it
+# In a copy of the repository, run it with `.venv/bin/python` after `make demo`, or after the three
+# `pip install` commands in README. It needs a C compiler. With `SPARSECONV_QUICK=1`, it
 # finishes within seconds.
 
 # %%

@@ -5,8 +5,8 @@
 # with your own network. `sc.convert` makes layers sparse if they are measured to be faster; the
 # network is then fine-tuned, deployed, and converted back to torch's own layers.
 #
-# This needs `pip install 'sparseconv[tsc]'` for the data. With `SPARSECONV_QUICK=1`, it finishes
-# within seconds.
+# In a copy of the repository, run it with `.venv/bin/python` after `make demo`, or after the three
+# `pip install` commands in README. With `SPARSECONV_QUICK=1`, it finishes within seconds.
 
 # %%
 import os
@@ -93,7 +93,7 @@ print(f"pruned: test accuracy {accuracy(model):.3f}")
 # convolution, including those that stay dense. `model` itself is not changed.
 
 # %%
-sparse, report = sc.convert(model.train(), example_input=X[:10], rounds=6 if QUICK else 30)
+sparse, report = sc.convert(model.train(), example_input=X[:10])
 print(report)
 if not any(layer.sparse for layer in report.layers):  # a busy machine, or a tiny network
     sparse, report = sc.convert(model, max_density=0.2)

@@ -5,7 +5,9 @@
 # a board with 64-bit Linux, and run the file again: there, it makes predictions. `board/` also
 # contains a C program, which needs only a C compiler.
 #
-# The laptop needs `pip install 'sparseconv[tsc]'`; the board needs at most `sparseconv`.
+# In a copy of the repository on the laptop, run it with `.venv/bin/python` after `make demo`, or
+# after the three `pip install` commands in README. The board needs at most `sparseconv`, without
+# `[tsc]`.
 
 # %%
 import os

@@ -6,8 +6,8 @@
 # gradient is largest. For comparison, the same network is trained with a static pattern and with
 # random growth.
 #
-# This needs `pip install 'sparseconv[tsc]'` for the data. With `SPARSECONV_QUICK=1`, it finishes
-# within seconds.
+# In a copy of the repository, run it with `.venv/bin/python` after `make demo`, or after the three
+# `pip install` commands in README. With `SPARSECONV_QUICK=1`, it finishes within seconds.
 
 # %%
 import os

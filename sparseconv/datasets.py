@@ -56,7 +56,7 @@ class Dataset:
 
     @property
     def n_timepoints(self) -> int:
-        """Return the number of samples of a series."""
+        """Return the number of time steps of a series."""
         return int(self.X_train.shape[2])
 
 

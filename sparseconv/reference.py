@@ -61,7 +61,7 @@ def conv1d_dense(
 
     Run on any device, with gradients of any order. Half types are computed in float32,
     because torch's CPU convolution sums their gradients in half precision. ``padding`` is
-    ``(left, right)``, in samples.
+    ``(left, right)``, in time steps.
 
     Example:
         >>> pattern = KernelCSR.from_mask(torch.tensor([[[True, False, True]]]))

@@ -71,7 +71,7 @@ def section(recorded: Sequence[Row], picture: Path | None) -> str:
             f"Instructions and flash of DSN for {BUNDLED[0]} on {BOARD}, trained at each sparsity"
         )
         drawn = f"{picture.parent.name}/{picture.name}"
-        parts.append(f"```{{figure}} {drawn}\n:alt: {caption}\n\n{caption}\n```")
+        parts.append(f"![{caption}]({drawn})\n\n*{caption}*")
     parts.append(
         f"Number of data sets whose test series were all predicted: {whole_sets(rows)}. All "
         f"processors except {NATIVE} were emulated with QEMU. {dates[-1]}; "
@@ -151,9 +151,9 @@ def agreement(rows: Rows) -> str:
     return (
         f"Of {sum(row['n_test'] for row in real)} test series, float32 classifies {unlike} "
         f"differently from PyTorch, and int8 {unlike8}. int8 changes the mean accuracy by "
-        f"{change:+.2f} points. The float32 errors of layers are at most {used:.2f} of the bound. "
-        "int8 scores are bit-identical on all processors for "
-        f"{sum(len(found) == 1 for found in bits)} of {len(bits)} data sets."
+        f"{change:+.2f} points. The float32 errors of layers are at most {used:.2f} times "
+        "the bound. int8 scores are bit-identical on all processors for "
+        f"{sum(len(found) == 1 for found in bits)} of the {len(bits)} data sets."
     )
 
 

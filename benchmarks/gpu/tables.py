@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -85,11 +86,13 @@ def steps(rows: Sequence[Row]) -> Table:
 
 
 def checks(found: Sequence[Mapping[str, Any]]) -> Table:
-    """List which checks pass, with the end of their output."""
-    lines = [
-        (check["check"], "yes" if check["ok"] else "**no**", _line(check["result"])[-200:])
-        for check in found
-    ]
+    """List which checks pass, with the lines of their output that say how many did."""
+    telling = re.compile(r"^=*.*(SUMMARY|\d passed|^Of ).*", re.MULTILINE)
+    lines = []
+    for check in found:
+        says = [line[0].strip("= .") for line in telling.finditer(check["result"])]
+        says = says or check["result"].splitlines()[-1:]
+        lines.append((check["check"], "yes" if check["ok"] else "**no**", ". ".join(says)))
     return Table(("check", "passed", ""), lines, text_columns=3)
 
 

@@ -52,7 +52,7 @@ def write_report(rows: Rows, folder: Path) -> Path:
         for ending in (".md", ".csv", ".png"):
             (folder / f"{part.name}{ending}").unlink(missing_ok=True)
     times = read_times(folder.parent / TIMES_NAME)
-    sections, text = _sections(rows, times, _parts(rows, times), folder)
+    sections, text = _sections(rows, times, _parts(rows, times), f"{folder}/{{}}.png")
     for name, section in sections.items():
         if section.table:
             write_table(section.table, folder / name)
@@ -84,11 +84,11 @@ def _parts(rows: Rows, times: Rows) -> list[tuple[Part, Runs]]:
 
 
 def _sections(
-    rows: Rows, times: Rows, parts: Sequence[tuple[Part, Runs]], folder: Path, prefix: str = ""
+    rows: Rows, times: Rows, parts: Sequence[tuple[Part, Runs]], pictures: str
 ) -> tuple[dict[str, Section], str]:
-    """Make sections by name, with pictures in the folder; also return what ran and what did not.
+    """Make sections by name; also return what ran and what did not.
 
-    The pictures' file names begin with ``prefix``.
+    ``pictures`` is the path of a drawn file, with ``{}`` in place of its section's name.
     """
     reading = any(part in PARTS for part, _ in parts)
     found = {"reading": Section("How to read the tables", READING)} if reading else {}
@@ -96,8 +96,7 @@ def _sections(
     for part, runs in parts:
         table = part.table(runs) if part.table else None
         table = table if table and table.rows else None
-        picture = folder / f"{prefix}{part.name}.png"
-        drawn = part.figure(runs, picture) if part.figure else None
+        drawn = part.figure(runs, Path(pictures.format(part.name))) if part.figure else None
         if table or drawn:
             caption = part.caption(with_figure=drawn is not None)
             found[part.name] = Section(part.title, table=table, figure=drawn, caption=caption)
@@ -182,10 +181,10 @@ def about(rows: Rows, times: Rows, missing: Sequence[str]) -> str:
 def recorded(folder: Path, plan: str) -> str:
     """Return tables and pictures of a plan's recorded rows in Markdown.
 
-    Pictures are written to ``folder``, from which a page includes the text.
+    Pictures are written to ``folder``, which is next to the page that shows the text.
     """
     rows, times, parts = _recorded(plan)
-    sections, text = _sections(rows, times, parts, folder, "paper-")
+    sections, text = _sections(rows, times, parts, f"{folder}/paper-{{}}.svg")
     paragraphs = [f"{where(rows)}. {text}"]
     for section in sections.values():
         paragraphs += [f"## {section.title}", section.text]

@@ -115,7 +115,7 @@ def section(path: Path = RESULTS) -> str:
         rows.append((*case.values(), str(timed["shape"][2]), f"{timed['ms']['blocks'][0]:.0f}",
                      *ratios, *scores))  # fmt: skip
     ratios_of = (f"{way} / blocks" for way in timed["ratio"])
-    header = ("network", "data set", "samples", "blocks, ms", *ratios_of,
+    header = ("network", "data set", "time steps", "blocks, ms", *ratios_of,
               *(f"{way}, %" for way in WAYS))  # fmt: skip
     about = document["machine"]
     text = (

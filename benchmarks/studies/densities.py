@@ -99,6 +99,6 @@ def section(path: Path = RESULTS) -> str:
     ]  # fmt: skip
     return (
         f"{Table(header, lines).markdown()}\n\n{machines(rows)}. A training step of {BATCH} "
-        f"single-channel series of {LENGTH} samples, float32, on one thread. Dense time divided by "
-        f"sparse time: medians with 95 % intervals of {ROUNDS} interleaved rounds.\n"
+        f"single-channel series of {LENGTH} time steps, float32, on one thread. Dense time divided "
+        f"by sparse time: medians with 95 % intervals of {ROUNDS} interleaved rounds.\n"
     )

@@ -1,19 +1,17 @@
 #include "rows.h"
 
-#include <ATen/ops/arange.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 
 #include <algorithm>
 #include <atomic>
 #include <cstring>
-#include <map>
-#include <mutex>
 #include <utility>
 #include <vector>
 
 #include "../checks.h"
 #include "launch.h"
+#include "plan/plan_cache.h"
 
 namespace sparseconv {
 
@@ -310,21 +308,6 @@ Tensor RowOrder::pointwise_wgrad(const Tensor& grad,
                                  const Tensor& input,
                                  const Tensor& weight) const {
   return wgrad(grad, input, plan_of_weight(weight)).view(weight.sizes());
-}
-
-const ConvPlan& pointwise_plan(int64_t out_channels, int64_t in_channels) {
-  static std::mutex& mutex = *new std::mutex;
-  static auto& plans = *new std::map<std::pair<int64_t, int64_t>, ConvPlan>;
-  const std::lock_guard<std::mutex> lock(mutex);
-  const auto key = std::make_pair(out_channels, in_channels);
-  auto found = plans.find(key);
-  if (found == plans.end()) {
-    const Geometry g{out_channels, in_channels, 1, 1, 0, 0, 1, 1, PaddingMode::zeros};
-    const Tensor crow = at::arange(g.n_kernels() + 1, at::kInt);
-    const Tensor col = at::zeros({g.n_kernels()}, at::kInt);
-    found = plans.try_emplace(key, g, crow, col).first;
-  }
-  return found->second;
 }
 
 std::unique_ptr<ChainOrder> rows_for(const Tensor& signal, int64_t margin) {

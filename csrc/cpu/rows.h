@@ -71,7 +71,4 @@ struct RowOrder final : ChainOrder {
 // are then the channels of a 1x1 convolution.
 bool fits_rows(const ConvPlan& plan);
 
-// The plan of a dense 1x1 convolution; without blocks if it has too many channels.
-const ConvPlan& pointwise_plan(int64_t out_channels, int64_t in_channels);
-
 }  // namespace sparseconv

@@ -23,7 +23,7 @@ SUITES = {
     "published": "the distinct layers of every published DSN configuration",
     "trained": "patterns of a network trained on GunPoint",
     "density": "uniform random patterns of density 2 to 100 %, and DSN's at S = 50, 80 and 90 %",
-    "length": "series of 8 to 4096 samples",
+    "length": "series of 8 to 4096 time steps",
     "batch": "1 to 17 series, and odd lengths",
     "channels": "1 to 512 input and output channels",
     "kernel": "3 to 128 taps",

@@ -19,7 +19,7 @@ from sparseconv.training.recipe import Recipe
 def add_options(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("run_folder", **RUN)
-    add("--length", **count("samples per series (default: as in the training series)"))
+    add("--length", **count("time steps per series (default: as in the training series)"))
     add("--batch", **count("series per batch (default: as in training)"))
     add("--threads", **count("number of threads for torch (default: as in training)"))
     add("--inference", action="store_true", help="eval mode, no gradients, forward only")

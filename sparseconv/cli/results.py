@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import io
 import json
 import shlex
 import sys
@@ -82,10 +83,11 @@ def train_network(
         write_config(out, config)
 
     def write_history(history: Sequence[Mapping[str, Any]]) -> None:
-        with (out / HISTORY_NAME).open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=history[0], lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(history)
+        text = io.StringIO()
+        writer = csv.DictWriter(text, fieldnames=history[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(history)
+        write_whole(out / HISTORY_NAME, text.getvalue())
 
     result = train(
         model, data.X_train, data.y_train, Recipe(**config["recipe"]), out=out, resume=resume,

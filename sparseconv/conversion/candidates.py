@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,18 +13,12 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 
 from sparseconv.core.blocks import Block, as_block
 from sparseconv.core.checks import checked_mask
-from sparseconv.core.geometry import DTYPES
-from sparseconv.functional.chain import UNSHARED, kernels_for
 from sparseconv.measure.records import LayerTimes, Verdict
 from sparseconv.nn.conv import SparseConv1d
-from sparseconv.nn.modules import (
-    check_module,
-    check_not_wrapped,
-    held_outside,
-    hooks_of,
-    owners_of,
-)
-from sparseconv.nn.padded_conv import REMEDY
+from sparseconv.nn.modules import bonds_of, check_module, check_not_wrapped
+from sparseconv.nn.padded_conv import KNOWN
+
+MASKED = "its pruning mask is applied on every call; with training=False, it becomes permanent"
 
 
 class ObstacleError(Exception):
@@ -39,6 +33,7 @@ class Candidate:
     conv: nn.Conv1d
     named: bool = False  # listed in ``layers``
     given: Tensor | None = None  # its mask from ``masks``
+    pruned: bool = False  # a hook or parametrization masks its weight on every call
     sparse: SparseConv1d | None = None  # None where there is an obstacle
     verdict: Verdict = Verdict.OBSTACLE
     notes: tuple[str, ...] = ()  # the obstacle, or what a sparse layer loses
@@ -54,15 +49,13 @@ class Candidate:
         conv = self.conv
         return conv.out_channels, conv.in_channels // conv.groups, *conv.kernel_size
 
-    @property
-    def lacks_blocks(self) -> bool:
-        """Return whether kernels for blocks would compute the layer if its mask had blocks."""
-        sparse = self.sparse
-        if not self.verdict.converts or sparse is None or sparse.values.device.type != "cpu":
-            return False
-        return kernels_for(sparse.pattern, sparse._geometry(), torch.bfloat16)[1] == UNSHARED
+    def refuse(self, obstacle: object) -> None:
+        """Leave the layer dense; raise ValueError if the user named it."""
+        if self.named or self.given is not None:
+            raise ValueError(f"layer {self.path!r} cannot be converted: {obstacle}") from None
+        self.sparse, self.verdict, self.notes = None, Verdict.OBSTACLE, (str(obstacle),)
 
-    def record(self, limit: float) -> LayerTimes:
+    def record(self, limit: float, training: bool) -> LayerTimes:
         """Return the record of the layer's conversion."""
         sparse, nnz, density = self.verdict.converts, None, None
         if self.sparse is not None:
@@ -72,6 +65,8 @@ class Candidate:
             notes.append(f"the limit is {100 * limit:.3g} %")
         if self.given is not None and not (sparse or self.given.all()):
             notes.append("the weights outside its mask are set to 0")
+        if self.pruned and not sparse:
+            notes.append(MASKED if training else "its pruning mask was made permanent")
         found = self.times or LayerTimes(self.name, self.shape, nnz, density)
         return replace(found, sparse=sparse, verdict=self.verdict, notes=tuple(notes))
 
@@ -113,15 +108,12 @@ def find_candidates(
                 f"the mask of {name!r} must have the weight's shape {candidate.shape}, but has "
                 f"{tuple(candidate.given.shape)}"
             )
-    outside, owners, block = dict(held_outside(model)), owners_of(model), as_block(block)
+    bond, block = bonds_of(model), as_block(block)
     for candidate in found.values():
         try:
-            candidate.sparse = _sparse(candidate, outside, owners, block)
+            candidate.sparse = _sparse(candidate, bond, block)
         except ObstacleError as obstacle:
-            if candidate.named or candidate.given is not None:
-                name = candidate.path
-                raise ValueError(f"layer {name!r} cannot be converted: {obstacle}") from None
-            candidate.notes = (str(obstacle),)
+            candidate.refuse(obstacle)
     return list(found.values())
 
 
@@ -135,30 +127,18 @@ def _find(candidates: Mapping[str, Candidate], name: str, what: str) -> Candidat
 
 
 def _sparse(
-    candidate: Candidate,
-    outside: Mapping[nn.Module, str],
-    owners: Mapping[int, list[str]],
-    block: Block,
+    candidate: Candidate, bond: Callable[[nn.Module, Tensor], str | None], block: Block
 ) -> SparseConv1d:
-    conv, path = candidate.conv, candidate.path
-    weight, mask = weight_and_mask(conv, candidate.given)
-    if conv in outside:
-        raise ObstacleError(
-            f"it is also referenced by {outside[conv]}, where it cannot be replaced; keep it only "
-            "as a submodule"
-        )
-    own = (path, f"{path}.parametrizations.weight".removeprefix("."))
-    if others := [f"{owner!r}" for owner in owners[id(weight)] if owner not in own]:
-        raise ObstacleError(
-            f"it shares its weight with {', '.join(others)}; create a separate weight for each "
-            "layer, or call the same layer in both places"
-        )
-    if weight._backward_hooks or weight._post_accumulate_grad_hooks:  # masking by hand uses these
-        candidate.notes = ("the hooks on its weight's gradient are lost",)
+    conv = candidate.conv
+    weight, mask = weight_and_mask(conv)
+    if reason := bond(conv, weight):
+        raise ObstacleError(f"it {reason}")
+    candidate.pruned = mask is not None
+    mask = weight != 0 if mask is None else mask
     mask = mask if candidate.given is None else candidate.given
     try:
         sparse = SparseConv1d.from_dense(conv, mask)
-    except TypeError as error:  # a subclass with other code
+    except TypeError as error:  # another dtype, or a subclass with other code
         raise ObstacleError(str(error)) from None
     if block != (1, 1):
         try:
@@ -166,13 +146,15 @@ def _sparse(
             candidate.notes += (f"in blocks of {block[0]} x {block[1]} channels",)
         except ValueError as error:
             candidate.notes += (f"with single weights: {error}",)
-    if (kind := type_before_parametrizations(conv)) is not nn.Conv1d:
-        candidate.notes += (f"attributes and methods of its class {kind.__name__} are lost",)
+    if lost := _lost(conv, weight):
+        candidate.notes += (f"lost: {', '.join(lost)}",)
+    if added := sorted(vars(conv).keys() - KNOWN):
+        candidate.notes += (f"carried over: {', '.join(map(repr, added))}",)
     return sparse
 
 
-def weight_and_mask(conv: nn.Conv1d, given: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Return the weight's parameter and the pruning mask; without a mask, zeros are inactive.
+def weight_and_mask(conv: nn.Conv1d) -> tuple[Tensor, Tensor | None]:
+    """Return the weight's parameter and its pruning mask, if a hook or parametrization has one.
 
     Raises:
         ObstacleError: the layer cannot be replaced; the message contains the reason.
@@ -189,11 +171,6 @@ def weight_and_mask(conv: nn.Conv1d, given: Tensor | None) -> tuple[Tensor, Tens
             mask = torch.stack([m != 0 for m in masks]).all(dim=0)
     elif "weight_orig" in conv._parameters and "weight_mask" in conv._buffers:
         weight, mask = conv._parameters["weight_orig"], conv.get_buffer("weight_mask").bool()
-    elif hasattr(conv, "weight_mask") and given is None:
-        raise ObstacleError(
-            "it has a weight_mask without weight_orig, so the model might not apply the mask; pass "
-            "the mask in masks, or delete it"
-        )
     if weight is None or "bias" not in conv._parameters:
         names = {type(p).__name__ for p in [*computed, *conv._forward_pre_hooks.values()]}
         raise ObstacleError(
@@ -202,28 +179,24 @@ def weight_and_mask(conv: nn.Conv1d, given: Tensor | None) -> tuple[Tensor, Tens
         )
     if is_lazy(weight):
         raise ObstacleError("its weight is not initialised; first run the model once")
-    if added := _added(conv):
-        own = type_before_parametrizations(conv) is not nn.Conv1d and added != ["hooks"]
-        remedy = REMEDY if own else "convert first, then add them again"
-        raise ObstacleError(f"it has {', '.join(added)}, which would be lost; {remedy}")
-    if weight.dtype not in DTYPES:
-        raise ObstacleError(
-            f"{weight.dtype} is not supported; convert the layer to one of {DTYPES}"
-        )
     if weight.is_meta:
         raise ObstacleError("its weight is on the meta device and has no data; load it first")
     return weight, mask
 
 
-def _added(conv: nn.Conv1d) -> list[str]:
-    """Return what a sparse layer would lose: added state, hooks and attributes."""
-    names = [name.split(".")[0] for name in conv.state_dict()]
-    if type_before_parametrizations(conv) is nn.Conv1d:
-        names += [*vars(conv), *conv._buffers, *conv._modules]
-    expected = {*vars(nn.Conv1d(1, 1, 1, device="meta")), "weight", "bias", "parametrizations"}
-    expected |= {"weight_orig", "weight_mask"}
-    found = [f"an attribute {name!r}" for name in dict.fromkeys(names) if name not in expected]
-    return [*(["hooks"] if hooks_of(conv) else []), *found]
+def _lost(conv: nn.Conv1d, weight: Tensor) -> list[str]:
+    """Name what a sparse layer does not take over; its output does not depend on it."""
+    kind = type_before_parametrizations(conv)
+    state = (*conv._parameters, *conv._buffers, *conv._modules)
+    hooks = weight._backward_hooks or weight._post_accumulate_grad_hooks  # masking by hand
+    # Of torch.nn.utils.parametrizations, such a hook stays behind after the removal.
+    of_state = any(held for name, held in vars(conv).items() if "state_dict" in name)
+    return [
+        *["hooks on its weight's gradient"] * bool(hooks),
+        *["hooks on its state dict"] * of_state,
+        *[f"methods of its class {kind.__name__}"] * (kind is not nn.Conv1d),
+        *(repr(name) for name in state if name not in KNOWN),
+    ]
 
 
 def _is_fake_sparsity(parametrization: nn.Module) -> bool:

@@ -6,13 +6,7 @@ import torch
 from torch import nn
 
 from sparseconv.nn.conv import SparseConv1d
-from sparseconv.nn.modules import (
-    check_module,
-    check_not_wrapped,
-    deepcopy_model,
-    hooks_of,
-    replace,
-)
+from sparseconv.nn.modules import check_module, check_not_wrapped, deepcopy_model, hooks_of, replace
 
 
 @torch.inference_mode(False)

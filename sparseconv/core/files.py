@@ -75,10 +75,10 @@ def ctrl_c_waits() -> Iterator[None]:
     signal.signal(signal.SIGINT, lambda *arguments: came.append(arguments))
     try:
         yield
-    finally:
+    finally:  # also while another error is raised, which then is the interruption's context
         signal.signal(signal.SIGINT, handler)
-    if came:
-        handler(*came[0])
+        if came:
+            handler(*came[0])
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -22,7 +22,7 @@ class Geometry(NamedTuple):
 
     Attributes:
         shape: ``(C_out, C_in // groups, K)``.
-        padding: ``(left, right)``, in samples.
+        padding: ``(left, right)``, in time steps.
         stride, dilation, groups, padding_mode: as in ``nn.Conv1d``.
 
     Example:
@@ -106,7 +106,7 @@ class Geometry(NamedTuple):
         (_, _, taps), _, padding, dilation, _, mode = self
         if length < 1:
             raise ArgumentError(f"expected an input of at least one sample, but got {length}")
-        # Reflection does not repeat the border sample; a circle wraps around at most once.
+        # Reflection does not repeat the border time step; a circle wraps around at most once.
         room = length - 1 if mode == "reflect" else length
         if mode in ("reflect", "circular") and max(padding) > room:
             raise ArgumentError(
@@ -142,7 +142,7 @@ def single(name: str, value: int | tuple[int, ...], least: int) -> int:
 def resolve_padding(
     padding: Padding, kernel_size: int, dilation: int = 1, stride: int = 1
 ) -> tuple[int, int]:
-    """Convert any form of ``padding`` to ``(left, right)`` in samples.
+    """Convert any form of ``padding`` to ``(left, right)`` in time steps.
 
     Accept what ``nn.Conv1d`` accepts, and a pair.
 
@@ -173,5 +173,5 @@ def resolve_padding(
 def output_length(
     length: int, kernel_size: int, stride: int, padding: Sequence[int], dilation: int
 ) -> int:
-    """Return ``L_out`` for ``length`` samples; it is below 1 if the kernel does not fit them."""
+    """Return ``L_out`` for ``length`` time steps; it is below 1 if the kernel does not fit them."""
     return (length + padding[0] + padding[1] - dilation * (kernel_size - 1) - 1) // stride + 1

@@ -58,7 +58,7 @@ def sparse_conv1d(
         pattern: the active weights, of shape ``(C_out, C_in // groups, K)``.
         bias: ``(C_out,)`` or None.
         stride, dilation, groups: as in ``F.conv1d``.
-        padding: as in ``F.conv1d``, or a pair ``(left, right)`` in samples.
+        padding: as in ``F.conv1d``, or a pair ``(left, right)`` in time steps.
         padding_mode: ``"zeros"``, ``"replicate"``, ``"reflect"`` or ``"circular"``. Of the kernels,
             only those for CUDA make a padded copy of the input.
         backend: ``"auto"``, ``"cpp"`` (CPU kernels), ``"cuda"``, ``"triton"`` or ``"reference"``

@@ -6,7 +6,7 @@ Every report has a table of layers, lines with the totals, and a description of 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any, ClassVar, NamedTuple
 from sparseconv.core.files import write_whole
 from sparseconv.measure.page import Section, page, write_html
 from sparseconv.measure.table import Table, threads_text, with_thousands
-from sparseconv.measure.timing import ROUNDS, Estimate, Times, milliseconds, ratio
+from sparseconv.measure.timing import Estimate, Times, milliseconds, ratio
 
 INFERENCE, TRAINING = "inference", "training"
 WIDTH = 100  # columns of what is printed
@@ -32,15 +32,19 @@ class Counts(NamedTuple):
     Example:
         >>> print(Counts(1168, 368))
         1 168 -> 368, 68.5% fewer
+        >>> print(Counts(0, 0))
+        0 -> 0
     """
 
     before: int
     after: int
 
     def __str__(self) -> str:
-        change = 1 - self.after / max(self.before, 1)
-        less = f"{change:.1%} fewer" if change >= 0 else f"{-change:.1%} more"
-        return f"{with_thousands(self.before)} -> {with_thousands(self.after)}, {less}"
+        text = f"{with_thousands(self.before)} -> {with_thousands(self.after)}"
+        if self.before == 0:
+            return text
+        change = 1 - self.after / self.before
+        return f"{text}, {change:.1%} fewer" if change >= 0 else f"{text}, {-change:.1%} more"
 
 
 @dataclass(frozen=True)
@@ -271,26 +275,6 @@ class Report:
         return path
 
 
-@dataclass(frozen=True, kw_only=True, repr=False)
-class ChangeReport(Report):
-    """A model before and after a change.
-
-    Attributes:
-        layers, machine: as in ``Report``.
-        times: times of the whole model, if measured, by pass as in ``LayerTimes``.
-    """
-
-    times: Mapping[str, BeforeAfter] = field(default_factory=dict)
-
-    def time_lines(self) -> Iterator[str]:
-        """Yield a line for each measured pass."""
-        for which, found in self.times.items():
-            verdict = Verdict.of(found.speedup)
-            yield f"{which} of the whole model: {found}" + (
-                f": {verdict}" if verdict is Verdict.UNCLEAR else ""
-            )
-
-
 def count_cells(name: str, counts: Counts) -> dict[str, str]:
     """Make the two cells of a count."""
     before, after = map(with_thousands, counts)
@@ -317,7 +301,7 @@ def layer_conditions(layers: Sequence[LayerTimes], machine: Mapping[str, str]) -
     if unclear := sum(x.low <= 1 <= x.high for x in speedups):
         lines.append(
             f"{unclear} of {len(speedups)} intervals contain 1: these verdicts may differ in "
-            f"another run; more rounds than the default of {ROUNDS} narrow the intervals"
+            "another run; more rounds narrow the intervals"
         )
     if dense := dict.fromkeys(x.name for x in layers if x.backend == "reference"):
         lines.append(f"computed by the dense reference, not by the kernels: {', '.join(dense)}")

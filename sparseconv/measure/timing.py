@@ -92,6 +92,7 @@ def interleave(
     seed: int = 0,
     clock: Callable[[], float] = time.perf_counter,
     context: Callable[[str], AbstractContextManager[object]] = lambda _: nullcontext(),
+    settled: Callable[[Times], bool] = lambda _: True,
 ) -> Times:
     """Time every candidate once per round, in a new random order each round.
 
@@ -103,6 +104,9 @@ def interleave(
         clock: returns the time in seconds; on a GPU, it first waits for the device.
         context: returns the context manager for the calls of the named candidate; entering it is
             not timed.
+        settled: receives the times so far; while it returns False, the number of rounds is doubled,
+            up to three times. Four looks at an interval of 95 %, after 6, 12, 24 and 48 rounds, lie
+            above the median with a probability of 4.6 %.
 
     Returns:
         name -> seconds per call, one entry per round, paired by index.
@@ -110,21 +114,24 @@ def interleave(
     repeats = {}
     for name, call in candidates.items():
         with context(name):
-            call()  # warms up, twice
-            call()
+            call()  # warms up
             start = clock()
             call()
             repeats[name] = max(1, int(np.ceil(least_seconds / max(clock() - start, 1e-9))))
-    times: Times = {name: np.empty(rounds) for name in candidates}
+    taken: dict[str, list[float]] = {name: [] for name in candidates}
     rng = np.random.default_rng(seed)
     names = list(candidates)
     with collector_paused():
-        for i in range(rounds):
-            for name in rng.permutation(names):
-                call, times_in_a_row = candidates[name], repeats[name]
-                with context(name):
-                    start = clock()
-                    for _ in range(times_in_a_row):
-                        call()
-                    times[name][i] = (clock() - start) / times_in_a_row
+        for more in (rounds, rounds, 2 * rounds, 4 * rounds):
+            for _ in range(more):
+                for name in rng.permutation(names):
+                    call, times_in_a_row = candidates[name], repeats[name]
+                    with context(name):
+                        start = clock()
+                        for _ in range(times_in_a_row):
+                            call()
+                        taken[name].append((clock() - start) / times_in_a_row)
+            times = {name: np.array(seconds) for name, seconds in taken.items()}
+            if settled(times):
+                break
     return times

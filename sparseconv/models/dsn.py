@@ -36,7 +36,7 @@ class DSNCost:
         params: active weights, and the parameters of 1x1 convolutions and BatchNorm.
         flops_paper: operations as the paper counts them, ``2 * C_in - 1`` per tap of each output,
             with the head's convolution and BatchNorm counted twice.
-        macs_executed: multiply-accumulates of all convolutions, one per active weight and sample.
+        macs_executed: multiply-adds of all convolutions, one per active weight and time step.
         params_dense, flops_paper_dense, macs_dense: the same numbers with every tap active.
 
     Source: Xiao et al. 2022 (DSN) and, for ``flops_paper``, the counter in its implementation.
@@ -74,9 +74,9 @@ class DSN(Classifier):
         n_groups: number of kernel groups; 1 removes them (the paper's ablation).
         init: initial pattern. ``"prefix"`` activates the first taps of every kernel; ``"random"``
             draws taps uniformly from the region.
-        padding: ``"right-replicate"`` repeats the last sample, so taps look forward;
+        padding: ``"right-replicate"`` repeats the last time step, so taps look forward;
             ``"centred-zeros"`` is the paper's choice for the UCR 2018 archive;
-            ``"centred-replicate"`` repeats the first and the last sample.
+            ``"centred-replicate"`` repeats the first and the last time step.
         block: channels ``(out, in)`` that share taps, or one int for both, as in ``KernelCSR``.
             Blocks are faster in bfloat16. A layer with fewer input channels than the block keeps
             single weights. Blocks of 16 divide ``nf=48`` evenly.
@@ -174,7 +174,7 @@ class DSN(Classifier):
         return [layer for layer in self.blocks.modules() if isinstance(layer, SparseConv1d)]
 
     def cost(self, n_timepoints: int) -> DSNCost:
-        """Count parameters and operations for a series of ``n_timepoints`` samples.
+        """Count parameters and operations for a series of ``n_timepoints`` time steps.
 
         Raises:
             ValueError: ``n_timepoints`` is below 1, or the network has no sparse layers.

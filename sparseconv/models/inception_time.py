@@ -77,7 +77,7 @@ def _inception(in_channels: int, nf: int, kernel_sizes: tuple[int, ...]) -> nn.S
     """Return parallel convolutions of several lengths, BatchNorm and ReLU.
 
     Several channels are first reduced to ``nf`` by a 1x1 convolution; ``nf`` filters of each length
-    follow. In parallel, a 1x1 convolution follows max pooling over three samples.
+    follow. In parallel, a 1x1 convolution follows max pooling over three time steps.
     """
     several = in_channels > 1
     bottleneck = nn.Conv1d(in_channels, nf, 1, bias=False) if several else nn.Identity()

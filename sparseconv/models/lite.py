@@ -86,7 +86,7 @@ class LITE(Classifier):
 
 
 def _separable(in_channels: int, out_channels: int, taps: int, dilation: int) -> list[nn.Module]:
-    """Convolve each channel separately, then mix the channels at each sample."""
+    """Convolve each channel separately, then mix the channels at each time step."""
     return [
         nn.Conv1d(
             in_channels, in_channels, taps, padding="same", dilation=dilation, groups=in_channels,

@@ -42,7 +42,7 @@ class SparseConv1d(PatternedModule):
 
     Args:
         in_channels, out_channels, kernel_size, stride: as in ``nn.Conv1d``.
-        padding: as in ``nn.Conv1d``, or a pair ``(left, right)``, in samples.
+        padding: as in ``nn.Conv1d``, or a pair ``(left, right)``, in time steps.
         dilation, groups, bias, padding_mode, device, dtype: as in ``nn.Conv1d``.
         density: the share of active weights, in [0, 1]; 0.2 by default if ``pattern`` is None.
             ``round(density * numel)`` weights are drawn with torch's global generator; with blocks,
@@ -174,7 +174,7 @@ class SparseConv1d(PatternedModule):
 
     @property
     def resolved_padding(self) -> tuple[int, int]:
-        """Return the padding as ``(left, right)`` in samples, whatever form it was passed in."""
+        """Return the padding as ``(left, right)`` in time steps, whatever form it was passed in."""
         return self._geometry().padding
 
     def forward(self, input: Tensor) -> Tensor:

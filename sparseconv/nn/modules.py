@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -86,7 +86,15 @@ def owners_of(model: nn.Module) -> dict[int, list[str]]:
 
 
 def replace(model: nn.Module, successors: Mapping[nn.Module, nn.Module]) -> nn.Module:
-    """Replace each module with its successor; return the model or its successor."""
+    """Replace each module with its successor; return the model or its successor.
+
+    Raises:
+        ValueError: something else references a module, so the model would still run it.
+    """
+    names = {module: name for name, module in model.named_modules()}
+    for module, reason in held_outside(model):
+        if module in successors:
+            raise ValueError(f"layer {names[module]!r} {reason}")
     for parent in list(model.modules()):
         for name, child in parent._modules.items():
             if child is not None and child in successors:
@@ -95,21 +103,39 @@ def replace(model: nn.Module, successors: Mapping[nn.Module, nn.Module]) -> nn.M
 
 
 def held_outside(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
-    """Yield modules in plain attributes, which torch does not register, and their locations."""
+    """Yield modules in plain attributes, which torch does not register, and why they must stay."""
     for owner in model.modules():
         for name, value in vars(owner).items():
             if name == "_modules":
                 continue
+            place = f"{type(owner).__name__}.{name}, where it cannot be replaced"
             for leaf in tree_leaves(value) if isinstance(value, list | tuple | dict) else [value]:
                 leaf = getattr(leaf, "__self__", leaf)  # a method of a module holds it too
                 if isinstance(leaf, nn.Module):
-                    yield leaf, f"{type(owner).__name__}.{name}"
+                    yield leaf, f"is also referenced by {place}; keep it only as a submodule"
+
+
+def bonds_of(model: nn.Module) -> Callable[[nn.Module, Tensor], str | None]:
+    """Return a function that says why a layer with a certain weight must stay, or None."""
+    outside, owners = dict(held_outside(model)), owners_of(model)
+
+    def bond(layer: nn.Module, weight: Tensor) -> str | None:
+        if hooks_of(layer):
+            return "has hooks, which would be lost; remove them, and add them again afterwards"
+        if len(names := owners[id(weight)]) > 1:
+            return (
+                f"shares its weight ({', '.join(map(repr, names))}); create a separate weight for "
+                "each layer, or call the same layer in both places"
+            )
+        return outside.get(layer)
+
+    return bond
 
 
 def hooks_of(layer: nn.Module) -> list[Any]:
-    """Return a layer's hooks, except those of ``torch.nn.utils.prune``."""
-    registries = [held for name, held in vars(layer).items() if name.endswith("_hooks")]
-    every = [hook for held in registries if isinstance(held, dict) for hook in held.values()]
+    """Return a layer's forward and backward hooks, except those of ``torch.nn.utils.prune``."""
+    kinds = ("forward_pre", "forward", "backward_pre", "backward")
+    every = [hook for kind in kinds for hook in vars(layer)[f"_{kind}_hooks"].values()]
     return [hook for hook in every if not isinstance(hook, BasePruningMethod)]
 
 

@@ -21,6 +21,10 @@ REMEDY = (
     "copy its weight and bias into an nn.Conv1d, and move its other code into a module around it"
 )
 
+# What a layer of the class nn.Conv1d has, pruned or not.
+KNOWN = {"weight", "bias", "weight_orig", "weight_mask", "parametrizations"}
+KNOWN |= vars(nn.Conv1d(1, 1, 1, device="meta")).keys()
+
 
 def convolution_of(conv: nn.Conv1d) -> dict[str, Any]:
     """Return the arguments of a ``SparseConv1d`` that computes what ``conv`` does.
@@ -40,6 +44,8 @@ def convolution_of(conv: nn.Conv1d) -> dict[str, Any]:
             raise TypeError(
                 f"its forward takes ({', '.join(takes)}), but must take only the series"
             )
+        if state := [name for name in conv.state_dict() if name.split(".")[0] not in KNOWN]:
+            raise TypeError(f"its forward may use {state[0]!r}, which would be lost")
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             return shared_options(conv) | _padding_of(_with_random_weights(conv, kind))
     except Exception as error:  # the layer's code may raise anything

@@ -160,7 +160,17 @@ def profile(
     check_module(model)
     with torch.inference_mode(False):
         model = deepcopy_model(model)
-    layers = _sparse_layers(model)
+    layers = {  # torch.compile puts a wrapper around what the user wrote
+        module: name.replace("_orig_mod", "").replace("..", ".").strip(".") or type(module).__name__
+        for name, module in model.named_modules()
+        if isinstance(module, SparseConv1d)
+    }
+    if not layers:
+        raise ValueError(
+            f"expected a model with a SparseConv1d, but {type(model).__name__} has none; "
+            "convert a pruned model with sc.convert(model, example_input=x), whose report also "
+            "shows the times"
+        )
     check_on_cpu(layers)
     arguments = copied_arguments(model, example_input)
     stopwatch = Stopwatch(training, rounds, least_seconds)
@@ -186,25 +196,3 @@ def profile(
         },
         machine=machine.environment_info(),
     )
-
-
-def _sparse_layers(model: nn.Module) -> dict[SparseConv1d, str]:
-    layers = {  # torch.compile puts a wrapper around what the user wrote
-        module: name.replace("_orig_mod", "").replace("..", ".").strip(".") or type(module).__name__
-        for name, module in model.named_modules()
-        if isinstance(module, SparseConv1d)
-    }
-    if not layers:
-        raise ValueError(
-            f"expected a model with a SparseConv1d, but {type(model).__name__} has none; "
-            "convert a pruned model with sc.convert(model, example_input=x), whose report also "
-            "shows the times"
-        )
-    for layer, name in layers.items():
-        if type(layer).forward is not SparseConv1d.forward:
-            raise NotImplementedError(
-                f"expected plain SparseConv1d layers, but layer {name!r} is a "
-                f"{type(layer).__name__}, which overrides forward; move that code into modules "
-                "before and after a SparseConv1d"
-            )
-    return layers

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -15,13 +15,11 @@ from sparseconv.core.checks import count, number
 from sparseconv.measure.records import Counts
 from sparseconv.nn.conv import SparseConv1d
 from sparseconv.nn.modules import (
+    bonds_of,
     check_module,
     check_not_wrapped,
     computes_as,
     deepcopy_model,
-    held_outside,
-    hooks_of,
-    owners_of,
     replace,
 )
 from sparseconv.profiling.stopwatch import copied_arguments
@@ -275,7 +273,7 @@ def _sets(
 ) -> Iterator[tuple[tuple[str, ...], list[Any], str | None]]:
     """Yield each set: names, layers and, if it cannot be factorized, the reason."""
     found: dict[str, Any] = dict(model.named_modules(remove_duplicate=False))
-    obstacle = partial(_obstacle, outside=dict(held_outside(model)), owners=owners_of(model))
+    obstacle = partial(_obstacle, bond=bonds_of(model))
     if searched := layers is None:
         equal: dict[Any, list[str]] = {}
         for name, module in model.named_modules():
@@ -313,9 +311,7 @@ def _common(conv: Any) -> tuple[Any, ...]:
     return (*of_weight, *(getattr(conv, name) for name in OPTIONS))
 
 
-def _obstacle(
-    layer: nn.Module | None, outside: Mapping[nn.Module, str], owners: Mapping[int, list[str]]
-) -> str | None:
+def _obstacle(layer: Any, bond: Callable[[nn.Module, Tensor], str | None]) -> str | None:
     if isinstance(layer, nn.Conv1d) and not {"weight", "bias"} <= layer._parameters.keys():
         return "has a computed weight or bias; first remove the pruning or parametrization"
     if type(layer) is not nn.Conv1d:
@@ -328,10 +324,4 @@ def _obstacle(
         return (
             f"has its own {own.pop()}, which would be lost; move that code into a separate module"
         )
-    if hooks_of(layer):
-        return "has hooks, which would be lost; remove them first"
-    if len(owners[id(layer.weight)]) > 1:
-        return f"shares its weight ({owners[id(layer.weight)]}); give each layer a separate weight"
-    if layer in outside:
-        return f"cannot be replaced in {outside[layer]}, which references it; delete that reference"
-    return None
+    return bond(layer, layer.weight)

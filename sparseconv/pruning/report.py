@@ -18,8 +18,9 @@ from sparseconv.measure.records import (
     ACCURACY,
     INFERENCE,
     BeforeAfter,
-    ChangeReport,
     Counts,
+    Report,
+    Verdict,
     count_cells,
     where,
 )
@@ -49,7 +50,7 @@ class Change:
     Attributes:
         name: the name of the module, or all names of a set, separated by commas.
         parameters: the number of active weights and biases.
-        macs: multiply-adds for one series; for ``factorize``, for one sample of each output.
+        macs: multiply-adds for one series; for ``factorize``, for one time step of each output.
         times: the ``"inference"`` time of a forward pass; empty if not measured.
     """
 
@@ -128,19 +129,21 @@ class FactorizedSet(Change):
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class SmallerNetwork(ChangeReport):
+class SmallerNetwork(Report):
     """Report how a network became smaller, including times from ``measure``.
 
     Attributes:
         layers: one ``Change`` for each layer or set.
         parameters: the number of parameters of the whole model, without compressors.
         macs: multiply-adds for one series; after ``factorize``, None until ``measure`` counts them.
+        times: times of the whole model by pass, as in ``LayerTimes``; empty before ``measure``.
         before, after: the given network and its successor.
         arguments: the example input, if one was given.
     """
 
     parameters: Counts
     macs: Counts | None = None
+    times: Mapping[str, BeforeAfter] = field(default_factory=dict)
     before: nn.Module = field(repr=False)
     after: nn.Module = field(repr=False)
     arguments: tuple[Any, ...] | None = field(default=None, repr=False)
@@ -153,7 +156,10 @@ class SmallerNetwork(ChangeReport):
         """Return the totals, one line each."""
         lines = [f"parameters: {self.parameters}"]
         lines += [f"macs: {self.macs}"] if self.macs else []
-        lines += [*self.time_lines(), *self.notes()]
+        for which, found in self.times.items():
+            unclear = f": {Verdict.UNCLEAR}" * (Verdict.of(found.speedup) is Verdict.UNCLEAR)
+            lines.append(f"{which} of the whole model: {found}{unclear}")
+        lines += self.notes()
         return [*lines, ACCURACY, where(self.machine)] if self.machine else lines
 
     def measure(

@@ -31,8 +31,8 @@ INK, FAINT, GRID = "#1f2933", "#64707d", "#e4e8ec"
 def receptive_field_sizes(pattern: KernelCSR) -> NDArray[np.int64]:
     """Compute each kernel's effective receptive field, int64 ``(C_out, C_in // groups)``.
 
-    The size, in samples, is ``last - first + 1`` over the kernel's active taps, or 0 if it has none
-    (Xiao et al., NeurIPS 2022, equation 2).
+    The size, in time steps, is ``last - first + 1`` over the kernel's active taps, or 0 if it has
+    none (Xiao et al., NeurIPS 2022, equation 2).
     """
     crow, col = (t.numpy().astype(np.int64) for t in (pattern.crow_indices, pattern.col_indices))
     sizes = np.zeros(len(crow) - 1, dtype=np.int64)
@@ -132,8 +132,8 @@ def receptive_fields(
         axes[0, i].set_title(f"layer {i + 1}", fontsize=9, color=INK, loc="left")
         stack = "layer 1" if i == 0 else f"layers 1-{i + 1}"
         axes[1, i].set_title(stack, fontsize=9, color=INK, loc="left")
-        style_axes(axes[0, i], "kernel's field (samples)", "kernels (%)" if i == 0 else "")
-        style_axes(axes[1, i], "path's field (samples)", "shorter or equal (%)" if i == 0 else "")
+        style_axes(axes[0, i], "kernel's field (time steps)", "kernels (%)" * (i == 0))
+        style_axes(axes[1, i], "path's field (time steps)", "shorter or equal (%)" * (i == 0))
     legend_above(figure, axes[0, 0])
     return save(figure, path)
 

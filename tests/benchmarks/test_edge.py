@@ -48,9 +48,9 @@ def test_section(tmp_path: Path) -> None:
     ratios = {row[2].strip(): (row[6].strip(), row[7].strip()) for row in cells}
     assert ratios["80%"] == ("5.00", f"{400 / 60:.2f}")  # of the network, in sparse layers
     assert "changes the mean accuracy by -1.00 points" in text
-    assert "bit-identical on all processors for 1 of 1 data sets" in text
+    assert "bit-identical on all processors for 1 of the 1 data sets" in text
     assert "Of 150 test series, float32 classifies 0 differently from PyTorch, and int8 0." in text
-    assert "at most 0.50 of the bound" in text
+    assert "at most 0.50 times the bound" in text
 
 
 def test_a_run_is_measured_once(

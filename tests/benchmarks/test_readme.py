@@ -26,17 +26,11 @@ def test_readme_is_made_of_a_whole_run(part: dict[str, Any], tmp_path: Path) -> 
         readme.recorded(path)
 
 
-def test_readme_shows_the_recorded_results() -> None:
-    before = readme.README.read_text(encoding="utf-8")
-    assert readme.filled(before) == before, "run python -m benchmarks.readme"
-    text = readme.section()
-    for title in ("Kernels", "Where the gain is smallest", "The whole network"):
-        assert f"**{title}" in text
-
-
 def test_what_the_readme_says_of_the_classifiers_is_measured() -> None:
     rows = {tool: cells for _, tool, _, *cells in front_page.tools().rows}
-    numbers = {tool: [float(cell.split()[0]) for cell in cells] for tool, cells in rows.items()}
+    numbers = {
+        tool: [float(cell.split()[0].strip("~")) for cell in cells] for tool, cells in rows.items()
+    }
     networks = ("DSN, two layers", "DSN", "InceptionTime")
     for tool in ("MiniROCKET", "ROCKET, 10 %"):
         accuracy, fit, predict = numbers[tool]
@@ -96,7 +90,7 @@ def test_the_ratios_are_of_the_worse_of_the_threads_and_what_it_lost_to() -> Non
     latency = network("latency", 24, batch=1, masked_dense=5.0, dense_best=0.9)
     found = readme.when_it_pays({"rows": rows, "network": [latency]})
     assert lines(found) == [
-        "layer, 16 series of 128 samples, fprop|6.00|5.00|fft",
+        "layer, 16 series of 128 time steps, fprop|6.00|5.00|fft",
         "DSN, latency of one series of 24|5.00|0.90|jit",
         "worst row of all suites and densities|6.00|0.25|fft",
         "layer, lowest density at which dense was faster|above 100 %|100%|fft",

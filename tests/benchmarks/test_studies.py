@@ -194,7 +194,7 @@ def test_blocks_are_trained_and_timed_once(tmp_path: Path, monkeypatch: pytest.M
     assert [row["seed"] for row in document["rows"]] == [0, 1]
     assert all(min(row["accuracy"].values()) > 0.6 for row in document["rows"])
     assert len(document["times"][0]["ratio"]) == 4
-    assert "| ours    | Ramps    |      80 |" in blocks.section(path)
+    assert "| ours    | Ramps    |         80 |" in blocks.section(path)
     found = blocks.networks("ours", ramps(""), 0, 0)
     assert [found["blocks"][i].pattern.block for i in (0, 2)] == [(1, 1), (16, 16)]
     assert found["single weights"][2].pattern.block == (1, 1)

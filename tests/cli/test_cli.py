@@ -159,8 +159,12 @@ def test_interrupted_and_resumed_is_as_undisturbed(
         line = f"python -m sparseconv train --out '{broken}' --resume"
         assert error.strip().endswith(f"stopped{so_far}; to resume: {line}")
     assert len(history(broken)) == 2  # a row follows its checkpoint, which was the last thing done
+    before = (broken / "history.csv").read_bytes()
+    (tmp_path / "link").hardlink_to(broken / "history.csv")
     with machine.threads(2):  # the run's own number is taken, or the last bits would differ
         assert main(resume) == 0
+    # Each history replaced the former one as a whole: a kill would have left one or the other.
+    assert (tmp_path / "link").read_bytes() == before
     (broken / "summary.md").unlink()
     assert main(resume) == 0
     assert (broken / "summary.md").exists()

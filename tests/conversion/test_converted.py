@@ -11,10 +11,18 @@ from fake_clock import fake_clock
 from model_state import everything
 from pruned_models import KINDS, X, masked, nested, pruned
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations, prune
+from torch.nn.utils import (
+    parametrizations,
+    parametrize,
+    prune,
+    remove_spectral_norm,
+    spectral_norm,
+)
+from torch.nn.utils.parametrize import is_parametrized
 
 import sparseconv as sc
 from sparseconv import SparseConv1d
+from sparseconv.profiling import Verdict
 
 
 @pytest.fixture(autouse=True)
@@ -67,7 +75,12 @@ def test_what_is_computed_does_not_depend_on_which_layers_become_sparse(
     kind: str, inplace: bool, count_cases: Callable[[int], None]
 ) -> None:
     """A layer that stays dense keeps to its mask as well, also one of ``masks``."""
-    choices = ({}, {"layers": ["stem", "also"]}, {"max_density": 0.0}, {"example_input": X})
+    choices = (
+        {"max_density": 0.0},
+        {"max_density": 0.0, "training": False},
+        {"layers": ["stem", "also"]},
+        {"example_input": X},
+    )
     for options in choices:
         model = nested()
         masks = pruned(model, kind)
@@ -78,6 +91,11 @@ def test_what_is_computed_does_not_depend_on_which_layers_become_sparse(
         assert any(not layer.sparse for layer in report.layers)
         told = ["outside its mask are set to 0" in layer.reason for layer in report.layers]
         assert told == [bool(masks) and not layer.sparse for layer in report.layers]
+        told = [" pruning mask " in layer.reason for layer in report.layers]
+        hooked = kind in ("prune", "twice", "ao")
+        assert told == [hooked and not layer.sparse for layer in report.layers]
+        masking = [m._forward_pre_hooks or is_parametrized(m) for m in converted.modules()]
+        assert any(masking) == (hooked and options.get("training", True))
         assert all(parameter.grad is None for parameter in converted.parameters())
         found = converted(X)
         torch.testing.assert_close(found, expected, rtol=0, atol=0)
@@ -143,19 +161,19 @@ class MaskedConv(nn.Conv1d):
 
 
 REASONS = {
-    "masked": "it has an attribute 'mask', which would be lost; copy its weight and bias into an",
+    "masked": "its forward may use 'mask', which would be lost; copy its weight and bias into an",
     "own": "OwnConv does more: it computes something else; copy its weight and bias into",
     "lazy": "its weight is not initialised; first run",
-    "tied": "it shares its weight with 'tied_too'; create a separate weight for",
+    "tied": r"it shares its weight \('tied', 'tied_too'\); create a separate weight for",
     "normed": r"its weight is recomputed on every call \(_WeightNorm\)",
     "bias_normed": "its bias is recomputed on every call",
     "bias_pruned": r"its bias is recomputed on every call \(L1Unstructured\)",
-    "patched": "it has an attribute 'forward', which would be lost; convert first",
+    "patched": "it replaces forward, _conv_forward or __call__; copy its weight and bias into",
     "listed": r"referenced by Odd\.kept, where it cannot be replaced; keep it only",
     "bound": r"referenced by Odd\.call, where it cannot be replaced",
-    "complex": r"torch\.complex64 is not supported; convert the layer to one of",
+    "complex": r"dtype must be one of .*, but got torch\.complex64",
     "empty": "its weight is on the meta device and has no data; load",
-    "hooked": "it has hooks, an attribute 'seen', which would be lost; convert first, then add",
+    "hooked": "it has hooks, which would be lost; remove them, and add them again afterwards",
 }
 
 
@@ -179,7 +197,6 @@ class Odd(nn.Module):
         self.empty = nn.Conv1d(2, 2, 3, device="meta")
         prune.l1_unstructured(self.bias_pruned, "bias", 1)
         self.hooked.register_forward_hook(lambda *_: None)
-        self.hooked.register_buffer("seen", torch.tensor(3))
         self.fine.weight.data[0] = 0
 
     def forward(self, x: Tensor) -> Tensor:
@@ -201,15 +218,74 @@ def test_what_cannot_be_replaced_is_left_and_said() -> None:
 
 
 def test_a_mask_by_hand_is_one_if_it_is_given() -> None:
+    """No forward pass applies it; its zeros count once they are in the weight."""
     conv = nn.Conv1d(2, 3, 5)
     mask = torch.rand(3, 2, 5) < 0.3
     conv.register_buffer("weight_mask", mask)
     model = nn.Sequential(conv)
-    converted, report = sc.convert(model)
-    assert "has a weight_mask without weight_orig" in report.layers[0].reason
+    converted, report = sc.convert(model, max_density=1.0)
+    assert report.layers[0].verdict is Verdict.UNPRUNED
     assert isinstance(converted[0], nn.Conv1d)
     converted, _ = sc.convert(model, masks={"0": mask}, max_density=1.0)
     assert torch.equal(converted[0].pattern.to_mask(), mask)
+
+
+class Named(nn.Conv1d):
+    def describe(self) -> int:
+        return self.weight.numel()
+
+
+def test_what_does_not_compute_is_carried_over_or_lost_and_reported() -> None:
+    """Bookkeeping attributes, hooks that torch left behind, state and methods of a subclass."""
+    marked, normed, spectral = (nn.Conv1d(2, 2, 3) for _ in range(3))
+    stateful, subclass = nn.Conv1d(2, 2, 3), Named(2, 2, 3)
+    marked._is_hf_initialized = True
+    marked.pattern = "this is a name that a sparse layer uses"
+    for conv, kind in ((normed, parametrizations.weight_norm), (spectral, spectral_norm)):
+        kind(conv)
+        if conv is normed:
+            parametrize.remove_parametrizations(conv, "weight")
+        else:
+            remove_spectral_norm(conv)
+    stateful.register_buffer("steps", torch.tensor(3))
+    subclass.note = ["a list"]
+    model = nn.Sequential(marked, normed, spectral, stateful, subclass)
+    for conv in model:
+        prune.l1_unstructured(conv, "weight", 0.5)
+    converted, report = sc.convert(model, max_density=0.5)
+    assert all(isinstance(layer, SparseConv1d) for layer in converted)
+    assert converted[0]._is_hf_initialized
+    assert converted[4].note == subclass.note
+    assert converted[4].note is not subclass.note
+    assert [layer.notes[:-1] for layer in report.layers] == [
+        ("carried over: '_is_hf_initialized', 'pattern'",),
+        ("lost: hooks on its state dict",),
+        ("lost: hooks on its state dict",),
+        ("lost: 'steps'",),
+        ("lost: methods of its class Named", "carried over: 'note'"),
+    ]
+    x = torch.randn(2, 2, 19)
+    torch.testing.assert_close(converted(x), model(x))
+    for conv in (marked, normed):
+        prune.remove(conv, "weight")
+    small, _ = sc.factorize(nn.Sequential(marked, normed), rank=1)
+    assert small[0].taps is small[1].taps
+
+
+def test_a_hugging_face_model_is_converted() -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.Wav2Vec2Config(
+        conv_dim=(8, 8), conv_kernel=(10, 3), conv_stride=(5, 2), num_conv_pos_embeddings=8,
+        num_conv_pos_embedding_groups=2, hidden_size=16, num_hidden_layers=1,
+        num_attention_heads=2, intermediate_size=16,
+    )  # fmt: skip
+    model = transformers.Wav2Vec2Model(config).eval()
+    for layer in model.feature_extractor.conv_layers:
+        prune.l1_unstructured(layer.conv, "weight", 0.9)
+    converted, report = sc.convert(model)
+    assert [layer.sparse for layer in report.layers] == [True, True, False]
+    x = torch.randn(2, 400)
+    torch.testing.assert_close(converted(x)[0], model(x)[0], rtol=1e-3, atol=1e-4)
 
 
 def test_lost_hooks_on_a_gradient_are_reported() -> None:
@@ -221,7 +297,7 @@ def test_lost_hooks_on_a_gradient_are_reported() -> None:
     model[0].weight.register_hook(lambda gradient: gradient * mask)
     model[1].weight.register_post_accumulate_grad_hook(lambda parameter: None)
     converted, report = sc.convert(model, masks=masks)
-    told = ["hooks on its weight's gradient are lost" in row.reason for row in report.layers]
+    told = ["lost: hooks on its weight's gradient" in row.reason for row in report.layers]
     assert told == [True, True, False]
     assert all(layer.sparse for layer in report.layers)
     assert not converted[0].values._backward_hooks

@@ -78,7 +78,7 @@ def test_a_subclass_that_pads_becomes_sparse(name: str, count_cases: Any) -> Non
     converted, report = sc.convert(nn.Sequential(conv, nn.ReLU()), layers=["0"])
     assert isinstance(converted[0], SparseConv1d)
     assert converted[0].resolved_padding == padding
-    assert f"its class {type(conv).__name__} are lost" in str(report.layers[0].notes)
+    assert f"lost: methods of its class {type(conv).__name__}" in str(report.layers[0].notes)
     direct = SparseConv1d.from_dense(conv)
     for length in (9, 30, 31):
         x = torch.randint(-3, 4, (2, 4, length)).float()
@@ -112,3 +112,23 @@ def test_a_wavenet_is_converted_as_a_whole() -> None:
     assert all(layer.sparse for layer in report.layers)
     x = torch.randn(2, 1, 50)
     torch.testing.assert_close(converted(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+class Streaming(nn.Conv1d):
+    """As in pytorch-tcn: it pads, but callers may ask it to continue a stream instead."""
+
+    def __init__(self) -> None:
+        super().__init__(4, 6, 3)
+        self.register_buffer("past", torch.zeros(1, 4, 2))
+
+    def forward(self, x: Tensor, inference: bool = False) -> Tensor:
+        return super().forward(torch.cat([self.past, x], 2) if inference else F.pad(x, (2, 0)))
+
+
+def test_a_subclass_that_takes_more_than_the_series_stays_dense() -> None:
+    model = nn.Sequential(prune.l1_unstructured(Streaming(), "weight", 0.9))
+    converted, report = sc.convert(model)
+    assert isinstance(converted[0], Streaming)
+    assert (
+        "its forward takes (x, inference), but must take only the series" in report.layers[0].reason
+    )

@@ -4,12 +4,35 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import stat
 from pathlib import Path
 
 import pytest
 
-from sparseconv.core.files import check_writable, locked, replacing, write_folder, write_whole
+from sparseconv.core.files import (
+    check_writable,
+    ctrl_c_waits,
+    locked,
+    replacing,
+    write_folder,
+    write_whole,
+)
+
+
+def test_ctrl_c_is_not_lost_when_an_error_is_raised() -> None:
+    def fail() -> None:
+        with ctrl_c_waits():
+            signal.raise_signal(signal.SIGINT)
+            raise OSError("no space left")
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may ignore it
+    try:
+        with pytest.raises(KeyboardInterrupt) as raised:
+            fail()
+        assert isinstance(raised.value.__context__, OSError)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_link_stays_and_its_file_is_replaced(tmp_path: Path) -> None:

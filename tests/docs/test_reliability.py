@@ -23,7 +23,7 @@ def rows(page: str, header: str) -> list[list[str]]:
 
 
 def test_every_promise_names_files_that_stand_for_it() -> None:
-    table = rows("reliability.md", "| | promise |")
+    table = rows("reliability.md", "| | guarantee |")
     assert tuple(row[0] for row in table) == promises.PROMISES
     for promise, *_, files in table:
         for name in re.findall(r"`(\w+)`", files):

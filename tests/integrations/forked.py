@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -77,9 +79,9 @@ def cases() -> dict[str, Callable[[], list[Tensor]]]:
     }
 
 
-def ended(compute: Callable[[], list[Tensor]]) -> int:
+def ended(compute: Callable[[], list[Tensor]], expected: list[Tensor] | None = None) -> int:
     """How a forked child ends that computes the same: 0, or 1 for other bits, or by its alarm."""
-    expected = compute()
+    expected = compute() if expected is None else expected
     child = os.fork()
     if child == 0:
         signal.alarm(20)  # ends a child that waits for threads that it does not have
@@ -88,6 +90,34 @@ def ended(compute: Callable[[], list[Tensor]]) -> int:
         same = all(bytes_of(a) == bytes_of(b) for a, b in pairs)
         os._exit(0 if same else 1)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def bias_gradient(channels: int) -> list[Tensor]:
+    pattern = sc.KernelCSR.from_positions(torch.tensor([0]), (channels, 1, 1))
+    bias = torch.zeros(channels, requires_grad=True)
+    y = sc.sparse_conv1d(torch.ones(1, 1, 1), torch.ones(1), pattern, bias)
+    return list(torch.autograd.grad(y.sum(), bias))
+
+
+def ended_while_plans_are_made() -> int:
+    """How the worst of some children ends, forked while another thread makes plans of biases."""
+    widths = iter(range(500_000, 600_000))
+    expected = bias_gradient(7)
+    stop = threading.Event()
+
+    def make_plans() -> None:
+        while not stop.is_set():
+            bias_gradient(next(widths))
+
+    with ThreadPoolExecutor(1) as pool:
+        making = pool.submit(make_plans)
+        worst = 0
+        for i in range(20):
+            time.sleep(0.003 * i)  # not always at the same place in the other thread's work
+            worst = worst or ended(lambda: bias_gradient(7), expected)
+        stop.set()
+        making.result()
+    return worst
 
 
 def main() -> None:
@@ -101,6 +131,7 @@ def main() -> None:
 
     found = {name: ended(compute) for name, compute in work.items()}
     found["conv in five threads"] = ended(from_five_threads)
+    found["while plans are made"] = ended_while_plans_are_made()
     print(json.dumps({"ended": found, "threads": len(os.listdir("/proc/self/task"))}))
 
 

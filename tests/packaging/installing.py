@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 CHECK = Path(__file__).with_name("installed_check.py")
 # What lies in a working tree and in no release.
 NOT_SOURCES = (
-    ".*", "build", "dist", "site", "runs", "demo", "generated", "*.egg-info", "*.so", "__pycache__"
+    ".*", "build", "dist", "site", "runs", "demo", "*.egg-info", "*.so", "__pycache__"
 )  # fmt: skip
 
 

@@ -23,7 +23,7 @@ def sources(*patterns: str) -> set[str]:
     return {
         path.relative_to(installing.ROOT).as_posix()
         for path in found
-        if path.is_file() and "generated" not in path.parts and path.suffix not in (".pyc", ".so")
+        if path.is_file() and path.suffix not in (".pyc", ".so")
     }
 
 

@@ -58,6 +58,9 @@ class OwnSparse(Named):
 HOOKED = Named(2, 3, 5)
 HOOKED.register_forward_hook(lambda *_: None)
 
+LISTED = nn.Sequential(Named(2, 3, 5), nn.ReLU())
+LISTED.order = [*LISTED]
+
 PATCHED = Named(2, 3, 5)
 PATCHED.forward = PATCHED.dense_weight
 
@@ -71,5 +74,6 @@ test_to_dense = refusals(
         "runs code that an nn.Conv1d cannot run; mov",
     ),
     (PATCHED.to_dense, NotImplementedError, "this Named runs code that"),
+    (lambda: to_dense(LISTED), ValueError, "'0' is also referenced by Sequential.order, where it"),
     (lambda: to_dense(nn.Sequential(HOOKED)), ValueError, "'0' has hooks, which would be lost"),
 )

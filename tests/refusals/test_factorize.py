@@ -76,10 +76,10 @@ test_factorize = refusals(
     (pair(sc.SparseConv1d(4, 4, 3)), ValueError, "but is a SparseConv1d; convert it with sc.to_d"),
     (call(model(MINE(4, 4, 3), MINE(4, 4, 3))), ValueError, "is a Mine; '1': it"),
     (pair(type("Own", (nn.Conv1d,), {})(4, 4, 3)), ValueError, "is a Own"),
-    (pair(hooked()), ValueError, "has hooks, which would be lost; remove them first"),
+    (pair(hooked()), ValueError, "has hooks, which would be lost; remove them"),
     (pair(causal()), ValueError, "has its own forward, which would be lost; move that code into"),
     (call(model(causal(), causal())), ValueError, "but found none; '0': it has its own forward"),
     (pair(prune.l1_unstructured(nn.Conv1d(4, 4, 3), "bias", 2)), ValueError, "has a computed"),
-    (call(tied(), "0", "1"), ValueError, "give each layer a separate weight"),
-    (call(listed(), "0", "1"), ValueError, ", which references it; delete that"),
+    (call(tied(), "0", "1"), ValueError, "create a separate weight for each layer"),
+    (call(listed(), "0", "1"), ValueError, "1' is also referenced by Sequential.kept"),
 )  # fmt: skip

@@ -81,6 +81,12 @@ def alone(x: Tensor) -> Tensor:
     return x
 
 
+def listed() -> nn.Module:
+    model = network()
+    model.order = [*model]
+    return model
+
+
 COUNT = itertools.count(1)
 
 
@@ -117,6 +123,7 @@ test_arguments = refusals(
     (lambda: keep_filters("resnet", X, {}), TypeError, "model must be an nn.Module"),
     (call(optimizer=sgd(network())), ValueError, "a parameter that does not belong to the model"),
     (call(optimizer=sgd(network()), equivalent=True), ValueError, "do not pass optimizer, but"),
+    (call(listed(), fraction=0.5, equivalent=True), ValueError, "referenced by Sequential.order"),
     (call(**adafactor()), ValueError, "'row_var'] of '0.weight' must have the parameter's shape"),
 )  # fmt: skip
 

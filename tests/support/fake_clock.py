@@ -14,6 +14,24 @@ from numpy.typing import ArrayLike
 from sparseconv.profiling import stopwatch
 
 
+class FakeClock:
+    """Time passes only in the calls that it hands out."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.log: list[str] = []
+
+    def __call__(self) -> float:
+        return self.now
+
+    def takes(self, name: str, seconds: Callable[[], float]) -> Callable[[], None]:
+        def call() -> None:
+            self.log.append(name)
+            self.now += seconds()
+
+        return call
+
+
 def fake_clock(
     monkeypatch: pytest.MonkeyPatch,
     milliseconds: Callable[[str, int], ArrayLike] = lambda name, turn: 1.0,

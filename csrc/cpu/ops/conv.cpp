@@ -38,7 +38,7 @@ void check_gradient_of(const ConvPlan& plan, const Tensor& grad, const Tensor& i
 Tensor bias_grad(const Tensor& grad) {
   element_of(grad);
   check_signal(grad, "grad_output");
-  const ConvPlan& plan = bias_plan(grad.size(1));
+  const ConvPlan& plan = pointwise_plan(grad.size(1), 1);
   const Tensor ones = at::ones({1}, grad.options()).expand({grad.size(0), 1, grad.size(2)});
   return run_wgrad(grad, ones, plan.geometry, plan.wgrad());
 }

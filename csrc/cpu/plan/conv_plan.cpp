@@ -1,10 +1,5 @@
 #include "conv_plan.h"
 
-#include <ATen/ops/arange.h>
-#include <ATen/ops/zeros.h>
-
-#include <map>
-
 #include "../../checks.h"
 
 namespace sparseconv {
@@ -63,19 +58,6 @@ const BlockPlan* ConvPlan::blocks() const {
     nbytes_ += blocks_.has_value() ? blocks_->nbytes() : 0;
   });
   return blocks_.has_value() ? &*blocks_ : nullptr;
-}
-
-const ConvPlan& bias_plan(int64_t channels) {
-  static std::mutex& mutex = *new std::mutex;
-  static auto& plans = *new std::map<int64_t, ConvPlan>;  // one for each width of a layer
-  const std::lock_guard<std::mutex> lock(mutex);
-  auto found = plans.find(channels);
-  if (found == plans.end()) {
-    const Geometry geometry{channels, 1, 1, 1, 0, 0, 1, 1, PaddingMode::zeros};
-    const Tensor crow = at::arange(channels + 1, at::kInt), col = at::zeros({channels}, at::kInt);
-    found = plans.try_emplace(channels, geometry, crow, col).first;
-  }
-  return found->second;
 }
 
 }  // namespace sparseconv

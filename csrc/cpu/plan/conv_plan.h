@@ -42,7 +42,4 @@ class ConvPlan : public c10::intrusive_ptr_target {
 };
 using ConvPlanPtr = c10::intrusive_ptr<const ConvPlan>;
 
-// The plan of a bias: its weights are the bias, its input is one channel of ones.
-const ConvPlan& bias_plan(int64_t channels);
-
 }  // namespace sparseconv

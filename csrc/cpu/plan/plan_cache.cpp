@@ -1,12 +1,16 @@
 #include "plan_cache.h"
 
+#include <ATen/ops/arange.h>
+#include <ATen/ops/zeros.h>
 #include <c10/core/StorageImpl.h>
 #include <pthread.h>
 
 #include <algorithm>
 #include <array>
+#include <map>
 #include <mutex>
 #include <unordered_map>
+#include <utility>
 
 #include "../../checks.h"
 
@@ -42,6 +46,7 @@ struct Entry {
 struct Cache {
   std::mutex mutex;
   std::unordered_map<Key, Entry, Hash> entries;
+  std::map<std::pair<int64_t, int64_t>, ConvPlan> pointwise;
   size_t sweep_at = 64;  // entries; at least half of them may be alive
 
   void sweep() {
@@ -119,6 +124,19 @@ ConvPlanPtr plan_of(const Tensor& crow, const Tensor& col, at::IntArrayRef numbe
     at->second.plan = made;
   }
   return at->second.plan;
+}
+
+const ConvPlan& pointwise_plan(int64_t out_channels, int64_t in_channels) {
+  const std::lock_guard<std::mutex> lock(cache().mutex);
+  const auto key = std::make_pair(out_channels, in_channels);
+  auto found = cache().pointwise.find(key);
+  if (found == cache().pointwise.end()) {
+    const Geometry g{out_channels, in_channels, 1, 1, 0, 0, 1, 1, PaddingMode::zeros};
+    const Tensor crow = at::arange(g.n_kernels() + 1, at::kInt);
+    const Tensor col = at::zeros({g.n_kernels()}, at::kInt);
+    found = cache().pointwise.try_emplace(key, g, crow, col).first;
+  }
+  return found->second;
 }
 
 int64_t plan_bytes(const Tensor& crow, const Tensor& col) {

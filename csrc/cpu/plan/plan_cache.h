@@ -19,6 +19,10 @@ ConvPlanPtr plan_of(const at::Tensor& crow, const at::Tensor& col, at::IntArrayR
 // The same if it was made before, and the tensors were not changed since; else null.
 ConvPlanPtr known_plan(const at::Tensor& crow, const at::Tensor& col, at::IntArrayRef geometry);
 
+// The plan of a dense 1x1 convolution; without blocks if it has too many channels. With one input
+// channel of ones, its weights are a bias.
+const ConvPlan& pointwise_plan(int64_t out_channels, int64_t in_channels);
+
 // What all plans made of these tensors take, in bytes.
 int64_t plan_bytes(const at::Tensor& crow, const at::Tensor& col);
 
