@@ -50,7 +50,7 @@ def lower(graph: Graph) -> GraphReport:
             if rule is not None and isinstance(value_of(node), Tensor):
                 steps[node] = rule(node)
             elif _touches_series(node):
-                raise Outside("there is no rule for it")
+                raise Outside("it has no rule")
         except Outside as reason:
             if _touches_series(node):
                 report.outside[node.name] = str(reason)
@@ -82,7 +82,7 @@ def _touches_series(node: Node) -> bool:
 
 
 def _drop_dead_queries(graph: Graph) -> None:
-    """Erase what Dynamo has evaluated: questions about the state of torch, which nobody reads."""
+    """Erase what Dynamo has evaluated: questions about the state of torch, whose answers have no reader."""
     for node in reversed(list(graph.nodes)):
         if node.op == "call_function" and not node.users and isinstance(value_of(node), bool):
             graph.erase_node(node)

@@ -59,8 +59,8 @@ def compiled_report(model: nn.Module) -> CompiledReport:
     """Return what ``torch.compile(model, backend="sparseconv")`` made of a model so far.
 
     A graph is compiled at the first call, and again for another mode, size or dtype. Each report
-    counts the operations that are computed in lanes, the kernels' own memory order, and says of the
-    others why they are not.
+    counts the operations that are computed in lanes, the kernels' own memory order, and gives the
+    reason for each of the others.
 
     Args:
         model: the model, compiled or not.

@@ -22,7 +22,7 @@ from sparseconv.core.tracing import outside_tracing
 from sparseconv.ops.backends import extension
 from sparseconv.ops.lanes import OPS
 
-MOST_POOLED = 15  # samples: a longer window takes as many steps for each sample
+MOST_POOLED = 15  # samples; the time is proportional to them (kPoolRadius in csrc/cpu/fused.h)
 
 
 class Outside(Exception):  # noqa: N818

@@ -49,7 +49,7 @@ def check(model: nn.Module, x: Tensor, operations: int = 20) -> CompiledReport:
     exact = step(wide, wide, x.double())
     found = step(model, run, x)
     assert len(exact) == len(found)
-    # Any result is a sum of at most so many terms, in each of the operations.
+    # In each operation, a result is a sum of at most N * L terms.
     terms = torch.tensor(x.shape[0] * x.shape[2] * operations)
     floats = [t for t in exact if t.is_floating_point() and t.numel()]
     bound = error_bound(x, max(t.abs().max() for t in floats), terms, x.dtype)

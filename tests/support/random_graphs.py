@@ -20,7 +20,7 @@ FUNCTIONS: tuple[Callable[[Tensor], Tensor], ...] = (
 
 
 class RandomGraph(nn.Module):
-    """Up to 14 operations, each on one or two earlier results; the sum of what nobody reads.
+    """Up to 14 operations, each on one or two earlier results; the sum of all unread results.
 
     ``repr(graph)`` names its layers, and ``RandomGraph(seed)`` is the same graph again.
     """
