@@ -82,7 +82,7 @@ def _touches_series(node: Node) -> bool:
 
 
 def _drop_dead_queries(graph: Graph) -> None:
-    """Erase what Dynamo has evaluated: questions about the state of torch, whose answers have no reader."""
+    """Erase questions about the state of torch, which Dynamo has answered while it traced."""
     for node in reversed(list(graph.nodes)):
         if node.op == "call_function" and not node.users and isinstance(value_of(node), bool):
             graph.erase_node(node)
