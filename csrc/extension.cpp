@@ -107,6 +107,14 @@ PYBIND11_MODULE(_C, m) {
       },
       pybind11::arg("crow_indices"), pybind11::arg("col_indices"), pybind11::arg("geometry"),
       "Whether a chain in rows can compute the convolution.");
+  m.def(
+      "lanes_shape",
+      [](int64_t batch, int64_t length, int64_t itemsize) {
+        const auto order = sparseconv::lane_order(batch, length, sparseconv::kRowBytes / itemsize);
+        return std::vector<int64_t>{order.groups, order.rows, order.lanes};
+      },
+      pybind11::arg("batch"), pybind11::arg("length"), pybind11::arg("itemsize"),
+      "The sizes of a channel in lanes.");
   m.def("has_fma", [] { return sparseconv::choose_kernels().fma; });
   m.def("has_block_kernels", [] { return sparseconv::choose_kernels().blocks != nullptr; });
   m.def("prune_and_grow", &sparseconv::prune_and_grow,

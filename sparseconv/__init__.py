@@ -19,6 +19,7 @@ from sparseconv.ops.backends import available_backends
 from sparseconv.ops.flops import teach_counters
 
 if TYPE_CHECKING:
+    from sparseconv.compiler import compiled_report
     from sparseconv.conversion import convert, to_dense
     from sparseconv.edge import export_c
     from sparseconv.estimators.dsn import DSNClassifier
@@ -43,6 +44,7 @@ __all__ = [
     "__version__",
     "available_backends",
     "block_mask",
+    "compiled_report",
     "convert",
     "export_c",
     "factorize",
@@ -66,6 +68,7 @@ _LAZY = {
     "KernelBank": "rocket.bank",
     "POCKETClassifier": "estimators.pocket",
     "RocketTransformer": "estimators.pocket",
+    "compiled_report": "compiler",
     "convert": "conversion",
     "export_c": "edge",
     "factorize": "pruning.factorize",

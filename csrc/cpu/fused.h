@@ -28,10 +28,11 @@ struct PointwiseGradient {
 };
 
 // Per channel, with the statistics of this batch or the running ones: z = (x - mean) * (invstd *
-// weight) + bias, out = max(z, 0).
+// weight) + bias + added, out = max(z, 0), or z without `relu`.
 struct BatchNormRelu {
   LaneOrder order;
   const void* in;
+  const void* added;  // null: nothing; else with `relu`
   void* out;
   const void* weight;  // null: ones
   const void* bias;    // null: zeros
@@ -43,15 +44,19 @@ struct BatchNormRelu {
   double eps;
   int64_t channels;
   bool training;
+  bool relu;
 };
 
-// With dz = grad where z > 0, xhat = (x - mean) * invstd and n = batch * length: grad_bias = sum
-// dz, grad_weight = sum dz * xhat, grad_in = invstd * weight * (dz - (grad_bias + xhat *
-// grad_weight) / n).
+// With dz = grad where z > 0 (everywhere without `relu`), xhat = (x - mean) * invstd and n = batch
+// * length: grad_bias = sum dz, grad_weight = sum dz * xhat, grad_in = invstd * weight * (dz -
+// (grad_bias + xhat * grad_weight) / n) in training, else invstd * weight * dz.
 struct BatchNormReluGradient {
   LaneOrder order;
-  void* grad;  // becomes grad_in
+  const void* grad;
   const void* in;
+  const void* added;
+  void* grad_in;     // may be `grad`
+  void* grad_added;  // dz, if something was added
   const void* weight;
   const void* bias;
   const void* mean;
@@ -59,6 +64,21 @@ struct BatchNormReluGradient {
   void* grad_weight;
   void* grad_bias;
   int64_t channels;
+  bool training;
+  bool relu;
+};
+
+// The longest window that a pooling kernel takes has this many samples on either side.
+constexpr int64_t kPoolRadius = 7;
+
+// The largest of each sample and its `radius` neighbours on either side.
+struct MaxPool {
+  LaneOrder order;
+  const void* in;
+  const void* grad;  // of the output, or null
+  void* out;         // the output, or with `grad` the gradient of the input
+  int64_t channels;
+  int64_t radius;
 };
 
 // Columns of the panel that a 1x1 convolution copies: 128 of them at 141 channels are 72 KB, of

@@ -21,10 +21,6 @@ namespace {
 constexpr int64_t kVectorCost = 32;
 constexpr int64_t kConvertCost = 16;  // and a row that is converted
 
-const void* data_or_null(const Tensor& x) {
-  return x.defined() ? x.const_data_ptr() : nullptr;
-}
-
 int64_t columns_of(const Tensor& lanes) {
   return lanes.size(1) * lanes.size(2) * lanes.size(3);
 }
@@ -58,10 +54,21 @@ Tensor transposed(const Tensor& weight) {
   return result;
 }
 
+// From channel `first` on.
+const void* part_of(const Tensor& x, int64_t first, int64_t channel = 1) {
+  return x.defined() ? static_cast<const char*>(x.const_data_ptr()) +
+                           first * channel * static_cast<int64_t>(x.element_size())
+                     : nullptr;
+}
+void* part_of_output(const Tensor& x, int64_t first, int64_t channel = 1) {
+  return const_cast<void*>(part_of(x, first, channel));
+}
+
 class Lanes final : public ChainOrder {
  public:
   explicit Lanes(const Tensor& signal)
-      : order_(lane_order(signal.size(0), signal.size(2), lanes_of(signal))) {}
+      : Lanes(lane_order(signal.size(0), signal.size(2), lanes_of(signal))) {}
+  explicit Lanes(const LaneOrder& order) : order_(order) {}
 
   Tensor enter(const Tensor& signal) const override {
     Tensor lanes = new_lanes(signal.size(1), order_, signal.options());
@@ -137,59 +144,22 @@ class Lanes final : public ChainOrder {
   }
 
   NormOutput norm_relu(const Tensor& input,
-                       int64_t channels,
+                       int64_t,
                        const Norm& norm,
                        const Tensor&,
                        bool in_place) const override {
-    Tensor output = in_place ? input : at::empty_like(input);
-    Tensor mean = at::empty({channels}, input.options());
-    Tensor invstd = at::empty({channels}, input.options());
-    BatchNormRelu p{};
-    p.order = order_;
-    p.in = input.const_data_ptr();
-    p.out = output.data_ptr();
-    p.weight = data_or_null(norm.weight);
-    p.bias = data_or_null(norm.bias);
-    p.mean = mean.data_ptr();
-    p.invstd = invstd.data_ptr();
-    // Those that are updated become the tensor's own, if it is a lazy copy.
-    const auto statistic = [&](const Tensor& x) {
-      return x.defined() && norm.training ? x.mutable_data_ptr()
-                                          : const_cast<void*>(data_or_null(x));
-    };
-    p.running_mean = statistic(norm.running_mean);
-    p.running_var = statistic(norm.running_var);
-    p.momentum = norm.momentum;
-    p.eps = norm.eps;
-    p.channels = channels;
-    p.training = norm.training;
-    run_kernel(p, &KernelTable::batch_norm_relu, element_of(input),
-               input.numel() / order_.lanes * kVectorCost);
-    return {output, mean, invstd};
+    return run_norm({input}, order_, norm, {}, true, in_place ? input : Tensor());
   }
 
   NormGradient norm_relu_gradient(const Tensor& grad,
                                   const Tensor& input,
-                                  int64_t channels,
+                                  int64_t,
                                   const Norm& norm,
                                   const Tensor& mean,
                                   const Tensor& invstd) const override {
-    Tensor grad_weight = at::empty({channels}, input.options());
-    Tensor grad_bias = at::empty({channels}, input.options());
-    BatchNormReluGradient p{};
-    p.order = order_;
-    p.grad = grad.data_ptr();
-    p.in = input.const_data_ptr();
-    p.weight = data_or_null(norm.weight);
-    p.bias = data_or_null(norm.bias);
-    p.mean = mean.const_data_ptr();
-    p.invstd = invstd.const_data_ptr();
-    p.grad_weight = grad_weight.data_ptr();
-    p.grad_bias = grad_bias.data_ptr();
-    p.channels = channels;
-    run_kernel(p, &KernelTable::batch_norm_relu_gradient, element_of(input),
-               input.numel() / order_.lanes * kVectorCost);
-    return {grad_weight, grad_bias};
+    const NormGradients found =
+        run_norm_gradient(grad, {input}, order_, norm, {}, true, mean, invstd, true);
+    return {found.weight, found.bias};
   }
 
  private:
@@ -210,6 +180,86 @@ class Lanes final : public ChainOrder {
 };
 
 }  // namespace
+
+NormOutput run_norm(const std::vector<Tensor>& parts,
+                    const LaneOrder& order,
+                    const Norm& norm,
+                    const Tensor& added,
+                    bool relu,
+                    Tensor output) {
+  int64_t channels = 0;
+  for (const Tensor& part : parts) {
+    channels += part.size(0);
+  }
+  output = output.defined() ? output : new_lanes(channels, order, parts[0].options());
+  Tensor mean = at::empty({channels}, output.options());
+  Tensor invstd = at::empty({channels}, output.options());
+  for (const Tensor& x : {norm.running_mean, norm.running_var}) {
+    if (x.defined() && norm.training) {
+      x.mutable_data_ptr();  // becomes the tensor's own, if it is a lazy copy
+    }
+  }
+  int64_t first = 0;
+  for (const Tensor& part : parts) {
+    BatchNormRelu p{};
+    p.order = order;
+    p.in = part.const_data_ptr();
+    p.added = part_of(added, first, order.channel());
+    p.out = part_of_output(output, first, order.channel());
+    p.weight = part_of(norm.weight, first);
+    p.bias = part_of(norm.bias, first);
+    p.mean = part_of_output(mean, first);
+    p.invstd = part_of_output(invstd, first);
+    p.running_mean = part_of_output(norm.running_mean, first);
+    p.running_var = part_of_output(norm.running_var, first);
+    p.momentum = norm.momentum;
+    p.eps = norm.eps;
+    p.channels = part.size(0);
+    p.training = norm.training;
+    p.relu = relu;
+    run_kernel(p, &KernelTable::batch_norm_relu, element_of(part),
+               part.numel() / order.lanes * kVectorCost);
+    first += p.channels;
+  }
+  return {output, mean, invstd};
+}
+
+NormGradients run_norm_gradient(const Tensor& grad,
+                                const std::vector<Tensor>& parts,
+                                const LaneOrder& order,
+                                const Norm& norm,
+                                const Tensor& added,
+                                bool relu,
+                                const Tensor& mean,
+                                const Tensor& invstd,
+                                bool in_place) {
+  const NormGradients found = {
+      in_place ? grad : at::empty_like(grad), added.defined() ? at::empty_like(grad) : Tensor(),
+      at::empty({grad.size(0)}, grad.options()), at::empty({grad.size(0)}, grad.options())};
+  int64_t first = 0;
+  for (const Tensor& part : parts) {
+    BatchNormReluGradient p{};
+    p.order = order;
+    p.grad = part_of(grad, first, order.channel());
+    p.in = part.const_data_ptr();
+    p.added = part_of(added, first, order.channel());
+    p.grad_in = part_of_output(found.input, first, order.channel());
+    p.grad_added = part_of_output(found.added, first, order.channel());
+    p.weight = part_of(norm.weight, first);
+    p.bias = part_of(norm.bias, first);
+    p.mean = part_of(mean, first);
+    p.invstd = part_of(invstd, first);
+    p.grad_weight = part_of_output(found.weight, first);
+    p.grad_bias = part_of_output(found.bias, first);
+    p.channels = part.size(0);
+    p.training = norm.training;
+    p.relu = relu;
+    run_kernel(p, &KernelTable::batch_norm_relu_gradient, element_of(part),
+               part.numel() / order.lanes * kVectorCost);
+    first += p.channels;
+  }
+  return found;
+}
 
 Tensor new_lanes(int64_t channels, const LaneOrder& order, const at::TensorOptions& options) {
   return at::empty({channels, order.groups, order.rows, order.lanes}, options);
@@ -237,6 +287,9 @@ bool is_finite(const Tensor& x) {
 
 std::unique_ptr<ChainOrder> lanes_for(const Tensor& signal) {
   return std::make_unique<Lanes>(signal);
+}
+std::unique_ptr<ChainOrder> lanes_for(const LaneOrder& order) {
+  return std::make_unique<Lanes>(order);
 }
 
 }  // namespace sparseconv

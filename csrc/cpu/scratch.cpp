@@ -87,4 +87,9 @@ int64_t scratch_bytes(const BatchNormReluGradient& p) {
   return p.order.groups * 64;
 }
 
+// The rows at the beginning of a piece with those that they read, and the gradients of the same.
+int64_t scratch_bytes(const MaxPool& p) {
+  return (2 * p.order.idle + 10 * p.radius) * kRowBytes;
+}
+
 }  // namespace sparseconv

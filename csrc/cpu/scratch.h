@@ -42,6 +42,7 @@ int64_t scratch_bytes(const Pointwise& problem);
 int64_t scratch_bytes(const PointwiseGradient& problem);
 int64_t scratch_bytes(const BatchNormRelu& problem);
 int64_t scratch_bytes(const BatchNormReluGradient& problem);
+int64_t scratch_bytes(const MaxPool& problem);
 int64_t scratch_bytes(const BlockCorrelation& problem);
 int64_t scratch_bytes(const BlockWeightGradient& problem);
 int64_t scratch_bytes(const RowConversion& problem);

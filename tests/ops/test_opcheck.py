@@ -7,9 +7,18 @@ from typing import Any
 
 import pytest
 import torch
-from op_arguments import GEOMETRIES, arguments
+from op_arguments import GEOMETRIES, arguments, lane_arguments
 
 OPS = torch.ops.sparseconv
+
+DIFFERENTIABLE = ("lanes_enter", "lanes_leave", "lanes_conv", "lanes_pointwise", "lanes_max_pool",
+                  "lanes_mean")  # fmt: skip
+
+
+def with_gradient(argument: Any) -> Any:
+    if isinstance(argument, torch.Tensor) and argument.is_floating_point():
+        return argument.clone().requires_grad_()
+    return argument
 
 
 def signatures() -> Iterator[tuple[str, tuple[Any, ...]]]:
@@ -24,6 +33,11 @@ def signatures() -> Iterator[tuple[str, tuple[Any, ...]]]:
                 elif name == "dgrad" and geometry.padding_mode == "zeros":  # a transposed one
                     bias = torch.randn(geometry.shape[1] * geometry.groups, dtype=dtype)
                     yield name, (*args, bias.requires_grad_())
+    for dtype in (torch.float32, torch.float64):
+        for name, args in lane_arguments(dtype).items():
+            yield name, args
+            if name in DIFFERENTIABLE:
+                yield name, tuple(with_gradient(argument) for argument in args)
 
 
 @pytest.mark.promise("P7")

@@ -98,6 +98,8 @@ with warnings.catch_warnings(record=True) as caught:
     optimizer.step()
     assert dst.step()
     sc.optimize_for_inference(model)(torch.ones(3, 2, 20))
+    by_name = torch.compile(model, backend="sparseconv")(torch.ones(3, 2, 20))
+    torch.testing.assert_close(by_name, model(torch.ones(3, 2, 20)))
 
 result = {
     "file": sc.__file__, "python": sys.version.split()[0], "torch": torch.__version__,

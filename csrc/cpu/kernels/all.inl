@@ -14,6 +14,7 @@
 #include "wgrad.inl"
 #include "pointwise.inl"
 #include "batch_norm_relu.inl"
+#include "max_pool.inl"
 #include "series.inl"
 #include "rocket.inl"
 #include "minirocket.inl"

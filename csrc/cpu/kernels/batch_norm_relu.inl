@@ -1,4 +1,4 @@
-// BatchNorm and ReLU, of tensors in lanes. Included once per ISA, after lane_rows.inl.
+// BatchNorm with or without ReLU, of tensors in lanes. Included once per ISA, after lane_rows.inl.
 //
 // A channel is one run of rows. Every sum of kSumSteps steps runs over kSumRows interleaved rows of
 // lanes; longer ones continue in double. Neither the ISA nor the threads, which share out channels,
@@ -158,6 +158,40 @@ static Statistics<typename V::T> statistics(const typename V::T* samples,
   return {static_cast<T>(mean + shift), squares < 0 ? 0 : squares};
 }
 
+// What BatchNorm gives for a sample at distance x from the mean, with what is added at `added`.
+template <typename V, bool kAdds>
+static inline V normed(V x, V scale, V shift, const typename V::T* added) {
+  const V z = fma(x, scale, shift);
+  if constexpr (kAdds) {
+    return add(z, V::load(added));
+  } else {
+    return z;
+  }
+}
+
+// One channel's outputs.
+template <typename V, bool kRelu, bool kAdds>
+static void norm_channel(const BatchNormRelu& p,
+                         int64_t c,
+                         V mean,
+                         V scale,
+                         const RowSpan* spans,
+                         int64_t n_spans) {
+  using T = typename V::T;
+  const int64_t first = c * p.order.channel();
+  const T* x = static_cast<const T*>(p.in) + first;
+  const T* added = kAdds ? static_cast<const T*>(p.added) + first : nullptr;
+  T* y = static_cast<T*>(p.out) + first;
+  const V shift = V::splat(entry<T>(p.bias, c, T(0))), zero = V::splat(0);
+  visit_rows<V>(
+      spans, n_spans,
+      [&](int64_t at, int, uint32_t real) {
+        const V z = normed<V, kAdds>(sub(V::load(x + at), mean), scale, shift, added + at);
+        choose(real, kRelu ? relu(z) : z, zero).store(y + at);
+      },
+      [] {});
+}
+
 // Scratch: the row spans.
 template <typename V>
 static void batch_norm_relu(const BatchNormRelu& p, int64_t part, int64_t parts, void* scratch) {
@@ -167,7 +201,6 @@ static void batch_norm_relu(const BatchNormRelu& p, int64_t part, int64_t parts,
   const double n = static_cast<double>(p.order.batch * p.order.length);
   for (int64_t c = p.channels * part / parts; c < p.channels * (part + 1) / parts; ++c) {
     const T* x = static_cast<const T*>(p.in) + c * p.order.channel();
-    T* y = static_cast<T*>(p.out) + c * p.order.channel();
     const Statistics<T> found =
         p.training
             ? statistics<V>(x, spans, n_spans, n)
@@ -186,31 +219,31 @@ static void batch_norm_relu(const BatchNormRelu& p, int64_t part, int64_t parts,
       var = static_cast<T>(p.momentum * (found.squares / (n - 1)) +
                            (1 - p.momentum) * static_cast<double>(var));
     }
-    const V mean = V::splat(found.mean), zero = V::splat(0);
-    const V shift = V::splat(entry<T>(p.bias, c, T(0)));
+    const V mean = V::splat(found.mean);
     const V scale = V::splat(invstd * entry<T>(p.weight, c, T(1)));
-    visit_rows<V>(
-        spans, n_spans,
-        [&](int64_t at, int, uint32_t real) {
-          const V z = fma(sub(V::load(x + at), mean), scale, shift);
-          choose(real, relu(z), zero).store(y + at);
-        },
-        [] {});
+    const auto norm = p.added != nullptr ? norm_channel<V, true, true>
+                      : p.relu           ? norm_channel<V, true, false>
+                                         : norm_channel<V, false, false>;
+    norm(p, c, mean, scale, spans, n_spans);
   }
 }
 
-template <typename V>
-static void batch_norm_relu_gradient(const BatchNormReluGradient& p,
-                                     int64_t part,
-                                     int64_t parts,
-                                     void* scratch) {
+template <typename V, bool kRelu, bool kAdds>
+static void norm_gradients(const BatchNormReluGradient& p,
+                           int64_t part,
+                           int64_t parts,
+                           void* scratch) {
   using T = typename V::T;
   auto* spans = static_cast<RowSpan*>(scratch);
   const int64_t n_spans = row_spans(p.order, spans);
   const double n = static_cast<double>(p.order.batch * p.order.length);
   for (int64_t c = p.channels * part / parts; c < p.channels * (part + 1) / parts; ++c) {
-    const T* samples = static_cast<const T*>(p.in) + c * p.order.channel();
-    T* grads = static_cast<T*>(p.grad) + c * p.order.channel();
+    const int64_t first = c * p.order.channel();
+    const T* samples = static_cast<const T*>(p.in) + first;
+    const T* added = kAdds ? static_cast<const T*>(p.added) + first : nullptr;
+    const T* grads = static_cast<const T*>(p.grad) + first;
+    T* out = static_cast<T*>(p.grad_in) + first;
+    T* of_added = kAdds ? static_cast<T*>(p.grad_added) + first : nullptr;
     const T invstd = static_cast<const T*>(p.invstd)[c];
     const T factor = invstd * entry<T>(p.weight, c, T(1));
     const V mean = V::splat(static_cast<const T*>(p.mean)[c]), scale = V::splat(factor);
@@ -223,7 +256,13 @@ static void batch_norm_relu_gradient(const BatchNormReluGradient& p,
         spans, n_spans,
         [&](int64_t at, int i, uint32_t) {
           const V x = sub(V::load(samples + at), mean);
-          const V grad = relu_gradient(fma(x, scale, shift), V::load(grads + at));
+          V grad = V::load(grads + at);
+          if constexpr (kRelu) {
+            grad = relu_gradient(normed<V, kAdds>(x, scale, shift, added + at), grad);
+          }
+          if constexpr (kAdds) {
+            grad.store(of_added + at);
+          }
           sums.sum[i] = add(sums.sum[i], grad);
           products.sum[i] = fma(x, grad, products.sum[i]);
         },
@@ -237,16 +276,31 @@ static void batch_norm_relu_gradient(const BatchNormReluGradient& p,
     static_cast<T*>(p.grad_bias)[c] = static_cast<T>(sum);
     static_cast<T*>(p.grad_weight)[c] = static_cast<T>(product);
     // grad_in = scale * dz + (offset + slope * (x - mean))
-    const double each = static_cast<double>(factor) / n;
+    const double each = p.training ? static_cast<double>(factor) / n : 0;
     const V offset = V::splat(static_cast<T>(-each * sum));
     const V slope = V::splat(static_cast<T>(-each * product * static_cast<double>(invstd)));
     visit_rows<V>(
         spans, n_spans,
         [&](int64_t at, int, uint32_t real) {
           const V x = sub(V::load(samples + at), mean);
-          const V grad = relu_gradient(fma(x, scale, shift), V::load(grads + at));
-          choose(real, fma(grad, scale, fma(x, slope, offset)), zero).store(grads + at);
+          V grad = V::load((kAdds ? of_added : grads) + at);
+          if constexpr (kRelu && !kAdds) {
+            grad = relu_gradient(fma(x, scale, shift), grad);
+          }
+          const V rest = p.training ? fma(x, slope, offset) : zero;  // x may be infinite
+          choose(real, fma(grad, scale, rest), zero).store(out + at);
         },
         [] {});
   }
+}
+
+template <typename V>
+static void batch_norm_relu_gradient(const BatchNormReluGradient& p,
+                                     int64_t part,
+                                     int64_t parts,
+                                     void* scratch) {
+  const auto gradients = p.added != nullptr ? norm_gradients<V, true, true>
+                         : p.relu           ? norm_gradients<V, true, false>
+                                            : norm_gradients<V, false, false>;
+  gradients(p, part, parts, scratch);
 }

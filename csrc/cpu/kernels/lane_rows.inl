@@ -1,7 +1,7 @@
 // Rows of tensors in the kernels' own order (lane_order.h). Included once per ISA, after lanes.inl.
 
 // What the rows of one group and channel look like from a piece: before it lie the pieces to its
-// left, beyond it those to its right, and outside of the series (its idle rows are outside) zeros
+// left, beyond it those to its right, and outside of the series (its idle rows are outside) `fill`
 // or the nearer one of its first and last samples.
 template <typename V>
 struct Neighbourhood {
@@ -11,6 +11,7 @@ struct Neighbourhood {
   int64_t idle = 0;
   int64_t group = 0;
   bool replicate = false;
+  T fill = 0;
   uint32_t real = 0;  // lanes that are not idle
   // For pieces s further to the right and to the left: the lanes that have such a neighbour.
   uint32_t right[kN + 1], left[kN + 1];
@@ -77,7 +78,7 @@ struct Neighbourhood {
   // What lies outside of the series of each lane, `from` there being its samples next to it.
   void samples(const T* channel, const int64_t* from, T* outside) const {
     for (int l = 0; l < kN; ++l) {
-      outside[l] = replicate && (real >> l & 1) != 0 ? channel[from[l]] : T(0);
+      outside[l] = replicate && (real >> l & 1) != 0 ? channel[from[l]] : fill;
     }
   }
 

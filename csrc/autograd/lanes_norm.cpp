@@ -1,0 +1,301 @@
+// BatchNorm and pooling of tensors in lanes: the ops and their gradients.
+
+#include "lanes.h"
+
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/empty_like.h>
+#include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
+#include <torch/library.h>
+
+namespace sparseconv {
+
+namespace {
+
+struct Parts {
+  std::vector<Tensor> tensors;
+  int64_t channels = 0;
+
+  Parts(at::TensorList parts, const LaneOrder& order) {
+    for (const Tensor& part : parts) {
+      tensors.push_back(checked_like(part, parts[0], order, -1, "a part"));
+      channels += part.size(0);
+    }
+  }
+};
+
+const Tensor& first_of(at::TensorList parts) {
+  TORCH_CHECK_VALUE(!parts.empty(), "expected at least one part");
+  return parts[0];
+}
+
+Tensor lanes_or_none(const OptionalTensor& x,
+                     const Tensor& like,
+                     const LaneOrder& order,
+                     int64_t n) {
+  return x.has_value() ? checked_like(*x, like, order, n, "added") : Tensor();
+}
+
+std::tuple<Tensor, Tensor, Tensor> lanes_norm(at::TensorList parts,
+                                              const OptionalTensor& weight,
+                                              const OptionalTensor& bias,
+                                              const OptionalTensor& running_mean,
+                                              const OptionalTensor& running_var,
+                                              const OptionalTensor& added,
+                                              bool training,
+                                              double momentum,
+                                              double eps,
+                                              bool relu,
+                                              int64_t batch,
+                                              int64_t length) {
+  const ForkGuard fork_guard;
+  const Tensor& like = first_of(parts);
+  const LaneOrder order = order_of(like, batch, length);
+  const Parts own(parts, order);
+  TORCH_CHECK_VALUE(!training || batch * length > 1,
+                    "Expected more than 1 value per channel when training, got input size [", batch,
+                    ", ", own.channels, ", ", length, "]");
+  TORCH_CHECK_VALUE(relu || !added.has_value(), "expected relu with what is added");
+  for (const OptionalTensor& x : {running_mean, running_var}) {
+    TORCH_CHECK_VALUE(training || x.has_value(), "expected running statistics in eval mode");
+    if (x.has_value()) {
+      check_vector(*x, "a running statistic", like, own.channels);
+      TORCH_CHECK_VALUE(x->is_contiguous() && !x->is_neg(), "expected contiguous statistics");
+    }
+  }
+  const Norm norm = {vector_of(weight, like, own.channels, "weight"),
+                     vector_of(bias, like, own.channels, "bias"),
+                     running_mean.value_or(Tensor()),
+                     running_var.value_or(Tensor()),
+                     momentum,
+                     eps,
+                     training};
+  NormOutput found =
+      run_norm(own.tensors, order, norm, lanes_or_none(added, like, order, own.channels), relu, {});
+  return {found.output, found.mean, found.invstd};
+}
+
+std::vector<Tensor> lanes_norm_backward(const Tensor& grad,
+                                        at::TensorList parts,
+                                        const OptionalTensor& weight,
+                                        const OptionalTensor& bias,
+                                        const OptionalTensor& added,
+                                        const Tensor& mean,
+                                        const Tensor& invstd,
+                                        bool training,
+                                        bool relu,
+                                        int64_t batch,
+                                        int64_t length) {
+  const ForkGuard fork_guard;
+  const Tensor& like = first_of(parts);
+  const LaneOrder order = order_of(like, batch, length);
+  const Parts own(parts, order);
+  const Norm norm = {vector_of(weight, like, own.channels, "weight"),
+                     vector_of(bias, like, own.channels, "bias"),
+                     {},
+                     {},
+                     0,
+                     0,
+                     training};
+  NormGradients found =
+      run_norm_gradient(checked_like(grad, like, order, own.channels, "grad_output"), own.tensors,
+                        order, norm, lanes_or_none(added, like, order, own.channels), relu,
+                        vector_of(mean, like, own.channels, "mean"),
+                        vector_of(invstd, like, own.channels, "invstd"), false);
+  std::vector<Tensor> result = {found.input, found.weight, found.bias};
+  if (added.has_value()) {
+    result.push_back(found.added);
+  }
+  return result;
+}
+
+struct NormCall {
+  const OptionalTensor &mean, &var;
+  bool training;
+  double momentum, eps;
+  bool relu;
+  Order order;
+};
+
+OptionalTensor optional(const Tensor& x) {
+  return x.defined() ? OptionalTensor(x) : std::nullopt;
+}
+
+struct LanesNorm : torch::autograd::Function<LanesNorm> {
+  static variable_list forward(AutogradContext* ctx,
+                               const at::TensorList& parts,
+                               const OptionalTensor& weight,
+                               const OptionalTensor& bias,
+                               const OptionalTensor& added,
+                               const NormCall& call) {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    auto [output, mean, invstd] =
+        CALL(lanes_norm)(parts, weight, bias, call.mean, call.var, added, call.training,
+                         call.momentum, call.eps, call.relu, call.order.batch, call.order.length);
+    variable_list saved = parts.vec();
+    for (const OptionalTensor& x : {weight, bias, added}) {
+      saved.push_back(x.value_or(Tensor()));
+    }
+    saved.insert(saved.end(), {mean, invstd});
+    ctx->save_for_backward(std::move(saved));
+    ctx->saved_data["training"] = call.training;
+    ctx->saved_data["relu"] = call.relu;
+    call.order.keep(ctx);
+    ctx->mark_non_differentiable({mean, invstd});
+    return {output, mean, invstd};
+  }
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const variable_list saved = ctx->get_saved_variables();
+    const size_t n = saved.size() - 5;
+    const at::TensorList parts = at::TensorList(saved).slice(0, n);
+    const Order y = Order::of(ctx);
+    const std::vector<Tensor> gradients = CALL(lanes_norm_backward)(
+        grads[0], parts, optional(saved[n]), optional(saved[n + 1]), optional(saved[n + 2]),
+        saved[n + 3], saved[n + 4], ctx->saved_data["training"].toBool(),
+        ctx->saved_data["relu"].toBool(), y.batch, y.length);
+    variable_list found;
+    int64_t first = 0;
+    for (const Tensor& part : parts) {
+      found.push_back(gradients[0].narrow(0, first, part.size(0)));
+      first += part.size(0);
+    }
+    for (size_t i = 0; i < 3; ++i) {
+      found.push_back(saved[n + i].defined() ? gradients[1 + i] : Tensor());
+    }
+    found.emplace_back();
+    return found;
+  }
+};
+
+constexpr int64_t kPoolCost = 32;  // of a vector, in multiply-adds of a convolution
+
+Tensor pooled(const Tensor& x, const Tensor& grad, int64_t radius, const LaneOrder& order) {
+  const ForkGuard fork_guard;
+  TORCH_CHECK_VALUE(radius >= 0 && radius <= kPoolRadius, "expected a radius in [0, ", kPoolRadius,
+                    "], but got ", radius);
+  Tensor out = at::empty_like(x);
+  MaxPool p{};
+  p.order = order;
+  p.in = x.const_data_ptr();
+  p.grad = grad.defined() ? grad.const_data_ptr() : nullptr;
+  p.out = out.data_ptr();
+  p.channels = x.size(0);
+  p.radius = radius;
+  run_kernel(p, &KernelTable::max_pool, element_of(x), x.numel() / order.lanes * kPoolCost);
+  return out;
+}
+
+Tensor lanes_max_pool(const Tensor& input, int64_t radius, int64_t batch, int64_t length) {
+  const LaneOrder order = order_of(input, batch, length);
+  return pooled(checked(input, order, -1, "input"), {}, radius, order);
+}
+
+Tensor lanes_max_pool_backward(const Tensor& grad,
+                               const Tensor& input,
+                               int64_t radius,
+                               int64_t batch,
+                               int64_t length) {
+  const LaneOrder order = order_of(input, batch, length);
+  return pooled(checked(input, order, -1, "input"),
+                checked_like(grad, input, order, input.size(0), "grad_output"), radius, order);
+}
+
+struct Pool : torch::autograd::Function<Pool> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& input, int64_t radius, const Order& y) {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    ctx->save_for_backward({input});
+    ctx->saved_data["radius"] = radius;
+    y.keep(ctx);
+    return CALL(lanes_max_pool)(input, radius, y.batch, y.length);
+  }
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const Order y = Order::of(ctx);
+    return {CALL(lanes_max_pool_backward)(grads[0], ctx->get_saved_variables()[0],
+                                          ctx->saved_data["radius"].toInt(), y.batch, y.length),
+            {},
+            {}};
+  }
+};
+
+// The average of each series, (N, C).
+Tensor lanes_mean(const Tensor& input, int64_t batch, int64_t length) {
+  const ForkGuard fork_guard;
+  const LaneOrder order = order_of(input, batch, length);
+  const Tensor units = checked(input, order, -1, "input").sum({2}).flatten(1);
+  const Tensor pieces = units.narrow(1, 0, batch * order.pieces).unflatten(1, {batch, -1});
+  return pieces.sum({2}).t().div(static_cast<double>(length)).contiguous();
+}
+
+struct Mean : torch::autograd::Function<Mean> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& input, const Order& y) {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    y.keep(ctx);
+    return CALL(lanes_mean)(input, y.batch, y.length);
+  }
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const Order y = Order::of(ctx);
+    const Tensor each = grads[0].div(static_cast<double>(y.length)).unsqueeze(2);
+    return {CALL(lanes_enter)(each.expand({-1, -1, y.length})), {}};
+  }
+};
+
+// Weights and bias with which a convolution computes what a BatchNorm in eval mode makes of its
+// output. Of a pattern's values with its pointers `crow`, `kernels` of each output channel, else of
+// a dense weight (C_out, C_in, 1).
+std::tuple<Tensor, Tensor> lanes_fold(const Tensor& weights,
+                                      const OptionalTensor& bias,
+                                      const OptionalTensor& crow,
+                                      int64_t kernels,
+                                      const OptionalTensor& norm_weight,
+                                      const OptionalTensor& norm_bias,
+                                      const Tensor& mean,
+                                      const Tensor& var,
+                                      double eps) {
+  Tensor scale = (var + eps).rsqrt();
+  scale = norm_weight ? scale * *norm_weight : scale;
+  Tensor offset = (bias ? *bias - mean : -mean) * scale;
+  offset = norm_bias ? offset + *norm_bias : offset;
+  if (!crow) {
+    return {weights * scale.view({-1, 1, 1}), offset};
+  }
+  const Tensor counts = crow->slice(0, 0, std::nullopt, kernels).diff();
+  return {weights * scale.repeat_interleave_symint(counts, 0, weights.sym_numel()), offset};
+}
+
+}  // namespace
+
+}  // namespace sparseconv
+
+TORCH_LIBRARY_IMPL(sparseconv, CPU, m) {
+  using namespace sparseconv;
+  m.impl("lanes_norm", lanes_norm);
+  m.impl("lanes_norm_backward", lanes_norm_backward);
+  m.impl("lanes_max_pool", lanes_max_pool);
+  m.impl("lanes_max_pool_backward", lanes_max_pool_backward);
+  m.impl("lanes_mean", lanes_mean);
+}
+
+TORCH_LIBRARY_IMPL(sparseconv, Autograd, m) {
+  using namespace sparseconv;
+  m.impl("lanes_norm", [](at::TensorList parts, const OptionalTensor& weight,
+                          const OptionalTensor& bias, const OptionalTensor& mean,
+                          const OptionalTensor& var, const OptionalTensor& added, bool training,
+                          double momentum, double eps, bool relu, int64_t batch, int64_t length) {
+    const variable_list found =
+        LanesNorm::apply(parts, weight, bias, added,
+                         NormCall{mean, var, training, momentum, eps, relu, {batch, length}});
+    return std::make_tuple(found[0], found[1], found[2]);
+  });
+  m.impl("lanes_max_pool", [](const Tensor& input, int64_t radius, int64_t batch, int64_t length) {
+    return Pool::apply(input, radius, Order{batch, length});
+  });
+  m.impl("lanes_mean", [](const Tensor& input, int64_t batch, int64_t length) {
+    return Mean::apply(input, Order{batch, length});
+  });
+  for (const char* name : {"lanes_norm_backward", "lanes_max_pool_backward"}) {
+    m.impl(name, torch::autograd::autogradNotImplementedFallback());
+  }
+}
+
+TORCH_LIBRARY_IMPL(sparseconv, CompositeImplicitAutograd, m) {
+  m.impl("lanes_fold", sparseconv::lanes_fold);
+}

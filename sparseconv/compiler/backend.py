@@ -1,0 +1,88 @@
+"""The backend of ``torch.compile``: from a graph to one that computes in lanes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Graph, GraphModule, Node
+
+from sparseconv.compiler import rewrites
+from sparseconv.compiler.choice import choose
+from sparseconv.compiler.inplace import make_functional
+from sparseconv.compiler.lowering import Lowering
+from sparseconv.compiler.report import GraphReport, remember
+from sparseconv.compiler.rules import Outside, Step, is_signal, rule_of, value_of
+from sparseconv.ops.backends import extension
+
+
+def sparseconv(gm: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+    """Compile a graph of torch's functions, for ``torch.compile(model, backend="sparseconv")``.
+
+    Tensors stay in the kernels' own memory order from one operation to the next, wherever this
+    saves more than converting them costs. What has no rule runs as it is.
+    """
+    report = lower(gm.graph)
+    remember(example_inputs, report)
+    gm.graph.lint()
+    gm.recompile()
+    return gm.forward
+
+
+def lower(graph: Graph) -> GraphReport:
+    """Rewrite a graph, and say what was done."""
+    report = GraphReport()
+    _drop_dead_queries(graph)
+    if extension is None:
+        return report
+    try:
+        make_functional(graph)
+    except Outside as reason:
+        report.outside["all"] = str(reason)
+        return report
+    steps: dict[Node, Step] = {}
+    for node in graph.nodes:
+        rule = rule_of(node)
+        try:
+            if rule is not None and isinstance(value_of(node), Tensor):
+                steps[node] = rule(node)
+            elif _touches_series(node):
+                raise Outside("it has no rule")
+        except Outside as reason:
+            if _touches_series(node):
+                report.outside[node.name] = str(reason)
+    chosen = choose(steps)
+    for node in steps:
+        if node not in chosen:
+            report.outside[node.name] = "converting its tensors would cost more than it saves"
+    before = set(graph.nodes)
+    lowering = Lowering(graph, {node: step for node, step in steps.items() if node in chosen})
+    lowering.run()
+    rewrites.rewrite(graph)
+    report.enters, report.leaves = lowering.entered, lowering.left
+    report.lanes = Counter(_title(node) for node in graph.nodes if node not in before)
+    for helper in ("lanes_enter", "lanes_leave", "getitem", "size", "unsqueeze"):
+        del report.lanes[helper]
+    return report
+
+
+def _title(node: Node) -> str:
+    if isinstance(node.target, torch._ops.OpOverload):
+        return node.target._opname
+    return str(getattr(node.target, "__name__", node.target))
+
+
+def _touches_series(node: Node) -> bool:
+    return node.op in ("call_function", "call_method") and (
+        is_signal(node) or any(map(is_signal, node.all_input_nodes))
+    )
+
+
+def _drop_dead_queries(graph: Graph) -> None:
+    """Erase questions about the state of torch, which Dynamo has answered while it traced."""
+    for node in reversed(list(graph.nodes)):
+        if node.op == "call_function" and not node.users and isinstance(value_of(node), bool):
+            graph.erase_node(node)

@@ -1,0 +1,103 @@
+"""Make graphs functional: an operation in place changes what later nodes read under an old name."""
+
+from __future__ import annotations
+
+import inspect
+import operator
+from collections import defaultdict
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.fx import Graph, Node
+
+from sparseconv.compiler.rules import Outside, is_signal, named, value_of
+
+_FUNCTIONAL: dict[Any, Any] = {
+    operator.iadd: operator.add,
+    operator.isub: operator.sub,
+    operator.imul: operator.mul,
+    operator.itruediv: operator.truediv,
+    torch.relu_: torch.relu,
+}
+
+
+def make_functional(graph: Graph) -> None:
+    """Replace operations in place on signals by others, whose results later nodes read.
+
+    Raises:
+        Outside: an operation writes into a signal whose memory other tensors share.
+    """
+    for node in list(graph.nodes):
+        if node.target is F.dropout and not named(node, "input p training").get("training", True):
+            node.replace_all_uses_with(node.args[0])  # it returns its input
+            graph.erase_node(node)
+    sharing = defaultdict(list)
+    for node in graph.nodes:
+        if isinstance(value_of(node), Tensor):
+            sharing[value_of(node).untyped_storage()._cdata].append(node)
+    passed: list[Node] = []
+    replaced: set[Node] = set()
+    for node in list(graph.nodes):
+        written = _written(node)
+        before = set(passed)
+        passed.append(node)
+        if written is None or not isinstance(value_of(written), Tensor):
+            continue
+        others = sharing[value_of(written).untyped_storage()._cdata]
+        if not any(map(is_signal, others)):
+            continue  # a counter of batches, for one
+        alone = others[0].op != "placeholder" and before.intersection(others[1:]) <= replaced
+        if not alone or not _replace(node):
+            raise Outside(f"{node.name} writes into a signal whose memory other tensors share")
+        replaced.add(node)
+        for user in written.users.keys() - before - {node}:
+            user.replace_input_with(written, node)
+
+
+def _written(node: Node) -> Any:
+    """Return the node whose tensor this one changes."""
+    first = node.args[0] if node.args else None
+    target: Any = node.target
+    name = str(target if node.op == "call_method" else getattr(target, "__name__", ""))
+    if node.op not in ("call_method", "call_function"):
+        return None
+    if isinstance(node.kwargs.get("out"), Node):
+        return node.kwargs["out"]
+    if (name.endswith("_") and not name.endswith("__")) or target is operator.setitem:
+        return first
+    if target in _FUNCTIONAL:
+        return first
+    if isinstance(target, torch._ops.OpOverload):
+        arguments = zip(node.args, target._schema.arguments, strict=False)
+        return next((a for a, of in arguments if of.is_write), None)
+    given = _if_in_place(node)
+    return given and next(iter(given.values()))
+
+
+def _if_in_place(node: Node) -> dict[str, Any] | None:
+    """Return the arguments of a function that was called with ``inplace=True``."""
+    target: Any = node.target
+    try:
+        names = " ".join(inspect.signature(target).parameters)
+    except (TypeError, ValueError):
+        return None
+    given = named(node, names)
+    return given if given.get("inplace") else None
+
+
+def _replace(node: Node) -> bool:
+    """Let a node compute a new tensor; return whether it can."""
+    given = _if_in_place(node) if node.op == "call_function" else None
+    if given is not None:
+        del given["inplace"]
+        first, *_ = given
+        node.args, node.kwargs = (given.pop(first),), given
+    elif node.op == "call_method":
+        node.target = str(node.target).removesuffix("_")
+    elif node.target in _FUNCTIONAL:
+        node.target = _FUNCTIONAL[node.target]
+    else:
+        return False
+    return True

@@ -1,0 +1,119 @@
+"""Join operations in lanes: each function rewrites one pattern wherever it is found."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.fx import Graph, Node
+
+from sparseconv.ops.lanes import OPS
+
+_CONV, _POINTWISE = OPS.lanes_conv.default, OPS.lanes_pointwise.default
+_NORM = OPS.lanes_norm.default
+# Where these are among the arguments of ``lanes_norm``.
+_PARTS, _ADDED, _TRAINING, _RELU = 0, 5, 6, 9
+_CONV_RELU = 8
+
+
+def rewrite(graph: Graph) -> None:
+    """Apply all rewrites to a graph after it was lowered."""
+    for rewrite_one in (_fold_norm, _relu_after, _add_before_relu, _norm_of_parts):
+        for node in list(graph.nodes):
+            rewrite_one(graph, node)
+
+
+def _fold_norm(graph: Graph, norm: Any) -> None:
+    """Let a convolution compute the BatchNorm after it, in eval mode."""
+    if norm.target is not _NORM or norm.args[_TRAINING]:
+        return
+    parts, weight, bias, mean, var, _, _, _, eps, *_ = norm.args
+    (conv,) = parts
+    if conv.target not in (_CONV, _POINTWISE) or len(conv.users) > 1 or _relu_of(conv):
+        return
+    crow, kernels = (conv.args[3], conv.args[5][1]) if conv.target is _CONV else (None, 0)
+    with graph.inserting_before(norm):
+        folded = graph.call_function(
+            OPS.lanes_fold.default, (*conv.args[1:3], crow, kernels, weight, bias, mean, var, eps)
+        )
+        weights, offset = (graph.call_function(operator.getitem, (folded, i)) for i in range(2))
+        both = graph.call_function(
+            conv.target, (conv.args[0], weights, offset, *conv.args[3:]), conv.kwargs
+        )
+    (output,) = norm.users
+    output.replace_all_uses_with(both)
+    for node in (output, norm, conv):
+        graph.erase_node(node)
+
+
+def _relu_after(graph: Graph, relu: Any) -> None:
+    """Compute ReLU where a convolution or BatchNorm stores its output."""
+    before = _only_reader_of(relu) if _is_relu(relu) else None
+    if before is None:
+        return
+    if before.target is _CONV:
+        before.args = (*before.args[:_CONV_RELU], True)
+    elif _norm_behind(before) is not None:
+        _norm_behind(before).update_arg(_RELU, True)
+    else:
+        return
+    relu.replace_all_uses_with(before)
+    graph.erase_node(relu)
+
+
+def _add_before_relu(graph: Graph, relu: Any) -> None:
+    """Compute ``relu(norm(x) + y)`` in one operation."""
+    add = _only_reader_of(relu) if _is_relu(relu) else None
+    if add is None or add.target not in (operator.add, torch.add, "add") or len(add.args) != 2:
+        return
+    if add.kwargs or not all(isinstance(term, Node) for term in add.args):
+        return
+    for output, other in (add.args[::-1], add.args):
+        norm = _norm_behind(output)
+        if norm is None or norm.args[_RELU] or len(output.users) > 1 or output is other:
+            continue
+        arguments = list(norm.args)
+        arguments[_ADDED], arguments[_RELU] = other, True
+        with graph.inserting_before(add):  # by then the other term has been computed
+            again = graph.call_function(_NORM, tuple(arguments))
+            result = graph.call_function(operator.getitem, (again, 0))
+        relu.replace_all_uses_with(result)
+        for node in (relu, add, output, norm):
+            graph.erase_node(node)
+        return
+
+
+def _norm_of_parts(graph: Graph, norm: Any) -> None:
+    """Let BatchNorm read the parts of a concatenation, which then needs no copy."""
+    if norm.target is not _NORM:
+        return
+    parts = list(norm.args[_PARTS])
+    while cats := [part for part in parts if part.target is torch.cat and len(part.users) == 1]:
+        at = parts.index(cats[0])
+        parts[at : at + 1] = cats[0].args[0]
+        norm.update_arg(_PARTS, parts)
+        graph.erase_node(cats[0])
+
+
+def _is_relu(node: Any) -> bool:
+    return node.target in (torch.relu, F.relu, "relu")
+
+
+def _relu_of(conv: Any) -> Any:
+    return conv.target is _CONV and len(conv.args) > _CONV_RELU and conv.args[_CONV_RELU]
+
+
+def _only_reader_of(node: Any) -> Any:
+    """Return the only input of a node, if no other node reads it."""
+    (before,) = node.all_input_nodes
+    return before if len(before.users) == 1 else None
+
+
+def _norm_behind(output: Any) -> Any:
+    """Return the BatchNorm of which this is the output."""
+    if output.target is not operator.getitem or output.args[1] != 0:
+        return None
+    norm = output.args[0]
+    return norm if norm.target is _NORM else None

@@ -1,0 +1,314 @@
+"""``torch.compile(model, backend="sparseconv")``: what models compute does not change."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+import torch.nn.functional as F
+from random_graphs import RandomGraph
+from torch import Tensor, nn
+from torch._dynamo.utils import counters
+
+import sparseconv as sc
+from sparseconv.compiler import CompiledReport, compiled_report, sparseconv
+from sparseconv.measure.machine import threads
+from sparseconv.testing import error_bound
+
+pytestmark = pytest.mark.promise("P7")
+
+
+@pytest.fixture(autouse=True)
+def no_code_compiled_before() -> Iterator[None]:
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+    counters.clear()
+    with threads(1):
+        yield
+    torch._dynamo.reset()
+
+
+def compiled(model: nn.Module) -> Callable[[Tensor], Tensor]:
+    return torch.compile(model, backend=sparseconv)  # its name is tried in tests/packaging
+
+
+def step(model: nn.Module, run: Callable[[Tensor], Tensor], x: Tensor) -> list[Tensor]:
+    """The output, all gradients, and the buffers afterwards."""
+    x = x.clone().requires_grad_()
+    y = run(x)
+    grads = torch.autograd.grad(y.sin().sum(), [x, *model.parameters()], allow_unused=True)
+    buffers = [b.clone() for b in model.buffers()]
+    return [y.detach(), *(g for g in grads if g is not None), *buffers]
+
+
+def check(model: nn.Module, x: Tensor, operations: int = 20) -> CompiledReport:
+    """Compare a step with that of the model in float64; return what was compiled."""
+    wide, single, run = copy.deepcopy(model).double(), copy.deepcopy(model).float(), compiled(model)
+    exact = step(wide, wide, x.double())
+    rounded = step(single, single, x.float())
+    found = step(model, run, x)
+    assert len(exact) == len(found)
+    floats = [t for t in exact if t.is_floating_point() and t.numel()]
+    # In each operation, a result is a sum of at most N * L terms. Norms of nearly equal samples
+    # magnify errors: by how much, the error of the model itself in float32 tells.
+    terms = torch.tensor(x.shape[0] * x.shape[2] * operations)
+    bound = error_bound(x, max(t.abs().max() for t in floats), terms, x.dtype)
+    errors = [(a - b).abs().max() for a, b in zip(exact, rounded, strict=True) if a.numel()]
+    bound = bound + 4 * max(errors) * torch.finfo(x.dtype).eps / torch.finfo(torch.float32).eps
+    for i, (a, b) in enumerate(zip(exact, found, strict=True)):
+        assert a.shape == b.shape, i
+        assert not a.numel() or (a - b).abs().max() <= bound, f"result {i}"
+    return compiled_report(model)
+
+
+def sparse(inputs: int, outputs: int, taps: int, **options: object) -> sc.SparseConv1d:
+    options = {"padding": "same", "density": 0.3} | options
+    return sc.SparseConv1d(inputs, outputs, taps, **options)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_random_graphs(seed: int, count_cases: Callable[[int], None]) -> None:
+    """Float64 tells wrong from rounded; half of the graphs are in eval mode, with gradients."""
+    dtype = torch.float32 if seed % 4 < 2 else torch.float64
+    graph = RandomGraph(seed).to(dtype).train(seed % 2 == 0)
+    check(graph, graph.example(dtype), len(graph.program))
+    count_cases(1)
+
+
+def converted(model: nn.Module) -> nn.Module:
+    for name, module in list(model.named_modules()):
+        if isinstance(module, nn.Conv1d) and module.kernel_size[0] > 1:
+            layer = sc.SparseConv1d.from_dense(module, torch.rand_like(module.weight) < 0.1)
+            parent, _, own = name.rpartition(".")
+            setattr(model.get_submodule(parent), own, layer)
+    return model
+
+
+class Causal(nn.Module):
+    """A block of a TCN: padded, cropped, dilated."""
+
+    def __init__(self, inputs: int, outputs: int, dilation: int) -> None:
+        super().__init__()
+        pairs = ((inputs, outputs), (outputs, outputs))
+        self.convs = nn.ModuleList(
+            sc.SparseConv1d(a, b, 3, padding=2 * dilation, dilation=dilation) for a, b in pairs
+        )
+        self.crop = 2 * dilation
+        self.across = nn.Conv1d(inputs, outputs, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x
+        for conv in self.convs:
+            y = F.dropout(F.relu(conv(y)[:, :, : -self.crop]), 0.0, self.training)
+        return F.relu(y + self.across(x))
+
+
+class UNet(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.down1, self.down2 = self.block(2, 8), self.block(8, 16)
+        self.up = nn.ConvTranspose1d(16, 8, 2, stride=2)
+        self.last, self.head = self.block(16, 8), nn.Conv1d(8, 3, 1)
+
+    def block(self, inputs: int, outputs: int) -> nn.Module:
+        layers: list[nn.Module] = []
+        for channels in (inputs, outputs):
+            layers += [sparse(channels, outputs, 5), nn.BatchNorm1d(outputs), nn.ReLU(inplace=True)]
+        return nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = self.down1(x)
+        deep = self.down2(F.max_pool1d(first, 2))
+        return self.head(self.last(torch.cat((self.up(deep), first), dim=1)))
+
+
+def fcn() -> nn.Module:
+    layers: list[nn.Module] = []
+    for inputs, outputs, taps in ((2, 16, 8), (16, 32, 5), (32, 16, 3)):
+        layers += [sparse(inputs, outputs, taps), nn.BatchNorm1d(outputs), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(16, 3))
+
+
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], dict[str, int]]] = {
+    "InceptionTime": (
+        lambda: converted(sc.models.InceptionTime(2, 3, nf=4)),
+        {"lanes_conv": 18, "lanes_norm": 8, "lanes_max_pool": 6, "lanes_pointwise": 14,
+         "lanes_mean": 1},
+    ),
+    "ResNet": (
+        lambda: converted(sc.models.ResNet(2, 3, nf=8)),
+        {"lanes_conv": 9, "lanes_norm": 12, "lanes_pointwise": 2, "lanes_mean": 1},
+    ),
+    "FCN": (fcn, {"lanes_conv": 3, "lanes_norm": 3, "lanes_mean": 1}),
+    "TCN": (lambda: nn.Sequential(Causal(2, 6, 1), Causal(6, 6, 2), Causal(6, 6, 4)), {}),
+    "U-Net": (UNet, {"lanes_conv": 6, "lanes_norm": 6}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_networks(name: str, dtype: torch.dtype) -> None:
+    make, wanted = NETWORKS[name]
+    model = make().to(dtype)
+    for batch, length in ((16, 48), (3, 70)):
+        for training in (True, False):
+            x = torch.randn(batch, 2, length, dtype=dtype)
+            check(model.train(training), x, 60)
+            with torch.no_grad():
+                folded, plain = compiled(model.eval())(x), model(x)
+            terms = torch.tensor(batch * length * 60)
+            assert (folded - plain).abs().max() <= error_bound(x, plain.abs().max(), terms, dtype)
+    graph = compiled_report(model)[0]
+    assert {name: graph.lanes[name] for name in wanted} == wanted
+    if name != "TCN":
+        assert (graph.enters, graph.leaves) == ((3, 3) if name == "U-Net" else (1, 0))
+
+
+@pytest.mark.tool('torch.compile(backend="sparseconv")', "works", "a changed pattern is seen")
+def test_a_changed_pattern_is_seen_by_the_same_graph() -> None:
+    model, x = fcn(), torch.randn(4, 2, 40)
+    run = compiled(model)
+    before = step(model, run, x)
+    pattern = sc.KernelCSR.random(model[0].pattern.shape, model[0].pattern.nnz)
+    model[0].set_pattern(pattern, model[0].values.detach().clone())
+    assert not step(model, run, x)[0].equal(before[0])
+    check(model, x)
+    assert counters["stats"]["unique_graphs"] == 1
+
+
+def test_any_size_in_two_graphs() -> None:
+    model = fcn()
+    for batch, length in ((4, 40), (5, 41), (7, 60), (16, 33), (4, 40)):
+        check(model, torch.randn(batch, 2, length))
+    assert counters["stats"]["unique_graphs"] == 2
+    assert all(graph.lanes["lanes_conv"] == 3 for graph in compiled_report(model))
+
+
+def test_threads_change_no_bit() -> None:
+    x, results = torch.randn(16, 2, 200), []
+    for number in (1, 2):
+        torch.manual_seed(1)
+        model = fcn()
+        with threads(number):
+            results.append(step(model, compiled(model), x))
+    assert all(a.equal(b) for a, b in zip(*results, strict=True))
+
+
+def test_gradients_are_not_written_to() -> None:
+    """An addition hands one tensor to both branches; and the graph can be run through twice."""
+
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.convs = nn.ModuleList(sparse(4, 4, 3) for _ in range(2))
+            self.norms = nn.ModuleList(nn.BatchNorm1d(4) for _ in range(2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            branches = (norm(conv(x)) for norm, conv in zip(self.norms, self.convs, strict=True))
+            return F.max_pool1d(sum(branches, x), 3, 1, 1)
+
+    model, x = Both(), torch.randn(4, 4, 40)
+    report = check(model, x)
+    assert report[0].lanes["lanes_norm"] == 2
+    y = compiled(model)(x).sin().sum()
+    parameters = list(model.parameters())
+    first = torch.autograd.grad(y, parameters, retain_graph=True)
+    assert all(a.equal(b) for a, b in zip(first, torch.autograd.grad(y, parameters), strict=True))
+
+
+def test_nan_reaches_what_it_reaches_in_torch() -> None:
+    model, x = nn.Sequential(fcn()[:3], nn.MaxPool1d(3, 1, 1)).eval(), torch.randn(4, 2, 40)
+    x[1, 0, 7] = float("nan")
+    with torch.no_grad():
+        wanted, found = model(x).isnan(), compiled(model)(x).isnan()
+    assert wanted.any()
+    assert found.equal(wanted)
+
+
+def test_double_backward_is_refused() -> None:
+    model, x = fcn(), torch.randn(4, 2, 40, requires_grad=True)
+    (grad,) = torch.autograd.grad(compiled(model)(x).sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match=r"derivative for sparseconv::lanes_\w+ is not"):
+        grad.sum().backward()
+
+
+def test_what_has_no_rule_runs_in_torch() -> None:
+    model, x = fcn().to(torch.bfloat16), torch.randn(4, 2, 40, dtype=torch.bfloat16)
+    assert compiled(model)(x).equal(model(x))
+    report = compiled_report(model)
+    assert (report[0].lanes, report[0].enters) == ({}, 0)
+
+    def odd(x: Tensor) -> Tensor:
+        return torch.sigmoid(F.interpolate(x, scale_factor=2.0)).cumsum(2)
+
+    x = x.float()
+    assert torch.compile(odd, backend=sparseconv)(x).equal(odd(x))
+
+
+def test_a_graph_break() -> None:
+    class Broken(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = fcn()[:6], sparse(32, 32, 3)
+            self.pool = nn.MaxPool1d(3, 1, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.first(x)
+            torch._dynamo.graph_break()
+            return self.pool(self.last(y))
+
+    report = check(Broken(), torch.randn(4, 2, 40))
+    assert [graph.lanes["lanes_conv"] for graph in report] == [2, 1]
+
+
+def test_operations_in_place() -> None:
+    class Writes(nn.Module):
+        def __init__(self, on_a_view: bool) -> None:
+            super().__init__()
+            self.body, self.on_a_view = fcn()[:5], on_a_view
+            self.head = nn.Sequential(nn.Linear(32, 8), nn.ReLU(inplace=True), nn.Linear(8, 2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.body(x)
+            y += y.tanh()
+            y.mul_(0.5)
+            z = F.relu(y[:, :4] if self.on_a_view else y, inplace=True)
+            return self.head((F.max_pool1d(y, 3, 1, 1) + z.sum()).mean(2))
+
+    x = torch.randn(4, 2, 40)
+    assert check(Writes(False), x)[0].lanes["lanes_conv"] == 2
+    report = check(Writes(True), x)
+    assert report[0].lanes == {}
+    assert "whose memory other tensors share" in report[0].outside["all"]
+
+
+def test_parts_without_gradients() -> None:
+    """What enters in a part without gradients has them outside of it."""
+
+    class Frozen(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.norm = sparse(4, 4, 3), sparse(4, 4, 3), nn.BatchNorm1d(4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.a(x)
+            with torch.no_grad():
+                fixed = F.max_pool1d(self.b(y), 3, 1, 1)
+            return F.max_pool1d(self.norm(self.b(y) + fixed), 3, 1, 1)
+
+    assert check(Frozen(), torch.randn(4, 4, 40))[0].enters == 1
+
+
+def test_only_what_saves_more_than_it_costs() -> None:
+    alone = nn.Sequential(sparse(4, 4, 3), nn.ReLU()).eval()
+    with torch.no_grad():
+        compiled(alone)(torch.randn(4, 4, 40))
+    (report,) = compiled_report(alone)
+    assert not report.lanes
+    assert "would cost more than it saves" in str(report)
+    assert "0 enter, 0 leave" in str(report)
+    joined = nn.Sequential(sparse(4, 32, 3), nn.BatchNorm1d(32), nn.ReLU(), nn.MaxPool1d(3, 1, 1))
+    report = check(joined, torch.randn(4, 4, 40))[0]
+    assert "1 lanes_conv, 1 lanes_max_pool, 1 lanes_norm; 1 enter, 1 leave" in str(report)

@@ -1,0 +1,174 @@
+"""The ops on tensors in lanes give what the same operations give outside of that order."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from op_arguments import lane_arguments
+from torch import Tensor
+
+from sparseconv.functional.chain import keeps_order
+from sparseconv.ops.lanes import OPS
+from sparseconv.testing import error_bound, random_case
+
+SIZES = tuple(product((1, 3, 16, 20, 33), (1, 2, 5, 24, 129)))
+DTYPES = (torch.float32, torch.float64)
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory() -> Iterator[None]:
+    """Fresh memory is filled with NaN, so an element that no kernel wrote shows."""
+    torch.use_deterministic_algorithms(True)
+    torch.manual_seed(0)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def idle_is_zero(lanes: Tensor, batch: int, length: int) -> bool:
+    samples = OPS.lanes_enter(torch.ones(batch, 1, length, dtype=lanes.dtype))
+    return not lanes[:, samples[0] == 0].any()
+
+
+@pytest.mark.promise("P4")
+def test_convolutions_have_the_bits_of_those_outside(count_cases: Callable[[int], None]) -> None:
+    rng, cases = random.Random(0), 0
+    while cases < 100:
+        case = random_case(rng, stride=1, batched=True, dtype=rng.choice(("float32", "float64")))
+        if case.n == 0 or not keeps_order(case.geometry):
+            continue
+        cases += 1
+        x, values, bias, grad = case.tensors()
+        pattern, numbers = case.make_pattern(), list(case.geometry.numbers)
+        context = pattern.crow_indices, pattern.col_indices, numbers
+        order = case.n, case.length
+        a, w = x.clone().requires_grad_(), values.clone().requires_grad_()
+        relu = rng.random() < 0.5
+        y = OPS.fprop(a, w, bias, *context, relu)
+        wanted = y, *torch.autograd.grad(y, (a, w), grad)
+        inside = OPS.lanes_conv(OPS.lanes_enter(a), w, bias, *context, *order, relu)
+        assert idle_is_zero(inside, *order)
+        y = OPS.lanes_leave(inside, *order)
+        for name, p, q in zip(
+            "yxw", wanted, (y, *torch.autograd.grad(y, (a, w), grad)), strict=True
+        ):
+            assert p.equal(q), f"{name}: {case!r}"
+    count_cases(cases)
+
+
+@pytest.mark.parametrize("radius", [0, 1, 2, 7])
+def test_max_pool_and_its_gradient_are_those_of_torch(radius: int) -> None:
+    """Exactly: of equal samples the first has the gradient, and a NaN is the largest."""
+    for (n, length), dtype in product(SIZES, DTYPES):
+        x = torch.randint(-3, 4, (n, 2, length)).to(dtype)
+        for data in (x, x.where(torch.rand(x.shape) > 0.1, float("nan")), torch.randn_like(x)):
+            a, b = (data.clone().requires_grad_() for _ in range(2))
+            y = F.max_pool1d(a, 2 * radius + 1, 1, radius)
+            inside = OPS.lanes_max_pool(OPS.lanes_enter(b), radius, n, length)
+            assert idle_is_zero(inside, n, length)
+            z = OPS.lanes_leave(inside, n, length)
+            torch.testing.assert_close(z, y, rtol=0, atol=0, equal_nan=True)
+            grad = torch.randint(-5, 6, y.shape).to(dtype)
+            of_a, of_b = torch.autograd.grad(y, a, grad)[0], torch.autograd.grad(z, b, grad)[0]
+            assert of_a.equal(of_b), (n, length, dtype)
+
+
+def norm_step(
+    x: Tensor, other: Tensor | None, parts: int, training: bool, relu: bool, in_lanes: bool
+) -> list[Tensor]:
+    """Output, gradients and running statistics."""
+    torch.manual_seed(0)
+    n, channels, length = x.shape
+    weight, bias, mean, var, cost = (
+        torch.randn(size, dtype=torch.float64).to(x.dtype)
+        for size in ((channels,), (channels,), (channels,), (channels,), x.shape)
+    )
+    var = var.abs() + 0.5
+    leaves = [t.clone().requires_grad_() for t in (x, weight, bias)]
+    leaves += [] if other is None else [other.clone().requires_grad_()]
+    a, w, b, *added = leaves
+    if in_lanes:
+        lanes = OPS.lanes_enter(a).split(-(-channels // parts))
+        plus = OPS.lanes_enter(added[0]) if added else None
+        how = training, 0.1, 1e-5, relu, n, length
+        inside = OPS.lanes_norm(lanes, w, b, mean, var, plus, *how)[0]
+        assert idle_is_zero(inside, n, length)
+        y = OPS.lanes_leave(inside, n, length)
+    else:
+        y = F.batch_norm(a, mean, var, w, b, training, 0.1, 1e-5)
+        y = y + added[0] if added else y
+        y = y.relu() if relu else y
+    return [y, *torch.autograd.grad(y, leaves, cost), mean, var]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_batch_norm_is_that_of_torch(training: bool) -> None:
+    for (n, length), dtype in product(SIZES, DTYPES):
+        if n * length == 1 and training:
+            continue
+        for kind in ("plain", "relu", "added"):
+            x, other = torch.randn(n, 5, length).to(dtype), torch.randn(n, 5, length).to(dtype)
+            other = other if kind == "added" else None
+            args = other, 2, training, kind != "plain"
+            wide = None if other is None else other.double()
+            exact = norm_step(x.double(), wide, 1, *args[2:], in_lanes=False)
+            found = norm_step(x, *args, in_lanes=True)
+            # Sums over a channel are divided by its variance, if only that of a few samples.
+            variance = x.double().var((0, 2), correction=0).min() + 1e-5
+            largest = max(result.abs().max() for result in exact)
+            bound = error_bound(x, largest / variance, torch.tensor(n * length), dtype)
+            for p, q in zip(exact, found, strict=True):
+                assert ((p - q).abs() <= bound).all(), (n, length, dtype, kind)
+
+
+def test_mean_and_pointwise() -> None:
+    for (n, length), dtype in product(SIZES, DTYPES):
+        x = torch.randint(-3, 4, (n, 4, length)).to(dtype).requires_grad_()
+        weight = torch.randint(-3, 4, (6, 4, 1)).to(dtype).requires_grad_()
+        bias = torch.randint(-3, 4, (6,)).to(dtype).requires_grad_()
+        y = F.conv1d(x, weight, bias)
+        inside = OPS.lanes_pointwise(OPS.lanes_enter(x), weight, bias, n, length)
+        assert idle_is_zero(inside, n, length)
+        z = OPS.lanes_leave(inside, n, length)
+        assert z.equal(y)
+        grad = torch.randint(-3, 4, y.shape).to(dtype)
+        leaves = x, weight, bias
+        for p, q in zip(*(torch.autograd.grad(t, leaves, grad) for t in (y, z)), strict=True):
+            assert p.equal(q), "sums of whole numbers are exact"
+        mean = OPS.lanes_mean(OPS.lanes_enter(x), n, length)
+        assert mean.equal(x.sum(2) / length)
+        (of_x,) = torch.autograd.grad(mean.sum(), x)
+        assert of_x.equal(torch.ones_like(x) / length)
+
+
+@pytest.mark.promise("P6")
+def test_wrong_arguments_are_refused() -> None:
+    """Each argument of each op, one at a time, in another size, dtype or number."""
+    refused = 0
+    for name, args in lane_arguments(torch.float32).items():
+        if name == "lanes_fold":  # torch's own functions in a row
+            continue
+        op = getattr(OPS, name)
+        for i, argument in enumerate(args):
+            changes: list[Any] = []
+            if isinstance(argument, Tensor) and argument.dim():
+                changes = [argument[..., :-1], argument.to(torch.int16), argument.unsqueeze(0)]
+                if name == "lanes_enter":
+                    changes = [argument[0], argument[:0], argument.half()]
+                elif argument.dim() == 4 and i == 0:
+                    changes.append(argument.double()[:, :-1])
+            elif type(argument) is int:
+                changes = [-1, 10**6] + [0] * (i >= len(args) - 2)  # a radius of 0 is one
+                changes *= i >= len(args) - 3
+            elif isinstance(argument, list) and isinstance(argument[0], int):
+                changes = [argument[:-1], [*argument[:3], 2, *argument[4:]]]
+            for change in changes:
+                with pytest.raises((ValueError, TypeError, RuntimeError), match=r"(?i)expected"):
+                    op(*args[:i], change, *args[i + 1 :])
+                refused += 1
+    assert refused > 80

@@ -1,0 +1,129 @@
+"""Random networks of layers and functions around sparse convolutions, as graphs of any form."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import sparseconv as sc
+
+FUNCTIONS: tuple[Callable[[Tensor], Tensor], ...] = (
+    torch.tanh, torch.sigmoid, F.gelu, F.silu, F.softplus, torch.abs, F.hardswish,
+    lambda x: F.leaky_relu(x, 0.1), lambda x: 0.5 * x, lambda x: x + 0.25, lambda x: x.neg(),
+    lambda x: F.elu(x, inplace=True), lambda x: x.mul_(2), lambda x: x.detach() + x,
+    lambda x: x.flip(2), lambda x: F.pad(x, (1, -1)), lambda x: x.roll(1, 0),
+)  # fmt: skip
+
+
+class RandomGraph(nn.Module):
+    """Up to 14 operations, each on one or two earlier results; the sum of all unread results.
+
+    ``repr(graph)`` names its layers, and ``RandomGraph(seed)`` is the same graph again.
+    """
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        rng = self.rng = random.Random(seed)
+        torch.manual_seed(seed)
+        self.batch, self.length = rng.choice((1, 2, 3, 5, 16, 20, 33)), rng.randint(9, 70)
+        widths = [(rng.randint(1, 4), self.length)]
+        self.in_channels = widths[0][0]
+        self.layers = nn.ModuleList()
+        self.program: list[tuple[str, tuple[int, ...], int]] = []
+        for _ in range(rng.randint(4, 14)):
+            x = rng.randrange(max(0, len(widths) - 3), len(widths))
+            channels, length = widths[x]
+            kind = rng.choice(
+                ("sparse",) * 4
+                + (
+                    "dense",
+                    "strided",
+                    "1x1",
+                    "norm",
+                    "norm",
+                    "relu",
+                    "relu_",
+                    "function",
+                    "pool",
+                    "shrink",
+                    "add",
+                    "cat",
+                    "mul",
+                    "drop",
+                )
+            )
+            same = [i for i, width in enumerate(widths) if width == widths[x]]
+            equal = [i for i, width in enumerate(widths) if width[1] == length]
+            reads: tuple[int, ...] = (x,)
+            layer: nn.Module = nn.Identity()
+            if kind in ("sparse", "strided"):
+                outputs, taps, dilation = rng.randint(2, 9), rng.choice((1, 2, 3, 5, 8)), 1
+                dilation = rng.choice((1, 2, 3))
+                reach = dilation * (taps - 1)
+                padding = rng.choice(((reach, 0), (0, reach), (reach // 2, reach - reach // 2)))
+                stride = 2 if kind == "strided" else 1
+                layer = sc.SparseConv1d(
+                    channels, outputs, taps, stride, padding, dilation, density=0.4,
+                    bias=rng.random() < 0.5, padding_mode=rng.choice(("zeros", "replicate")),
+                )  # fmt: skip
+                widths.append((outputs, (length - 1) // stride + 1))
+            elif kind in ("dense", "1x1"):
+                outputs, taps = rng.randint(2, 9), 1 if kind == "1x1" else 3
+                layer = nn.Conv1d(channels, outputs, taps, padding="same", bias=rng.random() < 0.5)
+                widths.append((outputs, length))
+            elif kind == "norm":
+                layer = nn.BatchNorm1d(channels, affine=rng.random() < 0.8)
+                widths.append(widths[x])
+            elif kind == "pool":
+                size = rng.choice((3, 5))
+                layer = nn.MaxPool1d(size, 1, size // 2)
+                widths.append(widths[x])
+            elif kind == "shrink" and length > 12:
+                layer = rng.choice((nn.MaxPool1d(2), nn.AvgPool1d(2)))
+                widths.append((channels, length // 2))
+            elif kind in ("add", "mul") and same:
+                reads = (x, rng.choice(same))
+                widths.append(widths[x])
+            elif kind == "cat":
+                reads = (x, *rng.choices(equal, k=rng.randint(1, 2)))
+                widths.append((sum(widths[i][0] for i in reads), length))
+            else:
+                kind = kind if kind != "shrink" else "relu"
+                widths.append(widths[x])
+            self.program.append((kind, reads, rng.randrange(len(FUNCTIONS))))
+            self.layers.append(layer)
+
+    def example(self, dtype: torch.dtype) -> Tensor:
+        return torch.randn(self.batch, self.in_channels, self.length, dtype=dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        results, unread = [x], [True]
+        for (kind, reads, function), layer in zip(self.program, self.layers, strict=True):
+            first, *others = (results[i] for i in reads)
+            if kind == "relu":
+                y = torch.relu(first)
+            elif kind == "relu_":  # of a tensor that is computed here
+                y = F.relu(first + first, inplace=True)
+            elif kind == "function":
+                y = FUNCTIONS[function](first * 1.5)
+            elif kind == "add":
+                y = first + others[0]
+            elif kind == "mul":
+                y = first * others[0]
+            elif kind == "cat":
+                y = torch.cat([first, *others], dim=1)
+            elif kind == "drop":
+                y = F.dropout(first, 0.0, self.training)
+            else:
+                y = layer(first)
+            for i in reads:
+                unread[i] = False
+            results.append(y)
+            unread.append(True)
+        heads = [y.mean(2).sum(1) for y, leaf in zip(results, unread, strict=True) if leaf]
+        last = F.adaptive_avg_pool1d(results[-1], 1).flatten(1).square().sum(1)
+        return torch.stack([last, *heads]).sum(0)
