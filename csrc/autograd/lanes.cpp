@@ -68,7 +68,7 @@ Tensor lanes_dgrad(const Tensor& grad,
   const ConvPlanPtr plan = lanes_plan(crow, col, geometry);
   const Tensor dy = checked(grad, order, plan->geometry.out_channels, "grad_output");
   check_vector(values, "values", grad, plan->nnz);
-  return run_dgrad(dy, values, plan->geometry, plan->dgrad(), length, &order);
+  return run_dgrad(dy, values, plan->geometry, plan->dgrad(), length, {}, &order);
 }
 
 Tensor lanes_wgrad(const Tensor& grad,
