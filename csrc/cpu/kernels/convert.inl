@@ -40,7 +40,7 @@ static void convert(const Conversion& p, int64_t part, int64_t parts, void* scra
         V::load(rows + i).store(block + i);
       }
       const Targets<T, T> targets = targets_of<T, T>(target, lanes, y.rows);
-      unpack(target, lanes, targets, c, y.rows, through, 0, stage);
+      unpack<false>(target, lanes, targets, c, y.rows, through, 0, stage);
     }
   }
 }

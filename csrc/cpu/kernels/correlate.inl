@@ -321,8 +321,10 @@ static void correlate(const Correlation& p, int64_t part, int64_t parts, void* s
               clear_idle<V>(y, sets, row, rows, done);
             } else if (p.in_lanes) {
               add_lanes<V>(sets.first, done, out + r * y.channel());
+            } else if (p.phases == 1) {
+              unpack<false>(p, lanes, targets, c, rows, done, stride, stage);
             } else {
-              unpack(p, lanes, targets, c, rows, done, stride, stage);
+              unpack<true>(p, lanes, targets, c, rows, done, stride, stage);
             }
           }
         }

@@ -124,9 +124,10 @@ static void expect_unpack(const Correlation& p, const Targets<T, S>& targets, in
 }
 
 // Writes the outputs of one channel from acc[position][lane], and the same of further phases
-// `stride` numbers apart, to where they belong.
-template <typename T, typename S>
-static void unpack(const Correlation& p,
+// `stride` numbers apart, to where they belong. Without phases the compiler knows how far apart the
+// rows are: the first layer of a DSN would take 1.4 times as long.
+template <bool kPhased, typename T, typename S>
+static inline void unpack(const Correlation& p,
                    const Lane* lanes,
                    const Targets<T, S>& targets,
                    int64_t channel,
@@ -136,7 +137,8 @@ static void unpack(const Correlation& p,
                    T* stage) {
   constexpr int kN = kLanes<T>;
   constexpr int kB = kBlock<T>;
-  const int64_t total = rows * p.phases, staged = stage_stride(total);
+  const int64_t phases = kPhased ? p.phases : 1;
+  const int64_t total = rows * phases, staged = stage_stride(total);
   T* target[kN];
   for (int l = 0; l < kN; ++l) {
     target[l] = targets.direct[l]
@@ -151,16 +153,9 @@ static void unpack(const Correlation& p,
       for (int i = 0; i < kB; ++i) {
         to[i] = target[l + i] + at;
       }
-      if (p.phases == 1) {  // two calls, as in `pack`
-        for (int i = 0; i < kB; ++i) {
-          from[i] = acc + (at + i) * kN + l;
-        }
-        transpose(from, to);
-        continue;
-      }
-      for (int64_t i = 0, row = at / p.phases, phase = at % p.phases; i < kB; ++i) {
+      for (int64_t i = 0, row = at / phases, phase = at % phases; i < kB; ++i) {
         from[i] = acc + phase * stride + row * kN + l;
-        if (++phase == p.phases) {
+        if (++phase == phases) {
           phase = 0;
           ++row;
         }
@@ -174,8 +169,8 @@ static void unpack(const Correlation& p,
       continue;
     }
     S* series = targets.first[l] + channel * p.out.stride[1];
-    const T* from = target[l] + lane.skip * p.phases;
-    const int64_t count = (rows - lane.skip) * p.phases;
+    const T* from = target[l] + lane.skip * phases;
+    const int64_t count = (rows - lane.skip) * phases;
     if (targets.inside[l]) {
       for (int64_t j = 0; j < count; ++j) {
         from_acc(from[j], series + j);
@@ -184,7 +179,7 @@ static void unpack(const Correlation& p,
     }
     T* fold = p.fold == nullptr ? nullptr
                                 : static_cast<T*>(p.fold) +
-                                      (lane.item * (p.entries.n_rows / p.phases) + channel) *
+                                      (lane.item * (p.entries.n_rows / phases) + channel) *
                                           (p.fold_left + p.fold_right);
     const int64_t begin = p.first + (lane.start + lane.skip) * p.out_step;
     for (int64_t j = 0, phase = 0, step = 0; j < count; ++j) {
@@ -195,7 +190,7 @@ static void unpack(const Correlation& p,
                  position < p.out_length + p.fold_right) {
         fold[p.fold_left + position - (position < 0 ? 0 : p.out_length)] = from[j];
       }
-      if (++phase == p.phases) {
+      if (++phase == phases) {
         phase = 0;
         step += p.out_step;
       }
