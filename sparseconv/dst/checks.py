@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from sparseconv.dst.ranks import Ranks
 from sparseconv.nn.optimizers import Holdings
 from sparseconv.nn.sparse_layer import SparseLayer
 
@@ -65,13 +64,12 @@ def copies_of(
         raise ValueError(OTHER_AVERAGE) from None
 
 
-def untrained(layers: Layers, optimizer: torch.optim.Optimizer, ranks: Ranks) -> set[str]:
-    """Return the layers that no step has trained on any rank, as far as the optimizer shows."""
+def untrained(layers: Layers, optimizer: torch.optim.Optimizer, known: Holdings) -> set[str]:
+    """Return the layers that no step has trained, as far as the optimizer shows."""
     values = {name: layer._parameters.get("values") for name, layer in layers.items()}
     idle = {name for name, p in values.items() if p is not None and p.grad is None}
-    trained = Holdings(optimizer).ever_trained() if idle else set()
-    idle = {name for name in idle if _would_show(values[name], optimizer, trained)}
-    return idle if ranks.alone else set.intersection(*ranks.gather(idle))  # each may hold a part
+    trained = known.ever_trained() if idle else set()
+    return {name for name in idle if _would_show(values[name], optimizer, trained)}
 
 
 def _would_show(values: Any, optimizer: torch.optim.Optimizer, trained: set[int]) -> bool:

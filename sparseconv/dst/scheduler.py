@@ -5,16 +5,16 @@ from __future__ import annotations
 import math
 import warnings
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sparseconv.core.checks import count, integer, number
 from sparseconv.core.files import ctrl_c_waits
-from sparseconv.core.pattern import KernelCSR
 from sparseconv.dst import checks
 from sparseconv.dst.itop import EverActive
 from sparseconv.dst.ranks import Ranks
@@ -22,6 +22,7 @@ from sparseconv.dst.replayed import ReplayedUpdates
 from sparseconv.dst.update import (
     PRUNE_FLOOR,
     PRUNE_FRACTION,
+    Change,
     Growth,
     as_regions,
     check_fractions,
@@ -37,14 +38,6 @@ from sparseconv.nn.optimizers import Holdings
 from sparseconv.nn.pattern_buffers import checksum
 from sparseconv.nn.rewiring import check_movable
 from sparseconv.nn.sparse_layer import SparseLayer
-
-
-class _Change(NamedTuple):
-    """Hold what an update will do to one layer, computed before any layer changes."""
-
-    name: str
-    pattern: KernelCSR
-    rewire: list[Callable[[], None]]  # for the layer, and for each average
 
 
 class DSTScheduler:
@@ -165,7 +158,7 @@ class DSTScheduler:
         self._ranks.agree(self._check_layers, self._fingerprint)
         self._regions = {n: check_regions(x.regions, x.pattern) for n, x in self._layers.items()}
         self._ever_active = EverActive(self._layers)
-        self._known: Holdings | None = None  # what the optimizer keeps, and can follow
+        self._known: Any = None  # what the optimizer keeps, and can follow
         self._replayed: ReplayedUpdates | None = ReplayedUpdates()  # None: no CUDA graphs
         self._probes: dict[str, Tensor] = {}
         self._unseen: dict[str, float] = {}  # updates without a gradient, until a layer has had one
@@ -227,6 +220,7 @@ class DSTScheduler:
         if self.step_count == 0 and self.grow != "static":  # many optimizers have no state before
             self._ranks.agree(self._check_layers, self._fingerprint)
         changes = self._plan() if self._is_due(self.step_count + 1) else []
+        probes = self._new_probes(self.step_count + 2)  # before anything changes: it may fail
         # An interrupted update would leave a wrong model.
         with ctrl_c_waits() if changes else nullcontext():
             if changes:
@@ -237,7 +231,7 @@ class DSTScheduler:
                     self._ever_active.add(change.name, change.pattern)
                 self.updates += 1
             self.step_count += 1
-        self._watch_next_step()
+        self._watch_next_step(probes)
         return bool(changes)
 
     def state_dict(self) -> dict[str, Any]:
@@ -300,37 +294,37 @@ class DSTScheduler:
         patterns = {name: int(checksum(layer.pattern)) for name, layer in self._layers.items()}
         return {**self._hyperparameters(), "patterns": patterns}
 
-    def _plan(self) -> list[_Change]:
+    def _plan(self) -> list[Change]:
         """Compute the update of every layer; only the generator changes."""
-        fraction = self._prune_fraction_at(self.step_count + 1)
+        # What may fail on one rank comes first, for that rank misses the exchanges that follow.
         before = self._generator.get_state()
-
-        def compute() -> list[_Change]:
-            seen = [grad for grad in gradients.values() if grad is not None]
-            finite = [grad.isfinite().all() for grad in seen]  # the same on all ranks
-            share: Any = fraction
-            if seen and all(map(stays_on_gpu, seen)) and len({x.device for x in seen}) == 1:
-                share = torch.stack(finite).all().double() * fraction
-            elif not all(finite):
-                return []
-            kept = self._known = checks.check_layers(
-                self._layers, self._copies, self._optimizer, known=self._known
-            )
-            training = [name for name, x in self._layers.items() if x.values.requires_grad]
-            training = self._with_gradient(training, gradients, idle)
-            plans = [self._plan_layer(name, share, gradients.get(name), kept) for name in training]
-            return [plan for plan in plans if plan is not None]
-
         try:
+            self._known, idle = self._ranks.agree(self._state, lambda _: None)
+            if self.grow == "random" and not self._ranks.alone:  # each may hold a part
+                idle = set.intersection(*self._ranks.gather(idle))
             gradients = self._dense_gradients()
-            random = self.grow == "random"
-            idle = checks.untrained(self._layers, self._optimizer, self._ranks) if random else set()
-            return self._ranks.agree(
-                compute, lambda plans: {p.name: int(checksum(p.pattern)) for p in plans}
-            )
+            return self._ranks.agree(partial(self._changes, gradients, idle), _checksums)
         except BaseException:
             self._generator.set_state(before)
             raise
+
+    def _state(self) -> tuple[Holdings, set[str]]:
+        layers, optimizer = self._layers, self._optimizer
+        held = checks.check_layers(layers, self._copies, optimizer, known=self._known)
+        return held, checks.untrained(layers, optimizer, held) if self.grow == "random" else set()
+
+    def _changes(self, gradients: Mapping[str, Any], idle: set[str]) -> list[Change]:
+        """Return the updates of all layers, or none if a gradient (of all ranks) is not finite."""
+        finite = [grad.isfinite().all() for grad in gradients.values() if grad is not None]
+        share: Any = self._prune_fraction_at(self.step_count + 1)
+        if finite and all(map(stays_on_gpu, finite)) and len({x.device for x in finite}) == 1:
+            share = torch.stack(finite).all().double() * share
+        elif not all(finite):
+            return []
+        training = [name for name, x in self._layers.items() if x.values.requires_grad]
+        names = self._with_gradient(training, gradients, idle)
+        plans = (self._plan_layer(name, share, gradients.get(name)) for name in names)
+        return [plan for plan in plans if plan is not None]
 
     def _dense_gradients(self) -> dict[str, Tensor | None]:
         """Return the gradients that any rank has seen, summed over all ranks."""
@@ -339,10 +333,10 @@ class DSTScheduler:
             return totals
         seen = self._ranks.gather([name for name, total in totals.items() if total is not None])
         for name in sorted(set().union(*seen)):
-            total, probe = totals[name], self._probes[name]
             # This rank's batch may not have used the layer. A clone, as a failed update is retried.
-            own = probe.detach().clone() if total is None else total.clone()
-            totals[name] = self._ranks.sum(own.contiguous())
+            probe = self._probes[name]
+            own = probe if probe.grad is None else probe.grad
+            totals[name] = self._ranks.sum(own.detach().clone().contiguous())
         return totals
 
     def _with_gradient(
@@ -365,9 +359,7 @@ class DSTScheduler:
             warnings.warn(checks.NEVER_SEEN.format(self.grow, never), stacklevel=7)  # step's caller
         return [n for n, x in seen.items() if x is True or stays_on_gpu(x) or x.any()]
 
-    def _plan_layer(
-        self, name: str, fraction: float | Tensor, dense_grad: Tensor | None, kept: Holdings
-    ) -> _Change | None:
+    def _plan_layer(self, name: str, fraction: Any, dense_grad: Tensor | None) -> Change | None:
         layer = self._layers[name]
         if as_regions(layer.regions) != self._regions[name]:
             self._regions[name] = check_regions(layer.regions, layer.pattern)
@@ -377,17 +369,25 @@ class DSTScheduler:
         )  # fmt: skip
         if pattern is layer.pattern:
             return None
-        rewire = [layer.prepare_rewire(pattern, source, kept.state_of(layer.values))]
+        rewire = [layer.prepare_rewire(pattern, source, self._known.state_of(layer.values))]
         rewire += [copy.prepare_rewire(pattern, source) for copy in self._copies[name]]
-        return _Change(name, pattern, rewire)
+        return Change(name, pattern, rewire)
 
-    def _watch_next_step(self) -> None:
+    def _watch_next_step(self, probes: Mapping[str, Tensor] | None = None) -> None:
         """Discard the gradients seen so far; add probes to layers if the next step is an update."""
+        probes = self._new_probes(self.step_count + 1) if probes is None else probes
         _take_back(self._layers, self._probes)
-        if self.grow == "gradient" and self._is_due(self.step_count + 1):
-            for name, layer in self._layers.items():
-                layer.dense_probe = new_probe(layer.pattern.shape, layer.values)
-                self._probes[name] = layer.dense_probe
+        for name, probe in probes.items():
+            self._layers[name].dense_probe = self._probes[name] = probe
+
+    def _new_probes(self, step: int) -> dict[str, Tensor]:
+        due = self.grow == "gradient" and self._is_due(step)
+        layers = self._layers.items() if due else ()
+        return {name: new_probe(layer.pattern.shape, layer.values) for name, layer in layers}
+
+
+def _checksums(changes: list[Change]) -> dict[str, int]:
+    return {change.name: int(checksum(change.pattern)) for change in changes}
 
 
 def _take_back(layers: Mapping[str, SparseLayer], probes: dict[str, Tensor]) -> None:

@@ -99,7 +99,7 @@ class Table(NamedTuple):
     regions: int
 
 
-@functools.lru_cache(maxsize=32)  # for the layers that train: 16 bytes per unit
+@functools.lru_cache(maxsize=1024)  # more than a network has kinds of layers: 16 bytes per unit
 def table_of(
     regions: tuple[Region, ...], shape: Shape, block: Block, device: torch.device
 ) -> Table:

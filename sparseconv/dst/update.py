@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -20,6 +20,14 @@ from sparseconv.ops.backends import extension
 Growth = Literal["random", "gradient", "static"]
 GROWTHS: tuple[Growth, ...] = get_args(Growth)
 PRUNE_FRACTION, PRUNE_FLOOR = 0.5, 0.001  # of DSN: the first and the last share of weights moved
+
+
+class Change(NamedTuple):
+    """Hold what an update will do to one layer, computed before any layer changes."""
+
+    name: str
+    pattern: KernelCSR
+    rewire: list[Callable[[], None]]  # for the layer, and for each average
 
 
 def prune_and_grow(

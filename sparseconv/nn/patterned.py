@@ -137,10 +137,11 @@ class PatternedModule(PatternBuffers):
             tensors.append(self.values.grad)
         with torch.inference_mode(False), torch.no_grad():
             moved = move([tensor.detach() for tensor in tensors], source)
+        adopt = self._adoption(pattern)
 
         def rewire() -> None:
             with WRITING:
-                self._adopt(pattern)
+                adopt()
                 for tensor, content in zip(tensors, moved, strict=True):
                     if tensor.shape == content.shape:
                         tensor.copy_(content)
@@ -153,43 +154,65 @@ class PatternedModule(PatternBuffers):
 
         return rewire
 
-    @torch.no_grad()
     def _adopt(self, pattern: KernelCSR, in_place: bool = True) -> None:
         """Write a checked pattern to the buffers; if nnz changes, the values become 0.
 
         State dicts that share the memory of the values and the indices see both change. If the
         memory of the values is another one by now, so is that of the indices.
         """
-        check_mode(self.values)
-        device, dtype = self.values.device, self.values.dtype
+        self._adoption(pattern, in_place)()
+
+    @torch.no_grad()
+    def _adoption(self, pattern: KernelCSR, in_place: bool = True) -> Callable[[], None]:
+        """Return what ``_adopt`` does, as a function that needs no memory and so cannot fail."""
+        values = self.values
+        check_mode(values)
+        device, dtype = values.device, values.dtype
+        fresh = forgotten = None
         with torch.inference_mode(False):  # inference tensors could not be trained later
             own_tag = new_tag(pattern)
-            if are_shared(self.values) and pattern != self._pattern:  # others keep theirs
-                self.values.data = self.values.detach().clone()
-            if self.values.shape != (pattern.nnz,):
-                watch_optimizers(self.values)
+            if values.shape != (pattern.nnz,):
+                fresh = torch.zeros(pattern.nnz, device=device, dtype=dtype)
                 # A live graph remembers the old length for the next backward pass. A detour
                 # through another dtype makes torch forget it.
-                self.values.grad = None
                 detour = torch.float32 if dtype == torch.float64 else torch.float64
-                fresh = torch.zeros(pattern.nnz, device=device, dtype=dtype)
-                self.values.data = torch.empty(pattern.nnz, device=device, dtype=detour)
-                self.values.data = fresh
+                forgotten = torch.empty(pattern.nnz, device=device, dtype=detour)
+            elif are_shared(values) and pattern != self._pattern:  # others keep theirs
+                fresh = values.detach().clone()
             held = [self._buffers.get(name) for name in BUFFERS]
             arrays = (*pattern.anywhere(), own_tag)
-            in_place &= self._memory == memory_of(self.values) and all(
-                old is not None and old.shape == new.shape and old.device == device
-                for old, new in zip(held, arrays, strict=True)
+            in_place &= (
+                fresh is None
+                and self._memory == memory_of(values)
+                and all(
+                    old is not None and old.shape == new.shape and old.device == device
+                    for old, new in zip(held, arrays, strict=True)
+                )
             )
-            for name, old, new in zip(BUFFERS, held, arrays, strict=True):
-                if in_place and old is not None and not old.is_inference():
-                    old.copy_(new)
-                else:
-                    copied = new.to(device, copy=True)
-                    self.register_buffer(name, copied, persistent=name in INDICES)
-        self._pattern, self._own_tag = pattern, own_tag
-        self._memory = memory_of(self.values)
-        declare(self.crow_indices, self.col_indices, pattern.block)
+            copies = [
+                None if in_place and old is not None and not old.is_inference()
+                else new.to(device, copy=True)
+                for old, new in zip(held, arrays, strict=True)
+            ]  # fmt: skip
+
+        def adopt() -> None:
+            with torch.inference_mode(False), torch.no_grad():
+                if forgotten is not None:
+                    watch_optimizers(values)
+                    values.grad = None
+                    values.data = forgotten
+                if fresh is not None:
+                    values.data = fresh
+                for name, old, new, copied in zip(BUFFERS, held, arrays, copies, strict=True):
+                    if copied is None and old is not None:
+                        old.copy_(new)
+                    else:
+                        self.register_buffer(name, copied, persistent=name in INDICES)
+            self._pattern, self._own_tag = pattern, own_tag
+            self._memory = memory_of(self.values)
+            declare(self.crow_indices, self.col_indices, pattern.block)
+
+        return adopt
 
     def _apply(self, fn: Any, recurse: bool = True) -> PatternedModule:
         self._read_if_touched()

@@ -11,10 +11,19 @@ from typing import Any
 
 import pytest
 import torch
-from dst_runs import batches, in_blocks, scheduled, snapshot, train_step, two_layers
+from dst_runs import (
+    batches,
+    in_blocks,
+    scheduled,
+    snapshot,
+    sparse_layers,
+    train_step,
+    two_layers,
+)
 from tiny import same
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sparseconv import KernelCSR, Region, SparseConv1d
 
@@ -112,13 +121,13 @@ def test_ctrl_c_waits_until_an_update_is_complete(
     request.addfinalizer(lambda: signal.signal(signal.SIGINT, handler))
     wanted = run(two_layers(), interrupted=False)
     model = two_layers()
-    first, adopt = model[0], model[0]._adopt
+    first, mark_seen = model[0], model[0]._mark_seen
 
-    def interrupt(pattern: KernelCSR) -> None:
-        adopt(pattern)
+    def interrupt() -> None:  # at the end of the first layer's change
+        mark_seen()
         signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(first, "_adopt", interrupt, raising=False)
+    monkeypatch.setattr(first, "_mark_seen", interrupt, raising=False)
     assert same(run(model, interrupted=True), wanted)
 
 
@@ -158,3 +167,41 @@ def test_a_scheduler_is_pickled_after_an_update_and_with_a_learning_rate_schedul
     train_step(layer, optimizer, torch.randn(2, 4, 20))
     assert dst.step()
     assert pickle.loads(pickle.dumps((layer, optimizer, dst)))[2].updates == 1
+
+
+# --- errors in the middle of an update ---
+
+
+class OutOfMemory(TorchDispatchMode):
+    """Let the ``at``-th operation that needs memory fail."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__()
+        self.left = at
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        returns = func._schema.returns
+        if any(value.alias_info is None and str(value.type) == "Tensor" for value in returns):
+            if self.left == 0:
+                raise torch.OutOfMemoryError
+            self.left -= 1
+        return func(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("grow", ["random", "gradient"])
+def test_an_update_without_enough_memory_changes_nothing(grow: str) -> None:
+    model, optimizer, dst = scheduled(optimizer="Adam", grow=grow)
+    train_step(model, optimizer, next(batches()))
+    for layer in sparse_layers(model):  # a copy gets new buffers, which need memory
+        layer._memory = 0
+    before, failed = snapshot(model, optimizer, dst), 0
+    while True:
+        mode = OutOfMemory(failed)
+        try:
+            with mode:
+                assert dst.step()
+            break
+        except torch.OutOfMemoryError:
+            assert same(snapshot(model, optimizer, dst), before), failed
+            failed += 1
+    assert failed > 40

@@ -103,6 +103,14 @@ def what_one_rank_cannot_do(rank: int) -> None:
     assert same(snapshot(network, optimizer, dst), before)
     network[2].regions = good
     assert dst.step()
+    other, optimizer2, random = scheduled(grow="random")
+    moment = optimizer2.state[other[0].values]
+    if rank == 0:  # what makes reading the optimizer's state fail
+        moment["unreadable"] = torch.empty_like(other[0].values, device="meta")
+    with pytest.raises(RuntimeError, match="rank 0 failed" if rank else "meta"):
+        random.step()
+    moment.clear()
+    assert random.step()
     # They come apart, as without DistributedDataParallel.
     train_step(network, optimizer, data(rank)[0].float())
     with pytest.raises(RuntimeError, match=r"weights equal \(as DistributedDataParallel does\)"):
