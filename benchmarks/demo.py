@@ -17,9 +17,9 @@ import torch
 from scipy.stats import binomtest
 from torch import Tensor, nn
 
+from benchmarks.bench.networks import check_layers
 from benchmarks.studies.published_networks import training_step
 from sparseconv import datasets
-from sparseconv.bench.network.compare import check_layers
 from sparseconv.conversion import to_dense
 from sparseconv.core.files import check_writable
 from sparseconv.measure import timing

@@ -7,6 +7,8 @@ from functools import cache
 from statistics import fmean
 from typing import Any
 
+from benchmarks.bench import document
+from benchmarks.bench.document import BEST, Row, best_baseline, ratio
 from benchmarks.lines import read_lines
 from benchmarks.paper import rocket
 from benchmarks.paper.comparison import Runs, Versus, versus
@@ -15,8 +17,6 @@ from benchmarks.paper.rows import read_rows
 from benchmarks.paper.tables.random_kernels import pruned_kernels
 from benchmarks.studies import classifiers, densities, published_networks
 from benchmarks.studies.published_networks import PRUNED
-from sparseconv.bench import document
-from sparseconv.bench.document import BEST, Row, best_baseline, ratio
 from sparseconv.measure.table import Table
 
 RUNS = {"DSN, two layers": "depth 2"}

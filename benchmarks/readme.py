@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import front_page, plots
+from benchmarks.bench import document, tables
+from benchmarks.bench.cases import SUITES
+from benchmarks.bench.document import BEST, Row, best_baseline, ratio
+from benchmarks.bench.run import COMPUTATIONS, ROUNDS
 from benchmarks.studies import densities
-from sparseconv.bench import document, tables
-from sparseconv.bench.cases import SUITES
-from sparseconv.bench.document import BEST, Row, best_baseline, ratio
-from sparseconv.bench.run import COMPUTATIONS, ROUNDS
 from sparseconv.measure.table import Table
 
 RESULTS = Path(__file__).with_name("results")

@@ -13,6 +13,7 @@ from functools import cache, partial
 from pathlib import Path
 
 from benchmarks import plots, readme
+from benchmarks.bench import document, tables
 from benchmarks.edge import measure as edge
 from benchmarks.edge import report as edge_report
 from benchmarks.gpu import tables as gpu
@@ -20,7 +21,6 @@ from benchmarks.lines import read_lines
 from benchmarks.paper import report
 from benchmarks.studies import blocks, classifiers, densities, published_networks, unpruned
 from docs import names
-from sparseconv.bench import document, tables
 from sparseconv.measure.table import threads_text
 
 ROOT = Path(__file__).parent.parent

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sparseconv.bench.cases import Case
-from sparseconv.bench.network.masked import masked_copy
-from sparseconv.bench.run import WrongResultError, check_bounds, exact_results
+from benchmarks.bench.cases import Case
+from benchmarks.bench.masked import masked_copy
+from benchmarks.bench.run import WrongResultError, check_bounds, exact_results
 from sparseconv.models import DSN
 
 # Short and long series, many channels and one, a scattered pattern and a dense run.

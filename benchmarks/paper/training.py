@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from benchmarks.bench.masked import MaskedDST
 from benchmarks.paper.archives import Shape, read
 from benchmarks.paper.networks import MomentsDST, build, first_model, multiply_adds
 from benchmarks.paper.plan import Job, difference
 from benchmarks.paper.pruned_filters import tested, variants
-from sparseconv.bench.network.masked import MaskedDST
 from sparseconv.core.files import write_whole
 from sparseconv.datasets import Dataset
 from sparseconv.measure.machine import commit, measurement_context

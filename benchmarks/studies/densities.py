@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.bench.document import rounded
+from benchmarks.bench.masked import images_of
+from benchmarks.bench.networks import TURN, check_layers, check_step
 from benchmarks.lines import add_missing, machines, read_lines
 from benchmarks.studies.blocks import pruned
 from benchmarks.studies.published_networks import training_step
-from sparseconv.bench.document import rounded
-from sparseconv.bench.network.compare import TURN, check_layers, check_step
-from sparseconv.bench.network.masked import images_of
 from sparseconv.conversion import to_dense
 from sparseconv.measure.machine import threads
 from sparseconv.measure.table import Table

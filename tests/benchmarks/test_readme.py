@@ -11,7 +11,7 @@ import pytest
 from bench_rows import network, row
 
 from benchmarks import front_page, plots, readme
-from sparseconv.bench.cases import SUITES, select
+from benchmarks.bench.cases import SUITES, select
 from sparseconv.measure.table import Table
 
 

@@ -15,8 +15,8 @@ from torch.nn.utils import prune
 
 import sparseconv as sc
 from benchmarks import readme
+from benchmarks.bench import document
 from sparseconv import SparseConv1d
-from sparseconv.bench import document
 from sparseconv.conversion.converter import MAX_DENSITY
 from sparseconv.measure.timing import median_with_ci
 from sparseconv.profiling import Verdict, stopwatch

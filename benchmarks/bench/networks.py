@@ -19,15 +19,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparseconv.bench.cases import layer_problem
-from sparseconv.bench.network.masked import (
+from benchmarks.bench.cases import layer_problem
+from benchmarks.bench.masked import (
     MaskedDST,
     Network,
     as_images,
     inference_variants,
     masked_copy,
 )
-from sparseconv.bench.run import WrongResultError, check, first_line, times_and_ratios
+from benchmarks.bench.run import WrongResultError, check, first_line, times_and_ratios
 from sparseconv.dst.scheduler import DSTScheduler
 from sparseconv.inference.optimize import optimize_for_inference
 from sparseconv.measure import timing

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from sparseconv.bench.baselines import BASELINES
-from sparseconv.bench.document import BEST, OURS, Row, best_baseline, ratio
-from sparseconv.bench.network.compare import MODES
+from benchmarks.bench.baselines import BASELINES
+from benchmarks.bench.document import BEST, OURS, Row, best_baseline, ratio
+from benchmarks.bench.networks import MODES
 from sparseconv.measure.table import Table
 
 Column = tuple[str, Callable[[Row], str]]  # its title, and what a row shows below it

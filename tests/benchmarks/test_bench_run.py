@@ -14,10 +14,10 @@ from dense_kernels import dense_calls, one_wrong
 from random_banks import Problem as Kernels
 from torch import Tensor
 
+from benchmarks.bench import document, peaks, random_kernels, run, tables
+from benchmarks.bench.baselines import BASELINES, Calls
+from benchmarks.bench.cases import CASES, Case, Problem, layer_problem
 from sparseconv import SparseConv1d
-from sparseconv.bench import document, peaks, random_kernels, run, tables
-from sparseconv.bench.baselines import BASELINES, Calls
-from sparseconv.bench.cases import CASES, Case, Problem, layer_problem
 from sparseconv.measure import timing
 from sparseconv.measure.machine import threads
 from sparseconv.measure.memory import peak_bytes
