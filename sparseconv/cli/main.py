@@ -27,10 +27,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # not every encoding has ≥ or a file's name
             stream.reconfigure(errors="backslashreplace")
-    args, args.rest = _parser().parse_known_args(argv)
+    args, rest = _parser().parse_known_args(argv)
     # Refused here, since argparse would show the usage of the whole program; bench parses its own.
-    if args.rest and args.run is not bench.run:
-        args.command.error("unrecognized arguments: " + " ".join(args.rest))
+    if rest and args.run is not bench.run:
+        args.command.error("unrecognized arguments: " + " ".join(rest))
+    args.rest = rest
     try:
         code: int = args.run(args)
         sys.stdout.flush()
