@@ -9,14 +9,14 @@ from typing import Any
 
 import pandas as pd
 
-from benchmarks.bench import document
-from benchmarks.bench.document import BEST, Row, best_baseline, ratio
-from benchmarks.lines import read_lines
+from benchmarks import recording
+from benchmarks.bench.tables import BEST, Row, best_baseline, ratio
 from benchmarks.paper import rocket
 from benchmarks.paper.comparison import Versus, by_set, frame, paired, versus
 from benchmarks.paper.report import RECORDED
 from benchmarks.paper.rows import read_rows
 from benchmarks.paper.tables.random_kernels import pruned_kernels
+from benchmarks.recording import read_lines
 from benchmarks.studies import classifiers, densities, published_networks
 from benchmarks.studies.published_networks import PRUNED
 from sparseconv.measure.table import Table
@@ -99,7 +99,7 @@ def blocks() -> tuple[str, ...]:
     found, moved = compared(mine, theirs), mine - theirs
     results = RECORDED["blocks"].parents[1]
     files = [results / f"blocks-{cpu}.json" for cpu in ("xeon", "zen4")]
-    rows = [row for file in files for row in document.read(file)["network"]]
+    rows = [row for file in files for row in recording.read(file)["network"]]
     steps = [row for row in rows if row["mode"] == "blocks"]
     speeds = [min(row["ratio"][way][0] for way in DENSE_WAYS) for row in steps]
     return (
@@ -113,7 +113,7 @@ def blocks() -> tuple[str, ...]:
 
 
 def inception_time() -> list[tuple[str, ...]]:
-    rows = document.read(published_networks.RESULTS)["rows"]
+    rows = recording.read(published_networks.RESULTS)["rows"]
     mine = [row for row in rows if row["network"] == "InceptionTime"]
     (timed,) = (row for row in mine if "times" in row)
     inference = timed["times"]["inference"]["ratio"]["dense"][0]

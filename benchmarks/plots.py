@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from benchmarks.bench.document import BEST, Row, ratio
 from benchmarks.bench.run import COMPUTATIONS
+from benchmarks.bench.tables import BEST, Row, ratio
 from sparseconv.report import figures
 
 if TYPE_CHECKING:

@@ -13,13 +13,14 @@ from typing import Any
 
 import torch
 
-from benchmarks.bench import document, networks, random_kernels, tables
+from benchmarks import recording
+from benchmarks.bench import networks, random_kernels, tables
 from benchmarks.bench.baselines import BASELINES
 from benchmarks.bench.cases import CASES, SUITES, WITHOUT_CASES, Case, select
 from benchmarks.bench.run import ROUNDS, WrongResultError, measure
+from benchmarks.recording import measurement_context
 from sparseconv.cli.options import PROG, at_least, count
 from sparseconv.core.files import check_writable
-from sparseconv.measure.machine import measurement_context
 from sparseconv.measure.memory import retain_freed_memory
 from sparseconv.measure.table import threads_text
 from sparseconv.measure.timing import LEAST_ROUNDS
@@ -103,7 +104,7 @@ def run(arguments: argparse.Namespace) -> int:
     for number, (key, name, task) in enumerate(todo, 1):
         print(f"{number} of {len(todo)}: {name}", file=sys.stderr, flush=True)
         try:
-            found[key] += document.rounded(task())
+            found[key] += recording.rounded(task())
         except WrongResultError as error:
             print(f"error: {name}: {error}; no measurements are reported{kept}", file=sys.stderr)
             return 1
@@ -112,10 +113,10 @@ def run(arguments: argparse.Namespace) -> int:
             raise
         found["complete"] = number == len(todo)
         if arguments.json:  # an interrupted run loses nothing
-            document.write_json(found, arguments.json)
+            recording.write_json(found, arguments.json)
             kept = f"; earlier measurements are in {arguments.json}"
     if arguments.csv:  # before anything is printed, which may fail where a pipe is closed
-        document.write_csv(found, arguments.csv)
+        tables.write_csv(found["rows"], arguments.csv)
     print(shown(found))
     for path in filter(None, (arguments.json, arguments.csv)):
         print(f"written to {path}")

@@ -27,12 +27,12 @@ from benchmarks.bench.masked import (
     inference_variants,
     masked_copy,
 )
+from benchmarks.bench.peaks import peak_bytes
 from benchmarks.bench.run import WrongResultError, check, first_line, times_and_ratios
 from sparseconv.dst.scheduler import DSTScheduler
 from sparseconv.inference.optimize import optimize_for_inference
 from sparseconv.measure import timing
 from sparseconv.measure.machine import threads
-from sparseconv.measure.memory import peak_bytes
 from sparseconv.measure.table import threads_text
 from sparseconv.models import DSN
 from sparseconv.nn.conv import SparseConv1d

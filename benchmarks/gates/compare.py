@@ -40,8 +40,8 @@ import torch
 from benchmarks.bench.cases import CASES
 from benchmarks.bench.run import WrongResultError
 from benchmarks.gates.rows import LAYERS, TINY, CompareError, Row, layer, read_layers, step
+from benchmarks.recording import measurement_context
 from sparseconv.measure import timing
-from sparseconv.measure.machine import measurement_context
 from sparseconv.measure.table import Table
 
 ROOT = Path(__file__).parents[2]

@@ -21,11 +21,11 @@ from torch import nn
 from torch.nn.utils import prune
 
 import sparseconv as sc
-from benchmarks.bench.document import rounded, write_json
 from benchmarks.paper.archives import open_archive
 from benchmarks.paper.tables.cells import spread
+from benchmarks.recording import measurement_context, rounded, write_json
 from benchmarks.studies.published_networks import BATCH, Data, accuracy, fit, training_step
-from sparseconv.measure.machine import measurement_context, threads
+from sparseconv.measure.machine import threads
 from sparseconv.measure.table import Table
 from sparseconv.measure.timing import Estimate, interleave, median_with_ci, ratio
 from sparseconv.models import InceptionTime, ResNet

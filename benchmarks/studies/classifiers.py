@@ -15,11 +15,11 @@ from typing import Any
 import pandas as pd
 from threadpoolctl import threadpool_limits
 
-from benchmarks.lines import add_missing, read_lines
 from benchmarks.paper.archives import members, open_archive, read
 from benchmarks.paper.report import RECORDED
 from benchmarks.paper.rows import read_rows
 from benchmarks.plots import plain_ticks
+from benchmarks.recording import add_missing, read_lines
 from sparseconv.estimators.pocket import POCKETClassifier
 from sparseconv.measure.machine import threads
 from sparseconv.measure.table import Table

@@ -16,10 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.bench.document import rounded
 from benchmarks.bench.masked import images_of
 from benchmarks.bench.networks import TURN, check_layers, check_step
-from benchmarks.lines import add_missing, machines, read_lines
+from benchmarks.recording import add_missing, machines, read_lines, rounded
 from benchmarks.studies.blocks import pruned
 from benchmarks.studies.published_networks import training_step
 from sparseconv.conversion import to_dense

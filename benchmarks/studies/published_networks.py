@@ -36,10 +36,10 @@ from torch.nn.utils import prune
 from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
 
 import sparseconv as sc
-from benchmarks.bench.document import rounded, write_json
 from benchmarks.paper.archives import read
 from benchmarks.paper.tables.cells import spread
-from sparseconv.measure.machine import measurement_context, threads
+from benchmarks.recording import measurement_context, rounded, write_json
+from sparseconv.measure.machine import threads
 from sparseconv.measure.table import Table
 from sparseconv.measure.timing import Estimate, interleave, median_with_ci, ratio
 from sparseconv.nn.modules import deepcopy_model

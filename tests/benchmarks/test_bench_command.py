@@ -13,8 +13,9 @@ import pytest
 import torch
 from bench_rows import network
 
+from benchmarks import recording
 from benchmarks.bench import command as bench
-from benchmarks.bench import document, networks, run
+from benchmarks.bench import networks, run
 from benchmarks.bench.cases import CASES, Case
 from sparseconv.cli.main import main
 
@@ -37,7 +38,7 @@ def test_everything_that_is_written(
     words += [word for kind, path in paths.items() for word in (f"--{kind}", str(path))]
     assert main(["bench", *words]) == 0
 
-    found = document.read(paths["json"])
+    found = recording.read(paths["json"])
     assert all(float(f"{ms:.5g}") == ms for row in found["rows"] for ms in row["ms"].values())
     assert (found["suites"], found["rounds"]) == (["network"], 6)  # of the others not every case
     assert (found["complete"], found["network"]) == (True, [net])

@@ -20,7 +20,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from benchmarks import plots
 from benchmarks.bench.run import WrongResultError
-from benchmarks.lines import add_line, read_lines
+from benchmarks.recording import add_line, read_lines
 from benchmarks.studies import blocks, classifiers, densities, published_networks, unpruned
 from benchmarks.studies.__main__ import main
 from benchmarks.studies.published_networks import WAYS, Data, Network
