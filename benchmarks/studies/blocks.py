@@ -24,10 +24,10 @@ import sparseconv as sc
 from benchmarks.paper.archives import open_archive
 from benchmarks.paper.tables.cells import spread
 from benchmarks.recording import measurement_context, rounded, write_json
-from benchmarks.studies.published_networks import BATCH, Data, accuracy, fit, training_step
+from benchmarks.studies.published_networks import BATCH, Data, accuracy, fit, summary, training_step
 from sparseconv.measure.machine import threads
 from sparseconv.measure.table import Table
-from sparseconv.measure.timing import Estimate, interleave, median_with_ci, ratio
+from sparseconv.measure.timing import Estimate, interleave
 from sparseconv.models import InceptionTime, ResNet
 from sparseconv.nn.modules import deepcopy_model
 
@@ -95,12 +95,8 @@ def times(network: str, data: Data) -> dict[str, Any]:
     calls = {way: call(deepcopy_model(model), way) for way, model in models.items()}
     for way in ("dense", "blocks"):
         calls[f"{way}, compiled"] = call(torch.compile(deepcopy_model(models[way])), way)
-    taken = interleave(calls, rounds=ROUNDS)
-    return {
-        "shape": list(data.X_train.shape),
-        "ms": {way: [1e3 * t for t in median_with_ci(s)] for way, s in taken.items()},
-        "ratio": {way: list(ratio(taken, way, "blocks")) for way in taken if way != "blocks"},
-    }
+    found = summary(interleave(calls, rounds=ROUNDS), "blocks")
+    return {"shape": list(data.X_train.shape), **found}
 
 
 def section(path: Path = RESULTS) -> str:

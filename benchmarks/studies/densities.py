@@ -24,7 +24,7 @@ from benchmarks.studies.published_networks import training_step
 from sparseconv.conversion import to_dense
 from sparseconv.measure.machine import threads
 from sparseconv.measure.table import Table
-from sparseconv.measure.timing import Estimate, interleave, median_with_ci, ratio
+from sparseconv.measure.timing import Estimate, interleave, milliseconds, ratio
 from sparseconv.models import DSN, InceptionTime, ResNet
 from sparseconv.nn.modules import deepcopy_model
 
@@ -69,7 +69,7 @@ def row(network: str) -> dict[str, Any]:
     fastest = min(ways, key=lambda name: float(np.median(taken[name])))
     return rounded({
         "batch": BATCH, "n_timepoints": LENGTH, "rounds": ROUNDS, "fastest": fastest,
-        "ms": {name: [1e3 * t for t in median_with_ci(times)] for name, times in taken.items()},
+        "ms": {name: list(milliseconds(times)) for name, times in taken.items()},
         "ratio": {
             density: {name: list(ratio(taken, name, density)) for name in ways}
             for density in models

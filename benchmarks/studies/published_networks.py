@@ -41,7 +41,7 @@ from benchmarks.paper.tables.cells import spread
 from benchmarks.recording import measurement_context, rounded, write_json
 from sparseconv.measure.machine import threads
 from sparseconv.measure.table import Table
-from sparseconv.measure.timing import Estimate, interleave, median_with_ci, ratio
+from sparseconv.measure.timing import Estimate, Times, interleave, milliseconds, ratio
 from sparseconv.nn.modules import deepcopy_model
 from sparseconv.training.evaluation import evaluate
 
@@ -207,14 +207,16 @@ def times(models: Mapping[str, nn.Module], data: Data) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for what, make in makes.items():
         calls = {way: make(model) for way, model in models.items()}
-        taken = interleave(calls, rounds=ROUNDS)
-        found[what] = {
-            "ms": {way: [1e3 * t for t in median_with_ci(s)] for way, s in taken.items()},
-            "ratio": {
-                way: list(ratio(taken, way, "converted")) for way in taken if way != "converted"
-            },
-        }
+        found[what] = summary(interleave(calls, rounds=ROUNDS), "converted")
     return found
+
+
+def summary(times: Times, base: str) -> dict[str, Any]:
+    """Return milliseconds, and ratios to the times of ``base``, each with its interval."""
+    return {
+        "ms": {way: list(milliseconds(seconds)) for way, seconds in times.items()},
+        "ratio": {way: list(ratio(times, way, base)) for way in times if way != base},
+    }
 
 
 def section(path: Path = RESULTS) -> str:
