@@ -9,7 +9,6 @@ thread.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from functools import partial
 from itertools import product
@@ -23,7 +22,7 @@ from torch.nn.utils import prune
 import sparseconv as sc
 from benchmarks.paper.archives import open_archive
 from benchmarks.paper.tables.cells import spread
-from benchmarks.recording import measurement_context, rounded, write_json
+from benchmarks.recording import measurement_context, read, rounded, write_json
 from benchmarks.studies.published_networks import BATCH, Data, accuracy, fit, summary, training_step
 from sparseconv.measure.machine import threads
 from sparseconv.measure.table import Table
@@ -101,7 +100,7 @@ def times(network: str, data: Data) -> dict[str, Any]:
 
 def section(path: Path = RESULTS) -> str:
     """Tabulate times and accuracies over all seeds in Markdown."""
-    document = json.loads(path.read_text(encoding="utf-8"))
+    document = read(path)
     rows = []
     for timed in document["times"]:
         case = {name: timed[name] for name in ("network", "dataset")}
@@ -126,9 +125,7 @@ def section(path: Path = RESULTS) -> str:
 def measure(path: Path, archive: Path | None = None) -> None:
     """Run, time and record what is not recorded yet."""
     sources = open_archive(archive).sources
-    document: dict[str, Any] = {"rows": [], "times": []}
-    if path.exists():
-        document = json.loads(path.read_text(encoding="utf-8"))
+    document = read(path) if path.exists() else {"rows": [], "times": []}
     jobs: list[tuple[str, dict[str, Any], Callable[..., dict[str, Any]]]] = [
         ("rows", {"network": network, "dataset": name, "seed": seed}, partial(run, seed=seed))
         for seed, network, name in product(SEEDS, NETWORKS, DATASETS)
