@@ -102,7 +102,7 @@ def versus(ours: pd.Series, theirs: pd.Series) -> Versus | None:
     # Without the noise of means and percents, which would hide equal ranks and ties.
     ranked = np.where(np.abs(difference) < TIE, 0, difference.round(6))
     if ranked.any() and len(ranked) > 1:
-        p = _wilcoxon(tuple(ranked.tolist()))
+        p = _wilcoxon(ranked)
     return Versus(
         wins=int((difference >= TIE).sum()),
         ties=int((np.abs(difference) < TIE).sum()),
@@ -114,11 +114,11 @@ def versus(ours: pd.Series, theirs: pd.Series) -> Versus | None:
     )
 
 
-def _wilcoxon(differences: tuple[float, ...]) -> float:
+def _wilcoxon(differences: np.ndarray[Any, Any]) -> float:
     """Return the p-value; with few sets by counting all signs, as scipy does within seconds."""
     if len(differences) > 13:
         return float(wilcoxon(differences).pvalue)
-    found = np.array(differences)[np.nonzero(differences)]
+    found = differences[differences != 0]
     ranks = rankdata(np.abs(found))
     sums = np.zeros(1)  # of the ranks of positive differences, for each choice of signs
     for rank in ranks:
@@ -140,19 +140,15 @@ def interval(values: Sequence[float] | np.ndarray[Any, Any]) -> tuple[float, flo
     return float(low), float(high)
 
 
-def holm(p: Sequence[float | None]) -> list[float | None]:
-    """Correct the p-values of several tests with Holm's method; None stays None.
+def holm(p: Sequence[float | None]) -> list[float]:
+    """Correct the p-values of several tests with Holm's method; None becomes NaN.
 
     Example:
         >>> holm([0.01, None, 0.04, 0.03])
-        [0.03, None, 0.06, 0.06]
+        [0.03, nan, 0.06, 0.06]
         >>> holm([0.6, 0.9])
         [1.0, 1.0]
     """
-    order = sorted((value, i) for i, value in enumerate(p) if value is not None)
-    found: list[float | None] = [None] * len(p)
-    largest = 0.0
-    for rank, (value, i) in enumerate(order):
-        largest = max(largest, min(1.0, value * (len(order) - rank)))
-        found[i] = largest
-    return found
+    known = pd.Series(p, dtype=float).dropna().sort_values()
+    corrected = (known * np.arange(len(known), 0, -1)).clip(upper=1).cummax()
+    return corrected.reindex(range(len(p))).tolist()

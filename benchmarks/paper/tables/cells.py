@@ -111,6 +111,6 @@ def _to_all_seeds(rows: pd.DataFrame, run: str, reference: str) -> str:
 
 
 def p_text(p: float | None) -> str:
-    if p is None:
+    if pd.isna(p):
         return NONE
     return "<0.001" if p < 0.001 else f"{p:.3f}"
