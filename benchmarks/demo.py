@@ -17,13 +17,14 @@ import torch
 from scipy.stats import binomtest
 from torch import Tensor, nn
 
+from benchmarks.bench.networks import check_layers
+from benchmarks.recording import measurement_context
 from benchmarks.studies.published_networks import training_step
 from sparseconv import datasets
-from sparseconv.bench.network.compare import check_layers
 from sparseconv.conversion import to_dense
 from sparseconv.core.files import check_writable
 from sparseconv.measure import timing
-from sparseconv.measure.machine import measurement_context, threads
+from sparseconv.measure.machine import threads
 from sparseconv.measure.page import Section, write_html
 from sparseconv.measure.table import Table, with_thousands
 from sparseconv.models import DSN

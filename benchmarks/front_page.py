@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from functools import cache
 from statistics import fmean
 from typing import Any
 
-from benchmarks.lines import read_lines
+import pandas as pd
+
+from benchmarks import recording
+from benchmarks.bench.tables import BEST, Row, best_baseline, ratio
 from benchmarks.paper import rocket
-from benchmarks.paper.comparison import Runs, Versus, versus
+from benchmarks.paper.comparison import Versus, by_set, frame, paired, versus
 from benchmarks.paper.report import RECORDED
 from benchmarks.paper.rows import read_rows
 from benchmarks.paper.tables.random_kernels import pruned_kernels
+from benchmarks.recording import read_lines
 from benchmarks.studies import classifiers, densities, published_networks
 from benchmarks.studies.published_networks import PRUNED
-from sparseconv.bench import document
-from sparseconv.bench.document import BEST, Row, best_baseline, ratio
 from sparseconv.measure.table import Table
 
 RUNS = {"DSN, two layers": "depth 2"}
@@ -26,17 +28,17 @@ PRUNED_ROCKET = f"ROCKET, {KEEP} %"
 
 
 @cache
-def recorded(plan: str) -> Runs:
-    rows = read_rows(RECORDED[plan])
-    return Runs(row for row in rows if not row["post_hoc"])
+def recorded(plan: str) -> pd.DataFrame:
+    rows = frame(read_rows(RECORDED[plan]))
+    return rows[~rows["post_hoc"]]
 
 
 @cache
-def kernels() -> Runs:
-    return Runs(rocket.expanded(read_rows(RECORDED["pocket"])))
+def kernels() -> pd.DataFrame:
+    return frame(rocket.expanded(read_rows(RECORDED["pocket"])))
 
 
-def compared(one: dict[str, float], other: dict[str, float]) -> Versus:
+def compared(one: pd.Series, other: pd.Series) -> Versus:
     found = versus(one, other)
     assert found is not None
     return found
@@ -77,12 +79,11 @@ def worse(rows: Iterable[Row], mode: str, baseline: str) -> float:
 
 
 def dsn(network: list[Row]) -> list[tuple[str, ...]]:
-    runs = recorded("full").paired("DSN", "dense")
-    sparse, dense = runs.accuracy("DSN"), runs.accuracy("dense")
+    both = paired(recorded("full"), "DSN", "dense")
+    sparse, dense = by_set(both, "DSN"), by_set(both, "dense")
     found = compared(sparse, dense)
     accuracy = (
-        f"{fmean(sparse.values()):.1f} %, dense {fmean(dense.values()):.1f} % ({found.sets} sets): "
-        f"{points(found)}"
+        f"{sparse.mean():.1f} %, dense {dense.mean():.1f} % ({found.sets} sets): {points(found)}"
     )
     fastest, masked = (worse(network, "train", way) for way in (BEST, "masked_dense"))
     return [
@@ -93,14 +94,12 @@ def dsn(network: list[Row]) -> list[tuple[str, ...]]:
 
 
 def blocks() -> tuple[str, ...]:
-    runs, singles = recorded("blocks"), recorded("full")
-    name = "blocks, bfloat16"
-    mine, theirs = runs.accuracy(name), singles.accuracy("DSN")
-    found = compared(mine, theirs)
-    moved = [mine[each] - theirs[each] for each in mine if each in theirs]
+    mine = by_set(recorded("blocks"), "blocks, bfloat16")
+    theirs = by_set(recorded("full"), "DSN")
+    found, moved = compared(mine, theirs), mine - theirs
     results = RECORDED["blocks"].parents[1]
     files = [results / f"blocks-{cpu}.json" for cpu in ("xeon", "zen4")]
-    rows = [row for file in files for row in document.read(file)["network"]]
+    rows = [row for file in files for row in recording.read(file)["network"]]
     steps = [row for row in rows if row["mode"] == "blocks"]
     speeds = [min(row["ratio"][way][0] for way in DENSE_WAYS) for row in steps]
     return (
@@ -108,13 +107,13 @@ def blocks() -> tuple[str, ...]:
         "PyTorch's fastest dense bfloat16 setting",
         f"{min(speeds):.1f}x to {max(speeds):.1f}x",
         f"compared with single weights ({found.sets} sets): {points(found)}; from "
-        f"{min(moved):+.0f} to {max(moved):+.0f} on single sets",
+        f"{moved.min():+.0f} to {moved.max():+.0f} on single sets",
         "blocks",
     )
 
 
 def inception_time() -> list[tuple[str, ...]]:
-    rows = document.read(published_networks.RESULTS)["rows"]
+    rows = recording.read(published_networks.RESULTS)["rows"]
     mine = [row for row in rows if row["network"] == "InceptionTime"]
     (timed,) = (row for row in mine if "times" in row)
     inference = timed["times"]["inference"]["ratio"]["dense"][0]
@@ -142,16 +141,14 @@ def inception_time() -> list[tuple[str, ...]]:
 def rocket_speeds() -> tuple[float, float]:
     """Return how much faster a prediction is with our kernels, and with fewer of them."""
     times = classifiers.means(read_lines(classifiers.RESULTS))
-    slow, whole, kept = (
-        times[name]["predict"] for name in ("aeon Rocket", "ROCKET", PRUNED_ROCKET)
-    )
+    slow, whole, kept = times.loc[["aeon Rocket", "ROCKET", PRUNED_ROCKET], "predict"]
     return slow / whole, whole / kept
 
 
 def pruned_rocket() -> list[tuple[str, ...]]:
     faster, fewer = rocket_speeds()
     name = f"{PRUNED_ROCKET}, POCKET"
-    found = compared(kernels().accuracy(name), kernels().accuracy("ROCKET"))
+    found = compared(by_set(kernels(), name), by_set(kernels(), "ROCKET"))
     table = pruned_kernels(kernels())
     (p,) = (row[table.header.index("p, Holm")] for row in table.rows if row[0] == name)
     return [
@@ -219,7 +216,8 @@ def tools() -> Table:
         ("the network from the DSN paper", "DSN", "`DSNClassifier()`"),
         ("for comparison: a dense network", "InceptionTime", "`models.InceptionTime(1, 2)`"),
     ):  # fmt: skip
-        it = found.get(tool) or network_means(RUNS.get(tool, tool), names)
+        known = tool in found.index
+        it = found.loc[tool] if known else network_means(RUNS.get(tool, tool), names)
         times = f"{it['fit']:.2f} s", f"{it['predict']:.0f} µs"
         if "ROCKET" not in tool:  # timed on a busy machine: one digit
             times = tuple(
@@ -231,26 +229,24 @@ def tools() -> Table:
     return Table(header, rows, text_columns=3)
 
 
-def network_means(run: str, names: Iterable[str]) -> dict[str, float]:
-    runs = recorded("full")
-    numbers = {
-        "accuracy": lambda row: 100 * row["accuracy"],
-        "fit": lambda row: row["train_seconds"],
-        "predict": lambda row: 1e6 * row["predict_seconds"] / row["n_test"],
-    }
-    return {key: runs.over_sets(run, number, names) for key, number in numbers.items()}
+def network_means(run: str, names: Collection[str]) -> dict[str, float]:
+    rows = recorded("full").query("run == @run and dataset in @names")
+    rows = rows.assign(us=1e6 * rows["predict_seconds"] / rows["n_test"])
+    keys = {"accuracy": "accuracy", "fit": "train_seconds", "predict": "us"}
+    return {key: by_set(rows, run, column).mean() for key, column in keys.items()}
 
 
 def about_tools() -> str:
     """Describe what the table of tools compares, and DSN on more sets."""
     sets = {row["dataset"] for row in read_lines(classifiers.RESULTS)}
-    found = compared(kernels().accuracy("MiniROCKET"), recorded("full").accuracy("DSN"))
-    same_seed = recorded("full").paired("DSN", RUNS["DSN, two layers"]).accuracy("DSN")
+    networks = recorded("full")
+    found = compared(by_set(kernels(), "MiniROCKET"), by_set(networks, "DSN"))
+    same_seed = by_set(paired(networks, "DSN", RUNS["DSN, two layers"]), "DSN")
     return (
         f"Means over {len(sets)} small UCR sets, on one thread. On {found.sets} sets, MiniROCKET's "
         f"accuracy differs from DSN's by {points(found)}. Networks were trained for 1 000 epochs, "
         "with one seed (DSN: three, of which the first alone reaches "
-        f"{fmean(same_seed[name] for name in sets):.1f} %), on another machine that was running "
+        f"{same_seed[list(sets)].mean():.1f} %), on another machine that was running "
         "other jobs: their times (~) show the order of magnitude. See "
         "[random kernels](docs/pocket.md#how-accurate) and [networks](docs/paper.md)."
     )

@@ -6,13 +6,15 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from statistics import geometric_mean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from sparseconv.bench.document import BEST, Row, ratio
-from sparseconv.bench.run import COMPUTATIONS
+from benchmarks.bench.run import COMPUTATIONS
+from benchmarks.bench.tables import BEST, Row, ratio
 from sparseconv.report import figures
 
 if TYPE_CHECKING:
@@ -166,17 +168,15 @@ def break_even(rows: Sequence[Row], threads: int) -> Figure:
 
 def map_of(rows: Iterable[Row], each: Map) -> NDArray[np.float64]:
     """Return mean ratios by density and size; NaN where not measured."""
-    cells: dict[tuple[float, int], list[float]] = {}
-    for row in rows:
-        if all(row[key] == value for key, value in (each.others | PLAIN).items()):
-            place = float(f"{row['density']:.2g}"), each.size(row)
-            found = ratio(row)
-            assert found is not None
-            cells.setdefault(place, []).append(found.median)
-    return np.array([
-        [np.exp(np.mean(np.log(cells.get((density, size), [np.nan])))) for size in each.sizes]
-        for density in DENSITIES
-    ])  # fmt: skip
+    fixed = each.others | PLAIN
+    cells = [
+        {"density": float(f"{row['density']:.2g}"), "size": each.size(row), "ratio": ratio(row)[0]}
+        for row in rows
+        if fixed.items() <= row.items()
+    ]
+    frame = pd.DataFrame(cells, columns=["density", "size", "ratio"])
+    means = frame.pivot_table("ratio", "density", "size", aggfunc=geometric_mean)
+    return means.reindex(index=DENSITIES, columns=each.sizes).to_numpy()
 
 
 def _draw(ax: Axes, ratios: NDArray[np.float64]) -> None:

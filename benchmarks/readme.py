@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import front_page, plots
+from benchmarks import front_page, plots, recording
+from benchmarks.bench import tables
+from benchmarks.bench.cases import SUITES
+from benchmarks.bench.run import COMPUTATIONS, ROUNDS
+from benchmarks.bench.tables import BEST, Row, best_baseline, ratio
 from benchmarks.studies import densities
-from sparseconv.bench import document, tables
-from sparseconv.bench.cases import SUITES
-from sparseconv.bench.document import BEST, Row, best_baseline, ratio
-from sparseconv.bench.run import COMPUTATIONS, ROUNDS
 from sparseconv.measure.table import Table
 
 RESULTS = Path(__file__).with_name("results")
@@ -188,7 +188,7 @@ def recorded(path: Path = RESULTS / "bench.json") -> dict[str, Any]:
     Raises:
         ValueError: the recorded run is incomplete.
     """
-    bench = document.read(path)
+    bench = recording.read(path)
     wanted = set(SUITES) - {"compiled"}  # no page shows these rows
     # Older documents lack these keys, and are whole.
     whole = bench.get("complete", True) and bench.get("rounds", ROUNDS) >= ROUNDS

@@ -12,15 +12,15 @@ from collections.abc import Callable, Mapping
 from functools import cache, partial
 from pathlib import Path
 
-from benchmarks import plots, readme
+from benchmarks import plots, readme, recording
+from benchmarks.bench import tables
 from benchmarks.edge import measure as edge
 from benchmarks.edge import report as edge_report
 from benchmarks.gpu import tables as gpu
-from benchmarks.lines import read_lines
 from benchmarks.paper import report
+from benchmarks.recording import read_lines
 from benchmarks.studies import blocks, classifiers, densities, published_networks, unpruned
 from docs import names
-from sparseconv.bench import document, tables
 from sparseconv.measure.table import threads_text
 
 ROOT = Path(__file__).parent.parent
@@ -106,7 +106,7 @@ def random_kernels(folder: Path) -> str:
 
 def kernels_elsewhere() -> str:
     """Return the times of the features on another machine, with all kernels."""
-    bench = document.read(KERNELS_XEON)
+    bench = recording.read(KERNELS_XEON)
     whole = (row for row in bench["random_kernels"] if row["kept"] == 1)
     return "\n\n".join(
         (

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.edge import measure, report, targets
-from benchmarks.lines import read_lines
+from benchmarks.recording import read_lines
 
 
 def main(argv: Sequence[str] | None = None) -> int:

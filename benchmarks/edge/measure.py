@@ -17,8 +17,8 @@ import torch
 import sparseconv as sc
 from benchmarks.edge import targets
 from benchmarks.edge.targets import Target
-from benchmarks.lines import add_missing
 from benchmarks.paper.archives import find
+from benchmarks.recording import add_missing
 from sparseconv.cli.main import main as command_line
 from sparseconv.cli.results import data_of_run
 from sparseconv.datasets import Dataset

@@ -16,7 +16,6 @@ from sparseconv.report.figures import BLUE, ORANGE, legend_above, new_figure, sa
 
 Row = dict[str, Any]
 NATIVE, BOARD = TARGETS[0].name, TARGETS[1].name  # where accuracy and where cost is taken from
-COST = ("flash kB", "RAM kB", "M instructions", "dense / sparse")
 
 
 class Rows:
@@ -99,27 +98,32 @@ def accuracy_table(rows: Rows) -> Table:
     lines = []
     for name in rows.names:
         real, whole = (rows.newest[name, USUAL, weights, NATIVE] for weights in WEIGHTS)
-        board = rows.newest.get((name, USUAL, "int8", BOARD))
-        lines.append((
-            name, f"{real['n_channels']} x {real['n_timepoints']}", str(real["n_test"]),
-            *(f"{100 * x:.2f}" for x in (real["accuracy_pytorch"], real["accuracy"],
-                                         whole["accuracy"])),
-            *(cost_cells(board) if board else [""] * 4),
-        ))  # fmt: skip
-    header = ("data set", "series", "test", "PyTorch %", "float32 C %", "int8 C %", *COST)
-    return Table(header, lines)
+        lines.append({
+            "data set": name,
+            "series": f"{real['n_channels']} x {real['n_timepoints']}",
+            "test": str(real["n_test"]),
+            "PyTorch %": f"{100 * real['accuracy_pytorch']:.2f}",
+            "float32 C %": f"{100 * real['accuracy']:.2f}",
+            "int8 C %": f"{100 * whole['accuracy']:.2f}",
+            **cost_cells(rows.newest.get((name, USUAL, "int8", BOARD))),
+        })  # fmt: skip
+    return Table.of(lines)
 
 
 def cost_table(rows: Sequence[Row]) -> Table:
     """Tabulate accuracy and cost of one run, a line per row."""
-    lines = [
-        (row["weights"], row["target"], f"{row['n_predicted']} of {row['n_test']}",
-         *(f"{100 * row[key]:.2f}" for key in ("accuracy_pytorch", "accuracy")), *cost_cells(row))
+    lines = (
+        {
+            "weights": row["weights"],
+            "processor": row["target"],
+            "series": f"{row['n_predicted']} of {row['n_test']}",
+            "PyTorch %": f"{100 * row['accuracy_pytorch']:.2f}",
+            "C %": f"{100 * row['accuracy']:.2f}",
+            **cost_cells(row),
+        }
         for row in rows
-    ]  # fmt: skip
-    return Table(
-        ("weights", "processor", "series", "PyTorch %", "C %", *COST), lines, text_columns=2
     )
+    return Table.of(lines, ("weights", "processor"))
 
 
 def sweep_table(rows: Rows) -> Table:
@@ -128,14 +132,15 @@ def sweep_table(rows: Rows) -> Table:
     for weights in ("int8", "float32"):
         for row in rows.sweep(weights):
             layer, plain = str(sparse_layers(row)[1]), row["straightforward"]
-            lines.append((
-                weights, f"{row['sparsity']:.0%}" if row["sparsity"] else "dense",
-                *cost_cells(row), f"{ratio(row, True):.2f}",
-                f"{plain / row['instructions'][layer]:.2f}", f"{flash_share(row):.1%}",
-            ))  # fmt: skip
-    header = ("weights", "sparsity", *COST, "in sparse layers", "plain loops / layer",
-              "flash of dense")  # fmt: skip
-    return Table(header, lines, text_columns=2)
+            lines.append({
+                "weights": weights,
+                "sparsity": f"{row['sparsity']:.0%}" if row["sparsity"] else "dense",
+                **cost_cells(row),
+                "in sparse layers": f"{ratio(row, True):.2f}",
+                "plain loops / layer": f"{plain / row['instructions'][layer]:.2f}",
+                "flash of dense": f"{row['size']['text'] / row['dense']['size']['text']:.1%}",
+            })  # fmt: skip
+    return Table.of(lines, ("weights", "sparsity"))
 
 
 def agreement(rows: Rows) -> str:
@@ -176,14 +181,19 @@ def draw(rows: Rows, path: Path) -> None:
     save(figure, path)
 
 
-def cost_cells(row: Row) -> tuple[str, ...]:
-    """Return the cells of ``COST``; empty without counted instructions."""
+def cost_cells(row: Row | None) -> dict[str, str]:
+    """Return the cells of a program's sizes and, where they were counted, of its instructions."""
+    if row is None:
+        return {}
     size, counts = row["size"], row.get("instructions")
-    kilobytes = (f"{x / 1000:.1f}" for x in (size["text"], size["bss"] + size["data"]))
-    return (
-        *kilobytes,
-        *((f"{counts['all'] / 1e6:.1f}", f"{ratio(row):.2f}") if counts else ("", "")),
-    )
+    cells = {
+        "flash kB": f"{size['text'] / 1000:.1f}",
+        "RAM kB": f"{(size['bss'] + size['data']) / 1000:.1f}",
+    }
+    if counts:
+        cells["M instructions"] = f"{counts['all'] / 1e6:.1f}"
+        cells["dense / sparse"] = f"{ratio(row):.2f}"
+    return cells
 
 
 def sparse_layers(row: Row) -> list[int]:
@@ -196,7 +206,3 @@ def ratio(row: Row, in_sparse_layers: bool = False) -> float:
     names = list(map(str, sparse_layers(row))) if in_sparse_layers else ["all"]
     dense = row["dense"]["instructions"]
     return float(sum(dense[x] for x in names) / sum(row["instructions"][x] for x in names))
-
-
-def flash_share(row: Row) -> float:
-    return float(row["size"]["text"] / row["dense"]["size"]["text"])

@@ -37,11 +37,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from benchmarks.bench.cases import CASES
+from benchmarks.bench.run import WrongResultError
 from benchmarks.gates.rows import LAYERS, TINY, CompareError, Row, layer, read_layers, step
-from sparseconv.bench.cases import CASES
-from sparseconv.bench.run import WrongResultError
+from benchmarks.recording import measurement_context
 from sparseconv.measure import timing
-from sparseconv.measure.machine import measurement_context
 from sparseconv.measure.table import Table
 
 ROOT = Path(__file__).parents[2]

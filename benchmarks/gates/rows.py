@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sparseconv.bench.cases import Case
-from sparseconv.bench.network.masked import masked_copy
-from sparseconv.bench.run import WrongResultError, check_bounds, exact_results
+from benchmarks.bench.cases import Case
+from benchmarks.bench.masked import masked_copy
+from benchmarks.bench.networks import check_float32
+from benchmarks.bench.run import check_bounds, exact_results
 from sparseconv.models import DSN
 
 # Short and long series, many channels and one, a scattered pattern and a dense run.
@@ -72,12 +73,7 @@ def step(length: int) -> Row:
     loss = F.nll_loss(exact, data["y"]).detach()
 
     def check(results: Mapping[str, Tensor]) -> None:
-        try:  # float32 against float64, within torch's own tolerances
-            torch.testing.assert_close(
-                results["training step"].double(), loss, rtol=1.3e-6, atol=1e-5
-            )
-        except AssertionError as error:
-            raise WrongResultError(f"the loss is wrong: {error}") from None
+        check_float32("the loss is", results["training step"], loss)
 
     return Row(f"DSN, L = {length}", "step", data, ("training step",), check)
 

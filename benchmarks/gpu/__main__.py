@@ -32,9 +32,8 @@ import torch
 
 from benchmarks.gpu import layer, step, tables
 from benchmarks.gpu.target import Row, Target
-from sparseconv.bench.document import write_json
+from benchmarks.recording import measurement_context, write_json
 from sparseconv.core.files import check_writable
-from sparseconv.measure.machine import measurement_context
 
 
 def once(target: Target, lengths: Sequence[int]) -> Iterator[Row]:

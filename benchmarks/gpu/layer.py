@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.bench import baselines
+from benchmarks.bench.cases import Problem
+from benchmarks.bench.run import COMPUTATIONS, exact_results
 from benchmarks.gpu.target import PRECISIONS, Call, Row, Target, Timed, tf32
 from sparseconv import KernelCSR
-from sparseconv.bench import baselines
-from sparseconv.bench.cases import Problem
-from sparseconv.bench.run import COMPUTATIONS, exact_results
 from sparseconv.core.geometry import Geometry
 from sparseconv.ops.schemas import KERNELS
 

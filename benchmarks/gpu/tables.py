@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.recording import read
 from sparseconv.measure import timing
 from sparseconv.measure.table import Table
 
@@ -98,7 +98,7 @@ def checks(found: Sequence[Mapping[str, Any]]) -> Table:
 
 def section(path: Path) -> str:
     """Format a recorded file for the page about GPUs."""
-    found = json.loads(path.read_text())
+    found = read(path)
     about, rows = found["machine"], sorted(found["rows"], key=lambda row: row["length"])
     of_layer, of_step = ([row for row in rows if row["part"] == part] for part in ("layer", "step"))
     text = (

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from benchmarks.bench.cases import CASES, Case
 from sparseconv import available_backends
-from sparseconv.bench.cases import CASES, Case
 from sparseconv.measure import timing
 
 # Dense precisions: the tensors' type, and whether float32 may be rounded to TF32.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from sparseconv import datasets
 from sparseconv.datasets import Dataset
@@ -155,15 +155,19 @@ def _split_within_subjects(data: Dataset, source: str) -> Dataset:
 
 
 @cache
-def published() -> dict[str, dict[str, str]]:
+def published() -> pd.DataFrame:
     """Read published.csv by data set: ``archive``, and a column per network."""
-    with PUBLISHED.open(newline="") as file:
-        return {row["dataset"]: row for row in csv.DictReader(file)}
+    return pd.read_csv(PUBLISHED, index_col="dataset", float_precision="round_trip")
+
+
+def published_accuracy(network: str) -> pd.Series:
+    """Return a column of published.csv, of the data sets that it has."""
+    return published()[network].dropna()
 
 
 def members(archive: str) -> list[str]:
     """Name the data sets of ``"ucr85"``, ``"ucr2018"`` (new in that year) or ``"uea"``."""
-    return [name for name, row in published().items() if row["archive"] == archive]
+    return published().index[published()["archive"] == archive].tolist()
 
 
 ARCHIVES = ("ucr85", "ucr2018", "uea")
@@ -199,11 +203,11 @@ def named(archive: Archive, of: Any) -> list[str]:
     if of in ARCHIVES:
         return members(of)
     names = [of] if isinstance(of, str) else list(of)
-    unknown = [name for name in names if name not in archive.sources and name not in published()]
-    if unknown:
-        known = {name.lower(): name for name in (*archive.sources, *published(), *ARCHIVES, "all")}
-        found = [difflib.get_close_matches(str(name).lower(), known, 1) for name in unknown]
-        close = [known[name] for names in found for name in names]
+    known = [*archive.sources, *published().index]
+    if unknown := [name for name in names if name not in known]:
+        spelled = {name.lower(): name for name in (*known, *ARCHIVES, "all")}
+        found = [difflib.get_close_matches(str(name).lower(), spelled, 1) for name in unknown]
+        close = [spelled[name] for names in found for name in names]
         hint = f"; did you mean {', '.join(close)}?" if close else ""
         raise ValueError(
             f"the plan names {', '.join(map(repr, unknown))}, which the archive lacks; the "

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.bench.masked import masked_copy
 from benchmarks.paper.archives import Shape
-from sparseconv.bench.network.masked import masked_copy
 from sparseconv.dst import DSTScheduler
 from sparseconv.models import DSN, LITE, OSCNN, Ensemble, InceptionTime, ResNet
 from sparseconv.nn.conv import SparseConv1d

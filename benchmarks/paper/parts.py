@@ -9,12 +9,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from benchmarks.paper import figures
 from benchmarks.paper.archives import ARCHIVES
-from benchmarks.paper.comparison import TIE, Runs
+from benchmarks.paper.comparison import TIE, by_set
 from benchmarks.paper.figures import NEAR
 from benchmarks.paper.tables import dsn, random_kernels, smaller_networks
-from benchmarks.paper.tables.cells import NONE
+from benchmarks.paper.tables.cells import NONE, percent, sets_and_rows
 from benchmarks.paper.times import BATCH
 from benchmarks.paper.training import CURVE_POINTS
 from sparseconv.measure.table import Table, with_thousands
@@ -54,8 +56,8 @@ class Part:
     """A table, a figure, or both; if runs are missing, the table is empty and the figure None."""
 
     name: str  # of its files, and of its entry in captions.toml
-    table: Callable[[Runs], Table] | None = None
-    figure: Callable[[Runs, Path], Path | None] | None = None
+    table: Callable[[pd.DataFrame], Table] | None = None
+    figure: Callable[[pd.DataFrame, Path], Path | None] | None = None
     post_hoc: bool = False  # about all rows, also those of sets that were chosen by results
     optional: bool = False  # not missed where there is nothing to show
 
@@ -77,34 +79,29 @@ class Part:
         return [name for name in found if name not in ARCHIVES]
 
 
-def other_runs(runs: Runs) -> Table:
+def other_runs(rows: pd.DataFrame) -> Table:
     """Compare with DSN the runs that appear in no other part."""
     known = {"DSN"}.union(*(part.names() for part in PARTS))
-    return dsn.against(runs, "DSN", [name for name in runs.names() if name not in known])
+    return dsn.against(rows, "DSN", [name for name in rows["run"].unique() if name not in known])
 
 
-def every_run(runs: Runs) -> Table:
+def every_run(rows: pd.DataFrame) -> Table:
     """List every run: number, mean accuracy and size, CPU seconds of training.
 
     The seconds are summed over the rows with times, whose number follows if some rows have none.
     """
-    rows = []
-    for name in runs.names():
-        by_set = runs.rows(name)
-        held = [row for rows in by_set.values() for row in rows]
-        sized = all("params" in row for row in held)
-        times = [row["train_seconds"] for row in held if row["train_seconds"] is not None]
+    lines = []
+    for name, held in rows.groupby("run", sort=False):
+        times = held["train_seconds"].dropna()
         of = "" if len(times) == len(held) else f" ({len(times)})"
-        rows.append(
-            (
-                name,
-                f"{len(by_set)}, {len(held)}",
-                f"{100 * runs.over_sets(name, 'accuracy', by_set):.2f}",
-                f"{runs.over_sets(name, 'params', by_set) / 1e3:.2f}" if sized else NONE,
-                f"{with_thousands(sum(times))}{of}" if times else NONE,
-            )
-        )
-    return Table(("run", "sets, runs", "accuracy %", "params K", "training s"), rows)
+        lines.append({
+            "run": name,
+            "sets, runs": sets_and_rows(held),
+            "accuracy %": percent(by_set(held, name).mean()),
+            "params K": percent(by_set(held, name, "params").mean() / 1e3),
+            "training s": f"{with_thousands(times.sum())}{of}" if len(times) else NONE,
+        })  # fmt: skip
+    return Table.of(lines)
 
 
 against, costs = partial(partial, dsn.against), partial(partial, dsn.costs)

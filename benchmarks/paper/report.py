@@ -8,9 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from benchmarks.paper import pruned_filters, rocket
 from benchmarks.paper.archives import members
-from benchmarks.paper.comparison import Runs
+from benchmarks.paper.comparison import frame
 from benchmarks.paper.parts import (
     BLOCKS,
     FILTERS,
@@ -61,7 +63,7 @@ def write_report(rows: Rows, folder: Path) -> Path:
     return write_html(folder / "report.html", "Trained again", shown, subtitle=where(rows))
 
 
-def _parts(rows: Rows, times: Rows) -> list[tuple[Part, Runs]]:
+def _parts(rows: Rows, times: Rows) -> list[tuple[Part, pd.DataFrame]]:
     """Return the parts that have rows, each with its rows."""
     kernels = list(filter(is_pruned_kernels, rows))
     networks = [row for row in rows if not is_pruned_kernels(row)]
@@ -77,14 +79,15 @@ def _parts(rows: Rows, times: Rows) -> list[tuple[Part, Runs]]:
     ]
     found = []
     for parts, about_them in groups:
-        compared = Runs(row for row in about_them if not row["post_hoc"])
-        everything = Runs(about_them)
-        found += [(part, everything if part.post_hoc else compared) for part in parts if about_them]
+        if about_them:
+            everything = frame(about_them)
+            compared = everything[~everything["post_hoc"]]
+            found += [(part, everything if part.post_hoc else compared) for part in parts]
     return found
 
 
 def _sections(
-    rows: Rows, times: Rows, parts: Sequence[tuple[Part, Runs]], pictures: str
+    rows: Rows, times: Rows, parts: Sequence[tuple[Part, pd.DataFrame]], pictures: str
 ) -> tuple[dict[str, Section], str]:
     """Make sections by name; also return what ran and what did not.
 
@@ -202,7 +205,7 @@ def recorded_table(plan: str, name: str) -> str:
     return f"{where(rows)}. {about(rows, times, [])}\n\n{table.markdown()}"
 
 
-def _recorded(plan: str) -> tuple[Rows, Rows, list[tuple[Part, Runs]]]:
+def _recorded(plan: str) -> tuple[Rows, Rows, list[tuple[Part, pd.DataFrame]]]:
     """Return rows, times, and the plan's parts."""
     source = RECORDED[plan]
     rows, times = read_rows(source), read_times(source.with_name(TIMES_NAME))

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.paper.archives import published, read
+from benchmarks.paper.archives import published_accuracy, read
 from benchmarks.paper.plan import Job
 from benchmarks.paper.training import facts_of
 from sparseconv.rocket.features import kernel_features
@@ -117,9 +117,9 @@ def _cross_validated(job: Job, data: Any, bank: Any, keep: float | str) -> dict[
 def _counts(dataset: str, model: str, candidates: int) -> dict[str, int]:
     """Return the numbers of groups to keep, by the name of the share."""
     counts = {name: round(share * candidates) for name, share in SHARES.items()}
-    known = published().get(dataset, {}).get("POCKET kernels")
+    known = published_accuracy("POCKET kernels").get(dataset)
     if known and model == "ROCKET":
-        counts = {AS_PUBLISHED: round(float(known) / 10_000 * candidates), **counts}
+        counts = {AS_PUBLISHED: round(known / 10_000 * candidates), **counts}
     return {name: min(max(1, count), candidates) for name, count in counts.items()}
 
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.lines import read_lines
 from benchmarks.paper.archives import Archive
 from benchmarks.paper.plan import DEFAULTS, Job, difference
+from benchmarks.recording import read_lines
 
 ROWS_NAME, LOCK_NAME = "rows.jsonl", "lock"
 Key = tuple[str, str, int]  # run, data set, seed

@@ -26,13 +26,13 @@ import torch
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from benchmarks.lines import add_line
 from benchmarks.paper import rocket, training
 from benchmarks.paper.archives import Archive
 from benchmarks.paper.networks import ROCKETS
 from benchmarks.paper.plan import Job
 from benchmarks.paper.pruned_filters import TUNING
 from benchmarks.paper.rows import LOCK_NAME, ROWS_NAME, done_jobs
+from benchmarks.recording import add_line
 from sparseconv.core.files import locked
 from sparseconv.measure.machine import threads
 

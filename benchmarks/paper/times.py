@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.lines import add_line, read_lines
 from benchmarks.paper.pruned_filters import expanded, like, network_of
 from benchmarks.paper.rocket import is_pruned_kernels
 from benchmarks.paper.rows import LOCK_NAME
+from benchmarks.recording import add_line, measurement_context, read_lines
 from sparseconv.core.files import locked
-from sparseconv.measure.machine import measurement_context, threads
+from sparseconv.measure.machine import threads
 from sparseconv.measure.timing import interleave, milliseconds
 from sparseconv.nn.modules import deepcopy_model
 from sparseconv.profiling.stopwatch import model_passes

@@ -14,14 +14,14 @@ import numpy as np
 import torch
 from torch import nn
 
+from benchmarks.bench.masked import MaskedDST
 from benchmarks.paper.archives import Shape, read
 from benchmarks.paper.networks import MomentsDST, build, first_model, multiply_adds
 from benchmarks.paper.plan import Job, difference
 from benchmarks.paper.pruned_filters import tested, variants
-from sparseconv.bench.network.masked import MaskedDST
+from benchmarks.recording import commit, measurement_context
 from sparseconv.core.files import write_whole
 from sparseconv.datasets import Dataset
-from sparseconv.measure.machine import commit, measurement_context
 from sparseconv.models import DSN, Ensemble
 from sparseconv.pruning import InstanceSparsity
 from sparseconv.report.figures import group_profiles, kernels_by_size

@@ -9,7 +9,6 @@ thread.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from functools import partial
 from itertools import product
@@ -23,11 +22,11 @@ from torch.nn.utils import prune
 import sparseconv as sc
 from benchmarks.paper.archives import open_archive
 from benchmarks.paper.tables.cells import spread
-from benchmarks.studies.published_networks import BATCH, Data, accuracy, fit, training_step
-from sparseconv.bench.document import rounded, write_json
-from sparseconv.measure.machine import measurement_context, threads
+from benchmarks.recording import measurement_context, read, rounded, write_json
+from benchmarks.studies.published_networks import BATCH, Data, accuracy, fit, summary, training_step
+from sparseconv.measure.machine import threads
 from sparseconv.measure.table import Table
-from sparseconv.measure.timing import Estimate, interleave, median_with_ci, ratio
+from sparseconv.measure.timing import Estimate, interleave
 from sparseconv.models import InceptionTime, ResNet
 from sparseconv.nn.modules import deepcopy_model
 
@@ -95,17 +94,13 @@ def times(network: str, data: Data) -> dict[str, Any]:
     calls = {way: call(deepcopy_model(model), way) for way, model in models.items()}
     for way in ("dense", "blocks"):
         calls[f"{way}, compiled"] = call(torch.compile(deepcopy_model(models[way])), way)
-    taken = interleave(calls, rounds=ROUNDS)
-    return {
-        "shape": list(data.X_train.shape),
-        "ms": {way: [1e3 * t for t in median_with_ci(s)] for way, s in taken.items()},
-        "ratio": {way: list(ratio(taken, way, "blocks")) for way in taken if way != "blocks"},
-    }
+    found = summary(interleave(calls, rounds=ROUNDS), "blocks")
+    return {"shape": list(data.X_train.shape), **found}
 
 
 def section(path: Path = RESULTS) -> str:
     """Tabulate times and accuracies over all seeds in Markdown."""
-    document = json.loads(path.read_text(encoding="utf-8"))
+    document = read(path)
     rows = []
     for timed in document["times"]:
         case = {name: timed[name] for name in ("network", "dataset")}
@@ -130,9 +125,7 @@ def section(path: Path = RESULTS) -> str:
 def measure(path: Path, archive: Path | None = None) -> None:
     """Run, time and record what is not recorded yet."""
     sources = open_archive(archive).sources
-    document: dict[str, Any] = {"rows": [], "times": []}
-    if path.exists():
-        document = json.loads(path.read_text(encoding="utf-8"))
+    document = read(path) if path.exists() else {"rows": [], "times": []}
     jobs: list[tuple[str, dict[str, Any], Callable[..., dict[str, Any]]]] = [
         ("rows", {"network": network, "dataset": name, "seed": seed}, partial(run, seed=seed))
         for seed, network, name in product(SEEDS, NETWORKS, DATASETS)

@@ -10,16 +10,16 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
+import pandas as pd
 from threadpoolctl import threadpool_limits
 
-from benchmarks.lines import add_missing, read_lines
 from benchmarks.paper.archives import members, open_archive, read
 from benchmarks.paper.report import RECORDED
 from benchmarks.paper.rows import read_rows
 from benchmarks.plots import plain_ticks
+from benchmarks.recording import add_missing, read_lines
 from sparseconv.estimators.pocket import POCKETClassifier
 from sparseconv.measure.machine import threads
 from sparseconv.measure.table import Table
@@ -105,24 +105,18 @@ def trained_dsn(names: Collection[str]) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def means(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+def means(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """Average accuracy (%), fit time (s) and prediction time (us), if no data set is missing."""
     names = {row["dataset"] for row in rows}
-    by_kind: dict[str, dict[str, list[dict[str, float]]]] = {}
-    for row in [*rows, *trained_dsn(names)]:
-        figures = {
-            "accuracy": 100 * row["accuracy"],
-            "fit": row["fit_seconds"],
-            "predict": 1e6 * row["predict_seconds"] / row["n_test"],
-        }
-        by_kind.setdefault(row["classifier"], {}).setdefault(row["dataset"], []).append(figures)
-    return {
-        kind: {
-            name: fmean(fmean(one[name] for one in ones) for ones in by_set.values())
-            for name in ("accuracy", "fit", "predict")
-        }
-        for kind, by_set in by_kind.items() if by_set.keys() == names
-    }  # fmt: skip
+    all_rows = pd.DataFrame([*rows, *trained_dsn(names)])
+    figures = all_rows[["classifier", "dataset"]].assign(
+        accuracy=100 * all_rows["accuracy"],
+        fit=all_rows["fit_seconds"],
+        predict=1e6 * all_rows["predict_seconds"] / all_rows["n_test"],
+    )
+    of_sets = figures.groupby(["classifier", "dataset"], sort=False).mean()
+    by_kind = of_sets.groupby("classifier", sort=False)
+    return by_kind.mean()[by_kind.size() == len(names)]
 
 
 def section(path: Path = RESULTS) -> str:
@@ -133,7 +127,7 @@ def section(path: Path = RESULTS) -> str:
     cpus = sorted({row["machine"]["cpu"] for row in trained_dsn(names)})
     lines = [
         (kind, f"{it['accuracy']:.2f}", f"{it['fit']:.3g}", f"{it['predict']:.0f}")
-        for kind, it in means(rows).items()
+        for kind, it in means(rows).iterrows()
     ]
     table = Table(("classifier", "accuracy %", "fit s", "prediction us"), lines)
     return (
@@ -149,7 +143,7 @@ def section(path: Path = RESULTS) -> str:
 def draw(path: Path) -> Path:
     figure = new_figure("Accuracy against the time of a prediction", 7, 4.2)
     axes = figure.subplots()
-    for kind, it in means(read_lines(RESULTS)).items():
+    for kind, it in means(read_lines(RESULTS)).iterrows():
         color = ORANGE if kind.startswith("aeon") else GREEN if kind == "DSN" else BLUE
         axes.scatter(
             [it["predict"]], [it["accuracy"]], s=26, zorder=3, edgecolors=color,

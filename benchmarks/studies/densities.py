@@ -16,16 +16,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.lines import add_missing, machines, read_lines
+from benchmarks.bench.masked import images_of
+from benchmarks.bench.networks import TURN, check_layers, check_step
+from benchmarks.recording import add_missing, machines, read_lines, rounded
 from benchmarks.studies.blocks import pruned
 from benchmarks.studies.published_networks import training_step
-from sparseconv.bench.document import rounded
-from sparseconv.bench.network.compare import TURN, check_layers, check_step
-from sparseconv.bench.network.masked import images_of
 from sparseconv.conversion import to_dense
 from sparseconv.measure.machine import threads
 from sparseconv.measure.table import Table
-from sparseconv.measure.timing import Estimate, interleave, median_with_ci, ratio
+from sparseconv.measure.timing import Estimate, interleave, milliseconds, ratio
 from sparseconv.models import DSN, InceptionTime, ResNet
 from sparseconv.nn.modules import deepcopy_model
 
@@ -70,7 +69,7 @@ def row(network: str) -> dict[str, Any]:
     fastest = min(ways, key=lambda name: float(np.median(taken[name])))
     return rounded({
         "batch": BATCH, "n_timepoints": LENGTH, "rounds": ROUNDS, "fastest": fastest,
-        "ms": {name: [1e3 * t for t in median_with_ci(times)] for name, times in taken.items()},
+        "ms": {name: list(milliseconds(times)) for name, times in taken.items()},
         "ratio": {
             density: {name: list(ratio(taken, name, density)) for name in ways}
             for density in models

@@ -17,7 +17,6 @@ torchvision.
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -36,12 +35,12 @@ from torch.nn.utils import prune
 from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
 
 import sparseconv as sc
+from benchmarks import recording
 from benchmarks.paper.archives import read
 from benchmarks.paper.tables.cells import spread
-from sparseconv.bench.document import rounded, write_json
-from sparseconv.measure.machine import measurement_context, threads
+from sparseconv.measure.machine import threads
 from sparseconv.measure.table import Table
-from sparseconv.measure.timing import Estimate, interleave, median_with_ci, ratio
+from sparseconv.measure.timing import Estimate, Times, interleave, milliseconds, ratio
 from sparseconv.nn.modules import deepcopy_model
 from sparseconv.training.evaluation import evaluate
 
@@ -207,19 +206,21 @@ def times(models: Mapping[str, nn.Module], data: Data) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for what, make in makes.items():
         calls = {way: make(model) for way, model in models.items()}
-        taken = interleave(calls, rounds=ROUNDS)
-        found[what] = {
-            "ms": {way: [1e3 * t for t in median_with_ci(s)] for way, s in taken.items()},
-            "ratio": {
-                way: list(ratio(taken, way, "converted")) for way in taken if way != "converted"
-            },
-        }
+        found[what] = summary(interleave(calls, rounds=ROUNDS), "converted")
     return found
+
+
+def summary(times: Times, base: str) -> dict[str, Any]:
+    """Return milliseconds, and ratios to the times of ``base``, each with its interval."""
+    return {
+        "ms": {way: list(milliseconds(seconds)) for way, seconds in times.items()},
+        "ratio": {way: list(ratio(times, way, base)) for way in times if way != base},
+    }
 
 
 def section(path: Path = RESULTS) -> str:
     """Tabulate the first seed's times and all seeds' accuracies in Markdown."""
-    document = json.loads(path.read_text(encoding="utf-8"))
+    document = recording.read(path)
     rows = []
     for name in dict.fromkeys(row["network"] for row in document["rows"]):
         runs = [row for row in document["rows"] if row["network"] == name]
@@ -267,7 +268,7 @@ def section(path: Path = RESULTS) -> str:
 
 def measure(path: Path, archive: Path | None = None) -> None:
     """Run and record what is not recorded yet."""
-    document = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"rows": []}
+    document = recording.read(path) if path.exists() else {"rows": []}
     for seed, network in product(SEEDS, NETWORKS):
         done = [row for row in document["rows"] if row["network"] == network.name]
         if any(row["seed"] == seed for row in done):
@@ -278,7 +279,7 @@ def measure(path: Path, archive: Path | None = None) -> None:
             warnings.simplefilter("ignore")  # of the packages
             row = run(network, seed, choice, Data.load(network.dataset))
         row["package"] = f"{network.package} {version(network.package)}"
-        document["machine"] = measurement_context()
-        document["rows"].append(rounded(row))
-        write_json(document, path)
+        document["machine"] = recording.measurement_context()
+        document["rows"].append(recording.rounded(row))
+        recording.write_json(document, path)
         print(network.name, seed, row["before"], row["after"], flush=True)

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 import sparseconv as sc
-from benchmarks.lines import add_missing, machines, read_lines
+from benchmarks.recording import add_missing, machines, read_lines
 from sparseconv.measure.machine import threads
 from sparseconv.measure.table import Table
 from sparseconv.measure.timing import LEAST_SECONDS, Estimate, ratio

@@ -27,9 +27,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # not every encoding has ≥ or a file's name
             stream.reconfigure(errors="backslashreplace")
-    args, unknown = _parser().parse_known_args(argv)
-    if unknown:  # refused here, since argparse would show the usage of the whole program
-        args.command.error("unrecognized arguments: " + " ".join(unknown))
+    args, rest = _parser().parse_known_args(argv)
+    # Refused here, since argparse would show the usage of the whole program; bench parses its own.
+    if rest and args.run is not bench.run:
+        args.command.error("unrecognized arguments: " + " ".join(rest))
+    args.rest = rest
     try:
         code: int = args.run(args)
         sys.stdout.flush()
@@ -52,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"sparseconv {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for module in (info, bench, train, prune, profile, export):
+    for module in (info, train, prune, profile, export):
         text = inspect.getdoc(module.run) or ""
         name = module.__name__.rpartition(".")[2]
         first = text.partition("\n")[0]
@@ -60,4 +62,6 @@ def _parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=first, description=text, allow_abbrev=False)
         command.set_defaults(run=module.run, command=command)
         module.add_options(command)
+    command = commands.add_parser("bench", help=inspect.getdoc(bench.run), add_help=False)
+    command.set_defaults(run=bench.run)
     return parser

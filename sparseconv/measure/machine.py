@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
@@ -85,31 +84,3 @@ def threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def measurement_context() -> dict[str, str]:
-    """Return the facts on which times depend, and the date."""
-    found = environment_info() | {"date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")}
-    del found["threads"]
-    isa, isas = ("none", ["none"]) if extension is None else (extension.isa(), extension.isas())
-    return found | {"isa": isa, "isas": ", ".join(isas), "commit": commit()}
-
-
-def commit() -> str:
-    """Return the commit of this checkout, marked if sources have changed, or "unknown"."""
-    here = Path(__file__).parent
-
-    def git(*words: str) -> str:
-        done = subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True)
-        return done.stdout.strip()
-
-    try:
-        git("ls-files", "--error-unmatch", Path(__file__).name)
-        if git("rev-parse", "--show-prefix") != "sparseconv/measure/":
-            return "unknown"  # of a project that holds a copy
-        sources = [f"../../{name}" for name in ("csrc", "sparseconv", "setup.py", "benchmarks")]
-        results = ":(exclude)../../benchmarks/results"
-        changed = git("status", "--porcelain", "--", *sources, results)
-        return git("rev-parse", "--short", "HEAD") + (" with changes" if changed else "")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"

@@ -1,43 +1,11 @@
-"""Measure the peak memory of a call, and let the process keep freed memory."""
+"""Let the process keep freed memory."""
 
 from __future__ import annotations
 
 import ctypes
-import os
-from collections.abc import Callable
-from itertools import accumulate
-
-import torch
-from torch.profiler import ProfilerActivity, profile
 
 # Of malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-
-
-def peak_bytes(call: Callable[[], object]) -> int:
-    """Return the peak memory, in bytes, that torch allocates during a call.
-
-    The kernels' scratch memory (per thread, within L2) is not counted.
-    """
-    return max(accumulate(allocations(call), initial=0))
-
-
-def allocations(call: Callable[[], object]) -> list[int]:
-    """Return the size in bytes of each CPU buffer that torch allocates or (negative) frees."""
-    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # or it writes two lines to stderr each time
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        kept = call()  # freed after the last event, as a caller would hold it
-    del kept
-    assert profiler.profiler is not None
-    results = profiler.profiler.kineto_results
-    assert results is not None
-    changes, events = [], list(results.experimental_event_tree())
-    while events:
-        event = events.pop()
-        events += event.children
-        if event.tag == torch._C._profiler._EventType.Allocation:
-            changes.append((event.start_time_ns, event.extra_fields.alloc_size))
-    return [change for _, change in sorted(changes, key=lambda pair: pair[0])]
 
 
 def retain_freed_memory() -> bool:

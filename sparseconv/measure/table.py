@@ -28,14 +28,14 @@ class Table:
 
         Args:
             rows: columns follow the longest row's order; missing cells are empty.
-            text: names of the columns that come first and are left-aligned.
+            text: names of the columns that come first and are left-aligned; by default, the first.
         """
         rows = list(rows)
         names = dict.fromkeys([*text, *max(rows, key=len, default=())])
         names |= dict.fromkeys(name for row in rows for name in row)
-        header = [name for name in names if any(row.get(name) for row in rows)]
-        cells = [[row.get(name, "") for name in header] for row in rows]
-        return cls(header, cells, sum(name in text for name in header))
+        header = tuple(name for name in names if any(row.get(name) for row in rows))
+        cells = [tuple(row.get(name, "") for name in header) for row in rows]
+        return cls(header, cells, sum(name in text for name in header) if text else 1)
 
     def __str__(self) -> str:
         return self.markdown()

@@ -12,7 +12,7 @@ from toy_run import SMALL, write_data
 
 from benchmarks.edge import __main__ as command
 from benchmarks.edge import measure, report, targets
-from benchmarks.lines import read_lines
+from benchmarks.recording import read_lines
 from sparseconv.cli.main import main
 
 

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.bench.cases import CASES
+from benchmarks.bench.run import WrongResultError
 from benchmarks.gates import compare, rows, worker
 from benchmarks.gates.rows import CompareError
-from sparseconv.bench.cases import CASES
-from sparseconv.bench.run import WrongResultError
 from sparseconv.measure import timing
 
 KEYS = [(f"row {i}", computation) for i in range(4) for computation in ("fprop", "dgrad", "wgrad")]

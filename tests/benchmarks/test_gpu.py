@@ -10,10 +10,10 @@ import pytest
 import torch
 from one_thread import one_thread  # noqa: F401 (a fixture of every test here)
 
+from benchmarks.bench.run import COMPUTATIONS
 from benchmarks.gpu import __main__ as gpu
 from benchmarks.gpu import layer, step
 from benchmarks.gpu.target import PRECISIONS, Target, Timed
-from sparseconv.bench.run import COMPUTATIONS
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import pytest
 from paper_rows import SETS, on, row
 
 from benchmarks.paper import figures
-from benchmarks.paper.comparison import Runs
+from benchmarks.paper.comparison import frame
 
 
 def test_pictures_count_each_set_alike() -> None:
@@ -15,34 +15,34 @@ def test_pictures_count_each_set_alike() -> None:
         row("DSN", "x", 0, kernels_by_size=[[0, 4]]), row("DSN", "x", 1, kernels_by_size=[[2, 2]]),
         row("DSN", "y", 0, kernels_by_size=[[1, 0]]),
     ]  # fmt: skip
-    (layer,) = figures._mean_layers(Runs(rows), "DSN", figures._shares)
+    (layer,) = figures.mean_layers(frame(rows), "kernels_by_size", lambda one: one / one.sum())
     assert layer.tolist() == [(0.25 + 1) / 2, (0.75 + 0) / 2]
 
 
-def test_figure_7_shows_the_sets_that_all_have() -> None:
+def test_figures_show_the_sets_that_all_have() -> None:
     rows = [row("a", name, 0, 0.9) for name in SETS]
     rows += [row("b", name, 0, 0.8) for name in SETS[1:]]
-    theirs = dict.fromkeys(SETS[:3], 85.0)
-    found = figures.of_common_sets(Runs(rows), ("a", "b", "not run"), theirs)
-    assert found == {
-        run: dict.fromkeys(SETS[1:3], pytest.approx(ours)) for run, ours in (("a", 90), ("b", 80))
-    }
+    found = figures.accuracies(frame(rows), ("a", "b", "not run"))
+    assert found.to_dict("list") == {"a": [pytest.approx(90)] * 5, "b": [pytest.approx(80)] * 5}
+    assert list(found.index) == SETS[1:]
 
 
 def test_differences_and_times_of_questions() -> None:
     rows = [row("base", name, 0, 0.9, step_ms=4.0) for name in "xyz"]
     rows += [row("other", name, 0, 0.8, step_ms=3.0) for name in "xy"]
-    runs = Runs(rows)
-    assert figures.less(runs, "other", "base") == dict.fromkeys("xy", pytest.approx(-10))
+    runs = frame(rows)
+    less = figures.less(runs, "other", "base")
+    assert less.to_dict() == dict.fromkeys("xy", pytest.approx(-10))
     found = figures.times_and_accuracies(runs, ("base", "other"))
-    assert found == {
-        "base": ([1.0, 1.0], [0, 0]), "other": ([0.75, 0.75], [pytest.approx(-10)] * 2)
-    }  # fmt: skip
+    assert {name: points.to_dict("list") for name, points in found.items()} == {
+        "base": {"time": [1.0, 1.0], "gain": [0, 0]},
+        "other": {"time": [0.75, 0.75], "gain": [pytest.approx(-10)] * 2},
+    }
 
 
 def test_time_to_accuracy() -> None:
     """Of equal seeds; what was seen at the first look may have been reached before."""
-    runs = Runs([
+    runs = frame([
         row("fast", "x", 0, 0.9, curve=[[1, 0.5], [2, 0.9]], curve_seconds=[1.0, 2.0]),
         row("fast", "x", 1, 0.8, curve=[[1, 0.9], [2, 0.9]], curve_seconds=[1.0, 2.0]),
         row("fast", "x", 2, 0.8, curve=[[1, 0.9], [2, 0.9]], curve_seconds=[0.1, 2.0]),

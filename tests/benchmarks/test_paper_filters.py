@@ -15,7 +15,7 @@ from small_plan import without_times
 from benchmarks.paper import pruned_filters, times
 from benchmarks.paper.__main__ import main
 from benchmarks.paper.archives import open_archive
-from benchmarks.paper.comparison import Runs
+from benchmarks.paper.comparison import frame
 from benchmarks.paper.plan import read_plan
 from benchmarks.paper.pruned_filters import expanded, like
 from benchmarks.paper.rows import ROWS_NAME, read_rows
@@ -119,7 +119,7 @@ def test_times_and_tables(out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert len(line["times"]) == 3 + 3 + 4
     assert all(found["forward_ms"] > 0 and found["step_ms"] > 0 for found in line["times"].values())
     rows = list(expanded(read_rows(copied / ROWS_NAME), read_times(copied / TIMES_NAME)))
-    table = {cells[0]: cells for cells in smaller_networks(Runs(rows)).rows}
+    table = {cells[0]: cells for cells in smaller_networks(frame(rows)).rows}
     macs, prediction, step = map(float, table["LITE, WHC"][7].split(" / "))
     assert macs > 1
     whole, pruned = line["times"]["LITE"], line["times"]["LITE, WHC"]
@@ -129,6 +129,6 @@ def test_times_and_tables(out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert table["LITE, WHC"][8] != "-"
     assert table["DSN"][8] == "-"
     assert (copied / "report" / "smaller-networks.png").exists()
-    (silent,) = silenced(Runs(rows)).rows
+    (silent,) = silenced(frame(rows)).rows
     assert silent[:4] == ("InceptionTime", "GunPoint", "14", "14")  # 2 epochs, pairs
     assert 0 <= float(silent[4]) < 100

@@ -10,8 +10,8 @@ import pytest
 from paper_rows import row
 
 from benchmarks.paper import report
-from benchmarks.paper.archives import published, read
-from benchmarks.paper.comparison import Runs
+from benchmarks.paper.archives import published_accuracy, read
+from benchmarks.paper.comparison import frame
 from benchmarks.paper.rocket import expanded
 from benchmarks.paper.rows import ROWS_NAME, read_rows
 from benchmarks.paper.tables import random_kernels
@@ -59,7 +59,7 @@ def test_rows_are_those_of_the_classifier(out: Path) -> None:
         guess = classifier.fit(data.X_train, data.y_train).predict(data.X_test)
         return float((guess == data.y_test).mean())
 
-    published_count = round(float(published()["GunPoint"]["POCKET kernels"]) / 10_000 * 60)
+    published_count = round(published_accuracy("POCKET kernels")["GunPoint"] / 10_000 * 60)
     for name, keep in {"as published": published_count, "35 %": 21, "10 %": 6}.items():
         row = rows[f"ROCKET, {name}, POCKET", 1]
         assert row["keep"] == keep
@@ -82,11 +82,13 @@ def test_rows_are_those_of_the_classifier(out: Path) -> None:
 
 def test_tables(out: Path) -> None:
     rows = read_rows(out / ROWS_NAME)
-    runs = Runs(expanded(rows))
+    runs = frame(expanded(rows))
     table = {cells[0]: cells for cells in random_kernels.pruned_kernels(runs).rows}
     assert table["ROCKET"][1:3] == ("1, 2", "100 %")
-    assert table["ROCKET"][7].startswith(published()["GunPoint"]["ROCKET"])
-    assert table["ROCKET, as published, POCKET"][7].startswith(published()["GunPoint"]["POCKET-2"])
+    assert table["ROCKET"][7].startswith(f"{published_accuracy('ROCKET')['GunPoint']:.2f}")
+    assert table["ROCKET, as published, POCKET"][7].startswith(
+        f"{published_accuracy('POCKET-2')['GunPoint']:.2f}"
+    )
     assert table["ROCKET, 10 %, POCKET"][2] == "10 %"
     assert table["ROCKET, 10 %, random"][-1] == "-"
     choices = random_kernels.choices(runs).rows
@@ -101,7 +103,7 @@ def test_a_table_is_not_of_the_largest_set() -> None:
     """Times are medians over the sets, and every comparison with all kernels has its p."""
     seconds = {"a": 1.0, "b": 2.0, "c": 999.0, **dict.fromkeys("def", 2.0)}
     names = {"ROCKET": 0.9, "ROCKET, 35 %, POCKET": 0.8, "ROCKET, 35 %, random": 0.9}
-    runs = Runs(
+    runs = frame(
         row(name, dataset, 0, best - number / 100, keep=1, n_candidates=4, fit_seconds=time,
             predict_seconds=50e-6 * time)
         for name, best in names.items()

@@ -20,13 +20,13 @@ import pytest
 import torch
 from small_plan import PLAN, ROOT, command, facts
 
-from benchmarks.lines import add_line
 from benchmarks.paper import sweep as sweeping
 from benchmarks.paper.__main__ import main
 from benchmarks.paper.archives import open_archive
 from benchmarks.paper.plan import DEFAULTS, Job, read_plan
 from benchmarks.paper.rows import ROWS_NAME, read_rows
 from benchmarks.paper.sweep import dask_pool, local_pool, perform, sweep
+from benchmarks.recording import add_line
 
 pytestmark = pytest.mark.usefixtures("in_this_process")
 

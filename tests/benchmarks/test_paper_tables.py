@@ -5,36 +5,42 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from paper_rows import SETS, dsn_facts, on, row
 from scipy.stats import hypergeom, wilcoxon
 
 from benchmarks.paper import figures
-from benchmarks.paper.comparison import PEERS, Runs, holm, interval, published_accuracy, versus
+from benchmarks.paper.archives import published_accuracy
+from benchmarks.paper.comparison import (
+    PEERS,
+    by_set,
+    frame,
+    holm,
+    interval,
+    on_one_machine,
+    versus,
+)
 from benchmarks.paper.tables import dsn
 from benchmarks.paper.tables.cells import DIFFERENCE, p_text
 
 
 def test_versus_published() -> None:
     theirs = published_accuracy("ResNet")
-    ours = {
-        name: theirs[name] + step for name, step in zip(SETS, (3, 1, 0, 0.004, -1, -2), strict=True)
-    }
+    steps = np.array([3, 1, 0, 0.004, -1, -2])
+    ours = theirs[SETS] + steps
     found = versus(ours, theirs)
     assert (found.wins, found.ties, found.losses, found.sets) == (2, 2, 2, 6)
-    steps = np.array([3, 1, 0, 0.004, -1, -2])
     assert found.difference == pytest.approx(steps.mean())
     assert found.interval[0] < found.difference < found.interval[1]
     assert found.p == pytest.approx(wilcoxon([3, 1, 0, 0, -1, -2]).pvalue)
-    assert versus(ours, {}) is None
-    noisy = {str(i): 80.0 + step / 3 for i, step in enumerate((-1, -1, 1, 0, 1, 1))}
-    even = versus(
-        {k: (v + v + v) / 3 + 1e-14 for k, v in noisy.items()}, dict.fromkeys(noisy, 80.0)
-    )
+    assert versus(ours, theirs[[]]) is None
+    noisy = 80.0 + pd.Series([-1, -1, 1, 0, 1, 1]) / 3
+    even = versus((noisy + noisy + noisy) / 3 + 1e-14, 0 * noisy + 80.0)
     assert even.p == wilcoxon([-1, -1, 1, 0, 1, 1]).pvalue, "the noise of means is not a difference"
     same = versus(ours, ours)
     assert (same.ties, same.p) == (6, None)
-    one = versus({"a": 90.0}, {"a": 85.0})
+    one = versus(pd.Series({"a": 90.0}), pd.Series({"a": 85.0}))
     assert (one.wins, one.interval, one.p) == (1, None, None), "one set has no spread"
 
 
@@ -56,8 +62,8 @@ def test_times_compare_on_one_machine() -> None:
     ]
 
     def seconds(rows: list[dict[str, Any]]) -> list[dict[str, float]]:
-        runs = Runs(rows).on_one_machine("a", "b")
-        return [runs.mean(run, "train_seconds") for run in ("a", "b")]
+        both = on_one_machine(frame(rows), "a", "b")
+        return [by_set(both, run, "train_seconds").to_dict() for run in ("a", "b")]
 
     assert seconds(rows) == [{"z": 30.0}, {"z": 10.0}], "of x no seed was trained by both"
     slow = [row(run, "w", 0, **on("slow"), train_seconds=50.0) for run in "ab"]
@@ -75,7 +81,7 @@ def test_table_1() -> None:
     rows = [
         row("DSN", name, seed, (theirs[name] + 1 + seed) / 100) for name in SETS for seed in (0, 2)
     ]
-    table = dsn.against_published(Runs([*rows, row("DSN", "ACSF1", 0, 0.1)]))
+    table = dsn.against_published(frame([*rows, row("DSN", "ACSF1", 0, 0.1)]))
     found = dict(zip(table.header, table.rows[2], strict=True))
     assert found["published"] == "OS-CNN"
     assert found["DSN wins/ties/losses"] == "6/0/0", "the set of 2018 is left out"
@@ -88,7 +94,7 @@ def test_table_1() -> None:
     assert found["sets"] == "6"
     assert found[DIFFERENCE] == "+2.00 [+2.00, +2.00]; +2.00"
     assert found["its accuracy %"] == f"{np.mean([theirs[name] for name in SETS]):.2f}"
-    ours = {name: theirs[name] + 2 for name in SETS}
+    ours = theirs[SETS] + 2
     p = [versus(ours, published_accuracy(peer)).p for peer in PEERS]
     assert [cells[-1] for cells in table.rows] == list(map(p_text, holm(p)))
 
@@ -101,7 +107,7 @@ def test_networks_of_others_beside_what_was_published() -> None:
         for seed in (0, 1)
     ]
     rows += [row("LITE", "not published"), row("DSN", SETS[0])]
-    (found,) = dsn.reproduced(Runs(rows), ("ResNet", "LITE")).rows
+    (found,) = dsn.reproduced(frame(rows), ("ResNet", "LITE")).rows
     low, high = interval([2.5, 1.5, 1.5, -0.5, -0.5, 4.5])
     mean = np.mean([theirs[name] for name in SETS])
     assert found[:5] == ("LITE", "6, 12", f"{mean + 1.5:.2f}", f"{mean:.2f}", "4/0/2")
@@ -112,7 +118,7 @@ def test_against() -> None:
     base = [row("base", str(i), 0, 0.9) for i in range(8)]
     worse = [row("worse", str(i), 0, 0.9 - i / 100) for i in range(8)]
     mixed = [row("mixed", str(i), 0, 0.9 + (-1) ** i * i / 100) for i in range(6)]
-    table = dsn.against(Runs([*base, *worse, *mixed]), "base", ("worse", "mixed", "not run"))
+    table = dsn.against(frame([*base, *worse, *mixed]), "base", ("worse", "mixed", "not run"))
     low, high = interval([-i for i in range(8)])
     first, second = table.rows
     # Of 7 differences of one sign the two-sided p is 2 / 2 ** 7, twice that among two tests.
@@ -127,7 +133,7 @@ def test_against() -> None:
 def test_multivariate() -> None:
     rows = [row("UEA", "Epilepsy", seed, accuracy) for seed, accuracy in enumerate((0.9, 1.0))]
     rows += [row("Daily Sports, S = 90 %", "DailySportsEvery4", 0, 0.5, params=2500)]
-    first, second = dsn.multivariate(Runs(rows)).rows
+    first, second = dsn.multivariate(frame(rows)).rows
     theirs = [published_accuracy(peer).get("Epilepsy") for peer in PEERS]
     shown = ["-" if value is None else f"{value:.2f}" for value in theirs]
     assert first == ("Epilepsy", "95.00 (2)", *shown, "1.00")
@@ -135,7 +141,7 @@ def test_multivariate() -> None:
 
 
 def test_costs_are_beside_the_references() -> None:
-    runs = Runs([row("a", "x"), row("a", "y"), row("b", "x", params=3000)])
+    runs = frame([row("a", "x"), row("a", "y"), row("b", "x", params=3000)])
     table = dsn.costs(runs, ("a", "b", "not run"), "a")
     first, second = (dict(zip(table.header, cells, strict=True)) for cells in table.rows)
     assert (first["run"], first["sets, runs"], first["params K"]) == ("a", "2, 2", "1.00")
@@ -144,7 +150,7 @@ def test_costs_are_beside_the_references() -> None:
         "5.00, 5.00", "-", "-", "-", "20, 20",
     ]  # fmt: skip
     both = [row("a", "x", **dsn_facts(nf=4)), row("b", "x", **on("another"))]
-    _, apart = dsn.costs(Runs(both), ("a", "b"), "a").rows
+    _, apart = dsn.costs(frame(both), ("a", "b"), "a").rows
     assert apart[8] == "-, 2.00", "2e6 FLOPs"
     assert apart[-1] == "-", "two machines trained them"
     assert dsn.costs(runs, ("not run",), "a").rows == []
@@ -158,7 +164,7 @@ def test_costs_count_each_set_alike() -> None:
         *(row(run, "hard", 0, 0.5) for run in "ab"),
         row("b", "hard", 1, 0.1),  # which the other run has not
     ]
-    table = dsn.costs(Runs(rows), ("a", "b"), "a")
+    table = dsn.costs(frame(rows), ("a", "b"), "a")
     assert [cells[1:3] for cells in table.rows] == [("2, 4", "70.00"), ("2, 4", "70.00, 70.00")]
 
 
@@ -168,21 +174,21 @@ def test_times_in_tables_are_of_sets_that_both_were_timed_on() -> None:
 
     rows = [timed("a", "x", 8.0), timed("a", "y", 2.0), timed("a", "z", 1e9), row("a", "z", 1)]
     rows += [timed("b", "x", 4.0), timed("b", "y", 4.0), row("b", "z", 0), row("b", "z", 1)]
-    first, second = dsn.costs(Runs(rows), ("a", "b"), "a").rows
+    first, second = dsn.costs(frame(rows), ("a", "b"), "a").rows
     assert first[-2] == "-"
     assert second[-4:-1] == ("1.00, 1.00", "4.00, 4.00", "1.00 [0.50, 2.00] (2)")
     rows = [row("a", "x", 0), timed("b", "x", 1.0)]
-    assert dsn.costs(Runs(rows), ("a", "b"), "a").rows[1][-4:-1] == ("-", "-", "-")
+    assert dsn.costs(frame(rows), ("a", "b"), "a").rows[1][-4:-1] == ("-", "-", "-")
 
 
 def test_every_set() -> None:
-    table = dsn.each_set(Runs([row("DSN", "GunPoint", s, 0.9 + s / 100) for s in (0, 2)]), ["DSN"])
+    table = dsn.each_set(frame([row("DSN", "GunPoint", s, 0.9 + s / 100) for s in (0, 2)]), ["DSN"])
     (cells,) = table.rows
     assert cells == (
         "GunPoint", "DSN", "91.00 ± 1.41 (2)", "99.07", "100.00", "99.93", "-9.00", "20"
     )  # fmt: skip
     without = [row("DSN", "GunPoint", 0), row("DSN", "Coffee", 0, train_seconds=None)]
-    (coffee, _) = dsn.each_set(Runs(without), ["DSN", "not run"]).rows
+    (coffee, _) = dsn.each_set(frame(without), ["DSN", "not run"]).rows
     assert (coffee[0], coffee[-1]) == ("Coffee", "-"), "no time was measured"
 
 
@@ -192,11 +198,11 @@ def test_where_dsn_is_behind() -> None:
     rows += [row("DSN", name, 0, 0.999) for name in ("GunPoint", "a set without published figures")]
     others = [row("wider", "ECG200"), row("other", "x"), row("lower", "ECG200", 0, 0.1)]
     others += [row("seeds", "ECG200", seed, accuracy) for seed, accuracy in enumerate((0.9, 1.0))]
-    table = dsn.behind(Runs([*rows, *others]), ("DSN", "short"))
+    table = dsn.behind(frame([*rows, *others]), ("DSN", "short"))
     assert table.header == ("data set", "to the best", "DSN % ± sd (seeds)", "higher runs")
     higher = "seeds 95.00 ± 7.07 (2); wider 90.00 (1); 1 other not"
     assert table.rows == [("ECG200", "-5.00", f"{best - 5:.2f} ± 1.41 (2)", higher)]
-    short = Runs([*rows, row("short", "Coffee", 0, 0.5)])
+    short = frame([*rows, row("short", "Coffee", 0, 0.5)])
     first, _ = dsn.behind(short, ("DSN", "short")).rows
     assert first == ("Coffee (short)", "-50.00", "50.00 (1)", "-")
 
@@ -205,8 +211,8 @@ def test_equal_seeds_are_compared() -> None:
     """A mean over several seeds does not match a single one, which may be the lucky one."""
     rows = [row("a", "x", seed, accuracy) for seed, accuracy in enumerate((0.9, 0.5, 0.4))]
     rows += [row("b", "x", 0, 0.8), row("b", "y", 0, 0.1)]
-    runs = Runs(rows)
-    assert figures.less(runs, "b", "a") == {"x": pytest.approx(-10)}
+    runs = frame(rows)
+    assert figures.less(runs, "b", "a").to_dict() == {"x": pytest.approx(-10)}
     (cells,) = dsn.against(runs, "a", ("b",)).rows
     assert cells[:5] == ("b", "1, 1", "80.00", "90.00", "0/0/1")
     assert cells[-1] == "+20.00 (1)", "to the mean of all three"

@@ -18,7 +18,8 @@ from benchmarks.paper.networks import MomentsDST, first_model, multiply_adds
 from benchmarks.paper.plan import Job
 from benchmarks.paper.sweep import perform
 from benchmarks.paper.training import checkpoint_interval, looks, scheduler_factory
-from sparseconv.measure.machine import commit, threads
+from benchmarks.recording import commit
+from sparseconv.measure.machine import threads
 from sparseconv.models import DSN
 from sparseconv.training.loop import train
 from sparseconv.training.recipe import Recipe

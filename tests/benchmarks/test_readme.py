@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from bench_rows import network, row
 
 from benchmarks import front_page, plots, readme
-from sparseconv.bench.cases import SUITES, select
+from benchmarks.bench.cases import SUITES, select
 from sparseconv.measure.table import Table
 
 
@@ -40,10 +41,10 @@ def test_what_the_readme_says_of_the_classifiers_is_measured() -> None:
 
 
 def test_a_difference_is_shown_where_its_interval_is_on_one_side_of_0() -> None:
-    one = {"a": 90.0, "b": 80.0, "c": 71.0}
-    by_one = front_page.compared(one, {name: x - 1 for name, x in one.items()})
+    one = pd.Series({"a": 90.0, "b": 80.0, "c": 71.0})
+    by_one = front_page.compared(one, one - 1)
     assert front_page.points(by_one) == "+1.0 points [+1.0, +1.0]"
-    mixed = front_page.compared(one, {"a": 91.0, "b": 79.0, "c": 71.0})
+    mixed = front_page.compared(one, one + pd.Series({"a": 1, "b": -1, "c": 0}))
     assert front_page.points(mixed, 2).endswith(", not significant")
 
 
@@ -61,7 +62,7 @@ def test_every_table_names_the_fastest_and_every_baseline() -> None:
     ]
     found = readme.kernels(rows)
     header = ("", "L", "threads", "ms", "GFLOP/s", "of peak", "vs fastest", "(which)")
-    assert found.header == [*header, "vs F.conv1d", "vs fft", "vs fft, prepared"]
+    assert found.header == (*header, "vs F.conv1d", "vs fft", "vs fft, prepared")
     assert lines(found) == [
         "fprop|24|1|1.00|100|90%|3.00 [2.70, 3.30]|fft|9.00|3.00|",
         "dgrad|128|1|1.00|100|90%|4.00 [3.60, 4.40]|fft, prepared|8.00||4.00",

@@ -19,11 +19,11 @@ from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from benchmarks import plots
-from benchmarks.lines import add_line, read_lines
+from benchmarks.bench.run import WrongResultError
+from benchmarks.recording import add_line, read_lines
 from benchmarks.studies import blocks, classifiers, densities, published_networks, unpruned
 from benchmarks.studies.__main__ import main
 from benchmarks.studies.published_networks import WAYS, Data, Network
-from sparseconv.bench.run import WrongResultError
 from sparseconv.estimators.pocket import POCKETClassifier
 from sparseconv.models import DSN, InceptionTime, ResNet
 from sparseconv.nn.conv import SparseConv1d

@@ -13,7 +13,7 @@ import pytest
 import torch
 from toy_run import SMALL, files, write_data
 
-from sparseconv.cli import bench
+from benchmarks.bench import command as bench
 from sparseconv.cli.main import main
 from sparseconv.core.files import claimed
 from sparseconv.ops import backends

@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 import sparseconv as sc
-from benchmarks import readme
+from benchmarks import readme, recording
 from sparseconv import SparseConv1d
-from sparseconv.bench import document
 from sparseconv.conversion.converter import MAX_DENSITY
 from sparseconv.measure.timing import median_with_ci
 from sparseconv.profiling import Verdict, stopwatch
@@ -145,7 +144,7 @@ def test_nothing_known_means_by_density(clock: list[set[str]]) -> None:
 
 
 def test_of_what_is_made_sparse_unasked_none_was_slower_than_dense() -> None:
-    rows = document.read(readme.RESULTS / "bench.json")["rows"]
+    rows = recording.read(readme.RESULTS / "bench.json")["rows"]
     made = (row for row in rows if row["density"] <= MAX_DENSITY and row["dtype"] != "bfloat16")
     ratios = [row["ratio"]["conv1d"][0] for row in made if "conv1d" in row["ratio"]]
     assert min(ratios) >= 1

@@ -29,8 +29,8 @@ from bench_rows import shrunk
 from engines import check, compute
 from layouts import LAYOUTS
 
-from sparseconv.bench import run
-from sparseconv.bench.cases import CASES
+from benchmarks.bench import run
+from benchmarks.bench.cases import CASES
 from sparseconv.measure.machine import threads
 from sparseconv.testing import PATTERNS, Case, Tensors, exact_results, random_case
 

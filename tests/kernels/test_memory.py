@@ -12,8 +12,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from benchmarks.bench.peaks import allocations
 from sparseconv import DSTScheduler, available_backends
-from sparseconv.measure.memory import allocations
 from sparseconv.models import DSN
 
 DENSE_BYTES = 141 * 47 * 39 * 4  # one layer's weight in float32

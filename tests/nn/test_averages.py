@@ -22,8 +22,8 @@ from torch.optim.swa_utils import (
     get_swa_multi_avg_fn,
 )
 
+from benchmarks.bench.masked import PremaskedConv1d
 from sparseconv import DSTScheduler, KernelCSR, SparseConv1d, optimize_for_inference
-from sparseconv.bench.network.masked import PremaskedConv1d
 
 AVERAGES: dict[str, dict[str, Any]] = {
     "default": {},

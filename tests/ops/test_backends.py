@@ -194,7 +194,7 @@ layer = sc.SparseConv1d(2, 3, 5, pattern=sc.KernelCSR.random((3, 2, 5), 7))
 y = layer(torch.ones(4, 2, 9))
 y.sum().backward(retain_graph=True)
 extras = {"aeon", "sklearn", "matplotlib", "triton", "tqdm", "sparseconv.ops.triton"}
-extras |= {"sparseconv.bench", "sparseconv.profiling", "sparseconv.conversion"}
+extras |= {"sparseconv.profiling", "sparseconv.conversion"}
 extras |= {"torch._dynamo", "torch._inductor", "sympy", "scipy", "pandas", "numba"}  # seconds each
 print(sorted(extras & (set(sys.modules) - before)))
 from torch.utils.flop_counter import FlopCounterMode

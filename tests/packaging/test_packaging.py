@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 import tarfile
 import tomllib
@@ -71,6 +73,18 @@ def test_the_wheel_holds_the_package_alone(built: tuple[Path, str]) -> None:
     project = tomllib.loads((installing.ROOT / "pyproject.toml").read_text())["project"]
     assert metadata["Requires-Python"] == project["requires-python"]
     assert set(metadata.get_all("Provides-Extra", [])) == set(project["optional-dependencies"])
+
+
+def test_bench_says_where_its_code_is(installed: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "sparseconv", "bench", "--suites", "layer"]
+    env = os.environ | {"PYTHONPATH": str(installed)}
+    done = subprocess.run(
+        command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "error: expected the folder benchmarks of sparseconv's repository" in done.stderr
+    assert f"but {installed} has none; in a copy of the repository" in done.stderr
+    assert "then `python -m sparseconv bench`" in done.stderr
 
 
 def test_without_a_compiler_the_reference_runs_and_says_so_once(

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from sparseconv.bench.cases import CASES, Case
-from sparseconv.bench.run import FACTS
+from benchmarks.bench.cases import CASES, Case
+from benchmarks.bench.run import FACTS
 
 RATIOS = {"conv1d": 10.0, "conv2d_channels_last": 7.0, "fft_prepared": 4.0}
 

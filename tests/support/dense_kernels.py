@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from sparseconv.bench.baselines import Calls
-from sparseconv.bench.cases import Problem
+from benchmarks.bench.baselines import Calls
+from benchmarks.bench.cases import Problem
 from sparseconv.reference import conv1d_dense
 
 

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from benchmarks.bench.baselines import Calls
+from benchmarks.bench.cases import Problem
 from sparseconv import KernelCSR, available_backends, sparse_conv1d
-from sparseconv.bench.baselines import Calls
-from sparseconv.bench.cases import Problem
 from sparseconv.core.geometry import Geometry
 from sparseconv.ops import gpu_plans
 from sparseconv.ops.backends import extension

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from statistics import fmean, stdev
 from typing import TypeVar
 
-from benchmarks.paper.comparison import Runs, Versus, holm, published_accuracy, versus
+import pandas as pd
+
+from benchmarks.paper.archives import published_accuracy
+from benchmarks.paper.comparison import Versus, by_set, holm, paired, versus
 
 Name = TypeVar("Name")
+Cells = dict[str, str]  # of a row, by the title of their column
 NONE = "-"
-DIFFERENCE = "difference, 95 % interval; median"
-COMPARED = ("wins/ties/losses", DIFFERENCE, "p, Holm", "to all seeds (sets)")
+WINS, DIFFERENCE, P = "wins/ties/losses", "difference, 95 % interval; median", "p, Holm"
+RESULT = dict.fromkeys((WINS, DIFFERENCE, P), NONE)
+COMPARED = {**RESULT, "to all seeds (sets)": NONE}
 
 
 def counted(number: int, noun: str) -> str:
@@ -25,12 +30,18 @@ def counted(number: int, noun: str) -> str:
 
 
 def percent(value: float | None) -> str:
-    return NONE if value is None else f"{value:.2f}"
+    """Format with two decimals; ``"-"`` for None and NaN."""
+    return NONE if pd.isna(value) else f"{value:.2f}"
 
 
-def spread(percents: Sequence[float], digits: int = 2) -> str:
+def sets_and_rows(rows: pd.DataFrame) -> str:
+    """Count the data sets and the rows of a run."""
+    return f"{rows['dataset'].nunique()}, {len(rows)}"
+
+
+def spread(percents: Collection[float], digits: int = 2) -> str:
     """Format mean ± standard deviation (count), ``"-"`` for none."""
-    if not percents:
+    if not len(percents):
         return NONE
     deviation = f" ± {stdev(percents):.{digits}f}" if len(percents) > 1 else ""
     return f"{fmean(percents):.{digits}f}{deviation} ({len(percents)})"
@@ -48,58 +59,58 @@ def difference(result: Versus) -> str:
     return f"{result.difference:+.2f} [{low:+.2f}, {high:+.2f}]; {result.median:+.2f}"
 
 
-def result_cells(found: Mapping[Name, Versus | None]) -> dict[Name, tuple[str, ...]]:
-    """Format wins, difference and the Holm-corrected p of a table's comparisons."""
-    compared = {name: result for name, result in found.items() if result}
-    corrected = holm([result.p for result in compared.values()])
-    return dict.fromkeys(found, (NONE, NONE, NONE)) | {
-        name: (wins(result), difference(result), p_text(p))
-        for (name, result), p in zip(compared.items(), corrected, strict=True)
+def result_cells(found: Mapping[Name, Versus | None]) -> dict[Name, Cells]:
+    """Format a table's comparisons, with p-values corrected for their number."""
+    results = {name: result for name, result in found.items() if result}
+    corrected = holm([result.p for result in results.values()])
+    return dict.fromkeys(found, RESULT) | {
+        name: {WINS: wins(result), DIFFERENCE: difference(result), P: p_text(p)}
+        for (name, result), p in zip(results.items(), corrected, strict=True)
     }
 
 
-def to_published(ours: Mapping[str, float], peer: str) -> tuple[Versus, list[str]] | None:
+def to_published(ours: pd.Series, peer: str) -> tuple[Versus, Cells] | None:
     """Compare accuracies with published ones; also return both means over common sets."""
     theirs = published_accuracy(peer)
     result = versus(ours, theirs)
     if result is None:
         return None
-    common = [name for name in ours if name in theirs]
-    means = [fmean(accuracy[name] for name in common) for accuracy in (ours, theirs)]
-    return result, [f"{mean:.2f}" for mean in means]
+    both = pd.DataFrame({"ours": ours, "theirs": theirs}).dropna()
+    return result, {side: percent(fmean(both[side])) for side in both}
 
 
-def to_whole(runs: Runs, whole_of: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
+def to_whole(rows: pd.DataFrame, whole_of: Mapping[str, str]) -> dict[str, Cells]:
     """Compare each run with its whole form; a whole run has no result."""
-    results = {
-        name: versus(runs.accuracy(name), runs.accuracy(whole)) if name != whole else None
+    return result_cells({
+        name: versus(by_set(rows, name), by_set(rows, whole)) if name != whole else None
         for name, whole in whole_of.items()
-    }
-    return result_cells(results)
+    })  # fmt: skip
 
 
-def compared(runs: Runs, others: Sequence[str], reference: str) -> dict[str, tuple[str, ...]]:
-    """Format cells of ``COMPARED``, for runs that share a set and seed with the reference."""
+def compared(rows: pd.DataFrame, others: Sequence[str], reference: str) -> dict[str, Cells]:
+    """Format ``COMPARED``, for runs that share a set and seed with the reference."""
     found: dict[str, Versus] = {}
     for other in others:
-        both = runs.paired(other, reference)
-        result = versus(both.accuracy(other), both.accuracy(reference))
+        both = paired(rows, other, reference)
+        result = versus(by_set(both, other), by_set(both, reference))
         if result and other != reference:
             found[other] = result
     cells = result_cells(found)
-    return {other: (*cells[other], _to_all_seeds(runs, other, reference)) for other in found}
+    return {
+        other: cells[other] | {"to all seeds (sets)": _to_all_seeds(rows, other, reference)}
+        for other in found
+    }
 
 
-def _to_all_seeds(runs: Runs, run: str, reference: str) -> str:
+def _to_all_seeds(rows: pd.DataFrame, run: str, reference: str) -> str:
     """Compare with all the reference's seeds, on data sets where it has more."""
-    ours, theirs = runs.rows(run), runs.rows(reference)
-    means = runs.accuracy(run)
-    fewer = [name for name in runs.common(run, reference) if len(theirs[name]) > len(ours[name])]
-    result = versus({name: means[name] for name in fewer}, runs.accuracy(reference))
+    seeds = rows.groupby(["run", "dataset"]).size()
+    fewer = seeds[run].lt(seeds[reference])
+    result = versus(by_set(rows, run)[fewer.index[fewer]], by_set(rows, reference))
     return f"{difference(result)} ({result.sets})" if result else NONE
 
 
 def p_text(p: float | None) -> str:
-    if p is None:
+    if pd.isna(p):
         return NONE
     return "<0.001" if p < 0.001 else f"{p:.3f}"

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from statistics import fmean, geometric_mean
 
+import pandas as pd
 from scipy.stats import hypergeom
 
-from benchmarks.paper.archives import members
-from benchmarks.paper.comparison import PEERS, Runs, Versus, published_accuracy
+from benchmarks.paper.archives import members, published_accuracy
+from benchmarks.paper.comparison import PEERS, Versus, by_set, on_one_machine, paired, timed
 from benchmarks.paper.tables.cells import (
     COMPARED,
     DIFFERENCE,
     NONE,
+    WINS,
+    Cells,
+    P,
     compared,
     counted,
     p_text,
     percent,
     result_cells,
+    sets_and_rows,
     spread,
     to_published,
 )
@@ -28,43 +33,45 @@ PAPER = {"ResNet": (53, 3, 29), "InceptionTime": (40, 5, 40), "OS-CNN": (49, 3, 
 BEHIND = 5.0  # percentage points: where DSN is behind
 
 
-def against_published(runs: Runs, run: str = "DSN", archive: str = "ucr85") -> Table:
+def against_published(rows: pd.DataFrame, run: str = "DSN", archive: str = "ucr85") -> Table:
     """Compare DSN with published networks on the archive's available sets."""
-    sets = set(members(archive))
-    ours = {name: value for name, value in runs.accuracy(run).items() if name in sets}
+    ours = by_set(rows, run)
+    ours = ours[ours.index.isin(members(archive))]
     found = {peer: both for peer in PEERS if (both := to_published(ours, peer))}
     cells = result_cells({peer: result for peer, (result, _) in found.items()})
-    rows = []
-    for peer, (result, means) in found.items():
-        counts, *others = cells[peer]
-        papers = [_scaled_counts(PAPER[peer], result)] if archive == "ucr85" else []
-        rows.append((peer, str(result.sets), counts, *papers, *reversed(means), *others))
-    header = (
-        "published", "sets", "DSN wins/ties/losses",
-        *(["in the paper, scaled; p"] if archive == "ucr85" else []), "its accuracy %", "DSN's %",
-        DIFFERENCE, "p, Holm",
+    return Table.of(
+        {
+            "published": peer,
+            "sets": str(result.sets),
+            f"DSN {WINS}": cells[peer][WINS],
+            "in the paper, scaled; p":
+                _scaled_counts(PAPER[peer], result) if archive == "ucr85" else "",
+            "its accuracy %": means["theirs"],
+            "DSN's %": means["ours"],
+            DIFFERENCE: cells[peer][DIFFERENCE],
+            P: cells[peer][P],
+        }
+        for peer, (result, means) in found.items()
     )  # fmt: skip
-    return Table(header, rows)
 
 
-def reproduced(runs: Runs, names: Sequence[str]) -> Table:
+def reproduced(rows: pd.DataFrame, names: Sequence[str]) -> Table:
     """Compare others' networks, trained here, with their published results."""
-    found = {name: both for name in names if (both := to_published(runs.accuracy(name), name))}
+    found = {name: both for name in names if (both := to_published(by_set(rows, name), name))}
     cells = result_cells({name: result for name, (result, _) in found.items()})
-    rows = [
-        (name, f"{result.sets}, {_counted_rows(runs, name)}", *means, *cells[name])
-        for name, (result, means) in found.items()
-    ]
-    header = (
-        "network", "sets, runs", "ours %", "published %", "our wins/ties/losses", DIFFERENCE,
-        "p, Holm",
-    )  # fmt: skip
-    return Table(header, rows)
-
-
-def _counted_rows(runs: Runs, name: str) -> int:
-    published = published_accuracy(name)
-    return sum(len(rows) for dataset, rows in runs.rows(name).items() if dataset in published)
+    lines = []
+    for name, (_, means) in found.items():
+        both = rows[(rows["run"] == name) & rows["dataset"].isin(published_accuracy(name).index)]
+        lines.append({
+            "network": name,
+            "sets, runs": sets_and_rows(both),
+            "ours %": means["ours"],
+            "published %": means["theirs"],
+            f"our {WINS}": cells[name][WINS],
+            DIFFERENCE: cells[name][DIFFERENCE],
+            P: cells[name][P],
+        })  # fmt: skip
+    return Table.of(lines)
 
 
 def _scaled_counts(counts: Sequence[int], result: Versus) -> str:
@@ -80,134 +87,111 @@ def _scaled_counts(counts: Sequence[int], result: Versus) -> str:
     return f"{scaled}; {p_text(float(p))}"
 
 
-def costs(runs: Runs, names: Sequence[str], reference: str = "DSN") -> Table:
+def costs(rows: pd.DataFrame, names: Sequence[str], reference: str = "DSN") -> Table:
     """Compare runs' parameters, FLOPs and times with the reference's.
 
     Means are over the data sets and seeds of both. Times are geometric means over the sets where
     both were measured interleaved. Return no rows without a run to compare.
     """
-    found = compared(runs, names, reference)
-    rows = []
+    found = compared(rows, names, reference)
+    lines = []
     for name in (name for name in names if name == reference or name in found) if found else ():
         pair = (name,) if name == reference else (name, reference)
-        both, timed = runs.paired(*pair), runs.timed(*pair)
-        sets, ratios = both.common(*pair), step_ratios(timed, name, reference)
-        rows.append(
-            (
-                name,
-                f"{len(sets)}, {both.count(name)}",
-                _means(both, pair, sets, "accuracy", 100, 2),
-                *found.get(name, [NONE] * len(COMPARED)),
-                _means(both, pair, sets, "params", 1e-3, 2),
-                _means(both, pair, sets, "flops_paper", 1e-6, 2),
-                _means(both, pair, sets, "macs", 1e-6, 2),
-                _joined(timed, pair, "forward_ms", _milliseconds),
-                _joined(timed, pair, "step_ms", _milliseconds),
-                f"{geometric_mean(ratios):.2f} [{min(ratios):.2f}, {max(ratios):.2f}] "
-                f"({len(ratios)})" if ratios and name != reference else NONE,
-                # CPU seconds of whole trainings, of the sets that one machine trained for both.
-                _joined(runs.on_one_machine(*pair), pair, "train_seconds", _seconds)
-                if name != reference else NONE,
-            )
-        )  # fmt: skip
-    header = (
-        "run", "sets, runs", "accuracy %", *COMPARED, "params K", "FLOPs M (paper's)",
-        "multiply-adds M", "prediction ms", "step ms", f"step / {reference}'s (sets)", "training s",
-    )  # fmt: skip
-    return Table(header, rows)
+        both, measured = paired(rows, *pair), timed(rows, *pair)
+        ratios = step_ratios(measured, name, reference)
+        lines.append({
+            "run": name,
+            "sets, runs": sets_and_rows(both[both["run"] == name]),
+            "accuracy %": _joined(both, pair, "accuracy"),
+            **found.get(name, COMPARED),
+            "params K": _joined(both, pair, "params", 1e-3),
+            "FLOPs M (paper's)": _joined(both, pair, "flops_paper", 1e-6),
+            "multiply-adds M": _joined(both, pair, "macs", 1e-6),
+            "prediction ms": _joined(measured, pair, "forward_ms", mean=geometric_mean),
+            "step ms": _joined(measured, pair, "step_ms", mean=geometric_mean),
+            f"step / {reference}'s (sets)": NONE if name == reference or ratios.empty else
+                f"{geometric_mean(ratios):.2f} [{ratios.min():.2f}, {ratios.max():.2f}] "
+                f"({len(ratios)})",
+            # CPU seconds of whole trainings, of the sets that one machine trained for both.
+            "training s": NONE if name == reference else _joined(
+                on_one_machine(rows, *pair), pair, "train_seconds", write=with_thousands
+            ),
+        })  # fmt: skip
+    return Table.of(lines)
 
 
 def _joined(
-    runs: Runs, names: Sequence[str], key: str, write: Callable[[Collection[float]], str]
-) -> str:
-    """Format each run's mean over data sets, with commas; empty if a run has no numbers."""
-    values = [runs.mean(name, key).values() for name in names]
-    return ", ".join(map(write, values)) if all(values) else NONE
-
-
-def _milliseconds(values: Collection[float]) -> str:
-    return f"{geometric_mean(values):.2f}"
-
-
-def _seconds(values: Collection[float]) -> str:
-    return with_thousands(fmean(values))
-
-
-def step_ratios(timed: Runs, run: str, reference: str) -> list[float]:
-    """Return the ratios of a run's training step times to another's, by data set."""
-    ours, theirs = timed.mean(run, "step_ms"), timed.mean(reference, "step_ms")
-    return [ours[name] / theirs[name] for name in timed.common(run, reference)]
-
-
-def _means(
-    runs: Runs,
-    names: Sequence[str],
-    sets: Sequence[str],
+    rows: pd.DataFrame,
+    runs: Sequence[str],
     key: str,
-    scale: float,
-    digits: int,
+    scale: float = 1,
+    mean: Callable[[pd.Series], float] = fmean,
+    write: Callable[[float], str] = percent,
 ) -> str:
-    """Format runs' means over data sets, with commas, if all rows of a run have the number."""
-    known = [all(key in row for s in sets for row in runs.rows(name)[s]) for name in names]
-    return ", ".join(
-        f"{scale * runs.over_sets(name, key, sets):.{digits}f}" if has else NONE
-        for name, has in zip(names, known, strict=True)
-    )
+    """Format runs' means over data sets, each counted once, with commas; ``"-"`` for no rows."""
+    if rows.empty:
+        return NONE
+    return ", ".join(write(scale * mean(by_set(rows, run, key))) for run in runs)
 
 
-def multivariate(runs: Runs) -> Table:
+def step_ratios(measured: pd.DataFrame, run: str, reference: str) -> pd.Series:
+    """Return the ratios of a run's training step times to another's, by data set."""
+    return by_set(measured, run, "step_ms") / by_set(measured, reference, "step_ms")
+
+
+def multivariate(rows: pd.DataFrame) -> Table:
     """Make table 2: DSN and published networks on multivariate sets."""
-    rows = []
-    for run in ["UEA", *(name for name in runs.names() if name.startswith("Daily Sports"))]:
-        for name, accuracy in sorted(runs.accuracy(run).items()):
-            theirs = [published_accuracy(peer).get(name) for peer in PEERS]
-            held = runs.rows(run)[name]
-            rows.append(
-                (
-                    name if run == "UEA" else run,
-                    f"{accuracy:.2f} ({len(held)})",
-                    *map(percent, theirs),
-                    f"{fmean(row['params'] for row in held) / 1e3:.2f}",
-                )
-            )
-    return Table(("data set", "DSN % (seeds)", *PEERS, "params K"), rows)
+    runs = rows["run"].unique()
+    return Table.of(
+        {
+            "data set": name if run == "UEA" else run,
+            "DSN % (seeds)": f"{100 * held['accuracy'].mean():.2f} ({len(held)})",
+            **_published_cells(name),
+            "params K": f"{held['params'].mean() / 1e3:.2f}",
+        }
+        for run in ["UEA", *(name for name in runs if name.startswith("Daily Sports"))]
+        for name, held in rows[rows["run"] == run].groupby("dataset")
+    )  # fmt: skip
 
 
-def against(runs: Runs, reference: str, others: Sequence[str]) -> Table:
+def _published_cells(dataset: str) -> Cells:
+    return {peer: percent(published_accuracy(peer).get(dataset)) for peer in PEERS}
+
+
+def against(rows: pd.DataFrame, reference: str, others: Sequence[str]) -> Table:
     """Compare runs' accuracies with the reference's, on common sets and seeds."""
-    rows = []
-    for other, cells in compared(runs, others, reference).items():
-        both = runs.paired(other, reference)
-        means = [f"{fmean(both.accuracy(run).values()):.2f}" for run in (other, reference)]
-        counts = f"{len(both.rows(other))}, {both.count(other)}"
-        rows.append((other, counts, *means, *cells))
-    return Table(("run", "sets, runs", "accuracy %", f"{reference} %", *COMPARED), rows)
+    lines = []
+    for other, cells in compared(rows, others, reference).items():
+        both = paired(rows, other, reference)
+        lines.append({
+            "run": other,
+            "sets, runs": sets_and_rows(both[both["run"] == other]),
+            "accuracy %": _joined(both, [other], "accuracy"),
+            f"{reference} %": _joined(both, [reference], "accuracy"),
+            **cells,
+        })  # fmt: skip
+    return Table.of(lines)
 
 
-def each_set(runs: Runs, names: Sequence[str]) -> Table:
+def each_set(rows: pd.DataFrame, names: Sequence[str]) -> Table:
     """List some runs' univariate sets: mean, deviation, published accuracies."""
-    peers: Mapping[str, Mapping[str, float]] = {peer: published_accuracy(peer) for peer in PEERS}
-    rows = []
+    lines = []
     for run in names:
-        seconds = runs.on_one_machine(run).mean(run, "train_seconds")
-        for name, accuracy in sorted(runs.accuracy(run).items()):
-            theirs = [peers[peer].get(name) for peer in PEERS]
+        seconds = by_set(on_one_machine(rows, run), run, "train_seconds")
+        for name, accuracy in by_set(rows, run).sort_index().items():
             gap = to_the_best(name, accuracy)
-            rows.append(
-                (
-                    name,
-                    run,
-                    _spread_of(runs, run, name),
-                    *map(percent, theirs),
-                    NONE if gap is None else f"{gap:+.2f}",
-                    with_thousands(seconds[name]) if name in seconds else NONE,
-                )
-            )
-    header = ("data set", "run", "% ± sd (seeds)", *PEERS, "to the best", "training s")
-    return Table(header, rows, text_columns=2)
+            lines.append({
+                "data set": name,
+                "run": run,
+                "% ± sd (seeds)": _spread_of(rows, run, name),
+                **_published_cells(name),
+                "to the best": NONE if gap is None else f"{gap:+.2f}",
+                "training s": with_thousands(seconds[name]) if name in seconds else NONE,
+            })  # fmt: skip
+    return Table.of(lines, ("data set", "run"))
 
 
-def behind(runs: Runs, names: Sequence[str]) -> Table:
+def behind(rows: pd.DataFrame, names: Sequence[str]) -> Table:
     """List the sets where DSN is at least ``BEHIND`` points below the best published network.
 
     The table names the other runs that are higher there.
@@ -215,29 +199,29 @@ def behind(runs: Runs, names: Sequence[str]) -> Table:
     sets = sorted(
         (gap, name, run)
         for run in names
-        for name, ours in runs.accuracy(run).items()
+        for name, ours in by_set(rows, run).items()
         if (gap := to_the_best(name, ours)) is not None and gap <= -BEHIND
     )
-    rows = [
-        (
-            name if run == names[0] else f"{name} ({run})",
-            f"{gap:+.2f}",
-            _spread_of(runs, run, name),
-            _higher(runs, run, name, [other for other in runs.names() if other not in names]),
-        )
+    lines = [
+        {
+            "data set": name if run == names[0] else f"{name} ({run})",
+            "to the best": f"{gap:+.2f}",
+            "DSN % ± sd (seeds)": _spread_of(rows, run, name),
+            "higher runs": _higher(rows, run, name, names),
+        }
         for gap, name, run in sets
     ]
-    header = ("data set", "to the best", "DSN % ± sd (seeds)", "higher runs")
-    return Table(header, rows, text_columns=len(header))
+    return Table.of(lines, tuple(lines[0]) if lines else ())
 
 
-def _higher(runs: Runs, run: str, dataset: str, others: Sequence[str]) -> str:
+def _higher(rows: pd.DataFrame, run: str, dataset: str, but: Sequence[str]) -> str:
     """Name the runs that are better than one on a data set, best first; count the rest."""
-    means = {other: runs.accuracy(other).get(dataset) for other in others}
-    known = {other: mean for other, mean in means.items() if mean is not None}
-    least = runs.accuracy(run)[dataset]
-    above = sorted((-mean, other) for other, mean in known.items() if mean > least)
-    said = [f"{other} {_spread_of(runs, other, dataset)}" for _, other in above]
+    held = rows[rows["dataset"] == dataset]
+    means = held.groupby("run")["accuracy"].mean()
+    known = means.drop(list(but), errors="ignore")
+    above = known[known > means[run]]
+    names = above.sort_index().sort_values(ascending=False, kind="stable").index
+    said = [f"{name} {_spread_of(rows, name, dataset)}" for name in names]
     if count := len(known) - len(above):
         said.append(f"{counted(count, 'other')} not")
     return "; ".join(said) or NONE
@@ -249,5 +233,6 @@ def to_the_best(dataset: str, percent: float) -> float | None:
     return round(percent - max(theirs), 2) if theirs else None
 
 
-def _spread_of(runs: Runs, run: str, dataset: str) -> str:
-    return spread([100 * row["accuracy"] for row in runs.rows(run).get(dataset, ())])
+def _spread_of(rows: pd.DataFrame, run: str, dataset: str) -> str:
+    held = rows[(rows["run"] == run) & (rows["dataset"] == dataset)]
+    return spread((100 * held["accuracy"]).tolist())

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from statistics import fmean, median
+from collections.abc import Collection
 
-from benchmarks.paper.comparison import Runs, Versus, published_accuracy, versus
+import pandas as pd
+
+from benchmarks.paper.archives import published_accuracy
+from benchmarks.paper.comparison import Versus, by_set, of_common_sets, versus
 from benchmarks.paper.networks import ROCKETS
 from benchmarks.paper.tables.cells import (
     DIFFERENCE,
     NONE,
+    WINS,
+    P,
     percent,
     result_cells,
+    sets_and_rows,
     to_published,
     to_whole,
 )
@@ -27,77 +33,67 @@ PUBLISHED_ROCKET = {
 BY_FOLDS = ("ROCKET, cross-validated", "ROCKET, ridge by folds")
 
 
-def pruned_kernels(runs: Runs) -> Table:
+def pruned_kernels(rows: pd.DataFrame) -> Table:
     """Compare pruned ROCKET and MiniROCKET with whole ones and published means."""
-    whole_of = {name: whole for name in runs.names() if (whole := _whole(runs, name))}
-    cells = to_whole(runs, whole_of)
-    rows = []
+    names = rows["run"].unique()
+    whole_of = {name: whole for name in names if (whole := _whole(names, name))}
+    cells = to_whole(rows, whole_of)
+    lines = []
     for name, whole in whole_of.items():
-        common, ours = runs.common(whole, name), runs.accuracy(name)
-        held = [row for dataset in common for row in runs.rows(name)[dataset]]
-        kept = fmean(row["keep"] / row["n_candidates"] for row in held)
+        both = of_common_sets(rows, whole, name)
+        held = both[both["run"] == name]
         peer = PUBLISHED_ROCKET.get(name)
-        published = to_published(ours, peer) if peer else None
-        fit = median(runs.mean(name, "fit_seconds").values())
-        features = NONE
-        if all(row["predict_seconds"] is not None for row in held):
-            us = runs.mean(name, lambda row: 1e6 * row["predict_seconds"] / row["n_test"])
-            features = f"{median(us.values()):.0f}"
-        rows.append(
-            (
-                name,
-                f"{len(common)}, {len(held)}",
-                f"{100 * kept:.0f} %",
-                f"{fmean(ours[dataset] for dataset in common):.2f}",
-                *cells[name],
-                ", ".join(reversed(published[1])) if published else NONE,
-                f"{fit:.2f}",
-                features,
-            )
-        )
-    header = (
-        "run", "sets, fits", "kept", "accuracy %", "wins/ties/losses against all",
-        DIFFERENCE, "p, Holm", "published mean, ours", "fit s", "features us",
-    )  # fmt: skip
-    return Table(header, rows)
+        published = to_published(by_set(rows, name), peer) if peer else None
+        us = 1e6 * held["predict_seconds"] / held["n_test"]
+        by_data = held.assign(us=us).groupby("dataset")
+        lines.append({
+            "run": name,
+            "sets, fits": sets_and_rows(held),
+            "kept": f"{100 * (held['keep'] / held['n_candidates']).mean():.0f} %",
+            "accuracy %": percent(by_set(held, name).mean()),
+            f"{WINS} against all": cells[name][WINS],
+            DIFFERENCE: cells[name][DIFFERENCE],
+            P: cells[name][P],
+            "published mean, ours":
+                f"{published[1]['theirs']}, {published[1]['ours']}" if published else NONE,
+            "fit s": percent(by_data["fit_seconds"].mean().median()),
+            "features us": NONE if us.isna().any() else f"{by_data['us'].mean().median():.0f}",
+        })  # fmt: skip
+    return Table.of(lines)
 
 
-def _whole(runs: Runs, name: str) -> str | None:
+def _whole(names: Collection[str], name: str) -> str | None:
     """Return the run with all kernels of the same draw; None if that run is not shown."""
     model = name.split(",")[0]
-    if model not in ROCKETS or model not in runs or name in BY_FOLDS:
+    if model not in ROCKETS or model not in names or name in BY_FOLDS:
         return None
     return next((run for run in BY_FOLDS if name.startswith(f"{run}, ")), model)
 
 
-def choices(runs: Runs) -> Table:
+def choices(rows: pd.DataFrame) -> Table:
     """Compare POCKET's choice with magnitude and chance, refitted."""
     found: dict[tuple[str, str], Versus] = {}
-    for name in runs.names():
+    for name in rows["run"].unique():
         for way in ("magnitude", "random") if name.endswith(", POCKET") else ():
-            other = runs.accuracy(name.removesuffix("POCKET") + way)
-            if result := versus(runs.accuracy(name), other):
+            other = by_set(rows, name.removesuffix("POCKET") + way)
+            if result := versus(by_set(rows, name), other):
                 found[name, way] = result
     cells = result_cells(found)
-    rows = [(*names, str(result.sets), *cells[names]) for names, result in found.items()]
-    header = ("run", "against", "sets", "wins/ties/losses", DIFFERENCE, "p, Holm")
-    return Table(header, rows, 2)
-
-
-def pruned_kernels_each(runs: Runs) -> Table:
-    """List each data set's accuracies, whole and pruned, ours and published."""
-    names = [name for name in runs.names() if name.split(",")[0] in ROCKETS]
-    names = [name for name in names if name not in BY_FOLDS]
-    theirs = {name: published_accuracy(name) for name in ("ROCKET", "POCKET-1", "POCKET-2")}
-    found = {name: runs.accuracy(name) for name in names}
-    sets = sorted({dataset for accuracy in found.values() for dataset in accuracy})
-    rows = [
-        (
-            dataset,
-            *(percent(found[name].get(dataset)) for name in names),
-            *(percent(theirs[name].get(dataset)) for name in theirs),
-        )
-        for dataset in sets
+    lines = [
+        {"run": name, "against": way, "sets": str(result.sets), **cells[name, way]}
+        for (name, way), result in found.items()
     ]
-    header = ("data set", *names, *(f"published {name}" for name in theirs))
-    return Table(header, rows)
+    return Table.of(lines, ("run", "against"))
+
+
+def pruned_kernels_each(rows: pd.DataFrame) -> Table:
+    """List each data set's accuracies, whole and pruned, ours and published."""
+    names = [name for name in rows["run"].unique() if name.split(",")[0] in ROCKETS]
+    columns = {name: by_set(rows, name) for name in names if name not in BY_FOLDS}
+    sets = sorted(set().union(*(found.index for found in columns.values())))
+    for name in ("ROCKET", "POCKET-1", "POCKET-2"):
+        columns[f"published {name}"] = published_accuracy(name)
+    return Table.of(
+        {"data set": name} | {run: percent(found.get(name)) for run, found in columns.items()}
+        for name in sets
+    )

@@ -2,97 +2,78 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import partial
-from statistics import fmean, geometric_mean
+from statistics import geometric_mean
 
-from benchmarks.paper.comparison import Row, Runs
-from benchmarks.paper.tables.cells import DIFFERENCE, NONE, percent, to_whole
+import pandas as pd
+
+from benchmarks.paper.comparison import by_set, of_common_sets
+from benchmarks.paper.tables.cells import NONE, percent, sets_and_rows, to_whole
 from sparseconv.measure.table import Table, with_thousands
 from sparseconv.pruning.data import batch_sizes
 from sparseconv.training.recipe import Recipe
 
+TIMES = ("macs", "forward_ms", "step_ms")
 
-def smaller_networks(runs: Runs) -> Table:
+
+def smaller_networks(rows: pd.DataFrame) -> Table:
     """Compare networks with their pruned forms: accuracy, size, time."""
-    names = runs.names()
-    common = runs.common(*names)
+    names = rows["run"].unique()
     whole_of = {name: name.split(",")[0] for name in names}
-    cells = to_whole(runs, whole_of)
+    cells = to_whole(rows, whole_of)
+    common = of_common_sets(rows, *names)
     # Times of the sets of which every run has some.
-    together = [
-        dataset
-        for dataset in common
-        if all(any("forward_ms" in row for row in runs.rows(name)[dataset]) for name in names)
-    ]
-    rows = []
-    for name in names if common else []:
-        held = [row for dataset in common for row in runs.rows(name)[dataset]]
-        mean = partial(runs.over_sets, name, sets=common)
-        timed = [row for row in held if "forward_ms" in row and row["dataset"] in together]
-        rows.append(
-            (
-                name,
-                f"{len(common)}, {len(held)}",
-                percent(100 * mean("accuracy")),
-                f"{mean('params') / 1e3:.1f}",
-                f"{mean('macs') / 1e6:.2f}",
-                *(
-                    f"{geometric_mean([row[f'{which}_ms'] for row in timed]):.2f}"
-                    if timed else NONE
-                    for which in ("forward", "step")
-                ),
-                _times_less(timed, runs.rows(whole_of[name])),
-                *cells[name],
-            )
-        )  # fmt: skip
-    header = (
-        "run", "sets, runs", "accuracy %", "params K", "multiply-adds M", "prediction ms",
-        "step ms", "times less", "wins/ties/losses", DIFFERENCE, "p, Holm",
-    )  # fmt: skip
-    return Table(header, rows)
+    timed = of_common_sets(common.dropna(subset="forward_ms"), *names)
+    lines = []
+    for name, held in common.groupby("run", sort=False):
+        mean = {key: by_set(held, name, key).mean() for key in ("accuracy", "params", "macs")}
+        own = timed[timed["run"] == name]
+        lines.append({
+            "run": name,
+            "sets, runs": sets_and_rows(held),
+            "accuracy %": percent(mean["accuracy"]),
+            "params K": f"{mean['params'] / 1e3:.1f}",
+            "multiply-adds M": percent(mean["macs"] / 1e6),
+            "prediction ms": percent(geometric_mean(own["forward_ms"])) if len(own) else NONE,
+            "step ms": percent(geometric_mean(own["step_ms"])) if len(own) else NONE,
+            "times less": _times_less(own, rows[rows["run"] == whole_of[name]]),
+            **cells[name],
+        })  # fmt: skip
+    return Table.of(lines)
 
 
-def _times_less(timed: Sequence[Row], whole: Mapping[str, Sequence[Row]]) -> str:
+def _times_less(own: pd.DataFrame, whole: pd.DataFrame) -> str:
     """Return the ratios of the whole network's multiply-adds and times to the smaller one's.
 
     Both networks have the same data set and seed.
     """
-    pairs = [pair for row in timed for pair in _pairs([row], whole.get(row["dataset"], ()))]
-    if not all("forward_ms" in other for _, other in pairs) or not pairs:
+    pairs = own.merge(whole, on=["dataset", "seed"], suffixes=("", "_whole"))
+    if pairs.empty or pairs["forward_ms_whole"].isna().any():
         return NONE
-    return " / ".join(
-        f"{geometric_mean([other[key] / row[key] for row, other in pairs]):.1f}"
-        for key in ("macs", "forward_ms", "step_ms")
-    )
+    return " / ".join(f"{geometric_mean(pairs[f'{key}_whole'] / pairs[key]):.1f}" for key in TIMES)
 
 
-def _pairs(rows: Sequence[Row], others: Sequence[Row]) -> list[tuple[Row, Row]]:
-    """Pair the rows with the same seed."""
-    return [(row, other) for row in rows for other in others if other["seed"] == row["seed"]]
-
-
-def silenced(runs: Runs) -> Table:
+def silenced(rows: pd.DataFrame) -> Table:
     """List what DSP removed from networks trained to silence filters, by training steps."""
-    found = []
-    for name in runs.names():
-        for dataset, held in runs.rows(f"{name}, DSP").items():
-            first, whole = held[0], runs.rows(name)[dataset]
-            if not first["options"]["silence"]:
-                continue
-            recipe = Recipe(**first["options"]["recipe"])
-            n_train = first["n_train"]
-            batches = batch_sizes(n_train, recipe.batch_size_for(n_train))
-            steps = first["epochs"] * len(batches)
-            left = fmean(row["params"] / other["params"] for row, other in _pairs(held, whole))
-            cells = (
-                name, dataset, str(first["n_train"]), with_thousands(steps),
-                f"{100 * (1 - left):.0f}",
-                *(percent(100 * fmean(row[key] for row in rows))
-                  for rows, key in ((whole, "accuracy"), (held, "at_once"), (held, "accuracy"))),
-            )  # fmt: skip
-            found.append(((name, steps, dataset), cells))
-    header = (
-        "run", "data set", "series", "steps", "smaller by %", "accuracy before", "at once", "tuned",
-    )  # fmt: skip
-    return Table(header, [cells for _, cells in sorted(found)], text_columns=2)
+    lines = []
+    for (run, dataset), held in rows[rows["run"].str.endswith(", DSP")].groupby(["run", "dataset"]):
+        first, name = held.iloc[0], run.removesuffix(", DSP")
+        if not first["options"]["silence"]:
+            continue
+        recipe, n_train = Recipe(**first["options"]["recipe"]), int(first["n_train"])
+        batches = batch_sizes(n_train, recipe.batch_size_for(n_train))
+        whole = rows[(rows["run"] == name) & (rows["dataset"] == dataset)]
+        pairs = held.merge(whole, on="seed", suffixes=("", "_whole"))
+        left = (pairs["params"] / pairs["params_whole"]).mean()
+        lines.append({
+            "run": name,
+            "data set": dataset,
+            "series": str(n_train),
+            "steps": recipe.epochs * len(batches),
+            "smaller by %": f"{100 * (1 - left):.0f}",
+            "accuracy before": percent(100 * whole["accuracy"].mean()),
+            "at once": percent(100 * held["at_once"].mean()),
+            "tuned": percent(100 * held["accuracy"].mean()),
+        })  # fmt: skip
+    lines.sort(key=lambda line: (line["run"], line["steps"], line["data set"]))
+    shown = (line | {"steps": with_thousands(line["steps"])} for line in lines)
+    return Table.of(shown, ("run", "data set"))

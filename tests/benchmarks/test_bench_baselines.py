@@ -9,9 +9,9 @@ import torch
 from bench_rows import shrunk
 from torch import Tensor
 
-from sparseconv.bench import run
-from sparseconv.bench.baselines import BASELINES, Calls, dense
-from sparseconv.bench.cases import CASES, Problem
+from benchmarks.bench import run
+from benchmarks.bench.baselines import BASELINES, Calls, dense
+from benchmarks.bench.cases import CASES, Problem
 
 OF = {name: set(run.COMPUTATIONS) for name in BASELINES} | {"fft_prepared": {"fprop", "dgrad"}}
 # Every option, pattern and dtype; the other suites vary sizes.

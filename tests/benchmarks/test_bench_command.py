@@ -13,10 +13,10 @@ import pytest
 import torch
 from bench_rows import network
 
-from sparseconv.bench import document, run
-from sparseconv.bench.cases import CASES, Case
-from sparseconv.bench.network import compare
-from sparseconv.cli import bench
+from benchmarks import recording
+from benchmarks.bench import command as bench
+from benchmarks.bench import networks, run
+from benchmarks.bench.cases import CASES, Case
 from sparseconv.cli.main import main
 
 
@@ -28,17 +28,17 @@ def test_everything_that_is_written(
     def tasks(counts: list[int], modes: list[str], **settings: Any) -> list[Any]:
         assert (counts, settings["rounds"]) == ([1], bench.QUICK_ROUNDS)
         assert settings["baselines"] == bench.QUICK_BASELINES  # nothing compiled
-        assert modes == list(compare.MODES)
+        assert modes == list(networks.MODES)
         return [("DSN train", lambda: [net])]
 
-    monkeypatch.setattr(compare, "tasks", tasks)
+    monkeypatch.setattr(networks, "tasks", tasks)
     paths = {kind: tmp_path / "new" / f"rows.{kind}" for kind in ("json", "csv")}
     words = ["--cases", "tiny_module", "wgrad_splits", "--threads", "1", "--quick"]
     words += ["--suites", "network", "--baselines", "conv1d", "fft"]
     words += [word for kind, path in paths.items() for word in (f"--{kind}", str(path))]
     assert main(["bench", *words]) == 0
 
-    found = document.read(paths["json"])
+    found = recording.read(paths["json"])
     assert all(float(f"{ms:.5g}") == ms for row in found["rows"] for ms in row["ms"].values())
     assert (found["suites"], found["rounds"]) == (["network"], 6)  # of the others not every case
     assert (found["complete"], found["network"]) == (True, [net])

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sparseconv.bench.cases import Problem
+from benchmarks.bench.cases import Problem
 from sparseconv.core.geometry import Geometry
 from sparseconv.reference import dense_weight, pad
 

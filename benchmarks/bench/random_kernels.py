@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sparseconv.bench import peaks
-from sparseconv.bench.run import ROUNDS, WrongResultError, times_and_ratios
+from benchmarks.bench import peaks
+from benchmarks.bench.run import ROUNDS, WrongResultError, times_and_ratios
 from sparseconv.measure import timing
 from sparseconv.measure.machine import threads
 from sparseconv.ops.backends import extension

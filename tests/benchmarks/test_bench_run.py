@@ -14,13 +14,12 @@ from dense_kernels import dense_calls, one_wrong
 from random_banks import Problem as Kernels
 from torch import Tensor
 
+from benchmarks.bench import peaks, random_kernels, run, tables
+from benchmarks.bench.baselines import BASELINES, Calls
+from benchmarks.bench.cases import CASES, Case, Problem, layer_problem
 from sparseconv import SparseConv1d
-from sparseconv.bench import document, peaks, random_kernels, run, tables
-from sparseconv.bench.baselines import BASELINES, Calls
-from sparseconv.bench.cases import CASES, Case, Problem, layer_problem
 from sparseconv.measure import timing
 from sparseconv.measure.machine import threads
-from sparseconv.measure.memory import peak_bytes
 from sparseconv.models import DSN
 from sparseconv.rocket.bank import KINDS, KernelBank
 
@@ -164,9 +163,9 @@ def test_absent_baselines_are_in_no_row_but_named() -> None:
 
 
 def test_peak_memory_of_known_calls() -> None:
-    assert peak_bytes(lambda: torch.zeros(1000)) == 4000
-    assert peak_bytes(lambda: (torch.zeros(1000) + 1).sum()) >= 8000
-    assert peak_bytes(lambda: [torch.zeros(1000).sum() for _ in range(50)]) < 4 * 4000
+    assert peaks.peak_bytes(lambda: torch.zeros(1000)) == 4000
+    assert peaks.peak_bytes(lambda: (torch.zeros(1000) + 1).sum()) >= 8000
+    assert peaks.peak_bytes(lambda: [torch.zeros(1000).sum() for _ in range(50)]) < 4 * 4000
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -204,7 +203,7 @@ def test_random_kernels(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_best_baseline_is_the_fastest_of_all() -> None:
     found = made_row("packing", conv1d=3.0, fft=2.0, im2col_csr=2.5)
-    assert document.best_baseline(found) == "fft"
-    assert document.ratio(found) == document.ratio(found, "fft") == (2.0, 1.8, 2.2)
-    assert document.ratio(found, "fft_prepared") is None
-    assert document.ratio({"ratio": {"plain_step": [0.5, 0.4, 0.6], "compiled": [1, 1, 1]}}) is None
+    assert tables.best_baseline(found) == "fft"
+    assert tables.ratio(found) == tables.ratio(found, "fft") == (2.0, 1.8, 2.2)
+    assert tables.ratio(found, "fft_prepared") is None
+    assert tables.ratio({"ratio": {"plain_step": [0.5, 0.4, 0.6], "compiled": [1, 1, 1]}}) is None

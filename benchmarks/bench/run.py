@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sparseconv.bench import peaks
-from sparseconv.bench.baselines import BASELINES, Calls
-from sparseconv.bench.cases import Case, Problem
+from benchmarks.bench import peaks
+from benchmarks.bench.baselines import BASELINES, Calls
+from benchmarks.bench.cases import Case, Problem
 from sparseconv.functional import sparse_conv1d
 from sparseconv.measure import timing
 from sparseconv.measure.machine import threads

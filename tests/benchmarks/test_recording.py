@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.lines import add_line, read_lines
+from benchmarks.recording import add_line, read_lines
 
 ROWS = [{"a": 1, "name": "é\u2028\n"}, {"a": [2.5, None]}]
 

@@ -19,20 +19,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparseconv.bench.cases import layer_problem
-from sparseconv.bench.network.masked import (
+from benchmarks.bench.cases import layer_problem
+from benchmarks.bench.masked import (
     MaskedDST,
     Network,
-    as_images,
+    images_of,
     inference_variants,
     masked_copy,
 )
-from sparseconv.bench.run import WrongResultError, check, first_line, times_and_ratios
+from benchmarks.bench.peaks import peak_bytes
+from benchmarks.bench.run import WrongResultError, check, first_line, times_and_ratios
 from sparseconv.dst.scheduler import DSTScheduler
 from sparseconv.inference.optimize import optimize_for_inference
 from sparseconv.measure import timing
 from sparseconv.measure.machine import threads
-from sparseconv.measure.memory import peak_bytes
 from sparseconv.measure.table import threads_text
 from sparseconv.models import DSN
 from sparseconv.nn.conv import SparseConv1d
@@ -108,7 +108,7 @@ def tasks(
 class TrainingStep:
     """A training step of a copy of ``model`` or of its dense twin; see ``tasks``.
 
-    ``name``: ``"sparse"``, ``"masked_dense"`` (as published), ``"channels_last"`` (``as_images``)
+    ``name``: ``"sparse"``, ``"masked_dense"`` (as published), ``"channels_last"`` (``images_of``)
     or ``"dense_compiled"``. ``casts``: autocast to bfloat16.
     """
 
@@ -119,7 +119,7 @@ class TrainingStep:
         if name == "sparse":
             self.model: nn.Module = copy.deepcopy(model)
         elif name == "channels_last":
-            self.model = as_images(model, fold=False)
+            self.model = images_of(model)
         else:
             self.model = masked_copy(model)
         self.model.train()
@@ -217,7 +217,7 @@ def _inference_row(mode: str, model: DSN, x: Tensor, rounds: int, baselines: Seq
 
     def checked(make: Callable[[], Network]) -> Call:
         network = make()
-        _check_output(network(x), exact)
+        check_float32("the network's outputs are", network(x), exact)
         return partial(network, x)
 
     sides: dict[str, Ways] = {
@@ -228,9 +228,9 @@ def _inference_row(mode: str, model: DSN, x: Tensor, rounds: int, baselines: Seq
         return _row(mode, x, sides, rounds)
 
 
-def _check_output(got: Tensor, exact: Tensor) -> None:
-    # float32 against float64, within torch's own tolerances
-    _check("the network's outputs are", got.double(), exact, rtol=1.3e-6, atol=1e-5)
+def check_float32(what: str, got: Tensor, exact: Tensor) -> None:
+    """Compare a float32 result with float64, within torch's own tolerances for float32."""
+    _check(what, got.double(), exact, rtol=1.3e-6, atol=1e-5)
 
 
 def _check(what: str, got: Tensor, wanted: Tensor, **tolerances: Any) -> None:
@@ -255,7 +255,8 @@ def check_step(model: nn.Module, X: Tensor, y: Tensor) -> None:
     """
     dense = masked_copy(model).double().train()
     with torch.no_grad():
-        _check_output(copy.deepcopy(model).train()(X), copy.deepcopy(dense)(X.double()))
+        got, exact = copy.deepcopy(model).train()(X), copy.deepcopy(dense)(X.double())
+        check_float32("the network's outputs are", got, exact)
     results = []
     for network in (copy.deepcopy(model).double().train(), dense):
         x = X.double().requires_grad_()

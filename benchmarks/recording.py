@@ -1,15 +1,52 @@
-"""Files of JSON lines, to which interruptible measurements add rows one by one."""
+"""Record what was measured: JSON documents, files to which rows are added, and the machine.
+
+Files of JSON lines are for interruptible measurements, which add rows one by one.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import subprocess
 from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from sparseconv.core.files import locked
-from sparseconv.measure.machine import measurement_context
+from sparseconv.core.files import locked, write_whole
+from sparseconv.measure.machine import environment_info
+from sparseconv.ops.backends import extension
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Read a file that ``write_json`` wrote."""
+    document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return document
+
+
+def write_json(document: Mapping[str, Any], path: Path) -> None:
+    """Write the document, with one line per list entry for readable diffs."""
+    parts = []
+    for key, value in document.items():
+        text = json.dumps(value)
+        if isinstance(value, list) and value:
+            text = "[\n" + ",\n".join(map(json.dumps, value)) + "]"
+        parts.append(f"{json.dumps(key)}: {text}")
+    write_whole(path, "{" + ",\n".join(parts) + "}\n")
+
+
+def rounded(value: Any) -> Any:
+    """Round every float in lists and dicts to five significant digits.
+
+    Example:
+        >>> rounded([{"ms": 1.23456789, "nnz": 1234567, "data": "ACSF1"}, None])
+        [{'ms': 1.2346, 'nnz': 1234567, 'data': 'ACSF1'}, None]
+    """
+    if isinstance(value, float):
+        return float(f"{value:.5g}")
+    if isinstance(value, Mapping):
+        return {key: rounded(entry) for key, entry in value.items()}
+    return [rounded(entry) for entry in value] if isinstance(value, list) else value
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -71,6 +108,34 @@ def machines(rows: Sequence[Mapping[str, Any]]) -> str:
     found = (row["machine"] for row in rows)
     texts = {f"{m['cpu']}, {m['isa']}, torch {m['torch']}, {m['date'][:10]}" for m in found}
     return "; ".join(sorted(texts))
+
+
+def measurement_context() -> dict[str, str]:
+    """Return the facts on which times depend, and the date."""
+    found = environment_info() | {"date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")}
+    del found["threads"]
+    isa, isas = ("none", ["none"]) if extension is None else (extension.isa(), extension.isas())
+    return found | {"isa": isa, "isas": ", ".join(isas), "commit": commit()}
+
+
+def commit() -> str:
+    """Return the commit of this checkout, marked if sources have changed, or "unknown"."""
+    here = Path(__file__)
+
+    def git(*words: str) -> str:
+        done = subprocess.run(
+            ["git", *words], cwd=here.parent, capture_output=True, text=True, check=True
+        )
+        return done.stdout.strip()
+
+    try:
+        if git("ls-files", "--full-name", here.name) != f"benchmarks/{here.name}":
+            return "unknown"  # not committed, or of a project that holds a copy
+        sources = ("../csrc", "../sparseconv", "../setup.py", ".", ":(exclude)results")
+        changed = git("status", "--porcelain", "--", *sources)
+        return git("rev-parse", "--short", "HEAD") + (" with changes" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
 
 
 def _whole(content: bytes) -> int:

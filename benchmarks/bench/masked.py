@@ -13,6 +13,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, InitVar, dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -154,11 +155,11 @@ def inference_variants(model: DSN, x: Tensor) -> dict[str, Callable[[], Network]
 
     ``x`` is ``(N, C, L)``. For ``jit``, TorchScript traces, freezes and optimizes the twin, which
     folds BatchNorm and packs weights for oneDNN. ``channels_last jit`` is the same for
-    ``as_images``. Which of the two is faster depends on the length and the machine.
+    ``images_of``. Which of the two is faster depends on the length and the machine.
     """
     return {
         "jit": lambda: _scripted(masked_copy(model, _MatrixPool).eval(), x),
-        "channels_last jit": lambda: _scripted(as_images(model, fold=True).eval(), x),
+        "channels_last jit": lambda: _scripted(images_of(model, fold=True).eval(), x),
     }
 
 
@@ -194,35 +195,23 @@ class _MatrixPool(nn.AdaptiveAvgPool1d):
         return input @ averaging_matrix(length, input.dtype, input.device)
 
 
-def as_images(model: DSN, *, fold: bool) -> nn.Sequential:
-    """Build the same network, with blocks on ``(N, C, 1, L)`` in channels-last memory.
-
-    ``fold`` folds norms into the convolutions, for inference; without it, train with masks.
-    """
-    twin = masked_copy(model, _MatrixPool)
-    layers: list[nn.Module] = [_ToImages()]
-    for layer in (layer for block in twin.blocks for layer in block):  # type: ignore[union-attr]
-        if isinstance(layer, PremaskedConv1d):
-            layer.weight.data, layer.mask = map(_taps_first, (layer.weight.data, layer.mask))
-        elif isinstance(layer, nn.BatchNorm1d) and fold:
-            layers[-1] = fuse_conv_bn_eval(layers[-1].eval(), layer.eval())  # type: ignore[type-var]
-            continue
-        elif type(layer) in _IMAGES:
-            layer = _IMAGES[type(layer)](layer)
-        layers.append(layer)
-    head: nn.Sequential = twin.head  # type: ignore[assignment]
-    return nn.Sequential(*layers, _ToSeries(), *head)
-
-
-def images_of(model: Classifier) -> nn.Sequential:
+def images_of(model: Classifier, *, fold: bool = False) -> nn.Sequential:
     """Build the same dense network, with blocks on ``(N, C, 1, L)`` in channels-last memory.
 
-    The model must have no sparse layers; layers that are not converted here must be pointwise.
+    ``fold`` folds the norms of a DSN into its convolutions, for inference; without it, train with
+    masks. Layers of the blocks that are not converted here must be pointwise.
     """
     twin = masked_copy(model, _MatrixPool)
     blocks: nn.Sequential = twin.blocks  # type: ignore[assignment]
+    for block in blocks if fold else ():
+        for (at, conv), (after, norm) in pairwise(list(block.named_children())):
+            if isinstance(norm, nn.BatchNorm1d):
+                setattr(block, at, fuse_conv_bn_eval(conv.eval(), norm.eval()))  # type: ignore[type-var]
+                setattr(block, after, nn.Identity())
     for name, layer in list(blocks.named_modules()):
-        if type(layer) in _IMAGES:
+        if isinstance(layer, PremaskedConv1d):
+            layer.weight.data, layer.mask = map(_taps_first, (layer.weight.data, layer.mask))
+        elif type(layer) in _IMAGES:
             blocks.set_submodule(name, _IMAGES[type(layer)](layer))
     blocks.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     head: nn.Module = twin.head  # type: ignore[assignment]

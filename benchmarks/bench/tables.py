@@ -1,15 +1,36 @@
-"""Tables of benchmark results for a terminal."""
+"""Tables of benchmark results, for a terminal and as CSV."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import csv
+import io
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
-from sparseconv.bench.baselines import BASELINES
-from sparseconv.bench.document import BEST, OURS, Row, best_baseline, ratio
-from sparseconv.bench.network.compare import MODES
+from benchmarks.bench.baselines import BASELINES
+from benchmarks.bench.networks import MODES
+from sparseconv.core.files import write_whole
 from sparseconv.measure.table import Table
+from sparseconv.measure.timing import Estimate
 
+Row = Mapping[str, Any]
+
+BEST = "best"  # whichever baseline is the fastest
+OURS = ("plain_step", "compiled", "exported")  # our kernels again, so not baselines
 Column = tuple[str, Callable[[Row], str]]  # its title, and what a row shows below it
+
+
+def best_baseline(row: Row) -> str | None:
+    """Return the name of a row's fastest baseline, or None if no baseline was timed."""
+    timed = {name: three[0] for name, three in row["ratio"].items() if name not in OURS}
+    return min(timed, key=lambda name: timed[name]) if timed else None
+
+
+def ratio(row: Row, baseline: str = BEST) -> Estimate | None:
+    """Return the ratio of a baseline's time to the sparse time; None if the row has none."""
+    found = row["ratio"].get(best_baseline(row) if baseline == BEST else baseline)
+    return None if found is None else Estimate(*found)
 
 
 def table(rows: Iterable[Row], columns: Sequence[Column], text_columns: int = 1) -> Table:
@@ -121,3 +142,21 @@ def random_kernels(rows: Iterable[Row]) -> Table:
             SHARE,
         ),
     )
+
+
+def write_csv(rows: Iterable[Row], path: Path) -> None:
+    """Write the rows, in columns such as ``ms_conv1d``, ``ratio_conv1d``, ``ratio_conv1d_low``."""
+    flat = []
+    for row in rows:
+        line = {key: row[key] for key in row if key not in ("ms", "ratio", "absent")}
+        line |= {f"ms_{name}": ms for name, ms in row["ms"].items()}
+        for name, three in row["ratio"].items():
+            ends = (f"ratio_{name}{end}" for end in ("", "_low", "_high"))
+            line |= dict(zip(ends, three, strict=True))
+        flat.append(line)
+    text = io.StringIO()
+    names = dict.fromkeys(name for line in flat for name in line)
+    writer = csv.DictWriter(text, list(names), restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(flat)
+    write_whole(path, text.getvalue())

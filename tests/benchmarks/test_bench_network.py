@@ -16,12 +16,11 @@ import torch.nn.functional as F
 from dense_kernels import dense_calls, one_wrong
 from torch import Tensor, nn
 
+from benchmarks.bench import masked, networks, run, tables
+from benchmarks.bench.masked import MaskedDST, PremaskedConv1d, masked_copy
+from benchmarks.bench.networks import TrainingStep
+from benchmarks.bench.run import WrongResultError
 from sparseconv import DSTScheduler, SparseConv1d
-from sparseconv.bench import run, tables
-from sparseconv.bench.network import compare, masked
-from sparseconv.bench.network.compare import TrainingStep
-from sparseconv.bench.network.masked import MaskedDST, PremaskedConv1d, masked_copy
-from sparseconv.bench.run import WrongResultError
 from sparseconv.measure import timing
 from sparseconv.models import DSN
 from sparseconv.models.dsn import PADDINGS
@@ -39,11 +38,11 @@ def small(in_channels: int = 1, **options: Any) -> DSN:
 @pytest.fixture(autouse=True)
 def one_small_network(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("LENGTHS", [10]), ("RECIPE", [(3, 7, 2)]), ("evolved", small)):
-        monkeypatch.setattr(compare, name, value)
+        monkeypatch.setattr(networks, name, value)
 
 
-def measured(*modes: str, **settings: Any) -> list[compare.Row]:
-    tasks = dict(compare.tasks([1], **settings))
+def measured(*modes: str, **settings: Any) -> list[networks.Row]:
+    tasks = dict(networks.tasks([1], **settings))
     return [row for mode in modes for row in tasks[f"DSN {mode} L=10, 1 thread"]()]
 
 
@@ -67,7 +66,7 @@ def test_rows_of_every_mode(fake_times: list[list[str]], monkeypatch: pytest.Mon
     monkeypatch.setattr(torch, "compile", lambda model, **_: model)
     monkeypatch.setattr(masked, "_scripted", lambda network, x: network)
     state = torch.get_rng_state()
-    tasks = compare.tasks([1, 2], rounds=5)
+    tasks = networks.tasks([1, 2], rounds=5)
     assert [name for name, _ in tasks[:2]] == [
         "DSN train L=10, 1 thread", "DSN train L=10, 2 threads",
     ]  # fmt: skip
@@ -77,12 +76,12 @@ def test_rows_of_every_mode(fake_times: list[list[str]], monkeypatch: pytest.Mon
     assert set(other["ratio"]) == {"masked_dense"}
     assert torch.equal(torch.get_rng_state(), state)
     assert [(row["mode"], row["threads"]) for row in rows] == [
-        *((mode, 1) for mode in compare.MODES), ("latency", 2),
+        *((mode, 1) for mode in networks.MODES), ("latency", 2),
     ]  # fmt: skip
     for row in rows:
         update, trains = row["mode"] == "update", row["mode"] in ("train", "update", "blocks")
         assert (row["model"], row["absent"], row["rounds"]) == ("DSN", {}, 5)
-        assert row["batch"] == (1 if row["mode"] == "latency" else compare.BATCH)
+        assert row["batch"] == (1 if row["mode"] == "latency" else networks.BATCH)
         assert (row["length"], row["in_channels"]) == (10, 1)
         assert row["ms"]["sparse"] == pytest.approx(2)
         assert row["ratio"]["masked_dense"] == pytest.approx([5, 5, 5])
@@ -99,7 +98,7 @@ def test_rows_of_every_mode(fake_times: list[list[str]], monkeypatch: pytest.Mon
 # Nothing wrong is timed
 
 
-@pytest.mark.parametrize("mode", compare.MODES)
+@pytest.mark.parametrize("mode", networks.MODES)
 def test_a_wrong_kernel_is_not_timed(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "public_calls", partial(dense_calls, wgrad=one_wrong))
     monkeypatch.setattr(timing, "interleave", lambda *a, **k: pytest.fail("timed a wrong kernel"))
@@ -123,7 +122,7 @@ def test_a_wrong_network_is_not_timed(
         return y * rising if what == "outputs" else y + 0.1 * (y - y.detach())
 
     if mode == "inference":
-        monkeypatch.setattr(compare, "optimize_for_inference", lambda net: lambda x: net(x) + 1e-3)
+        monkeypatch.setattr(networks, "optimize_for_inference", lambda net: lambda x: net(x) + 1e-3)
     else:
         monkeypatch.setattr(block.Plan, "_run", wrong)
     with pytest.raises(WrongResultError, match=f"the (network's )?{what}.*(is|are) wrong"):
@@ -134,13 +133,13 @@ def test_a_wrong_network_is_not_timed(
 def test_wrong_gradients_in_bfloat16_are_not_timed(
     fake_times: list[list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = compare.cast_loss
+    right = networks.cast_loss
 
     def wrong(network: Any, X: Tensor, y: Tensor, casts: bool) -> Tensor:
         sparse = isinstance(network, DSN) and network.sparse_layers()
         return right(network, X, y, casts) * (1.3 if casts and sparse else 1)
 
-    monkeypatch.setattr(compare, "cast_loss", wrong)
+    monkeypatch.setattr(networks, "cast_loss", wrong)
     with pytest.raises(WrongResultError, match="bfloat16"):
         measured("blocks", baselines=["masked_dense"])
     assert fake_times == []

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from benchmarks.bench import cases
+from benchmarks.bench.cases import CASES, SUITES, WITHOUT_CASES, layer_problem, select
 from sparseconv import SparseConv1d
-from sparseconv.bench import cases
-from sparseconv.bench.cases import CASES, SUITES, WITHOUT_CASES, layer_problem, select
 
 
 def test_every_suite_has_cases_and_every_name_is_one() -> None:

@@ -1,1 +1,0 @@
-"""Compare a whole sparse network with the same network made dense."""
