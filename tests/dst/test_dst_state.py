@@ -121,13 +121,13 @@ def test_ctrl_c_waits_until_an_update_is_complete(
     request.addfinalizer(lambda: signal.signal(signal.SIGINT, handler))
     wanted = run(two_layers(), interrupted=False)
     model = two_layers()
-    first, mark_seen = model[0], model[0]._mark_seen
+    first, adoption = model[0], model[0]._adoption
 
-    def interrupt() -> None:  # at the end of the first layer's change
-        mark_seen()
-        signal.raise_signal(signal.SIGINT)
+    def interrupted(pattern: KernelCSR) -> Callable[[], None]:
+        adopt = adoption(pattern)
+        return lambda: (adopt(), signal.raise_signal(signal.SIGINT))[0]
 
-    monkeypatch.setattr(first, "_mark_seen", interrupt, raising=False)
+    monkeypatch.setattr(first, "_adoption", interrupted, raising=False)
     assert same(run(model, interrupted=True), wanted)
 
 
