@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from functools import partial
+from collections.abc import Callable
 from importlib.metadata import version
 from itertools import combinations
 from pathlib import Path
@@ -19,11 +19,13 @@ from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from benchmarks import plots
+from benchmarks.bench.networks import check_step
 from benchmarks.bench.run import WrongResultError
 from benchmarks.recording import add_line, read_lines
 from benchmarks.studies import blocks, classifiers, densities, published_networks, unpruned
 from benchmarks.studies.__main__ import main
 from benchmarks.studies.published_networks import WAYS, Data, Network
+from sparseconv.conversion import to_dense
 from sparseconv.estimators.pocket import POCKETClassifier
 from sparseconv.models import DSN, InceptionTime, ResNet
 from sparseconv.nn.conv import SparseConv1d
@@ -64,18 +66,25 @@ def small_densities(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         return {name: np.full(rounds, seconds[name]) for name in calls}
 
     monkeypatch.setattr(densities, "interleave", interleave)
-    monkeypatch.setattr(torch, "compile", lambda model, dynamic: model)
+    compile = torch.compile
+    monkeypatch.setattr(
+        torch, "compile",
+        lambda model, dynamic, backend=None: compile(model, backend=backend) if backend else model,
+    )  # fmt: skip
     monkeypatch.setattr(densities, "DENSITIES", (1.0, 0.1))
-    for name, small in {
-        "DSN": partial(DSN, 1, 2, nf=2, depth=2, n_groups=1, init="random"),
-        "ResNet": partial(ResNet, 1, 2, nf=4),
-        "InceptionTime": partial(InceptionTime, 1, 2, nf=2, depth=3),
-    }.items():
-        make = (
-            (lambda density, small=small: small(sparsity=1 - density)) if name == "DSN"
-            else (lambda density, small=small: blocks.pruned(small(), 1, density))
-        )  # fmt: skip
-        monkeypatch.setitem(densities.NETWORKS, name, make)
+    for name in set(densities.NETWORKS) - {"DSN", "ResNet", "InceptionTime"}:
+        monkeypatch.delitem(densities.NETWORKS, name)
+    small: dict[str, Callable[[float], Any]] = {
+        "DSN": lambda density: DSN(
+            1, 2, nf=2, depth=2, n_groups=1, init="random", sparsity=1 - density
+        ),
+        "ResNet": lambda density: blocks.pruned(ResNet(1, 2, nf=4), 1, density),
+        "InceptionTime": lambda density: blocks.pruned(
+            InceptionTime(1, 2, nf=2, depth=3), 1, density
+        ),
+    }
+    for name, build in small.items():
+        monkeypatch.setitem(densities.NETWORKS, name, densities.Network(build, (4, 1, 64)))
     return rounds_of
 
 
@@ -86,7 +95,10 @@ def test_networks_are_timed_by_density_and_drawn(
     assert main(["densities", "--out", str(path)]) == 0
     assert main(["densities", "--out", str(path)]) == 0
     assert len(small_densities) == 3, "each network once"
-    assert "|     10% | 4.50 [4.50, 4.50] |      3.00 [3.00, 3.00] |" in capsys.readouterr().out
+    assert (
+        "| 4 x 1 x 64 |     10% | 4.50 [4.50, 4.50] |      3.00 [3.00, 3.00] |"
+        in capsys.readouterr().out
+    )
     assert {"cpu", "isa", "torch", "date", "commit"} <= read_lines(path)[0]["machine"].keys()
     speeds = densities.speeds(path)
     assert list(speeds) == ["DSN", "InceptionTime", "ResNet"]
@@ -237,3 +249,14 @@ def test_each_fit_is_a_line_and_done_once(tmp_path: Path, monkeypatch: pytest.Mo
     assert [row["seed"] for row in rows] == [0, 1, 2]
     assert main(words) == 0
     assert out.read_text() == before
+
+
+@pytest.mark.parametrize("network", ["FCN", "ECG ResNet", "SpliceAI"])
+def test_other_networks_keep_their_outputs_when_they_are_pruned(network: str) -> None:
+    build, (_, channels, _) = densities.NETWORKS[network]
+    X, y = torch.randn(2, channels, 256), torch.arange(2)
+    model = densities.comparable(build(0.05))
+    check_step(model, X, y)
+    densities.check_compiled(model, X, y)
+    images = densities.images_of(to_dense(model).float())
+    torch.testing.assert_close(images.train()(X), to_dense(model).float().train()(X))
