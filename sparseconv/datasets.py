@@ -175,7 +175,8 @@ def _read(path: Path) -> tuple[Any, Any]:
     try:
         text = path.read_text(encoding="utf-8-sig")
         head = text[: 1 << 20]
-        if not head.lstrip().startswith(("@", "#", "%")):
+        start = head.lstrip()[:1]  # a label may begin with "#", too
+        if start != "@" and not (start in "#%" and "@data" in text.lower()):
             return _read_lines(text)
         expected = "header lines that end with @data, then one case per line, all of equal length"
         if re.search(r"^\s*@timestamps\s+true", head, re.IGNORECASE | re.MULTILINE):
@@ -231,7 +232,8 @@ def _read_lines(text: str) -> tuple[Any, Any]:
     missing = re.compile(rf"(?<={between}) *{'[?]' if mark is None else '[?]?'} *(?={between}|$)")
     samples = (missing.sub("nan", line) for line in lines)
     X = np.loadtxt(samples, converters={0: lambda label: 0.0}, **options)[:, 1:]
-    if X.shape[1] > 1 and labels[0] == "0" and (X[0] == range(1, 1 + X.shape[1])).all():
+    names = labels[0] == "0" if X.shape[1] < 3 else labels[0] not in labels[1:]
+    if X.shape[1] > 1 and names and any((X[0] - np.arange(X.shape[1]) == k).all() for k in (0, 1)):
         raise ValueError(
             "its first line contains 0, 1, 2, ..., the column names that pandas writes; write the "
             "file with header=False, index=False"

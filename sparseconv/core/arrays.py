@@ -24,6 +24,7 @@ ADVICE = {  # keyed by words of torch's errors
     "more than 1 spatial element": "one value has no variance: normalise before pooling",
     "Kernel size can't be": SHORT, "utput size": SHORT, "Padding size should be less": SHORT,
 }  # fmt: skip
+MIXED = "got strings mixed with other objects or with missing values"
 _WITH_NAN = np.frompyfunc(  # None and pandas.NA stand for missing values
     lambda entry: np.nan if type(entry).__name__ in ("NoneType", "NAType") else entry, 1, 1
 )
@@ -34,7 +35,8 @@ def as_array(raw: Any, expectation: str, kinds: str = NUMBERS) -> Array:
 
     Accept arrays with any strides and byte order, tensors, pandas objects, and lists of these. A
     pandas object may be indexed by case and time, or contain a series in each cell. Cases, channels
-    and times of an indexed table are sorted, as in aeon. None and ``pandas.NA`` become NaN.
+    and times of an indexed table are sorted, as in aeon; a series in a cell or a list is read by
+    position, so its index must increase. None and ``pandas.NA`` become NaN.
 
     Raises:
         ValueError: series of different lengths, or a type outside ``kinds``. The message begins
@@ -47,10 +49,17 @@ def as_array(raw: Any, expectation: str, kinds: str = NUMBERS) -> Array:
         if found.dtype.kind == "O":
             text = {isinstance(entry, str) for entry in found.ravel()}
             if len(text) > 1:
-                raise ValueError("got strings mixed with other objects or with missing values")
+                raise ValueError(MIXED)
+            for entry in found.ravel():
+                _in_order(entry)
             found = np.array(found.tolist())  # unpacks cells that hold series
             if found.dtype.kind == "O" and found.ndim:
                 found = np.array(_WITH_NAN(found).tolist())
+        elif found.dtype.kind == "U" and not all(
+            isinstance(entry, str | list | tuple)
+            for entry in (plain if isinstance(plain, list | tuple) else ())
+        ):
+            raise ValueError(MIXED)  # NumPy would make text of all, even of NaN
     except (ValueError, TypeError, RuntimeError) as error:
         raise ValueError(f"{expectation}, but {_several_lengths(plain) or error}") from error
     if found.dtype.kind not in kinds:
@@ -67,9 +76,18 @@ def _without_wrapper(raw: Any) -> Any:
         raw = raw.float() if raw.dtype == torch.bfloat16 else raw  # NumPy has no bfloat16
         return raw.to_dense().numpy(force=True)
     if isinstance(raw, np.ma.MaskedArray):  # large integers are labels, which float64 would round
-        return np.ma.filled(raw.astype(np.float64), np.nan) if raw.mask.any() else raw.data
+        if not raw.mask.any():
+            return raw.data
+        found = raw.data.astype(object)
+        found[raw.mask] = None
+        return found
     if isinstance(raw, list | tuple) and len(raw) and not isinstance(raw[0], int | float | str):
-        return [_without_wrapper(case) for case in raw]
+        return [_in_order(_without_wrapper(case)) for case in raw]
+    if getattr(getattr(raw, "columns", None), "nlevels", 1) > 1:
+        raise ValueError(
+            "got a table whose columns have several levels; with levels (channel, time), pass "
+            "table.stack()"
+        )
     index: Any = getattr(raw, "index", None)
     if getattr(index, "nlevels", 1) > 1:
         missing = any((codes < 0).any() for codes in index.codes)
@@ -77,8 +95,21 @@ def _without_wrapper(raw: Any) -> Any:
             raise ValueError("got a table in which not every row has its own index (case, time)")
         cases = (raw if raw.ndim > 1 else raw.to_frame()).groupby(index.codes[0])
         rows = [case.droplevel(0).sort_index().sort_index(axis=1) for _, case in cases]
+        if len({*map(len, rows)}) == 1 and len(rows) * len({*index.codes[1]}) > len(raw):
+            raise ValueError(
+                "got a table whose cases have values at different times; to use them in order, "
+                "number the times of each case with table.groupby(level=0).cumcount()"
+            )
         return [case.to_numpy().T for case in rows]
     return raw
+
+
+def _in_order(series: Any) -> Any:
+    """Return a series from a cell or a list, whose index must increase."""
+    index: Any = getattr(series, "index", None)
+    if getattr(series, "ndim", 0) == 1 and not getattr(index, "is_monotonic_increasing", True):
+        raise ValueError("got a series whose index does not increase; pass series.sort_index()")
+    return series
 
 
 def without_index(raw: Any) -> Any:
@@ -251,7 +282,8 @@ def as_labels(owner: str, key: str, raw: Any, n_cases: int | None = None) -> Arr
     """
     cases = "each case" if n_cases is None else f"each of {n_cases} cases"
     expectation = f"{owner}: expected {key} to contain a string or a real number for {cases}"
-    y = as_array(without_index(raw), expectation, NUMBERS + "U")
+    raw = without_index(raw)
+    y = as_array(raw, expectation, NUMBERS + "U")
     if y.ndim == 2 and y.shape[1] == 1:
         y = y[:, 0]
     if y.ndim != 1 or n_cases not in (None, len(y)):
@@ -259,4 +291,7 @@ def as_labels(owner: str, key: str, raw: Any, n_cases: int | None = None) -> Arr
         raise ValueError(f"{expectation}, but got {y.dtype} of shape {y.shape}{hot}")
     if y.dtype.kind == "f" and np.isnan(y).any():
         raise ValueError(f"{expectation}, but some of the {len(y)} are missing; fill them in")
+    objects = isinstance(raw, np.ndarray) and raw.dtype.kind == "O"
+    if objects and len({*raw.ravel()}) > len(np.unique(y)):
+        raise ValueError(f"{expectation}, but {y.dtype} cannot tell some of the labels apart")
     return y

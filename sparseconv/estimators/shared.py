@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from aeon.utils.validation import check_n_jobs
 from sklearn.utils import check_random_state
 from sklearn.utils.class_weight import compute_sample_weight
@@ -43,9 +44,12 @@ class Shared:
 
     @contextmanager
     def _threads(self) -> Iterator[None]:
-        """Run torch and BLAS with ``n_jobs`` threads; let small numbers underflow to 0."""
+        """Run torch and BLAS with ``n_jobs`` threads; whatever is set around, compute alike."""
         n_jobs = check_n_jobs(self.n_jobs)
-        with threads(n_jobs), threadpool_limits(n_jobs), np.errstate(under="ignore"):
+        with (
+            threads(n_jobs), threadpool_limits(n_jobs), np.errstate(under="ignore"),
+            torch.autocast("cpu", enabled=False),
+        ):  # fmt: skip
             yield
 
 

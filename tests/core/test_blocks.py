@@ -82,7 +82,7 @@ test_refuses = refusals(
     (lambda: block_mask(W, 1.5, block=2), ValueError, "density must lie in [0, 1], but got 1.5"),
     (lambda: block_mask(W[0], 0.5, block=2), TypeError, "weight must be a floating point tensor"),
     (lambda: block_mask(W, 0.5), ValueError, "a block of 16 x 16 channels is larger"),
-    (lambda: SparseConv1d(4, 6, 3, groups=2, block=2), ValueError, "a group of 3 output channels"),
+    (lambda: SparseConv1d(4, 6, 3, groups=2, block=2), ValueError, "a group of 3 channels"),
     (lambda: SparseConv1d(4, 6, 3, block="2"), TypeError, "block must be an int or two ints"),
 )  # fmt: skip
 
@@ -122,7 +122,7 @@ def test_a_refused_block_changes_nothing() -> None:
     assert one.values.equal(values)
     grouped = SparseConv1d(4, 6, 3, groups=2)
     before = grouped.pattern
-    with pytest.raises(ValueError, match="a group of 3 output channels must consist of whole"):
+    with pytest.raises(ValueError, match="a group of 3 channels must consist of whole"):
         grouped.set_pattern(KernelCSR.random((6, 2, 3), 9, block=2))
     assert grouped.pattern is before
 

@@ -17,7 +17,7 @@ from tiny import network
 
 import sparseconv as sc
 from sparseconv import DSNClassifier, POCKETClassifier, RocketTransformer, kernel_features
-from sparseconv.core.arrays import three_axes
+from sparseconv.core.arrays import as_labels, three_axes
 from sparseconv.profiling.stopwatch import copied_arguments
 from sparseconv.training import Recipe, train
 from sparseconv.training.evaluation import predict_log_proba
@@ -137,6 +137,39 @@ def test_series(take: Callable[..., Any]) -> None:
     assert np.array_equal(take(X > 0), take((X > 0) * 1.0))
 
 
+def ambiguous() -> dict[str, tuple[Any, str]]:
+    """Series whose order or time points are not those of their positions, and the error's words."""
+    long = pd.DataFrame(X.reshape(-1, 1), BY_CASE)
+    first, last = ([(case, at) for case in range(len(X))] for at in (0, 23))
+    gaps = long.drop([*first[::2], *last[1::2]])
+    turned = [pd.Series(case[0])[::-1] for case in X]
+    return {
+        "several levels": (long.unstack(), "columns have several levels"),
+        "different times": (gaps, "values at different times"),
+        "cells": (pd.DataFrame({"x": turned}), "does not increase"),
+        "list": (turned, "does not increase"),
+    }
+
+
+@pytest.mark.parametrize("what", ambiguous())
+def test_series_in_an_unclear_order_are_refused(what: str) -> None:
+    series, words = ambiguous()[what]
+    with pytest.raises(ValueError, match=words):
+        three_axes("", "X", series)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        ["a", float("nan")], ["a", 1], np.array(["a", "a\0"], object),
+        np.array([2**53, 2**53 + 1, 0.0], object), np.ma.masked_array(["a", "b"], [True, False]),
+    ],
+)  # fmt: skip
+def test_labels_that_would_be_mixed_up_are_refused(labels: Any) -> None:
+    with pytest.raises(ValueError, match=r"mixed with|apart"):
+        as_labels("", "y", labels)
+
+
 def test_tables_are_read_as_aeon_reads_them() -> None:
     """Cases, channels and times in its order, whatever the order of rows and columns."""
     rows = [(case, time) for case in ("b", "c", "a") for time in (7, 30, 5, 11)]
@@ -214,3 +247,9 @@ def test_swapped_axes_are_named(shape: tuple[int, ...]) -> None:
             pytest.raises(ValueError, match="or swap the axes if they are not"),
         ):
             POCKETClassifier(kernels, n_kernels=84).fit(X, y)
+
+
+def test_a_fit_under_autocast_is_the_same() -> None:
+    usual = pocket()
+    with torch.autocast("cpu", torch.bfloat16):
+        np.testing.assert_array_equal(pocket(), usual)

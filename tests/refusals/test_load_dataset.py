@@ -79,6 +79,7 @@ test_load_dataset = refusals(
     (lambda: lines("\n"), ValueError, "it is empty"),
     (lambda: folder_of({"a_TRAIN.csv": "1,2"}), ValueError, "a_TEST.csv is missing"),
     (lambda: lines("0,1,2\n1.0,3,4\n2.0,5,6"), ValueError, "its first line contains 0, 1, 2"),
+    (lambda: lines("label,0,1,2\na,3,4,4\nb,5,6,1"), ValueError, "the column names that pandas"),
     (lambda: lines("\n".join(f"{i},2,{i % 2}" for i in range(10))), ValueError,
      "index=False (in R, row.names=FALSE), or write labels as words, such as class1"),
     (lambda: lines("7,1,7\n9,2,4\n" + "\n".join(f"{i}1,1,6" for i in range(8))), ValueError,

@@ -109,10 +109,20 @@ def lines(mark: str, label: str = "{}") -> str:
         (".csv", lines(";", '"a {}"').replace("\n", "\r\n"), "a 0/a 1/a 7"),
         (".CSV", "\ufeff" + lines("\t", "{}.5"), "0.5 1.5 7.5"),
         (".dat", lines(",", "?{}"), "?0 ?1 ?7"),
+        (".csv", lines(",", "#{}"), "#0 #1 #7"),
         (".csv", lines(",").replace("\n", ",\n") + ", ", "0 1 7"),
     ],
-    ids=["tsv", "no ending", "spaces", "words", "content, not ending", "unknown ending", "marks"],
-)
+    ids=[
+        "tsv",
+        "no ending",
+        "spaces",
+        "words",
+        "content, not ending",
+        "unknown ending",
+        "comments",
+        "marks",
+    ],
+)  # fmt: skip
 def test_lines_of_label_and_samples(tmp_path: Path, ending: str, text: str, classes: str) -> None:
     for split in ("TRAIN", "TEST"):
         (tmp_path / f"Toy_{split}{ending}").write_text(text, encoding="utf-8")
