@@ -1,19 +1,83 @@
 // Packing inputs into the rows of scratch memory, and unpacking the outputs.
 
+// `pack` of rows that are apart: the samples of a run are neighbours in memory.
+template <typename V, typename S>
+static void pack_runs(const TileShape& tile,
+                      const LaneOrder& y,
+                      const TensorView& in,
+                      int64_t length,
+                      PaddingMode mode,
+                      int64_t origin,
+                      const Lane* lanes,
+                      int64_t count,
+                      int64_t c0,
+                      int64_t c1,
+                      typename V::T* rows) {
+  using T = typename V::T;
+  const int64_t width = kLanes<T> * y.wide, step = tile.step;
+  const bool adjacent = kSame<T, S> && in.stride[2] == 1;
+  for (int64_t l = 0, n; l < width; l += n) {
+    const Lane& lane = lanes[l];
+    n = min_of(lane.run, V::kWidth);
+    const uint32_t own = (1u << n) - 1;
+    const int64_t skip = lane.item < 0 ? count : min_of(lane.skip, count);
+    // Rows [begin, end) lie inside of the series, those before `low` or from `high` on outside.
+    const int64_t first = origin + lane.start;
+    const auto rows_below = [&](int64_t position) {
+      return max_of(skip, min_of(count, first >= position ? 0 : ceil_div(position - first, step)));
+    };
+    const int64_t low = rows_below(1 - n), high = rows_below(length);
+    const int64_t begin = adjacent ? rows_below(0) : high;
+    const int64_t end = max_of(begin, rows_below(length - n + 1));
+    const bool zeros = mode == PaddingMode::zeros;
+    for (int64_t c = c0; c < c1; ++c) {
+      const S* series =
+          static_cast<const S*>(in.data) + max_of(lane.item, 0) * in.stride[0] + c * in.stride[1];
+      T* to = rows + (c - c0) * tile.channel_rows * width + l;
+      for (int64_t j = 0; j < count; ++j, to += width) {
+        if (j < skip || (zeros && (j < low || j >= high))) {
+          V::splat(0).store_where(to, own);
+        } else if (j < begin || j >= end) {
+          read_lane(to, series, in.stride[2], length, mode, first + j * step, 1, n);
+        } else if constexpr (kSame<T, S>) {
+          const S* from = series + first;
+          for (; j < end; ++j, to += width) {
+            if (n == V::kWidth) {
+              V::loadu(from + j * step).storeu(to);
+            } else {
+              V::load_where(from + j * step, own).store_where(to, own);
+            }
+          }
+          --j;
+          to -= width;
+        }
+      }
+    }
+  }
+}
+
 // Copies the inputs of channels [c0, c1) into rows[(c - c0) * channel_rows + row][lane]: padding,
 // stride, conversion and the transpose from (n, c, l) happen here and nowhere else.
-template <typename T, typename S>
+template <typename V, typename S>
 static void pack(const TileShape& tile,
+                 const LaneOrder& y,
                  const TensorView& in,
                  int64_t length,
                  PaddingMode mode,
                  int64_t origin,
-                 const Lane* lanes,
+                 const TileLanes<typename V::T>& tile_lanes,
                  int64_t piece,
                  int64_t c0,
                  int64_t c1,
-                 T* rows,
-                 T* stage) {
+                 typename V::T* rows,
+                 typename V::T* stage) {
+  using T = typename V::T;
+  const Lane* lanes = tile_lanes.lane;
+  if (y.apart > 1) {
+    pack_runs<V, S>(tile, y, in, length, mode, origin + tile.segments[0].position, lanes,
+                    piece + tile.segments[0].span, c0, c1, rows);
+    return;
+  }
   constexpr int kN = kLanes<T>;
   constexpr int kB = kBlock<T>;
   const S* data = static_cast<const S*>(in.data);
@@ -94,10 +158,10 @@ struct Targets {
 };
 
 template <typename T, typename S>
-static Targets<T, S> targets_of(const Correlation& p, const Lane* lanes, int64_t rows) {
+static Targets<T, S> targets_of(const Correlation& p, const TileLanes<T>& lanes, int64_t rows) {
   Targets<T, S> targets;
   for (int l = 0; l < kLanes<T>; ++l) {
-    const Lane& lane = lanes[l];
+    const Lane& lane = lanes.lane[l];
     const int64_t begin = p.first + (lane.start + lane.skip) * p.out_step;
     targets.first[l] = static_cast<S*>(p.out.data) + max_of(lane.item, 0) * p.out.stride[0] +
                        begin * p.out.stride[2];
@@ -123,17 +187,76 @@ static void expect_unpack(const Correlation& p, const Targets<T, S>& targets, in
   }
 }
 
+// Writes an output to where it belongs: in its series, beyond the ends to `fold`, or nowhere.
+template <typename T, typename S>
+static inline void write_output(const Correlation& p, int64_t position, T x, S* series, T* fold) {
+  if (position >= 0 && position < p.out_length) {
+    from_acc(x, series + position * p.out.stride[2]);
+  } else if (fold != nullptr && position >= -p.fold_left &&
+             position < p.out_length + p.fold_right) {
+    fold[p.fold_left + position - (position < 0 ? 0 : p.out_length)] = x;
+  }
+}
+
+template <typename T>
+static T* fold_of(const Correlation& p, int64_t item, int64_t channel) {
+  const int64_t series = item * (p.entries.n_rows / p.phases) + channel;
+  return p.fold == nullptr ? nullptr
+                           : static_cast<T*>(p.fold) + series * (p.fold_left + p.fold_right);
+}
+
+// `unpack` of rows that are apart.
+template <typename V, typename S>
+static void unpack_runs(const Correlation& p,
+                        const Lane* lanes,
+                        int64_t channel,
+                        int64_t rows,
+                        const typename V::T* acc) {
+  using T = typename V::T;
+  const LaneOrder& y = p.order;
+  const int64_t width = kLanes<T> * y.wide;
+  for (int64_t l = 0, n; l < width && lanes[l].item >= 0; l += n) {
+    const Lane& lane = lanes[l];
+    n = min_of(lane.run, V::kWidth);
+    S* series =
+        static_cast<S*>(p.out.data) + lane.item * p.out.stride[0] + channel * p.out.stride[1];
+    T* fold = fold_of<T>(p, lane.item, channel);
+    int64_t at = p.first + lane.start + lane.skip * y.apart;
+    for (int64_t j = lane.skip; j < rows; ++j, at += y.apart) {
+      const T* from = acc + j * width + l;
+      if constexpr (kSame<T, S>) {
+        if (p.out.stride[2] == 1 && at >= 0 && at + n <= p.out_length) {
+          if (n == V::kWidth) {
+            V::loadu(from).storeu(series + at);
+          } else {
+            V::load_where(from, (1u << n) - 1).store_where(series + at, (1u << n) - 1);
+          }
+          continue;
+        }
+      }
+      for (int64_t i = 0; i < n; ++i) {
+        write_output(p, at + i, from[i], series, fold);
+      }
+    }
+  }
+}
+
 // Writes the outputs of one channel from acc[position][lane], and the same of further phases
 // `stride` numbers apart, to where they belong.
-template <typename T, typename S>
+template <typename V, typename S>
 static void unpack(const Correlation& p,
-                   const Lane* lanes,
-                   const Targets<T, S>& targets,
+                   const TileLanes<typename V::T>& lanes,
+                   const Targets<typename V::T, S>& targets,
                    int64_t channel,
                    int64_t rows,
-                   T* acc,
+                   typename V::T* acc,
                    int64_t stride,
-                   T* stage) {
+                   typename V::T* stage) {
+  using T = typename V::T;
+  if (p.order.apart > 1) {
+    unpack_runs<V, S>(p, lanes.lane, channel, rows, acc);
+    return;
+  }
   constexpr int kN = kLanes<T>;
   constexpr int kB = kBlock<T>;
   const int64_t total = rows * p.phases, staged = stage_stride(total);
@@ -169,32 +292,24 @@ static void unpack(const Correlation& p,
     }
   }
   for (int l = 0; l < kN; ++l) {
-    const Lane& lane = lanes[l];
+    const Lane& lane = lanes.lane[l];
     if (targets.direct[l] || lane.item < 0) {
       continue;
     }
-    S* series = targets.first[l] + channel * p.out.stride[1];
+    S* first = targets.first[l] + channel * p.out.stride[1];
     const T* from = target[l] + lane.skip * p.phases;
     const int64_t count = (rows - lane.skip) * p.phases;
     if (targets.inside[l]) {
       for (int64_t j = 0; j < count; ++j) {
-        from_acc(from[j], series + j);
+        from_acc(from[j], first + j);
       }
       continue;
     }
-    T* fold = p.fold == nullptr ? nullptr
-                                : static_cast<T*>(p.fold) +
-                                      (lane.item * (p.entries.n_rows / p.phases) + channel) *
-                                          (p.fold_left + p.fold_right);
+    T* fold = fold_of<T>(p, lane.item, channel);
     const int64_t begin = p.first + (lane.start + lane.skip) * p.out_step;
+    S* series = first - begin * p.out.stride[2];
     for (int64_t j = 0, phase = 0, step = 0; j < count; ++j) {
-      const int64_t position = begin + step + phase;
-      if (position >= 0 && position < p.out_length) {
-        from_acc(from[j], series + (step + phase) * p.out.stride[2]);
-      } else if (fold != nullptr && position >= -p.fold_left &&
-                 position < p.out_length + p.fold_right) {
-        fold[p.fold_left + position - (position < 0 ? 0 : p.out_length)] = from[j];
-      }
+      write_output(p, begin + step + phase, from[j], series, fold);
       if (++phase == p.phases) {
         phase = 0;
         step += p.out_step;
