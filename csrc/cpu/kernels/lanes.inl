@@ -59,7 +59,7 @@ struct Lane {
   int64_t item;   // batch item, or -1: the lane is idle
   int64_t start;  // output of the tile's first row; negative where that is idle
   int64_t skip;   // number of first rows of the tile that are idle (perhaps all of them)
-  int64_t run;    // lanes from this one on that are neighbours in a series, and skip as many rows
+  int64_t run;    // number of lanes from this one on that are neighbours in a series
 };
 
 // The lanes of one group, for a tile that begins at row `at`. The runs of tensors are of no use.
@@ -84,7 +84,7 @@ struct TileLanes {
     }
     for (int64_t l = width - 1; y.apart > 1 && l > 0; --l) {
       const Lane &a = lane[l - 1], &b = lane[l];
-      if (a.item == b.item && a.skip == b.skip && (a.item < 0 || a.start + 1 == b.start)) {
+      if (a.item == b.item && (a.item < 0 || a.start + 1 == b.start)) {
         lane[l - 1].run += b.run;
       }
     }

@@ -1,5 +1,21 @@
 // Packing inputs into the rows of scratch memory, and unpacking the outputs.
 
+// Copies the lanes of a set, side by side in a vector, of each of some rows.
+template <typename V>
+static inline void copy_run(uint32_t own,
+                            int64_t rows,
+                            const typename V::T* from,
+                            int64_t from_step,
+                            typename V::T* to,
+                            int64_t to_step) {
+  for (; own == (1u << V::kWidth) - 1 && rows > 0; --rows, from += from_step, to += to_step) {
+    V::loadu(from).storeu(to);
+  }
+  for (; rows > 0; --rows, from += from_step, to += to_step) {
+    V::load_where(from, own).store_where(to, own);
+  }
+}
+
 // `pack` of rows that are apart: the samples of a run are neighbours in memory.
 template <typename V, typename S>
 static void pack_runs(const TileShape& tile,
@@ -14,43 +30,46 @@ static void pack_runs(const TileShape& tile,
                       int64_t c1,
                       typename V::T* rows) {
   using T = typename V::T;
-  const int64_t width = kLanes<T> * y.wide, step = tile.step;
+  const int64_t width = kLanes<T> * y.wide, stride = tile.channel_rows * width;
   const bool adjacent = kSame<T, S> && in.stride[2] == 1;
   for (int64_t l = 0, n; l < width; l += n) {
     const Lane& lane = lanes[l];
-    n = min_of(lane.run, V::kWidth);
-    const uint32_t own = (1u << n) - 1;
-    const int64_t skip = lane.item < 0 ? count : min_of(lane.skip, count);
-    // Rows [begin, end) lie inside of the series, those before `low` or from `high` on outside.
+    const int64_t before = l % V::kWidth;  // lanes of the vector, whose stores are aligned
+    n = min_of(lane.run, V::kWidth - before);
+    const uint32_t own = ((1u << n) - 1) << before;
     const int64_t first = origin + lane.start;
-    const auto rows_below = [&](int64_t position) {
-      return max_of(skip, min_of(count, first >= position ? 0 : ceil_div(position - first, step)));
+    const auto row_at = [&](int64_t position) {
+      return first >= position ? 0 : min_of(count, ceil_div(position - first, tile.step));
     };
-    const int64_t low = rows_below(1 - n), high = rows_below(length);
-    const int64_t begin = adjacent ? rows_below(0) : high;
-    const int64_t end = max_of(begin, rows_below(length - n + 1));
-    const bool zeros = mode == PaddingMode::zeros;
-    for (int64_t c = c0; c < c1; ++c) {
-      const S* series =
-          static_cast<const S*>(in.data) + max_of(lane.item, 0) * in.stride[0] + c * in.stride[1];
-      T* to = rows + (c - c0) * tile.channel_rows * width + l;
-      for (int64_t j = 0; j < count; ++j, to += width) {
-        if (j < skip || (zeros && (j < low || j >= high))) {
-          V::splat(0).store_where(to, own);
-        } else if (j < begin || j >= end) {
-          read_lane(to, series, in.stride[2], length, mode, first + j * step, 1, n);
-        } else if constexpr (kSame<T, S>) {
-          const S* from = series + first;
-          for (; j < end; ++j, to += width) {
-            if (n == V::kWidth) {
-              V::loadu(from + j * step).storeu(to);
-            } else {
-              V::load_where(from + j * step, own).store_where(to, own);
-            }
+    // The rows [begin, end) lie inside of the series.
+    const int64_t begin = adjacent && lane.item >= 0 ? row_at(0) : count;
+    const int64_t end = max_of(begin, row_at(length - n + 1));
+    const S* series = static_cast<const S*>(in.data) + max_of(lane.item, 0) * in.stride[0];
+    for (int64_t j = begin > 0 ? 0 : end; j < count; j = j + 1 == begin ? end : j + 1) {
+      const int64_t at = first + j * tile.step;
+      const auto lane_at = [&](int64_t position) { return max_of(0, min_of(n, position - at)); };
+      // Idle ones may be too far outside for the padding.
+      const int64_t idle = lane.item < 0 ? n : max_of(0, min_of(n, -lane.start - j * tile.step));
+      const uint32_t inside = ((1u << lane_at(length)) - (1u << lane_at(0))) << before;
+      for (int64_t c = c0; c < c1; ++c) {
+        T* to = rows + (c - c0) * stride + j * width + l;
+        const S* from = series + c * in.stride[1];
+        if constexpr (kSame<T, S>) {
+          if (adjacent && mode == PaddingMode::zeros) {
+            V::load_where(from + at - before, lane.item < 0 ? 0 : inside)
+                .store_where(to - before, own);
+            continue;
           }
-          --j;
-          to -= width;
         }
+        V::splat(0).store_where(to - before, own);
+        read_lane(to + idle, from, in.stride[2], length, mode, at + idle, 1, n - idle);
+      }
+    }
+    for (int64_t c = c0; c < c1; ++c) {
+      if constexpr (kSame<T, S>) {
+        copy_run<V>(own, end - begin,
+                    series + c * in.stride[1] + first + begin * tile.step - before, tile.step,
+                    rows + (c - c0) * stride + begin * width + l - before, width);
       }
     }
   }
@@ -217,25 +236,23 @@ static void unpack_runs(const Correlation& p,
   const int64_t width = kLanes<T> * y.wide;
   for (int64_t l = 0, n; l < width && lanes[l].item >= 0; l += n) {
     const Lane& lane = lanes[l];
-    n = min_of(lane.run, V::kWidth);
+    const int64_t before = l % V::kWidth;
+    n = min_of(lane.run, V::kWidth - before);
     S* series =
         static_cast<S*>(p.out.data) + lane.item * p.out.stride[0] + channel * p.out.stride[1];
     T* fold = fold_of<T>(p, lane.item, channel);
-    int64_t at = p.first + lane.start + lane.skip * y.apart;
-    for (int64_t j = lane.skip; j < rows; ++j, at += y.apart) {
-      const T* from = acc + j * width + l;
-      if constexpr (kSame<T, S>) {
-        if (p.out.stride[2] == 1 && at >= 0 && at + n <= p.out_length) {
-          if (n == V::kWidth) {
-            V::loadu(from).storeu(series + at);
-          } else {
-            V::load_where(from, (1u << n) - 1).store_where(series + at, (1u << n) - 1);
-          }
-          continue;
-        }
+    const int64_t at = p.first + lane.start, end = at + (rows - 1) * y.apart + n;
+    int64_t written = rows;  // from this row on
+    if constexpr (kSame<T, S>) {
+      if (p.out.stride[2] == 1 && at + lane.skip * y.apart >= 0 && end <= p.out_length) {
+        written = min_of(lane.skip, rows);
+        copy_run<V>(((1u << n) - 1) << before, rows - written, acc + written * width + l - before,
+                    width, series + at + written * y.apart - before, y.apart);
       }
-      for (int64_t i = 0; i < n; ++i) {
-        write_output(p, at + i, from[i], series, fold);
+    }
+    for (int64_t j = max_of(lane.skip - 1, 0); j < written; ++j) {
+      for (int64_t i = max_of(0, -lane.start - j * y.apart); i < n; ++i) {
+        write_output(p, at + j * y.apart + i, acc[j * width + l + i], series, fold);
       }
     }
   }

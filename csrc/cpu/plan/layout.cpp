@@ -27,11 +27,12 @@ int64_t l1_input_budget() {
 }
 
 // How many samples the rows of a tile are apart: with as many as the dilation, taps are
-// neighbouring rows, as without one. A row is then packed from 16 / dilation runs of samples or
-// more, which pays from a dilation of four on.
-int64_t apart_of(const Geometry& g) {
-  constexpr int64_t kLeast = 4;
-  return g.stride == 1 && g.kernel_size > 1 && g.dilation >= kLeast ? g.dilation : 1;
+// neighbouring rows, as without one. A row, of inputs and of outputs, then consists of 16 /
+// dilation runs of samples or more, and takes about 8 / dilation times as long to pack.
+int64_t apart_of(const Geometry& g, int64_t tile_rows) {
+  const int64_t d = g.dilation, span = g.kernel_size - 1;
+  const bool pays = d * (2 * tile_rows + d * span) > 8 * (2 * tile_rows + span);
+  return g.stride == 1 && span > 0 && pays ? d : 1;
 }
 
 // Rows for taps at the given input positions, when neighbouring rows are `step` inputs apart.
@@ -113,7 +114,7 @@ Layout forward_layout(const Geometry& g, int64_t tile_rows) {
   for (int64_t tap = 0; tap < g.kernel_size; ++tap) {
     positions[tap] = tap * g.dilation;
   }
-  Layout layout = make_layout(positions, g.stride, apart_of(g), tile_rows);
+  Layout layout = make_layout(positions, g.stride, apart_of(g, tile_rows), tile_rows);
   read_in_order(layout);
   return layout;
 }
@@ -138,7 +139,7 @@ Layout dgrad_layout(const Geometry& g, int64_t first, int64_t past, std::vector<
       positions.push_back(-(tap * g.dilation / g.stride));
     }
   }
-  return make_layout(positions, 1, apart_of(g), kTileRows);
+  return make_layout(positions, 1, apart_of(g, kTileRows), kTileRows);
 }
 
 int64_t wgrad_splits(int64_t chunks) {
