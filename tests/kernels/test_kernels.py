@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 
 import pytest
@@ -32,6 +33,8 @@ from layouts import LAYOUTS
 from sparseconv.bench import run
 from sparseconv.bench.cases import CASES
 from sparseconv.measure.machine import threads
+from sparseconv.measure.timing import interleave
+from sparseconv.nn.conv import SparseConv1d
 from sparseconv.testing import PATTERNS, Case, Tensors, exact_results, random_case
 
 DSN_LIKE = Case(2, 2, 3, 39, 130, padding=(0, 38), padding_mode="replicate", pattern="dsn_evolved")
@@ -92,6 +95,17 @@ def test_dilations(dilation, engines, count_cases):
             )  # fmt: skip
             check(case, engines)
             count_cases(1)
+
+
+@pytest.mark.parametrize(("n", "length"), [(1, 1000), (1, 1024), (1, 1040), (16, 2048), (16, 2056)])
+def test_dilation_32_takes_no_multiple_of_the_time_of_16(n, length):
+    layers = {str(d): SparseConv1d(25, 25, 7, dilation=d, density=0.1) for d in (16, 32)}
+    with threads(1), torch.inference_mode():
+        taken = interleave({
+            name: partial(layer, torch.randn(n, 25, length + 6 * layer.dilation[0]))
+            for name, layer in layers.items()
+        }, rounds=15)  # fmt: skip
+    assert taken["32"].min() < 2 * taken["16"].min()
 
 
 @pytest.mark.promise("P1")
