@@ -28,10 +28,11 @@ int64_t l1_input_budget() {
 
 // How many samples the rows of a tile are apart: with as many as the dilation, taps are
 // neighbouring rows, as without one. A row, of inputs and of outputs, then consists of 16 /
-// dilation runs of samples or more, and takes about 8 / dilation times as long to pack.
+// dilation runs of samples or more, and takes about 8 / dilation times as long to pack. wgrad, for
+// which tensors in lanes have to leave their order, needs to save twice as much.
 int64_t apart_of(const Geometry& g, int64_t tile_rows) {
-  const int64_t d = g.dilation, span = g.kernel_size - 1;
-  const bool pays = d * (2 * tile_rows + d * span) > 8 * (2 * tile_rows + span);
+  const int64_t d = g.dilation, span = g.kernel_size - 1, cost = tile_rows == kWgradRows ? 16 : 8;
+  const bool pays = d * (2 * tile_rows + d * span) > cost * (2 * tile_rows + span);
   return g.stride == 1 && span > 0 && pays ? d : 1;
 }
 
