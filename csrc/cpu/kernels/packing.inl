@@ -31,7 +31,8 @@ static void pack_runs(const TileShape& tile,
                       typename V::T* rows) {
   using T = typename V::T;
   const int64_t width = kLanes<T> * y.wide, stride = tile.channel_rows * width;
-  const bool adjacent = kSame<T, S> && in.stride[2] == 1;
+  const int64_t channel = in.stride[1];
+  const bool adjacent = kSame<T, S> && in.stride[2] == 1, zeros = mode == PaddingMode::zeros;
   for (int64_t l = 0, n; l < width; l += n) {
     const Lane& lane = lanes[l];
     const int64_t before = l % V::kWidth;  // lanes of the vector, whose stores are aligned
@@ -50,14 +51,17 @@ static void pack_runs(const TileShape& tile,
       const auto lane_at = [&](int64_t position) { return max_of(0, min_of(n, position - at)); };
       // Idle ones may be too far outside for the padding.
       const int64_t idle = lane.item < 0 ? n : max_of(0, min_of(n, -lane.start - j * tile.step));
-      const uint32_t inside = ((1u << lane_at(length)) - (1u << lane_at(0))) << before;
-      for (int64_t c = c0; c < c1; ++c) {
-        T* to = rows + (c - c0) * stride + j * width + l;
-        const S* from = series + c * in.stride[1];
+      const uint32_t inside =
+          lane.item < 0 ? 0 : ((1u << lane_at(length)) - (1u << lane_at(0))) << before;
+      T* to = rows + j * width + l;
+      int64_t c = c0;
+      for (; zeros && inside == 0 && c < c1; ++c, to += stride) {
+        V::splat(0).store_where(to - before, own);
+      }
+      for (const S* from = series + c0 * channel; c < c1; ++c, to += stride, from += channel) {
         if constexpr (kSame<T, S>) {
-          if (adjacent && mode == PaddingMode::zeros) {
-            V::load_where(from + at - before, lane.item < 0 ? 0 : inside)
-                .store_where(to - before, own);
+          if (zeros && adjacent) {
+            V::load_where(from + at - before, inside).store_where(to - before, own);
             continue;
           }
         }
@@ -67,9 +71,8 @@ static void pack_runs(const TileShape& tile,
     }
     for (int64_t c = c0; c < c1; ++c) {
       if constexpr (kSame<T, S>) {
-        copy_run<V>(own, end - begin,
-                    series + c * in.stride[1] + first + begin * tile.step - before, tile.step,
-                    rows + (c - c0) * stride + begin * width + l - before, width);
+        copy_run<V>(own, end - begin, series + c * channel + first + begin * tile.step - before,
+                    tile.step, rows + (c - c0) * stride + begin * width + l - before, width);
       }
     }
   }
