@@ -26,10 +26,10 @@ int64_t l1_input_budget() {
   return (l1 > 0 ? l1 : 32 * 1024) / 4 * 3;
 }
 
-// How many samples the rows of a tile are apart: with as many as the dilation, taps are
-// neighbouring rows, as without one. A row, of inputs and of outputs, then consists of 16 /
-// dilation runs of samples or more, and takes about 8 / dilation times as long to pack. wgrad, for
-// which tensors in lanes have to leave their order, needs to save twice as much.
+// By how many samples the rows of a tile are apart: if by the dilation, taps are neighbouring rows,
+// as at dilation 1. A row, of inputs and of outputs, then consists of 16 / dilation runs of samples
+// or more, and takes about 8 / dilation times as long to pack. wgrad, for which tensors in lanes
+// have to leave their order, needs to save twice that.
 int64_t apart_of(const Geometry& g, int64_t tile_rows) {
   const int64_t d = g.dilation, span = g.kernel_size - 1, cost = tile_rows == kWgradRows ? 16 : 8;
   const bool pays = d * (2 * tile_rows + d * span) > cost * (2 * tile_rows + span);
