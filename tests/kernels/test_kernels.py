@@ -80,7 +80,7 @@ def test_named_patterns(pattern, engines, count_cases):
 @pytest.mark.promise("P1")
 @pytest.mark.parametrize("dilation", [3, 4, 7, 8, 15, 16, 17, 25, 31, 32, 48, 64, 100])
 def test_dilations(dilation, engines, count_cases):
-    """Outputs fewer than the dilation, or a few times as many: tiles are wide, or long."""
+    """Fewer outputs than the dilation, and several times more: tiles are wide, or long."""
     rng = random.Random(3000 + dilation)
     for outputs in (1, dilation - 1, dilation + 1, 3 * dilation + 5, rng.randint(300, 700)):
         for mode in MODES:

@@ -22,10 +22,10 @@ constexpr int64_t kWideMost = 8;
 // rows: a tap only changes the row that is read, and every load is aligned. With 16 series of
 // float32 each is one piece; fewer are cut, so that lanes are rarely idle.
 //
-// In an order with `apart` > 1, which no tensor has, neighbouring rows are `apart` samples apart, and
-// neighbours in a series are neighbouring lanes: unit u = (n * pieces + p) * apart + phase holds
-// q = (p * rows + row) * apart + phase. A group has wide * lanes lanes then, so that short series do
-// not make short tiles.
+// In an order with `apart` > 1, which no tensor has, neighbouring rows are `apart` samples apart,
+// and neighbours in a series are neighbouring lanes: unit u = (n * pieces + p) * apart + phase
+// holds q = (p * rows + row) * apart + phase. A group has wide * lanes lanes then, so that short
+// series do not make short tiles.
 struct LaneOrder {
   int64_t batch, length, lanes;
   int64_t pieces, rows, groups, idle;
