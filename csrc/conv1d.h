@@ -111,8 +111,8 @@ struct Correlation {
   const void* init;    // accumulation type, (n_rows,) or null for zeros
   LaneOrder order;     // of the outputs
   // Both signals lie in that order (float32 and float64 only): `in.data` and `out.data` are all
-  // that counts of them, step and out_step are 1, the tile has one segment, the padding is zeros
-  // or replicated.
+  // that counts of them, the stride is 1, the tile has one segment, the padding is zeros or
+  // replicated. The rows of a tile are tile.step apart, in the output as well.
   bool in_lanes;
   TensorView in;
   int64_t in_length;
@@ -137,7 +137,8 @@ struct Correlation {
   bool relu;  // negative outputs become 0; NaN stays; only with one phase
 
   // Whether the output itself holds the sums from the first channel block on.
-  bool in_place() const { return in_lanes && !prefix_sums; }
+  bool in_place() const { return in_lanes && !prefix_sums && tile.step == 1; }
+  int64_t row_step() const { return in_lanes ? tile.step : 1; }
   // Of the rows of each piece, those that are computed: all, or the one of the first sample.
   int64_t rows() const { return in_lanes && prefix_sums ? 1 : order.rows; }
   int64_t first_row() const { return in_lanes && prefix_sums ? order.idle : 0; }

@@ -11,7 +11,14 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.studies import blocks, classifiers, densities, published_networks, unpruned
+from benchmarks.studies import (
+    blocks,
+    classifiers,
+    densities,
+    dilation,
+    published_networks,
+    unpruned,
+)
 from sparseconv.core.files import check_writable
 
 STUDIES = {
@@ -20,6 +27,7 @@ STUDIES = {
     "classifiers": classifiers,
     "blocks": blocks,
     "densities": densities,
+    "dilation": dilation,
 }
 
 

@@ -14,6 +14,11 @@ namespace sparseconv {
 // padded with zeros or replicated ends.
 bool fits_lanes(const Geometry& g);
 
+// Whether they take tiles of this layout from tensors in lanes, in fprop and dgrad. If pieces are
+// short and rows far apart, nearly all rows that a tile needs belong to other pieces: then tensors
+// leave the order for the computation.
+bool takes_lanes(const LaneOrder& order, const Layout& layout);
+
 // Checks of what a computation takes. They throw ValueError or TypeError.
 void check_fprop(const ConvPlan& plan,
                  const at::Tensor& input,

@@ -116,8 +116,9 @@ void run_correlation(const Correlation& p, Element element) {
     return;
   }
   const Entries& e = p.entries;
-  const int64_t rows = y.groups * p.rows(), tiles = y.groups * ceil_div(p.rows(), kTileRows);
-  const int64_t spans = p.tile.channel_rows - kTileRows * p.tile.n_segments;
+  const int64_t rows = y.groups * p.rows() * y.wide;
+  const int64_t tiles = y.groups * ceil_div(p.rows(), kTileRows / y.wide);
+  const int64_t spans = (p.tile.channel_rows - kTileRows * p.tile.n_segments) * y.wide;
   const int64_t packed = (rows + tiles * spans) * e.groups * e.channels_per_group;
   run_kernel(p, &KernelTable::correlate, element,
              rows * (e.nnz + kStoreCost * e.n_rows) + packed * kPackCost);

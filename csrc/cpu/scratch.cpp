@@ -27,13 +27,14 @@ int64_t longest_tile(int64_t rows, int64_t most) {
 
 CorrelateScratch plan_scratch(const Correlation& p) {
   CorrelateScratch plan;
-  const int64_t rows = longest_tile(p.rows(), kTileRows);
+  const int64_t rows =
+      longest_tile(ceil_div(p.rows(), p.row_step()), kTileRows / p.order.wide) * p.order.wide;
   const int64_t group_rows = p.entries.n_rows / p.entries.groups;
   // The phases of a channel stay together.
   const int64_t fitting = kAccBytes / (rows * kRowBytes) / p.phases * p.phases;
   plan.row_block = p.in_place() ? group_rows : std::min(group_rows, fitting);
   plan.stored = ceil_div(kStored, p.phases) * p.phases;
-  plan.input_rows = block_rows(p.tile, p.entries.channels_per_group);
+  plan.input_rows = block_rows(p.tile, p.entries.channels_per_group) * p.order.wide;
   plan.edge_rows = p.edge ? plan.input_rows : 0;
   plan.acc_stride = rows;
   plan.acc_rows =
@@ -45,14 +46,15 @@ CorrelateScratch plan_scratch(const Correlation& p) {
 
 WgradScratch plan_scratch(const WeightGradient& p) {
   WgradScratch plan;
-  const int64_t rows = longest_tile(p.order.rows, kWgradRows);
+  const int64_t wide = p.order.wide, rows = longest_tile(p.order.rows, kWgradRows / wide);
   plan.grad_channel_rows = std::max<int64_t>(rows, 16);  // a transpose's block at least
   plan.row_block = p.n_rows / p.groups;
   if (!p.in_lanes) {
-    plan.row_block = std::min(plan.row_block, kAccBytes / (plan.grad_channel_rows * kRowBytes));
+    plan.row_block =
+        std::min(plan.row_block, kAccBytes / (plan.grad_channel_rows * wide * kRowBytes));
   }
-  plan.input_rows = block_rows(p.tile, p.channels_per_group);
-  plan.grad_rows = p.in_lanes ? 0 : plan.row_block * plan.grad_channel_rows;
+  plan.input_rows = block_rows(p.tile, p.channels_per_group) * wide;
+  plan.grad_rows = p.in_lanes ? 0 : plan.row_block * plan.grad_channel_rows * wide;
   plan.stage_rows = p.in_lanes ? 0 : stage_rows(p.tile, rows);
   return plan;
 }

@@ -168,7 +168,7 @@ def random_case(rng: random.Random, **fixed: Any) -> Case:
             "length": rng.choice(LENGTHS),
             "stride": stride,
             "padding": rng.choice(spellings + ["same"] * (stride == 1)),
-            "dilation": rng.choice((1, 1, 1, 2, 3)),
+            "dilation": rng.choice((1, 1, 1, 2, 3, 5, 17)),
             "groups": groups,
             "padding_mode": rng.choice(("zeros", "replicate", "reflect", "circular")),
             "dtype": rng.choice(("float32", "float32", "float64", "bfloat16", "float16")),

@@ -22,7 +22,14 @@ from benchmarks import plots
 from benchmarks.bench.networks import check_step
 from benchmarks.bench.run import WrongResultError
 from benchmarks.recording import add_line, read_lines
-from benchmarks.studies import blocks, classifiers, densities, published_networks, unpruned
+from benchmarks.studies import (
+    blocks,
+    classifiers,
+    densities,
+    dilation,
+    published_networks,
+    unpruned,
+)
 from benchmarks.studies.__main__ import main
 from benchmarks.studies.published_networks import WAYS, Data, Network
 from sparseconv.conversion import to_dense
@@ -51,6 +58,24 @@ def test_each_network_is_measured_once(
     assert main(["unpruned", "--out", str(path)]) == 0
     assert len(clock) == measured, "nothing was left to do"
     assert "3.00 [3.00, 3.00]" in capsys.readouterr().out
+
+
+def test_the_largest_ratio_of_dilations_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interleave(calls: Any, rounds: int) -> dict[str, Any]:
+        outputs = {name: call() for name, call in calls.items()}
+        assert len({output.shape for output in outputs.values()}) == 1
+        assert len({output.sum().item() for output in outputs.values()}) == len(calls)
+        return {d: np.full(rounds, 1 + int(d) * output.shape[-1]) for d, output in outputs.items()}
+
+    monkeypatch.setattr(dilation, "interleave", interleave)
+    monkeypatch.setattr(dilation, "LENGTHS", (64, 100))
+    path = tmp_path / "rows.jsonl"
+    assert main(["dilation", "--out", str(path)]) == 0
+    assert len(read_lines(path)) == 12
+    printed = capsys.readouterr().out
+    assert f"{6401 / 101:.2f} | 25x25x7, N = 1, L = 100, dilation 64 |" in printed
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ SHAPES = [(1, 1), (1, 128), (2, 24), (3, 251), (6, 24), (11, 7), (16, 29), (17, 
 
 
 def random_conv(rng: random.Random, channels: int, dtype: torch.dtype) -> Conv:
-    taps, dilation = rng.choice((1, 3, 8, 39)), rng.choice((1, 1, 2))
+    taps, dilation = rng.choice((1, 3, 8, 39)), rng.choice((1, 1, 2, 5, 20))
     span = dilation * (taps - 1)
     mode = rng.choice(("zeros", "replicate"))
     left = rng.choice((0, span // 2, span))
@@ -305,7 +305,7 @@ def test_which_convolutions_keep_the_order() -> None:
         (False, 1, "same", "reflect", 1, 1),
         (False, 1, 0, "zeros", 1, 1),
         (False, 2, 2, "zeros", 1, 1),
-        (False, 1, "same", "zeros", 1000, 1),  # no sample between two taps is worth its place
+        (True, 1, "same", "zeros", 1000, 1),
     ):
         geometry = Geometry.of((8, 4, 5), stride, padding, dilation, groups, mode)
         assert keeps_order(geometry) == kept, geometry

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 
 import pytest
@@ -32,6 +33,8 @@ from layouts import LAYOUTS
 from benchmarks.bench import run
 from benchmarks.bench.cases import CASES
 from sparseconv.measure.machine import threads
+from sparseconv.measure.timing import interleave
+from sparseconv.nn.conv import SparseConv1d
 from sparseconv.testing import PATTERNS, Case, Tensors, exact_results, random_case
 
 DSN_LIKE = Case(2, 2, 3, 39, 130, padding=(0, 38), padding_mode="replicate", pattern="dsn_evolved")
@@ -72,6 +75,37 @@ def test_named_patterns(pattern, engines, count_cases):
                 engines,
             )
             count_cases(1)
+
+
+@pytest.mark.promise("P1")
+@pytest.mark.parametrize("dilation", [3, 4, 7, 8, 15, 16, 17, 25, 31, 32, 48, 64, 100])
+def test_dilations(dilation, engines, count_cases):
+    """Fewer outputs than the dilation, and several times more: tiles are wide, or long."""
+    rng = random.Random(3000 + dilation)
+    for outputs in (1, dilation - 1, dilation + 1, 3 * dilation + 5, rng.randint(300, 700)):
+        for mode in MODES:
+            taps = rng.choice((2, 3, 5, 20))
+            span = dilation * (taps - 1)
+            # Circular and reflected padding are no longer than the series.
+            left = rng.randint(0, min(span, outputs - 1) if mode in MODES[2:] else span)
+            case = Case(
+                rng.choice((1, 2, 17)), rng.choice((1, 4)), rng.choice((2, 20)), taps,
+                outputs + span - left, padding=(left, 0), padding_mode=mode, dilation=dilation,
+                dtype=rng.choice(("float32", "float32", "float64", "bfloat16")),
+            )  # fmt: skip
+            check(case, engines)
+            count_cases(1)
+
+
+@pytest.mark.parametrize(("n", "length"), [(1, 1000), (1, 1024), (1, 1040), (16, 2048), (16, 2056)])
+def test_dilation_32_takes_no_multiple_of_the_time_of_16(n, length):
+    layers = {str(d): SparseConv1d(25, 25, 7, dilation=d, density=0.1) for d in (16, 32)}
+    with threads(1), torch.inference_mode():
+        taken = interleave({
+            name: partial(layer, torch.randn(n, 25, length + 6 * layer.dilation[0]))
+            for name, layer in layers.items()
+        }, rounds=15)  # fmt: skip
+    assert taken["32"].min() < 2 * taken["16"].min()
 
 
 @pytest.mark.promise("P1")
@@ -139,16 +173,19 @@ def test_integers_are_exact(seed, engines, campaign, count_cases):
 @pytest.mark.parametrize("name", LAYOUTS)
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16", "float16"])
 def test_layout_does_not_change_a_bit(name, dtype, engines, count_cases):
-    for stride, mode in ((1, "replicate"), (2, "circular"), (1, "zeros")):
+    for stride, mode, dilation in (
+        (1, "replicate", 1), (2, "circular", 1), (1, "zeros", 1), (1, "reflect", 16),
+    ):  # fmt: skip
         # A series of one channel has dimensions whose strides mean nothing.
-        one = Case(1, 1, 6, 5, 37, stride, (3, 2), 1, 1, mode, dtype, density=0.5)
+        length = 33 + 4 * dilation
+        one = Case(1, 1, 6, 5, length, stride, (3, 2), dilation, 1, mode, dtype, density=0.5)
         for case in (replace(one, n=3, in_channels=4, groups=2), one):
             count_cases(check_layout(case, name, engines) * len(list(engines())))
 
 
 @pytest.mark.promise("P3")
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16", "float16"])
-@pytest.mark.parametrize("geometry", ["dsn", "strided", "long"])
+@pytest.mark.parametrize("geometry", ["dsn", "strided", "long", "dilated"])
 def test_bits_do_not_depend_on_threads_batch_or_isa(geometry, dtype, engines, count_cases):
     # Large enough for every one of seven threads to get a share.
     case = replace(DSN_LIKE, n=16, in_channels=24, out_channels=48, dtype=dtype)
@@ -158,6 +195,8 @@ def test_bits_do_not_depend_on_threads_batch_or_isa(geometry, dtype, engines, co
         )
     if geometry == "long":  # wgrad's lane groups in several runs
         case = replace(case, in_channels=4, out_channels=8, length=520)
+    if geometry == "dilated":
+        case = replace(case, kernel_size=5, padding=40, dilation=20, density=0.9)
     tensors = case.tensors()
     reversed_batch = tensors._replace(input=tensors.input.flip(0), grad=tensors.grad.flip(0))
     per_sample, weights = set(), {}
@@ -185,13 +224,15 @@ def test_bits_do_not_depend_on_threads_batch_or_isa(geometry, dtype, engines, co
 @pytest.mark.parametrize("special", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("mode", MODES)
 def test_nan_and_inf_travel_along_active_weights_only(special, mode, engines, count_cases):
-    for stride, pattern, dtype in (
-        (1, "empty_row", "float32"),
-        (2, "random", "float32"),
-        (1, "dsn_evolved", "bfloat16"),
-        (3, "one_dense_row", "float64"),
+    for stride, pattern, dtype, dilation in (
+        (1, "empty_row", "float32", 1),
+        (2, "random", "float32", 1),
+        (1, "dsn_evolved", "bfloat16", 1),
+        (3, "one_dense_row", "float64", 1),
+        (1, "random", "float32", 16),
     ):
-        case = Case(1, 2, 4, 3, 19, stride, (2, 1), 1, 1, mode, dtype, pattern, density=0.4)
+        series = 17 + 2 * dilation, stride, (2, 1), dilation
+        case = Case(1, 2, 4, 3, *series, 1, mode, dtype, pattern, density=0.4)
         plain = case.tensors()
         ones = Tensors(*(torch.ones_like(t) for t in plain))._replace(bias=None)
         check_special_input(case, special, engines)

@@ -220,10 +220,10 @@ class Checkpoints:
 
 def check_scratch_memory() -> None:
     """More of it than there is, is refused, and the next call computes."""
-    taps, dilation = 2**21, 32  # so far apart that each tap has its own tile
+    taps, dilation = 2**21, 31  # so far apart that with a stride each tap has its own tile
     pattern = KernelCSR.from_positions(torch.tensor([5]), (1, 1, taps))
     x, values = torch.ones(1, 1, (taps - 1) * dilation + 1), torch.tensor([2.0])
-    refused, error = refuses(lambda: sparse_conv1d(x, values, pattern, dilation=dilation))
+    refused, error = refuses(lambda: sparse_conv1d(x, values, pattern, stride=2, dilation=dilation))
     # Tiles of 30 rows of 64 bytes for the taps, 8 sums, and 16 rows to transpose.
     wanted = f"could not allocate {64 * (30 * taps + 8 + 16)} bytes of scratch memory"
     assert refused, "there was enough memory"

@@ -25,13 +25,12 @@ static void convert(const Conversion& p, int64_t part, int64_t parts, void* scra
   const int64_t last = y.groups * p.channels * (part + 1) / parts;
   for (int64_t at = first; at < last; ++at) {
     const int64_t group = at / p.channels, c = at % p.channels;
-    Lane lanes[kN];
-    tile_lanes(y, group, 0, lanes);
+    const TileLanes<T> lanes(y, group, 0);
     T* rows = static_cast<T*>(p.lanes) + (c * y.groups + group) * y.rows * kN;
     T* through = direct ? rows : block;
     if constexpr (kToLanes) {
-      pack<T, T>(tile, p.signal, y.length, PaddingMode::zeros, 0, lanes, y.rows, c, c + 1, through,
-                 stage);
+      pack<V, T>(tile, y, p.signal, y.length, PaddingMode::zeros, 0, lanes, y.rows, c, c + 1,
+                 through, stage);
       for (int64_t i = 0; !direct && i < y.rows * kN; i += V::kWidth) {
         V::load(block + i).store(rows + i);
       }
@@ -40,7 +39,7 @@ static void convert(const Conversion& p, int64_t part, int64_t parts, void* scra
         V::load(rows + i).store(block + i);
       }
       const Targets<T, T> targets = targets_of<T, T>(target, lanes, y.rows);
-      unpack<false>(target, lanes, targets, c, y.rows, through, 0, stage);
+      unpack<false, V, T>(target, lanes, targets, c, y.rows, through, 0, stage);
     }
   }
 }

@@ -13,6 +13,7 @@ static int64_t correlate_at_once(const typename V::T* inputs,
                                  int64_t edge,
                                  const typename V::T* values,
                                  const int32_t* offsets,
+                                 int64_t width,
                                  const RowEntries* rows,
                                  int64_t n_rows,
                                  const typename V::T* init,
@@ -33,7 +34,7 @@ static int64_t correlate_at_once(const typename V::T* inputs,
     }
     const auto add_entry = [&](int q, int64_t entry) {
       const V weight = V::splat(values[rows[q].value + entry]);
-      const T* input = inputs + static_cast<int64_t>(offsets[rows[q].offset + entry]) * kN;
+      const T* input = inputs + offsets[rows[q].offset + entry] * width;
 #pragma GCC unroll 8
       for (int r = 0; r < kR; ++r) {
         const T* from = input + r * kW + (kEdge && r >= kR - kN / kW ? edge : 0);
@@ -72,6 +73,7 @@ static void correlate_tile(const typename V::T* inputs,
                            int64_t edge,
                            const typename V::T* values,
                            const int32_t* offsets,
+                           int64_t width,
                            const RowEntries* rows,
                            int64_t n_rows,
                            const typename V::T* init,
@@ -80,8 +82,8 @@ static void correlate_tile(const typename V::T* inputs,
   using T = typename V::T;
   constexpr int kN = kLanes<T>, kW = V::kWidth;
   if constexpr (kAtOnce<kR> > 1) {
-    const int64_t done = correlate_at_once<V, kR, kFirst, kEdge>(inputs, edge, values, offsets,
-                                                                 rows, n_rows, init, acc, stride);
+    const int64_t done = correlate_at_once<V, kR, kFirst, kEdge>(
+        inputs, edge, values, offsets, width, rows, n_rows, init, acc, stride);
     rows += done;
     n_rows -= done;
     if (n_rows == 0) {
@@ -95,7 +97,7 @@ static void correlate_tile(const typename V::T* inputs,
   for (int r = 0; r < kR; ++r) {
     sum[r] = kFirst ? start : V::load(out + r * kW);
   }
-  Ahead<T> ahead(inputs, offsets + rows[0].offset);
+  Ahead<T> ahead(inputs, offsets + rows[0].offset, width);
   for (int64_t i = 0; i < n_rows; ++i) {
     const T* value = values + rows[i].value;
     const T* const last = value + rows[i].n - 1;
@@ -128,6 +130,7 @@ using CorrelateTile = void (*)(const typename V::T*,
                                int64_t,
                                const typename V::T*,
                                const int32_t*,
+                               int64_t,
                                const RowEntries*,
                                int64_t,
                                const typename V::T*,
@@ -191,13 +194,13 @@ static void edge_rows(const typename V::T* rows,
 struct Tiles {
   int64_t count, each, longer;
 
-  explicit Tiles(int64_t total, int64_t most = kTileRows)
+  Tiles(int64_t total, int64_t most)
       : count(ceil_div(total, most)), each(total / count), longer(total % count) {}
   int64_t size(int64_t t) const { return each + (t < longer); }
   int64_t begin(int64_t t) const { return t * each + min_of(t, longer); }
 };
 
-// Every entry of the rows [r0, r1) in channel block b, for the rows of one tile.
+// Every entry of the rows [r0, r1) in channel block b, for `tile_rows` vectors of lanes.
 template <typename V>
 static void correlate_block(const Correlation& p,
                             int64_t b,
@@ -238,8 +241,8 @@ static void correlate_block(const Correlation& p,
   for (int64_t t = 0; t < tiles.count; ++t) {
     const int64_t at = tiles.begin(t) * V::kWidth, own = t + 1 == tiles.count ? edge : 0;
     pick_correlate_tile<V>(tiles.size(t), b == 0, edge != 0)(
-        inputs + at, own, static_cast<const T*>(p.values), e.rows, e.records + first[r0],
-        first[r1] - first[r0], init, acc + at, stride);
+        inputs + at, own, static_cast<const T*>(p.values), e.rows, kN * p.order.wide,
+        e.records + first[r0], first[r1] - first[r0], init, acc + at, stride);
   }
 }
 
@@ -254,21 +257,25 @@ static void correlate(const Correlation& p, int64_t part, int64_t parts, void* s
   T* acc = edges + plan.edge_rows * kN;
   T* stage = acc + plan.acc_rows * kN;
   const LaneOrder& y = p.order;
-  const Tiles tiles(p.rows());
+  // Between the rows of a tile; tiles that begin at neighbouring rows follow each other.
+  const int64_t apart = p.row_step(), turns = min_of(apart, p.rows());
+  const Tiles tiles(ceil_div(p.rows(), apart), kTileRows / y.wide);
   const bool in_place = p.in_place();
   const int64_t group_rows = e.n_rows / e.groups;
-  const Share share = share_of(e.row_starts, e.n_rows, y.groups * tiles.count, part, parts);
+  const Share share = share_of(e.row_starts, e.n_rows, y.groups * tiles.count * turns, part, parts);
   Neighbourhood<V> near;
   for (int64_t at = share.tile_begin; at <= share.tile_end; ++at) {
-    const int64_t group = at / tiles.count, t = at % tiles.count;
-    const int64_t row = p.first_row() + tiles.begin(t), rows = tiles.size(t);
+    const int64_t group = at / turns / tiles.count, turn = at % turns;
+    const int64_t t = at / turns % tiles.count, offset = tiles.begin(t) * apart + turn;
+    const int64_t row = p.first_row() + offset;
+    const int64_t rows = min_of(tiles.size(t), ceil_div(p.rows() - offset, apart));
     const LaneSets sets = lane_sets(y, group);
-    if (p.in_lanes && (at == share.tile_begin || t == 0)) {
+    if (p.in_lanes && (at == share.tile_begin || offset == 0)) {
       near.set(y, group, p.mode == PaddingMode::replicate);
     }
     const bool edge = p.edge && t + 1 == tiles.count;
-    Lane lanes[kN];
-    tile_lanes(y, group, row, lanes);
+    const int64_t vectors = rows * y.wide;  // as long as a row of a tensor
+    const TileLanes<T> lanes(y, group, row);
     const Targets<T, S> targets = targets_of<T, S>(p, lanes, rows);
     const int64_t row_begin = at == share.tile_begin ? share.row_begin / p.phases * p.phases : 0;
     const int64_t row_end = at == share.tile_end ? share.row_end / p.phases * p.phases : e.n_rows;
@@ -285,10 +292,11 @@ static void correlate(const Correlation& p, int64_t part, int64_t parts, void* s
           const int64_t begin = row + p.origin + segment.position;
           for (int64_t c = c0; c < c1; ++c) {
             near.copy(static_cast<const T*>(p.in.data) + c * y.channel(), begin,
-                      begin + rows + segment.span, inputs + (c - c0) * p.tile.channel_rows * kN);
+                      begin + (rows + segment.span) * apart,
+                      inputs + (c - c0) * p.tile.channel_rows * kN, apart);
           }
         } else {
-          pack<T, S>(p.tile, p.in, p.in_length, p.mode, p.origin, lanes, rows, c0, c1, inputs,
+          pack<V, S>(p.tile, y, p.in, p.in_length, p.mode, p.origin, lanes, rows, c0, c1, inputs,
                      stage);
         }
         if (p.prefix_sums) {
@@ -305,26 +313,33 @@ static void correlate(const Correlation& p, int64_t part, int64_t parts, void* s
         for (int64_t s0 = r0, s1; s0 < r1; s0 = s1) {
           s1 = min_of(r1, s0 + step);
           const int64_t channel = p.phases == 1 ? s0 : s0 / p.phases;  // dividing is slow
-          for (int64_t r = s0, c = channel; last && !p.in_lanes && r < s1; r += p.phases, ++c) {
+          for (int64_t r = s0, c = channel; last && !p.in_lanes && y.apart == 1 && r < s1;
+               r += p.phases, ++c) {
             expect_unpack(p, targets, c);
           }
           // With one block no sum waits for the next, and a few slots serve all rows.
           T* out = static_cast<T*>(p.out.data) + (group * y.rows + row) * kN;  // if in lanes
           T* sums = in_place ? out : acc - (e.n_blocks == 1 ? s0 : r0) * stride;
-          correlate_block<V>(p, b, s0, s1, rows, inputs, distance, sums, stride);
+          correlate_block<V>(p, b, s0, s1, vectors, inputs, distance, sums, stride);
           for (int64_t r = s0, c = channel; last && r < s1; r += p.phases, ++c) {
             T* done = sums + r * stride;
-            for (int64_t i = 0; p.relu && i < rows * kN; i += V::kWidth) {  // with one phase
+            for (int64_t i = 0; p.relu && i < vectors * kN; i += V::kWidth) {  // with one phase
               relu(V::load(done + i)).store(done + i);
             }
-            if (in_place) {
-              clear_idle<V>(y, sets, row, rows, done);
+            T* own = out + r * y.channel();
+            if (p.in_lanes && p.prefix_sums) {
+              add_lanes<V>(sets.first, done, own);
             } else if (p.in_lanes) {
-              add_lanes<V>(sets.first, done, out + r * y.channel());
+              for (int64_t i = 0; !in_place && i < rows * kN; i += V::kWidth) {
+                V::load(done + i).store(own + i + i / kN * (apart - 1) * kN);
+              }
+              clear_idle<V>(y, sets, row, rows, apart, own);
+            } else if (apart > 1) {
+              unpack_runs<V, S>(p, lanes.lane, c, rows, done);
             } else if (p.phases == 1) {
-              unpack<false>(p, lanes, targets, c, rows, done, stride, stage);
+              unpack<false, V, S>(p, lanes, targets, c, rows, done, stride, stage);
             } else {
-              unpack<true>(p, lanes, targets, c, rows, done, stride, stage);
+              unpack<true, V, S>(p, lanes, targets, c, rows, done, stride, stage);
             }
           }
         }

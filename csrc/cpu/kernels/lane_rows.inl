@@ -43,20 +43,20 @@ struct Neighbourhood {
     }
   }
 
-  // rows[j - begin] = row j for j in [begin, end), `channel` being the data of the channel.
-  void copy(const T* channel, int64_t begin, int64_t end, T* rows) const {
+  // The rows begin, begin + step ... below `end`, `channel` being the data of the channel.
+  void copy(const T* channel, int64_t begin, int64_t end, T* rows, int64_t step = 1) const {
     const T* here = channel + group * piece_rows * kN;
     alignas(kRowBytes) T outside[kN];
     int64_t j = begin;
     if (j < idle) {
       samples(channel, first, outside);
     }
-    for (const int64_t stop = min_of(end, idle); j < stop; ++j, rows += kN) {
+    for (const int64_t stop = min_of(end, idle); j < stop; j += step, rows += kN) {
       const int64_t s = j < 0 ? ceil_div(-j, piece_rows) : 0, row = j + s * piece_rows;
       const int64_t needed = row < idle ? s + 1 : s;  // idle rows are in the first piece alone
       shifted(here + row * kN, -min_of(s, kN), left[min_of(needed, kN)], outside, rows);
     }
-    for (const int64_t stop = min_of(end, piece_rows); j < stop; ++j, rows += kN) {
+    for (const int64_t stop = min_of(end, piece_rows); j < stop; j += step, rows += kN) {
       for (int h = 0; h < kN; h += V::kWidth) {
         V::load(here + j * kN + h).store(rows + h);
       }
@@ -65,10 +65,9 @@ struct Neighbourhood {
       return;
     }
     samples(channel, last, outside);
-    for (int64_t s = j / piece_rows, row = j % piece_rows; j < end; ++j, rows += kN) {
+    for (int64_t s = j / piece_rows, row = j % piece_rows; j < end; j += step, rows += kN) {
       shifted(here + row * kN, min_of(s, kN), right[min_of(s, kN)], outside, rows);
-      if (++row == piece_rows) {
-        row = 0;
+      for (row += step; row >= piece_rows; row -= piece_rows) {
         ++s;
       }
     }
@@ -108,20 +107,23 @@ static void add_lanes(uint32_t set, const typename V::T* row, typename V::T* out
   }
 }
 
-// Zeros into what is idle of the `rows` rows at `data`, the first of which is row `first`.
+// Zeros into what is idle of the `rows` rows at `data`, which are `first`, first + step ...
 template <typename V>
 static void clear_idle(const LaneOrder& y,
                        const LaneSets& sets,
                        int64_t first,
                        int64_t rows,
+                       int64_t step,
                        typename V::T* data) {
   constexpr int kN = kLanes<typename V::T>;
   const uint32_t idle = ~sets.real & ((1u << kN) - 1);
-  const int64_t some = idle != 0 ? rows : sets.first != 0 ? min_of(rows, y.idle - first) : 0;
+  const int64_t some = idle != 0         ? rows
+                       : sets.first != 0 ? min_of(rows, ceil_div(y.idle - first, step))
+                                         : 0;
   for (int64_t r = 0; r < some; ++r) {
-    const uint32_t zeros = idle | (first + r < y.idle ? sets.first : 0);
+    const uint32_t zeros = idle | (first + r * step < y.idle ? sets.first : 0);
     for (int h = 0; h < kN; h += V::kWidth) {
-      V::splat(0).store_where(data + r * kN + h, lanes_from<V>(zeros, h));
+      V::splat(0).store_where(data + r * step * kN + h, lanes_from<V>(zeros, h));
     }
   }
 }

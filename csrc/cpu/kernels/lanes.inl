@@ -59,20 +59,52 @@ struct Lane {
   int64_t item;   // batch item, or -1: the lane is idle
   int64_t start;  // output of the tile's first row; negative where that is idle
   int64_t skip;   // number of first rows of the tile that are idle (perhaps all of them)
+  int64_t run;    // number of lanes from this one on that are neighbours in a series
 };
 
-// The lanes of one group, for a tile that begins at row `at`.
-static void tile_lanes(const LaneOrder& y, int64_t group, int64_t at, Lane* lanes) {
-  for (int64_t l = 0; l < y.lanes; ++l) {
-    const int64_t unit = group * y.lanes + l;
-    if (unit >= y.batch * y.pieces) {
-      lanes[l] = {-1, 0, 0};
-      continue;
+// The lanes of one group, for a tile that begins at row `at`. The runs of tensors are of no use.
+template <typename T>
+struct TileLanes {
+  Lane lane[kLanes<T> * kWideMost];
+
+  TileLanes(const LaneOrder& y, int64_t group, int64_t at) {
+    const int64_t width = y.lanes * y.wide, unit = group * width;
+    int64_t phase = unit % y.apart, piece = unit / y.apart % y.pieces;
+    int64_t item = unit / y.apart / y.pieces;
+    for (int64_t l = 0; l < width; ++l) {
+      const int64_t start = (piece * y.rows + at) * y.apart + phase - y.idle;
+      lane[l] = {item, start, start < 0 ? ceil_div(-start, y.apart) : 0, 1};
+      if (item >= y.batch) {
+        lane[l] = {-1, 0, 0, 1};
+      } else if (++phase == y.apart) {
+        phase = 0;
+        piece = piece + 1 == y.pieces ? 0 : piece + 1;
+        item += piece == 0;
+      }
     }
-    const int64_t start = unit % y.pieces * y.rows - y.idle + at;
-    lanes[l] = {unit / y.pieces, start, max_of(0, -start)};
+    for (int64_t l = width - 1; y.apart > 1 && l > 0; --l) {
+      const Lane &a = lane[l - 1], &b = lane[l];
+      if (a.item == b.item && (a.item < 0 || a.start + 1 == b.start)) {
+        lane[l - 1].run += b.run;
+      }
+    }
   }
-}
+
+  // Fills in the lanes that are idle in each of the first rows; returns how many rows that are.
+  int64_t idle(const LaneOrder& y, int64_t rows, uint32_t* sets) const {
+    int64_t most = 0;
+    for (int64_t l = 0; l < y.lanes * y.wide; ++l) {
+      most = max_of(most, min_of(lane[l].skip, rows));
+    }
+    for (int64_t r = 0; r < most * y.wide; ++r) {
+      sets[r] = 0;
+      for (int64_t l = 0; l < y.lanes; ++l) {
+        sets[r] |= static_cast<uint32_t>(lane[r % y.wide * y.lanes + l].skip > r / y.wide) << l;
+      }
+    }
+    return most * y.wide;
+  }
+};
 
 // Which lanes of a group are what, one bit each.
 struct LaneSets {

@@ -112,7 +112,7 @@ static void max_pool(const MaxPool& p, int64_t part, int64_t parts, void* scratc
       if (tail < y.rows) {
         end_rows(tail, y.rows);
       }
-      clear_idle<V>(y, sets, 0, y.rows, out);
+      clear_idle<V>(y, sets, 0, y.rows, 1, out);
     }
   }
 }

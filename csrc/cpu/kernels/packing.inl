@@ -1,19 +1,105 @@
 // Packing inputs into the rows of scratch memory, and unpacking the outputs.
 
+// Copies the lanes of a set, side by side in a vector, of each of some rows.
+template <typename V>
+static inline void copy_run(uint32_t own,
+                            int64_t rows,
+                            const typename V::T* from,
+                            int64_t from_step,
+                            typename V::T* to,
+                            int64_t to_step) {
+  for (; own == (1u << V::kWidth) - 1 && rows > 0; --rows, from += from_step, to += to_step) {
+    V::loadu(from).storeu(to);
+  }
+  for (; rows > 0; --rows, from += from_step, to += to_step) {
+    V::load_where(from, own).store_where(to, own);
+  }
+}
+
+// `pack` of rows that are apart: the samples of a run are neighbours in memory.
+template <typename V, typename S>
+static void pack_runs(const TileShape& tile,
+                      const LaneOrder& y,
+                      const TensorView& in,
+                      int64_t length,
+                      PaddingMode mode,
+                      int64_t origin,
+                      const Lane* lanes,
+                      int64_t count,
+                      int64_t c0,
+                      int64_t c1,
+                      typename V::T* rows) {
+  using T = typename V::T;
+  const int64_t width = kLanes<T> * y.wide, stride = tile.channel_rows * width;
+  const int64_t channel = in.stride[1];
+  const bool adjacent = kSame<T, S> && in.stride[2] == 1, zeros = mode == PaddingMode::zeros;
+  for (int64_t l = 0, n; l < width; l += n) {
+    const Lane& lane = lanes[l];
+    const int64_t before = l % V::kWidth;  // lanes of the vector, whose stores are aligned
+    n = min_of(lane.run, V::kWidth - before);
+    const uint32_t own = ((1u << n) - 1) << before;
+    const int64_t first = origin + lane.start;
+    const auto row_at = [&](int64_t position) {
+      return first >= position ? 0 : min_of(count, ceil_div(position - first, tile.step));
+    };
+    // The rows [begin, end) lie inside of the series.
+    const int64_t begin = adjacent && lane.item >= 0 ? row_at(0) : count;
+    const int64_t end = max_of(begin, row_at(length - n + 1));
+    const S* series = static_cast<const S*>(in.data) + max_of(lane.item, 0) * in.stride[0];
+    for (int64_t j = begin > 0 ? 0 : end; j < count; j = j + 1 == begin ? end : j + 1) {
+      const int64_t at = first + j * tile.step;
+      const auto lane_at = [&](int64_t position) { return max_of(0, min_of(n, position - at)); };
+      // Idle ones may be too far outside for the padding.
+      const int64_t idle = lane.item < 0 ? n : max_of(0, min_of(n, -lane.start - j * tile.step));
+      const uint32_t inside =
+          lane.item < 0 ? 0 : ((1u << lane_at(length)) - (1u << lane_at(0))) << before;
+      T* to = rows + j * width + l;
+      int64_t c = c0;
+      for (; zeros && inside == 0 && c < c1; ++c, to += stride) {
+        V::splat(0).store_where(to - before, own);
+      }
+      for (const S* from = series + c0 * channel; c < c1; ++c, to += stride, from += channel) {
+        if constexpr (kSame<T, S>) {
+          if (zeros && adjacent) {
+            V::load_where(from + at - before, inside).store_where(to - before, own);
+            continue;
+          }
+        }
+        V::splat(0).store_where(to - before, own);
+        read_lane(to + idle, from, in.stride[2], length, mode, at + idle, 1, n - idle);
+      }
+    }
+    for (int64_t c = c0; c < c1; ++c) {
+      if constexpr (kSame<T, S>) {
+        copy_run<V>(own, end - begin, series + c * channel + first + begin * tile.step - before,
+                    tile.step, rows + (c - c0) * stride + begin * width + l - before, width);
+      }
+    }
+  }
+}
+
 // Copies the inputs of channels [c0, c1) into rows[(c - c0) * channel_rows + row][lane]: padding,
 // stride, conversion and the transpose from (n, c, l) happen here and nowhere else.
-template <typename T, typename S>
+template <typename V, typename S>
 static void pack(const TileShape& tile,
+                 const LaneOrder& y,
                  const TensorView& in,
                  int64_t length,
                  PaddingMode mode,
                  int64_t origin,
-                 const Lane* lanes,
+                 const TileLanes<typename V::T>& tile_lanes,
                  int64_t piece,
                  int64_t c0,
                  int64_t c1,
-                 T* rows,
-                 T* stage) {
+                 typename V::T* rows,
+                 typename V::T* stage) {
+  using T = typename V::T;
+  const Lane* lanes = tile_lanes.lane;
+  if (y.apart > 1) {
+    pack_runs<V, S>(tile, y, in, length, mode, origin + tile.segments[0].position, lanes,
+                    piece + tile.segments[0].span, c0, c1, rows);
+    return;
+  }
   constexpr int kN = kLanes<T>;
   constexpr int kB = kBlock<T>;
   const S* data = static_cast<const S*>(in.data);
@@ -94,10 +180,10 @@ struct Targets {
 };
 
 template <typename T, typename S>
-static Targets<T, S> targets_of(const Correlation& p, const Lane* lanes, int64_t rows) {
+static Targets<T, S> targets_of(const Correlation& p, const TileLanes<T>& lanes, int64_t rows) {
   Targets<T, S> targets;
   for (int l = 0; l < kLanes<T>; ++l) {
-    const Lane& lane = lanes[l];
+    const Lane& lane = lanes.lane[l];
     const int64_t begin = p.first + (lane.start + lane.skip) * p.out_step;
     targets.first[l] = static_cast<S*>(p.out.data) + max_of(lane.item, 0) * p.out.stride[0] +
                        begin * p.out.stride[2];
@@ -123,18 +209,71 @@ static void expect_unpack(const Correlation& p, const Targets<T, S>& targets, in
   }
 }
 
+// Writes an output to where it belongs: in its series, beyond the ends to `fold`, or nowhere.
+template <typename T, typename S>
+static inline void write_output(const Correlation& p, int64_t position, T x, S* series, T* fold) {
+  if (position >= 0 && position < p.out_length) {
+    from_acc(x, series + position * p.out.stride[2]);
+  } else if (fold != nullptr && position >= -p.fold_left &&
+             position < p.out_length + p.fold_right) {
+    fold[p.fold_left + position - (position < 0 ? 0 : p.out_length)] = x;
+  }
+}
+
+template <typename T>
+static T* fold_of(const Correlation& p, int64_t item, int64_t channel) {
+  const int64_t series = item * (p.entries.n_rows / p.phases) + channel;
+  return p.fold == nullptr ? nullptr
+                           : static_cast<T*>(p.fold) + series * (p.fold_left + p.fold_right);
+}
+
+// `unpack` of rows that are apart.
+template <typename V, typename S>
+static void unpack_runs(const Correlation& p,
+                        const Lane* lanes,
+                        int64_t channel,
+                        int64_t rows,
+                        const typename V::T* acc) {
+  using T = typename V::T;
+  const LaneOrder& y = p.order;
+  const int64_t width = kLanes<T> * y.wide;
+  for (int64_t l = 0, n; l < width && lanes[l].item >= 0; l += n) {
+    const Lane& lane = lanes[l];
+    const int64_t before = l % V::kWidth;
+    n = min_of(lane.run, V::kWidth - before);
+    S* series =
+        static_cast<S*>(p.out.data) + lane.item * p.out.stride[0] + channel * p.out.stride[1];
+    T* fold = fold_of<T>(p, lane.item, channel);
+    const int64_t at = p.first + lane.start, end = at + (rows - 1) * y.apart + n;
+    int64_t written = rows;  // from this row on
+    if constexpr (kSame<T, S>) {
+      if (p.out.stride[2] == 1 && at + lane.skip * y.apart >= 0 && end <= p.out_length) {
+        written = min_of(lane.skip, rows);
+        copy_run<V>(((1u << n) - 1) << before, rows - written, acc + written * width + l - before,
+                    width, series + at + written * y.apart - before, y.apart);
+      }
+    }
+    for (int64_t j = max_of(lane.skip - 1, 0); j < written; ++j) {
+      for (int64_t i = max_of(0, -lane.start - j * y.apart); i < n; ++i) {
+        write_output(p, at + j * y.apart + i, acc[j * width + l + i], series, fold);
+      }
+    }
+  }
+}
+
 // Writes the outputs of one channel from acc[position][lane], and the same of further phases
 // `stride` numbers apart, to where they belong. Without phases the compiler knows how far apart the
 // rows are: the first layer of a DSN would take 1.4 times as long.
-template <bool kPhased, typename T, typename S>
+template <bool kPhased, typename V, typename S>
 static inline void unpack(const Correlation& p,
-                   const Lane* lanes,
-                   const Targets<T, S>& targets,
+                   const TileLanes<typename V::T>& lanes,
+                   const Targets<typename V::T, S>& targets,
                    int64_t channel,
                    int64_t rows,
-                   T* acc,
+                   typename V::T* acc,
                    int64_t stride,
-                   T* stage) {
+                   typename V::T* stage) {
+  using T = typename V::T;
   constexpr int kN = kLanes<T>;
   constexpr int kB = kBlock<T>;
   const int64_t phases = kPhased ? p.phases : 1;
@@ -164,32 +303,24 @@ static inline void unpack(const Correlation& p,
     }
   }
   for (int l = 0; l < kN; ++l) {
-    const Lane& lane = lanes[l];
+    const Lane& lane = lanes.lane[l];
     if (targets.direct[l] || lane.item < 0) {
       continue;
     }
-    S* series = targets.first[l] + channel * p.out.stride[1];
+    S* first = targets.first[l] + channel * p.out.stride[1];
     const T* from = target[l] + lane.skip * phases;
     const int64_t count = (rows - lane.skip) * phases;
     if (targets.inside[l]) {
       for (int64_t j = 0; j < count; ++j) {
-        from_acc(from[j], series + j);
+        from_acc(from[j], first + j);
       }
       continue;
     }
-    T* fold = p.fold == nullptr ? nullptr
-                                : static_cast<T*>(p.fold) +
-                                      (lane.item * (p.entries.n_rows / phases) + channel) *
-                                          (p.fold_left + p.fold_right);
+    T* fold = fold_of<T>(p, lane.item, channel);
     const int64_t begin = p.first + (lane.start + lane.skip) * p.out_step;
+    S* series = first - begin * p.out.stride[2];
     for (int64_t j = 0, phase = 0, step = 0; j < count; ++j) {
-      const int64_t position = begin + step + phase;
-      if (position >= 0 && position < p.out_length) {
-        from_acc(from[j], series + (step + phase) * p.out.stride[2]);
-      } else if (fold != nullptr && position >= -p.fold_left &&
-                 position < p.out_length + p.fold_right) {
-        fold[p.fold_left + position - (position < 0 ? 0 : p.out_length)] = from[j];
-      }
+      write_output(p, begin + step + phase, from[j], series, fold);
       if (++phase == phases) {
         phase = 0;
         step += p.out_step;

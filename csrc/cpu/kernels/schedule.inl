@@ -8,15 +8,17 @@ template <typename T>
 struct Ahead {
   const T* inputs;
   const int32_t* rows;
+  const int64_t width;  // numbers in a row
   const T* at[kAhead];
 
-  Ahead(const T* inputs, const int32_t* rows) : inputs(inputs), rows(rows) {
+  Ahead(const T* inputs, const int32_t* rows, int64_t width)
+      : inputs(inputs), rows(rows), width(width) {
 #pragma GCC unroll 4
     for (int i = 0; i < kAhead; ++i) {
       at[i] = input_of_next();
     }
   }
-  const T* input_of_next() { return inputs + static_cast<int64_t>(*rows++) * kLanes<T>; }
+  const T* input_of_next() { return inputs + *rows++ * width; }
   // The inputs of the next entry.
   const T* next() {
     const T* now = at[0];

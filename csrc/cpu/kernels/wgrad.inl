@@ -6,15 +6,16 @@
 
 // The sums of kB weights of one row stay in registers while the chunk's rows pass by: one load of
 // the gradient serves kB multiply-adds, each with an aligned load of the inputs. In the first
-// `idle` rows the lanes of the set `without` do not count: what they hold of the inputs may belong
+// `idle` rows the lanes of the sets `without` do not count: what they hold of the inputs may belong
 // to other pieces, and a NaN there must not meet their zeros.
 template <typename V, int kB>
 __attribute__((always_inline)) static inline void weight_batch(const typename V::T* grad,
                                                                const typename V::T* inputs,
                                                                const int32_t* rows,
+                                                               int64_t width,
                                                                int64_t n_rows,
                                                                int64_t idle,
-                                                               uint32_t without,
+                                                               const uint32_t* without,
                                                                typename V::T* partial) {
   using T = typename V::T;
   constexpr int kN = kLanes<T>;
@@ -22,17 +23,17 @@ __attribute__((always_inline)) static inline void weight_batch(const typename V:
   alignas(kRowBytes) T sums[kWhole ? 1 : kB * kN];
   const int64_t end = n_rows * kN;
   for (int h = 0; h < kN; h += V::kWidth) {
-    const uint32_t within = ~lanes_from<V>(without, h);
     const T* const g = grad + h;
     const T* input[kB];
     V sum[kB];
 #pragma GCC unroll 16
     for (int i = 0; i < kB; ++i) {
-      input[i] = inputs + static_cast<int64_t>(rows[i]) * kN + h;
+      input[i] = inputs + rows[i] * width + h;
       sum[i] = V::splat(0);
     }
     int64_t r = 0;
     for (; r < idle * kN; r += kN) {
+      const uint32_t within = ~lanes_from<V>(without[r / kN], h);
       const V x = V::load(g + r);
 #pragma GCC unroll 16
       for (int i = 0; i < kB; ++i) {
@@ -78,13 +79,14 @@ static void weight_batches(const WeightBatch* batches,
                            int64_t stride,
                            const typename V::T* inputs,
                            const int32_t* rows,
+                           int64_t width,
                            int64_t n_rows,
                            int64_t idle,
-                           uint32_t without,
+                           const uint32_t* without,
                            typename V::T* partial) {
   for (int64_t i = 0; i < count; ++i) {
-    weight_batch<V, kB>(grads + batches[i].row * stride, inputs, rows + batches[i].first, n_rows,
-                        idle, without, partial + batches[i].first);
+    weight_batch<V, kB>(grads + batches[i].row * stride, inputs, rows + batches[i].first, width,
+                        n_rows, idle, without, partial + batches[i].first);
   }
 }
 
@@ -97,7 +99,8 @@ using WeightBatches = void (*)(const WeightBatch*,
                                const int32_t*,
                                int64_t,
                                int64_t,
-                               uint32_t,
+                               int64_t,
+                               const uint32_t*,
                                typename V::T*);
 
 template <typename V, int... kB>
@@ -131,9 +134,10 @@ static void wgrad(const WeightGradient& p, int64_t part, int64_t parts, void* sc
   T* packed = inputs + plan.input_rows * kN;
   T* stage = packed + plan.grad_rows * kN;
   const Segment whole = {0, 0, 0};
-  const TileShape grad_tile = {&whole, 1, 1, plan.grad_channel_rows, 1};
   const LaneOrder& y = p.order;
-  const Tiles tiles(y.rows, kWgradRows);
+  const TileShape grad_tile = {&whole, 1, y.apart, plan.grad_channel_rows, 1};
+  const int64_t width = kN * y.wide;
+  const Tiles tiles(y.rows, kWgradRows / y.wide);
   const int64_t chunks = y.groups * tiles.count;
   const int64_t group_rows = p.n_rows / p.groups;
   const Share share = share_of(p.row_starts, p.n_rows, p.splits, part, parts);
@@ -146,22 +150,21 @@ static void wgrad(const WeightGradient& p, int64_t part, int64_t parts, void* sc
     for (int64_t at = begin; at < end; ++at) {
       const int64_t group = at / tiles.count, t = at % tiles.count;
       const int64_t row = tiles.begin(t), rows = tiles.size(t);
-      const LaneSets sets = lane_sets(y, group);
-      const int64_t idle = sets.first != 0 ? min_of(rows, max_of(0, y.idle - row)) : 0;
       if (p.in_lanes && (at == begin || t == 0)) {
         near.set(y, group, p.mode == PaddingMode::replicate);
       }
-      Lane lanes[kN];
-      tile_lanes(y, group, row, lanes);
+      const TileLanes<T> lanes(y, group, row);
+      uint32_t without[kWgradRows];
+      const int64_t idle = lanes.idle(y, rows, without);
       for (int64_t r0 = row_begin, r1; r0 < row_end; r0 = r1) {
         const int64_t conv_group = r0 / group_rows;
         r1 = min_of(min_of(row_end, (conv_group + 1) * group_rows), r0 + plan.row_block);
-        const int64_t stride = p.in_lanes ? y.channel() : plan.grad_channel_rows * kN;
+        const int64_t stride = p.in_lanes ? y.channel() : plan.grad_channel_rows * width;
         const T* grads = p.in_lanes
                              ? static_cast<const T*>(p.grad.data) + (group * y.rows + row) * kN
                              : packed - r0 * stride;
         if (!p.in_lanes) {
-          pack<T, S>(grad_tile, p.grad, y.length, PaddingMode::zeros, 0, lanes, rows, r0, r1,
+          pack<V, S>(grad_tile, y, p.grad, y.length, PaddingMode::zeros, 0, lanes, rows, r0, r1,
                      packed, stage);
         }
         for (int64_t b = 0; b < p.n_blocks; ++b) {
@@ -176,7 +179,7 @@ static void wgrad(const WeightGradient& p, int64_t part, int64_t parts, void* sc
                         first + rows + segment.span, inputs + (c - c0) * p.tile.channel_rows * kN);
             }
           } else {
-            pack<T, S>(p.tile, p.in, p.in_length, p.mode, p.origin, lanes, rows, c0, c1, inputs,
+            pack<V, S>(p.tile, y, p.in, p.in_length, p.mode, p.origin, lanes, rows, c0, c1, inputs,
                        stage);
           }
           const WeightBatch* const last = p.batches + p.block_starts[b + 1];
@@ -187,8 +190,8 @@ static void wgrad(const WeightGradient& p, int64_t part, int64_t parts, void* sc
             }
             const WeightBatch* first = batch_at_row(from, to, r0);
             pick_weight_batches<V>(from->n, kSizes)(first, batch_at_row(first, to, r1) - first,
-                                                    grads, stride, inputs, p.rows, rows, idle,
-                                                    sets.first, partial);
+                                                    grads, stride, inputs, p.rows, width,
+                                                    rows * y.wide, idle, without, partial);
             from = to;
           }
         }

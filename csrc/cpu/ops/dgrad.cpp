@@ -68,7 +68,7 @@ void add_left_edge(Tensor& output, Correlation p, const Geometry& g) {
   p.out = view(edge);
   p.out_length = 1;
   p.first = 0;
-  p.order = tile_order(output.size(0), 1, p.order.lanes, 0);
+  p.order = tile_order(output.size(0), 1, p.order.lanes, Layout());
   run_correlation(p, element_of(output));
   output.select(2, 0).add_(edge.select(2, 0));
 }
@@ -83,6 +83,12 @@ Tensor run_dgrad(const Tensor& grad,
                  const std::optional<Tensor>& bias,
                  const LaneOrder* lanes) {
   const ForkGuard fork_guard;
+  const Layout& layout = plan.phases[0].layout;
+  if (lanes != nullptr &&
+      (!takes_lanes(*lanes, layout) || (layout.apart > 1 && g.mode == PaddingMode::replicate))) {
+    const auto order = lanes_for(*lanes);
+    return order->enter(run_dgrad(order->leave(grad, 0), values, g, plan, input_length));
+  }
   const Tensor weights = gathered(values.to(acc_type(grad)).contiguous(), plan.index.data());
   if (lanes != nullptr) {
     Tensor output = new_lanes(g.in_channels(), *lanes, grad.options());
@@ -110,8 +116,8 @@ Tensor run_dgrad(const Tensor& grad,
   // such a gradient is widened.
   const bool padded = g.mode != PaddingMode::zeros && g.left + g.right > 0;
   const bool edges = padded && g.mode == PaddingMode::replicate && g.stride == 1 &&
-                     std::max(g.left, g.right) <= g.reach() - 1 &&
-                     plan.phases[0].layout.segments.size() == 1;
+                     std::max(g.left, g.right) <= g.reach() - 1 && layout.segments.size() == 1 &&
+                     layout.apart == 1;
   const bool folds = padded && !edges;
   const Tensor source = padded ? grad.to(acc_type(grad)) : grad;
   Tensor output = at::empty({grad.size(0), g.in_channels(), input_length}, source.options());
@@ -149,7 +155,7 @@ Tensor run_dgrad(const Tensor& grad,
     p.fold_left = g.left;
     p.fold_right = g.right;
     p.edge = edges && g.right > 0;
-    p.order = tile_order(grad.size(0), past - first, lanes_of(grad), part.layout.span());
+    p.order = tile_order(grad.size(0), past - first, lanes_of(grad), part.layout);
     run_correlation(p, element_of(source));
     if (edges && g.left > 0) {
       add_left_edge(output, p, g);

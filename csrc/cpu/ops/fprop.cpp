@@ -11,8 +11,12 @@ namespace sparseconv {
 
 bool fits_lanes(const Geometry& g) {
   return g.stride == 1 && g.left + g.right == g.reach() - 1 &&
-         (g.mode == PaddingMode::zeros || g.mode == PaddingMode::replicate) &&
-         fprop_layout(g).segments.size() == 1;
+         (g.mode == PaddingMode::zeros || g.mode == PaddingMode::replicate);
+}
+
+bool takes_lanes(const LaneOrder& order, const Layout& layout) {
+  constexpr int64_t kLeastRows = 4;
+  return layout.apart == 1 || order.rows >= kLeastRows * layout.apart;
 }
 
 Tensor run_fprop(const Tensor& input,
@@ -23,6 +27,10 @@ Tensor run_fprop(const Tensor& input,
                  bool relu,
                  const LaneOrder* lanes) {
   const ForkGuard fork_guard;
+  if (lanes != nullptr && !takes_lanes(*lanes, plan.layout)) {
+    const auto order = lanes_for(*lanes);
+    return order->enter(run_fprop(order->leave(input, 0), values, bias, g, plan, relu));
+  }
   const Tensor weights = values.to(acc_type(input)).contiguous();
   const Tensor init = bias.has_value() ? bias->to(acc_type(input)).contiguous() : Tensor();
   Correlation p{};
@@ -46,7 +54,7 @@ Tensor run_fprop(const Tensor& input,
     p.out_length = g.output_length(p.in_length);
     output = at::empty({input.size(0), g.out_channels, p.out_length}, input.options());
     p.out = view(output);
-    p.order = tile_order(input.size(0), p.out_length, lanes_of(input), plan.layout.span());
+    p.order = tile_order(input.size(0), p.out_length, lanes_of(input), plan.layout);
   }
   if (output.numel() > 0) {
     run_correlation(p, element_of(input));

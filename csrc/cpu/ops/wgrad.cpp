@@ -7,6 +7,7 @@
 
 #include "../../checks.h"
 #include "../conv.h"
+#include "../lanes.h"
 #include "../launch.h"
 
 namespace sparseconv {
@@ -34,9 +35,16 @@ Tensor run_wgrad(const Tensor& grad,
                  const WgradPlan& plan,
                  const LaneOrder* lanes) {
   const ForkGuard fork_guard;
-  const LaneOrder order =
-      lanes != nullptr ? *lanes : lane_order(grad.size(0), grad.size(2), lanes_of(input));
-  const int64_t chunks = order.groups * ceil_div(order.rows, kWgradRows);
+  if (lanes != nullptr && plan.layout.apart > 1) {
+    const auto order = lanes_for(*lanes);
+    return run_wgrad(order->leave(grad, 0), order->leave(input, 0), g, plan);
+  }
+  const int64_t batch = grad.size(0), length = grad.size(2);
+  const LaneOrder order = lanes != nullptr ? *lanes
+                          : plan.layout.apart == 1
+                              ? lane_order(batch, length, lanes_of(input))
+                              : tile_order(batch, length, lanes_of(input), plan.layout);
+  const int64_t chunks = order.groups * ceil_div(order.rows, kWgradRows / order.wide);
   const int64_t splits = wgrad_splits(chunks);
   Tensor partial = at::zeros({splits, plan.nnz()}, input.options().dtype(acc_type(input)));
   if (chunks > 0 && plan.nnz() > 0) {
@@ -65,9 +73,9 @@ Tensor run_wgrad(const Tensor& grad,
       p.in = view(input);
       p.in_length = input.size(2);
     }
-    const int64_t outputs = order.groups * order.rows;
-    const int64_t packed =
-        outputs * g.out_channels + (outputs + chunks * plan.layout.span()) * g.in_channels();
+    const int64_t outputs = order.groups * order.rows * order.wide;
+    const int64_t spans = chunks * plan.layout.span() * order.wide;
+    const int64_t packed = outputs * g.out_channels + (outputs + spans) * g.in_channels();
     run_kernel(p, &KernelTable::wgrad, element_of(input),
                outputs * plan.nnz() + packed * kPackCost);
   }

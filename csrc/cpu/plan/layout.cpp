@@ -26,12 +26,27 @@ int64_t l1_input_budget() {
   return (l1 > 0 ? l1 : 32 * 1024) / 4 * 3;
 }
 
-// Rows for taps at the given input positions, when neighbouring outputs are `step` inputs apart.
+// By how many samples the rows of a tile are apart: if by the dilation, taps are neighbouring rows,
+// as at dilation 1. A row, of inputs and of outputs, then consists of 16 / dilation runs of samples
+// or more, and takes about 8 / dilation times as long to pack. wgrad, for which tensors in lanes
+// have to leave their order, needs to save twice that.
+int64_t apart_of(const Geometry& g, int64_t tile_rows) {
+  const int64_t d = g.dilation, span = g.kernel_size - 1, cost = tile_rows == kWgradRows ? 16 : 8;
+  const bool pays = d * (2 * tile_rows + d * span) > cost * (2 * tile_rows + span);
+  return g.stride == 1 && span > 0 && pays ? d : 1;
+}
+
+// Rows for taps at the given input positions, when neighbouring rows are `step` inputs apart.
 // Taps whose rows would overlap share a segment, so a dense kernel packs each input once, and a
 // widely dilated one packs no sample that no tap reads.
-Layout make_layout(const std::vector<int64_t>& positions, int64_t step, int64_t tile_rows) {
+Layout make_layout(const std::vector<int64_t>& positions,
+                   int64_t stride,
+                   int64_t apart,
+                   int64_t tile_rows) {
+  const int64_t step = stride * apart;
   Layout layout;
   layout.step = step;
+  layout.apart = apart;
   layout.tile_rows = tile_rows;
   layout.tap_rows.resize(positions.size());
   auto residue = [&](size_t i) { return ((positions[i] % step) + step) % step; };
@@ -100,7 +115,7 @@ Layout forward_layout(const Geometry& g, int64_t tile_rows) {
   for (int64_t tap = 0; tap < g.kernel_size; ++tap) {
     positions[tap] = tap * g.dilation;
   }
-  Layout layout = make_layout(positions, g.stride, tile_rows);
+  Layout layout = make_layout(positions, g.stride, apart_of(g, tile_rows), tile_rows);
   read_in_order(layout);
   return layout;
 }
@@ -125,7 +140,7 @@ Layout dgrad_layout(const Geometry& g, int64_t first, int64_t past, std::vector<
       positions.push_back(-(tap * g.dilation / g.stride));
     }
   }
-  return make_layout(positions, 1, kTileRows);
+  return make_layout(positions, 1, apart_of(g, kTileRows), kTileRows);
 }
 
 int64_t wgrad_splits(int64_t chunks) {

@@ -27,6 +27,7 @@ struct Layout {
   std::vector<Segment> segments;
   std::vector<int32_t> tap_rows;  // scratch row of each given tap position
   int64_t step = 1;
+  int64_t apart = 1;  // see LaneOrder
   int64_t channel_rows = 0;
   int64_t block_channels = 1;
   std::vector<int32_t> sample_rows;  // see TileShape
