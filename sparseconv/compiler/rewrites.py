@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch.fx import Graph, Node
 
+from sparseconv.compiler.rules import Outside, max_pool, pooling, rule_of
 from sparseconv.ops.lanes import OPS
 
 _CONV, _POINTWISE = OPS.lanes_conv.default, OPS.lanes_pointwise.default
@@ -23,6 +24,21 @@ def rewrite(graph: Graph) -> None:
     for rewrite_one in (_fold_norm, _relu_after, _add_before_relu, _norm_of_parts):
         for node in list(graph.nodes):
             rewrite_one(graph, node)
+
+
+def replace_pools(graph: Graph) -> None:
+    """Replace max pooling outside of lanes, whose gradient takes torch a long time."""
+    if not torch.is_grad_enabled():
+        return
+    for node in list(graph.nodes):
+        if rule_of(node) is max_pool:
+            try:
+                x, *window = pooling(node)
+            except Outside:
+                continue
+            with graph.inserting_before(node):
+                node.replace_all_uses_with(graph.call_function(OPS.max_pool.default, (x, *window)))
+            graph.erase_node(node)
 
 
 def _fold_norm(graph: Graph, norm: Any) -> None:
