@@ -136,7 +136,7 @@ def _sparse(node: Any) -> Step:
     assert extension is not None
     require(
         extension.keeps_order(Geometry.from_numbers(geometry)),
-        "it changes the length, or pads with other samples than the last",
+        "it changes the length, pads with other samples than the last, or is dilated widely",
     )
     _require_same_dtype(node, x)
     if in_rows(x):

@@ -15,7 +15,7 @@ from sparseconv.ops.lanes import OPS
 
 _CONV = OPS.fprop.default
 _GEOMETRY = 5  # among its arguments
-_PADS = (F.pad, torch._C._nn.pad)  # type: ignore[attr-defined]
+_PADS = (F.pad, torch._C._nn.pad)
 _SPLITS = (torch.chunk, torch.split, "chunk", "split")
 
 
