@@ -45,6 +45,7 @@ class Lowering:
                         OPS.lanes_leave.default, result, channels, *self._sizes[node]
                     )
                     self.left += 1
+            result.meta.update(node.meta)
             node.replace_all_uses_with(result, delete_user_cb=lambda user: user not in self._steps)
             if not step.in_lanes:  # a step reads it, too
                 node.replace_all_uses_with(result)

@@ -267,6 +267,12 @@ def _narrow(node: Any) -> Step:
     return Step((x,), build, cost("narrow", in_rows(x)))
 
 
+def _contiguous(node: Any) -> Step:
+    x, *_ = node.args
+    require(is_signal(x), NOT_A_SIGNAL)
+    return Step((x,), lambda lanes: lanes.of(x), (0.0, 0.0))
+
+
 def _dropout(node: Any) -> Step:
     x, *_ = node.args
     p = named(node, "input p training").get("p", 0.5)
@@ -364,10 +370,11 @@ RULES: dict[Any, Callable[[Any], Step]] = {
     torch.concat: _cat,
     **dict.fromkeys(_ELEMENTWISE, _elementwise),
 }
-_METHODS = ("add", "sub", "mul", "div", "neg", "relu", "tanh", "sigmoid", "abs", "contiguous")
+_METHODS = ("add", "sub", "mul", "div", "neg", "relu", "tanh", "sigmoid", "abs")
 # Methods of tensors, by their names.
 METHODS: dict[Any, Callable[[Any], Step]] = {
     "mean": _mean,
+    "contiguous": _contiguous,
     **dict.fromkeys(_METHODS, _elementwise),
 }
 

@@ -117,7 +117,8 @@ class Causal(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = x
         for conv in self.convs:
-            y = F.dropout(F.relu(conv(y)[:, :, : -self.crop]), 0.0, self.training)
+            y = F.relu(conv(y)[:, :, : -self.crop].contiguous())
+            y = F.dropout(y, 0.0, self.training)
         return F.relu(y + self.across(x))
 
 
