@@ -216,6 +216,8 @@ Tensor RowOrder::enter(const Tensor& signal) const {
   Tensor rows = empty(channels);
   const RowConversion p{view(own), of(rows, channels), batch, channels, length};
   run_parts(p, checked_kernels().blocks->to_rows, batch);
+  // Whole tiles were written, past the end of each series.
+  fill_margins(rows, channels, *this, 0, kTileRowCount, PaddingMode::zeros);
   return rows;
 }
 

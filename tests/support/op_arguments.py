@@ -51,20 +51,21 @@ def lane_dtypes() -> list[torch.dtype]:
     return [torch.float32, torch.float64, *[torch.bfloat16] * extension.has_block_kernels()]
 
 
-def lane_arguments(dtype: torch.dtype) -> dict[str, tuple[Any, ...]]:
+def lane_arguments(dtype: torch.dtype, n: int = 3, length: int = 21) -> dict[str, tuple[Any, ...]]:
     """A correct argument list for every op on tensors in lanes."""
     torch.manual_seed(0)
     inputs, outputs, block = (32, 33, 16) if dtype == torch.bfloat16 else (3, 4, 1)
     geometry = Geometry((outputs, inputs, 5), 1, (3, 1), 1, 1, "zeros")
     pattern = KernelCSR.random(geometry.shape, outputs * inputs * 2, block=block)
-    sizes = ((3, inputs, 21), (3, outputs, 21), (pattern.nnz,), (outputs, inputs, 1),
+    sizes = ((n, inputs, length), (n, outputs, length), (pattern.nnz,), (outputs, inputs, 1),
              *[(outputs,)] * 5)  # fmt: skip
     signal, output, values, weight, *vectors = (torch.randn(size, dtype=dtype) for size in sizes)
     bias, scale, shift, mean, var = (*vectors[:4], vectors[4].abs() + 0.1)
     if block > 1:
         mean, var = mean.float(), var.float()
-    x, y, order = OPS.lanes_enter(signal), OPS.lanes_enter(output), (3, 21)
+    x, y, order = OPS.lanes_enter(signal), OPS.lanes_enter(output), (n, length)
     context = pattern.crow_indices, pattern.col_indices, list(geometry.numbers), *order
+    pooled = signal[..., : length // 3 + 1]
     return {
         "lanes_enter": (signal,),
         "lanes_leave": (x, inputs, *order),
@@ -82,6 +83,6 @@ def lane_arguments(dtype: torch.dtype) -> dict[str, tuple[Any, ...]]:
         "lanes_mean": (x, inputs, *order),
         "lanes_dropout": (x, 0.3, 2**40 + 5),
         "max_pool": (signal, 4, 3, 2),
-        "max_pool_backward": (signal[..., :8], signal, signal[..., :8], 4, 3, 2),
+        "max_pool_backward": (pooled, signal, pooled, 4, 3, 2),
         "lanes_fold": (values, bias, context[0], inputs, scale, shift, mean, var, 1e-5),
     }
