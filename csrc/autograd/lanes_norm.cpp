@@ -2,7 +2,6 @@
 
 #include "lanes.h"
 
-#include <ATen/TensorOperators.h>
 #include <ATen/ops/empty_like.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/library.h>
@@ -280,29 +279,6 @@ struct Drop : torch::autograd::Function<Drop> {
   }
 };
 
-// Weights and bias with which a convolution computes what a BatchNorm in eval mode makes of its
-// output. Of a pattern's values with its pointers `crow`, `kernels` of each output channel, else of
-// a dense weight (C_out, C_in, 1).
-std::tuple<Tensor, Tensor> lanes_fold(const Tensor& weights,
-                                      const OptionalTensor& bias,
-                                      const OptionalTensor& crow,
-                                      int64_t kernels,
-                                      const OptionalTensor& norm_weight,
-                                      const OptionalTensor& norm_bias,
-                                      const Tensor& mean,
-                                      const Tensor& var,
-                                      double eps) {
-  Tensor scale = (var + eps).rsqrt();
-  scale = norm_weight ? scale * *norm_weight : scale;
-  Tensor offset = (bias ? *bias - mean : -mean) * scale;
-  offset = norm_bias ? offset + *norm_bias : offset;
-  if (!crow) {
-    return {weights * scale.view({-1, 1, 1}), offset};
-  }
-  const Tensor counts = crow->slice(0, 0, std::nullopt, kernels).diff();
-  return {weights * scale.repeat_interleave_symint(counts, 0, weights.sym_numel()), offset};
-}
-
 }  // namespace
 
 }  // namespace sparseconv
@@ -339,8 +315,4 @@ TORCH_LIBRARY_IMPL(sparseconv, Autograd, m) {
   for (const char* name : {"lanes_norm_backward", "lanes_max_pool_backward"}) {
     m.impl(name, torch::autograd::autogradNotImplementedFallback());
   }
-}
-
-TORCH_LIBRARY_IMPL(sparseconv, CompositeImplicitAutograd, m) {
-  m.impl("lanes_fold", sparseconv::lanes_fold);
 }

@@ -49,13 +49,37 @@ for _schema in (
     "max_pool(Tensor input, int size, int stride, int padding) -> Tensor",
     "max_pool_backward(Tensor grad_output, Tensor input, Tensor output, int size, int stride,"
     " int padding) -> Tensor",
-    # The weights and the bias of a convolution and the BatchNorm after it, in eval mode.
-    f"lanes_fold(Tensor weights, Tensor? conv_bias, Tensor? crow_indices, int kernels, {_NORM},"
-    " Tensor running_mean, Tensor running_var, float eps) -> (Tensor, Tensor)",
 ):
     _library.define(_schema)  # type: ignore[no-untyped-call]
 OPS = torch.ops.sparseconv
 LEAST_MARGIN, PANEL = 16, 32  # kTileRowCount and kPanelChannels in csrc/cpu
+
+
+def lanes_fold(
+    weights: Tensor,
+    conv_bias: Tensor | None,
+    crow_indices: Tensor | None,
+    kernels: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor,
+    var: Tensor,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    """Return the weights and the bias of a convolution and the BatchNorm after it, in eval mode.
+
+    ``weights`` are a pattern's values, ``kernels`` of each output channel, or a dense weight.
+    """
+    mean, var = mean.to(_exact(mean)), var.to(_exact(var))
+    scale = (var + eps).rsqrt()
+    scale = scale if weight is None else scale * weight
+    offset = (-mean if conv_bias is None else conv_bias - mean) * scale
+    offset = offset if bias is None else offset + bias
+    if crow_indices is None:
+        return weights * scale.view(-1, 1, 1), offset
+    counts = crow_indices[::kernels].diff()
+    each = scale.repeat_interleave(counts, output_size=weights.shape[0])
+    return weights * each, offset
 
 
 def draw_seed() -> int:

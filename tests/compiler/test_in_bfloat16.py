@@ -66,3 +66,11 @@ def test_networks_of_blocks(casts: bool) -> None:
             report = check_rounded(model, x)
         assert {name: report[-1].lanes[name] for name in wanted} == wanted
         assert (report[-1].enters, report[-1].leaves) == (1, 0)
+        wide = copy.deepcopy(model).double().eval()
+        run = compiled(model.eval())
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=casts):
+            exact, plain, found = wide(x.double()), model(x).double(), run(x).double()
+        # BatchNorm becomes part of the convolutions, whose weights are then rounded.
+        bound = 2 * (plain - exact).norm() + torch.finfo(torch.bfloat16).eps * exact.norm()
+        assert (found - exact).norm() <= bound
+        model.train()

@@ -84,5 +84,4 @@ def lane_arguments(dtype: torch.dtype, n: int = 3, length: int = 21) -> dict[str
         "lanes_dropout": (x, 0.3, 2**40 + 5),
         "max_pool": (signal, 4, 3, 2),
         "max_pool_backward": (pooled, signal, pooled, 4, 3, 2),
-        "lanes_fold": (values, bias, context[0], inputs, scale, shift, mean, var, 1e-5),
     }
