@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from graph_steps import compiled, sparse, step
+from graph_steps import compiled, linear, sparse, step
 from random_graphs import RandomGraph
 from torch import Tensor, nn
 
@@ -34,7 +34,8 @@ def check_rounded(model: nn.Module, x: Tensor) -> CompiledReport:
     """Compare a step in bfloat16 with float64: it is as near as torch's, within a factor of two."""
     wide, plain, run = copy.deepcopy(model).double(), copy.deepcopy(model), compiled(model)
     results = [
-        step(m, r, x) for m, r in ((wide, lambda y: wide(y.double())), (plain, plain), (model, run))
+        step(m, r, x, linear)
+        for m, r in ((wide, lambda y: wide(y.double())), (plain, plain), (model, run))
     ]
     exact, rounded, found = ([t.double() for t in r if t.is_floating_point()] for r in results)
     assert [t.shape for t in exact] == [t.shape for t in found]
