@@ -9,33 +9,44 @@
 
 namespace sparseconv {
 
-Tensor lanes_enter(const Tensor& input) {
+Tensor lanes_enter(const Tensor& input, int64_t margin) {
   const ForkGuard fork_guard;
   check_signal(input, "input");
-  return lanes_for(order_of(input, input.size(0), input.size(2)))->enter(input.resolve_neg());
+  return order_of(input, input.size(0), input.size(2), margin)->enter(input.resolve_neg());
 }
 
 namespace {
 
-Tensor lanes_leave(const Tensor& input, int64_t batch, int64_t length) {
+Tensor lanes_leave(const Tensor& input, int64_t channels, int64_t batch, int64_t length) {
   const ForkGuard fork_guard;
-  const LaneOrder order = order_of(input, batch, length);
-  return lanes_for(order)->leave(checked(input, order, -1, "input"), input.size(0));
+  const auto order = order_of(input, batch, length);
+  return order->leave(checked(input, *order, channels, "input"), channels);
 }
 
-ConvPlanPtr lanes_plan(const Tensor& crow, const Tensor& col, at::IntArrayRef geometry) {
+ConvPlanPtr lanes_plan(const Tensor& crow,
+                       const Tensor& col,
+                       at::IntArrayRef geometry,
+                       const Tensor& like,
+                       int64_t length) {
   ConvPlanPtr plan = plan_of(crow, col, geometry);
-  TORCH_CHECK_VALUE(fits_lanes(plan->geometry),
+  const Geometry& g = plan->geometry;
+  TORCH_CHECK_VALUE(fits_lanes(g),
                     "expected a convolution that keeps the length, of stride 1, padded with zeros "
                     "or replicated ends");
+  TORCH_CHECK_VALUE(like.scalar_type() != at::kBFloat16 || !fits_rows(*plan) ||
+                        g.in_channels() == 1 ||
+                        length + 2 * std::max(g.left, g.right) <= like.size(2),
+                    "expected room in rows for a padding of ", g.left, " and ", g.right);
   return plan;
 }
 
-void check_weight(const Tensor& weight, const Tensor& like, int64_t dim, int64_t channels) {
-  check_same_type(like, weight, "weight");
-  TORCH_CHECK_VALUE(weight.dim() == 3 && weight.size(2) == 1 && weight.size(dim) == channels,
-                    "expected a weight (C_out, C_in, 1) with ", channels, " channels in dimension ",
-                    dim, ", but got ", weight.sizes());
+void check_weight(const Tensor& weight, const Tensor& like) {
+  check_weights(weight, like, "weight");
+  TORCH_CHECK_VALUE(weight.dim() == 3 && weight.size(2) == 1,
+                    "expected a weight (C_out, C_in, 1), but got ", weight.sizes());
+  TORCH_CHECK_VALUE(like.scalar_type() != at::kBFloat16 ||
+                        fits_rows(pointwise_plan(weight.size(0), weight.size(1))),
+                    "expected fewer channels of a 1x1 convolution");
 }
 
 Tensor lanes_conv(const Tensor& input,
@@ -47,14 +58,13 @@ Tensor lanes_conv(const Tensor& input,
                   int64_t batch,
                   int64_t length,
                   bool relu) {
-  const LaneOrder order = order_of(input, batch, length);
-  const ConvPlanPtr plan = lanes_plan(crow, col, geometry);
-  const Tensor x = checked(input, order, plan->geometry.in_channels(), "input");
-  check_vector(values, "values", input, plan->nnz);
-  if (bias.has_value()) {
-    check_vector(*bias, "bias", input, plan->geometry.out_channels);
-  }
-  return run_fprop(x, values, bias, plan->geometry, plan->fprop(), relu, &order);
+  const ForkGuard fork_guard;
+  const auto order = order_of(input, batch, length);
+  const ConvPlanPtr plan = lanes_plan(crow, col, geometry, input, length);
+  const Tensor x = checked(input, *order, plan->geometry.in_channels(), "input");
+  const Tensor w = vector_of(values, input, plan->nnz, "values");
+  const Tensor b = vector_of(bias, input, plan->geometry.out_channels, "bias");
+  return order->fprop(x, w, optional(b), *plan, relu, nullptr);
 }
 
 Tensor lanes_dgrad(const Tensor& grad,
@@ -64,11 +74,11 @@ Tensor lanes_dgrad(const Tensor& grad,
                    at::IntArrayRef geometry,
                    int64_t batch,
                    int64_t length) {
-  const LaneOrder order = order_of(grad, batch, length);
-  const ConvPlanPtr plan = lanes_plan(crow, col, geometry);
-  const Tensor dy = checked(grad, order, plan->geometry.out_channels, "grad_output");
-  check_vector(values, "values", grad, plan->nnz);
-  return run_dgrad(dy, values, plan->geometry, plan->dgrad(), length, {}, &order);
+  const ForkGuard fork_guard;
+  const auto order = order_of(grad, batch, length);
+  const ConvPlanPtr plan = lanes_plan(crow, col, geometry, grad, length);
+  const Tensor dy = checked(grad, *order, plan->geometry.out_channels, "grad_output");
+  return order->dgrad(dy, vector_of(values, grad, plan->nnz, "values"), *plan);
 }
 
 Tensor lanes_wgrad(const Tensor& grad,
@@ -78,11 +88,12 @@ Tensor lanes_wgrad(const Tensor& grad,
                    at::IntArrayRef geometry,
                    int64_t batch,
                    int64_t length) {
-  const LaneOrder order = order_of(grad, batch, length);
-  const ConvPlanPtr plan = lanes_plan(crow, col, geometry);
-  const Tensor dy = checked(grad, order, plan->geometry.out_channels, "grad_output");
-  const Tensor x = checked_like(input, grad, order, plan->geometry.in_channels(), "input");
-  return run_wgrad(dy, x, plan->geometry, plan->wgrad(), &order);
+  const ForkGuard fork_guard;
+  const auto order = order_of(grad, batch, length);
+  const ConvPlanPtr plan = lanes_plan(crow, col, geometry, grad, length);
+  const Tensor dy = checked(grad, *order, plan->geometry.out_channels, "grad_output");
+  const Tensor x = checked_like(input, grad, *order, plan->geometry.in_channels(), "input");
+  return order->wgrad(dy, x, *plan);
 }
 
 Tensor lanes_pointwise(const Tensor& input,
@@ -91,11 +102,11 @@ Tensor lanes_pointwise(const Tensor& input,
                        int64_t batch,
                        int64_t length) {
   const ForkGuard fork_guard;
-  const LaneOrder order = order_of(input, batch, length);
-  check_weight(weight, input, 1, input.size(0));
+  const auto order = order_of(input, batch, length);
+  check_weight(weight, input);
   const Tensor b = vector_of(bias, input, weight.size(0), "bias");
-  return lanes_for(order)->pointwise_fprop(checked(input, order, -1, "input"), weight.resolve_neg(),
-                                           b.defined() ? OptionalTensor(b) : std::nullopt);
+  return order->pointwise_fprop(checked(input, *order, weight.size(1), "input"),
+                                weight.resolve_neg(), optional(b));
 }
 
 Tensor lanes_pointwise_dgrad(const Tensor& grad,
@@ -103,56 +114,72 @@ Tensor lanes_pointwise_dgrad(const Tensor& grad,
                              int64_t batch,
                              int64_t length) {
   const ForkGuard fork_guard;
-  const LaneOrder order = order_of(grad, batch, length);
-  check_weight(weight, grad, 0, grad.size(0));
-  return lanes_for(order)->pointwise_dgrad(checked(grad, order, -1, "grad_output"),
-                                           weight.resolve_neg());
+  const auto order = order_of(grad, batch, length);
+  check_weight(weight, grad);
+  return order->pointwise_dgrad(checked(grad, *order, weight.size(0), "grad_output"),
+                                weight.resolve_neg());
 }
 
-// Of any series with these groups and rows.
-LaneOrder order_in(const Tensor& lanes) {
-  TORCH_CHECK_VALUE(lanes.dim() == 4, "expected grad_output in lanes, but got ", lanes.sizes());
-  LaneOrder order = order_of(lanes, 1, 1);
-  order.groups = lanes.size(1);
-  order.rows = lanes.size(2);
-  return order;
-}
-
-Tensor lanes_pointwise_wgrad(const Tensor& grad, const Tensor& input) {
+Tensor lanes_pointwise_wgrad(const Tensor& grad,
+                             const Tensor& input,
+                             const Tensor& weight,
+                             int64_t batch,
+                             int64_t length) {
   const ForkGuard fork_guard;
-  const LaneOrder order = order_in(grad);
-  return lanes_for(order)->pointwise_wgrad(checked(grad, order, -1, "grad_output"),
-                                           checked_like(input, grad, order, -1, "input"), {});
+  const auto order = order_of(grad, batch, length);
+  check_weight(weight, grad);
+  return order->pointwise_wgrad(checked(grad, *order, weight.size(0), "grad_output"),
+                                checked_like(input, grad, *order, weight.size(1), "input"), weight);
 }
 
-Tensor lanes_bias_grad(const Tensor& grad) {
+Tensor lanes_bias_grad(const Tensor& grad, int64_t channels, int64_t batch, int64_t length) {
   const ForkGuard fork_guard;
-  const LaneOrder order = order_in(grad);
-  return lanes_for(order)->sum_of_channels(checked(grad, order, -1, "grad_output"), grad.size(0));
+  const auto order = order_of(grad, batch, length);
+  return order->sum_of_channels(checked(grad, *order, channels, "grad_output"), channels);
 }
 
 struct Enter : torch::autograd::Function<Enter> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& input) {
+  static Tensor forward(AutogradContext* ctx, const Tensor& input, int64_t margin) {
     const at::AutoDispatchBelowADInplaceOrView below;
-    const Tensor output = CALL(lanes_enter)(input);  // which checks the input
+    const Tensor output = CALL(lanes_enter)(input, margin);  // which checks the input
     Order{input.size(0), input.size(2)}.keep(ctx);
+    ctx->saved_data["channels"] = input.size(1);
     return output;
   }
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const Order y = Order::of(ctx);
-    return {CALL(lanes_leave)(grads[0], y.batch, y.length)};
+    return {CALL(lanes_leave)(grads[0], ctx->saved_data["channels"].toInt(), y.batch, y.length),
+            {}};
   }
 };
 
 struct Leave : torch::autograd::Function<Leave> {
-  static Tensor forward(AutogradContext*, const Tensor& input, const Order& y) {
+  static Tensor forward(AutogradContext* ctx,
+                        const Tensor& input,
+                        int64_t channels,
+                        const Order& y) {
     const at::AutoDispatchBelowADInplaceOrView below;
-    return CALL(lanes_leave)(input, y.batch, y.length);
+    const Tensor output = CALL(lanes_leave)(input, channels, y.batch, y.length);
+    ctx->saved_data["margin"] = margin_of(input, y.length);
+    return output;
   }
-  static variable_list backward(AutogradContext*, variable_list grads) {
-    return {CALL(lanes_enter)(grads[0]), {}};
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    return {CALL(lanes_enter)(grads[0], ctx->saved_data["margin"].toInt()), {}, {}};
   }
 };
+
+void keep_bias(AutogradContext* ctx, const OptionalTensor& bias) {
+  ctx->saved_data["bias"] = bias ? static_cast<int64_t>(bias->scalar_type()) : -1;
+}
+
+Tensor bias_grad_of(AutogradContext* ctx, const Tensor& grad, int64_t channels) {
+  const int64_t type = ctx->saved_data["bias"].toInt();
+  const Order y = Order::of(ctx);
+  return type >= 0 && ctx->needs_input_grad(2)
+             ? CALL(lanes_bias_grad)(grad, channels, y.batch, y.length)
+                   .to(static_cast<at::ScalarType>(type))
+             : Tensor();
+}
 
 struct ConvCall {
   const Tensor &crow, &col;
@@ -172,7 +199,7 @@ struct Conv : torch::autograd::Function<Conv> {
                                            call.order.batch, call.order.length, call.relu);
     ctx->save_for_backward({input, values, call.crow, call.col, call.relu ? output : Tensor()});
     ctx->saved_data["geometry"] = call.geometry.vec();
-    ctx->saved_data["bias"] = bias.has_value();
+    keep_bias(ctx, bias);
     call.order.keep(ctx);
     return output;
   }
@@ -187,11 +214,10 @@ struct Conv : torch::autograd::Function<Conv> {
       found[0] = CALL(lanes_dgrad)(grad, saved[1], crow, col, geometry, y.batch, y.length);
     }
     if (ctx->needs_input_grad(1)) {
-      found[1] = CALL(lanes_wgrad)(grad, saved[0], crow, col, geometry, y.batch, y.length);
+      found[1] = CALL(lanes_wgrad)(grad, saved[0], crow, col, geometry, y.batch, y.length)
+                     .to(saved[1].scalar_type());
     }
-    if (ctx->saved_data["bias"].toBool() && ctx->needs_input_grad(2)) {
-      found[2] = CALL(lanes_bias_grad)(grad);
-    }
+    found[2] = bias_grad_of(ctx, grad, geometry[0]);
     return found;
   }
 };
@@ -204,7 +230,7 @@ struct PointwiseConv : torch::autograd::Function<PointwiseConv> {
                         const Order& y) {
     const at::AutoDispatchBelowADInplaceOrView below;
     ctx->save_for_backward({input, weight});
-    ctx->saved_data["bias"] = bias.has_value();
+    keep_bias(ctx, bias);
     y.keep(ctx);
     return CALL(lanes_pointwise)(input, weight, bias, y.batch, y.length);
   }
@@ -216,11 +242,10 @@ struct PointwiseConv : torch::autograd::Function<PointwiseConv> {
       found[0] = CALL(lanes_pointwise_dgrad)(grads[0], saved[1], y.batch, y.length);
     }
     if (ctx->needs_input_grad(1)) {
-      found[1] = CALL(lanes_pointwise_wgrad)(grads[0], saved[0]);
+      found[1] = CALL(lanes_pointwise_wgrad)(grads[0], saved[0], saved[1], y.batch, y.length)
+                     .to(saved[1].scalar_type());
     }
-    if (ctx->saved_data["bias"].toBool() && ctx->needs_input_grad(2)) {
-      found[2] = CALL(lanes_bias_grad)(grads[0]);
-    }
+    found[2] = bias_grad_of(ctx, grads[0], saved[1].size(0));
     return found;
   }
 };
@@ -244,9 +269,10 @@ TORCH_LIBRARY_IMPL(sparseconv, CPU, m) {
 
 TORCH_LIBRARY_IMPL(sparseconv, Autograd, m) {
   using namespace sparseconv;
-  m.impl("lanes_enter", [](const Tensor& input) { return Enter::apply(input); });
-  m.impl("lanes_leave", [](const Tensor& input, int64_t batch, int64_t length) {
-    return Leave::apply(input, Order{batch, length});
+  m.impl("lanes_enter",
+         [](const Tensor& input, int64_t margin) { return Enter::apply(input, margin); });
+  m.impl("lanes_leave", [](const Tensor& input, int64_t channels, int64_t batch, int64_t length) {
+    return Leave::apply(input, channels, Order{batch, length});
   });
   m.impl("lanes_conv", [](const Tensor& input, const Tensor& values, const OptionalTensor& bias,
                           const Tensor& crow, const Tensor& col, at::IntArrayRef geometry,

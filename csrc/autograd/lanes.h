@@ -1,5 +1,6 @@
-// What the ops on tensors in lanes (cpu/plan/lane_order.h) share. Their outputs hold zeros where
-// the order is idle, as inputs and gradients have to. `batch` and `length` are those of the series.
+// What the ops on tensors in lanes (cpu/plan/lane_order.h) share, or of bfloat16 in rows
+// (cpu/rows.h). In lanes their outputs hold zeros where the order is idle, as inputs and gradients
+// have to. `batch` and `length` are those of the series.
 // Gradients are computed by ops, too, which have none themselves. A gradient may be shared, so
 // nothing is written into one.
 #pragma once
@@ -10,43 +11,74 @@
 #include "../checks.h"
 #include "../cpu/lanes.h"
 #include "../cpu/launch.h"
+#include "../cpu/rows.h"
 
 namespace sparseconv {
 
-Tensor lanes_enter(const Tensor& input);
+Tensor lanes_enter(const Tensor& input, int64_t margin);
 
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 using OptionalTensor = std::optional<Tensor>;
 
-inline LaneOrder order_of(const Tensor& like, int64_t batch, int64_t length) {
-  TORCH_CHECK_TYPE(like.scalar_type() == at::kFloat || like.scalar_type() == at::kDouble,
-                   "expected float32 or float64, but got ", like.scalar_type());
-  TORCH_CHECK_VALUE(batch > 0 && length > 0,
+// The order of tensors like this one. `margin`: of rows.
+inline std::unique_ptr<ChainOrder> order_of(const Tensor& like,
+                                            int64_t batch,
+                                            int64_t length,
+                                            int64_t margin) {
+  TORCH_CHECK_VALUE(batch > 0 && length > 0 && margin >= 0,
                     "expected at least one series and one sample, but got ", batch, " of ", length);
-  return lane_order(batch, length, lanes_of(like));
+  if (like.scalar_type() == at::kBFloat16) {
+    TORCH_CHECK(checked_kernels().blocks != nullptr,
+                "expected kernels for bfloat16, but SPARSECONV_CPU_ISA names another instruction "
+                "set, or this CPU has none");
+    return std::make_unique<RowOrder>(batch, length, margin);
+  }
+  TORCH_CHECK_TYPE(like.scalar_type() == at::kFloat || like.scalar_type() == at::kDouble,
+                   "expected float32, float64 or bfloat16, but got ", like.scalar_type());
+  return lanes_for(lane_order(batch, length, lanes_of(like)));
+}
+inline int64_t margin_of(const Tensor& rows, int64_t length) {
+  const bool has = rows.scalar_type() == at::kBFloat16 && rows.dim() == 4;
+  return has ? std::max<int64_t>(0, rows.size(2) - length) / 2 : 0;
+}
+// Of one that is in it.
+inline std::unique_ptr<ChainOrder> order_of(const Tensor& like, int64_t batch, int64_t length) {
+  return order_of(like, batch, length, margin_of(like, length));
 }
 
-// The tensor as kernels read it, once it is in this order; -1 channels: any number.
-inline Tensor checked(const Tensor& x, const LaneOrder& order, int64_t channels, const char* name) {
+// The tensor as kernels read it, once it is in this order, of any number of channels or of these.
+inline Tensor checked(const Tensor& x,
+                      const ChainOrder& order,
+                      std::optional<int64_t> channels,
+                      const char* name) {
   TORCH_CHECK_TYPE(x.is_cpu() && x.layout() == at::kStrided, "expected ", name,
                    " to be a dense tensor on the CPU");
-  TORCH_CHECK_VALUE(x.dim() == 4 && (channels < 0 || x.size(0) == channels) &&
-                        x.size(1) == order.groups && x.size(2) == order.rows &&
-                        x.size(3) == order.lanes,
-                    "expected ", name, " of ", channels, " channels in lanes, (C, ", order.groups,
-                    ", ", order.rows, ", ", order.lanes, "), but got ", x.sizes());
+  const std::vector<int64_t> sizes = order.sizes(channels.value_or(1));
+  TORCH_CHECK_VALUE(x.dim() == 4 && (!channels || x.size(0) == sizes[0]) &&
+                        x.sizes().slice(1) == at::IntArrayRef(sizes).slice(1),
+                    "expected ", name, " of sizes ", sizes, ", the first for ",
+                    channels ? std::to_string(*channels) : "all", " channels, but got ", x.sizes());
   check_memory(x, name);
-  return x.resolve_neg().contiguous();
+  return order.readable(x.resolve_neg().contiguous());
 }
 
 inline Tensor checked_like(const Tensor& x,
                            const Tensor& like,
-                           const LaneOrder& order,
-                           int64_t channels,
+                           const ChainOrder& order,
+                           std::optional<int64_t> channels,
                            const char* name) {
   check_same_type(like, x, name);
   return checked(x, order, channels, name);
+}
+
+// Weights and vectors: of the type of `like`, or with bfloat16 also float32.
+inline void check_weights(const Tensor& x, const Tensor& like, const char* name) {
+  if (like.scalar_type() == at::kBFloat16 && x.scalar_type() == at::kFloat && x.is_cpu()) {
+    check_memory(x, name);
+  } else {
+    check_same_type(like, x, name);
+  }
 }
 
 // A vector of a channel's numbers, or an undefined one.
@@ -57,8 +89,12 @@ inline Tensor vector_of(const OptionalTensor& x,
   if (!x.has_value()) {
     return {};
   }
-  check_vector(*x, name, like, channels);
+  check_weights(*x, like, name);
+  check_vector(*x, name, *x, channels);
   return x->resolve_neg().contiguous();
+}
+inline OptionalTensor optional(const Tensor& x) {
+  return x.defined() ? OptionalTensor(x) : std::nullopt;
 }
 
 template <typename Function>

@@ -1,8 +1,7 @@
-// BatchNorm and pooling of tensors in lanes: the ops and their gradients.
+// BatchNorm, pooling and dropout of tensors in lanes: the ops and their gradients.
 
 #include "lanes.h"
 
-#include <ATen/TensorOperators.h>
 #include <ATen/ops/empty_like.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/library.h>
@@ -15,11 +14,24 @@ struct Parts {
   std::vector<Tensor> tensors;
   int64_t channels = 0;
 
-  Parts(at::TensorList parts, const LaneOrder& order) {
+  // In rows the number of channels is that of the first vector that is there.
+  Parts(at::TensorList parts,
+        const ChainOrder& order,
+        std::initializer_list<OptionalTensor> vectors) {
     for (const Tensor& part : parts) {
-      tensors.push_back(checked_like(part, parts[0], order, -1, "a part"));
+      tensors.push_back(checked_like(part, parts[0], order, {}, "a part"));
       channels += part.size(0);
     }
+    if (parts[0].scalar_type() != at::kBFloat16) {
+      return;
+    }
+    const int64_t panels = channels;
+    channels *= kPanelChannels;
+    for (const OptionalTensor& vector : vectors) {
+      channels = vector ? vector->numel() : channels;
+    }
+    TORCH_CHECK_VALUE(panels_of(channels) == panels, "expected vectors for ", panels,
+                      " panels of channels, but got ", channels, " numbers");
   }
 };
 
@@ -30,7 +42,7 @@ const Tensor& first_of(at::TensorList parts) {
 
 Tensor lanes_or_none(const OptionalTensor& x,
                      const Tensor& like,
-                     const LaneOrder& order,
+                     const ChainOrder& order,
                      int64_t n) {
   return x.has_value() ? checked_like(*x, like, order, n, "added") : Tensor();
 }
@@ -49,8 +61,8 @@ std::tuple<Tensor, Tensor, Tensor> lanes_norm(at::TensorList parts,
                                               int64_t length) {
   const ForkGuard fork_guard;
   const Tensor& like = first_of(parts);
-  const LaneOrder order = order_of(like, batch, length);
-  const Parts own(parts, order);
+  const auto order = order_of(like, batch, length);
+  const Parts own(parts, *order, {weight, bias, running_mean, running_var});
   TORCH_CHECK_VALUE(!training || batch * length > 1,
                     "Expected more than 1 value per channel when training, got input size [", batch,
                     ", ", own.channels, ", ", length, "]");
@@ -58,7 +70,7 @@ std::tuple<Tensor, Tensor, Tensor> lanes_norm(at::TensorList parts,
   for (const OptionalTensor& x : {running_mean, running_var}) {
     TORCH_CHECK_VALUE(training || x.has_value(), "expected running statistics in eval mode");
     if (x.has_value()) {
-      check_vector(*x, "a running statistic", like, own.channels);
+      vector_of(x, like, own.channels, "a running statistic");
       TORCH_CHECK_VALUE(x->is_contiguous() && !x->is_neg(), "expected contiguous statistics");
     }
   }
@@ -69,8 +81,8 @@ std::tuple<Tensor, Tensor, Tensor> lanes_norm(at::TensorList parts,
                      momentum,
                      eps,
                      training};
-  NormOutput found =
-      run_norm(own.tensors, order, norm, lanes_or_none(added, like, order, own.channels), relu, {});
+  NormOutput found = order->norm(own.tensors, own.channels, norm,
+                                 lanes_or_none(added, like, *order, own.channels), relu);
   return {found.output, found.mean, found.invstd};
 }
 
@@ -87,8 +99,8 @@ std::vector<Tensor> lanes_norm_backward(const Tensor& grad,
                                         int64_t length) {
   const ForkGuard fork_guard;
   const Tensor& like = first_of(parts);
-  const LaneOrder order = order_of(like, batch, length);
-  const Parts own(parts, order);
+  const auto order = order_of(like, batch, length);
+  const Parts own(parts, *order, {mean});
   const Norm norm = {vector_of(weight, like, own.channels, "weight"),
                      vector_of(bias, like, own.channels, "bias"),
                      {},
@@ -96,11 +108,10 @@ std::vector<Tensor> lanes_norm_backward(const Tensor& grad,
                      0,
                      0,
                      training};
-  NormGradients found =
-      run_norm_gradient(checked_like(grad, like, order, own.channels, "grad_output"), own.tensors,
-                        order, norm, lanes_or_none(added, like, order, own.channels), relu,
-                        vector_of(mean, like, own.channels, "mean"),
-                        vector_of(invstd, like, own.channels, "invstd"), false);
+  NormGradients found = order->norm_gradient(
+      checked_like(grad, like, *order, own.channels, "grad_output"), own.tensors, own.channels,
+      norm, lanes_or_none(added, like, *order, own.channels), relu,
+      vector_of(mean, like, own.channels, "mean"), vector_of(invstd, like, own.channels, "invstd"));
   std::vector<Tensor> result = {found.input, found.weight, found.bias};
   if (added.has_value()) {
     result.push_back(found.added);
@@ -115,10 +126,6 @@ struct NormCall {
   bool relu;
   Order order;
 };
-
-OptionalTensor optional(const Tensor& x) {
-  return x.defined() ? OptionalTensor(x) : std::nullopt;
-}
 
 struct LanesNorm : torch::autograd::Function<LanesNorm> {
   static variable_list forward(AutogradContext* ctx,
@@ -159,34 +166,24 @@ struct LanesNorm : torch::autograd::Function<LanesNorm> {
       first += part.size(0);
     }
     for (size_t i = 0; i < 3; ++i) {
-      found.push_back(saved[n + i].defined() ? gradients[1 + i] : Tensor());
+      const Tensor& of = saved[n + i];
+      found.push_back(of.defined() ? gradients[1 + i].to(of.scalar_type()) : Tensor());
     }
     found.emplace_back();
     return found;
   }
 };
 
-constexpr int64_t kPoolCost = 32;  // of a vector, in multiply-adds of a convolution
-
-Tensor pooled(const Tensor& x, const Tensor& grad, int64_t radius, const LaneOrder& order) {
-  const ForkGuard fork_guard;
+void check_radius(int64_t radius) {
   TORCH_CHECK_VALUE(radius >= 0 && radius <= kPoolRadius, "expected a radius in [0, ", kPoolRadius,
                     "], but got ", radius);
-  Tensor out = at::empty_like(x);
-  MaxPool p{};
-  p.order = order;
-  p.in = x.const_data_ptr();
-  p.grad = grad.defined() ? grad.const_data_ptr() : nullptr;
-  p.out = out.data_ptr();
-  p.channels = x.size(0);
-  p.radius = radius;
-  run_kernel(p, &KernelTable::max_pool, element_of(x), x.numel() / order.lanes * kPoolCost);
-  return out;
 }
 
 Tensor lanes_max_pool(const Tensor& input, int64_t radius, int64_t batch, int64_t length) {
-  const LaneOrder order = order_of(input, batch, length);
-  return pooled(checked(input, order, -1, "input"), {}, radius, order);
+  const ForkGuard fork_guard;
+  check_radius(radius);
+  const auto order = order_of(input, batch, length);
+  return order->max_pool(checked(input, *order, {}, "input"), {}, radius);
 }
 
 Tensor lanes_max_pool_backward(const Tensor& grad,
@@ -194,9 +191,14 @@ Tensor lanes_max_pool_backward(const Tensor& grad,
                                int64_t radius,
                                int64_t batch,
                                int64_t length) {
-  const LaneOrder order = order_of(input, batch, length);
-  return pooled(checked(input, order, -1, "input"),
-                checked_like(grad, input, order, input.size(0), "grad_output"), radius, order);
+  const ForkGuard fork_guard;
+  check_radius(radius);
+  const auto order = order_of(input, batch, length);
+  const Tensor x = checked(input, *order, {}, "input");
+  check_same_type(input, grad, "grad_output");
+  TORCH_CHECK_VALUE(grad.sizes() == input.sizes(), "expected grad_output of sizes ", input.sizes(),
+                    ", but got ", grad.sizes());
+  return order->max_pool(x, checked(grad, *order, {}, "grad_output"), radius);
 }
 
 struct Pool : torch::autograd::Function<Pool> {
@@ -217,49 +219,65 @@ struct Pool : torch::autograd::Function<Pool> {
 };
 
 // The average of each series, (N, C).
-Tensor lanes_mean(const Tensor& input, int64_t batch, int64_t length) {
+Tensor lanes_mean(const Tensor& input, int64_t channels, int64_t batch, int64_t length) {
   const ForkGuard fork_guard;
-  const LaneOrder order = order_of(input, batch, length);
-  const Tensor units = checked(input, order, -1, "input").sum({2}).flatten(1);
-  const Tensor pieces = units.narrow(1, 0, batch * order.pieces).unflatten(1, {batch, -1});
-  return pieces.sum({2}).t().div(static_cast<double>(length)).contiguous();
+  const auto order = order_of(input, batch, length);
+  return order->mean(checked(input, *order, channels, "input"), channels);
 }
 
 struct Mean : torch::autograd::Function<Mean> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& input, const Order& y) {
+  static Tensor forward(AutogradContext* ctx,
+                        const Tensor& input,
+                        int64_t channels,
+                        const Order& y) {
     const at::AutoDispatchBelowADInplaceOrView below;
     y.keep(ctx);
-    return CALL(lanes_mean)(input, y.batch, y.length);
+    ctx->saved_data["margin"] = margin_of(input, y.length);
+    return CALL(lanes_mean)(input, channels, y.batch, y.length);
   }
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const Order y = Order::of(ctx);
     const Tensor each = grads[0].div(static_cast<double>(y.length)).unsqueeze(2);
-    return {CALL(lanes_enter)(each.expand({-1, -1, y.length})), {}};
+    return {CALL(lanes_enter)(each.expand({-1, -1, y.length}), ctx->saved_data["margin"].toInt()),
+            {},
+            {}};
   }
 };
 
-// Weights and bias with which a convolution computes what a BatchNorm in eval mode makes of its
-// output. Of a pattern's values with its pointers `crow`, `kernels` of each output channel, else of
-// a dense weight (C_out, C_in, 1).
-std::tuple<Tensor, Tensor> lanes_fold(const Tensor& weights,
-                                      const OptionalTensor& bias,
-                                      const OptionalTensor& crow,
-                                      int64_t kernels,
-                                      const OptionalTensor& norm_weight,
-                                      const OptionalTensor& norm_bias,
-                                      const Tensor& mean,
-                                      const Tensor& var,
-                                      double eps) {
-  Tensor scale = (var + eps).rsqrt();
-  scale = norm_weight ? scale * *norm_weight : scale;
-  Tensor offset = (bias ? *bias - mean : -mean) * scale;
-  offset = norm_bias ? offset + *norm_bias : offset;
-  if (!crow) {
-    return {weights * scale.view({-1, 1, 1}), offset};
-  }
-  const Tensor counts = crow->slice(0, 0, std::nullopt, kernels).diff();
-  return {weights * scale.repeat_interleave_symint(counts, 0, weights.sym_numel()), offset};
+// Of any contiguous tensor. The same seed drops the same elements.
+Tensor lanes_dropout(const Tensor& input, double p, int64_t seed) {
+  const ForkGuard fork_guard;
+  TORCH_CHECK_VALUE(p >= 0 && p <= 1, "expected a probability in [0, 1], but got ", p);
+  TORCH_CHECK_TYPE(
+      input.is_cpu() && input.layout() == at::kStrided && input.scalar_type() != at::kHalf,
+      "expected a tensor of float32, float64 or bfloat16 on the CPU");
+  check_memory(input, "input");
+  const Tensor x = input.resolve_neg().contiguous();
+  const Element element = element_of(x);
+  // Room behind it, as convolutions in rows need it.
+  const Tensor all = at::empty({x.numel() + kStripRows * kPanelChannels}, x.options());
+  Tensor output = all.narrow(0, 0, x.numel()).view(x.sizes());
+  const auto bits = static_cast<uint64_t>(seed);
+  const Draws draws = {static_cast<uint32_t>(bits) | 1, static_cast<uint32_t>(bits >> 32),
+                       static_cast<uint32_t>((1 - p) * kDrawsEnd)};
+  const Dropout problem = {x.const_data_ptr(), output.data_ptr(), x.numel(), draws,
+                           p < 1 ? 1 / (1 - p) : 0};
+  run_kernel(problem, &KernelTable::dropout, element, x.numel() / 16);
+  return output;
 }
+
+struct Drop : torch::autograd::Function<Drop> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& input, double p, int64_t seed) {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    ctx->saved_data["p"] = p;
+    ctx->saved_data["seed"] = seed;
+    return CALL(lanes_dropout)(input, p, seed);
+  }
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const double p = ctx->saved_data["p"].toDouble();
+    return {CALL(lanes_dropout)(grads[0], p, ctx->saved_data["seed"].toInt()), {}, {}};
+  }
+};
 
 }  // namespace
 
@@ -272,6 +290,7 @@ TORCH_LIBRARY_IMPL(sparseconv, CPU, m) {
   m.impl("lanes_max_pool", lanes_max_pool);
   m.impl("lanes_max_pool_backward", lanes_max_pool_backward);
   m.impl("lanes_mean", lanes_mean);
+  m.impl("lanes_dropout", lanes_dropout);
 }
 
 TORCH_LIBRARY_IMPL(sparseconv, Autograd, m) {
@@ -288,14 +307,12 @@ TORCH_LIBRARY_IMPL(sparseconv, Autograd, m) {
   m.impl("lanes_max_pool", [](const Tensor& input, int64_t radius, int64_t batch, int64_t length) {
     return Pool::apply(input, radius, Order{batch, length});
   });
-  m.impl("lanes_mean", [](const Tensor& input, int64_t batch, int64_t length) {
-    return Mean::apply(input, Order{batch, length});
+  m.impl("lanes_mean", [](const Tensor& input, int64_t channels, int64_t batch, int64_t length) {
+    return Mean::apply(input, channels, Order{batch, length});
   });
+  m.impl("lanes_dropout",
+         [](const Tensor& input, double p, int64_t seed) { return Drop::apply(input, p, seed); });
   for (const char* name : {"lanes_norm_backward", "lanes_max_pool_backward"}) {
     m.impl(name, torch::autograd::autogradNotImplementedFallback());
   }
-}
-
-TORCH_LIBRARY_IMPL(sparseconv, CompositeImplicitAutograd, m) {
-  m.impl("lanes_fold", sparseconv::lanes_fold);
 }

@@ -158,16 +158,24 @@ struct BorderSums {
 // and of the squares of these, of 32 channels each.
 constexpr int64_t kStatistics = 96;
 
-// BatchNorm and ReLU on rows: z = (x - centre) * scale + shift and dz = grad where z > 0. Vectors
-// are of 32 channels for each panel.
+// BatchNorm and ReLU on rows: z = (x - centre) * scale + shift + added and dz = grad where z > 0,
+// or everywhere without `relu`. Vectors are of 32 channels for each panel.
 struct RowNorm {
   Rows in, out;
-  Rows grad;  // without data: grads are not read
+  Rows grad;               // without data: grads are not read
+  Rows added, grad_added;  // without data: nothing is added, and its gradient dz is not written
+  bool relu;
   int64_t batch, length, panels;
   const float *centre, *scale, *shift, *slope, *offset;
   // For each series and panel statistics of the input, or with gradients 32 sums of dz and of
   // dz * (x - centre).
   double* sums;
+};
+
+// As MaxPool in fused.h; `grad` without data: none.
+struct RowPool {
+  Rows in, grad, out;
+  int64_t batch, length, panels, radius;
 };
 
 }  // namespace sparseconv

@@ -5,6 +5,7 @@
 
 #include <memory>
 #include <optional>
+#include <vector>
 
 #include "conv.h"
 
@@ -21,6 +22,10 @@ struct NormOutput {
 };
 struct NormGradient {
   at::Tensor weight, bias;
+};
+// The gradient of the parts is one tensor.
+struct NormGradients {
+  at::Tensor input, added, weight, bias;
 };
 
 class ChainOrder {
@@ -65,6 +70,33 @@ class ChainOrder {
                                           const Norm& norm,
                                           const at::Tensor& mean,
                                           const at::Tensor& invstd) const = 0;
+
+  // The sizes of a tensor of this many channels.
+  virtual std::vector<int64_t> sizes(int64_t channels) const = 0;
+  // A contiguous tensor as kernels may read it.
+  virtual at::Tensor readable(const at::Tensor& own) const = 0;
+  // BatchNorm of the channels of `parts`, one part after the other, plus `added`, if that is
+  // defined, then ReLU if wanted.
+  virtual NormOutput norm(const std::vector<at::Tensor>& parts,
+                          int64_t channels,
+                          const Norm& norm,
+                          const at::Tensor& added,
+                          bool relu) const = 0;
+  virtual NormGradients norm_gradient(const at::Tensor& grad,
+                                      const std::vector<at::Tensor>& parts,
+                                      int64_t channels,
+                                      const Norm& norm,
+                                      const at::Tensor& added,
+                                      bool relu,
+                                      const at::Tensor& mean,
+                                      const at::Tensor& invstd) const = 0;
+  // The largest of each sample and its `radius` neighbours on either side; with the gradient of
+  // this, if defined, the gradient of the input.
+  virtual at::Tensor max_pool(const at::Tensor& input,
+                              const at::Tensor& grad,
+                              int64_t radius) const = 0;
+  // The average of each series, (N, C).
+  virtual at::Tensor mean(const at::Tensor& input, int64_t channels) const = 0;
 };
 
 // Of float32 and float64: plan/lane_order.h.

@@ -81,6 +81,23 @@ struct MaxPool {
   int64_t radius;
 };
 
+// A random number of 31 bits for each position: the finalizer of MurmurHash3 (Appleby 2011) over a
+// random line of odd slope.
+struct Draws {
+  uint32_t factor, offset;
+  uint32_t limit;
+};
+constexpr uint32_t kDrawsEnd = uint32_t{1} << 31;  // above every number
+
+// out[i] = in[i] * scale where the number of position i is below the limit, else 0.
+struct Dropout {
+  const void* in;
+  void* out;
+  int64_t n;
+  Draws draws;
+  double scale;
+};
+
 // Columns of the panel that a 1x1 convolution copies: 128 of them at 141 channels are 72 KB, of
 // which L1 holds a tile's share.
 constexpr int64_t kPointColumns = 128;

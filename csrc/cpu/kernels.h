@@ -32,15 +32,9 @@ struct BlockKernels {
   void (*border_sums)(const BorderSums&, int64_t, int64_t, void*);
   void (*row_statistics)(const RowNorm&, int64_t, int64_t, void*);
   void (*row_sums)(const RowNorm&, int64_t, int64_t, void*);  // with gradients
-  // Writes max(z, 0); with gradients dz * scale + (x - centre) * slope + offset.
+  // Writes max(z, 0) or z; with gradients dz * scale + (x - centre) * slope + offset.
   void (*norm_rows)(const RowNorm&, int64_t, int64_t, void*);
-};
-
-// A random number of 31 bits for each position: the finalizer of MurmurHash3 (Appleby 2011) over a
-// random line of odd slope.
-struct Draws {
-  uint32_t factor, offset;
-  uint32_t limit;
+  void (*pool_rows)(const RowPool&, int64_t, int64_t, void*);
 };
 
 struct KernelTable {
@@ -64,6 +58,8 @@ struct KernelTable {
   // Of n positions from the first, n <= 2**16, draws the numbers and returns how many lie below the
   // limit: `below` has their offsets, and room for n + 15.
   int64_t (*draws)(const Draws&, uint32_t first, int64_t n, uint32_t* out, uint16_t* below);
+  // float32, float64 and bfloat16.
+  void (*dropout[3])(const Dropout&, int64_t, int64_t, void*);
   const BlockKernels* blocks;  // null without instructions that multiply pairs of bfloat16
 };
 

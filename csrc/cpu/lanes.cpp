@@ -64,6 +64,90 @@ void* part_of_output(const Tensor& x, int64_t first, int64_t channel = 1) {
   return const_cast<void*>(part_of(x, first, channel));
 }
 
+// An undefined `output` is made.
+NormOutput run_norm(const std::vector<Tensor>& parts,
+                    const LaneOrder& order,
+                    const Norm& norm,
+                    const Tensor& added,
+                    bool relu,
+                    Tensor output) {
+  int64_t channels = 0;
+  for (const Tensor& part : parts) {
+    channels += part.size(0);
+  }
+  output = output.defined() ? output : new_lanes(channels, order, parts[0].options());
+  Tensor mean = at::empty({channels}, output.options());
+  Tensor invstd = at::empty({channels}, output.options());
+  for (const Tensor& x : {norm.running_mean, norm.running_var}) {
+    if (x.defined() && norm.training) {
+      x.mutable_data_ptr();  // becomes the tensor's own, if it is a lazy copy
+    }
+  }
+  int64_t first = 0;
+  for (const Tensor& part : parts) {
+    BatchNormRelu p{};
+    p.order = order;
+    p.in = part.const_data_ptr();
+    p.added = part_of(added, first, order.channel());
+    p.out = part_of_output(output, first, order.channel());
+    p.weight = part_of(norm.weight, first);
+    p.bias = part_of(norm.bias, first);
+    p.mean = part_of_output(mean, first);
+    p.invstd = part_of_output(invstd, first);
+    p.running_mean = part_of_output(norm.running_mean, first);
+    p.running_var = part_of_output(norm.running_var, first);
+    p.momentum = norm.momentum;
+    p.eps = norm.eps;
+    p.channels = part.size(0);
+    p.training = norm.training;
+    p.relu = relu;
+    run_kernel(p, &KernelTable::batch_norm_relu, element_of(part),
+               part.numel() / order.lanes * kVectorCost);
+    first += p.channels;
+  }
+  return {output, mean, invstd};
+}
+
+// `in_place`, the gradient of the input takes the memory of `grad`.
+NormGradients run_norm_gradient(const Tensor& grad,
+                                const std::vector<Tensor>& parts,
+                                const LaneOrder& order,
+                                const Norm& norm,
+                                const Tensor& added,
+                                bool relu,
+                                const Tensor& mean,
+                                const Tensor& invstd,
+                                bool in_place) {
+  const NormGradients found = {
+      in_place ? grad : at::empty_like(grad), added.defined() ? at::empty_like(grad) : Tensor(),
+      at::empty({grad.size(0)}, grad.options()), at::empty({grad.size(0)}, grad.options())};
+  int64_t first = 0;
+  for (const Tensor& part : parts) {
+    BatchNormReluGradient p{};
+    p.order = order;
+    p.grad = part_of(grad, first, order.channel());
+    p.in = part.const_data_ptr();
+    p.added = part_of(added, first, order.channel());
+    p.grad_in = part_of_output(found.input, first, order.channel());
+    p.grad_added = part_of_output(found.added, first, order.channel());
+    p.weight = part_of(norm.weight, first);
+    p.bias = part_of(norm.bias, first);
+    p.mean = part_of(mean, first);
+    p.invstd = part_of(invstd, first);
+    p.grad_weight = part_of_output(found.weight, first);
+    p.grad_bias = part_of_output(found.bias, first);
+    p.channels = part.size(0);
+    p.training = norm.training;
+    p.relu = relu;
+    run_kernel(p, &KernelTable::batch_norm_relu_gradient, element_of(part),
+               part.numel() / order.lanes * kVectorCost);
+    first += p.channels;
+  }
+  return found;
+}
+
+constexpr int64_t kPoolCost = 32;  // of a vector, in multiply-adds of a convolution
+
 class Lanes final : public ChainOrder {
  public:
   explicit Lanes(const Tensor& signal)
@@ -162,6 +246,50 @@ class Lanes final : public ChainOrder {
     return {found.weight, found.bias};
   }
 
+  std::vector<int64_t> sizes(int64_t channels) const override {
+    return {channels, order_.groups, order_.rows, order_.lanes};
+  }
+  Tensor readable(const Tensor& lanes) const override { return lanes; }
+
+  NormOutput norm(const std::vector<Tensor>& parts,
+                  int64_t,
+                  const Norm& norm,
+                  const Tensor& added,
+                  bool relu) const override {
+    return run_norm(parts, order_, norm, added, relu, {});
+  }
+  NormGradients norm_gradient(const Tensor& grad,
+                              const std::vector<Tensor>& parts,
+                              int64_t,
+                              const Norm& norm,
+                              const Tensor& added,
+                              bool relu,
+                              const Tensor& mean,
+                              const Tensor& invstd) const override {
+    return run_norm_gradient(grad, parts, order_, norm, added, relu, mean, invstd, false);
+  }
+
+  Tensor max_pool(const Tensor& input, const Tensor& grad, int64_t radius) const override {
+    Tensor out = at::empty_like(input);
+    MaxPool p{};
+    p.order = order_;
+    p.in = input.const_data_ptr();
+    p.grad = grad.defined() ? grad.const_data_ptr() : nullptr;
+    p.out = out.data_ptr();
+    p.channels = input.size(0);
+    p.radius = radius;
+    run_kernel(p, &KernelTable::max_pool, element_of(input),
+               input.numel() / order_.lanes * kPoolCost);
+    return out;
+  }
+
+  Tensor mean(const Tensor& input, int64_t) const override {
+    const Tensor units = input.sum({2}).flatten(1);
+    const Tensor pieces =
+        units.narrow(1, 0, order_.batch * order_.pieces).unflatten(1, {order_.batch, -1});
+    return pieces.sum({2}).t().div(static_cast<double>(order_.length)).contiguous();
+  }
+
  private:
   // 1 where a sample is, 0 where the order is idle: (1, groups, rows, lanes).
   Tensor samples(const at::TensorOptions& options) const {
@@ -180,86 +308,6 @@ class Lanes final : public ChainOrder {
 };
 
 }  // namespace
-
-NormOutput run_norm(const std::vector<Tensor>& parts,
-                    const LaneOrder& order,
-                    const Norm& norm,
-                    const Tensor& added,
-                    bool relu,
-                    Tensor output) {
-  int64_t channels = 0;
-  for (const Tensor& part : parts) {
-    channels += part.size(0);
-  }
-  output = output.defined() ? output : new_lanes(channels, order, parts[0].options());
-  Tensor mean = at::empty({channels}, output.options());
-  Tensor invstd = at::empty({channels}, output.options());
-  for (const Tensor& x : {norm.running_mean, norm.running_var}) {
-    if (x.defined() && norm.training) {
-      x.mutable_data_ptr();  // becomes the tensor's own, if it is a lazy copy
-    }
-  }
-  int64_t first = 0;
-  for (const Tensor& part : parts) {
-    BatchNormRelu p{};
-    p.order = order;
-    p.in = part.const_data_ptr();
-    p.added = part_of(added, first, order.channel());
-    p.out = part_of_output(output, first, order.channel());
-    p.weight = part_of(norm.weight, first);
-    p.bias = part_of(norm.bias, first);
-    p.mean = part_of_output(mean, first);
-    p.invstd = part_of_output(invstd, first);
-    p.running_mean = part_of_output(norm.running_mean, first);
-    p.running_var = part_of_output(norm.running_var, first);
-    p.momentum = norm.momentum;
-    p.eps = norm.eps;
-    p.channels = part.size(0);
-    p.training = norm.training;
-    p.relu = relu;
-    run_kernel(p, &KernelTable::batch_norm_relu, element_of(part),
-               part.numel() / order.lanes * kVectorCost);
-    first += p.channels;
-  }
-  return {output, mean, invstd};
-}
-
-NormGradients run_norm_gradient(const Tensor& grad,
-                                const std::vector<Tensor>& parts,
-                                const LaneOrder& order,
-                                const Norm& norm,
-                                const Tensor& added,
-                                bool relu,
-                                const Tensor& mean,
-                                const Tensor& invstd,
-                                bool in_place) {
-  const NormGradients found = {
-      in_place ? grad : at::empty_like(grad), added.defined() ? at::empty_like(grad) : Tensor(),
-      at::empty({grad.size(0)}, grad.options()), at::empty({grad.size(0)}, grad.options())};
-  int64_t first = 0;
-  for (const Tensor& part : parts) {
-    BatchNormReluGradient p{};
-    p.order = order;
-    p.grad = part_of(grad, first, order.channel());
-    p.in = part.const_data_ptr();
-    p.added = part_of(added, first, order.channel());
-    p.grad_in = part_of_output(found.input, first, order.channel());
-    p.grad_added = part_of_output(found.added, first, order.channel());
-    p.weight = part_of(norm.weight, first);
-    p.bias = part_of(norm.bias, first);
-    p.mean = part_of(mean, first);
-    p.invstd = part_of(invstd, first);
-    p.grad_weight = part_of_output(found.weight, first);
-    p.grad_bias = part_of_output(found.bias, first);
-    p.channels = part.size(0);
-    p.training = norm.training;
-    p.relu = relu;
-    run_kernel(p, &KernelTable::batch_norm_relu_gradient, element_of(part),
-               part.numel() / order.lanes * kVectorCost);
-    first += p.channels;
-  }
-  return found;
-}
 
 Tensor new_lanes(int64_t channels, const LaneOrder& order, const at::TensorOptions& options) {
   return at::empty({channels, order.groups, order.rows, order.lanes}, options);

@@ -170,20 +170,38 @@ int64_t scratch_bytes(const RowNorm&) {
   return 0;
 }
 
+int64_t scratch_bytes(const RowPool&) {
+  return 0;
+}
+
 int64_t scratch_bytes(const BorderSums&) {
   return 0;
 }
 
 Rows RowOrder::of(const Tensor& rows, int64_t channels) const {
-  const int64_t panel = (length + 2 * margin) * kBlockRowBytes;
-  return {static_cast<char*>(rows.mutable_data_ptr()) + margin * kBlockRowBytes,
-          panels_of(channels) * panel, panel};
+  const int64_t series = (length + 2 * margin) * kBlockRowBytes;
+  return {static_cast<char*>(rows.mutable_data_ptr()) + margin * kBlockRowBytes, series,
+          batch * series};
 }
 
 Tensor RowOrder::empty(int64_t channels) const {
+  const int64_t rows = batch * panels_of(channels) * (length + 2 * margin);
   // A strip's last tile reads rows that no output needs.
-  const int64_t rows = batch * panels_of(channels) * (length + 2 * margin) + kStripRows;
-  return at::empty({rows, kPanelChannels}, at::kBFloat16);
+  const Tensor all = at::empty({rows + kStripRows, kPanelChannels}, at::kBFloat16);
+  Tensor found = all.narrow(0, 0, rows).view(sizes(channels));
+  fill_margins(found, channels, *this, margin, margin, PaddingMode::zeros);
+  return found;
+}
+
+Tensor RowOrder::readable(const Tensor& rows) const {
+  const auto past = static_cast<int64_t>(rows.storage().nbytes()) -
+                    (rows.storage_offset() + rows.numel()) * int64_t{sizeof(uint16_t)};
+  if (past >= kStripRows * kBlockRowBytes) {
+    return rows;
+  }
+  Tensor own = empty(rows.size(0) * kPanelChannels);
+  own.copy_(rows);
+  return own;
 }
 
 Tensor RowOrder::empty_statistics(int64_t channels) const {
@@ -193,10 +211,13 @@ Tensor RowOrder::empty_statistics(int64_t channels) const {
 
 Tensor RowOrder::enter(const Tensor& signal) const {
   const int64_t channels = signal.size(1);
-  const Tensor own = signal.to(at::kBFloat16);
+  // Of an expanded one, samples would be read one by one.
+  const Tensor own = (signal.stride(2) == 0 ? signal.contiguous() : signal).to(at::kBFloat16);
   Tensor rows = empty(channels);
   const RowConversion p{view(own), of(rows, channels), batch, channels, length};
   run_parts(p, checked_kernels().blocks->to_rows, batch);
+  // Whole tiles were written, past the end of each series.
+  fill_margins(rows, channels, *this, 0, kTileRowCount, PaddingMode::zeros);
   return rows;
 }
 
@@ -214,11 +235,18 @@ Tensor RowOrder::fprop(const Tensor& input,
                        bool relu,
                        Tensor* statistics) const {
   const Geometry& g = plan.geometry;
+  const auto outside = [&] {
+    const Tensor cast = values.to(at::kBFloat16);
+    const std::optional<Tensor> own = bias ? std::optional(bias->to(at::kBFloat16)) : std::nullopt;
+    return enter(run_fprop(leave(input, g.in_channels()), cast, own, g, plan.fprop(), relu));
+  };
+  if (!fits_rows(plan)) {
+    return outside();
+  }
   if (has_one_channel(plan)) {
     const auto [channels, finite] = unfolded(input, g, *this);
     if (!finite) {  // inactive taps would make NaN of it
-      const Tensor cast = values.to(at::kBFloat16);
-      return enter(run_fprop(leave(input, 1), cast, bias, g, plan.fprop(), relu));
+      return outside();
     }
     const Tensor weight = at::zeros({g.out_channels * g.kernel_size}, at::kFloat);
     const Tensor own = values.to(at::kFloat).contiguous();
@@ -245,7 +273,7 @@ Tensor RowOrder::fprop(const Tensor& input,
 
 Tensor RowOrder::dgrad(const Tensor& grad, const Tensor& values, const ConvPlan& plan) const {
   const Geometry& g = plan.geometry;
-  if (has_one_channel(plan)) {  // seldom asked for: the gradient of the series
+  if (!fits_rows(plan) || has_one_channel(plan)) {  // seldom asked for: the gradient of the series
     return enter(
         run_dgrad(leave(grad, g.out_channels), values.to(at::kBFloat16), g, plan.dgrad(), length));
   }
@@ -271,6 +299,13 @@ Tensor RowOrder::dgrad(const Tensor& grad, const Tensor& values, const ConvPlan&
 
 Tensor RowOrder::wgrad(const Tensor& grad, const Tensor& input, const ConvPlan& plan) const {
   const Geometry& g = plan.geometry;
+  const auto outside = [&] {
+    return run_wgrad(leave(grad, g.out_channels), leave(input, g.in_channels()), g, plan.wgrad())
+        .to(at::kFloat);
+  };
+  if (!fits_rows(plan)) {
+    return outside();
+  }
   if (has_one_channel(plan)) {
     const Tensor all =
         wgrad(grad, unfolded(input, g, *this).first, pointwise_plan(g.out_channels, g.kernel_size));
@@ -280,6 +315,7 @@ Tensor RowOrder::wgrad(const Tensor& grad, const Tensor& input, const ConvPlan& 
                         int64_t e, int64_t at) { to[e] = from[at]; });
     return active;
   }
+  fill_margins(input, g.in_channels(), *this, g.left, g.right, g.mode);  // others may be there
   BlockWeightGradient p{};
   p.batch = batch;
   p.rows = length;
@@ -287,11 +323,7 @@ Tensor RowOrder::wgrad(const Tensor& grad, const Tensor& input, const ConvPlan& 
   p.in_rows = of(input, g.in_channels());
   p.in_length = length;
   const std::optional<Tensor> found = run_block_wgrad(p, plan);
-  if (found.has_value()) {
-    return *found;
-  }
-  return run_wgrad(leave(grad, g.out_channels), leave(input, g.in_channels()), g, plan.wgrad())
-      .to(at::kFloat);
+  return found.has_value() ? *found : outside();
 }
 
 Tensor RowOrder::pointwise_fprop(const Tensor& input,
@@ -311,7 +343,7 @@ Tensor RowOrder::pointwise_wgrad(const Tensor& grad,
 }
 
 std::unique_ptr<ChainOrder> rows_for(const Tensor& signal, int64_t margin) {
-  return std::make_unique<RowOrder>(signal, margin);
+  return std::make_unique<RowOrder>(signal.size(0), signal.size(2), margin);
 }
 
 }  // namespace sparseconv

@@ -1,5 +1,6 @@
-// Tensors in rows, bfloat16: panels of 32 channels, a row for each position, with idle rows before
-// and after each series in which a convolution finds its padding. See Rows in blocks.h.
+// Tensors in rows, bfloat16: (panels of 32 channels, series, rows, 32), a row for each position,
+// with idle rows before and after each series in which a convolution finds its padding. They hold
+// any numbers; zeros in new tensors. See Rows in blocks.h.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -16,14 +17,12 @@ inline int64_t panels_of(int64_t channels) {
 }
 
 // Convolutions are those that keep the length (see fits_lanes), of plans for which fits_rows is
-// true; a 1x1 convolution is one of blocks that are all active. The idle rows of what is convolved
-// are written. Gradients of weights are float32.
+// true (others are computed outside); a 1x1 convolution is one of blocks that are all active. The
+// idle rows of what is convolved are written. Gradients of weights are float32.
 struct RowOrder final : ChainOrder {
   // margin: idle rows before and after each series, at least.
-  RowOrder(const at::Tensor& signal, int64_t margin)
-      : batch(signal.size(0)),
-        length(signal.size(2)),
-        margin(margin > kTileRowCount ? margin : kTileRowCount) {}
+  RowOrder(int64_t batch, int64_t length, int64_t margin)
+      : batch(batch), length(length), margin(margin > kTileRowCount ? margin : kTileRowCount) {}
 
   at::Tensor enter(const at::Tensor& signal) const override;
   at::Tensor leave(const at::Tensor& rows, int64_t channels) const override;
@@ -59,6 +58,29 @@ struct RowOrder final : ChainOrder {
                                   const Norm& norm,
                                   const at::Tensor& mean,
                                   const at::Tensor& invstd) const override;
+
+  std::vector<int64_t> sizes(int64_t channels) const override {
+    return {panels_of(channels), batch, length + 2 * margin, kPanelChannels};
+  }
+  at::Tensor readable(const at::Tensor& rows) const override;
+  // All parts but the last one fill their panels.
+  NormOutput norm(const std::vector<at::Tensor>& parts,
+                  int64_t channels,
+                  const Norm& norm,
+                  const at::Tensor& added,
+                  bool relu) const override;
+  NormGradients norm_gradient(const at::Tensor& grad,
+                              const std::vector<at::Tensor>& parts,
+                              int64_t channels,
+                              const Norm& norm,
+                              const at::Tensor& added,
+                              bool relu,
+                              const at::Tensor& mean,
+                              const at::Tensor& invstd) const override;
+  at::Tensor max_pool(const at::Tensor& input,
+                      const at::Tensor& grad,
+                      int64_t radius) const override;
+  at::Tensor mean(const at::Tensor& input, int64_t channels) const override;
 
   Rows of(const at::Tensor& rows, int64_t channels) const;
   at::Tensor empty(int64_t channels) const;

@@ -1,5 +1,7 @@
 #include "rows.h"
 
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
 
 #include <algorithm>
@@ -132,24 +134,55 @@ Tensor statistics_of(const Tensor& input, int64_t channels, const RowOrder& orde
 
 Tensor RowOrder::sum_of_channels(const Tensor& rows, int64_t channels) const {
   RowNorm p = norm_of(rows, channels, *this);
-  const PanelVector ones = of_channels(channels, [](int64_t) { return 1; });
   p.grad = p.in;
-  p.shift = ones.data();  // so that ReLU masks nothing
   return tensor_of(sums_of(p, channels)[0]);
 }
 
-NormOutput RowOrder::norm_relu(const Tensor& input,
-                               int64_t channels,
-                               const Norm& norm,
-                               const Tensor& known,
-                               bool) const {
+Tensor RowOrder::mean(const Tensor& input, int64_t channels) const {
   RowNorm p = norm_of(input, channels, *this);
-  const auto n = static_cast<double>(batch * length);
+  const Tensor sums = at::empty({batch, p.panels, 2, kPanelChannels}, at::kDouble);
+  p.grad = p.in;
+  p.sums = sums.mutable_data_ptr<double>();
+  run_rows(p, checked_kernels().blocks->row_sums);
+  const Tensor each = sums.select(2, 0).flatten(1).narrow(1, 0, channels);
+  return each.div(static_cast<double>(length)).to(at::kBFloat16);
+}
+
+Tensor RowOrder::max_pool(const Tensor& input, const Tensor& grad, int64_t radius) const {
+  const int64_t channels = input.size(0) * kPanelChannels;
+  Tensor out = empty(channels);
+  const RowPool p{of(input, channels),
+                  grad.defined() ? of(grad, channels) : Rows{},
+                  of(out, channels),
+                  batch,
+                  length,
+                  input.size(0),
+                  radius};
+  run_parts(p, checked_kernels().blocks->pool_rows, batch * length * p.panels / kRowGrain);
+  return out;
+}
+
+namespace {
+
+// Of parts that fill their panels, but the last one.
+Tensor joined(const std::vector<Tensor>& parts) {
+  return parts.size() == 1 ? parts[0] : at::cat(parts);
+}
+
+NormOutput norm_rows(const Tensor& input,
+                     int64_t channels,
+                     const RowOrder& order,
+                     const Norm& norm,
+                     const Tensor& known,
+                     const Tensor& added,
+                     bool relu) {
+  RowNorm p = norm_of(input, channels, order);
+  const auto n = static_cast<double>(order.batch * order.length);
   std::vector<double> mean = numbers(norm.running_mean, channels, 0);
   std::vector<double> var = numbers(norm.running_var, channels, 1);
   if (norm.training) {
-    const Tensor statistics = known.defined() ? known : statistics_of(input, channels, *this);
-    const Moments found = moments_of(statistics, channels, *this);
+    const Tensor statistics = known.defined() ? known : statistics_of(input, channels, order);
+    const Moments found = moments_of(statistics, channels, order);
     std::vector<double> unbiased(channels);
     for (int64_t c = 0; c < channels; ++c) {
       mean[c] = found.sum[c] / n;
@@ -168,32 +201,41 @@ NormOutput RowOrder::norm_relu(const Tensor& input,
   const PanelVector centre = of_channels(channels, [&](int64_t c) { return mean[c]; });
   const PanelVector scale = of_channels(channels, [&](int64_t c) { return invstd[c] * weight[c]; });
   const PanelVector shift = of_channels(channels, [&](int64_t c) { return bias[c]; });
-  Tensor output = empty(channels);
+  Tensor output = order.empty(channels);
+  p.relu = relu;
+  p.added = added.defined() ? order.of(added, channels) : Rows{};
   p.centre = centre.data();
   p.scale = scale.data();
   p.shift = shift.data();
-  p.out = of(output, channels);
+  p.out = order.of(output, channels);
   run_rows(p, checked_kernels().blocks->norm_rows);
   return {output, tensor_of(mean), tensor_of(invstd)};
 }
 
-NormGradient RowOrder::norm_relu_gradient(const Tensor& grad,
-                                          const Tensor& input,
-                                          int64_t channels,
-                                          const Norm& norm,
-                                          const Tensor& mean,
-                                          const Tensor& invstd) const {
-  RowNorm p = norm_of(input, channels, *this);
-  const auto n = static_cast<double>(batch * length);
+// The gradient of the input is written to found.input, that of what was added to found.added.
+void norm_rows_gradient(const Tensor& grad,
+                        const Tensor& input,
+                        int64_t channels,
+                        const RowOrder& order,
+                        const Norm& norm,
+                        const Tensor& added,
+                        bool relu,
+                        const Tensor& mean,
+                        const Tensor& invstd,
+                        NormGradients& found) {
+  RowNorm p = norm_of(input, channels, order);
+  const auto n = static_cast<double>(order.batch * order.length);
   const std::vector<double> weight = numbers(norm.weight, channels, 1);
   const std::vector<double> bias = numbers(norm.bias, channels, 0);
   const std::vector<double> inverse = numbers(invstd, channels, 0);
-  const auto* means = mean.const_data_ptr<float>();
+  const std::vector<double> means = numbers(mean, channels, 0);
   const PanelVector centre = of_channels(channels, [&](int64_t c) { return means[c]; });
   const PanelVector scale =
       of_channels(channels, [&](int64_t c) { return inverse[c] * weight[c]; });
   const PanelVector shift = of_channels(channels, [&](int64_t c) { return bias[c]; });
-  p.grad = of(grad, channels);
+  p.relu = relu;
+  p.added = added.defined() ? order.of(added, channels) : Rows{};
+  p.grad = order.of(grad, channels);
   p.centre = centre.data();
   p.scale = scale.data();
   p.shift = shift.data();
@@ -202,15 +244,59 @@ NormGradient RowOrder::norm_relu_gradient(const Tensor& grad,
     products[c] *= inverse[c];
   }
   // grad_in = scale * dz - scale / n * (sum of dz + xhat * sum of dz * xhat)
-  const PanelVector offset =
-      of_channels(channels, [&](int64_t c) { return -scale[c] / n * sums[c]; });
+  const auto each = [&](int64_t c) { return norm.training ? -scale[c] / n : 0; };
+  const PanelVector offset = of_channels(channels, [&](int64_t c) { return each(c) * sums[c]; });
   const PanelVector slope =
-      of_channels(channels, [&](int64_t c) { return -scale[c] / n * products[c] * inverse[c]; });
+      of_channels(channels, [&](int64_t c) { return each(c) * products[c] * inverse[c]; });
   p.slope = slope.data();
   p.offset = offset.data();
-  p.out = p.grad;
+  p.out = order.of(found.input, channels);
+  p.grad_added = added.defined() ? order.of(found.added, channels) : Rows{};
   run_rows(p, checked_kernels().blocks->norm_rows);
-  return {tensor_of(products), tensor_of(sums)};
+  found.weight = tensor_of(products);
+  found.bias = tensor_of(sums);
+}
+
+}  // namespace
+
+NormOutput RowOrder::norm_relu(const Tensor& input,
+                               int64_t channels,
+                               const Norm& norm,
+                               const Tensor& known,
+                               bool) const {
+  return norm_rows(input, channels, *this, norm, known, {}, true);
+}
+
+NormGradient RowOrder::norm_relu_gradient(const Tensor& grad,
+                                          const Tensor& input,
+                                          int64_t channels,
+                                          const Norm& norm,
+                                          const Tensor& mean,
+                                          const Tensor& invstd) const {
+  NormGradients found{grad};
+  norm_rows_gradient(grad, input, channels, *this, norm, {}, true, mean, invstd, found);
+  return {found.weight, found.bias};
+}
+
+NormOutput RowOrder::norm(const std::vector<Tensor>& parts,
+                          int64_t channels,
+                          const Norm& norm,
+                          const Tensor& added,
+                          bool relu) const {
+  return norm_rows(joined(parts), channels, *this, norm, {}, added, relu);
+}
+
+NormGradients RowOrder::norm_gradient(const Tensor& grad,
+                                      const std::vector<Tensor>& parts,
+                                      int64_t channels,
+                                      const Norm& norm,
+                                      const Tensor& added,
+                                      bool relu,
+                                      const Tensor& mean,
+                                      const Tensor& invstd) const {
+  NormGradients found{empty(channels), added.defined() ? empty(channels) : Tensor()};
+  norm_rows_gradient(grad, joined(parts), channels, *this, norm, added, relu, mean, invstd, found);
+  return found;
 }
 
 }  // namespace sparseconv

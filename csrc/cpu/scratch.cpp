@@ -94,4 +94,8 @@ int64_t scratch_bytes(const MaxPool& p) {
   return (2 * p.order.idle + 10 * p.radius) * kRowBytes;
 }
 
+int64_t scratch_bytes(const Dropout&) {
+  return 0;
+}
+
 }  // namespace sparseconv

@@ -43,10 +43,12 @@ int64_t scratch_bytes(const PointwiseGradient& problem);
 int64_t scratch_bytes(const BatchNormRelu& problem);
 int64_t scratch_bytes(const BatchNormReluGradient& problem);
 int64_t scratch_bytes(const MaxPool& problem);
+int64_t scratch_bytes(const Dropout& problem);
 int64_t scratch_bytes(const BlockCorrelation& problem);
 int64_t scratch_bytes(const BlockWeightGradient& problem);
 int64_t scratch_bytes(const RowConversion& problem);
 int64_t scratch_bytes(const RowNorm& problem);
+int64_t scratch_bytes(const RowPool& problem);
 int64_t scratch_bytes(const BorderSums& problem);
 
 }  // namespace sparseconv

@@ -70,7 +70,6 @@ struct Bits {
   std::vector<uint64_t> words;
 };
 
-constexpr uint32_t kDrawsEnd = uint32_t{1} << 31;
 constexpr int64_t kDrawsAtOnce = 1024;
 
 class Updating {

@@ -16,6 +16,7 @@ from sparseconv.compiler.inplace import make_functional
 from sparseconv.compiler.lowering import Lowering
 from sparseconv.compiler.report import GraphReport, remember
 from sparseconv.compiler.rules import Outside, Step, is_signal, rule_of, value_of
+from sparseconv.compiler.simplify import simplify
 from sparseconv.ops.backends import extension
 
 
@@ -25,6 +26,8 @@ def sparseconv(gm: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., 
     Tensors stay in the kernels' own memory order from one operation to the next, wherever this
     saves more than converting them costs. What has no rule runs as it is.
     """
+    for node, tensor in zip(gm.graph.find_nodes(op="placeholder"), example_inputs, strict=True):
+        node.meta["real"] = tensor
     report = lower(gm.graph)
     remember(example_inputs, report)
     gm.graph.lint()
@@ -35,7 +38,7 @@ def sparseconv(gm: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., 
 def lower(graph: Graph) -> GraphReport:
     """Rewrite a graph, and say what was done."""
     report = GraphReport()
-    _drop_dead_queries(graph)
+    _drop_dead(graph)
     if extension is None:
         return report
     try:
@@ -43,6 +46,7 @@ def lower(graph: Graph) -> GraphReport:
     except Outside as reason:
         report.outside["all"] = str(reason)
         return report
+    simplify(graph)
     steps: dict[Node, Step] = {}
     for node in graph.nodes:
         rule = rule_of(node)
@@ -62,10 +66,12 @@ def lower(graph: Graph) -> GraphReport:
     lowering = Lowering(graph, {node: step for node, step in steps.items() if node in chosen})
     lowering.run()
     rewrites.rewrite(graph)
+    _drop_dead(graph)
     report.enters, report.leaves = lowering.entered, lowering.left
     report.lanes = Counter(_title(node) for node in graph.nodes if node not in before)
     for helper in ("lanes_enter", "lanes_leave", "getitem", "size", "unsqueeze"):
         del report.lanes[helper]
+    rewrites.replace_pools(graph)
     return report
 
 
@@ -81,8 +87,9 @@ def _touches_series(node: Node) -> bool:
     )
 
 
-def _drop_dead_queries(graph: Graph) -> None:
-    """Erase questions about the state of torch, which Dynamo has answered while it traced."""
+def _drop_dead(graph: Graph) -> None:
+    """Erase casts and answers to questions about the state of torch, which nothing reads."""
     for node in reversed(list(graph.nodes)):
-        if node.op == "call_function" and not node.users and isinstance(value_of(node), bool):
+        answer = node.op == "call_function" and isinstance(value_of(node), bool)
+        if not node.users and (answer or (node.op, node.target) == ("call_method", "to")):
             graph.erase_node(node)

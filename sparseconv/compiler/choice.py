@@ -10,8 +10,8 @@ import networkx
 import torch
 from torch.fx import Node
 
-from sparseconv.compiler.costs import CONVERSION
-from sparseconv.compiler.rules import Step, value_of
+from sparseconv.compiler.costs import cost
+from sparseconv.compiler.rules import Step, in_rows, value_of
 
 _IN, _OUT = "in lanes", "outside"
 _UNKNOWN = 64  # samples, where a dynamic size has no example
@@ -34,13 +34,13 @@ def choose(steps: Mapping[Node, Step]) -> set[Node]:
             readers[signal].append(node)
     lanes = {node for node, step in steps.items() if step.in_lanes}
     for signal in dict.fromkeys((*readers, *lanes)):
-        cost = CONVERSION[with_gradients] * _elements(signal)
+        conversion = cost("conversion", in_rows(signal))[with_gradients] * _elements(signal)
         enter, leave = ("enter", signal), ("leave", signal)
-        graph.add_edge(enter, signal if signal in lanes else _OUT, capacity=cost)
+        graph.add_edge(enter, signal if signal in lanes else _OUT, capacity=conversion)
         for reader in readers[signal]:
             graph.add_edge(reader, enter)
         if signal in lanes:
-            graph.add_edge(signal, leave, capacity=cost)
+            graph.add_edge(signal, leave, capacity=conversion)
             for user in signal.users:
                 graph.add_edge(leave, user if user in readers[signal] else _OUT)
     _, (chosen, _) = networkx.minimum_cut(graph, _IN, _OUT)

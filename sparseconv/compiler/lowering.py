@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch.fx import Graph, Node
 
-from sparseconv.compiler.rules import Step, value_of
+from sparseconv.compiler.rules import Step, in_rows, value_of
 from sparseconv.ops.lanes import OPS
 
 
@@ -23,6 +24,9 @@ class Lowering:
         self._graph, self._steps = graph, steps
         self._lanes: dict[Node, Node] = {}
         self._sizes: dict[Node, tuple[Any, Any]] = {}
+        self._samples: dict[Any, Node] = {}
+        # In rows, convolutions find their padding in the tensor, and tensors meet in sums.
+        self._margin = max((step.margin for step in steps.values()), default=0)
 
     def run(self) -> None:
         for node in [node for node in self._graph.nodes if node in self._steps]:
@@ -36,8 +40,12 @@ class Lowering:
                     self._lanes[node], self._sizes[node] = result, self._sizes[step.signals[0]]
                     if all(user in self._steps for user in node.users):
                         continue
-                    result = self.call(OPS.lanes_leave.default, result, *self._sizes[node])
+                    channels = int(value_of(node).shape[1])
+                    result = self.call(
+                        OPS.lanes_leave.default, result, channels, *self._sizes[node]
+                    )
                     self.left += 1
+            result.meta.update(node.meta)
             node.replace_all_uses_with(result, delete_user_cb=lambda user: user not in self._steps)
             if not step.in_lanes:  # a step reads it, too
                 node.replace_all_uses_with(result)
@@ -50,7 +58,8 @@ class Lowering:
         while after.next.op == "placeholder":
             after = after.next
         with self._graph.inserting_after(after):
-            self._lanes[signal] = self.call(OPS.lanes_enter.default, signal)
+            margin = (self._margin,) if in_rows(signal) else ()
+            self._lanes[signal] = self.call(OPS.lanes_enter.default, signal, *margin)
         shape = value_of(signal).shape
         sizes = []
         for dim in (0, 2):
@@ -71,6 +80,15 @@ class Lowering:
     def of(self, signal: Node) -> Node:
         """Return a signal's node in lanes."""
         return self._lanes[signal]
+
+    def samples(self, signal: Node) -> Node:
+        """Return 1 where a sample of the signal is, and 0 where its order is idle."""
+        batch, length = self._sizes[signal]
+        key = batch, length, value_of(signal).dtype
+        if key not in self._samples:
+            ones = self.call(torch.ones, (batch, 1, length), dtype=key[2], device="cpu")
+            self._samples[key] = self.call(OPS.lanes_enter.default, ones)
+        return self._samples[key]
 
     def sizes(self, signal: Node) -> tuple[Any, Any]:
         """Return the numbers of series and samples, or the nodes that compute them."""

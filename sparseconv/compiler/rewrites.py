@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch.fx import Graph, Node
 
-from sparseconv.ops.lanes import OPS
+from sparseconv.compiler.rules import Outside, max_pool, pooling, rule_of
+from sparseconv.ops.lanes import OPS, lanes_fold
 
 _CONV, _POINTWISE = OPS.lanes_conv.default, OPS.lanes_pointwise.default
 _NORM = OPS.lanes_norm.default
@@ -25,6 +26,21 @@ def rewrite(graph: Graph) -> None:
             rewrite_one(graph, node)
 
 
+def replace_pools(graph: Graph) -> None:
+    """Replace max pooling outside of lanes, whose gradient takes torch a long time."""
+    if not torch.is_grad_enabled():
+        return
+    for node in list(graph.nodes):
+        if rule_of(node) is max_pool:
+            try:
+                x, *window = pooling(node)
+            except Outside:
+                continue
+            with graph.inserting_before(node):
+                node.replace_all_uses_with(graph.call_function(OPS.max_pool.default, (x, *window)))
+            graph.erase_node(node)
+
+
 def _fold_norm(graph: Graph, norm: Any) -> None:
     """Let a convolution compute the BatchNorm after it, in eval mode."""
     if norm.target is not _NORM or norm.args[_TRAINING]:
@@ -36,7 +52,7 @@ def _fold_norm(graph: Graph, norm: Any) -> None:
     crow, kernels = (conv.args[3], conv.args[5][1]) if conv.target is _CONV else (None, 0)
     with graph.inserting_before(norm):
         folded = graph.call_function(
-            OPS.lanes_fold.default, (*conv.args[1:3], crow, kernels, weight, bias, mean, var, eps)
+            lanes_fold, (*conv.args[1:3], crow, kernels, weight, bias, mean, var, eps)
         )
         weights, offset = (graph.call_function(operator.getitem, (folded, i)) for i in range(2))
         both = graph.call_function(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
 import torch.nn.functional as F
+from graph_steps import compiled, sparse, step
 from random_graphs import RandomGraph
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
@@ -18,29 +19,6 @@ from sparseconv.measure.machine import threads
 from sparseconv.testing import error_bound
 
 pytestmark = pytest.mark.promise("P7")
-
-
-@pytest.fixture(autouse=True)
-def no_code_compiled_before() -> Iterator[None]:
-    torch.manual_seed(0)
-    torch._dynamo.reset()
-    counters.clear()
-    with threads(1):
-        yield
-    torch._dynamo.reset()
-
-
-def compiled(model: nn.Module) -> Callable[[Tensor], Tensor]:
-    return torch.compile(model, backend=sparseconv)  # its name is tried in tests/packaging
-
-
-def step(model: nn.Module, run: Callable[[Tensor], Tensor], x: Tensor) -> list[Tensor]:
-    """The output, all gradients, and the buffers afterwards."""
-    x = x.clone().requires_grad_()
-    y = run(x)
-    grads = torch.autograd.grad(y.sin().sum(), [x, *model.parameters()], allow_unused=True)
-    buffers = [b.clone() for b in model.buffers()]
-    return [y.detach(), *(g for g in grads if g is not None), *buffers]
 
 
 def check(model: nn.Module, x: Tensor, operations: int = 20) -> CompiledReport:
@@ -63,11 +41,6 @@ def check(model: nn.Module, x: Tensor, operations: int = 20) -> CompiledReport:
     return compiled_report(model)
 
 
-def sparse(inputs: int, outputs: int, taps: int, **options: object) -> sc.SparseConv1d:
-    options = {"padding": "same", "density": 0.3} | options
-    return sc.SparseConv1d(inputs, outputs, taps, **options)
-
-
 @pytest.mark.parametrize("seed", range(60))
 def test_random_graphs(seed: int, count_cases: Callable[[int], None]) -> None:
     """Float64 tells wrong from rounded; half of the graphs are in eval mode, with gradients."""
@@ -75,6 +48,49 @@ def test_random_graphs(seed: int, count_cases: Callable[[int], None]) -> None:
     graph = RandomGraph(seed).to(dtype).train(seed % 2 == 0)
     check(graph, graph.example(dtype), len(graph.program))
     count_cases(1)
+
+
+class Waves(nn.Module):
+    """Padding before and cropping after convolutions, halves of the channels, PReLU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = sparse(4, 12, 3, padding=0, dilation=2)
+        self.last = sparse(6, 6, 3, padding=4, dilation=2)
+        self.norm, self.relu = nn.BatchNorm1d(6), nn.PReLU(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = self.first(F.pad(x, (4, 0))).chunk(2, 1)
+        y = torch.tanh(a) * torch.sigmoid(b)
+        return F.max_pool1d(self.norm(self.relu(self.last(y)[:, :, :-4])), 3, 1, 1)
+
+
+def test_padding_cropping_and_halves() -> None:
+    report = check(Waves(), torch.randn(4, 4, 40))[0]
+    assert (report.enters, report.leaves) == (1, 1)
+    assert not report.outside, report
+
+
+def test_dropout_scales_what_it_keeps_and_repeats_with_the_seed() -> None:
+    class Drops(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.dropout(F.max_pool1d(x, 1, 1), 0.25)
+
+    x, run = torch.ones(16, 8, 500, requires_grad=True), compiled(Drops())
+    torch.manual_seed(3)
+    y, other = run(x), run(x)
+    torch.manual_seed(3)
+    assert run(x).equal(y)
+    assert not other.equal(y)
+    (grad,) = torch.autograd.grad(y.sum(), x)
+    assert grad.equal(y)
+    assert y.unique().tolist() == [0, torch.tensor(1 / 0.75).item()]
+    kept = (y > 0).float()
+    deviation = (0.75 * 0.25 / y.numel()) ** 0.5
+    assert (kept.mean() - 0.75).abs() < 5 * deviation
+    for dims in ((0, 1), (0, 2), (1, 2)):  # nor does it depend on where an element is
+        spread = (0.75 * 0.25 * kept.mean(dims).numel() / kept.numel()) ** 0.5
+        assert (kept.mean(dims) - 0.75).abs().max() < 5 * spread
 
 
 def converted(model: nn.Module) -> nn.Module:
@@ -101,7 +117,8 @@ class Causal(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = x
         for conv in self.convs:
-            y = F.dropout(F.relu(conv(y)[:, :, : -self.crop]), 0.0, self.training)
+            y = F.relu(conv(y)[:, :, : -self.crop].contiguous())
+            y = F.dropout(y, 0.0, self.training)
         return F.relu(y + self.across(x))
 
 
@@ -142,7 +159,10 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], dict[str, int]]] = {
         {"lanes_conv": 9, "lanes_norm": 12, "lanes_pointwise": 2, "lanes_mean": 1},
     ),
     "FCN": (fcn, {"lanes_conv": 3, "lanes_norm": 3, "lanes_mean": 1}),
-    "TCN": (lambda: nn.Sequential(Causal(2, 6, 1), Causal(6, 6, 2), Causal(6, 6, 4)), {}),
+    "TCN": (
+        lambda: nn.Sequential(Causal(2, 6, 1), Causal(6, 6, 2), Causal(6, 6, 4)),
+        {"lanes_conv": 6, "lanes_dropout": 6, "lanes_pointwise": 3},
+    ),
     "U-Net": (UNet, {"lanes_conv": 6, "lanes_norm": 6}),
 }  # fmt: skip
 
@@ -162,7 +182,7 @@ def test_networks(name: str, dtype: torch.dtype) -> None:
             assert (folded - plain).abs().max() <= error_bound(x, plain.abs().max(), terms, dtype)
     graph = compiled_report(model)[0]
     assert {name: graph.lanes[name] for name in wanted} == wanted
-    if name != "TCN":
+    if name != "TCN":  # its lengths are too short to pay without gradients
         assert (graph.enters, graph.leaves) == ((3, 3) if name == "U-Net" else (1, 0))
 
 

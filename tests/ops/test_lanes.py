@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from op_arguments import lane_arguments
+from op_arguments import lane_arguments, lane_dtypes
 from torch import Tensor
 
 from sparseconv.functional.chain import keeps_order
@@ -53,7 +53,7 @@ def test_convolutions_have_the_bits_of_those_outside(count_cases: Callable[[int]
         wanted = y, *torch.autograd.grad(y, (a, w), grad)
         inside = OPS.lanes_conv(OPS.lanes_enter(a), w, bias, *context, *order, relu)
         assert idle_is_zero(inside, *order)
-        y = OPS.lanes_leave(inside, *order)
+        y = OPS.lanes_leave(inside, y.shape[1], *order)
         for name, p, q in zip(
             "yxw", wanted, (y, *torch.autograd.grad(y, (a, w), grad)), strict=True
         ):
@@ -71,7 +71,7 @@ def test_max_pool_and_its_gradient_are_those_of_torch(radius: int) -> None:
             y = F.max_pool1d(a, 2 * radius + 1, 1, radius)
             inside = OPS.lanes_max_pool(OPS.lanes_enter(b), radius, n, length)
             assert idle_is_zero(inside, n, length)
-            z = OPS.lanes_leave(inside, n, length)
+            z = OPS.lanes_leave(inside, 2, n, length)
             torch.testing.assert_close(z, y, rtol=0, atol=0, equal_nan=True)
             grad = torch.randint(-5, 6, y.shape).to(dtype)
             of_a, of_b = torch.autograd.grad(y, a, grad)[0], torch.autograd.grad(z, b, grad)[0]
@@ -98,7 +98,7 @@ def norm_step(
         how = training, 0.1, 1e-5, relu, n, length
         inside = OPS.lanes_norm(lanes, w, b, mean, var, plus, *how)[0]
         assert idle_is_zero(inside, n, length)
-        y = OPS.lanes_leave(inside, n, length)
+        y = OPS.lanes_leave(inside, channels, n, length)
     else:
         y = F.batch_norm(a, mean, var, w, b, training, 0.1, 1e-5)
         y = y + added[0] if added else y
@@ -134,13 +134,13 @@ def test_mean_and_pointwise() -> None:
         y = F.conv1d(x, weight, bias)
         inside = OPS.lanes_pointwise(OPS.lanes_enter(x), weight, bias, n, length)
         assert idle_is_zero(inside, n, length)
-        z = OPS.lanes_leave(inside, n, length)
+        z = OPS.lanes_leave(inside, 6, n, length)
         assert z.equal(y)
         grad = torch.randint(-3, 4, y.shape).to(dtype)
         leaves = x, weight, bias
         for p, q in zip(*(torch.autograd.grad(t, leaves, grad) for t in (y, z)), strict=True):
             assert p.equal(q), "sums of whole numbers are exact"
-        mean = OPS.lanes_mean(OPS.lanes_enter(x), n, length)
+        mean = OPS.lanes_mean(OPS.lanes_enter(x), 4, n, length)
         assert mean.equal(x.sum(2) / length)
         (of_x,) = torch.autograd.grad(mean.sum(), x)
         assert of_x.equal(torch.ones_like(x) / length)
@@ -150,8 +150,8 @@ def test_mean_and_pointwise() -> None:
 def test_wrong_arguments_are_refused() -> None:
     """Each argument of each op, one at a time, in another size, dtype or number."""
     refused = 0
-    for name, args in lane_arguments(torch.float32).items():
-        if name == "lanes_fold":  # torch's own functions in a row
+    for name, args in (pair for t in lane_dtypes() for pair in lane_arguments(t).items()):
+        if name in ("lanes_dropout", "max_pool"):  # which take any sizes
             continue
         op = getattr(OPS, name)
         for i, argument in enumerate(args):
@@ -172,3 +172,33 @@ def test_wrong_arguments_are_refused() -> None:
                     op(*args[:i], change, *args[i + 1 :])
                 refused += 1
     assert refused > 80
+    for name, *wrong in (
+        ("lanes_dropout", torch.zeros(2), 1.5, 0),
+        ("lanes_dropout", torch.zeros(2, dtype=torch.half), 0.5, 0),
+        ("max_pool", torch.zeros(2, 5), 2, 2, 0),
+        *(
+            ("max_pool", torch.zeros(1, 1, 5), *window)
+            for window in ((0, 1, 0), (2, 0, 0), (2, 1, 2))
+        ),
+    ):
+        with pytest.raises((ValueError, TypeError), match=r"expected"):
+            getattr(OPS, name)(*wrong)
+
+
+def test_max_pool_outside_of_lanes_is_that_of_torch() -> None:
+    """Exactly, NaN and equal samples included."""
+    for (n, length), (size, stride, padding), dtype in product(
+        SIZES, ((2, 2, 0), (3, 2, 1), (4, 4, 2), (5, 3, 0), (1, 2, 0)), (*DTYPES, torch.bfloat16)
+    ):
+        if length + 2 * padding < size:
+            with pytest.raises(ValueError, match="expected a window"):
+                OPS.max_pool(torch.zeros(n, 3, length, dtype=dtype), size, stride, padding)
+            continue
+        x = torch.randint(-3, 4, (n, 3, length)).to(dtype)
+        for data in (x, x.where(torch.rand(x.shape) > 0.1, float("nan"))):
+            a, b = (data.clone().requires_grad_() for _ in range(2))
+            y, z = F.max_pool1d(a, size, stride, padding), OPS.max_pool(b, size, stride, padding)
+            torch.testing.assert_close(z, y, rtol=0, atol=0, equal_nan=True)
+            grad = torch.randint(-5, 6, y.shape).to(dtype)
+            of_a, of_b = torch.autograd.grad(y, a, grad)[0], torch.autograd.grad(z, b, grad)[0]
+            assert of_a.equal(of_b), (n, length, dtype)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from op_arguments import GEOMETRIES, arguments, lane_arguments
+from op_arguments import GEOMETRIES, arguments, lane_arguments, lane_dtypes
 
 OPS = torch.ops.sparseconv
 
@@ -33,7 +33,7 @@ def signatures() -> Iterator[tuple[str, tuple[Any, ...]]]:
                 elif name == "dgrad" and geometry.padding_mode == "zeros":  # a transposed one
                     bias = torch.randn(geometry.shape[1] * geometry.groups, dtype=dtype)
                     yield name, (*args, bias.requires_grad_())
-    for dtype in (torch.float32, torch.float64):
+    for dtype in lane_dtypes():
         for name, args in lane_arguments(dtype).items():
             yield name, args
             if name in DIFFERENTIABLE:

@@ -9,6 +9,7 @@ import torch
 
 from sparseconv import KernelCSR
 from sparseconv.core.geometry import Geometry
+from sparseconv.ops.backends import extension
 from sparseconv.ops.lanes import OPS
 
 GEOMETRIES = [
@@ -45,30 +46,42 @@ def arguments(geometry: Geometry, dtype: torch.dtype = torch.float32) -> dict[st
     return op_calls(tensors, pattern, geometry, 20)
 
 
-def lane_arguments(dtype: torch.dtype) -> dict[str, tuple[Any, ...]]:
+def lane_dtypes() -> list[torch.dtype]:
+    assert extension is not None
+    return [torch.float32, torch.float64, *[torch.bfloat16] * extension.has_block_kernels()]
+
+
+def lane_arguments(dtype: torch.dtype, n: int = 3, length: int = 21) -> dict[str, tuple[Any, ...]]:
     """A correct argument list for every op on tensors in lanes."""
     torch.manual_seed(0)
-    geometry = Geometry((4, 3, 5), 1, (3, 1), 1, 1, "zeros")
-    pattern = KernelCSR.from_mask(torch.rand(geometry.shape) < 0.5)
-    sizes = ((3, 3, 21), (3, 4, 21), (pattern.nnz,), (4, 3, 1), *[(4,)] * 5)
+    inputs, outputs, block = (32, 33, 16) if dtype == torch.bfloat16 else (3, 4, 1)
+    geometry = Geometry((outputs, inputs, 5), 1, (3, 1), 1, 1, "zeros")
+    pattern = KernelCSR.random(geometry.shape, outputs * inputs * 2, block=block)
+    sizes = ((n, inputs, length), (n, outputs, length), (pattern.nnz,), (outputs, inputs, 1),
+             *[(outputs,)] * 5)  # fmt: skip
     signal, output, values, weight, *vectors = (torch.randn(size, dtype=dtype) for size in sizes)
     bias, scale, shift, mean, var = (*vectors[:4], vectors[4].abs() + 0.1)
-    x, y, order = OPS.lanes_enter(signal), OPS.lanes_enter(output), (3, 21)
+    if block > 1:
+        mean, var = mean.float(), var.float()
+    x, y, order = OPS.lanes_enter(signal), OPS.lanes_enter(output), (n, length)
     context = pattern.crow_indices, pattern.col_indices, list(geometry.numbers), *order
+    pooled = signal[..., : length // 3 + 1]
     return {
         "lanes_enter": (signal,),
-        "lanes_leave": (x, *order),
+        "lanes_leave": (x, inputs, *order),
         "lanes_conv": (x, values, bias, *context, True),
         "lanes_dgrad": (y, values, *context),
         "lanes_wgrad": (y, x, *context),
         "lanes_pointwise": (x, weight, bias, *order),
         "lanes_pointwise_dgrad": (y, weight, *order),
-        "lanes_pointwise_wgrad": (y, x),
-        "lanes_bias_grad": (y,),
+        "lanes_pointwise_wgrad": (y, x, weight, *order),
+        "lanes_bias_grad": (y, outputs, *order),
         "lanes_norm": ([x, x[:1]], scale, shift, mean, var, y, True, 0.1, 1e-5, True, *order),
         "lanes_norm_backward": (y, [x, x[:1]], scale, shift, y, mean, var, True, True, *order),
         "lanes_max_pool": (x, 1, *order),
         "lanes_max_pool_backward": (x, x, 1, *order),
-        "lanes_mean": (x, *order),
-        "lanes_fold": (values, bias, context[0], 3, scale, shift, mean, var, 1e-5),
+        "lanes_mean": (x, inputs, *order),
+        "lanes_dropout": (x, 0.3, 2**40 + 5),
+        "max_pool": (signal, 4, 3, 2),
+        "max_pool_backward": (pooled, signal, pooled, 4, 3, 2),
     }

@@ -17,64 +17,68 @@ FUNCTIONS: tuple[Callable[[Tensor], Tensor], ...] = (
     lambda x: F.elu(x, inplace=True), lambda x: x.mul_(2), lambda x: x.detach() + x,
     lambda x: x.flip(2), lambda x: F.pad(x, (1, -1)), lambda x: x.roll(1, 0),
 )  # fmt: skip
+KINDS = (
+    *("sparse",) * 4, "dense", "strided", "1x1", "norm", "norm", "relu", "relu_", "function",
+    "pool", "shrink", "add", "cat", "mul", "drop", "padded", "cropped", "prelu", "split", "part",
+)  # fmt: skip
 
 
 class RandomGraph(nn.Module):
     """Up to 14 operations, each on one or two earlier results; the sum of all unread results.
 
+    The numbers of channels are multiples of ``unit``, whose blocks share their taps.
     ``repr(graph)`` names its layers, and ``RandomGraph(seed)`` is the same graph again.
     """
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, unit: int = 1) -> None:
         super().__init__()
-        rng = self.rng = random.Random(seed)
+        rng, self.unit = random.Random(seed), unit
         torch.manual_seed(seed)
+        most = 9 if unit == 1 else 4
         self.batch, self.length = rng.choice((1, 2, 3, 5, 16, 20, 33)), rng.randint(9, 70)
-        widths = [(rng.randint(1, 4), self.length)]
+        widths = [(unit * rng.randint(1, 4), self.length)]
         self.in_channels = widths[0][0]
         self.layers = nn.ModuleList()
+        self.ends: list[tuple[int, int]] = []  # samples that are padded or cropped
         self.program: list[tuple[str, tuple[int, ...], int]] = []
         for _ in range(rng.randint(4, 14)):
             x = rng.randrange(max(0, len(widths) - 3), len(widths))
             channels, length = widths[x]
-            kind = rng.choice(
-                ("sparse",) * 4
-                + (
-                    "dense",
-                    "strided",
-                    "1x1",
-                    "norm",
-                    "norm",
-                    "relu",
-                    "relu_",
-                    "function",
-                    "pool",
-                    "shrink",
-                    "add",
-                    "cat",
-                    "mul",
-                    "drop",
-                )
-            )
+            kind = rng.choice(KINDS)
             same = [i for i, width in enumerate(widths) if width == widths[x]]
             equal = [i for i, width in enumerate(widths) if width[1] == length]
             reads: tuple[int, ...] = (x,)
             layer: nn.Module = nn.Identity()
-            if kind in ("sparse", "strided"):
-                outputs, taps, dilation = rng.randint(2, 9), rng.choice((1, 2, 3, 5, 8)), 1
+            if kind in ("sparse", "strided", "padded", "cropped"):
+                outputs, taps, dilation = (
+                    unit * rng.randint(2, most),
+                    rng.choice((1, 2, 3, 5, 8)),
+                    1,
+                )
                 dilation = rng.choice((1, 2, 3))
                 reach = dilation * (taps - 1)
                 padding = rng.choice(((reach, 0), (0, reach), (reach // 2, reach - reach // 2)))
+                if kind == "padded":
+                    self.ends.append(padding)
+                    padding = (0, 0)
+                elif kind == "cropped":
+                    self.ends.append((reach - padding[0], reach - padding[1]))
+                    padding = (reach, reach)
                 stride = 2 if kind == "strided" else 1
                 layer = sc.SparseConv1d(
-                    channels, outputs, taps, stride, padding, dilation, density=0.4,
+                    channels, outputs, taps, stride, padding, dilation, density=0.4, block=unit,
                     bias=rng.random() < 0.5, padding_mode=rng.choice(("zeros", "replicate")),
                 )  # fmt: skip
                 widths.append((outputs, (length - 1) // stride + 1))
             elif kind in ("dense", "1x1"):
-                outputs, taps = rng.randint(2, 9), 1 if kind == "1x1" else 3
+                outputs, taps = unit * rng.randint(2, most), 1 if kind == "1x1" else 3
                 layer = nn.Conv1d(channels, outputs, taps, padding="same", bias=rng.random() < 0.5)
                 widths.append((outputs, length))
+            elif kind == "prelu":
+                layer = nn.PReLU(rng.choice((1, channels)))
+                widths.append(widths[x])
+            elif kind in ("split", "part") and channels >= 2 * unit:
+                widths.append((self.half(channels), length))
             elif kind == "norm":
                 layer = nn.BatchNorm1d(channels, affine=rng.random() < 0.8)
                 widths.append(widths[x])
@@ -92,16 +96,19 @@ class RandomGraph(nn.Module):
                 reads = (x, *rng.choices(equal, k=rng.randint(1, 2)))
                 widths.append((sum(widths[i][0] for i in reads), length))
             else:
-                kind = kind if kind != "shrink" else "relu"
+                kind = "relu" if kind in ("shrink", "split", "part") else kind
                 widths.append(widths[x])
             self.program.append((kind, reads, rng.randrange(len(FUNCTIONS))))
             self.layers.append(layer)
+
+    def half(self, channels: int) -> int:
+        return self.unit * -(-channels // self.unit // 2)
 
     def example(self, dtype: torch.dtype) -> Tensor:
         return torch.randn(self.batch, self.in_channels, self.length, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        results, unread = [x], [True]
+        results, unread, ends = [x], [True], iter(self.ends)
         for (kind, reads, function), layer in zip(self.program, self.layers, strict=True):
             first, *others = (results[i] for i in reads)
             if kind == "relu":
@@ -116,6 +123,20 @@ class RandomGraph(nn.Module):
                 y = first * others[0]
             elif kind == "cat":
                 y = torch.cat([first, *others], dim=1)
+            elif kind == "padded":
+                y = layer(F.pad(first, next(ends), "replicate" if function % 2 else "constant"))
+            elif kind == "cropped":
+                left, right = next(ends)
+                y = layer(first)
+                y = (
+                    y[:, :, left : y.shape[2] - right]
+                    if function % 2
+                    else y[..., left : -right or None]
+                )
+            elif kind == "split":
+                y = torch.split(first, self.half(first.shape[1]), 1)[0]
+            elif kind == "part":
+                y = first[:, -self.half(first.shape[1]) :]
             elif kind == "drop":
                 y = F.dropout(first, 0.0, self.training)
             else:

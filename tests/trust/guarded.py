@@ -23,9 +23,10 @@ from typing import Any
 import torch
 from engines import ISAS, UNITS, blocks_case
 from layouts import LAYOUTS
-from op_arguments import op_calls
+from op_arguments import lane_arguments, op_calls
 from random_banks import Problem
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from sparseconv.core.geometry import Geometry
 from sparseconv.core.pattern import KernelCSR
@@ -119,15 +120,21 @@ def chain_of(case: Case, rng: random.Random) -> tuple[Any, tuple[Any, ...]]:
     return run, tuple(torch.rand(shape, dtype=dtype) for shape in shapes)
 
 
+def ordered_calls(dtype: torch.dtype, rng: random.Random) -> list[tuple[Any, tuple[Any, ...]]]:
+    """The ops on tensors in the kernels' own order."""
+    sizes = rng.randint(1, 5), rng.choice((2, 3, 7, 8, 9, 17, 33, 70, 150))
+    return [(getattr(OPS, n), a) for n, a in lane_arguments(dtype, *sizes).items()]
+
+
 def check(op: Any, args: tuple[Any, ...]) -> None:
     """Compare the bits next to guards after and before with those of plain copies."""
 
     def run(place: Callable[[Tensor], Tensor]) -> tuple[Tensor, ...]:
         # A new thread has no scratch memory of earlier calls, which might be larger.
         with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as new:
-            placed = [place(a) if isinstance(a, Tensor) else a for a in args]
+            placed = tree_map_only(Tensor, place, args)
             result = new.submit(op, *placed).result()
-        return result if isinstance(result, tuple) else (result,)
+        return tuple(result) if isinstance(result, tuple | list) else (result,)
 
     plain = run(Tensor.clone)
     for before in (True, False):
@@ -144,10 +151,12 @@ def main(seed: int, cases: int) -> None:
         blocks = blocks_case(rng, n=rng.randint(1, 3), batched=True)
         ops = [*calls_of(blocks, rng, number)[:3], chain_of(blocks, rng)]
         work |= dict.fromkeys(UNITS, (blocks, ops))
+        own_order = rng.choice((torch.float32, torch.float64))
         for isa, (case, ops) in work.items():
             os.environ["SPARSECONV_CPU_ISA"] = isa
             assert extension.isa() == isa
-            for op, args in ops:
+            ordered = ordered_calls(torch.bfloat16 if isa in UNITS else own_order, rng)
+            for op, args in (*ops, *ordered):
                 calls += 1
                 try:
                     check(op, args)

@@ -11,6 +11,15 @@
 
 template <typename Products>
 consteval BlockKernels block_table() {
-  return {correlate_blocks<Products>, block_wgrad<Products>, pack_blocks,    unpack_sums, to_rows,
-          from_rows,                  border_sums,           row_statistics, row_sums,    norm_rows};
+  return {correlate_blocks<Products>,
+          block_wgrad<Products>,
+          pack_blocks,
+          unpack_sums,
+          to_rows,
+          from_rows,
+          border_sums,
+          row_statistics,
+          row_sums,
+          norm_rows,
+          pool_rows};
 }

@@ -62,15 +62,29 @@ static void border_sums(const BorderSums& p, int64_t part, int64_t parts, void*)
   }
 }
 
-// dz of one row, in place of its gradients.
-static inline __attribute__((always_inline)) void mask_row(const Lanes16* x,
-                                                           const RowVector& scale,
-                                                           const RowVector& shift,
-                                                           Lanes16* grad) {
+// z of one row, given x - centre. `added`: the row that is added.
+template <bool kAdds>
+static inline __attribute__((always_inline)) void normed_row(const Lanes16* x,
+                                                             const RowVector& scale,
+                                                             const RowVector& shift,
+                                                             const char* added,
+                                                             Lanes16* z) {
+  Lanes16 more[kRowVectors] = {};
+  if constexpr (kAdds) {
+    load_row(added, more);
+  }
   for (int i = 0; i < kRowVectors; ++i) {
-    const Lanes16 z = x[i] * scale.lanes[i] + shift.lanes[i];
+    z[i] = x[i] * scale.lanes[i] + shift.lanes[i];
+    z[i] = kAdds ? z[i] + more[i] : z[i];
+  }
+}
+
+// dz of one row, in place of its gradients.
+template <bool kRelu>
+static inline __attribute__((always_inline)) void mask_row(const Lanes16* z, Lanes16* grad) {
+  for (int i = 0; i < kRowVectors && kRelu; ++i) {
     const Lanes16 zero = {};
-    grad[i] = z <= 0.0f ? zero : grad[i];
+    grad[i] = z[i] <= 0.0f ? zero : grad[i];
   }
 }
 
@@ -86,7 +100,8 @@ static void row_statistics(const RowNorm& p, int64_t part, int64_t parts, void*)
   }
 }
 
-static void row_sums(const RowNorm& p, int64_t part, int64_t parts, void*) {
+template <bool kRelu, bool kAdds>
+static void sum_rows(const RowNorm& p, int64_t part, int64_t parts) {
   const int64_t units = p.batch * p.panels;
   for (int64_t unit = units * part / parts; unit < units * (part + 1) / parts; ++unit) {
     const int64_t n = unit / p.panels, panel = unit % p.panels;
@@ -96,13 +111,14 @@ static void row_sums(const RowNorm& p, int64_t part, int64_t parts, void*) {
     for (int64_t begin = 0; begin < p.length; begin += kSumRows) {
       Lanes16 found[2 * kRowVectors] = {};
       for (int64_t r = begin; r < min_of(p.length, begin + kSumRows); ++r) {
-        Lanes16 x[kRowVectors], grad[kRowVectors];
+        Lanes16 x[kRowVectors], z[kRowVectors], grad[kRowVectors];
         load_row(p.in.at(n, 2 * panel, r), x);
         for (int i = 0; i < kRowVectors; ++i) {
           x[i] -= centre.lanes[i];
         }
         load_row(p.grad.at(n, 2 * panel, r), grad);
-        mask_row(x, scale, shift, grad);
+        normed_row<kAdds>(x, scale, shift, kAdds ? p.added.at(n, 2 * panel, r) : nullptr, z);
+        mask_row<kRelu>(z, grad);
         for (int i = 0; i < kRowVectors; ++i) {
           found[i] += grad[i];
           found[kRowVectors + i] += grad[i] * x[i];
@@ -113,30 +129,116 @@ static void row_sums(const RowNorm& p, int64_t part, int64_t parts, void*) {
   }
 }
 
-static void norm_rows(const RowNorm& p, int64_t part, int64_t parts, void*) {
+template <bool kRelu, bool kAdds>
+static void write_normed(const RowNorm& p, int64_t part, int64_t parts) {
   const int64_t units = p.batch * p.panels;
   for (int64_t unit = units * part / parts; unit < units * (part + 1) / parts; ++unit) {
     const int64_t n = unit / p.panels, panel = unit % p.panels;
     const RowVector centre(p.centre, panel), scale(p.scale, panel), shift(p.shift, panel);
     const RowVector slope(p.slope, panel), offset(p.offset, panel);
     for (int64_t r = 0; r < p.length; ++r) {
-      Lanes16 x[kRowVectors], y[kRowVectors];
+      Lanes16 x[kRowVectors], z[kRowVectors], y[kRowVectors];
       load_row(p.in.at(n, 2 * panel, r), x);
       for (int i = 0; i < kRowVectors; ++i) {
         x[i] -= centre.lanes[i];
       }
+      normed_row<kAdds>(x, scale, shift, kAdds ? p.added.at(n, 2 * panel, r) : nullptr, z);
       if (p.grad.data != nullptr) {
         load_row(p.grad.at(n, 2 * panel, r), y);
-        mask_row(x, scale, shift, y);
+        mask_row<kRelu>(z, y);
+        if (kAdds) {
+          store_row(y, p.grad_added.at(n, 2 * panel, r));
+        }
       }
       for (int i = 0; i < kRowVectors; ++i) {
         const Lanes16 zero = {};
-        const Lanes16 z = x[i] * scale.lanes[i] + shift.lanes[i];
+        if constexpr (kRelu) {
+          z[i] = z[i] < 0.0f ? zero : z[i];
+        }
         y[i] = p.grad.data == nullptr
-                   ? (z < 0.0f ? zero : z)
+                   ? z[i]
                    : y[i] * scale.lanes[i] + (x[i] * slope.lanes[i] + offset.lanes[i]);
       }
       store_row(y, p.out.at(n, 2 * panel, r));
+    }
+  }
+}
+
+static void row_sums(const RowNorm& p, int64_t part, int64_t parts, void*) {
+  const auto sums = p.added.data != nullptr ? sum_rows<true, true>
+                    : p.relu                ? sum_rows<true, false>
+                                            : sum_rows<false, false>;
+  sums(p, part, parts);
+}
+
+static void norm_rows(const RowNorm& p, int64_t part, int64_t parts, void*) {
+  const auto write = p.added.data != nullptr ? write_normed<true, true>
+                     : p.relu                ? write_normed<true, false>
+                                             : write_normed<false, false>;
+  write(p, part, parts);
+}
+
+// Whether samples replace the largest ones before them, as in torch's loop: a NaN replaces all.
+static inline auto replaces_row(Lanes16 x, Lanes16 largest) {
+  return (x > largest) | (x != x);
+}
+
+static void largest_row(const RowPool& p, int64_t n, int64_t panel, int64_t r) {
+  const int64_t first = max_of(0, r - p.radius), last = min_of(p.length - 1, r + p.radius);
+  Lanes16 largest[kRowVectors], next[kRowVectors];
+  load_row(p.in.at(n, 2 * panel, first), largest);
+  for (int64_t i = first + 1; i <= last; ++i) {
+    load_row(p.in.at(n, 2 * panel, i), next);
+    for (int v = 0; v < kRowVectors; ++v) {
+      largest[v] = replaces_row(next[v], largest[v]) ? next[v] : largest[v];
+    }
+  }
+  store_row(largest, p.out.at(n, 2 * panel, r));
+}
+
+// The sum of the gradients of those windows in which row r is the largest.
+static void largest_row_gradient(const RowPool& p, int64_t n, int64_t panel, int64_t r) {
+  const int64_t first = max_of(0, r - 2 * p.radius);
+  const int64_t last = min_of(p.length - 1, r + 2 * p.radius);
+  Lanes16 own[kRowVectors], next[kRowVectors];
+  load_row(p.in.at(n, 2 * panel, r), own);
+  // Whether the row is the largest of the j rows before it, and of the j after it.
+  typedef decltype(replaces_row(own[0], own[0])) Mask;
+  Mask wins[2 * kPoolRadius + 1][kRowVectors], keeps[2 * kPoolRadius + 1][kRowVectors];
+  for (int v = 0; v < kRowVectors; ++v) {
+    wins[0][v] = keeps[0][v] = (own[v] == own[v]) | (own[v] != own[v]);
+  }
+  for (int64_t j = 1; j <= r - first; ++j) {
+    load_row(p.in.at(n, 2 * panel, r - j), next);
+    for (int v = 0; v < kRowVectors; ++v) {
+      wins[j][v] = wins[j - 1][v] & replaces_row(own[v], next[v]);
+    }
+  }
+  for (int64_t j = 1; j <= last - r; ++j) {
+    load_row(p.in.at(n, 2 * panel, r + j), next);
+    for (int v = 0; v < kRowVectors; ++v) {
+      keeps[j][v] = keeps[j - 1][v] & ~replaces_row(next[v], own[v]);
+    }
+  }
+  Lanes16 sum[kRowVectors] = {};
+  const Lanes16 zero = {};
+  for (int64_t q = max_of(first, r - p.radius); q <= min_of(last, r + p.radius); ++q) {
+    const int64_t before = r - max_of(first, q - p.radius);
+    const int64_t after = min_of(last, q + p.radius) - r;
+    load_row(p.grad.at(n, 2 * panel, q), next);
+    for (int v = 0; v < kRowVectors; ++v) {
+      sum[v] += (wins[before][v] & keeps[after][v]) != 0 ? next[v] : zero;
+    }
+  }
+  store_row(sum, p.out.at(n, 2 * panel, r));
+}
+
+static void pool_rows(const RowPool& p, int64_t part, int64_t parts, void*) {
+  const int64_t units = p.batch * p.panels;
+  for (int64_t unit = units * part / parts; unit < units * (part + 1) / parts; ++unit) {
+    for (int64_t r = 0; r < p.length; ++r) {
+      const auto pool = p.grad.data != nullptr ? largest_row_gradient : largest_row;
+      pool(p, unit / p.panels, unit % p.panels, r);
     }
   }
 }

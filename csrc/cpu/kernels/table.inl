@@ -21,6 +21,7 @@ consteval KernelTable table(const char* name,
       minirocket_features,
       {peak<F32>, peak<F64>},
       draws,
+      {dropout<float, float>, dropout<double, double>, dropout<Bf16, float>},
       blocks,
   };
 }
