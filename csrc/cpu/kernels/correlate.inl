@@ -334,7 +334,7 @@ static void correlate(const Correlation& p, int64_t part, int64_t parts, void* s
                 V::load(done + i).store(own + i + i / kN * (apart - 1) * kN);
               }
               clear_idle<V>(y, sets, row, rows, apart, own);
-            } else if (apart > 1) {
+            } else if (y.apart > 1) {
               unpack_runs<V, S>(p, lanes.lane, c, rows, done);
             } else if (p.phases == 1) {
               unpack<false, V, S>(p, lanes, targets, c, rows, done, stride, stage);
