@@ -161,8 +161,8 @@ class MaskedConv(nn.Conv1d):
 
 
 REASONS = {
-    "masked": "its forward may use 'mask', which would be lost; copy its weight and bias into an",
-    "own": "OwnConv does more: it computes something else; copy its weight and bias into",
+    "masked": "MaskedConv does more: it calls torch.Tensor.mul; copy its weight and bias into an",
+    "own": "OwnConv does more: it calls torch.Tensor.relu; copy its weight and bias into",
     "lazy": "its weight is not initialised; first run",
     "tied": r"it shares its weight \('tied', 'tied_too'\); create a separate weight for",
     "normed": r"its weight is recomputed on every call \(_WeightNorm\)",
