@@ -16,8 +16,9 @@ from sparseconv.core.geometry import Geometry
 from sparseconv.nn.modules import computes_as, deepcopy_model
 from sparseconv.nn.state import shared_options
 
-# Functions whose results do not depend on what a tensor contains.
-_SIZES = {Tensor.size, Tensor.dim, Tensor.shape.__get__, Tensor.ndim.__get__}  # type: ignore[attr-defined]
+# Questions about a tensor that do not read what it contains.
+_ASKED: Any = (Tensor.shape, Tensor.ndim, Tensor.dtype, Tensor.device)
+_QUESTIONS = {Tensor.size, Tensor.dim, *(attribute.__get__ for attribute in _ASKED)}
 REMEDY = (
     "copy its weight and bias into an nn.Conv1d, and move its other code into a module around it"
 )
@@ -93,8 +94,10 @@ class _Run(TorchFunctionMode):
 
     def __torch_function__(self, function: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if function in _SIZES:
+        if function in _QUESTIONS:
             return function(*args, **kwargs)
+        if function is Tensor.to and function(*args, **kwargs) is args[0]:  # it has that dtype
+            return args[0]
         if function not in _FOLLOWED or not args or args[0] is not self.series:
             raise ValueError(f"it calls {resolve_name(function) or function.__name__}")
         y = function(*args, **kwargs)

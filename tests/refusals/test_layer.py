@@ -79,7 +79,7 @@ test_layer = refusals(
     (own(lambda c, x: PLAIN(c, x - x.mean(0)) if len(x) > 1 else PLAIN(c, x)), TypeError, "len"),
     (own(lambda c, x: PLAIN(c, x[..., -1000:])), TypeError, "depends on the input's shape"),
     (own(torch.no_grad()(lambda c, x: PLAIN(c, x))), TypeError, "it calls _set_grad_enabled"),
-    (own(lambda c, x: F.conv1d(x, c.weight, c.bias, padding=2)[:, [1, 0, 2, 3, 4]]), TypeError,
+    (own(lambda c, x: F.conv1d(x, c.weight, c.bias, padding=2)[:, [1, 0, 2]]), TypeError,
      "other samples than those of a range of time"),
     (own(lambda c, x: PLAIN(c, x)[..., ::2]), TypeError, "other samples than those of a range"),
     (own(lambda c, x: PLAIN(c, PLAIN(c, x))), TypeError, "but Own does more"),
