@@ -151,10 +151,12 @@ def _sparse(
             candidate.notes += (f"in blocks of {block[0]} x {block[1]} channels",)
         except ValueError as error:
             candidate.notes += (f"with single weights: {error}",)
-    if lost := _lost(conv, weight):
+    added = sorted(vars(conv).keys() - KNOWN)
+    taken = [name for name in added if hasattr(sparse, name)]  # names of a sparse layer's own
+    if lost := _lost(conv, weight) + list(map(repr, taken)):
         candidate.notes += (f"lost: {', '.join(lost)}",)
-    if added := sorted(vars(conv).keys() - KNOWN):
-        candidate.notes += (f"carried over: {', '.join(map(repr, added))}",)
+    if kept := [name for name in added if name not in taken]:
+        candidate.notes += (f"carried over: {', '.join(map(repr, kept))}",)
     return sparse
 
 

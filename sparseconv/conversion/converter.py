@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
+from torch.utils._pytree import tree_leaves
 
 from sparseconv.conversion.candidates import Candidate, find_candidates, weight_and_mask
 from sparseconv.conversion.report import Conversion, ConversionReport
 from sparseconv.core.checks import share
+from sparseconv.core.generators import generators_kept
 from sparseconv.measure import machine
 from sparseconv.measure.progress import progress
 from sparseconv.measure.records import Verdict
@@ -21,12 +24,14 @@ from sparseconv.measure.timing import LEAST_ROUNDS, LEAST_SECONDS
 from sparseconv.nn.modules import deepcopy_model, replace
 from sparseconv.nn.padded_conv import KNOWN
 from sparseconv.profiling.stopwatch import (
+    Call,
     Stopwatch,
     capture,
     check_on_cpu,
     copied_arguments,
     time_layer,
 )
+from sparseconv.pruning.operations import close
 
 # Up to this density every row of benchmarks/results/bench.json was faster sparse than as nn.Conv1d,
 # but that file has none of the tiniest layers, and bfloat16 depends on the CPU.
@@ -67,8 +72,9 @@ def convert(
     The following layers stay dense, and the report states the reason:
 
     - subclasses that do more than pad, convolve and crop; layers with forward or backward hooks;
-    - layers whose weight is shared, computed (weight_norm) or, with ``example_input``, read by the
-      model, or whose bias is pruned;
+    - layers whose weight is shared or computed (weight_norm), or whose bias is pruned;
+    - with ``example_input``, layers with which the model raises an error, for example because it
+      reads the weight, or returns something else;
     - layers that the input does not reach or, without ``unpruned``, that have no inactive weights.
 
     In layers that stay dense, weights outside ``masks`` are set to 0, but training may change them.
@@ -139,9 +145,8 @@ def convert(
     for found in candidates:
         found.verdict = _decide(found, example_input, layers, max_density, unpruned)
     if example_input is not None:
-        arguments = copied_arguments(model, example_input)
         with stopwatch.running():
-            _measure(model, candidates, arguments, stopwatch, verbose)
+            _measure(model, candidates, example_input, stopwatch, verbose)
     chosen = [found for found in candidates if found.verdict.converts]
     converted = _install(
         model if inplace else deepcopy_model(model), candidates, chosen, permanent=not training
@@ -179,32 +184,58 @@ def _decide(
 def _measure(
     model: nn.Module,
     candidates: Candidates,
-    arguments: tuple[Any, ...],
+    example_input: Any,
     stopwatch: Stopwatch,
     verbose: bool | None,
 ) -> None:
-    """Measure the named or undecided layers on the inputs that they get once all are sparse."""
+    """Measure the named or undecided layers on the inputs that they get once all are sparse.
+
+    Layers with which the model raises an error or returns something else stay dense.
+    """
     wanted = [x for x in candidates if x.verdict in (Verdict.UNREACHED, Verdict.NAMED)]
     check_on_cpu({found.conv: found.name for found in wanted})
-    trial = _install(deepcopy_model(model), candidates, wanted)
-    layers = {trial.get_submodule(found.path): found for found in wanted}
-    try:
-        called = capture(trial, layers, arguments)
-    except AttributeError as error:
-        if not isinstance(error.obj, nn.Module) or error.obj not in layers:
-            raise
-        layers[error.obj].refuse(f"the model reads its {error.name!r}, which no sparse layer has")
-        _measure(model, candidates, arguments, stopwatch, verbose)
-        return
-    for layer, found in layers.items():
-        if layer not in called:
+    run = partial(_run, model, candidates, example_input)
+    expected, _ = run([])
+
+    def fault(chosen: Candidates) -> str:
+        try:
+            outputs, _ = run(chosen)
+        except Exception as error:  # the model's code may raise anything
+            return f"if it is sparse, the model raises {type(error).__name__}: {error}"
+        same = len(outputs) == len(expected) and all(map(close, outputs, expected))
+        return "" if same else "if it is sparse, the model's output changes, perhaps at random"
+
+    if fault(wanted):
+        kept: list[Candidate] = []
+        for found in wanted:
+            if reason := fault([*kept, found]):
+                found.refuse(reason)
+            else:
+                kept.append(found)
+        wanted = kept
+    _, called = run(wanted)
+    for found in wanted:
+        if found not in called:
             found.notes += (f"{Verdict.UNREACHED}",)
-    for layer in progress(called, verbose, desc="layers"):
-        found = layers[layer]
+    for found in progress(called, verbose, desc="layers"):
         assert found.sparse is not None
-        found.times = time_layer(found.name, found.sparse, called[layer], stopwatch)
+        found.times = time_layer(found.name, found.sparse, called[found], stopwatch)
         if found.verdict is Verdict.UNREACHED:
             found.verdict = found.times.verdict
+
+
+def _run(
+    model: nn.Module, candidates: Candidates, example_input: Any, chosen: Candidates
+) -> tuple[list[Tensor], dict[Candidate, list[Call]]]:
+    """Run a copy in which the chosen layers are sparse; return its output and their calls."""
+    copied = _install(deepcopy_model(model), candidates, chosen)
+    layers = {copied.get_submodule(found.path): found for found in chosen}
+    with generators_kept():  # each copy draws the same
+        output, calls = capture(copied, layers, copied_arguments(model, example_input))
+    parts = [x if isinstance(x, Tensor) else getattr(x, "__dict__", x) for x in tree_leaves(output)]
+    numbers = [x for x in tree_leaves(parts) if isinstance(x, Tensor | float | int)]
+    outputs = [torch.as_tensor(x).detach() for x in numbers]
+    return outputs, {layers[layer]: found for layer, found in calls.items()}
 
 
 def _install(

@@ -46,8 +46,9 @@ class ConversionReport(Report):
         if not any(layer.calls for layer in self.layers):
             return [
                 *lines,
-                "no layer was measured: with an example_input, measured times decide about every "
-                "layer that has zeros or a mask and, with unpruned=True, about the others",
+                "no layer was measured, nor was it checked that the model runs the sparse layers: "
+                "with an example_input, measured times decide about every layer that it reaches "
+                "and that has zeros or a mask and, with unpruned=True, about the others",
             ]
         lines.append(f"verdicts are based on {TRAINING if self.training else INFERENCE} times")
         return [*lines, *layer_conditions(self.layers, self.machine)]

@@ -102,17 +102,18 @@ def replace(model: nn.Module, successors: Mapping[nn.Module, nn.Module]) -> nn.M
     return successors.get(model, model)
 
 
-def held_outside(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
-    """Yield modules in plain attributes, which torch does not register, and why they must stay."""
+def held_outside(model: nn.Module) -> Iterator[tuple[nn.Module | nn.Parameter, str]]:
+    """Yield modules and parameters in plain attributes, and why they must stay."""
     for owner in model.modules():
         for name, value in vars(owner).items():
-            if name == "_modules":
+            if name in ("_modules", "_parameters"):
                 continue
             place = f"{type(owner).__name__}.{name}, where it cannot be replaced"
+            why = f"is also referenced by {place}; keep it only where torch registers it"
             for leaf in tree_leaves(value) if isinstance(value, list | tuple | dict) else [value]:
                 leaf = getattr(leaf, "__self__", leaf)  # a method of a module holds it too
-                if isinstance(leaf, nn.Module):
-                    yield leaf, f"is also referenced by {place}; keep it only as a submodule"
+                if isinstance(leaf, nn.Module | nn.Parameter):
+                    yield leaf, why
 
 
 def bonds_of(model: nn.Module) -> Callable[[nn.Module, Tensor], str | None]:
@@ -127,6 +128,8 @@ def bonds_of(model: nn.Module) -> Callable[[nn.Module, Tensor], str | None]:
                 f"shares its weight ({', '.join(map(repr, names))}); create a separate weight for "
                 "each layer, or call the same layer in both places"
             )
+        if isinstance(weight, nn.Parameter) and weight in outside:
+            return f"has a weight that {outside[weight]}"
         return outside.get(layer)
 
     return bond

@@ -175,7 +175,7 @@ def profile(
     arguments = copied_arguments(model, example_input)
     stopwatch = Stopwatch(training, rounds, least_seconds)
     with stopwatch.running():
-        called = capture(model, layers, arguments)
+        _, called = capture(model, layers, arguments)
         if not called:
             raise ValueError(
                 "the input reached none of the model's sparse layers "

@@ -125,8 +125,11 @@ class Call:
 
 def capture(
     model: nn.Module, layers: Iterable[Layer], arguments: tuple[Any, ...]
-) -> dict[Layer, list[Call]]:
-    """Run the model once; count a layer's calls together if their inputs differ only in values."""
+) -> tuple[Any, dict[Layer, list[Call]]]:
+    """Run the model once; return its output, and each layer's calls.
+
+    Calls are counted together if their inputs differ only in values.
+    """
     calls: dict[Layer, dict[tuple[Any, ...], Call]] = {}
 
     def see(layer: Layer, args: tuple[Any, ...], kwargs: dict[str, Any], y: Tensor) -> None:
@@ -149,11 +152,11 @@ def capture(
             torch.compiler.set_stance("force_eager") if compiling else nullcontext(),
             fitting(arguments),
         ):
-            model(*arguments)
+            output = model(*arguments)
     finally:
         for handle in handles:
             handle.remove()
-    return {layer: list(seen.values()) for layer, seen in calls.items()}
+    return output, {layer: list(seen.values()) for layer, seen in calls.items()}
 
 
 def plain_kind(layer: Any) -> Any:

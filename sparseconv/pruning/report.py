@@ -213,7 +213,7 @@ def _runs(
 ) -> dict[str, list[tuple[int, Passes]]]:
     """Return, by record name, the calls to its layers in one run, with their counts."""
     layers = {r.name: [model.get_submodule(name) for name in r.layers] for r in records}
-    calls = capture(model, chain(*layers.values()), arguments)
+    _, calls = capture(model, chain(*layers.values()), arguments)
     for call in chain(*(found for layer, found in calls.items() if isinstance(layer, nn.Conv1d))):
         if call.input.dim() != 3:
             raise ValueError(

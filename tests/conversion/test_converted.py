@@ -161,8 +161,8 @@ class MaskedConv(nn.Conv1d):
 
 
 REASONS = {
-    "masked": "its forward may use 'mask', which would be lost; copy its weight and bias into an",
-    "own": "OwnConv does more: it computes something else; copy its weight and bias into",
+    "masked": "MaskedConv does more: it calls torch.Tensor.mul; copy its weight and bias into an",
+    "own": "OwnConv does more: it calls torch.Tensor.relu; copy its weight and bias into",
     "lazy": "its weight is not initialised; first run",
     "tied": r"it shares its weight \('tied', 'tied_too'\); create a separate weight for",
     "normed": r"its weight is recomputed on every call \(_WeightNorm\)",
@@ -171,6 +171,7 @@ REASONS = {
     "patched": "it replaces forward, _conv_forward or __call__; copy its weight and bias into",
     "listed": r"referenced by Odd\.kept, where it cannot be replaced; keep it only",
     "bound": r"referenced by Odd\.call, where it cannot be replaced",
+    "penalised": r"has a weight that is also referenced by Odd\.weights, where it cannot be",
     "complex": r"dtype must be one of .*, but got torch\.complex64",
     "empty": "its weight is on the meta device and has no data; load",
     "hooked": "it has hooks, which would be lost; remove them, and add them again afterwards",
@@ -193,6 +194,7 @@ class Odd(nn.Module):
         self.patched.forward = lambda x: x
         self.kept = [{"conv": self.listed}]
         self.call = self.bound.forward
+        self.weights = [self.penalised.weight]
         self.complex = nn.Conv1d(2, 2, 3, dtype=torch.complex64)
         self.empty = nn.Conv1d(2, 2, 3, device="meta")
         prune.l1_unstructured(self.bias_pruned, "bias", 1)
@@ -258,7 +260,7 @@ def test_what_does_not_compute_is_carried_over_or_lost_and_reported() -> None:
     assert converted[4].note == subclass.note
     assert converted[4].note is not subclass.note
     assert [layer.notes[:-1] for layer in report.layers] == [
-        ("carried over: '_is_hf_initialized', 'pattern'",),
+        ("lost: 'pattern'", "carried over: '_is_hf_initialized'"),
         ("lost: hooks on its state dict",),
         ("lost: hooks on its state dict",),
         ("lost: 'steps'",),

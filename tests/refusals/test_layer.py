@@ -34,11 +34,6 @@ def max_norm(conv: nn.Conv1d, x: Any) -> Any:
     return PLAIN(conv, x)
 
 
-def rebound(conv: nn.Conv1d) -> nn.Conv1d:
-    conv.weight.data = conv.weight.data.clamp(-1e9, 1e9)
-    return conv
-
-
 PLAIN = nn.Conv1d.forward
 CONV = nn.Conv1d(3, 4, 5)
 
@@ -72,23 +67,32 @@ test_layer = refusals(
     (lambda: make()().wieght, AttributeError, "no attribute 'wieght'"),
     (lambda: SparseConv1d.from_dense(nn.Linear(3, 3)), TypeError, "conv must be an nn.Conv1d"),
     (own(lambda c, x: F.gelu(PLAIN(c, x))), TypeError,
-     "something else; copy its weight and bias into an nn.Conv1d, and move its other code"),
-    (own(lambda c, x: PLAIN(c, x) + x[..., 4:]), TypeError, "it computes something else"),
-    (own(lambda c, x: F.conv1d(x, 2 * c.weight, c.bias)), TypeError, "it computes something else"),
-    (own(lambda c, x: F.conv1d(x, c.weight * (c.weight.abs() > 1e-3), c.bias)), TypeError,
-     "it computes something else"),
-    (own(lambda c, x: PLAIN(c, x) + 1e-9), TypeError, "it computes something else"),
-    (own(lambda c, x: PLAIN(c, x) * (1 + 2.0**-50)), TypeError, "it computes something else"),
+     "functional.gelu; copy its weight and bias into an nn.Conv1d, and move its other code"),
+    (own(lambda c, x: PLAIN(c, x) + x[..., 4:]), TypeError, "it calls torch.Tensor.__getitem__"),
+    (own(lambda c, x: F.conv1d(x, 2 * c.weight, c.bias)), TypeError, "it calls torch.Tensor.mul"),
+    (own(lambda c, x: F.conv1d(x, nn.Parameter(c.weight), c.bias)), TypeError, "not with its own"),
+    (own(lambda c, x: F.conv1d(x, c.weight)), TypeError, "not with its own weight, bias and opt"),
+    (own(lambda c, x: F.conv1d(x, c.weight, c.bias, 2)), TypeError, "not with its own weight, b"),
+    (own(lambda c, x: PLAIN(c, x) + 1e-9), TypeError, "it calls torch.Tensor.add"),
+    (own(lambda c, x: PLAIN(c, x.detach())), TypeError, "it calls torch.Tensor.detach"),
+    (own(lambda c, x: PLAIN(c, x.nan_to_num())), TypeError, "it calls torch.Tensor.nan_to_num"),
+    (own(lambda c, x: PLAIN(c, x - x.mean(0)) if len(x) > 1 else PLAIN(c, x)), TypeError, "len"),
+    (own(lambda c, x: PLAIN(c, x[..., -1000:])), TypeError, "depends on the input's shape"),
+    (own(torch.no_grad()(lambda c, x: PLAIN(c, x))), TypeError, "it calls _set_grad_enabled"),
+    (own(lambda c, x: F.conv1d(x, c.weight, c.bias, padding=2)[:, [1, 0, 2]]), TypeError,
+     "other samples than those of a range of time"),
+    (own(lambda c, x: PLAIN(c, x)[..., ::2]), TypeError, "other samples than those of a range"),
     (own(lambda c, x: PLAIN(c, PLAIN(c, x))), TypeError, "but Own does more"),
-    (own(lambda c, x: PLAIN(c, F.pad(x, (4, 0), value=1.0))), TypeError, "something else"),
-    (own(lambda c, x: PLAIN(c, F.pad(F.pad(x, (2, 0)), (2, 0), "reflect"))), TypeError, "someth"),
+    (own(lambda c, x: PLAIN(c, F.pad(x, (4, 0), value=1.0))), TypeError, "pads as no padding_mode"),
+    (own(lambda c, x: PLAIN(c, F.pad(F.pad(x, (0, 2)), (2, 0), "reflect"))), TypeError, "as no p"),
+    (own(lambda c, x: PLAIN(c, F.pad(F.pad(x, (-1, 0)), (5, 0)))), TypeError, "pads as no padding"),
+    (own(lambda c, x: PLAIN(c, F.pad(x[..., 1:], (5, 0)))), TypeError, "it pads as no padding"),
     (own(lambda c, x: PLAIN(c, x)[..., 1:]), TypeError, "it crops more than it pads"),
     (own(lambda c, x, mask=None: PLAIN(c, x)), TypeError, "its forward takes (x, mask), but mu"),
-    (own(lambda c, x: (PLAIN(c, x), None)), TypeError, "it does not return a tensor of shape (N"),
-    (own(lambda c, x: PLAIN(c, F.dropout(x) if c.training else x)), TypeError, "train/eval mode"),
-    (own(every_other), TypeError, "depends on the input length or on train/eval"),
-    (own(max_norm), TypeError, "its forward pass overwrites weight, as a max-norm con"),
-    (own(lambda c, x: PLAIN(rebound(c), x)), TypeError, "its forward pass overwrites weight"),
+    (own(lambda c, x: (PLAIN(c, x), None)), TypeError, "the convolved series alone"),
+    (own(lambda c, x: PLAIN(c, F.dropout(x) if c.training else x)), TypeError, "nal.dropout"),
+    (own(every_other), TypeError, "depends on the input's shape or on train/eval"),
+    (own(max_norm), TypeError, "it calls torch.Tensor.data.__get__"),
     (lambda: SparseConv1d.from_dense(CONV, CONV.weight), TypeError, "mask must be a bool tensor"),
     (lambda: SparseConv1d.from_dense(CONV, torch.ones(4, 3, 4, dtype=torch.bool)), ValueError,
      "shape"),
