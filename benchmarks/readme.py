@@ -42,9 +42,9 @@ def picture(path: Path) -> str:
     plots.write_svg(plots.networks_by_density(densities.speeds()), path)
     return (
         f"![Speed of training by density, with the break-even](docs/static/{path.name})\n\n"
-        "*Speed of a training step for three networks on one CPU thread, by density (the share of "
-        "weights that are active), each compared with its dense version at PyTorch's fastest "
-        "setting.*"
+        "*Speed of a training step on one CPU thread, by density (the share of weights that are "
+        "active), compared with the dense network at PyTorch's fastest setting. All networks but "
+        'DSN are compiled with [`backend="sparseconv"`](docs/compile.md).*'
     )
 
 
