@@ -141,7 +141,7 @@ def networks_by_density(lines: Mapping[str, Sequence[tuple[float, float]]]) -> F
     floor = -np.inf  # of the next label, so that none covers another
     room = 0.06 * np.log(np.divide(*reversed(ax.get_ylim())))
     ends = {name: min(points) for name, points in lines.items()}
-    colours = (*figures.SERIES, "#b8336a", "#7a5c2e")
+    colours = (*figures.SERIES, "#7a5c2e", figures.INK)
     for colour, name in zip(colours, sorted(lines, key=ends.__getitem__), strict=False):
         ax.plot(*np.transpose(sorted(lines[name])), "-o", color=colour, markersize=5)
         density, speed = ends[name]

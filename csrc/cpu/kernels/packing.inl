@@ -266,13 +266,13 @@ static void unpack_runs(const Correlation& p,
 // rows are: the first layer of a DSN would take 1.4 times as long.
 template <bool kPhased, typename V, typename S>
 static inline void unpack(const Correlation& p,
-                   const TileLanes<typename V::T>& lanes,
-                   const Targets<typename V::T, S>& targets,
-                   int64_t channel,
-                   int64_t rows,
-                   typename V::T* acc,
-                   int64_t stride,
-                   typename V::T* stage) {
+                          const TileLanes<typename V::T>& lanes,
+                          const Targets<typename V::T, S>& targets,
+                          int64_t channel,
+                          int64_t rows,
+                          typename V::T* acc,
+                          int64_t stride,
+                          typename V::T* stage) {
   using T = typename V::T;
   constexpr int kN = kLanes<T>;
   constexpr int kB = kBlock<T>;
