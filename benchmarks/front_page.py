@@ -126,7 +126,7 @@ def inception_time() -> list[tuple[str, ...]]:
         if (held := [row for row in rows if row["network"] == name])
     }
     worst = max(lost, key=lambda name: lost[name])
-    (row,) = (row for row in read_lines(densities.RESULTS) if row["network"] == "InceptionTime")
+    row = by_density("InceptionTime")
     steps = {way: found[0] for way, found in row["ratio"][f"{1 - PRUNED:g}"].items()}
     return [
         (f"prune {100 * PRUNED:.0f} % of InceptionTime, convert, compile, fine-tune",
@@ -138,10 +138,9 @@ def inception_time() -> list[tuple[str, ...]]:
     ]  # fmt: skip
 
 
-def recorded_cpu(network: str) -> str:
+def by_density(network: str) -> dict[str, Any]:
     (row,) = (row for row in read_lines(densities.RESULTS) if row["network"] == network)
-    cpu: str = row["machine"]["cpu"]
-    return cpu
+    return row
 
 
 def rocket_speeds() -> tuple[float, float]:
@@ -176,8 +175,9 @@ def about_gains(bench: dict[str, Any]) -> str:
         f"CPU: {speed:.1f}x at a density of {100 * density:.0f} %.\n"
         "- **InceptionTime**: the training step is the published network's, compiled with "
         '`backend="sparseconv"`, on one thread of an '
-        f"{recorded_cpu('InceptionTime')}; prediction and accuracy are those of tsai's variant, "
-        f"not compiled, on an {recording.read(published_networks.RESULTS)['machine']['cpu']}.\n"
+        f"{by_density('InceptionTime')['machine']['cpu']}; prediction and accuracy are those of "
+        "tsai's variant, not compiled, on an "
+        f"{recording.read(published_networks.RESULTS)['machine']['cpu']}.\n"
         f"- **ROCKET**: {faster * fewer:.0f}x is the product of {faster:.0f}x from faster code for "
         f"the same kernels and {fewer:.1f}x from fewer kernels; means over {sets} sets, on one "
         "thread of an Intel Xeon.\n- **Blocks**: one thread of an Intel Xeon and of an AMD EPYC.\n"
