@@ -1,5 +1,5 @@
 // The Python module _C: the instruction sets, and what Python calls without torch's dispatcher in
-// between: convolutions, chains of layers, banks of random kernels. Importing it also registers the
+// between: convolutions and banks of random kernels. Importing it also registers the
 // ops (cpu/ops, cuda/conv1d_cuda.cpp).
 
 #include <ATen/ops/from_blob.h>
@@ -10,7 +10,6 @@
 #include <cstdlib>
 #include <stdexcept>
 
-#include "autograd/chain.h"
 #include "autograd/conv.h"
 #include "autograd/plain.h"
 #include "checks.h"
@@ -106,7 +105,7 @@ PYBIND11_MODULE(_C, m) {
             *sparseconv::plan_of(crow, col, sparseconv::geometry_numbers(geometry)));
       },
       pybind11::arg("crow_indices"), pybind11::arg("col_indices"), pybind11::arg("geometry"),
-      "Whether a chain in rows can compute the convolution.");
+      "Whether rows can take the convolution.");
   m.def(
       "lanes_shape",
       [](int64_t batch, int64_t length, int64_t itemsize) {
@@ -134,21 +133,4 @@ PYBIND11_MODULE(_C, m) {
       .def(pybind11::init<const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
                           const Tensor&, const Tensor&, int64_t, int64_t>())
       .def("features", &MiniRocketPlan::features, pybind11::call_guard<sparseconv::Computing>());
-  using sparseconv::Chain;
-  pybind11::class_<Chain, std::shared_ptr<Chain>>(
-      m, "Chain", "Layers in a row, on tensors in the kernels' own order.")
-      .def(pybind11::init<bool>(), pybind11::arg("in_rows") = false)
-      .def(
-          "add_conv",
-          [](Chain& chain, const Tensor& crow, const Tensor& col, pybind11::handle geometry,
-             bool relu) {
-            chain.add_conv(crow, col, sparseconv::geometry_numbers(geometry), relu);
-          },
-          pybind11::arg("crow_indices"), pybind11::arg("col_indices"), pybind11::arg("geometry"),
-          pybind11::arg("relu"))
-      .def("add_pointwise", &Chain::add_pointwise)
-      .def("add_norm_relu", &Chain::add_norm_relu);
-  m.def("plain_chain", &sparseconv::plain_chain, pybind11::arg("chain").none(false),
-        pybind11::arg("input"), pybind11::arg("parameters"), pybind11::arg("statistics"),
-        "The output of a chain with its gradients; None in the same cases as plain_conv.");
 }

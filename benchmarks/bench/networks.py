@@ -30,7 +30,7 @@ from benchmarks.bench.masked import (
 from benchmarks.bench.peaks import peak_bytes
 from benchmarks.bench.run import WrongResultError, check, first_line, times_and_ratios
 from sparseconv.dst.scheduler import DSTScheduler
-from sparseconv.inference.optimize import optimize_for_inference
+from sparseconv.inference import optimize_for_inference
 from sparseconv.measure import timing
 from sparseconv.measure.machine import threads
 from sparseconv.measure.table import threads_text

@@ -15,13 +15,13 @@ Tensor lanes_enter(const Tensor& input, int64_t margin) {
   return order_of(input, input.size(0), input.size(2), margin)->enter(input.resolve_neg());
 }
 
-namespace {
-
 Tensor lanes_leave(const Tensor& input, int64_t channels, int64_t batch, int64_t length) {
   const ForkGuard fork_guard;
   const auto order = order_of(input, batch, length);
   return order->leave(checked(input, *order, channels, "input"), channels);
 }
+
+namespace {
 
 ConvPlanPtr lanes_plan(const Tensor& crow,
                        const Tensor& col,
@@ -64,7 +64,7 @@ Tensor lanes_conv(const Tensor& input,
   const Tensor x = checked(input, *order, plan->geometry.in_channels(), "input");
   const Tensor w = vector_of(values, input, plan->nnz, "values");
   const Tensor b = vector_of(bias, input, plan->geometry.out_channels, "bias");
-  return order->fprop(x, w, optional(b), *plan, relu, nullptr);
+  return order->fprop(x, w, optional(b), *plan, relu);
 }
 
 Tensor lanes_dgrad(const Tensor& grad,
@@ -168,85 +168,133 @@ struct Leave : torch::autograd::Function<Leave> {
   }
 };
 
-void keep_bias(AutogradContext* ctx, const OptionalTensor& bias) {
-  ctx->saved_data["bias"] = bias ? static_cast<int64_t>(bias->scalar_type()) : -1;
-}
-
-Tensor bias_grad_of(AutogradContext* ctx, const Tensor& grad, int64_t channels) {
-  const int64_t type = ctx->saved_data["bias"].toInt();
-  const Order y = Order::of(ctx);
-  return type >= 0 && ctx->needs_input_grad(2)
-             ? CALL(lanes_bias_grad)(grad, channels, y.batch, y.length)
-                   .to(static_cast<at::ScalarType>(type))
-             : Tensor();
-}
-
-struct ConvCall {
-  const Tensor &crow, &col;
-  at::IntArrayRef geometry;
+// A sparse convolution, or, without a geometry, a dense one with one tap. Its three computations are
+// bilinear, so the derivatives of each are the other two.
+struct Filter {
+  Tensor crow, col;
+  std::vector<int64_t> geometry;
   Order order;
-  bool relu;
+
+  Tensor fprop(const Tensor& x, const Tensor& w, const OptionalTensor& bias, bool relu) const {
+    const auto [n, length] = order;
+    return geometry.empty() ? CALL(lanes_pointwise)(x, w, bias, n, length)
+                            : CALL(lanes_conv)(x, w, bias, crow, col, geometry, n, length, relu);
+  }
+  Tensor dgrad(const Tensor& grad, const Tensor& w) const {
+    const auto [n, length] = order;
+    return geometry.empty() ? CALL(lanes_pointwise_dgrad)(grad, w, n, length)
+                            : CALL(lanes_dgrad)(grad, w, crow, col, geometry, n, length);
+  }
+  Tensor wgrad(const Tensor& grad, const Tensor& x, const Tensor& w) const {
+    const auto [n, length] = order;
+    const Tensor found = geometry.empty()
+                             ? CALL(lanes_pointwise_wgrad)(grad, x, w, n, length)
+                             : CALL(lanes_wgrad)(grad, x, crow, col, geometry, n, length);
+    TORCH_CHECK_VALUE(!w.defined() || w.sizes() == found.sizes(), "expected values of shape ",
+                      found.sizes(), " as in the forward pass, but got ", w.sizes());
+    return found;
+  }
+
+  void keep(AutogradContext* ctx, const Tensor& a, const Tensor& b, const Tensor& c = {}) const {
+    ctx->save_for_backward({a, b, c, crow, col});
+    ctx->saved_data["geometry"] = geometry;
+    order.keep(ctx);
+  }
+  static Filter of(AutogradContext* ctx, const variable_list& saved) {
+    return {saved[3], saved[4], ctx->saved_data["geometry"].toIntVector(), Order::of(ctx)};
+  }
 };
 
-struct Conv : torch::autograd::Function<Conv> {
+struct Fprop : torch::autograd::Function<Fprop> {
   static Tensor forward(AutogradContext* ctx,
                         const Tensor& input,
-                        const Tensor& values,
+                        const Tensor& weights,
                         const OptionalTensor& bias,
-                        const ConvCall& call) {
+                        const Filter& filter,
+                        bool relu) {
     const at::AutoDispatchBelowADInplaceOrView below;
-    const Tensor output = CALL(lanes_conv)(input, values, bias, call.crow, call.col, call.geometry,
-                                           call.order.batch, call.order.length, call.relu);
-    ctx->save_for_backward({input, values, call.crow, call.col, call.relu ? output : Tensor()});
-    ctx->saved_data["geometry"] = call.geometry.vec();
-    keep_bias(ctx, bias);
-    call.order.keep(ctx);
+    const Tensor output = filter.fprop(input, weights, bias, relu);
+    filter.keep(ctx, input, weights, relu ? output : Tensor());
+    ctx->saved_data["bias"] = bias ? static_cast<int64_t>(bias->scalar_type()) : -1;
     return output;
   }
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const ForkGuard fork_guard;
     const variable_list saved = ctx->get_saved_variables();
-    const Tensor &crow = saved[2], &col = saved[3], &output = saved[4];
-    const std::vector<int64_t> geometry = ctx->saved_data["geometry"].toIntVector();
-    const Order y = Order::of(ctx);
+    const Tensor &input = saved[0], &weights = saved[1], &output = saved[2];
+    const Filter filter = Filter::of(ctx, saved);
     const Tensor grad = output.defined() ? at::threshold_backward(grads[0], output, 0) : grads[0];
-    variable_list found(4);
+    variable_list found(5);
     if (ctx->needs_input_grad(0)) {
-      found[0] = CALL(lanes_dgrad)(grad, saved[1], crow, col, geometry, y.batch, y.length);
+      found[0] = filter.dgrad(grad, weights);
     }
     if (ctx->needs_input_grad(1)) {
-      found[1] = CALL(lanes_wgrad)(grad, saved[0], crow, col, geometry, y.batch, y.length)
-                     .to(saved[1].scalar_type());
+      found[1] = filter.wgrad(grad, input, weights).to(weights.scalar_type());
     }
-    found[2] = bias_grad_of(ctx, grad, geometry[0]);
+    const int64_t type = ctx->saved_data["bias"].toInt();
+    if (type >= 0 && ctx->needs_input_grad(2)) {
+      const int64_t channels = filter.geometry.empty() ? weights.size(0) : filter.geometry[0];
+      found[2] = CALL(lanes_bias_grad)(grad, channels, filter.order.batch, filter.order.length)
+                     .to(static_cast<at::ScalarType>(type));
+    }
     return found;
   }
 };
 
-struct PointwiseConv : torch::autograd::Function<PointwiseConv> {
+struct Dgrad : torch::autograd::Function<Dgrad> {
   static Tensor forward(AutogradContext* ctx,
-                        const Tensor& input,
-                        const Tensor& weight,
-                        const OptionalTensor& bias,
-                        const Order& y) {
+                        const Tensor& grad,
+                        const Tensor& weights,
+                        const Filter& filter) {
     const at::AutoDispatchBelowADInplaceOrView below;
-    ctx->save_for_backward({input, weight});
-    keep_bias(ctx, bias);
-    y.keep(ctx);
-    return CALL(lanes_pointwise)(input, weight, bias, y.batch, y.length);
+    filter.keep(ctx, grad, weights);
+    return filter.dgrad(grad, weights);
   }
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const variable_list saved = ctx->get_saved_variables();
+    const Filter filter = Filter::of(ctx, saved);
+    const Tensor &grad = saved[0], &weights = saved[1];
+    return {filter.fprop(grads[0], weights, {}, false),
+            filter.wgrad(grad, grads[0], weights).to(weights.scalar_type()),
+            {}};
+  }
+};
+
+struct Wgrad : torch::autograd::Function<Wgrad> {
+  static Tensor forward(AutogradContext* ctx,
+                        const Tensor& grad,
+                        const Tensor& input,
+                        const OptionalTensor& weight,  // of a 1x1 convolution, for its type
+                        const Filter& filter) {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    filter.keep(ctx, grad, input);
+    return filter.wgrad(grad, input, weight.value_or(Tensor()));
+  }
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const variable_list saved = ctx->get_saved_variables();
+    const Filter filter = Filter::of(ctx, saved);
+    return {filter.fprop(saved[1], grads[0], {}, false), filter.dgrad(saved[0], grads[0]), {}, {}};
+  }
+};
+
+struct BiasGrad : torch::autograd::Function<BiasGrad> {
+  static Tensor forward(AutogradContext* ctx,
+                        const Tensor& grad,
+                        int64_t channels,
+                        const Order& y) {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    y.keep(ctx);
+    ctx->saved_data["type"] = grad.scalar_type();
+    ctx->saved_data["margin"] = margin_of(grad, y.length);
+    return CALL(lanes_bias_grad)(grad, channels, y.batch, y.length);
+  }
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const Order y = Order::of(ctx);
-    variable_list found(4);
-    if (ctx->needs_input_grad(0)) {
-      found[0] = CALL(lanes_pointwise_dgrad)(grads[0], saved[1], y.batch, y.length);
-    }
-    if (ctx->needs_input_grad(1)) {
-      found[1] = CALL(lanes_pointwise_wgrad)(grads[0], saved[0], saved[1], y.batch, y.length)
-                     .to(saved[1].scalar_type());
-    }
-    found[2] = bias_grad_of(ctx, grads[0], saved[1].size(0));
-    return found;
+    const Tensor each = grads[0].to(ctx->saved_data["type"].toScalarType()).view({1, -1, 1});
+    return {CALL(lanes_enter)(each.expand({y.batch, -1, y.length}),
+                              ctx->saved_data["margin"].toInt()),
+            {},
+            {}};
   }
 };
 
@@ -277,14 +325,33 @@ TORCH_LIBRARY_IMPL(sparseconv, Autograd, m) {
   m.impl("lanes_conv", [](const Tensor& input, const Tensor& values, const OptionalTensor& bias,
                           const Tensor& crow, const Tensor& col, at::IntArrayRef geometry,
                           int64_t batch, int64_t length, bool relu) {
-    return Conv::apply(input, values, bias, ConvCall{crow, col, geometry, {batch, length}, relu});
+    return Fprop::apply(input, values, bias, Filter{crow, col, geometry.vec(), {batch, length}},
+                        relu);
+  });
+  m.impl("lanes_dgrad", [](const Tensor& grad, const Tensor& values, const Tensor& crow,
+                           const Tensor& col, at::IntArrayRef geometry, int64_t batch,
+                           int64_t length) {
+    return Dgrad::apply(grad, values, Filter{crow, col, geometry.vec(), {batch, length}});
+  });
+  m.impl("lanes_wgrad", [](const Tensor& grad, const Tensor& input, const Tensor& crow,
+                           const Tensor& col, at::IntArrayRef geometry, int64_t batch,
+                           int64_t length) {
+    return Wgrad::apply(grad, input, OptionalTensor(), Filter{crow, col, geometry.vec(), {batch, length}});
   });
   m.impl("lanes_pointwise", [](const Tensor& input, const Tensor& weight,
                                const OptionalTensor& bias, int64_t batch, int64_t length) {
-    return PointwiseConv::apply(input, weight, bias, Order{batch, length});
+    return Fprop::apply(input, weight, bias, Filter{{}, {}, {}, {batch, length}}, false);
   });
-  for (const char* name : {"lanes_dgrad", "lanes_wgrad", "lanes_pointwise_dgrad",
-                           "lanes_pointwise_wgrad", "lanes_bias_grad"}) {
-    m.impl(name, torch::autograd::autogradNotImplementedFallback());
-  }
+  m.impl("lanes_pointwise_dgrad",
+         [](const Tensor& grad, const Tensor& weight, int64_t batch, int64_t length) {
+           return Dgrad::apply(grad, weight, Filter{{}, {}, {}, {batch, length}});
+         });
+  m.impl("lanes_pointwise_wgrad", [](const Tensor& grad, const Tensor& input, const Tensor& weight,
+                                     int64_t batch, int64_t length) {
+    return Wgrad::apply(grad, input, OptionalTensor(weight), Filter{{}, {}, {}, {batch, length}});
+  });
+  m.impl("lanes_bias_grad", [](const Tensor& grad, int64_t channels, int64_t batch,
+                               int64_t length) {
+    return BiasGrad::apply(grad, channels, Order{batch, length});
+  });
 }

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include "../checks.h"
@@ -16,13 +17,14 @@
 namespace sparseconv {
 
 Tensor lanes_enter(const Tensor& input, int64_t margin);
+Tensor lanes_leave(const Tensor& input, int64_t channels, int64_t batch, int64_t length);
 
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 using OptionalTensor = std::optional<Tensor>;
 
 // The order of tensors like this one. `margin`: of rows.
-inline std::unique_ptr<ChainOrder> order_of(const Tensor& like,
+inline std::unique_ptr<KernelOrder> order_of(const Tensor& like,
                                             int64_t batch,
                                             int64_t length,
                                             int64_t margin) {
@@ -43,13 +45,13 @@ inline int64_t margin_of(const Tensor& rows, int64_t length) {
   return has ? std::max<int64_t>(0, rows.size(2) - length) / 2 : 0;
 }
 // Of one that is in it.
-inline std::unique_ptr<ChainOrder> order_of(const Tensor& like, int64_t batch, int64_t length) {
+inline std::unique_ptr<KernelOrder> order_of(const Tensor& like, int64_t batch, int64_t length) {
   return order_of(like, batch, length, margin_of(like, length));
 }
 
 // The tensor as kernels read it, once it is in this order, of any number of channels or of these.
 inline Tensor checked(const Tensor& x,
-                      const ChainOrder& order,
+                      const KernelOrder& order,
                       std::optional<int64_t> channels,
                       const char* name) {
   TORCH_CHECK_TYPE(x.is_cpu() && x.layout() == at::kStrided, "expected ", name,
@@ -65,7 +67,7 @@ inline Tensor checked(const Tensor& x,
 
 inline Tensor checked_like(const Tensor& x,
                            const Tensor& like,
-                           const ChainOrder& order,
+                           const KernelOrder& order,
                            std::optional<int64_t> channels,
                            const char* name) {
   check_same_type(like, x, name);
@@ -109,6 +111,28 @@ auto find_op(const char* name) {
     return found;                                                        \
   }()                                                                    \
        .call)
+
+// The gradients of `compute`, with gradients of their own: `compute` calls ops that have them.
+template <typename Compute>
+variable_list gradients_by_torch(const variable_list& inputs, const Tensor& grad, Compute compute) {
+  variable_list own, wanted;
+  for (const Tensor& x : inputs) {  // views tell one that occurs twice, or depends on another
+    const bool need = x.defined() && x.requires_grad();
+    own.push_back(need ? x.view_as(x) : x);
+    if (need) {
+      wanted.push_back(own.back());
+    }
+  }
+  variable_list found =
+      torch::autograd::grad({compute(own)}, wanted, {grad}, std::nullopt, true, true);
+  variable_list gradients(inputs.size());
+  for (size_t i = 0, next = 0; i < inputs.size(); ++i) {
+    if (inputs[i].defined() && inputs[i].requires_grad()) {
+      gradients[i] = found[next++];
+    }
+  }
+  return gradients;
+}
 
 struct Order {
   int64_t batch, length;

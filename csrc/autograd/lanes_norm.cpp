@@ -2,9 +2,15 @@
 
 #include "lanes.h"
 
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/batch_norm.h>
+#include <ATen/ops/cat.h>
 #include <ATen/ops/empty_like.h>
+#include <ATen/ops/max_pool1d.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/library.h>
+
+#include "plain.h"
 
 namespace sparseconv {
 
@@ -16,7 +22,7 @@ struct Parts {
 
   // In rows the number of channels is that of the first vector that is there.
   Parts(at::TensorList parts,
-        const ChainOrder& order,
+        const KernelOrder& order,
         std::initializer_list<OptionalTensor> vectors) {
     for (const Tensor& part : parts) {
       tensors.push_back(checked_like(part, parts[0], order, {}, "a part"));
@@ -42,7 +48,7 @@ const Tensor& first_of(at::TensorList parts) {
 
 Tensor lanes_or_none(const OptionalTensor& x,
                      const Tensor& like,
-                     const ChainOrder& order,
+                     const KernelOrder& order,
                      int64_t n) {
   return x.has_value() ? checked_like(*x, like, order, n, "added") : Tensor();
 }
@@ -66,6 +72,7 @@ std::tuple<Tensor, Tensor, Tensor> lanes_norm(at::TensorList parts,
   TORCH_CHECK_VALUE(!training || batch * length > 1,
                     "Expected more than 1 value per channel when training, got input size [", batch,
                     ", ", own.channels, ", ", length, "]");
+  TORCH_CHECK_VALUE(!training || eps > 0, "expected eps above 0, but got ", eps);
   TORCH_CHECK_VALUE(relu || !added.has_value(), "expected relu with what is added");
   for (const OptionalTensor& x : {running_mean, running_var}) {
     TORCH_CHECK_VALUE(training || x.has_value(), "expected running statistics in eval mode");
@@ -125,34 +132,68 @@ struct NormCall {
   double momentum, eps;
   bool relu;
   Order order;
+  Tensor &batch_mean, &batch_invstd;  // results without gradients
 };
 
+// The same of the parts, weight, bias and what is added, by ops that have all derivatives.
+Tensor norm_by_torch(AutogradContext* ctx,
+                     const variable_list& inputs,
+                     const Tensor& mean,
+                     const Tensor& invstd) {
+  const Order y = Order::of(ctx);
+  const Tensor &weight = inputs.end()[-3], &bias = inputs.end()[-2], &added = inputs.end()[-1];
+  const int64_t channels = mean.numel(), margin = margin_of(inputs[0], y.length);
+  const Tensor lanes = at::cat(variable_list(inputs.begin(), inputs.end() - 3));
+  Tensor x = CALL(lanes_leave)(lanes, channels, y.batch, y.length);
+  if (ctx->saved_data["training"].toBool()) {
+    x = at::batch_norm(x, optional(weight), optional(bias), {}, {}, true, 0,
+                       ctx->saved_data["eps"].toDouble(), false);
+  } else {
+    const Tensor scale = weight.defined() ? invstd * weight : invstd;
+    x = ((x - mean.unsqueeze(1)) * scale.unsqueeze(1)).to(lanes.scalar_type());
+    x = bias.defined() ? (x + bias.unsqueeze(1)).to(lanes.scalar_type()) : x;
+  }
+  if (added.defined()) {
+    x = x + CALL(lanes_leave)(added, channels, y.batch, y.length);
+  }
+  return CALL(lanes_enter)(ctx->saved_data["relu"].toBool() ? x.relu() : x, margin);
+}
+
 struct LanesNorm : torch::autograd::Function<LanesNorm> {
-  static variable_list forward(AutogradContext* ctx,
-                               const at::TensorList& parts,
-                               const OptionalTensor& weight,
-                               const OptionalTensor& bias,
-                               const OptionalTensor& added,
-                               const NormCall& call) {
+  static Tensor forward(AutogradContext* ctx,
+                        const at::TensorList& parts,
+                        const OptionalTensor& weight,
+                        const OptionalTensor& bias,
+                        const OptionalTensor& added,
+                        const NormCall& call) {
     const at::AutoDispatchBelowADInplaceOrView below;
-    auto [output, mean, invstd] =
+    Tensor output;
+    std::tie(output, call.batch_mean, call.batch_invstd) =
         CALL(lanes_norm)(parts, weight, bias, call.mean, call.var, added, call.training,
                          call.momentum, call.eps, call.relu, call.order.batch, call.order.length);
     variable_list saved = parts.vec();
     for (const OptionalTensor& x : {weight, bias, added}) {
       saved.push_back(x.value_or(Tensor()));
     }
-    saved.insert(saved.end(), {mean, invstd});
+    saved.insert(saved.end(), {call.batch_mean, call.batch_invstd});
     ctx->save_for_backward(std::move(saved));
     ctx->saved_data["training"] = call.training;
+    ctx->saved_data["eps"] = call.eps;
     ctx->saved_data["relu"] = call.relu;
     call.order.keep(ctx);
-    ctx->mark_non_differentiable({mean, invstd});
-    return {output, mean, invstd};
+    return output;
   }
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const ForkGuard fork_guard;
     const variable_list saved = ctx->get_saved_variables();
     const size_t n = saved.size() - 5;
+    if (at::GradMode::is_enabled() || !computes_plainly(grads[0], true)) {
+      variable_list found = gradients_by_torch(
+          {saved.begin(), saved.end() - 2}, grads[0],
+          [&](const variable_list& inputs) { return norm_by_torch(ctx, inputs, saved[n + 3], saved[n + 4]); });
+      found.emplace_back();
+      return found;
+    }
     const at::TensorList parts = at::TensorList(saved).slice(0, n);
     const Order y = Order::of(ctx);
     const std::vector<Tensor> gradients = CALL(lanes_norm_backward)(
@@ -211,10 +252,19 @@ struct Pool : torch::autograd::Function<Pool> {
   }
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const Order y = Order::of(ctx);
-    return {CALL(lanes_max_pool_backward)(grads[0], ctx->get_saved_variables()[0],
-                                          ctx->saved_data["radius"].toInt(), y.batch, y.length),
-            {},
-            {}};
+    const Tensor input = ctx->get_saved_variables()[0];
+    const int64_t radius = ctx->saved_data["radius"].toInt();
+    if (at::GradMode::is_enabled() || !computes_plainly(grads[0], true)) {
+      const int64_t channels = input.size(0) * (input.scalar_type() == at::kBFloat16 ? kPanelChannels : 1);
+      variable_list found = gradients_by_torch({input}, grads[0], [&](const variable_list& x) {
+        const Tensor signal = CALL(lanes_leave)(x[0], channels, y.batch, y.length);
+        return CALL(lanes_enter)(at::max_pool1d(signal, 2 * radius + 1, 1, radius),
+                                 margin_of(input, y.length));
+      });
+      found.resize(3);
+      return found;
+    }
+    return {CALL(lanes_max_pool_backward)(grads[0], input, radius, y.batch, y.length), {}, {}};
   }
 };
 
@@ -299,10 +349,11 @@ TORCH_LIBRARY_IMPL(sparseconv, Autograd, m) {
                           const OptionalTensor& bias, const OptionalTensor& mean,
                           const OptionalTensor& var, const OptionalTensor& added, bool training,
                           double momentum, double eps, bool relu, int64_t batch, int64_t length) {
-    const variable_list found =
-        LanesNorm::apply(parts, weight, bias, added,
-                         NormCall{mean, var, training, momentum, eps, relu, {batch, length}});
-    return std::make_tuple(found[0], found[1], found[2]);
+    Tensor batch_mean, invstd;
+    const Tensor output = LanesNorm::apply(
+        parts, weight, bias, added,
+        NormCall{mean, var, training, momentum, eps, relu, {batch, length}, batch_mean, invstd});
+    return std::make_tuple(output, batch_mean, invstd);
   });
   m.impl("lanes_max_pool", [](const Tensor& input, int64_t radius, int64_t batch, int64_t length) {
     return Pool::apply(input, radius, Order{batch, length});

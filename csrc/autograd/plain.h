@@ -3,7 +3,6 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/from_blob.h>
 #include <pybind11/pybind11.h>
 
 #include <array>
@@ -32,14 +31,5 @@ GeometryNumbers geometry_numbers(pybind11::handle geometry);
 
 // What a Python function returned: tensors, and undefined ones for None. With the GIL.
 std::vector<at::Tensor> tensors_of(const pybind11::object& found);
-
-// A tensor whose memory is the object, for a node of autograd to hold: compiled autograd passes
-// tensors on.
-template <typename Pointer>
-at::Tensor held_in_tensor(const Pointer& object) {
-  return at::from_blob(
-      const_cast<void*>(static_cast<const void*>(object.get())), {1}, [object](void*) {},
-      at::kByte);
-}
 
 }  // namespace sparseconv

@@ -106,6 +106,13 @@ struct Pool : torch::autograd::Function<Pool> {
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const std::vector<int64_t> w = ctx->saved_data["window"].toIntVector();
     const variable_list saved = ctx->get_saved_variables();
+    if (at::GradMode::is_enabled()) {
+      variable_list found = gradients_by_torch({saved[0]}, grads[0], [&](const variable_list& x) {
+        return at::max_pool1d(x[0], w[0], w[1], w[2]);
+      });
+      found.resize(4);
+      return found;
+    }
     return {CALL(max_pool_backward)(grads[0], saved[0], saved[1], w[0], w[1], w[2]), {}, {}, {}};
   }
 };

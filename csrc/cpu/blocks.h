@@ -85,7 +85,6 @@ struct BlockCorrelation {
   bool out_float;
   int64_t rows, first_out, out_step;
   bool relu;
-  double* statistics;  // of outputs in rows, by series, chunk and panel, see kStatistics; or null
 
   int64_t chunks() const { return ceil_div(rows, kBlockRows); }
   // Positions of a chunk's window.

@@ -8,7 +8,7 @@
 #include <limits>
 
 #include "../checks.h"
-#include "chain_order.h"
+#include "kernel_order.h"
 #include "fused.h"
 #include "launch.h"
 
@@ -64,18 +64,16 @@ void* part_of_output(const Tensor& x, int64_t first, int64_t channel = 1) {
   return const_cast<void*>(part_of(x, first, channel));
 }
 
-// An undefined `output` is made.
 NormOutput run_norm(const std::vector<Tensor>& parts,
                     const LaneOrder& order,
                     const Norm& norm,
                     const Tensor& added,
-                    bool relu,
-                    Tensor output) {
+                    bool relu) {
   int64_t channels = 0;
   for (const Tensor& part : parts) {
     channels += part.size(0);
   }
-  output = output.defined() ? output : new_lanes(channels, order, parts[0].options());
+  Tensor output = new_lanes(channels, order, parts[0].options());
   Tensor mean = at::empty({channels}, output.options());
   Tensor invstd = at::empty({channels}, output.options());
   for (const Tensor& x : {norm.running_mean, norm.running_var}) {
@@ -148,10 +146,8 @@ NormGradients run_norm_gradient(const Tensor& grad,
 
 constexpr int64_t kPoolCost = 32;  // of a vector, in multiply-adds of a convolution
 
-class Lanes final : public ChainOrder {
+class Lanes final : public KernelOrder {
  public:
-  explicit Lanes(const Tensor& signal)
-      : Lanes(lane_order(signal.size(0), signal.size(2), lanes_of(signal))) {}
   explicit Lanes(const LaneOrder& order) : order_(order) {}
 
   Tensor enter(const Tensor& signal) const override {
@@ -174,8 +170,7 @@ class Lanes final : public ChainOrder {
                const Tensor& values,
                const std::optional<Tensor>& bias,
                const ConvPlan& plan,
-               bool relu,
-               Tensor*) const override {
+               bool relu) const override {
     return run_fprop(input, values, bias, plan.geometry, plan.fprop(), relu, &order_);
   }
   Tensor dgrad(const Tensor& grad, const Tensor& values, const ConvPlan& plan) const override {
@@ -227,25 +222,6 @@ class Lanes final : public ChainOrder {
     return pointwise_wgrad(x, ones, {}).flatten();
   }
 
-  NormOutput norm_relu(const Tensor& input,
-                       int64_t,
-                       const Norm& norm,
-                       const Tensor&,
-                       bool in_place) const override {
-    return run_norm({input}, order_, norm, {}, true, in_place ? input : Tensor());
-  }
-
-  NormGradient norm_relu_gradient(const Tensor& grad,
-                                  const Tensor& input,
-                                  int64_t,
-                                  const Norm& norm,
-                                  const Tensor& mean,
-                                  const Tensor& invstd) const override {
-    const NormGradients found =
-        run_norm_gradient(grad, {input}, order_, norm, {}, true, mean, invstd, true);
-    return {found.weight, found.bias};
-  }
-
   std::vector<int64_t> sizes(int64_t channels) const override {
     return {channels, order_.groups, order_.rows, order_.lanes};
   }
@@ -256,7 +232,7 @@ class Lanes final : public ChainOrder {
                   const Norm& norm,
                   const Tensor& added,
                   bool relu) const override {
-    return run_norm(parts, order_, norm, added, relu, {});
+    return run_norm(parts, order_, norm, added, relu);
   }
   NormGradients norm_gradient(const Tensor& grad,
                               const std::vector<Tensor>& parts,
@@ -333,10 +309,7 @@ bool is_finite(const Tensor& x) {
                        std::numeric_limits<int32_t>::max()) < int32_t{0xFF} << 23;
 }
 
-std::unique_ptr<ChainOrder> lanes_for(const Tensor& signal) {
-  return std::make_unique<Lanes>(signal);
-}
-std::unique_ptr<ChainOrder> lanes_for(const LaneOrder& order) {
+std::unique_ptr<KernelOrder> lanes_for(const LaneOrder& order) {
   return std::make_unique<Lanes>(order);
 }
 

@@ -6,14 +6,14 @@
 #include <memory>
 #include <vector>
 
-#include "chain_order.h"
+#include "kernel_order.h"
 
 namespace sparseconv {
 
 at::Tensor new_lanes(int64_t channels, const LaneOrder& order, const at::TensorOptions& options);
 
 // The computations on tensors in this order.
-std::unique_ptr<ChainOrder> lanes_for(const LaneOrder& order);
+std::unique_ptr<KernelOrder> lanes_for(const LaneOrder& order);
 
 bool is_finite(const at::Tensor& x);  // every element
 

@@ -204,11 +204,6 @@ Tensor RowOrder::readable(const Tensor& rows) const {
   return own;
 }
 
-Tensor RowOrder::empty_statistics(int64_t channels) const {
-  return at::empty({batch, ceil_div(length, kBlockRows), panels_of(channels), kStatistics},
-                   at::kDouble);
-}
-
 Tensor RowOrder::enter(const Tensor& signal) const {
   const int64_t channels = signal.size(1);
   // Of an expanded one, samples would be read one by one.
@@ -232,8 +227,7 @@ Tensor RowOrder::fprop(const Tensor& input,
                        const Tensor& values,
                        const std::optional<Tensor>& bias,
                        const ConvPlan& plan,
-                       bool relu,
-                       Tensor* statistics) const {
+                       bool relu) const {
   const Geometry& g = plan.geometry;
   const auto outside = [&] {
     const Tensor cast = values.to(at::kBFloat16);
@@ -253,8 +247,7 @@ Tensor RowOrder::fprop(const Tensor& input,
     for_each_weight(plan,
                     [to = weight.mutable_data_ptr<float>(), from = own.const_data_ptr<float>()](
                         int64_t e, int64_t at) { to[at] = from[e]; });
-    return fprop(channels, weight, bias, pointwise_plan(g.out_channels, g.kernel_size), relu,
-                 statistics);
+    return fprop(channels, weight, bias, pointwise_plan(g.out_channels, g.kernel_size), relu);
   }
   fill_margins(input, g.in_channels(), *this, g.left, g.right, g.mode);
   Tensor output = empty(g.out_channels);
@@ -263,10 +256,6 @@ Tensor RowOrder::fprop(const Tensor& input,
   p.in_rows = of(input, g.in_channels());
   p.in_length = length;
   p.out_rows = of(output, g.out_channels);
-  if (statistics != nullptr) {
-    *statistics = empty_statistics(g.out_channels);
-    p.statistics = statistics->mutable_data_ptr<double>();
-  }
   run_block_fprop(p, values, bias, plan, relu);
   return output;
 }
@@ -329,7 +318,7 @@ Tensor RowOrder::wgrad(const Tensor& grad, const Tensor& input, const ConvPlan& 
 Tensor RowOrder::pointwise_fprop(const Tensor& input,
                                  const Tensor& weight,
                                  const std::optional<Tensor>& bias) const {
-  return fprop(input, weight.flatten(), bias, plan_of_weight(weight), false, nullptr);
+  return fprop(input, weight.flatten(), bias, plan_of_weight(weight), false);
 }
 
 Tensor RowOrder::pointwise_dgrad(const Tensor& grad, const Tensor& weight) const {
@@ -340,10 +329,6 @@ Tensor RowOrder::pointwise_wgrad(const Tensor& grad,
                                  const Tensor& input,
                                  const Tensor& weight) const {
   return wgrad(grad, input, plan_of_weight(weight)).view(weight.sizes());
-}
-
-std::unique_ptr<ChainOrder> rows_for(const Tensor& signal, int64_t margin) {
-  return std::make_unique<RowOrder>(signal.size(0), signal.size(2), margin);
 }
 
 }  // namespace sparseconv

@@ -5,7 +5,7 @@
 
 #include <ATen/core/Tensor.h>
 
-#include "chain_order.h"
+#include "kernel_order.h"
 
 namespace sparseconv {
 
@@ -19,7 +19,7 @@ inline int64_t panels_of(int64_t channels) {
 // Convolutions are those that keep the length (see fits_lanes), of plans for which fits_rows is
 // true (others are computed outside); a 1x1 convolution is one of blocks that are all active. The
 // idle rows of what is convolved are written. Gradients of weights are float32.
-struct RowOrder final : ChainOrder {
+struct RowOrder final : KernelOrder {
   // margin: idle rows before and after each series, at least.
   RowOrder(int64_t batch, int64_t length, int64_t margin)
       : batch(batch), length(length), margin(margin > kTileRowCount ? margin : kTileRowCount) {}
@@ -30,8 +30,7 @@ struct RowOrder final : ChainOrder {
                    const at::Tensor& values,
                    const std::optional<at::Tensor>& bias,
                    const ConvPlan& plan,
-                   bool relu,
-                   at::Tensor* statistics) const override;
+                   bool relu) const override;
   at::Tensor dgrad(const at::Tensor& grad,
                    const at::Tensor& values,
                    const ConvPlan& plan) const override;
@@ -46,24 +45,12 @@ struct RowOrder final : ChainOrder {
                              const at::Tensor& input,
                              const at::Tensor& weight) const override;
   at::Tensor sum_of_channels(const at::Tensor& rows, int64_t channels) const override;
-  // Vectors are of any float type.
-  NormOutput norm_relu(const at::Tensor& input,
-                       int64_t channels,
-                       const Norm& norm,
-                       const at::Tensor& statistics,
-                       bool in_place) const override;
-  NormGradient norm_relu_gradient(const at::Tensor& grad,
-                                  const at::Tensor& input,
-                                  int64_t channels,
-                                  const Norm& norm,
-                                  const at::Tensor& mean,
-                                  const at::Tensor& invstd) const override;
 
   std::vector<int64_t> sizes(int64_t channels) const override {
     return {panels_of(channels), batch, length + 2 * margin, kPanelChannels};
   }
   at::Tensor readable(const at::Tensor& rows) const override;
-  // All parts but the last one fill their panels.
+  // All parts but the last one fill their panels. Vectors are of any float type.
   NormOutput norm(const std::vector<at::Tensor>& parts,
                   int64_t channels,
                   const Norm& norm,
@@ -84,7 +71,6 @@ struct RowOrder final : ChainOrder {
 
   Rows of(const at::Tensor& rows, int64_t channels) const;
   at::Tensor empty(int64_t channels) const;
-  at::Tensor empty_statistics(int64_t channels) const;
 
   const int64_t batch, length, margin;
 };

@@ -124,7 +124,8 @@ Moments moments_of(const Tensor& statistics, int64_t channels, const RowOrder& o
 
 Tensor statistics_of(const Tensor& input, int64_t channels, const RowOrder& order) {
   RowNorm p = norm_of(input, channels, order);
-  Tensor statistics = order.empty_statistics(channels);
+  Tensor statistics = at::empty(
+      {order.batch, ceil_div(order.length, kBlockRows), p.panels, kStatistics}, at::kDouble);
   p.sums = statistics.mutable_data_ptr<double>();
   run_rows(p, checked_kernels().blocks->row_statistics);
   return statistics;
@@ -173,7 +174,6 @@ NormOutput norm_rows(const Tensor& input,
                      int64_t channels,
                      const RowOrder& order,
                      const Norm& norm,
-                     const Tensor& known,
                      const Tensor& added,
                      bool relu) {
   RowNorm p = norm_of(input, channels, order);
@@ -181,8 +181,7 @@ NormOutput norm_rows(const Tensor& input,
   std::vector<double> mean = numbers(norm.running_mean, channels, 0);
   std::vector<double> var = numbers(norm.running_var, channels, 1);
   if (norm.training) {
-    const Tensor statistics = known.defined() ? known : statistics_of(input, channels, order);
-    const Moments found = moments_of(statistics, channels, order);
+    const Moments found = moments_of(statistics_of(input, channels, order), channels, order);
     std::vector<double> unbiased(channels);
     for (int64_t c = 0; c < channels; ++c) {
       mean[c] = found.sum[c] / n;
@@ -259,31 +258,12 @@ void norm_rows_gradient(const Tensor& grad,
 
 }  // namespace
 
-NormOutput RowOrder::norm_relu(const Tensor& input,
-                               int64_t channels,
-                               const Norm& norm,
-                               const Tensor& known,
-                               bool) const {
-  return norm_rows(input, channels, *this, norm, known, {}, true);
-}
-
-NormGradient RowOrder::norm_relu_gradient(const Tensor& grad,
-                                          const Tensor& input,
-                                          int64_t channels,
-                                          const Norm& norm,
-                                          const Tensor& mean,
-                                          const Tensor& invstd) const {
-  NormGradients found{grad};
-  norm_rows_gradient(grad, input, channels, *this, norm, {}, true, mean, invstd, found);
-  return {found.weight, found.bias};
-}
-
 NormOutput RowOrder::norm(const std::vector<Tensor>& parts,
                           int64_t channels,
                           const Norm& norm,
                           const Tensor& added,
                           bool relu) const {
-  return norm_rows(joined(parts), channels, *this, norm, {}, added, relu);
+  return norm_rows(joined(parts), channels, *this, norm, added, relu);
 }
 
 NormGradients RowOrder::norm_gradient(const Tensor& grad,

@@ -1,95 +1,260 @@
-"""Compute adjacent modules of a sequence together; results differ at most by rounding.
+"""Compute adjacent modules of a sequence in the kernels' own order; results differ by rounding.
 
-A sequence is planned once. Each row of a table names the types of consecutive modules that may form
-a stage of a chain (``functional.chain``), and their ``Link``. On every call, each link checks
-whether a stage would compute the same as the modules of the link. Consecutive stages form a chain;
-other modules run as usual.
+In this order (``ops.lanes``), a series is not contiguous: series, or pieces of them, are
+interleaved in vectors of 64 bytes. A tensor enters it before the first of several layers and leaves
+it after the last one.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Sequence
-from typing import Any
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
-from sparseconv.functional.chain import CHAIN_DTYPES, Chain, Conv, Stage, in_rows, runs_eagerly
-from sparseconv.nn.links import LINKS, Link, Table
-from sparseconv.nn.modules import all_modules_are_watched, computes_as, has_own_code
-from sparseconv.ops.backends import extension
+from sparseconv.nn.conv import SparseConv1d
+from sparseconv.nn.modules import (
+    all_modules_are_watched,
+    computes_as,
+    has_own_code,
+    own_parameters,
+)
+from sparseconv.nn.pooling import ShortAvgPool1d
+from sparseconv.ops.backends import extension, resolve_backend
+from sparseconv.ops.lanes import OPS, lanes_fold
+from sparseconv.ops.orders import (
+    fits_rows,
+    in_rows,
+    keeps_order,
+    pointwise_fits_rows,
+    runs_eagerly,
+)
 
+_PLAIN = (Tensor, nn.Parameter)
 _CPU = torch.device("cpu")
+_fits_order = functools.lru_cache(maxsize=None)(keeps_order)
 
 
-class Plan:
-    """Divide modules into links: each fits the first possible row of the table, or has one module.
+class _Series(NamedTuple):
+    """Describe the series that enter the order: N, L, the dtype, and whether they are in rows."""
 
-    Example:
-        >>> modules = [nn.BatchNorm1d(3), nn.ReLU(), nn.ReLU()]
-        >>> [type(link).__name__ for link in Plan(modules, LINKS).links]
-        ['NormLink', 'Link']
-    """
+    batch: int
+    length: int
+    dtype: torch.dtype
+    rows: bool
+    casts: bool  # to bfloat16
 
-    def __init__(self, modules: Sequence[Any], table: Table) -> None:
-        self.links: list[Link] = []
-        while modules:
-            self.links.append(_first_link(modules, table))
-            modules = modules[len(self.links[-1].modules) :]
-        self._chains: defaultdict[int, Chain] = defaultdict(Chain)  # by the index of the next link
+    def takes(self, *tensors: Any, mixed: bool = False) -> bool:
+        """Return whether a layer can have these parameters, or None; ``mixed``: as BatchNorm."""
+        others = _CASTABLE if self.casts or (mixed and self.rows) else ()
+        return all(
+            x is None
+            or (type(x) in _PLAIN and x.device == _CPU and x.dtype in (self.dtype, *others))
+            for x in tensors
+        )
+
+
+_CASTABLE = (torch.float32, torch.bfloat16)
+Run = Callable[[Tensor], Tensor]
+
+
+class _Conv(NamedTuple):
+    """Hold the arguments of a sparse convolution."""
+
+    values: Tensor
+    bias: Tensor | None
+    crow_indices: Tensor
+    col_indices: Tensor
+    geometry: tuple[int, ...]
+    batch: int
+    length: int
+    relu: bool
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Compute what the modules compute, in chains where possible."""
-        links: list[Link] = []
-        stages: list[Stage] = []
-        for i, link in enumerate(self.links):
-            stage = link.stage(x) if links or (_may_chain(x) and link.may_begin(x)) else None
-            if stage is not None:
-                links.append(link)
-                stages.append(stage)
-                if not link.ends_chain:
-                    continue
-            if links:
-                x = self._run(i, links, stages, x)
-                links, stages = [], []
-            if stage is None:
-                x = link.one_by_one(x)
-        return self._run(len(self.links), links, stages, x) if links else x
-
-    def _run(self, end: int, links: Sequence[Link], stages: Sequence[Stage], x: Tensor) -> Tensor:
-        # The conversions pay only for several stages, of which at least one is sparse.
-        if len(links) > 1 and any(type(stage) is Conv for stage in stages):
-            y = self._chains[end](x, stages)
-            if y is not None:
-                return links[-1].finish(y)
-        for link in links:
-            x = link.one_by_one(x)
-        return x
+        return cast(Tensor, OPS.lanes_conv.default(x, *self))
 
 
-def _first_link(modules: Sequence[Any], table: Table) -> Link:
-    for kinds, make in table:
-        part = modules[: len(kinds)]
-        if len(part) == len(kinds) and all(map(computes_as, part, kinds)):
-            link = make(part)
-            if link.fits():
-                return link
-    return Link(modules[:1])
+# Each returns a function of a tensor in the order that computes the modules, or None. It gets the
+# functions that come before, and may replace the last one.
+Stage = Callable[[_Series, Sequence[Any], list[Run]], Run | None]
 
 
-def _may_chain(x: Any) -> bool:
-    return (
-        type(x) in (Tensor, nn.Parameter)
-        and x.dim() == 3
-        and (in_rows(x) or (x.dtype in CHAIN_DTYPES and not torch.is_autocast_enabled("cpu")))
-        and x.device == _CPU
-        and x.layout == torch.strided
-        and x.numel() > 0
-        and extension is not None
-        # Without the instruction, multiply-adds are emulated bit for bit, 30 to 100 times slower.
-        and bool(extension.has_fma() or in_rows(x))
+def _sparse(series: _Series, modules: Sequence[Any], before: list[Run]) -> Run | None:
+    conv = modules[0]
+    geometry = conv._geometry()
+    own = own_parameters(conv, "values", "bias")
+    if (
+        own is None
+        or not series.takes(*own)
+        or conv.dense_probe is not None
+        or not _fits_order(geometry)
+        or resolve_backend(conv.backend, _CPU) != "cpp"
+        or (series.rows and not conv.pattern.cached(fits_rows, geometry))
+    ):
+        return None
+    relu = len(modules) > 1
+    return _Conv(*own, *conv._indices(), geometry.numbers, series.batch, series.length, relu)
+
+
+def _pointwise(series: _Series, modules: Sequence[Any], before: list[Run]) -> Run | None:
+    conv = modules[-1]
+    own = own_parameters(conv, "weight", "bias")
+    if (
+        own is None
+        or not series.takes(*own)
+        or not _is_pointwise(conv)
+        or (series.rows and not pointwise_fits_rows(*own[0].shape[:2]))
+    ):
+        return None
+    return lambda x: OPS.lanes_pointwise.default(x, *own, series.batch, series.length)
+
+
+def _pooled(series: _Series, modules: Sequence[Any], before: list[Run]) -> Run | None:
+    """Reduce the channels before the average: the two commute, and it then costs less."""
+    conv = modules[1]
+    return _pointwise(series, modules, before) if conv.out_channels < conv.in_channels else None
+
+
+def _norm_relu(series: _Series, modules: Sequence[Any], before: list[Run]) -> Run | None:
+    norm = modules[0]
+    own = own_parameters(norm, "weight", "bias")
+    mean, var, counter = (
+        norm._buffers.get(name) for name in ("running_mean", "running_var", "num_batches_tracked")
     )
+    if (
+        own is None
+        or not series.takes(*own, mean, var, mixed=True)
+        or not isinstance(norm.eps, float)
+        or not isinstance(norm.momentum, float | None)
+        or series.batch * series.length == 1  # which torch refuses in training
+    ):
+        return None
+    training, momentum = norm.training or mean is None, norm.momentum
+    conv = before[-1] if before else None
+    if not (training or torch.is_grad_enabled()) and isinstance(conv, _Conv) and not conv.relu:
+        kernels = conv.geometry[1]  # of each output channel
+        folded = lanes_fold(*conv[:3], kernels, *own, mean, var, norm.eps)
+        before.pop()
+        return conv._replace(values=folded[0], bias=folded[1], relu=True)
+    tracks = norm.training and norm.track_running_stats and mean is not None
+    statistics = (mean, var) if tracks or not training else (None, None)
+
+    def run(x: Tensor) -> Tensor:
+        factor = momentum
+        if tracks and counter is not None:
+            counter.add_(1)
+            factor = 1 / float(counter) if momentum is None else momentum
+        how = training, factor or 0.0, norm.eps, True, series.batch, series.length
+        return cast(Tensor, OPS.lanes_norm.default([x], *own, *statistics, None, *how)[0])
+
+    return run
+
+
+def _is_pointwise(conv: nn.Conv1d) -> bool:
+    """Return whether the layer maps each position independently, in the same way."""
+    return (
+        conv.groups == 1
+        and conv.kernel_size == conv.stride == (1,)
+        and conv.padding in ((0,), "same", "valid")
+    )
+
+
+_SPARSE, _CONV, _NORM, _RELU = (SparseConv1d,), (nn.Conv1d,), (nn.BatchNorm1d,), (nn.ReLU,)
+_STAGES: Sequence[tuple[Sequence[tuple[type[nn.Module], ...]], Stage]] = (
+    ((_SPARSE, _RELU), _sparse),
+    ((_SPARSE,), _sparse),
+    ((_NORM, _RELU), _norm_relu),
+    (((nn.AdaptiveAvgPool1d, ShortAvgPool1d), _CONV), _pooled),
+    ((_CONV,), _pointwise),
+)
+# Consecutive modules, and the stage that may compute them.
+Parts = list[tuple[list[Any], Stage | None]]
+
+
+def _parts(modules: list[Any]) -> Parts:
+    """Divide modules into parts: each fits the first possible stage, or has one module."""
+    parts: Parts = []
+    while modules:
+        for kinds, stage in _STAGES:
+            part = modules[: len(kinds)]
+            if len(part) == len(kinds) and all(map(computes_as, part, kinds)):
+                parts.append((part, stage))
+                break
+        else:
+            parts.append((modules[:1], None))
+        modules = modules[len(parts[-1][0]) :]
+    return parts
+
+
+def _compute(parts: Parts, x: Tensor, margin: int) -> Tensor:
+    """Compute what the modules compute, in the order where possible."""
+    i = 0
+    while i < len(parts):
+        series, used = _series_of(x), 0
+        runs: list[Run] = []
+        for modules, stage in parts[i:] if series is not None else ():
+            # Under autocast torch normalises float32, which entering rows would round before.
+            early = not runs and stage is _norm_relu and x.dtype != series.dtype
+            run = None if stage is None or early else stage(series, modules, runs)
+            if run is None:
+                break
+            runs.append(run)
+            used += 1
+            if stage is _pooled:
+                break
+        chosen = parts[i : i + used]
+        channels = _channels_after(chosen, x) if chosen else None
+        # Entering and leaving pay only for several stages, of which at least one is sparse.
+        if used < 2 or channels is None or all(stage is not _sparse for _, stage in chosen):
+            chosen = parts[i : i + 1]
+            for module in chosen[0][0]:
+                x = module(x)
+        else:
+            y = OPS.lanes_enter.default(x.to(series.dtype), margin if series.rows else 0)
+            for run in runs:
+                y = run(y)
+            x = OPS.lanes_leave.default(y, channels, series.batch, series.length)
+            modules, stage = chosen[-1]
+            x = modules[0](x) if stage is _pooled else x
+        i += len(chosen)
+    return x
+
+
+def _channels_after(parts: Parts, x: Tensor) -> int | None:
+    """Return the number of channels after some stages, or None if the modules do not fit."""
+    channels = x.shape[1]
+    for modules, stage in parts:
+        if stage is _norm_relu:
+            now = after = modules[0].num_features
+        else:
+            conv = modules[-1] if stage is _pooled else modules[0]
+            now, after = conv.in_channels, conv.out_channels
+        if now != channels:
+            return None
+        channels = after
+    return channels
+
+
+def _series_of(x: Any) -> _Series | None:
+    """Describe a tensor that can enter the order, or return None."""
+    if (
+        type(x) not in _PLAIN
+        or x.dim() != 3
+        or x.device != _CPU
+        or x.layout != torch.strided
+        or x.numel() == 0
+        or extension is None
+        or (x.is_inference() and torch.is_grad_enabled())  # autograd could not save it
+    ):
+        return None
+    rows, casts = in_rows(x), torch.is_autocast_enabled("cpu")
+    # Without the instruction, multiply-adds are emulated bit for bit, 30 to 100 times slower.
+    lanes = x.dtype in (torch.float32, torch.float64) and not casts and extension.has_fma()
+    if not (rows or lanes):
+        return None
+    return _Series(x.shape[0], x.shape[2], torch.bfloat16 if rows else x.dtype, rows, casts)
 
 
 def leaves(module: Any) -> list[Any]:
@@ -97,47 +262,34 @@ def leaves(module: Any) -> list[Any]:
 
     An inner Sequential is replaced with its modules, unless calling it does more than run them.
     """
-    if not only_runs_its_modules(module):
-        return [module]
     found = []
     for inner in module._modules.values():
-        plain = only_runs_its_modules(inner) and not has_own_code(inner)
-        found += leaves(inner) if plain else [inner]
+        kind = type(inner)
+        only_runs_its_modules = (
+            issubclass(kind, nn.Sequential)
+            and kind.forward in (nn.Sequential.forward, Block.forward)
+            and kind.__iter__ is nn.Sequential.__iter__
+            and not has_own_code(inner)
+        )
+        found += leaves(inner) if only_runs_its_modules else [inner]
     return found
-
-
-def only_runs_its_modules(module: Any) -> bool:
-    """Return whether a module is a Sequential that runs like torch's, or a ``Block``."""
-    kind = type(module)
-    return (
-        issubclass(kind, nn.Sequential)
-        and kind.forward in (nn.Sequential.forward, Block.forward)
-        and kind.__iter__ is nn.Sequential.__iter__
-    )
-
-
-def _may_fuse() -> bool:
-    return runs_eagerly() and not all_modules_are_watched()
 
 
 class Block(nn.Sequential):
     """Run like ``nn.Sequential``, but compute sparse convolutions together with adjacent modules.
 
-    Consecutive layers form a chain, whose tensors stay in the kernels' memory layout. A chain can
-    contain a ``SparseConv1d`` that preserves the length, with or without ``nn.ReLU``; a 1x1
-    ``nn.Conv1d``; and an ``nn.BatchNorm1d`` followed by ``nn.ReLU``. Results of sparse convolutions
-    are bit-identical to those of the separate modules; other results may differ by rounding.
+    The tensors between such layers stay in the kernels' memory layout. They can be a
+    ``SparseConv1d`` that preserves the length, with or without ``nn.ReLU``; a 1x1 ``nn.Conv1d``;
+    and an ``nn.BatchNorm1d`` followed by ``nn.ReLU``. Results of sparse convolutions are
+    bit-identical to those of the separate modules; other results may differ by rounding.
 
-    A chain needs the C++ kernels, and float32 or float64 tensors on a CPU with fused multiply-adds
+    This needs the C++ kernels, and float32 or float64 tensors on a CPU with fused multiply-adds
     (AVX2 or later, or 64-bit Arm). On a CPU with AMX or AVX-512 BF16, it also computes blocks of 16
     channels in bfloat16, including under autocast; there, any result may differ by rounding.
 
-    Modules with hooks or overridden code run one by one. So do all modules under torch.compile,
-    any other use of autocast, torch.func, saved-tensor hooks, and modes that intercept functions or
-    operations.
-
-    A chain saves its input and all its parameters for the backward pass, so modifying one of them
-    in place before that pass is an error.
+    If one of the modules has hooks or overridden code, all run one by one. So they do under
+    torch.compile, whose ``backend="sparseconv"`` joins the layers of any network, any other use of
+    autocast, torch.func, saved-tensor hooks, and modes that intercept functions or operations.
 
     Args:
         modules: as for ``nn.Sequential``.
@@ -151,33 +303,36 @@ class Block(nn.Sequential):
         torch.Size([4, 3, 5])
     """
 
-    # The identities and types of the planned modules, and their plan.
-    _planned: tuple[Any, Plan] | None = None
-
-    @property
-    def _table(self) -> Table:
-        return LINKS
+    # The identities and types of the modules, their parts, and the widest padding.
+    _planned: tuple[Any, Parts, int] | None = None
 
     def forward(self, input: Tensor) -> Tensor:
         """Run the modules in order."""
-        if not _may_fuse():
-            return super().forward(input)  # type: ignore[no-any-return, no-untyped-call]
-        return self._run(leaves(self), input)
+        y = self._together(leaves(self), input)
+        return super().forward(input) if y is None else y  # type: ignore[no-any-return, no-untyped-call]
 
-    def forward_after(self, first: nn.Module, input: Tensor) -> Tensor:
-        """Compute ``self(first(input))``, with a single plan for both where possible."""
-        if has_own_code(first) or has_own_code(self) or not _may_fuse():
-            y: Tensor = self(first(input))
-            return y
-        return self._run(leaves(first) + leaves(self), input)
+    def forward_after(self, first: nn.Sequential, input: Tensor) -> Tensor:
+        """Compute ``self(first(input))``, together where possible."""
+        own = has_own_code(first) or has_own_code(self)
+        y = None if own else self._together(leaves(first) + leaves(self), input)
+        return self(first(input)) if y is None else y  # type: ignore[no-any-return]
 
-    def _run(self, modules: list[Any], x: Tensor) -> Tensor:
+    def _together(self, modules: list[Any], x: Tensor) -> Tensor | None:
+        if (
+            not runs_eagerly()
+            or all_modules_are_watched()
+            or any(map(has_own_code, modules))
+            or torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+        ):
+            return None
         key = list(map(id, modules)), list(map(type, modules))
         planned = self._planned
         if planned is None or planned[0] != key:
+            convs = [module for module in modules if isinstance(module, SparseConv1d)]
+            margin = max((max(conv.resolved_padding) for conv in convs), default=0)
             # One assignment, because other threads may run this too.
-            planned = self._planned = key, Plan(modules, self._table)
-        return planned[1](x)
+            planned = self._planned = key, _parts(modules), margin
+        return _compute(planned[1], x, planned[2])
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_planned"}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,10 +31,25 @@ def _wgrad(grad_output: Tensor, *_: Any, out_val: Tensor, **__: Any) -> int:
     return 2 * grad_output.shape[0] * grad_output.shape[2] * out_val.shape[0]
 
 
+def _in_lanes(*args: Any, weights: int, batch: int, **_: Any) -> int:
+    """Count for a tensor of weights or indices, and N and L, at these places of the arguments."""
+    return int(2 * args[weights].numel() * args[batch] * args[batch + 1])
+
+
 _FORMULAS: dict[Any, Callable[..., int]] = {
     getattr(_OPS, prefix + name): formula
     for name, formula in (("fprop", _fprop), ("dgrad", _dgrad), ("wgrad", _wgrad))
     for prefix in ("", "triton_")
+} | {
+    getattr(_OPS, f"lanes_{name}"): partial(_in_lanes, weights=weights, batch=batch)
+    for name, weights, batch in (
+        ("conv", 1, 6),
+        ("dgrad", 1, 5),
+        ("wgrad", 3, 5),
+        ("pointwise", 1, 3),
+        ("pointwise_dgrad", 1, 2),
+        ("pointwise_wgrad", 2, 3),
+    )
 }
 
 

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from sparseconv.core.arrays import as_tensor, fitting
 from sparseconv.core.checks import count
 from sparseconv.core.generators import generators_kept
-from sparseconv.functional.chain import kernels_for
+from sparseconv.ops.orders import kernels_for
 from sparseconv.measure.records import INFERENCE, TRAINING, BeforeAfter, Counts, LayerTimes, Verdict
 from sparseconv.measure.timing import LEAST_ROUNDS, Times, collector_paused, interleave, ratio
 from sparseconv.nn.conv import SparseConv1d

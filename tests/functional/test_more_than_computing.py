@@ -138,6 +138,10 @@ ASKED: dict[str, Callable[[nn.Module], Any]] = {
 
 @pytest.mark.parametrize("name", ASKED)
 def test_as_the_modules_by_the_reference(name: str, pair: Pair) -> None:
+    if name == "forward mode in backward" and isinstance(pair[0], Block):
+        with pytest.raises(RuntimeError, match="jvp is not implemented"):
+            ASKED[name](pair[0])
+        return
     found, expected = map(ASKED[name], pair)
     assert found is not None
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
@@ -169,7 +173,8 @@ def test_modes_see_operations_of_both_passes(pair: Pair) -> None:
         y.sum().backward()
     seen = [{str(op) for op in mode.get_flop_counts()["Global"]} for mode in (forward, backward)]
     assert "sparseconv.fprop" in seen[0]
-    assert {"sparseconv.dgrad", "sparseconv.wgrad"} <= seen[1]
+    lanes = "lanes_" * isinstance(pair[0], Block)
+    assert {f"sparseconv.{lanes}dgrad", f"sparseconv.{lanes}wgrad"} <= seen[1]
 
 
 @pytest.mark.parametrize("asked", ["input", "values"])
@@ -183,8 +188,9 @@ def test_only_what_is_asked_for_is_computed(pair: Pair, asked: str) -> None:
         (alone,) = torch.autograd.grad(y.sum(), x if asked == "input" else values)
     assert alone.equal(full[asked == "values"])
     ran = {event.key for event in profiler.key_averages()}
-    assert ("sparseconv::dgrad" in ran) == (asked == "input")
-    assert ("sparseconv::wgrad" in ran) == (asked == "values")
+    lanes = "lanes_" * isinstance(model, Block)
+    assert (f"sparseconv::{lanes}dgrad" in ran) == (asked == "input")
+    assert (f"sparseconv::{lanes}wgrad" in ran) == (asked == "values")
 
 
 def test_another_number_of_weights_in_backward_is_refused(pair: Pair) -> None:
@@ -192,7 +198,7 @@ def test_another_number_of_weights_in_backward_is_refused(pair: Pair) -> None:
     y = pair[0](sample())
     values = next(p for name, p in pair[0].named_parameters() if name.endswith("values"))
     values.data = values.data[:-1]
-    with pytest.raises((ValueError, RuntimeError), match=r"values|parameter of shape"):
+    with pytest.raises((ValueError, RuntimeError), match="values"):
         y.sum().backward()
 
 

@@ -18,9 +18,10 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 
+from ordered import Conv, Pointwise, run_ordered
+
 import sparseconv as sc
 from sparseconv.core.geometry import Geometry
-from sparseconv.functional.chain import Chain, Conv, Pointwise
 from sparseconv.ops.backends import extension
 
 THREADS = 2
@@ -64,7 +65,7 @@ def cases() -> dict[str, Callable[[], list[Tensor]]]:
 
     def chain(x: Tensor, values: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         stages = [Conv(values, None, pattern, geometry, True), Pointwise(weight, bias)]
-        return Chain()(x, stages)
+        return run_ordered(x, stages)
 
     def features() -> list[Tensor]:
         out = torch.empty(len(x), 1_000)

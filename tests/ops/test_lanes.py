@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from op_arguments import lane_arguments, lane_dtypes
 from torch import Tensor
 
-from sparseconv.functional.chain import keeps_order
+from sparseconv.ops.orders import keeps_order
 from sparseconv.ops.lanes import OPS
 from sparseconv.testing import error_bound, random_case
 

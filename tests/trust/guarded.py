@@ -24,13 +24,13 @@ import torch
 from engines import ISAS, UNITS, blocks_case
 from layouts import LAYOUTS
 from op_arguments import lane_arguments, op_calls
+from ordered import Conv, NormRelu, Pointwise, run_ordered
 from random_banks import Problem
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from sparseconv.core.geometry import Geometry
 from sparseconv.core.pattern import KernelCSR
-from sparseconv.functional.chain import Chain, Conv, NormRelu, Pointwise
 from sparseconv.ops.backends import extension
 from sparseconv.testing import Case, random_case
 
@@ -111,7 +111,7 @@ def chain_of(case: Case, rng: random.Random) -> tuple[Any, tuple[Any, ...]]:
             Pointwise(weight),
             NormRelu(scale, shift, None, None, 0.0, 1e-5),
         ]
-        y = Chain()(x, stages)
+        y = run_ordered(x, stages)
         grads = torch.autograd.grad(y, (x, values, weight, scale, shift), torch.ones_like(y))
         return (y.detach(), *grads)
 

@@ -180,16 +180,11 @@ static void add_statistics(const char* rows, int64_t n, bool first, double* stat
 struct Strip {
   int64_t n, block, row, rows;
   float* sums;
-  bool first;  // of a chunk
-  double* statistics;
 };
 
 static void write_strip(const BlockCorrelation& p, const Strip& s) {
   if (p.out_rows.data != nullptr) {
     write_rows(p, s.n, s.block, s.row, s.rows, s.sums);
-    if (s.statistics != nullptr) {
-      add_statistics(p.out_rows.at(s.n, s.block, s.row), s.rows, s.first, s.statistics);
-    }
     return;
   }
   const auto write = p.out_float ? write_block<float> : write_block<Bf16>;
@@ -257,8 +252,7 @@ static void correlate_blocks(const BlockCorrelation& p,
                            init, own + (block - first) * kStripSums);
       }
       write_strip(p, waiting);
-      double* statistics = p.statistics != nullptr ? p.statistics + at * kStatistics : nullptr;
-      waiting = {n, first, row, count, own, row == from, statistics};
+      waiting = {n, first, row, count, own};
     }
   }
   write_strip(p, waiting);

@@ -1,4 +1,4 @@
-// What a chain computes on rows between its convolutions. Included once per kind of tile, after
+// What layers compute on rows between convolutions. Included once per kind of tile, after
 // blocks.inl. Channels are the lanes of a vector, so sums over positions need no last step; each
 // sum runs over kSumRows rows in float, longer ones continue in double.
 

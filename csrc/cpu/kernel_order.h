@@ -1,4 +1,4 @@
-// The orders in which a chain keeps tensors between its layers, and the computations on them.
+// The orders in which tensors stay between layers, and the computations on them.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -20,17 +20,14 @@ struct Norm {
 struct NormOutput {
   at::Tensor output, mean, invstd;  // invstd: 1 / standard deviation
 };
-struct NormGradient {
-  at::Tensor weight, bias;
-};
 // The gradient of the parts is one tensor.
 struct NormGradients {
   at::Tensor input, added, weight, bias;
 };
 
-class ChainOrder {
+class KernelOrder {
  public:
-  virtual ~ChainOrder() = default;
+  virtual ~KernelOrder() = default;
   // From and to (N, C, L).
   virtual at::Tensor enter(const at::Tensor& signal) const = 0;
   virtual at::Tensor leave(const at::Tensor& own, int64_t channels) const = 0;
@@ -39,8 +36,7 @@ class ChainOrder {
                            const at::Tensor& values,
                            const std::optional<at::Tensor>& bias,
                            const ConvPlan& plan,
-                           bool relu,
-                           at::Tensor* statistics) const = 0;
+                           bool relu) const = 0;
   virtual at::Tensor dgrad(const at::Tensor& grad,
                            const at::Tensor& values,
                            const ConvPlan& plan) const = 0;
@@ -56,20 +52,6 @@ class ChainOrder {
                                      const at::Tensor& input,
                                      const at::Tensor& weight) const = 0;
   virtual at::Tensor sum_of_channels(const at::Tensor& grad, int64_t channels) const = 0;
-  // `in_place`, the output may take the memory of the input. `statistics` is what fprop has made of
-  // its output for this.
-  virtual NormOutput norm_relu(const at::Tensor& input,
-                               int64_t channels,
-                               const Norm& norm,
-                               const at::Tensor& statistics,
-                               bool in_place) const = 0;
-  // The gradient of the input takes the memory of `grad`.
-  virtual NormGradient norm_relu_gradient(const at::Tensor& grad,
-                                          const at::Tensor& input,
-                                          int64_t channels,
-                                          const Norm& norm,
-                                          const at::Tensor& mean,
-                                          const at::Tensor& invstd) const = 0;
 
   // The sizes of a tensor of this many channels.
   virtual std::vector<int64_t> sizes(int64_t channels) const = 0;
@@ -98,10 +80,5 @@ class ChainOrder {
   // The average of each series, (N, C).
   virtual at::Tensor mean(const at::Tensor& input, int64_t channels) const = 0;
 };
-
-// Of float32 and float64: plan/lane_order.h.
-std::unique_ptr<ChainOrder> lanes_for(const at::Tensor& signal);
-// Of bfloat16: rows.h. Convolutions read `margin` rows before and after a series.
-std::unique_ptr<ChainOrder> rows_for(const at::Tensor& signal, int64_t margin);
 
 }  // namespace sparseconv

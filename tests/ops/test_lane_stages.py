@@ -12,12 +12,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from layouts import LAYOUTS
+from ordered import Conv, NormRelu, Pointwise, run_ordered
 from torch import Tensor
 
 from sparseconv import KernelCSR, SparseConv1d, sparse_conv1d
 from sparseconv.core.geometry import Geometry
-from sparseconv.functional.chain import Chain, Conv, NormRelu, Pointwise, keeps_order
 from sparseconv.measure.machine import threads
+from sparseconv.ops.orders import keeps_order
 from sparseconv.ops.backends import extension
 
 SHAPES = [(1, 1), (1, 128), (2, 24), (3, 251), (6, 24), (11, 7), (16, 29), (17, 60), (33, 5)]
@@ -60,10 +61,6 @@ def one_tap(weight: Tensor) -> Conv:
     return Conv(weight[weight != 0], None, pattern, geometry)
 
 
-def run_chain(x: Tensor, stages: list[Any]) -> Tensor:
-    return Chain()(x, stages)
-
-
 def leaves(x: Tensor, stages: list[Any]) -> list[Tensor]:
     tensors = [x, *(t for stage in stages for t in stage[:2])]
     return [t.requires_grad_() for t in tensors if t is not None]
@@ -86,7 +83,7 @@ def one_by_one(x: Tensor, stages: list[Any], backend: str = "reference") -> Tens
     return x
 
 
-def results(x: Tensor, stages: list[Any], grad: Tensor, run: Any = run_chain) -> list[Tensor]:
+def results(x: Tensor, stages: list[Any], grad: Tensor, run: Any = run_ordered) -> list[Tensor]:
     wanted = leaves(x, stages)
     y = run(x, stages)
     return [y.detach(), *torch.autograd.grad(y, wanted, grad, materialize_grads=True)]
@@ -135,7 +132,7 @@ def test_bits_do_not_depend_on_threads_or_isa(dtype: torch.dtype, isas: Any) -> 
     for n, length in (*SHAPES, (16, 300)):
         stages = random_stages(rng, 5, n * length, dtype)
         x = torch.randn(n, 5, length, dtype=dtype)
-        grad = torch.randn_like(run_chain(x, stages).detach())
+        grad = torch.randn_like(run_ordered(x, stages).detach())
         first = None
         for count in (1, 2):
             with threads(count):
@@ -235,7 +232,7 @@ def test_gradients_of_gradients() -> None:
 
     def run(x: Tensor, values: Tensor, scale: Tensor, shift: Tensor, weight: Tensor) -> Tensor:
         norm = NormRelu(scale, shift, None, None, 0.0, 0.1)
-        return run_chain(x, [Conv(values, None, pattern, geometry), norm, Pointwise(weight)])
+        return run_ordered(x, [Conv(values, None, pattern, geometry), norm, Pointwise(weight)])
 
     tensors = [t.requires_grad_() for t in (x, values, scale, shift, weight)]
     assert torch.autograd.gradcheck(run, tensors)
@@ -254,7 +251,7 @@ def test_statistics_of_samples_far_from_zero(n: int, length: int, isas: Any) -> 
     exact = x.double().transpose(0, 1).flatten(1)
     for isa in isas():
         mean, var = torch.zeros(3), torch.zeros(3)
-        assert Chain()(x, [NormRelu(None, None, mean, var, 1.0, 1e-5)]) is not None
+        run_ordered(x, [NormRelu(None, None, mean, var, 1.0, 1e-5)])
         unit = torch.finfo(torch.float32).eps
         torch.testing.assert_close(mean.double(), exact.mean(1), rtol=unit, atol=0, msg=isa)
         torch.testing.assert_close(var.double(), exact.var(1), rtol=SUMMED * unit, atol=0, msg=isa)
@@ -268,7 +265,7 @@ def test_statistics_of_sums_that_leave_the_range(isas: Any) -> None:
     exact = x.double() - x.double().mean((0, 2), keepdim=True)
     wanted = F.relu(exact / exact.square().mean((0, 2), keepdim=True).sqrt()).float()
     for isa in isas():
-        y = Chain()(x, [NormRelu(None, None, None, None, 0.0, 1e-5)])
+        y = run_ordered(x, [NormRelu(None, None, None, None, 0.0, 1e-5)])
         # The mean may be off by its last bit, which is a hundred thousandth of the deviation.
         unit = 2e38 * torch.finfo(torch.float32).eps / 1e37
         torch.testing.assert_close(y, wanted, rtol=SUMMED * 2**-23, atol=2 * unit, msg=isa)
@@ -280,21 +277,14 @@ def test_running_statistics_are_those_of_torch() -> None:
     other = mean.clone(), var.clone()
     weight, bias = torch.randn(2, 3, dtype=torch.float64).unbind()
     conv = one_tap(torch.eye(3).double()[:, :, None])
-    y = run_chain(x, [conv, NormRelu(weight, bias, mean, var, 0.3, 1e-5)])
+    y = run_ordered(x, [conv, NormRelu(weight, bias, mean, var, 0.3, 1e-5)])
     wanted = F.relu(F.batch_norm(x, *other, weight, bias, True, 0.3, 1e-5))
     torch.testing.assert_close(y, wanted)
     torch.testing.assert_close((mean, var), other)
-    counter = torch.tensor(3)
-    version = counter._version
-    run_chain(x, [conv, NormRelu(weight, bias, mean, var, None, 1e-5, num_batches_tracked=counter)])
-    F.batch_norm(x, *other, weight, bias, True, 1 / 4, 1e-5)  # over all batches
-    torch.testing.assert_close((mean, var), other)
-    assert (counter, counter._version) == (4, version + 1), "what was folded sees the version"
     stages = [conv, NormRelu(weight, bias, mean, var, 0.0, 1e-5, training=False)]
     wanted = F.relu(F.batch_norm(x, mean, var, weight, bias, False))
-    torch.testing.assert_close(run_chain(x, stages), wanted)
+    torch.testing.assert_close(run_ordered(x, stages), wanted)
     torch.testing.assert_close((mean, var), other)
-    assert Chain()(x.requires_grad_(), stages) is None, "torch has their gradients"
 
 
 def test_which_convolutions_keep_the_order() -> None:
@@ -311,39 +301,11 @@ def test_which_convolutions_keep_the_order() -> None:
         assert keeps_order(geometry) == kept, geometry
 
 
-@pytest.mark.promise("P5")
-def test_wrong_tensors_are_refused_before_anything_is_read() -> None:
-    """By the C++ code itself: nothing outside of memory is touched, whoever calls it."""
-    pattern = KernelCSR.full((2, 3, 1))
-    crow, col = pattern.crow_indices, pattern.col_indices
-    geometry = Geometry.of((2, 3, 1), 1, 0, 1, 1, "zeros")
-    chain = extension.Chain()
-    chain.add_conv(crow, col, geometry, False)
-    x, values = torch.randn(2, 3, 9), torch.randn(6)
-    good = x, [values, None], [None]
-    assert extension.plain_chain(chain, *good) is not None
-    wrong: list[Any] = [
-        (other, *good[1:])
-        for other in (x[0], x[:, :2], x[:0], x.double(), x.int(), x.to("meta"), None, 1)
-    ]
-    wrong += [
-        (x, parameters, [None])
-        for parameters in ([], [None, None], [values[:5], None], [values[None], None],
-                           [values, values], [values.double(), None], [values, 1])
-    ]  # fmt: skip
-    wrong += [(x, [values, None], []), (x, [values, None], [None, None])]
-    for arguments in wrong:
-        assert extension.plain_chain(chain, *arguments) is None
-    assert extension.plain_chain(extension.Chain(), x, [], []) is None
-    with pytest.raises(TypeError, match="contiguous"):  # before room for 4 TB is asked for
-        chain.add_conv(crow, col[:1].expand(2**40), geometry, False)
-
-
 def chain_of_three() -> Tensor:
     conv = one_tap(torch.ones(16, 16, 1))
     norm = NormRelu(torch.ones(16), None, None, None, 0.1, 1e-5)
     weight = torch.ones(16, 16, 1, requires_grad=True)
-    return run_chain(torch.randn(2, 16, 30), [Pointwise(weight), norm, conv])
+    return run_ordered(torch.randn(2, 16, 30), [Pointwise(weight), norm, conv])
 
 
 def layer_training(name: str) -> Tensor:
@@ -353,46 +315,3 @@ def layer_training(name: str) -> Tensor:
     return layer(x)
 
 
-@pytest.mark.promise("P5")
-def test_indices_that_are_changed_in_place_are_seen() -> None:
-    pattern = KernelCSR.from_mask(torch.tensor([[[True, False, True]]]))
-    geometry = Geometry.of(pattern.shape, 1, 1, 1, 1, "zeros")
-    conv, run = Conv(torch.ones(2), None, pattern, geometry), Chain()
-    x = torch.ones(1, 1, 4, requires_grad=True)
-    y = run(x, [conv])
-    assert y is not None
-    pattern.col_indices[0] = 1
-    assert run(x, [conv]) is None, "the layers then raise, one by one"
-    with pytest.raises(RuntimeError, match="modified in place"):
-        y.sum().backward()
-
-
-@pytest.mark.promise("P5")
-@pytest.mark.parametrize("trained", ["chain", "input", "values", "bias"])
-def test_a_node_that_is_called_with_another_gradient(trained: str) -> None:
-    """By hand, without gradients recorded: then the engine has checked nothing."""
-    node = (chain_of_three() if trained == "chain" else layer_training(trained)).grad_fn
-    good = torch.ones(2, 16, 30)
-    for wrong in (
-        good[:, :15], good[..., :29], good[:1], good[:0], good[0], torch.ones(2, 16, 2900),
-        torch.ones(80, 16, 30), torch.ones(1, 16, 60), good.double(), good.bfloat16(),
-    ):  # fmt: skip
-        with torch.no_grad():
-            with pytest.raises((ValueError, TypeError, RuntimeError), match=r"expected|got"):
-                node(wrong)
-            assert any(g is not None for g in node(good))
-
-
-@pytest.mark.promise("P5")
-def test_statistics_that_do_not_fit_are_not_half_updated() -> None:
-    conv = one_tap(torch.ones(3, 3, 1))
-    x, ones = torch.randn(4, 3, 9), torch.ones(3)
-    with torch.inference_mode():  # torch refuses to update its tensors
-        theirs = torch.ones(3)
-    for wrong in (ones[:2], ones.double(), torch.ones(6)[::2], theirs):
-        own = torch.zeros(3), torch.ones(3), torch.tensor(0)
-        first = NormRelu(None, None, *own[:2], 0.1, 1e-5, num_batches_tracked=own[2])
-        assert Chain()(x, [conv, first, NormRelu(None, None, wrong, ones, 0.1, 1e-5)]) is None
-        assert not own[0].any()
-        assert own[1].equal(ones)
-        assert own[2] == 0

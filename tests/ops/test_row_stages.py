@@ -1,4 +1,4 @@
-"""Chains in bfloat16, in the order of tiles: on AMX, on AVX-512, and on their twins."""
+"""Layers in bfloat16, in rows: on AMX, on AVX-512, and on their twins."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from engines import TWINS, UNITS
+from ordered import Conv, NormRelu, Pointwise, run_ordered
 from torch import Tensor, nn
 
 from sparseconv import KernelCSR, SparseConv1d, sparse_conv1d
 from sparseconv.core.geometry import Geometry
-from sparseconv.functional.chain import Chain, Conv, NormRelu, Pointwise, in_rows
 from sparseconv.measure.machine import threads
 from sparseconv.models import DSN
 from sparseconv.nn import block as block_module
 from sparseconv.ops.backends import extension
+from sparseconv.ops.orders import in_rows
 
 BF16 = torch.bfloat16
 UNIT = torch.finfo(BF16).eps / 2  # of one rounding
@@ -55,8 +56,7 @@ def results(stages: list[Any], x: Tensor, grad: Tensor | None = None) -> list[Te
         s._replace(**{n: next(given) for n in s._fields[:2] if getattr(s, n) is not None})
         for s in stages
     ]
-    y = Chain()(x, stages)
-    assert y is not None, stages
+    y = run_ordered(x, stages)
     grad = (
         torch.randn(y.shape, generator=torch.Generator().manual_seed(0)) if grad is None else grad
     )
@@ -145,7 +145,7 @@ def test_norm_relu(far: float, unit: str) -> None:
         scale = weight.abs()[:, None] / deviation
         unsure = FLOAT * (scale * (x.abs() + far) + bias.abs()[:, None])
         assert ((y.double() - z.relu()).abs() <= UNIT * z.abs() + unsure).all()
-        # Which side of 0 is not decided within the error: there the chain's own decision counts.
+        # Which side of 0 is not decided within the error: there the op's own decision counts.
         exact = torch.autograd.grad(z, wide, grad.double() * (y > 0))
         xhat = ((z - wide[2][:, None]) / wide[1][:, None]).detach().abs()
         sums = grad.double().abs().mean((0, 2))[:, None]
@@ -190,11 +190,10 @@ def test_special_numbers_travel_along_active_weights_only(special: float, unit: 
     for at in (0, 7, 23):
         x, mark = torch.rand(3, 16, 24).to(BF16), torch.zeros(3, 16, 24)
         x[1, 5, at], mark[1, 5, at] = special, 1
-        hit = Chain()(
+        hit = run_ordered(
             mark.to(BF16), [s._replace(**{s._fields[0]: torch.ones_like(s[0])}) for s in stages]
         )
         y, _, dw, _ = results(stages, x)
-        assert hit is not None
         assert y.isfinite().equal(hit == 0)
         plain = [t.isfinite() for t in results(stages[:1], x)]
         assert dw.isfinite().equal(plain[2])
@@ -212,8 +211,10 @@ def test_autocast_and_a_model_of_bfloat16(unit: str, monkeypatch: pytest.MonkeyP
     """Gradients are as near to float64 as those of torch's modules, within a factor of two."""
     torch.manual_seed(0)
     ran = []
-    run = Chain.__call__
-    monkeypatch.setattr(block_module.Chain, "__call__", lambda *a: ran.append(len(a[2])) or run(*a))
+    channels_after = block_module._channels_after
+    monkeypatch.setattr(
+        block_module, "_channels_after", lambda *a: ran.append(len(a[0])) or channels_after(*a)
+    )
     model = DSN(3, 4, nf=16, kernel_size=9, depth=2, block=16)
     x, y = torch.randn(6, 3, 30), torch.arange(6) % 4
 
@@ -233,7 +234,7 @@ def test_autocast_and_a_model_of_bfloat16(unit: str, monkeypatch: pytest.MonkeyP
         got = gradients(twin, given, casts)
         assert ran == [7], "two blocks and the head are one chain"
         with monkeypatch.context() as patch:
-            patch.setattr(block_module, "_may_fuse", lambda: False)
+            patch.setattr(block_module, "runs_eagerly", lambda: False)
             others = gradients(modules, given, casts)
         assert ran.pop() == 7
         assert [g.dtype for g in got] == [p.dtype for p in twin.parameters()]
@@ -249,8 +250,7 @@ def test_gradients_of_gradients(unit: str) -> None:
     torch.manual_seed(0)
     stages = [conv_of(16, 16, (0, 2), "zeros"), Pointwise(torch.randn(4, 16, 1).to(BF16))]
     x = torch.randn(2, 16, 9).to(BF16).requires_grad_()
-    y = Chain()(x, stages)
-    assert y is not None
+    y = run_ordered(x, stages)
     (dx,) = torch.autograd.grad(y.float().square().sum(), x, create_graph=True)
     (ddx,) = torch.autograd.grad(dx.float().sum(), x)
     wide = x.detach().double().requires_grad_()
@@ -263,11 +263,6 @@ def test_gradients_of_gradients(unit: str) -> None:
 
 def test_single_weights_run_module_by_module(unit: str) -> None:
     layer = SparseConv1d(16, 16, 3, padding=1, density=0.3).to(BF16)
-    with pytest.raises(ValueError, match="blocks of channels"):
-        Chain()(
-            torch.zeros(1, 16, 5).to(BF16),
-            [Conv(layer.values, None, layer.pattern, layer._geometry())],
-        )
     x = torch.randn(2, 16, 20).to(BF16)
     block = block_module.Block(layer, nn.BatchNorm1d(16), nn.ReLU()).to(BF16)
     plain = nn.Sequential(*copy.deepcopy(block))
@@ -329,8 +324,7 @@ def test_backward_without_the_unit_of_the_forward_pass(
     unit: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stages = [Pointwise(torch.randn(4, 16, 1).to(BF16).requires_grad_())]
-    y = Chain()(torch.randn(2, 16, 9).to(BF16), stages)
-    assert y is not None
+    y = run_ordered(torch.randn(2, 16, 9).to(BF16), stages)
     monkeypatch.setenv("SPARSECONV_CPU_ISA", "baseline")
     assert extension is not None
     assert extension.isa() == "baseline"
