@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -46,5 +48,11 @@ def optimize_for_inference(model: nn.Module) -> nn.Module:
         fast = deepcopy_model(model).eval()
     for parameter in fast.parameters():  # fast.requires_grad_() refuses ScriptModules
         parameter.requires_grad_(False)
-    fast.compile(backend="sparseconv")
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return fast._call_impl(*args, **kwargs)
+
+    call.__code__ = call.__code__.replace()  # torch compiles a code object only a few times
+    # As ``fast.compile()`` does, which skips the forward of torch's own modules.
+    fast._compiled_call_impl = torch.compile(call, backend="sparseconv")
     return fast

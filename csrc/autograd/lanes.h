@@ -112,9 +112,11 @@ auto find_op(const char* name) {
   }()                                                                    \
        .call)
 
-// The gradients of `compute`, with gradients of their own: `compute` calls ops that have them.
+// The gradients of `compute`, which calls ops that torch can transform, and differentiate again.
 template <typename Compute>
 variable_list gradients_by_torch(const variable_list& inputs, const Tensor& grad, Compute compute) {
+  const bool again = at::GradMode::is_enabled();
+  const at::AutoGradMode records(true);
   variable_list own, wanted;
   for (const Tensor& x : inputs) {  // views tell one that occurs twice, or depends on another
     const bool need = x.defined() && x.requires_grad();
@@ -124,7 +126,7 @@ variable_list gradients_by_torch(const variable_list& inputs, const Tensor& grad
     }
   }
   variable_list found =
-      torch::autograd::grad({compute(own)}, wanted, {grad}, std::nullopt, true, true);
+      torch::autograd::grad({compute(own)}, wanted, {grad}, std::nullopt, again, true);
   variable_list gradients(inputs.size());
   for (size_t i = 0, next = 0; i < inputs.size(); ++i) {
     if (inputs[i].defined() && inputs[i].requires_grad()) {

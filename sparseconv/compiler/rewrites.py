@@ -10,18 +10,16 @@ import torch.nn.functional as F
 from torch.fx import Graph, Node
 
 from sparseconv.compiler.rules import Outside, max_pool, pooling, rule_of
-from sparseconv.ops.lanes import OPS, lanes_fold
+from sparseconv.ops.lanes import OPS
 
-_CONV, _POINTWISE = OPS.lanes_conv.default, OPS.lanes_pointwise.default
 _NORM = OPS.lanes_norm.default
 # Where these are among the arguments of ``lanes_norm``.
 _PARTS, _ADDED, _TRAINING, _RELU = 0, 5, 6, 9
-_CONV_RELU = 8
 
 
 def rewrite(graph: Graph) -> None:
     """Apply all rewrites to a graph after it was lowered."""
-    for rewrite_one in (_fold_norm, _relu_after, _add_before_relu, _norm_of_parts):
+    for rewrite_one in (_relu_after, _add_before_relu, _norm_of_parts):
         for node in list(graph.nodes):
             rewrite_one(graph, node)
 
@@ -41,40 +39,15 @@ def replace_pools(graph: Graph) -> None:
             graph.erase_node(node)
 
 
-def _fold_norm(graph: Graph, norm: Any) -> None:
-    """Let a convolution compute the BatchNorm after it, in eval mode."""
-    if norm.target is not _NORM or norm.args[_TRAINING]:
-        return
-    parts, weight, bias, mean, var, _, _, _, eps, *_ = norm.args
-    (conv,) = parts
-    if conv.target not in (_CONV, _POINTWISE) or len(conv.users) > 1 or _relu_of(conv):
-        return
-    crow, kernels = (conv.args[3], conv.args[5][1]) if conv.target is _CONV else (None, 0)
-    with graph.inserting_before(norm):
-        folded = graph.call_function(
-            lanes_fold, (*conv.args[1:3], crow, kernels, weight, bias, mean, var, eps)
-        )
-        weights, offset = (graph.call_function(operator.getitem, (folded, i)) for i in range(2))
-        both = graph.call_function(
-            conv.target, (conv.args[0], weights, offset, *conv.args[3:]), conv.kwargs
-        )
-    (output,) = norm.users
-    output.replace_all_uses_with(both)
-    for node in (output, norm, conv):
-        graph.erase_node(node)
-
-
 def _relu_after(graph: Graph, relu: Any) -> None:
-    """Compute ReLU where a convolution or BatchNorm stores its output."""
+    """Compute ReLU where BatchNorm stores its output."""
     before = _only_reader_of(relu) if _is_relu(relu) else None
     if before is None:
         return
-    if before.target is _CONV:
-        before.args = (*before.args[:_CONV_RELU], True)
-    elif _norm_behind(before) is not None:
-        _norm_behind(before).update_arg(_RELU, True)
-    else:
+    norm = _norm_behind(before)
+    if norm is None:
         return
+    norm.update_arg(_RELU, True)
     relu.replace_all_uses_with(before)
     graph.erase_node(relu)
 
@@ -115,10 +88,6 @@ def _norm_of_parts(graph: Graph, norm: Any) -> None:
 
 def _is_relu(node: Any) -> bool:
     return node.target in (torch.relu, F.relu, "relu")
-
-
-def _relu_of(conv: Any) -> Any:
-    return conv.target is _CONV and len(conv.args) > _CONV_RELU and conv.args[_CONV_RELU]
 
 
 def _only_reader_of(node: Any) -> Any:

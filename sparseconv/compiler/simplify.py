@@ -11,17 +11,26 @@ from torch.fx import Graph, Node
 
 from sparseconv.compiler.rules import is_signal, named, value_of
 from sparseconv.core.geometry import Geometry
-from sparseconv.ops.lanes import OPS
+from sparseconv.ops.lanes import OPS, lanes_fold
 
 _CONV = OPS.fprop.default
 _GEOMETRY = 5  # among its arguments
+# The convolutions in which BatchNorm is folded, and the names of their arguments.
+_FOLDED = {
+    _CONV: "input weight bias crow_indices col_indices geometry relu",
+    torch.conv1d: "input weight bias",
+    F.conv1d: "input weight bias",
+}
 _PADS = (F.pad, torch._C._nn.pad)
 _SPLITS = (torch.chunk, torch.split, "chunk", "split")
 
 
 def simplify(graph: Graph) -> None:
     """Apply all rewrites to a functional graph."""
-    for rewrite in (_drop_cast, _parts_of_split, _narrow, _crop_after_conv, _pad_before_conv):
+    for rewrite in (
+        _drop_cast, _parts_of_split, _narrow, _crop_after_conv, _pad_before_conv, _fold_norm,
+        _relu_after_conv,
+    ):  # fmt: skip
         for node in list(graph.nodes):
             rewrite(graph, node)
 
@@ -121,3 +130,47 @@ def _pad_before_conv(graph: Graph, conv: Any) -> None:
     conv.update_arg(0, x)
     if not pad.users:
         graph.erase_node(pad)
+
+
+def _fold_norm(graph: Graph, norm: Any) -> None:
+    """Let a convolution compute the BatchNorm after it, in eval mode."""
+    if norm.target is not F.batch_norm:
+        return
+    given = named(norm, "input running_mean running_var weight bias training momentum eps")
+    conv, eps = given["input"], given.get("eps", 1e-5)
+    vectors = [given.get(name) for name in ("weight", "bias", "running_mean", "running_var")]
+    names = _FOLDED.get(conv.target)
+    if names is None or len(conv.users) > 1 or given.get("training", False) or vectors[2] is None:
+        return
+    of_conv = named(conv, names)
+    weights, conv_bias = of_conv["weight"], of_conv.get("bias")
+    tensors = [value_of(x) for x in (weights, conv_bias, *vectors) if x is not None]
+    like = value_of(conv)  # in bfloat16, under autocast, vectors and weights have other types
+    if of_conv.get("relu") or any((x.dtype, x.device) != (like.dtype, like.device) for x in tensors):
+        return
+    kernels = of_conv["geometry"][1] if "geometry" in of_conv else 0
+    arguments = weights, conv_bias, of_conv.get("crow_indices"), kernels, *vectors, eps
+    with graph.inserting_before(norm):
+        folded = graph.call_function(lanes_fold, arguments)
+        parts = [graph.call_function(operator.getitem, (folded, i)) for i in range(2)]
+        for i, shaped in enumerate((weights, vectors[2])):
+            parts[i].meta["example_value"] = value_of(shaped)
+            if like.dtype in (torch.bfloat16, torch.float16):  # folded in float32
+                parts[i].meta["example_value"] = value_of(shaped).float()
+                parts[i] = graph.call_method("to", (parts[i], like.dtype))
+                parts[i].meta["example_value"] = value_of(shaped)
+        both = graph.call_function(conv.target, (conv.args[0], *parts, *conv.args[3:]), conv.kwargs)
+    both.meta.update(norm.meta)
+    both.kwargs = {k: v for k, v in conv.kwargs.items() if k not in ("weight", "bias")}
+    _replace(graph, norm, both)
+    graph.erase_node(conv)
+
+
+def _relu_after_conv(graph: Graph, relu: Any) -> None:
+    """Compute ReLU where a sparse convolution stores its output."""
+    if relu.target not in (torch.relu, F.relu, "relu"):
+        return
+    (conv,) = relu.all_input_nodes
+    if conv.target is _CONV and len(conv.users) == 1 and not any(conv.args[_GEOMETRY + 1 :]):
+        conv.args = (*conv.args[: _GEOMETRY + 1], True)
+        _replace(graph, relu, conv)
