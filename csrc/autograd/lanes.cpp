@@ -203,12 +203,18 @@ struct Conv : torch::autograd::Function<Conv> {
     call.order.keep(ctx);
     return output;
   }
-  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     const variable_list saved = ctx->get_saved_variables();
     const Tensor &crow = saved[2], &col = saved[3], &output = saved[4];
     const std::vector<int64_t> geometry = ctx->saved_data["geometry"].toIntVector();
     const Order y = Order::of(ctx);
-    const Tensor grad = output.defined() ? at::threshold_backward(grads[0], output, 0) : grads[0];
+    const bool own = output.defined() && is_own(grads[0]);
+    Tensor grad = grads[0];
+    if (own) {
+      at::threshold_backward_out(grad, grad, output, 0);
+    } else if (output.defined()) {
+      grad = at::threshold_backward(grad, output, 0);
+    }
     variable_list found(4);
     if (ctx->needs_input_grad(0)) {
       found[0] = CALL(lanes_dgrad)(grad, saved[1], crow, col, geometry, y.batch, y.length);

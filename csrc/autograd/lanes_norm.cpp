@@ -86,17 +86,18 @@ std::tuple<Tensor, Tensor, Tensor> lanes_norm(at::TensorList parts,
   return {found.output, found.mean, found.invstd};
 }
 
-std::vector<Tensor> lanes_norm_backward(const Tensor& grad,
-                                        at::TensorList parts,
-                                        const OptionalTensor& weight,
-                                        const OptionalTensor& bias,
-                                        const OptionalTensor& added,
-                                        const Tensor& mean,
-                                        const Tensor& invstd,
-                                        bool training,
-                                        bool relu,
-                                        int64_t batch,
-                                        int64_t length) {
+template <bool kInPlace>
+std::vector<Tensor> norm_backward(const Tensor& grad,
+                                  at::TensorList parts,
+                                  const OptionalTensor& weight,
+                                  const OptionalTensor& bias,
+                                  const OptionalTensor& added,
+                                  const Tensor& mean,
+                                  const Tensor& invstd,
+                                  bool training,
+                                  bool relu,
+                                  int64_t batch,
+                                  int64_t length) {
   const ForkGuard fork_guard;
   const Tensor& like = first_of(parts);
   const auto order = order_of(like, batch, length);
@@ -111,7 +112,8 @@ std::vector<Tensor> lanes_norm_backward(const Tensor& grad,
   NormGradients found = order->norm_gradient(
       checked_like(grad, like, *order, own.channels, "grad_output"), own.tensors, own.channels,
       norm, lanes_or_none(added, like, *order, own.channels), relu,
-      vector_of(mean, like, own.channels, "mean"), vector_of(invstd, like, own.channels, "invstd"));
+      vector_of(mean, like, own.channels, "mean"), vector_of(invstd, like, own.channels, "invstd"),
+      kInPlace);
   std::vector<Tensor> result = {found.input, found.weight, found.bias};
   if (added.has_value()) {
     result.push_back(found.added);
@@ -148,21 +150,32 @@ struct LanesNorm : torch::autograd::Function<LanesNorm> {
     ctx->saved_data["relu"] = call.relu;
     call.order.keep(ctx);
     ctx->mark_non_differentiable({mean, invstd});
+    ctx->set_materialize_grads(false);
     return {output, mean, invstd};
   }
-  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     const variable_list saved = ctx->get_saved_variables();
     const size_t n = saved.size() - 5;
     const at::TensorList parts = at::TensorList(saved).slice(0, n);
+    if (!grads[0].defined()) {
+      return variable_list(n + 4);
+    }
     const Order y = Order::of(ctx);
-    const std::vector<Tensor> gradients = CALL(lanes_norm_backward)(
-        grads[0], parts, optional(saved[n]), optional(saved[n + 1]), optional(saved[n + 2]),
-        saved[n + 3], saved[n + 4], ctx->saved_data["training"].toBool(),
-        ctx->saved_data["relu"].toBool(), y.batch, y.length);
+    static const auto op =
+        find_op<decltype(norm_backward<false>)>("sparseconv::lanes_norm_backward");
+    const auto call = [&](const auto& compute) {
+      return compute(grads[0], parts, optional(saved[n]), optional(saved[n + 1]),
+                     optional(saved[n + 2]), saved[n + 3], saved[n + 4],
+                     ctx->saved_data["training"].toBool(), ctx->saved_data["relu"].toBool(),
+                     y.batch, y.length);
+    };
+    const std::vector<Tensor> gradients =
+        is_own(grads[0]) ? call(norm_backward<true>)
+                         : call([](const auto&... given) { return op.call(given...); });
     variable_list found;
     int64_t first = 0;
     for (const Tensor& part : parts) {
-      found.push_back(gradients[0].narrow(0, first, part.size(0)));
+      found.push_back(n == 1 ? gradients[0] : gradients[0].narrow(0, first, part.size(0)));
       first += part.size(0);
     }
     for (size_t i = 0; i < 3; ++i) {
@@ -286,7 +299,7 @@ struct Drop : torch::autograd::Function<Drop> {
 TORCH_LIBRARY_IMPL(sparseconv, CPU, m) {
   using namespace sparseconv;
   m.impl("lanes_norm", lanes_norm);
-  m.impl("lanes_norm_backward", lanes_norm_backward);
+  m.impl("lanes_norm_backward", norm_backward<false>);
   m.impl("lanes_max_pool", lanes_max_pool);
   m.impl("lanes_max_pool_backward", lanes_max_pool_backward);
   m.impl("lanes_mean", lanes_mean);

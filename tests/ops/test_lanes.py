@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from op_arguments import lane_arguments, lane_dtypes
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
 from sparseconv.functional.chain import keeps_order
 from sparseconv.ops.lanes import OPS
@@ -124,6 +125,27 @@ def test_batch_norm_is_that_of_torch(training: bool) -> None:
             bound = error_bound(x, largest / variance, torch.tensor(n * length), dtype)
             for p, q in zip(exact, found, strict=True):
                 assert ((p - q).abs() <= bound).all(), (n, length, dtype, kind)
+
+
+@pytest.mark.parametrize("held", [False, True])
+@pytest.mark.parametrize("name", ["lanes_norm", "lanes_conv"])
+def test_only_a_gradient_that_nobody_holds_is_written_into(name: str, held: bool) -> None:
+    arguments = lane_arguments(torch.float32)[name]
+    if name == "lanes_norm":
+        arguments = arguments[0][:1], *[None] * 5, *arguments[6:]
+    x = arguments[0][0] if name == "lanes_norm" else arguments[0]
+    x.requires_grad_()
+    y = getattr(OPS, name)(*arguments)
+    y = y[0] if name == "lanes_norm" else y
+    kept: list[tuple[Tensor, Tensor]] = []
+    if held:
+        y.register_hook(lambda grad: kept.append((grad, grad.clone())))
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        (y * 2).sum().backward()
+    assert len(kept) == held
+    assert all(grad.equal(copied) for grad, copied in kept)
+    called = any(event.key == "sparseconv::lanes_norm_backward" for event in profiled.events())
+    assert called == (held and name == "lanes_norm"), "the op writes a new tensor"
 
 
 def test_mean_and_pointwise() -> None:
