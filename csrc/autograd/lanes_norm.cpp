@@ -2,6 +2,8 @@
 
 #include "lanes.h"
 
+#include <ATen/Dispatch.h>
+#include <ATen/TensorOperators.h>
 #include <ATen/ops/empty_like.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/library.h>
@@ -119,6 +121,49 @@ std::vector<Tensor> norm_backward(const Tensor& grad,
     result.push_back(found.added);
   }
   return result;
+}
+
+// Weights and bias of a convolution and the BatchNorm after it, by running statistics, from a
+// pattern's values, `kernels` of each channel, or a dense weight. Differentiable.
+std::tuple<Tensor, Tensor> lanes_fold(const Tensor& weights,
+                                      const OptionalTensor& conv_bias,
+                                      const OptionalTensor& crow,
+                                      int64_t kernels,
+                                      const OptionalTensor& weight,
+                                      const OptionalTensor& bias,
+                                      const Tensor& mean,
+                                      const Tensor& var,
+                                      double eps) {
+  const auto exact = [](const Tensor& x) { return x.to(acc_type(x)); };
+  Tensor scale = exact(var).add(eps).rsqrt();
+  scale = weight ? scale * *weight : scale;
+  Tensor offset = (conv_bias ? *conv_bias - exact(mean) : -exact(mean)) * scale;
+  offset = bias ? offset + *bias : offset;
+  if (!crow) {
+    return {weights * scale.view({-1, 1, 1}), offset};
+  }
+  if (at::GradMode::is_enabled() || !computes_plainly(weights, true)) {
+    const Tensor counts = crow->slice(0, {}, {}, kernels).diff();
+    return {weights * scale.repeat_interleave_symint(counts, {}, weights.sym_numel()), offset};
+  }
+  const int64_t rows = scale.numel(), size = weights.numel();
+  check_indices(*crow, "crow_indices", rows * kernels + 1);
+  check_memory(weights, "weights");
+  const Tensor own = weights.resolve_neg().to(scale.scalar_type()).contiguous();
+  const Tensor result = at::empty_like(own);
+  const int32_t* pointers = crow->const_data_ptr<int32_t>();
+  AT_DISPATCH_FLOATING_TYPES(scale.scalar_type(), "lanes_fold", [&] {
+    const auto *from = own.const_data_ptr<scalar_t>(), *by = scale.const_data_ptr<scalar_t>();
+    auto* to = result.data_ptr<scalar_t>();
+    for (int64_t row = 0; row < rows; ++row) {
+      const int64_t first = pointers[row * kernels], end = pointers[(row + 1) * kernels];
+      TORCH_CHECK_VALUE(0 <= first && end <= size, "expected crow_indices of ", size, " weights");
+      for (int64_t i = first; i < end; ++i) {
+        to[i] = from[i] * by[row];
+      }
+    }
+  });
+  return {result, offset};
 }
 
 struct NormCall {
@@ -304,6 +349,10 @@ TORCH_LIBRARY_IMPL(sparseconv, CPU, m) {
   m.impl("lanes_max_pool_backward", lanes_max_pool_backward);
   m.impl("lanes_mean", lanes_mean);
   m.impl("lanes_dropout", lanes_dropout);
+}
+
+TORCH_LIBRARY_IMPL(sparseconv, CompositeImplicitAutograd, m) {
+  m.impl("lanes_fold", sparseconv::lanes_fold);
 }
 
 TORCH_LIBRARY_IMPL(sparseconv, Autograd, m) {

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch.fx import Graph, Node
 
 from sparseconv.compiler.rules import Outside, max_pool, pooling, rule_of
-from sparseconv.ops.lanes import OPS, lanes_fold
+from sparseconv.ops.lanes import OPS
 
 _CONV, _POINTWISE = OPS.lanes_conv.default, OPS.lanes_pointwise.default
 _NORM = OPS.lanes_norm.default
@@ -52,7 +52,7 @@ def _fold_norm(graph: Graph, norm: Any) -> None:
     crow, kernels = (conv.args[3], conv.args[5][1]) if conv.target is _CONV else (None, 0)
     with graph.inserting_before(norm):
         folded = graph.call_function(
-            lanes_fold, (*conv.args[1:3], crow, kernels, weight, bias, mean, var, eps)
+            OPS.lanes_fold.default, (*conv.args[1:3], crow, kernels, weight, bias, mean, var, eps)
         )
         weights, offset = (graph.call_function(operator.getitem, (folded, i)) for i in range(2))
         both = graph.call_function(
