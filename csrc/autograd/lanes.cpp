@@ -218,12 +218,18 @@ struct Fprop : torch::autograd::Function<Fprop> {
     ctx->saved_data["bias"] = bias ? static_cast<int64_t>(bias->scalar_type()) : -1;
     return output;
   }
-  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     const ForkGuard fork_guard;
     const variable_list saved = ctx->get_saved_variables();
     const Tensor &input = saved[0], &weights = saved[1], &output = saved[2];
     const Filter filter = Filter::of(ctx, saved);
-    const Tensor grad = output.defined() ? at::threshold_backward(grads[0], output, 0) : grads[0];
+    const bool own = output.defined() && is_own(grads[0]);
+    Tensor grad = grads[0];
+    if (own) {
+      at::threshold_backward_out(grad, grad, output, 0);
+    } else if (output.defined()) {
+      grad = at::threshold_backward(grad, output, 0);
+    }
     variable_list found(5);
     if (ctx->needs_input_grad(0)) {
       found[0] = filter.dgrad(grad, weights);

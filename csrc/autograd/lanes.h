@@ -1,8 +1,8 @@
 // What the ops on tensors in lanes (cpu/plan/lane_order.h) share, or of bfloat16 in rows
 // (cpu/rows.h). In lanes their outputs hold zeros where the order is idle, as inputs and gradients
 // have to. `batch` and `length` are those of the series.
-// Gradients are computed by ops, too, which have none themselves. A gradient may be shared, so
-// nothing is written into one.
+// Gradients are computed by ops, too, which have none themselves. A gradient may be shared: only
+// one that `is_own` is written into.
 #pragma once
 
 #include <ATen/core/dispatch/Dispatcher.h>
@@ -13,6 +13,7 @@
 #include "../cpu/lanes.h"
 #include "../cpu/launch.h"
 #include "../cpu/rows.h"
+#include "plain.h"
 
 namespace sparseconv {
 
@@ -97,6 +98,12 @@ inline Tensor vector_of(const OptionalTensor& x,
 }
 inline OptionalTensor optional(const Tensor& x) {
   return x.defined() ? OptionalTensor(x) : std::nullopt;
+}
+
+// Whether nothing but a list of a backward pass holds this gradient, so that its memory is free.
+inline bool is_own(const Tensor& grad) {
+  return !at::GradMode::is_enabled() && computes_plainly(grad, true) && grad.use_count() == 1 &&
+         grad.storage().use_count() == 1 && grad.is_contiguous();
 }
 
 template <typename Function>

@@ -2,6 +2,7 @@
 
 #include "lanes.h"
 
+#include <ATen/Dispatch.h>
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/batch_norm.h>
 #include <ATen/ops/cat.h>
@@ -93,17 +94,18 @@ std::tuple<Tensor, Tensor, Tensor> lanes_norm(at::TensorList parts,
   return {found.output, found.mean, found.invstd};
 }
 
-std::vector<Tensor> lanes_norm_backward(const Tensor& grad,
-                                        at::TensorList parts,
-                                        const OptionalTensor& weight,
-                                        const OptionalTensor& bias,
-                                        const OptionalTensor& added,
-                                        const Tensor& mean,
-                                        const Tensor& invstd,
-                                        bool training,
-                                        bool relu,
-                                        int64_t batch,
-                                        int64_t length) {
+template <bool kInPlace>
+std::vector<Tensor> norm_backward(const Tensor& grad,
+                                  at::TensorList parts,
+                                  const OptionalTensor& weight,
+                                  const OptionalTensor& bias,
+                                  const OptionalTensor& added,
+                                  const Tensor& mean,
+                                  const Tensor& invstd,
+                                  bool training,
+                                  bool relu,
+                                  int64_t batch,
+                                  int64_t length) {
   const ForkGuard fork_guard;
   const Tensor& like = first_of(parts);
   const auto order = order_of(like, batch, length);
@@ -118,12 +120,56 @@ std::vector<Tensor> lanes_norm_backward(const Tensor& grad,
   NormGradients found = order->norm_gradient(
       checked_like(grad, like, *order, own.channels, "grad_output"), own.tensors, own.channels,
       norm, lanes_or_none(added, like, *order, own.channels), relu,
-      vector_of(mean, like, own.channels, "mean"), vector_of(invstd, like, own.channels, "invstd"));
+      vector_of(mean, like, own.channels, "mean"), vector_of(invstd, like, own.channels, "invstd"),
+      kInPlace);
   std::vector<Tensor> result = {found.input, found.weight, found.bias};
   if (added.has_value()) {
     result.push_back(found.added);
   }
   return result;
+}
+
+// Weights and bias of a convolution and the BatchNorm after it, by running statistics, from a
+// pattern's values, `kernels` of each channel, or a dense weight. Differentiable.
+std::tuple<Tensor, Tensor> lanes_fold(const Tensor& weights,
+                                      const OptionalTensor& conv_bias,
+                                      const OptionalTensor& crow,
+                                      int64_t kernels,
+                                      const OptionalTensor& weight,
+                                      const OptionalTensor& bias,
+                                      const Tensor& mean,
+                                      const Tensor& var,
+                                      double eps) {
+  const auto exact = [](const Tensor& x) { return x.to(acc_type(x)); };
+  Tensor scale = exact(var).add(eps).rsqrt();
+  scale = weight ? scale * *weight : scale;
+  Tensor offset = (conv_bias ? *conv_bias - exact(mean) : -exact(mean)) * scale;
+  offset = bias ? offset + *bias : offset;
+  if (!crow) {
+    return {weights * scale.view({-1, 1, 1}), offset};
+  }
+  if (at::GradMode::is_enabled() || !computes_plainly(weights, true)) {
+    const Tensor counts = crow->slice(0, {}, {}, kernels).diff();
+    return {weights * scale.repeat_interleave_symint(counts, {}, weights.sym_numel()), offset};
+  }
+  const int64_t rows = scale.numel(), size = weights.numel();
+  check_indices(*crow, "crow_indices", rows * kernels + 1);
+  check_memory(weights, "weights");
+  const Tensor own = weights.resolve_neg().to(scale.scalar_type()).contiguous();
+  const Tensor result = at::empty_like(own);
+  const int32_t* pointers = crow->const_data_ptr<int32_t>();
+  AT_DISPATCH_FLOATING_TYPES(scale.scalar_type(), "lanes_fold", [&] {
+    const auto *from = own.const_data_ptr<scalar_t>(), *by = scale.const_data_ptr<scalar_t>();
+    auto* to = result.data_ptr<scalar_t>();
+    for (int64_t row = 0; row < rows; ++row) {
+      const int64_t first = pointers[row * kernels], end = pointers[(row + 1) * kernels];
+      TORCH_CHECK_VALUE(0 <= first && end <= size, "expected crow_indices of ", size, " weights");
+      for (int64_t i = first; i < end; ++i) {
+        to[i] = from[i] * by[row];
+      }
+    }
+  });
+  return {result, offset};
 }
 
 struct NormCall {
@@ -183,7 +229,7 @@ struct LanesNorm : torch::autograd::Function<LanesNorm> {
     call.order.keep(ctx);
     return output;
   }
-  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     const ForkGuard fork_guard;
     const variable_list saved = ctx->get_saved_variables();
     const size_t n = saved.size() - 5;
@@ -196,14 +242,21 @@ struct LanesNorm : torch::autograd::Function<LanesNorm> {
     }
     const at::TensorList parts = at::TensorList(saved).slice(0, n);
     const Order y = Order::of(ctx);
-    const std::vector<Tensor> gradients = CALL(lanes_norm_backward)(
-        grads[0], parts, optional(saved[n]), optional(saved[n + 1]), optional(saved[n + 2]),
-        saved[n + 3], saved[n + 4], ctx->saved_data["training"].toBool(),
-        ctx->saved_data["relu"].toBool(), y.batch, y.length);
+    static const auto op =
+        find_op<decltype(norm_backward<false>)>("sparseconv::lanes_norm_backward");
+    const auto call = [&](const auto& compute) {
+      return compute(grads[0], parts, optional(saved[n]), optional(saved[n + 1]),
+                     optional(saved[n + 2]), saved[n + 3], saved[n + 4],
+                     ctx->saved_data["training"].toBool(), ctx->saved_data["relu"].toBool(),
+                     y.batch, y.length);
+    };
+    const std::vector<Tensor> gradients =
+        is_own(grads[0]) ? call(norm_backward<true>)
+                         : call([](const auto&... given) { return op.call(given...); });
     variable_list found;
     int64_t first = 0;
     for (const Tensor& part : parts) {
-      found.push_back(gradients[0].narrow(0, first, part.size(0)));
+      found.push_back(n == 1 ? gradients[0] : gradients[0].narrow(0, first, part.size(0)));
       first += part.size(0);
     }
     for (size_t i = 0; i < 3; ++i) {
@@ -336,11 +389,15 @@ struct Drop : torch::autograd::Function<Drop> {
 TORCH_LIBRARY_IMPL(sparseconv, CPU, m) {
   using namespace sparseconv;
   m.impl("lanes_norm", lanes_norm);
-  m.impl("lanes_norm_backward", lanes_norm_backward);
+  m.impl("lanes_norm_backward", norm_backward<false>);
   m.impl("lanes_max_pool", lanes_max_pool);
   m.impl("lanes_max_pool_backward", lanes_max_pool_backward);
   m.impl("lanes_mean", lanes_mean);
   m.impl("lanes_dropout", lanes_dropout);
+}
+
+TORCH_LIBRARY_IMPL(sparseconv, CompositeImplicitAutograd, m) {
+  m.impl("lanes_fold", sparseconv::lanes_fold);
 }
 
 TORCH_LIBRARY_IMPL(sparseconv, Autograd, m) {

@@ -64,6 +64,7 @@ class KernelOrder {
                           const Norm& norm,
                           const at::Tensor& added,
                           bool relu) const = 0;
+  // `in_place`, the gradient of the parts takes the memory of `grad`.
   virtual NormGradients norm_gradient(const at::Tensor& grad,
                                       const std::vector<at::Tensor>& parts,
                                       int64_t channels,
@@ -71,7 +72,8 @@ class KernelOrder {
                                       const at::Tensor& added,
                                       bool relu,
                                       const at::Tensor& mean,
-                                      const at::Tensor& invstd) const = 0;
+                                      const at::Tensor& invstd,
+                                      bool in_place) const = 0;
   // The largest of each sample and its `radius` neighbours on either side; with the gradient of
   // this, if defined, the gradient of the input.
   virtual at::Tensor max_pool(const at::Tensor& input,

@@ -241,8 +241,9 @@ class Lanes final : public KernelOrder {
                               const Tensor& added,
                               bool relu,
                               const Tensor& mean,
-                              const Tensor& invstd) const override {
-    return run_norm_gradient(grad, parts, order_, norm, added, relu, mean, invstd, false);
+                              const Tensor& invstd,
+                              bool in_place) const override {
+    return run_norm_gradient(grad, parts, order_, norm, added, relu, mean, invstd, in_place);
   }
 
   Tensor max_pool(const Tensor& input, const Tensor& grad, int64_t radius) const override {

@@ -63,7 +63,8 @@ struct RowOrder final : KernelOrder {
                               const at::Tensor& added,
                               bool relu,
                               const at::Tensor& mean,
-                              const at::Tensor& invstd) const override;
+                              const at::Tensor& invstd,
+                              bool in_place) const override;
   at::Tensor max_pool(const at::Tensor& input,
                       const at::Tensor& grad,
                       int64_t radius) const override;

@@ -273,8 +273,10 @@ NormGradients RowOrder::norm_gradient(const Tensor& grad,
                                       const Tensor& added,
                                       bool relu,
                                       const Tensor& mean,
-                                      const Tensor& invstd) const {
-  NormGradients found{empty(channels), added.defined() ? empty(channels) : Tensor()};
+                                      const Tensor& invstd,
+                                      bool in_place) const {
+  NormGradients found{in_place ? grad : empty(channels),
+                      added.defined() ? empty(channels) : Tensor()};
   norm_rows_gradient(grad, joined(parts), channels, *this, norm, added, relu, mean, invstd, found);
   return found;
 }

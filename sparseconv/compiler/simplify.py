@@ -11,7 +11,7 @@ from torch.fx import Graph, Node
 
 from sparseconv.compiler.rules import is_signal, named, value_of
 from sparseconv.core.geometry import Geometry
-from sparseconv.ops.lanes import OPS, lanes_fold
+from sparseconv.ops.lanes import OPS
 
 _CONV = OPS.fprop.default
 _GEOMETRY = 5  # among its arguments
@@ -151,7 +151,7 @@ def _fold_norm(graph: Graph, norm: Any) -> None:
     kernels = of_conv["geometry"][1] if "geometry" in of_conv else 0
     arguments = weights, conv_bias, of_conv.get("crow_indices"), kernels, *vectors, eps
     with graph.inserting_before(norm):
-        folded = graph.call_function(lanes_fold, arguments)
+        folded = graph.call_function(OPS.lanes_fold.default, arguments)
         parts = [graph.call_function(operator.getitem, (folded, i)) for i in range(2)]
         for i, shaped in enumerate((weights, vectors[2])):
             parts[i].meta["example_value"] = value_of(shaped)

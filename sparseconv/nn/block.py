@@ -23,7 +23,7 @@ from sparseconv.nn.modules import (
 )
 from sparseconv.nn.pooling import ShortAvgPool1d
 from sparseconv.ops.backends import extension, resolve_backend
-from sparseconv.ops.lanes import OPS, lanes_fold
+from sparseconv.ops.lanes import OPS
 from sparseconv.ops.orders import (
     fits_rows,
     in_rows,
@@ -135,7 +135,7 @@ def _norm_relu(series: _Series, modules: Sequence[Any], before: list[Run]) -> Ru
     conv = before[-1] if before else None
     if not (training or torch.is_grad_enabled()) and isinstance(conv, _Conv) and not conv.relu:
         kernels = conv.geometry[1]  # of each output channel
-        folded = lanes_fold(*conv[:3], kernels, *own, mean, var, norm.eps)
+        folded = OPS.lanes_fold.default(*conv[:3], kernels, *own, mean, var, norm.eps)
         before.pop()
         return conv._replace(values=folded[0], bias=folded[1], relu=True)
     tracks = norm.training and norm.track_running_stats and mean is not None

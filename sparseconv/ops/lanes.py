@@ -38,6 +38,9 @@ for _schema in (
     " -> (Tensor, Tensor, Tensor)",
     f"lanes_norm_backward(Tensor grad_output, Tensor[] parts, {_NORM}, Tensor? added, Tensor mean,"
     " Tensor invstd, bool training, bool relu, int batch, int length) -> Tensor[]",
+    # Weights and bias of a convolution and the BatchNorm after it, in eval mode; differentiable.
+    "lanes_fold(Tensor weights, Tensor? conv_bias, Tensor? crow_indices, int kernels,"
+    " Tensor? weight, Tensor? bias, Tensor mean, Tensor var, float eps) -> (Tensor, Tensor)",
     # Over a sample and `radius` neighbours on either side.
     "lanes_max_pool(Tensor input, int radius, int batch, int length) -> Tensor",
     "lanes_max_pool_backward(Tensor grad_output, Tensor input, int radius, int batch, int length)"
@@ -53,33 +56,6 @@ for _schema in (
     _library.define(_schema)  # type: ignore[no-untyped-call]
 OPS = torch.ops.sparseconv
 LEAST_MARGIN, PANEL = 16, 32  # kTileRowCount and kPanelChannels in csrc/cpu
-
-
-def lanes_fold(
-    weights: Tensor,
-    conv_bias: Tensor | None,
-    crow_indices: Tensor | None,
-    kernels: int,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    mean: Tensor,
-    var: Tensor,
-    eps: float,
-) -> tuple[Tensor, Tensor]:
-    """Return the weights and the bias of a convolution and the BatchNorm after it, in eval mode.
-
-    ``weights`` are a pattern's values, ``kernels`` of each output channel, or a dense weight.
-    """
-    mean, var = mean.to(_exact(mean)), var.to(_exact(var))
-    scale = (var + eps).rsqrt()
-    scale = scale if weight is None else scale * weight
-    offset = (-mean if conv_bias is None else conv_bias - mean) * scale
-    offset = offset if bias is None else offset + bias
-    if crow_indices is None:
-        return weights * scale.view(-1, 1, 1), offset
-    counts = crow_indices[::kernels].diff()
-    each = scale.repeat_interleave(counts, output_size=weights.shape[0])
-    return weights * each, offset
 
 
 def draw_seed() -> int:

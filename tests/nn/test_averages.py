@@ -127,12 +127,20 @@ def test_an_average_over_two_patterns_refuses_to_compute(name: str, use_buffers:
     assert average(x).equal(layer(x))
 
 
-def test_a_compiled_layer_notices_another_pattern() -> None:
+@pytest.mark.parametrize("backend", ["eager", "aot_eager", "inductor", "sparseconv"])
+def test_a_compiled_layer_notices_another_pattern(backend: str) -> None:
     layer, other, x = SparseConv1d(4, 6, 5), SparseConv1d(4, 6, 5), torch.randn(2, 4, 9)
-    compiled = torch.compile(layer, backend="eager")
+    compiled = torch.compile(layer, backend=backend)
     compiled(x)
-    layer.pattern_tag.copy_(other.pattern_tag)
-    with pytest.raises(RuntimeError, match="overwritten"):
+    buffers = layer.crow_indices, layer.col_indices, layer.pattern_tag
+    own = [buffer.clone() for buffer in buffers]
+    # Of another pattern; or of the same one, where an average lowers some of them.
+    for i, wrong in ((2, other.pattern_tag), (0, own[0] * 0.9 + own[0] * 0.1), (1, own[1] - 1)):
+        buffers[i].copy_(wrong)
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match="overwritten"):
+                compiled(x)
+        buffers[i].copy_(own[i])
         compiled(x)
 
 

@@ -12,9 +12,11 @@ import torch
 import torch.nn.functional as F
 from op_arguments import lane_arguments, lane_dtypes
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
-from sparseconv.ops.orders import keeps_order
+from sparseconv import KernelCSR
 from sparseconv.ops.lanes import OPS
+from sparseconv.ops.orders import keeps_order
 from sparseconv.testing import error_bound, random_case
 
 SIZES = tuple(product((1, 3, 16, 20, 33), (1, 2, 5, 24, 129)))
@@ -126,6 +128,50 @@ def test_batch_norm_is_that_of_torch(training: bool) -> None:
                 assert ((p - q).abs() <= bound).all(), (n, length, dtype, kind)
 
 
+@pytest.mark.parametrize("held", [False, True])
+@pytest.mark.parametrize("name", ["lanes_norm", "lanes_conv"])
+def test_only_a_gradient_that_nobody_holds_is_written_into(name: str, held: bool) -> None:
+    arguments = lane_arguments(torch.float32)[name]
+    if name == "lanes_norm":
+        arguments = arguments[0][:1], *[None] * 5, *arguments[6:]
+    x = arguments[0][0] if name == "lanes_norm" else arguments[0]
+    x.requires_grad_()
+    y = getattr(OPS, name)(*arguments)
+    y = y[0] if name == "lanes_norm" else y
+    kept: list[tuple[Tensor, Tensor]] = []
+    if held:
+        y.register_hook(lambda grad: kept.append((grad, grad.clone())))
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        (y * 2).sum().backward()
+    assert len(kept) == held
+    assert all(grad.equal(copied) for grad, copied in kept)
+    called = any(event.key == "sparseconv::lanes_norm_backward" for event in profiled.events())
+    assert called == (held and name == "lanes_norm"), "the op writes a new tensor"
+
+
+@pytest.mark.parametrize("dense", [False, True])
+def test_batch_norm_is_folded_into_weights(dense: bool) -> None:
+    """In one operation without gradients, and in differentiable ones: all numbers are exact."""
+    for dtype in lane_dtypes():
+        pattern = KernelCSR.random((4, 3, 5), 30)
+        weights = torch.randint(-9, 9, (4, 3, 1) if dense else (30,)).to(dtype)
+        crow, kernels = (None, 0) if dense else (pattern.crow_indices, 3)
+        bias, weight, shift, mean = (torch.randint(-9, 9, (4,)).to(dtype) for _ in range(4))
+        var = 4.0 ** torch.randint(-2, 3, (4,)).to(dtype)
+        for optional in product((True, False), repeat=3):
+            a, b, c = (
+                v if given else None
+                for v, given in zip((bias, weight, shift), optional, strict=True)
+            )
+            given = weights, a, crow, kernels, b, c, mean, var, 0.0
+            wanted = OPS.lanes_fold(*given)
+            with torch.no_grad():
+                found = OPS.lanes_fold(*given)
+            assert all(
+                p.equal(q) and p.dtype == q.dtype for p, q in zip(wanted, found, strict=True)
+            )
+
+
 def test_mean_and_pointwise() -> None:
     for (n, length), dtype in product(SIZES, DTYPES):
         x = torch.randint(-3, 4, (n, 4, length)).to(dtype).requires_grad_()
@@ -151,7 +197,7 @@ def test_wrong_arguments_are_refused() -> None:
     """Each argument of each op, one at a time, in another size, dtype or number."""
     refused = 0
     for name, args in (pair for t in lane_dtypes() for pair in lane_arguments(t).items()):
-        if name in ("lanes_dropout", "max_pool"):  # which take any sizes
+        if name in ("lanes_dropout", "lanes_fold", "max_pool"):  # which take any sizes
             continue
         op = getattr(OPS, name)
         for i, argument in enumerate(args):

@@ -78,6 +78,7 @@ def lane_arguments(dtype: torch.dtype, n: int = 3, length: int = 21) -> dict[str
         "lanes_bias_grad": (y, outputs, *order),
         "lanes_norm": ([x, x[:1]], scale, shift, mean, var, y, True, 0.1, 1e-5, True, *order),
         "lanes_norm_backward": (y, [x, x[:1]], scale, shift, y, mean, var, True, True, *order),
+        "lanes_fold": (values, bias, pattern.crow_indices, inputs, scale, shift, mean, var, 1e-5),
         "lanes_max_pool": (x, 1, *order),
         "lanes_max_pool_backward": (x, x, 1, *order),
         "lanes_mean": (x, inputs, *order),
