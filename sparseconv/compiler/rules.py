@@ -151,7 +151,7 @@ def _sparse(node: Any) -> Step:
     return Step((x,), build, cost("sparse", in_rows(x)), margin=padding)
 
 
-def _dense(node: Any) -> Step:
+def dense(node: Any) -> Step:
     given = named(node, "input weight bias stride padding dilation groups")
     x, weight, bias = given["input"], given["weight"], given.get("bias")
     require(is_signal(x), NOT_A_SIGNAL)
@@ -354,8 +354,8 @@ _ELEMENTWISE = (
 )
 RULES: dict[Any, Callable[[Any], Step]] = {
     OPS.fprop.default: _sparse,
-    torch.conv1d: _dense,
-    F.conv1d: _dense,
+    torch.conv1d: dense,
+    F.conv1d: dense,
     F.batch_norm: _norm,
     torch.max_pool1d: max_pool,
     F.max_pool1d: max_pool,

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch.fx import Graph, Node
 
-from sparseconv.compiler.rules import is_signal, named, value_of
+from sparseconv.compiler.rules import Outside, dense, is_signal, named, rule_of, value_of
 from sparseconv.core.geometry import Geometry
 from sparseconv.ops.lanes import OPS
 
@@ -22,14 +22,15 @@ _FOLDED = {
     F.conv1d: "input weight bias",
 }
 _PADS = (F.pad, torch._C._nn.pad)
+_POOLS = (torch.adaptive_avg_pool1d, F.adaptive_avg_pool1d)
 _SPLITS = (torch.chunk, torch.split, "chunk", "split")
 
 
 def simplify(graph: Graph) -> None:
     """Apply all rewrites to a functional graph."""
     for rewrite in (
-        _drop_cast, _parts_of_split, _narrow, _crop_after_conv, _pad_before_conv, _fold_norm,
-        _relu_after_conv,
+        _drop_cast, _parts_of_split, _narrow, _crop_after_conv, _pad_before_conv,
+        _pool_after_conv, _fold_norm, _relu_after_conv,
     ):  # fmt: skip
         for node in list(graph.nodes):
             rewrite(graph, node)
@@ -130,6 +131,32 @@ def _pad_before_conv(graph: Graph, conv: Any) -> None:
     conv.update_arg(0, x)
     if not pad.users:
         graph.erase_node(pad)
+
+
+def _pool_after_conv(graph: Graph, conv: Any) -> None:
+    """Swap averages over samples and the 1x1 convolution after them, if it reduces channels."""
+    pool = conv.args[0] if rule_of(conv) is dense and conv.args else None
+    if pool is None or len(pool.users) > 1:
+        return
+    # A product with any matrix is one, but would also multiply a bias.
+    product = pool.target in (operator.matmul, torch.matmul) and value_of(pool.args[1]).dim() == 2
+    biased = named(conv, "input weight bias").get("bias") is not None
+    if not (pool.target in _POOLS or (product and not biased)) or not is_signal(pool.args[0]):
+        return
+    try:
+        dense(conv)
+    except Outside:
+        return
+    x, *rest = pool.args
+    before, after = value_of(x), value_of(conv)
+    if after.shape[1] < before.shape[1] and after.dtype == before.dtype:
+        with graph.inserting_before(conv):
+            first = graph.call_function(conv.target, (x, *conv.args[1:]), conv.kwargs)
+            first.meta["example_value"] = before.new_empty((*after.shape[:2], before.shape[2]))
+            last = graph.call_function(pool.target, (first, *rest), pool.kwargs)
+        last.meta.update(conv.meta)
+        _replace(graph, conv, last)
+        graph.erase_node(pool)
 
 
 def _fold_norm(graph: Graph, norm: Any) -> None:

@@ -16,6 +16,7 @@ from torch._dynamo.utils import counters
 import sparseconv as sc
 from sparseconv.compiler import CompiledReport, compiled_report, sparseconv
 from sparseconv.measure.machine import threads
+from sparseconv.nn.pooling import ShortAvgPool1d
 from sparseconv.testing import error_bound
 
 pytestmark = pytest.mark.promise("P7")
@@ -336,3 +337,15 @@ def test_only_what_saves_more_than_it_costs() -> None:
     joined = nn.Sequential(sparse(4, 32, 3), nn.BatchNorm1d(32), nn.ReLU(), nn.MaxPool1d(3, 1, 1))
     report = check(joined, torch.randn(4, 4, 40))[0]
     assert "1 lanes_conv, 1 lanes_max_pool, 1 lanes_norm; 1 enter, 1 leave" in str(report)
+
+
+@pytest.mark.parametrize("channels", [3, 40])
+@pytest.mark.parametrize("bias", [True, False])
+def test_averages_follow_a_convolution_that_reduces_channels(channels: int, bias: bool) -> None:
+    for pool in (nn.AdaptiveAvgPool1d(10), ShortAvgPool1d()):
+        layers = sparse(4, 32, 3), nn.BatchNorm1d(32), nn.ReLU(), pool
+        model = nn.Sequential(*layers, nn.Conv1d(32, channels, 1, bias=bias))
+        report = check(model, torch.randn(4, 4, 40))[0]
+        # A product with a matrix would also average the bias, which changes it unless it sums to 1.
+        swapped = channels < 32 and not (bias and isinstance(pool, ShortAvgPool1d))
+        assert (report.lanes["lanes_pointwise"], report.leaves) == (int(swapped), 1), report

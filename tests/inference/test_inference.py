@@ -131,7 +131,7 @@ class Skips(nn.Module):
 
 
 NETWORKS = {
-    "DSN": (lambda: DSN(2, 3, nf=7, kernel_size=9, depth=3), 0),
+    "DSN": (lambda: DSN(2, 3, nf=7, kernel_size=9, depth=3), 1),  # in the head, after pooling
     "own forward": (lambda: nn.Sequential(*(Skips() for _ in range(3))), 0),
     "dense": (lambda: InceptionTime(2, 3, nf=2, depth=1), 1),  # after a concatenation
 }
