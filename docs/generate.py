@@ -19,7 +19,14 @@ from benchmarks.edge import report as edge_report
 from benchmarks.gpu import tables as gpu
 from benchmarks.paper import report
 from benchmarks.recording import read_lines
-from benchmarks.studies import blocks, classifiers, densities, published_networks, unpruned
+from benchmarks.studies import (
+    blocks,
+    classifiers,
+    densities,
+    dilation,
+    published_networks,
+    unpruned,
+)
 from docs import names
 from sparseconv.measure.table import threads_text
 
@@ -52,6 +59,7 @@ def parts(folder: Path = PICTURES) -> Mapping[str, Callable[[], str]]:
         "dense_wins": lambda: readme.faster_baselines(bench["rows"]).markdown(),
         "published_networks": published_networks.section,
         "unpruned": unpruned.section,
+        "dilation": dilation.section,
         "edge": lambda: edge_report.section(read_lines(edge.RESULTS), folder / "edge.svg"),
         "random_kernels": lambda: random_kernels(folder),
         "random_kernels_xeon": kernels_elsewhere,

@@ -80,7 +80,7 @@ void run_block_dgrad(BlockCorrelation& p,
 // In float32; none where an infinity may have met a zero that fills a tile.
 std::optional<at::Tensor> run_block_wgrad(BlockWeightGradient& p, const ConvPlan& plan);
 
-// Of signals (N, C, L), by the kernels that are fastest for this plan and dtype.
+// The same without taps that meet only padding, by the kernels that are fastest for plan and dtype.
 at::Tensor best_fprop(const at::Tensor& input,
                       const at::Tensor& values,
                       const std::optional<at::Tensor>& bias,
@@ -91,6 +91,9 @@ at::Tensor best_dgrad(const at::Tensor& grad,
                       const ConvPlan& plan,
                       int64_t input_length,
                       const std::optional<at::Tensor>& bias = {});
-at::Tensor best_wgrad(const at::Tensor& grad, const at::Tensor& input, const ConvPlan& plan);
+at::Tensor best_wgrad(const at::Tensor& grad,
+                      const at::Tensor& input,
+                      const ConvPlan& plan,
+                      const LaneOrder* lanes = nullptr);
 
 }  // namespace sparseconv

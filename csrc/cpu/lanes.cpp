@@ -177,7 +177,7 @@ class Lanes final : public KernelOrder {
     return run_dgrad(grad, values, plan.geometry, plan.dgrad(), order_.length, {}, &order_);
   }
   Tensor wgrad(const Tensor& grad, const Tensor& input, const ConvPlan& plan) const override {
-    return run_wgrad(grad, input, plan.geometry, plan.wgrad(), &order_);
+    return best_wgrad(grad, input, plan, &order_);
   }
 
   Tensor pointwise_fprop(const Tensor& input,

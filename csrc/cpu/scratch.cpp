@@ -47,7 +47,8 @@ CorrelateScratch plan_scratch(const Correlation& p) {
 WgradScratch plan_scratch(const WeightGradient& p) {
   WgradScratch plan;
   const int64_t wide = p.order.wide, rows = longest_tile(p.order.rows, kWgradRows / wide);
-  plan.grad_channel_rows = std::max<int64_t>(rows, 16);  // a transpose's block at least
+  // Of a transpose a block at least.
+  plan.grad_channel_rows = p.order.apart > 1 ? rows : std::max<int64_t>(rows, 16);
   plan.row_block = p.n_rows / p.groups;
   if (!p.in_lanes) {
     plan.row_block =

@@ -27,11 +27,12 @@ from any_kernels import (
     test_relu_is_that_of_torch,  # noqa: F401
 )
 from bench_rows import shrunk
-from engines import check, compute
+from engines import NAMES, check, compute
 from layouts import LAYOUTS
 
 from benchmarks.bench import run
 from benchmarks.bench.cases import CASES
+from sparseconv import sparse_conv1d
 from sparseconv.measure.machine import threads
 from sparseconv.measure.timing import interleave
 from sparseconv.nn.conv import SparseConv1d
@@ -95,6 +96,33 @@ def test_dilations(dilation, engines, count_cases):
             )  # fmt: skip
             check(case, engines)
             count_cases(1)
+
+
+@pytest.mark.promise("P1")
+@pytest.mark.parametrize("seed", range(20))
+def test_lengths_at_which_taps_meet_only_padding(seed, count_cases):
+    """One pattern at several lengths: each has its own taps that meet samples, or none."""
+    rng = random.Random(4000 + seed)
+    taps, stride, dilation = rng.choice((1, 2, 3, 7, 12)), rng.choice((1, 1, 2, 5)), 2 ** (seed % 6)
+    left, right = (rng.randint(0, dilation * taps + 9) for _ in range(2))
+    case = Case(
+        rng.choice((1, 5)), 4, 6, taps, 1, stride, (left, right), dilation, rng.choice((1, 2)),
+        dtype="float64", density=0.6, integers=True,
+    )  # fmt: skip
+    pattern = case.make_pattern()
+    for length in (1, 9, dilation, dilation + 1, 80, 9, 1):
+        case = replace(case, length=length)
+        if not case.is_valid:
+            continue
+        wanted = exact_results(case, case.tensors())
+        x, values, bias, grad = case.tensors()
+        for t in (x, values):
+            t.requires_grad_()
+        y = sparse_conv1d(x, values, pattern, bias, **case.options)
+        got = (y, *torch.autograd.grad(y, (x, values), grad))
+        for name, found, exact in zip(NAMES, got, wanted, strict=True):
+            assert found.equal(exact), (name, case)
+        count_cases(1)
 
 
 @pytest.mark.parametrize(("n", "length"), [(1, 1000), (1, 1024), (1, 1040), (16, 2048), (16, 2056)])

@@ -112,15 +112,20 @@ static void pack(const TileShape& tile,
     const Segment& segment = tile.segments[s];
     const int64_t count = in_order ? piece * samples + tile.window : piece + segment.span;
     const int64_t staged = stage_stride(count);
+    // Samples that a lane does not share with the next piece of its series.
+    const int64_t own = min_of(count, y.rows * samples);
     int64_t first[kN];
     bool direct[kN];  // read in place
+    bool shares[kN];  // reads what the lane before it has staged
     const T* src[kN];
     for (int l = 0; l < kN; ++l) {
       first[l] = origin + lanes[l].start * tile.step + (in_order ? 0 : segment.position);
       direct[l] = kSame<T, S> && lanes[l].item >= 0 && lanes[l].skip == 0 &&
                   in.stride[2] * step == 1 && count >= kB && first[l] >= 0 &&
                   first[l] + count <= length;
-      src[l] = stage + l * staged;
+      shares[l] = own < count && l > 0 && lanes[l].item >= 0 && !direct[l] &&
+                  lanes[l].item == lanes[l - 1].item && !direct[l - 1];
+      src[l] = shares[l] ? src[l - 1] + own : stage + l * staged;
       // Rows that only idle outputs read.
       for (int64_t j = 0, n = lanes[l].item < 0 ? staged : lanes[l].skip * samples;
            j < min_of(n, staged); ++j) {
@@ -139,8 +144,8 @@ static void pack(const TileShape& tile,
             __builtin_prefetch(src[l] + in.stride[1] + j);
           }
         } else {
-          const int64_t skip = min_of(count, lanes[l].skip * samples);
-          read_lane(stage + l * staged + skip, series, in.stride[2], length, mode,
+          const int64_t skip = shares[l] ? count - own : min_of(count, lanes[l].skip * samples);
+          read_lane(const_cast<T*>(src[l]) + skip, series, in.stride[2], length, mode,
                     first[l] + skip * step, step, count - skip);
         }
       }

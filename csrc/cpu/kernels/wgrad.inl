@@ -33,7 +33,10 @@ __attribute__((always_inline)) static inline void weight_batch(const typename V:
     }
     int64_t r = 0;
     for (; r < idle * kN; r += kN) {
-      const uint32_t within = ~lanes_from<V>(without[r / kN], h);
+      const uint32_t within = lanes_from<V>(~without[r / kN], h);
+      if (within == 0) {
+        continue;
+      }
       const V x = V::load(g + r);
 #pragma GCC unroll 16
       for (int i = 0; i < kB; ++i) {

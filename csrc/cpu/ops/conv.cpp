@@ -3,6 +3,7 @@
 #include <ATen/Context.h>
 #include <ATen/ops/ones.h>
 #include <ATen/ops/scalar_tensor.h>
+#include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
 #include "../../checks.h"
@@ -69,6 +70,10 @@ Tensor best_fprop(const Tensor& input,
                   const std::optional<Tensor>& bias,
                   const ConvPlan& plan,
                   bool relu) {
+  const ForkGuard fork_guard;
+  if (const ConvPlan* fewer = plan.fewer_taps(input.size(2))) {
+    return best_fprop(input, values.index_select(0, fewer->kept), bias, *fewer, relu);
+  }
   return by_blocks(input, plan) ? block_fprop(input, values, bias, plan, relu)
                                 : run_fprop(input, values, bias, plan.geometry, plan.fprop(), relu);
 }
@@ -78,14 +83,27 @@ Tensor best_dgrad(const Tensor& grad,
                   const ConvPlan& plan,
                   int64_t input_length,
                   const std::optional<Tensor>& bias) {
+  const ForkGuard fork_guard;
+  if (const ConvPlan* fewer = plan.fewer_taps(input_length)) {
+    return best_dgrad(grad, values.index_select(0, fewer->kept), *fewer, input_length, bias);
+  }
   return by_blocks(grad, plan)
              ? block_dgrad(grad, values, plan, input_length, bias)
              : run_dgrad(grad, values, plan.geometry, plan.dgrad(), input_length, bias);
 }
 
-Tensor best_wgrad(const Tensor& grad, const Tensor& input, const ConvPlan& plan) {
-  return by_blocks(input, plan) ? block_wgrad(grad, input, plan)
-                                : run_wgrad(grad, input, plan.geometry, plan.wgrad());
+Tensor best_wgrad(const Tensor& grad,
+                  const Tensor& input,
+                  const ConvPlan& plan,
+                  const LaneOrder* lanes) {
+  const ForkGuard fork_guard;
+  if (const ConvPlan* fewer = plan.fewer_taps(lanes ? lanes->length : input.size(2))) {
+    const Tensor found = best_wgrad(grad, input, *fewer, lanes);
+    return at::zeros({plan.nnz}, found.options()).index_copy_(0, fewer->kept, found);
+  }
+  return lanes == nullptr && by_blocks(input, plan)
+             ? block_wgrad(grad, input, plan)
+             : run_wgrad(grad, input, plan.geometry, plan.wgrad(), lanes);
 }
 
 namespace {

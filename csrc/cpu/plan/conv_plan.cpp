@@ -1,5 +1,8 @@
 #include "conv_plan.h"
 
+#include <ATen/ops/constant_pad_nd.h>
+#include <ATen/ops/tensor.h>
+
 #include "../../checks.h"
 
 namespace sparseconv {
@@ -58,6 +61,55 @@ const BlockPlan* ConvPlan::blocks() const {
     nbytes_ += blocks_.has_value() ? blocks_->nbytes() : 0;
   });
   return blocks_.has_value() ? &*blocks_ : nullptr;
+}
+
+ConvPlan::~ConvPlan() {
+  delete fewer_taps_.load();
+  delete next_;
+}
+
+const ConvPlan* ConvPlan::fewer_taps(int64_t length) const {
+  Geometry g = geometry;
+  if (g.mode != PaddingMode::zeros) {
+    return nullptr;
+  }
+  // One tap stays, and no padding becomes negative.
+  const int64_t last = (g.output_length(length) - 1) * g.stride;
+  int64_t first = 0;
+  for (; g.left > last && g.left >= g.dilation && g.kernel_size > 1; g.left -= g.dilation) {
+    --g.kernel_size;
+    ++first;
+  }
+  for (; g.reach() > length + g.left && g.right >= g.dilation && g.kernel_size > 1;
+       g.right -= g.dilation) {
+    --g.kernel_size;
+  }
+  if (g.kernel_size == geometry.kernel_size) {
+    return nullptr;
+  }
+  // The longer the series, the more taps stay on both sides: their number says which they are.
+  for (const ConvPlan* known = fewer_taps_; known != nullptr; known = known->next_) {
+    if (known->geometry.kernel_size == g.kernel_size) {
+      return known;
+    }
+  }
+  const Tensor taps = at::tensor(col_).sub_(first);
+  const Tensor stays = taps.ge(0).logical_and_(taps.lt(g.kernel_size));
+  const Tensor before = at::constant_pad_nd(stays.cumsum(0, at::kInt), {1, 0});
+  const Tensor places = stays.nonzero().squeeze(1);
+  auto* made =
+      new ConvPlan(g, before.index_select(0, at::tensor(crow_)), taps.index_select(0, places));
+  made->kept = places;
+  made->next_ = fewer_taps_;
+  while (!fewer_taps_.compare_exchange_weak(made->next_, made)) {  // twice the same does no harm
+  }
+  return made;
+}
+
+int64_t ConvPlan::nbytes() const {
+  const auto of = [](const ConvPlan* plan) { return plan == nullptr ? 0 : plan->nbytes(); };
+  return nbytes_ + (kept.defined() ? static_cast<int64_t>(kept.nbytes()) : 0) + of(fewer_taps_) +
+         of(next_);
 }
 
 }  // namespace sparseconv

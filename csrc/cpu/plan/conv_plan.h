@@ -19,6 +19,7 @@ class ConvPlan : public c10::intrusive_ptr_target {
  public:
   // Throws ValueError or TypeError if crow and col are not those of a pattern of this geometry.
   ConvPlan(const Geometry& geometry, const at::Tensor& crow, const at::Tensor& col);
+  ~ConvPlan() override;
 
   const Geometry geometry;
   const int64_t nnz;
@@ -27,9 +28,13 @@ class ConvPlan : public c10::intrusive_ptr_target {
   const WgradPlan& wgrad() const;
   // Null if the pattern is not one of blocks.
   const BlockPlan* blocks() const;
+  // The convolution without taps that meet only zeros at this input length; null if none does.
+  // `kept` says where its weights stand in `values`.
+  const ConvPlan* fewer_taps(int64_t length) const;
+  at::Tensor kept;
   const int32_t* pointers() const { return crow_.data(); }
   const int32_t* taps() const { return col_.data(); }
-  int64_t nbytes() const { return nbytes_; }  // of all that was made so far
+  int64_t nbytes() const;  // of all that was made so far
 
  private:
   const std::vector<int32_t> crow_, col_;
@@ -39,6 +44,9 @@ class ConvPlan : public c10::intrusive_ptr_target {
   mutable DgradPlan dgrad_;
   mutable WgradPlan wgrad_;
   mutable std::optional<BlockPlan> blocks_;
+  // A list without a lock, which a fork might leave locked.
+  mutable std::atomic<const ConvPlan*> fewer_taps_ = nullptr;
+  const ConvPlan* next_ = nullptr;
 };
 using ConvPlanPtr = c10::intrusive_ptr<const ConvPlan>;
 

@@ -7,7 +7,7 @@
 namespace sparseconv {
 
 struct Layout;
-constexpr int64_t kWideMost = 8;
+constexpr int64_t kWideMost = 16;
 
 // A series of `length` samples, with `idle` rows before it, is cut into `pieces` of `rows` rows:
 // its last sample is the last row of its last piece, whatever its length. Piece p of batch item n
