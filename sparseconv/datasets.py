@@ -37,8 +37,8 @@ class Dataset:
         name: the data set's name.
         X_train, X_test: ``(n_cases, n_channels, n_timepoints)`` float32, finite.
         y_train, y_test: ``(n_cases,)`` int64, indices into ``classes``.
-        classes: the sorted labels, exactly as in the source. Labels in text files are strings; if
-            all are integers, they are sorted as numbers.
+        classes: the sorted labels, exactly as in the source. Labels in text files are strings,
+            without spaces and tabs around them; if all are integers, they are sorted as numbers.
     """
 
     name: str
@@ -189,7 +189,7 @@ def _read(path: Path) -> tuple[Any, Any]:
             mark, start, labelled = ":", r"\s*@data\s*", header["classlabel"]
         # aeon changes the case of labels, and each "nan" and "?" in them.
         cases = re.split(rf"(?im)^{start}$", text, maxsplit=1)[1].split("\n")
-        y = np.array([case.rpartition(mark)[2].strip() for case in cases if case.strip()])
+        y = np.array([case.rpartition(mark)[2].strip(" \t") for case in cases if case.strip()])
     # aeon checks little: a faulty file raises any of these.
     except (OSError, ValueError, TypeError, IndexError) as error:
         if isinstance(error, UnicodeDecodeError):
@@ -218,18 +218,20 @@ def _counts_rows(X: Any, y: Any) -> bool:
 
 def _read_lines(text: str) -> tuple[Any, Any]:
     """Read lines with a label and samples; the first line determines the separator."""
-    lines = [line for line in text.splitlines() if line.strip()]
+    lines = [line for line in text.split("\n") if line.strip()]
     if not lines:
         raise ValueError("it is empty")
-    mark = next((mark for mark in "\t;," if mark in lines[0]), None)
+    if (mark := next((mark for mark in "\t;," if mark in lines[0]), " ")) == " ":
+        # NumPy would also split at spaces that are a part of labels, such as a no-break space.
+        runs = re.compile('("[^"]*")|[ \t]+')
+        lines = [runs.sub(lambda run: run[1] or " ", line.strip(" \t")) for line in lines]
     options: dict[str, Any] = {"delimiter": mark, "comments": None, "quotechar": '"', "ndmin": 2}
-    labels = np.char.strip(np.loadtxt(lines, str, usecols=0, **options)[:, 0])
+    labels = np.char.strip(np.loadtxt(lines, str, usecols=0, **options)[:, 0], " \t")
     if _missing(labels):
         raise ValueError("some labels are missing")
-    if mark is not None and all(line.rstrip(" ").endswith(mark) for line in lines):
+    if all(line.rstrip(" ").endswith(mark) for line in lines):
         lines = [line.rstrip(" ")[:-1] for line in lines]  # the mark also ends each line
-    between = r"\s" if mark is None else mark
-    missing = re.compile(rf"(?<={between}) *{'[?]' if mark is None else '[?]?'} *(?={between}|$)")
+    missing = re.compile(f"(?<={mark}) *[?]? *(?={mark}|$)")
     samples = (missing.sub("nan", line) for line in lines)
     X = np.loadtxt(samples, converters={0: lambda label: 0.0}, **options)[:, 1:]
     names = labels[0] == "0" if X.shape[1] < 3 else labels[0] not in labels[1:]

@@ -93,8 +93,10 @@ def _without_wrapper(raw: Any) -> Any:
         missing = any((codes < 0).any() for codes in index.codes)
         if index.nlevels != 2 or index.has_duplicates or missing:
             raise ValueError("got a table in which not every row has its own index (case, time)")
-        cases = (raw if raw.ndim > 1 else raw.to_frame()).groupby(index.codes[0])
-        rows = [case.droplevel(0).sort_index().sort_index(axis=1) for _, case in cases]
+        table = raw if raw.ndim > 1 else raw.to_frame()
+        ranks, _ = table.columns.factorize(sort=True, use_na_sentinel=False)  # texts after numbers
+        cases = table.iloc[:, ranks.argsort(kind="stable")].groupby(index.codes[0])
+        rows = [case.droplevel(0).sort_index() for _, case in cases]
         if len({*map(len, rows)}) == 1 and len(rows) * len({*index.codes[1]}) > len(raw):
             raise ValueError(
                 "got a table whose cases have values at different times; to use them in order, "

@@ -154,11 +154,11 @@ class Geometry(NamedTuple):
         """Return the output length of the transposed convolution.
 
         Raises:
-            ArgumentError: it is below 1.
+            ArgumentError: it is negative.
         """
         (_, _, taps), stride, padding, dilation, _, _ = self
         found = (length - 1) * stride + dilation * (taps - 1) + 1 + output_padding - sum(padding)
-        if found < 1:
+        if found < 0:
             raise ArgumentError(
                 f"Given input size per channel: ({length}). Calculated output size per channel: "
                 f"({found}). Output size is too small"

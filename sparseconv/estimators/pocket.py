@@ -122,8 +122,8 @@ class POCKETClassifier(Scored, BaseClassifier):  # type: ignore[misc]
             classifier (magnitude), which is equally accurate on many data sets.
         refit: fit a new ridge classifier on the kept features, with a penalty chosen by
             leave-one-out. False predicts with the selection's weights (the paper's stage 1).
-        class_weight: ``"balanced"`` or a dict by label, as in scikit-learn; used in selection and
-            refit.
+        class_weight: ``"balanced"`` or a dict by label, as in scikit-learn, where ``1`` also stands
+            for the text ``"1"``; used in selection and refit.
         verbose: show a progress bar for the folds.
 
     Attributes:

@@ -78,7 +78,12 @@ def case_weights(class_weight: Any, y: npt.NDArray[Any]) -> npt.NDArray[np.float
     """Return the weight of each case by its label; None if all are equal."""
     if class_weight is None:
         return None
-    found: npt.NDArray[np.float64] = compute_sample_weight(class_weight, y)
+    labels = y
+    if y.dtype.kind == "U" and isinstance(class_weight, dict):
+        # scikit-learn would look up "01" as the label 1; it looks up other texts as they are.
+        labels = np.char.add("class ", y)
+        class_weight = {f"class {label}": weight for label, weight in class_weight.items()}
+    found: npt.NDArray[np.float64] = compute_sample_weight(class_weight, labels)
     if (low := ~(found > LEAST_WEIGHT * found.max())).any():
         raise ValueError(
             f"class_weight must have weights above {LEAST_WEIGHT:g} times the largest one, but "

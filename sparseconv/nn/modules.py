@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -103,15 +105,23 @@ def replace(model: nn.Module, successors: Mapping[nn.Module, nn.Module]) -> nn.M
 
 
 def held_outside(model: nn.Module) -> Iterator[tuple[nn.Module | nn.Parameter, str]]:
-    """Yield modules and parameters in plain attributes, and why they must stay."""
+    """Yield modules and parameters in plain attributes, and why they must stay.
+
+    Containers, ``functools.partial`` and the attributes of a plain object are searched; what lies
+    deeper in an object is not, for optimizers and schedulers list the layers that they update.
+    """
     for owner in model.modules():
         for name, value in vars(owner).items():
             if name in ("_modules", "_parameters"):
                 continue
             place = f"{type(owner).__name__}.{name}, where it cannot be replaced"
             why = f"is also referenced by {place}; keep it only where torch registers it"
-            for leaf in tree_leaves(value) if isinstance(value, list | tuple | dict) else [value]:
-                leaf = getattr(leaf, "__self__", leaf)  # a method of a module holds it too
+            held = tree_leaves(value)
+            calls = [(x.func, x.args, x.keywords) for x in held if isinstance(x, partial)]
+            # A method holds its object, too.
+            held = [getattr(x, "__self__", x) for x in [*held, *tree_leaves(calls)]]
+            plain = [getattr(x, "__dict__", {}) for x in held if not isinstance(x, nn.Module)]
+            for leaf in chain(held, *(attributes.values() for attributes in plain)):
                 if isinstance(leaf, nn.Module | nn.Parameter):
                     yield leaf, why
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 from torch.overrides import TorchFunctionMode, resolve_name
 
-from sparseconv.core.geometry import Geometry
+from sparseconv.core.geometry import Geometry, resolve_padding, single
 from sparseconv.nn.modules import computes_as, deepcopy_model
 from sparseconv.nn.state import shared_options
 
@@ -36,7 +36,14 @@ def convolution_of(conv: nn.Conv1d) -> dict[str, Any]:
     """
     kind, own = type_before_parametrizations(conv), vars(conv).keys() & {"forward", "_conv_forward"}
     if computes_as(conv, (nn.Conv1d,)) and not own:
-        return shared_options(conv) | {"padding": conv.padding}
+        padding: Any = conv.padding
+        if conv.padding_mode != "zeros":  # torch pads by this list, even if the attribute differs
+            pads = tuple(conv._reversed_padding_repeated_twice)
+            same = resolve_padding(
+                padding, conv.kernel_size[0], single("dilation", conv.dilation, 1)
+            )
+            padding = padding if same == pads else pads
+        return shared_options(conv) | {"padding": padding}
     try:
         if own or kind.__call__ is not nn.Module.__call__:
             raise TypeError("it replaces forward, _conv_forward or __call__")

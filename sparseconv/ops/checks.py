@@ -41,7 +41,7 @@ def check(
         channels, out_channels = out_channels, channels
         name, given = "sparse_conv_transpose1d", "transposed=1"
     size = input.shape
-    if len(size) not in (2, 3) or size[-1] == 0:
+    if len(size) not in (2, 3) or (size[-1] == 0 and not (transposed and size[0] == 0)):
         raise ArgumentError(
             f"Expected 2D (unbatched) or 3D (batched) input to {name} with optional 0 dim "
             f"batch size, but got input of size: {list(size)}"

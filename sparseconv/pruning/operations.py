@@ -304,7 +304,8 @@ class SameDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
 @torch.no_grad()
 def close(got: Tensor, wanted: Tensor) -> bool:
     """Return whether two tensors agree up to rounding."""
-    if got.shape != wanted.shape or not wanted.is_floating_point():
+    rounded = wanted.is_floating_point() or wanted.is_complex()
+    if got.shape != wanted.shape or got.dtype != wanted.dtype or not rounded:
         return got.equal(wanted)
     loose = torch.finfo(wanted.dtype).eps ** 0.5
     scale = float(wanted.nan_to_num(0, 0, 0).abs().max()) if wanted.numel() else 0

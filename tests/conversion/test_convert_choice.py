@@ -239,11 +239,22 @@ def test_a_method_that_reads_the_weight_works_again_in_the_original_class() -> N
     assert original[0].export().equal(model[0].weight.detach().flatten())
 
 
-class Holder:
-    """Not a container that convert looks into."""
-
-    def __init__(self, layer: nn.Module) -> None:
-        self.layer = layer
+@pytest.mark.parametrize("kind", [nn.Conv1d, nn.ConvTranspose1d])
+def test_a_layer_cut_by_hand_leaves_the_others_sparse(kind: Any) -> None:
+    """Its attributes are those of the whole layer, of which torch's call reads none."""
+    model = nn.Sequential(kind(3, 8, 9), nn.Conv1d(8, 4, 9), nn.Conv1d(4, 4, 9))
+    for conv in model:
+        conv.weight.data[:, :, 1:] = 0
+    dim = 1 if model[0].transposed else 0
+    model[0].weight = nn.Parameter(model[0].weight.narrow(dim, 0, 5))
+    model[0].bias = nn.Parameter(model[0].bias[:5])
+    model[1].weight = nn.Parameter(model[1].weight[:, :5])
+    converted, report = sc.convert(model)
+    assert [layer.sparse for layer in report.layers] == [False, False, True]
+    assert "has the shape (4, 5, 9), but its attributes state (4, 8, 9)" in report.layers[1].reason
+    torch.testing.assert_close(converted(X), model(X))
+    with pytest.raises(ValueError, match="layer '1' cannot be converted: its weight has the shape"):
+        sc.convert(model, layers=["1"])
 
 
 def test_a_layer_that_would_not_run_is_reported(clock: list[set[str]]) -> None:
@@ -251,10 +262,11 @@ def test_a_layer_that_would_not_run_is_reported(clock: list[set[str]]) -> None:
         def __init__(self) -> None:
             super().__init__()
             self.wins = prune.l1_unstructured(nn.Conv1d(3, 4, 9), "weight", 0.9)
-            self.held = Holder(self.wins)
+            layer = self.wins
+            self.held = lambda x: layer(x)  # convert does not look into closures
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.held.layer(x)
+            return self.held(x)
 
     converted, report = sc.convert(Held(), example_input=X)
     assert verdicts(report) == {"wins": (False, Verdict.UNREACHED)}

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from fake_clock import fake_clock
 from model_state import everything
 from pruned_models import KINDS, X, masked, nested, pruned
@@ -171,6 +174,9 @@ REASONS = {
     "patched": "it replaces forward, _conv_forward or __call__; copy its weight and bias into",
     "listed": r"referenced by Odd\.kept, where it cannot be replaced; keep it only",
     "bound": r"referenced by Odd\.call, where it cannot be replaced",
+    "applied": r"referenced by Odd\.apply_it, where it cannot be replaced",
+    "wrapped": r"referenced by Odd\.wrapper, where it cannot be replaced",
+    "multiplied": r"has a weight that is also referenced by Odd\.multiply, where it cannot be",
     "penalised": r"has a weight that is also referenced by Odd\.weights, where it cannot be",
     "complex": r"dtype must be one of .*, but got torch\.complex64",
     "empty": "its weight is on the meta device and has no data; load",
@@ -194,12 +200,16 @@ class Odd(nn.Module):
         self.patched.forward = lambda x: x
         self.kept = [{"conv": self.listed}]
         self.call = self.bound.forward
+        self.apply_it = partial(nn.Module.__call__, self.applied)
+        self.wrapper = SimpleNamespace(layer=self.wrapped)
+        self.multiply = [partial(F.conv1d, weight=self.multiplied.weight)]
         self.weights = [self.penalised.weight]
         self.complex = nn.Conv1d(2, 2, 3, dtype=torch.complex64)
         self.empty = nn.Conv1d(2, 2, 3, device="meta")
         prune.l1_unstructured(self.bias_pruned, "bias", 1)
         self.hooked.register_forward_hook(lambda *_: None)
         self.fine.weight.data[0] = 0
+        self.optimizer = torch.optim.SGD([self.fine.weight])  # it does not run the layer
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fine(x)

@@ -69,3 +69,31 @@ def test_code_that_runs_only_in_torchs_layers_is_noticed(monkeypatch: pytest.Mon
     patched = sc.convert(conv(), example_input=X).report
     for report in (hooked, patched):
         assert "the model's output changes" in report.layers[0].reason
+
+
+class Spectrum(nn.Module):
+    def __init__(self, wrong: float = 0.0) -> None:
+        super().__init__()
+        self.conv, self.wrong = conv(), wrong
+
+    def forward(self, x: Tensor) -> Tensor:
+        error = self.wrong * (not isinstance(self.conv, nn.Conv1d))
+        return torch.fft.rfft(self.conv(x)) + error * 1j
+
+
+def test_complex_outputs_agree_up_to_rounding() -> None:
+    """Whatever differs, in the real or the imaginary part, is still noticed."""
+    converted, report = sc.convert(Spectrum(), example_input=X)
+    assert report.layers[0].sparse
+    assert converted(X).dtype == torch.complex64
+    (layer,) = sc.convert(Spectrum(wrong=1.0), example_input=X).report.layers
+    assert "the model's output changes" in layer.reason
+
+
+def test_an_output_of_another_dtype_has_changed() -> None:
+    class Retyped(Spectrum):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(x).to(torch.float32 if hasattr(self.conv, "weight") else torch.float64)
+
+    (layer,) = sc.convert(Retyped(), example_input=X).report.layers
+    assert "the model's output changes" in layer.reason

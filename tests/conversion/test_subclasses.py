@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import product
 from typing import Any
 
 import pytest
@@ -138,3 +139,28 @@ def test_a_subclass_that_takes_more_than_the_series_stays_dense() -> None:
     assert (
         "its forward takes (x, inference), but must take only the series" in report.layers[0].reason
     )
+
+
+@pytest.mark.promise("P2")
+@pytest.mark.parametrize("mode", ["zeros", "replicate", "reflect", "circular"])
+def test_padding_is_what_torch_pads(mode: str) -> None:
+    """Apart from zeros, torch pads by a private list, which is filled when a layer is built."""
+
+    def causal(conv: Any) -> None:
+        conv._reversed_padding_repeated_twice = [4, 0]
+
+    torch.manual_seed(0)
+    x = torch.randint(-3, 4, (2, 3, 20)).float()
+    changes: list[Any] = [
+        causal,
+        lambda conv: setattr(conv, "padding", (0,)),
+        lambda conv: setattr(conv, "padding_mode", "replicate"),
+        lambda conv: None,
+    ]
+    for padding, change in product((0, 2, "same"), changes):
+        conv = integers(nn.Conv1d(3, 4, 5, padding=padding, padding_mode=mode))
+        change(conv)
+        layer = SparseConv1d.from_dense(conv)
+        assert torch.equal(layer(x), conv(x))
+        assert torch.equal(sc.convert(nn.Sequential(conv), layers=["0"]).model(x), conv(x))
+        assert torch.equal(layer.to_dense()(x), conv(x))

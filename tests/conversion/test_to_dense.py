@@ -80,3 +80,11 @@ def test_a_whole_dsn(padding: str) -> None:
         dense.cost(40)
     x = torch.randn(2, 3, 40)
     torch.testing.assert_close(dense(x), model(x))
+
+
+def test_a_scheduler_that_the_model_keeps_is_in_nobody_s_way() -> None:
+    """It lists the layers, but does not run them."""
+    model = nn.Sequential(SparseConv1d(2, 4, 5), nn.ReLU())
+    model.optimizer = torch.optim.Adam(model.parameters())
+    model.dst = sc.DSTScheduler(model, model.optimizer, update_every=2, end_step=9)
+    assert torch.equal(sc.to_dense(model)[0].weight, model[0].dense_weight())

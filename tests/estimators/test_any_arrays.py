@@ -178,7 +178,8 @@ def test_tables_are_read_as_aeon_reads_them() -> None:
         pd.MultiIndex.from_tuples(rows).set_levels(["c", "b", "a"], level=0),
         ["x10", "x2", "x1"],
     )
-    for one in (table, table.sample(frac=1, random_state=1), table[["x1", "x10", "x2"]]):
+    mixed = table.set_axis(["x", 10, 9], axis=1)
+    for one in (table, table.sample(frac=1, random_state=1), table[["x1", "x10", "x2"]], mixed):
         found = np.asarray(three_axes("", "X", one))
         assert np.array_equal(found, convert_collection(one, "numpy3D"))
     few = table.drop("b", level=0)  # which aeon refuses

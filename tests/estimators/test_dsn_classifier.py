@@ -95,6 +95,24 @@ def test_random_state_fixes_everything(fitted: DSNClassifier) -> None:
     assert len({small(random_state=None, epochs=1).fit(X, y).seed_ for _ in range(2)}) == 2
 
 
+@pytest.mark.promise("P8")
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_default_dtype_changes_nothing(fitted: DSNClassifier, dtype: torch.dtype) -> None:
+    X, y = waves(24, 40)
+    wanted, noisy = fitted.predict_proba(X), {"init": "random", "grow": "gradient", "epochs": 2}
+    drawn = small(**noisy).fit(X, y)
+    torch.set_default_dtype(dtype)
+    try:
+        assert same(fitted, again := small(validation=(X, y)).fit(X, y))
+        assert np.array_equal(again.predict_proba(X), wanted)
+        assert same(drawn, small(**noisy).fit(X, y))
+        with pytest.raises(ValueError, match="sparsity"):
+            small(sparsity=2).fit(X, y)
+        assert torch.get_default_dtype() == dtype
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_n_jobs_sets_the_threads_and_gives_them_back(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: set[int] = set()
     forward = sc.models.DSN.forward

@@ -17,6 +17,7 @@ from sklearn.model_selection import cross_val_predict, cross_val_score
 from sklearn.preprocessing import label_binarize
 
 from sparseconv import KernelBank, POCKETClassifier, kernel_features, prune_rocket
+from sparseconv.estimators.shared import case_weights
 from sparseconv.rocket.selection import GroupSelection
 
 WEIGHTS: Any = {"normal": 1.0, "event": 8.0}
@@ -64,6 +65,24 @@ def test_what_a_fitted_classifier_was_given_is_kept(make: Any, options: dict[str
         assert (decided[y_test == "event"] == "event").mean() > 0.3
     chosen = prune_rocket(KernelBank.from_aeon(theirs).to_aeon(), X, y, n_iter=1)  # a transform
     assert chosen.class_weight is None
+
+
+@pytest.mark.parametrize(
+    ("labels", "weights", "wanted"),
+    [
+        (["1", "2"], {"1": 9.0, "2": 1.0}, [9.0, 1.0]),  # labels of UCR's files
+        (["1", "2"], {1: 9.0}, [9.0, 1.0]),
+        (["01", "1"], {"01": 9.0, "1": 2.0}, [9.0, 2.0]),
+        (["01", "1"], {1: 9.0}, [1.0, 9.0]),
+        (["1", "1_0", "10"], {10: 9.0, "1": 3.0}, [3.0, 1.0, 9.0]),
+        ([1, 2], {1: 9.0, 2.0: 3.0}, [9.0, 3.0]),
+    ],
+)
+def test_a_text_has_the_weight_of_that_text(labels: Any, weights: Any, wanted: Any) -> None:
+    y = np.array(labels * 2)
+    assert case_weights(weights, y).tolist() == wanted * 2
+    X, _ = even(len(y))
+    assert np.isfinite(pocket(n_kernels=20, class_weight=weights).fit(X, y).model_.scale)
 
 
 def test_a_weight_of_two_is_a_case_given_twice() -> None:

@@ -63,6 +63,23 @@ def test_like_the_dense_layer(options):
     assert again(x).equal(layer(x))
 
 
+CROPPED = {"stride": 2, "padding": 3, "output_padding": 1}  # one sample to none
+
+
+@pytest.mark.parametrize(
+    ("size", "options"), [((2, 4, 1), CROPPED), ((0, 4, 1), CROPPED), ((0, 4, 0), {})]
+)
+def test_empty_series_like_the_dense_layer(size, options):
+    layer, dense, _ = made(**options)
+    for part in (layer, dense):  # compiled, torch refuses the dense layer's, too
+        x = torch.randn(size, requires_grad=True)
+        y = part(x)
+        assert y.shape == dense(x).shape
+        y.sum().backward()
+        assert x.grad.shape == size
+        assert not any(parameter.grad.any() for parameter in part.parameters())
+
+
 @every_option
 def test_state_dicts(options):
     layer, dense, x = made(**options)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
+from types import SimpleNamespace
+
 import torch
 from refusals import refusals
 from torch import nn
@@ -58,8 +61,10 @@ class OwnSparse(Named):
 HOOKED = Named(2, 3, 5)
 HOOKED.register_forward_hook(lambda *_: None)
 
-LISTED = nn.Sequential(Named(2, 3, 5), nn.ReLU())
+LISTED, APPLIED, HELD = (nn.Sequential(Named(2, 3, 5), nn.ReLU()) for _ in range(3))
 LISTED.order = [*LISTED]
+APPLIED.run = partial(nn.Module.__call__, APPLIED[0])
+HELD.wrapper = SimpleNamespace(layer=HELD[0])
 
 PATCHED = Named(2, 3, 5)
 PATCHED.forward = PATCHED.dense_weight
@@ -75,5 +80,7 @@ test_to_dense = refusals(
     ),
     (PATCHED.to_dense, NotImplementedError, "this Named runs code that"),
     (lambda: to_dense(LISTED), ValueError, "'0' is also referenced by Sequential.order, where it"),
+    (lambda: to_dense(APPLIED), ValueError, "'0' is also referenced by Sequential.run, where it"),
+    (lambda: to_dense(HELD), ValueError, "'0' is also referenced by Sequential.wrapper, where it"),
     (lambda: to_dense(nn.Sequential(HOOKED)), ValueError, "'0' has hooks, which would be lost"),
 )

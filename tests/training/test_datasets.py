@@ -111,6 +111,7 @@ def lines(mark: str, label: str = "{}") -> str:
         (".dat", lines(",", "?{}"), "?0 ?1 ?7"),
         (".csv", lines(",", "#{}"), "#0 #1 #7"),
         (".csv", lines(",").replace("\n", ",\n") + ", ", "0 1 7"),
+        (".txt", lines("  ", '"a  {}"'), "a  0/a  1/a  7"),
     ],
     ids=[
         "tsv",
@@ -121,6 +122,7 @@ def lines(mark: str, label: str = "{}") -> str:
         "unknown ending",
         "comments",
         "marks",
+        "words and spaces",
     ],
 )  # fmt: skip
 def test_lines_of_label_and_samples(tmp_path: Path, ending: str, text: str, classes: str) -> None:
@@ -148,17 +150,17 @@ def test_one_case_of_each_class(tmp_path: Path, test: str) -> None:
 CODES = [
     ["1.1", "1.10", "3.1"], ["11", "1_1", "1_11"], ["10", "1e1", "2"], ["A", "a", "banana"],
     ["164889003", "999000011000000103", "999000011000000104"], ["-3", "001", "1", "2", "10"],
-    ["a?", "aNaN"],
+    ["a?", "aNaN"], ["a", "a\x0bb", "a\xa0", "a\xa0b", "a\u2028b", "\u2003a"],
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("ending", [".csv", ".tsv", "", ".ts", ".arff", ".npz"])
+@pytest.mark.parametrize("ending", [".csv", ".tsv", ".txt", "", ".ts", ".arff", ".npz"])
 @pytest.mark.parametrize("codes", CODES, ids="/".join)
 def test_labels_are_the_file_s_text(tmp_path: Path, codes: list[str], ending: str) -> None:
     """Two texts are never one class; only integers are sorted as numbers."""
     labels = [*codes[::-1], *codes]
     X = np.arange(3.0 * len(labels)).reshape(-1, 3) / 8
-    between = "\t" if ending == ".tsv" else ","
+    between = {".tsv": "\t", ".txt": " \t "}.get(ending, ",")
     samples = [between.join(map(str, x)) for x in X]
     text = "\n".join(f"{label}{between}{x}" for label, x in zip(labels, samples, strict=True))
     if ending in (".ts", ".arff"):
