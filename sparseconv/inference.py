@@ -50,7 +50,7 @@ def optimize_for_inference(model: nn.Module) -> nn.Module:
         parameter.requires_grad_(False)
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        return fast._call_impl(*args, **kwargs)
+        return fast._call_impl(*args, **kwargs)  # type: ignore[no-untyped-call]
 
     call.__code__ = call.__code__.replace()  # torch compiles a code object only a few times
     # As ``fast.compile()`` does, which skips the forward of torch's own modules.

@@ -168,8 +168,8 @@ struct Leave : torch::autograd::Function<Leave> {
   }
 };
 
-// A sparse convolution, or, without a geometry, a dense one with one tap. Its three computations are
-// bilinear, so the derivatives of each are the other two.
+// A sparse convolution, or, without a geometry, a dense one with one tap. Its three computations
+// are bilinear, so the derivatives of each are the other two.
 struct Filter {
   Tensor crow, col;
   std::vector<int64_t> geometry;
@@ -297,10 +297,10 @@ struct BiasGrad : torch::autograd::Function<BiasGrad> {
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const Order y = Order::of(ctx);
     const Tensor each = grads[0].to(ctx->saved_data["type"].toScalarType()).view({1, -1, 1});
-    return {CALL(lanes_enter)(each.expand({y.batch, -1, y.length}),
-                              ctx->saved_data["margin"].toInt()),
-            {},
-            {}};
+    return {
+        CALL(lanes_enter)(each.expand({y.batch, -1, y.length}), ctx->saved_data["margin"].toInt()),
+        {},
+        {}};
   }
 };
 
@@ -334,16 +334,17 @@ TORCH_LIBRARY_IMPL(sparseconv, Autograd, m) {
     return Fprop::apply(input, values, bias, Filter{crow, col, geometry.vec(), {batch, length}},
                         relu);
   });
-  m.impl("lanes_dgrad", [](const Tensor& grad, const Tensor& values, const Tensor& crow,
-                           const Tensor& col, at::IntArrayRef geometry, int64_t batch,
-                           int64_t length) {
-    return Dgrad::apply(grad, values, Filter{crow, col, geometry.vec(), {batch, length}});
-  });
-  m.impl("lanes_wgrad", [](const Tensor& grad, const Tensor& input, const Tensor& crow,
-                           const Tensor& col, at::IntArrayRef geometry, int64_t batch,
-                           int64_t length) {
-    return Wgrad::apply(grad, input, OptionalTensor(), Filter{crow, col, geometry.vec(), {batch, length}});
-  });
+  m.impl("lanes_dgrad",
+         [](const Tensor& grad, const Tensor& values, const Tensor& crow, const Tensor& col,
+            at::IntArrayRef geometry, int64_t batch, int64_t length) {
+           return Dgrad::apply(grad, values, Filter{crow, col, geometry.vec(), {batch, length}});
+         });
+  m.impl("lanes_wgrad",
+         [](const Tensor& grad, const Tensor& input, const Tensor& crow, const Tensor& col,
+            at::IntArrayRef geometry, int64_t batch, int64_t length) {
+           return Wgrad::apply(grad, input, OptionalTensor(),
+                               Filter{crow, col, geometry.vec(), {batch, length}});
+         });
   m.impl("lanes_pointwise", [](const Tensor& input, const Tensor& weight,
                                const OptionalTensor& bias, int64_t batch, int64_t length) {
     return Fprop::apply(input, weight, bias, Filter{{}, {}, {}, {batch, length}}, false);
@@ -356,8 +357,8 @@ TORCH_LIBRARY_IMPL(sparseconv, Autograd, m) {
                                      int64_t batch, int64_t length) {
     return Wgrad::apply(grad, input, OptionalTensor(weight), Filter{{}, {}, {}, {batch, length}});
   });
-  m.impl("lanes_bias_grad", [](const Tensor& grad, int64_t channels, int64_t batch,
-                               int64_t length) {
-    return BiasGrad::apply(grad, channels, Order{batch, length});
-  });
+  m.impl("lanes_bias_grad",
+         [](const Tensor& grad, int64_t channels, int64_t batch, int64_t length) {
+           return BiasGrad::apply(grad, channels, Order{batch, length});
+         });
 }

@@ -26,9 +26,9 @@ using OptionalTensor = std::optional<Tensor>;
 
 // The order of tensors like this one. `margin`: of rows.
 inline std::unique_ptr<KernelOrder> order_of(const Tensor& like,
-                                            int64_t batch,
-                                            int64_t length,
-                                            int64_t margin) {
+                                             int64_t batch,
+                                             int64_t length,
+                                             int64_t margin) {
   TORCH_CHECK_VALUE(batch > 0 && length > 0 && margin >= 0,
                     "expected at least one series and one sample, but got ", batch, " of ", length);
   if (like.scalar_type() == at::kBFloat16) {

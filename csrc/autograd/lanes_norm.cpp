@@ -235,8 +235,9 @@ struct LanesNorm : torch::autograd::Function<LanesNorm> {
     const size_t n = saved.size() - 5;
     if (at::GradMode::is_enabled() || !computes_plainly(grads[0], true)) {
       variable_list found = gradients_by_torch(
-          {saved.begin(), saved.end() - 2}, grads[0],
-          [&](const variable_list& inputs) { return norm_by_torch(ctx, inputs, saved[n + 3], saved[n + 4]); });
+          {saved.begin(), saved.end() - 2}, grads[0], [&](const variable_list& inputs) {
+            return norm_by_torch(ctx, inputs, saved[n + 3], saved[n + 4]);
+          });
       found.emplace_back();
       return found;
     }
@@ -308,7 +309,8 @@ struct Pool : torch::autograd::Function<Pool> {
     const Tensor input = ctx->get_saved_variables()[0];
     const int64_t radius = ctx->saved_data["radius"].toInt();
     if (at::GradMode::is_enabled() || !computes_plainly(grads[0], true)) {
-      const int64_t channels = input.size(0) * (input.scalar_type() == at::kBFloat16 ? kPanelChannels : 1);
+      const int64_t channels =
+          input.size(0) * (input.scalar_type() == at::kBFloat16 ? kPanelChannels : 1);
       variable_list found = gradients_by_torch({input}, grads[0], [&](const variable_list& x) {
         const Tensor signal = CALL(lanes_leave)(x[0], channels, y.batch, y.length);
         return CALL(lanes_enter)(at::max_pool1d(signal, 2 * radius + 1, 1, radius),

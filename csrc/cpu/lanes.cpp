@@ -8,8 +8,8 @@
 #include <limits>
 
 #include "../checks.h"
-#include "kernel_order.h"
 #include "fused.h"
+#include "kernel_order.h"
 #include "launch.h"
 
 namespace sparseconv {

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -60,20 +61,15 @@ _CASTABLE = (torch.float32, torch.bfloat16)
 Run = Callable[[Tensor], Tensor]
 
 
-class _Conv(NamedTuple):
-    """Hold the arguments of a sparse convolution."""
+@dataclass
+class _Conv:
+    """Hold the arguments of a sparse convolution, but for its input."""
 
-    values: Tensor
-    bias: Tensor | None
-    crow_indices: Tensor
-    col_indices: Tensor
-    geometry: tuple[int, ...]
-    batch: int
-    length: int
+    arguments: tuple[Any, ...]
     relu: bool
 
     def __call__(self, x: Tensor) -> Tensor:
-        return cast(Tensor, OPS.lanes_conv.default(x, *self))
+        return cast(Tensor, OPS.lanes_conv.default(x, *self.arguments, self.relu))
 
 
 # Each returns a function of a tensor in the order that computes the modules, or None. It gets the
@@ -94,8 +90,8 @@ def _sparse(series: _Series, modules: Sequence[Any], before: list[Run]) -> Run |
         or (series.rows and not conv.pattern.cached(fits_rows, geometry))
     ):
         return None
-    relu = len(modules) > 1
-    return _Conv(*own, *conv._indices(), geometry.numbers, series.batch, series.length, relu)
+    arguments = *own, *conv._indices(), geometry.numbers, series.batch, series.length
+    return _Conv(arguments, relu=len(modules) > 1)
 
 
 def _pointwise(series: _Series, modules: Sequence[Any], before: list[Run]) -> Run | None:
@@ -134,10 +130,11 @@ def _norm_relu(series: _Series, modules: Sequence[Any], before: list[Run]) -> Ru
     training, momentum = norm.training or mean is None, norm.momentum
     conv = before[-1] if before else None
     if not (training or torch.is_grad_enabled()) and isinstance(conv, _Conv) and not conv.relu:
-        kernels = conv.geometry[1]  # of each output channel
-        folded = OPS.lanes_fold.default(*conv[:3], kernels, *own, mean, var, norm.eps)
+        *weights, crow, _, geometry = conv.arguments[:5]
+        kernels = geometry[1]  # of each output channel
+        folded = OPS.lanes_fold.default(*weights, crow, kernels, *own, mean, var, norm.eps)
         before.pop()
-        return conv._replace(values=folded[0], bias=folded[1], relu=True)
+        return _Conv((*folded, *conv.arguments[2:]), relu=True)
     tracks = norm.training and norm.track_running_stats and mean is not None
     statistics = (mean, var) if tracks or not training else (None, None)
 
@@ -192,22 +189,16 @@ def _compute(parts: Parts, x: Tensor, margin: int) -> Tensor:
     """Compute what the modules compute, in the order where possible."""
     i = 0
     while i < len(parts):
-        series, used = _series_of(x), 0
-        runs: list[Run] = []
-        for modules, stage in parts[i:] if series is not None else ():
-            # Under autocast torch normalises float32, which entering rows would round before.
-            early = not runs and stage is _norm_relu and x.dtype != series.dtype
-            run = None if stage is None or early else stage(series, modules, runs)
-            if run is None:
-                break
-            runs.append(run)
-            used += 1
-            if stage is _pooled:
-                break
-        chosen = parts[i : i + used]
-        channels = _channels_after(chosen, x) if chosen else None
+        series = _series_of(x)
+        chosen, runs = ([], []) if series is None else _stages(series, parts[i:], x)
+        channels = _channels_after(chosen, x)
         # Entering and leaving pay only for several stages, of which at least one is sparse.
-        if used < 2 or channels is None or all(stage is not _sparse for _, stage in chosen):
+        if (
+            series is None
+            or channels is None
+            or len(chosen) < 2
+            or all(stage is not _sparse for _, stage in chosen)
+        ):
             chosen = parts[i : i + 1]
             for module in chosen[0][0]:
                 x = module(x)
@@ -220,6 +211,21 @@ def _compute(parts: Parts, x: Tensor, margin: int) -> Tensor:
             x = modules[0](x) if stage is _pooled else x
         i += len(chosen)
     return x
+
+
+def _stages(series: _Series, parts: Parts, x: Tensor) -> tuple[Parts, list[Run]]:
+    """Return the first parts that can be computed in the order, and what computes them."""
+    runs: list[Run] = []
+    for used, (modules, stage) in enumerate(parts):
+        # Under autocast torch normalises float32, which entering rows would round before.
+        early = not runs and stage is _norm_relu and x.dtype != series.dtype
+        run = None if stage is None or early else stage(series, modules, runs)
+        if run is None:
+            return parts[:used], runs
+        runs.append(run)
+        if stage is _pooled:
+            return parts[: used + 1], runs
+    return parts, runs
 
 
 def _channels_after(parts: Parts, x: Tensor) -> int | None:
@@ -309,13 +315,13 @@ class Block(nn.Sequential):
     def forward(self, input: Tensor) -> Tensor:
         """Run the modules in order."""
         y = self._together(leaves(self), input)
-        return super().forward(input) if y is None else y  # type: ignore[no-any-return, no-untyped-call]
+        return super().forward(input) if y is None else y  # type: ignore[no-untyped-call]
 
     def forward_after(self, first: nn.Sequential, input: Tensor) -> Tensor:
         """Compute ``self(first(input))``, together where possible."""
         own = has_own_code(first) or has_own_code(self)
         y = None if own else self._together(leaves(first) + leaves(self), input)
-        return self(first(input)) if y is None else y  # type: ignore[no-any-return]
+        return self(first(input)) if y is None else y
 
     def _together(self, modules: list[Any], x: Tensor) -> Tensor | None:
         if (

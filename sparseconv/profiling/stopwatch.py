@@ -17,7 +17,6 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from sparseconv.core.arrays import as_tensor, fitting
 from sparseconv.core.checks import count
 from sparseconv.core.generators import generators_kept
-from sparseconv.ops.orders import kernels_for
 from sparseconv.measure.records import INFERENCE, TRAINING, BeforeAfter, Counts, LayerTimes, Verdict
 from sparseconv.measure.timing import LEAST_ROUNDS, Times, collector_paused, interleave, ratio
 from sparseconv.nn.conv import SparseConv1d
@@ -26,6 +25,7 @@ from sparseconv.nn.modules import has_codes
 from sparseconv.nn.sparse_layer import SparseLayer
 from sparseconv.nn.state import asks_for_gradients
 from sparseconv.ops.backends import resolve_backend
+from sparseconv.ops.orders import kernels_for
 
 Passes = dict[str, Callable[[], object]]  # INFERENCE, and TRAINING where something has gradients
 Layer = TypeVar("Layer", bound=nn.Module)

@@ -120,7 +120,7 @@ def test_relu_has_the_bits_of_relu(dtype: torch.dtype, monkeypatch: pytest.Monke
 
 
 class Skips(nn.Module):
-    """A forward of its own."""
+    """A model that is not a Sequential."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -16,9 +16,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
-from torch import Tensor
-
 from ordered import Conv, Pointwise, run_ordered
+from torch import Tensor
 
 import sparseconv as sc
 from sparseconv.core.geometry import Geometry

@@ -19,7 +19,6 @@ from sparseconv import KernelCSR, SparseConv1d, sparse_conv1d
 from sparseconv.core.geometry import Geometry
 from sparseconv.measure.machine import threads
 from sparseconv.ops.orders import keeps_order
-from sparseconv.ops.backends import extension
 
 SHAPES = [(1, 1), (1, 128), (2, 24), (3, 251), (6, 24), (11, 7), (16, 29), (17, 60), (33, 5)]
 
@@ -313,5 +312,3 @@ def layer_training(name: str) -> Tensor:
     for key, tensor in {"input": x, **dict(layer.named_parameters())}.items():
         tensor.requires_grad_(key == name)
     return layer(x)
-
-

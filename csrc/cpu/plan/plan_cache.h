@@ -24,7 +24,7 @@ ConvPlanPtr known_plan(const at::Tensor& crow, const at::Tensor& col, at::IntArr
 const ConvPlan& pointwise_plan(int64_t out_channels, int64_t in_channels);
 
 // Whether an average of these indices with themselves may have lowered some of them by 1, as
-// averages of integers do. What is no average is not read again before it is changed in place.
+// averages of integers do. Anything else is not read again before it is changed in place.
 bool are_averages(const at::Tensor& crow,
                   const at::Tensor& col,
                   const at::Tensor& known_crow,
