@@ -1,5 +1,6 @@
 // Max pooling of series (N, C, L) with its gradient: torch's own stores where each maximum was
-// found, which takes many times as long as finding it again.
+// found, which takes many times as long as finding it again. And of tensors in lanes pooling,
+// averages and dropout.
 
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
@@ -117,18 +118,149 @@ struct Pool : torch::autograd::Function<Pool> {
   }
 };
 
+void check_radius(int64_t radius) {
+  TORCH_CHECK_VALUE(radius >= 0 && radius <= kPoolRadius, "expected a radius in [0, ", kPoolRadius,
+                    "], but got ", radius);
+}
+
+Tensor lanes_max_pool(const Tensor& input, int64_t radius, int64_t batch, int64_t length) {
+  const ForkGuard fork_guard;
+  check_radius(radius);
+  const auto order = order_of(input, batch, length);
+  return order->max_pool(checked(input, *order, {}, "input"), {}, radius);
+}
+
+Tensor lanes_max_pool_backward(const Tensor& grad,
+                               const Tensor& input,
+                               int64_t radius,
+                               int64_t batch,
+                               int64_t length) {
+  const ForkGuard fork_guard;
+  check_radius(radius);
+  const auto order = order_of(input, batch, length);
+  const Tensor x = checked(input, *order, {}, "input");
+  check_same_type(input, grad, "grad_output");
+  TORCH_CHECK_VALUE(grad.sizes() == input.sizes(), "expected grad_output of sizes ", input.sizes(),
+                    ", but got ", grad.sizes());
+  return order->max_pool(x, checked(grad, *order, {}, "grad_output"), radius);
+}
+
+struct LanesPool : torch::autograd::Function<LanesPool> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& input, int64_t radius, const Order& y) {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    ctx->save_for_backward({input});
+    ctx->saved_data["radius"] = radius;
+    y.keep(ctx);
+    return CALL(lanes_max_pool)(input, radius, y.batch, y.length);
+  }
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const Order y = Order::of(ctx);
+    const Tensor input = ctx->get_saved_variables()[0];
+    const int64_t radius = ctx->saved_data["radius"].toInt();
+    if (at::GradMode::is_enabled() || !computes_plainly(grads[0], true)) {
+      const int64_t channels =
+          input.size(0) * (input.scalar_type() == at::kBFloat16 ? kPanelChannels : 1);
+      variable_list found = gradients_by_torch({input}, grads[0], [&](const variable_list& x) {
+        const Tensor signal = CALL(lanes_leave)(x[0], channels, y.batch, y.length);
+        return CALL(lanes_enter)(at::max_pool1d(signal, 2 * radius + 1, 1, radius),
+                                 margin_of(input, y.length));
+      });
+      found.resize(3);
+      return found;
+    }
+    return {CALL(lanes_max_pool_backward)(grads[0], input, radius, y.batch, y.length), {}, {}};
+  }
+};
+
+// The average of each series, (N, C).
+Tensor lanes_mean(const Tensor& input, int64_t channels, int64_t batch, int64_t length) {
+  const ForkGuard fork_guard;
+  const auto order = order_of(input, batch, length);
+  return order->mean(checked(input, *order, channels, "input"), channels);
+}
+
+struct Mean : torch::autograd::Function<Mean> {
+  static Tensor forward(AutogradContext* ctx,
+                        const Tensor& input,
+                        int64_t channels,
+                        const Order& y) {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    y.keep(ctx);
+    ctx->saved_data["margin"] = margin_of(input, y.length);
+    return CALL(lanes_mean)(input, channels, y.batch, y.length);
+  }
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const Order y = Order::of(ctx);
+    const Tensor each = grads[0].div(static_cast<double>(y.length)).unsqueeze(2);
+    return {CALL(lanes_enter)(each.expand({-1, -1, y.length}), ctx->saved_data["margin"].toInt()),
+            {},
+            {}};
+  }
+};
+
+// Of any contiguous tensor. The same seed drops the same elements.
+Tensor lanes_dropout(const Tensor& input, double p, int64_t seed) {
+  const ForkGuard fork_guard;
+  TORCH_CHECK_VALUE(p >= 0 && p <= 1, "expected a probability in [0, 1], but got ", p);
+  TORCH_CHECK_TYPE(
+      input.is_cpu() && input.layout() == at::kStrided && input.scalar_type() != at::kHalf,
+      "expected a tensor of float32, float64 or bfloat16 on the CPU");
+  check_memory(input, "input");
+  const Tensor x = input.resolve_neg().contiguous();
+  const Element element = element_of(x);
+  // Room behind it, as convolutions in rows need it.
+  const Tensor all = at::empty({x.numel() + kStripRows * kPanelChannels}, x.options());
+  Tensor output = all.narrow(0, 0, x.numel()).view(x.sizes());
+  const auto bits = static_cast<uint64_t>(seed);
+  const Draws draws = {static_cast<uint32_t>(bits) | 1, static_cast<uint32_t>(bits >> 32),
+                       static_cast<uint32_t>((1 - p) * kDrawsEnd)};
+  const Dropout problem = {x.const_data_ptr(), output.data_ptr(), x.numel(), draws,
+                           p < 1 ? 1 / (1 - p) : 0};
+  run_kernel(problem, &KernelTable::dropout, element, x.numel() / 16);
+  return output;
+}
+
+struct Drop : torch::autograd::Function<Drop> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& input, double p, int64_t seed) {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    ctx->saved_data["p"] = p;
+    ctx->saved_data["seed"] = seed;
+    return CALL(lanes_dropout)(input, p, seed);
+  }
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const double p = ctx->saved_data["p"].toDouble();
+    return {CALL(lanes_dropout)(grads[0], p, ctx->saved_data["seed"].toInt()), {}, {}};
+  }
+};
+
 }  // namespace
 
 }  // namespace sparseconv
 
 TORCH_LIBRARY_IMPL(sparseconv, CPU, m) {
-  m.impl("max_pool", sparseconv::max_pool);
-  m.impl("max_pool_backward", sparseconv::max_pool_backward);
+  using namespace sparseconv;
+  m.impl("max_pool", max_pool);
+  m.impl("max_pool_backward", max_pool_backward);
+  m.impl("lanes_max_pool", lanes_max_pool);
+  m.impl("lanes_max_pool_backward", lanes_max_pool_backward);
+  m.impl("lanes_mean", lanes_mean);
+  m.impl("lanes_dropout", lanes_dropout);
 }
 
 TORCH_LIBRARY_IMPL(sparseconv, Autograd, m) {
-  m.impl("max_pool", [](const at::Tensor& input, int64_t size, int64_t stride, int64_t padding) {
-    return sparseconv::Pool::apply(input, size, stride, padding);
+  using namespace sparseconv;
+  m.impl("max_pool", [](const Tensor& input, int64_t size, int64_t stride, int64_t padding) {
+    return Pool::apply(input, size, stride, padding);
   });
-  m.impl("max_pool_backward", torch::autograd::autogradNotImplementedFallback());
+  m.impl("lanes_max_pool", [](const Tensor& input, int64_t radius, int64_t batch, int64_t length) {
+    return LanesPool::apply(input, radius, Order{batch, length});
+  });
+  m.impl("lanes_mean", [](const Tensor& input, int64_t channels, int64_t batch, int64_t length) {
+    return Mean::apply(input, channels, Order{batch, length});
+  });
+  m.impl("lanes_dropout",
+         [](const Tensor& input, double p, int64_t seed) { return Drop::apply(input, p, seed); });
+  for (const char* name : {"max_pool_backward", "lanes_max_pool_backward"}) {
+    m.impl(name, torch::autograd::autogradNotImplementedFallback());
+  }
 }
