@@ -234,7 +234,8 @@ def _run(
         output, calls = capture(copied, layers, copied_arguments(model, example_input))
     parts = [x if isinstance(x, Tensor) else getattr(x, "__dict__", x) for x in tree_leaves(output)]
     numbers = [x for x in tree_leaves(parts) if isinstance(x, Tensor | float | int)]
-    outputs = [torch.as_tensor(x).detach() for x in numbers]
+    # Without its device, a tensor would move to the default one.
+    outputs = [torch.as_tensor(x, device=getattr(x, "device", "cpu")).detach() for x in numbers]
     return outputs, {layers[layer]: found for layer, found in calls.items()}
 
 
