@@ -138,11 +138,8 @@ def _sparse(
     weight, mask = weight_and_mask(conv)
     if reason := bond(conv, weight):
         raise ObstacleError(f"it {reason}")
-    if weight.shape != candidate.shape:  # cut by hand
-        raise ObstacleError(
-            f"its weight has the shape {tuple(weight.shape)}, but its attributes state "
-            f"{candidate.shape}; correct them"
-        )
+    if (shape := tuple(weight.shape)) != candidate.shape:  # cut by hand
+        raise ObstacleError(f"its weight is {shape}, but its attributes state {candidate.shape}")
     candidate.pruned = mask is not None
     mask = weight != 0 if mask is None else mask
     mask = mask if candidate.given is None else candidate.given

@@ -233,8 +233,8 @@ def _run(
     with generators_kept():  # each copy draws the same
         output, calls = capture(copied, layers, copied_arguments(model, example_input))
     parts = [x if isinstance(x, Tensor) else getattr(x, "__dict__", x) for x in tree_leaves(output)]
-    numbers = [x for x in tree_leaves(parts) if isinstance(x, Tensor | float | int)]
-    outputs = [torch.as_tensor(x).detach() for x in numbers]
+    data = [x for x in tree_leaves(parts) if isinstance(x, Tensor | float | int)]
+    outputs = [x.detach() if isinstance(x, Tensor) else torch.tensor(x, device="cpu") for x in data]
     return outputs, {layers[layer]: found for layer, found in calls.items()}
 
 

@@ -28,8 +28,8 @@ def to_dense(model: nn.Module) -> nn.Module:
 
     Raises:
         TypeError: ``model`` is not a module.
-        ValueError: a sparse layer with hooks, which would be lost, or that an attribute, a partial
-            or an object also references; a compiled or wrapped model.
+        ValueError: a sparse layer with hooks, which would be lost, or that something unregistered
+            references, such as a list or partial; a compiled or wrapped model.
         NotImplementedError: see ``SparseConv1d.to_dense``.
 
     Example:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -49,6 +49,8 @@ class Shared:
         with (
             threads(n_jobs), threadpool_limits(n_jobs), np.errstate(under="ignore"),
             torch.autocast("cpu", enabled=False),
+            # This slows every call of torch, so it is only set if the default is another device.
+            nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu"),
         ):  # fmt: skip
             yield
 

@@ -9,12 +9,7 @@ from torch import Tensor
 from sparseconv import reference
 from sparseconv.core.geometry import Geometry
 from sparseconv.core.pattern import KernelCSR
-from sparseconv.functional.conv import (
-    as_autocast,
-    indices_of,
-    leaves_torch,
-    transpose,
-)
+from sparseconv.functional.conv import as_autocast, indices_of, leaves_torch, transpose
 from sparseconv.ops.backends import Backend, resolve_backend
 from sparseconv.ops.checks import check, refuse_types
 

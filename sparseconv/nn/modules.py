@@ -107,8 +107,7 @@ def replace(model: nn.Module, successors: Mapping[nn.Module, nn.Module]) -> nn.M
 def held_outside(model: nn.Module) -> Iterator[tuple[nn.Module | nn.Parameter, str]]:
     """Yield modules and parameters in plain attributes, and why they must stay.
 
-    Containers, ``functools.partial`` and the attributes of a plain object are searched; what lies
-    deeper in an object is not, for optimizers and schedulers list the layers that they update.
+    Containers in objects are not searched: optimizers and schedulers list the layers they update.
     """
     for owner in model.modules():
         for name, value in vars(owner).items():
@@ -118,8 +117,7 @@ def held_outside(model: nn.Module) -> Iterator[tuple[nn.Module | nn.Parameter, s
             why = f"is also referenced by {place}; keep it only where torch registers it"
             held = tree_leaves(value)
             calls = [(x.func, x.args, x.keywords) for x in held if isinstance(x, partial)]
-            # A method holds its object, too.
-            held = [getattr(x, "__self__", x) for x in [*held, *tree_leaves(calls)]]
+            held = [getattr(x, "__self__", x) for x in [*held, *tree_leaves(calls)]]  # of methods
             plain = [getattr(x, "__dict__", {}) for x in held if not isinstance(x, nn.Module)]
             for leaf in chain(held, *(attributes.values() for attributes in plain)):
                 if isinstance(leaf, nn.Module | nn.Parameter):

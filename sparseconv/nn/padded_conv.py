@@ -39,10 +39,8 @@ def convolution_of(conv: nn.Conv1d) -> dict[str, Any]:
         padding: Any = conv.padding
         if conv.padding_mode != "zeros":  # torch pads by this list, even if the attribute differs
             pads = tuple(conv._reversed_padding_repeated_twice)
-            same = resolve_padding(
-                padding, conv.kernel_size[0], single("dilation", conv.dilation, 1)
-            )
-            padding = padding if same == pads else pads
+            taps, dilation = conv.kernel_size[0], single("dilation", conv.dilation, 1)
+            padding = padding if resolve_padding(padding, taps, dilation) == pads else pads
         return shared_options(conv) | {"padding": padding}
     try:
         if own or kind.__call__ is not nn.Module.__call__:

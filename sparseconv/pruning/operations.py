@@ -86,7 +86,8 @@ def tried(call: Call) -> bool:
             if numbers.get(x) is None
             and x.dim() >= from_end
             and x.shape[x.dim() - from_end] == len(first)
-            and (key in call.own or _constant(x, x.dim() - from_end))
+            # All channels are equal, for example in zeros that pad a series.
+            and (key in call.own or (x == x.narrow(x.dim() - from_end, 0, 1)).all())
         }
         for more in [claimed, {}] if claimed else [{}]:
             try:
@@ -126,11 +127,6 @@ def _trial(call: Call, dims: Mapping[int, int], n: int) -> list[list[int]]:
             for left, x, y in zip(found, whole, some, strict=True):
                 left[:] = [dim for dim in left if close(y, x.index_select(dim, part.to(x.device)))]
     return found
-
-
-def _constant(x: Tensor, dim: int) -> bool:
-    """Return whether all channels of a tensor are equal, as in zeros that pad a series."""
-    return bool((x == x.narrow(dim, 0, 1)).all())
 
 
 def _outputs(

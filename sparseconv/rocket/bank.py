@@ -134,7 +134,7 @@ class KernelBank(Saved):
         """Return the C++ kernels' input; raise ValueError if the arrays are invalid."""
         assert extension is not None
         make = extension.RocketPlan if self.kind == "rocket" else extension.MiniRocketPlan
-        arrays = map(torch.tensor, self.arrays.values())
+        arrays = (torch.tensor(array, device="cpu") for array in self.arrays.values())
         return make(*arrays, self.series_channels, self.series_length)
 
     def __reduce__(self) -> Any:  # without the plan

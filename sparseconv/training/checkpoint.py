@@ -92,7 +92,8 @@ def restore_adam(optimizer: torch.optim.Adam, state: dict[str, Any]) -> None:
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     restored = {}
     for index, moments in state["state"].items():
-        like, restored[index] = parameters[index], {"step": torch.tensor(float(moments["step"]))}
+        step = torch.tensor(float(moments["step"]), device="cpu")
+        like, restored[index] = parameters[index], {"step": step}
         for name in ("exp_avg", "exp_avg_sq"):
             if moments[name].shape != like.shape:
                 raise CheckpointError(

@@ -114,7 +114,7 @@ class Run:
         self.model.train()
         losses, correct, loss_sum, updated = [], [], 0.0, False
         # On a GPU the CPU waits once an epoch, for the losses.
-        order = torch.randperm(len(self.X), generator=self.shuffle).to(self.X.device)
+        order = torch.randperm(len(self.X), generator=self.shuffle, device="cpu").to(self.X.device)
         for batch, index in enumerate(torch.split(order, self.sizes), 1):
             step = len(self.history) * self.batches + batch
             update = step % self.update_every == 0

@@ -251,9 +251,9 @@ def test_a_layer_cut_by_hand_leaves_the_others_sparse(kind: Any) -> None:
     model[1].weight = nn.Parameter(model[1].weight[:, :5])
     converted, report = sc.convert(model)
     assert [layer.sparse for layer in report.layers] == [False, False, True]
-    assert "has the shape (4, 5, 9), but its attributes state (4, 8, 9)" in report.layers[1].reason
+    assert "its weight is (4, 5, 9), but its attributes state (4, 8, 9)" in report.layers[1].reason
     torch.testing.assert_close(converted(X), model(X))
-    with pytest.raises(ValueError, match="layer '1' cannot be converted: its weight has the shape"):
+    with pytest.raises(ValueError, match="layer '1' cannot be converted: its weight is "):
         sc.convert(model, layers=["1"])
 
 

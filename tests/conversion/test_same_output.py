@@ -97,3 +97,15 @@ def test_an_output_of_another_dtype_has_changed() -> None:
 
     (layer,) = sc.convert(Retyped(), example_input=X).report.layers
     assert "the model's output changes" in layer.reason
+
+
+def test_the_default_device_may_be_another() -> None:
+    class Scored(Spectrum):
+        def forward(self, x: Tensor) -> Any:
+            return self.conv(x), 0.5
+
+    model = Scored()
+    with torch.device("meta"):
+        converted, report = sc.convert(model, example_input=X)
+    assert report.layers[0].sparse
+    assert {p.device.type for p in converted.parameters()} == {"cpu"}

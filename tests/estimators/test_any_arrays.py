@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -254,3 +255,14 @@ def test_a_fit_under_autocast_is_the_same() -> None:
     usual = pocket()
     with torch.autocast("cpu", torch.bfloat16):
         np.testing.assert_array_equal(pocket(), usual)
+
+
+@pytest.mark.parametrize("take", [dsn, pocket, transformed, features])
+def test_under_another_default_device_it_is_the_same(
+    take: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual = take()
+    for name, bank in (("BANK", BANK), ("MINI", MINI)):
+        monkeypatch.setitem(globals(), name, pickle.loads(pickle.dumps(bank)))  # without its plan
+    with torch.device("meta"):
+        np.testing.assert_array_equal(take(), usual)

@@ -62,6 +62,16 @@ def test_resumed_runs_end_with_the_same_bits(
     assert same(dict(again.state_dict()), dict(model.state_dict()))
 
 
+def test_the_default_device_changes_no_run(tmp_path: Path) -> None:
+    (model, again), (X, y) = (network(), network()), data()
+    expected = train(model, X, y, RECIPE, verbose=False)
+    with torch.device("meta"):
+        train(again, X, y, RECIPE, out=tmp_path, verbose=False)
+        assert same(model.state_dict(), again.state_dict())
+        found = train(again, X, y, RECIPE, out=tmp_path, resume=True, verbose=False)
+    assert same(vars(found), vars(expected))
+
+
 def test_a_run_with_a_penalty_resumes_with_the_same_bits_and_no_other_penalty(
     tmp_path: Path,
 ) -> None:
