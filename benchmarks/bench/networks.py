@@ -156,9 +156,9 @@ class TrainingStep:
         held += [t for state in self.optimizer.state.values() for t in state.values()]
         plans = 0
         for layer in self.model.sparse_layers() if isinstance(self.model, DSN) else ():
-            arrays = layer.pattern.crow_indices, layer.pattern.col_indices
-            held += arrays
-            plans += extension.plan_bytes(*arrays) if extension is not None else 0
+            held += layer.pattern.anywhere()
+            if extension is not None:
+                plans += extension.plan_bytes(layer.crow_indices, layer.col_indices)
         known = sum(entry.nbytes for entry in held if isinstance(entry, Tensor))
         return known + plans + peak_bytes(partial(self, X, y))
 
