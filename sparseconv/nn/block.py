@@ -185,25 +185,24 @@ def _parts(modules: list[Any]) -> Parts:
     return parts
 
 
-def _compute(parts: Parts, x: Tensor, margin: int) -> Tensor:
+def _compute(parts: Parts, x: Tensor) -> Tensor:
     """Compute what the modules compute, in the order where possible."""
     i = 0
     while i < len(parts):
         series = _series_of(x)
         chosen, runs = ([], []) if series is None else _stages(series, parts[i:], x)
-        channels = _channels_after(chosen, x)
+        channels = _channels_after(chosen, x) if len(chosen) > 1 else None
         # Entering and leaving pay only for several stages, of which at least one is sparse.
-        if (
-            series is None
-            or channels is None
-            or len(chosen) < 2
-            or all(stage is not _sparse for _, stage in chosen)
-        ):
+        if series is None or channels is None or all(stage is not _sparse for _, stage in chosen):
             chosen = parts[i : i + 1]
             for module in chosen[0][0]:
                 x = module(x)
         else:
-            y = OPS.lanes_enter.default(x.to(series.dtype), margin if series.rows else 0)
+            margin = 0
+            if series.rows:
+                convs = [modules[0] for modules, stage in chosen if stage is _sparse]
+                margin = max(max(conv.resolved_padding) for conv in convs)
+            y = OPS.lanes_enter.default(x.to(series.dtype), margin)
             for run in runs:
                 y = run(y)
             x = OPS.lanes_leave.default(y, channels, series.batch, series.length)
@@ -309,8 +308,8 @@ class Block(nn.Sequential):
         torch.Size([4, 3, 5])
     """
 
-    # The identities and types of the modules, their parts, and the widest padding.
-    _planned: tuple[Any, Parts, int] | None = None
+    # The identities and types of the modules, and their parts.
+    _planned: tuple[Any, Parts] | None = None
 
     def forward(self, input: Tensor) -> Tensor:
         """Run the modules in order."""
@@ -334,11 +333,9 @@ class Block(nn.Sequential):
         key = list(map(id, modules)), list(map(type, modules))
         planned = self._planned
         if planned is None or planned[0] != key:
-            convs = [module for module in modules if isinstance(module, SparseConv1d)]
-            margin = max((max(conv.resolved_padding) for conv in convs), default=0)
             # One assignment, because other threads may run this too.
-            planned = self._planned = key, _parts(modules), margin
-        return _compute(planned[1], x, planned[2])
+            planned = self._planned = key, _parts(modules)
+        return _compute(planned[1], x)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_planned"}
