@@ -173,9 +173,10 @@ def _fold_norm(graph: Graph, norm: Any) -> None:
     weights, conv_bias = of_conv["weight"], of_conv.get("bias")
     tensors = [value_of(x) for x in (weights, conv_bias, *vectors) if x is not None]
     like = value_of(conv)  # in bfloat16, under autocast, vectors and weights have other types
-    if of_conv.get("relu") or any(
-        (x.dtype, x.device) != (like.dtype, like.device) for x in tensors
-    ):
+    same = all((x.dtype, x.device) == (like.dtype, like.device) for x in tensors)
+    # Where outputs are fewer than weights, it is faster to normalise the outputs.
+    few = isinstance(like.numel(), int) and like.numel() < value_of(weights).numel()
+    if of_conv.get("relu") or not same or few:
         return
     kernels = of_conv["geometry"][1] if "geometry" in of_conv else 0
     arguments = weights, conv_bias, of_conv.get("crow_indices"), kernels, *vectors, eps

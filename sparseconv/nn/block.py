@@ -129,7 +129,13 @@ def _norm_relu(series: _Series, modules: Sequence[Any], before: list[Run]) -> Ru
         return None
     training, momentum = norm.training or mean is None, norm.momentum
     conv = before[-1] if before else None
-    if not (training or torch.is_grad_enabled()) and isinstance(conv, _Conv) and not conv.relu:
+    if (
+        not (training or torch.is_grad_enabled())
+        and isinstance(conv, _Conv)
+        and not conv.relu
+        # Else it is faster to normalise the outputs.
+        and conv.arguments[0].numel() <= norm.num_features * series.batch * series.length
+    ):
         *weights, crow, _, geometry = conv.arguments[:5]
         kernels = geometry[1]  # of each output channel
         folded = OPS.lanes_fold.default(*weights, crow, kernels, *own, mean, var, norm.eps)
