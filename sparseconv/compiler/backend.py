@@ -16,7 +16,7 @@ from sparseconv.compiler.inplace import make_functional
 from sparseconv.compiler.lowering import Lowering
 from sparseconv.compiler.report import GraphReport, remember
 from sparseconv.compiler.rules import Outside, Step, is_signal, rule_of, value_of
-from sparseconv.compiler.simplify import simplify
+from sparseconv.compiler.simplify import simplify, switches_gradients
 from sparseconv.ops.backends import extension
 
 
@@ -65,7 +65,8 @@ def lower(graph: Graph) -> GraphReport:
     before = set(graph.nodes)
     lowering = Lowering(graph, {node: step for node, step in steps.items() if node in chosen})
     lowering.run()
-    rewrites.rewrite(graph)
+    if not switches_gradients(graph):
+        rewrites.rewrite(graph)
     _drop_dead(graph)
     report.enters, report.leaves = lowering.entered, lowering.left
     report.lanes = Counter(_title(node) for node in graph.nodes if node not in before)

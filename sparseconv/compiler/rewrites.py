@@ -79,7 +79,11 @@ def _norm_of_parts(graph: Graph, norm: Any) -> None:
     if norm.target is not _NORM:
         return
     parts = list(norm.args[_PARTS])
-    while cats := [part for part in parts if part.target is torch.cat and len(part.users) == 1]:
+    while cats := [
+        part
+        for part in parts
+        if part.target is torch.cat and len(part.users) == 1 and parts.count(part) == 1
+    ]:
         at = parts.index(cats[0])
         parts[at : at + 1] = cats[0].args[0]
         norm.update_arg(_PARTS, parts)

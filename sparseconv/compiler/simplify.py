@@ -28,12 +28,16 @@ _SPLITS = (torch.chunk, torch.split, "chunk", "split")
 
 def simplify(graph: Graph) -> None:
     """Apply all rewrites to a functional graph."""
-    for rewrite in (
-        _drop_cast, _parts_of_split, _narrow, _crop_after_conv, _pad_before_conv,
-        _pool_after_conv, _fold_norm, _relu_after_conv,
-    ):  # fmt: skip
+    alone = _drop_cast, _parts_of_split, _narrow
+    joins = _crop_after_conv, _pad_before_conv, _pool_after_conv, _fold_norm, _relu_after_conv
+    for rewrite in alone if switches_gradients(graph) else (*alone, *joins):
         for node in list(graph.nodes):
             rewrite(graph, node)
+
+
+def switches_gradients(graph: Graph) -> bool:
+    """Return whether parts run without gradients, so that not all operations can be joined."""
+    return any(node.target is torch._C._set_grad_enabled for node in graph.nodes)
 
 
 def _replace(graph: Graph, node: Node, by: Node) -> None:

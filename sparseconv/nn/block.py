@@ -344,7 +344,9 @@ class Block(nn.Sequential):
         return _compute(planned[1], x)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "_planned"}
+        state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
+        state.pop("_planned", None)
+        return state
 
     def __prepare_scriptable__(self) -> nn.Sequential:
         plain = nn.Sequential()

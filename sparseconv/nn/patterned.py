@@ -304,7 +304,8 @@ class PatternedModule(PatternBuffers):
     def __getstate__(self) -> dict[str, Any]:
         """Omit the probe from copies and pickles; a copied scheduler creates a new one."""
         self._read_if_touched()
-        return {**self.__dict__, "dense_probe": None, "_seen": UNSEEN}
+        state = super().__getstate__()  # type: ignore[no-untyped-call]
+        return {**state, "dense_probe": None, "_seen": UNSEEN}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]

@@ -326,6 +326,28 @@ def test_parts_without_gradients() -> None:
     assert check(Frozen(), torch.randn(4, 4, 40))[0].enters == 1
 
 
+def test_what_has_no_gradients_gets_none_by_joining() -> None:
+    class Frozen(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.norm, self.head = sparse(4, 4, 3), nn.BatchNorm1d(4), sparse(4, 4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.no_grad():
+                fixed = self.body(x)
+            y = self.norm(fixed)
+            with torch.no_grad():
+                y = F.relu(y)
+            return F.relu(self.head(y))
+
+    for training in (True, False):
+        model = Frozen().train(training)
+        compiled(model)(torch.randn(4, 4, 40)).sum().backward()
+        assert {name for name, p in model.named_parameters() if p.grad is not None} == {
+            "head.values", "head.bias",
+        }  # fmt: skip
+
+
 def test_only_what_saves_more_than_it_costs() -> None:
     alone = nn.Sequential(sparse(4, 4, 3), nn.ReLU()).eval()
     with torch.no_grad():

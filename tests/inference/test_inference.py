@@ -156,6 +156,14 @@ def test_a_module_like_any_other() -> None:
     for other in (copy.deepcopy(fast), pickle.loads(pickle.dumps(fast)), fast.blocks):
         assert not other.training
         assert not any(p.requires_grad for p in other.parameters())
+    for kind in (model.blocks[0], model.blocks[0][-3]):  # these have a __getstate__
+        twin = copy.deepcopy(sc.optimize_for_inference(kind))
+        series = x if kind is model.blocks[0] else torch.randn(2, 4, 30)
+        before = twin(series)
+        twin.load_state_dict(
+            {k: 2 * v if v.is_floating_point() else v for k, v in kind.state_dict().items()}
+        )
+        assert not torch.allclose(twin(series), before)
     assert fast.state_dict().keys() == model.state_dict().keys()
     other = sc.optimize_for_inference(settled(DSN(2, 3, nf=4, kernel_size=9, depth=2)))
     assert not torch.allclose(other(x), y)
