@@ -82,7 +82,9 @@ def _norm_of_parts(graph: Graph, norm: Any) -> None:
     while cats := [
         part
         for part in parts
-        if part.target is torch.cat and len(part.users) == 1 and parts.count(part) == 1
+        if part.target is torch.cat
+        and len(part.users) == 1
+        and (*parts, norm.args[_ADDED]).count(part) == 1
     ]:
         at = parts.index(cats[0])
         parts[at : at + 1] = cats[0].args[0]

@@ -76,6 +76,7 @@ def is_signal(node: Any) -> bool:
         isinstance(value, Tensor)
         and value.dim() == 3
         and value.shape[2] != 1
+        and 0 not in value.shape
         and value.dtype in (torch.float32, torch.float64, *(torch.bfloat16,) * rows)
         and value.device.type == "cpu"
         and value.layout is torch.strided

@@ -140,7 +140,7 @@ def _pad_before_conv(graph: Graph, conv: Any) -> None:
 def _pool_after_conv(graph: Graph, conv: Any) -> None:
     """Swap averages over samples and the 1x1 convolution after them, if it reduces channels."""
     pool = conv.args[0] if rule_of(conv) is dense and conv.args else None
-    if pool is None or len(pool.users) > 1:
+    if pool is None or len(pool.users) > 1 or len(pool.args) < 2:
         return
     # A product with any matrix is one, but would also multiply a bias.
     product = pool.target in (operator.matmul, torch.matmul) and value_of(pool.args[1]).dim() == 2
@@ -172,6 +172,8 @@ def _fold_norm(graph: Graph, norm: Any) -> None:
     vectors = [given.get(name) for name in ("weight", "bias", "running_mean", "running_var")]
     names = _FOLDED.get(conv.target)
     if names is None or len(conv.users) > 1 or given.get("training", False) or vectors[2] is None:
+        return
+    if not conv.args or value_of(conv).dim() != 3:  # BatchNorm reads (C, L) as N = C cases
         return
     of_conv = named(conv, names)
     weights, conv_bias = of_conv["weight"], of_conv.get("bias")

@@ -165,7 +165,7 @@ class DSN(Classifier):
         """Return the log-probabilities ``(N, n_classes)`` of series ``(N, in_channels, L)``."""
         self.check_series(x)
         head = self.head
-        if isinstance(head, Block):  # one chain from the first block into the head
+        if isinstance(head, Block):  # together, from the first block into the head
             return head.forward_after(self.blocks, x)
         return super().forward(x)
 

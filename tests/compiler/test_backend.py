@@ -288,6 +288,30 @@ def test_a_graph_break() -> None:
     assert [graph.lanes["lanes_conv"] for graph in report] == [2, 1]
 
 
+def test_what_is_joined_only_in_part() -> None:
+    """A concatenation that is normalised and added; a norm of one series; named arguments."""
+
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.norm = sparse(4, 3, 3), sparse(4, 3, 3), nn.BatchNorm1d(6)
+            self.mix, self.other = nn.Conv1d(6, 6, 1), nn.BatchNorm1d(6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = torch.cat([self.a(x), self.b(x)], 1)
+            y = F.relu(self.norm(y) + y)
+            return self.other(F.conv1d(input=y, weight=self.mix.weight))
+
+    check(Odd(), torch.randn(4, 4, 40))
+    check(Odd().eval(), torch.randn(4, 4, 40))
+    model = nn.Sequential(nn.Conv1d(2, 16, 3, padding=1), nn.BatchNorm1d(16)).eval()
+    model[1].running_mean.normal_()
+    x = torch.randn(2, 16)
+    torch.testing.assert_close(compiled(model)(x), model(x))
+    empty = torch.randn(0, 4, 10)
+    assert compiled(sparse(4, 4, 3))(empty).shape == (0, 4, 10)
+
+
 def test_operations_in_place() -> None:
     class Writes(nn.Module):
         def __init__(self, on_a_view: bool) -> None:
