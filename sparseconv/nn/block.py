@@ -63,7 +63,7 @@ Run = Callable[[Tensor], Tensor]
 
 @dataclass
 class _Conv:
-    """Hold the arguments of a sparse convolution, but for its input."""
+    """Hold the arguments of a sparse convolution, except its input."""
 
     arguments: tuple[Any, ...]
     relu: bool
