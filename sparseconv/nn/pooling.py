@@ -37,12 +37,10 @@ class ShortAvgPool1d(nn.AdaptiveAvgPool1d):
         return input @ make(length, input.dtype, input.device)
 
 
-def new_averaging_matrix(
-    length: int, dtype: torch.dtype, device: torch.device, bins: int = POOLED
-) -> Tensor:
-    """Return ``(length, bins)``; a series times this equals its ``nn.AdaptiveAvgPool1d(bins)``."""
-    bin = torch.arange(bins, device=device)
-    first, end = bin * length // bins, -(-(bin + 1) * length // bins)
+def new_averaging_matrix(length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return ``(length, POOLED)``; a series times this equals its ``nn.AdaptiveAvgPool1d``."""
+    bin = torch.arange(POOLED, device=device)
+    first, end = bin * length // POOLED, -(-(bin + 1) * length // POOLED)
     samples = torch.arange(length, device=device).unsqueeze(1)
     inside = (samples >= first) & (samples < end)
     return (inside / (end - first).double()).to(dtype)
