@@ -13,10 +13,10 @@ from sparseconv.nn.modules import check_module, deepcopy_model
 def optimize_for_inference(model: nn.Module) -> nn.Module:
     """Copy a trained model, and compile the copy with ``torch.compile(backend="sparseconv")``.
 
-    In the copy, BatchNorm is folded into the weights of the convolution before it, unless
-    its weights outnumber its outputs, and ReLU is applied where a convolution stores its outputs. Tensors stay in the kernels' memory order
-    between layers, whatever ``forward`` does with them; see ``compiled_report``. Outputs differ
-    from those of ``model.eval()`` only by rounding.
+    In the copy, BatchNorm is folded into the weights of the convolution before it, unless its
+    weights outnumber its outputs, and ReLU is applied where a convolution stores its outputs.
+    Tensors stay in the kernels' memory order between layers, whatever ``forward`` does with them;
+    see ``compiled_report``. Outputs differ from those of ``model.eval()`` only by rounding.
 
     A graph is compiled at the first call, and again for another number of dimensions, dtype or
     mode. All modules keep their names and their state, so the copy can be loaded, trained and
