@@ -85,12 +85,14 @@ at::Tensor best_fprop(const at::Tensor& input,
                       const at::Tensor& values,
                       const std::optional<at::Tensor>& bias,
                       const ConvPlan& plan,
-                      bool relu);
+                      bool relu,
+                      const LaneOrder* lanes = nullptr);
 at::Tensor best_dgrad(const at::Tensor& grad,
                       const at::Tensor& values,
                       const ConvPlan& plan,
                       int64_t input_length,
-                      const std::optional<at::Tensor>& bias = {});
+                      const std::optional<at::Tensor>& bias = {},
+                      const LaneOrder* lanes = nullptr);
 at::Tensor best_wgrad(const at::Tensor& grad,
                       const at::Tensor& input,
                       const ConvPlan& plan,

@@ -171,10 +171,10 @@ class Lanes final : public KernelOrder {
                const std::optional<Tensor>& bias,
                const ConvPlan& plan,
                bool relu) const override {
-    return run_fprop(input, values, bias, plan.geometry, plan.fprop(), relu, &order_);
+    return best_fprop(input, values, bias, plan, relu, &order_);
   }
   Tensor dgrad(const Tensor& grad, const Tensor& values, const ConvPlan& plan) const override {
-    return run_dgrad(grad, values, plan.geometry, plan.dgrad(), order_.length, {}, &order_);
+    return best_dgrad(grad, values, plan, order_.length, {}, &order_);
   }
   Tensor wgrad(const Tensor& grad, const Tensor& input, const ConvPlan& plan) const override {
     return best_wgrad(grad, input, plan, &order_);

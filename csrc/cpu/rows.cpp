@@ -232,7 +232,7 @@ Tensor RowOrder::fprop(const Tensor& input,
   const auto outside = [&] {
     const Tensor cast = values.to(at::kBFloat16);
     const std::optional<Tensor> own = bias ? std::optional(bias->to(at::kBFloat16)) : std::nullopt;
-    return enter(run_fprop(leave(input, g.in_channels()), cast, own, g, plan.fprop(), relu));
+    return enter(best_fprop(leave(input, g.in_channels()), cast, own, plan, relu));
   };
   if (!fits_rows(plan)) {
     return outside();
@@ -264,7 +264,7 @@ Tensor RowOrder::dgrad(const Tensor& grad, const Tensor& values, const ConvPlan&
   const Geometry& g = plan.geometry;
   if (!fits_rows(plan) || has_one_channel(plan)) {  // seldom asked for: the gradient of the series
     return enter(
-        run_dgrad(leave(grad, g.out_channels), values.to(at::kBFloat16), g, plan.dgrad(), length));
+        best_dgrad(leave(grad, g.out_channels), values.to(at::kBFloat16), plan, length));
   }
   fill_margins(grad, g.out_channels, *this, g.right, g.left, PaddingMode::zeros);
   Tensor output = empty(g.in_channels());
@@ -289,7 +289,7 @@ Tensor RowOrder::dgrad(const Tensor& grad, const Tensor& values, const ConvPlan&
 Tensor RowOrder::wgrad(const Tensor& grad, const Tensor& input, const ConvPlan& plan) const {
   const Geometry& g = plan.geometry;
   const auto outside = [&] {
-    return run_wgrad(leave(grad, g.out_channels), leave(input, g.in_channels()), g, plan.wgrad())
+    return best_wgrad(leave(grad, g.out_channels), leave(input, g.in_channels()), plan)
         .to(at::kFloat);
   };
   if (!fits_rows(plan)) {

@@ -69,27 +69,31 @@ Tensor best_fprop(const Tensor& input,
                   const Tensor& values,
                   const std::optional<Tensor>& bias,
                   const ConvPlan& plan,
-                  bool relu) {
+                  bool relu,
+                  const LaneOrder* lanes) {
   const ForkGuard fork_guard;
-  if (const ConvPlan* fewer = plan.fewer_taps(input.size(2))) {
-    return best_fprop(input, values.index_select(0, fewer->kept), bias, *fewer, relu);
+  if (const ConvPlan* fewer = plan.fewer_taps(lanes ? lanes->length : input.size(2))) {
+    return best_fprop(input, values.index_select(0, fewer->kept), bias, *fewer, relu, lanes);
   }
-  return by_blocks(input, plan) ? block_fprop(input, values, bias, plan, relu)
-                                : run_fprop(input, values, bias, plan.geometry, plan.fprop(), relu);
+  return lanes == nullptr && by_blocks(input, plan)
+             ? block_fprop(input, values, bias, plan, relu)
+             : run_fprop(input, values, bias, plan.geometry, plan.fprop(), relu, lanes);
 }
 
 Tensor best_dgrad(const Tensor& grad,
                   const Tensor& values,
                   const ConvPlan& plan,
                   int64_t input_length,
-                  const std::optional<Tensor>& bias) {
+                  const std::optional<Tensor>& bias,
+                  const LaneOrder* lanes) {
   const ForkGuard fork_guard;
   if (const ConvPlan* fewer = plan.fewer_taps(input_length)) {
-    return best_dgrad(grad, values.index_select(0, fewer->kept), *fewer, input_length, bias);
+    const Tensor kept = values.index_select(0, fewer->kept);
+    return best_dgrad(grad, kept, *fewer, input_length, bias, lanes);
   }
-  return by_blocks(grad, plan)
+  return lanes == nullptr && by_blocks(grad, plan)
              ? block_dgrad(grad, values, plan, input_length, bias)
-             : run_dgrad(grad, values, plan.geometry, plan.dgrad(), input_length, bias);
+             : run_dgrad(grad, values, plan.geometry, plan.dgrad(), input_length, bias, lanes);
 }
 
 Tensor best_wgrad(const Tensor& grad,
