@@ -126,6 +126,18 @@ class Builder:
         x = self.filled(x)
         return x if self.is_in_order(x) else self.copy(x)
 
+    def padded(self, x: Value, pads: tuple[int, int], mode: str = "zeros") -> Value:
+        """Add a padded copy, unused if the layer that reads it can pad; crop for negative pads."""
+        (left, right), end = pads, x.places.shape[-1]
+        x = self.in_order(Value(x.of, x.places[..., max(0, -left) : end - max(0, -right)]))
+        padding: dict[str, Any] = {"padding": (max(0, left), max(0, right)), "padding_mode": mode}
+        if not any(padding["padding"]):
+            return x
+        y = self.copy(x, kind="padding", **padding)
+        length, channels = self.shapes[x.of]
+        self.pads[y.of] = padding | {"inputs": (x.of,), "length": length, "channels": channels}
+        return y
+
     def copy(self, x: Value, **options: Any) -> Value:
         """Copy a value in time-major order into a new tensor, or as the options specify."""
         if x.places.dim() not in (2, 3):
@@ -147,6 +159,11 @@ class Builder:
         } | options)  # fmt: skip
         shape[-1] += sum(pads)
         return Value(made, ordered(shape))
+
+
+def to_numpy(tensor: Tensor) -> Array:
+    array: Array = tensor.detach().double().cpu().numpy()
+    return array
 
 
 def ordered(shape: Sequence[int]) -> Tensor:

@@ -20,7 +20,7 @@ import numpy.typing as npt
 Array = npt.NDArray[Any]
 UNIT = 2.0**-24  # unit roundoff of float32
 TINY = 2.0**-149  # its smallest number
-_PADS: dict[str, Any] = {"replicate": "edge", "reflect": "reflect", "circular": "wrap"}  # NumPy's
+_PADS = {"replicate": "edge", "reflect": "reflect", "circular": "wrap"}  # NumPy's
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -33,6 +33,7 @@ class Step:
         length, channels: the size of each input.
         positions: results per row.
         first, stride: result ``(position, row)`` is at ``first + position * stride + row``.
+        rows_whole: the results of a row are contiguous, with the stride between rows.
         relu: negative outputs become 0.
     """
 
@@ -44,6 +45,7 @@ class Step:
     positions: int
     first: int = 0
     stride: int
+    rows_whole: bool = False
     relu: bool = False
 
     @property
@@ -53,8 +55,9 @@ class Step:
     @property
     def places(self) -> Array:
         """Return the position of each result in the output, int64 ``(positions, rows)``."""
-        at = np.arange(self.positions)[:, None] * self.stride
-        return np.asarray(self.first + at + np.arange(self.rows))
+        position, row = np.arange(self.positions)[:, None], np.arange(self.rows)
+        far, near = (row, position) if self.rows_whole else (position, row)
+        return np.asarray(self.first + far * self.stride + near)
 
     def by_time(self, x: Array) -> Array:
         """Reshape inputs ``(n_cases, samples)`` to ``(n_cases, length, channels)``."""
@@ -74,7 +77,6 @@ class Layer(Step):
         padding, padding_mode: time steps added around the input, as in ``nn.Conv1d``.
         zero: the number that zero padding writes.
         over_time: for averages, rows are times and positions are channels.
-        rows_whole: the results of a row are contiguous; otherwise, those of a position are.
         largest: each result is the maximum of the active samples instead of a sum.
     """
 
@@ -87,19 +89,11 @@ class Layer(Step):
     padding_mode: str = "zeros"
     zero: int = 0
     over_time: bool = False
-    rows_whole: bool = False
     largest: bool = False
 
     @property
     def rows(self) -> int:
         return len(self.bias)
-
-    @property
-    def places(self) -> Array:
-        if not self.rows_whole:
-            return super().places
-        at = np.arange(self.rows) * self.stride
-        return np.asarray(self.first + np.arange(self.positions)[:, None] + at)
 
     @property
     def padded(self) -> int:
@@ -129,11 +123,9 @@ class Layer(Step):
 
     def pad(self, x: Array) -> Array:
         """Pad inputs ``(n_cases, length * channels)``."""
-        around = ((0, 0), self.padding, (0, 0))
-        if self.padding_mode == "zeros":
-            padded = np.pad(self.by_time(x), around, constant_values=self.zero)
-        else:
-            padded = np.pad(self.by_time(x), around, _PADS[self.padding_mode])
+        zeros = self.padding_mode == "zeros"
+        how: Any = {"constant_values": self.zero} if zeros else {"mode": _PADS[self.padding_mode]}
+        padded = np.pad(self.by_time(x), ((0, 0), self.padding, (0, 0)), **how)
         return padded.reshape(len(x), -1)
 
     def sums(self, padded: Array, weight: Array) -> Array:

@@ -81,7 +81,9 @@ def lower(model: nn.Module, channels: int, length: int) -> Network:
 def _put_in_order(build: Builder, scores: Value) -> int:
     """Make the last layer write its results in the order of PyTorch's scores; return its tensor."""
     want, last = scores.places[0].numpy(), build.writer(scores)
-    for whole in (False, True) if last and build.fills(scores) else ():
+    if not (last and build.fills(scores)):
+        return build.copy(scores).of
+    for whole in (False, True):
         other = replace(last, rows_whole=whole, stride=last.positions if whole else last.rows)
         moved = other.places.ravel()[last.places.ravel().argsort()]
         if (moved[want] == np.arange(len(want))).all():

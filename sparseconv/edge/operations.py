@@ -15,93 +15,26 @@ import torch
 from torch import Tensor
 
 from sparseconv.core.geometry import Geometry, PaddingMode
-from sparseconv.core.pattern import KernelCSR
-from sparseconv.edge.builder import Builder, Call, Value, even, ordered
+from sparseconv.edge import convolutions
+from sparseconv.edge.builder import Builder, Call, Value, even, ordered, to_numpy
 from sparseconv.edge.layers import Array, Layer, Pointwise
 
 LARGEST = 4096  # samples that may have a factor each
 
 
-def to_numpy(tensor: Tensor) -> Array:
-    array: Array = tensor.detach().double().cpu().numpy()
-    return array
-
-
-def worth_storing(weight: Array) -> Array:
-    """Choose the stored weights of a dense layer: all, or the nonzero ones if fewer than half."""
-    active: Array = weight != 0
-    return active if 2 * active.sum() < active.size else np.ones_like(active)
-
-
-def sparse_convolution(build: Builder, x: Value, call: Call) -> Value:
-    """Add a step for ``sparseconv::fprop``."""
-    geometry = Geometry.from_numbers(call.args["geometry"])
-    pattern = KernelCSR(call.args["crow_indices"], call.args["col_indices"], geometry.shape)
-    active: Array = pattern.to_mask().numpy()
-    weight: Array = np.zeros(active.shape)
-    weight[active] = to_numpy(call.args["values"])
-    return _convolve(build, x, weight, active, call, geometry, "sparse convolution")
-
-
-def convolution(build: Builder, x: Value, call: Call) -> Value:
-    weight = to_numpy(call.args["weight"])
-    held = {name: call.args[name] for name in ("stride", "padding", "dilation", "groups")}
-    how: Any = {k: tuple(v) if isinstance(v, list) else v for k, v in held.items()}
-    geometry = Geometry.of(weight.shape, **how, padding_mode="zeros")
-    return _convolve(build, x, weight, worth_storing(weight), call, geometry, "convolution")
-
-
-def _convolve(
-    build: Builder, x: Value, weight: Array, active: Array, call: Call, geometry: Geometry,
-    kind: str, **options: Any,
-) -> Value:  # fmt: skip
-    x = build.in_order(x) if any(geometry.padding) else x
-    source: dict[str, Any] = {"padding": geometry.padding, "padding_mode": geometry.padding_mode}
-    if x.of in build.pads and not any(geometry.padding) and build.is_in_order(x):
-        source = build.pads[x.of]  # it pads what it reads itself
-    at: Array = x.places[0].numpy()
-    if (spacing := even(at, build.shapes[x.of][1])) is None:
-        x = build.copy(x)
-        at, spacing = x.places[0].numpy(), build.shapes[x.of][1]
-    (channels, length), (rows, group_channels, taps) = at.shape, weight.shape
-    # (rows, 1, group_channels): the channels that each row reads.
-    read = np.arange(rows)[:, None, None] // (rows // geometry.groups) * group_channels
-    read = read + np.arange(group_channels)
-    offsets = (np.arange(taps)[:, None] * geometry.dilation * spacing + at[:, 0]).ravel()
-    order = offsets.argsort(kind="stable")
-
-    def window(part: Array) -> Array:
-        """Arrange ``(rows, group_channels, taps)`` in the order of a window in memory."""
-        wide = np.zeros((rows, taps, channels), part.dtype)
-        np.put_along_axis(wide, read, part.transpose(0, 2, 1), axis=2)
-        return wide.reshape(rows, -1)[:, order]
-
-    positions = geometry.output_length(length)
-    made = build.add(
-        Layer, x, rows, positions, kind=f"{kind}, {taps} tap{'s' if taps > 1 else ''}",
-        weight=window(weight), active=window(active), offsets=offsets[order],
-        bias=_bias(call, rows), step=geometry.stride * spacing,
-        relu=bool(call.args.get("relu")), **(options | source),
-    )  # fmt: skip
-    return Value(made, ordered((1, rows, positions)))
-
-
-def _bias(call: Call, rows: int) -> Array:
-    bias = call.args.get("bias")
-    return np.zeros(rows) if bias is None else to_numpy(bias)
-
-
 def linear(build: Builder, x: Value, call: Call) -> Value:
     weight = to_numpy(call.args["weight"])
-    bias = _bias(call, len(weight))
-    return _along_last(build, x, weight, kind="linear", active=worth_storing(weight), bias=bias)
+    return _along_last(
+        build, x, weight, kind="linear", active=convolutions.worth_storing(weight),
+        bias=convolutions.bias_of(call, len(weight)),
+    )  # fmt: skip
 
 
 def over_time(build: Builder, x: Value, call: Call) -> Any:
     """Add sums or maxima along a dimension; find the weights from unit samples."""
     dims, given = x.places.dim(), call.args.get("dim", -2 if call.args.get("other") is x else -1)
-    last, *others = given if isinstance(given, list) else [given]
-    dim = -1 if others or last is None or not last % dims else last
+    alone = given[0] if isinstance(given, list) and len(given) == 1 else given
+    dim = alone if alone in range(1 - dims, dims) and alone else -1  # else refused below
     x = Value(x.of, x.places.movedim(dim, -1))
     length = x.places.shape[-1]
     each = torch.eye(length + 1, length, dtype=torch.float64)[(None,) * (dims - 2)]
@@ -156,8 +89,10 @@ def pool(build: Builder, x: Value, call: Call) -> Value:
     mode: PaddingMode = "replicate" if largest else "zeros"
     around = (left, max(0, right))
     geometry = Geometry.of(weight.shape, stride, around, dilation, channels, mode)
-    kind = "maximum" if largest else "mean"
-    return _convolve(build, x, weight, weight != 0, call, geometry, kind, largest=largest)
+    return convolutions.convolve(
+        build, x, call, weight, weight != 0, geometry, "maximum" if largest else "mean",
+        largest=largest,
+    )  # fmt: skip
 
 
 def _along_last(build: Builder, x: Value, weight: Array, active: Array, **options: Any) -> Value:
@@ -193,11 +128,14 @@ def scaled(build: Builder, x: Value, call: Call) -> Value:
         parts = alike[:, 0]
     else:
         length, channels = 1, length * channels
-    before = build.writer(x)
-    nonlinear = before and (before.relu or before.largest)
-    if before and before.rows == channels and not (nonlinear or before.over_time):
-        build.change(before, weight=before.weight * parts[0][:, None],
-                     bias=before.bias * parts[0] + parts[1])  # fmt: skip
+    before = build.writers(x)
+    if before and all(
+        isinstance(layer, Layer) and layer.rows == channels
+        and not (layer.relu or layer.largest or layer.over_time) for layer in before
+    ):  # fmt: skip
+        for layer in before:
+            build.change(layer, weight=layer.weight * parts[0][:, None],
+                         bias=layer.bias * parts[0] + parts[1])  # fmt: skip
         return x
     if channels > LARGEST:
         raise NotImplementedError(f"has {channels} factors; use one per channel")
@@ -292,24 +230,14 @@ def ending(build: Builder, x: Value, call: Call) -> Value:
 
 
 def padded(build: Builder, x: Value, call: Call) -> Value:
-    """Add a padded copy, unused if the layer that reads it can pad; crop for negative padding."""
     (left, right, *others), value = call.args["pad"], call.args["value"]
     if any(others) or value:
         raise NotImplementedError(
             f"pads {'dimensions other than time' if any(others) else f'with {value}'}; pad only "
             "time, with zeros or with samples of the series"
         )
-    places = x.places[..., max(0, -left) : x.places.shape[-1] - max(0, -right)]
-    x = build.in_order(Value(x.of, places))
     mode = "zeros" if call.args["mode"] == "constant" else call.args["mode"]
-    pads = max(0, left), max(0, right)
-    if not any(pads):
-        return x
-    padding: dict[str, Any] = {"padding": pads, "padding_mode": mode}
-    y = build.copy(x, kind="padding", **padding)
-    length, channels = build.shapes[x.of]
-    build.pads[y.of] = padding | {"inputs": (x.of,), "length": length, "channels": channels}
-    return y
+    return build.padded(x, (left, right), mode)
 
 
 def moved(build: Builder, x: Value, call: Call) -> Any:
@@ -335,14 +263,15 @@ def joined(build: Builder, x: Value, call: Call) -> Value:
         alone = sum(value.of == other.of for other in values) == 1
         whole = build.filled(value) if alone else value
         writers = build.writers(whole) if alone and build.is_in_order(whole) else []
-        if {step.stride for step in writers} != {build.shapes[whole.of][1]}:
-            writers = []  # none, or one whose rows are samples of all times
+        channels = build.shapes[whole.of][1]
+        if not all(channels in (step.stride, step.rows) for step in writers):
+            writers = []  # a row is a sample, not a channel
         if not writers:
             build.copy(value, output=output, stride=shape[1], first=first)
         for step in writers:
-            time, channel = divmod(step.first, build.shapes[whole.of][1])
-            begin = first + time * shape[1] + channel
-            build.change(step, output=output, first=begin, stride=shape[1])
+            time, channel = divmod(step.first, channels)
+            begin, stride = first + time * shape[1] + channel, step.stride // channels * shape[1]
+            build.change(step, output=output, first=begin, stride=stride)
         first += value.places.shape[dim] * (1 if dim == 1 else shape[1])
     return Value(output, ordered(shape))
 
@@ -375,9 +304,11 @@ STAY = (
     "detach", "alias", "to", "_to_copy",
 )  # fmt: skip
 RULES: dict[str, Callable[[Builder, Value, Call], Any]] = {
-    "fprop": sparse_convolution, "conv1d": convolution, "linear": linear, "batch_norm": norm,
-    "max_pool1d": pool, "avg_pool1d": pool, "cat": joined, "pad": padded, "softmax": ending,
-    "log_softmax": ending, "pow": power, "square": power,
+    **dict.fromkeys(("fprop", "conv1d"), convolutions.convolution),
+    **dict.fromkeys(("dgrad", "conv_transpose1d"), convolutions.transposed),
+    "upsample_nearest1d": convolutions.upsampled,
+    "linear": linear, "batch_norm": norm, "max_pool1d": pool, "avg_pool1d": pool, "cat": joined,
+    "pad": padded, "softmax": ending, "log_softmax": ending, "pow": power, "square": power,
     **dict.fromkeys((
         "mean", "sum", "max", "amax", "matmul", "adaptive_avg_pool1d", "adaptive_max_pool1d",
     ), over_time),

@@ -26,13 +26,10 @@ def constants(layer: Step) -> dict[str, Array]:
         return {"multiplier": multiplier} if len(layer.inputs) > 1 else {"table": layer.table}
     if not isinstance(layer, Layer):
         return {}
+    found, weights = {"bias": layer.bias.astype(np.float32)}, layer.weight.astype(np.float32)
     if isinstance(layer, IntegerLayer):
-        weights = layer.weight.astype(np.int8)
-        found = {"bias": layer.bias.astype(np.int32)}
-        found["multiplier"] = layer.rescale.multiplier.astype(np.int32)
-    else:
-        weights = layer.weight.astype(np.float32)
-        found = {"bias": layer.bias.astype(np.float32)}
+        multiplier, weights = layer.rescale.multiplier, layer.weight.astype(np.int8)
+        found = {"bias": layer.bias.astype(np.int32), "multiplier": multiplier.astype(np.int32)}
     if layer.is_dense:
         return found | {"weight": weights.ravel()}
     if runs := _runs(layer):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import nn
 
 import sparseconv as sc
 from benchmarks.edge import targets
-from sparseconv import SparseConv1d
+from sparseconv import SparseConv1d, SparseConvTranspose1d
 from sparseconv.edge import lowering
 
 WAYS = (("-O2",), ("-O3", "-march=native", "-ffp-contract=fast"))
@@ -31,7 +32,7 @@ def test_scores_and_layers_are_within_the_bound(
         assert (np.abs(model(X).numpy() - exact) <= bound).all()
     # The bound of a whole network is a worst case, but, unless it is deep, far from allowing
     # anything; that of one layer, on the input that it has in the program, is tight.
-    assert name == "inception_time" or bound.max() < 0.3 * np.abs(exact).max()
+    assert name in ("inception_time", "resnet") or bound.max() < 0.3 * np.abs(exact).max()
     for i in range(campaign(1, 2)):
         flags = WAYS[(number + i) % 2]
         off = np.abs(Program(folder, "net", flags=flags).scores(X.numpy()) - exact)
@@ -64,6 +65,31 @@ def test_not_a_number_travels_along_active_weights(tmp_path: Path) -> None:
                 assert (program.labels(x.numpy()) == [-1]) == lost
                 count += lost
     assert count
+
+
+def test_every_transposed_geometry() -> None:
+    """The layers, in NumPy, compute what PyTorch does, also where taps meet only padding."""
+    torch.manual_seed(0)
+    cases = 0
+    for taps, stride, dilation, padding, groups in product((1, 3, 4), (1, 2, 3), (1, 2, 3), (0, 3),
+                                                          (1, 2)):  # fmt: skip
+        extra, length = max(stride, dilation) - 1, 1 + taps % 3
+        if (length - 1) * stride - 2 * padding + dilation * (taps - 1) + extra < 0:
+            continue
+        args = 4, 2, taps, stride, padding, extra, groups, True, dilation
+        layer = nn.ConvTranspose1d(*args)
+        layer = SparseConvTranspose1d.from_dense(layer, layer.weight > 0) if cases % 2 else layer
+        expected(nn.Sequential(layer, nn.Flatten()).eval(), series(3, channels=4, length=length))
+        cases += 1
+    assert cases > 60
+
+
+def test_phases_are_written_where_they_are_read() -> None:
+    """Neither BatchNorm nor a concatenation copies a transposed convolution."""
+    kinds = [step.kind.partition(",")[0] for step in lowering.lower(network("unet"), 3, 22).steps]
+    assert kinds.count("copy") == 2, "the skips, which other layers read as well"
+    assert kinds.count("transposed sparse convolution") == 2 * 2
+    assert "BatchNorm" not in kinds
 
 
 @pytest.mark.parametrize("length", [*range(5, 27), 63, 64, 65])

@@ -90,6 +90,8 @@ test_export_c = refusals(
      "'mean' must be along one dimension at a time, as in x.mean(-1).mean(1)"),
     (lambda: export(Forward(lambda x: x - x.mean(0))), NOT, "'mean' must be along one dimension"),
     (lambda: export(Forward(lambda x: (x**3).mean(-1))), NOT, "'pow' must have exponent 2"),
+    (lambda: export(Forward(lambda x: F.interpolate(x, 33).mean(-1))), NOT,
+     "'upsample_nearest1d' must lengthen the series by a whole factor"),
     (lambda: export(Forward(lambda x: F.threshold(x, 0, 1))), NOT, "its value must equal its"),
     (lambda: export(Forward(lambda x: x @ x.transpose(1, 2))), NOT,
      "'matmul' combines several results of the model"),

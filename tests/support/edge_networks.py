@@ -44,6 +44,14 @@ def _pruned() -> nn.Sequential:
     return nn.Sequential(conv, nn.ReLU(), nn.AdaptiveAvgPool1d(1), nn.Flatten(), linear)
 
 
+def _converted(model: nn.Module) -> nn.Module:
+    """All convolutions pruned, and made sparse."""
+    for layer in model.modules():
+        if isinstance(layer, nn.Conv1d | nn.ConvTranspose1d):
+            prune.l1_unstructured(layer, "weight", 0.6)
+    return sc.convert(model, max_density=0.5).model
+
+
 def _long_gaps() -> nn.Sequential:
     """Rows without weights, with one, and with distances beyond a byte."""
     mask = torch.zeros(5, 40, 13, dtype=torch.bool)
@@ -113,6 +121,27 @@ class Everything(nn.Module):
         y = self.end(F.gelu(F.hardswish(self.norm(y)).abs()))
         whole = torch.cat([y.amax(-1), F.adaptive_avg_pool1d(1 - y, 1).flatten(1)], dim=1)
         return whole.view(-1, 2, 4).sum(-1) + whole[:, 3:5] * 0.5
+
+
+class UNet(nn.Module):
+    """Down with a stride and a pool, up with transposed convolutions, joined at each length."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.down = nn.Conv1d(3, 6, 3, padding=1), nn.Conv1d(6, 8, 4, 2, padding=1)
+        self.middle, self.norm = nn.Conv1d(8, 8, 3, padding=1), nn.BatchNorm1d(4)
+        self.up, self.mixed = nn.ConvTranspose1d(8, 4, 3, 2), nn.Conv1d(12, 6, 3, padding=1)
+        self.last = nn.ConvTranspose1d(6, 6, 5, 2, padding=2, output_padding=1, groups=2)
+        self.end = nn.Conv1d(18, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        whole = self.first(x).relu()
+        half = self.down(whole).relu()
+        up = self.norm(self.up(self.middle(F.max_pool1d(half, 2)).relu())).relu()
+        half = self.mixed(torch.cat([up, half], 1)).relu()
+        parts = whole, self.last(half).relu(), F.interpolate(half, scale_factor=2)
+        scores: Tensor = self.end(torch.cat(parts, 1)).mean(-1)
+        return scores
 
 
 class Positions(nn.Module):
@@ -223,7 +252,14 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
         nn.AdaptiveMaxPool1d(2), nn.Flatten(), nn.Linear(18, 4), nn.Hardtanh(-2, 2),
     ),
     "residual_tcn": ResidualTCN,
-    "inception_time": lambda: models.InceptionTime(CHANNELS, 4, nf=3, depth=3),
+    "inception_time": lambda: _converted(models.InceptionTime(CHANNELS, 4, nf=3, depth=3)),
+    "resnet": lambda: _converted(models.ResNet(CHANNELS, 4, nf=3)),
+    "unet": lambda: _converted(UNet()),
+    "transposed": lambda: nn.Sequential(  # a phase without taps, with negative padding; a crop
+        nn.ConvTranspose1d(3, 4, 2, 3, padding=3, output_padding=2, dilation=3), nn.ReLU(),
+        sc.SparseConvTranspose1d(4, 6, 7, 2, 2, groups=2, dilation=3, density=0.4),
+        nn.ZeroPad1d((-3, -2)), nn.Upsample(scale_factor=3), *_head(6),
+    ),
     "everything": Everything,
     "alike": Alike,
     "causal_constants": lambda: nn.Sequential(
