@@ -41,6 +41,11 @@ class Call(NamedTuple):
     args: dict[str, Any]
     again: Callable[[Tensor], Any]
 
+    def bias(self, rows: int) -> Array:
+        """Return the bias, or zeros without one."""
+        bias = self.args.get("bias")
+        return np.zeros(rows) if bias is None else to_numpy(bias)
+
 
 @dataclass
 class Builder:
@@ -49,14 +54,14 @@ class Builder:
     Attributes:
         shapes: length and channels of each tensor.
         shared: tensors that several operations read; steps that write them must not be extended.
-        pads: padding of each padded copy, by tensor number.
+        pads: what each padded copy contains, and its padding, by tensor number.
     """
 
     shapes: list[tuple[int, int]]
     steps: list[AnyStep] = field(default_factory=list)
     ending: str = ""
     shared: set[int] = field(default_factory=set)
-    pads: dict[int, dict[str, Any]] = field(default_factory=dict)
+    pads: dict[int, tuple[Value, dict[str, Any]]] = field(default_factory=dict)
 
     def add(
         self, make: Callable[..., AnyStep], x: Value, rows: int, positions: int, **options: Any
@@ -134,8 +139,7 @@ class Builder:
         if not any(padding["padding"]):
             return x
         y = self.copy(x, kind="padding", **padding)
-        length, channels = self.shapes[x.of]
-        self.pads[y.of] = padding | {"inputs": (x.of,), "length": length, "channels": channels}
+        self.pads[y.of] = x, padding
         return y
 
     def copy(self, x: Value, **options: Any) -> Value:

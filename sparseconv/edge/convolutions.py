@@ -25,8 +25,8 @@ def convolution(build: Builder, x: Value, call: Call) -> Value:
 
 
 def transposed(build: Builder, x: Value, call: Call) -> Value:
-    *weights, kind = _weights(call)
-    return _transpose(build, x, call, *weights, f"transposed {kind}")
+    weight, active, geometry, kind = _weights(call)
+    return _transpose(build, x, call, weight, active, geometry, f"transposed {kind}")
 
 
 def _weights(call: Call) -> tuple[Array, Array, Geometry, str]:
@@ -39,8 +39,8 @@ def _weights(call: Call) -> tuple[Array, Array, Geometry, str]:
         weight[active] = to_numpy(call.args["values"])
         return weight, active, geometry, "sparse convolution"
     weight = to_numpy(call.args["weight"])
-    how = (call.args[name] for name in ("stride", "padding", "dilation", "groups"))
-    geometry = Geometry.of(weight.shape, *how, "zeros")
+    how: Any = {name: call.args[name] for name in ("stride", "padding", "dilation", "groups")}
+    geometry = Geometry.of(weight.shape, **how, padding_mode="zeros")
     return weight, worth_storing(weight), geometry, "convolution"
 
 
@@ -51,12 +51,12 @@ def convolve(
     positions = geometry.output_length(x.places.shape[-1])
     if any(geometry.padding):
         x = build.padded(x, geometry.padding, geometry.padding_mode)
-    # The layer pads what it reads itself.
-    source = build.pads[x.of] if x.of in build.pads and build.is_in_order(x) else {}
     at: Array = x.places[0].numpy()
     if (spacing := even(at, build.shapes[x.of][1])) is None:
         x = build.copy(x)
         at, spacing = x.places[0].numpy(), build.shapes[x.of][1]
+    # The layer pads what it reads itself.
+    source, pads = build.pads[x.of] if x.of in build.pads and build.is_in_order(x) else (x, {})
     (rows, group_channels, taps), each = weight.shape, np.arange(geometry.groups)
     offsets = (np.arange(taps)[:, None] * geometry.dilation * spacing + at[:, 0]).ravel()
     order = offsets.argsort(kind="stable")
@@ -69,10 +69,10 @@ def convolve(
         return wide.reshape(rows, -1)[:, order]
 
     made = build.add(
-        Layer, x, rows, positions, kind=f"{kind}, {taps} tap{'s' if taps > 1 else ''}",
+        Layer, source, rows, positions, kind=f"{kind}, {taps} tap{'s' if taps > 1 else ''}",
         weight=window(weight), active=window(active), offsets=offsets[order],
-        bias=bias_of(call, rows), step=geometry.stride * spacing,
-        relu=bool(call.args.get("relu")), **(options | source),
+        bias=call.bias(rows), step=geometry.stride * spacing,
+        relu=bool(call.args.get("relu")), **(options | pads),
     )  # fmt: skip
     return Value(made, ordered((1, rows, positions)))
 
@@ -83,7 +83,7 @@ def upsampled(build: Builder, x: Value, call: Call) -> Value:
     times = torch.arange(length, dtype=torch.float64).expand(1, 1, length)
     found = call.again(times)
     factor = found.shape[-1] // length
-    if not factor or not torch.equal(found, times.repeat_interleave(factor, -1)):
+    if not torch.equal(found, times.repeat_interleave(factor, -1)):
         raise NotImplementedError("must lengthen the series by a whole factor")
     ones = np.ones((channels, 1, factor), bool)
     geometry = Geometry.of(ones.shape, factor, 0, 1, channels, "zeros")
@@ -116,19 +116,11 @@ def _transpose(
         meets = (rest == 0) & (-positions < at) & (at < samples)
         kept = meets.nonzero()[0] if meets.any() else np.zeros(1, int)  # which has weights of 0
         first, last = (at * meets)[kept[[0, -1]]]
-        how = geometry._replace(
-            shape=(*weight.shape[:2], len(kept)), stride=1,
-            padding=(-first, last + positions - samples),
-            dilation=dilation // math.gcd(dilation, stride),
-        )  # fmt: skip
+        shape, around = (*weight.shape[:2], len(kept)), (-first, last + positions - samples)
+        how = Geometry(shape, 1, around, dilation // math.gcd(dilation, stride), groups, "zeros")
         convolve(
             build, x, call, (weight * meets)[..., kept], (active & meets)[..., kept], how,
             f"{kind}, phase {phase + 1} of {stride}",
             output=output, first=phase * rows, stride=stride * rows,
         )  # fmt: skip
     return Value(output, ordered((1, rows, length)))
-
-
-def bias_of(call: Call, rows: int) -> Array:
-    bias = call.args.get("bias")
-    return np.zeros(rows) if bias is None else to_numpy(bias)

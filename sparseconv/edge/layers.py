@@ -132,8 +132,7 @@ class Layer(Step):
         """Compute the sums without bias in float64: ``(n_cases, positions, rows)``."""
         at = np.arange(self.positions)[:, None] * self.step + self.offsets
         if self.largest:
-            read = [at[:, row] for row in self.active]
-            return np.stack([padded[:, some].max(2) for some in read], 2)
+            return np.stack([padded[:, at[:, row]].max(2) for row in self.active], 2)
         return np.stack([case[at] @ weight.T for case in padded.astype(np.float64)])
 
     def finished(self, y: Array) -> Array:

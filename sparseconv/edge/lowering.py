@@ -81,14 +81,13 @@ def lower(model: nn.Module, channels: int, length: int) -> Network:
 def _put_in_order(build: Builder, scores: Value) -> int:
     """Make the last layer write its results in the order of PyTorch's scores; return its tensor."""
     want, last = scores.places[0].numpy(), build.writer(scores)
-    if not (last and build.fills(scores)):
-        return build.copy(scores).of
-    for whole in (False, True):
-        other = replace(last, rows_whole=whole, stride=last.positions if whole else last.rows)
-        moved = other.places.ravel()[last.places.ravel().argsort()]
-        if (moved[want] == np.arange(len(want))).all():
-            build.change(last, **vars(other))
-            return scores.of
+    if last and build.fills(scores):
+        for whole in (False, True):
+            other = replace(last, rows_whole=whole, stride=last.positions if whole else last.rows)
+            moved = other.places.ravel()[last.places.ravel().argsort()]
+            if (moved[want] == np.arange(len(want))).all():
+                build.change(last, **vars(other))
+                return scores.of
     return build.copy(scores).of
 
 
@@ -167,9 +166,8 @@ def _result(build: Builder, node: Any, name: str, args: Any, kwargs: Any) -> Any
         raise NotImplementedError(f"comes after a {build.ending}, which must come last")
     if name not in RULES:
         raise NotImplementedError("has no counterpart in C")
-    names = [argument.name for argument in target._schema.arguments]
     given = {argument.name: argument.default_value for argument in target._schema.arguments}
-    given |= dict(zip(names, args, strict=False)) | kwargs
+    given |= dict(zip(given, args, strict=False)) | kwargs
     if given.get("train"):
         raise NotImplementedError("is random; call model.eval(), or F.dropout with training=False")
     if len(values) > 1 and RULES[name] not in (joined, arithmetic):

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from sparseconv.core.geometry import Geometry, PaddingMode
-from sparseconv.edge import convolutions
 from sparseconv.edge.builder import Builder, Call, Value, even, ordered, to_numpy
+from sparseconv.edge.convolutions import convolution, convolve, transposed, upsampled, worth_storing
 from sparseconv.edge.layers import Array, Layer, Pointwise
 
 LARGEST = 4096  # samples that may have a factor each
@@ -24,10 +24,8 @@ LARGEST = 4096  # samples that may have a factor each
 
 def linear(build: Builder, x: Value, call: Call) -> Value:
     weight = to_numpy(call.args["weight"])
-    return _along_last(
-        build, x, weight, kind="linear", active=convolutions.worth_storing(weight),
-        bias=convolutions.bias_of(call, len(weight)),
-    )  # fmt: skip
+    active, bias = worth_storing(weight), call.bias(len(weight))
+    return _along_last(build, x, weight, kind="linear", active=active, bias=bias)
 
 
 def over_time(build: Builder, x: Value, call: Call) -> Any:
@@ -89,10 +87,8 @@ def pool(build: Builder, x: Value, call: Call) -> Value:
     mode: PaddingMode = "replicate" if largest else "zeros"
     around = (left, max(0, right))
     geometry = Geometry.of(weight.shape, stride, around, dilation, channels, mode)
-    return convolutions.convolve(
-        build, x, call, weight, weight != 0, geometry, "maximum" if largest else "mean",
-        largest=largest,
-    )  # fmt: skip
+    kind = "maximum" if largest else "mean"
+    return convolve(build, x, call, weight, weight != 0, geometry, kind, largest=largest)
 
 
 def _along_last(build: Builder, x: Value, weight: Array, active: Array, **options: Any) -> Value:
@@ -129,11 +125,12 @@ def scaled(build: Builder, x: Value, call: Call) -> Value:
     else:
         length, channels = 1, length * channels
     before = build.writers(x)
-    if before and all(
-        isinstance(layer, Layer) and layer.rows == channels
-        and not (layer.relu or layer.largest or layer.over_time) for layer in before
-    ):  # fmt: skip
-        for layer in before:
+    sums = [
+        step for step in before if isinstance(step, Layer) and step.rows == channels
+        and not (step.relu or step.largest or step.over_time)
+    ]  # fmt: skip
+    if before and sums == before:
+        for layer in sums:
             build.change(layer, weight=layer.weight * parts[0][:, None],
                          bias=layer.bias * parts[0] + parts[1])  # fmt: skip
         return x
@@ -304,11 +301,10 @@ STAY = (
     "detach", "alias", "to", "_to_copy",
 )  # fmt: skip
 RULES: dict[str, Callable[[Builder, Value, Call], Any]] = {
-    **dict.fromkeys(("fprop", "conv1d"), convolutions.convolution),
-    **dict.fromkeys(("dgrad", "conv_transpose1d"), convolutions.transposed),
-    "upsample_nearest1d": convolutions.upsampled,
-    "linear": linear, "batch_norm": norm, "max_pool1d": pool, "avg_pool1d": pool, "cat": joined,
-    "pad": padded, "softmax": ending, "log_softmax": ending, "pow": power, "square": power,
+    "fprop": convolution, "conv1d": convolution, "dgrad": transposed,
+    "conv_transpose1d": transposed, "upsample_nearest1d": upsampled, "linear": linear,
+    "batch_norm": norm, "max_pool1d": pool, "avg_pool1d": pool, "cat": joined, "pad": padded,
+    "softmax": ending, "log_softmax": ending, "pow": power, "square": power,
     **dict.fromkeys((
         "mean", "sum", "max", "amax", "matmul", "adaptive_avg_pool1d", "adaptive_max_pool1d",
     ), over_time),

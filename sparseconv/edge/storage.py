@@ -78,7 +78,4 @@ def c_numbers(array: Array) -> str:
     """Format numbers as wrapped C text, float32 with enough digits to identify each number."""
     suffix = "f" if array.dtype == np.float32 else ""
     words = ", ".join(f"{number!s}{suffix}" for number in array.ravel())
-    indent = " " * 4
-    return textwrap.fill(
-        words, 100, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False
-    )
+    return textwrap.indent(textwrap.fill(words, 96, break_on_hyphens=False), " " * 4)

@@ -77,8 +77,8 @@ def test_every_transposed_geometry() -> None:
         if (length - 1) * stride - 2 * padding + dilation * (taps - 1) + extra < 0:
             continue
         args = 4, 2, taps, stride, padding, extra, groups, True, dilation
-        layer = nn.ConvTranspose1d(*args)
-        layer = SparseConvTranspose1d.from_dense(layer, layer.weight > 0) if cases % 2 else layer
+        dense = nn.ConvTranspose1d(*args)
+        layer = SparseConvTranspose1d.from_dense(dense, dense.weight > 0) if cases % 2 else dense
         expected(nn.Sequential(layer, nn.Flatten()).eval(), series(3, channels=4, length=length))
         cases += 1
     assert cases > 60
