@@ -24,14 +24,12 @@ from sparseconv.measure.timing import LEAST_ROUNDS, LEAST_SECONDS
 from sparseconv.nn.modules import deepcopy_model, replace
 from sparseconv.nn.padded_conv import KNOWN
 from sparseconv.profiling.stopwatch import (
-    Call,
     Stopwatch,
-    capture,
     check_on_cpu,
-    copied_arguments,
     time_layer,
 )
 from sparseconv.pruning.operations import close
+from sparseconv.running import Call, capture, copied_arguments
 
 # Up to this density every row of benchmarks/results/bench.json was faster sparse than as nn.Conv1d,
 # but that file has none of the tiniest layers, and bfloat16 depends on the CPU.

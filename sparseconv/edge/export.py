@@ -20,7 +20,7 @@ from sparseconv.edge.layers import Array, scores_and_bound
 from sparseconv.edge.lowering import lower
 from sparseconv.edge.quantize import quantize
 from sparseconv.nn.modules import check_module, deepcopy_model
-from sparseconv.pruning.data import batch_sizes, one_tensor
+from sparseconv.running import batch_sizes, one_tensor
 
 Weights = Literal["float32", "int8"]
 WEIGHTS: tuple[Weights, ...] = get_args(Weights)

@@ -19,7 +19,7 @@ from sparseconv.core.arrays import fitting
 from sparseconv.edge.builder import Builder, Call, Value, ordered
 from sparseconv.edge.layers import AnyStep, Network
 from sparseconv.edge.operations import RULES, STAY, arithmetic, joined, moved, stays
-from sparseconv.pruning.data import one_tensor
+from sparseconv.running import one_tensor
 
 
 @torch.no_grad()

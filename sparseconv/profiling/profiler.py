@@ -25,12 +25,11 @@ from sparseconv.nn.modules import check_module, deepcopy_model
 from sparseconv.nn.sparse_layer import SparseLayer
 from sparseconv.profiling.stopwatch import (
     Stopwatch,
-    capture,
     check_on_cpu,
-    copied_arguments,
     model_passes,
     time_layer,
 )
+from sparseconv.running import capture, copied_arguments
 
 
 @dataclass(frozen=True)

@@ -2,33 +2,29 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_leaves
 
-from sparseconv.core.arrays import as_tensor, fitting
 from sparseconv.core.checks import count
 from sparseconv.core.generators import generators_kept
 from sparseconv.measure.records import INFERENCE, TRAINING, BeforeAfter, Counts, LayerTimes, Verdict
 from sparseconv.measure.timing import LEAST_ROUNDS, Times, collector_paused, interleave, ratio
 from sparseconv.nn.conv import SparseConv1d
 from sparseconv.nn.conv_transpose import SparseConvTranspose1d
-from sparseconv.nn.modules import has_codes
 from sparseconv.nn.sparse_layer import SparseLayer
 from sparseconv.nn.state import asks_for_gradients
 from sparseconv.ops.backends import resolve_backend
 from sparseconv.ops.orders import kernels_for
+from sparseconv.running import Call, Layer
 
 Passes = dict[str, Callable[[], object]]  # INFERENCE, and TRAINING where something has gradients
-Layer = TypeVar("Layer", bound=nn.Module)
 
 
 @dataclass
@@ -83,80 +79,6 @@ def check_on_cpu(layers: Mapping[Layer, str]) -> None:
                 f"layers are measured only on the CPU, but layer {name!r} is on {device}; "
                 "move the model and its input with .cpu()"
             )
-
-
-def copied_arguments(model: nn.Module, given: Any) -> tuple[Any, ...]:
-    """Copy a model's arguments as tensors, and series in the model's dtype.
-
-    Integers with fewer than three axes are taken to be codes or lengths. Bools passed along with
-    other arguments are taken to be masks.
-    """
-    if not isinstance(given, Tensor | tuple | np.ndarray):
-        raise TypeError(
-            "example_input must be a tensor, or a tuple of the model's arguments, but got "
-            f"{type(given).__name__}"
-        )
-    dtype, codes = next(model.parameters(), torch.empty(0)).dtype, has_codes(model)
-
-    def copied(held: Any) -> Tensor:
-        x = as_tensor(held, "expected example_input to contain real numbers")
-        series = x.dim() > 2 and not codes and (x.dtype != torch.bool or held is given)
-        kept = x.detach().to(dtype if x.is_floating_point() or series else x.dtype, copy=True)
-        return kept.requires_grad_(x.requires_grad)
-
-    with torch.inference_mode(False):
-        arguments: tuple[Any, ...] = tree_map_only(
-            (np.ndarray, Tensor), copied, given if isinstance(given, tuple) else (given,)
-        )
-    return arguments
-
-
-@dataclass
-class Call:
-    """An input of a layer, its output's properties, and the number of such calls."""
-
-    input: Tensor
-    needs_dgrad: bool
-    trains: bool  # the model records gradients here
-    positions: int  # samples of the output, or of a transposed layer's input, of all series
-    dtype: torch.dtype
-    count: int = 0
-
-
-def capture(
-    model: nn.Module, layers: Iterable[Layer], arguments: tuple[Any, ...]
-) -> tuple[Any, dict[Layer, list[Call]]]:
-    """Run the model once; return its output, and each layer's calls.
-
-    Calls are counted together if their inputs differ only in values.
-    """
-    calls: dict[Layer, dict[tuple[Any, ...], Call]] = {}
-
-    def see(layer: Layer, args: tuple[Any, ...], kwargs: dict[str, Any], y: Tensor) -> None:
-        x: Tensor = args[0] if args else kwargs["input"]
-        seen = calls.setdefault(layer, {})
-        trains = y.requires_grad
-        needs_dgrad = trains and x.requires_grad
-        key = x.shape, x.stride(), x.dtype, needs_dgrad, trains
-        if key not in seen:  # cloned, for what follows may write into it
-            computed = x if getattr(layer, "transposed", False) else y
-            positions = computed.numel() // computed.shape[-2]
-            seen[key] = Call(x.detach().clone(), needs_dgrad, trains, positions, y.dtype)
-        seen[key].count += 1
-
-    handles = [layer.register_forward_hook(see, with_kwargs=True, prepend=True) for layer in layers]
-    # A compiled model would not know of the hooks; importing the compiler takes seconds.
-    compiling = "torch._dynamo" in sys.modules
-    try:
-        with (
-            torch.compiler.set_stance("force_eager") if compiling else nullcontext(),
-            fitting(arguments),
-        ):
-            output = model(*arguments)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return output, {layer: list(seen.values()) for layer, seen in calls.items()}
 
 
 def plain_kind(layer: Any) -> Any:

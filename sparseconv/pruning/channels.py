@@ -176,6 +176,13 @@ def filters_first(module: nn.Module, tensor: Tensor) -> Tensor:
     return tensor.transpose(0, 1) if swapped else tensor
 
 
+def train_but_norms(model: nn.Module) -> None:
+    """Put a model in train mode, but leave norms in eval mode, where they accept single values."""
+    for module in model.train().modules():
+        if isinstance(module, NORMS):
+            module.eval()
+
+
 class Numbers:
     """Number the channels of tensors; unite the numbers of channels that are removed together.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from itertools import islice
 from typing import Any
 
@@ -15,7 +14,8 @@ from torch import Tensor, nn
 from sparseconv.core.checks import count, number, share
 from sparseconv.nn.conv import SparseConv1d
 from sparseconv.pruning.channels import Channels, Layer, filters_first
-from sparseconv.pruning.data import BATCH, batches_of, classes_of, evaluating, run_batch, watching
+from sparseconv.pruning.data import batches_of, classes_of
+from sparseconv.running import BATCH, evaluating, run_batch, watching
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 EPS = 1e-2  # the default of DSP
@@ -163,11 +163,9 @@ class Jacobian(Criterion):
 
     def scores(self, model: nn.Module, channels: Channels) -> Tensor:
         found, parameters = channels.zeros(), list(model.parameters())
-        with evaluating(model), torch.enable_grad(), ExitStack() as stack:
+        with evaluating(model), torch.enable_grad():
             for weight in parameters:
-                if not weight.requires_grad:  # frozen weights matter too
-                    stack.callback(weight.requires_grad_, False)
-                    weight.requires_grad_()
+                weight.requires_grad_()  # frozen weights matter too
             batches = batches_of("Jacobian", model, self.data, self.batches * BATCH)
             for x, y in islice(batches, self.batches):
                 out = run_batch(model, x)

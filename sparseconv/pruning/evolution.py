@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from sparseconv.core.checks import count, share
 from sparseconv.pruning.channels import Channels, UnitSet
 from sparseconv.pruning.criteria import Criterion
-from sparseconv.pruning.data import batches_of, classes_of, evaluating
+from sparseconv.pruning.data import batches_of, classes_of
 from sparseconv.pruning.surgery import mask
+from sparseconv.running import evaluating
 
 
 class Evolutionary(Criterion):
@@ -89,7 +90,7 @@ class Evolutionary(Criterion):
                 weight.copy_(content)
             return wrong
 
-        with evaluating(model), torch.no_grad():
+        with evaluating(model):
             if (outputs := model(x)).isnan().any():
                 raise ValueError(
                     "Evolutionary expected finite outputs, but some are NaN; check the model's "

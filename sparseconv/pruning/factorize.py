@@ -22,8 +22,8 @@ from sparseconv.nn.modules import (
     deepcopy_model,
     replace,
 )
-from sparseconv.profiling.stopwatch import copied_arguments
 from sparseconv.pruning.report import FactorizationReport, FactorizedSet
+from sparseconv.running import copied_arguments
 
 Method = Literal["left", "right", "both", "svd"]
 METHODS: tuple[Method, ...] = get_args(Method)

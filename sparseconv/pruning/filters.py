@@ -12,7 +12,6 @@ from sparseconv.core.checks import count, integer
 from sparseconv.measure.records import Counts
 from sparseconv.nn.modules import check_module, check_not_wrapped, deepcopy_model
 from sparseconv.nn.optimizers import Holdings
-from sparseconv.profiling.stopwatch import copied_arguments
 from sparseconv.pruning.channels import FILTERED, FIXED, Channels, UnitSet, kept_channels
 from sparseconv.pruning.criteria import Criterion
 from sparseconv.pruning.equivalent import has_pairs, merge, with_pairs
@@ -21,6 +20,7 @@ from sparseconv.pruning.selection import checked_target, select_in_steps
 from sparseconv.pruning.surgery import remove, successor
 from sparseconv.pruning.tracing import trace
 from sparseconv.pruning.verification import removed_wrongly
+from sparseconv.running import copied_arguments
 
 NUMBERS = "must be a list of ints, the indices to keep (for a mask: mask.nonzero()[:, 0])"
 

@@ -30,15 +30,13 @@ from sparseconv.nn.modules import deepcopy_model
 from sparseconv.profiling.stopwatch import (
     Passes,
     Stopwatch,
-    capture,
     check_on_cpu,
-    copied_arguments,
     in_sequence,
     model_passes,
 )
 from sparseconv.pruning.channels import Channels, kept_channels
-from sparseconv.pruning.data import evaluating, frozen
 from sparseconv.pruning.equivalent import merge
+from sparseconv.running import capture, copied_arguments, evaluating
 
 DECADES = tuple(10.0**k for k in range(-6, 1))
 
@@ -232,7 +230,7 @@ def _runs(
 
 def _macs(model: nn.Module, arguments: tuple[Any, ...]) -> int:
     series = next(x for x in tree_leaves(arguments) if isinstance(x, Tensor))
-    with evaluating(model), frozen(model), FlopCounterMode(display=False) as counter:
+    with evaluating(model), FlopCounterMode(display=False) as counter:
         model(*arguments)
     return int(counter.get_total_flops()) // (2 * len(series))
 

@@ -12,10 +12,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import fields, is_dataclass
-from numbers import Number
 from pathlib import Path
-from types import NoneType
 from typing import Any
 
 import torch
@@ -28,9 +25,17 @@ from torch.utils.module_tracker import ModuleTracker
 from sparseconv.core.arrays import fitting
 from sparseconv.nn.modules import owners_of
 from sparseconv.nn.pooling import ShortAvgPool1d
-from sparseconv.pruning.channels import FILTERED, NORMS, Channels, Layer, Numbers, numbered_units
-from sparseconv.pruning.data import evaluating, frozen, keeping_buffers, train_but_norms
+from sparseconv.pruning.channels import (
+    FILTERED,
+    NORMS,
+    Channels,
+    Layer,
+    Numbers,
+    numbered_units,
+    train_but_norms,
+)
 from sparseconv.pruning.operations import APART, READS, Call, SameDraws
+from sparseconv.running import evaluating, keeping_buffers, output_tensors
 
 PRUNABLE = (*FILTERED, *NORMS)
 UNDO = "torch.nn.utils.prune.remove, parametrize.remove_parametrizations, remove_weight_norm"
@@ -49,7 +54,7 @@ def trace(model: nn.Module, arguments: tuple[Any, ...], ignore: Iterable[str] = 
     for x in series:
         given = tracer.numbers.new(x.shape[1], "its channels are the model's input")
         tracer.numbers.follow(x, given, 1)
-    with evaluating(model), frozen(model), ExitStack() as stack:
+    with evaluating(model), ExitStack() as stack:
         for name, module in model.named_modules():
             tracer.watch(name, module, stack)
         # Equal draws everywhere make noise constant, so that operations can be repeated.
@@ -70,22 +75,6 @@ def trace(model: nn.Module, arguments: tuple[Any, ...], ignore: Iterable[str] = 
         tracer.numbers.fix("the model returns its channels", *output_tensors(out))
         tracer.run_idle(arguments)
     return tracer.found(max(1, len(series[0])) if series else 1)
-
-
-def output_tensors(out: Any) -> list[Tensor]:
-    """Return the tensors in a model's output; reject an object that may hide some."""
-    found: list[Tensor] = []
-    expected = "the model must return tensors, alone or in tuples, lists, dicts or dataclasses"
-    for leaf in tree_leaves(out):
-        if isinstance(leaf, Tensor):
-            found.append(leaf)
-        elif is_dataclass(leaf) and not isinstance(leaf, type):
-            found += output_tensors([getattr(leaf, field.name) for field in fields(leaf)])
-        elif not isinstance(leaf, Number | str | NoneType):
-            raise ValueError(f"{expected}, but its output contains {type(leaf).__name__}")
-    if not found:
-        raise ValueError(f"{expected}, but the returned {type(out).__name__} contains none")
-    return found
 
 
 def kept_modules(model: nn.Module, ignore: Iterable[str]) -> dict[nn.Module, str]:

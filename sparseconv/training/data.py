@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sparseconv.core.arrays import class_indices, warn_if_swapped
 from sparseconv.core.generators import Drawing
-from sparseconv.pruning.data import (
+from sparseconv.running import (
     batch_sizes,
     for_model,
     in_eval_mode,

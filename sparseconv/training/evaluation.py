@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparseconv.pruning.data import batch_sizes, for_model, in_eval_mode, one_tensor, run_batch
+from sparseconv.running import batch_sizes, for_model, in_eval_mode, one_tensor, run_batch
 
 
 @torch.no_grad()

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from sparseconv.core.generators import borrowed
 from sparseconv.dst import DSTScheduler
 from sparseconv.nn.sparse_layer import SparseLayer
-from sparseconv.pruning.data import batch_sizes, one_tensor
 from sparseconv.pruning.sparsity_loss import InstanceSparsity
+from sparseconv.running import batch_sizes, one_tensor
 from sparseconv.training import checkpoint
 from sparseconv.training.checkpoint import CheckpointError
 from sparseconv.training.data import digest

@@ -19,7 +19,7 @@ from tiny import network
 import sparseconv as sc
 from sparseconv import DSNClassifier, POCKETClassifier, RocketTransformer, kernel_features
 from sparseconv.core.arrays import as_labels, three_axes
-from sparseconv.profiling.stopwatch import copied_arguments
+from sparseconv.running import copied_arguments
 from sparseconv.training import Recipe, train
 from sparseconv.training.evaluation import predict_log_proba
 

@@ -16,7 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import sparseconv as sc
 from sparseconv.pruning import DSP, WHC, Evolutionary, Magnitude, keep_filters
-from sparseconv.pruning.tracing import output_tensors, trace
+from sparseconv.pruning.tracing import trace
+from sparseconv.running import output_tensors
 
 X, Y = data()
 

@@ -15,8 +15,8 @@ from tiny import RECIPE, Constant, WithDropout, data, network, run, same
 from torch import Tensor, nn
 
 from sparseconv import DSTScheduler
-from sparseconv.pruning.data import batch_sizes
 from sparseconv.pruning.sparsity_loss import InstanceSparsity
+from sparseconv.running import batch_sizes
 from sparseconv.training import checkpoint
 from sparseconv.training.data import digest
 from sparseconv.training.evaluation import predict_log_proba

@@ -9,7 +9,7 @@ import pandas as pd
 from benchmarks.paper.comparison import by_set, of_common_sets
 from benchmarks.paper.tables.cells import NONE, percent, sets_and_rows, to_whole
 from sparseconv.measure.table import Table, with_thousands
-from sparseconv.pruning.data import batch_sizes
+from sparseconv.running import batch_sizes
 from sparseconv.training.recipe import Recipe
 
 TIMES = ("macs", "forward_ms", "step_ms")

@@ -1,0 +1,237 @@
+"""Run a model that a user passed, and watch its layers."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import dataclass, fields, is_dataclass
+from functools import partial
+from numbers import Number
+from types import NoneType
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from sparseconv.core.arrays import as_tensor, fitting
+from sparseconv.core.generators import generators_kept
+from sparseconv.models.classifier import Classifier
+from sparseconv.nn.modules import has_codes
+
+BATCH = 64  # series in a batch, where arrays are given
+Layer = TypeVar("Layer", bound=nn.Module)
+
+
+def copied_arguments(model: nn.Module, given: Any) -> tuple[Any, ...]:
+    """Copy a model's arguments as tensors, and series in the model's dtype.
+
+    Integers with fewer than three axes are taken to be codes or lengths. Bools passed along with
+    other arguments are taken to be masks.
+    """
+    if not isinstance(given, Tensor | tuple | np.ndarray):
+        raise TypeError(
+            "example_input must be a tensor, or a tuple of the model's arguments, but got "
+            f"{type(given).__name__}"
+        )
+    dtype, codes = next(model.parameters(), torch.empty(0)).dtype, has_codes(model)
+
+    def copied(held: Any) -> Tensor:
+        x = as_tensor(held, "expected example_input to contain real numbers")
+        series = x.dim() > 2 and not codes and (x.dtype != torch.bool or held is given)
+        kept = x.detach().to(dtype if x.is_floating_point() or series else x.dtype, copy=True)
+        return kept.requires_grad_(x.requires_grad)
+
+    with torch.inference_mode(False):
+        arguments: tuple[Any, ...] = tree_map_only(
+            (np.ndarray, Tensor), copied, given if isinstance(given, tuple) else (given,)
+        )
+    return arguments
+
+
+def for_model(owner: str, model: nn.Module, X: Any) -> Tensor:
+    """Return series in the model's dtype, on their current device.
+
+    Integers stay integers if the model has an ``nn.Embedding``. The networks of ``models`` also
+    accept single-channel series as ``(n_cases, n_timepoints)``.
+    """
+    x = as_tensor(X, f"{owner}: expected X to contain real numbers")
+    if x.is_floating_point() or not has_codes(model):
+        x = x.to(next(model.parameters(), torch.empty(0)).dtype)
+    if not x.isfinite().all():
+        cases = int((~x.isfinite()).reshape(len(x), -1).any(1).sum())
+        raise ValueError(
+            f"{owner}: expected X to be finite, but {cases} of {len(x)} series contain missing "
+            "values (NaN) or infinity; replace them, for example with numpy.nan_to_num(X)"
+        )
+    return x[:, None] if x.dim() == 2 and isinstance(model, Classifier) else x
+
+
+@contextmanager
+def in_eval_mode(model: nn.Module) -> Iterator[None]:
+    """Put a model in eval mode; restore the modes afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a model in eval mode without gradients; restore both and the generators afterwards.
+
+    Parameters need none either, because ``torch.no_grad`` leaves views of parameters with them.
+    """
+    with generators_kept(), in_eval_mode(model), torch.no_grad(), ExitStack() as stack:
+        for parameter in model.parameters():
+            stack.callback(parameter.requires_grad_, parameter.requires_grad)
+            parameter.requires_grad_(False)
+        yield
+
+
+@contextmanager
+def keeping_buffers(model: nn.Module) -> Iterator[None]:
+    """Restore the buffers that train mode changes, and do not touch others, such as patterns."""
+    before = {name: x.clone() for name, x in model.named_buffers() if not is_lazy(x)}
+    try:
+        yield
+    finally:
+        for name, buffer in model.named_buffers():
+            if name in before and not torch.equal(buffer, before[name]):
+                buffer.detach().copy_(before[name])
+
+
+@contextmanager
+def watching(
+    model: nn.Module, names: Iterable[str], see: Callable[[str, Tensor], None]
+) -> Iterator[None]:
+    """Put a model in eval mode; when a named layer runs, pass its name and input to ``see``."""
+
+    def hook(name: str, _: nn.Module, args: Any, kwargs: Any) -> None:
+        see(name, next(x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)))
+
+    with evaluating(model), ExitStack() as stack:
+        for name in names:
+            module = model.get_submodule(name)
+            handle = module.register_forward_pre_hook(partial(hook, name), with_kwargs=True)
+            stack.callback(handle.remove)
+        yield
+
+
+@dataclass
+class Call:
+    """An input of a layer, its output's properties, and the number of such calls."""
+
+    input: Tensor
+    needs_dgrad: bool
+    trains: bool  # the model records gradients here
+    positions: int  # samples of the output, or of a transposed layer's input, of all series
+    dtype: torch.dtype
+    count: int = 0
+
+
+def capture(
+    model: nn.Module, layers: Iterable[Layer], arguments: tuple[Any, ...]
+) -> tuple[Any, dict[Layer, list[Call]]]:
+    """Run the model once; return its output, and each layer's calls.
+
+    Calls are counted together if their inputs differ only in values.
+    """
+    calls: dict[Layer, dict[tuple[Any, ...], Call]] = {}
+
+    def see(layer: Layer, args: tuple[Any, ...], kwargs: dict[str, Any], y: Tensor) -> None:
+        x: Tensor = args[0] if args else kwargs["input"]
+        seen = calls.setdefault(layer, {})
+        trains = y.requires_grad
+        needs_dgrad = trains and x.requires_grad
+        key = x.shape, x.stride(), x.dtype, needs_dgrad, trains
+        if key not in seen:  # cloned, for what follows may write into it
+            computed = x if getattr(layer, "transposed", False) else y
+            positions = computed.numel() // computed.shape[-2]
+            seen[key] = Call(x.detach().clone(), needs_dgrad, trains, positions, y.dtype)
+        seen[key].count += 1
+
+    handles = [layer.register_forward_hook(see, with_kwargs=True, prepend=True) for layer in layers]
+    # A compiled model would not know of the hooks; importing the compiler takes seconds.
+    compiling = "torch._dynamo" in sys.modules
+    try:
+        with (
+            torch.compiler.set_stance("force_eager") if compiling else nullcontext(),
+            fitting(arguments),
+        ):
+            output = model(*arguments)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return output, {layer: list(seen.values()) for layer, seen in calls.items()}
+
+
+def batch_sizes(n_cases: int, batch_size: int) -> list[int]:
+    """Return the sizes of batches; a single last case joins the previous batch.
+
+    BatchNorm cannot normalise a single value, and ``squeeze`` drops the axis of a single case.
+    """
+    whole, rest = divmod(n_cases, batch_size)
+    if whole and rest == 1:
+        return [batch_size] * (whole - 1) + [batch_size + 1]
+    return [batch_size] * whole + [rest] * (rest > 0 or not whole)
+
+
+def run_batch(model: nn.Module, x: Tensor, whole: int = BATCH) -> Any:
+    """Run a model; explain errors due to a dropped axis or to a batch size other than ``whole``."""
+    try:
+        with fitting((x,)):
+            out = model(x)
+            if len(x) == 1 and isinstance(out, Tensor) and out.dim() < 2 and out.shape != (1,):
+                raise IndexError(f"its output has shape {tuple(out.shape)}")
+            return out
+    except (RuntimeError, ValueError) as error:
+        cause = error.__cause__
+        if len(x) == 1 and isinstance(cause, IndexError):
+            raise ValueError(
+                f"the model drops the axis of a batch of 1 series ({cause}); use squeeze(-1), "
+                "which keeps it, or use batches of at least 2 series (batch_size of 2 or more; for "
+                "a DataLoader, whose last batch may contain 1 series, drop_last=True)"
+            ) from cause
+        if 1 < len(x) != whole:
+            with suppress(Exception):
+                model(x[torch.arange(whole) % len(x)])
+                error = RuntimeError(
+                    f"the model needs batches of {whole} series, but the last batch has {len(x)}: "
+                    "choose a batch_size that divides the number of series, or create the model's "
+                    "state for x.shape[0] series"
+                )
+        raise error from cause
+
+
+def one_tensor(output: Any) -> Tensor:
+    """Return the only tensor of a model's output, which may be in a dict or another container."""
+    found = [leaf for leaf in tree_leaves(output) if leaf is not None]
+    if len(found) == 1 and isinstance(found[0], Tensor):
+        return found[0]
+    raise TypeError(
+        f"the model must return one tensor, but returned {type(output).__name__} (entries: "
+        f"{len(found)}); wrap it in a module that returns the scores or log-probabilities"
+    )
+
+
+def output_tensors(out: Any) -> list[Tensor]:
+    """Return the tensors in a model's output; reject an object that may hide some."""
+    found: list[Tensor] = []
+    expected = "the model must return tensors, alone or in tuples, lists, dicts or dataclasses"
+    for leaf in tree_leaves(out):
+        if isinstance(leaf, Tensor):
+            found.append(leaf)
+        elif is_dataclass(leaf) and not isinstance(leaf, type):
+            found += output_tensors([getattr(leaf, field.name) for field in fields(leaf)])
+        elif not isinstance(leaf, Number | str | NoneType):
+            raise ValueError(f"{expected}, but its output contains {type(leaf).__name__}")
+    if not found:
+        raise ValueError(f"{expected}, but the returned {type(out).__name__} contains none")
+    return found
