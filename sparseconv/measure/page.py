@@ -27,23 +27,17 @@ class Section:
     caption: str = ""
 
 
-def page(
-    title: str,
-    sections: Sequence[Section],
-    *,
-    subtitle: str = "",
-    highlights: Sequence[tuple[str, str]] = (),
-) -> str:
+def page(title: str, sections: Sequence[Section], *, subtitle: str = "") -> str:
     """Return an HTML page that needs no other file: styles and figures are embedded.
 
-    ``highlights`` are (number, meaning) pairs, shown in large type below the heading. A section
-    whose figure does not exist raises FileNotFoundError.
+    A section whose figure does not exist raises FileNotFoundError.
     """
-    shown = [f"<div><dt>{escape(a)}</dt><dd>{escape(b)}</dd></div>" for a, b in highlights]
-    body = [f'<dl class="highlights">{"".join(shown)}</dl>' if shown else ""]
-    body += [_section(section) for section in sections]
     template = Template(files(__package__).joinpath("page.html").read_text("utf-8"))
-    text = {"title": escape(title), "subtitle": escape(subtitle), "body": "\n".join(body)}
+    text = {
+        "title": escape(title),
+        "subtitle": escape(subtitle),
+        "body": "\n".join(map(_section, sections)),
+    }
     return template.substitute(text)
 
 

@@ -163,36 +163,22 @@ class LayerTimes:
         """Return the verdict and notes as text."""
         return "; ".join((self.verdict, *self.notes))
 
-    @property
-    def _label(self) -> str:
-        return f"{self.name} ({self.calls}x)" if self.calls > 1 else self.name
-
-    def row(self) -> dict[str, str]:
-        """Return the line of the short table, text by column."""
-        plain = self.verdict in (Verdict.SPARSE, Verdict.DENSE)  # which says what became of it
-        now = "" if plain or self.sparse is None else "sparse: " if self.sparse else "dense: "
-        return {
-            "layer": self._label,
-            "density": "" if self.density is None else f"{self.density:.2%}",
-            "speedup": f"{self.speedup.median:.2f}" if self.speedup else "",
-            "95 % interval": "{1:.2f} to {2:.2f}".format(*self.speedup) if self.speedup else "",
-            "verdict": now + self.verdict,
-        }
-
     def rows(self) -> list[dict[str, str]]:
-        """Return the lines of the detailed table, one per pass, text by column."""
+        """Return a row per pass, text by column; the last one has the decisive speedup."""
         out_channels, channels, taps = self.weight_shape
         groups = self.input_shape[-2] // channels if self.input_shape else 1
-        first = {
-            "layer": self._label,
+        plain = self.verdict in (Verdict.SPARSE, Verdict.DENSE)  # which says what became of it
+        now = "" if plain or self.sparse is None else "sparse: " if self.sparse else "dense: "
+        rows = [self._cells(which) for which in self.times] or [{}]
+        rows[0] = {
+            "layer": f"{self.name} ({self.calls}x)" if self.calls > 1 else self.name,
             "weight": f"{groups * channels} -> {out_channels} x {taps}"
             + (f", {groups} groups" if groups > 1 else ""),
             "input": " x ".join(map(str, self.input_shape)),
             "density": "" if self.density is None else f"{self.density:.2%}",
             "kernels": self.kernels,
-        }
-        rows = [self._cells(which) for which in self.times] or [{}]
-        rows[0] = first | rows[0]
+        } | rows[0]
+        rows[-1]["verdict"] = now + self.verdict
         return rows
 
     def _cells(self, which: str) -> dict[str, str]:
@@ -204,7 +190,8 @@ class LayerTimes:
             "dense MFLOP": megaflops(self.flops[which].before),
             "sparse ms": f"{found.after.median:.3f}",
             "dense ms": f"{found.before.median:.3f}",
-            "speedup": str(found.speedup),
+            "speedup": f"{found.speedup.median:.2f}",
+            "95 % interval": "{1:.2f} to {2:.2f}".format(*found.speedup),
         }
 
 
@@ -219,12 +206,15 @@ class Report:
 
     title: ClassVar[str]
     text_columns: ClassVar[Sequence[str]] = ("layer", "weight", "input", "kernels", "pass")
+    short: ClassVar[Sequence[str]] = ("layer", "density", "speedup", "95 % interval", "verdict")
     layers: tuple[Any, ...]
     machine: Mapping[str, str] = field(default_factory=dict)
 
     def table(self) -> Table:
-        """Format the short table of layers; omit empty columns."""
-        return Table.of((layer.row() for layer in self.layers), self.text_columns[:1])
+        """Format the short table, one row per layer; omit empty columns."""
+        rows = [rows[0] | rows[-1] for rows in (layer.rows() for layer in self.layers)]
+        few = [{name: row[name] for name in self.short if name in row} for row in rows]
+        return Table.of(few, self.text_columns[:1])
 
     def details(self) -> Table:
         """Format a table with all counts and times of each layer."""
@@ -273,12 +263,6 @@ class Report:
             raise ValueError(f"expected a name that ends in .html or .json, but got {str(path)!r}")
         write_whole(path, json.dumps(self.to_dict(), indent=2) + "\n")
         return path
-
-
-def count_cells(name: str, counts: Counts) -> dict[str, str]:
-    """Make the two cells of a count."""
-    before, after = map(with_thousands, counts)
-    return {name: before, f"{name} after": after}
 
 
 def where(machine: Mapping[str, str]) -> str:

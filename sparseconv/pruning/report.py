@@ -21,7 +21,6 @@ from sparseconv.measure.records import (
     Counts,
     Report,
     Verdict,
-    count_cells,
     where,
 )
 from sparseconv.measure.table import with_thousands
@@ -57,18 +56,17 @@ class Change:
     macs: Counts
     times: Mapping[str, BeforeAfter] = field(default_factory=dict)
 
-    def row(self) -> dict[str, str]:
-        """Return the row of the short table: text by column."""
-        counts = {"parameters": self.parameters, "MACs": self.macs}
-        row = {name: " -> ".join(map(with_thousands, found)) for name, found in counts.items()}
-        found = self.times.get(INFERENCE)
-        return row | ({"speedup": str(found.speedup)} if found else {})
+    def cells(self) -> dict[str, str]:
+        """Return the cells that only this kind of record has: text by column."""
+        raise NotImplementedError
 
     def rows(self) -> list[dict[str, str]]:
-        """Return the only row of the detailed table: text by column."""
-        row = count_cells("parameters", self.parameters) | count_cells("MACs", self.macs)
+        """Return the only row: text by column."""
+        row = self.cells()
+        for name, counts in (("parameters", self.parameters), ("MACs", self.macs)):
+            row[name] = " -> ".join(map(with_thousands, counts))
         for found in self.times.values():
-            row["ms"], row["ms after"] = (f"{t.median:.4f}" for t in (found.before, found.after))
+            row["ms"] = f"{found.before.median:.4f} -> {found.after.median:.4f}"
             row["speedup"] = str(found.speedup)
         return [row]
 
@@ -92,13 +90,9 @@ class LayerChange(Change):
     def layers(self) -> tuple[str]:
         return (self.name,)
 
-    def row(self) -> dict[str, str]:
+    def cells(self) -> dict[str, str]:
         filters = f"{self.filters.before} -> {self.filters.after}"
-        return {"layer": self.name, "filters": filters} | super().row()
-
-    def rows(self) -> list[dict[str, str]]:
-        first = {"layer": self.name, "class": self.kind} | count_cells("filters", self.filters)
-        return [first | row for row in super().rows()]
+        return {"layer": self.name, "class": self.kind, "filters": filters}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,14 +110,9 @@ class FactorizedSet(Change):
     rank: int
     relative_error: float
 
-    def row(self) -> dict[str, str]:
-        first = {"layers": self.name, "relative error": f"{self.relative_error:.3g}"}
-        return first | super().row()
-
-    def rows(self) -> list[dict[str, str]]:
+    def cells(self) -> dict[str, str]:
         error = f"{self.relative_error:.3g}"
-        first = {"layers": self.name, "rank": str(self.rank), "relative error": error}
-        return [first | row for row in super().rows()]
+        return {"layers": self.name, "rank": str(self.rank), "relative error": error}
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -261,6 +250,7 @@ class PruningReport(SmallerNetwork):
 
     title: ClassVar[str] = "Pruned filters"
     text_columns = ("layer", "class")
+    short = ("layer", "filters", "parameters", "MACs", "speedup")
     criterion: str
     layers: tuple[LayerChange, ...]
     channels: Channels = field(repr=False)
@@ -334,6 +324,7 @@ class FactorizationReport(SmallerNetwork):
 
     title: ClassVar[str] = "Shared factors"
     text_columns = ("layers",)
+    short = ("layers", "relative error", "parameters", "MACs", "speedup")
     method: str
     layers: tuple[FactorizedSet, ...]
     left: Mapping[str, str]
