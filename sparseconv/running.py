@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, fields, is_dataclass
 from functools import partial
 from numbers import Number
@@ -183,31 +183,16 @@ def batch_sizes(n_cases: int, batch_size: int) -> list[int]:
     return [batch_size] * whole + [rest] * (rest > 0 or not whole)
 
 
-def run_batch(model: nn.Module, x: Tensor, whole: int = BATCH) -> Any:
-    """Run a model; explain errors due to a dropped axis or to a batch size other than ``whole``."""
-    try:
-        with fitting((x,)):
-            out = model(x)
-            if len(x) == 1 and isinstance(out, Tensor) and out.dim() < 2 and out.shape != (1,):
-                raise IndexError(f"its output has shape {tuple(out.shape)}")
-            return out
-    except (RuntimeError, ValueError) as error:
-        cause = error.__cause__
-        if len(x) == 1 and isinstance(cause, IndexError):
-            raise ValueError(
-                f"the model drops the axis of a batch of 1 series ({cause}); use squeeze(-1), "
-                "which keeps it, or use batches of at least 2 series (batch_size of 2 or more; for "
-                "a DataLoader, whose last batch may contain 1 series, drop_last=True)"
-            ) from cause
-        if 1 < len(x) != whole:
-            with suppress(Exception):
-                model(x[torch.arange(whole) % len(x)])
-                error = RuntimeError(
-                    f"the model needs batches of {whole} series, but the last batch has {len(x)}: "
-                    "choose a batch_size that divides the number of series, or create the model's "
-                    "state for x.shape[0] series"
-                )
-        raise error from cause
+def run_batch(model: nn.Module, x: Tensor) -> Any:
+    """Run a model; refuse an output that lacks the axis of a single series."""
+    with fitting((x,)):
+        out = model(x)
+    if len(x) == 1 and isinstance(out, Tensor) and out.dim() < 2 and out.shape != (1,):
+        raise ValueError(
+            f"the model drops the axis of a batch of 1 series: its output has shape "
+            f"{tuple(out.shape)}; use squeeze(-1), which keeps it, or batches of at least 2 series"
+        )
+    return out
 
 
 def one_tensor(output: Any) -> Tensor:

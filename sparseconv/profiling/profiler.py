@@ -60,7 +60,10 @@ class ModelTime:
 
     @property
     def share(self) -> float:
-        """Return the layers' share of the model's time, above 1 if they take longer alone."""
+        """Return the layers' share of the model's time.
+
+        It may be above 1: the model fuses some layers and runs a single backward pass.
+        """
         return self.sparse_ms / self.ms.median
 
 
@@ -92,11 +95,6 @@ class Profile(Report):
                 f"{which}: sparse layers {found.sparse_ms:.2f} ms, as dense ones "
                 f"{found.dense_ms:.2f} ms; {executed} of {dense} MFLOP executed; timed alone, they "
                 f"take {found.share:.0%} of the model's {found.ms.median:.2f} ms"
-            )
-        if any(found.share > 1 for found in self.model.values()):
-            lines.append(
-                "more than 100 % of the model: layers that are timed one by one cost more than in "
-                "the model, which fuses some layers and runs a single backward pass"
             )
         if TRAINING not in self.model and any(TRAINING in layer.times for layer in self.layers):
             lines.append(

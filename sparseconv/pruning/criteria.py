@@ -177,16 +177,12 @@ class Jacobian(Criterion):
                     total = out.detach().logsumexp(1).abs()  # 0 up to rounding
                     if (total > torch.finfo(out.dtype).eps ** 0.5).any():
                         raise ValueError(LOGITS)
-                try:
-                    loss = self.loss(out, y).reshape(())
-                except Exception as error:  # the loss may run any code
+                loss = self.loss(out, y)
+                one = isinstance(loss, Tensor) and loss.numel() == 1
+                if not (one and loss.requires_grad):
                     raise ValueError(
-                        f"{LOSS}, but with outputs {tuple(out.shape)} and labels {tuple(y.shape)} "
-                        f"of {y.dtype} it fails or returns a vector (reduction='none'): {error}"
-                    ) from error
-                if not loss.requires_grad:
-                    raise ValueError(
-                        f"{LOSS}, but the result has no gradient; remove detach and no_grad"
+                        f"{LOSS} with a gradient, but got {loss}; omit reduction='none', detach "
+                        "and no_grad"
                     )
                 grads = torch.autograd.grad(loss, parameters, materialize_grads=True)
                 products = {

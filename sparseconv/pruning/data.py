@@ -79,9 +79,7 @@ def batches_of(
                 y = y.to(device, y.dtype if y.is_floating_point() else torch.int64)
             yield x, y
     if empty:
-        why = "an iterator is empty after one pass: pass a list or a DataLoader"
-        if getattr(data, "drop_last", False):
-            why = f"drop_last=True omits a batch of fewer than {data.batch_size} series"
         raise ValueError(
-            f"{criterion} expected at least one series, but the data contain none ({why})"
+            f"{criterion} expected at least one series, but the data contain none; pass a list or "
+            "a DataLoader, since an iterator is empty after one pass, without drop_last=True"
         )

@@ -109,12 +109,9 @@ def prune_filters(
     For ``equivalent``, see ``merge``.
     """
     if not isinstance(criterion, Criterion):
-        named = str(getattr(criterion, "__name__", criterion))
-        known = {x.__name__.lower(): x.__name__ for x in Criterion.__subclasses__()}
-        advice = f"; create one with {known[named.lower()]}()" if named.lower() in known else ""
         raise TypeError(
             "criterion must be a Criterion from sparseconv.pruning, for example WHC(), but got "
-            f"{criterion!r}{advice}"
+            f"{criterion!r}"
         )
     fraction, target_macs = checked_target(criterion, fraction, target_macs)
     steps = count("steps", steps)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -89,28 +88,6 @@ def _difference(
     pruned = deepcopy_model(whole)
     edit(pruned, channels, kept)
     mask(whole, channels, kept)
-    with _without_rounding():
-        return _unlike(whole, pruned, example, channels, kept, repeats)
-
-
-@contextmanager
-def _without_rounding() -> Iterator[None]:
-    """Compute in float32 if bfloat16 is set, which rounds blocks and single weights differently."""
-    convolutions: Any = torch.backends.mkldnn.conv  # type: ignore[attr-defined]
-    if (before := convolutions.fp32_precision) != "bf16":
-        yield
-        return
-    convolutions.fp32_precision = "ieee"
-    try:
-        yield
-    finally:
-        convolutions.fp32_precision = before
-
-
-def _unlike(
-    whole: nn.Module, pruned: nn.Module, example: tuple[Any, ...], channels: Channels, kept: Tensor,
-    repeats: bool,
-) -> str | None:  # fmt: skip
     for mode in ("", TRAIN):
         try:
             expected, unlike = _received(whole, example, channels, kept, bool(mode))

@@ -46,7 +46,7 @@ def checked_data(
         if cases:
             log_proba = predict_log_proba(model, X[: size + last], size)
         else:
-            log_proba = _in_training(model, X[:last], size)
+            log_proba = _in_training(model, X[:last])
     if log_proba.dim() != 2 or bool((log_proba.logsumexp(1).abs() > 0.01).any()):
         raise ValueError(
             "the model must return log-probabilities (n_cases, n_classes), but got shape "
@@ -63,11 +63,11 @@ def checked_data(
     return X, y, draws.drew
 
 
-def _in_training(model: nn.Module, x: Tensor, batch_size: int) -> Tensor:
+def _in_training(model: nn.Module, x: Tensor) -> Tensor:
     """Return a model's output for a batch in training mode; leave the model unchanged."""
     rng = torch.random.fork_rng([x.device], enabled=x.is_cuda)
     with keeping_buffers(model), in_eval_mode(model), rng, torch.enable_grad():
-        log_proba = one_tensor(run_batch(model.train(), x, batch_size))
+        log_proba = one_tensor(run_batch(model.train(), x))
     if not log_proba.requires_grad:
         raise ValueError(
             "expected a parameter that affects the output and requires a gradient, but the model "

@@ -35,7 +35,7 @@ def predict_log_proba(model: nn.Module, X: Any, batch_size: int = 64) -> Tensor:
     device = next(model.parameters(), torch.empty(0)).device
     with in_eval_mode(model):
         parts = X.split(batch_sizes(len(X), batch_size))
-        outputs = (run_batch(model, part.to(device), min(batch_size, len(X))) for part in parts)
+        outputs = (run_batch(model, part.to(device)) for part in parts)
         return torch.cat([one_tensor(output) for output in outputs])
 
 

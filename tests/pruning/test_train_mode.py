@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from engines import TWIN
 from networks import data
 from torch import Tensor, nn
 
@@ -101,18 +100,3 @@ def test_trying_train_mode_leaves_buffers_as_they_are() -> None:
     left = trace(model, (X,)).left
     assert "does not reach '1.norm', which may use these channels" in left["0"]
     assert model[1].runs == 0
-
-
-def test_rounding_of_blocks_is_no_other_function(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A layer in blocks that loses channels has single weights, which are not rounded."""
-    monkeypatch.setenv("SPARSECONV_CPU_ISA", TWIN)
-    layer = sc.SparseConv1d(32, 32, 5, density=0.4, block=16)
-    model = nn.Sequential(nn.Conv1d(2, 32, 3), nn.ReLU(), layer, nn.ReLU(), nn.Conv1d(32, 3, 3))
-    convolutions = torch.backends.mkldnn.conv
-    convolutions.fp32_precision = "bf16"
-    try:
-        small, _ = sc.prune_filters(model, torch.randn(1, 2, 30), Magnitude(), fraction=0.5)
-        assert convolutions.fp32_precision == "bf16"
-    finally:
-        convolutions.fp32_precision = "none"
-    assert small[2].in_channels == 16
