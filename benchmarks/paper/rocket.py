@@ -12,10 +12,10 @@ import numpy as np
 from benchmarks.paper.archives import published_accuracy, read
 from benchmarks.paper.plan import Job
 from benchmarks.paper.training import facts_of
+from sparseconv.estimators.defaults import POCKET
 from sparseconv.rocket.features import kernel_features
 from sparseconv.rocket.model import chosen
 from sparseconv.rocket.selection import GroupSelection
-from sparseconv.training.run_folder import POCKET
 
 KINDS = {"ROCKET": "rocket", "MiniROCKET": "minirocket"}
 ITERATIONS, RIDGE = POCKET["n_iter"], POCKET["k"]  # of the selection

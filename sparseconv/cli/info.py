@@ -6,12 +6,12 @@ import argparse
 import os
 from pathlib import Path
 
-from sparseconv.cli.options import RUN
+from sparseconv.cli.options import RUN, SECTIONS
 from sparseconv.cli.results import unfinished
 from sparseconv.measure import machine
 from sparseconv.ops.backends import available_backends
 from sparseconv.rocket import RocketModel
-from sparseconv.training.run_folder import MODELS, load_run
+from sparseconv.training.run_folder import load_run
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
@@ -32,7 +32,7 @@ def _of_run(folder: Path) -> list[tuple[str, str]]:
     config, data = run.config, run.config["data"]
     options = {
         name: value
-        for section, defaults in MODELS[config.get("model", "dsn")].items()
+        for section, defaults in SECTIONS[config.get("model", "dsn")].items()
         for name, value in config[section].items()
         if name in defaults and value != defaults[name]
     }

@@ -11,13 +11,19 @@ from typing import Any
 
 from sparseconv import datasets
 from sparseconv.dst.update import GROWTHS
+from sparseconv.estimators.defaults import POCKET
 from sparseconv.models.dsn import DSN, INITS, PADDINGS
 from sparseconv.ops.backends import BACKENDS
 from sparseconv.rocket.bank import KINDS
 from sparseconv.training.recipe import PRECISIONS, Recipe
+from sparseconv.training.run_folder import MODELS
 
 PROG = "python -m sparseconv"
 INTERRUPTED = 130  # exit code: the shell's for SIGINT
+# The options of a run, with their defaults, by model and section of config.json.
+SECTIONS: dict[str, dict[str, dict[str, Any]]] = {
+    **MODELS, "pocket": MODELS["pocket"] | {"pocket": POCKET | {"seed": 0}},
+}  # fmt: skip
 
 _CHOICES = {
     "init": INITS, "padding": PADDINGS, "grow": GROWTHS, "backend": ("auto", *BACKENDS),

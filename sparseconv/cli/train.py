@@ -13,7 +13,14 @@ from typing import Any
 import torch
 
 from sparseconv import datasets
-from sparseconv.cli.options import INTERRUPTED, QUIET, add_setting, count, refuse_foreign
+from sparseconv.cli.options import (
+    INTERRUPTED,
+    QUIET,
+    SECTIONS,
+    add_setting,
+    count,
+    refuse_foreign,
+)
 from sparseconv.cli.results import (
     as_in,
     data_facts,
@@ -33,9 +40,9 @@ from sparseconv.report import figures
 from sparseconv.training.evaluation import predict_log_proba
 from sparseconv.training.loop import CHECKPOINT_NAME
 from sparseconv.training.recipe import Recipe
-from sparseconv.training.run_folder import MODEL_NAME, MODELS, RECIPE, SECTIONS, read_config
+from sparseconv.training.run_folder import MODEL_NAME, RECIPE, read_config
 
-SETTINGS = SECTIONS | {"pocket": MODELS["pocket"]["pocket"]}
+SETTINGS = SECTIONS["dsn"] | {"pocket": SECTIONS["pocket"]["pocket"]}
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
@@ -47,7 +54,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
         "data", metavar="NAME_OR_PATH", nargs="?", help=f"{data} (default with --resume: the run's)"
     )
     models = "a Dynamic Sparse Network (default), or random kernels pruned with POCKET"
-    add("--model", choices=tuple(MODELS), default="dsn", help=models)
+    add("--model", choices=tuple(SECTIONS), default="dsn", help=models)
     out = "results folder, new or empty (default: runs/NAME-seedSEED, or runs/NAME-pocket-seedSEED)"
     add("--out", type=Path, help=out)
     add("--resume", action="store_true", help="resume the run in the results folder")
@@ -72,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
     and summary.md. The defaults are those of the DSN paper. --model pocket prunes the kernels of
     ROCKET or MiniROCKET, and writes config.json, model.npz and summary.md.
     """
-    sections = MODELS[args.model]
+    sections = SECTIONS[args.model]
     own, every = (
         {name for options in of.values() for name in options} for of in (sections, SETTINGS)
     )
@@ -160,7 +167,7 @@ def _resumed(out: Path, given: Mapping[str, Any]) -> dict[str, Any]:
     if "recipe" not in config or "pruning" in config:
         kind = "pruned run" if "pruning" in config else f"{config['model']} model"
         raise ValueError(f"{out} contains a {kind}, which cannot be resumed; start a new run")
-    known = {name: value for key in SECTIONS for name, value in config[key].items()}
+    known = {name: value for key in SECTIONS["dsn"] for name, value in config[key].items()}
     for name, value in given.items():
         if value != known[name]:
             raise ValueError(

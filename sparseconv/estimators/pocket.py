@@ -22,13 +22,13 @@ from sklearn.preprocessing import StandardScaler
 from sparseconv.core.arrays import warn_if_swapped
 from sparseconv.core.checks import count, flag, number, share
 from sparseconv.core.generators import generators_kept
+from sparseconv.estimators.defaults import POCKET
 from sparseconv.estimators.shared import Scored, Shared, case_weights, draw_seed, given_labels
 from sparseconv.measure.progress import progress
 from sparseconv.rocket.bank import KINDS, MINI_KERNELS, KernelBank, Kind, check_length
 from sparseconv.rocket.features import check_shape, kernel_features
 from sparseconv.rocket.model import RocketModel, chosen
 from sparseconv.rocket.selection import GroupSelection, Selected, fitted_scale, smallest_good
-from sparseconv.training.run_folder import POCKET
 
 KEEPS = (0.05, 0.1, 0.2, 0.35, 0.5, 1.0)  # shares of the kernels that "cv" tries
 KS = (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)

@@ -183,7 +183,7 @@ def train_but_norms(model: nn.Module) -> None:
             module.eval()
 
 
-class Numbers:
+class ChannelNumbers:
     """Number the channels of tensors; unite the numbers of channels that are removed together.
 
     The number 0 marks the zeros that code puts next to channels.
@@ -257,8 +257,8 @@ class Numbers:
 
 
 def numbered_units(
-    traced: Mapping[str, Layer], numbers: Numbers, vectors: Mapping[str, Tensor], n_series: int,
-    other_macs: int, left: Mapping[str, str],
+    traced: Mapping[str, Layer], numbers: ChannelNumbers, vectors: Mapping[str, Tensor],
+    n_series: int, other_macs: int, left: Mapping[str, str],
 ) -> Channels:  # fmt: skip
     """Turn united numbers into units, and group units of the same layers into sets.
 

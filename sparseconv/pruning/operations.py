@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from sparseconv.pruning.channels import Numbers
+from sparseconv.pruning.channels import ChannelNumbers
 
 FEW, TRIALS = 64, 8  # a few numbers may agree by chance, so there are more trials
 CALM = {"train": False, "training": False, "dropout_p": 0.0}  # with these, nothing is random
@@ -42,7 +42,7 @@ class Call:
         fixed: the inputs whose channels must be kept.
     """
 
-    numbers: Numbers
+    numbers: ChannelNumbers
     own: Mapping[int, tuple[str, Tensor]]
     func: Callable[..., Any]
     args: Any

@@ -28,9 +28,9 @@ from sparseconv.nn.pooling import ShortAvgPool1d
 from sparseconv.pruning.channels import (
     FILTERED,
     NORMS,
+    ChannelNumbers,
     Channels,
     Layer,
-    Numbers,
     numbered_units,
     train_but_norms,
 )
@@ -116,7 +116,7 @@ class _Tracer(TorchFunctionMode):
     def __init__(self, model: nn.Module, kept: Mapping[nn.Module, str]) -> None:
         super().__init__()
         self.model, self.kept = model, {**kept}
-        self.numbers = Numbers()
+        self.numbers = ChannelNumbers()
         self.layers: dict[str, Layer] = {}
         self.left: dict[str, str] = {}  # layers that keep all channels, and why
         self.causes: dict[int, tuple[str, Tensor]] = {}  # by id, why a tensor is not followed

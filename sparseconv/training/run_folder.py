@@ -27,7 +27,7 @@ from sparseconv.training.recipe import Recipe
 
 CONFIG_NAME, HISTORY_NAME, MODEL_NAME = "config.json", "history.csv", "model.npz"
 
-# The options of a run, with their defaults, by the section of config.json that holds them.
+# The options with which a run is read, with their defaults, by the section of config.json.
 NETWORK: dict[str, Any] = {
     parameter.name: parameter.default
     for parameter in inspect.signature(DSN).parameters.values()
@@ -36,12 +36,7 @@ NETWORK: dict[str, Any] = {
 RECIPE: dict[str, Any] = {field.name: field.default for field in fields(Recipe)}
 DATA: dict[str, Any] = {"nan_to_zero": False, "validation": False}
 SECTIONS = {"data": DATA, "network": NETWORK, "recipe": RECIPE}
-# Those of POCKETClassifier, whose module takes seconds to import.
-POCKET: dict[str, Any] = {
-    "kernels": "rocket", "n_kernels": 10_000, "keep": 0.35, "k": 1.0, "n_iter": 50, "refit": True,
-    "seed": 0,
-}  # fmt: skip
-MODELS = {"dsn": SECTIONS, "pocket": {"data": {"nan_to_zero": False}, "pocket": POCKET}}
+MODELS = {"dsn": SECTIONS, "pocket": {"data": {"nan_to_zero": False}, "pocket": {}}}
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,8 +163,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         for section, options in MODELS[config.get("model", "dsn")].items():
+            found = config[section]
             for name in options:
-                config[section][name]
+                found[name]
         config["machine"]["threads"]
         for name in ("n_channels", "n_timepoints", "n_train", "classes"):
             config["data"][name]

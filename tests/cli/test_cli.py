@@ -180,11 +180,9 @@ def test_interrupted_and_resumed_is_as_undisturbed(
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: torch sees no CUDA device")
 def test_a_run_on_a_gpu_repeats_itself(data: str, tmp_path: Path) -> None:
     runs = [tmp_path / name for name in ("first", "again")]
+    words = ["train", data, "--device", "cuda", "--epochs", "4", *SMALL]
     for out in runs:
-        assert (
-            main(["train", data, "--device", "cuda", "--epochs", "4", "--out", str(out), *SMALL])
-            == 0
-        )
+        assert main([*words, "--out", str(out)]) == 0
     first, again = (sc.load_run(out) for out in runs)
     assert same(first.model.state_dict(), again.model.state_dict())
     assert first.config["machine"]["device"] == "cuda"

@@ -14,8 +14,8 @@ pytest.importorskip("aeon", reason="aeon is not installed")
 import sparseconv as sc
 from sparseconv import datasets
 from sparseconv.cli.main import main
+from sparseconv.estimators.defaults import POCKET
 from sparseconv.estimators.pocket import POCKETClassifier
-from sparseconv.training.run_folder import POCKET
 
 SMALL = ["--model", "pocket", "--n-kernels", "40", "--threads", "1"]
 
@@ -43,7 +43,7 @@ def test_the_folder_and_its_model(data: str, run_folder: Path) -> None:
         assert np.array_equal(run.predict_proba(read.X_test), proba)
     config = json.loads((run_folder / "config.json").read_text())
     assert config["model"] == "pocket"
-    assert config["pocket"] == POCKET | {"n_kernels": 40, "keep": 0.25}
+    assert config["pocket"] == POCKET | {"n_kernels": 40, "keep": 0.25, "seed": 0}
     assert config["data"]["n_train"] == len(read.X_train)
     accuracy = float((expected == read.classes[read.y_test]).mean())
     assert f"{accuracy:.4f}" in (run_folder / "summary.md").read_text()

@@ -220,25 +220,6 @@ def test_a_layer_whose_weight_the_model_reads_stays_dense(
         unseen(X)
 
 
-class Methods(nn.Conv1d):
-    """As in Neural Amp Modeler: the layers export their own weights."""
-
-    def export(self) -> Tensor:
-        return self.weight.detach().flatten()
-
-
-def test_a_method_that_reads_the_weight_works_again_in_the_original_class() -> None:
-    model = nn.Sequential(Methods(3, 4, 9), nn.ReLU())
-    prune.l1_unstructured(model[0], "weight", 0.9)
-    converted, report = sc.convert(model)
-    assert "lost: methods of its class Methods" in report.layers[0].notes
-    with pytest.raises(AttributeError, match="export"):
-        converted[0].export()
-    original = nn.Sequential(Methods(3, 4, 9), nn.ReLU())
-    original.load_state_dict(sc.to_dense(converted).state_dict())
-    assert original[0].export().equal(model[0].weight.detach().flatten())
-
-
 @pytest.mark.parametrize("kind", [nn.Conv1d, nn.ConvTranspose1d])
 def test_a_layer_cut_by_hand_leaves_the_others_sparse(kind: Any) -> None:
     """Its attributes are those of the whole layer, of which torch's call reads none."""

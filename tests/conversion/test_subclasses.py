@@ -94,33 +94,6 @@ def test_a_subclass_that_pads_becomes_sparse(name: str, count_cases: Any) -> Non
         count_cases(3)
 
 
-def test_a_wavenet_is_converted_as_a_whole() -> None:
-    """Gated causal layers, pruned together."""
-
-    class WaveNet(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.first = Causal(1, 8, 2)
-            self.gates = nn.ModuleList(Causal(8, 16, 2, dilation=2**i) for i in range(3))
-            self.last = nn.Conv1d(8, 4, 1)
-
-        def forward(self, x: Tensor) -> Tensor:
-            x = self.first(x)
-            for gate in self.gates:
-                a, b = gate(x).chunk(2, 1)
-                x = x + a.tanh() * b.sigmoid()
-            return self.last(x.relu())
-
-    torch.manual_seed(0)
-    model = WaveNet().eval()
-    convs = [(m, "weight") for m in model.modules() if isinstance(m, nn.Conv1d)]
-    prune.global_unstructured(convs, prune.L1Unstructured, amount=0.9)
-    converted, report = sc.convert(model, max_density=1.0)
-    assert all(layer.sparse for layer in report.layers)
-    x = torch.randn(2, 1, 50)
-    torch.testing.assert_close(converted(x), model(x), rtol=1e-4, atol=1e-5)
-
-
 class Streaming(nn.Conv1d):
     """As in pytorch-tcn: it pads, but callers may ask it to continue a stream instead."""
 
@@ -136,9 +109,7 @@ def test_a_subclass_that_takes_more_than_the_series_stays_dense() -> None:
     model = nn.Sequential(prune.l1_unstructured(Streaming(), "weight", 0.9))
     converted, report = sc.convert(model)
     assert isinstance(converted[0], Streaming)
-    assert (
-        "its forward takes (x, inference), but must take only the series" in report.layers[0].reason
-    )
+    assert "its forward takes (x, inference)" in report.layers[0].reason
 
 
 @pytest.mark.promise("P2")

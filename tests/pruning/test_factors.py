@@ -250,10 +250,7 @@ def test_all_sets_that_exist() -> None:
     small, report = sc.factorize(model, rank=2)
     assert [found.layers for found in report.layers] == [("a", "b")]
     assert report.left.keys() == {"other", "grouped", "sparse", "tiny", "tiny too"}
-    assert (
-        report.left["other"]
-        == "no other layer has its shape and options; method='svd' accepts single layers"
-    )
+    assert "no other layer has its shape" in report.left["other"]
     assert report.left["sparse"].startswith("it must be an nn.Conv1d, but is a SparseConv1d")
     assert "rank 2 turns 6 parameters into 10; choose a lower rank" in report.left["tiny"]
     assert type(small["sparse"]) is sc.SparseConv1d

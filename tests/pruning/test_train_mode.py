@@ -47,15 +47,9 @@ class Louder(nn.Module):
 @pytest.mark.parametrize(
     ("middle", "why"),
     [
-        (
-            Remembers(),
-            "the model does not run in train mode (RuntimeError: The size of tensor a (8) must",
-        ),
-        (
-            Noisy(),
-            "the model does not run in train mode (RuntimeError: The size of tensor a (4) must",
-        ),
-        (Louder(), "the model computes different outputs in train mode: the code relies on"),
+        (Remembers(), "the model does not run in train mode (RuntimeError"),
+        (Noisy(), "the model does not run in train mode (RuntimeError"),
+        (Louder(), "the model computes different outputs in train mode"),
     ],
 )
 def test_channels_that_train_mode_needs_stay(middle: nn.Module, why: str) -> None:

@@ -1,4 +1,4 @@
-"""What ``prune_filters``, its criteria and ``keep_filters`` refuse."""
+"""What ``prune_filters``, its criteria, ``InstanceSparsity`` and ``keep_filters`` refuse."""
 
 from __future__ import annotations
 
@@ -16,7 +16,16 @@ from torch.nn.utils import prune
 from torch.utils.data import DataLoader, TensorDataset
 
 import sparseconv as sc
-from sparseconv.pruning import DSP, WHC, Criterion, Evolutionary, Jacobian, Magnitude, keep_filters
+from sparseconv.pruning import (
+    DSP,
+    WHC,
+    Criterion,
+    Evolutionary,
+    InstanceSparsity,
+    Jacobian,
+    Magnitude,
+    keep_filters,
+)
 
 torch.manual_seed(0)
 X, Y = torch.randn(6, 2, 12), torch.arange(6) % 3
@@ -180,6 +189,23 @@ test_criteria = refusals(
     (call(criterion=evolve(X, Y), model=broken()), ValueError, "NaN"),
     (call(criterion=evolve(X, Y + 0.5)), TypeError, "Evolutionary: expected y"),
     (call(criterion=evolve(X, -100 * Y)), ValueError, "a class index from 0 to 2"),
+)
+
+
+def penalize(*stages: str, calls: int = 1) -> None:
+    with InstanceSparsity(FLAT, stages) as penalty:
+        for _ in range(calls):
+            FLAT(X)
+        penalty()
+
+
+test_instance_sparsity = refusals(
+    (lambda: InstanceSparsity(3), TypeError, "model"),
+    (lambda: InstanceSparsity(FLAT), ValueError, "no stages are published for Sequential"),
+    (lambda: InstanceSparsity(FLAT, ["0"], -1), ValueError, "weight (--silence)"),
+    (lambda: penalize("no"), AttributeError, "`no`"),
+    (lambda: penalize("2"), ValueError, "stage '2' must be (N, C, L)"),
+    (lambda: penalize("0", calls=0), RuntimeError, "no stage ran"),
 )
 
 

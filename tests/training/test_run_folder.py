@@ -95,9 +95,7 @@ def test_missing_values_as_in_training(copied: Path) -> None:
     X = datasets.load(write_data(copied.parent)).X_test
     X[0, 0, 3] = np.nan
     run = sc.load_run(copied)
-    with pytest.raises(
-        ValueError, match=r"predict: expected finite values in X, but 1 of.*correct them first$"
-    ):
+    with pytest.raises(ValueError, match=r"predict: expected finite values in X, but 1 of"):
         run.predict(X)
     config = json.loads((copied / "config.json").read_text())
     config["data"]["nan_to_zero"] = True
