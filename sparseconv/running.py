@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from functools import partial
 from numbers import Number
@@ -157,18 +157,15 @@ def capture(
             seen[key] = Call(x.detach().clone(), needs_dgrad, trains, positions, y.dtype)
         seen[key].count += 1
 
-    handles = [layer.register_forward_hook(see, with_kwargs=True, prepend=True) for layer in layers]
-    # A compiled model would not know of the hooks; importing the compiler takes seconds.
-    compiling = "torch._dynamo" in sys.modules
-    try:
-        with (
-            torch.compiler.set_stance("force_eager") if compiling else nullcontext(),
-            fitting(arguments),
-        ):
-            output = model(*arguments)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as stack:
+        for layer in layers:
+            handle = layer.register_forward_hook(see, with_kwargs=True, prepend=True)
+            stack.callback(handle.remove)
+        # A compiled model would not know of the hooks; importing the compiler takes seconds.
+        if "torch._dynamo" in sys.modules:
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(fitting(arguments))
+        output = model(*arguments)
     return output, {layer: list(seen.values()) for layer, seen in calls.items()}
 
 
@@ -189,7 +186,7 @@ def run_batch(model: nn.Module, x: Tensor) -> Any:
         out = model(x)
     if len(x) == 1 and isinstance(out, Tensor) and out.dim() < 2 and out.shape != (1,):
         raise ValueError(
-            f"the model drops the axis of a batch of 1 series: its output has shape "
+            "the model drops the axis of a batch of 1 series: its output has shape "
             f"{tuple(out.shape)}; use squeeze(-1), which keeps it, or batches of at least 2 series"
         )
     return out

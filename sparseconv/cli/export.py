@@ -29,10 +29,8 @@ def run(args: argparse.Namespace) -> int:
     """
     trained, model = load_network(args.run_folder)
     data = data_of_run(trained.config["data"], args.data, args.run_folder)
-    from sparseconv.edge.export import (
-        Weights,
-        export_c,
-    )  # torch's observers take a moment to import
+    # torch's observers take a moment to import
+    from sparseconv.edge.export import Weights, export_c
 
     weights: Weights = "int8" if args.int8 else "float32"
     out = args.out or folder_of(args.run_folder) / f"c-{weights}"

@@ -132,10 +132,8 @@ def run(args: argparse.Namespace) -> int:
             fresh = "no checkpoint yet; starting from the beginning"
             print("resuming from the checkpoint" if begun else fresh)
         if not args.quiet:
-            cost, patterns = (
-                model.cost(data.n_timepoints),
-                [x.pattern for x in model.sparse_layers()],
-            )
+            cost = model.cost(data.n_timepoints)
+            patterns = [layer.pattern for layer in model.sparse_layers()]
             density = sum(p.nnz for p in patterns) / sum(p.numel for p in patterns)
             print(
                 f"{described(data)}\nnetwork with {cost.params:,} parameters (dense: "
