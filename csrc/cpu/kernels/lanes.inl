@@ -28,7 +28,7 @@ static inline F32 shares_of(Counts n, int64_t of) {
 template <typename T>
 constexpr int kLanes = static_cast<int>(kRowBytes / sizeof(T));
 template <typename T>
-constexpr int kBlock = sizeof(T) == 4 ? kBlockF32 : kBlockF64;
+constexpr int kBlock = Vec<T>::kWidth;
 
 template <typename A, typename B>
 constexpr bool kSame = false;
