@@ -1,4 +1,6 @@
-// The plain structs between torch and the kernels: pointers and sizes, no torch, no STL.
+// The plain structs between torch and the kernels: pointers and sizes, no torch, no STL. Their
+// `scratch_bytes` is the memory, aligned to 64 bytes, that one call of a kernel needs; enough for
+// float64 on any ISA. Those without it need none.
 #pragma once
 
 #include <cstdint>
@@ -142,6 +144,7 @@ struct Correlation {
   // Of the rows of each piece, those that are computed: all, or the one of the first sample.
   int64_t rows() const { return in_lanes && prefix_sums ? 1 : order.rows; }
   int64_t first_row() const { return in_lanes && prefix_sums ? order.idle : 0; }
+  int64_t scratch_bytes() const;
 };
 
 // The weights of one row and channel block that are summed at once.
@@ -171,6 +174,8 @@ struct WeightGradient {
   int64_t origin;
   void* partial;   // accumulation type, (splits, nnz), zeros
   int64_t splits;  // the chunks are cut into this many fixed runs, each with its own sums
+
+  int64_t scratch_bytes() const;
 };
 
 // Between a signal of any strides and its copy in lanes, (channels, groups, rows, lanes).
@@ -179,6 +184,8 @@ struct Conversion {
   TensorView signal;
   void* lanes;
   int64_t channels;
+
+  int64_t scratch_bytes() const;
 };
 
 }  // namespace sparseconv

@@ -8,7 +8,10 @@
 
 #include <chrono>
 #include <cstdlib>
+#include <map>
+#include <memory>
 #include <stdexcept>
+#include <string>
 
 #include "autograd/conv.h"
 #include "autograd/plain.h"
@@ -51,6 +54,18 @@ std::vector<double> run_peak(bool float64, int64_t passes, int64_t repeats) {
     }
   }
   return seconds;
+}
+
+template <typename Plan>
+void def_plan(pybind11::module_& m, const char* name, const char* doc) {
+  pybind11::class_<Plan>(m, name, doc)
+      .def(pybind11::init([](const std::map<std::string, Tensor>& arrays, int64_t series_channels,
+                             int64_t series_length) {
+             return std::make_unique<Plan>(KernelBank{arrays, series_channels, series_length});
+           }),
+           pybind11::arg("arrays"), pybind11::arg("series_channels"),
+           pybind11::arg("series_length"))
+      .def("features", &Plan::features, pybind11::call_guard<Computing>());
 }
 
 }  // namespace
@@ -122,15 +137,7 @@ PYBIND11_MODULE(_C, m) {
         pybind11::arg("fraction"), pybind11::arg("magnitudes"),
         pybind11::arg("scores") = pybind11::none(), pybind11::arg("seed"),
         "One update of a pattern.");
-  using at::Tensor;
-  using sparseconv::MiniRocketPlan;
-  using sparseconv::RocketPlan;
-  pybind11::class_<RocketPlan>(m, "RocketPlan", "A bank of ROCKET's kernels.")
-      .def(pybind11::init<const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
-                          const Tensor&, const Tensor&, int64_t, int64_t>())
-      .def("features", &RocketPlan::features, pybind11::call_guard<sparseconv::Computing>());
-  pybind11::class_<MiniRocketPlan>(m, "MiniRocketPlan", "A bank of MiniROCKET's kernels.")
-      .def(pybind11::init<const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
-                          const Tensor&, const Tensor&, int64_t, int64_t>())
-      .def("features", &MiniRocketPlan::features, pybind11::call_guard<sparseconv::Computing>());
+  sparseconv::def_plan<sparseconv::RocketPlan>(m, "RocketPlan", "A bank of ROCKET's kernels.");
+  sparseconv::def_plan<sparseconv::MiniRocketPlan>(m, "MiniRocketPlan",
+                                                   "A bank of MiniROCKET's kernels.");
 }

@@ -93,6 +93,11 @@ struct BlockCorrelation {
   }
   // Bytes of the scratch of 32 channels. A strip's last tile may read rows that no output needs.
   int64_t pitch() const { return (window() + kStripRows * step + 1) * kBlockRowBytes; }
+  int64_t scratch_bytes() const {
+    const int64_t offsets = ceil_div(int64_t{first[out_blocks]}, 8) * 8;
+    return pitch() * ceil_div(in_blocks, 2) + 4 * kTilesAtOnce * kTileBytes + offsets * 8 +
+           2 * kBlockSize * staged(window()) * 2;
+  }
 };
 
 // A tile of weights: its blocks, and the row of the input's scratch that its tap reads first. Rows
@@ -137,6 +142,10 @@ struct BlockWeightGradient {
   // Short series are packed together, so that their sums are loaded and stored once.
   int64_t series() const { return run_rows() < kBlockWgradRows ? kBlockWgradRows / run_rows() : 1; }
   int64_t units() const { return ceil_div(batch, series()) * chunks(); }
+  int64_t scratch_bytes() const {
+    return (in_pitch() * in_blocks + grad_pitch() * out_blocks) * series() +
+           kBlockSize * staged(run_rows() + 1) * 2;
+  }
 };
 
 // Between (N, C, L) and rows; `length` is L.
@@ -144,6 +153,8 @@ struct RowConversion {
   TensorView signal;
   Rows rows;
   int64_t batch, channels, length;
+
+  int64_t scratch_bytes() const { return 2 * kBlockSize * staged(length) * 2 + kTileBytes; }
 };
 
 // out[n][i] = sum over j <= i: in[n, first + j * step], for i in [0, count), of all panels; rows

@@ -6,6 +6,10 @@
 
 namespace sparseconv {
 
+// Columns of the panel that a 1x1 convolution copies: 128 of them at 141 channels are 72 KB, of
+// which L1 holds a tile's share.
+constexpr int64_t kPointColumns = 128;
+
 // out[r, j] = sum over k: weight[k, r] * in[k, j] for the columns j of a channel. fprop of a 1x1
 // convolution, and with the weight's other dimension first its dgrad.
 struct Pointwise {
@@ -15,6 +19,8 @@ struct Pointwise {
   int64_t columns;
   int64_t depth;  // channels that are summed over
   int64_t rows;   // output channels
+
+  int64_t scratch_bytes() const { return depth * kPointColumns * 8; }
 };
 
 // out[r, k] = sum over the columns j: grad[r, j] * in[k, j].
@@ -45,6 +51,8 @@ struct BatchNormRelu {
   int64_t channels;
   bool training;
   bool relu;
+
+  int64_t scratch_bytes() const { return order.groups * 64; }
 };
 
 // With dz = grad where z > 0 (everywhere without `relu`), xhat = (x - mean) * invstd and n = batch
@@ -66,6 +74,8 @@ struct BatchNormReluGradient {
   int64_t channels;
   bool training;
   bool relu;
+
+  int64_t scratch_bytes() const { return order.groups * 64; }
 };
 
 // The longest window that a pooling kernel takes has this many samples on either side.
@@ -79,6 +89,9 @@ struct MaxPool {
   void* out;         // the output, or with `grad` the gradient of the input
   int64_t channels;
   int64_t radius;
+
+  // The rows at the beginning of a piece with those that they read, and the gradients of the same.
+  int64_t scratch_bytes() const { return (2 * order.idle + 10 * radius) * 64; }
 };
 
 // A random number of 31 bits for each position: the finalizer of MurmurHash3 (Appleby 2011) over a
@@ -98,9 +111,6 @@ struct Dropout {
   double scale;
 };
 
-// Columns of the panel that a 1x1 convolution copies: 128 of them at 141 channels are 72 KB, of
-// which L1 holds a tile's share.
-constexpr int64_t kPointColumns = 128;
 // Columns that a 1x1 wgrad sums before it adds: 512 take as long, 2048 half as long again, since a
 // tile's rows leave L1 (N = 16, L = 128 to 512, one thread of an AMD EPYC, Zen 3).
 constexpr int64_t kDotColumns = 1024;

@@ -42,7 +42,10 @@ void run_parts(const Problem& problem,
                void (*kernel)(const Problem&, int64_t part, int64_t parts, void* scratch),
                int64_t parts) {
   parts = std::clamp<int64_t>(parts, 1, at::get_num_threads());
-  const int64_t bytes = scratch_bytes(problem);
+  int64_t bytes = 0;
+  if constexpr (requires { problem.scratch_bytes(); }) {
+    bytes = problem.scratch_bytes();
+  }
   at::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
     for (int64_t part = begin; part < end; ++part) {
       kernel(problem, part, parts, thread_scratch(bytes));

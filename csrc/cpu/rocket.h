@@ -2,7 +2,7 @@
 // convolutions whose outputs are not read. Plain structs, which every instruction set sees.
 #pragma once
 
-#include <cstdint>
+#include "../conv1d.h"
 
 namespace sparseconv {
 
@@ -12,6 +12,16 @@ struct SeriesBatch {
   float* features;  // (batch, n_features)
   int64_t n_features;
 };
+
+// Kernels have up to this many taps.
+constexpr int64_t kRocketTaps = 11;
+// Zero samples on both sides of a series: kernels whose padding they hold need no other care.
+constexpr int64_t kRocketMargin = 48;
+// A rest of fewer series than this has, for MiniROCKET, positions of one series in the lanes.
+constexpr int64_t kMiniFew = 6;
+// Positions of a tile of MiniROCKET, at most.
+constexpr int64_t kMiniTile = 240;
+constexpr int64_t kMaxLanes = 16;  // of float, on any instruction set
 
 // A dilated convolution of one or a few channels: outputs from -padding on, samples outside the
 // series are 0.
@@ -51,6 +61,12 @@ struct RocketFeatures {
   int64_t n_lanes;
   const float* lane_weights;
   double single_cost;  // of a series by `lanes`; that of a vector of series is n_kernels
+
+  int64_t scratch_bytes() const {
+    const int64_t features = ceil_div(series.n_features, kMaxLanes) * kMaxLanes;
+    const int64_t rows = series.channels * (series.length + 2 * kRocketMargin);
+    return (features * kMaxLanes + rows * kMaxLanes) * static_cast<int64_t>(sizeof(float));
+  }
 };
 
 // One of the 84 kernels of MiniROCKET at one dilation, with some of its biases.
@@ -69,19 +85,12 @@ struct MiniRocketFeatures {
   const int32_t* channels;
   const float* biases;
   int64_t max_dilation;
+
+  int64_t scratch_bytes() const {
+    const int64_t plane = series.length + 8 * max_dilation + 4;  // and vectors behind the end
+    const int64_t rows = series.channels * (2 * plane + kMiniTile) + kMiniTile;
+    return (rows + series.n_features) * kMaxLanes * static_cast<int64_t>(sizeof(float));
+  }
 };
-
-// Kernels have up to this many taps.
-constexpr int64_t kRocketTaps = 11;
-// Zero samples on both sides of a series: kernels whose padding they hold need no other care.
-constexpr int64_t kRocketMargin = 48;
-// A rest of fewer series than this has, for MiniROCKET, positions of one series in the lanes.
-constexpr int64_t kMiniFew = 6;
-// Positions of a tile of MiniROCKET, at most.
-constexpr int64_t kMiniTile = 240;
-
-// Bytes of scratch that a call needs, on any instruction set.
-int64_t scratch_bytes(const RocketFeatures& problem);
-int64_t scratch_bytes(const MiniRocketFeatures& problem);
 
 }  // namespace sparseconv

@@ -162,22 +162,6 @@ bool fits_rows(const ConvPlan& plan) {
                                : plan.blocks() != nullptr;
 }
 
-int64_t scratch_bytes(const RowConversion& p) {
-  return 2 * kBlockSize * staged(p.length) * 2 + kTileBytes;
-}
-
-int64_t scratch_bytes(const RowNorm&) {
-  return 0;
-}
-
-int64_t scratch_bytes(const RowPool&) {
-  return 0;
-}
-
-int64_t scratch_bytes(const BorderSums&) {
-  return 0;
-}
-
 Rows RowOrder::of(const Tensor& rows, int64_t channels) const {
   const int64_t series = (length + 2 * margin) * kBlockRowBytes;
   return {static_cast<char*>(rows.mutable_data_ptr()) + margin * kBlockRowBytes, series,

@@ -60,43 +60,18 @@ WgradScratch plan_scratch(const WeightGradient& p) {
   return plan;
 }
 
-int64_t scratch_bytes(const Correlation& p) {
-  const CorrelateScratch plan = plan_scratch(p);
+int64_t Correlation::scratch_bytes() const {
+  const CorrelateScratch plan = plan_scratch(*this);
   return (plan.input_rows + plan.edge_rows + plan.acc_rows + plan.stage_rows) * kRowBytes;
 }
 
-int64_t scratch_bytes(const WeightGradient& p) {
-  const WgradScratch plan = plan_scratch(p);
+int64_t WeightGradient::scratch_bytes() const {
+  const WgradScratch plan = plan_scratch(*this);
   return (plan.input_rows + plan.grad_rows + plan.stage_rows) * kRowBytes;
 }
 
-int64_t scratch_bytes(const Conversion& p) {
-  return (16 + stage_stride(p.order.rows)) * kRowBytes;
-}
-
-int64_t scratch_bytes(const Pointwise& p) {
-  return p.depth * kPointColumns * 8;
-}
-
-int64_t scratch_bytes(const PointwiseGradient&) {
-  return 0;
-}
-
-int64_t scratch_bytes(const BatchNormRelu& p) {
-  return p.order.groups * 64;
-}
-
-int64_t scratch_bytes(const BatchNormReluGradient& p) {
-  return p.order.groups * 64;
-}
-
-// The rows at the beginning of a piece with those that they read, and the gradients of the same.
-int64_t scratch_bytes(const MaxPool& p) {
-  return (2 * p.order.idle + 10 * p.radius) * kRowBytes;
-}
-
-int64_t scratch_bytes(const Dropout&) {
-  return 0;
+int64_t Conversion::scratch_bytes() const {
+  return (16 + stage_stride(order.rows)) * kRowBytes;
 }
 
 }  // namespace sparseconv

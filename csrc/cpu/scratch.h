@@ -1,8 +1,6 @@
 // How the scratch memory of one kernel call is divided, in rows of 64 bytes.
 #pragma once
 
-#include "blocks.h"
-#include "fused.h"
 #include "plan/layout.h"
 
 namespace sparseconv {
@@ -33,22 +31,5 @@ struct WgradScratch {
 
 CorrelateScratch plan_scratch(const Correlation& problem);
 WgradScratch plan_scratch(const WeightGradient& problem);
-
-// Bytes of scratch, 64-byte aligned, that one call needs; enough for float64 on any ISA.
-int64_t scratch_bytes(const Correlation& problem);
-int64_t scratch_bytes(const WeightGradient& problem);
-int64_t scratch_bytes(const Conversion& problem);
-int64_t scratch_bytes(const Pointwise& problem);
-int64_t scratch_bytes(const PointwiseGradient& problem);
-int64_t scratch_bytes(const BatchNormRelu& problem);
-int64_t scratch_bytes(const BatchNormReluGradient& problem);
-int64_t scratch_bytes(const MaxPool& problem);
-int64_t scratch_bytes(const Dropout& problem);
-int64_t scratch_bytes(const BlockCorrelation& problem);
-int64_t scratch_bytes(const BlockWeightGradient& problem);
-int64_t scratch_bytes(const RowConversion& problem);
-int64_t scratch_bytes(const RowNorm& problem);
-int64_t scratch_bytes(const RowPool& problem);
-int64_t scratch_bytes(const BorderSums& problem);
 
 }  // namespace sparseconv

@@ -16,7 +16,7 @@ import torch
 from sparseconv.core.files import replacing
 from sparseconv.ops.backends import extension
 
-# The arrays of a bank, by kind, in the order in which the C++ kernels take them.
+# The arrays of a bank, by kind.
 ARRAYS: dict[str, dict[str, Any]] = {
     "rocket": {
         "length": np.int32, "dilation": np.int32, "padding": np.int32, "bias": np.float32,
@@ -134,8 +134,8 @@ class KernelBank(Saved):
         """Return the C++ kernels' input; raise ValueError if the arrays are invalid."""
         assert extension is not None
         make = extension.RocketPlan if self.kind == "rocket" else extension.MiniRocketPlan
-        arrays = (torch.tensor(array, device="cpu") for array in self.arrays.values())
-        return make(*arrays, self.series_channels, self.series_length)
+        arrays = {name: torch.tensor(array, device="cpu") for name, array in self.arrays.items()}
+        return make(arrays, self.series_channels, self.series_length)
 
     def __reduce__(self) -> Any:  # without the plan
         return KernelBank, tuple(getattr(self, name) for name in self.__dataclass_fields__)

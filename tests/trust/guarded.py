@@ -81,12 +81,12 @@ def features_of(problem: Problem) -> tuple[Any, tuple[Any, ...]]:
     rocket = bank.kind == "rocket"
     plan = extension.RocketPlan if rocket else extension.MiniRocketPlan
 
-    def run(x: Tensor, out: Tensor, *arrays: Tensor) -> Tensor:
-        plan(*arrays, *x.shape[1:]).features(x, out)
+    def run(x: Tensor, out: Tensor, arrays: dict[str, Tensor]) -> Tensor:
+        plan(arrays, *x.shape[1:]).features(x, out)
         return out
 
-    arrays = map(torch.tensor, bank.arrays.values())
-    return run, (x, torch.full((len(x), bank.n_features), math.nan), *arrays)
+    arrays = {name: torch.tensor(array) for name, array in bank.arrays.items()}
+    return run, (x, torch.full((len(x), bank.n_features), math.nan), arrays)
 
 
 def chain_of(case: Case, rng: random.Random) -> tuple[Any, tuple[Any, ...]]:

@@ -101,9 +101,13 @@ def test_what_is_damaged_or_too_large_is_refused_or_computed(
 @pytest.mark.promise("P5")
 def test_more_numbers_than_an_int32_counts_are_no_bank() -> None:
     ones = torch.ones(1, dtype=torch.int32)
-    many = torch.ones(1).expand(2**30 + 1)  # in the memory of one
+    arrays = {
+        "length": 9 * ones, "dilation": ones, "padding": 0 * ones, "bias": torch.zeros(1),
+        "n_channels": ones, "channels": 0 * ones,
+        "weights": torch.ones(1).expand(2**30 + 1),  # in the memory of one
+    }  # fmt: skip
     with pytest.raises(ValueError, match=r"weights must have at most 1073741824 elements"):
-        extension.RocketPlan(9 * ones, ones, 0 * ones, torch.zeros(1), ones, 0 * ones, many, 1, 50)
+        extension.RocketPlan(arrays, 1, 50)
 
 
 @pytest.mark.promise("P5")
@@ -111,18 +115,20 @@ def test_more_numbers_than_an_int32_counts_are_no_bank() -> None:
 def test_wrong_arrays_make_no_plan_of_random_kernels(kind: str, count_cases: Any) -> None:
     problem, cases = Problem(kind, 2), 0
     plan = extension.RocketPlan if kind == "rocket" else extension.MiniRocketPlan
-    arrays = [torch.tensor(array) for array in problem.bank.arrays.values()]
+    arrays = {name: torch.tensor(array) for name, array in problem.bank.arrays.items()}
     x = torch.from_numpy(problem.series)
     out = torch.full((len(x), problem.bank.n_features), torch.nan)
-    made = plan(*arrays, *x.shape[1:])
-    for i, array in enumerate(arrays):
+    made = plan(arrays, *x.shape[1:])
+    for name, array in arrays.items():
         wrong = [array.double(), array[:-1], array[None], array.to("meta")]
         if not array.is_floating_point():
             wrong += [torch.full_like(array, bad) for bad in (-1, 2**31 - 1, -(2**31))]
         for bad in wrong:
-            changed = [*arrays[:i], bad, *arrays[i + 1 :]]
-            assert refuses(lambda changed=changed: plan(*changed, *x.shape[1:]))[0]
-        cases += len(wrong)
+            changed = {**arrays, name: bad}
+            assert refuses(lambda changed=changed: plan(changed, *x.shape[1:]))[0]
+        fewer = {other: held for other, held in arrays.items() if other != name}
+        assert refuses(lambda fewer=fewer: plan(fewer, *x.shape[1:]))[0]
+        cases += len(wrong) + 1
     for bad in (x.double(), x[0], x[..., :-1], x.to("meta")):
         assert refuses(lambda bad=bad: made.features(bad, out))[0]
     for bad in (out.double(), out[0], out[:, :-1], out[1:], out.to("meta")):

@@ -54,21 +54,6 @@ void run_blocks(BlockCorrelation p, const BlockCorrelationPlan& plan) {
             strips * (entries + 8 * p.out_blocks) * kTilesAtOnce / kTileGrain);
 }
 
-}  // namespace
-
-int64_t scratch_bytes(const BlockCorrelation& p) {
-  const int64_t offsets = ceil_div(int64_t{p.first[p.out_blocks]}, 8) * 8;
-  return p.pitch() * ceil_div(p.in_blocks, 2) + 4 * kTilesAtOnce * kTileBytes + offsets * 8 +
-         2 * kBlockSize * staged(p.window()) * 2;
-}
-
-int64_t scratch_bytes(const BlockWeightGradient& p) {
-  return (p.in_pitch() * p.in_blocks + p.grad_pitch() * p.out_blocks) * p.series() +
-         kBlockSize * staged(p.run_rows() + 1) * 2;
-}
-
-namespace {
-
 // Zeros for the channels that fill the last block.
 Tensor filled(const Tensor& bias) {
   const int64_t blocks = ceil_div(bias.numel(), kBlockSize);

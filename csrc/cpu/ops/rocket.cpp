@@ -3,8 +3,11 @@
 #include "rocket.h"
 
 #include <ATen/ops/empty.h>
+
 #include <algorithm>
+#include <array>
 #include <limits>
+#include <tuple>
 
 #include "../../checks.h"
 #include "../launch.h"
@@ -17,7 +20,6 @@ constexpr int64_t kShare = 1024 * 1024;
 // What a multiply-add costs with positions as lanes, whose loads are not aligned and serve one
 // output each; a column's costs 1 (measured: about 6 kernels in the lanes cost the same).
 constexpr double kPositionsCost = 2.5;
-constexpr int64_t kMaxLanes = 16;          // of float, on any instruction set
 constexpr int64_t kMostNumbers = 1 << 30;  // of a bank's array: int32 counts two of them together
 
 // Dense float32 on the CPU, in the order of its indices.
@@ -26,12 +28,16 @@ bool is_array(const Tensor& x, int64_t dims) {
          x.dim() == dims && x.is_contiguous() && !x.is_neg();
 }
 
-SeriesBatch batch_of(const Tensor& x, const Tensor& out, int64_t channels, int64_t n_features) {
+SeriesBatch batch_of(const Tensor& x,
+                     const Tensor& out,
+                     int64_t channels,
+                     int64_t length,
+                     int64_t n_features) {
   TORCH_CHECK_VALUE(is_array(x, 3),
                     "expected contiguous float32 series (n_cases, n_channels, n_timepoints)");
   check_memory(x, "series");
-  TORCH_CHECK_VALUE(x.size(1) == channels, "expected series of ", channels, " channels, but got ",
-                    x.size(1));
+  TORCH_CHECK_VALUE(x.size(1) == channels && x.size(2) == length, "expected series of ", channels,
+                    " channels and ", length, " samples, but got ", x.size(1), " and ", x.size(2));
   TORCH_CHECK_VALUE(is_array(out, 2) && out.size(0) == x.size(0) && out.size(1) == n_features,
                     "expected out to be contiguous float32 (", x.size(0), ", ", n_features, ")");
   check_memory(out, "out");
@@ -40,10 +46,14 @@ SeriesBatch batch_of(const Tensor& x, const Tensor& out, int64_t channels, int64
 }
 
 template <typename T>
-std::vector<T> values_of(const Tensor& tensor, at::ScalarType type, const char* name) {
+std::vector<T> values_of(const KernelBank& bank, const char* name) {
+  const auto found = bank.arrays.find(name);
+  TORCH_CHECK_VALUE(found != bank.arrays.end(), "expected an array ", name);
+  const Tensor& tensor = found->second;
+  constexpr auto kType = c10::CppTypeToScalarType<T>::value;
   TORCH_CHECK_VALUE(tensor.layout() == at::kStrided && tensor.is_cpu() && tensor.dim() == 1 &&
-                        tensor.scalar_type() == type,
-                    name, " must be a dense vector of ", toString(type), " on the CPU");
+                        tensor.scalar_type() == kType,
+                    name, " must be a dense vector of ", toString(kType), " on the CPU");
   TORCH_CHECK_VALUE(tensor.numel() <= kMostNumbers, name, " must have at most ", kMostNumbers,
                     " elements, but has ", tensor.numel());
   check_memory(tensor, name);
@@ -52,18 +62,39 @@ std::vector<T> values_of(const Tensor& tensor, at::ScalarType type, const char* 
   return {data, data + plain.numel()};
 }
 
-std::vector<int32_t> integers(const Tensor& tensor, const char* name) {
-  return values_of<int32_t>(tensor, at::kInt, name);
-}
-std::vector<float> floats(const Tensor& tensor, const char* name) {
-  return values_of<float>(tensor, at::kFloat, name);
+// An array of a number for each kernel.
+std::vector<int32_t> numbers_of(const KernelBank& bank, const char* name, size_t n_kernels) {
+  auto numbers = values_of<int32_t>(bank, name);
+  TORCH_CHECK_VALUE(numbers.size() == n_kernels, "expected ", name, " of ", n_kernels,
+                    " kernels, but got ", numbers.size());
+  return numbers;
 }
 
-void check_shape(int64_t channels, int64_t length) {
+void check_shape(const KernelBank& bank) {
   constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
+  const int64_t channels = bank.series_channels, length = bank.series_length;
   TORCH_CHECK_VALUE(channels >= 1 && channels <= kMost && length >= 1 && length <= kMost,
                     "expected series of 1 to ", kMost, " channels and samples, but got ", channels,
                     " and ", length);
+}
+
+void check_kernel(bool fits, size_t kernel, const KernelBank& bank) {
+  TORCH_CHECK_VALUE(fits, "kernel ", kernel, " does not fit series of ", bank.series_channels,
+                    " channels and ", bank.series_length,
+                    " samples, or the dilations do not ascend");
+}
+
+// Of all kernels together.
+void check_sizes(size_t numbers, size_t wanted, const char* name) {
+  TORCH_CHECK_VALUE(numbers == wanted && wanted > 0, "expected ", wanted, " ", name,
+                    " of at least one kernel, but got ", numbers);
+}
+
+void check_channels(const std::vector<int32_t>& channels, size_t wanted, int64_t series_channels) {
+  check_sizes(channels.size(), wanted, "channels");
+  for (const int32_t c : channels) {
+    TORCH_CHECK_VALUE(c >= 0 && c < series_channels, "channel ", c, " of ", series_channels);
+  }
 }
 
 // `cost`: multiply-adds.
@@ -79,63 +110,34 @@ void run(const Problem& problem,
 
 }  // namespace
 
-int64_t scratch_bytes(const RocketFeatures& p) {
-  const int64_t features = ceil_div(p.series.n_features, kMaxLanes) * kMaxLanes * kMaxLanes;
-  const int64_t rows = p.series.channels * (p.series.length + 2 * kRocketMargin) * kMaxLanes;
-  return (features + rows) * static_cast<int64_t>(sizeof(float));
-}
-
-int64_t scratch_bytes(const MiniRocketFeatures& p) {
-  const int64_t plane = p.series.length + 8 * p.max_dilation + 4;  // and vectors behind the end
-  const int64_t rows = p.series.channels * (2 * plane + kMiniTile) + kMiniTile;
-  return (rows + p.series.n_features) * kMaxLanes * static_cast<int64_t>(sizeof(float));
-}
-
-RocketPlan::RocketPlan(const Tensor& length,
-                       const Tensor& dilation,
-                       const Tensor& padding,
-                       const Tensor& bias,
-                       const Tensor& n_channels,
-                       const Tensor& channels,
-                       const Tensor& weights,
-                       int64_t series_channels,
-                       int64_t series_length)
-    : series_channels_(series_channels), series_length_(series_length) {
-  check_shape(series_channels, series_length);
-  const auto lengths = integers(length, "length"), dilations = integers(dilation, "dilation");
-  const auto paddings = integers(padding, "padding"), counts = integers(n_channels, "n_channels");
-  const auto biases = floats(bias, "bias"), given = floats(weights, "weights");
-  const auto numbers = integers(channels, "channels");
+RocketPlan::RocketPlan(const KernelBank& bank)
+    : series_channels_(bank.series_channels), series_length_(bank.series_length) {
+  check_shape(bank);
+  const auto lengths = values_of<int32_t>(bank, "length");
   const size_t n = lengths.size();
-  TORCH_CHECK_VALUE(
-      dilations.size() == n && paddings.size() == n && counts.size() == n && biases.size() == n,
-      "expected dilations, paddings, biases and n_channels of the size of lengths");
+  const auto dilations = numbers_of(bank, "dilation", n), paddings = numbers_of(bank, "padding", n);
+  const auto counts = numbers_of(bank, "n_channels", n);
+  const auto numbers = values_of<int32_t>(bank, "channels");
+  const auto biases = values_of<float>(bank, "bias"), given = values_of<float>(bank, "weights");
   size_t weight = 0, channel = 0;
   std::vector<size_t> first_weight(n);
   for (size_t i = 0; i < n; ++i) {
     const int64_t reach = (int64_t{lengths[i]} - 1) * dilations[i];
-    TORCH_CHECK_VALUE(lengths[i] >= 1 && lengths[i] <= kRocketTaps && dilations[i] >= 1 &&
-                          paddings[i] >= 0 && paddings[i] <= reach && reach < series_length &&
-                          counts[i] >= 1 && counts[i] <= series_channels &&
-                          counts[i] <= kRocketTaps,
-                      "kernel ", i, " does not fit series of ", series_channels, " channels and ",
-                      series_length, " samples");
+    check_kernel(lengths[i] >= 1 && lengths[i] <= kRocketTaps && dilations[i] >= 1 &&
+                     paddings[i] >= 0 && paddings[i] <= reach && reach < series_length_ &&
+                     counts[i] >= 1 && counts[i] <= series_channels_ && counts[i] <= kRocketTaps,
+                 i, bank);
     kernels_.push_back({lengths[i], dilations[i], paddings[i], counts[i], 0,
                         static_cast<int32_t>(channel), static_cast<int32_t>(i)});
     first_weight[i] = weight;
     weight += static_cast<size_t>(lengths[i]) * counts[i];
     channel += counts[i];
     work_ +=
-        static_cast<int64_t>(lengths[i]) * counts[i] * (series_length + 2 * paddings[i] - reach);
+        static_cast<int64_t>(lengths[i]) * counts[i] * (series_length_ + 2 * paddings[i] - reach);
   }
-  TORCH_CHECK_VALUE(n > 0 && weight == given.size() && channel == numbers.size(), "expected ",
-                    weight, " weights and ", channel,
-                    " channels of at least one "
-                    "kernel, but got ",
-                    given.size(), " and ", numbers.size());
-  for (const int32_t c : numbers) {
-    TORCH_CHECK_VALUE(c >= 0 && c < series_channels, "channel ", c, " of ", series_channels);
-  }
+  check_sizes(biases.size(), n, "biases");
+  check_sizes(given.size(), weight, "weights");
+  check_channels(numbers, channel, series_channels_);
   std::stable_sort(kernels_.begin(), kernels_.end(), [](const auto& a, const auto& b) {
     return std::tie(a.dilation, a.length, a.padding, a.n_channels) <
            std::tie(b.dilation, b.length, b.padding, b.n_channels);
@@ -187,9 +189,8 @@ std::shared_ptr<const RocketPlan::Lanes> RocketPlan::lanes(int64_t width) {
 
 void RocketPlan::features(const Tensor& x, const Tensor& out) {
   RocketFeatures p{};
-  p.series = batch_of(x, out, series_channels_, 2 * static_cast<int64_t>(kernels_.size()));
-  TORCH_CHECK_VALUE(x.size(2) == series_length_, "expected series of ", series_length_,
-                    " samples, but got ", x.size(2));
+  p.series =
+      batch_of(x, out, series_channels_, series_length_, 2 * static_cast<int64_t>(kernels_.size()));
   const KernelTable& table = checked_kernels();
   const auto packed = lanes(table.lanes);
   p.kernels = kernels_.data();
@@ -203,27 +204,16 @@ void RocketPlan::features(const Tensor& x, const Tensor& out) {
   run(p, table.rocket, work_ * x.size(0));
 }
 
-MiniRocketPlan::MiniRocketPlan(const Tensor& taps,
-                               const Tensor& dilation,
-                               const Tensor& padded,
-                               const Tensor& n_biases,
-                               const Tensor& biases,
-                               const Tensor& n_channels,
-                               const Tensor& channels,
-                               int64_t series_channels,
-                               int64_t series_length)
-    : channels_(integers(channels, "channels")),
-      biases_(floats(biases, "biases")),
-      series_channels_(series_channels),
-      series_length_(series_length) {
-  check_shape(series_channels, series_length);
-  const auto numbers = integers(taps, "taps"), dilations = integers(dilation, "dilation");
-  const auto padding = integers(padded, "padded"), counts = integers(n_biases, "n_biases");
-  const auto used = integers(n_channels, "n_channels");
+MiniRocketPlan::MiniRocketPlan(const KernelBank& bank)
+    : channels_(values_of<int32_t>(bank, "channels")),
+      biases_(values_of<float>(bank, "biases")),
+      series_channels_(bank.series_channels),
+      series_length_(bank.series_length) {
+  check_shape(bank);
+  const auto numbers = values_of<int32_t>(bank, "taps");
   const size_t n = numbers.size();
-  TORCH_CHECK_VALUE(
-      dilations.size() == n && padding.size() == n && counts.size() == n && used.size() == n,
-      "expected dilations, paddings, n_biases and n_channels of the size of taps");
+  const auto dilations = numbers_of(bank, "dilation", n), padding = numbers_of(bank, "padded", n);
+  const auto counts = numbers_of(bank, "n_biases", n), used = numbers_of(bank, "n_channels", n);
   std::vector<std::array<int32_t, 3>> triples;
   for (int32_t a = 0; a < 9; ++a) {
     for (int32_t b = a + 1; b < 9; ++b) {
@@ -232,15 +222,13 @@ MiniRocketPlan::MiniRocketPlan(const Tensor& taps,
       }
     }
   }
-  int64_t bias = 0, channel = 0;
+  size_t bias = 0, channel = 0;
   for (size_t i = 0; i < n; ++i) {
-    TORCH_CHECK_VALUE(numbers[i] >= 0 && numbers[i] < static_cast<int32_t>(triples.size()) &&
-                          dilations[i] >= 1 && 8 * int64_t{dilations[i]} < series_length &&
-                          (padding[i] == 0 || padding[i] == 1) && counts[i] >= 1 && used[i] >= 1 &&
-                          used[i] <= series_channels &&
-                          (i == 0 || dilations[i] >= dilations[i - 1]),
-                      "kernel ", i, " does not fit series of ", series_channels, " channels and ",
-                      series_length, " samples, or dilations do not ascend");
+    check_kernel(numbers[i] >= 0 && numbers[i] < static_cast<int32_t>(triples.size()) &&
+                     dilations[i] >= 1 && 8 * int64_t{dilations[i]} < series_length_ &&
+                     (padding[i] == 0 || padding[i] == 1) && counts[i] >= 1 && used[i] >= 1 &&
+                     used[i] <= series_channels_ && (i == 0 || dilations[i] >= dilations[i - 1]),
+                 i, bank);
     const auto& t = triples[numbers[i]];
     kernels_.push_back({{t[0], t[1], t[2]},
                         dilations[i],
@@ -252,22 +240,14 @@ MiniRocketPlan::MiniRocketPlan(const Tensor& taps,
     bias += counts[i];
     channel += used[i];
   }
-  TORCH_CHECK_VALUE(n > 0 && bias == static_cast<int64_t>(biases_.size()) &&
-                        channel == static_cast<int64_t>(channels_.size()),
-                    "expected ", bias, " biases and ", channel,
-                    " channels of at least one kernel, "
-                    "but got ",
-                    biases_.size(), " and ", channels_.size());
-  for (const int32_t c : channels_) {
-    TORCH_CHECK_VALUE(c >= 0 && c < series_channels, "channel ", c, " of ", series_channels);
-  }
+  check_sizes(biases_.size(), bias, "biases");
+  check_channels(channels_, channel, series_channels_);
 }
 
 void MiniRocketPlan::features(const Tensor& x, const Tensor& out) const {
   MiniRocketFeatures p{};
-  p.series = batch_of(x, out, series_channels_, static_cast<int64_t>(biases_.size()));
-  TORCH_CHECK_VALUE(x.size(2) == series_length_, "expected series of ", series_length_,
-                    " samples, but got ", x.size(2));
+  p.series =
+      batch_of(x, out, series_channels_, series_length_, static_cast<int64_t>(biases_.size()));
   p.kernels = kernels_.data();
   p.n_kernels = static_cast<int64_t>(kernels_.size());
   p.channels = channels_.data();

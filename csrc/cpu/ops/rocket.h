@@ -3,10 +3,10 @@
 
 #include <ATen/core/Tensor.h>
 
-#include <array>
+#include <map>
 #include <memory>
 #include <mutex>
-#include <tuple>
+#include <string>
 #include <vector>
 
 #include "../rocket.h"
@@ -15,17 +15,15 @@ namespace sparseconv {
 
 using at::Tensor;
 
+// The arrays of a bank, by name, and the shape of its series.
+struct KernelBank {
+  std::map<std::string, Tensor> arrays;
+  int64_t series_channels, series_length;
+};
+
 class RocketPlan {
  public:
-  RocketPlan(const Tensor& length,
-             const Tensor& dilation,
-             const Tensor& padding,
-             const Tensor& bias,
-             const Tensor& n_channels,
-             const Tensor& channels,
-             const Tensor& weights,
-             int64_t series_channels,
-             int64_t series_length);
+  explicit RocketPlan(const KernelBank& bank);
   void features(const Tensor& x, const Tensor& out);
 
  private:
@@ -48,15 +46,7 @@ class RocketPlan {
 
 class MiniRocketPlan {
  public:
-  MiniRocketPlan(const Tensor& taps,
-                 const Tensor& dilation,
-                 const Tensor& padded,
-                 const Tensor& n_biases,
-                 const Tensor& biases,
-                 const Tensor& n_channels,
-                 const Tensor& channels,
-                 int64_t series_channels,
-                 int64_t series_length);
+  explicit MiniRocketPlan(const KernelBank& bank);
   void features(const Tensor& x, const Tensor& out) const;
 
  private:
