@@ -129,6 +129,17 @@ PYBIND11_MODULE(_C, m) {
       },
       pybind11::arg("batch"), pybind11::arg("length"), pybind11::arg("itemsize"),
       "The sizes of a channel in lanes.");
+  m.def(
+      "pools_in_lanes",
+      [](int64_t batch, int64_t length, int64_t itemsize, int64_t size, int64_t stride) {
+        const int64_t lanes = sparseconv::kRowBytes / itemsize;
+        return sparseconv::fits_pooling(
+            sparseconv::lane_order(batch, length, lanes),
+            sparseconv::lane_order(batch, (length - size) / stride + 1, lanes), stride);
+      },
+      pybind11::arg("batch"), pybind11::arg("length"), pybind11::arg("itemsize"),
+      pybind11::arg("size"), pybind11::arg("stride"),
+      "Whether max pooling over windows that do not overlap stays in lanes.");
   m.def("has_fma", [] { return sparseconv::choose_kernels().fma; });
   m.def("has_block_kernels", [] { return sparseconv::choose_kernels().blocks != nullptr; });
   m.def("prune_and_grow", &sparseconv::prune_and_grow,

@@ -118,57 +118,92 @@ struct Pool : torch::autograd::Function<Pool> {
   }
 };
 
-void check_radius(int64_t radius) {
-  TORCH_CHECK_VALUE(radius >= 0 && radius <= kPoolRadius, "expected a radius in [0, ", kPoolRadius,
-                    "], but got ", radius);
+// The length after pooling.
+int64_t pooled_length(const Tensor& like,
+                      int64_t size,
+                      int64_t stride,
+                      int64_t batch,
+                      int64_t length) {
+  if (stride == 1) {
+    TORCH_CHECK_VALUE(size > 0 && size % 2 == 1 && size / 2 <= kPoolRadius,
+                      "expected an odd size in [1, ", 2 * kPoolRadius + 1,
+                      "] of windows with stride 1, but got ", size);
+    return length;
+  }
+  TORCH_CHECK_VALUE(size > 0 && size <= stride && size <= length, "expected a size in [1, ",
+                    std::min(stride, length), "] of windows with stride ", stride, ", but got ",
+                    size);
+  const int64_t pooled = (length - size) / stride + 1;
+  TORCH_CHECK_VALUE(like.scalar_type() == at::kBFloat16 ||
+                        fits_pooling(lane_order(batch, length, lanes_of(like)),
+                                     lane_order(batch, pooled, lanes_of(like)), stride),
+                    "expected windows that are rows of lanes; see pools_in_lanes");
+  return pooled;
 }
 
-Tensor lanes_max_pool(const Tensor& input, int64_t radius, int64_t batch, int64_t length) {
+Tensor lanes_max_pool(const Tensor& input,
+                      int64_t size,
+                      int64_t stride,
+                      int64_t batch,
+                      int64_t length) {
   const ForkGuard fork_guard;
-  check_radius(radius);
   const auto order = order_of(input, batch, length);
-  return order->max_pool(checked(input, *order, {}, "input"), {}, radius);
+  const Tensor x = checked(input, *order, {}, "input");
+  pooled_length(input, size, stride, batch, length);
+  return order->max_pool(x, {}, size, stride);
 }
 
 Tensor lanes_max_pool_backward(const Tensor& grad,
                                const Tensor& input,
-                               int64_t radius,
+                               int64_t size,
+                               int64_t stride,
                                int64_t batch,
                                int64_t length) {
   const ForkGuard fork_guard;
-  check_radius(radius);
   const auto order = order_of(input, batch, length);
   const Tensor x = checked(input, *order, {}, "input");
-  check_same_type(input, grad, "grad_output");
-  TORCH_CHECK_VALUE(grad.sizes() == input.sizes(), "expected grad_output of sizes ", input.sizes(),
-                    ", but got ", grad.sizes());
-  return order->max_pool(x, checked(grad, *order, {}, "grad_output"), radius);
+  const int64_t pooled = pooled_length(input, size, stride, batch, length);
+  const auto of_grad = order_of(input, batch, pooled, margin_of(input, length));
+  const Tensor dy = checked_like(grad, input, *of_grad, {}, "grad_output");
+  TORCH_CHECK_VALUE(grad.size(0) == input.size(0), "expected grad_output of ", input.size(0),
+                    " channels or panels, but got ", grad.size(0));
+  return order->max_pool(x, dy, size, stride);
 }
 
 struct LanesPool : torch::autograd::Function<LanesPool> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& input, int64_t radius, const Order& y) {
+  static Tensor forward(AutogradContext* ctx,
+                        const Tensor& input,
+                        int64_t size,
+                        int64_t stride,
+                        const Order& y) {
     const at::AutoDispatchBelowADInplaceOrView below;
     ctx->save_for_backward({input});
-    ctx->saved_data["radius"] = radius;
+    ctx->saved_data["size"] = size;
+    ctx->saved_data["stride"] = stride;
     y.keep(ctx);
-    return CALL(lanes_max_pool)(input, radius, y.batch, y.length);
+    return CALL(lanes_max_pool)(input, size, stride, y.batch, y.length);
   }
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const Order y = Order::of(ctx);
     const Tensor input = ctx->get_saved_variables()[0];
-    const int64_t radius = ctx->saved_data["radius"].toInt();
+    const int64_t size = ctx->saved_data["size"].toInt();
+    const int64_t stride = ctx->saved_data["stride"].toInt();
     if (at::GradMode::is_enabled() || !computes_plainly(grads[0], true)) {
       const int64_t channels =
           input.size(0) * (input.scalar_type() == at::kBFloat16 ? kPanelChannels : 1);
       variable_list found = gradients_by_torch({input}, grads[0], [&](const variable_list& x) {
         const Tensor signal = CALL(lanes_leave)(x[0], channels, y.batch, y.length);
-        return CALL(lanes_enter)(at::max_pool1d(signal, 2 * radius + 1, 1, radius),
+        const int64_t padding = stride == 1 ? size / 2 : 0;
+        return CALL(lanes_enter)(at::max_pool1d(signal, size, stride, padding),
                                  margin_of(input, y.length));
       });
-      found.resize(3);
+      found.resize(4);
       return found;
     }
-    return {CALL(lanes_max_pool_backward)(grads[0], input, radius, y.batch, y.length), {}, {}};
+    return {CALL(lanes_max_pool_backward)(grads[0], input, size, stride, y.batch, y.length),
+            {},
+            {},
+            {}};
   }
 };
 
@@ -252,9 +287,10 @@ TORCH_LIBRARY_IMPL(sparseconv, Autograd, m) {
   m.impl("max_pool", [](const Tensor& input, int64_t size, int64_t stride, int64_t padding) {
     return Pool::apply(input, size, stride, padding);
   });
-  m.impl("lanes_max_pool", [](const Tensor& input, int64_t radius, int64_t batch, int64_t length) {
-    return LanesPool::apply(input, radius, Order{batch, length});
-  });
+  m.impl("lanes_max_pool",
+         [](const Tensor& input, int64_t size, int64_t stride, int64_t batch, int64_t length) {
+           return LanesPool::apply(input, size, stride, Order{batch, length});
+         });
   m.impl("lanes_mean", [](const Tensor& input, int64_t channels, int64_t batch, int64_t length) {
     return Mean::apply(input, channels, Order{batch, length});
   });

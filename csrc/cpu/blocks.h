@@ -185,7 +185,7 @@ struct RowNorm {
 // As MaxPool in fused.h; `grad` without data: none.
 struct RowPool {
   Rows in, grad, out;
-  int64_t batch, length, panels, radius;
+  int64_t batch, length, pooled, panels, size, stride;
 };
 
 }  // namespace sparseconv

@@ -81,17 +81,20 @@ struct BatchNormReluGradient {
 // The longest window that a pooling kernel takes has this many samples on either side.
 constexpr int64_t kPoolRadius = 7;
 
-// The largest of each sample and its `radius` neighbours on either side.
+// The largest samples of windows. With stride 1, a window has a sample in its middle, and outputs
+// are as long as inputs; else it is at most as long as the stride (fits_pooling).
 struct MaxPool {
-  LaneOrder order;
+  LaneOrder order, pooled;
   const void* in;
   const void* grad;  // of the output, or null
   void* out;         // the output, or with `grad` the gradient of the input
   int64_t channels;
-  int64_t radius;
+  int64_t size;
+  int64_t stride;
 
+  int64_t radius() const { return size / 2; }
   // The rows at the beginning of a piece with those that they read, and the gradients of the same.
-  int64_t scratch_bytes() const { return (2 * order.idle + 10 * radius) * 64; }
+  int64_t scratch_bytes() const { return (2 * order.idle + 10 * radius()) * 64; }
 };
 
 // A random number of 31 bits for each position: the finalizer of MurmurHash3 (Appleby 2011) over a

@@ -74,11 +74,12 @@ class KernelOrder {
                                       const at::Tensor& mean,
                                       const at::Tensor& invstd,
                                       bool in_place) const = 0;
-  // The largest of each sample and its `radius` neighbours on either side; with the gradient of
-  // this, if defined, the gradient of the input.
+  // The largest samples of windows, as MaxPool says; with the gradient of this, if defined, the
+  // gradient of the input.
   virtual at::Tensor max_pool(const at::Tensor& input,
                               const at::Tensor& grad,
-                              int64_t radius) const = 0;
+                              int64_t size,
+                              int64_t stride) const = 0;
   // The average of each series, (N, C).
   virtual at::Tensor mean(const at::Tensor& input, int64_t channels) const = 0;
 };

@@ -246,15 +246,22 @@ class Lanes final : public KernelOrder {
     return run_norm_gradient(grad, parts, order_, norm, added, relu, mean, invstd, in_place);
   }
 
-  Tensor max_pool(const Tensor& input, const Tensor& grad, int64_t radius) const override {
-    Tensor out = at::empty_like(input);
+  Tensor max_pool(const Tensor& input,
+                  const Tensor& grad,
+                  int64_t size,
+                  int64_t stride) const override {
     MaxPool p{};
     p.order = order_;
+    p.pooled = stride == 1
+                   ? order_
+                   : lane_order(order_.batch, (order_.length - size) / stride + 1, order_.lanes);
+    Tensor out = new_lanes(input.size(0), grad.defined() ? p.order : p.pooled, input.options());
     p.in = input.const_data_ptr();
     p.grad = grad.defined() ? grad.const_data_ptr() : nullptr;
     p.out = out.data_ptr();
     p.channels = input.size(0);
-    p.radius = radius;
+    p.size = size;
+    p.stride = stride;
     run_kernel(p, &KernelTable::max_pool, element_of(input),
                input.numel() / order_.lanes * kPoolCost);
     return out;

@@ -247,8 +247,7 @@ Tensor RowOrder::fprop(const Tensor& input,
 Tensor RowOrder::dgrad(const Tensor& grad, const Tensor& values, const ConvPlan& plan) const {
   const Geometry& g = plan.geometry;
   if (!fits_rows(plan) || has_one_channel(plan)) {  // seldom asked for: the gradient of the series
-    return enter(
-        best_dgrad(leave(grad, g.out_channels), values.to(at::kBFloat16), plan, length));
+    return enter(best_dgrad(leave(grad, g.out_channels), values.to(at::kBFloat16), plan, length));
   }
   fill_margins(grad, g.out_channels, *this, g.right, g.left, PaddingMode::zeros);
   Tensor output = empty(g.in_channels());

@@ -67,7 +67,8 @@ struct RowOrder final : KernelOrder {
                               bool in_place) const override;
   at::Tensor max_pool(const at::Tensor& input,
                       const at::Tensor& grad,
-                      int64_t radius) const override;
+                      int64_t size,
+                      int64_t stride) const override;
   at::Tensor mean(const at::Tensor& input, int64_t channels) const override;
 
   Rows of(const at::Tensor& rows, int64_t channels) const;

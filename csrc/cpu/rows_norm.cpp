@@ -149,16 +149,23 @@ Tensor RowOrder::mean(const Tensor& input, int64_t channels) const {
   return each.div(static_cast<double>(length)).to(at::kBFloat16);
 }
 
-Tensor RowOrder::max_pool(const Tensor& input, const Tensor& grad, int64_t radius) const {
+Tensor RowOrder::max_pool(const Tensor& input,
+                          const Tensor& grad,
+                          int64_t size,
+                          int64_t stride) const {
   const int64_t channels = input.size(0) * kPanelChannels;
-  Tensor out = empty(channels);
+  const RowOrder pooled(batch, stride == 1 ? length : (length - size) / stride + 1, margin);
+  const RowOrder& result = grad.defined() ? *this : pooled;
+  Tensor out = result.empty(channels);
   const RowPool p{of(input, channels),
-                  grad.defined() ? of(grad, channels) : Rows{},
-                  of(out, channels),
+                  grad.defined() ? pooled.of(grad, channels) : Rows{},
+                  result.of(out, channels),
                   batch,
                   length,
+                  pooled.length,
                   input.size(0),
-                  radius};
+                  size,
+                  stride};
   run_parts(p, checked_kernels().blocks->pool_rows, batch * length * p.panels / kRowGrain);
   return out;
 }

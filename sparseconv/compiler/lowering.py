@@ -37,7 +37,8 @@ class Lowering:
             with self._graph.inserting_before(node):
                 result = step.build(self)
                 if step.in_lanes:
-                    self._lanes[node], self._sizes[node] = result, self._sizes[step.signals[0]]
+                    batch, length = self._sizes[step.signals[0]]
+                    self._lanes[node], self._sizes[node] = result, (batch, step.length or length)
                     if all(user in self._steps for user in node.users):
                         continue
                     channels = int(value_of(node).shape[1])

@@ -48,6 +48,7 @@ class Step(NamedTuple):
         build: adds the nodes that compute the result.
         gain: nanoseconds saved for each element of the output, without and with gradients.
         in_lanes: whether the result is in lanes; else it is what the node gave.
+        length: of the result, where it changes.
         margin: padding that is read before or after a series.
     """
 
@@ -55,6 +56,7 @@ class Step(NamedTuple):
     build: Callable[[Lanes], Node]
     gain: tuple[float, float]
     in_lanes: bool = True
+    length: int | None = None
     margin: int = 0
 
 
@@ -205,13 +207,23 @@ def pooling(node: Any) -> tuple[Node, int, int, int]:
 
 def max_pool(node: Any) -> Step:
     x, size, stride, padding = pooling(node)
-    require((stride, 2 * padding) == (1, size - 1), "it changes the length")
-    require(size <= MOST_POOLED, f"its window is longer than {MOST_POOLED} samples")
+    stays = (stride, 2 * padding) == (1, size - 1)
+    if stays:
+        require(size <= MOST_POOLED, f"its window is longer than {MOST_POOLED} samples")
+    else:
+        batch, _, length = value_of(x).shape
+        apart = stride > 1 and stride >= size and padding == 0
+        require(apart, "its windows are padded or overlap")
+        require(is_signal(node) and all(isinstance(n, int) for n in (batch, length)), NOT_A_SIGNAL)
+        assert extension is not None
+        window = batch, length, value_of(x).dtype.itemsize, size, stride
+        require(in_rows(x) or extension.pools_in_lanes(*window), "its windows are cut by lanes")
 
     def build(lanes: Lanes) -> Node:
-        return lanes.call(OPS.lanes_max_pool.default, lanes.of(x), size // 2, *lanes.sizes(x))
+        return lanes.call(OPS.lanes_max_pool.default, lanes.of(x), size, stride, *lanes.sizes(x))
 
-    return Step((x,), build, cost("max_pool", in_rows(x)))
+    pooled = None if stays else value_of(node).shape[2]
+    return Step((x,), build, cost("max_pool", in_rows(x)), length=pooled)
 
 
 def _mean_step(x: Any, keepdim: bool) -> Step:

@@ -41,10 +41,10 @@ for _schema in (
     # Weights and bias of a convolution and the BatchNorm after it, in eval mode; differentiable.
     "lanes_fold(Tensor weights, Tensor? conv_bias, Tensor? crow_indices, int kernels,"
     " Tensor? weight, Tensor? bias, Tensor mean, Tensor var, float eps) -> (Tensor, Tensor)",
-    # Over a sample and `radius` neighbours on either side.
-    "lanes_max_pool(Tensor input, int radius, int batch, int length) -> Tensor",
-    "lanes_max_pool_backward(Tensor grad_output, Tensor input, int radius, int batch, int length)"
-    " -> Tensor",
+    # With stride 1 over a sample and its neighbours, else over windows that do not overlap.
+    "lanes_max_pool(Tensor input, int size, int stride, int batch, int length) -> Tensor",
+    "lanes_max_pool_backward(Tensor grad_output, Tensor input, int size, int stride, int batch,"
+    " int length) -> Tensor",
     "lanes_mean(Tensor input, int channels, int batch, int length) -> Tensor",  # (N, C)
     # The same seed drops the same elements, so the gradient is the op itself.
     "lanes_dropout(Tensor input, float p, int seed) -> Tensor",
@@ -82,7 +82,6 @@ _SHAPES: dict[str, Callable[..., Any]] = {
     "lanes_pointwise_dgrad": lambda grad, weight, *_: _lanes(grad, weight.shape[1]),
     "lanes_pointwise_wgrad": lambda _, x, weight, *rest: x.new_empty(weight.shape, dtype=_exact(x)),
     "lanes_bias_grad": lambda grad, channels, *_: grad.new_empty((channels,), dtype=_exact(grad)),
-    "lanes_max_pool": lambda x, *_: torch.empty_like(x),
     "lanes_max_pool_backward": lambda _, x, *rest: torch.empty_like(x),
     "max_pool": lambda x, size, stride, padding: x.new_empty(
         (*x.shape[:2], (x.shape[2] + 2 * padding - size) // stride + 1)
@@ -104,6 +103,18 @@ def _fake_enter(input: Tensor, margin: int = 0) -> Tensor:
         return input.new_empty((-(-channels // PANEL), n, rows, PANEL))
     sizes = extension.lanes_shape(int(n), int(length), input.dtype.itemsize)
     return input.new_empty((channels, *sizes))
+
+
+@register_fake(_library, "lanes_max_pool")
+def _fake_max_pool(input: Tensor, size: int, stride: int, batch: int, length: int) -> Tensor:
+    if stride == 1:
+        return torch.empty_like(input)
+    pooled = (length - size) // stride + 1
+    if input.dtype == torch.bfloat16:
+        return input.new_empty((*input.shape[:2], input.shape[2] - length + pooled, PANEL))
+    assert extension is not None
+    sizes = extension.lanes_shape(batch, pooled, input.dtype.itemsize)
+    return input.new_empty((input.shape[0], *sizes))
 
 
 @register_fake(_library, "lanes_norm")

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from sparseconv import KernelCSR
+from sparseconv.ops.backends import extension
 from sparseconv.ops.lanes import OPS
 from sparseconv.ops.orders import keeps_order
 from sparseconv.testing import error_bound, random_case
@@ -63,17 +64,25 @@ def test_convolutions_have_the_bits_of_those_outside(count_cases: Callable[[int]
     count_cases(cases)
 
 
-@pytest.mark.parametrize("radius", [0, 1, 2, 7])
-def test_max_pool_and_its_gradient_are_those_of_torch(radius: int) -> None:
+@pytest.mark.parametrize(
+    ("size", "stride"), [(1, 1), (3, 1), (5, 1), (15, 1), (2, 2), (4, 4), (3, 5)]
+)
+def test_max_pool_and_its_gradient_are_those_of_torch(size: int, stride: int) -> None:
     """Exactly: of equal samples the first has the gradient, and a NaN is the largest."""
-    for (n, length), dtype in product(SIZES, DTYPES):
+    assert extension is not None
+    for (n, length), dtype in product((*SIZES, (1, 256), (3, 320)), DTYPES):
+        pooled = (length - size) // stride + 1 if stride > 1 else length
+        fits = extension.pools_in_lanes(n, length, dtype.itemsize, size, stride)
+        if stride > 1 and not (pooled > 0 and fits):
+            assert n % 16 or length < size, "whole series are cut nowhere"
+            continue
         x = torch.randint(-3, 4, (n, 2, length)).to(dtype)
         for data in (x, x.where(torch.rand(x.shape) > 0.1, float("nan")), torch.randn_like(x)):
             a, b = (data.clone().requires_grad_() for _ in range(2))
-            y = F.max_pool1d(a, 2 * radius + 1, 1, radius)
-            inside = OPS.lanes_max_pool(OPS.lanes_enter(b), radius, n, length)
-            assert idle_is_zero(inside, n, length)
-            z = OPS.lanes_leave(inside, 2, n, length)
+            y = F.max_pool1d(a, size, stride, size // 2 if stride == 1 else 0)
+            inside = OPS.lanes_max_pool(OPS.lanes_enter(b), size, stride, n, length)
+            assert idle_is_zero(inside, n, pooled)
+            z = OPS.lanes_leave(inside, 2, n, pooled)
             torch.testing.assert_close(z, y, rtol=0, atol=0, equal_nan=True)
             grad = torch.randint(-5, 6, y.shape).to(dtype)
             of_a, of_b = torch.autograd.grad(y, a, grad)[0], torch.autograd.grad(z, b, grad)[0]
@@ -209,7 +218,8 @@ def test_wrong_arguments_are_refused() -> None:
                 elif argument.dim() == 4 and i == 0:
                     changes.append(argument.double()[:, :-1])
             elif type(argument) is int:
-                changes = [-1, 10**6] + [0] * (i >= len(args) - 2)  # a radius of 0 is one
+                wide = name == "lanes_max_pool" and i == 2  # a stride, after one window
+                changes = [-1, 0 if wide else 10**6] + [0] * (i >= len(args) - 2)
                 changes *= i >= len(args) - 3
             elif isinstance(argument, list) and isinstance(argument[0], int):
                 changes = [argument[:-1], [*argument[:3], 2, *argument[4:]]]
@@ -222,6 +232,10 @@ def test_wrong_arguments_are_refused() -> None:
         ("lanes_dropout", torch.zeros(2), 1.5, 0),
         ("lanes_dropout", torch.zeros(2, dtype=torch.half), 0.5, 0),
         ("max_pool", torch.zeros(2, 5), 2, 2, 0),
+        *(
+            ("lanes_max_pool", torch.zeros(1, 1, 5, 16), *window, 16, 5)
+            for window in ((2, 1), (17, 1), (3, 2), (6, 7))
+        ),
         *(
             ("max_pool", torch.zeros(1, 1, 5), *window)
             for window in ((0, 1, 0), (2, 0, 0), (2, 1, 2))

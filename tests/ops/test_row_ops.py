@@ -221,16 +221,19 @@ def test_norm(far: float, kind: str, training: bool, unit: str) -> None:
         assert kind != "added" or found[4].equal(cost.to(BF16)), "rounded once"
 
 
-@pytest.mark.parametrize("radius", [0, 1, 7])
-def test_pools_are_those_of_torch(radius: int, unit: str) -> None:
+@pytest.mark.parametrize(("size", "stride"), [(1, 1), (3, 1), (15, 1), (2, 2), (3, 5)])
+def test_pools_are_those_of_torch(size: int, stride: int, unit: str) -> None:
     """Exactly: of equal samples the first has the gradient, and a NaN is the largest."""
     for n, length in SHAPES:
+        pooled = (length - size) // stride + 1 if stride > 1 else length
+        if pooled < 1:
+            continue
         x = torch.randint(-3, 4, (n, 33, length)).float()
         for data in (x, x.where(torch.rand(x.shape) > 0.1, float("nan")), torch.randn_like(x)):
             a, b = data.to(BF16).requires_grad_(), data.to(BF16).requires_grad_()
-            y = F.max_pool1d(a.float(), 2 * radius + 1, 1, radius)
-            rows = OPS.lanes_max_pool(OPS.lanes_enter(b), radius, n, length)
-            z = OPS.lanes_leave(rows, 33, n, length)
+            y = F.max_pool1d(a.float(), size, stride, size // 2 if stride == 1 else 0)
+            rows = OPS.lanes_max_pool(OPS.lanes_enter(b), size, stride, n, length)
+            z = OPS.lanes_leave(rows, 33, n, pooled)
             torch.testing.assert_close(z.float(), y, rtol=0, atol=0, equal_nan=True)
             grad = torch.randint(-5, 6, y.shape).float()
             (of_a,), (of_b,) = (

@@ -1,5 +1,4 @@
-// Max pooling with stride 1 that keeps the length, of tensors in lanes. Included once per ISA,
-// after lane_rows.inl.
+// Max pooling of tensors in lanes. Included once per ISA, after lane_rows.inl.
 
 // Whether a sample replaces the largest one before it, as in torch's loop: a NaN replaces all.
 template <typename V>
@@ -10,7 +9,7 @@ static inline auto replaces(V x, V largest) {
 // x where the mask is set, else zeros.
 template <typename V, typename Mask>
 static inline V only(Mask mask, V x) {
-  return {(decltype(V::v))((Mask)x.v & mask)};
+  return {mask ? x.v : V::splat(0).v};
 }
 
 // Row r of the output is the largest of the rows r to r + 2 * radius of x.
@@ -21,9 +20,7 @@ static void pool_rows(const typename V::T* x, int64_t radius, int64_t n, typenam
     V largest = V::load(x + h);
     for (int64_t j = 1; j <= 2 * radius; ++j) {
       const V next = V::load(x + j * kN + h);
-      const auto mask = replaces(next, largest);
-      largest = {(decltype(V::v))((decltype(mask))only(mask, next).v |
-                                  (decltype(mask))only(~mask, largest).v)};
+      largest = {replaces(next, largest) ? next.v : largest.v};
     }
     largest.store(out + h);
   }
@@ -70,17 +67,54 @@ static void unpool(const typename V::T* x,
   }
 }
 
+// Of windows that do not overlap.
+template <typename V>
+static void pool_apart(const MaxPool& p, int64_t part, int64_t parts) {
+  using T = typename V::T;
+  constexpr int kN = kLanes<T>;
+  const int64_t rows = p.order.rows, pooled = p.pooled.rows, all = p.channels * p.order.groups;
+  for (int64_t unit = all * part / parts; unit < all * (part + 1) / parts; ++unit) {
+    const T* in = static_cast<const T*>(p.in) + unit * rows * kN;
+    const T* grad = static_cast<const T*>(p.grad) + unit * pooled * kN;
+    T* out = static_cast<T*>(p.out) + unit * (p.grad ? rows : pooled) * kN;
+    for (int64_t i = 0; i < pooled; ++i) {
+      const int64_t first = i * p.stride, end = i + 1 < pooled ? first + p.stride : rows;
+      for (int h = 0; h < kN; h += V::kWidth) {
+        V largest = V::load(in + first * kN + h), place = V::splat(0);
+        for (int64_t j = 1; j < p.size; ++j) {
+          const V next = V::load(in + (first + j) * kN + h);
+          const auto larger = replaces(next, largest);
+          largest = {larger ? next.v : largest.v};
+          place = {larger ? V::splat(T(j)).v : place.v};
+        }
+        if (p.grad == nullptr) {
+          largest.store(out + i * kN + h);
+          continue;
+        }
+        const V g = V::load(grad + i * kN + h);
+        for (int64_t row = first; row < end; ++row) {
+          V{place.v == T(row - first) ? g.v : V::splat(0).v}.store(out + row * kN + h);
+        }
+      }
+    }
+  }
+}
+
 // Scratch: the rows at the ends of a piece, with their neighbours.
 template <typename V>
 static void max_pool(const MaxPool& p, int64_t part, int64_t parts, void* scratch) {
   using T = typename V::T;
   constexpr int kN = kLanes<T>;
   const LaneOrder& y = p.order;
+  if (p.stride > 1) {
+    return pool_apart<V>(p, part, parts);
+  }
+  const int64_t radius = p.radius();
   T* xs = static_cast<T*>(scratch);
-  T* gs = xs + (y.idle + 6 * p.radius) * kN;
+  T* gs = xs + (y.idle + 6 * radius) * kN;
   // What rows between these read lies in the piece.
-  const int64_t head = min_of(y.rows, y.idle + 2 * p.radius);
-  const int64_t tail = max_of(head, y.rows - 2 * p.radius);
+  const int64_t head = min_of(y.rows, y.idle + 2 * radius);
+  const int64_t tail = max_of(head, y.rows - 2 * radius);
   for (int64_t group = 0; group < y.groups; ++group) {
     Neighbourhood<V> samples, gradients;
     samples.set(y, group, false);
@@ -93,21 +127,21 @@ static void max_pool(const MaxPool& p, int64_t part, int64_t parts, void* scratc
       const int64_t begins = group * y.rows * kN;
       T* out = static_cast<T*>(p.out) + c * y.channel() + begins;
       const auto end_rows = [&](int64_t begin, int64_t end) {
-        const int64_t reach = grad ? 2 * p.radius : p.radius;
+        const int64_t reach = grad ? 2 * radius : radius;
         samples.copy(in, begin - reach, end + reach, xs);
         if (grad) {
-          gradients.copy(grad, begin - p.radius, end + p.radius, gs);
-          unpool<V>(xs, gs, p.radius, end - begin, out + begin * kN);
+          gradients.copy(grad, begin - radius, end + radius, gs);
+          unpool<V>(xs, gs, radius, end - begin, out + begin * kN);
         } else {
-          pool_rows<V>(xs, p.radius, end - begin, out + begin * kN);
+          pool_rows<V>(xs, radius, end - begin, out + begin * kN);
         }
       };
       end_rows(0, head);
       if (grad) {
-        unpool<V>(in + begins + (head - 2 * p.radius) * kN, grad + begins + (head - p.radius) * kN,
-                  p.radius, tail - head, out + head * kN);
+        unpool<V>(in + begins + (head - 2 * radius) * kN, grad + begins + (head - radius) * kN,
+                  radius, tail - head, out + head * kN);
       } else {
-        pool_rows<V>(in + begins + (head - p.radius) * kN, p.radius, tail - head, out + head * kN);
+        pool_rows<V>(in + begins + (head - radius) * kN, radius, tail - head, out + head * kN);
       }
       if (tail < y.rows) {
         end_rows(tail, y.rows);

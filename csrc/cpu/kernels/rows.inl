@@ -184,7 +184,7 @@ static inline auto replaces_row(Lanes16 x, Lanes16 largest) {
 }
 
 static void largest_row(const RowPool& p, int64_t n, int64_t panel, int64_t r) {
-  const int64_t first = max_of(0, r - p.radius), last = min_of(p.length - 1, r + p.radius);
+  const int64_t first = max_of(0, r - p.size / 2), last = min_of(p.length - 1, r + p.size / 2);
   Lanes16 largest[kRowVectors], next[kRowVectors];
   load_row(p.in.at(n, 2 * panel, first), largest);
   for (int64_t i = first + 1; i <= last; ++i) {
@@ -198,8 +198,8 @@ static void largest_row(const RowPool& p, int64_t n, int64_t panel, int64_t r) {
 
 // The sum of the gradients of those windows in which row r is the largest.
 static void largest_row_gradient(const RowPool& p, int64_t n, int64_t panel, int64_t r) {
-  const int64_t first = max_of(0, r - 2 * p.radius);
-  const int64_t last = min_of(p.length - 1, r + 2 * p.radius);
+  const int64_t first = max_of(0, r - (p.size - 1));
+  const int64_t last = min_of(p.length - 1, r + (p.size - 1));
   Lanes16 own[kRowVectors], next[kRowVectors];
   load_row(p.in.at(n, 2 * panel, r), own);
   // Whether the row is the largest of the j rows before it, and of the j after it.
@@ -222,9 +222,9 @@ static void largest_row_gradient(const RowPool& p, int64_t n, int64_t panel, int
   }
   Lanes16 sum[kRowVectors] = {};
   const Lanes16 zero = {};
-  for (int64_t q = max_of(first, r - p.radius); q <= min_of(last, r + p.radius); ++q) {
-    const int64_t before = r - max_of(first, q - p.radius);
-    const int64_t after = min_of(last, q + p.radius) - r;
+  for (int64_t q = max_of(first, r - p.size / 2); q <= min_of(last, r + p.size / 2); ++q) {
+    const int64_t before = r - max_of(first, q - p.size / 2);
+    const int64_t after = min_of(last, q + p.size / 2) - r;
     load_row(p.grad.at(n, 2 * panel, q), next);
     for (int v = 0; v < kRowVectors; ++v) {
       sum[v] += (wins[before][v] & keeps[after][v]) != 0 ? next[v] : zero;
@@ -233,11 +233,38 @@ static void largest_row_gradient(const RowPool& p, int64_t n, int64_t panel, int
   store_row(sum, p.out.at(n, 2 * panel, r));
 }
 
+// One of windows that do not overlap.
+static void pool_window(const RowPool& p, int64_t n, int64_t panel, int64_t i) {
+  const int64_t first = i * p.stride, end = i + 1 < p.pooled ? first + p.stride : p.length;
+  Lanes16 largest[kRowVectors], place[kRowVectors] = {}, next[kRowVectors];
+  load_row(p.in.at(n, 2 * panel, first), largest);
+  for (int64_t j = 1; j < p.size; ++j) {
+    load_row(p.in.at(n, 2 * panel, first + j), next);
+    for (int v = 0; v < kRowVectors; ++v) {
+      const auto larger = replaces_row(next[v], largest[v]);
+      largest[v] = larger ? next[v] : largest[v];
+      place[v] = larger ? Lanes16{} + static_cast<float>(j) : place[v];
+    }
+  }
+  if (p.grad.data == nullptr) {
+    return store_row(largest, p.out.at(n, 2 * panel, i));
+  }
+  load_row(p.grad.at(n, 2 * panel, i), next);
+  for (int64_t row = first; row < end; ++row) {
+    for (int v = 0; v < kRowVectors; ++v) {
+      largest[v] = place[v] == static_cast<float>(row - first) ? next[v] : Lanes16{};
+    }
+    store_row(largest, p.out.at(n, 2 * panel, row));
+  }
+}
+
 static void pool_rows(const RowPool& p, int64_t part, int64_t parts, void*) {
   const int64_t units = p.batch * p.panels;
   for (int64_t unit = units * part / parts; unit < units * (part + 1) / parts; ++unit) {
-    for (int64_t r = 0; r < p.length; ++r) {
-      const auto pool = p.grad.data != nullptr ? largest_row_gradient : largest_row;
+    for (int64_t r = 0; r < p.pooled; ++r) {
+      const auto pool = p.stride > 1             ? pool_window
+                        : p.grad.data != nullptr ? largest_row_gradient
+                                                 : largest_row;
       pool(p, unit / p.panels, unit % p.panels, r);
     }
   }

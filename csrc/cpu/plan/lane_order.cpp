@@ -25,6 +25,12 @@ LaneOrder lane_order(int64_t batch, int64_t length, int64_t lanes) {
   return best;
 }
 
+bool fits_pooling(const LaneOrder& order, const LaneOrder& pooled, int64_t stride) {
+  return order.pieces == pooled.pieces &&
+         (order.pieces == 1 ||
+          (order.rows == stride * pooled.rows && order.idle == stride * pooled.idle));
+}
+
 LaneOrder tile_order(int64_t batch, int64_t length, int64_t lanes, const Layout& layout) {
   // What packing one row is taken to cost, as a share of one row's products at DSN's shape. It only
   // ranks lengths: with 0 DSN's layer takes 7 to 10 % longer at L = 128, with 0.2 about as long.

@@ -38,6 +38,9 @@ struct LaneOrder {
 // piece a lane.
 LaneOrder lane_order(int64_t batch, int64_t length, int64_t lanes);
 
+// Whether windows of `stride` rows of a tensor are rows of one in the other order.
+bool fits_pooling(const LaneOrder& order, const LaneOrder& pooled, int64_t stride);
+
 // For signals (N, C, L), whose tiles are packed one by one: pieces of one tile, so that the lanes
 // of a group read neighbours in memory. fprop and dgrad, whose bits depend on no order, always have
 // it, and wgrad where rows are apart.
