@@ -12,17 +12,19 @@
 #include "../kernels.h"
 
 #if defined(__clang__)
-#pragma clang attribute push(                                                          \
-    __attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,avx512bf16,avx2,fma"))), \
+#pragma clang attribute push(                                                               \
+    __attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,avx512bf16,avx2,fma,f16c"))), \
     apply_to = function)
 #else
 #pragma GCC push_options
-#pragma GCC target("avx512f,avx512dq,avx512bw,avx512vl,avx512bf16,avx2,fma")
+#pragma GCC target("avx512f,avx512dq,avx512bw,avx512vl,avx512bf16,avx2,fma,f16c")
 #endif
 
 namespace sparseconv::avx512bf16 {
 
 #include "../kernels/numbers.inl"
+
+#include "vec_avx512.h"
 
 #include "pairs_avx512.h"
 

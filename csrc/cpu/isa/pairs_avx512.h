@@ -13,70 +13,44 @@ static inline __attribute__((always_inline)) PairSums pair_dot(PairSums sums,
   return _mm512_dpbf16_ps(sums, (__m512bh)_mm512_load_si512(b), (__m512bh)_mm512_set1_epi32(pair));
 }
 
-// In place: 16 vectors of 16 lanes of 32 bits, transposed.
-static inline void transpose_16(__m512i* r) {
-  __m512i t[16];
-#pragma GCC unroll 8
-  for (int i = 0; i < 16; i += 2) {
-    t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
-    t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
-  }
-#pragma GCC unroll 4
-  for (int i = 0; i < 16; i += 4) {
-    r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
-    r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
-    r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
-    r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
-  }
-#pragma GCC unroll 8
-  for (int i = 0; i < 8; ++i) {
-    const int from = i / 4 * 8 + i % 4;
-    t[from] = _mm512_shuffle_i32x4(r[from], r[from + 4], 0x88);
-    t[from + 4] = _mm512_shuffle_i32x4(r[from], r[from + 4], 0xdd);
-  }
-#pragma GCC unroll 8
-  for (int i = 0; i < 8; ++i) {
-    r[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
-    r[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
-  }
-}
-
 static inline __m256i load_halves(const Bf16* from) {
   return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
 }
 
+// 16 pairs (low[i], high[i]).
+static inline F32 interleaved(const Bf16* low, const Bf16* high) {
+  const __m512i a = _mm512_cvtepu16_epi32(load_halves(low));
+  const __m512i b = _mm512_cvtepu16_epi32(load_halves(high));
+  return {_mm512_castsi512_ps(_mm512_or_si512(a, _mm512_slli_epi32(b, 16)))};
+}
+
 static void interleave_transposed(const Bf16* low, const Bf16* high, int64_t stride, char* to) {
-  __m512i r[16];
+  F32 rows[16];
 #pragma GCC unroll 16
   for (int j = 0; j < 16; ++j) {
-    const __m512i a = _mm512_cvtepu16_epi32(load_halves(low + j * stride));
-    const __m512i b = _mm512_cvtepu16_epi32(load_halves(high + j * stride));
-    r[j] = _mm512_or_si512(a, _mm512_slli_epi32(b, 16));
+    rows[j] = interleaved(low + j * stride, high + j * stride);
   }
-  transpose_16(r);
+  transpose(rows);
 #pragma GCC unroll 16
   for (int i = 0; i < 16; ++i) {
-    _mm512_store_si512(to + i * kBlockRowBytes, r[i]);
+    rows[i].store(reinterpret_cast<float*>(to + i * kBlockRowBytes));
   }
 }
 
-// 16 pairs (low[i], high[i]).
 static void interleave(const Bf16* low, const Bf16* high, char* to) {
-  const __m512i a = _mm512_cvtepu16_epi32(load_halves(low));
-  const __m512i b = _mm512_cvtepu16_epi32(load_halves(high));
-  _mm512_store_si512(to, _mm512_or_si512(a, _mm512_slli_epi32(b, 16)));
+  interleaved(low, high).store(reinterpret_cast<float*>(to));
 }
 
 static void transpose_tile(float* tile) {
-  __m512i r[16];
+  F32 rows[16];
 #pragma GCC unroll 16
   for (int i = 0; i < 16; ++i) {
-    r[i] = _mm512_load_si512(tile + 16 * i);
+    rows[i] = F32::load(tile + 16 * i);
   }
-  transpose_16(r);
+  transpose(rows);
 #pragma GCC unroll 16
   for (int i = 0; i < 16; ++i) {
-    _mm512_store_si512(tile + 16 * i, r[i]);
+    rows[i].store(tile + 16 * i);
   }
 }
 

@@ -45,7 +45,7 @@ struct Vec {
     for (int i = 0; i < kWidth; ++i) {
       bits[i] = 1 << i;
     }
-    return (bits & where) == bits;
+    return (bits & static_cast<int32_t>(where)) == bits;
   }
 };
 using F32 = Vec<float>;

@@ -1,5 +1,5 @@
 // Vectors of AVX-512: one register is a whole 64-byte scratch row. Included inside the namespace
-// and the target region of avx512.cpp.
+// and the target region of avx512.cpp, and of avx512bf16.cpp.
 
 constexpr int kVectorBytes = 64;
 // 32 registers: 30 sums, one weight, what a sum begins with; inputs are memory operands.

@@ -1,6 +1,26 @@
 // Products of blocks by a matrix unit: `Tiles` are eight tiles of 16 rows of 64 bytes, `dot`
 // multiplies pairs of bfloat16. Included after block_wgrad.inl.
 
+constexpr int64_t kTileNumbers = 256;
+
+// Loads the first kN tiles, with sums. `apart`: numbers between them, 0 if all begin alike.
+// `pitch`: bytes between their rows.
+template <int kN>
+static inline void load_sums(Tiles& tiles, const float* from, int64_t apart, int64_t pitch) {
+  if constexpr (kN > 1) {
+    load_sums<kN - 1>(tiles, from, apart, pitch);
+  }
+  tiles.template load<kN - 1>(from + (kN - 1) * apart, pitch);
+}
+
+template <int kN>
+static inline void store_sums(const Tiles& tiles, float* to) {
+  if constexpr (kN > 1) {
+    store_sums<kN - 1>(tiles, to);
+  }
+  tiles.template store<kN - 1>(to + (kN - 1) * kTileNumbers);
+}
+
 // The sums of kN tiles of rows for one block of outputs, one load of weights and kN of inputs for
 // kN products.
 template <int kN>
@@ -12,16 +32,7 @@ static inline void block_products(Tiles& tiles,
                                   int64_t n,
                                   const float* init,
                                   float* sums) {
-  tiles.template load<0>(init, 0);
-  if constexpr (kN > 1) {
-    tiles.template load<1>(init, 0);
-  }
-  if constexpr (kN > 2) {
-    tiles.template load<2>(init, 0);
-  }
-  if constexpr (kN > 3) {
-    tiles.template load<3>(init, 0);
-  }
+  load_sums<kN>(tiles, init, 0, 0);
   for (int64_t e = 0; e < n; ++e, weights += kWeightTileBytes) {
     const char* from = rows + offsets[e];
     tiles.template load<4>(weights, 64);
@@ -40,16 +51,7 @@ static inline void block_products(Tiles& tiles,
       tiles.template dot<3, 5, 4>();
     }
   }
-  tiles.template store<0>(sums);
-  if constexpr (kN > 1) {
-    tiles.template store<1>(sums + 256);
-  }
-  if constexpr (kN > 2) {
-    tiles.template store<2>(sums + 512);
-  }
-  if constexpr (kN > 3) {
-    tiles.template store<3>(sums + 768);
-  }
+  store_sums<kN>(tiles, sums);
 }
 
 // The tiles of up to four taps of one pair of blocks, which share the loads of gradients.
@@ -58,16 +60,7 @@ static inline void block_reduce(Tiles& tiles,
                                 const BlockSeries& series,
                                 const int64_t* offsets,
                                 float* sums) {
-  tiles.template load<0>(sums, 64);
-  if constexpr (kN > 1) {
-    tiles.template load<1>(sums + 256, 64);
-  }
-  if constexpr (kN > 2) {
-    tiles.template load<2>(sums + 512, 64);
-  }
-  if constexpr (kN > 3) {
-    tiles.template load<3>(sums + 768, 64);
-  }
+  load_sums<kN>(tiles, sums, kTileNumbers, 64);
   for (int64_t n = 0; n < series.n; ++n) {
     const char* grads = series.grads + n * series.grads_pitch;
     const char* rows = series.rows + n * series.rows_pitch;
@@ -91,16 +84,7 @@ static inline void block_reduce(Tiles& tiles,
       rows += kPairRows * kBlockRowBytes;
     }
   }
-  tiles.template store<0>(sums);
-  if constexpr (kN > 1) {
-    tiles.template store<1>(sums + 256);
-  }
-  if constexpr (kN > 2) {
-    tiles.template store<2>(sums + 512);
-  }
-  if constexpr (kN > 3) {
-    tiles.template store<3>(sums + 768);
-  }
+  store_sums<kN>(tiles, sums);
 }
 
 class TileProducts {
