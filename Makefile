@@ -92,6 +92,7 @@ lint: $(VENV)/.lint  ## ruff, mypy --strict, the layers of the imports, clang-fo
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports --no-logo
+	! grep -rnE 'module_::import|PyImport_' csrc  # that would be an import upwards
 	$(VENV)/bin/clang-format --dry-run --Werror $$(find csrc -type f) $$(find tests -name '*.cpp' -o -name '*.h')
 	$(VENV)/bin/blocklint *.md docs/*.md docs/api/*.md benchmarks/paper/plans/*.md pyproject.toml Makefile .ci/run \
 	    $$(find csrc -type f) $$(find sparseconv benchmarks examples tests docs -name '*.py' -o -name '*.toml')  # .blocklint has the words

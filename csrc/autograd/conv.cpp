@@ -21,8 +21,13 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-// Gradients by a function of sparseconv/functional/conv.py, which have gradients themselves, and
-// which torch's compilers and transforms can trace.
+// Kept until the process ends: backward passes may run while Python shuts down.
+pybind11::object& python_gradients() {
+  static auto& function = *new pybind11::object;
+  return function;
+}
+
+// Gradients that have gradients themselves, and which torch's compilers and transforms can trace.
 variable_list gradients_by_python(const Tensor& grad,
                                   const variable_list& saved,
                                   const std::vector<int64_t>& geometry,
@@ -30,11 +35,8 @@ variable_list gradients_by_python(const Tensor& grad,
                                   bool triton,
                                   bool transposed) {
   const pybind11::gil_scoped_acquire gil;
-  const pybind11::object found =
-      pybind11::module_::import("sparseconv.functional.conv")
-          .attr("gradients")(grad, saved[0], saved[1], saved[3], saved[4], geometry, needed,
-                             triton ? "triton" : "cpp", transposed);
-  return tensors_of(found);
+  return tensors_of(python_gradients()(grad, saved[0], saved[1], saved[3], saved[4], geometry,
+                                       needed, triton ? "triton" : "cpp", transposed));
 }
 
 // What the forward pass takes besides the tensors that have gradients.
@@ -166,6 +168,10 @@ Tensor differentiable_dgrad(const Tensor& grad,
 }
 
 }  // namespace
+
+void set_gradients(const pybind11::function& gradients) {
+  python_gradients() = gradients;
+}
 
 std::optional<Tensor> plain_conv(pybind11::handle input,
                                  pybind11::handle values,

@@ -9,6 +9,10 @@
 
 namespace sparseconv {
 
+// The function by which the convolution is differentiated where torch does more than compute:
+// `gradients` of sparseconv/functional/conv.py, which sets it, so that C++ imports no Python.
+void set_gradients(const pybind11::function& gradients);
+
 // The convolution, of (N, C, L) or (C, L). Nothing if torch is asked for more than computing, if
 // the pattern has no plan yet, or if the arguments do not fit: sparseconv/functional/conv.py does
 // all that, and raises the errors. geometry: a core.geometry.Geometry.

@@ -357,6 +357,10 @@ def gradients(
     return of_x, of_values, of_bias
 
 
+if extension is not None:
+    extension.set_gradients(gradients)
+
+
 def _side_by_side(
     first: Callable[[], T], second: Callable[[], U], device: torch.device
 ) -> tuple[T, U]:
