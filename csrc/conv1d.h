@@ -131,11 +131,6 @@ struct Correlation {
   int64_t first;
   int64_t out_step = 1;
   int64_t phases = 1;
-  // Outputs that fall left of position 0 or right of out_length - 1 go here, accumulation type:
-  // (batch, channel, fold_left + fold_right). Null: nowhere.
-  void* fold;
-  int64_t fold_left;
-  int64_t fold_right;
   bool relu;  // negative outputs become 0; NaN stays; only with one phase
 
   // Whether the output itself holds the sums from the first channel block on.

@@ -52,6 +52,12 @@ at::Tensor run_wgrad(const at::Tensor& grad,
                      const WgradPlan& plan,
                      const LaneOrder* lanes = nullptr);
 
+// The gradient of an input, contiguous and of this type, given that of the padded input, (N, C,
+// left
+// + L + right), float32 or float64: adds what reached the padding to the samples that it was copied
+// from, in ascending order.
+at::Tensor folded(const at::Tensor& padded, const Geometry& g, at::ScalarType type);
+
 // By blocks of channels: what the computations above give, from bfloat16 products
 // with float sums, for plans that have blocks. float32 is rounded to bfloat16 before.
 at::Tensor block_fprop(const at::Tensor& input,

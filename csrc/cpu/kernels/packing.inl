@@ -214,22 +214,12 @@ static void expect_unpack(const Correlation& p, const Targets<T, S>& targets, in
   }
 }
 
-// Writes an output to where it belongs: in its series, beyond the ends to `fold`, or nowhere.
+// Writes an output that is in its series.
 template <typename T, typename S>
-static inline void write_output(const Correlation& p, int64_t position, T x, S* series, T* fold) {
+static inline void write_output(const Correlation& p, int64_t position, T x, S* series) {
   if (position >= 0 && position < p.out_length) {
     from_acc(x, series + position * p.out.stride[2]);
-  } else if (fold != nullptr && position >= -p.fold_left &&
-             position < p.out_length + p.fold_right) {
-    fold[p.fold_left + position - (position < 0 ? 0 : p.out_length)] = x;
   }
-}
-
-template <typename T>
-static T* fold_of(const Correlation& p, int64_t item, int64_t channel) {
-  const int64_t series = item * (p.entries.n_rows / p.phases) + channel;
-  return p.fold == nullptr ? nullptr
-                           : static_cast<T*>(p.fold) + series * (p.fold_left + p.fold_right);
 }
 
 // `unpack` of rows that are apart.
@@ -248,7 +238,6 @@ static void unpack_runs(const Correlation& p,
     n = min_of(lane.run, V::kWidth - before);
     S* series =
         static_cast<S*>(p.out.data) + lane.item * p.out.stride[0] + channel * p.out.stride[1];
-    T* fold = fold_of<T>(p, lane.item, channel);
     const int64_t at = p.first + lane.start, end = at + (rows - 1) * y.apart + n;
     int64_t written = rows;  // from this row on
     if constexpr (kSame<T, S>) {
@@ -260,7 +249,7 @@ static void unpack_runs(const Correlation& p,
     }
     for (int64_t j = max_of(lane.skip - 1, 0); j < written; ++j) {
       for (int64_t i = max_of(0, -lane.start - j * y.apart); i < n; ++i) {
-        write_output(p, at + j * y.apart + i, acc[j * width + l + i], series, fold);
+        write_output(p, at + j * y.apart + i, acc[j * width + l + i], series);
       }
     }
   }
@@ -321,11 +310,10 @@ static inline void unpack(const Correlation& p,
       }
       continue;
     }
-    T* fold = fold_of<T>(p, lane.item, channel);
     const int64_t begin = p.first + (lane.start + lane.skip) * p.out_step;
     S* series = first - begin * p.out.stride[2];
     for (int64_t j = 0, phase = 0, step = 0; j < count; ++j) {
-      write_output(p, begin + step + phase, from[j], series, fold);
+      write_output(p, begin + step + phase, from[j], series);
       if (++phase == phases) {
         phase = 0;
         step += p.out_step;

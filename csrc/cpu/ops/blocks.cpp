@@ -160,16 +160,7 @@ Tensor block_dgrad(const Tensor& grad,
     p.out_step = g.stride;
     run_block_dgrad(p, packed_for_dgrad(values, plan, phase), plan, phase);
   }
-  if (!folds) {
-    return output;
-  }
-  Tensor inside = output.narrow(2, left, input_length);
-  for (int64_t i = 0; i < left + right; ++i) {
-    const int64_t at = i < left ? i : input_length + i;
-    inside.select(2, fold_position(at - left, input_length, g.mode)).add_(output.select(2, at));
-  }
-  return inside.to(grad.scalar_type(), /*non_blocking=*/false, /*copy=*/true,
-                   at::MemoryFormat::Contiguous);
+  return folds ? folded(output, g, grad.scalar_type()) : output;
 }
 
 std::optional<Tensor> run_block_wgrad(BlockWeightGradient& p, const ConvPlan& plan) {

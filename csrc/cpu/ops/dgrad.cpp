@@ -15,18 +15,14 @@
 namespace sparseconv {
 namespace {
 
-// Adds what reached the padding to the samples that it was copied from, in ascending order.
 template <typename T>
-void add_fold(Tensor& output, const Tensor& fold, const Geometry& g) {
-  const int64_t length = output.size(2), width = g.left + g.right;
-  T* out = output.data_ptr<T>();
-  const T* extra = fold.const_data_ptr<T>();
-  at::parallel_for(0, output.size(0) * output.size(1), 64, [&](int64_t begin, int64_t end) {
-    for (int64_t series = begin; series < end; ++series) {
-      for (int64_t i = 0; i < width; ++i) {
-        const int64_t position = i < g.left ? i - g.left : length + i - g.left;
-        const int64_t source = fold_position(position, length, g.mode);
-        out[series * length + source] += extra[series * width + i];
+void fold_series(T* series, int64_t n, int64_t length, const Geometry& g) {
+  const int64_t padded = g.left + length + g.right;
+  at::parallel_for(0, n, 64, [&](int64_t begin, int64_t end) {
+    for (T* of = series + begin * padded; of < series + end * padded; of += padded) {
+      for (int64_t i = 0; i < g.left + g.right; ++i) {
+        const int64_t at = i < g.left ? i : length + i;
+        of[g.left + fold_position(at - g.left, length, g.mode)] += of[at];
       }
     }
   });
@@ -75,6 +71,17 @@ void add_left_edge(Tensor& output, Correlation p, const Geometry& g) {
 
 }  // namespace
 
+Tensor folded(const Tensor& padded, const Geometry& g, at::ScalarType type) {
+  const int64_t n = padded.size(0) * padded.size(1), length = padded.size(2) - g.left - g.right;
+  if (padded.scalar_type() == at::kDouble) {
+    fold_series(padded.mutable_data_ptr<double>(), n, length, g);
+  } else {
+    fold_series(padded.mutable_data_ptr<float>(), n, length, g);
+  }
+  return padded.narrow(2, g.left, length)
+      .to(type, /*non_blocking=*/false, /*copy=*/true, at::MemoryFormat::Contiguous);
+}
+
 Tensor run_dgrad(const Tensor& grad,
                  const Tensor& values,
                  const Geometry& g,
@@ -120,15 +127,12 @@ Tensor run_dgrad(const Tensor& grad,
                      layout.apart == 1;
   const bool folds = padded && !edges;
   const Tensor source = padded ? grad.to(acc_type(grad)) : grad;
-  Tensor output = at::empty({grad.size(0), g.in_channels(), input_length}, source.options());
-  Tensor fold;
-  if (folds) {
-    fold = at::empty({grad.size(0), g.in_channels(), g.left + g.right}, source.options());
-  }
+  const int64_t left = folds ? g.left : 0, right = folds ? g.right : 0;
+  Tensor output =
+      at::empty({grad.size(0), g.in_channels(), left + input_length + right}, source.options());
   const char* value = static_cast<const char*>(weights.const_data_ptr());
   // Padded positions j = stride * u + phase; those outside of [low, high) are not written.
-  const int64_t low = folds ? 0 : g.left;
-  const int64_t high = folds ? input_length + g.left + g.right : g.left + input_length;
+  const int64_t low = g.left - left, high = g.left + input_length + right;
   const int64_t first = low / g.stride, past = ceil_div(high, g.stride);
   int64_t phase = 0;
   for (const CorrelationPlan& part : plan.phases) {
@@ -148,12 +152,9 @@ Tensor run_dgrad(const Tensor& grad,
     p.mode = PaddingMode::zeros;
     p.origin = first;
     p.out = view(output);
-    p.out_length = input_length;
-    p.first = first * g.stride + phase - g.left;
+    p.out_length = output.size(2);
+    p.first = first * g.stride + phase - low;
     p.out_step = g.stride;
-    p.fold = folds ? fold.data_ptr() : nullptr;
-    p.fold_left = g.left;
-    p.fold_right = g.right;
     p.edge = edges && g.right > 0;
     p.order = tile_order(grad.size(0), past - first, lanes_of(grad), part.layout);
     run_correlation(p, element_of(source));
@@ -162,14 +163,7 @@ Tensor run_dgrad(const Tensor& grad,
     }
     phase += p.phases;
   }
-  if (folds) {
-    if (output.scalar_type() == at::kDouble) {
-      add_fold<double>(output, fold, g);
-    } else {
-      add_fold<float>(output, fold, g);
-    }
-  }
-  return output.to(grad.scalar_type());
+  return folds ? folded(output, g, grad.scalar_type()) : output.to(grad.scalar_type());
 }
 
 }  // namespace sparseconv
