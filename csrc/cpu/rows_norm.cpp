@@ -177,18 +177,40 @@ Tensor joined(const std::vector<Tensor>& parts) {
   return parts.size() == 1 ? parts[0] : at::cat(parts);
 }
 
-NormOutput norm_rows(const Tensor& input,
-                     int64_t channels,
-                     const RowOrder& order,
-                     const Norm& norm,
-                     const Tensor& added,
-                     bool relu) {
-  RowNorm p = norm_of(input, channels, order);
-  const auto n = static_cast<double>(order.batch * order.length);
+// What both passes read: z = (x - centre) * scale + shift + added.
+struct NormVectors {
+  PanelVector centre, scale, shift;
+
+  NormVectors(const std::vector<double>& mean,
+              const std::vector<double>& invstd,
+              const Norm& norm) {
+    const auto channels = static_cast<int64_t>(mean.size());
+    const std::vector<double> weight = numbers(norm.weight, channels, 1);
+    const std::vector<double> bias = numbers(norm.bias, channels, 0);
+    centre = of_channels(channels, [&](int64_t c) { return mean[c]; });
+    scale = of_channels(channels, [&](int64_t c) { return invstd[c] * weight[c]; });
+    shift = of_channels(channels, [&](int64_t c) { return bias[c]; });
+  }
+  void enter(RowNorm& p) const {
+    p.centre = centre.data();
+    p.scale = scale.data();
+    p.shift = shift.data();
+  }
+};
+
+}  // namespace
+
+NormOutput RowOrder::norm(const std::vector<Tensor>& parts,
+                          int64_t channels,
+                          const Norm& norm,
+                          const Tensor& added,
+                          bool relu) const {
+  const Tensor input = joined(parts);
+  const auto n = static_cast<double>(batch * length);
   std::vector<double> mean = numbers(norm.running_mean, channels, 0);
   std::vector<double> var = numbers(norm.running_var, channels, 1);
   if (norm.training) {
-    const Moments found = moments_of(statistics_of(input, channels, order), channels, order);
+    const Moments found = moments_of(statistics_of(input, channels, *this), channels, *this);
     std::vector<double> unbiased(channels);
     for (int64_t c = 0; c < channels; ++c) {
       mean[c] = found.sum[c] / n;
@@ -202,75 +224,15 @@ NormOutput norm_rows(const Tensor& input,
   for (int64_t c = 0; c < channels; ++c) {
     invstd[c] = static_cast<float>(1 / std::sqrt(var[c] + norm.eps));
   }
-  const std::vector<double> weight = numbers(norm.weight, channels, 1);
-  const std::vector<double> bias = numbers(norm.bias, channels, 0);
-  const PanelVector centre = of_channels(channels, [&](int64_t c) { return mean[c]; });
-  const PanelVector scale = of_channels(channels, [&](int64_t c) { return invstd[c] * weight[c]; });
-  const PanelVector shift = of_channels(channels, [&](int64_t c) { return bias[c]; });
-  Tensor output = order.empty(channels);
+  const NormVectors vectors(mean, invstd, norm);
+  Tensor output = empty(channels);
+  RowNorm p = norm_of(input, channels, *this);
+  vectors.enter(p);
   p.relu = relu;
-  p.added = added.defined() ? order.of(added, channels) : Rows{};
-  p.centre = centre.data();
-  p.scale = scale.data();
-  p.shift = shift.data();
-  p.out = order.of(output, channels);
+  p.added = added.defined() ? of(added, channels) : Rows{};
+  p.out = of(output, channels);
   run_rows(p, checked_kernels().blocks->norm_rows);
   return {output, tensor_of(mean), tensor_of(invstd)};
-}
-
-// The gradient of the input is written to found.input, that of what was added to found.added.
-void norm_rows_gradient(const Tensor& grad,
-                        const Tensor& input,
-                        int64_t channels,
-                        const RowOrder& order,
-                        const Norm& norm,
-                        const Tensor& added,
-                        bool relu,
-                        const Tensor& mean,
-                        const Tensor& invstd,
-                        NormGradients& found) {
-  RowNorm p = norm_of(input, channels, order);
-  const auto n = static_cast<double>(order.batch * order.length);
-  const std::vector<double> weight = numbers(norm.weight, channels, 1);
-  const std::vector<double> bias = numbers(norm.bias, channels, 0);
-  const std::vector<double> inverse = numbers(invstd, channels, 0);
-  const std::vector<double> means = numbers(mean, channels, 0);
-  const PanelVector centre = of_channels(channels, [&](int64_t c) { return means[c]; });
-  const PanelVector scale =
-      of_channels(channels, [&](int64_t c) { return inverse[c] * weight[c]; });
-  const PanelVector shift = of_channels(channels, [&](int64_t c) { return bias[c]; });
-  p.relu = relu;
-  p.added = added.defined() ? order.of(added, channels) : Rows{};
-  p.grad = order.of(grad, channels);
-  p.centre = centre.data();
-  p.scale = scale.data();
-  p.shift = shift.data();
-  auto [sums, products] = sums_of(p, channels);  // of dz, and of dz * (x - mean)
-  for (int64_t c = 0; c < channels; ++c) {
-    products[c] *= inverse[c];
-  }
-  // grad_in = scale * dz - scale / n * (sum of dz + xhat * sum of dz * xhat)
-  const auto each = [&](int64_t c) { return norm.training ? -scale[c] / n : 0; };
-  const PanelVector offset = of_channels(channels, [&](int64_t c) { return each(c) * sums[c]; });
-  const PanelVector slope =
-      of_channels(channels, [&](int64_t c) { return each(c) * products[c] * inverse[c]; });
-  p.slope = slope.data();
-  p.offset = offset.data();
-  p.out = order.of(found.input, channels);
-  p.grad_added = added.defined() ? order.of(found.added, channels) : Rows{};
-  run_rows(p, checked_kernels().blocks->norm_rows);
-  found.weight = tensor_of(products);
-  found.bias = tensor_of(sums);
-}
-
-}  // namespace
-
-NormOutput RowOrder::norm(const std::vector<Tensor>& parts,
-                          int64_t channels,
-                          const Norm& norm,
-                          const Tensor& added,
-                          bool relu) const {
-  return norm_rows(joined(parts), channels, *this, norm, added, relu);
 }
 
 NormGradients RowOrder::norm_gradient(const Tensor& grad,
@@ -284,7 +246,31 @@ NormGradients RowOrder::norm_gradient(const Tensor& grad,
                                       bool in_place) const {
   NormGradients found{in_place ? grad : empty(channels),
                       added.defined() ? empty(channels) : Tensor()};
-  norm_rows_gradient(grad, joined(parts), channels, *this, norm, added, relu, mean, invstd, found);
+  const auto n = static_cast<double>(batch * length);
+  const std::vector<double> inverse = numbers(invstd, channels, 0);
+  const NormVectors vectors(numbers(mean, channels, 0), inverse, norm);
+  const Tensor input = joined(parts);
+  RowNorm p = norm_of(input, channels, *this);
+  vectors.enter(p);
+  p.relu = relu;
+  p.added = added.defined() ? of(added, channels) : Rows{};
+  p.grad = of(grad, channels);
+  auto [sums, products] = sums_of(p, channels);  // of dz, and of dz * (x - mean)
+  for (int64_t c = 0; c < channels; ++c) {
+    products[c] *= inverse[c];
+  }
+  // grad_in = scale * dz - scale / n * (sum of dz + xhat * sum of dz * xhat)
+  const auto each = [&](int64_t c) { return norm.training ? -vectors.scale[c] / n : 0; };
+  const PanelVector offset = of_channels(channels, [&](int64_t c) { return each(c) * sums[c]; });
+  const PanelVector slope =
+      of_channels(channels, [&](int64_t c) { return each(c) * products[c] * inverse[c]; });
+  p.slope = slope.data();
+  p.offset = offset.data();
+  p.out = of(found.input, channels);
+  p.grad_added = added.defined() ? of(found.added, channels) : Rows{};
+  run_rows(p, checked_kernels().blocks->norm_rows);
+  found.weight = tensor_of(products);
+  found.bias = tensor_of(sums);
   return found;
 }
 

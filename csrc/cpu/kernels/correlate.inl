@@ -126,16 +126,7 @@ static void correlate_tile(const typename V::T* inputs,
 }
 
 template <typename V>
-using CorrelateTile = void (*)(const typename V::T*,
-                               int64_t,
-                               const typename V::T*,
-                               const int32_t*,
-                               int64_t,
-                               const RowEntries*,
-                               int64_t,
-                               const typename V::T*,
-                               typename V::T*,
-                               int64_t);
+using CorrelateTile = decltype(&correlate_tile<V, 1, true, false>);
 
 template <typename V, bool kFirst, bool kEdge, int... kR>
 static CorrelateTile<V> pick_correlate_tile(int64_t sums, std::integer_sequence<int, kR...>) {
@@ -246,6 +237,42 @@ static void correlate_block(const Correlation& p,
   }
 }
 
+// From the sums of a row of the pattern to its outputs, which are those of a channel. `out`: where
+// they are in lanes.
+template <typename V, typename S>
+static void finish_row(const Correlation& p,
+                       const TileLanes<typename V::T>& lanes,
+                       const Targets<typename V::T, S>& targets,
+                       const LaneSets& sets,
+                       int64_t row,
+                       int64_t rows,
+                       int64_t channel,
+                       typename V::T* sums,
+                       int64_t stride,
+                       typename V::T* out,
+                       typename V::T* stage) {
+  constexpr int kN = kLanes<typename V::T>;
+  const LaneOrder& y = p.order;
+  for (int64_t i = 0; p.relu && i < rows * y.wide * kN; i += V::kWidth) {  // with one phase
+    relu(V::load(sums + i)).store(sums + i);
+  }
+  if (p.in_lanes && p.prefix_sums) {
+    add_lanes<V>(sets.first, sums, out);
+  } else if (p.in_lanes) {
+    const int64_t apart = p.row_step();
+    for (int64_t i = 0; !p.in_place() && i < rows * kN; i += V::kWidth) {
+      V::load(sums + i).store(out + i + i / kN * (apart - 1) * kN);
+    }
+    clear_idle<V>(y, sets, row, rows, apart, out);
+  } else if (y.apart > 1) {
+    unpack_runs<V, S>(p, lanes.lane, channel, rows, sums);
+  } else if (p.phases == 1) {
+    unpack<false, V, S>(p, lanes, targets, channel, rows, sums, stride, stage);
+  } else {
+    unpack<true, V, S>(p, lanes, targets, channel, rows, sums, stride, stage);
+  }
+}
+
 template <typename V, typename S>
 static void correlate(const Correlation& p, int64_t part, int64_t parts, void* scratch) {
   using T = typename V::T;
@@ -287,18 +314,7 @@ static void correlate(const Correlation& p, int64_t part, int64_t parts, void* s
         const int64_t c0 = conv_group * e.channels_per_group + b * p.tile.block_channels;
         const int64_t c1 =
             min_of((conv_group + 1) * e.channels_per_group, c0 + p.tile.block_channels);
-        if (p.in_lanes) {
-          const Segment& segment = p.tile.segments[0];
-          const int64_t begin = row + p.origin + segment.position;
-          for (int64_t c = c0; c < c1; ++c) {
-            near.copy(static_cast<const T*>(p.in.data) + c * y.channel(), begin,
-                      begin + (rows + segment.span) * apart,
-                      inputs + (c - c0) * p.tile.channel_rows * kN, apart);
-          }
-        } else {
-          pack<V, S>(p.tile, y, p.in, p.in_length, p.mode, p.origin, lanes, rows, c0, c1, inputs,
-                     stage);
-        }
+        pack_tile<V, S>(p, near, lanes, row, rows, apart, c0, c1, inputs, stage);
         if (p.prefix_sums) {
           sum_rows<V>(p, rows + p.tile.segments[0].span, c1 - c0, inputs);
         }
@@ -322,25 +338,8 @@ static void correlate(const Correlation& p, int64_t part, int64_t parts, void* s
           T* sums = in_place ? out : acc - (e.n_blocks == 1 ? s0 : r0) * stride;
           correlate_block<V>(p, b, s0, s1, vectors, inputs, distance, sums, stride);
           for (int64_t r = s0, c = channel; last && r < s1; r += p.phases, ++c) {
-            T* done = sums + r * stride;
-            for (int64_t i = 0; p.relu && i < vectors * kN; i += V::kWidth) {  // with one phase
-              relu(V::load(done + i)).store(done + i);
-            }
-            T* own = out + r * y.channel();
-            if (p.in_lanes && p.prefix_sums) {
-              add_lanes<V>(sets.first, done, own);
-            } else if (p.in_lanes) {
-              for (int64_t i = 0; !in_place && i < rows * kN; i += V::kWidth) {
-                V::load(done + i).store(own + i + i / kN * (apart - 1) * kN);
-              }
-              clear_idle<V>(y, sets, row, rows, apart, own);
-            } else if (y.apart > 1) {
-              unpack_runs<V, S>(p, lanes.lane, c, rows, done);
-            } else if (p.phases == 1) {
-              unpack<false, V, S>(p, lanes, targets, c, rows, done, stride, stage);
-            } else {
-              unpack<true, V, S>(p, lanes, targets, c, rows, done, stride, stage);
-            }
+            finish_row<V, S>(p, lanes, targets, sets, row, rows, c, sums + r * stride, stride,
+                             out + r * y.channel(), stage);
           }
         }
       }

@@ -195,19 +195,13 @@ static void minirocket_features(const MiniRocketFeatures& p,
                                 int64_t part,
                                 int64_t parts,
                                 void* scratch) {
-  const SeriesBatch& s = p.series;
-  const bool few = s.batch % F32::kWidth < kMiniFew;
-  const int64_t groups = few ? s.batch / F32::kWidth : ceil_div(s.batch, F32::kWidth);
-  const int64_t singles = few ? s.batch % F32::kWidth : 0;
-  const int64_t shares = groups + singles >= parts ? 1 : parts;
-  const int64_t units = (groups + singles) * shares;
-  for (int64_t unit = units * part / parts; unit < units * (part + 1) / parts; ++unit) {
-    const int64_t group = unit / shares, share = unit % shares;
-    const int64_t from = p.n_kernels * share / shares, to = p.n_kernels * (share + 1) / shares;
-    const bool single = group >= groups;
-    const int64_t first = groups * F32::kWidth + group - groups;
-    if (from < to) {
-      mini_unit(p, single ? first : group * F32::kWidth, single, from, to, scratch);
-    }
-  }
+  const bool few = p.series.batch % F32::kWidth < kMiniFew;
+  share_series(p.series, few, part, parts,
+               [&](int64_t first, bool single, int64_t share, int64_t shares) {
+                 const int64_t from = p.n_kernels * share / shares;
+                 const int64_t to = p.n_kernels * (share + 1) / shares;
+                 if (from < to) {
+                   mini_unit(p, first, single, from, to, scratch);
+                 }
+               });
 }

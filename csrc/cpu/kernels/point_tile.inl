@@ -47,13 +47,7 @@ static void point_tile(const typename V::T* rows,
 }
 
 template <typename V>
-using PointTile = void (*)(const typename V::T*,
-                           int64_t,
-                           const typename V::T*,
-                           int64_t,
-                           int64_t,
-                           typename V::T*,
-                           int64_t);
+using PointTile = decltype(&point_tile<V, 1, 1>);
 
 template <typename V, int kC, int... kR>
 static PointTile<V> pick_point_tile(int64_t rows, std::integer_sequence<int, kR...>) {

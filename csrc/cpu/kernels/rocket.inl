@@ -342,43 +342,35 @@ static void rocket_kernel_lanes(const RocketFeatures& p,
   }
 }
 
-// Features of ROCKET kernels: groups of series, and shares of the kernels where there are fewer
-// groups than parts.
+// Features of ROCKET kernels.
 static void rocket_features(const RocketFeatures& p, int64_t part, int64_t parts, void* scratch) {
   const SeriesBatch& s = p.series;
   // A rest of series takes a vector for each kernel, or each of its series goes by p.lanes.
-  const int64_t rest = s.batch % F32::kWidth;
-  const bool few = static_cast<double>(rest) * p.single_cost < static_cast<double>(p.n_kernels);
-  const int64_t groups = few ? s.batch / F32::kWidth : ceil_div(s.batch, F32::kWidth);
-  const int64_t singles = few ? rest : 0;
-  const int64_t shares = groups + singles >= parts ? 1 : parts;
-  const int64_t units = (groups + singles) * shares;
+  const auto rest = static_cast<double>(s.batch % F32::kWidth);
+  const bool few = rest * p.single_cost < static_cast<double>(p.n_kernels);
   auto* features = static_cast<float*>(scratch);
   auto* rows = features + ceil_div(s.n_features, F32::kWidth) * F32::kWidth * F32::kWidth;
-  for (int64_t unit = units * part / parts; unit < units * (part + 1) / parts; ++unit) {
-    const int64_t group = unit / shares, share = unit % shares;
-    if (group < groups) {
-      const int64_t first = group * F32::kWidth;
-      const int64_t from = p.n_kernels * share / shares, to = p.n_kernels * (share + 1) / shares;
-      series_to_rows(s, first, kRocketMargin, rows);
-      rocket_batch_lanes(p, rows, from, to, features);
-      if (shares == 1) {
-        store_features(s, first, features);
-        continue;
-      }
-      for (int64_t q = from; q < to; ++q) {  // other parts write between them
-        for (int64_t f = 2 * p.kernels[q].kernel, end = f + 2; f < end; ++f) {
-          for (int64_t lane = 0; lane < min_of(F32::kWidth, s.batch - first); ++lane) {
-            s.features[(first + lane) * s.n_features + f] = features[f * F32::kWidth + lane];
-          }
+  share_series(s, few, part, parts, [&](int64_t n, bool single, int64_t share, int64_t shares) {
+    if (single) {
+      const float* x = s.x + n * s.channels * s.length;
+      series_with_margins(s, x, rows);
+      rocket_kernel_lanes(p, x, rows, p.n_lanes * share / shares, p.n_lanes * (share + 1) / shares,
+                          s.features + n * s.n_features);
+      return;
+    }
+    const int64_t from = p.n_kernels * share / shares, to = p.n_kernels * (share + 1) / shares;
+    series_to_rows(s, n, kRocketMargin, rows);
+    rocket_batch_lanes(p, rows, from, to, features);
+    if (shares == 1) {
+      store_features(s, n, features);
+      return;
+    }
+    for (int64_t q = from; q < to; ++q) {  // other parts write between them
+      for (int64_t f = 2 * p.kernels[q].kernel, end = f + 2; f < end; ++f) {
+        for (int64_t lane = 0; lane < min_of(F32::kWidth, s.batch - n); ++lane) {
+          s.features[(n + lane) * s.n_features + f] = features[f * F32::kWidth + lane];
         }
       }
-      continue;
     }
-    const int64_t n = groups * F32::kWidth + group - groups;
-    const float* x = s.x + n * s.channels * s.length;
-    series_with_margins(s, x, rows);
-    rocket_kernel_lanes(p, x, rows, p.n_lanes * share / shares, p.n_lanes * (share + 1) / shares,
-                        s.features + n * s.n_features);
-  }
+  });
 }

@@ -1,4 +1,4 @@
-// Which entries come next, and which rows a thread computes.
+// Which entries come next, which rows a thread computes, and the inputs of a tile.
 
 // The inputs of the entries that follow, found kAhead entries early: with the row loaded right
 // before its use, the multiply-adds that wait for their address keep the ones behind them waiting
@@ -73,4 +73,31 @@ static Share share_of(const int32_t* row_starts,
   const int64_t last = (end - 1) / each;
   return {begin / each, row_at_cost(row_starts, n_rows, begin % each), last,
           row_at_cost(row_starts, n_rows, end - last * each)};
+}
+
+// The inputs of channels [c0, c1) that a tile of `rows` rows from `row` on reads, `apart` rows from
+// one to the next: packed, or in lanes with those of neighbouring pieces.
+template <typename V, typename S, typename Problem>
+static void pack_tile(const Problem& p,
+                      const Neighbourhood<V>& near,
+                      const TileLanes<typename V::T>& lanes,
+                      int64_t row,
+                      int64_t rows,
+                      int64_t apart,
+                      int64_t c0,
+                      int64_t c1,
+                      typename V::T* inputs,
+                      typename V::T* stage) {
+  using T = typename V::T;
+  if (!p.in_lanes) {
+    pack<V, S>(p.tile, p.order, p.in, p.in_length, p.mode, p.origin, lanes, rows, c0, c1, inputs,
+               stage);
+    return;
+  }
+  const Segment& segment = p.tile.segments[0];
+  const int64_t begin = row + p.origin + segment.position;
+  for (int64_t c = c0; c < c1; ++c, inputs += p.tile.channel_rows * kLanes<T>) {
+    near.copy(static_cast<const T*>(p.in.data) + c * p.order.channel(), begin,
+              begin + (rows + segment.span) * apart, inputs, apart);
+  }
 }

@@ -51,3 +51,22 @@ static void store_features(const SeriesBatch& s, int64_t first, const float* fro
     }
   }
 }
+
+// Shares out the series, as groups whose lanes they are; with `few`, the rest of them one by one.
+// If these are fewer than parts, each is done in shares of its kernels. Calls run(first series,
+// whether it is one alone, share, shares).
+template <typename Run>
+static inline void share_series(const SeriesBatch& s,
+                                bool few,
+                                int64_t part,
+                                int64_t parts,
+                                const Run& run) {
+  const int64_t groups = few ? s.batch / F32::kWidth : ceil_div(s.batch, F32::kWidth);
+  const int64_t singles = few ? s.batch % F32::kWidth : 0;
+  const int64_t shares = groups + singles >= parts ? 1 : parts;
+  const int64_t units = (groups + singles) * shares;
+  for (int64_t unit = units * part / parts; unit < units * (part + 1) / parts; ++unit) {
+    const int64_t group = unit / shares, single = max_of(0, group - groups);
+    run((group - single) * F32::kWidth + single, group >= groups, unit % shares, shares);
+  }
+}

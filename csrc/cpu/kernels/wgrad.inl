@@ -94,17 +94,7 @@ static void weight_batches(const WeightBatch* batches,
 }
 
 template <typename V>
-using WeightBatches = void (*)(const WeightBatch*,
-                               int64_t,
-                               const typename V::T*,
-                               int64_t,
-                               const typename V::T*,
-                               const int32_t*,
-                               int64_t,
-                               int64_t,
-                               int64_t,
-                               const uint32_t*,
-                               typename V::T*);
+using WeightBatches = decltype(&weight_batches<V, 1>);
 
 template <typename V, int... kB>
 static WeightBatches<V> pick_weight_batches(int64_t size, std::integer_sequence<int, kB...>) {
@@ -174,17 +164,7 @@ static void wgrad(const WeightGradient& p, int64_t part, int64_t parts, void* sc
           const int64_t c0 = conv_group * p.channels_per_group + b * p.tile.block_channels;
           const int64_t c1 =
               min_of((conv_group + 1) * p.channels_per_group, c0 + p.tile.block_channels);
-          if (p.in_lanes) {
-            const Segment& segment = p.tile.segments[0];
-            const int64_t first = row + p.origin + segment.position;
-            for (int64_t c = c0; c < c1; ++c) {
-              near.copy(static_cast<const T*>(p.in.data) + c * y.channel(), first,
-                        first + rows + segment.span, inputs + (c - c0) * p.tile.channel_rows * kN);
-            }
-          } else {
-            pack<V, S>(p.tile, y, p.in, p.in_length, p.mode, p.origin, lanes, rows, c0, c1, inputs,
-                       stage);
-          }
+          pack_tile<V, S>(p, near, lanes, row, rows, 1, c0, c1, inputs, stage);
           const WeightBatch* const last = p.batches + p.block_starts[b + 1];
           for (const WeightBatch* from = p.batches + p.block_starts[b]; from < last;) {
             const WeightBatch* to = from;  // past those of this size
