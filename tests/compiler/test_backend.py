@@ -8,47 +8,17 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from graph_steps import compiled, sparse, step
-from random_graphs import RandomGraph
+from graph_steps import check, compiled, sparse, step
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
 import sparseconv as sc
-from sparseconv.compiler import CompiledReport, compiled_report, sparseconv
+from sparseconv.compiler import compiled_report, sparseconv
 from sparseconv.measure.machine import threads
 from sparseconv.nn.pooling import ShortAvgPool1d
 from sparseconv.testing import error_bound
 
 pytestmark = pytest.mark.promise("P7")
-
-
-def check(model: nn.Module, x: Tensor, operations: int = 20) -> CompiledReport:
-    """Compare a step with that of the model in float64; return what was compiled."""
-    wide, single, run = copy.deepcopy(model).double(), copy.deepcopy(model).float(), compiled(model)
-    exact = step(wide, wide, x.double())
-    rounded = step(single, single, x.float())
-    found = step(model, run, x)
-    assert len(exact) == len(found)
-    floats = [t for t in exact if t.is_floating_point() and t.numel()]
-    # In each operation, a result is a sum of at most N * L terms. Norms of nearly equal samples
-    # magnify errors: by how much, the error of the model itself in float32 tells.
-    terms = torch.tensor(x.shape[0] * x.shape[2] * operations)
-    bound = error_bound(x, max(t.abs().max() for t in floats), terms, x.dtype)
-    errors = [(a - b).abs().max() for a, b in zip(exact, rounded, strict=True) if a.numel()]
-    bound = bound + 4 * max(errors) * torch.finfo(x.dtype).eps / torch.finfo(torch.float32).eps
-    for i, (a, b) in enumerate(zip(exact, found, strict=True)):
-        assert a.shape == b.shape, i
-        assert not a.numel() or (a - b).abs().max() <= bound, f"result {i}"
-    return compiled_report(model)
-
-
-@pytest.mark.parametrize("seed", range(60))
-def test_random_graphs(seed: int, count_cases: Callable[[int], None]) -> None:
-    """Float64 tells wrong from rounded; half of the graphs are in eval mode, with gradients."""
-    dtype = torch.float32 if seed % 4 < 2 else torch.float64
-    graph = RandomGraph(seed).to(dtype).train(seed % 2 == 0)
-    check(graph, graph.example(dtype), len(graph.program))
-    count_cases(1)
 
 
 class Waves(nn.Module):

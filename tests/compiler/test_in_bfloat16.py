@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 
 import pytest
 import torch
-from graph_steps import compiled, linear, sparse, step
-from random_graphs import RandomGraph
-from torch import Tensor, nn
+from graph_steps import check_rounded, compiled, sparse
+from torch import nn
 
-from sparseconv.compiler import CompiledReport, compiled_report
 from sparseconv.ops.backends import extension
 
 pytestmark = [
@@ -21,31 +18,6 @@ pytestmark = [
         reason="needs a CPU with AVX-512 BF16 or AMX",
     ),
 ]
-
-
-@pytest.mark.parametrize("seed", range(30))
-def test_random_graphs_in_bfloat16(seed: int, count_cases: Callable[[int], None]) -> None:
-    graph = RandomGraph(seed, 16).to(torch.bfloat16).train(seed % 2 == 0)
-    check_rounded(graph, graph.example(torch.bfloat16))
-    count_cases(1)
-
-
-def check_rounded(model: nn.Module, x: Tensor) -> CompiledReport:
-    """Compare a step in bfloat16 with float64: it is as near as torch's, within a factor of two."""
-    wide, plain, run = copy.deepcopy(model).double(), copy.deepcopy(model), compiled(model)
-    results = [
-        step(m, r, x, linear)
-        for m, r in ((wide, lambda y: wide(y.double())), (plain, plain), (model, run))
-    ]
-    exact, rounded, found = ([t.double() for t in r if t.is_floating_point()] for r in results)
-    assert [t.shape for t in exact] == [t.shape for t in found]
-    assert [t.dtype for t in results[1]] == [t.dtype for t in results[2]]
-    size, other, own = (
-        torch.stack([(a - b).norm() for a, b in zip(exact, r, strict=True)]).norm()
-        for r in ([torch.zeros_like(t) for t in exact], rounded, found)
-    )
-    assert own <= 2 * other + torch.finfo(torch.bfloat16).eps * size
-    return compiled_report(model)
 
 
 @pytest.mark.parametrize("casts", [False, True])

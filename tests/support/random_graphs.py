@@ -20,11 +20,17 @@ FUNCTIONS: tuple[Callable[[Tensor], Tensor], ...] = (
 KINDS = (
     *("sparse",) * 4, "dense", "strided", "1x1", "norm", "norm", "relu", "relu_", "function",
     "pool", "shrink", "add", "cat", "mul", "drop", "padded", "cropped", "prelu", "split", "part",
+    "transposed", "chunk",
+)  # fmt: skip
+SHRINKS = (
+    nn.MaxPool1d(2), nn.AvgPool1d(2), nn.MaxPool1d(3, 2, 1), nn.MaxPool1d(2, ceil_mode=True),
+    nn.AdaptiveAvgPool1d(7), nn.AdaptiveMaxPool1d(5), nn.AvgPool1d(3, 1, 1),
+    nn.MaxPool1d(3, 1, dilation=2), nn.MaxPool1d(7, 1, 1), nn.AdaptiveAvgPool1d(1),
 )  # fmt: skip
 
 
 class RandomGraph(nn.Module):
-    """Up to 14 operations, each on one or two earlier results; the sum of all unread results.
+    """Up to 14 operations, each on one to three earlier results; the sum of all unread results.
 
     The numbers of channels are multiples of ``unit``, whose blocks share their taps.
     ``repr(graph)`` names its layers, and ``RandomGraph(seed)`` is the same graph again.
@@ -65,11 +71,20 @@ class RandomGraph(nn.Module):
                     self.ends.append((reach - padding[0], reach - padding[1]))
                     padding = (reach, reach)
                 stride = 2 if kind == "strided" else 1
+                mode = rng.choice(("zeros", "zeros", "replicate", "reflect", "circular"))
                 layer = sc.SparseConv1d(
                     channels, outputs, taps, stride, padding, dilation, density=0.4, block=unit,
-                    bias=rng.random() < 0.5, padding_mode=rng.choice(("zeros", "replicate")),
+                    bias=rng.random() < 0.5, padding_mode=mode if reach < length else "zeros",
                 )  # fmt: skip
                 widths.append((outputs, (length - 1) // stride + 1))
+            elif kind == "transposed":
+                outputs, stride = unit * rng.randint(2, most), rng.choice((1, 2))
+                extra = rng.randrange(stride)
+                layer = sc.SparseConvTranspose1d(
+                    channels, outputs, 3, stride, 1, extra, density=0.4, block=unit,
+                    bias=rng.random() < 0.5,
+                )  # fmt: skip
+                widths.append((outputs, stride * (length - 1) + 1 + extra))
             elif kind in ("dense", "1x1"):
                 outputs, taps = unit * rng.randint(2, most), 1 if kind == "1x1" else 3
                 layer = nn.Conv1d(channels, outputs, taps, padding="same", bias=rng.random() < 0.5)
@@ -77,18 +92,20 @@ class RandomGraph(nn.Module):
             elif kind == "prelu":
                 layer = nn.PReLU(rng.choice((1, channels)))
                 widths.append(widths[x])
-            elif kind in ("split", "part") and channels >= 2 * unit:
+            elif kind in ("split", "part", "chunk") and channels >= 2 * unit:
                 widths.append((self.half(channels), length))
             elif kind == "norm":
                 layer = nn.BatchNorm1d(channels, affine=rng.random() < 0.8)
+                if layer.affine:  # no function reads 0, where rounding may switch its derivative
+                    nn.init.uniform_(layer.bias, 0.1, 1.0)
                 widths.append(widths[x])
             elif kind == "pool":
                 size = rng.choice((3, 5))
                 layer = nn.MaxPool1d(size, 1, size // 2)
                 widths.append(widths[x])
             elif kind == "shrink" and length > 12:
-                layer = rng.choice((nn.MaxPool1d(2), nn.AvgPool1d(2)))
-                widths.append((channels, length // 2))
+                layer = rng.choice(SHRINKS)
+                widths.append((channels, layer(torch.empty(1, 1, length)).shape[2]))
             elif kind in ("add", "mul") and same:
                 reads = (x, rng.choice(same))
                 widths.append(widths[x])
@@ -96,7 +113,7 @@ class RandomGraph(nn.Module):
                 reads = (x, *rng.choices(equal, k=rng.randint(1, 2)))
                 widths.append((sum(widths[i][0] for i in reads), length))
             else:
-                kind = "relu" if kind in ("shrink", "split", "part") else kind
+                kind = "relu" if kind in ("shrink", "split", "part", "chunk") else kind
                 widths.append(widths[x])
             self.program.append((kind, reads, rng.randrange(len(FUNCTIONS))))
             self.layers.append(layer)
@@ -135,8 +152,14 @@ class RandomGraph(nn.Module):
                 )
             elif kind == "split":
                 y = torch.split(first, self.half(first.shape[1]), 1)[0]
+            elif kind == "chunk":
+                half = self.half(first.shape[1])
+                y, gate = first.chunk(2, 1) if self.unit == 1 else first.split(half, 1)
+                y = torch.tanh(y) * torch.sigmoid(gate) if gate.shape == y.shape else y
             elif kind == "part":
                 y = first[:, -self.half(first.shape[1]) :]
+            elif kind == "norm":
+                y = layer(first) if layer.affine else layer(first) + 0.1
             elif kind == "drop":
                 y = F.dropout(first, 0.0, self.training)
             else:
