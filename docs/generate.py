@@ -24,10 +24,11 @@ from benchmarks.studies import (
     classifiers,
     densities,
     dilation,
+    networks,
     published_networks,
     unpruned,
 )
-from docs import names
+from docs import graph_picture, names
 from sparseconv.measure.table import threads_text
 
 ROOT = Path(__file__).parent.parent
@@ -49,7 +50,9 @@ def parts(folder: Path = PICTURES) -> Mapping[str, Callable[[], str]]:
         **readme.front(folder),
         "ratios": readme.ratios,
         "paper": lambda: report.recorded(folder, "full"),
-        "networks": densities.section,
+        "densities": densities.section,
+        "networks": networks.section,
+        "graph": lambda: graph(folder / "graph.svg"),
         "machine": lambda: f"Measured on {readme.where(bench['machine'])}.",
         "break_even": lambda: "\n\n".join(
             figure(path, f"{threads_text(threads)}. {captions['break_even']}")
@@ -109,6 +112,14 @@ def random_kernels(folder: Path) -> str:
             figure(picture, caption),
             classifiers.section(),
         )
+    )
+
+
+def graph(path: Path) -> str:
+    graph_picture.draw(path)
+    return figure(
+        path,
+        "An Inception module with its shortcut. Blue: in the kernels' order; orange: conversions.",
     )
 
 

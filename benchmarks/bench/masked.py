@@ -223,7 +223,7 @@ def _taps_first(weight: Tensor) -> Tensor:
     return weight.transpose(1, 2).contiguous().transpose(1, 2)
 
 
-def _convolution(conv: nn.Conv1d) -> nn.Conv2d:
+def _convolution(conv: nn.Conv1d | nn.ConvTranspose1d) -> nn.Module:
     options: dict[str, Any] = {
         "kernel_size": (1, *conv.kernel_size),
         "stride": (1, *conv.stride),
@@ -232,7 +232,10 @@ def _convolution(conv: nn.Conv1d) -> nn.Conv2d:
         "groups": conv.groups,
         "bias": conv.bias is not None,
     }
-    twin = nn.Conv2d(conv.in_channels, conv.out_channels, **options)
+    kind: type[nn.Module] = nn.Conv2d
+    if isinstance(conv, nn.ConvTranspose1d):
+        kind, options["output_padding"] = nn.ConvTranspose2d, (0, *conv.output_padding)
+    twin = kind(conv.in_channels, conv.out_channels, **options)
     state = conv.state_dict()
     twin.load_state_dict(state | {"weight": state["weight"].unsqueeze(2)})
     return twin
@@ -246,6 +249,8 @@ def _norm(layer: nn.BatchNorm1d) -> nn.BatchNorm2d:
 
 _IMAGES: dict[type[nn.Module], Callable[[Any], nn.Module]] = {
     nn.Conv1d: _convolution,
+    nn.ConvTranspose1d: _convolution,
+    nn.Upsample: lambda layer: nn.Upsample(scale_factor=(1, layer.scale_factor)),
     nn.BatchNorm1d: _norm,
     nn.MaxPool1d: lambda pool: nn.MaxPool2d(
         (1, pool.kernel_size), (1, pool.stride), (0, pool.padding)

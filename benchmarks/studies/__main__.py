@@ -16,6 +16,7 @@ from benchmarks.studies import (
     classifiers,
     densities,
     dilation,
+    networks,
     published_networks,
     unpruned,
 )
@@ -27,6 +28,7 @@ STUDIES = {
     "classifiers": classifiers,
     "blocks": blocks,
     "densities": densities,
+    "networks": networks,
     "dilation": dilation,
 }
 

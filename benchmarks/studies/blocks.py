@@ -46,12 +46,15 @@ def in_precision(way: str) -> Any:
     return torch.autocast("cpu", torch.bfloat16, enabled=enabled, cache_enabled=False)
 
 
-def pruned(dense: nn.Module, block: int, density: float = DENSITY) -> nn.Module:
-    """Copy, prune and convert the convolutions with more than one tap."""
+def pruned(
+    dense: nn.Module, block: int, density: float = DENSITY, least_taps: int = 2
+) -> nn.Module:
+    """Copy, prune and convert the convolutions with at least ``least_taps``."""
     model, names = deepcopy_model(dense), []
     for name, layer in model.named_modules():
-        if isinstance(layer, nn.Conv1d) and layer.kernel_size[0] > 1:
-            fits = block if layer.in_channels >= block else 1
+        kinds = nn.Conv1d, nn.ConvTranspose1d
+        if isinstance(layer, kinds) and layer.kernel_size[0] >= least_taps:
+            fits = block if min(layer.weight.shape[:2]) >= block else 1
             mask = sc.block_mask(layer.weight, density, block=fits)
             prune.custom_from_mask(layer, "weight", mask)
             names.append(name)

@@ -16,21 +16,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
 
-from benchmarks.bench.masked import images_of
-from benchmarks.bench.networks import TURN, check_step
+from benchmarks.bench.networks import TURN
 from benchmarks.recording import add_missing, machines, read_lines, rounded
-from benchmarks.studies.blocks import pruned
+from benchmarks.studies import networks
+from benchmarks.studies.networks import DENSE
 from benchmarks.studies.published_networks import training_step
-from benchmarks.studies.published_widths import FCN, EcgResNet, SpliceAI
 from sparseconv.conversion import to_dense
 from sparseconv.measure.machine import threads
 from sparseconv.measure.table import Table
 from sparseconv.measure.timing import Estimate, interleave, milliseconds, ratio
-from sparseconv.models import DSN, InceptionTime, ResNet
-from sparseconv.nn.modules import deepcopy_model
+from sparseconv.models import DSN
 
 RESULTS = Path(__file__).parents[1] / "results" / "densities.jsonl"
 
@@ -42,27 +38,17 @@ class Network(NamedTuple):
     shape: tuple[int, int, int] = (16, 1, 128)
 
 
-def _pruned(make: Callable[[], Any], *shape: int) -> Network:
-    return Network(lambda density: pruned(make(), 1, density), shape or (16, 1, 128))
-
-
 NETWORKS = {
     # One kernel group keeps a density exactly.
     "DSN": Network(lambda density: DSN(1, 2, sparsity=1 - density, n_groups=1, init="random")),
-    "InceptionTime": _pruned(lambda: InceptionTime(1, 2)),
-    "ResNet": _pruned(lambda: ResNet(1, 2)),
-    "FCN": _pruned(lambda: FCN(1, 2, (128, 256, 128))),
-    "ECG ResNet": _pruned(lambda: EcgResNet(12, 2, (64, 128, 196, 256, 320)), 8, 12, 4096),
-    "SpliceAI": _pruned(lambda: SpliceAI(4, 2, 32), 1, 4, 15000),
+    **{
+        name: Network(networks.NETWORKS[name].sparse, networks.NETWORKS[name].shape)
+        for name in ("InceptionTime", "ResNet", "FCN", "ECG ResNet", "SpliceAI")
+    },
 }
 DENSITIES = (1.0, 0.5, 0.3, 0.2, 0.1, 0.05)
 ROUNDS = 24
 SIZES = ("batch", "in_channels", "n_timepoints")
-DENSE: dict[str, Callable[[Any], Any]] = {  # PyTorch's settings
-    "plain": deepcopy_model,
-    "channels_last": images_of,
-    "compiled": lambda model: torch.compile(deepcopy_model(model), dynamic=False),
-}
 
 
 def measure(path: Path, archive: Path | None = None) -> None:
@@ -77,20 +63,14 @@ def row(network: str) -> dict[str, Any]:
     X, y = torch.randn(batch, channels, length), torch.arange(batch) % 2
     with threads(1):
         models = {f"{density:g}": build(density) for density in DENSITIES}
+        for model in models.values():
+            networks.check(model, X, y)
+        networks.check_dense(models["1"], X)
         dense = to_dense(models["1"])
-        for model in map(comparable, models.values()):
-            torch.compiler.reset()
-            check_step(model, X, y)
-            if network != "DSN":
-                check_compiled(model, X, y)
-        alike = comparable(dense)
-        outputs = [make(alike).train()(X).detach() for make in DENSE.values()]
-        for found in outputs[1:]:
-            torch.testing.assert_close(found, outputs[0], rtol=1e-4, atol=1e-5)
         torch.compiler.reset()  # one forward is compiled only a few times; the rest would be eager
         ways = {name: make(dense) for name, make in DENSE.items()}
         if network != "DSN":
-            models = {name: compiled(model) for name, model in models.items()}
+            models = {name: networks.compiled(model) for name, model in models.items()}
         steps = {name: training_step(model) for name, model in (ways | models).items()}
         calls = {name: partial(step, X, y) for name, step in steps.items()}
         taken = interleave(calls, rounds=ROUNDS, least_seconds=TURN)
@@ -104,32 +84,6 @@ def row(network: str) -> dict[str, Any]:
             for density in models
         },
     })  # fmt: skip
-
-
-def compiled(model: nn.Module) -> Any:
-    return torch.compile(model, backend="sparseconv", dynamic=False)
-
-
-def comparable(model: nn.Module) -> Any:
-    """Copy a network so that two ways to compute it agree: nothing is dropped, no ReLU reads 0."""
-    copied = deepcopy_model(model)
-    for layer in copied.modules():
-        if isinstance(layer, nn.Dropout):
-            layer.p = 0.0
-        elif isinstance(layer, nn.BatchNorm1d):  # a channel without weights is constant
-            nn.init.uniform_(layer.bias, 0.1, 1.0)
-    return copied
-
-
-def check_compiled(model: nn.Module, X: Tensor, y: Tensor) -> None:
-    """Compare the gradients of the compiled network with those of the network, in float64."""
-    found = []
-    for make in (deepcopy_model, lambda model: compiled(deepcopy_model(model))):
-        network: Any = make(model.double())
-        loss = F.nll_loss(network.train()(X.double()), y)
-        found.append(torch.autograd.grad(loss, list(network.parameters())))
-    for got, wanted in zip(found[1], found[0], strict=True):
-        torch.testing.assert_close(got, wanted)
 
 
 def speeds(path: Path = RESULTS) -> dict[str, list[tuple[float, float]]]:

@@ -19,7 +19,6 @@ from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from benchmarks import plots
-from benchmarks.bench.networks import check_step
 from benchmarks.bench.run import WrongResultError
 from benchmarks.recording import add_line, read_lines
 from benchmarks.studies import (
@@ -27,11 +26,13 @@ from benchmarks.studies import (
     classifiers,
     densities,
     dilation,
+    networks,
     published_networks,
     unpruned,
 )
 from benchmarks.studies.__main__ import main
 from benchmarks.studies.published_networks import WAYS, Data, Network
+from benchmarks.studies.published_widths import fcn
 from sparseconv.conversion import to_dense
 from sparseconv.estimators.pocket import POCKETClassifier
 from sparseconv.models import DSN, InceptionTime, ResNet
@@ -79,7 +80,16 @@ def test_the_largest_ratio_of_dilations_is_named(
 
 
 @pytest.fixture
-def small_densities(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def without_inductor(monkeypatch: pytest.MonkeyPatch) -> None:
+    compile = torch.compile
+    monkeypatch.setattr(
+        torch, "compile",
+        lambda model, dynamic, backend=None: compile(model, backend=backend) if backend else model,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def small_densities(monkeypatch: pytest.MonkeyPatch, without_inductor: None) -> list[int]:
     """Two tiny networks at two densities, not compiled; return the rounds of each timing."""
     rounds_of = []
 
@@ -91,11 +101,6 @@ def small_densities(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         return {name: np.full(rounds, seconds[name]) for name in calls}
 
     monkeypatch.setattr(densities, "interleave", interleave)
-    compile = torch.compile
-    monkeypatch.setattr(
-        torch, "compile",
-        lambda model, dynamic, backend=None: compile(model, backend=backend) if backend else model,
-    )  # fmt: skip
     monkeypatch.setattr(densities, "DENSITIES", (1.0, 0.1))
     for name in set(densities.NETWORKS) - {"DSN", "ResNet", "InceptionTime"}:
         monkeypatch.delitem(densities.NETWORKS, name)
@@ -142,7 +147,7 @@ def test_no_time_is_written_down_for_other_results(
     small_densities: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def off(model: Any) -> nn.Module:
-        twin = densities.images_of(model)
+        twin = networks.images_of(model)
         twin[0].register_forward_hook(lambda *_: _[2] + 0.1 * torch.randn_like(_[2]))
         return twin
 
@@ -276,12 +281,37 @@ def test_each_fit_is_a_line_and_done_once(tmp_path: Path, monkeypatch: pytest.Mo
     assert out.read_text() == before
 
 
-@pytest.mark.parametrize("network", ["FCN", "ECG ResNet", "SpliceAI"])
+@pytest.mark.parametrize("network", ["FCN", "ECG ResNet", "SpliceAI", "TCN", "PhaseNet"])
 def test_other_networks_keep_their_outputs_when_they_are_pruned(network: str) -> None:
-    build, (_, channels, _) = densities.NETWORKS[network]
-    X, y = torch.randn(2, channels, 256), torch.arange(2)
-    model = densities.comparable(build(0.05))
-    check_step(model, X, y)
-    densities.check_compiled(model, X, y)
-    images = densities.images_of(to_dense(model).float())
-    torch.testing.assert_close(images.train()(X), to_dense(model).float().train()(X))
+    found = networks.NETWORKS[network]
+    X, y = torch.randn(2, found.shape[1], 256), torch.arange(2)
+    model = networks.comparable(found.sparse(0.05))
+    networks.check(model, X, y)
+    images = networks.images_of(to_dense(model))
+    torch.testing.assert_close(images.train()(X), to_dense(model).train()(X))
+
+
+def test_networks_are_timed_in_each_mode(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    without_inductor: None,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    seconds = {"plain": 9.0, "channels_last": 6.0, "compiled": 8.0, "sparse": 2.0}
+    timed: list[set[str]] = []
+
+    def interleave(calls: Any, rounds: int, least_seconds: float) -> dict[str, Any]:
+        timed.append(set(calls))
+        slow = seconds | {"sparse, compiled": 1.0 if len(timed) > 1 else 3.0}
+        return {name: np.full(rounds, slow[name]) for name in calls}
+
+    monkeypatch.setattr(networks, "interleave", interleave)
+    small = {"FCN": networks.Network(lambda: fcn((16, 32, 16)), (4, 1, 64))}
+    monkeypatch.setattr(networks, "NETWORKS", small)
+    path = tmp_path / "rows.jsonl"
+    assert networks.section(path) == "Not measured yet."
+    for _ in range(2):
+        assert main(["networks", "--out", str(path)]) == 0
+    assert timed == [networks.DENSE.keys() | networks.SPARSE.keys()] * 4, "each mode once"
+    cells = "3.00 [3.00, 3.00]* channels_last | 6.00 [6.00, 6.00] channels_last |"
+    assert f"4 x 1 x 64 | {cells}" in " ".join(capsys.readouterr().out.split())
