@@ -17,7 +17,7 @@ Their outputs are averaged instead of being cropped, compared with labels or mad
 - Wav2Letter: Collobert et al., "Wav2Letter", 2016
 - Conv-TasNet: Luo and Mesgarani, "Conv-TasNet", 2019
 
-Modules of the blocks, but for torch's layers, also accept images ``(N, C, 1, L)``.
+Modules of the blocks, except torch's layers, also accept images ``(N, C, 1, L)``.
 """
 
 from __future__ import annotations
