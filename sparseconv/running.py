@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from sparseconv.core.arrays import as_tensor, fitting
+from sparseconv.core.arrays import as_tensor, explain_input_errors
 from sparseconv.core.generators import generators_kept
 from sparseconv.models.classifier import Classifier
 from sparseconv.nn.modules import has_codes
@@ -164,7 +164,7 @@ def capture(
         # A compiled model would not know of the hooks; importing the compiler takes seconds.
         if "torch._dynamo" in sys.modules:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
-        stack.enter_context(fitting(arguments))
+        stack.enter_context(explain_input_errors(arguments))
         output = model(*arguments)
     return output, {layer: list(seen.values()) for layer, seen in calls.items()}
 
@@ -182,7 +182,7 @@ def batch_sizes(n_cases: int, batch_size: int) -> list[int]:
 
 def run_batch(model: nn.Module, x: Tensor) -> Any:
     """Run a model; refuse an output that lacks the axis of a single series."""
-    with fitting((x,)):
+    with explain_input_errors((x,)):
         out = model(x)
     if len(x) == 1 and isinstance(out, Tensor) and out.dim() < 2 and out.shape != (1,):
         raise ValueError(

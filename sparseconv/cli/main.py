@@ -42,7 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return PIPE_CLOSED
     except (ValueError, OSError, RuntimeError) as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        text = " ".join([str(error), *getattr(error, "__notes__", ())])
+        print("error:", " ".join(text.split()), file=sys.stderr)
         return REFUSED
     return code
 

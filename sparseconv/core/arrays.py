@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import traceback
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 Array = npt.NDArray[Any]
@@ -157,46 +156,21 @@ def three_axes(owner: str, key: str, raw: Any) -> Array:
 
 
 @contextlib.contextmanager
-def fitting(arguments: tuple[Any, ...]) -> Iterator[None]:
-    """Add the input's shape, the layer and a remedy to errors that a model raises in the block."""
+def explain_input_errors(arguments: tuple[Any, ...]) -> Iterator[None]:
+    """Note the input's shape and a remedy on errors that a model raises in the block."""
     try:
         yield
     except Exception as error:  # the model may run any code
-        if arguments and all(isinstance(n, int) for n in arguments):
-            shape, why = tuple(arguments), f"{type(error).__name__}: {error}"
-            raise TypeError(
-                f"the model fails with {shape}; if that is a shape, pass a tensor: "
-                f"torch.randn{shape}; {why}"
-            ) from error
-        frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-        calls = [frame.f_code.co_name for frame in frames].count("_wrapped_call_impl")
-        at_call = calls == 1 and frames[-1].f_globals.get("__name__") == nn.Module.__module__
-        if at_call and isinstance(error, TypeError) and len(arguments) > 1:
-            raise TypeError(
-                f"the model does not accept a tuple of {len(arguments)} arguments ({error}); if "
-                "that is a batch (x, y), pass only x"
-            ) from error
-        if not isinstance(error, RuntimeError | IndexError | ValueError):
-            raise
+        shapes = [tuple(x.shape) for x in tree_leaves(arguments) if hasattr(x, "shape")]
         advice = [todo for words, todo in ADVICE.items() if words in str(error)]
-        by_torch = frames[-1].f_globals.get("__name__", "").startswith("torch.")
-        plain = (RuntimeError, IndexError, *(ValueError,) * by_torch)
-        if frames[-1].f_globals.get("__name__") == "sparseconv.ops.backends":
-            raise  # a backend that cannot run here, whatever the input
-        if not advice and type(error) not in plain:  # such as NotImplementedError or our errors
-            raise
-        given = [x for x in tree_leaves(arguments) if hasattr(x, "shape")]
-        shapes = ", ".join(str(tuple(x.shape)) for x in given)
-        running = [frame.f_locals.get("self") for frame in frames]
-        called = [module for module in running if isinstance(module, nn.Module)]
-        where = ""
-        for name, module in called[0].named_modules() if called else ():
-            if module is called[-1]:
-                where = f"in {name or 'the model itself'} ({type(module).__name__}): "
-        raise (RuntimeError if isinstance(error, IndexError) else type(error))(
-            f"the model does not accept an input of shape {shapes}: {where}{error}; "
-            f"{(advice or [EXPECTED])[0]}"
-        ) from error
+        if arguments and all(isinstance(n, int) for n in arguments):
+            advice = [f"if {tuple(arguments)} is a shape, pass a tensor: torch.randn(*shape)"]
+        elif isinstance(error, TypeError) and len(arguments) > 1:
+            advice = [f"if the {len(arguments)} arguments are a batch (x, y), pass only x"]
+        elif not advice and type(error) in (RuntimeError, IndexError):  # of torch
+            advice = [EXPECTED]
+        error.add_note("; ".join([f"the model got {shapes}", *advice]))
+        raise
 
 
 def wrong_shape(

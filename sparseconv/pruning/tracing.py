@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.module_tracker import ModuleTracker
 
-from sparseconv.core.arrays import fitting
+from sparseconv.core.arrays import explain_input_errors
 from sparseconv.nn.modules import owners_of
 from sparseconv.nn.pooling import ShortAvgPool1d
 from sparseconv.pruning.channels import (
@@ -63,7 +63,9 @@ def trace(model: nn.Module, arguments: tuple[Any, ...], ignore: Iterable[str] = 
                 out = model(*arguments)
         except Exception as error:  # the model may run any code
             stack.close()
-            with fitting(arguments):  # the model's error, if it also fails without tracing
+            with explain_input_errors(
+                arguments
+            ):  # the model's error, if it also fails without tracing
                 model(*arguments)
             place = tracer.running[-1] if tracer.running else ""
             kind = type(model.get_submodule(place)).__name__
