@@ -80,17 +80,27 @@ def _would_show(values: Any, optimizer: torch.optim.Optimizer, trained: set[int]
     return id(values) not in trained and any(id(p) in trained for group in alike for p in group)
 
 
+def check_backward(
+    layers: Iterable[SparseLayer], optimizer: torch.optim.Optimizer, step: int
+) -> None:
+    """Reject a step without dense gradients, unless it merely left out all of these layers."""
+    every = (p for group in optimizer.param_groups for p in group["params"])
+    held = {id(p): p.grad for p in every if p.grad is not None}
+    own = [held.get(id(layer._parameters.get("values"))) for layer in layers]
+    if not held or any(grad is not None and grad.any() for grad in own):
+        raise RuntimeError(NO_GRADIENT.format(step, step + 1))
+
+
 def check_layers(
     layers: Layers,
     copies: Mapping[str, Sequence[SparseLayer]],
     optimizer: torch.optim.Optimizer,
     move: bool = True,
-    known: Holdings | None = None,
 ) -> Holdings:
     """Reject values that the optimizer does not have, and averages whose patterns differ.
 
-    If ``move`` is true, also check that the optimizer's state can follow moved weights, unless the
-    state is ``known`` from an earlier check. Return the state.
+    If ``move`` is true, also check that the optimizer's state can follow moved weights. Return the
+    state.
     """
     holdings = Holdings(optimizer)
     held = set(map(id, holdings.trained))
@@ -104,6 +114,6 @@ def check_layers(
             )
         if any(copy.pattern != layer.pattern for copy in copies[name]):
             raise ValueError(OTHER_AVERAGE)
-    if move and not holdings.keeps_the_same(known):
+    if move:
         holdings.check({f"{name}.values": layer.values for name, layer in layers.items()})
     return holdings

@@ -158,7 +158,6 @@ class DSTScheduler:
         self._ranks.agree(self._check_layers, self._fingerprint)
         self._regions = {n: check_regions(x.regions, x.pattern) for n, x in self._layers.items()}
         self._ever_active = EverActive(self._layers)
-        self._known: Any = None  # what the optimizer keeps, and can follow
         self._replayed: ReplayedUpdates | None = ReplayedUpdates()  # None: no CUDA graphs
         self._probes: dict[str, Tensor] = {}
         self._unseen: dict[str, float] = {}  # updates without a gradient, until a layer has had one
@@ -168,7 +167,7 @@ class DSTScheduler:
     def __getstate__(self) -> dict[str, Any]:
         """Keep the gradients seen so far, because the probe is not copied with a layer."""
         probes = {n: probe.grad for n, probe in self._probes.items()}
-        return {**self.__dict__, "_probes": probes, "_known": None}
+        return {**self.__dict__, "_probes": probes}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update({"_replayed": ReplayedUpdates(), **state, "_probes": {}})
@@ -299,21 +298,29 @@ class DSTScheduler:
         # What may fail on one rank comes first, for that rank misses the exchanges that follow.
         before = self._generator.get_state()
         try:
-            self._known, idle = self._ranks.agree(self._state, lambda _: None)
+            held, idle = self._ranks.agree(self._state, lambda _: None)
             if self.grow == "random" and not self._ranks.alone:  # each may hold a part
                 idle = set.intersection(*self._ranks.gather(idle))
             gradients = self._dense_gradients()
-            return self._ranks.agree(partial(self._changes, gradients, idle), _checksums)
+            compute = partial(self._changes, held, gradients, idle)
+            changes = self._ranks.agree(compute, _checksums)
+            if never := [name for name, updates in self._unseen.items() if updates == 3]:
+                self._unseen.update(dict.fromkeys(never, math.inf))  # one warning is enough
+                # Levels 2 and 3 are step and its torch.no_grad.
+                warnings.warn(checks.NEVER_SEEN.format(self.grow, never), stacklevel=4)
+            return changes
         except BaseException:
             self._generator.set_state(before)
             raise
 
     def _state(self) -> tuple[Holdings, set[str]]:
         layers, optimizer = self._layers, self._optimizer
-        held = checks.check_layers(layers, self._copies, optimizer, known=self._known)
+        held = checks.check_layers(layers, self._copies, optimizer)
         return held, checks.untrained(layers, optimizer, held) if self.grow == "random" else set()
 
-    def _changes(self, gradients: Mapping[str, Any], idle: set[str]) -> list[Change]:
+    def _changes(
+        self, held: Holdings, gradients: Mapping[str, Tensor | None], idle: set[str]
+    ) -> list[Change]:
         """Return the updates of all layers, or none if a gradient (of all ranks) is not finite."""
         finite = [grad.isfinite().all() for grad in gradients.values() if grad is not None]
         share: Any = self._prune_fraction_at(self.step_count + 1)
@@ -322,8 +329,16 @@ class DSTScheduler:
         elif not all(finite):
             return []
         training = [name for name, x in self._layers.items() if x.values.requires_grad]
-        names = self._with_gradient(training, gradients, idle)
-        plans = (self._plan_layer(name, share, gradients.get(name)) for name in names)
+        if self.grow == "random":
+            seen = [name for name in training if name not in idle]
+        else:
+            seen = [name for name in training if gradients.get(name) is not None]
+            if training and not seen:
+                layers = [self._layers[name] for name in training]
+                checks.check_backward(layers, self._optimizer, self.step_count)
+        for name in training:
+            self._unseen[name] = -math.inf if name in seen else self._unseen.get(name, 0) + 1
+        plans = (self._plan_layer(name, share, gradients.get(name), held) for name in seen)
         return [plan for plan in plans if plan is not None]
 
     def _dense_gradients(self) -> dict[str, Tensor | None]:
@@ -339,28 +354,12 @@ class DSTScheduler:
             totals[name] = self._ranks.sum(own.detach().clone().contiguous())
         return totals
 
-    def _with_gradient(
-        self, names: list[str], gradients: Mapping[str, Any], idle: set[str]
-    ) -> list[str]:
-        """Return the layers to update: those in training that have the gradient needed to grow."""
-        seen = {name: grad for name in names if (grad := gradients.get(name)) is not None}
-        if self.grow == "random":
-            seen = {name: True for name in names if name not in idle}
-        elif names and not seen:
-            every = (p for group in self._optimizer.param_groups for p in group["params"])
-            held = {id(p): p.grad for p in every if p.grad is not None}
-            own = [held.get(id(self._layers[name]._parameters.get("values"))) for name in names]
-            # Otherwise this step merely left out all the layers.
-            if not held or any(grad is not None and grad.any() for grad in own):
-                raise RuntimeError(checks.NO_GRADIENT.format(self.step_count, self.step_count + 1))
-        for name in names:
-            self._unseen[name] = -math.inf if name in seen else self._unseen.get(name, 0) + 1
-        if never := [name for name in names if self._unseen[name] == 3]:
-            warnings.warn(checks.NEVER_SEEN.format(self.grow, never), stacklevel=7)  # step's caller
-        return [n for n, x in seen.items() if x is True or stays_on_gpu(x) or x.any()]
-
-    def _plan_layer(self, name: str, fraction: Any, dense_grad: Tensor | None) -> Change | None:
+    def _plan_layer(
+        self, name: str, fraction: Any, dense_grad: Tensor | None, held: Holdings
+    ) -> Change | None:
         layer = self._layers[name]
+        if dense_grad is not None and not (stays_on_gpu(dense_grad) or dense_grad.any()):
+            return None
         if as_regions(layer.regions) != self._regions[name]:
             self._regions[name] = check_regions(layer.regions, layer.pattern)
         pattern, source = moved(
@@ -369,7 +368,7 @@ class DSTScheduler:
         )  # fmt: skip
         if pattern is layer.pattern:
             return None
-        rewire = [layer.prepare_rewire(pattern, source, self._known.state_of(layer.values))]
+        rewire = [layer.prepare_rewire(pattern, source, held.state_of(layer.values))]
         rewire += [copy.prepare_rewire(pattern, source) for copy in self._copies[name]]
         return Change(name, pattern, rewire)
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import dis
-import gc
 from collections import deque
 from collections.abc import Iterator, Mapping
-from types import FunctionType, MethodType, ModuleType
+from types import FunctionType, MethodType, ModuleType, NoneType
 from typing import Any, NamedTuple
 
 import torch
@@ -14,9 +12,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 SEQUENCES = (list, tuple, set, frozenset, deque)
-
-
-_TRANSPARENT = (Tensor, Optimizer, bool, int, float, str)
+_ATOMS = (Tensor, nn.Module, type, FunctionType, MethodType, ModuleType)
+PLAIN = (NoneType, bool, int, float, str, type, torch.dtype, torch.device)
 
 
 class Kept(NamedTuple):
@@ -31,7 +28,8 @@ class Holdings:
     """Collect the state of an optimizer and of the optimizers nested in it (SAM, Lookahead, lists).
 
     A tensor belongs to the parameter that is its key in a dict. In a list that is arranged like one
-    of ``param_groups``, it belongs to the parameter at the same index.
+    of ``param_groups``, it belongs to the parameter at the same index. What functions and objects
+    inside other objects keep is not known.
 
     Attributes:
         kept: all objects that these optimizers keep, including the keys of dicts.
@@ -46,20 +44,8 @@ class Holdings:
                 "scheduler or a wrapper, pass its optimizer (.optimizer, .base)"
             )
         self.kept = list(_walk(optimizer, kind, None, [], set()))
-        self.shapes = [getattr(x.value, "shape", None) for x in self.kept]  # as they are now
         self.optimizers = [x.value for x in self.kept if isinstance(x.value, Optimizer)]
         self.trained = [p for each in self.optimizers for group in _groups(each) for p in group]
-
-    def keeps_the_same(self, other: Holdings | None) -> bool:
-        """Return whether ``other`` has the same tensors, of the same shapes, and nothing opaque."""
-        if other is None or self.shapes != other.shapes:
-            return False
-        return all(
-            mine.owner is its.owner
-            and (mine.value is its.value or type(mine.value) is type(its.value) in (int, float))
-            and (mine.value is None or isinstance(mine.value, _TRANSPARENT))
-            for mine, its in zip(self.kept, other.kept, strict=True)
-        )
 
     def check(self, parameters: Mapping[str, Tensor], model: nn.Module | None = None) -> None:
         """Reject an optimizer whose state cannot follow these parameters.
@@ -76,70 +62,33 @@ class Holdings:
                 "optimizer that trains only this model"
             )
         ours = {id(x) for x in (*self.optimizers, *self.trained, *parameters.values())}
-        known = ours | {id(x.value) for x in self.kept} | {id(p.grad) for p in self.trained}
-        sizes = {p.shape for p in parameters.values()}
-
-        def is_left(x: Any) -> bool:
-            """Return whether an object would still use the old parameters."""
-            if isinstance(x, Tensor) and x.numel() > 1 and id(x) not in known:
-                return model is not None or x.shape in sizes
-            held = x.parameters() if isinstance(x, nn.Module) else [x]
-            ids = {x if type(x) is int else 0, *map(id, held)}
-            return model is not None and not ours.isdisjoint(ids)
-
         for path, owner, value in self.kept:
-            name, wrong = names.get(id(owner)), ""
-            of_a_step = model is None and "_hooks[" in path  # hooks may hold objects that stay
-            is_state = isinstance(value, Tensor) and value.numel() > 1 and id(value) not in ours
+            name, kind, wrong = names.get(id(owner)), type(value).__name__, ""
             if isinstance(value, torch.optim.LBFGS):
                 wrong = "keeps a history that mixes all parameters"
-            elif is_state and name is not None and value.shape != owner.shape:
+            elif id(value) in ours or value is model or isinstance(value, PLAIN):
+                if name is not None and isinstance(value, Tensor) and id(value) not in names:
+                    wrong = f"is trained in place of {name!r}"
+            elif not isinstance(value, Tensor):
+                left_out = hasattr(value, "_wrapped_by_lr_sched")  # by the pruned model's optimizer
+                if name is not None or (model is not None and not left_out):
+                    wrong = f"is of type {kind} and may contain parameters or their state"
+            elif value.numel() > 1 and owner is None:
+                wrong = f"is a tensor of shape {list(value.shape)} that belongs to no parameter"
+            elif value.numel() > 1 and name is not None and value.shape != owner.shape:
                 raise ValueError(
                     f"{path} of {name!r} must have the parameter's shape {list(owner.shape)}, one "
                     f"entry per weight, but has {list(value.shape)}; build a new optimizer"
                 )
-            elif is_state and owner is None:
-                wrong = f"is a tensor of shape {list(value.shape)} that belongs to no parameter"
-            elif isinstance(value, Tensor):
-                if id(value) in ours and name is not None and id(value) not in names:
-                    wrong = f"is trained in place of {name!r}"
-                elif is_state and name is not None and not _gives_entries(value, owner):
-                    kind = type(value).__name__
-                    wrong = f"of {name!r} is a {kind} that does not store one entry per weight"
-            elif isinstance(value, Optimizer) or value is model or of_a_step:
-                continue
-            elif any(map(is_left, _held(value))):
-                wrong = (
-                    f"is of type {type(value).__name__} and references parameters or their state"
-                )
+            elif value.numel() > 1 and name is not None and not _gives_entries(value, owner):
+                wrong = f"of {name!r} is a {kind} that does not store one entry per weight"
             if wrong:
-                advice = (
-                    "pass the wrapped .optimizer, which keeps all the state"
-                    if self._adds_nothing(parameters, model)
-                    else "train with an elementwise optimizer, such as SGD or Adam, or do not pass "
-                    "the optimizer, and build a new one afterwards"
-                )
                 raise NotImplementedError(
-                    f"{path} {wrong}, so the state cannot follow the weights; {advice}"
+                    f"{path} {wrong}, so the state cannot follow the weights; train with an "
+                    "elementwise optimizer, such as SGD or Adam, pass the optimizer inside a "
+                    "wrapper (.optimizer), or do not pass the optimizer, and build a new one "
+                    "afterwards"
                 )
-
-    def _adds_nothing(self, parameters: Mapping[str, Tensor], model: nn.Module | None) -> bool:
-        """Return whether ``self`` wraps an optimizer that can be followed, without adding state."""
-        inner = getattr(self.optimizers[0], "optimizer", None)
-        if not isinstance(inner, Optimizer):
-            return False
-        holdings = Holdings(inner)
-        try:
-            holdings.check(parameters, model)
-        except (NotImplementedError, ValueError):
-            return False
-        known = {id(x.value) for x in holdings.kept} | {id(p.grad) for p in holdings.trained}
-        sizes = {p.shape for p in parameters.values()}
-        held = [x for kept in self.kept for x in _held(kept.value)]
-        parts = [p for x in held for p in (x.parameters() if isinstance(x, nn.Module) else [x])]
-        return not any(
-            isinstance(x, Tensor) and x.shape in sizes and id(x) not in known for x in parts
-        )
 
     def ever_trained(self) -> set[int]:
         """Return the ids of parameters with a gradient, or with state that a step has used."""
@@ -191,6 +140,9 @@ def _walk(
             yield from _walk(held, f"{path}[{i}]", mine, layouts, seen)
     elif isinstance(value, MethodType) and isinstance(value.__self__, Optimizer | nn.Module):
         yield from _walk(value.__self__, path, None, layouts, seen)
+    elif layouts and hasattr(value, "__dict__") and not isinstance(value, _ATOMS):
+        for name, held in vars(value).items():  # but not of objects inside
+            yield from _walk(held, f"{path}.{name}", owner, [], seen)
     else:
         yield Kept(path, owner, value)
 
@@ -212,21 +164,3 @@ def _fits(value: Any, layout: Any) -> bool:
         return isinstance(value, Tensor) and value.shape == layout.shape
     is_list = isinstance(value, list | tuple) and len(value) == len(layout)
     return is_list and all(map(_fits, value, layout))
-
-
-def _held(value: Any) -> Iterator[Any]:
-    """Yield an object and everything that it references at any depth, except classes."""
-    stack, seen = [value], set()
-    while stack:
-        held = stack.pop()
-        if id(held) in seen or isinstance(held, type | ModuleType):
-            continue
-        seen.add(id(held))
-        yield held
-        if isinstance(held, FunctionType):  # its globals hold everything: follow what it names
-            stack += [held.__closure__, held.__defaults__, vars(held)]
-            names = [x.argval for x in dis.get_instructions(held) if x.opname == "LOAD_GLOBAL"]
-            used = [held.__globals__.get(name) for name in names]
-            stack += [x for x in used if isinstance(x, Tensor | nn.Module | Optimizer)]
-        elif not isinstance(held, nn.Module):
-            stack += gc.get_referents(held)

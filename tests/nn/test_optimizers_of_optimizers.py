@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +14,6 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 
 import sparseconv as sc
-from sparseconv.nn.optimizers import _held
 from sparseconv.pruning import Magnitude
 
 
@@ -115,9 +115,18 @@ def step(model: nn.Module, optimizer: Optimizer) -> None:
 
 def state(optimizer: Optimizer, model: nn.Module) -> list[Tensor]:
     """Every tensor that the garbage collector finds in it, but parameters and gradients."""
-    others = {id(x) for p in model.parameters() for x in (p, p.grad)}
-    found = [x for x in _held(optimizer) if isinstance(x, Tensor) and id(x) not in others]
-    return [x for x in found if x.numel() > 1]
+    stack, seen = [optimizer], {id(x) for p in model.parameters() for x in (p, p.grad)}
+    found = []
+    while stack:
+        held: Any = stack.pop()
+        if id(held) in seen or isinstance(held, type | nn.Module) or hasattr(held, "__globals__"):
+            continue
+        seen.add(id(held))
+        if isinstance(held, Tensor):
+            found += [held] * (held.numel() > 1)
+        else:
+            stack += gc.get_referents(held)
+    return found
 
 
 @pytest.mark.tool("optimizers that contain optimizers (SAM, Lookahead, lists)", "works")
