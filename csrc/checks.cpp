@@ -6,9 +6,9 @@
 namespace sparseconv {
 
 Geometry check_geometry(at::IntArrayRef numbers) {
-  TORCH_CHECK_VALUE(numbers.size() == 9,
+  TORCH_CHECK_VALUE(numbers.size() == 11,
                     "expected geometry [C_out, C_in // groups, K, stride, left, right, dilation, "
-                    "groups, padding_mode], but got ",
+                    "groups, padding_mode, block's outputs and inputs], but got ",
                     numbers);
   const Geometry g{numbers[0], numbers[1], numbers[2],
                    numbers[3], numbers[4], numbers[5],

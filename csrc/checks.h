@@ -13,7 +13,7 @@ using at::Tensor;
 
 // All of these throw: ValueError for sizes and contents, TypeError for dtypes and devices.
 // [C_out, C_in // groups, K, stride, left, right, dilation, groups, PaddingMode]: the fields of
-// Geometry, in their order.
+// Geometry, in their order; then the pattern's block, which only Triton's kernels read.
 Geometry check_geometry(at::IntArrayRef numbers);
 void check_lengths(const Geometry& g, int64_t length);
 void check_memory(const Tensor& x, const char* name);

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sparseconv.core.geometry import Geometry, PaddingMode
+from sparseconv.core.geometry import Geometry
 from sparseconv.core.pattern import KernelCSR, positions_of
 from sparseconv.core.tracing import outside_tracing, traced_tensor
 
@@ -66,30 +66,27 @@ def conv1d_dense(
     values: Tensor,
     pattern: KernelCSR | Indices,
     bias: Tensor | None,
-    stride: int,
-    padding: tuple[int, int],
-    dilation: int,
-    groups: int,
-    padding_mode: PaddingMode,
+    geometry: Geometry,
 ) -> Tensor:
     """Convolve ``(N, C_in, L_in)`` with the dense weight: ``F.pad``, then ``F.conv1d``.
 
     Run on any device, with gradients of any order. Half types are computed in float32,
-    because torch's CPU convolution sums their gradients in half precision. ``padding`` is
-    ``(left, right)``, in time steps.
+    because torch's CPU convolution sums their gradients in half precision.
 
     Example:
         >>> pattern = KernelCSR.from_mask(torch.tensor([[[True, False, True]]]))
         >>> x, values = torch.arange(5.0).view(1, 1, 5), torch.tensor([1.0, -1.0])
-        >>> conv1d_dense(x, values, pattern, None, 1, (0, 0), 1, 1, "zeros")
+        >>> geometry = Geometry.of(pattern.shape, 1, 0, 1, 1, "zeros")
+        >>> conv1d_dense(x, values, pattern, None, geometry)
         tensor([[[-2., -2., -2.]]])
     """
     half = input.dtype in (torch.bfloat16, torch.float16)
     wide = torch.float32 if half else input.dtype
-    x = pad(input.to(wide), padding, padding_mode)
+    x = pad(input.to(wide), geometry.padding, geometry.padding_mode)
     weight = dense_weight(values, pattern).to(wide)
     bias = None if bias is None else bias.to(wide)
-    return F.conv1d(x, weight, bias, stride, 0, dilation, groups).to(input.dtype)
+    how = geometry.stride, 0, geometry.dilation, geometry.groups
+    return F.conv1d(x, weight, bias, *how).to(input.dtype)
 
 
 def conv_transpose1d_dense(
@@ -108,9 +105,8 @@ def conv_transpose1d_dense(
     wide = torch.float32 if half else input.dtype
     weight = dense_weight(values, pattern).to(wide)
     bias = None if bias is None else bias.to(wide)
-    _, stride, (padding, _), dilation, groups, _ = geometry
-    options = stride, padding, output_padding, groups, dilation
-    return F.conv_transpose1d(input.to(wide), weight, bias, *options).to(input.dtype)
+    how = geometry.stride, geometry.left, output_padding, geometry.groups, geometry.dilation
+    return F.conv_transpose1d(input.to(wide), weight, bias, *how).to(input.dtype)
 
 
 def pad(x: Tensor, padding: tuple[int, ...], mode: str) -> Tensor:

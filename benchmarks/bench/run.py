@@ -51,10 +51,9 @@ def public_calls(problem: Problem) -> Calls:
     x, values, grad, pattern, geometry = problem
 
     def convolve(x: Tensor, values: Tensor) -> Tensor:
+        how: Any = geometry.stride, geometry.padding, geometry.dilation, geometry.groups
         mode = geometry.padding_mode
-        return sparse_conv1d(
-            x, values, pattern, None, *geometry[1:5], padding_mode=mode, backend="cpp"
-        )
+        return sparse_conv1d(x, values, pattern, None, *how, padding_mode=mode, backend="cpp")
 
     def gradient(y: Tensor, leaf: Tensor) -> Tensor:
         return torch.autograd.grad(y, leaf, grad, retain_graph=True)[0]
@@ -83,7 +82,7 @@ def exact_results(problem: Problem) -> dict[str, Expected]:
 def _double(problem: Problem, x: Tensor, values: Tensor, grad: Tensor) -> dict[str, Tensor]:
     # Detached first: the float64 copy of a float64 tensor is that tensor itself.
     x, values = (t.detach().double().requires_grad_() for t in (x, values))
-    y = conv1d_dense(x, values, problem.pattern, None, *problem.geometry[1:])
+    y = conv1d_dense(x, values, problem.pattern, None, problem.geometry)
     dgrad, wgrad = torch.autograd.grad(y, (x, values), grad.double())
     return {"fprop": y.detach(), "dgrad": dgrad, "wgrad": wgrad}
 
@@ -235,9 +234,10 @@ def _checked_layer(
 ) -> dict[str, Checked]:
     """Build calls to a layer as in a training loop, for each way to run the layer."""
     x, values, grad, pattern, geometry = problem
-    sizes = x.shape[1], grad.shape[1], pattern.shape[2], *geometry[1:5]
-    mode = geometry.padding_mode
-    layer = SparseConv1d(*sizes, bias=False, padding_mode=mode, pattern=pattern)
+    layer = SparseConv1d(
+        x.shape[1], grad.shape[1], pattern.shape[2], geometry.stride, geometry.padding,
+        geometry.dilation, geometry.groups, False, geometry.padding_mode, pattern=pattern,
+    )  # fmt: skip
     with torch.no_grad():
         layer.values.copy_(values)
     make: dict[str, Callable[[], Any]] = {

@@ -31,7 +31,7 @@ def sparse_calls(backend: str, problem: Problem) -> baselines.Calls:
     """Return the three computations with a backend's ops."""
     x, values, grad, pattern, geometry = problem
     fprop, dgrad, wgrad = KERNELS[backend]
-    plan = (*pattern.on(x.device), geometry.numbers)
+    plan = (*pattern.on(x.device), geometry)
     return {
         "fprop": lambda: fprop(x, values, None, *plan),
         "dgrad": lambda: dgrad(grad, values, *plan, x.shape[2]),
@@ -46,7 +46,7 @@ def relative(found: Tensor, wanted: Tensor) -> float:
 
 def part_of(problem: Problem, mask: Tensor, x: Tensor, values: Tensor, grad: Tensor) -> Problem:
     pattern = KernelCSR.from_mask(mask.contiguous())
-    geometry = Geometry(pattern.shape, *problem.geometry[1:])
+    geometry = Geometry(*pattern.shape, *problem.geometry[3:])
     return Problem(x, values, grad, pattern, geometry)
 
 

@@ -39,7 +39,7 @@ def row(shape: str, batch: int, length: int) -> dict[str, Any]:
         case = Case(batch, *SHAPES[shape], length, padding="same", dilation=dilation, density=0.1)
         x, values, _, grad = case.tensors()
         pattern = case.make_pattern()
-        context = pattern.crow_indices, pattern.col_indices, case.geometry.numbers
+        context = pattern.crow_indices, pattern.col_indices, case.geometry
         for name, call in {
             "fprop": partial(KERNELS["cpp"].fprop, x, values, None, *context),
             "dgrad": partial(KERNELS["cpp"].dgrad, grad, values, *context, length),

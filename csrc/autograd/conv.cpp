@@ -57,7 +57,7 @@ struct SparseConv : torch::autograd::Function<SparseConv> {
     const Tensor output = call.compute();
     ctx->save_for_backward({input, values, call.relu ? output : Tensor(), call.crow, call.col});
     std::vector<int64_t> numbers = call.geometry.vec();
-    numbers.resize(9);  // fewer, as a wrong call may have, are refused by the op
+    numbers.resize(kGeometryNumbers);  // fewer, as a wrong call may have, are refused by the op
     numbers.push_back(bias.has_value());
     numbers.push_back(call.triton);
     numbers.push_back(call.transposed);
@@ -70,9 +70,10 @@ struct SparseConv : torch::autograd::Function<SparseConv> {
     const variable_list saved = ctx->get_saved_variables();
     const Tensor &input = saved[0], &output = saved[2];
     std::vector<int64_t> geometry = ctx->saved_data["numbers"].toIntVector();
-    const bool has_bias = geometry.at(9) != 0, triton = geometry.at(10) != 0;
-    const bool transposed = geometry.at(11) != 0;
-    geometry.resize(9);
+    const bool has_bias = geometry.at(kGeometryNumbers) != 0;
+    const bool triton = geometry.at(kGeometryNumbers + 1) != 0;
+    const bool transposed = geometry.at(kGeometryNumbers + 2) != 0;
+    geometry.resize(kGeometryNumbers);
     // What is not asked for, as in autograd.grad(y, x), is not computed.
     const std::array<bool, 3> needed = {ctx->needs_input_grad(0), ctx->needs_input_grad(1),
                                         has_bias && ctx->needs_input_grad(2)};

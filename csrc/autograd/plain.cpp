@@ -64,28 +64,17 @@ std::optional<at::Tensor> plain_tensor(pybind11::handle x) {
 }
 
 GeometryNumbers geometry_numbers(pybind11::handle geometry) {
-  const auto item = [](PyObject* tuple, Py_ssize_t i) {
-    TORCH_CHECK_TYPE(PyTuple_Check(tuple) && i < PyTuple_GET_SIZE(tuple), "expected a Geometry");
-    return PyTuple_GET_ITEM(tuple, i);
-  };
-  const auto number = [&](PyObject* tuple, Py_ssize_t i) {
-    const long long value = PyLong_AsLongLong(item(tuple, i));
-    if (value == -1 && PyErr_Occurred() != nullptr) {
+  PyObject* tuple = geometry.ptr();
+  TORCH_CHECK_TYPE(PyTuple_Check(tuple) && PyTuple_GET_SIZE(tuple) == kGeometryNumbers,
+                   "expected a Geometry");
+  GeometryNumbers numbers;
+  for (Py_ssize_t i = 0; i < kGeometryNumbers; ++i) {
+    numbers[i] = PyLong_AsLongLong(PyTuple_GET_ITEM(tuple, i));
+    if (numbers[i] == -1 && PyErr_Occurred() != nullptr) {
       throw pybind11::error_already_set();
     }
-    return int64_t{value};
-  };
-  PyObject *fields = geometry.ptr(), *shape = item(fields, 0), *padding = item(fields, 2);
-  int64_t mode = 0;
-  for (const char* name : {"zeros", "replicate", "reflect", "circular"}) {
-    if (PyUnicode_CompareWithASCIIString(item(fields, 5), name) == 0) {
-      break;
-    }
-    ++mode;
   }
-  return {number(shape, 0),  number(shape, 1),   number(shape, 2),
-          number(fields, 1), number(padding, 0), number(padding, 1),
-          number(fields, 3), number(fields, 4),  mode};
+  return numbers;
 }
 
 std::vector<at::Tensor> tensors_of(const pybind11::object& found) {

@@ -25,8 +25,9 @@ std::optional<at::Tensor> plain_tensor(pybind11::handle x);
 // could do so between the checks and the kernels.
 at::Tensor frozen(const at::Tensor& x);
 
-// The fields of a core.geometry.Geometry, in the order of check_geometry. They are not checked.
-using GeometryNumbers = std::array<int64_t, 9>;
+// A core.geometry.Geometry, which is what check_geometry takes. The numbers are not checked.
+constexpr int64_t kGeometryNumbers = 11;
+using GeometryNumbers = std::array<int64_t, kGeometryNumbers>;
 GeometryNumbers geometry_numbers(pybind11::handle geometry);
 
 // What a Python function returned: tensors, and undefined ones for None. With the GIL.

@@ -167,7 +167,7 @@ def dense(node: Any) -> Step:
         with outside_tracing():
             crow = torch.arange(rows * columns + 1, dtype=torch.int32)
             full = crow, torch.zeros(rows * columns, dtype=torch.int32)
-        _require_blocks(*full, Geometry((rows, columns, 1), 1, (0, 0), 1, 1, "zeros"))
+        _require_blocks(*full, Geometry.of((rows, columns, 1), 1, 0, 1, 1, "zeros"))
 
     def build(lanes: Lanes) -> Node:
         return lanes.call(OPS.lanes_pointwise.default, lanes.of(x), weight, bias, *lanes.sizes(x))

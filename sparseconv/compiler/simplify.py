@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch.fx import Graph, Node
 
 from sparseconv.compiler.rules import Outside, dense, is_signal, named, rule_of, value_of
-from sparseconv.core.geometry import Geometry
+from sparseconv.core.geometry import PADDING_MODES, Geometry
 from sparseconv.ops.lanes import OPS
 
 _CONV = OPS.fprop.default
@@ -125,13 +125,12 @@ def _pad_before_conv(graph: Graph, conv: Any) -> None:
     if not is_signal(x) or len(ends) != 2 or not all(isinstance(n, int) and n >= 0 for n in ends):
         return
     if mode == "constant" and given.get("value") in (None, 0) and own.padding_mode == "zeros":
-        padding = ends[0] + own.padding[0], ends[1] + own.padding[1]
-        whole = own._replace(padding=padding)
+        whole = own._replace(left=ends[0] + own.left, right=ends[1] + own.right)
     elif mode == "replicate" and own.padding == (0, 0):
-        whole = own._replace(padding=tuple(ends), padding_mode="replicate")
+        whole = own._replace(left=ends[0], right=ends[1], mode=PADDING_MODES.index("replicate"))
     else:
         return
-    conv.update_arg(_GEOMETRY, list(whole.numbers))
+    conv.update_arg(_GEOMETRY, list(whole))
     conv.update_arg(0, x)
     if not pad.users:
         graph.erase_node(pad)

@@ -7,37 +7,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from sparseconv.core.checks import integer, share
 
 Block = tuple[int, int]
 Shape = tuple[int, int, int]
-
-_NOTHING: tuple[Block, Any] = (1, 1), None
-_declared: Any = WeakTensorKeyDictionary()  # a block and what was declared, by col_indices
-
-
-def declare(crow_indices: Tensor, col_indices: Tensor, block: Block, checked: bool = True) -> None:
-    """Record the block of two index tensors, because ops receive nothing else."""
-    if (block != (1, 1) or col_indices.is_cuda) and not col_indices.is_inference():
-        _declared[col_indices] = block, _state(crow_indices, col_indices) if checked else None
-
-
-def declared(col_indices: Tensor) -> Block:
-    """Return the block recorded for these taps, by default ``(1, 1)``."""
-    block: Block = _declared.get(col_indices, _NOTHING)[0]
-    return block
-
-
-def is_declared(crow_indices: Tensor, col_indices: Tensor) -> bool:
-    """Return whether the two index tensors were declared, and not written to since."""
-    state: Any = _declared.get(col_indices, _NOTHING)[1]
-    return state is not None and state == _state(crow_indices, col_indices)
-
-
-def _state(crow: Tensor, col: Tensor) -> tuple[int, ...]:
-    return crow.data_ptr(), crow._version, col._version
 
 
 def as_block(block: Any) -> Block:

@@ -7,23 +7,26 @@ from typing import Literal, NamedTuple, get_args
 
 import torch
 
+from sparseconv.core.blocks import Block, Shape, checked_block
 from sparseconv.core.checks import ArgumentError, checked_shape, integer
 
 PaddingMode = Literal["zeros", "replicate", "reflect", "circular"]
 PADDING_MODES: tuple[PaddingMode, ...] = get_args(PaddingMode)
-_MODE_NUMBERS = {mode: number for number, mode in enumerate(PADDING_MODES)}
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 Padding = int | tuple[int, ...] | Literal["same", "valid"]
 
 
 class Geometry(NamedTuple):
-    """Hold all arguments of one convolution except its tensors.
+    """Hold all arguments of one convolution except its tensors, as the ints that every op takes.
+
+    The fields are those of ``Geometry`` in csrc/conv1d.h, in order, and the pattern's block.
 
     Attributes:
-        shape: ``(C_out, C_in // groups, K)``.
-        padding: ``(left, right)``, in time steps.
-        stride, dilation, groups, padding_mode: as in ``nn.Conv1d``.
+        group_channels: ``C_in // groups``.
+        left, right: the padding, in time steps.
+        mode: the index of ``padding_mode`` in ``PADDING_MODES``.
+        block_out, block_in: see ``KernelCSR``.
 
     Example:
         >>> geometry = Geometry.of((8, 4, 5), 2, "valid", 1, 1, "zeros")
@@ -31,12 +34,34 @@ class Geometry(NamedTuple):
         ((0, 0), 13)
     """
 
-    shape: tuple[int, int, int]
+    out_channels: int
+    group_channels: int
+    kernel_size: int
     stride: int
-    padding: tuple[int, int]
+    left: int
+    right: int
     dilation: int
     groups: int
-    padding_mode: PaddingMode
+    mode: int
+    block_out: int = 1
+    block_in: int = 1
+
+    @property
+    def shape(self) -> Shape:
+        """Return ``(C_out, C_in // groups, K)``."""
+        return self[:3]
+
+    @property
+    def padding(self) -> tuple[int, int]:
+        return self.left, self.right
+
+    @property
+    def padding_mode(self) -> PaddingMode:
+        return PADDING_MODES[self.mode]
+
+    @property
+    def block(self) -> Block:
+        return self.block_out, self.block_in
 
     @classmethod
     def of(
@@ -47,6 +72,8 @@ class Geometry(NamedTuple):
         dilation: int | tuple[int, ...],
         groups: int,
         padding_mode: PaddingMode,
+        *,
+        block: Block = (1, 1),
     ) -> Geometry:
         """Resolve all forms of the arguments, and check them.
 
@@ -74,19 +101,22 @@ class Geometry(NamedTuple):
                 f"padding and stride * kernels must be below 2**31, but got padding {left_right} "
                 f"and stride {stride} with {out_channels * group_channels} kernels"
             )
-        return cls(shape, stride, left_right, dilation, groups, padding_mode)
+        mode = PADDING_MODES.index(padding_mode)
+        return cls(*shape, stride, *left_right, dilation, groups, mode, *block)
 
     @classmethod
     def from_numbers(cls, numbers: Sequence[int]) -> Geometry:
-        """Rebuild a geometry from its ``numbers``, with the checks of ``of``."""
-        if len(numbers) != 9 or not 0 <= numbers[8] < len(PADDING_MODES):
+        """Check the argument of an op as ``of`` does."""
+        if len(numbers) != len(cls._fields) or not 0 <= numbers[8] < len(PADDING_MODES):
             raise ArgumentError(
                 "expected geometry [C_out, C_in // groups, K, stride, left, right, dilation, "
-                f"groups, padding_mode in 0 .. {len(PADDING_MODES) - 1}], but got {list(numbers)}"
+                f"groups, padding_mode in 0 .. {len(PADDING_MODES) - 1}, block's outputs and "
+                f"inputs], but got {list(numbers)}"
             )
-        *shape, stride, left, right, dilation, groups, mode = numbers
-        padding = left, right
-        return cls.of(checked_shape(shape), stride, padding, dilation, groups, PADDING_MODES[mode])
+        given = cls(*numbers)
+        how = given.stride, given.padding, given.dilation, given.groups, given.padding_mode
+        shape = checked_shape(given.shape)
+        return cls.of(shape, *how, block=checked_block(given.block, shape))
 
     @classmethod
     def of_transposed(
@@ -97,6 +127,8 @@ class Geometry(NamedTuple):
         output_padding: int | tuple[int, ...],
         groups: int,
         dilation: int | tuple[int, ...],
+        *,
+        block: Block = (1, 1),
     ) -> tuple[Geometry, int]:
         """Return the convolution that ``F.conv_transpose1d`` transposes, and its output padding.
 
@@ -105,7 +137,7 @@ class Geometry(NamedTuple):
         """
         if isinstance(padding, str) or (isinstance(padding, (tuple, list)) and len(padding) != 1):
             raise TypeError(f"padding must be an int or a tuple of one int, but got {padding!r}")
-        geometry = cls.of(shape, stride, padding, dilation, groups, "zeros")
+        geometry = cls.of(shape, stride, padding, dilation, groups, "zeros", block=block)
         extra = single("output_padding", output_padding, 0)
         if extra >= max(geometry.stride, geometry.dilation):
             raise ArgumentError(
@@ -114,32 +146,24 @@ class Geometry(NamedTuple):
             )
         return geometry, extra
 
-    @property
-    def numbers(self) -> tuple[int, ...]:
-        """Return the fields of ``Geometry`` in csrc/conv1d.h, in order."""
-        (out_channels, group_channels, taps), stride, (left, right), dilation, groups, mode = self
-        return (
-            out_channels, group_channels, taps, stride, left, right, dilation, groups,
-            _MODE_NUMBERS[mode],
-        )  # fmt: skip
-
     def check_length(self, length: int) -> None:
         """Reject an input length that does not fit this geometry, in the words of ``F.conv1d``.
 
         Raises:
             ArgumentError: the kernel or the padding does not fit the input.
         """
-        (_, _, taps), _, padding, dilation, _, mode = self
         if length < 1:
             raise ArgumentError(f"expected an input of at least one sample, but got {length}")
         # Reflection does not repeat the border time step; a circle wraps around at most once.
+        mode = self.padding_mode
         room = length - 1 if mode == "reflect" else length
-        if mode in ("reflect", "circular") and max(padding) > room:
+        if mode in ("reflect", "circular") and max(self.padding) > room:
             raise ArgumentError(
                 f"Padding size should be less than or equal to {room} for padding_mode="
-                f"{mode!r} at input length {length}, but got padding {padding}"
+                f"{mode!r} at input length {length}, but got padding {self.padding}"
             )
-        padded, reach = length + padding[0] + padding[1], dilation * (taps - 1) + 1
+        padded = length + self.left + self.right
+        reach = self.dilation * (self.kernel_size - 1) + 1
         if padded < reach:
             raise ArgumentError(
                 f"Calculated padded input size per channel: ({padded}). Kernel size: ({reach}). "
@@ -148,7 +172,9 @@ class Geometry(NamedTuple):
 
     def output_length(self, input_length: int) -> int:
         """Return ``L_out``, which is below 1 if the kernel does not fit the input."""
-        return output_length(input_length, self.shape[2], self.stride, self.padding, self.dilation)
+        return output_length(
+            input_length, self.kernel_size, self.stride, self.padding, self.dilation
+        )
 
     def transposed_length(self, length: int, output_padding: int) -> int:
         """Return the output length of the transposed convolution.
@@ -156,8 +182,8 @@ class Geometry(NamedTuple):
         Raises:
             ArgumentError: it is negative.
         """
-        (_, _, taps), stride, padding, dilation, _, _ = self
-        found = (length - 1) * stride + dilation * (taps - 1) + 1 + output_padding - sum(padding)
+        reach = self.dilation * (self.kernel_size - 1) + 1
+        found = (length - 1) * self.stride + reach + output_padding - self.left - self.right
         if found < 0:
             raise ArgumentError(
                 f"Given input size per channel: ({length}). Calculated output size per channel: "

@@ -8,7 +8,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor
 
-from sparseconv.core.blocks import Block, Shape, declare
+from sparseconv.core.blocks import Block, Shape
 from sparseconv.core.checks import check_structure
 from sparseconv.core.tracing import outside_tracing
 
@@ -44,7 +44,6 @@ class PatternArrays:
             self._crow, self._col, self._versions = crow, col, (crow._version, col._version)
         else:
             self._copies[str(col.device)] = crow, col
-        declare(crow, col, block)
 
     @property
     def only_on_gpu(self) -> bool:
@@ -91,9 +90,7 @@ class PatternArrays:
                     f"pattern.on(torch.device({name!r})), before torch.compile"
                 )
             with outside_tracing():
-                copies = self.crow_indices.to(device), self.col_indices.to(device)
-                declare(*copies, self._block)
-                self._copies[name] = copies
+                self._copies[name] = self.crow_indices.to(device), self.col_indices.to(device)
         return self._copies[name]
 
     def cached(self, make: Callable[..., T], *args: Hashable) -> T:
@@ -135,6 +132,5 @@ class PatternArrays:
         with outside_tracing(), torch.inference_mode(False):
             crow, col = (array.cpu() for array in self.anywhere())
             check_structure(crow, col, self._shape)
-            declare(crow, col, self._block)
             self._crow, self._col, self._versions = crow, col, (crow._version, col._version)
         return crow, col

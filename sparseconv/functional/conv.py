@@ -12,7 +12,6 @@ from torch._C import _is_tracing
 from torch.compiler import is_compiling
 
 from sparseconv import reference
-from sparseconv.core.blocks import Block
 from sparseconv.core.checks import flag
 from sparseconv.core.geometry import Geometry, Padding, PaddingMode
 from sparseconv.core.pattern import KernelCSR
@@ -87,10 +86,9 @@ def sparse_conv1d(
     crow, col = indices_of(pattern, input)
     if relu is not True and relu is not False:
         relu = flag("relu", relu)
-    geometry = Geometry.of(pattern.shape, stride, padding, dilation, groups, padding_mode)
-    return sparse_conv1d_resolved(
-        input, values, crow, col, bias, geometry, backend, relu, pattern._block
-    )
+    how: Any = stride, padding, dilation, groups, padding_mode
+    geometry = Geometry.of(pattern.shape, *how, block=pattern.block)
+    return sparse_conv1d_resolved(input, values, crow, col, bias, geometry, backend, relu)
 
 
 def indices_of(pattern: KernelCSR, input: object) -> tuple[Tensor, Tensor]:
@@ -112,7 +110,6 @@ def sparse_conv1d_resolved(
     geometry: Geometry,
     backend: str,
     relu: bool = False,
-    block: Block = (1, 1),
 ) -> Tensor:
     """Compute ``sparse_conv1d`` with the index tensors of a pattern and a resolved geometry."""
     if not (
@@ -134,7 +131,7 @@ def sparse_conv1d_resolved(
     x = input.unsqueeze(0) if input.dim() == 2 else input
     pays = device.type == "cuda" and (
         # A prototype of the block kernels was the fastest at each length. These are not timed yet.
-        not (gpu_plans.tile_of(block, geometry) and multiplies_blocks(x.dtype, device))
+        not (gpu_plans.tile_of(geometry) and multiplies_blocks(x.dtype, device))
         and gpu_plans.cuda_pays(x.dtype, col_indices.shape[0], geometry)
     )
     name = "reference" if leaves_torch() else resolve_backend(backend, device, pays)
@@ -142,10 +139,10 @@ def sparse_conv1d_resolved(
         check(input, values, col_indices, bias, geometry)
     if name == "reference":
         pattern = reference.Indices(crow_indices, col_indices, geometry.shape)
-        y = reference.conv1d_dense(x, values, pattern, bias, *geometry[1:])
+        y = reference.conv1d_dense(x, values, pattern, bias, geometry)
         y = y.relu() if relu else y
     else:
-        y = convolve(x, values, bias, crow_indices, col_indices, geometry.numbers, relu, name)
+        y = convolve(x, values, bias, crow_indices, col_indices, geometry[:], relu, name)
     return y if x is input else y.squeeze(0)
 
 
@@ -161,7 +158,7 @@ def convolve(
 ) -> Tensor:
     """Compute ``sparse_conv1d`` with a backend's op, differentiable to any order.
 
-    ``x`` is ``(N, C_in, L_in)``, ``numbers`` is ``Geometry.numbers``, and all arguments are valid.
+    ``x`` is ``(N, C_in, L_in)``, ``numbers`` is a ``Geometry``, and all arguments are valid.
     """
     _teach_counters()
     tensors = x, values, bias, crow_indices, col_indices

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -57,10 +59,8 @@ def sparse_conv_transpose1d(
         tensor([[[ 1.,  0.,  1.,  0., -2.]]])
     """
     indices = indices_of(pattern, input)
-    shape = pattern.shape
-    geometry, extra = Geometry.of_transposed(
-        shape, stride, padding, output_padding, groups, dilation
-    )
+    how: Any = stride, padding, output_padding, groups, dilation
+    geometry, extra = Geometry.of_transposed(pattern.shape, *how, block=pattern.block)
     return conv_transpose_resolved(input, values, *indices, bias, geometry, extra, backend)
 
 
@@ -91,7 +91,7 @@ def conv_transpose_resolved(
     else:
         x = fill(x, geometry.output_length(length))
         indices = crow_indices, col_indices
-        y = transpose(x, values, bias, *indices, geometry.numbers, length, name)
+        y = transpose(x, values, bias, *indices, geometry[:], length, name)
     return y if input.dim() == 3 else y.squeeze(0)
 
 

@@ -90,7 +90,7 @@ def _sparse(series: _Series, modules: Sequence[Any], before: list[Run]) -> Run |
         or (series.rows and not conv.pattern.cached(fits_rows, geometry))
     ):
         return None
-    arguments = *own, *conv._indices(), geometry.numbers, series.batch, series.length
+    arguments = *own, *conv._indices(), geometry, series.batch, series.length
     return _Conv(arguments, relu=len(modules) > 1)
 
 

@@ -45,8 +45,8 @@ class SparseConv1d(SparseLayer):
             optimizer state also have nnz entries.
         bias: parameter ``(out_channels,)`` or None.
         pattern: the ``KernelCSR``; call ``set_pattern`` to change it.
-        crow_indices, col_indices: buffers, the arrays of ``pattern`` on the layer's device. Who
-            writes or assigns both has set the pattern, and must also write ``values``.
+        crow_indices, col_indices: buffers, the arrays of ``pattern`` on the layer's device.
+            Assigning both sets the pattern; also assign ``values``. Do not write into them.
         regions: boxes in which dynamic sparse training keeps nnz constant; by default the whole
             weight.
 
@@ -151,14 +151,12 @@ class SparseConv1d(SparseLayer):
         bias = held["bias"] if "bias" in held else self.bias  # noqa: SIM401
         geometry = self._geometry()
         crow, col = self._indices()
-        y = sparse_conv1d_resolved(
-            input, values, crow, col, bias, geometry, self.backend, False, self._pattern.block
-        )
+        y = sparse_conv1d_resolved(input, values, crow, col, bias, geometry, self.backend, False)
         probe = self.dense_probe
         return y if probe is None else probed(y, input, values, probe, geometry)
 
     def _resolve(self, *arguments: Any) -> Geometry:
-        return Geometry.of(self._pattern.shape, *arguments)
+        return Geometry.of(self._pattern.shape, *arguments, block=self._pattern.block)
 
     @classmethod
     @torch.no_grad()

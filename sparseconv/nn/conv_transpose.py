@@ -117,7 +117,8 @@ density=9.96 %)
         return y if probe is None else probed(y, input, self.values, probe, geometry, True)
 
     def _resolve(self, *arguments: Any) -> Geometry:
-        geometry, self._extra = Geometry.of_transposed(self._pattern.shape, *arguments)
+        shape, block = self._pattern.shape, self._pattern.block
+        geometry, self._extra = Geometry.of_transposed(shape, *arguments, block=block)
         return geometry
 
     @classmethod

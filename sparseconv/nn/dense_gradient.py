@@ -60,10 +60,11 @@ class _Probe(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (x,) = ctx.saved_tensors
-        shape, stride, padding, dilation, groups, mode = ctx.geometry
+        g = ctx.geometry
         x, dense = (t if t.dim() == 3 else t.unsqueeze(0) for t in (x.detach(), grad.detach()))
         if ctx.transposed:  # the gradient is the convolution's input, x that of its output
-            x, dense = dense, fill(x, ctx.geometry.output_length(dense.shape[2]))
-        x, dense = pad(x.to(ctx.dtype), padding, mode), dense.to(ctx.dtype)
-        wgrad = conv1d_weight(x, shape, dense, stride, 0, dilation, groups)  # type: ignore[no-untyped-call]
+            x, dense = dense, fill(x, g.output_length(dense.shape[2]))
+        x, dense = pad(x.to(ctx.dtype), g.padding, g.padding_mode), dense.to(ctx.dtype)
+        how = g.stride, 0, g.dilation, g.groups
+        wgrad = conv1d_weight(x, g.shape, dense, *how)  # type: ignore[no-untyped-call]
         return grad, None, wgrad, None, None

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch._C._functorch import get_unwrapped, is_batchedtensor, is_functorch_wrapped_tensor
 from torch.compiler import is_dynamo_compiling
 
-from sparseconv.core.blocks import declare
 from sparseconv.core.pattern import KernelCSR
 from sparseconv.core.tracing import is_exporting, outside_tracing
 from sparseconv.ops import gpu_plans
@@ -102,7 +101,7 @@ class PatternBuffers(nn.Module):
             if touched and crow.is_cuda and torch.is_grad_enabled():
                 # In training, DistributedDataParallel writes to all buffers before each forward
                 # pass. One check is enough: further ones would make each layer wait for the GPU.
-                gpu_plans.keep(crow, col)
+                gpu_plans.trust(crow, col, same=True)
                 self._mark_seen()
                 return
             if tag is not None and guarded and _is_mixed(tag.cpu(), self._own_tag.cpu()):
@@ -149,7 +148,8 @@ class PatternBuffers(nn.Module):
             return
         versions = crow._version + col._version + tag._version
         self._seen = crow, col, tag, versions, tag._version
-        declare(crow, col, self._pattern.block)
+        if crow.is_cuda:
+            gpu_plans.trust(crow, col)
 
     def _read_again(self) -> None:
         """Read the buffers at the next use: broadcasts, NumPy and ``.data`` change no version."""

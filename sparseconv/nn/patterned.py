@@ -10,7 +10,6 @@ from typing import Any, NoReturn, Self
 import torch
 from torch import Tensor, nn
 
-from sparseconv.core.blocks import declare
 from sparseconv.core.pattern import KernelCSR
 from sparseconv.nn.dense_gradient import new_probe
 from sparseconv.nn.modules import Parametrizations
@@ -210,7 +209,6 @@ class PatternedModule(PatternBuffers):
                         self.register_buffer(name, copied, persistent=name in INDICES)
             self._pattern, self._own_tag = pattern, own_tag
             self._memory = memory_of(self.values)
-            declare(self.crow_indices, self.col_indices, pattern.block)
 
         return adopt
 
@@ -225,7 +223,6 @@ class PatternedModule(PatternBuffers):
                     source = new if new.dtype == torch.int32 else old
                     self._buffers[name] = source.to(new.device, copy=True)
                 self._seen = UNSEEN
-        declare(self.crow_indices, self.col_indices, self._pattern.block, checked=False)
         if self.dense_probe is not None:  # keep the object that the scheduler knows
             self.dense_probe.grad = None
             self.dense_probe.data = new_probe(self._pattern.shape, self.values).data

@@ -162,6 +162,9 @@ class SparseLayer(PatternedModule):
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "weight":
             raise self._no_weight()
+        known = self.__dict__.get("_resolved")
+        if name == "_pattern" and known is not None and known.block != value.block:
+            self._resolved = None
         if name in self._arguments:
             self._resolved = None
             value = tuple(value) if isinstance(value, list) else value  # a list could change unseen

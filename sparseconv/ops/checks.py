@@ -35,8 +35,8 @@ def check(
         and (bias is None or (bias.dtype is dtype and bias.device == device))
     ):
         refuse_types(input, values, bias)
-    (out_channels, group_channels, _), _, _, _, groups, _ = geometry
-    channels, name, given = group_channels * groups, "sparse_conv1d", f"groups={groups}"
+    out_channels, groups = geometry.out_channels, geometry.groups
+    channels, name, given = geometry.group_channels * groups, "sparse_conv1d", f"groups={groups}"
     if transposed:
         channels, out_channels = out_channels, channels
         name, given = "sparse_conv_transpose1d", "transposed=1"

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import TensorWeakRef, WeakTensorKeyDictionary
 
-from sparseconv.core.blocks import Block, declare, declared, is_declared, unit_shape
+from sparseconv.core.blocks import unit_shape
 from sparseconv.core.geometry import Geometry
 from sparseconv.core.pattern import KernelCSR
 from sparseconv.ops.graphs import Repeated
@@ -73,14 +73,22 @@ Make = Callable[[Tensor, Tensor, Geometry], P]
 
 # Plans are computed on the device of the tensors; the CPU took three times as long as an H100.
 class _Held:
-    """Hold the plans of a pattern's two index tensors, valid for these ``versions`` of them."""
+    """Hold the plans of a pattern's two index tensors, with their versions when they were made."""
 
-    def __init__(self, crow: Tensor, versions: tuple[int, int]) -> None:
-        self.crow, self.versions = TensorWeakRef(crow), versions
+    def __init__(self, crow: Tensor) -> None:
+        self.crow = TensorWeakRef(crow)
+        self.versions = self.checked = -1, -1  # `checked`: when the tensors were a pattern
         self.plans: dict[Hashable, tuple[Make[Any], Geometry, tuple[Tensor, ...]]] = {}
 
 
 _held: Any = WeakTensorKeyDictionary()  # by col_indices
+
+
+def _of(crow: Tensor, col: Tensor) -> _Held:
+    held: _Held | None = _held.get(col)
+    if held is None or held.crow() is not crow:
+        held = _held[col] = _Held(crow)
+    return held
 
 
 def _kept(make: Make[P]) -> Make[P]:
@@ -90,14 +98,14 @@ def _kept(make: Make[P]) -> Make[P]:
     def plan(crow: Tensor, col: Tensor, g: Geometry) -> P:
         if crow.is_inference() or col.is_inference():  # no version shows a change of them
             return make(crow, col, g)
-        held, versions = _held.get(col), (crow._version, col._version)
-        if held is None or held.crow() is not crow or held.versions != versions:
-            _check(crow, col, g)
-            if held is None or held.crow() is not crow:
-                held = _held[col] = _Held(crow, versions)
-            else:
-                refresh(crow, col)
-        key = make, g.shape, g.stride, g.dilation, g.groups
+        held, versions = _of(crow, col), (crow._version, col._version)
+        if held.checked != versions:
+            _check_not_capturing(col)
+            KernelCSR(crow, col, g.shape, g.block)
+            held.checked = versions
+        if held.versions != versions:
+            refresh(crow, col)
+        key = make, g.shape, g.stride, g.dilation, g.groups, g.block
         if key not in held.plans:
             held.plans[key] = make, g, _elsewhere(make, crow, col, g)
         return cast(P, held.plans[key][2])
@@ -105,13 +113,14 @@ def _kept(make: Make[P]) -> Make[P]:
     return plan
 
 
-def _check(crow: Tensor, col: Tensor, g: Geometry) -> None:
-    """Reject index tensors that others have made or written to, if they are not a pattern."""
-    if not is_declared(crow, col):
-        _check_not_capturing(col)
-        block = declared(col)
-        KernelCSR(crow, col, g.shape, block)
-        declare(crow, col, block)
+def trust(crow: Tensor, col: Tensor, same: bool = False) -> None:
+    """Record that index tensors contain a pattern; if it is the ``same`` one, keep the plans."""
+    if crow.is_inference() or col.is_inference():
+        return
+    held = _of(crow, col)
+    held.checked = crow._version, col._version
+    if same:
+        held.versions = held.checked
 
 
 def refresh(crow: Tensor, col: Tensor, repeated: Repeated | None = None) -> None:
@@ -130,12 +139,6 @@ def refresh(crow: Tensor, col: Tensor, repeated: Repeated | None = None) -> None
     else:
         repeated(tuple(held.plans), compute)
     held.versions = crow._version, col._version
-
-
-def keep(crow: Tensor, col: Tensor) -> None:
-    """Keep the plans of index tensors to which their own content was written."""
-    if (held := _held.get(col)) is not None:
-        held.versions = crow._version, col._version
 
 
 def _elsewhere(make: Make[P], crow: Tensor, col: Tensor, g: Geometry) -> P:
@@ -221,20 +224,17 @@ class Tile(NamedTuple):
         return COLUMNS // power_of_two(self.inputs)
 
 
-def tile_of(block: Block, g: Geometry) -> Tile | None:
+def tile_of(g: Geometry) -> Tile | None:
     """Return the tile that divides a block, or None for single weights.
 
     Single weights are used if the sides of a block are not multiples of 16, or if a block crosses a
     group boundary.
     """
+    block = g.block
     cut = (g.shape[0] // g.groups) % block[0] or g.shape[1] % block[1]
     if block[0] % 16 or block[1] % 16 or (g.groups > 1 and cut):
         return None
     return Tile(*(max(part for part in (16, 32, 48, 64) if size % part == 0) for size in block))
-
-
-def tile_for(col: Tensor, g: Geometry) -> Tile | None:
-    return tile_of(declared(col), g)
 
 
 def unit_count(shape: Shape, tile: Tile, nnz: int) -> int:
@@ -247,7 +247,7 @@ def _units(crow: Tensor, col: Tensor, g: Geometry) -> tuple[Tensor, Tensor, Geom
     """Return a pattern whose channels are blocks and whose weights are units, and their places."""
     # A place has the unit's first kernel in the upper half, and the rank of its weight in each
     # kernel in the lower. If small last blocks leave a rest, idle units without a channel follow.
-    tile = cast(Tile, tile_for(col, g))
+    tile = cast(Tile, tile_of(g))
     shape = unit_shape(g.shape, tile)
     kernels = torch.arange(g.shape[0] * g.shape[1], device=col.device).view(g.shape[:2])
     if len(crow) != kernels.numel() + 1:  # the kernels read all of it
@@ -259,7 +259,12 @@ def _units(crow: Tensor, col: Tensor, g: Geometry) -> tuple[Tensor, Tensor, Geom
     block = (torch.searchsorted(first, unit, right=True) - 1).clamp(0, len(leaders) - 1)
     rank = unit - first[block]
     taps = col[(begin[block] + rank).clamp(0, col.shape[0] - 1)]
-    return first, taps, g._replace(shape=shape), _packed(leaders[block], rank)
+    return (
+        first,
+        taps,
+        g._replace(out_channels=shape[0], group_channels=shape[1]),
+        _packed(leaders[block], rank),
+    )
 
 
 @_kept
@@ -280,17 +285,16 @@ def block_dgrad(crow: Tensor, col: Tensor, g: Geometry) -> Transposed:
 @_kept
 def block_wgrad(crow: Tensor, col: Tensor, g: Geometry) -> tuple[Tensor]:
     first, taps, of_units, _ = _units(crow, col, g)
-    length = cast(Tile, tile_for(col, g)).run_length
+    length = cast(Tile, tile_of(g)).run_length
     return (_runs(first, taps, of_units.shape, length),)
 
 
 def cuda_computes(geometry: Geometry) -> bool:
     """Return whether the CUDA kernels support this geometry, in float32 or half precision."""
-    (out_channels, channels, kernel_size), stride, _, dilation, groups, _ = geometry
     return (
-        stride == groups == 1
-        and (kernel_size - 1) * dilation < REACH
-        and out_channels * channels * REACH < 2**31
+        geometry.stride == geometry.groups == 1
+        and (geometry.kernel_size - 1) * geometry.dilation < REACH
+        and geometry.out_channels * geometry.group_channels * REACH < 2**31
     )
 
 

@@ -28,7 +28,7 @@ def folds_padding(dgrad: Callable[..., Tensor]) -> Callable[..., Tensor]:
         input_length: int,
         bias: Tensor | None = None,
     ) -> Tensor:
-        if not any(geometry[4:6]) or tuple(geometry[8:]) == (0,):  # skips parsing the geometry
+        if not any(geometry[4:6]) or tuple(geometry[8:9]) == (0,):  # skips checking the geometry
             return dgrad(grad_output, values, crow, col, geometry, input_length, bias)
         if bias is not None:
             raise ValueError(f"a bias requires padding_mode 'zeros', but got geometry {geometry}")
@@ -36,7 +36,7 @@ def folds_padding(dgrad: Callable[..., Tensor]) -> Callable[..., Tensor]:
         g.check_length(input_length)
         left, right = g.padding
         wide = torch.promote_types(grad_output.dtype, torch.float32)
-        bare = g._replace(padding=(0, 0), padding_mode="zeros").numbers
+        bare = g._replace(left=0, right=0, mode=0)
         length = left + input_length + right
         padded = dgrad(grad_output.to(wide), values.to(wide), crow, col, bare, length)
         before, after = padded[..., :left], padded[..., left + input_length :]

@@ -20,7 +20,7 @@ from sparseconv.ops.checks import check
 Fake = TypeVar("Fake", bound=Callable[..., Any])
 # An op takes the two index tensors of a pattern, on the device of the others. The kernels read a
 # plan, which is made at the first call with these two (csrc/cpu/plan/plan_cache.h, gpu_plans).
-# ``int[] geometry`` is ``core.geometry.Geometry.numbers``. A transposed convolution is dgrad with a
+# ``int[] geometry`` is a ``core.geometry.Geometry``. A transposed convolution is dgrad with a
 # bias, which requires padding_mode "zeros".
 _COMPUTATIONS = (
     "fprop(Tensor input, Tensor values, Tensor? bias, Tensor crow_indices, Tensor col_indices,"

@@ -48,7 +48,9 @@ def conv1d_oracle(
         >>> conv1d_oracle(x, values, pattern, None, geometry)
         tensor([[[-2., -2., -2.]]], dtype=torch.float64)
     """
-    (out_channels, group_channels, taps), stride, padding, dilation, groups, mode = geometry
+    out_channels, group_channels, taps = geometry.shape
+    stride, dilation, groups = geometry.stride, geometry.dilation, geometry.groups
+    padding, mode = geometry.padding, geometry.padding_mode
     sizes = pattern.crow_indices.diff()
     row = torch.arange(len(sizes)).repeat_interleave(sizes)
     weight = torch.zeros(len(sizes), taps, dtype=torch.float64)

@@ -50,5 +50,5 @@ def test_evolved_and_trained_patterns_use_every_tap_of_their_regions_and_prefixe
 def test_layer_problem_follows_the_layers_options() -> None:
     layer = SparseConv1d(4, 6, 5, 2, (1, 3), 2, 2, padding_mode="replicate")
     problem = layer_problem(layer, batch=2, length=17)
-    assert problem.geometry == ((6, 2, 5), 2, (1, 3), 2, 2, "replicate")
+    assert problem.geometry == (6, 2, 5, 2, 1, 3, 2, 2, 1, 1, 1)
     assert problem.grad.shape == layer(problem.x).shape

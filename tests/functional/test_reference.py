@@ -22,13 +22,14 @@ def test_oracle_is_conv1d(seed, count_cases):
         case = random_case(rng, dtype="float64", integers=True, batched=True, n=2)
         pattern = case.make_pattern()
         x, values, bias, grad = case.tensors()
-        _, stride, padding, dilation, groups, mode = case.geometry
+        how = case.stride, 0, case.dilation, case.groups
+        padding, mode = case.geometry.padding, case.padding_mode
         x.requires_grad_()
         weight = torch.zeros(pattern.shape, dtype=torch.float64)
         weight[pattern.to_mask()] = values
         weight.requires_grad_()
         padded = F.pad(x, padding, "constant" if mode == "zeros" else mode)
-        y = F.conv1d(padded, weight, bias, stride, 0, dilation, groups)
+        y = F.conv1d(padded, weight, bias, *how)
         y.backward(grad)
         wanted = y, x.grad, weight.grad[pattern.to_mask()]
         assert all(map(torch.equal, exact_results(case, case.tensors()), wanted)), case
@@ -63,5 +64,5 @@ def test_the_bound_is_tight_enough_to_catch_a_missing_term():
         wrong = values.clone()
         wrong[0] = 0
         exact, bound = expected(case, tensors)[0]
-        y = conv1d_dense(x, wrong, case.make_pattern(), bias, *case.geometry[1:])
+        y = conv1d_dense(x, wrong, case.make_pattern(), bias, case.geometry)
         assert ((y.double() - exact).abs() > bound).any(), case

@@ -40,7 +40,7 @@ def conv_of(channels: int, rows: int, padding: tuple[int, int], mode: str, **opt
     shape = (rows, channels, 1 + sum(padding))
     pattern = KernelCSR.random(shape, round(0.4 * math.prod(shape)), block=16)
     bias = torch.randn(rows, dtype=BF16) if options.pop("bias", False) else None
-    geometry = Geometry(shape, 1, padding, 1, 1, mode)
+    geometry = Geometry.of(shape, 1, padding, 1, 1, mode)
     return Conv(torch.randn(pattern.nnz, dtype=BF16), bias, pattern, geometry, **options)
 
 

@@ -90,13 +90,13 @@ def test_a_gpu_backend_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_auto_takes_the_cuda_kernels_where_they_pay() -> None:
-    geometry = Geometry((2, 3, 5), 1, (0, 4), 1, 1, "replicate")
+    geometry = Geometry.of((2, 3, 5), 1, (0, 4), 1, 1, "replicate")
     pays = gpu_plans.cuda_pays
     assert pays(torch.float32, 6, geometry)
     assert not pays(torch.float32, 5, geometry)
     assert not pays(torch.float16, 30, geometry)
     for channels, computes in ((2**31 // 40, True), (2**31 // 40 + 1, False)):  # slots are int32
-        wide = geometry._replace(shape=(1, channels, 1))
+        wide = geometry._replace(out_channels=1, group_channels=channels, kernel_size=1)
         assert gpu_plans.cuda_computes(wide) is computes
     for change in ({"stride": 2}, {"groups": 3}, {"dilation": 10}):
         assert not pays(torch.float32, 30, geometry._replace(**change))
@@ -161,7 +161,7 @@ print(sc.available_backends())
 x, crow = torch.ones(1, 1, 9), torch.tensor([0, 1]).int()
 try:
     torch.ops.sparseconv.triton_fprop(
-        x, x[0, 0, :1], None, crow, crow[:1], [1, 1, 1, 1, 0, 0, 1, 1, 0]
+        x, x[0, 0, :1], None, crow, crow[:1], [1, 1, 1, 1, 0, 0, 1, 1, 0, 1, 1]
     )
 except RuntimeError as error:
     assert "Triton cannot be loaded" in str(error), error

@@ -31,7 +31,7 @@ def random_conv(rng: random.Random, channels: int, dtype: torch.dtype) -> Conv:
     rows = rng.choice((2, 5, 17))
     mask = torch.rand(rows, channels, taps) < rng.choice((0.0, 0.1, 0.4, 1.0))
     pattern = KernelCSR.from_mask(mask)
-    geometry = Geometry(pattern.shape, 1, (left, span - left), dilation, 1, mode)
+    geometry = Geometry.of(pattern.shape, 1, (left, span - left), dilation, 1, mode)
     bias = torch.randn(rows, dtype=dtype) if rng.random() < 0.5 else None
     return Conv(torch.randn(pattern.nnz, dtype=dtype), bias, pattern, geometry, rng.random() < 0.3)
 
@@ -164,7 +164,9 @@ def test_nan_travels_along_active_weights_only(isas: Any) -> None:
     """Idle rows and lanes are next to samples of other series, and 0 x NaN is NaN."""
     pattern = KernelCSR.from_mask(torch.tensor([[[1, 0, 1]], [[0, 1, 0]]]).bool())
     for padding, mode in itertools.product(((0, 2), (1, 1), (2, 0)), ("zeros", "replicate")):
-        stages = [Conv(torch.rand(3), None, pattern, Geometry((2, 1, 3), 1, padding, 1, 1, mode))]
+        stages = [
+            Conv(torch.rand(3), None, pattern, Geometry.of((2, 1, 3), 1, padding, 1, 1, mode))
+        ]
         for n, length in ((3, 10), (5, 7), (2, 33), (17, 4)):
             for at in (0, length // 2, length - 1):
                 x, mark = torch.randn(n, 1, length), torch.zeros(n, 1, length)
@@ -224,7 +226,7 @@ def test_strides_do_not_change_a_bit(name: str) -> None:
 def test_gradients_of_gradients() -> None:
     torch.manual_seed(0)
     pattern = KernelCSR.random((3, 2, 3), 9)
-    geometry = Geometry(pattern.shape, 1, (0, 2), 1, 1, "replicate")
+    geometry = Geometry.of(pattern.shape, 1, (0, 2), 1, 1, "replicate")
     x = torch.randn(2, 2, 5, dtype=torch.float64)
     values, weight = torch.randn(9, dtype=torch.float64), torch.randn(2, 3, 1, dtype=torch.float64)
     scale, shift = torch.randn(2, 3, dtype=torch.float64).unbind()

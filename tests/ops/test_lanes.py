@@ -47,7 +47,7 @@ def test_convolutions_have_the_bits_of_those_outside(count_cases: Callable[[int]
             continue
         cases += 1
         x, values, bias, grad = case.tensors()
-        pattern, numbers = case.make_pattern(), list(case.geometry.numbers)
+        pattern, numbers = case.make_pattern(), list(case.geometry)
         context = pattern.crow_indices, pattern.col_indices, numbers
         order = case.n, case.length
         a, w = x.clone().requires_grad_(), values.clone().requires_grad_()

@@ -42,10 +42,10 @@ def test_geometry(op: str, at: int, count_cases: Any) -> None:
         for i in (4, 5):
             refused("padding must be in [0, 2**31)", [*numbers[:i], bad, *numbers[i + 1 :]])
     for bad in (-1, 4, 2**31, 2**32, -(2**62)):
-        refused("padding_mode must be 0 (zeros)", [*numbers[:8], bad])
+        refused("padding_mode must be 0 (zeros)", [*numbers[:8], bad, 1, 1])
     for wrong in ([], numbers[:-1], [*numbers, 1]):
         refused("expected geometry [C_out", wrong)
-    refused("divisible by groups", [*numbers[:7], 3, 0])
+    refused("divisible by groups", [*numbers[:7], 3, 0, 1, 1])
     refused("K must be below 2**31", [2**10, 2**10, 2**11, *numbers[3:]])
     with pytest.raises(ValueError, match="crow_indices of shape"):  # the last good size
         call(op, at, [2**10, 2**10, 2**11 - 1, *numbers[3:]])
@@ -82,13 +82,13 @@ def test_lengths() -> None:
     refuses(lambda: call("dgrad", 5, 19), ValueError, "for an input of length 19")
     refuses(lambda: call("wgrad", 0, grad), ValueError, "for an input of length 20")
     for mode, room in ((2, 19), (3, 20)):  # reflect and circular, of 20 samples
-        wide = [4, 3, 5, 1, room, 0, 1, 1, mode]
+        wide = [4, 3, 5, 1, room, 0, 1, 1, mode, 1, 1]
         assert call("fprop", 5, wide).shape == (2, 4, 16 + room)
         wide[4] += 1
         refuses(lambda w=wide: call("fprop", 5, w), ValueError, f"should be at most {room} ")
     crow, col = torch.tensor([0, 1], dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
     for left, right in ((MOST, 0), (0, MOST)):  # the largest padding, stride and dilation
-        numbers = [1, 1, 1, MOST, left, right, MOST, 1, 0]
+        numbers = [1, 1, 1, MOST, left, right, MOST, 1, 0, 1, 1]
         y = OPS.fprop(torch.ones(1, 1, 3), torch.ones(1), None, crow, col, numbers)
         assert y.tolist() == [[[float(right > 0), float(left > 0)]]]
 

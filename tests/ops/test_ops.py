@@ -46,7 +46,7 @@ def test_plans_belong_to_the_two_tensors() -> None:
     """Made once, for views too; made again after a change in place; freed with the tensors."""
     pattern = sc.KernelCSR.random((4, 3, 5), 20)
     crow, col = pattern.crow_indices.clone(), pattern.col_indices.clone()
-    x, values, numbers = torch.randn(2, 3, 9), torch.randn(20), [4, 3, 5, 1, 0, 0, 1, 1, 0]
+    x, values, numbers = torch.randn(2, 3, 9), torch.randn(20), [4, 3, 5, 1, 0, 0, 1, 1, 0, 1, 1]
 
     def fprop(*arrays: torch.Tensor) -> torch.Tensor:
         return OPS.fprop(x, values, None, *arrays, numbers)

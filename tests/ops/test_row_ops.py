@@ -44,7 +44,7 @@ class Conv(NamedTuple):
 
     @property
     def context(self) -> tuple[Any, ...]:
-        return self.pattern.crow_indices, self.pattern.col_indices, list(self.geometry.numbers)
+        return self.pattern.crow_indices, self.pattern.col_indices, list(self.geometry)
 
     def run(self, rows: Tensor, n: int, length: int) -> tuple[Tensor, int]:
         tensors = rows, self.values, self.bias
@@ -72,7 +72,7 @@ def conv_of(channels: int, rows: int, padding: tuple[int, int], mode: str, **opt
     shape = (rows, channels, 1 + sum(padding))
     pattern = KernelCSR.random(shape, round(0.4 * math.prod(shape)), block=16)
     bias = torch.randn(rows, dtype=BF16) if options.pop("bias", False) else None
-    geometry = Geometry(shape, 1, padding, 1, 1, mode)
+    geometry = Geometry.of(shape, 1, padding, 1, 1, mode)
     return Conv(torch.randn(pattern.nnz, dtype=BF16), bias, pattern, geometry, **options)
 
 
@@ -301,7 +301,7 @@ def test_taps_of_one_channel_are_channels(mode: str, unit: str) -> None:
     torch.manual_seed(0)
     for (n, length), dilation in zip(SHAPES, (1, 2, 1, 3, 1, 2), strict=True):
         pattern = KernelCSR.random((37, 1, 40), 300)
-        geometry = Geometry(pattern.shape, 1, (0, 39 * dilation), dilation, 1, mode)
+        geometry = Geometry.of(pattern.shape, 1, (0, 39 * dilation), dilation, 1, mode)
         x, grad = torch.randn(n, 1, length).to(BF16), torch.randn(n, 37, length).to(BF16)
         conv = Conv(torch.randn(300).to(BF16), torch.randn(37).to(BF16), pattern, geometry)
 
@@ -326,7 +326,7 @@ def test_taps_of_one_channel_are_channels(mode: str, unit: str) -> None:
 
 def test_weights_that_are_no_blocks_are_computed_outside(unit: str) -> None:
     torch.manual_seed(0)
-    geometry = Geometry((20, 16, 5), 1, (1, 3), 1, 1, "zeros")
+    geometry = Geometry.of((20, 16, 5), 1, (1, 3), 1, 1, "zeros")
     pattern = KernelCSR.random(geometry.shape, 300)
     conv = Conv(torch.randn(300).to(BF16), torch.randn(20).to(BF16), pattern, geometry, True)
     x, grad = torch.randn(3, 16, 24).to(BF16), torch.randn(3, 20, 24).to(BF16)

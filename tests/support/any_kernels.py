@@ -96,7 +96,7 @@ def test_multiply_add_rounds_once(engines: Engines) -> None:
     x = torch.full((1, 1, 1), (1 + 2.0**-15) * 2.0**-12)
     values = torch.tensor([(1 - 2.0**-15) * 2.0**-12])
     bias, pattern = torch.tensor([1 + 2 * u]), KernelCSR.full((1, 1, 1))
-    geometry = Geometry((1, 1, 1), 1, (0, 0), 1, 1, "zeros")
+    geometry = Geometry.of((1, 1, 1), 1, (0, 0), 1, 1, "zeros")
     for engine in engines():
         assert engine.kernels.fprop(x, values, bias, pattern, geometry).item() == bias.item()
 

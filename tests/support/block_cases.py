@@ -11,6 +11,7 @@ import torch
 
 from sparseconv import KernelCSR
 from sparseconv.core.blocks import unit_shape
+from sparseconv.core.geometry import Geometry
 from sparseconv.testing import Case, random_case
 
 
@@ -19,6 +20,10 @@ class BlockCase(Case):
     """A case whose pattern says its block; ``pattern`` is not used."""
 
     block: tuple[int, int] = (16, 16)
+
+    @property
+    def geometry(self) -> Geometry:
+        return Geometry.of(super().geometry.shape, **self.options, block=self.block)
 
     def make_pattern(self) -> KernelCSR:
         shape, generator = self.geometry.shape, torch.Generator().manual_seed(self.seed)

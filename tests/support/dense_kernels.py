@@ -15,7 +15,7 @@ from sparseconv.reference import conv1d_dense
 def dense_calls(problem: Problem, **wrong: Callable[[Tensor], Tensor]) -> Calls:
     """The three computations by autograd on the dense path; ``wrong`` spoils some."""
     x, values = (t.detach().clone().requires_grad_() for t in (problem.x, problem.values))
-    y = conv1d_dense(x, values, problem.pattern, None, *problem.geometry[1:])
+    y = conv1d_dense(x, values, problem.pattern, None, problem.geometry)
     dgrad, wgrad = torch.autograd.grad(y, (x, values), problem.grad)
     results = {"fprop": y.detach(), "dgrad": dgrad, "wgrad": wgrad}
 

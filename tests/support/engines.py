@@ -76,7 +76,7 @@ def op_arguments(args: Iterable[Any], device: str = "cpu") -> list[Any]:
         elif isinstance(a, Tensor):
             found.append(a.to(device))
         else:
-            found.append(a.numbers if isinstance(a, Geometry) else a)
+            found.append(a)
     return found
 
 

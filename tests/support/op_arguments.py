@@ -13,12 +13,12 @@ from sparseconv.ops.backends import extension
 from sparseconv.ops.lanes import OPS
 
 GEOMETRIES = [
-    Geometry((4, 3, 5), 1, (0, 0), 1, 1, "zeros"),
-    Geometry((4, 3, 5), 1, (2, 2), 1, 2, "zeros"),
-    Geometry((4, 3, 5), 3, (4, 1), 2, 1, "replicate"),
-    Geometry((6, 1, 1), 2, (0, 0), 1, 3, "zeros"),
-    Geometry((2, 3, 4), 1, (3, 0), 1, 1, "circular"),
-    Geometry((2, 3, 4), 1, (3, 2), 1, 1, "reflect"),
+    Geometry.of((4, 3, 5), 1, (0, 0), 1, 1, "zeros"),
+    Geometry.of((4, 3, 5), 1, (2, 2), 1, 2, "zeros"),
+    Geometry.of((4, 3, 5), 3, (4, 1), 2, 1, "replicate"),
+    Geometry.of((6, 1, 1), 2, (0, 0), 1, 3, "zeros"),
+    Geometry.of((2, 3, 4), 1, (3, 0), 1, 1, "circular"),
+    Geometry.of((2, 3, 4), 1, (3, 2), 1, 1, "reflect"),
 ]
 
 
@@ -27,7 +27,7 @@ def op_calls(
 ) -> dict[str, tuple[Any, ...]]:
     """The arguments of every op for an input, values, a bias and a gradient of the output."""
     x, values, bias, grad = tensors
-    context = pattern.crow_indices, pattern.col_indices, list(geometry.numbers)
+    context = pattern.crow_indices, pattern.col_indices, list(geometry)
     return {
         "fprop": (x, values, bias, *context),
         "dgrad": (grad, values, *context, length),
@@ -55,7 +55,7 @@ def lane_arguments(dtype: torch.dtype, n: int = 3, length: int = 21) -> dict[str
     """A correct argument list for every op on tensors in lanes."""
     torch.manual_seed(0)
     inputs, outputs, block = (32, 33, 16) if dtype == torch.bfloat16 else (3, 4, 1)
-    geometry = Geometry((outputs, inputs, 5), 1, (3, 1), 1, 1, "zeros")
+    geometry = Geometry.of((outputs, inputs, 5), 1, (3, 1), 1, 1, "zeros")
     pattern = KernelCSR.random(geometry.shape, outputs * inputs * 2, block=block)
     sizes = ((n, inputs, length), (n, outputs, length), (pattern.nnz,), (outputs, inputs, 1),
              *[(outputs,)] * 5)  # fmt: skip
@@ -64,7 +64,7 @@ def lane_arguments(dtype: torch.dtype, n: int = 3, length: int = 21) -> dict[str
     if block > 1:
         mean, var = mean.float(), var.float()
     x, y, order = OPS.lanes_enter(signal), OPS.lanes_enter(output), (n, length)
-    context = pattern.crow_indices, pattern.col_indices, list(geometry.numbers), *order
+    context = pattern.crow_indices, pattern.col_indices, list(geometry), *order
     pooled = signal[..., : length // 3 + 1]
     return {
         "lanes_enter": (signal,),

@@ -24,7 +24,7 @@ class Conv(NamedTuple):
     relu: bool = False
 
     def run(self, x: Tensor, n: int, length: int) -> Tensor:
-        arrays = self.pattern.crow_indices, self.pattern.col_indices, self.geometry.numbers
+        arrays = self.pattern.crow_indices, self.pattern.col_indices, self.geometry
         y: Tensor = OPS.lanes_conv(x, self.values, self.bias, *arrays, n, length, self.relu)
         return y
 

@@ -39,7 +39,7 @@ def test_plans_for_a_gpu_stay_where_they_are(monkeypatch: pytest.MonkeyPatch) ->
     generator = torch.Generator().manual_seed(1)
     shape = (8, 4, 7)
     strided = SparseConv1d(4, 8, 7, stride=2)._geometry()
-    one = Geometry(shape, 1, (0, 0), 1, 1, "zeros")
+    one = Geometry.of(shape, 1, (0, 0), 1, 1, "zeros")
     first = KernelCSR.random(shape, 60, generator=generator)
     layer = SparseConv1d(4, 8, 7, pattern=first)
 

@@ -102,7 +102,7 @@ def chain_of(case: Case, rng: random.Random) -> tuple[Any, tuple[Any, ...]]:
     nnz = rng.randint(1, rows * channels * taps)
     pattern = KernelCSR.random((rows, channels, taps), nnz, block=16 if in_rows else 1)
     mode = "replicate" if replicate else "zeros"
-    geometry = Geometry(pattern.shape, 1, padding, 1, 1, mode)
+    geometry = Geometry.of(pattern.shape, 1, padding, 1, 1, mode)
 
     def run(*tensors: Tensor) -> tuple[Tensor, ...]:
         x, values, weight, scale, shift = (t.detach().requires_grad_() for t in tensors)

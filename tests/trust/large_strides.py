@@ -83,7 +83,7 @@ def length(folder: Path) -> tuple[int, list[str]]:
     x = Sparse(folder).memory.view(torch.float32)[: FAR + stride].view(1, 1, -1)
     series = x[..., ::stride].copy_(torch.arange(1.0, samples + 1))
     pattern, faults = KernelCSR.full((1, 1, 1)), []
-    geometry = Geometry((1, 1, 1), stride, (0, 0), 1, 1, "zeros")
+    geometry = Geometry.of((1, 1, 1), stride, (0, 0), 1, 1, "zeros")
     for isa in ISAS:
         os.environ["SPARSECONV_CPU_ISA"] = isa
         assert extension.isa() == isa
@@ -97,7 +97,7 @@ def length(folder: Path) -> tuple[int, list[str]]:
 def many(what: str) -> tuple[int, list[str]]:
     """``(N, 1, 64)`` from one series; the last of the batch begins past 2**31."""
     length, pattern = 64, KernelCSR.full((1, 1, 3))
-    geometry = Geometry((1, 1, 3), 1, (1, 1), 1, 1, "zeros")
+    geometry = Geometry.of((1, 1, 3), 1, (1, 1), 1, 1, "zeros")
     dtype = {"bytes": torch.float32, "wgrad": torch.float64}.get(what, torch.bfloat16)
     n = (FAR if what != "bytes" else FAR // 4) // length + 3
     series = torch.arange(1, length + 1, dtype=dtype)[None, None].expand(n, 1, length)

@@ -12,6 +12,7 @@ from torch import Tensor
 from sparseconv.core.geometry import Geometry
 from sparseconv.ops import gpu_plans
 from sparseconv.ops.backends import multiplies_blocks
+from sparseconv.ops.checks import check
 from sparseconv.ops.gpu_plans import Tile, power_of_two
 from sparseconv.ops.padding import folds_padding
 from sparseconv.ops.triton import block_kernels, kernels
@@ -43,9 +44,8 @@ def _expect(name: str, x: Tensor, shape: tuple[int, ...], like: Tensor) -> None:
         )
 
 
-def _check_length(g: Geometry, length: int) -> None:
-    """Reject an input length that is invalid for the geometry, or too large for 32 bits."""
-    g.check_length(length)
+def _check_positions(g: Geometry, length: int) -> None:
+    """Reject an input length that is too large for 32 bits."""
     if length + sum(g.padding) + _TILE * g.stride > _MOST:
         raise NotImplementedError(
             "the Triton kernels use 32-bit positions: expected length + padding + "
@@ -72,9 +72,9 @@ def _programs(*sizes_and_tiles: int) -> int:
     return math.prod(-(-size // tile) for size, tile in pairs)
 
 
-def _block_tile(x: Tensor, col: Tensor, g: Geometry) -> Tile | None:
+def _block_tile(x: Tensor, g: Geometry) -> Tile | None:
     """Return the tile for multiplying blocks, or None for single weights."""
-    tile = gpu_plans.tile_for(col, g)
+    tile = gpu_plans.tile_of(g)
     return tile if tile is not None and multiplies_blocks(x.dtype, x.device) else None
 
 
@@ -135,7 +135,7 @@ def _correlate(
     per_phase = -(-out_length // out_step)
     if out.numel() == 0:
         return out
-    tile = _block_tile(x, *pattern[1:])
+    tile = _block_tile(x, pattern[2])
     plan: tuple[Tensor | None, ...] = plans[tile is not None](*pattern)
     rows, entries, source, *_ = *plan, None
     assert rows is not None
@@ -193,27 +193,23 @@ def fprop(
     relu: bool = False,
 ) -> Tensor:
     g = Geometry.from_numbers(geometry)
-    shape, stride, padding, dilation, groups, padding_mode = g
     batch, _, length = input.shape
-    _check_length(g, length)
-    _expect("input", input, (batch, shape[1] * groups, length), input)
-    _expect("values", values, tuple(col_indices.shape), input)
-    if bias is not None:
-        _expect("bias", bias, (shape[0],), input)
+    check(input, values, col_indices, bias, g)
+    _check_positions(g, length)
     return _correlate(
         input,
         values,
         bias,
         (crow_indices, col_indices, g),
         (gpu_plans.triton_fprop, gpu_plans.block_fprop),
-        input.new_empty((batch, shape[0], g.output_length(length))),
-        in_step=stride,
+        input.new_empty((batch, g.out_channels, g.output_length(length))),
+        in_step=g.stride,
         out_step=1,
-        origin=-padding[0],
+        origin=-g.left,
         lead=0,
-        offsets=(0, (shape[2] - 1) * dilation),
+        offsets=(0, (g.kernel_size - 1) * g.dilation),
         relu=relu,
-        mode=padding_mode,
+        mode=g.padding_mode,
     )
 
 
@@ -228,14 +224,12 @@ def dgrad(
     bias: Tensor | None = None,
 ) -> Tensor:
     g = Geometry.from_numbers(geometry)
-    shape, stride, padding, dilation, groups, _ = g
-    batch, channels = grad_output.shape[0], shape[1] * groups
-    _check_length(g, input_length)
-    expected = (batch, shape[0], g.output_length(input_length))
+    batch, channels = grad_output.shape[0], g.group_channels * g.groups
+    check(grad_output, values, col_indices, bias, g, transposed=True)
+    g.check_length(input_length)
+    _check_positions(g, input_length)
+    expected = (batch, g.out_channels, g.output_length(input_length))
     _expect("grad_output", grad_output, expected, grad_output)
-    _expect("values", values, tuple(col_indices.shape), grad_output)
-    if bias is not None:
-        _expect("bias", bias, (channels,), grad_output)
     return _correlate(
         grad_output,
         values,
@@ -244,10 +238,10 @@ def dgrad(
         (gpu_plans.triton_dgrad, gpu_plans.block_dgrad),
         grad_output.new_empty((batch, channels, input_length)),
         in_step=1,
-        out_step=stride,
+        out_step=g.stride,
         origin=0,
-        lead=padding[0],
-        offsets=(-((shape[2] - 1) * dilation // stride), 0),
+        lead=g.left,
+        offsets=(-((g.kernel_size - 1) * g.dilation // g.stride), 0),
         relu=False,
         mode="zeros",
     )
@@ -261,20 +255,20 @@ def wgrad(
     geometry: Sequence[int],
 ) -> Tensor:
     g = Geometry.from_numbers(geometry)
-    shape, stride, padding, dilation, groups, padding_mode = g
     batch, _, length = input.shape
-    _check_length(g, length)
+    g.check_length(length)
+    _check_positions(g, length)
     out_length, nnz = g.output_length(length), col_indices.shape[0]
-    _expect("input", input, (batch, shape[1] * groups, length), input)
-    _expect("grad_output", grad_output, (batch, shape[0], out_length), input)
+    _expect("input", input, (batch, g.group_channels * g.groups, length), input)
+    _expect("grad_output", grad_output, (batch, g.out_channels, out_length), input)
     if nnz == 0 or batch == 0:
         return input.new_zeros(nnz)
     pattern = crow_indices, col_indices, g
-    tile = _block_tile(input, col_indices, g)
+    tile = _block_tile(input, g)
     how: Options
     if tile is None:
         kernel, (runs,) = kernels.wgrad, gpu_plans.triton_wgrad(*pattern)
-        entries, size = gpu_plans.triton_fprop(*pattern).entries, gpu_plans.run_length(shape)
+        entries, size = gpu_plans.triton_fprop(*pattern).entries, gpu_plans.run_length(g.shape)
         bn, bl = _tile(min(_WGRAD_TILE // size, _TILE), _WGRAD_ALONG, batch, out_length)
         unroll = min(_UNROLL, power_of_two(-(-out_length // bl)))
         how = {"UNROLL": unroll, "num_warps": 4, "enable_fp_fusion": False}
@@ -305,11 +299,11 @@ def wgrad(
             *grad_output.shape[1:],
             *grad_output.stride(),
             *input.stride(),
-            stride,
-            padding[0],
-            (shape[2] - 1) * dilation,
+            g.stride,
+            g.left,
+            (g.kernel_size - 1) * g.dilation,
             each,
-            MODE=padding_mode,
+            MODE=g.padding_mode,
             BE=size,
             BN=bn,
             BL=bl,

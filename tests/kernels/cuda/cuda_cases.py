@@ -172,7 +172,7 @@ def test_wrong_arguments_are_refused():
     pattern = case.make_pattern()
     g = case.geometry
     arrays = pattern.crow_indices, pattern.col_indices
-    context = *arrays, g.numbers
+    context = *arrays, g
     for call in (
         lambda: OPS.fprop(x[:, 1:], values, bias, *context),
         lambda: OPS.fprop(x, values[1:], bias, *context),
@@ -191,9 +191,9 @@ def test_wrong_arguments_are_refused():
         (g._replace(dilation=20), r"\+ 1 = 41"),
     ):
         with pytest.raises(NotImplementedError, match="use backend='auto' or 'triton'"):
-            OPS.fprop(x, values, bias, *arrays, other.numbers)
+            OPS.fprop(x, values, bias, *arrays, other)
         plan = gpu_plans.cuda_fprop(*arrays, g)
         with pytest.raises(NotImplementedError, match=wanted + ".*use backend='triton'"):
-            OPS.cuda_fprop(x, values, bias, *plan, other.numbers, False)
+            OPS.cuda_fprop(x, values, bias, *plan, other, False)
     with pytest.raises(NotImplementedError, match="got Double"):
         OPS.fprop(x.double(), values.double(), None, *context)

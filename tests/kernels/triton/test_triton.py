@@ -139,7 +139,7 @@ def test_compiled_ahead_of_time(case, dtype, capability, monkeypatch, tmp_path, 
     x, values, bias, grad = (t.to(dtype) for t in case.tensors())
     pattern = case.make_pattern()
     # On CPU tensors, because nothing is launched; the plans are the same.
-    numbers = case.geometry.numbers
+    numbers = case.geometry
     context = pattern.crow_indices, pattern.col_indices, numbers
     launch.fprop(x, values, bias, *context, case is FULL_OPTIONS)
     launch.dgrad(grad, values, *context, case.length)
@@ -175,7 +175,7 @@ def test_cpu_tensors_are_refused():
     with pytest.raises(RuntimeError, match="runs on CUDA tensors, but the input is on cpu"):
         sc.sparse_conv1d(torch.ones(1, 1, 3), torch.ones(1), pattern, backend="triton")
     x, values, crow = torch.ones(1, 1, 3), torch.ones(1), torch.tensor([0, 1]).int()
-    geometry = [1, 1, 1, 1, 0, 0, 1, 1, 0]
+    geometry = [1, 1, 1, 1, 0, 0, 1, 1, 0, 1, 1]
     with pytest.raises(RuntimeError, match=r"runs on CUDA tensors.*TRITON_INTERPRET=1"):
         torch.ops.sparseconv.triton_fprop(x, values, None, crow, crow[:1], geometry)
     if not torch.cuda.is_available():

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import random
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -140,13 +141,22 @@ def test_which_patterns_are_multiplied_in_blocks(change, multiplies):
     from sparseconv.ops.triton import launch
 
     case = BlockCase(**USUAL | change)
-    _, col = case.make_pattern().on(torch.device(ENGINE.device))
     x = ENGINE.put(case.tensors()).input
-    tile = launch._block_tile(x, col, case.geometry)
+    tile = launch._block_tile(x, case.geometry)
     assert (tile is not None) is multiplies
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        exact = launch._block_tile(x, col, case.geometry)
+        exact = launch._block_tile(x, case.geometry)
     assert exact == (None if case.dtype == "float32" else tile)
+
+
+def test_an_exported_model_keeps_its_blocks(multiplied: list[Any], tmp_path: Path) -> None:
+    layer = SparseConv1d(32, 32, 5, block=16, backend="triton", device=ENGINE.device)
+    x = torch.randn(2, 32, 9, device=ENGINE.device)
+    wanted = layer(x)
+    path, blocks = tmp_path / "model.pt2", len(multiplied)
+    torch.export.save(torch.export.export(layer, (x,)), path)
+    assert torch.export.load(path).module()(x).equal(wanted)
+    assert len(multiplied) == 2 * blocks > 0
 
 
 def plans(arrays: tuple[Tensor, Tensor], case: Case) -> list[Tensor]:

@@ -149,11 +149,11 @@ def test_nan_and_inf_travel_along_active_weights_only(mode, special, engines, co
 
 
 def test_ops_are_what_their_schemas_say():
-    geometry = Geometry((4, 1, 3), 2, (2, 1), 1, 2, "reflect")
+    geometry = Geometry.of((4, 1, 3), 2, (2, 1), 1, 2, "reflect")
     pattern = KernelCSR.random(geometry.shape, 6)
     x, grad = torch.randn(2, 2, 9), torch.randn(2, 4, geometry.output_length(9))
     values, bias = torch.randn(6), torch.randn(4)
-    context = pattern.crow_indices, pattern.col_indices, geometry.numbers
+    context = pattern.crow_indices, pattern.col_indices, geometry
     ops: dict[str, tuple[Any, ...]] = {
         "fprop": (x, values, bias, *context, True),
         "dgrad": (grad, values, *context, 9),
@@ -176,7 +176,7 @@ def plans(pattern: KernelCSR, g: Geometry) -> list[Tensor]:
 
 def test_plans_have_one_size_for_each_nnz():
     """So a pattern that changes while a network trains leaves every grid as it is."""
-    geometry = Geometry((7, 5, 9), 2, (0, 0), 1, 1, "zeros")
+    geometry = Geometry.of((7, 5, 9), 2, (0, 0), 1, 1, "zeros")
     generator = torch.Generator().manual_seed(0)
     uneven = KernelCSR.from_positions(torch.arange(60), geometry.shape)
     shapes = set()
@@ -198,20 +198,22 @@ def test_too_long_a_series_is_refused():
 
 @pytest.mark.promise("P5")
 def test_wrong_arguments_of_the_ops_are_refused():
-    geometry = Geometry((4, 3, 5), 1, (0, 0), 1, 1, "zeros")
+    geometry = Geometry.of((4, 3, 5), 1, (0, 0), 1, 1, "zeros")
     pattern = KernelCSR.random(geometry.shape, 20)
     x, grad, values, bias = (torch.randn(size) for size in ((2, 3, 9), (2, 4, 5), 20, 4))
-    context = pattern.crow_indices, pattern.col_indices, geometry.numbers
+    context = pattern.crow_indices, pattern.col_indices, geometry
     fprop, dgrad, wgrad = KERNELS["triton"]
     for call, fragment in (
-        (lambda: fprop(x[:, 1:], values, bias, *context), "input of shape (2, 3, 9)"),
+        (lambda: fprop(x[:, 1:], values, bias, *context), "to have 3 channels, but got 2"),
         (lambda: fprop(x[..., :2], values, bias, *context), "can't be greater than actual"),
-        (lambda: fprop(x, values[1:], bias, *context), "values of shape (20,)"),
-        (lambda: fprop(x, values.double(), bias, *context), "values of shape (20,), torch.float32"),
-        (lambda: fprop(x, values, bias[1:], *context), "bias of shape (4,)"),
+        (lambda: fprop(x, values[1:], bias, *context), "values must have shape (20,)"),
+        (lambda: fprop(x, values, bias[1:], *context), "bias to be 1-dimensional with 4 elements"),
         (lambda: fprop(x, values, bias, *context[:2], (4, 3)), "expected geometry [C_out"),
         (lambda: dgrad(grad[..., 1:], values, *context, 9), "grad_output of shape (2, 4, 5)"),
         (lambda: dgrad(grad, values, *context, 0), "at least one sample"),
         (lambda: wgrad(grad[1:], x, *context), "grad_output of shape (2, 4, 5)"),
     ):
         refuses(call, ValueError, fragment)
+    refuses(
+        lambda: fprop(x, values.double(), bias, *context), TypeError, "values type (torch.float64"
+    )
