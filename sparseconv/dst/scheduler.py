@@ -290,7 +290,7 @@ class DSTScheduler:
                 check_movable(each)
 
     def _fingerprint(self, _: None) -> dict[str, Any]:
-        patterns = {name: int(checksum(layer.pattern)) for name, layer in self._layers.items()}
+        patterns = {name: checksum(layer.pattern) for name, layer in self._layers.items()}
         return {**self._hyperparameters(), "patterns": patterns}
 
     def _plan(self) -> list[Change]:
@@ -386,7 +386,7 @@ class DSTScheduler:
 
 
 def _checksums(changes: list[Change]) -> dict[str, int]:
-    return {change.name: int(checksum(change.pattern)) for change in changes}
+    return {change.name: checksum(change.pattern) for change in changes}
 
 
 def _take_back(layers: Mapping[str, SparseLayer], probes: dict[str, Tensor]) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import threading
+import zlib
 from typing import Any, Self
 
 import torch
@@ -18,38 +18,35 @@ from sparseconv.ops import gpu_plans
 from sparseconv.ops.backends import extension
 from sparseconv.ops.schemas import is_intact
 
-BUFFERS = ("crow_indices", "col_indices", "pattern_tag")
-# What was read: the three buffers, the sum of their versions, and the tag's version.
-UNSEEN: tuple[Any, Any, Any, int, int] = (None, None, None, -1, -1)
+INDICES = ("crow_indices", "col_indices")
+# What was read: both buffers and the sum of their versions, or -1 to compare their contents again.
+UNSEEN: tuple[Any, Any, int] = (None, None, -1)
 # A thread that reads a layer must not take half of what another thread writes for the pattern.
 WRITING = threading.RLock()
 if hasattr(os, "register_at_fork"):  # a child must not wait for a thread that it does not have
     os.register_at_fork(
         before=WRITING.acquire, after_in_parent=WRITING.release, after_in_child=WRITING.release
     )
-_BIT = 2**30
 _OVERWRITTEN = (
-    "the buffers of this layer were overwritten, so its values may not belong to the positions "
-    "of its pattern. AveragedModel overwrites buffers after the pattern of the averaged model "
-    "has changed: pass the average to DSTScheduler(averages=[...]), or start a new average; an "
-    "average of a state dict must copy its integers. DistributedDataParallel overwrites them if "
-    "the patterns of the ranks differ: wrap the model before its first use, or load the same state "
-    "dict on all ranks"
+    "the indices of this layer were overwritten in place, so its values may not belong to them: "
+    "call load_state_dict(), set_pattern() or reset_parameters(), or assign new tensors. "
+    "AveragedModel overwrites buffers after the pattern of the averaged model has changed: pass "
+    "the average to DSTScheduler(averages=[...]), or start a new average; an average of a state "
+    "dict must copy its integers. DistributedDataParallel overwrites them if the patterns of the "
+    "ranks differ: wrap the model before its first use, or load the same state dict on all ranks"
 )
 
 
 class PatternBuffers(nn.Module):
-    """Hold a pattern as the content of two buffers, whoever wrote them.
+    """Hold a pattern as the content of two buffers.
 
-    ``_pattern`` is the latest reading. ``pattern_tag``, which state dicts lack, shows what others
-    did to the indices: who averages or copies all buffers also writes the tag.
+    ``_pattern`` is the latest reading. Before the first one, anything may write the buffers. Later,
+    their content changes only with ``load_state_dict``, ``set_pattern`` and assigned tensors.
     """
 
     crow_indices: Tensor
     col_indices: Tensor
-    pattern_tag: Tensor
     _pattern: KernelCSR
-    _own_tag: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -69,18 +66,14 @@ class PatternBuffers(nn.Module):
 
     def _indices(self) -> tuple[Tensor, Tensor]:
         """Return both index tensors; check them if they were written to since the last call."""
-        held, seen = self._buffers, self._seen
+        held = self._buffers
         crow: Any = held["crow_indices"]
         col: Any = held["col_indices"]
-        tag: Any = held["pattern_tag"]
         if is_dynamo_compiling():
-            _check_in_graph(tag, self._own_tag, crow, col, self._pattern)
-        elif (
-            crow is not seen[0]
-            or col is not seen[1]
-            or tag is not seen[2]
-            or crow._version + col._version + tag._version != seen[3]
-        ):
+            _check_in_graph(crow, col, self._pattern)
+            return crow, col
+        seen = self._seen
+        if crow is not seen[0] or col is not seen[1] or crow._version + col._version != seen[2]:
             self._read()
         return crow, col
 
@@ -90,41 +83,28 @@ class PatternBuffers(nn.Module):
             self._read_now()
 
     def _read_now(self) -> None:
-        tensors: list[Any] = [self._buffers[name] for name in BUFFERS]
+        held: list[Any] = [self._buffers[name] for name in INDICES]
+        in_place = all(a is b for a, b in zip(held, self._seen, strict=False))
         with outside_tracing():
-            crow, col, tag = map(_content_of, tensors)
+            crow, col = map(_content_of, held)
             if crow is None or col is None:
                 return  # nothing to read, or an ensemble
-            # Before the first use, others may write all buffers, as DistributedDataParallel does.
-            guarded = tag is not None and tensors[2] is self._seen[2]
-            touched = guarded and tensors[2]._version != self._seen[4]
-            if touched and crow.is_cuda and torch.is_grad_enabled():
+            if in_place and self._seen[2] != -1 and crow.is_cuda and torch.is_grad_enabled():
                 # In training, DistributedDataParallel writes to all buffers before each forward
                 # pass. One check is enough: further ones would make each layer wait for the GPU.
                 gpu_plans.trust(crow, col, same=True)
-                self._mark_seen()
-                return
-            if tag is not None and guarded and _is_mixed(tag.cpu(), self._own_tag.cpu()):
-                raise RuntimeError(_OVERWRITTEN)
-            own = self._pattern.anywhere()
-            if not all(_equal(a, b) for a, b in zip((crow, col), own, strict=True)):
-                in_place = all(a is b for a, b in zip(tensors, self._seen, strict=False))
-                self._accept(crow, col, touched, in_place)
-            if tag is None or tag.device != crow.device or tag.is_inference():
-                tag = self._own_tag.to(crow.device, copy=True)
-                self.register_buffer("pattern_tag", tag, persistent=False)
-            elif not _equal(tag, self._own_tag):
-                tag.copy_(self._own_tag)
+            elif not all(map(_equal, (crow, col), self._pattern.anywhere())):
+                self._accept(crow, col, in_place)
         self._mark_seen()
 
-    def _accept(self, crow: Tensor, col: Tensor, touched: bool, in_place: bool) -> None:
-        """Make what others wrote the pattern, unless they averaged it."""
+    def _accept(self, crow: Tensor, col: Tensor, in_place: bool) -> None:
+        """Make assigned tensors the pattern; restore one that was averaged with itself."""
         pattern = self._pattern
-        arrays = (crow, col), pattern.anywhere()
-        truncated = _is_truncated(*(torch.cat([x.cpu() for x in pair]) for pair in arrays))
-        if touched != truncated and (touched or in_place):
-            raise RuntimeError(_OVERWRITTEN)
-        if not touched:  # else an average of equal patterns
+        if in_place:
+            arrays = (crow, col), pattern.anywhere()
+            if not _is_truncated(*(torch.cat([x.cpu() for x in pair]) for pair in arrays)):
+                raise RuntimeError(_OVERWRITTEN)
+        else:
             try:
                 pattern = KernelCSR(crow, col, pattern.shape, pattern.block)
             except (TypeError, ValueError) as error:
@@ -136,31 +116,32 @@ class PatternBuffers(nn.Module):
         for array, new in zip((crow, col), pattern.anywhere(), strict=True):
             if not array.is_inference():
                 array.copy_(new)
-        self._pattern, self._own_tag = pattern, new_tag(pattern)
+        self._pattern = pattern
 
     def _mark_seen(self) -> None:
         """Record that the buffers contain the pattern."""
-        crow, col, tag = self.crow_indices, self.col_indices, self.pattern_tag
+        crow, col = self.crow_indices, self.col_indices
         # Inference tensors have no version, and a transform's wrapper is used once.
-        if any(t.is_inference() or is_functorch_wrapped_tensor(t) for t in (crow, col, tag)):
-            if tag is self._seen[2]:
-                self._seen = None, None, tag, -1, tag._version
+        if any(t.is_inference() or is_functorch_wrapped_tensor(t) for t in (crow, col)):
             return
-        versions = crow._version + col._version + tag._version
-        self._seen = crow, col, tag, versions, tag._version
+        self._seen = crow, col, crow._version + col._version
         if crow.is_cuda:
             gpu_plans.trust(crow, col)
+
+    def _unread(self) -> tuple[Any, Any, int]:
+        """Return the ``_seen`` of buffers that must have the pattern's content at the next use."""
+        crow, col = self.crow_indices, self.col_indices
+        return UNSEEN if crow.is_inference() or col.is_inference() else (crow, col, -1)
 
     def _read_again(self) -> None:
         """Read the buffers at the next use: broadcasts, NumPy and ``.data`` change no version."""
         if self._seen is not UNSEEN:
-            self._seen = *self._seen[:3], -1, self._seen[4]
+            self._seen = *self._seen[:2], -1
 
-    def _read_if_touched(self) -> None:
-        """Read buffers that may have been averaged, because a copy of them would not show it."""
-        tag = self._buffers["pattern_tag"]
-        if tag is not None and tag is self._seen[2] and tag._version != self._seen[4]:
-            self._read()
+    def _check_overwritten(self) -> None:
+        """Raise an error if a copy or a state dict would contain indices that were overwritten."""
+        if self._seen is not UNSEEN:
+            self._indices()
 
     def train(self, mode: bool = True) -> Self:
         """Do what ``nn.Module.train`` does; tools that exchange weights also call it."""
@@ -168,43 +149,10 @@ class PatternBuffers(nn.Module):
         return super().train(mode)
 
 
-def checksum(pattern: KernelCSR) -> Tensor:
-    """Return a 32-bit checksum of a pattern, which is the same in every process.
-
-    It is an int64 ``()`` on the device of the indices, which are not copied to the CPU.
-    """
-    arrays = torch.cat(pattern.anywhere())
-    number = (_factors(len(arrays), arrays.device) * arrays).sum(dtype=torch.int32)
-    return (number.long() + (pattern.block[0] << 16 | pattern.block[1])) & 0xFFFFFFFF
-
-
-@functools.lru_cache(maxsize=32)
-def _factors(count: int, device: torch.device) -> Tensor:
-    """Return int32 ``(count,)`` pseudorandom factors, one for each index."""
-    # MurmurHash3's finalizer (Appleby 2011) of 1, 2, ... Factors with fewer bits, or nearly linear
-    # ones, gave similar patterns the same sum.
-    x = torch.arange(1, count + 1, device=device)
-    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
-        x = (x ^ x >> shift) * factor & 0xFFFFFFFF
-    return ((x ^ x >> 16) - 2**31).int()
-
-
-def new_tag(pattern: KernelCSR) -> Tensor:
-    """Return a tensor that reveals when torch's tools copy or average the buffers of two patterns.
-
-    It is int32 ``(64,)``: the bits of the checksum, then their complements, with 2**30 for each 1.
-    """
-    # If another pattern's tag is copied over this one or averaged with it, some 0 changes.
-    # Averaging equal tags keeps every 0, but may change other entries: integers are truncated.
-    with outside_tracing():
-        number = checksum(pattern)
-        bits = number >> torch.arange(32, device=number.device) & 1
-        return (torch.cat((bits, 1 - bits)) * _BIT).int()
-
-
-def _is_mixed(tag: Tensor, own: Tensor) -> bool:
-    """Return whether a tag was mixed with the tag of a pattern other than its own."""
-    return bool(tag[own == 0].any())
+def checksum(pattern: KernelCSR) -> int:
+    """Return a 32-bit checksum of a pattern, which is the same in every process."""
+    arrays = torch.cat(pattern.anywhere()).cpu()
+    return zlib.crc32(arrays.numpy().tobytes(), pattern.block[0] << 16 | pattern.block[1])
 
 
 def _is_truncated(now: Tensor, known: Tensor) -> bool:
@@ -218,12 +166,12 @@ def _is_truncated(now: Tensor, known: Tensor) -> bool:
     return len(torch.unique(2 * known.long() + lower)) == len(torch.unique(known))
 
 
-def _check_in_graph(tag: Tensor, own: Tensor, crow: Tensor, col: Tensor, known: KernelCSR) -> None:
+def _check_in_graph(crow: Tensor, col: Tensor, known: KernelCSR) -> None:
     """Check buffers on every call to a traced graph, which cannot read their versions."""
     # A failed assertion on a GPU would destroy the CUDA context. The op is part of the extension.
-    if tag.device.type != "cpu" or extension is None or is_exporting():
+    if crow.device.type != "cpu" or extension is None or is_exporting():
         return
-    intact = is_intact(tag, own, crow, col, known.crow_indices, known.col_indices)
+    intact = is_intact(crow, col, known.crow_indices, known.col_indices)
     torch._assert_async(intact, _OVERWRITTEN)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext, suppress
 from typing import Any, NoReturn, Self
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from sparseconv.core.pattern import KernelCSR
 from sparseconv.nn.dense_gradient import new_probe
 from sparseconv.nn.modules import Parametrizations
-from sparseconv.nn.pattern_buffers import BUFFERS, UNSEEN, WRITING, PatternBuffers, new_tag
+from sparseconv.nn.pattern_buffers import INDICES, UNSEEN, WRITING, PatternBuffers
 from sparseconv.nn.rewiring import (
     LAYERS,
     are_shared,
@@ -27,7 +26,7 @@ from sparseconv.nn.rewiring import (
     survivors,
     watch_optimizers,
 )
-from sparseconv.nn.state import INDICES, check_copied, check_floats, give, own_entries, read_layer
+from sparseconv.nn.state import check_floats, own_entries, read_layer
 
 
 class PatternedModule(PatternBuffers):
@@ -43,7 +42,6 @@ class PatternedModule(PatternBuffers):
 
     def __init__(self) -> None:
         super().__init__()
-        self._memory = 0  # of the values with which the indices were written
         self.dense_probe: Tensor | None = None  # set by DSTScheduler for a step; see `probed`
 
     @torch.no_grad()
@@ -146,7 +144,6 @@ class PatternedModule(PatternBuffers):
                         tensor.copy_(content)
                     else:
                         tensor.data = content
-                self._memory = memory_of(self.values)
                 self._mark_seen()
                 if not pattern.only_on_gpu:  # else it would wait
                     self._read_again()
@@ -156,8 +153,7 @@ class PatternedModule(PatternBuffers):
     def _adopt(self, pattern: KernelCSR, in_place: bool = True) -> None:
         """Write a checked pattern to the buffers; if nnz changes, the values become 0.
 
-        State dicts that share the memory of the values and the indices see both change. If the
-        memory of the values is another one by now, so is that of the indices.
+        State dicts that share the memory of the values and the indices see both change.
         """
         self._adoption(pattern, in_place)()
 
@@ -169,7 +165,6 @@ class PatternedModule(PatternBuffers):
         device, dtype = values.device, values.dtype
         fresh = forgotten = None
         with torch.inference_mode(False):  # inference tensors could not be trained later
-            own_tag = new_tag(pattern)
             if values.shape != (pattern.nnz,):
                 fresh = torch.zeros(pattern.nnz, device=device, dtype=dtype)
                 # A live graph remembers the old length for the next backward pass. A detour
@@ -178,20 +173,11 @@ class PatternedModule(PatternBuffers):
                 forgotten = torch.empty(pattern.nnz, device=device, dtype=detour)
             elif are_shared(values) and pattern != self._pattern:  # others keep theirs
                 fresh = values.detach().clone()
-            held = [self._buffers.get(name) for name in BUFFERS]
-            arrays = (*pattern.anywhere(), own_tag)
-            in_place &= (
-                fresh is None
-                and self._memory == memory_of(values)
-                and all(
-                    old is not None and old.shape == new.shape and old.device == device
-                    for old, new in zip(held, arrays, strict=True)
-                )
-            )
+            held = [self._buffers.get(name) for name in INDICES]
             copies = [
-                None if in_place and old is not None and not old.is_inference()
+                None if in_place and fresh is None and _has_room(old, new, device)
                 else new.to(device, copy=True)
-                for old, new in zip(held, arrays, strict=True)
+                for old, new in zip(held, pattern.anywhere(), strict=True)
             ]  # fmt: skip
 
         def adopt() -> None:
@@ -202,27 +188,29 @@ class PatternedModule(PatternBuffers):
                     values.data = forgotten
                 if fresh is not None:
                     values.data = fresh
-                for name, old, new, copied in zip(BUFFERS, held, arrays, copies, strict=True):
-                    if copied is None and old is not None:
-                        old.copy_(new)
+                for name, new, copied in zip(INDICES, pattern.anywhere(), copies, strict=True):
+                    if copied is None:
+                        self._buffers[name].copy_(new)  # type: ignore[union-attr]
                     else:
-                        self.register_buffer(name, copied, persistent=name in INDICES)
-            self._pattern, self._own_tag = pattern, own_tag
-            self._memory = memory_of(self.values)
+                        self.register_buffer(name, copied)
+            self._pattern = pattern
 
         return adopt
 
     def _apply(self, fn: Any, recurse: bool = True) -> PatternedModule:
-        self._read_if_touched()
-        before: dict[str, Any] = {name: self._buffers[name] for name in BUFFERS}
+        self._check_overwritten()
+        before: dict[str, Any] = {name: self._buffers[name] for name in INDICES}
+        at = memory_of(self._parameters.get("values"))
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        leaves = memory_of(self._parameters.get("values")) != at  # the memory of state dicts
         for name, old in before.items():  # int32 and with a version, whatever `fn` makes
             new: Any = self._buffers[name]
-            if new is not old:
+            if new is not old or leaves:
                 with torch.inference_mode(False):
                     source = new if new.dtype == torch.int32 else old
                     self._buffers[name] = source.to(new.device, copy=True)
-                self._seen = UNSEEN
+        if self._seen is not UNSEEN:
+            self._seen = UNSEEN if before["col_indices"].is_meta else self._unread()
         if self.dense_probe is not None:  # keep the object that the scheduler knows
             self.dense_probe.grad = None
             self.dense_probe.data = new_probe(self._pattern.shape, self.values).data
@@ -232,13 +220,7 @@ class PatternedModule(PatternBuffers):
         self, destination: dict[str, Any], prefix: str, keep_vars: bool
     ) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        seen = self._seen
-        # Others may write what is missing after to_empty().
-        with suppress(RuntimeError) if seen is UNSEEN else nullcontext():
-            given = self.col_indices, destination[f"{prefix}col_indices"]
-            give(given, self.pattern, self.values)
-        if seen is UNSEEN:
-            self._seen = UNSEEN
+        self._check_overwritten()
         self._read_again()
         metadata = getattr(destination, "_metadata", {})
         if prefix[:-1] in metadata:  # always in torch's own calls
@@ -268,8 +250,6 @@ class PatternedModule(PatternBuffers):
             pattern, loaded = read_layer(self, found, self._pattern, bias is not None, metadata)
             kept = pattern == self._pattern
             if holds_values(self):
-                if "values" in found:
-                    check_copied(found, pattern)
                 if not (kept or assign or are_shared(self.values)):
                     check_alone(self)
                 self._adopt(pattern, in_place=not assign)
@@ -286,7 +266,6 @@ class PatternedModule(PatternBuffers):
             loaded[name] = indices
         left |= {prefix + name: tensor for name, tensor in loaded.items()}
         super()._load_from_state_dict(left, prefix, *rest)
-        self._memory = memory_of(self.values)
         if assign:
             self._read()
         else:
@@ -300,14 +279,13 @@ class PatternedModule(PatternBuffers):
 
     def __getstate__(self) -> dict[str, Any]:
         """Omit the probe from copies and pickles; a copied scheduler creates a new one."""
-        self._read_if_touched()
+        self._check_overwritten()
         state = super().__getstate__()  # type: ignore[no-untyped-call]
         return {**state, "dense_probe": None, "_seen": UNSEEN}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        if not (tag := self.pattern_tag).is_inference():
-            self._seen = None, None, tag, -1, tag._version
+        self._seen = self._unread()
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "pattern":
@@ -324,3 +302,9 @@ class PatternedModule(PatternBuffers):
         if name == "parametrizations" and type(value) is nn.ModuleDict:  # torch's, still empty
             value = Parametrizations(dict(value.items()))
         super().__setattr__(name, value)
+
+
+def _has_room(old: Tensor | None, new: Tensor, device: torch.device) -> bool:
+    """Return whether a buffer can be overwritten with other indices."""
+    fits = old is not None and old.shape == new.shape and old.device == device
+    return fits and not old.is_inference()  # type: ignore[union-attr]

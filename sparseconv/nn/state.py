@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules.module import _EXTRA_STATE_KEY_SUFFIX
 from torch.nn.utils.parametrize import is_parametrized
-from torch.utils.weak import WeakIdKeyDictionary
 
 from sparseconv.core.checks import check_dense, checked_mask
 from sparseconv.core.geometry import DTYPES
 from sparseconv.core.pattern import KernelCSR
-from sparseconv.nn.rewiring import LAYERS, holds_values, memory_of, same_memory
+from sparseconv.nn.pattern_buffers import INDICES
+from sparseconv.nn.rewiring import holds_values
 
 
 def check_floats(name: str, tensor: Tensor, size: int) -> None:
@@ -56,7 +55,6 @@ def asks_for_gradients(layer: nn.Module, name: str) -> bool:
     return any(p.requires_grad for p in sources if p is not None)
 
 
-INDICES = ("crow_indices", "col_indices")
 NAMES = ("values", *INDICES, "bias")  # the layer's own format
 _FORMATS = (
     {"values", *INDICES},
@@ -129,40 +127,6 @@ def read_layer(
         if name in rest:
             check_floats(name, rest[name], size)
     return pattern, rest
-
-
-# The pattern and the memory of the values when a state dict was given: by its col_indices, and when
-# the first was given by the layer's.
-_GIVEN: MutableMapping[Tensor, tuple[KernelCSR, int]] = WeakIdKeyDictionary()
-
-
-def give(own_and_given: tuple[Tensor, Tensor], pattern: KernelCSR, values: Tensor) -> None:
-    """Record to which pattern and values the ``col_indices`` of a state dict belong."""
-    for col_indices in own_and_given:
-        _GIVEN.setdefault(col_indices, (pattern, memory_of(values)))
-
-
-def check_copied(found: Mapping[str, Tensor], pattern: KernelCSR) -> None:
-    """Reject entries if the layer that gave them has changed the values or the indices alone."""
-    values, col, stale = found["values"], found["col_indices"], False
-    given = _GIVEN.get(col)
-    for layer_ref in LAYERS.valuerefs():
-        layer: Any = layer_ref()
-        own, indices = (getattr(layer, name, {}) for name in ("_parameters", "_buffers"))
-        if not indices.keys() >= {*INDICES}:
-            continue
-        if given is None and same_memory(col, indices["col_indices"]):  # a view, or from NumPy
-            given = _GIVEN.get(indices["col_indices"])
-        if own.get("values") is not None and same_memory(values, own["values"]):
-            stale |= any(not indices[name].cpu().equal(found[name].cpu()) for name in INDICES)
-    if given is not None:
-        stale |= given[0] != pattern and given[1] != memory_of(values)
-    if stale:
-        raise ValueError(
-            "expected a copy of a state dict, but only a part of these entries was copied, and the "
-            "pattern has changed since; to save a network, use copy.deepcopy(model.state_dict()). "
-            "Other layers may already have been loaded"
-        )
 
 
 def _check_same_pattern(found: dict[str, Any], pattern: KernelCSR) -> None:

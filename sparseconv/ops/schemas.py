@@ -44,9 +44,9 @@ _library = torch.library.Library("sparseconv", "DEF")  # type: ignore[no-untyped
 for _schema in (
     *_COMPUTATIONS,
     "bias_grad(Tensor grad_output) -> Tensor",
-    # Whether a layer's buffers were neither averaged nor copied (nn/pattern_buffers.py), on a CPU.
-    "is_intact(Tensor tag, Tensor own_tag, Tensor crow_indices, Tensor col_indices,"
-    " Tensor known_crow, Tensor known_col) -> Tensor",
+    # Whether a layer's buffers contain its pattern (nn/pattern_buffers.py), on a CPU.
+    "is_intact(Tensor crow_indices, Tensor col_indices, Tensor known_crow, Tensor known_col)"
+    " -> Tensor",
     *(f"triton_{_schema}" for _schema in _COMPUTATIONS),
     *_CUDA,
 ):
@@ -146,8 +146,8 @@ def _fake_bias_grad(grad_output: Tensor) -> Tensor:
 
 
 @register_fake(_library, "is_intact")
-def _fake_is_intact(tag: Tensor, *_: Any) -> Tensor:
-    return tag.new_empty((), dtype=torch.bool)
+def _fake_is_intact(crow_indices: Tensor, *_: Any) -> Tensor:
+    return crow_indices.new_empty((), dtype=torch.bool)
 
 
 # Under torch.vmap, a further dimension of series joins N; other calls are computed one by one.

@@ -223,18 +223,7 @@ def test_what_is_no_pattern_is_refused_when_it_is_read() -> None:
             pattern.to_mask()
 
 
-def test_a_tag_tells_patterns_apart(on_gpu: pytest.MonkeyPatch) -> None:
-    model, average, *_ = trained(two_layers, "random")
-    layer, other = sparse_layers(model)
-    assert same(layer.pattern_tag, sparse_layers(average)[0].pattern_tag)
-    assert not same(layer.pattern_tag, other.pattern_tag)
-    with torch.no_grad():
-        layer.pattern_tag.copy_(other.pattern_tag)
-        with pytest.raises(RuntimeError, match="overwritten"):
-            model(next(batches()))
-
-
-def test_a_loaded_network_has_the_tags_of_its_average(on_gpu: pytest.MonkeyPatch) -> None:
+def test_a_loaded_network_and_its_average(on_gpu: pytest.MonkeyPatch) -> None:
     model, average, optimizer, dst = trained(two_layers, "random", 1)
     model.load_state_dict(copy.deepcopy(model.state_dict()))
     average.update_parameters(model)

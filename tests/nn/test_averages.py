@@ -132,10 +132,10 @@ def test_a_compiled_layer_notices_another_pattern(backend: str) -> None:
     layer, other, x = SparseConv1d(4, 6, 5), SparseConv1d(4, 6, 5), torch.randn(2, 4, 9)
     compiled = torch.compile(layer, backend=backend)
     compiled(x)
-    buffers = layer.crow_indices, layer.col_indices, layer.pattern_tag
+    buffers = layer.crow_indices, layer.col_indices
     own = [buffer.clone() for buffer in buffers]
     # Of another pattern; or of the same one, where an average lowers some of them.
-    for i, wrong in ((2, other.pattern_tag), (0, own[0] * 0.9 + own[0] * 0.1), (1, own[1] - 1)):
+    for i, wrong in ((1, other.col_indices), (0, own[0] * 0.9 + own[0] * 0.1), (1, own[1] - 1)):
         buffers[i].copy_(wrong)
         for _ in range(2):
             with pytest.raises(RuntimeError, match="overwritten"):
@@ -145,7 +145,7 @@ def test_a_compiled_layer_notices_another_pattern(backend: str) -> None:
 
 
 def test_every_other_pattern_is_noticed(count_cases: Any) -> None:
-    """Copies and means of tags, with the least share of the other that an EMA gives it."""
+    """Copies and means of indices, with the least share of the other that an EMA gives it."""
     generator = torch.Generator().manual_seed(0)
     shape, n = (6, 4, 5), 50
     layers = [
@@ -153,14 +153,17 @@ def test_every_other_pattern_is_noticed(count_cases: Any) -> None:
         for _ in range(n)
     ]
     for layer, other in pairwise(layers):
-        layer.pattern  # noqa: B018 (raises where the tag is wrong)
-        own, foreign = layer.pattern_tag, other.pattern_tag
-        kept = own.clone()
+        pattern = layer.pattern
+        pairs = list(zip(layer.buffers(), other.pattern.on(torch.device("cpu")), strict=True))
+        kept = [own.clone() for own, _ in pairs]
         for decay in (0.0, 0.5, 0.999, 0.9999999):
-            own.copy_(kept * decay + kept * (1 - decay))
-            assert layer.pattern is layer._pattern
-            own.copy_(kept * decay + foreign * (1 - decay))
+            for (own, _), old in zip(pairs, kept, strict=True):
+                own.copy_(old * decay + old * (1 - decay))
+            assert layer.pattern is pattern
+            for (own, foreign), old in zip(pairs, kept, strict=True):
+                own.copy_(old * decay + foreign * (1 - decay))
             with pytest.raises(RuntimeError, match="overwritten"):
                 layer.pattern  # noqa: B018
-            own.copy_(kept)
+            for (own, _), old in zip(pairs, kept, strict=True):
+                own.copy_(old)
     count_cases(4 * (n - 1))

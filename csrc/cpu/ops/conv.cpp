@@ -1,6 +1,7 @@
 // The ops: from their arguments to a plan, checks and a computation.
 
 #include <ATen/Context.h>
+#include <ATen/ops/equal.h>
 #include <ATen/ops/ones.h>
 #include <ATen/ops/scalar_tensor.h>
 #include <ATen/ops/zeros.h>
@@ -155,24 +156,15 @@ Tensor wgrad(const Tensor& grad,
   return best_wgrad(grad, input, *plan);
 }
 
-// Whether the buffers of a layer were neither averaged nor copied from another pattern: see
-// nn/pattern_buffers.py.
-Tensor is_intact(const Tensor& tag,
-                 const Tensor& own_tag,
-                 const Tensor& crow,
+// Whether the buffers of a layer contain its pattern: see nn/pattern_buffers.py.
+Tensor is_intact(const Tensor& crow,
                  const Tensor& col,
                  const Tensor& known_crow,
                  const Tensor& known_col) {
-  check_indices(tag, "pattern_tag", own_tag.numel());
-  for (const Tensor& x : {own_tag, crow, col, known_crow, known_col}) {
+  for (const Tensor& x : {crow, col, known_crow, known_col}) {
     check_indices(x, "each tensor", x.numel());
   }
-  const int32_t *now = tag.const_data_ptr<int32_t>(), *own = own_tag.const_data_ptr<int32_t>();
-  bool mixed = false;
-  for (int64_t i = 0, n = tag.numel(); i < n; ++i) {
-    mixed |= own[i] == 0 && now[i] != 0;
-  }
-  return at::scalar_tensor(!mixed && !are_averages(crow, col, known_crow, known_col), at::kBool);
+  return at::scalar_tensor(at::equal(crow, known_crow) && at::equal(col, known_col), at::kBool);
 }
 
 }  // namespace

@@ -84,16 +84,6 @@ Key key_of(const Tensor& crow, const Tensor& col, at::IntArrayRef geometry) {
   return key;
 }
 
-// The largest difference of two arrays; what rose counts as the largest of all.
-uint32_t most_lowered(const Tensor& now, const Tensor& known) {
-  const int32_t *a = now.const_data_ptr<int32_t>(), *b = known.const_data_ptr<int32_t>();
-  uint32_t most = 0;
-  for (int64_t i = 0, n = now.numel(); i < n; ++i) {
-    most = std::max(most, static_cast<uint32_t>(b[i]) - static_cast<uint32_t>(a[i]));
-  }
-  return most;
-}
-
 bool was_made_of(const ConvPlan& plan, const Tensor& crow, const Tensor& col) {
   const auto same = [](const int32_t* kept, const Tensor& x) {
     const int32_t* now = x.const_data_ptr<int32_t>();
@@ -165,31 +155,6 @@ const ConvPlan& pointwise_plan(int64_t out_channels, int64_t in_channels) {
     found = cache().pointwise.try_emplace(key, g, crow, col).first;
   }
   return found->second;
-}
-
-bool are_averages(const Tensor& crow,
-                  const Tensor& col,
-                  const Tensor& known_crow,
-                  const Tensor& known_col) {
-  if (crow.numel() != known_crow.numel() || col.numel() != known_col.numel()) {
-    return false;
-  }
-  // No geometry: the entry has no plan, only the version that was found to be no average.
-  const Key key = key_of(crow, col, {address_of(known_crow), address_of(known_col)});
-  const int64_t version = version_of(crow, col);
-  const bool counted = is_index_array(crow) && is_index_array(col);
-  const std::lock_guard<std::mutex> lock(cache().mutex);
-  const auto found = cache().entries.find(key);
-  if (counted && found != cache().entries.end() && found->second.version == version) {
-    return false;
-  }
-  if (std::max(most_lowered(crow, known_crow), most_lowered(col, known_col)) == 1) {
-    return true;
-  }
-  if (counted) {
-    cache().entries.insert_or_assign(key, Entry{weak(crow), weak(col), version, {}});
-  }
-  return false;
 }
 
 int64_t plan_bytes(const Tensor& crow, const Tensor& col) {

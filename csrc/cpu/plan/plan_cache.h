@@ -23,13 +23,6 @@ ConvPlanPtr known_plan(const at::Tensor& crow, const at::Tensor& col, at::IntArr
 // channel of ones, its weights are a bias.
 const ConvPlan& pointwise_plan(int64_t out_channels, int64_t in_channels);
 
-// Whether an average of these indices with themselves may have lowered some of them by 1, as
-// averages of integers do. Anything else is not read again before it is changed in place.
-bool are_averages(const at::Tensor& crow,
-                  const at::Tensor& col,
-                  const at::Tensor& known_crow,
-                  const at::Tensor& known_col);
-
 // What all plans made of these tensors take, in bytes.
 int64_t plan_bytes(const at::Tensor& crow, const at::Tensor& col);
 
