@@ -82,8 +82,8 @@ class Geometry(NamedTuple):
         """
         stride, dilation = single("stride", stride, 1), single("dilation", dilation, 1)
         groups = single("groups", groups, 1)
-        left_right = resolve_padding(padding, shape[2], dilation, stride)
-        out_channels, group_channels, _ = shape
+        out_channels, group_channels, kernel_size = shape
+        left, right = resolve_padding(padding, kernel_size, dilation, stride)
         if out_channels % groups:
             amount = "at least" if out_channels < groups else "divisible by"
             raise ArgumentError(
@@ -96,13 +96,16 @@ class Geometry(NamedTuple):
                 f"but got padding_mode={padding_mode!r}"
             )
         # The transposed pattern has one row per kernel and stride phase, counted in int32.
-        if max(*left_right, stride * out_channels * group_channels) >= 2**31:
+        if max(left, right, stride * out_channels * group_channels) >= 2**31:
             raise ArgumentError(
-                f"padding and stride * kernels must be below 2**31, but got padding {left_right} "
+                f"padding and stride * kernels must be below 2**31, but got padding {left, right} "
                 f"and stride {stride} with {out_channels * group_channels} kernels"
             )
         mode = PADDING_MODES.index(padding_mode)
-        return cls(*shape, stride, *left_right, dilation, groups, mode, *block)
+        return cls(
+            out_channels, group_channels, kernel_size, stride, left, right, dilation, groups, mode,
+            *block,
+        )  # fmt: skip
 
     @classmethod
     def from_numbers(cls, numbers: Sequence[int]) -> Geometry:

@@ -86,8 +86,9 @@ def sparse_conv1d(
     crow, col = indices_of(pattern, input)
     if relu is not True and relu is not False:
         relu = flag("relu", relu)
-    how: Any = stride, padding, dilation, groups, padding_mode
-    geometry = Geometry.of(pattern.shape, *how, block=pattern.block)
+    geometry = Geometry.of(
+        pattern._shape, stride, padding, dilation, groups, padding_mode, block=pattern._block
+    )
     return sparse_conv1d_resolved(input, values, crow, col, bias, geometry, backend, relu)
 
 
