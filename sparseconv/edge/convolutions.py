@@ -99,7 +99,7 @@ def _transpose(
     Tap k of output ``phase + m * stride`` multiplies sample ``m + (phase + padding - k * dilation)
     / stride``, if that is a whole number.
     """
-    (_, channels, taps), stride, (padding, _), dilation, groups, _ = geometry
+    _, channels, taps, stride, padding, _, dilation, groups, *_ = geometry
     rows, samples = groups * channels, x.places.shape[-1]
     length = call.again(torch.zeros(x.places.shape, dtype=torch.float64)).shape[-1]
     weight, active = (
@@ -116,8 +116,11 @@ def _transpose(
         meets = (rest == 0) & (-positions < at) & (at < samples)
         kept = meets.nonzero()[0] if meets.any() else np.zeros(1, int)  # which has weights of 0
         first, last = (at * meets)[kept[[0, -1]]]
-        shape, around = (*weight.shape[:2], len(kept)), (-first, last + positions - samples)
-        how = Geometry(shape, 1, around, dilation // math.gcd(dilation, stride), groups, "zeros")
+        how = geometry._replace(
+            out_channels=weight.shape[0], group_channels=weight.shape[1], kernel_size=len(kept),
+            stride=1, left=-first, right=last + positions - samples,
+            dilation=dilation // math.gcd(dilation, stride),
+        )  # fmt: skip
         convolve(
             build, x, call, (weight * meets)[..., kept], (active & meets)[..., kept], how,
             f"{kind}, phase {phase + 1} of {stride}",
