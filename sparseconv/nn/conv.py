@@ -12,7 +12,6 @@ from sparseconv.core.pattern import KernelCSR
 from sparseconv.functional.conv import sparse_conv1d_resolved
 from sparseconv.nn.dense_gradient import probed
 from sparseconv.nn.padded_conv import convolution_of
-from sparseconv.nn.pattern_buffers import UNSEEN
 from sparseconv.nn.sparse_layer import SparseLayer
 from sparseconv.nn.state import shared_options
 from sparseconv.ops.backends import Backend
@@ -122,8 +121,7 @@ class SparseConv1d(SparseLayer):
         Example:
             >>> SparseConv1d(4, 8, 5).reset_parameters(fan_in="active")
         """
-        self._adopt(self._pattern)  # after to_empty() the buffers have no content
-        self._seen = UNSEEN
+        self._renew()
         _, group_channels, kernel_size = self._pattern.shape
         active = self._pattern.crow_indices[::group_channels].long().diff()
         if fan_in == "dense":

@@ -14,7 +14,6 @@ from sparseconv.core.pattern import KernelCSR
 from sparseconv.functional.conv_transpose import conv_transpose_resolved
 from sparseconv.nn.dense_gradient import probed
 from sparseconv.nn.modules import computes_as
-from sparseconv.nn.pattern_buffers import UNSEEN
 from sparseconv.nn.sparse_layer import SparseLayer
 from sparseconv.nn.state import shared_options
 from sparseconv.ops.backends import Backend
@@ -94,8 +93,7 @@ density=9.96 %)
         The distribution is U(-1/sqrt(n), 1/sqrt(n)), with ``n = out_channels // groups *
         kernel_size``.
         """
-        self._adopt(self._pattern)  # after to_empty() the buffers have no content
-        self._seen = UNSEEN
+        self._renew()
         _, channels, kernel_size = self._pattern.shape
         bound = (channels * kernel_size) ** -0.5
         with torch.no_grad():

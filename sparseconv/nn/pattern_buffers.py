@@ -19,8 +19,8 @@ from sparseconv.ops.backends import extension
 from sparseconv.ops.schemas import is_intact
 
 INDICES = ("crow_indices", "col_indices")
-# What was read: both buffers and the sum of their versions, or -1 to compare their contents again.
-UNSEEN: tuple[Any, Any, int] = (None, None, -1)
+# In place of the versions that were read: the content must be the pattern, or may be any.
+UNREAD, UNSEEN = -1, -2
 # A thread that reads a layer must not take half of what another thread writes for the pattern.
 WRITING = threading.RLock()
 if hasattr(os, "register_at_fork"):  # a child must not wait for a thread that it does not have
@@ -47,10 +47,11 @@ class PatternBuffers(nn.Module):
     crow_indices: Tensor
     col_indices: Tensor
     _pattern: KernelCSR
+    _seen: tuple[Any, Any, int]  # both buffers, and the sum of their versions when they were read
 
     def __init__(self) -> None:
         super().__init__()
-        self._seen = UNSEEN
+        self._seen = None, None, UNSEEN
 
     @property
     def pattern(self) -> KernelCSR:
@@ -69,10 +70,11 @@ class PatternBuffers(nn.Module):
         held = self._buffers
         crow: Any = held["crow_indices"]
         col: Any = held["col_indices"]
-        if is_dynamo_compiling():
-            _check_in_graph(crow, col, self._pattern)
-            return crow, col
         seen = self._seen
+        if is_dynamo_compiling():
+            if crow is seen[0] and col is seen[1]:  # not those of functional_call
+                _check_in_graph(crow, col, self._pattern)
+            return crow, col
         if crow is not seen[0] or col is not seen[1] or crow._version + col._version != seen[2]:
             self._read()
         return crow, col
@@ -84,12 +86,13 @@ class PatternBuffers(nn.Module):
 
     def _read_now(self) -> None:
         held: list[Any] = [self._buffers[name] for name in INDICES]
-        in_place = all(a is b for a, b in zip(held, self._seen, strict=False))
+        *seen, versions = self._seen
+        in_place = versions != UNSEEN and held[0] is seen[0] and held[1] is seen[1]
         with outside_tracing():
             crow, col = map(_content_of, held)
             if crow is None or col is None:
                 return  # nothing to read, or an ensemble
-            if in_place and self._seen[2] != -1 and crow.is_cuda and torch.is_grad_enabled():
+            if in_place and versions != UNREAD and crow.is_cuda and torch.is_grad_enabled():
                 # In training, DistributedDataParallel writes to all buffers before each forward
                 # pass. One check is enough: further ones would make each layer wait for the GPU.
                 gpu_plans.trust(crow, col, same=True)
@@ -128,19 +131,20 @@ class PatternBuffers(nn.Module):
         if crow.is_cuda:
             gpu_plans.trust(crow, col)
 
-    def _unread(self) -> tuple[Any, Any, int]:
-        """Return the ``_seen`` of buffers that must have the pattern's content at the next use."""
+    def _read_later(self, how: int) -> None:
+        """Let the next use read the buffers: ``UNREAD`` or ``UNSEEN``."""
         crow, col = self.crow_indices, self.col_indices
-        return UNSEEN if crow.is_inference() or col.is_inference() else (crow, col, -1)
+        known = not (crow.is_inference() or col.is_inference())
+        self._seen = (crow, col, how) if known else (None, None, how)
 
     def _read_again(self) -> None:
         """Read the buffers at the next use: broadcasts, NumPy and ``.data`` change no version."""
-        if self._seen is not UNSEEN:
-            self._seen = *self._seen[:2], -1
+        if self._seen[2] != UNSEEN:
+            self._seen = *self._seen[:2], UNREAD
 
     def _check_overwritten(self) -> None:
         """Raise an error if a copy or a state dict would contain indices that were overwritten."""
-        if self._seen is not UNSEEN:
+        if self._seen[2] != UNSEEN:
             self._indices()
 
     def train(self, mode: bool = True) -> Self:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sparseconv.core.pattern import KernelCSR
 from sparseconv.nn.dense_gradient import new_probe
 from sparseconv.nn.modules import Parametrizations
-from sparseconv.nn.pattern_buffers import INDICES, UNSEEN, WRITING, PatternBuffers
+from sparseconv.nn.pattern_buffers import INDICES, UNREAD, UNSEEN, WRITING, PatternBuffers
 from sparseconv.nn.rewiring import (
     LAYERS,
     are_shared,
@@ -157,6 +157,11 @@ class PatternedModule(PatternBuffers):
         """
         self._adoption(pattern, in_place)()
 
+    def _renew(self) -> None:
+        """Write the pattern to buffers that may have no content, as after ``to_empty()``."""
+        self._adopt(self._pattern)
+        self._read_later(UNSEEN)
+
     @torch.no_grad()
     def _adoption(self, pattern: KernelCSR, in_place: bool = True) -> Callable[[], None]:
         """Return what ``_adopt`` does, as a function that needs no memory and so cannot fail."""
@@ -209,8 +214,8 @@ class PatternedModule(PatternBuffers):
                 with torch.inference_mode(False):
                     source = new if new.dtype == torch.int32 else old
                     self._buffers[name] = source.to(new.device, copy=True)
-        if self._seen is not UNSEEN:
-            self._seen = UNSEEN if before["col_indices"].is_meta else self._unread()
+        unseen = self._seen[2] == UNSEEN or before["col_indices"].is_meta
+        self._read_later(UNSEEN if unseen else UNREAD)
         if self.dense_probe is not None:  # keep the object that the scheduler knows
             self.dense_probe.grad = None
             self.dense_probe.data = new_probe(self._pattern.shape, self.values).data
@@ -281,11 +286,11 @@ class PatternedModule(PatternBuffers):
         """Omit the probe from copies and pickles; a copied scheduler creates a new one."""
         self._check_overwritten()
         state = super().__getstate__()  # type: ignore[no-untyped-call]
-        return {**state, "dense_probe": None, "_seen": UNSEEN}
+        return {**state, "dense_probe": None, "_seen": (None, None, UNSEEN)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self._seen = self._unread()
+        self._read_later(UNREAD)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "pattern":
