@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import traceback
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 Array = npt.NDArray[Any]
@@ -161,15 +162,23 @@ def explain_input_errors(arguments: tuple[Any, ...]) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # the model may run any code
-        shapes = [tuple(x.shape) for x in tree_leaves(arguments) if hasattr(x, "shape")]
+        given = [tuple(x.shape) for x in tree_leaves(arguments) if hasattr(x, "shape")]
         advice = [todo for words, todo in ADVICE.items() if words in str(error)]
         if arguments and all(isinstance(n, int) for n in arguments):
-            advice = [f"if {tuple(arguments)} is a shape, pass a tensor: torch.randn(*shape)"]
+            shape = tuple(arguments)
+            advice = [f"got {shape}; if that is a shape, pass a tensor: torch.randn{shape}"]
         elif isinstance(error, TypeError) and len(arguments) > 1:
-            advice = [f"if the {len(arguments)} arguments are a batch (x, y), pass only x"]
+            advice = [f"got {len(arguments)} arguments; if that is a batch (x, y), pass only x"]
         elif not advice and type(error) in (RuntimeError, IndexError):  # of torch
             advice = [EXPECTED]
-        error.add_note("; ".join([f"the model got {shapes}", *advice]))
+        frames = traceback.walk_tb(error.__traceback__)
+        held = [frame.f_locals.get("self") for frame, _ in frames]
+        called = [module for module in held if isinstance(module, nn.Module)]
+        names = {module: name for name, module in called[0].named_modules()} if called else {}
+        place = names.get(called[-1], "") if called else ""
+        where = f"in {place or 'the model itself'} ({type(called[-1]).__name__})" if called else ""
+        shapes = ", ".join(map(str, given))
+        error.add_note("; ".join([f"the model got inputs of shape {shapes}: {where}", *advice]))
         raise
 
 

@@ -38,7 +38,7 @@ test_refusals = refusals(
     (lambda: profile(Never(), X), ValueError, "none of the model's sparse layers (conv)"),
     (lambda: profile(META, X), NotImplementedError, "on meta"),
     (lambda: profile(nn.Sequential(Twice(3, 4, 5)), X), NotImplementedError, "this Twice"),
-    (lambda: profile(SMALL, X[0]), RuntimeError, "got [(3, 20)]; expected"),
+    (lambda: profile(SMALL, X[0]), RuntimeError, "shape (3, 20): in 2 (Linear)"),
     (lambda: profile(ONE_VALUE, X[:1]), ValueError, "in 1 (BatchNorm1d)"),
     (lambda: profile(LAYER, X[..., :4]), ValueError, "shape (2, 3, 4): in the model itself"),
     (lambda: profile(LAYER, X, rounds=5), ValueError, "rounds"),

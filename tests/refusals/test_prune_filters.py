@@ -127,7 +127,7 @@ test_arguments = refusals(
     (call(criterion=DSP(X), fraction=0.5), ValueError, "omit fraction and target_macs"),
     (call(x=X.tolist()), TypeError, "example_input"),
     (call(x=X[:, :1]), RuntimeError, "input[6, 1, 12] to have 2 channels, but got 1 channels"),
-    (call(FLAT, X[0]), RuntimeError, "got [(2, 12)]; expected"),
+    (call(FLAT, X[0]), RuntimeError, "shape (2, 12): in 2 (Linear)"),
     (call(x=X[0]), ValueError, "0: it must receive a batch of series (N, C, L)"),
     (lambda: keep_filters("resnet", X, {}), TypeError, "model must be an nn.Module"),
     (call(optimizer=sgd(network())), ValueError, "a parameter that does not belong to the model"),

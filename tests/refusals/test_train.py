@@ -53,7 +53,7 @@ test_train = refusals(
     (lambda: train(POOLED, X[:1], y[:1]), ValueError, "in 2 (BatchNorm1d)"),
     (lambda: train(SQUEEZING, X[:1], y[:1]), ValueError, "the axis of a batch of 1 series"),
     (lambda: run(POOLED_FIRST), ValueError, "normalise before"),
-    (lambda: train(POOLED_FIRST, X[..., :9], y), RuntimeError, "got [(2, 1, 9)]; the series"),
+    (lambda: train(POOLED_FIRST, X[..., :9], y), RuntimeError, "(2, 1, 9): in 0 (Conv1d)"),
     (lambda: run(SQUEEZING_CASES, validation=(X[:1], y[:1])), ValueError, "use squeeze(-1)"),
     (lambda: sixes(16), RuntimeError, "shape (4, 1, 24): in 0 (LayerNorm)"),
     (lambda: sixes(12, validation=(X[:8], y[:8])), RuntimeError, "in 0 (LayerNorm)"),
