@@ -182,7 +182,7 @@ def choose(archive: Archive, wanted: Any) -> tuple[list[str], list[str]]:
     Raises:
         ValueError: anything else, or a name in neither the archive nor published.csv.
     """
-    table = wanted if isinstance(wanted, dict) else {"of": wanted}
+    table = as_table(wanted)
     if "of" not in table or table.keys() - {"of", "without", "cheapest"}:
         raise ValueError(
             "sets must be a name, a list of names, or a table with of, without and cheapest, but "
@@ -194,6 +194,11 @@ def choose(archive: Archive, wanted: Any) -> tuple[list[str], list[str]]:
     names = [name for name in names if name in archive.shapes and name not in without]
     names.sort(key=lambda name: (archive.shapes[name].train_points, name))
     return names[: table.get("cheapest")], [] if table["of"] in ARCHIVES else absent
+
+
+def as_table(wanted: Any) -> dict[str, Any]:
+    """Return what ``choose`` accepts as a table."""
+    return wanted if isinstance(wanted, dict) else {"of": wanted}
 
 
 def named(archive: Archive, of: Any) -> list[str]:

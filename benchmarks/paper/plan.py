@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from benchmarks.paper.archives import SERIES, SPLITS, Archive, choose
+from benchmarks.paper.archives import SERIES, SPLITS, Archive, as_table, choose
 from benchmarks.paper.networks import MOMENTS, NETWORKS, ROCKETS, WEIGHTS, member_seed
 from sparseconv.pruning import DSP, HC, WHC, Criterion, Evolutionary, Jacobian, Magnitude
 from sparseconv.training.recipe import Recipe
@@ -132,10 +132,11 @@ def read_plan(
         ValueError: not a plan; the message names the run and the key.
     """
     file, content = _read(path)
-    _check_keys(content, ("epochs", "seeds", "order", "run"))
+    _check_keys(content, ("like", "cheapest", "epochs", "seeds", "order", "run"))
+    runs = [*_shrunk(content), *content.get("run", [])]
     jobs: dict[tuple[str, str, int], Job] = {}
     options: dict[str, Mapping[str, Any]] = {}
-    for number, run in enumerate(content.get("run", []), 1):
+    for number, run in enumerate(runs, 1):
         name = run.get("name", f"number {number}")
         try:
             found, absent = _jobs(run, content, archive)
@@ -181,6 +182,26 @@ def _read(path: str | Path) -> tuple[Path, dict[str, Any]]:
         ) from None
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"the plan {file} is not TOML: {error}") from error
+
+
+def _shrunk(content: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the runs of the plan that this one is ``like``, with fewer epochs, sets and seeds."""
+    if "like" not in content:
+        return []
+    if missing := {"cheapest", "epochs"} - content.keys():
+        raise ValueError(f"a plan with the key like also needs {' and '.join(sorted(missing))}")
+    _, whole = _read(content["like"])
+    share = content["epochs"] / whole.get("epochs", Recipe.epochs)
+    runs: dict[str, dict[str, Any]] = {}
+    for run in whole.get("run", []):
+        own = {key: value for key, value in run.items() if key != "seeds"}
+        if "sets" in own:
+            own["sets"] = as_table(own["sets"]) | {"cheapest": content["cheapest"]}
+        if "epochs" in own.get("recipe", {}):
+            own["recipe"] = own["recipe"] | {"epochs": max(1, int(share * own["recipe"]["epochs"]))}
+        if not run.get("post_hoc"):
+            runs.setdefault(run.get("name"), own)
+    return list(runs.values())
 
 
 def _jobs(

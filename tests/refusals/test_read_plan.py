@@ -18,7 +18,8 @@ LITE = f'{RUN}model = "LITE"\npruning = '
     ("text", "fragment"),
     [
         (f"epochs = \n{RUN}", "is not TOML"),
-        (f"epoch = 12\n{RUN}", "unknown key epoch; the known keys are epochs, order, run, seeds"),
+        (f"epoch = 12\n{RUN}", "unknown key epoch; the known keys are cheapest, epochs, "),
+        ('like = "full"', "a plan with the key like also needs cheapest and epochs"),
         (f"epochs = 0\n{RUN}", "run a: epochs must be at least 1"),
         (f'order = "cheap"\n{RUN}', "order must be one of runs, seeds, sets"),
         (f"seeds = 2\n{RUN}", "seeds must be a list of at least one i"),
