@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from benchmarks.edge.measure import BUNDLED, SPARSITIES, USUAL
+from benchmarks.edge.measure import BUNDLED, USUAL
 from benchmarks.edge.targets import TARGETS
 from benchmarks.plots import plain_ticks
 from sparseconv.edge.export import WEIGHTS
@@ -18,34 +19,21 @@ Row = dict[str, Any]
 NATIVE, BOARD = TARGETS[0].name, TARGETS[1].name  # where accuracy and where cost is taken from
 
 
-class Rows:
-    """The newest row of each data set, sparsity, weight type and processor."""
-
-    def __init__(self, rows: Sequence[Row]) -> None:
-        self.newest = {
-            (row["dataset"], row["sparsity"], row["weights"], row["target"]): row for row in rows
-        }
-        # The data sets whose usual network was measured natively in both types.
-        self.names = [
-            name for name in dict.fromkeys(row["dataset"] for row in rows)
-            if all((name, USUAL, weights, NATIVE) in self.newest for weights in WEIGHTS)
-        ]  # fmt: skip
-
-    def usual(self, weights: str, target: str) -> list[Row]:
-        """Return the rows of the usual network, one per data set."""
-        found = (self.newest.get((name, USUAL, weights, target)) for name in self.names)
-        return [row for row in found if row is not None]
-
-    def sweep(self, weights: str) -> list[Row]:
-        """Return the first data set's rows on the board, by sparsity."""
-        found = (self.newest.get((BUNDLED[0], sparsity, weights, BOARD)) for sparsity in SPARSITIES)
-        return [row for row in found if row is not None]
+def chosen(rows: Sequence[Row], **wanted: Any) -> list[Row]:
+    """Return the rows with these values."""
+    return [row for row in rows if wanted.items() <= row.items()]
 
 
 def section(recorded: Sequence[Row], picture: Path | None) -> str:
     """Format everything as Markdown; draw the picture to the path ``picture``, if any."""
-    rows = Rows(recorded)
-    if not rows.names:
+    keys = "dataset", "sparsity", "weights", "target"
+    rows = list({tuple(row[key] for key in keys): row for row in recorded}.values())  # the newest
+    native = Counter(row["dataset"] for row in chosen(rows, sparsity=USUAL, target=NATIVE))
+    # Of the data sets whose usual network was measured natively in both types.
+    usual = [row for row in chosen(rows, sparsity=USUAL) if native[row["dataset"]] == len(WEIGHTS)]
+    sweep = chosen(rows, dataset=BUNDLED[0], target=BOARD)
+    sweep.sort(key=lambda row: (row["weights"] != "int8", row["sparsity"]))
+    if not usual:
         return "Not measured yet; run `make edge`."
     dates, commits = (
         sorted({row["machine"][key] for row in recorded}) for key in ("date", "commit")
@@ -59,45 +47,44 @@ def section(recorded: Sequence[Row], picture: Path | None) -> str:
         "regions contain two thirds of all weights, so 13.3 % are active. Sizes and instruction "
         f"counts are for int8 on {BOARD}; *dense* is the same network with every tap stored, from "
         "the same generator with the same flags (`-O2`).",
-        accuracy_table(rows).markdown(),
-        agreement(rows),
+        accuracy_table(usual).markdown(),
+        agreement(usual),
     ]
-    if rows.sweep("int8"):  # the board's emulator was there
-        parts += [f"Networks for {BUNDLED[0]} on {BOARD}:", sweep_table(rows).markdown()]
+    if sweep:  # the board's emulator was there
+        parts += [f"Networks for {BUNDLED[0]} on {BOARD}:", sweep_table(sweep).markdown()]
     if picture is not None:
-        draw(rows, picture)
+        draw(sweep, picture)
         caption = (
             f"Instructions and flash of DSN for {BUNDLED[0]} on {BOARD}, trained at each sparsity"
         )
         drawn = f"{picture.parent.name}/{picture.name}"
         parts.append(f"![{caption}]({drawn})\n\n*{caption}*")
     parts.append(
-        f"Number of data sets whose test series were all predicted: {whole_sets(rows)}. All "
+        f"Number of data sets whose test series were all predicted: {whole_sets(usual)}. All "
         f"processors except {NATIVE} were emulated with QEMU. {dates[-1]}; "
         f"commits {', '.join(commits)}; {'; '.join(tools.values())}."
     )
     return "\n\n".join(parts)
 
 
-def whole_sets(rows: Rows) -> str:
+def whole_sets(usual: Sequence[Row]) -> str:
     """Count the data sets whose test series were all predicted, by processor."""
-    found = []
-    for weights in WEIGHTS:
-        counts = {
-            target.name: sum(
-                row["n_predicted"] == row["n_test"] for row in rows.usual(weights, target.name)
-            )
-            for target in TARGETS
-        }
-        found.append(f"{weights} {', '.join(f'{n} on {name}' for name, n in counts.items() if n)}")
-    return "; ".join(found)
+    whole = [row for row in usual if row["n_predicted"] == row["n_test"]]
+    counts = Counter((row["weights"], row["target"]) for row in whole)
+    names = [target.name for target in TARGETS]
+    return "; ".join(
+        f"{weights} {', '.join(f'{n} on {name}' for name in names if (n := counts[weights, name]))}"
+        for weights in WEIGHTS
+    )
 
 
-def accuracy_table(rows: Rows) -> Table:
+def accuracy_table(usual: Sequence[Row]) -> Table:
     """Tabulate each usual network's accuracy, and its cost on the board in int8."""
     lines = []
-    for name in rows.names:
-        real, whole = (rows.newest[name, USUAL, weights, NATIVE] for weights in WEIGHTS)
+    for real in chosen(usual, weights="float32", target=NATIVE):
+        name = real["dataset"]
+        (whole,) = chosen(usual, dataset=name, weights="int8", target=NATIVE)
+        board = chosen(usual, dataset=name, weights="int8", target=BOARD)
         lines.append({
             "data set": name,
             "series": f"{real['n_channels']} x {real['n_timepoints']}",
@@ -105,7 +92,7 @@ def accuracy_table(rows: Rows) -> Table:
             "PyTorch %": f"{100 * real['accuracy_pytorch']:.2f}",
             "float32 C %": f"{100 * real['accuracy']:.2f}",
             "int8 C %": f"{100 * whole['accuracy']:.2f}",
-            **cost_cells(rows.newest.get((name, USUAL, "int8", BOARD))),
+            **(cost_cells(board[0]) if board else {}),
         })  # fmt: skip
     return Table.of(lines)
 
@@ -126,32 +113,32 @@ def cost_table(rows: Sequence[Row]) -> Table:
     return Table.of(lines, ("weights", "processor"))
 
 
-def sweep_table(rows: Rows) -> Table:
+def sweep_table(sweep: Sequence[Row]) -> Table:
     """Tabulate the cost of the first data set's networks by sparsity."""
-    lines = []
-    for weights in ("int8", "float32"):
-        for row in rows.sweep(weights):
-            layer, plain = str(sparse_layers(row)[1]), row["straightforward"]
-            lines.append({
-                "weights": weights,
-                "sparsity": f"{row['sparsity']:.0%}" if row["sparsity"] else "dense",
-                **cost_cells(row),
-                "in sparse layers": f"{ratio(row, True):.2f}",
-                "plain loops / layer": f"{plain / row['instructions'][layer]:.2f}",
-                "flash of dense": f"{row['size']['text'] / row['dense']['size']['text']:.1%}",
-            })  # fmt: skip
+    lines = (
+        {
+            "weights": row["weights"],
+            "sparsity": f"{row['sparsity']:.0%}" if row["sparsity"] else "dense",
+            **cost_cells(row),
+            "in sparse layers": f"{ratio(row, True):.2f}",
+            "plain loops / layer":
+                f"{row['straightforward'] / row['instructions'][str(sparse_layers(row)[1])]:.2f}",
+            "flash of dense": f"{row['size']['text'] / row['dense']['size']['text']:.1%}",
+        }
+        for row in sweep
+    )  # fmt: skip
     return Table.of(lines, ("weights", "sparsity"))
 
 
-def agreement(rows: Rows) -> str:
+def agreement(usual: Sequence[Row]) -> str:
     """Describe how the usual networks agree with PyTorch, and with each other."""
-    real, whole = (rows.usual(weights, NATIVE) for weights in WEIGHTS)
+    real, whole = (chosen(usual, weights=weights, target=NATIVE) for weights in WEIGHTS)
     used = max(row["of_bound"] for row in real)
     unlike, unlike8 = (sum(row["labels_differ"] for row in some) for some in (real, whole))
     change = 100 * fmean(row["accuracy"] - row["accuracy_pytorch"] for row in whole)
     bits = [
-        {row["bits"] for key, row in rows.newest.items() if key[:3] == (name, USUAL, "int8")}
-        for name in rows.names
+        {row["bits"] for row in chosen(usual, dataset=one["dataset"], weights="int8")}
+        for one in whole
     ]
     return (
         f"Of {sum(row['n_test'] for row in real)} test series, float32 classifies {unlike} "
@@ -162,12 +149,12 @@ def agreement(rows: Rows) -> str:
     )
 
 
-def draw(rows: Rows, path: Path) -> None:
+def draw(sweep: Sequence[Row], path: Path) -> None:
     """Draw instructions and flash against sparsity, as in ``sweep_table``."""
     figure = new_figure("Cost of one prediction", 8.4, 3.5)
     axes = figure.subplots(1, 2)
     for weights, colour in (("int8", BLUE), ("float32", ORANGE)):
-        found = rows.sweep(weights)
+        found = chosen(sweep, weights=weights)
         x = [100 * row["sparsity"] for row in found]
         millions = [row["instructions"]["all"] / 1e6 for row in found]
         flash = [row["size"]["text"] / 1e3 for row in found]
@@ -181,10 +168,8 @@ def draw(rows: Rows, path: Path) -> None:
     save(figure, path)
 
 
-def cost_cells(row: Row | None) -> dict[str, str]:
+def cost_cells(row: Row) -> dict[str, str]:
     """Return the cells of a program's sizes and, where they were counted, of its instructions."""
-    if row is None:
-        return {}
     size, counts = row["size"], row.get("instructions")
     cells = {
         "flash kB": f"{size['text'] / 1000:.1f}",

@@ -146,11 +146,9 @@ def _split_within_subjects(data: Dataset, source: str) -> Dataset:
     X, y = (
         np.concatenate(pair) for pair in ((data.X_train, data.X_test), (data.y_train, data.y_test))
     )
-    train = np.zeros(len(y), dtype=bool)
-    for one in np.unique(subject):
-        for label in np.unique(y):
-            held = np.flatnonzero((subject == one) & (y == label))
-            train[held[np.argsort(segment[held], kind="stable")][: len(held) // 2]] = True
+    cases = pd.DataFrame({"subject": subject, "label": y, "segment": segment})
+    held = cases.sort_values("segment", kind="stable").groupby(["subject", "label"])["segment"]
+    train = (held.cumcount() < held.transform("size") // 2).sort_index().to_numpy()
     return replace(data, X_train=X[train], y_train=y[train], X_test=X[~train], y_test=y[~train])
 
 

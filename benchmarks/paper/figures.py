@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import product
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from statistics import fmean, geometric_mean
-from typing import Any, NamedTuple
+from statistics import geometric_mean
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -59,9 +58,8 @@ def available(rows: pd.DataFrame, names: Sequence[str]) -> list[str]:
 def accuracies(rows: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
     """Return the available runs' accuracies: a column each, by the data sets that all have."""
     names = available(rows, names)
-    both = paired(rows, *names)
-    found = [by_set(both, name).rename(name) for name in names]
-    return pd.concat(found, axis=1) if found else pd.DataFrame()
+    both = paired(rows, *names).pivot_table("accuracy", "dataset", "run", sort=False)
+    return 100 * both.reindex(columns=names)
 
 
 def receptive_fields(rows: pd.DataFrame, path: Path, names: Sequence[str]) -> Path | None:
@@ -130,38 +128,36 @@ def active_weights(rows: pd.DataFrame, path: Path, name: str) -> Path | None:
 
 def time_to_accuracy(rows: pd.DataFrame, path: Path, sparse: str, dense: str) -> Path | None:
     """Draw question (a): seconds of training until each run is near the lower final accuracy."""
-    ends_of = times_to_accuracy(rows, sparse, dense)
-    if not ends_of:
+    found = times_to_accuracy(rows, sparse, dense)
+    if found.empty:
         return None
-    shown = sorted(ends_of.items(), key=lambda item: item[1][1].seconds)
-    figure = base.new_figure("Time to a given accuracy", 7, 1.4 + 0.22 * len(shown))
+    found = found.sort_values(("seconds", dense), kind="stable")
+    figure = base.new_figure("Time to a given accuracy", 7, 1.4 + 0.22 * len(found))
     axes = figure.subplots()
-    for y, (_, (fast, slow)) in enumerate(shown):
-        ends = fast.seconds, slow.seconds
-        axes.plot(ends, [y, y], color=base.FAINT, linewidth=1, zorder=1)
-        if slow.bound:  # it may have been much faster
+    places = range(len(found))
+    for y, fast, slow in zip(places, *found["seconds"][[sparse, dense]].T.to_numpy(), strict=True):
+        axes.plot([fast, slow], [y, y], color=base.FAINT, linewidth=1, zorder=1)
+        if found["bound", dense].iloc[y]:  # it may have been much faster
             continue
-        least = "≥ " if fast.bound else ""
+        least = "≥ " if found["bound", sparse].iloc[y] else ""
         axes.annotate(
-            f"{least}{slow.seconds / fast.seconds:.1f}x", (max(ends), y), (6, 0),
+            f"{least}{slow / fast:.1f}x", (max(fast, slow), y), (6, 0),
             textcoords="offset points", va="center", fontsize=7.5, color=base.INK,
         )  # fmt: skip
-    for index, (name, colour) in enumerate(((sparse, base.BLUE), (dense, base.ORANGE))):
-        found = [pair[index] for _, pair in shown]
-        faces = ["white" if one.bound else colour for one in found]
-        axes.scatter([], [], s=16, color=colour, label=name)
+    for run, colour in ((sparse, base.BLUE), (dense, base.ORANGE)):
+        faces = np.where(found["bound", run], "white", colour)
+        axes.scatter([], [], s=16, color=colour, label=run)
         axes.scatter(
-            [one.seconds for one in found], range(len(found)), s=16, facecolors=faces,
-            edgecolors=colour, zorder=2,
-        )  # fmt: skip
+            found["seconds", run], places, s=16, facecolors=faces, edgecolors=colour, zorder=2
+        )
     axes.scatter([], [], s=16, facecolors="white", edgecolors=base.INK, label="a bound")
-    counts = sorted({fast.seeds for fast, _ in ends_of.values()})
-    seeds = " to ".join(map(str, counts[:1] + counts[1:][-1:]))
-    seeds += " seed" if counts == [1] else " seeds"
+    counts = found["seeds", sparse]
+    seeds = " to ".join(map(str, sorted({counts.min(), counts.max()})))
+    seeds += " seed" if counts.max() == 1 else " seeds"
     base.style_axes(
         axes, f"seconds of training to {NEAR:.0%} of the lower final accuracy; {seeds} per set", ""
     )
-    axes.set(xscale="log", yticks=range(len(shown)), yticklabels=[name for name, _ in shown])
+    axes.set(xscale="log", yticks=places, yticklabels=found.index)
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter(lambda x, _: f"{x:g}" if f"{x:.0e}"[0] in "25" else "")
     axes.margins(x=0.1)
@@ -169,52 +165,36 @@ def time_to_accuracy(rows: pd.DataFrame, path: Path, sparse: str, dense: str) ->
     return base.save(figure, path)
 
 
-class Reached(NamedTuple):
-    """When training runs reached an accuracy: means over seeds."""
-
-    seconds: float  # of training
-    bound: bool  # some seed had it at the first look or was only tested at the end: maybe earlier
-    seeds: int = 1
-
-
-def times_to_accuracy(
-    rows: pd.DataFrame, sparse: str, dense: str
-) -> dict[str, tuple[Reached, Reached]]:
+def times_to_accuracy(rows: pd.DataFrame, sparse: str, dense: str) -> pd.DataFrame:
     """Find, by data set, when each of two runs came near the lower final accuracy.
 
     Both runs of a pair have the same seed, machine and day, and a curve. Of these pairs, it uses
     those whose evaluations on the test set began earliest.
+
+    Returns ``seconds`` of training, a mean over ``seeds``, and whether these are a ``bound``: for
+    some seed, the first evaluation had the accuracy already, or only the one at the end. Below each
+    of these columns is one per run.
     """
-    found = {}
-    for dataset, held in on_one_machine(rows, sparse, dense).groupby("dataset"):
-        sides = (held[held["run"] == run].to_dict("records") for run in (sparse, dense))
-        pairs = [
-            (row, other) for row, other in product(*sides)
-            if row["seed"] == other["seed"] and row["curve"] and other["curve"]
-        ]  # fmt: skip
-        if pairs:
-            begins = [max(row["curve"][0][0] for row in pair) for pair in pairs]
-            pairs = [pair for pair, at in zip(pairs, begins, strict=True) if at == min(begins)]
-            targets = [NEAR * min(row["accuracy"] for row in pair) for pair in pairs]
-            fast, slow = (
-                _mean_reached(map(reached, side, targets)) for side in zip(*pairs, strict=True)
-            )
-            found[dataset] = fast, slow
-    return found
+    both = on_one_machine(rows[rows["curve"].str.len() > 0], sparse, dense)
+    pair = [both["dataset"], both["seed"]]
+    begin = both["curve"].map(lambda curve: curve[0][0]).groupby(pair).transform("max")
+    targets = NEAR * both["accuracy"].groupby(pair).transform("min")
+    at = [reached(row, target) for (_, row), target in zip(both.iterrows(), targets, strict=True)]
+    both = both.assign(**pd.DataFrame(at, both.index, ["seconds", "bound"]))
+    both = both[begin == begin.groupby(both["dataset"]).transform("min")]
+    means = both.groupby(["dataset", "run"]).agg(
+        seconds=("seconds", "mean"), bound=("bound", "any"), seeds=("seed", "size")
+    )
+    return means.unstack("run")
 
 
-def reached(row: Mapping[str, Any], target: float) -> Reached:
-    """Return when an evaluation first reached the target, or otherwise the end of training."""
+def reached(row: Mapping[str, Any], target: float) -> tuple[float, bool]:
+    """Return when an evaluation first had the accuracy, or the end; and if that is a bound."""
     points = zip(row["curve"], row["curve_seconds"], strict=True)
     for look, ((_, accuracy), seconds) in enumerate(points):
         if accuracy >= target:
-            return Reached(seconds, look == 0)
-    return Reached(row["train_seconds"], True)
-
-
-def _mean_reached(found: Iterable[Reached]) -> Reached:
-    seconds, bounds, seeds = zip(*found, strict=True)
-    return Reached(fmean(seconds), any(bounds), sum(seeds))
+            return seconds, look == 0
+    return row["train_seconds"], True
 
 
 def differences(
@@ -297,25 +277,18 @@ def pareto(rows: pd.DataFrame, path: Path) -> Path | None:
     """
     common = of_common_sets(rows, *rows["run"].unique())
     sets = common["dataset"].nunique()
-    points = {}
-    for name, held in common.groupby("run", sort=False):
-        times = by_set(held, name, "forward_ms")
-        if times.notna().all():
-            points[name] = (
-                geometric_mean(times),
-                100 * fmean(held.groupby("dataset")["accuracy"].agg(fmean)),
-            )
+    means = common.groupby(["run", "dataset"])[["forward_ms", "accuracy"]].mean()
+    points = means.groupby("run").agg({"forward_ms": geometric_mean, "accuracy": "mean"}).dropna()
+    points = points.sort_values(["forward_ms", "accuracy"], ascending=[True, False])
+    points["accuracy"] *= 100
     if len(points) < 3:
         return None
     figure = base.new_figure("Accuracy by time of a prediction", 9, 5)
     axes, key = figure.subplots(1, 2, width_ratios=(2, 1))
-    best = [
-        p for p in sorted(points.values())
-        if not any(q[0] <= p[0] and q[1] >= p[1] and q != p for q in points.values())
-    ]  # fmt: skip
-    axes.plot(*zip(*best, strict=True), color=base.FAINT, linewidth=1, drawstyle="steps-post")
+    best = points[points["accuracy"] > points["accuracy"].cummax().shift(fill_value=0)]
+    axes.plot(*best.T.to_numpy(), color=base.FAINT, linewidth=1, drawstyle="steps-post")
     key.axis("off")
-    for number, (name, point) in enumerate(sorted(points.items(), key=lambda item: item[1]), 1):
+    for number, (name, *point) in enumerate(points.itertuples(), 1):
         color = {"LITE": base.BLUE, "InceptionTime": base.ORANGE}.get(name.split(",")[0], base.INK)
         axes.scatter(*point, s=22, color=color, zorder=3)
         axes.annotate(

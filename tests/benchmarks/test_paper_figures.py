@@ -56,9 +56,11 @@ def test_time_to_accuracy() -> None:
         row("slow", "y", 0, 0.9),
         row("fast", "y", 0, 0.9, curve=[], curve_seconds=[]),
     ])  # fmt: skip
-    fast, slow = figures.times_to_accuracy(runs, "fast", "slow")["x"]
-    assert fast == figures.Reached(1.5, True, 2), "seed 0 at the second look, seed 1 at the first"
-    assert slow == figures.Reached(10.0, True, 2), (
-        "seed 1 is seen to reach it by the test at the end"
-    )
-    assert list(figures.times_to_accuracy(runs, "fast", "slow")) == ["x"]
+    found = figures.times_to_accuracy(runs, "fast", "slow")
+    # Fast: seed 0 at the second look, seed 1 at the first. Slow: seed 1 by the test at the end.
+    assert found.to_dict("index") == {
+        "x": {
+            ("seconds", "fast"): 1.5, ("bound", "fast"): True, ("seeds", "fast"): 2,
+            ("seconds", "slow"): 10.0, ("bound", "slow"): True, ("seeds", "slow"): 2,
+        }
+    }  # fmt: skip
