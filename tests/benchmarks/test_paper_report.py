@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import tomllib
 from html import unescape
 from pathlib import Path
@@ -38,20 +37,6 @@ def full() -> list[dict[str, Any]]:
         if one["run"] == "without groups":
             one |= dsn_facts(nf=4, n_groups=1)
     return rows
-
-
-def test_where_counts_hours_of_training_pruning_and_tuning() -> None:
-    variant = {"prune_seconds": 600.0, "tune_seconds": 1200.0, "accuracy": 0.5}
-    rows = [row("a", SETS[0], train_seconds=1800.0, variants=[variant, variant])]
-    said = report.where(rows)
-    assert said.startswith("1 training run, 1.5 hours of one core")
-    assert "; commit abc; the last on" in said
-
-
-def test_a_long_list_of_sets_is_left_to_the_rows() -> None:
-    some = members("ucr85")[:21]
-    assert "21 were run, as named in the rows." in report.about([row("a", x) for x in some], [], [])
-    assert f": {', '.join(some[:20])}." in report.about([row("a", x) for x in some[:20]], [], [])
 
 
 def test_report_with_everything(full: list[dict[str, Any]], tmp_path: Path) -> None:
@@ -110,24 +95,13 @@ def test_post_hoc_sets_count_in_no_comparison(tmp_path: Path) -> None:
     assert cells.split("|")[2].strip() == "2, 2"
 
 
-def test_what_is_missing_and_the_machine_of_times_are_named(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_is_missing_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Two architectures: enough for the table, too few for a diagram of ranks."""
     rows = [row(name, dataset) for name in ("DSN", "depth 2") for dataset in SETS]
-    lines = [
-        {"dataset": dataset, "seed": 0, "networks": {}, "times": {},
-         "machine": {"cpu": "EPYC", "isa": "avx2", "commit": "abc", "date": f"day {day}"}}
-        for day, dataset in enumerate(SETS[:2])
-    ]  # fmt: skip
-    (tmp_path / "times.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
-    page = report.write_report(rows, tmp_path / "report")
-    text = unescape(page.read_text(encoding="utf-8"))
+    text = unescape(report.write_report(rows, tmp_path / "report").read_text(encoding="utf-8"))
     left = text.partition("Omitted, because the runs that they need are missing: ")[2]
     assert "Figure 6: effective receptive fields" in left
     assert "Figure 5" not in left
     assert "critical difference" not in text, "a caption of a figure that is not there"
-    said = "Networks for 2 data sets were timed on EPYC (avx2); ratios differ on other processors."
-    assert f"{said} Commits: abc; the last on day 1." in text
     assert main(["report", str(tmp_path)]) == 2
     assert f"no rows to report in {tmp_path}; run a plan first" in capsys.readouterr().err

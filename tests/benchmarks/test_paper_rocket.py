@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from paper_rows import row
 
-from benchmarks.paper import report
 from benchmarks.paper.archives import published_accuracy, read
 from benchmarks.paper.comparison import frame
 from benchmarks.paper.rocket import expanded
@@ -78,25 +77,6 @@ def test_rows_are_those_of_the_classifier(out: Path) -> None:
     assert folds["keep"] == published_count
     assert folds["k"] in KS
     assert len({name for name, _ in rows}) == 1 + 12 + 1 + 8 + 2 * 3
-
-
-def test_tables(out: Path) -> None:
-    rows = read_rows(out / ROWS_NAME)
-    runs = frame(expanded(rows))
-    table = {cells[0]: cells for cells in random_kernels.pruned_kernels(runs).rows}
-    assert table["ROCKET"][1:3] == ("1, 2", "100 %")
-    assert table["ROCKET"][7].startswith(f"{published_accuracy('ROCKET')['GunPoint']:.2f}")
-    assert table["ROCKET, as published, POCKET"][7].startswith(
-        f"{published_accuracy('POCKET-2')['GunPoint']:.2f}"
-    )
-    assert table["ROCKET, 10 %, POCKET"][2] == "10 %"
-    assert table["ROCKET, 10 %, random"][-1] == "-"
-    choices = random_kernels.choices(runs).rows
-    assert len(choices) == 2 * 3 + 2 * 2
-    assert choices[0][:3] == ("ROCKET, as published, POCKET", "magnitude", "1")
-    assert [cells[0] for cells in random_kernels.pruned_kernels_each(runs).rows] == ["GunPoint"]
-    text = (out / "report" / "report.html").read_text(encoding="utf-8")
-    assert all(part.title in text for part in report.KERNELS)
 
 
 def test_a_table_is_not_of_the_largest_set() -> None:

@@ -99,47 +99,6 @@ def test_table_1() -> None:
     assert [cells[-1] for cells in table.rows] == list(map(p_text, holm(p)))
 
 
-def test_networks_of_others_beside_what_was_published() -> None:
-    theirs = published_accuracy("LITE")
-    rows = [
-        row("LITE", name, seed, (theirs[name] + by + seed) / 100)
-        for name, by in zip(SETS, (2, 1, 1, -1, -1, 4), strict=True)
-        for seed in (0, 1)
-    ]
-    rows += [row("LITE", "not published"), row("DSN", SETS[0])]
-    (found,) = dsn.reproduced(frame(rows), ("ResNet", "LITE")).rows
-    low, high = interval([2.5, 1.5, 1.5, -0.5, -0.5, 4.5])
-    mean = np.mean([theirs[name] for name in SETS])
-    assert found[:5] == ("LITE", "6, 12", f"{mean + 1.5:.2f}", f"{mean:.2f}", "4/0/2")
-    assert found[5] == f"+1.50 [{low:+.2f}, {high:+.2f}]; +1.50"
-
-
-def test_against() -> None:
-    base = [row("base", str(i), 0, 0.9) for i in range(8)]
-    worse = [row("worse", str(i), 0, 0.9 - i / 100) for i in range(8)]
-    mixed = [row("mixed", str(i), 0, 0.9 + (-1) ** i * i / 100) for i in range(6)]
-    table = dsn.against(frame([*base, *worse, *mixed]), "base", ("worse", "mixed", "not run"))
-    low, high = interval([-i for i in range(8)])
-    first, second = table.rows
-    # Of 7 differences of one sign the two-sided p is 2 / 2 ** 7, twice that among two tests.
-    assert first == (
-        "worse", "8, 8", "86.50", "90.00", "0/1/7", f"-3.50 [{low:+.2f}, {high:+.2f}]; -3.50",
-        "0.031", "-",
-    )  # fmt: skip
-    assert second[:5] == ("mixed", "6, 6", "89.50", "90.00", "2/1/3")
-    assert table.header[3] == "base %"
-
-
-def test_multivariate() -> None:
-    rows = [row("UEA", "Epilepsy", seed, accuracy) for seed, accuracy in enumerate((0.9, 1.0))]
-    rows += [row("Daily Sports, S = 90 %", "DailySportsEvery4", 0, 0.5, params=2500)]
-    first, second = dsn.multivariate(frame(rows)).rows
-    theirs = [published_accuracy(peer).get("Epilepsy") for peer in PEERS]
-    shown = ["-" if value is None else f"{value:.2f}" for value in theirs]
-    assert first == ("Epilepsy", "95.00 (2)", *shown, "1.00")
-    assert second == ("Daily Sports, S = 90 %", "50.00 (1)", "-", "-", "-", "2.50")
-
-
 def test_costs_are_beside_the_references() -> None:
     runs = frame([row("a", "x"), row("a", "y"), row("b", "x", params=3000)])
     table = dsn.costs(runs, ("a", "b", "not run"), "a")
@@ -179,32 +138,6 @@ def test_times_in_tables_are_of_sets_that_both_were_timed_on() -> None:
     assert second[-4:-1] == ("1.00, 1.00", "4.00, 4.00", "1.00 [0.50, 2.00] (2)")
     rows = [row("a", "x", 0), timed("b", "x", 1.0)]
     assert dsn.costs(frame(rows), ("a", "b"), "a").rows[1][-4:-1] == ("-", "-", "-")
-
-
-def test_every_set() -> None:
-    table = dsn.each_set(frame([row("DSN", "GunPoint", s, 0.9 + s / 100) for s in (0, 2)]), ["DSN"])
-    (cells,) = table.rows
-    assert cells == (
-        "GunPoint", "DSN", "91.00 ± 1.41 (2)", "99.07", "100.00", "99.93", "-9.00", "20"
-    )  # fmt: skip
-    without = [row("DSN", "GunPoint", 0), row("DSN", "Coffee", 0, train_seconds=None)]
-    (coffee, _) = dsn.each_set(frame(without), ["DSN", "not run"]).rows
-    assert (coffee[0], coffee[-1]) == ("Coffee", "-"), "no time was measured"
-
-
-def test_where_dsn_is_behind() -> None:
-    best = max(published_accuracy(peer)["ECG200"] for peer in PEERS)
-    rows = [row("DSN", "ECG200", seed, (best - 6 + seed) / 100) for seed in (0, 2)]
-    rows += [row("DSN", name, 0, 0.999) for name in ("GunPoint", "a set without published figures")]
-    others = [row("wider", "ECG200"), row("other", "x"), row("lower", "ECG200", 0, 0.1)]
-    others += [row("seeds", "ECG200", seed, accuracy) for seed, accuracy in enumerate((0.9, 1.0))]
-    table = dsn.behind(frame([*rows, *others]), ("DSN", "short"))
-    assert table.header == ("data set", "to the best", "DSN % ± sd (seeds)", "higher runs")
-    higher = "seeds 95.00 ± 7.07 (2); wider 90.00 (1); 1 other not"
-    assert table.rows == [("ECG200", "-5.00", f"{best - 5:.2f} ± 1.41 (2)", higher)]
-    short = frame([*rows, row("short", "Coffee", 0, 0.5)])
-    first, _ = dsn.behind(short, ("DSN", "short")).rows
-    assert first == ("Coffee (short)", "-50.00", "50.00 (1)", "-")
 
 
 def test_equal_seeds_are_compared() -> None:
