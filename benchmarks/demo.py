@@ -1,7 +1,7 @@
 """``python -m benchmarks.demo``: train sparse and dense networks on GunPoint, and compare them.
 
 Prints accuracy, times, weights and multiply-adds after the same number of epochs, and writes them
-with a figure to a self-contained HTML page.
+to a self-contained HTML page.
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ from sparseconv.models import DSN
 from sparseconv.models.dsn import DSNCost
 from sparseconv.nn.modules import deepcopy_model
 from sparseconv.ops.backends import resolve_backend
-from sparseconv.report import figures
 from sparseconv.training.evaluation import predict_log_proba
 from sparseconv.training.loop import train
 from sparseconv.training.recipe import Recipe
@@ -110,11 +109,10 @@ def run(epochs: int, out: Path) -> Path:
     ratio = timing.ratio(times, DENSE, SPARSE)
     end = conclusion(trained[SPARSE], trained[DENSE], ratio)
     print(f"\n{table}\n\n{end}")
-    picture = draw(trained, out / "figures" / "networks.png")
     return write_html(
         out / REPORT,
         f"Dynamic Sparse Network on {DATASET}: sparse against dense",
-        [Section("What was gained and lost", end, table, picture, ABOUT)],
+        [Section("What was gained and lost", end, table, caption=ABOUT)],
         subtitle=f"{where}, {machine['date']}; {task}",
     )
 
@@ -177,25 +175,6 @@ def conclusion(sparse: Trained, dense: Trained, ratio: timing.Estimate) -> str:
         f"({sparse.accuracy:.1f} against {dense.accuracy:.1f} % of {len(sparse.right)} series: "
         f"{shown})."
     )
-
-
-def draw(trained: dict[str, Trained], path: Path) -> Path:
-    figure = figures.new_figure("", 9.0, 2.4)
-    accuracy, seconds = figure.subplots(1, 2, sharey=True)
-    colours = [figures.ORANGE if name == DENSE else figures.BLUE for name in trained]
-    for ax, label, values in (
-        (accuracy, "test accuracy (%)", [network.accuracy for network in trained.values()]),
-        (seconds, "training (CPU seconds)", [network.seconds for network in trained.values()]),
-    ):
-        figures.style_axes(ax, label, "")
-        ax.grid(visible=False, axis="y")
-        bars = ax.barh(list(trained), values, color=colours, height=0.6)
-        ax.bar_label(bars, fmt="%.1f", padding=4, fontsize=9, color=figures.INK)
-        ax.tick_params(axis="y", labelsize=9.5, labelcolor=figures.INK, length=0)
-        ax.set_xlim(0, 1.15 * max(values))
-    accuracy.set_xticks(range(0, 101, 25))
-    accuracy.invert_yaxis()
-    return figures.save(figure, path)
 
 
 if __name__ == "__main__":

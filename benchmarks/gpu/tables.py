@@ -40,24 +40,19 @@ def layers(rows: Sequence[Row]) -> Table:
     lines = []
     for row in rows:
         us = {name: 1e3 * float(np.median(some)) for name, some in row["samples_ms"].items()}
-        cuda, triton, fft = (us.get(f"{kind} fp32 graph", math.nan)
-                             for kind in ("cuda", "triton", "FFT"))  # fmt: skip
-        dense = [
-            min(
-                us[name] for name in us if name.startswith(DENSE) and name.endswith(f"{kind} graph")
-            )
-            for kind in ("fp32", "TF32", "bf16")
-        ]
-        lines.append((
-            row["computation"], str(row["length"]),
-            *(f"{x:.0f}" for x in (cuda, triton, *dense, fft)),
-            f"{dense[0] / cuda:.1f}", f"{dense[1] / cuda:.1f}",
-        ))  # fmt: skip
-    header = (
-        "", "L", "CUDA", "Triton", "dense fp32", "dense TF32", "dense bf16", "FFT fp32",
-        "dense fp32 / CUDA", "dense TF32 / CUDA",
-    )  # fmt: skip
-    return Table(header, lines)
+        shown = {"CUDA": us.get("cuda fp32 graph", math.nan)}
+        shown["Triton"] = us.get("triton fp32 graph", math.nan)
+        for kind in ("fp32", "TF32", "bf16"):
+            graphs = (name for name in us if name.endswith(f"{kind} graph"))
+            shown[f"dense {kind}"] = min(us[name] for name in graphs if name.startswith(DENSE))
+        shown["FFT fp32"] = us.get("FFT fp32 graph", math.nan)
+        times = {name: f"{x:.0f}" for name, x in shown.items()}
+        ratios = {
+            f"{name} / CUDA": f"{shown[name] / shown['CUDA']:.1f}"
+            for name in ("dense fp32", "dense TF32")
+        }
+        lines.append({"": row["computation"], "L": str(row["length"]), **times, **ratios})
+    return Table.of(lines)
 
 
 def errors(rows: Sequence[Row]) -> str:

@@ -37,9 +37,7 @@ def test_the_demo_writes_its_report(
     dense = DSN(1, 2, nf=6, kernel_size=9, depth=2, sparsity=0).cost(30)
     assert f" {with_thousands(dense.params)} |" in rows["dense"]
     (sentence,) = (line for line in printed.splitlines() if line.startswith("With "))
-    report = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert sentence in report
-    assert "data:image/png" in report
+    assert sentence in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
