@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,7 +27,6 @@ from benchmarks.paper.rows import ROWS_NAME, read_rows
 from benchmarks.paper.tables.cells import counted
 from benchmarks.paper.times import TIMES_NAME, read_times
 from sparseconv.measure.page import Section, write_html
-from sparseconv.measure.table import Table
 
 Rows = Sequence[Mapping[str, Any]]
 RESULTS = Path(__file__).parents[1] / "results"
@@ -40,7 +38,7 @@ RECORDED = {
 
 
 def write_report(rows: Rows, folder: Path) -> Path:
-    """Write every table (Markdown, CSV), every picture, and ``report.html`` with all.
+    """Write every table (Markdown), every picture, and ``report.html`` with all.
 
     The page names parts that lack rows. Times come from ``times.jsonl`` in the parent folder.
 
@@ -51,13 +49,13 @@ def write_report(rows: Rows, folder: Path) -> Path:
         raise ValueError(f"there are no rows to report in {folder.parent}; run a plan first")
     folder.mkdir(parents=True, exist_ok=True)
     for part in (*PARTS, *IN_BLOCKS, *KERNELS, *FILTERS, *RUNS):
-        for ending in (".md", ".csv", ".png"):
+        for ending in (".md", ".png"):
             (folder / f"{part.name}{ending}").unlink(missing_ok=True)
     times = read_times(folder.parent / TIMES_NAME)
     sections, text = _sections(rows, times, _parts(rows, times), f"{folder}/{{}}.png")
     for name, section in sections.items():
         if section.table:
-            write_table(section.table, folder / name)
+            (folder / f"{name}.md").write_text(f"{section.table}\n", encoding="utf-8")
     about = Section("What this is, and what differs from the paper", text)
     shown = [*sections.values(), about]
     return write_html(folder / "report.html", "Trained again", shown, subtitle=where(rows))
@@ -214,10 +212,3 @@ def _recorded(plan: str) -> tuple[Rows, Rows, list[tuple[Part, pd.DataFrame]]]:
         rows += [row for row in others if row["run"] in (*BLOCKS, "UEA") and row["dataset"] in sets]
     wanted = {"full": PARTS, "pocket": KERNELS, "blocks": IN_BLOCKS}.get(plan, FILTERS)
     return rows, times, [(part, runs) for part, runs in _parts(rows, times) if part in wanted]
-
-
-def write_table(table: Table, path: Path) -> None:
-    """Write ``path`` with the extensions ``.md`` and ``.csv``."""
-    path.with_suffix(".md").write_text(table.markdown() + "\n", encoding="utf-8")
-    with path.with_suffix(".csv").open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows([table.header, *table.rows])
