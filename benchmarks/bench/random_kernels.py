@@ -24,7 +24,7 @@ from sparseconv.rocket.bounds import feature_limits
 from sparseconv.rocket.features import kernel_features, operations
 
 SHAPES = ((1, 24), (1, 150), (1, 500), (1, 1500), (6, 200))  # channels and samples
-BATCH = 96
+BATCH, N_KERNELS = 96, 10_000
 CHECKED = 4  # series
 # Series that aeon's ROCKET is timed with, which takes seconds for 96: its time is proportional.
 AEONS_BATCH = {"rocket": 16, "minirocket": BATCH}
@@ -33,11 +33,7 @@ TURN = 0.02
 
 
 def measure(
-    count: int,
-    *,
-    shapes: Sequence[tuple[int, int]] = SHAPES,
-    n_kernels: int = 10_000,
-    rounds: int = ROUNDS,
+    count: int, *, shapes: Sequence[tuple[int, int]] = SHAPES, rounds: int = ROUNDS
 ) -> list[dict[str, Any]]:
     """Time kernels of ROCKET and MiniROCKET, all and pruned, on many series and on a single one.
 
@@ -57,7 +53,7 @@ def measure(
         for kind, (channels, length) in itertools.product(KINDS, shapes):
             generator = np.random.default_rng(0)
             X = generator.normal(size=(BATCH, channels, length)).astype(np.float32)
-            theirs = transforms[kind](n_kernels, random_state=0, n_jobs=count).fit(X)
+            theirs = transforms[kind](N_KERNELS, random_state=0, n_jobs=count).fit(X)
             bank = KernelBank.from_aeon(theirs)
             _check(X[:CHECKED], bank)
             rows += [_row(X[:batch], bank, count, rounds, theirs) for batch in (BATCH, 1)]

@@ -55,22 +55,6 @@ def lines(table: Table) -> list[str]:
     return ["|".join(line) for line in table.rows]
 
 
-def test_the_worst_row_and_the_lost_ones_are_judged_by_the_fastest() -> None:
-    rows = [
-        row("uniform_50", conv1d=2.0, fft=0.8),
-        row("uniform_40", conv1d=0.9, fft=1.5),
-        row("uniform_10", conv1d=9.0, fft=4.0),
-        row("kernel_3", conv1d=1.5),
-    ]
-    assert lines(readme.faster_baselines(rows)) == [
-        "uniform_50|fprop|1|16|47 → 141|39|128|50.0%|0.80 [0.72, 0.88]|fft|2.00",
-        "uniform_40|fprop|1|16|47 → 141|39|128|40.0%|0.90 [0.81, 0.99]|F.conv1d|0.90",
-    ]
-    assert [line.split("|")[:2] for line in lines(readme.worst(rows))] == [
-        ["density", "uniform_50"], ["kernel", "kernel_3"],
-    ]  # fmt: skip
-
-
 def test_the_ratios_are_of_the_worse_of_the_threads_and_what_it_lost_to() -> None:
     rows = [row("dsn_evolved_L128", threads=n, conv1d=8.0 - n, fft=4.0 + n) for n in (1, 2)]
     rows += [row(f"uniform_{p}", conv1d=8.0, fft=r) for p, r in ((50, 4.0), (100, 0.25))]
