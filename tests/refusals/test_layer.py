@@ -1,4 +1,4 @@
-"""What ``SparseConv1d`` and its methods refuse."""
+"""What sparse layers, their methods and ``sparse_conv_transpose1d`` refuse."""
 
 from __future__ import annotations
 
@@ -9,10 +9,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from model_state import everything
-from refusals import refusals
+from refusals import refusals, refuses
 from torch import nn
 
-from sparseconv import KernelCSR, SparseConv1d, optimize_for_inference
+from sparseconv import (
+    KernelCSR,
+    SparseConv1d,
+    SparseConvTranspose1d,
+    optimize_for_inference,
+    sparse_conv_transpose1d,
+)
 
 
 def make(**options: Any) -> Callable[[], SparseConv1d]:
@@ -38,67 +44,118 @@ PLAIN = nn.Conv1d.forward
 CONV = nn.Conv1d(3, 4, 5)
 
 test_layer = refusals(
-    (make(padding_mode="mirror"), ValueError, "padding_mode must be one of"),
+    (make(padding_mode="mirror"), ValueError, "padding_mode"),
     (make(kernel_size=0), ValueError, "kernel_size"),
     (make(kernel_size=(3, 3)), TypeError, "kernel_size"),
     (make(padding=-1), ValueError, "padding"),
-    (make(padding="reflect"), ValueError, "should be one of 'valid', 'same'"),
-    (make(padding="same", stride=2), ValueError, "is not supported for strided convolutions"),
+    (make(padding="reflect"), ValueError, "padding"),
+    (make(padding="same", stride=2), ValueError, "padding"),
     (make(padding=(1, 2, 3)), TypeError, "padding"),
-    (make(density=1.1), ValueError, "density must lie in [0, 1], but got 1.1"),
-    (make(density=20), ValueError, "density must lie in [0, 1], but got 20; 20 % is 0.2"),
-    (make(density=0.9, pattern=KernelCSR.full((6, 4, 3))), ValueError, "pass either pattern, or d"),
-    (make(block=2, pattern=KernelCSR.full((6, 4, 3))), ValueError, "pass either pattern, or d"),
-    (make(density="0.2"), TypeError, "density must be a number, but got str"),
-    (make(groups=1.5), TypeError, "groups must be an int or a tuple of one int, but got 1.5"),
-    (make(groups=0), ValueError, "groups is not supported: expected >= 1, got 0"),
-    (make(in_channels=3, groups=3, out_channels=4), ValueError, "to be divisible by 3"),
-    (make(backend="gpu"), ValueError, "backend must be one of"),
-    (make(dtype=torch.int32), TypeError, "dtype must be one of"),
-    (make(pattern=torch.ones(6, 4, 3, dtype=torch.bool)), TypeError, "KernelCSR.from_mask(mask)"),
-    (make(pattern=KernelCSR.full((6, 4, 4))), ValueError, "(6, 4, 3), but got (6, 4, 4)"),
-    (make(kernel_size=1 << 30), ValueError, "2**31"),
-    (lambda: make()().reset_parameters(fan_in="out"), ValueError, "'dense' or 'active'"),
-    (lambda: make()().weight, AttributeError, "to read a dense copy, call dense_weight()"),
-    (lambda: setattr(make()(), "weight", nn.Parameter()), AttributeError,
-     "to write, call set_pattern(pattern, values)"),
-    (lambda: setattr(make()(), "pattern", KernelCSR.full((6, 4, 3))), AttributeError,
-     "values must move with it; call set_pattern(pattern)"),
-    (lambda: make()().wieght, AttributeError, "no attribute 'wieght'"),
-    (lambda: SparseConv1d.from_dense(nn.Linear(3, 3)), TypeError, "conv must be an nn.Conv1d"),
-    (own(lambda c, x: F.gelu(PLAIN(c, x))), TypeError,
-     "functional.gelu; copy its weight and bias into an nn.Conv1d, and move its other code"),
-    (own(lambda c, x: PLAIN(c, x) + x[..., 4:]), TypeError, "it calls torch.Tensor.__getitem__"),
-    (own(lambda c, x: F.conv1d(x, 2 * c.weight, c.bias)), TypeError, "it calls torch.Tensor.mul"),
-    (own(lambda c, x: F.conv1d(x, nn.Parameter(c.weight), c.bias)), TypeError, "not with its own"),
-    (own(lambda c, x: F.conv1d(x, c.weight)), TypeError, "not with its own weight, bias and opt"),
-    (own(lambda c, x: F.conv1d(x, c.weight, c.bias, 2)), TypeError, "not with its own weight, b"),
-    (own(lambda c, x: PLAIN(c, x) + 1e-9), TypeError, "it calls torch.Tensor.add"),
-    (own(lambda c, x: PLAIN(c, x.detach())), TypeError, "it calls torch.Tensor.detach"),
-    (own(lambda c, x: PLAIN(c, x.nan_to_num())), TypeError, "it calls torch.Tensor.nan_to_num"),
-    (own(lambda c, x: PLAIN(c, x - x.mean(0)) if len(x) > 1 else PLAIN(c, x)), TypeError, "len"),
-    (own(lambda c, x: PLAIN(c, x[..., -1000:])), TypeError, "depends on the input's shape"),
-    (own(torch.no_grad()(lambda c, x: PLAIN(c, x))), TypeError, "it calls _set_grad_enabled"),
-    (own(lambda c, x: F.conv1d(x, c.weight, c.bias, padding=2)[:, [1, 0, 2]]), TypeError,
-     "other samples than those of a range of time"),
-    (own(lambda c, x: PLAIN(c, x)[..., ::2]), TypeError, "other samples than those of a range"),
-    (own(lambda c, x: PLAIN(c, PLAIN(c, x))), TypeError, "but Own does more"),
-    (own(lambda c, x: PLAIN(c, F.pad(x, (4, 0), value=1.0))), TypeError, "pads as no padding_mode"),
-    (own(lambda c, x: PLAIN(c, F.pad(F.pad(x, (0, 2)), (2, 0), "reflect"))), TypeError, "as no p"),
-    (own(lambda c, x: PLAIN(c, F.pad(F.pad(x, (-1, 0)), (5, 0)))), TypeError, "pads as no padding"),
-    (own(lambda c, x: PLAIN(c, F.pad(x[..., 1:], (5, 0)))), TypeError, "it pads as no padding"),
-    (own(lambda c, x: PLAIN(c, x)[..., 1:]), TypeError, "it crops more than it pads"),
-    (own(lambda c, x, mask=None: PLAIN(c, x)), TypeError, "its forward takes (x, mask), but mu"),
-    (own(lambda c, x: (PLAIN(c, x), None)), TypeError, "the convolved series alone"),
-    (own(lambda c, x: PLAIN(c, F.dropout(x) if c.training else x)), TypeError, "nal.dropout"),
-    (own(every_other), TypeError, "depends on the input's shape or on train/eval"),
-    (own(max_norm), TypeError, "it calls torch.Tensor.data.__get__"),
-    (lambda: SparseConv1d.from_dense(CONV, CONV.weight), TypeError, "mask must be a bool tensor"),
-    (lambda: SparseConv1d.from_dense(CONV, torch.ones(4, 3, 4, dtype=torch.bool)), ValueError,
-     "shape"),
-    (lambda: optimize_for_inference(3), TypeError, "must be an nn.Module, but got int"),
-    (lambda: optimize_for_inference(nn.Sequential(nn.LazyConv1d(3, 3))), ValueError,
-     "uninitialized parameter"),
+    (make(density=1.1), ValueError, "density"),
+    (make(density="0.2"), TypeError, "density"),
+    (make(density=0.9, pattern=KernelCSR.full((6, 4, 3))), ValueError, "pattern"),
+    (make(block=2, pattern=KernelCSR.full((6, 4, 3))), ValueError, "pattern"),
+    (make(groups=1.5), TypeError, "groups"),
+    (make(groups=0), ValueError, "groups"),
+    (make(in_channels=3, groups=3, out_channels=4), ValueError, "groups"),
+    (make(backend="gpu"), ValueError, "backend"),
+    (make(dtype=torch.int32), TypeError, "dtype"),
+    (make(pattern=torch.ones(6, 4, 3, dtype=torch.bool)), TypeError, "pattern"),
+    (make(pattern=KernelCSR.full((6, 4, 4))), ValueError, "pattern"),
+    (make(kernel_size=1 << 30), ValueError, "shape"),
+    (lambda: make()().reset_parameters(fan_in="out"), ValueError, "fan_in"),
+    (lambda: make()().weight, AttributeError, "dense_weight()"),
+    (lambda: setattr(make()(), "weight", nn.Parameter()), AttributeError, "set_pattern("),
+    (lambda: setattr(make()(), "pattern", KernelCSR.full((6, 4, 3))), AttributeError, "pattern"),
+    (lambda: make()().wieght, AttributeError, "wieght"),
+    (lambda: SparseConv1d.from_dense(nn.Linear(3, 3)), TypeError, "conv"),
+    (lambda: SparseConv1d.from_dense(CONV, CONV.weight), TypeError, "mask"),
+    (lambda: SparseConv1d.from_dense(CONV, KernelCSR.full((4, 3, 4)).to_mask()), ValueError, "sh"),
+    (lambda: optimize_for_inference(3), TypeError, "model"),
+    (lambda: optimize_for_inference(nn.LazyConv1d(3, 3)), ValueError, "uninitialized"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda c, x: F.gelu(PLAIN(c, x)),
+        lambda c, x: PLAIN(c, x) + x[..., 4:],
+        lambda c, x: PLAIN(c, x) + 1e-9,
+        lambda c, x: PLAIN(c, x.detach()),
+        lambda c, x: PLAIN(c, x.nan_to_num()),
+        lambda c, x: PLAIN(c, x - x.mean(0)) if len(x) > 1 else PLAIN(c, x),
+        lambda c, x: PLAIN(c, F.dropout(x) if c.training else x),
+        lambda c, x: PLAIN(c, PLAIN(c, x)),
+        lambda c, x: F.conv1d(x, 2 * c.weight, c.bias),
+        lambda c, x: F.conv1d(x, nn.Parameter(c.weight), c.bias),
+        lambda c, x: F.conv1d(x, c.weight),
+        lambda c, x: F.conv1d(x, c.weight, c.bias, 2),
+        lambda c, x: F.conv1d(x, c.weight, c.bias, padding=2)[:, [1, 0, 2]],
+        lambda c, x: PLAIN(c, x)[..., ::2],
+        lambda c, x: PLAIN(c, x)[..., 1:],
+        lambda c, x: PLAIN(c, x[..., -1000:]),
+        lambda c, x: PLAIN(c, F.pad(x, (4, 0), value=1.0)),
+        lambda c, x: PLAIN(c, F.pad(F.pad(x, (0, 2)), (2, 0), "reflect")),
+        lambda c, x: PLAIN(c, F.pad(F.pad(x, (-1, 0)), (5, 0))),
+        lambda c, x: PLAIN(c, F.pad(x[..., 1:], (5, 0))),
+        lambda c, x, mask=None: PLAIN(c, x),
+        lambda c, x: (PLAIN(c, x), None),
+        torch.no_grad()(lambda c, x: PLAIN(c, x)),
+        every_other,
+        max_norm,
+    ],
+)
+def test_code_of_a_subclass(forward: Callable[[nn.Conv1d, Any], Any]) -> None:
+    refuses(own(forward), TypeError, "Own does more")
+
+
+X = torch.randn(2, 4, 9)
+PATTERN = KernelCSR.full((4, 3, 5))
+VALUES = torch.randn(60)
+
+
+def transposed(**options: Any) -> Callable[[], SparseConvTranspose1d]:
+    given = {"in_channels": 4, "out_channels": 6, "kernel_size": 5} | options
+    return lambda: SparseConvTranspose1d(**given)
+
+
+def call(x: Any = X, bias: Any = None, pattern: Any = PATTERN, **options: Any) -> Callable[[], Any]:
+    return lambda: sparse_conv_transpose1d(x, VALUES, pattern, bias, **options)
+
+
+def sized(*size: int) -> Callable[[], Any]:
+    return lambda: transposed(stride=3)()(X, output_size=size)
+
+
+test_transposed_layer = refusals(
+    (transposed(groups=3), ValueError, "in_channels"),
+    (transposed(groups=4), ValueError, "out_channels"),
+    (transposed(padding_mode="reflect"), ValueError, "padding_mode"),
+    (transposed(stride=0), RuntimeError, "stride"),
+    (transposed(output_padding=1), RuntimeError, "output_padding"),
+    (transposed(padding="same"), TypeError, "padding"),
+    (transposed(pattern=KernelCSR.full((6, 4, 5))), ValueError, "pattern"),
+    (lambda: transposed()().weight, AttributeError, "dense_weight()"),
+    (lambda: SparseConvTranspose1d.from_dense(nn.Conv1d(1, 1, 1)), TypeError, "conv"),
+    (sized(6, 31), ValueError, "output_size"),
+    (sized(32), ValueError, "output size"),
+    (call(padding=-1), RuntimeError, "padding"),
+    (call(padding=(1, 2)), TypeError, "padding"),
+    (call(padding=7), RuntimeError, "Output size"),
+    (call(output_padding=-1), RuntimeError, "output_padding"),
+    (call(output_padding=3, stride=2, dilation=3), RuntimeError, "output_padding"),
+    (call(dilation=0), RuntimeError, "dilation"),
+    (call(groups=0), RuntimeError, "groups"),
+    (call(groups=3), RuntimeError, "groups"),
+    (call(groups=8), RuntimeError, "groups"),
+    (call(X[:, :3]), RuntimeError, "channels"),
+    (call(bias=torch.ones(4)), RuntimeError, "bias"),
+    (call(X[0, 0]), RuntimeError, "input"),
+    (call(X[..., :0]), RuntimeError, "input"),
+    (call(pattern=PATTERN.to_mask()), TypeError, "pattern"),
+    (call(X.numpy()), TypeError, "input"),
+    (call(X.double()), TypeError, "Input"),
 )  # fmt: skip
 
 

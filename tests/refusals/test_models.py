@@ -1,30 +1,50 @@
-"""What the networks of ``sparseconv.models`` refuse."""
+"""What the networks of ``sparseconv.models`` and banks of random kernels refuse."""
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from random_banks import Problem
 from refusals import refusals
 
 from sparseconv.models import DSN, LITE, Ensemble, InceptionTime
+from sparseconv.rocket import kernel_features
 
 test_models = refusals(
-    (lambda: DSN(1, 2, sparsity=1.0), ValueError, "sparsity must lie in [0, 1), but got 1.0"),
-    (lambda: DSN(0, 2), ValueError, "in_channels must be at least 1"),
-    (lambda: DSN(1, 2, n_groups=40), ValueError, "n_groups=40 is too large"),
-    (lambda: DSN(1, 2, nf=20, block=16), ValueError, "fewer groups, or make nf a multiple of 16"),
-    (lambda: DSN(1, 2, nf=8, block=16), ValueError, "a block of 16 x 16 channels is larger"),
-    (lambda: DSN(1, 2, block=64), ValueError, "a block of 64 x 64 channels is larger"),
-    (lambda: DSN(1, 2, init="sorted"), ValueError, "init must be one of ('prefix', 'random')"),
-    (lambda: DSN(1, 2, padding="same"), ValueError, "padding must be one of"),
-    (lambda: DSN(1, 2).cost(0), ValueError, "n_timepoints must be at least 1"),
-    (lambda: DSN(9, 2)(torch.zeros(2, 8, 50)), ValueError, "(n_cases, 9, n_timepoints)"),
-    (lambda: DSN(1, 2)(torch.zeros(4, 20)), ValueError, "pass single-channel series as X[:, None]"),
-    (lambda: DSN(2, 2)(torch.zeros(2, 20)), ValueError, "got (2, 20); pass a single series as"),
-    (lambda: DSN(2, 2)(torch.zeros(4, 20, 2)), ValueError, "(4, 20, 2); the axes are swapped"),
-    (lambda: DSN(2, 2)(torch.zeros(4, 3, 20)), ValueError, "3, 20); pass series with 2 channels"),
-    (lambda: LITE(3, 2)(torch.zeros(2, 1, 50)), ValueError, "this LITE expects series of shape"),
-    (lambda: InceptionTime(1, 0), ValueError, "n_classes must be at least 1"),
-    (lambda: InceptionTime(1, 2, variant="torch"), ValueError, "variant must be one of"),
-    (lambda: Ensemble([]), ValueError, "one or more different modules, but got 0"),
-    (lambda: Ensemble([LITE(1, 2)] * 2), ValueError, "use copy.deepcopy"),
+    (lambda: DSN(1, 2, sparsity=1.0), ValueError, "sparsity"),
+    (lambda: DSN(0, 2), ValueError, "in_channels"),
+    (lambda: DSN(1, 2, n_groups=40), ValueError, "n_groups"),
+    (lambda: DSN(1, 2, nf=20, block=16), ValueError, "n_groups"),
+    (lambda: DSN(1, 2, nf=8, block=16), ValueError, "block"),
+    (lambda: DSN(1, 2, init="sorted"), ValueError, "init"),
+    (lambda: DSN(1, 2, padding="same"), ValueError, "padding"),
+    (lambda: DSN(1, 2).cost(0), ValueError, "n_timepoints"),
+    (lambda: DSN(9, 2)(torch.zeros(2, 8, 50)), ValueError, "9 channels"),
+    (lambda: DSN(1, 2)(torch.zeros(4, 20)), ValueError, "X[:, None]"),
+    (lambda: DSN(2, 2)(torch.zeros(2, 20)), ValueError, "X[None]"),
+    (lambda: DSN(2, 2)(torch.zeros(4, 20, 2)), ValueError, "numpy.transpose(X, (0, 2, 1))"),
+    (lambda: LITE(3, 2)(torch.zeros(2, 1, 50)), ValueError, "LITE"),
+    (lambda: InceptionTime(1, 0), ValueError, "n_classes"),
+    (lambda: InceptionTime(1, 2, variant="torch"), ValueError, "variant"),
+    (lambda: Ensemble([]), ValueError, "members"),
+    (lambda: Ensemble([LITE(1, 2)] * 2), ValueError, "members"),
+)  # fmt: skip
+
+ROCKET, MINI = Problem("rocket", 2).bank, Problem("minirocket", 6).bank
+CHANNELS, LENGTH = MINI.series_channels, MINI.series_length
+X = np.random.default_rng(0).normal(size=(5, CHANNELS, LENGTH)).astype(np.float32)
+READ_ONLY = np.zeros((5, MINI.n_features), np.float32)
+READ_ONLY.flags.writeable = False
+HOLE = np.where(np.arange(LENGTH) == 3, np.nan, X)
+MASKED = np.ma.masked_array(X, np.isnan(HOLE))
+
+test_random_kernels = refusals(
+    (lambda: kernel_features(X[:, :, 1:], MINI), ValueError, "series"),
+    (lambda: kernel_features([X[0], X[1, :, 1:]], MINI), ValueError, "X"),
+    (lambda: kernel_features(MASKED, MINI), ValueError, "X"),
+    (lambda: kernel_features(HOLE, MINI), ValueError, "X"),
+    (lambda: kernel_features(X, MINI, out=READ_ONLY), ValueError, "out"),
+    (lambda: ROCKET.select([0, 10**6]), IndexError, "1000000"),
+    (lambda: MINI.select([]), ValueError, "kernel"),
+    (lambda: ROCKET.select_features([0, 1, 2]), ValueError, "kernel 1"),
 )  # fmt: skip

@@ -15,38 +15,36 @@ LITE = f'{RUN}model = "LITE"\npruning = '
 
 
 @pytest.mark.parametrize(
-    ("text", "fragment"),
+    ("text", "key"),
     [
-        (f"epochs = \n{RUN}", "is not TOML"),
-        (f"epoch = 12\n{RUN}", "unknown key epoch; the known keys are cheapest, epochs, "),
-        ('like = "full"', "a plan with the key like also needs cheapest and epochs"),
-        (f"epochs = 0\n{RUN}", "run a: epochs must be at least 1"),
-        (f'order = "cheap"\n{RUN}', "order must be one of runs, seeds, sets"),
-        (f"seeds = 2\n{RUN}", "seeds must be a list of at least one i"),
-        (f"{RUN}seed = 1", "run a: unknown key seed"),
-        ('[[run]]\nsets = "all"', "run number 1: the key 'name' is missing"),
-        (f"{RUN}network = {{layers = 2}}", "run a: got an unexpected keyword argument 'layers'"),
-        (RUN.replace("all", "ucr86"), "names 'ucr86', which the archive lacks"),
-        (RUN.replace("all", "ucr86"), "all, ucr85, ucr2018, uea; did you mean ucr85?"),
-        (RUN.replace('"all"', "{without = []}"), "a table with of"),
-        (RUN.replace('"all"', '["FordA"]'), "selects no data set that the archive has"),
-        (f'{RUN}model = "DNS"', "model must be one of DSN, ResNet"),
-        (f'{RUN}model = "LITE"\nweights = "masked dense"', "does not apply to LITE"),
-        (f'{RUN}model = "ROCKET"\nrecipe = {{epochs = 3}}', "does not apply to ROCKET"),
-        (f'{RUN}model = "ROCKET"\nnetwork = {{nf = 3}}', "unknown key network.nf"),
-        (f'{RUN}{RUN}weights = "masked dense"', "has weights 'sparse', not 'masked dense'"),
-        (f'{LITE}[{{name = "b", share = 0.5}}]', "unexpected keyword argument 'share'"),
-        (f'{LITE}[{{name = "b", criterion = "luck"}}]', "criterion must be one of whc"),
-        (f'{LITE}[{{name = "b", criterion = "l2"}}]', "'b' needs a ratio, the share"),
-        (f'{LITE}[{{name = "b", criterion = "dsp", ratio = 0.5}}]', "must not have a ratio"),
-        (f'{LITE}[{{name = "b", factorize = "left"}}]', "both factorize and compression"),
-        (f'{LITE}[{{name = "b"}}, {{name = "b"}}]', "names 'b' twice"),
-        (f'{LITE}[{{name = "b"}}]\nmembers = 2', "members = 2 does not apply to LITE"),
+        (f"epochs = \n{RUN}", "TOML"),
+        (f"epoch = 12\n{RUN}", "epoch"),
+        ('like = "full"', "like"),
+        (f"epochs = 0\n{RUN}", "epochs"),
+        (f'order = "cheap"\n{RUN}', "order"),
+        (f"seeds = 2\n{RUN}", "seeds"),
+        (f"{RUN}seed = 1", "seed"),
+        ('[[run]]\nsets = "all"', "'name'"),
+        (f"{RUN}network = {{layers = 2}}", "'layers'"),
+        (RUN.replace("all", "ucr86"), "ucr85"),
+        (RUN.replace('"all"', "{without = []}"), "sets"),
+        (RUN.replace('"all"', '["FordA"]'), "sets"),
+        (f'{RUN}model = "DNS"', "model"),
+        (f'{LITE}[]\nweights = "masked dense"', "LITE"),
+        (f'{RUN}model = "ROCKET"\nrecipe = {{epochs = 3}}', "ROCKET"),
+        (f'{RUN}model = "ROCKET"\nnetwork = {{nf = 3}}', "network.nf"),
+        (f'{RUN}{RUN}weights = "masked dense"', "weights"),
+        (f'{LITE}[{{name = "b", share = 0.5}}]', "'share'"),
+        (f'{LITE}[{{name = "b", criterion = "luck"}}]', "criterion"),
+        (f'{LITE}[{{name = "b", criterion = "l2"}}]', "ratio"),
+        (f'{LITE}[{{name = "b", criterion = "dsp", ratio = 0.5}}]', "ratio"),
+        (f'{LITE}[{{name = "b", factorize = "left"}}]', "factorize"),
+        (f'{LITE}[{{name = "b"}}, {{name = "b"}}]', "'b'"),
+        (f'{LITE}[{{name = "b"}}]\nmembers = 2', "members"),
     ],
 )
-def test_refusals(tmp_path: Path, text: str, fragment: str) -> None:
+def test_refusals(tmp_path: Path, text: str, key: str) -> None:
     plan = tmp_path / "plan.toml"
     plan.write_text(text)
-    with pytest.raises(ValueError) as error:  # noqa: PT011 (the fragment says which)
+    with pytest.raises(ValueError, match=key):
         read_plan(plan, ARCHIVE)
-    assert fragment in str(error.value)
