@@ -60,9 +60,7 @@ def convolve(backend: str, **changes: Any) -> Tensor:
         ({"relu": "no"}, TypeError, "relu"),
     ],
 )
-def test_refuses(
-    changes: dict[str, Any], error: type[Exception], name: str, backend: str
-) -> None:
+def test_refuses(changes: dict[str, Any], error: type[Exception], name: str, backend: str) -> None:
     with pytest.raises(error, match=name):
         convolve(backend, **changes)
 
