@@ -33,7 +33,7 @@ install-matrix: $(VENV)/.built  ## build and run with several Pythons, torches a
 
 fuzz: $(VENV)/.built  ## P1 to P6 with 200 000 random cases: an hour on a quiet core (SHARE=0.1: a tenth)
 	$(CAMPAIGN) tests/kernels/test_kernels.py tests/kernels/test_block_kernels.py tests/trust/test_memory_safety.py \
-	    tests/ops/test_ops.py tests/functional/test_chain.py tests/rocket/test_differential.py
+	    tests/kernels/test_transposed_kernels.py tests/ops/test_lane_stages.py tests/rocket/test_differential.py
 
 crash: $(VENV)/.built  ## P9: kill training 200 times, fill its disk, damage its files (SHARE as for fuzz)
 	$(CAMPAIGN) tests/trust/test_crash.py tests/training/test_checkpoint.py

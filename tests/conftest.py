@@ -9,7 +9,7 @@ import parallel
 import promises
 import pytest
 import torch
-from engines import ISAS, Engine, Engines, on_gpu
+from engines import ISAS, TWINS, UNITS, Engine, Engines, on_gpu
 
 from sparseconv.ops.backends import extension
 
@@ -78,6 +78,17 @@ def isas(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Iterator[str]]:
             yield isa
 
     return switch
+
+
+@pytest.fixture(params=[*TWINS.values(), *TWINS])
+def unit(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Force kernels for blocks: AMX, AVX-512 or one of their twins."""
+    if request.param not in UNITS:
+        pytest.skip(f"needs a CPU with {request.param}")
+    monkeypatch.setenv("SPARSECONV_CPU_ISA", request.param)
+    assert extension is not None
+    assert extension.isa() == request.param
+    return str(request.param)
 
 
 @pytest.fixture(params=["cpu", *ON_GPU])

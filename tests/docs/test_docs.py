@@ -91,13 +91,6 @@ def test_every_example_makes_a_notebook(script: Path) -> None:
     assert code == [line for line in text.splitlines() if line and not line.startswith("#")]
 
 
-def test_the_readme_begins_with_what_it_is_and_how_to_try_it() -> None:
-    shown = re.sub(r"<!--.*?-->", "", README.read_text(encoding="utf-8"), flags=re.DOTALL)
-    before, _, commands = shown.partition("```sh\n")
-    assert len(before.split()) <= 300
-    assert [line.split("  ")[0] for line in commands.splitlines()[:2]] == ["make demo", "make test"]
-
-
 def entries() -> list[str]:
     """The full names that the API pages document."""
     text = "".join(page.read_text(encoding="utf-8") for page in (DOCS / "api").glob("*.md"))

@@ -62,7 +62,7 @@ def cases() -> dict[str, Callable[[], list[Tensor]]]:
     def half(x: Tensor, values: Tensor) -> Tensor:
         return sc.sparse_conv1d(x, values, many, padding="same")
 
-    def chain(x: Tensor, values: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def lanes(x: Tensor, values: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         stages = [Conv(values, None, pattern, geometry, True), Pointwise(weight, bias)]
         return run_ordered(x, stages)
 
@@ -74,7 +74,7 @@ def cases() -> dict[str, Callable[[], list[Tensor]]]:
     return {
         "conv": gradients(conv, x, values, bias),
         "half": gradients(half, torch.randn(1, 64, 300).bfloat16(), torch.randn(60_000).bfloat16()),
-        "chain": gradients(chain, x, values, torch.ones(16, 16, 1).tril(), bias),
+        "lanes": gradients(lanes, x, values, torch.ones(16, 16, 1).tril(), bias),
         "features": features,
     }
 

@@ -120,7 +120,7 @@ def test_data_loader(method: str, workers: int) -> None:
 
 @pytest.mark.promise("P8")
 @pytest.mark.tool(
-    "os.fork after use", "works", "convolutions, chains and features are computed on one thread "
+    "os.fork after use", "works", "convolutions, blocks and features are computed on one thread "
     "(torch's own operations around them may wait: call `torch.set_num_threads(1)` in the child)",
 )  # fmt: skip
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's /proc")

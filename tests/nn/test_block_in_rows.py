@@ -3,45 +3,19 @@
 from __future__ import annotations
 
 import copy
-import math
-from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from engines import TWINS, UNITS
-from ordered import Conv, Pointwise, run_ordered
 from torch import Tensor, nn
 
-from sparseconv import KernelCSR, SparseConv1d, sparse_conv1d
-from sparseconv.core.geometry import Geometry
+from sparseconv import SparseConv1d
 from sparseconv.models import DSN
 from sparseconv.nn import block as block_module
-from sparseconv.ops.backends import extension
 from sparseconv.ops.orders import in_rows
 
 BF16 = torch.bfloat16
 UNIT = torch.finfo(BF16).eps / 2  # of one rounding
-FLOAT = 2.0**-20  # of float32 sums of some thousand terms, kSumRows of them at once
-SHAPES = [(1, 1), (2, 24), (3, 33), (5, 16), (17, 70), (1, 200)]
-
-
-@pytest.fixture(params=[*TWINS.values(), *TWINS])
-def unit(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    if request.param not in UNITS:
-        pytest.skip(f"needs a CPU with {request.param}")
-    monkeypatch.setenv("SPARSECONV_CPU_ISA", request.param)
-    assert extension is not None
-    assert extension.isa() == request.param
-    return str(request.param)
-
-
-def conv_of(channels: int, rows: int, padding: tuple[int, int], mode: str, **options: Any) -> Conv:
-    shape = (rows, channels, 1 + sum(padding))
-    pattern = KernelCSR.random(shape, round(0.4 * math.prod(shape)), block=16)
-    bias = torch.randn(rows, dtype=BF16) if options.pop("bias", False) else None
-    geometry = Geometry.of(shape, 1, padding, 1, 1, mode)
-    return Conv(torch.randn(pattern.nnz, dtype=BF16), bias, pattern, geometry, **options)
 
 
 def test_autocast_and_a_model_of_bfloat16(unit: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,7 +45,7 @@ def test_autocast_and_a_model_of_bfloat16(unit: str, monkeypatch: pytest.MonkeyP
     ):
         modules = copy.deepcopy(twin)
         got = gradients(twin, given, casts)
-        assert ran == [7], "two blocks and the head are one chain"
+        assert ran == [7], "two blocks and the head run together"
         with monkeypatch.context() as patch:
             patch.setattr(block_module, "runs_eagerly", lambda: False)
             others = gradients(modules, given, casts)
@@ -83,21 +57,6 @@ def test_autocast_and_a_model_of_bfloat16(unit: str, monkeypatch: pytest.MonkeyP
             ).norm() + UNIT * wanted.norm()
     with torch.autocast("cpu", torch.float16):
         assert not in_rows(x)
-
-
-def test_gradients_of_gradients(unit: str) -> None:
-    torch.manual_seed(0)
-    stages = [conv_of(16, 16, (0, 2), "zeros"), Pointwise(torch.randn(4, 16, 1).to(BF16))]
-    x = torch.randn(2, 16, 9).to(BF16).requires_grad_()
-    y = run_ordered(x, stages)
-    (dx,) = torch.autograd.grad(y.float().square().sum(), x, create_graph=True)
-    (ddx,) = torch.autograd.grad(dx.float().sum(), x)
-    wide = x.detach().double().requires_grad_()
-    z = sparse_conv1d(wide, stages[0].values.double(), stages[0].pattern, padding=(0, 2))
-    z = F.conv1d(z, stages[1].weight.double())
-    (dz,) = torch.autograd.grad(z.square().sum(), wide, create_graph=True)
-    (ddz,) = torch.autograd.grad(dz.sum(), wide)
-    assert (ddx.double() - ddz).norm() <= 0.02 * ddz.norm()
 
 
 def test_single_weights_run_module_by_module(unit: str) -> None:

@@ -89,18 +89,10 @@ def test_a_gpu_backend_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> 
     assert sc.available_backends()["triton"] == "none"
 
 
-def test_auto_takes_the_cuda_kernels_where_they_pay() -> None:
-    geometry = Geometry.of((2, 3, 5), 1, (0, 4), 1, 1, "replicate")
-    pays = gpu_plans.cuda_pays
-    assert pays(torch.float32, 6, geometry)
-    assert not pays(torch.float32, 5, geometry)
-    assert not pays(torch.float16, 30, geometry)
-    for channels, computes in ((2**31 // 40, True), (2**31 // 40 + 1, False)):  # slots are int32
-        wide = geometry._replace(out_channels=1, group_channels=channels, kernel_size=1)
-        assert gpu_plans.cuda_computes(wide) is computes
-    for change in ({"stride": 2}, {"groups": 3}, {"dilation": 10}):
-        assert not pays(torch.float32, 30, geometry._replace(**change))
-    assert pays(torch.float32, 30, geometry._replace(dilation=9))
+def test_slots_of_the_cuda_kernels_are_int32() -> None:
+    geometry = Geometry.of((1, 1, 1), 1, 0, 1, 1, "zeros")
+    for channels, computes in ((2**31 // 40, True), (2**31 // 40 + 1, False)):
+        assert gpu_plans.cuda_computes(geometry._replace(group_channels=channels)) is computes
 
 
 def test_blocks_are_multiplied_on_tensor_cores(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,7 +171,8 @@ def test_import_is_light() -> None:
     """Nor does it take Triton, or the compiler's two seconds, to ask what there is.
 
     A GPU is hidden: with one, Triton is loaded to find out whether its kernels can run. A FLOP
-    counter that is imported later counts.
+    counter that is imported later counts. Every op of the extension is defined: torch.compile
+    needs all.
     """
     code = """
 import os, sys
@@ -190,6 +183,7 @@ import sparseconv as sc
 from sparseconv.measure import machine
 sc.available_backends()
 machine.environment_info()
+assert not [op for op in torch._C._dispatch_find_dangling_impls() if "sparseconv" in op]
 layer = sc.SparseConv1d(2, 3, 5, pattern=sc.KernelCSR.random((3, 2, 5), 7))
 y = layer(torch.ones(4, 2, 9))
 y.sum().backward(retain_graph=True)

@@ -15,10 +15,9 @@ from layouts import LAYOUTS
 from ordered import Conv, NormRelu, Pointwise, run_ordered
 from torch import Tensor
 
-from sparseconv import KernelCSR, SparseConv1d, sparse_conv1d
+from sparseconv import KernelCSR, sparse_conv1d
 from sparseconv.core.geometry import Geometry
 from sparseconv.measure.machine import threads
-from sparseconv.ops.orders import keeps_order
 
 SHAPES = [(1, 1), (1, 128), (2, 24), (3, 251), (6, 24), (11, 7), (16, 29), (17, 60), (33, 5)]
 
@@ -54,12 +53,6 @@ def random_stages(rng: random.Random, channels: int, n: int, dtype: torch.dtype)
     return stages
 
 
-def one_tap(weight: Tensor) -> Conv:
-    pattern = KernelCSR.from_mask(weight != 0)
-    geometry = Geometry.of(pattern.shape, 1, 0, 1, 1, "zeros")
-    return Conv(weight[weight != 0], None, pattern, geometry)
-
-
 def leaves(x: Tensor, stages: list[Any]) -> list[Tensor]:
     tensors = [x, *(t for stage in stages for t in stage[:2])]
     return [t.requires_grad_() for t in tensors if t is not None]
@@ -89,11 +82,11 @@ def results(x: Tensor, stages: list[Any], grad: Tensor, run: Any = run_ordered) 
 
 
 @pytest.mark.promise("P1")
-@pytest.mark.parametrize("seed", range(24))
-def test_what_the_layers_compute(seed: int, isas: Any, count_cases: Any) -> None:
+@pytest.mark.parametrize("seed", range(8))
+def test_what_the_layers_compute(seed: int, isas: Any, campaign: Any, count_cases: Any) -> None:
     rng = random.Random(seed)
     torch.manual_seed(seed)
-    for n, length in SHAPES:
+    for n, length in SHAPES * campaign(1, 100):
         channels = rng.choice((1, 3, 20))
         stages = random_stages(rng, channels, n * length, torch.float64)
         x = torch.randn(n, channels, length, dtype=torch.float64)
@@ -105,21 +98,6 @@ def test_what_the_layers_compute(seed: int, isas: Any, count_cases: Any) -> None
             for a, b in zip(got, wanted, strict=True):
                 # Sums of at most a few thousand terms of each layer, in float64.
                 torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-8, msg=f"{isa}: {stages}")
-        count_cases(1)
-
-
-@pytest.mark.promise("P2")
-def test_integers_are_exact(isas: Any, count_cases: Any) -> None:
-    rng = random.Random(1)
-    for n, length in SHAPES:
-        conv = random_conv(rng, 3, torch.float32)
-        sizes = (n, 3, length), (conv.pattern.nnz,), (2, conv.pattern.shape[0], 1), (n, 2, length)
-        x, values, weight, grad = (torch.randint(-4, 5, size).float() for size in sizes)
-        stages = [conv._replace(values=values, bias=None), Pointwise(weight)]
-        wanted = results(x, stages, grad, one_by_one)
-        for isa in isas():
-            for a, b in zip(results(x, stages, grad), wanted, strict=True):
-                assert a.equal(b), (isa, n, length, conv)
         count_cases(1)
 
 
@@ -140,23 +118,6 @@ def test_bits_do_not_depend_on_threads_or_isa(dtype: torch.dtype, isas: Any) -> 
                     first = first or got
                     for a, b in zip(got, first, strict=True):
                         assert a.equal(b), (isa, count, n, length, stages)
-
-
-@pytest.mark.promise("P3")
-def test_convolutions_have_the_bits_that_they_have_alone(isas: Any) -> None:
-    """fprop, dgrad and wgrad, in the kernels' own order and in (N, C, L)."""
-    rng = random.Random(3)
-    torch.manual_seed(3)
-    for n, length in (*SHAPES, (40, 100)):
-        for _ in range(3):
-            conv = random_conv(rng, 4, torch.float32)
-            x = torch.randn(n, 4, length)
-            grad = torch.randn(n, conv.pattern.shape[0], length)
-            alone = partial(one_by_one, backend="cpp")
-            for isa in isas():
-                got, wanted = results(x, [conv], grad), results(x, [conv], grad, alone)
-                for name, a, b in zip(("fprop", "dgrad", "wgrad"), got, wanted, strict=False):
-                    assert a.equal(b), (name, isa, n, length, conv)
 
 
 @pytest.mark.promise("P4")
@@ -223,23 +184,6 @@ def test_strides_do_not_change_a_bit(name: str) -> None:
         assert a.equal(b)
 
 
-def test_gradients_of_gradients() -> None:
-    torch.manual_seed(0)
-    pattern = KernelCSR.random((3, 2, 3), 9)
-    geometry = Geometry.of(pattern.shape, 1, (0, 2), 1, 1, "replicate")
-    x = torch.randn(2, 2, 5, dtype=torch.float64)
-    values, weight = torch.randn(9, dtype=torch.float64), torch.randn(2, 3, 1, dtype=torch.float64)
-    scale, shift = torch.randn(2, 3, dtype=torch.float64).unbind()
-
-    def run(x: Tensor, values: Tensor, scale: Tensor, shift: Tensor, weight: Tensor) -> Tensor:
-        norm = NormRelu(scale, shift, None, None, 0.0, 0.1)
-        return run_ordered(x, [Conv(values, None, pattern, geometry), norm, Pointwise(weight)])
-
-    tensors = [t.requires_grad_() for t in (x, values, scale, shift, weight)]
-    assert torch.autograd.gradcheck(run, tensors)
-    assert torch.autograd.gradgradcheck(run, tensors)
-
-
 SUMMED = 64 + 8  # samples that are added in float32 before double continues, and across the lanes
 
 
@@ -270,47 +214,3 @@ def test_statistics_of_sums_that_leave_the_range(isas: Any) -> None:
         # The mean may be off by its last bit, which is a hundred thousandth of the deviation.
         unit = 2e38 * torch.finfo(torch.float32).eps / 1e37
         torch.testing.assert_close(y, wanted, rtol=SUMMED * 2**-23, atol=2 * unit, msg=isa)
-
-
-def test_running_statistics_are_those_of_torch() -> None:
-    torch.manual_seed(0)
-    x, (mean, var) = torch.randn(5, 3, 11, dtype=torch.float64), torch.rand(2, 3).double().unbind()
-    other = mean.clone(), var.clone()
-    weight, bias = torch.randn(2, 3, dtype=torch.float64).unbind()
-    conv = one_tap(torch.eye(3).double()[:, :, None])
-    y = run_ordered(x, [conv, NormRelu(weight, bias, mean, var, 0.3, 1e-5)])
-    wanted = F.relu(F.batch_norm(x, *other, weight, bias, True, 0.3, 1e-5))
-    torch.testing.assert_close(y, wanted)
-    torch.testing.assert_close((mean, var), other)
-    stages = [conv, NormRelu(weight, bias, mean, var, 0.0, 1e-5, training=False)]
-    wanted = F.relu(F.batch_norm(x, mean, var, weight, bias, False))
-    torch.testing.assert_close(run_ordered(x, stages), wanted)
-    torch.testing.assert_close((mean, var), other)
-
-
-def test_which_convolutions_keep_the_order() -> None:
-    for kept, stride, padding, mode, dilation, groups in (
-        (True, 1, "same", "zeros", 3, 2),
-        (True, 1, (4, 0), "zeros", 1, 1),
-        (True, 1, (0, 4), "replicate", 1, 1),
-        (False, 1, "same", "reflect", 1, 1),
-        (False, 1, 0, "zeros", 1, 1),
-        (False, 2, 2, "zeros", 1, 1),
-        (True, 1, "same", "zeros", 1000, 1),
-    ):
-        geometry = Geometry.of((8, 4, 5), stride, padding, dilation, groups, mode)
-        assert keeps_order(geometry) == kept, geometry
-
-
-def chain_of_three() -> Tensor:
-    conv = one_tap(torch.ones(16, 16, 1))
-    norm = NormRelu(torch.ones(16), None, None, None, 0.1, 1e-5)
-    weight = torch.ones(16, 16, 1, requires_grad=True)
-    return run_ordered(torch.randn(2, 16, 30), [Pointwise(weight), norm, conv])
-
-
-def layer_training(name: str) -> Tensor:
-    x, layer = torch.randn(2, 4, 30), SparseConv1d(4, 16, 3, padding=1, density=0.5)
-    for key, tensor in {"input": x, **dict(layer.named_parameters())}.items():
-        tensor.requires_grad_(key == name)
-    return layer(x)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from any_kernels import poisoned_memory  # noqa: F401 (a fixture of every test here)
 from engines import TWINS, UNITS
+from ordered import Conv, Pointwise, run_ordered
 from torch import Tensor
 
 from sparseconv import KernelCSR, sparse_conv1d
@@ -23,49 +25,6 @@ BF16 = torch.bfloat16
 UNIT = torch.finfo(BF16).eps / 2  # of one rounding
 FLOAT = 2.0**-20  # of float32 sums of some thousand terms, kSumRows of them at once
 SHAPES = [(1, 1), (2, 24), (3, 33), (5, 16), (17, 70), (1, 200)]
-
-
-@pytest.fixture(params=[*TWINS.values(), *TWINS])
-def unit(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    if request.param not in UNITS:
-        pytest.skip(f"needs a CPU with {request.param}")
-    monkeypatch.setenv("SPARSECONV_CPU_ISA", request.param)
-    assert extension is not None
-    assert extension.isa() == request.param
-    return str(request.param)
-
-
-class Conv(NamedTuple):
-    values: Tensor
-    bias: Tensor | None
-    pattern: KernelCSR
-    geometry: Geometry
-    relu: bool = False
-
-    @property
-    def context(self) -> tuple[Any, ...]:
-        return self.pattern.crow_indices, self.pattern.col_indices, list(self.geometry)
-
-    def run(self, rows: Tensor, n: int, length: int) -> tuple[Tensor, int]:
-        tensors = rows, self.values, self.bias
-        y = OPS.lanes_conv(*tensors, *self.context, n, length, self.relu)
-        return y, self.geometry.shape[0]
-
-
-class Pointwise(NamedTuple):
-    weight: Tensor
-    bias: Tensor | None = None
-
-    def run(self, rows: Tensor, n: int, length: int) -> tuple[Tensor, int]:
-        return OPS.lanes_pointwise(rows, *self, n, length), self.weight.shape[0]
-
-
-@pytest.fixture(autouse=True)
-def poisoned_memory() -> Iterator[None]:
-    """Fresh memory is filled with NaN, so an element that no kernel wrote shows."""
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 def conv_of(channels: int, rows: int, padding: tuple[int, int], mode: str, **options: Any) -> Conv:
@@ -85,11 +44,7 @@ def results(stages: list[Any], x: Tensor, grad: Tensor | None = None) -> list[Te
         s._replace(**{n: next(given) for n in s._fields[:2] if getattr(s, n) is not None})
         for s in stages
     ]
-    n, channels, length = x.shape
-    rows = OPS.lanes_enter(x, 9)
-    for stage in stages:
-        rows, channels = stage.run(rows, n, length)
-    y = OPS.lanes_leave(rows, channels, n, length)
+    y = run_ordered(x, stages)
     grad = (
         torch.randn(y.shape, generator=torch.Generator().manual_seed(0)) if grad is None else grad
     )
@@ -338,11 +293,26 @@ def test_weights_that_are_no_blocks_are_computed_outside(unit: str) -> None:
     torch.testing.assert_close(found[3], wanted[3])
 
 
+def test_gradients_of_gradients(unit: str) -> None:
+    torch.manual_seed(0)
+    stages = [conv_of(16, 16, (0, 2), "zeros"), Pointwise(torch.randn(4, 16, 1).to(BF16))]
+    x = torch.randn(2, 16, 9).to(BF16).requires_grad_()
+    y = run_ordered(x, stages)
+    (dx,) = torch.autograd.grad(y.float().square().sum(), x, create_graph=True)
+    (ddx,) = torch.autograd.grad(dx.float().sum(), x)
+    wide = x.detach().double().requires_grad_()
+    z = sparse_conv1d(wide, stages[0].values.double(), stages[0].pattern, padding=(0, 2))
+    z = F.conv1d(z, stages[1].weight.double())
+    (dz,) = torch.autograd.grad(z.square().sum(), wide, create_graph=True)
+    (ddz,) = torch.autograd.grad(dz.sum(), wide)
+    assert (ddx.double() - ddz).norm() <= 0.02 * ddz.norm()
+
+
 def test_backward_without_the_unit_of_the_forward_pass(
     unit: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stages = [Pointwise(torch.randn(4, 16, 1).to(BF16).requires_grad_())]
-    rows, _ = stages[0].run(OPS.lanes_enter(torch.randn(2, 16, 9).to(BF16)), 2, 9)
+    rows = stages[0].run(OPS.lanes_enter(torch.randn(2, 16, 9).to(BF16)), 2, 9)
     monkeypatch.setenv("SPARSECONV_CPU_ISA", "baseline")
     assert extension is not None
     assert extension.isa() == "baseline"

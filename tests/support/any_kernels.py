@@ -27,6 +27,7 @@ def poisoned_memory() -> Iterator[None]:
     """Fresh memory is filled with NaN, so an element that no kernel wrote shows."""
     assert torch.utils.deterministic.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True)
+    torch.manual_seed(0)
     assert torch.empty(3).isnan().all()
     yield
     torch.use_deterministic_algorithms(False)

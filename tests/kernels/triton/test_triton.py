@@ -160,11 +160,6 @@ def test_compiled_ahead_of_time(case, dtype, capability, monkeypatch, tmp_path, 
             used = {k: int(v) for k, v in re.findall(r"(REG|STACK|LOCAL|SHARED):(\d+)", report)}
             print(f"sm_{capability} {name} {dtype}: {used}")
             assert used["STACK"] == used["LOCAL"] == 0, f"{name} spills: {report}"
-            # Room for 16 warps on a multiprocessor, 12 in wgrad, 8 where sums are 64 bits wide, or
-            # of products of 64 channels. Triton 3.7.1 needs 128 at the most, 3.6.0 158.
-            wide = dtype == torch.float64 or case is LARGE_BLOCKS
-            most = 255 if wide else 168 if name == "wgrad" else 128
-            assert used["REG"] <= most, report
             count_cases(1)
 
 
