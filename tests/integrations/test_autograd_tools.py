@@ -82,7 +82,7 @@ def test_functional_call(more: int) -> None:
     other(x).sum().backward()
     assert got["values"].equal(other.values.grad)
     if more:
-        with pytest.raises(ValueError, match=r"values must have shape \(60,\).* got \[61\]"):
+        with pytest.raises(ValueError, match="values"):
             call(dict(other.named_parameters()))
 
 

@@ -110,7 +110,7 @@ def test_graphs_can_be_trained() -> None:
 @pytest.mark.tool("torch.fx.symbolic_trace", "refuses")
 def test_symbolic_tracing_is_refused_and_a_leaf_works() -> None:
     model = nn.Sequential(sc.SparseConv1d(2, 3, 5), nn.ReLU())
-    with pytest.raises(TypeError, match=r"got Proxy.*is_leaf_module\(module, name\)"):
+    with pytest.raises(TypeError, match="Proxy"):
         torch.fx.symbolic_trace(model)
 
     class Tracer(torch.fx.Tracer):

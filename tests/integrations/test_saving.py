@@ -58,7 +58,7 @@ def test_copies(tmp_path: Path) -> None:
     check_twin(pickle.loads(pickle.dumps(original)), original)
     check_twin(through_cloudpickle(original), original)
     check_twin(torch.load(file, weights_only=False), original)
-    with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
+    with pytest.raises(pickle.UnpicklingError, match="Weights only"):
         torch.load(file, weights_only=True)
 
 
@@ -90,7 +90,7 @@ def test_meta_device() -> None:
     empty = twins[2].to_empty(device="cpu")
     for buffer in empty.buffers():
         buffer.fill_(7)  # what fresh memory may hold
-    with pytest.raises(RuntimeError, match=r"After to_empty\(\), call reset_parameters\(\)"):
+    with pytest.raises(RuntimeError, match=r"reset_parameters\(\)"):
         empty(X)
     empty.reset_parameters()
     assert empty(X).isfinite().all()

@@ -171,7 +171,7 @@ def test_moments_of_another_number_of_weights_are_refused(options, density):
         layer(torch.randn(1, 4, 9)).sum().backward()
         before = layer.values.tolist()
         for _ in range(2):
-            with pytest.raises(RuntimeError, match="build a new optimizer"):
+            with pytest.raises(RuntimeError, match="optimizer"):
                 old.step()
         assert layer.values.tolist() == before
         new.step()  # which has no state before
@@ -186,11 +186,11 @@ def test_a_layer_made_in_inference_mode_changes_there_or_not_at_all(density):
     other = SparseConv1d(4, 6, 5, density=density)
     assert layer.pattern.nnz == 24
     before = everything(layer)
-    with pytest.raises(RuntimeError, match="created in torch"):
+    with pytest.raises(RuntimeError, match="inference_mode"):
         layer.set_pattern(other.pattern)
-    with pytest.raises(RuntimeError, match="created in torch"):
+    with pytest.raises(RuntimeError, match="inference_mode"):
         layer.load_state_dict(other.state_dict())
-    with pytest.raises(RuntimeError, match="created in torch"):
+    with pytest.raises(RuntimeError, match="inference_mode"):
         layer.reset_parameters()
     assert everything(layer) == before
     with torch.inference_mode():
@@ -223,7 +223,7 @@ def test_an_attribute_that_is_set_counts(name, value):
         given[0] = 9  # which sets no attribute
         torch.testing.assert_close(layer(x), expected)
     layer.padding_mode = "mirror"
-    with pytest.raises(ValueError, match="padding_mode must be one of"):
+    with pytest.raises(ValueError, match="padding_mode"):
         layer(x)
 
 

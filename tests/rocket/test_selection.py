@@ -79,5 +79,5 @@ def test_scaling_and_targets() -> None:
 
 def test_a_ridge_too_small_for_its_features_is_named() -> None:
     X = np.random.default_rng(0).normal(size=(3, 8)).astype(np.float32)
-    with pytest.raises(ValueError, match="k = 1e-30 is too small"):
+    with pytest.raises(ValueError, match="k = 1e-30"):
         GroupSelection(X[:, [0] * 8], np.arange(3) % 2, 2, 1).select(2, 1e-30, 5)

@@ -115,7 +115,7 @@ def test_what_the_kernels_do_not_compute_is_refused() -> None:
     pattern = KernelCSR.full((1, 1, 41))
     geometry = Geometry.of(pattern.shape, 1, (0, 0), 1, 1, "zeros")
     for make in (gpu_plans.cuda_fprop, gpu_plans.cuda_dgrad):
-        with pytest.raises(NotImplementedError, match=r"< 40 and .*; use backend='auto' or"):
+        with pytest.raises(NotImplementedError, match="backend="):
             make(pattern.crow_indices, pattern.col_indices, geometry)
 
 
