@@ -52,9 +52,11 @@ def cases() -> dict[str, Callable[[], list[Tensor]]]:
     x, values, bias = torch.randn(8, 8, LENGTH), torch.randn(300), torch.randn(16)
     geometry = Geometry.of((16, 8, 9), 1, "same", 1, 1, "zeros")
     ones = torch.ones(500, dtype=torch.int32)
-    bank = extension.RocketPlan(  # kernels of nine taps, of the first channel
-        9 * ones, ones, 0 * ones, torch.zeros(500), ones, 0 * ones, torch.randn(4_500), 8, LENGTH
-    )
+    arrays = {
+        "length": 9 * ones, "dilation": ones, "padding": 0 * ones, "bias": torch.zeros(500),
+        "n_channels": ones, "channels": 0 * ones, "weights": torch.randn(4_500),
+    }  # fmt: skip
+    bank = extension.RocketPlan(arrays, 8, LENGTH)
 
     def conv(x: Tensor, values: Tensor, bias: Tensor) -> Tensor:
         return sc.sparse_conv1d(x, values, pattern, bias, padding="same", relu=True)
