@@ -205,12 +205,13 @@ class PatternedModule(PatternBuffers):
     def _apply(self, fn: Any, recurse: bool = True) -> PatternedModule:
         self._check_overwritten()
         before: dict[str, Any] = {name: self._buffers[name] for name in INDICES}
-        at = memory_of(self._parameters.get("values"))
+        places = [memory_of(x) for x in (self._parameters.get("values"), *before.values())]
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        leaves = memory_of(self._parameters.get("values")) != at  # the memory of state dicts
-        for name, old in before.items():  # int32 and with a version, whatever `fn` makes
+        leaves = memory_of(self._parameters.get("values")) != places[0]  # that of state dicts
+        for (name, old), at in zip(before.items(), places[1:], strict=True):
             new: Any = self._buffers[name]
-            if new is not old or leaves:
+            # int32 and with a version, whatever `fn` makes; share_memory() moves indices, too.
+            if new is not old or (leaves and memory_of(new) == at):
                 with torch.inference_mode(False):
                     source = new if new.dtype == torch.int32 else old
                     self._buffers[name] = source.to(new.device, copy=True)
