@@ -20,6 +20,8 @@ def everything(model: nn.Module) -> list[Any]:
     for name, module in model.named_modules():
         held.append((name, id(module), type(module), module.training))
         for key, value in vars(module).items():
+            if key == "_seen":  # when a sparse layer last read its buffers
+                continue
             entries = {key: value}
             if isinstance(value, dict | list):
                 entries = value if isinstance(value, dict) else dict(enumerate(value))
