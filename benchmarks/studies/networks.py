@@ -191,12 +191,13 @@ def section(path: Path = RESULTS) -> str:
     found: dict[str, dict[str, Any]] = {}
     for row in rows:
         found.setdefault(row["network"], {})[row["mode"]] = row
+    shown = {mode: title for mode, title in MODES.items() if any(mode in m for m in found.values())}
     lines = []
     for name, modes in found.items():
         batch, channels, length = NETWORKS[name].shape
-        cells = (cell(modes[mode]) if mode in modes else "" for mode in MODES)
+        cells = (cell(modes[mode]) if mode in modes else "" for mode in shown)
         lines.append((name, f"{batch} x {channels} x {length}", *cells))
-    table = Table(("network", "batch", *MODES.values()), lines, text_columns=2)
+    table = Table(("network", "batch", *shown.values()), lines, text_columns=2)
     return (
         f"{table.markdown()}\n\n{machines(rows)}. The time of the fastest dense version, which is "
         "named, divided by that of the sparse one: medians with 95 % intervals of up to "
