@@ -138,7 +138,8 @@ PYBIND11_MODULE(_C, m) {
         const int64_t lanes = sparseconv::kRowBytes / itemsize;
         return sparseconv::fits_pooling(
             sparseconv::lane_order(batch, length, lanes),
-            sparseconv::lane_order(batch, (length - size) / stride + 1, lanes), stride);
+            sparseconv::lane_order(batch, sparseconv::pooled_length(length, size, stride), lanes),
+            stride);
       },
       pybind11::arg("batch"), pybind11::arg("length"), pybind11::arg("itemsize"),
       pybind11::arg("size"), pybind11::arg("stride"),

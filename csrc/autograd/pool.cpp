@@ -119,11 +119,11 @@ struct Pool : torch::autograd::Function<Pool> {
 };
 
 // The length after pooling.
-int64_t pooled_length(const Tensor& like,
-                      int64_t size,
-                      int64_t stride,
-                      int64_t batch,
-                      int64_t length) {
+int64_t checked_pooling(const Tensor& like,
+                        int64_t size,
+                        int64_t stride,
+                        int64_t batch,
+                        int64_t length) {
   if (stride == 1) {
     TORCH_CHECK_VALUE(size > 0 && size % 2 == 1 && size / 2 <= kPoolRadius,
                       "expected an odd size in [1, ", 2 * kPoolRadius + 1,
@@ -133,7 +133,7 @@ int64_t pooled_length(const Tensor& like,
   TORCH_CHECK_VALUE(size > 0 && size <= stride && size <= length, "expected a size in [1, ",
                     std::min(stride, length), "] of windows with stride ", stride, ", but got ",
                     size);
-  const int64_t pooled = (length - size) / stride + 1;
+  const int64_t pooled = pooled_length(length, size, stride);
   TORCH_CHECK_VALUE(like.scalar_type() == at::kBFloat16 ||
                         fits_pooling(lane_order(batch, length, lanes_of(like)),
                                      lane_order(batch, pooled, lanes_of(like)), stride),
@@ -149,7 +149,7 @@ Tensor lanes_max_pool(const Tensor& input,
   const ForkGuard fork_guard;
   const auto order = order_of(input, batch, length);
   const Tensor x = checked(input, *order, {}, "input");
-  pooled_length(input, size, stride, batch, length);
+  checked_pooling(input, size, stride, batch, length);
   return order->max_pool(x, {}, size, stride);
 }
 
@@ -162,7 +162,7 @@ Tensor lanes_max_pool_backward(const Tensor& grad,
   const ForkGuard fork_guard;
   const auto order = order_of(input, batch, length);
   const Tensor x = checked(input, *order, {}, "input");
-  const int64_t pooled = pooled_length(input, size, stride, batch, length);
+  const int64_t pooled = checked_pooling(input, size, stride, batch, length);
   const auto of_grad = order_of(input, batch, pooled, margin_of(input, length));
   const Tensor dy = checked_like(grad, input, *of_grad, {}, "grad_output");
   TORCH_CHECK_VALUE(grad.size(0) == input.size(0), "expected grad_output of ", input.size(0),

@@ -252,9 +252,7 @@ class Lanes final : public KernelOrder {
                   int64_t stride) const override {
     MaxPool p{};
     p.order = order_;
-    p.pooled = stride == 1
-                   ? order_
-                   : lane_order(order_.batch, (order_.length - size) / stride + 1, order_.lanes);
+    p.pooled = lane_order(order_.batch, pooled_length(order_.length, size, stride), order_.lanes);
     Tensor out = new_lanes(input.size(0), grad.defined() ? p.order : p.pooled, input.options());
     p.in = input.const_data_ptr();
     p.grad = grad.defined() ? grad.const_data_ptr() : nullptr;

@@ -154,7 +154,7 @@ Tensor RowOrder::max_pool(const Tensor& input,
                           int64_t size,
                           int64_t stride) const {
   const int64_t channels = input.size(0) * kPanelChannels;
-  const RowOrder pooled(batch, stride == 1 ? length : (length - size) / stride + 1, margin);
+  const RowOrder pooled(batch, pooled_length(length, size, stride), margin);
   const RowOrder& result = grad.defined() ? *this : pooled;
   Tensor out = result.empty(channels);
   const RowPool p{of(input, channels),

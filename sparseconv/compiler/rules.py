@@ -172,7 +172,9 @@ def dense(node: Any) -> Step:
     def build(lanes: Lanes) -> Node:
         return lanes.call(OPS.lanes_pointwise.default, lanes.of(x), weight, bias, *lanes.sizes(x))
 
-    return Step((x,), build, cost("pointwise", in_rows(x)))
+    # The cost is that of many channels; torch multiplies a single one by numbers, which is as fast.
+    gain = cost("pointwise", in_rows(x)) if value_of(weight).shape[1] > 1 else (0.0, 0.0)
+    return Step((x,), build, gain)
 
 
 def _norm(node: Any) -> Step:

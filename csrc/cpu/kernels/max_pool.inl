@@ -75,8 +75,8 @@ static void pool_apart(const MaxPool& p, int64_t part, int64_t parts) {
   const int64_t rows = p.order.rows, pooled = p.pooled.rows, all = p.channels * p.order.groups;
   for (int64_t unit = all * part / parts; unit < all * (part + 1) / parts; ++unit) {
     const T* in = static_cast<const T*>(p.in) + unit * rows * kN;
-    const T* grad = static_cast<const T*>(p.grad) + unit * pooled * kN;
-    T* out = static_cast<T*>(p.out) + unit * (p.grad ? rows : pooled) * kN;
+    const T* grad = p.grad ? static_cast<const T*>(p.grad) + unit * pooled * kN : nullptr;
+    T* out = static_cast<T*>(p.out) + unit * (grad ? rows : pooled) * kN;
     for (int64_t i = 0; i < pooled; ++i) {
       const int64_t first = i * p.stride, end = i + 1 < pooled ? first + p.stride : rows;
       for (int h = 0; h < kN; h += V::kWidth) {
@@ -87,7 +87,7 @@ static void pool_apart(const MaxPool& p, int64_t part, int64_t parts) {
           largest = {larger ? next.v : largest.v};
           place = {larger ? V::splat(T(j)).v : place.v};
         }
-        if (p.grad == nullptr) {
+        if (grad == nullptr) {
           largest.store(out + i * kN + h);
           continue;
         }

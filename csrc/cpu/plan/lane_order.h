@@ -38,6 +38,11 @@ struct LaneOrder {
 // piece a lane.
 LaneOrder lane_order(int64_t batch, int64_t length, int64_t lanes);
 
+// The length after max pooling: windows with stride 1 keep it, others do not overlap.
+inline int64_t pooled_length(int64_t length, int64_t size, int64_t stride) {
+  return stride == 1 ? length : (length - size) / stride + 1;
+}
+
 // Whether windows of `stride` rows of a tensor are rows of one in the other order.
 bool fits_pooling(const LaneOrder& order, const LaneOrder& pooled, int64_t stride);
 
