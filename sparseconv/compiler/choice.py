@@ -29,7 +29,9 @@ def choose(steps: Mapping[Node, Step]) -> set[Node]:
     graph.add_nodes_from((_IN, _OUT))
     readers: dict[Node, list[Node]] = defaultdict(list)
     for node, step in steps.items():
-        graph.add_edge(_IN, node, capacity=step.gain[with_gradients] * _elements(node))
+        gain = step.gain[with_gradients] * _elements(node)
+        graph.add_edge(_IN, node, capacity=max(gain, 0))
+        graph.add_edge(node, _OUT, capacity=max(-gain, 0))
         for signal in dict.fromkeys(step.signals):
             readers[signal].append(node)
     lanes = {node for node, step in steps.items() if step.in_lanes}

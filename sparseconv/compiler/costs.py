@@ -16,6 +16,9 @@ _LANES: dict[str, Nanoseconds] = {
     "norm": (0.1, 1.8),  # with the ReLU after it
     "max_pool": (0.1, 4.0),  # against the op outside, whose gradient is faster than torch's
     "dropout": (8.0, 8.0),
+    "crop": (-0.3, -0.6),  # outside, the result shares memory
+    "upsample": (0.3, 0.6),
+    "average_pool": (1.0, 2.0),
 }
 _ROWS: dict[str, Nanoseconds] = {
     "conversion": (0.25, 0.5),
@@ -24,6 +27,9 @@ _ROWS: dict[str, Nanoseconds] = {
     "norm": (0.2, 0.2),
     "max_pool": (3.5, 10.0),
     "dropout": (8.0, 7.5),
+    "crop": (-0.3, -0.6),
+    "upsample": (0.3, 0.6),
+    "average_pool": (1.0, 2.0),
 }
 
 

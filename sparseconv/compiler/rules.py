@@ -50,6 +50,7 @@ class Step(NamedTuple):
         in_lanes: whether the result is in lanes; else it is what the node gave.
         length: of the result, where it changes.
         margin: padding that is read before or after a series.
+        exact: whether signals must hold nothing before their samples; see ``lowering.Lowering``.
     """
 
     signals: tuple[Node, ...]
@@ -58,6 +59,7 @@ class Step(NamedTuple):
     in_lanes: bool = True
     length: int | None = None
     margin: int = 0
+    exact: bool = True
 
 
 def require(condition: Any, why: str) -> None:
@@ -135,15 +137,22 @@ def _before_cast(node: Any) -> Any:
 def _sparse(node: Any) -> Step:
     x, values, bias, crow, col, numbers, *relu = node.args
     require(is_signal(x), NOT_A_SIGNAL)
-    geometry = [int(number) for number in numbers]
+    own = Geometry.from_numbers([int(number) for number in numbers])
+    others = own.dilation * (own.kernel_size - 1)  # samples that an output reads, besides one
+    whole = own
+    if own.padding_mode == "zeros" and own.left + own.right < others:
+        # It is computed for as long a series: samples before the first one stay unread.
+        whole = own._replace(left=max(0, others - own.right))
+    geometry = list(whole)
     assert extension is not None
     require(
-        extension.keeps_order(Geometry.from_numbers(geometry)),
-        "it changes the length, pads with other samples than the last, or is dilated widely",
+        extension.keeps_order(whole),
+        "it lengthens series, has a stride, pads with other samples than the last, or is dilated "
+        "widely",
     )
     _require_same_dtype(node, x)
     if in_rows(x):
-        _require_blocks(_real(crow), _real(col), Geometry.from_numbers(geometry))
+        _require_blocks(_real(crow), _real(col), whole)
         values, bias = _before_cast(values), _before_cast(bias)
 
     def build(lanes: Lanes) -> Node:
@@ -151,7 +160,8 @@ def _sparse(node: Any) -> Step:
         return lanes.call(OPS.lanes_conv.default, lanes.of(x), *rest)
 
     padding = max(geometry[4:6]) if geometry[1] > 1 else 0  # taps of one channel become channels
-    return Step((x,), build, cost("sparse", in_rows(x)), margin=padding)
+    gain = cost("sparse", in_rows(x))
+    return Step((x,), build, gain, margin=padding, exact=own.left > 0)
 
 
 def dense(node: Any) -> Step:
@@ -174,7 +184,7 @@ def dense(node: Any) -> Step:
 
     # The cost is that of many channels; torch multiplies a single one by numbers, which is as fast.
     gain = cost("pointwise", in_rows(x)) if value_of(weight).shape[1] > 1 else (0.0, 0.0)
-    return Step((x,), build, gain)
+    return Step((x,), build, gain, exact=False)
 
 
 def _norm(node: Any) -> Step:
@@ -264,12 +274,14 @@ def _cat(node: Any) -> Step:
     def build(lanes: Lanes) -> Node:
         return lanes.call(torch.cat, [lanes.of(part) for part in parts], 0)
 
-    return Step(parts, build, cost("cat", in_rows(node)))
+    return Step(parts, build, cost("cat", in_rows(node)), exact=False)
 
 
 def _narrow(node: Any) -> Step:
     x, dim, start, length = node.args
     require(is_signal(x), NOT_A_SIGNAL)
+    if dim in (2, -1):
+        return _crop(x, start, length)
     require(dim == 1, "it does not select channels")
     whole = (start + length) % PANEL == 0 or start + length == value_of(x).shape[1]
     panels = start % PANEL == 0 and whole
@@ -279,13 +291,77 @@ def _narrow(node: Any) -> Step:
     def build(lanes: Lanes) -> Node:
         return lanes.call(torch.narrow, lanes.of(x), 0, start // unit, -(-length // unit))
 
-    return Step((x,), build, cost("narrow", in_rows(x)))
+    return Step((x,), build, cost("narrow", in_rows(x)), exact=False)
+
+
+def _crop(x: Any, start: Any, length: Any) -> Step:
+    size = value_of(x).shape[2]
+    require(all(isinstance(n, int) for n in (size, start, length)), "its length is dynamic")
+    if start + length == size:  # samples before the first one stay unread
+        return Step((x,), lambda lanes: lanes.of(x), (0.0, 0.0), exact=False)
+    return _resampled(x, "crop", length, start=start)
+
+
+def _pad(node: Any) -> Step:
+    given = named(node, "input pad mode value")
+    x, ends = given["input"], given["pad"]
+    require(is_signal(x) and isinstance(value_of(x).shape[2], int), NOT_A_SIGNAL)
+    require(len(ends) == 2 and all(isinstance(n, int) for n in ends), "it pads other dimensions")
+    zeros = given.get("mode", "constant") == "constant" and given.get("value") in (None, 0)
+    require(zeros, "it does not pad with zeros")
+    return _resampled(x, "crop", int(value_of(x).shape[2]) + sum(ends), start=-ends[0])
+
+
+def _resampled(
+    x: Any, what: str, samples: int, start: int = 0, repeat: int = 1, stride: int = 1
+) -> Step:
+    """Copy samples (see ``ops.lanes``); a sum of several is made an average."""
+
+    def build(lanes: Lanes) -> Node:
+        sizes = *lanes.sizes(x), samples
+        y = lanes.call(OPS.lanes_resample.default, lanes.of(x), start, repeat, stride, *sizes)
+        return lanes.call(torch.div, y, stride) if stride > 1 else y
+
+    return Step((x,), build, cost(what, in_rows(x)), length=samples)
+
+
+def _require_whole_windows(x: Any, samples: int, window: int) -> None:
+    """Require that each window of so many samples is in one lane."""
+    batch, _, length = value_of(x).shape
+    ints = is_signal(x) and all(isinstance(n, int) for n in (batch, length))
+    require(ints and samples > 1, NOT_A_SIGNAL)
+    assert extension is not None
+    longer = batch, max(length, samples), value_of(x).dtype.itemsize, window, window
+    require(in_rows(x) or extension.pools_in_lanes(*longer), "its windows are cut by lanes")
+
+
+def _upsample(node: Any) -> Step:
+    names = "input size scale_factor mode align_corners recompute_scale_factor antialias"
+    given = named(node, names)
+    x, factor = given["input"], one(given.get("scale_factor"))
+    require(is_signal(x), NOT_A_SIGNAL)
+    require(given.get("mode", "nearest") == "nearest", "it interpolates")
+    require(one(given.get("size")) is None and int(factor) == factor, "its factor is no integer")
+    samples = value_of(x).shape[2] * int(factor)
+    _require_whole_windows(x, samples, int(factor))
+    return _resampled(x, "upsample", samples, repeat=int(factor))
+
+
+def _average_pool(node: Any) -> Step:
+    given = named(node, "input kernel_size stride padding ceil_mode count_include_pad")
+    x, size = given["input"], one(given["kernel_size"])
+    require(is_signal(x), NOT_A_SIGNAL)
+    apart = (one(given.get("stride")) or size, one(given.get("padding", 0))) == (size, 0)
+    require(apart and not given.get("ceil_mode"), "its windows are padded, overlap or are cut")
+    samples = value_of(x).shape[2] // size
+    _require_whole_windows(x, samples, size)
+    return _resampled(x, "average_pool", samples, stride=size)
 
 
 def _contiguous(node: Any) -> Step:
     x, *_ = node.args
     require(is_signal(x), NOT_A_SIGNAL)
-    return Step((x,), lambda lanes: lanes.of(x), (0.0, 0.0))
+    return Step((x,), lambda lanes: lanes.of(x), (0.0, 0.0), exact=False)
 
 
 def _dropout(node: Any) -> Step:
@@ -300,7 +376,7 @@ def _dropout(node: Any) -> Step:
         seed = lanes.call(draw_seed)
         return lanes.call(OPS.lanes_dropout.default, lanes.of(x), float(p), seed)
 
-    return Step((x,), build, cost("dropout", in_rows(x)))
+    return Step((x,), build, cost("dropout", in_rows(x)), exact=False)
 
 
 def _prelu(node: Any) -> Step:
@@ -313,7 +389,7 @@ def _prelu(node: Any) -> Step:
         y = lanes.call(torch.prelu, lanes.call(torch.unsqueeze, lanes.of(x), 0), weight)
         return lanes.call(torch.squeeze, y, 0)
 
-    return Step((x,), build, cost("prelu", in_rows(x)))
+    return Step((x,), build, cost("prelu", in_rows(x)), exact=False)
 
 
 def _elementwise(node: Any) -> Step:
@@ -338,7 +414,9 @@ def _elementwise(node: Any) -> Step:
         y = lanes.call(node.target, *arguments, **kwargs)
         return lanes.call(torch.mul, y, lanes.samples(signals[0])) if masks else y
 
-    return Step(signals, build, cost("elementwise", in_rows(node)))
+    # What is before the first sample has to stay finite: its gradient is zero.
+    exact = node.target in (operator.truediv, torch.div, "div", torch.exp)
+    return Step(signals, build, cost("elementwise", in_rows(node)), exact=exact)
 
 
 def _at_zero(node: Any) -> tuple[Tensor, Tensor]:
@@ -378,6 +456,11 @@ RULES: dict[Any, Callable[[Any], Step]] = {
     F.adaptive_avg_pool1d: _average,
     torch.mean: _mean,
     torch.narrow: _narrow,
+    F.pad: _pad,
+    torch._C._nn.pad: _pad,
+    F.interpolate: _upsample,
+    torch.avg_pool1d: _average_pool,
+    F.avg_pool1d: _average_pool,
     torch.prelu: _prelu,
     torch.dropout: _dropout,
     F.dropout: _dropout,

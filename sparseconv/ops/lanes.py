@@ -45,6 +45,10 @@ for _schema in (
     "lanes_max_pool(Tensor input, int size, int stride, int batch, int length) -> Tensor",
     "lanes_max_pool_backward(Tensor grad_output, Tensor input, int size, int stride, int batch,"
     " int length) -> Tensor",
+    # out[t] = sum over j < stride of in[(t * stride + j + start) // repeat], 0 where it has no such
+    # sample; one of repeat and stride is 1. The gradient is the op with -start, stride and repeat.
+    "lanes_resample(Tensor input, int start, int repeat, int stride, int batch, int length,"
+    " int samples) -> Tensor",
     "lanes_mean(Tensor input, int channels, int batch, int length) -> Tensor",  # (N, C)
     # The same seed drops the same elements, so the gradient is the op itself.
     "lanes_dropout(Tensor input, float p, int seed) -> Tensor",
@@ -105,16 +109,26 @@ def _fake_enter(input: Tensor, margin: int = 0) -> Tensor:
     return input.new_empty((channels, *sizes))
 
 
+def _of_length(like: Tensor, batch: int, length: int, now: int) -> Tensor:
+    """Return a tensor of ``now`` samples a series, like one of ``length``."""
+    if like.dtype == torch.bfloat16:
+        return like.new_empty((*like.shape[:2], like.shape[2] - length + now, PANEL))
+    assert extension is not None
+    return like.new_empty(
+        (like.shape[0], *extension.lanes_shape(batch, now, like.dtype.itemsize))
+    )
+
+
 @register_fake(_library, "lanes_max_pool")
 def _fake_max_pool(input: Tensor, size: int, stride: int, batch: int, length: int) -> Tensor:
     if stride == 1:
         return torch.empty_like(input)
-    pooled = (length - size) // stride + 1
-    if input.dtype == torch.bfloat16:
-        return input.new_empty((*input.shape[:2], input.shape[2] - length + pooled, PANEL))
-    assert extension is not None
-    sizes = extension.lanes_shape(batch, pooled, input.dtype.itemsize)
-    return input.new_empty((input.shape[0], *sizes))
+    return _of_length(input, batch, length, (length - size) // stride + 1)
+
+
+@register_fake(_library, "lanes_resample")
+def _fake_resample(input: Tensor, *how: int) -> Tensor:
+    return _of_length(input, *how[3:])
 
 
 @register_fake(_library, "lanes_norm")

@@ -1,0 +1,170 @@
+// Cropping, padding, repeating and summing samples of tensors in lanes or rows.
+
+#include <ATen/Dispatch.h>
+#include <ATen/Parallel.h>
+#include <ATen/ops/constant_pad_nd.h>
+#include <torch/library.h>
+
+#include <algorithm>
+
+#include "lanes.h"
+
+namespace sparseconv {
+
+namespace {
+
+// out[t] = sum over j < stride of in[(t * stride + j + start) / repeat], 0 where in has no sample.
+// One of repeat and stride is 1. The gradient is the same with -start, and the two exchanged.
+struct Resampling {
+  int64_t start, repeat, stride;
+};
+
+// The rows that each row of the output reads, for each term of its sum, or -1. Idle rows come first.
+std::vector<int32_t> sources_of(const Resampling& r,
+                                int64_t idle,
+                                int64_t length,
+                                int64_t out_idle,
+                                int64_t samples,
+                                int64_t out_rows) {
+  std::vector<int32_t> found(out_rows * r.stride, -1);
+  // Terms follow one another: number i of a series reads sample (i + start) / repeat.
+  const int64_t end = std::min(samples * r.stride, length * r.repeat - r.start);
+  for (int64_t i = std::max<int64_t>(0, -r.start); i < end; ++i) {
+    found[out_idle * r.stride + i] = static_cast<int32_t>(idle + (i + r.start) / r.repeat);
+  }
+  return found;
+}
+
+// From `in`, whose groups have in_rows rows, to `out`, whose groups are as many.
+template <typename T, typename Sum, int kWidth>
+void resample(const T* in,
+              T* out,
+              int64_t groups,
+              int64_t in_rows,
+              int64_t terms,
+              const std::vector<int32_t>& sources) {
+  for (int64_t group = 0; group < groups; ++group, in += in_rows * kWidth) {
+    for (size_t row = 0; row < sources.size(); row += terms, out += kWidth) {
+      Sum sum[kWidth] = {};
+      for (int64_t j = 0; j < terms; ++j) {
+        if (const int64_t from = sources[row + j]; from >= 0) {
+          for (int l = 0; l < kWidth; ++l) {
+            sum[l] += in[from * kWidth + l];
+          }
+        }
+      }
+      for (int l = 0; l < kWidth; ++l) {
+        out[l] = static_cast<T>(sum[l]);
+      }
+    }
+  }
+}
+
+// (groups, rows, width) to `output`, of as many groups.
+template <typename T, typename Sum, int kWidth>
+void run(const Tensor& input, Tensor& output, int64_t terms, const std::vector<int32_t>& sources) {
+  const int64_t in_rows = input.size(-2);
+  const int64_t out_rows = output.size(-2);
+  const int64_t groups = input.numel() / (in_rows * kWidth);
+  const T* in = input.const_data_ptr<T>();
+  T* out = output.mutable_data_ptr<T>();
+  const int64_t grain = 1 + 64 * 1024 / (out_rows * kWidth);
+  at::parallel_for(0, groups, grain, [&](int64_t begin, int64_t end) {
+    resample<T, Sum, kWidth>(in + begin * in_rows * kWidth, out + begin * out_rows * kWidth,
+                             end - begin, in_rows, terms, sources);
+  });
+}
+
+Tensor of_signal(const Tensor& x, const Resampling& r, int64_t samples) {
+  const Tensor repeated = x.unsqueeze(3).expand({-1, -1, -1, r.repeat}).flatten(2);
+  const int64_t after = samples * r.stride + r.start - repeated.size(2);
+  const Tensor terms = at::constant_pad_nd(repeated, {-r.start, after}).unflatten(2, {-1, r.stride});
+  Tensor sum = terms.select(3, 0);
+  for (int64_t j = 1; j < r.stride; ++j) {
+    sum = sum.add(terms.select(3, j));
+  }
+  return sum;
+}
+
+Tensor lanes_resample(const Tensor& input,
+                      int64_t start,
+                      int64_t repeat,
+                      int64_t stride,
+                      int64_t batch,
+                      int64_t length,
+                      int64_t samples) {
+  const ForkGuard fork_guard;
+  TORCH_CHECK_VALUE(repeat > 0 && stride > 0 && (repeat == 1 || stride == 1) && samples > 0,
+                    "expected a repeat and a stride above 0, one of them 1, and at least one "
+                    "sample, but got ",
+                    repeat, ", ", stride, " and ", samples);
+  TORCH_CHECK_VALUE(start < length * repeat && -start < samples * stride,
+                    "expected a start at which samples are read, but got ", start);
+  const auto order = order_of(input, batch, length);
+  const Tensor x = checked(input, *order, {}, "input");
+  const Resampling r{start, repeat, stride};
+  if (x.scalar_type() == at::kBFloat16) {
+    const int64_t margin = margin_of(x, length);
+    Tensor output = RowOrder(batch, samples, margin).empty(x.size(0) * kPanelChannels);
+    run<at::BFloat16, float, kPanelChannels>(
+        x, output, stride,
+        sources_of(r, margin, length, margin, samples, samples + 2 * margin));
+    return output;
+  }
+  const LaneOrder from = lane_order(batch, length, lanes_of(x));
+  const LaneOrder to = lane_order(batch, samples, lanes_of(x));
+  const bool wide = x.scalar_type() == at::kDouble;
+  const auto run_lanes = wide ? run<double, double, 8> : run<float, float, 16>;
+  if (from.pieces == 1 && to.pieces == 1) {
+    Tensor output = new_lanes(x.size(0), to, x.options());
+    run_lanes(x, output, stride, sources_of(r, 0, length, 0, samples, samples));
+    return output;
+  }
+  // The same in each piece: rows that are idle hold zeros.
+  if (from.pieces == to.pieces && start == 0 && to.rows * stride == from.rows * repeat &&
+      to.idle * stride == from.idle * repeat) {
+    Tensor output = new_lanes(x.size(0), to, x.options());
+    run_lanes(x, output, stride, sources_of(r, 0, from.rows, 0, to.rows, to.rows));
+    return output;
+  }
+  return lanes_for(to)->enter(of_signal(order->leave(x, x.size(0)), r, samples));
+}
+
+struct Resample : torch::autograd::Function<Resample> {
+  static Tensor forward(AutogradContext* ctx,
+                        const Tensor& input,
+                        const Resampling& r,
+                        const Order& y,
+                        int64_t samples) {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    ctx->saved_data["how"] = std::vector<int64_t>{r.start, r.repeat, r.stride, samples};
+    y.keep(ctx);
+    return CALL(lanes_resample)(input, r.start, r.repeat, r.stride, y.batch, y.length, samples);
+  }
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const std::vector<int64_t> how = ctx->saved_data["how"].toIntVector();
+    const Order y = Order::of(ctx);
+    return {CALL(lanes_resample)(grads[0], -how[0], how[2], how[1], y.batch, how[3], y.length),
+            {},
+            {},
+            {}};
+  }
+};
+
+}  // namespace
+
+}  // namespace sparseconv
+
+TORCH_LIBRARY_IMPL(sparseconv, CPU, m) {
+  m.impl("lanes_resample", sparseconv::lanes_resample);
+}
+
+TORCH_LIBRARY_IMPL(sparseconv, Autograd, m) {
+  using namespace sparseconv;
+  m.impl("lanes_resample",
+         [](const Tensor& input, int64_t start, int64_t repeat, int64_t stride, int64_t batch,
+            int64_t length, int64_t samples) {
+           return Resample::apply(input, Resampling{start, repeat, stride}, Order{batch, length},
+                                  samples);
+         });
+}
