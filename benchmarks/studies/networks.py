@@ -103,7 +103,8 @@ def row(network: str, mode: str) -> dict[str, Any]:
     batch, channels, length = NETWORKS[network].shape
     X, y = torch.randn(batch, channels, length), torch.arange(batch) % 2
     model = NETWORKS[network].sparse(*((0.2, 16) if mode == "blocks" else (0.1,)))
-    with threads(1), torch.set_grad_enabled(mode in ("step", "blocks")):
+    tracing = torch._dynamo.config.patch(allow_rnn=True)  # or an LSTM breaks the graph
+    with threads(1), tracing, torch.set_grad_enabled(mode in ("step", "blocks")):
         if mode == "step":
             check(model, X, y)
             check_dense(model, X)

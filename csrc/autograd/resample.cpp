@@ -19,7 +19,8 @@ struct Resampling {
   int64_t start, repeat, stride;
 };
 
-// The rows that each row of the output reads, for each term of its sum, or -1. Idle rows come first.
+// The rows that each row of the output reads, for each term of its sum, or -1. Idle rows come
+// first.
 std::vector<int32_t> sources_of(const Resampling& r,
                                 int64_t idle,
                                 int64_t length,
@@ -35,7 +36,7 @@ std::vector<int32_t> sources_of(const Resampling& r,
   return found;
 }
 
-// From `in`, whose groups have in_rows rows, to `out`, whose groups are as many.
+// From groups of in_rows rows to the same number of groups.
 template <typename T, typename Sum, int kWidth>
 void resample(const T* in,
               T* out,
@@ -60,7 +61,7 @@ void resample(const T* in,
   }
 }
 
-// (groups, rows, width) to `output`, of as many groups.
+// From (groups, rows, width) to an output with the same number of groups.
 template <typename T, typename Sum, int kWidth>
 void run(const Tensor& input, Tensor& output, int64_t terms, const std::vector<int32_t>& sources) {
   const int64_t in_rows = input.size(-2);
@@ -78,7 +79,8 @@ void run(const Tensor& input, Tensor& output, int64_t terms, const std::vector<i
 Tensor of_signal(const Tensor& x, const Resampling& r, int64_t samples) {
   const Tensor repeated = x.unsqueeze(3).expand({-1, -1, -1, r.repeat}).flatten(2);
   const int64_t after = samples * r.stride + r.start - repeated.size(2);
-  const Tensor terms = at::constant_pad_nd(repeated, {-r.start, after}).unflatten(2, {-1, r.stride});
+  const Tensor terms =
+      at::constant_pad_nd(repeated, {-r.start, after}).unflatten(2, {-1, r.stride});
   Tensor sum = terms.select(3, 0);
   for (int64_t j = 1; j < r.stride; ++j) {
     sum = sum.add(terms.select(3, j));
@@ -107,8 +109,7 @@ Tensor lanes_resample(const Tensor& input,
     const int64_t margin = margin_of(x, length);
     Tensor output = RowOrder(batch, samples, margin).empty(x.size(0) * kPanelChannels);
     run<at::BFloat16, float, kPanelChannels>(
-        x, output, stride,
-        sources_of(r, margin, length, margin, samples, samples + 2 * margin));
+        x, output, stride, sources_of(r, margin, length, margin, samples, samples + 2 * margin));
     return output;
   }
   const LaneOrder from = lane_order(batch, length, lanes_of(x));
@@ -161,10 +162,8 @@ TORCH_LIBRARY_IMPL(sparseconv, CPU, m) {
 
 TORCH_LIBRARY_IMPL(sparseconv, Autograd, m) {
   using namespace sparseconv;
-  m.impl("lanes_resample",
-         [](const Tensor& input, int64_t start, int64_t repeat, int64_t stride, int64_t batch,
-            int64_t length, int64_t samples) {
-           return Resample::apply(input, Resampling{start, repeat, stride}, Order{batch, length},
-                                  samples);
-         });
+  m.impl("lanes_resample", [](const Tensor& input, int64_t start, int64_t repeat, int64_t stride,
+                              int64_t batch, int64_t length, int64_t samples) {
+    return Resample::apply(input, Resampling{start, repeat, stride}, Order{batch, length}, samples);
+  });
 }

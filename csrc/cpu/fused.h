@@ -114,6 +114,30 @@ struct Dropout {
   double scale;
 };
 
+// elu: x, or exp(x) - 1 if x is negative. The others multiply the first half of the channels, or
+// its tanh, by the sigmoid of the second half.
+enum class ActivationKind { elu, glu, gated_tanh };
+
+// Of tensors in lanes: whole vectors.
+struct Activation {
+  const void* in;
+  const void* grad;  // of the output, or null
+  void* out;         // the output, or with `grad` the gradient of the input
+  int64_t n;         // elements of the output
+  ActivationKind kind;
+};
+
+// x, or weight * x where that is not positive, of rows of `length` samples. Row r has weight
+// number r % channels.
+struct Prelu {
+  const void* in;
+  const void* weight;
+  const void* grad;  // of the output, or null
+  void* out;         // the output, or with `grad` the gradient of the input
+  void* sums;        // with `grad`: for each row kLanes sums, which add up to the weight's gradient
+  int64_t rows, length, channels;
+};
+
 // Columns that a 1x1 wgrad sums before it adds: 512 take as long, 2048 half as long again, since a
 // tile's rows leave L1 (N = 16, L = 128 to 512, one thread of an AMD EPYC, Zen 3).
 constexpr int64_t kDotColumns = 1024;

@@ -50,6 +50,8 @@ struct KernelTable {
   void (*batch_norm_relu[2])(const BatchNormRelu&, int64_t, int64_t, void*);
   void (*batch_norm_relu_gradient[2])(const BatchNormReluGradient&, int64_t, int64_t, void*);
   void (*max_pool[2])(const MaxPool&, int64_t, int64_t, void*);
+  void (*activate[2])(const Activation&, int64_t, int64_t, void*);
+  void (*prelu[2])(const Prelu&, int64_t, int64_t, void*);
   void (*to_lanes[2])(const Conversion&, int64_t, int64_t, void*);
   void (*from_lanes[2])(const Conversion&, int64_t, int64_t, void*);
   void (*rocket)(const RocketFeatures&, int64_t, int64_t, void*);

@@ -15,8 +15,9 @@ from sparseconv.compiler.choice import choose
 from sparseconv.compiler.inplace import make_functional
 from sparseconv.compiler.lowering import Lowering
 from sparseconv.compiler.report import GraphReport, remember
-from sparseconv.compiler.rules import Outside, Step, is_signal, rule_of, value_of
+from sparseconv.compiler.rules import rule_of
 from sparseconv.compiler.simplify import simplify, switches_gradients
+from sparseconv.compiler.steps import Outside, Step, is_signal, value_of
 from sparseconv.ops.backends import extension
 
 
@@ -72,7 +73,7 @@ def lower(graph: Graph) -> GraphReport:
     report.lanes = Counter(_title(node) for node in graph.nodes if node not in before)
     for helper in ("lanes_enter", "lanes_leave", "getitem", "size", "unsqueeze"):
         del report.lanes[helper]
-    rewrites.replace_pools(graph)
+    rewrites.replace_slow_gradients(graph)
     return report
 
 

@@ -11,7 +11,7 @@ import torch
 from torch.fx import Node
 
 from sparseconv.compiler.costs import cost
-from sparseconv.compiler.rules import Step, in_rows, value_of
+from sparseconv.compiler.steps import Step, in_rows, value_of
 
 _IN, _OUT = "in lanes", "outside"
 _UNKNOWN = 64  # samples, where a dynamic size has no example

@@ -19,6 +19,9 @@ _LANES: dict[str, Nanoseconds] = {
     "crop": (-0.3, -0.6),  # outside, the result shares memory
     "upsample": (0.3, 0.6),
     "average_pool": (1.0, 2.0),
+    "elu": (0.6, 0.8),
+    "glu": (1.0, 2.0),
+    "gated_tanh": (2.5, 5.0),
 }
 _ROWS: dict[str, Nanoseconds] = {
     "conversion": (0.25, 0.5),

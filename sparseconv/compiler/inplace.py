@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.fx import Graph, Node
 
-from sparseconv.compiler.rules import Outside, is_signal, named, value_of
+from sparseconv.compiler.steps import Outside, is_signal, named, value_of
 
 _FUNCTIONAL: dict[Any, Any] = {
     operator.iadd: operator.add,

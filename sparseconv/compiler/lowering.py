@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.fx import Graph, Node
 
-from sparseconv.compiler.rules import Step, in_rows, value_of
+from sparseconv.compiler.steps import Step, in_rows, value_of
 from sparseconv.ops.lanes import OPS
 
 

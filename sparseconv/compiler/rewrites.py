@@ -9,7 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch.fx import Graph, Node
 
-from sparseconv.compiler.rules import Outside, max_pool, pooling, rule_of
+from sparseconv.compiler.functions import prelu
+from sparseconv.compiler.rules import rule_of
+from sparseconv.compiler.samples import max_pool, pooling
+from sparseconv.compiler.steps import Outside, in_rows
 from sparseconv.ops.lanes import OPS
 
 _NORM = OPS.lanes_norm.default
@@ -24,19 +27,25 @@ def rewrite(graph: Graph) -> None:
             rewrite_one(graph, node)
 
 
-def replace_pools(graph: Graph) -> None:
-    """Replace max pooling outside of lanes, whose gradient takes torch a long time."""
+def replace_slow_gradients(graph: Graph) -> None:
+    """Replace max pooling and PReLU outside of lanes, whose gradients take torch a long time."""
     if not torch.is_grad_enabled():
         return
     for node in list(graph.nodes):
-        if rule_of(node) is max_pool:
-            try:
-                x, *window = pooling(node)
-            except Outside:
+        rule = rule_of(node)
+        try:
+            if rule is max_pool:
+                op, arguments = OPS.max_pool.default, pooling(node)
+            elif rule is prelu and not in_rows(node):
+                rule(node)
+                op, arguments = OPS.prelu.default, (*node.args, 1)
+            else:
                 continue
-            with graph.inserting_before(node):
-                node.replace_all_uses_with(graph.call_function(OPS.max_pool.default, (x, *window)))
-            graph.erase_node(node)
+        except Outside:
+            continue
+        with graph.inserting_before(node):
+            node.replace_all_uses_with(graph.call_function(op, arguments))
+        graph.erase_node(node)
 
 
 def _relu_after(graph: Graph, relu: Any) -> None:

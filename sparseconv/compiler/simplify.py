@@ -9,7 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch.fx import Graph, Node
 
-from sparseconv.compiler.rules import Outside, dense, is_signal, named, rule_of, value_of
+from sparseconv.compiler.functions import gated_tanh
+from sparseconv.compiler.layers import dense
+from sparseconv.compiler.rules import rule_of
+from sparseconv.compiler.steps import Outside, is_signal, named, value_of
 from sparseconv.core.geometry import PADDING_MODES, Geometry
 from sparseconv.ops.lanes import OPS
 
@@ -29,7 +32,14 @@ _SPLITS = (torch.chunk, torch.split, "chunk", "split")
 def simplify(graph: Graph) -> None:
     """Apply all rewrites to a functional graph."""
     alone = _drop_cast, _parts_of_split, _narrow
-    joins = _crop_after_conv, _pad_before_conv, _pool_after_conv, _fold_norm, _relu_after_conv
+    joins = (
+        _gate,
+        _crop_after_conv,
+        _pad_before_conv,
+        _pool_after_conv,
+        _fold_norm,
+        _relu_after_conv,
+    )
     for rewrite in alone if switches_gradients(graph) else (*alone, *joins):
         for node in list(graph.nodes):
             rewrite(graph, node)
@@ -94,6 +104,32 @@ def _narrow(graph: Graph, node: Any) -> None:
             start, stop, step = ends.indices(size)
             if step == 1 and start < stop:
                 _as_narrow(graph, node, x, dim, start)
+
+
+def _gate(graph: Graph, node: Any) -> None:
+    """Join the product of one half of the channels' tanh and the other's sigmoid."""
+    if node.target not in (operator.mul, torch.mul, "mul") or len(node.all_input_nodes) != 2:
+        return
+    halves = {}
+    for function in node.all_input_nodes:
+        half, *others = function.all_input_nodes or (node,)
+        alone = not others and len(function.users) == len(half.users) == 1
+        if alone and half.target is torch.narrow and half.args[1] == 1:
+            halves[getattr(function.target, "__name__", function.target)] = half.args
+    if set(halves) != {"tanh", "sigmoid"}:
+        return
+    (x, _, first, width), (gated, _, second, _) = halves["tanh"], halves["sigmoid"]
+    whole = value_of(x).shape[1]
+    if x is gated and (first, second, whole) == (0, width, 2 * width):
+        with graph.inserting_before(node):
+            joined = graph.call_function(gated_tanh, (x,))
+        joined.meta.update(node.meta)
+        functions = node.all_input_nodes
+        _replace(graph, node, joined)
+        for function in functions:
+            (half,) = function.all_input_nodes
+            graph.erase_node(function)
+            graph.erase_node(half)
 
 
 def _crop_after_conv(graph: Graph, node: Any) -> None:

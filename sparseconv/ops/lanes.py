@@ -52,6 +52,13 @@ for _schema in (
     "lanes_mean(Tensor input, int channels, int batch, int length) -> Tensor",  # (N, C)
     # The same seed drops the same elements, so the gradient is the op itself.
     "lanes_dropout(Tensor input, float p, int seed) -> Tensor",
+    # elu; or glu and gated_tanh, which halve the channels: a and b become a * sigmoid(b), or
+    # tanh(a) * sigmoid(b).
+    "lanes_activation(Tensor input, str name) -> Tensor",
+    "lanes_activation_backward(Tensor grad_output, Tensor input, str name) -> Tensor",
+    # Of any tensor whose channels are in one dimension, with one weight or one for each.
+    "prelu(Tensor input, Tensor weight, int dim) -> Tensor",
+    "prelu_backward(Tensor grad_output, Tensor input, Tensor weight, int dim) -> (Tensor, Tensor)",
     # Of series (N, C, L), not in lanes.
     "max_pool(Tensor input, int size, int stride, int padding) -> Tensor",
     "max_pool_backward(Tensor grad_output, Tensor input, Tensor output, int size, int stride,"
@@ -91,6 +98,12 @@ _SHAPES: dict[str, Callable[..., Any]] = {
         (*x.shape[:2], (x.shape[2] + 2 * padding - size) // stride + 1)
     ),
     "max_pool_backward": lambda _, x, *rest: x.new_empty(x.shape),
+    "lanes_activation": lambda x, name: x.new_empty(
+        (x.shape[0] // (1 if name == "elu" else 2), *x.shape[1:])
+    ),
+    "lanes_activation_backward": lambda _, x, name: torch.empty_like(x),
+    "prelu": lambda x, *_: x.new_empty(x.shape),
+    "prelu_backward": lambda _, x, weight, dim: (x.new_empty(x.shape), torch.empty_like(weight)),
     "lanes_dropout": lambda x, *_: x.new_empty(x.shape),
     "lanes_mean": lambda x, channels, batch, length: x.new_empty((batch, channels)),
 }
@@ -114,9 +127,7 @@ def _of_length(like: Tensor, batch: int, length: int, now: int) -> Tensor:
     if like.dtype == torch.bfloat16:
         return like.new_empty((*like.shape[:2], like.shape[2] - length + now, PANEL))
     assert extension is not None
-    return like.new_empty(
-        (like.shape[0], *extension.lanes_shape(batch, now, like.dtype.itemsize))
-    )
+    return like.new_empty((like.shape[0], *extension.lanes_shape(batch, now, like.dtype.itemsize)))
 
 
 @register_fake(_library, "lanes_max_pool")

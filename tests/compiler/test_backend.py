@@ -42,6 +42,56 @@ def test_padding_cropping_and_halves() -> None:
     assert not report.outside, report
 
 
+class Shortening(nn.Module):
+    """A WaveNet's layers, whose series become shorter and are added to earlier ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(sparse(4, 8, 3, padding=0, dilation=d) for d in (1, 2, 4))
+        self.across = nn.ModuleList(nn.Conv1d(4, 4, 1) for _ in self.convs)
+        self.last = sparse(4, 4, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        head: Tensor | None = None
+        for conv, across in zip(self.convs, self.across, strict=True):
+            filtered, gate = conv(x).chunk(2, 1)
+            y = torch.tanh(filtered) * torch.sigmoid(gate)
+            length = y.shape[2]
+            head = y if head is None else head[:, :, -length:] + y
+            x = x[..., -length:] + across(y)
+        assert head is not None
+        return self.last(head).relu() + x
+
+
+def test_series_that_become_shorter() -> None:
+    """They are cropped twice: before padding is read, and where they leave."""
+    report = check(Shortening(), torch.randn(16, 4, 60))[0]
+    assert (report.enters, report.leaves) == (1, 1)
+    assert report.lanes["lanes_resample"] == 2, report
+    assert report.lanes["lanes_activation"] == 3, report
+    assert not report.outside, report
+
+
+class Steps(nn.Module):
+    """Down and up again, by averages, next to what is skipped."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(sparse(4, 4, 3, padding=1) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second, last = self.convs
+        skipped = F.elu(first(x))
+        y = F.interpolate(second(F.avg_pool1d(skipped, 2)), scale_factor=2)
+        return last(F.glu(torch.cat([y, skipped[..., : y.shape[2]]], 1), 1))
+
+
+def test_u_nets() -> None:
+    report = check(Steps(), torch.randn(16, 4, 61))[0]
+    assert (report.enters, report.leaves) == (1, 1)
+    assert not report.outside, report
+
+
 def test_dropout_scales_what_it_keeps_and_repeats_with_the_seed() -> None:
     class Drops(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

@@ -85,6 +85,94 @@ def test_max_pool_and_its_gradient_are_those_of_torch(size: int, stride: int) ->
             assert of_a.equal(of_b), (n, length, dtype)
 
 
+RESAMPLED = (
+    *((2, 1, 1, -2), (0, 1, 1, -2), (-2, 1, 1, 2), (-3, 1, 1, 5), (1, 1, 1, 3)),  # ends move
+    *((0, 2, 1, 0), (0, 3, 1, 0), (-1, 2, 1, 1), (0, 1, 2, 0), (0, 1, 2, 1), (1, 1, 3, 0)),
+)
+
+
+@pytest.mark.parametrize(("start", "repeat", "stride", "more"), RESAMPLED)
+def test_samples_are_cropped_repeated_and_summed(
+    start: int, repeat: int, stride: int, more: int
+) -> None:
+    """Whole numbers, whose sums are exact; the second derivative, too."""
+    for (n, length), dtype in product((*SIZES, (1, 256), (2, 512)), lane_dtypes()):
+        samples = length * repeat // stride + more
+        if samples < 1 or start >= length:
+            continue
+        terms = torch.arange(samples * stride).unflatten(0, (-1, stride)) + start
+        read = torch.div(terms, repeat, rounding_mode="floor")
+        a, b = (torch.randint(-3, 4, (n, 3, length)).to(dtype).requires_grad_() for _ in "ab")
+        b.data.copy_(a.data)
+        y = (a[:, :, read.clamp(0, length - 1)] * ((read >= 0) & (read < length))).sum(3)
+        how = start, repeat, stride, n, length, samples
+        inside = OPS.lanes_resample(OPS.lanes_enter(b), *how)
+        assert dtype == torch.bfloat16 or idle_is_zero(inside, n, samples)
+        z = OPS.lanes_leave(inside, 3, n, samples)
+        grad = torch.randint(-3, 4, y.shape).to(dtype)
+        of_a, of_b = torch.autograd.grad(y, a, grad)[0], torch.autograd.grad(z, b, grad)[0]
+        assert z.equal(y), (n, length, dtype)
+        assert of_a.equal(of_b), (n, length, dtype)
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "elu": F.elu,
+    "glu": lambda x: F.glu(x, 0),
+    "gated_tanh": lambda x: x[: len(x) // 2].tanh() * x[len(x) // 2 :].sigmoid(),
+}
+
+
+@pytest.mark.promise("P3")
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activations_are_those_of_torch(name: str, isas: Callable[[], Iterator[str]]) -> None:
+    """Of numbers small and large, infinite and none, within a few roundings; the same bits."""
+    of_torch = ACTIVATIONS[name]
+    for dtype in DTYPES:
+        width = 64 // dtype.itemsize
+        x = torch.randn(5, 2, 40, width, dtype=torch.float64)
+        sizes = torch.tensor([1e-6, 1, 9, 99, 2000])[torch.randperm(5)]
+        x = (x * sizes.view(-1, 1, 1, 1)).to(dtype)
+        x = torch.cat([x, torch.zeros_like(x[:1])])
+        special = torch.tensor([float("nan"), float("inf"), -float("inf")])
+        x[torch.randint(6, (9,)), 0, torch.arange(9), 3] = special.repeat(3).to(dtype)
+        grad = torch.randn(of_torch(x).shape, dtype=torch.float64).to(dtype)
+        a, exact, b = x.clone(), x.double(), x.clone()
+        results = []
+        for leaf, f in ((exact, of_torch), (a, of_torch)):
+            y = f(leaf.requires_grad_())
+            results.append((y, *torch.autograd.grad(y, leaf, grad.to(leaf.dtype))))
+        found = {}
+        for isa in isas():
+            y = OPS.lanes_activation(b.requires_grad_(), name)
+            found[isa] = (y.detach(), *torch.autograd.grad(y, b, grad))
+        for wanted, rounded, *own in zip(*results, *found.values(), strict=True):
+            finite = wanted.isfinite() & rounded.isfinite()
+            scale = wanted.abs() + 1e-30
+            if wanted.shape == x.shape and wanted is not results[0][0]:
+                scale = scale + grad.abs().max() * (1 + x[x.isfinite()].abs().max())
+            bound = 8 * torch.finfo(dtype).eps * scale
+            assert ((own[0] - wanted).abs() <= bound)[finite].all(), dtype
+            nan = wanted.isnan() & rounded.isnan()
+            assert own[0][nan].isnan().all()
+            assert all(torch.equal(p.nan_to_num(), own[0].nan_to_num()) for p in own)
+
+
+@pytest.mark.promise("P3")
+@pytest.mark.parametrize("dim", [0, 1, 2])
+def test_prelu_is_that_of_torch(dim: int, isas: Callable[[], Iterator[str]]) -> None:
+    """Of whole numbers exactly, with one weight and with one for each channel."""
+    for (n, length), dtype, one in product(SIZES, DTYPES, (True, False)):
+        x = torch.randint(-3, 4, (n, 5, length)).to(dtype).requires_grad_()
+        weight = torch.randint(-3, 4, (1 if one else x.shape[dim],)).to(dtype).requires_grad_()
+        y = F.prelu(x.movedim(dim, 1), weight).movedim(1, dim)
+        grad = torch.randint(-3, 4, x.shape).to(dtype)
+        wanted = y, *torch.autograd.grad(y, (x, weight), grad)
+        for isa in isas():
+            z = OPS.prelu(x, weight, dim)
+            for p, q in zip(wanted, (z, *torch.autograd.grad(z, (x, weight), grad)), strict=True):
+                assert p.equal(q), (isa, n, length, dtype)
+
+
 def norm_step(
     x: Tensor, other: Tensor | None, parts: int, training: bool, relu: bool, in_lanes: bool
 ) -> list[Tensor]:
@@ -200,9 +288,12 @@ def test_mean_and_pointwise() -> None:
 @pytest.mark.promise("P6")
 def test_wrong_arguments_are_refused() -> None:
     """Each argument of each op, one at a time, in another size, dtype or number."""
-    refused = 0
+    refused, of_any_sizes = (
+        0,
+        ("lanes_dropout", "lanes_fold", "max_pool", "prelu", "prelu_backward"),
+    )
     for name, args in (pair for t in lane_dtypes() for pair in lane_arguments(t).items()):
-        if name in ("lanes_dropout", "lanes_fold", "max_pool"):  # which take any sizes
+        if name in of_any_sizes:
             continue
         op = getattr(OPS, name)
         for i, argument in enumerate(args):
@@ -211,12 +302,14 @@ def test_wrong_arguments_are_refused() -> None:
                 changes = [argument[..., :-1], argument.to(torch.int16), argument.unsqueeze(0)]
                 if name == "lanes_enter":
                     changes = [argument[0], argument[:0], argument.half()]
-                elif argument.dim() == 4 and i == 0:
+                elif argument.dim() == 4 and i == 0 and "activation" not in name:
                     changes.append(argument.double()[:, :-1])
             elif type(argument) is int:
                 wide = name == "lanes_max_pool" and i == 2  # a stride, after one window
                 changes = [-1, 0 if wide else 10**6] + [0] * (i >= len(args) - 2)
                 changes *= i >= len(args) - 3
+                if (name, i) == ("lanes_resample", 6):  # any number of samples
+                    changes = [-1, 0]
             elif isinstance(argument, list) and isinstance(argument[0], int):
                 changes = [argument[:-1], [*argument[:3], 2, *argument[4:]]]
             for change in changes:
@@ -228,6 +321,11 @@ def test_wrong_arguments_are_refused() -> None:
         ("lanes_dropout", torch.zeros(2), 1.5, 0),
         ("lanes_dropout", torch.zeros(2, dtype=torch.half), 0.5, 0),
         ("max_pool", torch.zeros(2, 5), 2, 2, 0),
+        ("prelu", torch.zeros(2, 5), torch.zeros(2), 1),
+        ("prelu", torch.zeros(2, 5), torch.zeros(1), 2),
+        ("prelu", torch.zeros(2, 5), torch.zeros(1).double(), 1),
+        ("lanes_activation", torch.zeros(3, 1, 2, 16), "glu"),
+        ("lanes_activation", torch.zeros(2, 1, 2, 16), "selu"),
         *(
             ("lanes_max_pool", torch.zeros(1, 1, 5, 16), *window, 16, 5)
             for window in ((2, 1), (17, 1), (3, 2), (6, 7))

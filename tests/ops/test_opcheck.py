@@ -14,7 +14,8 @@ from sparseconv import KernelCSR
 OPS = torch.ops.sparseconv
 
 DIFFERENTIABLE = ("lanes_enter", "lanes_leave", "lanes_conv", "lanes_pointwise", "lanes_max_pool",
-                  "lanes_mean")  # fmt: skip
+                  "lanes_mean", "lanes_resample", "lanes_activation",
+                  "prelu")  # fmt: skip
 
 
 def with_gradient(argument: Any) -> Any:

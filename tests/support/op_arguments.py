@@ -66,7 +66,14 @@ def lane_arguments(dtype: torch.dtype, n: int = 3, length: int = 21) -> dict[str
     x, y, order = OPS.lanes_enter(signal), OPS.lanes_enter(output), (n, length)
     context = pattern.crow_indices, pattern.col_indices, list(geometry), *order
     pooled = signal[..., : length // 3 + 1]
+    of_floats = {
+        "lanes_activation": (y, "gated_tanh"),
+        "lanes_activation_backward": (y[:2], y, "glu"),
+        "prelu": (signal, bias[:1], 1),
+        "prelu_backward": (signal, signal, bias[:1], 1),
+    }
     return {
+        **(of_floats if block == 1 else {}),
         "lanes_enter": (signal,),
         "lanes_leave": (x, inputs, *order),
         "lanes_conv": (x, values, bias, *context, True),
@@ -81,6 +88,7 @@ def lane_arguments(dtype: torch.dtype, n: int = 3, length: int = 21) -> dict[str
         "lanes_fold": (values, bias, pattern.crow_indices, inputs, scale, shift, mean, var, 1e-5),
         "lanes_max_pool": (x, 3, 1, *order),
         "lanes_max_pool_backward": (x, x, 3, 1, *order),
+        "lanes_resample": (x, 2, 1, 3, *order, 6),
         "lanes_mean": (x, inputs, *order),
         "lanes_dropout": (x, 0.3, 2**40 + 5),
         "max_pool": (signal, 4, 3, 2),

@@ -20,7 +20,7 @@ FUNCTIONS: tuple[Callable[[Tensor], Tensor], ...] = (
 KINDS = (
     *("sparse",) * 4, "dense", "strided", "1x1", "norm", "norm", "relu", "relu_", "function",
     "pool", "shrink", "add", "cat", "mul", "drop", "padded", "cropped", "prelu", "split", "part",
-    "transposed", "chunk",
+    "transposed", "chunk", "valid", "ends", "longer", "upsampled", "glu",
 )  # fmt: skip
 SHRINKS = (
     nn.MaxPool1d(2), nn.AvgPool1d(2), nn.MaxPool1d(3, 2, 1), nn.MaxPool1d(2, ceil_mode=True),
@@ -55,7 +55,24 @@ class RandomGraph(nn.Module):
             equal = [i for i, width in enumerate(widths) if width[1] == length]
             reads: tuple[int, ...] = (x,)
             layer: nn.Module = nn.Identity()
-            if kind in ("sparse", "strided", "padded", "cropped"):
+            if kind == "valid" and length > 30:
+                outputs, taps, dilation = unit * rng.randint(2, most), 4, rng.choice((1, 3))
+                layer = sc.SparseConv1d(
+                    channels, outputs, taps, padding=rng.choice((0, 0, 1)), dilation=dilation,
+                    density=0.4, block=unit,
+                )  # fmt: skip
+                widths.append((outputs, layer(torch.empty(1, channels, length)).shape[2]))
+            elif kind in ("ends", "longer") and length > 12:
+                ends = rng.choice(((0, 2), (3, 0), (5, 0), (1, 4)))
+                self.ends.append(ends)
+                widths.append((channels, length + sum(ends) * (1 if kind == "longer" else -1)))
+            elif kind == "upsampled" and length < 80:
+                layer = nn.Upsample(scale_factor=rng.choice((2, 3)))
+                widths.append((channels, layer(torch.empty(1, 1, length)).shape[2]))
+            elif kind == "glu" and channels % 2 == 0 and unit == 1:
+                layer = nn.GLU(1)
+                widths.append((channels // 2, length))
+            elif kind in ("sparse", "strided", "padded", "cropped"):
                 outputs, taps, dilation = (
                     unit * rng.randint(2, most),
                     rng.choice((1, 2, 3, 5, 8)),
@@ -113,7 +130,7 @@ class RandomGraph(nn.Module):
                 reads = (x, *rng.choices(equal, k=rng.randint(1, 2)))
                 widths.append((sum(widths[i][0] for i in reads), length))
             else:
-                kind = "relu" if kind in ("shrink", "split", "part", "chunk") else kind
+                kind = kind if kind in ("relu_", "function", "drop") else "relu"
                 widths.append(widths[x])
             self.program.append((kind, reads, rng.randrange(len(FUNCTIONS))))
             self.layers.append(layer)
@@ -150,6 +167,10 @@ class RandomGraph(nn.Module):
                     if function % 2
                     else y[..., left : -right or None]
                 )
+            elif kind in ("ends", "longer"):
+                left, right = next(ends)
+                y = first[..., left : first.shape[2] - right]
+                y = F.pad(first, (left, right)) if kind == "longer" else y
             elif kind == "split":
                 y = torch.split(first, self.half(first.shape[1]), 1)[0]
             elif kind == "chunk":

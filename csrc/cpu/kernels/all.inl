@@ -15,6 +15,7 @@
 #include "pointwise.inl"
 #include "batch_norm_relu.inl"
 #include "max_pool.inl"
+#include "activations.inl"
 #include "series.inl"
 #include "rocket.inl"
 #include "minirocket.inl"
