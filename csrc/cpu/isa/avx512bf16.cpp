@@ -1,24 +1,8 @@
 #if defined(__x86_64__)
 
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#endif
+#include "region.h"
 
-#include <immintrin.h>
-
-#include <utility>
-
-#include "../kernels.h"
-
-#if defined(__clang__)
-#pragma clang attribute push(                                                               \
-    __attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,avx512bf16,avx2,fma,f16c"))), \
-    apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512dq,avx512bw,avx512vl,avx512bf16,avx2,fma,f16c")
-#endif
+SPARSECONV_BEGIN_REGION("avx512f,avx512dq,avx512bw,avx512vl,avx512bf16,avx2,fma,f16c")
 
 namespace sparseconv::avx512bf16 {
 
@@ -34,11 +18,7 @@ namespace sparseconv::avx512bf16 {
 
 }  // namespace sparseconv::avx512bf16
 
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
+SPARSECONV_END_REGION
 
 constinit const sparseconv::BlockKernels sparseconv::kAmxBlocks =
     sparseconv::avx512bf16::block_table<sparseconv::avx512bf16::TileProducts>();

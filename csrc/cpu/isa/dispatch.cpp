@@ -17,13 +17,6 @@ namespace sparseconv {
 namespace {
 
 #if defined(__x86_64__)
-bool avx512_bf16() {
-  unsigned a, b, c, d;
-  constexpr unsigned kAvx512Bf16 = 1u << 5;
-  return __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && (a & kAvx512Bf16) != 0 &&
-         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
-}
-
 // Whether this CPU has AMX for bfloat16, and the system lets the process use it.
 bool amx() {
   unsigned a, b, c, d;
@@ -50,7 +43,8 @@ std::vector<const KernelTable*> runnable() {
   const bool avx2 =
       __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && (c & kF16c) != 0;
   if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq")) {
-    if (avx512_bf16()) {
+    if (__builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512vl")) {
       if (amx()) {
         tables.push_back(&kAmx);
       }
