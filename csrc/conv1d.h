@@ -101,25 +101,29 @@ struct Entries {
   const int32_t* row_starts;  // entries before each row, (n_rows + 1,): what threads share by
 };
 
+// What the tiles of a kernel are packed from.
+struct Source {
+  TileShape tile;
+  LaneOrder order;  // of the rows of all tiles
+  TensorView in;
+  int64_t in_length;
+  PaddingMode mode;
+  int64_t origin;  // input position of the first tap at the first sample of the order
+  // The signals of the problem lie in that order (float32 and float64 only): `data` is all that
+  // counts of them, the stride is 1, the tile has one segment, the padding is zeros or replicated.
+  // The rows of a tile are tile.step apart, in the output as well.
+  bool in_lanes = false;
+};
+
 // out[n, r, i] = init[r] + sum over the entries e of row r:
 //                values[e] * in[n, channel(e), origin + i * step + position(tap(e))]
 // for i in [0, order.length), written to position first + i * out_step + r % phases of channel
 // r / phases of the output, unless that is outside of it. That is fprop, and with the transposed
 // pattern dgrad, whose outputs take turns in the phases of the stride.
-struct Correlation {
+struct Correlation : Source {
   Entries entries;
-  TileShape tile;
   const void* values;  // accumulation type
   const void* init;    // accumulation type, (n_rows,) or null for zeros
-  LaneOrder order;     // of the outputs
-  // Both signals lie in that order (float32 and float64 only): `in.data` and `out.data` are all
-  // that counts of them, the stride is 1, the tile has one segment, the padding is zeros or
-  // replicated. The rows of a tile are tile.step apart, in the output as well.
-  bool in_lanes;
-  TensorView in;
-  int64_t in_length;
-  PaddingMode mode;
-  int64_t origin;
   // The scratch holds, instead of the inputs, their sums from the beginning of the only segment on.
   // In lanes only the first output of each series is computed then, and added to what is there.
   bool prefix_sums;
@@ -149,7 +153,7 @@ struct WeightBatch {
 
 // out[e] = sum over n, i: grad[n, r(e), i] * in[n, channel(e), origin + i * step +
 // position(tap(e))]
-struct WeightGradient {
+struct WeightGradient : Source {
   const WeightBatch* batches;   // by block, then by size
   const int32_t* block_starts;  // batches before each block, (n_blocks + 1,)
   const int32_t* rows;          // scratch row of each entry, in the order of `values`
@@ -159,14 +163,7 @@ struct WeightGradient {
   int64_t n_rows;
   int64_t groups;
   int64_t nnz;
-  TileShape tile;
-  LaneOrder order;  // of the gradients
-  bool in_lanes;    // as in Correlation
   TensorView grad;
-  TensorView in;
-  int64_t in_length;
-  PaddingMode mode;
-  int64_t origin;
   void* partial;   // accumulation type, (splits, nnz), zeros
   int64_t splits;  // the chunks are cut into this many fixed runs, each with its own sums
 

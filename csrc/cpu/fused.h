@@ -33,21 +33,13 @@ struct PointwiseGradient {
   int64_t rows;
 };
 
-// Per channel, with the statistics of this batch or the running ones: z = (x - mean) * (invstd *
-// weight) + bias + added, out = max(z, 0), or z without `relu`.
-struct BatchNormRelu {
+// What BatchNorm of tensors in lanes and its gradient have in common: vectors of the channels.
+struct LaneNorm {
   LaneOrder order;
   const void* in;
-  const void* added;  // null: nothing; else with `relu`
-  void* out;
+  const void* added;   // null: nothing; else with `relu`
   const void* weight;  // null: ones
   const void* bias;    // null: zeros
-  void* mean;          // (channels,), written
-  void* invstd;
-  void* running_mean;  // in training updated, unless null; else read
-  void* running_var;
-  double momentum;
-  double eps;
   int64_t channels;
   bool training;
   bool relu;
@@ -55,27 +47,29 @@ struct BatchNormRelu {
   int64_t scratch_bytes() const { return order.groups * 64; }
 };
 
+// Per channel, with the statistics of this batch or the running ones: z = (x - mean) * (invstd *
+// weight) + bias + added, out = max(z, 0), or z without `relu`.
+struct BatchNormRelu : LaneNorm {
+  void* out;
+  void* mean;  // (channels,), written
+  void* invstd;
+  void* running_mean;  // in training updated, unless null; else read
+  void* running_var;
+  double momentum;
+  double eps;
+};
+
 // With dz = grad where z > 0 (everywhere without `relu`), xhat = (x - mean) * invstd and n = batch
 // * length: grad_bias = sum dz, grad_weight = sum dz * xhat, grad_in = invstd * weight * (dz -
 // (grad_bias + xhat * grad_weight) / n) in training, else invstd * weight * dz.
-struct BatchNormReluGradient {
-  LaneOrder order;
+struct BatchNormReluGradient : LaneNorm {
   const void* grad;
-  const void* in;
-  const void* added;
   void* grad_in;     // may be `grad`
   void* grad_added;  // dz, if something was added
-  const void* weight;
-  const void* bias;
   const void* mean;
   const void* invstd;
   void* grad_weight;
   void* grad_bias;
-  int64_t channels;
-  bool training;
-  bool relu;
-
-  int64_t scratch_bytes() const { return order.groups * 64; }
 };
 
 // The longest window that a pooling kernel takes has this many samples on either side.

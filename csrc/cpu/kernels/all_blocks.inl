@@ -2,6 +2,7 @@
 // inside its namespace, after its tiles_*.h and vectors of pairs.
 
 // clang-format off
+#include "padding.inl"
 #include "blocks.inl"
 #include "block_packing.inl"
 #include "block_wgrad.inl"

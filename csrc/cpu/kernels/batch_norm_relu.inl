@@ -34,6 +34,28 @@ struct LaneSums {
   }
 };
 
+// Sums of samples, and of products with them.
+template <typename V>
+struct TwoSums {
+  LaneSums<V> sums, products;
+  double sum = 0, product = 0;
+
+  TwoSums() { clear(); }
+  void clear() {
+    sums.clear();
+    products.clear();
+  }
+  void add_sample(int i, V x, V with) {
+    sums.sum[i] = add(sums.sum[i], x);
+    products.sum[i] = fma(with, x, products.sum[i]);
+  }
+  void flush() {
+    sum += sums.total();
+    product += products.total();
+    clear();
+  }
+};
+
 // Rows that follow each other in a channel, in which the same lanes hold samples.
 struct RowSpan {
   int64_t begin, end;
@@ -104,7 +126,7 @@ static Statistics<typename V::T> statistics(const typename V::T* samples,
                                             double n) {
   using T = typename V::T;
   constexpr int kN = kLanes<T>;
-  LaneSums<V> sums, products;
+  LaneSums<V> sums;
   sums.clear();
   double total = 0;
   visit_rows<V>(
@@ -130,23 +152,16 @@ static Statistics<typename V::T> statistics(const typename V::T* samples,
   if (!(first - first == 0)) {  // an infinite sample, or a NaN
     return {first, static_cast<double>(first - first)};
   }
-  double shift = 0, squares = 0;
+  TwoSums<V> distances;
   const V centre = V::splat(first), zero = V::splat(0);
-  sums.clear();
-  products.clear();
   visit_rows<V>(
       spans, n_spans,
       [&](int64_t at, int i, uint32_t real) {
         const V x = choose(real, sub(V::load(samples + at), centre), zero);
-        sums.sum[i] = add(sums.sum[i], x);
-        products.sum[i] = fma(x, x, products.sum[i]);
+        distances.add_sample(i, x, x);
       },
-      [&] {
-        shift += sums.total();
-        squares += products.total();
-        sums.clear();
-        products.clear();
-      });
+      [&] { distances.flush(); });
+  double shift = distances.sum, squares = distances.product;
   const double mean = static_cast<double>(first);
   if (!(shift - shift == 0 && squares - squares == 0)) {
     shift = in_double([mean](double x) { return x - mean; });
@@ -248,10 +263,7 @@ static void norm_gradients(const BatchNormReluGradient& p,
     const T factor = invstd * entry<T>(p.weight, c, T(1));
     const V mean = V::splat(static_cast<const T*>(p.mean)[c]), scale = V::splat(factor);
     const V shift = V::splat(entry<T>(p.bias, c, T(0))), zero = V::splat(0);
-    LaneSums<V> sums, products;
-    sums.clear();
-    products.clear();
-    double sum = 0, product = 0;
+    TwoSums<V> sums;
     visit_rows<V>(
         spans, n_spans,
         [&](int64_t at, int i, uint32_t) {
@@ -263,16 +275,10 @@ static void norm_gradients(const BatchNormReluGradient& p,
           if constexpr (kAdds) {
             grad.store(of_added + at);
           }
-          sums.sum[i] = add(sums.sum[i], grad);
-          products.sum[i] = fma(x, grad, products.sum[i]);
+          sums.add_sample(i, grad, x);
         },
-        [&] {
-          sum += sums.total();
-          product += products.total();
-          sums.clear();
-          products.clear();
-        });
-    product *= static_cast<double>(invstd);
+        [&] { sums.flush(); });
+    const double sum = sums.sum, product = sums.product * static_cast<double>(invstd);
     static_cast<T*>(p.grad_bias)[c] = static_cast<T>(sum);
     static_cast<T*>(p.grad_weight)[c] = static_cast<T>(product);
     // grad_in = scale * dz + (offset + slope * (x - mean))

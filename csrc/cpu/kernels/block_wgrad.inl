@@ -13,19 +13,18 @@ static void fill_pairs(const BlockWeightGradient& p,
                        int64_t n,
                        int64_t start,
                        int64_t rows,
-                       int64_t block_pitch,
                        char* to,
                        Bf16* stage) {
   const int64_t needed = ceil_div(rows, kPairRows) * kPairRows + p.span, width = staged(needed + 1);
-  for (int64_t c0 = 0; c0 < p.in_channels; c0 += kBlockSize, to += block_pitch) {
+  for (int64_t c0 = 0; c0 < p.in_channels; c0 += kBlockSize, to += p.in_pitch()) {
     for (int64_t run = 0; run < p.n_runs; ++run) {
       // The span is that of the longest run.
       const int64_t begin = start + p.phases[run];
       const int64_t samples = min_of(rows + p.span, ceil_div(p.past() - begin, p.step));
       for (int64_t c = 0; c < kBlockSize; ++c) {
         if (c0 + c < p.in_channels) {
-          stage_samples(series_of(p.in, n, c0 + c), p.in.stride[2], p.in_length, p.mode, begin,
-                        p.step, samples, stage + c * width);
+          read_lane(stage + c * width, series_of(p.in, n, c0 + c), p.in.stride[2], p.in_length,
+                    p.mode, begin, p.step, samples);
           __builtin_memset(stage + c * width + samples, 0, (width - samples) * sizeof(Bf16));
         } else {
           __builtin_memset(stage + c * width, 0, width * sizeof(Bf16));
@@ -44,17 +43,16 @@ static void fill_gradients(const BlockWeightGradient& p,
                            int64_t n,
                            int64_t from,
                            int64_t rows,
-                           int64_t block_pitch,
                            char* to) {
   for (int64_t c = 0; c < p.out_blocks * kBlockSize; ++c) {
-    char* at = to + c / kBlockSize * block_pitch + c % kBlockSize * kBlockRowBytes;
+    char* at = to + c / kBlockSize * p.grad_pitch() + c % kBlockSize * kBlockRowBytes;
     for (int64_t r = 0; r < rows; r += kPairRows, at += kTileBytes) {
       const int64_t here = c < p.out_channels ? min_of(kPairRows, rows - r) : 0;
       __builtin_memset(at, 0, kBlockRowBytes);
       if (here > 0) {
         const int64_t stride = p.grad.stride[2];
-        stage_samples(series_of(p.grad, n, c) + (from + r) * stride, stride, here,
-                      PaddingMode::zeros, 0, 1, here, reinterpret_cast<Bf16*>(at));
+        read_lane(reinterpret_cast<Bf16*>(at), series_of(p.grad, n, c) + (from + r) * stride,
+                  stride, here, PaddingMode::zeros, 0, 1, here);
       }
     }
   }
@@ -65,11 +63,10 @@ static void pair_rows(const BlockWeightGradient& p,
                       int64_t n,
                       int64_t start,
                       int64_t rows,
-                      int64_t block_pitch,
                       char* to) {
   static const Bf16 kNone[kBlockSize] = {};
   const int64_t needed = ceil_div(rows, kPairRows) * kPairRows + p.span;
-  for (int64_t block = 0; block < p.in_blocks; ++block, to += block_pitch) {
+  for (int64_t block = 0; block < p.in_blocks; ++block, to += p.in_pitch()) {
     const auto at = [&](int64_t w) {
       return w < rows + p.span ? halves(p.in_rows.at(n, block, start + w)) : kNone;
     };
@@ -83,10 +80,9 @@ static void tile_gradients(const BlockWeightGradient& p,
                            int64_t n,
                            int64_t from,
                            int64_t rows,
-                           int64_t block_pitch,
                            char* to) {
   constexpr int64_t kStride = kBlockRowBytes / 2;  // halves
-  for (int64_t block = 0; block < p.out_blocks; ++block, to += block_pitch) {
+  for (int64_t block = 0; block < p.out_blocks; ++block, to += p.grad_pitch()) {
     for (int64_t r = 0; r < rows; r += kPairRows) {
       const Bf16* source = halves(p.grad_rows.at(n, block, from + r));
       Bf16 copy[kPairRows * kStride];
@@ -122,11 +118,11 @@ static void block_wgrad(const BlockWeightGradient& p, int64_t part, int64_t part
         const int64_t start = p.origin + from * p.step;
         char *pairs = rows + n * series.rows_pitch, *tiles = grads + n * series.grads_pitch;
         if (p.in_rows.data != nullptr) {
-          pair_rows(p, first + n, start, to - from, p.in_pitch(), pairs);
-          tile_gradients(p, first + n, from, to - from, p.grad_pitch(), tiles);
+          pair_rows(p, first + n, start, to - from, pairs);
+          tile_gradients(p, first + n, from, to - from, tiles);
         } else {
-          fill_pairs(p, first + n, start, to - from, p.in_pitch(), pairs, stage);
-          fill_gradients(p, first + n, from, to - from, p.grad_pitch(), tiles);
+          fill_pairs(p, first + n, start, to - from, pairs, stage);
+          fill_gradients(p, first + n, from, to - from, tiles);
         }
       }
       for (int64_t t = 0; t < p.n_taps;) {

@@ -9,43 +9,6 @@ constexpr int64_t kStripSums = kTilesAtOnce * 256;  // of one block
 typedef float Lanes16 __attribute__((vector_size(64)));
 typedef uint32_t Words16 __attribute__((vector_size(64)));
 
-// The samples [begin, begin + n * step) of one channel, padded, as neighbours.
-static void stage_samples(const Bf16* series,
-                          int64_t stride,
-                          int64_t length,
-                          PaddingMode mode,
-                          int64_t begin,
-                          int64_t step,
-                          int64_t n,
-                          Bf16* to) {
-  const auto at = [&](int64_t i) {
-    const int64_t position = begin + i * step;
-    if (position >= 0 && position < length) {
-      return series[position * stride];
-    }
-    return mode == PaddingMode::zeros ? Bf16{0}
-                                      : series[fold_position(position, length, mode) * stride];
-  };
-  const int64_t inside_from = begin >= 0 ? 0 : min_of(n, ceil_div(-begin, step));
-  const int64_t inside_to = begin >= length
-                                ? inside_from
-                                : max_of(inside_from, min_of(n, ceil_div(length - begin, step)));
-  for (int64_t i = 0; i < inside_from; ++i) {
-    to[i] = at(i);
-  }
-  if (stride * step == 1) {
-    __builtin_memcpy(to + inside_from, series + begin + inside_from,
-                     (inside_to - inside_from) * sizeof(Bf16));
-  } else {
-    for (int64_t i = inside_from; i < inside_to; ++i) {
-      to[i] = series[(begin + i * step) * stride];
-    }
-  }
-  for (int64_t i = inside_to; i < n; ++i) {
-    to[i] = at(i);
-  }
-}
-
 static const Bf16* halves(const char* rows) {
   return reinterpret_cast<const Bf16*>(rows);
 }
@@ -70,8 +33,8 @@ static void fill_rows(const TensorView& in,
     const int64_t channels = min_of(2 * kBlockSize, in_channels - c0);
     for (int64_t c = 0; c < 2 * kBlockSize; ++c) {
       if (c < channels) {
-        stage_samples(series_of(in, n, c0 + c), in.stride[2], length, mode, begin, 1, window,
-                      stage + c * width);
+        read_lane(stage + c * width, series_of(in, n, c0 + c), in.stride[2], length, mode, begin, 1,
+                  window);
       } else {
         __builtin_memset(stage + c * width, 0, width * sizeof(Bf16));
       }
@@ -82,19 +45,21 @@ static void fill_rows(const TensorView& in,
   }
 }
 
-// Writes the outputs of one tile of sums, (16 positions, 16 channels).
+// Sums that wait to be written: of one block of outputs, into rows of two.
+struct Strip {
+  int64_t n, block, row, rows;
+  float* sums;
+};
+
+// Writes the outputs of the tile of sums, (16 positions, 16 channels), that begins at row r.
 template <typename Out>
-static void write_block(const BlockCorrelation& p,
-                        int64_t n,
-                        int64_t channel,
-                        int64_t row,
-                        int64_t rows,
-                        float* sums) {
+static void write_block(const BlockCorrelation& p, const Strip& s, int64_t r) {
+  float* sums = s.sums + r * 16;
   transpose_tile(sums);
-  const int64_t channels = min_of(kBlockSize, p.out_channels - channel);
-  Out* out = static_cast<Out*>(p.out.data) + n * p.out.stride[0] + channel * p.out.stride[1] +
-             (p.first_out + row * p.out_step) * p.out.stride[2];
-  const int64_t step = p.out_step * p.out.stride[2];
+  const int64_t first = s.block * kBlockSize, channels = min_of(kBlockSize, p.out_channels - first);
+  Out* out = static_cast<Out*>(p.out.data) + s.n * p.out.stride[0] + first * p.out.stride[1] +
+             (p.first_out + (s.row + r) * p.out_step) * p.out.stride[2];
+  const int64_t rows = min_of(int64_t{16}, s.rows - r), step = p.out_step * p.out.stride[2];
   for (int64_t c = 0; c < channels; ++c, out += p.out.stride[1], sums += 16) {
     if (p.relu) {
       for (int64_t i = 0; i < 16; ++i) {
@@ -105,21 +70,27 @@ static void write_block(const BlockCorrelation& p,
   }
 }
 
-// The same into rows, of two blocks: 32 channels, of which those that do not exist are zeros.
-static void write_rows(const BlockCorrelation& p,
-                       int64_t n,
-                       int64_t block,
-                       int64_t row,
-                       int64_t rows,
-                       float* sums) {
-  char* to = p.out_rows.at(n, block, row);
-  const int64_t channels = p.out_channels - block * kBlockSize;
-  for (int64_t r = 0; r < rows; ++r, to += kBlockRowBytes, sums += kBlockSize) {
-    float *low = sums, *high = sums + kStripSums;
+// The same into rows: 32 channels, of which those that do not exist are zeros.
+static void write_rows(const BlockCorrelation& p, const Strip& s) {
+  char* to = p.out_rows.at(s.n, s.block, s.row);
+  const int64_t channels = p.out_channels - s.block * kBlockSize;
+  for (int64_t r = 0; r < s.rows; ++r, to += kBlockRowBytes) {
+    float *low = s.sums + r * kBlockSize, *high = low + kStripSums;
     for (int64_t c = channels; c < 2 * kBlockSize; ++c) {
       (c < kBlockSize ? low : high)[c % kBlockSize] = 0;
     }
     write_row(low, high, p.relu, to);
+  }
+}
+
+static void write_strip(const BlockCorrelation& p, const Strip& s) {
+  if (p.out_rows.data != nullptr) {
+    write_rows(p, s);
+    return;
+  }
+  const auto write = p.out_float ? write_block<float> : write_block<Bf16>;
+  for (int64_t r = 0; r < s.rows; r += 16) {
+    write(p, s, r);
   }
 }
 
@@ -174,24 +145,6 @@ static void add_statistics(const char* rows, int64_t n, bool first, double* stat
     }
   }
   add_to(found, statistics + 2 * kBlockSize);
-}
-
-// Sums that wait to be written: of one block, into rows of two.
-struct Strip {
-  int64_t n, block, row, rows;
-  float* sums;
-};
-
-static void write_strip(const BlockCorrelation& p, const Strip& s) {
-  if (p.out_rows.data != nullptr) {
-    write_rows(p, s.n, s.block, s.row, s.rows, s.sums);
-    return;
-  }
-  const auto write = p.out_float ? write_block<float> : write_block<Bf16>;
-  for (int64_t r = 0; r < s.rows; r += 16) {
-    write(p, s.n, s.block * kBlockSize, s.row + r, min_of(int64_t{16}, s.rows - r),
-          s.sums + r * 16);
-  }
 }
 
 template <typename Products>

@@ -16,7 +16,7 @@ static void convert(const Conversion& p, int64_t part, int64_t parts, void* scra
   constexpr int kN = kLanes<T>;
   const LaneOrder& y = p.order;
   const Segment whole = {0, 0, 0};
-  const TileShape tile = {&whole, 1, 1, 0, 1};
+  const Source source = {{&whole, 1, 1, 0, 1}, y, p.signal, y.length, PaddingMode::zeros, 0};
   const Correlation target = identity<T>(p);
   T* block = static_cast<T*>(scratch);
   T* stage = block + kBlock<T> * kN;
@@ -29,8 +29,7 @@ static void convert(const Conversion& p, int64_t part, int64_t parts, void* scra
     T* rows = static_cast<T*>(p.lanes) + (c * y.groups + group) * y.rows * kN;
     T* through = direct ? rows : block;
     if constexpr (kToLanes) {
-      pack<V, T>(tile, y, p.signal, y.length, PaddingMode::zeros, 0, lanes, y.rows, c, c + 1,
-                 through, stage);
+      pack<V, T>(source, lanes, y.rows, c, c + 1, through, stage);
       for (int64_t i = 0; !direct && i < y.rows * kN; i += V::kWidth) {
         V::load(block + i).store(rows + i);
       }

@@ -30,11 +30,6 @@ constexpr int kLanes = static_cast<int>(kRowBytes / sizeof(T));
 template <typename T>
 constexpr int kBlock = Vec<T>::kWidth;
 
-template <typename A, typename B>
-constexpr bool kSame = false;
-template <typename A>
-constexpr bool kSame<A, A> = true;
-
 static inline float to_acc(float x) {
   return x;
 }

@@ -29,19 +29,10 @@ static __attribute__((noinline)) void mini_count(const float* sums,
   }
 }
 
-template <int kCount>
-static void mini_count_up_to(int64_t count,
-                             const float* sums,
-                             int64_t n,
-                             const float* biases,
-                             float* counts) {
-  if constexpr (kCount > 0) {
-    if (count == kCount) {
-      mini_count<kCount>(sums, n, biases, counts);
-    } else {
-      mini_count_up_to<kCount - 1>(count, sums, n, biases, counts);
-    }
-  }
+template <int... kCount>
+static auto pick_mini_count(int64_t count, std::integer_sequence<int, kCount...>) {
+  static constexpr decltype(&mini_count<1>) kTable[] = {mini_count<kCount + 1>...};
+  return kTable[count - 1];
 }
 
 // Positions of a tile: the windows of nine taps of x and 3x stay in L1 or L2.
@@ -125,8 +116,8 @@ static void mini_kernels(const MiniRocketFeatures& p,
         for (int64_t i = 0; i < k.n_biases;) {
           const int64_t left = k.n_biases - i, passes = ceil_div(left, kMiniBiases);
           const int64_t now = ceil_div(left, passes);
-          mini_count_up_to<kMiniBiases>(now, sums, n, p.biases + k.bias + i,
-                                        counts + (k.bias + i) * kW);
+          pick_mini_count(now, std::make_integer_sequence<int, kMiniBiases>())(
+              sums, n, p.biases + k.bias + i, counts + (k.bias + i) * kW);
           i += now;
         }
       }
@@ -152,13 +143,7 @@ static void mini_unit(const MiniRocketFeatures& p,
   float* sums = all_taps + s.channels * kMiniTile * kW;
   float* counts = sums + kMiniTile * kW;
   if (positions) {
-    for (int64_t c = 0; c < s.channels; ++c) {
-      const float* x = s.x + (first * s.channels + c) * s.length;
-      for (int64_t t = 0; t < plane; ++t) {
-        const int64_t at = t - margin;
-        rows[c * plane + t] = at >= 0 && at < s.length ? x[at] : 0;
-      }
-    }
+    series_with_margins(s, first, margin, plane, rows);
   } else {
     series_to_rows(s, first, margin, rows);
   }

@@ -18,41 +18,36 @@ static inline void copy_run(uint32_t own,
 
 // `pack` of rows that are apart: the samples of a run are neighbours in memory.
 template <typename V, typename S>
-static void pack_runs(const TileShape& tile,
-                      const LaneOrder& y,
-                      const TensorView& in,
-                      int64_t length,
-                      PaddingMode mode,
-                      int64_t origin,
+static void pack_runs(const Source& p,
                       const Lane* lanes,
                       int64_t count,
                       int64_t c0,
                       int64_t c1,
                       typename V::T* rows) {
   using T = typename V::T;
-  const int64_t width = kLanes<T> * y.wide, stride = tile.channel_rows * width;
-  const int64_t channel = in.stride[1];
-  const bool adjacent = kSame<T, S> && in.stride[2] == 1, zeros = mode == PaddingMode::zeros;
+  const int64_t width = kLanes<T> * p.order.wide, stride = p.tile.channel_rows * width;
+  const int64_t channel = p.in.stride[1], step = p.tile.step;
+  const bool adjacent = kSame<T, S> && p.in.stride[2] == 1, zeros = p.mode == PaddingMode::zeros;
   for (int64_t l = 0, n; l < width; l += n) {
     const Lane& lane = lanes[l];
     const int64_t before = l % V::kWidth;  // lanes of the vector, whose stores are aligned
     n = min_of(lane.run, V::kWidth - before);
     const uint32_t own = ((1u << n) - 1) << before;
-    const int64_t first = origin + lane.start;
+    const int64_t first = p.origin + p.tile.segments[0].position + lane.start;
     const auto row_at = [&](int64_t position) {
-      return first >= position ? 0 : min_of(count, ceil_div(position - first, tile.step));
+      return first >= position ? 0 : min_of(count, ceil_div(position - first, step));
     };
     // The rows [begin, end) lie inside of the series.
     const int64_t begin = adjacent && lane.item >= 0 ? row_at(0) : count;
-    const int64_t end = max_of(begin, row_at(length - n + 1));
-    const S* series = static_cast<const S*>(in.data) + max_of(lane.item, 0) * in.stride[0];
+    const int64_t end = max_of(begin, row_at(p.in_length - n + 1));
+    const S* series = static_cast<const S*>(p.in.data) + max_of(lane.item, 0) * p.in.stride[0];
     for (int64_t j = begin > 0 ? 0 : end; j < count; j = j + 1 == begin ? end : j + 1) {
-      const int64_t at = first + j * tile.step;
+      const int64_t at = first + j * step;
       const auto lane_at = [&](int64_t position) { return max_of(0, min_of(n, position - at)); };
       // Idle ones may be too far outside for the padding.
-      const int64_t idle = lane.item < 0 ? n : max_of(0, min_of(n, -lane.start - j * tile.step));
+      const int64_t idle = lane.item < 0 ? n : max_of(0, min_of(n, -lane.start - j * step));
       const uint32_t inside =
-          lane.item < 0 ? 0 : ((1u << lane_at(length)) - (1u << lane_at(0))) << before;
+          lane.item < 0 ? 0 : ((1u << lane_at(p.in_length)) - (1u << lane_at(0))) << before;
       T* to = rows + j * width + l;
       int64_t c = c0;
       for (; zeros && inside == 0 && c < c1; ++c, to += stride) {
@@ -66,27 +61,23 @@ static void pack_runs(const TileShape& tile,
           }
         }
         V::splat(0).store_where(to - before, own);
-        read_lane(to + idle, from, in.stride[2], length, mode, at + idle, 1, n - idle);
+        read_lane(to + idle, from, p.in.stride[2], p.in_length, p.mode, at + idle, 1, n - idle);
       }
     }
     for (int64_t c = c0; c < c1; ++c) {
       if constexpr (kSame<T, S>) {
-        copy_run<V>(own, end - begin, series + c * channel + first + begin * tile.step - before,
-                    tile.step, rows + (c - c0) * stride + begin * width + l - before, width);
+        copy_run<V>(own, end - begin, series + c * channel + first + begin * step - before, step,
+                    rows + (c - c0) * stride + begin * width + l - before, width);
       }
     }
   }
 }
 
-// Copies the inputs of channels [c0, c1) into rows[(c - c0) * channel_rows + row][lane]: padding,
-// stride, conversion and the transpose from (n, c, l) happen here and nowhere else.
+// Copies the inputs of channels [c0, c1) of a tile of `piece` rows into
+// rows[(c - c0) * channel_rows + row][lane]: padding, stride, conversion and the transpose from
+// (n, c, l) happen here and nowhere else.
 template <typename V, typename S>
-static void pack(const TileShape& tile,
-                 const LaneOrder& y,
-                 const TensorView& in,
-                 int64_t length,
-                 PaddingMode mode,
-                 int64_t origin,
+static void pack(const Source& p,
                  const TileLanes<typename V::T>& tile_lanes,
                  int64_t piece,
                  int64_t c0,
@@ -94,18 +85,18 @@ static void pack(const TileShape& tile,
                  typename V::T* rows,
                  typename V::T* stage) {
   using T = typename V::T;
+  const TileShape& tile = p.tile;
   const Lane* lanes = tile_lanes.lane;
-  if (y.apart > 1) {
-    pack_runs<V, S>(tile, y, in, length, mode, origin + tile.segments[0].position, lanes,
-                    piece + tile.segments[0].span, c0, c1, rows);
+  if (p.order.apart > 1) {
+    pack_runs<V, S>(p, lanes, piece + tile.segments[0].span, c0, c1, rows);
     return;
   }
   constexpr int kN = kLanes<T>;
   constexpr int kB = kBlock<T>;
-  const S* data = static_cast<const S*>(in.data);
+  const S* data = static_cast<const S*>(p.in.data);
   // A batch item of this size is not in L2 any more when the next piece of it comes: asking for the
   // next channel early makes dgrad 8 % faster at 141 x 2709 and 4 % at 141 x 512.
-  const bool far = in.stride[0] * static_cast<int64_t>(sizeof(S)) > 128 * 1024;
+  const bool far = p.in.stride[0] * static_cast<int64_t>(sizeof(S)) > 128 * 1024;
   const bool in_order = tile.sample_rows != nullptr;
   const int64_t step = in_order ? 1 : tile.step, samples = tile.step / step;  // of an output
   for (int64_t s = 0; s < (in_order ? 1 : tile.n_segments); ++s) {
@@ -113,16 +104,16 @@ static void pack(const TileShape& tile,
     const int64_t count = in_order ? piece * samples + tile.window : piece + segment.span;
     const int64_t staged = stage_stride(count);
     // Samples that a lane does not share with the next piece of its series.
-    const int64_t own = min_of(count, y.rows * samples);
+    const int64_t own = min_of(count, p.order.rows * samples);
     int64_t first[kN];
     bool direct[kN];  // read in place
     bool shares[kN];  // reads what the lane before it has staged
     const T* src[kN];
     for (int l = 0; l < kN; ++l) {
-      first[l] = origin + lanes[l].start * tile.step + (in_order ? 0 : segment.position);
+      first[l] = p.origin + lanes[l].start * tile.step + (in_order ? 0 : segment.position);
       direct[l] = kSame<T, S> && lanes[l].item >= 0 && lanes[l].skip == 0 &&
-                  in.stride[2] * step == 1 && count >= kB && first[l] >= 0 &&
-                  first[l] + count <= length;
+                  p.in.stride[2] * step == 1 && count >= kB && first[l] >= 0 &&
+                  first[l] + count <= p.in_length;
       shares[l] = own < count && l > 0 && lanes[l].item >= 0 && !direct[l] &&
                   lanes[l].item == lanes[l - 1].item && !direct[l - 1];
       src[l] = shares[l] ? src[l - 1] + own : stage + l * staged;
@@ -137,15 +128,15 @@ static void pack(const TileShape& tile,
         if (lanes[l].item < 0) {
           continue;
         }
-        const S* series = data + lanes[l].item * in.stride[0] + c * in.stride[1];
+        const S* series = data + lanes[l].item * p.in.stride[0] + c * p.in.stride[1];
         if (direct[l]) {
           src[l] = reinterpret_cast<const T*>(series) + first[l];
           for (int64_t j = 0; far && j < count; j += kN) {
-            __builtin_prefetch(src[l] + in.stride[1] + j);
+            __builtin_prefetch(src[l] + p.in.stride[1] + j);
           }
         } else {
           const int64_t skip = shares[l] ? count - own : min_of(count, lanes[l].skip * samples);
-          read_lane(const_cast<T*>(src[l]) + skip, series, in.stride[2], length, mode,
+          read_lane(const_cast<T*>(src[l]) + skip, series, p.in.stride[2], p.in_length, p.mode,
                     first[l] + skip * step, step, count - skip);
         }
       }

@@ -92,13 +92,7 @@ static void dot_tile(const typename V::T* a,
 }
 
 template <typename V>
-using DotTile = void (*)(const typename V::T*,
-                         const typename V::T*,
-                         int64_t,
-                         int64_t,
-                         typename V::T*,
-                         int64_t,
-                         int64_t);
+using DotTile = decltype(&dot_tile<V, 1, 1>);
 
 // Of a and b rows; sizes: 0 .. kDotA * kDotB - 1.
 template <typename V, int... kSize>

@@ -353,7 +353,7 @@ static void rocket_features(const RocketFeatures& p, int64_t part, int64_t parts
   share_series(s, few, part, parts, [&](int64_t n, bool single, int64_t share, int64_t shares) {
     if (single) {
       const float* x = s.x + n * s.channels * s.length;
-      series_with_margins(s, x, rows);
+      series_with_margins(s, n, kRocketMargin, s.length + 2 * kRocketMargin, rows);
       rocket_kernel_lanes(p, x, rows, p.n_lanes * share / shares, p.n_lanes * (share + 1) / shares,
                           s.features + n * s.n_features);
       return;

@@ -62,31 +62,34 @@ static void border_sums(const BorderSums& p, int64_t part, int64_t parts, void*)
   }
 }
 
-// z of one row, given x - centre. `added`: the row that is added.
-template <bool kAdds>
-static inline __attribute__((always_inline)) void normed_row(const Lanes16* x,
-                                                             const RowVector& scale,
-                                                             const RowVector& shift,
-                                                             const char* added,
-                                                             Lanes16* z) {
-  Lanes16 more[kRowVectors] = {};
-  if constexpr (kAdds) {
-    load_row(added, more);
-  }
-  for (int i = 0; i < kRowVectors; ++i) {
-    z[i] = x[i] * scale.lanes[i] + shift.lanes[i];
-    z[i] = kAdds ? z[i] + more[i] : z[i];
-  }
-}
+// What the rows of one panel of a series are normed with.
+struct NormedPanel {
+  const RowNorm& p;
+  int64_t n, panel;
+  RowVector centre{p.centre, panel}, scale{p.scale, panel}, shift{p.shift, panel};
 
-// dz of one row, in place of its gradients.
-template <bool kRelu>
-static inline __attribute__((always_inline)) void mask_row(const Lanes16* z, Lanes16* grad) {
-  for (int i = 0; i < kRowVectors && kRelu; ++i) {
-    const Lanes16 zero = {};
-    grad[i] = z[i] <= 0.0f ? zero : grad[i];
+  // Of one row x - centre and z, and dz if there are gradients.
+  template <bool kRelu, bool kAdds>
+  __attribute__((always_inline)) void load(int64_t r, Lanes16* x, Lanes16* z, Lanes16* grad) const {
+    Lanes16 more[kRowVectors] = {};
+    load_row(p.in.at(n, 2 * panel, r), x);
+    if constexpr (kAdds) {
+      load_row(p.added.at(n, 2 * panel, r), more);
+    }
+    if (p.grad.data != nullptr) {
+      load_row(p.grad.at(n, 2 * panel, r), grad);
+    }
+    for (int i = 0; i < kRowVectors; ++i) {
+      const Lanes16 zero = {};
+      x[i] -= centre.lanes[i];
+      z[i] = x[i] * scale.lanes[i] + shift.lanes[i];
+      z[i] = kAdds ? z[i] + more[i] : z[i];
+      if (kRelu && p.grad.data != nullptr) {
+        grad[i] = z[i] <= 0.0f ? zero : grad[i];
+      }
+    }
   }
-}
+};
 
 static void row_statistics(const RowNorm& p, int64_t part, int64_t parts, void*) {
   const int64_t chunks = ceil_div(p.length, kBlockRows), units = p.batch * chunks * p.panels;
@@ -104,21 +107,14 @@ template <bool kRelu, bool kAdds>
 static void sum_rows(const RowNorm& p, int64_t part, int64_t parts) {
   const int64_t units = p.batch * p.panels;
   for (int64_t unit = units * part / parts; unit < units * (part + 1) / parts; ++unit) {
-    const int64_t n = unit / p.panels, panel = unit % p.panels;
-    const RowVector centre(p.centre, panel), scale(p.scale, panel), shift(p.shift, panel);
+    const NormedPanel rows{p, unit / p.panels, unit % p.panels};
     double* sums = p.sums + unit * 64;
     __builtin_memset(sums, 0, 64 * sizeof(double));
     for (int64_t begin = 0; begin < p.length; begin += kSumRows) {
       Lanes16 found[2 * kRowVectors] = {};
       for (int64_t r = begin; r < min_of(p.length, begin + kSumRows); ++r) {
-        Lanes16 x[kRowVectors], z[kRowVectors], grad[kRowVectors];
-        load_row(p.in.at(n, 2 * panel, r), x);
-        for (int i = 0; i < kRowVectors; ++i) {
-          x[i] -= centre.lanes[i];
-        }
-        load_row(p.grad.at(n, 2 * panel, r), grad);
-        normed_row<kAdds>(x, scale, shift, kAdds ? p.added.at(n, 2 * panel, r) : nullptr, z);
-        mask_row<kRelu>(z, grad);
+        Lanes16 x[kRowVectors], z[kRowVectors], grad[kRowVectors] = {};
+        rows.load<kRelu, kAdds>(r, x, z, grad);
         for (int i = 0; i < kRowVectors; ++i) {
           found[i] += grad[i];
           found[kRowVectors + i] += grad[i] * x[i];
@@ -134,21 +130,13 @@ static void write_normed(const RowNorm& p, int64_t part, int64_t parts) {
   const int64_t units = p.batch * p.panels;
   for (int64_t unit = units * part / parts; unit < units * (part + 1) / parts; ++unit) {
     const int64_t n = unit / p.panels, panel = unit % p.panels;
-    const RowVector centre(p.centre, panel), scale(p.scale, panel), shift(p.shift, panel);
+    const NormedPanel rows{p, n, panel};
     const RowVector slope(p.slope, panel), offset(p.offset, panel);
     for (int64_t r = 0; r < p.length; ++r) {
-      Lanes16 x[kRowVectors], z[kRowVectors], y[kRowVectors];
-      load_row(p.in.at(n, 2 * panel, r), x);
-      for (int i = 0; i < kRowVectors; ++i) {
-        x[i] -= centre.lanes[i];
-      }
-      normed_row<kAdds>(x, scale, shift, kAdds ? p.added.at(n, 2 * panel, r) : nullptr, z);
-      if (p.grad.data != nullptr) {
-        load_row(p.grad.at(n, 2 * panel, r), y);
-        mask_row<kRelu>(z, y);
-        if (kAdds) {
-          store_row(y, p.grad_added.at(n, 2 * panel, r));
-        }
+      Lanes16 x[kRowVectors], z[kRowVectors], y[kRowVectors] = {};
+      rows.load<kRelu, kAdds>(r, x, z, y);
+      if (kAdds && p.grad.data != nullptr) {
+        store_row(y, p.grad_added.at(n, 2 * panel, r));
       }
       for (int i = 0; i < kRowVectors; ++i) {
         const Lanes16 zero = {};
@@ -157,7 +145,7 @@ static void write_normed(const RowNorm& p, int64_t part, int64_t parts) {
         }
         y[i] = p.grad.data == nullptr
                    ? z[i]
-                   : y[i] * scale.lanes[i] + (x[i] * slope.lanes[i] + offset.lanes[i]);
+                   : y[i] * rows.scale.lanes[i] + (x[i] * slope.lanes[i] + offset.lanes[i]);
       }
       store_row(y, p.out.at(n, 2 * panel, r));
     }

@@ -39,19 +39,15 @@ struct Share {
   int64_t row_end;    // in the last tile
 };
 
-static inline int64_t rows_cost(const int32_t* row_starts, int64_t row) {
-  return row_starts[row] + kStoreCost * row;
-}
-
-// The first of n_rows rows before which at least `cost` has been spent.
-static int64_t row_at_cost(const int32_t* row_starts, int64_t n_rows, int64_t cost) {
-  int64_t low = 0, high = n_rows;
+// The first i in [low, high) of which `is` is true, as it is of all that follow; else high.
+template <typename Is>
+static int64_t first_where(int64_t low, int64_t high, Is is) {
   while (low < high) {
     const int64_t middle = (low + high) / 2;
-    if (rows_cost(row_starts, middle) < cost) {
-      low = middle + 1;
-    } else {
+    if (is(middle)) {
       high = middle;
+    } else {
+      low = middle + 1;
     }
   }
   return low;
@@ -62,7 +58,11 @@ static Share share_of(const int32_t* row_starts,
                       int64_t tiles,
                       int64_t part,
                       int64_t parts) {
-  const int64_t each = rows_cost(row_starts, n_rows);
+  const auto cost_before = [&](int64_t row) { return row_starts[row] + kStoreCost * row; };
+  const auto row_at = [&](int64_t cost) {
+    return first_where(0, n_rows, [&](int64_t row) { return cost_before(row) >= cost; });
+  };
+  const int64_t each = cost_before(n_rows);
   const int64_t total = tiles * each;
   const int64_t begin = total / parts * part + min_of(part, total % parts);
   const int64_t end = begin + total / parts + (part < total % parts ? 1 : 0);
@@ -71,14 +71,13 @@ static Share share_of(const int32_t* row_starts,
   }
   // A row belongs to the part that holds the cost at which it begins, so every row has one owner.
   const int64_t last = (end - 1) / each;
-  return {begin / each, row_at_cost(row_starts, n_rows, begin % each), last,
-          row_at_cost(row_starts, n_rows, end - last * each)};
+  return {begin / each, row_at(begin % each), last, row_at(end - last * each)};
 }
 
 // The inputs of channels [c0, c1) that a tile of `rows` rows from `row` on reads, `apart` rows from
 // one to the next: packed, or in lanes with those of neighbouring pieces.
-template <typename V, typename S, typename Problem>
-static void pack_tile(const Problem& p,
+template <typename V, typename S>
+static void pack_tile(const Source& p,
                       const Neighbourhood<V>& near,
                       const TileLanes<typename V::T>& lanes,
                       int64_t row,
@@ -90,8 +89,7 @@ static void pack_tile(const Problem& p,
                       typename V::T* stage) {
   using T = typename V::T;
   if (!p.in_lanes) {
-    pack<V, S>(p.tile, p.order, p.in, p.in_length, p.mode, p.origin, lanes, rows, c0, c1, inputs,
-               stage);
+    pack<V, S>(p, lanes, rows, c0, c1, inputs, stage);
     return;
   }
   const Segment& segment = p.tile.segments[0];

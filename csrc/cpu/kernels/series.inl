@@ -21,10 +21,15 @@ static void series_to_rows(const SeriesBatch& s, int64_t first, int64_t margin, 
 }
 
 // One series, zeros before and behind each channel; and behind the last a vector may begin.
-static void series_with_margins(const SeriesBatch& s, const float* x, float* rows) {
-  for (int64_t c = 0; c < s.channels; ++c) {
-    for (int64_t t = -kRocketMargin; t < s.length + kRocketMargin; ++t) {
-      *rows++ = t >= 0 && t < s.length ? x[c * s.length + t] : 0;
+static void series_with_margins(const SeriesBatch& s,
+                                int64_t n,
+                                int64_t margin,
+                                int64_t plane,
+                                float* rows) {
+  const float* x = s.x + n * s.channels * s.length - margin;
+  for (int64_t c = 0; c < s.channels; ++c, x += s.length) {
+    for (int64_t t = 0; t < plane; ++t) {
+      *rows++ = t >= margin && t < margin + s.length ? x[t] : 0;
     }
   }
   for (int64_t i = 0; i < F32::kWidth; ++i) {

@@ -4,77 +4,10 @@
 // per weight; then the lanes, in a tree; then the chunks of a split in their order, and last the
 // splits. Neither threads, the ISA nor the order of the tensors change it.
 
-// The sums of kB weights of one row stay in registers while the chunk's rows pass by: one load of
-// the gradient serves kB multiply-adds, each with an aligned load of the inputs. In the first
-// `idle` rows the lanes of the sets `without` do not count: what they hold of the inputs may belong
-// to other pieces, and a NaN there must not meet their zeros.
-template <typename V, int kB>
-__attribute__((always_inline)) static inline void weight_batch(const typename V::T* grad,
-                                                               const typename V::T* inputs,
-                                                               const int32_t* rows,
-                                                               int64_t width,
-                                                               int64_t n_rows,
-                                                               int64_t idle,
-                                                               const uint32_t* without,
-                                                               typename V::T* partial) {
-  using T = typename V::T;
-  constexpr int kN = kLanes<T>;
-  constexpr bool kWhole = V::kWidth == kN;  // a vector is a whole row
-  alignas(kRowBytes) T sums[kWhole ? 1 : kB * kN];
-  const int64_t end = n_rows * kN;
-  for (int h = 0; h < kN; h += V::kWidth) {
-    const T* const g = grad + h;
-    const T* input[kB];
-    V sum[kB];
-#pragma GCC unroll 16
-    for (int i = 0; i < kB; ++i) {
-      input[i] = inputs + rows[i] * width + h;
-      sum[i] = V::splat(0);
-    }
-    int64_t r = 0;
-    for (; r < idle * kN; r += kN) {
-      const uint32_t within = lanes_from<V>(~without[r / kN], h);
-      if (within == 0) {
-        continue;
-      }
-      const V x = V::load(g + r);
-#pragma GCC unroll 16
-      for (int i = 0; i < kB; ++i) {
-        sum[i] = choose(within, fma(x, V::load(input[i] + r), sum[i]), sum[i]);
-      }
-    }
-    for (; r + 4 * kN <= end; r += 4 * kN) {
-#pragma GCC unroll 4
-      for (int u = 0; u < 4; ++u) {
-        const V x = V::load(g + r + u * kN);
-#pragma GCC unroll 16
-        for (int i = 0; i < kB; ++i) {
-          sum[i] = fma(x, V::load(input[i] + r + u * kN), sum[i]);
-        }
-      }
-    }
-    for (; r < end; r += kN) {
-      const V x = V::load(g + r);
-#pragma GCC unroll 16
-      for (int i = 0; i < kB; ++i) {
-        sum[i] = fma(x, V::load(input[i] + r), sum[i]);
-      }
-    }
-    if constexpr (kWhole) {
-      add_lane_sums<V, kB>([&](int i) { return sum[i]; }, partial);
-    } else {
-#pragma GCC unroll 16
-      for (int i = 0; i < kB; ++i) {
-        sum[i].store(sums + i * kN + h);
-      }
-    }
-  }
-  if constexpr (!kWhole) {
-    add_lane_sums<V, kB>([&](int i) { return fold<V>(sums + i * kN); }, partial);
-  }
-}
-
-// Runs the batches of one size.
+// Runs `count` batches of kB weights of one row each, whose sums stay in registers while the
+// chunk's rows pass by: one load of the gradient serves kB multiply-adds, each with an aligned load
+// of the inputs. In the first `idle` rows the lanes of the sets `without` do not count: what they
+// hold of the inputs may belong to other pieces, and a NaN there must not meet their zeros.
 template <typename V, int kB>
 static void weight_batches(const WeightBatch* batches,
                            int64_t count,
@@ -87,9 +20,65 @@ static void weight_batches(const WeightBatch* batches,
                            int64_t idle,
                            const uint32_t* without,
                            typename V::T* partial) {
-  for (int64_t i = 0; i < count; ++i) {
-    weight_batch<V, kB>(grads + batches[i].row * stride, inputs, rows + batches[i].first, width,
-                        n_rows, idle, without, partial + batches[i].first);
+  using T = typename V::T;
+  constexpr int kN = kLanes<T>;
+  constexpr bool kWhole = V::kWidth == kN;  // a vector is a whole row
+  alignas(kRowBytes) T sums[kWhole ? 1 : kB * kN];
+  const int64_t end = n_rows * kN;
+  for (const WeightBatch* batch = batches; batch < batches + count; ++batch) {
+    const T* const gradient = grads + batch->row * stride;
+    const int32_t* const own_rows = rows + batch->first;
+    T* const out = partial + batch->first;
+    for (int h = 0; h < kN; h += V::kWidth) {
+      const T* const g = gradient + h;
+      const T* input[kB];
+      V sum[kB];
+#pragma GCC unroll 16
+      for (int i = 0; i < kB; ++i) {
+        input[i] = inputs + own_rows[i] * width + h;
+        sum[i] = V::splat(0);
+      }
+      int64_t r = 0;
+      for (; r < idle * kN; r += kN) {
+        const uint32_t within = lanes_from<V>(~without[r / kN], h);
+        if (within == 0) {
+          continue;
+        }
+        const V x = V::load(g + r);
+#pragma GCC unroll 16
+        for (int i = 0; i < kB; ++i) {
+          sum[i] = choose(within, fma(x, V::load(input[i] + r), sum[i]), sum[i]);
+        }
+      }
+      for (; r + 4 * kN <= end; r += 4 * kN) {
+#pragma GCC unroll 4
+        for (int u = 0; u < 4; ++u) {
+          const V x = V::load(g + r + u * kN);
+#pragma GCC unroll 16
+          for (int i = 0; i < kB; ++i) {
+            sum[i] = fma(x, V::load(input[i] + r + u * kN), sum[i]);
+          }
+        }
+      }
+      for (; r < end; r += kN) {
+        const V x = V::load(g + r);
+#pragma GCC unroll 16
+        for (int i = 0; i < kB; ++i) {
+          sum[i] = fma(x, V::load(input[i] + r), sum[i]);
+        }
+      }
+      if constexpr (kWhole) {
+        add_lane_sums<V, kB>([&](int i) { return sum[i]; }, out);
+      } else {
+#pragma GCC unroll 16
+        for (int i = 0; i < kB; ++i) {
+          sum[i].store(sums + i * kN + h);
+        }
+      }
+    }
+    if constexpr (!kWhole) {
+      add_lane_sums<V, kB>([&](int i) { return fold<V>(sums + i * kN); }, out);
+    }
   }
 }
 
@@ -100,21 +89,6 @@ template <typename V, int... kB>
 static WeightBatches<V> pick_weight_batches(int64_t size, std::integer_sequence<int, kB...>) {
   static constexpr WeightBatches<V> kTable[] = {weight_batches<V, kB + 1>...};
   return kTable[size - 1];
-}
-
-// The first of the batches [first, last), sorted by row, whose row is not below `row`.
-static const WeightBatch* batch_at_row(const WeightBatch* first,
-                                       const WeightBatch* last,
-                                       int64_t row) {
-  while (first < last) {
-    const WeightBatch* middle = first + (last - first) / 2;
-    if (middle->row < row) {
-      first = middle + 1;
-    } else {
-      last = middle;
-    }
-  }
-  return first;
 }
 
 template <typename V, typename S>
@@ -128,7 +102,8 @@ static void wgrad(const WeightGradient& p, int64_t part, int64_t parts, void* sc
   T* stage = packed + plan.grad_rows * kN;
   const Segment whole = {0, 0, 0};
   const LaneOrder& y = p.order;
-  const TileShape grad_tile = {&whole, 1, y.apart, plan.grad_channel_rows, 1};
+  const Source gradients = {
+      {&whole, 1, y.apart, plan.grad_channel_rows, 1}, y, p.grad, y.length, PaddingMode::zeros, 0};
   const int64_t width = kN * y.wide;
   const Tiles tiles(y.rows, kWgradRows / y.wide);
   const int64_t chunks = y.groups * tiles.count;
@@ -157,8 +132,7 @@ static void wgrad(const WeightGradient& p, int64_t part, int64_t parts, void* sc
                              ? static_cast<const T*>(p.grad.data) + (group * y.rows + row) * kN
                              : packed - r0 * stride;
         if (!p.in_lanes) {
-          pack<V, S>(grad_tile, y, p.grad, y.length, PaddingMode::zeros, 0, lanes, rows, r0, r1,
-                     packed, stage);
+          pack<V, S>(gradients, lanes, rows, r0, r1, packed, stage);
         }
         for (int64_t b = 0; b < p.n_blocks; ++b) {
           const int64_t c0 = conv_group * p.channels_per_group + b * p.tile.block_channels;
@@ -171,10 +145,13 @@ static void wgrad(const WeightGradient& p, int64_t part, int64_t parts, void* sc
             while (to < last && to->n == from->n) {
               ++to;
             }
-            const WeightBatch* first = batch_at_row(from, to, r0);
-            pick_weight_batches<V>(from->n, kSizes)(first, batch_at_row(first, to, r1) - first,
-                                                    grads, stride, inputs, p.rows, width,
-                                                    rows * y.wide, idle, without, partial);
+            const auto before = [&](int64_t end) {  // batches of rows before this one
+              return first_where(0, to - from, [&](int64_t i) { return from[i].row >= end; });
+            };
+            const int64_t first = before(r0);
+            pick_weight_batches<V>(from->n, kSizes)(from + first, before(r1) - first, grads, stride,
+                                                    inputs, p.rows, width, rows * y.wide, idle,
+                                                    without, partial);
             from = to;
           }
         }
