@@ -53,6 +53,10 @@ Pattern check_pattern(const Tensor& rows,
           static_cast<int32_t>(channels), static_cast<int32_t>(slots.numel())};
 }
 
+cudaStream_t stream() {
+  return c10::cuda::getCurrentCUDAStream();
+}
+
 // A batch as one series, and how that is cut.
 struct Series {
   int32_t batch, period;
@@ -72,64 +76,45 @@ struct Series {
   }
   bool empty() const { return cut.blocks == 0; }
 
-  // The packed signal lies in `memory`.
-  Packing packing(const Tensor& signal, int64_t left, PaddingMode mode, Tensor& memory) const {
-    const int64_t stride = cut.tiles * kLanes * cut.positions + kReach;
-    memory = at::empty({signal.size(1), stride}, signal.options());
-    Packing p{};
+  // Packs a signal into `memory`, and spreads the weights of `p`, if it has any.
+  Packed pack(Packing p,
+              const Tensor& signal,
+              int64_t left,
+              PaddingMode mode,
+              Tensor& memory) const {
+    p.stride = cut.tiles * kLanes * cut.positions + kReach;
+    memory = at::empty({signal.size(1), p.stride}, signal.options());
     p.in = view(signal);
     p.out = memory.data_ptr<float>();
     p.channels = signal.size(1);
-    p.stride = stride;
     p.batch = batch;
     p.length = static_cast<int32_t>(signal.size(2));
     p.period = period;
     p.left = static_cast<int32_t>(left);
     p.mode = mode;
-    return p;
-  }
-  // The same, and the weights spread in `weights`.
-  Packing packing(const Tensor& signal,
-                  int64_t left,
-                  PaddingMode mode,
-                  Tensor& memory,
-                  const Tensor& values,
-                  const Tensor& slots,
-                  const Pattern& pattern,
-                  Tensor& weights) const {
-    Packing p = packing(signal, left, mode, memory);
-    p.n_slots = pattern.n_rows * pattern.channels * kReach;
-    p.nnz = pattern.nnz;
-    weights = at::empty({p.n_slots}, values.options());
-    p.values = values.const_data_ptr<float>();
-    p.slots = slots.const_data_ptr<int32_t>();
-    p.weights = weights.data_ptr<float>();
-    return p;
+    C10_CUDA_CHECK(launch_pack(p, stream()));
+    return {p.out, p.stride};
   }
 };
-
-cudaStream_t stream() {
-  return c10::cuda::getCurrentCUDAStream();
-}
-
-Packed pack(const Packing& p) {
-  C10_CUDA_CHECK(launch_pack(p, stream()));
-  return {p.out, p.stride};
-}
 
 // fprop, or dgrad of an input padded with zeros (ops/cuda.py folds other padding).
 Tensor correlate(const Geometry& g,
                  const Tensor& x,
                  const Tensor& values,
-                 const Tensor& init,
+                 const std::optional<Tensor>& bias,
                  const Tensor& rows,
                  const Tensor& slots,
                  int64_t input_length,
                  bool backwards,
                  bool relu) {
+  const int64_t channels = backwards ? g.in_channels() : g.out_channels;
+  Tensor init;
+  if (bias.has_value()) {
+    check_vector(*bias, "bias", x, channels);
+    init = bias->to(at::kFloat).contiguous();
+  }
   check_vector(values, "values", x, values.numel());
   check_indices(slots, "rows", values.numel(), x.device());
-  const int64_t channels = backwards ? g.in_channels() : g.out_channels;
   const int64_t length = backwards ? input_length : g.output_length(input_length);
   Correlation p{};
   p.pattern = check_pattern(rows, slots, channels, x.size(1), x.device());
@@ -137,13 +122,18 @@ Tensor correlate(const Geometry& g,
   const Tensor signal = x.to(at::kFloat), given = values.to(at::kFloat).contiguous();
   const Tensor output = at::empty({x.size(0), channels, length}, signal.options());
   if (!series.empty()) {
-    Tensor memory, weights;
-    Packing packing =
-        series.packing(signal, backwards ? 0 : g.left, backwards ? PaddingMode::zeros : g.mode,
-                       memory, given, slots, p.pattern, weights);
-    packing.backwards = p.backwards = backwards;
-    p.in = pack(packing);
-    p.weights = weights.const_data_ptr<float>();
+    Packing weighted{};
+    weighted.n_slots = p.pattern.n_rows * p.pattern.channels * kReach;
+    weighted.nnz = p.pattern.nnz;
+    const Tensor weights = at::empty({weighted.n_slots}, given.options());
+    weighted.values = given.const_data_ptr<float>();
+    weighted.slots = slots.const_data_ptr<int32_t>();
+    weighted.weights = weights.data_ptr<float>();
+    weighted.backwards = p.backwards = backwards;
+    Tensor memory;
+    p.in = series.pack(weighted, signal, backwards ? 0 : g.left,
+                       backwards ? PaddingMode::zeros : g.mode, memory);
+    p.weights = weighted.weights;
     p.bias = init.defined() ? init.const_data_ptr<float>() : nullptr;
     p.out = output.data_ptr<float>();
     p.batch = series.batch;
@@ -154,14 +144,6 @@ Tensor correlate(const Geometry& g,
     C10_CUDA_CHECK(launch_correlate(p, series.cut, stream()));
   }
   return output.to(x.scalar_type());
-}
-
-Tensor widened(const std::optional<Tensor>& bias, const Tensor& x, int64_t channels) {
-  if (!bias.has_value()) {
-    return {};
-  }
-  check_vector(*bias, "bias", x, channels);
-  return bias->to(at::kFloat).contiguous();
 }
 
 Tensor fprop(const Tensor& input,
@@ -175,8 +157,7 @@ Tensor fprop(const Tensor& input,
   check_signal(input, "input", g.in_channels(), at::kCUDA);
   const c10::cuda::CUDAGuard guard(input.device());
   check_lengths(g, input.size(2));
-  return correlate(g, input, values, widened(bias, input, g.out_channels), rows, slots,
-                   input.size(2), false, relu);
+  return correlate(g, input, values, bias, rows, slots, input.size(2), false, relu);
 }
 
 Tensor dgrad(const Tensor& grad,
@@ -191,8 +172,7 @@ Tensor dgrad(const Tensor& grad,
   const c10::cuda::CUDAGuard guard(grad.device());
   check_lengths(g, input_length);
   check_gradient(grad, g, grad.size(0), input_length);
-  return correlate(g, grad, values, widened(bias, grad, g.in_channels()), rows, slots, input_length,
-                   true, false);
+  return correlate(g, grad, values, bias, rows, slots, input_length, true, false);
 }
 
 Tensor wgrad(const Tensor& grad,
@@ -215,8 +195,8 @@ Tensor wgrad(const Tensor& grad,
   const Tensor partial = at::empty({partials, slots.numel()}, x.options());
   if (!series.empty()) {
     Tensor inputs, gradients;
-    p.in = pack(series.packing(x, g.left, g.mode, inputs));
-    p.grad = pack(series.packing(dy, 0, PaddingMode::zeros, gradients));
+    p.in = series.pack({}, x, g.left, g.mode, inputs);
+    p.grad = series.pack({}, dy, 0, PaddingMode::zeros, gradients);
     p.partial = partial.data_ptr<float>();
     p.slots = slots.const_data_ptr<int32_t>();
     p.period = series.period;
