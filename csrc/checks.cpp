@@ -70,18 +70,17 @@ void check_memory(const Tensor& x, const char* name) {
                     x.sizes(), " elements, but it is a fake tensor or its storage was cut short");
 }
 
-void check_signal(const Tensor& x, const char* name, at::DeviceType device) {
+void check_signal(const Tensor& x,
+                  const char* name,
+                  std::optional<int64_t> channels,
+                  at::DeviceType device) {
   TORCH_CHECK_TYPE(x.device().type() == device && x.layout() == at::kStrided, "expected ", name,
                    " to be a dense ", at::DeviceTypeName(device), " tensor, but got ",
                    x.toString());
-  TORCH_CHECK_VALUE(x.dim() == 3, "expected ", name, " of shape (N, C, L), but got ", x.sizes());
+  TORCH_CHECK_VALUE(x.dim() == 3 && x.size(1) == channels.value_or(x.size(1)), "expected ", name,
+                    " of shape (N, ", channels ? std::to_string(*channels) : "C", ", L), but got ",
+                    x.sizes());
   check_memory(x, name);
-}
-
-void check_signal(const Tensor& x, const char* name, int64_t channels, at::DeviceType device) {
-  check_signal(x, name, device);
-  TORCH_CHECK_VALUE(x.size(1) == channels, "expected ", name, " of shape (N, ", channels,
-                    ", L), but got ", x.sizes());
 }
 
 void check_same_type(const Tensor& a, const Tensor& b, const char* name) {
@@ -115,35 +114,29 @@ void check_indices(const Tensor& indices, const char* name, int64_t size, at::De
   check_memory(indices, name);
 }
 
-void check_phases(const Geometry& g) {
-  TORCH_CHECK_VALUE(g.stride <= std::numeric_limits<int32_t>::max() / g.n_kernels(),
-                    "stride x kernels must be below 2**31, but got ", g.stride, " x ",
-                    g.n_kernels());
-}
-
-void check_below(const Tensor& indices, const char* name, int64_t limit) {
-  const int32_t* data = indices.const_data_ptr<int32_t>();
-  // The sign bit of i | (limit - 1 - i) tells i < 0 and i >= limit, on vectors of any CPU.
-  const uint32_t last =
-      static_cast<uint32_t>(std::min<int64_t>(limit - 1, std::numeric_limits<int32_t>::max()));
+void check_pattern(const Tensor& crow, const Tensor& col, int64_t rows, int64_t columns) {
+  const int64_t nnz = col.numel();
+  check_indices(col, "col_indices", nnz);
+  const int32_t* taps = col.const_data_ptr<int32_t>();
+  // The sign bit of i | (columns - 1 - i) tells i < 0 and i >= columns, on vectors of any CPU.
+  const auto last =
+      static_cast<uint32_t>(std::min<int64_t>(columns - 1, std::numeric_limits<int32_t>::max()));
   uint32_t signs = 0;
-  for (int64_t i = 0, n = indices.numel(); i < n; ++i) {
-    const uint32_t index = static_cast<uint32_t>(data[i]);
-    signs |= index | (last - index);
+  for (int64_t i = 0; i < nnz; ++i) {
+    const auto tap = static_cast<uint32_t>(taps[i]);
+    signs |= tap | (last - tap);
   }
-  TORCH_CHECK_VALUE(indices.numel() == 0 || (limit >= 1 && signs >> 31 == 0), "expected ", name,
-                    " in [0, ", limit, "), but at least one is outside");
-}
-
-void check_pointers(const Tensor& pointers, const char* name, int64_t rows, int64_t nnz) {
-  check_indices(pointers, name, rows + 1);
-  const int32_t* data = pointers.const_data_ptr<int32_t>();
-  bool sorted = data[0] == 0 && data[rows] == nnz;
+  TORCH_CHECK_VALUE(nnz == 0 || (columns >= 1 && signs >> 31 == 0), "expected col_indices in [0, ",
+                    columns, "), but at least one is outside");
+  check_indices(crow, "crow_indices", rows + 1);
+  const int32_t* pointers = crow.const_data_ptr<int32_t>();
+  bool sorted = pointers[0] == 0 && pointers[rows] == nnz;
   for (int64_t i = 0; i < rows; ++i) {
-    sorted &= data[i] <= data[i + 1];
+    sorted &= pointers[i] <= pointers[i + 1];
   }
-  TORCH_CHECK_VALUE(sorted, "expected ", name,
-                    " to start at 0, never decrease and end at nnz = ", nnz, ", but they do not");
+  TORCH_CHECK_VALUE(sorted,
+                    "expected crow_indices to start at 0, never decrease and end at nnz = ", nnz,
+                    ", but they do not");
 }
 
 Element element_of(const Tensor& x) {
@@ -167,7 +160,9 @@ at::ScalarType acc_type(const Tensor& x) {
 }
 
 TensorView view(const Tensor& x) {
-  return {const_cast<void*>(x.const_data_ptr()), {x.stride(0), x.stride(1), x.stride(2)}};
+  void* data = const_cast<void*>(x.const_data_ptr());
+  return x.dim() == 3 ? TensorView{data, {x.stride(0), x.stride(1), x.stride(2)}}
+                      : TensorView{data, {}};
 }
 
 }  // namespace sparseconv

@@ -5,6 +5,8 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <optional>
+
 #include "conv1d.h"
 
 namespace sparseconv {
@@ -17,10 +19,10 @@ using at::Tensor;
 Geometry check_geometry(at::IntArrayRef numbers);
 void check_lengths(const Geometry& g, int64_t length);
 void check_memory(const Tensor& x, const char* name);
-void check_signal(const Tensor& x, const char* name, at::DeviceType device = at::kCPU);
+// (N, C, L), of these channels or of any.
 void check_signal(const Tensor& x,
                   const char* name,
-                  int64_t channels,
+                  std::optional<int64_t> channels = {},
                   at::DeviceType device = at::kCPU);
 void check_same_type(const Tensor& a, const Tensor& b, const char* name);  // and on one device
 void check_vector(const Tensor& vector, const char* name, const Tensor& x, int64_t channels);
@@ -29,23 +31,11 @@ void check_indices(const Tensor& indices,
                    const char* name,
                    int64_t size,
                    at::Device device = at::kCPU);
-void check_phases(const Geometry& g);  // dgrad has pointers for each phase of the stride
-void check_below(const Tensor& indices, const char* name, int64_t limit);
-void check_pointers(const Tensor& pointers, const char* name, int64_t rows, int64_t nnz);
-
-// Whether `check`, a call of these, refuses nothing; if it does, Python raises the error.
-template <typename Check>
-bool fits(const Check& check) {
-  try {
-    check();
-    return true;
-  } catch (const c10::Error&) {
-    return false;
-  }
-}
+// CSR: rows + 1 pointers, and of each entry its column below `columns`.
+void check_pattern(const Tensor& crow, const Tensor& col, int64_t rows, int64_t columns);
 
 Element element_of(const Tensor& x);
 at::ScalarType acc_type(const Tensor& x);
-TensorView view(const Tensor& x);
+TensorView view(const Tensor& x);  // of a tensor in lanes the data alone
 
 }  // namespace sparseconv

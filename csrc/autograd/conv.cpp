@@ -1,25 +1,17 @@
 #include "conv.h"
 
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/record_function.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
-#include <torch/csrc/autograd/custom_function.h>
 #include <torch/csrc/utils/pybind.h>
 #include <torch/library.h>
 
-#include "../checks.h"
-#include "../cpu/conv.h"
 #include "../cpu/isa/dispatch.h"
-#include "../cpu/launch.h"
 #include "../cpu/plan/plan_cache.h"
-#include "plain.h"
+#include "lanes.h"
 
 namespace sparseconv {
 
 namespace {
-
-using torch::autograd::AutogradContext;
-using torch::autograd::variable_list;
 
 // Kept until the process ends: backward passes may run while Python shuts down.
 pybind11::object& python_gradients() {
@@ -35,8 +27,13 @@ variable_list gradients_by_python(const Tensor& grad,
                                   bool triton,
                                   bool transposed) {
   const pybind11::gil_scoped_acquire gil;
-  return tensors_of(python_gradients()(grad, saved[0], saved[1], saved[3], saved[4], geometry,
-                                       needed, triton ? "triton" : "cpp", transposed));
+  variable_list gradients;
+  for (const pybind11::handle found :
+       python_gradients()(grad, saved[0], saved[1], saved[3], saved[4], geometry, needed,
+                          triton ? "triton" : "cpp", transposed)) {
+    gradients.push_back(found.is_none() ? Tensor() : found.cast<Tensor>());
+  }
+  return gradients;
 }
 
 // What the forward pass takes besides the tensors that have gradients.
@@ -117,9 +114,17 @@ struct SparseConv : torch::autograd::Function<SparseConv> {
   }
 };
 
-bool is_recorded(const Tensor& input, const Tensor& values, const std::optional<Tensor>& bias) {
-  return at::GradMode::is_enabled() && (input.requires_grad() || values.requires_grad() ||
-                                        (bias.has_value() && bias->requires_grad()));
+// Computes, and records the gradients if any are wanted.
+Tensor recorded(const Tensor& input,
+                const Tensor& values,
+                const std::optional<Tensor>& bias,
+                const Call& call) {
+  if (at::GradMode::is_enabled() && (input.requires_grad() || values.requires_grad() ||
+                                     (bias.has_value() && bias->requires_grad()))) {
+    return SparseConv::apply(input, values, bias, call);
+  }
+  const at::AutoDispatchBelowADInplaceOrView below;
+  return call.compute();
 }
 
 // What the ops fprop and triton_fprop do where autograd meets them.
@@ -131,18 +136,10 @@ Tensor differentiable_fprop(const Tensor& input,
                             const Tensor& col,
                             at::IntArrayRef geometry,
                             bool relu) {
-  static const auto op =
-      c10::Dispatcher::singleton()
-          .findSchemaOrThrow(triton ? "sparseconv::triton_fprop" : "sparseconv::fprop", "")
-          .typed<decltype(differentiable_fprop<triton>)>();
-  const auto compute = [&] {
-    const at::AutoDispatchBelowADInplaceOrView below;
-    return op.call(input, values, bias, crow, col, geometry, relu);
-  };
-  return is_recorded(input, values, bias)
-             ? SparseConv::apply(input, values, bias,
-                                 Call{crow, col, geometry, relu, triton, false, compute})
-             : compute();
+  static const auto op = find_op<decltype(differentiable_fprop<triton>)>(
+      triton ? "sparseconv::triton_fprop" : "sparseconv::fprop");
+  const auto compute = [&] { return op.call(input, values, bias, crow, col, geometry, relu); };
+  return recorded(input, values, bias, {crow, col, geometry, relu, triton, false, compute});
 }
 
 // What the ops dgrad and triton_dgrad do there: a transposed convolution may train.
@@ -152,20 +149,12 @@ Tensor differentiable_dgrad(const Tensor& grad,
                             const Tensor& crow,
                             const Tensor& col,
                             at::IntArrayRef geometry,
-                            c10::SymInt input_length,
+                            c10::SymInt length,
                             const std::optional<Tensor>& bias) {
-  static const auto op =
-      c10::Dispatcher::singleton()
-          .findSchemaOrThrow(triton ? "sparseconv::triton_dgrad" : "sparseconv::dgrad", "")
-          .typed<decltype(differentiable_dgrad<triton>)>();
-  const auto compute = [&] {
-    const at::AutoDispatchBelowADInplaceOrView below;
-    return op.call(grad, values, crow, col, geometry, input_length, bias);
-  };
-  return is_recorded(grad, values, bias)
-             ? SparseConv::apply(grad, values, bias,
-                                 Call{crow, col, geometry, false, triton, true, compute})
-             : compute();
+  static const auto op = find_op<decltype(differentiable_dgrad<triton>)>(
+      triton ? "sparseconv::triton_dgrad" : "sparseconv::dgrad");
+  const auto compute = [&] { return op.call(grad, values, crow, col, geometry, length, bias); };
+  return recorded(grad, values, bias, {crow, col, geometry, false, triton, true, compute});
 }
 
 }  // namespace
@@ -195,18 +184,16 @@ std::optional<Tensor> plain_conv(pybind11::handle input,
   const Tensor x_now = frozen(signal), values_now = frozen(*parameter);
   const auto bias_now = b ? std::optional(frozen(*b)) : std::nullopt;
   const pybind11::gil_scoped_release release;
-  if (!fits([&] {
-        plan = plan ? plan : plan_of(crow, col, numbers);
-        check_fprop(*plan, x_now, values_now, bias_now);
-      })) {
+  try {
+    plan = plan ? plan : plan_of(crow, col, numbers);
+    check_fprop(*plan, x_now, values_now, bias_now);
+  } catch (const c10::Error&) {  // Python raises it
     return {};
   }
   RECORD_FUNCTION("sparseconv::fprop", c10::ArrayRef<const c10::IValue>{});
   const auto compute = [&] { return best_fprop(x_now, values_now, bias_now, *plan, relu); };
-  const Tensor y = is_recorded(signal, *parameter, b)
-                       ? SparseConv::apply(signal, *parameter, b,
-                                           Call{crow, col, numbers, relu, false, false, compute})
-                       : compute();
+  const Tensor y =
+      recorded(signal, *parameter, b, {crow, col, numbers, relu, false, false, compute});
   return batched ? y : y.squeeze(0);
 }
 

@@ -77,14 +77,6 @@ GeometryNumbers geometry_numbers(pybind11::handle geometry) {
   return numbers;
 }
 
-std::vector<at::Tensor> tensors_of(const pybind11::object& found) {
-  std::vector<at::Tensor> tensors;
-  for (const pybind11::handle tensor : found) {
-    tensors.push_back(tensor.is_none() ? at::Tensor() : tensor.cast<at::Tensor>());
-  }
-  return tensors;
-}
-
 at::Tensor frozen(const at::Tensor& x) {
   return at::Tensor(
       x.unsafeGetTensorImpl()->shallow_copy_and_detach(c10::VariableVersion(0), false));

@@ -7,7 +7,6 @@
 
 #include <array>
 #include <optional>
-#include <vector>
 
 namespace sparseconv {
 
@@ -29,8 +28,5 @@ at::Tensor frozen(const at::Tensor& x);
 constexpr int64_t kGeometryNumbers = 11;
 using GeometryNumbers = std::array<int64_t, kGeometryNumbers>;
 GeometryNumbers geometry_numbers(pybind11::handle geometry);
-
-// What a Python function returned: tensors, and undefined ones for None. With the GIL.
-std::vector<at::Tensor> tensors_of(const pybind11::object& found);
 
 }  // namespace sparseconv

@@ -239,9 +239,7 @@ Update prune_and_grow(const Tensor& crow,
                       const std::optional<Tensor>& scores,
                       uint64_t seed) {
   const int64_t rows = shape[0] * shape[1];
-  check_pointers(crow, "crow_indices", rows, col.numel());
-  check_indices(col, "col_indices", col.numel());
-  check_below(col, "col_indices", shape[2]);
+  check_pattern(crow, col, rows, shape[2]);
   TORCH_CHECK_VALUE(magnitudes.numel() == col.numel(), "expected ", col.numel(),
                     " magnitudes, but got ", magnitudes.numel());
   TORCH_CHECK_VALUE(!scores || (scores->numel() == rows * shape[2] &&

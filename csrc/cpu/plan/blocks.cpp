@@ -1,6 +1,7 @@
 #include "blocks.h"
 
 #include <algorithm>
+#include <numeric>
 
 namespace sparseconv {
 
@@ -26,47 +27,39 @@ bool share_taps(const Geometry& g, const int32_t* pointers, const int32_t* taps)
   return true;
 }
 
-// Sorts entries by block and position, and their weights with them.
-void finish(BlockCorrelationPlan& plan, std::vector<int32_t> blocks, int64_t n_blocks) {
-  std::vector<int32_t> order(blocks.size());
-  for (std::size_t i = 0; i < order.size(); ++i) {
-    order[i] = static_cast<int32_t>(i);
-  }
-  std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) {
-    return blocks[a] != blocks[b] ? blocks[a] < blocks[b]
-                                  : plan.entries[a].position < plan.entries[b].position;
+// An active (block, tap), for a block of outputs of a correlation.
+struct ActiveTap {
+  int32_t out_block;
+  BlockEntry entry;
+  BlockWeights weights;
+};
+
+BlockCorrelationPlan correlation_of(std::vector<ActiveTap> entries, int64_t n_blocks) {
+  std::stable_sort(entries.begin(), entries.end(), [](const ActiveTap& a, const ActiveTap& b) {
+    return a.out_block != b.out_block ? a.out_block < b.out_block
+                                      : a.entry.position < b.entry.position;
   });
-  BlockCorrelationPlan sorted{{}, std::vector<int32_t>(n_blocks + 1), {}, 0, 0};
-  for (const int32_t i : order) {
-    sorted.entries.push_back(plan.entries[i]);
-    sorted.weights.push_back(plan.weights[i]);
-    ++sorted.first[blocks[i] + 1];
+  BlockCorrelationPlan plan{{}, std::vector<int32_t>(n_blocks + 1), {}, 0, 0};
+  for (const ActiveTap& e : entries) {
+    const int64_t position = e.entry.position;
+    plan.low = plan.entries.empty() ? position : std::min(plan.low, position);
+    plan.high = plan.entries.empty() ? position : std::max(plan.high, position);
+    plan.entries.push_back(e.entry);
+    plan.weights.push_back(e.weights);
+    ++plan.first[e.out_block + 1];
   }
-  for (int64_t b = 0; b < n_blocks; ++b) {
-    sorted.first[b + 1] += sorted.first[b];
-  }
-  if (!sorted.entries.empty()) {
-    const auto [low, high] = std::minmax_element(
-        sorted.entries.begin(), sorted.entries.end(),
-        [](const BlockEntry& a, const BlockEntry& b) { return a.position < b.position; });
-    sorted.low = low->position;
-    sorted.high = high->position;
-  }
-  plan = std::move(sorted);
+  std::partial_sum(plan.first.begin(), plan.first.end(), plan.first.begin());
+  return plan;
 }
 
 }  // namespace
 
 int64_t BlockPlan::nbytes() const {
-  const auto bytes = [](const BlockCorrelationPlan& plan) {
-    return plan.entries.size() * (sizeof(BlockEntry) + sizeof(BlockWeights)) +
-           plan.first.size() * sizeof(int32_t);
-  };
-  std::size_t all = bytes(fprop) + wgrad.taps.size() * (sizeof(BlockTap) + sizeof(BlockWeights));
+  int64_t bytes = bytes_of(wgrad.taps, wgrad.weights);
   for (const BlockCorrelationPlan& phase : dgrad) {
-    all += bytes(phase);
+    bytes += bytes_of(phase.entries, phase.weights, phase.first);
   }
-  return static_cast<int64_t>(all);
+  return bytes + bytes_of(fprop.entries, fprop.weights, fprop.first);
 }
 
 std::optional<BlockPlan> block_plan(const Geometry& g,
@@ -80,9 +73,8 @@ std::optional<BlockPlan> block_plan(const Geometry& g,
     return std::nullopt;
   }
   BlockPlan plan;
-  plan.dgrad.resize(g.stride);
-  std::vector<int32_t> out_blocks;
-  std::vector<std::vector<int32_t>> in_blocks(g.stride);
+  std::vector<ActiveTap> fprop;
+  std::vector<std::vector<ActiveTap>> dgrad(g.stride);
   std::vector<int32_t> run_of(g.stride, -1);
   BlockWgradPlan& wgrad = plan.wgrad;
   wgrad.span = 0;
@@ -97,13 +89,9 @@ std::optional<BlockPlan> block_plan(const Geometry& g,
         const BlockWeights weights{static_cast<int32_t>(o), static_cast<int32_t>(c), e - kernel[0],
                                    static_cast<int32_t>(std::min(kBlockSize, g.out_channels - o)),
                                    static_cast<int32_t>(std::min(kBlockSize, channels - c))};
-        plan.fprop.entries.push_back({in_block, static_cast<int32_t>(position)});
-        plan.fprop.weights.push_back(weights);
-        out_blocks.push_back(out_block);
-        BlockCorrelationPlan& dgrad = plan.dgrad[phase];
-        dgrad.entries.push_back({out_block, static_cast<int32_t>(-(position - phase) / g.stride)});
-        dgrad.weights.push_back(weights);
-        in_blocks[phase].push_back(in_block);
+        fprop.push_back({out_block, {in_block, static_cast<int32_t>(position)}, weights});
+        dgrad[phase].push_back(
+            {in_block, {out_block, static_cast<int32_t>(-(position / g.stride))}, weights});
         if (run_of[phase] < 0) {
           run_of[phase] = static_cast<int32_t>(wgrad.phases.size());
           wgrad.phases.push_back(static_cast<int32_t>(phase));
@@ -115,9 +103,9 @@ std::optional<BlockPlan> block_plan(const Geometry& g,
       }
     }
   }
-  finish(plan.fprop, std::move(out_blocks), ceil_div(g.out_channels, kBlockSize));
-  for (int64_t phase = 0; phase < g.stride; ++phase) {
-    finish(plan.dgrad[phase], std::move(in_blocks[phase]), ceil_div(g.in_channels(), kBlockSize));
+  plan.fprop = correlation_of(std::move(fprop), ceil_div(g.out_channels, kBlockSize));
+  for (std::vector<ActiveTap>& phase : dgrad) {
+    plan.dgrad.push_back(correlation_of(std::move(phase), ceil_div(g.in_channels(), kBlockSize)));
   }
   return plan;
 }

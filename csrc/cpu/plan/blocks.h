@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "../blocks.h"
+#include "layout.h"
 
 namespace sparseconv {
 

@@ -3,33 +3,24 @@
 #include <ATen/ops/constant_pad_nd.h>
 #include <ATen/ops/tensor.h>
 
+#include <limits>
+
 #include "../../checks.h"
 
 namespace sparseconv {
 
 namespace {
 
-void check_pattern(const Geometry& g, const Tensor& crow, const Tensor& col) {
-  check_indices(col, "col_indices", col.numel());
-  check_below(col, "col_indices", g.kernel_size);
-  check_pointers(crow, "crow_indices", g.n_kernels(), col.numel());
-}
-
 std::vector<int32_t> copied(const Tensor& indices) {
   const int32_t* data = indices.const_data_ptr<int32_t>();
   return {data, data + indices.numel()};
-}
-
-template <typename... Vectors>
-int64_t bytes_of(const Vectors&... vectors) {
-  return static_cast<int64_t>((... + (vectors.size() * sizeof(vectors[0]))));
 }
 
 }  // namespace
 
 ConvPlan::ConvPlan(const Geometry& geometry, const Tensor& crow, const Tensor& col)
     : geometry(geometry),
-      nnz((check_pattern(geometry, crow, col), col.numel())),
+      nnz((check_pattern(crow, col, geometry.n_kernels(), geometry.kernel_size), col.numel())),
       crow_(copied(crow)),
       col_(copied(col)),
       fprop_(fprop_plan(geometry, crow_.data(), col_.data())),
@@ -37,7 +28,10 @@ ConvPlan::ConvPlan(const Geometry& geometry, const Tensor& crow, const Tensor& c
 
 const DgradPlan& ConvPlan::dgrad() const {
   std::call_once(dgrad_once_, [this] {
-    check_phases(geometry);
+    // It has pointers for each phase of the stride.
+    TORCH_CHECK_VALUE(geometry.stride <= std::numeric_limits<int32_t>::max() / geometry.n_kernels(),
+                      "stride x kernels must be below 2**31, but got ", geometry.stride, " x ",
+                      geometry.n_kernels());
     dgrad_ = dgrad_plan(geometry, crow_.data(), col_.data());
     nbytes_ += bytes_of(dgrad_.index);
     for (const CorrelationPlan& phase : dgrad_.phases) {

@@ -9,18 +9,16 @@
 namespace sparseconv {
 
 // The entries of a correlation by channel block and row (conv1d.h).
-class BlockEntries {
+class PlannedEntries {
  public:
-  // pointers: where the entries of each kernel begin, row after row. rows: the scratch row of each
-  // entry, in the order of the records, with kAhead more. Values are in that order too if they are
-  // `gathered`, else in the order of the kernels.
-  BlockEntries(const int32_t* pointers,
-               std::vector<int32_t> rows,
-               int64_t n_rows,
-               int64_t channels_per_group,
-               int64_t groups,
-               const Layout& layout,
-               bool gathered);
+  // pointers: where the entries of each kernel begin, row after row, as their values stand.
+  // tap_rows: the scratch row of each entry's tap, in its channel.
+  PlannedEntries(const int32_t* pointers,
+                 const std::vector<int32_t>& tap_rows,
+                 int64_t n_rows,
+                 int64_t channels_per_group,
+                 int64_t groups,
+                 const Layout& layout);
   Entries view() const;
   int64_t nbytes() const;
 
@@ -33,7 +31,7 @@ class BlockEntries {
 // fprop, or dgrad in some phases of the stride, with a row for each channel and phase.
 struct CorrelationPlan {
   Layout layout;
-  BlockEntries entries;
+  PlannedEntries entries;
 };
 
 struct DgradPlan {

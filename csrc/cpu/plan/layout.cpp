@@ -130,17 +130,22 @@ Layout wgrad_layout(const Geometry& g) {
   return forward_layout(g, kWgradRows);
 }
 
-Layout dgrad_layout(const Geometry& g, int64_t first, int64_t past, std::vector<int64_t>* taps) {
-  taps->clear();
-  std::vector<int64_t> positions;
+Layout dgrad_layout(const Geometry& g, int64_t first, int64_t past) {
+  std::vector<int64_t> taps, positions;
   for (int64_t tap = 0; tap < g.kernel_size; ++tap) {
     const int64_t phase = tap * g.dilation % g.stride;
     if (first <= phase && phase < past) {
-      taps->push_back(tap);
+      taps.push_back(tap);
       positions.push_back(-(tap * g.dilation / g.stride));
     }
   }
-  return make_layout(positions, 1, apart_of(g, kTileRows), kTileRows);
+  Layout layout = make_layout(positions, 1, apart_of(g, kTileRows), kTileRows);
+  std::vector<int32_t> tap_rows(g.kernel_size, -1);
+  for (size_t i = 0; i < taps.size(); ++i) {
+    tap_rows[taps[i]] = layout.tap_rows[i];
+  }
+  layout.tap_rows = std::move(tap_rows);
+  return layout;
 }
 
 int64_t wgrad_splits(int64_t chunks) {

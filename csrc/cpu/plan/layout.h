@@ -25,7 +25,7 @@ constexpr int64_t kPackCost = 16;
 
 struct Layout {
   std::vector<Segment> segments;
-  std::vector<int32_t> tap_rows;  // scratch row of each given tap position
+  std::vector<int32_t> tap_rows;  // scratch row of each tap
   int64_t step = 1;
   int64_t apart = 1;  // see LaneOrder
   int64_t channel_rows = 0;
@@ -54,12 +54,17 @@ Layout wgrad_layout(const Geometry& g);
 // Phases of the input (padded position mod stride) that dgrad computes from the same packed
 // gradients. More would need too much memory for their sums.
 constexpr int64_t kPhases = 16;
-// The taps that reach the phases [first, past); `taps` names them.
-Layout dgrad_layout(const Geometry& g, int64_t first, int64_t past, std::vector<int64_t>* taps);
+// Of the taps that reach the phases [first, past); the others have no row.
+Layout dgrad_layout(const Geometry& g, int64_t first, int64_t past);
 
 // wgrad's chunks of rows are cut into this many fixed runs, so that many threads need not all pack
 // the same inputs. By shape alone: the sums must not depend on the number of threads.
 int64_t wgrad_splits(int64_t chunks);
+
+template <typename... Vectors>
+int64_t bytes_of(const Vectors&... vectors) {
+  return static_cast<int64_t>((... + (vectors.size() * sizeof(vectors[0]))));
+}
 
 // Stage entries per lane for `rows` rows: transposes read whole blocks of at most 16.
 inline int64_t stage_stride(int64_t rows) {

@@ -84,6 +84,14 @@ Key key_of(const Tensor& crow, const Tensor& col, at::IntArrayRef geometry) {
   return key;
 }
 
+// How often the tensors of a pattern were changed in place; none counts in torch.inference_mode().
+int64_t version_of(const Tensor& crow, const Tensor& col) {
+  const auto version = [](const Tensor& x) {
+    return x.is_inference() ? 0 : static_cast<int64_t>(x._version());
+  };
+  return version(crow) + version(col);  // they only rise
+}
+
 bool was_made_of(const ConvPlan& plan, const Tensor& crow, const Tensor& col) {
   const auto same = [](const int32_t* kept, const Tensor& x) {
     const int32_t* now = x.const_data_ptr<int32_t>();
@@ -93,13 +101,6 @@ bool was_made_of(const ConvPlan& plan, const Tensor& crow, const Tensor& col) {
 }
 
 }  // namespace
-
-int64_t version_of(const Tensor& crow, const Tensor& col) {
-  const auto version = [](const Tensor& x) {
-    return x.is_inference() ? 0 : static_cast<int64_t>(x._version());
-  };
-  return version(crow) + version(col);  // they only rise
-}
 
 ConvPlanPtr known_plan(const Tensor& crow, const Tensor& col, at::IntArrayRef geometry) {
   if (!is_index_array(crow) || !is_index_array(col)) {
@@ -135,13 +136,8 @@ ConvPlanPtr plan_of(const Tensor& crow, const Tensor& col, at::IntArrayRef numbe
   if (cache().entries.size() >= cache().sweep_at) {
     cache().sweep();
   }
-  Entry fresh{weak(crow), weak(col), version, made};
-  const auto [at, inserted] = cache().entries.try_emplace(key, std::move(fresh));
-  if (!inserted && at->second.version != version) {  // else another thread was faster
-    at->second.version = version;
-    at->second.plan = made;
-  }
-  return at->second.plan;
+  cache().entries.insert_or_assign(key, Entry{weak(crow), weak(col), version, made});
+  return made;
 }
 
 const ConvPlan& pointwise_plan(int64_t out_channels, int64_t in_channels) {

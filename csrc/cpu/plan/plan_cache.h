@@ -7,9 +7,6 @@
 
 namespace sparseconv {
 
-// How often the tensors of a pattern were changed in place; none counts in torch.inference_mode().
-int64_t version_of(const at::Tensor& crow, const at::Tensor& col);
-
 // The plan of a pattern and a geometry, made when it is first asked for. It is found by the memory
 // of the tensors, which the cache does not keep alive, and made again once they were changed in
 // place. Throws ValueError or TypeError if they are not those of a pattern of this geometry.
