@@ -14,11 +14,6 @@ namespace sparseconv {
 // padded with zeros or replicated ends.
 bool fits_lanes(const Geometry& g);
 
-// Whether they take tiles of this layout from tensors in lanes, in fprop and dgrad. If pieces are
-// short and rows far apart, nearly all rows that a tile needs belong to other pieces: then tensors
-// leave the order for the computation.
-bool takes_lanes(const LaneOrder& order, const Layout& layout);
-
 // Checks of what a computation takes. They throw ValueError or TypeError.
 void check_fprop(const ConvPlan& plan,
                  const at::Tensor& input,
@@ -29,64 +24,9 @@ void check_gradient_of(const ConvPlan& plan, const at::Tensor& grad, const at::T
 // The gradient of a bias, summed in an order that does not depend on threads.
 at::Tensor bias_grad(const at::Tensor& grad);
 
-// The computations themselves check nothing. A bias of dgrad makes it a transposed convolution; the
-// padding is zeros then. `lanes` is the order of input and output, null for (N,
-// C, L).
-at::Tensor run_fprop(const at::Tensor& input,
-                     const at::Tensor& values,
-                     const std::optional<at::Tensor>& bias,
-                     const Geometry& g,
-                     const CorrelationPlan& plan,
-                     bool relu,
-                     const LaneOrder* lanes = nullptr);
-at::Tensor run_dgrad(const at::Tensor& grad,
-                     const at::Tensor& values,
-                     const Geometry& g,
-                     const DgradPlan& plan,
-                     int64_t input_length,
-                     const std::optional<at::Tensor>& bias = {},
-                     const LaneOrder* lanes = nullptr);
-at::Tensor run_wgrad(const at::Tensor& grad,
-                     const at::Tensor& input,
-                     const Geometry& g,
-                     const WgradPlan& plan,
-                     const LaneOrder* lanes = nullptr);
-
-// The gradient of an input, contiguous and of this type, given that of the padded input, (N, C,
-// left
-// + L + right), float32 or float64: adds what reached the padding to the samples that it was copied
-// from, in ascending order.
-at::Tensor folded(const at::Tensor& padded, const Geometry& g, at::ScalarType type);
-
-// By blocks of channels: what the computations above give, from bfloat16 products
-// with float sums, for plans that have blocks. float32 is rounded to bfloat16 before.
-at::Tensor block_fprop(const at::Tensor& input,
-                       const at::Tensor& values,
-                       const std::optional<at::Tensor>& bias,
-                       const ConvPlan& plan,
-                       bool relu);
-at::Tensor block_dgrad(const at::Tensor& grad,
-                       const at::Tensor& values,
-                       const ConvPlan& plan,
-                       int64_t input_length,
-                       const std::optional<at::Tensor>& bias);
-at::Tensor block_wgrad(const at::Tensor& grad, const at::Tensor& input, const ConvPlan& plan);
-
-// The same of signals in views or rows, which `p` names; the rest of it is filled in.
-void run_block_fprop(BlockCorrelation& p,
-                     const at::Tensor& values,
-                     const std::optional<at::Tensor>& bias,
-                     const ConvPlan& plan,
-                     bool relu);
-at::Tensor packed_for_dgrad(const at::Tensor& values, const ConvPlan& plan, int64_t phase);
-void run_block_dgrad(BlockCorrelation& p,
-                     const at::Tensor& weights,  // packed
-                     const ConvPlan& plan,
-                     int64_t phase);
-// In float32; none where an infinity may have met a zero that fills a tile.
-std::optional<at::Tensor> run_block_wgrad(BlockWeightGradient& p, const ConvPlan& plan);
-
-// The same without taps that meet only padding, by the kernels that are fastest for plan and dtype.
+// The computations, without taps that meet only padding, by the kernels that are fastest for plan
+// and dtype. They check nothing. A bias of dgrad makes it a transposed convolution; the padding is
+// zeros then. `lanes` is the order of input and output, null for (N, C, L).
 at::Tensor best_fprop(const at::Tensor& input,
                       const at::Tensor& values,
                       const std::optional<at::Tensor>& bias,
@@ -103,5 +43,42 @@ at::Tensor best_wgrad(const at::Tensor& grad,
                       const at::Tensor& input,
                       const ConvPlan& plan,
                       const LaneOrder* lanes = nullptr);
+
+// The gradient of an input, contiguous and of this type, given that of the padded input,
+// (N, C, left + L + right), float32 or float64: adds what reached the padding to the samples that
+// it was copied from, in ascending order.
+at::Tensor folded(const at::Tensor& padded, const Geometry& g, at::ScalarType type);
+
+// Whether these kernels are products of blocks of channels, in bfloat16 with float sums: if the
+// plan has blocks, and the signal is bfloat16, or float32 that torch may round.
+bool by_blocks(const at::Tensor& signal, const ConvPlan& plan);
+at::Tensor block_fprop(const at::Tensor& input,
+                       const at::Tensor& values,
+                       const std::optional<at::Tensor>& bias,
+                       const ConvPlan& plan,
+                       bool relu);
+at::Tensor block_dgrad(const at::Tensor& grad,
+                       const at::Tensor& values,
+                       const ConvPlan& plan,
+                       int64_t input_length,
+                       const std::optional<at::Tensor>& bias);
+// None where an infinity may have met a zero that fills a tile.
+std::optional<at::Tensor> block_wgrad(const at::Tensor& grad,
+                                      const at::Tensor& input,
+                                      const ConvPlan& plan);
+
+// The same of signals in views or rows, which `p` names; the rest of it is filled in.
+void run_block_fprop(BlockCorrelation& p,
+                     const at::Tensor& values,
+                     const std::optional<at::Tensor>& bias,
+                     const ConvPlan& plan,
+                     bool relu);
+at::Tensor packed_for_dgrad(const at::Tensor& values, const ConvPlan& plan, int64_t phase);
+void run_block_dgrad(BlockCorrelation& p,
+                     const at::Tensor& weights,  // packed
+                     const ConvPlan& plan,
+                     int64_t phase);
+// In float32.
+std::optional<at::Tensor> run_block_wgrad(BlockWeightGradient& p, const ConvPlan& plan);
 
 }  // namespace sparseconv

@@ -15,6 +15,22 @@ at::Tensor new_lanes(int64_t channels, const LaneOrder& order, const at::TensorO
 // The computations on tensors in this order.
 std::unique_ptr<KernelOrder> lanes_for(const LaneOrder& order);
 
+// Whether fprop and dgrad take tiles of this layout from tensors in lanes. If pieces are short and
+// rows far apart, nearly all rows that a tile needs belong to other pieces.
+bool takes_lanes(const LaneOrder& order, const Layout& layout);
+
+// A computation that takes and gives tensors in lanes, or (N, C, L) if there are none. If it
+// `leaves` the order, it computes with (N, C, L) all the same.
+struct Detour {
+  const LaneOrder* lanes;  // of the computation itself
+  const std::unique_ptr<KernelOrder> order;
+
+  Detour(const LaneOrder* lanes, bool leaves)
+      : lanes(leaves ? nullptr : lanes), order(leaves ? lanes_for(*lanes) : nullptr) {}
+  at::Tensor leave(const at::Tensor& x) const { return order ? order->leave(x, 0) : x; }
+  at::Tensor enter(const at::Tensor& x) const { return order ? order->enter(x) : x; }
+};
+
 bool is_finite(const at::Tensor& x);  // every element
 
 }  // namespace sparseconv

@@ -93,7 +93,6 @@ Tensor block_fprop(const Tensor& input,
                    const std::optional<Tensor>& bias,
                    const ConvPlan& plan,
                    bool relu) {
-  const ForkGuard fork_guard;
   const Geometry& g = plan.geometry;
   const Tensor signal = input.to(at::kBFloat16);
   BlockCorrelation p{};
@@ -131,7 +130,6 @@ Tensor block_dgrad(const Tensor& grad,
                    const ConvPlan& plan,
                    int64_t input_length,
                    const std::optional<Tensor>& bias) {
-  const ForkGuard fork_guard;
   const Geometry& g = plan.geometry;
   // Padding other than zeros carries gradient back to the samples it was copied from.
   const bool folds = g.mode != PaddingMode::zeros && g.left + g.right > 0;
@@ -203,8 +201,7 @@ std::optional<Tensor> run_block_wgrad(BlockWeightGradient& p, const ConvPlan& pl
   return output;
 }
 
-Tensor block_wgrad(const Tensor& grad, const Tensor& input, const ConvPlan& plan) {
-  const ForkGuard fork_guard;
+std::optional<Tensor> block_wgrad(const Tensor& grad, const Tensor& input, const ConvPlan& plan) {
   const Tensor grads = grad.to(at::kBFloat16), inputs = input.to(at::kBFloat16);
   BlockWeightGradient p{};
   p.batch = input.size(0);
@@ -213,8 +210,7 @@ Tensor block_wgrad(const Tensor& grad, const Tensor& input, const ConvPlan& plan
   p.in = view(inputs);
   p.in_length = input.size(2);
   const std::optional<Tensor> found = run_block_wgrad(p, plan);
-  return found.has_value() ? found->to(input.scalar_type())
-                           : run_wgrad(grad, input, plan.geometry, plan.wgrad());
+  return found.has_value() ? std::optional(found->to(input.scalar_type())) : std::nullopt;
 }
 
 }  // namespace sparseconv

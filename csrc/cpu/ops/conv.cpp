@@ -43,7 +43,7 @@ Tensor bias_grad(const Tensor& grad) {
   check_signal(grad, "grad_output");
   const ConvPlan& plan = pointwise_plan(grad.size(1), 1);
   const Tensor ones = at::ones({1}, grad.options()).expand({grad.size(0), 1, grad.size(2)});
-  return run_wgrad(grad, ones, plan.geometry, plan.wgrad());
+  return best_wgrad(grad, ones, plan);
 }
 
 namespace {
@@ -56,59 +56,14 @@ bool may_round() {
              at::Float32Precision::BF16;
 }
 
+}  // namespace
+
 bool by_blocks(const Tensor& signal, const ConvPlan& plan) {
   const Geometry& g = plan.geometry;
   const at::ScalarType type = signal.scalar_type();
   return checked_kernels().blocks != nullptr &&
          std::min(g.out_channels / g.groups, g.channels_per_group) >= kBlockSize &&
          (type == at::kBFloat16 || (type == at::kFloat && may_round())) && plan.blocks() != nullptr;
-}
-
-}  // namespace
-
-Tensor best_fprop(const Tensor& input,
-                  const Tensor& values,
-                  const std::optional<Tensor>& bias,
-                  const ConvPlan& plan,
-                  bool relu,
-                  const LaneOrder* lanes) {
-  const ForkGuard fork_guard;
-  if (const ConvPlan* fewer = plan.fewer_taps(lanes ? lanes->length : input.size(2))) {
-    return best_fprop(input, values.index_select(0, fewer->kept), bias, *fewer, relu, lanes);
-  }
-  return lanes == nullptr && by_blocks(input, plan)
-             ? block_fprop(input, values, bias, plan, relu)
-             : run_fprop(input, values, bias, plan.geometry, plan.fprop(), relu, lanes);
-}
-
-Tensor best_dgrad(const Tensor& grad,
-                  const Tensor& values,
-                  const ConvPlan& plan,
-                  int64_t input_length,
-                  const std::optional<Tensor>& bias,
-                  const LaneOrder* lanes) {
-  const ForkGuard fork_guard;
-  if (const ConvPlan* fewer = plan.fewer_taps(input_length)) {
-    const Tensor kept = values.index_select(0, fewer->kept);
-    return best_dgrad(grad, kept, *fewer, input_length, bias, lanes);
-  }
-  return lanes == nullptr && by_blocks(grad, plan)
-             ? block_dgrad(grad, values, plan, input_length, bias)
-             : run_dgrad(grad, values, plan.geometry, plan.dgrad(), input_length, bias, lanes);
-}
-
-Tensor best_wgrad(const Tensor& grad,
-                  const Tensor& input,
-                  const ConvPlan& plan,
-                  const LaneOrder* lanes) {
-  const ForkGuard fork_guard;
-  if (const ConvPlan* fewer = plan.fewer_taps(lanes ? lanes->length : input.size(2))) {
-    const Tensor found = best_wgrad(grad, input, *fewer, lanes);
-    return at::zeros({plan.nnz}, found.options()).index_copy_(0, fewer->kept, found);
-  }
-  return lanes == nullptr && by_blocks(input, plan)
-             ? block_wgrad(grad, input, plan)
-             : run_wgrad(grad, input, plan.geometry, plan.wgrad(), lanes);
 }
 
 namespace {

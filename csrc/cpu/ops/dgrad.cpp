@@ -82,60 +82,50 @@ Tensor folded(const Tensor& padded, const Geometry& g, at::ScalarType type) {
       .to(type, /*non_blocking=*/false, /*copy=*/true, at::MemoryFormat::Contiguous);
 }
 
-Tensor run_dgrad(const Tensor& grad,
-                 const Tensor& values,
-                 const Geometry& g,
-                 const DgradPlan& plan,
-                 int64_t input_length,
-                 const std::optional<Tensor>& bias,
-                 const LaneOrder* lanes) {
+Tensor best_dgrad(const Tensor& grad,
+                  const Tensor& values,
+                  const ConvPlan& plan,
+                  int64_t input_length,
+                  const std::optional<Tensor>& bias,
+                  const LaneOrder* lanes) {
   const ForkGuard fork_guard;
-  const Layout& layout = plan.phases[0].layout;
-  if (lanes != nullptr &&
-      (!takes_lanes(*lanes, layout) || (layout.apart > 1 && g.mode == PaddingMode::replicate))) {
-    const auto order = lanes_for(*lanes);
-    return order->enter(run_dgrad(order->leave(grad, 0), values, g, plan, input_length));
+  if (const ConvPlan* fewer = plan.fewer_taps(input_length)) {
+    const Tensor kept = values.index_select(0, fewer->kept);
+    return best_dgrad(grad, kept, *fewer, input_length, bias, lanes);
   }
-  const Tensor weights = gathered(values.to(acc_type(grad)).contiguous(), plan.index.data());
-  if (lanes != nullptr) {
-    Tensor output = new_lanes(g.in_channels(), *lanes, grad.options());
-    Correlation p{};
-    p.entries = plan.phases[0].entries.view();
-    p.tile = plan.phases[0].layout.shape();
-    p.values = weights.const_data_ptr();
-    p.order = *lanes;
-    p.in_lanes = true;
-    p.in.data = grad.data_ptr();
-    p.out.data = output.data_ptr();
-    p.mode = PaddingMode::zeros;
-    p.origin = g.left;
-    p.edge = g.mode == PaddingMode::replicate && g.right > 0;
-    run_correlation(p, element_of(grad));
-    if (g.mode == PaddingMode::replicate && g.left > 0) {
-      add_left_edge(output, p, g);
-    }
-    return output;
+  if (lanes == nullptr && by_blocks(grad, plan)) {
+    return block_dgrad(grad, values, plan, input_length, bias);
   }
+  const Geometry& g = plan.geometry;
+  const DgradPlan& transposed = plan.dgrad();
+  const Layout& layout = transposed.phases[0].layout;
+  const bool padded = g.mode != PaddingMode::zeros && g.left + g.right > 0;
+  const Detour detour(
+      lanes, lanes != nullptr && (!takes_lanes(*lanes, layout) || (layout.apart > 1 && padded)));
+  const bool in_lanes = detour.lanes != nullptr;
   // Padding other than zeros carries gradient back to the samples it was copied from. What reaches
   // a replicated border is summed on the way (Correlation::edge, add_left_edge), where the scratch
   // holds all positions between the taps; else the gradient of the padding is computed and folded.
   // The sums stay in the accumulation type, and as no kernel reads a half type and writes another,
   // such a gradient is widened.
-  const bool padded = g.mode != PaddingMode::zeros && g.left + g.right > 0;
-  const bool edges = padded && g.mode == PaddingMode::replicate && g.stride == 1 &&
-                     std::max(g.left, g.right) <= g.reach() - 1 && layout.segments.size() == 1 &&
-                     layout.apart == 1;
+  const bool edges = padded && (in_lanes || (g.mode == PaddingMode::replicate && g.stride == 1 &&
+                                             std::max(g.left, g.right) <= g.reach() - 1 &&
+                                             layout.segments.size() == 1 && layout.apart == 1));
   const bool folds = padded && !edges;
-  const Tensor source = padded ? grad.to(acc_type(grad)) : grad;
+  const Tensor signal = detour.leave(grad);
+  const Tensor source = padded ? signal.to(acc_type(grad)) : signal;
   const int64_t left = folds ? g.left : 0, right = folds ? g.right : 0;
-  Tensor output =
-      at::empty({grad.size(0), g.in_channels(), left + input_length + right}, source.options());
+  Tensor output = in_lanes
+                      ? new_lanes(g.in_channels(), *lanes, grad.options())
+                      : at::empty({signal.size(0), g.in_channels(), left + input_length + right},
+                                  source.options());
+  const Tensor weights = gathered(values.to(acc_type(grad)).contiguous(), transposed.index.data());
   const char* value = static_cast<const char*>(weights.const_data_ptr());
   // Padded positions j = stride * u + phase; those outside of [low, high) are not written.
   const int64_t low = g.left - left, high = g.left + input_length + right;
   const int64_t first = low / g.stride, past = ceil_div(high, g.stride);
   int64_t phase = 0;
-  for (const CorrelationPlan& part : plan.phases) {
+  for (const CorrelationPlan& part : transposed.phases) {
     Correlation p{};
     p.entries = part.entries.view();
     p.phases = p.entries.n_rows / g.in_channels();
@@ -147,8 +137,11 @@ Tensor run_dgrad(const Tensor& grad,
     }
     value += p.entries.nnz * weights.element_size();
     p.init = init.defined() ? init.const_data_ptr() : nullptr;
+    p.in_lanes = in_lanes;
+    p.order =
+        in_lanes ? *lanes : tile_order(signal.size(0), past - first, lanes_of(grad), part.layout);
     p.in = view(source);
-    p.in_length = grad.size(2);
+    p.in_length = source.size(2);
     p.mode = PaddingMode::zeros;
     p.origin = first;
     p.out = view(output);
@@ -156,14 +149,14 @@ Tensor run_dgrad(const Tensor& grad,
     p.first = first * g.stride + phase - low;
     p.out_step = g.stride;
     p.edge = edges && g.right > 0;
-    p.order = tile_order(grad.size(0), past - first, lanes_of(grad), part.layout);
     run_correlation(p, element_of(source));
     if (edges && g.left > 0) {
       add_left_edge(output, p, g);
     }
     phase += p.phases;
   }
-  return folds ? folded(output, g, grad.scalar_type()) : output.to(grad.scalar_type());
+  return detour.enter(folds ? folded(output, g, grad.scalar_type())
+                            : output.to(grad.scalar_type()));
 }
 
 }  // namespace sparseconv

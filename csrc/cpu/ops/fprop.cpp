@@ -19,47 +19,48 @@ bool takes_lanes(const LaneOrder& order, const Layout& layout) {
   return layout.apart == 1 || order.rows >= kLeastRows * layout.apart;
 }
 
-Tensor run_fprop(const Tensor& input,
-                 const Tensor& values,
-                 const std::optional<Tensor>& bias,
-                 const Geometry& g,
-                 const CorrelationPlan& plan,
-                 bool relu,
-                 const LaneOrder* lanes) {
+Tensor best_fprop(const Tensor& input,
+                  const Tensor& values,
+                  const std::optional<Tensor>& bias,
+                  const ConvPlan& plan,
+                  bool relu,
+                  const LaneOrder* lanes) {
   const ForkGuard fork_guard;
-  if (lanes != nullptr && !takes_lanes(*lanes, plan.layout)) {
-    const auto order = lanes_for(*lanes);
-    return order->enter(run_fprop(order->leave(input, 0), values, bias, g, plan, relu));
+  const int64_t length = lanes != nullptr ? lanes->length : input.size(2);
+  if (const ConvPlan* fewer = plan.fewer_taps(length)) {
+    return best_fprop(input, values.index_select(0, fewer->kept), bias, *fewer, relu, lanes);
   }
+  if (lanes == nullptr && by_blocks(input, plan)) {
+    return block_fprop(input, values, bias, plan, relu);
+  }
+  const Geometry& g = plan.geometry;
+  const Layout& layout = plan.fprop().layout;
+  const Detour detour(lanes, lanes != nullptr && !takes_lanes(*lanes, layout));
+  const Tensor signal = detour.leave(input);
   const Tensor weights = values.to(acc_type(input)).contiguous();
   const Tensor init = bias.has_value() ? bias->to(acc_type(input)).contiguous() : Tensor();
+  const int64_t outputs = g.output_length(length);
+  const Tensor output = detour.lanes != nullptr
+                            ? new_lanes(g.out_channels, *lanes, input.options())
+                            : at::empty({signal.size(0), g.out_channels, outputs}, input.options());
   Correlation p{};
-  p.entries = plan.entries.view();
-  p.tile = plan.layout.shape();
+  p.entries = plan.fprop().entries.view();
+  p.tile = layout.shape();
   p.values = weights.const_data_ptr();
   p.init = init.defined() ? init.const_data_ptr() : nullptr;
+  p.in_lanes = detour.lanes != nullptr;
+  p.order = p.in_lanes ? *lanes : tile_order(signal.size(0), outputs, lanes_of(input), layout);
+  p.in = view(signal);
+  p.in_length = length;
   p.mode = g.mode;
   p.origin = -g.left;
+  p.out = view(output);
+  p.out_length = outputs;
   p.relu = relu;
-  Tensor output;
-  if (lanes != nullptr) {
-    output = new_lanes(g.out_channels, *lanes, input.options());
-    p.order = *lanes;
-    p.in_lanes = true;
-    p.in.data = input.data_ptr();
-    p.out.data = output.data_ptr();
-  } else {
-    p.in = view(input);
-    p.in_length = input.size(2);
-    p.out_length = g.output_length(p.in_length);
-    output = at::empty({input.size(0), g.out_channels, p.out_length}, input.options());
-    p.out = view(output);
-    p.order = tile_order(input.size(0), p.out_length, lanes_of(input), plan.layout);
-  }
   if (output.numel() > 0) {
     run_correlation(p, element_of(input));
   }
-  return output;
+  return detour.enter(output);
 }
 
 }  // namespace sparseconv

@@ -2,48 +2,37 @@
 
 #include <ATen/ops/zeros.h>
 
-#include <algorithm>
-#include <vector>
-
 #include "../../checks.h"
 #include "../conv.h"
 #include "../lanes.h"
 #include "../launch.h"
 
 namespace sparseconv {
-namespace {
 
-constexpr int64_t kPart = 32 * 1024;  // weights; fewer are not worth waking a thread for
-
-// Adds the other splits to the first one, in their order.
-template <typename T>
-void add_up(T* partial, int64_t splits, int64_t nnz) {
-  at::parallel_for(0, nnz, kPart, [&](int64_t begin, int64_t end) {
-    for (int64_t split = 1; split < splits; ++split) {
-      for (int64_t i = begin; i < end; ++i) {
-        partial[i] += partial[split * nnz + i];
-      }
-    }
-  });
-}
-
-}  // namespace
-
-Tensor run_wgrad(const Tensor& grad,
-                 const Tensor& input,
-                 const Geometry& g,
-                 const WgradPlan& plan,
-                 const LaneOrder* lanes) {
+Tensor best_wgrad(const Tensor& grad,
+                  const Tensor& input,
+                  const ConvPlan& convolution,
+                  const LaneOrder* lanes) {
   const ForkGuard fork_guard;
-  if (lanes != nullptr && plan.layout.apart > 1) {
-    const auto order = lanes_for(*lanes);
-    return run_wgrad(order->leave(grad, 0), order->leave(input, 0), g, plan);
+  const int64_t length = lanes != nullptr ? lanes->length : input.size(2);
+  if (const ConvPlan* fewer = convolution.fewer_taps(length)) {
+    const Tensor found = best_wgrad(grad, input, *fewer, lanes);
+    return at::zeros({convolution.nnz}, found.options()).index_copy_(0, fewer->kept, found);
   }
-  const int64_t batch = grad.size(0), length = grad.size(2);
-  const LaneOrder order = lanes != nullptr ? *lanes
+  if (lanes == nullptr && by_blocks(input, convolution)) {
+    if (const std::optional<Tensor> found = block_wgrad(grad, input, convolution)) {
+      return *found;
+    }
+  }
+  const Geometry& g = convolution.geometry;
+  const WgradPlan& plan = convolution.wgrad();
+  const Detour detour(lanes, lanes != nullptr && plan.layout.apart > 1);
+  const Tensor dy = detour.leave(grad), x = detour.leave(input);
+  const int64_t batch = dy.size(0), outputs_of_series = dy.size(2);
+  const LaneOrder order = detour.lanes != nullptr ? *lanes
                           : plan.layout.apart == 1
-                              ? lane_order(batch, length, lanes_of(input))
-                              : tile_order(batch, length, lanes_of(input), plan.layout);
+                              ? lane_order(batch, outputs_of_series, lanes_of(input))
+                              : tile_order(batch, outputs_of_series, lanes_of(input), plan.layout);
   const int64_t chunks = order.groups * ceil_div(order.rows, kWgradRows / order.wide);
   const int64_t splits = wgrad_splits(chunks);
   Tensor partial = at::zeros({splits, plan.nnz()}, input.options().dtype(acc_type(input)));
@@ -64,28 +53,22 @@ Tensor run_wgrad(const Tensor& grad,
     p.origin = -g.left;
     p.partial = partial.data_ptr();
     p.splits = splits;
-    if (lanes != nullptr) {
-      p.in_lanes = true;
-      p.grad.data = grad.data_ptr();
-      p.in.data = input.data_ptr();
-    } else {
-      p.grad = view(grad);
-      p.in = view(input);
-      p.in_length = input.size(2);
-    }
+    p.in_lanes = detour.lanes != nullptr;
+    p.grad = view(dy);
+    p.in = view(x);
+    p.in_length = length;
     const int64_t outputs = order.groups * order.rows * order.wide;
     const int64_t spans = chunks * plan.layout.span() * order.wide;
     const int64_t packed = outputs * g.out_channels + (outputs + spans) * g.in_channels();
     run_kernel(p, &KernelTable::wgrad, element_of(input),
                outputs * plan.nnz() + packed * kPackCost);
   }
-  if (partial.scalar_type() == at::kDouble) {
-    add_up(partial.data_ptr<double>(), splits, plan.nnz());
-  } else {
-    add_up(partial.data_ptr<float>(), splits, plan.nnz());
+  const Tensor sum = partial[0];
+  for (int64_t split = 1; split < splits; ++split) {
+    sum.add_(partial[split]);
   }
   // Without the other splits, whose memory a row of theirs would keep.
-  return partial[0].to(input.scalar_type(), /*non_blocking=*/false, /*copy=*/splits > 1);
+  return sum.to(input.scalar_type(), /*non_blocking=*/false, /*copy=*/splits > 1);
 }
 
 }  // namespace sparseconv
