@@ -72,6 +72,7 @@ void def_plan(pybind11::module_& m, const char* name, const char* doc) {
 }  // namespace sparseconv
 
 PYBIND11_MODULE(_C, m) {
+  using namespace sparseconv;
   m.doc() = "The compiled kernels; those that torch dispatches are in torch.ops.sparseconv.";
   m.attr("cuda") = pybind11::bool_(SPARSECONV_WITH_CUDA);  // whether the CUDA ops are in it
 #if defined(_OPENMP)
@@ -79,11 +80,11 @@ PYBIND11_MODULE(_C, m) {
 #else
   m.attr("openmp") = false;  // all that computes does so on one thread
 #endif
-  m.attr("peak_pass") = sparseconv::kPeakPass;  // multiply-adds
-  m.def("isas", &sparseconv::runnable_isas,
+  m.attr("peak_pass") = kPeakPass;  // multiply-adds
+  m.def("isas", &runnable_isas,
         "Instruction sets that this CPU can run, best first; SPARSECONV_CPU_ISA accepts these.");
   m.def(
-      "isa", [] { return sparseconv::choose_kernels().name; },
+      "isa", [] { return choose_kernels().name; },
       "The instruction set in use. ValueError if SPARSECONV_CPU_ISA names one that cannot run.");
   m.def(
       "getenv",
@@ -94,40 +95,37 @@ PYBIND11_MODULE(_C, m) {
                                       PyUnicode_DecodeFSDefault(value));
       },
       "As os.environ.get, ten times as fast.");
-  m.def("run_peak", &sparseconv::run_peak, pybind11::call_guard<sparseconv::Computing>(),
-        pybind11::arg("float64"), pybind11::arg("passes"), pybind11::arg("repeats"),
+  m.def("run_peak", &run_peak, pybind11::call_guard<Computing>(), pybind11::arg("float64"),
+        pybind11::arg("passes"), pybind11::arg("repeats"),
         "Seconds taken by each of `repeats` runs of `passes` times `peak_pass` multiply-adds, with "
         "operands in registers, on each of torch's threads.");
-  m.def("plan_bytes", &sparseconv::plan_bytes, pybind11::arg("crow_indices"),
-        pybind11::arg("col_indices"),
+  m.def("plan_bytes", &plan_bytes, pybind11::arg("crow_indices"), pybind11::arg("col_indices"),
         "Bytes that the plans of a pattern's two index tensors occupy.");
-  m.def("runs_plainly", &sparseconv::runs_plainly, pybind11::arg("may_cast") = false,
+  m.def("runs_plainly", &runs_plainly, pybind11::arg("may_cast") = false,
         "Whether torch only computes, and perhaps records gradients: nothing traces, casts, "
         "transforms, watches calls, or differentiates in forward mode.");
-  m.def("plain_conv", &sparseconv::plain_conv, pybind11::arg("input"), pybind11::arg("values"),
+  m.def("plain_conv", &plain_conv, pybind11::arg("input"), pybind11::arg("values"),
         pybind11::arg("bias"), pybind11::arg("crow_indices"), pybind11::arg("col_indices"),
         pybind11::arg("geometry"), pybind11::arg("relu"),
         "The convolution with its gradients; None if torch does more than compute, if the pattern "
         "has no plan yet, or if the arguments are invalid.");
   m.def(
-      "set_gradients", &sparseconv::set_gradients, pybind11::arg("gradients"),
+      "set_gradients", &set_gradients, pybind11::arg("gradients"),
       "Sets the function that differentiates the convolution where torch does more than compute.");
   m.def("keeps_order", [](pybind11::handle geometry) {
-    return sparseconv::fits_lanes(
-        sparseconv::check_geometry(sparseconv::geometry_numbers(geometry)));
+    return fits_lanes(check_geometry(geometry_numbers(geometry)));
   });
   m.def(
       "fits_rows",
       [](const at::Tensor& crow, const at::Tensor& col, pybind11::handle geometry) {
-        return sparseconv::fits_rows(
-            *sparseconv::plan_of(crow, col, sparseconv::geometry_numbers(geometry)));
+        return fits_rows(*plan_of(crow, col, geometry_numbers(geometry)));
       },
       pybind11::arg("crow_indices"), pybind11::arg("col_indices"), pybind11::arg("geometry"),
       "Whether rows can take the convolution.");
   m.def(
       "lanes_shape",
       [](int64_t batch, int64_t length, int64_t itemsize) {
-        const auto order = sparseconv::lane_order(batch, length, sparseconv::kRowBytes / itemsize);
+        const auto order = lane_order(batch, length, kRowBytes / itemsize);
         return std::vector<int64_t>{order.groups, order.rows, order.lanes};
       },
       pybind11::arg("batch"), pybind11::arg("length"), pybind11::arg("itemsize"),
@@ -135,24 +133,20 @@ PYBIND11_MODULE(_C, m) {
   m.def(
       "pools_in_lanes",
       [](int64_t batch, int64_t length, int64_t itemsize, int64_t size, int64_t stride) {
-        const int64_t lanes = sparseconv::kRowBytes / itemsize;
-        return sparseconv::fits_pooling(
-            sparseconv::lane_order(batch, length, lanes),
-            sparseconv::lane_order(batch, sparseconv::pooled_length(length, size, stride), lanes),
-            stride);
+        const int64_t lanes = kRowBytes / itemsize;
+        return fits_pooling(lane_order(batch, length, lanes),
+                            lane_order(batch, pooled_length(length, size, stride), lanes), stride);
       },
       pybind11::arg("batch"), pybind11::arg("length"), pybind11::arg("itemsize"),
       pybind11::arg("size"), pybind11::arg("stride"),
       "Whether max pooling over windows that do not overlap stays in lanes.");
-  m.def("has_fma", [] { return sparseconv::choose_kernels().fma; });
-  m.def("has_block_kernels", [] { return sparseconv::choose_kernels().blocks != nullptr; });
-  m.def("prune_and_grow", &sparseconv::prune_and_grow,
-        pybind11::call_guard<sparseconv::Computing>(), pybind11::arg("crow_indices"),
-        pybind11::arg("col_indices"), pybind11::arg("shape"), pybind11::arg("boxes"),
-        pybind11::arg("fraction"), pybind11::arg("magnitudes"),
+  m.def("has_fma", [] { return choose_kernels().fma; });
+  m.def("has_block_kernels", [] { return choose_kernels().blocks != nullptr; });
+  m.def("prune_and_grow", &prune_and_grow, pybind11::call_guard<Computing>(),
+        pybind11::arg("crow_indices"), pybind11::arg("col_indices"), pybind11::arg("shape"),
+        pybind11::arg("boxes"), pybind11::arg("fraction"), pybind11::arg("magnitudes"),
         pybind11::arg("scores") = pybind11::none(), pybind11::arg("seed"),
         "One update of a pattern.");
-  sparseconv::def_plan<sparseconv::RocketPlan>(m, "RocketPlan", "A bank of ROCKET's kernels.");
-  sparseconv::def_plan<sparseconv::MiniRocketPlan>(m, "MiniRocketPlan",
-                                                   "A bank of MiniROCKET's kernels.");
+  def_plan<RocketPlan>(m, "RocketPlan", "A bank of ROCKET's kernels.");
+  def_plan<MiniRocketPlan>(m, "MiniRocketPlan", "A bank of MiniROCKET's kernels.");
 }

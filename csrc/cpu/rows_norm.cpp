@@ -95,10 +95,13 @@ struct Moments {
   std::vector<double> sum, distances;  // of squares, from the mean
 };
 
-// `statistics`: (batch, chunks, panels, kStatistics), of near-equal chunks of the rows.
-Moments moments_of(const Tensor& statistics, int64_t channels, const RowOrder& order) {
-  const int64_t chunks = statistics.size(1), pitch = statistics.size(2) * kStatistics;
-  const auto* all = statistics.const_data_ptr<double>();
+// From the statistics of near-equal chunks of the rows.
+Moments moments_of(const Tensor& input, int64_t channels, const RowOrder& order) {
+  RowNorm p = norm_of(input, channels, order);
+  const int64_t chunks = ceil_div(order.length, kBlockRows), pitch = p.panels * kStatistics;
+  const Tensor statistics = at::empty({order.batch * chunks * pitch}, at::kDouble);
+  p.sums = statistics.mutable_data_ptr<double>();
+  run_rows(p, checked_kernels().blocks->row_statistics);
   const auto visit = [&](auto add) {
     for (int64_t unit = 0; unit < order.batch * chunks; ++unit) {
       const int64_t chunk = unit % chunks;
@@ -106,7 +109,7 @@ Moments moments_of(const Tensor& statistics, int64_t channels, const RowOrder& o
           static_cast<double>(order.length * (chunk + 1) / chunks - order.length * chunk / chunks);
       for (int64_t c = 0; c < channels; ++c) {
         const double* of =
-            all + unit * pitch + c / kPanelChannels * kStatistics + c % kPanelChannels;
+            p.sums + unit * pitch + c / kPanelChannels * kStatistics + c % kPanelChannels;
         add(c, rows, of[0] + of[kPanelChannels] / rows, of);
       }
     }
@@ -120,15 +123,6 @@ Moments moments_of(const Tensor& statistics, int64_t channels, const RowOrder& o
     found.distances[c] += (squares < 0 ? 0 : squares) + rows * distance * distance;  // a NaN stays
   });
   return found;
-}
-
-Tensor statistics_of(const Tensor& input, int64_t channels, const RowOrder& order) {
-  RowNorm p = norm_of(input, channels, order);
-  Tensor statistics = at::empty(
-      {order.batch, ceil_div(order.length, kBlockRows), p.panels, kStatistics}, at::kDouble);
-  p.sums = statistics.mutable_data_ptr<double>();
-  run_rows(p, checked_kernels().blocks->row_statistics);
-  return statistics;
 }
 
 }  // namespace
@@ -191,10 +185,18 @@ struct NormVectors {
     scale = of_channels(channels, [&](int64_t c) { return invstd[c] * weight[c]; });
     shift = of_channels(channels, [&](int64_t c) { return bias[c]; });
   }
-  void enter(RowNorm& p) const {
+  RowNorm norm_of(const Tensor& input,
+                  int64_t channels,
+                  const Tensor& added,
+                  bool relu,
+                  const RowOrder& order) const {
+    RowNorm p = sparseconv::norm_of(input, channels, order);
     p.centre = centre.data();
     p.scale = scale.data();
     p.shift = shift.data();
+    p.relu = relu;
+    p.added = added.defined() ? order.of(added, channels) : Rows{};
+    return p;
   }
 };
 
@@ -210,7 +212,7 @@ NormOutput RowOrder::norm(const std::vector<Tensor>& parts,
   std::vector<double> mean = numbers(norm.running_mean, channels, 0);
   std::vector<double> var = numbers(norm.running_var, channels, 1);
   if (norm.training) {
-    const Moments found = moments_of(statistics_of(input, channels, *this), channels, *this);
+    const Moments found = moments_of(input, channels, *this);
     std::vector<double> unbiased(channels);
     for (int64_t c = 0; c < channels; ++c) {
       mean[c] = found.sum[c] / n;
@@ -226,10 +228,7 @@ NormOutput RowOrder::norm(const std::vector<Tensor>& parts,
   }
   const NormVectors vectors(mean, invstd, norm);
   Tensor output = empty(channels);
-  RowNorm p = norm_of(input, channels, *this);
-  vectors.enter(p);
-  p.relu = relu;
-  p.added = added.defined() ? of(added, channels) : Rows{};
+  RowNorm p = vectors.norm_of(input, channels, added, relu, *this);
   p.out = of(output, channels);
   run_rows(p, checked_kernels().blocks->norm_rows);
   return {output, tensor_of(mean), tensor_of(invstd)};
@@ -250,10 +249,7 @@ NormGradients RowOrder::norm_gradient(const Tensor& grad,
   const std::vector<double> inverse = numbers(invstd, channels, 0);
   const NormVectors vectors(numbers(mean, channels, 0), inverse, norm);
   const Tensor input = joined(parts);
-  RowNorm p = norm_of(input, channels, *this);
-  vectors.enter(p);
-  p.relu = relu;
-  p.added = added.defined() ? of(added, channels) : Rows{};
+  RowNorm p = vectors.norm_of(input, channels, added, relu, *this);
   p.grad = of(grad, channels);
   auto [sums, products] = sums_of(p, channels);  // of dz, and of dz * (x - mean)
   for (int64_t c = 0; c < channels; ++c) {

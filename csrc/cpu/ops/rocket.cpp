@@ -17,8 +17,9 @@ namespace {
 
 // Multiply-adds that are worth one more thread.
 constexpr int64_t kShare = 1024 * 1024;
-// What a multiply-add costs with positions as lanes, whose loads are not aligned and serve one
-// output each; a column's costs 1 (measured: about 6 kernels in the lanes cost the same).
+// What a multiply-add costs with positions as lanes, whose loads are not
+// aligned and serve one output each; a column's costs 1 (measured: about 6
+// kernels in the lanes cost the same).
 constexpr double kPositionsCost = 2.5;
 constexpr int64_t kMostNumbers = 1 << 30;  // of a bank's array: int32 counts two of them together
 
@@ -45,8 +46,9 @@ SeriesBatch batch_of(const Tensor& x,
           out.mutable_data_ptr<float>(), n_features};
 }
 
+// The numbers of an array: `wanted` ones, or any number of them.
 template <typename T>
-std::vector<T> values_of(const KernelBank& bank, const char* name) {
+std::vector<T> values_of(const KernelBank& bank, const char* name, int64_t wanted = -1) {
   const auto found = bank.arrays.find(name);
   TORCH_CHECK_VALUE(found != bank.arrays.end(), "expected an array ", name);
   const Tensor& tensor = found->second;
@@ -54,20 +56,15 @@ std::vector<T> values_of(const KernelBank& bank, const char* name) {
   TORCH_CHECK_VALUE(tensor.layout() == at::kStrided && tensor.is_cpu() && tensor.dim() == 1 &&
                         tensor.scalar_type() == kType,
                     name, " must be a dense vector of ", toString(kType), " on the CPU");
-  TORCH_CHECK_VALUE(tensor.numel() <= kMostNumbers, name, " must have at most ", kMostNumbers,
-                    " elements, but has ", tensor.numel());
+  const int64_t n = tensor.numel();
+  TORCH_CHECK_VALUE(n <= kMostNumbers, name, " must have at most ", kMostNumbers,
+                    " elements, but has ", n);
+  TORCH_CHECK_VALUE(n > 0 && (wanted < 0 || n == wanted), "expected ", name,
+                    " of at least one kernel, and of all, but got ", n, " elements");
   check_memory(tensor, name);
   const Tensor plain = tensor.resolve_neg().contiguous();
   const T* data = plain.const_data_ptr<T>();
-  return {data, data + plain.numel()};
-}
-
-// An array of a number for each kernel.
-std::vector<int32_t> numbers_of(const KernelBank& bank, const char* name, size_t n_kernels) {
-  auto numbers = values_of<int32_t>(bank, name);
-  TORCH_CHECK_VALUE(numbers.size() == n_kernels, "expected ", name, " of ", n_kernels,
-                    " kernels, but got ", numbers.size());
-  return numbers;
+  return {data, data + n};
 }
 
 void check_shape(const KernelBank& bank) {
@@ -78,23 +75,19 @@ void check_shape(const KernelBank& bank) {
                     " and ", length);
 }
 
-void check_kernel(bool fits, size_t kernel, const KernelBank& bank) {
+void check_kernel(bool fits, int64_t kernel, const KernelBank& bank) {
   TORCH_CHECK_VALUE(fits, "kernel ", kernel, " does not fit series of ", bank.series_channels,
                     " channels and ", bank.series_length,
                     " samples, or the dilations do not ascend");
 }
 
-// Of all kernels together.
-void check_sizes(size_t numbers, size_t wanted, const char* name) {
-  TORCH_CHECK_VALUE(numbers == wanted && wanted > 0, "expected ", wanted, " ", name,
-                    " of at least one kernel, but got ", numbers);
-}
-
-void check_channels(const std::vector<int32_t>& channels, size_t wanted, int64_t series_channels) {
-  check_sizes(channels.size(), wanted, "channels");
+std::vector<int32_t> channels_of(const KernelBank& bank, int64_t wanted) {
+  auto channels = values_of<int32_t>(bank, "channels", wanted);
   for (const int32_t c : channels) {
-    TORCH_CHECK_VALUE(c >= 0 && c < series_channels, "channel ", c, " of ", series_channels);
+    TORCH_CHECK_VALUE(c >= 0 && c < bank.series_channels, "channel ", c, " of ",
+                      bank.series_channels);
   }
+  return channels;
 }
 
 // `cost`: multiply-adds.
@@ -114,14 +107,13 @@ RocketPlan::RocketPlan(const KernelBank& bank)
     : series_channels_(bank.series_channels), series_length_(bank.series_length) {
   check_shape(bank);
   const auto lengths = values_of<int32_t>(bank, "length");
-  const size_t n = lengths.size();
-  const auto dilations = numbers_of(bank, "dilation", n), paddings = numbers_of(bank, "padding", n);
-  const auto counts = numbers_of(bank, "n_channels", n);
-  const auto numbers = values_of<int32_t>(bank, "channels");
-  const auto biases = values_of<float>(bank, "bias"), given = values_of<float>(bank, "weights");
-  size_t weight = 0, channel = 0;
-  std::vector<size_t> first_weight(n);
-  for (size_t i = 0; i < n; ++i) {
+  const auto n = static_cast<int64_t>(lengths.size());
+  const auto of_each = [&](const char* name) { return values_of<int32_t>(bank, name, n); };
+  const auto dilations = of_each("dilation"), paddings = of_each("padding");
+  const auto counts = of_each("n_channels");
+  int64_t weight = 0, channel = 0;
+  std::vector<int64_t> first_weight(n);
+  for (int64_t i = 0; i < n; ++i) {
     const int64_t reach = (int64_t{lengths[i]} - 1) * dilations[i];
     check_kernel(lengths[i] >= 1 && lengths[i] <= kRocketTaps && dilations[i] >= 1 &&
                      paddings[i] >= 0 && paddings[i] <= reach && reach < series_length_ &&
@@ -130,14 +122,13 @@ RocketPlan::RocketPlan(const KernelBank& bank)
     kernels_.push_back({lengths[i], dilations[i], paddings[i], counts[i], 0,
                         static_cast<int32_t>(channel), static_cast<int32_t>(i)});
     first_weight[i] = weight;
-    weight += static_cast<size_t>(lengths[i]) * counts[i];
+    weight += int64_t{lengths[i]} * counts[i];
     channel += counts[i];
-    work_ +=
-        static_cast<int64_t>(lengths[i]) * counts[i] * (series_length_ + 2 * paddings[i] - reach);
+    work_ += int64_t{lengths[i]} * counts[i] * (series_length_ + 2 * paddings[i] - reach);
   }
-  check_sizes(biases.size(), n, "biases");
-  check_sizes(given.size(), weight, "weights");
-  check_channels(numbers, channel, series_channels_);
+  const auto biases = values_of<float>(bank, "bias", n);
+  const auto given = values_of<float>(bank, "weights", weight);
+  const auto numbers = channels_of(bank, channel);
   std::stable_sort(kernels_.begin(), kernels_.end(), [](const auto& a, const auto& b) {
     return std::tie(a.dilation, a.length, a.padding, a.n_channels) <
            std::tie(b.dilation, b.length, b.padding, b.n_channels);
@@ -205,15 +196,13 @@ void RocketPlan::features(const Tensor& x, const Tensor& out) {
 }
 
 MiniRocketPlan::MiniRocketPlan(const KernelBank& bank)
-    : channels_(values_of<int32_t>(bank, "channels")),
-      biases_(values_of<float>(bank, "biases")),
-      series_channels_(bank.series_channels),
-      series_length_(bank.series_length) {
+    : series_channels_(bank.series_channels), series_length_(bank.series_length) {
   check_shape(bank);
   const auto numbers = values_of<int32_t>(bank, "taps");
-  const size_t n = numbers.size();
-  const auto dilations = numbers_of(bank, "dilation", n), padding = numbers_of(bank, "padded", n);
-  const auto counts = numbers_of(bank, "n_biases", n), used = numbers_of(bank, "n_channels", n);
+  const auto n = static_cast<int64_t>(numbers.size());
+  const auto of_each = [&](const char* name) { return values_of<int32_t>(bank, name, n); };
+  const auto dilations = of_each("dilation"), padding = of_each("padded");
+  const auto counts = of_each("n_biases"), used = of_each("n_channels");
   std::vector<std::array<int32_t, 3>> triples;
   for (int32_t a = 0; a < 9; ++a) {
     for (int32_t b = a + 1; b < 9; ++b) {
@@ -222,8 +211,8 @@ MiniRocketPlan::MiniRocketPlan(const KernelBank& bank)
       }
     }
   }
-  size_t bias = 0, channel = 0;
-  for (size_t i = 0; i < n; ++i) {
+  int64_t bias = 0, channel = 0;
+  for (int64_t i = 0; i < n; ++i) {
     check_kernel(numbers[i] >= 0 && numbers[i] < static_cast<int32_t>(triples.size()) &&
                      dilations[i] >= 1 && 8 * int64_t{dilations[i]} < series_length_ &&
                      (padding[i] == 0 || padding[i] == 1) && counts[i] >= 1 && used[i] >= 1 &&
@@ -240,8 +229,8 @@ MiniRocketPlan::MiniRocketPlan(const KernelBank& bank)
     bias += counts[i];
     channel += used[i];
   }
-  check_sizes(biases_.size(), bias, "biases");
-  check_channels(channels_, channel, series_channels_);
+  biases_ = values_of<float>(bank, "biases", bias);
+  channels_ = channels_of(bank, channel);
 }
 
 void MiniRocketPlan::features(const Tensor& x, const Tensor& out) const {
