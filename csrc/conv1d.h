@@ -75,8 +75,8 @@ struct TileShape {
   int64_t window;  // samples beyond step * outputs that are read then
 };
 
-// This many entries early a kernel finds the scratch rows that it reads: after the last of a plan's
-// rows there are this many more, which are only looked at.
+// A kernel finds the scratch rows that it reads this many entries early. So a plan has this many
+// more behind its last one, which are looked up and not used.
 constexpr int kAhead = 4;
 
 // The entries that one row of a pattern has among the channels of one block: `n` weights from

@@ -86,7 +86,7 @@ struct SparseConv : torch::autograd::Function<SparseConv> {
       const ConvPlanPtr plan = plan_of(saved[3], saved[4], geometry);
       const Tensor values = [&] {
         const pybind11::gil_scoped_acquire gil;
-        return frozen(saved[1]);
+        return detached_snapshot(saved[1]);
       }();
       // Checked again: hooks of saved tensors and other threads may have changed what was saved.
       grad = grad.resolve_neg();
@@ -181,8 +181,8 @@ std::optional<Tensor> plain_conv(pybind11::handle input,
   ConvPlanPtr plan = known_plan(crow, col, numbers);
   const bool batched = x->dim() == 3;
   const Tensor signal = batched ? *x : x->unsqueeze(0);
-  const Tensor x_now = frozen(signal), values_now = frozen(*parameter);
-  const auto bias_now = b ? std::optional(frozen(*b)) : std::nullopt;
+  const Tensor x_now = detached_snapshot(signal), values_now = detached_snapshot(*parameter);
+  const auto bias_now = b ? std::optional(detached_snapshot(*b)) : std::nullopt;
   const pybind11::gil_scoped_release release;
   try {
     plan = plan ? plan : plan_of(crow, col, numbers);

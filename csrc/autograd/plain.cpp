@@ -77,7 +77,7 @@ GeometryNumbers geometry_numbers(pybind11::handle geometry) {
   return numbers;
 }
 
-at::Tensor frozen(const at::Tensor& x) {
+at::Tensor detached_snapshot(const at::Tensor& x) {
   return at::Tensor(
       x.unsafeGetTensorImpl()->shallow_copy_and_detach(c10::VariableVersion(0), false));
 }

@@ -20,9 +20,9 @@ bool computes_plainly(const at::Tensor& x, bool may_cast = false);
 // The tensor or parameter, if it is an ordinary one on the CPU that kernels can read.
 std::optional<at::Tensor> plain_tensor(pybind11::handle x);
 
-// As it is now. While the GIL is held no parameter's data is replaced; later, another thread
-// could do so between the checks and the kernels.
-at::Tensor frozen(const at::Tensor& x);
+// The tensor as it is now. While the GIL is held, no parameter's data is replaced; later, another
+// thread could do so between the checks and the kernels.
+at::Tensor detached_snapshot(const at::Tensor& x);
 
 // A core.geometry.Geometry, which is what check_geometry takes. The numbers are not checked.
 constexpr int64_t kGeometryNumbers = 11;
