@@ -64,12 +64,6 @@ def batches_of(
     for batch in data:
         first, *rest = batch if isinstance(batch, tuple | list) else (batch,)
         x = for_model(criterion, model, first).to(device)
-        alone = rest and (isinstance(rest[0], int) or getattr(rest[0], "ndim", 1) == 0)
-        if alone and x.dim() < 3:
-            raise ValueError(
-                f"{criterion} expected batches, but got a single series {tuple(x.shape)}; for a "
-                "Dataset, pass DataLoader(dataset, batch_size=64)"
-            )
         if labels and not rest:
             raise ValueError(f"{criterion} expected batches (x, y), but the labels y are missing")
         if len(x):

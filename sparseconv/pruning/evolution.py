@@ -91,12 +91,7 @@ class Evolutionary(Criterion):
             return wrong
 
         with evaluating(model):
-            if (outputs := model(x)).isnan().any():
-                raise ValueError(
-                    "Evolutionary expected finite outputs, but some are NaN; check the model's "
-                    "weights and the data"
-                )
-            y = classes_of("Evolutionary", y, outputs)  # wrong labels would count as errors
+            y = classes_of("Evolutionary", y, model(x))  # wrong labels would count as errors
             limit = error(kept) + self.tolerance
             for group in channels.sets:
                 kept[group.units] = self._search(channels, group, kept, error, limit)

@@ -263,15 +263,11 @@ class SameDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     Args:
         finite: replace NaN and infinity, which a zero weight would pass on from a removed channel.
-
-    Attributes:
-        unlike: names of operations that draw integers, which differ between channels.
     """
 
     def __init__(self, finite: bool = False) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.finite, self.draws = finite, 0
-        self.unlike: set[str] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given, schema = kwargs or {}, func._schema
@@ -292,8 +288,6 @@ class SameDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for x in tree_leaves(result):
             if isinstance(x, Tensor) and x.is_floating_point():
                 x.fill_(0.5)
-            else:
-                self.unlike.add(schema.name.removeprefix("aten::"))
         return result
 
 

@@ -8,21 +8,16 @@ be followed; ``Channels.left`` contains the reason.
 
 from __future__ import annotations
 
-import sys
-import traceback
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.module_tracker import ModuleTracker
 
-from sparseconv.core.arrays import explain_input_errors
 from sparseconv.nn.modules import owners_of
 from sparseconv.nn.pooling import ShortAvgPool1d
 from sparseconv.pruning.channels import (
@@ -63,10 +58,7 @@ def trace(model: nn.Module, arguments: tuple[Any, ...], ignore: Iterable[str] = 
                 out = model(*arguments)
         except Exception as error:  # the model may run any code
             stack.close()
-            with explain_input_errors(
-                arguments
-            ):  # the model's error, if it also fails without tracing
-                model(*arguments)
+            model(*arguments)  # raises the model's error, if it also fails without tracing
             place = tracer.running[-1] if tracer.running else ""
             kind = type(model.get_submodule(place)).__name__
             raise NotImplementedError(
@@ -269,17 +261,9 @@ class _Tracer(TorchFunctionMode):
                 self.causes.setdefault(id(x), (cause, x))
 
     def place(self, name: str) -> str:
-        """Describe the module and the line that call an operation."""
+        """Describe the operation and the module that calls it."""
         module = self.running[-1] if self.running else ""
         kind = type(self.model.get_submodule(module)).__name__
-        own = Path(__file__).parent, Path(torch.__file__).parent
-        for frame, line in traceback.walk_stack(sys._getframe()):
-            path = Path(frame.f_code.co_filename)
-            if frame.f_code is trace.__code__:
-                break
-            if not any(path.is_relative_to(folder) for folder in own):
-                kind += f", line {line} of {path.name}"
-                break
         return f"{name!r} in {module or 'the model itself'} ({kind})"
 
     # After the run

@@ -18,7 +18,8 @@ from sparseconv.running import copied_arguments, output_tensors, watching
 
 Edit = Callable[[nn.Module, Channels, Tensor], object]
 RELIES = (
-    "the code relies on the number of channels, or moves channels in a way that cannot be followed"
+    "the code relies on the number of channels, draws integers, or moves channels in a way that "
+    "cannot be followed"
 )
 ADVICE = f"{RELIES}; name the module with that code in ignore"
 TRAIN = " in train mode"
@@ -90,20 +91,19 @@ def _difference(
     mask(whole, channels, kept)
     for mode in ("", TRAIN):
         try:
-            expected, unlike = _received(whole, example, channels, kept, bool(mode))
+            expected = _received(whole, example, channels, kept, bool(mode))
         except Exception:
             if mode:  # the model's code may need targets: then nothing can be compared
                 return None
             raise
         try:
-            found, _ = _received(pruned, example, channels, None, bool(mode))
+            found = _received(pruned, example, channels, None, bool(mode))
         except Exception as error:  # the model may run any code
             return f"the model does not run{mode} ({type(error).__name__}: {error})"
         if mode and not repeats:
             return None
         if len(found) != len(expected) or not all(map(close, found, expected)):
-            drawn = f" (perhaps due to random draws by {', '.join(sorted(unlike))})" * bool(unlike)
-            return f"the model computes different outputs{mode}{drawn}"
+            return f"the model computes different outputs{mode}"
     return None
 
 
@@ -130,10 +130,10 @@ def _randomize(model: nn.Module) -> None:
 def _received(
     model: nn.Module, arguments: tuple[Any, ...], channels: Channels, kept: Tensor | None,
     train: bool,
-) -> tuple[list[Tensor], set[str]]:  # fmt: skip
+) -> list[Tensor]:  # fmt: skip
     """Run a model; return copies of the kept inputs of its layers, and of its outputs.
 
-    They are copies because a layer may work in place. The second result is ``SameDraws.unlike``.
+    They are copies because a layer may work in place.
     """
     found: list[Tensor] = []
 
@@ -142,9 +142,9 @@ def _received(
         columns = kept_channels(layer.inputs, kept).nonzero()[:, 0].to(x.device)
         found.append(x.clone() if kept is None else x.index_select(layer.channel_dim, columns))
 
-    with watching(model, channels.layers, see), SameDraws(finite=True) as draws:
+    with watching(model, channels.layers, see), SameDraws(finite=True):
         if train:
             train_but_norms(model)
         out = model(*copied_arguments(model, arguments))
     outputs = output_tensors(out) if not train else tree_leaves(out)
-    return found + [x.clone() for x in outputs if isinstance(x, Tensor)], draws.unlike
+    return found + [x.clone() for x in outputs if isinstance(x, Tensor)]

@@ -228,9 +228,9 @@ TIED[1].weight = TIED[0].weight
     [
         (Causal(8, 8, 3, dilation=2), [4, 4], None),
         (Standardized(8, 8, 3), [8, 4], ("0", "the model computes different outputs")),
-        (Query(), [8], ("0", "'multi_head_attention_forward' in 2 (Query, line ")),
+        (Query(), [8], ("0", "'multi_head_attention_forward' in 2 (Query)")),
         (Query(), [8], ("2.out_proj", "used by 'multi_head_attention_forward' in 2")),
-        (Mixed(), [8, 8], ("2.conv", " and results of 'einsum' in 2 (Mixed, line ")),
+        (Mixed(), [8, 8], ("2.conv", " and results of 'einsum' in 2 (Mixed)")),
         (Query(), [8], ("2", "Query is not pruned; only Conv1d, ConvTranspose1d, SparseConv1d")),
         (weight_norm(nn.Conv1d(8, 8, 1)), [8], ("2", "parametrize.remove_parametrizations")),
         (TIED, [8], ("2.0", "it shares a parameter with '2.1'")),
@@ -351,7 +351,7 @@ def test_dropout_and_noise_that_are_active_in_eval_mode() -> None:
     assert torch.equal(torch.random.get_rng_state(), states[1])
     drawn = between(Function(lambda x: x * torch.randint(9, x.shape).sum())).double()
     report = sc.prune_filters(drawn, X, Magnitude(), fraction=0.5).report
-    assert "different outputs (perhaps due to random draws by randint)" in report.left["0"]
+    assert "draws integers" in report.left["0"]
     count = itertools.count()
     rarely = Function(lambda x: x * (1 + (next(count) % 4 == 1)))  # the runs after are alike
     with pytest.raises(ValueError, match="each time the model runs on the same input"):
