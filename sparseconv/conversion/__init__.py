@@ -1,8 +1,6 @@
 """Convert layers to sparse ones where that is faster, and back to dense ones."""
 
-from sparseconv.conversion.converter import convert
-from sparseconv.conversion.dense import to_dense
-from sparseconv.conversion.report import Conversion, ConversionReport
+from sparseconv.conversion.converter import Conversion, ConversionReport, convert, to_dense
 
 __all__ = [
     "Conversion",

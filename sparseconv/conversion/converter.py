@@ -1,11 +1,12 @@
-"""Replace layers with sparse ones where that is faster."""
+"""Replace layers with sparse ones where that is faster, and sparse layers with dense ones."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,15 +15,22 @@ from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
 from torch.utils._pytree import tree_leaves
 
 from sparseconv.conversion.candidates import Candidate, find_candidates, weight_and_mask
-from sparseconv.conversion.report import Conversion, ConversionReport
 from sparseconv.core.checks import share
 from sparseconv.core.generators import generators_kept
 from sparseconv.measure import machine
 from sparseconv.measure.progress import progress
-from sparseconv.measure.records import Verdict
+from sparseconv.measure.records import (
+    INFERENCE,
+    TRAINING,
+    LayerTimes,
+    Report,
+    Verdict,
+    layer_conditions,
+)
 from sparseconv.measure.timing import LEAST_ROUNDS, LEAST_SECONDS
-from sparseconv.nn.modules import deepcopy_model, replace
+from sparseconv.nn.modules import check_module, check_not_wrapped, deepcopy_model, hooks_of, replace
 from sparseconv.nn.padded_conv import KNOWN
+from sparseconv.nn.sparse_layer import SparseLayer
 from sparseconv.profiling.stopwatch import (
     Stopwatch,
     check_on_cpu,
@@ -35,6 +43,56 @@ from sparseconv.running import Call, capture, copied_arguments
 # but that file has none of the tiniest layers, and bfloat16 depends on the CPU.
 MAX_DENSITY = 0.2
 Candidates = Sequence[Candidate]
+EMPTY = "no weight is active, so the output does not depend on the input; prune this layer less"
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class ConversionReport(Report):
+    """Report what ``convert`` did; printing it shows a table.
+
+    Attributes:
+        layers: a ``LayerTimes`` for every ``nn.Conv1d``, in the model's order.
+        training: whether training, rather than inference, decided.
+        machine: processor, threads, instruction set and versions.
+
+    Example:
+        >>> import torch, sparseconv as sc
+        >>> model, x = nn.Sequential(nn.Conv1d(4, 8, 9)), torch.randn(2, 4, 50)
+        >>> report = sc.convert(model, x, layers=["0"]).report
+        >>> print(report.layers[0].verdict, sorted(report.layers[0].times))
+        named in layers ['training']
+    """
+
+    title: ClassVar[str] = "Converted layers"
+    layers: tuple[LayerTimes, ...]
+    training: bool
+
+    def summary(self) -> list[str]:
+        """Return the totals, notes and conditions, one line each."""
+        count = sum(layer.verdict.converts for layer in self.layers)
+        lines = [f"{count} of {len(self.layers)} layers are now sparse"]
+        notes = [(layer.name, note) for layer in self.layers for note in layer.notes]
+        notes += [(layer.name, EMPTY) for layer in self.layers if layer.nnz == 0]
+        for note in dict.fromkeys(note for _, note in notes):
+            names = [name for name, found in notes if found == note]
+            who = ", ".join(names) if len(names) < 5 else f"{len(names)} layers"
+            lines.append(f"{who}: {note}")
+        if not any(layer.calls for layer in self.layers):
+            return [
+                *lines,
+                "no layer was measured, nor was it checked that the model runs the sparse layers: "
+                "with an example_input, measured times decide about every layer that it reaches "
+                "and that has zeros or a mask and, with unpruned=True, about the others",
+            ]
+        lines.append(f"verdicts are based on {TRAINING if self.training else INFERENCE} times")
+        return [*lines, *layer_conditions(self.layers, self.machine)]
+
+
+class Conversion(NamedTuple):
+    """Contain the converted model and the report."""
+
+    model: nn.Module
+    report: ConversionReport
 
 
 @torch.inference_mode(False)  # tensors made in that mode could not train later
@@ -264,3 +322,53 @@ def _install(
                     undo: Any = remove_parametrizations if is_parametrized(conv) else prune.remove
                     undo(conv, "weight")
     return replace(model, successors)
+
+
+@torch.inference_mode(False)
+def to_dense(model: nn.Module) -> nn.Module:
+    """Copy a model with a dense layer of torch in place of every sparse one.
+
+    This reverses ``convert``, for tools that support only torch's layers. Active weights and biases
+    keep their exact values; inactive weights become +0.0. If it matters which zeros were active,
+    save ``{name: layer.pattern.to_mask()}`` for the ``masks`` argument of ``convert``. Names, mode
+    and ``requires_grad`` are preserved. Values and biases that pruning or a parametrization
+    computes become plain parameters; added attributes are lost.
+
+    A layer whose left and right padding differ, as in a DSN, becomes an ``nn.Sequential`` with
+    torch's padding layer and an ``nn.Conv1d``. Its state dict entries are then ``1.weight`` and
+    ``1.bias``.
+
+    Args:
+        model: any module; it is left unchanged.
+
+    Raises:
+        TypeError: ``model`` is not a module.
+        ValueError: a sparse layer with hooks, which would be lost, or that something unregistered
+            references, such as a list or partial; a compiled or wrapped model.
+        NotImplementedError: see ``SparseConv1d.to_dense``.
+
+    Example:
+        >>> from sparseconv import SparseConv1d
+        >>> to_dense(nn.Sequential(SparseConv1d(2, 3, 5, padding=(4, 0)), nn.ReLU()))
+        Sequential(
+          (0): Sequential(
+            (0): ZeroPad1d((4, 0))
+            (1): Conv1d(2, 3, kernel_size=(5,), stride=(1,))
+          )
+          (1): ReLU()
+        )
+    """
+    check_module(model)
+    check_not_wrapped(model, "convert")
+    twin = deepcopy_model(model)
+    successors: dict[nn.Module, nn.Module] = {}
+    for name, layer in twin.named_modules():
+        if not isinstance(layer, SparseLayer):
+            continue
+        if hooks_of(layer):
+            raise ValueError(f"layer {name!r} has hooks, which would be lost; remove them first")
+        try:
+            successors[layer] = layer.to_dense()
+        except NotImplementedError as error:
+            raise NotImplementedError(f"layer {name!r}: {error}") from None
+    return replace(twin, successors)
