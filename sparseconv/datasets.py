@@ -103,13 +103,6 @@ def load(name_or_path: str | os.PathLike[str], *, nan_to_zero: bool = False) -> 
                     f"{file} is missing: a data set is a pair of files, NAME_TRAIN and NAME_TEST"
                 )
         read = [_read(file) for file in files]
-        if all(_counts_rows(X, y) for X, y in read):
-            raise ValueError(
-                f"{files[0]}: expected labels in the first column, but here and in the test set it "
-                "contains distinct whole numbers, like the row numbers of pandas and R; "
-                "write the files with header=False, index=False (in R, row.names=FALSE), or write "
-                "labels as words, such as class1"
-            )
         raw = dict(zip(_KEYS, (array for pair in read for array in pair), strict=True))
     else:
         names = {name.lower(): name for name in BUNDLED}
@@ -210,12 +203,6 @@ def _missing(labels: npt.NDArray[Any]) -> bool:
     return bool(np.isin(np.char.lower(labels), ("", "?", "nan")).any())
 
 
-def _counts_rows(X: Any, y: Any) -> bool:
-    """Return whether there are ten or more lines, all beginning with distinct whole numbers."""
-    lines = getattr(X, "ndim", 3) == 2
-    return lines and len({*y}) == len(y) >= 10 and all(map(str.isdecimal, y))
-
-
 def _read_lines(text: str) -> tuple[Any, Any]:
     """Read lines with a label and samples; the first line determines the separator."""
     lines = [line for line in text.split("\n") if line.strip()]
@@ -234,16 +221,6 @@ def _read_lines(text: str) -> tuple[Any, Any]:
     missing = re.compile(f"(?<={mark}) *[?]? *(?={mark}|$)")
     samples = (missing.sub("nan", line) for line in lines)
     X = np.loadtxt(samples, converters={0: lambda label: 0.0}, **options)[:, 1:]
-    names = labels[0] == "0" if X.shape[1] < 3 else labels[0] not in labels[1:]
-    if X.shape[1] > 1 and names and any((X[0] - np.arange(X.shape[1]) == k).all() for k in (0, 1)):
-        raise ValueError(
-            "its first line contains 0, 1, 2, ..., the column names that pandas writes; write the "
-            "file with header=False, index=False"
-        )
-    distinct, last = len(np.unique(labels)), len(np.unique(X[:, -1:]))
-    fractions = any(re.search(r"\.\d*[1-9]", label) for label in labels)
-    if fractions and distinct > max(2 * last, min(20, len(labels) / 2)):
-        raise ValueError(f"{distinct} different labels, but only {last} numbers in the last column")
     return X, labels
 
 
