@@ -31,7 +31,7 @@ from sparseconv.models import DSN
 from sparseconv.models.dsn import DSNCost
 from sparseconv.nn.modules import deepcopy_model
 from sparseconv.ops.backends import resolve_backend
-from sparseconv.training.evaluation import predict_log_proba
+from sparseconv.running import predict_log_proba
 from sparseconv.training.loop import train
 from sparseconv.training.recipe import Recipe
 

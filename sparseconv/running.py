@@ -13,11 +13,12 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from sparseconv.core.arrays import as_tensor, explain_input_errors
+from sparseconv.core.arrays import as_tensor
 from sparseconv.core.generators import generators_kept
 from sparseconv.models.classifier import Classifier
 from sparseconv.nn.modules import has_codes
@@ -164,7 +165,6 @@ def capture(
         # A compiled model would not know of the hooks; importing the compiler takes seconds.
         if "torch._dynamo" in sys.modules:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
-        stack.enter_context(explain_input_errors(arguments))
         output = model(*arguments)
     return output, {layer: list(seen.values()) for layer, seen in calls.items()}
 
@@ -178,18 +178,6 @@ def batch_sizes(n_cases: int, batch_size: int) -> list[int]:
     if whole and rest == 1:
         return [batch_size] * (whole - 1) + [batch_size + 1]
     return [batch_size] * whole + [rest] * (rest > 0 or not whole)
-
-
-def run_batch(model: nn.Module, x: Tensor) -> Any:
-    """Run a model; refuse an output that lacks the axis of a single series."""
-    with explain_input_errors((x,)):
-        out = model(x)
-    if len(x) == 1 and isinstance(out, Tensor) and out.dim() < 2 and out.shape != (1,):
-        raise ValueError(
-            "the model drops the axis of a batch of 1 series: its output has shape "
-            f"{tuple(out.shape)}; use squeeze(-1), which keeps it, or batches of at least 2 series"
-        )
-    return out
 
 
 def one_tensor(output: Any) -> Tensor:
@@ -217,3 +205,38 @@ def output_tensors(out: Any) -> list[Tensor]:
     if not found:
         raise ValueError(f"{expected}, but the returned {type(out).__name__} contains none")
     return found
+
+
+@torch.no_grad()
+def predict_log_proba(model: nn.Module, X: Any, batch_size: int = 64) -> Tensor:
+    """Compute the log-probabilities ``(n_cases, n_classes)`` batch by batch in eval mode.
+
+    Args:
+        model: maps ``(N, ...)`` to log-probabilities, also with N = 1; each module's mode is
+            restored.
+        X: ``(n_cases, ...)``, an array, or a tensor on any device.
+        batch_size: number of cases per batch; smaller batches need less memory. A single last case
+            joins the previous batch.
+
+    Raises:
+        ValueError: X is not an array of numbers.
+        TypeError: the model does not return one tensor.
+
+    Example:
+        >>> from sparseconv.models import DSN
+        >>> predict_log_proba(DSN(1, 3, nf=4), torch.zeros(5, 1, 20)).shape
+        torch.Size([5, 3])
+    """
+    X = for_model("predict_log_proba", model, X)
+    device = next(model.parameters(), torch.empty(0)).device
+    with in_eval_mode(model):
+        parts = X.split(batch_sizes(len(X), batch_size))
+        outputs = (model(part.to(device)) for part in parts)
+        return torch.cat([one_tensor(output) for output in outputs])
+
+
+def evaluate(model: nn.Module, X: Tensor, y: Tensor, batch_size: int) -> dict[str, float]:
+    """Return ``test_loss`` (mean NLL) and ``test_accuracy`` over series ``X`` and classes ``y``."""
+    log_proba = predict_log_proba(model, X, batch_size)
+    accuracy = (log_proba.argmax(1) == y).double().mean().item()
+    return {"test_loss": F.nll_loss(log_proba, y).item(), "test_accuracy": accuracy}

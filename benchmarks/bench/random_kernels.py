@@ -15,13 +15,13 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.bench import peaks
+from benchmarks.bench.bounds import feature_limits, operations
 from benchmarks.bench.run import ROUNDS, WrongResultError, times_and_ratios
 from sparseconv.measure import timing
 from sparseconv.measure.machine import threads
 from sparseconv.ops.backends import extension
 from sparseconv.rocket.bank import KINDS, KernelBank
-from sparseconv.rocket.bounds import feature_limits
-from sparseconv.rocket.features import kernel_features, operations
+from sparseconv.rocket.features import kernel_features
 
 SHAPES = ((1, 24), (1, 150), (1, 500), (1, 1500), (6, 200))  # channels and samples
 BATCH, N_KERNELS = 96, 10_000

@@ -24,7 +24,7 @@ from sparseconv.cli.results import data_of_run
 from sparseconv.datasets import Dataset
 from sparseconv.edge.export import WEIGHTS
 from sparseconv.edge.lowering import lower
-from sparseconv.training.evaluation import predict_log_proba
+from sparseconv.running import predict_log_proba
 
 RESULTS = Path(__file__).parents[1] / "results" / "edge" / "rows.jsonl"
 SPARSITIES = (0.0, 0.5, 0.8, 0.9, 0.95)  # of the first data set

@@ -21,7 +21,7 @@ from sparseconv.datasets import Dataset
 from sparseconv.nn.modules import deepcopy_model
 from sparseconv.pruning import keep_filters, merge, prune_filters
 from sparseconv.pruning.tracing import trace
-from sparseconv.training.evaluation import evaluate
+from sparseconv.running import evaluate
 from sparseconv.training.loop import train
 
 VARIANTS_NAME = "variants.json"

@@ -25,7 +25,7 @@ from sparseconv.datasets import Dataset
 from sparseconv.models import DSN, Ensemble
 from sparseconv.pruning import InstanceSparsity
 from sparseconv.report.figures import group_profiles, kernels_by_size
-from sparseconv.training.evaluation import evaluate
+from sparseconv.running import evaluate
 from sparseconv.training.loop import TrainingResult, train
 from sparseconv.training.recipe import Recipe
 from sparseconv.training.run import SchedulerFactory

@@ -42,7 +42,7 @@ from sparseconv.measure.machine import threads
 from sparseconv.measure.table import Table
 from sparseconv.measure.timing import Estimate, Times, interleave, milliseconds, ratio
 from sparseconv.nn.modules import deepcopy_model
-from sparseconv.training.evaluation import evaluate
+from sparseconv.running import evaluate
 
 RESULTS = Path(__file__).parents[1] / "results" / "published_networks.json"
 PRUNED = 0.9

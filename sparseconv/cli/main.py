@@ -42,8 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return PIPE_CLOSED
     except (ValueError, OSError, RuntimeError) as error:
-        text = " ".join([str(error), *getattr(error, "__notes__", ())])
-        print("error:", " ".join(text.split()), file=sys.stderr)
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
         return REFUSED
     return code
 

@@ -37,7 +37,7 @@ from sparseconv.measure import machine
 from sparseconv.measure.table import Table
 from sparseconv.models import DSN
 from sparseconv.report import figures
-from sparseconv.training.evaluation import predict_log_proba
+from sparseconv.running import predict_log_proba
 from sparseconv.training.loop import CHECKPOINT_NAME
 from sparseconv.training.recipe import Recipe
 from sparseconv.training.run_folder import MODEL_NAME, RECIPE, read_config

@@ -3,27 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import traceback
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch import Tensor
 
 Array = npt.NDArray[Any]
 NUMBERS = "biuf"  # NumPy's kinds: bool, signed, unsigned, float
-EXPECTED = "expected (n_cases, n_channels, n_timepoints); pass a single series as x[None]"
-SHORT = "the series are too short for this layer: pass longer ones, or choose a shorter kernel"
-ADVICE = {  # keyed by words of torch's errors
-    "more than 1 value per channel": "one value has no variance: pass at least 2 series (in "
-    "training, choose a batch_size of at least 2), call model.eval(), or normalise before pooling",
-    "more than 1 spatial element": "one value has no variance: normalise before pooling",
-    "Kernel size can't be": SHORT, "utput size": SHORT, "Padding size should be less": SHORT,
-}  # fmt: skip
 MIXED = "got strings mixed with other objects or with missing values"
 _WITH_NAN = np.frompyfunc(  # None and pandas.NA stand for missing values
     lambda entry: np.nan if type(entry).__name__ in ("NoneType", "NAType") else entry, 1, 1
@@ -36,7 +25,7 @@ def as_array(raw: Any, expectation: str, kinds: str = NUMBERS) -> Array:
     Accept arrays with any strides and byte order, tensors, pandas objects, and lists of these. A
     pandas object may be indexed by case and time, or contain a series in each cell. Cases, channels
     and times of an indexed table are sorted, as in aeon; a series in a cell or a list is read by
-    position, so its index must increase. None and ``pandas.NA`` become NaN.
+    position. None and ``pandas.NA`` become NaN.
 
     Raises:
         ValueError: series of different lengths, or a type outside ``kinds``. The message begins
@@ -50,8 +39,6 @@ def as_array(raw: Any, expectation: str, kinds: str = NUMBERS) -> Array:
             text = {isinstance(entry, str) for entry in found.ravel()}
             if len(text) > 1:
                 raise ValueError(MIXED)
-            for entry in found.ravel():
-                _in_order(entry)
             found = np.array(found.tolist())  # unpacks cells that hold series
             if found.dtype.kind == "O" and found.ndim:
                 found = np.array(_WITH_NAN(found).tolist())
@@ -82,36 +69,16 @@ def _without_wrapper(raw: Any) -> Any:
         found[raw.mask] = None
         return found
     if isinstance(raw, list | tuple) and len(raw) and not isinstance(raw[0], int | float | str):
-        return [_in_order(_without_wrapper(case)) for case in raw]
-    if getattr(getattr(raw, "columns", None), "nlevels", 1) > 1:
-        raise ValueError(
-            "got a table whose columns have several levels; with levels (channel, time), pass "
-            "table.stack()"
-        )
-    index: Any = getattr(raw, "index", None)
-    if getattr(index, "nlevels", 1) > 1:
-        missing = any((codes < 0).any() for codes in index.codes)
-        if index.nlevels != 2 or index.has_duplicates or missing:
-            raise ValueError("got a table in which not every row has its own index (case, time)")
+        return [_without_wrapper(case) for case in raw]
+    levels = [getattr(getattr(raw, name, None), "nlevels", 1) for name in ("index", "columns")]
+    if levels == [2, 1]:
         table = raw if raw.ndim > 1 else raw.to_frame()
         ranks, _ = table.columns.factorize(sort=True, use_na_sentinel=False)  # texts after numbers
-        cases = table.iloc[:, ranks.argsort(kind="stable")].groupby(index.codes[0])
-        rows = [case.droplevel(0).sort_index() for _, case in cases]
-        if len({*map(len, rows)}) == 1 and len(rows) * len({*index.codes[1]}) > len(raw):
-            raise ValueError(
-                "got a table whose cases have values at different times; to use them in order, "
-                "number the times of each case with table.groupby(level=0).cumcount()"
-            )
-        return [case.to_numpy().T for case in rows]
+        wide = table.iloc[:, ranks.argsort(kind="stable")].unstack()  # a row for each case
+        return wide.to_numpy().reshape(len(wide), len(ranks), -1)
+    if max(levels) > 1:
+        raise ValueError("got a table that does not have one row for each (case, time)")
     return raw
-
-
-def _in_order(series: Any) -> Any:
-    """Return a series from a cell or a list, whose index must increase."""
-    index: Any = getattr(series, "index", None)
-    if getattr(series, "ndim", 0) == 1 and not getattr(index, "is_monotonic_increasing", True):
-        raise ValueError("got a series whose index does not increase; pass series.sort_index()")
-    return series
 
 
 def without_index(raw: Any) -> Any:
@@ -156,52 +123,15 @@ def three_axes(owner: str, key: str, raw: Any) -> Array:
     return found.astype(np.uint8) if found.dtype == bool else found
 
 
-@contextlib.contextmanager
-def explain_input_errors(arguments: tuple[Any, ...]) -> Iterator[None]:
-    """Note the input's shape and a remedy on errors that a model raises in the block."""
-    try:
-        yield
-    except Exception as error:  # the model may run any code
-        given = [tuple(x.shape) for x in tree_leaves(arguments) if hasattr(x, "shape")]
-        advice = [todo for words, todo in ADVICE.items() if words in str(error)]
-        if arguments and all(isinstance(n, int) for n in arguments):
-            shape = tuple(arguments)
-            advice = [f"got {shape}; if that is a shape, pass a tensor: torch.randn{shape}"]
-        elif isinstance(error, TypeError) and len(arguments) > 1:
-            advice = [f"got {len(arguments)} arguments; if that is a batch (x, y), pass only x"]
-        elif not advice and type(error) in (RuntimeError, IndexError):  # of torch
-            advice = [EXPECTED]
-        frames = traceback.walk_tb(error.__traceback__)
-        held = [frame.f_locals.get("self") for frame, _ in frames]
-        called = [module for module in held if isinstance(module, nn.Module)]
-        names = {module: name for name, module in called[0].named_modules()} if called else {}
-        place = names.get(called[-1], "") if called else ""
-        where = f"in {place or 'the model itself'} ({type(called[-1]).__name__})" if called else ""
-        shapes = ", ".join(map(str, given))
-        error.add_note("; ".join([f"the model got inputs of shape {shapes}: {where}", *advice]))
-        raise
-
-
-def wrong_shape(
+def check_axes(
     expected: str, shape: tuple[int, ...], channels: int, length: int | None = None
-) -> ValueError:
-    """Return the error for series of a shape other than ``(n_cases, channels, length)``.
-
-    If ``length`` is None, any length is allowed.
-    """
-    flat = shape[::2] if shape[1:-1] == (1,) else shape  # its shape if given as 2-D
-    if len(flat) == 2 and flat == (channels, length or flat[1]):
-        todo = "pass a single series as X[None]"
-    elif shape[1:] == (*([length] if length else shape[1:2]), channels):
-        todo = "the axes are swapped: pass numpy.transpose(X, (0, 2, 1))"
-    elif shape[1:2] == (channels,) and len(shape) == 3:
-        todo = "pad or cut all series to this length"
-    elif len(shape) == 2 and channels == 1:
-        todo = "pass single-channel series as X[:, None]"
-    else:
-        todo = f"pass series with {channels} channels"
-    given = f"{shape} (perhaps from {flat})" if flat != shape and channels > 1 else shape
-    return ValueError(f"{expected}, but got {given}; {todo}")
+) -> None:
+    """Reject series of a shape other than ``(n_cases, channels, length)``; None is any length."""
+    if len(shape) != 3 or shape[1] != channels or length not in (None, shape[2]):
+        raise ValueError(
+            f"{expected}, but got {shape}; pass a single series as X[None], series of one channel "
+            "as X[:, None], and series with swapped axes as numpy.transpose(X, (0, 2, 1))"
+        )
 
 
 def warn_if_swapped(shape: tuple[int, ...]) -> None:

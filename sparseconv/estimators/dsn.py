@@ -19,8 +19,8 @@ from sparseconv.estimators.shared import Scored, draw_seed, given_labels
 from sparseconv.models import DSN
 from sparseconv.models.dsn import Around, Init
 from sparseconv.ops.backends import Backend
+from sparseconv.running import predict_log_proba
 from sparseconv.training.data import checked_pair
-from sparseconv.training.evaluation import predict_log_proba
 from sparseconv.training.loop import train
 from sparseconv.training.recipe import Precision, Recipe
 from sparseconv.training.run_folder import NETWORK

@@ -299,13 +299,13 @@ def prune_rocket(
             default to the fitted classifier's.
 
     Returns:
-        A fitted ``POCKETClassifier`` with a subset of the classifier's kernels.
+        A fitted ``POCKETClassifier`` with a subset of the classifier's kernels. What a subclass
+        overrides is not carried over.
 
     Raises:
         TypeError: an object of a different class.
         ValueError: an unfitted classifier; series of a different shape.
-        NotImplementedError: a classifier with a different ``estimator`` or ridge penalty, or with
-            overridden methods.
+        NotImplementedError: a classifier with a different ``estimator`` or ridge penalty.
 
     Example:
         >>> from aeon.classification.convolution_based import RocketClassifier
@@ -321,13 +321,6 @@ def prune_rocket(
     bank = KernelBank.from_aeon(classifier)
     kept = {name: copy.deepcopy(getattr(classifier, name)) for name in ("n_jobs", "random_state")}
     if hasattr(classifier, "pipeline_"):  # a transformer has none
-        for method in ("_fit", "_predict", "_predict_proba"):
-            if not getattr(type(classifier), method).__module__.startswith("aeon."):
-                raise NotImplementedError(
-                    f"pruning would drop {type(classifier).__name__}.{method}; prune "
-                    "KernelBank.from_aeon(classifier).to_aeon() instead, and apply your own rule "
-                    "to the pruned classifier's decision_function"
-                )
         kept["class_weight"] = getattr(classifier.estimator_, "class_weight", None)
         _, *decides, last = classifier.pipeline_.named_steps.values()
         for steps in ([*decides, last], [*decides, classifier.estimator_]):  # one may be replaced

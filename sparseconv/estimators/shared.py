@@ -14,7 +14,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.class_weight import compute_sample_weight
 from threadpoolctl import threadpool_limits
 
-from sparseconv.core.arrays import Array, as_labels, as_series, three_axes, wrong_shape
+from sparseconv.core.arrays import Array, as_labels, as_series, check_axes, three_axes
 from sparseconv.measure.machine import threads
 
 LEAST_WEIGHT = 1e-6  # of the largest class_weight; float32 would lose less
@@ -33,10 +33,9 @@ class Shared:
 
     def _check_shape(self, X: Any) -> None:
         channels, length = (self.metadata_[f"n_{axis}"] for axis in ("channels", "timepoints"))
-        if X.shape[1:] != (channels, length):
-            shape = f"(n_cases, {channels}, {length})"
-            expected = f"{type(self).__name__}: expected series of shape {shape}, as in fit"
-            raise wrong_shape(expected, X.shape, channels, length)
+        shape = f"(n_cases, {channels}, {length})"
+        expected = f"{type(self).__name__}: expected series of shape {shape}, as in fit"
+        check_axes(expected, X.shape, channels, length)
 
     def _check_y(self, y: Any, n_cases: int, **options: Any) -> Any:
         labels = given_labels(type(self).__name__, "y", y)
@@ -97,10 +96,6 @@ def case_weights(class_weight: Any, y: npt.NDArray[Any]) -> npt.NDArray[np.float
 def draw_seed(random_state: int | np.random.RandomState | None) -> int:
     """Return the seed of one fit: the int, or a number drawn from a ``RandomState``."""
     if isinstance(random_state, int | np.integer):
-        if not 0 <= random_state < 2**32:  # the range of aeon's kernels
-            raise ValueError(
-                f"random_state (--seed) must lie in [0, 2**32), but got {random_state}"
-            )
         return int(random_state)
     if random_state is None:  # do not advance NumPy's global generator
         return int(np.random.default_rng().integers(2**31))

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparseconv.core.arrays import wrong_shape
+from sparseconv.core.arrays import check_axes
 from sparseconv.core.checks import count
 
 
@@ -29,10 +29,10 @@ class Classifier(nn.Module):
 
     def check_series(self, x: Tensor) -> None:
         """Reject a tensor with the wrong shape, unless it is a ``torch.fx`` proxy."""
-        if isinstance(x, Tensor) and (x.dim() != 3 or x.shape[1] != self.in_channels):
+        if isinstance(x, Tensor):
             shape = f"(n_cases, {self.in_channels}, n_timepoints)"
             expected = f"this {type(self).__name__} expects series of shape {shape}"
-            raise wrong_shape(expected, tuple(x.shape), self.in_channels)
+            check_axes(expected, tuple(x.shape), self.in_channels)
 
 
 class Residual(nn.Module):

@@ -8,9 +8,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from sparseconv.core.arrays import as_series, three_axes, wrong_shape
+from sparseconv.core.arrays import as_series, check_axes, three_axes
 from sparseconv.ops.backends import extension
-from sparseconv.rocket.bank import MINI_LENGTH, KernelBank
+from sparseconv.rocket.bank import KernelBank
 from sparseconv.rocket.reference import kernel_features_reference
 
 Features = npt.NDArray[np.float32]
@@ -66,29 +66,11 @@ def kernel_features(X: Any, bank: KernelBank, *, out: Features | None = None) ->
     return out
 
 
-def operations(bank: KernelBank) -> int:
-    """Return the minimum number of operations needed to compute one series' features.
-
-    For ROCKET, these are multiply-adds of taps inside the series; for MiniROCKET, comparisons.
-    """
-    a, length = bank.arrays, bank.series_length
-    if bank.kind == "minirocket":
-        outside = np.where(a["padded"] == 1, 0, (MINI_LENGTH - 1) * a["dilation"])
-        return int(((length - outside) * a["n_biases"]).sum(dtype=np.int64))
-    tap = np.arange(a["length"].max())[:, None]
-    first = tap * a["dilation"] - a["padding"]  # sample that the first output reads
-    end = length + a["padding"] - (a["length"] - 1 - tap) * a["dilation"]
-    inside = (np.minimum(end, length) - np.maximum(first, 0)).clip(0) * (tap < a["length"])
-    return int((inside * a["n_channels"]).sum(dtype=np.int64))
-
-
 def check_shape(shape: tuple[int, ...], bank: KernelBank) -> None:
     """Reject series whose shape differs from the bank's."""
     channels, length = bank.series_channels, bank.series_length
-    if shape[1:] != (channels, length):
-        expected = f"expected series of shape (n_cases, {channels}, {length})"
-        expected += ", the shape that the kernels were drawn for"
-        raise wrong_shape(expected, shape, channels, length)
+    expected = f"expected series of shape (n_cases, {channels}, {length})"
+    check_axes(f"{expected}, the shape that the kernels were drawn for", shape, channels, length)
 
 
 def normalised(X: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -16,9 +16,8 @@ from sparseconv.running import (
     in_eval_mode,
     keeping_buffers,
     one_tensor,
-    run_batch,
+    predict_log_proba,
 )
-from sparseconv.training.evaluation import predict_log_proba
 from sparseconv.training.recipe import Recipe
 
 
@@ -67,7 +66,7 @@ def _in_training(model: nn.Module, x: Tensor) -> Tensor:
     """Return a model's output for a batch in training mode; leave the model unchanged."""
     rng = torch.random.fork_rng([x.device], enabled=x.is_cuda)
     with keeping_buffers(model), in_eval_mode(model), rng, torch.enable_grad():
-        log_proba = one_tensor(run_batch(model.train(), x))
+        log_proba = one_tensor(model.train()(x))
     if not log_proba.requires_grad:
         raise ValueError(
             "expected a parameter that affects the output and requires a gradient, but the model "

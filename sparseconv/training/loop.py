@@ -19,9 +19,9 @@ from sparseconv.measure.memory import retain_freed_memory
 from sparseconv.measure.progress import progress
 from sparseconv.nn.modules import check_module
 from sparseconv.pruning.sparsity_loss import InstanceSparsity
+from sparseconv.running import evaluate
 from sparseconv.training import checkpoint
 from sparseconv.training.data import checked_data, checked_pair
-from sparseconv.training.evaluation import evaluate
 from sparseconv.training.recipe import Recipe
 from sparseconv.training.run import Run, SchedulerFactory
 

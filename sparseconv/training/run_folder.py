@@ -20,8 +20,8 @@ from sparseconv.models import DSN
 from sparseconv.ops.backends import Backend
 from sparseconv.pruning.filters import keep_filters
 from sparseconv.rocket import RocketModel
+from sparseconv.running import predict_log_proba
 from sparseconv.training import checkpoint
-from sparseconv.training.evaluation import predict_log_proba
 from sparseconv.training.loop import CHECKPOINT_NAME
 from sparseconv.training.recipe import Recipe
 

@@ -48,11 +48,6 @@ def head_of(estimator: Any, part: str = "") -> RocketClassifier:
     return fitted
 
 
-class Late(RocketClassifier):
-    def _predict(self, X: Any) -> Any:
-        return self.classes_[(self.pipeline_.decision_function(X) > -0.9).astype(int)]
-
-
 def by(*levels: Any) -> pd.DataFrame:
     """The series, one sample a row, with these levels of an index."""
     return pd.DataFrame({"x": X.ravel()}, pd.MultiIndex.from_arrays(list(levels)))
@@ -64,12 +59,10 @@ def pruned(fitted: Any, X: Any = X, y: Any = Y) -> Callable[[], Any]:
 
 CASE, TIME = np.divmod(np.arange(720), 60)
 SHORT = X[:, :, :8]
-EACH = "got a table in which not every row has its own index (case, time)"
 test_aeon_estimators = refusals(
-    (lambda: fit(by(CASE, TIME // 2)), ValueError, EACH),
-    (lambda: fit(by(CASE, np.where(TIME, TIME, np.nan))), ValueError, EACH),
-    (lambda: fit(by(CASE, CASE, TIME)), ValueError, EACH),
-    (lambda: fit(by(CASE, TIME)[:-1]), ValueError, "lengths from 59 to 60"),
+    (lambda: fit(by(CASE, TIME // 2)), ValueError, "duplicate"),
+    (lambda: fit(by(CASE, CASE, TIME)), ValueError, "one row for each (case, time)"),
+    (lambda: fit(by(CASE, TIME)[:-1]), ValueError, "1 of 720"),
     (lambda: fit(kernels="hydra"), ValueError, "kernels"),
     (lambda: fit(n_kernels=0), ValueError, "n_kernels must be at least 1"),
     (lambda: fit(kernels="minirocket", n_kernels=50), ValueError, "n_kernels must be at least 84"),
@@ -89,14 +82,14 @@ test_aeon_estimators = refusals(
     (lambda: fit(np.full_like(X, np.inf)), ValueError, "finite values in X"),
     (lambda: fit(X[:, :, :10]), ValueError, "at least 11 time points"),
     (lambda: fit(refit="no"), TypeError, "refit"),
-    (lambda: fit(random_state=-1), ValueError, "random_state"),
+    (lambda: fit(random_state=-1), ValueError, "Seed"),
     (lambda: fit_dsn(n_jobs=5000), ValueError, "n_jobs"),
     (lambda: fit(X[:, :, :50], kernels=BANK), ValueError, "the kernels were drawn for"),
     (lambda: fit_dsn(UNEQUAL), ValueError, "lengths from 20 to 31"),
     (lambda: fit_dsn().predict(np.full_like(X, 1e39)), ValueError, "too large for float32"),
     (lambda: fit_dsn().predict(X[:, :, :30]), ValueError, "(n_cases, 1, 60), as in fit"),
     (lambda: fit_dsn(TWO).predict(TWO[0]), ValueError, "pass a single series as X[None]"),
-    (lambda: fit(TWO).predict(TWO.swapaxes(1, 2)), ValueError, "the axes are swapped"),
+    (lambda: fit(TWO).predict(TWO.swapaxes(1, 2)), ValueError, "numpy.transpose(X"),
     (lambda: fit(TWO).model_.predict(TWO[0]), ValueError, "pass a single series as X[None]"),
     (lambda: fit().predict(X[:, :, :30]), ValueError, "(n_cases, 1, 60), as in fit"),
     (lambda: RocketTransformer(n_kernels=9).fit(X).transform(SHORT), ValueError, "as in fit"),
@@ -110,7 +103,6 @@ test_aeon_estimators = refusals(
     (pruned(head_of(RidgeClassifierCV([1, 2]))), NotImplementedError, "(alphas=[1, 2])"),
     (pruned(head_of(RidgeClassifierCV([3]), "estimator_")), NotImplementedError, "(alphas=[3])"),
     (pruned(head_of(MaxAbsScaler(), "standardscaler")), NotImplementedError, "MaxAbsScaler()"),
-    (pruned(Late(20).fit(X, Y)), NotImplementedError, "Late._predict"),
     (lambda: fit(class_weight={7: 2.0}), ValueError, "class_weight"),
     (lambda: fit(class_weight={0: 1, 1: 0}), ValueError, "class_weight"),
     (lambda: fit(class_weight={0: -2, 1: 1}), ValueError, "class_weight"),

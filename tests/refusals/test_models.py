@@ -19,7 +19,7 @@ test_models = refusals(
     (lambda: DSN(1, 2, init="sorted"), ValueError, "init"),
     (lambda: DSN(1, 2, padding="same"), ValueError, "padding"),
     (lambda: DSN(1, 2).cost(0), ValueError, "n_timepoints"),
-    (lambda: DSN(9, 2)(torch.zeros(2, 8, 50)), ValueError, "9 channels"),
+    (lambda: DSN(9, 2)(torch.zeros(2, 8, 50)), ValueError, "(n_cases, 9, n"),
     (lambda: DSN(1, 2)(torch.zeros(4, 20)), ValueError, "X[:, None]"),
     (lambda: DSN(2, 2)(torch.zeros(2, 20)), ValueError, "X[None]"),
     (lambda: DSN(2, 2)(torch.zeros(4, 20, 2)), ValueError, "numpy.transpose(X, (0, 2, 1))"),

@@ -10,11 +10,11 @@ import pytest
 from engines import ISAS
 from random_banks import Problem
 
+from benchmarks.bench.bounds import feature_limits
 from sparseconv.measure.machine import threads
 from sparseconv.ops.backends import extension
 from sparseconv.rocket import KernelBank, kernel_features
 from sparseconv.rocket.bank import KINDS
-from sparseconv.rocket.bounds import feature_limits
 
 pytestmark = pytest.mark.skipif(extension is None, reason="the C++ extension is not built")
 

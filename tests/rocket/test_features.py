@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from benchmarks.bench.bounds import feature_limits
 from sparseconv.rocket import KernelBank, kernel_features
-from sparseconv.rocket.bounds import feature_limits
 from sparseconv.rocket.features import normalised
 from sparseconv.rocket.reference import kernel_features_reference
 

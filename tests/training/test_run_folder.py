@@ -15,9 +15,9 @@ from toy_run import SMALL, files, write_data
 import sparseconv as sc
 from sparseconv import datasets
 from sparseconv.cli.main import main
+from sparseconv.running import predict_log_proba
 from sparseconv.training import checkpoint
 from sparseconv.training.checkpoint import CheckpointError
-from sparseconv.training.evaluation import predict_log_proba
 
 
 @pytest.fixture(scope="module")

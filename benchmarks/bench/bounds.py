@@ -1,4 +1,4 @@
-"""Bound the error of random kernels' features."""
+"""Bound the error and count the operations of random kernels' features."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sparseconv.rocket.bank import KernelBank
+from sparseconv.rocket.bank import MINI_LENGTH, KernelBank
 from sparseconv.rocket.features import normalised
 from sparseconv.rocket.reference import kernel_features_reference, kernel_outputs_reference
 from sparseconv.testing import error_bound
@@ -46,3 +46,19 @@ def _rounding(s: Any, magnitude: Any, terms: int) -> Any:
     single = torch.finfo(torch.float32)
     tiny = count * single.smallest_normal * single.eps / 2 * (magnitude > 0)
     return (error_bound(s, magnitude, count, torch.float32) + tiny).numpy()
+
+
+def operations(bank: KernelBank) -> int:
+    """Return the minimum number of operations needed to compute one series' features.
+
+    For ROCKET, these are multiply-adds of taps inside the series; for MiniROCKET, comparisons.
+    """
+    a, length = bank.arrays, bank.series_length
+    if bank.kind == "minirocket":
+        outside = np.where(a["padded"] == 1, 0, (MINI_LENGTH - 1) * a["dilation"])
+        return int(((length - outside) * a["n_biases"]).sum(dtype=np.int64))
+    tap = np.arange(a["length"].max())[:, None]
+    first = tap * a["dilation"] - a["padding"]  # sample that the first output reads
+    end = length + a["padding"] - (a["length"] - 1 - tap) * a["dilation"]
+    inside = (np.minimum(end, length) - np.maximum(first, 0)).clip(0) * (tap < a["length"])
+    return int((inside * a["n_channels"]).sum(dtype=np.int64))
