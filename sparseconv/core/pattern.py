@@ -1,9 +1,9 @@
-"""Define ``KernelCSR``, which stores which weights of a 1-D convolution are active."""
+"""Define ``KernelCSR``, the active weights of a 1-D convolution, and ``Region``, a box of them."""
 
 from __future__ import annotations
 
 import math
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -27,8 +27,7 @@ class KernelCSR(PatternArrays):
     Row ``o * (C_in // groups) + c`` is the kernel from input channel ``c`` of its group to output
     channel ``o``; within a row, the taps ascend. A pattern is immutable, and compares and hashes by
     content. The constructor copies its arrays. Do not write to ``crow_indices`` or ``col_indices``:
-    after an in-place write by torch, the pattern raises an error; a write through ``.numpy()`` goes
-    unnoticed.
+    what was computed from them would stay as it was.
 
     Args:
         crow_indices, col_indices: int32 ``(C_out * C_in // groups + 1,)`` and ``(nnz,)``, on any
@@ -308,4 +307,23 @@ def positions_of(crow_indices: Tensor, col_indices: Tensor, shape: Shape) -> Ten
     return kernels * shape[2] + col_indices
 
 
-__test__ = {"KernelCSR": KernelCSR}  # for doctest, as their __module__ is sparseconv
+class Region(NamedTuple):
+    """Describe a box of a weight tensor in which the number of active weights stays fixed.
+
+    ``out_channels`` and ``taps`` are half-open ranges; the box spans all input channels. A kernel
+    group of a Dynamic Sparse Network is one region. ``DSTScheduler`` and ``prune_and_grow`` check
+    regions; the constructor does not.
+
+    Example:
+        >>> Region(out_channels=(0, 47), taps=(0, 13))
+        Region(out_channels=(0, 47), taps=(0, 13))
+    """
+
+    out_channels: tuple[int, int]
+    taps: tuple[int, int]
+
+
+Region.__module__ = "sparseconv"  # the name in pickles; in the class mypy would see a field
+
+# For doctest, as their __module__ is sparseconv.
+__test__ = {"KernelCSR": KernelCSR, "Region": Region}

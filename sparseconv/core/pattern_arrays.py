@@ -26,7 +26,6 @@ class PatternArrays:
     _shape: Shape
     _block: Block
     _nnz: int
-    _versions: tuple[int, int]
     _hash: int | None
     _cached: dict[tuple[Callable[..., Any], tuple[Hashable, ...]], Any]
     _copies: dict[str, tuple[Tensor, Tensor]]
@@ -41,7 +40,7 @@ class PatternArrays:
         self._hash, self._cached, self._copies = None, {}, {}
         self._crow = self._col = None
         if checked:
-            self._crow, self._col, self._versions = crow, col, (crow._version, col._version)
+            self._crow, self._col = crow, col
         else:
             self._copies[str(col.device)] = crow, col
 
@@ -115,22 +114,10 @@ class PatternArrays:
         return next(iter(self._copies.values())) if self.only_on_gpu else self._on_cpu()
 
     def _on_cpu(self) -> tuple[Tensor, Tensor]:
-        crow, col = self._crow, self._col
-        if crow is None or col is None:
-            return self._read()
-        # Version counters cannot be traced.
-        compiling = torch.compiler.is_dynamo_compiling()
-        if not compiling and (crow._version, col._version) != self._versions:
-            raise RuntimeError(
-                "the index arrays of this KernelCSR were modified in place, so it is invalid; "
-                "clone the arrays before changing them, and build a new KernelCSR"
-            )
-        return crow, col
-
-    def _read(self) -> tuple[Tensor, Tensor]:
-        """Copy and check the arrays that an update made on the GPU."""
-        with outside_tracing(), torch.inference_mode(False):
-            crow, col = (array.cpu() for array in self.anywhere())
-            check_structure(crow, col, self._shape)
-            self._crow, self._col, self._versions = crow, col, (crow._version, col._version)
-        return crow, col
+        """Return the arrays on the CPU; copy and check those that an update made on a GPU."""
+        if self._crow is None or self._col is None:
+            with outside_tracing(), torch.inference_mode(False):
+                crow, col = (array.cpu() for array in self.anywhere())
+                check_structure(crow, col, self._shape)
+                self._crow, self._col = crow, col
+        return self._crow, self._col

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sparseconv.core.blocks import Block, Shape
-from sparseconv.core.region import Region
+from sparseconv.core.pattern import Region
 from sparseconv.dst import tensors
 from sparseconv.ops.graphs import CudaGraphs, Repeated
 

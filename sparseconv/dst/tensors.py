@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from sparseconv.core.blocks import Block, Shape, spread, unit_means, unit_shape
-from sparseconv.core.region import Region
+from sparseconv.core.pattern import Region
 
 
 def update(

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from sparseconv.core.checks import share
-from sparseconv.core.pattern import KernelCSR
-from sparseconv.core.region import Region
+from sparseconv.core.pattern import KernelCSR, Region
 from sparseconv.dst import tensors
 from sparseconv.dst.itop import active_bits
 from sparseconv.ops.backends import extension

@@ -13,7 +13,6 @@ from sparseconv.functional.conv import sparse_conv1d_resolved
 from sparseconv.nn.dense_gradient import probed
 from sparseconv.nn.padded_conv import convolution_of
 from sparseconv.nn.sparse_layer import SparseLayer
-from sparseconv.nn.state import shared_options
 from sparseconv.ops.backends import Backend
 
 _PADDINGS = {
@@ -157,66 +156,18 @@ class SparseConv1d(SparseLayer):
         return Geometry.of(self._pattern.shape, *arguments, block=self._pattern.block)
 
     @classmethod
-    @torch.no_grad()
-    def from_dense(
-        cls,
-        conv: nn.Conv1d,
-        mask: Tensor | None = None,
-        *,
-        block: int | tuple[int, int] = 1,
-        backend: Backend = "auto",
-    ) -> SparseConv1d:
-        """Copy an ``nn.Conv1d`` into a sparse layer.
-
-        Args:
-            conv: the dense layer, which stays unchanged; ``requires_grad`` is copied. A subclass
-                may pad the input or crop the output in its ``forward``, as causal layers do.
-            mask: bool ``(C_out, C_in // groups, K)``, the active weights. None means the layer's
-                ``weight_mask`` from ``torch.nn.utils.prune`` or, if it has none, all nonzero
-                weights.
-            block: blocks of channels in which the mask is constant, as in ``block_mask``; see
-                ``KernelCSR``.
-            backend: as in ``sparse_conv1d``.
-
-        Raises:
-            TypeError: ``conv`` is not an ``nn.Conv1d``, or is a subclass that does more than pad,
-                convolve and crop; ``mask`` is not a bool tensor.
-            ValueError: the mask's shape differs from the weight's, or the mask is not constant in
-                blocks.
-
-        Example:
-            >>> conv = nn.Conv1d(2, 3, 5)
-            >>> SparseConv1d.from_dense(conv, conv.weight.abs() > 0.1).kernel_size
-            (5,)
-        """
+    def _options_of(cls, conv: nn.Module) -> dict[str, Any]:
         if not isinstance(conv, nn.Conv1d):
             raise TypeError(f"conv must be an nn.Conv1d, but got {type(conv).__name__}")
-        return cls._from_dense(conv, convolution_of(conv), mask, block, backend)
+        return convolution_of(conv)
 
-    @torch.no_grad()
-    def to_dense(self) -> nn.Module:
-        """Copy the layer into an ``nn.Conv1d`` that computes the same function.
-
-        If ``padding`` is a pair of different numbers, return an ``nn.Sequential`` with torch's
-        padding layer and an ``nn.Conv1d``.
-
-        Raises:
-            NotImplementedError: a subclass overrides the layer's code, or ``forward`` was replaced.
-
-        Example:
-            >>> SparseConv1d(2, 3, 5, padding=2).to_dense()
-            Conv1d(2, 3, kernel_size=(5,), stride=(1,), padding=(2,))
-        """
-        options = shared_options(self)
+    def _dense_options(self) -> tuple[dict[str, Any], list[nn.Module]]:
         left, right = self.resolved_padding
-        apart = left != right and not isinstance(self.padding, str)
-        if apart:
-            options |= {"padding": 0, "padding_mode": "zeros"}
-        else:
-            options["padding"] = self.padding if isinstance(self.padding, str) else left
-        conv = self._to_dense(SparseConv1d, options)
-        whole = nn.Sequential(_PADDINGS[self.padding_mode]((left, right)), conv) if apart else conv
-        return whole.train(self.training)
+        if isinstance(self.padding, str) or left == right:
+            padding = self.padding if isinstance(self.padding, str) else left
+            return {"padding": padding}, []
+        pad = _PADDINGS[self.padding_mode]((left, right))
+        return {"padding": 0, "padding_mode": "zeros"}, [pad]
 
 
 __test__ = {"SparseConv1d": SparseConv1d}  # for doctest, as its __module__ is sparseconv

@@ -120,45 +120,17 @@ density=9.96 %)
         return geometry
 
     @classmethod
-    @torch.no_grad()
-    def from_dense(
-        cls,
-        conv: nn.ConvTranspose1d,
-        mask: Tensor | None = None,
-        *,
-        block: int | tuple[int, int] = 1,
-        backend: Backend = "auto",
-    ) -> SparseConvTranspose1d:
-        """Copy an ``nn.ConvTranspose1d`` into a sparse layer, as ``SparseConv1d.from_dense`` does.
-
-        The mask is bool ``(C_in, C_out // groups, K)``.
-
-        Raises:
-            TypeError: ``conv`` is not an ``nn.ConvTranspose1d``, or is a subclass that runs other
-                code; ``mask`` is not a bool tensor.
-            ValueError: the mask's shape differs from the weight's, or the mask is not constant in
-                blocks.
-        """
+    def _options_of(cls, conv: nn.Module) -> dict[str, Any]:
         if not computes_as(conv, (nn.ConvTranspose1d,)) or "forward" in vars(conv):
             raise TypeError(
                 "conv must be an nn.ConvTranspose1d that runs no other code, but got "
                 f"{type_before_parametrizations(conv).__name__}"
             )
-        return cls._from_dense(conv, _options(conv), mask, block, backend)
+        own = {"padding": conv.padding, "output_padding": conv.output_padding}
+        return shared_options(conv) | own
 
-    @torch.no_grad()
-    def to_dense(self) -> nn.Module:
-        """Copy the layer into an ``nn.ConvTranspose1d`` that computes the same function.
-
-        Raises:
-            NotImplementedError: a subclass overrides the layer's code, or ``forward`` was replaced.
-        """
-        return self._to_dense(SparseConvTranspose1d, _options(self))
-
-
-def _options(layer: Any) -> dict[str, Any]:
-    own = {"padding": layer.padding, "output_padding": layer.output_padding}
-    return shared_options(layer) | own
+    def _dense_options(self) -> tuple[dict[str, Any], list[nn.Module]]:
+        return {"padding": self.padding, "output_padding": self.output_padding}, []
 
 
 __test__ = {"SparseConvTranspose1d": SparseConvTranspose1d}  # for doctest, as __module__ differs

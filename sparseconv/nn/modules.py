@@ -8,7 +8,6 @@ from functools import partial
 from itertools import chain
 from typing import Any
 
-import torch
 import torch.nn.modules.module as torch_module
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
@@ -59,14 +58,9 @@ def check_module(model: nn.Module) -> None:
 
 
 def check_not_wrapped(model: nn.Module, what: str) -> None:
-    """Reject a model inside torch.compile, DDP, FSDP or TorchScript; ``what`` names the task."""
+    """Reject a model inside torch.compile, DDP or FSDP; ``what`` names the task."""
     for name, module in model.named_modules(remove_duplicate=False):
         where = repr(name) if name else "the model"
-        if isinstance(module, torch.jit.ScriptModule):
-            raise ValueError(
-                f"expected a Python model, but {where} is a TorchScript {type(module).__name__}; "
-                f"{what} the model before torch.jit.trace or torch.jit.script"
-            )
         inside = {"_orig_mod", "_fsdp_wrapped_module"} & module._modules.keys()
         if isinstance(module, nn.parallel.DistributedDataParallel):
             inside = {"module"}

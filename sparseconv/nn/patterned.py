@@ -294,17 +294,6 @@ class PatternedModule(PatternBuffers):
         self._read_later(UNREAD)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name == "pattern":
-            raise AttributeError(
-                "pattern cannot be assigned, because the values must move with it; call "
-                "set_pattern(pattern)"
-            )
-        if name in INDICES and (value is None or isinstance(value, nn.Parameter)):
-            raise RuntimeError(
-                f"{name} is a buffer, so it must be an int32 tensor, but got "
-                f"{type(value).__name__}; to change the pattern, call set_pattern(pattern), or "
-                "assign tensors to values and both indices"
-            )
         if name == "parametrizations" and type(value) is nn.ModuleDict:  # torch's, still empty
             value = Parametrizations(dict(value.items()))
         super().__setattr__(name, value)

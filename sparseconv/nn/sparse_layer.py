@@ -11,13 +11,12 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 
 from sparseconv.core.checks import share
 from sparseconv.core.geometry import DTYPES, Geometry, single
-from sparseconv.core.pattern import KernelCSR
-from sparseconv.core.region import Region
+from sparseconv.core.pattern import KernelCSR, Region
 from sparseconv.nn.modules import computes_as
 from sparseconv.nn.patterned import PatternedModule
 from sparseconv.nn.rewiring import check_pattern
-from sparseconv.nn.state import asks_for_gradients, current
-from sparseconv.ops.backends import BACKENDS
+from sparseconv.nn.state import asks_for_gradients, current, shared_options
+from sparseconv.ops.backends import BACKENDS, Backend
 from sparseconv.reference import Indices, dense_weight
 
 DENSITY = 0.2
@@ -104,20 +103,47 @@ class SparseLayer(PatternedModule):
         return dense_weight(current(self, "values"), indices)
 
     @classmethod
-    def _from_dense(
+    @torch.no_grad()
+    def from_dense(
         cls,
-        conv: nn.Module,
-        options: dict[str, Any],
-        mask: Tensor | None,
-        block: int | tuple[int, int],
-        backend: str,
+        conv: nn.Conv1d | nn.ConvTranspose1d,
+        mask: Tensor | None = None,
+        *,
+        block: int | tuple[int, int] = 1,
+        backend: Backend = "auto",
     ) -> Self:
+        """Copy torch's dense layer, an ``nn.Conv1d`` or ``nn.ConvTranspose1d``, into a sparse one.
+
+        Args:
+            conv: the dense layer, which stays unchanged; ``requires_grad`` is copied. A subclass of
+                ``nn.Conv1d`` may pad the input or crop the output in its ``forward``, as causal
+                layers do.
+            mask: bool, of the weight's shape, the active weights. None means the layer's
+                ``weight_mask`` from ``torch.nn.utils.prune`` or, if it has none, all nonzero
+                weights.
+            block: blocks of channels in which the mask is constant, as in ``block_mask``; see
+                ``KernelCSR``.
+            backend: as in ``sparse_conv1d``.
+
+        Raises:
+            TypeError: ``conv`` is of another class, or a subclass that does more; ``mask`` is not a
+                bool tensor.
+            ValueError: the mask's shape differs from the weight's, or the mask is not constant in
+                blocks.
+
+        Example:
+            >>> from sparseconv import SparseConv1d
+            >>> conv = nn.Conv1d(2, 3, 5)
+            >>> SparseConv1d.from_dense(conv, conv.weight.abs() > 0.1).kernel_size
+            (5,)
+        """
+        options = cls._options_of(conv)
         weight = current(conv, "weight")
         if mask is None:
             mask = getattr(conv, "weight_mask", weight) != 0
         pattern = KernelCSR.from_mask(mask, block)
         # On the meta device nothing is drawn, so torch's generator keeps its state.
-        options = options | {"device": "meta", "dtype": weight.dtype}
+        options |= {"device": "meta", "dtype": weight.dtype}
         layer = cls(**options, pattern=pattern, backend=backend)
         layer.to_empty(device=weight.device)
         layer._adopt(pattern)
@@ -126,19 +152,45 @@ class SparseLayer(PatternedModule):
         _copy_bias(conv, layer)
         return layer.train(conv.training)
 
-    def _to_dense(self, kind: type[SparseLayer], options: dict[str, Any]) -> nn.Module:
-        if not computes_as(self, (kind,)) or "forward" in vars(self):
+    @torch.no_grad()
+    def to_dense(self) -> nn.Module:
+        """Copy the layer into torch's dense one, which computes the same function.
+
+        If the ``padding`` of a ``SparseConv1d`` is a pair of different numbers, return an
+        ``nn.Sequential`` with torch's padding layer and an ``nn.Conv1d``.
+
+        Raises:
+            NotImplementedError: a subclass overrides the layer's code, or ``forward`` was replaced.
+
+        Example:
+            >>> from sparseconv import SparseConv1d
+            >>> SparseConv1d(2, 3, 5, padding=2).to_dense()
+            Conv1d(2, 3, kernel_size=(5,), stride=(1,), padding=(2,))
+        """
+        ours = next(kind for kind in type(self).__mro__ if "_twin" in vars(kind))
+        if not computes_as(self, (ours,)) or "forward" in vars(self):
             raise NotImplementedError(
                 f"this {type_before_parametrizations(self).__name__} runs code that an "
                 f"nn.{self._twin.__name__} cannot run; move that code into a module that wraps a "
-                f"{kind.__name__}"
+                f"{ours.__name__}"
             )
-        options = options | {"device": "meta", "dtype": self.values.dtype}
+        own, before = self._dense_options()
+        options = shared_options(self) | own | {"device": "meta", "dtype": self.values.dtype}
         conv: Any = self._twin(**options).to_empty(device=self.values.device)
         conv.weight.copy_(self.dense_weight())
         conv.weight.requires_grad_(asks_for_gradients(self, "values"))
         _copy_bias(self, conv)
-        return conv.train(self.training)  # type: ignore[no-any-return]
+        whole: nn.Module = nn.Sequential(*before, conv) if before else conv
+        return whole.train(self.training)
+
+    @classmethod
+    def _options_of(cls, conv: nn.Module) -> dict[str, Any]:
+        """Return the arguments of a layer that computes what a dense one does; check its class."""
+        raise NotImplementedError
+
+    def _dense_options(self) -> tuple[dict[str, Any], list[nn.Module]]:
+        """Return the twin's arguments that differ, and the modules that come before it."""
+        raise NotImplementedError
 
     def extra_repr(self) -> str:
         """Describe the layer as torch's dense layer does, with nnz, density and block."""

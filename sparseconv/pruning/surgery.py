@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sparseconv.core.pattern import KernelCSR
-from sparseconv.core.region import Region
+from sparseconv.core.pattern import KernelCSR, Region
 from sparseconv.nn.conv import SparseConv1d
 from sparseconv.nn.optimizers import Holdings
 from sparseconv.pruning.channels import NORMS, PER_CHANNEL, Channels, filters_first, kept_channels

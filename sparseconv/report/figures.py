@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from sparseconv.core.pattern import KernelCSR
-    from sparseconv.core.region import Region
+    from sparseconv.core.pattern import KernelCSR, Region
     from sparseconv.models import DSN
     from sparseconv.nn.conv import SparseConv1d
 

@@ -166,13 +166,6 @@ def test_a_change_in_place_behind_a_convolution_is_seen(name, change):
     change(getattr(pattern, name))
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         y.sum().backward()
-    for count in (1, 0):
-        with pytest.raises(RuntimeError, match=r"modified in place|one value for each active"):
-            sparse_conv1d(x.detach(), torch.ones(count), pattern)
-    unused = KernelCSR(int32(0, 1), int32(0), (1, 1, 3))
-    change(getattr(unused, name))
-    with pytest.raises(RuntimeError, match="modified in place"):
-        sparse_conv1d(x.detach(), torch.ones(1), unused)
 
 
 def test_made_in_inference_mode_and_under_another_default_device():
