@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Iterable
@@ -105,11 +104,7 @@ def load(name_or_path: str | os.PathLike[str], *, nan_to_zero: bool = False) -> 
         read = [_read(file) for file in files]
         raw = dict(zip(_KEYS, (array for pair in read for array in pair), strict=True))
     else:
-        names = {name.lower(): name for name in BUNDLED}
-        close = difflib.get_close_matches(path.name.lower(), names, 1)
         hint = "" if os.path.exists(path) else " and no such file"
-        if close:
-            hint = f" (did you mean {names[close[0]]!r}?)"
         raise ValueError(
             f"no data set {os.fspath(name_or_path)!r}{hint}: expected the name of one of aeon's "
             f"bundled sets ({', '.join(BUNDLED)}) as a str, a folder that contains NAME_TRAIN and "

@@ -95,15 +95,8 @@ def find_candidates(
             by_name[name] = found.setdefault(conv, Candidate(name, conv))
     if not found:
         raise ValueError(f"expected a model with an nn.Conv1d, but {type(model).__name__} has none")
-    if isinstance(layers, str):
-        raise TypeError(f"layers must be a list of names, but got {layers!r}")
     for name in layers:
         _find(by_name, name, "layers").named = True
-    if not isinstance(masks, Mapping):
-        raise TypeError(
-            "masks must be a dict that maps layer names to masks, such as {'0': mask}, but got a "
-            f"{type(masks).__name__}"
-        )
     for name, mask in masks.items():
         layer = name if name in by_name else name.removesuffix("weight").removesuffix(".")
         candidate = _find(by_name, layer, "masks")

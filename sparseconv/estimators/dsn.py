@@ -12,10 +12,10 @@ import numpy.typing as npt
 import torch
 from aeon.classification.base import BaseClassifier
 
-from sparseconv.core.arrays import as_series
+from sparseconv.core.arrays import as_labels, as_series
 from sparseconv.core.generators import Drawing, float32_by_default
 from sparseconv.dst.update import Growth
-from sparseconv.estimators.shared import Scored, draw_seed, given_labels
+from sparseconv.estimators.shared import Scored, draw_seed
 from sparseconv.models import DSN
 from sparseconv.models.dsn import Around, Init
 from sparseconv.ops.backends import Backend
@@ -143,7 +143,7 @@ class DSNClassifier(Scored, BaseClassifier):  # type: ignore[misc]
         if self.validation is None:
             return None
         X, y = checked_pair(self.validation)
-        labels = given_labels("DSNClassifier", "validation", y)
+        labels = as_labels("DSNClassifier", "validation", y)
         if not (known := np.isin(labels, self.classes_)).all():
             raise ValueError(
                 "expected every label of validation to be in the training set, but got "

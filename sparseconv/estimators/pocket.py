@@ -23,7 +23,7 @@ from sparseconv.core.arrays import warn_if_swapped
 from sparseconv.core.checks import count, flag, number, share
 from sparseconv.core.generators import generators_kept
 from sparseconv.estimators.defaults import POCKET
-from sparseconv.estimators.shared import Scored, Shared, case_weights, draw_seed, given_labels
+from sparseconv.estimators.shared import Scored, Shared, case_weights, draw_seed
 from sparseconv.measure.progress import progress
 from sparseconv.rocket.bank import KINDS, MINI_KERNELS, KernelBank, Kind, check_length
 from sparseconv.rocket.features import check_shape, kernel_features
@@ -182,8 +182,6 @@ class POCKETClassifier(Scored, BaseClassifier):  # type: ignore[misc]
         flag("refit", self.refit)
         if self.k != "cv" and not 0 < number("k", self.k) < np.inf:
             raise ValueError(f"k must be positive and finite, or 'cv', but got {self.k!r}")
-        if isinstance(self.keep, str) and self.keep != "cv":
-            raise ValueError(f"keep must be a number or 'cv', but got {self.keep!r}")
         ks = KS if self.k == "cv" else (float(self.k),)
         self.seed_ = draw_seed(self.random_state)
         labels = np.searchsorted(self.classes_, y)
@@ -331,12 +329,6 @@ def prune_rocket(
                     "KernelBank.from_aeon(classifier).to_aeon(), and fit those steps to "
                     "kernel_features(X, pruned.bank_)"
                 )
-        classes = np.unique(given_labels("prune_rocket", "y", y))
-        if not np.array_equal(classes, classifier.classes_):
-            raise ValueError(
-                f"y must contain the classes of the classifier, {classifier.classes_}, but got "
-                f"{classes}; pass the labels that the classifier was fitted to"
-            )
     pruned = POCKETClassifier(bank, keep=keep, **(kept | options))
     pruned.fit(X, y)
     return pruned

@@ -14,7 +14,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.class_weight import compute_sample_weight
 from threadpoolctl import threadpool_limits
 
-from sparseconv.core.arrays import Array, as_labels, as_series, check_axes, three_axes
+from sparseconv.core.arrays import as_labels, as_series, check_axes, three_axes
 from sparseconv.measure.machine import threads
 
 LEAST_WEIGHT = 1e-6  # of the largest class_weight; float32 would lose less
@@ -38,7 +38,7 @@ class Shared:
         check_axes(expected, X.shape, channels, length)
 
     def _check_y(self, y: Any, n_cases: int, **options: Any) -> Any:
-        labels = given_labels(type(self).__name__, "y", y)
+        labels = as_labels(type(self).__name__, "y", y)
         return super()._check_y(labels, n_cases, **options)  # type: ignore[misc]
 
     @contextmanager
@@ -60,19 +60,9 @@ class Scored(Shared):
     def score(self, X: Any, y: Any, *metric: Any, **options: Any) -> float:
         """Score the predictions as aeon's ``score`` does; the default is the accuracy."""
         owner = type(self).__name__
-        series, labels = three_axes(owner, "X", X), given_labels(owner, "y", y)
+        series, labels = three_axes(owner, "X", X), as_labels(owner, "y", y)
         found: float = super().score(series, labels, *metric, **options)  # type: ignore[misc]
         return found
-
-
-def given_labels(owner: str, key: str, y: Any) -> Array:
-    """Check labels with ``as_labels``; raise ValueError for None, scikit-learn's default ``y``."""
-    if y is None:
-        raise ValueError(
-            f"{owner}: expected {key} to contain the label of each case, but got None; pass labels "
-            "of shape (n_cases,)"
-        )
-    return as_labels(owner, key, y)
 
 
 def case_weights(class_weight: Any, y: npt.NDArray[Any]) -> npt.NDArray[np.float64] | None:

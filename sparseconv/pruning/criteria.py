@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from sparseconv.core.checks import count, number, share
 from sparseconv.nn.conv import SparseConv1d
 from sparseconv.pruning.channels import Channels, Layer, filters_first
-from sparseconv.pruning.data import batches_of, classes_of
-from sparseconv.running import BATCH, evaluating, watching
+from sparseconv.running import BATCH, batches_of, classes_of, evaluating, watching
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 EPS = 1e-2  # the default of DSP

@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from sparseconv.core.checks import count, share
 from sparseconv.pruning.channels import Channels, UnitSet
 from sparseconv.pruning.criteria import Criterion
-from sparseconv.pruning.data import batches_of, classes_of
 from sparseconv.pruning.surgery import mask
-from sparseconv.running import evaluating
+from sparseconv.running import batches_of, classes_of, evaluating
 
 
 class Evolutionary(Criterion):

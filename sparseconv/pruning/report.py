@@ -267,13 +267,8 @@ class PruningReport(SmallerNetwork):
     def curve(self, thresholds: Iterable[float] = DECADES) -> list[tuple[float, int]]:
         """Count the units of filters that other thresholds would keep: ``(threshold, kept)``.
 
-        A value in the middle of a plateau is safe. A criterion without a threshold raises
-        ValueError.
+        A value in the middle of a plateau is safe.
         """
-        if self.threshold is None:
-            raise ValueError(
-                f"expected a criterion with a threshold, such as DSP, but got {self.criterion}"
-            )
         best = [int(group.units[self.scores[group.units].argmax()]) for group in self.channels.sets]
         scores = self.scores.clone()
         scores[best] = torch.inf

@@ -121,8 +121,6 @@ def train(
     check_module(model)
     if resume and out is None:
         raise ValueError("resume=True needs out, the folder with the checkpoint to continue from")
-    if not isinstance(recipe, Recipe):
-        raise TypeError(f"recipe must be a Recipe, but got {recipe!r}; write Recipe(epochs=...)")
     checkpoint_every = count("checkpoint_every", checkpoint_every)
     if penalty is not None and cuda_graphs:
         raise ValueError(

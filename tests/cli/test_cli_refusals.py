@@ -45,7 +45,7 @@ ROWS = [
     ("train --out new", "--resume --out RUN"),
     (f"{POCKET} --device cuda", "--device"),
     (f"{POCKET} --keep 10%", "--keep"),
-    (f"{POCKET} --seed -1 --out new", "--seed"),
+    (f"{POCKET} --seed -1 --out new", "Seed must be between"),
     (f"{POCKET} --nf 4", "--nf does not apply to --model pocket"),
     (f"{POCKET} --resume", "--resume"),
     (f"{POCKET} --out new --keep 41", "keep must lie in [0, 1]"),

@@ -119,8 +119,7 @@ def test_the_curve_of_dsp() -> None:
         convolution, linear = (kept[i].filters[1] for i in (0, 2))
         assert report.curve(torch.tensor([eps])) == [(pytest.approx(eps), convolution + linear)]  # type: ignore[arg-type]
     report = sc.prune_filters(classifier(), X, WHC(), fraction=0.5).report
-    with pytest.raises(ValueError, match=r"with a threshold, such as DSP, but got WHC\(\)"):
-        report.curve([0.5])
+    assert report.curve([-1.0]) == [(-1.0, len(report.scores))]
     assert "thresholds" not in str(report)
 
 

@@ -64,7 +64,7 @@ test_load_dataset = refusals(
     (lambda: ts(["1,2", "1,3"], "@classLabel false"), ValueError, "class labels"),
     (lambda: ts(["1,2:a", "1,2:?"]), ValueError, "class labels"),
     (lambda: ts(["(0,-1.0),(1,2.0):a"], TIMED), ValueError, "@timestamps true"),
-    (lambda: datasets.load("GunPont"), ValueError, "did you mean 'GunPoint'?"),
+    (lambda: datasets.load("GunPont"), ValueError, "GunPoint, Italy"),
     (lambda: folder_of({"a.csv": "1,2"}, "a.csv"), ValueError, "no data set"),
     (lambda: folder_of({"a.npz": "a,b"}, "a.npz"), ValueError, "not a zip file"),
     (lambda: folder_of({"a.ts": "@data"}), ValueError, "one pair NAME_TRAIN and NAME_TEST"),

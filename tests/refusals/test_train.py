@@ -46,7 +46,6 @@ test_train = refusals(
     (lambda: of(X.expand(-1, 2, -1), y), ValueError, "expects series of shape (n_cases, 1, n"),
     (lambda: run(network(), validation=X), TypeError, "validation"),
     (lambda: run(network(), validation=(X, y + 1)), ValueError, "class indices in [0, 2)"),
-    (lambda: train(network(), X, y, {"epochs": 2}), TypeError, "recipe"),
     (lambda: run(network(), resume=True), ValueError, "resume=True needs out"),
     (lambda: run(network(), checkpoint_every=0), ValueError, "checkpoint_every must be at least"),
     (lambda: run(network(), out=A_FILE), ValueError, "cannot be written"),
