@@ -34,7 +34,6 @@ SUITES = {
     "adversarial": "patterns and shapes that are hard to split between threads or into blocks",
     "network": "the whole network: training step, update, inference, latency",
     "random_kernels": "features of ROCKET and MiniROCKET kernels, per series, compared with aeon",
-    "compiled": "a compiled and an exported layer: its time divided by that of an eager call",
 }
 WITHOUT_CASES = ("network", "random_kernels")
 # Masks of the first and of the last layer of a trained network (those between have the last one's
@@ -72,10 +71,6 @@ class Case(testing.Case):
 
     Attributes:
         suite: one of ``SUITES``.
-        layer_ways: other ways to run the layer: ``"conv1d"`` (``nn.Conv1d``), ``"compiled"``
-            (``torch.compile``), ``"exported"`` (``torch.export``). If any are specified, the case
-            times a whole ``SparseConv1d`` instead of the kernels. It runs a forward pass without
-            gradients, and a pass with both gradients.
         pattern: a pattern of ``sparseconv.testing``, or one of the following. ``dsn_prefix`` and
             ``dsn_evolved`` are patterns of a DSN; ``density`` is 1 - S, the active share of a
             kernel group's region. In ``dsn_ungrouped``, the region is the whole kernel.
@@ -87,7 +82,6 @@ class Case(testing.Case):
 
     name: str
     suite: str
-    layer_ways: tuple[str, ...] = ()
     bias: bool = False
 
     def make_pattern(self) -> KernelCSR:
@@ -147,7 +141,6 @@ LAYER: Fields = {
     "padding": "same", "pattern": "dsn_evolved", "density": 0.2,
 }  # fmt: skip
 UNIFORM: Fields = {"pattern": "random", "density": 2 / 15}  # of equal nnz, drawn uniformly
-COMPILERS = ("compiled", "exported")
 RIGHT: Fields = {"padding": (0, 38), "padding_mode": "replicate"}
 
 
@@ -200,9 +193,6 @@ def _rows() -> Iterator[tuple[str, str, Fields]]:
             "n": n, "length": length, "in_channels": 48, "out_channels": 144, "dtype": "bfloat16",
             "pattern": "blocks", "density": 2 / 15,
         }  # fmt: skip
-    for n, length in ((16, 128), (16, 24), (1, 128)):
-        shape = {"n": n, "length": length}
-        yield "compiled", f"compiled_{n}x{length}", shape | {"layer_ways": COMPILERS}
     for pattern in ("dense_output", "empty_outputs", "one_channel", "one_dense_row",
                     "last_tap_only"):  # fmt: skip
         yield "adversarial", pattern, UNIFORM | {"pattern": pattern}
@@ -250,8 +240,6 @@ def _options() -> dict[str, Fields]:
 def _all() -> Iterator[Case]:
     for suite, name, changes in _rows():
         yield Case(**(LAYER | changes), name=name, suite=suite)
-    yield Case(1, 4, 8, 5, 16, name="tiny_module", suite="options", layer_ways=("conv1d",))
-    yield Case(2, 4, 8, 5, 16, name="compiled_tiny", suite="compiled", layer_ways=COMPILERS)
     for name, case in {
         "wgrad_splits": testing.Case(16, 2, 3, 3, 512),  # lane groups summed in separate runs
         # More rows than L2 has sums for:

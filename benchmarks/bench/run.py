@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmarks.bench import peaks
 from benchmarks.bench.baselines import BASELINES, Calls
@@ -20,7 +20,6 @@ from benchmarks.bench.cases import Case, Problem
 from sparseconv.functional import sparse_conv1d
 from sparseconv.measure import timing
 from sparseconv.measure.machine import threads
-from sparseconv.nn.conv import SparseConv1d
 from sparseconv.ops.backends import extension
 from sparseconv.reference import conv1d_dense
 from sparseconv.testing import Expected, error_bound
@@ -182,7 +181,7 @@ def measure(
     """Check a case, then time its computations on ``count`` threads; return one row for each.
 
     A row omits baselines that fail or are wrong, and states the reasons under ``"absent"``.
-    ``"share_of_peak"`` is None in half precision and for whole layers.
+    ``"share_of_peak"`` is None in half precision.
 
     Raises:
         WrongResultError: a result is wrong; nothing was timed.
@@ -191,24 +190,17 @@ def measure(
     with threads(count):
         problem = case.build()
         wanted = check(problem)
-        loop = None
-        if case.layer_ways:  # its time is Python's, and has no peak
-            others = [way for way in case.layer_ways if way in baselines or way not in BASELINES]
-            ways = _checked_layer(problem, wanted, others)
-        else:
-            ways = {name: checked_baseline(name, problem, wanted) for name in baselines}
-            ways = {"sparse": (public_calls(problem), {}), **ways}
-            if case.dtype in peaks.DTYPES:
-                loop = peaks.loop(case.dtype)
+        ways = {name: checked_baseline(name, problem, wanted) for name in baselines}
+        ways = {"sparse": (public_calls(problem), {}), **ways}
+        loop = peaks.loop(case.dtype) if case.dtype in peaks.DTYPES else None
+        work = 2 * case.n * case.output_length
+        flops = work * problem.pattern.nnz
         rows = []
-        for name in ways["sparse"][0]:
+        for name in COMPUTATIONS:
             timed = {way: right[name] for way, (right, _) in ways.items() if name in right}
             if loop:
                 timed[peaks.PEAK] = loop.call
             times = timing.interleave(timed, rounds=rounds, least_seconds=TURN)
-            passes = 1 if name in COMPUTATIONS else len(COMPUTATIONS)
-            work = 2 * passes * case.n * case.output_length
-            flops = work * problem.pattern.nnz
             share = loop.share(times, flops) if loop else None
             rows.append(
                 {"case": case.name, "computation": name, "isa": extension.isa(), "rounds": rounds}
@@ -227,53 +219,6 @@ def measure(
                 }
             )
         return rows
-
-
-def _checked_layer(
-    problem: Problem, wanted: Mapping[str, Expected], others: Sequence[str]
-) -> dict[str, Checked]:
-    """Build calls to a layer as in a training loop, for each way to run the layer."""
-    x, values, grad, pattern, geometry = problem
-    layer = SparseConv1d(
-        x.shape[1], grad.shape[1], pattern.shape[2], geometry.stride, geometry.padding,
-        geometry.dilation, geometry.groups, False, geometry.padding_mode, pattern=pattern,
-    )  # fmt: skip
-    with torch.no_grad():
-        layer.values.copy_(values)
-    make: dict[str, Callable[[], Any]] = {
-        "sparse": lambda: layer,
-        "conv1d": layer.to_dense,
-        "compiled": lambda: torch.compile(layer),
-        "exported": lambda: torch.export.export(layer, (x,)).module(),
-    }
-    signal = x.clone().requires_grad_()
-
-    def forward(module: nn.Module) -> tuple[Tensor, ...]:
-        with torch.no_grad():
-            return (module(x),)
-
-    def both(module: nn.Module) -> tuple[Tensor, ...]:
-        y = module(signal)
-        return y, *torch.autograd.grad(y, [signal, *module.parameters()], grad)
-
-    torch.compiler.reset()  # or the second shape of a layer would be compiled as a dynamic one
-    passes = {"fprop": forward, "both passes": both}
-    ways: dict[str, Checked] = {}
-    for way in ("sparse", *others):
-        try:
-            module = make[way]()
-            found = [dict(zip(COMPUTATIONS, run(module), strict=False)) for run in passes.values()]
-        except Exception as error:  # torch's compilers raise errors of many types
-            if way == "sparse":
-                raise
-            ways[way] = {}, dict.fromkeys(passes, first_line(error))
-            continue
-        if way == "conv1d":
-            found[1]["wgrad"] = found[1]["wgrad"][pattern.to_mask()]
-        for results in found:
-            check_bounds(results, wanted)
-        ways[way] = {name: partial(run, module) for name, run in passes.items()}, {}
-    return ways
 
 
 def times_and_ratios(times: timing.Times) -> dict[str, Any]:

@@ -33,7 +33,7 @@ def test_everything_that_is_written(
 
     monkeypatch.setattr(networks, "tasks", tasks)
     paths = {kind: tmp_path / "new" / f"rows.{kind}" for kind in ("json", "csv")}
-    words = ["--cases", "tiny_module", "wgrad_splits", "--threads", "1", "--quick"]
+    words = ["--cases", "stride_2", "wgrad_splits", "--threads", "1", "--quick"]
     words += ["--suites", "network", "--baselines", "conv1d", "fft"]
     words += [word for kind, path in paths.items() for word in (f"--{kind}", str(path))]
     assert main(["bench", *words]) == 0
@@ -44,8 +44,7 @@ def test_everything_that_is_written(
     assert (found["complete"], found["network"]) == (True, [net])
     assert found["machine"]["torch"] == torch.__version__
     names = [(row["case"], row["computation"]) for row in found["rows"]]
-    tiny = [("tiny_module", "fprop"), ("tiny_module", "both passes")]
-    assert names == [*tiny, *(("wgrad_splits", n) for n in run.COMPUTATIONS)]
+    assert names == [(case, n) for case in ("stride_2", "wgrad_splits") for n in run.COMPUTATIONS]
     with paths["csv"].open() as file:
         lines = list(csv.DictReader(file))
     for line, row in zip(lines, found["rows"], strict=True):
@@ -53,7 +52,6 @@ def test_everything_that_is_written(
         assert float(line["ms_sparse"]) == row["ms"]["sparse"]
         three = [float(line[f"ratio_conv1d{end}"]) for end in ("", "_low", "_high")]
         assert three == row["ratio"]["conv1d"]
-    assert (lines[0]["ms_fft"], lines[2]["ms_fft"] != "") == ("", True)  # not of the module
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["rows.csv", "rows.json"]
 
     shown = capsys.readouterr()
@@ -69,8 +67,8 @@ def test_everything_that_is_written(
         ([], [*CASES], True),
         (["--suites", "dtype"], ["float64", "bfloat16", "float16"], False),
         (["--suites", "network"], [], True),
-        (["--cases", "tiny_module", "--suites", "trained", "network"],
-         [*(n for n in CASES if CASES[n].suite == "trained"), "tiny_module"], True),
+        (["--cases", "packing", "--suites", "trained", "network"],
+         [*(n for n in CASES if CASES[n].suite == "trained"), "packing"], True),
     ],
 )  # fmt: skip
 def test_what_is_listed(
