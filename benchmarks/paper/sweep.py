@@ -8,7 +8,7 @@ import shutil
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import (
     BrokenExecutor,
     CancelledError,
@@ -18,7 +18,6 @@ from concurrent.futures import (
 )
 from contextlib import AbstractContextManager, contextmanager
 from hashlib import sha256
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -37,17 +36,19 @@ from sparseconv.core.files import locked
 from sparseconv.measure.machine import threads
 
 RUNNING_NAME = "running"
-ATTEMPTS = 3  # in a row in which a process is killed and no job ends
-Pool = Callable[[], AbstractContextManager[Executor]]
 
 
 def sweep(
-    jobs: Sequence[Job], archive: Archive, out: Path, pool: Pool, device: str = "cpu"
+    jobs: Sequence[Job],
+    archive: Archive,
+    out: Path,
+    pool: AbstractContextManager[Executor],
+    device: str = "cpu",
 ) -> dict[str, str]:
     """Perform the jobs that ``out/rows.jsonl`` lacks; append a row for each.
 
     After a kill, the same call continues: finished jobs are kept, and others resume from their last
-    checkpoint in ``out/running``. ``pool`` opens the executor that runs ``perform``.
+    checkpoint in ``out/running``. The executor in ``pool`` runs ``perform``.
 
     Returns:
         Errors by job; the next call retries these.
@@ -55,75 +56,54 @@ def sweep(
     Raises:
         ValueError: another sweep is running in ``out``, or its rows belong to a different plan; a
             GPU for a job that needs a CPU.
+        RuntimeError: a worker process was killed, or a cluster has lost its scheduler.
     """
     out = out.resolve()  # workers may be elsewhere
     out.mkdir(parents=True, exist_ok=True)
+    for job in jobs:
+        if device != "cpu" and (job.options["model"] in ROCKETS or job.options["pruning"]):
+            raise ValueError(
+                f"{job} cannot run on a GPU, because only networks can; use --device cpu"
+            )
     busy = f"another sweep is running in {out}; wait for it, or choose another folder"
     with locked(out / LOCK_NAME, busy):
         done = done_jobs(out / ROWS_NAME, jobs, archive)
-        todo = {job.key: job for job in jobs if job.key not in done}
-        for job in jobs:
-            if job.key in done:  # a sweep was killed before it removed the folder
-                shutil.rmtree(_folder(out, job), ignore_errors=True)
-        for job in todo.values():
-            if device != "cpu" and (job.options["model"] in ROCKETS or job.options["pruning"]):
-                raise ValueError(
-                    f"{job} cannot run on a GPU, because only networks can; use --device cpu"
-                )
+        finished = [job for job in jobs if job.key in done]
+        todo = [job for job in jobs if job.key not in done]
+        for job in finished:  # a sweep was killed before it removed the folder
+            shutil.rmtree(_folder(out, job), ignore_errors=True)
         failed: dict[str, str] = {}
         points = {job.key: _points(job, archive) for job in jobs}
-        with tqdm(
-            total=sum(points.values()), initial=sum(points[key] for key in points if key in done),
+        progress = tqdm(
+            total=sum(points.values()), initial=sum(points[job.key] for job in finished),
             unit="points", unit_scale=True, smoothing=0.05, dynamic_ncols=True,
-        ) as bar:  # fmt: skip
-
-            def ended(job: Job, row: dict[str, Any] | None, error: str = "") -> None:
-                del todo[job.key]
-                if row is None:
-                    failed[str(job)] = error
-                    said = f"FAILED, {error}"
+        )  # fmt: skip
+        with progress as bar, pool as executor:
+            futures = {
+                executor.submit(
+                    perform, job, archive.sources[job.dataset], _folder(out, job), device
+                ): job
+                for job in todo
+            }
+            for number, future in enumerate(as_completed(futures), 1 + len(finished)):
+                job = futures[future]
+                try:
+                    row = future.result()
+                except (BrokenExecutor, CancelledError) as error:
+                    raise RuntimeError(
+                        "a worker process was killed, perhaps because memory was short; run the "
+                        "same command again to continue, if necessary with fewer --workers"
+                    ) from error
+                except Exception as error:  # whatever training raises is this job's alone
+                    failed[str(job)] = said = f"{type(error).__name__}: {error}"
                 else:
                     add_line(out / ROWS_NAME, {**row, "data": archive.checksums[job.dataset]})
                     shutil.rmtree(_folder(out, job), ignore_errors=True)
                     said = f"accuracy {row['accuracy']:.4f}"
                 bar.update(points[job.key])
-                bar.write(f"{len(jobs) - len(todo)} of {len(jobs)}: {job}: {said}", sys.stdout)
+                bar.write(f"{number} of {len(jobs)}: {job}: {said}", sys.stdout)
                 sys.stdout.flush()
-
-            attempts = 0  # since a job ended
-            while todo and attempts < ATTEMPTS:
-                before = len(todo)
-                with pool() as executor:
-                    for job, row, error in _performed(
-                        todo.values(), archive, out, device, executor
-                    ):
-                        ended(job, row, error)
-                if todo:
-                    bar.write("a process was killed; continuing from the last checkpoints")
-                attempts = attempts + 1 if len(todo) == before else 0
-                if attempts:  # the first job kills its process, and must not hold up the others
-                    todo = dict(reversed(todo.items()))
-            for job in list(todo.values()):
-                ended(job, None, f"its process, or another one, was killed {ATTEMPTS} times; "
-                      "with fewer --workers, there is more memory for each")  # fmt: skip
         return failed
-
-
-def _performed(
-    jobs: Iterable[Job], archive: Archive, out: Path, device: str, executor: Executor
-) -> Iterator[tuple[Job, dict[str, Any] | None, str]]:
-    """Yield finished jobs with a row or an error; omit those whose process was killed."""
-    futures = {
-        executor.submit(perform, job, archive.sources[job.dataset], _folder(out, job), device): job
-        for job in jobs
-    }
-    for future in as_completed(futures):
-        try:
-            yield futures[future], future.result(), ""
-        except (BrokenExecutor, CancelledError):  # Dask cancels without its scheduler
-            continue
-        except Exception as error:  # whatever training raises is this job's alone
-            yield futures[future], None, f"{type(error).__name__}: {error}"
 
 
 def perform(job: Job, source: str, folder: Path, device: str = "cpu") -> dict[str, Any]:
@@ -155,52 +135,43 @@ def _points(job: Job, archive: Archive) -> int:
     return int(archive.shapes[job.dataset].train_points * epochs * job.options["members"])
 
 
-def local_pool(workers: int) -> Pool:
-    """Return a pool of local processes, which end with this one."""
-
-    @contextmanager
-    def opened() -> Iterator[Executor]:
-        # Forks of one process that has imported everything, and has no threads yet.
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([__name__, "torch._dynamo"])
-        watched, held = context.Pipe(duplex=False)
-        executor = ProcessPoolExecutor(
-            workers, mp_context=context, initializer=_end_with, initargs=(watched,)
-        )
-        try:
-            yield executor
-        except BaseException:
-            held.close()  # the workers' jobs go on from their checkpoints next time
-            raise
-        finally:
-            executor.shutdown(cancel_futures=True)
-            held.close()
-
-    return opened
+@contextmanager
+def local_pool(workers: int) -> Iterator[Executor]:
+    """Open a pool of local processes, which end with this one."""
+    # Forks of one process that has imported everything, and has no threads yet.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__, "torch._dynamo"])
+    executor = ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent)
+    try:
+        yield executor
+    except BaseException:  # the workers' jobs go on from their checkpoints next time
+        for worker in multiprocessing.active_children():
+            worker.kill()
+        raise
+    finally:
+        executor.shutdown(cancel_futures=True)
 
 
-def _end_with(watched: Connection) -> None:
-    """End this process when the pipe closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that holds it
+def _end_with_parent() -> None:
+    """End this process when the one that started it ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
 
     def watch() -> None:
-        watched.poll(None)
+        parent = multiprocessing.parent_process()
+        assert parent is not None
+        parent.join()
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
 
 
-def dask_pool(address: str) -> Pool:
-    """Return a Dask cluster's pool; workers must see the archive and ``out`` at the same paths.
+@contextmanager
+def dask_pool(address: str) -> Iterator[Executor]:
+    """Open a Dask cluster; its workers must see the archive and ``out`` at the same paths.
 
     Dask repeats the jobs of lost workers.
     """
+    from distributed import Client  # pip install distributed
 
-    @contextmanager
-    def opened() -> Iterator[Executor]:
-        from distributed import Client  # pip install distributed
-
-        with Client(address) as client, client.get_executor(pure=False) as executor:
-            yield executor
-
-    return opened
+    with Client(address) as client, client.get_executor(pure=False) as executor:
+        yield executor

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -31,9 +30,7 @@ def plan(tmp_path: Path) -> Path:
 def in_this_process() -> Iterator[None]:
     """Let the jobs of a sweep run in a thread: the start of processes takes seconds."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            "benchmarks.paper.__main__.local_pool", lambda workers: partial(ThreadPoolExecutor, 1)
-        )
+        patch.setattr("benchmarks.paper.__main__.local_pool", lambda workers: ThreadPoolExecutor(1))
         yield
 
 

@@ -22,7 +22,7 @@ from small_plan import PLAN, ROOT, command, facts
 
 from benchmarks.paper import sweep as sweeping
 from benchmarks.paper.__main__ import main
-from benchmarks.paper.archives import open_archive
+from benchmarks.paper.archives import Archive, open_archive
 from benchmarks.paper.plan import DEFAULTS, Job, read_plan
 from benchmarks.paper.rows import ROWS_NAME, read_rows
 from benchmarks.paper.sweep import dask_pool, local_pool, perform, sweep
@@ -113,9 +113,9 @@ def test_rows_from_a_gpu(plan: Path, archive: Path, tmp_path: Path) -> None:
         assert torch.cuda.get_device_name() == row["machine"]["gpu"]
 
 
-def one_thread() -> ThreadPoolExecutor:
+def sweep_here(jobs: list[Job], archive: Archive, out: Path) -> dict[str, str]:
     """Let the jobs of a sweep run in this process."""
-    return ThreadPoolExecutor(1)
+    return sweep(jobs, archive, out, ThreadPoolExecutor(1))
 
 
 def wait_until(holds: Callable[[], bool]) -> None:
@@ -141,7 +141,7 @@ def test_a_killed_sweep_goes_on(tmp_path: Path, archive: Path, plan: Path, campa
         if by_command:
             process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL)
         else:  # which starts at once
-            process = fork.Process(target=sweep, args=(jobs, opened, out, one_thread))
+            process = fork.Process(target=sweep_here, args=(jobs, opened, out))
             process.start()
         wait_for_a_checkpoint(out, time.time_ns())
         process.kill()  # its workers end by themselves
@@ -149,8 +149,8 @@ def test_a_killed_sweep_goes_on(tmp_path: Path, archive: Path, plan: Path, campa
         assert len(facts(out)) < 5
     with (out / ROWS_NAME).open("a") as file:
         file.write('{"run": "small", "da')  # as a kill while writing leaves it
-    assert sweep(jobs, opened, out, one_thread) == {}
-    assert sweep(jobs, opened, tmp_path / "calm", one_thread) == {}
+    assert sweep_here(jobs, opened, out) == {}
+    assert sweep_here(jobs, opened, tmp_path / "calm") == {}
     assert facts(out) == facts(tmp_path / "calm")
 
 
@@ -171,7 +171,7 @@ def test_sigterm_leaves_whole_rows(
 
 
 def test_workers_end_with_the_sweep() -> None:
-    with suppress(KeyboardInterrupt), local_pool(1)() as executor:
+    with suppress(KeyboardInterrupt), local_pool(1) as executor:
         worker = executor.submit(os.getpid).result()
         raise KeyboardInterrupt
     wait_until(lambda: not Path(f"/proc/{worker}").exists())
@@ -198,20 +198,18 @@ def test_dask(tmp_path: Path, archive: Path, plan: Path, campaign: Any) -> None:
         assert sweep(jobs, opened, out, dask_pool(cluster.scheduler_address)) == {}
         for thread in threads:
             thread.join()
-    assert sweep(jobs, opened, tmp_path / "calm", one_thread) == {}
+    assert sweep_here(jobs, opened, tmp_path / "calm") == {}
     assert facts(out) == facts(tmp_path / "calm")
 
 
-def test_a_job_that_kills_its_process_is_given_up(
+def test_a_job_that_kills_its_process_ends_the_sweep(
     tmp_path: Path, archive: Path, plan: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sweeping, "perform", deadly)
     opened, fork = open_archive(archive), multiprocessing.get_context("fork")
-    jobs = read_plan(plan, opened)[::-1]  # the deadly one first
-    failed = sweep(jobs, opened, tmp_path / "out", lambda: ProcessPoolExecutor(1, fork))
-    ((job, said),) = failed.items()
-    assert job == "masked, Short, seed 0"
-    assert said.startswith("its process, or another one, was killed 3 times; with fewer --workers")
+    jobs = read_plan(plan, opened)  # the deadly one last
+    with pytest.raises(RuntimeError, match="again to continue, if necessary with fewer --workers"):
+        sweep(jobs, opened, tmp_path / "out", ProcessPoolExecutor(1, fork))
     assert len(read_rows(tmp_path / "out" / ROWS_NAME)) == 4
 
 
