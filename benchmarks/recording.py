@@ -10,6 +10,7 @@ import os
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -121,21 +122,28 @@ def measurement_context() -> dict[str, str]:
 def commit() -> str:
     """Return the commit of this checkout, marked if sources have changed, or "unknown"."""
     here = Path(__file__)
-
-    def git(*words: str) -> str:
-        done = subprocess.run(
-            ["git", *words], cwd=here.parent, capture_output=True, text=True, check=True
-        )
-        return done.stdout.strip()
-
+    git = partial(output, here.parent, "git")
     try:
         if git("ls-files", "--full-name", here.name) != f"benchmarks/{here.name}":
             return "unknown"  # not committed, or of a project that holds a copy
         sources = ("../csrc", "../sparseconv", "../setup.py", ".", ":(exclude)results")
         changed = git("status", "--porcelain", "--", *sources)
         return git("rev-parse", "--short", "HEAD") + (" with changes" if changed else "")
-    except (OSError, subprocess.CalledProcessError):
+    except (OSError, RuntimeError):
         return "unknown"
+
+
+def output(folder: Path, *words: str | Path) -> str:
+    """Run a command in a folder, and return what it printed, without the last line's end.
+
+    Raises:
+        RuntimeError: it failed; the message contains the end of what it said.
+    """
+    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
+    if done.returncode:
+        command, said = " ".join(map(str, words))[:300], (done.stderr + done.stdout).strip()
+        raise RuntimeError(f"{command} failed with exit code {done.returncode}: {said[-3000:]}")
+    return done.stdout.strip()
 
 
 def _whole(content: bytes) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks.recording import output
 from sparseconv.edge.layers import TINY, UNIT, Layer, Network
 
 Series = npt.NDArray[np.float32]
@@ -51,7 +51,7 @@ class Target:
     def versions(self) -> dict[str, str]:
         """Return the tools' versions, which determine sizes and instruction counts."""
         tools = (self.compiler, *self.emulator[:1])
-        return {tool: _run([tool, "--version"], SOURCES).splitlines()[0] for tool in tools}
+        return {tool: output(SOURCES, tool, "--version").splitlines()[0] for tool in tools}
 
     @property
     def counts(self) -> bool:
@@ -94,7 +94,7 @@ def predict(
     sources = [str(SOURCES / "predict.c"), "net.c", f"-DLABELS={int(labels)}"]
     compiled = _compile(target, program, sources)
     (program / "series.bin").write_bytes(np.ascontiguousarray(X, np.float32).tobytes())
-    _run([*target.emulator, compiled], program)
+    output(program, *target.emulator, compiled)
     kind = np.dtype([("label", "<i4"), ("scores", "<f4", (classes,))])
     out = np.fromfile(program / "scores.bin", kind)
     if len(out) != len(X):
@@ -110,7 +110,7 @@ def count(target: Target, program: Path, definitions: Sequence[str] = ()) -> dic
     compiled = _compile(
         target, program, [str(SOURCES / "count.c"), f"-DSTEPS={steps}", *definitions]
     )
-    printed = _run([*target.emulator[:-1], "-icount", "shift=0", "-kernel", compiled], program)
+    printed = output(program, *target.emulator[:-1], "-icount", "shift=0", "-kernel", compiled)
     names = ["all", *(layer for _, layer in calls)]
     return dict(zip(names, map(int, printed.split()), strict=True))
 
@@ -132,7 +132,7 @@ def used_of_bound(program: Path, network: Network, X: Series) -> float:
             call = f"LAYER(({call}), {found[1]}, {layer.padded}, {found[2]}, {_span(layer)})"
         steps.append(f"{call};")
     sources = [str(SOURCES / "layers.c"), f"-DSTEPS={' '.join(steps)}"]
-    _run([_compile(TARGETS[0], program, sources)], program)
+    output(program, _compile(TARGETS[0], program, sources))
     tensors = np.fromfile(program / "layers.bin", np.float32).astype(float).reshape(len(X), -1)
     used, at = 0.0, 0
     for layer in network.layers:
@@ -162,22 +162,14 @@ def straightforward(target: Target, folder: Path, is_int8: bool) -> int:
 
 def sizes(target: Target, program: Path) -> dict[str, int]:
     """Return the network's bytes: ``text`` (code and constants), ``data`` and ``bss``."""
-    _run([target.compiler, *FLAGS, *target.flags, "-c", "net.c", "-o", "net.o"], program)
-    header, row = _run([target.size, "net.o"], program).splitlines()
+    output(program, target.compiler, *FLAGS, *target.flags, "-c", "net.c", "-o", "net.o")
+    header, row = output(program, target.size, "net.o").splitlines()
     named = dict(zip(header.split(), row.split(), strict=True))
     return {name: int(named[name]) for name in ("text", "data", "bss")}
 
 
 def _compile(target: Target, program: Path, sources: Sequence[str]) -> str:
     compiled = str(program / re.sub(r"\W", "_", target.name))
-    _run([target.compiler, *FLAGS, *target.flags, f"-I{program}", *sources, *target.link, "-lm",
-          "-o", compiled], program)  # fmt: skip
+    more = f"-I{program}", *sources, *target.link, "-lm", "-o", compiled
+    output(program, target.compiler, *FLAGS, *target.flags, *more)
     return compiled
-
-
-def _run(words: Sequence[str], folder: Path) -> str:
-    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
-    if done.returncode:
-        said = (done.stderr or done.stdout)[-2000:]
-        raise RuntimeError(f"{words[0]} ended with exit code {done.returncode}: {said}")
-    return done.stdout

@@ -40,7 +40,7 @@ import torch
 from benchmarks.bench.cases import CASES
 from benchmarks.bench.run import WrongResultError
 from benchmarks.gates.rows import LAYERS, TINY, CompareError, Row, layer, read_layers, step
-from benchmarks.recording import measurement_context
+from benchmarks.recording import measurement_context, output
 from sparseconv.measure import timing
 from sparseconv.measure.table import Table
 
@@ -180,46 +180,31 @@ def workers(
         yield started["base"], started["present"]
 
 
-def git(repo: Path, *words: str) -> str:
-    """Run git, and return its output.
-
-    Raises:
-        CompareError: with git's message.
-    """
-    done = subprocess.run(["git", *words], cwd=repo, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise CompareError(f"git {' '.join(words)} failed: {done.stderr.strip()}")
-    return done.stdout.strip()
-
-
 @contextmanager
 def worktree(repo: Path, ref: str) -> Iterator[Path]:
     """Check out a commit into a temporary folder."""
     folder = Path(tempfile.mkdtemp(prefix="sparseconv-base-")).resolve()
     try:
-        commit = git(repo, "rev-parse", "--verify", "--end-of-options", ref + "^{commit}")
-        git(repo, "worktree", "add", "--quiet", "--detach", str(folder / "tree"), commit)
+        commit = output(repo, "git", "rev-parse", "--verify", "--end-of-options", ref + "^{commit}")
+        output(repo, "git", "worktree", "add", "--quiet", "--detach", folder / "tree", commit)
         yield folder / "tree"
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         # Makes git forget every tree whose folder is gone, also one that it had only begun.
-        git(repo, "worktree", "prune")
+        output(repo, "git", "worktree", "prune")
 
 
 def build(tree: Path, into: Path) -> Path:
     """Build a tree's package into another folder; return the folder to import it from.
 
     Raises:
-        CompareError: with the end of the build's output.
+        RuntimeError: it does not build, or without kernels.
     """
-    command = [sys.executable, "setup.py", "-q", "build", "--build-base", into / "temp",
-               "--build-lib", into / "lib"]  # fmt: skip
-    done = subprocess.run(
-        command, cwd=tree, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
-    )
+    folders = "--build-base", into / "temp", "--build-lib", into / "lib"
+    said = output(tree, sys.executable, "setup.py", "-q", "build", *folders)
     # setup.py leaves the extension out if it cannot be compiled, and succeeds.
-    if done.returncode != 0 or not list((into / "lib" / "sparseconv").glob("_C*.so")):
-        raise CompareError(f"{tree} does not build a package with kernels:\n{done.stdout[-3000:]}")
+    if not list((into / "lib" / "sparseconv").glob("_C*.so")):
+        raise CompareError(f"{tree} does not build a package with kernels:\n{said[-3000:]}")
     return into / "lib"
 
 
@@ -253,7 +238,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         return run(arguments)
-    except (CompareError, WrongResultError) as error:
+    except (RuntimeError, WrongResultError) as error:
         print(error, file=sys.stderr)
         return 2
 
@@ -266,10 +251,10 @@ def run(arguments: argparse.Namespace) -> int:
     steps = steps if arguments.steps is None else arguments.steps
     rows = [*map(layer, layers), *map(step, steps)]
     keys = [(row.name, computation) for row in rows for computation in row.computations]
-    changed = ", with uncommitted changes" if git(ROOT, "status", "--porcelain") else ""
+    changed = output(ROOT, "git", "status", "--porcelain") and ", with uncommitted changes"
     limit, threads = arguments.limit, arguments.threads
     with worktree(ROOT, arguments.base) as tree:
-        heads = [git(where, "rev-parse", "--short", "HEAD") for where in (tree, ROOT)]
+        heads = [output(where, "git", "rev-parse", "--short", "HEAD") for where in (tree, ROOT)]
         print(f"base: {heads[0]} ({arguments.base}); present: {heads[1]}{changed}")
         print("building both trees", flush=True)
         base, present = build(tree, tree.parent / "base"), build(ROOT, tree.parent / "present")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import shutil
@@ -123,8 +124,9 @@ def perform(job: Job, source: str, folder: Path, device: str = "cpu") -> dict[st
 
 def _folder(out: Path, job: Job) -> Path:
     name = "".join(c if c.isalnum() or c in "-_=.," else "_" for c in "-".join(map(str, job.key)))
-    # Other names may look alike once they are a folder's.
-    return out / RUNNING_NAME / f"{name[:60]}-{sha256(repr(job.key).encode()).hexdigest()[:10]}"
+    # Other names may look alike once they are a folder's, and a plan may have changed.
+    digest = sha256(json.dumps([*job.key, job.options]).encode()).hexdigest()
+    return out / RUNNING_NAME / f"{name[:60]}-{digest[:10]}"
 
 
 def _points(job: Job, archive: Archive) -> int:

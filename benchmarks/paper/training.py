@@ -17,7 +17,7 @@ from torch import nn
 from benchmarks.bench.masked import MaskedDST
 from benchmarks.paper.archives import Shape, read
 from benchmarks.paper.networks import MomentsDST, build, first_model, multiply_adds
-from benchmarks.paper.plan import Job, difference
+from benchmarks.paper.plan import Job
 from benchmarks.paper.pruned_filters import tested, variants
 from benchmarks.recording import commit, measurement_context
 from sparseconv.core.files import write_whole
@@ -44,7 +44,7 @@ def perform(job: Job, source: str, folder: Path, device: str = "cpu") -> dict[st
     Times are None if a part was trained on ``"cuda"``: jobs share a GPU, and CPU seconds ignore it.
     """
     gpu = "" if device == "cpu" else torch.cuda.get_device_name(device)
-    code, gpu = begin_or_resume(job, folder, gpu)
+    code, gpu = begin_or_resume(folder, gpu)
     data, recipe = read(source, job.options["series"], job.options["split"]), job.recipe()
     shape = Shape.of(data)
     # Drawn on the CPU, so that the first weights are those of any other machine.
@@ -113,23 +113,10 @@ def facts_of(job: Job, data: Dataset, code: str = CODE, gpu: str = "") -> dict[s
     }
 
 
-def begin_or_resume(job: Job, folder: Path, gpu: str = "") -> tuple[str, str]:
-    """Record in the folder what is being trained there.
-
-    Returns the commits and GPUs that trained so far, including this commit.
-
-    Raises:
-        ValueError: the folder contains an unfinished job with other options.
-    """
+def begin_or_resume(folder: Path, gpu: str = "") -> tuple[str, str]:
+    """Record in the folder what trains there; return the commits and GPUs that trained so far."""
     path = folder / JOB_NAME
-    begun = {"options": job.options, "commits": [], "gpus": []}
-    if path.exists():
-        begun = json.loads(path.read_text())
-    if change := difference(begun["options"], job.options):
-        raise ValueError(
-            f"{folder} contains an unfinished training run with {change}; rename the run, or "
-            "remove that folder"
-        )
+    begun = json.loads(path.read_text()) if path.exists() else {"commits": [], "gpus": []}
     for key, own in (("commits", CODE), ("gpus", gpu)):
         begun[key] = [name for name in dict.fromkeys([*begun[key], own]) if name]
     write_whole(path, json.dumps(begun))

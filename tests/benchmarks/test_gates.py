@@ -114,13 +114,13 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (repo / "setup.py").write_text("raise SystemExit('no compiler in this test')\n")
     identity = ("-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false")
     for words in (["init"], ["add", "."], [*identity, "commit", "-m", "kernels"]):
-        compare.git(repo, *words)
+        compare.output(repo, "git", *words)
     monkeypatch.setattr(compare, "ROOT", repo)
     return repo
 
 
 def leftovers(repo: Path) -> list[str]:
-    return compare.git(repo, "worktree", "list").splitlines()[1:]
+    return compare.output(repo, "git", "worktree", "list").splitlines()[1:]
 
 
 @pytest.mark.parametrize(
