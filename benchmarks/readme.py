@@ -16,14 +16,6 @@ from benchmarks.studies import densities
 from sparseconv.measure.table import Table
 
 RESULTS = Path(__file__).with_name("results")
-BASELINES = (
-    "`F.conv1d`, `F.conv2d` on channels-last memory, `torch.sparse` on im2col columns, and FFT "
-    "convolution"
-)
-FFT = (
-    "*fft* computes the spectrum of the weights during the call, as training must; *fft, prepared* "
-    "computes it beforehand, as inference can."
-)
 LOSING = (*tables.FASTEST, tables.CONV1D)  # what a table of rows says that dense ways win
 
 
@@ -46,66 +38,6 @@ def picture(path: Path) -> str:
         "active), compared with the dense network at PyTorch's fastest setting. All networks but "
         'DSN are compiled with [`backend="sparseconv"`](docs/compile.md).*'
     )
-
-
-def ratios() -> str:
-    """Return the table of ratios, and how to read it, in Markdown."""
-    bench = recorded()
-    timed = sum(best_baseline(row) is not None for row in bench["rows"])
-    slower = lost(bench["rows"])
-    full = sum(row["density"] > 0.5 for row in slower)
-    few = [row["kernel_size"] for row in slower if row["density"] < 0.15]
-    sizes = ", ".join(map(str, sorted(set(few))))
-    return (
-        f"{when_it_pays(bench).markdown()}\n\n"
-        "- Ratios: dense time divided by sparse time, the worse of one and two threads. Below 1, "
-        "sparse is slower. *fprop* computes the output, dgrad the gradient of the input, and wgrad "
-        "that of the weights. *Layer*: 47 input and 141 output channels, 39 taps, the pattern of "
-        "a trained DSN.\n"
-        "- *Plain dense*: `F.conv1d` for the layer, `weight * mask` for the network. *Fastest*: "
-        f"for the layer, the best of {BASELINES}; for the network, the best of PyTorch's "
-        f"settings. {FFT}\n"
-        "- *Worst row*: the two figures may come from different rows. By the median, a dense "
-        f"method wins in [{len(slower)} of {timed} measured rows](#where-dense-was-faster). "
-        f"More than half of the weights are active in {full} of them"
-        f"{f', and less than 15 % in {len(few)} (with kernels of {sizes} taps)' if few else ''}.\n"
-        f"- {where(bench['machine'])}.\n"
-    )
-
-
-def section() -> str:
-    """Return every table of the recorded results in Markdown."""
-    bench = recorded()
-    parts = [
-        f"One run of `python -m sparseconv bench` on {where(bench['machine'])}. Calls are "
-        "interleaved in one process. A ratio is a baseline's time divided by the sparse time: the "
-        "median over pairs of interleaved calls, with its 95 % interval where there is room. All "
-        "results, with all suites, are in `benchmarks/results/bench.json`."
-    ]
-    for text, shown in (
-        (
-            "**Kernels.** One layer of the network on 16 series of L time steps: 47 → 141 "
-            "channels, K = 39, 34 459 of 258 453 weights active (13.3 %), float32. *Of peak*: "
-            "relative to the same multiply-adds from registers, timed interleaved with the kernel. "
-            f"Baselines: {BASELINES}. {FFT} The gradient of the weights needs no such spectrum.",
-            kernels(bench["rows"]),
-        ),
-        (
-            "**Where the gain is smallest**: each suite's worst row. Below 1, sparse is slower.",
-            worst(bench["rows"]),
-        ),
-        (
-            "**The whole network** (DSN, S = 80 %, N series of C channels and L time steps), "
-            "compared with the same network with dense weights. *masked*: `weight * mask` as in "
-            "published code. *settings*: the fastest of PyTorch's settings, chosen before these "
-            "calls. *compiled*: `torch.compile`. A training step is zero_grad, forward, "
-            "loss, backward, Adam and masks; an update also prunes and grows; inference runs in "
-            "eval mode after `optimize_for_inference`.",
-            tables.network(bench["network"]),
-        ),
-    ):
-        parts += [text, shown.markdown()]
-    return "\n\n".join(parts) + "\n"
 
 
 def lost(rows: Iterable[Row], baseline: str = BEST) -> list[Row]:

@@ -42,18 +42,22 @@ PART = re.compile(r"^(<!-- begin (\w+): .* -->\n).*?^(<!-- end \2 -->)$", re.DOT
 def parts(folder: Path = PICTURES) -> Mapping[str, Callable[[], str]]:
     """Return functions that make each part; some draw pictures into ``folder``."""
     bench = readme.recorded()
+    where = readme.where(bench["machine"])
     captions = plots.captions(bench["rows"])
     pictures = cache(lambda: plots.write_all(bench, folder))
     return {
-        "measured": readme.section,
+        "measured": lambda: f"One run of `python -m sparseconv bench` on {where}.",
+        "kernels": lambda: readme.kernels(bench["rows"]).markdown(),
+        "worst": lambda: readme.worst(bench["rows"]).markdown(),
+        "network": lambda: tables.network(bench["network"]).markdown(),
         "gpu": lambda: gpu.section(RESULTS / "gpu.json"),
         **readme.front(folder),
-        "ratios": readme.ratios,
+        "ratios": lambda: f"{readme.when_it_pays(bench).markdown()}\n\n{where}.",
         "paper": lambda: report.recorded(folder, "full"),
         "densities": densities.section,
         "networks": networks.section,
         "graph": lambda: graph(folder / "graph.svg"),
-        "machine": lambda: f"Measured on {readme.where(bench['machine'])}.",
+        "machine": lambda: f"Measured on {where}.",
         "break_even": lambda: "\n\n".join(
             figure(path, f"{threads_text(threads)}. {captions['break_even']}")
             for threads, path in enumerate(pictures()[1:], 1)
