@@ -10,7 +10,7 @@ from bench_rows import shrunk
 from torch import Tensor
 
 from benchmarks.bench import run
-from benchmarks.bench.baselines import BASELINES, Calls, dense
+from benchmarks.bench.baselines import BASELINES, Calls
 from benchmarks.bench.cases import CASES, Problem
 
 OF = {name: set(run.COMPUTATIONS) for name in BASELINES} | {"fft_prepared": {"fprop", "dgrad"}}
@@ -69,27 +69,3 @@ def test_a_wrong_baseline_is_left_out_with_the_reason(
     assert set(calls) == OF[name] - {computation}
     assert set(absent) == {computation}
     assert "wrong" in absent[computation]
-
-
-def test_the_baselines_are_what_they_are_called(small: Problem) -> None:
-    """Each runs the operator that its name promises; a prepared spectrum is not computed again."""
-    operators = {
-        "conv1d": "aten::conv1d",
-        "conv1d_padded": "aten::constant_pad_nd",
-        "conv2d_channels_last": "aten::conv2d",
-        "conv2d_channels_last_padded": "aten::constant_pad_nd",
-        "im2col_csr": "aten::addmm",
-        "fft": "aten::fft_rfft",
-        "fft_prepared": "aten::fft_rfft",
-    }
-    assert set(operators) == set(BASELINES)
-    counts = {}
-    for name, operator in operators.items():
-        call = BASELINES[name](small)["fprop"]
-        with torch.autograd.profiler.profile() as profiler:
-            call()
-        counts[name] = [event.name for event in profiler.function_events].count(operator)
-    assert min(counts.values()) > 0
-    assert counts["fft"] == 2 * counts["fft_prepared"]
-    y = dense(small, channels_last=True)["fprop"]()
-    assert y.unsqueeze(2).is_contiguous(memory_format=torch.channels_last)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import json
 from collections.abc import Callable
@@ -20,10 +19,9 @@ from benchmarks.bench import masked, networks, run, tables
 from benchmarks.bench.masked import MaskedDST, PremaskedConv1d, masked_copy
 from benchmarks.bench.networks import TrainingStep
 from benchmarks.bench.run import WrongResultError
-from sparseconv import DSTScheduler, SparseConv1d
+from sparseconv import DSTScheduler
 from sparseconv.measure import timing
 from sparseconv.models import DSN
-from sparseconv.models.dsn import PADDINGS
 from sparseconv.nn import block
 from sparseconv.ops.backends import extension
 
@@ -262,27 +260,6 @@ def take_step(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     optimizer.zero_grad()
     F.nll_loss(model(X.to(next(model.parameters()).dtype)), y).backward()
     optimizer.step()
-
-
-@pytest.mark.parametrize("padding", PADDINGS)
-@pytest.mark.parametrize("init", ["prefix", "random"])
-def test_the_copy_is_the_same_function(padding: str, init: str) -> None:
-    model = deep(padding=padding, init=init, backend="reference").double()
-    before = copy.deepcopy(model.state_dict())
-    twin = masked_copy(model)
-    layers = model.sparse_layers()
-    X = batch()[0].double()
-    for train_mode in (True, False):
-        torch.testing.assert_close(
-            twin.train(train_mode)(X), model.train(train_mode)(X), rtol=1e-12, atol=1e-12
-        )
-    assert not [m for m in twin.modules() if isinstance(m, SparseConv1d)]
-    for theirs, ours in zip(masked_layers(twin), layers, strict=True):
-        assert theirs.weight.shape == ours.pattern.shape
-        assert torch.equal(theirs.mask, ours.pattern.to_mask())
-        assert theirs.regions == ours.regions
-    assert model.sparse_layers() == layers  # the model is left as it was, except for running means
-    assert torch.equal(before["blocks.0.conv.values"], model.state_dict()["blocks.0.conv.values"])
 
 
 def test_it_moves_what_the_sparse_scheduler_moves() -> None:

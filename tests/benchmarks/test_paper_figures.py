@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import pytest
-from paper_rows import SETS, on, row
+from paper_rows import on, row
 
 from benchmarks.paper import figures
 from benchmarks.paper.comparison import frame
@@ -17,27 +16,6 @@ def test_pictures_count_each_set_alike() -> None:
     ]  # fmt: skip
     (layer,) = figures.mean_layers(frame(rows), "kernels_by_size", lambda one: one / one.sum())
     assert layer.tolist() == [(0.25 + 1) / 2, (0.75 + 0) / 2]
-
-
-def test_figures_show_the_sets_that_all_have() -> None:
-    rows = [row("a", name, 0, 0.9) for name in SETS]
-    rows += [row("b", name, 0, 0.8) for name in SETS[1:]]
-    found = figures.accuracies(frame(rows), ("a", "b", "not run"))
-    assert found.to_dict("list") == {"a": [pytest.approx(90)] * 5, "b": [pytest.approx(80)] * 5}
-    assert list(found.index) == SETS[1:]
-
-
-def test_differences_and_times_of_questions() -> None:
-    rows = [row("base", name, 0, 0.9, step_ms=4.0) for name in "xyz"]
-    rows += [row("other", name, 0, 0.8, step_ms=3.0) for name in "xy"]
-    runs = frame(rows)
-    less = figures.less(runs, "other", "base")
-    assert less.to_dict() == dict.fromkeys("xy", pytest.approx(-10))
-    found = figures.times_and_accuracies(runs, ("base", "other"))
-    assert {name: points.to_dict("list") for name, points in found.items()} == {
-        "base": {"time": [1.0, 1.0], "gain": [0, 0]},
-        "other": {"time": [0.75, 0.75], "gain": [pytest.approx(-10)] * 2},
-    }
 
 
 def test_time_to_accuracy() -> None:

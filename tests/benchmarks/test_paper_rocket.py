@@ -7,14 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from paper_rows import row
 
 from benchmarks.paper.archives import published_accuracy, read
-from benchmarks.paper.comparison import frame
 from benchmarks.paper.rocket import expanded
 from benchmarks.paper.rows import ROWS_NAME, read_rows
-from benchmarks.paper.tables import random_kernels
-from benchmarks.paper.tables.cells import p_text
 from sparseconv.estimators.pocket import KS, POCKETClassifier
 
 PLAN = """
@@ -77,20 +73,3 @@ def test_rows_are_those_of_the_classifier(out: Path) -> None:
     assert folds["keep"] == published_count
     assert folds["k"] in KS
     assert len({name for name, _ in rows}) == 1 + 12 + 1 + 8 + 2 * 3
-
-
-def test_a_table_is_not_of_the_largest_set() -> None:
-    """Times are medians over the sets, and every comparison with all kernels has its p."""
-    seconds = {"a": 1.0, "b": 2.0, "c": 999.0, **dict.fromkeys("def", 2.0)}
-    names = {"ROCKET": 0.9, "ROCKET, 35 %, POCKET": 0.8, "ROCKET, 35 %, random": 0.9}
-    runs = frame(
-        row(name, dataset, 0, best - number / 100, keep=1, n_candidates=4, fit_seconds=time,
-            predict_seconds=50e-6 * time)
-        for name, best in names.items()
-        for number, (dataset, time) in enumerate(seconds.items())
-    )  # fmt: skip
-    whole, pocket, chance = random_kernels.pruned_kernels(runs).rows
-    assert whole[4:7] == ("-", "-", "-")
-    assert pocket[6] == p_text(2 / 2**6), "six losses; the other row has no p"
-    assert chance[6] == "-", "equal on each set"
-    assert whole[-2:] == ("2.00", "2"), "50 series each"

@@ -7,13 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
-from bench_rows import network, row
+from bench_rows import row
 
-from benchmarks import front_page, plots, readme
+from benchmarks import plots, readme
 from benchmarks.bench.cases import SUITES, select
-from sparseconv.measure.table import Table
 
 
 @pytest.mark.parametrize("part", [{"suites": ["layer"]}, {"rounds": 6}, {"complete": False}])
@@ -25,47 +23,6 @@ def test_readme_is_made_of_a_whole_run(part: dict[str, Any], tmp_path: Path) -> 
     path.write_text(json.dumps(bench | part))
     with pytest.raises(ValueError, match="must contain a complete run"):
         readme.recorded(path)
-
-
-def test_what_the_readme_says_of_the_classifiers_is_measured() -> None:
-    rows = {tool: cells for _, tool, _, *cells in front_page.tools().rows}
-    numbers = {
-        tool: [float(cell.split()[0].strip("~")) for cell in cells] for tool, cells in rows.items()
-    }
-    networks = ("DSN, two layers", "DSN", "InceptionTime")
-    for tool in ("MiniROCKET", "ROCKET, 10 %"):
-        accuracy, fit, predict = numbers[tool]
-        assert accuracy > max(numbers[name][0] for name in ("DSN, two layers", "DSN"))
-        assert fit < min(numbers[name][1] for name in networks)
-        assert predict < min(numbers[name][2] for name in networks)
-
-
-def test_a_difference_is_shown_where_its_interval_is_on_one_side_of_0() -> None:
-    one = pd.Series({"a": 90.0, "b": 80.0, "c": 71.0})
-    by_one = front_page.compared(one, one - 1)
-    assert front_page.points(by_one) == "+1.0 points [+1.0, +1.0]"
-    mixed = front_page.compared(one, one + pd.Series({"a": 1, "b": -1, "c": 0}))
-    assert front_page.points(mixed, 2).endswith(", not significant")
-
-
-# Tables
-
-
-def lines(table: Table) -> list[str]:
-    return ["|".join(line) for line in table.rows]
-
-
-def test_the_ratios_are_of_the_worse_of_the_threads_and_what_it_lost_to() -> None:
-    rows = [row("dsn_evolved_L128", threads=n, conv1d=8.0 - n, fft=4.0 + n) for n in (1, 2)]
-    rows += [row(f"uniform_{p}", conv1d=8.0, fft=r) for p, r in ((50, 4.0), (100, 0.25))]
-    latency = network("latency", 24, batch=1, masked_dense=5.0, dense_best=0.9)
-    found = readme.when_it_pays({"rows": rows, "network": [latency]})
-    assert lines(found) == [
-        "layer, 16 series of 128 time steps, fprop|6.00|5.00|fft",
-        "DSN, latency of one series of 24|5.00|0.90|jit",
-        "worst row of all suites and densities|6.00|0.25|fft",
-        "layer, lowest density at which dense was faster|above 100 %|100%|fft",
-    ]
 
 
 # Plots
