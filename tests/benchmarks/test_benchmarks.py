@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from benchmarks import demo
 from sparseconv import datasets
 from sparseconv.measure.table import with_thousands
-from sparseconv.measure.timing import Estimate
 from sparseconv.models import DSN
 from sparseconv.ops.backends import extension
 
@@ -38,24 +36,3 @@ def test_the_demo_writes_its_report(
     assert f" {with_thousands(dense.params)} |" in rows["dense"]
     (sentence,) = (line for line in printed.splitlines() if line.startswith("With "))
     assert sentence in (tmp_path / "report.html").read_text(encoding="utf-8")
-
-
-@pytest.mark.parametrize(
-    ("right", "ratio", "said"),
-    [
-        ((90, 99), (0.5, 0.4, 0.6), "slower than dense: it took 2.0x the time, and accuracy was "
-         "9.0 points lower (90.0 against 99.0 % of 100 series: significant, p = 0.0039)."),
-        ((99, 98), (5.0, 4.0, 6.0), "5.0x as fast as dense [4.0, 6.0], and accuracy was 1.0 points "
-         "higher (99.0 against 98.0 % of 100 series: not significant, p = 1)."),
-        ((98, 98), (1.0, 0.9, 1.1), "not clearly faster or slower than dense (1.00 [0.90, 1.10]), "
-         "and accuracy was equal (98.0 against 98.0 % of 100 series: not significant, p = 1)."),
-    ],
-)  # fmt: skip
-def test_the_demo_admits_it_where_dense_wins(
-    right: tuple[int, int], ratio: tuple[float, ...], said: str
-) -> None:
-    network = DSN(1, 2, nf=4)
-    sparse, dense = (
-        demo.Trained(network, network.cost(30), 1.0, torch.arange(100) < n) for n in right
-    )
-    assert demo.conclusion(sparse, dense, Estimate(*ratio)).endswith(f"a training step was {said}")
