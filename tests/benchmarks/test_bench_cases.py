@@ -38,15 +38,6 @@ def test_active_weights_of_published_layers(name: str, nnz: int) -> None:
     assert CASES[name].make_pattern().nnz == nnz
 
 
-def test_evolved_and_trained_patterns_use_every_tap_of_their_regions_and_prefixes_do_not() -> None:
-    for name in ("dsn_evolved_L24", "trained_last_N5_L150", "dsn_prefix_L24"):
-        mask = CASES[name].make_pattern().to_mask()
-        for group, reach in enumerate((13, 26, 39)):
-            used = mask[47 * group : 47 * (group + 1)].any(0).any(0)
-            assert not used[reach:].any()
-            assert used.sum() == (-(-reach // 5) if "prefix" in name else reach)
-
-
 def test_layer_problem_follows_the_layers_options() -> None:
     layer = SparseConv1d(4, 6, 5, 2, (1, 3), 2, 2, padding_mode="replicate")
     problem = layer_problem(layer, batch=2, length=17)

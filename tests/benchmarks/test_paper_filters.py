@@ -20,7 +20,7 @@ from benchmarks.paper.plan import read_plan
 from benchmarks.paper.pruned_filters import expanded, like
 from benchmarks.paper.rows import ROWS_NAME, read_rows
 from benchmarks.paper.sweep import perform
-from benchmarks.paper.tables.smaller_networks import silenced, smaller_networks
+from benchmarks.paper.tables.smaller_networks import silenced
 from benchmarks.paper.times import TIMES_NAME, read_times
 from sparseconv.pruning.tracing import trace
 
@@ -119,15 +119,6 @@ def test_times_and_tables(out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert len(line["times"]) == 3 + 3 + 4
     assert all(found["forward_ms"] > 0 and found["step_ms"] > 0 for found in line["times"].values())
     rows = list(expanded(read_rows(copied / ROWS_NAME), read_times(copied / TIMES_NAME)))
-    table = {cells[0]: cells for cells in smaller_networks(frame(rows)).rows}
-    macs, prediction, step = map(float, table["LITE, WHC"][7].split(" / "))
-    assert macs > 1
-    whole, pruned = line["times"]["LITE"], line["times"]["LITE, WHC"]
-    for which, less in (("forward_ms", prediction), ("step_ms", step)):
-        assert less == pytest.approx(whole[which] / pruned[which], abs=0.06)
-    assert table["DSN"][7] == "1.0 / 1.0 / 1.0"
-    assert table["LITE, WHC"][8] != "-"
-    assert table["DSN"][8] == "-"
     assert (copied / "report" / "smaller-networks.png").exists()
     (silent,) = silenced(frame(rows)).rows
     assert silent[:4] == ("InceptionTime", "GunPoint", "14", "14")  # 2 epochs, pairs

@@ -14,7 +14,7 @@ from paper_rows import SETS, dsn_facts, row
 from benchmarks.paper import report
 from benchmarks.paper.__main__ import main
 from benchmarks.paper.archives import members
-from benchmarks.paper.parts import BLOCKS, PARTS
+from benchmarks.paper.parts import PARTS
 from benchmarks.paper.plan import PLANS
 
 
@@ -64,18 +64,6 @@ def test_runs_of_any_name_are_shown(tmp_path: Path) -> None:
     report.write_report(rows, tmp_path)
     _, _, *others = (tmp_path / "other-runs.md").read_text().splitlines()
     assert [line.split()[1] for line in others] == ["mine"], "the others have tables of their own"
-
-
-def test_blocks_are_compared_where_they_were_run(tmp_path: Path) -> None:
-    names = (*BLOCKS, "blocks of 8 x 8")
-    rows = [row(name, dataset) for name in names for dataset in SETS]
-    report.write_report(rows, tmp_path)
-    for table, shown in (("blocks", BLOCKS), ("blocks-others", names[-1:])):
-        _, _, *lines = (tmp_path / f"{table}.md").read_text().splitlines()
-        assert tuple(line.split("|")[1].strip() for line in lines) == shown
-    text = report.write_report(rows[: 2 * len(SETS)], tmp_path).read_text()
-    assert "Blocks of channels" not in text
-    assert not list(tmp_path.glob("blocks*"))
 
 
 def test_post_hoc_sets_count_in_no_comparison(tmp_path: Path) -> None:
