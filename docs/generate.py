@@ -43,6 +43,7 @@ def parts(folder: Path = PICTURES) -> Mapping[str, Callable[[], str]]:
     """Return functions that make each part; some draw pictures into ``folder``."""
     bench = readme.recorded()
     where = readme.where(bench["machine"])
+    on_gpu = recording.read(RESULTS / "gpu.json")
     captions = plots.captions(bench["rows"])
     pictures = cache(lambda: plots.write_all(bench, folder))
     return {
@@ -50,7 +51,10 @@ def parts(folder: Path = PICTURES) -> Mapping[str, Callable[[], str]]:
         "kernels": lambda: readme.kernels(bench["rows"]).markdown(),
         "worst": lambda: readme.worst(bench["rows"]).markdown(),
         "network": lambda: tables.network(bench["network"]).markdown(),
-        "gpu": lambda: gpu.section(RESULTS / "gpu.json"),
+        "gpu": lambda: gpu.about(on_gpu),
+        "gpu_layers": lambda: gpu.layers(on_gpu["rows"]).markdown(),
+        "gpu_steps": lambda: gpu.steps(on_gpu["rows"]).markdown(),
+        "gpu_checks": lambda: gpu.checks(on_gpu["checks"]).markdown(),
         **readme.front(folder),
         "ratios": lambda: f"{readme.when_it_pays(bench).markdown()}\n\n{where}.",
         "paper": lambda: report.recorded(folder, "full"),

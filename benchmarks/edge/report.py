@@ -41,15 +41,7 @@ def section(recorded: Sequence[Row], picture: Path | None) -> str:
     tools = {
         tool: said for row in recorded for tool, said in row["machine"].get("tools", {}).items()
     }
-    parts = [
-        "DSN as published, except for training: 100 epochs at a learning rate of 0.001. "
-        f"{100 * USUAL:.0f} % of the weights inside the kernel groups' regions are inactive; these "
-        "regions contain two thirds of all weights, so 13.3 % are active. Sizes and instruction "
-        f"counts are for int8 on {BOARD}; *dense* is the same network with every tap stored, from "
-        "the same generator with the same flags (`-O2`).",
-        accuracy_table(usual).markdown(),
-        agreement(usual),
-    ]
+    parts = [accuracy_table(usual).markdown(), agreement(usual)]
     if sweep:  # the board's emulator was there
         parts += [f"Networks for {BUNDLED[0]} on {BOARD}:", sweep_table(sweep).markdown()]
     if picture is not None:

@@ -5,12 +5,10 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.recording import read
 from sparseconv.measure import timing
 from sparseconv.measure.table import Table
 
@@ -38,7 +36,7 @@ def times(row: Row) -> Table:
 def layers(rows: Sequence[Row]) -> Table:
     """List the microseconds of each computation in a graph: sparse, and the fastest dense form."""
     lines = []
-    for row in rows:
+    for row in _of(rows, "layer"):
         us = {name: 1e3 * float(np.median(some)) for name, some in row["samples_ms"].items()}
         shown = {"CUDA": us.get("cuda fp32 graph", math.nan)}
         shown["Triton"] = us.get("triton fp32 graph", math.nan)
@@ -68,7 +66,7 @@ def errors(rows: Sequence[Row]) -> str:
 def steps(rows: Sequence[Row]) -> Table:
     """List the milliseconds of a training step that runs as a graph."""
     lines = []
-    for row in rows:
+    for row in _of(rows, "step"):
         samples = {name: np.asarray(row["samples_ms"][name]) for name in STEPS}
         ms = (f"{np.median(some):.3f}" for some in samples.values())
         ratios = (str(timing.ratio(samples, STEPS[-1], name)) for name in STEPS[:-1])
@@ -91,27 +89,18 @@ def checks(found: Sequence[Mapping[str, Any]]) -> Table:
     return Table(("check", "passed", ""), lines, text_columns=3)
 
 
-def section(path: Path) -> str:
-    """Format a recorded file for the page about GPUs."""
-    found = read(path)
-    about, rows = found["machine"], sorted(found["rows"], key=lambda row: row["length"])
-    of_layer, of_step = ([row for row in rows if row["part"] == part] for part in ("layer", "step"))
-    text = (
-        f"`python -m benchmarks.gpu` on {about['device']}, torch "
-        f"{about['torch']}, CUDA {about['cuda']}, cuDNN {about['cudnn']}, {about['date']}, commit "
-        f"{about['commit']}: the layer (47 → 141 channels, K = 39, 13.3 % active, N = 16). "
-        f"Medians of microseconds per call, in a CUDA graph of twenty calls; {errors(of_layer)}. "
-        "Dense is the fastest of five variants, each with the fastest of the algorithms that cuDNN "
-        "tried."
+def about(found: Mapping[str, Any]) -> str:
+    """Describe the machine of a recorded file, and the errors of its layers."""
+    where = found["machine"]
+    return (
+        f"`python -m benchmarks.gpu` on {where['device']}, torch {where['torch']}, CUDA "
+        f"{where['cuda']}, cuDNN {where['cudnn']}, {where['date']}, commit {where['commit']}. "
+        f"In single layers: {errors(_of(found['rows'], 'layer'))}."
     )
-    about_steps = (
-        "A training step of the whole network (N = 16) as a CUDA graph, in milliseconds. Updated: "
-        "including the step's share of a pattern update every 50 steps. Dense: `nn.Conv1d` instead "
-        "of the sparse layers, without masks. cuDNN's convolutions round to TF32 in all columns, "
-        "which is torch's default."
-    )
-    parts = [text, layers(of_layer).markdown(), about_steps, steps(of_step).markdown()]
-    return "\n\n".join([*parts, checks(found["checks"]).markdown()])
+
+
+def _of(rows: Sequence[Row], part: str) -> list[Row]:
+    return sorted((row for row in rows if row["part"] == part), key=lambda row: row["length"])
 
 
 def _line(text: str) -> str:

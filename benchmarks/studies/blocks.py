@@ -116,13 +116,8 @@ def section(path: Path = RESULTS) -> str:
     header = ("network", "data set", "time steps", "blocks, ms", *ratios_of,
               *(f"{way}, %" for way in WAYS))  # fmt: skip
     about = document["machine"]
-    text = (
-        f"{about['cpu']}, 1 thread, torch {about['torch']}, {about['date']}. A training step of "
-        f"{BATCH} series: medians of {ROUNDS} interleaved rounds, ratios with 95 % intervals. "
-        f"Accuracies on the test set: mean ± standard deviation (seeds), after 2 x {EPOCHS} "
-        "epochs, which amount to few steps on small sets."
-    )
-    return f"{Table(header, rows, text_columns=2).markdown()}\n\n{text}\n"
+    where = f"{about['cpu']}, 1 thread, torch {about['torch']}, {about['date']}"
+    return f"{Table(header, rows, text_columns=2).markdown()}\n\n{where}.\n"
 
 
 def measure(path: Path, archive: Path | None = None) -> None:

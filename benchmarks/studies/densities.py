@@ -105,8 +105,4 @@ def section(path: Path = RESULTS) -> str:
          *(str(Estimate(*found[way])) for way in DENSE), f"{row['ms'][density][0]:.2f}")
         for row in rows for density, found in row["ratio"].items()
     ]  # fmt: skip
-    return (
-        f"{Table(header, lines, text_columns=2).markdown()}\n\n{machines(rows)}. A training step "
-        "in float32, on one thread; the batch is series x channels x time steps. Dense time "
-        f"divided by sparse time: medians with 95 % intervals of {ROUNDS} interleaved rounds.\n"
-    )
+    return f"{Table(header, lines, text_columns=2).markdown()}\n\n{machines(rows)}.\n"

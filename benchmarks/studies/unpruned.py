@@ -92,8 +92,4 @@ def section(path: Path = RESULTS) -> str:
          *cells(row["inference"]))
         for row in rows
     ]  # fmt: skip
-    return (
-        f"{Table(header, lines).markdown()}\n\n{machines(rows)}. Batches of {BATCH} "
-        "single-channel series, float32; ratios above 1: the converted network is faster; medians "
-        f"with 95 % intervals of {ROUNDS} interleaved pairs.\n"
-    )
+    return f"{Table(header, lines).markdown()}\n\n{machines(rows)}.\n"
