@@ -180,11 +180,7 @@ def about_gains(bench: dict[str, Any]) -> str:
         f"{recording.read(published_networks.RESULTS)['machine']['cpu']}.\n"
         f"- **ROCKET**: {faster * fewer:.0f}x is the product of {faster:.0f}x from faster code for "
         f"the same kernels and {fewer:.1f}x from fewer kernels; means over {sets} sets, on one "
-        "thread of an Intel Xeon.\n- **Blocks**: one thread of an Intel Xeon and of an AMD EPYC.\n"
-        '- "Fastest" means the fastest of the settings tried, such as channels-last memory or '
-        "`torch.compile`. Speeds are medians of interleaved runs. Accuracies are on sets of the "
-        "UCR archive, with 95 % confidence intervals across sets; *not significant* means that the "
-        "interval contains 0, or that p is above 0.05."
+        "thread of an Intel Xeon."
     )
 
 

@@ -32,12 +32,7 @@ def front(pictures: Path) -> dict[str, Callable[[], str]]:
 
 def picture(path: Path) -> str:
     plots.write_svg(plots.networks_by_density(densities.speeds()), path)
-    return (
-        f"![Speed of training by density, with the break-even](docs/static/{path.name})\n\n"
-        "*Speed of a training step on one CPU thread, by density (the share of weights that are "
-        "active), compared with the dense network at PyTorch's fastest setting. All networks but "
-        'DSN are compiled with [`backend="sparseconv"`](docs/compile.md).*'
-    )
+    return f"![Speed of training by density, with the break-even](docs/static/{path.name})"
 
 
 def lost(rows: Iterable[Row], baseline: str = BEST) -> list[Row]:

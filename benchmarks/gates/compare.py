@@ -39,7 +39,7 @@ import torch
 
 from benchmarks.bench.cases import CASES
 from benchmarks.bench.run import WrongResultError
-from benchmarks.gates.rows import LAYERS, TINY, CompareError, Row, layer, read_layers, step
+from benchmarks.gates.rows import LAYERS, TINY, Row, layer, read_layers, step
 from benchmarks.recording import measurement_context, output
 from sparseconv.measure import timing
 from sparseconv.measure.table import Table
@@ -136,7 +136,7 @@ class Worker:
         assert self._process.stdout is not None
         if answer := self._process.stdout.readline().strip():
             return answer
-        raise CompareError(
+        raise RuntimeError(
             f"the worker of {self.tree} ended with code {self._process.wait()}; see the error above"
         )
 
@@ -160,7 +160,7 @@ def workers(
 
     Raises:
         WrongResultError: a result is wrong.
-        CompareError: a worker does not start.
+        RuntimeError: a worker does not start.
     """
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -204,7 +204,7 @@ def build(tree: Path, into: Path) -> Path:
     said = output(tree, sys.executable, "setup.py", "-q", "build", *folders)
     # setup.py leaves the extension out if it cannot be compiled, and succeeds.
     if not list((into / "lib" / "sparseconv").glob("_C*.so")):
-        raise CompareError(f"{tree} does not build a package with kernels:\n{said[-3000:]}")
+        raise RuntimeError(f"{tree} does not build a package with kernels:\n{said[-3000:]}")
     return into / "lib"
 
 

@@ -26,10 +26,6 @@ TINY = Case(
 )  # fmt: skip
 
 
-class CompareError(RuntimeError):
-    """The trees could not be compared; the message says why and what to do."""
-
-
 class Row(NamedTuple):
     name: str
     kind: str  # of the worker's
@@ -82,7 +78,7 @@ def read_layers(path: Path) -> list[Case]:
     """Read a user's layers: a JSON list of objects; see ``compare --help``.
 
     Raises:
-        CompareError: the file is missing or malformed; the message names the entry.
+        RuntimeError: the file is missing or malformed; the message names the entry.
     """
     cases: dict[str, Case] = {}
     where = "a JSON list of layers"
@@ -95,5 +91,5 @@ def read_layers(path: Path) -> list[Case]:
             case.build()
             cases[case.name] = case
     except (OSError, ValueError, TypeError, ArithmeticError, RuntimeError) as error:
-        raise CompareError(f"--cases {path}, {where}: {error}") from error
+        raise RuntimeError(f"--cases {path}, {where}: {error}") from error
     return list(cases.values())
