@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
@@ -208,13 +207,9 @@ def named(archive: Archive, of: Any) -> list[str]:
     names = [of] if isinstance(of, str) else list(of)
     known = [*archive.sources, *published().index]
     if unknown := [name for name in names if name not in known]:
-        spelled = {name.lower(): name for name in (*known, *ARCHIVES, "all")}
-        found = [difflib.get_close_matches(str(name).lower(), spelled, 1) for name in unknown]
-        close = [spelled[name] for names in found for name in names]
-        hint = f"; did you mean {', '.join(close)}?" if close else ""
         raise ValueError(
             f"the plan names {', '.join(map(repr, unknown))}, which the archive lacks; the "
             f"archive has {', '.join(archive.shapes)}; instead of a list, sets may be one of all, "
-            f"{', '.join(ARCHIVES)}{hint}"
+            f"{', '.join(ARCHIVES)}"
         )
     return names
