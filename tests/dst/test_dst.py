@@ -6,6 +6,7 @@ import copy
 import math
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from dst_runs import (
     OPTIMIZERS,
     amounts,
     batches,
+    in_blocks,
     scheduled,
     sparse_layers,
     train_step,
@@ -83,9 +85,13 @@ def test_itop_rate_is_the_share_of_weights_that_were_ever_active() -> None:
 
 @pytest.mark.tool("torch.optim (every elementwise optimizer)", "works")
 @pytest.mark.parametrize("name", OPTIMIZERS)
-@pytest.mark.parametrize("grow", ["random", "gradient"])
-def test_survivors_keep_everything_and_grown_weights_start_from_zero(name: str, grow: str) -> None:
-    model, optimizer, dst = scheduled(None, name, update_every=4, end_step=40, grow=grow)
+@pytest.mark.parametrize(
+    ("grow", "make"), [("random", in_blocks), ("gradient", two_layers), ("gradient", in_blocks)]
+)
+def test_survivors_keep_everything_and_grown_weights_start_from_zero(
+    name: str, grow: str, make: Callable[[], nn.Module]
+) -> None:
+    model, optimizer, dst = scheduled(make(), name, update_every=4, end_step=40, grow=grow)
     data, generator, followed = batches(), torch.Generator(), 0
     for step in range(1, 13):
         train_step(model, optimizer, next(data))
@@ -136,7 +142,7 @@ def test_layers_without_weights_or_regions_and_of_a_single_weight_are_ordinary()
 
 
 PEAK = """
-import sys, torch
+import torch
 from pathlib import Path
 from sparseconv import KernelCSR, Region
 from sparseconv.dst import prune_and_grow
@@ -145,24 +151,21 @@ def peak():  # of this process: getrusage counts the parent's as well
     return int(line.split()[1])
 shape = 256, 256, 1024
 pattern = KernelCSR.from_positions(torch.arange(0, 2**26, 2**12), shape)
-magnitudes = torch.zeros(shape if "gradient" in sys.argv else 1)
 before = peak()
-new, _ = prune_and_grow(
-    pattern, torch.randn(pattern.nnz), [Region((0, 256), (0, 1024))], 0.5, grow=sys.argv[1],
-    dense_grad=magnitudes if "gradient" in sys.argv else None)
+new, _ = prune_and_grow(pattern, torch.randn(pattern.nnz), [Region((0, 256), (0, 1024))], 0.5)
 assert new != pattern
-print((peak() - before) * 1024)
+after, floats = peak(), torch.ones(shape)
+print((after - before) * 1024, (peak() - before) * 1024)
 """
 
 
 @pytest.mark.skipif(extension is None or sys.platform != "linux", reason="the kernels', in KiB")
 def test_a_random_update_takes_bits_and_not_floats_for_each_weight() -> None:
-    peaks = {}
-    for grow in ("random", "gradient"):
-        run = [sys.executable, "-c", PEAK, grow]
-        peaks[grow] = int(subprocess.run(run, capture_output=True, text=True, check=True).stdout)
-    assert peaks["random"] < 2**26, "three bits are 0.4 bytes"
-    assert peaks["gradient"] > 2**28, "the yardstick sees the magnitudes of a dense gradient"
+    run = [sys.executable, "-c", PEAK]
+    said = subprocess.run(run, capture_output=True, text=True, check=True).stdout
+    update, floats = map(int, said.split())
+    assert update < 2**26, "three bits are 0.4 bytes"
+    assert floats >= 2**28, "the yardstick sees floats"
 
 
 @pytest.mark.promise("P8")

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from dst_runs import amounts, in_blocks, scheduled, train_step
+from dst_runs import in_blocks, scheduled
 from refusals import refusals
 
-from sparseconv import KernelCSR, Region, SparseConv1d
+from sparseconv import KernelCSR, Region
 from sparseconv.dst import prune_and_grow
 
 SHAPE, BLOCK = (7, 5, 5), (4, 3)  # ragged both ways
@@ -76,30 +76,6 @@ def test_what_moves_is_what_a_plain_loop_says(grow: str) -> None:
     if grow == "gradient":
         free = sorted(gains.keys() - kept, key=gains.__getitem__)[-len(least) :]
         assert {tuple(at) for at in now.argwhere().tolist()} == kept | set(free)
-
-
-@pytest.mark.parametrize("grow", ["random", "gradient"])
-def test_a_run_keeps_the_weights_and_moments_of_units_that_survive(grow: str) -> None:
-    model, optimizer, dst = scheduled(in_blocks(), "Adam", update_every=2, end_step=62, grow=grow)
-    layers, generator = (model[0], model[2]), torch.Generator().manual_seed(1)
-    expected = [(amounts(x), x.pattern.nnz, x.pattern.block) for x in layers]
-    for _ in range(60):
-        train_step(model, optimizer, torch.randn(3, 2, 20, generator=generator))
-        old = [(x.pattern.to_mask(), x.dense_weight(), spread_moment(x, optimizer)) for x in layers]
-        moved = dst.step()
-        for layer, (mask, weight, moment) in zip(layers, old, strict=True):
-            both = mask & layer.pattern.to_mask() & (layer.dense_weight() != 0)
-            assert layer.dense_weight()[both].equal(weight[both])
-            assert spread_moment(layer, optimizer)[both].equal(moment[both])
-            assert both.any()
-        if moved:
-            assert [(amounts(x), x.pattern.nnz, x.pattern.block) for x in layers] == expected
-    assert dst.updates == 30
-
-
-def spread_moment(layer: SparseConv1d, optimizer: torch.optim.Optimizer) -> torch.Tensor:
-    moment = optimizer.state[layer.values]["exp_avg"]
-    return torch.zeros(layer.pattern.shape).masked_scatter(layer.pattern.to_mask(), moment)
 
 
 PATTERN = KernelCSR.random(SHAPE, 70, block=BLOCK)

@@ -10,14 +10,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from never_waits import NeverWaits
 from scipy.stats import chi2
 from tiny import same
 
 from sparseconv import KernelCSR, Region
 from sparseconv.core.geometry import DTYPES
-from sparseconv.dst import prune_and_grow, tensors, update
-from sparseconv.dst.itop import active_bits
+from sparseconv.dst import prune_and_grow, update
 from sparseconv.ops.backends import extension
 
 
@@ -123,26 +121,6 @@ def test_what_inference_mode_makes_outlives_it(block: int) -> None:
         new, _ = prune_and_grow(pattern, torch.randn(40), [Region((0, 4), (0, 5))], 0.5)
     assert new != pattern
     assert not new.col_indices.is_inference()
-
-
-@pytest.mark.parametrize("block", [(1, 1), (4, 3)])
-@pytest.mark.parametrize("grow", ["random", "gradient"])
-def test_tensor_operations_never_wait(block: tuple[int, int], grow: str) -> None:
-    shape, regions = (7, 5, 5), [Region((0, 4), (0, 3)), Region((0, 7), (3, 5))]
-    pattern = KernelCSR.random(shape, 70, block=block)
-    arrays, values, gradient = pattern.anywhere(), torch.randn(pattern.nnz), torch.randn(shape)
-    by = gradient if grow == "gradient" else None
-    with NeverWaits():
-        *new, source = tensors.update(
-            *arrays, shape, block, regions, torch.tensor(0.4, dtype=torch.float64), values, by,
-            torch.tensor(2**61 + 12345),
-        )  # fmt: skip
-        active_bits(KernelCSR.of_arrays(*new, shape, block))
-    moved = KernelCSR(*new, shape, block)
-    assert moved.nnz == pattern.nnz
-    assert (source < 0).any()
-    with pytest.raises(AssertionError, match="waits"), NeverWaits():
-        moved.to_mask().nonzero()
 
 
 @pytest.mark.parametrize(

@@ -116,7 +116,6 @@ def test_checkpoints_in_place(empty: bool, tmp_path: Path) -> None:
 
 
 @pytest.mark.promise("P5")
-@pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize(
     ("name", "damage"),
     [
@@ -128,17 +127,15 @@ def test_checkpoints_in_place(empty: bool, tmp_path: Path) -> None:
         ("crow_indices", lambda t: t.add_(1)),
     ],
 )
-def test_damaged_indices_reach_no_kernel(name: str, damage: Any, compiled: bool) -> None:
+def test_damaged_indices_reach_no_kernel(name: str, damage: Any) -> None:
     layer = make()
     good, wanted = copy.deepcopy(layer.state_dict()), layer(X)
-    run = torch.compile(layer, backend="eager") if compiled else layer
-    assert run(X).equal(wanted)
     damage(getattr(layer, name))
-    for use in (run, lambda _: layer.pattern.nnz, lambda _: layer.set_pattern(make(1).pattern)):
+    for use in (layer, lambda _: layer.pattern.nnz, lambda _: layer.set_pattern(make(1).pattern)):
         with pytest.raises(RuntimeError, match="indices of this layer were overwritten"):
             use(X)
     layer.load_state_dict(good)
-    assert run(X).equal(wanted)
+    assert layer(X).equal(wanted)
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.float32])
