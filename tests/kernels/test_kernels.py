@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
-from functools import partial
-from itertools import islice
 
 import pytest
 import torch
@@ -26,16 +24,12 @@ from any_kernels import (
     test_nothing_to_do,  # noqa: F401
     test_relu_is_that_of_torch,  # noqa: F401
 )
-from bench_rows import shrunk
 from engines import NAMES, check, compute
 from layouts import LAYOUTS
 
-from benchmarks.bench import run
 from benchmarks.bench.cases import CASES
 from sparseconv import sparse_conv1d
 from sparseconv.measure.machine import threads
-from sparseconv.measure.timing import interleave
-from sparseconv.nn.conv import SparseConv1d
 from sparseconv.testing import PATTERNS, Case, Tensors, exact_results, random_case
 
 DSN_LIKE = Case(2, 2, 3, 39, 130, padding=(0, 38), padding_mode="replicate", pattern="dsn_evolved")
@@ -125,17 +119,6 @@ def test_lengths_at_which_taps_meet_only_padding(seed, count_cases):
         count_cases(1)
 
 
-@pytest.mark.parametrize(("n", "length"), [(1, 1040), (16, 2048)])
-def test_dilation_32_takes_no_multiple_of_the_time_of_16(n, length):
-    layers = {str(d): SparseConv1d(25, 25, 7, dilation=d, density=0.1) for d in (16, 32)}
-    with threads(1), torch.inference_mode():
-        taken = interleave({
-            name: partial(layer, torch.randn(n, 25, length + 6 * layer.dilation[0]))
-            for name, layer in layers.items()
-        }, rounds=15)  # fmt: skip
-    assert taken["32"].min() < 2 * taken["16"].min()
-
-
 @pytest.mark.promise("P1")
 @pytest.mark.parametrize("seed", range(6))
 def test_layers_of_many_channels(seed, engines, count_cases):
@@ -160,32 +143,6 @@ def test_every_block_of_large_cases(name, engines, count_cases):
     check(replace(CASES[name], bias=True), engines)
     check(replace(CASES[name], bias=True, dtype="float64"), engines)
     count_cases(2)
-
-
-VARIED = ("options", "dtype", "adversarial", "kernel", "trained")
-LAST = {case.suite: name for name, case in CASES.items()}
-ALIKE = pytest.mark.campaign("differs from the last case of its suite in sizes and density")
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=[ALIKE] * (case.suite not in VARIED and name != LAST[case.suite]))
-        for name, case in CASES.items()
-    ],
-)
-def test_every_case_of_the_benchmark(name, engines, count_cases):
-    """On shorter series and against the dense path: the oracle would take too long."""
-    case, first = CASES[name], {}
-    wide = case.in_channels > 200
-    problem = shrunk(case, outputs=9 if wide else 40).build()
-    for engine in islice(engines(), 1 if wide else None):
-        found = {name: call() for name, call in engine.calls(problem).items()}
-        if not first:
-            run.check(problem, engine.calls)
-            first = found
-        assert all(found[name].equal(first[name]) for name in found), engine
-    count_cases(1)
 
 
 @pytest.mark.promise("P2")

@@ -7,27 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from op_arguments import GEOMETRIES, arguments
-from torch.utils.flop_counter import FlopCounterMode
 
 import sparseconv as sc
-from sparseconv.core.geometry import Geometry
 from sparseconv.measure.machine import threads
 from sparseconv.ops.backends import extension
-from sparseconv.ops.flops import teach_counters
 
 OPS = torch.ops.sparseconv
-
-
-@pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
-def test_relu(geometry: Geometry) -> None:
-    teach_counters()  # a layer under a counter does it; here the op is called alone
-    for dtype in (torch.float32, torch.bfloat16):
-        args = arguments(geometry, dtype)["fprop"]
-        with FlopCounterMode(display=False) as counter:
-            fused = OPS.fprop(*args, relu=True)
-        assert fused.equal(OPS.fprop(*args).relu())
-        assert counter.get_total_flops() == 2 * len(args[1]) * fused.shape[0] * fused.shape[2]
 
 
 def test_plans_belong_to_the_two_tensors() -> None:
