@@ -61,7 +61,6 @@ CASE, TIME = np.divmod(np.arange(720), 60)
 SHORT = X[:, :, :8]
 test_aeon_estimators = refusals(
     (lambda: fit(by(CASE, TIME // 2)), ValueError, "duplicate"),
-    (lambda: fit(by(CASE, CASE, TIME)), ValueError, "one row for each (case, time)"),
     (lambda: fit(by(CASE, TIME)[:-1]), ValueError, "1 of 720"),
     (lambda: fit(kernels="hydra"), ValueError, "kernels"),
     (lambda: fit(n_kernels=0), ValueError, "n_kernels must be at least 1"),
@@ -76,10 +75,8 @@ test_aeon_estimators = refusals(
     (lambda: fit(keep=35), ValueError, "keep"),
     (lambda: fit(k="auto"), TypeError, "k must be a number"),
     (lambda: fit(k=0), ValueError, "k must be positive"),
-    (lambda: fit(k=np.inf), ValueError, "k must be positive"),
     (lambda: fit(keep="cv", y=np.arange(12)), ValueError, "pass keep and k as numbers"),
     (lambda: fit(HOLE), ValueError, "finite values in X, but 12 of 720"),
-    (lambda: fit(np.full_like(X, np.inf)), ValueError, "finite values in X"),
     (lambda: fit(X[:, :, :10]), ValueError, "at least 11 time points"),
     (lambda: fit(refit="no"), TypeError, "refit"),
     (lambda: fit(random_state=-1), ValueError, "Seed"),
@@ -99,11 +96,9 @@ test_aeon_estimators = refusals(
     (pruned(RidgeClassifierCV()), TypeError, "expected a fitted Rocket"),
     (pruned(make_pipeline(Rocket(20))), TypeError, "extract the fitted object"),
     (pruned(head_of(DecisionTreeClassifier())), NotImplementedError, "DecisionTreeClassifier()"),
-    (pruned(head_of(RidgeClassifierCV([1, 2]))), NotImplementedError, "(alphas=[1, 2])"),
     (pruned(head_of(RidgeClassifierCV([3]), "estimator_")), NotImplementedError, "(alphas=[3])"),
     (pruned(head_of(MaxAbsScaler(), "standardscaler")), NotImplementedError, "MaxAbsScaler()"),
     (lambda: fit(class_weight={7: 2.0}), ValueError, "class_weight"),
     (lambda: fit(class_weight={0: 1, 1: 0}), ValueError, "class_weight"),
-    (lambda: fit(class_weight={0: -2, 1: 1}), ValueError, "class_weight"),
     (lambda: POCKETClassifier().decision_function(X), ValueError, "has not been fitted yet"),
 )

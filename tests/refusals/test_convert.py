@@ -1,15 +1,12 @@
-"""What ``sc.convert`` and ``sc.to_dense`` refuse."""
+"""What ``sc.convert``, ``sc.to_dense`` and ``sc.profile`` refuse."""
 
 from __future__ import annotations
 
-from functools import partial
-from types import SimpleNamespace
-
 import torch
 from refusals import refusals
-from torch import nn
+from torch import Tensor, nn
 
-from sparseconv import SparseConv1d, convert, to_dense
+from sparseconv import SparseConv1d, convert, profile, to_dense
 
 X = torch.randn(2, 3, 40)
 MODEL = nn.Sequential(nn.Conv1d(3, 4, 9), nn.ReLU())
@@ -46,17 +43,15 @@ class Named(SparseConv1d):
 
 
 class OwnSparse(Named):
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         return super().forward(input).relu()
 
 
 HOOKED = Named(2, 3, 5)
 HOOKED.register_forward_hook(lambda *_: None)
 
-LISTED, APPLIED, HELD = (nn.Sequential(Named(2, 3, 5), nn.ReLU()) for _ in range(3))
+LISTED = nn.Sequential(Named(2, 3, 5), nn.ReLU())
 LISTED.order = [*LISTED]
-APPLIED.run = partial(nn.Module.__call__, APPLIED[0])
-HELD.wrapper = SimpleNamespace(layer=HELD[0])
 
 PATCHED = Named(2, 3, 5)
 PATCHED.forward = PATCHED.dense_weight
@@ -72,7 +67,28 @@ test_to_dense = refusals(
     (OwnSparse(2, 3, 5).to_dense, NotImplementedError, "this OwnSparse"),
     (PATCHED.to_dense, NotImplementedError, "this Named"),
     (lambda: to_dense(LISTED), ValueError, "Sequential.order"),
-    (lambda: to_dense(APPLIED), ValueError, "Sequential.run"),
-    (lambda: to_dense(HELD), ValueError, "Sequential.wrapper"),
     (lambda: to_dense(nn.Sequential(HOOKED)), ValueError, "'0' has hooks"),
+)
+
+
+class Never(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = SparseConv1d(3, 4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+LAYER = SparseConv1d(3, 4, 5)
+META = SparseConv1d(3, 4, 5, device="meta")
+
+test_profile = refusals(
+    (lambda: profile(SparseConv1d, X), TypeError, "nn.Module"),
+    (lambda: profile(nn.Conv1d(3, 4, 5), X), ValueError, "a SparseConv1d"),
+    (lambda: profile(LAYER, [X]), TypeError, "example_input"),
+    (lambda: profile(Never(), X), ValueError, "none of the model's sparse layers (conv)"),
+    (lambda: profile(META, X), NotImplementedError, "on meta"),
+    (lambda: profile(nn.Sequential(OwnSparse(3, 4, 5)), X), NotImplementedError, "this OwnSparse"),
+    (lambda: profile(LAYER, X, rounds=5), ValueError, "rounds"),
 )
