@@ -104,7 +104,7 @@ def test_scores_that_saturate(ending: list[nn.Module], tmp_path: Path) -> None:
         assert np.abs(made.run(X.numpy())).max() == quantize.LIMIT
 
 
-@pytest.mark.parametrize("scale", [1e-30, 1e-13, 1e-11, 1.0, 1e10, 1e20, 1e30])
+@pytest.mark.parametrize("scale", [1e-30, 1e-11, 1.0, 1e20])
 def test_every_scale_is_as_good(scale: float, tmp_path: Path) -> None:
     """Scaling by a power of two changes no integer."""
     torch.manual_seed(0)

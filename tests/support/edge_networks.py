@@ -12,7 +12,7 @@ from torch.nn.utils import parametrizations, prune
 
 import sparseconv as sc
 from sparseconv import SparseConv1d, models
-from sparseconv.edge.layers import Array, scores_and_bound
+from sparseconv.edge.layers import Array, Network, scores_and_bound
 from sparseconv.edge.lowering import lower
 from sparseconv.nn.modules import deepcopy_model
 
@@ -29,11 +29,6 @@ def _conv(**options: object) -> nn.Sequential:
     second = SparseConv1d(6, 8 - 8 % groups, 5, density=0.4, **options)
     return nn.Sequential(first, nn.ReLU(), second, nn.BatchNorm1d(second.out_channels), nn.ReLU(),
                          *_head(second.out_channels))  # fmt: skip
-
-
-def _dense(**options: object) -> nn.Sequential:
-    conv = nn.Conv1d(CHANNELS, 6, 5, **options)  # type: ignore[arg-type]
-    return nn.Sequential(conv, nn.BatchNorm1d(6), *_head(6), nn.LogSoftmax(1))
 
 
 def _pruned() -> nn.Sequential:
@@ -61,8 +56,8 @@ def _long_gaps() -> nn.Sequential:
     return nn.Sequential(nn.Conv1d(CHANNELS, 40, 1), wide, *_head(5))
 
 
-def _dsn(**options: object) -> models.DSN:
-    return models.DSN(CHANNELS, 4, nf=5, kernel_size=9, depth=3, **options)  # type: ignore[arg-type]
+def _dsn() -> models.DSN:
+    return models.DSN(CHANNELS, 4, nf=5, kernel_size=9, depth=3)
 
 
 class Causal(nn.Conv1d):
@@ -199,19 +194,14 @@ class Viewed(nn.Module):
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "dsn": _dsn,
-    "dsn_centred_replicate": lambda: _dsn(padding="centred-replicate"),
     "dsn_optimized": lambda: sc.optimize_for_inference(_dsn()),
-    "dsn_to_dense": lambda: sc.to_dense(_dsn()),
     "viewed": Viewed,
     "positions": Positions,
-    "no_padding": lambda: _conv(),
     "stride": lambda: _conv(stride=3, padding=2),
     "dilation": lambda: _conv(dilation=3, padding="same"),
     "groups": lambda: _conv(groups=2, padding=2),
     "reflect": lambda: _conv(padding=4, padding_mode="reflect"),
     "circular": lambda: _conv(padding=4, padding_mode="circular"),
-    "dense": lambda: _dense(padding=2),
-    "depthwise": lambda: nn.Sequential(nn.Conv1d(3, 6, 3, groups=3), nn.ReLU(), *_head(6)),
     "blocks": lambda: nn.Sequential(  # a smaller last block; groups; distances beyond a byte
         nn.Conv1d(CHANNELS, 47, 1),
         SparseConv1d(47, 47, 13, density=0.15, block=16, padding=6), nn.BatchNorm1d(47), nn.ReLU(),
@@ -222,7 +212,6 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "long_gaps": _long_gaps,
     "empty": lambda: nn.Sequential(SparseConv1d(3, 5, 5, density=0.0), *_head(5)),
     "norm_first": lambda: nn.Sequential(nn.BatchNorm1d(3), nn.ReLU(), *_head(3), nn.Softmax(1)),
-    "relu_first": lambda: nn.Sequential(nn.ReLU(), nn.Identity(), *_head(3), nn.LogSoftmax(-1)),
     "norm_after_relu": lambda: nn.Sequential(
         SparseConv1d(3, 4, 3), nn.ReLU(), nn.BatchNorm1d(4), nn.Dropout(), *_head(4)
     ),
@@ -236,7 +225,6 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
         SparseConv1d(3, 4, 3), nn.AdaptiveAvgPool1d(7), nn.Conv1d(4, 2, 3), nn.Flatten(),
         nn.Linear(10, 3),
     ),
-    "more_bins": lambda: nn.Sequential(nn.AdaptiveAvgPool1d(50), nn.ReLU(), *_head(3)),
     "pooled_conv": lambda: nn.Sequential(
         nn.AdaptiveAvgPool1d(9), nn.Conv1d(3, 5, 1), nn.AdaptiveAvgPool1d(1), nn.ReLU(),
         nn.Flatten(),
@@ -295,11 +283,14 @@ def series(
     return torch.randn(n_cases, channels, length, generator=torch.Generator().manual_seed(seed))
 
 
-def expected(model: nn.Module, X: torch.Tensor) -> tuple[Array, Array]:
+def expected(
+    model: nn.Module, X: torch.Tensor, lowered: Network | None = None
+) -> tuple[Array, Array]:
     """PyTorch's scores in float64, and how far those of a float32 program may be from each."""
     with torch.no_grad():
         exact: Array = deepcopy_model(model).double()(X.double()).numpy()
-    found, bound = scores_and_bound(lower(deepcopy_model(model), *X.shape[1:]), X.numpy())
+    lowered = lowered or lower(deepcopy_model(model), *X.shape[1:])
+    found, bound = scores_and_bound(lowered, X.numpy())
     # Both are in float64, in another order.
     assert (np.abs(found - exact) <= 2.0**-20 * bound).all()
     return exact, bound
