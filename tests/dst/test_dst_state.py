@@ -160,6 +160,7 @@ def test_another_state_of_the_optimizer_is_checked_again() -> None:
         dst.step()
 
 
+@pytest.mark.tool("torch.optim.lr_scheduler", "works")
 def test_a_scheduler_is_pickled_after_an_update_and_with_a_learning_rate_scheduler() -> None:
     layer = SparseConv1d(4, 8, 9, density=0.4)
     _, optimizer, dst = scheduled(layer, "Adam", end_step=99)

@@ -46,6 +46,7 @@ def classifier(kind: str = "rocket", **options: Any) -> POCKETClassifier:
 
 
 @pytest.mark.tool("aeon: check_estimator", "works", "all of its checks")
+@pytest.mark.tool("scikit-learn: clone, get_params, set_params, pickle", "works")
 @pytest.mark.parametrize("estimator", [DSNClassifier, POCKETClassifier, RocketTransformer])
 def test_check_estimator(estimator: Any) -> None:
     results = check_estimator(estimator, raise_exceptions=True, verbose=False)

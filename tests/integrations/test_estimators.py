@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import pickle
 from typing import Any
 
 import numpy as np
@@ -14,7 +12,6 @@ pytest.importorskip("aeon", reason="aeon is not installed")
 from aeon.datasets import load_classification
 from aeon.pipeline import make_pipeline
 from aeon.transformations.collection import Normalizer
-from sklearn.base import clone
 from sklearn.ensemble import VotingClassifier
 from sklearn.metrics import accuracy_score
 from sklearn.model_selection import (
@@ -48,20 +45,6 @@ def pocket(**options: Any) -> POCKETClassifier:
 
 
 BOTH = pytest.mark.parametrize("make", [classifier, pocket])
-
-
-@BOTH
-@pytest.mark.tool("scikit-learn: clone, get_params, set_params, pickle", "works")
-def test_clone_and_parameters(make: Any) -> None:
-    X, y = data()
-    fitted = make().fit(X, y)
-    twin = clone(fitted)
-    assert twin.get_params() == fitted.get_params()
-    assert not hasattr(twin, "model_")
-    assert np.array_equal(twin.fit(X, y).predict_proba(X), fitted.predict_proba(X))
-    for copied in (copy.deepcopy(fitted), pickle.loads(pickle.dumps(fitted))):
-        assert np.array_equal(copied.predict_proba(X), fitted.predict_proba(X))
-    assert twin.set_params(random_state=1).fit(X, y).model_ is not fitted.model_
 
 
 @BOTH

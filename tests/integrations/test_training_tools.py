@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import copy
-import itertools
 
 import pytest
 import torch
 from dst_runs import batches, scheduled, sparse_layers, train_step, two_layers
 from tiny import same
 from torch import nn
-from torch.optim import lr_scheduler as schedules
 
 from sparseconv import DSTScheduler, SparseConv1d
 
@@ -29,24 +27,6 @@ def test_optimizers_whose_state_cannot_follow_a_pattern() -> None:
             torch.optim.Muon(model.parameters())
     with pytest.raises(RuntimeError, match="dense gradients"):
         train_step(model, torch.optim.SparseAdam(model.parameters()), next(batches()))
-
-
-@pytest.mark.tool("torch.optim.lr_scheduler", "works")
-def test_learning_rates_are_those_of_a_run_without_updates() -> None:
-    runs = []
-    for grow in ("static", "random"):
-        settings = {"update_every": 2, "end_step": 20, "grow": grow}
-        model, optimizer, dst = scheduled(two_layers(), "Adam", **settings)
-        schedule, rates = schedules.OneCycleLR(optimizer, 1e-2, total_steps=20), []
-        for x in itertools.islice(batches(), 10):
-            train_step(model, optimizer, x)
-            dst.step()
-            schedule.step()
-            rates.append(optimizer.param_groups[0]["lr"])
-        runs.append(rates)
-    assert runs[0] == runs[1]
-    assert len({*rates}) == 10
-    assert dst.updates == 5
 
 
 @pytest.mark.tool("gradient accumulation", "works")
