@@ -6,6 +6,7 @@ filled with NaN throughout, so an element that no kernel wrote shows.
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import replace
 
@@ -39,7 +40,7 @@ DSN_LIKE = Case(2, 2, 3, 39, 130, padding=(0, 38), padding_mode="replicate", pat
 @pytest.mark.parametrize("seed", range(40))
 def test_random_cases_within_the_computed_bound(seed, engines, campaign, count_cases):
     rng, counted = random.Random(seed), 0
-    while counted < campaign(30, 5000):
+    while counted < campaign(20, 5000):
         case = random_case(rng)
         check(case, engines)
         counted += case.n > 0 and case.make_pattern().nnz > 0  # others compute nothing
@@ -185,7 +186,7 @@ def test_bits_do_not_depend_on_threads_batch_or_isa(geometry, dtype, engines, co
     tensors = case.tensors()
     reversed_batch = tensors._replace(input=tensors.input.flip(0), grad=tensors.grad.flip(0))
     per_sample, weights = set(), {}
-    for count in (1, 2, 3, 7):
+    for count in (1, 2, 7):
         with threads(count):
             for engine in engines():
                 for n in (1, 2, 7, 16, 16):  # the whole batch twice: runs do not differ either
@@ -220,7 +221,8 @@ def test_nan_and_inf_travel_along_active_weights_only(special, mode, engines, co
         case = Case(1, 2, 4, 3, *series, 1, mode, dtype, pattern, density=0.4)
         plain = case.tensors()
         ones = Tensors(*(torch.ones_like(t) for t in plain))._replace(bias=None)
-        check_special_input(case, special, engines)
+        # Infinity takes the way of NaN, which stands at every position.
+        check_special_input(case, special, engines, every=1 if math.isnan(special) else 3)
         for at, kernel in enumerate(case.make_pattern().positions() // case.kernel_size):
             values, mark = marked(plain.values, at, special)
             o, c = divmod(int(kernel), case.in_channels)

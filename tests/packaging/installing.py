@@ -5,25 +5,18 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[2]
+from child import ROOT, run
+
 CHECK = Path(__file__).with_name("installed_check.py")
 # What lies in a working tree and in no release.
 NOT_SOURCES = (
     ".*", "build", "dist", "site", "runs", "demo", "*.egg-info", "*.so", "__pycache__"
 )  # fmt: skip
-
-
-def run(command: Sequence[str | Path], **options: Any) -> str:
-    """Run a command to its end; what it printed. A failure shows all of it."""
-    done = subprocess.run(command, capture_output=True, text=True, check=False, **options)
-    assert done.returncode == 0, f"{command}\n{done.stdout[-4000:]}\n{done.stderr[-8000:]}"
-    return done.stdout + done.stderr
 
 
 # Builds both archives in the folder that it is given, from the source tree that it runs in; the

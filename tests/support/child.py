@@ -7,7 +7,7 @@ import os
 import resource
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,13 @@ PYTHONPATH = os.pathsep.join(
     map(str, (ROOT, *sorted({path.parent for path in TESTS.rglob("*.py")})))
 )
 CLEAR = (ValueError, TypeError, RuntimeError, NotImplementedError)
+
+
+def run(command: Sequence[Any], **options: Any) -> str:
+    """Run a command to its end; what it printed. A failure shows all of it."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False, **options)
+    assert done.returncode == 0, f"{command}\n{done.stdout[-4000:]}\n{done.stderr[-8000:]}"
+    return done.stdout + done.stderr
 
 
 def run_child(script: str, *arguments: object, environment: Mapping[str, str] | None = None) -> Any:

@@ -29,7 +29,7 @@ SANITIZE = "-fsanitize=address,undefined -fno-sanitize=vptr"
 @pytest.mark.promise("P6")
 def test_inputs_flush_against_guard_pages(campaign: Any, count_cases: Any) -> None:
     # Fresh memory holds junk, so a result made of unwritten memory shows.
-    found = run_child("guarded", 0, campaign(30, 5_000), environment={"MALLOC_PERTURB_": "85"})
+    found = run_child("guarded", 0, campaign(16, 5_000), environment={"MALLOC_PERTURB_": "85"})
     assert found["faults"] == []
     count_cases(found["calls"])
 

@@ -10,13 +10,12 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from child import PYTHONPATH, ROOT, preloaded
+from child import PYTHONPATH, ROOT, preloaded, run
 
 from sparseconv import KernelCSR
 from sparseconv.core.geometry import Geometry
@@ -45,12 +44,6 @@ def readable(symbol: str) -> str:
     return " ".join(filter(None, kind.groups()))
 
 
-def run(command: Sequence[Any]) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout + done.stderr
-
-
 @pytest.mark.campaign("compiles and emulates for minutes")
 @pytest.mark.promise("P1")
 def test_emulated(tmp_path: Path, count_cases: Any) -> None:
@@ -74,12 +67,9 @@ def test_emulated(tmp_path: Path, count_cases: Any) -> None:
         "sys.exit(pytest.main(sys.argv[1:]))"
     )
     environment = {"EMULATED_CUDA": str(library), "PYTHONPATH": PYTHONPATH, **preloaded(COMPILER)}
-    done = subprocess.run(
-        [sys.executable, "-c", without_extension, HERE / "cuda_cases.py"],
-        cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    count_cases(int(re.findall(r"cases executed: (\d+)", done.stdout)[0]))
+    command = [sys.executable, "-c", without_extension, HERE / "cuda_cases.py"]
+    said = run(command, cwd=ROOT, env={**os.environ, **environment})
+    count_cases(int(re.findall(r"cases executed: (\d+)", said)[0]))
 
 
 @pytest.mark.parametrize("seed", range(30))

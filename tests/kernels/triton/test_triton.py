@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 import sys
 from importlib import import_module
 from importlib.metadata import version
@@ -14,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from block_cases import BlockCase
+from child import run
 from packaging.version import Version
 
 import sparseconv as sc
@@ -53,16 +53,11 @@ def test_interpreted(name, pytestconfig, count_cases):
     """The cases of another file, in a process whose Triton interprets."""
     files = [str(HERE / name)]
     long = ["--campaign", f"--share={pytestconfig.getoption('--share')}"]
-    done = subprocess.run(
+    said = run(
         [sys.executable, "-m", "pytest", *long * pytestconfig.getoption("--campaign"), *files],
-        env=os.environ | {"TRITON_INTERPRET": "1"},
-        cwd=HERE.parents[2],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    count_cases(int(re.findall(r"cases executed: (\d+)", done.stdout)[0]))
+        env=os.environ | {"TRITON_INTERPRET": "1"}, cwd=HERE.parents[2],
+    )  # fmt: skip
+    count_cases(int(re.findall(r"cases executed: (\d+)", said)[0]))
 
 
 class Recorder:
@@ -151,12 +146,7 @@ def test_compiled_ahead_of_time(case, dtype, capability, monkeypatch, tmp_path, 
             binary = recorder.compiled(GPUTarget("cuda", capability, 32), args, options)
             path = tmp_path / "kernel.cubin"
             path.write_bytes(binary.asm["cubin"])
-            report = subprocess.run(
-                [knobs.nvidia.cuobjdump.path, "-res-usage", path],
-                capture_output=True,
-                text=True,
-                check=True,
-            ).stdout
+            report = run([knobs.nvidia.cuobjdump.path, "-res-usage", path])
             used = {k: int(v) for k, v in re.findall(r"(REG|STACK|LOCAL|SHARED):(\d+)", report)}
             print(f"sm_{capability} {name} {dtype}: {used}")
             assert used["STACK"] == used["LOCAL"] == 0, f"{name} spills: {report}"

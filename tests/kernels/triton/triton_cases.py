@@ -27,14 +27,13 @@ from any_kernels import (
 from engines import Engine, check, compute, expected
 from layouts import LAYOUTS
 from refusals import refuses
-from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from transposed_cases import check as check_transposed
 from transposed_cases import random_transposed
 
 from sparseconv import KernelCSR, sparse_conv1d
 from sparseconv.core.geometry import Geometry
-from sparseconv.ops import gpu_plans, triton
+from sparseconv.ops import triton
 from sparseconv.ops.flops import teach_counters
 from sparseconv.ops.schemas import KERNELS
 from sparseconv.ops.triton import launch
@@ -166,27 +165,6 @@ def test_ops_are_what_their_schemas_say():
         with FlopCounterMode(display=False) as counter:
             op(*args)
         assert counter.get_total_flops() == 2 * 6 * 2 * grad.shape[2]
-
-
-def plans(pattern: KernelCSR, g: Geometry) -> list[Tensor]:
-    arrays = pattern.crow_indices, pattern.col_indices
-    runs = gpu_plans.triton_wgrad(*arrays, g)
-    return [*runs, *gpu_plans.triton_fprop(*arrays, g), *gpu_plans.triton_dgrad(*arrays, g)]
-
-
-def test_plans_have_one_size_for_each_nnz():
-    """So a pattern that changes while a network trains leaves every grid as it is."""
-    geometry = Geometry.of((7, 5, 9), 2, (0, 0), 1, 1, "zeros")
-    generator = torch.Generator().manual_seed(0)
-    uneven = KernelCSR.from_positions(torch.arange(60), geometry.shape)
-    shapes = set()
-    for pattern in (uneven, *(KernelCSR.random(geometry.shape, 60, generator=generator),) * 3):
-        found = plans(pattern, geometry)
-        shapes.add(tuple(t.shape for t in found))
-        taken = [e for _, begin, end in found[0].tolist() for e in range(begin, end)]
-        assert taken == list(range(60)), "each entry in one run"
-        assert all(a is b for a, b in zip(found, plans(pattern, geometry), strict=True))
-    assert len(shapes) == 1
 
 
 def test_too_long_a_series_is_refused():
