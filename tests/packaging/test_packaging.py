@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 import tarfile
 import tomllib
@@ -75,16 +73,6 @@ def test_the_wheel_holds_the_package_alone(built: tuple[Path, str]) -> None:
     assert set(metadata.get_all("Provides-Extra", [])) == set(project["optional-dependencies"])
 
 
-def test_bench_says_where_its_code_is(installed: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "sparseconv", "bench", "--suites", "layer"]
-    env = os.environ | {"PYTHONPATH": str(installed)}
-    done = subprocess.run(
-        command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False
-    )
-    assert (done.returncode, done.stdout) == (2, "")
-    assert str(installed) in done.stderr
-
-
 def test_without_a_compiler_the_reference_runs_and_says_so_once(
     installed: Path, tmp_path: Path, count_cases: Any
 ) -> None:
@@ -98,5 +86,7 @@ def test_without_a_compiler_the_reference_runs_and_says_so_once(
     assert result["isas"] == [None]
     assert [text.startswith(SLOWLY) for text in result["warnings"]] == [True]
     assert "pip install --no-build-isolation" in result["warnings"][0]
-    assert result["backends"]["reference"] == "available"
+    assert result["backends"].pop("reference") == "available"
+    for name, state in result["backends"].items():
+        assert "cannot be loaded" in state, name
     assert not {*extras} & {*result["imported"]}
