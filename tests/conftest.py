@@ -11,6 +11,7 @@ import pytest
 import torch
 from engines import ISAS, TWINS, UNITS, Engine, Engines, on_gpu
 
+from sparseconv.measure.machine import threads
 from sparseconv.ops.backends import extension
 
 # Programs, what only mypy reads, and what test_cuda.py and test_triton.py run in another process.
@@ -45,6 +46,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             reason = f"only in campaigns (see the Makefile): {mark.args[0]}"
             item.add_marker(pytest.mark.skip(reason=reason))
         promises.note_markers(item)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Small tensors only: threads would wait for each other, and for those of other tests."""
+    with threads(1):
+        yield
 
 
 @pytest.fixture

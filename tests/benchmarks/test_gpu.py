@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from one_thread import one_thread  # noqa: F401 (a fixture of every test here)
 
 from benchmarks.bench.run import COMPUTATIONS
 from benchmarks.gpu import __main__ as gpu

@@ -101,12 +101,18 @@ def test_an_unfinished_run(
         assert capsys.readouterr().err == f"warning: {path} is unfinished: {said}"
     assert main(["profile", str(home / "run"), "--inference", "--quiet"]) == 0
     assert capsys.readouterr().err == ""
+    kept = checkpoint.load(run / "checkpoint.pt")["history"]
+    best = min(reversed(kept), key=lambda row: row["train_loss"])["epoch"]
+    assert (sc.load_run(run).epoch, sc.load_run(run).epochs_done) == (best, 2)
     config = json.loads((run / "config.json").read_text())
     kept = {"criterion": "WHC", "filters": {f"blocks.{i}.conv": list(range(9)) for i in (0, 1)}}
     (run / "config.json").write_text(json.dumps(config | {"pruning": kept}))
     assert "2 of 6 epochs have been trained; `prune` cannot resume it; prune again\n" in command(
         "info", run
     )
+    (run / "checkpoint.pt").unlink()
+    with pytest.raises(ValueError, match=r"checkpoint\.pt does not exist.*--resume"):
+        sc.load_run(run)
 
 
 def test_data_that_moved(home: Path, tmp_path: Path, refused: Any) -> None:

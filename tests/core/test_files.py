@@ -13,7 +13,6 @@ import pytest
 from sparseconv.core.files import (
     check_writable,
     ctrl_c_waits,
-    locked,
     replacing,
     write_folder,
     write_whole,
@@ -80,17 +79,6 @@ def test_what_a_full_disk_says(late: bool, tmp_path: Path) -> None:
     assert error.value.errno == errno.ENOSPC
     with pytest.raises(RuntimeError, match="another"), replacing(path):
         raise RuntimeError("another")
-
-
-def test_a_lock_is_of_one_thread_and_leaves_nothing(tmp_path: Path) -> None:
-    path = tmp_path / "lock"
-    path.touch()  # by a process that was killed
-    with locked(path, "busy"), locked(path, "busy"):
-        assert path.exists()
-    assert not path.exists()
-    with pytest.raises(KeyboardInterrupt), locked(path):
-        raise KeyboardInterrupt
-    assert not path.exists()
 
 
 def test_a_folder_is_written_as_a_whole(tmp_path: Path) -> None:

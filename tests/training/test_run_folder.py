@@ -77,20 +77,6 @@ def test_the_network_of_the_best_epoch_and_its_labels(finished: Path) -> None:
     assert run.predict(np.tile(data.X_test, 2)).shape == predicted.shape, "of another length"
 
 
-def test_an_unfinished_run(copied: Path) -> None:
-    """The best epoch so far; before the first there is none."""
-    content = checkpoint.load(copied / "checkpoint.pt")
-    kept = content["history"][:3]
-    best = min(reversed(kept), key=lambda row: row["train_loss"])
-    content |= {"history": kept, "best": content["best"] | {"epoch": best["epoch"]}}
-    checkpoint.save(copied / "checkpoint.pt", content)
-    run = sc.load_run(copied)
-    assert (run.epoch, run.epochs_done) == (best["epoch"], 3)
-    (copied / "checkpoint.pt").unlink()
-    with pytest.raises(ValueError, match=r"checkpoint\.pt does not exist.*--resume"):
-        sc.load_run(copied)
-
-
 def test_missing_values_as_in_training(copied: Path) -> None:
     X = datasets.load(write_data(copied.parent)).X_test
     X[0, 0, 3] = np.nan
