@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import io
+import itertools
 from typing import Any
 
 import pytest
@@ -90,16 +91,19 @@ def test_they_end_as_those_of_a_cpu(build: Any, grow: str, request: Any) -> None
 @pytest.mark.parametrize("grow", ["random", "gradient"])
 def test_the_cpu_waits_for_none(build: Any, grow: str, on_gpu: pytest.MonkeyPatch) -> None:
     model, _, optimizer, dst = trained(build, grow)
-    train_step(model, optimizer, next(batches(seed=2)))
-    before = [layer.pattern for layer in sparse_layers(model)]
-    assert all(pattern.only_on_gpu for pattern in before)
-    with on_gpu.context() as patch, NeverWaits():
-        patch.setattr(PatternArrays, "_read", lambda self: pytest.fail("an update was read"))
-        assert dst.step()
-    after = [layer.pattern for layer in sparse_layers(model)]
-    assert all(a != b for a, b in zip(after, before, strict=True))
+    held = [[layer.pattern for layer in sparse_layers(model)]]
+    for largest in (replayed.LARGEST, 0):  # by a graph, and without one
+        train_step(model, optimizer, next(batches(seed=largest)))
+        assert all(pattern.only_on_gpu for pattern in held[-1])
+        with on_gpu.context() as patch, NeverWaits():
+            patch.setattr(replayed, "LARGEST", largest)
+            patch.setattr(PatternArrays, "_read", lambda self: pytest.fail("an update was read"))
+            assert dst.step()
+        held.append([layer.pattern for layer in sparse_layers(model)])
+    for patterns in zip(*held, strict=True):
+        assert all(a != b for a, b in itertools.pairwise(patterns))
     with NeverWaits(), pytest.raises(AssertionError, match="waits"):
-        before[0].to_mask().nonzero()
+        held[0][0].to_mask().nonzero()
 
 
 def test_each_layer_is_captured_once_and_again_when_it_is_another(
