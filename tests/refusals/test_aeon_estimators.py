@@ -75,8 +75,10 @@ test_aeon_estimators = refusals(
     (lambda: fit(keep=35), ValueError, "keep"),
     (lambda: fit(k="auto"), TypeError, "k must be a number"),
     (lambda: fit(k=0), ValueError, "k must be positive"),
+    (lambda: fit(k=np.inf), ValueError, "k must be positive"),
     (lambda: fit(keep="cv", y=np.arange(12)), ValueError, "pass keep and k as numbers"),
     (lambda: fit(HOLE), ValueError, "finite values in X, but 12 of 720"),
+    (lambda: fit(np.full_like(X, np.inf)), ValueError, "finite values in X"),
     (lambda: fit(X[:, :, :10]), ValueError, "at least 11 time points"),
     (lambda: fit(refit="no"), TypeError, "refit"),
     (lambda: fit(random_state=-1), ValueError, "Seed"),
@@ -100,5 +102,6 @@ test_aeon_estimators = refusals(
     (pruned(head_of(MaxAbsScaler(), "standardscaler")), NotImplementedError, "MaxAbsScaler()"),
     (lambda: fit(class_weight={7: 2.0}), ValueError, "class_weight"),
     (lambda: fit(class_weight={0: 1, 1: 0}), ValueError, "class_weight"),
+    (lambda: fit(class_weight={0: -2, 1: 1}), ValueError, "class_weight"),
     (lambda: POCKETClassifier().decision_function(X), ValueError, "has not been fitted yet"),
 )

@@ -72,6 +72,7 @@ test_load_dataset = refusals(
     (lambda: lines("label,t0\n1,2"), ValueError, "'t0'"),
     (lambda: lines("1,2,3\n2,4"), ValueError, "the number of columns changed"),
     (lambda: lines("1,2\n?,4"), ValueError, "some labels are missing"),
+    (lambda: lines("1,2\nNaN,4"), ValueError, "some labels are missing"),
     (lambda: lines("1,2\n2,?"), ValueError, "1 of 2 are missing"),
     (lambda: lines("1\n2"), ValueError, "shape (2, 1, 0)"),
     (lambda: lines("caf\udce9,2"), ValueError, "UTF-8"),
