@@ -129,13 +129,7 @@ def for_each_sample(layer: SparseConv1d, x: Tensor) -> list[Loss]:
     return one_series_in_place(layer, x)
 
 
-TRAININGS = (
-    accumulated,
-    one_series_in_place,
-    within_checkpoints,
-    in_a_block,
-    for_each_sample,
-)
+TRAININGS = (accumulated, one_series_in_place, within_checkpoints, in_a_block, for_each_sample)
 
 
 @pytest.mark.parametrize("block", [1, 2])

@@ -22,13 +22,8 @@ from sparseconv.edge import lowering, quantize, storage
 
 WEIGHTS = ("float32", "int8")
 ALLOWED = {"expf", "logf", "erff"}
-FEW = (
-    "dsn",
-    "reflect",
-    "ends_with_bins",
-    "long_gaps",
-    "everything",
-)  # together they have all that there is
+# Together they have all that there is.
+FEW = ("dsn", "reflect", "ends_with_bins", "long_gaps", "everything")
 
 
 def export(name: str, folder: Path, weights: str, program: str = "net") -> Path:

@@ -44,9 +44,7 @@ each_average = pytest.mark.parametrize(
     "EMA by a loop over state_dict()", "works", "DSTScheduler(averages=[...]) moves it"
 )
 @each_average
-@pytest.mark.parametrize(
-    ("grow", "make"), [("random", two_layers), ("gradient", two_layers), ("gradient", in_blocks)]
-)
+@pytest.mark.parametrize(("grow", "make"), [("random", two_layers), ("gradient", in_blocks)])
 def test_the_average_follows_the_pattern(
     name: str, use_buffers: bool, grow: str, make: Callable[..., nn.Sequential]
 ) -> None:
