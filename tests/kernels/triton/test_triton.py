@@ -48,10 +48,9 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.mark.promise("P1")
 @needs_interpreter
-@pytest.mark.parametrize("name", ["triton_cases.py", "test_triton_blocks.py"])
-def test_interpreted(name, pytestconfig, count_cases):
-    """The cases of another file, in a process whose Triton interprets."""
-    files = [str(HERE / name)]
+def test_interpreted(pytestconfig, count_cases):
+    """The cases of other files, in a process whose Triton interprets."""
+    files = [str(HERE / name) for name in ("triton_cases.py", "test_triton_blocks.py")]
     long = ["--campaign", f"--share={pytestconfig.getoption('--share')}"]
     said = run(
         [sys.executable, "-m", "pytest", *long * pytestconfig.getoption("--campaign"), *files],

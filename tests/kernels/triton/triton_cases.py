@@ -63,7 +63,7 @@ def small_case(rng: random.Random, draw: Callable[..., Case] = random_case, **fi
 
 @pytest.mark.parametrize("seed", range(3))
 def test_random_cases_within_the_computed_bound(seed, engines, campaign, count_cases):
-    rng, cases = random.Random(seed), campaign(4, 70)
+    rng, cases = random.Random(seed), campaign(3, 70)
     for _ in range(cases):
         check(small_case(rng), engines)
     count_cases(cases)
@@ -71,7 +71,7 @@ def test_random_cases_within_the_computed_bound(seed, engines, campaign, count_c
 
 @pytest.mark.parametrize("seed", range(2))
 def test_transposed_within_the_computed_bound(seed, engines, campaign, count_cases):
-    rng, cases = random.Random(seed), campaign(4, 70)
+    rng, cases = random.Random(seed), campaign(3, 70)
     for _ in range(cases):
         check_transposed(small_case(rng, random_transposed, bias=True), engines)
     count_cases(cases)
