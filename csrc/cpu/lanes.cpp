@@ -2,10 +2,9 @@
 
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
-#include <ATen/ops/ones.h>
 
 #include <algorithm>
-#include <limits>
+#include <cstring>
 
 #include "../checks.h"
 #include "fused.h"
@@ -187,14 +186,14 @@ class Lanes final : public KernelOrder {
     Tensor output = multiply(input, wide ? transposed<double>(weight) : transposed<float>(weight),
                              weight.size(0));
     if (bias) {
-      output.addcmul_(samples(input.options()), bias->view({-1, 1, 1, 1}));
+      output.add_(bias->view({-1, 1, 1, 1}));
     }
-    keep_idle_zero(output, weight, bias);
+    clear_idle(output);
     return output;
   }
   Tensor pointwise_dgrad(const Tensor& grad, const Tensor& weight) const override {
     Tensor output = multiply(grad, weight.contiguous(), weight.size(1));
-    keep_idle_zero(output, weight, std::nullopt);
+    clear_idle(output);
     return output;
   }
   Tensor pointwise_wgrad(const Tensor& grad, const Tensor& input, const Tensor&) const override {
@@ -273,16 +272,22 @@ class Lanes final : public KernelOrder {
   }
 
  private:
-  // 1 where a sample is, 0 where the order is idle: (1, groups, rows, lanes).
-  Tensor samples(const at::TensorOptions& options) const {
-    return enter(at::ones({order_.batch, 1, order_.length}, options));
-  }
-  // Idle positions hold zeros, of which weights that are not finite have made NaN.
-  void keep_idle_zero(Tensor& lanes,
-                      const Tensor& weight,
-                      const std::optional<Tensor>& bias) const {
-    if (!is_finite(weight) || (bias && !is_finite(*bias))) {
-      lanes.masked_fill_(samples(lanes.options()).eq(0), 0);
+  // Idle positions hold zeros, not a bias, nor what weights that are not finite have made of zeros.
+  void clear_idle(Tensor& lanes) const {
+    const int64_t used = order_.batch * order_.pieces, last = used % order_.lanes;
+    if (last > 0) {
+      lanes.select(1, order_.groups - 1).narrow(2, last, order_.lanes - last).zero_();
+    }
+    const auto size = static_cast<int64_t>(lanes.element_size());
+    char* data = static_cast<char*>(lanes.mutable_data_ptr());
+    for (int64_t c = 0; order_.idle > 0 && c < lanes.size(0); ++c) {
+      for (int64_t unit = 0; unit < used; unit += order_.pieces) {  // the first pieces
+        const int64_t group = c * order_.groups + unit / order_.lanes;
+        char* first = data + (group * order_.rows * order_.lanes + unit % order_.lanes) * size;
+        for (int64_t row = 0; row < order_.idle; ++row) {
+          std::memset(first + row * order_.lanes * size, 0, size);
+        }
+      }
     }
   }
 
@@ -293,26 +298,6 @@ class Lanes final : public KernelOrder {
 
 Tensor new_lanes(int64_t channels, const LaneOrder& order, const at::TensorOptions& options) {
   return at::empty({channels, order.groups, order.rows, order.lanes}, options);
-}
-
-bool is_finite(const Tensor& x) {
-  // The largest magnitude by its bits, in which infinities and NaN come after all numbers.
-  const auto largest = [n = x.numel()](const auto* bits, auto magnitude) {
-    auto most = *bits & 0;
-    for (int64_t i = 0; i < n; ++i) {
-      most = std::max(most, bits[i] & magnitude);
-    }
-    return most;
-  };
-  if (x.numel() == 0) {
-    return true;
-  }
-  const Tensor own = x.contiguous();
-  return x.scalar_type() == at::kDouble
-             ? largest(static_cast<const int64_t*>(own.const_data_ptr()),
-                       std::numeric_limits<int64_t>::max()) < int64_t{0x7FF} << 52
-             : largest(static_cast<const int32_t*>(own.const_data_ptr()),
-                       std::numeric_limits<int32_t>::max()) < int32_t{0xFF} << 23;
 }
 
 std::unique_ptr<KernelOrder> lanes_for(const LaneOrder& order) {

@@ -31,6 +31,4 @@ struct Detour {
   at::Tensor enter(const at::Tensor& x) const { return order ? order->enter(x) : x; }
 };
 
-bool is_finite(const at::Tensor& x);  // every element
-
 }  // namespace sparseconv

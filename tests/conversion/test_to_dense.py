@@ -76,8 +76,6 @@ def test_a_whole_dsn(padding: str) -> None:
     model = sc.models.DSN(3, 4, nf=4, kernel_size=9, depth=2, padding=padding).eval()
     dense = sc.to_dense(model)
     assert not any(isinstance(m, SparseConv1d) for m in dense.modules())
-    with pytest.raises(ValueError, match="SparseConv1d layers, but all were replaced"):
-        dense.cost(40)
     x = torch.randn(2, 3, 40)
     torch.testing.assert_close(dense(x), model(x))
 

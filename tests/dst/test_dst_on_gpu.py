@@ -97,7 +97,7 @@ def test_the_cpu_waits_for_none(build: Any, grow: str, on_gpu: pytest.MonkeyPatc
         assert all(pattern.only_on_gpu for pattern in held[-1])
         with on_gpu.context() as patch, NeverWaits():
             patch.setattr(replayed, "LARGEST", largest)
-            patch.setattr(PatternArrays, "_read", lambda self: pytest.fail("an update was read"))
+            patch.setattr(PatternArrays, "_on_cpu", lambda self: pytest.fail("it was read"))
             assert dst.step()
         held.append([layer.pattern for layer in sparse_layers(model)])
     for patterns in zip(*held, strict=True):

@@ -88,7 +88,7 @@ def lane_arguments(dtype: torch.dtype, n: int = 3, length: int = 21) -> dict[str
         "lanes_fold": (values, bias, pattern.crow_indices, inputs, scale, shift, mean, var, 1e-5),
         "lanes_max_pool": (x, 3, 1, *order),
         "lanes_max_pool_backward": (x, x, 3, 1, *order),
-        "lanes_resample": (x, 2, 1, 3, *order, 6),
+        "lanes_resample": (x, -1, 1, 3, *order, 6),
         "lanes_mean": (x, inputs, *order),
         "lanes_dropout": (x, 0.3, 2**40 + 5),
         "max_pool": (signal, 4, 3, 2),
