@@ -15,9 +15,9 @@ from sparseconv.compiler.choice import choose
 from sparseconv.compiler.inplace import make_functional
 from sparseconv.compiler.lowering import Lowering
 from sparseconv.compiler.report import GraphReport, remember
-from sparseconv.compiler.rules import rule_of
-from sparseconv.compiler.simplify import simplify, switches_gradients
-from sparseconv.compiler.steps import Outside, Step, is_signal, value_of
+from sparseconv.compiler.rules import mark_hidden, rule_of
+from sparseconv.compiler.simplify import simplify
+from sparseconv.compiler.steps import Outside, Step, is_signal, switches_gradients, value_of
 from sparseconv.ops.backends import extension
 
 
@@ -48,6 +48,7 @@ def lower(graph: Graph) -> GraphReport:
         report.outside["all"] = str(reason)
         return report
     simplify(graph)
+    mark_hidden(graph)
     steps: dict[Node, Step] = {}
     for node in graph.nodes:
         rule = rule_of(node)

@@ -42,8 +42,10 @@ def dropout(node: Any) -> Step:
 
 
 def prelu(node: Any) -> Step:
-    x, weight = node.args
+    given = named(node, "input weight")
+    x, weight = given["input"], given["weight"]
     require(is_signal(x), NOT_A_SIGNAL)
+    require(value_of(weight).dim() == 1, "its weight is a number")
     require(not in_rows(x), "it has no rule in rows")
     require_same_dtype(node, x, weight)
 

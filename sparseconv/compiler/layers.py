@@ -55,18 +55,20 @@ def _before_cast(node: Any) -> Any:
 def sparse(node: Any) -> Step:
     x, values, bias, crow, col, numbers, *relu = node.args
     require(is_signal(x), NOT_A_SIGNAL)
-    own = Geometry.from_numbers([int(number) for number in numbers])
+    require(all(isinstance(number, int) for number in numbers), "its geometry is traced")
+    own = Geometry.from_numbers(list(numbers))
     others = own.dilation * (own.kernel_size - 1)  # samples that an output reads, besides one
     whole = own
     if own.padding_mode == "zeros" and own.left + own.right < others:
         # It is computed for as long a series: samples before the first one stay unread.
+        require(isinstance(value_of(x).shape[2], int), "its length is dynamic, and changes")
         whole = own._replace(left=max(0, others - own.right))
     geometry = list(whole)
     assert extension is not None
     require(
         extension.keeps_order(whole),
-        "it lengthens series, has a stride, pads with other samples than the last, or is dilated "
-        "widely",
+        "it has a stride, lengthens series, or pads with other samples than zeros; replicated ends "
+        "have a rule where they keep the length",
     )
     require_same_dtype(node, x)
     if in_rows(x):

@@ -11,6 +11,8 @@ from torch.fx import Graph, Node
 from sparseconv.compiler.steps import Step, in_rows, value_of
 from sparseconv.ops.lanes import OPS
 
+MOST_UNREAD = 2  # times as long as its signal a tensor may be
+
 
 class Lowering:
     """Build what the nodes of ``steps`` become, and convert tensors at the borders.
@@ -46,7 +48,11 @@ class Lowering:
                 result = step.build(self)
                 if step.in_lanes:
                     batch, length = self.sizes(step.signals[0])
-                    self._stored[node] = result, batch, step.length or length
+                    length = step.length or length
+                    self._stored[node] = result, batch, length
+                    now = value_of(node).shape[2]
+                    if isinstance(length, int) and length > MOST_UNREAD * now:
+                        self._stored[node] = self._cropped(node)
                     if all(user in self._steps for user in node.users):
                         continue
                     channels = int(value_of(node).shape[1])

@@ -12,7 +12,7 @@ from torch.fx import Graph, Node
 from sparseconv.compiler.functions import prelu
 from sparseconv.compiler.rules import rule_of
 from sparseconv.compiler.samples import max_pool, pooling
-from sparseconv.compiler.steps import Outside, in_rows
+from sparseconv.compiler.steps import Outside, named, value_of
 from sparseconv.ops.lanes import OPS
 
 _NORM = OPS.lanes_norm.default
@@ -36,9 +36,10 @@ def replace_slow_gradients(graph: Graph) -> None:
         try:
             if rule is max_pool:
                 op, arguments = OPS.max_pool.default, pooling(node)
-            elif rule is prelu and not in_rows(node):
+            elif rule is prelu and value_of(node).is_contiguous():  # or strides would change
                 rule(node)
-                op, arguments = OPS.prelu.default, (*node.args, 1)
+                given = named(node, "input weight")
+                op, arguments = OPS.prelu.default, (given["input"], given["weight"], 1)
             else:
                 continue
         except Outside:

@@ -2,7 +2,8 @@
 
 Tensors of float32 and float64 are in lanes, those of bfloat16 in rows (``ops.lanes``). A rule gets
 a node of a graph of torch's functions, and returns a ``Step``, or raises ``Outside`` with the
-reason why the node has none. In lanes, outputs must hold zeros where the order is idle: the ops in
+reason why the node has none. In lanes, outputs must hold zeros where the order is idle, but any
+numbers may stand before a signal's first sample (``lowering.Lowering``): the ops in
 ``ops.lanes`` see to it, and other functions map zeros to zeros or are masked.
 """
 
@@ -13,7 +14,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch.fx import Node
+from torch.fx import Graph, Node
 
 from sparseconv.compiler import functions, layers, samples
 from sparseconv.compiler.costs import cost
@@ -26,6 +27,7 @@ from sparseconv.compiler.steps import (
     named,
     require,
     require_same_dtype,
+    switches_gradients,
     value_of,
 )
 from sparseconv.ops.lanes import OPS, PANEL
@@ -47,8 +49,10 @@ def _cat(node: Any) -> Step:
 
 
 def _narrow(node: Any) -> Step:
-    x, dim, start, length = node.args
+    given = named(node, "input dim start length")
+    x, dim, start, length = (given[name] for name in ("input", "dim", "start", "length"))
     require(is_signal(x), NOT_A_SIGNAL)
+    require(isinstance(start, int) and isinstance(length, int), "its length is dynamic")
     if dim in (2, -1):
         return samples.crop(x, start, length)
     require(dim == 1, "it does not select channels")
@@ -66,6 +70,7 @@ def _narrow(node: Any) -> Step:
 def _contiguous(node: Any) -> Step:
     x, *_ = node.args
     require(is_signal(x), NOT_A_SIGNAL)
+    require(not switches_gradients(node.graph), "parts of the graph run without gradients")
     return Step((x,), lambda lanes: lanes.of(x), (0.0, 0.0), exact=False)
 
 
@@ -107,3 +112,37 @@ METHODS: dict[Any, Callable[[Any], Step]] = {
 def rule_of(node: Node) -> Callable[[Any], Step] | None:
     """Return the rule for an operation, whether it fits or not."""
     return {"call_function": RULES, "call_method": METHODS}.get(node.op, {}).get(node.target)
+
+
+_OF_SINGLE_SAMPLES = {
+    *(_cat, _contiguous, layers.dense, functions.dropout, functions.prelu),
+    *(functions.elementwise, functions.elu, functions.glu, RULES[functions.gated_tanh]),
+}
+
+
+def mark_hidden(graph: Graph) -> None:
+    """Mark signals whose first samples come from a tensor of which only crops are read.
+
+    They may be NaN or infinite, and nothing in eager mode would show it. What other operations
+    read from the first sample on shows it anyway.
+    """
+    read_by_crops_only: set[Node] = set()
+    for node in reversed(graph.nodes):
+        alike = rule_of(node) in _OF_SINGLE_SAMPLES or node.target is torch.narrow
+        node.meta["alike"] = alike
+        if node.users and all(
+            _crops(user) or (user.meta["alike"] and user in read_by_crops_only)
+            for user in node.users
+        ):
+            read_by_crops_only.add(node)
+    for node in graph.nodes:
+        signals = filter(is_signal, node.all_input_nodes)
+        node.meta["hidden"] = (
+            any(x.meta["hidden"] for x in signals)
+            if node.meta["alike"]
+            else node in read_by_crops_only
+        )
+
+
+def _crops(node: Node) -> bool:
+    return node.target is torch.narrow and node.args[1] == 2 and node.args[2] != 0

@@ -17,6 +17,7 @@ from sparseconv.compiler.steps import (
     named,
     one,
     require,
+    switches_gradients,
     value_of,
 )
 from sparseconv.ops.backends import extension
@@ -82,8 +83,10 @@ def mean(node: Any) -> Step:
 
 def crop(x: Any, start: Any, length: Any) -> Step:
     size = value_of(x).shape[2]
-    require(all(isinstance(n, int) for n in (size, start, length)), "its length is dynamic")
-    if start + length == size:  # samples before the first one stay unread
+    require(isinstance(size, int), "its length is dynamic")
+    # Samples before the first one stay unread, which may not change what is seen of them.
+    seen = (start == 0 or not x.meta["hidden"]) and not switches_gradients(x.graph)
+    if start + length == size and seen:
         return Step((x,), lambda lanes: lanes.of(x), (0.0, 0.0), exact=False)
     return _resampled(x, "crop", length, start=start)
 
@@ -95,6 +98,7 @@ def pad(node: Any) -> Step:
     require(len(ends) == 2 and all(isinstance(n, int) for n in ends), "it pads other dimensions")
     zeros = given.get("mode", "constant") == "constant" and given.get("value") in (None, 0)
     require(zeros, "it does not pad with zeros")
+    require(min(ends) > -value_of(x).shape[2], "it crops all samples")
     return _resampled(x, "crop", int(value_of(x).shape[2]) + sum(ends), start=-ends[0])
 
 
@@ -114,8 +118,8 @@ def _resampled(
 def _require_whole_windows(x: Any, samples: int, window: int) -> None:
     """Require that each window of this number of samples is in one lane."""
     batch, _, length = value_of(x).shape
-    ints = is_signal(x) and all(isinstance(n, int) for n in (batch, length))
-    require(ints and samples > 1, NOT_A_SIGNAL)
+    require(all(isinstance(n, int) for n in (batch, length)), "its sizes are dynamic")
+    require(samples > 1, "one sample is not a series")
     assert extension is not None
     longer = batch, max(length, samples), value_of(x).dtype.itemsize, window, window
     require(in_rows(x) or extension.pools_in_lanes(*longer), "its windows are cut by lanes")
@@ -127,7 +131,8 @@ def upsample(node: Any) -> Step:
     x, factor = given["input"], one(given.get("scale_factor"))
     require(is_signal(x), NOT_A_SIGNAL)
     require(given.get("mode", "nearest") == "nearest", "it interpolates")
-    require(one(given.get("size")) is None and int(factor) == factor, "its factor is a fraction")
+    whole = one(given.get("size")) is None and isinstance(factor, int | float)
+    require(whole and int(factor) == factor, "its factor is a fraction, or not known")
     samples = value_of(x).shape[2] * int(factor)
     _require_whole_windows(x, samples, int(factor))
     return _resampled(x, "upsample", samples, repeat=int(factor))

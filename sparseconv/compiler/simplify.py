@@ -12,7 +12,14 @@ from torch.fx import Graph, Node
 from sparseconv.compiler.functions import gated_tanh
 from sparseconv.compiler.layers import dense
 from sparseconv.compiler.rules import rule_of
-from sparseconv.compiler.steps import Outside, is_signal, named, value_of
+from sparseconv.compiler.steps import (
+    Outside,
+    in_rows,
+    is_signal,
+    named,
+    switches_gradients,
+    value_of,
+)
 from sparseconv.core.geometry import PADDING_MODES, Geometry
 from sparseconv.ops.lanes import OPS
 
@@ -43,11 +50,6 @@ def simplify(graph: Graph) -> None:
     for rewrite in alone if switches_gradients(graph) else (*alone, *joins):
         for node in list(graph.nodes):
             rewrite(graph, node)
-
-
-def switches_gradients(graph: Graph) -> bool:
-    """Return whether parts run without gradients, so that not all operations can be joined."""
-    return any(node.target is torch._C._set_grad_enabled for node in graph.nodes)
 
 
 def _replace(graph: Graph, node: Node, by: Node) -> None:
@@ -87,8 +89,13 @@ def _parts_of_split(graph: Graph, node: Any) -> None:
 
 def _narrow(graph: Graph, node: Any) -> None:
     """Turn slicing of one dimension into ``narrow``."""
-    if node.target == "narrow" and is_signal(node) and node.args[1] > 0 and not node.kwargs:
-        _as_narrow(graph, node, *node.args[:3])
+    if node.target in ("narrow", torch.narrow) and is_signal(node):
+        given = named(node, "input dim start length")
+        x, dim, start = given["input"], given["dim"] % 3, given["start"]
+        if is_signal(x) and isinstance(start, int) and dim > 0:
+            size = value_of(x).shape[dim]
+            _as_narrow(graph, node, x, dim, start if start >= 0 else start + size)
+        return
     if node.target is not operator.getitem or not (is_signal(node.args[0]) and is_signal(node)):
         return
     x, index = node.args
@@ -108,13 +115,14 @@ def _narrow(graph: Graph, node: Any) -> None:
 
 def _gate(graph: Graph, node: Any) -> None:
     """Join the product of one half of the channels' tanh and the other's sigmoid."""
-    if node.target not in (operator.mul, torch.mul, "mul") or len(node.all_input_nodes) != 2:
+    product = node.target in (operator.mul, torch.mul, "mul") and is_signal(node)
+    if not product or len(node.all_input_nodes) != 2 or in_rows(node):
         return
     halves = {}
     for function in node.all_input_nodes:
         half, *others = function.all_input_nodes or (node,)
         alone = not others and len(function.users) == len(half.users) == 1
-        if alone and half.target is torch.narrow and half.args[1] == 1:
+        if alone and half.target is torch.narrow and half.args[1:2] == (1,):
             halves[getattr(function.target, "__name__", function.target)] = half.args
     if set(halves) != {"tanh", "sigmoid"}:
         return
@@ -134,7 +142,7 @@ def _gate(graph: Graph, node: Any) -> None:
 
 def _crop_after_conv(graph: Graph, node: Any) -> None:
     """Let a convolution pad less instead of computing samples that are cut off."""
-    if node.target is not torch.narrow or node.args[1] not in (2, -1):
+    if node.target is not torch.narrow or len(node.args) < 4 or node.args[1] != 2:
         return
     conv, _, start, length = node.args
     size = getattr(value_of(conv), "shape", (None,))[-1]

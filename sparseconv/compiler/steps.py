@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-from torch.fx import Node
+from torch.fx import Graph, Node
 
 from sparseconv.ops.backends import extension
 
@@ -37,7 +37,7 @@ class Step(NamedTuple):
         in_lanes: whether the result is in lanes; else it is what the node gave.
         length: of the result, where it changes.
         margin: padding that is read before or after a series.
-        exact: whether signals must hold nothing before their samples; see ``lowering.Lowering``.
+        exact: whether no samples may be stored before a signal's first one; see ``Lowering``.
     """
 
     signals: tuple[Node, ...]
@@ -72,6 +72,11 @@ def is_signal(node: Any) -> bool:
         and value.device.type == "cpu"
         and value.layout is torch.strided
     )
+
+
+def switches_gradients(graph: Graph) -> bool:
+    """Return whether parts run without gradients, so that not all operations can be joined."""
+    return any(node.target is torch._C._set_grad_enabled for node in graph.nodes)
 
 
 def one(value: Any) -> Any:

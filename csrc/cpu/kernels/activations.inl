@@ -5,14 +5,14 @@ template <typename T>
 struct Exponential;
 template <>
 struct Exponential<float> {
-  static constexpr int kTerms = 8, kMantissa = 23, kBias = 127;
-  static constexpr float kLargest = 88;       // exp of it, and of -88, are normal numbers
+  static constexpr int kTerms = 8, kMantissa = 23;
+  static constexpr float kLargest = 88;       // exp of it is finite
   static constexpr float kRounder = 0x3p22f;  // numbers near it are whole
   static constexpr float kLn2 = 0x1.62e43p-1f, kRestOfLn2 = -0x1.05c61p-29f;
 };
 template <>
 struct Exponential<double> {
-  static constexpr int kTerms = 14, kMantissa = 52, kBias = 1023;
+  static constexpr int kTerms = 14, kMantissa = 52;
   static constexpr double kLargest = 708;
   static constexpr double kRounder = 0x3p51;
   static constexpr double kLn2 = 0x1.62e42fefa39efp-1, kRestOfLn2 = 0x1.abc9e3b39803fp-56;
@@ -22,10 +22,17 @@ constexpr double inverse_factorial(int n) {
   return n < 2 ? 1 : inverse_factorial(n - 1) / n;
 }
 
-// exp(x) - 1, for x beyond +-kLargest as there. With x = k ln 2 + r, it is 2^k (exp(r) - 1) plus
-// 2^k - 1, and exp(r) - 1 is r's Taylor series: near 0 the relative error is small, too.
+// exp(x) as 2^k and exp(r) - 1, where x = k ln 2 + r, and the latter is a Taylor series.
 template <typename V>
-static inline V exp_minus_1(V x) {
+struct Exp {
+  V power, series;
+  V value() const { return fma(power, series, power); }
+  V minus_1() const { return fma(power, series, sub(power, V::splat(1))); }  // exact near 0, too
+};
+
+// Beyond +-kLargest, as there.
+template <typename V>
+static inline Exp<V> exp(V x) {
   using E = Exponential<typename V::T>;
   using Vector = typename V::Vector;
   using Bits = decltype(x.v < x.v);
@@ -42,19 +49,18 @@ static inline V exp_minus_1(V x) {
   series = fma(mul(r, r), series, r);
   // k is in the lowest bits of `shifted`, and zeros are where it is moved from.
   const V one = V::splat(1);
-  const V power = {(Vector)(((Bits)shifted.v << E::kMantissa) + (Bits)one.v)};
-  return fma(power, series, sub(power, one));
+  return {{(Vector)(((Bits)shifted.v << E::kMantissa) + (Bits)one.v)}, series};
 }
 
 template <typename V>
 static inline V tanh(V x) {
-  const V grown = exp_minus_1(add(x, x));
+  const V grown = exp(add(x, x)).minus_1();
   return {grown.v / (grown.v + 2)};
 }
 
 template <typename V>
 static inline V sigmoid(V x) {
-  const V falling = exp_minus_1(V{-x.v});
+  const V falling = exp(V{-x.v}).minus_1();
   return {1 / (falling.v + 2)};
 }
 
@@ -66,12 +72,13 @@ static void activate_each(const Activation& p, int64_t begin, int64_t end) {
   const T* grad = static_cast<const T*>(p.grad);
   T* out = static_cast<T*>(p.out);
   for (int64_t i = begin; i < end; i += V::kWidth) {
-    const V x = V::load(in + i), below = exp_minus_1(x);
+    const V x = V::load(in + i);
+    const Exp<V> below = exp(x);
     if (grad == nullptr) {
-      V{x.v > 0 ? x.v : below.v}.store(out + i);
+      V{x.v > 0 ? x.v : below.minus_1().v}.store(out + i);
     } else {
       const V g = V::load(grad + i);
-      V{x.v > 0 ? g.v : g.v * (below.v + 1)}.store(out + i);
+      V{x.v > 0 ? g.v : g.v * below.value().v}.store(out + i);
     }
   }
 }
