@@ -33,6 +33,7 @@ def replace_slow_gradients(graph: Graph) -> None:
         return
     for node in list(graph.nodes):
         rule = rule_of(node)
+        arguments: tuple[Any, ...]
         try:
             if rule is max_pool:
                 op, arguments = OPS.max_pool.default, pooling(node)
