@@ -145,4 +145,5 @@ def mark_hidden(graph: Graph) -> None:
 
 
 def _crops(node: Node) -> bool:
-    return node.target is torch.narrow and node.args[1] == 2 and bool(node.args[2])
+    """Return whether a node drops first samples."""
+    return bool(node.target is torch.narrow and node.args[1] == 2 and node.args[2])
