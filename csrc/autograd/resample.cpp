@@ -1,6 +1,5 @@
 // Cropping, padding, repeating and summing samples of tensors in lanes or rows.
 
-#include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
 #include <ATen/ops/constant_pad_nd.h>
 #include <torch/library.h>
@@ -19,19 +18,17 @@ struct Resampling {
   int64_t start, repeat, stride;
 };
 
-// The rows that each row of the output reads, for each term of its sum, or -1. Idle rows come
-// first.
+// The rows that each row of the output reads, for each term of its sum, or -1. Both have `margin`
+// rows before and after their samples.
 std::vector<int32_t> sources_of(const Resampling& r,
-                                int64_t idle,
                                 int64_t length,
-                                int64_t out_idle,
                                 int64_t samples,
-                                int64_t out_rows) {
-  std::vector<int32_t> found(out_rows * r.stride, -1);
+                                int64_t margin = 0) {
+  std::vector<int32_t> found((samples + 2 * margin) * r.stride, -1);
   // Terms follow one another: number i of a series reads sample (i + start) / repeat.
   const int64_t end = std::min(samples * r.stride, length * r.repeat - r.start);
   for (int64_t i = std::max<int64_t>(0, -r.start); i < end; ++i) {
-    found[out_idle * r.stride + i] = static_cast<int32_t>(idle + (i + r.start) / r.repeat);
+    found[margin * r.stride + i] = static_cast<int32_t>(margin + (i + r.start) / r.repeat);
   }
   return found;
 }
@@ -108,24 +105,20 @@ Tensor lanes_resample(const Tensor& input,
   if (x.scalar_type() == at::kBFloat16) {
     const int64_t margin = margin_of(x, length);
     Tensor output = RowOrder(batch, samples, margin).empty(x.size(0) * kPanelChannels);
-    run<at::BFloat16, float, kPanelChannels>(
-        x, output, stride, sources_of(r, margin, length, margin, samples, samples + 2 * margin));
+    run<at::BFloat16, float, kPanelChannels>(x, output, stride,
+                                             sources_of(r, length, samples, margin));
     return output;
   }
   const LaneOrder from = lane_order(batch, length, lanes_of(x));
   const LaneOrder to = lane_order(batch, samples, lanes_of(x));
   const bool wide = x.scalar_type() == at::kDouble;
   const auto run_lanes = wide ? run<double, double, 8> : run<float, float, 16>;
-  if (from.pieces == 1 && to.pieces == 1) {
+  // Whole series, or pieces that read the same rows each: those that are idle hold zeros.
+  if (from.pieces == to.pieces &&
+      (from.pieces == 1 || (start == 0 && to.rows * stride == from.rows * repeat &&
+                            to.idle * stride == from.idle * repeat))) {
     Tensor output = new_lanes(x.size(0), to, x.options());
-    run_lanes(x, output, stride, sources_of(r, 0, length, 0, samples, samples));
-    return output;
-  }
-  // The same in each piece: rows that are idle hold zeros.
-  if (from.pieces == to.pieces && start == 0 && to.rows * stride == from.rows * repeat &&
-      to.idle * stride == from.idle * repeat) {
-    Tensor output = new_lanes(x.size(0), to, x.options());
-    run_lanes(x, output, stride, sources_of(r, 0, from.rows, 0, to.rows, to.rows));
+    run_lanes(x, output, stride, sources_of(r, from.rows, to.rows));
     return output;
   }
   return lanes_for(to)->enter(of_signal(order->leave(x, x.size(0)), r, samples));

@@ -3,7 +3,10 @@
 Each number is for one element, without and with gradients. They are about the smallest ones that
 were measured at five shapes between 1 x 64 x 512 and 16 x 128 x 128 (float32 at density 10 %,
 bfloat16 in blocks at 20 %, one thread of an Intel Xeon with AVX-512 BF16, 2026-11-29). Elsewhere
-more is saved: an error leaves an operation outside rather than making it slower.
+more is saved: an error leaves an operation outside rather than making it slower. Crops, upsampling,
+average pooling, ELU and gates were measured in float32 on an AMD EPYC with AVX-512 (2026-11-30,
+1 x 20 x 67200 to 16 x 64 x 512), but not the gradients of upsampling and average pooling; those and
+bfloat16's are estimates.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ _LANES: dict[str, Nanoseconds] = {
     "upsample": (0.3, 0.6),
     "average_pool": (1.0, 2.0),
     "elu": (0.6, 0.8),
-    "glu": (1.0, 2.0),
+    "glu": (0.1, 0.5),
     "gated_tanh": (2.5, 5.0),
 }
 _ROWS: dict[str, Nanoseconds] = {

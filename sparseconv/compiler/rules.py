@@ -2,9 +2,9 @@
 
 Tensors of float32 and float64 are in lanes, those of bfloat16 in rows (``ops.lanes``). A rule gets
 a node of a graph of torch's functions, and returns a ``Step``, or raises ``Outside`` with the
-reason why the node has none. In lanes, outputs must hold zeros where the order is idle, but any
-numbers may stand before a signal's first sample (``lowering.Lowering``): the ops in
-``ops.lanes`` see to it, and other functions map zeros to zeros or are masked.
+reason why the node has none. In lanes, outputs must hold zeros where the order is idle: the ops in
+``ops.lanes`` see to it, and other functions map zeros to zeros or are masked. Before a signal's
+first sample any numbers may be stored (``lowering.Lowering``).
 """
 
 from __future__ import annotations

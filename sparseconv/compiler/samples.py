@@ -42,13 +42,9 @@ def max_pool(node: Any) -> Step:
     if stays:
         require(size <= MOST_POOLED, f"its window is longer than {MOST_POOLED} samples")
     else:
-        batch, _, length = value_of(x).shape
         apart = stride > 1 and stride >= size and padding == 0
         require(apart, "its windows are padded or overlap")
-        require(is_signal(node) and all(isinstance(n, int) for n in (batch, length)), NOT_A_SIGNAL)
-        assert extension is not None
-        window = batch, length, value_of(x).dtype.itemsize, size, stride
-        require(in_rows(x) or extension.pools_in_lanes(*window), "its windows are cut by lanes")
+        _require_whole_windows(x, value_of(node).shape[2], size, stride)
 
     def build(lanes: Lanes) -> Node:
         return lanes.call(OPS.lanes_max_pool.default, lanes.of(x), size, stride, *lanes.sizes(x))
@@ -115,13 +111,13 @@ def _resampled(
     return Step((x,), build, cost(what, in_rows(x)), length=samples)
 
 
-def _require_whole_windows(x: Any, samples: int, window: int) -> None:
-    """Require that each window of this number of samples is in one lane."""
+def _require_whole_windows(x: Any, samples: int, size: int, stride: int) -> None:
+    """Require that each window of the longer one of input and output is in one lane."""
     batch, _, length = value_of(x).shape
     require(all(isinstance(n, int) for n in (batch, length)), "its sizes are dynamic")
     require(samples > 1, "one sample is not a series")
     assert extension is not None
-    longer = batch, max(length, samples), value_of(x).dtype.itemsize, window, window
+    longer = batch, max(length, samples), value_of(x).dtype.itemsize, size, stride
     require(in_rows(x) or extension.pools_in_lanes(*longer), "its windows are cut by lanes")
 
 
@@ -133,9 +129,10 @@ def upsample(node: Any) -> Step:
     require(given.get("mode", "nearest") == "nearest", "it interpolates")
     whole = one(given.get("size")) is None and isinstance(factor, int | float)
     require(whole and int(factor) == factor, "its factor is a fraction, or not known")
-    samples = value_of(x).shape[2] * int(factor)
-    _require_whole_windows(x, samples, int(factor))
-    return _resampled(x, "upsample", samples, repeat=int(factor))
+    repeat = int(factor)
+    samples = value_of(x).shape[2] * repeat
+    _require_whole_windows(x, samples, repeat, repeat)
+    return _resampled(x, "upsample", samples, repeat=repeat)
 
 
 def average_pool(node: Any) -> Step:
@@ -145,5 +142,5 @@ def average_pool(node: Any) -> Step:
     apart = (one(given.get("stride")) or size, one(given.get("padding", 0))) == (size, 0)
     require(apart and not given.get("ceil_mode"), "its windows are padded, overlap or are cut")
     samples = value_of(x).shape[2] // size
-    _require_whole_windows(x, samples, size)
+    _require_whole_windows(x, samples, size, size)
     return _resampled(x, "average_pool", samples, stride=size)

@@ -1,0 +1,121 @@
+"""Series that change their length in ``torch.compile(model, backend="sparseconv")``."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from graph_steps import check, compiled, sparse
+from torch import Tensor, nn
+
+pytestmark = pytest.mark.promise("P7")
+
+
+class Shortening(nn.Module):
+    """A WaveNet's layers, whose series become shorter and are added to earlier ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(sparse(4, 8, 3, padding=0, dilation=d) for d in (1, 2, 4))
+        self.across = nn.ModuleList(nn.Conv1d(4, 4, 1) for _ in self.convs)
+        self.last = sparse(4, 4, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        head: Tensor | None = None
+        for conv, across in zip(self.convs, self.across, strict=True):
+            filtered, gate = conv(x).chunk(2, 1)
+            y = torch.tanh(filtered) * torch.sigmoid(gate)
+            length = y.shape[2]
+            head = y if head is None else head[:, :, -length:] + y
+            x = x[..., -length:] + across(y)
+        assert head is not None
+        return self.last(head).relu() + x
+
+
+def test_series_that_become_shorter() -> None:
+    """They are cropped twice: before padding is read, and where they leave."""
+    report = check(Shortening(), torch.randn(16, 4, 90))[0]
+    assert (report.enters, report.leaves) == (1, 1)
+    assert report.lanes["lanes_resample"] == 2, report
+    assert report.lanes["lanes_activation"] == 3, report
+    assert not report.outside, report
+
+
+def test_series_that_become_shorter_at_dynamic_lengths() -> None:
+    model = nn.Sequential(sparse(1, 4, 3, padding=0), nn.ReLU(), sparse(4, 4, 3, padding=0)).eval()
+    run = compiled(model)
+    for length in (20, 30, 31):
+        x = torch.randn(2, 1, length)
+        torch.testing.assert_close(run(x), model(x))
+
+
+def test_what_is_cropped_is_not_seen() -> None:
+    """Not in gradients, nor without gradients, where a crop is a constant."""
+    first, last = sparse(4, 8, 5), sparse(8, 8, 5, padding=0)
+
+    def without_gradients(x: Tensor) -> Tensor:
+        y = first(x)
+        with torch.no_grad():
+            z = y[..., 1:]
+        return last(z)
+
+    def dropped(x: Tensor) -> Tensor:
+        return first(F.elu(x)[..., 1:])
+
+    x = torch.randn(16, 4, 40)
+    compiled(without_gradients)(x).sum().backward()
+    assert first.values.grad is None
+    x[..., 0] = float("nan")
+    compiled(dropped)(x).sum().backward()
+    assert first.values.grad is not None
+    assert first.values.grad.isfinite().all()
+
+
+def test_little_is_computed_of_what_is_cropped() -> None:
+    convs = [sparse(4, 4, 5), sparse(4, 4, 5, padding=0)]
+    report = check(nn.Sequential(convs[0], Last(8), convs[1]), torch.randn(16, 4, 400))[0]
+    assert report.lanes["lanes_resample"] == 2
+
+
+class Last(nn.Module):
+    def __init__(self, samples: int) -> None:
+        super().__init__()
+        self.samples = samples
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x)[..., -self.samples :]
+
+
+def test_forms_of_arguments() -> None:
+    """By name, negative, of no channels: what has no rule runs in torch."""
+    conv, weight = sparse(4, 8, 5), torch.tensor(0.25)
+
+    def forms(x: Tensor) -> Tensor:
+        y = conv(x)
+        a = torch.narrow(y, dim=2, start=-12, length=11) + y.narrow(-1, -12, 11)
+        b = F.prelu(y, weight=weight) + F.pad(y, (-40, 40))
+        c = F.prelu(y.transpose(1, 2), weight.view(1)).transpose(1, 2).view(16, -1)
+        return a.sum() + b.sum() + c.sum()
+
+    x = torch.randn(16, 4, 40)
+    torch.testing.assert_close(compiled(forms)(x), forms(x))
+
+
+class Steps(nn.Module):
+    """Down and up again, by averages, next to what is skipped."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(sparse(4, 4, 3, padding=1) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second, last = self.convs
+        skipped = F.elu(first(x))
+        y = F.interpolate(second(F.avg_pool1d(skipped, 2)), scale_factor=2)
+        return last(F.glu(torch.cat([y, skipped[..., : y.shape[2]]], 1), 1))
+
+
+def test_u_nets() -> None:
+    report = check(Steps(), torch.randn(16, 4, 61))[0]
+    assert (report.enters, report.leaves) == (1, 1)
+    assert not report.outside, report
