@@ -24,21 +24,21 @@ void fill_margins(const Tensor& tensor,
                   int64_t left,
                   int64_t right,
                   PaddingMode mode) {
-  const Rows rows = order.of(tensor, channels);
-  const bool zeros = mode == PaddingMode::zeros;
+  const Rows rows = order.of(tensor);
   for (int64_t n = 0; n < order.batch; ++n) {
     for (int64_t panel = 0; panel < panels_of(channels); ++panel) {
       char* first = rows.at(n, 2 * panel, 0);
       char* last = rows.at(n, 2 * panel, order.length - 1);
-      for (int64_t i = 1; i <= std::max(left, right); ++i) {
-        if (i <= left) {
-          zeros ? std::memset(first - i * kBlockRowBytes, 0, kBlockRowBytes)
-                : std::memcpy(first - i * kBlockRowBytes, first, kBlockRowBytes);
-        }
-        if (i <= right) {
-          zeros ? std::memset(last + i * kBlockRowBytes, 0, kBlockRowBytes)
-                : std::memcpy(last + i * kBlockRowBytes, last, kBlockRowBytes);
-        }
+      if (mode == PaddingMode::zeros) {
+        std::memset(first - left * kBlockRowBytes, 0, left * kBlockRowBytes);
+        std::memset(last + kBlockRowBytes, 0, right * kBlockRowBytes);
+        continue;
+      }
+      for (int64_t i = 1; i <= left; ++i) {
+        std::memcpy(first - i * kBlockRowBytes, first, kBlockRowBytes);
+      }
+      for (int64_t i = 1; i <= right; ++i) {
+        std::memcpy(last + i * kBlockRowBytes, last, kBlockRowBytes);
       }
     }
   }
@@ -62,7 +62,7 @@ void write_borders(const Tensor& output,
       at::empty({panels_of(g.in_channels()) * rows, kPanelChannels}, at::kBFloat16);
   char* data = static_cast<char*>(sums.mutable_data_ptr());
   for (const bool last : {false, true}) {
-    BorderSums q{order.of(grad, g.out_channels),
+    BorderSums q{order.of(grad),
                  {data, panels * panel, panel},
                  order.batch,
                  order.length,
@@ -84,7 +84,7 @@ void write_borders(const Tensor& output,
   p.rows = 2 * order.batch;
   p.out_step = 1;
   run_block_dgrad(p, weights, plan, 0);
-  const Rows border = order.of(output, g.in_channels());
+  const Rows border = order.of(output);
   for (int64_t n = 0; n < order.batch; ++n) {
     for (int64_t i = 0; i < panels_of(g.in_channels()); ++i) {
       std::memcpy(border.at(n, 2 * i, 0), p.out_rows.at(0, 2 * i, n), kBlockRowBytes);
@@ -103,7 +103,7 @@ bool has_one_channel(const ConvPlan& plan) {
 // are finite.
 std::pair<Tensor, bool> unfolded(const Tensor& input, const Geometry& g, const RowOrder& order) {
   Tensor found = order.empty(g.kernel_size);
-  const Rows from = order.of(input, 1), to = order.of(found, g.kernel_size);
+  const Rows from = order.of(input), to = order.of(found);
   const int64_t width = g.left + order.length + g.right;
   std::atomic<bool> finite = true;
   at::parallel_for(0, order.batch, ceil_div(kRowGrain, order.length), [&](int64_t n, int64_t end) {
@@ -162,7 +162,7 @@ bool fits_rows(const ConvPlan& plan) {
                                : plan.blocks() != nullptr;
 }
 
-Rows RowOrder::of(const Tensor& rows, int64_t channels) const {
+Rows RowOrder::of(const Tensor& rows) const {
   const int64_t series = (length + 2 * margin) * kBlockRowBytes;
   return {static_cast<char*>(rows.mutable_data_ptr()) + margin * kBlockRowBytes, series,
           batch * series};
@@ -193,7 +193,7 @@ Tensor RowOrder::enter(const Tensor& signal) const {
   // Of an expanded one, samples would be read one by one.
   const Tensor own = (signal.stride(2) == 0 ? signal.contiguous() : signal).to(at::kBFloat16);
   Tensor rows = empty(channels);
-  const RowConversion p{view(own), of(rows, channels), batch, channels, length};
+  const RowConversion p{view(own), of(rows), batch, channels, length};
   run_parts(p, checked_kernels().blocks->to_rows, batch);
   // Whole tiles were written, past the end of each series.
   fill_margins(rows, channels, *this, 0, kTileRowCount, PaddingMode::zeros);
@@ -202,7 +202,7 @@ Tensor RowOrder::enter(const Tensor& signal) const {
 
 Tensor RowOrder::leave(const Tensor& rows, int64_t channels) const {
   Tensor signal = at::empty({batch, channels, length}, rows.options());
-  const RowConversion p{view(signal), of(rows, channels), batch, channels, length};
+  const RowConversion p{view(signal), of(rows), batch, channels, length};
   run_parts(p, checked_kernels().blocks->from_rows, batch);
   return signal;
 }
@@ -237,9 +237,9 @@ Tensor RowOrder::fprop(const Tensor& input,
   Tensor output = empty(g.out_channels);
   BlockCorrelation p{};
   p.batch = batch;
-  p.in_rows = of(input, g.in_channels());
+  p.in_rows = of(input);
   p.in_length = length;
-  p.out_rows = of(output, g.out_channels);
+  p.out_rows = of(output);
   run_block_fprop(p, values, bias, plan, relu);
   return output;
 }
@@ -254,11 +254,11 @@ Tensor RowOrder::dgrad(const Tensor& grad, const Tensor& values, const ConvPlan&
   BlockCorrelation p{};
   p.step = 1;
   p.batch = batch;
-  p.in_rows = of(grad, g.out_channels);
+  p.in_rows = of(grad);
   p.in_length = length;
   p.mode = PaddingMode::zeros;
   p.origin = g.left;
-  p.out_rows = of(output, g.in_channels());
+  p.out_rows = of(output);
   p.rows = length;
   p.out_step = 1;
   const Tensor weights = packed_for_dgrad(values, plan, 0);
@@ -291,8 +291,8 @@ Tensor RowOrder::wgrad(const Tensor& grad, const Tensor& input, const ConvPlan& 
   BlockWeightGradient p{};
   p.batch = batch;
   p.rows = length;
-  p.grad_rows = of(grad, g.out_channels);
-  p.in_rows = of(input, g.in_channels());
+  p.grad_rows = of(grad);
+  p.in_rows = of(input);
   p.in_length = length;
   const std::optional<Tensor> found = run_block_wgrad(p, plan);
   return found.has_value() ? *found : outside();

@@ -71,7 +71,7 @@ struct RowOrder final : KernelOrder {
                       int64_t stride) const override;
   at::Tensor mean(const at::Tensor& input, int64_t channels) const override;
 
-  Rows of(const at::Tensor& rows, int64_t channels) const;
+  Rows of(const at::Tensor& rows) const;
   at::Tensor empty(int64_t channels) const;
 
   const int64_t batch, length, margin;

@@ -1,7 +1,6 @@
 #include "rows.h"
 
 #include <ATen/TensorOperators.h>
-#include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
 
 #include <algorithm>
@@ -61,7 +60,7 @@ PanelVector of_channels(int64_t channels, Number number) {
 
 RowNorm norm_of(const Tensor& input, int64_t channels, const RowOrder& order) {
   RowNorm p{};
-  p.in = order.of(input, channels);
+  p.in = order.of(input);
   p.batch = order.batch;
   p.length = order.length;
   p.panels = panels_of(channels);
@@ -151,9 +150,9 @@ Tensor RowOrder::max_pool(const Tensor& input,
   const RowOrder pooled(batch, pooled_length(length, size, stride), margin);
   const RowOrder& result = grad.defined() ? *this : pooled;
   Tensor out = result.empty(channels);
-  const RowPool p{of(input, channels),
-                  grad.defined() ? pooled.of(grad, channels) : Rows{},
-                  result.of(out, channels),
+  const RowPool p{of(input),
+                  grad.defined() ? pooled.of(grad) : Rows{},
+                  result.of(out),
                   batch,
                   length,
                   pooled.length,
@@ -166,9 +165,29 @@ Tensor RowOrder::max_pool(const Tensor& input,
 
 namespace {
 
-// Of parts that fill their panels, but the last one.
-Tensor joined(const std::vector<Tensor>& parts) {
-  return parts.size() == 1 ? parts[0] : at::cat(parts);
+// The rows of channels from `first` on, which begins a panel; none without a tensor.
+Rows rows_from(const Tensor& rows, int64_t first, const RowOrder& order) {
+  if (!rows.defined()) {
+    return {};
+  }
+  Rows found = order.of(rows);
+  found.data = found.at(0, first / kBlockSize, 0);
+  return found;
+}
+
+// Calls visit(rows, first channel, channels) for each part; all but the last fill their panels.
+template <typename Visit>
+void for_each_part(const std::vector<Tensor>& parts, int64_t channels, Visit visit) {
+  int64_t first = 0;
+  for (const Tensor& part : parts) {
+    const int64_t count = std::min(part.size(0) * kPanelChannels, channels - first);
+    visit(part, first, count);
+    first += count;
+  }
+}
+
+void append(std::vector<double>& to, const std::vector<double>& numbers) {
+  to.insert(to.end(), numbers.begin(), numbers.end());
 }
 
 // What both passes read: z = (x - centre) * scale + shift + added.
@@ -185,17 +204,12 @@ struct NormVectors {
     scale = of_channels(channels, [&](int64_t c) { return invstd[c] * weight[c]; });
     shift = of_channels(channels, [&](int64_t c) { return bias[c]; });
   }
-  RowNorm norm_of(const Tensor& input,
-                  int64_t channels,
-                  const Tensor& added,
-                  bool relu,
-                  const RowOrder& order) const {
-    RowNorm p = sparseconv::norm_of(input, channels, order);
-    p.centre = centre.data();
-    p.scale = scale.data();
-    p.shift = shift.data();
-    p.relu = relu;
-    p.added = added.defined() ? order.of(added, channels) : Rows{};
+  // Of a part whose first channel is `first` of the others.
+  RowNorm norm_of(const Tensor& part, int64_t first, int64_t channels, const RowOrder& order) const {
+    RowNorm p = sparseconv::norm_of(part, channels, order);
+    p.centre = centre.data() + first;
+    p.scale = scale.data() + first;
+    p.shift = shift.data() + first;
     return p;
   }
 };
@@ -207,12 +221,16 @@ NormOutput RowOrder::norm(const std::vector<Tensor>& parts,
                           const Norm& norm,
                           const Tensor& added,
                           bool relu) const {
-  const Tensor input = joined(parts);
   const auto n = static_cast<double>(batch * length);
   std::vector<double> mean = numbers(norm.running_mean, channels, 0);
   std::vector<double> var = numbers(norm.running_var, channels, 1);
   if (norm.training) {
-    const Moments found = moments_of(input, channels, *this);
+    Moments found;
+    for_each_part(parts, channels, [&](const Tensor& part, int64_t, int64_t count) {
+      const Moments of_part = moments_of(part, count, *this);
+      append(found.sum, of_part.sum);
+      append(found.distances, of_part.distances);
+    });
     std::vector<double> unbiased(channels);
     for (int64_t c = 0; c < channels; ++c) {
       mean[c] = found.sum[c] / n;
@@ -228,9 +246,13 @@ NormOutput RowOrder::norm(const std::vector<Tensor>& parts,
   }
   const NormVectors vectors(mean, invstd, norm);
   Tensor output = empty(channels);
-  RowNorm p = vectors.norm_of(input, channels, added, relu, *this);
-  p.out = of(output, channels);
-  run_rows(p, checked_kernels().blocks->norm_rows);
+  for_each_part(parts, channels, [&](const Tensor& part, int64_t first, int64_t count) {
+    RowNorm p = vectors.norm_of(part, first, count, *this);
+    p.relu = relu;
+    p.added = rows_from(added, first, *this);
+    p.out = rows_from(output, first, *this);
+    run_rows(p, checked_kernels().blocks->norm_rows);
+  });
   return {output, tensor_of(mean), tensor_of(invstd)};
 }
 
@@ -248,10 +270,19 @@ NormGradients RowOrder::norm_gradient(const Tensor& grad,
   const auto n = static_cast<double>(batch * length);
   const std::vector<double> inverse = numbers(invstd, channels, 0);
   const NormVectors vectors(numbers(mean, channels, 0), inverse, norm);
-  const Tensor input = joined(parts);
-  RowNorm p = vectors.norm_of(input, channels, added, relu, *this);
-  p.grad = of(grad, channels);
-  auto [sums, products] = sums_of(p, channels);  // of dz, and of dz * (x - mean)
+  const auto norm_of = [&](const Tensor& part, int64_t first, int64_t count) {
+    RowNorm p = vectors.norm_of(part, first, count, *this);
+    p.relu = relu;
+    p.added = rows_from(added, first, *this);
+    p.grad = rows_from(grad, first, *this);
+    return p;
+  };
+  std::vector<double> sums, products;  // of dz, and of dz * (x - mean)
+  for_each_part(parts, channels, [&](const Tensor& part, int64_t first, int64_t count) {
+    const auto [sums_of_part, products_of_part] = sums_of(norm_of(part, first, count), count);
+    append(sums, sums_of_part);
+    append(products, products_of_part);
+  });
   for (int64_t c = 0; c < channels; ++c) {
     products[c] *= inverse[c];
   }
@@ -260,11 +291,14 @@ NormGradients RowOrder::norm_gradient(const Tensor& grad,
   const PanelVector offset = of_channels(channels, [&](int64_t c) { return each(c) * sums[c]; });
   const PanelVector slope =
       of_channels(channels, [&](int64_t c) { return each(c) * products[c] * inverse[c]; });
-  p.slope = slope.data();
-  p.offset = offset.data();
-  p.out = of(found.input, channels);
-  p.grad_added = added.defined() ? of(found.added, channels) : Rows{};
-  run_rows(p, checked_kernels().blocks->norm_rows);
+  for_each_part(parts, channels, [&](const Tensor& part, int64_t first, int64_t count) {
+    RowNorm p = norm_of(part, first, count);
+    p.slope = slope.data() + first;
+    p.offset = offset.data() + first;
+    p.out = rows_from(found.input, first, *this);
+    p.grad_added = rows_from(found.added, first, *this);
+    run_rows(p, checked_kernels().blocks->norm_rows);
+  });
   found.weight = tensor_of(products);
   found.bias = tensor_of(sums);
   return found;
