@@ -100,13 +100,16 @@ Tensor lanes_pointwise(const Tensor& input,
                        const Tensor& weight,
                        const OptionalTensor& bias,
                        int64_t batch,
-                       int64_t length) {
+                       int64_t length,
+                       const OptionalTensor& added) {
   const ForkGuard fork_guard;
   const auto order = order_of(input, batch, length);
   check_weight(weight, input);
-  const Tensor b = vector_of(bias, input, weight.size(0), "bias");
-  return order->pointwise_fprop(checked(input, *order, weight.size(1), "input"),
-                                weight.resolve_neg(), optional(b));
+  const int64_t channels = weight.size(0);
+  return order->pointwise_fprop(
+      checked(input, *order, weight.size(1), "input"), weight.resolve_neg(),
+      vector_of(bias, input, channels, "bias"),
+      added ? checked_like(*added, input, *order, channels, "added") : Tensor());
 }
 
 Tensor lanes_pointwise_dgrad(const Tensor& grad,
@@ -175,9 +178,13 @@ struct Filter {
   std::vector<int64_t> geometry;
   Order order;
 
-  Tensor fprop(const Tensor& x, const Tensor& w, const OptionalTensor& bias, bool relu) const {
+  Tensor fprop(const Tensor& x,
+               const Tensor& w,
+               const OptionalTensor& bias,
+               const OptionalTensor& added,  // to a 1x1 convolution
+               bool relu) const {
     const auto [n, length] = order;
-    return geometry.empty() ? CALL(lanes_pointwise)(x, w, bias, n, length)
+    return geometry.empty() ? CALL(lanes_pointwise)(x, w, bias, n, length, added)
                             : CALL(lanes_conv)(x, w, bias, crow, col, geometry, n, length, relu);
   }
   Tensor dgrad(const Tensor& grad, const Tensor& w) const {
@@ -210,12 +217,14 @@ struct Fprop : torch::autograd::Function<Fprop> {
                         const Tensor& input,
                         const Tensor& weights,
                         const OptionalTensor& bias,
+                        const OptionalTensor& added,
                         const Filter& filter,
                         bool relu) {
     const at::AutoDispatchBelowADInplaceOrView below;
-    const Tensor output = filter.fprop(input, weights, bias, relu);
+    const Tensor output = filter.fprop(input, weights, bias, added, relu);
     filter.keep(ctx, input, weights, relu ? output : Tensor());
     ctx->saved_data["bias"] = bias ? static_cast<int64_t>(bias->scalar_type()) : -1;
+    ctx->saved_data["added"] = added.has_value();
     return output;
   }
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
@@ -230,7 +239,8 @@ struct Fprop : torch::autograd::Function<Fprop> {
     } else if (output.defined()) {
       grad = at::threshold_backward(grad, output, 0);
     }
-    variable_list found(5);
+    variable_list found(6);
+    found[3] = ctx->saved_data["added"].toBool() ? grad : Tensor();
     if (ctx->needs_input_grad(0)) {
       found[0] = filter.dgrad(grad, weights);
     }
@@ -260,7 +270,7 @@ struct Dgrad : torch::autograd::Function<Dgrad> {
     const variable_list saved = ctx->get_saved_variables();
     const Filter filter = Filter::of(ctx, saved);
     const Tensor &grad = saved[0], &weights = saved[1];
-    return {filter.fprop(grads[0], weights, {}, false),
+    return {filter.fprop(grads[0], weights, {}, {}, false),
             filter.wgrad(grad, grads[0], weights).to(weights.scalar_type()),
             {}};
   }
@@ -279,7 +289,7 @@ struct Wgrad : torch::autograd::Function<Wgrad> {
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const variable_list saved = ctx->get_saved_variables();
     const Filter filter = Filter::of(ctx, saved);
-    return {filter.fprop(saved[1], grads[0], {}, false), filter.dgrad(saved[0], grads[0]), {}, {}};
+    return {filter.fprop(saved[1], grads[0], {}, {}, false), filter.dgrad(saved[0], grads[0]), {}, {}};
   }
 };
 
@@ -331,8 +341,8 @@ TORCH_LIBRARY_IMPL(sparseconv, Autograd, m) {
   m.impl("lanes_conv", [](const Tensor& input, const Tensor& values, const OptionalTensor& bias,
                           const Tensor& crow, const Tensor& col, at::IntArrayRef geometry,
                           int64_t batch, int64_t length, bool relu) {
-    return Fprop::apply(input, values, bias, Filter{crow, col, geometry.vec(), {batch, length}},
-                        relu);
+    const Filter filter{crow, col, geometry.vec(), {batch, length}};
+    return Fprop::apply(input, values, bias, OptionalTensor(), filter, relu);
   });
   m.impl("lanes_dgrad",
          [](const Tensor& grad, const Tensor& values, const Tensor& crow, const Tensor& col,
@@ -346,8 +356,9 @@ TORCH_LIBRARY_IMPL(sparseconv, Autograd, m) {
                                Filter{crow, col, geometry.vec(), {batch, length}});
          });
   m.impl("lanes_pointwise", [](const Tensor& input, const Tensor& weight,
-                               const OptionalTensor& bias, int64_t batch, int64_t length) {
-    return Fprop::apply(input, weight, bias, Filter{{}, {}, {}, {batch, length}}, false);
+                               const OptionalTensor& bias, int64_t batch, int64_t length,
+                               const OptionalTensor& added) {
+    return Fprop::apply(input, weight, bias, added, Filter{{}, {}, {}, {batch, length}}, false);
   });
   m.impl("lanes_pointwise_dgrad",
          [](const Tensor& grad, const Tensor& weight, int64_t batch, int64_t length) {

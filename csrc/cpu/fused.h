@@ -10,11 +10,13 @@ namespace sparseconv {
 // which L1 holds a tile's share.
 constexpr int64_t kPointColumns = 128;
 
-// out[r, j] = sum over k: weight[k, r] * in[k, j] for the columns j of a channel. fprop of a 1x1
-// convolution, and with the weight's other dimension first its dgrad.
+// out[r, j] = sum over k: weight[k, r] * in[k, j], + bias[r] + added[r, j], for the columns j of a
+// channel. fprop of a 1x1 convolution, and with the weight's other dimension first its dgrad.
 struct Pointwise {
   const void* in;
   const void* weight;
+  const void* bias;   // null: none
+  const void* added;  // null: nothing
   void* out;
   int64_t columns;
   int64_t depth;  // channels that are summed over

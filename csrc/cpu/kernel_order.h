@@ -43,10 +43,12 @@ class KernelOrder {
   virtual at::Tensor wgrad(const at::Tensor& grad,
                            const at::Tensor& input,
                            const ConvPlan& plan) const = 0;
-  // Of dense 1x1 convolutions; weight: (C_out, C_in, 1).
+  // Of dense 1x1 convolutions; weight: (C_out, C_in, 1). `bias` and `added`, if they are defined,
+  // are added.
   virtual at::Tensor pointwise_fprop(const at::Tensor& input,
                                      const at::Tensor& weight,
-                                     const std::optional<at::Tensor>& bias) const = 0;
+                                     const at::Tensor& bias,
+                                     const at::Tensor& added) const = 0;
   virtual at::Tensor pointwise_dgrad(const at::Tensor& grad, const at::Tensor& weight) const = 0;
   virtual at::Tensor pointwise_wgrad(const at::Tensor& grad,
                                      const at::Tensor& input,

@@ -24,10 +24,17 @@ int64_t columns_of(const Tensor& lanes) {
   return lanes.size(1) * lanes.size(2) * lanes.size(3);
 }
 
-// The columns of the matrix side by side: weights that the tile reads together.
-Tensor multiply(const Tensor& x, const Tensor& weight, int64_t rows) {
+// The columns of the matrix side by side: weights that the tile reads together. Undefined tensors
+// are not added.
+Tensor multiply(const Tensor& x,
+                const Tensor& weight,
+                int64_t rows,
+                const Tensor& bias = {},
+                const Tensor& added = {}) {
   Tensor output = at::empty({rows, x.size(1), x.size(2), x.size(3)}, x.options());
   Pointwise p{};
+  p.bias = bias.defined() ? bias.const_data_ptr() : nullptr;
+  p.added = added.defined() ? added.const_data_ptr() : nullptr;
   p.in = x.const_data_ptr();
   p.weight = weight.const_data_ptr();
   p.out = output.data_ptr();
@@ -181,13 +188,11 @@ class Lanes final : public KernelOrder {
 
   Tensor pointwise_fprop(const Tensor& input,
                          const Tensor& weight,
-                         const std::optional<Tensor>& bias) const override {
+                         const Tensor& bias,
+                         const Tensor& added) const override {
     const bool wide = weight.scalar_type() == at::kDouble;
     Tensor output = multiply(input, wide ? transposed<double>(weight) : transposed<float>(weight),
-                             weight.size(0));
-    if (bias) {
-      output.add_(bias->view({-1, 1, 1, 1}));
-    }
+                             weight.size(0), bias, added);
     clear_idle(output);
     return output;
   }

@@ -300,8 +300,11 @@ Tensor RowOrder::wgrad(const Tensor& grad, const Tensor& input, const ConvPlan& 
 
 Tensor RowOrder::pointwise_fprop(const Tensor& input,
                                  const Tensor& weight,
-                                 const std::optional<Tensor>& bias) const {
-  return fprop(input, weight.flatten(), bias, plan_of_weight(weight), false);
+                                 const Tensor& bias,
+                                 const Tensor& added) const {
+  const std::optional<Tensor> own = bias.defined() ? std::optional(bias) : std::nullopt;
+  const Tensor output = fprop(input, weight.flatten(), own, plan_of_weight(weight), false);
+  return added.defined() ? output.add_(added) : output;
 }
 
 Tensor RowOrder::pointwise_dgrad(const Tensor& grad, const Tensor& weight) const {

@@ -39,7 +39,8 @@ struct RowOrder final : KernelOrder {
                    const ConvPlan& plan) const override;
   at::Tensor pointwise_fprop(const at::Tensor& input,
                              const at::Tensor& weight,
-                             const std::optional<at::Tensor>& bias) const override;
+                             const at::Tensor& bias,
+                             const at::Tensor& added) const override;
   at::Tensor pointwise_dgrad(const at::Tensor& grad, const at::Tensor& weight) const override;
   at::Tensor pointwise_wgrad(const at::Tensor& grad,
                              const at::Tensor& input,

@@ -16,13 +16,15 @@ from sparseconv.compiler.steps import Outside, named, value_of
 from sparseconv.ops.lanes import OPS
 
 _NORM = OPS.lanes_norm.default
+_POINTWISE = OPS.lanes_pointwise.default
+_ADDITIONS = operator.add, torch.add, "add"
 # Where these are among the arguments of ``lanes_norm``.
 _PARTS, _ADDED, _TRAINING, _RELU = 0, 5, 6, 9
 
 
 def rewrite(graph: Graph) -> None:
     """Apply all rewrites to a graph after it was lowered."""
-    for rewrite_one in (_relu_after, _add_before_relu, _norm_of_parts):
+    for rewrite_one in (_relu_after, _add_before_relu, _norm_of_parts, _add_after_pointwise):
         for node in list(graph.nodes):
             rewrite_one(graph, node)
 
@@ -66,13 +68,9 @@ def _relu_after(graph: Graph, relu: Any) -> None:
 def _add_before_relu(graph: Graph, relu: Any) -> None:
     """Compute ``relu(norm(x) + y)`` in one operation."""
     add = _only_reader_of(relu) if _is_relu(relu) else None
-    if add is None or add.target not in (operator.add, torch.add, "add") or len(add.args) != 2:
-        return
-    if add.kwargs or not all(isinstance(term, Node) for term in add.args):
-        return
-    for output, other in (add.args[::-1], add.args):
+    for output, other in _terms(add):
         norm = _norm_behind(output)
-        if norm is None or norm.args[_RELU] or len(output.users) > 1 or output is other:
+        if norm is None or norm.args[_RELU] or len(output.users) > 1:
             continue
         arguments = list(norm.args)
         arguments[_ADDED], arguments[_RELU] = other, True
@@ -81,6 +79,19 @@ def _add_before_relu(graph: Graph, relu: Any) -> None:
             result = graph.call_function(operator.getitem, (again, 0))
         relu.replace_all_uses_with(result)
         for node in (relu, add, output, norm):
+            graph.erase_node(node)
+        return
+
+
+def _add_after_pointwise(graph: Graph, add: Any) -> None:
+    """Compute ``conv(x) + y`` in one operation, if the convolution is a 1x1."""
+    for output, other in _terms(add):
+        if output.target is not _POINTWISE or len(output.args) > 5 or len(output.users) > 1:
+            continue
+        with graph.inserting_before(add):
+            result = graph.call_function(_POINTWISE, (*output.args, other))
+        add.replace_all_uses_with(result)
+        for node in (add, output):
             graph.erase_node(node)
         return
 
@@ -101,6 +112,16 @@ def _norm_of_parts(graph: Graph, norm: Any) -> None:
         parts[at : at + 1] = cats[0].args[0]
         norm.update_arg(_PARTS, parts)
         graph.erase_node(cats[0])
+
+
+def _terms(add: Any) -> tuple[tuple[Any, Any], ...]:
+    """Return the two terms of a sum of tensors in lanes, in both orders; of other nodes nothing."""
+    if add is None or add.target not in _ADDITIONS or len(add.args) != 2 or add.kwargs:
+        return ()
+    first, second = add.args
+    if not isinstance(first, Node) or not isinstance(second, Node) or first is second:
+        return ()
+    return (second, first), (first, second)
 
 
 def _is_relu(node: Any) -> bool:

@@ -26,8 +26,9 @@ for _schema in (
     f"lanes_conv(Tensor input, Tensor values, Tensor? bias, {_PATTERN}, bool relu=False) -> Tensor",
     f"lanes_dgrad(Tensor grad_output, Tensor values, {_PATTERN}) -> Tensor",
     f"lanes_wgrad(Tensor grad_output, Tensor input, {_PATTERN}) -> Tensor",
-    # A dense convolution with one tap, whose weight is (C_out, C_in, 1).
-    "lanes_pointwise(Tensor input, Tensor weight, Tensor? bias, int batch, int length) -> Tensor",
+    # A dense convolution with one tap, whose weight is (C_out, C_in, 1), plus `added`.
+    "lanes_pointwise(Tensor input, Tensor weight, Tensor? bias, int batch, int length,"
+    " Tensor? added=None) -> Tensor",
     "lanes_pointwise_dgrad(Tensor grad_output, Tensor weight, int batch, int length) -> Tensor",
     "lanes_pointwise_wgrad(Tensor grad_output, Tensor input, Tensor weight, int batch, int length)"
     " -> Tensor",

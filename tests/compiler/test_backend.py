@@ -22,17 +22,19 @@ pytestmark = pytest.mark.promise("P7")
 
 
 class Waves(nn.Module):
-    """Padding before and cropping after convolutions, halves of the channels, PReLU."""
+    """Padding before and cropping after convolutions, halves of the channels, 1x1, PReLU."""
 
     def __init__(self) -> None:
         super().__init__()
         self.first = sparse(4, 12, 3, padding=0, dilation=2)
         self.last = sparse(6, 6, 3, padding=4, dilation=2)
+        self.mix = nn.Conv1d(6, 6, 1)
         self.norm, self.relu = nn.BatchNorm1d(6), nn.PReLU(6)
 
     def forward(self, x: Tensor) -> Tensor:
         a, b = self.first(F.pad(x, (4, 0))).chunk(2, 1)
         y = torch.tanh(a) * torch.sigmoid(b)
+        y = y + self.mix(y)
         return F.max_pool1d(self.norm(self.relu(self.last(y)[:, :, :-4])), 3, 1, 1)
 
 
@@ -40,6 +42,8 @@ def test_padding_cropping_and_halves() -> None:
     report = check(Waves(), torch.randn(4, 4, 40))[0]
     assert (report.enters, report.leaves) == (1, 1)
     assert not report.outside, report
+    assert report.lanes["lanes_pointwise"] == 1
+    assert not report.lanes["add"], "the 1x1 convolution adds"
 
 
 def test_dropout_scales_what_it_keeps_and_repeats_with_the_seed() -> None:

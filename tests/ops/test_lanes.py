@@ -270,13 +270,15 @@ def test_mean_and_pointwise() -> None:
         x = torch.randint(-3, 4, (n, 4, length)).to(dtype).requires_grad_()
         weight = torch.randint(-3, 4, (6, 4, 1)).to(dtype).requires_grad_()
         bias = torch.randint(-3, 4, (6,)).to(dtype).requires_grad_()
-        y = F.conv1d(x, weight, bias)
-        inside = OPS.lanes_pointwise(OPS.lanes_enter(x), weight, bias, n, length)
+        added = torch.randint(-3, 4, (n, 6, length)).to(dtype).requires_grad_()
+        y = F.conv1d(x, weight, bias) + added
+        before = OPS.lanes_enter(added)
+        inside = OPS.lanes_pointwise(OPS.lanes_enter(x), weight, bias, n, length, before)
         assert idle_is_zero(inside, n, length)
         z = OPS.lanes_leave(inside, 6, n, length)
         assert z.equal(y)
         grad = torch.randint(-3, 4, y.shape).to(dtype)
-        leaves = x, weight, bias
+        leaves = x, weight, bias, added
         for p, q in zip(*(torch.autograd.grad(t, leaves, grad) for t in (y, z)), strict=True):
             assert p.equal(q), "sums of whole numbers are exact"
         mean = OPS.lanes_mean(OPS.lanes_enter(x), 4, n, length)

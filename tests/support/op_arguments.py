@@ -79,7 +79,7 @@ def lane_arguments(dtype: torch.dtype, n: int = 3, length: int = 21) -> dict[str
         "lanes_conv": (x, values, bias, *context, True),
         "lanes_dgrad": (y, values, *context),
         "lanes_wgrad": (y, x, *context),
-        "lanes_pointwise": (x, weight, bias, *order),
+        "lanes_pointwise": (x, weight, bias, *order, y),
         "lanes_pointwise_dgrad": (y, weight, *order),
         "lanes_pointwise_wgrad": (y, x, weight, *order),
         "lanes_bias_grad": (y, outputs, *order),

@@ -2,8 +2,8 @@
 // of a channel; idle ones hold zeros, and nothing but zeros comes of them. Included once per ISA,
 // after point_tile.inl.
 
-// out[r, j] = sum over k: weight[k, r] * in[k, j]. One chain per output, in the order of the
-// channels. Scratch: a panel of inputs, whose channels would else compete for the same places in
+// out[r, j] = sum over k: weight[k, r] * in[k, j], and what is added to it. One chain per output,
+// in the order of the channels. Scratch: a panel of inputs, whose channels would else compete for the same places in
 // L1 (they are a power of two apart, or nearly).
 template <typename V>
 static void pointwise(const Pointwise& p, int64_t part, int64_t parts, void* scratch) {
@@ -21,6 +21,8 @@ static void pointwise(const Pointwise& p, int64_t part, int64_t parts, void* scr
         V::load(in + k * p.columns + j).store(panel + k * width + j);
       }
     }
+    const T* bias = static_cast<const T*>(p.bias);
+    const T* added = p.added == nullptr ? nullptr : static_cast<const T*>(p.added) + begin;
     T* out = static_cast<T*>(p.out) + begin;
     const int64_t n_tiles = ceil_div(p.rows, kPointRows);
     for (int64_t t = 0; t < n_tiles; ++t) {
@@ -29,7 +31,9 @@ static void pointwise(const Pointwise& p, int64_t part, int64_t parts, void* scr
         const bool two = j + 2 * V::kWidth <= width;
         constexpr auto kSizes = std::make_integer_sequence<int, kPointRows>();
         (two ? pick_point_tile<V, 2>(count, kSizes) : pick_point_tile<V, 1>(count, kSizes))(
-            weight + r, p.rows, panel + j, width, p.depth, out + r * p.columns + j, p.columns);
+            weight + r, p.rows, panel + j, width, p.depth, bias == nullptr ? nullptr : bias + r,
+            added == nullptr ? nullptr : added + r * p.columns + j, out + r * p.columns + j,
+            p.columns);
         j += two ? 2 * V::kWidth : V::kWidth;
       }
     }
