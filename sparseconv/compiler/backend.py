@@ -19,6 +19,7 @@ from sparseconv.compiler.rules import mark_hidden, rule_of
 from sparseconv.compiler.simplify import simplify
 from sparseconv.compiler.steps import Outside, Step, is_signal, switches_gradients, value_of
 from sparseconv.ops.backends import extension
+from sparseconv.ops.schemas import is_intact
 
 
 def sparseconv(gm: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
@@ -47,6 +48,7 @@ def lower(graph: Graph) -> GraphReport:
     except Outside as reason:
         report.outside["all"] = str(reason)
         return report
+    _compare_versions(graph)
     simplify(graph)
     mark_hidden(graph)
     steps: dict[Node, Step] = {}
@@ -76,6 +78,30 @@ def lower(graph: Graph) -> GraphReport:
         del report.lanes[helper]
     rewrites.replace_slow_gradients(graph)
     return report
+
+
+def _compare_versions(graph: Graph) -> None:
+    """Compare the content of a layer's indices only after they were written to, as eager mode."""
+    for node in graph.find_nodes(op="call_function", target=is_intact):
+        for assertion in list(node.users):
+            with graph.inserting_before(assertion):
+                graph.call_function(_require_intact(assertion.args[1]), node.args)
+            graph.erase_node(assertion)
+        graph.erase_node(node)
+
+
+def _require_intact(message: str) -> Callable[..., None]:
+    seen: tuple[Any, Any, int] = None, None, 0
+
+    def require_intact(crow: Tensor, col: Tensor, *known: Tensor) -> None:
+        nonlocal seen
+        counts_writes = not (crow.is_inference() or col.is_inference())
+        version = crow._version + col._version if counts_writes else -1
+        if crow is not seen[0] or col is not seen[1] or version != seen[2]:
+            torch._assert_async(is_intact(crow, col, *known), message)
+            seen = (crow, col, version) if counts_writes else (None, None, 0)
+
+    return require_intact
 
 
 def _title(node: Node) -> str:

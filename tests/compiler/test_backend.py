@@ -171,6 +171,13 @@ def test_a_changed_pattern_is_seen_by_the_same_graph() -> None:
     assert not step(model, run, x)[0].equal(before[0])
     check(model, x)
     assert counters["stats"]["unique_graphs"] == 1
+    with torch.no_grad():  # a write of what is there changes nothing
+        model[0].col_indices.copy_(pattern.col_indices)
+        run(x)
+        model[0].col_indices.copy_(sc.KernelCSR.random(pattern.shape, pattern.nnz).col_indices)
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match="overwritten in place"):
+                run(x)
 
 
 def test_any_size_in_two_graphs() -> None:
