@@ -289,7 +289,8 @@ struct Wgrad : torch::autograd::Function<Wgrad> {
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const variable_list saved = ctx->get_saved_variables();
     const Filter filter = Filter::of(ctx, saved);
-    return {filter.fprop(saved[1], grads[0], {}, {}, false), filter.dgrad(saved[0], grads[0]), {}, {}};
+    return {
+        filter.fprop(saved[1], grads[0], {}, {}, false), filter.dgrad(saved[0], grads[0]), {}, {}};
   }
 };
 
@@ -355,11 +356,11 @@ TORCH_LIBRARY_IMPL(sparseconv, Autograd, m) {
            return Wgrad::apply(grad, input, OptionalTensor(),
                                Filter{crow, col, geometry.vec(), {batch, length}});
          });
-  m.impl("lanes_pointwise", [](const Tensor& input, const Tensor& weight,
-                               const OptionalTensor& bias, int64_t batch, int64_t length,
-                               const OptionalTensor& added) {
-    return Fprop::apply(input, weight, bias, added, Filter{{}, {}, {}, {batch, length}}, false);
-  });
+  m.impl(
+      "lanes_pointwise", [](const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
+                            int64_t batch, int64_t length, const OptionalTensor& added) {
+        return Fprop::apply(input, weight, bias, added, Filter{{}, {}, {}, {batch, length}}, false);
+      });
   m.impl("lanes_pointwise_dgrad",
          [](const Tensor& grad, const Tensor& weight, int64_t batch, int64_t length) {
            return Dgrad::apply(grad, weight, Filter{{}, {}, {}, {batch, length}});

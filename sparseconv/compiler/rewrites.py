@@ -67,7 +67,7 @@ def _relu_after(graph: Graph, relu: Any) -> None:
 
 def _add_before_relu(graph: Graph, relu: Any) -> None:
     """Compute ``relu(norm(x) + y)`` in one operation."""
-    add = _only_reader_of(relu) if _is_relu(relu) else None
+    add: Any = _only_reader_of(relu) if _is_relu(relu) else None
     for output, other in _terms(add):
         norm = _norm_behind(output)
         if norm is None or norm.args[_RELU] or len(output.users) > 1:
