@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import warnings
 import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -60,10 +58,7 @@ class DSTScheduler:
     second derivatives (gradient penalties) do not count. A layer that the step did not use
     (LayerDrop), or whose dense gradient is 0, keeps its pattern in that update.
 
-    With ``grow="random"``, a layer that has never been trained also keeps its pattern: it has
-    neither a gradient nor optimizer state, although other layers do. With plain SGD, which keeps
-    no state, only the gradient of the current step is considered. A warning names layers that had
-    no gradient in the first three updates.
+    With ``grow="random"``, the patterns of all layers change: freeze layers that do not train.
 
     With ``torch.distributed``, every rank must construct and step its own scheduler. Dense
     gradients are summed over the ranks, and an update happens on all ranks or on none.
@@ -160,7 +155,6 @@ class DSTScheduler:
         self._ever_active = EverActive(self._layers)
         self._replayed: ReplayedUpdates | None = ReplayedUpdates()  # None: no CUDA graphs
         self._probes: dict[str, Tensor] = {}
-        self._unseen: dict[str, float] = {}  # updates without a gradient, until a layer has had one
         weakref.finalize(self, _take_back, self._layers, self._probes)
         self._watch_next_step()
 
@@ -251,22 +245,14 @@ class DSTScheduler:
             ValueError: a state that does not belong to a scheduler with these settings and layers.
         """
         own = self.state_dict()
-        if state_dict.keys() != own.keys():
-            raise ValueError(
-                f"expected a DSTScheduler state with keys {list(own)}, but got {list(state_dict)}"
-            )
         for key in ("hyperparameters", "shapes"):
             if state_dict[key] != own[key]:
                 raise ValueError(
                     f"the state belongs to another scheduler: expected {key} {own[key]}, but got "
                     f"{state_dict[key]}; build the same model and scheduler as when it was saved"
                 )
-        counts = [count(key, state_dict[key], 0) for key in ("step_count", "updates")]
-        bits, mine = state_dict["ever_active"], own["ever_active"]
-        if {n: len(b) for n, b in bits.items()} != {n: len(b) for n, b in mine.items()}:
-            raise ValueError(
-                "ever_active does not match the layers; build the model as it was when saved"
-            )
+        counts = state_dict["step_count"], state_dict["updates"]
+        bits = {name: state_dict["ever_active"][name].cpu().clone() for name in self._layers}
         self._generator.set_state(state_dict["generator"])  # the last that may fail
         self._ever_active.load(bits)
         self.step_count, self.updates = counts
@@ -298,29 +284,15 @@ class DSTScheduler:
         # What may fail on one rank comes first, for that rank misses the exchanges that follow.
         before = self._generator.get_state()
         try:
-            held, idle = self._ranks.agree(self._state, lambda _: None)
-            if self.grow == "random" and not self._ranks.alone:  # each may hold a part
-                idle = set.intersection(*self._ranks.gather(idle))
+            check = partial(checks.check_layers, self._layers, self._copies, self._optimizer)
+            held = self._ranks.agree(check, lambda _: None)
             gradients = self._dense_gradients()
-            compute = partial(self._changes, held, gradients, idle)
-            changes = self._ranks.agree(compute, _checksums)
-            if never := [name for name, updates in self._unseen.items() if updates == 3]:
-                self._unseen.update(dict.fromkeys(never, math.inf))  # one warning is enough
-                # Levels 2 and 3 are step and its torch.no_grad.
-                warnings.warn(checks.NEVER_SEEN.format(self.grow, never), stacklevel=4)
-            return changes
+            return self._ranks.agree(partial(self._changes, held, gradients), _checksums)
         except BaseException:
             self._generator.set_state(before)
             raise
 
-    def _state(self) -> tuple[Holdings, set[str]]:
-        layers, optimizer = self._layers, self._optimizer
-        held = checks.check_layers(layers, self._copies, optimizer)
-        return held, checks.untrained(layers, optimizer, held) if self.grow == "random" else set()
-
-    def _changes(
-        self, held: Holdings, gradients: Mapping[str, Tensor | None], idle: set[str]
-    ) -> list[Change]:
+    def _changes(self, held: Holdings, gradients: Mapping[str, Tensor | None]) -> list[Change]:
         """Return the updates of all layers, or none if a gradient (of all ranks) is not finite."""
         finite = [grad.isfinite().all() for grad in gradients.values() if grad is not None]
         share: Any = self._prune_fraction_at(self.step_count + 1)
@@ -329,16 +301,13 @@ class DSTScheduler:
         elif not all(finite):
             return []
         training = [name for name, x in self._layers.items() if x.values.requires_grad]
-        if self.grow == "random":
-            seen = [name for name in training if name not in idle]
-        else:
-            seen = [name for name in training if gradients.get(name) is not None]
-            if training and not seen:
+        moving = training
+        if self.grow == "gradient":
+            moving = [name for name in training if gradients[name] is not None]
+            if training and not moving:
                 layers = [self._layers[name] for name in training]
                 checks.check_backward(layers, self._optimizer, self.step_count)
-        for name in training:
-            self._unseen[name] = -math.inf if name in seen else self._unseen.get(name, 0) + 1
-        plans = (self._plan_layer(name, share, gradients.get(name), held) for name in seen)
+        plans = (self._plan_layer(name, share, gradients.get(name), held) for name in moving)
         return [plan for plan in plans if plan is not None]
 
     def _dense_gradients(self) -> dict[str, Tensor | None]:

@@ -90,16 +90,6 @@ class Holdings:
                     "afterwards"
                 )
 
-    def ever_trained(self) -> set[int]:
-        """Return the ids of parameters with a gradient, or with state that a step has used."""
-        had = {id(p) for p in self.trained if p.grad is not None}
-        for _, owner, value in self.kept:
-            # Some optimizers create the state before the first step; it then holds zeros.
-            known = owner is None or value is owner or id(owner) in had
-            if not known and type(value) in (Tensor, float, int) and torch.as_tensor(value).any():
-                had.add(id(owner))
-        return had
-
     def state_of(self, parameter: Tensor) -> list[Tensor]:
         """Return the tensors in a parameter's state that have the parameter's shape."""
         state = [x.value for x in self.kept if x.owner is parameter]
