@@ -89,8 +89,8 @@ class DSTScheduler:
             layer; invalid regions.
         RuntimeError: ``values`` that are computed or belong to two layers; ranks with different
             settings or patterns.
-        NotImplementedError: ``values`` that are sharded or in shared memory; an optimizer whose
-            state cannot follow moved weights.
+        NotImplementedError: ``values`` that are sharded; an optimizer whose state cannot follow
+            moved weights.
 
     Example:
         >>> import torch, sparseconv as sc

@@ -72,7 +72,6 @@ test_scheduler = refusals(
     (averaged(lambda m: [m[:1]]), ValueError, "averages"),
     (averaged(lambda m: [two_layers(seed=1)]), ValueError, "averages"),
     (averaged(lambda m: [nn.Linear(2, 2)]), ValueError, "averages"),
-    (averaged(lambda m: [copy.deepcopy(m).share_memory()]), NotImplementedError, "values"),
     (averaged(inference_copy), RuntimeError, "layer"),
 )  # fmt: skip
 
