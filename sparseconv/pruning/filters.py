@@ -55,8 +55,9 @@ def prune_filters(
 
     The channels of the model's input and output are kept. So are those used by something that
     cannot be followed: an operation that mixes channels, code that relies on the number of
-    channels, or a layer called only in train mode. ``report.left`` contains the reason for each
-    layer.
+    channels, or code that only runs in train mode. ``report.left`` contains the reason for each
+    layer. Layers that ``example_input`` does not reach keep their number of input channels, and may
+    get fewer: name in ``ignore`` the layers that they read.
 
     The result is verified with random weights: it must compute the same as the given model with the
     removed channels masked. If the example is constant, random series replace it. If the model runs

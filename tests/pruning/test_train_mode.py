@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 import sparseconv as sc
 from sparseconv.pruning import Magnitude
-from sparseconv.pruning.tracing import trace
 
 X, _ = data()
 GENERATOR = np.random.default_rng(0)
@@ -74,23 +73,3 @@ def test_what_repeats_itself_in_eval_mode_alone_is_pruned() -> None:
     assert sc.prune_filters(around(Drawn(0)), X, Magnitude(), fraction=0.5)[0][0].out_channels == 4
     with pytest.raises(ValueError, match=r"does not run in train mode \(RuntimeError: The size"):
         sc.prune_filters(around(Drawn(1)), X, Magnitude(), fraction=0.5)
-
-
-class Counts(nn.Module):
-    """Counts its runs in train mode, and never calls a norm that has buffers alone."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm = nn.BatchNorm1d(8, affine=False)
-        self.register_buffer("runs", torch.zeros(1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.runs += self.training
-        return x + self.runs
-
-
-def test_trying_train_mode_leaves_buffers_as_they_are() -> None:
-    model = around(Counts())
-    left = trace(model, (X,)).left
-    assert "does not reach '1.norm', which may use these channels" in left["0"]
-    assert model[1].runs == 0
