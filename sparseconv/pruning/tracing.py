@@ -283,15 +283,10 @@ def _widths(module: Any) -> tuple[int, int]:
 def _unlike(module: nn.Module, given: list[Tensor], output: Any) -> str | None:
     """Return why a layer cannot be followed like its base class, or None if it can."""
     groups = getattr(module, "groups", 1)
-    if isinstance(module, nn.GroupNorm) and module.num_groups == 1:
-        return "it normalizes over all channels"
     if isinstance(module, nn.ConvTranspose1d) and not (
         groups == 1 or groups == module.in_channels == module.out_channels
     ):
         return "it is a grouped transposed convolution"
-    convolves = hasattr(module, "kernel_size")
-    if convolves and given and given[0].dim() != 3:
-        return f"it must receive a batch of series (N, C, L), but got {tuple(given[0].shape)}"
     dim = -1 if isinstance(module, nn.Linear) else 1
     shapes = [x.shape for x in (*given[:1], output) if isinstance(x, Tensor)]
     if tuple(shape[dim] for shape in shapes) != _widths(module):
