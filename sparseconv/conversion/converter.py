@@ -136,7 +136,7 @@ def convert(
     In layers that stay dense, weights outside ``masks`` are set to 0, but training may change them.
     Layers keep their name, position, bias, mode, ``requires_grad``, dtype, device and added
     attributes. A sparse layer has ``values`` instead of ``weight``; reading ``weight`` raises an
-    error. The report lists what else is lost: methods, and state and hooks that do not compute.
+    error. Methods of a subclass, and state and hooks that do not compute, are lost.
 
     Build the optimizer from the converted model's parameters: an older optimizer still references
     the dense weights.

@@ -20,7 +20,6 @@ from sparseconv.models import DSN
 from sparseconv.models.dsn import Around, Init
 from sparseconv.ops.backends import Backend
 from sparseconv.running import predict_log_proba
-from sparseconv.training.data import checked_pair
 from sparseconv.training.loop import train
 from sparseconv.training.recipe import Precision, Recipe
 from sparseconv.training.run_folder import NETWORK
@@ -142,7 +141,7 @@ class DSNClassifier(Scored, BaseClassifier):  # type: ignore[misc]
         """Return the series and class indices of ``validation``."""
         if self.validation is None:
             return None
-        X, y = checked_pair(self.validation)
+        X, y = self.validation
         labels = as_labels("DSNClassifier", "validation", y)
         if not (known := np.isin(labels, self.classes_)).all():
             raise ValueError(

@@ -20,7 +20,7 @@ from sklearn.model_selection import StratifiedKFold
 from sklearn.preprocessing import StandardScaler
 
 from sparseconv.core.arrays import warn_if_swapped
-from sparseconv.core.checks import count, flag, number, share
+from sparseconv.core.checks import count, number, share
 from sparseconv.core.generators import generators_kept
 from sparseconv.estimators.defaults import POCKET
 from sparseconv.estimators.shared import Scored, Shared, case_weights, draw_seed
@@ -179,7 +179,6 @@ class POCKETClassifier(Scored, BaseClassifier):  # type: ignore[misc]
 
     def _fit(self, X: Array, y: Array) -> POCKETClassifier:
         count("n_iter", self.n_iter)
-        flag("refit", self.refit)
         if self.k != "cv" and not 0 < number("k", self.k) < np.inf:
             raise ValueError(f"k must be positive and finite, or 'cv', but got {self.k!r}")
         ks = KS if self.k == "cv" else (float(self.k),)

@@ -12,7 +12,6 @@ from torch._C import _is_tracing
 from torch.compiler import is_compiling
 
 from sparseconv import reference
-from sparseconv.core.checks import flag
 from sparseconv.core.geometry import Geometry, Padding, PaddingMode
 from sparseconv.core.pattern import KernelCSR
 from sparseconv.functional.differentiable import Differentiable, Rest, is_transformed, save
@@ -84,8 +83,6 @@ def sparse_conv1d(
         tensor([[[-2., -2., -2.]]])
     """
     crow, col = indices_of(pattern, input)
-    if relu is not True and relu is not False:
-        relu = flag("relu", relu)
     geometry = Geometry.of(
         pattern._shape, stride, padding, dilation, groups, padding_mode, block=pattern._block
     )

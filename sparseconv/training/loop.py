@@ -21,7 +21,7 @@ from sparseconv.nn.modules import check_module
 from sparseconv.pruning.sparsity_loss import InstanceSparsity
 from sparseconv.running import evaluate
 from sparseconv.training import checkpoint
-from sparseconv.training.data import checked_data, checked_pair
+from sparseconv.training.data import checked_data
 from sparseconv.training.recipe import Recipe
 from sparseconv.training.run import Run, SchedulerFactory
 
@@ -129,7 +129,7 @@ def train(
         )
     X, y, draws = checked_data(model, X, y, recipe)
     if validation is not None:
-        validation = checked_data(model, *checked_pair(validation), recipe, len(X))[:2]
+        validation = checked_data(model, *validation, recipe, len(X))[:2]
     path = None if out is None else Path(out) / CHECKPOINT_NAME
     retain_freed_memory()
     folder = contextlib.nullcontext() if path is None else claimed(path.parent)

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
-from sparseconv.core.checks import count, flag, number
+from sparseconv.core.checks import count, number
 from sparseconv.dst.update import (
     PRUNE_FLOOR,
     PRUNE_FRACTION,
@@ -84,7 +84,7 @@ class Recipe:
                 if not 0 <= value < math.inf:
                     raise ValueError(f"{name} must be finite and >= 0, but got {value}")
             else:
-                value = flag(name, value)
+                value = bool(value)
             object.__setattr__(self, name, value)
         if self.seed >= 2**63:
             raise ValueError(f"seed must be < 2**63, but got {self.seed}")

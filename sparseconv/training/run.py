@@ -154,7 +154,7 @@ class Run:
             if not math.isfinite(loss):
                 raise ValueError(
                     f"the training loss became {loss} in epoch {epoch}, batch {batch}: lower lr "
-                    f"(now {lr:.3g}) or rescale the series"
+                    f"(now {lr:.3g}), or rescale the series, which must be finite"
                 )
         return sum(loss * size for loss, size in zip(losses, self.sizes, strict=True))
 
