@@ -43,25 +43,17 @@ class DSTScheduler:
 
     Call ``step()`` after each ``optimizer.step()``. Every ``update_every``-th call, up to the
     ``end_step``-th, runs ``prune_and_grow`` on each layer and keeps the number of active weights in
-    each region. All changes are made in place; ``values`` stays the same parameter. A surviving
-    weight keeps its value, its gradient and its elementwise optimizer state (any tensor shaped like
-    ``values``). A grown weight starts with zeros for all of these. If an update raises an error,
-    nothing is changed. Frozen layers (``values`` without ``requires_grad``) keep their patterns.
-
-    An update in call number t moves the share ``cosine_decay(prune_fraction, prune_floor, t,
-    decay_steps)`` of the active weights.
+    each region. Call number t moves the share ``cosine_decay(prune_fraction, prune_floor, t,
+    decay_steps)`` of them. All changes are made in place; ``values`` stays the same parameter. A
+    surviving weight keeps its value, its gradient and its elementwise optimizer state (any tensor
+    shaped like ``values``); a grown weight starts with zeros. If an update raises an error, nothing
+    is changed. Frozen layers (``values`` without ``requires_grad``) keep their patterns: freeze
+    layers that do not train.
 
     ``grow="gradient"`` needs the dense gradient, which is computed only in the training step before
-    an update and released after the update. It is the sum over all ``backward()`` calls since the
-    last ``dst.step()``, including accumulated gradients, repeated uses of a layer, and gradients
-    that ``zero_grad()`` has discarded. ``torch.autograd.grad``, ``torch.func`` transforms and
-    second derivatives (gradient penalties) do not count. A layer that the step did not use
-    (LayerDrop), or whose dense gradient is 0, keeps its pattern in that update.
-
-    With ``grow="random"``, the patterns of all layers change: freeze layers that do not train.
-
-    With ``torch.distributed``, every rank must construct and step its own scheduler. Dense
-    gradients are summed over the ranks, and an update happens on all ranks or on none.
+    an update: the sum over all ``backward()`` calls since the last ``dst.step()``. A layer without
+    one, or whose gradient is 0, keeps its pattern in that update. With ``torch.distributed``, every
+    rank must construct and step a scheduler. docs/training.md explains both.
 
     An update on a GPU does not make the CPU wait, so ``step()`` returns True even if nothing moved.
 

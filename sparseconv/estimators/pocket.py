@@ -136,9 +136,8 @@ class POCKETClassifier(Scored, BaseClassifier):  # type: ignore[misc]
         model_: the ``RocketModel`` used for prediction, which can be saved.
         seed_, classes_, n_classes_: the seed; the sorted labels of fit; their number.
 
-    ``predict_proba`` multiplies the margins by ``model_.scale`` and applies the softmax. This
-    scale maximises the likelihood of the labels under the selection's leave-one-out decisions on
-    all features. It is reduced if the refit's decisions have a larger spread.
+    ``predict_proba`` applies the softmax to the margins times ``model_.scale``, the scale with the
+    highest likelihood of the labels in leave-one-out decisions.
 
     Raises:
         ValueError, TypeError: as in ``RocketTransformer``; a single class; options out of range;

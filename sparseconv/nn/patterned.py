@@ -69,8 +69,7 @@ class PatternedModule(PatternBuffers):
         no other layer, nor another process, may use the same values: they would keep their pattern.
 
         ``DSTScheduler`` moves optimizer state and running averages; without it, pass them in
-        ``follow``. If nnz changes, build a new optimizer and start a new average. An optimizer
-        whose moments have the former length raises an error in ``step()``.
+        ``follow``. If nnz changes, build a new optimizer and start a new average.
 
         Args:
             pattern: the new pattern, of the same shape.

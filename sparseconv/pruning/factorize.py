@@ -70,10 +70,9 @@ def factorize(
 ) -> Factorized:
     """Copy a model; replace each convolution with two smaller ones, one shared between layers.
 
-    A layer with a weight ``(O, I, K)`` becomes a ``Sequential`` of two convolutions. ``taps`` has K
-    taps, ``rank`` output channels and the layer's options; ``pointwise`` is a 1x1 convolution to O
-    channels. Let U and V be the weights of ``taps`` and ``pointwise``, r the rank, and n = 1 .. N
-    the layers of a set:
+    A layer with a weight ``(O, I, K)`` becomes a ``Sequential`` of ``taps`` (K taps, ``rank``
+    channels, the layer's options) and ``pointwise``, a 1x1 convolution to O channels. Let U and V
+    be their weights, r the rank, and n = 1 .. N the layers of a set:
 
     - ``"left"``: ``W^n ~ U V^n``, the same ``taps`` in all layers; ``r (I K + N O)`` weights.
     - ``"right"``: ``W^n ~ U^n V``, the same ``pointwise`` in all layers; ``r (N I K + O)`` weights.
@@ -81,9 +80,8 @@ def factorize(
       better of the two is fitted first; then each is fitted 30 times to the other's residual.
     - ``"svd"``: ``W ~ U V``, each layer separately; ``r (I K + O)`` weights.
 
-    The squared error of the weights is the smallest possible for the rank. With ``"both"``, the
-    error decreases in every step, but may only reach a local minimum. Fine-tune the copy with a new
-    optimizer. Code that reads a replaced layer's ``weight`` raises an error.
+    The squared error of the weights is the smallest possible for the rank; with ``"both"``, it may
+    be a local minimum. Fine-tune the copy with a new optimizer.
 
     Args:
         model: any module, before ``torch.compile``; it is left unchanged.
@@ -96,10 +94,9 @@ def factorize(
             in each set.
 
     Raises:
-        TypeError, ValueError: a set has unequal or too few layers, or a layer of a different class
-            or with groups, hooks, its own ``forward``, or a computed or shared weight; both or
-            neither of ``rank`` and ``parameter_compression`` are given, or the weights do not allow
-            the value; no layer gets smaller.
+        TypeError, ValueError: a set has unequal or too few layers, or one that cannot be replaced;
+            both or neither of ``rank`` and ``parameter_compression`` are given, or the weights do
+            not allow the value; no layer gets smaller.
 
     Example:
         >>> import sparseconv as sc

@@ -248,7 +248,7 @@ class _Tracer(TorchFunctionMode):
             if module in self.kept:
                 self.left[name] = self.kept[module]
             elif name not in self.layers:
-                self.left.setdefault(name, "this example_input does not reach it")
+                self.left.setdefault(name, "this example_input does not call it")
         for name, why in self.left.items():
             if (layer := self.layers.get(name)) is not None:
                 for numbers in (layer.inputs, layer.outputs):

@@ -31,10 +31,8 @@ class GraphedStep:
     """Run ``function(*tensors)``, a training step, as CUDA graphs: one per input shape and dtype.
 
     The first steps with a given shape run eagerly; the next one is captured, then replayed with a
-    single launch instead of hundreds. A new pattern with the same nnz is written into the graphs'
-    memory. Graphs are captured again if nnz or the block changes, or if a tensor of the model or of
-    the optimizer's state has moved in memory. All graphs share one memory pool: use one stream at a
-    time.
+    single launch instead of hundreds. Graphs follow new patterns, and are captured again if nnz or
+    a tensor's place in memory changes. All graphs share one memory pool: use one stream at a time.
 
     Args:
         model: a model on one CUDA device.

@@ -70,13 +70,11 @@ def train(
 ) -> TrainingResult:
     """Train a classifier and leave it with the weights and patterns of its best epoch.
 
-    The best epoch is the one with the lowest training loss. Its weights are taken after its last
-    optimizer step, before the pattern changes. The model is left in eval mode. If training stops
-    early (because of an error or Ctrl-C), the model gets the weights of the best epoch so far; if
-    no epoch has finished, its initial weights are restored. The state of torch's global generators
-    is restored. The same model, data, recipe and number of threads yield bit-identical results,
-    even after resuming. On CUDA, this requires deterministic operations (for cuDNN, set
-    ``torch.backends.cudnn.deterministic``).
+    The best epoch is the one with the lowest training loss, before its last pattern update; if
+    training stops early (because of an error or Ctrl-C), it is the best so far, or the start. The
+    model is left in eval mode, and torch's global generators are restored. The same model, data,
+    recipe and number of threads yield bit-identical results, even after resuming; on CUDA, only
+    with deterministic operations (for cuDNN, set ``torch.backends.cudnn.deterministic``).
 
     Args:
         model: maps ``(N, ...)`` to log-probabilities ``(N, n_classes)``. The patterns of any
@@ -94,17 +92,14 @@ def train(
         penalty: a ``pruning.InstanceSparsity``, added to each batch's loss, and so to
             ``train_loss``.
         cuda_graphs: replay steps on a CUDA device as CUDA graphs, with the same results and faster
-            launches. Forward hooks run only in eager steps: the first ones and, with gradient
-            growth or a ``scheduler_factory``, those before an update. None uses graphs on a GPU,
-            except with a penalty; if a step cannot be captured, a warning states the reason. False
-            uses none, not even for the updates of a ``DSTScheduler``.
+            launches; forward hooks run only in eager steps. None uses graphs on a GPU, except with
+            a penalty; if a step cannot be captured, a warning states the reason. False uses none,
+            not even for the updates of a ``DSTScheduler``.
 
     Raises:
         TypeError, ValueError: incompatible data or arguments; ``out`` not writable or in use by
-            another run; ``cuda_graphs`` without a GPU or with a penalty; a training loss that is
-            not finite (checkpoints are kept).
-        RuntimeError: series that a layer rejects, for example because they are shorter than its
-            kernel.
+            another run; a training loss that is not finite (checkpoints are kept).
+        RuntimeError: series that a layer rejects, for example because they are too short.
         CheckpointError: a damaged file, or a checkpoint with a different recipe, model or data set.
         KeyboardInterrupt: Ctrl-C; the message says how to resume.
 
