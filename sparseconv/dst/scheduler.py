@@ -16,7 +16,6 @@ from sparseconv.core.files import ctrl_c_waits
 from sparseconv.dst import checks
 from sparseconv.dst.itop import EverActive
 from sparseconv.dst.ranks import Ranks
-from sparseconv.dst.replayed import ReplayedUpdates
 from sparseconv.dst.update import (
     PRUNE_FLOOR,
     PRUNE_FRACTION,
@@ -145,7 +144,6 @@ class DSTScheduler:
         self._ranks.agree(self._check_layers, self._fingerprint)
         self._regions = {n: check_regions(x.regions, x.pattern) for n, x in self._layers.items()}
         self._ever_active = EverActive(self._layers)
-        self._replayed: ReplayedUpdates | None = ReplayedUpdates()  # None: no CUDA graphs
         self._probes: dict[str, Tensor] = {}
         weakref.finalize(self, _take_back, self._layers, self._probes)
         self._watch_next_step()
@@ -156,7 +154,7 @@ class DSTScheduler:
         return {**self.__dict__, "_probes": probes}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update({"_replayed": ReplayedUpdates(), **state, "_probes": {}})
+        self.__dict__.update({**state, "_probes": {}})
         weakref.finalize(self, _take_back, self._layers, self._probes)
         self._watch_next_step()
         for name, gradient in state["_probes"].items():
@@ -325,7 +323,7 @@ class DSTScheduler:
             self._regions[name] = check_regions(layer.regions, layer.pattern)
         pattern, source = moved(
             layer.pattern, layer.values, self._regions[name], fraction, self.grow, self._generator,
-            dense_grad, None if self._replayed is None else self._replayed.of(name),
+            dense_grad,
         )  # fmt: skip
         if pattern is layer.pattern:
             return None

@@ -103,12 +103,8 @@ def moved(
     grow: str,
     generator: torch.Generator | None,
     dense_grad: Tensor | None,
-    on_gpu: Callable[..., tuple[Tensor, Tensor, Tensor]] | None = None,
 ) -> tuple[KernelCSR, Tensor]:
-    """Do what ``prune_and_grow`` does, with checked arguments; ``fraction`` may be a tensor.
-
-    On a GPU, ``on_gpu`` replaces ``tensors.update``.
-    """
+    """Do what ``prune_and_grow`` does, with checked arguments; ``fraction`` may be a tensor."""
     if grow == "static":
         return pattern, torch.arange(pattern.nnz, device="cpu")
     seed = 0
@@ -118,7 +114,7 @@ def moved(
         if dense_grad is not None:
             dense_grad = dense_grad.to(values.device)
             fraction = dense_grad.any().double() * fraction
-        crow, col, source = (on_gpu or tensors.update)(
+        crow, col, source = tensors.update(
             *pattern.on(values.device), pattern.shape, pattern.block, regions, fraction, values,
             dense_grad, seed,
         )  # fmt: skip

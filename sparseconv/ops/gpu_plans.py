@@ -21,7 +21,6 @@ from torch.utils.weak import TensorWeakRef, WeakTensorKeyDictionary
 from sparseconv.core.blocks import unit_shape
 from sparseconv.core.geometry import Geometry
 from sparseconv.core.pattern import KernelCSR
-from sparseconv.ops.graphs import Repeated
 
 P = TypeVar("P", bound="tuple[Tensor, ...]")
 Shape = tuple[int, int, int]
@@ -123,21 +122,14 @@ def trust(crow: Tensor, col: Tensor, same: bool = False) -> None:
         held.versions = held.checked
 
 
-def refresh(crow: Tensor, col: Tensor, repeated: Repeated | None = None) -> None:
+def refresh(crow: Tensor, col: Tensor) -> None:
     """Recompute the plans of index tensors that were written to, in the same memory."""
     held = _held.get(col)
     if held is None:
         return
-
-    def compute() -> None:
-        for make, geometry, plan in held.plans.values():
-            for own, new in zip(plan, make(crow, col, geometry), strict=True):
-                own.copy_(new)
-
-    if repeated is None:
-        compute()
-    else:
-        repeated(tuple(held.plans), compute)
+    for make, geometry, plan in held.plans.values():
+        for own, new in zip(plan, make(crow, col, geometry), strict=True):
+            own.copy_(new)
     held.versions = crow._version, col._version
 
 

@@ -93,8 +93,7 @@ def train(
             ``train_loss``.
         cuda_graphs: replay steps on a CUDA device as CUDA graphs, with the same results and faster
             launches; forward hooks run only in eager steps. None uses graphs on a GPU, except with
-            a penalty; if a step cannot be captured, a warning states the reason. False uses none,
-            not even for the updates of a ``DSTScheduler``.
+            a penalty; if a step cannot be captured, a warning states the reason.
 
     Raises:
         TypeError, ValueError: incompatible data or arguments; ``out`` not writable or in use by
