@@ -73,7 +73,6 @@ def load(name_or_path: str | os.PathLike[str], *, nan_to_zero: bool = False) -> 
         nan_to_zero: replace missing values with 0, as in the DSN paper's UCR 85 runs.
 
     Raises:
-        TypeError: neither a string nor a path.
         ValueError: an unknown name, an unreadable source, or data that cannot be classified:
             unequal lengths, non-finite values, a single class, test labels unseen in training.
         RuntimeError: aeon is needed, but not installed.

@@ -29,8 +29,7 @@ def optimize_for_inference(model: nn.Module) -> nn.Module:
         The copy, in eval mode, whose parameters require no gradient.
 
     Raises:
-        TypeError: ``model`` is not an ``nn.Module``.
-        ValueError: a lazy module has not run yet.
+        TypeError, ValueError: no module; a lazy module has not run yet.
 
     Example:
         >>> from sparseconv import SparseConv1d

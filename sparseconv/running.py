@@ -208,8 +208,7 @@ def predict_log_proba(model: nn.Module, X: Any, batch_size: int = 64) -> Tensor:
             joins the previous batch.
 
     Raises:
-        ValueError: X is not an array of numbers.
-        TypeError: the model does not return one tensor.
+        TypeError, ValueError: the model does not return one tensor; X does not contain numbers.
 
     Example:
         >>> from sparseconv.models import DSN

@@ -177,8 +177,6 @@ class DSTScheduler:
         """Return the share of all weights of the sparse layers that have ever been active.
 
         Patterns set by other code count if they lasted until an update or this call.
-
-        Example: see the class.
         """
         return self._ever_active.rate()
 
@@ -195,10 +193,7 @@ class DSTScheduler:
         Raises:
             RuntimeError: gradient growth without a backward pass through any layer since the last
                 ``step()``; a rank that failed or chose a different pattern.
-            ValueError, RuntimeError, NotImplementedError: as in the constructor, on the first call
-                and in updates, if layers, averages or the optimizer's state have changed.
-
-        Example: see the class.
+            ValueError, RuntimeError, NotImplementedError: as in the constructor.
         """
         if self.step_count == 0 and self.grow != "static":  # many optimizers have no state before
             self._ranks.agree(self._check_layers, self._fingerprint)
@@ -229,11 +224,7 @@ class DSTScheduler:
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Continue from a ``state_dict()``.
-
-        Raises:
-            ValueError: a state that does not belong to a scheduler with these settings and layers.
-        """
+        """Continue from the ``state_dict()`` of a scheduler with these settings and layers."""
         own = self.state_dict()
         for key in ("hyperparameters", "shapes"):
             if state_dict[key] != own[key]:

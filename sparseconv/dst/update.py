@@ -152,9 +152,6 @@ def stays_on_gpu(tensor: Tensor) -> bool:
 def cosine_decay(start: float, end: float, step: int, steps: int) -> float:
     """Return a half cosine's value at ``step``: ``start`` at 0, ``end`` at ``steps`` and later.
 
-    Raises:
-        ZeroDivisionError: ``steps`` is 0.
-
     Example:
         >>> cosine_decay(0.5, 0.0, 50, 100)
         0.25

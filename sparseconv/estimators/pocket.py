@@ -62,8 +62,7 @@ class RocketTransformer(Shared, BaseCollectionTransformer):  # type: ignore[misc
 
     Raises:
         ValueError, TypeError: unequal lengths, a shape other than in fit or the bank's, missing or
-            infinite values, unknown ``kernels``, ``n_kernels`` not an int of at least 1
-            (MiniROCKET: 84).
+            infinite values, unknown ``kernels``, or too few.
 
     Example:
         >>> from sparseconv import RocketTransformer

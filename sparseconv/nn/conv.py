@@ -108,9 +108,6 @@ class SparseConv1d(SparseLayer):
                 each channel, which preserves the variance of the outputs; see Evci et al.,
                 "Gradient Flow in Sparse Neural Networks and How Lottery Tickets Win", 2022.
 
-        Raises:
-            ValueError: any other ``fan_in``.
-
         Example:
             >>> SparseConv1d(4, 8, 5).reset_parameters(fan_in="active")
         """

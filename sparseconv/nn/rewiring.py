@@ -12,18 +12,14 @@ from torch.compiler import is_dynamo_compiling
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 from torch.utils.weak import WeakIdKeyDictionary
 
-from sparseconv.core.pattern import KernelCSR
+from sparseconv.core.pattern import KernelCSR, check_pattern_type
 
 _FORMER_NNZ: MutableMapping[Tensor, set[int]] = WeakIdKeyDictionary()  # by values
 
 
 def check_pattern(pattern: KernelCSR, shape: tuple[int, int, int], groups: int) -> None:
     """Reject all but a pattern of this shape whose blocks do not cross a group boundary."""
-    if not isinstance(pattern, KernelCSR):
-        raise TypeError(
-            f"pattern must be a KernelCSR, but got {type(pattern).__name__}; create one with "
-            "KernelCSR.from_mask(mask)"
-        )
+    check_pattern_type(pattern)
     if pattern.shape != shape:
         raise ValueError(
             f"pattern must have the weight's shape, here {shape}, but got {pattern.shape}"

@@ -283,6 +283,8 @@ def _widths(module: Any) -> tuple[int, int]:
 def _unlike(module: nn.Module, given: list[Tensor], output: Any) -> str | None:
     """Return why a layer cannot be followed like its base class, or None if it can."""
     groups = getattr(module, "groups", 1)
+    if isinstance(module, nn.GroupNorm) and module.num_groups == 1:
+        return "it normalizes over all channels"
     if isinstance(module, nn.ConvTranspose1d) and not (
         groups == 1 or groups == module.in_channels == module.out_channels
     ):

@@ -29,14 +29,12 @@ class Recipe:
         lr: Adam's learning rate in the first epoch.
         lr_min: the learning rate at the end of the cosine schedule.
         weight_decay: Adam's L2 penalty.
-        batch_size: series per batch; None means ``max(int(min(n_cases / 10, 16)), 2)``. A smaller
-            last batch is kept. A single last series joins the previous batch, unlike in the
-            authors' implementation.
+        batch_size: series per batch; None means ``max(int(min(n_cases / 10, 16)), 2)``. A single
+            last series joins the previous batch.
         update_every_epochs: epochs between pattern updates.
         update_every_steps: optimizer steps between pattern updates; replaces
             ``update_every_epochs``.
-        skip_step_at_update: skip the optimizer step at each pattern update, as in the paper's text,
-            but not in its implementation.
+        skip_step_at_update: skip the optimizer step at each pattern update, as in the paper's text.
         decay_share: share of all steps over which the prune fraction decays along a cosine.
         prune_fraction: share of active weights moved in the first update.
         prune_floor: share of active weights moved per update after that decay.
