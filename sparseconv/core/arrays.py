@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import warnings
 from typing import Any
 
@@ -48,7 +47,7 @@ def as_array(raw: Any, expectation: str, kinds: str = NUMBERS) -> Array:
         ):
             raise ValueError(MIXED)  # NumPy would make text of all, even of NaN
     except (ValueError, TypeError, RuntimeError) as error:
-        raise ValueError(f"{expectation}, but {_several_lengths(plain) or error}") from error
+        raise ValueError(f"{expectation}, but {error}; pad or cut series to one length") from error
     if found.dtype.kind not in kinds:
         advice = "; convert bytes with .astype(str)" if found.dtype.kind == "S" else ""
         raise ValueError(f"{expectation}, but got {found.dtype} of shape {found.shape}{advice}")
@@ -84,19 +83,6 @@ def _without_wrapper(raw: Any) -> Any:
 def without_index(raw: Any) -> Any:
     """Return the values of a pandas object, in their order, as labels are; anything else as is."""
     return raw.to_numpy() if hasattr(raw, "to_numpy") else raw
-
-
-def _several_lengths(plain: Any) -> str:
-    lengths: set[int] = set()
-    with contextlib.suppress(ValueError, IndexError, TypeError):
-        cases = plain.to_numpy().ravel() if hasattr(plain, "to_numpy") else plain
-        lengths = {np.shape(case)[-1] for case in cases}
-    if len(lengths) < 2:
-        return ""
-    return (
-        f"got lengths from {min(lengths)} to {max(lengths)}; first pad or cut all series to the "
-        "same length with aeon.transformations.collection.unequal_length.Padder or Truncator"
-    )
 
 
 def as_tensor(raw: Any, expectation: str) -> Tensor:

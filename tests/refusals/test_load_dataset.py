@@ -60,7 +60,7 @@ test_load_dataset = refusals(
     (lambda: npz(y_test=y.astype(str)), ValueError, "dtypes"),
     (lambda: npz(X_train=np.array([None])), ValueError, "cannot be used as a data set"),
     (lambda: ts(["1,2:a", "1,2,3:b"]), ValueError, "a_TRAIN.ts cannot be read as series"),
-    (lambda: ts(["1,2:a", "1,2,3:b"], UNEQUAL), ValueError, "lengths from 2 to 3"),
+    (lambda: ts(["1,2:a", "1,2,3:b"], UNEQUAL), ValueError, "series to one length"),
     (lambda: ts(["1,2", "1,3"], "@classLabel false"), ValueError, "class labels"),
     (lambda: ts(["1,2:a", "1,2:?"]), ValueError, "class labels"),
     (lambda: ts(["(0,-1.0),(1,2.0):a"], TIMED), ValueError, "@timestamps true"),
