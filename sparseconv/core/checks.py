@@ -98,8 +98,6 @@ def check_vector(name: str, array: Tensor, dtype: torch.dtype) -> None:
     raise TypeError(
         f"{name} must be a one-dimensional tensor with dtype {dtype}, but got {came}; use "
         f"torch.as_tensor({name}, dtype={dtype})"
-        + "; to average models, average sc.to_dense(model).state_dict() and load that, because "
-        "indices cannot be averaged" * (dtype == torch.int32)
     )
 
 
