@@ -22,7 +22,7 @@ from sparseconv.nn.modules import (
     deepcopy_model,
     replace,
 )
-from sparseconv.pruning.report import FactorizationReport, FactorizedSet
+from sparseconv.pruning.report import Change, SmallerNetwork
 from sparseconv.running import copied_arguments
 
 Method = Literal["left", "right", "both", "svd"]
@@ -39,7 +39,7 @@ class Factorized(NamedTuple):
     """Contain the factorized model and the report."""
 
     model: nn.Module
-    report: FactorizationReport
+    report: SmallerNetwork
 
 
 class Sum(nn.Module):
@@ -130,7 +130,7 @@ def factorize(
     arguments = None if example_input is None else copied_arguments(model, example_input)
     twin = deepcopy_model(model)
     successors: dict[nn.Module, nn.Module] = {}
-    records: list[FactorizedSet] = []
+    records: list[Change] = []
     left: dict[str, str] = {}
     for names, convs, obstacle in _sets(twin, layers, method):
         try:
@@ -152,7 +152,7 @@ def factorize(
         rest = weights - sum(p.double() @ q.double() for p, q in pairs)
         n, o, m = weights.shape
         records.append(
-            FactorizedSet(
+            Change(
                 name=", ".join(names), layers=names, rank=r, parameters=parameters,
                 relative_error=float(rest.norm() / weights.norm()) if weights.any() else 0.0,
                 # Sharing saves no multiply-adds: each layer computes the shared factor.
@@ -168,9 +168,9 @@ def factorize(
         )
     small = replace(twin, successors)
     parameters = Counts(*(sum(p.numel() for p in m.parameters()) for m in (model, small)))
-    report = FactorizationReport(method=method, layers=tuple(records), left=left,
-                                 parameters=parameters, before=model, after=small,
-                                 arguments=arguments)  # fmt: skip
+    report = SmallerNetwork(method=method, layers=tuple(records), left=left,
+                            parameters=parameters, before=model, after=small,
+                            arguments=arguments)  # fmt: skip
     return Factorized(small, report)
 
 

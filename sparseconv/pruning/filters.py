@@ -17,7 +17,7 @@ from sparseconv.nn.optimizers import Holdings
 from sparseconv.pruning.channels import FILTERED, FIXED, Channels, UnitSet, kept_channels
 from sparseconv.pruning.criteria import Criterion
 from sparseconv.pruning.equivalent import has_pairs, merge, with_pairs
-from sparseconv.pruning.report import PruningReport, changes
+from sparseconv.pruning.report import SmallerNetwork, changes
 from sparseconv.pruning.surgery import mask, remove, successor
 from sparseconv.pruning.tracing import trace
 from sparseconv.pruning.verification import removed_wrongly
@@ -30,7 +30,7 @@ class PrunedFilters(NamedTuple):
     """Contain the smaller model and the report."""
 
     model: nn.Module
-    report: PruningReport
+    report: SmallerNetwork
 
 
 @torch.inference_mode(False)  # inference tensors could not be trained later
@@ -134,8 +134,8 @@ def prune_filters(
         cuts = remove(pruned, channels, kept)
         optimizer = successor(holdings, model, pruned, cuts) if holdings else None
     sizes = (sum(p.numel() for p in m.parameters()) for m in (model, merge(pruned)))
-    report = PruningReport(
-        criterion=repr(criterion), layers=changes(channels, kept), parameters=Counts(*sizes),
+    report = SmallerNetwork(
+        method=repr(criterion), layers=changes(channels, kept), parameters=Counts(*sizes),
         macs=Counts(channels.macs(), channels.macs(kept)),
         threshold=criterion.threshold if criterion.graded else None,
         unpaired=unpaired, left=channels.left, before=model, after=pruned, arguments=arguments,
