@@ -92,8 +92,7 @@ def block_mask(weight: Tensor, density: float, *, block: int | tuple[int, int] =
         and ``SparseConv1d.from_dense``.
 
     Raises:
-        TypeError, ValueError: a weight of the wrong shape; a density out of range; a block larger
-            than the weight.
+        TypeError, ValueError: a density out of range; a block larger than the weight.
 
     Example:
         >>> conv = torch.nn.Conv1d(32, 32, 9)

@@ -112,13 +112,13 @@ class POCKETClassifier(Scored, BaseClassifier):  # type: ignore[misc]
 
     Args:
         kernels, n_kernels, random_state, n_jobs: as in ``RocketTransformer``.
-        keep: share to keep, in (0, 1], of ROCKET's kernels or MiniROCKET's features. ``"cv"`` tries
-            5, 10, 20, 35, 50 and 100 % in 5 folds (fewer if no class has 5 cases). It chooses the
-            smallest share whose accuracy is within one standard error of the best.
+        keep: share to keep, in (0, 1], of ROCKET's kernels or MiniROCKET's features. Of 5, 10, 20,
+            35, 50 and 100 %, ``"cv"`` chooses the smallest share whose accuracy in 5 folds is
+            within one standard error of the best.
         k: the ridge penalty in the selection. ``"cv"`` chooses the best of 0.01, 0.1, ..., 1000 in
             the same folds.
         n_iter: iterations of ADMM. 1 keeps the kernels with the largest weights in one ridge
-            classifier (magnitude), which is equally accurate on many data sets.
+            classifier (magnitude).
         refit: fit a new ridge classifier on the kept features, with a penalty chosen by
             leave-one-out. False predicts with the selection's weights (the paper's stage 1).
         class_weight: ``"balanced"`` or a dict by label, as in scikit-learn, where ``1`` also stands

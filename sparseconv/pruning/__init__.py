@@ -4,9 +4,9 @@ from sparseconv.pruning.channels import Channels, Layer, UnitSet
 from sparseconv.pruning.criteria import DSP, HC, WHC, Criterion, Jacobian, Magnitude
 from sparseconv.pruning.equivalent import merge
 from sparseconv.pruning.evolution import Evolutionary
-from sparseconv.pruning.factorize import Factorized, Sum, factorize
-from sparseconv.pruning.filters import PrunedFilters, keep_filters, prune_filters
-from sparseconv.pruning.report import Change, SmallerNetwork
+from sparseconv.pruning.factorize import Sum, factorize
+from sparseconv.pruning.filters import keep_filters, prune_filters
+from sparseconv.pruning.report import Change, Smaller, SmallerNetwork
 from sparseconv.pruning.sparsity_loss import InstanceSparsity, Stage, published_stages
 
 __all__ = [
@@ -17,12 +17,11 @@ __all__ = [
     "Channels",
     "Criterion",
     "Evolutionary",
-    "Factorized",
     "InstanceSparsity",
     "Jacobian",
     "Layer",
     "Magnitude",
-    "PrunedFilters",
+    "Smaller",
     "SmallerNetwork",
     "Stage",
     "Sum",

@@ -22,8 +22,8 @@ class Evolutionary(Criterion):
 
     For each layer or branch, NSGA-II searches for sets of filters that have few weights and cause
     few errors on training series. The smallest set whose error is at most ``tolerance`` above that
-    of the whole model is kept. Only the idea of this search is public; the encoding, operators,
-    sizes and choice of a set are ours. It needs pymoo: ``pip install 'sparseconv[pruning]'``.
+    of the whole model is kept. Encoding, operators, sizes and choice of a set are ours. It needs
+    pymoo: ``pip install 'sparseconv[pruning]'``.
 
     Args:
         data: as in ``Jacobian``.

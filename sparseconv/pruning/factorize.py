@@ -6,7 +6,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from sparseconv.nn.modules import (
     deepcopy_model,
     replace,
 )
-from sparseconv.pruning.report import Change, SmallerNetwork
+from sparseconv.pruning.report import Change, Smaller, SmallerNetwork
 from sparseconv.running import copied_arguments
 
 Method = Literal["left", "right", "both", "svd"]
@@ -33,13 +33,6 @@ OPTIONS = ("stride", "padding", "dilation", "padding_mode")
 
 # Factors of the weights (N, O, I*K) of N layers: (N, O, r) and (N, r, I*K), where N is 1 if shared.
 Factors = tuple[Tensor, Tensor]
-
-
-class Factorized(NamedTuple):
-    """Contain the factorized model and the report."""
-
-    model: nn.Module
-    report: SmallerNetwork
 
 
 class Sum(nn.Module):
@@ -67,7 +60,7 @@ def factorize(
     method: Method = "left",
     rank: int | None = None,
     parameter_compression: float | None = None,
-) -> Factorized:
+) -> Smaller:
     """Copy a model; replace each convolution with two smaller ones, one shared between layers.
 
     A layer with a weight ``(O, I, K)`` becomes a ``Sequential`` of ``taps`` (K taps, ``rank``
@@ -171,7 +164,7 @@ def factorize(
     report = SmallerNetwork(method=method, layers=tuple(records), left=left,
                             parameters=parameters, before=model, after=small,
                             arguments=arguments)  # fmt: skip
-    return Factorized(small, report)
+    return Smaller(small, report)
 
 
 def _sizes(

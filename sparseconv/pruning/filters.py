@@ -17,20 +17,13 @@ from sparseconv.nn.optimizers import Holdings
 from sparseconv.pruning.channels import FILTERED, FIXED, Channels, UnitSet, kept_channels
 from sparseconv.pruning.criteria import Criterion
 from sparseconv.pruning.equivalent import has_pairs, merge, with_pairs
-from sparseconv.pruning.report import SmallerNetwork, changes
+from sparseconv.pruning.report import Smaller, SmallerNetwork, changes
 from sparseconv.pruning.surgery import mask, remove, successor
 from sparseconv.pruning.tracing import trace
 from sparseconv.pruning.verification import removed_wrongly
 from sparseconv.running import copied_arguments
 
 NUMBERS = "must be a list of ints, the indices to keep (for a mask: mask.nonzero()[:, 0])"
-
-
-class PrunedFilters(NamedTuple):
-    """Contain the smaller model and the report."""
-
-    model: nn.Module
-    report: SmallerNetwork
 
 
 @torch.inference_mode(False)  # inference tensors could not be trained later
@@ -45,7 +38,7 @@ def prune_filters(
     ignore: Iterable[str] = (),
     equivalent: bool = False,
     optimizer: torch.optim.Optimizer | None = None,
-) -> PrunedFilters:
+) -> Smaller:
     """Remove whole filters, and everything that belongs to them, from a copy of a model.
 
     A forward pass in eval mode finds what goes with a filter: its BatchNorm entry, its taps in a
@@ -141,7 +134,7 @@ def prune_filters(
         unpaired=unpaired, left=channels.left, before=model, after=pruned, arguments=arguments,
         scores=scores, channels=channels, optimizer=optimizer,
     )  # fmt: skip
-    return PrunedFilters(pruned, report)
+    return Smaller(pruned, report)
 
 
 def _traced(

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -206,6 +206,13 @@ class SmallerNetwork(Report):
             times={which: BeforeAfter.of(seconds, which) for which in whole["after"]},
             machine=machine.environment_info(),
         )
+
+
+class Smaller(NamedTuple):
+    """Contain the smaller model and the report."""
+
+    model: nn.Module
+    report: SmallerNetwork
 
 
 def _runs(

@@ -42,8 +42,7 @@ class InstanceSparsity:
         stages: a ``Stage`` or a name for each module; the module's output must be ``(N, C, L)``.
             The default is ``published_stages(model)``.
         weight: the weight of the whole loss, at least 0. The published value is 2e-5, for LITE with
-            batches of 64. For batches of B series, multiply it by 64 / B, because the loss is a sum
-            over the batch that is added to a mean.
+            batches of 64; for batches of B series, multiply it by 64 / B.
 
     Example:
         >>> from sparseconv.models import LITE

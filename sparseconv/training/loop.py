@@ -33,17 +33,14 @@ class TrainingResult:
     """Results of a training run, apart from the model.
 
     Attributes:
-        history: one row per epoch. ``epoch`` counts from 1. ``train_loss`` and ``train_accuracy``
-            are means over the training series, computed during the epoch. ``lr`` and
-            ``prune_fraction`` are the values used; ``updated`` is whether a pattern update was
-            made. ``seconds`` is the time without validation, and ``cpu_seconds`` is the CPU time of
-            all threads. Validation adds ``test_loss`` and ``test_accuracy``.
+        history: one row per epoch, which counts from 1. ``train_loss`` and ``train_accuracy`` are
+            means over the training series, computed during the epoch. ``updated`` is whether a
+            pattern update was made. ``seconds`` is the time without validation, and ``cpu_seconds``
+            that of all threads. Validation adds ``test_loss`` and ``test_accuracy``.
         best_epoch, best_loss: the epoch with the lowest training loss (in a tie, the last one), and
             this loss.
         itop_rate: share of the sparse layers' weights that have ever been active (Liu et al. 2021),
             or None without a ``DSTScheduler``.
-
-    Example: see ``train``.
     """
 
     history: list[dict[str, Any]]
