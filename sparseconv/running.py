@@ -254,9 +254,6 @@ def batches_of(
         cases: the maximum number of series to take from arrays, evenly spaced because arrays may be
             sorted by class.
         labels: whether labels are needed; if not, None takes their place.
-
-    Raises:
-        ValueError: there are no batches, series or labels.
     """
     device = next(model.parameters()).device
     if isinstance(data, list) or (isinstance(data, tuple) and len(data) > 2):

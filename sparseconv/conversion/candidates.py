@@ -148,11 +148,7 @@ def _sparse(
 
 
 def weight_and_mask(conv: Dense) -> tuple[Tensor, Tensor | None]:
-    """Return the weight's parameter and its pruning mask, if a hook or parametrization has one.
-
-    Raises:
-        ObstacleError: the layer cannot be replaced; the message contains the reason.
-    """
+    """Return the weight's parameter and its pruning mask, if a hook or parametrization has one."""
     weight: Tensor | None = conv._parameters.get("weight")
     mask: Tensor | None = None
     computed: list[nn.Module] = []

@@ -25,10 +25,6 @@ def as_array(raw: Any, expectation: str, kinds: str = NUMBERS) -> Array:
     pandas object may be indexed by case and time, or contain a series in each cell. Cases, channels
     and times of an indexed table are sorted, as in aeon; a series in a cell or a list is read by
     position. None and ``pandas.NA`` become NaN.
-
-    Raises:
-        ValueError: series of different lengths, or a type outside ``kinds``. The message begins
-            with ``expectation``.
     """
     plain = raw
     try:
@@ -92,11 +88,7 @@ def as_tensor(raw: Any, expectation: str) -> Tensor:
 
 
 def three_axes(owner: str, key: str, raw: Any) -> Array:
-    """Return series of any numeric dtype as ``(n_cases, n_channels, n_timepoints)``.
-
-    Raises:
-        ValueError: unequal lengths, any other shape, an empty axis, or anything but real numbers.
-    """
+    """Return series of any numeric dtype as ``(n_cases, n_channels, n_timepoints)``."""
     expectation = (
         f"{owner}: expected {key} to contain real numbers of shape (n_cases, n_channels, "
         "n_timepoints) or (n_cases, n_timepoints), with no axis of length 0"
@@ -152,9 +144,6 @@ def as_series(
         raw: anything that ``as_array`` accepts; single-channel series may have shape
             ``(n_cases, n_timepoints)``.
         nan_to_zero: replace missing values with 0; None if the caller offers no such option.
-
-    Raises:
-        ValueError: as in ``three_axes``; values that are not finite.
     """
     raw = three_axes(owner, key, raw)
     if nan_to_zero and raw.dtype.kind == "f":
@@ -175,12 +164,7 @@ def as_series(
 
 
 def as_labels(owner: str, key: str, raw: Any, n_cases: int | None = None) -> Array:
-    """Return labels, passed as a vector or a column, as numbers or strings ``(n_cases,)``.
-
-    Raises:
-        ValueError: any other shape or type, missing labels, or a number of labels other than
-            ``n_cases``.
-    """
+    """Return labels, passed as a vector or a column, as numbers or strings ``(n_cases,)``."""
     cases = "each case" if n_cases is None else f"each of {n_cases} cases"
     expectation = f"{owner}: expected {key} to contain a string or a real number for {cases}"
     raw = without_index(raw)

@@ -134,11 +134,7 @@ def refresh(crow: Tensor, col: Tensor) -> None:
 
 
 def _elsewhere(make: Make[P], crow: Tensor, col: Tensor, g: Geometry) -> P:
-    """Compute a plan that outlives the call, outside the memory of a CUDA graph.
-
-    Raises:
-        RuntimeError: a CUDA graph is being captured.
-    """
+    """Compute a plan that outlives the call, outside the memory of a CUDA graph."""
     if col.device.type != "cuda":
         return make(crow, col, g)
     _check_not_capturing(col)
@@ -306,11 +302,7 @@ def cuda_pays(dtype: torch.dtype, nnz: int, geometry: Geometry) -> bool:
 
 @_kept
 def cuda_fprop(crow: Tensor, col: Tensor, g: Geometry) -> Masks:
-    """Return the plan for fprop and wgrad.
-
-    Raises:
-        NotImplementedError: the CUDA kernels do not support this geometry.
-    """
+    """Return the plan for fprop and wgrad."""
     _check_cuda(g)
     out_channel, channel, tap = _weights(crow, col, g)
     rows = _heaviest_first(crow[:: g.shape[1]])

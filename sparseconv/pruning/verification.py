@@ -37,9 +37,6 @@ def removed_wrongly(
 
     Returns:
         The sets of units that cannot be removed, each with the reason.
-
-    Raises:
-        ValueError: the model's outputs vary between runs, or no single set explains a difference.
     """
     why = _difference(edit, model, arguments, channels, kept)
     if why is None:
