@@ -1,4 +1,4 @@
-"""``python -m sparseconv bench``: measure, print and write."""
+"""Measure, print and write: ``python -m benchmarks.bench``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from benchmarks.bench.baselines import BASELINES
 from benchmarks.bench.cases import CASES, SUITES, WITHOUT_CASES, Case, select
 from benchmarks.bench.run import ROUNDS, WrongResultError, measure
 from benchmarks.recording import measurement_context
-from sparseconv.cli.options import PROG, at_least, count
+from sparseconv.cli.options import at_least, count
 from sparseconv.core.files import check_writable
 from sparseconv.measure.memory import retain_freed_memory
 from sparseconv.measure.table import threads_text
@@ -36,10 +36,9 @@ Task = tuple[str, str, Callable[[], list[dict[str, Any]]]]
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the command with the words after ``bench``; return the exit code."""
-    # Options are not abbreviated, as those of the other commands.
+    """Run the command with these words; return the exit code."""
     command = argparse.ArgumentParser(
-        prog=f"{PROG} bench", description=inspect.getdoc(run), allow_abbrev=False
+        prog="python -m benchmarks.bench", description=inspect.getdoc(run), allow_abbrev=False
     )
     _add_options(command)
     return run(command.parse_args(argv))
