@@ -44,7 +44,7 @@ class CudaGraphs:
         return outputs
 
     def capture(self, call: Callable[[], T]) -> Callable[[], T]:
-        """Return a function that replays the call; each replay overwrites the outputs of the last."""
+        """Return a function that replays the call; a replay overwrites the outputs of the last."""
         graph = torch.cuda.CUDAGraph()
         with (
             torch.cuda.device(self._device),
