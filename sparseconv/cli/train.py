@@ -32,7 +32,7 @@ from sparseconv.cli.results import (
     write_config,
 )
 from sparseconv.core.files import claimed, write_whole
-from sparseconv.core.generators import borrowed
+from sparseconv.core.generators import Drawing
 from sparseconv.measure import machine
 from sparseconv.measure.table import Table
 from sparseconv.models import DSN
@@ -117,8 +117,7 @@ def run(args: argparse.Namespace) -> int:
     data = datasets.load(args.data, nan_to_zero=config["data"]["nan_to_zero"])
     if args.resume:
         data = as_in(data, config["data"], out)
-    first = torch.Generator("cpu").manual_seed(Recipe(**config["recipe"]).seed)
-    with borrowed(first):
+    with Drawing(Recipe(**config["recipe"]).seed):
         model = DSN(data.n_channels, len(data.classes), **config["network"]).to(device)
     predict_log_proba(model, torch.from_numpy(data.X_test[:1]))  # can the backend run?
 

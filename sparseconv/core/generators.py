@@ -1,4 +1,4 @@
-"""Draw random numbers, and set the global generators back, one thread at a time."""
+"""Draw random numbers without changing the global generators, whatever other threads draw."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import random
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import numpy as np
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 GLOBAL = threading.RLock()  # of those who set a global generator back
 
@@ -38,3 +40,26 @@ def float32_by_default() -> Iterator[None]:
         stack.callback(torch.set_default_dtype, torch.get_default_dtype())
         torch.set_default_dtype(torch.float32)
         yield
+
+
+class Drawing(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Let this thread's random operations on the CPU draw from a new generator, slowly."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.generator, self.drew = torch.Generator("cpu").manual_seed(seed), False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if torch.Tag.nondeterministic_seeded not in func.tags or kwargs.get("generator"):
+            return func(*args, **kwargs)
+        self.drew = True
+        devices = {kwargs.get("device") or "cpu", *(getattr(x, "device", "cpu") for x in args)}
+        if {torch.device(device).type for device in devices} != {"cpu"}:
+            return func(*args, **kwargs)
+        if func._overloadname == "default":  # randperm, for one, has another
+            func = getattr(func.overloadpacket, "generator", func)
+        if any(argument.name == "generator" for argument in func._schema.arguments):
+            return func(*args, **kwargs | {"generator": self.generator})
+        with borrowed(self.generator):
+            return func(*args, **kwargs)

@@ -13,7 +13,7 @@ import torch
 from aeon.classification.base import BaseClassifier
 
 from sparseconv.core.arrays import as_labels, as_series
-from sparseconv.core.generators import borrowed, float32_by_default
+from sparseconv.core.generators import Drawing, float32_by_default
 from sparseconv.dst.update import Growth
 from sparseconv.estimators.shared import Scored, draw_seed
 from sparseconv.models import DSN
@@ -123,7 +123,7 @@ class DSNClassifier(Scored, BaseClassifier):  # type: ignore[misc]
         )
         network = {name: own[name] for name in inspect.signature(DSN).parameters if name in own}
         with self._threads():
-            with float32_by_default(), borrowed(torch.Generator("cpu").manual_seed(seed)):
+            with float32_by_default(), Drawing(seed):
                 model = DSN(series.shape[1], self.n_classes_, **network)
             model.to(self.device)
             more = {"validation": self._validation(), "on_epoch": self.on_epoch}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sparseconv.core.arrays import class_indices, warn_if_swapped
-from sparseconv.core.generators import generators_kept
+from sparseconv.core.generators import Drawing
 from sparseconv.running import (
     batch_sizes,
     for_model,
@@ -41,13 +41,11 @@ def checked_data(
     X, y = X.to(device), torch.from_numpy(labels).to(device)
     size = min(recipe.batch_size_for(cases or len(X)), len(X))
     last = batch_sizes(len(X), size)[-1]
-    with generators_kept():
-        before = torch.get_rng_state()
+    with Drawing() as draws:
         if cases:
             log_proba = predict_log_proba(model, X[: size + last], size)
         else:
             log_proba = _in_training(model, X[:last])
-        draws = not torch.equal(before, torch.get_rng_state())
     if log_proba.dim() != 2 or bool((log_proba.logsumexp(1).abs() > 0.01).any()):
         raise ValueError(
             "the model must return log-probabilities (n_cases, n_classes), but got shape "
@@ -61,7 +59,7 @@ def checked_data(
             f"ranges from {int(y.min())} to {int(y.max())}; numpy.unique(labels, "
             "return_inverse=True)[1] returns indices 0, 1, ..."
         )
-    return X, y, draws
+    return X, y, draws.drew
 
 
 def _in_training(model: nn.Module, x: Tensor) -> Tensor:

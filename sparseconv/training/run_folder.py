@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 
 from sparseconv.core.arrays import as_series
-from sparseconv.core.generators import borrowed
+from sparseconv.core.generators import Drawing
 from sparseconv.models import DSN
 from sparseconv.ops.backends import Backend
 from sparseconv.pruning.filters import keep_filters
@@ -128,7 +128,7 @@ def load_run(path: str | os.PathLike[str], *, backend: Backend = "auto") -> Trai
     content, data = checkpoint.load(file), config["data"]
     best, done = content["best"], len(content["history"])
     network = {name: config["network"][name] for name in NETWORK} | {"backend": backend}
-    with borrowed(torch.Generator("cpu")):  # the first weights are drawn, then overwritten
+    with Drawing():  # the first weights are drawn, then overwritten
         model: Any = DSN(data["n_channels"], len(data["classes"]), **network)
     try:
         saved = (x.dtype for x in best["model"].values() if x.is_floating_point())
