@@ -11,9 +11,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.edge.bounds import TINY, UNIT
 from benchmarks.recording import output
-from sparseconv.edge.layers import Layer, Network
+from sparseconv.edge.layers import TINY, UNIT, Layer, Network
 
 Series = npt.NDArray[np.float32]
 SOURCES = Path(__file__).with_name("c")

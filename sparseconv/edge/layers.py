@@ -11,12 +11,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[Any]
+UNIT = 2.0**-24  # unit roundoff of float32
+TINY = 2.0**-149  # its smallest number
 _PADS = {"replicate": "edge", "reflect": "reflect", "circular": "wrap"}  # NumPy's
 
 
@@ -140,6 +143,21 @@ class Layer(Step):
         """Compute ``(n_cases, positions, rows)`` from ``(n_cases, length * channels)``."""
         return self.finished(self.sums(self.pad(inputs[0]), self.weight) + self.bias)
 
+    def error(self, inputs: Sequence[Array], errors: Sequence[Array]) -> Array:
+        """Bound the rounding error of a sum of n products and a bias, in any order, fused or not.
+
+        The bound is ``(n + 2) * 2**-24`` times the magnitude (Higham 2002, section 3.1), plus
+        ``2**-24`` times the magnitude for rounded weights. Input errors are multiplied by the
+        weights' magnitudes.
+        """
+        size = np.abs(self.weight)
+        carried = self.sums(self.pad(errors[0]), size)
+        if self.largest:
+            return carried
+        magnitude = self.sums(self.pad(np.abs(inputs[0])), size) + carried + np.abs(self.bias)
+        bound: Array = carried + (self.active.sum(1) + 3) * (UNIT * magnitude + TINY)
+        return bound
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Pointwise(Step):
@@ -148,15 +166,28 @@ class Pointwise(Step):
     Attributes:
         function: computes the step in float64.
         expression: the C expression of ``p`` and ``q``.
+        steepest: the largest slope of ``function``, if it takes one tensor.
     """
 
     function: Callable[..., Array]
     expression: str
+    steepest: float = 1.0
 
     def values(self, *inputs: Array) -> Array:
         """Compute ``(n_cases, positions, rows)`` from inputs ``(n_cases, samples)``."""
         y = self.by_time(self.function(*inputs))
         return np.maximum(y, 0) if self.relu else y
+
+    def error(self, inputs: Sequence[Array], errors: Sequence[Array]) -> Array:
+        """Bound the error from the slope or, for two inputs, from the extremes of the inputs."""
+        if len(inputs) == 1:
+            rounds = bool(set(self.expression) & set("*/+("))
+            rounding = rounds * 16 * UNIT * (1 + np.abs(inputs[0]))
+            return self.by_time(self.steepest * errors[0] + rounding)
+        y = self.function(*inputs)
+        ends = [[x - off, x + off] for x, off in zip(inputs, errors, strict=True)]
+        carried = np.max([np.abs(self.function(*corner) - y) for corner in product(*ends)], 0)
+        return self.by_time(carried + UNIT * (np.abs(y) + carried) + TINY)
 
 
 AnyStep = Layer | Pointwise
@@ -210,11 +241,41 @@ class Network:
             self.put(step, found, step.values(*(found[number] for number in step.inputs)))
         return found
 
-    def scores(self, X: Array) -> Array:
-        """Compute the scores ``(n_cases, n_classes)`` in float64."""
-        x = self.tensors(X)[self.steps[-1].output]
-        if not self.ending:
-            return x
-        behind = x - x.max(1, keepdims=True)
-        log: Array = behind - np.log(np.exp(behind).sum(1, keepdims=True))
-        return log if self.ending == "log_softmax" else np.exp(log)
+
+def scores_and_bound(network: Network, X: Array) -> tuple[Array, Array]:
+    """Compute the scores in float64, and bound the float32 error of each.
+
+    Args:
+        X: series ``(n_cases, channels, length)``.
+
+    Returns:
+        The scores and the bounds, each ``(n_cases, n_classes)``.
+    """
+    values = network.tensors(X)
+    errors = {0: np.zeros_like(values[0])}
+    for step in network.steps:
+        known = [[held[number] for number in step.inputs] for held in (values, errors)]
+        network.put(step, errors, step.error(*known))
+    last = network.steps[-1].output
+    return _ended(network.ending, values[last], errors[last])
+
+
+def _ended(ending: str, x: Array, error: Array) -> tuple[Array, Array]:
+    """Compute the scores and their error bounds from the last layer's outputs and bounds.
+
+    expf and logf may err by two units in the last place. The difference from the maximum, its
+    exponential, the sum and the logarithm are rounded.
+    """
+    if not ending:
+        return x, error
+    behind = x - x.max(1, keepdims=True)  # 0 and below
+    total = np.exp(behind).sum(1, keepdims=True)
+    log = behind - np.log(total)
+    moved = error + error.max(1, keepdims=True)
+    deepest = -behind.min(1, keepdims=True)
+    relative = UNIT * (deepest + x.shape[1] + 8)  # of the sum
+    off = moved + relative + UNIT * (2 * np.abs(behind) + 6 * np.log(total) + 4 * np.abs(log))
+    if ending == "log_softmax":
+        return log, off
+    likely = np.exp(log)
+    return likely, np.minimum(likely * np.expm1(np.minimum(off + 8 * UNIT, 50)) + TINY, 1)

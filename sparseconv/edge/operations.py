@@ -195,9 +195,11 @@ def mapped(build: Builder, x: Value, call: Call) -> Value:
     length, channels = build.shapes[x.of]
     bounds = [name for name in ("min", "max") if name in numbers]
     key = f"clamp_{bounds[0]}" if len(bounds) == 1 else call.name
+    expression, steepest = FUNCTIONS[key]
+    slopes = (abs(numbers.get(name, 0)) for name in ("negative_slope", "alpha", "weight"))
     made = build.add(
-        Pointwise, x, channels, length, kind=call.name,
-        expression=FUNCTIONS[key].format(**{name: f"{n!r}f" for name, n in numbers.items()}),
+        Pointwise, x, channels, length, kind=call.name, steepest=max(steepest, *slopes),
+        expression=expression.format(**{name: f"{n!r}f" for name, n in numbers.items()}),
         function=lambda y: to_numpy(call.again(torch.from_numpy(y))),
     )  # fmt: skip
     return Value(made, x.places)
@@ -275,24 +277,24 @@ SIGNS: dict[str, tuple[str, Callable[..., Array]]] = {
     "add": ("+", np.add), "sub": ("-", np.subtract), "mul": ("*", np.multiply),
 }  # fmt: skip
 FUNCTIONS = {
-    "relu": "p < 0 ? 0 : p",
-    "relu6": "p < 0 ? 0 : p > 6 ? 6 : p",
-    "clamp": "p < {min} ? {min} : p > {max} ? {max} : p",
-    "clip": "p < {min} ? {min} : p > {max} ? {max} : p",
-    "clamp_min": "p < {min} ? {min} : p",
-    "clamp_max": "p > {max} ? {max} : p",
-    "threshold": "p <= {threshold} ? {value} : p",
-    "hardtanh": "p < {min_val} ? {min_val} : p > {max_val} ? {max_val} : p",
-    "leaky_relu": "p < 0 ? p * {negative_slope} : p",
-    "prelu": "p < 0 ? p * {weight} : p",
-    "elu": "p < 0 ? {alpha} * (expf(p) - 1) : p",
-    "gelu": "p * (1 + erff(p * 0.70710678f)) / 2",
-    "abs": "p < 0 ? -p : p",
-    "sigmoid": "1 / (1 + expf(-p))",
-    "tanh": "1 - 2 / (1 + expf(2 * p))",
-    "silu": "p / (1 + expf(-p))",
-    "hardsigmoid": "p < -3 ? 0 : p > 3 ? 1 : p / 6 + 0.5f",
-    "hardswish": "p < -3 ? 0 : p > 3 ? p : p * (p + 3) / 6",
+    "relu": ("p < 0 ? 0 : p", 1.0),
+    "relu6": ("p < 0 ? 0 : p > 6 ? 6 : p", 1.0),
+    "clamp": ("p < {min} ? {min} : p > {max} ? {max} : p", 1.0),
+    "clip": ("p < {min} ? {min} : p > {max} ? {max} : p", 1.0),
+    "clamp_min": ("p < {min} ? {min} : p", 1.0),
+    "clamp_max": ("p > {max} ? {max} : p", 1.0),
+    "threshold": ("p <= {threshold} ? {value} : p", 1.0),
+    "hardtanh": ("p < {min_val} ? {min_val} : p > {max_val} ? {max_val} : p", 1.0),
+    "leaky_relu": ("p < 0 ? p * {negative_slope} : p", 1.0),
+    "prelu": ("p < 0 ? p * {weight} : p", 1.0),
+    "elu": ("p < 0 ? {alpha} * (expf(p) - 1) : p", 1.0),
+    "gelu": ("p * (1 + erff(p * 0.70710678f)) / 2", 1.13),
+    "abs": ("p < 0 ? -p : p", 1.0),
+    "sigmoid": ("1 / (1 + expf(-p))", 0.25),
+    "tanh": ("1 - 2 / (1 + expf(2 * p))", 1.0),
+    "silu": ("p / (1 + expf(-p))", 1.1),
+    "hardsigmoid": ("p < -3 ? 0 : p > 3 ? 1 : p / 6 + 0.5f", 0.17),
+    "hardswish": ("p < -3 ? 0 : p > 3 ? p : p * (p + 3) / 6", 1.5),
 }
 STAY = (
     "dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout", "contiguous", "clone",

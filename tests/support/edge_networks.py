@@ -11,9 +11,8 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations, prune
 
 import sparseconv as sc
-from benchmarks.edge.bounds import scores_and_bound
 from sparseconv import SparseConv1d, models
-from sparseconv.edge.layers import Array, Network
+from sparseconv.edge.layers import Array, Network, scores_and_bound
 from sparseconv.edge.lowering import lower
 from sparseconv.nn.modules import deepcopy_model
 
