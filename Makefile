@@ -49,7 +49,7 @@ nightly: $(VENV)/.arm  ## the whole suite with what takes long, and 2 % of the c
 	    --ignore tests/packaging/test_install_matrix.py
 
 bench: $(VENV)/.built  ## measure everything into benchmarks/results (about an hour), README and docs
-	$(PY) -m benchmarks.bench --json benchmarks/results/bench.json
+	$(PY) -m sparseconv bench --json benchmarks/results/bench.json
 	$(PY) -m docs.generate
 
 bench-check: $(VENV)/.built  ## compare speed with BASE=<git ref>; fails if slower by 10 % (ARGS=--help)

@@ -47,7 +47,7 @@ def parts(folder: Path = PICTURES) -> Mapping[str, Callable[[], str]]:
     captions = plots.captions(bench["rows"])
     pictures = cache(lambda: plots.write_all(bench, folder))
     return {
-        "measured": lambda: f"One run of `python -m benchmarks.bench` on {where}.",
+        "measured": lambda: f"One run of `python -m sparseconv bench` on {where}.",
         "kernels": lambda: readme.kernels(bench["rows"]).markdown(),
         "worst": lambda: readme.worst(bench["rows"]).markdown(),
         "network": lambda: tables.network(bench["network"]).markdown(),

@@ -1,4 +1,4 @@
-"""Measure, print and write: ``python -m benchmarks.bench``."""
+"""``python -m sparseconv bench``: measure, print and write."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from benchmarks.bench.baselines import BASELINES
 from benchmarks.bench.cases import CASES, SUITES, WITHOUT_CASES, Case, select
 from benchmarks.bench.run import ROUNDS, WrongResultError, measure
 from benchmarks.recording import measurement_context
-from sparseconv.cli.options import at_least, count
+from sparseconv.cli.options import PROG, at_least, count
 from sparseconv.core.files import check_writable
 from sparseconv.measure.memory import retain_freed_memory
 from sparseconv.measure.table import threads_text
@@ -36,9 +36,10 @@ Task = tuple[str, str, Callable[[], list[dict[str, Any]]]]
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the command with these words; return the exit code."""
+    """Run the command with the words after ``bench``; return the exit code."""
+    # Options are not abbreviated, as those of the other commands.
     command = argparse.ArgumentParser(
-        prog="python -m benchmarks.bench", description=inspect.getdoc(run), allow_abbrev=False
+        prog=f"{PROG} bench", description=inspect.getdoc(run), allow_abbrev=False
     )
     _add_options(command)
     return run(command.parse_args(argv))

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from sparseconv._version import __version__
-from sparseconv.cli import export, info, profile, prune, train
+from sparseconv.cli import bench, export, info, profile, prune, train
 from sparseconv.cli.options import INTERRUPTED, PROG
 
 REFUSED = 2  # exit code: argparse's for bad usage
@@ -21,13 +21,17 @@ PIPE_CLOSED = 141  # as the shell counts SIGPIPE
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code.
 
-    Exit codes: 0, 2 (invalid input or another error), 130 (interrupted), 141 (output closed by its
-    reader).
+    Exit codes: 0, 1 (wrong result), 2 (invalid input or another error), 130 (interrupted), 141
+    (output closed by its reader).
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # not every encoding has ≥ or a file's name
             stream.reconfigure(errors="backslashreplace")
-    args = _parser().parse_args(argv)
+    args, rest = _parser().parse_known_args(argv)
+    # Refused here, since argparse would show the usage of the whole program; bench parses its own.
+    if rest and args.run is not bench.run:
+        args.command.error("unrecognized arguments: " + " ".join(rest))
+    args.rest = rest
     try:
         code: int = args.run(args)
         sys.stdout.flush()
@@ -56,6 +60,8 @@ def _parser() -> argparse.ArgumentParser:
         first = text.partition("\n")[0]
         # Options are not abbreviated: --epoch could be a typing error for another one.
         command = commands.add_parser(name, help=first, description=text, allow_abbrev=False)
-        command.set_defaults(run=module.run)
+        command.set_defaults(run=module.run, command=command)
         module.add_options(command)
+    command = commands.add_parser("bench", help=inspect.getdoc(bench.run), add_help=False)
+    command.set_defaults(run=bench.run)
     return parser

@@ -1,9 +1,11 @@
-"""``python -m benchmarks.bench``: what it measures, prints and writes."""
+"""``python -m sparseconv bench``: what it measures, prints and writes."""
 
 from __future__ import annotations
 
 import csv
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from benchmarks import recording
 from benchmarks.bench import command as bench
 from benchmarks.bench import networks, run
 from benchmarks.bench.cases import CASES, Case
+from sparseconv.cli.main import main
 
 
 def test_everything_that_is_written(
@@ -33,7 +36,7 @@ def test_everything_that_is_written(
     words = ["--cases", "stride_2", "wgrad_splits", "--threads", "1", "--quick"]
     words += ["--suites", "network", "--baselines", "conv1d", "fft"]
     words += [word for kind, path in paths.items() for word in (f"--{kind}", str(path))]
-    assert bench.main(words) == 0
+    assert main(["bench", *words]) == 0
 
     found = recording.read(paths["json"])
     assert all(float(f"{ms:.5g}") == ms for row in found["rows"] for ms in row["ms"].values())
@@ -71,7 +74,7 @@ def test_everything_that_is_written(
 def test_what_is_listed(
     words: list[str], names: list[str], network: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert bench.main(["--list", *words]) == 0
+    assert main(["bench", "--list", *words]) == 0
     shown = capsys.readouterr().out
     lines = [line for line in shown.splitlines() if line.startswith("  ")]
     assert sorted(line.split()[0] for line in lines) == sorted(names)
@@ -94,11 +97,8 @@ def test_what_was_measured_before_an_end_is_kept(
     out = tmp_path / "rows.json"
     out.write_text("an earlier run")
     words = ["--cases", "pointwise", "stride_2", "dilation_4", "--threads", "1"]
-    if error is KeyboardInterrupt:
-        with pytest.raises(KeyboardInterrupt):
-            bench.main([*words, "--json", str(out)])
-    else:
-        assert bench.main([*words, "--json", str(out)]) == 1
+    code = main(["bench", *words, "--json", str(out)])
+    assert code == (130 if error is KeyboardInterrupt else 1)
     found = json.loads(out.read_text())
     assert (found["rows"], found["complete"]) == ([row], False)
     shown = capsys.readouterr()
@@ -107,8 +107,14 @@ def test_what_was_measured_before_an_end_is_kept(
     assert [path.name for path in tmp_path.iterdir()] == ["rows.json"]
 
 
-@pytest.mark.parametrize("words", [["--cases", "dsn"], ["--rounds", "5"]])
-def test_what_is_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit, match="2"):
-        bench.main(words)
-    assert words[0] in capsys.readouterr().err
+def test_a_reader_that_has_enough() -> None:
+    """As in ``... | head``: no message, a shell's exit code; and nothing is imported needlessly."""
+    code = (
+        "import sys\nfrom sparseconv.cli.main import main\ncode = main(['bench', '--list'])\n"
+        "assert not {'matplotlib', 'aeon', 'scipy'} & set(sys.modules)\nsys.exit(code)"
+    )
+    words = [sys.executable, "-c", code]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141

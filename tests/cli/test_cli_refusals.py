@@ -13,6 +13,7 @@ import pytest
 import torch
 from toy_run import SMALL, files, write_data
 
+from benchmarks.bench import command as bench
 from sparseconv.cli.main import main
 from sparseconv.core.files import claimed
 from sparseconv.ops import backends
@@ -60,6 +61,9 @@ ROWS = [
     ("profile {run} --json .", "cannot be written"),
     ("export {run} --data {toy} --name 1", "C identifier"),
     ("export {run} --data {toy} --out {run}", "contains files"),
+    ("bench --cases dsn", "--cases"),
+    ("bench --rounds 5", "--rounds"),
+    ("bench --csv /dev/null/rows", "/dev/null/rows cannot be written"),
 ]
 
 
@@ -85,6 +89,7 @@ def test_refusals(
     line: str, said: str, home: Path, refused: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(home)
+    monkeypatch.setattr(bench, "measure", lambda *a, **k: pytest.fail("measured"))
     places = {path.stem: path.name for path in home.iterdir()}
     before = files(home)
     refused(shlex.split(line.format(**places)), said)
@@ -102,6 +107,9 @@ def test_what_is_missing(
     monkeypatch.setattr(backends, "extension", None)
     monkeypatch.setattr(backends, "_missing_reason", "the C++ extension is not built (why)")
     refused([*words, "--backend", "cpp"], "error: backend 'cpp' cannot run")
+    refused(["bench"], "not built (why)")
+    monkeypatch.setattr("sparseconv.cli.bench.ROOT", out)  # as installed, without the repository
+    refused(["bench"], f"but {out} has none")
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     refused(words, "figures need matplotlib", "pip")
     assert not out.exists()
