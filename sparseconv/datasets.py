@@ -73,7 +73,6 @@ def load(name_or_path: str | os.PathLike[str], *, nan_to_zero: bool = False) -> 
         nan_to_zero: replace missing values with 0, as in the DSN paper's UCR 85 runs.
 
     Raises:
-        TypeError: neither a string nor a path.
         ValueError: an unknown name, an unreadable source, or data that cannot be classified:
             unequal lengths, non-finite values, a single class, test labels unseen in training.
         RuntimeError: aeon is needed, but not installed.
@@ -250,13 +249,9 @@ def _check(name: str, raw: dict[str, Any], nan_to_zero: bool) -> Dataset:
     if len(known) < 2:
         raise ValueError(f"{name}: expected at least 2 classes in y_train, but got only {known}")
     if unseen := sorted(set(y_test.tolist()) - set(known), key=str):
-        todo = "remove those cases, or add some of them to the training set"
-        if (y_train.dtype.kind == "U") != (y_test.dtype.kind == "U"):
-            dtypes = f"{y_train.dtype} and {y_test.dtype}"
-            todo = f"use strings in both or numbers in both; the dtypes are {dtypes}"
         raise ValueError(
-            f"{name}: y_test contains labels that y_train does not: {unseen[:5]}; y_train has "
-            f"{known[:10]}; {todo}"
+            f"{name}: y_test ({y_test.dtype}) contains labels that y_train ({y_train.dtype}) does "
+            f"not: {unseen[:5]}; y_train has {known[:10]}"
         )
     at = {label: i for i, label in enumerate(known)}
     train, test = (np.array([at[y] for y in ys.tolist()], np.int64) for ys in (y_train, y_test))

@@ -15,12 +15,9 @@ def optimize_for_inference(model: nn.Module) -> nn.Module:
 
     In the copy, BatchNorm is folded into the weights of the convolution before it, unless its
     weights outnumber its outputs, and ReLU is applied where a convolution stores its outputs.
-    Tensors stay in the kernels' memory order between layers, whatever ``forward`` does with them;
-    see ``compiled_report``. Outputs differ from those of ``model.eval()`` only by rounding.
-
-    A graph is compiled at the first call, and again for another number of dimensions, dtype or
-    mode. All modules keep their names and their state, so the copy can be loaded, trained and
-    converted. A copy or a pickle of it is not compiled; call ``optimize_for_inference`` again.
+    Tensors stay in the kernels' memory order between layers; see ``compiled_report``. Outputs
+    differ from those of ``model.eval()`` only by rounding. All modules keep their names and their
+    state. A copy or a pickle of the copy is not compiled.
 
     Args:
         model: any module; it is left unchanged.
@@ -29,8 +26,7 @@ def optimize_for_inference(model: nn.Module) -> nn.Module:
         The copy, in eval mode, whose parameters require no gradient.
 
     Raises:
-        TypeError: ``model`` is not an ``nn.Module``.
-        ValueError: a lazy module has not run yet.
+        TypeError, ValueError: no module; a lazy module has not run yet.
 
     Example:
         >>> from sparseconv import SparseConv1d

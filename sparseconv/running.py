@@ -33,11 +33,6 @@ def copied_arguments(model: nn.Module, given: Any) -> tuple[Any, ...]:
     Integers with fewer than three axes are taken to be codes or lengths. Bools passed along with
     other arguments are taken to be masks.
     """
-    if not isinstance(given, Tensor | tuple | np.ndarray):
-        raise TypeError(
-            "example_input must be a tensor, or a tuple of the model's arguments, but got "
-            f"{type(given).__name__}"
-        )
     dtype, codes = next(model.parameters(), torch.empty(0)).dtype, has_codes(model)
 
     def copied(held: Any) -> Tensor:
@@ -62,12 +57,6 @@ def for_model(owner: str, model: nn.Module, X: Any) -> Tensor:
     x = as_tensor(X, f"{owner}: expected X to contain real numbers")
     if x.is_floating_point() or not has_codes(model):
         x = x.to(next(model.parameters(), torch.empty(0)).dtype)
-    if not x.isfinite().all():
-        cases = int((~x.isfinite()).reshape(len(x), -1).any(1).sum())
-        raise ValueError(
-            f"{owner}: expected X to be finite, but {cases} of {len(x)} series contain missing "
-            "values (NaN) or infinity; replace them, for example with numpy.nan_to_num(X)"
-        )
     return x[:, None] if x.dim() == 2 and isinstance(model, Classifier) else x
 
 
@@ -219,8 +208,7 @@ def predict_log_proba(model: nn.Module, X: Any, batch_size: int = 64) -> Tensor:
             joins the previous batch.
 
     Raises:
-        ValueError: X is not an array of numbers.
-        TypeError: the model does not return one tensor.
+        TypeError, ValueError: the model does not return one tensor; X does not contain numbers.
 
     Example:
         >>> from sparseconv.models import DSN
@@ -266,9 +254,6 @@ def batches_of(
         cases: the maximum number of series to take from arrays, evenly spaced because arrays may be
             sorted by class.
         labels: whether labels are needed; if not, None takes their place.
-
-    Raises:
-        ValueError: the arrays differ in length, or there are no batches, series or labels.
     """
     device = next(model.parameters()).device
     if isinstance(data, list) or (isinstance(data, tuple) and len(data) > 2):
@@ -281,9 +266,6 @@ def batches_of(
         given = (data[0], *map(without_index, data[1:])) if isinstance(data, tuple) else (data,)
         expectation = f"{criterion}: expected X and y to contain real numbers"
         arrays = [as_tensor(x, expectation) for x in given]
-        if len({len(array) for array in arrays}) > 1:
-            shapes = [tuple(array.shape) for array in arrays]
-            raise ValueError(f"{criterion} expected (X, y) of equal length, but got {shapes}")
         if cases is not None and len(arrays[0]) > cases:
             chosen = torch.linspace(0, len(arrays[0]) - 1, cases).round().long()
             arrays = [array[chosen] for array in arrays]

@@ -104,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
         config = {**old.config, "recipe": {name: getattr(recipe, name) for name in RECIPE}}
         config["machine"] = machine.environment_info()
         config["pruning"] = {
-            "criterion": report.criterion,
+            "criterion": report.method,
             "filters": _numbered(report, old.config.get("pruning", {}).get("filters", {})),
         }
         _, after, summary = results.train_network(model, data, config, out, quiet=args.quiet)
@@ -124,7 +124,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _numbered(report: pruning.PruningReport, before: Mapping[str, Any]) -> dict[str, list[int]]:
+def _numbered(report: pruning.SmallerNetwork, before: Mapping[str, Any]) -> dict[str, list[int]]:
     """Map the kept filters of each layer to their numbers in the unpruned network."""
     return {
         layer.name: [before[layer.name][i] if before else i for i in layer.kept]

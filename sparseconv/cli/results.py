@@ -31,11 +31,7 @@ from sparseconv.training.run_folder import CONFIG_NAME, DATA, HISTORY_NAME, Trai
 
 @contextlib.contextmanager
 def new_folder(out: Path, resumable: bool = False) -> Iterator[None]:
-    """Claim a new or empty results folder; remove it if the block fails before writing a file.
-
-    Raises:
-        ValueError: the folder contains files, or another run is writing to it.
-    """
+    """Claim a new or empty results folder; remove it if the block fails before writing a file."""
     try:
         with claimed(out):
             found = {path.name for path in out.iterdir()} - {LOCK_NAME, CONFIG_NAME}
@@ -222,11 +218,7 @@ def load_network(path: Path) -> tuple[TrainedRun, DSN]:
 
 
 def data_of_run(facts: Mapping[str, Any], given: str | None, folder: Path) -> datasets.Dataset:
-    """Load the data of a run, from ``given`` or the recorded path.
-
-    Raises:
-        ValueError: the data differ, or are missing.
-    """
+    """Load the data of a run, from ``given`` or the recorded path."""
     source = given or facts.get("path") or facts["name"]
     if given is None and source not in datasets.BUNDLED and not Path(source).exists():
         raise ValueError(

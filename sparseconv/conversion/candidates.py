@@ -9,13 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from torch.nn.utils.parametrize import type_before_parametrizations
 
 from sparseconv.core.blocks import Block, as_block
 from sparseconv.core.checks import checked_mask
 from sparseconv.measure.records import LayerTimes, Verdict
 from sparseconv.nn.modules import bonds_of, check_module, check_not_wrapped
-from sparseconv.nn.padded_conv import KNOWN
 from sparseconv.nn.sparse_layer import SparseLayer
 from sparseconv.profiling.stopwatch import plain_kind
 
@@ -39,7 +37,7 @@ class Candidate:
     pruned: bool = False  # a hook or parametrization masks its weight on every call
     sparse: SparseLayer | None = None  # None where there is an obstacle
     verdict: Verdict = Verdict.OBSTACLE
-    notes: tuple[str, ...] = ()  # the obstacle, or what a sparse layer loses
+    notes: tuple[str, ...] = ()  # the obstacle, or the block
     times: LayerTimes | None = None
 
     @property
@@ -146,21 +144,11 @@ def _sparse(
             candidate.notes += (f"in blocks of {block[0]} x {block[1]} channels",)
         except ValueError as error:
             candidate.notes += (f"with single weights: {error}",)
-    added = sorted(vars(conv).keys() - KNOWN)
-    taken = [name for name in added if hasattr(sparse, name)]  # names of a sparse layer's own
-    if lost := _lost(conv, weight) + list(map(repr, taken)):
-        candidate.notes += (f"lost: {', '.join(lost)}",)
-    if kept := [name for name in added if name not in taken]:
-        candidate.notes += (f"carried over: {', '.join(map(repr, kept))}",)
     return sparse
 
 
 def weight_and_mask(conv: Dense) -> tuple[Tensor, Tensor | None]:
-    """Return the weight's parameter and its pruning mask, if a hook or parametrization has one.
-
-    Raises:
-        ObstacleError: the layer cannot be replaced; the message contains the reason.
-    """
+    """Return the weight's parameter and its pruning mask, if a hook or parametrization has one."""
     weight: Tensor | None = conv._parameters.get("weight")
     mask: Tensor | None = None
     computed: list[nn.Module] = []
@@ -184,21 +172,6 @@ def weight_and_mask(conv: Dense) -> tuple[Tensor, Tensor | None]:
     if weight.is_meta:
         raise ObstacleError("its weight is on the meta device and has no data; load it first")
     return weight, mask
-
-
-def _lost(conv: Dense, weight: Tensor) -> list[str]:
-    """Name what a sparse layer does not take over; its output does not depend on it."""
-    kind = type_before_parametrizations(conv)
-    state = (*conv._parameters, *conv._buffers, *conv._modules)
-    hooks = weight._backward_hooks or weight._post_accumulate_grad_hooks  # masking by hand
-    # Of torch.nn.utils.parametrizations, such a hook stays behind after the removal.
-    of_state = any(held for name, held in vars(conv).items() if "state_dict" in name)
-    return [
-        *["hooks on its weight's gradient"] * bool(hooks),
-        *["hooks on its state dict"] * of_state,
-        *[f"methods of its class {kind.__name__}"] * (kind not in (nn.Conv1d, nn.ConvTranspose1d)),
-        *(repr(name) for name in state if name not in KNOWN),
-    ]
 
 
 def _is_fake_sparsity(parametrization: nn.Module) -> bool:

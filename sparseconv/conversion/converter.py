@@ -125,18 +125,10 @@ def convert(
       units, become sparse. Nothing is measured, so tiny layers may become slower. On the CPU,
       bfloat16 layers stay dense unless ``max_density`` is given.
 
-    The following layers stay dense, and the report states the reason:
-
-    - subclasses that do more than pad, convolve and crop; layers with forward or backward hooks;
-    - layers whose weight is shared or computed (weight_norm), or whose bias is pruned;
-    - with ``example_input``, layers with which the model raises an error, for example because it
-      reads the weight, or returns something else;
-    - layers that the input does not reach or, without ``unpruned``, that have no inactive weights.
-
-    In layers that stay dense, weights outside ``masks`` are set to 0, but training may change them.
-    Layers keep their name, position, bias, mode, ``requires_grad``, dtype, device and added
-    attributes. A sparse layer has ``values`` instead of ``weight``; reading ``weight`` raises an
-    error. The report lists what else is lost: methods, and state and hooks that do not compute.
+    Layers that the input does not reach, or whose output could differ, stay dense; the report
+    states the reason, and docs/converting.md lists them. There, weights outside ``masks`` are set
+    to 0, but training may change them. A sparse layer keeps the name, position, bias, mode,
+    ``requires_grad``, dtype, device and added attributes, but has ``values`` instead of ``weight``.
 
     Build the optimizer from the converted model's parameters: an older optimizer still references
     the dense weights.
@@ -148,29 +140,20 @@ def convert(
             C_in // groups, K)`` of bools, or of zeros and ones.
         layers: names of the layers to convert.
         max_density: default 0.2; not allowed with ``example_input`` or ``layers``.
-        unpruned: also measure layers without inactive weights. This requires ``example_input``, and
-            cannot be combined with ``layers``. Even without inactive weights, sparse kernels are
-            often faster for layers with few channels and long kernels.
+        unpruned: also measure layers without inactive weights; with few channels and long kernels,
+            they are often faster sparse. This requires ``example_input``, and no ``layers``.
         block: see ``KernelCSR``. A layer that is smaller than a block, or whose mask is not
             constant within each block, uses single weights.
-        training: whether the result is to be trained. If so, the time of a training step decides,
-            and layers that stay dense keep their pruning masks; otherwise the inference time
-            decides, and these masks become permanent.
+        training: whether the result is to be trained. If so, the time of a training step decides;
+            otherwise the inference time decides, and masks of dense layers become permanent.
         inplace: change ``model`` itself, unless it is an ``nn.Conv1d``. Do not use replaced layers
             afterwards.
-        rounds: pairs of measurements, at least 6. They are doubled, up to three times, while the
-            interval contains 1 and the median is not about 1.
-        least_seconds, verbose: as in ``profile``; like ``rounds``, used only with
-            ``example_input``.
-
-    Returns:
-        ``(model, report)``: a converted copy, or ``model`` if ``inplace``, and a
-        ``ConversionReport``, which prints as a table of layers.
+        rounds: pairs of measurements, at least 6; doubled, up to three times, while unclear.
+        least_seconds, verbose: as in ``profile``.
 
     Raises:
-        TypeError: ``model`` is not a module.
-        ValueError: no ``nn.Conv1d``; unknown names; a mask of the wrong shape, or for a layer that
-            cannot be converted; mutually exclusive options.
+        TypeError, ValueError: no module, or one without ``nn.Conv1d``; unknown names; a mask of the
+            wrong shape, or for a layer that cannot be converted; mutually exclusive options.
         NotImplementedError: a measurement on a device other than the CPU.
 
     Example:
@@ -329,14 +312,9 @@ def to_dense(model: nn.Module) -> nn.Module:
     """Copy a model with a dense layer of torch in place of every sparse one.
 
     This reverses ``convert``, for tools that support only torch's layers. Active weights and biases
-    keep their exact values; inactive weights become +0.0. If it matters which zeros were active,
-    save ``{name: layer.pattern.to_mask()}`` for the ``masks`` argument of ``convert``. Names, mode
-    and ``requires_grad`` are preserved. Values and biases that pruning or a parametrization
-    computes become plain parameters; added attributes are lost.
-
-    A layer whose left and right padding differ, as in a DSN, becomes an ``nn.Sequential`` with
-    torch's padding layer and an ``nn.Conv1d``. Its state dict entries are then ``1.weight`` and
-    ``1.bias``.
+    keep their exact values; inactive weights become +0.0. Names, mode and ``requires_grad`` are
+    preserved. Values and biases that pruning or a parametrization computes become plain parameters;
+    added attributes are lost. See ``SparseConv1d.to_dense`` for unequal padding, as in a DSN.
 
     Args:
         model: any module; it is left unchanged.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import warnings
 from typing import Any
 
@@ -26,10 +25,6 @@ def as_array(raw: Any, expectation: str, kinds: str = NUMBERS) -> Array:
     pandas object may be indexed by case and time, or contain a series in each cell. Cases, channels
     and times of an indexed table are sorted, as in aeon; a series in a cell or a list is read by
     position. None and ``pandas.NA`` become NaN.
-
-    Raises:
-        ValueError: series of different lengths, or a type outside ``kinds``. The message begins
-            with ``expectation``.
     """
     plain = raw
     try:
@@ -48,7 +43,7 @@ def as_array(raw: Any, expectation: str, kinds: str = NUMBERS) -> Array:
         ):
             raise ValueError(MIXED)  # NumPy would make text of all, even of NaN
     except (ValueError, TypeError, RuntimeError) as error:
-        raise ValueError(f"{expectation}, but {_several_lengths(plain) or error}") from error
+        raise ValueError(f"{expectation}, but {error}; pad or cut series to one length") from error
     if found.dtype.kind not in kinds:
         advice = "; convert bytes with .astype(str)" if found.dtype.kind == "S" else ""
         raise ValueError(f"{expectation}, but got {found.dtype} of shape {found.shape}{advice}")
@@ -86,19 +81,6 @@ def without_index(raw: Any) -> Any:
     return raw.to_numpy() if hasattr(raw, "to_numpy") else raw
 
 
-def _several_lengths(plain: Any) -> str:
-    lengths: set[int] = set()
-    with contextlib.suppress(ValueError, IndexError, TypeError):
-        cases = plain.to_numpy().ravel() if hasattr(plain, "to_numpy") else plain
-        lengths = {np.shape(case)[-1] for case in cases}
-    if len(lengths) < 2:
-        return ""
-    return (
-        f"got lengths from {min(lengths)} to {max(lengths)}; first pad or cut all series to the "
-        "same length with aeon.transformations.collection.unequal_length.Padder or Truncator"
-    )
-
-
 def as_tensor(raw: Any, expectation: str) -> Tensor:
     if isinstance(raw, Tensor):
         return raw.to_dense()
@@ -106,11 +88,7 @@ def as_tensor(raw: Any, expectation: str) -> Tensor:
 
 
 def three_axes(owner: str, key: str, raw: Any) -> Array:
-    """Return series of any numeric dtype as ``(n_cases, n_channels, n_timepoints)``.
-
-    Raises:
-        ValueError: unequal lengths, any other shape, an empty axis, or anything but real numbers.
-    """
+    """Return series of any numeric dtype as ``(n_cases, n_channels, n_timepoints)``."""
     expectation = (
         f"{owner}: expected {key} to contain real numbers of shape (n_cases, n_channels, "
         "n_timepoints) or (n_cases, n_timepoints), with no axis of length 0"
@@ -166,9 +144,6 @@ def as_series(
         raw: anything that ``as_array`` accepts; single-channel series may have shape
             ``(n_cases, n_timepoints)``.
         nan_to_zero: replace missing values with 0; None if the caller offers no such option.
-
-    Raises:
-        ValueError: as in ``three_axes``; values that are not finite.
     """
     raw = three_axes(owner, key, raw)
     if nan_to_zero and raw.dtype.kind == "f":
@@ -189,12 +164,7 @@ def as_series(
 
 
 def as_labels(owner: str, key: str, raw: Any, n_cases: int | None = None) -> Array:
-    """Return labels, passed as a vector or a column, as numbers or strings ``(n_cases,)``.
-
-    Raises:
-        ValueError: any other shape or type, missing labels, or a number of labels other than
-            ``n_cases``.
-    """
+    """Return labels, passed as a vector or a column, as numbers or strings ``(n_cases,)``."""
     cases = "each case" if n_cases is None else f"each of {n_cases} cases"
     expectation = f"{owner}: expected {key} to contain a string or a real number for {cases}"
     raw = without_index(raw)

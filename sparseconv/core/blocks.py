@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sparseconv.core.checks import integer, share
+from sparseconv.core.checks import count, share
 
 Block = tuple[int, int]
 Shape = tuple[int, int, int]
@@ -16,15 +17,8 @@ Shape = tuple[int, int, int]
 
 def as_block(block: Any) -> Block:
     """Return a block as ``(out, in)``; one int sets both, and 1 means single weights."""
-    expectation = "block must be an int or two ints (out_channels, in_channels)"
-    try:
-        out, channels = (integer(expectation, n) for n in block)
-    except TypeError:  # not a sequence
-        out = channels = integer(expectation, block)
-    except ValueError:
-        raise TypeError(f"{expectation}, but got {block!r}") from None
-    if min(out, channels) < 1:
-        raise ValueError(f"{expectation} of at least 1, but got {block!r}")
+    pair = (block, block) if isinstance(block, Integral) else block
+    out, channels = (count("block", channels) for channels in pair)
     return out, channels
 
 
@@ -98,8 +92,7 @@ def block_mask(weight: Tensor, density: float, *, block: int | tuple[int, int] =
         and ``SparseConv1d.from_dense``.
 
     Raises:
-        TypeError, ValueError: a weight of the wrong shape or dtype; a density out of range; a block
-            larger than the weight.
+        TypeError, ValueError: a density out of range; a block larger than the weight.
 
     Example:
         >>> conv = torch.nn.Conv1d(32, 32, 9)
@@ -109,13 +102,9 @@ def block_mask(weight: Tensor, density: float, *, block: int | tuple[int, int] =
 
     Source: Gray et al. 2017 (blocks of channels, for all taps); Li et al. 2017 (norms).
     """
-    if not isinstance(weight, Tensor) or weight.dim() != 3 or not weight.is_floating_point():
-        came = getattr(weight, "shape", type(weight).__name__)
-        raise TypeError(
-            f"weight must be a floating point tensor (C_out, C_in // groups, K), but got {came}"
-        )
     density = share("density", density)
-    shape = (weight.shape[0], weight.shape[1], weight.shape[2])
+    out, channels, taps = weight.shape
+    shape = (out, channels, taps)
     pair = checked_block(block, shape)
     norms = unit_means(weight.double().square(), pair)
     kept = norms.flatten().topk(round(density * norms.numel())).indices

@@ -6,7 +6,6 @@ import numbers
 import operator
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -33,13 +32,6 @@ def count(name: str, value: Any, least: int = 1) -> int:
     if found < least:
         raise ValueError(f"{name} must be at least {least}, but got {found}")
     return found
-
-
-def flag(name: str, value: Any) -> bool:
-    """Accept only a Python or NumPy bool, because the text "no" would count as true."""
-    if isinstance(value, bool | np.bool_):
-        return bool(value)
-    raise TypeError(f"{name} must be True or False, but got {value!r}")
 
 
 def number(name: str, value: Any) -> float:
@@ -106,8 +98,6 @@ def check_vector(name: str, array: Tensor, dtype: torch.dtype) -> None:
     raise TypeError(
         f"{name} must be a one-dimensional tensor with dtype {dtype}, but got {came}; use "
         f"torch.as_tensor({name}, dtype={dtype})"
-        + "; to average models, average sc.to_dense(model).state_dict() and load that, because "
-        "indices cannot be averaged" * (dtype == torch.int32)
     )
 
 

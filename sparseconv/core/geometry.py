@@ -180,11 +180,7 @@ class Geometry(NamedTuple):
         )
 
     def transposed_length(self, length: int, output_padding: int) -> int:
-        """Return the output length of the transposed convolution.
-
-        Raises:
-            ArgumentError: it is negative.
-        """
+        """Return the output length of the transposed convolution."""
         reach = self.dilation * (self.kernel_size - 1) + 1
         found = (length - 1) * self.stride + reach + output_padding - self.left - self.right
         if found < 0:

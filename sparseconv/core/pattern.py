@@ -11,7 +11,6 @@ from torch import Tensor
 
 from sparseconv.core.blocks import Block, Shape, check_mask, checked_block, spread, unit_shape
 from sparseconv.core.checks import (
-    ArgumentError,
     check_dense,
     check_structure,
     check_vector,
@@ -39,9 +38,8 @@ class KernelCSR(PatternArrays):
             blocks may be smaller.
 
     Raises:
-        TypeError: arrays that are not dense one-dimensional int32 tensors.
-        ValueError: indices that are not a CSR structure of this shape; a block that is larger
-            than the weight, or whose kernels differ. The message names the first bad row or block.
+        TypeError, ValueError: arrays that are not a CSR structure of this shape, in dense int32
+            tensors; a block that is larger than the weight, or whose kernels differ.
 
     Example:
         >>> import torch
@@ -87,11 +85,10 @@ class KernelCSR(PatternArrays):
 
     @classmethod
     def from_mask(cls, mask: Tensor, block: int | tuple[int, int] = 1) -> KernelCSR:
-        """Build the pattern of a bool mask ``(C_out, C_in // groups, K)``.
+        """Build the pattern of a dense bool mask ``(C_out, C_in // groups, K)``.
 
         Raises:
-            TypeError, ValueError: a mask that is not dense, bool and three-dimensional, or is not
-                constant in blocks.
+            TypeError, ValueError: any other mask, or one that is not constant in blocks.
 
         Example:
             >>> KernelCSR.from_mask(torch.eye(3, dtype=torch.bool)[None]).col_indices
@@ -102,11 +99,6 @@ class KernelCSR(PatternArrays):
             remedy = "weight != 0" if isinstance(mask, Tensor) else "torch.as_tensor(weight) != 0"
             raise TypeError(f"mask must be a bool tensor, but got {kind}; use `{remedy}`")
         check_dense("mask", mask)
-        if mask.dim() != 3:
-            raise ArgumentError(
-                "mask must have three dimensions (C_out, C_in // groups, K), "
-                f"but got shape {list(mask.shape)}"
-            )
         shape = checked_shape(mask.shape)
         pair = checked_block(block, shape)
         if pair != (1, 1):
@@ -124,9 +116,6 @@ class KernelCSR(PatternArrays):
         Args:
             units: of shape ``(ceil(C_out / out), ceil(C_in // groups / in), K)``.
             shape, block: see the class.
-
-        Raises:
-            TypeError, ValueError: units of the wrong shape; a block larger than the weight.
 
         Example:
             >>> KernelCSR.from_units(KernelCSR.random((1, 1, 3), 2), (2, 2, 3), block=2)
@@ -152,8 +141,7 @@ class KernelCSR(PatternArrays):
             positions: int64 ``(nnz,)``, strictly ascending, as ``positions()`` returns them.
 
         Raises:
-            TypeError, ValueError: positions of the wrong type, unsorted, repeated or outside the
-                shape.
+            TypeError, ValueError: any other positions.
 
         Example:
             >>> KernelCSR.from_positions(torch.tensor([0, 5]), (2, 1, 3)).to_mask().view(2, 3).int()
@@ -183,9 +171,6 @@ class KernelCSR(PatternArrays):
     def full(cls, shape: Shape) -> KernelCSR:
         """Return the pattern with every weight active, as in a dense convolution.
 
-        Raises:
-            TypeError, ValueError: see the class.
-
         Example:
             >>> KernelCSR.full((2, 1, 3))
             KernelCSR(shape=(2, 1, 3), nnz=6, density=100.00 %)
@@ -211,8 +196,7 @@ class KernelCSR(PatternArrays):
             generator: a CPU generator, by default torch's global one.
 
         Raises:
-            TypeError, ValueError: ``nnz`` is not an int in ``[0, numel]``; a block is larger than
-                the weight.
+            TypeError, ValueError: ``nnz`` is not an int in ``[0, numel]``.
 
         Example:
             >>> KernelCSR.random((8, 4, 5), 32, generator=torch.Generator().manual_seed(0)).nnz
@@ -297,6 +281,14 @@ class KernelCSR(PatternArrays):
 
     def __reduce__(self) -> tuple[type[KernelCSR], tuple[Any, ...]]:
         return KernelCSR, (self.crow_indices, self.col_indices, self._shape, self._block)
+
+
+def check_pattern_type(pattern: object) -> None:
+    if not isinstance(pattern, KernelCSR):
+        raise TypeError(
+            f"pattern must be a KernelCSR, but got {type(pattern).__name__}; create one with "
+            "KernelCSR.from_mask(mask)"
+        )
 
 
 def positions_of(crow_indices: Tensor, col_indices: Tensor, shape: Shape) -> Tensor:

@@ -58,6 +58,5 @@ class EverActive:
         return ever / max(1, sum(layer.pattern.numel for layer in self._layers.values()))
 
     def load(self, bits: Mapping[str, Tensor]) -> None:
-        """Continue from these bits, which the caller has checked."""
-        self.bits = {name: bits[name].cpu().clone() for name in self._layers}
-        self._recorded = {}
+        """Continue from these bits."""
+        self.bits, self._recorded = dict(bits), {}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import warnings
 import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -18,7 +16,6 @@ from sparseconv.core.files import ctrl_c_waits
 from sparseconv.dst import checks
 from sparseconv.dst.itop import EverActive
 from sparseconv.dst.ranks import Ranks
-from sparseconv.dst.replayed import ReplayedUpdates
 from sparseconv.dst.update import (
     PRUNE_FLOOR,
     PRUNE_FRACTION,
@@ -45,28 +42,17 @@ class DSTScheduler:
 
     Call ``step()`` after each ``optimizer.step()``. Every ``update_every``-th call, up to the
     ``end_step``-th, runs ``prune_and_grow`` on each layer and keeps the number of active weights in
-    each region. All changes are made in place; ``values`` stays the same parameter. A surviving
-    weight keeps its value, its gradient and its elementwise optimizer state (any tensor shaped like
-    ``values``). A grown weight starts with zeros for all of these. If an update raises an error,
-    nothing is changed. Frozen layers (``values`` without ``requires_grad``) keep their patterns.
-
-    An update in call number t moves the share ``cosine_decay(prune_fraction, prune_floor, t,
-    decay_steps)`` of the active weights.
+    each region. Call number t moves the share ``cosine_decay(prune_fraction, prune_floor, t,
+    decay_steps)`` of them. All changes are made in place; ``values`` stays the same parameter. A
+    surviving weight keeps its value, its gradient and its elementwise optimizer state (any tensor
+    shaped like ``values``); a grown weight starts with zeros. If an update raises an error, nothing
+    is changed. Frozen layers (``values`` without ``requires_grad``) keep their patterns: freeze
+    layers that do not train.
 
     ``grow="gradient"`` needs the dense gradient, which is computed only in the training step before
-    an update and released after the update. It is the sum over all ``backward()`` calls since the
-    last ``dst.step()``, including accumulated gradients, repeated uses of a layer, and gradients
-    that ``zero_grad()`` has discarded. ``torch.autograd.grad``, ``torch.func`` transforms and
-    second derivatives (gradient penalties) do not count. A layer that the step did not use
-    (LayerDrop), or whose dense gradient is 0, keeps its pattern in that update.
-
-    With ``grow="random"``, a layer that has never been trained also keeps its pattern: it has
-    neither a gradient nor optimizer state, although other layers do. With plain SGD, which keeps
-    no state, only the gradient of the current step is considered. A warning names layers that had
-    no gradient in the first three updates.
-
-    With ``torch.distributed``, every rank must construct and step its own scheduler. Dense
-    gradients are summed over the ranks, and an update happens on all ranks or on none.
+    an update: the sum over all ``backward()`` calls since the last ``dst.step()``. A layer without
+    one, or whose gradient is 0, keeps its pattern in that update. With ``torch.distributed``, every
+    rank must construct and step a scheduler. docs/training.md explains both.
 
     An update on a GPU does not make the CPU wait, so ``step()`` returns True even if nothing moved.
 
@@ -94,8 +80,8 @@ class DSTScheduler:
             layer; invalid regions.
         RuntimeError: ``values`` that are computed or belong to two layers; ranks with different
             settings or patterns.
-        NotImplementedError: ``values`` that are sharded or in shared memory; an optimizer whose
-            state cannot follow moved weights.
+        NotImplementedError: ``values`` that are sharded; an optimizer whose state cannot follow
+            moved weights.
 
     Example:
         >>> import torch, sparseconv as sc
@@ -158,9 +144,7 @@ class DSTScheduler:
         self._ranks.agree(self._check_layers, self._fingerprint)
         self._regions = {n: check_regions(x.regions, x.pattern) for n, x in self._layers.items()}
         self._ever_active = EverActive(self._layers)
-        self._replayed: ReplayedUpdates | None = ReplayedUpdates()  # None: no CUDA graphs
         self._probes: dict[str, Tensor] = {}
-        self._unseen: dict[str, float] = {}  # updates without a gradient, until a layer has had one
         weakref.finalize(self, _take_back, self._layers, self._probes)
         self._watch_next_step()
 
@@ -170,7 +154,7 @@ class DSTScheduler:
         return {**self.__dict__, "_probes": probes}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update({"_replayed": ReplayedUpdates(), **state, "_probes": {}})
+        self.__dict__.update({**state, "_probes": {}})
         weakref.finalize(self, _take_back, self._layers, self._probes)
         self._watch_next_step()
         for name, gradient in state["_probes"].items():
@@ -193,8 +177,6 @@ class DSTScheduler:
         """Return the share of all weights of the sparse layers that have ever been active.
 
         Patterns set by other code count if they lasted until an update or this call.
-
-        Example: see the class.
         """
         return self._ever_active.rate()
 
@@ -211,10 +193,7 @@ class DSTScheduler:
         Raises:
             RuntimeError: gradient growth without a backward pass through any layer since the last
                 ``step()``; a rank that failed or chose a different pattern.
-            ValueError, RuntimeError, NotImplementedError: as in the constructor, on the first call
-                and in updates, if layers, averages or the optimizer's state have changed.
-
-        Example: see the class.
+            ValueError, RuntimeError, NotImplementedError: as in the constructor.
         """
         if self.step_count == 0 and self.grow != "static":  # many optimizers have no state before
             self._ranks.agree(self._check_layers, self._fingerprint)
@@ -245,28 +224,16 @@ class DSTScheduler:
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Continue from a ``state_dict()``.
-
-        Raises:
-            ValueError: a state that does not belong to a scheduler with these settings and layers.
-        """
+        """Continue from the ``state_dict()`` of a scheduler with these settings and layers."""
         own = self.state_dict()
-        if state_dict.keys() != own.keys():
-            raise ValueError(
-                f"expected a DSTScheduler state with keys {list(own)}, but got {list(state_dict)}"
-            )
         for key in ("hyperparameters", "shapes"):
             if state_dict[key] != own[key]:
                 raise ValueError(
                     f"the state belongs to another scheduler: expected {key} {own[key]}, but got "
                     f"{state_dict[key]}; build the same model and scheduler as when it was saved"
                 )
-        counts = [count(key, state_dict[key], 0) for key in ("step_count", "updates")]
-        bits, mine = state_dict["ever_active"], own["ever_active"]
-        if {n: len(b) for n, b in bits.items()} != {n: len(b) for n, b in mine.items()}:
-            raise ValueError(
-                "ever_active does not match the layers; build the model as it was when saved"
-            )
+        counts = state_dict["step_count"], state_dict["updates"]
+        bits = {name: state_dict["ever_active"][name].cpu().clone() for name in self._layers}
         self._generator.set_state(state_dict["generator"])  # the last that may fail
         self._ever_active.load(bits)
         self.step_count, self.updates = counts
@@ -298,29 +265,15 @@ class DSTScheduler:
         # What may fail on one rank comes first, for that rank misses the exchanges that follow.
         before = self._generator.get_state()
         try:
-            held, idle = self._ranks.agree(self._state, lambda _: None)
-            if self.grow == "random" and not self._ranks.alone:  # each may hold a part
-                idle = set.intersection(*self._ranks.gather(idle))
+            check = partial(checks.check_layers, self._layers, self._copies, self._optimizer)
+            held = self._ranks.agree(check, lambda _: None)
             gradients = self._dense_gradients()
-            compute = partial(self._changes, held, gradients, idle)
-            changes = self._ranks.agree(compute, _checksums)
-            if never := [name for name, updates in self._unseen.items() if updates == 3]:
-                self._unseen.update(dict.fromkeys(never, math.inf))  # one warning is enough
-                # Levels 2 and 3 are step and its torch.no_grad.
-                warnings.warn(checks.NEVER_SEEN.format(self.grow, never), stacklevel=4)
-            return changes
+            return self._ranks.agree(partial(self._changes, held, gradients), _checksums)
         except BaseException:
             self._generator.set_state(before)
             raise
 
-    def _state(self) -> tuple[Holdings, set[str]]:
-        layers, optimizer = self._layers, self._optimizer
-        held = checks.check_layers(layers, self._copies, optimizer)
-        return held, checks.untrained(layers, optimizer, held) if self.grow == "random" else set()
-
-    def _changes(
-        self, held: Holdings, gradients: Mapping[str, Tensor | None], idle: set[str]
-    ) -> list[Change]:
+    def _changes(self, held: Holdings, gradients: Mapping[str, Tensor | None]) -> list[Change]:
         """Return the updates of all layers, or none if a gradient (of all ranks) is not finite."""
         finite = [grad.isfinite().all() for grad in gradients.values() if grad is not None]
         share: Any = self._prune_fraction_at(self.step_count + 1)
@@ -329,16 +282,13 @@ class DSTScheduler:
         elif not all(finite):
             return []
         training = [name for name, x in self._layers.items() if x.values.requires_grad]
-        if self.grow == "random":
-            seen = [name for name in training if name not in idle]
-        else:
-            seen = [name for name in training if gradients.get(name) is not None]
-            if training and not seen:
+        moving = training
+        if self.grow == "gradient":
+            moving = [name for name in training if gradients[name] is not None]
+            if training and not moving:
                 layers = [self._layers[name] for name in training]
                 checks.check_backward(layers, self._optimizer, self.step_count)
-        for name in training:
-            self._unseen[name] = -math.inf if name in seen else self._unseen.get(name, 0) + 1
-        plans = (self._plan_layer(name, share, gradients.get(name), held) for name in seen)
+        plans = (self._plan_layer(name, share, gradients.get(name), held) for name in moving)
         return [plan for plan in plans if plan is not None]
 
     def _dense_gradients(self) -> dict[str, Tensor | None]:
@@ -364,7 +314,7 @@ class DSTScheduler:
             self._regions[name] = check_regions(layer.regions, layer.pattern)
         pattern, source = moved(
             layer.pattern, layer.values, self._regions[name], fraction, self.grow, self._generator,
-            dense_grad, None if self._replayed is None else self._replayed.of(name),
+            dense_grad,
         )  # fmt: skip
         if pattern is layer.pattern:
             return None

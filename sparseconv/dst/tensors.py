@@ -24,22 +24,20 @@ def update(
     fraction: float | Tensor,
     values: Tensor,
     dense_grad: Tensor | None,
-    seed: int | Tensor,
-    table: Table | None = None,
+    seed: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Prune and grow as ``prune_and_grow`` does, on the device of these tensors.
 
     Args:
         crow, col, shape, block: the arrays, the shape and the block of the pattern.
-        fraction: a float or, for a CUDA graph, a tensor ``()``.
+        fraction: a float or a tensor ``()``.
         values, dense_grad: as for ``prune_and_grow``; without ``dense_grad``, growth is random.
-        seed: an int or a tensor ``()``, below 2**62.
-        table: from ``table_of``; the table of a CUDA graph must stay alive.
+        seed: an int below 2**62.
 
     Returns:
         The new ``crow`` and ``col``, and the ``source_index``.
     """
-    table = table or table_of(tuple(regions), shape, block, col.device)
+    table = table_of(tuple(regions), shape, block, col.device)
     taps = shape[2]
     entry, crow, col = torch.arange(len(col), device=col.device), crow.long(), col.long()
     kernel = kernels(crow, col)
@@ -164,7 +162,7 @@ def _least(key: Tensor, region: Tensor, sizes: Tensor, wanted: Tensor) -> Tensor
     return torch.zeros_like(key, dtype=torch.bool).scatter_(0, order, rank < wanted[at])
 
 
-def _draws(number: Tensor, seed: int | Tensor) -> Tensor:
+def _draws(number: Tensor, seed: int) -> Tensor:
     """Draw 31 bits for each number, as csrc/cpu/kernels/draws.inl does, in int64."""
     x = number * (seed & 0xFFFFFFFF | 1) + (seed >> 32)
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):

@@ -41,10 +41,9 @@ def prune_and_grow(
 ) -> tuple[KernelCSR, Tensor]:
     """Move a share of each region's active weights to other positions in that region.
 
-    Prune the ``ceil(fraction * nnz)`` weights with the smallest magnitude, but no more than there
-    are inactive positions: a full region stays unchanged. Of tied weights, the first in CSR order
-    is pruned; NaN counts as the largest magnitude. Grow the same number at positions without a
-    survivor, so a pruned position can be grown again. Weights outside all regions are kept.
+    Prune the ``ceil(fraction * nnz)`` weights with the smallest magnitude (of tied weights, the
+    first), but no more than there are inactive positions. Grow the same number at positions without
+    a survivor. Weights outside all regions are kept; NaN counts as the largest magnitude.
 
     In a pattern of blocks, whole units (a tap of a block) move; units of smaller last blocks move
     only among themselves. Units are pruned by mean magnitude and grown by the gradient's norm.
@@ -61,10 +60,9 @@ def prune_and_grow(
         dense_grad: of the pattern's shape, used only with ``grow="gradient"``.
 
     Returns:
-        The new pattern and ``source_index``, int64 ``(nnz,)``: for each weight, its old CSR
-        index, or -1 if it was grown. If nothing moves, the pattern is ``pattern`` itself. If
-        ``values`` is on a GPU, so is ``source_index``. The pattern is then always a new object,
-        and its arrays are copied to the CPU when they are first needed there.
+        The new pattern and ``source_index``, int64 ``(nnz,)``, on the device of ``values``: for
+        each weight, its old CSR index, or -1 if it was grown. If nothing moves, the pattern is
+        ``pattern`` itself, except on a GPU.
 
     Raises:
         ValueError: inconsistent arguments, overlapping regions, or a region that cuts a block.
@@ -103,12 +101,8 @@ def moved(
     grow: str,
     generator: torch.Generator | None,
     dense_grad: Tensor | None,
-    on_gpu: Callable[..., tuple[Tensor, Tensor, Tensor]] | None = None,
 ) -> tuple[KernelCSR, Tensor]:
-    """Do what ``prune_and_grow`` does, with checked arguments; ``fraction`` may be a tensor.
-
-    On a GPU, ``on_gpu`` replaces ``tensors.update``.
-    """
+    """Do what ``prune_and_grow`` does, with checked arguments; ``fraction`` may be a tensor."""
     if grow == "static":
         return pattern, torch.arange(pattern.nnz, device="cpu")
     seed = 0
@@ -118,7 +112,7 @@ def moved(
         if dense_grad is not None:
             dense_grad = dense_grad.to(values.device)
             fraction = dense_grad.any().double() * fraction
-        crow, col, source = (on_gpu or tensors.update)(
+        crow, col, source = tensors.update(
             *pattern.on(values.device), pattern.shape, pattern.block, regions, fraction, values,
             dense_grad, seed,
         )  # fmt: skip
@@ -155,9 +149,6 @@ def stays_on_gpu(tensor: Tensor) -> bool:
 
 def cosine_decay(start: float, end: float, step: int, steps: int) -> float:
     """Return a half cosine's value at ``step``: ``start`` at 0, ``end`` at ``steps`` and later.
-
-    Raises:
-        ZeroDivisionError: ``steps`` is 0.
 
     Example:
         >>> cosine_decay(0.5, 0.0, 50, 100)

@@ -51,8 +51,8 @@ def export_c(
     Args:
         model: a module in eval mode that ``torch.export`` can trace, built from the operations in
             docs/edge.md; it is left unchanged. It maps ``(N, channels, length)`` to ``(N,
-            n_classes)``, or to one score per series, ``(N, 1)`` or ``(N,)``. With one score, the
-            class is 1 if the score is above 0 (after a sigmoid: above 0.5).
+            n_classes)``, or to one score per series, which means class 1 if it is above 0 (after a
+            sigmoid: above 0.5).
         example_input: series ``(N, channels, length)``, or ``(N, length)`` for a single channel.
             The self-test contains the first three.
         folder: a new or empty folder for ``NAME.c``, ``NAME.h``, ``NAME_test.c`` and ``README.md``.
@@ -63,16 +63,11 @@ def export_c(
             there are more than 500, an evenly spaced subset of 500 is used.
         classes: class names for the comments, in the order of the scores (for one score: 0, 1).
 
-    Returns:
-        The folder.
-
     Raises:
         NotImplementedError: an operation without a counterpart in C; the message names it.
-        ValueError: a model in training mode, or one that does not treat all series alike; weights,
-            scores or series that are not finite or not real; int8 without calibration, or float32
-            with it; a name that is not a C identifier; a folder that contains files or is not
-            writable.
-        TypeError: the model is not a module, or does not return one tensor (in any container).
+        TypeError, ValueError: a model in training mode, one that does not return one tensor, or one
+            that does not treat all series alike; weights, scores or series that are not finite;
+            int8 without calibration, or float32 with it; an unfit name or folder.
         RuntimeError: series that the model rejects.
 
     Example:

@@ -23,14 +23,7 @@ from sparseconv.running import one_tensor
 
 @torch.no_grad()
 def lower(model: nn.Module, channels: int, length: int) -> Network:
-    """Translate a model in eval mode for series ``(channels, length)``.
-
-    Raises:
-        NotImplementedError: an operation without a counterpart in C; the message names its module.
-        ValueError: a module in training mode, weights that are not finite, or a model without
-            scores.
-        RuntimeError: series that the model rejects.
-    """
+    """Translate a model in eval mode for series ``(channels, length)``."""
     for name, module in model.named_modules():
         with _naming(name, type(module).__name__):
             if module.training:

@@ -159,11 +159,7 @@ def natural_log(total: int) -> int:
 
 
 def quantize(network: Network, calibration: Array) -> IntegerNetwork:
-    """Choose the scales for series ``(n_cases, channels, length)``.
-
-    Raises:
-        ValueError: sums that could overflow int32.
-    """
+    """Choose the scales for series ``(n_cases, channels, length)``."""
     last = network.steps[-1]
     numbers = list(dict.fromkeys(n for step in network.steps for n in (*step.inputs, step.output)))
     numbers.remove(last.output)

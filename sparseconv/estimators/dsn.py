@@ -20,7 +20,6 @@ from sparseconv.models import DSN
 from sparseconv.models.dsn import Around, Init
 from sparseconv.ops.backends import Backend
 from sparseconv.running import predict_log_proba
-from sparseconv.training.data import checked_pair
 from sparseconv.training.loop import train
 from sparseconv.training.recipe import Precision, Recipe
 from sparseconv.training.run_folder import NETWORK
@@ -30,9 +29,8 @@ class DSNClassifier(Scored, BaseClassifier):  # type: ignore[misc]
     """Classify time series with a Dynamic Sparse Network, training only its active weights.
 
     The defaults follow the paper. Series have the shape ``(n_cases, n_channels, n_timepoints)``, or
-    ``(n_cases, n_timepoints)`` with one channel. They are used unscaled, as float32; normalise them
-    first if their scales differ. Labels are strings, integers, booleans or integral floats; aeon
-    treats other floats as regression targets.
+    ``(n_cases, n_timepoints)`` with one channel, and are used unscaled, as float32. Labels are
+    strings, integers, booleans or integral floats.
 
     Args:
         sparsity, nf, kernel_size, depth, n_groups, init, padding, block, backend: see
@@ -42,10 +40,8 @@ class DSNClassifier(Scored, BaseClassifier):  # type: ignore[misc]
         validation: ``(X, y)`` as for fit. Each epoch records ``test_loss`` and ``test_accuracy``
             for them in ``history_``, without affecting training.
         on_epoch: called with the history after each epoch.
-        device: the device for training and prediction, as ``torch.device`` accepts it. On CUDA, a
-            fit is reproducible only with deterministic operations; see ``training.train``.
-        n_jobs: threads that torch uses in fit and predict. As in aeon, -1 means all cores, and -2
-            means all except one.
+        device: the device for training and prediction, as ``torch.device`` accepts it.
+        n_jobs: threads that torch uses in fit and predict; as in aeon, -1 means all cores.
         verbose: show a progress bar.
 
     Attributes:
@@ -142,7 +138,7 @@ class DSNClassifier(Scored, BaseClassifier):  # type: ignore[misc]
         """Return the series and class indices of ``validation``."""
         if self.validation is None:
             return None
-        X, y = checked_pair(self.validation)
+        X, y = self.validation
         labels = as_labels("DSNClassifier", "validation", y)
         if not (known := np.isin(labels, self.classes_)).all():
             raise ValueError(

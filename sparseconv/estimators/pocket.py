@@ -20,7 +20,7 @@ from sklearn.model_selection import StratifiedKFold
 from sklearn.preprocessing import StandardScaler
 
 from sparseconv.core.arrays import warn_if_swapped
-from sparseconv.core.checks import count, flag, number, share
+from sparseconv.core.checks import count, number, share
 from sparseconv.core.generators import generators_kept
 from sparseconv.estimators.defaults import POCKET
 from sparseconv.estimators.shared import Scored, Shared, case_weights, draw_seed
@@ -62,8 +62,7 @@ class RocketTransformer(Shared, BaseCollectionTransformer):  # type: ignore[misc
 
     Raises:
         ValueError, TypeError: unequal lengths, a shape other than in fit or the bank's, missing or
-            infinite values, unknown ``kernels``, ``n_kernels`` not an int of at least 1
-            (MiniROCKET: 84).
+            infinite values, unknown ``kernels``, or too few.
 
     Example:
         >>> from sparseconv import RocketTransformer
@@ -113,13 +112,13 @@ class POCKETClassifier(Scored, BaseClassifier):  # type: ignore[misc]
 
     Args:
         kernels, n_kernels, random_state, n_jobs: as in ``RocketTransformer``.
-        keep: share to keep, in (0, 1], of ROCKET's kernels or MiniROCKET's features. ``"cv"`` tries
-            5, 10, 20, 35, 50 and 100 % in 5 folds (fewer if no class has 5 cases). It chooses the
-            smallest share whose accuracy is within one standard error of the best.
+        keep: share to keep, in (0, 1], of ROCKET's kernels or MiniROCKET's features. Of 5, 10, 20,
+            35, 50 and 100 %, ``"cv"`` chooses the smallest share whose accuracy in 5 folds is
+            within one standard error of the best.
         k: the ridge penalty in the selection. ``"cv"`` chooses the best of 0.01, 0.1, ..., 1000 in
             the same folds.
         n_iter: iterations of ADMM. 1 keeps the kernels with the largest weights in one ridge
-            classifier (magnitude), which is equally accurate on many data sets.
+            classifier (magnitude).
         refit: fit a new ridge classifier on the kept features, with a penalty chosen by
             leave-one-out. False predicts with the selection's weights (the paper's stage 1).
         class_weight: ``"balanced"`` or a dict by label, as in scikit-learn, where ``1`` also stands
@@ -136,9 +135,8 @@ class POCKETClassifier(Scored, BaseClassifier):  # type: ignore[misc]
         model_: the ``RocketModel`` used for prediction, which can be saved.
         seed_, classes_, n_classes_: the seed; the sorted labels of fit; their number.
 
-    ``predict_proba`` multiplies the margins by ``model_.scale`` and applies the softmax. This
-    scale maximises the likelihood of the labels under the selection's leave-one-out decisions on
-    all features. It is reduced if the refit's decisions have a larger spread.
+    ``predict_proba`` applies the softmax to the margins times ``model_.scale``, the scale with the
+    highest likelihood of the labels in leave-one-out decisions.
 
     Raises:
         ValueError, TypeError: as in ``RocketTransformer``; a single class; options out of range;
@@ -179,7 +177,6 @@ class POCKETClassifier(Scored, BaseClassifier):  # type: ignore[misc]
 
     def _fit(self, X: Array, y: Array) -> POCKETClassifier:
         count("n_iter", self.n_iter)
-        flag("refit", self.refit)
         if self.k != "cv" and not 0 < number("k", self.k) < np.inf:
             raise ValueError(f"k must be positive and finite, or 'cv', but got {self.k!r}")
         ks = KS if self.k == "cv" else (float(self.k),)

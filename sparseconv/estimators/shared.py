@@ -14,7 +14,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.class_weight import compute_sample_weight
 from threadpoolctl import threadpool_limits
 
-from sparseconv.core.arrays import as_labels, as_series, check_axes, three_axes
+from sparseconv.core.arrays import as_labels, three_axes
 from sparseconv.measure.machine import threads
 
 LEAST_WEIGHT = 1e-6  # of the largest class_weight; float32 would lose less
@@ -23,19 +23,11 @@ LEAST_WEIGHT = 1e-6  # of the largest class_weight; float32 would lose less
 class Shared:
     """Checks series and labels as the rest of this library does, before aeon checks them."""
 
-    metadata_: dict[str, Any]
     n_jobs: int
 
     def _preprocess_collection(self, X: Any, store_metadata: bool = True) -> Any:
         series = three_axes(type(self).__name__, "X", X)
-        as_series(type(self).__name__, "X", series)  # infinity passes aeon's checks
         return super()._preprocess_collection(series, store_metadata)  # type: ignore[misc]
-
-    def _check_shape(self, X: Any) -> None:
-        channels, length = (self.metadata_[f"n_{axis}"] for axis in ("channels", "timepoints"))
-        shape = f"(n_cases, {channels}, {length})"
-        expected = f"{type(self).__name__}: expected series of shape {shape}, as in fit"
-        check_axes(expected, X.shape, channels, length)
 
     def _check_y(self, y: Any, n_cases: int, **options: Any) -> Any:
         labels = as_labels(type(self).__name__, "y", y)

@@ -12,9 +12,8 @@ from torch._C import _is_tracing
 from torch.compiler import is_compiling
 
 from sparseconv import reference
-from sparseconv.core.checks import flag
 from sparseconv.core.geometry import Geometry, Padding, PaddingMode
-from sparseconv.core.pattern import KernelCSR
+from sparseconv.core.pattern import KernelCSR, check_pattern_type
 from sparseconv.functional.differentiable import Differentiable, Rest, is_transformed, save
 from sparseconv.ops import gpu_plans
 from sparseconv.ops.backends import Backend, extension, multiplies_blocks, resolve_backend
@@ -60,8 +59,7 @@ def sparse_conv1d(
         bias: ``(C_out,)`` or None.
         stride, dilation, groups: as in ``F.conv1d``.
         padding: as in ``F.conv1d``, or a pair ``(left, right)`` in time steps.
-        padding_mode: ``"zeros"``, ``"replicate"``, ``"reflect"`` or ``"circular"``. Of the kernels,
-            only those for CUDA make a padded copy of the input.
+        padding_mode: ``"zeros"``, ``"replicate"``, ``"reflect"`` or ``"circular"``.
         backend: ``"auto"``, ``"cpp"`` (CPU kernels), ``"cuda"``, ``"triton"`` or ``"reference"``
             (dense). Except in ONNX export, a backend requested by name is never replaced: it runs
             or raises an error.
@@ -72,9 +70,8 @@ def sparse_conv1d(
         ``(N, C_out, L_out)`` or ``(C_out, L_out)``.
 
     Raises:
-        TypeError: an argument has the wrong type or dtype; for a wrong dtype, the error is also a
-            RuntimeError.
-        ValueError: inconsistent shapes, devices or options; the error is also a RuntimeError.
+        TypeError, ValueError: wrong types or dtypes; inconsistent shapes, devices or options.
+            Except for types, they are also RuntimeErrors, as those of ``F.conv1d`` are.
         RuntimeError: the requested backend cannot run here.
 
     Example:
@@ -84,8 +81,6 @@ def sparse_conv1d(
         tensor([[[-2., -2., -2.]]])
     """
     crow, col = indices_of(pattern, input)
-    if relu is not True and relu is not False:
-        relu = flag("relu", relu)
     geometry = Geometry.of(
         pattern._shape, stride, padding, dilation, groups, padding_mode, block=pattern._block
     )
@@ -94,11 +89,7 @@ def sparse_conv1d(
 
 def indices_of(pattern: KernelCSR, input: object) -> tuple[Tensor, Tensor]:
     """Check that ``pattern`` is one, and return its index tensors on the device of ``input``."""
-    if not isinstance(pattern, KernelCSR):
-        raise TypeError(
-            f"pattern must be a KernelCSR, but got {type(pattern).__name__}; "
-            "create one with KernelCSR.from_mask(mask)"
-        )
+    check_pattern_type(pattern)
     return pattern.on(input.device if isinstance(input, Tensor) else _CPU)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -64,16 +63,10 @@ def _section(section: Section) -> str:
     return f"<section>{''.join(parts)}</section>"
 
 
-def _unbroken(found: re.Match[str]) -> str:
-    return found[0].replace(" ", "\N{NO-BREAK SPACE}")
-
-
 def _table(table: Table) -> str:
     def row(cells: Sequence[str], tag: str) -> str:
         kinds = [' class="text"' if i < table.text_columns else "" for i in range(len(cells))]
-        # A cell may break between words, but not within a number or an interval.
-        whole = (re.sub(r"\[[^]]*\]|\d \d{3}", _unbroken, cell) for cell in cells)
-        shown = zip(kinds, map(escape, whole), strict=True)
+        shown = zip(kinds, map(escape, cells), strict=True)
         return f"<tr>{''.join(f'<{tag}{kind}>{cell}</{tag}>' for kind, cell in shown)}</tr>"
 
     rows = "\n".join(row(cells, "td") for cells in table.rows)

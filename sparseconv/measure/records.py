@@ -125,8 +125,7 @@ class LayerTimes:
         input_shape: shape of the first input.
         dtype: dtype of the output.
         backend: backend of the sparse layer, ``"cpp"`` or ``"reference"``; empty if not measured.
-        kernels: ``"blocks"`` or ``"single weights"`` for a pattern in blocks, or for bfloat16 on a
-            CPU with kernels for blocks; otherwise empty.
+        kernels: ``"blocks"`` or ``"single weights"``; empty if only the latter are possible.
         not_blocks: why kernels for blocks are not used.
         dgrad, wgrad: whether training computes the gradient of the input, and of the weights.
         times: times by pass; empty if not measured. ``"inference"`` is a forward pass without

@@ -54,19 +54,15 @@ class DSN(Classifier):
 
     A module is [1x1 convolution to ``nf`` channels, unless its input has one channel] → sparse
     convolution to ``3 * nf`` channels → BatchNorm → ReLU. The output channels form ``n_groups``
-    kernel groups, which see shorter or longer parts of the series. Group i of 1..n_groups has its
-    active weights among the first ``(kernel_size // n_groups) * i`` taps. Taps after those of the
-    last group stay inactive, as in the authors' implementation.
-
-    Patterns and parameters are drawn with torch's global generator; call ``torch.manual_seed``
-    first for a reproducible network.
+    kernel groups. Group i of 1..n_groups has its active weights among the first
+    ``(kernel_size // n_groups) * i`` taps. Patterns and parameters are drawn with torch's global
+    generator.
 
     Args:
         in_channels: channels of a series.
         n_classes: number of classes.
-        sparsity: inactive share of each group's region, in [0, 1). With kernel groups, the true
-            density is below ``1 - sparsity``. 0 selects the paper's dense network, with all taps
-            active and no groups.
+        sparsity: inactive share of each group's region, in [0, 1). 0 selects the paper's dense
+            network, with all taps active and no groups.
         nf: channels between modules; each module outputs ``3 * nf`` channels.
         kernel_size: taps of the sparse convolutions.
         depth: number of modules.
@@ -76,17 +72,15 @@ class DSN(Classifier):
         padding: ``"right-replicate"`` repeats the last time step, so taps look forward;
             ``"centred-zeros"`` is the paper's choice for the UCR 2018 archive;
             ``"centred-replicate"`` repeats the first and the last time step.
-        block: channels ``(out, in)`` that share taps, or one int for both, as in ``KernelCSR``.
-            Blocks are faster in bfloat16. A layer with fewer input channels than the block keeps
-            single weights. Blocks of 16 divide ``nf=48`` evenly.
+        block: channels ``(out, in)`` that share taps, or one int for both, as in ``KernelCSR``. A
+            layer with fewer input channels than the block keeps single weights.
         backend: backend of the sparse convolutions, ``"auto"`` or one that is available.
 
     Shape:
         Input ``(N, in_channels, L)``, any L >= 1; output ``(N, n_classes)``, log-probabilities.
 
     Raises:
-        ValueError: an argument is out of range.
-        TypeError: an argument has the wrong type.
+        TypeError, ValueError: an argument has the wrong type, or is out of range.
 
     Example:
         >>> model = DSN(in_channels=9, n_classes=6)
@@ -176,9 +170,6 @@ class DSN(Classifier):
         """Count parameters and operations for a series of ``n_timepoints`` time steps.
 
         Do this before the sparse layers are replaced.
-
-        Raises:
-            ValueError: ``n_timepoints`` is below 1.
 
         Example:
             >>> cost = DSN(9, 6).cost(128)

@@ -23,10 +23,6 @@ class Ensemble(nn.Module):
     Shape:
         The members' input; output ``(N, n_classes)``, log-probabilities.
 
-    Raises:
-        ValueError: no members, or the same member twice. TypeError: a member is not a module.
-        RuntimeError: in a call, the members return different numbers of classes.
-
     Example:
         >>> from sparseconv.models import LITE
         >>> from sparseconv.training import Recipe, train
@@ -44,12 +40,6 @@ class Ensemble(nn.Module):
     def __init__(self, members: Iterable[nn.Module]) -> None:
         super().__init__()
         self.members = nn.ModuleList(members)
-        found = list(self.members)
-        if not found or len(set(found)) < len(found):
-            raise ValueError(
-                f"members must be one or more different modules, but got {len(found)}, of which "
-                f"{len(set(found))} are different; create each one separately, or use copy.deepcopy"
-            )
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the log of the members' mean probabilities, ``(N, n_classes)``."""

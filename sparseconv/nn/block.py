@@ -291,16 +291,12 @@ class Block(nn.Sequential):
 
     The tensors between such layers stay in the kernels' memory layout. They can be a
     ``SparseConv1d`` that preserves the length, with or without ``nn.ReLU``; a 1x1 ``nn.Conv1d``;
-    and an ``nn.BatchNorm1d`` followed by ``nn.ReLU``. Results of sparse convolutions are
-    bit-identical to those of the separate modules; other results may differ by rounding.
+    and an ``nn.BatchNorm1d`` followed by ``nn.ReLU``. Results may differ by rounding from those of
+    the separate modules. This needs the C++ kernels, and float32 or float64 on a CPU with fused
+    multiply-adds, or blocks of 16 channels in bfloat16 on a CPU with AMX or AVX-512 BF16.
 
-    This needs the C++ kernels, and float32 or float64 tensors on a CPU with fused multiply-adds
-    (AVX2 or later, or 64-bit Arm). On a CPU with AMX or AVX-512 BF16, it also computes blocks of 16
-    channels in bfloat16, including under autocast; there, any result may differ by rounding.
-
-    If one of the modules has hooks or overridden code, all run one by one. So they do under
-    torch.compile, whose ``backend="sparseconv"`` joins the layers of any network, any other use of
-    autocast, torch.func, saved-tensor hooks, and modes that intercept functions or operations.
+    If one of the modules has hooks or overridden code, all run one by one. So they do wherever
+    something else than eager execution traces, transforms or observes them, as in torch.compile.
 
     Args:
         modules: as for ``nn.Sequential``.

@@ -49,16 +49,10 @@ class SparseConv1d(SparseLayer):
             weight.
 
     The state dict contains ``values``, ``crow_indices``, ``col_indices`` and ``bias``. Loading also
-    accepts a dense ``weight``, and the ``weight_orig`` and ``weight_mask`` of
-    ``torch.nn.utils.prune``. Zeros in ``weight`` become inactive unless there is a ``weight_mask``.
-    A layer is loaded completely or not at all, and keeps its block. If a load changes nnz, build a
-    new optimizer. As with ``nn.Conv1d``, the tensors in a state dict change with the layer; to keep
-    their contents, use ``copy.deepcopy``.
+    accepts a dense ``weight``, and the tensors of ``torch.nn.utils.prune``; see docs/drop-in.md.
 
     Raises:
-        ValueError, TypeError: arguments that are invalid for ``nn.Conv1d``, with the same message;
-            a density outside [0, 1] or passed with a pattern; a pattern of the wrong shape; a
-            block that is too large or crosses a group boundary.
+        ValueError, TypeError: arguments that are invalid for ``nn.Conv1d``, or do not fit together.
 
     Example:
         >>> import torch
@@ -113,9 +107,6 @@ class SparseConv1d(SparseLayer):
                 distribution used by ``nn.Conv1d``. ``"active"`` counts only the active weights of
                 each channel, which preserves the variance of the outputs; see Evci et al.,
                 "Gradient Flow in Sparse Neural Networks and How Lottery Tickets Win", 2022.
-
-        Raises:
-            ValueError: any other ``fan_in``.
 
         Example:
             >>> SparseConv1d(4, 8, 5).reset_parameters(fan_in="active")

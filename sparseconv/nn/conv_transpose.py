@@ -33,8 +33,7 @@ class SparseConvTranspose1d(SparseLayer):
             channels.
 
     Raises:
-        ValueError, TypeError: as in ``SparseConv1d``, and what ``nn.ConvTranspose1d`` or its call
-            would refuse.
+        ValueError, TypeError: as in ``SparseConv1d``.
 
     Example:
         >>> import torch

@@ -82,11 +82,7 @@ def owners_of(model: nn.Module) -> dict[int, list[str]]:
 
 
 def replace(model: nn.Module, successors: Mapping[nn.Module, nn.Module]) -> nn.Module:
-    """Replace each module with its successor; return the model or its successor.
-
-    Raises:
-        ValueError: something else references a module, so the model would still run it.
-    """
+    """Replace each module with its successor; return the model or its successor."""
     names = {module: name for name, module in model.named_modules()}
     for module, reason in held_outside(model):
         if module in successors:

@@ -80,8 +80,6 @@ class Holdings:
                     f"{path} of {name!r} must have the parameter's shape {list(owner.shape)}, one "
                     f"entry per weight, but has {list(value.shape)}; build a new optimizer"
                 )
-            elif value.numel() > 1 and name is not None and not _gives_entries(value, owner):
-                wrong = f"of {name!r} is a {kind} that does not store one entry per weight"
             if wrong:
                 raise NotImplementedError(
                     f"{path} {wrong}, so the state cannot follow the weights; train with an "
@@ -89,16 +87,6 @@ class Holdings:
                     "wrapper (.optimizer), or do not pass the optimizer, and build a new one "
                     "afterwards"
                 )
-
-    def ever_trained(self) -> set[int]:
-        """Return the ids of parameters with a gradient, or with state that a step has used."""
-        had = {id(p) for p in self.trained if p.grad is not None}
-        for _, owner, value in self.kept:
-            # Some optimizers create the state before the first step; it then holds zeros.
-            known = owner is None or value is owner or id(owner) in had
-            if not known and type(value) in (Tensor, float, int) and torch.as_tensor(value).any():
-                had.add(id(owner))
-        return had
 
     def state_of(self, parameter: Tensor) -> list[Tensor]:
         """Return the tensors in a parameter's state that have the parameter's shape."""
@@ -145,17 +133,6 @@ def _walk(
             yield from _walk(held, f"{path}.{name}", owner, [], seen)
     else:
         yield Kept(path, owner, value)
-
-
-def _gives_entries(value: Tensor, owner: Tensor) -> bool:
-    """Return whether a state tensor has one entry per weight; codes with block scales do not."""
-    try:
-        if type(value) is not type(owner.data):
-            value.new_zeros(1)
-            value.index_select(0, torch.zeros(1, dtype=torch.long, device=value.device))
-    except Exception:  # a subclass of Tensor may raise anything
-        return False
-    return True
 
 
 def _fits(value: Any, layout: Any) -> bool:

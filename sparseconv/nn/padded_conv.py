@@ -29,11 +29,7 @@ KNOWN |= vars(nn.Conv1d(1, 1, 1, device="meta")).keys()
 
 
 def convolution_of(conv: nn.Conv1d) -> dict[str, Any]:
-    """Return the arguments of a ``SparseConv1d`` that computes what ``conv`` does.
-
-    Raises:
-        TypeError: the layer does more than pad, convolve and crop, or its padding varies.
-    """
+    """Return the arguments of a ``SparseConv1d`` that computes what ``conv`` does."""
     kind, own = type_before_parametrizations(conv), vars(conv).keys() & {"forward", "_conv_forward"}
     if computes_as(conv, (nn.Conv1d,)) and not own:
         padding: Any = conv.padding

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn, Self
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -14,14 +14,10 @@ from sparseconv.nn.dense_gradient import new_probe
 from sparseconv.nn.modules import Parametrizations
 from sparseconv.nn.pattern_buffers import INDICES, UNREAD, UNSEEN, WRITING, PatternBuffers
 from sparseconv.nn.rewiring import (
-    LAYERS,
-    are_shared,
-    check_alone,
     check_mode,
     check_movable,
     check_pattern,
     holds_values,
-    memory_of,
     move,
     survivors,
     watch_optimizers,
@@ -34,11 +30,6 @@ class PatternedModule(PatternBuffers):
 
     values: nn.Parameter
     groups: int
-
-    def __new__(cls, *_: Any, **__: Any) -> Self:  # also called for copies and by pickle
-        layer = super().__new__(cls)
-        LAYERS[id(layer)] = layer
-        return layer
 
     def __init__(self) -> None:
         super().__init__()
@@ -74,11 +65,11 @@ class PatternedModule(PatternBuffers):
 
         ``self.values`` stays the same parameter object, so optimizers still reference it. If nnz
         stays the same, the values are overwritten in place, and their gradient also moves. If nnz
-        changes, the gradient is dropped. No other thread may call the layer at the same time.
+        changes, the gradient is dropped. No other thread may call the layer at the same time, and
+        no other layer, nor another process, may use the same values: they would keep their pattern.
 
         ``DSTScheduler`` moves optimizer state and running averages; without it, pass them in
-        ``follow``. If nnz changes, build a new optimizer and start a new average. An optimizer
-        whose moments have the former length raises an error in ``step()``.
+        ``follow``. If nnz changes, build a new optimizer and start a new average.
 
         Args:
             pattern: the new pattern, of the same shape.
@@ -90,9 +81,8 @@ class PatternedModule(PatternBuffers):
         Raises:
             TypeError, ValueError: an argument has the wrong type, shape or range.
             RuntimeError: the layer was created in ``torch.inference_mode()`` and is changed outside
-                it; its values are computed by pruning or a parametrization; or another layer shares
-                their memory.
-            NotImplementedError: the values are sharded, or in shared memory.
+                it; or its values are computed by pruning or a parametrization.
+            NotImplementedError: the values are sharded.
 
         After an error, everything is unchanged.
 
@@ -112,9 +102,7 @@ class PatternedModule(PatternBuffers):
     ) -> Callable[[], None]:
         """Check and prepare ``rewire``, and return the function that performs it."""
         check_pattern(pattern, self._pattern.shape, self.groups)
-        # The CPU would have to wait for a pattern that an update on a GPU makes, so do not read it.
-        kept = not pattern.only_on_gpu and pattern == self._pattern
-        check_movable(self, same_pattern=kept)
+        check_movable(self)
         if source.shape != (pattern.nnz,) or not (
             pattern.only_on_gpu
             or not pattern.nnz
@@ -176,8 +164,6 @@ class PatternedModule(PatternBuffers):
                 # through another dtype makes torch forget it.
                 detour = torch.float32 if dtype == torch.float64 else torch.float64
                 forgotten = torch.empty(pattern.nnz, device=device, dtype=detour)
-            elif are_shared(values) and pattern != self._pattern:  # others keep theirs
-                fresh = values.detach().clone()
             held = [self._buffers.get(name) for name in INDICES]
             copies = [
                 None if in_place and fresh is None and _has_room(old, new, device)
@@ -205,13 +191,10 @@ class PatternedModule(PatternBuffers):
     def _apply(self, fn: Any, recurse: bool = True) -> PatternedModule:
         self._check_overwritten()
         before: dict[str, Any] = {name: self._buffers[name] for name in INDICES}
-        places = [memory_of(x) for x in (self._parameters.get("values"), *before.values())]
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        leaves = memory_of(self._parameters.get("values")) != places[0]  # that of state dicts
-        for (name, old), at in zip(before.items(), places[1:], strict=True):
+        for name, old in before.items():
             new: Any = self._buffers[name]
-            # int32 and with a version, whatever `fn` makes; share_memory() moves indices, too.
-            if new is not old or (leaves and memory_of(new) == at):
+            if new is not old:  # int32 and with a version, whatever `fn` makes
                 with torch.inference_mode(False):
                     source = new if new.dtype == torch.int32 else old
                     self._buffers[name] = source.to(new.device, copy=True)
@@ -256,8 +239,6 @@ class PatternedModule(PatternBuffers):
             pattern, loaded = read_layer(self, found, self._pattern, bias is not None, metadata)
             kept = pattern == self._pattern
             if holds_values(self):
-                if not (kept or assign or are_shared(self.values)):
-                    check_alone(self)
                 self._adopt(pattern, in_place=not assign)
         except (TypeError, ValueError, RuntimeError) as error:
             error_msgs.append(f"{prefix.removesuffix('.') or type(self).__name__}: {error}")

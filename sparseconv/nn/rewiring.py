@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import MutableMapping, Sequence
 from functools import cache
 from typing import Any
-from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
@@ -13,20 +12,14 @@ from torch.compiler import is_dynamo_compiling
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 from torch.utils.weak import WeakIdKeyDictionary
 
-from sparseconv.core.pattern import KernelCSR
-
-LAYERS: WeakValueDictionary[int, nn.Module] = WeakValueDictionary()  # all layers, by id
+from sparseconv.core.pattern import KernelCSR, check_pattern_type
 
 _FORMER_NNZ: MutableMapping[Tensor, set[int]] = WeakIdKeyDictionary()  # by values
 
 
 def check_pattern(pattern: KernelCSR, shape: tuple[int, int, int], groups: int) -> None:
     """Reject all but a pattern of this shape whose blocks do not cross a group boundary."""
-    if not isinstance(pattern, KernelCSR):
-        raise TypeError(
-            f"pattern must be a KernelCSR, but got {type(pattern).__name__}; create one with "
-            "KernelCSR.from_mask(mask)"
-        )
+    check_pattern_type(pattern)
     if pattern.shape != shape:
         raise ValueError(
             f"pattern must have the weight's shape, here {shape}, but got {pattern.shape}"
@@ -39,7 +32,7 @@ def check_pattern(pattern: KernelCSR, shape: tuple[int, int, int], groups: int) 
         )
 
 
-def check_movable(layer: nn.Module, same_pattern: bool = False) -> None:
+def check_movable(layer: nn.Module) -> None:
     """Reject a layer whose values cannot follow a change of pattern."""
     values = layer._parameters.get("values")
     if values is None:
@@ -54,41 +47,7 @@ def check_movable(layer: nn.Module, same_pattern: bool = False) -> None:
             "the values of this layer are sharded (FSDP), so its pattern cannot change: use "
             "DistributedDataParallel, or change the pattern before sharding"
         )
-    if are_shared(values) and not same_pattern:
-        raise NotImplementedError(
-            "the values of this layer are in shared memory, and other processes would use them "
-            "at the positions of the old pattern: change the pattern before share_memory() or "
-            "before torch.multiprocessing sends the layer. If no other process still uses the "
-            "values, copy them: layer.values.data = layer.values.data.clone()"
-        )
-    if not same_pattern:
-        check_alone(layer)
     check_mode(values)
-
-
-def check_alone(layer: nn.Module) -> None:
-    """Reject a layer that shares its values with another layer, which would keep an old pattern."""
-    own: Any = layer._parameters
-    for layer_ref in LAYERS.valuerefs():
-        # A shallow copy has the same dict of parameters, and notices a new pattern itself.
-        held: Any = getattr(layer_ref(), "_parameters", own)
-        values = held.get("values")
-        if held is not own and type(values) is nn.Parameter and same_memory(values, own["values"]):
-            raise RuntimeError(
-                "another layer shares the memory of these values but would keep its old pattern: "
-                "use a single layer in both places, delete the other layer, or create it with "
-                "copy.deepcopy; with load_state_dict(assign=True), pass copy.deepcopy(state_dict)"
-            )
-
-
-def same_memory(one: Tensor, other: Tensor) -> bool:
-    """Return whether two tensors share the same nonempty memory."""
-    return memory_of(one) == memory_of(other) != 0 and one.device == other.device
-
-
-def memory_of(tensor: Any) -> int:
-    """Return the address of a tensor in this process, or 0 if it has none."""
-    return int(tensor.data_ptr()) if type(tensor) in (Tensor, nn.Parameter) else 0
 
 
 def check_mode(values: Tensor) -> None:
@@ -105,12 +64,6 @@ def holds_values(layer: nn.Module) -> bool:
     values = layer._parameters.get("values")
     # FSDP2's parameters are DTensors; FSDP1 with use_orig_params marks its parameters.
     return type(values) is nn.Parameter and not hasattr(values, "_fsdp_flattened")
-
-
-def are_shared(values: Any) -> bool:
-    """Return whether other processes may also use the values, with their own pattern."""
-    # On CUDA is_shared() is always true.
-    return values.device.type == "cpu" and bool(values.is_shared())
 
 
 def watch_optimizers(values: Tensor) -> None:

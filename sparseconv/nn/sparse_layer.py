@@ -126,10 +126,8 @@ class SparseLayer(PatternedModule):
             backend: as in ``sparse_conv1d``.
 
         Raises:
-            TypeError: ``conv`` is of another class, or a subclass that does more; ``mask`` is not a
-                bool tensor.
-            ValueError: the mask's shape differs from the weight's, or the mask is not constant in
-                blocks.
+            TypeError, ValueError: ``conv`` is of another class, or a subclass that does more; the
+                mask is not bool, of the weight's shape, or constant in blocks.
 
         Example:
             >>> from sparseconv import SparseConv1d

@@ -82,12 +82,7 @@ def read_layer(
     has_bias: bool,
     metadata: dict[str, Any],
 ) -> tuple[KernelCSR, dict[str, Tensor]]:
-    """Check the ``own_entries`` of a layer; return its pattern, and its values and bias by name.
-
-    Raises:
-        TypeError, ValueError: the entries do not match exactly one of the formats, or do not fit
-            the layer.
-    """
+    """Check the ``own_entries`` of a layer; return its pattern, and its values and bias by name."""
     for name, tensor in found.items():
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name} must be a tensor, but got {type(tensor).__name__}")

@@ -140,9 +140,7 @@ def available_backends() -> dict[str, str]:
     """Describe the state of every backend on this machine.
 
     Returns:
-        ``{"cpp": ..., "cuda": ..., "triton": ..., "reference": ...}``. Each value is
-        ``"available"``, with the instruction set or GPU in use, or the reason why the backend
-        cannot run.
+        By name, ``"available"`` with the instruction set or GPU in use, or why it cannot run.
 
     Example:
         >>> import sparseconv as sc
@@ -155,10 +153,9 @@ def available_backends() -> dict[str, str]:
 def resolve_backend(name: str, device: torch.device, cuda_pays: bool = False) -> str:
     """Resolve a requested backend to one that runs on ``device``, or raise an error that says why.
 
-    ``"auto"`` uses ``SPARSECONV_BACKEND`` if it is set. Otherwise, it chooses the C++ kernels for
-    CPU tensors. For CUDA tensors, it chooses the CUDA kernels if they are faster (``cuda_pays``),
-    and otherwise Triton's. If these kernels are not available, it chooses the dense reference. A
-    backend requested by name is never replaced.
+    ``"auto"`` uses ``SPARSECONV_BACKEND`` if it is set. Otherwise, it chooses the C++ kernels on a
+    CPU, and on a GPU the CUDA kernels if they are faster (``cuda_pays``), or Triton's; if these are
+    not available, the dense reference. A backend requested by name is never replaced.
     """
     if name == "auto":
         name = _preferred()

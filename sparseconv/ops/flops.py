@@ -56,10 +56,9 @@ _FORMULAS: dict[Any, Callable[..., int]] = {
 def teach_counters() -> None:
     """Register the formulas with ``torch.utils.flop_counter`` and with counters that are running.
 
-    This is called when the package is imported, and before an op runs under a
-    ``TorchDispatchMode``. An exported graph calls only the ops, so it is counted only if
-    ``torch.utils.flop_counter`` was imported before this package, or if a layer has run under a
-    counter.
+    This is called when the package is imported, and before an op runs under a dispatch mode. An
+    exported graph is counted only if ``torch.utils.flop_counter`` was imported before this package,
+    or if a layer has run under a counter.
     """
     module: Any = sys.modules.get(_MODULE)
     if module is None:  # importing it would import Triton, which takes a third of a second

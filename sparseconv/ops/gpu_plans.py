@@ -21,7 +21,6 @@ from torch.utils.weak import TensorWeakRef, WeakTensorKeyDictionary
 from sparseconv.core.blocks import unit_shape
 from sparseconv.core.geometry import Geometry
 from sparseconv.core.pattern import KernelCSR
-from sparseconv.ops.graphs import Repeated
 
 P = TypeVar("P", bound="tuple[Tensor, ...]")
 Shape = tuple[int, int, int]
@@ -123,30 +122,19 @@ def trust(crow: Tensor, col: Tensor, same: bool = False) -> None:
         held.versions = held.checked
 
 
-def refresh(crow: Tensor, col: Tensor, repeated: Repeated | None = None) -> None:
+def refresh(crow: Tensor, col: Tensor) -> None:
     """Recompute the plans of index tensors that were written to, in the same memory."""
     held = _held.get(col)
     if held is None:
         return
-
-    def compute() -> None:
-        for make, geometry, plan in held.plans.values():
-            for own, new in zip(plan, make(crow, col, geometry), strict=True):
-                own.copy_(new)
-
-    if repeated is None:
-        compute()
-    else:
-        repeated(tuple(held.plans), compute)
+    for make, geometry, plan in held.plans.values():
+        for own, new in zip(plan, make(crow, col, geometry), strict=True):
+            own.copy_(new)
     held.versions = crow._version, col._version
 
 
 def _elsewhere(make: Make[P], crow: Tensor, col: Tensor, g: Geometry) -> P:
-    """Compute a plan that outlives the call, outside the memory of a CUDA graph.
-
-    Raises:
-        RuntimeError: a CUDA graph is being captured.
-    """
+    """Compute a plan that outlives the call, outside the memory of a CUDA graph."""
     if col.device.type != "cuda":
         return make(crow, col, g)
     _check_not_capturing(col)
@@ -314,11 +302,7 @@ def cuda_pays(dtype: torch.dtype, nnz: int, geometry: Geometry) -> bool:
 
 @_kept
 def cuda_fprop(crow: Tensor, col: Tensor, g: Geometry) -> Masks:
-    """Return the plan for fprop and wgrad.
-
-    Raises:
-        NotImplementedError: the CUDA kernels do not support this geometry.
-    """
+    """Return the plan for fprop and wgrad."""
     _check_cuda(g)
     out_channel, channel, tap = _weights(crow, col, g)
     rows = _heaviest_first(crow[:: g.shape[1]])

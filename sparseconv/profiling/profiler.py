@@ -117,16 +117,11 @@ def profile(
 ) -> Profile:
     """Measure every ``SparseConv1d`` of a model and the same layer made dense.
 
-    The model runs once to record its layers' inputs. Then each layer is timed alone, sparse and
-    dense (with ``to_dense``), interleaved in random order. The whole model is timed last.
-
-    Inference is a forward pass under ``torch.no_grad()``. Training is a forward and a backward pass
-    that computes the gradients of a real step: none for the first layer's input or frozen values.
-    The number of threads, the mode (train or eval) and autocast are taken from the caller. First,
-    call ``sparseconv.retain_freed_memory``; otherwise, page faults may take much of the time.
-
-    The function runs a copy of the model and restores the random generators. Hooks run when the
-    whole model is timed, but not when layers are timed alone.
+    A copy of the model runs once to record its layers' inputs. Then each layer is timed alone,
+    sparse and dense (with ``to_dense``), interleaved in random order, and the whole model last.
+    Inference is a forward pass under ``torch.no_grad()``; training is a forward and a backward pass
+    that computes the gradients of a real step. The number of threads, the mode (train or eval) and
+    autocast are the caller's. First, call ``sparseconv.retain_freed_memory``.
 
     Args:
         model: a module with ``SparseConv1d`` layers, on the CPU.
@@ -135,9 +130,6 @@ def profile(
         rounds: pairs of measurements, at least 6.
         least_seconds: shorter calls are repeated until they take this time.
         verbose: show a progress bar (tqdm) on stderr; None shows it only in a terminal.
-
-    Returns:
-        A ``Profile``. Print it, read its ``layers``, or ``save("profile.html")`` (or ``.json``).
 
     Raises:
         TypeError, ValueError: an argument of the wrong type; too few rounds; no ``SparseConv1d`` in

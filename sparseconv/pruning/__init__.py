@@ -4,28 +4,25 @@ from sparseconv.pruning.channels import Channels, Layer, UnitSet
 from sparseconv.pruning.criteria import DSP, HC, WHC, Criterion, Jacobian, Magnitude
 from sparseconv.pruning.equivalent import merge
 from sparseconv.pruning.evolution import Evolutionary
-from sparseconv.pruning.factorize import Factorized, Sum, factorize
-from sparseconv.pruning.filters import PrunedFilters, keep_filters, prune_filters
-from sparseconv.pruning.report import FactorizationReport, FactorizedSet, LayerChange, PruningReport
+from sparseconv.pruning.factorize import Sum, factorize
+from sparseconv.pruning.filters import keep_filters, prune_filters
+from sparseconv.pruning.report import Change, Smaller, SmallerNetwork
 from sparseconv.pruning.sparsity_loss import InstanceSparsity, Stage, published_stages
 
 __all__ = [
     "DSP",
     "HC",
     "WHC",
+    "Change",
     "Channels",
     "Criterion",
     "Evolutionary",
-    "FactorizationReport",
-    "Factorized",
-    "FactorizedSet",
     "InstanceSparsity",
     "Jacobian",
     "Layer",
-    "LayerChange",
     "Magnitude",
-    "PrunedFilters",
-    "PruningReport",
+    "Smaller",
+    "SmallerNetwork",
     "Stage",
     "Sum",
     "UnitSet",

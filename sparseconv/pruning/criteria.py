@@ -51,11 +51,7 @@ class Criterion(ABC):
 
     @abstractmethod
     def scores(self, model: nn.Module, channels: Channels) -> Tensor:
-        """Return finite scores ``(n_units,)``, float64, and leave the model unchanged.
-
-        Raises:
-            ValueError: the criterion's data are empty, or lack the labels that it needs.
-        """
+        """Return finite scores ``(n_units,)``, float64, and leave the model unchanged."""
 
     def __repr__(self) -> str:
         settings = [f"{key}={x}" for key, x in vars(self).items() if isinstance(x, int | float)]
@@ -69,7 +65,7 @@ class Magnitude(Criterion):
     filters of other layers whose outputs are added to its output.
 
     Args:
-        p: the order of the norm, finite and at least 1; otherwise, ValueError is raised.
+        p: the order of the norm, finite and at least 1.
 
     Example:
         >>> Magnitude(p=1)
@@ -180,12 +176,10 @@ class Jacobian(Criterion):
 class DSP(Criterion):
     """Remove the filters whose output stays near zero on every training series.
 
-    A filter's activation is the largest root mean square of its output over time, across all
-    series. It is measured where the next layer reads the filter, after any pooling or depthwise
-    layer. The score is the ratio of this activation to the largest one in the layer, or in a
-    ``DSN``'s kernel group. If several layers read the filter, the largest ratio counts. Filters
-    with a score of at most ``eps`` are removed, so no fraction is needed. To silence filters, train
-    with ``InstanceSparsity``.
+    A filter's activation is the largest root mean square over time, across all series, of what the
+    next layers read of it. The score is its ratio to the largest activation in the layer, or in a
+    ``DSN``'s kernel group. Filters with a score of at most ``eps`` are removed, so no fraction is
+    needed. To silence filters, train with ``InstanceSparsity``.
 
     Args:
         data: the training series: an array ``(n_cases, n_channels, length)``, a list of cases,

@@ -81,9 +81,6 @@ def merge(model: nn.Module) -> nn.Module:
         model: the fine-tuned model from ``prune_filters(..., equivalent=True)``. Any other module
             is only copied.
 
-    Raises:
-        TypeError: the model is not a module.
-
     Example:
         >>> import sparseconv as sc
         >>> from sparseconv.pruning import WHC

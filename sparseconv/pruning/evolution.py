@@ -22,17 +22,14 @@ class Evolutionary(Criterion):
 
     For each layer or branch, NSGA-II searches for sets of filters that have few weights and cause
     few errors on training series. The smallest set whose error is at most ``tolerance`` above that
-    of the whole model is kept. Only the idea of this search is public; the encoding, operators,
-    sizes and choice of a set are ours.
+    of the whole model is kept. Encoding, operators, sizes and choice of a set are ours. It needs
+    pymoo: ``pip install 'sparseconv[pruning]'``.
 
     Args:
         data: as in ``Jacobian``.
         tolerance: the share of errors that all layers together may add, in [0, 1].
         cases: the maximum number of series to evaluate; from arrays, evenly spaced ones are taken.
         population: the number of sets of filters in a generation, at least 2.
-
-    Raises:
-        RuntimeError: pymoo is not installed.
 
     Example:
         >>> import sparseconv as sc
@@ -64,12 +61,6 @@ class Evolutionary(Criterion):
         self.population = count("population", population, 2)
         self.generations = count("generations", generations)
         self.seed = count("seed", seed, 0)
-        try:
-            import pymoo  # noqa: F401
-        except ImportError as error:
-            raise RuntimeError(
-                "Evolutionary needs pymoo; install it with pip install 'sparseconv[pruning]'"
-            ) from error
 
     def scores(self, model: nn.Module, channels: Channels) -> Tensor:
         """Return 1 for each unit that the search keeps, and 0 for the others."""

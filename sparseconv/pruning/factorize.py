@@ -6,7 +6,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from sparseconv.nn.modules import (
     deepcopy_model,
     replace,
 )
-from sparseconv.pruning.report import FactorizationReport, FactorizedSet
+from sparseconv.pruning.report import Change, Smaller, SmallerNetwork
 from sparseconv.running import copied_arguments
 
 Method = Literal["left", "right", "both", "svd"]
@@ -33,13 +33,6 @@ OPTIONS = ("stride", "padding", "dilation", "padding_mode")
 
 # Factors of the weights (N, O, I*K) of N layers: (N, O, r) and (N, r, I*K), where N is 1 if shared.
 Factors = tuple[Tensor, Tensor]
-
-
-class Factorized(NamedTuple):
-    """Contain the factorized model and the report."""
-
-    model: nn.Module
-    report: FactorizationReport
 
 
 class Sum(nn.Module):
@@ -67,13 +60,12 @@ def factorize(
     method: Method = "left",
     rank: int | None = None,
     parameter_compression: float | None = None,
-) -> Factorized:
+) -> Smaller:
     """Copy a model; replace each convolution with two smaller ones, one shared between layers.
 
-    A layer with a weight ``(O, I, K)`` becomes a ``Sequential`` of two convolutions. ``taps`` has K
-    taps, ``rank`` output channels and the layer's options; ``pointwise`` is a 1x1 convolution to O
-    channels. Let U and V be the weights of ``taps`` and ``pointwise``, r the rank, and n = 1 .. N
-    the layers of a set:
+    A layer with a weight ``(O, I, K)`` becomes a ``Sequential`` of ``taps`` (K taps, ``rank``
+    channels, the layer's options) and ``pointwise``, a 1x1 convolution to O channels. Let U and V
+    be their weights, r the rank, and n = 1 .. N the layers of a set:
 
     - ``"left"``: ``W^n ~ U V^n``, the same ``taps`` in all layers; ``r (I K + N O)`` weights.
     - ``"right"``: ``W^n ~ U^n V``, the same ``pointwise`` in all layers; ``r (N I K + O)`` weights.
@@ -81,9 +73,8 @@ def factorize(
       better of the two is fitted first; then each is fitted 30 times to the other's residual.
     - ``"svd"``: ``W ~ U V``, each layer separately; ``r (I K + O)`` weights.
 
-    The squared error of the weights is the smallest possible for the rank. With ``"both"``, the
-    error decreases in every step, but may only reach a local minimum. Fine-tune the copy with a new
-    optimizer. Code that reads a replaced layer's ``weight`` raises an error.
+    The squared error of the weights is the smallest possible for the rank; with ``"both"``, it may
+    be a local minimum. Fine-tune the copy with a new optimizer.
 
     Args:
         model: any module, before ``torch.compile``; it is left unchanged.
@@ -96,10 +87,9 @@ def factorize(
             in each set.
 
     Raises:
-        TypeError, ValueError: a set has unequal or too few layers, or a layer of a different class
-            or with groups, hooks, its own ``forward``, or a computed or shared weight; both or
-            neither of ``rank`` and ``parameter_compression`` are given, or the weights do not allow
-            the value; no layer gets smaller.
+        TypeError, ValueError: a set has unequal or too few layers, or one that cannot be replaced;
+            both or neither of ``rank`` and ``parameter_compression`` are given, or the weights do
+            not allow the value; no layer gets smaller.
 
     Example:
         >>> import sparseconv as sc
@@ -133,7 +123,7 @@ def factorize(
     arguments = None if example_input is None else copied_arguments(model, example_input)
     twin = deepcopy_model(model)
     successors: dict[nn.Module, nn.Module] = {}
-    records: list[FactorizedSet] = []
+    records: list[Change] = []
     left: dict[str, str] = {}
     for names, convs, obstacle in _sets(twin, layers, method):
         try:
@@ -155,7 +145,7 @@ def factorize(
         rest = weights - sum(p.double() @ q.double() for p, q in pairs)
         n, o, m = weights.shape
         records.append(
-            FactorizedSet(
+            Change(
                 name=", ".join(names), layers=names, rank=r, parameters=parameters,
                 relative_error=float(rest.norm() / weights.norm()) if weights.any() else 0.0,
                 # Sharing saves no multiply-adds: each layer computes the shared factor.
@@ -171,10 +161,10 @@ def factorize(
         )
     small = replace(twin, successors)
     parameters = Counts(*(sum(p.numel() for p in m.parameters()) for m in (model, small)))
-    report = FactorizationReport(method=method, layers=tuple(records), left=left,
-                                 parameters=parameters, before=model, after=small,
-                                 arguments=arguments)  # fmt: skip
-    return Factorized(small, report)
+    report = SmallerNetwork(method=method, layers=tuple(records), left=left,
+                            parameters=parameters, before=model, after=small,
+                            arguments=arguments)  # fmt: skip
+    return Smaller(small, report)
 
 
 def _sizes(

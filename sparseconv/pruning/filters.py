@@ -17,20 +17,13 @@ from sparseconv.nn.optimizers import Holdings
 from sparseconv.pruning.channels import FILTERED, FIXED, Channels, UnitSet, kept_channels
 from sparseconv.pruning.criteria import Criterion
 from sparseconv.pruning.equivalent import has_pairs, merge, with_pairs
-from sparseconv.pruning.report import PruningReport, changes
+from sparseconv.pruning.report import Smaller, SmallerNetwork, changes
 from sparseconv.pruning.surgery import mask, remove, successor
 from sparseconv.pruning.tracing import trace
 from sparseconv.pruning.verification import removed_wrongly
 from sparseconv.running import copied_arguments
 
 NUMBERS = "must be a list of ints, the indices to keep (for a mask: mask.nonzero()[:, 0])"
-
-
-class PrunedFilters(NamedTuple):
-    """Contain the smaller model and the report."""
-
-    model: nn.Module
-    report: PruningReport
 
 
 @torch.inference_mode(False)  # inference tensors could not be trained later
@@ -45,31 +38,20 @@ def prune_filters(
     ignore: Iterable[str] = (),
     equivalent: bool = False,
     optimizer: torch.optim.Optimizer | None = None,
-) -> PrunedFilters:
+) -> Smaller:
     """Remove whole filters, and everything that belongs to them, from a copy of a model.
 
-    A filter is removed together with its BatchNorm entry, its taps in a depthwise layer, and the
-    corresponding input channel of each layer that reads it. Filters whose outputs are summed are
-    removed together. A forward pass in eval mode finds all of these dependencies. Every layer, and
-    every concatenated branch, keeps at least one filter.
-
-    The channels of the model's input and output are kept. So are those used by something that
-    cannot be followed: an operation that mixes channels, code that relies on the number of
-    channels, or a layer called only in train mode. ``report.left`` contains the reason for each
-    layer.
-
-    The result is verified with random weights: it must compute the same as the given model with the
-    removed channels masked. If the example is constant, random series replace it. If the model runs
-    in train mode, with norms in eval mode, that mode is also verified. If the model draws random
-    numbers from a source other than torch, it only has to run in train mode; its outputs in that
-    mode are not compared.
+    A forward pass in eval mode finds what goes with a filter: its BatchNorm entry, its taps in a
+    depthwise layer, the filters whose outputs are added to its own, and the corresponding input
+    channel of each layer that reads it. Every layer, and every concatenated branch, keeps at least
+    one filter. docs/pruning.md says which channels stay, and how the result is verified;
+    ``report.left`` contains the reason for each layer. ``example_input`` must reach every layer,
+    and all random numbers of the model must come from torch.
 
     Args:
         model: any module; it is left unchanged. ``nn.Conv1d``, ``nn.ConvTranspose1d``,
-            ``SparseConv1d`` and ``nn.Linear`` lose filters, as do subclasses that treat all
-            channels alike. Norms (batch, instance, group) and per-channel scales lose the
-            corresponding entries. A ``SparseConv1d`` with blocks that loses channels switches to
-            single weights.
+            ``SparseConv1d`` and ``nn.Linear`` lose filters. Norms and per-channel scales lose the
+            corresponding entries. A ``SparseConv1d`` with blocks gets single weights.
         example_input: a tensor or an array ``(N, C, L)``, or a tuple of the model's arguments.
         criterion: ``DSP``, ``WHC``, ``HC``, ``Magnitude``, ``Jacobian`` or ``Evolutionary``.
         fraction: the share of filters to remove, in [0, 1), from each layer, or from all layers
@@ -84,16 +66,13 @@ def prune_filters(
             each layer that reads them. ``report.merge()`` then returns the model in its pruned
             shape.
         optimizer: an optimizer for the model's parameters. ``report.optimizer`` is its successor,
-            with the state of the kept weights, including the state in optimizers that wrap
-            others (SAM, Lookahead). For a learning-rate scheduler, set ``scheduler.optimizer =
-            report.optimizer``.
+            with the state of the kept weights. For a learning-rate scheduler, set
+            ``scheduler.optimizer = report.optimizer``.
 
     Raises:
         TypeError, ValueError: an argument is out of range; the target cannot be reached; there is
             nothing to remove or, with ``equivalent``, no layer that can have a compressor; the
-            model's outputs change between runs in eval mode for a reason other than torch's random
-            numbers; an output is neither a tensor (alone or in tuples, lists, dicts or dataclasses)
-            nor a constant.
+            model's outputs change between runs, or are not tensors in containers.
         NotImplementedError: the optimizer has state that cannot be cut to the kept weights, or the
             model runs, but its channels cannot be followed.
         RuntimeError: the model rejects ``example_input``; the error is torch's.
@@ -148,14 +127,14 @@ def prune_filters(
         cuts = remove(pruned, channels, kept)
         optimizer = successor(holdings, model, pruned, cuts) if holdings else None
     sizes = (sum(p.numel() for p in m.parameters()) for m in (model, merge(pruned)))
-    report = PruningReport(
-        criterion=repr(criterion), layers=changes(channels, kept), parameters=Counts(*sizes),
+    report = SmallerNetwork(
+        method=repr(criterion), layers=changes(channels, kept), parameters=Counts(*sizes),
         macs=Counts(channels.macs(), channels.macs(kept)),
         threshold=criterion.threshold if criterion.graded else None,
         unpaired=unpaired, left=channels.left, before=model, after=pruned, arguments=arguments,
         scores=scores, channels=channels, optimizer=optimizer,
     )  # fmt: skip
-    return PrunedFilters(pruned, report)
+    return Smaller(pruned, report)
 
 
 def _traced(
@@ -210,11 +189,6 @@ def keep_filters(
         if name not in channels.layers:
             raise ValueError(f"filters must name some of {list(channels.layers)}, but got {name!r}")
         outputs = channels.layers[name].outputs
-        wrong = sorted(number for number in stay if not 0 <= number < len(outputs))
-        if wrong:
-            raise ValueError(
-                f"filters of {name!r} must be from 0 to {len(outputs) - 1}, but got {wrong}"
-            )
         units = outputs[[number for number in range(len(outputs)) if number not in stay]]
         kept[units[units != FIXED]] = False
     for name, stay in wanted.items():
@@ -222,8 +196,8 @@ def keep_filters(
         found = stays.nonzero()[:, 0].tolist()
         if not stay or found != sorted(stay):
             raise ValueError(
-                f"filters of {name!r} must contain at least one number, the same ones as for tied "
-                f"layers, but got {sorted(stay)}, which would keep {found}"
+                f"filters of {name!r} must contain at least one number, all below {len(stays)} and "
+                f"as for tied layers, but got {sorted(stay)}, which would keep {found}"
             )
     for why in removed_wrongly(remove, model, arguments, channels, kept).values():
         raise ValueError(f"{why}; name the module with that code in ignore")

@@ -259,26 +259,16 @@ RULES = {name: rule for rule, names in _NAMES.items() for name in names.split()}
 
 
 class SameDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Make random operations draw the same values for every channel, however many there are.
+    """Make random operations draw the same values for every channel, however many there are."""
 
-    Args:
-        finite: replace NaN and infinity, which a zero weight would pass on from a removed channel.
-    """
-
-    def __init__(self, finite: bool = False) -> None:
+    def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.finite, self.draws = finite, 0
+        self.draws = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given, schema = kwargs or {}, func._schema
         if torch.Tag.nondeterministic_seeded not in func.tags:
-            result = func(*args, **given)
-            is_view = any(x.alias_info and not x.alias_info.is_write for x in schema.returns)
-            for x in tree_leaves(result) if self.finite and not is_view else ():
-                of_reals = isinstance(x, Tensor) and x.is_floating_point() and not x.is_meta
-                if of_reals and not x.isfinite().all():
-                    x.nan_to_num_(0.5, 1, -1)
-            return result
+            return func(*args, **given)
         names = [argument.name for argument in schema.arguments]
         if calm := {name: value for name, value in CALM.items() if name in names}:
             return func(**(dict(zip(names, args, strict=False)) | given | calm))

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -37,32 +37,44 @@ from sparseconv.pruning.channels import Channels, kept_channels
 from sparseconv.pruning.equivalent import merge
 from sparseconv.running import capture, copied_arguments, evaluating
 
+NO_FILTERS = Counts(0, 0)
 DECADES = tuple(10.0**k for k in range(-6, 1))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """Describe a layer, or a set of layers, before and after a change.
+    """Describe a layer, or a set of layers that ``factorize`` replaced, before and after.
 
     Attributes:
         name: the name of the module, or all names of a set, separated by commas.
         parameters: the number of active weights and biases.
         macs: multiply-adds for one series; for ``factorize``, for one time step of each output.
+        layers: the names of the modules.
+        kind, filters, kept: of ``prune_filters``: the class of the module, the number of output
+            channels, and the indices of the kept ones.
+        rank, relative_error: of ``factorize``: the number of channels between the convolutions, and
+            the Frobenius norm of the change in all weights, divided by that of the weights.
         times: the ``"inference"`` time of a forward pass; empty if not measured.
     """
 
     name: str
     parameters: Counts
     macs: Counts
+    layers: tuple[str, ...]
+    kind: str = ""
+    filters: Counts = NO_FILTERS
+    kept: tuple[int, ...] = field(default=(), repr=False)
+    rank: int = 0
+    relative_error: float = 0.0
     times: Mapping[str, BeforeAfter] = field(default_factory=dict)
-
-    def cells(self) -> dict[str, str]:
-        """Return the cells that only this kind of record has: text by column."""
-        raise NotImplementedError
 
     def rows(self) -> list[dict[str, str]]:
         """Return the only row: text by column."""
-        row = self.cells()
+        row = {"layer": self.name, "class": self.kind}
+        if self.rank:
+            row |= {"rank": str(self.rank), "relative error": f"{self.relative_error:.3g}"}
+        else:
+            row["filters"] = f"{self.filters.before} -> {self.filters.after}"
         for name, counts in (("parameters", self.parameters), ("MACs", self.macs)):
             row[name] = " -> ".join(map(with_thousands, counts))
         for found in self.times.values():
@@ -71,82 +83,83 @@ class Change:
         return [row]
 
 
-@dataclass(frozen=True, kw_only=True)
-class LayerChange(Change):
-    """Describe a layer before and after its filters were pruned.
-
-    Attributes:
-        name, parameters, macs, times: as in ``Change``.
-        kind: the class of the module.
-        filters: the number of output channels.
-        kept: the indices of the kept output channels.
-    """
-
-    kind: str
-    filters: Counts
-    kept: tuple[int, ...] = field(repr=False)
-
-    @property
-    def layers(self) -> tuple[str]:
-        return (self.name,)
-
-    def cells(self) -> dict[str, str]:
-        filters = f"{self.filters.before} -> {self.filters.after}"
-        return {"layer": self.name, "class": self.kind, "filters": filters}
-
-
-@dataclass(frozen=True, kw_only=True)
-class FactorizedSet(Change):
-    """Describe a set of layers before and after they were factorized.
-
-    Attributes:
-        name, parameters, macs, times: as in ``Change``.
-        rank: the number of channels between the two convolutions.
-        relative_error: the Frobenius norm of the change in all weights, divided by that of the
-            weights.
-    """
-
-    layers: tuple[str, ...]
-    rank: int
-    relative_error: float
-
-    def cells(self) -> dict[str, str]:
-        error = f"{self.relative_error:.3g}"
-        return {"layers": self.name, "rank": str(self.rank), "relative error": error}
-
-
 @dataclass(frozen=True, kw_only=True, repr=False)
 class SmallerNetwork(Report):
-    """Report how a network became smaller, including times from ``measure``.
+    """Report what ``prune_filters`` or ``factorize`` changed; printing it shows a table.
 
     Attributes:
-        layers: one ``Change`` for each layer or set.
+        method: the criterion with its settings, or the method of ``factorize``.
+        layers: one ``Change`` for each layer, in the order of computation, or for each set.
         parameters: the number of parameters of the whole model, without compressors.
         macs: multiply-adds for one series; after ``factorize``, None until ``measure`` counts them.
+        left: by name, the reason why a layer keeps all or some of its filters, or is unchanged.
         times: times of the whole model by pass, as in ``LayerTimes``; empty before ``measure``.
         before, after: the given network and its successor.
         arguments: the example input, if one was given.
+        optimizer: the successor of the given optimizer.
+        unpaired: with ``equivalent=True``, the layers that lost filters without a compressor.
+        scores, threshold: of ``prune_filters``: the last score of each unit of filters, and the
+            threshold of a graded criterion, such as ``DSP``.
+
+    Example:
+        >>> import sparseconv as sc
+        >>> from sparseconv.pruning import WHC
+        >>> model = nn.Sequential(nn.Conv1d(1, 8, 5), nn.ReLU(), nn.Conv1d(8, 2, 5))
+        >>> report = sc.prune_filters(model, torch.zeros(1, 1, 50), WHC(), fraction=0.5).report
+        >>> [(layer.filters.after, layer.macs.after) for layer in report.layers]
+        [(4, 920), (2, 1680)]
+        >>> list(report.measure(rounds=6).times)  # ["inference"].speedup above 1: faster now
+        ['inference', 'training']
     """
 
+    title: ClassVar[str] = "Smaller network"
+    text_columns = ("layer", "class")
+    short = ("layer", "filters", "relative error", "parameters", "MACs", "speedup")
+    method: str
+    layers: tuple[Change, ...]
     parameters: Counts
     macs: Counts | None = None
+    left: Mapping[str, str] = field(default_factory=dict)
     times: Mapping[str, BeforeAfter] = field(default_factory=dict)
     before: nn.Module = field(repr=False)
     after: nn.Module = field(repr=False)
     arguments: tuple[Any, ...] | None = field(default=None, repr=False)
+    channels: Channels | None = field(default=None, repr=False)
+    scores: Tensor = field(default_factory=lambda: torch.zeros(0), repr=False)
+    optimizer: torch.optim.Optimizer | None = field(default=None, repr=False)
+    threshold: float | None = None
+    unpaired: tuple[str, ...] = ()
 
-    def notes(self) -> list[str]:
-        """Return the lines of the summary that only this kind of report has."""
-        raise NotImplementedError
+    def merge(self) -> nn.Module:
+        """Return the model in its pruned shape, after fine-tuning with ``equivalent=True``."""
+        return merge(self.after)
+
+    def curve(self, thresholds: Iterable[float] = DECADES) -> list[tuple[float, int]]:
+        """Count the units of filters that other thresholds would keep: ``(threshold, kept)``.
+
+        A value in the middle of a plateau is safe.
+        """
+        assert self.channels is not None
+        best = [int(group.units[self.scores[group.units].argmax()]) for group in self.channels.sets]
+        scores = self.scores.clone()
+        scores[best] = torch.inf
+        return [(float(x), int((scores > x).sum())) for x in thresholds]
 
     def summary(self) -> list[str]:
         """Return the totals, one line each."""
-        lines = [f"parameters: {self.parameters}"]
+        lines = [f"method: {self.method}", f"parameters: {self.parameters}"]
         lines += [f"macs: {self.macs}"] if self.macs else []
         for which, found in self.times.items():
             unclear = f": {Verdict.UNCLEAR}" * (Verdict.of(found.speedup) is Verdict.UNCLEAR)
             lines.append(f"{which} of the whole model: {found}{unclear}")
-        lines += self.notes()
+        filters = Counts(*map(sum, zip(*(layer.filters for layer in self.layers), strict=True)))
+        lines += [f"filters: {filters}"] if filters.before else []
+        lines += [f"{name}: {reason}" for name, reason in self.left.items()]
+        if self.unpaired:
+            lines.append(f"without compressors: {', '.join(self.unpaired)}")
+        if self.threshold is not None:
+            kept = ", ".join(f"{kept} at {threshold:g}" for threshold, kept in self.curve())
+            lines.append(f"units of filters kept at other thresholds: {kept}")
         return [*lines, ACCURACY, where(self.machine)] if self.machine else lines
 
     def measure(
@@ -195,17 +208,23 @@ class SmallerNetwork(Report):
         )
 
 
+class Smaller(NamedTuple):
+    """Contain the smaller model and the report."""
+
+    model: nn.Module
+    report: SmallerNetwork
+
+
 def _runs(
-    model: nn.Module, records: Sequence[LayerChange | FactorizedSet], arguments: tuple[Any, ...]
+    model: nn.Module, records: Sequence[Change], arguments: tuple[Any, ...]
 ) -> dict[str, list[tuple[int, Passes]]]:
     """Return, by record name, the calls to its layers in one run, with their counts."""
     layers = {r.name: [model.get_submodule(name) for name in r.layers] for r in records}
     _, calls = capture(model, chain(*layers.values()), arguments)
     for call in chain(*(found for layer, found in calls.items() if isinstance(layer, nn.Conv1d))):
-        if call.input.dim() != 3:
+        if call.input.dim() != 3:  # else the first axis would be taken for the batch
             raise ValueError(
-                f"expected a batch (N, C, L) for each layer, but one receives {call.input.shape}; "
-                "pass a batch as example_input"
+                f"expected a batch (N, C, L) for each layer, but one receives {call.input.shape}"
             )
     return {
         name: [
@@ -224,74 +243,12 @@ def _macs(model: nn.Module, arguments: tuple[Any, ...]) -> int:
     return int(counter.get_total_flops()) // (2 * len(series))
 
 
-@dataclass(frozen=True, kw_only=True, repr=False)
-class PruningReport(SmallerNetwork):
-    """Report what ``prune_filters`` changed; printing it shows a table.
-
-    Attributes:
-        criterion: the criterion's name and settings.
-        layers: a ``LayerChange`` for each layer, in the order of computation.
-        optimizer: the successor of the given optimizer.
-        scores: the last score of each unit of filters.
-        threshold: the threshold of a graded criterion, such as ``DSP``, or None.
-        unpaired: with ``equivalent=True``, the layers that lost filters without a compressor.
-        left: by layer name, the reason why some or all of its filters cannot be removed.
-
-    Example:
-        >>> import sparseconv as sc
-        >>> from sparseconv.pruning import WHC
-        >>> model = nn.Sequential(nn.Conv1d(1, 8, 5), nn.ReLU(), nn.Conv1d(8, 2, 5))
-        >>> report = sc.prune_filters(model, torch.zeros(1, 1, 50), WHC(), fraction=0.5).report
-        >>> [(layer.filters.after, layer.macs.after) for layer in report.layers]
-        [(4, 920), (2, 1680)]
-        >>> list(report.measure(rounds=6).times)  # ["inference"].speedup above 1: faster now
-        ['inference', 'training']
-    """
-
-    title: ClassVar[str] = "Pruned filters"
-    text_columns = ("layer", "class")
-    short = ("layer", "filters", "parameters", "MACs", "speedup")
-    criterion: str
-    layers: tuple[LayerChange, ...]
-    channels: Channels = field(repr=False)
-    scores: Tensor = field(repr=False)
-    optimizer: torch.optim.Optimizer | None = field(default=None, repr=False)
-    threshold: float | None = None
-    unpaired: tuple[str, ...] = ()
-    left: Mapping[str, str] = field(default_factory=dict)
-
-    def merge(self) -> nn.Module:
-        """Return the model in its pruned shape, after fine-tuning with ``equivalent=True``."""
-        return merge(self.after)
-
-    def curve(self, thresholds: Iterable[float] = DECADES) -> list[tuple[float, int]]:
-        """Count the units of filters that other thresholds would keep: ``(threshold, kept)``.
-
-        A value in the middle of a plateau is safe.
-        """
-        best = [int(group.units[self.scores[group.units].argmax()]) for group in self.channels.sets]
-        scores = self.scores.clone()
-        scores[best] = torch.inf
-        return [(float(x), int((scores > x).sum())) for x in thresholds]
-
-    def notes(self) -> list[str]:
-        filters = Counts(*map(sum, zip(*(layer.filters for layer in self.layers), strict=True)))
-        lines = [f"criterion: {self.criterion}", f"filters: {filters}"]
-        lines += [f"{name} keeps filters: {reason}" for name, reason in self.left.items()]
-        if self.unpaired:
-            lines.append(f"without compressors: {', '.join(self.unpaired)}")
-        if self.threshold is not None:
-            kept = ", ".join(f"{kept} at {threshold:g}" for threshold, kept in self.curve())
-            lines.append(f"units of filters kept at other thresholds: {kept}")
-        return lines
-
-
-def changes(channels: Channels, kept: Tensor) -> tuple[LayerChange, ...]:
+def changes(channels: Channels, kept: Tensor) -> tuple[Change, ...]:
     found = []
     for name, layer in channels.layers.items():
         stay = kept_channels(layer.outputs, kept)
-        change = LayerChange(
-            name=name, kind=type(layer.module).__name__,
+        change = Change(
+            name=name, layers=(name,), kind=type(layer.module).__name__,
             filters=Counts(len(stay), int(stay.sum())),
             parameters=Counts(layer.parameters(), layer.parameters(kept)),
             macs=Counts(*(layer.samples * layer.weights(units) for units in (None, kept))),
@@ -299,31 +256,3 @@ def changes(channels: Channels, kept: Tensor) -> tuple[LayerChange, ...]:
         )  # fmt: skip
         found.append(change)
     return tuple(found)
-
-
-@dataclass(frozen=True, kw_only=True, repr=False)
-class FactorizationReport(SmallerNetwork):
-    """Report what ``factorize`` changed; printing it shows a table.
-
-    Attributes:
-        layers: a ``FactorizedSet`` for each set of layers.
-        left: by name, the reason why a convolution is unchanged.
-
-    Example:
-        >>> import sparseconv as sc
-        >>> model = nn.Sequential(*(nn.Conv1d(8, 8, 9, padding="same") for _ in range(2)))
-        >>> report = sc.factorize(model, torch.randn(2, 8, 30), rank=4).report
-        >>> report.layers[0].layers, report.measure(rounds=6).macs
-        (('0', '1'), Counts(before=34560, after=19200))
-    """
-
-    title: ClassVar[str] = "Shared factors"
-    text_columns = ("layers",)
-    short = ("layers", "relative error", "parameters", "MACs", "speedup")
-    method: str
-    layers: tuple[FactorizedSet, ...]
-    left: Mapping[str, str]
-
-    def notes(self) -> list[str]:
-        left = [f"{name} is unchanged: {reason}" for name, reason in self.left.items()]
-        return [f"method: {self.method}", *left]

@@ -42,8 +42,7 @@ class InstanceSparsity:
         stages: a ``Stage`` or a name for each module; the module's output must be ``(N, C, L)``.
             The default is ``published_stages(model)``.
         weight: the weight of the whole loss, at least 0. The published value is 2e-5, for LITE with
-            batches of 64. For batches of B series, multiply it by 64 / B, because the loss is a sum
-            over the batch that is added to a mean.
+            batches of 64; for batches of B series, multiply it by 64 / B.
 
     Example:
         >>> from sparseconv.models import LITE
@@ -85,11 +84,6 @@ class InstanceSparsity:
         self._terms.clear()
 
     def _see(self, stage: Stage, module: nn.Module, arguments: Any, output: Tensor) -> None:
-        if output.dim() != 3:
-            raise ValueError(
-                f"the output of stage {stage.module!r} must be (N, C, L), but is "
-                f"{tuple(output.shape)}; name a different module in stages"
-            )
         if module.training and output.requires_grad:
             norms = torch.linalg.vector_norm(output[:, : stage.channels], dim=2)
             # bfloat16 would lose most of this sum over a batch.
@@ -97,16 +91,7 @@ class InstanceSparsity:
             self._terms.append(stage.weight * norms.sum(dtype=wide))
 
     def __call__(self) -> Tensor:
-        """Return the loss of the forward passes since the last call.
-
-        Raises:
-            RuntimeError: there was no forward pass.
-        """
-        if not self._terms:
-            raise RuntimeError(
-                "expected a forward pass before the loss, but no stage ran; inside the with block, "
-                "first call the model that was passed to InstanceSparsity, in train mode"
-            )
+        """Return the loss of the forward passes since the last call, of which there must be one."""
         loss = self.weight * torch.stack(self._terms).sum()
         self._terms.clear()
         return loss

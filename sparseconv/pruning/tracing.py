@@ -27,10 +27,9 @@ from sparseconv.pruning.channels import (
     Channels,
     Layer,
     numbered_units,
-    train_but_norms,
 )
 from sparseconv.pruning.operations import APART, READS, Call, SameDraws
-from sparseconv.running import evaluating, keeping_buffers, output_tensors
+from sparseconv.running import evaluating, output_tensors
 
 PRUNABLE = (*FILTERED, *NORMS)
 UNDO = "torch.nn.utils.prune.remove, parametrize.remove_parametrizations, remove_weight_norm"
@@ -40,7 +39,7 @@ def trace(model: nn.Module, arguments: tuple[Any, ...], ignore: Iterable[str] = 
     """Follow the channels of a network from its inputs to its outputs while it runs in eval mode.
 
     Args:
-        model: left unchanged. It also runs in train mode if eval mode does not call all layers.
+        model: left unchanged.
         arguments: example inputs, with channels in their second dimension.
         ignore: as in ``prune_filters``, with the same errors.
     """
@@ -67,7 +66,6 @@ def trace(model: nn.Module, arguments: tuple[Any, ...], ignore: Iterable[str] = 
                 "that part before pruning"
             ) from error
         tracer.numbers.fix("the model returns its channels", *output_tensors(out))
-        tracer.run_idle(arguments)
     return tracer.found(max(1, len(series[0])) if series else 1)
 
 
@@ -113,21 +111,16 @@ class _Tracer(TorchFunctionMode):
         self.numbers = ChannelNumbers()
         self.layers: dict[str, Layer] = {}
         self.left: dict[str, str] = {}  # layers that keep all channels, and why
-        self.causes: dict[int, tuple[str, Tensor]] = {}  # by id, why a tensor is not followed
         self.running: list[str] = []  # names of the modules that are being called
-        self.used: set[int | str] = set()  # names of called modules, ids of operations' arguments
         self.inside = 0  # number of running layers that are followed as a whole
         self.flops = FlopCounterMode(display=False)
         self.flops.mod_tracker = _NoModules()
         self.flops_before, self.flops_of_layers = 0, 0
-        # By id: the names of parameters and buffers of layers, and of other modules.
-        self.parts: dict[int, str] = {}
-        self.own: dict[int, tuple[str, Tensor]] = {}
+        self.own: dict[int, tuple[str, Tensor]] = {}  # parameters and buffers outside layers, by id
         for name, module in model.named_modules():
-            for key, x in _own(module).items() if module not in kept else ():
-                if isinstance(module, PRUNABLE):
-                    self.parts[id(x)] = name
-                    continue
+            if module in kept or isinstance(module, PRUNABLE):
+                continue
+            for key, x in _own(module).items():
                 self.own[id(x)] = f"{name}.{key}" if name else key, x
                 wide = [dim for dim in range(x.dim()) if x.shape[dim] > 1]
                 if len(wide) == 1:  # for others, broadcasting decides
@@ -140,7 +133,6 @@ class _Tracer(TorchFunctionMode):
 
         def before(_: nn.Module, args: Any) -> None:
             self.running.append(name)
-            self.used.add(name)
             if not self.inside:
                 self.flops_before = self.flops.get_total_flops()
             self.inside += is_layer or module in self.kept
@@ -166,7 +158,6 @@ class _Tracer(TorchFunctionMode):
         if (why := why or _unlike(module, given, output)) is not None:
             self.left[name] = why
             self.numbers.fix(f"its channels are used by {name!r}: {why}", *given)
-            self.stop(f"{name!r} ({why})", output)
             return
         x, channel_dim = given[0], -1 if isinstance(module, nn.Linear) else 1
         dim = channel_dim % x.dim()
@@ -195,7 +186,7 @@ class _Tracer(TorchFunctionMode):
         if (before := self.layers.get(name)) is not None:  # called again
             self.numbers.unite(before.inputs, inputs)
             self.numbers.unite(before.outputs, outputs)
-            samples = before.samples if self.model.training else before.samples + samples
+            samples += before.samples
         self.tie(module, inputs, outputs)
         self.layers[name] = Layer(module, outputs, inputs, samples)
         self.numbers.follow(output, outputs, dim)
@@ -233,32 +224,16 @@ class _Tracer(TorchFunctionMode):
         before = self.flops.get_total_flops()
         if call.inputs:
             call.follow()
-        cause = next((self.causes[key][0] for key in call.tensors if key in self.causes), None)
         if call.fixed:
-            place = self.place(call.name)
-            met = f"{place} and results of {cause}" if cause else place
+            where = self.place(call.name)
             self.numbers.fix(
-                f"its channels are used by {met}, which cannot be followed", *call.fixed
+                f"its channels are used by {where}, which cannot be followed", *call.fixed
             )
-            cause = cause or place
-        if cause:
-            self.stop(cause, call.fixed, call.outputs or args[:1])
         self.flops_of_layers += self.flops.get_total_flops() - before
-        self.used |= call.tensors.keys()
         for key, x in call.tensors.items():
-            if key in self.parts:
-                where = self.place(call.name)
-                why = f"its parameters are used by {where}, which cannot be followed"
-                self.left[self.parts[key]] = why
-            elif self.numbers.get(x) is None:
+            if self.numbers.get(x) is None:
                 self.own.pop(key, None)  # a parameter whose use is unknown
         return result
-
-    def stop(self, cause: str, *tensors: Any) -> None:
-        """Record why these tensors are no longer followed."""
-        for x in tree_leaves(tensors):
-            if isinstance(x, Tensor) and self.numbers.free(x) is None:
-                self.causes.setdefault(id(x), (cause, x))
 
     def place(self, name: str) -> str:
         """Describe the operation and the module that calls it."""
@@ -268,55 +243,12 @@ class _Tracer(TorchFunctionMode):
 
     # After the run
 
-    def run_idle(self, arguments: tuple[Any, ...]) -> None:
-        """Keep the channels that are read, or may be read, by layers that eval mode did not call.
-
-        Train mode shows what they read, for example in a second head. Layers that train mode does
-        not call either may run for other inputs or random numbers, so channels of tensors that
-        match their widths are kept.
-        """
-        idle = {
-            name: module
-            for name, module in self.model.named_modules()
-            if _own(module)
-            and not self.used & {name, *map(id, _own(module).values())}
-            and module not in self.kept
-        }
-        if not idle:
-            return
-        self.kept |= dict.fromkeys(
-            idle.values(), "this example_input does not reach it in eval mode"
-        )
-        train_but_norms(self.model)
-        try:
-            with keeping_buffers(self.model), SameDraws(), self:
-                self.model(*arguments)
-        except Exception as error:  # the model's code may need targets
-            self.running, self.inside = [], 0
-            why = (
-                f"its channels may be read by {[*idle]}, which eval mode does not call, and the "
-                f"model fails in train mode ({type(error).__name__}: {error}); in ignore, name "
-                "these modules and those that they read from"
-            )
-            for _, _, x in [*self.numbers.tensors.values()]:
-                self.numbers.fix(why, x)
-        for name, module in idle.items():
-            if self.used & {name, *map(id, _own(module).values())}:
-                continue
-            self.kept[module] = "this example_input does not reach it"
-            why = f"this example_input does not reach {name!r}, which may use these channels"
-            for numbers, _, _ in [*self.numbers.tensors.values()]:
-                if len(numbers) in _sizes(module):
-                    self.numbers.fix_numbers(
-                        f"{why}; if nothing calls it, name it in ignore", numbers
-                    )
-
     def found(self, n_series: int) -> Channels:
         for name, module in self.model.named_modules():
             if module in self.kept:
                 self.left[name] = self.kept[module]
             elif name not in self.layers:
-                self.left.setdefault(name, "it is inside another layer")
+                self.left.setdefault(name, "this example_input does not call it")
         for name, why in self.left.items():
             if (layer := self.layers.get(name)) is not None:
                 for numbers in (layer.inputs, layer.outputs):
@@ -348,13 +280,6 @@ def _widths(module: Any) -> tuple[int, int]:
     return inputs, outputs[0] if outputs else inputs
 
 
-def _sizes(module: nn.Module) -> set[int]:
-    """Return the numbers of channels that a module may read or write."""
-    if isinstance(module, PRUNABLE):
-        return {*_widths(module)}
-    return {size for x in _own(module).values() for size in x.shape}
-
-
 def _unlike(module: nn.Module, given: list[Tensor], output: Any) -> str | None:
     """Return why a layer cannot be followed like its base class, or None if it can."""
     groups = getattr(module, "groups", 1)
@@ -364,9 +289,6 @@ def _unlike(module: nn.Module, given: list[Tensor], output: Any) -> str | None:
         groups == 1 or groups == module.in_channels == module.out_channels
     ):
         return "it is a grouped transposed convolution"
-    convolves = hasattr(module, "kernel_size")
-    if convolves and given and given[0].dim() != 3:
-        return f"it must receive a batch of series (N, C, L), but got {tuple(given[0].shape)}"
     dim = -1 if isinstance(module, nn.Linear) else 1
     shapes = [x.shape for x in (*given[:1], output) if isinstance(x, Tensor)]
     if tuple(shape[dim] for shape in shapes) != _widths(module):

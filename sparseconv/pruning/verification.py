@@ -37,30 +37,22 @@ def removed_wrongly(
 
     Returns:
         The sets of units that cannot be removed, each with the reason.
-
-    Raises:
-        ValueError: the model's outputs vary between runs, or no single set explains a difference.
     """
-    so_far, why = torch.ones_like(kept), ""
-    for repeats in (True, False):  # False: in train mode it only has to run
-        before, found = why, _difference(edit, model, arguments, channels, kept, repeats)
-        if found is None and (repeats or TRAIN in before):
-            return {}
-        why = found or ""  # not found again: the model is random in eval mode
-        again = (_difference(remove, model, arguments, channels, so_far, repeats) for _ in REPEATS)
-        if why and not any(again):
-            break
-    else:
+    why = _difference(edit, model, arguments, channels, kept)
+    if why is None:
+        return {}
+    so_far = torch.ones_like(kept)
+    if any(_difference(remove, model, arguments, channels, so_far) for _ in REPEATS):
         raise ValueError(
             "expected the same outputs each time the model runs on the same input, but they depend "
             "on its state, or on random numbers from a source other than torch, so pruning cannot "
-            "be verified; make the model deterministic in eval mode"
+            "be verified; make the model deterministic"
         )
     failed = {}
     for group in channels.sets:
         trial = so_far.clone()
         trial[group.units] = kept[group.units]
-        if (found := _difference(remove, model, arguments, channels, trial, repeats)) is None:
+        if (found := _difference(remove, model, arguments, channels, trial)) is None:
             so_far = trial
         else:
             failed[group] = f"without some of its filters, {found}: {RELIES}"
@@ -70,9 +62,8 @@ def removed_wrongly(
 
 
 def _difference(
-    edit: Edit, model: nn.Module, arguments: tuple[Any, ...], channels: Channels, kept: Tensor,
-    repeats: bool,
-) -> str | None:  # fmt: skip
+    edit: Edit, model: nn.Module, arguments: tuple[Any, ...], channels: Channels, kept: Tensor
+) -> str | None:
     for name, layer in channels.layers.items():
         if not kept_channels(layer.inputs, kept).any():
             return f"{name!r} would have no input channels"
@@ -100,8 +91,6 @@ def _difference(
             found = _received(pruned, example, channels, None, bool(mode))
         except Exception as error:  # the model may run any code
             return f"the model does not run{mode} ({type(error).__name__}: {error})"
-        if mode and not repeats:
-            return None
         if len(found) != len(expected) or not all(map(close, found, expected)):
             return f"the model computes different outputs{mode}"
     return None
@@ -142,7 +131,7 @@ def _received(
         columns = kept_channels(layer.inputs, kept).nonzero()[:, 0].to(x.device)
         found.append(x.clone() if kept is None else x.index_select(layer.channel_dim, columns))
 
-    with watching(model, channels.layers, see), SameDraws(finite=True):
+    with watching(model, channels.layers, see), SameDraws():
         if train:
             train_but_norms(model)
         out = model(*copied_arguments(model, arguments))

@@ -45,11 +45,7 @@ class Saved:
     from_content: Any  # raises an error if the content is damaged
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write an ``.npz`` file of arrays, atomically.
-
-        Raises:
-            OSError: the file cannot be written.
-        """
+        """Write an ``.npz`` file of arrays, atomically."""
         with replacing(Path(path)) as file:
             np.savez(file, allow_pickle=False, format=self.FORMAT, **self.content())
 
@@ -58,7 +54,6 @@ class Saved:
         """Read a file that ``save`` wrote, without running code from it.
 
         Raises:
-            OSError: the file cannot be read.
             ValueError: the file is damaged, or contains a different version or object.
         """
         with Path(path).open("rb") as opened:
@@ -215,8 +210,8 @@ class KernelBank(Saved):
         """Return the kernels of aeon's ``Rocket``, ``MiniRocket`` or their classifiers.
 
         Raises:
-            TypeError: an object of a different class.
-            ValueError: an unfitted object, or series shorter than a kernel.
+            TypeError, ValueError: a different class, or an unfitted object; series shorter than a
+                kernel.
         """
         from aeon.classification.convolution_based import MiniRocketClassifier, RocketClassifier
         from aeon.transformations.collection.convolution_based import MiniRocket, Rocket

@@ -22,11 +22,8 @@ def kernel_features(X: Any, bank: KernelBank, *, out: Features | None = None) ->
 
     ROCKET has two features per kernel: the share of outputs above 0, and the maximum. MiniROCKET
     has one per bias: the share of outputs above it, equal to aeon's bit for bit. The bits of a
-    feature depend only on its series and kernel, not on other series or kernels, the number of
-    threads or the instruction set. A pruned bank therefore returns columns of the whole bank's
-    features.
-
-    The function runs on torch's threads (``torch.set_num_threads``).
+    feature depend only on its series and kernel, so a pruned bank returns columns of the whole
+    bank's features. The function runs on torch's threads (``torch.set_num_threads``).
 
     Args:
         X: ``(n_cases, n_channels, n_timepoints)``, or ``(n_cases, n_timepoints)`` with one channel,

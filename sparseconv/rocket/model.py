@@ -51,13 +51,11 @@ class RocketModel(Saved):
     def __post_init__(self) -> None:
         columns = 1 if len(self.classes) == 2 else len(self.classes)
         shapes = self.coef.shape, self.intercept.shape
-        if shapes != ((self.bank.n_features, columns), (columns,)):
+        if shapes != ((self.bank.n_features, columns), (columns,)) or not 0 < self.scale < np.inf:
             raise ValueError(
-                f"coef and intercept have shapes {shapes}, which do not match {len(self.classes)} "
-                f"classes and {self.bank}"
+                f"coef and intercept have shapes {shapes} and scale is {self.scale}, which do not "
+                f"match {len(self.classes)} classes and {self.bank}"
             )
-        if not 0 < self.scale < np.inf:
-            raise ValueError(f"scale must be positive and finite, but got {self.scale}")
 
     @np.errstate(under="ignore")
     def decision_function(self, X: Any) -> npt.NDArray[np.float32]:

@@ -31,9 +31,6 @@ def save(path: str | os.PathLike[str], content: dict[str, Any]) -> None:
         content: what ``torch.load(weights_only=True)`` allows: dicts, lists, tensors, numbers and
             strings.
 
-    Raises:
-        OSError, RuntimeError: the file cannot be written.
-
     Example:
         >>> import tempfile
         >>> path = Path(tempfile.mkdtemp()) / "checkpoint.pt"
@@ -50,11 +47,7 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read what ``save`` wrote, with tensors on the CPU.
 
     Raises:
-        OSError: the file cannot be read.
-        CheckpointError: the file is truncated, damaged, or not a checkpoint of this library and
-            version.
-
-    Example: see ``save``.
+        CheckpointError: the file is truncated, damaged, or from another program or version.
     """
     raw = Path(path).read_bytes()
     try:

@@ -66,24 +66,7 @@ def _in_training(model: nn.Module, x: Tensor) -> Tensor:
     """Return a model's output for a batch in training mode; leave the model unchanged."""
     rng = torch.random.fork_rng([x.device], enabled=x.is_cuda)
     with keeping_buffers(model), in_eval_mode(model), rng, torch.enable_grad():
-        log_proba = one_tensor(model.train()(x))
-    if not log_proba.requires_grad:
-        raise ValueError(
-            "expected a parameter that affects the output and requires a gradient, but the model "
-            "has none; call model.requires_grad_(), or remove no_grad and detach"
-        )
-    return log_proba.detach()
-
-
-def checked_pair(validation: Any) -> tuple[Any, Any]:
-    """Return a pair of series and labels; raise TypeError for anything else."""
-    if isinstance(validation, tuple | list) and len(validation) == 2:
-        return validation[0], validation[1]
-    size = f" of {len(validation)}" if isinstance(validation, tuple | list) else ""
-    raise TypeError(
-        "validation must be a pair of series and labels, (X, y), but got a "
-        f"{type(validation).__name__}{size}"
-    )
+        return one_tensor(model.train()(x)).detach()
 
 
 def digest(*tensors: Tensor) -> str:

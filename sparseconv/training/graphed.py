@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sparseconv.core.pattern import KernelCSR
 from sparseconv.nn.sparse_layer import SparseLayer
 from sparseconv.ops import gpu_plans
-from sparseconv.ops.graphs import CudaGraphs, Repeated
+from sparseconv.ops.graphs import CudaGraphs
 
 Outputs = tuple[Tensor, ...]
 
@@ -31,10 +31,8 @@ class GraphedStep:
     """Run ``function(*tensors)``, a training step, as CUDA graphs: one per input shape and dtype.
 
     The first steps with a given shape run eagerly; the next one is captured, then replayed with a
-    single launch instead of hundreds. A new pattern with the same nnz is written into the graphs'
-    memory. Graphs are captured again if nnz or the block changes, or if a tensor of the model or of
-    the optimizer's state has moved in memory. All graphs share one memory pool: use one stream at a
-    time.
+    single launch instead of hundreds. Graphs follow new patterns, and are captured again if nnz or
+    a tensor's place in memory changes. All graphs share one memory pool: use one stream at a time.
 
     Args:
         model: a model on one CUDA device.
@@ -74,7 +72,6 @@ class GraphedStep:
         self._graphs: dict[Hashable, _Graph] = {}
         self._calls: Counter[Hashable] = Counter()
         self._patterns: list[KernelCSR] = []  # whose plans the graphs read
-        self._renewed: list[Repeated] = []
 
     def __call__(self, *inputs: Tensor) -> Outputs:
         """Take a step; the next step overwrites the returned tensors.
@@ -94,8 +91,6 @@ class GraphedStep:
             self._forget()
         if not self._patterns:
             self._patterns = [layer.pattern for layer in self._layers]
-            of_plans = CudaGraphs(self._device)
-            self._renewed = [Repeated(of_plans) for _ in self._layers]
         if self._calls[key] < WARM_UP:
             self._calls[key] += 1
             return self._capturing.on_side_stream(lambda: self.function(*inputs))
@@ -114,11 +109,11 @@ class GraphedStep:
             if (pattern.nnz, pattern.block) != (known.nnz, known.block):
                 self._forget()
                 return
-            gpu_plans.refresh(layer.crow_indices, layer.col_indices, self._renewed[i])
+            gpu_plans.refresh(layer.crow_indices, layer.col_indices)
             self._patterns[i] = pattern
 
     def _forget(self) -> None:
-        for held in (self._graphs, self._calls, self._patterns, self._renewed):
+        for held in (self._graphs, self._calls, self._patterns):
             held.clear()
         self._capturing.forget()
 

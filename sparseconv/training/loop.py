@@ -21,7 +21,7 @@ from sparseconv.nn.modules import check_module
 from sparseconv.pruning.sparsity_loss import InstanceSparsity
 from sparseconv.running import evaluate
 from sparseconv.training import checkpoint
-from sparseconv.training.data import checked_data, checked_pair
+from sparseconv.training.data import checked_data
 from sparseconv.training.recipe import Recipe
 from sparseconv.training.run import Run, SchedulerFactory
 
@@ -33,17 +33,14 @@ class TrainingResult:
     """Results of a training run, apart from the model.
 
     Attributes:
-        history: one row per epoch. ``epoch`` counts from 1. ``train_loss`` and ``train_accuracy``
-            are means over the training series, computed during the epoch. ``lr`` and
-            ``prune_fraction`` are the values used; ``updated`` is whether a pattern update was
-            made. ``seconds`` is the time without validation, and ``cpu_seconds`` is the CPU time of
-            all threads. Validation adds ``test_loss`` and ``test_accuracy``.
+        history: one row per epoch, which counts from 1. ``train_loss`` and ``train_accuracy`` are
+            means over the training series, computed during the epoch. ``updated`` is whether a
+            pattern update was made. ``seconds`` is the time without validation, and ``cpu_seconds``
+            that of all threads. Validation adds ``test_loss`` and ``test_accuracy``.
         best_epoch, best_loss: the epoch with the lowest training loss (in a tie, the last one), and
             this loss.
         itop_rate: share of the sparse layers' weights that have ever been active (Liu et al. 2021),
             or None without a ``DSTScheduler``.
-
-    Example: see ``train``.
     """
 
     history: list[dict[str, Any]]
@@ -70,13 +67,11 @@ def train(
 ) -> TrainingResult:
     """Train a classifier and leave it with the weights and patterns of its best epoch.
 
-    The best epoch is the one with the lowest training loss. Its weights are taken after its last
-    optimizer step, before the pattern changes. The model is left in eval mode. If training stops
-    early (because of an error or Ctrl-C), the model gets the weights of the best epoch so far; if
-    no epoch has finished, its initial weights are restored. The state of torch's global generators
-    is restored. The same model, data, recipe and number of threads yield bit-identical results,
-    even after resuming. On CUDA, this requires deterministic operations (for cuDNN, set
-    ``torch.backends.cudnn.deterministic``).
+    The best epoch is the one with the lowest training loss, before its last pattern update; if
+    training stops early (because of an error or Ctrl-C), it is the best so far, or the start. The
+    model is left in eval mode, and torch's global generators are restored. The same model, data,
+    recipe and number of threads yield bit-identical results, even after resuming; on CUDA, only
+    with deterministic operations (for cuDNN, set ``torch.backends.cudnn.deterministic``).
 
     Args:
         model: maps ``(N, ...)`` to log-probabilities ``(N, n_classes)``. The patterns of any
@@ -94,17 +89,13 @@ def train(
         penalty: a ``pruning.InstanceSparsity``, added to each batch's loss, and so to
             ``train_loss``.
         cuda_graphs: replay steps on a CUDA device as CUDA graphs, with the same results and faster
-            launches. Forward hooks run only in eager steps: the first ones and, with gradient
-            growth or a ``scheduler_factory``, those before an update. None uses graphs on a GPU,
-            except with a penalty; if a step cannot be captured, a warning states the reason. False
-            uses none, not even for the updates of a ``DSTScheduler``.
+            launches; forward hooks run only in eager steps. None uses graphs on a GPU, except with
+            a penalty; if a step cannot be captured, a warning states the reason.
 
     Raises:
         TypeError, ValueError: incompatible data or arguments; ``out`` not writable or in use by
-            another run; ``cuda_graphs`` without a GPU or with a penalty; a training loss that is
-            not finite (checkpoints are kept).
-        RuntimeError: series that a layer rejects, for example because they are shorter than its
-            kernel.
+            another run; a training loss that is not finite (checkpoints are kept).
+        RuntimeError: series that a layer rejects, for example because they are too short.
         CheckpointError: a damaged file, or a checkpoint with a different recipe, model or data set.
         KeyboardInterrupt: Ctrl-C; the message says how to resume.
 
@@ -129,7 +120,7 @@ def train(
         )
     X, y, draws = checked_data(model, X, y, recipe)
     if validation is not None:
-        validation = checked_data(model, *checked_pair(validation), recipe, len(X))[:2]
+        validation = checked_data(model, *validation, recipe, len(X))[:2]
     path = None if out is None else Path(out) / CHECKPOINT_NAME
     retain_freed_memory()
     folder = contextlib.nullcontext() if path is None else claimed(path.parent)

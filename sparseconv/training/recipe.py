@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
-from sparseconv.core.checks import count, flag, number
+from sparseconv.core.checks import count, number
 from sparseconv.dst.update import (
     PRUNE_FLOOR,
     PRUNE_FRACTION,
@@ -29,14 +29,12 @@ class Recipe:
         lr: Adam's learning rate in the first epoch.
         lr_min: the learning rate at the end of the cosine schedule.
         weight_decay: Adam's L2 penalty.
-        batch_size: series per batch; None means ``max(int(min(n_cases / 10, 16)), 2)``. A smaller
-            last batch is kept. A single last series joins the previous batch, unlike in the
-            authors' implementation.
+        batch_size: series per batch; None means ``max(int(min(n_cases / 10, 16)), 2)``. A single
+            last series joins the previous batch.
         update_every_epochs: epochs between pattern updates.
         update_every_steps: optimizer steps between pattern updates; replaces
             ``update_every_epochs``.
-        skip_step_at_update: skip the optimizer step at each pattern update, as in the paper's text,
-            but not in its implementation.
+        skip_step_at_update: skip the optimizer step at each pattern update, as in the paper's text.
         decay_share: share of all steps over which the prune fraction decays along a cosine.
         prune_fraction: share of active weights moved in the first update.
         prune_floor: share of active weights moved per update after that decay.
@@ -84,7 +82,7 @@ class Recipe:
                 if not 0 <= value < math.inf:
                     raise ValueError(f"{name} must be finite and >= 0, but got {value}")
             else:
-                value = flag(name, value)
+                value = bool(value)
             object.__setattr__(self, name, value)
         if self.seed >= 2**63:
             raise ValueError(f"seed must be < 2**63, but got {self.seed}")

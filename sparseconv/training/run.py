@@ -81,8 +81,6 @@ class Run:
             self.scheduler = (self.make_scheduler or self._dst)(
                 model, self.optimizer, self.update_every, steps, decay_steps
             )
-        if self.cuda_graphs is False and isinstance(self.scheduler, DSTScheduler):
-            self.scheduler._replayed = None
         self.shuffle = torch.Generator("cpu").manual_seed(recipe.seed)
         self.history: list[dict[str, Any]] = []
         start = checkpoint.snapshot(model)
@@ -154,7 +152,7 @@ class Run:
             if not math.isfinite(loss):
                 raise ValueError(
                     f"the training loss became {loss} in epoch {epoch}, batch {batch}: lower lr "
-                    f"(now {lr:.3g}) or rescale the series"
+                    f"(now {lr:.3g}), or rescale the series, which must be finite"
                 )
         return sum(loss * size for loss, size in zip(losses, self.sizes, strict=True))
 

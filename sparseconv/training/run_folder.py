@@ -52,8 +52,6 @@ class TrainedRun:
             ``RocketModel``.
         config: the content of ``config.json``: data, network and recipe (or pocket), and machine. A
             pruned run also has ``"pruning"``: the criterion, and each layer's kept filters.
-
-    Example: see ``load_run``.
     """
 
     model: DSN | RocketModel
@@ -69,12 +67,6 @@ class TrainedRun:
             X: an array ``(n_cases, n_channels, length)``, or ``(n_cases, length)`` with one
                 channel, scaled like the training series. A network accepts any length. Missing
                 values are read as 0 if the run was trained with ``--nan-to-zero``.
-
-        Raises:
-            ValueError: series that training would reject, or with a different number of channels
-                (for a ``RocketModel``, a different shape).
-
-        Example: see ``load_run``.
         """
         if isinstance(self.model, RocketModel):
             return self.model.predict(self._series(X))

@@ -82,10 +82,9 @@ def test_a_subclass_that_pads_becomes_sparse(name: str, count_cases: Any) -> Non
     make, padding = LAYERS[name]
     conv = integers(make())
     prune.l1_unstructured(conv, "weight", 0.7)
-    converted, report = sc.convert(nn.Sequential(conv, nn.ReLU()), layers=["0"])
+    converted, _ = sc.convert(nn.Sequential(conv, nn.ReLU()), layers=["0"])
     assert isinstance(converted[0], SparseConv1d)
     assert converted[0].resolved_padding == padding
-    assert f"lost: methods of its class {type(conv).__name__}" in str(report.layers[0].notes)
     direct = SparseConv1d.from_dense(conv)
     for length in (9, 30, 31):
         x = torch.randint(-3, 4, (2, 4, length)).float()

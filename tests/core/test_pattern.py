@@ -102,7 +102,7 @@ test_refuses = pytest.mark.promise("P5")(refusals(
      "got list; use torch.as_tensor(positions, dtype=torch.int64)"),
     (lambda: KernelCSR.from_mask(MASK.float()), TypeError, "weight != 0"),
     (lambda: KernelCSR.from_mask(MASK.numpy()), TypeError, "use `torch.as_tensor(weight) != 0`"),
-    (lambda: KernelCSR.from_mask(MASK[0]), ValueError, "three dimensions"),
+    (lambda: KernelCSR.from_mask(MASK[0]), TypeError, "three ints"),
     (lambda: KernelCSR.from_mask(MASK.to("meta")), TypeError, "mask must be a dense tensor"),
     (lambda: KernelCSR.random((1, 2, 3), 2.0), TypeError, "nnz must be an int"),
     (lambda: KernelCSR.random((1, 2, 3), -1), ValueError, "[0, 6]"),

@@ -6,7 +6,6 @@ import copy
 import gc
 import math
 import pickle
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -203,60 +202,24 @@ class SkipsLayers(nn.Module):
 
 
 @pytest.mark.parametrize("set_to_none", [True, False])
-@pytest.mark.parametrize("grow", ["random", "gradient"])
-def test_a_layer_that_a_step_leaves_out_keeps_its_pattern(grow: str, set_to_none: bool) -> None:
+def test_a_layer_that_a_step_leaves_out_keeps_its_pattern(set_to_none: bool) -> None:
     torch.manual_seed(0)
     model = SkipsLayers()
     average = AveragedModel(model)
-    _, optimizer, dst = scheduled(model, "Adam", end_step=99, grow=grow, averages=[average])
-    trained = [False] * 3
+    _, optimizer, dst = scheduled(model, "Adam", end_step=99, grow="gradient", averages=[average])
     for scales in ((1, None, 1), (None, None, 1), (None, 0.0, 1), (None, None, None), (1, 1, 1)):
         model.scales = scales
         patterns = [layer.pattern for layer in model.layers]
         optimizer.zero_grad(set_to_none=set_to_none)
         model(next(batches())).square().mean().backward()
         optimizer.step()
-        trained = [scale is not None or was for scale, was in zip(scales, trained, strict=True)]
-        moves = trained if grow == "random" else [bool(scale) for scale in scales]
+        moves = [bool(scale) for scale in scales]
         rate = dst.itop_rate()
         assert dst.step() == any(moves)
         moved = [x.pattern is not p for x, p in zip(model.layers, patterns, strict=True)]
         assert moved == moves
         assert any(moves) or dst.itop_rate() == rate
         assert [x.pattern for x in average.module.layers] == [x.pattern for x in model.layers]
-
-
-@pytest.mark.parametrize("early", [False, True], ids=["late zero_grad", "early zero_grad"])
-@pytest.mark.parametrize("optimizer", ["Adam", "Adagrad", "SGD"])
-@pytest.mark.parametrize("grow", ["random", "gradient"])
-@pytest.mark.parametrize("turns", [False, True])
-def test_a_layer_without_a_gradient_in_updates_is_named_once(
-    turns: bool, grow: str, optimizer: str, early: bool
-) -> None:
-    torch.manual_seed(0)
-    model = SkipsLayers()
-    parts = scheduled(model, optimizer, update_every=2, end_step=99, grow=grow)
-    unknown = optimizer == "SGD" and early  # neither gradients nor a state
-    first, warned = model.layers[1].pattern, []
-    for step in range(12):
-        # The first layer has one in an update; the second never, or only in the steps between.
-        model.scales = (1 if step == 3 else None, 1 if turns and step % 2 == 0 else None, 1)
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            train_step(model, parts[1], next(batches()))
-            if early:
-                parts[1].zero_grad()
-            parts[2].step()
-        warned += [(step, str(each.message)) for each in caught]
-    moves = grow == "random" and (unknown or (turns and optimizer != "SGD"))
-    assert (model.layers[1].pattern != first) == moves
-    if moves:
-        assert not warned
-        return
-    ((step, message),) = warned
-    assert step == 5
-    assert f"{grow!r} found no gradient for ['layers.1'] in three updates" in message
-    assert "torch.autograd.grad instead of backward(), or choose an update_every" in message
 
 
 def test_a_watched_layer_is_exported_and_traced_as_any_other() -> None:
@@ -324,18 +287,3 @@ def test_a_copied_run_continues_like_the_original(copied: Callable[[Any], Any], 
     twin_model, _, twin = runs[1]
     twin.load_state_dict({**twin.state_dict(), "step_count": 1, "updates": 0})
     assert all(layer.dense_probe is not None for layer in sparse_layers(twin_model))
-
-
-def test_a_group_of_parameters_without_momentum_is_no_idle_layer() -> None:
-    """Only the other group has a state, and gradients are gone before the update."""
-    layers = nn.Sequential(SparseConv1d(2, 4, 5, density=0.4), SparseConv1d(4, 4, 5, density=0.4))
-    groups = [{"params": layers[0].parameters(), "momentum": 0.9},
-              {"params": layers[1].parameters()}]  # fmt: skip
-    optimizer = torch.optim.SGD(groups, 0.1)
-    dst = DSTScheduler(layers, optimizer, update_every=1, end_step=9)
-    first = [layer.pattern for layer in layers]
-    layers(torch.randn(2, 2, 20)).square().mean().backward()
-    optimizer.step()
-    optimizer.zero_grad()
-    dst.step()
-    assert [layer.pattern == old for layer, old in zip(layers, first, strict=True)] == [False] * 2

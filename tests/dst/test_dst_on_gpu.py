@@ -14,16 +14,14 @@ from typing import Any
 import pytest
 import torch
 from dst_runs import batches, in_blocks, scheduled, snapshot, sparse_layers, train_step, two_layers
-from fake_cuda_graph import FakeCudaGraph
 from tiny import same
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sparseconv import DSTScheduler, KernelCSR, Region
+from sparseconv import DSTScheduler, KernelCSR
 from sparseconv.core.pattern_arrays import PatternArrays
-from sparseconv.dst import replayed, scheduler, tensors, update
-from sparseconv.ops.graphs import CudaGraphs, Repeated
+from sparseconv.dst import scheduler, update
 
 MODELS = {"single weights": two_layers, "blocks": in_blocks}
 WAITS = ("_local_scalar_dense", "nonzero", "equal", "masked_select", "unique", "bincount")
@@ -60,7 +58,6 @@ class NeverWaits(TorchDispatchMode):
 def on_gpu(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     for module in (update, scheduler):
         monkeypatch.setattr(module, "stays_on_gpu", lambda tensor: True)
-    FakeCudaGraph(monkeypatch)
     return monkeypatch
 
 
@@ -92,11 +89,10 @@ def test_they_end_as_those_of_a_cpu(build: Any, grow: str, request: Any) -> None
 def test_the_cpu_waits_for_none(build: Any, grow: str, on_gpu: pytest.MonkeyPatch) -> None:
     model, _, optimizer, dst = trained(build, grow)
     held = [[layer.pattern for layer in sparse_layers(model)]]
-    for largest in (replayed.LARGEST, 0):  # by a graph, and without one
-        train_step(model, optimizer, next(batches(seed=largest)))
+    for seed in range(2):
+        train_step(model, optimizer, next(batches(seed=seed)))
         assert all(pattern.only_on_gpu for pattern in held[-1])
         with on_gpu.context() as patch, NeverWaits():
-            patch.setattr(replayed, "LARGEST", largest)
             patch.setattr(PatternArrays, "_on_cpu", lambda self: pytest.fail("it was read"))
             assert dst.step()
         held.append([layer.pattern for layer in sparse_layers(model)])
@@ -104,80 +100,6 @@ def test_the_cpu_waits_for_none(build: Any, grow: str, on_gpu: pytest.MonkeyPatc
         assert all(a != b for a, b in itertools.pairwise(patterns))
     with NeverWaits(), pytest.raises(AssertionError, match="waits"):
         held[0][0].to_mask().nonzero()
-
-
-def test_each_layer_is_captured_once_and_again_when_it_is_another(
-    on_gpu: pytest.MonkeyPatch,
-) -> None:
-    fake = FakeCudaGraph(on_gpu)
-    model, _, optimizer, dst = trained(two_layers, "random", 1)
-
-    def go(captures: int, replays: int) -> None:
-        train_step(model, optimizer, next(batches()))
-        assert dst.step()
-        assert (fake.captures, fake.replays) == (captures, replays)
-
-    go(2, 2)
-    go(2, 4)
-    layer = sparse_layers(model)[0]
-    layer.regions = [Region((0, 1), (0, layer.pattern.shape[2]))]
-    outside = layer.pattern.to_mask()[1:]
-    go(2, 5)
-    go(3, 7)
-    assert torch.equal(layer.pattern.to_mask()[1:], outside)
-    twin = copy.deepcopy((model, optimizer, dst))
-    for run in (twin, (model, optimizer, dst)):
-        train_step(*run[:2], next(batches()))
-        assert run[2].step()
-    assert same(snapshot(*twin), snapshot(model, optimizer, dst))
-
-
-def test_graphs_keep_what_they_read_and_leave_large_layers(on_gpu: pytest.MonkeyPatch) -> None:
-    """Tables of 33 layers and more fall out of the cache that the other updates share."""
-    fake = FakeCudaGraph(on_gpu)
-    model, _, optimizer, dst = trained(two_layers, "random", 1)
-    tensors.table_of.cache_clear()
-    capture = CudaGraphs.capture
-
-    def checked(graphs: CudaGraphs, call: Any) -> Any:
-        made = tensors.table_of.cache_info().misses
-        replay = capture(graphs, call)
-        assert tensors.table_of.cache_info().misses == made, "a table was made while capturing"
-        return replay
-
-    on_gpu.setattr(CudaGraphs, "capture", checked)
-    train_step(model, optimizer, next(batches()))
-    assert dst.step()
-    on_gpu.setattr(replayed, "LARGEST", 0)
-    train_step(model, optimizer, next(batches()))
-    assert dst.step()
-    assert (fake.captures, fake.replays) == (2, 2)
-
-
-def test_where_nothing_can_be_captured_updates_stay_eager(on_gpu: pytest.MonkeyPatch) -> None:
-    def fails(graphs: CudaGraphs, call: Any) -> None:
-        raise RuntimeError("operation not permitted when stream is capturing")
-
-    graphed = trained(two_layers, "gradient")
-    on_gpu.setattr(CudaGraphs, "capture", fails)
-    with pytest.warns(UserWarning, match="without CUDA graphs, which is slower: op") as all:
-        eager = trained(two_layers, "gradient")
-    assert len(all) == 1, "for the first layer; the second is not tried"
-    assert same(snapshot(eager[0], *eager[2:]), snapshot(graphed[0], *graphed[2:]))
-    # The next capture fails: what was captured before is not replayed any more.
-    graphs = CudaGraphs(torch.device("cpu"))
-    FakeCudaGraph(on_gpu)
-    first, second = Repeated(graphs), Repeated(graphs)
-    calls: list[str] = []
-    for _ in range(2):
-        first(1, lambda: calls.append("first"))
-    on_gpu.setattr(CudaGraphs, "capture", fails)
-    second(1, lambda: calls.append("second"))
-    with pytest.warns(UserWarning, match="which is slower"):
-        second(1, lambda: calls.append("second"))
-    before = calls.count("first")
-    first(1, lambda: calls.append("first"))
-    assert calls.count("first") == before + 1
 
 
 def test_an_infinite_gradient_or_none_moves_nothing(on_gpu: pytest.MonkeyPatch) -> None:
@@ -245,8 +167,7 @@ def test_on_a_gpu_no_update_synchronises(grow: str) -> None:
     dst = DSTScheduler(model, optimizer, update_every=1, end_step=9, grow=grow)
     for x, turn in zip(batches(), range(6), strict=False):
         train_step(model, optimizer, x.cuda())
-        # The first loads kernels, the second is captured, the others are replayed.
-        torch.cuda.set_sync_debug_mode("error" if turn > 1 else "default")
+        torch.cuda.set_sync_debug_mode("error" if turn else "default")  # the first loads kernels
         try:
             assert dst.step()
         finally:

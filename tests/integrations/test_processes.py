@@ -5,9 +5,6 @@ Shared memory, Hogwild training, data loaders and plain forks: the same outputs,
 
 from __future__ import annotations
 
-import copy
-import pickle
-from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +12,12 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 from child import run_child
-from dst_runs import scheduled, train_step
+from dst_runs import train_step
 from ranks import FORKS
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from sparseconv import KernelCSR, SparseConv1d
+from sparseconv import SparseConv1d
 from sparseconv.measure.machine import threads
 
 TIMEOUT = 60.0  # seconds; a deadlock ends in a failure
@@ -62,28 +59,6 @@ def test_hogwild() -> None:
         assert process.exitcode == 0
     with torch.no_grad():  # the parent sees what its children have trained
         assert float(model(x).square().mean()) < float(y.square().mean())
-
-
-@pytest.mark.tool("share_memory and a change of pattern", "refuses")
-def test_shared_values_keep_their_pattern() -> None:
-    model, trained, x = make(), make(1), torch.randn(3, 2, 30)
-    model.share_memory()
-    first = model[0]
-    other = KernelCSR.random(first.pattern.shape, first.pattern.nnz)
-    for change in (lambda: first.set_pattern(other), lambda: scheduled(model)):
-        with pytest.raises(NotImplementedError, match="shared memory"):
-            change()
-    first.set_pattern(first.pattern, values=first.values + 1)
-    assert all(t.is_shared() for t in model.parameters()), "the pattern is the same"
-    scheduled(model, grow="static")
-    copy.deepcopy(model)[0].set_pattern(other)
-    # As Lightning's ddp_spawn brings what its processes have trained back to the parent.
-    elsewhere = pickle.loads(ForkingPickler.dumps(model))  # as another process gets it
-    before, values = elsewhere[0].values.clone(), first.values
-    model.load_state_dict(trained.state_dict())
-    assert model(x).equal(trained(x))
-    assert elsewhere[0].values.equal(before), "others keep the old values and pattern"
-    assert first.values is values
 
 
 class Filtered(Dataset[Tensor]):

@@ -268,20 +268,6 @@ def test_a_state_dict_whose_values_the_network_left_keeps_its_positions(sever):
     assert model(x).equal(then)
 
 
-@pytest.mark.parametrize("change", CHANGES)
-def test_layers_with_the_same_values_keep_their_pattern(change):
-    model, optimizer, dst = scheduled(None, "Adam")
-    twin = two_layers(seed=3)
-    twin.load_state_dict(model.state_dict(), assign=True)
-    before = model[0].pattern
-    with pytest.raises(RuntimeError, match=r"memory of these values.* copy\.deepcopy"):
-        CHANGES[change](model, optimizer, dst)
-    assert model[0].pattern == before
-    del twin
-    CHANGES[change](model, optimizer, dst)
-    assert model[0].pattern != before
-
-
 def test_a_state_dict_that_is_written_to_and_loaded():
     """As torch.distributed.checkpoint does it: in place, then load_state_dict."""
     model, other = two_layers(), two_layers(seed=3)

@@ -14,7 +14,7 @@ from sparseconv import KernelCSR, SparseConv1d
 from sparseconv.nn.modules import deepcopy_model
 from sparseconv.pruning import Criterion
 from sparseconv.pruning.channels import Channels
-from sparseconv.pruning.report import PruningReport
+from sparseconv.pruning.report import SmallerNetwork
 from sparseconv.pruning.surgery import mask
 
 # For two channels and three classes.
@@ -40,7 +40,7 @@ class Drawn(Criterion):
 
 
 def silenced(
-    model: nn.Module, report: PruningReport, memo: dict[int, Any] | None = None
+    model: nn.Module, report: SmallerNetwork, memo: dict[int, Any] | None = None
 ) -> nn.Module:
     """A copy of the whole model in which every filter that was removed gives zeros."""
     whole = copy.deepcopy(model, memo)
@@ -59,7 +59,7 @@ def silenced(
     return whole
 
 
-def masked(model: nn.Module, report: PruningReport) -> nn.Module:
+def masked(model: nn.Module, report: SmallerNetwork) -> nn.Module:
     """A copy of the whole model in which nothing reads the filters that were removed."""
     kept = torch.ones(report.channels.n_units, dtype=torch.bool)
     for layer in report.layers:

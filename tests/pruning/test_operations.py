@@ -182,7 +182,7 @@ KEPT: dict[str, tuple[Operation, str]] = {
     "one group": (nn.GroupNorm(1, 8), "it normalizes over all channels"),
     "groups": (nn.ConvTranspose1d(8, 8, 2, groups=2), "it is a grouped transposed convolution"),
     "unbatched": (nn.Sequential(Function(lambda x: x[0]), nn.Conv1d(8, 8, 1), Function(
-        lambda x: x.expand(4, 8, 12))), "it must receive a batch of series (N, C, L), but got"),
+        lambda x: x.expand(4, 8, 12))), "its number of input or output channels differs"),
 }  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from torch.utils.flop_counter import FlopCounterMode
 
 import sparseconv as sc
-from sparseconv.pruning import DSP, WHC, Jacobian, Magnitude, keep_filters
+from sparseconv.pruning import DSP, WHC, Jacobian, Magnitude
 
 X, Y = data()
 
@@ -229,8 +229,8 @@ TIED[1].weight = TIED[0].weight
         (Causal(8, 8, 3, dilation=2), [4, 4], None),
         (Standardized(8, 8, 3), [8, 4], ("0", "the model computes different outputs")),
         (Query(), [8], ("0", "'multi_head_attention_forward' in 2 (Query)")),
-        (Query(), [8], ("2.out_proj", "used by 'multi_head_attention_forward' in 2")),
-        (Mixed(), [8, 8], ("2.conv", " and results of 'einsum' in 2 (Mixed)")),
+        (Query(), [8], ("2.out_proj", "this example_input does not call it")),
+        (Mixed(), [8, 8], ("2.conv", "its channels are used by 'add' in 2 (Mixed)")),
         (Query(), [8], ("2", "Query is not pruned; only Conv1d, ConvTranspose1d, SparseConv1d")),
         (weight_norm(nn.Conv1d(8, 8, 1)), [8], ("2", "parametrize.remove_parametrizations")),
         (TIED, [8], ("2.0", "it shares a parameter with '2.1'")),
@@ -245,7 +245,7 @@ def test_layers_that_differ(middle: nn.Module, left: list[int], reason: Any) -> 
         name, why = reason
         assert why in report.left[name]
         unwrapped = " ".join(str(report).split())
-        assert f"{name} keeps filters: {report.left[name]}" in unwrapped
+        assert f"{name}: {report.left[name]}" in unwrapped
 
 
 class Later(nn.Module):
@@ -271,42 +271,15 @@ def test_layers_that_eval_mode_does_not_call() -> None:
     model = Later().double()
     small, report = sc.prune_filters(model, (X[:1], Y.double()), Magnitude(), fraction=0.5)
     assert filters(report) == {"a": 8, "b": 8, "c": 4, "head": 3}
-    why = "its channels are used by 'aux': this example_input does not reach it in eval mode"
-    assert why in report.left["a"]
-    assert report.left["dead"] == "this example_input does not reach it"
+    assert "the model does not run in train mode" in report.left["a"]
+    assert report.left["dead"] == "this example_input does not call it"
     assert [y.shape for y in small.train()(X, Y.double())] == [(10, 3), (10, 3)]
-    with pytest.raises(ValueError, match=r"\['aux', 'norm', 'dead'\]"):
-        pruned(model)  # without the target, which train mode needs
-    assert filters(pruned(model, ignore=["dead", "aux", "norm", "a", "b"])[1])["c"] == 4
-
-
-class Sometimes(nn.Module):
-    """Calls a layer for long series, or by chance."""
-
-    def __init__(self, layer: nn.Module, calls: Callable[[Tensor], bool]) -> None:
-        super().__init__()
-        self.layer, self.calls = layer, calls
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.layer(x) if self.calls(x) else x
-
-
-def test_layers_that_longer_series_call() -> None:
-    model = between(Sometimes(nn.Conv1d(8, 8, 1), lambda x: x.shape[2] > 64)).double()
-    small, report = sc.prune_filters(model, X, Magnitude(), fraction=0.5)
-    assert filters(report) == {"0": 8, "4": 3, "6": 3}
-    assert "this example_input does not reach '2.layer', which may use" in report.left["0"]
-    assert small(torch.zeros(1, 2, 99).double()).shape == (1, 3)
-    assert filters(pruned(model, ignore=["2.layer"])[1])["0"] == 4
-
-
-@pytest.mark.parametrize("seed", [0, 4, 7, 9])
-def test_layers_that_chance_calls(seed: int) -> None:
-    random.seed(seed)
-    chance = Sometimes(nn.Conv1d(8, 8, 1), lambda _: random.random() > 0.5)
-    small, _ = sc.prune_filters(between(chance).double(), X, Magnitude(), fraction=0.5)
-    for _ in range(8):
-        assert small(X).shape == (10, 3)
+    small, _ = pruned(model)  # without the target, which train mode needs, it is not verified
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        small.train()(X, Y.double())
+    small, report = pruned(model, ignore=["a", "b"])
+    assert filters(report) == {"c": 4, "head": 3}
+    assert small.train()(X, Y.double())[1].shape == (10, 3)
 
 
 class Scaled(nn.Module):
@@ -366,12 +339,6 @@ def test_a_layer_that_is_kept_leaves_the_scores_of_others() -> None:
     torch.testing.assert_close(
         report.scores, norms
     )  # not of a weight that was masked for the other
-
-
-def test_results_that_are_not_finite() -> None:
-    logs = Function(lambda x: (x.mean((0, 2), keepdim=True) - 1.5).log().expand_as(x))
-    for number in range(8):  # of some channels the logarithm is NaN
-        assert keep_filters(between(logs).double(), X, {"0": [number]})[0].out_channels == 1
 
 
 def test_nothing_that_can_be_removed() -> None:

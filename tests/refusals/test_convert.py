@@ -31,7 +31,7 @@ test_convert = refusals(
     (lambda: convert(MODEL, layers=["1"]), ValueError, "layers must contain only names"),
     (lambda: convert(MODEL, masks={"1.weight": X}), ValueError, "masks must contain only names"),
     (lambda: convert(MODEL, masks={"0": X > 0}), ValueError, "(4, 3, 9), but has (2, 3, 40)"),
-    (lambda: convert(MODEL, example_input=[X]), TypeError, "example_input"),
+    (lambda: convert(MODEL, example_input=[X]), TypeError, "conv1d()"),
     (lambda: convert(MODEL, example_input=X, rounds=3), ValueError, "rounds"),
     (lambda: convert(torch.compile(MODEL, backend="eager")), ValueError, "before torch.compile"),
     (lambda: convert(distributed(MODEL)), ValueError, "convert its .module"),
@@ -86,7 +86,7 @@ META = SparseConv1d(3, 4, 5, device="meta")
 test_profile = refusals(
     (lambda: profile(SparseConv1d, X), TypeError, "nn.Module"),
     (lambda: profile(nn.Conv1d(3, 4, 5), X), ValueError, "a SparseConv1d"),
-    (lambda: profile(LAYER, [X]), TypeError, "example_input"),
+    (lambda: profile(LAYER, [X]), TypeError, "input must be a Tensor"),
     (lambda: profile(Never(), X), ValueError, "none of the model's sparse layers (conv)"),
     (lambda: profile(META, X), NotImplementedError, "on meta"),
     (lambda: profile(nn.Sequential(OwnSparse(3, 4, 5)), X), NotImplementedError, "this OwnSparse"),

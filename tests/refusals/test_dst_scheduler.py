@@ -71,9 +71,7 @@ test_scheduler = refusals(
     (make(grow="rigl"), ValueError, "grow"),
     (averaged(lambda m: [m[:1]]), ValueError, "averages"),
     (averaged(lambda m: [two_layers(seed=1)]), ValueError, "averages"),
-    (averaged(lambda m: [m.state_dict()]), TypeError, "averages"),
     (averaged(lambda m: [nn.Linear(2, 2)]), ValueError, "averages"),
-    (averaged(lambda m: [copy.deepcopy(m).share_memory()]), NotImplementedError, "values"),
     (averaged(inference_copy), RuntimeError, "layer"),
 )  # fmt: skip
 
@@ -94,11 +92,9 @@ def test_a_foreign_state_changes_nothing(key: str) -> None:
     before = snapshot(model, optimizer, dst)
     with pytest.raises(ValueError, match=key):
         dst.load_state_dict({**other.state_dict(), key: {}})
-    with pytest.raises(ValueError, match="keys"):
-        dst.load_state_dict({k: v for k, v in other.state_dict().items() if k != key})
-    for damaged in ({"ever_active": {}}, {"step_count": -5}, {"updates": 2.5}):
-        with pytest.raises((TypeError, ValueError), match=next(iter(damaged))):
-            dst.load_state_dict(other.state_dict() | damaged)
+    for missing in (key, "ever_active", "generator", "updates"):
+        with pytest.raises(KeyError, match=missing):
+            dst.load_state_dict({k: v for k, v in other.state_dict().items() if k != missing})
     assert same(snapshot(model, optimizer, dst), before)
     dst.load_state_dict(other.state_dict())  # unchanged, it is taken
     assert same(dst.state_dict(), other.state_dict())

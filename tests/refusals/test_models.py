@@ -7,7 +7,7 @@ import torch
 from random_banks import Problem
 from refusals import refusals
 
-from sparseconv.models import DSN, LITE, Ensemble, InceptionTime
+from sparseconv.models import DSN, LITE, InceptionTime
 from sparseconv.rocket import kernel_features
 
 test_models = refusals(
@@ -26,8 +26,6 @@ test_models = refusals(
     (lambda: LITE(3, 2)(torch.zeros(2, 1, 50)), ValueError, "LITE"),
     (lambda: InceptionTime(1, 0), ValueError, "n_classes"),
     (lambda: InceptionTime(1, 2, variant="torch"), ValueError, "variant"),
-    (lambda: Ensemble([]), ValueError, "members"),
-    (lambda: Ensemble([LITE(1, 2)] * 2), ValueError, "members"),
 )  # fmt: skip
 
 ROCKET, MINI = Problem("rocket", 2).bank, Problem("minirocket", 6).bank

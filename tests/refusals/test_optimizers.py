@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import pytest
 import torch
 from refusals import refusals
 from torch import Tensor, nn
@@ -31,19 +30,6 @@ def with_attribute(make: Callable[[Parameters], Any]) -> Callable[[Parameters], 
         return optimizer
 
     return build
-
-
-class Codes(Tensor):
-    """Knows no operation, as the 8-bit states of torchao know none that takes entries."""
-
-    @staticmethod
-    def __new__(cls, shape: torch.Size) -> Codes:
-        made: Codes = Tensor._make_wrapper_subclass(cls, shape)  # type: ignore[attr-defined]
-        return made
-
-    @classmethod
-    def __torch_dispatch__(cls, func: Any, *_: Any) -> Any:
-        raise NotImplementedError(f"Codes dispatch: {func}")
 
 
 def masters(params: Parameters) -> list[Any]:
@@ -74,7 +60,6 @@ def hooked(params: Parameters) -> Optimizer:
     return optimizer
 
 
-coded = with_attribute(lambda params: {p: {"m": Codes(p.shape)} for p in params})
 flat = with_attribute(lambda params: torch.zeros(sum(p.numel() for p in params)))
 shadow = with_attribute(Shadow)
 
@@ -98,8 +83,6 @@ test_optimizers = refusals(
     (prune(torch.optim.LBFGS), NotImplementedError, "LBFGS keeps a history that mixes all par"),
     (prune(flat), NotImplementedError, "SGD.held is a tensor of shape [299] that belongs to no"),
     (schedule(shadow), NotImplementedError, "SGD.held.shadow['0'] is a tensor of shape [10]"),
-    (prune(coded), NotImplementedError, "SGD.held['m'] of '0.weight' is a Codes that does"),
-    (schedule(coded), NotImplementedError, "a Codes that does not store one entry per weight"),
     (prune(projected), NotImplementedError, "SGD.held['at'].matrix is a tensor of shape [2"),
     (prune(replaced), NotImplementedError, "SGD.step is of type function and may contain"),
     (prune(hooked), NotImplementedError, "SGD._optimizer_step_post_hooks["),
@@ -110,13 +93,3 @@ test_optimizers = refusals(
      "SGD.held[0] keeps a history"),
     (schedule(flat), NotImplementedError, "SGD.held is a tensor of shape [69] that belongs to no"),
 )  # fmt: skip
-
-
-def test_a_state_that_the_first_step_made_is_refused_long_before_an_update() -> None:
-    layer = sc.SparseConv1d(2, 8, 3)
-    optimizer = SGD(layer.parameters(), 0.1)
-    dst = sc.DSTScheduler(layer, optimizer, update_every=5, end_step=9)
-    optimizer.state[layer.values]["m"] = Codes(layer.values.shape)
-    with pytest.raises(NotImplementedError, match="is a Codes that does not store one"):
-        dst.step()
-    assert dst.step_count == 0

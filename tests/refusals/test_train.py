@@ -40,11 +40,9 @@ test_train = refusals(
     (lambda: of(X, np.array(["a", "b"] * 10)), TypeError, "numpy.unique(labels"),
     (lambda: of(X, y + 1), ValueError, "y must contain class indices"),
     (lambda: train(SQUEEZING, X[:1], y[:1]), ValueError, "log-probabilities (n_cases"),
-    (lambda: run(FROZEN), ValueError, "requires a gradient"),
-    (lambda: of(NAN, y), ValueError, "X to be finite, but 1 of 20"),
-    (lambda: of(1e39 * X.double(), y), ValueError, "X to be finite, but 20 of 20"),
+    (lambda: run(FROZEN), RuntimeError, "does not require grad"),
+    (lambda: of(NAN, y), ValueError, "loss became nan"),
     (lambda: of(X.expand(-1, 2, -1), y), ValueError, "expects series of shape (n_cases, 1, n"),
-    (lambda: run(network(), validation=X), TypeError, "validation"),
     (lambda: run(network(), validation=(X, y + 1)), ValueError, "class indices in [0, 2)"),
     (lambda: run(network(), resume=True), ValueError, "resume=True needs out"),
     (lambda: run(network(), checkpoint_every=0), ValueError, "checkpoint_every must be at least"),
@@ -64,7 +62,6 @@ test_recipe = refusals(
     (lambda: Recipe(lr=1e-5), ValueError, "lr_min <= lr"),
     (lambda: Recipe(decay_share=1.1), ValueError, "decay_share must lie in (0, 1]"),
     (lambda: Recipe(grow="slowly"), ValueError, "grow must be one of"),
-    (lambda: Recipe(skip_step_at_update="no"), TypeError, "must be True or False"),
 )  # fmt: skip
 
 

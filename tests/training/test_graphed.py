@@ -16,11 +16,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 import sparseconv as sc
-from sparseconv import DSTScheduler, KernelCSR, SparseConv1d
+from sparseconv import KernelCSR, SparseConv1d
 from sparseconv.core.geometry import Geometry
-from sparseconv.dst import scheduler, update
 from sparseconv.ops import gpu_plans
-from sparseconv.ops.graphs import CudaGraphs, Repeated
+from sparseconv.ops.graphs import CudaGraphs
 from sparseconv.training import checkpoint
 from sparseconv.training.graphed import WARM_UP, GraphedStep, Outputs
 from sparseconv.training.run import Run
@@ -33,9 +32,7 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sparseconv.nn.block._series_of", lambda x: None)
 
 
-def test_plans_for_a_gpu_stay_where_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Computed again by the call at first, then by the replay of a graph."""
-    fake, repeated = FakeCudaGraph(monkeypatch), Repeated(CudaGraphs(torch.device("cpu")))
+def test_plans_for_a_gpu_stay_where_they_are() -> None:
     generator = torch.Generator().manual_seed(1)
     shape = (8, 4, 7)
     strided = SparseConv1d(4, 8, 7, stride=2)._geometry()
@@ -60,10 +57,9 @@ def test_plans_for_a_gpu_stay_where_they_are(monkeypatch: pytest.MonkeyPatch) ->
     for positions in (torch.arange(60), *spread):
         pattern = KernelCSR.from_positions(positions, (8, 4, 7))
         layer.set_pattern(pattern)
-        gpu_plans.refresh(layer.crow_indices, layer.col_indices, repeated)
+        gpu_plans.refresh(layer.crow_indices, layer.col_indices)
         assert [t.data_ptr() for t in made(layer)] == places
         assert all(map(torch.equal, made(layer), made(pattern)))
-    assert (fake.captures, fake.replays) == (1, 3)
 
 
 @pytest.fixture(params=["cpu", "cuda"])
@@ -114,26 +110,6 @@ def test_graphs_are_taken_where_they_can_be_captured(monkeypatch: pytest.MonkeyP
         assert same(run(network(), recipe).history, eager.history)
     with pytest.raises(RuntimeError, match="not permitted"):
         run(network(), recipe, cuda_graphs=True)
-
-
-def every_four(model: nn.Module, optimizer: Any, *_: int) -> DSTScheduler:
-    return DSTScheduler(model, optimizer, update_every=4, end_step=99)
-
-
-@pytest.mark.parametrize("factory", [None, every_four])
-def test_one_switch_for_steps_and_updates(factory: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (update, scheduler):
-        monkeypatch.setattr(module, "stays_on_gpu", lambda tensor: True)
-    fake = FakeCudaGraph(monkeypatch)
-    found = {}
-    for switch in (False, None, True):
-        before = fake.captures
-        history = run(network(), scheduler_factory=factory, cuda_graphs=switch).history
-        assert sum(row["updated"] for row in history) >= 3
-        found[switch] = fake.captures - before, history
-    # None replays no steps on a CPU, but the updates of both layers.
-    assert [captures for captures, _ in found.values()] == [0, 2, 4]
-    assert same(found[False][1], found[True][1])
 
 
 def step_of(model: nn.Module) -> tuple[torch.optim.Optimizer, Callable[..., Outputs]]:
