@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from benchmarks.bench import cases
-from benchmarks.bench.cases import CASES, SUITES, WITHOUT_CASES, layer_problem, select
-from sparseconv import SparseConv1d
+from benchmarks.bench.cases import CASES, SUITES, WITHOUT_CASES, select
 
 
 def test_every_suite_has_cases_and_every_name_is_one() -> None:
@@ -36,10 +35,3 @@ def test_every_suite_has_cases_and_every_name_is_one() -> None:
 def test_active_weights_of_published_layers(name: str, nnz: int) -> None:
     """The number of the paper's counting rule: int(kernels * taps * (1 - S)) for each group."""
     assert CASES[name].make_pattern().nnz == nnz
-
-
-def test_layer_problem_follows_the_layers_options() -> None:
-    layer = SparseConv1d(4, 6, 5, 2, (1, 3), 2, 2, padding_mode="replicate")
-    problem = layer_problem(layer, batch=2, length=17)
-    assert problem.geometry == (6, 2, 5, 2, 1, 3, 2, 2, 1, 1, 1)
-    assert problem.grad.shape == layer(problem.x).shape

@@ -16,7 +16,7 @@ from bench_rows import network
 from benchmarks import recording
 from benchmarks.bench import command as bench
 from benchmarks.bench import networks, run
-from benchmarks.bench.cases import CASES, Case
+from benchmarks.bench.cases import Case
 from sparseconv.cli.main import main
 
 
@@ -59,26 +59,6 @@ def test_everything_that_is_written(
     assert "4.00 [4.00, 4.00]" in shown.out
     assert found["machine"]["cpu"] in shown.out
     assert "wgrad_splits" in shown.err  # progress
-
-
-@pytest.mark.parametrize(
-    ("words", "names", "network"),
-    [
-        ([], [*CASES], True),
-        (["--suites", "dtype"], ["float64", "bfloat16", "float16"], False),
-        (["--suites", "network"], [], True),
-        (["--cases", "packing", "--suites", "trained", "network"],
-         [*(n for n in CASES if CASES[n].suite == "trained"), "packing"], True),
-    ],
-)  # fmt: skip
-def test_what_is_listed(
-    words: list[str], names: list[str], network: bool, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["bench", "--list", *words]) == 0
-    shown = capsys.readouterr().out
-    lines = [line for line in shown.splitlines() if line.startswith("  ")]
-    assert sorted(line.split()[0] for line in lines) == sorted(names)
-    assert ("network: the whole network" in shown) == network
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, run.WrongResultError("wgrad is wrong")])

@@ -8,16 +8,6 @@ from benchmarks.paper import figures
 from benchmarks.paper.comparison import frame
 
 
-def test_pictures_count_each_set_alike() -> None:
-    """Of seeds first the mean, and of one set that another run has not, nothing."""
-    rows = [
-        row("DSN", "x", 0, kernels_by_size=[[0, 4]]), row("DSN", "x", 1, kernels_by_size=[[2, 2]]),
-        row("DSN", "y", 0, kernels_by_size=[[1, 0]]),
-    ]  # fmt: skip
-    (layer,) = figures.mean_layers(frame(rows), "kernels_by_size", lambda one: one / one.sum())
-    assert layer.tolist() == [(0.25 + 1) / 2, (0.75 + 0) / 2]
-
-
 def test_time_to_accuracy() -> None:
     """Of equal seeds; what was seen at the first look may have been reached before."""
     runs = frame([

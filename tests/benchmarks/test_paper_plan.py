@@ -5,34 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pytest
-from small_plan import PLAN
 
-from benchmarks.paper.__main__ import main
 from benchmarks.paper.archives import Shape, choose, members, open_archive, published, read
 from benchmarks.paper.plan import read_plan
 from benchmarks.paper.training import looks
-
-
-def test_what_is_not_there_is_said(plan: Path, archive: Path) -> None:
-    opened, said = open_archive(archive), list[str]()
-    read_plan(plan, opened, said.append)
-    assert said == []
-    plan.write_text(PLAN.replace('sets = "all"', 'sets = ["Long", "FordA", "FordB"]', 1))
-    assert len(read_plan(plan, opened, said.append)) == 3
-    assert said == ["FordA, FordB: the archive does not contain them"]
-
-
-def test_the_order_of_jobs(plan: Path, archive: Path) -> None:
-    opened = open_archive(archive)
-    jobs = read_plan(plan, opened)
-    for order, by in (
-        ("runs", lambda job: 0),
-        ("seeds", lambda job: job.seed),
-        ("sets", lambda job: (job.dataset == "Long", job.seed)),
-    ):
-        plan.write_text(f'order = "{order}"\n{PLAN}')
-        assert read_plan(plan, opened) == sorted(jobs, key=by)
 
 
 def test_a_set_is_post_hoc_unless_another_line_names_it(plan: Path, archive: Path) -> None:
@@ -59,12 +35,6 @@ def test_series_files(tmp_path: Path) -> None:
             (tmp_path / name).write_text(f"1{mark}2{mark}3\n2{mark}4{mark}5\n")
     shapes = open_archive(tmp_path).shapes
     assert shapes["New"] == shapes["Old"] == Shape(2, 2, 1, 2, 2)
-
-
-def test_archives_that_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="contains no data set; expected a folder"):
-        open_archive(tmp_path / "missing")
-    assert main(["run", "no such plan"]) == 2
 
 
 def test_sets_are_chosen() -> None:

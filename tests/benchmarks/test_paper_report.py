@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tomllib
-from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ import pytest
 from paper_rows import SETS, dsn_facts, row
 
 from benchmarks.paper import report
-from benchmarks.paper.__main__ import main
 from benchmarks.paper.archives import members
 from benchmarks.paper.parts import PARTS
 from benchmarks.paper.plan import PLANS
@@ -50,22 +48,6 @@ def test_report_with_everything(full: list[dict[str, Any]], tmp_path: Path) -> N
     assert (tmp_path / "table-1.md").read_text().startswith("| published")
 
 
-def test_runs_of_any_name_are_shown(tmp_path: Path) -> None:
-    """No table knows the name; what was an earlier report's goes."""
-    report.write_report([row("DSN", name) for name in SETS], tmp_path)
-    assert (tmp_path / "table-1.md").exists()
-    text = report.write_report([row("mine", "x"), row("mine", "y")], tmp_path).read_text()
-    assert "mine" in text
-    assert (tmp_path / "runs.md").read_text().splitlines()[2].split() == (
-        ["|", "mine", "|", "2,", "2", "|", "90.00", "|", "1.00", "|", "40", "|"]
-    )
-    assert not list(tmp_path.glob("table-1*"))
-    rows = [row(name, dataset) for name in ("DSN", "mine", "depth 2") for dataset in SETS]
-    report.write_report(rows, tmp_path)
-    _, _, *others = (tmp_path / "other-runs.md").read_text().splitlines()
-    assert [line.split()[1] for line in others] == ["mine"], "the others have tables of their own"
-
-
 def test_post_hoc_sets_count_in_no_comparison(tmp_path: Path) -> None:
     rows = [row("DSN", name, 0, 0.5) for name in SETS]
     grown = [row("gradient growth", name, post_hoc=True) for name in SETS[:3]]
@@ -77,15 +59,3 @@ def test_post_hoc_sets_count_in_no_comparison(tmp_path: Path) -> None:
     report.write_report([*rows, *grown], tmp_path)
     (*_, cells) = (tmp_path / "figure-7.md").read_text().splitlines()
     assert cells.split("|")[2].strip() == "2, 2"
-
-
-def test_what_is_missing_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Two architectures: enough for the table, too few for a diagram of ranks."""
-    rows = [row(name, dataset) for name in ("DSN", "depth 2") for dataset in SETS]
-    text = unescape(report.write_report(rows, tmp_path / "report").read_text(encoding="utf-8"))
-    left = text.partition("Omitted, because the runs that they need are missing: ")[2]
-    assert "Figure 6: effective receptive fields" in left
-    assert "Figure 5" not in left
-    assert "critical difference" not in text, "a caption of a figure that is not there"
-    assert main(["report", str(tmp_path)]) == 2
-    assert f"no rows to report in {tmp_path}; run a plan first" in capsys.readouterr().err

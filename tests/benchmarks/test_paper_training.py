@@ -16,7 +16,7 @@ from benchmarks.paper.archives import Shape, open_archive, read
 from benchmarks.paper.networks import MomentsDST, first_model, multiply_adds
 from benchmarks.paper.plan import Job
 from benchmarks.paper.sweep import perform
-from benchmarks.paper.training import checkpoint_interval, looks, scheduler_factory
+from benchmarks.paper.training import scheduler_factory
 from benchmarks.recording import commit
 from sparseconv.measure.machine import threads
 from sparseconv.models import DSN
@@ -140,33 +140,3 @@ def test_what_was_begun_goes_on(
     row = perform(job, source, tmp_path / "gpu")
     assert row["machine"]["gpu"] == "H100"
     assert row["train_seconds"] is row["predict_seconds"] is None
-
-
-def test_each_option_changes_the_training(archive: Path, tmp_path: Path) -> None:
-    source = open_archive(archive).sources["Long"]
-    changes: list[dict[str, Any]] = [
-        {}, {"series": "z-normalised"}, {"moments": "mean"}, {"weights": "masked dense"},
-        {"recipe": {"epochs": 12, "grow": "gradient"}},
-    ]  # fmt: skip
-    plain = {"network": {"nf": 3, "depth": 2}, "recipe": {"epochs": 12}}
-    rows = [
-        perform(job_with(**(plain | more)), source, tmp_path / str(i))
-        for i, more in enumerate(changes)
-    ]
-    assert len({row["train_loss"] for row in rows}) == len(rows)
-
-
-@pytest.mark.parametrize("epochs", [1, 2, 12, 30, 39, 99, 100, 999, 1000])
-def test_looks_at_the_test_set(epochs: int) -> None:
-    recipe = job_with(recipe={"epochs": epochs}).recipe()
-    found = looks(SHAPE, recipe)
-    assert len(found) <= 25
-    assert found == sorted(set(found))
-    if epochs >= 99:
-        assert found[0] <= 9, "the accuracy moves most in the beginning"
-        assert epochs / 2 < found[-1] < epochs
-    for epoch in found:
-        assert epoch % recipe.update_every_epochs, "not right after an update"
-        assert epoch % checkpoint_interval(recipe), "not where a kill would lose it"
-    if epochs == 1000:
-        assert looks(Shape(20, 3000, 1, 50, 2), recipe) == [34], "it costs as much as 50 epochs"

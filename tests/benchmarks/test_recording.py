@@ -5,8 +5,6 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import pytest
-
 from benchmarks.recording import add_line, read_lines
 
 ROWS = [{"a": 1, "name": "é\u2028\n"}, {"a": [2.5, None]}]
@@ -40,10 +38,3 @@ def test_several_may_add_at_once(tmp_path: Path) -> None:
     for who in range(4):
         assert [row["number"] for row in rows if row["who"] == who] == list(range(50))
     assert [file.name for file in tmp_path.iterdir()] == ["rows.jsonl"]
-
-
-def test_what_is_no_row_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "rows.jsonl"
-    path.write_text('{"a": 1}\n{"a": 1} {"a": 2}\n{"a": 1}\n')
-    with pytest.raises(ValueError, match=r"rows\.jsonl, line 2, is not a row"):
-        read_lines(path)

