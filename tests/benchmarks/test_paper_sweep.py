@@ -1,25 +1,34 @@
-"""The sweep of `make paper`: each job once, however often it is killed, and what it refuses."""
+"""The sweep of `make paper`, each job once, however often it is killed; and its report."""
 
 from __future__ import annotations
 
 import multiprocessing
-import os
 import re
 import subprocess
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+import tomllib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
+from paper_rows import SETS, dsn_facts, row
+from scipy.stats import wilcoxon
 from small_plan import PLAN, ROOT, command, facts
 
-from benchmarks.paper import sweep as sweeping
+from benchmarks.paper import report
 from benchmarks.paper.__main__ import main
-from benchmarks.paper.archives import Archive, open_archive
-from benchmarks.paper.plan import Job, read_plan
-from benchmarks.paper.rows import ROWS_NAME, read_rows
+from benchmarks.paper.archives import Archive, members, open_archive, published_accuracy
+from benchmarks.paper.comparison import (
+    interval,
+    versus,
+)
+from benchmarks.paper.parts import PARTS
+from benchmarks.paper.plan import PLANS, Job, read_plan
+from benchmarks.paper.rows import ROWS_NAME
 from benchmarks.paper.sweep import dask_pool, local_pool, sweep
 from benchmarks.recording import add_line
 
@@ -57,7 +66,8 @@ def test_each_job_once(
 def test_rows_of_another_plan_or_of_other_data(tmp_path: Path, archive: Path, plan: Path) -> None:
     opened = open_archive(archive)
     jobs = read_plan(plan, opened)
-    row = deadly(jobs[0])
+    job = jobs[0]
+    row = {"run": job.run, "dataset": job.dataset, "seed": job.seed, "options": job.options}
     shorter = {"options": row["options"] | {"recipe": {"epochs": 1}}}
     for change, said in (
         (shorter, "has small with recipe {'epochs': 1}, not {'epochs': 12} as in the"),
@@ -116,19 +126,73 @@ def test_dask(tmp_path: Path, archive: Path, plan: Path) -> None:
     assert facts(out) == facts(tmp_path / "calm")
 
 
-def test_a_job_that_kills_its_process_ends_the_sweep(
-    tmp_path: Path, archive: Path, plan: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sweeping, "perform", deadly)
-    opened, fork = open_archive(archive), multiprocessing.get_context("fork")
-    jobs = read_plan(plan, opened)  # the deadly one last
-    with pytest.raises(RuntimeError, match="again to continue, if necessary with fewer --workers"):
-        sweep(jobs, opened, tmp_path / "out", ProcessPoolExecutor(1, fork))
-    assert len(read_rows(tmp_path / "out" / ROWS_NAME)) == 4
+@pytest.fixture(scope="module")
+def full() -> list[dict[str, Any]]:
+    """A row for each run that the plans name, on six sets."""
+    generator = np.random.default_rng(0)
+    names = [run["name"] for run in tomllib.loads((PLANS / "full.toml").read_text())["run"]]
+    held = {"UCR 2018": members("ucr2018"), "UEA": members("uea")}
+    rows = [
+        row(name, dataset, 0, generator.uniform(0.7, 1), **dsn_facts(nf=4))
+        for name in dict.fromkeys(names)
+        for dataset in held.get(name.partition(",")[0], SETS)[:6]
+    ]
+    for one in rows:
+        one["train_seconds"] = 50.0 if one["run"] == "masked dense" else 10.0
+        one["curve_seconds"] = [one["train_seconds"] / 2, one["train_seconds"]]
+        one |= {"forward_ms": 1.0, "step_ms": generator.uniform(3, 4)}
+        if one["run"] == "without groups":
+            one |= dsn_facts(nf=4, n_groups=1)
+    return rows
 
 
-def deadly(job: Job, *_: object) -> dict[str, Any]:
-    if job.run == "masked":
-        os._exit(9)
-    return {"run": job.run, "dataset": job.dataset, "seed": job.seed, "options": job.options,
-            "accuracy": 1.0}  # fmt: skip
+def test_report_with_everything(full: list[dict[str, Any]], tmp_path: Path) -> None:
+    page = report.write_report(full, tmp_path)
+    text = page.read_text(encoding="utf-8")
+    for part in PARTS:
+        assert part.title in text, part.name
+        assert "{" not in part.caption(with_figure=True), "not filled in"
+        assert part.figure is None or (tmp_path / f"{part.name}.png").stat().st_size > 5000
+    assert "Omitted, because" not in text
+    assert "Of UCR 85, 6 were run: " in text
+    assert (tmp_path / "table-1.md").read_text().startswith("| published")
+
+
+def test_post_hoc_sets_count_in_no_comparison(tmp_path: Path) -> None:
+    rows = [row("DSN", name, 0, 0.5) for name in SETS]
+    grown = [row("gradient growth", name, post_hoc=True) for name in SETS[:3]]
+    report.write_report([*rows, *grown], tmp_path)
+    for shown in ("behind", "runs"):
+        assert "gradient growth" in (tmp_path / f"{shown}.md").read_text()
+    assert not (tmp_path / "figure-7.md").exists()
+    grown[0]["post_hoc"] = grown[2]["post_hoc"] = False
+    report.write_report([*rows, *grown], tmp_path)
+    (*_, cells) = (tmp_path / "figure-7.md").read_text().splitlines()
+    assert cells.split("|")[2].strip() == "2, 2"
+
+
+def test_versus_published() -> None:
+    theirs = published_accuracy("ResNet")
+    steps = np.array([3, 1, 0, 0.004, -1, -2])
+    ours = theirs[SETS] + steps
+    found = versus(ours, theirs)
+    assert (found.wins, found.ties, found.losses, found.sets) == (2, 2, 2, 6)
+    assert found.difference == pytest.approx(steps.mean())
+    assert found.interval[0] < found.difference < found.interval[1]
+    assert found.p == pytest.approx(wilcoxon([3, 1, 0, 0, -1, -2]).pvalue)
+    assert versus(ours, theirs[[]]) is None
+    noisy = 80.0 + pd.Series([-1, -1, 1, 0, 1, 1]) / 3
+    even = versus((noisy + noisy + noisy) / 3 + 1e-14, 0 * noisy + 80.0)
+    assert even.p == wilcoxon([-1, -1, 1, 0, 1, 1]).pvalue, "the noise of means is not a difference"
+    same = versus(ours, ours)
+    assert (same.ties, same.p) == (6, None)
+    one = versus(pd.Series({"a": 90.0}), pd.Series({"a": 85.0}))
+    assert (one.wins, one.interval, one.p) == (1, None, None), "one set has no spread"
+
+
+@pytest.mark.parametrize("count", [2, 12])
+def test_interval_of_a_mean_holds_it_in_95_percent(count: int) -> None:
+    drawn = np.random.default_rng(count).normal(5, 2, size=(400, count))
+    holds = [low <= 5 <= high for low, high in map(interval, drawn)]
+    assert np.mean(holds) == pytest.approx(0.95, abs=0.033)  # three deviations of 400 cases
+    assert interval([2.0, 2.0]) == (2, 2)

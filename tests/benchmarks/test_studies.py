@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
@@ -33,7 +32,7 @@ from benchmarks.studies.published_networks import WAYS, Data, Network
 from benchmarks.studies.published_widths import fcn
 from sparseconv.conversion import to_dense
 from sparseconv.estimators.pocket import POCKETClassifier
-from sparseconv.models import DSN, InceptionTime, ResNet
+from sparseconv.models import ResNet
 
 
 def test_each_network_is_measured_once(
@@ -76,60 +75,49 @@ def test_the_largest_ratio_of_dilations_is_named(
     assert f"{6401 / 101:.2f} | 25x25x7, N = 1, L = 100, dilation 64 |" in printed
 
 
+SECONDS = {
+    "plain": 9.0, "channels_last": 6.0, "compiled": 8.0, "1": 8.0, "0.1": 2.0,
+    "sparse": 2.0, "sparse, compiled": 3.0,
+}  # fmt: skip
+
+
 @pytest.fixture
-def without_inductor(monkeypatch: pytest.MonkeyPatch) -> None:
+def timed(monkeypatch: pytest.MonkeyPatch) -> list[set[str]]:
+    """Each call runs once, without Inductor, and took what ``SECONDS`` says."""
+    found: list[set[str]] = []
     compile = torch.compile
+
+    def interleave(calls: Any, rounds: int, **_: Any) -> dict[str, Any]:
+        for call in calls.values():
+            call()
+        found.append(set(calls))
+        return {name: np.full(rounds, SECONDS[name]) for name in calls}
+
+    for study in (densities, networks):
+        monkeypatch.setattr(study, "interleave", interleave)
     monkeypatch.setattr(
         torch, "compile",
         lambda model, dynamic, backend=None: compile(model, backend=backend) if backend else model,
     )  # fmt: skip
-
-
-@pytest.fixture
-def small_densities(monkeypatch: pytest.MonkeyPatch, without_inductor: None) -> list[int]:
-    """Two tiny networks at two densities, not compiled; return the rounds of each timing."""
-    rounds_of = []
-
-    def interleave(calls: Any, rounds: int, least_seconds: float) -> dict[str, Any]:
-        for call in calls.values():
-            call()
-        rounds_of.append(rounds)
-        seconds = {"plain": 9.0, "channels_last": 6.0, "compiled": 8.0, "1": 8.0, "0.1": 2.0}
-        return {name: np.full(rounds, seconds[name]) for name in calls}
-
-    monkeypatch.setattr(densities, "interleave", interleave)
-    monkeypatch.setattr(densities, "DENSITIES", (1.0, 0.1))
-    for name in set(densities.NETWORKS) - {"DSN", "ResNet", "InceptionTime"}:
-        monkeypatch.delitem(densities.NETWORKS, name)
-    small: dict[str, Callable[[float], Any]] = {
-        "DSN": lambda density: DSN(
-            1, 2, nf=2, depth=2, n_groups=1, init="random", sparsity=1 - density
-        ),
-        "ResNet": lambda density: blocks.pruned(ResNet(1, 2, nf=4), 1, density),
-        "InceptionTime": lambda density: blocks.pruned(
-            InceptionTime(1, 2, nf=2, depth=3), 1, density
-        ),
-    }
-    for name, build in small.items():
-        monkeypatch.setitem(densities.NETWORKS, name, densities.Network(build, (4, 1, 64)))
-    return rounds_of
+    return found
 
 
 def test_networks_are_timed_by_density_and_drawn(
-    small_densities: list[int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+    timed: list[set[str]], tmp_path: Path,
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     path = tmp_path / "rows.jsonl"
-    assert main(["densities", "--out", str(path)]) == 0
-    assert main(["densities", "--out", str(path)]) == 0
-    assert len(small_densities) == 3, "each network once"
-    assert (
-        "| 4 x 1 x 64 |     10% | 4.50 [4.50, 4.50] |      3.00 [3.00, 3.00] |"
-        in capsys.readouterr().out
-    )
+    small = densities.Network(lambda d: blocks.pruned(ResNet(1, 2, nf=4), 1, d), (4, 1, 64))
+    monkeypatch.setattr(densities, "NETWORKS", {"ResNet": small})
+    monkeypatch.setattr(densities, "DENSITIES", (1.0, 0.1))
+    for _ in range(2):
+        assert main(["densities", "--out", str(path)]) == 0
+    assert len(timed) == 1, "it was there already"
+    printed = capsys.readouterr().out
+    assert "| 4 x 1 x 64 |     10% | 4.50 [4.50, 4.50] |      3.00 [3.00, 3.00] |" in printed
     assert {"cpu", "isa", "torch", "date", "commit"} <= read_lines(path)[0]["machine"].keys()
     speeds = densities.speeds(path)
-    assert list(speeds) == ["DSN", "InceptionTime", "ResNet"]
-    assert all(points == [(1.0, 0.75), (0.1, 3.0)] for points in speeds.values())
+    assert speeds == {"ResNet": [(1.0, 0.75), (0.1, 3.0)]}
     assert len(plots.networks_by_density(speeds).axes) == 1
 
 
@@ -241,26 +229,14 @@ def test_other_networks_keep_their_outputs_when_they_are_pruned(network: str) ->
 
 
 def test_networks_are_timed_in_each_mode(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    without_inductor: None,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    seconds = {"plain": 9.0, "channels_last": 6.0, "compiled": 8.0, "sparse": 2.0}
-    timed: list[set[str]] = []
-
-    def interleave(calls: Any, rounds: int, least_seconds: float) -> dict[str, Any]:
-        timed.append(set(calls))
-        slow = seconds | {"sparse, compiled": 1.0 if len(timed) > 1 else 3.0}
-        return {name: np.full(rounds, slow[name]) for name in calls}
-
-    monkeypatch.setattr(networks, "interleave", interleave)
+    timed: list[set[str]], tmp_path: Path,
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     small = {"FCN": networks.Network(lambda: fcn((16, 32, 16)), (4, 1, 64))}
     monkeypatch.setattr(networks, "NETWORKS", small)
     path = tmp_path / "rows.jsonl"
-    assert networks.section(path) == "Not measured yet."
     for _ in range(2):
         assert main(["networks", "--out", str(path)]) == 0
     assert timed == [networks.DENSE.keys() | networks.SPARSE.keys()] * 4, "each mode once"
-    cells = "3.00 [3.00, 3.00]* channels_last | 6.00 [6.00, 6.00] channels_last |"
-    assert f"4 x 1 x 64 | {cells}" in " ".join(capsys.readouterr().out.split())
+    cell = "3.00 [3.00, 3.00]* channels_last |"
+    assert f"4 x 1 x 64 | {cell} {cell}" in " ".join(capsys.readouterr().out.split())
