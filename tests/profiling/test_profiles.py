@@ -207,6 +207,14 @@ def test_verdict_and_shares(monkeypatch: pytest.MonkeyPatch, dense_step: Any, ve
     assert "alone, they take 30% of the model's 10.00 ms" in text
 
 
+def test_training_is_timed_where_gradients_are_off() -> None:
+    model = SparseConv1d(3, 4, 5)
+    for mode in (torch.no_grad(), torch.inference_mode()):
+        with mode:
+            found = profile(model, X.clone())
+        assert "training" in found.layers[0].times
+
+
 IN_UNITS: list[dict[str, Any]] = [
     {"block": 16}, {"block": 8, "density": 0.5}, {"density": 0.5}, {"groups": 2, "block": 8},
     {"groups": 4, "block": 4}, {"padding": 3000, "dilation": 3000},
