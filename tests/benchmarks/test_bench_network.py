@@ -1,21 +1,22 @@
-"""The whole-network benchmark: nothing wrong is timed, and every figure follows from its times."""
+"""Nothing wrong is timed: whole networks, each of which learns the same, and baselines."""
 
 from __future__ import annotations
 
 import itertools
 import json
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from dense_kernels import dense_calls, one_wrong
+from bench_rows import shrunk
 from torch import Tensor, nn
 
-from benchmarks.bench import masked, networks, run, tables
+from benchmarks.bench import cases, masked, networks, run, tables
+from benchmarks.bench.baselines import BASELINES, Calls
+from benchmarks.bench.cases import CASES, SUITES, WITHOUT_CASES, Problem, select
 from benchmarks.bench.masked import MaskedDST, PremaskedConv1d, masked_copy
 from benchmarks.bench.networks import TrainingStep
 from benchmarks.bench.run import WrongResultError
@@ -23,7 +24,6 @@ from sparseconv import DSTScheduler
 from sparseconv.measure import timing
 from sparseconv.models import DSN
 from sparseconv.nn import block
-from sparseconv.ops.backends import extension
 
 SECONDS = {"sparse": 2e-3, "masked_dense": 1e-2, "dense_best": 6e-3, "dense_compiled": 8e-3}
 WAYS = {"jit": 2e-3, "channels_last jit": 1e-3}  # of running dense_best, before it is timed
@@ -96,69 +96,36 @@ def test_rows_of_every_mode(fake_times: list[list[str]], monkeypatch: pytest.Mon
 # Nothing wrong is timed
 
 
-@pytest.mark.parametrize("mode", networks.MODES)
-def test_a_wrong_kernel_is_not_timed(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "public_calls", partial(dense_calls, wgrad=one_wrong))
-    monkeypatch.setattr(timing, "interleave", lambda *a, **k: pytest.fail("timed a wrong kernel"))
-    with pytest.raises(WrongResultError, match="wgrad is wrong"):
-        measured(mode)
-
-
 @pytest.mark.parametrize(
     ("mode", "what"),
-    [("inference", "outputs"), *itertools.product(("train", "update"), ("outputs", "gradient"))],
+    [
+        *itertools.product(("train", "inference"), ("outputs", "wgrad")),
+        ("update", "gradient"),
+    ],
 )
-def test_a_wrong_network_is_not_timed(
+def test_what_is_wrong_is_not_timed(
     mode: str, what: str, fake_times: list[list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = block._compute
+    calls, compute = run.public_calls, block._compute
 
     def wrong(*parts: Any) -> Tensor:
         """Let each layer be right alone, but not what runs them in a row."""
-        y = right(*parts)
+        y = compute(*parts)
         return 1.01 * y if what == "outputs" else y + 0.1 * (y - y.detach())
 
-    if mode == "inference":
+    def wrong_calls(problem: Problem) -> Calls:
+        right = calls(problem)
+        return right | {"wgrad": lambda: 1.01 * right["wgrad"]()}
+
+    if what == "wgrad":
+        monkeypatch.setattr(run, "public_calls", wrong_calls)
+    elif mode == "inference":
         monkeypatch.setattr(networks, "optimize_for_inference", lambda net: lambda x: net(x) + 1e-3)
     else:
         monkeypatch.setattr(block, "_compute", wrong)
-    with pytest.raises(WrongResultError, match=f"the (network's )?{what}.*(is|are) wrong"):
+    with pytest.raises(WrongResultError, match=f"{what}.*(is|are) wrong"):
         measured(mode, baselines=["masked_dense"])
     assert fake_times == []
-
-
-def test_wrong_gradients_in_bfloat16_are_not_timed(
-    fake_times: list[list[str]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    right = networks.cast_loss
-
-    def wrong(network: Any, X: Tensor, y: Tensor, casts: bool) -> Tensor:
-        sparse = isinstance(network, DSN) and network.sparse_layers()
-        return right(network, X, y, casts) * (1.3 if casts and sparse else 1)
-
-    monkeypatch.setattr(networks, "cast_loss", wrong)
-    with pytest.raises(WrongResultError, match="bfloat16"):
-        measured("blocks", baselines=["masked_dense"])
-    assert fake_times == []
-
-
-def test_what_fails_is_absent_with_the_reason(
-    fake_times: list[list[str]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    right = torch.compile
-
-    def fails(*args: Any, backend: str = "inductor", **options: Any) -> Any:
-        if backend == "sparseconv":  # which needs no compiler
-            return right(*args, backend=backend, **options)
-        raise RuntimeError("no compiler found\nand more")
-
-    monkeypatch.setattr(torch, "compile", fails)
-    monkeypatch.setattr(torch.jit, "trace", fails)
-    train, inference = measured("train", "inference")
-    assert train["absent"] == {"dense_compiled": "no compiler found"}
-    without = ("dense_best, jit", "dense_best, channels_last jit", "dense_compiled, freezing")
-    assert inference["absent"] == dict.fromkeys(without, "no compiler found")
-    assert set(inference["ms"]) == {"sparse", "masked_dense"}
 
 
 # The dense side
@@ -190,37 +157,6 @@ def test_every_way_to_train_dense_learns_the_same(
         assert (second.weight[~second.mask] == 0).all()
     for tensor in (second.weight, second.mask, second.weight.grad):
         assert tensor.unsqueeze(2).is_contiguous(memory_format=torch.channels_last)
-
-
-def test_an_update_is_timed_beside_a_step_without_one(
-    fake_times: list[list[str]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    moved: list[int] = []
-    step = DSTScheduler.step
-    monkeypatch.setattr(DSTScheduler, "step", lambda self: moved.append(step(self)))
-    monkeypatch.setattr(TrainingStep, "peak_bytes", lambda *_: 0)
-    measured("update", baselines=[])
-    # Each when it was made and when it was timed: one of them moved weights, one did not.
-    assert moved == [True, False, True, False]
-    assert fake_times == [["sparse", "plain_step"]]
-
-
-def test_memory_counts_what_is_held_and_what_comes_out() -> None:
-    model = small(kernel_size=39, nf=12)
-    X, y = torch.randn(2, 1, 16), torch.arange(2)
-    steps = [TrainingStep(model, name) for name in ("sparse", "masked_dense")]
-    sparse, dense = (step.peak_bytes(X, y) for step in steps)
-    inactive = sum(layer.pattern.numel - layer.pattern.nnz for layer in model.sparse_layers())
-    # Weight, gradient and two moments of what is inactive, at least; and the masks, a byte each,
-    # against at most 7 index arrays of nnz.
-    nnz = sum(layer.pattern.nnz for layer in model.sparse_layers())
-    assert dense - sparse > 16 * inactive - 4 * 7 * nnz
-    arrays = [(x.crow_indices, x.col_indices) for x in steps[0].model.sparse_layers()]
-    held = sum(extension.plan_bytes(*two) for two in arrays)
-    assert held > 4 * 5 * nnz  # rows of three passes, dgrad's order and wgrad's batches, at least
-    assert sparse > 16 * sum(p.numel() for p in model.parameters()) + held
-    longer = TrainingStep(model, "sparse").peak_bytes(torch.randn(2, 1, 1600), y)
-    assert longer - sparse > 4 * 2 * 1584 * 36 * 2  # a module's outputs, before and after the norm
 
 
 # Masked dense: the same network, trained by the same rule
@@ -271,3 +207,62 @@ def test_it_moves_what_the_sparse_scheduler_moves() -> None:
             assert torch.equal(ours.pattern.to_mask(), theirs.mask)
             torch.testing.assert_close(ours.dense_weight(), theirs.weight, rtol=1e-9, atol=1e-12)
     assert sparse.updates == 6
+
+
+OF = {name: set(run.COMPUTATIONS) for name in BASELINES} | {"fft_prepared": {"fprop", "dgrad"}}
+# Every option, pattern and dtype; the other suites vary sizes.
+SOME = [case.name for case in CASES.values() if case.suite in ("options", "adversarial", "trained")]
+
+
+def all_right(problem: Problem) -> None:
+    wanted = run.exact_results(problem)
+    for name in BASELINES:
+        right, absent = run.checked_baseline(name, problem, wanted)
+        before, after = problem.geometry.padding
+        two_ways = problem.geometry.padding_mode == "zeros" and before == after > 0
+        computations = OF[name] if two_ways or not name.endswith("_padded") else set()
+        assert set(right) == computations, (name, absent)
+
+
+@pytest.mark.parametrize("name", [*SOME, "float64", "uci_HAR_dense"])
+def test_every_baseline_is_right_on_every_kind_of_case(name: str) -> None:
+    all_right(shrunk(CASES[name], outputs=24).build())
+
+
+@pytest.mark.parametrize(("name", "computation"), [("conv1d", "dgrad"), ("fft_prepared", "fprop")])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        lambda r: 1.1 * r,
+        lambda r: r.roll(1, -1),
+        lambda r: r * float("nan"),
+        lambda r: r[..., :1],
+        lambda r: r.index_fill(-1, torch.tensor(0), 0.0),  # one output of a series
+    ],
+)
+def test_a_wrong_baseline_is_left_out_with_the_reason(
+    name: str,
+    computation: str,
+    fault: Callable[[Tensor], Tensor],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    right, strided = BASELINES[name], shrunk(CASES["stride_2"], outputs=16).build()
+
+    def wrong(problem: Problem) -> Calls:
+        calls = right(problem)
+        call = calls[computation]
+        return calls | {computation: lambda: fault(call())}
+
+    monkeypatch.setitem(BASELINES, name, wrong)
+    calls, absent = run.checked_baseline(name, strided, run.exact_results(strided))
+    assert set(calls) == OF[name] - {computation}
+    assert set(absent) == {computation}
+    assert "wrong" in absent[computation]
+
+
+def test_every_suite_has_cases_and_every_name_is_one() -> None:
+    assert {case.suite for case in CASES.values()} | {*WITHOUT_CASES} == set(SUITES)
+    assert len(CASES) == len(list(cases._all()))
+    assert all(case.is_valid for case in CASES.values())
+    assert {case.suite for case in select(["batch", "dtype"])} == {"batch", "dtype"}
+    assert [case.name for case in select(names=["packing"])] == ["packing"]

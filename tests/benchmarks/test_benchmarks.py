@@ -1,15 +1,20 @@
-"""What belongs to the repository: the demo."""
+"""The demo, files of rows, and the figures of README and the plots that are made of them."""
 
 from __future__ import annotations
 
+import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from bench_rows import row
 
-from benchmarks import demo
+from benchmarks import demo, plots, readme
+from benchmarks.bench.cases import SUITES
+from benchmarks.recording import add_line, read_lines
 from sparseconv import datasets
 from sparseconv.measure.table import with_thousands
 from sparseconv.models import DSN
@@ -36,3 +41,64 @@ def test_the_demo_writes_its_report(
     assert f" {with_thousands(dense.params)} |" in rows["dense"]
     (sentence,) = (line for line in printed.splitlines() if line.startswith("With "))
     assert sentence in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("part", [{"suites": ["layer"]}, {"rounds": 6}, {"complete": False}])
+def test_readme_is_made_of_a_whole_run(part: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "bench.json"
+    bench = readme.recorded() | {"suites": list(SUITES), "rounds": 12}
+    path.write_text(json.dumps(bench))
+    assert readme.recorded(path) == bench
+    path.write_text(json.dumps(bench | part))
+    with pytest.raises(ValueError, match="must contain a complete run"):
+        readme.recorded(path)
+
+
+# Plots
+
+
+def test_the_same_results_give_the_same_pictures(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    rows = [row("uniform_10", threads=n) for n in (1, 2)]
+    once, again = (plots.write_all({"rows": rows}, tmp_path / name) for name in ("a", "b"))
+    assert [path.name for path in once] == [
+        "time-saved.svg", "break-even-1.svg", "break-even-2.svg",
+    ]  # fmt: skip
+    for one, other in zip(once, again, strict=True):
+        assert one.read_text() == other.read_text()
+        assert one.read_text().startswith("<?xml")
+    caption = plots.captions([*rows, row("uniform_5", conv1d=2.0, im2col_csr=1.0)])["saved"]
+    assert "Not timed in every case: conv2d_channels_last, fft_prepared, im2col_csr." in caption
+
+
+ROWS = [{"a": 1, "name": "é\u2028\n"}, {"a": [2.5, None]}]
+
+
+def test_a_kill_at_any_byte_loses_the_last_row_alone(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    for each in ROWS:
+        add_line(path, each)
+    assert read_lines(path) == ROWS
+    whole = path.read_bytes()
+    first, second = whole.index(b"\n"), len(whole) - 1
+    for size in range(len(whole)):
+        kept = ROWS[: int(size >= first) + int(size >= second)]  # without its newline it is whole
+        path.write_bytes(whole[:size])
+        assert read_lines(path) == kept
+        add_line(path, {"new": size})
+        assert read_lines(path) == [*kept, {"new": size}]
+
+
+def test_several_may_add_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+
+    def add(who: int) -> None:
+        for number in range(50):
+            add_line(path, {"who": who, "number": number, "pad": "x" * 5000})
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(add, range(4)))
+    rows = read_lines(path)
+    for who in range(4):
+        assert [row["number"] for row in rows if row["who"] == who] == list(range(50))
+    assert [file.name for file in tmp_path.iterdir()] == ["rows.jsonl"]

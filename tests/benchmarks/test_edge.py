@@ -1,16 +1,23 @@
-"""Exported programs under emulation: rows that are measured once."""
+"""Exported programs under emulation, and the GPU benchmark on a CPU that passes for one."""
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from quick_figures import quick_figures  # noqa: F401 (a fixture of every test here)
 from toy_run import SMALL, write_data
 
+from benchmarks.bench.run import COMPUTATIONS
 from benchmarks.edge import __main__ as command
 from benchmarks.edge import targets
+from benchmarks.gpu import __main__ as gpu
+from benchmarks.gpu import layer, step
+from benchmarks.gpu.target import PRECISIONS, Target
 from benchmarks.recording import read_lines
 from sparseconv.cli.main import main
 
@@ -45,11 +52,63 @@ def test_a_run_is_measured_once(
     assert re.search(r"\| int8 +\| x86-64 +\| 6 of 6 ", printed)
 
 
-def test_straightforward_loops_compute_the_layer(tmp_path: Path) -> None:
-    """At least the loads of all weights and samples of the layer."""
-    board = targets.TARGETS[1]
-    if board.missing():
-        pytest.skip(f"{board.name}: apt-get install {board.missing()}")
-    products = 141 * 47 * 39 * 150
-    for is_int8 in (True, False):
-        assert 3 * products < targets.straightforward(board, tmp_path, is_int8) < 12 * products
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a CPU pass for a GPU with graphs."""
+    begin = Target.__init__
+    monkeypatch.setattr(
+        Target, "__init__", lambda self, *a: (begin(self, *a), setattr(self, "graphs", True))[0]
+    )
+    monkeypatch.setattr(Target, "graphed", lambda self, timed: timed._replace(times=2))
+    monkeypatch.setattr(step, "GraphedStep", lambda model, function, optimizer: function)
+    # Adam asks for a GPU where it is to be captured.
+    adam = torch.optim.Adam
+    monkeypatch.setattr(torch.optim, "Adam", lambda p, lr, capturable: adam(p, lr=lr))
+    monkeypatch.setattr(torch, "compile", lambda module: module)  # takes half a minute
+    monkeypatch.setattr("sparseconv.measure.timing.gc.collect", lambda *_: 0)
+
+
+def test_each_part_is_measured_printed_and_saved(
+    fake: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object, **__: object) -> Any:
+        raise RuntimeError("cuDNN has no algorithm")
+
+    monkeypatch.setitem(layer.RIVALS, "dense padded", refuse)
+    monkeypatch.setitem(gpu.CHECKS, "memcheck", ("sh", "-c", "echo an illegal access; exit 9"))
+    monkeypatch.setitem(gpu.CHECKS, "racecheck", ("no-such-tool",))
+    out = tmp_path / "gpu.json"
+    words = ["--out", str(out), "--device", "cpu", "--rounds", "2", "--lengths", "24", "--parts"]
+    assert gpu.main([*words, *gpu.PARTS, "memcheck", "racecheck"]) == 1
+    found = json.loads(out.read_text())
+    rows = {part: [row for row in found["rows"] if row["part"] == part] for part in gpu.PARTS}
+
+    forms = {f"{name} {kind}" for name in layer.RIVALS for kind in PRECISIONS} | {"FFT fp32"}
+    forms |= {"cpp fp32", "cpp bf16"}
+    assert [row["computation"] for row in rows["layer"]] == list(COMPUTATIONS)
+    for row in rows["layer"]:
+        assert all(name.startswith("dense padded") for name in row["absent"])
+        assert row["samples_ms"].keys() | row["absent"].keys() == {
+            f"{form} {how}" for form in forms for how in ("eager", "graph")
+        }
+        for name, error in row["error"].items():
+            assert len(row["samples_ms"][name]) == 2
+            assert 0 < error < 1e-5 or ("bf16" in name and 1e-3 < error < 1e-2), name
+    for part, most in (("step", 1e-2), ("blocks", 1e-2), ("blocks, step", 1e-1)):
+        for row in rows[part]:
+            assert all(0 < error < most for error in row["error"].values())
+    for part, name in {
+        "step": "cpp TF32 graph with update",
+        "blocks": "cpp TF32 graph",
+        "blocks, step": "cpp bf16 graph with update",
+        "density": "cpp",
+        "update": "gradient, blocks",
+        "networks": "8 networks, a stream each",
+        "norm": "compiled",
+    }.items():
+        assert name in rows[part][0]["samples_ms"]
+    assert [check["ok"] for check in found["checks"]] == [False, False]
+    assert "an illegal access" in found["checks"][0]["result"]
+    printed = capsys.readouterr().out
+    assert "RuntimeError: cuDNN has no algorithm" in printed
+    assert "no-such-tool" in printed

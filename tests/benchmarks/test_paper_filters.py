@@ -1,28 +1,30 @@
-"""Networks made smaller: one training, every way to prune it, tables and times."""
+"""Networks and random kernels made smaller: one training, every way to prune it, and times."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+from paper_rows import row as made
 from small_plan import without_times
+from torch import Tensor, nn
 
-from benchmarks.paper import pruned_filters, times
+from benchmarks.paper import pruned_filters, rocket, times
 from benchmarks.paper.__main__ import main
-from benchmarks.paper.archives import open_archive
+from benchmarks.paper.archives import open_archive, published_accuracy, read
 from benchmarks.paper.comparison import frame
-from benchmarks.paper.plan import read_plan
-from benchmarks.paper.pruned_filters import expanded, like
+from benchmarks.paper.plan import DEFAULTS, read_plan
+from benchmarks.paper.pruned_filters import expanded
 from benchmarks.paper.rows import ROWS_NAME, read_rows
 from benchmarks.paper.sweep import perform
 from benchmarks.paper.tables.smaller_networks import silenced
 from benchmarks.paper.times import TIMES_NAME, read_times
-from sparseconv.pruning.tracing import trace
+from sparseconv.estimators.pocket import KS, POCKETClassifier
+from sparseconv.nn.conv import SparseConv1d
 
 PLAN = """
 epochs = 2
@@ -55,6 +57,27 @@ pruning = [
     {name = "DSP", criterion = "dsp", retrain = true},
     {name = "DSP, sparse", criterion = "dsp", sparsity = 0.8},
 ]
+[[run]]
+name = "ROCKET"
+model = "ROCKET"
+sets = "all"
+seeds = [0, 1]
+network = {n_kernels = 60}
+[[run]]
+name = "MiniROCKET"
+model = "MiniROCKET"
+sets = "all"
+network = {n_kernels = 168}
+[[run]]
+name = "ROCKET, cross-validated"
+model = "ROCKET"
+sets = "all"
+network = {n_kernels = 60, cv = true}
+[[run]]
+name = "ROCKET, ridge by folds"
+model = "ROCKET"
+sets = "all"
+network = {n_kernels = 60, k = "cv"}
 """
 
 
@@ -63,8 +86,12 @@ def out(swept: Callable[[str], Path]) -> Path:
     return swept(PLAN)
 
 
+def networks(out: Path) -> list[dict[str, Any]]:
+    return [row for row in read_rows(out / ROWS_NAME) if "ROCKET" not in row["run"]]
+
+
 def test_every_variant_is_a_row(out: Path) -> None:
-    rows = {row["run"]: row for row in expanded(read_rows(out / ROWS_NAME))}
+    rows = {row["run"]: row for row in expanded(networks(out))}
     assert len(rows) == 3 + 3 + 4
     whole = rows["LITE"]
     assert rows["LITE, unpruned, tuned"]["params"] == whole["params"]
@@ -74,15 +101,6 @@ def test_every_variant_is_a_row(out: Path) -> None:
     sparse, dense = rows["InceptionTime, DSP, sparse"], rows["InceptionTime, DSP"]
     assert sparse["kept"] == dense["kept"]
     assert sparse["macs"] < dense["macs"] / 2
-
-
-def test_fresh_networks_have_the_shapes_of_the_rows(out: Path) -> None:
-    for row in expanded(read_rows(out / ROWS_NAME)):
-        if row["asked"]:
-            model = like(row)
-            assert sum(p.numel() for p in model.parameters()) == row["params"]
-            example = torch.zeros(1, row["n_channels"], row["n_timepoints"])
-            assert trace(model, (example,)).macs() == row["macs"]
 
 
 def test_a_job_that_was_killed_goes_on(
@@ -118,8 +136,103 @@ def test_times_and_tables(out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     (line,) = read_times(copied / TIMES_NAME)
     assert len(line["times"]) == 3 + 3 + 4
     assert all(found["forward_ms"] > 0 and found["step_ms"] > 0 for found in line["times"].values())
-    rows = list(expanded(read_rows(copied / ROWS_NAME), read_times(copied / TIMES_NAME)))
+    rows = list(expanded(networks(copied), read_times(copied / TIMES_NAME)))
     assert (copied / "report" / "smaller-networks.png").exists()
     (silent,) = silenced(frame(rows)).rows
     assert silent[:4] == ("InceptionTime", "GunPoint", "14", "14")  # 2 epochs, pairs
     assert 0 <= float(silent[4]) < 100
+
+
+def test_rows_are_those_of_the_classifier(out: Path) -> None:
+    data = read(str(out.parent / "archive" / "GunPoint.npz"))
+    kernels = [row for row in read_rows(out / ROWS_NAME) if "ROCKET" in row["run"]]
+    rows = {(row["run"], row["seed"]): row for row in rocket.expanded(kernels)}
+
+    def accuracy(**options: Any) -> float:
+        classifier = POCKETClassifier(n_kernels=60, random_state=1, **options)
+        guess = classifier.fit(data.X_train, data.y_train).predict(data.X_test)
+        return float((guess == data.y_test).mean())
+
+    published_count = round(published_accuracy("POCKET kernels")["GunPoint"] / 10_000 * 60)
+    for name, keep in {"as published": published_count, "35 %": 21, "10 %": 6}.items():
+        row = rows[f"ROCKET, {name}, POCKET", 1]
+        assert row["keep"] == keep
+        assert row["accuracy"] == accuracy(keep=keep / 60)
+        assert rows[f"ROCKET, {name}, POCKET, stage 1", 1]["accuracy"] == accuracy(
+            keep=keep / 60, refit=False
+        )
+        assert rows[f"ROCKET, {name}, magnitude", 1]["accuracy"] == accuracy(
+            keep=keep / 60, n_iter=1
+        )
+        assert rows[f"ROCKET, {name}, random", 1]["keep"] == keep
+    assert rows["ROCKET", 1]["accuracy"] == accuracy(keep=1.0)
+    assert rows["MiniROCKET, 35 %, POCKET", 0]["keep"] == round(0.35 * 168)
+    assert rows["ROCKET, cross-validated, cv, POCKET", 0]["keep"] in (3, 6, 12, 21, 30, 60)
+    folds = rows["ROCKET, ridge by folds, as published, POCKET", 0]
+    assert folds["keep"] == published_count
+    assert folds["k"] in KS
+    assert len({name for name, _ in rows}) == 1 + 12 + 1 + 8 + 2 * 3
+
+
+def row(run: str, dataset: str = "x", seed: int = 0, **options: Any) -> dict[str, Any]:
+    options = {**DEFAULTS, "network": {"nf": 4}, **options}
+    return made(run, dataset, seed, options=options, n_channels=2, n_timepoints=30, n_classes=3)
+
+
+TIMED = [
+    row("DSN"),
+    row("DSN", seed=1),
+    row("moments: mean", moments="mean"),
+    row("masked dense", weights="masked dense"),
+    row("S = 90 %", network={"nf": 4, "sparsity": 0.9}),
+    row("ROCKET", model="ROCKET", network={}),
+    row("DSN", "alone"),
+    row("z-normalised", "alone", series="z-normalised"),
+]
+
+
+def test_equal_networks_are_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def timed(
+        models: Mapping[str, nn.Module], x: Tensor, half: set[str]
+    ) -> dict[str, dict[str, float]]:
+        assert [name in half for name in models] == [
+            name.endswith('"bfloat16"]') for name in models
+        ]
+        assert tuple(x.shape) == (times.BATCH, 2, 30)
+        sparse = [any(type(m) is SparseConv1d for m in one.modules()) for one in models.values()]
+        assert sparse[:3] == [True, False, True]
+        return {name: {"forward_ms": 1.0, "step_ms": 1.0 + i} for i, name in enumerate(models)}
+
+    monkeypatch.setattr(times, "_timed", timed)
+    path = tmp_path / times.TIMES_NAME
+    assert times.measure(TIMED[5:6], path) == 0, "random kernels are not timed"
+    assert times.measure(TIMED, path) == 1, "of one set all networks are equal"
+    (line,) = times.read_times(path)
+    assert (line["dataset"], line["seed"], line["batch"]) == ("x", 0, times.BATCH)
+    assert {run: found["step_ms"] for run, found in line["times"].items()} == {
+        "DSN": 1, "moments: mean": 1, "masked dense": 2, "S = 90 %": 3,
+    }  # fmt: skip
+    assert times.measure(TIMED, path) == 0, "nothing is measured twice"
+    assert times.measure([*TIMED, row("new", network={"nf": 5})], path) == 1
+    half = row("half", recipe={"precision": "bfloat16"})
+    assert times.measure([*TIMED, row("new", network={"nf": 5}), half], path) == 1
+    assert [len(line["times"]) for line in times.read_times(path)] == [6]
+    assert line["networks"]["DSN"] == '["DSN", "sparse", {"nf": 4}]'
+
+
+def test_what_changed_is_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {"forward_ms": 1.0, "step_ms": 2.0}
+    monkeypatch.setattr(times, "_timed", lambda models, x, half: dict.fromkeys(models, found))
+    path = tmp_path / times.TIMES_NAME
+    one, five = row("DSN"), row("wide", network={"nf": 5})
+    several = row("wide", network={"nf": 5}, members=5)
+    for wide in (row("wide", network={"nf": 40}), several, five):
+        assert times.measure([one, wide], path) == 1
+        assert times.measure([one, wide], path) == 0
+    changed = [one, row("wide", network={"nf": 6})]
+    timed = [row["run"] for row in expanded(changed, times.read_times(path)) if "step_ms" in row]
+    assert timed == ["DSN"], "a time of another network is not the row's"
+    here = times.measurement_context()
+    monkeypatch.setattr(times, "measurement_context", lambda: here | {"cpu": "another"})
+    assert times.measure([one, five], path) == 1
+    assert [line["machine"]["cpu"] for line in times.read_times(path)] == ["another"]

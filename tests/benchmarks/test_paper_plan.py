@@ -1,38 +1,28 @@
-"""What a plan names: data sets, series, jobs and their order."""
+"""What a plan names, and one job of it: its row, its moments, and going on where it was killed."""
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from small_plan import PLAN
+import torch
+from small_plan import job_with, without_times
 
-from benchmarks.paper.__main__ import main
+from benchmarks.paper import training
 from benchmarks.paper.archives import Shape, choose, members, open_archive, published, read
-from benchmarks.paper.plan import read_plan
-from benchmarks.paper.training import looks
-
-
-def test_what_is_not_there_is_said(plan: Path, archive: Path) -> None:
-    opened, said = open_archive(archive), list[str]()
-    read_plan(plan, opened, said.append)
-    assert said == []
-    plan.write_text(PLAN.replace('sets = "all"', 'sets = ["Long", "FordA", "FordB"]', 1))
-    assert len(read_plan(plan, opened, said.append)) == 3
-    assert said == ["FordA, FordB: the archive does not contain them"]
-
-
-def test_the_order_of_jobs(plan: Path, archive: Path) -> None:
-    opened = open_archive(archive)
-    jobs = read_plan(plan, opened)
-    for order, by in (
-        ("runs", lambda job: 0),
-        ("seeds", lambda job: job.seed),
-        ("sets", lambda job: (job.dataset == "Long", job.seed)),
-    ):
-        plan.write_text(f'order = "{order}"\n{PLAN}')
-        assert read_plan(plan, opened) == sorted(jobs, key=by)
+from benchmarks.paper.networks import MomentsDST, first_model
+from benchmarks.paper.plan import Job, read_plan
+from benchmarks.paper.sweep import perform
+from benchmarks.paper.training import looks, scheduler_factory
+from benchmarks.recording import commit
+from sparseconv.measure.machine import threads
+from sparseconv.models import DSN
+from sparseconv.training.loop import train
+from sparseconv.training.recipe import Recipe
 
 
 def test_a_set_is_post_hoc_unless_another_line_names_it(plan: Path, archive: Path) -> None:
@@ -42,29 +32,6 @@ def test_a_set_is_post_hoc_unless_another_line_names_it(plan: Path, archive: Pat
         plan.write_text(text)
         jobs = read_plan(plan, open_archive(archive))
         assert {job.dataset: job.post_hoc for job in jobs} == {"Short": True, "Long": False}
-
-
-def test_series_files(tmp_path: Path) -> None:
-    head = "@problemName x\n@univariate true\n@equalLength true\n@seriesLength 12\n"
-    head += "@classLabel true a b\n@data\n"
-    cases = [f"{','.join(str(case + t) for t in range(12))}:{'ab'[case % 2]}" for case in range(6)]
-    for name in ("GunPoint_TRAIN", "GunPoint_TEST", "Other_TRAIN"):
-        (tmp_path / f"{name}.ts").write_text(head + "\n".join(cases) + "\n")
-    opened = open_archive(tmp_path)
-    assert opened.shapes["GunPoint"].n_timepoints == 12, "not the set that aeon brings along"
-    assert "Other_TEST.ts" in opened.broken["Other"]
-    for split in ("TRAIN", "TEST"):  # as the archive of 2018 and that of 2015
-        for name, mark in ((f"deep/New_{split}.tsv", "\t"), (f"deep/Old_{split}", ",")):
-            (tmp_path / "deep").mkdir(exist_ok=True)
-            (tmp_path / name).write_text(f"1{mark}2{mark}3\n2{mark}4{mark}5\n")
-    shapes = open_archive(tmp_path).shapes
-    assert shapes["New"] == shapes["Old"] == Shape(2, 2, 1, 2, 2)
-
-
-def test_archives_that_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="contains no data set; expected a folder"):
-        open_archive(tmp_path / "missing")
-    assert main(["run", "no such plan"]) == 2
 
 
 def test_sets_are_chosen() -> None:
@@ -114,3 +81,114 @@ def test_the_plans_that_come_along() -> None:
         if job.run in ("DSN", "masked dense"):
             assert looks(archive.shapes[job.dataset], job.recipe()), "or question (a) has no figure"
             assert job.recipe().update_every_epochs < 10, "or no pattern changes"
+
+
+SHAPE = Shape(20, 20, 3, 50, 4)
+
+
+def test_an_ensemble_is_the_mean_of_networks_trained_by_themselves(
+    archive: Path, tmp_path: Path
+) -> None:
+    opened = open_archive(archive)
+    source, network = opened.sources["Long"], {"nf": 3, "depth": 2}
+    recipe = {"epochs": 12}
+    job = Job("two", "Long", 1, job_with(network=network, recipe=recipe, members=2).options)
+    row = perform(job, source, tmp_path / "job")
+    data = read(source)
+    X, y = torch.as_tensor(data.X_test), torch.as_tensor(data.y_test)
+    models, losses = [], []
+    for seed in (2, 3):  # that no other job of the run has
+        torch.manual_seed(seed)
+        models.append(DSN(2, 2, **network))
+        own = Recipe(seed=seed, **recipe)
+        with threads(1):
+            losses.append(train(models[-1], data.X_train, data.y_train, own, verbose=False))
+    with torch.no_grad():
+        proba = sum(model(X).exp() for model in models) / 2
+    assert row["accuracy"] == (proba.argmax(1) == y).double().mean().item()
+    assert row["test_loss"] == pytest.approx(float(-proba[range(len(y)), y].log().mean()))
+    assert row["train_loss"] == pytest.approx(sum(found.best_loss for found in losses) / 2)
+    for key, one in (("params", "params"), ("macs", "macs_executed"), ("flops_paper",) * 2):
+        assert row[key] == sum(getattr(model.cost(30), one) for model in models)
+    assert row["curve"] == []
+    (tmp_path / "job" / "1" / "checkpoint.pt").unlink()
+    assert without_times(perform(job, source, tmp_path / "job")) == without_times(row)
+
+
+@pytest.mark.parametrize("moments", ["mean", "corrected"])
+def test_moments_of_grown_weights(moments: str) -> None:
+    torch.manual_seed(0)
+    model = first_model(job_with().options, 0, SHAPE)
+    make = scheduler_factory(job_with(moments=moments), job_with().recipe())
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    dst = make(model, optimizer, 3, 100, 100)
+    assert isinstance(dst, MomentsDST)
+    x, target = torch.randn(8, 3, 50), torch.arange(8) % 4
+    layer = dst.layers[1]
+    for step in range(1, 8):
+        optimizer.zero_grad()
+        torch.nn.functional.nll_loss(model(x), target).backward()
+        before, ages = layer.values.detach().clone(), dst.ages[1].clone()
+        optimizer.step()
+        state = optimizer.state[layer.values]
+        if moments == "corrected":
+            first, second = (
+                state[name] / (1 - beta ** (ages + 1))
+                for name, beta in (("exp_avg", 0.9), ("exp_avg_sq", 0.999))
+            )
+            wanted = before - 1e-2 * first / (second.sqrt() + 1e-8)
+            torch.testing.assert_close(layer.values.detach(), wanted, rtol=1e-4, atol=1e-6)
+        updated = dst.step()
+        assert updated == (step % 3 == 0)
+        if updated:
+            grown = layer.values == 0
+            assert (dst.ages[1][grown] == 0).all()
+            assert 0 < grown.sum() <= 0.5 * len(grown) + len(layer.regions)
+            moment = state["exp_avg_sq"]
+            positions = layer.pattern.positions()
+            channels = positions // (layer.pattern.shape[1] * layer.pattern.shape[2])
+            for (first, end), _ in layer.regions if moments == "mean" else ():
+                inside = (channels >= first) & (channels < end)
+                mean = moment[inside & ~grown].mean()
+                wanted = mean.expand(int((inside & grown).sum()))
+                torch.testing.assert_close(moment[inside & grown], wanted)
+            assert moments == "mean" or (moment[grown] == 0).all()
+    other = make(model, optimizer, 3, 100, 100)
+    other.load_state_dict(dst.state_dict())
+    assert all(map(torch.equal, other.ages, dst.ages))
+
+
+def test_what_was_begun_goes_on(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the same facts; the row names the commits and the GPU that trained it."""
+    source, half = open_archive(archive).sources["Long"], tmp_path / "half"
+    job = job_with(weights="masked dense", network={"nf": 3, "depth": 2}, recipe={"epochs": 40})
+    calm = perform(job, source, tmp_path / "calm")
+    assert len(calm["curve"]) == 3
+    trained = []
+
+    def stopping(*arguments: Any, on_epoch: Any, **settings: Any) -> Any:
+        def count(history: list[Any]) -> None:
+            trained.append(len(history))
+            on_epoch(history)
+            if len(trained) == 20:
+                raise KeyboardInterrupt
+
+        return train(*arguments, on_epoch=count, **settings)
+
+    monkeypatch.setattr(training, "train", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        perform(job, source, half)
+    monkeypatch.setattr(training, "CODE", "1234567")  # the next one
+    shutil.copytree(half, tmp_path / "gpu")
+    row = perform(job, source, half)
+    assert trained == [*range(1, 21), *range(trained[20], 41)]
+    assert trained[20] in (19, 20, 21), "two epochs are done again, or less"
+    assert without_times(row) == without_times(calm)
+    assert row["machine"]["commit"] == f"{commit()} then 1234567"
+    file = tmp_path / "gpu" / training.JOB_NAME
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"gpus": ["H100"]}))
+    row = perform(job, source, tmp_path / "gpu")
+    assert row["machine"]["gpu"] == "H100"
+    assert row["train_seconds"] is row["predict_seconds"] is None

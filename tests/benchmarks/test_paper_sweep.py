@@ -1,31 +1,35 @@
-"""The sweep of `make paper`: each job once, however often it is killed, and what it refuses."""
+"""The sweep of `make paper`, each job once, however often it is killed; and its report."""
 
 from __future__ import annotations
 
 import multiprocessing
-import os
 import re
-import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import suppress
+import tomllib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
-import torch
+from paper_rows import SETS, dsn_facts, row
+from scipy.stats import wilcoxon
 from small_plan import PLAN, ROOT, command, facts
 
-from benchmarks.paper import sweep as sweeping
+from benchmarks.paper import report
 from benchmarks.paper.__main__ import main
-from benchmarks.paper.archives import Archive, open_archive
-from benchmarks.paper.plan import DEFAULTS, Job, read_plan
-from benchmarks.paper.rows import ROWS_NAME, read_rows
-from benchmarks.paper.sweep import dask_pool, local_pool, perform, sweep
+from benchmarks.paper.archives import Archive, members, open_archive, published_accuracy
+from benchmarks.paper.comparison import (
+    interval,
+    versus,
+)
+from benchmarks.paper.parts import PARTS
+from benchmarks.paper.plan import PLANS, Job, read_plan
+from benchmarks.paper.rows import ROWS_NAME
+from benchmarks.paper.sweep import dask_pool, local_pool, sweep
 from benchmarks.recording import add_line
 
 pytestmark = pytest.mark.usefixtures("in_this_process")
@@ -59,29 +63,11 @@ def test_each_job_once(
     assert (out / ROWS_NAME).read_bytes() == before, "nothing was left to do"
 
 
-def test_a_failing_job_leaves_the_others(
-    tmp_path: Path, archive: Path, plan: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def failing(job: Job, source: str, folder: Path, device: str) -> Any:
-        if job.dataset == "Long":
-            raise ValueError("the training loss became nan")
-        return perform(job, source, folder, device)
-
-    words = command(plan, archive, tmp_path / "out")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sweeping, "perform", failing)
-        assert main(words) == 1
-    printed = capsys.readouterr()
-    assert "FAILED: small, Long, seed 0: ValueError: the training loss became nan" in printed.err
-    assert "3 of 5 jobs done; 2 failed" in printed.err
-    assert main(words) == 0, "what failed is tried again"
-    assert len(facts(tmp_path / "out")) == 5
-
-
 def test_rows_of_another_plan_or_of_other_data(tmp_path: Path, archive: Path, plan: Path) -> None:
     opened = open_archive(archive)
     jobs = read_plan(plan, opened)
-    row = deadly(jobs[0])
+    job = jobs[0]
+    row = {"run": job.run, "dataset": job.dataset, "seed": job.seed, "options": job.options}
     shorter = {"options": row["options"] | {"recipe": {"epochs": 1}}}
     for change, said in (
         (shorter, "has small with recipe {'epochs': 1}, not {'epochs': 12} as in the"),
@@ -92,43 +78,17 @@ def test_rows_of_another_plan_or_of_other_data(tmp_path: Path, archive: Path, pl
             sweep(jobs, opened, tmp_path, local_pool(1))
 
 
-def test_what_only_a_cpu_runs(archive: Path, tmp_path: Path) -> None:
-    job = Job("small", "Short", 0, DEFAULTS | {"model": "ROCKET"})
-    with pytest.raises(ValueError, match=r"small, Short, seed 0 cannot run on a GPU.*--device cpu"):
-        sweep([job], open_archive(archive), tmp_path / "out", local_pool(1), "cuda")
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
-def test_rows_from_a_gpu(plan: Path, archive: Path, tmp_path: Path) -> None:
-    for moments in ("mean", "corrected"):
-        more = f'[[run]]\nname = "{moments}"\nsets = ["Short"]\nmoments = "{moments}"\n'
-        plan.write_text(f"{plan.read_text()}{more}network = {{nf = 3, depth = 2}}\n")
-    out = tmp_path / "out"
-    assert main([*command(plan, archive, out), "--device", "cuda"]) == 0
-    rows = read_rows(out / ROWS_NAME)
-    assert len(rows) == 7
-    for row in rows:
-        assert row["train_seconds"] is row["predict_seconds"] is None
-        assert not row["curve"]
-        assert torch.cuda.get_device_name() == row["machine"]["gpu"]
-
-
 def sweep_here(jobs: list[Job], archive: Archive, out: Path) -> dict[str, str]:
     """Let the jobs of a sweep run in this process."""
     return sweep(jobs, archive, out, ThreadPoolExecutor(1))
 
 
-def wait_until(holds: Callable[[], bool]) -> None:
+def wait_for_a_checkpoint(out: Path, since: int) -> None:
+    """Return as soon as one was written after this time, in nanoseconds."""
     deadline = time.monotonic() + 120
-    while not holds():
+    while not any(p.stat().st_mtime_ns > since for p in out.glob("running/*/checkpoint.pt")):
         assert time.monotonic() < deadline
         time.sleep(0.01)
-
-
-def wait_for_a_checkpoint(out: Path, since: int = 0) -> None:
-    """Return as soon as one was written after this time, in nanoseconds."""
-    files = "running/*/checkpoint.pt"
-    wait_until(lambda: any(path.stat().st_mtime_ns > since for path in out.glob(files)))
 
 
 @pytest.mark.promise("P9")
@@ -154,67 +114,85 @@ def test_a_killed_sweep_goes_on(tmp_path: Path, archive: Path, plan: Path, campa
     assert facts(out) == facts(tmp_path / "calm")
 
 
-def test_sigterm_leaves_whole_rows(
-    tmp_path: Path, archive: Path, plan: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fork, rows = multiprocessing.get_context("fork"), tmp_path / "out" / ROWS_NAME
-    monkeypatch.setattr("benchmarks.paper.__main__.local_pool", local_pool)
-    monkeypatch.setattr(multiprocessing, "get_context", lambda _: fork)  # which starts at once
-    words = command(plan, archive, rows.parent, "--workers", "1")
-    process = fork.Process(target=lambda: sys.exit(main(words)))
-    process.start()
-    wait_until(lambda: rows.exists() and rows.stat().st_size > 0)  # made empty, then written
-    process.terminate()
-    process.join()
-    assert process.exitcode == 130
-    assert 0 < rows.read_bytes().count(b"\n") == len(read_rows(rows)) < 5
-
-
-def test_workers_end_with_the_sweep() -> None:
-    with suppress(KeyboardInterrupt), local_pool(1) as executor:
-        worker = executor.submit(os.getpid).result()
-        raise KeyboardInterrupt
-    wait_until(lambda: not Path(f"/proc/{worker}").exists())
-
-
-def test_dask(tmp_path: Path, archive: Path, plan: Path, campaign: Any) -> None:
-    """In a campaign one of two workers is killed; else there is one, which is a thread."""
+def test_dask(tmp_path: Path, archive: Path, plan: Path) -> None:
+    """By a worker that is a thread."""
     distributed = pytest.importorskip("distributed")
-    kills = campaign(0, 1)
-    settings = {"processes": kills > 0, "threads_per_worker": 1, "dashboard_address": None}
+    settings = {"processes": False, "threads_per_worker": 1, "dashboard_address": None}
     opened, out = open_archive(archive), tmp_path / "out"
     jobs = read_plan(plan, opened)[-1:]
-
-    def kill() -> None:
-        wait_for_a_checkpoint(out)
-        known = cluster.scheduler.workers
-        busy = [w for w in cluster.workers.values() if known[w.worker_address].processing]
-        os.kill(busy[0].pid, signal.SIGKILL)
-
-    with distributed.LocalCluster(n_workers=1 + kills, **settings) as cluster:
-        threads = [threading.Thread(target=kill) for _ in range(kills)]
-        for thread in threads:
-            thread.start()
+    with distributed.LocalCluster(n_workers=1, **settings) as cluster:
         assert sweep(jobs, opened, out, dask_pool(cluster.scheduler_address)) == {}
-        for thread in threads:
-            thread.join()
     assert sweep_here(jobs, opened, tmp_path / "calm") == {}
     assert facts(out) == facts(tmp_path / "calm")
 
 
-def test_a_job_that_kills_its_process_ends_the_sweep(
-    tmp_path: Path, archive: Path, plan: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sweeping, "perform", deadly)
-    opened, fork = open_archive(archive), multiprocessing.get_context("fork")
-    jobs = read_plan(plan, opened)  # the deadly one last
-    with pytest.raises(RuntimeError, match="again to continue, if necessary with fewer --workers"):
-        sweep(jobs, opened, tmp_path / "out", ProcessPoolExecutor(1, fork))
-    assert len(read_rows(tmp_path / "out" / ROWS_NAME)) == 4
+@pytest.fixture(scope="module")
+def full() -> list[dict[str, Any]]:
+    """A row for each run that the plans name, on six sets."""
+    generator = np.random.default_rng(0)
+    names = [run["name"] for run in tomllib.loads((PLANS / "full.toml").read_text())["run"]]
+    held = {"UCR 2018": members("ucr2018"), "UEA": members("uea")}
+    rows = [
+        row(name, dataset, 0, generator.uniform(0.7, 1), **dsn_facts(nf=4))
+        for name in dict.fromkeys(names)
+        for dataset in held.get(name.partition(",")[0], SETS)[:6]
+    ]
+    for one in rows:
+        one["train_seconds"] = 50.0 if one["run"] == "masked dense" else 10.0
+        one["curve_seconds"] = [one["train_seconds"] / 2, one["train_seconds"]]
+        one |= {"forward_ms": 1.0, "step_ms": generator.uniform(3, 4)}
+        if one["run"] == "without groups":
+            one |= dsn_facts(nf=4, n_groups=1)
+    return rows
 
 
-def deadly(job: Job, *_: object) -> dict[str, Any]:
-    if job.run == "masked":
-        os._exit(9)
-    return {"run": job.run, "dataset": job.dataset, "seed": job.seed, "options": job.options,
-            "accuracy": 1.0}  # fmt: skip
+def test_report_with_everything(full: list[dict[str, Any]], tmp_path: Path) -> None:
+    page = report.write_report(full, tmp_path)
+    text = page.read_text(encoding="utf-8")
+    for part in PARTS:
+        assert part.title in text, part.name
+        assert "{" not in part.caption(with_figure=True), "not filled in"
+        assert part.figure is None or (tmp_path / f"{part.name}.png").stat().st_size > 5000
+    assert "Omitted, because" not in text
+    assert "Of UCR 85, 6 were run: " in text
+    assert (tmp_path / "table-1.md").read_text().startswith("| published")
+
+
+def test_post_hoc_sets_count_in_no_comparison(tmp_path: Path) -> None:
+    rows = [row("DSN", name, 0, 0.5) for name in SETS]
+    grown = [row("gradient growth", name, post_hoc=True) for name in SETS[:3]]
+    report.write_report([*rows, *grown], tmp_path)
+    for shown in ("behind", "runs"):
+        assert "gradient growth" in (tmp_path / f"{shown}.md").read_text()
+    assert not (tmp_path / "figure-7.md").exists()
+    grown[0]["post_hoc"] = grown[2]["post_hoc"] = False
+    report.write_report([*rows, *grown], tmp_path)
+    (*_, cells) = (tmp_path / "figure-7.md").read_text().splitlines()
+    assert cells.split("|")[2].strip() == "2, 2"
+
+
+def test_versus_published() -> None:
+    theirs = published_accuracy("ResNet")
+    steps = np.array([3, 1, 0, 0.004, -1, -2])
+    ours = theirs[SETS] + steps
+    found = versus(ours, theirs)
+    assert (found.wins, found.ties, found.losses, found.sets) == (2, 2, 2, 6)
+    assert found.difference == pytest.approx(steps.mean())
+    assert found.interval[0] < found.difference < found.interval[1]
+    assert found.p == pytest.approx(wilcoxon([3, 1, 0, 0, -1, -2]).pvalue)
+    assert versus(ours, theirs[[]]) is None
+    noisy = 80.0 + pd.Series([-1, -1, 1, 0, 1, 1]) / 3
+    even = versus((noisy + noisy + noisy) / 3 + 1e-14, 0 * noisy + 80.0)
+    assert even.p == wilcoxon([-1, -1, 1, 0, 1, 1]).pvalue, "the noise of means is not a difference"
+    same = versus(ours, ours)
+    assert (same.ties, same.p) == (6, None)
+    one = versus(pd.Series({"a": 90.0}), pd.Series({"a": 85.0}))
+    assert (one.wins, one.interval, one.p) == (1, None, None), "one set has no spread"
+
+
+@pytest.mark.parametrize("count", [2, 12])
+def test_interval_of_a_mean_holds_it_in_95_percent(count: int) -> None:
+    drawn = np.random.default_rng(count).normal(5, 2, size=(400, count))
+    holds = [low <= 5 <= high for low, high in map(interval, drawn)]
+    assert np.mean(holds) == pytest.approx(0.95, abs=0.033)  # three deviations of 400 cases
+    assert interval([2.0, 2.0]) == (2, 2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +15,13 @@ from tiny import same
 from toy_run import NETWORK, RECIPE, SMALL, history, is_network, losses, stop_after
 
 import sparseconv as sc
+from sparseconv import datasets
 from sparseconv.cli import options, results
 from sparseconv.cli.main import main
 from sparseconv.measure import machine
 from sparseconv.measure.table import with_thousands
 from sparseconv.ops import backends
 from sparseconv.training import Recipe, checkpoint, run_folder
-
-
-@pytest.mark.skipif(machine.sys.platform == "darwin", reason="macOS has no /proc/cpuinfo")
-def test_a_processor_that_has_numbers_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    text = "processor\t: 0\nBogoMIPS\t: 50.00\nCPU implementer\t: 0x41\nCPU part\t: 0xd0c\n\n"
-    monkeypatch.setattr(machine.Path, "read_text", lambda path: text)
-    monkeypatch.setattr(machine.platform, "machine", lambda: "aarch64")
-    assert machine.cpu_name() == "aarch64 (implementer 0x41, part 0xd0c)"
 
 
 @pytest.mark.promise("P10")
@@ -186,3 +180,23 @@ def test_a_run_on_a_gpu_repeats_itself(data: str, tmp_path: Path) -> None:
     first, again = (sc.load_run(out) for out in runs)
     assert same(first.model.state_dict(), again.model.state_dict())
     assert first.config["machine"]["device"] == "cuda"
+
+
+def test_a_run_of_an_older_version_knows_its_data(tmp_path: Path) -> None:
+    """It sorted integers as text, and has the labels of .ts files in lower case."""
+    for labels, older in ((["2", "10"], ["10", "2"]), (["Stand", "run"], ["run", "stand"])):
+        folder = tmp_path / labels[0]
+        folder.mkdir()
+        for split in ("TRAIN", "TEST"):
+            text = "\n".join(f"{label},{n},5,{n % 3}" for n, label in enumerate(labels * 3))
+            (folder / f"Toy_{split}.csv").write_text(text)
+        data = datasets.load(folder)
+        assert data.classes.tolist() == labels
+        then = replace(data, classes=np.array(older), y_train=1 - data.y_train)
+        then = replace(then, y_test=1 - data.y_test)
+        known = results.data_facts(then, {})
+        again = results.as_in(data, known, tmp_path)
+        assert results.data_facts(again, {}) == known
+        assert again.classes.tolist() == older
+        with pytest.raises(ValueError, match="its classes is"):
+            results.as_in(data, known | {"classes": ["run", "10"]}, tmp_path)

@@ -30,13 +30,6 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_info(home: Path, command: Any) -> None:
-    printed = command("info", home / "run")
-    best = checkpoint.load(home / "run" / "checkpoint.pt")["best"]["epoch"]
-    assert f"from epoch {best}\n" in printed
-    assert "nf=3, kernel_size=6, depth=2, epochs=6, update_every_epochs=1, seed=4\n" in printed
-
-
 def test_profile(home: Path, out: Path, command: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """That of the best epoch, on series as in training or others; only the clock is not real."""
     fake_clock(monkeypatch)

@@ -69,13 +69,3 @@ def test_every_option(data: str, out: Path, capsys: pytest.CaptureFixture[str]) 
     summary = (out / "summary.md").read_text()
     assert "## Folds" in summary
     assert "| 1000 " in summary
-
-
-def test_info_of_a_run_and_of_a_damaged_one(run_folder: Path, command: Any, refused: Any) -> None:
-    printed = command("info", run_folder)
-    assert "KernelBank('rocket', 10 kernels" in printed
-    assert "n_kernels=40, keep=0.25\n" in printed
-    (run_folder / "model.npz").write_bytes(b"no")
-    refused(["info", str(run_folder)], "model.npz to be a sparseconv rocket model")
-    (run_folder / "model.npz").unlink()
-    refused(["info", str(run_folder)], "model.npz does not exist: the run has saved nothing yet")

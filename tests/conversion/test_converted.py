@@ -6,6 +6,7 @@ import pickle
 from collections.abc import Callable
 from functools import partial
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -141,14 +142,6 @@ def test_what_is_made_in_inference_mode_trains_later() -> None:
         assert all(parameter.grad is not None for parameter in candidate.parameters())
 
 
-def test_a_model_that_is_one_layer() -> None:
-    conv = prune.l1_unstructured(nn.Conv1d(2, 3, 5), "weight", 0.9)
-    converted, report = sc.convert(conv)
-    assert isinstance(converted, SparseConv1d)
-    assert report.layers[0].name == "Conv1d"
-    assert type(sc.to_dense(converted)) is nn.Conv1d
-
-
 class OwnConv(nn.Conv1d):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x).relu()
@@ -163,7 +156,15 @@ class MaskedConv(nn.Conv1d):
         return super()._conv_forward(x, weight * self.mask, bias)
 
 
+class Streaming(nn.Conv1d):
+    """As in pytorch-tcn: callers may ask it to continue a stream."""
+
+    def forward(self, x: Tensor, inference: bool = False) -> Tensor:
+        return super().forward(x if inference else F.pad(x, (2, 0)))
+
+
 REASONS = {
+    "streaming": r"its forward takes \(x, inference\)",
     "masked": "MaskedConv does more: it calls torch.Tensor.mul; copy its weight and bias into an",
     "own": "OwnConv does more: it calls torch.Tensor.relu; copy its weight and bias into",
     "lazy": "its weight is not initialised; first run",
@@ -192,6 +193,7 @@ class Odd(nn.Module):
         for name in (*REASONS, "fine"):
             setattr(self, name, nn.Conv1d(2, 2, 3))
         self.own, self.masked = OwnConv(2, 2, 3), MaskedConv(2, 2, 3)
+        self.streaming = Streaming(2, 2, 3)
         self.lazy = nn.LazyConv1d(2, 3)
         self.tied_too = nn.Conv1d(2, 2, 3)
         self.tied_too.weight = self.tied.weight
@@ -272,23 +274,106 @@ def test_what_does_not_compute_is_carried_over_or_lost() -> None:
     assert converted[4].note is not subclass.note
     x = torch.randn(2, 2, 19)
     torch.testing.assert_close(converted(x), model(x))
-    for conv in (marked, normed):
-        prune.remove(conv, "weight")
-    small, _ = sc.factorize(nn.Sequential(marked, normed), rank=1)
-    assert small[0].taps is small[1].taps
 
 
-def test_a_hugging_face_model_is_converted() -> None:
-    transformers = pytest.importorskip("transformers")
-    config = transformers.Wav2Vec2Config(
-        conv_dim=(8, 8), conv_kernel=(10, 3), conv_stride=(5, 2), num_conv_pos_embeddings=8,
-        num_conv_pos_embedding_groups=2, hidden_size=16, num_hidden_layers=1,
-        num_attention_heads=2, intermediate_size=16,
-    )  # fmt: skip
-    model = transformers.Wav2Vec2Model(config).eval()
-    for layer in model.feature_extractor.conv_layers:
-        prune.l1_unstructured(layer.conv, "weight", 0.9)
-    converted, report = sc.convert(model)
-    assert [layer.sparse for layer in report.layers] == [True, True, False]
-    x = torch.randn(2, 400)
-    torch.testing.assert_close(converted(x)[0], model(x)[0], rtol=1e-3, atol=1e-4)
+SERIES = torch.randn(2, 3, 40, generator=torch.Generator().manual_seed(0))
+
+
+def conv(channels: int = 3) -> nn.Conv1d:
+    return prune.l1_unstructured(nn.Conv1d(channels, 4, 9), "weight", 0.9)
+
+
+@pytest.fixture
+def fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_clock(monkeypatch, lambda name, _: 3.0 if name.startswith("dense") else 1.0)
+
+
+class Asks(nn.Module):
+    """Calls two layers; its output depends on random draws, and on an answer about the second."""
+
+    def __init__(self, ask: Any) -> None:
+        super().__init__()
+        self.first, self.second, self.ask = conv(), conv(4), ask
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.second(F.dropout(self.first(x))) * torch.rand(1)
+        return {"y": y, "answer": 2.0 * self.ask(self)}
+
+
+ASKED: list[tuple[Any, str]] = [
+    (lambda model: hasattr(model.second, "weight"), "output changes"),
+    (lambda model: isinstance(model.second, nn.Conv1d), "output changes"),
+    (lambda model: getattr(model.second, "weight", SERIES).abs().max(), "output changes"),
+    (lambda model: model.state_dict()["second.weight_orig"].sum(), "KeyError: 'second.weight_orig"),
+]
+
+
+@pytest.mark.promise("P2")
+@pytest.mark.usefixtures("fast")
+@pytest.mark.parametrize(("ask", "reason"), ASKED)
+def test_a_layer_stays_dense_if_the_output_would_change(ask: Any, reason: str) -> None:
+    model = Asks(ask)
+    converted, report = sc.convert(model, example_input=SERIES)
+    assert [layer.sparse for layer in report.layers] == [True, False]
+    assert reason in report.layers[1].reason
+    assert converted(SERIES)["answer"] == model(SERIES)["answer"]
+    with pytest.raises(ValueError, match=f"'second' cannot be converted: if it is .*{reason}"):
+        sc.convert(model, example_input=SERIES, layers=["second"])
+
+
+@pytest.mark.usefixtures("fast")
+def test_code_that_runs_only_in_torchs_layers_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def double(layer: nn.Module, _: Any, y: Tensor) -> Tensor | None:
+        return 2 * y if isinstance(layer, nn.Conv1d) else None
+
+    handle = torch.nn.modules.module.register_module_forward_hook(double)
+    hooked = sc.convert(conv(), example_input=SERIES).report
+    handle.remove()
+    plain = nn.Conv1d.forward
+    monkeypatch.setattr(nn.Conv1d, "forward", lambda conv, x: 2 * plain(conv, x))
+    patched = sc.convert(conv(), example_input=SERIES).report
+    for report in (hooked, patched):
+        assert "the model's output changes" in report.layers[0].reason
+
+
+class Spectrum(nn.Module):
+    def __init__(self, wrong: float = 0.0) -> None:
+        super().__init__()
+        self.conv, self.wrong = conv(), wrong
+
+    def forward(self, x: Tensor) -> Tensor:
+        error = self.wrong * (not isinstance(self.conv, nn.Conv1d))
+        return torch.fft.rfft(self.conv(x)) + error * 1j
+
+
+@pytest.mark.usefixtures("fast")
+def test_complex_outputs_agree_up_to_rounding() -> None:
+    """Whatever differs, in the real or the imaginary part, is still noticed."""
+    converted, report = sc.convert(Spectrum(), example_input=SERIES)
+    assert report.layers[0].sparse
+    assert converted(SERIES).dtype == torch.complex64
+    (layer,) = sc.convert(Spectrum(wrong=1.0), example_input=SERIES).report.layers
+    assert "the model's output changes" in layer.reason
+
+
+@pytest.mark.usefixtures("fast")
+def test_an_output_of_another_dtype_has_changed() -> None:
+    class Retyped(Spectrum):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(x).to(torch.float32 if hasattr(self.conv, "weight") else torch.float64)
+
+    (layer,) = sc.convert(Retyped(), example_input=SERIES).report.layers
+    assert "the model's output changes" in layer.reason
+
+
+@pytest.mark.usefixtures("fast")
+def test_the_default_device_may_be_another() -> None:
+    class Scored(Spectrum):
+        def forward(self, x: Tensor) -> Any:
+            return self.conv(x), 0.5
+
+    model = Scored()
+    with torch.device("meta"):
+        converted, report = sc.convert(model, example_input=SERIES)
+    assert report.layers[0].sparse
+    assert {p.device.type for p in converted.parameters()} == {"cpu"}

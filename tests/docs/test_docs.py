@@ -6,9 +6,7 @@ import importlib.util
 import pkgutil
 import re
 import runpy
-import sys
 from pathlib import Path
-from subprocess import run as run_process
 from typing import Any
 
 import pytest
@@ -119,29 +117,3 @@ def test_every_public_name_is_in_the_api() -> None:
                 own = f"{package.name}.{name}" in documented
                 # Elsewhere in the package, or among the names of sparseconv itself.
                 assert own or any(getattr(held, name) is x for x in found), (package.name, name)
-
-
-def test_the_site_builds(tmp_path: Path) -> None:
-    for package in ("sphinx", "furo", "myst_parser", "sphinx_copybutton", "sphinx_design"):
-        pytest.importorskip(package, reason="the docs extra is not installed (make docs builds)")
-    site = tmp_path / "site"
-    done = run_process(
-        [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-b", "html", DOCS, site],
-        capture_output=True, text=True, check=False, cwd=snippets.ROOT,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    pages = list(site.glob("*.html")) + list((site / "api").glob("*.html"))
-    assert {page.stem for page in pages} >= {page.stem for page in PAGES}
-    # The site is complete offline: no script, style, font or picture comes from a server.
-    for page in pages:
-        text = page.read_text(encoding="utf-8")
-        loaded = re.findall(r"<(?:script|img|iframe)[^>]* src=\"([^\"]+)\"", text)
-        loaded += re.findall(r"<link[^>]* href=\"([^\"]+)\"", text)
-        assert not [url for url in loaded if "//" in url], page.name
-    # Code has copy buttons, entries of the API link to their source, and the title has the version.
-    layers = (site / "api" / "layers.html").read_text(encoding="utf-8")
-    assert "copybutton.js" in layers
-    assert 'href="../_modules/' in layers
-    assert f"sparseconv {sc.__version__}" in layers
-    kernels = (site / "kernels.html").read_text(encoding="utf-8")
-    assert kernels.count('src="_images/') == 4

@@ -203,18 +203,6 @@ def test_large_integers_stay_distinct() -> None:
         assert found.classes_.tolist() == np.unique(y).tolist()
 
 
-def test_labels_of_words() -> None:
-    words = np.array(["slow", "fast"])[Y]
-    wanted = pocket(y=words)
-    for form in (list, pd.Series, pd.Categorical, lambda y: y.astype(object)):
-        assert np.array_equal(pocket(y=form(words)), wanted)
-    small = DSNClassifier(nf=2, kernel_size=6, depth=2, epochs=1)
-    for y in (words, Y * 1.0, Y > 0, 7 - 9 * Y):
-        found = small.fit(X, y)
-        np.testing.assert_array_equal(found.classes_, np.unique(y))
-        assert found.predict(X).dtype == y.dtype
-
-
 @pytest.mark.parametrize("shape", [(24, 40, 3), (24, 40, 1)])
 def test_swapped_axes_are_named(shape: tuple[int, ...]) -> None:
     X, y = RANDOM.normal(size=shape), np.arange(24) % 2

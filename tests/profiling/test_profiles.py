@@ -1,9 +1,12 @@
-"""``sc.profile``: what it counts, that it compares like with like, what it says and refuses."""
+"""``sc.profile``: what it counts, that it compares like with like; the forms of all reports."""
 
 from __future__ import annotations
 
+import json
 import random
+from collections.abc import Callable
 from contextlib import nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,11 +20,14 @@ from model_state import everything
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+import sparseconv as sc
 from sparseconv import SparseConv1d
 from sparseconv.measure import machine
-from sparseconv.models import DSN
+from sparseconv.measure.records import Report
+from sparseconv.measure.table import Table
 from sparseconv.ops import backends
 from sparseconv.profiling import profile
+from sparseconv.pruning import WHC
 
 
 class Nested(nn.Module):
@@ -92,25 +98,6 @@ def test_every_call_of_every_layer_is_found() -> None:
     assert content["model"]["training"]["flops"] == list(found.model["training"].flops)
 
 
-class Length(nn.Module):
-    """Takes a number of time points."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = SparseConv1d(3, 4, 5)
-
-    def forward(self, n: int) -> Tensor:
-        return self.conv(torch.ones(1, 3, n))
-
-
-def test_any_arguments_with_which_the_model_runs_are_taken() -> None:
-    """A tuple of ints may be no shape, and hooks may take what ``forward`` does not."""
-    assert profile(Length(), (50,)).layers[0].input_shape == (1, 3, 50)
-    layer = SparseConv1d(3, 4, 5)
-    layer.register_forward_pre_hook(lambda module, given: given[:1])
-    assert profile(layer, (X, X)).layers[0].calls == 1
-
-
 @pytest.mark.skipif(backends.extension is None, reason="the dense path executes dense FLOPs")
 def test_flops_are_those_that_torch_counts() -> None:
     torch.manual_seed(0)
@@ -130,31 +117,6 @@ def test_flops_are_those_that_torch_counts() -> None:
     with FlopCounterMode(display=False) as counter:
         dense(X)
     assert found.model["inference"].flops.before == counter.get_total_flops()
-
-
-def layer(learns: str) -> SparseConv1d:
-    found = SparseConv1d(3, 3, 5)
-    for name, parameter in found.named_parameters():
-        parameter.requires_grad_(learns in (name, "all"))
-    return found
-
-
-def test_what_trains_decides_what_a_step_costs() -> None:
-    for found in (profile(layer("all"), X, training=False), profile(layer("nothing"), X)):
-        assert found.layers[0].times.keys() == found.model.keys() == {"inference"}
-        assert "wgrad" not in str(found.details())
-    found = profile(nn.Sequential(layer("nothing"), layer("bias"), layer("all")), X)
-    frozen, bias, whole = found.layers
-    assert "training" not in frozen.times  # it costs a step its forward pass
-    assert bias.flops["training"].after == bias.flops["inference"].after
-    assert whole.flops["training"].after == 3 * whole.flops["inference"].after
-    steps = [frozen.flops["inference"], bias.flops["training"], whole.flops["training"]]
-    assert found.model["training"].flops.after == sum(counts.after for counts in steps)
-    assert "training: bias only" in str(found.details())
-    x = X.clone().requires_grad_()
-    (asked,) = profile(layer("all"), x).layers
-    assert asked.flops["training"].after == 3 * asked.flops["inference"].after
-    assert x.grad is None
 
 
 class Frozen(nn.Module):
@@ -245,19 +207,12 @@ def test_verdict_and_shares(monkeypatch: pytest.MonkeyPatch, dense_step: Any, ve
     assert "alone, they take 30% of the model's 10.00 ms" in text
 
 
-@pytest.mark.parametrize("mode", ["no_grad", "inference", "autocast", "bfloat16", "float64"])
-def test_modes_and_dtypes(mode: str) -> None:
-    model, x = DSN(3, 2, nf=2, kernel_size=5, depth=2), X
-    contexts = {"no_grad": torch.no_grad(), "inference": torch.inference_mode(),
-                "autocast": torch.autocast("cpu", torch.bfloat16)}  # fmt: skip
-    if mode in ("bfloat16", "float64"):
-        model, x = model.to(getattr(torch, mode)), x.to(getattr(torch, mode))
-    with contexts.get(mode, torch.enable_grad()):
-        found = profile(model, x.clone())
-        assert torch.is_inference_mode_enabled() == (mode == "inference")
-    dtype = {"autocast": "bfloat16", "bfloat16": "bfloat16", "float64": "float64"}
-    assert {layer.dtype for layer in found.layers} == {dtype.get(mode, "float32")}
-    assert all("training" in layer.times for layer in found.layers)
+def test_training_is_timed_where_gradients_are_off() -> None:
+    model = SparseConv1d(3, 4, 5)
+    for mode in (torch.no_grad(), torch.inference_mode()):
+        with mode:
+            found = profile(model, X.clone())
+        assert "training" in found.layers[0].times
 
 
 IN_UNITS: list[dict[str, Any]] = [
@@ -321,3 +276,37 @@ def test_the_model_is_left_as_it_was(fails: bool) -> None:
         profile(model, (x, 3.0), training=False)  # writes into its input
     assert everything(model) == before
     assert torch.equal(x, X)
+
+
+def network() -> nn.Sequential:
+    return nn.Sequential(nn.Conv1d(3, 8, 5), nn.ReLU(), nn.Conv1d(8, 3, 5))
+
+
+REPORTS: dict[str, Callable[[], Report]] = {
+    "profile": lambda: profile(SparseConv1d(3, 8, 5), X),
+    "convert": lambda: sc.convert(network(), layers=["0"]).report,
+    "prune_filters": lambda: sc.prune_filters(network(), X, WHC(), fraction=0.5).report,
+    "factorize": lambda: sc.factorize(network(), rank=1, method="svd").report,
+}
+
+
+@pytest.mark.parametrize("name", REPORTS)
+def test_every_report_has_all_forms(name: str, tmp_path: Path) -> None:
+    report = REPORTS[name]()
+    html = report._repr_html_()
+    assert not any(other in html for other in ("src=", "href=", "@import", "url(", "<script"))
+    assert report.save(tmp_path / "report.html").read_text() == html
+    saved = json.loads(report.save(tmp_path / "report.json").read_text())
+    assert saved == json.loads(json.dumps(report.to_dict()))
+    table = report.table()
+    assert max(map(len, str(report).splitlines())) <= 100
+    assert len(table.header) <= 5
+    assert all(cell in html for cell in report.details().header)
+    for text in (str(report), html):
+        assert all(cell in text for cell in table.header)
+        assert all(row[0] in text for row in table.rows)
+    long = Table(("layer", "ms"), [("module." * 20 + "last", "1.0")]).markdown(width=40)
+    assert {len(line) for line in long.splitlines()} == {40}
+    assert "module.last |" in long
+    with pytest.raises(ValueError, match=r"\.html or \.json, but got"):
+        report.save(tmp_path / "report.pdf")

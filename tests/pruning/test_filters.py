@@ -1,38 +1,31 @@
-"""``sc.prune_filters``: how many filters go, and what stays as it was."""
+"""``sc.prune_filters``: how many filters go, what stays as it was, and what the report counts."""
 
 from __future__ import annotations
 
-import numpy as np
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any
+
 import pytest
 import torch
+from fake_clock import fake_clock
 from model_state import everything
-from networks import MODELS, ChannelsLast, Drawn, Mixed, classifier, data
+from networks import MODELS, Drawn, classifier, data, exact, silenced
+from random_networks import RandomNetwork
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 
 import sparseconv as sc
+from sparseconv import DSTScheduler, SparseConv1d
+from sparseconv.models.lite import hand_made_filters
+from sparseconv.profiling.stopwatch import model_passes
 from sparseconv.pruning import DSP, WHC, Criterion, Jacobian, Magnitude
 from sparseconv.pruning.channels import Channels
 from sparseconv.pruning.filters import keep_filters
 from sparseconv.pruning.tracing import trace
 
 X, Y = data()
-
-
-@pytest.mark.parametrize(
-    ("name", "equivalent"), [*((name, False) for name in MODELS), ("LITE", True)]
-)
-def test_ratio_0_changes_no_bit(name: str, equivalent: bool) -> None:
-    torch.manual_seed(0)
-    model, x = MODELS[name](), torch.randn(2, 2, 40)
-    same, report = sc.prune_filters(model, x, WHC(), fraction=0, equivalent=equivalent)
-    assert same.training
-    assert report.parameters[0] == report.parameters[1]
-    for a, b in zip(model.state_dict().values(), same.state_dict().values(), strict=True):
-        assert torch.equal(a, b)
-        assert a.data_ptr() != b.data_ptr() or not a.numel()
-    merged = report.merge()
-    assert torch.equal(merged.eval()(x), model.eval()(x))
-    assert not {id(p) for p in same.parameters()} & {id(p) for p in merged.parameters()}
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -43,13 +36,6 @@ def test_the_same_filters_of_a_fresh_model(name: str) -> None:
     fresh = keep_filters(MODELS[name](), x, {layer.name: layer.kept for layer in report.layers})
     fresh.load_state_dict(pruned.state_dict())
     assert torch.equal(fresh.eval()(x), pruned.eval()(x))
-
-
-def test_forms_of_numbers() -> None:
-    for form in (list, torch.tensor, np.array, iter, set):
-        small = keep_filters(Mixed(), X, {"a": form([0, 2]), "b": form([0, 2])})
-        assert small.a.weight.shape == (2, 2, 3)
-        assert small.g.weight.shape == (4, 1, 3)
 
 
 class Watched(Criterion):
@@ -136,20 +122,233 @@ def test_the_model_and_all_generators_are_left_alone(criterion: Criterion) -> No
     assert calls == [1]  # a hook stays with its layer
 
 
-def test_layers_of_merged_pairs_keep_their_hooks() -> None:
-    model, seen = ChannelsLast(), []
-    for module in (layer for layer in model.modules() if not list(layer.children())):
-        module.register_full_backward_hook(lambda *_: seen.append(1))
-    merged = sc.prune_filters(model, X, WHC(), fraction=0.5, equivalent=True).report.merge()
-    seen.clear()
-    merged(X).sum().backward()
-    assert len(seen) == 3
+RNG = torch.Generator().manual_seed(0)
+WHOLE = 50 * torch.randint(-2, 3, (3, 2, 50), generator=RNG).double()
 
 
-def test_models_that_are_compiled_in_place() -> None:
+def converted(model: nn.Module) -> nn.Module:
+    names = [name for name, module in model.named_modules() if type(module) is nn.Conv1d]
+    result = sc.convert(model, layers=names).model
+    assert sum(isinstance(module, SparseConv1d) for module in result.modules()) >= len(names)
+    return sc.to_dense(result)
+
+
+WAYS: list[Callable[[Any], Any]] = [
+    copy.deepcopy,
+    converted,
+    sc.optimize_for_inference,
+    lambda model: sc.prune_filters(model, WHOLE, WHC(), fraction=0, equivalent=True).report.merge(),
+    lambda model: torch.export.export(model, (WHOLE,)).module(),
+]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", MODELS)
+def test_the_same_outputs(name: str) -> None:
+    torch.manual_seed(0)
+    whole = exact(MODELS[name]())  # nothing is rounded before the logarithm
+    model = sc.prune_filters(whole, WHOLE, Drawn(7, False), fraction=0.5).model
+    expected = copy.deepcopy(model)(WHOLE)
+    assert len(expected.unique()) > 3
+    for way in WAYS[: None if name == "DSN" else -1]:
+        assert torch.equal(way(model)(WHOLE), expected), way
+
+
+def test_dynamic_sparse_training_of_a_pruned_dsn() -> None:
+    torch.manual_seed(0)
+    x, y = torch.randn(9, 2, 40), torch.arange(9) % 3
+    model = sc.prune_filters(MODELS["DSN"](), x, WHC(), fraction=0.5).model
+    regions = [layer.regions for layer in model.sparse_layers()]
+    optimizer = torch.optim.Adam(model.parameters())
+    scheduler = DSTScheduler(model, optimizer, update_every=2, end_step=20, grow="gradient")
+    patterns = [layer.pattern for layer in model.sparse_layers()]
+    for _ in range(6):
+        optimizer.zero_grad()
+        nn.functional.nll_loss(model.train()(x), y).backward()
+        optimizer.step()
+        scheduler.step()
+    assert [layer.regions for layer in model.sparse_layers()] == regions
+    for layer, old in zip(model.sparse_layers(), patterns, strict=True):
+        assert layer.pattern.nnz == old.nnz
+        mask = layer.pattern.to_mask()
+        for (first, end), (start, stop) in layer.regions:
+            assert not mask[first:end, :, :start].any()
+            assert not mask[first:end, :, stop:].any()
+    assert [layer.pattern for layer in model.sparse_layers()] != patterns
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_counts_are_those_of_the_modules(name: str) -> None:
+    torch.manual_seed(0)
+    model, x = MODELS[name](), torch.randn(3, 2, 40)
+    report = sc.prune_filters(model, x, Drawn(0, False), fraction=0.5).report
+    for i, whole in enumerate((report.before, report.after)):
+        assert report.parameters[i] == sum(p.numel() for p in whole.parameters())
+        assert report.parameters[i] == sum(layer.parameters[i] for layer in report.layers)
+        # LITE's hand-made filters are functions on buffers, of each input channel.
+        taps = sum(filter.shape[2] for filter in hand_made_filters())
+        others = 40 * 2 * taps if name == "LITE" else 0
+        assert report.macs[i] == others + sum(layer.macs[i] for layer in report.layers)
+        with FlopCounterMode(display=False) as flops, torch.no_grad():
+            whole.eval()(x)
+        # torch pads an even kernel, and counts as if it computed more samples.
+        of_torch = pytest.approx(report.macs[i], rel=0.05)
+        assert name in ("DSN", "OSCNN") or flops.get_total_flops() / 2 / len(x) == of_torch
+        for layer in report.layers:
+            module: Any = whole.get_submodule(layer.name)
+            assert layer.kind == type(module).__name__
+            assert layer.parameters[i] == sum(p.numel() for p in module.parameters())
+            sizes = {"Linear": "out_features", "BatchNorm1d": "num_features"}
+            assert layer.filters[i] == getattr(module, sizes.get(layer.kind, "out_channels"))
+    # Half of each branch; what the input or the output fixes, and hand-made filters, stay.
+    fixed = {"LITE": 17}.get(name, 0)
+    for layer in report.layers:
+        before, after = layer.filters
+        assert before <= 3 or after - fixed <= before / 2 + 3
+        assert len(set(layer.kept)) == after
+        assert set(layer.kept) <= set(range(before))
+
+
+def test_copies_are_timed_with_compressors_merged(monkeypatch: pytest.MonkeyPatch) -> None:
+    timed: list[torch.nn.Module] = []
+
+    def watched(model: torch.nn.Module, *given: Any) -> Any:
+        timed.append(model)
+        return model_passes(model, *given)
+
+    monkeypatch.setattr("sparseconv.pruning.report.model_passes", watched)
+    report = sc.prune_filters(classifier(), X, WHC(), fraction=0.5, equivalent=True).report
+    report.measure(rounds=6, least_seconds=1e-6)
+    assert not {report.before, report.after} & {*timed}
+    assert [sum(p.numel() for p in model.parameters()) for model in timed] == [*report.parameters]
+
+
+def test_ratios_are_before_by_after(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Whole model: 12 ms before and 4 after; a layer takes 3 and 1.
+    names: list[str] = []
+
+    def milliseconds(name: str, turn: int) -> float:
+        names.append(name)
+        return (12 if turn == 4 else 3) / (3 if name.startswith("after") else 1)
+
+    fake_clock(monkeypatch, milliseconds)
     model = classifier()
-    model.compile(backend="eager")
-    model[0].compile(backend="eager")
-    pruned, _ = sc.prune_filters(model, X, WHC(), fraction=0.5)
-    plain, _ = sc.prune_filters(classifier(), X, WHC(), fraction=0.5)
-    assert torch.equal(pruned.eval()(X), plain.eval()(X))
+    report = sc.prune_filters(model, X, WHC(), fraction=0.5).report.measure(
+        training=False, rounds=6
+    )
+    assert set(names) == {"before inference", "after inference"}
+    whole = report.times["inference"]
+    assert (whole.before.median, whole.after.median) == pytest.approx((12, 4))
+    assert whole.speedup.median == pytest.approx(3)
+    for layer in report.layers:
+        assert layer.times["inference"].speedup.median == pytest.approx(3)
+
+
+def test_the_curve_of_dsp() -> None:
+    model = classifier(16)
+    report = sc.prune_filters(model, X, DSP(X, eps=0.3)).report
+    (least, first), *_, (most, last) = report.curve()
+    assert (least, most, last) == (pytest.approx(1e-6), 1, 2)  # of each layer one
+    assert f"other thresholds: {first} at 1e-06, " in str(report)
+    assert f", {last} at 1\n" in str(report) + "\n"
+    for eps in (0.0, 0.1, 0.3, 0.7):
+        kept = sc.prune_filters(model, X, DSP(X, eps=eps)).report.layers
+        convolution, linear = (kept[i].filters[1] for i in (0, 2))
+        assert report.curve(torch.tensor([eps])) == [(pytest.approx(eps), convolution + linear)]  # type: ignore[arg-type]
+    report = sc.prune_filters(classifier(), X, WHC(), fraction=0.5).report
+    assert report.curve([-1.0]) == [(-1.0, len(report.scores))]
+    assert "thresholds" not in str(report)
+
+
+def test_the_curve_of_dsp_in_steps() -> None:
+    model, x = sc.models.ResNet(1, 2, nf=4), torch.randn(4, 1, 50)
+    once, often = (sc.prune_filters(model, x, DSP(x, eps=0.5), steps=n).report for n in (1, 3))
+    low = [0.0, 1e-3]
+    assert often.curve(low) == once.curve(low)  # those that fell first would be kept at these
+    assert often.curve([0.5])[0][1] < once.curve([0.5])[0][1]  # more fell in the later steps
+
+
+def optimizers(model: nn.Module) -> Iterator[torch.optim.Optimizer]:
+    first, *others = [p for p in model.parameters() if p.requires_grad]
+    groups: Any = [{"params": others}, {"params": [first], "lr": 0.5}]
+    yield torch.optim.SGD(groups, 0.1, momentum=0.9, weight_decay=0.1)
+    yield torch.optim.Adam(model.parameters(), torch.tensor(0.1), amsgrad=True)
+    yield torch.optim.AdamW(groups, 0.1)
+    yield torch.optim.RMSprop(groups, 0.1, momentum=0.5, centered=True)
+    yield torch.optim.Adagrad(groups, 0.1)
+
+
+@pytest.mark.parametrize("which", range(5))
+@pytest.mark.parametrize("seed", [0, 5])
+def test_an_optimizer_goes_on_as_if_its_filters_were_silent(seed: int, which: int) -> None:
+    network = RandomNetwork(seed)
+    model, x, drawn = network.model, network.example, Drawn(seed, False)
+    next(model.parameters()).requires_grad_(False)
+    optimizer = list(optimizers(model))[which]
+    start = copy.deepcopy(model.state_dict())
+
+    def step(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        optimizer.zero_grad()
+        (model(x) * torch.tensor([1.0, -2.0, 3.0])).sum().backward()
+        optimizer.step()
+
+    step(model, optimizer)
+    model.load_state_dict(start)  # whole numbers again: gradients are exact
+    # A network of the parameters' positions, pruned alike, tells where each entry comes from.
+    marked = copy.deepcopy(model)
+    for parameter in marked.parameters():
+        parameter.data = torch.arange(parameter.numel()).view_as(parameter).double()
+    positions = sc.prune_filters(marked, x, drawn, fraction=0.5).model
+    pruned, report = sc.prune_filters(model, x, drawn, fraction=0.5, optimizer=optimizer)
+    assert report.parameters[1] < report.parameters[0]
+    both = [x for each in (optimizer, report.optimizer) for x in tree_leaves({**each.state})]
+    places = [x.data_ptr() for x in both if isinstance(x, torch.Tensor)]
+    assert len(set(places)) == len(places)  # no moment is in both
+
+    memo: dict[int, Any] = {}
+    whole = silenced(model, report, memo)
+    followed = copy.deepcopy(optimizer, memo)
+    step(whole, followed)
+    assert type(report.optimizer) is type(optimizer)
+    step(pruned, report.optimizer)
+    for old, new, where in zip(
+        whole.parameters(), pruned.parameters(), positions.parameters(), strict=True
+    ):
+        assert torch.equal(new, old.flatten()[where.long()])
+        assert new.requires_grad == old.requires_grad
+        for key, value in followed.state.get(old, {}).items():
+            wanted = value.flatten()[where.long()] if value.shape == old.shape else value
+            assert torch.equal(report.optimizer.state[new][key], wanted)
+    for old_group, group in zip(optimizer.param_groups, report.optimizer.param_groups, strict=True):
+        assert {**old_group, "params": None} == {**group, "params": None}
+        if isinstance(group["lr"], torch.Tensor):
+            assert group["lr"] is not old_group["lr"]
+
+
+class Own(torch.optim.SGD):
+    """Has an attribute that torch does not pickle, and moments in a list."""
+
+    scale = 1.0
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for p in self.param_groups[0]["params"]:
+            self.state[p].setdefault("moments", [p.detach().clone(), {"name": "first"}])
+            p.data -= self.scale * self.state[p]["moments"][0]
+
+
+def test_what_an_optimizer_has_of_its_own() -> None:
+    model = classifier()
+    optimizer = Own(model.parameters())
+    optimizer.scale = 3.0
+    optimizer.step()
+    torch.optim.lr_scheduler.StepLR(optimizer, 1)  # replaces optimizer.step
+    pruned, report = sc.prune_filters(model, X, WHC(), fraction=0.5, optimizer=optimizer)
+    state, first = copy.deepcopy(model.state_dict()), pruned[0].weight
+    moments = report.optimizer.state[first]["moments"]
+    whole = optimizer.state[model[0].weight]["moments"][0]
+    assert torch.equal(moments[0], whole[list(report.layers[0].kept)])
+    assert moments[1] == {"name": "first"}
+    before = first.detach().clone()
+    report.optimizer.step()
+    assert torch.equal(first, before - 3.0 * moments[0])
+    assert all(torch.equal(a, state[key]) for key, a in model.state_dict().items())

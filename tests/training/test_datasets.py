@@ -10,17 +10,6 @@ import pytest
 
 from sparseconv import datasets
 
-SHAPES = {  # training cases, test cases, channels, time points, classes
-    "ACSF1": (100, 100, 1, 1460, 10),
-    "ArrowHead": (36, 175, 1, 251, 3),
-    "BasicMotions": (40, 40, 6, 100, 4),
-    "GunPoint": (50, 150, 1, 150, 2),
-    "ItalyPowerDemand": (67, 1029, 1, 24, 2),
-    "JapaneseVowels": (270, 370, 12, 25, 9),
-    "OSULeaf": (200, 242, 1, 427, 6),
-}
-
-
 RANDOM = np.random.default_rng(0)
 GOOD: dict[str, Any] = {
     "X_train": RANDOM.normal(size=(6, 2, 5)), "y_train": np.array([1, 0, 1, 0, 7, 7]),
@@ -41,21 +30,6 @@ def ts_folder(folder: Path, train: list[str], test: list[str], header: str = "")
         lines = ["@problemName toy", header, "@classLabel true a b", "@data", *cases]
         (folder / f"toy_{split}.ts").write_text("\n".join(lines) + "\n")
     return folder
-
-
-@pytest.mark.parametrize("name", datasets.BUNDLED)
-def test_bundled_sets_have_their_published_sizes(name: str) -> None:
-    data = datasets.load(name)
-    n_train, n_test, n_channels, n_timepoints, n_classes = SHAPES[name]
-    assert data.name == name
-    assert data.X_train.shape == (n_train, n_channels, n_timepoints)
-    assert data.X_test.shape == (n_test, n_channels, n_timepoints)
-    assert (data.n_channels, data.n_timepoints) == (n_channels, n_timepoints)
-    assert data.X_train.dtype == data.X_test.dtype == np.float32
-    for y, n_cases in ((data.y_train, n_train), (data.y_test, n_test)):
-        assert (y.shape, y.dtype) == ((n_cases,), np.int64)
-        assert set(np.unique(y)) == set(range(n_classes))
-    assert len(data.classes) == n_classes
 
 
 @pytest.mark.parametrize(
@@ -225,3 +199,6 @@ def test_of_several_pairs_the_one_with_the_folder_s_name(tmp_path: Path) -> None
     with pytest.raises(ValueError, match=r"but found b_TRAIN.ts, toy_TRAIN.ts; put each data set"):
         datasets.load(tmp_path)
     assert datasets.load(tmp_path.rename(tmp_path.with_name("b"))).name == "b"
+    (tmp_path.with_name("b") / "b_TEST.ts").unlink()
+    with pytest.raises(ValueError, match=r"b_TEST\.ts is missing: a data set is a pair of files"):
+        datasets.load(tmp_path.with_name("b") / "b_TRAIN.ts")

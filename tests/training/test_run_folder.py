@@ -33,16 +33,6 @@ def copied(finished: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(finished, tmp_path / "run"))
 
 
-def test_the_default_dtype_changes_nothing(finished: Path) -> None:
-    X = datasets.load(finished.parent / "toy.npz").X_test
-    wanted = sc.load_run(finished).predict_proba(X)
-    try:
-        torch.set_default_dtype(torch.float64)
-        assert np.array_equal(sc.load_run(finished).predict_proba(X), wanted)
-    finally:
-        torch.set_default_dtype(torch.float32)
-
-
 def test_the_network_of_the_best_epoch_and_its_labels(finished: Path) -> None:
     before, generator = files(finished), torch.get_rng_state()
     run = sc.load_run(finished)
@@ -88,14 +78,6 @@ def test_missing_values_as_in_training(copied: Path) -> None:
     (copied / "config.json").write_text(json.dumps(config))
     zero = np.nan_to_num(X)
     assert sc.load_run(copied).predict(X).tolist() == run.predict(zero).tolist()
-
-
-def test_a_network_in_blocks(tmp_path: Path) -> None:
-    words = ["train", write_data(tmp_path), "--epochs", "2", "--out", str(tmp_path / "run"), *SMALL]
-    assert main([*words, "--sparsity", "0.5", "--n-groups", "1", "--block", "3"]) == 0
-    layers = sc.load_run(tmp_path / "run").model.sparse_layers()
-    assert [layer.pattern.block for layer in layers] == [(1, 1), (3, 3)]
-    assert layers[1].pattern.units().nnz == int(3 * 6 * 0.5)
 
 
 def test_what_is_refused(copied: Path) -> None:
