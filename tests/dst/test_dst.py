@@ -26,7 +26,6 @@ from torch import Tensor, nn
 
 from sparseconv import KernelCSR, Region, SparseConv1d
 from sparseconv.dst import prune_and_grow
-from sparseconv.dst.tensors import table_of
 from sparseconv.ops.backends import extension
 
 # --- the schedule ---
@@ -183,12 +182,3 @@ def test_an_update_neither_reads_nor_advances_the_global_generator() -> None:
     other, _, dst = scheduled(seed=4)
     dst.step()
     assert [layer.pattern for layer in sparse_layers(other)] != runs[0]
-
-
-def test_the_tables_of_many_kinds_of_layers_are_made_once() -> None:
-    def tables() -> list[Any]:
-        shapes = [(2, 1, taps) for taps in range(3, 103)]
-        device = torch.device("cpu")
-        return [table_of((Region((0, 2), (0, s[2])),), s, (1, 1), device) for s in shapes]
-
-    assert all(a is b for a, b in zip(tables(), tables(), strict=True))

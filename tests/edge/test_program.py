@@ -290,17 +290,6 @@ def test_sanitizers(
             count_cases(len(X))
 
 
-@pytest.mark.parametrize("weights", WEIGHTS)
-def test_two_exports_are_the_same(weights: str, tmp_path: Path) -> None:
-    first, second = (export("dsn", tmp_path / folder, weights) for folder in "ab")
-    torch.manual_seed(99)  # nothing is drawn
-    third = export("dsn", tmp_path / "c", weights)
-    for other in (second, third):
-        for file in sorted(first.iterdir()):
-            assert file.read_bytes() == (other / file.name).read_bytes(), file.name
-        assert len(list(other.iterdir())) == 4
-
-
 @pytest.mark.parametrize("target", targets.TARGETS[1:], ids=lambda target: target.name)
 @pytest.mark.parametrize("name", FEW)
 def test_other_processors(

@@ -134,12 +134,6 @@ def test_compile_and_export(options):
     assert program.module()(longer).equal(layer(longer))
 
 
-def test_autocast_is_that_of_the_dense_layer():
-    layer, dense, x = made()
-    with torch.autocast("cpu", torch.bfloat16):
-        assert layer(x).dtype == dense(x).dtype == torch.bfloat16
-
-
 @every_option
 @pytest.mark.parametrize("batched", [True, False])
 def test_growth_is_by_the_dense_gradient(options, batched):
@@ -176,17 +170,6 @@ def test_convert_profile_and_back():
     for layer in (report.layers[0], profile.layers[0]):
         assert layer.flops["inference"].after == 2 * 2 * 20 * sparse[0].pattern.nnz
     assert sc.optimize_for_inference(sparse.eval())(x).equal(sparse(x))
-
-
-class Louder(nn.ConvTranspose1d):
-    def forward(self, *args: Any) -> Tensor:
-        return 2 * super().forward(*args)
-
-
-def test_convert_leaves_own_code_dense():
-    model = nn.Sequential(Louder(4, 4, 3))
-    model[0].weight.data[0] = 0
-    assert isinstance(sc.convert(model, max_density=1.0).model[0], Louder)
 
 
 def test_the_function_needs_no_layer():

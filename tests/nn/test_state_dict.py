@@ -10,7 +10,6 @@ import pickle
 import pytest
 import torch
 from dst_runs import batches, scheduled, two_layers
-from layers import OPTIONS, run
 from model_state import everything
 from torch import nn
 from torch.nn.utils import prune
@@ -24,25 +23,6 @@ def saved(state):
     torch.save(state, file)
     file.seek(0)
     return torch.load(file, weights_only=True)
-
-
-@pytest.mark.tool("torch.save, torch.load(weights_only=True) of a state dict", "works")
-@pytest.mark.parametrize("options", OPTIONS)
-def test_state_dict_round_trip(options):
-    source, target = (SparseConv1d(4, 6, 5, density=d, **options) for d in (0.3, 0.6))
-    names = {"values", "crow_indices", "col_indices"} | (
-        {"bias"} if source.bias is not None else set()
-    )
-    assert set(source.state_dict()) == names
-    parameter = target.values
-    target.load_state_dict(saved(source.state_dict()))
-    assert target.values is parameter
-    assert target.pattern == source.pattern
-    x = torch.randn(2, 4, 30)
-    assert run(target, x).equal(run(source, x))
-    target.values.data.zero_()
-    assert source.values.any(), "the two share no memory"
-    assert target.col_indices.data_ptr() != source.col_indices.data_ptr()
 
 
 def bad_states() -> dict[str, tuple[dict[str, object], str]]:
@@ -236,6 +216,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.tool("torch.save, torch.load(weights_only=True) of a state dict", "works")
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("kept", KEPT)
 def test_a_state_dict_is_a_network_that_was_or_is(kept, change):
@@ -280,21 +261,3 @@ def test_layers_with_the_same_values_keep_their_pattern(change):
     del twin
     CHANGES[change](model, optimizer, dst)
     assert model[0].pattern != before
-
-
-def test_a_state_dict_that_is_written_to_and_loaded():
-    """As torch.distributed.checkpoint does it: in place, then load_state_dict."""
-    model, other = two_layers(), two_layers(seed=3)
-    for layer, twin in ((model[0], other[0]), (model[2], other[2])):
-        layer.set_pattern(twin.pattern)  # of the same number
-        layer.set_pattern(KernelCSR.random(twin.pattern.shape, twin.pattern.nnz))
-    state = model.state_dict()
-    for name, tensor in other.state_dict().items():
-        state[name].copy_(tensor)
-    model.load_state_dict(state)
-    x = next(batches())
-    assert model(x).equal(other(x))
-    state = model.state_dict()
-    state["0.values"] = 2 * state["0.values"]
-    model.load_state_dict(state)
-    model.load_state_dict(model.state_dict())

@@ -111,6 +111,7 @@ def test_code_of_a_subclass(forward: Callable[[nn.Conv1d, Any], Any]) -> None:
 
 X = torch.randn(2, 4, 9)
 PATTERN = KernelCSR.full((4, 3, 5))
+LOUDER = type("Louder", (nn.ConvTranspose1d,), {"forward": max_norm})(1, 1, 1)
 VALUES = torch.randn(60)
 
 
@@ -136,7 +137,7 @@ test_transposed_layer = refusals(
     (transposed(padding="same"), TypeError, "padding"),
     (transposed(pattern=KernelCSR.full((6, 4, 5))), ValueError, "pattern"),
     (lambda: transposed()().weight, AttributeError, "dense_weight()"),
-    (lambda: SparseConvTranspose1d.from_dense(nn.Conv1d(1, 1, 1)), TypeError, "conv"),
+    (lambda: SparseConvTranspose1d.from_dense(LOUDER), TypeError, "conv"),
     (sized(6, 31), ValueError, "output_size"),
     (sized(32), ValueError, "output size"),
     (call(padding=-1), RuntimeError, "padding"),
