@@ -24,7 +24,7 @@ from dst_runs import (
 from tiny import same
 from torch import Tensor, nn
 
-from sparseconv import KernelCSR, Region, SparseConv1d
+from sparseconv import KernelCSR, SparseConv1d
 from sparseconv.dst import prune_and_grow
 from sparseconv.ops.backends import extension
 

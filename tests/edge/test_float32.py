@@ -10,25 +10,22 @@ import numpy as np
 import pytest
 import torch
 from c_program import Program
-from edge_networks import NETWORKS, expected, network, series
+from edge_networks import NETWORKS, expected, lowered, network, series
 from torch import nn
 
 import sparseconv as sc
 from benchmarks.edge import targets
 from sparseconv import SparseConv1d, SparseConvTranspose1d
-from sparseconv.edge import lowering
 
 WAYS = (("-O2",), ("-O3", "-march=native", "-ffp-contract=fast"))
 
 
 @pytest.mark.parametrize(("number", "name"), [*enumerate(NETWORKS)])
 def test_scores_and_layers_are_within_the_bound(
-    number: int, name: str, tmp_path: Path, count_cases: Any, campaign: Any
+    number: int, name: str, exported: Any, count_cases: Any, campaign: Any
 ) -> None:
-    model, X = network(name), series(20)
-    folder = sc.export_c(model, X, tmp_path / "a", name="net")
-    lowered = lowering.lower(model, *X.shape[1:])
-    exact, bound = expected(model, X, lowered)
+    model, X, folder = network(name), series(24), exported(name, "float32")
+    exact, bound = expected(model, X, lowered(name))
     with torch.no_grad():
         assert (np.abs(model(X).numpy() - exact) <= bound).all()
     # The bound of a whole network is a worst case, but, unless it is deep, far from allowing
@@ -39,8 +36,8 @@ def test_scores_and_layers_are_within_the_bound(
         off = np.abs(Program(folder, "net", flags=flags).scores(X.numpy()) - exact)
         assert (off <= bound).all(), (name, flags, (off / bound).max())
         count_cases(off.size)
-    assert 0 < targets.used_of_bound(folder, lowered, X.numpy()) <= 1
-    count_cases(len(X) * sum(layer.places.size for layer in lowered.layers))
+    assert 0 < targets.used_of_bound(folder, lowered(name), X.numpy()) <= 1
+    count_cases(len(X) * sum(layer.places.size for layer in lowered(name).layers))
 
 
 def test_not_a_number_travels_along_active_weights(tmp_path: Path) -> None:
@@ -86,7 +83,7 @@ def test_every_transposed_geometry() -> None:
 
 def test_phases_are_written_where_they_are_read() -> None:
     """Neither BatchNorm nor a concatenation copies a transposed convolution."""
-    kinds = [step.kind.partition(",")[0] for step in lowering.lower(network("unet"), 3, 22).steps]
+    kinds = [step.kind.partition(",")[0] for step in lowered("unet").steps]
     assert kinds.count("copy") == 2, "the skips, which other layers read as well"
     assert kinds.count("transposed sparse convolution") == 2 * 2
     assert "BatchNorm" not in kinds

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -281,6 +283,18 @@ def series(
     n_cases: int, seed: int = 0, channels: int = CHANNELS, length: int = LENGTH
 ) -> torch.Tensor:
     return torch.randn(n_cases, channels, length, generator=torch.Generator().manual_seed(seed))
+
+
+@functools.cache
+def lowered(name: str) -> Network:
+    return lower(network(name), CHANNELS, LENGTH)
+
+
+def export(name: str, folder: Path, weights: str) -> Path:
+    """The program ``net`` of a network, which knows 24 series."""
+    X = series(24)
+    known = X if weights == "int8" else None
+    return sc.export_c(network(name), X, folder, name="net", weights=weights, calibration=known)
 
 
 def expected(
