@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
 from typing import Any
 
 import pytest
@@ -78,24 +77,6 @@ def test_empty_series_like_the_dense_layer(size, options):
         y.sum().backward()
         assert x.grad.shape == size
         assert not any(parameter.grad.any() for parameter in part.parameters())
-
-
-@every_option
-def test_state_dicts(options):
-    layer, dense, x = made(**options)
-    pruned = prune.l1_unstructured(copy.deepcopy(dense), "weight", amount=0.8)
-    file = io.BytesIO()
-    torch.save(layer.state_dict(), file)
-    file.seek(0)
-    for state, source in (
-        (torch.load(file, weights_only=True), layer),
-        (dense.state_dict(), layer),
-        (pruned.state_dict(), SparseConvTranspose1d.from_dense(pruned)),
-    ):
-        target = SparseConvTranspose1d(4, 6, 5, **options)
-        target.load_state_dict(state)
-        assert target.pattern == source.pattern
-        assert target(x).equal(source(x))
 
 
 @pytest.mark.promise("P7")

@@ -58,7 +58,6 @@ def pruned(fitted: Any, X: Any = X, y: Any = Y) -> Callable[[], Any]:
 
 
 CASE, TIME = np.divmod(np.arange(720), 60)
-SHORT = X[:, :, :8]
 test_aeon_estimators = refusals(
     (lambda: fit(by(CASE, TIME // 2)), ValueError, "duplicate"),
     (lambda: fit(by(CASE, TIME)[:-1]), ValueError, "1 of 720"),
@@ -67,7 +66,6 @@ test_aeon_estimators = refusals(
     (lambda: fit(kernels="minirocket", n_kernels=50), ValueError, "n_kernels must be at least 84"),
     (lambda: fit(y=np.eye(2)[Y]), ValueError, "one-hot labels"),
     (lambda: fit(y=None), ValueError, "expected y to contain"),
-    (lambda: fit().score(X, None), ValueError, "expected y to contain"),
     (lambda: fit_dsn(validation=0.2), TypeError, "validation"),
     (lambda: fit_dsn(validation=(X, None)), ValueError, "validation"),
     (lambda: fit(keep="auto"), TypeError, "keep"),
@@ -75,10 +73,8 @@ test_aeon_estimators = refusals(
     (lambda: fit(keep=35), ValueError, "keep"),
     (lambda: fit(k="auto"), TypeError, "k must be a number"),
     (lambda: fit(k=0), ValueError, "k must be positive"),
-    (lambda: fit(k=np.inf), ValueError, "k must be positive"),
     (lambda: fit(keep="cv", y=np.arange(12)), ValueError, "pass keep and k as numbers"),
     (lambda: fit(HOLE), ValueError, "finite values in X, but 12 of 720"),
-    (lambda: fit(np.full_like(X, np.inf)), ValueError, "finite values in X"),
     (lambda: fit(X[:, :, :10]), ValueError, "at least 11 time points"),
     (lambda: fit(refit="no"), TypeError, "refit"),
     (lambda: fit(random_state=-1), ValueError, "Seed"),
@@ -89,19 +85,13 @@ test_aeon_estimators = refusals(
     (lambda: fit_dsn().predict(X[:, :, :30]), ValueError, "(n_cases, 1, 60), as in fit"),
     (lambda: fit_dsn(TWO).predict(TWO[0]), ValueError, "pass a single series as X[None]"),
     (lambda: fit(TWO).predict(TWO.swapaxes(1, 2)), ValueError, "numpy.transpose(X"),
-    (lambda: fit(TWO).model_.predict(TWO[0]), ValueError, "pass a single series as X[None]"),
-    (lambda: fit().predict(X[:, :, :30]), ValueError, "(n_cases, 1, 60), as in fit"),
-    (lambda: RocketTransformer(n_kernels=9).fit(X).transform(SHORT), ValueError, "as in fit"),
-    (lambda: fit_dsn(epochs=0), ValueError, "epochs"),
     (pruned(Rocket(20)), ValueError, "not fitted"),
-    (pruned(Rocket(20, random_state=0).fit(SHORT), SHORT), ValueError, "at least 11 time points"),
     (pruned(RidgeClassifierCV()), TypeError, "expected a fitted Rocket"),
     (pruned(make_pipeline(Rocket(20))), TypeError, "extract the fitted object"),
     (pruned(head_of(DecisionTreeClassifier())), NotImplementedError, "DecisionTreeClassifier()"),
     (pruned(head_of(RidgeClassifierCV([3]), "estimator_")), NotImplementedError, "(alphas=[3])"),
     (pruned(head_of(MaxAbsScaler(), "standardscaler")), NotImplementedError, "MaxAbsScaler()"),
     (lambda: fit(class_weight={7: 2.0}), ValueError, "class_weight"),
-    (lambda: fit(class_weight={0: 1, 1: 0}), ValueError, "class_weight"),
     (lambda: fit(class_weight={0: -2, 1: 1}), ValueError, "class_weight"),
     (lambda: POCKETClassifier().decision_function(X), ValueError, "has not been fitted yet"),
 )

@@ -67,7 +67,6 @@ test_factorize = refusals(
     (call(model(), "0", "1", rank=9), ValueError, "a rank of at most 8"),
     (call(model(), "0", "1", parameter_compression=50), ValueError, "_compression of at most"),
     (call(nn.Linear(2, 2)), ValueError, "nn.Conv1d"),
-    (lambda: sc.factorize(3, rank=1), TypeError, "nn.Module"),
     (call(torch.compile(model())), ValueError, "factorize its ._orig_mod"),
     (pair(nn.Conv1d(4, 4, 5)), ValueError, "must have the same shape"),
     (pair(nn.Conv1d(4, 4, 3, stride=2)), ValueError, "stride"),

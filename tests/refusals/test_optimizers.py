@@ -99,7 +99,6 @@ test_optimizers = refusals(
     (prune(flat), NotImplementedError, "SGD.held is a tensor of shape [299] that belongs to no"),
     (schedule(shadow), NotImplementedError, "SGD.held.shadow['0'] is a tensor of shape [10]"),
     (prune(coded), NotImplementedError, "SGD.held['m'] of '0.weight' is a Codes that does"),
-    (schedule(coded), NotImplementedError, "a Codes that does not store one entry per weight"),
     (prune(projected), NotImplementedError, "SGD.held['at'].matrix is a tensor of shape [2"),
     (prune(replaced), NotImplementedError, "SGD.step is of type function and may contain"),
     (prune(hooked), NotImplementedError, "SGD._optimizer_step_post_hooks["),
@@ -108,7 +107,6 @@ test_optimizers = refusals(
      "SGD.held[0][0] is trained in place of '0.values'"),
     (schedule(with_attribute(lambda params: [torch.optim.LBFGS(params)])), NotImplementedError,
      "SGD.held[0] keeps a history"),
-    (schedule(flat), NotImplementedError, "SGD.held is a tensor of shape [69] that belongs to no"),
 )  # fmt: skip
 
 

@@ -119,8 +119,6 @@ test_arguments = refusals(
     (call(x=X.tolist()), TypeError, "example_input"),
     (call(x=X[:, :1]), RuntimeError, "input[6, 1, 12] to have 2 channels, but got 1 channels"),
     (call(x=X[0]), ValueError, "0: it must receive a batch of series (N, C, L)"),
-    (lambda: keep_filters("resnet", X, {}), TypeError, "model must be an nn.Module"),
-    (call(optimizer=sgd(network())), ValueError, "a parameter that does not belong to the model"),
     (call(optimizer=sgd(network()), equivalent=True), ValueError, "do not pass optimizer"),
     (call(listed(), fraction=0.5, equivalent=True), ValueError, "referenced by Sequential.order"),
     (call(**adafactor()), ValueError, "'row_var'] of '0.weight'"),
@@ -176,7 +174,6 @@ def penalize(*stages: str, calls: int = 1) -> None:
 
 
 test_instance_sparsity = refusals(
-    (lambda: InstanceSparsity(3), TypeError, "model"),
     (lambda: InstanceSparsity(FLAT), ValueError, "no stages are published for Sequential"),
     (lambda: InstanceSparsity(FLAT, ["0"], -1), ValueError, "weight (--silence)"),
     (lambda: penalize("no"), AttributeError, "`no`"),

@@ -181,23 +181,9 @@ class Alike(nn.Module):
         return torch.cat([time, bins, *channels, (self.across @ y).sum(-1)], 1)
 
 
-class Viewed(nn.Module):
-    """The usual way to flatten in tutorials."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv, self.end = nn.Conv1d(3, 4, 3), nn.Linear(20, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.end(F.adaptive_max_pool1d(self.conv(x), 5).view(x.size(0), -1))
-        assert isinstance(y, Tensor)
-        return y
-
-
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "dsn": _dsn,
     "dsn_optimized": lambda: sc.optimize_for_inference(_dsn()),
-    "viewed": Viewed,
     "positions": Positions,
     "stride": lambda: _conv(stride=3, padding=2),
     "dilation": lambda: _conv(dilation=3, padding="same"),
@@ -221,7 +207,6 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
         SparseConv1d(3, 4, 3, stride=2), nn.Flatten(), nn.Linear(40, 9), nn.BatchNorm1d(9),
         nn.ReLU(), nn.BatchNorm1d(9), nn.Linear(9, 2),
     ),
-    "ends_with_channels": lambda: nn.Sequential(SparseConv1d(3, 4, 3, stride=3), nn.Flatten()),
     "ends_with_bins": lambda: nn.Sequential(nn.AdaptiveAvgPool1d(5), nn.Flatten(), nn.Softmax(1)),
     "bins": lambda: nn.Sequential(
         SparseConv1d(3, 4, 3), nn.AdaptiveAvgPool1d(7), nn.Conv1d(4, 2, 3), nn.Flatten(),
@@ -230,10 +215,6 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "pooled_conv": lambda: nn.Sequential(
         nn.AdaptiveAvgPool1d(9), nn.Conv1d(3, 5, 1), nn.AdaptiveAvgPool1d(1), nn.ReLU(),
         nn.Flatten(),
-    ),
-    "activity": lambda: nn.Sequential(  # of the tutorials on human activity recognition
-        nn.Conv1d(3, 6, 3), nn.ReLU(), nn.Conv1d(6, 6, 3), nn.ReLU(), nn.Dropout(0.5),
-        nn.MaxPool1d(2), nn.Flatten(), nn.Linear(6 * 9, 8), nn.ReLU(), nn.Linear(8, 4),
     ),
     "keywords": lambda: nn.Sequential(
         nn.Conv1d(3, 8, 5, stride=2, padding=2), nn.BatchNorm1d(8), nn.ReLU6(), nn.Dropout1d(),
@@ -252,13 +233,10 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     ),
     "everything": Everything,
     "alike": Alike,
-    "causal_constants": lambda: nn.Sequential(
-        nn.ConstantPad1d((4, 0), 0.0), nn.Conv1d(3, 4, 5), nn.ReLU(), nn.ZeroPad1d((-1, 8)),
-        nn.Conv1d(4, 4, 5, dilation=2), *_head(4),
-    ),
     "pads": lambda: nn.Sequential(
         nn.ReplicationPad1d((0, 4)), nn.Conv1d(3, 4, 5), nn.CircularPad1d(1), nn.Conv1d(4, 4, 3),
-        nn.ReflectionPad1d(2), nn.Conv1d(4, 2, 3), nn.ZeroPad1d((1, 0)), nn.Conv1d(2, 2, 2),
+        nn.ReflectionPad1d(2), nn.Conv1d(4, 2, 3), nn.ConstantPad1d((-1, 8), 0.0),
+        nn.Conv1d(2, 2, 2, dilation=2),
         *_head(2),
     ),
 }  # fmt: skip
