@@ -71,9 +71,6 @@ test_layer = refusals(
     "forward",
     [
         lambda c, x: F.gelu(PLAIN(c, x)),
-        lambda c, x: PLAIN(c, x) + 1e-9,
-        lambda c, x: PLAIN(c, x.detach()),
-        lambda c, x: PLAIN(c, x.nan_to_num()),
         lambda c, x: PLAIN(c, x - x.mean(0)) if len(x) > 1 else PLAIN(c, x),
         lambda c, x: PLAIN(c, F.dropout(x) if c.training else x),
         lambda c, x: PLAIN(c, PLAIN(c, x)),
