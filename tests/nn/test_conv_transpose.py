@@ -54,6 +54,8 @@ def test_like_the_dense_layer(options):
     assert_close(layer(x), dense, x)
     assert layer(x[0]).equal(layer(x)[0])
     assert layer(x[:0]).shape == dense(x[:0]).shape
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(x).dtype == dense(x).dtype
     least = layer._geometry().transposed_length(9, 0)
     for size in (least, least + layer.stride[0] - 1):
         assert_close(layer(x, output_size=[size]), dense, x, output_size=[size])
