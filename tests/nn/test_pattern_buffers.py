@@ -69,6 +69,7 @@ def test_who_writes_the_state_has_set_the_pattern(
                 with pytest.raises(RuntimeError, match=r"overwritten in place.* load_state_dict"):
                     use(X if use is layer else layer)
             layer.load_state_dict(state)
+        assert write is not loaded or layer.values.grad is None
         assert layer(X).equal(source(X))
         assert layer.pattern == source.pattern
         assert layer.dense_weight().equal(source.dense_weight())
