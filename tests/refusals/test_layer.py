@@ -50,6 +50,7 @@ test_layer = refusals(
     (make(density=0.9, pattern=KernelCSR.full((6, 4, 3))), ValueError, "pattern"),
     (make(block=2, pattern=KernelCSR.full((6, 4, 3))), ValueError, "pattern"),
     (make(groups=1.5), TypeError, "groups"),
+    (make(in_channels=3, groups=3, out_channels=4), ValueError, "groups"),
     (make(backend="gpu"), ValueError, "backend"),
     (make(dtype=torch.int32), TypeError, "dtype"),
     (make(pattern=torch.ones(6, 4, 3, dtype=torch.bool)), TypeError, "pattern"),
