@@ -265,13 +265,16 @@ def test_a_layer_outlives_its_scheduler_and_may_get_another() -> None:
     assert layer.dense_probe is None
 
 
+@pytest.mark.tool("torch.optim.lr_scheduler", "works")
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda run: pickle.loads(pickle.dumps(run))])
 @pytest.mark.parametrize("seen", [False, True], ids=["before backward", "after backward"])
 def test_a_copied_run_continues_like_the_original(copied: Callable[[Any], Any], seen: bool) -> None:
     model, optimizer, dst = scheduled(None, "Adam", update_every=2, grow="gradient")
+    torch.optim.lr_scheduler.StepLR(optimizer, 2)  # which puts a method into the optimizer
     data = [x for x, _ in zip(batches(), range(6), strict=False)]
-    train_step(model, optimizer, data[0])
-    dst.step()
+    for x in (*data[:2], data[0]):
+        train_step(model, optimizer, x)
+        dst.step()
     if seen:
         train_step(model, optimizer, data[1])
     runs = [(model, optimizer, dst), copied((model, optimizer, dst))]
@@ -282,7 +285,7 @@ def test_a_copied_run_continues_like_the_original(copied: Callable[[Any], Any], 
         for x in data[2:]:
             train_step(its_model, its_optimizer, x)
             its_dst.step()
-        assert its_dst.updates == 3
+        assert its_dst.updates == 4
     assert same(*(snapshot(*run)[:4] for run in runs))
     twin_model, _, twin = runs[1]
     twin.load_state_dict({**twin.state_dict(), "step_count": 1, "updates": 0})

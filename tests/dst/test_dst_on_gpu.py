@@ -150,15 +150,6 @@ def test_what_is_no_pattern_is_refused_when_it_is_read() -> None:
             pattern.to_mask()
 
 
-def test_a_loaded_network_and_its_average(on_gpu: pytest.MonkeyPatch) -> None:
-    model, average, optimizer, dst = trained(two_layers, "random", 1)
-    model.load_state_dict(copy.deepcopy(model.state_dict()))
-    average.update_parameters(model)
-    average(next(batches()))
-    train_step(model, optimizer, next(batches()))
-    assert dst.step()
-
-
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: torch sees no CUDA device")
 @pytest.mark.parametrize("grow", ["random", "gradient"])
 def test_on_a_gpu_no_update_synchronises(grow: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import io
-import pickle
 import signal
 from collections.abc import Callable
 from typing import Any
@@ -92,7 +91,9 @@ def test_an_update_that_fails_leaves_everything_as_it_was(
     model = two_layers()
     average = AveragedModel(model)
     _, optimizer, dst = scheduled(model, "Adam", averages=[average])
-    train_step(model, optimizer, next(batches()))
+    for updates in range(2):  # what an update has found in order is checked again
+        train_step(model, optimizer, next(batches()))
+        assert updates or dst.step()
     good = model[2].regions
     change(model[2], average.module[2])
     before = snapshot(model, optimizer, dst), copy.deepcopy(average.state_dict())
@@ -148,26 +149,6 @@ def test_regions_changed_in_place_are_checked_again() -> None:
         layer.regions[:] = regions  # type: ignore[index]
     layer.regions[:] = [([0, 8], [0, 9]), ([8, 8], [0, 9])]  # type: ignore[index]
     assert dst.step()
-
-
-def test_another_state_of_the_optimizer_is_checked_again() -> None:
-    layer = SparseConv1d(4, 8, 9, density=0.4)
-    _, optimizer, dst = scheduled(layer, "Adam", end_step=99)
-    train_step(layer, optimizer, torch.randn(2, 4, 20))
-    assert dst.step()
-    layer.set_pattern(KernelCSR.random((8, 4, 9), 30))
-    with pytest.raises(ValueError, match="must have the parameter's shape"):
-        dst.step()
-
-
-@pytest.mark.tool("torch.optim.lr_scheduler", "works")
-def test_a_scheduler_is_pickled_after_an_update_and_with_a_learning_rate_scheduler() -> None:
-    layer = SparseConv1d(4, 8, 9, density=0.4)
-    _, optimizer, dst = scheduled(layer, "Adam", end_step=99)
-    torch.optim.lr_scheduler.StepLR(optimizer, 2)
-    train_step(layer, optimizer, torch.randn(2, 4, 20))
-    assert dst.step()
-    assert pickle.loads(pickle.dumps((layer, optimizer, dst)))[2].updates == 1
 
 
 # --- errors in the middle of an update ---

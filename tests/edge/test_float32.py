@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -10,25 +11,22 @@ import numpy as np
 import pytest
 import torch
 from c_program import Program
-from edge_networks import NETWORKS, expected, network, series
-from torch import nn
+from edge_networks import NETWORKS, expected, lowered, network, series
+from torch import Tensor, nn
 
 import sparseconv as sc
 from benchmarks.edge import targets
 from sparseconv import SparseConv1d, SparseConvTranspose1d
-from sparseconv.edge import lowering
 
 WAYS = (("-O2",), ("-O3", "-march=native", "-ffp-contract=fast"))
 
 
 @pytest.mark.parametrize(("number", "name"), [*enumerate(NETWORKS)])
 def test_scores_and_layers_are_within_the_bound(
-    number: int, name: str, tmp_path: Path, count_cases: Any, campaign: Any
+    number: int, name: str, exported: Any, count_cases: Any, campaign: Any
 ) -> None:
-    model, X = network(name), series(20)
-    folder = sc.export_c(model, X, tmp_path / "a", name="net")
-    lowered = lowering.lower(model, *X.shape[1:])
-    exact, bound = expected(model, X, lowered)
+    model, X, folder = network(name), series(24), exported(name, "float32")
+    exact, bound = expected(model, X, lowered(name))
     with torch.no_grad():
         assert (np.abs(model(X).numpy() - exact) <= bound).all()
     # The bound of a whole network is a worst case, but, unless it is deep, far from allowing
@@ -39,8 +37,8 @@ def test_scores_and_layers_are_within_the_bound(
         off = np.abs(Program(folder, "net", flags=flags).scores(X.numpy()) - exact)
         assert (off <= bound).all(), (name, flags, (off / bound).max())
         count_cases(off.size)
-    assert 0 < targets.used_of_bound(folder, lowered, X.numpy()) <= 1
-    count_cases(len(X) * sum(layer.places.size for layer in lowered.layers))
+    assert 0 < targets.used_of_bound(folder, lowered(name), X.numpy()) <= 1
+    count_cases(len(X) * sum(layer.places.size for layer in lowered(name).layers))
 
 
 def test_not_a_number_travels_along_active_weights(tmp_path: Path) -> None:
@@ -86,21 +84,30 @@ def test_every_transposed_geometry() -> None:
 
 def test_phases_are_written_where_they_are_read() -> None:
     """Neither BatchNorm nor a concatenation copies a transposed convolution."""
-    kinds = [step.kind.partition(",")[0] for step in lowering.lower(network("unet"), 3, 22).steps]
+    kinds = [step.kind.partition(",")[0] for step in lowered("unet").steps]
     assert kinds.count("copy") == 2, "the skips, which other layers read as well"
     assert kinds.count("transposed sparse convolution") == 2 * 2
     assert "BatchNorm" not in kinds
 
 
-@pytest.mark.parametrize("length", [*range(5, 14), 15, 17, 19, 21, 26, 64])
-def test_every_length(length: int, tmp_path: Path) -> None:
+class Beginnings(nn.Module):
+    """A convolution of the first samples of a series, for each number of samples."""
+
+    def __init__(self, lengths: Sequence[int]) -> None:
+        super().__init__()
+        self.lengths = lengths
+        self.layers = nn.ModuleList(SparseConv1d(2, 3, 5, density=0.5) for _ in lengths)
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = [layer(x[..., :n]) for n, layer in zip(self.lengths, self.layers, strict=True)]
+        return torch.cat([part.relu().flatten(1) for part in parts], 1)
+
+
+def test_every_length(tmp_path: Path) -> None:
     """Tiles of positions, and the last one that overlaps."""
-    torch.manual_seed(length)
-    model = nn.Sequential(
-        SparseConv1d(2, 3, 5, density=0.5), nn.ReLU(), nn.Flatten(),
-        nn.Linear(3 * (length - 4), 2),
-    ).eval()  # fmt: skip
-    X = series(3, channels=2, length=length)
+    torch.manual_seed(0)
+    model = Beginnings([*range(5, 14), 15, 17, 19, 21, 26, 64]).eval()
+    X = series(3, channels=2, length=64)
     exact, bound = expected(model, X)
     scores = Program(sc.export_c(model, X, tmp_path / "a")).scores(X.numpy())
     assert (np.abs(scores - exact) <= bound).all()

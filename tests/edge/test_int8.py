@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from c_program import COMPILERS, Floats, Program
-from edge_networks import NETWORKS, network, series
+from edge_networks import NETWORKS, lowered, network, series
 from torch import nn
 
 import sparseconv as sc
@@ -41,21 +41,20 @@ WAYS = [*product(COMPILERS, (("-O0",), ("-O3", "-march=native")))]
 
 @pytest.mark.parametrize(("number", "name"), [*enumerate(NETWORKS)])
 def test_every_bit_of_the_program_and_near_pytorch(
-    number: int, name: str, tmp_path: Path, count_cases: Any, campaign: Any
+    number: int, name: str, exported: Any, count_cases: Any, campaign: Any
 ) -> None:
     model, calibration = network(name), series(24)
-    made = integers(model, calibration)
+    made = quantize.quantize(lowered(name), calibration.numpy())
     with torch.no_grad():
         wanted = model(calibration).numpy()
     # int8 has 256 steps, a few layers add up what they lose.
     off = np.abs(made.scores(calibration.numpy()) - wanted).max()
     assert off < 0.15 * (wanted.max() - wanted.min())
-    sc.export_c(model, calibration[:2], tmp_path / "a", weights="int8", calibration=calibration)
     X = np.concatenate([series(50, 1).numpy(), extreme(200, *calibration.shape[1:])])
     scores, labels = made.scores(X), made.labels(made.run(X)).tolist()
     for i in range(campaign(1, 4)):
         compiler, flags = WAYS[(number % 2 + i) % 4]
-        program = Program(tmp_path / "a", compiler=compiler, flags=flags)
+        program = Program(exported(name, "int8"), "net", compiler, flags)
         assert program.scores(X).tobytes() == scores.tobytes(), (compiler, flags)
         assert program.labels(X) == labels
         count_cases(len(X))

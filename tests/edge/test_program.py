@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from c_program import COMPILERS, FLAGS, Program, run
-from edge_networks import NETWORKS, expected, network, series
+from edge_networks import NETWORKS, expected, export, network, series
 from test_int8 import extreme
 from torch import nn
 
@@ -21,35 +22,30 @@ from benchmarks.edge import targets
 from sparseconv.edge import lowering, quantize, storage
 
 WEIGHTS = ("float32", "int8")
+WRITTEN = ("net.c", "net.h", "net_test.c", "README.md")
 ALLOWED = {"expf", "logf", "erff"}
 # Together they have all that there is.
 FEW = ("dsn", "reflect", "ends_with_bins", "long_gaps", "everything")
 
 
-def export(name: str, folder: Path, weights: str, program: str = "net") -> Path:
-    X = series(24)
-    known = X if weights == "int8" else None
-    return sc.export_c(network(name), X, folder, name=program, weights=weights, calibration=known)
-
-
 @pytest.mark.parametrize("weights", WEIGHTS)
 @pytest.mark.parametrize("name", FEW)
-def test_symbols_and_sections(name: str, weights: str, tmp_path: Path) -> None:
+def test_symbols_and_sections(name: str, weights: str, exported: Any) -> None:
     """Nothing is shown but two functions, nothing is called but a few of libc's."""
-    folder = export(name, tmp_path / "a", weights, "my_net")
+    folder = exported(name, weights)
     for compiler in COMPILERS:
         for level in ("-O0", "-O3"):
-            run([compiler, *FLAGS, level, "-fno-pie", "-c", "my_net.c", "-o", "net.o"], folder)
+            run([compiler, *FLAGS, level, "-fno-pie", "-c", "net.c", "-o", "net.o"], folder)
             rows = [line.split()[-2:] for line in run(["nm", "net.o"], folder).splitlines()]
             assert {symbol for kind, symbol in rows if kind.isupper() and kind != "U"} == {
-                "my_net_predict", "my_net_scores",
+                "net_predict", "net_scores",
             }  # fmt: skip
             assert {symbol for kind, symbol in rows if kind == "U"} <= ALLOWED
             # No state but the arena, which has the size that the header says.
             data = {symbol for kind, symbol in rows if kind in "dDbB"}
             assert data == {"arena"}
             bss = re.search(r"\.bss\s+(\w+)", run(["objdump", "-h", "net.o"], folder))
-            wanted = re.search(r"ARENA_BYTES (\d+)", (folder / "my_net.h").read_text())
+            wanted = re.search(r"ARENA_BYTES (\d+)", (folder / "net.h").read_text())
             assert bss is not None
             assert wanted is not None
             assert int(bss[1], 16) == int(wanted[1])
@@ -73,18 +69,19 @@ class Returns(nn.Module):
 
 
 def files(folder: Path) -> dict[str, str]:
-    return {file.name: file.read_text() for file in folder.iterdir()}
+    """The four that are written."""
+    return {file: (folder / file).read_text() for file in WRITTEN}
 
 
 @pytest.mark.parametrize("output", OUTPUTS.values(), ids=OUTPUTS)
-def test_a_tensor_in_a_container(output: Callable[..., Any], tmp_path: Path) -> None:
-    alone = export("dsn", tmp_path / "alone", "float32")
+def test_a_tensor_in_a_container(output: Callable[..., Any], exported: Any, tmp_path: Path) -> None:
     made = sc.export_c(Returns(output).eval(), series(24), tmp_path / "in", name="net")
-    assert files(made) == files(alone)
+    assert files(made) == files(exported("dsn", "float32"))
+    assert len(list(made.iterdir())) == len(WRITTEN)
 
 
-def test_the_default_dtype_changes_nothing(tmp_path: Path) -> None:
-    alone = export("dsn", tmp_path / "alone", "float32")
+def test_the_default_dtype_changes_nothing(exported: Any, tmp_path: Path) -> None:
+    alone = exported("dsn", "float32")
     models, X = (network("dsn"), network("dsn").double(), Returns(lambda y: y)), series(24)
     try:
         torch.set_default_dtype(torch.float64)
@@ -97,26 +94,28 @@ def test_the_default_dtype_changes_nothing(tmp_path: Path) -> None:
         torch.set_default_dtype(torch.float32)
 
 
-def self_test(folder: Path) -> None:
+def self_test(folder: Path, name: str = "dsn") -> None:
     """Compile the self-test, against a header that C++ reads as well, and run it."""
-    run(["gcc", *FLAGS, "-O2", "dsn.c", "dsn_test.c", "-lm", "-o", "t"], folder)
+    run(["gcc", *FLAGS, "-O2", f"{name}.c", f"{name}_test.c", "-lm", "-o", "t"], folder)
     assert run(["./t"], folder) == "3 of 3 series as expected\n"
-    (folder / "use.cpp").write_text('#include "dsn.h"\nint main() { return 0; }\n')
+    (folder / "use.cpp").write_text(f'#include "{name}.h"\nint main() {{ return 0; }}\n')
     run(["g++", "-Wall", "-Wextra", "-Werror", "-pedantic", "-c", "use.cpp"], folder)
 
 
 @pytest.mark.parametrize("weights", WEIGHTS)
 @pytest.mark.parametrize("name", FEW)
-def test_the_self_test_passes_and_can_fail(name: str, weights: str, tmp_path: Path) -> None:
-    folder = export(name, tmp_path / "a", weights, "dsn")
-    self_test(folder)
+def test_the_self_test_passes_and_can_fail(
+    name: str, weights: str, exported: Any, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(exported(name, weights), tmp_path / "a")
+    self_test(folder, "net")
     # One weight of the first layer is another.
-    source = (folder / "dsn.c").read_text()
+    source = (folder / "net.c").read_text()
     damaged = re.sub(r"(bias_0\[\d+\] = \{\n\s+)[^,\n}]+", r"\g<1>99999", source, count=1)
     assert damaged != source
-    (folder / "dsn.c").write_text(damaged)
+    (folder / "net.c").write_text(damaged)
     with pytest.raises(AssertionError, match=r"[012] of 3 series"):
-        self_test(folder)
+        self_test(folder, "net")
 
 
 def test_one_channel_calls_nothing(tmp_path: Path) -> None:
@@ -244,11 +243,11 @@ def test_pools_store_one_window(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("weights", WEIGHTS)
 def test_blocks_store_their_taps_once(
-    weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    weights: str, exported: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two bytes of index for each run, a count for each block of rows, and the same bits."""
     X = series(50).numpy()
-    folder = export("blocks", tmp_path / "a", weights)
+    folder = exported("blocks", weights)
     monkeypatch.setattr(storage, "SHORTEST_RUNS", math.inf)
     single = export("blocks", tmp_path / "b", weights)
     bits = [Program(each, "net").scores(X).tobytes() for each in (folder, single)]
@@ -270,12 +269,12 @@ def test_blocks_store_their_taps_once(
 @pytest.mark.promise("P5")
 @pytest.mark.parametrize("weights", WEIGHTS)
 def test_sanitizers(
-    weights: str, tmp_path: Path, count_cases: Callable[[int], None], campaign: Callable[..., int]
+    weights: str, exported: Any, count_cases: Callable[[int], None], campaign: Callable[..., int]
 ) -> None:
     """10 000 random and extreme series through the five networks together, or through each."""
     X = extreme(campaign(2_500, 10_000), *series(1).shape[1:])
     for name in [*FEW, *(name for name in NETWORKS if name not in FEW)][: campaign(5, 99)]:
-        folder = export(name, tmp_path / name, weights)
+        folder = exported(name, weights)
         (folder / "series.bin").write_bytes(X.tobytes())
         for compiler in COMPILERS[: campaign(1, 2)]:
             run([compiler, *FLAGS, "-O1", "-g", "-fsanitize=address,undefined",
@@ -290,28 +289,17 @@ def test_sanitizers(
             count_cases(len(X))
 
 
-@pytest.mark.parametrize("weights", WEIGHTS)
-def test_two_exports_are_the_same(weights: str, tmp_path: Path) -> None:
-    first, second = (export("dsn", tmp_path / folder, weights) for folder in "ab")
-    torch.manual_seed(99)  # nothing is drawn
-    third = export("dsn", tmp_path / "c", weights)
-    for other in (second, third):
-        for file in sorted(first.iterdir()):
-            assert file.read_bytes() == (other / file.name).read_bytes(), file.name
-        assert len(list(other.iterdir())) == 4
-
-
 @pytest.mark.parametrize("target", targets.TARGETS[1:], ids=lambda target: target.name)
 @pytest.mark.parametrize("name", FEW)
 def test_other_processors(
-    name: str, target: targets.Target, tmp_path: Path, count_cases: Callable[[int], None]
+    name: str, target: targets.Target, exported: Any, count_cases: Callable[[int], None]
 ) -> None:
     """int8 has the same bits everywhere; float32 and labels as the bounds allow."""
     if missing := target.missing():
         pytest.skip(f"{target.name}: apt-get install {missing}")
     X = np.concatenate([series(20).numpy(), extreme(60, *series(1).shape[1:])])
     for weights in WEIGHTS:
-        folder = export(name, tmp_path / weights, weights)
+        folder = exported(name, weights)
         with torch.no_grad():
             classes = network(name)(series(1)).shape[1]
         labels, scores = targets.predict(target, folder, X, classes)

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
+from torch.func import functional_call, grad, vmap
+from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from sparseconv import SparseConv1d
@@ -102,8 +104,21 @@ def compiled_autograd(model: nn.Module) -> list[Any]:
     return [x.grad, *(p.grad for p in model.parameters())]
 
 
+def checkpointed(model: nn.Module, reentrant: bool) -> list[Any]:
+    x = sample().requires_grad_()
+    checkpoint(model, x, use_reentrant=reentrant).square().sum().backward()
+    return [x.grad, *(p.grad for p in model.parameters())]
+
+
 def loss(model: nn.Module, x: Tensor) -> Tensor:
     return model(x).square().sum()
+
+
+def per_sample(model: nn.Module) -> dict[str, Tensor]:
+    own = {name: p.detach() for name, p in model.named_parameters()}
+    run = lambda p, x: functional_call(model, p, (x,)).pow(3).sum()  # noqa: E731
+    found: dict[str, Tensor] = vmap(grad(run), in_dims=(None, 0))(own, sample()[:, None])
+    return found
 
 
 ASKED: dict[str, Callable[[nn.Module], Any]] = {
@@ -111,7 +126,14 @@ ASKED: dict[str, Callable[[nn.Module], Any]] = {
     "forward mode in backward": forward_mode_in_backward,
     "jvp": lambda model: torch.func.jvp(model, (sample(),), (torch.cos(sample()),)),
     "vjp": lambda model: torch.func.vjp(model, sample())[1](torch.ones_like(model(sample()))),
-    "grad": lambda model: torch.func.grad(partial(loss, model))(sample()),
+    "grad": lambda model: grad(partial(loss, model))(sample()),
+    "jacrev": lambda model: torch.func.jacrev(model)(sample()),
+    "jacfwd": lambda model: torch.func.jacfwd(model)(sample()),
+    "hessian": lambda model: torch.func.hessian(partial(loss, model))(sample()),
+    "linearize": lambda model: torch.func.linearize(model, sample())[1](torch.cos(sample())),
+    "per-sample gradients": per_sample,
+    "checkpoints": partial(checkpointed, reentrant=False),
+    "reentrant checkpoints": partial(checkpointed, reentrant=True),
     "hooks of saved tensors": partial(
         gradients, forward=lambda: saved_tensors_hooks(torch.clone, lambda t: t)
     ),
@@ -132,6 +154,10 @@ ASKED: dict[str, Callable[[nn.Module], Any]] = {
 }
 
 
+@pytest.mark.promise("P7")
+@pytest.mark.tool("torch.func.grad, vjp, jacrev, jacfwd, hessian, linearize", "works")
+@pytest.mark.tool("per-sample gradients (vmap of grad)", "works")
+@pytest.mark.tool("activation checkpointing, reentrant or not", "works")
 @pytest.mark.parametrize("name", ASKED)
 def test_as_the_modules_by_the_reference(name: str, pair: Pair) -> None:
     if name == "forward mode in backward" and isinstance(pair[0], Block):

@@ -1,29 +1,15 @@
-"""Differentiation: torch.func, forward mode, higher orders, checkpointing."""
+"""Differentiation: functional calls, vmap, higher orders, autocast, hooks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from layers import OPTIONS
 from torch import Tensor, nn
 from torch.autograd import gradcheck, gradgradcheck
-from torch.func import (
-    functional_call,
-    grad,
-    hessian,
-    jacfwd,
-    jacrev,
-    jvp,
-    linearize,
-    stack_module_state,
-    vjp,
-    vmap,
-)
-from torch.utils.checkpoint import checkpoint
+from torch.func import functional_call, grad, stack_module_state, vmap
 
 import sparseconv as sc
 
@@ -40,20 +26,6 @@ def make_layer(**options: Any) -> sc.SparseConv1d:
 
 def double(*shape: int) -> Tensor:
     return torch.randn(shape, dtype=torch.float64)
-
-
-def convolutions(pattern: sc.KernelCSR) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
-    """A function of input, values and bias with our kernels, and with torch's operations."""
-
-    def sparse(x: Tensor, values: Tensor, bias: Tensor) -> Tensor:
-        return sc.sparse_conv1d(x, values, pattern, bias, padding=1)
-
-    def dense(x: Tensor, values: Tensor, bias: Tensor) -> Tensor:
-        zeros = torch.zeros(pattern.numel, dtype=x.dtype)
-        weight = zeros.index_put((pattern.positions(),), values).view(pattern.shape)
-        return F.conv1d(x, weight, bias, padding=1)
-
-    return sparse, dense
 
 
 @pytest.mark.tool("torch.func.functional_call", "works", "bits of the layer with these parameters")
@@ -120,39 +92,6 @@ def test_ensembles() -> None:
     assert run(first, twin).equal(torch.stack([first(x), twin(x)]))
 
 
-@pytest.mark.tool("torch.func.grad, vjp, jacrev, jacfwd, hessian, linearize", "works")
-def test_derivatives() -> None:
-    """Of input, values and bias, as torch finds them for the dense convolution."""
-    layer = make_layer()
-    tensors = (double(3, 2, 7), layer.values.detach(), layer.bias.detach())
-    tangents = tuple(torch.randn_like(tensor) for tensor in tensors)
-    one = torch.ones((), dtype=torch.float64)
-    found = []
-    for run in convolutions(layer.pattern):
-
-        def loss(*tensors: Tensor, run: Callable[..., Tensor] = run) -> Tensor:
-            return run(*tensors).pow(3).sum()
-
-        derived = [f(loss, argnums=(0, 1, 2))(*tensors) for f in (grad, jacrev, jacfwd, hessian)]
-        derived += [jvp(loss, tensors, tangents), vjp(loss, *tensors)[1](one)]
-        found.append([*derived, linearize(loss, *tensors)[1](*tangents)])
-    torch.testing.assert_close(*found)
-
-
-@pytest.mark.tool("per-sample gradients (vmap of grad)", "works")
-def test_per_sample_gradients() -> None:
-    layer, x = make_layer(), double(4, 3, 2, 9)
-    parameters = {name: p.detach() for name, p in layer.named_parameters()}
-
-    def loss(parameters: dict[str, Tensor], x: Tensor) -> Tensor:
-        return functional_call(layer, parameters, (x,)).pow(3).sum()
-
-    got = vmap(grad(loss), in_dims=(None, 0))(parameters, x)
-    each = [grad(loss)(parameters, part) for part in x]
-    for name, stacked in got.items():
-        assert stacked.equal(torch.stack([gradients[name] for gradients in each])), "the same bits"
-
-
 @pytest.mark.tool("forward mode (torch.autograd.forward_ad)", "works")
 @pytest.mark.tool("double backward (gradgradcheck)", "works", "every order, forward over reverse")
 @pytest.mark.parametrize(("mode", "relu"), [("reflect", False), ("circular", True)])
@@ -174,25 +113,6 @@ def test_every_order(mode: str, relu: bool) -> None:
         lambda *leaves: torch.autograd.grad(run(*leaves).pow(2).sum(), leaves, create_graph=True),
         leaves,
     )
-
-
-@pytest.mark.tool("activation checkpointing, reentrant or not", "works", "bits of the plain step")
-@pytest.mark.parametrize("reentrant", [False, True])
-def test_checkpointing(reentrant: bool) -> None:
-    torch.manual_seed(0)
-    model = nn.Sequential(
-        sc.SparseConv1d(2, 6, 5), nn.ReLU(), nn.Dropout(0.5), sc.SparseConv1d(6, 3, 3)
-    )
-    x = torch.randn(4, 2, 20, requires_grad=True)
-    found = []
-    for run in (model, lambda x: checkpoint(model, x, use_reentrant=reentrant)):
-        torch.manual_seed(1)
-        model.zero_grad()
-        x.grad = None
-        y = run(x)
-        y.square().sum().backward()
-        found.append([y, x.grad, *(p.grad for p in model.parameters())])
-    assert all(a.equal(b) for a, b in zip(*found, strict=True))
 
 
 @pytest.mark.tool("torch.autocast", "works", "bfloat16, float16; as nn.Conv1d")

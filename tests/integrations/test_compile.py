@@ -59,20 +59,6 @@ def test_inductor_at_the_first_call(count_cases: Callable[[int], None]) -> None:
     count_cases(1)
 
 
-@pytest.mark.parametrize("options", [OPTIONS[1], OPTIONS[4]], ids=str)
-def test_layers(options: dict[str, Any]) -> None:
-    layer = sc.SparseConv1d(4, 6, 5, density=0.3, **options)
-    x = torch.randn(2, 4, 20, dtype=layer.values.dtype)
-    run, counter = compiled(layer)
-    assert_same_step(run, layer, x)
-    assert run(x[0]).equal(layer(x[0])), "without a batch dimension"
-    for mode in (torch.no_grad, torch.inference_mode):
-        with mode():
-            assert run(x).equal(layer(x))
-    assert_same_step(run, layer, x)  # plans are not inference tensors
-    assert counter.frame_count == 4
-
-
 @pytest.mark.tool("torch.compile(dynamic shapes)", "works", "batch size and length; one graph")
 def test_dynamic_shapes(count_cases: Callable[[int], None]) -> None:
     layer = sc.SparseConv1d(4, 6, 5, stride=2, padding=3, padding_mode="replicate")
@@ -83,9 +69,11 @@ def test_dynamic_shapes(count_cases: Callable[[int], None]) -> None:
             torch._dynamo.mark_dynamic(x, dim)  # raises if a size is taken for a constant
         y, wanted = run(x), layer(x)
         assert y.equal(wanted)
+        with torch.inference_mode():
+            assert run(x).equal(wanted)
         grads = (torch.autograd.grad(each.sum(), layer.parameters()) for each in (y, wanted))
         assert all(a.equal(b) for a, b in zip(*grads, strict=True))
-    assert counter.frame_count == 1
+    assert counter.frame_count == 2, "one of them without gradients"
     count_cases(5)
 
 

@@ -189,9 +189,6 @@ def test_what_cannot_be_saved_changes_no_statistics() -> None:
 def test_a_sequence_like_any_other(taken: list[tuple[str, ...]]) -> None:
     block = make_block()
     twin = plain(block)
-    assert block.state_dict().keys() == twin.state_dict().keys()
-    assert repr(block) == repr(twin).replace("Sequential", "Block")
-    assert [name for name, _ in block.named_modules()] == [n for n, _ in twin.named_modules()]
     want = block.eval()(X)
     for other in (copy.deepcopy(block), copy.copy(block), pickle.loads(pickle.dumps(block))):
         assert other(X).equal(want)
@@ -280,14 +277,6 @@ def test_autocast_and_a_model_of_bfloat16(unit: str, monkeypatch: pytest.MonkeyP
             ).norm() + UNIT * wanted.norm()
     with torch.autocast("cpu", torch.float16):
         assert not in_rows(x)
-
-
-def test_single_weights_run_module_by_module(unit: str) -> None:
-    layer = SparseConv1d(16, 16, 3, padding=1, density=0.3).to(BF16)
-    x = torch.randn(2, 16, 20).to(BF16)
-    block = Block(layer, nn.BatchNorm1d(16), nn.ReLU()).to(BF16)
-    plain = nn.Sequential(*copy.deepcopy(block))
-    assert block(x).equal(plain(x))
 
 
 def test_a_norm_that_begins_keeps_float32_and_types_are_those_of_modules(unit: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
 from typing import Any
 
 import pytest
@@ -55,6 +54,8 @@ def test_like_the_dense_layer(options):
     assert_close(layer(x), dense, x)
     assert layer(x[0]).equal(layer(x)[0])
     assert layer(x[:0]).shape == dense(x[:0]).shape
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(x).dtype == dense(x).dtype
     least = layer._geometry().transposed_length(9, 0)
     for size in (least, least + layer.stride[0] - 1):
         assert_close(layer(x, output_size=[size]), dense, x, output_size=[size])
@@ -78,24 +79,6 @@ def test_empty_series_like_the_dense_layer(size, options):
         y.sum().backward()
         assert x.grad.shape == size
         assert not any(parameter.grad.any() for parameter in part.parameters())
-
-
-@every_option
-def test_state_dicts(options):
-    layer, dense, x = made(**options)
-    pruned = prune.l1_unstructured(copy.deepcopy(dense), "weight", amount=0.8)
-    file = io.BytesIO()
-    torch.save(layer.state_dict(), file)
-    file.seek(0)
-    for state, source in (
-        (torch.load(file, weights_only=True), layer),
-        (dense.state_dict(), layer),
-        (pruned.state_dict(), SparseConvTranspose1d.from_dense(pruned)),
-    ):
-        target = SparseConvTranspose1d(4, 6, 5, **options)
-        target.load_state_dict(state)
-        assert target.pattern == source.pattern
-        assert target(x).equal(source(x))
 
 
 @pytest.mark.promise("P7")
@@ -134,12 +117,6 @@ def test_compile_and_export(options):
     assert program.module()(longer).equal(layer(longer))
 
 
-def test_autocast_is_that_of_the_dense_layer():
-    layer, dense, x = made()
-    with torch.autocast("cpu", torch.bfloat16):
-        assert layer(x).dtype == dense(x).dtype == torch.bfloat16
-
-
 @every_option
 @pytest.mark.parametrize("batched", [True, False])
 def test_growth_is_by_the_dense_gradient(options, batched):
@@ -176,17 +153,6 @@ def test_convert_profile_and_back():
     for layer in (report.layers[0], profile.layers[0]):
         assert layer.flops["inference"].after == 2 * 2 * 20 * sparse[0].pattern.nnz
     assert sc.optimize_for_inference(sparse.eval())(x).equal(sparse(x))
-
-
-class Louder(nn.ConvTranspose1d):
-    def forward(self, *args: Any) -> Tensor:
-        return 2 * super().forward(*args)
-
-
-def test_convert_leaves_own_code_dense():
-    model = nn.Sequential(Louder(4, 4, 3))
-    model[0].weight.data[0] = 0
-    assert isinstance(sc.convert(model, max_density=1.0).model[0], Louder)
 
 
 def test_the_function_needs_no_layer():

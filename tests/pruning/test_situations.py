@@ -16,7 +16,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from torch.utils.flop_counter import FlopCounterMode
 
 import sparseconv as sc
-from sparseconv.pruning import Magnitude, keep_filters
+from sparseconv.pruning import Magnitude
 
 X, Y = data()
 

@@ -58,7 +58,6 @@ def pruned(fitted: Any, X: Any = X, y: Any = Y) -> Callable[[], Any]:
 
 
 CASE, TIME = np.divmod(np.arange(720), 60)
-SHORT = X[:, :, :8]
 test_aeon_estimators = refusals(
     (lambda: fit(by(CASE, TIME // 2)), ValueError, "duplicate"),
     (lambda: fit(by(CASE, TIME)[:-1]), ValueError, "missing values"),
@@ -67,17 +66,14 @@ test_aeon_estimators = refusals(
     (lambda: fit(kernels="minirocket", n_kernels=50), ValueError, "n_kernels must be at least 84"),
     (lambda: fit(y=np.eye(2)[Y]), ValueError, "one-hot labels"),
     (lambda: fit(y=None), ValueError, "expected y to contain"),
-    (lambda: fit().score(X, None), ValueError, "expected y to contain"),
     (lambda: fit_dsn(validation=(X, None)), ValueError, "validation"),
     (lambda: fit(keep="auto"), TypeError, "keep"),
     (lambda: fit(keep=0), ValueError, "keep"),
     (lambda: fit(keep=35), ValueError, "keep"),
     (lambda: fit(k="auto"), TypeError, "k must be a number"),
     (lambda: fit(k=0), ValueError, "k must be positive"),
-    (lambda: fit(k=np.inf), ValueError, "k must be positive"),
     (lambda: fit(keep="cv", y=np.arange(12)), ValueError, "pass keep and k as numbers"),
     (lambda: fit(HOLE), ValueError, "missing values"),
-    (lambda: fit(np.full_like(X, np.inf)), ValueError, "finite values in X"),
     (lambda: fit(X[:, :, :10]), ValueError, "at least 11 time points"),
     (lambda: fit(random_state=-1), ValueError, "Seed"),
     (lambda: fit_dsn(n_jobs=5000), ValueError, "n_jobs"),
@@ -87,17 +83,13 @@ test_aeon_estimators = refusals(
     (lambda: fit_dsn().predict(X[:, :, :30]), ValueError, "different length"),
     (lambda: fit_dsn(TWO).predict(TWO[0]), ValueError, "different number of channels"),
     (lambda: fit(TWO).model_.predict(TWO[0]), ValueError, "pass a single series as X[None]"),
-    (lambda: RocketTransformer(n_kernels=9).fit(X).transform(SHORT), ValueError, "length"),
-    (lambda: fit_dsn(epochs=0), ValueError, "epochs"),
     (pruned(Rocket(20)), ValueError, "not fitted"),
-    (pruned(Rocket(20, random_state=0).fit(SHORT), SHORT), ValueError, "at least 11 time points"),
     (pruned(RidgeClassifierCV()), TypeError, "expected a fitted Rocket"),
     (pruned(make_pipeline(Rocket(20))), TypeError, "extract the fitted object"),
     (pruned(head_of(DecisionTreeClassifier())), NotImplementedError, "DecisionTreeClassifier()"),
     (pruned(head_of(RidgeClassifierCV([3]), "estimator_")), NotImplementedError, "(alphas=[3])"),
     (pruned(head_of(MaxAbsScaler(), "standardscaler")), NotImplementedError, "MaxAbsScaler()"),
     (lambda: fit(class_weight={7: 2.0}), ValueError, "class_weight"),
-    (lambda: fit(class_weight={0: 1, 1: 0}), ValueError, "class_weight"),
     (lambda: fit(class_weight={0: -2, 1: 1}), ValueError, "class_weight"),
     (lambda: POCKETClassifier().decision_function(X), ValueError, "has not been fitted yet"),
 )

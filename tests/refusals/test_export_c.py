@@ -75,7 +75,6 @@ test_export_c = refusals(
     (lambda: export(after(nn.Mish(), *FLAT)), NOT, "'1' (Mish)"),
     (lambda: export(after(nn.PReLU(4), *FLAT)), NOT, "'weight'"),
     (lambda: export(after(nn.GELU("tanh"), *FLAT)), NOT, "approximate"),
-    (lambda: export(after(nn.Flatten(), nn.LayerNorm(80))), NOT, "'2' (LayerNorm)"),
     (lambda: export(after(nn.BatchNorm1d(4, track_running_stats=False), *FLAT)), ValueError, "'1'"),
     (lambda: export(after(*FLAT, nn.Linear(4, 1), nn.Softmax(1))), ValueError, "'4' (Softmax)"),
     (lambda: export(after(nn.Linear(20, 2))), ValueError, "(1, 4, 2)"),
@@ -86,7 +85,6 @@ test_export_c = refusals(
     (lambda: export(dsn(lambda m: m.blocks[1].conv.values.fill_(np.nan))), ValueError, "'blocks.1"),
     (lambda: export(example_input=series(1) * np.float32(1e38)), ValueError, "example_input"),
     (lambda: export(example_input=series(1)[0, 0]), ValueError, "example_input"),
-    (lambda: export(example_input=series(1) * np.nan), ValueError, "example_input"),
     (lambda: export(Forward(lambda x: (x * torch.randn(1, 3, 1500)).mean(-1)),
                     example_input=series(3, length=1500)), NOT, "'mul'"),
     (lambda: export(weights="int8", calibration=series(3, length=50)), ValueError, "calibration"),
@@ -96,7 +94,6 @@ test_export_c = refusals(
     (lambda: export(classes=["a"]), ValueError, "classes"),
     (lambda: export(name="a-b"), ValueError, "name"),
     (lambda: export(folder=__file__), ValueError, "folder"),
-    (lambda: export(folder=Path(__file__).parent), ValueError, "folder"),
 )  # fmt: skip
 
 

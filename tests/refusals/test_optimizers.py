@@ -37,16 +37,6 @@ def masters(params: Parameters) -> list[Any]:
     return [copies, Adam(copies)]
 
 
-class Projector:
-    """Keeps a matrix for a parameter, as low-rank optimizers do."""
-
-    def __init__(self) -> None:
-        self.matrix = torch.eye(2)
-
-
-projected = with_attribute(lambda params: {"at": Projector()})
-
-
 def replaced(params: Parameters) -> Optimizer:
     optimizer = SGD(params, 0.1)
     step = optimizer.step
@@ -83,7 +73,6 @@ test_optimizers = refusals(
     (prune(torch.optim.LBFGS), NotImplementedError, "LBFGS keeps a history that mixes all par"),
     (prune(flat), NotImplementedError, "SGD.held is a tensor of shape [299] that belongs to no"),
     (schedule(shadow), NotImplementedError, "SGD.held.shadow['0'] is a tensor of shape [10]"),
-    (prune(projected), NotImplementedError, "SGD.held['at'].matrix is a tensor of shape [2"),
     (prune(replaced), NotImplementedError, "SGD.step is of type function and may contain"),
     (prune(hooked), NotImplementedError, "SGD._optimizer_step_post_hooks["),
     (prune(with_attribute(masters)), ValueError, "a parameter that does not belong to the model"),
@@ -91,5 +80,4 @@ test_optimizers = refusals(
      "SGD.held[0][0] is trained in place of '0.values'"),
     (schedule(with_attribute(lambda params: [torch.optim.LBFGS(params)])), NotImplementedError,
      "SGD.held[0] keeps a history"),
-    (schedule(flat), NotImplementedError, "SGD.held is a tensor of shape [69] that belongs to no"),
 )  # fmt: skip

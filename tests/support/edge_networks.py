@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -204,7 +206,6 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
         SparseConv1d(3, 4, 3, stride=2), nn.Flatten(), nn.Linear(40, 9), nn.BatchNorm1d(9),
         nn.ReLU(), nn.BatchNorm1d(9), nn.Linear(9, 2),
     ),
-    "ends_with_channels": lambda: nn.Sequential(SparseConv1d(3, 4, 3, stride=3), nn.Flatten()),
     "ends_with_bins": lambda: nn.Sequential(nn.AdaptiveAvgPool1d(5), nn.Flatten(), nn.Softmax(1)),
     "bins": lambda: nn.Sequential(
         SparseConv1d(3, 4, 3), nn.AdaptiveAvgPool1d(7), nn.Conv1d(4, 2, 3), nn.Flatten(),
@@ -226,13 +227,10 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     ),
     "everything": Everything,
     "alike": Alike,
-    "causal_constants": lambda: nn.Sequential(
-        nn.ConstantPad1d((4, 0), 0.0), nn.Conv1d(3, 4, 5), nn.ReLU(), nn.ZeroPad1d((-1, 8)),
-        nn.Conv1d(4, 4, 5, dilation=2), *_head(4),
-    ),
     "pads": lambda: nn.Sequential(
         nn.ReplicationPad1d((0, 4)), nn.Conv1d(3, 4, 5), nn.CircularPad1d(1), nn.Conv1d(4, 4, 3),
-        nn.ReflectionPad1d(2), nn.Conv1d(4, 2, 3), nn.ZeroPad1d((1, 0)), nn.Conv1d(2, 2, 2),
+        nn.ReflectionPad1d(2), nn.Conv1d(4, 2, 3), nn.ConstantPad1d((-1, 8), 0.0),
+        nn.Conv1d(2, 2, 2, dilation=2),
         *_head(2),
     ),
 }  # fmt: skip
@@ -257,6 +255,18 @@ def series(
     n_cases: int, seed: int = 0, channels: int = CHANNELS, length: int = LENGTH
 ) -> torch.Tensor:
     return torch.randn(n_cases, channels, length, generator=torch.Generator().manual_seed(seed))
+
+
+@functools.cache
+def lowered(name: str) -> Network:
+    return lower(network(name), CHANNELS, LENGTH)
+
+
+def export(name: str, folder: Path, weights: str) -> Path:
+    """The program ``net`` of a network, which knows 24 series."""
+    X = series(24)
+    known = X if weights == "int8" else None
+    return sc.export_c(network(name), X, folder, name="net", weights=weights, calibration=known)
 
 
 def expected(

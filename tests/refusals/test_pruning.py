@@ -1,4 +1,4 @@
-"""What ``prune_filters``, its criteria, ``InstanceSparsity`` and ``keep_filters`` refuse."""
+"""What ``prune_filters``, its criteria, ``keep_filters`` and ``factorize`` refuse."""
 
 from __future__ import annotations
 
@@ -118,8 +118,6 @@ test_arguments = refusals(
     (call(x=X.tolist()), TypeError, "conv1d()"),
     (call(x=X[:, :1]), RuntimeError, "input[6, 1, 12] to have 2 channels, but got 1 channels"),
     (call(x=X[0]), ValueError, "0: its number of input or output channels differs"),
-    (lambda: keep_filters("resnet", X, {}), TypeError, "model must be an nn.Module"),
-    (call(optimizer=sgd(network())), ValueError, "a parameter that does not belong to the model"),
     (call(optimizer=sgd(network()), equivalent=True), ValueError, "do not pass optimizer"),
     (call(listed(), fraction=0.5, equivalent=True), ValueError, "referenced by Sequential.order"),
     (call(**adafactor()), ValueError, "'row_var'] of '0.weight'"),
@@ -175,7 +173,6 @@ def penalize(*stages: str, calls: int = 1) -> None:
 
 
 test_instance_sparsity = refusals(
-    (lambda: InstanceSparsity(3), TypeError, "model"),
     (lambda: InstanceSparsity(FLAT), ValueError, "no stages are published for Sequential"),
     (lambda: InstanceSparsity(FLAT, ["0"], -1), ValueError, "weight (--silence)"),
     (lambda: penalize("no"), AttributeError, "`no`"),
@@ -200,4 +197,77 @@ test_keep_filters = refusals(
     (keep({"head.2": [0]}), ValueError, "would keep [0, 1, 2]"),
     (keep({LAST: [0, 1], SHORTCUT: [0]}), ValueError, "would keep [0]"),
     (keep({FIRST: [True, False]}), TypeError, "mask.nonzero()[:, 0]"),
+)
+
+
+# --- factorize ---
+
+
+def convs(*layers: nn.Module) -> nn.Sequential:
+    return nn.Sequential(*(layers or [nn.Conv1d(4, 4, 3) for _ in range(3)]))
+
+
+def split(whole: nn.Module, *names: str, **options: Any) -> Callable[[], Any]:
+    """Factorize the set of the named layers."""
+    return lambda: sc.factorize(
+        whole, layers=[list(names)] if names else None, **(options or {"rank": 1})
+    )
+
+
+def pair(layer: nn.Module) -> Callable[[], Any]:
+    return split(convs(nn.Conv1d(4, 4, 3), layer), "0", "1")
+
+
+def hooked() -> nn.Module:
+    conv = nn.Conv1d(4, 4, 3)
+    conv.register_forward_hook(lambda *_: None)
+    return conv
+
+
+def causal() -> nn.Module:
+    conv = nn.Conv1d(4, 4, 3)
+    forward = conv.forward
+    conv.forward = lambda input: forward(nn.functional.pad(input, (2, 0)))
+    return conv
+
+
+def tied() -> nn.Module:
+    found = convs()
+    found[2].weight = found[0].weight
+    return found
+
+
+def kept() -> nn.Module:
+    found = convs()
+    found.kept = [found[1]]
+    return found
+
+
+MINE = type("Mine", (sc.SparseConv1d,), {"forward": hooked})
+
+test_factorize = refusals(
+    (split(convs(), rank=1, parameter_compression=2), ValueError, "rank or parameter_compression"),
+    (split(convs(), rank=0), ValueError, "rank"),
+    (split(convs(), parameter_compression=1), ValueError, "parameter_compression"),
+    (split(convs(), rank=1, method="middle"), ValueError, "method"),
+    (lambda: sc.factorize(convs(), layers=["0", "1"], rank=1), ValueError, "several for any other"),
+    (split(convs(), "0", "9"), ValueError, "'9'"),
+    (split(convs(), "0", "0"), ValueError, "a layer may be named only once"),
+    (split(convs(), "0", "1", rank=1, method="svd"), ValueError, "one layer for method='svd'"),
+    (split(convs(), "0", "1", rank=9), ValueError, "a rank of at most 8"),
+    (split(convs(), "0", "1", parameter_compression=50), ValueError, "_compression of at most"),
+    (split(nn.Linear(2, 2)), ValueError, "nn.Conv1d"),
+    (split(torch.compile(convs())), ValueError, "factorize its ._orig_mod"),
+    (pair(nn.Conv1d(4, 4, 5)), ValueError, "must have the same shape"),
+    (pair(nn.Conv1d(4, 4, 3, stride=2)), ValueError, "stride"),
+    (pair(nn.Conv1d(4, 4, 3, groups=2)), ValueError, "must have groups=1"),
+    (pair(nn.ConvTranspose1d(4, 4, 3)), ValueError, "is a ConvTranspose1d"),
+    (pair(sc.SparseConv1d(4, 4, 3)), ValueError, "convert it with sc.to_dense"),
+    (split(convs(MINE(4, 4, 3), MINE(4, 4, 3))), ValueError, "is a Mine"),
+    (pair(hooked()), ValueError, "has hooks"),
+    (pair(causal()), ValueError, "'1' has its own forward"),
+    (split(convs(causal(), causal())), ValueError, "but found none; '0': it has its own forward"),
+    (pair(prune.l1_unstructured(nn.Conv1d(4, 4, 3), "bias", 2)), ValueError, "bias"),
+    (split(tied(), "0", "1"), ValueError, "shares its weight"),
+    (split(kept(), "0", "1"), ValueError, "Sequential.kept"),
 )
