@@ -152,7 +152,7 @@ std::tuple<Tensor, Tensor> prelu_backward(const Tensor& grad,
   run_prelu(p, x);
   // Rows of one weight follow one another if there is only one, else they are `channels` apart.
   const Tensor of_weight =
-      sums.view({-1, p.channels, sums.size(1)}).sum({0, 2}, false, at::kDouble);
+      sums.view({-1, p.channels, sums.size(1)}).sum(at::IntArrayRef{0, 2}, false, at::kDouble);
   return {output, of_weight.to(x.scalar_type())};
 }
 
