@@ -176,6 +176,14 @@ _STAGES: Sequence[tuple[Sequence[tuple[type[nn.Module], ...]], Stage]] = (
 Parts = list[tuple[list[Any], Stage | None]]
 
 
+@dataclass
+class _Plan:
+    """Hold the parts of modules; as an attribute, a tuple of modules would keep them in place."""
+
+    key: tuple[list[int], list[type]]  # identities and types of the modules
+    parts: Parts
+
+
 def _parts(modules: list[Any]) -> Parts:
     """Divide modules into parts: each fits the first possible stage, or has one module."""
     parts: Parts = []
@@ -310,8 +318,7 @@ class Block(nn.Sequential):
         torch.Size([4, 3, 5])
     """
 
-    # The identities and types of the modules, and their parts.
-    _planned: tuple[Any, Parts] | None = None
+    _planned: _Plan | None = None
 
     def forward(self, input: Tensor) -> Tensor:
         """Run the modules in order."""
@@ -334,10 +341,10 @@ class Block(nn.Sequential):
             return None
         key = list(map(id, modules)), list(map(type, modules))
         planned = self._planned
-        if planned is None or planned[0] != key:
+        if planned is None or planned.key != key:
             # One assignment, because other threads may run this too.
-            planned = self._planned = key, _parts(modules)
-        return _compute(planned[1], x)
+            planned = self._planned = _Plan(key, _parts(modules))
+        return _compute(planned.parts, x)
 
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]

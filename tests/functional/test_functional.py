@@ -57,7 +57,6 @@ def convolve(backend: str, **changes: Any) -> Tensor:
         ({"padding": "SAME"}, ValueError, "padding"),
         ({"padding": "same", "stride": 2}, ValueError, "'same'"),
         ({"padding_mode": "wrap"}, ValueError, "padding_mode"),
-        ({"relu": "no"}, TypeError, "relu"),
     ],
 )
 def test_refuses(changes: dict[str, Any], error: type[Exception], name: str, backend: str) -> None:

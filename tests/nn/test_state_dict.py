@@ -42,7 +42,7 @@ def bad_states() -> dict[str, tuple[dict[str, object], str]]:
         "values too short": (good | {"values": good["values"][1:]}, "size mismatch for values"),
         "bias too short": (good | {"bias": torch.ones(5)}, "size mismatch for bias"),
         "unsorted": (good | {"col_indices": unsorted}, r"row \d+ .*ascend"),
-        "averaged": (good | {"crow_indices": good["crow_indices"].float()}, "cannot be averaged"),
+        "averaged": (good | {"crow_indices": good["crow_indices"].float()}, "torch.int32"),
         "int values": (good | {"values": good["values"].int()}, "must have one of the dtypes"),
         "no tensor": (good | {"values": [1.0]}, "must be a tensor"),
         "meta": ({k: t.to("meta") for k, t in good.items()}, "must be a dense tensor"),
