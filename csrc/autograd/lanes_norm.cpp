@@ -7,6 +7,7 @@
 #include <ATen/ops/batch_norm.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/empty_like.h>
+#include <ATen/ops/zeros_like.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/library.h>
 
@@ -47,8 +48,9 @@ const Tensor& first_of(at::TensorList parts) {
 Tensor lanes_or_none(const OptionalTensor& x,
                      const Tensor& like,
                      const KernelOrder& order,
-                     int64_t n) {
-  return x.has_value() ? checked_like(*x, like, order, n, "added") : Tensor();
+                     int64_t n,
+                     const char* name) {
+  return x.has_value() ? checked_like(*x, like, order, n, name) : Tensor();
 }
 
 std::tuple<Tensor, Tensor, Tensor> lanes_norm(at::TensorList parts,
@@ -87,7 +89,7 @@ std::tuple<Tensor, Tensor, Tensor> lanes_norm(at::TensorList parts,
                      eps,
                      training};
   NormOutput found = order->norm(own.tensors, own.channels, norm,
-                                 lanes_or_none(added, like, *order, own.channels), relu);
+                                 lanes_or_none(added, like, *order, own.channels, "added"), relu);
   return {found.output, found.mean, found.invstd};
 }
 
@@ -96,7 +98,7 @@ std::vector<Tensor> norm_backward(const Tensor& grad,
                                   at::TensorList parts,
                                   const OptionalTensor& weight,
                                   const OptionalTensor& bias,
-                                  const OptionalTensor& added,
+                                  const OptionalTensor& output,
                                   const Tensor& mean,
                                   const Tensor& invstd,
                                   bool training,
@@ -116,11 +118,11 @@ std::vector<Tensor> norm_backward(const Tensor& grad,
                      training};
   NormGradients found = order->norm_gradient(
       checked_like(grad, like, *order, own.channels, "grad_output"), own.tensors, own.channels,
-      norm, lanes_or_none(added, like, *order, own.channels), relu,
+      norm, lanes_or_none(output, like, *order, own.channels, "output"), relu,
       vector_of(mean, like, own.channels, "mean"), vector_of(invstd, like, own.channels, "invstd"),
       kInPlace);
   std::vector<Tensor> result = {found.input, found.weight, found.bias};
-  if (added.has_value()) {
+  if (output.has_value()) {
     result.push_back(found.added);
   }
   return result;
@@ -178,9 +180,11 @@ struct NormCall {
   Tensor &batch_mean, &batch_invstd;  // results without gradients
 };
 
-// The same of the parts, weight, bias and what is added, by ops that have all derivatives.
+// The same of the parts, weight, bias and zeros that are added, by ops that have all derivatives.
+// `output`, if something was added, is zero where the gradient is.
 Tensor norm_by_torch(AutogradContext* ctx,
                      const variable_list& inputs,
+                     const Tensor& output,
                      const Tensor& mean,
                      const Tensor& invstd) {
   const Order y = Order::of(ctx);
@@ -198,6 +202,8 @@ Tensor norm_by_torch(AutogradContext* ctx,
   }
   if (added.defined()) {
     x = x + CALL(lanes_leave)(added, channels, y.batch, y.length);
+    const Tensor z = CALL(lanes_leave)(output, channels, y.batch, y.length);
+    return CALL(lanes_enter)(x.masked_fill(z.le(0), 0), margin);
   }
   return CALL(lanes_enter)(ctx->saved_data["relu"].toBool() ? x.relu() : x, margin);
 }
@@ -215,10 +221,9 @@ struct LanesNorm : torch::autograd::Function<LanesNorm> {
         CALL(lanes_norm)(parts, weight, bias, call.mean, call.var, added, call.training,
                          call.momentum, call.eps, call.relu, call.order.batch, call.order.length);
     variable_list saved = parts.vec();
-    for (const OptionalTensor& x : {weight, bias, added}) {
-      saved.push_back(x.value_or(Tensor()));
-    }
-    saved.insert(saved.end(), {call.batch_mean, call.batch_invstd});
+    // What is added need not be kept: the output is positive where it gets a gradient.
+    saved.insert(saved.end(), {weight.value_or(Tensor()), bias.value_or(Tensor()),
+                               added ? output : Tensor(), call.batch_mean, call.batch_invstd});
     ctx->save_for_backward(std::move(saved));
     ctx->saved_data["training"] = call.training;
     ctx->saved_data["eps"] = call.eps;
@@ -231,10 +236,15 @@ struct LanesNorm : torch::autograd::Function<LanesNorm> {
     const variable_list saved = ctx->get_saved_variables();
     const size_t n = saved.size() - 5;
     if (at::GradMode::is_enabled() || !computes_plainly(grads[0], true)) {
-      variable_list found = gradients_by_torch(
-          {saved.begin(), saved.end() - 2}, grads[0], [&](const variable_list& inputs) {
-            return norm_by_torch(ctx, inputs, saved[n + 3], saved[n + 4]);
-          });
+      variable_list inputs(saved.begin(), saved.end() - 2);
+      Tensor output;
+      if (inputs.back().defined()) {
+        output = inputs.back().detach();
+        inputs.back() = at::zeros_like(output).requires_grad_();
+      }
+      variable_list found = gradients_by_torch(inputs, grads[0], [&](const variable_list& x) {
+        return norm_by_torch(ctx, x, output, saved[n + 3], saved[n + 4]);
+      });
       found.emplace_back();
       return found;
     }

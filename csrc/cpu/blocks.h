@@ -169,7 +169,8 @@ struct BorderSums {
 constexpr int64_t kStatistics = 96;
 
 // BatchNorm and ReLU on rows: z = (x - centre) * scale + shift + added and dz = grad where z > 0,
-// or everywhere without `relu`. Vectors are of 32 channels for each panel.
+// or everywhere without `relu`. With gradients, `added` is the output, which is positive where z
+// is. Vectors are of 32 channels for each panel.
 struct RowNorm {
   Rows in, out;
   Rows grad;               // without data: grads are not read

@@ -39,7 +39,6 @@ struct PointwiseGradient {
 struct LaneNorm {
   LaneOrder order;
   const void* in;
-  const void* added;   // null: nothing; else with `relu`
   const void* weight;  // null: ones
   const void* bias;    // null: zeros
   int64_t channels;
@@ -52,6 +51,7 @@ struct LaneNorm {
 // Per channel, with the statistics of this batch or the running ones: z = (x - mean) * (invstd *
 // weight) + bias + added, out = max(z, 0), or z without `relu`.
 struct BatchNormRelu : LaneNorm {
+  const void* added;  // null: nothing; else with `relu`
   void* out;
   void* mean;  // (channels,), written
   void* invstd;
@@ -61,13 +61,15 @@ struct BatchNormRelu : LaneNorm {
   double eps;
 };
 
-// With dz = grad where z > 0 (everywhere without `relu`), xhat = (x - mean) * invstd and n = batch
+// With dz = grad where z > 0 (everywhere without `relu`; z is `output`, if something was added),
+// xhat = (x - mean) * invstd and n = batch
 // * length: grad_bias = sum dz, grad_weight = sum dz * xhat, grad_in = invstd * weight * (dz -
 // (grad_bias + xhat * grad_weight) / n) in training, else invstd * weight * dz.
 struct BatchNormReluGradient : LaneNorm {
   const void* grad;
-  void* grad_in;     // may be `grad`
-  void* grad_added;  // dz, if something was added
+  void* grad_in;       // may be `grad`
+  void* grad_added;    // dz, if something was added
+  const void* output;  // else null
   const void* mean;
   const void* invstd;
   void* grad_weight;

@@ -66,12 +66,13 @@ class KernelOrder {
                           const Norm& norm,
                           const at::Tensor& added,
                           bool relu) const = 0;
-  // `in_place`, the gradient of the parts takes the memory of `grad`.
+  // `output`: of `norm`, if something was added there. `in_place`, the gradient of the parts takes
+  // the memory of `grad`.
   virtual NormGradients norm_gradient(const at::Tensor& grad,
                                       const std::vector<at::Tensor>& parts,
                                       int64_t channels,
                                       const Norm& norm,
-                                      const at::Tensor& added,
+                                      const at::Tensor& output,
                                       bool relu,
                                       const at::Tensor& mean,
                                       const at::Tensor& invstd,

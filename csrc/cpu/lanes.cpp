@@ -117,13 +117,13 @@ NormGradients run_norm_gradient(const Tensor& grad,
                                 const std::vector<Tensor>& parts,
                                 const LaneOrder& order,
                                 const Norm& norm,
-                                const Tensor& added,
+                                const Tensor& output,
                                 bool relu,
                                 const Tensor& mean,
                                 const Tensor& invstd,
                                 bool in_place) {
   const NormGradients found = {
-      in_place ? grad : at::empty_like(grad), added.defined() ? at::empty_like(grad) : Tensor(),
+      in_place ? grad : at::empty_like(grad), output.defined() ? at::empty_like(grad) : Tensor(),
       at::empty({grad.size(0)}, grad.options()), at::empty({grad.size(0)}, grad.options())};
   int64_t first = 0;
   for (const Tensor& part : parts) {
@@ -131,7 +131,7 @@ NormGradients run_norm_gradient(const Tensor& grad,
     p.order = order;
     p.grad = part_of(grad, first, order.channel());
     p.in = part.const_data_ptr();
-    p.added = part_of(added, first, order.channel());
+    p.output = part_of(output, first, order.channel());
     p.grad_in = part_of_output(found.input, first, order.channel());
     p.grad_added = part_of_output(found.added, first, order.channel());
     p.weight = part_of(norm.weight, first);
@@ -242,12 +242,12 @@ class Lanes final : public KernelOrder {
                               const std::vector<Tensor>& parts,
                               int64_t,
                               const Norm& norm,
-                              const Tensor& added,
+                              const Tensor& output,
                               bool relu,
                               const Tensor& mean,
                               const Tensor& invstd,
                               bool in_place) const override {
-    return run_norm_gradient(grad, parts, order_, norm, added, relu, mean, invstd, in_place);
+    return run_norm_gradient(grad, parts, order_, norm, output, relu, mean, invstd, in_place);
   }
 
   Tensor max_pool(const Tensor& input,

@@ -62,11 +62,7 @@ void write_borders(const Tensor& output,
       at::empty({panels_of(g.in_channels()) * rows, kPanelChannels}, at::kBFloat16);
   char* data = static_cast<char*>(sums.mutable_data_ptr());
   for (const bool last : {false, true}) {
-    BorderSums q{order.of(grad),
-                 {data, panels * panel, panel},
-                 order.batch,
-                 order.length,
-                 panels};
+    BorderSums q{order.of(grad), {data, panels * panel, panel}, order.batch, order.length, panels};
     q.count = reach;
     q.step = last ? -1 : 1;
     q.first = order.length == 1 ? 0  // which is both samples

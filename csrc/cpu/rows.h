@@ -61,7 +61,7 @@ struct RowOrder final : KernelOrder {
                               const std::vector<at::Tensor>& parts,
                               int64_t channels,
                               const Norm& norm,
-                              const at::Tensor& added,
+                              const at::Tensor& output,
                               bool relu,
                               const at::Tensor& mean,
                               const at::Tensor& invstd,

@@ -150,14 +150,10 @@ Tensor RowOrder::max_pool(const Tensor& input,
   const RowOrder pooled(batch, pooled_length(length, size, stride), margin);
   const RowOrder& result = grad.defined() ? *this : pooled;
   Tensor out = result.empty(channels);
-  const RowPool p{of(input),
-                  grad.defined() ? pooled.of(grad) : Rows{},
-                  result.of(out),
-                  batch,
-                  length,
-                  pooled.length,
-                  input.size(0),
-                  size,
+  const RowPool p{of(input),      grad.defined() ? pooled.of(grad) : Rows{},
+                  result.of(out), batch,
+                  length,         pooled.length,
+                  input.size(0),  size,
                   stride};
   run_parts(p, checked_kernels().blocks->pool_rows, batch * length * p.panels / kRowGrain);
   return out;
@@ -190,7 +186,7 @@ void append(std::vector<double>& to, const std::vector<double>& numbers) {
   to.insert(to.end(), numbers.begin(), numbers.end());
 }
 
-// What both passes read: z = (x - centre) * scale + shift + added.
+// What both passes read: z = (x - centre) * scale + shift.
 struct NormVectors {
   PanelVector centre, scale, shift;
 
@@ -205,7 +201,10 @@ struct NormVectors {
     shift = of_channels(channels, [&](int64_t c) { return bias[c]; });
   }
   // Of a part whose first channel is `first` of the others.
-  RowNorm norm_of(const Tensor& part, int64_t first, int64_t channels, const RowOrder& order) const {
+  RowNorm norm_of(const Tensor& part,
+                  int64_t first,
+                  int64_t channels,
+                  const RowOrder& order) const {
     RowNorm p = sparseconv::norm_of(part, channels, order);
     p.centre = centre.data() + first;
     p.scale = scale.data() + first;
@@ -260,20 +259,20 @@ NormGradients RowOrder::norm_gradient(const Tensor& grad,
                                       const std::vector<Tensor>& parts,
                                       int64_t channels,
                                       const Norm& norm,
-                                      const Tensor& added,
+                                      const Tensor& output,
                                       bool relu,
                                       const Tensor& mean,
                                       const Tensor& invstd,
                                       bool in_place) const {
   NormGradients found{in_place ? grad : empty(channels),
-                      added.defined() ? empty(channels) : Tensor()};
+                      output.defined() ? empty(channels) : Tensor()};
   const auto n = static_cast<double>(batch * length);
   const std::vector<double> inverse = numbers(invstd, channels, 0);
   const NormVectors vectors(numbers(mean, channels, 0), inverse, norm);
   const auto norm_of = [&](const Tensor& part, int64_t first, int64_t count) {
     RowNorm p = vectors.norm_of(part, first, count, *this);
     p.relu = relu;
-    p.added = rows_from(added, first, *this);
+    p.added = rows_from(output, first, *this);
     p.grad = rows_from(grad, first, *this);
     return p;
   };

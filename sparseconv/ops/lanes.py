@@ -37,7 +37,8 @@ for _schema in (
     f"lanes_norm(Tensor[] parts, {_NORM}, Tensor(a!)? running_mean, Tensor(b!)? running_var,"
     " Tensor? added, bool training, float momentum, float eps, bool relu, int batch, int length)"
     " -> (Tensor, Tensor, Tensor)",
-    f"lanes_norm_backward(Tensor grad_output, Tensor[] parts, {_NORM}, Tensor? added, Tensor mean,"
+    # `output`: if something was added; it is positive where that gets a gradient.
+    f"lanes_norm_backward(Tensor grad_output, Tensor[] parts, {_NORM}, Tensor? output, Tensor mean,"
     " Tensor invstd, bool training, bool relu, int batch, int length) -> Tensor[]",
     # Weights and bias of a convolution and the BatchNorm after it, in eval mode; differentiable.
     "lanes_fold(Tensor weights, Tensor? conv_bias, Tensor? crow_indices, int kernels,"

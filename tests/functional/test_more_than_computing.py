@@ -130,7 +130,6 @@ ASKED: dict[str, Callable[[nn.Module], Any]] = {
     "jacrev": lambda model: torch.func.jacrev(model)(sample()),
     "jacfwd": lambda model: torch.func.jacfwd(model)(sample()),
     "hessian": lambda model: torch.func.hessian(partial(loss, model))(sample()),
-    "linearize": lambda model: torch.func.linearize(model, sample())[1](torch.cos(sample())),
     "per-sample gradients": per_sample,
     "checkpoints": partial(checkpointed, reentrant=False),
     "reentrant checkpoints": partial(checkpointed, reentrant=True),
@@ -166,6 +165,14 @@ def test_as_the_modules_by_the_reference(name: str, pair: Pair) -> None:
         return
     found, expected = map(ASKED[name], pair)
     assert found is not None
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_linearize(pair: Pair) -> None:
+    """Of the reference it may be NaN, as of torch's layer: the circular padding is not written."""
+    x = sample()
+    found = torch.func.linearize(pair[0], x)[1](torch.cos(x))
+    _, expected = torch.func.jvp(pair[1], (x,), (torch.cos(x),))
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
 
 

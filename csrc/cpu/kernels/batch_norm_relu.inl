@@ -173,17 +173,6 @@ static Statistics<typename V::T> statistics(const typename V::T* samples,
   return {static_cast<T>(mean + shift), squares < 0 ? 0 : squares};
 }
 
-// What BatchNorm gives for a sample at distance x from the mean, with what is added at `added`.
-template <typename V, bool kAdds>
-static inline V normed(V x, V scale, V shift, const typename V::T* added) {
-  const V z = fma(x, scale, shift);
-  if constexpr (kAdds) {
-    return add(z, V::load(added));
-  } else {
-    return z;
-  }
-}
-
 // One channel's outputs.
 template <typename V, bool kRelu, bool kAdds>
 static void norm_channel(const BatchNormRelu& p,
@@ -201,7 +190,10 @@ static void norm_channel(const BatchNormRelu& p,
   visit_rows<V>(
       spans, n_spans,
       [&](int64_t at, int, uint32_t real) {
-        const V z = normed<V, kAdds>(sub(V::load(x + at), mean), scale, shift, added + at);
+        V z = fma(sub(V::load(x + at), mean), scale, shift);
+        if constexpr (kAdds) {
+          z = add(z, V::load(added + at));
+        }
         choose(real, kRelu ? relu(z) : z, zero).store(y + at);
       },
       [] {});
@@ -255,7 +247,7 @@ static void norm_gradients(const BatchNormReluGradient& p,
   for (int64_t c = p.channels * part / parts; c < p.channels * (part + 1) / parts; ++c) {
     const int64_t first = c * p.order.channel();
     const T* samples = static_cast<const T*>(p.in) + first;
-    const T* added = kAdds ? static_cast<const T*>(p.added) + first : nullptr;
+    const T* output = kAdds ? static_cast<const T*>(p.output) + first : nullptr;
     const T* grads = static_cast<const T*>(p.grad) + first;
     T* out = static_cast<T*>(p.grad_in) + first;
     T* of_added = kAdds ? static_cast<T*>(p.grad_added) + first : nullptr;
@@ -269,11 +261,11 @@ static void norm_gradients(const BatchNormReluGradient& p,
         [&](int64_t at, int i, uint32_t) {
           const V x = sub(V::load(samples + at), mean);
           V grad = V::load(grads + at);
-          if constexpr (kRelu) {
-            grad = relu_gradient(normed<V, kAdds>(x, scale, shift, added + at), grad);
-          }
           if constexpr (kAdds) {
+            grad = relu_gradient(V::load(output + at), grad);
             grad.store(of_added + at);
+          } else if constexpr (kRelu) {
+            grad = relu_gradient(fma(x, scale, shift), grad);
           }
           sums.add_sample(i, grad, x);
         },
@@ -305,8 +297,8 @@ static void batch_norm_relu_gradient(const BatchNormReluGradient& p,
                                      int64_t part,
                                      int64_t parts,
                                      void* scratch) {
-  const auto gradients = p.added != nullptr ? norm_gradients<V, true, true>
-                         : p.relu           ? norm_gradients<V, true, false>
-                                            : norm_gradients<V, false, false>;
+  const auto gradients = p.output != nullptr ? norm_gradients<V, true, true>
+                         : p.relu            ? norm_gradients<V, true, false>
+                                             : norm_gradients<V, false, false>;
   gradients(p, part, parts, scratch);
 }

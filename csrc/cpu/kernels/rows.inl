@@ -83,8 +83,10 @@ struct NormedPanel {
       const Lanes16 zero = {};
       x[i] -= centre.lanes[i];
       z[i] = x[i] * scale.lanes[i] + shift.lanes[i];
-      z[i] = kAdds ? z[i] + more[i] : z[i];
-      if (kRelu && p.grad.data != nullptr) {
+      if (p.grad.data == nullptr) {
+        z[i] = kAdds ? z[i] + more[i] : z[i];
+      } else if (kRelu) {
+        z[i] = kAdds ? more[i] : z[i];
         grad[i] = z[i] <= 0.0f ? zero : grad[i];
       }
     }
