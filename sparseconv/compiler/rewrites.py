@@ -59,6 +59,14 @@ def _replace(graph: Graph, node: Node, by: Node) -> None:
     graph.erase_node(node)
 
 
+def _call_instead(graph: Graph, node: Node, target: Any, args: Any, kwargs: Any = None) -> None:
+    """Replace a node by a call that computes the same."""
+    with graph.inserting_before(node):
+        call = graph.call_function(target, args, kwargs)
+    call.meta.update(node.meta)
+    _replace(graph, node, call)
+
+
 def _drop_cast(graph: Graph, node: Any) -> None:
     """Erase a cast to the same dtype, which autocast leaves before each layer."""
     if (node.op, node.target) == ("call_method", "to") and not node.kwargs:
@@ -68,10 +76,8 @@ def _drop_cast(graph: Graph, node: Any) -> None:
 
 
 def _as_narrow(graph: Graph, node: Node, x: Node, dim: int, start: int) -> None:
-    with graph.inserting_before(node):
-        part = graph.call_function(torch.narrow, (x, dim, start, int(value_of(node).shape[dim])))
-    part.meta.update(node.meta)
-    _replace(graph, node, part)
+    length = int(value_of(node).shape[dim])
+    _call_instead(graph, node, torch.narrow, (x, dim, start, length))
 
 
 def _parts_of_split(graph: Graph, node: Any) -> None:
@@ -131,11 +137,8 @@ def _gate(graph: Graph, node: Any) -> None:
     (x, _, first, width), (gated, _, second, _) = halves["tanh"], halves["sigmoid"]
     whole = value_of(x).shape[1]
     if x is gated and (first, second, whole) == (0, width, 2 * width):
-        with graph.inserting_before(node):
-            joined = graph.call_function(gated_tanh, (x,))
-        joined.meta.update(node.meta)
         functions = node.all_input_nodes
-        _replace(graph, node, joined)
+        _call_instead(graph, node, gated_tanh, (x,))
         for function in functions:
             (half,) = function.all_input_nodes
             graph.erase_node(function)
@@ -204,9 +207,7 @@ def _pool_after_conv(graph: Graph, conv: Any) -> None:
         with graph.inserting_before(conv):
             first = graph.call_function(conv.target, (x, *conv.args[1:]), conv.kwargs)
             first.meta["example_value"] = before.new_empty((*after.shape[:2], before.shape[2]))
-            last = graph.call_function(pool.target, (first, *rest), pool.kwargs)
-        last.meta.update(conv.meta)
-        _replace(graph, conv, last)
+        _call_instead(graph, conv, pool.target, (first, *rest), pool.kwargs)
         graph.erase_node(pool)
 
 
@@ -242,10 +243,8 @@ def _fold_norm(graph: Graph, norm: Any) -> None:
                 parts[i].meta["example_value"] = value_of(shaped).float()
                 parts[i] = graph.call_method("to", (parts[i], like.dtype))
                 parts[i].meta["example_value"] = value_of(shaped)
-        both = graph.call_function(conv.target, (conv.args[0], *parts, *conv.args[3:]), conv.kwargs)
-    both.meta.update(norm.meta)
-    both.kwargs = {k: v for k, v in conv.kwargs.items() if k not in ("weight", "bias")}
-    _replace(graph, norm, both)
+    kwargs = {k: v for k, v in conv.kwargs.items() if k not in ("weight", "bias")}
+    _call_instead(graph, norm, conv.target, (conv.args[0], *parts, *conv.args[3:]), kwargs)
     graph.erase_node(conv)
 
 
@@ -282,8 +281,7 @@ def replace_slow_gradients(graph: Graph) -> None:
                 continue
         except Outside:
             continue
-        with graph.inserting_before(node):
-            _replace(graph, node, graph.call_function(op, arguments))
+        _call_instead(graph, node, op, arguments)
 
 
 def _relu_after(graph: Graph, relu: Any) -> None:
@@ -306,9 +304,8 @@ def _add_before_relu(graph: Graph, relu: Any) -> None:
         arguments[_ADDED], arguments[_RELU] = other, True
         with graph.inserting_before(add):  # by then the other term has been computed
             again = graph.call_function(_NORM, tuple(arguments))
-            result = graph.call_function(operator.getitem, (again, 0))
-        relu.replace_all_uses_with(result)
-        for node in (relu, add, output, norm):
+        _call_instead(graph, relu, operator.getitem, (again, 0))
+        for node in (add, output, norm):
             graph.erase_node(node)
         return
 
@@ -318,9 +315,7 @@ def _add_after_pointwise(graph: Graph, add: Any) -> None:
     for output, other in _terms(add):
         if output.target is not _POINTWISE or len(output.args) > 5 or len(output.users) > 1:
             continue
-        with graph.inserting_before(add):
-            result = graph.call_function(_POINTWISE, (*output.args, other))
-        _replace(graph, add, result)
+        _call_instead(graph, add, _POINTWISE, (*output.args, other))
         graph.erase_node(output)
         return
 
