@@ -73,7 +73,7 @@ def sparse(node: Any) -> Step:
     if in_rows(x):
         known = _real(crow), _real(col)
         with outside_tracing():
-            fits = None in known or extension.fits_rows(*known, whole)
+            fits = any(x is None for x in known) or extension.fits_rows(*known, whole)
         require(fits, NO_BLOCKS)
         values, bias = _before_cast(values), _before_cast(bias)
 
