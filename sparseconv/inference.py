@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sparseconv.nn.modules import check_module, deepcopy_model
+from sparseconv.nn.modules import deepcopy_model
 
 
 def optimize_for_inference(model: nn.Module) -> nn.Module:
@@ -38,7 +38,6 @@ def optimize_for_inference(model: nn.Module) -> nn.Module:
     Source: Jacob et al., "Quantization and Training of Neural Networks for Efficient
     Integer-Arithmetic-Only Inference", CVPR 2018, section 3.2 (folding).
     """
-    check_module(model)
     # Inference tensors cannot be used in training, and do not count writes.
     with torch.inference_mode(False), torch.no_grad():
         fast = deepcopy_model(model).eval()

@@ -80,8 +80,7 @@ def conv1d_dense(
         >>> conv1d_dense(x, values, pattern, None, geometry)
         tensor([[[-2., -2., -2.]]])
     """
-    half = input.dtype in (torch.bfloat16, torch.float16)
-    wide = torch.float32 if half else input.dtype
+    wide = torch.promote_types(input.dtype, torch.float32)
     x = pad(input.to(wide), geometry.padding, geometry.padding_mode)
     weight = dense_weight(values, pattern).to(wide)
     bias = None if bias is None else bias.to(wide)
@@ -101,8 +100,7 @@ def conv_transpose1d_dense(
 
     ``geometry`` is that of the transposed convolution. Half types are computed in float32.
     """
-    half = input.dtype in (torch.bfloat16, torch.float16)
-    wide = torch.float32 if half else input.dtype
+    wide = torch.promote_types(input.dtype, torch.float32)
     weight = dense_weight(values, pattern).to(wide)
     bias = None if bias is None else bias.to(wide)
     how = geometry.stride, geometry.left, output_padding, geometry.groups, geometry.dilation

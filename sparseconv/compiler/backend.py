@@ -16,7 +16,6 @@ from sparseconv.compiler.inplace import make_functional
 from sparseconv.compiler.lowering import Lowering
 from sparseconv.compiler.report import GraphReport, remember
 from sparseconv.compiler.rules import mark_hidden, rule_of
-from sparseconv.compiler.simplify import simplify
 from sparseconv.compiler.steps import Outside, Step, is_signal, switches_gradients, value_of
 from sparseconv.ops.backends import extension
 from sparseconv.ops.schemas import is_intact
@@ -49,7 +48,7 @@ def lower(graph: Graph) -> GraphReport:
         report.outside["all"] = str(reason)
         return report
     _compare_versions(graph)
-    simplify(graph)
+    rewrites.simplify(graph)
     mark_hidden(graph)
     steps: dict[Node, Step] = {}
     for node in graph.nodes:
@@ -70,7 +69,7 @@ def lower(graph: Graph) -> GraphReport:
     lowering = Lowering(graph, {node: step for node, step in steps.items() if node in chosen})
     lowering.run()
     if not switches_gradients(graph):
-        rewrites.rewrite(graph)
+        rewrites.join_in_lanes(graph)
     _drop_dead(graph)
     report.enters, report.leaves = lowering.entered, lowering.left
     report.lanes = Counter(_title(node) for node in graph.nodes if node not in before)

@@ -16,96 +16,39 @@ import torch
 import torch.nn.functional as F
 from torch.fx import Graph, Node
 
-from sparseconv.compiler import functions, layers, samples
-from sparseconv.compiler.costs import cost
-from sparseconv.compiler.steps import (
-    NOT_A_SIGNAL,
-    Lanes,
-    Step,
-    in_rows,
-    is_signal,
-    named,
-    require,
-    require_same_dtype,
-    switches_gradients,
-    value_of,
-)
-from sparseconv.ops.lanes import OPS, PANEL
-
-
-def _cat(node: Any) -> Step:
-    given = named(node, "tensors dim")
-    parts = tuple(given["tensors"])
-    require(given.get("dim", 0) in (1, -2), "it does not join channels")
-    require(all(map(is_signal, parts)), "it joins other tensors than batches of series")
-    require_same_dtype(node, *parts)
-    panels = all(value_of(part).shape[1] % PANEL == 0 for part in parts[:-1])
-    require(panels or not in_rows(node), f"in rows it joins multiples of {PANEL} channels only")
-
-    def build(lanes: Lanes) -> Node:
-        return lanes.call(torch.cat, [lanes.of(part) for part in parts], 0)
-
-    return Step(parts, build, cost("cat", in_rows(node)), exact=False)
-
-
-def _narrow(node: Any) -> Step:
-    given = named(node, "input dim start length")
-    x, dim, start, length = (given[name] for name in ("input", "dim", "start", "length"))
-    require(is_signal(x), NOT_A_SIGNAL)
-    require(isinstance(start, int) and isinstance(length, int), "its length is dynamic")
-    if dim in (2, -1):
-        return samples.crop(x, start, length)
-    require(dim == 1, "it does not select channels")
-    whole = (start + length) % PANEL == 0 or start + length == value_of(x).shape[1]
-    panels = start % PANEL == 0 and whole
-    require(panels or not in_rows(x), f"in rows it selects multiples of {PANEL} channels only")
-    unit = PANEL if in_rows(x) else 1
-
-    def build(lanes: Lanes) -> Node:
-        return lanes.call(torch.narrow, lanes.of(x), 0, start // unit, -(-length // unit))
-
-    return Step((x,), build, cost("narrow", in_rows(x)), exact=False)
-
-
-def _contiguous(node: Any) -> Step:
-    x, *_ = node.args
-    require(is_signal(x), NOT_A_SIGNAL)
-    require(not switches_gradients(node.graph), "parts of the graph run without gradients")
-    return Step((x,), lambda lanes: lanes.of(x), (0.0, 0.0), exact=False)
-
+from sparseconv.compiler import operations
+from sparseconv.compiler.steps import Step, is_signal
+from sparseconv.ops.lanes import OPS
 
 RULES: dict[Any, Callable[[Any], Step]] = {
-    OPS.fprop.default: layers.sparse,
-    torch.conv1d: layers.dense,
-    F.conv1d: layers.dense,
-    F.batch_norm: layers.norm,
-    torch.max_pool1d: samples.max_pool,
-    F.max_pool1d: samples.max_pool,
-    torch.adaptive_avg_pool1d: samples.average,
-    F.adaptive_avg_pool1d: samples.average,
-    torch.mean: samples.mean,
-    torch.narrow: _narrow,
-    F.pad: samples.pad,
-    torch._C._nn.pad: samples.pad,
-    F.interpolate: samples.upsample,
-    torch.avg_pool1d: samples.average_pool,
-    F.avg_pool1d: samples.average_pool,
-    torch.prelu: functions.prelu,
-    torch.dropout: functions.dropout,
-    F.dropout: functions.dropout,
-    torch.cat: _cat,
-    torch.concat: _cat,
-    F.elu: functions.elu,
-    F.glu: functions.glu,
-    functions.gated_tanh: lambda node: functions.activation(node.args[0], "gated_tanh"),
-    **dict.fromkeys(functions.ELEMENTWISE, functions.elementwise),
+    OPS.fprop.default: operations.sparse,
+    torch.conv1d: operations.dense,
+    F.batch_norm: operations.norm,
+    torch.max_pool1d: operations.max_pool,
+    F.max_pool1d: operations.max_pool,
+    torch.adaptive_avg_pool1d: operations.average,
+    torch.mean: operations.mean,
+    torch.narrow: operations.narrow,
+    F.pad: operations.pad,
+    torch._C._nn.pad: operations.pad,
+    F.interpolate: operations.upsample,
+    torch.avg_pool1d: operations.average_pool,
+    torch.prelu: operations.prelu,
+    torch.dropout: operations.dropout,
+    F.dropout: operations.dropout,
+    torch.cat: operations.cat,
+    torch.concat: operations.cat,
+    F.elu: operations.elu,
+    F.glu: operations.glu,
+    operations.gated_tanh: lambda node: operations.activation(node.args[0], "gated_tanh"),
+    **dict.fromkeys(operations.ELEMENTWISE, operations.elementwise),
 }
 _METHODS = ("add", "sub", "mul", "div", "neg", "relu", "tanh", "sigmoid", "abs")
 # Methods of tensors, by their names.
 METHODS: dict[Any, Callable[[Any], Step]] = {
-    "mean": samples.mean,
-    "contiguous": _contiguous,
-    **dict.fromkeys(_METHODS, functions.elementwise),
+    "mean": operations.mean,
+    "contiguous": operations.contiguous,
+    **dict.fromkeys(_METHODS, operations.elementwise),
 }
 
 
@@ -115,8 +58,14 @@ def rule_of(node: Node) -> Callable[[Any], Step] | None:
 
 
 _OF_SINGLE_SAMPLES = {
-    *(_cat, _contiguous, layers.dense, functions.dropout, functions.prelu),
-    *(functions.elementwise, functions.elu, functions.glu, RULES[functions.gated_tanh]),
+    *(
+        operations.cat,
+        operations.contiguous,
+        operations.dense,
+        operations.dropout,
+        operations.prelu,
+    ),
+    *(operations.elementwise, operations.elu, operations.glu, RULES[operations.gated_tanh]),
 }
 
 

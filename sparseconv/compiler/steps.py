@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, Node
 
+from sparseconv.compiler.costs import cost
 from sparseconv.ops.backends import extension
-
-NOT_A_SIGNAL = "it is not on a batch of float32, float64 or bfloat16 series on a CPU"
 
 
 class Outside(Exception):  # noqa: N818
@@ -49,6 +48,19 @@ class Step(NamedTuple):
     exact: bool = True
 
 
+def of_op(x: Any, what: str, op: Any, *rest: Any, sized: bool = False, **options: Any) -> Step:
+    """Return the step of an op on one signal, whose other arguments are ``rest``.
+
+    ``what`` is its name in ``costs``. The numbers of series and samples follow if it is ``sized``.
+    """
+
+    def build(lanes: Lanes) -> Node:
+        sizes = lanes.sizes(x) if sized else ()
+        return lanes.call(op, lanes.of(x), *rest, *sizes)
+
+    return Step((x,), build, cost(what, in_rows(x)), **options)
+
+
 def require(condition: Any, why: str) -> None:
     if not condition:
         raise Outside(why)
@@ -74,6 +86,10 @@ def is_signal(node: Any) -> bool:
     )
 
 
+def require_signal(x: Any) -> None:
+    require(is_signal(x), "it is not on a batch of float32, float64 or bfloat16 series on a CPU")
+
+
 def switches_gradients(graph: Graph) -> bool:
     """Return whether parts run without gradients, so that not all operations can be joined."""
     return any(node.target is torch._C._set_grad_enabled for node in graph.nodes)
@@ -86,6 +102,14 @@ def one(value: Any) -> Any:
 def named(node: Node, names: str) -> dict[str, Any]:
     """Return a call's arguments by their names, as far as they were passed."""
     return dict(zip(names.split(), node.args, strict=False)) | dict(node.kwargs)
+
+
+def signal_of(node: Node, names: str) -> tuple[Node, dict[str, Any]]:
+    """Return the signal that a call has first, and its arguments by their names."""
+    given = named(node, names)
+    x = given[names.split()[0]]
+    require_signal(x)
+    return x, given
 
 
 def in_rows(node: Any) -> bool:

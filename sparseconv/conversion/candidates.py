@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 from sparseconv.core.blocks import Block, as_block
 from sparseconv.core.checks import checked_mask
 from sparseconv.measure.records import LayerTimes, Verdict
-from sparseconv.nn.modules import bonds_of, check_module, check_not_wrapped
+from sparseconv.nn.modules import bonds_of, check_not_wrapped
 from sparseconv.nn.sparse_layer import SparseLayer
 from sparseconv.profiling.stopwatch import plain_kind
 
@@ -84,7 +84,6 @@ def find_candidates(
 
     Arguments and errors are as in ``convert``; a layer may be given by any of its names.
     """
-    check_module(model)
     check_not_wrapped(model, "convert")
     found: dict[nn.Module, Candidate] = {}
     by_name: dict[str, Candidate] = {}

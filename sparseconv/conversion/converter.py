@@ -28,7 +28,7 @@ from sparseconv.measure.records import (
     layer_conditions,
 )
 from sparseconv.measure.timing import LEAST_ROUNDS, LEAST_SECONDS
-from sparseconv.nn.modules import check_module, check_not_wrapped, deepcopy_model, hooks_of, replace
+from sparseconv.nn.modules import check_not_wrapped, deepcopy_model, hooks_of, replace
 from sparseconv.nn.padded_conv import KNOWN
 from sparseconv.nn.sparse_layer import SparseLayer
 from sparseconv.profiling.stopwatch import (
@@ -336,7 +336,6 @@ def to_dense(model: nn.Module) -> nn.Module:
           (1): ReLU()
         )
     """
-    check_module(model)
     check_not_wrapped(model, "convert")
     twin = deepcopy_model(model)
     successors: dict[nn.Module, nn.Module] = {}

@@ -175,9 +175,8 @@ class Geometry(NamedTuple):
 
     def output_length(self, input_length: int) -> int:
         """Return ``L_out``, which is below 1 if the kernel does not fit the input."""
-        return output_length(
-            input_length, self.kernel_size, self.stride, self.padding, self.dilation
-        )
+        padded = input_length + self.left + self.right
+        return (padded - self.dilation * (self.kernel_size - 1) - 1) // self.stride + 1
 
     def transposed_length(self, length: int, output_padding: int) -> int:
         """Return the output length of the transposed convolution."""
@@ -234,10 +233,3 @@ def resolve_padding(
         return single("padding", padding[0], 0), single("padding", padding[1], 0)
     both = single("padding", padding, 0)
     return both, both
-
-
-def output_length(
-    length: int, kernel_size: int, stride: int, padding: Sequence[int], dilation: int
-) -> int:
-    """Return ``L_out`` for ``length`` time steps; it is below 1 if the kernel does not fit them."""
-    return (length + padding[0] + padding[1] - dilation * (kernel_size - 1) - 1) // stride + 1

@@ -293,10 +293,14 @@ def check_pattern_type(pattern: object) -> None:
 
 def positions_of(crow_indices: Tensor, col_indices: Tensor, shape: Shape) -> Tensor:
     """Do what ``KernelCSR.positions`` does, on the device of the arrays."""
+    return kernels_of(crow_indices, col_indices) * shape[2] + col_indices
+
+
+def kernels_of(crow_indices: Tensor, col_indices: Tensor) -> Tensor:
+    """Return the kernel of each active weight, without waiting for a GPU to count the weights."""
     rows = torch.arange(crow_indices.shape[0] - 1, device=crow_indices.device)
     counts = crow_indices.long().diff()
-    kernels = rows.repeat_interleave(counts, output_size=col_indices.shape[0])
-    return kernels * shape[2] + col_indices
+    return rows.repeat_interleave(counts, output_size=col_indices.shape[0])
 
 
 class Region(NamedTuple):

@@ -7,15 +7,14 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from sparseconv.core.pattern import KernelCSR
-from sparseconv.dst.tensors import kernels
+from sparseconv.core.pattern import KernelCSR, positions_of
 from sparseconv.nn.sparse_layer import SparseLayer
 
 
 def active_bits(pattern: KernelCSR) -> Tensor:
     """Return uint8 ``((numel + 7) // 8,)``: one bit per weight, set if the weight is active."""
     crow, col = pattern.anywhere()
-    at = kernels(crow, col) * pattern.shape[2] + col
+    at = positions_of(crow, col, pattern.shape)
     bits = at.new_zeros((pattern.numel + 7) // 8, dtype=torch.uint8)
     return bits.index_add_(0, at >> 3, (1 << (at & 7)).to(torch.uint8))
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from sparseconv.core.blocks import Block, Shape, spread, unit_means, unit_shape
-from sparseconv.core.pattern import Region
+from sparseconv.core.pattern import Region, kernels_of
 
 
 def update(
@@ -40,7 +40,7 @@ def update(
     table = table_of(tuple(regions), shape, block, col.device)
     taps = shape[2]
     entry, crow, col = torch.arange(len(col), device=col.device), crow.long(), col.long()
-    kernel = kernels(crow, col)
+    kernel = kernels_of(crow, col)
     unit = table.block[kernel] * taps + col
     active = torch.zeros_like(table.region, dtype=torch.bool).index_fill_(0, unit, True)
     magnitude, scores = magnitudes(values), None if dense_grad is None else magnitudes(dense_grad)
@@ -63,7 +63,7 @@ def update(
     )
     first, its_first = (_before(found.view(-1, taps).sum(1)) for found in (now, active))
     new_crow = _before(first.diff()[table.block])
-    kernel = kernels(new_crow, col)
+    kernel = kernels_of(new_crow, col)
     of_block = table.block[kernel]
     unit = listed[first[of_block] + entry - new_crow[kernel]]
     rank = (active.cumsum(0) - 1)[unit] - its_first[of_block]
@@ -74,12 +74,6 @@ def update(
 def _before(sizes: Tensor) -> Tensor:
     """Return the sum of the entries before each entry, and the total."""
     return pad(sizes.cumsum(0), (1, 0))
-
-
-def kernels(crow: Tensor, col: Tensor) -> Tensor:
-    """Return the kernel of each active weight, without waiting for a GPU to count the weights."""
-    rows = torch.arange(len(crow) - 1, device=crow.device)
-    return rows.repeat_interleave(crow.diff(), output_size=len(col))
 
 
 def magnitudes(tensor: Tensor) -> Tensor:

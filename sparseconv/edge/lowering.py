@@ -52,7 +52,11 @@ def lower(model: nn.Module, channels: int, length: int) -> Network:
         raise ValueError(
             "expected a model that returns scores (n_cases, n_classes), but this one returns "
             f"{tuple(scores.places.shape)} for one case; "
-            + ("use squeeze(-1) to keep the first axis" if flat else "end it with nn.Flatten()")
+            + (
+                "use squeeze(-1) to keep the first axis"
+                if flat
+                else "end it with x.mean(-1) or nn.Flatten()"
+            )
         )
     if not build.steps:
         raise ValueError(

@@ -16,7 +16,8 @@ from torch.utils._pytree import tree_leaves
 
 
 def deepcopy_model(model: nn.Module) -> nn.Module:
-    """Copy a model as ``copy.deepcopy`` does, including computed tensors."""
+    """Copy a model as ``copy.deepcopy`` does, including computed tensors; check its type."""
+    check_module(model)
     # Pruning and weight_norm keep a tensor that is not a leaf of a graph, which deepcopy refuses.
     computed = {
         id(value): value.detach().clone()
@@ -58,7 +59,8 @@ def check_module(model: nn.Module) -> None:
 
 
 def check_not_wrapped(model: nn.Module, what: str) -> None:
-    """Reject a model inside torch.compile, DDP or FSDP; ``what`` names the task."""
+    """Reject a model inside torch.compile, DDP or FSDP, and others; ``what`` names the task."""
+    check_module(model)
     for name, module in model.named_modules(remove_duplicate=False):
         where = repr(name) if name else "the model"
         inside = {"_orig_mod", "_fsdp_wrapped_module"} & module._modules.keys()

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from sparseconv.core.geometry import Geometry, output_length
+from sparseconv.core.geometry import Geometry
 from sparseconv.ops.backends import resolve_backend
 from sparseconv.ops.checks import check
 
@@ -98,10 +98,6 @@ def register_fake(library: torch.library.Library, *names: str) -> Callable[[Fake
     return register
 
 
-def output_length_of(geometry: Sequence[int], length: int) -> int:
-    return output_length(length, geometry[2], geometry[3], geometry[4:6], geometry[6])
-
-
 @register_fake(_library, "fprop", "triton_fprop")
 def _fake_fprop(
     input: Tensor,
@@ -112,9 +108,9 @@ def _fake_fprop(
     geometry: Sequence[int],
     relu: bool = False,
 ) -> Tensor:
-    check(input, values, col_indices, bias, Geometry.from_numbers(geometry))
-    length = output_length_of(geometry, input.shape[2])
-    return input.new_empty((input.shape[0], geometry[0], length))
+    g = Geometry.from_numbers(geometry)
+    check(input, values, col_indices, bias, g)
+    return input.new_empty((input.shape[0], g.out_channels, g.output_length(input.shape[2])))
 
 
 @register_fake(_library, "dgrad", "triton_dgrad")
@@ -129,7 +125,7 @@ def _fake_dgrad(
 ) -> Tensor:
     g = Geometry.from_numbers(geometry)
     check(grad_output, values, col_indices, bias, g, transposed=True)
-    channels = geometry[1] * geometry[7]
+    channels = g.group_channels * g.groups
     return grad_output.new_empty((grad_output.shape[0], channels, input_length))
 
 

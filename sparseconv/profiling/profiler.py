@@ -21,7 +21,7 @@ from sparseconv.measure.records import (
     megaflops,
 )
 from sparseconv.measure.timing import LEAST_SECONDS, ROUNDS, Estimate, milliseconds
-from sparseconv.nn.modules import check_module, deepcopy_model
+from sparseconv.nn.modules import deepcopy_model
 from sparseconv.nn.sparse_layer import SparseLayer
 from sparseconv.profiling.stopwatch import (
     Stopwatch,
@@ -146,7 +146,6 @@ def profile(
         >>> layer.speedup == layer.times["training"].speedup  # training decides
         True
     """
-    check_module(model)
     with torch.inference_mode(False):
         model = deepcopy_model(model)
     layers = {  # torch.compile puts a wrapper around what the user wrote

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparseconv.nn.modules import check_module, deepcopy_model, replace
+from sparseconv.nn.modules import deepcopy_model, replace
 from sparseconv.pruning.channels import Channels, UnitSet, kept_channels
 from sparseconv.pruning.surgery import remove, shorten
 
@@ -92,7 +92,6 @@ def merge(model: nn.Module) -> nn.Module:
 
     Source: Chen et al., "Optimal Brain Connection", arXiv 2508.05521 (equivalent pruning).
     """
-    check_module(model)
     merged = deepcopy_model(model)
     pairs = [layer for layer in merged.modules() if isinstance(layer, EquivalentLayer)]
     return replace(merged, {layer: layer.merged() for layer in pairs})

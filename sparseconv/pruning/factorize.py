@@ -16,7 +16,6 @@ from sparseconv.measure.records import Counts
 from sparseconv.nn.conv import SparseConv1d
 from sparseconv.nn.modules import (
     bonds_of,
-    check_module,
     check_not_wrapped,
     computes_as,
     deepcopy_model,
@@ -105,7 +104,6 @@ def factorize(
     Source: Chen, Zhou, Sun, Huang, "Joint Matrix Decomposition for Deep Convolutional Neural
     Networks Compression", arXiv 2107.04386, 2021.
     """
-    check_module(model)
     check_not_wrapped(model, "factorize")
     if method not in METHODS:
         raise ValueError(f"method must be one of {METHODS}, but got {method!r}")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sparseconv.core.checks import count, integer, share
 from sparseconv.measure.records import Counts
-from sparseconv.nn.modules import check_module, check_not_wrapped, deepcopy_model
+from sparseconv.nn.modules import check_not_wrapped, deepcopy_model
 from sparseconv.nn.optimizers import Holdings
 from sparseconv.pruning.channels import FILTERED, FIXED, Channels, UnitSet, kept_channels
 from sparseconv.pruning.criteria import Criterion
@@ -140,10 +140,9 @@ def prune_filters(
 def _traced(
     model: nn.Module, example_input: Any, ignore: Iterable[str]
 ) -> tuple[nn.Module, Channels, tuple[Any, ...]]:
-    check_module(model)
+    check_not_wrapped(model, "prune")
     arguments = copied_arguments(model, example_input)
     ignore = [ignore] if isinstance(ignore, str) else list(ignore)
-    check_not_wrapped(model, "prune")
     if has_pairs(model):
         raise ValueError(
             "the model contains compressors; first call sparseconv.pruning.merge(model)"

@@ -107,7 +107,7 @@ def what_one_rank_cannot_do(rank: int) -> None:
     moment = optimizer2.state[other[0].values]
     if rank == 0:
         moment["of another shape"] = torch.zeros(3)
-    with pytest.raises(RuntimeError if rank else ValueError, match="rank 0|parameter's shape"):
+    with pytest.raises(RuntimeError if rank else ValueError, match=r"rank 0|parameter's shape"):
         random.step()
     moment.clear()
     assert random.step()
