@@ -107,13 +107,9 @@ std::vector<Tensor> norm_backward(const Tensor& grad,
   const Tensor& like = first_of(parts);
   const auto order = order_of(like, batch, length);
   const Parts own(parts, *order, {mean});
-  const Norm norm = {vector_of(weight, like, own.channels, "weight"),
-                     vector_of(bias, like, own.channels, "bias"),
-                     {},
-                     {},
-                     0,
-                     0,
-                     training};
+  const Norm norm = {.weight = vector_of(weight, like, own.channels, "weight"),
+                     .bias = vector_of(bias, like, own.channels, "bias"),
+                     .training = training};
   NormGradients found = order->norm_gradient(
       checked_like(grad, like, *order, own.channels, "grad_output"), own.tensors, own.channels,
       norm, lanes_or_none(added, like, *order, own.channels), relu,
@@ -231,12 +227,10 @@ struct LanesNorm : torch::autograd::Function<LanesNorm> {
     const variable_list saved = ctx->get_saved_variables();
     const size_t n = saved.size() - 5;
     if (at::GradMode::is_enabled() || !computes_plainly(grads[0], true)) {
-      variable_list found = gradients_by_torch(
-          {saved.begin(), saved.end() - 2}, grads[0], [&](const variable_list& inputs) {
-            return norm_by_torch(ctx, inputs, saved[n + 3], saved[n + 4]);
-          });
-      found.emplace_back();
-      return found;
+      return gradients_by_torch({saved.begin(), saved.end() - 2}, grads[0],
+                                [&](const variable_list& inputs) {
+                                  return norm_by_torch(ctx, inputs, saved[n + 3], saved[n + 4]);
+                                });
     }
     const at::TensorList parts = at::TensorList(saved).slice(0, n);
     const Order y = Order::of(ctx);
