@@ -87,11 +87,9 @@ struct Activate : torch::autograd::Function<Activate> {
     const Tensor input = ctx->get_saved_variables()[0];
     const std::string name = ctx->saved_data["name"].toStringRef();
     if (at::GradMode::is_enabled()) {
-      variable_list found = gradients_by_torch({input}, grads[0], [&](const variable_list& x) {
+      return gradients_by_torch({input}, grads[0], [&](const variable_list& x) {
         return activated_by_torch(x[0], name);
       });
-      found.resize(2);
-      return found;
     }
     return {CALL(lanes_activation_backward)(grads[0], input, name), {}};
   }
@@ -170,11 +168,9 @@ struct PreluFunction : torch::autograd::Function<PreluFunction> {
     const variable_list saved = ctx->get_saved_variables();
     const int64_t dim = ctx->saved_data["dim"].toInt();
     if (at::GradMode::is_enabled()) {
-      variable_list found = gradients_by_torch(saved, grads[0], [&](const variable_list& x) {
+      return gradients_by_torch(saved, grads[0], [&](const variable_list& x) {
         return at::prelu(x[0].movedim(dim, 1), x[1]).movedim(1, dim);
       });
-      found.resize(3);
-      return found;
     }
     const auto [of_input, of_weight] = CALL(prelu_backward)(grads[0], saved[0], saved[1], dim);
     return {of_input, of_weight, {}};
@@ -195,11 +191,8 @@ TORCH_LIBRARY_IMPL(sparseconv, CPU, m) {
 
 TORCH_LIBRARY_IMPL(sparseconv, Autograd, m) {
   using namespace sparseconv;
-  m.impl("lanes_activation",
-         [](const Tensor& input, c10::string_view name) { return Activate::apply(input, name); });
-  m.impl("prelu", [](const Tensor& input, const Tensor& weight, int64_t dim) {
-    return PreluFunction::apply(input, weight, dim);
-  });
+  m.impl("lanes_activation", Differentiable<Activate>::call);
+  m.impl("prelu", Differentiable<PreluFunction>::call);
   for (const char* name : {"lanes_activation_backward", "prelu_backward"}) {
     m.impl(name, torch::autograd::autogradNotImplementedFallback());
   }

@@ -151,8 +151,8 @@ struct Enter : torch::autograd::Function<Enter> {
   }
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const Order y = Order::of(ctx);
-    return {CALL(lanes_leave)(grads[0], ctx->saved_data["channels"].toInt(), y.batch, y.length),
-            {}};
+    return gradient_of_first(
+        CALL(lanes_leave)(grads[0], ctx->saved_data["channels"].toInt(), y.batch, y.length));
   }
 };
 
@@ -160,14 +160,15 @@ struct Leave : torch::autograd::Function<Leave> {
   static Tensor forward(AutogradContext* ctx,
                         const Tensor& input,
                         int64_t channels,
-                        const Order& y) {
+                        int64_t batch,
+                        int64_t length) {
     const at::AutoDispatchBelowADInplaceOrView below;
-    const Tensor output = CALL(lanes_leave)(input, channels, y.batch, y.length);
-    ctx->saved_data["margin"] = margin_of(input, y.length);
+    const Tensor output = CALL(lanes_leave)(input, channels, batch, length);
+    ctx->saved_data["margin"] = margin_of(input, length);
     return output;
   }
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
-    return {CALL(lanes_enter)(grads[0], ctx->saved_data["margin"].toInt()), {}, {}};
+    return gradient_of_first(CALL(lanes_enter)(grads[0], ctx->saved_data["margin"].toInt()));
   }
 };
 
@@ -177,6 +178,7 @@ struct Filter {
   Tensor crow, col;
   std::vector<int64_t> geometry;
   Order order;
+  Tensor weight = {};  // of a 1x1 wgrad, for its type
 
   Tensor fprop(const Tensor& x,
                const Tensor& w,
@@ -257,40 +259,26 @@ struct Fprop : torch::autograd::Function<Fprop> {
   }
 };
 
-struct Dgrad : torch::autograd::Function<Dgrad> {
+// dgrad of a gradient and weights, or with kWeights wgrad of a gradient and an input.
+template <bool kWeights>
+struct FilterGradient : torch::autograd::Function<FilterGradient<kWeights>> {
   static Tensor forward(AutogradContext* ctx,
                         const Tensor& grad,
-                        const Tensor& weights,
+                        const Tensor& with,
                         const Filter& filter) {
     const at::AutoDispatchBelowADInplaceOrView below;
-    filter.keep(ctx, grad, weights);
-    return filter.dgrad(grad, weights);
+    filter.keep(ctx, grad, with);
+    return kWeights ? filter.wgrad(grad, with, filter.weight) : filter.dgrad(grad, with);
   }
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const variable_list saved = ctx->get_saved_variables();
     const Filter filter = Filter::of(ctx, saved);
-    const Tensor &grad = saved[0], &weights = saved[1];
-    return {filter.fprop(grads[0], weights, {}, {}, false),
-            filter.wgrad(grad, grads[0], weights).to(weights.scalar_type()),
-            {}};
-  }
-};
-
-struct Wgrad : torch::autograd::Function<Wgrad> {
-  static Tensor forward(AutogradContext* ctx,
-                        const Tensor& grad,
-                        const Tensor& input,
-                        const OptionalTensor& weight,  // of a 1x1 convolution, for its type
-                        const Filter& filter) {
-    const at::AutoDispatchBelowADInplaceOrView below;
-    filter.keep(ctx, grad, input);
-    return filter.wgrad(grad, input, weight.value_or(Tensor()));
-  }
-  static variable_list backward(AutogradContext* ctx, variable_list grads) {
-    const variable_list saved = ctx->get_saved_variables();
-    const Filter filter = Filter::of(ctx, saved);
-    return {
-        filter.fprop(saved[1], grads[0], {}, {}, false), filter.dgrad(saved[0], grads[0]), {}, {}};
+    const Tensor &grad = saved[0], &with = saved[1], &again = grads[0];
+    if (kWeights) {
+      return {filter.fprop(with, again, {}, {}, false), filter.dgrad(grad, again), {}};
+    }
+    const Tensor of_weights = filter.wgrad(grad, again, with).to(with.scalar_type());
+    return {filter.fprop(again, with, {}, {}, false), of_weights, {}};
   }
 };
 
@@ -298,20 +286,19 @@ struct BiasGrad : torch::autograd::Function<BiasGrad> {
   static Tensor forward(AutogradContext* ctx,
                         const Tensor& grad,
                         int64_t channels,
-                        const Order& y) {
+                        int64_t batch,
+                        int64_t length) {
     const at::AutoDispatchBelowADInplaceOrView below;
-    y.keep(ctx);
+    Order{batch, length}.keep(ctx);
     ctx->saved_data["type"] = grad.scalar_type();
-    ctx->saved_data["margin"] = margin_of(grad, y.length);
-    return CALL(lanes_bias_grad)(grad, channels, y.batch, y.length);
+    ctx->saved_data["margin"] = margin_of(grad, length);
+    return CALL(lanes_bias_grad)(grad, channels, batch, length);
   }
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const Order y = Order::of(ctx);
     const Tensor each = grads[0].to(ctx->saved_data["type"].toScalarType()).view({1, -1, 1});
-    return {
-        CALL(lanes_enter)(each.expand({y.batch, -1, y.length}), ctx->saved_data["margin"].toInt()),
-        {},
-        {}};
+    return gradient_of_first(
+        CALL(lanes_enter)(each.expand({y.batch, -1, y.length}), ctx->saved_data["margin"].toInt()));
   }
 };
 
@@ -334,11 +321,8 @@ TORCH_LIBRARY_IMPL(sparseconv, CPU, m) {
 
 TORCH_LIBRARY_IMPL(sparseconv, Autograd, m) {
   using namespace sparseconv;
-  m.impl("lanes_enter",
-         [](const Tensor& input, int64_t margin) { return Enter::apply(input, margin); });
-  m.impl("lanes_leave", [](const Tensor& input, int64_t channels, int64_t batch, int64_t length) {
-    return Leave::apply(input, channels, Order{batch, length});
-  });
+  m.impl("lanes_enter", Differentiable<Enter>::call);
+  m.impl("lanes_leave", Differentiable<Leave>::call);
   m.impl("lanes_conv", [](const Tensor& input, const Tensor& values, const OptionalTensor& bias,
                           const Tensor& crow, const Tensor& col, at::IntArrayRef geometry,
                           int64_t batch, int64_t length, bool relu) {
@@ -348,13 +332,14 @@ TORCH_LIBRARY_IMPL(sparseconv, Autograd, m) {
   m.impl("lanes_dgrad",
          [](const Tensor& grad, const Tensor& values, const Tensor& crow, const Tensor& col,
             at::IntArrayRef geometry, int64_t batch, int64_t length) {
-           return Dgrad::apply(grad, values, Filter{crow, col, geometry.vec(), {batch, length}});
+           return FilterGradient<false>::apply(grad, values,
+                                               Filter{crow, col, geometry.vec(), {batch, length}});
          });
   m.impl("lanes_wgrad",
          [](const Tensor& grad, const Tensor& input, const Tensor& crow, const Tensor& col,
             at::IntArrayRef geometry, int64_t batch, int64_t length) {
-           return Wgrad::apply(grad, input, OptionalTensor(),
-                               Filter{crow, col, geometry.vec(), {batch, length}});
+           return FilterGradient<true>::apply(grad, input,
+                                              Filter{crow, col, geometry.vec(), {batch, length}});
          });
   m.impl(
       "lanes_pointwise", [](const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
@@ -363,14 +348,11 @@ TORCH_LIBRARY_IMPL(sparseconv, Autograd, m) {
       });
   m.impl("lanes_pointwise_dgrad",
          [](const Tensor& grad, const Tensor& weight, int64_t batch, int64_t length) {
-           return Dgrad::apply(grad, weight, Filter{{}, {}, {}, {batch, length}});
+           return FilterGradient<false>::apply(grad, weight, Filter{{}, {}, {}, {batch, length}});
          });
   m.impl("lanes_pointwise_wgrad", [](const Tensor& grad, const Tensor& input, const Tensor& weight,
                                      int64_t batch, int64_t length) {
-    return Wgrad::apply(grad, input, OptionalTensor(weight), Filter{{}, {}, {}, {batch, length}});
+    return FilterGradient<true>::apply(grad, input, Filter{{}, {}, {}, {batch, length}, weight});
   });
-  m.impl("lanes_bias_grad",
-         [](const Tensor& grad, int64_t channels, int64_t batch, int64_t length) {
-           return BiasGrad::apply(grad, channels, Order{batch, length});
-         });
+  m.impl("lanes_bias_grad", Differentiable<BiasGrad>::call);
 }

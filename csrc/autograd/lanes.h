@@ -119,6 +119,24 @@ auto find_op(const char* name) {
   }()                                                                    \
        .call)
 
+// Arguments of an op besides those that have gradients: torch drops what are too many undefined
+// gradients.
+constexpr size_t kOtherArguments = 8;
+
+inline variable_list gradient_of_first(const Tensor& gradient) {
+  variable_list gradients(1 + kOtherArguments);
+  gradients[0] = gradient;
+  return gradients;
+}
+
+// What autograd does for an op: Function's `forward` takes the op's arguments.
+template <typename Function, typename Forward = decltype(Function::forward)>
+struct Differentiable;
+template <typename Function, typename... Arguments>
+struct Differentiable<Function, Tensor(AutogradContext*, Arguments...)> {
+  static Tensor call(Arguments... arguments) { return Function::apply(arguments...); }
+};
+
 // The gradients of `compute`, which calls ops that torch can transform, and differentiate again.
 template <typename Compute>
 variable_list gradients_by_torch(const variable_list& inputs, const Tensor& grad, Compute compute) {
@@ -134,7 +152,7 @@ variable_list gradients_by_torch(const variable_list& inputs, const Tensor& grad
   }
   variable_list found =
       torch::autograd::grad({compute(own)}, wanted, {grad}, std::nullopt, again, true);
-  variable_list gradients(inputs.size());
+  variable_list gradients(inputs.size() + kOtherArguments);
   for (size_t i = 0, next = 0; i < inputs.size(); ++i) {
     if (inputs[i].defined() && inputs[i].requires_grad()) {
       gradients[i] = found[next++];

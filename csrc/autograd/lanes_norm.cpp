@@ -109,13 +109,9 @@ std::vector<Tensor> norm_backward(const Tensor& grad,
   const Tensor& like = first_of(parts);
   const auto order = order_of(like, batch, length);
   const Parts own(parts, *order, {mean});
-  const Norm norm = {vector_of(weight, like, own.channels, "weight"),
-                     vector_of(bias, like, own.channels, "bias"),
-                     {},
-                     {},
-                     0,
-                     0,
-                     training};
+  const Norm norm = {.weight = vector_of(weight, like, own.channels, "weight"),
+                     .bias = vector_of(bias, like, own.channels, "bias"),
+                     .training = training};
   NormGradients found = order->norm_gradient(
       checked_like(grad, like, *order, own.channels, "grad_output"), own.tensors, own.channels,
       norm, lanes_or_none(output, like, *order, own.channels, "output"), relu,
@@ -242,11 +238,9 @@ struct LanesNorm : torch::autograd::Function<LanesNorm> {
         output = inputs.back().detach();
         inputs.back() = at::zeros_like(output).requires_grad_();
       }
-      variable_list found = gradients_by_torch(inputs, grads[0], [&](const variable_list& x) {
+      return gradients_by_torch(inputs, grads[0], [&](const variable_list& x) {
         return norm_by_torch(ctx, x, output, saved[n + 3], saved[n + 4]);
       });
-      found.emplace_back();
-      return found;
     }
     const at::TensorList parts = at::TensorList(saved).slice(0, n);
     const Order y = Order::of(ctx);

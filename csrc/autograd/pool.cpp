@@ -108,13 +108,12 @@ struct Pool : torch::autograd::Function<Pool> {
     const std::vector<int64_t> w = ctx->saved_data["window"].toIntVector();
     const variable_list saved = ctx->get_saved_variables();
     if (at::GradMode::is_enabled()) {
-      variable_list found = gradients_by_torch({saved[0]}, grads[0], [&](const variable_list& x) {
+      return gradients_by_torch({saved[0]}, grads[0], [&](const variable_list& x) {
         return at::max_pool1d(x[0], w[0], w[1], w[2]);
       });
-      found.resize(4);
-      return found;
     }
-    return {CALL(max_pool_backward)(grads[0], saved[0], saved[1], w[0], w[1], w[2]), {}, {}, {}};
+    return gradient_of_first(
+        CALL(max_pool_backward)(grads[0], saved[0], saved[1], w[0], w[1], w[2]));
   }
 };
 
@@ -175,13 +174,14 @@ struct LanesPool : torch::autograd::Function<LanesPool> {
                         const Tensor& input,
                         int64_t size,
                         int64_t stride,
-                        const Order& y) {
+                        int64_t batch,
+                        int64_t length) {
     const at::AutoDispatchBelowADInplaceOrView below;
     ctx->save_for_backward({input});
     ctx->saved_data["size"] = size;
     ctx->saved_data["stride"] = stride;
-    y.keep(ctx);
-    return CALL(lanes_max_pool)(input, size, stride, y.batch, y.length);
+    Order{batch, length}.keep(ctx);
+    return CALL(lanes_max_pool)(input, size, stride, batch, length);
   }
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const Order y = Order::of(ctx);
@@ -191,19 +191,15 @@ struct LanesPool : torch::autograd::Function<LanesPool> {
     if (at::GradMode::is_enabled() || !computes_plainly(grads[0], true)) {
       const int64_t channels =
           input.size(0) * (input.scalar_type() == at::kBFloat16 ? kPanelChannels : 1);
-      variable_list found = gradients_by_torch({input}, grads[0], [&](const variable_list& x) {
+      return gradients_by_torch({input}, grads[0], [&](const variable_list& x) {
         const Tensor signal = CALL(lanes_leave)(x[0], channels, y.batch, y.length);
         const int64_t padding = stride == 1 ? size / 2 : 0;
         return CALL(lanes_enter)(at::max_pool1d(signal, size, stride, padding),
                                  margin_of(input, y.length));
       });
-      found.resize(4);
-      return found;
     }
-    return {CALL(lanes_max_pool_backward)(grads[0], input, size, stride, y.batch, y.length),
-            {},
-            {},
-            {}};
+    return gradient_of_first(
+        CALL(lanes_max_pool_backward)(grads[0], input, size, stride, y.batch, y.length));
   }
 };
 
@@ -218,18 +214,18 @@ struct Mean : torch::autograd::Function<Mean> {
   static Tensor forward(AutogradContext* ctx,
                         const Tensor& input,
                         int64_t channels,
-                        const Order& y) {
+                        int64_t batch,
+                        int64_t length) {
     const at::AutoDispatchBelowADInplaceOrView below;
-    y.keep(ctx);
-    ctx->saved_data["margin"] = margin_of(input, y.length);
-    return CALL(lanes_mean)(input, channels, y.batch, y.length);
+    Order{batch, length}.keep(ctx);
+    ctx->saved_data["margin"] = margin_of(input, length);
+    return CALL(lanes_mean)(input, channels, batch, length);
   }
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const Order y = Order::of(ctx);
     const Tensor each = grads[0].div(static_cast<double>(y.length)).unsqueeze(2);
-    return {CALL(lanes_enter)(each.expand({-1, -1, y.length}), ctx->saved_data["margin"].toInt()),
-            {},
-            {}};
+    return gradient_of_first(
+        CALL(lanes_enter)(each.expand({-1, -1, y.length}), ctx->saved_data["margin"].toInt()));
   }
 };
 
@@ -284,18 +280,10 @@ TORCH_LIBRARY_IMPL(sparseconv, CPU, m) {
 
 TORCH_LIBRARY_IMPL(sparseconv, Autograd, m) {
   using namespace sparseconv;
-  m.impl("max_pool", [](const Tensor& input, int64_t size, int64_t stride, int64_t padding) {
-    return Pool::apply(input, size, stride, padding);
-  });
-  m.impl("lanes_max_pool",
-         [](const Tensor& input, int64_t size, int64_t stride, int64_t batch, int64_t length) {
-           return LanesPool::apply(input, size, stride, Order{batch, length});
-         });
-  m.impl("lanes_mean", [](const Tensor& input, int64_t channels, int64_t batch, int64_t length) {
-    return Mean::apply(input, channels, Order{batch, length});
-  });
-  m.impl("lanes_dropout",
-         [](const Tensor& input, double p, int64_t seed) { return Drop::apply(input, p, seed); });
+  m.impl("max_pool", Differentiable<Pool>::call);
+  m.impl("lanes_max_pool", Differentiable<LanesPool>::call);
+  m.impl("lanes_mean", Differentiable<Mean>::call);
+  m.impl("lanes_dropout", Differentiable<Drop>::call);
   for (const char* name : {"max_pool_backward", "lanes_max_pool_backward"}) {
     m.impl(name, torch::autograd::autogradNotImplementedFallback());
   }

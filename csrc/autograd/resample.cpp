@@ -33,43 +33,31 @@ std::vector<int32_t> sources_of(const Resampling& r,
   return found;
 }
 
-// From groups of in_rows rows to the same number of groups.
-template <typename T, typename Sum, int kWidth>
-void resample(const T* in,
-              T* out,
-              int64_t groups,
-              int64_t in_rows,
-              int64_t terms,
-              const std::vector<int32_t>& sources) {
-  for (int64_t group = 0; group < groups; ++group, in += in_rows * kWidth) {
-    for (size_t row = 0; row < sources.size(); row += terms, out += kWidth) {
-      Sum sum[kWidth] = {};
-      for (int64_t j = 0; j < terms; ++j) {
-        if (const int64_t from = sources[row + j]; from >= 0) {
-          for (int l = 0; l < kWidth; ++l) {
-            sum[l] += in[from * kWidth + l];
-          }
-        }
-      }
-      for (int l = 0; l < kWidth; ++l) {
-        out[l] = static_cast<T>(sum[l]);
-      }
-    }
-  }
-}
-
 // From (groups, rows, width) to an output with the same number of groups.
 template <typename T, typename Sum, int kWidth>
 void run(const Tensor& input, Tensor& output, int64_t terms, const std::vector<int32_t>& sources) {
-  const int64_t in_rows = input.size(-2);
-  const int64_t out_rows = output.size(-2);
-  const int64_t groups = input.numel() / (in_rows * kWidth);
-  const T* in = input.const_data_ptr<T>();
-  T* out = output.mutable_data_ptr<T>();
-  const int64_t grain = 1 + 64 * 1024 / (out_rows * kWidth);
-  at::parallel_for(0, groups, grain, [&](int64_t begin, int64_t end) {
-    resample<T, Sum, kWidth>(in + begin * in_rows * kWidth, out + begin * out_rows * kWidth,
-                             end - begin, in_rows, terms, sources);
+  const int64_t in_size = input.size(-2) * kWidth, out_size = output.size(-2) * kWidth;
+  const T* first = input.const_data_ptr<T>();
+  T* first_out = output.mutable_data_ptr<T>();
+  const int64_t groups = input.numel() / in_size, grain = 1 + 64 * 1024 / out_size;
+  at::parallel_for(0, groups, grain, [&, terms](int64_t group, int64_t end) {
+    T* out = first_out + group * out_size;
+    for (; group < end; ++group) {
+      const T* in = first + group * in_size;
+      for (size_t row = 0; row < sources.size(); row += terms, out += kWidth) {
+        Sum sum[kWidth] = {};
+        for (int64_t j = 0; j < terms; ++j) {
+          if (const int64_t from = sources[row + j]; from >= 0) {
+            for (int l = 0; l < kWidth; ++l) {
+              sum[l] += in[from * kWidth + l];
+            }
+          }
+        }
+        for (int l = 0; l < kWidth; ++l) {
+          out[l] = static_cast<T>(sum[l]);
+        }
+      }
+    }
   });
 }
 
@@ -127,21 +115,22 @@ Tensor lanes_resample(const Tensor& input,
 struct Resample : torch::autograd::Function<Resample> {
   static Tensor forward(AutogradContext* ctx,
                         const Tensor& input,
-                        const Resampling& r,
-                        const Order& y,
+                        int64_t start,
+                        int64_t repeat,
+                        int64_t stride,
+                        int64_t batch,
+                        int64_t length,
                         int64_t samples) {
     const at::AutoDispatchBelowADInplaceOrView below;
-    ctx->saved_data["how"] = std::vector<int64_t>{r.start, r.repeat, r.stride, samples};
-    y.keep(ctx);
-    return CALL(lanes_resample)(input, r.start, r.repeat, r.stride, y.batch, y.length, samples);
+    ctx->saved_data["how"] = std::vector<int64_t>{start, repeat, stride, samples};
+    Order{batch, length}.keep(ctx);
+    return CALL(lanes_resample)(input, start, repeat, stride, batch, length, samples);
   }
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const std::vector<int64_t> how = ctx->saved_data["how"].toIntVector();
     const Order y = Order::of(ctx);
-    return {CALL(lanes_resample)(grads[0], -how[0], how[2], how[1], y.batch, how[3], y.length),
-            {},
-            {},
-            {}};
+    return gradient_of_first(
+        CALL(lanes_resample)(grads[0], -how[0], how[2], how[1], y.batch, how[3], y.length));
   }
 };
 
@@ -155,8 +144,5 @@ TORCH_LIBRARY_IMPL(sparseconv, CPU, m) {
 
 TORCH_LIBRARY_IMPL(sparseconv, Autograd, m) {
   using namespace sparseconv;
-  m.impl("lanes_resample", [](const Tensor& input, int64_t start, int64_t repeat, int64_t stride,
-                              int64_t batch, int64_t length, int64_t samples) {
-    return Resample::apply(input, Resampling{start, repeat, stride}, Order{batch, length}, samples);
-  });
+  m.impl("lanes_resample", Differentiable<Resample>::call);
 }

@@ -70,86 +70,6 @@ void* part_of_output(const Tensor& x, int64_t first, int64_t channel = 1) {
   return const_cast<void*>(part_of(x, first, channel));
 }
 
-NormOutput run_norm(const std::vector<Tensor>& parts,
-                    const LaneOrder& order,
-                    const Norm& norm,
-                    const Tensor& added,
-                    bool relu) {
-  int64_t channels = 0;
-  for (const Tensor& part : parts) {
-    channels += part.size(0);
-  }
-  Tensor output = new_lanes(channels, order, parts[0].options());
-  Tensor mean = at::empty({channels}, output.options());
-  Tensor invstd = at::empty({channels}, output.options());
-  for (const Tensor& x : {norm.running_mean, norm.running_var}) {
-    if (x.defined() && norm.training) {
-      x.mutable_data_ptr();  // becomes the tensor's own, if it is a lazy copy
-    }
-  }
-  int64_t first = 0;
-  for (const Tensor& part : parts) {
-    BatchNormRelu p{};
-    p.order = order;
-    p.in = part.const_data_ptr();
-    p.added = part_of(added, first, order.channel());
-    p.out = part_of_output(output, first, order.channel());
-    p.weight = part_of(norm.weight, first);
-    p.bias = part_of(norm.bias, first);
-    p.mean = part_of_output(mean, first);
-    p.invstd = part_of_output(invstd, first);
-    p.running_mean = part_of_output(norm.running_mean, first);
-    p.running_var = part_of_output(norm.running_var, first);
-    p.momentum = norm.momentum;
-    p.eps = norm.eps;
-    p.channels = part.size(0);
-    p.training = norm.training;
-    p.relu = relu;
-    run_kernel(p, &KernelTable::batch_norm_relu, element_of(part),
-               part.numel() / order.lanes * kVectorCost);
-    first += p.channels;
-  }
-  return {output, mean, invstd};
-}
-
-// `in_place`, the gradient of the input takes the memory of `grad`.
-NormGradients run_norm_gradient(const Tensor& grad,
-                                const std::vector<Tensor>& parts,
-                                const LaneOrder& order,
-                                const Norm& norm,
-                                const Tensor& output,
-                                bool relu,
-                                const Tensor& mean,
-                                const Tensor& invstd,
-                                bool in_place) {
-  const NormGradients found = {
-      in_place ? grad : at::empty_like(grad), output.defined() ? at::empty_like(grad) : Tensor(),
-      at::empty({grad.size(0)}, grad.options()), at::empty({grad.size(0)}, grad.options())};
-  int64_t first = 0;
-  for (const Tensor& part : parts) {
-    BatchNormReluGradient p{};
-    p.order = order;
-    p.grad = part_of(grad, first, order.channel());
-    p.in = part.const_data_ptr();
-    p.output = part_of(output, first, order.channel());
-    p.grad_in = part_of_output(found.input, first, order.channel());
-    p.grad_added = part_of_output(found.added, first, order.channel());
-    p.weight = part_of(norm.weight, first);
-    p.bias = part_of(norm.bias, first);
-    p.mean = part_of(mean, first);
-    p.invstd = part_of(invstd, first);
-    p.grad_weight = part_of_output(found.weight, first);
-    p.grad_bias = part_of_output(found.bias, first);
-    p.channels = part.size(0);
-    p.training = norm.training;
-    p.relu = relu;
-    run_kernel(p, &KernelTable::batch_norm_relu_gradient, element_of(part),
-               part.numel() / order.lanes * kVectorCost);
-    first += p.channels;
-  }
-  return found;
-}
-
 constexpr int64_t kPoolCost = 32;  // of a vector, in multiply-adds of a convolution
 
 class Lanes final : public KernelOrder {
@@ -232,12 +152,43 @@ class Lanes final : public KernelOrder {
   Tensor readable(const Tensor& lanes) const override { return lanes; }
 
   NormOutput norm(const std::vector<Tensor>& parts,
-                  int64_t,
+                  int64_t channels,
                   const Norm& norm,
                   const Tensor& added,
                   bool relu) const override {
-    return run_norm(parts, order_, norm, added, relu);
+    Tensor output = new_lanes(channels, order_, parts[0].options());
+    Tensor mean = at::empty({channels}, output.options());
+    Tensor invstd = at::empty({channels}, output.options());
+    for (const Tensor& x : {norm.running_mean, norm.running_var}) {
+      if (x.defined() && norm.training) {
+        x.mutable_data_ptr();  // becomes the tensor's own, if it is a lazy copy
+      }
+    }
+    int64_t first = 0;
+    for (const Tensor& part : parts) {
+      BatchNormRelu p{};
+      p.order = order_;
+      p.in = part.const_data_ptr();
+      p.added = part_of(added, first, order_.channel());
+      p.out = part_of_output(output, first, order_.channel());
+      p.weight = part_of(norm.weight, first);
+      p.bias = part_of(norm.bias, first);
+      p.mean = part_of_output(mean, first);
+      p.invstd = part_of_output(invstd, first);
+      p.running_mean = part_of_output(norm.running_mean, first);
+      p.running_var = part_of_output(norm.running_var, first);
+      p.momentum = norm.momentum;
+      p.eps = norm.eps;
+      p.channels = part.size(0);
+      p.training = norm.training;
+      p.relu = relu;
+      run_kernel(p, &KernelTable::batch_norm_relu, element_of(part),
+                 part.numel() / order_.lanes * kVectorCost);
+      first += p.channels;
+    }
+    return {output, mean, invstd};
   }
+
   NormGradients norm_gradient(const Tensor& grad,
                               const std::vector<Tensor>& parts,
                               int64_t,
@@ -247,7 +198,32 @@ class Lanes final : public KernelOrder {
                               const Tensor& mean,
                               const Tensor& invstd,
                               bool in_place) const override {
-    return run_norm_gradient(grad, parts, order_, norm, output, relu, mean, invstd, in_place);
+    const NormGradients found = {
+        in_place ? grad : at::empty_like(grad), output.defined() ? at::empty_like(grad) : Tensor(),
+        at::empty({grad.size(0)}, grad.options()), at::empty({grad.size(0)}, grad.options())};
+    int64_t first = 0;
+    for (const Tensor& part : parts) {
+      BatchNormReluGradient p{};
+      p.order = order_;
+      p.grad = part_of(grad, first, order_.channel());
+      p.in = part.const_data_ptr();
+      p.output = part_of(output, first, order_.channel());
+      p.grad_in = part_of_output(found.input, first, order_.channel());
+      p.grad_added = part_of_output(found.added, first, order_.channel());
+      p.weight = part_of(norm.weight, first);
+      p.bias = part_of(norm.bias, first);
+      p.mean = part_of(mean, first);
+      p.invstd = part_of(invstd, first);
+      p.grad_weight = part_of_output(found.weight, first);
+      p.grad_bias = part_of_output(found.bias, first);
+      p.channels = part.size(0);
+      p.training = norm.training;
+      p.relu = relu;
+      run_kernel(p, &KernelTable::batch_norm_relu_gradient, element_of(part),
+                 part.numel() / order_.lanes * kVectorCost);
+      first += p.channels;
+    }
+    return found;
   }
 
   Tensor max_pool(const Tensor& input,

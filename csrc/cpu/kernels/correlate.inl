@@ -125,24 +125,6 @@ static void correlate_tile(const typename V::T* inputs,
   }
 }
 
-template <typename V>
-using CorrelateTile = decltype(&correlate_tile<V, 1, true, false>);
-
-template <typename V, bool kFirst, bool kEdge, int... kR>
-static CorrelateTile<V> pick_correlate_tile(int64_t sums, std::integer_sequence<int, kR...>) {
-  static constexpr CorrelateTile<V> kTiles[] = {correlate_tile<V, kR + 1, kFirst, kEdge>...};
-  return kTiles[sums - 1];
-}
-
-template <typename V>
-static CorrelateTile<V> pick_correlate_tile(int64_t sums, bool first, bool edge) {
-  constexpr auto kSizes = std::make_integer_sequence<int, V::kTile>();
-  return first  ? edge ? pick_correlate_tile<V, true, true>(sums, kSizes)
-                       : pick_correlate_tile<V, true, false>(sums, kSizes)
-         : edge ? pick_correlate_tile<V, false, true>(sums, kSizes)
-                : pick_correlate_tile<V, false, false>(sums, kSizes);
-}
-
 // Turns the packed inputs of some channels into their prefix sums.
 template <typename V>
 static void sum_rows(const Correlation& p, int64_t rows, int64_t channels, typename V::T* inputs) {
@@ -231,9 +213,11 @@ static void correlate_block(const Correlation& p,
   const Tiles tiles(tile_rows * (kN / V::kWidth), V::kTile);
   for (int64_t t = 0; t < tiles.count; ++t) {
     const int64_t at = tiles.begin(t) * V::kWidth, own = t + 1 == tiles.count ? edge : 0;
-    pick_correlate_tile<V>(tiles.size(t), b == 0, edge != 0)(
-        inputs + at, own, static_cast<const T*>(p.values), e.rows, kN * p.order.wide,
-        e.records + first[r0], first[r1] - first[r0], init, acc + at, stride);
+    const auto tile = pick<4 * V::kTile>(
+        4 * tiles.size(t) + 2 * (b == 0) + (edge != 0) - 4,
+        []<int kI>() { return correlate_tile<V, kI / 4 + 1, kI / 2 % 2 != 0, kI % 2 != 0>; });
+    tile(inputs + at, own, static_cast<const T*>(p.values), e.rows, kN * p.order.wide,
+         e.records + first[r0], first[r1] - first[r0], init, acc + at, stride);
   }
 }
 

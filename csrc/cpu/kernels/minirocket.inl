@@ -29,12 +29,6 @@ static __attribute__((noinline)) void mini_count(const float* sums,
   }
 }
 
-template <int... kCount>
-static auto pick_mini_count(int64_t count, std::integer_sequence<int, kCount...>) {
-  static constexpr decltype(&mini_count<1>) kTable[] = {mini_count<kCount + 1>...};
-  return kTable[count - 1];
-}
-
 // Positions of a tile: the windows of nine taps of x and 3x stay in L1 or L2.
 template <bool kPositions>
 static inline int64_t mini_tile(int64_t channels, int64_t dilation) {
@@ -116,8 +110,9 @@ static void mini_kernels(const MiniRocketFeatures& p,
         for (int64_t i = 0; i < k.n_biases;) {
           const int64_t left = k.n_biases - i, passes = ceil_div(left, kMiniBiases);
           const int64_t now = ceil_div(left, passes);
-          pick_mini_count(now, std::make_integer_sequence<int, kMiniBiases>())(
-              sums, n, p.biases + k.bias + i, counts + (k.bias + i) * kW);
+          const auto count =
+              pick<kMiniBiases>(now - 1, []<int kI>() { return mini_count<kI + 1>; });
+          count(sums, n, p.biases + k.bias + i, counts + (k.bias + i) * kW);
           i += now;
         }
       }

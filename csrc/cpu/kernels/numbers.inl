@@ -28,3 +28,16 @@ template <typename A, typename B>
 constexpr bool kSame = false;
 template <typename A>
 constexpr bool kSame<A, A> = true;
+
+// make<i>() for an i of [0, kN) that only a call knows: it returns an instance of a template.
+template <typename Make, int... kI>
+static inline auto pick(int64_t i, Make make, std::integer_sequence<int, kI...>) {
+  static constexpr decltype(make.template operator()<0>()) kTable[] = {
+    make.template operator()<kI>()...
+  };
+  return kTable[i];
+}
+template <int64_t kN, typename Make>
+static inline auto pick(int64_t i, Make make) {
+  return pick(i, make, std::make_integer_sequence<int, int{kN}>());
+}

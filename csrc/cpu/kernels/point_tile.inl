@@ -54,12 +54,3 @@ static void point_tile(const typename V::T* rows,
     }
   }
 }
-
-template <typename V>
-using PointTile = decltype(&point_tile<V, 1, 1>);
-
-template <typename V, int kC, int... kR>
-static PointTile<V> pick_point_tile(int64_t rows, std::integer_sequence<int, kR...>) {
-  static constexpr PointTile<V> kTiles[] = {point_tile<V, kR + 1, kC>...};
-  return kTiles[rows - 1];
-}

@@ -3,8 +3,8 @@
 // after point_tile.inl.
 
 // out[r, j] = sum over k: weight[k, r] * in[k, j], and what is added to it. One chain per output,
-// in the order of the channels. Scratch: a panel of inputs, whose channels would else compete for the same places in
-// L1 (they are a power of two apart, or nearly).
+// in the order of the channels. Scratch: a panel of inputs, whose channels would else compete for
+// the same places in L1 (they are a power of two apart, or nearly).
 template <typename V>
 static void pointwise(const Pointwise& p, int64_t part, int64_t parts, void* scratch) {
   using T = typename V::T;
@@ -29,11 +29,11 @@ static void pointwise(const Pointwise& p, int64_t part, int64_t parts, void* scr
       const int64_t r = p.rows * t / n_tiles, count = p.rows * (t + 1) / n_tiles - r;
       for (int64_t j = 0; j < width;) {
         const bool two = j + 2 * V::kWidth <= width;
-        constexpr auto kSizes = std::make_integer_sequence<int, kPointRows>();
-        (two ? pick_point_tile<V, 2>(count, kSizes) : pick_point_tile<V, 1>(count, kSizes))(
-            weight + r, p.rows, panel + j, width, p.depth, bias == nullptr ? nullptr : bias + r,
-            added == nullptr ? nullptr : added + r * p.columns + j, out + r * p.columns + j,
-            p.columns);
+        const auto tile = pick<2 * kPointRows>(
+            2 * (count - 1) + two, []<int kI>() { return point_tile<V, kI / 2 + 1, kI % 2 + 1>; });
+        tile(weight + r, p.rows, panel + j, width, p.depth, bias == nullptr ? nullptr : bias + r,
+             added == nullptr ? nullptr : added + r * p.columns + j, out + r * p.columns + j,
+             p.columns);
         j += two ? 2 * V::kWidth : V::kWidth;
       }
     }
@@ -95,22 +95,11 @@ static void dot_tile(const typename V::T* a,
   }
 }
 
-template <typename V>
-using DotTile = decltype(&dot_tile<V, 1, 1>);
-
-// Of a and b rows; sizes: 0 .. kDotA * kDotB - 1.
-template <typename V, int... kSize>
-static DotTile<V> pick_dot_tile(int64_t a, int64_t b, std::integer_sequence<int, kSize...>) {
-  static constexpr DotTile<V> kTiles[] = {dot_tile<V, kSize / kDotB + 1, kSize % kDotB + 1>...};
-  return kTiles[(a - 1) * kDotB + b - 1];
-}
-
 // out[r, k] = sum over the columns j: grad[r, j] * in[k, j]. Lanes run along the columns; sums over
 // kDotColumns of them are added in their order.
 template <typename V>
 static void pointwise_gradient(const PointwiseGradient& p, int64_t part, int64_t parts, void*) {
   using T = typename V::T;
-  constexpr auto kSizes = std::make_integer_sequence<int, kDotA * kDotB>();
   struct Factor {
     const T* data;
     int64_t rows, out_stride;
@@ -135,9 +124,11 @@ static void pointwise_gradient(const PointwiseGradient& p, int64_t part, int64_t
       const int64_t i = a_tiles.begin(t);
       for (int64_t u = 0; u < b_tiles.count; ++u) {
         const int64_t j = b_tiles.begin(u);
-        pick_dot_tile<V>(a_tiles.size(t), b_tiles.size(u), kSizes)(
-            a.data + i * p.columns + c, b.data + j * p.columns + c, columns, p.columns,
-            out + i * a.out_stride + j * b.out_stride, a.out_stride, b.out_stride);
+        const auto tile = pick<kDotA * kDotB>(
+            (a_tiles.size(t) - 1) * kDotB + b_tiles.size(u) - 1,
+            []<int kI>() { return dot_tile<V, kI / kDotB + 1, kI % kDotB + 1>; });
+        tile(a.data + i * p.columns + c, b.data + j * p.columns + c, columns, p.columns,
+             out + i * a.out_stride + j * b.out_stride, a.out_stride, b.out_stride);
       }
     }
   }

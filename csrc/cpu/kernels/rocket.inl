@@ -81,19 +81,6 @@ static __attribute__((noinline)) void rocket_column(const float* x,
   }
 }
 
-using RocketColumn = decltype(&rocket_column<7, 1, false>);
-template <bool kBroadcast>
-struct RocketColumns {
-  RocketColumn of[3][kRocketSteps];  // of 7, 9, 11 taps; by steps
-  template <int... kSteps>
-  constexpr explicit RocketColumns(std::integer_sequence<int, kSteps...>)
-      : of{{rocket_column<7, 1 + kSteps, kBroadcast>...},
-           {rocket_column<9, 1 + kSteps, kBroadcast>...},
-           {rocket_column<11, 1 + kSteps, kBroadcast>...}} {}
-};
-template <bool kBroadcast>
-constexpr RocketColumns<kBroadcast> kColumns{std::make_integer_sequence<int, kRocketSteps>()};
-
 static inline int64_t rocket_end(const RocketKernel& k, int64_t length) {
   return length + k.padding - (k.length - 1) * int64_t{k.dilation};
 }
@@ -109,7 +96,6 @@ static void rocket_columns(const RocketKernel& k,
                            int64_t n,
                            Extremes* found) {
   constexpr int kRow = kBroadcast ? 1 : F32::kWidth;
-  const auto& columns = kColumns<kBroadcast>.of[(k.length - 7) / 2];
   const int64_t d = k.dilation, end = length + k.padding;
   const int64_t outputs = rocket_end(k, length) + k.padding;
   // Columns that begin with one of the first `more` residues are longer by one.
@@ -124,8 +110,11 @@ static void rocket_columns(const RocketKernel& k,
     int64_t first = k.padding / d + (r < before), last = end / d + (r < behind);
     for (int64_t pieces = ceil_div(left, kRocketSteps), some; pieces > 0; --pieces) {
       some = ceil_div(left, pieces);
-      columns[some - 1](x + at * kRow, d * kRow, first, last, next - r, weights, channels, plane, n,
-                        found);
+      const auto column = pick<3 * kRocketSteps>(  // of 7, 9 or 11 taps
+          (k.length - 7) / 2 * kRocketSteps + some - 1, []<int kI>() {
+            return rocket_column<7 + kI / kRocketSteps * 2, kI % kRocketSteps + 1, kBroadcast>;
+          });
+      column(x + at * kRow, d * kRow, first, last, next - r, weights, channels, plane, n, found);
       left -= some;
       first -= some;
       last -= some;

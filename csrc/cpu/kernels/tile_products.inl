@@ -101,19 +101,15 @@ class TileProducts {
                  int64_t n,
                  const float* init,
                  float* sums) {
-    const auto products = count > 48   ? block_products<4>
-                          : count > 32 ? block_products<3>
-                          : count > 16 ? block_products<2>
-                                       : block_products<1>;
+    const auto products =
+        pick<kTilesAtOnce>((count - 1) / 16, []<int kI>() { return block_products<kI + 1>; });
     products(tiles_, rows, pitch, offsets, weights, n, init, sums);
   }
 
   // Adds to the sums of `count` taps, (count, 16, 16).
   void reduce(int64_t count, const BlockSeries& series, const int64_t* offsets, float* sums) {
-    const auto reduce = count == 4   ? block_reduce<4>
-                        : count == 3 ? block_reduce<3>
-                        : count == 2 ? block_reduce<2>
-                                     : block_reduce<1>;
+    const auto reduce =
+        pick<kTilesAtOnce>(count - 1, []<int kI>() { return block_reduce<kI + 1>; });
     reduce(tiles_, series, offsets, sums);
   }
 

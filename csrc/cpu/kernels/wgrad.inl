@@ -82,20 +82,10 @@ static void weight_batches(const WeightBatch* batches,
   }
 }
 
-template <typename V>
-using WeightBatches = decltype(&weight_batches<V, 1>);
-
-template <typename V, int... kB>
-static WeightBatches<V> pick_weight_batches(int64_t size, std::integer_sequence<int, kB...>) {
-  static constexpr WeightBatches<V> kTable[] = {weight_batches<V, kB + 1>...};
-  return kTable[size - 1];
-}
-
 template <typename V, typename S>
 static void wgrad(const WeightGradient& p, int64_t part, int64_t parts, void* scratch) {
   using T = typename V::T;
   constexpr int kN = kLanes<T>;
-  constexpr auto kSizes = std::make_integer_sequence<int, static_cast<int>(kBatchWeights)>();
   const WgradScratch plan = plan_scratch(p);
   T* inputs = static_cast<T*>(scratch);
   T* packed = inputs + plan.input_rows * kN;
@@ -149,9 +139,10 @@ static void wgrad(const WeightGradient& p, int64_t part, int64_t parts, void* sc
               return first_where(0, to - from, [&](int64_t i) { return from[i].row >= end; });
             };
             const int64_t first = before(r0);
-            pick_weight_batches<V>(from->n, kSizes)(from + first, before(r1) - first, grads, stride,
-                                                    inputs, p.rows, width, rows * y.wide, idle,
-                                                    without, partial);
+            const auto run = pick<kBatchWeights>(
+                from->n - 1, []<int kI>() { return weight_batches<V, kI + 1>; });
+            run(from + first, before(r1) - first, grads, stride, inputs, p.rows, width,
+                rows * y.wide, idle, without, partial);
             from = to;
           }
         }
