@@ -1,8 +1,8 @@
 // The register tile of dense matrix products. Included once per ISA, after vec_*.h.
 
 // kR x kC vectors of sums stay in registers; per step of the depth the tile takes kC loads and kR
-// broadcasts for kR * kC multiply-adds. One chain per output, in the order of the depth; then `bias`,
-// of each row, and `added`, as `out`, are added, unless null.
+// broadcasts for kR * kC multiply-adds. One chain per output, in the order of the depth; then
+// `bias`, of each row, and `added`, as `out`, are added, unless null.
 template <typename V, int kR, int kC>
 static void point_tile(const typename V::T* rows,
                        int64_t row_stride,
