@@ -266,6 +266,9 @@ def batches_of(
         given = (data[0], *map(without_index, data[1:])) if isinstance(data, tuple) else (data,)
         expectation = f"{criterion}: expected X and y to contain real numbers"
         arrays = [as_tensor(x, expectation) for x in given]
+        if len({len(array) for array in arrays}) > 1:
+            lengths = " and ".join(str(len(array)) for array in arrays)
+            raise ValueError(f"{criterion}: expected X and y of one length, but got {lengths}")
         if cases is not None and len(arrays[0]) > cases:
             chosen = torch.linspace(0, len(arrays[0]) - 1, cases).round().long()
             arrays = [array[chosen] for array in arrays]

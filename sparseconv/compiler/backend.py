@@ -80,7 +80,7 @@ def lower(graph: Graph) -> GraphReport:
 
 
 def _compare_versions(graph: Graph) -> None:
-    """Compare the content of a layer's indices only after they were written to, as eager mode."""
+    """Compare the content of a layer's indices only after writes that torch counts."""
     for node in graph.find_nodes(op="call_function", target=is_intact):
         for assertion in list(node.users):
             with graph.inserting_before(assertion):

@@ -66,7 +66,8 @@ def check_layers(
     """
     holdings = Holdings(optimizer)
     held = set(map(id, holdings.trained))
-    every = [id(x.values) for x in layers.values() if "values" in x._parameters]
+    own = [x._parameters.get("values") for x in layers.values()]
+    every = [id(values) for values in own if values is not None and values.requires_grad]
     if move and len(set(every)) < len(every):
         raise RuntimeError(
             "two layers have the same values, which cannot follow the patterns of both; use a "

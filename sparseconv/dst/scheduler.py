@@ -284,7 +284,7 @@ class DSTScheduler:
         training = [name for name, x in self._layers.items() if x.values.requires_grad]
         moving = training
         if self.grow == "gradient":
-            moving = [name for name in training if gradients[name] is not None]
+            moving = [name for name in training if gradients.get(name) is not None]
             if training and not moving:
                 layers = [self._layers[name] for name in training]
                 checks.check_backward(layers, self._optimizer, self.step_count)

@@ -191,10 +191,13 @@ class PatternedModule(PatternBuffers):
     def _apply(self, fn: Any, recurse: bool = True) -> PatternedModule:
         self._check_overwritten()
         before: dict[str, Any] = {name: self._buffers[name] for name in INDICES}
+        memory = _storage_of(self._parameters.get("values"))
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        # Or else a state dict would keep the former values, but follow the indices.
+        apart = _storage_of(self._parameters.get("values")) != memory
         for name, old in before.items():
             new: Any = self._buffers[name]
-            if new is not old:  # int32 and with a version, whatever `fn` makes
+            if apart or new is not old:  # int32 and with a version, whatever `fn` makes
                 with torch.inference_mode(False):
                     source = new if new.dtype == torch.int32 else old
                     self._buffers[name] = source.to(new.device, copy=True)
@@ -278,6 +281,10 @@ class PatternedModule(PatternBuffers):
         if name == "parametrizations" and type(value) is nn.ModuleDict:  # torch's, still empty
             value = Parametrizations(dict(value.items()))
         super().__setattr__(name, value)
+
+
+def _storage_of(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.untyped_storage()._cdata
 
 
 def _has_room(old: Tensor | None, new: Tensor, device: torch.device) -> bool:

@@ -23,7 +23,7 @@ from tiny import same
 from torch import Tensor, nn
 
 from sparseconv import KernelCSR, SparseConv1d
-from sparseconv.dst import prune_and_grow
+from sparseconv.dst import DSTScheduler, prune_and_grow
 
 # --- the schedule ---
 
@@ -152,3 +152,18 @@ def test_an_update_neither_reads_nor_advances_the_global_generator() -> None:
     other, _, dst = scheduled(seed=4)
     dst.step()
     assert [layer.pattern for layer in sparse_layers(other)] != runs[0]
+
+
+def test_values_that_two_layers_share_keep_both_patterns_only_frozen():
+    shared = [SparseConv1d(2, 2, 3, density=0.5) for _ in range(2)]
+    shared[1].values = shared[0].values
+    model = nn.Sequential(two_layers(), *shared)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+
+    def step() -> bool:
+        return DSTScheduler(model, optimizer, update_every=1, end_step=9, grow="random").step()
+
+    with pytest.raises(RuntimeError, match="two layers have the same values"):
+        step()
+    shared[0].values.requires_grad_(False)
+    assert step()

@@ -238,3 +238,14 @@ def test_a_state_dict_whose_values_the_network_left_keeps_its_positions(sever):
     fewer(model)
     model.load_state_dict(best)
     assert model(x).equal(then)
+
+
+@pytest.mark.parametrize("leave", [nn.Module.double, nn.Module.half])
+def test_a_state_dict_of_another_dtype_keeps_its_positions(leave):
+    layer = SparseConv1d(4, 4, 5, density=0.3)
+    state, before = layer.state_dict(), copy.deepcopy(layer)
+    leave(layer)
+    layer.set_pattern(KernelCSR.random(layer.pattern.shape, layer.pattern.nnz))
+    twin = SparseConv1d(4, 4, 5, density=0.3)
+    twin.load_state_dict(state)
+    assert twin.dense_weight().equal(before.dense_weight())
