@@ -109,6 +109,9 @@ PYBIND11_MODULE(_C, m) {
         pybind11::arg("geometry"), pybind11::arg("relu"),
         "The convolution with its gradients; None if torch does more than compute, if the pattern "
         "has no plan yet, or if the arguments are invalid.");
+  for (const auto& define : direct_calls()) {
+    define(m);
+  }
   m.def(
       "set_gradients", &set_gradients, pybind11::arg("gradients"),
       "Sets the function that differentiates the convolution where torch does more than compute.");

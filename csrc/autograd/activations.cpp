@@ -183,10 +183,10 @@ struct PreluFunction : torch::autograd::Function<PreluFunction> {
 
 TORCH_LIBRARY_IMPL(sparseconv, CPU, m) {
   using namespace sparseconv;
-  m.impl("lanes_activation", lanes_activation);
-  m.impl("lanes_activation_backward", lanes_activation_backward);
-  m.impl("prelu", prelu);
-  m.impl("prelu_backward", prelu_backward);
+  implement(m, "lanes_activation", lanes_activation);
+  implement(m, "lanes_activation_backward", lanes_activation_backward);
+  implement(m, "prelu", prelu);
+  implement(m, "prelu_backward", prelu_backward);
 }
 
 TORCH_LIBRARY_IMPL(sparseconv, Autograd, m) {

@@ -209,5 +209,4 @@ TORCH_LIBRARY_IMPL(sparseconv, Autograd, m) {
   for (const char* name : {"wgrad", "bias_grad", "triton_wgrad"}) {
     m.impl(name, torch::autograd::autogradNotImplementedFallback());
   }
-  m.impl("is_intact", torch::CppFunction::makeFallthrough());  // torch's own fallback takes 1 us
 }

@@ -206,11 +206,16 @@ struct Filter {
 
   void keep(AutogradContext* ctx, const Tensor& a, const Tensor& b, const Tensor& c = {}) const {
     ctx->save_for_backward({a, b, c, crow, col});
-    ctx->saved_data["geometry"] = geometry;
-    order.keep(ctx);
+    // In one entry, because each one costs time in every call.
+    std::vector<int64_t> numbers = geometry;
+    numbers.insert(numbers.end(), {order.batch, order.length});
+    ctx->saved_data["numbers"] = std::move(numbers);
   }
   static Filter of(AutogradContext* ctx, const variable_list& saved) {
-    return {saved[3], saved[4], ctx->saved_data["geometry"].toIntVector(), Order::of(ctx)};
+    std::vector<int64_t> geometry = ctx->saved_data["numbers"].toIntVector();
+    const Order order{*(geometry.end() - 2), geometry.back()};
+    geometry.resize(geometry.size() - 2);
+    return {saved[3], saved[4], std::move(geometry), order};
   }
 };
 
@@ -308,15 +313,15 @@ struct BiasGrad : torch::autograd::Function<BiasGrad> {
 
 TORCH_LIBRARY_IMPL(sparseconv, CPU, m) {
   using namespace sparseconv;
-  m.impl("lanes_enter", lanes_enter);
-  m.impl("lanes_leave", lanes_leave);
-  m.impl("lanes_conv", lanes_conv);
-  m.impl("lanes_dgrad", lanes_dgrad);
-  m.impl("lanes_wgrad", lanes_wgrad);
-  m.impl("lanes_pointwise", lanes_pointwise);
-  m.impl("lanes_pointwise_dgrad", lanes_pointwise_dgrad);
-  m.impl("lanes_pointwise_wgrad", lanes_pointwise_wgrad);
-  m.impl("lanes_bias_grad", lanes_bias_grad);
+  implement(m, "lanes_enter", lanes_enter);
+  implement(m, "lanes_leave", lanes_leave);
+  implement(m, "lanes_conv", lanes_conv);
+  implement(m, "lanes_dgrad", lanes_dgrad);
+  implement(m, "lanes_wgrad", lanes_wgrad);
+  implement(m, "lanes_pointwise", lanes_pointwise);
+  implement(m, "lanes_pointwise_dgrad", lanes_pointwise_dgrad);
+  implement(m, "lanes_pointwise_wgrad", lanes_pointwise_wgrad);
+  implement(m, "lanes_bias_grad", lanes_bias_grad);
 }
 
 TORCH_LIBRARY_IMPL(sparseconv, Autograd, m) {
@@ -327,32 +332,34 @@ TORCH_LIBRARY_IMPL(sparseconv, Autograd, m) {
                           const Tensor& crow, const Tensor& col, at::IntArrayRef geometry,
                           int64_t batch, int64_t length, bool relu) {
     const Filter filter{crow, col, geometry.vec(), {batch, length}};
-    return Fprop::apply(input, values, bias, OptionalTensor(), filter, relu);
+    return run_function<Fprop>(input, values, bias, OptionalTensor(), filter, relu);
   });
   m.impl("lanes_dgrad",
          [](const Tensor& grad, const Tensor& values, const Tensor& crow, const Tensor& col,
             at::IntArrayRef geometry, int64_t batch, int64_t length) {
-           return FilterGradient<false>::apply(grad, values,
-                                               Filter{crow, col, geometry.vec(), {batch, length}});
+           return run_function<FilterGradient<false>>(
+               grad, values, Filter{crow, col, geometry.vec(), {batch, length}});
          });
   m.impl("lanes_wgrad",
          [](const Tensor& grad, const Tensor& input, const Tensor& crow, const Tensor& col,
             at::IntArrayRef geometry, int64_t batch, int64_t length) {
-           return FilterGradient<true>::apply(grad, input,
-                                              Filter{crow, col, geometry.vec(), {batch, length}});
+           return run_function<FilterGradient<true>>(
+               grad, input, Filter{crow, col, geometry.vec(), {batch, length}});
          });
-  m.impl(
-      "lanes_pointwise", [](const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
-                            int64_t batch, int64_t length, const OptionalTensor& added) {
-        return Fprop::apply(input, weight, bias, added, Filter{{}, {}, {}, {batch, length}}, false);
-      });
-  m.impl("lanes_pointwise_dgrad",
-         [](const Tensor& grad, const Tensor& weight, int64_t batch, int64_t length) {
-           return FilterGradient<false>::apply(grad, weight, Filter{{}, {}, {}, {batch, length}});
+  m.impl("lanes_pointwise",
+         [](const Tensor& input, const Tensor& weight, const OptionalTensor& bias, int64_t batch,
+            int64_t length, const OptionalTensor& added) {
+           return run_function<Fprop>(input, weight, bias, added,
+                                      Filter{{}, {}, {}, {batch, length}}, false);
          });
+  m.impl("lanes_pointwise_dgrad", [](const Tensor& grad, const Tensor& weight, int64_t batch,
+                                     int64_t length) {
+    return run_function<FilterGradient<false>>(grad, weight, Filter{{}, {}, {}, {batch, length}});
+  });
   m.impl("lanes_pointwise_wgrad", [](const Tensor& grad, const Tensor& input, const Tensor& weight,
                                      int64_t batch, int64_t length) {
-    return FilterGradient<true>::apply(grad, input, Filter{{}, {}, {}, {batch, length}, weight});
+    return run_function<FilterGradient<true>>(grad, input,
+                                              Filter{{}, {}, {}, {batch, length}, weight});
   });
   m.impl("lanes_bias_grad", Differentiable<BiasGrad>::call);
 }

@@ -6,8 +6,11 @@
 #pragma once
 
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <pybind11/stl.h>
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/custom_function.h>
+#include <torch/csrc/utils/pybind.h>
+#include <torch/library.h>
 
 #include "../checks.h"
 #include "../cpu/lanes.h"
@@ -119,6 +122,41 @@ auto find_op(const char* name) {
   }()                                                                    \
        .call)
 
+// What Python holds for an argument of an op.
+template <typename T>
+struct HeldBy {
+  using Type = std::decay_t<T>;
+};
+template <>
+struct HeldBy<at::IntArrayRef> {
+  using Type = std::vector<int64_t>;
+};
+template <>
+struct HeldBy<at::TensorList> {
+  using Type = std::vector<Tensor>;
+};
+template <>
+struct HeldBy<c10::string_view> {
+  using Type = std::string;
+};
+
+// Makes `kernel` an op's implementation on the CPU, and adds a function of Python that calls the op
+// at half the cost of torch.ops: it skips torch's parser of arguments, which knows any schema.
+template <typename R, typename... A>
+void implement(torch::Library& m, const char* name, R (*kernel)(A...)) {
+  m.impl(name, kernel);
+  direct_calls().push_back([name](pybind11::module_& module) {
+    std::optional<c10::TypedOperatorHandle<R(A...)>> op;  // Python defines the schema later
+    module.def(name, [name, op](const typename HeldBy<A>::Type&... arguments) mutable {
+      if (!op) {
+        op = find_op<R(A...)>(("sparseconv::" + std::string(name)).c_str());
+      }
+      const pybind11::gil_scoped_release release;
+      return op->call(arguments...);
+    });
+  });
+}
+
 // Arguments of an op besides those that have gradients: torch drops what are too many undefined
 // gradients.
 constexpr size_t kOtherArguments = 8;
@@ -129,12 +167,22 @@ inline variable_list gradient_of_first(const Tensor& gradient) {
   return gradients;
 }
 
+// Computes a function of autograd; without a node if nothing can ask for gradients.
+template <typename Function, typename... Arguments>
+auto run_function(Arguments&&... arguments) {
+  if (at::GradMode::is_enabled() || !runs_plainly(true)) {
+    return Function::apply(std::forward<Arguments>(arguments)...);
+  }
+  AutogradContext unused;
+  return Function::forward(&unused, std::forward<Arguments>(arguments)...);
+}
+
 // What autograd does for an op: Function's `forward` takes the op's arguments.
 template <typename Function, typename Forward = decltype(Function::forward)>
 struct Differentiable;
 template <typename Function, typename... Arguments>
 struct Differentiable<Function, Tensor(AutogradContext*, Arguments...)> {
-  static Tensor call(Arguments... arguments) { return Function::apply(arguments...); }
+  static Tensor call(Arguments... arguments) { return run_function<Function>(arguments...); }
 };
 
 // The gradients of `compute`, which calls ops that torch can transform, and differentiate again.

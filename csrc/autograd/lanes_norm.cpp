@@ -276,12 +276,12 @@ struct LanesNorm : torch::autograd::Function<LanesNorm> {
 
 TORCH_LIBRARY_IMPL(sparseconv, CPU, m) {
   using namespace sparseconv;
-  m.impl("lanes_norm", lanes_norm);
-  m.impl("lanes_norm_backward", norm_backward<false>);
+  implement(m, "lanes_norm", lanes_norm);
+  implement(m, "lanes_norm_backward", norm_backward<false>);
 }
 
 TORCH_LIBRARY_IMPL(sparseconv, CompositeImplicitAutograd, m) {
-  m.impl("lanes_fold", sparseconv::lanes_fold);
+  sparseconv::implement(m, "lanes_fold", sparseconv::lanes_fold);
 }
 
 TORCH_LIBRARY_IMPL(sparseconv, Autograd, m) {
@@ -291,7 +291,7 @@ TORCH_LIBRARY_IMPL(sparseconv, Autograd, m) {
                           const OptionalTensor& var, const OptionalTensor& added, bool training,
                           double momentum, double eps, bool relu, int64_t batch, int64_t length) {
     Tensor batch_mean, invstd;
-    const Tensor output = LanesNorm::apply(
+    const Tensor output = run_function<LanesNorm>(
         parts, weight, bias, added,
         NormCall{mean, var, training, momentum, eps, relu, {batch, length}, batch_mean, invstd});
     return std::make_tuple(output, batch_mean, invstd);

@@ -63,6 +63,11 @@ std::optional<at::Tensor> plain_tensor(pybind11::handle x) {
   return is_plain(tensor) && !tensor.is_neg() ? std::optional(tensor) : std::nullopt;
 }
 
+std::vector<std::function<void(pybind11::module_&)>>& direct_calls() {
+  static std::vector<std::function<void(pybind11::module_&)>> calls;
+  return calls;
+}
+
 GeometryNumbers geometry_numbers(pybind11::handle geometry) {
   PyObject* tuple = geometry.ptr();
   TORCH_CHECK_TYPE(PyTuple_Check(tuple) && PyTuple_GET_SIZE(tuple) == kGeometryNumbers,

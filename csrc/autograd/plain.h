@@ -6,7 +6,9 @@
 #include <pybind11/pybind11.h>
 
 #include <array>
+#include <functional>
 #include <optional>
+#include <vector>
 
 namespace sparseconv {
 
@@ -23,6 +25,9 @@ std::optional<at::Tensor> plain_tensor(pybind11::handle x);
 // The tensor as it is now. While the GIL is held, no parameter's data is replaced; later, another
 // thread could do so between the checks and the kernels.
 at::Tensor detached_snapshot(const at::Tensor& x);
+
+// What defines the functions of Python that call ops; see `implement` in lanes.h.
+std::vector<std::function<void(pybind11::module_&)>>& direct_calls();
 
 // A core.geometry.Geometry, which is what check_geometry takes. The numbers are not checked.
 constexpr int64_t kGeometryNumbers = 11;

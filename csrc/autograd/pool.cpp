@@ -270,12 +270,12 @@ struct Drop : torch::autograd::Function<Drop> {
 
 TORCH_LIBRARY_IMPL(sparseconv, CPU, m) {
   using namespace sparseconv;
-  m.impl("max_pool", max_pool);
-  m.impl("max_pool_backward", max_pool_backward);
-  m.impl("lanes_max_pool", lanes_max_pool);
-  m.impl("lanes_max_pool_backward", lanes_max_pool_backward);
-  m.impl("lanes_mean", lanes_mean);
-  m.impl("lanes_dropout", lanes_dropout);
+  implement(m, "max_pool", max_pool);
+  implement(m, "max_pool_backward", max_pool_backward);
+  implement(m, "lanes_max_pool", lanes_max_pool);
+  implement(m, "lanes_max_pool_backward", lanes_max_pool_backward);
+  implement(m, "lanes_mean", lanes_mean);
+  implement(m, "lanes_dropout", lanes_dropout);
 }
 
 TORCH_LIBRARY_IMPL(sparseconv, Autograd, m) {

@@ -139,7 +139,7 @@ struct Resample : torch::autograd::Function<Resample> {
 }  // namespace sparseconv
 
 TORCH_LIBRARY_IMPL(sparseconv, CPU, m) {
-  m.impl("lanes_resample", sparseconv::lanes_resample);
+  sparseconv::implement(m, "lanes_resample", sparseconv::lanes_resample);
 }
 
 TORCH_LIBRARY_IMPL(sparseconv, Autograd, m) {

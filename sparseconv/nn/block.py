@@ -24,7 +24,6 @@ from sparseconv.nn.modules import (
 )
 from sparseconv.nn.pooling import ShortAvgPool1d
 from sparseconv.ops.backends import extension, resolve_backend
-from sparseconv.ops.lanes import OPS
 from sparseconv.ops.orders import (
     fits_rows,
     in_rows,
@@ -35,6 +34,7 @@ from sparseconv.ops.orders import (
 
 _PLAIN = (Tensor, nn.Parameter)
 _CPU = torch.device("cpu")
+_C: Any = extension  # its functions call the ops without torch's parser of arguments
 _fits_order = functools.lru_cache(maxsize=None)(keeps_order)
 
 
@@ -50,11 +50,14 @@ class _Series(NamedTuple):
     def takes(self, *tensors: Any, mixed: bool = False) -> bool:
         """Return whether a layer can have these parameters, or None; ``mixed``: as BatchNorm."""
         others = _CASTABLE if self.casts or (mixed and self.rows) else ()
-        return all(
-            x is None
-            or (type(x) in _PLAIN and x.device == _CPU and x.dtype in (self.dtype, *others))
-            for x in tensors
-        )
+        for x in tensors:
+            if x is None:
+                continue
+            if type(x) not in _PLAIN or not x.is_cpu:
+                return False
+            if x.dtype != self.dtype and x.dtype not in others:
+                return False
+        return True
 
 
 _CASTABLE = (torch.float32, torch.bfloat16)
@@ -69,7 +72,7 @@ class _Conv:
     relu: bool
 
     def __call__(self, x: Tensor) -> Tensor:
-        return cast(Tensor, OPS.lanes_conv.default(x, *self.arguments, self.relu))
+        return cast(Tensor, _C.lanes_conv(x, *self.arguments, self.relu))
 
 
 # Each returns a function of a tensor in the order that computes the modules, or None. It gets the
@@ -104,7 +107,7 @@ def _pointwise(series: _Series, modules: Sequence[Any], before: list[Run]) -> Ru
         or (series.rows and not pointwise_fits_rows(*own[0].shape[:2]))
     ):
         return None
-    return lambda x: OPS.lanes_pointwise.default(x, *own, series.batch, series.length)
+    return lambda x: _C.lanes_pointwise(x, *own, series.batch, series.length, None)
 
 
 def _pooled(series: _Series, modules: Sequence[Any], before: list[Run]) -> Run | None:
@@ -138,7 +141,7 @@ def _norm_relu(series: _Series, modules: Sequence[Any], before: list[Run]) -> Ru
     ):
         *weights, crow, _, geometry = conv.arguments[:5]
         kernels = geometry[1]  # of each output channel
-        folded = OPS.lanes_fold.default(*weights, crow, kernels, *own, mean, var, norm.eps)
+        folded = _C.lanes_fold(*weights, crow, kernels, *own, mean, var, norm.eps)
         before.pop()
         return _Conv((*folded, *conv.arguments[2:]), relu=True)
     tracks = norm.training and norm.track_running_stats and mean is not None
@@ -150,7 +153,7 @@ def _norm_relu(series: _Series, modules: Sequence[Any], before: list[Run]) -> Ru
             counter.add_(1)
             factor = 1 / float(counter) if momentum is None else momentum
         how = training, factor or 0.0, norm.eps, True, series.batch, series.length
-        return cast(Tensor, OPS.lanes_norm.default([x], *own, *statistics, None, *how)[0])
+        return cast(Tensor, _C.lanes_norm([x], *own, *statistics, None, *how)[0])
 
     return run
 
@@ -203,7 +206,7 @@ def _compute(parts: Parts, x: Tensor) -> Tensor:
     """Compute what the modules compute, in the order where possible."""
     i = 0
     while i < len(parts):
-        series = _series_of(x)
+        series = None if parts[i][1] is None else _series_of(x)
         chosen, runs = ([], []) if series is None else _stages(series, parts[i:], x)
         channels = _channels_after(chosen, x) if len(chosen) > 1 else None
         # Entering and leaving pay only for several stages, of which at least one is sparse.
@@ -216,10 +219,10 @@ def _compute(parts: Parts, x: Tensor) -> Tensor:
             if series.rows:
                 convs = [modules[0] for modules, stage in chosen if stage is _sparse]
                 margin = max(max(conv.resolved_padding) for conv in convs)
-            y = OPS.lanes_enter.default(x.to(series.dtype), margin)
+            y = _C.lanes_enter(x.to(series.dtype), margin)
             for run in runs:
                 y = run(y)
-            x = OPS.lanes_leave.default(y, channels, series.batch, series.length)
+            x = _C.lanes_leave(y, channels, series.batch, series.length)
             modules, stage = chosen[-1]
             x = modules[0](x) if stage is _pooled else x
         i += len(chosen)

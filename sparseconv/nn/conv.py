@@ -137,7 +137,7 @@ class SparseConv1d(SparseLayer):
         held = self._parameters
         values: Any = held["values"] if "values" in held else self.values  # noqa: SIM401
         bias = held["bias"] if "bias" in held else self.bias  # noqa: SIM401
-        geometry = self._geometry()
+        geometry = self._resolved or self._geometry()
         crow, col = self._indices()
         y = sparse_conv1d_resolved(input, values, crow, col, bias, geometry, self.backend, False)
         probe = self.dense_probe

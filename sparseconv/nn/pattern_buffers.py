@@ -12,11 +12,9 @@ from torch import Tensor, nn
 from torch._C._functorch import get_unwrapped, is_batchedtensor, is_functorch_wrapped_tensor
 from torch.compiler import is_dynamo_compiling
 
-from sparseconv.core.pattern import KernelCSR
+from sparseconv.core.pattern import OVERWRITTEN, KernelCSR
 from sparseconv.core.tracing import is_exporting, outside_tracing
 from sparseconv.ops import gpu_plans
-from sparseconv.ops.backends import extension
-from sparseconv.ops.schemas import is_intact
 
 INDICES = ("crow_indices", "col_indices")
 # In place of the versions that were read: the content must be the pattern, or may be any.
@@ -27,14 +25,6 @@ if hasattr(os, "register_at_fork"):  # a child must not wait for a thread that i
     os.register_at_fork(
         before=WRITING.acquire, after_in_parent=WRITING.release, after_in_child=WRITING.release
     )
-_OVERWRITTEN = (
-    "the indices of this layer were overwritten in place, so its values may not belong to them: "
-    "call load_state_dict(), set_pattern() or reset_parameters(), or assign new tensors. "
-    "AveragedModel overwrites buffers after the pattern of the averaged model has changed: pass "
-    "the average to DSTScheduler(averages=[...]), or start a new average; an average of a state "
-    "dict must copy its integers. DistributedDataParallel overwrites them if the patterns of the "
-    "ranks differ: wrap the model before its first use, or load the same state dict on all ranks"
-)
 
 
 class PatternBuffers(nn.Module):
@@ -106,7 +96,7 @@ class PatternBuffers(nn.Module):
         if in_place:
             arrays = (crow, col), pattern.anywhere()
             if not _is_truncated(*(torch.cat([x.cpu() for x in pair]) for pair in arrays)):
-                raise RuntimeError(_OVERWRITTEN)
+                raise RuntimeError(OVERWRITTEN)
         else:
             try:
                 pattern = KernelCSR(crow, col, pattern.shape, pattern.block)
@@ -172,11 +162,12 @@ def _is_truncated(now: Tensor, known: Tensor) -> bool:
 
 def _check_in_graph(crow: Tensor, col: Tensor, known: KernelCSR) -> None:
     """Check buffers on every call to a traced graph, which cannot read their versions."""
-    # A failed assertion on a GPU would destroy the CUDA context. The op is part of the extension.
-    if crow.device.type != "cpu" or extension is None or is_exporting():
+    # A failed assertion on a GPU would destroy the CUDA context.
+    if crow.device.type != "cpu" or is_exporting():
         return
-    intact = is_intact(crow, col, known.crow_indices, known.col_indices)
-    torch._assert_async(intact, _OVERWRITTEN)
+    # The compiler's backend knows this form.
+    intact = (crow == known.crow_indices).all() & (col == known.col_indices).all()
+    torch._assert_async(intact, OVERWRITTEN)
 
 
 def _content_of(buffer: Tensor) -> Tensor | None:

@@ -159,9 +159,10 @@ def resolve_backend(name: str, device: torch.device, cuda_pays: bool = False) ->
     """
     if name == "auto":
         name = _preferred()
+    if extension is not None and device == _CPU and name in ("auto", "cpp"):
+        return "cpp"  # first, because small layers notice the time of what follows
     if name == "auto":
-        # The first comparison takes a third of the time of the second.
-        if device == _CPU or device.type == "cpu":
+        if device.type == "cpu":
             return "cpp" if extension is not None else "reference"
         return next(
             (kernels for kernels in ("cuda", "triton")[not cuda_pays :]

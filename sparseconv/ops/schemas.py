@@ -44,9 +44,6 @@ _library = torch.library.Library("sparseconv", "DEF")  # type: ignore[no-untyped
 for _schema in (
     *_COMPUTATIONS,
     "bias_grad(Tensor grad_output) -> Tensor",
-    # Whether a layer's buffers contain its pattern (nn/pattern_buffers.py), on a CPU.
-    "is_intact(Tensor crow_indices, Tensor col_indices, Tensor known_crow, Tensor known_col)"
-    " -> Tensor",
     *(f"triton_{_schema}" for _schema in _COMPUTATIONS),
     *_CUDA,
 ):
@@ -141,11 +138,6 @@ def _fake_bias_grad(grad_output: Tensor) -> Tensor:
     return grad_output.new_empty((grad_output.shape[1],))
 
 
-@register_fake(_library, "is_intact")
-def _fake_is_intact(crow_indices: Tensor, *_: Any) -> Tensor:
-    return crow_indices.new_empty((), dtype=torch.bool)
-
-
 # Under torch.vmap, a further dimension of series joins N; other calls are computed one by one.
 
 
@@ -181,6 +173,5 @@ def _kernels(prefix: str) -> Kernels:
 # The dispatcher runs the C++ kernels for CPU tensors, and the CUDA kernels for CUDA tensors.
 KERNELS = {"cpp": _kernels(""), "cuda": _kernels(""), "triton": _kernels("triton_")}
 bias_grad = torch.ops.sparseconv.bias_grad.default
-is_intact = torch.ops.sparseconv.is_intact.default
 for _op in (*KERNELS["cpp"], *KERNELS["triton"], bias_grad):
     torch.library.register_vmap(_op, _vmap(_op), lib=_library)

@@ -9,8 +9,6 @@ import pytest
 import torch
 from op_arguments import GEOMETRIES, arguments, lane_arguments, lane_dtypes
 
-from sparseconv import KernelCSR
-
 OPS = torch.ops.sparseconv
 
 DIFFERENTIABLE = ("lanes_enter", "lanes_leave", "lanes_conv", "lanes_pointwise", "lanes_max_pool",
@@ -36,9 +34,6 @@ def signatures() -> Iterator[tuple[str, tuple[Any, ...]]]:
                 elif name == "dgrad" and geometry.padding_mode == "zeros":  # a transposed one
                     bias = torch.randn(geometry.shape[1] * geometry.groups, dtype=dtype)
                     yield name, (*args, bias.requires_grad_())
-    pattern = KernelCSR.random((4, 3, 5), 30)
-    indices = pattern.crow_indices, pattern.col_indices
-    yield "is_intact", (*indices, *indices)
     for dtype in lane_dtypes():
         for name, args in lane_arguments(dtype).items():
             yield name, args

@@ -1,10 +1,7 @@
 // The ops: from their arguments to a plan, checks and a computation.
 
 #include <ATen/Context.h>
-#include <ATen/ops/equal.h>
 #include <ATen/ops/ones.h>
-#include <ATen/ops/scalar_tensor.h>
-#include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
 #include "../../checks.h"
@@ -111,17 +108,6 @@ Tensor wgrad(const Tensor& grad,
   return best_wgrad(grad, input, *plan);
 }
 
-// Whether the buffers of a layer contain its pattern: see nn/pattern_buffers.py.
-Tensor is_intact(const Tensor& crow,
-                 const Tensor& col,
-                 const Tensor& known_crow,
-                 const Tensor& known_col) {
-  for (const Tensor& x : {crow, col, known_crow, known_col}) {
-    check_indices(x, "each tensor", x.numel());
-  }
-  return at::scalar_tensor(at::equal(crow, known_crow) && at::equal(col, known_col), at::kBool);
-}
-
 }  // namespace
 
 TORCH_LIBRARY_IMPL(sparseconv, CPU, m) {
@@ -129,7 +115,6 @@ TORCH_LIBRARY_IMPL(sparseconv, CPU, m) {
   m.impl("dgrad", dgrad);
   m.impl("wgrad", wgrad);
   m.impl("bias_grad", bias_grad);
-  m.impl("is_intact", is_intact);
 }
 
 }  // namespace sparseconv
