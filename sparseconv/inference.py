@@ -17,7 +17,8 @@ def optimize_for_inference(model: nn.Module) -> nn.Module:
     weights outnumber its outputs, and ReLU is applied where a convolution stores its outputs.
     Tensors stay in the kernels' memory order between layers; see ``compiled_report``. Outputs
     differ from those of ``model.eval()`` only by rounding. All modules keep their names and their
-    state. A copy or a pickle of the copy is not compiled.
+    state. A copy or a pickle of the copy is not compiled. Later changes of weights, patterns and
+    modes are followed; those of other attributes, of modules and of hooks are not.
 
     Args:
         model: any module; it is left unchanged.
@@ -49,5 +50,13 @@ def optimize_for_inference(model: nn.Module) -> nn.Module:
 
     call.__code__ = call.__code__.replace()  # torch compiles a code object only a few times
     # As ``fast.compile()`` does, which skips the forward of torch's own modules.
-    fast._compiled_call_impl = torch.compile(call, backend="sparseconv")
+    options: Any = {"guard_filter_fn": _guards_worth_their_time}
+    fast._compiled_call_impl = torch.compile(call, backend="sparseconv", options=options)
     return fast
+
+
+def _guards_worth_their_time(entries: Any) -> list[bool]:
+    """Keep the guards on inputs, on torch's state and on ``training``, but not on attributes."""
+    of_torch: Any = torch.compiler.skip_guard_on_all_nn_modules_unsafe
+    modes = (entry.name.endswith(".training") for entry in entries)
+    return [kept or mode for kept, mode in zip(of_torch(entries), modes, strict=True)]

@@ -4,7 +4,8 @@ Kernels with more than one tap, in two networks all kernels, keep 10 % of their 
 blocks of 16 x 16 channels, which run in bfloat16. Outputs and gradients are first compared with
 those of a dense network with the same weights. Then all versions are timed interleaved, on one
 thread: plain, as images in channels-last memory and compiled by Inductor; sparse as converted and
-compiled with ``backend="sparseconv"``. Use an idle machine: 17 networks take about an hour.
+compiled with ``backend="sparseconv"``. In inference, compiled versions do not guard attributes of
+modules. Use an idle machine: 17 networks take about an hour.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from benchmarks.studies import published_widths as widths
 from benchmarks.studies.blocks import pruned
 from benchmarks.studies.published_networks import training_step
 from sparseconv.conversion import to_dense
+from sparseconv.inference import optimize_for_inference
 from sparseconv.measure.machine import threads
 from sparseconv.measure.table import Table
 from sparseconv.measure.timing import LEAST_ROUNDS, Estimate, interleave, milliseconds, ratio
@@ -74,14 +76,19 @@ NETWORKS = {
     "Wav2Letter": Network(widths.wav2letter, (2, 13, 1000), least_taps=1),
     "Conv-TasNet": Network(widths.conv_tasnet, (1, 1, 16000), least_taps=1),
 }
+UNGUARDED: Any = {"guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe}
 DENSE: dict[str, Callable[[Any], Any]] = {  # PyTorch's settings
     "plain": deepcopy_model,
     "channels_last": images_of,
-    "compiled": lambda model: torch.compile(deepcopy_model(model), dynamic=False),
+    "compiled": lambda model: torch.compile(
+        deepcopy_model(model), dynamic=False, options=None if model.training else UNGUARDED
+    ),
 }
 SPARSE: dict[str, Callable[[Any], Any]] = {
     "sparse": deepcopy_model,
-    "sparse, compiled": lambda model: compiled(deepcopy_model(model)),
+    "sparse, compiled": lambda model: (
+        compiled(deepcopy_model(model)) if model.training else optimize_for_inference(model)
+    ),
 }
 MODES = {
     "step": "training step",

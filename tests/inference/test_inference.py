@@ -6,7 +6,7 @@ import copy
 import pickle
 import random
 from collections import Counter
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -173,3 +173,30 @@ def test_a_module_like_any_other() -> None:
     (wanted,) = torch.autograd.grad(model(x).sum(), x)
     (found,) = torch.autograd.grad(fast(x).sum(), x)
     torch.testing.assert_close(found, wanted)
+
+
+def test_what_is_followed() -> None:
+    """Guards are left out for attributes alone: arguments, modes and patterns are still seen."""
+
+    class Net(nn.Sequential):
+        def forward(self, x: Tensor, twice: bool = False) -> Tensor:
+            y = cast(Tensor, super().forward(x))  # type: ignore[no-untyped-call]
+            return 2 * y if twice else y
+
+    torch.manual_seed(0)
+    model = settled(Net(sc.SparseConv1d(2, 8, 5, padding=2, density=0.3), nn.BatchNorm1d(8)))
+    fast, x = sc.optimize_for_inference(model), torch.randn(4, 2, 20)
+
+    def check_equal(**options: Any) -> None:
+        torch.testing.assert_close(fast(x, **options), model(x, **options))
+
+    check_equal()
+    check_equal(twice=True)
+    for nnz in (24, 30, 30):  # 24: as before
+        pattern, values = sc.KernelCSR.random((8, 2, 5), nnz), torch.randn(nnz)
+        for network in (model, fast):
+            network[0].set_pattern(pattern, values)
+        check_equal()
+    for network in (model, fast):
+        network.train()
+    check_equal()
