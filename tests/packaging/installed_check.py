@@ -12,6 +12,7 @@ import os
 import random
 import sys
 import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from unittest import mock
 
@@ -22,6 +23,7 @@ n_cases, blocked = int(sys.argv[1]), sys.argv[2:]
 sys.modules.update(dict.fromkeys(blocked))
 import torch  # noqa: E402
 import torch.utils.flop_counter  # noqa: E402 (imports Triton itself, where it is installed)
+from torch.utils._pytree import tree_leaves  # noqa: E402
 
 before = set(sys.modules)
 with warnings.catch_warnings(record=True) as caught:
@@ -30,6 +32,7 @@ with warnings.catch_warnings(record=True) as caught:
 
     loaded = sorted({name.partition(".")[0] for name in set(sys.modules) - before})
 
+    import op_arguments
     import random_banks
 
     from sparseconv import testing
@@ -57,6 +60,20 @@ with warnings.catch_warnings(record=True) as caught:
         weights = list(model.parameters())
         return [y, x.grad, *(w.grad for w in weights), *weights, *model.buffers(), model(x)]
 
+    def ops_in_their_order(dtype: torch.dtype) -> Iterator[torch.Tensor]:
+        """What every op on tensors in lanes returns, or of bfloat16 in rows."""
+
+        def draw(size: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+            return same_everywhere(torch.empty(size, dtype=dtype))
+
+        with mock.patch.object(torch, "randn", draw):
+            calls = op_arguments.lane_arguments(dtype)
+        for name, arguments in calls.items():
+            yield from tree_leaves(getattr(torch.ops.sparseconv, name)(*arguments))
+
+    def raw(tensor: torch.Tensor) -> bytes:
+        return tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+
     # Every case on every instruction set: within the bound of float64, and the same bits.
     rng, digests = random.Random(7), set()
     isas = extension.isas() if extension is not None else [None]
@@ -65,9 +82,13 @@ with warnings.catch_warnings(record=True) as caught:
         digest = hashlib.sha256()
         if isa is not None:
             os.environ["SPARSECONV_CPU_ISA"] = isa
+            assert extension.isa() == isa
             with mock.patch.object(extension, "has_fma", return_value=True):  # also imitated
                 for tensor in training_step():
-                    digest.update(tensor.detach().numpy().tobytes())
+                    digest.update(raw(tensor))
+                for dtype in (torch.float32, torch.float64):
+                    for tensor in ops_in_their_order(dtype):
+                        digest.update(raw(tensor))
             for seed in range(n_cases):
                 problem = random_banks.Problem(("rocket", "minirocket")[seed % 2], seed)
                 if not problem.bank.normalise:  # by numpy, whose sums differ as torch's do
@@ -82,10 +103,15 @@ with warnings.catch_warnings(record=True) as caught:
                 excess = (tensor.detach().double() - exact).abs() - bound
                 assert not excess.numel() or excess.max() <= 0, repr(case)
                 if extension is not None:
-                    raw = tensor.detach().contiguous().view(-1).view(torch.uint8)
-                    digest.update(raw.numpy().tobytes())
+                    digest.update(raw(tensor))
         digests.add(digest.hexdigest())
     assert len(digests) == 1, "the instruction sets disagree"
+    in_rows = hashlib.sha256()
+    for twin in ("amx-emulated", "avx512bf16-emulated") if extension is not None else ():
+        os.environ["SPARSECONV_CPU_ISA"] = twin
+        assert extension.isa() == twin
+        for tensor in ops_in_their_order(torch.bfloat16):
+            in_rows.update(raw(tensor))
     os.environ.pop("SPARSECONV_CPU_ISA", None)
 
     model = torch.nn.Sequential(
@@ -102,7 +128,8 @@ with warnings.catch_warnings(record=True) as caught:
 
 result = {
     "file": sc.__file__, "python": sys.version.split()[0], "torch": torch.__version__,
-    "backends": sc.available_backends(), "isas": isas, "bits": digests.pop(), "imported": loaded,
+    "backends": sc.available_backends(), "isas": isas,
+    "bits": digests.pop() + in_rows.hexdigest(), "imported": loaded,
     "warnings": [str(w.message) for w in caught if "sparseconv" in str(w.message)],
 }  # fmt: skip
 print(json.dumps(result))
