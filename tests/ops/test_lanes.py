@@ -328,6 +328,7 @@ def test_wrong_arguments_are_refused() -> None:
         ("prelu", torch.zeros(2, 5), torch.zeros(1).double(), 1),
         ("lanes_activation", torch.zeros(3, 1, 2, 16), "glu"),
         ("lanes_activation", torch.zeros(2, 1, 2, 16), "selu"),
+        ("lanes_max_pool_backward", *(torch.zeros(c, 1, 5, 16) for c in (1, 2)), 3, 1, 16, 5),
         *(
             ("lanes_max_pool", torch.zeros(1, 1, 5, 16), *window, 16, 5)
             for window in ((2, 1), (17, 1), (3, 2), (6, 7))
