@@ -221,6 +221,21 @@ def test_batch_norm_is_that_of_torch(training: bool) -> None:
                 assert ((p - q).abs() <= bound).all(), (n, length, dtype, kind)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_batch_norm_of_infinite_samples_and_of_those_far_from_zero(dtype: torch.dtype) -> None:
+    x = torch.randn(3, 5, 24).to(dtype)
+    x[1, 2, 7] = float("inf")
+    for training in (True, False):
+        wanted, found = (norm_step(x, None, 2, training, False, lanes) for lanes in (False, True))
+        for p, q in zip(wanted, found, strict=True):
+            assert p.isnan().equal(q.isnan())
+    near = (2.0**20 + torch.randint(2, x.shape) / 8).to(dtype)  # their mean is rounded
+    inputs = [OPS.lanes_enter(near)], *[None] * 5, True, 0.1, 1e-5, False, 3, 24
+    deviation = ((near - 2.0**20).double().var((0, 2), correction=0) + 1e-5).sqrt()
+    off = OPS.lanes_norm(*inputs)[2] * deviation - 1
+    assert off.abs().max() <= 3 * 24 * torch.finfo(dtype).eps
+
+
 @pytest.mark.parametrize("held", [False, True])
 @pytest.mark.parametrize("name", ["lanes_norm", "lanes_conv"])
 def test_only_a_gradient_that_nobody_holds_is_written_into(name: str, held: bool) -> None:
