@@ -73,6 +73,18 @@ def test_convolutions_have_the_bits_that_they_have_alone(n: int, length: int, un
         torch.testing.assert_close(db, wanted[2])  # sums over positions, in another order
 
 
+def test_a_weights_gradient_reads_no_padding_of_another_convolution(unit: str) -> None:
+    zeros, replicate = (conv_of(33, 50, (3, 3), mode) for mode in ("zeros", "replicate"))
+    x, grad = (OPS.lanes_enter(torch.randn(2, c, 24).to(BF16)) for c in (33, 50))
+    contexts = [
+        (c.pattern.crow_indices, c.pattern.col_indices, list(c.geometry), 2, 24)
+        for c in (zeros, replicate)
+    ]
+    wanted = OPS.lanes_wgrad(grad, x, *contexts[0])
+    OPS.lanes_conv(x, replicate.values, None, *contexts[1])
+    assert OPS.lanes_wgrad(grad, x, *contexts[0]).equal(wanted)
+
+
 @pytest.mark.promise("P1")
 @pytest.mark.parametrize("padding", [(0, 6), (3, 3), (6, 0), (1, 9)])
 def test_gradients_of_replicated_samples(padding: tuple[int, int], unit: str) -> None:
