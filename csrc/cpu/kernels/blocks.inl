@@ -77,7 +77,7 @@ static void write_rows(const BlockCorrelation& p, const Strip& s) {
   for (int64_t r = 0; r < s.rows; ++r, to += kBlockRowBytes) {
     float *low = s.sums + r * kBlockSize, *high = low + kStripSums;
     for (int64_t c = channels; c < 2 * kBlockSize; ++c) {
-      (c < kBlockSize ? low : high)[c % kBlockSize] = 0;
+      low[c / kBlockSize * kStripSums + c % kBlockSize] = 0;  // gcc 12's UBSan breaks a choice
     }
     write_row(low, high, p.relu, to);
   }
