@@ -15,7 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from model_state import everything
-from networks import SETS, UNITS, ChannelsLast, Mixed, classifier, data
+from pruning_networks import SETS, UNITS, ChannelsLast, Mixed, classifier, data
 from random_networks import RandomNetwork
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from networks import ChannelsLast, Drawn, Mixed, classifier, data, silenced
+from pruning_networks import ChannelsLast, Drawn, Mixed, classifier, data, silenced
 from random_networks import RandomNetwork
 from torch import Tensor, nn
 

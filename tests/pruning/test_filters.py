@@ -10,7 +10,7 @@ import pytest
 import torch
 from fake_clock import fake_clock
 from model_state import everything
-from networks import MODELS, Drawn, classifier, data, exact, silenced
+from pruning_networks import MODELS, Drawn, classifier, data, exact, silenced
 from random_networks import RandomNetwork
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves

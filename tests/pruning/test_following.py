@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from networks import Drawn, Function, classifier, data, silenced
+from pruning_networks import Drawn, Function, classifier, data, silenced
 from random_networks import RandomNetwork
 from torch import Tensor, nn
 

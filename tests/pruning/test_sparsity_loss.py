@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from networks import Drawn, classifier, data
+from pruning_networks import Drawn, classifier, data
 from torch import Tensor, nn
 
 import sparseconv as sc

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from edge_networks import network, series
+from pruning_networks import Function
 from refusals import refusals
 from torch import nn
 from torch.ao.quantization import get_default_qat_qconfig
@@ -24,18 +25,6 @@ FLAT = (nn.AdaptiveAvgPool1d(1), nn.Flatten())
 def after(*modules: nn.Module) -> nn.Module:
     """The modules after a convolution from three channels to four."""
     return nn.Sequential(nn.Conv1d(3, 4, 3), *modules).eval()
-
-
-class Forward(nn.Module):
-    """A model of a function alone."""
-
-    def __init__(self, function: Callable[[Any], Any]) -> None:
-        super().__init__()
-        self.function = function
-        self.eval()
-
-    def forward(self, x: torch.Tensor) -> Any:
-        return self.function(x)
 
 
 @torch.no_grad()
@@ -85,7 +74,7 @@ test_export_c = refusals(
     (lambda: export(dsn(lambda m: m.blocks[1].conv.values.fill_(np.nan))), ValueError, "'blocks.1"),
     (lambda: export(example_input=series(1) * np.float32(1e38)), ValueError, "example_input"),
     (lambda: export(example_input=series(1)[0, 0]), ValueError, "example_input"),
-    (lambda: export(Forward(lambda x: (x * torch.randn(1, 3, 1500)).mean(-1)),
+    (lambda: export(Function(lambda x: (x * torch.randn(1, 3, 1500)).mean(-1)).eval(),
                     example_input=series(3, length=1500)), NOT, "'mul'"),
     (lambda: export(weights="int8", calibration=series(3, length=50)), ValueError, "calibration"),
     (lambda: export(weights="int8"), ValueError, "calibration"),
@@ -101,7 +90,7 @@ def some(x: torch.Tensor) -> torch.Tensor:
     return x.mean(-1) if x.sum() > 0 else x.amax(-1)
 
 
-test_export_c_of_a_function = refusals(*((lambda f=f: export(Forward(f)), *error) for f, *error in (
+FUNCTIONS: Any = (
     (some, NOT, "torch.export"),
     (lambda x: F.dropout(x).mean(-1), NOT, "'dropout'"),
     (lambda x: (x - x[:1]).mean(-1) + x.amax(-1), ValueError, "model"),
@@ -120,4 +109,8 @@ test_export_c_of_a_function = refusals(*((lambda f=f: export(Forward(f)), *error
     (lambda x: (x.mean(-1).softmax(1)[..., None] * x).mean(-1), NOT, "'mul'"),
     (lambda x: x.mean(-1).squeeze(), ValueError, "(3,)"),
     (lambda x: x.mean(-1) * QUANTIZED(WEIGHT), NOT, "'fused_moving_avg_obs_fake_quant'"),
-)))  # fmt: skip
+)  # fmt: skip
+
+test_export_c_of_a_function = refusals(
+    *((lambda f=f: export(Function(f).eval()), *error) for f, *error in FUNCTIONS)
+)

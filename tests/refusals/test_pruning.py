@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pruning_networks import Function
 from refusals import refusals
 from torch import Tensor, nn
 from torch.nn.utils import prune
@@ -48,17 +49,6 @@ def call(
     limits = {} if free or options.keys() & {"fraction", "target_macs"} else {"fraction": 0.5}
     whole, given = model or network(), criterion or WHC()
     return lambda: sc.prune_filters(whole, x, given, **(limits | options))
-
-
-class Function(nn.Module):
-    """Calls a function."""
-
-    def __init__(self, function: Callable[[Tensor], Any]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, x: Tensor) -> Any:
-        return self.function(x)
 
 
 def broken() -> nn.Module:
