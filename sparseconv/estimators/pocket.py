@@ -22,10 +22,9 @@ from sklearn.preprocessing import StandardScaler
 from sparseconv.core.arrays import warn_if_swapped
 from sparseconv.core.checks import count, number, share
 from sparseconv.core.generators import generators_kept
-from sparseconv.estimators.defaults import POCKET
 from sparseconv.estimators.shared import Scored, Shared, case_weights, draw_seed
 from sparseconv.measure.progress import progress
-from sparseconv.rocket.bank import KINDS, MINI_KERNELS, KernelBank, Kind, check_length
+from sparseconv.rocket.bank import KINDS, MINI_KERNELS, POCKET, KernelBank, Kind, check_length
 from sparseconv.rocket.features import check_shape, kernel_features
 from sparseconv.rocket.model import RocketModel, chosen
 from sparseconv.rocket.selection import GroupSelection, Selected, fitted_scale, smallest_good
@@ -294,13 +293,13 @@ def prune_rocket(
             default to the fitted classifier's.
 
     Returns:
-        A fitted ``POCKETClassifier`` with a subset of the classifier's kernels. What a subclass
-        overrides is not carried over.
+        A fitted ``POCKETClassifier`` with a subset of the classifier's kernels. Its ridge
+        classifier is that of aeon's default: another ``estimator``, and what a subclass overrides,
+        are not carried over.
 
     Raises:
         TypeError: an object of a different class.
         ValueError: an unfitted classifier; series of a different shape.
-        NotImplementedError: a classifier with a different ``estimator`` or ridge penalty.
 
     Example:
         >>> from aeon.classification.convolution_based import RocketClassifier
@@ -317,15 +316,6 @@ def prune_rocket(
     kept = {name: copy.deepcopy(getattr(classifier, name)) for name in ("n_jobs", "random_state")}
     if hasattr(classifier, "pipeline_"):  # a transformer has none
         kept["class_weight"] = getattr(classifier.estimator_, "class_weight", None)
-        _, *decides, last = classifier.pipeline_.named_steps.values()
-        for steps in ([*decides, last], [*decides, classifier.estimator_]):  # one may be replaced
-            if repr(steps) != repr(head_of_aeon(kept["class_weight"])):
-                raise NotImplementedError(
-                    "a pruned classifier uses RidgeClassifierCV(np.logspace(-3, 3, 10)) on "
-                    f"features scaled to variance 1, and cannot keep {steps}; prune "
-                    "KernelBank.from_aeon(classifier).to_aeon(), and fit those steps to "
-                    "kernel_features(X, pruned.bank_)"
-                )
     pruned = POCKETClassifier(bank, keep=keep, **(kept | options))
     pruned.fit(X, y)
     return pruned
@@ -354,12 +344,6 @@ def how_many(keep: Any, candidates: int) -> int:
     return max(1, round(share("keep", keep) * candidates))
 
 
-def head_of_aeon(class_weight: Any = None) -> list[Any]:
-    """Return the steps of aeon's RocketClassifier after its transform."""
-    ridge = RidgeClassifierCV(alphas=ALPHAS, class_weight=class_weight)
-    return [StandardScaler(with_mean=False), ridge]
-
-
 def ridge_classifier(
     features: Array, labels: Array, weights: Array | None = None
 ) -> tuple[Array, Array, float]:
@@ -368,7 +352,7 @@ def ridge_classifier(
     Return coefficients for unscaled features, ``(n_features, columns)``, the intercept,
     ``(columns,)``, and the ridge penalty for features of length 1, as in ``GroupSelection``.
     """
-    scaler, ridge = head_of_aeon()
+    scaler, ridge = StandardScaler(with_mean=False), RidgeClassifierCV(alphas=ALPHAS)
     ridge.fit(scaler.fit_transform(features), labels, weights)
     coef = np.atleast_2d(ridge.coef_).T / scaler.scale_[:, None]
     intercept = np.atleast_1d(ridge.intercept_).astype(np.float32)

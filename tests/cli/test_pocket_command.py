@@ -14,8 +14,8 @@ pytest.importorskip("aeon", reason="aeon is not installed")
 import sparseconv as sc
 from sparseconv import datasets
 from sparseconv.cli.main import main
-from sparseconv.estimators.defaults import POCKET
 from sparseconv.estimators.pocket import POCKETClassifier
+from sparseconv.rocket.bank import POCKET
 
 SMALL = ["--model", "pocket", "--n-kernels", "40", "--threads", "1"]
 
