@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from edge_networks import Causal, UNet, series
 from pruning_networks import Drawn, Function, data, masked
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
@@ -39,43 +40,18 @@ class Means(nn.Module):
         return x.mean(-1)
 
 
-def double(inputs: int, outputs: int) -> nn.Sequential:
-    one, two = (nn.Conv1d(n, outputs, 9, padding=4) for n in (inputs, outputs))
-    norms = nn.BatchNorm1d(outputs), nn.BatchNorm1d(outputs)
-    return nn.Sequential(one, norms[0], nn.ReLU(), two, norms[1], nn.ReLU())
-
-
-class UNet(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.down1, self.down2, self.middle = double(2, 8), double(8, 16), double(16, 32)
-        self.up2, self.up1 = nn.ConvTranspose1d(32, 16, 2, 2), nn.ConvTranspose1d(16, 8, 2, 2)
-        self.end2, self.end1, self.out = double(32, 16), double(16, 8), nn.Conv1d(8, 3, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        a = self.down1(x)
-        b = self.down2(F.max_pool1d(a, 2))
-        c = self.middle(F.max_pool1d(b, 2))
-        c = self.end2(torch.cat([b, self.up2(c)], 1))
-        return self.out(self.end1(torch.cat([a, self.up1(c)], 1)))
-
-
 def test_a_u_net() -> None:
-    model = UNet()
-    small, report = pruned(model)
-    assert set(filters(report).values()) == {3, 4, 8, 16}
-    assert str(small.up2) == "ConvTranspose1d(16, 8, kernel_size=(2,), stride=(2,))"
-    assert report.macs.after < 0.3 * report.macs.before
+    torch.manual_seed(0)
+    model, x = UNet(), series(4).double()
+    small, report = pruned(model, x)
+    kept = {"first": 3, "down": 4, "middle": 4, "up": 2, "norm": 2, "mixed": 6, "end": 4}
+    assert filters(report) == kept
+    assert report.left["last"] == "it is a grouped transposed convolution"
+    assert str(small.up) == "ConvTranspose1d(4, 2, kernel_size=(3,), stride=(2,))"
     for network, macs in zip((model, small), report.macs, strict=True):
         with FlopCounterMode(display=False) as counter, torch.no_grad():
-            network(X[:1])
+            network(x[:1])
         assert 2 * macs == counter.get_total_flops()
-
-
-class Causal(nn.Conv1d):
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(F.pad(x, (self.dilation[0] * (self.kernel_size[0] - 1), 0)))
 
 
 class Standardized(nn.Conv1d):
