@@ -21,7 +21,7 @@ from sparseconv.measure.table import Table, with_thousands
 from sparseconv.models import DSN
 from sparseconv.report import figures
 from sparseconv.running import predict_log_proba
-from sparseconv.training.data import digest
+from sparseconv.training.checkpoint import digest
 from sparseconv.training.loop import CHECKPOINT_NAME, TrainingResult, train
 from sparseconv.training.recipe import Recipe
 from sparseconv.training.run_folder import CONFIG_NAME, DATA, HISTORY_NAME, TrainedRun, load_run

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from edge_networks import Causal, UNet, series
-from pruning_networks import Drawn, Function, data, masked
+from pruning_networks import Function, data, masked
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 from torch.utils.flop_counter import FlopCounterMode
@@ -182,18 +182,6 @@ def test_a_layer_that_is_kept_leaves_the_scores_of_others() -> None:
     )  # not of a weight that was masked for the other
 
 
-def test_nothing_that_can_be_removed() -> None:
-    model = nn.Sequential(nn.Conv1d(2, 8, 1), Function(lambda x: x.softmax(1)), nn.Conv1d(8, 3, 1))
-    message = (
-        r"Linear:\n0: its channels are used by 'softmax' in .*\n2: the model returns its channels$"
-    )
-    with pytest.raises(ValueError, match=message):
-        sc.prune_filters(model.double(), X, Drawn(0, False), fraction=0.5)
-
-
-GENERATOR = np.random.default_rng(0)
-
-
 def around(middle: nn.Module) -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(nn.Conv1d(2, 8, 3), middle, nn.Conv1d(8, 3, 3)).double()
@@ -234,15 +222,3 @@ def test_channels_that_train_mode_needs_stay(middle: nn.Module, why: str) -> Non
     with pytest.raises(ValueError, match="has no filters that can be removed") as refused:
         sc.prune_filters(around(middle), X, Magnitude(), fraction=0.5)
     assert f"\n0: without some of its filters, {why}" in str(refused.value)
-
-
-class Chance(nn.Module):
-    """Random in train mode, by numbers that are not torch's."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * float(GENERATOR.random()) if self.training else x
-
-
-def test_random_numbers_that_are_not_from_torch() -> None:
-    with pytest.raises(ValueError, match="each time the model runs on the same input"):
-        sc.prune_filters(around(Chance()), X, Magnitude(), fraction=0.5)

@@ -18,7 +18,7 @@ from sparseconv import DSTScheduler
 from sparseconv.pruning.sparsity_loss import InstanceSparsity
 from sparseconv.running import batch_sizes, predict_log_proba
 from sparseconv.training import checkpoint
-from sparseconv.training.data import digest
+from sparseconv.training.checkpoint import digest
 from sparseconv.training.loop import train
 from sparseconv.training.recipe import Recipe
 
