@@ -10,15 +10,17 @@ import pytest
 
 pytest.importorskip("aeon", reason="aeon is not installed")
 
-import pytest
 import torch
 from aeon.classification.convolution_based import MiniRocketClassifier, RocketClassifier
 from aeon.testing.estimator_checking import check_estimator
 from aeon.transformations.collection.convolution_based import MiniRocket, Rocket
 from sklearn.base import clone
+from sklearn.calibration import CalibratedClassifierCV
 from sklearn.linear_model import RidgeClassifierCV
+from sklearn.metrics import log_loss, roc_auc_score
+from sklearn.model_selection import cross_val_predict, cross_val_score
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import StandardScaler, label_binarize
 
 from sparseconv import (
     DSNClassifier,
@@ -28,20 +30,10 @@ from sparseconv import (
     kernel_features,
     prune_rocket,
 )
-from sparseconv.rocket import RocketModel
-from sparseconv.rocket.selection import smallest_good
-
-pytest.importorskip("aeon", reason="aeon is not installed")
-
-from sklearn.calibration import CalibratedClassifierCV
-from sklearn.metrics import log_loss, roc_auc_score
-from sklearn.model_selection import cross_val_predict, cross_val_score
-from sklearn.preprocessing import label_binarize
-
 from sparseconv.estimators.shared import case_weights
-from sparseconv.rocket.selection import GroupSelection
-
-KINDS = ("rocket", "minirocket")
+from sparseconv.rocket import RocketModel
+from sparseconv.rocket.bank import KINDS
+from sparseconv.rocket.selection import GroupSelection, smallest_good
 
 
 def data(n: int = 60, n_classes: int = 3, length: int = 60, seed: int = 0) -> tuple[Any, Any]:

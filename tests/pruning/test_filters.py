@@ -278,3 +278,18 @@ def test_what_an_optimizer_has_of_its_own() -> None:
     report.optimizer.step()
     assert torch.equal(first, before - 3.0 * moments[0])
     assert all(torch.equal(a, state[key]) for key, a in model.state_dict().items())
+
+
+def test_a_dsn_keeps_its_kernel_groups() -> None:
+    model = sc.models.DSN(1, 2, nf=6)
+    pruned, report = sc.prune_filters(model, torch.zeros(1, 1, 50), Drawn(1, False), fraction=0.5)
+    conv = pruned.blocks[1].conv
+    assert conv.regions == tuple(sc.Region((3 * i, 3 * i + 3), (0, 13 * (i + 1))) for i in range(3))
+    old = model.blocks[1].conv
+    rows, columns = (
+        next(layer.kept for layer in report.layers if layer.name == f"blocks.1.{name}")
+        for name in ("conv", "bottleneck")
+    )
+    assert torch.equal(conv.dense_weight(), old.dense_weight()[list(rows)][:, list(columns)])
+    assert pruned.cost(50).params == report.parameters[1]
+    assert pruned.cost(50).macs_executed == report.macs[1]
