@@ -12,7 +12,7 @@ import numpy as np
 from benchmarks.paper.archives import published_accuracy, read
 from benchmarks.paper.plan import Job
 from benchmarks.paper.training import facts_of
-from sparseconv.estimators.defaults import POCKET
+from sparseconv.rocket.bank import POCKET
 from sparseconv.rocket.features import kernel_features
 from sparseconv.rocket.model import chosen
 from sparseconv.rocket.selection import GroupSelection

@@ -11,10 +11,9 @@ from typing import Any
 
 from sparseconv import datasets
 from sparseconv.dst.update import GROWTHS
-from sparseconv.estimators.defaults import POCKET
 from sparseconv.models.dsn import DSN, INITS, PADDINGS
 from sparseconv.ops.backends import BACKENDS
-from sparseconv.rocket.bank import KINDS
+from sparseconv.rocket.bank import KINDS, POCKET
 from sparseconv.training.recipe import PRECISIONS, Recipe
 from sparseconv.training.run_folder import MODELS
 

@@ -9,11 +9,9 @@ import json
 import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from sparseconv import datasets
@@ -23,7 +21,7 @@ from sparseconv.measure.table import Table, with_thousands
 from sparseconv.models import DSN
 from sparseconv.report import figures
 from sparseconv.running import predict_log_proba
-from sparseconv.training.data import digest
+from sparseconv.training.checkpoint import digest
 from sparseconv.training.loop import CHECKPOINT_NAME, TrainingResult, train
 from sparseconv.training.recipe import Recipe
 from sparseconv.training.run_folder import CONFIG_NAME, DATA, HISTORY_NAME, TrainedRun, load_run
@@ -225,18 +223,13 @@ def data_of_run(facts: Mapping[str, Any], given: str | None, folder: Path) -> da
             f"{folder} was trained on {source!r}, which does not exist; specify its location with "
             "--data"
         )
-    return as_in(datasets.load(source, nan_to_zero=facts["nan_to_zero"]), facts, folder)
+    data = datasets.load(source, nan_to_zero=facts["nan_to_zero"])
+    check_same(data, facts, folder)
+    return data
 
 
-def as_in(data: datasets.Dataset, known: Mapping[str, Any], folder: Path) -> datasets.Dataset:
-    """Return the data with the classes of a run, or raise ValueError; only names may differ.
-
-    Older versions sorted integers as text, and have the labels of .ts files in lower case.
-    """
-    theirs, ours = ([str(c).lower() for c in of] for of in (known["classes"], data.classes))
-    if data.classes.tolist() != known["classes"] and sorted(theirs) == sorted({*ours}):
-        at, classes = np.array([theirs.index(c) for c in ours]), np.array(known["classes"])
-        data = replace(data, classes=classes, y_train=at[data.y_train], y_test=at[data.y_test])
+def check_same(data: datasets.Dataset, known: Mapping[str, Any], folder: Path) -> None:
+    """Raise ValueError unless this is the data of a run; only names may differ."""
     for name, value in data_facts(data, known).items():
         if name != "name" and known.get(name) != value:
             raise ValueError(
@@ -244,4 +237,3 @@ def as_in(data: datasets.Dataset, known: Mapping[str, Any], folder: Path) -> dat
                 f"{value!r}, but was {known.get(name)!r} in training; pass the data of that run, "
                 "or start a new run"
             )
-    return data

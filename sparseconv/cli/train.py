@@ -13,24 +13,7 @@ from typing import Any
 import torch
 
 from sparseconv import datasets
-from sparseconv.cli.options import (
-    INTERRUPTED,
-    QUIET,
-    SECTIONS,
-    add_setting,
-    count,
-    refuse_foreign,
-)
-from sparseconv.cli.results import (
-    as_in,
-    data_facts,
-    described,
-    new_folder,
-    path_of,
-    resume_command,
-    train_network,
-    write_config,
-)
+from sparseconv.cli import options, results
 from sparseconv.core.files import claimed, write_whole
 from sparseconv.core.generators import Drawing
 from sparseconv.measure import machine
@@ -42,7 +25,7 @@ from sparseconv.training.loop import CHECKPOINT_NAME
 from sparseconv.training.recipe import Recipe
 from sparseconv.training.run_folder import MODEL_NAME, RECIPE, read_config
 
-SETTINGS = SECTIONS["dsn"] | {"pocket": SECTIONS["pocket"]["pocket"]}
+SETTINGS = options.SECTIONS["dsn"] | {"pocket": options.SECTIONS["pocket"]["pocket"]}
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
@@ -54,22 +37,22 @@ def add_options(command: argparse.ArgumentParser) -> None:
         "data", metavar="NAME_OR_PATH", nargs="?", help=f"{data} (default with --resume: the run's)"
     )
     models = "a Dynamic Sparse Network (default), or random kernels pruned with POCKET"
-    add("--model", choices=tuple(SECTIONS), default="dsn", help=models)
+    add("--model", choices=tuple(options.SECTIONS), default="dsn", help=models)
     out = "results folder, new or empty (default: runs/NAME-seedSEED, or runs/NAME-pocket-seedSEED)"
     add("--out", type=Path, help=out)
     add("--resume", action="store_true", help="resume the run in the results folder")
     threads = "number of threads for torch, on which the last bits of the results depend (default: "
-    add("--threads", **count(f"{threads}torch's setting, or the run's when resuming)"))
+    add("--threads", **options.count(f"{threads}torch's setting, or the run's when resuming)"))
     device = "where to train (default: cpu, or the run's device when resuming)"
     add("--device", choices=("cpu", "cuda"), help=device)
-    add("--quiet", **QUIET)
+    add("--quiet", **options.QUIET)
     # --epochs and the rest: the fields of training.recipe.Recipe, the arguments of models.DSN, and
     # those of POCKETClassifier.
-    for title, options in SETTINGS.items():
+    for title, settings in SETTINGS.items():
         group = command.add_argument_group(title)
-        for name, default in options.items():
+        for name, default in settings.items():
             if not (title == "pocket" and name == "seed"):  # which is there already
-                add_setting(group, name, default)
+                options.add_setting(group, name, default)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -79,18 +62,20 @@ def run(args: argparse.Namespace) -> int:
     and summary.md. The defaults are those of the DSN paper. --model pocket prunes the kernels of
     ROCKET or MiniROCKET, and writes config.json, model.npz and summary.md.
     """
-    sections = SECTIONS[args.model]
+    sections = options.SECTIONS[args.model]
     own, every = (
-        {name for options in of.values() for name in options} for of in (sections, SETTINGS)
+        {name for settings in of.values() for name in settings} for of in (sections, SETTINGS)
     )
     other = "pocket" if args.model == "dsn" else "dsn"
-    refuse_foreign(args, every - own, f"--model {args.model}", f", or choose --model {other}")
+    options.refuse_foreign(
+        args, every - own, f"--model {args.model}", f", or choose --model {other}"
+    )
     if args.model == "pocket" and args.device == "cuda":
         raise ValueError("--model pocket runs only on the CPU; omit --device")
     given = {name: value for name, value in vars(args).items() if name in own}
     config: dict[str, Any] = {
-        key: {name: given.get(name, default) for name, default in options.items()}
-        for key, options in sections.items()
+        key: {name: given.get(name, default) for name, default in settings.items()}
+        for key, settings in sections.items()
     }
     if args.data is None and not (args.resume and args.out):
         raise ValueError(
@@ -116,16 +101,16 @@ def run(args: argparse.Namespace) -> int:
     figures.require_matplotlib()
     data = datasets.load(args.data, nan_to_zero=config["data"]["nan_to_zero"])
     if args.resume:
-        data = as_in(data, config["data"], out)
+        results.check_same(data, config["data"], out)
     with Drawing(Recipe(**config["recipe"]).seed):
         model = DSN(data.n_channels, len(data.classes), **config["network"]).to(device)
     predict_log_proba(model, torch.from_numpy(data.X_test[:1]))  # can the backend run?
 
     threads = args.threads or int(machine_then.get("threads", 0))
-    folder = claimed(out) if args.resume else new_folder(out, resumable=True)
+    folder = claimed(out) if args.resume else results.new_folder(out, resumable=True)
     with machine.threads(threads or torch.get_num_threads()), folder:
         if not args.resume:
-            facts = data_facts(data, config["data"]) | path_of(args.data)
+            facts = results.data_facts(data, config["data"]) | results.path_of(args.data)
             config |= {"data": facts, "machine": machine.environment_info() | {"device": device}}
         elif not args.quiet:
             begun = (out / CHECKPOINT_NAME).exists()
@@ -136,20 +121,20 @@ def run(args: argparse.Namespace) -> int:
             patterns = [layer.pattern for layer in model.sparse_layers()]
             density = sum(p.nnz for p in patterns) / sum(p.numel for p in patterns)
             print(
-                f"{described(data)}\nnetwork with {cost.params:,} parameters (dense: "
+                f"{results.described(data)}\nnetwork with {cost.params:,} parameters (dense: "
                 f"{cost.params_dense:,}), density of its sparse layers: {density:.1%}, threads: "
                 f"{torch.get_num_threads()}; results are written to {out}",
                 flush=True,
             )
         try:
-            result, found, summary = train_network(
+            result, found, summary = results.train_network(
                 model, data, config, out, quiet=args.quiet, resume=args.resume
             )
         except KeyboardInterrupt:
             saved = (out / CHECKPOINT_NAME).exists()
             so_far = "" if saved else " before the first epoch was saved"
-            print(f"\nstopped{so_far}; to resume: {resume_command(out)}", file=sys.stderr)
-            return INTERRUPTED
+            print(f"\nstopped{so_far}; to resume: {results.resume_command(out)}", file=sys.stderr)
+            return options.INTERRUPTED
     cases = len(data.y_test)
     print(
         f"{data.name}: test accuracy {found / cases:.4f} ({found} of {cases})\n"
@@ -165,7 +150,7 @@ def _resumed(out: Path, given: Mapping[str, Any]) -> dict[str, Any]:
     if "recipe" not in config or "pruning" in config:
         kind = "pruned run" if "pruning" in config else f"{config['model']} model"
         raise ValueError(f"{out} contains a {kind}, which cannot be resumed; start a new run")
-    known = {name: value for key in SECTIONS["dsn"] for name, value in config[key].items()}
+    known = {name: value for key in options.SECTIONS["dsn"] for name, value in config[key].items()}
     for name, value in given.items():
         if value != known[name]:
             raise ValueError(
@@ -183,20 +168,23 @@ def _pocket(args: argparse.Namespace, config: dict[str, Any], out: Path) -> int:
     from sparseconv.estimators.pocket import POCKETClassifier  # aeon takes seconds
 
     threads = args.threads or torch.get_num_threads()
-    options = dict(config["pocket"])
+    given = dict(config["pocket"])
     classifier = POCKETClassifier(
-        random_state=options.pop("seed"), n_jobs=threads, verbose=not args.quiet, **options
+        random_state=given.pop("seed"), n_jobs=threads, verbose=not args.quiet, **given
     )
-    config |= {"model": "pocket", "data": data_facts(data, config["data"]) | path_of(args.data)}
+    config |= {
+        "model": "pocket",
+        "data": results.data_facts(data, config["data"]) | results.path_of(args.data),
+    }
     config |= {"machine": machine.environment_info() | {"threads": threads}}
     if not args.quiet:
-        print(f"{described(data)}; {classifier.kernels}, threads: {threads}", flush=True)
-    with new_folder(out):
+        print(f"{results.described(data)}; {classifier.kernels}, threads: {threads}", flush=True)
+    with results.new_folder(out):
         classifier.fit(data.X_train, data.y_train)
         model = replace(classifier.model_, classes=data.classes)
         with machine.threads(threads):
             correct = int((model.predict(data.X_test) == data.classes[data.y_test]).sum())
-        write_config(out, config)
+        results.write_config(out, config)
         model.save(out / MODEL_NAME)
         cases, kept = len(data.y_test), f"{classifier.keep_:,} of {classifier.n_candidates_:,}"
         found = {

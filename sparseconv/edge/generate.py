@@ -13,9 +13,8 @@ import numpy as np
 from sparseconv._version import __version__
 from sparseconv.edge import quantize
 from sparseconv.edge.layers import Array, Layer, Network, Step
-from sparseconv.edge.memory import placed
 from sparseconv.edge.quantize import IntegerNetwork, IntegerPointwise, Rescale
-from sparseconv.edge.storage import c_numbers, c_type, constants
+from sparseconv.edge.storage import c_numbers, c_type, constants, placed
 from sparseconv.measure.table import Table, with_thousands
 
 TILE = 8  # positions at a time, at most: their sums and the pointers fit a Cortex-M's registers

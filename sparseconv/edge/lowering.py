@@ -26,11 +26,10 @@ def lower(model: nn.Module, channels: int, length: int) -> Network:
     """Translate a model in eval mode for series ``(channels, length)``."""
     for name, module in model.named_modules():
         with _naming(name, type(module).__name__):
-            if module.training:
-                exported = isinstance(module, torch.fx.GraphModule)  # torch.export's refuses eval()
-                original = "pass the original model, before torch.export, in eval mode"
-                todo = original if exported else "call model.eval()"
-                raise ValueError(f"expected a model in eval mode; {todo}")
+            if module.training:  # torch.export's refuses eval()
+                raise ValueError(
+                    "expected a model in eval mode; call model.eval(), before torch.export"
+                )
     zeros = torch.zeros(1, channels, length, dtype=torch.float32)
     with torch.autocast("cpu", enabled=False), warnings.catch_warnings():
         one_tensor(model(zeros))
@@ -48,19 +47,10 @@ def lower(model: nn.Module, channels: int, length: int) -> Network:
     if scores.places.shape == (1,):
         scores = Value(scores.of, scores.places[None])
     if scores.places.dim() != 2:
-        flat = scores.places.dim() < 2
         raise ValueError(
             "expected a model that returns scores (n_cases, n_classes), but this one returns "
-            f"{tuple(scores.places.shape)} for one case; "
-            + (
-                "use squeeze(-1) to keep the first axis"
-                if flat
-                else "end it with x.mean(-1) or nn.Flatten()"
-            )
-        )
-    if not build.steps:
-        raise ValueError(
-            "expected a network that computes its output, but this one only copies its input"
+            f"{tuple(scores.places.shape)} for one case; end it with x.mean(-1), nn.Flatten() or, "
+            "to keep the first axis, squeeze(-1)"
         )
     steps: list[AnyStep] = []
     needed = {_put_in_order(build, scores)}
@@ -151,11 +141,7 @@ def _result(build: Builder, node: Any, name: str, args: Any, kwargs: Any) -> Any
     if not values:
         if name in STAY and isinstance(args[0], Tensor):  # float32 would round it
             return args[0].double() if node.meta["val"].is_floating_point() else target(*args)
-        try:
-            y = target(*args, **kwargs)
-        except RuntimeError as error:  # as fake quantization
-            todo = "if prepare_qat is the cause, export the network before that call"
-            raise NotImplementedError(f"cannot be computed in float64; {todo}") from error
+        y = target(*args, **kwargs)
         return y.double() if isinstance(y, Tensor) and y.is_floating_point() else y
     if build.ending and RULES.get(name) not in (moved, stays):
         raise NotImplementedError(f"comes after a {build.ending}, which must come last")
@@ -163,8 +149,6 @@ def _result(build: Builder, node: Any, name: str, args: Any, kwargs: Any) -> Any
         raise NotImplementedError("has no counterpart in C")
     given = {argument.name: argument.default_value for argument in target._schema.arguments}
     given |= dict(zip(given, args, strict=False)) | kwargs
-    if given.get("train"):
-        raise NotImplementedError("is random; call model.eval(), or F.dropout with training=False")
     if len(values) > 1 and RULES[name] not in (joined, arithmetic):
         raise NotImplementedError("combines several results of the model")
 

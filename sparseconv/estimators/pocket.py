@@ -22,10 +22,9 @@ from sklearn.preprocessing import StandardScaler
 from sparseconv.core.arrays import warn_if_swapped
 from sparseconv.core.checks import count, number, share
 from sparseconv.core.generators import generators_kept
-from sparseconv.estimators.defaults import POCKET
 from sparseconv.estimators.shared import Scored, Shared, case_weights, draw_seed
 from sparseconv.measure.progress import progress
-from sparseconv.rocket.bank import KINDS, MINI_KERNELS, KernelBank, Kind, check_length
+from sparseconv.rocket.bank import KINDS, MINI_KERNELS, POCKET, KernelBank, Kind, check_length
 from sparseconv.rocket.features import check_shape, kernel_features
 from sparseconv.rocket.model import RocketModel, chosen
 from sparseconv.rocket.selection import GroupSelection, Selected, fitted_scale, smallest_good
@@ -112,9 +111,9 @@ class POCKETClassifier(Scored, BaseClassifier):  # type: ignore[misc]
 
     Args:
         kernels, n_kernels, random_state, n_jobs: as in ``RocketTransformer``.
-        keep: share to keep, in (0, 1], of ROCKET's kernels or MiniROCKET's features. Of 5, 10, 20,
-            35, 50 and 100 %, ``"cv"`` chooses the smallest share whose accuracy in 5 folds is
-            within one standard error of the best.
+        keep: share to keep, in [0, 1], of ROCKET's kernels or MiniROCKET's features; at least one
+            stays. Of 5, 10, 20, 35, 50 and 100 %, ``"cv"`` chooses the smallest share whose
+            accuracy in 5 folds is within one standard error of the best.
         k: the ridge penalty in the selection. ``"cv"`` chooses the best of 0.01, 0.1, ..., 1000 in
             the same folds.
         n_iter: iterations of ADMM. 1 keeps the kernels with the largest weights in one ridge
@@ -188,7 +187,8 @@ class POCKETClassifier(Scored, BaseClassifier):  # type: ignore[misc]
             size = 2 if bank.kind == "rocket" else 1
             self.n_candidates_ = bank.n_features // size
             shares = KEEPS if self.keep == "cv" else (self.keep,)
-            keeps = sorted({how_many(share, self.n_candidates_) for share in shares})
+            parts = (share("keep", part) for part in shares)
+            keeps = sorted({max(1, round(part * self.n_candidates_)) for part in parts})
             choices = list(product(ks, keeps))
             features = kernel_features(X, bank)
             self.scores_ = None
@@ -205,8 +205,8 @@ class POCKETClassifier(Scored, BaseClassifier):  # type: ignore[misc]
                 wider = refit.leave_one_out(found.k).std(0) / unseen.std(0)
                 # With several classes a column counts by the total weight of its class.
                 several = weights is not None and self.n_classes_ > 2
-                share = np.bincount(labels, weights) if several else None
-                scale /= max(1.0, float(np.average(wider, weights=share)))
+                totals = np.bincount(labels, weights) if several else None
+                scale /= max(1.0, float(np.average(wider, weights=totals)))
         self.kept_kernels_ = found.groups
         self.bank_ = bank.select_features(found.columns)
         self.model_ = RocketModel(self.bank_, found.coef, found.intercept, self.classes_, scale)
@@ -294,13 +294,13 @@ def prune_rocket(
             default to the fitted classifier's.
 
     Returns:
-        A fitted ``POCKETClassifier`` with a subset of the classifier's kernels. What a subclass
-        overrides is not carried over.
+        A fitted ``POCKETClassifier`` with a subset of the classifier's kernels. Its ridge
+        classifier is that of aeon's default: another ``estimator``, and what a subclass overrides,
+        are not carried over.
 
     Raises:
         TypeError: an object of a different class.
         ValueError: an unfitted classifier; series of a different shape.
-        NotImplementedError: a classifier with a different ``estimator`` or ridge penalty.
 
     Example:
         >>> from aeon.classification.convolution_based import RocketClassifier
@@ -317,15 +317,6 @@ def prune_rocket(
     kept = {name: copy.deepcopy(getattr(classifier, name)) for name in ("n_jobs", "random_state")}
     if hasattr(classifier, "pipeline_"):  # a transformer has none
         kept["class_weight"] = getattr(classifier.estimator_, "class_weight", None)
-        _, *decides, last = classifier.pipeline_.named_steps.values()
-        for steps in ([*decides, last], [*decides, classifier.estimator_]):  # one may be replaced
-            if repr(steps) != repr(head_of_aeon(kept["class_weight"])):
-                raise NotImplementedError(
-                    "a pruned classifier uses RidgeClassifierCV(np.logspace(-3, 3, 10)) on "
-                    f"features scaled to variance 1, and cannot keep {steps}; prune "
-                    "KernelBank.from_aeon(classifier).to_aeon(), and fit those steps to "
-                    "kernel_features(X, pruned.bank_)"
-                )
     pruned = POCKETClassifier(bank, keep=keep, **(kept | options))
     pruned.fit(X, y)
     return pruned
@@ -347,19 +338,6 @@ def draw_kernels(kernels: Any, n_kernels: int, seed: int, X: Array) -> KernelBan
         return KernelBank.from_aeon(make(n_kernels, random_state=seed).fit(X))
 
 
-def how_many(keep: Any, candidates: int) -> int:
-    """Convert a share to a number, at least 1."""
-    if keep == 0:
-        raise ValueError("keep must be above 0, but got 0, which leaves no kernel")
-    return max(1, round(share("keep", keep) * candidates))
-
-
-def head_of_aeon(class_weight: Any = None) -> list[Any]:
-    """Return the steps of aeon's RocketClassifier after its transform."""
-    ridge = RidgeClassifierCV(alphas=ALPHAS, class_weight=class_weight)
-    return [StandardScaler(with_mean=False), ridge]
-
-
 def ridge_classifier(
     features: Array, labels: Array, weights: Array | None = None
 ) -> tuple[Array, Array, float]:
@@ -368,7 +346,7 @@ def ridge_classifier(
     Return coefficients for unscaled features, ``(n_features, columns)``, the intercept,
     ``(columns,)``, and the ridge penalty for features of length 1, as in ``GroupSelection``.
     """
-    scaler, ridge = head_of_aeon()
+    scaler, ridge = StandardScaler(with_mean=False), RidgeClassifierCV(alphas=ALPHAS)
     ridge.fit(scaler.fit_transform(features), labels, weights)
     coef = np.atleast_2d(ridge.coef_).T / scaler.scale_[:, None]
     intercept = np.atleast_1d(ridge.intercept_).astype(np.float32)

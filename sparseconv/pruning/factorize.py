@@ -125,8 +125,8 @@ def factorize(
     left: dict[str, str] = {}
     for names, convs, obstacle in _sets(twin, layers, method):
         try:
-            if obstacle or successors.keys() & set(convs):
-                raise ValueError(obstacle or "a layer may be in only one set")
+            if obstacle or successors.keys() & set(convs) or len(set(convs)) < len(convs):
+                raise ValueError(obstacle or "a layer may be named only once")
             r, parameters = _sizes(convs, method, rank, compression)
             if layers is None and parameters.after >= parameters.before:
                 raise ValueError(
@@ -281,16 +281,11 @@ def _sets(
         reason = next(filter(None, reasons), None)
         if reason is None and (not names or (len(names) == 1) != (method == "svd")):
             reason = "a set must have one layer for method='svd', and several for any other method"
-            reason = (
-                "no other layer has its shape and options; method='svd' accepts single layers"
-                if searched
-                else reason
-            )
+            if searched:
+                reason = "no other layer has its shape and options; 'svd' accepts single layers"
         if reason is None and len({_common(conv) for conv in convs}) > 1:
             same = ", ".join(WEIGHT + OPTIONS)
             reason = f"the layers must have the same {same}; put them in different sets"
-        if reason is None and len(set(convs)) < len(convs):
-            reason = "a layer may be named only once"
         yield names, convs, reason
 
 

@@ -58,12 +58,9 @@ def trace(model: nn.Module, arguments: tuple[Any, ...], ignore: Iterable[str] = 
         except Exception as error:  # the model may run any code
             stack.close()
             model(*arguments)  # raises the model's error, if it also fails without tracing
-            place = tracer.running[-1] if tracer.running else ""
-            kind = type(model.get_submodule(place)).__name__
             raise NotImplementedError(
-                "the model runs, but its channels cannot be followed in "
-                f"{place or 'the model itself'} ({kind}): {type(error).__name__}: {error}; remove "
-                "that part before pruning"
+                f"the model runs, but its channels cannot be followed in {tracer.place()}: "
+                f"{type(error).__name__}: {error}; remove that part before pruning"
             ) from error
         tracer.numbers.fix("the model returns its channels", *output_tensors(out))
     return tracer.found(max(1, len(series[0])) if series else 1)
@@ -225,21 +222,20 @@ class _Tracer(TorchFunctionMode):
         if call.inputs:
             call.follow()
         if call.fixed:
-            where = self.place(call.name)
-            self.numbers.fix(
-                f"its channels are used by {where}, which cannot be followed", *call.fixed
-            )
+            where = f"{call.name!r} in {self.place()}"
+            why = f"its channels are used by {where}, which cannot be followed"
+            self.numbers.fix(why, *call.fixed)
         self.flops_of_layers += self.flops.get_total_flops() - before
         for key, x in call.tensors.items():
             if self.numbers.get(x) is None:
                 self.own.pop(key, None)  # a parameter whose use is unknown
         return result
 
-    def place(self, name: str) -> str:
-        """Describe the operation and the module that calls it."""
+    def place(self) -> str:
+        """Describe the module that runs."""
         module = self.running[-1] if self.running else ""
         kind = type(self.model.get_submodule(module)).__name__
-        return f"{name!r} in {module or 'the model itself'} ({kind})"
+        return f"{module or 'the model itself'} ({kind})"
 
     # After the run
 

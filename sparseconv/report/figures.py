@@ -53,6 +53,8 @@ def learning_curve(history: Sequence[Mapping[str, Any]], path: str | Path) -> Pa
     Thin lines show single epochs; thick lines show a running median over about a thirtieth of the
     run.
     """
+    from scipy.ndimage import median_filter
+
     epochs = np.array([row["epoch"] for row in history])
     updates = np.array([row["epoch"] for row in history if row["updated"]])
     kept = best_epoch(history)["epoch"]
@@ -65,7 +67,8 @@ def learning_curve(history: Sequence[Mapping[str, Any]], path: str | Path) -> Pa
                 continue
             curve = np.array([row[f"{subset}_{quantity}"] for row in history])
             ax.plot(epochs, curve, color=colour, linewidth=0.7, alpha=0.35)
-            ax.plot(epochs, _running_median(curve), color=colour, linewidth=1.6, label=subset)
+            median = median_filter(curve, size=2 * (len(curve) // 60) + 1, mode="nearest")
+            ax.plot(epochs, median, color=colour, linewidth=1.6, label=subset)
         # A rug in axes coordinates: hundreds of updates stay legible and never hide the curve.
         ax.vlines(
             updates, 0, 0.03, transform=ax.get_xaxis_transform(), color=FAINT, linewidth=0.6,
@@ -82,13 +85,6 @@ def learning_curve(history: Sequence[Mapping[str, Any]], path: str | Path) -> Pa
 def best_epoch(history: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
     """Return the row with the lowest training loss; in a tie, the last one."""
     return min(reversed(history), key=lambda row: float(row["train_loss"]))
-
-
-def _running_median(curve: NDArray[np.float64]) -> NDArray[np.float64]:
-    half = len(curve) // 60
-    windows = np.lib.stride_tricks.sliding_window_view(np.pad(curve, half, "edge"), 2 * half + 1)
-    medians: NDArray[np.float64] = np.median(windows, axis=1)
-    return medians
 
 
 def kernels_by_size(model: DSN) -> list[NDArray[np.int64]]:

@@ -31,6 +31,10 @@ JOINED = ("channels", "weights", "biases")  # concatenated over kernels; the oth
 AEON_ROCKET = ("weights", "length", "bias", "dilation", "padding", "n_channels", "channels")
 Kind = Literal["rocket", "minirocket"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+# Defaults of POCKETClassifier, for those who must not wait until aeon is imported.
+POCKET: dict[str, Any] = {
+    "kernels": "rocket", "n_kernels": 10_000, "keep": 0.35, "k": 1.0, "n_iter": 50, "refit": True,
+}  # fmt: skip
 FACTS = ("kind", "series_channels", "series_length", "normalise")
 ROCKET_TAPS = 11  # at most
 MINI_LENGTH, MINI_KERNELS = 9, 84
@@ -118,11 +122,6 @@ class KernelBank(Saved):
         object.__setattr__(self, "arrays", held)
         columns = np.arange(self.n_features) if self.features is None else self.features
         object.__setattr__(self, "features", _frozen(columns, np.int64))
-        if self.features.shape != (self.n_features,):
-            raise ValueError(
-                f"features must have shape ({self.n_features},), but got shape "
-                f"{self.features.shape}"
-            )
 
     @cached_property
     def plan(self) -> Any:

@@ -50,11 +50,9 @@ def kernel_features(X: Any, bank: KernelBank, *, out: Features | None = None) ->
         series = normalised(three_axes("kernel_features", "X", X)).astype(np.float32)
     if out is None:
         out = np.empty((len(series), bank.n_features), np.float32)
-    elif not isinstance(out, np.ndarray) or not out.flags.carray:
+    elif not out.flags.carray:
         raise ValueError(
-            "expected out to be an aligned, C-contiguous, writeable array, but got "
-            f"{'one that is not' if isinstance(out, np.ndarray) else type(out).__name__}"
-            "; omit out to get a new array"
+            "expected out to be an aligned, C-contiguous, writeable array; omit it to get a new one"
         )
     if extension is None:
         out[:] = kernel_features_reference(series, bank)

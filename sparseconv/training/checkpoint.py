@@ -1,8 +1,9 @@
-"""Checkpoint files: written atomically, and checked when read."""
+"""Checkpoint files: written atomically, and checked when read; digests of data."""
 
 from __future__ import annotations
 
 import copy
+import hashlib
 import io
 import os
 import zipfile
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sparseconv.core.files import ctrl_c_waits, replacing
 
@@ -97,3 +98,14 @@ def restore_adam(optimizer: torch.optim.Adam, state: dict[str, Any]) -> None:
             restored[index][name] = torch.empty_like(like).copy_(moments[name])
     own = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": restored, "param_groups": own})
+
+
+def digest(*tensors: Tensor) -> str:
+    """Return the SHA-256 of tensors' dtypes, shapes and elements."""
+    sha = hashlib.sha256()
+    for tensor in tensors:
+        sha.update(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())
+        # contiguous() keeps the stride of a dimension of one entry, which view() refuses.
+        plain = tensor.cpu().clone(memory_format=torch.contiguous_format)
+        sha.update(plain.view(torch.uint8).numpy().data)
+    return sha.hexdigest()

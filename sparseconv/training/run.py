@@ -22,7 +22,6 @@ from sparseconv.pruning.sparsity_loss import InstanceSparsity
 from sparseconv.running import batch_sizes, one_tensor
 from sparseconv.training import checkpoint
 from sparseconv.training.checkpoint import CheckpointError
-from sparseconv.training.data import digest
 from sparseconv.training.graphed import GraphedStep
 from sparseconv.training.recipe import Recipe
 
@@ -47,7 +46,7 @@ class Run:
 
     def __post_init__(self) -> None:
         model, X, recipe = self.model, self.X, self.recipe
-        self.data_digest = digest(X, self.y)
+        self.data_digest = checkpoint.digest(X, self.y)
         self.batch_size = recipe.batch_size_for(len(X))
         self.sizes = batch_sizes(len(X), self.batch_size)
         self.batches = len(self.sizes)

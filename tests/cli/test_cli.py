@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from tiny import same
 from toy_run import NETWORK, RECIPE, SMALL, history, is_network, losses, stop_after
 
 import sparseconv as sc
-from sparseconv import datasets
 from sparseconv.cli import options, results
 from sparseconv.cli.main import main
 from sparseconv.measure import machine
@@ -180,23 +178,3 @@ def test_a_run_on_a_gpu_repeats_itself(data: str, tmp_path: Path) -> None:
     first, again = (sc.load_run(out) for out in runs)
     assert same(first.model.state_dict(), again.model.state_dict())
     assert first.config["machine"]["device"] == "cuda"
-
-
-def test_a_run_of_an_older_version_knows_its_data(tmp_path: Path) -> None:
-    """It sorted integers as text, and has the labels of .ts files in lower case."""
-    for labels, older in ((["2", "10"], ["10", "2"]), (["Stand", "run"], ["run", "stand"])):
-        folder = tmp_path / labels[0]
-        folder.mkdir()
-        for split in ("TRAIN", "TEST"):
-            text = "\n".join(f"{label},{n},5,{n % 3}" for n, label in enumerate(labels * 3))
-            (folder / f"Toy_{split}.csv").write_text(text)
-        data = datasets.load(folder)
-        assert data.classes.tolist() == labels
-        then = replace(data, classes=np.array(older), y_train=1 - data.y_train)
-        then = replace(then, y_test=1 - data.y_test)
-        known = results.data_facts(then, {})
-        again = results.as_in(data, known, tmp_path)
-        assert results.data_facts(again, {}) == known
-        assert again.classes.tolist() == older
-        with pytest.raises(ValueError, match="its classes is"):
-            results.as_in(data, known | {"classes": ["run", "10"]}, tmp_path)

@@ -1,7 +1,8 @@
-"""``info``, ``profile`` and ``export`` of a trained network."""
+"""Commands that read a run: ``info``, ``profile``, ``export``, ``prune``; random kernels."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shutil
@@ -19,7 +20,13 @@ import sparseconv as sc
 from sparseconv import datasets, profiling
 from sparseconv.cli.main import main
 from sparseconv.models import DSN
+from sparseconv.rocket.bank import POCKET
 from sparseconv.training import checkpoint
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_clock(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +39,6 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_profile(home: Path, out: Path, command: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """That of the best epoch, on series as in training or others; only the clock is not real."""
-    fake_clock(monkeypatch)
     calls: list[Any] = []
     real = profiling.profile
 
@@ -77,7 +83,6 @@ def test_an_unfinished_run(
     home: Path, command: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is read with a warning that says how to resume it; a finished one without."""
-    fake_clock(monkeypatch)
     run, data = home / "half", str(home / "toy.npz")
     with monkeypatch.context() as patched:
         stop_after(2, patched)
@@ -117,3 +122,130 @@ def test_data_that_moved(home: Path, tmp_path: Path, refused: Any) -> None:
         ["export", str(tmp_path / "run")],
         "gone.npz', which does not exist; specify its location with",
     )
+
+
+LARGER = ["--epochs", "2", "--nf", "5", "--depth", "2", "--threads", "1", "--quiet"]
+TUNE = ["--epochs", "2", "--quiet"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    assert main(["train", write_data(folder), "--out", str(folder / "trained"), *LARGER]) == 0
+    return folder / "trained"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--criterion", "jacobian", "--fraction", "0.6", "--steps", "2"],
+        ["--criterion", "dsp", "--eps", "0.5", "--silence", "1e-4", "--silence-epochs", "1"],
+        ["--criterion", "magnitude", "--target-macs", "6000"],
+        ["--criterion", "evolutionary"],
+    ],
+)
+def test_a_pruned_run_is_a_run(
+    words: list[str], data: str, run: Path, tmp_path: Path, command: Any
+) -> None:
+    out, before = tmp_path / "pruned", files(run)
+    printed = command("prune", run, "--data", data, "--out", out, *TUNE, *words)
+    assert files(run) == before
+    assert "test accuracy" in printed
+    whole, pruned = sc.load_run(run), sc.load_run(out)
+    cost, old = pruned.model.cost(40), whole.model.cost(40)
+    assert cost.params == sum(p.numel() for p in pruned.model.parameters()) < old.params
+    read = datasets.load(data)
+    if "--target-macs" in words:
+        assert cost.macs_executed <= 6000 * 40 / read.n_timepoints
+    accuracy = float((pruned.predict(read.X_test) == pruned.classes[read.y_test]).mean())
+    assert f"{accuracy:.4f}" in (out / "summary.md").read_text()
+    assert "filters" in (out / "pruning.html").read_text()
+    criterion = json.loads((out / "config.json").read_text())["pruning"]["criterion"]
+    assert re.search(rf"^pruned by +{re.escape(criterion)}$", command("info", out), re.MULTILINE)
+    command("profile", out, "--inference", "--threads", 1)
+
+
+def test_what_silences_filters_is_scaled_to_the_batch(
+    data: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Any
+) -> None:
+    given: list[float] = []
+    real = sc.pruning.InstanceSparsity
+
+    def watched(model: Any, stages: Any, weight: float) -> Any:
+        given.append(weight)
+        return real(model, stages, weight)
+
+    monkeypatch.setattr("sparseconv.pruning.InstanceSparsity", watched)
+    words = ["--criterion", "dsp", "--eps", 0, "--silence-epochs", 1, "--batch-size", 4, *TUNE]
+    command("prune", run, "--data", data, "--out", tmp_path / "a", *words)
+    assert given == pytest.approx([2e-5 * 64 / 4])
+
+
+def test_pruned_twice(data: str, run: Path, tmp_path: Path, command: Any) -> None:
+    folders = [run, tmp_path / "a", tmp_path / "b"]
+    for source, out in itertools.pairwise(folders):
+        words = ["--criterion", "hc", "--fraction", 0.5, *TUNE]
+        command("prune", source, "--data", data, "--out", out, *words)
+    config = json.loads((folders[2] / "config.json").read_text())
+    kept = config["pruning"]["filters"]["blocks.0.conv"]
+    assert len(kept) == 6
+    assert max(kept) < 15
+    conv = sc.load_run(folders[2]).model.blocks[0].conv
+    widths = [end - first for (first, end), _ in conv.regions]
+    groups = np.bincount(np.array(kept) // 5, minlength=3)
+    assert widths == groups[groups > 0].tolist()
+
+
+POCKET_RUN = ["--model", "pocket", "--n-kernels", "40", "--threads", "1"]
+
+
+@pytest.fixture
+def pocket_run(data: str, out: Path, command: Any) -> Path:
+    pytest.importorskip("aeon", reason="aeon is not installed")
+    command("train", data, "--out", out, *POCKET_RUN, "--quiet", "--keep", 0.25)
+    return out
+
+
+def test_the_folder_of_pocket_and_its_model(data: str, pocket_run: Path) -> None:
+    assert sorted(path.name for path in pocket_run.iterdir()) == [
+        "config.json", "model.npz", "summary.md",
+    ]  # fmt: skip
+    read = datasets.load(data)
+    classifier = sc.POCKETClassifier(n_kernels=40, keep=0.25, random_state=0)
+    expected = read.classes[classifier.fit(read.X_train, read.y_train).predict(read.X_test)]
+    for path in (pocket_run, pocket_run / "model.npz"):
+        run = sc.load_run(path)
+        assert run.epoch is None
+        assert run.model.bank == classifier.bank_
+        assert run.classes.tolist() == read.classes.tolist()
+        assert np.array_equal(run.predict(read.X_test), expected)
+        proba = classifier.predict_proba(read.X_test)
+        assert np.array_equal(run.predict_proba(read.X_test), proba)
+    config = json.loads((pocket_run / "config.json").read_text())
+    assert config["model"] == "pocket"
+    assert config["pocket"] == POCKET | {"n_kernels": 40, "keep": 0.25, "seed": 0}
+    assert config["data"]["n_train"] == len(read.X_train)
+    accuracy = float((expected == read.classes[read.y_test]).mean())
+    assert f"{accuracy:.4f}" in (pocket_run / "summary.md").read_text()
+    with pytest.raises(ValueError, match=r"expected series of shape \(n_cases, 1"):
+        run.predict(np.zeros((2, 2, read.n_timepoints)))
+    with pytest.raises(ValueError, match="the shape that the kernels were drawn for"):
+        run.predict(read.X_test[:, :, :-1])
+
+
+def test_every_option_of_pocket(data: str, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--kernels", "minirocket", "--n-kernels", "84", "--keep", "cv", "--k", "cv"]
+    words += ["--n-iter", "2", "--no-refit", "--seed", "3"]
+    assert main(["train", data, "--out", str(out), *POCKET_RUN[:2], *words]) == 0
+    found = json.loads((out / "config.json").read_text())["pocket"]
+    assert found == {
+        "kernels": "minirocket", "n_kernels": 84, "keep": "cv", "k": "cv", "n_iter": 2,
+        "refit": False, "seed": 3,
+    }  # fmt: skip
+    printed = capsys.readouterr()
+    assert "minirocket, threads: " in printed.out
+    assert "features kept" in printed.out
+    assert "folds" in printed.err  # the progress bar
+    summary = (out / "summary.md").read_text()
+    assert "## Folds" in summary
+    assert "| 1000 " in summary

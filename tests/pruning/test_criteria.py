@@ -1,4 +1,4 @@
-"""Scores of filters against loops over the formulas, unit by unit, weight by weight."""
+"""Scores of filters, and the loss of DSP, against loops over the formulas."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from model_state import everything
-from networks import SETS, UNITS, ChannelsLast, Mixed, classifier, data
-from random_networks import RandomNetwork
+from pruning_networks import SETS, UNITS, ChannelsLast, Drawn, Mixed, classifier, data
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import sparseconv as sc
 from sparseconv.pruning import DSP, HC, WHC, Criterion, Jacobian, Magnitude
 from sparseconv.pruning.evolution import Evolutionary
+from sparseconv.pruning.sparsity_loss import InstanceSparsity, Stage, published_stages
 from sparseconv.pruning.tracing import trace
 from sparseconv.training.loop import train
 from sparseconv.training.recipe import Recipe
@@ -105,20 +105,6 @@ def test_hybrid_criteria_by_their_definition(criterion: Criterion, special: floa
             assert found[unit] >= 0
 
 
-def test_kernel_groups_of_a_dsn_are_ranked_apart() -> None:
-    model = sc.models.DSN(2, 3, nf=6, kernel_size=9, depth=2).double()
-    scores, channels = scored(WHC(), model, 30)
-    layer, conv = channels.layers["blocks.0.conv"], model.blocks[0].conv
-    report = sc.prune_filters(model, torch.zeros(1, 2, 30).double(), WHC(), fraction=0.5).report
-    kept = next(x.kept for x in report.layers if x.name == "blocks.0.conv")
-    assert len(conv.regions) == 3
-    for (first, end), _ in conv.regions:
-        filters = conv.dense_weight()[first:end].flatten(1).tolist()
-        wanted = [*hybrid(filters, True)]
-        assert scores[layer.outputs[first:end]].tolist() == pytest.approx(wanted, rel=1e-12)
-        assert sum(first <= row < end for row in kept) == (end - first) - (end - first) // 2
-
-
 Flows = dict[str, list[tuple[Tensor, Tensor]]]
 
 
@@ -182,26 +168,6 @@ def test_jacobian_by_what_flows(flat: bool, frozen: tuple[str, ...] | None) -> N
     # Gradients themselves are rounded, in other orders in other threads.
     assert ((scores - wanted).abs() <= 1000 * UNIT * sizes).all()
     assert (scored(Jacobian(batches, batches=2), model)[0] < scores).all()
-
-
-def test_jacobian_of_random_networks_of_whole_numbers() -> None:
-    grouped = 0
-    for seed in range(16):
-        network = RandomNetwork(seed)
-        model, x = network.model, network.example
-        channels = trace(model, (x,))
-        layers = [m for m in model.modules() if isinstance(m, sc.SparseConv1d)]
-        if not layers or not channels.n_units:
-            continue
-
-        def loss(out: Tensor, y: Tensor) -> Tensor:
-            return (out * torch.tensor([1.0, -2.0, 3.0])).sum()
-
-        scores = Jacobian([(x, torch.zeros(2))], loss=loss).scores(model, channels)
-        out, found = flows(model, x)
-        assert torch.equal(scores, felt(channels, loss(out, x), found)[0])
-        grouped += any(1 < layer.groups < layer.in_channels for layer in layers)
-    assert grouped >= 2
 
 
 def test_jacobian_takes_arrays_in_batches() -> None:
@@ -338,3 +304,92 @@ def test_so_many_cases_judge(trained: nn.Module) -> None:
         ]
         assert few[0].layers == few[1].layers
         assert "other thresholds" not in str(few[0])
+
+
+FIVE, _ = data(5)
+SCALE = 0.25
+
+
+def outputs_of(model: nn.Module, stages: list[str], x: Tensor) -> dict[str, Tensor]:
+    """What modules compute in a pass of their own."""
+    found: dict[str, Tensor] = {}
+    for name in stages:
+        hook = lambda _, __, y, name=name: found.update({name: y})  # noqa: E731
+        model.get_submodule(name).register_forward_hook(hook)
+    model(x)
+    return found
+
+
+def by_loops(output: Tensor, channels: int) -> float:
+    total = []
+    for series in output.tolist():
+        total += [math.sqrt(math.fsum(v * v for v in channel)) for channel in series[:channels]]
+    return math.fsum(total)
+
+
+STAGES = [Stage("2", 3.0), Stage("0", 0.5, 5)]
+
+
+def test_the_formula() -> None:
+    model = classifier()
+    found = outputs_of(copy.deepcopy(model), ["2", "0"], FIVE)
+    wanted = SCALE * (3 * by_loops(found["2"], 8) + 0.5 * by_loops(found["0"], 5))
+    with InstanceSparsity(model, STAGES, SCALE) as penalty:
+        out = model(FIVE)
+        loss = penalty()
+    unit = 2.0**-53
+    assert abs(loss.item() - wanted) <= (5 * 13 + 12 + 10) * unit * wanted
+    assert out.shape == (5, 3)
+
+
+def test_it_adds_up_passes_in_train_mode_and_leaves_no_trace() -> None:
+    model = classifier()
+    penalty = InstanceSparsity(model, ["0"])
+    model(FIVE)
+    with pytest.raises(RuntimeError, match="non-empty"):
+        penalty()  # not inside of a with block
+    with penalty:
+        one = (model(FIVE), penalty())[1]
+        model(FIVE)
+        model(FIVE)
+        assert penalty().item() == pytest.approx(2 * one.item(), rel=1e-12)
+        with pytest.raises(RuntimeError, match="non-empty"):
+            penalty()
+        model.eval()(FIVE)
+        with torch.no_grad():
+            model.train()(FIVE)
+        with pytest.raises(RuntimeError, match="non-empty"):
+            penalty()
+        model(FIVE)
+    with penalty, pytest.raises(RuntimeError, match="non-empty"):
+        penalty()  # of the block before nothing is left
+    with pytest.raises(KeyError), penalty:
+        raise KeyError
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_lite_counts_its_learned_filters() -> None:
+    torch.manual_seed(0)
+    model, x = sc.models.LITE(2, 3, nf=5).double(), FIVE
+    model = sc.prune_filters(model, x, Drawn(0, False), fraction=0.4).model
+    learned = 9
+    assert sum(len(conv.weight) for conv in model.blocks[0][:-1]) == learned
+    assert published_stages(model) == [
+        ("blocks.2", 4.0, learned), ("blocks.6", 2.0, None), ("blocks.10", 1.0, None),
+    ]  # fmt: skip
+
+
+def test_inception_time_counts_each_module_after_its_addition() -> None:
+    stages = published_stages(sc.models.InceptionTime(2, 3, nf=4))
+    ends = (".body.0", ".body.1", "")
+    assert [x.module for x in stages] == [f"blocks.{i}{end}" for i in range(2) for end in ends]
+    assert all((stage.weight, stage.channels) == (1, None) for stage in stages)
+
+
+def test_sums_of_small_types_are_not_rounded_away() -> None:
+    model = nn.Conv1d(1, 257, 1, bias=False).bfloat16()
+    nn.init.ones_(model.weight)
+    with InstanceSparsity(model, [""], 1.0) as penalty:
+        model(torch.ones(1, 1, 4).bfloat16())
+        assert penalty().item() == 257 * 2
+    assert torch.tensor(257.0 * 2).bfloat16().item() != 257 * 2

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import Function, data, masked
+from pruning_networks import Function, data, masked
 from torch import Tensor, nn
 
 import sparseconv as sc

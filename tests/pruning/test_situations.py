@@ -1,22 +1,28 @@
-"""Networks that people have: ``sc.prune_filters`` keeps what it cannot follow, and no more."""
+"""Networks that people have: ``sc.prune_filters`` follows them, and keeps no more than it must."""
 
 from __future__ import annotations
 
 import itertools
 import random
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import Drawn, Function, data, masked
+from edge_networks import Causal, UNet, series
+from pruning_networks import Drawn, Function, classifier, data, masked, silenced
+from random_networks import RandomNetwork
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 from torch.utils.flop_counter import FlopCounterMode
 
 import sparseconv as sc
-from sparseconv.pruning import Magnitude
+from sparseconv.pruning import Magnitude, keep_filters
+from sparseconv.pruning.tracing import trace
+from sparseconv.running import output_tensors
 
 X, Y = data()
 
@@ -39,43 +45,18 @@ class Means(nn.Module):
         return x.mean(-1)
 
 
-def double(inputs: int, outputs: int) -> nn.Sequential:
-    one, two = (nn.Conv1d(n, outputs, 9, padding=4) for n in (inputs, outputs))
-    norms = nn.BatchNorm1d(outputs), nn.BatchNorm1d(outputs)
-    return nn.Sequential(one, norms[0], nn.ReLU(), two, norms[1], nn.ReLU())
-
-
-class UNet(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.down1, self.down2, self.middle = double(2, 8), double(8, 16), double(16, 32)
-        self.up2, self.up1 = nn.ConvTranspose1d(32, 16, 2, 2), nn.ConvTranspose1d(16, 8, 2, 2)
-        self.end2, self.end1, self.out = double(32, 16), double(16, 8), nn.Conv1d(8, 3, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        a = self.down1(x)
-        b = self.down2(F.max_pool1d(a, 2))
-        c = self.middle(F.max_pool1d(b, 2))
-        c = self.end2(torch.cat([b, self.up2(c)], 1))
-        return self.out(self.end1(torch.cat([a, self.up1(c)], 1)))
-
-
 def test_a_u_net() -> None:
-    model = UNet()
-    small, report = pruned(model)
-    assert set(filters(report).values()) == {3, 4, 8, 16}
-    assert str(small.up2) == "ConvTranspose1d(16, 8, kernel_size=(2,), stride=(2,))"
-    assert report.macs.after < 0.3 * report.macs.before
+    torch.manual_seed(0)
+    model, x = UNet(), series(4).double()
+    small, report = pruned(model, x)
+    kept = {"first": 3, "down": 4, "middle": 4, "up": 2, "norm": 2, "mixed": 6, "end": 4}
+    assert filters(report) == kept
+    assert report.left["last"] == "it is a grouped transposed convolution"
+    assert str(small.up) == "ConvTranspose1d(4, 2, kernel_size=(3,), stride=(2,))"
     for network, macs in zip((model, small), report.macs, strict=True):
         with FlopCounterMode(display=False) as counter, torch.no_grad():
-            network(X[:1])
+            network(x[:1])
         assert 2 * macs == counter.get_total_flops()
-
-
-class Causal(nn.Conv1d):
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(F.pad(x, (self.dilation[0] * (self.kernel_size[0] - 1), 0)))
 
 
 class Standardized(nn.Conv1d):
@@ -206,18 +187,6 @@ def test_a_layer_that_is_kept_leaves_the_scores_of_others() -> None:
     )  # not of a weight that was masked for the other
 
 
-def test_nothing_that_can_be_removed() -> None:
-    model = nn.Sequential(nn.Conv1d(2, 8, 1), Function(lambda x: x.softmax(1)), nn.Conv1d(8, 3, 1))
-    message = (
-        r"Linear:\n0: its channels are used by 'softmax' in .*\n2: the model returns its channels$"
-    )
-    with pytest.raises(ValueError, match=message):
-        sc.prune_filters(model.double(), X, Drawn(0, False), fraction=0.5)
-
-
-GENERATOR = np.random.default_rng(0)
-
-
 def around(middle: nn.Module) -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(nn.Conv1d(2, 8, 3), middle, nn.Conv1d(8, 3, 3)).double()
@@ -260,13 +229,163 @@ def test_channels_that_train_mode_needs_stay(middle: nn.Module, why: str) -> Non
     assert f"\n0: without some of its filters, {why}" in str(refused.value)
 
 
-class Chance(nn.Module):
-    """Random in train mode, by numbers that are not torch's."""
+@dataclass
+class Out:
+    logits: Tensor
+    hidden: tuple[Tensor, ...] = ()
+    name: str = "out"
+
+
+class ByKeyword(nn.Module):
+    """Layers that are given their input by its name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv1d(2, 8, 3), nn.Conv1d(8, 6, 3)
+        self.norm, self.head = nn.BatchNorm1d(6), nn.Linear(6, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * float(GENERATOR.random()) if self.training else x
+        hidden = self.norm(input=self.b(input=self.a(input=x).relu())).relu()
+        return self.head(input=hidden.mean(2)).log_softmax(1)
 
 
-def test_random_numbers_that_are_not_from_torch() -> None:
-    with pytest.raises(ValueError, match="each time the model runs on the same input"):
-        sc.prune_filters(around(Chance()), X, Magnitude(), fraction=0.5)
+class Iterated(nn.Module):
+    """Layers in a list, and in a Sequential, that are called one by one; their sum is residual."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv1d(2, 8, 1)
+        self.steps = nn.ModuleList(nn.Conv1d(8, 8, 3, padding=1) for _ in range(2))
+        self.rest = nn.Sequential(nn.Conv1d(8, 6, 3), nn.ReLU())
+        self.last, self.head = nn.Conv1d(6, 6, 1), nn.Linear(6, 3)
+        self.shared = nn.ModuleList([self.steps[1]])  # a layer of two names
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.a(x).relu()
+        for step in self.steps:
+            hidden = hidden + step(hidden).relu()
+        for layer in self.rest:
+            hidden = layer(hidden)
+        return self.head(self.last(hidden).mean(2))
+
+
+CLASSIFIER = {"0.0": 4, "0.1": 4, "0.5": 3}
+EVERY = {"a": 4, "steps.0": 4, "steps.1": 4, "rest.0": 3, "last": 3}
+END = {"rest.0": 3, "last": 3}
+
+
+@pytest.mark.parametrize(
+    ("make", "ignore", "left"),
+    [
+        *(
+            (lambda form=form: nn.Sequential(classifier(), Function(form)), (), CLASSIFIER)
+            for form in (
+                Out,
+                lambda y: Out(y[:0], (y,)),
+                lambda y: {"y": [y, None, 1, 0.5, True, "a"]},
+                lambda y: (y, y > -1),
+            )
+        ),
+        (ByKeyword, (), {"a": 4, "b": 3, "norm": 3}),
+        (Iterated, (), EVERY),
+        (Iterated, ("rest",), {"last": 3}),
+        (Iterated, ("steps",), END),
+        (Iterated, ("shared",), END),
+        (Iterated, ("shared.0",), END),
+    ],
+)
+def test_networks(
+    make: Callable[[], nn.Module], ignore: tuple[str, ...], left: dict[str, int]
+) -> None:
+    torch.manual_seed(0)
+    model = make().double()
+    small, report = sc.prune_filters(model, X, Drawn(0, False), fraction=0.5, ignore=ignore)
+    outputs = (output_tensors(m.eval()(X)) for m in (small, silenced(model, report)))
+    torch.testing.assert_close(*outputs)
+    lost = {x.name: x.filters.after for x in report.layers if x.filters.after < x.filters.before}
+    assert lost == left
+
+
+class Branch(nn.Module):
+    """Channels move in a residual branch, some weights of which are zero, as in a new network."""
+
+    def __init__(self, move: Callable[[Tensor], Tensor], zero: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.up = nn.Conv1d(2, 4, 3, padding=1), nn.Conv1d(4, 16, 3, padding=1)
+        self.move = move
+        self.read, self.norm = nn.Conv1d(16, 4, 3, padding=1), nn.BatchNorm1d(4)
+        if zero == "read":
+            self.read = sc.SparseConv1d(16, 4, 3, padding=1, density=0.5)
+        self.act, self.head = nn.ELU(inplace=True), nn.Linear(4, 3)
+        self.double()
+        for parameter in self.get_submodule(zero).parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.stem(self.act(x))
+        branch = self.norm(self.read(self.move(self.up(hidden))))
+        # Saturated for the most part.
+        return (1000 * self.head(self.act(hidden + branch).mean(2))).softmax(1)
+
+
+def rolled(x: Tensor) -> Tensor:
+    return torch.relu_(torch.cat([x[:, -1:], x[:, :-1]], 1))
+
+
+def dealt(x: Tensor) -> Tensor:
+    return torch.cat([x[:, ::2], x[:, 1::2]], 1)
+
+
+@pytest.mark.parametrize("zero", ["up", "read", "norm"])
+@pytest.mark.parametrize(
+    ("move", "kept", "fits"),
+    [
+        (rolled, [0, 1, 2, 3], False),
+        (rolled, [0, 7, 8, 15], True),  # the last one comes first in both
+        (dealt, [0, 1, 3, 4], False),
+        (dealt, [0, 2, 4, 6], False),
+        (dealt, [0, 5, 8, 9], True),
+        (torch.relu_, [3, 6], True),
+    ],
+)
+def test_channels_that_move_where_weights_are_zero(
+    move: Callable[[Tensor], Tensor], kept: list[int], fits: bool, zero: str
+) -> None:
+    model = Branch(move, zero)
+    for x in (X, torch.zeros(1, 2, 12).double()):
+        if fits:
+            small = keep_filters(model, x, {"up": kept}, ignore=["stem", "norm"])
+            assert torch.equal(small.up.weight, model.up.weight[kept])
+            assert torch.equal(small.norm.weight, model.norm.weight)
+        else:
+            with pytest.raises(ValueError, match=r"computes different outputs: .*in ignore"):
+                keep_filters(model, x, {"up": kept}, ignore=["stem", "norm"])
+
+
+@pytest.mark.parametrize("block", range(6))
+def test_random_networks(block: int) -> None:
+    refused = []
+    for seed in range(10 * block, 10 * block + 10):
+        network = RandomNetwork(seed)
+        model, x = network.model, network.example
+        if not (channels := trace(model, (x,))).n_units:
+            refused.append(seed)
+            continue
+        fraction = (seed % 7 + 1) / 9
+        small, report = sc.prune_filters(model, x, Drawn(seed, seed % 2 == 0), fraction=fraction)
+        assert torch.equal(small(x), silenced(model, report)(x)), model
+        assert report.macs[0] == channels.macs()
+        assert report.parameters[1] == sum(p.numel() for p in small.parameters())
+        for layer in report.layers:
+            module = small.get_submodule(layer.name)
+            assert 1 <= layer.filters[1] == len(layer.kept) <= layer.filters[0]
+            assert layer.parameters[1] == sum(p.numel() for p in module.parameters())
+    assert len(refused) < 2  # of 10
+
+
+def test_a_layer_that_is_called_twice_is_counted_twice() -> None:
+    layer = nn.Conv1d(4, 4, 3, padding=1)
+    model = nn.Sequential(nn.Conv1d(2, 4, 1), layer, nn.MaxPool1d(2), layer, nn.Conv1d(4, 3, 1))
+    channels = trace(model, (torch.zeros(1, 2, 12),))
+    assert channels.macs() == 12 * 2 * 4 + (12 + 6) * 4 * 4 * 3 + 6 * 4 * 3

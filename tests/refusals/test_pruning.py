@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pruning_networks import Function
 from refusals import refusals
 from torch import Tensor, nn
 from torch.nn.utils import prune
@@ -48,17 +49,6 @@ def call(
     limits = {} if free or options.keys() & {"fraction", "target_macs"} else {"fraction": 0.5}
     whole, given = model or network(), criterion or WHC()
     return lambda: sc.prune_filters(whole, x, given, **(limits | options))
-
-
-class Function(nn.Module):
-    """Calls a function."""
-
-    def __init__(self, function: Callable[[Tensor], Any]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, x: Tensor) -> Any:
-        return self.function(x)
 
 
 def broken() -> nn.Module:
@@ -129,8 +119,6 @@ test_models = refusals(
     (call(network(MASKED)), ValueError, "1: its 'weight' is computed"),
     (call(nn.Sequential(nn.Conv1d(2, 8, 3), nn.Linear(10, 4))), ValueError, "1: its input has"),
     (call(network(Function(alone))), NotImplementedError, "1 (Function): OSError: used"),
-    (call(sc.prune_filters(network(), X, WHC(), fraction=0.5, equivalent=True).model), ValueError,
-     "the model contains compressors"),
     (call(nn.Sequential(nn.LSTM(12, 4), Function(lambda y: y[0]))), ValueError, "0: LSTM is not"),
     (call(nn.Sequential(nn.PReLU())), ValueError, "expected layers such as Conv1d"),
     (call(returning(lambda y: np.array(y))), ValueError, "its output contains ndarray"),
@@ -174,7 +162,6 @@ def penalize(*stages: str, calls: int = 1) -> None:
 
 test_instance_sparsity = refusals(
     (lambda: InstanceSparsity(FLAT), ValueError, "no stages are published for Sequential"),
-    (lambda: InstanceSparsity(FLAT, ["0"], -1), ValueError, "weight (--silence)"),
     (lambda: penalize("no"), AttributeError, "`no`"),
     (lambda: penalize("2"), IndexError, "Dimension out of range"),
     (lambda: penalize("0", calls=0), RuntimeError, "non-empty"),

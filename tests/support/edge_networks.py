@@ -280,3 +280,17 @@ def expected(
     # Both are in float64, in another order.
     assert (np.abs(found - exact) <= 2.0**-20 * bound).all()
     return exact, bound
+
+
+EXTREMES = [np.nan, np.inf, -np.inf, 1e-45, -1e-39, 3e38, -3e38, 0.0, -0.0, 1e6, -1e6]
+
+
+def extreme(n_cases: int, channels: int, length: int) -> Array:
+    """Random series of all magnitudes, with values in them that no series should have."""
+    rng = np.random.default_rng(n_cases)
+    X = rng.normal(size=(n_cases, channels, length)).astype(np.float32)
+    X *= 10.0 ** rng.integers(-3, 4, size=(n_cases, 1, 1))
+    X[rng.random(X.shape) < 0.05] = rng.choice(EXTREMES)
+    places = rng.random(X.shape) < 0.02
+    X[places] = rng.choice(np.array(EXTREMES, np.float32), places.sum())
+    return X.astype(np.float32)

@@ -87,17 +87,6 @@ def lines(mark: str, label: str = "{}") -> str:
         (".csv", lines(",").replace("\n", ",\n") + ", ", "0 1 7"),
         (".txt", lines("  ", '"a  {}"'), "a  0/a  1/a  7"),
     ],
-    ids=[
-        "tsv",
-        "no ending",
-        "spaces",
-        "words",
-        "content, not ending",
-        "unknown ending",
-        "comments",
-        "marks",
-        "words and spaces",
-    ],
 )  # fmt: skip
 def test_lines_of_label_and_samples(tmp_path: Path, ending: str, text: str, classes: str) -> None:
     for split in ("TRAIN", "TEST"):
@@ -111,14 +100,6 @@ def test_lines_of_label_and_samples(tmp_path: Path, ending: str, text: str, clas
         np.testing.assert_array_equal(data.X_train[:, 0], GOOD["X_train"][:, 0].astype("f4"))
         assert data.classes.tolist() == classes.split("/" if "/" in classes else None)
         assert data.y_test.tolist() == [1, 0, 1, 0, 2, 2]
-
-
-@pytest.mark.parametrize("test", ["1,5\n2,6\n1,7", "1,5\n2,6\n3,7"])
-def test_one_case_of_each_class(tmp_path: Path, test: str) -> None:
-    """As in Fungi, or in both files of a small set: labels look like numbers of rows."""
-    for split, text in (("TRAIN", "1,5\n2,6\n3,7"), ("TEST", test)):
-        (tmp_path / f"Toy_{split}.csv").write_text(text)
-    assert datasets.load(tmp_path).classes.tolist() == ["1", "2", "3"]
 
 
 CODES = [

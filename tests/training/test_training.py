@@ -18,7 +18,7 @@ from sparseconv import DSTScheduler
 from sparseconv.pruning.sparsity_loss import InstanceSparsity
 from sparseconv.running import batch_sizes, predict_log_proba
 from sparseconv.training import checkpoint
-from sparseconv.training.data import digest
+from sparseconv.training.checkpoint import digest
 from sparseconv.training.loop import train
 from sparseconv.training.recipe import Recipe
 
@@ -83,15 +83,6 @@ def test_a_last_batch_of_one_joins_the_one_before() -> None:
     result = train(model, *data(33), Recipe(epochs=2, batch_size=16), verbose=False)
     assert seen == [17, 16, 17, 16, 17]  # the first checks the model
     assert model[3].num_batches_tracked == 2 * result.best_epoch, "and changes no statistics"
-
-
-def test_a_model_that_squeezes_one_series_away() -> None:
-    class Squeezing(WithDropout):
-        def forward(self, x: Tensor) -> Tensor:
-            return super().forward(x).squeeze()
-
-    assert len(run(Squeezing(), replace(RECIPE, epochs=1, batch_size=19)).history) == 1
-    assert predict_log_proba(Squeezing(), torch.zeros(65, 1, 24)).shape == (65, 2)
 
 
 @pytest.mark.parametrize("grow", ["random", "gradient", "static"])
