@@ -149,6 +149,8 @@ def _result(build: Builder, node: Any, name: str, args: Any, kwargs: Any) -> Any
         raise NotImplementedError("has no counterpart in C")
     given = {argument.name: argument.default_value for argument in target._schema.arguments}
     given |= dict(zip(given, args, strict=False)) | kwargs
+    if given.get("train"):
+        raise NotImplementedError("is random; call model.eval(), or F.dropout with training=False")
     if len(values) > 1 and RULES[name] not in (joined, arithmetic):
         raise NotImplementedError("combines several results of the model")
 

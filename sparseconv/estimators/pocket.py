@@ -111,9 +111,9 @@ class POCKETClassifier(Scored, BaseClassifier):  # type: ignore[misc]
 
     Args:
         kernels, n_kernels, random_state, n_jobs: as in ``RocketTransformer``.
-        keep: share to keep, in [0, 1], of ROCKET's kernels or MiniROCKET's features; at least one
-            stays. Of 5, 10, 20, 35, 50 and 100 %, ``"cv"`` chooses the smallest share whose
-            accuracy in 5 folds is within one standard error of the best.
+        keep: share to keep, in (0, 1], of ROCKET's kernels or MiniROCKET's features. Of 5, 10, 20,
+            35, 50 and 100 %, ``"cv"`` chooses the smallest share whose accuracy in 5 folds is
+            within one standard error of the best.
         k: the ridge penalty in the selection. ``"cv"`` chooses the best of 0.01, 0.1, ..., 1000 in
             the same folds.
         n_iter: iterations of ADMM. 1 keeps the kernels with the largest weights in one ridge
@@ -187,8 +187,7 @@ class POCKETClassifier(Scored, BaseClassifier):  # type: ignore[misc]
             size = 2 if bank.kind == "rocket" else 1
             self.n_candidates_ = bank.n_features // size
             shares = KEEPS if self.keep == "cv" else (self.keep,)
-            parts = (share("keep", part) for part in shares)
-            keeps = sorted({max(1, round(part * self.n_candidates_)) for part in parts})
+            keeps = sorted({how_many(share, self.n_candidates_) for share in shares})
             choices = list(product(ks, keeps))
             features = kernel_features(X, bank)
             self.scores_ = None
@@ -205,8 +204,8 @@ class POCKETClassifier(Scored, BaseClassifier):  # type: ignore[misc]
                 wider = refit.leave_one_out(found.k).std(0) / unseen.std(0)
                 # With several classes a column counts by the total weight of its class.
                 several = weights is not None and self.n_classes_ > 2
-                totals = np.bincount(labels, weights) if several else None
-                scale /= max(1.0, float(np.average(wider, weights=totals)))
+                share = np.bincount(labels, weights) if several else None
+                scale /= max(1.0, float(np.average(wider, weights=share)))
         self.kept_kernels_ = found.groups
         self.bank_ = bank.select_features(found.columns)
         self.model_ = RocketModel(self.bank_, found.coef, found.intercept, self.classes_, scale)
@@ -336,6 +335,13 @@ def draw_kernels(kernels: Any, n_kernels: int, seed: int, X: Array) -> KernelBan
     make = Rocket if kernels == "rocket" else MiniRocket
     with generators_kept(torchs=False):  # aeon seeds NumPy's
         return KernelBank.from_aeon(make(n_kernels, random_state=seed).fit(X))
+
+
+def how_many(keep: Any, candidates: int) -> int:
+    """Convert a share to a number, at least 1."""
+    if keep == 0:
+        raise ValueError("keep must be above 0, but got 0, which leaves no kernel")
+    return max(1, round(share("keep", keep) * candidates))
 
 
 def ridge_classifier(

@@ -16,7 +16,7 @@ from sparseconv.nn.modules import check_not_wrapped, deepcopy_model
 from sparseconv.nn.optimizers import Holdings
 from sparseconv.pruning.channels import FILTERED, FIXED, Channels, UnitSet, kept_channels
 from sparseconv.pruning.criteria import Criterion
-from sparseconv.pruning.equivalent import merge, with_pairs
+from sparseconv.pruning.equivalent import has_pairs, merge, with_pairs
 from sparseconv.pruning.report import Smaller, SmallerNetwork, changes
 from sparseconv.pruning.surgery import mask, remove, successor
 from sparseconv.pruning.tracing import trace
@@ -143,6 +143,10 @@ def _traced(
     check_not_wrapped(model, "prune")
     arguments = copied_arguments(model, example_input)
     ignore = [ignore] if isinstance(ignore, str) else list(ignore)
+    if has_pairs(model):
+        raise ValueError(
+            "the model contains compressors; first call sparseconv.pruning.merge(model)"
+        )
     work = deepcopy_model(model)
     return work, trace(work, arguments, ignore), arguments
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -60,6 +61,8 @@ class InstanceSparsity:
         weight: float = PUBLISHED_WEIGHT,
     ) -> None:
         self.weight = number("weight", weight)
+        if not 0 <= self.weight < math.inf:
+            raise ValueError(f"weight (--silence) must be finite and at least 0, but got {weight}")
         check_module(model)
         found = published_stages(model) if stages is None else stages
         self.stages = tuple(Stage(x) if isinstance(x, str) else Stage(*x) for x in found)

@@ -122,6 +122,11 @@ class KernelBank(Saved):
         object.__setattr__(self, "arrays", held)
         columns = np.arange(self.n_features) if self.features is None else self.features
         object.__setattr__(self, "features", _frozen(columns, np.int64))
+        if self.features.shape != (self.n_features,):
+            raise ValueError(
+                f"features must have shape ({self.n_features},), but got shape "
+                f"{self.features.shape}"
+            )
 
     @cached_property
     def plan(self) -> Any:

@@ -48,6 +48,15 @@ class RocketModel(Saved):
     classes: npt.NDArray[Any]
     scale: float = 1.0
 
+    def __post_init__(self) -> None:
+        columns = 1 if len(self.classes) == 2 else len(self.classes)
+        shapes = self.coef.shape, self.intercept.shape
+        if shapes != ((self.bank.n_features, columns), (columns,)) or not 0 < self.scale < np.inf:
+            raise ValueError(
+                f"coef and intercept have shapes {shapes} and scale is {self.scale}, which do not "
+                f"match {len(self.classes)} classes and {self.bank}"
+            )
+
     @np.errstate(under="ignore")
     def decision_function(self, X: Any) -> npt.NDArray[np.float32]:
         """Return decisions ``(n_cases, columns)``.

@@ -119,7 +119,10 @@ class GroupSelection:
         if k != self._k:
             matrix = self.gram.clone()
             matrix.diagonal().add_(k)
-            self._k, self._cholesky = k, torch.linalg.cholesky(matrix)
+            factor, failed = torch.linalg.cholesky_ex(matrix)
+            if failed:
+                raise ValueError(f"k = {k} is too small for these features; choose a larger one")
+            self._k, self._cholesky = k, factor
         if self.wide:
             residual = self.Y if Q is None else self.Y - self.X @ Q
             solved = torch.cholesky_solve(residual, self._cholesky)

@@ -51,6 +51,7 @@ ROWS = [
     (f"{POCKET} --out new --keep 41", "keep must lie in [0, 1]"),
     (f"{POCKET} --out {{pocket}}", "already contains a run"),
     ("prune {run} --data {other}", "is not the data set that"),
+    (f"{PRUNE} --criterion dsp --silence -1 --out new", "--silence"),
     (f"{PRUNE} --fraction 0.5 --target-macs 9", "--target-macs"),
     (f"{PRUNE} --eps 0.3", "--eps does not apply to --criterion whc"),
     (f"{PRUNE} --criterion dsp --fraction 0.3", "--fraction does not apply to --criterion dsp"),

@@ -150,6 +150,13 @@ def test_the_model_as_a_file(tmp_path: Path) -> None:
     assert np.array_equal(loaded.decision_function(X), fitted.model_.decision_function(X))
     assert np.array_equal(loaded.predict(X), fitted.predict(X))
     assert np.array_equal(loaded.predict_proba(X), fitted.predict_proba(X))
+    damaged: Any = {"coef": loaded.coef[1:]}, {"intercept": loaded.intercept[1:]}, {"scale": -1}
+    damaged += ({"classes": [*"ab"]},)
+    for change in damaged:
+        content = loaded.content() | change
+        np.savez(tmp_path / "model.npz", format=RocketModel.FORMAT, **content)
+        with pytest.raises(ValueError, match=r"model\.npz to be a .*but it is damaged"):
+            RocketModel.load(tmp_path / "model.npz")
     objects = classifier(keep=0.3).fit(X, y.astype(object)).model_
     objects.save(tmp_path / "objects.npz")
     assert np.array_equal(RocketModel.load(tmp_path / "objects.npz").predict(X), fitted.predict(X))

@@ -55,6 +55,7 @@ test_aeon_estimators = refusals(
     (lambda: fit(y=None), ValueError, "expected y to contain"),
     (lambda: fit_dsn(validation=(X, None)), ValueError, "validation"),
     (lambda: fit(keep="auto"), TypeError, "keep"),
+    (lambda: fit(keep=0), ValueError, "keep"),
     (lambda: fit(keep=35), ValueError, "keep"),
     (lambda: fit(k="auto"), TypeError, "k must be a number"),
     (lambda: fit(k=0), ValueError, "k must be positive"),

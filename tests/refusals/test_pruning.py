@@ -119,6 +119,8 @@ test_models = refusals(
     (call(network(MASKED)), ValueError, "1: its 'weight' is computed"),
     (call(nn.Sequential(nn.Conv1d(2, 8, 3), nn.Linear(10, 4))), ValueError, "1: its input has"),
     (call(network(Function(alone))), NotImplementedError, "1 (Function): OSError: used"),
+    (call(sc.prune_filters(network(), X, WHC(), fraction=0.5, equivalent=True).model), ValueError,
+     "the model contains compressors"),
     (call(nn.Sequential(nn.LSTM(12, 4), Function(lambda y: y[0]))), ValueError, "0: LSTM is not"),
     (call(nn.Sequential(nn.PReLU())), ValueError, "expected layers such as Conv1d"),
     (call(returning(lambda y: np.array(y))), ValueError, "its output contains ndarray"),
@@ -162,6 +164,7 @@ def penalize(*stages: str, calls: int = 1) -> None:
 
 test_instance_sparsity = refusals(
     (lambda: InstanceSparsity(FLAT), ValueError, "no stages are published for Sequential"),
+    (lambda: InstanceSparsity(FLAT, ["0"], -1), ValueError, "weight (--silence)"),
     (lambda: penalize("no"), AttributeError, "`no`"),
     (lambda: penalize("2"), IndexError, "Dimension out of range"),
     (lambda: penalize("0", calls=0), RuntimeError, "non-empty"),

@@ -56,7 +56,7 @@ def wrong_files(folder: Path) -> list[dict[str, Any]]:
         ("format", "sparseconv rocket model, version 1"), ("format", code),
         ("kind", "hydra"), ("kind", code), ("weights", code), ("taps", code),
         ("series_length", 50.5), ("series_length", -length), ("biases", a["biases"][1:]),
-        ("taps", a["taps"] + 84), ("padded", a["padded"] + 2),
+        ("features", MINI.features[1:]), ("taps", a["taps"] + 84), ("padded", a["padded"] + 2),
         ("dilation", a["dilation"] * 1.0), ("dilation", a["dilation"] + length),
         ("channels", a["channels"] - MINI.series_channels),
         ("channels", a["channels"] + MINI.series_channels),

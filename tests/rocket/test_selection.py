@@ -65,3 +65,9 @@ def test_scaling_and_targets() -> None:
         found = GroupSelection(raw[:1].repeat(len(labels), 0), np.array(labels), max(labels) + 1, 1)
         wanted = torch.tensor(coded, dtype=torch.float32)
         torch.testing.assert_close(found.Y, wanted - wanted.mean(0))
+
+
+def test_a_ridge_too_small_for_its_features_is_named() -> None:
+    X = np.random.default_rng(0).normal(size=(3, 8)).astype(np.float32)
+    with pytest.raises(ValueError, match="k = 1e-30"):
+        GroupSelection(X[:, [0] * 8], np.arange(3) % 2, 2, 1).select(2, 1e-30, 5)
