@@ -293,13 +293,13 @@ def prune_rocket(
             default to the fitted classifier's.
 
     Returns:
-        A fitted ``POCKETClassifier`` with a subset of the classifier's kernels. Its ridge
-        classifier is that of aeon's default: another ``estimator``, and what a subclass overrides,
-        are not carried over.
+        A fitted ``POCKETClassifier`` with a subset of the classifier's kernels. What a subclass
+        overrides is not carried over.
 
     Raises:
         TypeError: an object of a different class.
         ValueError: an unfitted classifier; series of a different shape.
+        NotImplementedError: a classifier with a different ``estimator`` or ridge penalty.
 
     Example:
         >>> from aeon.classification.convolution_based import RocketClassifier
@@ -316,6 +316,15 @@ def prune_rocket(
     kept = {name: copy.deepcopy(getattr(classifier, name)) for name in ("n_jobs", "random_state")}
     if hasattr(classifier, "pipeline_"):  # a transformer has none
         kept["class_weight"] = getattr(classifier.estimator_, "class_weight", None)
+        _, *decides, last = classifier.pipeline_.named_steps.values()
+        for steps in ([*decides, last], [*decides, classifier.estimator_]):  # one may be replaced
+            if repr(steps) != repr(head_of_aeon(kept["class_weight"])):
+                raise NotImplementedError(
+                    "a pruned classifier uses RidgeClassifierCV(np.logspace(-3, 3, 10)) on "
+                    f"features scaled to variance 1, and cannot keep {steps}; prune "
+                    "KernelBank.from_aeon(classifier).to_aeon(), and fit those steps to "
+                    "kernel_features(X, pruned.bank_)"
+                )
     pruned = POCKETClassifier(bank, keep=keep, **(kept | options))
     pruned.fit(X, y)
     return pruned
@@ -344,6 +353,12 @@ def how_many(keep: Any, candidates: int) -> int:
     return max(1, round(share("keep", keep) * candidates))
 
 
+def head_of_aeon(class_weight: Any = None) -> list[Any]:
+    """Return the steps of aeon's RocketClassifier after its transform."""
+    ridge = RidgeClassifierCV(alphas=ALPHAS, class_weight=class_weight)
+    return [StandardScaler(with_mean=False), ridge]
+
+
 def ridge_classifier(
     features: Array, labels: Array, weights: Array | None = None
 ) -> tuple[Array, Array, float]:
@@ -352,7 +367,7 @@ def ridge_classifier(
     Return coefficients for unscaled features, ``(n_features, columns)``, the intercept,
     ``(columns,)``, and the ridge penalty for features of length 1, as in ``GroupSelection``.
     """
-    scaler, ridge = StandardScaler(with_mean=False), RidgeClassifierCV(alphas=ALPHAS)
+    scaler, ridge = head_of_aeon()
     ridge.fit(scaler.fit_transform(features), labels, weights)
     coef = np.atleast_2d(ridge.coef_).T / scaler.scale_[:, None]
     intercept = np.atleast_1d(ridge.intercept_).astype(np.float32)

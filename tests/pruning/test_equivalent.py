@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from pruning_networks import ChannelsLast, Drawn, Mixed, classifier, data
+from pruning_networks import ChannelsLast, Drawn, Mixed, classifier, data, silenced
+from random_networks import RandomNetwork
 from torch import Tensor, nn
 
 import sparseconv as sc
@@ -89,6 +90,19 @@ def test_pairs_are_the_naive_network_and_stay_themselves_when_merged(name: str) 
     shapes = {name: p.shape for name, p in naive.named_parameters()}
     assert {name: p.shape for name, p in merged.named_parameters()} == shapes
     check_merged(pairs, merged)
+
+
+@pytest.mark.parametrize("seed", [1, 2, 7, 10, 12, 15, 20])
+def test_random_networks_of_whole_numbers_merge_to_the_bit(seed: int) -> None:
+    network = RandomNetwork(seed)
+    model, x = network.model, network.example
+    pairs, report = sc.prune_filters(model, x, Drawn(seed, False), fraction=0.5, equivalent=True)
+    assert torch.equal(pairs(x), silenced(model, report)(x))
+    mixes = [module for module in pairs.modules() if isinstance(module, Mix)]
+    assert mixes
+    for mix in mixes:  # whole numbers where they may move
+        mix.moved.data = 5 * torch.randint(-2, 3, mix.moved.shape).double()
+    assert torch.equal(report.merge()(x), pairs(x))
 
 
 class WithInput(nn.Module):

@@ -82,6 +82,25 @@ def test_no_weights_of_this_rank_are_closer(
             count_cases(1)
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+def test_weights_of_two_shared_factors_come_back(shape: tuple[int, int, int, int]) -> None:
+    n, o, i, k = shape
+    model = branches(shape, dtype=torch.float64)
+    # Terms in spaces at right angles, one of them larger, are what the singular values tell apart:
+    # the first of the alternations finds them.
+    u, w = (torch.linalg.qr(torch.randn(size, size).double())[0] for size in (i * k, o))
+    shared = torch.randn(n, 1, o - 1).double() @ w[1:]
+    own = u[:, 1:] @ torch.randn(n, i * k - 1, 1).double()
+    weights = u[:, :1] @ shared / shared.norm() + 5 * (own / own.norm()) @ w[:1]
+    for conv, weight in zip(model.convs, weights, strict=True):
+        conv.weight.data.copy_(weight.T.reshape(o, i, k))
+    small, report = sc.factorize(model, method="both", rank=1)
+    bound = 4 * n * max(o, i * k) * EPS
+    assert report.layers[0].relative_error <= bound
+    for conv, layer in zip(model.convs, small.convs, strict=True):
+        assert float((conv.weight.detach() - composed(layer)).norm()) <= bound * weights.norm()
+
+
 @pytest.mark.parametrize("seed", range(2))
 def test_both_falls_in_every_alternation_and_is_never_worse_than_one_of_them(seed: int) -> None:
     torch.manual_seed(seed)

@@ -12,9 +12,12 @@ from refusals import refusals
 
 pytest.importorskip("aeon", reason="aeon is not installed")
 
+from aeon.classification.convolution_based import RocketClassifier
 from aeon.transformations.collection.convolution_based import Rocket
 from sklearn.linear_model import RidgeClassifierCV
 from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import MaxAbsScaler
+from sklearn.tree import DecisionTreeClassifier
 
 from sparseconv import DSNClassifier, POCKETClassifier, RocketTransformer, prune_rocket
 
@@ -33,6 +36,16 @@ def fit_dsn(X: Any = X, **options: Any) -> DSNClassifier:
 
 def fit(X: Any = X, y: Any = Y, **options: Any) -> POCKETClassifier:
     return POCKETClassifier(**({"n_kernels": 20, "n_iter": 2} | options)).fit(X, y)
+
+
+def head_of(estimator: Any, part: str = "") -> RocketClassifier:
+    """A fitted classifier with another ``estimator``, or with a part that was replaced later."""
+    fitted = RocketClassifier(20, estimator=None if part else estimator).fit(X, Y)
+    if part == "estimator_":
+        fitted.estimator_ = estimator
+    elif part:
+        fitted.pipeline_.set_params(**{part: estimator})
+    return fitted
 
 
 def by(*levels: Any) -> pd.DataFrame:
@@ -73,6 +86,9 @@ test_aeon_estimators = refusals(
     (pruned(Rocket(20)), ValueError, "not fitted"),
     (pruned(RidgeClassifierCV()), TypeError, "expected a fitted Rocket"),
     (pruned(make_pipeline(Rocket(20))), TypeError, "extract the fitted object"),
+    (pruned(head_of(DecisionTreeClassifier())), NotImplementedError, "DecisionTreeClassifier()"),
+    (pruned(head_of(RidgeClassifierCV([3]), "estimator_")), NotImplementedError, "(alphas=[3])"),
+    (pruned(head_of(MaxAbsScaler(), "standardscaler")), NotImplementedError, "MaxAbsScaler()"),
     (lambda: fit(class_weight={7: 2.0}), ValueError, "class_weight"),
     (lambda: fit(class_weight={0: -2, 1: 1}), ValueError, "class_weight"),
     (lambda: POCKETClassifier().decision_function(X), ValueError, "has not been fitted yet"),

@@ -44,6 +44,16 @@ def test_the_authors_algorithm(
             torch.testing.assert_close(W, weights)
 
 
+def test_everything_kept_is_ridge() -> None:
+    raw = np.random.default_rng(1).normal(size=(30, 40))
+    selection = GroupSelection(raw, np.arange(30) % 3, 3, 2)
+    X, Y = selection.X, selection.Y
+    ridge = torch.linalg.solve(X.T @ X + torch.eye(40, dtype=X.dtype), X.T @ Y)
+    kept, W = selection.select(20, 1.0, 50)
+    assert kept.tolist() == list(range(20))
+    torch.testing.assert_close(W, ridge)
+
+
 def test_equal_groups_are_kept_by_number() -> None:
     column = np.array([1, 0, 1, 0])
     raw = np.tile(column[:, None], (1, 5)).astype(np.float32)

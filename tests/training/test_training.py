@@ -85,6 +85,15 @@ def test_a_last_batch_of_one_joins_the_one_before() -> None:
     assert model[3].num_batches_tracked == 2 * result.best_epoch, "and changes no statistics"
 
 
+def test_a_model_that_squeezes_one_series_away() -> None:
+    class Squeezing(WithDropout):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).squeeze()
+
+    assert len(run(Squeezing(), replace(RECIPE, epochs=1, batch_size=19)).history) == 1
+    assert predict_log_proba(Squeezing(), torch.zeros(65, 1, 24)).shape == (65, 2)
+
+
 @pytest.mark.parametrize("grow", ["random", "gradient", "static"])
 def test_history(grow: str) -> None:
     model = network()
