@@ -16,7 +16,6 @@ from benchmarks import plots
 from sparseconv import SparseConv1d
 from sparseconv.compiler import sparseconv
 from sparseconv.models.classifier import Parallel, Residual, shortcut
-from sparseconv.ops.lanes import OPS
 from sparseconv.report import figures
 
 NAMES = {
@@ -65,10 +64,7 @@ def flow(graph: Graph, source: Node) -> networkx.DiGraph:
         if node.target is operator.getitem:
             ends[node] = before[0]
             continue
-        if node.target is OPS.fprop.default:
-            steps = ["enter", title(node), "leave"]
-        else:
-            steps = [title(node)]
+        steps = ["enter", title(node), "leave"] if op_name(node) == "fprop" else [title(node)]
         for text in steps:
             inside = any(drawn.nodes[name]["kind"] in ("enter", "lanes") for name in before)
             kind = text if text in ("enter", "leave") else "lanes" if inside else "torch"
@@ -80,12 +76,16 @@ def flow(graph: Graph, source: Node) -> networkx.DiGraph:
     return drawn
 
 
-def title(node: Node) -> str:
+def op_name(node: Node) -> str:
+    """Return the name of what a node calls: an op, or the function that computes it directly."""
     target: Any = node.target
-    name = getattr(target, "_opname", None) or getattr(target, "__name__", target)
-    name = str(name).removeprefix("lanes_")
+    return str(getattr(target, "_opname", None) or getattr(target, "__name__", target))
+
+
+def title(node: Node) -> str:
+    name = op_name(node).removeprefix("lanes_")
     name = NAMES.get(name, name).replace(" ", "\n")
-    if target is OPS.lanes_norm.default:
+    if op_name(node) == "lanes_norm":
         joins = ("cat", len(node.args[0]) > 1), ("add", node.args[5]), ("relu", node.args[9])
         name = "\n".join((name, *(f"+ {what}" for what, joined in joins if joined)))
     return name

@@ -21,6 +21,7 @@ from sparseconv.functional import sparse_conv1d
 from sparseconv.measure import timing
 from sparseconv.measure.machine import threads
 from sparseconv.ops.backends import extension
+from sparseconv.ops.schemas import KERNELS
 from sparseconv.reference import conv1d_dense
 from sparseconv.testing import Expected, error_bound
 
@@ -62,6 +63,18 @@ def public_calls(problem: Problem) -> Calls:
         "fprop": lambda: convolve(x, values),
         "dgrad": partial(gradient, convolve(x_leaf, values), x_leaf),
         "wgrad": partial(gradient, convolve(x, values_leaf), values_leaf),
+    }
+
+
+def kernel_calls(backend: str, problem: Problem) -> Calls:
+    """Return calls to a backend's ops, without autograd."""
+    x, values, grad, pattern, geometry = problem
+    fprop, dgrad, wgrad = KERNELS[backend]
+    plan = (*pattern.on(x.device), geometry)
+    return {
+        "fprop": lambda: fprop(x, values, None, *plan),
+        "dgrad": lambda: dgrad(grad, values, *plan, x.shape[2]),
+        "wgrad": lambda: wgrad(grad, x, *plan),
     }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ from sparseconv.measure.timing import Estimate
 Row = Mapping[str, Any]
 
 BEST = "best"  # whichever baseline is the fastest
-Column = tuple[str, Callable[[Row], str]]  # its title, and what a row shows below it
 
 
 def best_baseline(row: Row) -> str | None:
@@ -31,15 +30,6 @@ def ratio(row: Row, baseline: str = BEST) -> Estimate | None:
     """Return the ratio of a baseline's time to the sparse time; None if the row has none."""
     found = row["ratio"].get(best_baseline(row) if baseline == BEST else baseline)
     return None if found is None else Estimate(*found)
-
-
-def table(rows: Iterable[Row], columns: Sequence[Column], text_columns: int = 1) -> Table:
-    """Format one line per row; omit empty columns."""
-    lines = [{title: cell(row) for title, cell in columns} for row in rows]
-    return Table.of(lines, [title for title, _ in columns[:text_columns]])
-
-
-# Cells: what a column shows of a row
 
 
 def three_digits(value: float) -> str:
@@ -63,85 +53,76 @@ def spelled(baseline: str) -> str:
     return names.get(baseline, baseline.replace("_", " "))
 
 
-def facts(*keys: str) -> list[Column]:
-    """Return columns that show these values of a row unchanged."""
-    names = {"batch": "N", "in_channels": "C", "length": "L", "kernel_size": "K", "computation": ""}
-    return [(names.get(key, key), lambda row, key=key: str(row[key])) for key in keys]  # type: ignore[misc]
-
-
-def _interval(baseline: str) -> Callable[[Row], str]:
-    return lambda row: str(ratio(row, baseline) or "")
-
-
-def median(baseline: str) -> Callable[[Row], str]:
-    """Show the ratio of a baseline's time to the sparse time."""
-    return lambda row: f"{found.median:.2f}" if (found := ratio(row, baseline)) else ""
-
-
 def which(row: Row) -> str:
     name = best_baseline(row)
     return "" if name is None else row.get("settings", {}).get(name) or spelled(name)
 
 
-def _milliseconds(side: str, factor: float = 1.0) -> Callable[[Row], str]:
-    return lambda row: three_digits(factor * row["ms"][side]) if side in row["ms"] else ""
+# What is shown of a row: a column's title, and where the row has it.
+FACTS = {
+    "suite": "suite", "case": "case", "": "computation", "kind": "kind", "N": "batch",
+    "C": "in_channels", "K": "kernel_size", "L": "length", "threads": "threads", "isa": "isa",
+}  # fmt: skip
+MEDIANS = {
+    **{f"vs {spelled(name)}": name for name in BASELINES},
+    "vs settings": "dense_best", "vs compiled": "dense_compiled", "vs float32": "float32",
+}  # fmt: skip
+INTERVALS = {"vs fastest": BEST, "vs masked": "masked_dense", "times aeon": "aeon"}
+CASE, SPEED = ("case", "", "threads"), ("ms", "GFLOP/s", "of peak")
+FASTEST = ("vs fastest", "(which)")
+AGAINST = tuple(MEDIANS)[: len(BASELINES)]
 
 
-def _megabytes(side: str) -> Callable[[Row], str]:
-    return lambda row: f"{n / 1e6:.1f}" if (n := row.get("peak_bytes", {}).get(side)) else ""
+def cells(row: Row) -> dict[str, str]:
+    """Format all that a table may show of a row, by column."""
+    ratios = {name: ratio(row, name) for name in (*MEDIANS.values(), *INTERVALS.values())}
+    found = {title: str(row[key]) for title, key in FACTS.items() if key in row}
+    found |= {title: f"{its.median:.2f}" for title, key in MEDIANS.items() if (its := ratios[key])}
+    found |= {title: str(its) for title, key in INTERVALS.items() if (its := ratios[key])}
+    found["ms"], found["us"] = (three_digits(x * row["ms"]["sparse"]) for x in (1, 1e3))
+    found["(which)"] = which(row)
+    if "aeon" in row["ms"]:
+        found["aeon's us"] = three_digits(1e3 * row["ms"]["aeon"])
+    if row.get("share_of_peak"):
+        found["of peak"] = f"{row['share_of_peak']:.0%}"
+    if "kept" in row:
+        found["kept"] = f"{row['kept']:.0%}"
+    if "gflops" in row:
+        found["GFLOP/s"], found["density"] = f"{row['gflops']:.0f}", f"{row['density']:.1%}"
+        found["channels"] = f"{row['in_channels']} → {row['out_channels']}"
+    if "mode" in row:
+        found[""], found["(which)"] = MODES[row["mode"]], row["settings"].get("dense_best", "")
+    sizes = {"MB": "sparse", "masked MB": "masked_dense"}
+    held = row.get("peak_bytes", {})
+    return found | {title: f"{held[key] / 1e6:.1f}" for title, key in sizes.items() if key in held}
 
 
-CASE = facts("case", "computation", "threads")
-MS = ("ms", _milliseconds("sparse"))
-DENSITY = ("density", lambda row: f"{row['density']:.1%}")
-SHARE = ("of peak", lambda row: f"{row['share_of_peak']:.0%}" if row["share_of_peak"] else "")
-SPEED = (MS, ("GFLOP/s", lambda row: f"{row['gflops']:.0f}"), SHARE)
-FASTEST = (("vs fastest", _interval(BEST)), ("(which)", which))
-CONV1D = ("vs F.conv1d", median("conv1d"))
-AGAINST = [(f"vs {spelled(name)}", median(name)) for name in BASELINES]
-
-
-# Tables
+def table(rows: Iterable[Row], columns: Sequence[str], text_columns: int = 1) -> Table:
+    """Show these of each row's ``cells``, a line per row; omit empty columns."""
+    lines = [{title: found.get(title, "") for title in columns} for found in map(cells, rows)]
+    return Table.of(lines, columns[:text_columns])
 
 
 def cases(rows: Iterable[Row]) -> Table:
     """Show the time, the speed, and the ratio of each baseline's time to the sparse time."""
-    return table(rows, (*CASE, DENSITY, *SPEED, *FASTEST, *AGAINST), text_columns=2)
+    return table(rows, (*CASE, "density", *SPEED, *FASTEST, *AGAINST), text_columns=2)
 
 
 def network(rows: Iterable[Row]) -> Table:
     """Show the sparse network's times, the ratios of the other times to them, and memory."""
-    return table(
-        rows,
-        (
-            ("", lambda row: MODES[row["mode"]]),
-            *facts("batch", "in_channels", "length", "threads"),
-            MS,
-            ("vs masked", _interval("masked_dense")),
-            ("vs settings", median("dense_best")),
-            ("(which)", lambda row: row["settings"].get("dense_best", "")),
-            ("vs compiled", median("dense_compiled")),
-            ("vs float32", median("float32")),
-            ("MB", _megabytes("sparse")),
-            ("masked MB", _megabytes("masked_dense")),
-        ),
-    )
+    columns = (
+        "", "N", "C", "L", "threads", "ms", "vs masked", "vs settings", "(which)", "vs compiled",
+        "vs float32", "MB", "masked MB",
+    )  # fmt: skip
+    return table(rows, columns)
 
 
 def random_kernels(rows: Iterable[Row]) -> Table:
     """Show microseconds per series, the ratio of aeon's time to ours, and the share of the peak."""
-    return table(
-        rows,
-        (
-            *facts("kind", "batch", "in_channels", "length"),
-            ("kept", lambda row: f"{row['kept']:.0%}"),
-            *facts("threads", "isa"),
-            ("us", _milliseconds("sparse", 1e3)),
-            ("aeon's us", _milliseconds("aeon", 1e3)),
-            ("times aeon", _interval("aeon")),
-            SHARE,
-        ),
-    )
+    columns = (
+        "kind", "N", "C", "L", "kept", "threads", "isa", "us", "aeon's us", "times aeon", "of peak",
+    )  # fmt: skip
+    return table(rows, columns)
 
 
 def write_csv(rows: Iterable[Row], path: Path) -> None:

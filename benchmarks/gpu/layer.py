@@ -13,11 +13,10 @@ from torch import Tensor
 
 from benchmarks.bench import baselines
 from benchmarks.bench.cases import Problem
-from benchmarks.bench.run import COMPUTATIONS, exact_results
+from benchmarks.bench.run import COMPUTATIONS, exact_results, kernel_calls
 from benchmarks.gpu.target import PRECISIONS, Call, Row, Target, Timed, tf32
 from sparseconv import KernelCSR
 from sparseconv.core.geometry import Geometry
-from sparseconv.ops.schemas import KERNELS
 
 Rival = Callable[[Problem], baselines.Calls]
 
@@ -25,18 +24,6 @@ Rival = Callable[[Problem], baselines.Calls]
 def on(device: torch.device, problem: Problem, dtype: torch.dtype | None = None) -> Problem:
     x, values, grad = (tensor.to(device, dtype) for tensor in problem[:3])
     return problem._replace(x=x, values=values, grad=grad)
-
-
-def sparse_calls(backend: str, problem: Problem) -> baselines.Calls:
-    """Return the three computations with a backend's ops."""
-    x, values, grad, pattern, geometry = problem
-    fprop, dgrad, wgrad = KERNELS[backend]
-    plan = (*pattern.on(x.device), geometry)
-    return {
-        "fprop": lambda: fprop(x, values, None, *plan),
-        "dgrad": lambda: dgrad(grad, values, *plan, x.shape[2]),
-        "wgrad": lambda: wgrad(grad, x, *plan),
-    }
 
 
 def relative(found: Tensor, wanted: Tensor) -> float:
@@ -116,7 +103,7 @@ def row(target: Target, length: int, computation: str, blocks: bool = False) -> 
 
     forms: dict[str, tuple[Callable[[], baselines.Calls], bool]] = {
         f"{backend} {precision}":
-            (partial(sparse_calls, backend, typed[precision]), PRECISIONS[precision][1])
+            (partial(kernel_calls, backend, typed[precision]), PRECISIONS[precision][1])
         for backend in target.sparse(blocks)
         for precision in ("TF32" if blocks else "fp32", "bf16")
     }  # fmt: skip
@@ -149,7 +136,7 @@ def density_rows(target: Target, lengths: Sequence[int]) -> Iterator[Row]:
         for computation in COMPUTATIONS:
 
             def made(backend: str, computation: str = computation) -> Timed:
-                timed = Timed(sparse_calls(backend, problem)[computation])  # noqa: B023 (called here)
+                timed = Timed(kernel_calls(backend, problem)[computation])  # noqa: B023 (called here)
                 return target.graphed(timed) if target.graphs else timed
 
             makes = {backend: partial(made, backend) for backend in target.backends}
@@ -160,4 +147,4 @@ def density_rows(target: Target, lengths: Sequence[int]) -> Iterator[Row]:
 def all_calls(target: Target, length: int) -> list[Call]:
     """Return the layer's three computations with each backend."""
     problem = on(target.device, target.layer(length).build())
-    return [call for name in target.backends for call in sparse_calls(name, problem).values()]
+    return [call for name in target.backends for call in kernel_calls(name, problem).values()]

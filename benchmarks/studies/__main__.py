@@ -9,28 +9,14 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 
-from benchmarks.studies import (
-    blocks,
-    classifiers,
-    densities,
-    dilation,
-    networks,
-    published_networks,
-    unpruned,
-)
 from sparseconv.core.files import check_writable
 
-STUDIES = {
-    "published_networks": published_networks,
-    "unpruned": unpruned,
-    "classifiers": classifiers,
-    "blocks": blocks,
-    "densities": densities,
-    "networks": networks,
-    "dilation": dilation,
-}
+STUDIES = (
+    "published_networks", "unpruned", "classifiers", "blocks", "densities", "networks", "dilation",
+)  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                         help="folder of data sets, for classifiers and blocks")  # fmt: skip
     parser.add_argument("--out", type=Path, metavar="FILE", help="file to which rows are added")
     arguments = parser.parse_args(argv)
-    study = STUDIES[arguments.study]
+    study = import_module(f"benchmarks.studies.{arguments.study}")
     out = arguments.out or study.RESULTS
     try:
         check_writable(out)

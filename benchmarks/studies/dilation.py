@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.bench.cases import Problem
+from benchmarks.bench.run import COMPUTATIONS, kernel_calls
 from benchmarks.recording import add_missing, machines, read_lines
 from sparseconv.measure.machine import threads
 from sparseconv.measure.table import Table
 from sparseconv.measure.timing import interleave
-from sparseconv.ops.schemas import KERNELS
 from sparseconv.testing import Case
 
 RESULTS = Path(__file__).parents[1] / "results" / "dilation.jsonl"
@@ -34,29 +35,23 @@ def measure(path: Path, archive: Path | None = None) -> None:
 
 def row(shape: str, batch: int, length: int) -> dict[str, Any]:
     """Time each computation at each dilation, and divide by dilation 1."""
-    calls: dict[str, dict[str, Any]] = {}
+    calls, found = {}, {}
     for dilation in DILATIONS:
         case = Case(batch, *SHAPES[shape], length, padding="same", dilation=dilation, density=0.1)
         x, values, _, grad = case.tensors()
-        pattern = case.make_pattern()
-        context = pattern.crow_indices, pattern.col_indices, case.geometry
-        for name, call in {
-            "fprop": partial(KERNELS["cpp"].fprop, x, values, None, *context),
-            "dgrad": partial(KERNELS["cpp"].dgrad, grad, values, *context, length),
-            "wgrad": partial(KERNELS["cpp"].wgrad, grad, x, *context),
-        }.items():
-            calls.setdefault(name, {})[str(dilation)] = call
-    with threads(1):
-        taken = {name: interleave(of, rounds=ROUNDS) for name, of in calls.items()}
-    return {
-        name: {d: round(float(np.median(t[d] / t["1"])), 3) for d in t} for name, t in taken.items()
-    }
+        problem = Problem(x, values, grad, case.make_pattern(), case.geometry)
+        calls[str(dilation)] = kernel_calls("cpp", problem)
+    for name in COMPUTATIONS:
+        with threads(1):
+            taken = interleave({d: each[name] for d, each in calls.items()}, rounds=ROUNDS)
+        found[name] = {d: round(float(np.median(taken[d] / taken["1"])), 3) for d in taken}
+    return found
 
 
 def section(path: Path = RESULTS) -> str:
     """Tabulate the largest ratio of each computation, and where it occurs."""
     rows, lines = read_lines(path), []
-    for name in ("fprop", "dgrad", "wgrad"):
+    for name in COMPUTATIONS:
         found = [(r[name][d], r, d) for r in rows for d in r[name] if d != "1"]
         worst, r, d = max(found, key=lambda one: one[0])
         where = f"{r['shape']}, N = {r['batch']}, L = {r['n_timepoints']}, dilation {d}"

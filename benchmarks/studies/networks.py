@@ -196,16 +196,13 @@ def section(path: Path = RESULTS) -> str:
     rows = read_lines(path)
     if not rows:
         return "Not measured yet."
-    found: dict[str, dict[str, Any]] = {}
-    for row in rows:
-        found.setdefault(row["network"], {})[row["mode"]] = row
-    shown = {mode: title for mode, title in MODES.items() if any(mode in m for m in found.values())}
-    lines = []
-    for name, modes in found.items():
-        batch, channels, length = NETWORKS[name].shape
-        cells = (cell(modes[mode]) if mode in modes else "" for mode in shown)
-        lines.append((name, f"{batch} x {channels} x {length}", *cells))
-    table = Table(("network", "batch", *shown.values()), lines, text_columns=2)
+    cells = {(row["network"], row["mode"]): cell(row) for row in rows}
+    lines = [
+        {"network": name, "batch": " x ".join(map(str, NETWORKS[name].shape))}
+        | {title: cells.get((name, mode), "") for mode, title in MODES.items()}
+        for name in dict.fromkeys(row["network"] for row in rows)
+    ]
+    table = Table.of(lines, ("network", "batch"))
     return (
         f"{table.markdown()}\n\n{machines(rows)}. The time of the fastest dense version, which is "
         "named, divided by that of the sparse one: medians with 95 % intervals of up to "

@@ -50,10 +50,12 @@ class Added(nn.Sequential):
         return y
 
 
-def normed(inputs: int, outputs: int, taps: int, *options: int) -> list[nn.Module]:
+def normed(
+    inputs: int, outputs: int, taps: int, *options: int, bias: bool = True
+) -> list[nn.Module]:
     """Return a convolution, BatchNorm and ReLU; without a stride, the length is kept."""
-    rest = options or (1, "same")
-    return [nn.Conv1d(inputs, outputs, taps, *rest), nn.BatchNorm1d(outputs), nn.ReLU()]
+    conv = nn.Conv1d(inputs, outputs, taps, *(options or (1, "same")), bias=bias)
+    return [conv, nn.BatchNorm1d(outputs), nn.ReLU()]
 
 
 def fcn(widths: Sequence[int] = (128, 256, 128)) -> Published:
@@ -64,10 +66,8 @@ def fcn(widths: Sequence[int] = (128, 256, 128)) -> Published:
 def ecg_resnet() -> Published:
     """Build the residual network for electrocardiograms of 12 leads."""
     widths = (64, 128, 196, 256, 320)
-    stem = nn.Conv1d(12, widths[0], 17, padding="same", bias=False)
-    blocks = map(EcgBlock, widths, widths[1:])
-    trunk = EcgTrunk(nn.Sequential(stem, nn.BatchNorm1d(widths[0]), nn.ReLU()), *blocks)
-    return Published(12, widths[-1], trunk)
+    stem = nn.Sequential(*normed(12, widths[0], 17, bias=False))
+    return Published(12, widths[-1], EcgTrunk(stem, *map(EcgBlock, widths, widths[1:])))
 
 
 class EcgTrunk(nn.Sequential):
@@ -86,10 +86,8 @@ class EcgBlock(nn.Module):
 
     def __init__(self, channels: int, width: int, taps: int = 17, dropout: float = 0.2) -> None:
         super().__init__()
-        self.first = nn.Sequential(
-            nn.Conv1d(channels, width, taps, padding="same", bias=False),
-            nn.BatchNorm1d(width), nn.ReLU(), nn.Dropout(dropout),
-        )  # fmt: skip
+        first = normed(channels, width, taps, bias=False)
+        self.first = nn.Sequential(*first, nn.Dropout(dropout))
         self.second = nn.Conv1d(width, width, taps, 4, (taps - 3) // 2, bias=False)
         self.skip = nn.Sequential(nn.MaxPool1d(4, 4), nn.Conv1d(channels, width, 1, bias=False))
         self.after = nn.Sequential(nn.BatchNorm1d(width), nn.ReLU(), nn.Dropout(dropout))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +16,7 @@ from small_plan import write_set
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from benchmarks import plots
+from benchmarks import plots, recording
 from benchmarks.recording import read_lines
 from benchmarks.studies import (
     blocks,
@@ -35,30 +35,38 @@ from sparseconv.estimators.pocket import POCKETClassifier
 from sparseconv.models import ResNet
 
 
-def test_each_network_is_measured_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    clock = fake_clock(
-        monkeypatch, lambda name, _: 3.0 if name.split()[0] in ("dense", "torch") else 1.0
-    )
+@pytest.fixture
+def measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[Path, str]]:
+    """Run a study twice, the second time without anything to do: its file, and what it prints."""
+
+    def run(study: str, *words: str) -> tuple[Path, str]:
+        out = tmp_path / "new" / "out"
+        assert main([study, *words, "--out", str(out)]) == 0
+        before = out.read_text()
+        capsys.readouterr()
+        assert main([study, *words, "--out", str(out)]) == 0
+        assert out.read_text() == before
+        return out, capsys.readouterr().out
+
+    return run
+
+
+def test_unpruned_networks(measured: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_clock(monkeypatch, lambda name, _: 3.0 if name.split()[0] in ("dense", "torch") else 1.0)
     networks = {"small": lambda: nn.Sequential(nn.Conv1d(1, 4, 5), nn.ReLU(), nn.Conv1d(4, 2, 3))}
     monkeypatch.setattr(unpruned, "NETWORKS", networks)
-    path = tmp_path / "rows.jsonl"
-    assert main(["unpruned", "--out", str(path)]) == 0
+    path, printed = measured("unpruned")
     rows = read_lines(path)
     assert [(r["n_timepoints"], r["threads"]) for r in rows] == [
         (150, 1), (150, 2), (500, 1), (500, 2),
     ]  # fmt: skip
     everywhere = {"chosen": 2, "layers": 2, "ratio": [3, 3, 3]}
     assert all(row["training"] == row["inference"] == everywhere for row in rows)
-    measured = len(clock)
-    assert main(["unpruned", "--out", str(path)]) == 0
-    assert len(clock) == measured, "nothing was left to do"
-    assert "3.00 [3.00, 3.00]" in capsys.readouterr().out
+    assert "3.00 [3.00, 3.00]" in printed
 
 
 def test_the_largest_ratio_of_dilations_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    measured: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interleave(calls: Any, rounds: int) -> dict[str, Any]:
         outputs = {name: call() for name, call in calls.items()}
@@ -68,10 +76,8 @@ def test_the_largest_ratio_of_dilations_is_named(
 
     monkeypatch.setattr(dilation, "interleave", interleave)
     monkeypatch.setattr(dilation, "LENGTHS", (64, 100))
-    path = tmp_path / "rows.jsonl"
-    assert main(["dilation", "--out", str(path)]) == 0
+    path, printed = measured("dilation")
     assert len(read_lines(path)) == 12
-    printed = capsys.readouterr().out
     assert f"{6401 / 101:.2f} | 25x25x7, N = 1, L = 100, dilation 64 |" in printed
 
 
@@ -103,17 +109,13 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> list[set[str]]:
 
 
 def test_networks_are_timed_by_density_and_drawn(
-    timed: list[set[str]], tmp_path: Path,
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    path = tmp_path / "rows.jsonl"
+    timed: list[set[str]], measured: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     small = densities.Network(lambda d: blocks.pruned(ResNet(1, 2, nf=4), 1, d), (4, 1, 64))
     monkeypatch.setattr(densities, "NETWORKS", {"ResNet": small})
     monkeypatch.setattr(densities, "DENSITIES", (1.0, 0.1))
-    for _ in range(2):
-        assert main(["densities", "--out", str(path)]) == 0
-    assert len(timed) == 1, "it was there already"
-    printed = capsys.readouterr().out
+    path, printed = measured("densities")
+    assert len(timed) == 1
     assert "| 4 x 1 x 64 |     10% | 4.50 [4.50, 4.50] |      3.00 [3.00, 3.00] |" in printed
     assert {"cpu", "isa", "torch", "date", "commit"} <= read_lines(path)[0]["machine"].keys()
     speeds = densities.speeds(path)
@@ -146,30 +148,25 @@ def ramps(_: str) -> Data:
     return Data(X, y, X[:20], y[:20], classes=2)
 
 
-def test_a_run_is_recorded_once_and_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_published_networks(measured: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Data, "load", ramps)
     monkeypatch.setattr(published_networks, "ROUNDS", 6)
     monkeypatch.setattr(published_networks, "LR", 0.02)
     network = Network("Stand-in", "torch", "Ramps", build, epochs=8)
     monkeypatch.setattr(published_networks, "NETWORKS", (network,))
     monkeypatch.setattr(published_networks, "SEEDS", range(2))
-    path = tmp_path / "results.json"
-    published_networks.measure(path)
-    before = path.read_text()
-    published_networks.measure(path)
-    assert path.read_text() == before
-    rows = json.loads(before)["rows"]
+    path, text = measured("published_networks")
+    rows = recording.read(path)["rows"]
     assert [row["seed"] for row in rows] == [0, 1]
     assert [row.get("times", {}).keys() for row in rows] == [{"step", "inference"}, set()]
     for row in rows:
         assert row["before"].keys() == {"dense", "pruned"}
         assert min(row["after"][way] for way in (*WAYS, "moving")) > 0.6
-    text = published_networks.section(path)
     assert f"Stand-in (torch {version('torch')})" in text
     assert "1 of 2 left dense: cannot be replaced; " in text
 
 
-def test_blocks_are_trained_and_timed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_networks_in_blocks(measured: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def network(channels: int, classes: int) -> nn.Module:
         first, second = nn.Conv1d(channels, 32, 9, padding=4), nn.Conv1d(32, 32, 9, padding=4)
         end = nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(32, classes)
@@ -180,45 +177,31 @@ def test_blocks_are_trained_and_timed_once(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(Data, "load", ramps)
     monkeypatch.setattr(published_networks, "LR", 0.02)
     monkeypatch.setattr(torch, "compile", lambda model: model)
-    for name, value in {
-        "DATASETS": ("Ramps",),
-        "EPOCHS": 20,
-        "SEEDS": range(2),
-        "ROUNDS": 6,
-    }.items():
+    sizes = {"DATASETS": ("Ramps",), "EPOCHS": 20, "SEEDS": range(2), "ROUNDS": 6}
+    for name, value in sizes.items():
         monkeypatch.setattr(blocks, name, value)
-    path = tmp_path / "rows.json"
-    blocks.measure(path)
-    before = path.read_text()
-    blocks.measure(path)
-    assert path.read_text() == before
-    document = json.loads(before)
+    path, text = measured("blocks")
+    document = recording.read(path)
     assert [row["seed"] for row in document["rows"]] == [0, 1]
     assert all(min(row["accuracy"].values()) > 0.6 for row in document["rows"])
     assert len(document["times"][0]["ratio"]) == 4
-    assert "| ours    | Ramps    |         80 |" in blocks.section(path)
+    assert "| ours    | Ramps    |         80 |" in text
     found = blocks.networks("ours", ramps(""), 0, 0)
     assert [found["blocks"][i].pattern.block for i in (0, 2)] == [(1, 1), (16, 16)]
     assert found["single weights"][2].pattern.block == (1, 1)
 
 
-def test_each_fit_is_a_line_and_done_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_fit_is_a_line(measured: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_set(tmp_path / "archive" / "GunPoint.npz")
     trained = [{"run": "DSN", "dataset": "GunPoint", "seed": 0, "train_seconds": None}]
     monkeypatch.setattr(classifiers, "read_rows", lambda _: trained)
     small = {"ROCKET": lambda seed: POCKETClassifier(n_kernels=20, random_state=seed)}
     monkeypatch.setattr(classifiers, "classifiers", lambda: small)
-    out = tmp_path / "new" / "time.jsonl"
-    words = ["classifiers", "--archive", str(tmp_path / "archive"), "--out", str(out)]
-    assert main(words) == 0
-    before = out.read_text()
-    rows = read_lines(out)
-    assert [row["seed"] for row in rows] == [0, 1, 2]
-    assert main(words) == 0
-    assert out.read_text() == before
+    out, _ = measured("classifiers", "--archive", str(tmp_path / "archive"))
+    assert [row["seed"] for row in read_lines(out)] == [0, 1, 2]
 
 
-@pytest.mark.parametrize("network", ["FCN", "ECG ResNet", "SpliceAI", "TCN", "PhaseNet"])
+@pytest.mark.parametrize("network", ["ECG ResNet", "SpliceAI", "TCN", "PhaseNet"])
 def test_other_networks_keep_their_outputs_when_they_are_pruned(network: str) -> None:
     found = networks.NETWORKS[network]
     X, y = torch.randn(2, found.shape[1], 256), torch.arange(2)
@@ -229,14 +212,11 @@ def test_other_networks_keep_their_outputs_when_they_are_pruned(network: str) ->
 
 
 def test_networks_are_timed_in_each_mode(
-    timed: list[set[str]], tmp_path: Path,
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+    timed: list[set[str]], measured: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     small = {"FCN": networks.Network(lambda: fcn((16, 32, 16)), (4, 1, 64))}
     monkeypatch.setattr(networks, "NETWORKS", small)
-    path = tmp_path / "rows.jsonl"
-    for _ in range(2):
-        assert main(["networks", "--out", str(path)]) == 0
+    _, printed = measured("networks")
     assert timed == [networks.DENSE.keys() | networks.SPARSE.keys()] * 4, "each mode once"
     cell = "3.00 [3.00, 3.00]* channels_last |"
-    assert f"4 x 1 x 64 | {cell} {cell}" in " ".join(capsys.readouterr().out.split())
+    assert f"4 x 1 x 64 | {cell} {cell}" in " ".join(printed.split())

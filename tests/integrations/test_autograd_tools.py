@@ -58,6 +58,7 @@ def test_functional_call(more: int) -> None:
             call(dict(other.named_parameters()))
 
 
+@pytest.mark.tool("torch.profiler", "works", "each op by its name, with shapes and times")
 @pytest.mark.tool("torch.vmap", "works", "inputs join the batch; batches of weights one by one")
 @pytest.mark.parametrize("options", OPTIONS[2:4], ids=str)
 def test_vmap_over_inputs(options: dict[str, Any]) -> None:

@@ -24,6 +24,7 @@ from any_kernels import (
     test_multiply_add_rounds_once,  # noqa: F401
     test_nothing_to_do,  # noqa: F401
     test_relu_is_that_of_torch,  # noqa: F401
+    test_wrong_tensors_are_refused,  # noqa: F401
 )
 from engines import NAMES, check, compute
 from layouts import LAYOUTS

@@ -27,13 +27,13 @@ test_convert = refusals(
     (lambda: convert(MODEL, unpruned=True), ValueError, "unpruned=True"),
     (lambda: convert(MODEL, max_density=13), ValueError, "max_density"),
     (lambda: convert(MODEL, block="16"), TypeError, "block"),
-    (lambda: convert(MODEL, masks={"0": X / 3}), ValueError, "the mask of '0'"),
-    (lambda: convert(MODEL, layers=["1"]), ValueError, "layers must contain only names"),
-    (lambda: convert(MODEL, masks={"0": X > 0}), ValueError, "(4, 3, 9), but has (2, 3, 40)"),
+    (lambda: convert(MODEL, masks={"0": X / 3}), ValueError, "'0'"),
+    (lambda: convert(MODEL, layers=["1"]), ValueError, "layers"),
+    (lambda: convert(MODEL, masks={"0": X > 0}), ValueError, "(4, 3, 9)"),
     (lambda: convert(MODEL, example_input=[X]), TypeError, "conv1d()"),
     (lambda: convert(MODEL, example_input=X, rounds=3), ValueError, "rounds"),
-    (lambda: convert(torch.compile(MODEL, backend="eager")), ValueError, "before torch.compile"),
-    (lambda: convert(distributed(MODEL)), ValueError, "convert its .module"),
+    (lambda: convert(torch.compile(MODEL, backend="eager")), ValueError, "torch.compile"),
+    (lambda: convert(distributed(MODEL)), ValueError, ".module"),
 )
 
 
@@ -56,11 +56,7 @@ PATCHED = Named(2, 3, 5)
 PATCHED.forward = PATCHED.dense_weight
 
 test_to_dense = refusals(
-    (
-        lambda: to_dense(nn.Sequential(OwnSparse(2, 3, 5))),
-        NotImplementedError,
-        "'0': this OwnSparse",
-    ),
+    (lambda: to_dense(nn.Sequential(OwnSparse(2, 3, 5))), NotImplementedError, "'0'"),
     (OwnSparse(2, 3, 5).to_dense, NotImplementedError, "this OwnSparse"),
     (PATCHED.to_dense, NotImplementedError, "this Named"),
     (lambda: to_dense(LISTED), ValueError, "Sequential.order"),
@@ -83,7 +79,7 @@ META = SparseConv1d(3, 4, 5, device="meta")
 test_profile = refusals(
     (lambda: profile(nn.Conv1d(3, 4, 5), X), ValueError, "a SparseConv1d"),
     (lambda: profile(LAYER, [X]), TypeError, "input must be a Tensor"),
-    (lambda: profile(Never(), X), ValueError, "none of the model's sparse layers (conv)"),
+    (lambda: profile(Never(), X), ValueError, "(conv)"),
     (lambda: profile(META, X), NotImplementedError, "on meta"),
     (lambda: profile(nn.Sequential(OwnSparse(3, 4, 5)), X), NotImplementedError, "this OwnSparse"),
     (lambda: profile(LAYER, X, rounds=5), ValueError, "rounds"),

@@ -52,6 +52,7 @@ def hooked(params: Parameters) -> Optimizer:
 
 flat = with_attribute(lambda params: torch.zeros(sum(p.numel() for p in params)))
 shadow = with_attribute(Shadow)
+nested = with_attribute(lambda params: [torch.optim.LBFGS(params)])
 
 
 def prune(make: Callable[[Parameters], Any]) -> Callable[[], Any]:
@@ -68,16 +69,13 @@ def schedule(make: Callable[[Parameters], Any]) -> Callable[[], Any]:
 
 
 test_optimizers = refusals(
-    (prune(lambda params: torch.optim.lr_scheduler.StepLR(SGD(params), 1)), TypeError,
-     "but got StepLR; for a learning-rate scheduler or a wrapper, pass its optimizer (.optimizer"),
-    (prune(torch.optim.LBFGS), NotImplementedError, "LBFGS keeps a history that mixes all par"),
-    (prune(flat), NotImplementedError, "SGD.held is a tensor of shape [299] that belongs to no"),
-    (schedule(shadow), NotImplementedError, "SGD.held.shadow['0'] is a tensor of shape [10]"),
-    (prune(replaced), NotImplementedError, "SGD.step is of type function and may contain"),
+    (prune(lambda params: torch.optim.lr_scheduler.StepLR(SGD(params), 1)), TypeError, "StepLR"),
+    (prune(torch.optim.LBFGS), NotImplementedError, "LBFGS"),
+    (prune(flat), NotImplementedError, "SGD.held"),
+    (schedule(shadow), NotImplementedError, "SGD.held.shadow['0']"),
+    (prune(replaced), NotImplementedError, "SGD.step"),
     (prune(hooked), NotImplementedError, "SGD._optimizer_step_post_hooks["),
-    (prune(with_attribute(masters)), ValueError, "a parameter that does not belong to the model"),
-    (schedule(with_attribute(masters)), NotImplementedError,
-     "SGD.held[0][0] is trained in place of '0.values'"),
-    (schedule(with_attribute(lambda params: [torch.optim.LBFGS(params)])), NotImplementedError,
-     "SGD.held[0] keeps a history"),
+    (prune(with_attribute(masters)), ValueError, "parameter"),
+    (schedule(with_attribute(masters)), NotImplementedError, "SGD.held[0][0]"),
+    (schedule(nested), NotImplementedError, "SGD.held[0]"),
 )  # fmt: skip

@@ -102,29 +102,29 @@ test_arguments = refusals(
     (call(target_macs=3), ValueError, "target_macs"),
     (call(steps=0), ValueError, "steps"),
     (call(ignore=["0", "no"]), ValueError, "'no'"),
-    (call(ignore="0"), ValueError, "no filters that can be removed"),
+    (call(ignore="0"), ValueError, "filters"),
     (call(criterion=WHC), TypeError, "criterion"),
-    (call(criterion=DSP(X), fraction=0.5), ValueError, "omit fraction and target_macs"),
+    (call(criterion=DSP(X), fraction=0.5), ValueError, "target_macs"),
     (call(x=X.tolist()), TypeError, "conv1d()"),
-    (call(x=X[:, :1]), RuntimeError, "input[6, 1, 12] to have 2 channels, but got 1 channels"),
-    (call(x=X[0]), ValueError, "0: its number of input or output channels differs"),
-    (call(optimizer=sgd(network()), equivalent=True), ValueError, "do not pass optimizer"),
-    (call(listed(), fraction=0.5, equivalent=True), ValueError, "referenced by Sequential.order"),
+    (call(x=X[:, :1]), RuntimeError, "2 channels"),
+    (call(x=X[0]), ValueError, "channels"),
+    (call(optimizer=sgd(network()), equivalent=True), ValueError, "optimizer"),
+    (call(listed(), fraction=0.5, equivalent=True), ValueError, "Sequential.order"),
     (call(**adafactor()), ValueError, "'row_var'] of '0.weight'"),
 )
 
 test_models = refusals(
-    (call(shared()), ValueError, "1: it shares a parameter with '2'"),
-    (call(torch.compile(network(), backend="eager")), ValueError, "prune its ._orig_mod"),
-    (call(network(MASKED)), ValueError, "1: its 'weight' is computed"),
+    (call(shared()), ValueError, "'2'"),
+    (call(torch.compile(network(), backend="eager")), ValueError, "._orig_mod"),
+    (call(network(MASKED)), ValueError, "'weight'"),
     (call(nn.Sequential(nn.Conv1d(2, 8, 3), nn.Linear(10, 4))), ValueError, "1: its input has"),
-    (call(network(Function(alone))), NotImplementedError, "1 (Function): OSError: used"),
+    (call(network(Function(alone))), NotImplementedError, "1 (Function)"),
     (call(sc.prune_filters(network(), X, WHC(), fraction=0.5, equivalent=True).model), ValueError,
-     "the model contains compressors"),
-    (call(nn.Sequential(nn.LSTM(12, 4), Function(lambda y: y[0]))), ValueError, "0: LSTM is not"),
-    (call(nn.Sequential(nn.PReLU())), ValueError, "expected layers such as Conv1d"),
-    (call(returning(lambda y: np.array(y))), ValueError, "its output contains ndarray"),
-    (call(network(Function(lambda x: x * next(COUNT)))), ValueError, "each time the model runs"),
+     "compressors"),
+    (call(nn.Sequential(nn.LSTM(12, 4), Function(lambda y: y[0]))), ValueError, "LSTM"),
+    (call(nn.Sequential(nn.PReLU())), ValueError, "Conv1d"),
+    (call(returning(lambda y: np.array(y))), ValueError, "ndarray"),
+    (call(network(Function(lambda x: x * next(COUNT)))), ValueError, "each time"),
 )  # fmt: skip
 
 
@@ -143,15 +143,15 @@ test_criteria = refusals(
     (lambda: evolve(X, Y, tolerance=2), ValueError, "tolerance"),
     (lambda: evolve(X, Y, population=1), ValueError, "population"),
     (jacobian(X), ValueError, "the labels y"),
-    (jacobian((X, Y[:3])), ValueError, "X and y of one length"),
-    (jacobian((X, Y + 1)), ValueError, "Jacobian expected a class index"),
-    (jacobian((X, torch.eye(3)[Y])), ValueError, "one-hot labels"),
-    (call(criterion=DSP(iter([]))), ValueError, "an iterator is empty after one pass"),
+    (jacobian((X, Y[:3])), ValueError, "one length"),
+    (jacobian((X, Y + 1)), ValueError, "class index"),
+    (jacobian((X, torch.eye(3)[Y])), ValueError, "one-hot"),
+    (call(criterion=DSP(iter([]))), ValueError, "iterator"),
     (call(criterion=DSP(DataLoader([*X], batch_size=9, drop_last=True))), ValueError, "drop_last"),
     (call(criterion=DSP(HOLE)), ValueError, "NaN"),
     (call(criterion=DSP(X), model=broken()), ValueError, "NaN"),
-    (call(criterion=evolve(X, Y + 0.5)), TypeError, "Evolutionary: expected y"),
-    (call(criterion=evolve(X, -100 * Y)), ValueError, "a class index from 0 to 2"),
+    (call(criterion=evolve(X, Y + 0.5)), TypeError, "Evolutionary"),
+    (call(criterion=evolve(X, -100 * Y)), ValueError, "class index"),
 )
 
 
@@ -163,10 +163,10 @@ def penalize(*stages: str, calls: int = 1) -> None:
 
 
 test_instance_sparsity = refusals(
-    (lambda: InstanceSparsity(FLAT), ValueError, "no stages are published for Sequential"),
+    (lambda: InstanceSparsity(FLAT), ValueError, "stages"),
     (lambda: InstanceSparsity(FLAT, ["0"], -1), ValueError, "weight (--silence)"),
     (lambda: penalize("no"), AttributeError, "`no`"),
-    (lambda: penalize("2"), IndexError, "Dimension out of range"),
+    (lambda: penalize("2"), IndexError, "Dimension"),
     (lambda: penalize("0", calls=0), RuntimeError, "non-empty"),
 )
 
@@ -180,12 +180,12 @@ FIRST, LAST, SHORTCUT = "blocks.0.body.0", "blocks.0.body.6", "blocks.0.shortcut
 SLICED = nn.Sequential(nn.Conv1d(2, 8, 1), Function(lambda x: x[:, 5:]), nn.Conv1d(3, 3, 1))
 
 test_keep_filters = refusals(
-    (lambda: keep_filters(SLICED, X, {"0": [1]}), ValueError, "'2' would have no input channels"),
+    (lambda: keep_filters(SLICED, X, {"0": [1]}), ValueError, "'2'"),
     (keep({"no": [0]}), ValueError, "'no'"),
-    (keep({FIRST: []}), ValueError, "at least one number"),
+    (keep({FIRST: []}), ValueError, "one number"),
     (keep({FIRST: [1, 4]}), ValueError, "below 4"),
-    (keep({"head.2": [0]}), ValueError, "would keep [0, 1, 2]"),
-    (keep({LAST: [0, 1], SHORTCUT: [0]}), ValueError, "would keep [0]"),
+    (keep({"head.2": [0]}), ValueError, "[0, 1, 2]"),
+    (keep({LAST: [0, 1], SHORTCUT: [0]}), ValueError, "[0]"),
     (keep({FIRST: [True, False]}), TypeError, "mask.nonzero()[:, 0]"),
 )
 
@@ -236,28 +236,28 @@ def kept() -> nn.Module:
 MINE = type("Mine", (sc.SparseConv1d,), {"forward": hooked})
 
 test_factorize = refusals(
-    (split(convs(), rank=1, parameter_compression=2), ValueError, "rank or parameter_compression"),
+    (split(convs(), rank=1, parameter_compression=2), ValueError, "parameter_compression"),
     (split(convs(), rank=0), ValueError, "rank"),
     (split(convs(), parameter_compression=1), ValueError, "parameter_compression"),
     (split(convs(), rank=1, method="middle"), ValueError, "method"),
-    (lambda: sc.factorize(convs(), layers=["0", "1"], rank=1), ValueError, "several for any other"),
+    (lambda: sc.factorize(convs(), layers=["0", "1"], rank=1), ValueError, "layer"),
     (split(convs(), "0", "9"), ValueError, "'9'"),
-    (split(convs(), "0", "0"), ValueError, "a layer may be named only once"),
-    (split(convs(), "0", "1", rank=1, method="svd"), ValueError, "one layer for method='svd'"),
-    (split(convs(), "0", "1", rank=9), ValueError, "a rank of at most 8"),
-    (split(convs(), "0", "1", parameter_compression=50), ValueError, "_compression of at most"),
+    (split(convs(), "0", "0"), ValueError, "once"),
+    (split(convs(), "0", "1", rank=1, method="svd"), ValueError, "method='svd'"),
+    (split(convs(), "0", "1", rank=9), ValueError, "rank"),
+    (split(convs(), "0", "1", parameter_compression=50), ValueError, "parameter_compression"),
     (split(nn.Linear(2, 2)), ValueError, "nn.Conv1d"),
-    (split(torch.compile(convs())), ValueError, "factorize its ._orig_mod"),
-    (pair(nn.Conv1d(4, 4, 5)), ValueError, "must have the same shape"),
+    (split(torch.compile(convs())), ValueError, "._orig_mod"),
+    (pair(nn.Conv1d(4, 4, 5)), ValueError, "shape"),
     (pair(nn.Conv1d(4, 4, 3, stride=2)), ValueError, "stride"),
-    (pair(nn.Conv1d(4, 4, 3, groups=2)), ValueError, "must have groups=1"),
-    (pair(nn.ConvTranspose1d(4, 4, 3)), ValueError, "is a ConvTranspose1d"),
-    (pair(sc.SparseConv1d(4, 4, 3)), ValueError, "convert it with sc.to_dense"),
-    (split(convs(MINE(4, 4, 3), MINE(4, 4, 3))), ValueError, "is a Mine"),
-    (pair(hooked()), ValueError, "has hooks"),
-    (pair(causal()), ValueError, "'1' has its own forward"),
-    (split(convs(causal(), causal())), ValueError, "but found none; '0': it has its own forward"),
+    (pair(nn.Conv1d(4, 4, 3, groups=2)), ValueError, "groups"),
+    (pair(nn.ConvTranspose1d(4, 4, 3)), ValueError, "ConvTranspose1d"),
+    (pair(sc.SparseConv1d(4, 4, 3)), ValueError, "to_dense"),
+    (split(convs(MINE(4, 4, 3), MINE(4, 4, 3))), ValueError, "Mine"),
+    (pair(hooked()), ValueError, "hooks"),
+    (pair(causal()), ValueError, "'1'"),
+    (split(convs(causal(), causal())), ValueError, "forward"),
     (pair(prune.l1_unstructured(nn.Conv1d(4, 4, 3), "bias", 2)), ValueError, "bias"),
-    (split(tied(), "0", "1"), ValueError, "shares its weight"),
+    (split(tied(), "0", "1"), ValueError, "weight"),
     (split(kept(), "0", "1"), ValueError, "Sequential.kept"),
 )

@@ -143,3 +143,28 @@ def test_relu_is_that_of_torch(engines: Engines) -> None:
         torch.testing.assert_close(fused, plain.relu(), rtol=0, atol=0, equal_nan=True)
         assert fused.isnan().any()
         assert (fused == 0).any()
+
+
+@pytest.mark.promise("P5")
+def test_wrong_tensors_are_refused(engines: Engines) -> None:
+    case = Case(2, 4, 6, 3, 20)
+    x, values, bias, grad = case.tensors()
+    plan = case.make_pattern(), case.geometry
+    wrong = (
+        ("fprop", x[:, 1:], values, bias, *plan),
+        ("fprop", x[..., :2], values, bias, *plan),
+        ("fprop", x.half(), values, bias, *plan),
+        ("fprop", x, values[1:], bias, *plan),
+        ("fprop", x, values, bias[1:], *plan),
+        ("dgrad", grad, values[1:], *plan, 20),
+        ("dgrad", grad[..., 1:], values, *plan, 20),
+        ("dgrad", grad, values, *plan, 0),
+        ("wgrad", grad[1:], x, *plan),
+        ("wgrad", grad.half(), x, *plan),
+    )
+    for engine in engines():
+        for op, *arguments in wrong:
+            with pytest.raises(
+                (ValueError, TypeError), match=r"(?i)expected|must|kernel size|type"
+            ):
+                getattr(engine.kernels, op)(*arguments)

@@ -11,8 +11,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from benchmarks.bench.baselines import Calls
-from benchmarks.bench.cases import Problem
 from sparseconv import KernelCSR, available_backends, sparse_conv1d
 from sparseconv.core.geometry import Geometry
 from sparseconv.ops import gpu_plans
@@ -55,16 +53,6 @@ class Engine(NamedTuple):
             return op(*op_arguments(args, self.device)).cpu()
 
         return SimpleNamespace(**{name: partial(call, name) for name in NAMES})
-
-    def calls(self, problem: Problem) -> Calls:
-        """The three computations of a problem of the benchmark."""
-        x, values, grad, pattern, geometry = problem
-        kernels = self.kernels
-        return {
-            "fprop": lambda: kernels.fprop(x, values, None, pattern, geometry),
-            "dgrad": lambda: kernels.dgrad(grad, values, pattern, geometry, x.shape[2]),
-            "wgrad": lambda: kernels.wgrad(grad, x, pattern, geometry),
-        }
 
 
 def op_arguments(args: Iterable[Any], device: str = "cpu") -> list[Any]:

@@ -27,21 +27,7 @@ CUDA = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"))
 NVCC = shutil.which("nvcc") or shutil.which(CUDA / "bin" / "nvcc") or ""
 COMPILER = os.environ.get("CXX", "c++")
 ARCHITECTURES = ("sm_80", "sm_90")
-
-# The most registers of each kernel on any architecture: 128 let two large blocks of 256 threads run
-# on a multiprocessor, or four small ones of 128.
-CEILINGS = {
-    "correlate 36": 128, "correlate 12": 128, "correlate 4": 128, "wgrad 36": 128, "wgrad 12": 128,
-    "pack": 64,
-}  # fmt: skip
 KERNELS = ROOT / "csrc" / "cuda" / "kernels.cu"
-
-
-def readable(symbol: str) -> str:
-    """``"correlate 36"`` from a mangled name."""
-    kind = re.search(r"\d(correlate|wgrad|pack)_kernel(?:ILi(\d+)E)?", symbol)
-    assert kind, symbol
-    return " ".join(filter(None, kind.groups()))
 
 
 @pytest.mark.campaign("compiles and emulates for minutes")
@@ -109,45 +95,22 @@ def test_what_the_kernels_do_not_compute_is_refused() -> None:
             make(pattern.crow_indices, pattern.col_indices, geometry)
 
 
-def compiled(folder: Path, *architectures: str) -> tuple[Path, str]:
-    """The object, and what ptxas reports about it."""
-    if not NVCC:
-        pytest.skip("nvcc is not installed")
-    targets = [f"-gencode=arch={a.replace('sm', 'compute')},code={a}" for a in architectures]
-    flags = ["-O3", "-std=c++20", "-Xptxas=-v,-warn-spills", "-Werror=all-warnings", "--threads=2"]
-    built = folder / "kernels.o"
-    return built, run([NVCC, *flags, *targets, "-c", KERNELS, "-o", built])
-
-
-@pytest.mark.campaign("nvcc compiles for seconds")
-def test_nothing_spills_and_registers_stay_below_their_ceilings(tmp_path: Path) -> None:
-    found = re.findall(
-        r"entry function '(\S+)' for '(\w+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores, "
-        r"(\d+) bytes spill loads.*?Used (\d+) registers",
-        compiled(tmp_path, *ARCHITECTURES)[1],
-        re.DOTALL,
-    )
-    seen = set()
-    for symbol, architecture, *numbers in found:
-        stack, stores, loads, registers = map(int, numbers)
-        assert stack == stores == loads == 0, symbol
-        assert registers <= CEILINGS[readable(symbol)], (symbol, registers)
-        seen.add((readable(symbol), architecture))
-    assert seen == {(kernel, a) for kernel in CEILINGS for a in ARCHITECTURES}
-
-
 @pytest.mark.campaign("nvcc compiles for seconds")
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_copies_are_waited_for_before_others_may_read_them(
+def test_it_compiles_and_waits_for_copies_before_others_may_read_them(
     architecture: str, tmp_path: Path
 ) -> None:
-    """Which no emulation shows: the order in the machine code."""
+    """Without spills, and in an order that no emulation shows: that of the machine code."""
+    if not NVCC:
+        pytest.skip("nvcc is not installed")
+    flags = ["-O3", "-std=c++20", "-Xptxas=-warn-spills", "-Werror=all-warnings"]
+    built = tmp_path / "kernels.o"
+    run([NVCC, *flags, f"-arch={architecture}", "-c", KERNELS, "-o", built])
     dump = pytest.importorskip("triton").knobs.nvidia.cuobjdump.path
-    code = run([dump, "-sass", compiled(tmp_path, architecture)[0]])
-    functions = re.split(r"\tFunction : (\S+)", code)[1:]
+    functions = re.split(r"\tFunction : (\S+)", run([dump, "-sass", built]))[1:]
     for symbol, text in zip(functions[::2], functions[1::2], strict=True):
         words = re.findall(r"\*/\s+(?:@!?U?P\w+ )?\s*([A-Z]\w*)", text)
-        if readable(symbol) != "pack":
+        if "pack_kernel" not in symbol:
             assert words.index("LDGSTS") < words.index("DEPBAR") < words.index("BAR"), symbol
 
 

@@ -23,10 +23,10 @@ from any_kernels import (
     test_empty_row_gives_exactly_the_bias,  # noqa: F401
     test_nothing_to_do,  # noqa: F401
     test_relu_is_that_of_torch,  # noqa: F401
+    test_wrong_tensors_are_refused,  # noqa: F401
 )
 from engines import Engine, check, compute, expected
 from layouts import LAYOUTS
-from refusals import refuses
 from torch.utils.flop_counter import FlopCounterMode
 from transposed_cases import check as check_transposed
 from transposed_cases import random_transposed
@@ -167,31 +167,10 @@ def test_ops_are_what_their_schemas_say():
         assert counter.get_total_flops() == 2 * 6 * 2 * grad.shape[2]
 
 
-def test_too_long_a_series_is_refused():
+def test_a_wrong_geometry_and_too_long_a_series_are_refused():
+    with pytest.raises(ValueError, match="geometry"):
+        KERNELS["triton"].fprop(torch.ones(1, 1, 3), *[torch.ones(1)] * 4, (4, 3))
     x = torch.ones(1).expand(1, 1, 2**31)
     pattern = KernelCSR.full((1, 1, 1))
     with pytest.raises(NotImplementedError, match=r"below 2\*\*31.*backend='reference'"):
         sparse_conv1d(x, torch.ones(1), pattern, stride=2**20, backend="triton")
-
-
-@pytest.mark.promise("P5")
-def test_wrong_arguments_of_the_ops_are_refused():
-    geometry = Geometry.of((4, 3, 5), 1, (0, 0), 1, 1, "zeros")
-    pattern = KernelCSR.random(geometry.shape, 20)
-    x, grad, values, bias = (torch.randn(size) for size in ((2, 3, 9), (2, 4, 5), 20, 4))
-    context = pattern.crow_indices, pattern.col_indices, geometry
-    fprop, dgrad, wgrad = KERNELS["triton"]
-    for call, fragment in (
-        (lambda: fprop(x[:, 1:], values, bias, *context), "to have 3 channels, but got 2"),
-        (lambda: fprop(x[..., :2], values, bias, *context), "can't be greater than actual"),
-        (lambda: fprop(x, values[1:], bias, *context), "values must have shape (20,)"),
-        (lambda: fprop(x, values, bias[1:], *context), "bias to be 1-dimensional with 4 elements"),
-        (lambda: fprop(x, values, bias, *context[:2], (4, 3)), "expected geometry [C_out"),
-        (lambda: dgrad(grad[..., 1:], values, *context, 9), "grad_output of shape (2, 4, 5)"),
-        (lambda: dgrad(grad, values, *context, 0), "at least one sample"),
-        (lambda: wgrad(grad[1:], x, *context), "grad_output of shape (2, 4, 5)"),
-    ):
-        refuses(call, ValueError, fragment)
-    refuses(
-        lambda: fprop(x, values.double(), bias, *context), TypeError, "values type (torch.float64"
-    )
