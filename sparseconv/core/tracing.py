@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -41,18 +39,3 @@ def outside_tracing() -> Iterator[None]:
         stack.enter_context(temporarily_clear_interpreter_stack())
         stack.enter_context(_disable_current_modes())
         yield
-
-
-def traced_tensor(tensor: Tensor) -> Tensor | None:
-    """Return the real tensor that a traced one represents, or None if the graph computes it.
-
-    ``torch.export`` traces with fake tensors and records which real tensor each represents.
-    """
-    if not isinstance(tensor, FakeTensor):
-        return None if torch.compiler.is_compiling() else tensor
-    converter: Any = tensor.fake_mode.fake_tensor_converter.meta_converter
-    with outside_tracing():
-        for real, number in converter.describer.lookup_tensor.items():
-            if converter.tensor_memo.get(number) is tensor:
-                return cast(Tensor, real)
-    return None

@@ -8,16 +8,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import metadata
 from pathlib import Path
 
 import torch
 
 from sparseconv._version import __version__
-from sparseconv.ops.backends import available_backends, extension
-
-OPTIONAL_PACKAGES = ("aeon", "scikit-learn", "tqdm", "matplotlib")
-VARIABLES = ("SPARSECONV_BACKEND", "SPARSECONV_CPU_ISA")
+from sparseconv.ops.backends import available_backends
 
 
 def cpu_name() -> str:
@@ -39,24 +35,6 @@ def cpu_name() -> str:
     if "cpu family" not in given:
         return given.get("model name") or platform.processor() or platform.machine()
     return f"{given['model name']} (family {given['cpu family']}, model {given['model']})"
-
-
-def optional_versions() -> dict[str, str]:
-    """Return the optional packages' versions, or how to install them."""
-    installed = {found.name: found.version for found in metadata.distributions()}
-    missing = "not installed: pip install 'sparseconv[tsc]'"
-    return {name: installed.get(name, missing) for name in OPTIONAL_PACKAGES}
-
-
-def isa() -> str:
-    """Name the instruction set of the C++ kernels, and the sets that this CPU can run."""
-    if extension is None:
-        return "none: the C++ extension is not built"
-    try:
-        chosen = f"{extension.isa()} in use"
-    except ValueError as error:  # SPARSECONV_CPU_ISA asks for what cannot run here
-        chosen = str(error)
-    return f"{chosen}; available: {', '.join(extension.isas())}"
 
 
 def environment_info() -> dict[str, str]:
