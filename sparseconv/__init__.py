@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from sparseconv import models
 from sparseconv._version import __version__
-from sparseconv.core.blocks import block_mask
-from sparseconv.core.pattern import KernelCSR, Region
+from sparseconv.core.blocks import Region, block_mask
+from sparseconv.core.pattern import KernelCSR
 from sparseconv.dst import DSTScheduler
 from sparseconv.functional import sparse_conv1d, sparse_conv_transpose1d
 from sparseconv.inference import optimize_for_inference

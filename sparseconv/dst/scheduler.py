@@ -14,12 +14,11 @@ from torch import Tensor, nn
 from sparseconv.core.checks import count, integer, number
 from sparseconv.core.files import ctrl_c_waits
 from sparseconv.dst import checks
-from sparseconv.dst.itop import EverActive
-from sparseconv.dst.ranks import Ranks
 from sparseconv.dst.update import (
     PRUNE_FLOOR,
     PRUNE_FRACTION,
     Change,
+    EverActive,
     Growth,
     as_regions,
     check_fractions,
@@ -33,7 +32,7 @@ from sparseconv.nn.dense_gradient import new_probe
 from sparseconv.nn.modules import check_module
 from sparseconv.nn.optimizers import Holdings
 from sparseconv.nn.pattern_buffers import checksum
-from sparseconv.nn.rewiring import check_movable
+from sparseconv.nn.patterned import check_movable
 from sparseconv.nn.sparse_layer import SparseLayer
 
 
@@ -140,7 +139,7 @@ class DSTScheduler:
                 "an nn.Conv1d with SparseConv1d.from_dense(conv)"
             )
         self._copies = checks.copies_of(self._layers, averages)
-        self._ranks = Ranks(process_group)
+        self._ranks = checks.Ranks(process_group)
         self._ranks.agree(self._check_layers, self._fingerprint)
         self._regions = {n: check_regions(x.regions, x.pattern) for n, x in self._layers.items()}
         self._ever_active = EverActive(self._layers)

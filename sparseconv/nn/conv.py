@@ -139,7 +139,7 @@ class SparseConv1d(SparseLayer):
         bias = held["bias"] if "bias" in held else self.bias  # noqa: SIM401
         geometry = self._resolved or self._geometry()
         crow, col = self._indices()
-        y = sparse_conv1d_resolved(input, values, crow, col, bias, geometry, self.backend, False)
+        y = sparse_conv1d_resolved(input, values, crow, col, bias, geometry, self.backend)
         probe = self.dense_probe
         return y if probe is None else probed(y, input, values, probe, geometry)
 

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch._C._functorch import get_unwrapped, is_batchedtensor, is_functorch_wrapped_tensor
 from torch.compiler import is_dynamo_compiling
 
-from sparseconv.core.pattern import OVERWRITTEN, KernelCSR
+from sparseconv.core.checks import OVERWRITTEN
+from sparseconv.core.pattern import KernelCSR
 from sparseconv.core.tracing import is_exporting, outside_tracing
 from sparseconv.ops import gpu_plans
 

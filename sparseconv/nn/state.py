@@ -12,7 +12,6 @@ from sparseconv.core.checks import check_dense, checked_mask
 from sparseconv.core.geometry import DTYPES
 from sparseconv.core.pattern import KernelCSR
 from sparseconv.nn.pattern_buffers import INDICES
-from sparseconv.nn.rewiring import holds_values
 
 
 def check_floats(name: str, tensor: Tensor, size: int) -> None:
@@ -53,6 +52,13 @@ def asks_for_gradients(layer: nn.Module, name: str) -> bool:
     if is_parametrized(layer, name):
         sources += layer.parametrizations[name].parameters()  # type: ignore[index,union-attr]
     return any(p.requires_grad for p in sources if p is not None)
+
+
+def holds_values(layer: nn.Module) -> bool:
+    """Return whether the values are a parameter that lies entirely in this process."""
+    values = layer._parameters.get("values")
+    # FSDP2's parameters are DTensors; FSDP1 with use_orig_params marks its parameters.
+    return type(values) is nn.Parameter and not hasattr(values, "_fsdp_flattened")
 
 
 NAMES = ("values", *INDICES, "bias")  # the layer's own format
