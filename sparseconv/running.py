@@ -158,6 +158,17 @@ def capture(
     return output, {layer: list(seen.values()) for layer, seen in calls.items()}
 
 
+@torch.no_grad()
+def close(got: Tensor, wanted: Tensor) -> bool:
+    """Return whether two tensors agree up to rounding."""
+    rounded = wanted.is_floating_point() or wanted.is_complex()
+    if got.shape != wanted.shape or got.dtype != wanted.dtype or not rounded:
+        return got.equal(wanted)
+    loose = torch.finfo(wanted.dtype).eps ** 0.5
+    scale = float(wanted.nan_to_num(0, 0, 0).abs().max()) if wanted.numel() else 0
+    return torch.allclose(got, wanted, rtol=loose, atol=loose * scale, equal_nan=True)
+
+
 def batch_sizes(n_cases: int, batch_size: int) -> list[int]:
     """Return the sizes of batches; a single last case joins the previous batch.
 

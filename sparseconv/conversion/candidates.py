@@ -13,9 +13,10 @@ from torch.nn.parameter import is_lazy
 from sparseconv.core.blocks import Block, as_block
 from sparseconv.core.checks import checked_mask
 from sparseconv.measure.records import LayerTimes, Verdict
+from sparseconv.nn.conv import SparseConv1d
+from sparseconv.nn.conv_transpose import SparseConvTranspose1d
 from sparseconv.nn.modules import bonds_of, check_not_wrapped
 from sparseconv.nn.sparse_layer import SparseLayer
-from sparseconv.profiling.stopwatch import plain_kind
 
 Dense = nn.Conv1d | nn.ConvTranspose1d
 
@@ -133,13 +134,14 @@ def _sparse(
     candidate.pruned = mask is not None
     mask = weight != 0 if mask is None else mask
     mask = mask if candidate.given is None else candidate.given
+    kind = SparseConvTranspose1d if conv.transposed else SparseConv1d
     try:
-        sparse: SparseLayer = plain_kind(conv).from_dense(conv, mask)
+        sparse: SparseLayer = kind.from_dense(conv, mask)
     except TypeError as error:  # another dtype, or a subclass with other code
         raise ObstacleError(str(error)) from None
     if block != (1, 1):
         try:
-            sparse = plain_kind(conv).from_dense(conv, mask, block=block)
+            sparse = kind.from_dense(conv, mask, block=block)
             candidate.notes += (f"in blocks of {block[0]} x {block[1]} channels",)
         except ValueError as error:
             candidate.notes += (f"with single weights: {error}",)
