@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from sparseconv.edge import export_c
     from sparseconv.estimators.dsn import DSNClassifier
     from sparseconv.estimators.pocket import POCKETClassifier, RocketTransformer, prune_rocket
-    from sparseconv.measure.memory import retain_freed_memory
+    from sparseconv.measure.machine import retain_freed_memory
     from sparseconv.profiling import profile
     from sparseconv.pruning.factorize import factorize
     from sparseconv.pruning.filters import prune_filters
@@ -76,7 +76,7 @@ _LAZY = {
     "profile": "profiling",
     "prune_filters": "pruning.filters",
     "prune_rocket": "estimators.pocket",
-    "retain_freed_memory": "measure.memory",
+    "retain_freed_memory": "measure.machine",
     "to_dense": "conversion",
 }
 

@@ -131,7 +131,8 @@ def capture(
 ) -> tuple[Any, dict[Layer, list[Call]]]:
     """Run the model once; return its output, and each layer's calls.
 
-    Calls are counted together if their inputs differ only in values.
+    Calls are counted together if their inputs differ only in values. Copies of a model draw the
+    same random numbers.
     """
     calls: dict[Layer, dict[tuple[Any, ...], Call]] = {}
 
@@ -147,7 +148,7 @@ def capture(
             seen[key] = Call(x.detach().clone(), needs_dgrad, trains, positions, y.dtype)
         seen[key].count += 1
 
-    with ExitStack() as stack:
+    with generators_kept(), ExitStack() as stack:
         for layer in layers:
             handle = layer.register_forward_hook(see, with_kwargs=True, prepend=True)
             stack.callback(handle.remove)

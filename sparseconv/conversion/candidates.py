@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from sparseconv.core.blocks import Block, as_block
+from sparseconv.core.blocks import Block
 from sparseconv.core.checks import checked_mask
 from sparseconv.measure.records import LayerTimes, Verdict
 from sparseconv.nn.conv import SparseConv1d
@@ -79,7 +79,7 @@ def find_candidates(
     model: nn.Module,
     masks: Mapping[str, Tensor],
     layers: Iterable[str],
-    block: int | tuple[int, int] = 1,
+    block: Block,
 ) -> list[Candidate]:
     """Return each convolution once, with its sparse replacement or the reason why it has none.
 
@@ -104,7 +104,7 @@ def find_candidates(
                 f"the mask of {name!r} must have the weight's shape {candidate.shape}, but has "
                 f"{tuple(candidate.given.shape)}"
             )
-    bond, block = bonds_of(model), as_block(block)
+    bond = bonds_of(model)
     for candidate in found.values():
         try:
             candidate.sparse = _sparse(candidate, bond, block)

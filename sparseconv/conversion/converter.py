@@ -15,8 +15,8 @@ from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
 from torch.utils._pytree import tree_leaves
 
 from sparseconv.conversion.candidates import Candidate, find_candidates, weight_and_mask
+from sparseconv.core.blocks import as_block
 from sparseconv.core.checks import share
-from sparseconv.core.generators import generators_kept
 from sparseconv.measure.machine import environment_info
 from sparseconv.measure.records import (
     INFERENCE,
@@ -173,7 +173,7 @@ def convert(
             "unpruned=True requires example_input and cannot be combined with layers, because "
             "measured times decide which layers are converted"
         )
-    candidates = find_candidates(model, masks or {}, layers or (), block)
+    candidates = find_candidates(model, masks or {}, layers or (), as_block(block))
     limit = MAX_DENSITY if max_density is None else max_density
     for found in candidates:
         found.verdict = _decide(found, example_input, layers, max_density, unpruned)
@@ -263,8 +263,7 @@ def _run(
     """Run a copy in which the chosen layers are sparse; return its output and their calls."""
     copied = _install(deepcopy_model(model), candidates, chosen)
     layers = {copied.get_submodule(found.path): found for found in chosen}
-    with generators_kept():  # each copy draws the same
-        output, calls = capture(copied, layers, copied_arguments(model, example_input))
+    output, calls = capture(copied, layers, copied_arguments(model, example_input))
     parts = [x if isinstance(x, Tensor) else getattr(x, "__dict__", x) for x in tree_leaves(output)]
     data = [x for x in tree_leaves(parts) if isinstance(x, Tensor | float | int)]
     outputs = [x.detach() if isinstance(x, Tensor) else torch.tensor(x, device="cpu") for x in data]

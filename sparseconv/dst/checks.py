@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from sparseconv.nn.optimizers import Holdings
+from sparseconv.nn.patterned import check_movable
 from sparseconv.nn.sparse_layer import SparseLayer
 
 T = TypeVar("T")
@@ -65,12 +66,12 @@ def check_layers(
     layers: Layers,
     copies: Mapping[str, Sequence[SparseLayer]],
     optimizer: torch.optim.Optimizer,
-    move: bool = True,
+    move: bool,
 ) -> Holdings:
     """Reject values that the optimizer does not have, and averages whose patterns differ.
 
-    If ``move`` is true, also check that the optimizer's state can follow moved weights. Return the
-    state.
+    If ``move`` is true, also check that values and the optimizer's state can follow moved weights.
+    Return the state.
     """
     holdings = Holdings(optimizer)
     held = set(map(id, holdings.trained))
@@ -93,6 +94,9 @@ def check_layers(
             raise ValueError(OTHER_AVERAGE)
     if move:
         holdings.check({f"{name}.values": layer.values for name, layer in layers.items()})
+        for name, layer in layers.items():
+            for each in (layer, *copies[name]) if layer.values.requires_grad else ():
+                check_movable(each)
     return holdings
 
 

@@ -32,7 +32,6 @@ from sparseconv.nn.dense_gradient import new_probe
 from sparseconv.nn.modules import check_module
 from sparseconv.nn.optimizers import Holdings
 from sparseconv.nn.pattern_buffers import checksum
-from sparseconv.nn.patterned import check_movable
 from sparseconv.nn.sparse_layer import SparseLayer
 
 
@@ -248,14 +247,11 @@ class DSTScheduler:
     def _is_due(self, step: int) -> bool:
         return self.grow != "static" and step <= self.end_step and step % self.update_every == 0
 
-    def _check_layers(self) -> None:
+    def _check_layers(self) -> Holdings:
         move = self.grow != "static"
-        checks.check_layers(self._layers, self._copies, self._optimizer, move)
-        for name, layer in self._layers.items() if move else ():
-            for each in (layer, *self._copies[name]) if layer.values.requires_grad else ():
-                check_movable(each)
+        return checks.check_layers(self._layers, self._copies, self._optimizer, move)
 
-    def _fingerprint(self, _: None) -> dict[str, Any]:
+    def _fingerprint(self, _: Any) -> dict[str, Any]:
         patterns = {name: checksum(layer.pattern) for name, layer in self._layers.items()}
         return {**self._hyperparameters(), "patterns": patterns}
 
@@ -264,8 +260,7 @@ class DSTScheduler:
         # What may fail on one rank comes first, for that rank misses the exchanges that follow.
         before = self._generator.get_state()
         try:
-            check = partial(checks.check_layers, self._layers, self._copies, self._optimizer)
-            held = self._ranks.agree(check, lambda _: None)
+            held = self._ranks.agree(self._check_layers, lambda _: None)
             gradients = self._dense_gradients()
             return self._ranks.agree(partial(self._changes, held, gradients), _checksums)
         except BaseException:

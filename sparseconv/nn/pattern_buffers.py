@@ -72,14 +72,10 @@ class PatternBuffers(nn.Module):
 
     def _read(self) -> None:
         """Read buffers that others may have written or replaced; see ``pattern``."""
-        with WRITING:
-            self._read_now()
-
-    def _read_now(self) -> None:
-        held: list[Any] = [self._buffers[name] for name in INDICES]
-        *seen, versions = self._seen
-        in_place = versions != UNSEEN and held[0] is seen[0] and held[1] is seen[1]
-        with outside_tracing():
+        with WRITING, outside_tracing():
+            held: list[Any] = [self._buffers[name] for name in INDICES]
+            *seen, versions = self._seen
+            in_place = versions != UNSEEN and held[0] is seen[0] and held[1] is seen[1]
             crow, col = map(_content_of, held)
             if crow is None or col is None:
                 return  # nothing to read, or an ensemble
@@ -89,7 +85,7 @@ class PatternBuffers(nn.Module):
                 gpu_plans.trust(crow, col, same=True)
             elif not all(map(_equal, (crow, col), self._pattern.anywhere())):
                 self._accept(crow, col, in_place)
-        self._mark_seen()
+            self._mark_seen()
 
     def _accept(self, crow: Tensor, col: Tensor, in_place: bool) -> None:
         """Make assigned tensors the pattern; restore one that was averaged with itself."""

@@ -88,18 +88,10 @@ class PatternedModule(PatternBuffers):
             >>> ages
             tensor([0, 9])
         """
-        self.prepare_rewire(pattern, source, follow)()
-
-    def prepare_rewire(
-        self, pattern: KernelCSR, source: Tensor, follow: Sequence[Tensor] = ()
-    ) -> Callable[[], None]:
-        """Check and prepare ``rewire``, and return the function that performs it."""
         check_pattern(pattern, self._pattern.shape, self.groups)
         check_movable(self)
         if source.shape != (pattern.nnz,) or not (
-            pattern.only_on_gpu
-            or not pattern.nnz
-            or -1 <= int(source.min()) <= int(source.max()) < self.pattern.nnz
+            pattern.nnz == 0 or -1 <= int(source.min()) <= int(source.max()) < self.pattern.nnz
         ):
             raise ValueError(
                 f"source must be an int64 tensor of shape ({pattern.nnz},) that contains -1 or "
@@ -110,6 +102,12 @@ class PatternedModule(PatternBuffers):
             raise ValueError(
                 f"the tensors in follow must have shape {list(self.values.shape)}, but got {shapes}"
             )
+        self.prepare_rewire(pattern, source, follow)()
+
+    def prepare_rewire(
+        self, pattern: KernelCSR, source: Tensor, follow: Sequence[Tensor] = ()
+    ) -> Callable[[], None]:
+        """Return a function that performs ``rewire``, with checked arguments, and cannot fail."""
         tensors: list[Tensor] = [self.values, *follow]
         if self.values.grad is not None:
             tensors.append(self.values.grad)
