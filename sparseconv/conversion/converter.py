@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
@@ -17,14 +17,11 @@ from torch.utils._pytree import tree_leaves
 from sparseconv.conversion.candidates import Candidate, find_candidates, weight_and_mask
 from sparseconv.core.blocks import as_block
 from sparseconv.core.checks import share
-from sparseconv.measure.machine import environment_info
 from sparseconv.measure.records import (
     INFERENCE,
     TRAINING,
-    LayerTimes,
-    Report,
+    LayerReport,
     Verdict,
-    layer_conditions,
 )
 from sparseconv.measure.timing import LEAST_ROUNDS, LEAST_SECONDS
 from sparseconv.nn.modules import check_not_wrapped, deepcopy_model, hooks_of, replace
@@ -41,7 +38,7 @@ EMPTY = "no weight is active, so the output does not depend on the input; prune 
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class ConversionReport(Report):
+class ConversionReport(LayerReport):
     """Report what ``convert`` did; printing it shows a table.
 
     Attributes:
@@ -58,9 +55,7 @@ class ConversionReport(Report):
     """
 
     title: ClassVar[str] = "Converted layers"
-    layers: tuple[LayerTimes, ...]
     training: bool
-    machine: Mapping[str, str] = field(default_factory=environment_info)
 
     def summary(self) -> list[str]:
         """Return the totals, notes and conditions, one line each."""
@@ -80,7 +75,7 @@ class ConversionReport(Report):
                 "and that has zeros or a mask and, with unpruned=True, about the others",
             ]
         lines.append(f"verdicts are based on {TRAINING if self.training else INFERENCE} times")
-        return [*lines, *layer_conditions(self.layers, self.machine)]
+        return [*lines, *self.conditions()]
 
 
 class Conversion(NamedTuple):

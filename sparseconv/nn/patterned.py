@@ -14,7 +14,7 @@ from sparseconv.nn.dense_gradient import new_probe
 from sparseconv.nn.modules import Parametrizations
 from sparseconv.nn.optimizers import watch_optimizers
 from sparseconv.nn.pattern_buffers import INDICES, UNREAD, UNSEEN, WRITING, PatternBuffers
-from sparseconv.nn.state import check_floats, holds_values, own_entries, read_layer
+from sparseconv.nn.state import check_floats, own_entries, read_layer
 from sparseconv.ops.checks import check_pattern_type
 
 
@@ -224,15 +224,16 @@ class PatternedModule(PatternBuffers):
     def _load_entries(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         metadata, _, _, _, error_msgs = rest
         found = own_entries(self, state_dict, prefix)
-        bias = self._parameters.get("bias")  # None also if it is parametrized
+        has_bias = self._parameters.get("bias") is not None  # False also if it is parametrized
         if not found:  # the layer's own entries are missing; a subclass may have others
             super()._load_from_state_dict(state_dict, prefix, *rest)
             return
         assign = bool(metadata.get("assign_to_params_buffers"))
         try:
-            pattern, loaded = read_layer(self, found, self._pattern, bias is not None, metadata)
-            kept = pattern == self._pattern
-            if holds_values(self):
+            holds, present = holds_values(self), self._pattern
+            pattern, loaded = read_layer(self, found, present, has_bias, holds, metadata)
+            kept = pattern == present
+            if holds:
                 self._adopt(pattern, in_place=not assign)
         except (TypeError, ValueError, RuntimeError) as error:
             error_msgs.append(f"{prefix.removesuffix('.') or type(self).__name__}: {error}")
@@ -305,6 +306,13 @@ def check_movable(layer: nn.Module) -> None:
             "DistributedDataParallel, or change the pattern before sharding"
         )
     _check_mode(values)
+
+
+def holds_values(layer: nn.Module) -> bool:
+    """Return whether the values are a parameter that lies entirely in this process."""
+    values = layer._parameters.get("values")
+    # FSDP2's parameters are DTensors; FSDP1 with use_orig_params marks its parameters.
+    return type(values) is nn.Parameter and not hasattr(values, "_fsdp_flattened")
 
 
 def _check_mode(values: Tensor) -> None:

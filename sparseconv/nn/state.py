@@ -54,13 +54,6 @@ def asks_for_gradients(layer: nn.Module, name: str) -> bool:
     return any(p.requires_grad for p in sources if p is not None)
 
 
-def holds_values(layer: nn.Module) -> bool:
-    """Return whether the values are a parameter that lies entirely in this process."""
-    values = layer._parameters.get("values")
-    # FSDP2's parameters are DTensors; FSDP1 with use_orig_params marks its parameters.
-    return type(values) is nn.Parameter and not hasattr(values, "_fsdp_flattened")
-
-
 NAMES = ("values", *INDICES, "bias")  # the layer's own format
 _FORMATS = (
     {"values", *INDICES},
@@ -86,6 +79,7 @@ def read_layer(
     found: dict[str, Any],
     present: KernelCSR,
     has_bias: bool,
+    holds_values: bool,
     metadata: dict[str, Any],
 ) -> tuple[KernelCSR, dict[str, Tensor]]:
     """Check the ``own_entries`` of a layer; return its pattern, and its values and bias by name."""
@@ -94,7 +88,7 @@ def read_layer(
             raise TypeError(f"{name} must be a tensor, but got {type(tensor).__name__}")
         check_dense(name, tensor)
     shape, rest = present.shape, {name: t for name, t in found.items() if name not in INDICES}
-    if not holds_values(layer):
+    if not holds_values:
         _check_same_pattern(found, present)
         return present, rest
     if found.keys() - {"bias"} not in _FORMATS or ("bias" in found) != has_bias:

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
-from sparseconv.measure.machine import environment_info
 from sparseconv.measure.records import (
     INFERENCE,
     TRAINING,
     Counts,
+    LayerReport,
     LayerTimes,
-    Report,
-    layer_conditions,
     megaflops,
 )
 from sparseconv.measure.timing import LEAST_SECONDS, ROUNDS, Estimate, milliseconds
@@ -62,7 +60,7 @@ class ModelTime:
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class Profile(Report):
+class Profile(LayerReport):
     """Result of ``profile``; printing it shows a table.
 
     Attributes:
@@ -76,10 +74,8 @@ class Profile(Report):
     """
 
     title: ClassVar[str] = "Profile of sparse layers"
-    layers: tuple[LayerTimes, ...]
     unreached: tuple[str, ...]
     model: Mapping[str, ModelTime]
-    machine: Mapping[str, str] = field(default_factory=environment_info)
 
     def summary(self) -> list[str]:
         """Return the totals and conditions, one line each."""
@@ -98,7 +94,7 @@ class Profile(Report):
             )
         if self.unreached:
             lines.append("never reached by this input: " + ", ".join(self.unreached))
-        return [*lines, *layer_conditions(self.layers, self.machine)]
+        return [*lines, *self.conditions()]
 
 
 def profile(
