@@ -25,7 +25,6 @@ from sparseconv.measure.records import (
 )
 from sparseconv.measure.timing import LEAST_ROUNDS, LEAST_SECONDS
 from sparseconv.nn.modules import check_not_wrapped, deepcopy_model, hooks_of, replace
-from sparseconv.nn.padded_conv import KNOWN
 from sparseconv.nn.sparse_layer import SparseLayer
 from sparseconv.profiling.stopwatch import Stopwatch, time_layers
 from sparseconv.running import Call, capture, close, copied_arguments
@@ -34,6 +33,9 @@ from sparseconv.running import Call, capture, close, copied_arguments
 # but that file has none of the tiniest layers, and bfloat16 depends on the CPU.
 MAX_DENSITY = 0.2
 Candidates = Sequence[Candidate]
+# What a layer of the class nn.Conv1d has, pruned or not.
+KNOWN = {"weight", "bias", "weight_orig", "weight_mask", "parametrizations"}
+KNOWN |= vars(nn.Conv1d(1, 1, 1, device="meta")).keys()
 EMPTY = "no weight is active, so the output does not depend on the input; prune this layer less"
 
 

@@ -14,8 +14,7 @@ from sparseconv.core.pattern import KernelCSR
 from sparseconv.functional.conv import conv_transpose_resolved
 from sparseconv.nn.dense_gradient import probed
 from sparseconv.nn.modules import computes_as
-from sparseconv.nn.sparse_layer import SparseLayer
-from sparseconv.nn.state import shared_options
+from sparseconv.nn.sparse_layer import SparseLayer, shared_options
 from sparseconv.ops.backends import Backend
 
 

@@ -17,8 +17,7 @@ from sparseconv.core.generators import generators_kept
 from sparseconv.measure.progress import progress
 from sparseconv.measure.records import INFERENCE, TRAINING, BeforeAfter, Counts, LayerTimes, Verdict
 from sparseconv.measure.timing import LEAST_ROUNDS, Times, collector_paused, interleave, ratio
-from sparseconv.nn.sparse_layer import SparseLayer
-from sparseconv.nn.state import asks_for_gradients
+from sparseconv.nn.sparse_layer import SparseLayer, asks_for_gradients
 from sparseconv.ops.backends import resolve_backend
 from sparseconv.ops.orders import kernels_for
 from sparseconv.running import Call, Layer
