@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.utils._python_dispatch import _disable_current_modes
 
-F = TypeVar("F", bound=Callable[..., Any])
 _BEFORE_2_12 = torch.torch_version.TorchVersion(torch.__version__) < "2.12"
-
-
-def constant_in_graphs(function: F) -> F:
-    """Do what ``torch.compiler.assume_constant_result`` does, without its 2 s import."""
-    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
-    return function
 
 
 def is_exporting() -> bool:

@@ -38,11 +38,8 @@ class PatternBuffers(nn.Module):
     crow_indices: Tensor
     col_indices: Tensor
     _pattern: KernelCSR
-    _seen: tuple[Any, Any, int]  # both buffers, and the sum of their versions when they were read
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._seen = None, None, UNSEEN
+    # Both buffers, and the sum of their versions when they were read.
+    _seen: tuple[Any, Any, int] = (None, None, UNSEEN)
 
     @property
     def pattern(self) -> KernelCSR:

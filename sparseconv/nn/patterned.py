@@ -23,10 +23,7 @@ class PatternedModule(PatternBuffers):
 
     values: nn.Parameter
     groups: int
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.dense_probe: Tensor | None = None  # set by DSTScheduler for a step; see `probed`
+    dense_probe: Tensor | None = None  # set by DSTScheduler for a step; see `probed`
 
     @torch.no_grad()
     def set_pattern(self, new: KernelCSR, values: Tensor | None = None) -> None:
