@@ -223,7 +223,7 @@ def leaves_torch() -> bool:
 def _as_computed(
     input: Tensor, values: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Return the tensors in the dtype to compute in; reject what is no tensor."""
+    """Return the tensors in the dtype to compute in; reject other arguments."""
     tensors = [input, values] if bias is None else [input, values, bias]
     if not all(isinstance(tensor, Tensor) for tensor in tensors):
         refuse_types(input, values, bias)
