@@ -106,9 +106,9 @@ PYBIND11_MODULE(_C, m) {
         "transforms, watches calls, or differentiates in forward mode.");
   m.def("plain_conv", &plain_conv, pybind11::arg("input"), pybind11::arg("values"),
         pybind11::arg("bias"), pybind11::arg("crow_indices"), pybind11::arg("col_indices"),
-        pybind11::arg("geometry"), pybind11::arg("relu"),
-        "The convolution with its gradients; None if torch does more than compute, if the pattern "
-        "has no plan yet, or if the arguments are invalid.");
+        pybind11::arg("geometry"), pybind11::arg("backend"), pybind11::arg("relu"),
+        "The convolution with its gradients; None if torch does more than compute, if another "
+        "backend is asked for, or if the arguments are invalid.");
   for (const auto& define : direct_calls()) {
     define(m);
   }

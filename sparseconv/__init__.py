@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from sparseconv import models
 from sparseconv._version import __version__
-from sparseconv.core.blocks import block_mask
-from sparseconv.core.pattern import KernelCSR, Region
+from sparseconv.core.blocks import Region, block_mask
+from sparseconv.core.pattern import KernelCSR
 from sparseconv.dst import DSTScheduler
 from sparseconv.functional import sparse_conv1d, sparse_conv_transpose1d
 from sparseconv.inference import optimize_for_inference
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from sparseconv.edge import export_c
     from sparseconv.estimators.dsn import DSNClassifier
     from sparseconv.estimators.pocket import POCKETClassifier, RocketTransformer, prune_rocket
-    from sparseconv.measure.memory import retain_freed_memory
+    from sparseconv.measure.machine import retain_freed_memory
     from sparseconv.profiling import profile
     from sparseconv.pruning.factorize import factorize
     from sparseconv.pruning.filters import prune_filters
@@ -76,7 +76,7 @@ _LAZY = {
     "profile": "profiling",
     "prune_filters": "pruning.filters",
     "prune_rocket": "estimators.pocket",
-    "retain_freed_memory": "measure.memory",
+    "retain_freed_memory": "measure.machine",
     "to_dense": "conversion",
 }
 

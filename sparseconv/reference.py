@@ -6,15 +6,16 @@ This module shares no arithmetic with the kernels, so it cannot share their bugs
 from __future__ import annotations
 
 import math
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from sparseconv.core.geometry import Geometry
 from sparseconv.core.pattern import KernelCSR, positions_of
-from sparseconv.core.tracing import outside_tracing, traced_tensor
+from sparseconv.core.tracing import outside_tracing
 
 
 class Indices(NamedTuple):
@@ -48,7 +49,7 @@ def dense_weight(values: Tensor, pattern: KernelCSR | Indices) -> Tensor:
         return _spread(values, positions_of(crow, col, pattern.shape), pattern.shape)
     # ONNX lacks the operations that compute positions, so its graph gets constants. Tools for ONNX
     # look for weights, not for sums.
-    known, *arrays = (traced_tensor(tensor) for tensor in (values, crow, col))
+    known, *arrays = (_traced(tensor) for tensor in (values, crow, col))
     with outside_tracing():
         crow, col = (cast(Tensor, array) for array in arrays)
         positions = positions_of(crow, col, pattern.shape)
@@ -59,6 +60,21 @@ def dense_weight(values: Tensor, pattern: KernelCSR | Indices) -> Tensor:
 
 def _spread(values: Tensor, positions: Tensor, shape: tuple[int, int, int]) -> Tensor:
     return values.new_zeros(math.prod(shape)).scatter(0, positions, values).view(shape)
+
+
+def _traced(tensor: Tensor) -> Tensor | None:
+    """Return the real tensor that a traced one represents, or None if the graph computes it.
+
+    ``torch.export`` traces with fake tensors and records which real tensor each represents.
+    """
+    if not isinstance(tensor, FakeTensor):
+        return None if torch.compiler.is_compiling() else tensor
+    converter: Any = tensor.fake_mode.fake_tensor_converter.meta_converter
+    with outside_tracing():
+        for real, number in converter.describer.lookup_tensor.items():
+            if converter.tensor_memo.get(number) is tensor:
+                return cast(Tensor, real)
+    return None
 
 
 def conv1d_dense(

@@ -131,7 +131,8 @@ def capture(
 ) -> tuple[Any, dict[Layer, list[Call]]]:
     """Run the model once; return its output, and each layer's calls.
 
-    Calls are counted together if their inputs differ only in values.
+    Calls are counted together if their inputs differ only in values. Copies of a model draw the
+    same random numbers.
     """
     calls: dict[Layer, dict[tuple[Any, ...], Call]] = {}
 
@@ -147,7 +148,7 @@ def capture(
             seen[key] = Call(x.detach().clone(), needs_dgrad, trains, positions, y.dtype)
         seen[key].count += 1
 
-    with ExitStack() as stack:
+    with generators_kept(), ExitStack() as stack:
         for layer in layers:
             handle = layer.register_forward_hook(see, with_kwargs=True, prepend=True)
             stack.callback(handle.remove)
@@ -156,6 +157,17 @@ def capture(
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         output = model(*arguments)
     return output, {layer: list(seen.values()) for layer, seen in calls.items()}
+
+
+@torch.no_grad()
+def close(got: Tensor, wanted: Tensor) -> bool:
+    """Return whether two tensors agree up to rounding."""
+    rounded = wanted.is_floating_point() or wanted.is_complex()
+    if got.shape != wanted.shape or got.dtype != wanted.dtype or not rounded:
+        return got.equal(wanted)
+    loose = torch.finfo(wanted.dtype).eps ** 0.5
+    scale = float(wanted.nan_to_num(0, 0, 0).abs().max()) if wanted.numel() else 0
+    return torch.allclose(got, wanted, rtol=loose, atol=loose * scale, equal_nan=True)
 
 
 def batch_sizes(n_cases: int, batch_size: int) -> list[int]:

@@ -21,7 +21,7 @@ from benchmarks.bench.run import ROUNDS, WrongResultError, measure
 from benchmarks.recording import measurement_context
 from sparseconv.cli.options import PROG, at_least, count
 from sparseconv.core.files import check_writable
-from sparseconv.measure.memory import retain_freed_memory
+from sparseconv.measure.machine import retain_freed_memory
 from sparseconv.measure.table import threads_text
 from sparseconv.measure.timing import LEAST_ROUNDS
 from sparseconv.ops.backends import resolve_backend

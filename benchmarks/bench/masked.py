@@ -27,8 +27,8 @@ from sparseconv.models import DSN
 from sparseconv.models.classifier import Classifier
 from sparseconv.nn.block import Block
 from sparseconv.nn.conv import SparseConv1d
+from sparseconv.nn.patterned import move
 from sparseconv.nn.pooling import ShortAvgPool1d, averaging_matrix
-from sparseconv.nn.rewiring import move
 from sparseconv.reference import dense_weight, pad
 
 Network = Callable[[Tensor], Tensor]

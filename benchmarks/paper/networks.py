@@ -15,7 +15,7 @@ from benchmarks.paper.archives import Shape
 from sparseconv.dst import DSTScheduler
 from sparseconv.models import DSN, LITE, OSCNN, Ensemble, InceptionTime, ResNet
 from sparseconv.nn.conv import SparseConv1d
-from sparseconv.nn.rewiring import move, survivors
+from sparseconv.nn.patterned import move, survivors
 
 # Of LITE's even kernels, as published; torch pads a copy of their input.
 warnings.filterwarnings("ignore", message="Using padding='same' with even kernel lengths")

@@ -67,7 +67,7 @@ def _compared(model: nn.Module, x: torch.Tensor, which: str) -> dict[str, Any]:
     if chosen:
         stopwatch = Stopwatch(which == "training", ROUNDS, LEAST_SECONDS)
         models = {"torch": model, "converted": converted}
-        with stopwatch.running():
+        with stopwatch.running({}):
             passes = {name: model_passes(m, (x,), stopwatch.training) for name, m in models.items()}
             times = stopwatch.time(passes)
         speedup = ratio(times, f"torch {which}", f"converted {which}")

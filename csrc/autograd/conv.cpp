@@ -5,6 +5,9 @@
 #include <torch/csrc/utils/pybind.h>
 #include <torch/library.h>
 
+#include <cstdlib>
+#include <string_view>
+
 #include "../cpu/isa/dispatch.h"
 #include "../cpu/plan/plan_cache.h"
 #include "lanes.h"
@@ -157,6 +160,20 @@ Tensor differentiable_dgrad(const Tensor& grad,
   return recorded(grad, values, bias, {crow, col, geometry, false, triton, true, compute});
 }
 
+// Whether `backend` is "cpp", or "auto" for tensors on a CPU: see ops/backends.py.
+bool chooses_these(pybind11::handle backend) {
+  const auto is = [&](const char* name) {
+    return PyUnicode_Check(backend.ptr()) &&
+           PyUnicode_CompareWithASCIIString(backend.ptr(), name) == 0;
+  };
+  if (!is("auto")) {
+    return is("cpp");
+  }
+  const char* variable = std::getenv("SPARSECONV_BACKEND");
+  const std::string_view preferred = variable == nullptr ? "" : variable;
+  return preferred.empty() || preferred == "auto" || preferred == "cpp";
+}
+
 }  // namespace
 
 void set_gradients(const pybind11::function& gradients) {
@@ -169,7 +186,11 @@ std::optional<Tensor> plain_conv(pybind11::handle input,
                                  const Tensor& crow,
                                  const Tensor& col,
                                  pybind11::handle geometry,
+                                 pybind11::handle backend,
                                  bool relu) {
+  if (!chooses_these(backend)) {
+    return {};
+  }
   choose_kernels();
   const std::optional<Tensor> x = plain_tensor(input), parameter = plain_tensor(values);
   const std::optional<Tensor> b = bias.is_none() ? std::nullopt : plain_tensor(bias);
@@ -204,8 +225,8 @@ TORCH_LIBRARY_IMPL(sparseconv, Autograd, m) {
   m.impl("triton_fprop", sparseconv::differentiable_fprop<true>);
   m.impl("dgrad", sparseconv::differentiable_dgrad<false>);
   m.impl("triton_dgrad", sparseconv::differentiable_dgrad<true>);
-  // Their gradients are made by sparseconv/functional/conv.py: alone they have none, and backward
-  // and forward mode raise instead of being wrong.
+  // Their gradients are made by sparseconv/functional/gradients.py: alone they have none, and
+  // backward and forward mode raise instead of being wrong.
   for (const char* name : {"wgrad", "bias_grad", "triton_wgrad"}) {
     m.impl(name, torch::autograd::autogradNotImplementedFallback());
   }

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import argparse
 import os
+from importlib import metadata
 from pathlib import Path
 
 from sparseconv.cli.options import RUN, SECTIONS
 from sparseconv.cli.results import unfinished
-from sparseconv.measure import machine
-from sparseconv.ops.backends import available_backends
+from sparseconv.measure.machine import environment_info
+from sparseconv.ops.backends import available_backends, extension
 from sparseconv.rocket import RocketModel
 from sparseconv.training.run_folder import load_run
+
+OPTIONAL_PACKAGES = ("aeon", "scikit-learn", "tqdm", "matplotlib")
+VARIABLES = ("SPARSECONV_BACKEND", "SPARSECONV_CPU_ISA")
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
@@ -56,14 +60,32 @@ def _of_run(folder: Path) -> list[tuple[str, str]]:
 
 
 def _installed() -> list[tuple[str, str]]:
-    facts = machine.environment_info()
+    facts = environment_info()
     own = ", ".join(f"{name} {facts[name]}" for name in ("sparseconv", "torch", "python"))
     return [
         ("versions", own),
         ("processor", f"{facts['cpu']} ({facts['system']})"),
-        ("ISA", machine.isa()),
+        ("ISA", _isa()),
         ("threads", f"torch uses {facts['threads']} of {facts['cores']} cores"),
         *((f"backend {name}", state) for name, state in available_backends().items()),
-        *machine.optional_versions().items(),
-        *((name, os.environ[name]) for name in machine.VARIABLES if name in os.environ),
+        *_optional_versions().items(),
+        *((name, os.environ[name]) for name in VARIABLES if name in os.environ),
     ]
+
+
+def _isa() -> str:
+    """Name the instruction set of the C++ kernels, and the sets that this CPU can run."""
+    if extension is None:
+        return "none: the C++ extension is not built"
+    try:
+        chosen = f"{extension.isa()} in use"
+    except ValueError as error:  # SPARSECONV_CPU_ISA asks for what cannot run here
+        chosen = str(error)
+    return f"{chosen}; available: {', '.join(extension.isas())}"
+
+
+def _optional_versions() -> dict[str, str]:
+    """Return the optional packages' versions, or how to install them."""
+    installed = {found.name: found.version for found in metadata.distributions()}
+    missing = "not installed: pip install 'sparseconv[tsc]'"
+    return {name: installed.get(name, missing) for name in OPTIONAL_PACKAGES}

@@ -12,7 +12,7 @@ from sparseconv.cli.options import QUIET, RUN, count
 from sparseconv.cli.results import load_network
 from sparseconv.core.files import check_writable, write_whole
 from sparseconv.measure import machine
-from sparseconv.measure.memory import retain_freed_memory
+from sparseconv.measure.machine import retain_freed_memory
 from sparseconv.training.recipe import Recipe
 
 

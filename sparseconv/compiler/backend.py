@@ -17,7 +17,7 @@ from sparseconv.compiler.lowering import Lowering
 from sparseconv.compiler.report import GraphReport, remember
 from sparseconv.compiler.rules import mark_hidden, rule_of
 from sparseconv.compiler.steps import Outside, Step, is_signal, switches_gradients, value_of
-from sparseconv.core.pattern import OVERWRITTEN
+from sparseconv.core.checks import OVERWRITTEN
 from sparseconv.ops.backends import extension
 
 

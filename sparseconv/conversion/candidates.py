@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from sparseconv.core.blocks import Block, as_block
+from sparseconv.core.blocks import Block
 from sparseconv.core.checks import checked_mask
 from sparseconv.measure.records import LayerTimes, Verdict
+from sparseconv.nn.conv import SparseConv1d
+from sparseconv.nn.conv_transpose import SparseConvTranspose1d
 from sparseconv.nn.modules import bonds_of, check_not_wrapped
 from sparseconv.nn.sparse_layer import SparseLayer
-from sparseconv.profiling.stopwatch import plain_kind
 
 Dense = nn.Conv1d | nn.ConvTranspose1d
 
@@ -78,7 +79,7 @@ def find_candidates(
     model: nn.Module,
     masks: Mapping[str, Tensor],
     layers: Iterable[str],
-    block: int | tuple[int, int] = 1,
+    block: Block,
 ) -> list[Candidate]:
     """Return each convolution once, with its sparse replacement or the reason why it has none.
 
@@ -103,7 +104,7 @@ def find_candidates(
                 f"the mask of {name!r} must have the weight's shape {candidate.shape}, but has "
                 f"{tuple(candidate.given.shape)}"
             )
-    bond, block = bonds_of(model), as_block(block)
+    bond = bonds_of(model)
     for candidate in found.values():
         try:
             candidate.sparse = _sparse(candidate, bond, block)
@@ -133,13 +134,14 @@ def _sparse(
     candidate.pruned = mask is not None
     mask = weight != 0 if mask is None else mask
     mask = mask if candidate.given is None else candidate.given
+    kind = SparseConvTranspose1d if conv.transposed else SparseConv1d
     try:
-        sparse: SparseLayer = plain_kind(conv).from_dense(conv, mask)
+        sparse: SparseLayer = kind.from_dense(conv, mask)
     except TypeError as error:  # another dtype, or a subclass with other code
         raise ObstacleError(str(error)) from None
     if block != (1, 1):
         try:
-            sparse = plain_kind(conv).from_dense(conv, mask, block=block)
+            sparse = kind.from_dense(conv, mask, block=block)
             candidate.notes += (f"in blocks of {block[0]} x {block[1]} channels",)
         except ValueError as error:
             candidate.notes += (f"with single weights: {error}",)

@@ -15,39 +15,32 @@ from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
 from torch.utils._pytree import tree_leaves
 
 from sparseconv.conversion.candidates import Candidate, find_candidates, weight_and_mask
+from sparseconv.core.blocks import as_block
 from sparseconv.core.checks import share
-from sparseconv.core.generators import generators_kept
-from sparseconv.measure import machine
-from sparseconv.measure.progress import progress
 from sparseconv.measure.records import (
     INFERENCE,
     TRAINING,
-    LayerTimes,
-    Report,
+    LayerReport,
     Verdict,
-    layer_conditions,
 )
 from sparseconv.measure.timing import LEAST_ROUNDS, LEAST_SECONDS
 from sparseconv.nn.modules import check_not_wrapped, deepcopy_model, hooks_of, replace
-from sparseconv.nn.padded_conv import KNOWN
 from sparseconv.nn.sparse_layer import SparseLayer
-from sparseconv.profiling.stopwatch import (
-    Stopwatch,
-    check_on_cpu,
-    time_layer,
-)
-from sparseconv.pruning.operations import close
-from sparseconv.running import Call, capture, copied_arguments
+from sparseconv.profiling.stopwatch import Stopwatch, time_layers
+from sparseconv.running import Call, capture, close, copied_arguments
 
 # Up to this density every row of benchmarks/results/bench.json was faster sparse than as nn.Conv1d,
 # but that file has none of the tiniest layers, and bfloat16 depends on the CPU.
 MAX_DENSITY = 0.2
 Candidates = Sequence[Candidate]
+# What a layer of the class nn.Conv1d has, pruned or not.
+KNOWN = {"weight", "bias", "weight_orig", "weight_mask", "parametrizations"}
+KNOWN |= vars(nn.Conv1d(1, 1, 1, device="meta")).keys()
 EMPTY = "no weight is active, so the output does not depend on the input; prune this layer less"
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class ConversionReport(Report):
+class ConversionReport(LayerReport):
     """Report what ``convert`` did; printing it shows a table.
 
     Attributes:
@@ -64,7 +57,6 @@ class ConversionReport(Report):
     """
 
     title: ClassVar[str] = "Converted layers"
-    layers: tuple[LayerTimes, ...]
     training: bool
 
     def summary(self) -> list[str]:
@@ -85,7 +77,7 @@ class ConversionReport(Report):
                 "and that has zeros or a mask and, with unpruned=True, about the others",
             ]
         lines.append(f"verdicts are based on {TRAINING if self.training else INFERENCE} times")
-        return [*lines, *layer_conditions(self.layers, self.machine)]
+        return [*lines, *self.conditions()]
 
 
 class Conversion(NamedTuple):
@@ -178,14 +170,15 @@ def convert(
             "unpruned=True requires example_input and cannot be combined with layers, because "
             "measured times decide which layers are converted"
         )
-    stopwatch = Stopwatch(training, rounds, least_seconds, decides=True)
-    candidates = find_candidates(model, masks or {}, layers or (), block)
+    candidates = find_candidates(model, masks or {}, layers or (), as_block(block))
     limit = MAX_DENSITY if max_density is None else max_density
     for found in candidates:
         found.verdict = _decide(found, example_input, layers, max_density, unpruned)
     if example_input is not None:
-        with stopwatch.running():
-            _measure(model, candidates, example_input, stopwatch, verbose)
+        wanted = [x for x in candidates if x.verdict in (Verdict.UNREACHED, Verdict.NAMED)]
+        stopwatch = Stopwatch(training, rounds, least_seconds, decides=True)
+        with stopwatch.running({found.conv: found.name for found in wanted}):
+            _measure(model, candidates, wanted, example_input, stopwatch, verbose)
     chosen = [found for found in candidates if found.verdict.converts]
     converted = _install(
         model if inplace else deepcopy_model(model), candidates, chosen, permanent=not training
@@ -193,7 +186,6 @@ def convert(
     report = ConversionReport(
         layers=tuple(found.record(limit, training) for found in candidates),
         training=training,
-        machine=machine.environment_info(),
     )
     return Conversion(converted, report)
 
@@ -223,6 +215,7 @@ def _decide(
 def _measure(
     model: nn.Module,
     candidates: Candidates,
+    wanted: Candidates,
     example_input: Any,
     stopwatch: Stopwatch,
     verbose: bool | None,
@@ -231,8 +224,6 @@ def _measure(
 
     Layers with which the model raises an error or returns something else stay dense.
     """
-    wanted = [x for x in candidates if x.verdict in (Verdict.UNREACHED, Verdict.NAMED)]
-    check_on_cpu({found.conv: found.name for found in wanted})
     run = partial(_run, model, candidates, example_input)
     expected, _ = run([])
 
@@ -256,11 +247,11 @@ def _measure(
     for found in wanted:
         if found not in called:
             found.notes += (f"{Verdict.UNREACHED}",)
-    for found in progress(called, verbose, desc="layers"):
-        assert found.sparse is not None
-        found.times = time_layer(found.name, found.sparse, called[found], stopwatch)
+    calls: Any = [(found.name, found.sparse, calls) for found, calls in called.items()]
+    for found, times in zip(called, time_layers(calls, stopwatch, verbose), strict=True):
+        found.times = times
         if found.verdict is Verdict.UNREACHED:
-            found.verdict = found.times.verdict
+            found.verdict = times.verdict
 
 
 def _run(
@@ -269,8 +260,7 @@ def _run(
     """Run a copy in which the chosen layers are sparse; return its output and their calls."""
     copied = _install(deepcopy_model(model), candidates, chosen)
     layers = {copied.get_submodule(found.path): found for found in chosen}
-    with generators_kept():  # each copy draws the same
-        output, calls = capture(copied, layers, copied_arguments(model, example_input))
+    output, calls = capture(copied, layers, copied_arguments(model, example_input))
     parts = [x if isinstance(x, Tensor) else getattr(x, "__dict__", x) for x in tree_leaves(output)]
     data = [x for x in tree_leaves(parts) if isinstance(x, Tensor | float | int)]
     outputs = [x.detach() if isinstance(x, Tensor) else torch.tensor(x, device="cpu") for x in data]

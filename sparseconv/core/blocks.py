@@ -1,9 +1,12 @@
-"""Define blocks of channels that share their taps. A unit is one tap of a block."""
+"""Define blocks of channels that share their taps, and regions that keep their number of weights.
+
+A unit is one tap of a block.
+"""
 
 from __future__ import annotations
 
 from numbers import Integral
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +16,25 @@ from sparseconv.core.checks import count, share
 
 Block = tuple[int, int]
 Shape = tuple[int, int, int]
+
+
+class Region(NamedTuple):
+    """Describe a box of a weight tensor in which the number of active weights stays fixed.
+
+    ``out_channels`` and ``taps`` are half-open ranges; the box spans all input channels. A kernel
+    group of a Dynamic Sparse Network is one region. ``DSTScheduler`` and ``prune_and_grow`` check
+    regions; the constructor does not.
+
+    Example:
+        >>> Region(out_channels=(0, 47), taps=(0, 13))
+        Region(out_channels=(0, 47), taps=(0, 13))
+    """
+
+    out_channels: tuple[int, int]
+    taps: tuple[int, int]
+
+
+Region.__module__ = "sparseconv"  # the name in pickles; in the class mypy would see a field
 
 
 def as_block(block: Any) -> Block:
@@ -110,3 +132,6 @@ def block_mask(weight: Tensor, density: float, *, block: int | tuple[int, int] =
     kept = norms.flatten().topk(round(density * norms.numel())).indices
     chosen = torch.zeros_like(norms, dtype=torch.bool).flatten().index_fill_(0, kept, True)
     return spread(chosen.view(norms.shape), shape, pair)
+
+
+__test__ = {"Region": Region}  # for doctest, as its __module__ is sparseconv

@@ -11,6 +11,15 @@ from torch import Tensor
 
 from sparseconv.core.arrays import as_tensor
 
+OVERWRITTEN = (
+    "the indices of this layer were overwritten in place, so its values may not belong to them: "
+    "call load_state_dict(), set_pattern() or reset_parameters(), or assign new tensors. "
+    "AveragedModel overwrites buffers after the pattern of the averaged model has changed: pass "
+    "the average to DSTScheduler(averages=[...]), or start a new average; an average of a state "
+    "dict must copy its integers. DistributedDataParallel overwrites them if the patterns of the "
+    "ranks differ: wrap the model before its first use, or load the same state dict on all ranks"
+)
+
 
 class ArgumentError(ValueError, RuntimeError):
     """Report an invalid argument, as both a RuntimeError (like ``nn.Conv1d``) and a ValueError."""

@@ -105,15 +105,6 @@ def check_writable(path: Path) -> None:
         tempfile.TemporaryFile(dir=folder).close()
 
 
-def check_new_or_empty(folder: Path) -> None:
-    """Raise ValueError unless the folder is new or empty."""
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-        raise ValueError(
-            f"expected a new or empty folder, but {folder} is a file or contains files; choose "
-            "another"
-        )
-
-
 def write_folder(folder: Path, files: dict[str, str]) -> None:
     """Write all files into a new or empty folder, or none of them."""
     with _refusing(folder, "folder"):

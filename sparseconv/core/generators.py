@@ -33,15 +33,6 @@ def borrowed(generator: torch.Generator) -> Iterator[None]:
         generator.set_state(torch.get_rng_state())
 
 
-@contextmanager
-def float32_by_default() -> Iterator[None]:
-    """Create floats as float32, whatever the process's default is, for one thread at a time."""
-    with GLOBAL, ExitStack() as stack:
-        stack.callback(torch.set_default_dtype, torch.get_default_dtype())
-        torch.set_default_dtype(torch.float32)
-        yield
-
-
 class Drawing(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Let this thread's random operations on the CPU draw from a new generator, slowly."""
 

@@ -1,9 +1,10 @@
-"""Define ``KernelCSR``, the active weights of a 1-D convolution, and ``Region``, a box of them."""
+"""Define ``KernelCSR``, the active weights of a 1-D convolution."""
 
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple, Self
+from collections.abc import Callable, Hashable
+from typing import Any, Self, TypeVar, cast
 
 import numpy as np
 import torch
@@ -17,19 +18,12 @@ from sparseconv.core.checks import (
     checked_shape,
     integer,
 )
-from sparseconv.core.pattern_arrays import PatternArrays
+from sparseconv.core.tracing import outside_tracing
 
-OVERWRITTEN = (
-    "the indices of this layer were overwritten in place, so its values may not belong to them: "
-    "call load_state_dict(), set_pattern() or reset_parameters(), or assign new tensors. "
-    "AveragedModel overwrites buffers after the pattern of the averaged model has changed: pass "
-    "the average to DSTScheduler(averages=[...]), or start a new average; an average of a state "
-    "dict must copy its integers. DistributedDataParallel overwrites them if the patterns of the "
-    "ranks differ: wrap the model before its first use, or load the same state dict on all ranks"
-)
+T = TypeVar("T")
 
 
-class KernelCSR(PatternArrays):
+class KernelCSR:
     """Store which weights of a convolution are active: one CSR row per kernel, one column per tap.
 
     Row ``o * (C_in // groups) + c`` is the kernel from input channel ``c`` of its group to output
@@ -61,7 +55,14 @@ class KernelCSR(PatternArrays):
     """
 
     __module__ = "sparseconv"  # the name in pickles and reprs
-    __slots__ = ()
+    _arrays: tuple[Tensor, Tensor] | None  # None if only a GPU has them
+    _shape: Shape
+    _block: Block
+    _nnz: int
+    _hash: int | None
+    _cached: dict[tuple[Callable[..., Any], tuple[Hashable, ...]], Any]
+    _copies: dict[str, tuple[Tensor, Tensor]]
+    __slots__ = (*__annotations__, "__weakref__")
 
     def __init__(
         self,
@@ -82,6 +83,15 @@ class KernelCSR(PatternArrays):
         self._hold(crow, col, shape, pair)
         if pair != (1, 1):
             check_mask(self.to_mask(), pair)
+
+    def _hold(
+        self, crow: Tensor, col: Tensor, shape: Shape, block: Block, checked: bool = True
+    ) -> None:
+        """Take ownership of these arrays; those on a GPU are not ``checked`` yet."""
+        self._shape, self._block, self._nnz = shape, block, len(col)
+        self._hash, self._cached = None, {}
+        self._arrays = (crow, col) if checked else None
+        self._copies = {} if checked else {str(col.device): (crow, col)}
 
     @classmethod
     def of_arrays(
@@ -242,6 +252,84 @@ class KernelCSR(PatternArrays):
         """Return ``nnz / numel``."""
         return self.nnz / self.numel
 
+    @property
+    def only_on_gpu(self) -> bool:
+        return self._arrays is None
+
+    @property
+    def crow_indices(self) -> Tensor:
+        """Return where each kernel begins, int32 ``(C_out * C_in // groups + 1,)``; read-only."""
+        return self._on_cpu()[0]
+
+    @property
+    def col_indices(self) -> Tensor:
+        """Return the tap of each active weight, int32 ``(nnz,)``; read-only."""
+        return self._on_cpu()[1]
+
+    @property
+    def shape(self) -> Shape:
+        """Return ``(C_out, C_in // groups, K)``."""
+        return self._shape
+
+    @property
+    def block(self) -> Block:
+        """Return the channels ``(out, in)`` that share taps; ``(1, 1)`` means single weights."""
+        return self._block
+
+    @property
+    def nnz(self) -> int:
+        """Return the number of active weights."""
+        return self._nnz
+
+    def on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return ``crow_indices`` and ``col_indices`` on a device, to which they are copied once.
+
+        Raises:
+            RuntimeError: the first copy would be made inside torch.compile.
+        """
+        name = device.type if device.type == "cpu" else str(device)
+        if name == "cpu" and name not in self._copies:
+            return self._on_cpu()
+        if name not in self._copies:
+            if torch.compiler.is_dynamo_compiling():  # each call of the graph would copy again
+                raise RuntimeError(
+                    f"this KernelCSR has not been used on {name} yet: call the function once, or "
+                    f"pattern.on(torch.device({name!r})), before torch.compile"
+                )
+            with outside_tracing():
+                self._copies[name] = self.crow_indices.to(device), self.col_indices.to(device)
+        return self._copies[name]
+
+    def cached(self, make: Callable[..., T], *args: Hashable) -> T:
+        """Return ``make(self, *args)``, computed on the first call and kept.
+
+        Tracing, transforms and fake modes during that call do not affect the result. Threads that
+        compute it at the same time get the same object.
+        """
+        key = make, args
+        if key not in self._cached:
+            with outside_tracing():
+                made = make(self, *args)
+            self._cached.setdefault(key, made)
+        return cast(T, self._cached[key])
+
+    def keep(self, make: Callable[..., T], made: T) -> None:
+        """Make ``cached(make)`` return ``made``."""
+        self._cached[make, ()] = made
+
+    def anywhere(self) -> tuple[Tensor, Tensor]:
+        """Return the arrays on the CPU, or on the GPU if only the GPU has them."""
+        return self._arrays or next(iter(self._copies.values()))
+
+    def _on_cpu(self) -> tuple[Tensor, Tensor]:
+        """Return the arrays on the CPU; copy and check those that an update made on a GPU."""
+        if self._arrays is None:
+            with outside_tracing():
+                crow, col = (array.cpu() for array in self.anywhere())
+                check_structure(crow, col, self._shape)
+                self._arrays = crow, col
+        return self._arrays
+
     def positions(self) -> Tensor:
         """Return the active weights' positions in the flattened mask, ascending int64 ``(nnz,)``.
 
@@ -292,14 +380,6 @@ class KernelCSR(PatternArrays):
         return KernelCSR, (self.crow_indices, self.col_indices, self._shape, self._block)
 
 
-def check_pattern_type(pattern: object) -> None:
-    if not isinstance(pattern, KernelCSR):
-        raise TypeError(
-            f"pattern must be a KernelCSR, but got {type(pattern).__name__}; create one with "
-            "KernelCSR.from_mask(mask)"
-        )
-
-
 def positions_of(crow_indices: Tensor, col_indices: Tensor, shape: Shape) -> Tensor:
     """Do what ``KernelCSR.positions`` does, on the device of the arrays."""
     return kernels_of(crow_indices, col_indices) * shape[2] + col_indices
@@ -312,23 +392,4 @@ def kernels_of(crow_indices: Tensor, col_indices: Tensor) -> Tensor:
     return rows.repeat_interleave(counts, output_size=col_indices.shape[0])
 
 
-class Region(NamedTuple):
-    """Describe a box of a weight tensor in which the number of active weights stays fixed.
-
-    ``out_channels`` and ``taps`` are half-open ranges; the box spans all input channels. A kernel
-    group of a Dynamic Sparse Network is one region. ``DSTScheduler`` and ``prune_and_grow`` check
-    regions; the constructor does not.
-
-    Example:
-        >>> Region(out_channels=(0, 47), taps=(0, 13))
-        Region(out_channels=(0, 47), taps=(0, 13))
-    """
-
-    out_channels: tuple[int, int]
-    taps: tuple[int, int]
-
-
-Region.__module__ = "sparseconv"  # the name in pickles; in the class mypy would see a field
-
-# For doctest, as their __module__ is sparseconv.
-__test__ = {"KernelCSR": KernelCSR, "Region": Region}
+__test__ = {"KernelCSR": KernelCSR}  # for doctest, as its __module__ is sparseconv

@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import torch
-from torch import Tensor
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-F = TypeVar("F", bound=Callable[..., Any])
 _BEFORE_2_12 = torch.torch_version.TorchVersion(torch.__version__) < "2.12"
-
-
-def constant_in_graphs(function: F) -> F:
-    """Do what ``torch.compiler.assume_constant_result`` does, without its 2 s import."""
-    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
-    return function
 
 
 def is_exporting() -> bool:
@@ -41,18 +32,3 @@ def outside_tracing() -> Iterator[None]:
         stack.enter_context(temporarily_clear_interpreter_stack())
         stack.enter_context(_disable_current_modes())
         yield
-
-
-def traced_tensor(tensor: Tensor) -> Tensor | None:
-    """Return the real tensor that a traced one represents, or None if the graph computes it.
-
-    ``torch.export`` traces with fake tensors and records which real tensor each represents.
-    """
-    if not isinstance(tensor, FakeTensor):
-        return None if torch.compiler.is_compiling() else tensor
-    converter: Any = tensor.fake_mode.fake_tensor_converter.meta_converter
-    with outside_tracing():
-        for real, number in converter.describer.lookup_tensor.items():
-            if converter.tensor_memo.get(number) is tensor:
-                return cast(Tensor, real)
-    return None

@@ -14,12 +14,11 @@ from torch import Tensor, nn
 from sparseconv.core.checks import count, integer, number
 from sparseconv.core.files import ctrl_c_waits
 from sparseconv.dst import checks
-from sparseconv.dst.itop import EverActive
-from sparseconv.dst.ranks import Ranks
 from sparseconv.dst.update import (
     PRUNE_FLOOR,
     PRUNE_FRACTION,
     Change,
+    EverActive,
     Growth,
     as_regions,
     check_fractions,
@@ -33,7 +32,6 @@ from sparseconv.nn.dense_gradient import new_probe
 from sparseconv.nn.modules import check_module
 from sparseconv.nn.optimizers import Holdings
 from sparseconv.nn.pattern_buffers import checksum
-from sparseconv.nn.rewiring import check_movable
 from sparseconv.nn.sparse_layer import SparseLayer
 
 
@@ -140,7 +138,7 @@ class DSTScheduler:
                 "an nn.Conv1d with SparseConv1d.from_dense(conv)"
             )
         self._copies = checks.copies_of(self._layers, averages)
-        self._ranks = Ranks(process_group)
+        self._ranks = checks.Ranks(process_group)
         self._ranks.agree(self._check_layers, self._fingerprint)
         self._regions = {n: check_regions(x.regions, x.pattern) for n, x in self._layers.items()}
         self._ever_active = EverActive(self._layers)
@@ -249,14 +247,11 @@ class DSTScheduler:
     def _is_due(self, step: int) -> bool:
         return self.grow != "static" and step <= self.end_step and step % self.update_every == 0
 
-    def _check_layers(self) -> None:
+    def _check_layers(self) -> Holdings:
         move = self.grow != "static"
-        checks.check_layers(self._layers, self._copies, self._optimizer, move)
-        for name, layer in self._layers.items() if move else ():
-            for each in (layer, *self._copies[name]) if layer.values.requires_grad else ():
-                check_movable(each)
+        return checks.check_layers(self._layers, self._copies, self._optimizer, move)
 
-    def _fingerprint(self, _: None) -> dict[str, Any]:
+    def _fingerprint(self, _: Any) -> dict[str, Any]:
         patterns = {name: checksum(layer.pattern) for name, layer in self._layers.items()}
         return {**self._hyperparameters(), "patterns": patterns}
 
@@ -265,8 +260,7 @@ class DSTScheduler:
         # What may fail on one rank comes first, for that rank misses the exchanges that follow.
         before = self._generator.get_state()
         try:
-            check = partial(checks.check_layers, self._layers, self._copies, self._optimizer)
-            held = self._ranks.agree(check, lambda _: None)
+            held = self._ranks.agree(self._check_layers, lambda _: None)
             gradients = self._dense_gradients()
             return self._ranks.agree(partial(self._changes, held, gradients), _checksums)
         except BaseException:

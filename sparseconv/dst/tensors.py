@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from sparseconv.core.blocks import Block, Shape, spread, unit_means, unit_shape
-from sparseconv.core.pattern import Region, kernels_of
+from sparseconv.core.blocks import Block, Region, Shape, spread, unit_means, unit_shape
+from sparseconv.core.pattern import kernels_of
 
 
 def update(
@@ -22,17 +22,18 @@ def update(
     block: Block,
     regions: Sequence[Region],
     fraction: float | Tensor,
-    values: Tensor,
-    dense_grad: Tensor | None,
     seed: int,
+    weights: Tensor,
+    scores: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Prune and grow as ``prune_and_grow`` does, on the device of these tensors.
 
     Args:
         crow, col, shape, block: the arrays, the shape and the block of the pattern.
         fraction: a float or a tensor ``()``.
-        values, dense_grad: as for ``prune_and_grow``; without ``dense_grad``, growth is random.
         seed: an int below 2**62.
+        weights, scores: magnitudes of the values and of the dense gradient, in float32 or float64;
+            without ``scores``, growth is random.
 
     Returns:
         The new ``crow`` and ``col``, and the ``source_index``.
@@ -43,12 +44,8 @@ def update(
     kernel = kernels_of(crow, col)
     unit = table.block[kernel] * taps + col
     active = torch.zeros_like(table.region, dtype=torch.bool).index_fill_(0, unit, True)
-    magnitude, scores = magnitudes(values), None if dense_grad is None else magnitudes(dense_grad)
-    if block == (1, 1):
-        weights = magnitude.new_zeros(len(active)).index_copy_(0, unit, magnitude)
-    else:
-        weights = magnitude.new_zeros(math.prod(shape))
-        weights.index_copy_(0, kernel * taps + col, magnitude)
+    weights = weights.new_zeros(math.prod(shape)).index_copy_(0, kernel * taps + col, weights)
+    if block != (1, 1):
         weights = unit_means(weights.view(shape), block).flatten()
         scores = None if scores is None else unit_means(scores.double().square(), block)
     kept, grown = _move(
@@ -74,12 +71,6 @@ def update(
 def _before(sizes: Tensor) -> Tensor:
     """Return the sum of the entries before each entry, and the total."""
     return pad(sizes.cumsum(0), (1, 0))
-
-
-def magnitudes(tensor: Tensor) -> Tensor:
-    """Return the absolute values in float32 or float64; NaN becomes infinity."""
-    dtype = torch.float64 if tensor.dtype == torch.float64 else torch.float32
-    return tensor.detach().to(dtype).abs().nan_to_num_(nan=math.inf, posinf=math.inf)
 
 
 class Table(NamedTuple):

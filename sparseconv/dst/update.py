@@ -1,19 +1,20 @@
-"""Update one pattern: prune the smallest weights, and grow others."""
+"""Update one pattern: prune the smallest weights and grow others; record which were ever active."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from sparseconv.core.blocks import Region
 from sparseconv.core.checks import share
-from sparseconv.core.pattern import KernelCSR, Region
+from sparseconv.core.pattern import KernelCSR, positions_of
 from sparseconv.dst import tensors
-from sparseconv.dst.itop import active_bits
+from sparseconv.nn.sparse_layer import SparseLayer
 from sparseconv.ops.backends import extension
 
 Growth = Literal["random", "gradient", "static"]
@@ -108,35 +109,33 @@ def moved(
     seed = 0
     if grow == "random":
         dense_grad, seed = None, int(torch.randint(2**62, (), generator=generator, device="cpu"))
+    given = [values] if dense_grad is None else [values, dense_grad.to(values.device)]
+    dtype = torch.float64 if torch.float64 in [x.dtype for x in given] else torch.float32
+    magnitudes = [
+        x.detach().to(dtype).abs().nan_to_num_(nan=math.inf, posinf=math.inf) for x in given
+    ]
+    shape, block = pattern.shape, pattern.block
     if stays_on_gpu(values):
         if dense_grad is not None:
-            dense_grad = dense_grad.to(values.device)
-            fraction = dense_grad.any().double() * fraction
+            fraction = magnitudes[1].any().double() * fraction
         crow, col, source = tensors.update(
-            *pattern.on(values.device), pattern.shape, pattern.block, regions, fraction, values,
-            dense_grad, seed,
-        )  # fmt: skip
-        new = KernelCSR.of_arrays(crow, col, pattern.shape, pattern.block, checked=False)
-        return new, source
-    crow, col = pattern.crow_indices, pattern.col_indices
-    if extension is None or pattern.block != (1, 1):
-        values, dense_grad = values.cpu(), None if dense_grad is None else dense_grad.cpu()
-        crow, col, source = tensors.update(
-            crow, col, pattern.shape, pattern.block, regions, fraction, values, dense_grad, seed
+            *pattern.on(values.device), shape, block, regions, fraction, seed, *magnitudes
         )
-        active = None
+        return KernelCSR.of_arrays(crow, col, shape, block, checked=False), source
+    crow, col, active = pattern.crow_indices, pattern.col_indices, None
+    magnitudes = [magnitude.cpu() for magnitude in magnitudes]
+    if extension is None or block != (1, 1):
+        crow, col, source = tensors.update(
+            crow, col, shape, block, regions, fraction, seed, *magnitudes
+        )
     else:
-        given = [values] if dense_grad is None else [values, dense_grad]
-        if any(tensor.dtype == torch.float64 for tensor in given):
-            given = [tensor.double() for tensor in given]
-        magnitudes, *scores = [tensors.magnitudes(tensor).cpu() for tensor in given]
         boxes = [(*rows, *taps) for rows, taps in regions]
         crow, col, source, active = extension.prune_and_grow(
-            crow, col, pattern.shape, boxes, fraction, magnitudes, *scores, seed=seed
+            crow, col, shape, boxes, fraction, *magnitudes, seed=seed
         )
     if not len(source) or int(source.min()) >= 0:
         return pattern, source
-    new = KernelCSR.of_arrays(crow, col, pattern.shape, pattern.block)
+    new = KernelCSR.of_arrays(crow, col, shape, block)
     if active is not None:
         new.keep(active_bits, active)
     return new, source
@@ -207,3 +206,53 @@ def check_regions(regions: Sequence[Region], pattern: KernelCSR) -> tuple[Region
         i, j = np.argwhere(overlap)[0]
         raise ValueError(f"regions must be disjoint, but {regions[i]} and {regions[j]} overlap")
     return regions
+
+
+def active_bits(pattern: KernelCSR) -> Tensor:
+    """Return uint8 ``((numel + 7) // 8,)``: one bit per weight, set if the weight is active."""
+    crow, col = pattern.anywhere()
+    at = positions_of(crow, col, pattern.shape)
+    bits = at.new_zeros((pattern.numel + 7) // 8, dtype=torch.uint8)
+    return bits.index_add_(0, at >> 3, (1 << (at & 7)).to(torch.uint8))
+
+
+class EverActive:
+    """Record which weights of some layers have ever been active.
+
+    Attributes:
+        bits: uint8 ``((numel + 7) // 8,)`` by layer name, on the device that updates the layer.
+
+    Source: Liu et al. 2021 (ITOP).
+    """
+
+    def __init__(self, layers: Mapping[str, SparseLayer]) -> None:
+        self._layers = layers
+        self.bits = {
+            name: torch.zeros((layer.pattern.numel + 7) // 8, dtype=torch.uint8, device="cpu")
+            for name, layer in layers.items()
+        }
+        self._recorded: dict[str, KernelCSR] = {}  # the latest patterns in the bits
+        self.record()
+
+    def record(self) -> None:
+        """Mark the weights that are active now, because other code may have set a pattern."""
+        for name, layer in self._layers.items():
+            self.add(name, layer.pattern)
+
+    def add(self, name: str, pattern: KernelCSR) -> None:
+        """Mark the active weights of a layer's new pattern."""
+        if self._recorded.get(name) is pattern:
+            return
+        self._recorded[name] = pattern
+        bits = pattern.cached(active_bits)
+        self.bits[name] = self.bits[name].to(bits.device).bitwise_or_(bits)
+
+    def rate(self) -> float:
+        """Return the share of all weights that have ever been active."""
+        self.record()
+        ever = sum(int((bits >> bit & 1).sum()) for bits in self.bits.values() for bit in range(8))
+        return ever / max(1, sum(layer.pattern.numel for layer in self._layers.values()))
+
+    def load(self, bits: Mapping[str, Tensor]) -> None:
+        """Continue from these bits."""
+        self.bits, self._recorded = dict(bits), {}

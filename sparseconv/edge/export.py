@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from sparseconv.core.arrays import as_series
-from sparseconv.core.files import check_new_or_empty, write_folder
+from sparseconv.core.files import write_folder
 from sparseconv.edge.generate import write_c
 from sparseconv.edge.layers import Array, scores_and_bound
 from sparseconv.edge.lowering import lower
@@ -99,7 +99,11 @@ def export_c(
         )
     example = as_series("export_c", "example_input", example_input)
     folder = Path(folder)
-    check_new_or_empty(folder)
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise ValueError(
+            f"expected a new or empty folder, but {folder} is a file or contains files; choose "
+            "another"
+        )
     plain = deepcopy_model(model).float().cpu()  # what the program is compared with
     network = lower(plain, *example.shape[1:])
     scores = _scores_of(plain, example[:KNOWN])

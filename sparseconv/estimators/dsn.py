@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import fields
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from aeon.classification.base import BaseClassifier
 
 from sparseconv.core.arrays import as_labels, as_series
-from sparseconv.core.generators import Drawing, float32_by_default
+from sparseconv.core.generators import GLOBAL, Drawing
 from sparseconv.dst.update import Growth
 from sparseconv.estimators.shared import Scored, draw_seed
 from sparseconv.models import DSN
@@ -123,7 +124,7 @@ class DSNClassifier(Scored, BaseClassifier):  # type: ignore[misc]
         )
         network = {name: own[name] for name in inspect.signature(DSN).parameters if name in own}
         with self._threads():
-            with float32_by_default(), Drawing(seed):
+            with _float32_by_default(), Drawing(seed):
                 model = DSN(series.shape[1], self.n_classes_, **network)
             model.to(self.device)
             more = {"validation": self._validation(), "on_epoch": self.on_epoch}
@@ -167,3 +168,12 @@ class DSNClassifier(Scored, BaseClassifier):  # type: ignore[misc]
 
 
 __test__ = {"DSNClassifier": DSNClassifier}  # for doctest, as its __module__ is sparseconv
+
+
+@contextmanager
+def _float32_by_default() -> Iterator[None]:
+    """Create floats as float32, whatever the process's default is, for one thread at a time."""
+    with GLOBAL, ExitStack() as stack:
+        stack.callback(torch.set_default_dtype, torch.get_default_dtype())
+        torch.set_default_dtype(torch.float32)
+        yield

@@ -2,8 +2,7 @@
 
 from sparseconv.core.checks import ArgumentError
 from sparseconv.core.geometry import DTYPES, PADDING_MODES, Geometry, resolve_padding
-from sparseconv.functional.conv import sparse_conv1d
-from sparseconv.functional.conv_transpose import sparse_conv_transpose1d
+from sparseconv.functional.conv import sparse_conv1d, sparse_conv_transpose1d
 from sparseconv.ops.checks import DtypeError
 
 __all__ = [

@@ -14,6 +14,7 @@ from textwrap import fill
 from typing import Any, ClassVar, NamedTuple
 
 from sparseconv.core.files import write_whole
+from sparseconv.measure.machine import environment_info
 from sparseconv.measure.page import Section, page, write_html
 from sparseconv.measure.table import Table, threads_text, with_thousands
 from sparseconv.measure.timing import Estimate, Times, milliseconds, ratio
@@ -264,34 +265,43 @@ class Report:
         return path
 
 
+@dataclass(frozen=True, kw_only=True, repr=False)
+class LayerReport(Report):
+    """Report of layers that may have been measured, dense and sparse."""
+
+    layers: tuple[LayerTimes, ...]
+    machine: Mapping[str, str] = field(default_factory=environment_info)
+
+    def conditions(self) -> list[str]:
+        """Explain the layers' times, one line each."""
+        lines = [
+            "dense: F.conv1d of the same shape with all weights, including zeros",
+            "speedup: dense time divided by sparse time, in training (forward and backward) where "
+            "that was measured, otherwise in inference (a forward pass without gradients)",
+            ACCURACY,
+        ]
+        speedups = [x.speedup for x in self.layers if x.speedup]
+        if unclear := sum(x.low <= 1 <= x.high for x in speedups):
+            lines.append(
+                f"{unclear} of {len(speedups)} intervals contain 1: these verdicts may differ in "
+                "another run; more rounds narrow the intervals"
+            )
+        if dense := dict.fromkeys(x.name for x in self.layers if x.backend == "reference"):
+            lines.append(f"computed by the dense reference, not by the kernels: {', '.join(dense)}")
+        for why in dict.fromkeys(x.not_blocks for x in self.layers if x.not_blocks):
+            names = dict.fromkeys(x.name for x in self.layers if x.not_blocks == why)
+            lines.append(
+                f"computed with single weights, not with blocks: {', '.join(names)}; {why}"
+            )
+        return [*lines, where(self.machine)]
+
+
 def where(machine: Mapping[str, str]) -> str:
     """Describe a measurement's machine in one line."""
     threads = threads_text(int(machine["threads"]))
     return (
         f"machine: {machine['cpu']}, {threads}, kernels {machine['cpp']}, torch {machine['torch']}"
     )
-
-
-def layer_conditions(layers: Sequence[LayerTimes], machine: Mapping[str, str]) -> list[str]:
-    """Explain the layers' times, one line each."""
-    lines = [
-        "dense: F.conv1d of the same shape with all weights, including zeros",
-        "speedup: dense time divided by sparse time, in training (forward and backward) where that "
-        "was measured, otherwise in inference (a forward pass without gradients)",
-        ACCURACY,
-    ]
-    speedups = [x.speedup for x in layers if x.speedup]
-    if unclear := sum(x.low <= 1 <= x.high for x in speedups):
-        lines.append(
-            f"{unclear} of {len(speedups)} intervals contain 1: these verdicts may differ in "
-            "another run; more rounds narrow the intervals"
-        )
-    if dense := dict.fromkeys(x.name for x in layers if x.backend == "reference"):
-        lines.append(f"computed by the dense reference, not by the kernels: {', '.join(dense)}")
-    for why in dict.fromkeys(x.not_blocks for x in layers if x.not_blocks):
-        names = dict.fromkeys(x.name for x in layers if x.not_blocks == why)
-        lines.append(f"computed with single weights, not with blocks: {', '.join(names)}; {why}")
-    return [*lines, where(machine)]
 
 
 def megaflops(flops: int) -> str:

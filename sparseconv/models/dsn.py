@@ -10,10 +10,10 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from sparseconv.core.blocks import checked_block, unit_shape
+from sparseconv.core.blocks import Region, checked_block, unit_shape
 from sparseconv.core.checks import count, share
 from sparseconv.core.geometry import PaddingMode
-from sparseconv.core.pattern import KernelCSR, Region
+from sparseconv.core.pattern import KernelCSR
 from sparseconv.models.classifier import Classifier
 from sparseconv.nn.block import Block
 from sparseconv.nn.conv import SparseConv1d

@@ -7,12 +7,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from sparseconv.core.geometry import Geometry, Padding, PaddingMode, single
+from sparseconv.core.geometry import Geometry, Padding, PaddingMode, resolve_padding, single
 from sparseconv.core.pattern import KernelCSR
 from sparseconv.functional.conv import sparse_conv1d_resolved
 from sparseconv.nn.dense_gradient import probed
-from sparseconv.nn.padded_conv import convolution_of
-from sparseconv.nn.sparse_layer import SparseLayer
+from sparseconv.nn.modules import computes_as
+from sparseconv.nn.padded_conv import OVERRIDES, padding_of
+from sparseconv.nn.sparse_layer import SparseLayer, shared_options
 from sparseconv.ops.backends import Backend
 
 _PADDINGS = {
@@ -139,7 +140,7 @@ class SparseConv1d(SparseLayer):
         bias = held["bias"] if "bias" in held else self.bias  # noqa: SIM401
         geometry = self._resolved or self._geometry()
         crow, col = self._indices()
-        y = sparse_conv1d_resolved(input, values, crow, col, bias, geometry, self.backend, False)
+        y = sparse_conv1d_resolved(input, values, crow, col, bias, geometry, self.backend)
         probe = self.dense_probe
         return y if probe is None else probed(y, input, values, probe, geometry)
 
@@ -150,7 +151,14 @@ class SparseConv1d(SparseLayer):
     def _options_of(cls, conv: nn.Module) -> dict[str, Any]:
         if not isinstance(conv, nn.Conv1d):
             raise TypeError(f"conv must be an nn.Conv1d, but got {type(conv).__name__}")
-        return convolution_of(conv)
+        if OVERRIDES & vars(conv).keys() or not computes_as(conv, (nn.Conv1d,)):
+            return shared_options(conv) | padding_of(conv)
+        padding: Any = conv.padding
+        if conv.padding_mode != "zeros":  # torch pads by this list, even if the attribute differs
+            pads = tuple(conv._reversed_padding_repeated_twice)
+            taps, dilation = conv.kernel_size[0], single("dilation", conv.dilation, 1)
+            padding = padding if resolve_padding(padding, taps, dilation) == pads else pads
+        return shared_options(conv) | {"padding": padding}
 
     def _dense_options(self) -> tuple[dict[str, Any], list[nn.Module]]:
         left, right = self.resolved_padding

@@ -11,9 +11,8 @@ from torch.nn.grad import conv1d_weight
 
 from sparseconv.core.geometry import Geometry
 from sparseconv.core.tracing import is_exporting
-from sparseconv.functional.conv import as_autocast
-from sparseconv.functional.conv_transpose import fill
-from sparseconv.functional.differentiable import is_transformed
+from sparseconv.functional.conv import as_autocast, fill
+from sparseconv.functional.gradients import is_transformed
 from sparseconv.reference import pad
 
 

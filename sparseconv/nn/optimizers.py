@@ -1,18 +1,22 @@
-"""Find the state that optimizers, including nested ones, keep for each parameter."""
+"""Find and check the state that optimizers, including nested ones, keep for each parameter."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, MutableMapping
+from functools import cache
 from types import FunctionType, MethodType, ModuleType, NoneType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.compiler import is_dynamo_compiling
+from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
+from torch.utils.weak import WeakIdKeyDictionary
 
 SEQUENCES = (list, tuple, set, frozenset, deque)
 _ATOMS = (Tensor, nn.Module, type, FunctionType, MethodType, ModuleType)
+_FORMER_NNZ: MutableMapping[Tensor, set[int]] = WeakIdKeyDictionary()  # by values
 PLAIN = (NoneType, bool, int, float, str, type, torch.dtype, torch.device)
 
 
@@ -141,3 +145,29 @@ def _fits(value: Any, layout: Any) -> bool:
         return isinstance(value, Tensor) and value.shape == layout.shape
     is_list = isinstance(value, list | tuple) and len(value) == len(layout)
     return is_list and all(map(_fits, value, layout))
+
+
+def watch_optimizers(values: Tensor) -> None:
+    """Make ``step()`` raise an error in optimizers whose moments still have a former length."""
+    # torch's fused optimizers do not check the length, and would write outside their memory.
+    _hook_into_optimizers()
+    _FORMER_NNZ.setdefault(values, set()).add(values.numel())
+
+
+@cache
+def _hook_into_optimizers() -> None:
+    register_optimizer_step_pre_hook(_check_moments)
+
+
+def _check_moments(optimizer: Optimizer, *_: Any) -> None:
+    if is_dynamo_compiling():
+        return
+    for values, lengths in list(_FORMER_NNZ.items()):
+        for name, held in optimizer.state.get(values, {}).items():
+            wrong = isinstance(held, Tensor) and held.ndim == 1 and len(held) != values.numel()
+            if wrong and len(held) in lengths:
+                raise RuntimeError(
+                    f"{name} of the optimizer has {len(held)} entries, but load_state_dict or "
+                    f"set_pattern changed the layer's pattern, which now has {values.numel()} "
+                    "active weights; build a new optimizer"
+                )

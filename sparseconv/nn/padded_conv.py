@@ -12,44 +12,33 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 from torch.overrides import TorchFunctionMode, resolve_name
 
-from sparseconv.core.geometry import Geometry, resolve_padding, single
-from sparseconv.nn.modules import computes_as, deepcopy_model
-from sparseconv.nn.state import shared_options
+from sparseconv.core.geometry import Geometry
+from sparseconv.nn.modules import deepcopy_model
 
 # Questions about a tensor that do not read what it contains.
 _ASKED: Any = (Tensor.shape, Tensor.ndim, Tensor.dtype, Tensor.device)
 _QUESTIONS = {Tensor.size, Tensor.dim, *(attribute.__get__ for attribute in _ASKED)}
-REMEDY = (
-    "copy its weight and bias into an nn.Conv1d, and move its other code into a module around it"
-)
 
-# What a layer of the class nn.Conv1d has, pruned or not.
-KNOWN = {"weight", "bias", "weight_orig", "weight_mask", "parametrizations"}
-KNOWN |= vars(nn.Conv1d(1, 1, 1, device="meta")).keys()
+# What may hold code in place of the class's.
+OVERRIDES = {"forward", "_conv_forward"}
 
 
-def convolution_of(conv: nn.Conv1d) -> dict[str, Any]:
-    """Return the arguments of a ``SparseConv1d`` that computes what ``conv`` does."""
-    kind, own = type_before_parametrizations(conv), vars(conv).keys() & {"forward", "_conv_forward"}
-    if computes_as(conv, (nn.Conv1d,)) and not own:
-        padding: Any = conv.padding
-        if conv.padding_mode != "zeros":  # torch pads by this list, even if the attribute differs
-            pads = tuple(conv._reversed_padding_repeated_twice)
-            taps, dilation = conv.kernel_size[0], single("dilation", conv.dilation, 1)
-            padding = padding if resolve_padding(padding, taps, dilation) == pads else pads
-        return shared_options(conv) | {"padding": padding}
+def padding_of(conv: nn.Conv1d) -> dict[str, Any]:
+    """Return the padding and its mode with which a convolution computes what ``conv`` does."""
+    kind = type_before_parametrizations(conv)
     try:
-        if own or kind.__call__ is not nn.Module.__call__:
+        if OVERRIDES & vars(conv).keys() or kind.__call__ is not nn.Module.__call__:
             raise TypeError("it replaces forward, _conv_forward or __call__")
         if len(takes := inspect.signature(conv.forward).parameters) > 1:
             raise TypeError(
                 f"its forward takes ({', '.join(takes)}), but must take only the series"
             )
-        return shared_options(conv) | _padding_of(_without_data(conv, kind))
+        return _padding_of_twin(_without_data(conv, kind))
     except Exception as error:  # the layer's code may raise anything
         raise TypeError(
             f"conv must only pad, convolve and crop, but {kind.__name__} does more: {error}; "
-            f"{REMEDY}"
+            "copy its weight and bias into an nn.Conv1d, and move its other code into a module "
+            "around it"
         ) from None
 
 
@@ -65,7 +54,7 @@ def _without_data(conv: Any, kind: Any) -> Any:
     return twin
 
 
-def _padding_of(twin: Any) -> dict[str, Any]:
+def _padding_of_twin(twin: Any) -> dict[str, Any]:
     """Find the padding with which a convolution computes what a layer does."""
     stride, reach = twin.stride[0], twin.dilation[0] * (twin.kernel_size[0] - 1) + 1
     lengths = [reach + beyond for beyond in (*range(stride + 8), 100, 2**20, 2**40)]

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch._C._functorch import get_unwrapped, is_batchedtensor, is_functorch_wrapped_tensor
 from torch.compiler import is_dynamo_compiling
 
-from sparseconv.core.pattern import OVERWRITTEN, KernelCSR
+from sparseconv.core.checks import OVERWRITTEN
+from sparseconv.core.pattern import KernelCSR
 from sparseconv.core.tracing import is_exporting, outside_tracing
 from sparseconv.ops import gpu_plans
 
@@ -37,11 +38,8 @@ class PatternBuffers(nn.Module):
     crow_indices: Tensor
     col_indices: Tensor
     _pattern: KernelCSR
-    _seen: tuple[Any, Any, int]  # both buffers, and the sum of their versions when they were read
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._seen = None, None, UNSEEN
+    # Both buffers, and the sum of their versions when they were read.
+    _seen: tuple[Any, Any, int] = (None, None, UNSEEN)
 
     @property
     def pattern(self) -> KernelCSR:
@@ -71,14 +69,10 @@ class PatternBuffers(nn.Module):
 
     def _read(self) -> None:
         """Read buffers that others may have written or replaced; see ``pattern``."""
-        with WRITING:
-            self._read_now()
-
-    def _read_now(self) -> None:
-        held: list[Any] = [self._buffers[name] for name in INDICES]
-        *seen, versions = self._seen
-        in_place = versions != UNSEEN and held[0] is seen[0] and held[1] is seen[1]
-        with outside_tracing():
+        with WRITING, outside_tracing():
+            held: list[Any] = [self._buffers[name] for name in INDICES]
+            *seen, versions = self._seen
+            in_place = versions != UNSEEN and held[0] is seen[0] and held[1] is seen[1]
             crow, col = map(_content_of, held)
             if crow is None or col is None:
                 return  # nothing to read, or an ensemble
@@ -88,7 +82,7 @@ class PatternBuffers(nn.Module):
                 gpu_plans.trust(crow, col, same=True)
             elif not all(map(_equal, (crow, col), self._pattern.anywhere())):
                 self._accept(crow, col, in_place)
-        self._mark_seen()
+            self._mark_seen()
 
     def _accept(self, crow: Tensor, col: Tensor, in_place: bool) -> None:
         """Make assigned tensors the pattern; restore one that was averaged with itself."""

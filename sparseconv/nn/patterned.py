@@ -12,17 +12,10 @@ from torch import Tensor, nn
 from sparseconv.core.pattern import KernelCSR
 from sparseconv.nn.dense_gradient import new_probe
 from sparseconv.nn.modules import Parametrizations
+from sparseconv.nn.optimizers import watch_optimizers
 from sparseconv.nn.pattern_buffers import INDICES, UNREAD, UNSEEN, WRITING, PatternBuffers
-from sparseconv.nn.rewiring import (
-    check_mode,
-    check_movable,
-    check_pattern,
-    holds_values,
-    move,
-    survivors,
-    watch_optimizers,
-)
 from sparseconv.nn.state import check_floats, own_entries, read_layer
+from sparseconv.ops.checks import check_pattern_type
 
 
 class PatternedModule(PatternBuffers):
@@ -30,10 +23,7 @@ class PatternedModule(PatternBuffers):
 
     values: nn.Parameter
     groups: int
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.dense_probe: Tensor | None = None  # set by DSTScheduler for a step; see `probed`
+    dense_probe: Tensor | None = None  # set by DSTScheduler for a step; see `probed`
 
     @torch.no_grad()
     def set_pattern(self, new: KernelCSR, values: Tensor | None = None) -> None:
@@ -95,18 +85,10 @@ class PatternedModule(PatternBuffers):
             >>> ages
             tensor([0, 9])
         """
-        self.prepare_rewire(pattern, source, follow)()
-
-    def prepare_rewire(
-        self, pattern: KernelCSR, source: Tensor, follow: Sequence[Tensor] = ()
-    ) -> Callable[[], None]:
-        """Check and prepare ``rewire``, and return the function that performs it."""
         check_pattern(pattern, self._pattern.shape, self.groups)
         check_movable(self)
         if source.shape != (pattern.nnz,) or not (
-            pattern.only_on_gpu
-            or not pattern.nnz
-            or -1 <= int(source.min()) <= int(source.max()) < self.pattern.nnz
+            pattern.nnz == 0 or -1 <= int(source.min()) <= int(source.max()) < self.pattern.nnz
         ):
             raise ValueError(
                 f"source must be an int64 tensor of shape ({pattern.nnz},) that contains -1 or "
@@ -117,6 +99,12 @@ class PatternedModule(PatternBuffers):
             raise ValueError(
                 f"the tensors in follow must have shape {list(self.values.shape)}, but got {shapes}"
             )
+        self.prepare_rewire(pattern, source, follow)()
+
+    def prepare_rewire(
+        self, pattern: KernelCSR, source: Tensor, follow: Sequence[Tensor] = ()
+    ) -> Callable[[], None]:
+        """Return a function that performs ``rewire``, with checked arguments, and cannot fail."""
         tensors: list[Tensor] = [self.values, *follow]
         if self.values.grad is not None:
             tensors.append(self.values.grad)
@@ -154,7 +142,7 @@ class PatternedModule(PatternBuffers):
     def _adoption(self, pattern: KernelCSR, in_place: bool = True) -> Callable[[], None]:
         """Return what ``_adopt`` does, as a function that needs no memory and so cannot fail."""
         values = self.values
-        check_mode(values)
+        _check_mode(values)
         device, dtype = values.device, values.dtype
         fresh = forgotten = None
         with torch.inference_mode(False):  # inference tensors could not be trained later
@@ -233,15 +221,16 @@ class PatternedModule(PatternBuffers):
     def _load_entries(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         metadata, _, _, _, error_msgs = rest
         found = own_entries(self, state_dict, prefix)
-        bias = self._parameters.get("bias")  # None also if it is parametrized
+        has_bias = self._parameters.get("bias") is not None  # False also if it is parametrized
         if not found:  # the layer's own entries are missing; a subclass may have others
             super()._load_from_state_dict(state_dict, prefix, *rest)
             return
         assign = bool(metadata.get("assign_to_params_buffers"))
         try:
-            pattern, loaded = read_layer(self, found, self._pattern, bias is not None, metadata)
-            kept = pattern == self._pattern
-            if holds_values(self):
+            holds, present = holds_values(self), self._pattern
+            pattern, loaded = read_layer(self, found, present, has_bias, holds, metadata)
+            kept = pattern == present
+            if holds:
                 self._adopt(pattern, in_place=not assign)
         except (TypeError, ValueError, RuntimeError) as error:
             error_msgs.append(f"{prefix.removesuffix('.') or type(self).__name__}: {error}")
@@ -281,6 +270,84 @@ class PatternedModule(PatternBuffers):
         if name == "parametrizations" and type(value) is nn.ModuleDict:  # torch's, still empty
             value = Parametrizations(dict(value.items()))
         super().__setattr__(name, value)
+
+
+def check_pattern(pattern: KernelCSR, shape: tuple[int, int, int], groups: int) -> None:
+    """Reject all but a pattern of this shape whose blocks do not cross a group boundary."""
+    check_pattern_type(pattern)
+    if pattern.shape != shape:
+        raise ValueError(
+            f"pattern must have the weight's shape, here {shape}, but got {pattern.shape}"
+        )
+    rows, size = shape[0] // groups, pattern.block[0]
+    if groups > 1 and rows % size:
+        raise ValueError(
+            f"a group of {rows} channels must consist of whole blocks, but a block has {size} "
+            f"channels; choose a block size that divides {rows}, or block=1"
+        )
+
+
+def check_movable(layer: nn.Module) -> None:
+    """Reject a layer whose values cannot follow a change of pattern."""
+    values = layer._parameters.get("values")
+    if values is None:
+        raise RuntimeError(
+            "the values of this layer are computed from other tensors, by pruning or a "
+            "parametrization; call torch.nn.utils.prune.remove(layer, 'values') or "
+            "torch.nn.utils.parametrize.remove_parametrizations(layer, 'values') before changing "
+            "the pattern"
+        )
+    if not holds_values(layer):
+        raise NotImplementedError(
+            "the values of this layer are sharded (FSDP), so its pattern cannot change: use "
+            "DistributedDataParallel, or change the pattern before sharding"
+        )
+    _check_mode(values)
+
+
+def holds_values(layer: nn.Module) -> bool:
+    """Return whether the values are a parameter that lies entirely in this process."""
+    values = layer._parameters.get("values")
+    # FSDP2's parameters are DTensors; FSDP1 with use_orig_params marks its parameters.
+    return type(values) is nn.Parameter and not hasattr(values, "_fsdp_flattened")
+
+
+def _check_mode(values: Tensor) -> None:
+    """Reject changes outside inference mode to values that were created in it."""
+    if values.is_inference() and not torch.is_inference_mode_enabled():
+        raise RuntimeError(
+            "a layer created in torch.inference_mode() can be changed only in that mode; create "
+            "the layer outside it"
+        )
+
+
+def survivors(old: KernelCSR, new: KernelCSR) -> Tensor:
+    """Return the ``source`` for ``move`` that keeps every weight that is active in both patterns.
+
+    Example:
+        >>> first, second = torch.tensor([1, 4]), torch.tensor([0, 4])
+        >>> old, new = (KernelCSR.from_positions(at, (1, 1, 6)) for at in (first, second))
+        >>> survivors(old, new)
+        tensor([-1,  1])
+    """
+    old_at, new_at = old.positions(), new.positions()
+    kept = torch.isin(new_at, old_at, assume_unique=True)
+    return torch.searchsorted(old_at, new_at).where(kept, -1)
+
+
+def move(tensors: Sequence[Tensor], source: Tensor) -> list[Tensor]:
+    """Return the entries at the indices in ``source`` (see ``rewire``), and 0 for the index -1.
+
+    Example:
+        >>> move([torch.tensor([5.0, 6.0])], torch.tensor([-1, 0, -1]))
+        [tensor([0., 5., 0.])]
+    """
+    old = source + 1  # indices after a 0 in front
+
+    def moved(tensor: Tensor) -> Tensor:
+        return torch.cat((tensor.new_zeros(1), tensor)).index_select(0, old.to(tensor.device))
+
+    return [moved(tensor) for tensor in tensors]
 
 
 def _storage_of(tensor: Tensor | None) -> int | None:

@@ -7,15 +7,14 @@ from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import type_before_parametrizations
+from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
 
+from sparseconv.core.blocks import Region
 from sparseconv.core.checks import share
 from sparseconv.core.geometry import DTYPES, Geometry, single
-from sparseconv.core.pattern import KernelCSR, Region
+from sparseconv.core.pattern import KernelCSR
 from sparseconv.nn.modules import computes_as
-from sparseconv.nn.patterned import PatternedModule
-from sparseconv.nn.rewiring import check_pattern
-from sparseconv.nn.state import asks_for_gradients, current, shared_options
+from sparseconv.nn.patterned import PatternedModule, check_pattern
 from sparseconv.ops.backends import BACKENDS, Backend
 from sparseconv.reference import Indices, dense_weight
 
@@ -165,7 +164,7 @@ class SparseLayer(PatternedModule):
             >>> SparseConv1d(2, 3, 5, padding=2).to_dense()
             Conv1d(2, 3, kernel_size=(5,), stride=(1,), padding=(2,))
         """
-        ours = next(kind for kind in type(self).__mro__ if "_twin" in vars(kind))
+        ours = self._kind()
         if not computes_as(self, (ours,)) or "forward" in vars(self):
             raise NotImplementedError(
                 f"this {type_before_parametrizations(self).__name__} runs code that an "
@@ -180,6 +179,11 @@ class SparseLayer(PatternedModule):
         _copy_bias(self, conv)
         whole: nn.Module = nn.Sequential(*before, conv) if before else conv
         return whole.train(self.training)
+
+    @classmethod
+    def _kind(cls) -> type[Self]:
+        """Return ``SparseConv1d`` or ``SparseConvTranspose1d``, also for a subclass of it."""
+        return next(kind for kind in cls.__mro__ if "_twin" in vars(kind))
 
     @classmethod
     def _options_of(cls, conv: nn.Module) -> dict[str, Any]:
@@ -212,8 +216,7 @@ class SparseLayer(PatternedModule):
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "weight":
             raise self._no_weight()
-        known = self.__dict__.get("_resolved")
-        if name == "_pattern" and known is not None and known.block != value.block:
+        if name == "_pattern" and getattr(self.__dict__.get(name), "block", None) != value.block:
             self._resolved = None
         if name in self._arguments:
             self._resolved = None
@@ -225,3 +228,30 @@ def _copy_bias(source: Any, target: Any) -> None:
     if target.bias is not None:
         target.bias.copy_(current(source, "bias"))
         target.bias.requires_grad_(asks_for_gradients(source, "bias"))
+
+
+def shared_options(layer: nn.Module) -> dict[str, Any]:
+    """Collect the arguments that a sparse layer and torch's dense one have in common."""
+    names = ("in_channels", "out_channels", "kernel_size", "stride", "dilation", "groups")
+    options = {name: getattr(layer, name) for name in (*names, "padding_mode")}
+    return options | {"bias": layer.bias is not None}
+
+
+def current(layer: nn.Module, name: str) -> Tensor:
+    """Return a layer's weight, values or bias as its next forward pass would use it."""
+    # torch.nn.utils.prune computes the attribute itself only during that pass.
+    tensor: Tensor = getattr(layer, name)
+    if hasattr(layer, f"{name}_orig") and hasattr(layer, f"{name}_mask"):
+        tensor = getattr(layer, f"{name}_orig") * getattr(layer, f"{name}_mask")
+    return tensor
+
+
+def asks_for_gradients(layer: nn.Module, name: str) -> bool:
+    """Return whether a weight, values or bias, or a tensor it is computed from, needs gradients."""
+    if (own := layer._parameters.get(name)) is not None:
+        return own.requires_grad
+    # The computed tensor itself may stem from a pass without gradients.
+    sources = [p for key, p in layer._parameters.items() if key.startswith(f"{name}_")]
+    if is_parametrized(layer, name):
+        sources += layer.parametrizations[name].parameters()  # type: ignore[index,union-attr]
+    return any(p.requires_grad for p in sources if p is not None)

@@ -1,4 +1,4 @@
-"""Read what a ``SparseConv1d`` accepts: values, a state dict or an ``nn.Conv1d``."""
+"""Read the values and state dicts that a ``SparseConv1d`` accepts."""
 
 from __future__ import annotations
 
@@ -6,13 +6,11 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules.module import _EXTRA_STATE_KEY_SUFFIX
-from torch.nn.utils.parametrize import is_parametrized
 
 from sparseconv.core.checks import check_dense, checked_mask
 from sparseconv.core.geometry import DTYPES
 from sparseconv.core.pattern import KernelCSR
 from sparseconv.nn.pattern_buffers import INDICES
-from sparseconv.nn.rewiring import holds_values
 
 
 def check_floats(name: str, tensor: Tensor, size: int) -> None:
@@ -26,33 +24,6 @@ def check_floats(name: str, tensor: Tensor, size: int) -> None:
         raise ValueError(
             f"size mismatch for {name}: expected shape ({size},), but got {tuple(tensor.shape)}"
         )
-
-
-def shared_options(layer: nn.Module) -> dict[str, Any]:
-    """Collect the arguments that a sparse layer and torch's dense one have in common."""
-    names = ("in_channels", "out_channels", "kernel_size", "stride", "dilation", "groups")
-    options = {name: getattr(layer, name) for name in (*names, "padding_mode")}
-    return options | {"bias": layer.bias is not None}
-
-
-def current(layer: nn.Module, name: str) -> Tensor:
-    """Return a layer's weight, values or bias as its next forward pass would use it."""
-    # torch.nn.utils.prune computes the attribute itself only during that pass.
-    tensor: Tensor = getattr(layer, name)
-    if hasattr(layer, f"{name}_orig") and hasattr(layer, f"{name}_mask"):
-        tensor = getattr(layer, f"{name}_orig") * getattr(layer, f"{name}_mask")
-    return tensor
-
-
-def asks_for_gradients(layer: nn.Module, name: str) -> bool:
-    """Return whether a weight, values or bias, or a tensor it is computed from, needs gradients."""
-    if (own := layer._parameters.get(name)) is not None:
-        return own.requires_grad
-    # The computed tensor itself may stem from a pass without gradients.
-    sources = [p for key, p in layer._parameters.items() if key.startswith(f"{name}_")]
-    if is_parametrized(layer, name):
-        sources += layer.parametrizations[name].parameters()  # type: ignore[index,union-attr]
-    return any(p.requires_grad for p in sources if p is not None)
 
 
 NAMES = ("values", *INDICES, "bias")  # the layer's own format
@@ -80,6 +51,7 @@ def read_layer(
     found: dict[str, Any],
     present: KernelCSR,
     has_bias: bool,
+    holds_values: bool,
     metadata: dict[str, Any],
 ) -> tuple[KernelCSR, dict[str, Tensor]]:
     """Check the ``own_entries`` of a layer; return its pattern, and its values and bias by name."""
@@ -88,7 +60,7 @@ def read_layer(
             raise TypeError(f"{name} must be a tensor, but got {type(tensor).__name__}")
         check_dense(name, tensor)
     shape, rest = present.shape, {name: t for name, t in found.items() if name not in INDICES}
-    if not holds_values(layer):
+    if not holds_values:
         _check_same_pattern(found, present)
         return present, rest
     if found.keys() - {"bias"} not in _FORMATS or ("bias" in found) != has_bias:

@@ -7,18 +7,18 @@ import importlib
 import importlib.util
 import os
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
-
-from sparseconv.core.tracing import constant_in_graphs
 
 Backend = Literal["auto", "cpp", "cuda", "triton", "reference"]
 BACKENDS: tuple[str, ...] = get_args(Backend)[1:]
 _ON = {"cpp": "cpu", "cuda": "cuda", "triton": "cuda"}
 _CPU = torch.device("cpu")
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 def _load_extension() -> tuple[ModuleType | None, str]:
@@ -41,7 +41,13 @@ if extension is None:
     )
 
 
-@constant_in_graphs
+def _constant_in_graphs(function: F) -> F:
+    """Do what ``torch.compiler.assume_constant_result`` does, without its 2 s import."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+@_constant_in_graphs
 def _preferred() -> str:
     # Every call of a layer reads it; os.environ would take 5 % of the time of a small one.
     getenv = os.environ.get if extension is None else extension.getenv
@@ -79,7 +85,7 @@ def _interpreted() -> bool:
     return module is not None and bool(module.INTERPRETED)
 
 
-@constant_in_graphs
+@_constant_in_graphs
 def _why_not(name: str, device_type: str) -> str | None:
     """Return the reason why a backend cannot run on this type of device, or None if it can."""
     reason = _missing(name)
@@ -120,7 +126,7 @@ def _state(name: str) -> str:
     return f"available ({gpu}{blocks})"
 
 
-@constant_in_graphs
+@_constant_in_graphs
 def multiplies_blocks(dtype: torch.dtype, device: torch.device) -> bool:
     """Return whether Triton's kernels multiply blocks in this dtype on tensor cores."""
     # In float32 only where torch lets its own convolutions round to TF32.

@@ -1,4 +1,4 @@
-"""Check the tensors of a convolution."""
+"""Check the pattern and the tensors of a convolution."""
 
 from __future__ import annotations
 
@@ -7,10 +7,19 @@ from torch import Tensor
 
 from sparseconv.core.checks import ArgumentError
 from sparseconv.core.geometry import DTYPES, Geometry
+from sparseconv.core.pattern import KernelCSR
 
 
 class DtypeError(TypeError, RuntimeError):
     """Error for a wrong dtype; both a TypeError and, as in ``F.conv1d``, a RuntimeError."""
+
+
+def check_pattern_type(pattern: object) -> None:
+    if not isinstance(pattern, KernelCSR):
+        raise TypeError(
+            f"pattern must be a KernelCSR, but got {type(pattern).__name__}; create one with "
+            "KernelCSR.from_mask(mask)"
+        )
 
 
 def check(

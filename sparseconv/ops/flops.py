@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 _OPS = torch.ops.sparseconv
@@ -56,7 +57,7 @@ _FORMULAS: dict[Any, Callable[..., int]] = {
 def teach_counters() -> None:
     """Register the formulas with ``torch.utils.flop_counter`` and with counters that are running.
 
-    This is called when the package is imported, and before an op runs under a dispatch mode. An
+    This is called when the package is imported, and by ``teach_running_counters``. An
     exported graph is counted only if ``torch.utils.flop_counter`` was imported before this package,
     or if a layer has run under a counter.
     """
@@ -70,3 +71,9 @@ def teach_counters() -> None:
         counter = getattr(mode, "counter", None)
         if isinstance(counter, module.FlopCounterMode):
             counter.flop_registry = {**_FORMULAS, **counter.flop_registry}
+
+
+def teach_running_counters() -> None:
+    """Do so before an op runs under a dispatch mode, which may be a counter."""
+    if not is_compiling() and torch._C._len_torch_dispatch_stack():
+        teach_counters()

@@ -9,26 +9,18 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from sparseconv.measure import machine
-from sparseconv.measure.progress import progress
 from sparseconv.measure.records import (
     INFERENCE,
     TRAINING,
     Counts,
+    LayerReport,
     LayerTimes,
-    Report,
-    layer_conditions,
     megaflops,
 )
 from sparseconv.measure.timing import LEAST_SECONDS, ROUNDS, Estimate, milliseconds
 from sparseconv.nn.modules import deepcopy_model
 from sparseconv.nn.sparse_layer import SparseLayer
-from sparseconv.profiling.stopwatch import (
-    Stopwatch,
-    check_on_cpu,
-    model_passes,
-    time_layer,
-)
+from sparseconv.profiling.stopwatch import Stopwatch, model_passes, time_layers
 from sparseconv.running import capture, copied_arguments
 
 
@@ -68,7 +60,7 @@ class ModelTime:
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class Profile(Report):
+class Profile(LayerReport):
     """Result of ``profile``; printing it shows a table.
 
     Attributes:
@@ -82,7 +74,6 @@ class Profile(Report):
     """
 
     title: ClassVar[str] = "Profile of sparse layers"
-    layers: tuple[LayerTimes, ...]
     unreached: tuple[str, ...]
     model: Mapping[str, ModelTime]
 
@@ -103,7 +94,7 @@ class Profile(Report):
             )
         if self.unreached:
             lines.append("never reached by this input: " + ", ".join(self.unreached))
-        return [*lines, *layer_conditions(self.layers, self.machine)]
+        return [*lines, *self.conditions()]
 
 
 def profile(
@@ -159,10 +150,9 @@ def profile(
             "convert a pruned model with sc.convert(model, example_input=x), whose report also "
             "shows the times"
         )
-    check_on_cpu(layers)
     arguments = copied_arguments(model, example_input)
     stopwatch = Stopwatch(training, rounds, least_seconds)
-    with stopwatch.running():
+    with stopwatch.running(layers):
         _, called = capture(model, layers, arguments)
         if not called:
             raise ValueError(
@@ -170,9 +160,8 @@ def profile(
                 f"({', '.join(layers.values())}); pass an input that reaches them, and choose "
                 "the mode (train or eval) in which they are called"
             )
-        calls = [(layer, call) for layer, found in called.items() for call in found]
-        bar = progress(calls, verbose, desc="layers")
-        measured = [time_layer(layers[layer], layer, [call], stopwatch) for layer, call in bar]
+        calls = [(layers[x], x, [call]) for x, found in called.items() for call in found]
+        measured = time_layers(calls, stopwatch, verbose)
         whole = model_passes(model, arguments, training)
         times = stopwatch.time({"model": whole})
     return Profile(
@@ -182,5 +171,4 @@ def profile(
             which: ModelTime.of(which, milliseconds(times[f"model {which}"]), measured)
             for which in whole
         },
-        machine=machine.environment_info(),
     )

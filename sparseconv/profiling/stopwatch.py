@@ -14,12 +14,10 @@ from torch.utils._pytree import tree_leaves
 
 from sparseconv.core.checks import count
 from sparseconv.core.generators import generators_kept
+from sparseconv.measure.progress import progress
 from sparseconv.measure.records import INFERENCE, TRAINING, BeforeAfter, Counts, LayerTimes, Verdict
 from sparseconv.measure.timing import LEAST_ROUNDS, Times, collector_paused, interleave, ratio
-from sparseconv.nn.conv import SparseConv1d
-from sparseconv.nn.conv_transpose import SparseConvTranspose1d
-from sparseconv.nn.sparse_layer import SparseLayer
-from sparseconv.nn.state import asks_for_gradients
+from sparseconv.nn.sparse_layer import SparseLayer, asks_for_gradients
 from sparseconv.ops.backends import resolve_backend
 from sparseconv.ops.orders import kernels_for
 from sparseconv.running import Call, Layer
@@ -45,8 +43,18 @@ class Stopwatch:
         count("rounds", self.rounds, LEAST_ROUNDS)  # fewer have no interval of 95 %
 
     @contextmanager
-    def running(self) -> Iterator[None]:
-        """Run copies of models: collect garbage once before, restore random generators after."""
+    def running(self, modules: Mapping[Layer, str]) -> Iterator[None]:
+        """Run copies of models: collect garbage once before, restore random generators after.
+
+        Reject modules, by name, on devices where ``time`` would time only launches.
+        """
+        for module, name in modules.items():
+            device = next(module.parameters()).device
+            if device.type != "cpu":
+                raise NotImplementedError(
+                    f"layers are measured only on the CPU, but layer {name!r} is on {device}; "
+                    "move the model and its input with .cpu()"
+                )
         with (
             generators_kept(), collector_paused(), torch.inference_mode(False),
             torch.set_grad_enabled(self.training),
@@ -70,28 +78,13 @@ def _settled(times: Times) -> bool:
     return Verdict.of(speedup) is not Verdict.UNCLEAR or round(speedup.median, 1) == 1
 
 
-def check_on_cpu(layers: Mapping[Layer, str]) -> None:
-    """Reject devices on which ``interleave`` would time only launches."""
-    for layer, name in layers.items():
-        device = next(layer.parameters()).device
-        if device.type != "cpu":
-            raise NotImplementedError(
-                f"layers are measured only on the CPU, but layer {name!r} is on {device}; "
-                "move the model and its input with .cpu()"
-            )
-
-
-def plain_kind(layer: Any) -> Any:
-    """Return the sparse class that computes what a layer, sparse or dense, does."""
-    return SparseConvTranspose1d if layer.transposed else SparseConv1d
-
-
 def _plain_twins(layer: SparseLayer) -> tuple[nn.Module, SparseLayer]:
     """Copy a layer into a dense and a sparse one, without hooks or computed values."""
     dense = layer.to_dense()
     conv: Any = dense[-1] if isinstance(dense, nn.Sequential) else dense  # after its padding layer
     mask, block = layer.pattern.to_mask(), layer.pattern.block
-    sparse = plain_kind(layer).from_dense(conv, mask, backend=layer.backend, block=block)
+    kind: Any = layer._kind()
+    sparse = kind.from_dense(conv, mask, backend=layer.backend, block=block)
     sparse.padding, sparse.padding_mode = layer.padding, layer.padding_mode
     return dense, sparse
 
@@ -118,6 +111,16 @@ def in_sequence(passes: Sequence[tuple[int, Passes]]) -> Passes:
 
     trains = any(TRAINING in found for _, found in passes)
     return {which: partial(run, which) for which in (INFERENCE, TRAINING)[: 1 + trains]}
+
+
+def time_layers(
+    layers: Sequence[tuple[str, SparseLayer, Sequence[Call]]],
+    stopwatch: Stopwatch,
+    verbose: bool | None,
+) -> list[LayerTimes]:
+    """Time named layers, one after another; ``verbose`` is as in ``profile``."""
+    bar = progress(layers, verbose, desc="layers")
+    return [time_layer(name, layer, calls, stopwatch) for name, layer, calls in bar]
 
 
 def time_layer(

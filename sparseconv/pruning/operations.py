@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from sparseconv.pruning.channels import ChannelNumbers
+from sparseconv.running import close
 
 FEW, TRIALS = 64, 8  # a few numbers may agree by chance, so there are more trials
 CALM = {"train": False, "training": False, "dropout_p": 0.0}  # with these, nothing is random
@@ -279,14 +280,3 @@ class SameDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if isinstance(x, Tensor) and x.is_floating_point():
                 x.fill_(0.5)
         return result
-
-
-@torch.no_grad()
-def close(got: Tensor, wanted: Tensor) -> bool:
-    """Return whether two tensors agree up to rounding."""
-    rounded = wanted.is_floating_point() or wanted.is_complex()
-    if got.shape != wanted.shape or got.dtype != wanted.dtype or not rounded:
-        return got.equal(wanted)
-    loose = torch.finfo(wanted.dtype).eps ** 0.5
-    scale = float(wanted.nan_to_num(0, 0, 0).abs().max()) if wanted.numel() else 0
-    return torch.allclose(got, wanted, rtol=loose, atol=loose * scale, equal_nan=True)

@@ -29,7 +29,6 @@ from sparseconv.nn.modules import deepcopy_model
 from sparseconv.profiling.stopwatch import (
     Passes,
     Stopwatch,
-    check_on_cpu,
     in_sequence,
     model_passes,
 )
@@ -187,9 +186,8 @@ class SmallerNetwork(Report):
         arguments = copied_arguments(self.before, given)
         # Both are new copies, because a model that was trained in place is slower.
         models = {"before": deepcopy_model(self.before).eval(), "after": merge(self.after).eval()}
-        check_on_cpu({self.before: type(self.before).__name__})
         layers = []
-        with stopwatch.running():
+        with stopwatch.running({self.before: type(self.before).__name__}):
             runs = {when: _runs(m, self.layers, arguments) for when, m in models.items()}
             for layer in self.layers:
                 passes = {when: in_sequence(found[layer.name]) for when, found in runs.items()}

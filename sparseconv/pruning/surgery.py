@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sparseconv.core.pattern import KernelCSR, Region
+from sparseconv.core.blocks import Region
+from sparseconv.core.pattern import KernelCSR
 from sparseconv.nn.conv import SparseConv1d
 from sparseconv.nn.optimizers import Holdings
 from sparseconv.pruning.channels import NORMS, PER_CHANNEL, Channels, filters_first, kept_channels

@@ -12,9 +12,9 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from sparseconv.nn.conv import SparseConv1d
 from sparseconv.nn.modules import deepcopy_model
 from sparseconv.pruning.channels import NORMS, Channels, UnitSet, kept_channels, train_but_norms
-from sparseconv.pruning.operations import SameDraws, close
+from sparseconv.pruning.operations import SameDraws
 from sparseconv.pruning.surgery import mask, remove
-from sparseconv.running import copied_arguments, output_tensors, watching
+from sparseconv.running import close, copied_arguments, output_tensors, watching
 
 Edit = Callable[[nn.Module, Channels, Tensor], object]
 RELIES = (

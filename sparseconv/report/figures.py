@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from sparseconv.core.pattern import KernelCSR, Region
+    from sparseconv.core.blocks import Region
+    from sparseconv.core.pattern import KernelCSR
     from sparseconv.models import DSN
     from sparseconv.nn.conv import SparseConv1d
 

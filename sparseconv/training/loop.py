@@ -17,7 +17,7 @@ from sparseconv.core.checks import count
 from sparseconv.core.files import claimed, partial_files
 from sparseconv.core.generators import Drawing
 from sparseconv.dst import DSTScheduler
-from sparseconv.measure.memory import retain_freed_memory
+from sparseconv.measure.machine import retain_freed_memory
 from sparseconv.measure.progress import progress
 from sparseconv.nn.modules import check_module
 from sparseconv.pruning.sparsity_loss import InstanceSparsity

@@ -14,7 +14,7 @@ from tiny import same
 from toy_run import NETWORK, RECIPE, SMALL, history, is_network, losses, stop_after
 
 import sparseconv as sc
-from sparseconv.cli import options, results
+from sparseconv.cli import info, options, results
 from sparseconv.cli.main import main
 from sparseconv.measure import machine
 from sparseconv.measure.table import with_thousands
@@ -26,10 +26,10 @@ from sparseconv.training import Recipe, checkpoint, run_folder
 def test_info_says_what_is_there_and_what_is_missing(
     command: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (backends, machine):
+    for module in (backends, info):
         monkeypatch.setattr(module, "extension", None)
     monkeypatch.setattr(backends, "_missing_reason", "no compiler was found")
-    monkeypatch.setattr(machine, "OPTIONAL_PACKAGES", ("aeon", "no-such-package"))
+    monkeypatch.setattr(info, "OPTIONAL_PACKAGES", ("aeon", "no-such-package"))
     monkeypatch.setenv("SPARSECONV_BACKEND", "reference")
     shown = command("info")
     with pytest.raises(SystemExit, match=r"^0$"):

@@ -20,7 +20,6 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sparseconv import DSTScheduler, KernelCSR
-from sparseconv.core.pattern_arrays import PatternArrays
 from sparseconv.dst import scheduler, update
 
 MODELS = {"single weights": two_layers, "blocks": in_blocks}
@@ -93,7 +92,7 @@ def test_the_cpu_waits_for_none(build: Any, grow: str, on_gpu: pytest.MonkeyPatc
         train_step(model, optimizer, next(batches(seed=seed)))
         assert all(pattern.only_on_gpu for pattern in held[-1])
         with on_gpu.context() as patch, NeverWaits():
-            patch.setattr(PatternArrays, "_on_cpu", lambda self: pytest.fail("it was read"))
+            patch.setattr(KernelCSR, "_on_cpu", lambda self: pytest.fail("it was read"))
             assert dst.step()
         held.append([layer.pattern for layer in sparse_layers(model)])
     for patterns in zip(*held, strict=True):

@@ -68,7 +68,7 @@ def test_no_dense_sized_buffer_in_a_training_step() -> None:
 
 FAULTS = """
 import resource, torch
-from sparseconv.measure.memory import retain_freed_memory
+from sparseconv.measure.machine import retain_freed_memory
 retain_freed_memory()
 def step():
     blocks = [torch.zeros(300_000) for _ in range(8)]  # 1.2 MB each, as activations are

@@ -13,6 +13,7 @@ import torch
 
 import sparseconv as sc
 from sparseconv.core.geometry import Geometry
+from sparseconv.functional import conv
 from sparseconv.ops import backends, gpu_plans
 
 PATTERN = sc.KernelCSR.full((2, 1, 3))
@@ -45,7 +46,8 @@ def test_which_backend_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_named_backend_never_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RuntimeError, match="meta"):
         backends.resolve_backend("cpp", torch.device("meta"))
-    monkeypatch.setattr(backends, "extension", None)
+    for module in (backends, conv):
+        monkeypatch.setattr(module, "extension", None)
     monkeypatch.setattr(backends, "_missing_reason", "not built, because")
     with pytest.raises(RuntimeError, match="not built, because"):
         convolve("cpp")
