@@ -23,7 +23,11 @@ class PatternedModule(PatternBuffers):
 
     values: nn.Parameter
     groups: int
-    dense_probe: Tensor | None = None  # set by DSTScheduler for a step; see `probed`
+
+    def __init__(self) -> None:
+        super().__init__()
+        # Set by DSTScheduler for a step; see `probed`. In a class, torch.compile would trace anew.
+        self.dense_probe: Tensor | None = None
 
     @torch.no_grad()
     def set_pattern(self, new: KernelCSR, values: Tensor | None = None) -> None:

@@ -103,7 +103,7 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> list[set[str]]:
         monkeypatch.setattr(study, "interleave", interleave)
     monkeypatch.setattr(
         torch, "compile",
-        lambda model, dynamic, backend=None: compile(model, backend=backend) if backend else model,
+        lambda model, backend=None, **_: compile(model, backend=backend) if backend else model,
     )  # fmt: skip
     return found
 
