@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+import re
 from typing import Any
 
 import torch
 from torch import nn
 
 from sparseconv.nn.modules import deepcopy_model
+
+# A module in the name of a guard: optimized._modules['0']._modules['conv']
+_CHILD = re.compile(r"\._modules\['([^']*)'\]")
+_OF_MODEL = re.compile(rf"\boptimized\b(?:{_CHILD.pattern})*")
 
 
 def optimize_for_inference(model: nn.Module) -> nn.Module:
@@ -18,7 +24,8 @@ def optimize_for_inference(model: nn.Module) -> nn.Module:
     Tensors stay in the kernels' memory order between layers; see ``compiled_report``. Outputs
     differ from those of ``model.eval()`` only by rounding. All modules keep their names and their
     state. A copy or a pickle of the copy is not compiled. Later changes of weights, patterns and
-    modes are followed; those of other attributes, of modules and of hooks are not.
+    modes are followed. Those of other attributes and of hooks are only in modules of other classes
+    than torch's and this package's.
 
     Args:
         model: any module; it is left unchanged.
@@ -45,18 +52,31 @@ def optimize_for_inference(model: nn.Module) -> nn.Module:
     for parameter in fast.parameters():  # fast.requires_grad_() refuses ScriptModules
         parameter.requires_grad_(False)
 
+    optimized = fast  # the name in guards: only this frame belongs to one model
+
     def call(*args: Any, **kwargs: Any) -> Any:
-        return fast._call_impl(*args, **kwargs)  # type: ignore[no-untyped-call]
+        return optimized._call_impl(*args, **kwargs)  # type: ignore[no-untyped-call]
 
     call.__code__ = call.__code__.replace()  # torch compiles a code object only a few times
     # As ``fast.compile()`` does, which skips the forward of torch's own modules.
-    options: Any = {"guard_filter_fn": _guards_worth_their_time}
+    options: Any = {"guard_filter_fn": functools.partial(_guards_worth_their_time, fast)}
     fast._compiled_call_impl = torch.compile(call, backend="sparseconv", options=options)
     return fast
 
 
-def _guards_worth_their_time(entries: Any) -> list[bool]:
-    """Keep the guards on inputs, on torch's state and on ``training``, but not on attributes."""
-    of_torch: Any = torch.compiler.skip_guard_on_all_nn_modules_unsafe
-    modes = (entry.name.endswith(".training") for entry in entries)
-    return [kept or mode for kept, mode in zip(of_torch(entries), modes, strict=True)]
+def _guards_worth_their_time(model: nn.Module, entries: Any) -> list[bool]:
+    """Leave out guards on attributes of torch's and these modules, except on ``training``.
+
+    Other classes may change their attributes in ``forward``. After a graph break, torch compiles
+    frames that belong to a class, where only guards tell modules apart: all of them are kept.
+    """
+    return [
+        not (found := _OF_MODEL.search(entry.name))
+        or entry.name.endswith(".training")
+        or not _is_known(model.get_submodule(".".join(_CHILD.findall(found[0]))))
+        for entry in entries
+    ]
+
+
+def _is_known(module: nn.Module) -> bool:
+    return type(module).__module__.partition(".")[0] in ("torch", "sparseconv")

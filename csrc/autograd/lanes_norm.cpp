@@ -174,18 +174,23 @@ std::tuple<Tensor, Tensor> lanes_fold(const Tensor& weights,
     const auto *w = numbers(from), *variance = numbers(variances), *mean = numbers(means),
                *scale = numbers(scales), *shift = numbers(biases), *added = numbers(offsets);
     auto *to = result.data_ptr<scalar_t>(), *sums = offset.data_ptr<scalar_t>();
+    int64_t end = 0;
     for (int64_t row = 0; row < rows; ++row) {
       const scalar_t root = 1 / std::sqrt(variance[row] + static_cast<scalar_t>(eps));
       const scalar_t by = scale != nullptr ? root * scale[row] : root;
       const scalar_t sum = (added != nullptr ? added[row] - mean[row] : -mean[row]) * by;
       sums[row] = shift != nullptr ? sum + shift[row] : sum;
-      const int64_t first = crow ? pointers[row * kernels] : size / rows * row;
-      const int64_t end = crow ? pointers[(row + 1) * kernels] : size / rows * (row + 1);
-      TORCH_CHECK_VALUE(0 <= first && end <= size, "expected crow_indices of ", size, " weights");
+      const int64_t first = crow ? pointers[row * kernels] : end;
+      const bool follows = first == end;
+      end = crow ? pointers[(row + 1) * kernels] : size / rows * (row + 1);
+      TORCH_CHECK_VALUE(follows && first <= end && end <= size, "expected crow_indices of ", size,
+                        " weights");
       for (int64_t i = first; i < end; ++i) {
         to[i] = w[i] * by;
       }
     }
+    TORCH_CHECK_VALUE(end == size, "expected weights of ", rows, " channels, but got ", size,
+                      ", of which ", end, " belong to them");
   });
   return {result, offset};
 }

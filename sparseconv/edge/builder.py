@@ -79,6 +79,12 @@ class Builder:
 
     def append(self, step: AnyStep) -> int:
         """Add a step, and return the number of its output."""
+        for part in ("weight", "bias") if isinstance(step, Layer) else ():
+            if not np.isfinite(getattr(step, part).astype(np.float32)).all():
+                raise ValueError(
+                    f"expected a finite {part}, but in float32 it contains infinity or NaN; train "
+                    "the model again"
+                )
         self.steps.append(step)
         return step.output
 

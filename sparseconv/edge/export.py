@@ -66,7 +66,7 @@ def export_c(
     Raises:
         NotImplementedError: an operation without a counterpart in C; the message names it.
         TypeError, ValueError: a model in training mode, one that does not return one tensor, or one
-            that does not treat all series alike; scores or series that are not finite;
+            that does not treat all series alike; weights, scores or series that are not finite;
             int8 without calibration, or float32 with it; an unfit name or folder.
         RuntimeError: series that the model rejects.
 

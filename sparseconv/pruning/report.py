@@ -219,6 +219,11 @@ def _runs(
     """Return, by record name, the calls to its layers in one run, with their counts."""
     layers = {r.name: [model.get_submodule(name) for name in r.layers] for r in records}
     _, calls = capture(model, chain(*layers.values()), arguments)
+    for call in chain(*(found for layer, found in calls.items() if isinstance(layer, nn.Conv1d))):
+        if call.input.dim() != 3:  # else the first axis would be taken for the batch
+            raise ValueError(
+                f"expected a batch (N, C, L) for each layer, but one receives {call.input.shape}"
+            )
     return {
         name: [
             (call.count, {INFERENCE: partial(layer, call.input)})

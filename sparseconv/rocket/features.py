@@ -50,7 +50,7 @@ def kernel_features(X: Any, bank: KernelBank, *, out: Features | None = None) ->
         series = normalised(three_axes("kernel_features", "X", X)).astype(np.float32)
     if out is None:
         out = np.empty((len(series), bank.n_features), np.float32)
-    elif not out.flags.carray:
+    elif not (isinstance(out, np.ndarray) and out.flags.carray):
         raise ValueError(
             "expected out to be an aligned, C-contiguous, writeable array; omit it to get a new one"
         )

@@ -253,6 +253,22 @@ def test_what_has_no_rule_runs_in_torch() -> None:
     assert torch.compile(odd, backend=sparseconv)(x).equal(odd(x))
 
 
+def test_assertions_of_users_stay() -> None:
+    class Asserts(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            torch._assert_async((x < 9).all())
+            torch._assert_async((x > -9).all(), "too low")
+            return net(x)
+
+    net, x = fcn().eval(), torch.randn(4, 2, 40)
+    run = compiled(Asserts())
+    with torch.no_grad():
+        assert run(x).equal(compiled(net)(x))
+        for wrong, message in ((x + 99, "Expected"), (x - 99, "too low")):
+            with pytest.raises(RuntimeError, match=message):
+                run(wrong)
+
+
 def test_a_graph_break() -> None:
     class Broken(nn.Module):
         def __init__(self) -> None:

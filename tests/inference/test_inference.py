@@ -200,3 +200,32 @@ def test_what_is_followed() -> None:
     for network in (model, fast):
         network.train()
     check_equal()
+
+
+class Streams(nn.Module):
+    """Counts its calls, and keeps the end of a series in a buffer."""
+
+    kept: Tensor
+
+    def __init__(self, scale: float, breaks: bool) -> None:
+        super().__init__()
+        self.conv, self.scale, self.breaks, self.calls = SparseConv1d(2, 2, 3), scale, breaks, 0
+        self.register_buffer("kept", torch.zeros(4, 2, 0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, self.calls = torch.cat((self.kept, x), 2), self.calls + 1
+        self.kept = x[:, :, -2:]
+        if self.breaks:
+            torch._dynamo.graph_break()
+        return cast(Tensor, self.conv(x)) * self.scale * self.calls
+
+
+@pytest.mark.parametrize("breaks", [False, True])
+def test_modules_that_keep_a_state_or_share_a_frame(breaks: bool) -> None:
+    """After a graph break, torch compiles one frame for all modules of a class."""
+    for _ in range(2):
+        model = nn.Sequential(*(Streams(scale, breaks) for scale in (2.0, 3.0)))
+        fast = sc.optimize_for_inference(model)
+        for _ in range(3):
+            x = torch.randn(4, 2, 20)
+            torch.testing.assert_close(fast(x), model(x))

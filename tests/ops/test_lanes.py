@@ -272,6 +272,10 @@ def test_batch_norm_is_folded_into_weights(dense: bool) -> None:
             assert all(
                 p.equal(q) and p.dtype == q.dtype for p, q in zip(wanted, found, strict=True)
             )
+        later = None if dense else pattern.crow_indices + 1
+        for other, numel in ((crow, 11), (crow, 31), (later, 31)):
+            with torch.no_grad(), pytest.raises(ValueError, match="expected"):
+                OPS.lanes_fold(mean.new_ones(numel), a, other, kernels, b, c, mean, var, 0.0)
 
 
 def test_mean_and_pointwise() -> None:

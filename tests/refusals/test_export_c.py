@@ -45,6 +45,8 @@ def export(model: nn.Module | None = None, **options: Any) -> None:
 NOT = NotImplementedError
 MANY = nn.Sequential(nn.Flatten(), nn.Linear(140_000, 2)).eval()
 nn.init.constant_(MANY[1].weight, 1.0)
+HIDDEN: Any = after(nn.ReLU(), *FLAT)
+HIDDEN[0].bias.data[0] = -np.inf  # PyTorch's scores are finite
 
 
 @dataclass
@@ -63,6 +65,7 @@ test_export_c = refusals(
     (lambda: export(after(nn.BatchNorm1d(4, track_running_stats=False), *FLAT)), ValueError, "'1'"),
     (lambda: export(after(*FLAT, nn.Linear(4, 1), nn.Softmax(1))), ValueError, "'4' (Softmax)"),
     (lambda: export(after(nn.Linear(20, 2))), ValueError, "(1, 4, 2)"),
+    (lambda: export(HIDDEN), ValueError, "finite bias"),
     (lambda: export(network("dsn").train()), ValueError, "eval()"),
     (lambda: export(torch.export.export(after(*FLAT), (series(2),)).module()), ValueError, "eval"),
     (lambda: export(dsn(lambda m: m.blocks[1].conv.values.fill_(np.nan))), ValueError, "finite"),

@@ -39,6 +39,7 @@ test_random_kernels = refusals(
     (lambda: kernel_features(MASKED, MINI), ValueError, "X"),
     (lambda: kernel_features(HOLE, MINI), ValueError, "X"),
     (lambda: kernel_features(X, MINI, out=READ_ONLY), ValueError, "out"),
+    (lambda: kernel_features(X, MINI, out=READ_ONLY.tolist()), ValueError, "out"),
     (lambda: ROCKET.select([0, 10**6]), IndexError, "1000000"),
     (lambda: MINI.select([]), ValueError, "kernel"),
     (lambda: ROCKET.select_features([0, 1, 2]), ValueError, "kernel 1"),
