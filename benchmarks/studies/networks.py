@@ -4,8 +4,9 @@ Kernels with more than one tap, in two networks all kernels, keep 10 % of their 
 blocks of 16 x 16 channels, which run in bfloat16. Outputs and gradients are first compared with
 those of a dense network with the same weights. Then all versions are timed interleaved, on one
 thread: plain, as images in channels-last memory and compiled by Inductor; sparse as converted and
-compiled with ``backend="sparseconv"``. In inference, compiled versions do not guard attributes of
-modules. Use an idle machine: 17 networks take about an hour.
+compiled with ``backend="sparseconv"``. In inference, dense compiled versions guard no attributes of
+modules, and sparse ones those of this folder's classes. Use an idle machine: 17 networks take about
+an hour.
 """
 
 from __future__ import annotations
