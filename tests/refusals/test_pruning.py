@@ -246,8 +246,11 @@ test_factorize = refusals(
     (split(convs(), "0", "1", rank=1, method="svd"), ValueError, "method='svd'"),
     (split(convs(), "0", "1", rank=9), ValueError, "rank"),
     (split(convs(), "0", "1", parameter_compression=50), ValueError, "parameter_compression"),
-    (lambda: sc.factorize(convs(), method="svd", rank=1).report.measure(torch.ones(4, 9)),
-     ValueError, "(N, C, L)"),
+    (
+        lambda: sc.factorize(convs(), method="svd", rank=1).report.measure(torch.ones(4, 9)),
+        ValueError,
+        "(N, C, L)",
+    ),
     (split(nn.Linear(2, 2)), ValueError, "nn.Conv1d"),
     (split(torch.compile(convs())), ValueError, "._orig_mod"),
     (pair(nn.Conv1d(4, 4, 5)), ValueError, "shape"),
