@@ -49,7 +49,7 @@ def _constant_in_graphs(function: F) -> F:
 
 @_constant_in_graphs
 def _preferred() -> str:
-    # Every call of a layer reads it; os.environ would take 5 % of the time of a small one.
+    # A Block reads it for each of its layers in every call; os.environ takes ten times as long.
     getenv = os.environ.get if extension is None else extension.getenv
     return getenv("SPARSECONV_BACKEND") or "auto"
 
@@ -165,10 +165,9 @@ def resolve_backend(name: str, device: torch.device, cuda_pays: bool = False) ->
     """
     if name == "auto":
         name = _preferred()
-    if extension is not None and device == _CPU and name in ("auto", "cpp"):
-        return "cpp"  # first, because small layers notice the time of what follows
     if name == "auto":
-        if device.type == "cpu":
+        # The first comparison takes a third of the time of the second.
+        if device == _CPU or device.type == "cpu":
             return "cpp" if extension is not None else "reference"
         return next(
             (kernels for kernels in ("cuda", "triton")[not cuda_pays :]
