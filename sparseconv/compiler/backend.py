@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,7 +17,14 @@ from sparseconv.compiler.inplace import make_functional
 from sparseconv.compiler.lowering import Lowering
 from sparseconv.compiler.report import GraphReport, remember
 from sparseconv.compiler.rules import mark_hidden, rule_of
-from sparseconv.compiler.steps import Outside, Step, is_signal, switches_gradients, value_of
+from sparseconv.compiler.steps import (
+    Outside,
+    Step,
+    in_float32,
+    is_signal,
+    switches_gradients,
+    value_of,
+)
 from sparseconv.core.checks import OVERWRITTEN
 from sparseconv.ops.backends import extension
 
@@ -29,7 +37,7 @@ def sparseconv(gm: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., 
     """
     for node, tensor in zip(gm.graph.find_nodes(op="placeholder"), example_inputs, strict=True):
         node.meta["real"] = tensor
-    report = lower(gm.graph)
+    gm.graph, report = lower(gm.graph)
     remember(example_inputs, report)
     _call_directly(gm.graph)
     gm.graph.lint()
@@ -37,18 +45,29 @@ def sparseconv(gm: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., 
     return gm.forward
 
 
-def lower(graph: Graph) -> GraphReport:
+def lower(graph: Graph) -> tuple[Graph, GraphReport]:
     """Rewrite a graph, and say what was done."""
-    report = GraphReport()
     _drop_dead(graph)
     if extension is None:
-        return report
+        return graph, GraphReport()
     try:
         make_functional(graph)
     except Outside as reason:
-        report.outside["all"] = str(reason)
-        return report
+        return graph, GraphReport(outside={"all": str(reason)})
     _compare_versions(graph)
+    rewrites.drop_casts(graph)
+    exact = copy.deepcopy(graph)
+    exact.owning_module = graph.owning_module
+    ways = [_lower(graph)]
+    if torch.is_autocast_enabled("cpu") and in_float32(exact):
+        ways.append(_lower(exact))
+    better, report, _ = max(ways, key=lambda way: way[2])
+    return better, report
+
+
+def _lower(graph: Graph) -> tuple[Graph, GraphReport, float]:
+    """Rewrite a functional graph, and say what was done, and how many nanoseconds it saves."""
+    report = GraphReport()
     rewrites.simplify(graph)
     mark_hidden(graph)
     steps: dict[Node, Step] = {}
@@ -62,7 +81,7 @@ def lower(graph: Graph) -> GraphReport:
         except Outside as reason:
             if _touches_series(node):
                 report.outside[node.name] = str(reason)
-    chosen = choose(steps)
+    chosen, saved = choose(steps)
     for node in steps:
         if node not in chosen:
             report.outside[node.name] = "converting its tensors would cost more than it saves"
@@ -77,7 +96,7 @@ def lower(graph: Graph) -> GraphReport:
     for helper in ("lanes_enter", "lanes_leave", "getitem", "size", "unsqueeze"):
         del report.lanes[helper]
     rewrites.replace_slow_gradients(graph)
-    return report
+    return graph, report, saved
 
 
 def _compare_versions(graph: Graph) -> None:

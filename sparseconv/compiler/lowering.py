@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.fx import Graph, Node
 
-from sparseconv.compiler.steps import Step, in_rows, value_of
+from sparseconv.compiler.steps import OUTSIDE, Step, in_rows, value_of
 from sparseconv.ops.lanes import OPS
 
 MOST_UNREAD = 2  # times as long as its signal a tensor may be
@@ -59,6 +59,9 @@ class Lowering:
                     result, *sizes = self._cropped(node)
                     result = self.call(OPS.lanes_leave.default, result, channels, *sizes)
                     self.left += 1
+                outside = node.meta.get(OUTSIDE, value_of(node).dtype)
+                if outside != value_of(step.signals[0]).dtype:
+                    result = self.call("to", result, outside)
             result.meta.update(node.meta)
             node.replace_all_uses_with(result, delete_user_cb=lambda user: user not in self._steps)
             if not step.in_lanes:  # a step reads it, too
@@ -86,6 +89,10 @@ class Lowering:
         with self._graph.inserting_after(after):
             margin = (self._margin,) if in_rows(signal) else ()
             entered = self.call(OPS.lanes_enter.default, signal, *margin)
+        if OUTSIDE in signal.meta:
+            with self._graph.inserting_before(entered):
+                exact = self.call("to", signal, value_of(signal).dtype)
+            entered.update_arg(0, exact)
         shape = value_of(signal).shape
         sizes = []
         for dim in (0, 2):

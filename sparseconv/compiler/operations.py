@@ -13,6 +13,7 @@ from torch.fx.node import map_arg
 
 from sparseconv.compiler.costs import cost
 from sparseconv.compiler.steps import (
+    OUTSIDE,
     Lanes,
     Step,
     in_rows,
@@ -51,6 +52,12 @@ def _before_cast(node: Any) -> Any:
     return cast_from if exact and node.args[1:] == (torch.bfloat16,) else node
 
 
+def _slower(gain: tuple[float, float], products: float) -> tuple[float, float]:
+    """Reduce a gain by what multiply-adds in float32 take longer than in bfloat16."""
+    without, with_gradients = cost("product", in_rows=False)
+    return gain[0] + products * without, gain[1] + products * with_gradients
+
+
 def sparse(node: Any) -> Step:
     x, values, bias, crow, col, numbers, *relu = node.args
     require_signal(x)
@@ -69,20 +76,22 @@ def sparse(node: Any) -> Step:
         "it has a stride, lengthens series, or pads with other samples than zeros; replicated ends "
         "have a rule where they keep the length",
     )
-    require_same_dtype(node, x)
-    if in_rows(x):
+    values, bias = _before_cast(values), _before_cast(bias)
+    require_same_dtype(node, x, weights=(values, bias))
+    padding = max(geometry[4:6]) if geometry[1] > 1 else 0  # taps of one channel become channels
+    gain = cost("sparse", in_rows(x))
+    if in_rows(x) or OUTSIDE in x.meta:
         known = _real(crow), _real(col)
         with outside_tracing():
             fits = any(x is None for x in known) or extension.fits_rows(*known, whole)
-        require(fits, NO_BLOCKS)
-        values, bias = _before_cast(values), _before_cast(bias)
+        require(fits or not in_rows(x), NO_BLOCKS)
+        if fits and not in_rows(x):
+            gain = _slower(gain, len(value_of(values)) / own.shape[0])
 
     def build(lanes: Lanes) -> Node:
         rest = values, bias, crow, col, geometry, *lanes.sizes(x), *relu
         return lanes.call(OPS.lanes_conv.default, lanes.of(x), *rest)
 
-    padding = max(geometry[4:6]) if geometry[1] > 1 else 0  # taps of one channel become channels
-    gain = cost("sparse", in_rows(x))
     return Step((x,), build, gain, margin=padding, exact=own.left > 0)
 
 
@@ -99,7 +108,9 @@ def dense(node: Any) -> Step:
         require(fits, NO_BLOCKS)
     # The cost is that of many channels; torch multiplies a single one by numbers, which is as fast.
     what = "pointwise" if value_of(weight).shape[1] > 1 else ""
-    return of_op(x, what, OPS.lanes_pointwise.default, weight, bias, sized=True, exact=False)
+    step = of_op(x, what, OPS.lanes_pointwise.default, weight, bias, sized=True, exact=False)
+    inputs = int(value_of(weight).shape[1])
+    return step._replace(gain=_slower(step.gain, inputs)) if OUTSIDE in x.meta else step
 
 
 def norm(node: Any) -> Step:
@@ -262,6 +273,17 @@ def narrow(node: Any) -> Step:
     unit = PANEL if in_rows(x) else 1
     first, width = start // unit, -(-length // unit)
     return of_op(x, "narrow", torch.narrow, 0, first, width, exact=False)
+
+
+def cast_to(node: Any) -> Step:
+    """Keep float32 where eager mode rounds to bfloat16."""
+    x, given = signal_of(node, "input dtype")
+    require(
+        isinstance(given.get("dtype"), torch.dtype) and len(given) == 2,
+        "it changes more than the dtype",
+    )
+    require(value_of(node).dtype == value_of(x).dtype, "it changes the dtype")
+    return Step((x,), lambda lanes: lanes.of(x), (0.0, 0.0), exact=False)
 
 
 def contiguous(node: Any) -> Step:

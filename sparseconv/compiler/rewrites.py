@@ -12,6 +12,7 @@ from torch.fx import Graph, Node
 from sparseconv.compiler.operations import dense, gated_tanh, max_pool, pooling, prelu
 from sparseconv.compiler.rules import rule_of
 from sparseconv.compiler.steps import (
+    OUTSIDE,
     Outside,
     in_rows,
     is_signal,
@@ -40,7 +41,7 @@ _PARTS, _ADDED, _RELU = 0, 5, 9
 
 def simplify(graph: Graph) -> None:
     """Apply all rewrites to a functional graph."""
-    alone = _drop_cast, _parts_of_split, _narrow
+    alone = _parts_of_split, _narrow
     joins = (
         _gate,
         _crop_after_conv,
@@ -67,11 +68,11 @@ def _call_instead(graph: Graph, node: Node, target: Any, args: Any, kwargs: Any 
     _replace(graph, node, call)
 
 
-def _drop_cast(graph: Graph, node: Any) -> None:
-    """Erase a cast to the same dtype, which autocast leaves before each layer."""
-    if (node.op, node.target) == ("call_method", "to") and not node.kwargs:
+def drop_casts(graph: Graph) -> None:
+    """Erase casts to the same dtype, which autocast leaves before each layer."""
+    for node in graph.find_nodes(op="call_method", target="to"):
         x, *to = node.args
-        if to == [getattr(value_of(x), "dtype", None)]:
+        if not node.kwargs and to == [getattr(value_of(x), "dtype", None)]:
             _replace(graph, node, x)
 
 
@@ -206,6 +207,7 @@ def _pool_after_conv(graph: Graph, conv: Any) -> None:
     if after.shape[1] < before.shape[1] and after.dtype == before.dtype:
         with graph.inserting_before(conv):
             first = graph.call_function(conv.target, (x, *conv.args[1:]), conv.kwargs)
+            first.meta.update(pool.meta)
             first.meta["example_value"] = before.new_empty((*after.shape[:2], before.shape[2]))
         _call_instead(graph, conv, pool.target, (first, *rest), pool.kwargs)
         graph.erase_node(pool)
@@ -230,7 +232,7 @@ def _fold_norm(graph: Graph, norm: Any) -> None:
     same = all((x.dtype, x.device) == (like.dtype, like.device) for x in tensors)
     # Where outputs are fewer than weights, it is faster to normalise the outputs.
     few = isinstance(like.numel(), int) and like.numel() < value_of(weights).numel()
-    if of_conv.get("relu") or not same or few:
+    if of_conv.get("relu") or not same or few or OUTSIDE in norm.meta:
         return
     kernels = of_conv["geometry"][1] if "geometry" in of_conv else 0
     arguments = weights, conv_bias, of_conv.get("crow_indices"), kernels, *vectors, eps
@@ -274,6 +276,8 @@ def replace_slow_gradients(graph: Graph) -> None:
             if rule is max_pool:
                 op, arguments = OPS.max_pool.default, pooling(node)
             elif rule is prelu and value_of(node).is_contiguous():  # or strides would change
+                if OUTSIDE in node.meta:
+                    continue  # its weight is in float32
                 rule(node)
                 given = named(node, "input weight")
                 op, arguments = OPS.prelu.default, (given["input"], given["weight"], 1)

@@ -48,6 +48,7 @@ _METHODS = ("add", "sub", "mul", "div", "neg", "relu", "tanh", "sigmoid", "abs")
 METHODS: dict[Any, Callable[[Any], Step]] = {
     "mean": operations.mean,
     "contiguous": operations.contiguous,
+    "to": operations.cast_to,
     **dict.fromkeys(_METHODS, operations.elementwise),
 }
 
@@ -60,6 +61,7 @@ def rule_of(node: Node) -> Callable[[Any], Step] | None:
 _OF_SINGLE_SAMPLES = {
     *(
         operations.cat,
+        operations.cast_to,
         operations.contiguous,
         operations.dense,
         operations.dropout,

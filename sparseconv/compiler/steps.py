@@ -12,6 +12,8 @@ from torch.fx import Graph, Node
 from sparseconv.compiler.costs import cost
 from sparseconv.ops.backends import extension
 
+OUTSIDE = "outside"  # in the meta of signals: their dtype outside of lanes, if they are cast
+
 
 class Outside(Exception):  # noqa: N818
     """The reason why an operation has no rule that fits."""
@@ -116,11 +118,23 @@ def in_rows(node: Any) -> bool:
     return bool(value_of(node).dtype == torch.bfloat16)
 
 
+def in_float32(graph: Graph) -> bool:
+    """Let rules see series of bfloat16 as float32, to which they are cast where they enter lanes.
+
+    Return whether the graph has such series.
+    """
+    for node in graph.nodes:
+        value = value_of(node)
+        if isinstance(value, Tensor) and value.dtype == torch.bfloat16 and value.dim() == 3:
+            node.meta.update({OUTSIDE: value.dtype, "example_value": value.float()})
+    return any(OUTSIDE in node.meta for node in graph.nodes)
+
+
 def require_same_dtype(node: Node, *signals: Any, weights: tuple[Any, ...] = ()) -> None:
     dtype = value_of(node).dtype
     # In rows they may be float32: autocast casts weights, and BatchNorm has its own in float32.
     of_weights = (dtype, torch.float32) if in_rows(node) else (dtype,)
     same = all(value_of(x).dtype == dtype for x in signals) and all(
-        value_of(x).dtype in of_weights for x in weights if x is not None
+        value_of(x).dtype in of_weights and OUTSIDE not in x.meta for x in weights if x is not None
     )
     require(same, "its tensors have several dtypes")

@@ -109,6 +109,16 @@ def test_random_graphs(seed: int, count_cases: Callable[[int], None]) -> None:
     count_cases(1)
 
 
+@pytest.mark.parametrize("seed", range(0, NETWORKS, 3))
+def test_random_graphs_under_autocast(seed: int, count_cases: Callable[[int], None]) -> None:
+    """Single weights have no rule in bfloat16, and are computed in float32."""
+    graph = RandomGraph(seed).train(seed // 2 % 2 == 0)
+    x = graph.example(torch.float32)
+    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+        check_rounded(graph, x, lowered(graph, x))
+    count_cases(1)
+
+
 @pytest.mark.parametrize("seed", range(0, NETWORKS, 5))
 def test_random_graphs_without_gradients(seed: int, count_cases: Callable[[int], None]) -> None:
     """BatchNorm becomes part of convolutions."""
