@@ -17,11 +17,12 @@ namespace sparseconv {
 namespace {
 
 ActivationKind kind_of(c10::string_view name) {
-  TORCH_CHECK_VALUE(name == "elu" || name == "glu" || name == "gated_tanh",
-                    "expected 'elu', 'glu' or 'gated_tanh', but got '", name, "'");
-  return name == "elu"   ? ActivationKind::elu
-         : name == "glu" ? ActivationKind::glu
-                         : ActivationKind::gated_tanh;
+  TORCH_CHECK_VALUE(name == "elu" || name == "tanh" || name == "glu" || name == "gated_tanh",
+                    "expected 'elu', 'tanh', 'glu' or 'gated_tanh', but got '", name, "'");
+  return name == "elu"    ? ActivationKind::elu
+         : name == "tanh" ? ActivationKind::tanh
+         : name == "glu"  ? ActivationKind::glu
+                          : ActivationKind::gated_tanh;
 }
 
 constexpr int64_t kActivationCost = 64;  // of a vector, in multiply-adds of a convolution
@@ -29,7 +30,7 @@ constexpr int64_t kActivationCost = 64;  // of a vector, in multiply-adds of a c
 // Of a tensor in any lanes: idle positions stay zero.
 Tensor activated(const Tensor& input, const Tensor& grad, c10::string_view name) {
   const ActivationKind kind = kind_of(name);
-  const int64_t parts = kind == ActivationKind::elu ? 1 : 2;
+  const int64_t parts = kind == ActivationKind::elu || kind == ActivationKind::tanh ? 1 : 2;
   check_memory(input, "input");
   TORCH_CHECK_TYPE(
       input.is_cpu() && (input.scalar_type() == at::kFloat || input.scalar_type() == at::kDouble),
@@ -68,6 +69,9 @@ Tensor lanes_activation_backward(const Tensor& grad, const Tensor& input, c10::s
 Tensor activated_by_torch(const Tensor& x, const std::string& name) {
   if (name == "elu") {
     return at::elu(x);
+  }
+  if (name == "tanh") {
+    return at::tanh(x);
   }
   if (name == "glu") {
     return at::glu(x, 0);

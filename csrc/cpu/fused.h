@@ -112,9 +112,9 @@ struct Dropout {
   double scale;
 };
 
-// elu: x, or exp(x) - 1 if x is negative. The others multiply the first half of the channels, or
+// elu: x, or exp(x) - 1 if x is negative. The last two multiply the first half of the channels, or
 // its tanh, by the sigmoid of the second half.
-enum class ActivationKind { elu, glu, gated_tanh };
+enum class ActivationKind { elu, tanh, glu, gated_tanh };
 
 // Of tensors in lanes: whole vectors.
 struct Activation {

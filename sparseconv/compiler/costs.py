@@ -26,6 +26,7 @@ _LANES: dict[str, Nanoseconds] = {
     "upsample": (0.3, 0.6),
     "average_pool": (1.0, 2.0),
     "elu": (0.6, 0.8),
+    "tanh": (2.0, 1.5),
     "glu": (0.1, 0.5),
     "gated_tanh": (2.5, 5.0),
 }

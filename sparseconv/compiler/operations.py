@@ -363,6 +363,10 @@ def elu(node: Any) -> Step:
     return activation(given["input"], "elu")
 
 
+def tanh(node: Any) -> Step:
+    return elementwise(node) if in_rows(node) else activation(one(node.all_input_nodes), "tanh")
+
+
 def glu(node: Any) -> Step:
     given = named(node, "input dim")
     require(given.get("dim", -1) in (1, -2), "it does not halve the channels")
@@ -377,9 +381,9 @@ def gated_tanh(x: Tensor) -> Tensor:
 
 ELEMENTWISE = (
     *(operator.add, operator.sub, operator.mul, operator.truediv, operator.neg),
-    *(torch.add, torch.sub, torch.mul, torch.div, torch.neg, torch.relu, torch.tanh),
+    *(torch.add, torch.sub, torch.mul, torch.div, torch.neg, torch.relu),
     *(torch.sin, torch.abs, torch.square, torch.exp, torch.selu, torch.celu, torch.sigmoid),
     *(F.relu, F.relu6, F.leaky_relu, F.celu, F.selu, F.gelu, F.silu, F.mish, F.softsign),
-    *(F.hardtanh, F.hardswish, F.tanhshrink, F.softshrink, F.hardshrink, F.softplus, F.tanh),
+    *(F.hardtanh, F.hardswish, F.tanhshrink, F.softshrink, F.hardshrink, F.softplus),
     *(F.sigmoid, F.logsigmoid),
 )

@@ -39,15 +39,18 @@ RULES: dict[Any, Callable[[Any], Step]] = {
     torch.cat: operations.cat,
     torch.concat: operations.cat,
     F.elu: operations.elu,
+    torch.tanh: operations.tanh,
+    F.tanh: operations.tanh,
     F.glu: operations.glu,
     operations.gated_tanh: lambda node: operations.activation(node.args[0], "gated_tanh"),
     **dict.fromkeys(operations.ELEMENTWISE, operations.elementwise),
 }
-_METHODS = ("add", "sub", "mul", "div", "neg", "relu", "tanh", "sigmoid", "abs")
+_METHODS = ("add", "sub", "mul", "div", "neg", "relu", "sigmoid", "abs")
 # Methods of tensors, by their names.
 METHODS: dict[Any, Callable[[Any], Step]] = {
     "mean": operations.mean,
     "contiguous": operations.contiguous,
+    "tanh": operations.tanh,
     "to": operations.cast_to,
     **dict.fromkeys(_METHODS, operations.elementwise),
 }
@@ -67,7 +70,8 @@ _OF_SINGLE_SAMPLES = {
         operations.dropout,
         operations.prelu,
     ),
-    *(operations.elementwise, operations.elu, operations.glu, RULES[operations.gated_tanh]),
+    *(operations.elementwise, operations.elu, operations.tanh, operations.glu),
+    RULES[operations.gated_tanh],
 }
 
 

@@ -54,8 +54,8 @@ for _schema in (
     "lanes_mean(Tensor input, int channels, int batch, int length) -> Tensor",  # (N, C)
     # The same seed drops the same elements, so the gradient is the op itself.
     "lanes_dropout(Tensor input, float p, int seed) -> Tensor",
-    # elu; or glu and gated_tanh, which halve the channels: a and b become a * sigmoid(b), or
-    # tanh(a) * sigmoid(b).
+    # elu and tanh; or glu and gated_tanh, which halve the channels: a and b become a * sigmoid(b),
+    # or tanh(a) * sigmoid(b).
     "lanes_activation(Tensor input, str name) -> Tensor",
     "lanes_activation_backward(Tensor grad_output, Tensor input, str name) -> Tensor",
     # Of any tensor whose channels are in one dimension, with one weight or one for each.
@@ -101,7 +101,7 @@ _SHAPES: dict[str, Callable[..., Any]] = {
     ),
     "max_pool_backward": lambda _, x, *rest: x.new_empty(x.shape),
     "lanes_activation": lambda x, name: x.new_empty(
-        (x.shape[0] // (1 if name == "elu" else 2), *x.shape[1:])
+        (x.shape[0] // (1 if name in ("elu", "tanh") else 2), *x.shape[1:])
     ),
     "lanes_activation_backward": lambda _, x, name: torch.empty_like(x),
     "prelu": lambda x, *_: x.new_empty(x.shape),

@@ -116,6 +116,7 @@ def test_samples_are_cropped_repeated_and_summed(
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "elu": F.elu,
+    "tanh": torch.tanh,
     "glu": lambda x: F.glu(x, 0),
     "gated_tanh": lambda x: x[: len(x) // 2].tanh() * x[len(x) // 2 :].sigmoid(),
 }

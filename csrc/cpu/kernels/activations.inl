@@ -64,8 +64,8 @@ static inline V sigmoid(V x) {
   return {1 / (falling.v + 2)};
 }
 
-// An activation of one tensor.
-template <typename V>
+// ELU or tanh.
+template <typename V, bool kTanh>
 static void activate_each(const Activation& p, int64_t begin, int64_t end) {
   using T = typename V::T;
   const T* in = static_cast<const T*>(p.in);
@@ -73,6 +73,11 @@ static void activate_each(const Activation& p, int64_t begin, int64_t end) {
   T* out = static_cast<T*>(p.out);
   for (int64_t i = begin; i < end; i += V::kWidth) {
     const V x = V::load(in + i);
+    if (kTanh) {
+      const V f = tanh(x);
+      (grad == nullptr ? f : mul(V::load(grad + i), V{1 - f.v * f.v})).store(out + i);
+      continue;
+    }
     const Exp<V> below = exp(x);
     if (grad == nullptr) {
       V{x.v > 0 ? x.v : below.minus_1().v}.store(out + i);
@@ -109,7 +114,9 @@ static void activate(const Activation& p, int64_t part, int64_t parts, void*) {
   const int64_t begin = vectors * part / parts * V::kWidth;
   const int64_t end = vectors * (part + 1) / parts * V::kWidth;
   if (p.kind == ActivationKind::elu) {
-    activate_each<V>(p, begin, end);
+    activate_each<V, false>(p, begin, end);
+  } else if (p.kind == ActivationKind::tanh) {
+    activate_each<V, true>(p, begin, end);
   } else if (p.kind == ActivationKind::glu) {
     gate_each<V, false>(p, begin, end);
   } else {
