@@ -41,3 +41,12 @@ template <int64_t kN, typename Make>
 static inline auto pick(int64_t i, Make make) {
   return pick(i, make, std::make_integer_sequence<int, int{kN}>());
 }
+
+// Calls run<i>() for each i of [0, kN).
+template <int kN, int kI = 0, typename Run>
+static inline void each(const Run& run) {
+  run.template operator()<kI>();
+  if constexpr (kI + 1 < kN) {
+    each<kN, kI + 1>(run);
+  }
+}

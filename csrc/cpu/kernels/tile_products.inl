@@ -3,24 +3,6 @@
 
 constexpr int64_t kTileNumbers = 256;
 
-// Loads the first kN tiles, with sums. `apart`: numbers between them, 0 if all begin alike.
-// `pitch`: bytes between their rows.
-template <int kN>
-static inline void load_sums(Tiles& tiles, const float* from, int64_t apart, int64_t pitch) {
-  if constexpr (kN > 1) {
-    load_sums<kN - 1>(tiles, from, apart, pitch);
-  }
-  tiles.template load<kN - 1>(from + (kN - 1) * apart, pitch);
-}
-
-template <int kN>
-static inline void store_sums(const Tiles& tiles, float* to) {
-  if constexpr (kN > 1) {
-    store_sums<kN - 1>(tiles, to);
-  }
-  tiles.template store<kN - 1>(to + (kN - 1) * kTileNumbers);
-}
-
 // The sums of kN tiles of rows for one block of outputs, one load of weights and kN of inputs for
 // kN products.
 template <int kN>
@@ -32,26 +14,17 @@ static inline void block_products(Tiles& tiles,
                                   int64_t n,
                                   const float* init,
                                   float* sums) {
-  load_sums<kN>(tiles, init, 0, 0);
+  each<kN>([&]<int kI>() { tiles.template load<kI>(init, 0); });  // all rows alike
   for (int64_t e = 0; e < n; ++e, weights += kWeightTileBytes) {
     const char* from = rows + offsets[e];
     tiles.template load<4>(weights, 64);
-    tiles.template load<5>(from, pitch);
-    tiles.template dot<0, 5, 4>();
-    if constexpr (kN > 1) {
-      tiles.template load<6>(from + 16 * pitch, pitch);
-      tiles.template dot<1, 6, 4>();
-    }
-    if constexpr (kN > 2) {
-      tiles.template load<7>(from + 32 * pitch, pitch);
-      tiles.template dot<2, 7, 4>();
-    }
-    if constexpr (kN > 3) {
-      tiles.template load<5>(from + 48 * pitch, pitch);
-      tiles.template dot<3, 5, 4>();
-    }
+    each<kN>([&]<int kI>() {
+      constexpr int kInputs = 5 + kI % 3;
+      tiles.template load<kInputs>(from + kI * 16 * pitch, pitch);
+      tiles.template dot<kI, kInputs, 4>();
+    });
   }
-  store_sums<kN>(tiles, sums);
+  each<kN>([&]<int kI>() { tiles.template store<kI>(sums + kI * kTileNumbers); });
 }
 
 // The tiles of up to four taps of one pair of blocks, which share the loads of gradients.
@@ -60,31 +33,22 @@ static inline void block_reduce(Tiles& tiles,
                                 const BlockSeries& series,
                                 const int64_t* offsets,
                                 float* sums) {
-  load_sums<kN>(tiles, sums, kTileNumbers, 64);
+  each<kN>([&]<int kI>() { tiles.template load<kI>(sums + kI * kTileNumbers, 64); });
   for (int64_t n = 0; n < series.n; ++n) {
     const char* grads = series.grads + n * series.grads_pitch;
     const char* rows = series.rows + n * series.rows_pitch;
     for (int64_t i = 0; i < series.steps; ++i) {
       tiles.template load<5>(grads, 64);
-      tiles.template load<4>(rows + offsets[0], 128);
-      tiles.template dot<0, 5, 4>();
-      if constexpr (kN > 1) {
-        tiles.template load<6>(rows + offsets[1], 128);
-        tiles.template dot<1, 5, 6>();
-      }
-      if constexpr (kN > 2) {
-        tiles.template load<7>(rows + offsets[2], 128);
-        tiles.template dot<2, 5, 7>();
-      }
-      if constexpr (kN > 3) {
-        tiles.template load<4>(rows + offsets[3], 128);
-        tiles.template dot<3, 5, 4>();
-      }
+      each<kN>([&]<int kI>() {
+        constexpr int kInputs = kI % 3 == 0 ? 4 : 5 + kI;
+        tiles.template load<kInputs>(rows + offsets[kI], 128);
+        tiles.template dot<kI, 5, kInputs>();
+      });
       grads += kTileBytes;
       rows += kPairRows * kBlockRowBytes;
     }
   }
-  store_sums<kN>(tiles, sums);
+  each<kN>([&]<int kI>() { tiles.template store<kI>(sums + kI * kTileNumbers); });
 }
 
 class TileProducts {
