@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +14,6 @@ from torch import Tensor, nn
 from sparseconv.core.pattern import KernelCSR
 from sparseconv.nn.sparse_layer import SparseLayer
 from sparseconv.ops import gpu_plans
-from sparseconv.ops.graphs import CudaGraphs
 
 Outputs = tuple[Tensor, ...]
 
@@ -68,7 +68,6 @@ class GraphedStep:
     def __post_init__(self) -> None:
         self._layers = [layer for layer in self.model.modules() if isinstance(layer, SparseLayer)]
         self._device = self._only_device({tensor.device for tensor in self._tensors()})
-        self._capturing = CudaGraphs(self._device)
         self._graphs: dict[Hashable, _Graph] = {}
         self._calls: Counter[Hashable] = Counter()
         self._patterns: list[KernelCSR] = []  # whose plans the graphs read
@@ -93,11 +92,49 @@ class GraphedStep:
             self._patterns = [layer.pattern for layer in self._layers]
         if self._calls[key] < WARM_UP:
             self._calls[key] += 1
-            return self._capturing.on_side_stream(lambda: self.function(*inputs))
+            return self._on_side_stream(*inputs)
         copies = tuple(tensor.clone() for tensor in inputs)
-        replay = self._capturing.capture(lambda: self.function(*copies))
+        replay = self._capture(*copies)
         self._graphs[key] = _Graph(copies, replay, self._addresses())
         return replay()
+
+    @cached_property
+    def _pool(self) -> Any:
+        return torch.cuda.graph_pool_handle()
+
+    @cached_property
+    def _side(self) -> Any:
+        return torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+
+    def _on_side_stream(self, *inputs: Tensor) -> Outputs:
+        """Run on the capture stream, because autograd remembers the streams of its nodes."""
+        with torch.cuda.device(self._device):
+            current = torch.cuda.current_stream()
+            self._side.wait_stream(current)
+            with torch.cuda.stream(self._side):
+                outputs = self.function(*inputs)
+            current.wait_stream(self._side)
+        return outputs
+
+    def _capture(self, *inputs: Tensor) -> Callable[[], Outputs]:
+        """Return a function that replays the call; a replay overwrites the outputs of the last."""
+        graph = torch.cuda.CUDAGraph()
+        with (
+            torch.cuda.device(self._device),
+            # Restore the current stream even if the capture fails; torch.cuda.graph does not.
+            torch.cuda.stream(torch.cuda.current_stream()),
+            # thread_local: a DataLoader's thread that pins memory must not break the capture.
+            torch.cuda.graph(
+                graph, pool=self._pool, stream=self._side, capture_error_mode="thread_local"
+            ),
+        ):
+            outputs = self.function(*inputs)
+
+        def replay() -> Outputs:
+            graph.replay()
+            return outputs
+
+        return replay
 
     def _follow(self) -> None:
         """Update the plans of changed patterns; forget all graphs if nnz or a block has changed."""
@@ -115,7 +152,7 @@ class GraphedStep:
     def _forget(self) -> None:
         for held in (self._graphs, self._calls, self._patterns):
             held.clear()
-        self._capturing.forget()
+        self.__dict__.pop("_pool", None)  # one with live outputs cannot be reused
 
     def _tensors(self) -> list[Tensor]:
         """Return the tensors that a graph reads or writes."""

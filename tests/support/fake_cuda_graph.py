@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from sparseconv.ops.graphs import CudaGraphs
 from sparseconv.training.graphed import GraphedStep, Outputs
 
 
@@ -62,13 +61,13 @@ class FakeCudaGraph:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.captures = self.replays = self.warm_ups = 0
 
-        def on_side_stream(graphs: CudaGraphs, call: Callable[[], Outputs]) -> Outputs:
+        def on_side_stream(step: GraphedStep, *inputs: Tensor) -> Outputs:
             self.warm_ups += 1
-            return call()
+            return step.function(*inputs)
 
-        def capture(graphs: CudaGraphs, call: Callable[[], Outputs]) -> Callable[[], Outputs]:
+        def capture(step: GraphedStep, *inputs: Tensor) -> Callable[[], Outputs]:
             self.captures += 1
-            replay = record(call)
+            replay = record(lambda: step.function(*inputs))
 
             def counted() -> Outputs:
                 self.replays += 1
@@ -77,6 +76,6 @@ class FakeCudaGraph:
             return counted
 
         monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-        monkeypatch.setattr(CudaGraphs, "on_side_stream", on_side_stream)
-        monkeypatch.setattr(CudaGraphs, "capture", capture)
+        monkeypatch.setattr(GraphedStep, "_on_side_stream", on_side_stream)
+        monkeypatch.setattr(GraphedStep, "_capture", capture)
         monkeypatch.setattr(GraphedStep, "_only_device", staticmethod(lambda _: None))

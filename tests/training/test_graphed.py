@@ -19,7 +19,6 @@ import sparseconv as sc
 from sparseconv import KernelCSR, SparseConv1d
 from sparseconv.core.geometry import Geometry
 from sparseconv.ops import gpu_plans
-from sparseconv.ops.graphs import CudaGraphs
 from sparseconv.training import checkpoint
 from sparseconv.training.graphed import WARM_UP, GraphedStep, Outputs
 from sparseconv.training.run import Run
@@ -102,10 +101,10 @@ def test_graphs_are_taken_where_they_can_be_captured(monkeypatch: pytest.MonkeyP
     assert same(run(network(), recipe).history, eager.history)
     assert (fake.captures, fake.replays > 10) == (2, True)
 
-    def fails(graphs: CudaGraphs, call: Callable[[], Outputs]) -> None:
+    def fails(step: GraphedStep, *inputs: Tensor) -> None:
         raise RuntimeError("operation not permitted when stream is capturing")
 
-    monkeypatch.setattr(CudaGraphs, "capture", fails)
+    monkeypatch.setattr(GraphedStep, "_capture", fails)
     with pytest.warns(UserWarning, match="without CUDA graphs: operation not permitted"):
         assert same(run(network(), recipe).history, eager.history)
     with pytest.raises(RuntimeError, match="not permitted"):
