@@ -1,9 +1,9 @@
-"""Call raw ops and random kernels on tensors flush against forbidden pages: run by a test.
+"""Call raw ops, random kernels and random graphs on tensors flush against forbidden pages.
 
-    python tests/trust/guarded.py SEED CASES
+    python tests/trust/guarded.py SEED CASES [LIBRARY]
 
-Every tensor and index array ends right before such a page, or begins right after one. Results must
-be the bits that the op gives elsewhere.
+With the library that a test makes of ``guards.cpp``, every tensor ends right before such a page,
+or begins right after one: arguments, results, and what lies between. Both give the same bits.
 """
 
 from __future__ import annotations
@@ -11,13 +11,11 @@ from __future__ import annotations
 import ctypes
 import json
 import math
-import mmap
 import os
 import random
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import Any
 
 import torch
@@ -26,6 +24,7 @@ from layouts import LAYOUTS
 from op_arguments import lane_arguments, op_calls
 from ordered import Conv, NormRelu, Pointwise, run_ordered
 from random_banks import Problem
+from test_random_graphs import test_random_graphs, test_random_graphs_without_gradients
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
@@ -35,26 +34,15 @@ from sparseconv.ops.backends import extension
 from sparseconv.testing import Case, random_case
 
 OPS = torch.ops.sparseconv
-PAGE = mmap.PAGESIZE
-LIBC = ctypes.CDLL(None, use_errno=True)
-NO_ACCESS = 0
 
 
-def guarded(x: Tensor, before: bool) -> Tensor:
-    """Copy the tensor, strides included, to new memory that ends or begins at a guard."""
+def anew(x: Tensor) -> Tensor:
+    """Copy the tensor, strides included, to new memory of just its size."""
     if x.numel() == 0:
         return x
     reach = 1 + sum((size - 1) * step for size, step in zip(x.shape, x.stride(), strict=True))
-    size = reach * x.element_size()
-    body = -(-size // PAGE) * PAGE
-    memory = mmap.mmap(-1, body + 2 * PAGE)
-    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-    offset = PAGE + (body - size if before else 0)
-    flat = torch.frombuffer(memory, dtype=x.dtype, count=reach, offset=offset)
-    flat.copy_(x.as_strided((reach,), (1,), x.storage_offset()))
-    for guard in (address, address + PAGE + body):
-        assert LIBC.mprotect(ctypes.c_void_p(guard), PAGE, NO_ACCESS) == 0
-    return flat.as_strided(x.shape, x.stride())
+    memory = x.as_strided((reach,), (1,), x.storage_offset()).clone()
+    return memory.as_strided(x.shape, x.stride())
 
 
 def calls_of(case: Case, rng: random.Random, seed: int) -> list[tuple[Any, tuple[Any, ...]]]:
@@ -126,23 +114,29 @@ def ordered_calls(dtype: torch.dtype, rng: random.Random) -> list[tuple[Any, tup
     return [(getattr(OPS, n), a) for n, a in lane_arguments(dtype, *sizes).items()]
 
 
-def check(op: Any, args: tuple[Any, ...]) -> None:
-    """Compare the bits next to guards after and before with those of plain copies."""
+def compile_graph(seed: int) -> tuple[Tensor, ...]:
+    """Compute a random graph by the backend's ops; what is not within its bounds fails."""
+    test_random_graphs(seed, lambda _: None)
+    test_random_graphs_without_gradients(seed, lambda _: None)
+    return ()
 
-    def run(place: Callable[[Tensor], Tensor]) -> tuple[Tensor, ...]:
+
+def check(op: Any, args: tuple[Any, ...], place: Callable[[bool], None]) -> None:
+    """Compare the bits in memory before a guard with those after one."""
+
+    def run(at_end: bool) -> tuple[Tensor, ...]:
+        place(at_end)
         # A new thread has no scratch memory of earlier calls, which might be larger.
         with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as new:
-            placed = tree_map_only(Tensor, place, args)
-            result = new.submit(op, *placed).result()
+            result = new.submit(op, *tree_map_only(Tensor, anew, args)).result()
         return tuple(result) if isinstance(result, tuple | list) else (result,)
 
-    plain = run(Tensor.clone)
-    for before in (True, False):
-        for a, b in zip(plain, run(partial(guarded, before=before)), strict=True):
-            assert a.equal(b), "other bits next to a guard page"
+    for a, b in zip(run(True), run(False), strict=True):
+        assert a.equal(b), "other bits next to a guard page"
 
 
-def main(seed: int, cases: int) -> None:
+def main(seed: int, cases: int, guards: str = "") -> None:
+    place = ctypes.CDLL(guards).place if guards else bool
     calls, faults = 0, []
     for number in range(seed, seed + cases):
         rng = random.Random(number)
@@ -152,18 +146,20 @@ def main(seed: int, cases: int) -> None:
         ops = [*calls_of(blocks, rng, number)[:3], chain_of(blocks, rng)]
         work |= dict.fromkeys(UNITS, (blocks, ops))
         own_order = rng.choice((torch.float32, torch.float64))
+        graph_on = rng.choice(list(work))
         for isa, (case, ops) in work.items():
             os.environ["SPARSECONV_CPU_ISA"] = isa
             assert extension.isa() == isa
             ordered = ordered_calls(torch.bfloat16 if isa in UNITS else own_order, rng)
-            for op, args in (*ops, *ordered):
+            graph = compile_graph, (6 * number + 5 if isa in UNITS else number,)  # see `network`
+            for op, args in (*ops, *ordered, *[graph] * (isa == graph_on)):
                 calls += 1
                 try:
-                    check(op, args)
+                    check(op, args, place)
                 except AssertionError as error:
                     faults.append(f"{op} on {isa}, seed {number}: {error}: {case!r}")
     print(json.dumps({"calls": calls, "faults": faults, "extension": extension.__file__}))
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    main(*map(int, sys.argv[1:3]), *sys.argv[3:])
