@@ -17,6 +17,7 @@ import torch
 from graph_steps import Run, check, check_rounded, step
 from random_graphs import RandomGraph
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 from torch.fx import Graph, GraphModule, Node
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
@@ -148,3 +149,16 @@ def test_threads_change_no_bit(seed: int, count_cases: Callable[[int], None]) ->
         changes = name in of_torch or not eager[0].equal(eager[1])
         assert changes or one.equal(two), name
     count_cases(1)
+
+
+@pytest.mark.parametrize("seed", [1, 181, 271])
+def test_compiled_autograd(seed: int) -> None:
+    """It calls the gradients' ops as autograd does, and may add gradients in another order."""
+    graph, x = network(seed)
+    run = lowered(graph, x)
+    n_results = 2 + len(list(graph.parameters()))  # statistics move on
+    wanted = step(graph, run, x)[:n_results]
+    with torch._dynamo.compiled_autograd._enable(torch.compile(backend="eager")):
+        found = step(graph, run, x)[:n_results]
+    assert counters["compiled_autograd"]["captures"] == 1
+    torch.testing.assert_close(found, wanted)
