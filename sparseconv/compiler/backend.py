@@ -85,6 +85,9 @@ def _lower(graph: Graph) -> tuple[Graph, GraphReport, float]:
     for node in steps:
         if node not in chosen:
             report.outside[node.name] = "converting its tensors would cost more than it saves"
+    stacks = [node.meta.get("nn_module_stack") for node in steps if node in chosen]
+    paths = (list(stack.values())[-1][0] for stack in stacks if stack)
+    report.modules = list(dict.fromkeys(path.partition("].")[2] or path for path in paths))
     before = set(graph.nodes)
     lowering = Lowering(graph, {node: step for node, step in steps.items() if node in chosen})
     lowering.run()

@@ -20,18 +20,22 @@ class GraphReport:
         enters: how many tensors are converted to lanes.
         leaves: how many are converted back.
         outside: for each operation on series that is not in lanes, the reason.
+        modules: those with operations in lanes.
     """
 
     lanes: Counter[str] = field(default_factory=Counter)
     enters: int = 0
     leaves: int = 0
     outside: dict[str, str] = field(default_factory=dict)
+    modules: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         """Describe the graph in a few lines."""
         inside = ", ".join(f"{count} {name}" for name, count in sorted(self.lanes.items()))
         head = f"in lanes: {inside or 'nothing'}; {self.enters} enter, {self.leaves} leave"
-        return "\n".join((head, *(f"  {name}: {why}" for name, why in self.outside.items())))
+        modules = [f"  modules in lanes: {', '.join(self.modules)}"] * bool(self.modules)
+        outside = (f"  {name}: {why}" for name, why in self.outside.items())
+        return "\n".join((head, *modules, *outside))
 
 
 class CompiledReport(tuple[GraphReport, ...]):
@@ -40,8 +44,11 @@ class CompiledReport(tuple[GraphReport, ...]):
     __slots__ = ()
 
     def __str__(self) -> str:
-        """Describe all graphs."""
-        lines = (f"graph {i}, {graph}" for i, graph in enumerate(self, start=1))
+        """Describe all graphs, equal ones once."""
+        numbers: dict[str, list[str]] = {}
+        for i, graph in enumerate(self, start=1):
+            numbers.setdefault(str(graph), []).append(str(i))
+        lines = (f"graph {' and '.join(which)}, {graph}" for graph, which in numbers.items())
         return "\n".join(lines) or "no graph was compiled with backend='sparseconv'"
 
 
@@ -59,8 +66,8 @@ def compiled_report(model: nn.Module) -> CompiledReport:
     """Return what ``torch.compile(model, backend="sparseconv")`` made of a model so far.
 
     A graph is compiled at the first call, and again for another mode, size or dtype. Each report
-    counts the operations that are computed in lanes, the kernels' own memory order, and gives the
-    reason for each of the others.
+    counts the operations that are computed in lanes, the kernels' own memory order, names their
+    modules, and gives the reason for each of the others.
 
     Args:
         model: the model, compiled or not.

@@ -185,7 +185,10 @@ def test_any_size_in_two_graphs() -> None:
     for batch, length in ((4, 40), (5, 41), (7, 60), (16, 33), (4, 40)):
         check(model, torch.randn(batch, 2, length))
     assert counters["stats"]["unique_graphs"] == 2
-    assert all(graph.lanes["lanes_conv"] == 3 for graph in compiled_report(model))
+    report = compiled_report(model)
+    assert all(graph.lanes["lanes_conv"] == 3 for graph in report)
+    assert report[0].modules == [str(i) for i in range(10)]
+    assert str(report).startswith("graph 1 and 2, in lanes: ")
 
 
 def test_threads_change_no_bit() -> None:
