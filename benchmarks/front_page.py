@@ -113,7 +113,7 @@ def blocks() -> tuple[str, ...]:
 
 
 def inception_time() -> list[tuple[str, ...]]:
-    rows = recording.read(published_networks.RESULTS)["rows"]
+    rows = read_lines(published_networks.RESULTS)
     mine = [row for row in rows if row["network"] == "InceptionTime"]
     (timed,) = (row for row in mine if "times" in row)
     inference = timed["times"]["inference"]["ratio"]["dense"][0]
@@ -177,7 +177,7 @@ def about_gains(bench: dict[str, Any]) -> str:
         '`backend="sparseconv"`, on one thread of an '
         f"{by_density('InceptionTime')['machine']['cpu']}; prediction and accuracy are those of "
         "tsai's variant, not compiled, on an "
-        f"{recording.read(published_networks.RESULTS)['machine']['cpu']}.\n"
+        f"{read_lines(published_networks.RESULTS)[-1]['machine']['cpu']}.\n"
         f"- **ROCKET**: {faster * fewer:.0f}x is the product of {faster:.0f}x from faster code for "
         f"the same kernels and {fewer:.1f}x from fewer kernels; means over {sets} sets, on one "
         "thread of an Intel Xeon."

@@ -22,7 +22,7 @@ from torch.nn.utils import prune
 import sparseconv as sc
 from benchmarks.paper.archives import open_archive
 from benchmarks.paper.tables.cells import spread
-from benchmarks.recording import measurement_context, read, rounded, write_json
+from benchmarks.recording import add_missing, read_lines, rounded
 from benchmarks.studies.published_networks import BATCH, Data, accuracy, fit, summary, training_step
 from sparseconv.measure.machine import threads
 from sparseconv.measure.table import Table
@@ -30,7 +30,7 @@ from sparseconv.measure.timing import Estimate, interleave
 from sparseconv.models import InceptionTime, ResNet
 from sparseconv.nn.modules import deepcopy_model
 
-RESULTS = Path(__file__).parents[1] / "results" / "blocks" / "networks.json"
+RESULTS = Path(__file__).parents[1] / "results" / "blocks" / "networks.jsonl"
 NETWORKS: dict[str, Callable[[int, int], nn.Module]] = {
     "ResNet": ResNet,
     "InceptionTime": partial(InceptionTime, variant="tsai"),
@@ -70,13 +70,16 @@ def networks(network: str, data: Data, seed: int, epochs: int) -> dict[str, nn.M
     return {"dense": dense, "single weights": pruned(dense, 1), "blocks": pruned(dense, 16)}
 
 
-def run(network: str, data: Data, seed: int) -> dict[str, Any]:
+def run(network: str, source: str, seed: int) -> dict[str, Any]:
+    """Fine-tune in all ways, and test; with the first seed, also time."""
+    data = Data.load(source)
     row: dict[str, Any] = {"epochs": EPOCHS, "accuracy": {}}
-    for way, model in networks(network, data, seed, EPOCHS).items():
-        with in_precision(way):
-            fit(model, data, EPOCHS, seed + 1, moving=way != "dense")
-            row["accuracy"][way] = accuracy(model, data)
-    return row
+    with threads(1):
+        for way, model in networks(network, data, seed, EPOCHS).items():
+            with in_precision(way):
+                fit(model, data, EPOCHS, seed + 1, moving=way != "dense")
+                row["accuracy"][way] = accuracy(model, data)
+        return rounded(row | (times(network, data) if seed == SEEDS[0] else {}))
 
 
 def times(network: str, data: Data) -> dict[str, Any]:
@@ -103,11 +106,10 @@ def times(network: str, data: Data) -> dict[str, Any]:
 
 def section(path: Path = RESULTS) -> str:
     """Tabulate times and accuracies over all seeds in Markdown."""
-    document = read(path)
-    rows = []
-    for timed in document["times"]:
+    recorded, rows = read_lines(path), []
+    for timed in (row for row in recorded if "ratio" in row):
         case = {name: timed[name] for name in ("network", "dataset")}
-        runs = [row for row in document["rows"] if case.items() <= row.items()]
+        runs = [row for row in recorded if case.items() <= row.items()]
         ratios = [str(Estimate(*found)) for found in timed["ratio"].values()]
         scores = [spread([100 * row["accuracy"][way] for row in runs], 1) for way in WAYS]
         rows.append((*case.values(), str(timed["shape"][2]), f"{timed['ms']['blocks'][0]:.0f}",
@@ -115,7 +117,7 @@ def section(path: Path = RESULTS) -> str:
     ratios_of = (f"{way} / blocks" for way in timed["ratio"])
     header = ("network", "data set", "time steps", "blocks, ms", *ratios_of,
               *(f"{way}, %" for way in WAYS))  # fmt: skip
-    about = document["machine"]
+    about = recorded[-1]["machine"]
     where = f"{about['cpu']}, 1 thread, torch {about['torch']}, {about['date']}"
     return f"{Table(header, rows, text_columns=2).markdown()}\n\n{where}.\n"
 
@@ -123,21 +125,8 @@ def section(path: Path = RESULTS) -> str:
 def measure(path: Path, archive: Path | None = None) -> None:
     """Run, time and record what is not recorded yet."""
     sources = open_archive(archive).sources
-    document = read(path) if path.exists() else {"rows": [], "times": []}
-    jobs: list[tuple[str, dict[str, Any], Callable[..., dict[str, Any]]]] = [
-        ("rows", {"network": network, "dataset": name, "seed": seed}, partial(run, seed=seed))
+    jobs = {
+        (network, name, seed): partial(run, network, sources[name], seed)
         for seed, network, name in product(SEEDS, NETWORKS, DATASETS)
-    ]
-    jobs += [
-        ("times", {"network": network, "dataset": name}, times)
-        for network, name in product(NETWORKS, DATASETS)
-    ]
-    for kind, job, work in jobs:
-        if any(job.items() <= done.items() for done in document[kind]):
-            continue
-        with threads(1):
-            found = work(job["network"], Data.load(sources[job["dataset"]]))
-        document[kind].append({**job, **rounded(found)})
-        document["machine"] = measurement_context()
-        write_json(document, path)
-        print(document[kind][-1], flush=True)
+    }
+    add_missing(path, ("network", "dataset", "seed"), jobs)

@@ -35,16 +35,16 @@ from torch.nn.utils import prune
 from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
 
 import sparseconv as sc
-from benchmarks import recording
 from benchmarks.paper.archives import read
 from benchmarks.paper.tables.cells import spread
+from benchmarks.recording import add_missing, read_lines, rounded
 from sparseconv.measure.machine import threads
 from sparseconv.measure.table import Table
 from sparseconv.measure.timing import Estimate, Times, interleave, milliseconds, ratio
 from sparseconv.nn.modules import deepcopy_model
 from sparseconv.running import evaluate
 
-RESULTS = Path(__file__).parents[1] / "results" / "published_networks.json"
+RESULTS = Path(__file__).parents[1] / "results" / "published_networks.jsonl"
 PRUNED = 0.9
 BATCH = 16
 LR = 1e-3  # at first; a cosine ends it at 0
@@ -110,11 +110,24 @@ class Data(NamedTuple):
         return cls(*map(torch.as_tensor, arrays), classes=len(found.classes))
 
 
-def run(network: Network, seed: int, choice: Sequence[str] | None, data: Data) -> dict[str, Any]:
+def run(network: Network, seed: int, path: Path) -> dict[str, Any]:
     """Train, prune, convert, fine-tune and test once.
 
-    Converts the layers of ``choice``, measured with the first seed; None measures and times.
+    The first seed measures which layers to convert, and times; the others convert the same layers.
     """
+    done = [row for row in read_lines(path) if row["network"] == network.name]
+    layers = next((row["layers"] for row in done if "layers" in row), None)
+    choice = layers and [layer["name"] for layer in layers if layer["sparse"]]
+    with threads(1), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the packages
+        row = trained(network, seed, choice, Data.load(network.dataset))
+    return rounded(row | {"package": f"{network.package} {version(network.package)}"})
+
+
+def trained(
+    network: Network, seed: int, choice: Sequence[str] | None, data: Data
+) -> dict[str, Any]:
+    """Convert the layers of ``choice``, for ``run``; None measures and times."""
     torch.manual_seed(seed)
     dense = network.build(data.X_train.shape[1], data.classes)
     fit(dense, data, network.epochs, seed)
@@ -122,9 +135,7 @@ def run(network: Network, seed: int, choice: Sequence[str] | None, data: Data) -
         if isinstance(layer, nn.Conv1d) and is_parametrized(layer, "weight"):
             remove_parametrizations(layer, "weight")
     row: dict[str, Any] = {
-        "network": network.name,
         "dataset": network.dataset,
-        "seed": seed,
         "epochs": network.epochs,
         "shape": list(data.X_train[:BATCH].shape),
         "parameters": sum(p.numel() for p in dense.parameters()),
@@ -220,10 +231,9 @@ def summary(times: Times, base: str) -> dict[str, Any]:
 
 def section(path: Path = RESULTS) -> str:
     """Tabulate the first seed's times and all seeds' accuracies in Markdown."""
-    document = recording.read(path)
-    rows = []
-    for name in dict.fromkeys(row["network"] for row in document["rows"]):
-        runs = [row for row in document["rows"] if row["network"] == name]
+    done, rows = read_lines(path), []
+    for name in dict.fromkeys(row["network"] for row in done):
+        runs = [row for row in done if row["network"] == name]
         (timed,) = (row for row in runs if "times" in row)
         sparse = sum(layer["sparse"] for layer in timed["layers"])
         ratios = [
@@ -242,7 +252,7 @@ def section(path: Path = RESULTS) -> str:
         "masked / converted", "inference: dense / converted", "masked / converted",
         "accuracy dense", "masked", "converted", "converted, RigL",
     )  # fmt: skip
-    about = document["machine"]
+    about = done[-1]["machine"]
     lines = [Table(header, rows, text_columns=4).markdown(), ""]
     lines.append(
         f"{about['cpu']}, 1 thread, {about['isa']}, torch {about['torch']}, {about['date']}; 90 % "
@@ -252,34 +262,25 @@ def section(path: Path = RESULTS) -> str:
         "in percent on the test set: mean ± standard deviation (seeds), after fine-tuning for the "
         "same (small) number of epochs as training."
     )
-    for row in document["rows"]:
+    for row in done:
         layers = row.get("layers", ())
         reasons = Counter(layer["reason"] for layer in layers if not layer["sparse"])
         for reason, count in reasons.items():
             lines.append(f"- {row['network']}: {count} of {len(layers)} left dense: {reason}")
-    for row in document.get("earlier", ()):  # settings were changed after these had been seen
-        scores = ", ".join(f"{way} {100 * score:.1f}" for way, score in row["after"].items())
+    for row in (row for row in done if "earlier" in row):  # its result led to other settings
+        tried = row["earlier"]
+        scores = ", ".join(f"{way} {100 * score:.1f}" for way, score in tried["after"].items())
         lines.append(
-            f"- tried earlier: {row['network']}, seed {row['seed']}, 2 x {row['epochs']} epochs "
-            f"({row['replaced']} since then): {scores}"
+            f"- tried earlier: {row['network']}, seed {row['seed']}, 2 x {tried['epochs']} epochs "
+            f"({tried['replaced']} since then): {scores}"
         )
     return "\n".join(lines) + "\n"
 
 
 def measure(path: Path, archive: Path | None = None) -> None:
     """Run and record what is not recorded yet."""
-    document = recording.read(path) if path.exists() else {"rows": []}
-    for seed, network in product(SEEDS, NETWORKS):
-        done = [row for row in document["rows"] if row["network"] == network.name]
-        if any(row["seed"] == seed for row in done):
-            continue
-        layers = next((row["layers"] for row in done if "layers" in row), None)
-        choice = layers and [layer["name"] for layer in layers if layer["sparse"]]
-        with threads(1), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the packages
-            row = run(network, seed, choice, Data.load(network.dataset))
-        row["package"] = f"{network.package} {version(network.package)}"
-        document["machine"] = recording.measurement_context()
-        document["rows"].append(recording.rounded(row))
-        recording.write_json(document, path)
-        print(network.name, seed, row["before"], row["after"], flush=True)
+    jobs = {
+        (network.name, seed): partial(run, network, seed, path)
+        for seed, network in product(SEEDS, NETWORKS)
+    }
+    add_missing(path, ("network", "seed"), jobs)
