@@ -5,18 +5,18 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from bench_rows import shrunk
 from torch import Tensor, nn
 
 from benchmarks.bench import cases, masked, networks, run, tables
 from benchmarks.bench.baselines import BASELINES, Calls
-from benchmarks.bench.cases import CASES, SUITES, WITHOUT_CASES, Problem, select
+from benchmarks.bench.cases import CASES, SUITES, WITHOUT_CASES, Case, Problem, select
 from benchmarks.bench.masked import MaskedDST, PremaskedConv1d, masked_copy
 from benchmarks.bench.networks import TrainingStep
 from benchmarks.bench.run import WrongResultError
@@ -212,6 +212,12 @@ def test_it_moves_what_the_sparse_scheduler_moves() -> None:
 OF = {name: set(run.COMPUTATIONS) for name in BASELINES} | {"fft_prepared": {"fprop", "dgrad"}}
 # Every option, pattern and dtype; the other suites vary sizes.
 SOME = [case.name for case in CASES.values() if case.suite in ("options", "adversarial", "trained")]
+
+
+def shrunk(case: Case, outputs: int) -> Case:
+    """The same case on fewer and shorter series."""
+    surplus = max(0, (case.output_length - outputs) * case.stride)
+    return replace(case, n=min(case.n, 2), length=max(1, case.length - surplus))
 
 
 def all_right(problem: Problem) -> None:

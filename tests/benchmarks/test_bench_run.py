@@ -15,11 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from bench_rows import network
 from random_banks import Problem as Kernels
 from torch import Tensor
 
-from benchmarks import recording
+from benchmarks import readme, recording
 from benchmarks.bench import command as bench
 from benchmarks.bench import networks, peaks, random_kernels, run, tables
 from benchmarks.bench.baselines import BASELINES, Calls
@@ -165,7 +164,7 @@ def test_random_kernels(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_everything_that_is_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    net = network("train", 24, masked_dense=4.0)
+    net = readme.recorded()["network"][0] | {"ratio": {"masked_dense": [4.0, 4.0, 4.0]}}
 
     def tasks(counts: list[int], modes: list[str], **settings: Any) -> list[Any]:
         assert (counts, settings["rounds"]) == ([1], bench.QUICK_ROUNDS)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import multiprocessing
 import re
+import shutil
 import subprocess
 import sys
 import time
-import tomllib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,21 +15,22 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from paper_rows import SETS, dsn_facts, row
+from paper_rows import SETS, row
 from scipy.stats import sem, wilcoxon
 from small_plan import PLAN, ROOT, command, facts
 
 from benchmarks.paper import report
 from benchmarks.paper.__main__ import main
-from benchmarks.paper.archives import Archive, members, open_archive, published_accuracy
+from benchmarks.paper.archives import Archive, open_archive, published_accuracy
 from benchmarks.paper.comparison import (
     interval,
     versus,
 )
 from benchmarks.paper.parts import PARTS
-from benchmarks.paper.plan import PLANS, Job, read_plan
-from benchmarks.paper.rows import ROWS_NAME
+from benchmarks.paper.plan import Job, read_plan
+from benchmarks.paper.rows import ROWS_NAME, read_rows
 from benchmarks.paper.sweep import dask_pool, local_pool, sweep
+from benchmarks.paper.times import TIMES_NAME
 from benchmarks.recording import add_line
 
 pytestmark = pytest.mark.usefixtures("in_this_process")
@@ -126,36 +127,20 @@ def test_dask(tmp_path: Path, archive: Path, plan: Path) -> None:
     assert facts(out) == facts(tmp_path / "calm")
 
 
-@pytest.fixture(scope="module")
-def full() -> list[dict[str, Any]]:
-    """A row for each run that the plans name, on six sets."""
-    generator = np.random.default_rng(0)
-    names = [run["name"] for run in tomllib.loads((PLANS / "full.toml").read_text())["run"]]
-    held = {"UCR 2018": members("ucr2018"), "UEA": members("uea")}
-    rows = [
-        row(name, dataset, 0, generator.uniform(0.7, 1), **dsn_facts(nf=4))
-        for name in dict.fromkeys(names)
-        for dataset in held.get(name.partition(",")[0], SETS)[:6]
-    ]
-    for one in rows:
-        one["train_seconds"] = 50.0 if one["run"] == "masked dense" else 10.0
-        one["curve_seconds"] = [one["train_seconds"] / 2, one["train_seconds"]]
-        one |= {"forward_ms": 1.0, "step_ms": generator.uniform(3, 4)}
-        if one["run"] == "without groups":
-            one |= dsn_facts(nf=4, n_groups=1)
-    return rows
-
-
-def test_report_with_everything(full: list[dict[str, Any]], tmp_path: Path) -> None:
-    page = report.write_report(full, tmp_path)
+def test_report_with_everything(tmp_path: Path) -> None:
+    """Of the recorded rows, with their times."""
+    recorded = report.RECORDED["full"]
+    shutil.copy(recorded.with_name(TIMES_NAME), tmp_path)
+    page = report.write_report(read_rows(recorded), tmp_path / "report")
     text = page.read_text(encoding="utf-8")
     for part in PARTS:
-        assert part.title in text, part.name
+        assert part.optional or part.title in text, part.name
         assert "{" not in part.caption(with_figure=True), "not filled in"
-        assert part.figure is None or (tmp_path / f"{part.name}.png").stat().st_size > 5000
+        picture = page.with_name(f"{part.name}.png")
+        assert part.figure is None or picture.stat().st_size > 5000
     assert "Omitted, because" not in text
-    assert "Of UCR 85, 6 were run: " in text
-    assert (tmp_path / "table-1.md").read_text().startswith("| published")
+    assert "Of UCR 85, " in text
+    assert page.with_name("table-1.md").read_text().startswith("| published")
 
 
 def test_post_hoc_sets_count_in_no_comparison(tmp_path: Path) -> None:

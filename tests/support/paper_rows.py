@@ -6,8 +6,6 @@ from typing import Any
 
 from benchmarks.paper.archives import members
 from benchmarks.paper.plan import DEFAULTS
-from sparseconv.models import DSN
-from sparseconv.report.figures import group_profiles, kernels_by_size
 
 SETS = members("ucr85")[:6]
 
@@ -25,13 +23,3 @@ def row(
         "machine": {"cpu": "a processor", "torch": "2.13", "commit": "abc", "date": "today"},
         **more,
     }  # fmt: skip
-
-
-def dsn_facts(**network: Any) -> dict[str, Any]:
-    model = DSN(1, 2, **network)
-    profiles = [group_profiles(layer) for layer in model.sparse_layers()]
-    return {
-        "flops_paper": 2e6,
-        "kernels_by_size": [counts.tolist() for counts in kernels_by_size(model)],
-        "group_weights": [(100 * p / p.max()).round().astype(int).tolist() for p in profiles],
-    }
