@@ -102,13 +102,11 @@ def smaller(
 
 def made_sparse(model: nn.Module, density: float) -> nn.Module:
     """Convert convolutions with several taps to sparse layers with their largest weights."""
-    masks = {}
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Conv1d) and module.kernel_size[0] > 1:
-            size = module.weight.detach().abs()
-            count = max(1, round(density * size.numel()))
-            least = size.flatten().kthvalue(size.numel() - count + 1).values
-            masks[name] = size >= least
+    masks = {
+        name: sc.block_mask(module.weight, density, block=1)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Conv1d) and module.kernel_size[0] > 1
+    }
     return sc.convert(model, masks=masks, layers=list(masks)).model
 
 

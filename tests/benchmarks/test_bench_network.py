@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.bench import cases, masked, networks, run, tables
-from benchmarks.bench.baselines import BASELINES, Calls
-from benchmarks.bench.cases import CASES, SUITES, WITHOUT_CASES, Case, Problem, select
+from benchmarks.bench.baselines import Calls
+from benchmarks.bench.cases import CASES, SUITES, WITHOUT_CASES, Problem, select
 from benchmarks.bench.masked import MaskedDST, PremaskedConv1d, masked_copy
 from benchmarks.bench.networks import TrainingStep
 from benchmarks.bench.run import WrongResultError
@@ -207,58 +206,6 @@ def test_it_moves_what_the_sparse_scheduler_moves() -> None:
             assert torch.equal(ours.pattern.to_mask(), theirs.mask)
             torch.testing.assert_close(ours.dense_weight(), theirs.weight, rtol=1e-9, atol=1e-12)
     assert sparse.updates == 6
-
-
-OF = {name: set(run.COMPUTATIONS) for name in BASELINES} | {"fft_prepared": {"fprop", "dgrad"}}
-# Every option, pattern and dtype; the other suites vary sizes.
-SOME = [case.name for case in CASES.values() if case.suite in ("options", "adversarial", "trained")]
-
-
-def shrunk(case: Case, outputs: int) -> Case:
-    """The same case on fewer and shorter series."""
-    surplus = max(0, (case.output_length - outputs) * case.stride)
-    return replace(case, n=min(case.n, 2), length=max(1, case.length - surplus))
-
-
-def all_right(problem: Problem) -> None:
-    wanted = run.exact_results(problem)
-    for name in BASELINES:
-        right, absent = run.checked_baseline(name, problem, wanted)
-        before, after = problem.geometry.padding
-        two_ways = problem.geometry.padding_mode == "zeros" and before == after > 0
-        computations = OF[name] if two_ways or not name.endswith("_padded") else set()
-        assert set(right) == computations, (name, absent)
-
-
-@pytest.mark.parametrize("name", [*SOME, "float64", "uci_HAR_dense"])
-def test_every_baseline_is_right_on_every_kind_of_case(name: str) -> None:
-    all_right(shrunk(CASES[name], outputs=24).build())
-
-
-@pytest.mark.parametrize(("name", "computation"), [("conv1d", "dgrad"), ("fft_prepared", "fprop")])
-@pytest.mark.parametrize(
-    "fault",
-    [
-        lambda r: r * float("nan"),
-        lambda r: r[..., :1],
-        lambda r: r.index_fill(-1, torch.tensor(0), 0.0),  # one output of a series
-    ],
-)
-def test_a_wrong_baseline_is_left_out_with_the_reason(
-    name: str, computation: str, fault: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    right, strided = BASELINES[name], shrunk(CASES["stride_2"], outputs=16).build()
-
-    def wrong(problem: Problem) -> Calls:
-        calls = right(problem)
-        call = calls[computation]
-        return calls | {computation: lambda: fault(call())}
-
-    monkeypatch.setitem(BASELINES, name, wrong)
-    calls, absent = run.checked_baseline(name, strided, run.exact_results(strided))
-    assert set(calls) == OF[name] - {computation}
-    assert set(absent) == {computation}
-    assert "wrong" in absent[computation]
 
 
 def test_every_suite_has_cases_and_every_name_is_one() -> None:

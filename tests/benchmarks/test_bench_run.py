@@ -22,7 +22,7 @@ from benchmarks import readme, recording
 from benchmarks.bench import command as bench
 from benchmarks.bench import networks, peaks, random_kernels, run, tables
 from benchmarks.bench.baselines import BASELINES, Calls
-from benchmarks.bench.cases import Case, Problem, layer_problem
+from benchmarks.bench.cases import CASES, Case, Problem, layer_problem
 from sparseconv.cli.main import main
 from sparseconv.measure import timing
 from sparseconv.models import DSN
@@ -49,15 +49,18 @@ def spoilt(name: str, fault: Callable[[Tensor], Tensor], problem: Problem) -> Ca
     return calls | {name: lambda: fault(calls[name]())}
 
 
-@pytest.mark.parametrize("name", run.COMPUTATIONS)
-@pytest.mark.parametrize(
+each_fault = pytest.mark.parametrize(
     "fault",
     [
-        lambda r: r.index_fill(-1, torch.tensor(0), 0.0),
+        lambda r: r.index_fill(-1, torch.tensor(0), 0.0),  # one output of a series
         lambda r: r * float("nan"),
-        lambda r: r[:1],
+        lambda r: r[..., :1],
     ],
 )
+
+
+@pytest.mark.parametrize("name", run.COMPUTATIONS)
+@each_fault
 def test_check_refuses_a_wrong_kernel(
     small: Problem, name: str, fault: Callable[[Tensor], Tensor]
 ) -> None:
@@ -79,6 +82,48 @@ def test_a_missing_term_does_not_hide_inside_the_bound_of_a_long_sum(name: str) 
     problem = replace(TINY, n=16, length=2500).build()
     with pytest.raises(run.WrongResultError, match=f"{name} is wrong"):
         run.check(problem, wrong)
+
+
+OF = {name: set(run.COMPUTATIONS) for name in BASELINES} | {"fft_prepared": {"fprop", "dgrad"}}
+# Every option, pattern and dtype; the other suites vary sizes.
+SOME = [case.name for case in CASES.values() if case.suite in ("options", "adversarial", "trained")]
+
+
+def shrunk(case: Case, outputs: int) -> Case:
+    """The same case on fewer and shorter series."""
+    surplus = max(0, (case.output_length - outputs) * case.stride)
+    return replace(case, n=min(case.n, 2), length=max(1, case.length - surplus))
+
+
+@pytest.mark.parametrize("name", [*SOME, "float64", "uci_HAR_dense"])
+def test_every_baseline_is_right_on_every_kind_of_case(name: str) -> None:
+    problem = shrunk(CASES[name], outputs=24).build()
+    wanted = run.exact_results(problem)
+    for baseline in BASELINES:
+        right, absent = run.checked_baseline(baseline, problem, wanted)
+        before, after = problem.geometry.padding
+        two_ways = problem.geometry.padding_mode == "zeros" and before == after > 0
+        computations = OF[baseline] if two_ways or not baseline.endswith("_padded") else set()
+        assert set(right) == computations, (baseline, absent)
+
+
+@pytest.mark.parametrize(("name", "computation"), [("conv1d", "dgrad"), ("fft_prepared", "fprop")])
+@each_fault
+def test_a_wrong_baseline_is_left_out_with_the_reason(
+    name: str, computation: str, fault: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right, strided = BASELINES[name], shrunk(CASES["stride_2"], outputs=16).build()
+
+    def wrong(problem: Problem) -> Calls:
+        calls = right(problem)
+        call = calls[computation]
+        return calls | {computation: lambda: fault(call())}
+
+    monkeypatch.setitem(BASELINES, name, wrong)
+    calls, absent = run.checked_baseline(name, strided, run.exact_results(strided))
+    assert set(calls) == OF[name] - {computation}
+    assert set(absent) == {computation}
+    assert "wrong" in absent[computation]
 
 
 def test_rows_follow_from_the_measured_times(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,16 +68,13 @@ def broken(shape: tuple[int, int, int], *at: int) -> torch.Tensor:
 W = torch.randn(6, 4, 3)
 
 test_refuses = refusals(
-    (lambda: KernelCSR.from_mask(broken((6, 4, 3), 5, 3, 1), 2), ValueError,
-     "but those from input channels 2 to 3 to output channels 4 to 5 differ"),
-    (lambda: KernelCSR.from_mask(broken((7, 4, 3), 6, 1, 1), (3, 2)), ValueError,
-     "from input channels 0 to 1 to output channels 6 to 6 differ"),
+    (lambda: KernelCSR.from_mask(broken((6, 4, 3), 5, 3, 1), 2), ValueError, "2 to 3 to"),
+    (lambda: KernelCSR.from_mask(broken((7, 4, 3), 6, 1, 1), (3, 2)), ValueError, "6 to 6 differ"),
     (lambda: KernelCSR.from_mask(W > 0, 5), ValueError, "5 x 5 channels is larger than a weight"),
     (lambda: KernelCSR.from_mask(W > 0, 0), ValueError, "at least 1, but got 0"),
     (lambda: KernelCSR.from_mask(W > 0, 2.0), TypeError, "float"),
     (lambda: KernelCSR.random((6, 4, 3), 9, block=(2, 2, 2)), ValueError, "unpack"),
-    (lambda: KernelCSR.from_units(KernelCSR.full((3, 2, 3)), (6, 5, 3), 2), ValueError,
-     "shape (3, 3, 3) for a weight of shape (6, 5, 3) in blocks of (2, 2), but got KernelCSR, (3,"),
+    (lambda: KernelCSR.from_units(KernelCSR.full((3, 2, 3)), (6, 5, 3), 2), ValueError, "3, 3, 3"),
     (lambda: KernelCSR.from_units(W, (6, 4, 3), 1), ValueError, "but got Tensor"),
     (lambda: block_mask(W, 1.5, block=2), ValueError, "density must lie in [0, 1], but got 1.5"),
     (lambda: block_mask(W[0], 0.5, block=2), ValueError, "unpack"),

@@ -78,8 +78,7 @@ def at(*positions: int, like: torch.dtype = torch.int64) -> KernelCSR:
 
 test_refuses = pytest.mark.promise("P5")(refusals(
     (lambda: made_of(0, 2, 3, 3, 4, col=(1, 0, 2, 1)), ValueError, "ascend without repetition"),
-    (lambda: made_of(0, 2, 4, 4, 4, col=(0, 2, 1, 1)), ValueError,
-     "row 1 (output channel 0, input channel 1)"),
+    (lambda: made_of(0, 2, 4, 4, 4, col=(0, 2, 1, 1)), ValueError, "row 1 (output channel 0, in"),
     (lambda: made_of(0, 1, 1, 2, 3, col=(0, 3, 1)), ValueError, "[0, 3) and ascend"),
     (lambda: made_of(0, 1, 1, 1, 2, col=(0, -1)), ValueError, "but got [-1]"),
     (lambda: made_of(0, 2, 1, 2, 2, col=(0, 1)), ValueError, "never decrease"),
@@ -98,8 +97,7 @@ test_refuses = pytest.mark.promise("P5")(refusals(
     (lambda: at(0, 6), ValueError, "from 0 to 5"),
     (lambda: at(-1, 0), ValueError, "tensor([-1,  0])"),
     (lambda: at(0, like=torch.float32), TypeError, "dtype torch.int64"),
-    (lambda: KernelCSR.from_positions([0], (2, 1, 3)), TypeError,
-     "got list; use torch.as_tensor(positions, dtype=torch.int64)"),
+    (lambda: KernelCSR.from_positions([0], (2, 1, 3)), TypeError, "use torch.as_tensor(positions"),
     (lambda: KernelCSR.from_mask(MASK.float()), TypeError, "weight != 0"),
     (lambda: KernelCSR.from_mask(MASK.numpy()), TypeError, "use `torch.as_tensor(weight) != 0`"),
     (lambda: KernelCSR.from_mask(MASK[0]), TypeError, "three ints"),

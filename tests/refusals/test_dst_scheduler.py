@@ -15,7 +15,7 @@ from tiny import same
 from torch import nn
 from torch.nn.utils import parametrize
 
-from sparseconv import DSTScheduler, KernelCSR, Region, SparseConv1d
+from sparseconv import DSTScheduler, KernelCSR, Region
 from sparseconv.dst import prune_and_grow
 
 
@@ -27,12 +27,6 @@ def make(model: Any = None, parameters: Any = None, **settings: Any) -> Callable
         return DSTScheduler(network, optimizer, **{"update_every": 1, "end_step": 9, **settings})
 
     return call
-
-
-def with_shared_values() -> nn.Module:
-    model = nn.ModuleDict({"a": SparseConv1d(2, 2, 5), "b": SparseConv1d(2, 2, 5)})
-    model["b"].values = model["a"].values
-    return model
 
 
 def averaged(average: Callable[[nn.Module], Any]) -> Callable[[], DSTScheduler]:
@@ -53,7 +47,6 @@ test_scheduler = refusals(
     (lambda: DSTScheduler(two_layers(), None, update_every=1, end_step=9), TypeError, "optimizer"),
     (make(nn.Conv1d(1, 1, 3)), ValueError, "model"),
     (make(parameters=lambda m: [*m[0].parameters(), m[2].bias]), ValueError, "layer '2'"),
-    (make(with_shared_values()), RuntimeError, "values"),
     (make(update_every=0), ValueError, "update_every"),
     (make(end_step=2.5), TypeError, "end_step"),
     (make(decay_steps=0), ValueError, "decay_steps"),
