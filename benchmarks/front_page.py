@@ -38,12 +38,6 @@ def kernels() -> pd.DataFrame:
     return frame(rocket.expanded(read_rows(RECORDED["pocket"])))
 
 
-def compared(one: pd.Series, other: pd.Series) -> Versus:
-    found = versus(one, other)
-    assert found is not None
-    return found
-
-
 def points(found: Versus, digits: int = 1) -> str:
     """Format a difference of accuracies with its 95 % interval, and whether that contains 0."""
     assert found.interval is not None
@@ -81,7 +75,7 @@ def worse(rows: Iterable[Row], mode: str, baseline: str) -> float:
 def dsn(network: list[Row]) -> list[tuple[str, ...]]:
     both = paired(recorded("full"), "DSN", "dense")
     sparse, dense = by_set(both, "DSN"), by_set(both, "dense")
-    found = compared(sparse, dense)
+    found = versus(sparse, dense)
     accuracy = (
         f"{sparse.mean():.1f} %, dense {dense.mean():.1f} % ({found.sets} sets): {points(found)}"
     )
@@ -96,7 +90,7 @@ def dsn(network: list[Row]) -> list[tuple[str, ...]]:
 def blocks() -> tuple[str, ...]:
     mine = by_set(recorded("blocks"), "blocks, bfloat16")
     theirs = by_set(recorded("full"), "DSN")
-    found, moved = compared(mine, theirs), mine - theirs
+    found, moved = versus(mine, theirs), mine - theirs
     results = RECORDED["blocks"].parents[1]
     files = [results / f"blocks-{cpu}.json" for cpu in ("xeon", "zen4")]
     rows = [row for file in files for row in recording.read(file)["network"]]
@@ -153,7 +147,7 @@ def rocket_speeds() -> tuple[float, float]:
 def pruned_rocket() -> list[tuple[str, ...]]:
     faster, fewer = rocket_speeds()
     name = f"{PRUNED_ROCKET}, POCKET"
-    found = compared(by_set(kernels(), name), by_set(kernels(), "ROCKET"))
+    found = versus(by_set(kernels(), name), by_set(kernels(), "ROCKET"))
     table = pruned_kernels(kernels())
     (p,) = (row[table.header.index("p, Holm")] for row in table.rows if row[0] == name)
     return [
@@ -244,7 +238,7 @@ def about_tools() -> str:
     """Describe what the table of tools compares, and DSN on more sets."""
     sets = {row["dataset"] for row in read_lines(classifiers.RESULTS)}
     networks = recorded("full")
-    found = compared(by_set(kernels(), "MiniROCKET"), by_set(networks, "DSN"))
+    found = versus(by_set(kernels(), "MiniROCKET"), by_set(networks, "DSN"))
     same_seed = by_set(paired(networks, "DSN", RUNS["DSN, two layers"]), "DSN")
     return (
         f"Means over {len(sets)} small UCR sets, on one thread. On {found.sets} sets, MiniROCKET's "
