@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from paper_rows import row as made
-from small_plan import without_times
+from small_plan import made, without_times
 from torch import Tensor, nn
 
 from benchmarks.paper import pruned_filters, rocket, times

@@ -15,13 +15,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from paper_rows import SETS, row
 from scipy.stats import sem, wilcoxon
-from small_plan import PLAN, ROOT, command, facts
+from small_plan import PLAN, ROOT, command, facts, made
 
 from benchmarks.paper import report
 from benchmarks.paper.__main__ import main
-from benchmarks.paper.archives import Archive, open_archive, published_accuracy
+from benchmarks.paper.archives import Archive, members, open_archive, published_accuracy
 from benchmarks.paper.comparison import (
     interval,
     versus,
@@ -34,6 +33,7 @@ from benchmarks.paper.times import TIMES_NAME
 from benchmarks.recording import add_line
 
 pytestmark = pytest.mark.usefixtures("in_this_process")
+SETS = members("ucr85")[:6]
 
 
 def test_each_job_once(
@@ -144,8 +144,8 @@ def test_report_with_everything(tmp_path: Path) -> None:
 
 
 def test_post_hoc_sets_count_in_no_comparison(tmp_path: Path) -> None:
-    rows = [row("DSN", name, 0, 0.5) for name in SETS]
-    grown = [row("gradient growth", name, post_hoc=True) for name in SETS[:3]]
+    rows = [made("DSN", name, accuracy=0.5) for name in SETS]
+    grown = [made("gradient growth", n, accuracy=0.9, post_hoc=True) for n in SETS[:3]]
     report.write_report([*rows, *grown], tmp_path)
     for shown in ("behind", "runs"):
         assert "gradient growth" in (tmp_path / f"{shown}.md").read_text()

@@ -1,13 +1,15 @@
-"""Two small data sets and a plan of five jobs."""
+"""Two small data sets and a plan of five jobs; rows of trainings."""
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks.paper.plan import DEFAULTS, Job
+from benchmarks.paper.report import RECORDED
 from benchmarks.paper.rows import ROWS_NAME, read_rows
 
 ROOT = Path(__file__).parents[2]
@@ -53,6 +55,16 @@ def without_times(row: dict[str, Any]) -> dict[str, Any]:
 def facts(out: Path) -> list[dict[str, Any]]:
     rows = [without_times(row) for row in read_rows(out / ROWS_NAME)]
     return sorted(rows, key=lambda row: (row["run"], row["dataset"], row["seed"]))
+
+
+@cache
+def recorded() -> dict[str, Any]:
+    return next(row for row in read_rows(RECORDED["full"]) if row["run"] == "DSN")
+
+
+def made(run: str, dataset: str, seed: int = 0, **more: Any) -> dict[str, Any]:
+    """A recorded row of DSN, as if it were of this run."""
+    return {**recorded(), "run": run, "dataset": dataset, "seed": seed, **more}
 
 
 def command(plan: Path, archive: Path, out: Path, *more: str) -> list[str]:
