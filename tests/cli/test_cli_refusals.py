@@ -112,6 +112,9 @@ def test_what_is_missing(
     refused(["bench"], f"but {out} has none")
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     refused(words, "figures need matplotlib", "pip")
+    monkeypatch.undo()
+    monkeypatch.setitem(sys.modules, "aeon.datasets", None)
+    refused(["train", "GunPoint", "--out", str(out)], "aeon is needed", "pip")
     assert not out.exists()
 
 

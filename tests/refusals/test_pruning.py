@@ -124,6 +124,7 @@ test_models = refusals(
     (call(nn.Sequential(nn.LSTM(12, 4), Function(lambda y: y[0]))), ValueError, "LSTM"),
     (call(nn.Sequential(nn.PReLU())), ValueError, "Conv1d"),
     (call(returning(lambda y: np.array(y))), ValueError, "ndarray"),
+    (call(returning(lambda y: None)), ValueError, "contains none"),
     (call(network(Function(lambda x: x * next(COUNT)))), ValueError, "each time"),
 )  # fmt: skip
 
