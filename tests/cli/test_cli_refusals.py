@@ -98,7 +98,7 @@ def test_refusals(
 
 
 def test_what_is_missing(
-    data: str, out: Path, refused: Any, monkeypatch: pytest.MonkeyPatch
+    home: Path, data: str, out: Path, refused: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = ["train", data, "--out", str(out), *SMALL]
     with monkeypatch.context() as patched:
@@ -111,7 +111,11 @@ def test_what_is_missing(
     monkeypatch.setattr("sparseconv.cli.bench.ROOT", out)  # as installed, without the repository
     refused(["bench"], f"but {out} has none")
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    refused(words, "figures need matplotlib", "pip")
+    for line in (words, ["prune", str(home / "run"), "--out", str(out)]):
+        refused(line, "figures need matplotlib", "pip")
+    monkeypatch.undo()
+    monkeypatch.setitem(sys.modules, "aeon.datasets", None)
+    refused(["train", "GunPoint", "--out", str(out)], "aeon is needed", "pip")
     assert not out.exists()
 
 

@@ -206,7 +206,7 @@ def pocket_run(data: str, out: Path, command: Any) -> Path:
     return out
 
 
-def test_the_folder_of_pocket_and_its_model(data: str, pocket_run: Path) -> None:
+def test_the_folder_of_pocket_and_its_model(data: str, pocket_run: Path, command: Any) -> None:
     assert sorted(path.name for path in pocket_run.iterdir()) == [
         "config.json", "model.npz", "summary.md",
     ]  # fmt: skip
@@ -217,6 +217,7 @@ def test_the_folder_of_pocket_and_its_model(data: str, pocket_run: Path) -> None
         run = sc.load_run(path)
         assert run.epoch is None
         assert run.model.bank == classifier.bank_
+        assert str(classifier.bank_) in command("info", path)
         assert run.classes.tolist() == read.classes.tolist()
         assert np.array_equal(run.predict(read.X_test), expected)
         proba = classifier.predict_proba(read.X_test)

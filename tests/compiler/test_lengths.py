@@ -95,7 +95,8 @@ def test_forms_of_arguments() -> None:
         a = torch.narrow(y, dim=2, start=-12, length=11) + y.narrow(-1, -12, 11)
         b = F.prelu(y, weight=weight) + F.pad(y, (-40, 40))
         c = F.prelu(y.transpose(1, 2), weight.view(1)).transpose(1, 2).view(16, -1)
-        return a.sum() + b.sum() + c.sum()
+        d, e = y.chunk(2, -1)
+        return a.sum() + b.sum() + c.sum() + (d * e.neg()).sum()
 
     x = torch.randn(16, 4, 40)
     torch.testing.assert_close(compiled(forms)(x), forms(x))
@@ -111,7 +112,7 @@ class Steps(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         first, second, last = self.convs
         skipped = F.elu(first(x))
-        y = F.interpolate(second(F.avg_pool1d(skipped, 2)), scale_factor=2)
+        y = F.interpolate(second(F.avg_pool1d(F.elu(skipped, 0.5), 2)), scale_factor=2)
         return last(F.glu(torch.cat([y, skipped[..., : y.shape[2]]], 1), 1))
 
 

@@ -88,16 +88,20 @@ def test_load_dense_weight():
 def test_the_state_of_another_shape_is_refused(shape):
     """Some would fit by the number of kernels and the range of the taps."""
     n_in, n_out, taps = shape
-    state = saved(nn.Sequential(SparseConv1d(n_in, n_out, taps, bias=False)).state_dict())
-    model = nn.Sequential(SparseConv1d(4, 6, 5, bias=False))
-    before = everything(model[0])
-    with pytest.raises(RuntimeError, match=r"0: size mismatch: .*\(6, 4, 5\), but got the state"):
+
+    def made(*sizes: int) -> nn.ModuleDict:
+        return nn.ModuleDict({"conv": SparseConv1d(*sizes, bias=False)})
+
+    state = saved(made(n_in, n_out, taps).state_dict())
+    model = made(4, 6, 5)
+    before = everything(model["conv"])
+    with pytest.raises(RuntimeError, match=r"conv: size mismatch: .*\(6, 4, 5\), but got the"):
         model.load_state_dict(state)
-    assert everything(model[0]) == before
-    kept = nn.Sequential(SparseConv1d(4, 6, 5, bias=False)).state_dict()
+    assert everything(model["conv"]) == before
+    kept = made(4, 6, 5).state_dict()
     for fits in (kept, dict(kept), copy.deepcopy(kept)):  # a dict has no metadata
         model.load_state_dict(fits)
-    model[0].to_dense().load_state_dict(nn.Conv1d(4, 6, 5, bias=False).state_dict())
+    model["conv"].to_dense().load_state_dict(nn.Conv1d(4, 6, 5, bias=False).state_dict())
 
 
 class WithMore(SparseConv1d):

@@ -19,10 +19,10 @@ ARGUMENTS = arguments(GEOMETRIES[0])  # (4, 3, 5), 20 samples
 OPS_OF_PATTERNS = [("fprop", 5), ("dgrad", 4), ("wgrad", 4)]
 
 
-def call(op: str, at: int, value: Any) -> Any:
+def call(op: str, at: int, value: Any, device: str = "cpu") -> Any:
     args = list(ARGUMENTS[op])
     args[at] = value
-    return getattr(OPS, op)(*args)
+    return getattr(OPS, op)(*(a.to(device) if isinstance(a, torch.Tensor) else a for a in args))
 
 
 @pytest.mark.promise("P5")
@@ -77,6 +77,8 @@ def test_lengths() -> None:
     x, grad = torch.randn(2, 3, 4), torch.randn(2, 4, 1)
     refuses(lambda: call("fprop", 0, x), ValueError, "Kernel size")
     refuses(lambda: call("fprop", 0, x[..., :0]), ValueError, "at least one sample")
+    for at, wrong, said in ((0, x, "Kernel size"), (1, x[0, 0], "values"), (5, [4], "geometry")):
+        refuses(lambda i=at, w=wrong: call("fprop", i, w, "meta"), ValueError, said)
     refuses(lambda: call("wgrad", 1, x), ValueError, "Kernel size")
     refuses(lambda: call("dgrad", 5, 4), ValueError, "Kernel size")
     refuses(lambda: call("dgrad", 5, 19), ValueError, "for an input of length 19")

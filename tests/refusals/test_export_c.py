@@ -75,6 +75,7 @@ test_export_c = refusals(
                     example_input=series(3, length=1500)), NOT, "'mul'"),
     (lambda: export(weights="int8", calibration=series(3, length=50)), ValueError, "calibration"),
     (lambda: export(weights="int8"), ValueError, "calibration"),
+    (lambda: export(weights="int4"), ValueError, "weights must be one of"),
     (lambda: export(calibration=series(5)), ValueError, "calibration"),
     (lambda: export(MANY, **LONG, weights="int8"), ValueError, "linear"),
     (lambda: export(classes=["a"]), ValueError, "classes"),
@@ -87,6 +88,7 @@ def some(x: torch.Tensor) -> torch.Tensor:
     return x.mean(-1) if x.sum() > 0 else x.amax(-1)
 
 
+UNEVEN = torch.tensor([0, 2, 1])
 FUNCTIONS: Any = (
     (some, NOT, "torch.export"),
     (lambda x: F.dropout(x).mean(-1), NOT, "'dropout'"),
@@ -105,6 +107,11 @@ FUNCTIONS: Any = (
     (lambda x: torch.cat([x, torch.ones(1, 3, 2)], -1).mean(-1), NOT, "'cat'"),
     (lambda x: (x.mean(-1).softmax(1)[..., None] * x).mean(-1), NOT, "'mul'"),
     (lambda x: x.mean(-1).squeeze(), ValueError, "(3,)"),
+    (lambda x: x.softmax(1).mean(-1), NOT, "'softmax' has dim=1"),
+    (lambda x: (x[..., :1] + torch.ones(1, 3, 4)).mean(-1), NOT, "'add' broadcasts"),
+    (lambda x: F.pad(x[:, None], (1, 1)).mean((1, 3)), NOT, "'pad' receives 4 dimensions"),
+    (lambda x: F.pad(x.index_select(1, UNEVEN).index_select(2, UNEVEN), (1, 1)).mean(-1), NOT,
+     "in an order that"),
 )  # fmt: skip
 
 test_export_c_of_a_function = refusals(

@@ -56,6 +56,7 @@ test_layer = refusals(
     (make(pattern=torch.ones(6, 4, 3, dtype=torch.bool)), TypeError, "pattern"),
     (make(pattern=KernelCSR.full((6, 4, 4))), ValueError, "pattern"),
     (make(kernel_size=1 << 30), ValueError, "shape"),
+    (make(stride=1 << 30), ValueError, "below 2**31"),
     (lambda: make()().reset_parameters(fan_in="out"), ValueError, "fan_in"),
     (lambda: make()().weight, AttributeError, "dense_weight()"),
     (lambda: setattr(make()(), "weight", nn.Parameter()), AttributeError, "set_pattern("),

@@ -114,12 +114,15 @@ test_models = refusals(
     (call(torch.compile(network(), backend="eager")), ValueError, "._orig_mod"),
     (call(network(MASKED)), ValueError, "'weight'"),
     (call(nn.Sequential(nn.Conv1d(2, 8, 3), nn.Linear(10, 4))), ValueError, "1: its input has"),
+    (call(nn.Sequential(nn.Conv1d(2, 8, 3), Function(lambda x: x.mT), nn.Conv1d(10, 4, 1))),
+     ValueError, "but it reads them in dimension 1"),
     (call(network(Function(alone))), NotImplementedError, "1 (Function)"),
     (call(sc.prune_filters(network(), X, WHC(), fraction=0.5, equivalent=True).model), ValueError,
      "compressors"),
     (call(nn.Sequential(nn.LSTM(12, 4), Function(lambda y: y[0]))), ValueError, "LSTM"),
     (call(nn.Sequential(nn.PReLU())), ValueError, "Conv1d"),
     (call(nn.Sequential(network(), Function(np.array))), ValueError, "ndarray"),
+    (call(nn.Sequential(network(), Function(lambda y: None))), ValueError, "contains none"),
     (call(network(Function(lambda x: x * next(COUNT)))), ValueError, "each time"),
 )  # fmt: skip
 

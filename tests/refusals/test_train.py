@@ -60,6 +60,7 @@ test_recipe = refusals(
     (lambda: Recipe(lr=1e-5), ValueError, "lr_min"),
     (lambda: Recipe(decay_share=1.1), ValueError, "decay_share"),
     (lambda: Recipe(grow="slowly"), ValueError, "grow"),
+    (lambda: Recipe(seed=2**63), ValueError, "seed"),
 )  # fmt: skip
 
 

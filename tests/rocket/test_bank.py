@@ -23,7 +23,9 @@ X = np.random.default_rng(0).normal(size=(9, 3, 60)).astype(np.float32)
 
 
 @pytest.mark.parametrize("bank", [ROCKET, MINI], ids=KINDS)
-def test_copies_are_equal_banks(bank: KernelBank, tmp_path: Path) -> None:
+def test_copies_are_equal_banks(
+    bank: KernelBank, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     series = np.random.default_rng(0).normal(size=(9, bank.series_channels, bank.series_length))
     features = kernel_features(series, bank)
     bank.save(tmp_path / "bank.npz")
@@ -37,6 +39,10 @@ def test_copies_are_equal_banks(bank: KernelBank, tmp_path: Path) -> None:
     others += [replace(bank, features=bank.features + 2)]
     others += [replace(bank, series_length=bank.series_length + 1)]
     assert bank not in [*others, ROCKET if bank is MINI else MINI, None, 3]
+    monkeypatch.setattr("sparseconv.rocket.features.extension", None)
+    lowest, highest = feature_limits(series.astype(np.float32), bank)
+    features = kernel_features(series, bank)  # of the reference
+    assert ((lowest <= features) & (features <= highest)).all()
 
 
 class Evil:

@@ -190,15 +190,23 @@ def test_steps_between_updates_and_skipped_optimizer_steps() -> None:
 
 
 @pytest.mark.promise("P3")
-@pytest.mark.parametrize("make", [network, WithDropout])
-def test_the_seed_decides_and_nothing_else(make: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("make", "first_rate"), [(network, 0.0), (WithDropout, 0.5), (WithDropout, 0.0)]
+)
+def test_the_seed_decides_and_nothing_else(make: Any, first_rate: float, tmp_path: Path) -> None:
+    def set_rate(rate: float) -> None:
+        for dropout in [m for m in model.modules() if isinstance(m, nn.Dropout)]:
+            dropout.p = rate
+
     contents = []
     for number, (seed, validation) in enumerate([(3, None), (3, data(8, seed=9)), (4, None)]):
         model = make()
         torch.manual_seed(number)  # torch's global generator must not matter, nor change
         before = torch.get_rng_state()
         out = tmp_path / str(number)
-        run(model, replace(RECIPE, seed=seed), out=out, validation=validation)
+        set_rate(first_rate)
+        options = {"validation": validation, "on_epoch": lambda _: set_rate(0.5)}
+        run(model, replace(RECIPE, seed=seed), out=out, **options)
         assert torch.equal(torch.get_rng_state(), before)
         content = checkpoint.load(out / "checkpoint.pt")
         contents.append({key: content[key] for key in ("state", "optimizer", "best", "rng")})
