@@ -59,3 +59,16 @@ def test_opcheck(count_cases: Callable[[int], None]) -> None:
     assert checked == {name for name in registered if not name.startswith(("triton_", "cuda_"))}
     assert cases > 70, cases
     count_cases(cases)
+
+
+@pytest.mark.promise("P7")
+@pytest.mark.parametrize(
+    "name",
+    ["lanes_activation_backward", "lanes_max_pool_backward", "lanes_norm_backward",
+     "max_pool_backward", "prelu_backward"],
+)  # fmt: skip
+def test_ops_without_a_derivative_say_so(name: str) -> None:
+    args = [with_gradient(argument) for argument in lane_arguments(torch.float32)[name]]
+    first, *_ = (y,) if isinstance(y := getattr(OPS, name)(*args), torch.Tensor) else y
+    with pytest.raises(RuntimeError, match="is not implemented"):
+        first.sum().backward()
