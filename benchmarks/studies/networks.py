@@ -1,7 +1,7 @@
 """Speed of published networks, sparse and compiled, compared with the fastest dense version.
 
 Kernels with more than one tap, in two networks all kernels, keep 10 % of their weights, or 20 % in
-blocks of 16 x 16 channels, which run in bfloat16. Outputs and gradients are first compared with
+blocks of 16 x 16 channels under autocast to bfloat16. Outputs and gradients are first compared with
 those of a dense network with the same weights. Then all versions are timed interleaved, on one
 thread: plain, as images in channels-last memory and compiled by Inductor; sparse as converted and
 compiled with ``backend="sparseconv"``. In inference, dense compiled versions guard no attributes of
@@ -209,8 +209,8 @@ def section(path: Path = RESULTS) -> str:
         "named, divided by that of the sparse one: medians with 95 % intervals of up to "
         f"{ROUNDS} interleaved rounds on one thread. The sparse network is compiled; `*`: it is "
         "faster as converted, which is shown. Kernels with more than one tap have 10 % of their "
-        "weights, *blocks* 20 % in bfloat16 like its dense versions, in Wav2Letter and Conv-TasNet "
-        "also 1x1 convolutions.\n"
+        "weights, *blocks* 20 % under autocast to bfloat16 like its dense versions, in Wav2Letter "
+        "and Conv-TasNet also 1x1 convolutions.\n"
     )
 
 

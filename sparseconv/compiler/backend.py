@@ -20,8 +20,8 @@ from sparseconv.compiler.rules import mark_hidden, rule_of
 from sparseconv.compiler.steps import (
     Outside,
     Step,
-    in_float32,
     is_signal,
+    mark_float32,
     switches_gradients,
     value_of,
 )
@@ -56,12 +56,13 @@ def lower(graph: Graph) -> tuple[Graph, GraphReport]:
         return graph, GraphReport(outside={"all": str(reason)})
     _compare_versions(graph)
     rewrites.drop_casts(graph)
-    exact = copy.deepcopy(graph)
-    exact.owning_module = graph.owning_module
-    ways = [_lower(graph)]
-    if torch.is_autocast_enabled("cpu") and in_float32(exact):
-        ways.append(_lower(exact))
-    better, report, _ = max(ways, key=lambda way: way[2])
+    ways = [graph]
+    if torch.is_autocast_enabled("cpu"):  # or casts would be the user's
+        wide = copy.deepcopy(graph)
+        wide.owning_module = graph.owning_module
+        mark_float32(wide)
+        ways.insert(0, wide)
+    better, report, _ = max(map(_lower, ways), key=lambda way: way[2])
     return better, report
 
 

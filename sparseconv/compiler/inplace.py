@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import operator
 from collections import defaultdict
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.fx import Graph, Node
 
-from sparseconv.compiler.steps import Outside, is_signal, named, value_of
+from sparseconv.compiler.steps import Outside, named, value_of
 
 _FUNCTIONAL: dict[Any, Any] = {
     operator.iadd: operator.add,
@@ -46,14 +47,37 @@ def make_functional(graph: Graph) -> None:
         if written is None or not isinstance(value_of(written), Tensor):
             continue
         others = sharing[value_of(written).untyped_storage()._cdata]
-        if not any(map(is_signal, others)):
+        if not any(map(_may_be_signal, others)):
             continue  # a counter of batches, for one
         alone = others[0].op != "placeholder" and before.intersection(others[1:]) <= replaced
         if not alone or not _replace(node):
             raise Outside(f"{node.name} writes into a signal whose memory other tensors share")
-        replaced.add(node)
+        computed = _in_its_dtype(node)
+        replaced.update((node, computed))
         for user in written.users.keys() - before - {node}:
-            user.replace_input_with(written, node)
+            user.replace_input_with(written, computed)
+
+
+def _may_be_signal(node: Node) -> bool:
+    """Return whether a node is of series, in any dtype: autocast may let it be a signal."""
+    value = value_of(node)
+    return isinstance(value, Tensor) and value.dim() == 3 and value.is_floating_point()
+
+
+def _in_its_dtype(node: Node) -> Node:
+    """Cast what a node computes to the dtype of the tensor that it wrote into."""
+    value = value_of(node)
+    terms = [value_of(x) for x in node.all_input_nodes]
+    dtypes = [x.dtype for x in terms if isinstance(x, Tensor) and x.dim()]
+    promoted = functools.reduce(torch.promote_types, dtypes)
+    if promoted == value.dtype:
+        return node
+    with node.graph.inserting_after(node):
+        cast = node.graph.call_method("to", (node, value.dtype))
+    node.replace_all_uses_with(cast, delete_user_cb=lambda user: user is not cast)
+    cast.meta.update(node.meta)
+    node.meta["example_value"] = value.to(promoted)
+    return cast
 
 
 def _written(node: Node) -> Any:

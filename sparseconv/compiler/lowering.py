@@ -60,7 +60,7 @@ class Lowering:
                     result = self.call(OPS.lanes_leave.default, result, channels, *sizes)
                     self.left += 1
                 outside = node.meta.get(OUTSIDE, value_of(node).dtype)
-                if outside != value_of(step.signals[0]).dtype:
+                if outside != value_of(step.signals[0]).dtype:  # which is the result's
                     result = self.call("to", result, outside)
             result.meta.update(node.meta)
             node.replace_all_uses_with(result, delete_user_cb=lambda user: user not in self._steps)

@@ -83,9 +83,9 @@ def sparse(node: Any) -> Step:
     if in_rows(x) or OUTSIDE in x.meta:
         known = _real(crow), _real(col)
         with outside_tracing():
-            fits = any(x is None for x in known) or extension.fits_rows(*known, whole)
+            fits = any(index is None for index in known) or extension.fits_rows(*known, whole)
         require(fits or not in_rows(x), NO_BLOCKS)
-        if fits and not in_rows(x):
+        if fits and not in_rows(x):  # outside, it would be computed in blocks
             gain = _slower(gain, len(value_of(values)) / own.shape[0])
 
     def build(lanes: Lanes) -> Node:
@@ -283,6 +283,7 @@ def cast_to(node: Any) -> Step:
         "it changes more than the dtype",
     )
     require(value_of(node).dtype == value_of(x).dtype, "it changes the dtype")
+    require(not switches_gradients(node.graph), "parts of the graph run without gradients")
     return Step((x,), lambda lanes: lanes.of(x), (0.0, 0.0), exact=False)
 
 
@@ -339,7 +340,9 @@ def elementwise(node: Any) -> Step:
 
 def _at_zero(node: Any) -> tuple[Tensor, Tensor]:
     """Return a function's result for zeros, and its derivative there."""
-    with outside_tracing(), torch.enable_grad():
+    # The hooks of a checkpoint around the model are not for this computation.
+    keep = torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x)
+    with outside_tracing(), torch.enable_grad(), keep:
         zero = torch.zeros((1,), requires_grad=True)
         arguments, kwargs = map_arg((node.args, node.kwargs), lambda _: zero)
         if node.op == "call_method":
@@ -347,7 +350,7 @@ def _at_zero(node: Any) -> tuple[Tensor, Tensor]:
         else:
             y = node.target(*arguments, **kwargs)
         (slope,) = torch.autograd.grad(y, zero, allow_unused=True, materialize_grads=True)
-        return y, slope
+        return y.detach(), slope
 
 
 def activation(x: Any, name: str) -> Step:

@@ -204,10 +204,11 @@ def _pool_after_conv(graph: Graph, conv: Any) -> None:
         return
     x, *rest = pool.args
     before, after = value_of(x), value_of(conv)
-    if after.shape[1] < before.shape[1] and after.dtype == before.dtype:
+    same = after.dtype == before.dtype and (OUTSIDE in conv.meta) == (OUTSIDE in x.meta)
+    if after.shape[1] < before.shape[1] and same:
         with graph.inserting_before(conv):
             first = graph.call_function(conv.target, (x, *conv.args[1:]), conv.kwargs)
-            first.meta.update(pool.meta)
+            first.meta.update(conv.meta)
             first.meta["example_value"] = before.new_empty((*after.shape[:2], before.shape[2]))
         _call_instead(graph, conv, pool.target, (first, *rest), pool.kwargs)
         graph.erase_node(pool)

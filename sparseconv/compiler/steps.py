@@ -118,16 +118,12 @@ def in_rows(node: Any) -> bool:
     return bool(value_of(node).dtype == torch.bfloat16)
 
 
-def in_float32(graph: Graph) -> bool:
-    """Let rules see series of bfloat16 as float32, to which they are cast where they enter lanes.
-
-    Return whether the graph has such series.
-    """
+def mark_float32(graph: Graph) -> None:
+    """Let rules see bfloat16 series as float32, to which they are cast where they enter lanes."""
     for node in graph.nodes:
         value = value_of(node)
         if isinstance(value, Tensor) and value.dtype == torch.bfloat16 and value.dim() == 3:
             node.meta.update({OUTSIDE: value.dtype, "example_value": value.float()})
-    return any(OUTSIDE in node.meta for node in graph.nodes)
 
 
 def require_same_dtype(node: Node, *signals: Any, weights: tuple[Any, ...] = ()) -> None:

@@ -111,8 +111,12 @@ def test_random_graphs(seed: int, count_cases: Callable[[int], None]) -> None:
 
 
 @pytest.mark.parametrize("seed", range(0, NETWORKS, 3))
-def test_random_graphs_under_autocast(seed: int, count_cases: Callable[[int], None]) -> None:
+def test_random_graphs_under_autocast(
+    seed: int, count_cases: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Single weights have no rule in bfloat16, and are computed in float32."""
+    if seed % 2:  # no kernels of blocks: bfloat16 is never in rows
+        monkeypatch.setenv("SPARSECONV_CPU_ISA", "baseline")
     graph = RandomGraph(seed).train(seed // 2 % 2 == 0)
     x = graph.example(torch.float32)
     with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from graph_steps import check_rounded, compiled, sparse
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from sparseconv.compiler import compiled_report
 
@@ -40,3 +43,64 @@ def test_casts_stay_without_autocast() -> None:
     assert compiled(model)(x).equal(model(x))
     assert not model(x).equal(model.conv(x))
     assert compiled_report(model)[0].lanes["lanes_conv"] == 0
+
+
+class InPlace(nn.Module):
+    """Operations in place on a signal, one of them with float32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = sparse(4, 4, 3), sparse(4, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        y += x
+        torch.relu_(y.mul_(2))
+        z: Tensor = self.second(torch.tanh(y))
+        return z
+
+
+class Undifferentiated(nn.Module):
+    """A factor that was cast without gradients."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = sparse(4, 4, 3), sparse(4, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        with torch.no_grad():
+            factor = y.to(torch.float32)
+        z: Tensor = self.second(y * factor)
+        return z
+
+
+class Pooled(nn.Module):
+    """Averages of float32 before a 1x1 convolution, which autocast computes in bfloat16."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.AdaptiveAvgPool1d(4), nn.Conv1d(64, 8, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.layers(torch.tanh(x))
+        return y
+
+
+@pytest.mark.parametrize("isa", [None, "baseline"])
+@pytest.mark.parametrize(("make", "channels"), [(InPlace, 4), (Undifferentiated, 4), (Pooled, 64)])
+def test_dtypes_and_gradients_of_mixed_graphs(
+    make: Callable[[], nn.Module], channels: int, isa: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if isa is not None:
+        monkeypatch.setenv("SPARSECONV_CPU_ISA", isa)
+    with torch.autocast("cpu", torch.bfloat16):
+        check_rounded(make(), torch.randn(5, channels, 60))
+
+
+def test_inside_a_checkpoint() -> None:
+    model, x = nn.Sequential(sparse(4, 4, 3), nn.Sigmoid(), sparse(4, 4, 3)), torch.randn(5, 4, 60)
+    y = checkpoint(compiled(model), x.requires_grad_(), use_reentrant=False)
+    (found,) = torch.autograd.grad(y.sum(), x)
+    (wanted,) = torch.autograd.grad(model(x).sum(), x)
+    torch.testing.assert_close(found, wanted)
