@@ -165,8 +165,9 @@ def about_gains(bench: dict[str, Any]) -> str:
     return (
         "- **DSN**: a training step without a pattern update, at the published sparsity of 80 % in "
         "each kernel group (13 % of all weights active); the lower speed of one and two threads of "
-        f"an {bench['machine']['cpu']}. The picture shows DSN without kernel groups, on another "
-        f"CPU: {speed:.1f}x at a density of {100 * density:.0f} %.\n"
+        f"an {bench['machine']['cpu']}. The picture shows DSN without kernel groups, on an "
+        f"{by_density('DSN')['machine']['cpu']}: "
+        f"{speed:.1f}x at a density of {100 * density:.0f} %.\n"
         "- **InceptionTime**: the training step is the published network's, compiled with "
         '`backend="sparseconv"`, on one thread of an '
         f"{by_density('InceptionTime')['machine']['cpu']}; prediction and accuracy are those of "

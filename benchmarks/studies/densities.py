@@ -43,7 +43,7 @@ NETWORKS = {
     "DSN": Network(lambda density: DSN(1, 2, sparsity=1 - density, n_groups=1, init="random")),
     **{
         name: Network(networks.NETWORKS[name].sparse, networks.NETWORKS[name].shape)
-        for name in ("InceptionTime", "ResNet", "FCN", "ECG ResNet", "SpliceAI")
+        for name in ("InceptionTime", "ResNet", "FCN", "ECG ResNet", "U-Sleep")
     },
 }
 DENSITIES = (1.0, 0.5, 0.3, 0.2, 0.1, 0.05)
