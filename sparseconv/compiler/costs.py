@@ -6,8 +6,9 @@ bfloat16 in blocks at 20 %, one thread of an Intel Xeon with AVX-512 BF16, 2026-
 more is saved: an error leaves an operation outside rather than making it slower. Crops, upsampling,
 average pooling, ELU and gates were measured in float32 on an AMD EPYC with AVX-512 (2026-11-30,
 1 x 20 x 67200 to 16 x 64 x 512), but not the gradients of upsampling and average pooling; those and
-bfloat16's are estimates. So are casts, products and idle channels, by which the faster order was
-found for ten whole networks on that AMD EPYC.
+bfloat16's are estimates. So are casts, products and idle channels, and in rows what a convolution
+and BatchNorm save in training: with them, the faster order is found for the networks of
+``benchmarks/studies`` on that AMD EPYC.
 """
 
 from __future__ import annotations

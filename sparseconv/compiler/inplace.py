@@ -13,14 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.fx import Graph, Node
 
-from sparseconv.compiler.steps import Outside, named, value_of
+from sparseconv.compiler.steps import Outside, is_series, named, value_of
 
+_OPERATORS = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow")
 _FUNCTIONAL: dict[Any, Any] = {
-    operator.iadd: operator.add,
-    operator.isub: operator.sub,
-    operator.imul: operator.mul,
-    operator.itruediv: operator.truediv,
     torch.relu_: torch.relu,
+    **{getattr(operator, f"i{name}"): getattr(operator, name) for name in _OPERATORS},
 }
 
 
@@ -28,7 +26,8 @@ def make_functional(graph: Graph) -> None:
     """Replace operations in place on signals by others, whose results later nodes read.
 
     Raises:
-        Outside: an operation writes into a signal whose memory other tensors share.
+        Outside: an operation writes into a signal whose memory other tensors share, or in a way
+            that no function does.
     """
     for node in list(graph.nodes):
         if node.target is F.dropout and not named(node, "input p training").get("training", True):
@@ -47,21 +46,17 @@ def make_functional(graph: Graph) -> None:
         if written is None or not isinstance(value_of(written), Tensor):
             continue
         others = sharing[value_of(written).untyped_storage()._cdata]
-        if not any(map(_may_be_signal, others)):
+        if not any(map(is_series, others)):
             continue  # a counter of batches, for one
         alone = others[0].op != "placeholder" and before.intersection(others[1:]) <= replaced
-        if not alone or not _replace(node):
+        if not alone:
             raise Outside(f"{node.name} writes into a signal whose memory other tensors share")
+        if not _replace(node):
+            raise Outside(f"{node.name} writes into a signal, and no function computes the same")
         computed = _in_its_dtype(node)
         replaced.update((node, computed))
         for user in written.users.keys() - before - {node}:
             user.replace_input_with(written, computed)
-
-
-def _may_be_signal(node: Node) -> bool:
-    """Return whether a node is of series, in any dtype: autocast may let it be a signal."""
-    value = value_of(node)
-    return isinstance(value, Tensor) and value.dim() == 3 and value.is_floating_point()
 
 
 def _in_its_dtype(node: Node) -> Node:
@@ -89,15 +84,20 @@ def _written(node: Node) -> Any:
         return None
     if isinstance(node.kwargs.get("out"), Node):
         return node.kwargs["out"]
-    if (name.endswith("_") and not name.endswith("__")) or target is operator.setitem:
-        return first
-    if target in _FUNCTIONAL:
+    if _functional_name(name) != name or target is operator.setitem or target in _FUNCTIONAL:
         return first
     if isinstance(target, torch._ops.OpOverload):
         arguments = zip(node.args, target._schema.arguments, strict=False)
         return next((a for a, of in arguments if of.is_write), None)
     given = _if_in_place(node)
     return given and next(iter(given.values()))
+
+
+def _functional_name(name: str) -> str:
+    """Return ``"add"`` for ``"add_"``, ``"__add__"`` for ``"__iadd__"``, and other names as is."""
+    if name in {f"__i{operation}__" for operation in _OPERATORS}:
+        return "__" + name[3:]
+    return name[:-1] if name.endswith("_") and not name.endswith("__") else name
 
 
 def _if_in_place(node: Node) -> dict[str, Any] | None:
@@ -119,7 +119,10 @@ def _replace(node: Node) -> bool:
         first, *_ = given
         node.args, node.kwargs = (given.pop(first),), given
     elif node.op == "call_method":
-        node.target = str(node.target).removesuffix("_")
+        name = _functional_name(str(node.target))
+        if not hasattr(Tensor, name):
+            return False
+        node.target = name
     elif node.target in _FUNCTIONAL:
         node.target = _FUNCTIONAL[node.target]
     else:

@@ -73,17 +73,26 @@ def value_of(node: Any) -> Any:
     return node.meta.get("example_value") if isinstance(node, Node) else None
 
 
+def is_series(node: Any) -> bool:
+    """Return whether a node is a batch of series on a CPU, in any floating-point dtype."""
+    value = value_of(node)
+    return (
+        isinstance(value, Tensor)
+        and value.dim() == 3
+        and value.is_floating_point()
+        and value.device.type == "cpu"
+    )
+
+
 def is_signal(node: Any) -> bool:
     """Return whether a node is a batch of series that fits lanes; one sample is not a series."""
     value = value_of(node)
     rows = extension is not None and extension.has_block_kernels()
     return (
-        isinstance(value, Tensor)
-        and value.dim() == 3
+        is_series(node)
         and value.shape[2] != 1
         and 0 not in value.shape
         and value.dtype in (torch.float32, torch.float64, *(torch.bfloat16,) * rows)
-        and value.device.type == "cpu"
         and value.layout is torch.strided
     )
 
@@ -122,7 +131,7 @@ def mark_float32(graph: Graph) -> None:
     """Let rules see bfloat16 series as float32, to which they are cast where they enter lanes."""
     for node in graph.nodes:
         value = value_of(node)
-        if isinstance(value, Tensor) and value.dtype == torch.bfloat16 and value.dim() == 3:
+        if is_series(node) and value.dtype == torch.bfloat16:
             node.meta.update({OUTSIDE: value.dtype, "example_value": value.float()})
 
 

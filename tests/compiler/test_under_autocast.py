@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 
 import pytest
 import torch
-from graph_steps import check_rounded, compiled, sparse
+from graph_steps import check, check_rounded, compiled, sparse
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -45,12 +46,14 @@ def test_casts_stay_without_autocast() -> None:
     assert compiled_report(model)[0].lanes["lanes_conv"] == 0
 
 
-class InPlace(nn.Module):
-    """Operations in place on a signal, one of them with float32."""
-
+class Two(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.first, self.second = sparse(4, 4, 3), sparse(4, 4, 3)
+
+
+class InPlace(Two):
+    """Operations in place on a signal, one of them with float32."""
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.first(x)
@@ -60,12 +63,8 @@ class InPlace(nn.Module):
         return z
 
 
-class Undifferentiated(nn.Module):
+class Undifferentiated(Two):
     """A factor that was cast without gradients."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second = sparse(4, 4, 3), sparse(4, 4, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.first(x)
@@ -96,6 +95,25 @@ def test_dtypes_and_gradients_of_mixed_graphs(
         monkeypatch.setenv("SPARSECONV_CPU_ISA", isa)
     with torch.autocast("cpu", torch.bfloat16):
         check_rounded(make(), torch.randn(5, channels, 60))
+
+
+@pytest.mark.parametrize("casts", [False, True])
+@pytest.mark.parametrize(
+    "write",
+    [lambda y, x: y.copy_(x), lambda y, x: y.zero_(), lambda y, x: y.masked_fill_(x > 0, 0.0),
+     lambda y, x: y.__ipow__(2), lambda y, x: operator.ipow(y, 2), operator.iadd],
+)  # fmt: skip
+def test_what_is_written_is_read_later(write: Callable[..., object], casts: bool) -> None:
+    class Written(Two):
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.first(x)
+            write(y, x)
+            z: Tensor = self.second(y)
+            return z
+
+    compare = check_rounded if casts else check
+    with torch.autocast("cpu", torch.bfloat16, enabled=casts):
+        compare(Written(), torch.randn(2, 4, 40))
 
 
 def test_inside_a_checkpoint() -> None:
