@@ -97,13 +97,15 @@ class Lanes final : public KernelOrder {
                const std::optional<Tensor>& bias,
                const ConvPlan& plan,
                bool relu) const override {
-    return best_fprop(input, values, bias, plan, relu, &order_);
+    return best_fprop(input, values, bias, plan.in_lanes(), relu, &order_);
   }
   Tensor dgrad(const Tensor& grad, const Tensor& values, const ConvPlan& plan) const override {
-    return best_dgrad(grad, values, plan, order_.length, {}, &order_);
+    // It packs more rows than fprop if there are more output channels, as in a gated convolution.
+    const bool tiles = takes_lanes(order_, plan.dgrad().phases[0].layout);
+    return best_dgrad(grad, values, tiles ? plan : plan.in_lanes(), order_.length, {}, &order_);
   }
   Tensor wgrad(const Tensor& grad, const Tensor& input, const ConvPlan& plan) const override {
-    return best_wgrad(grad, input, plan, &order_);
+    return best_wgrad(grad, input, plan.in_lanes(), &order_);
   }
 
   Tensor pointwise_fprop(const Tensor& input,

@@ -92,10 +92,12 @@ static void pack_tile(const Source& p,
     pack<V, S>(p, lanes, rows, c0, c1, inputs, stage);
     return;
   }
-  const Segment& segment = p.tile.segments[0];
-  const int64_t begin = row + p.origin + segment.position;
   for (int64_t c = c0; c < c1; ++c, inputs += p.tile.channel_rows * kLanes<T>) {
-    near.copy(static_cast<const T*>(p.in.data) + c * p.order.channel(), begin,
-              begin + (rows + segment.span) * apart, inputs, apart);
+    for (int64_t s = 0; s < p.tile.n_segments; ++s) {
+      const Segment& segment = p.tile.segments[s];
+      const int64_t begin = row + p.origin + segment.position;
+      near.copy(static_cast<const T*>(p.in.data) + c * p.order.channel(), begin,
+                begin + (rows + segment.span) * apart, inputs + segment.row * kLanes<T>, apart);
+    }
   }
 }

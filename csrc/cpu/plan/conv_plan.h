@@ -18,7 +18,10 @@ namespace sparseconv {
 class ConvPlan : public c10::intrusive_ptr_target {
  public:
   // Throws ValueError or TypeError if crow and col are not those of a pattern of this geometry.
-  ConvPlan(const Geometry& geometry, const at::Tensor& crow, const at::Tensor& col);
+  ConvPlan(const Geometry& geometry,
+           const at::Tensor& crow,
+           const at::Tensor& col,
+           bool apart = true);
   ~ConvPlan() override;
 
   const Geometry geometry;
@@ -32,11 +35,15 @@ class ConvPlan : public c10::intrusive_ptr_target {
   // `kept` says where its weights stand in `values`.
   const ConvPlan* fewer_taps(int64_t length) const;
   at::Tensor kept;
+  // The plan for tensors in lanes, where copying rows is cheap: a few taps take a segment each. Rows
+  // apart would make short tiles, and in wgrad leave the order.
+  const ConvPlan& in_lanes() const;
   const int32_t* pointers() const { return crow_.data(); }
   const int32_t* taps() const { return col_.data(); }
   int64_t nbytes() const;  // of all that was made so far
 
  private:
+  const bool apart_;
   const std::vector<int32_t> crow_, col_;
   const CorrelationPlan fprop_;
   mutable std::atomic<int64_t> nbytes_;
@@ -45,7 +52,7 @@ class ConvPlan : public c10::intrusive_ptr_target {
   mutable WgradPlan wgrad_;
   mutable std::optional<BlockPlan> blocks_;
   // A list without a lock, which a fork might leave locked.
-  mutable std::atomic<const ConvPlan*> fewer_taps_ = nullptr;
+  mutable std::atomic<const ConvPlan*> fewer_taps_ = nullptr, in_lanes_ = nullptr;
   const ConvPlan* next_ = nullptr;
 };
 using ConvPlanPtr = c10::intrusive_ptr<const ConvPlan>;

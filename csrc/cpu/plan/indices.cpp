@@ -51,8 +51,11 @@ Entries PlannedEntries::view() const {
           groups_,         row_starts_.back(),  row_starts_.data()};
 }
 
-CorrelationPlan fprop_plan(const Geometry& g, const int32_t* pointers, const int32_t* taps) {
-  Layout layout = fprop_layout(g);
+CorrelationPlan fprop_plan(const Geometry& g,
+                           const int32_t* pointers,
+                           const int32_t* taps,
+                           bool apart) {
+  Layout layout = fprop_layout(g, apart);
   std::vector<int32_t> tap_rows(pointers[g.n_kernels()]);
   std::transform(taps, taps + tap_rows.size(), tap_rows.begin(),
                  [&](int32_t tap) { return layout.tap_rows[tap]; });
@@ -61,13 +64,13 @@ CorrelationPlan fprop_plan(const Geometry& g, const int32_t* pointers, const int
   return {std::move(layout), std::move(entries)};
 }
 
-DgradPlan dgrad_plan(const Geometry& g, const int32_t* pointers, const int32_t* taps) {
+DgradPlan dgrad_plan(const Geometry& g, const int32_t* pointers, const int32_t* taps, bool apart) {
   const int64_t group_rows = g.out_channels / g.groups;
   DgradPlan plan;
   plan.index.reserve(pointers[g.n_kernels()]);
   for (int64_t phase = 0; phase < g.stride; phase += kPhases) {
     const int64_t phases = std::min(kPhases, g.stride - phase), n_rows = g.in_channels() * phases;
-    Layout layout = dgrad_layout(g, phase, phase + phases);
+    Layout layout = dgrad_layout(g, phase, phase + phases, apart);
     // By input channel, phase and output channel of the channel's group.
     std::vector<int32_t> starts{0}, tap_rows;
     starts.reserve(n_rows * group_rows + 1);
@@ -91,8 +94,8 @@ DgradPlan dgrad_plan(const Geometry& g, const int32_t* pointers, const int32_t* 
   return plan;
 }
 
-WgradPlan wgrad_plan(const Geometry& g, const int32_t* pointers, const int32_t* taps) {
-  WgradPlan plan{wgrad_layout(g), {}, {}, {0}, {}};
+WgradPlan wgrad_plan(const Geometry& g, const int32_t* pointers, const int32_t* taps, bool apart) {
+  WgradPlan plan{wgrad_layout(g, apart), {}, {}, {0}, {}};
   plan.rows.resize(pointers[g.n_kernels()]);
   for (int64_t row = 0; row <= g.out_channels; ++row) {
     plan.row_starts.push_back(pointers[row * g.channels_per_group]);

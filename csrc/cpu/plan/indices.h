@@ -50,8 +50,11 @@ struct WgradPlan {
 };
 
 // The pattern is CSR: row o * channels_per_group + c of `pointers` owns taps.
-CorrelationPlan fprop_plan(const Geometry& g, const int32_t* pointers, const int32_t* taps);
-DgradPlan dgrad_plan(const Geometry& g, const int32_t* pointers, const int32_t* taps);
-WgradPlan wgrad_plan(const Geometry& g, const int32_t* pointers, const int32_t* taps);
+CorrelationPlan fprop_plan(const Geometry& g,
+                           const int32_t* pointers,
+                           const int32_t* taps,
+                           bool apart);
+DgradPlan dgrad_plan(const Geometry& g, const int32_t* pointers, const int32_t* taps, bool apart);
+WgradPlan wgrad_plan(const Geometry& g, const int32_t* pointers, const int32_t* taps, bool apart);
 
 }  // namespace sparseconv

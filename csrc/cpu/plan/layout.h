@@ -48,14 +48,16 @@ struct Layout {
   }
 };
 
-Layout fprop_layout(const Geometry& g);
-Layout wgrad_layout(const Geometry& g);
+// The rows of a tile may be a dilation `apart`; if not, taps that are far from each other have
+// segments.
+Layout fprop_layout(const Geometry& g, bool apart);
+Layout wgrad_layout(const Geometry& g, bool apart);
 
 // Phases of the input (padded position mod stride) that dgrad computes from the same packed
 // gradients. More would need too much memory for their sums.
 constexpr int64_t kPhases = 16;
 // Of the taps that reach the phases [first, past); the others have no row.
-Layout dgrad_layout(const Geometry& g, int64_t first, int64_t past);
+Layout dgrad_layout(const Geometry& g, int64_t first, int64_t past, bool apart);
 
 // wgrad's chunks of rows are cut into this many fixed runs, so that many threads need not all pack
 // the same inputs. By shape alone: the sums must not depend on the number of threads.
