@@ -35,8 +35,8 @@ class ConvPlan : public c10::intrusive_ptr_target {
   // `kept` says where its weights stand in `values`.
   const ConvPlan* fewer_taps(int64_t length) const;
   at::Tensor kept;
-  // The plan for tensors in lanes, where copying rows is cheap: a few taps take a segment each. Rows
-  // apart would make short tiles, and in wgrad leave the order.
+  // The plan for tensors in lanes. Copying rows is cheap there, so a few taps take a segment each:
+  // rows apart would make short tiles, and in wgrad leave the order.
   const ConvPlan& in_lanes() const;
   const int32_t* pointers() const { return crow_.data(); }
   const int32_t* taps() const { return col_.data(); }

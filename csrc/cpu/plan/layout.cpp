@@ -2,10 +2,6 @@
 
 #include <c10/util/Exception.h>
 
-#if defined(__unix__)
-#include <unistd.h>
-#endif
-
 #include <algorithm>
 #include <limits>
 #include <numeric>
@@ -14,17 +10,13 @@ namespace sparseconv {
 
 namespace {
 
-// What the packed inputs of the channels that share the scratch may take: three quarters of this
-// machine's L1 data cache, which leaves room for the sums, weights and rows that pass by. No result
-// depends on it. Measured on 48 KB at DSN's layer: 32, 36 and 40 KB come within 2 % of each other,
-// 24 KB is 5 % slower.
-int64_t l1_input_budget() {
-  int64_t l1 = 0;
-#if defined(_SC_LEVEL1_DCACHE_SIZE)
-  l1 = sysconf(_SC_LEVEL1_DCACHE_SIZE);
-#endif
-  return (l1 > 0 ? l1 : 32 * 1024) / 4 * 3;
-}
+// What the packed inputs of the channels that share the scratch may take. No result depends on it.
+// With 48 KB of L1, 32, 36 and 40 KB come within 2 % of each other at DSN's layer, and 24 KB is 5 %
+// slower; with 32 KB of L1, too, 36 KB is 0 to 18 % faster than 24 KB at 16 shapes.
+constexpr int64_t kInputBytes = 36 * 1024;
+// A block of channels has at least this many taps, or loading and storing its sums takes longest:
+// 1x1 kernels are 20 to 40 % faster so, those of three taps 5 to 15 %.
+constexpr int64_t kLeastTaps = 64;
 
 // By how many samples the rows of a tile are apart: if by the dilation, taps are neighbouring rows,
 // as at dilation 1. A row, of inputs and of outputs, then consists of 16 / dilation runs of samples
@@ -77,13 +69,9 @@ Layout make_layout(const std::vector<int64_t>& positions,
       rows <= std::numeric_limits<int32_t>::max(),
       "expected a kernel that spans at most 2**31 - 1 rows of scratch memory, but got ", rows);
   layout.channel_rows = rows;
-  static const int64_t bytes = l1_input_budget();
-  // A block needs some taps, or its sums take longer to load and store than to compute: 3 taps of 64
-  // channels are 14 % faster so, and 25 % with a segment for each.
-  constexpr int64_t kLeastTaps = 64;
   const auto taps = std::max<int64_t>(static_cast<int64_t>(positions.size()), 1);
-  layout.block_channels = std::max({int64_t{1}, kLeastTaps / taps,
-                                    bytes / (std::max<int64_t>(rows, 1) * kRowBytes)});
+  layout.block_channels = std::max(
+      {int64_t{1}, kLeastTaps / taps, kInputBytes / (std::max<int64_t>(rows, 1) * kRowBytes)});
   return layout;
 }
 
