@@ -11,11 +11,16 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.fx import Graph, Node
+from torch.fx import Graph, GraphModule, Node
 
-from sparseconv.compiler.steps import Outside, is_series, named, value_of
+from sparseconv.compiler.steps import Outside, is_series, named, switches_gradients, value_of
 
 _OPERATORS = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow")
+_METHODS = {
+    *(f"__{operation}__" for operation in _OPERATORS),
+    *("add", "sub", "mul", "div", "pow", "neg", "abs", "square", "sqrt", "exp", "clamp"),
+    *("relu", "sigmoid", "tanh"),
+}
 _FUNCTIONAL: dict[Any, Any] = {
     torch.relu_: torch.relu,
     **{getattr(operator, f"i{name}"): getattr(operator, name) for name in _OPERATORS},
@@ -26,37 +31,51 @@ def make_functional(graph: Graph) -> None:
     """Replace operations in place on signals by others, whose results later nodes read.
 
     Raises:
-        Outside: an operation writes into a signal whose memory other tensors share, or in a way
-            that no function does.
+        Outside: an operation writes into a signal whose memory other tensors share, where parts of
+            the graph run without gradients, or in a way that is not known here.
     """
+    same: dict[int, int] = {}  # storages of what returns its input: shapes do not show it
     for node in list(graph.nodes):
-        if node.target is F.dropout and not named(node, "input p training").get("training", True):
-            node.replace_all_uses_with(node.args[0])  # it returns its input
-            graph.erase_node(node)
+        if node.target in (F.dropout, torch.dropout):
+            given = named(node, "input p training" if node.target is F.dropout else "input p train")
+            if not given.get("training", given.get("train", True)):
+                same[_storage(node)] = same.get(_storage(given["input"]), _storage(given["input"]))
+                node.replace_all_uses_with(given["input"])
+                graph.erase_node(node)
     sharing = defaultdict(list)
     for node in graph.nodes:
         if isinstance(value_of(node), Tensor):
-            sharing[value_of(node).untyped_storage()._cdata].append(node)
+            sharing[same.get(_storage(node), _storage(node))].append(node)
+        body = node.op == "get_attr" and operator.attrgetter(node.target)(graph.owning_module)
+        if isinstance(body, GraphModule) and any(map(is_series, map(_written, body.graph.nodes))):
+            raise Outside(f"{node.name} writes into a signal, and belongs to a checkpoint")
     passed: list[Node] = []
     replaced: set[Node] = set()
     for node in list(graph.nodes):
         written = _written(node)
         before = set(passed)
         passed.append(node)
-        if written is None or not isinstance(value_of(written), Tensor):
+        if written is None:
             continue
-        others = sharing[value_of(written).untyped_storage()._cdata]
-        if not any(map(is_series, others)):
+        others = []
+        if isinstance(value_of(written), Tensor):
+            others = sharing[same.get(_storage(written), _storage(written))]
+        if not any(map(is_series, others or node.all_input_nodes)):
             continue  # a counter of batches, for one
-        alone = others[0].op != "placeholder" and before.intersection(others[1:]) <= replaced
-        if not alone:
+        alone = others and others[0].op != "placeholder"
+        if not alone or not before.intersection(others[1:]) <= replaced:
             raise Outside(f"{node.name} writes into a signal whose memory other tensors share")
-        if not _replace(node):
+        if switches_gradients(graph) or not _replace(node):
             raise Outside(f"{node.name} writes into a signal, and no function computes the same")
         computed = _in_its_dtype(node)
         replaced.update((node, computed))
         for user in written.users.keys() - before - {node}:
             user.replace_input_with(written, computed)
+
+
+def _storage(node: Node) -> int:
+    storage: int = value_of(node).untyped_storage()._cdata
+    return storage
 
 
 def _in_its_dtype(node: Node) -> Node:
@@ -76,21 +95,20 @@ def _in_its_dtype(node: Node) -> Node:
 
 
 def _written(node: Node) -> Any:
-    """Return the node whose tensor this one changes."""
-    first = node.args[0] if node.args else None
+    """Return the node whose tensor this one changes, or an unknown argument that it changes."""
     target: Any = node.target
     name = str(target if node.op == "call_method" else getattr(target, "__name__", ""))
     if node.op not in ("call_method", "call_function"):
         return None
     if isinstance(node.kwargs.get("out"), Node):
         return node.kwargs["out"]
-    if _functional_name(name) != name or target is operator.setitem or target in _FUNCTIONAL:
-        return first
     if isinstance(target, torch._ops.OpOverload):
-        arguments = zip(node.args, target._schema.arguments, strict=False)
-        return next((a for a, of in arguments if of.is_write), None)
-    given = _if_in_place(node)
-    return given and next(iter(given.values()))
+        schema = target._schema.arguments
+        given = dict(zip((of.name for of in schema), node.args, strict=False)) | dict(node.kwargs)
+        return next((given.get(of.name) for of in schema if of.is_write), None)
+    if _functional_name(name) != name or target is operator.setitem or target in _FUNCTIONAL:
+        return node.args[0] if node.args else node.kwargs
+    return (_if_in_place(node) or {}).get("input")
 
 
 def _functional_name(name: str) -> str:
@@ -116,14 +134,10 @@ def _replace(node: Node) -> bool:
     given = _if_in_place(node) if node.op == "call_function" else None
     if given is not None:
         del given["inplace"]
-        first, *_ = given
-        node.args, node.kwargs = (given.pop(first),), given
-    elif node.op == "call_method":
-        name = _functional_name(str(node.target))
-        if not hasattr(Tensor, name):
-            return False
-        node.target = name
-    elif node.target in _FUNCTIONAL:
+        node.args, node.kwargs = (given.pop("input"),), given
+    elif node.op == "call_method" and _functional_name(str(node.target)) in _METHODS:
+        node.target = _functional_name(str(node.target))
+    elif node.target in _FUNCTIONAL and node.args:
         node.target = _FUNCTIONAL[node.target]
     else:
         return False

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from graph_steps import check, check_rounded, compiled, sparse
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -74,6 +75,37 @@ class Undifferentiated(Two):
         return z
 
 
+class Clipped(Two):
+    """A signal that is clipped in place, without gradients."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        with torch.no_grad():
+            y.clamp_(-0.1, 0.1)
+        z: Tensor = self.second(torch.tanh(y))
+        return z
+
+
+class Kept(Two):
+    """A part of what a dropout without effect returned is changed in place."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.dropout(input=self.first(x), training=False)
+        y[:, 1:].mul_(3)
+        z: Tensor = self.second(y)
+        return z
+
+
+class Checkpointed(Two):
+    """A function that is computed again in the backward pass changes its argument."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        z = checkpoint(lambda y: torch.tanh(y.mul_(2)), y, use_reentrant=False)
+        both: Tensor = self.second(y + z)
+        return both
+
+
 class Pooled(nn.Module):
     """Averages of float32 before a 1x1 convolution, which autocast computes in bfloat16."""
 
@@ -87,7 +119,10 @@ class Pooled(nn.Module):
 
 
 @pytest.mark.parametrize("isa", [None, "baseline"])
-@pytest.mark.parametrize(("make", "channels"), [(InPlace, 4), (Undifferentiated, 4), (Pooled, 64)])
+@pytest.mark.parametrize(
+    ("make", "channels"),
+    [(InPlace, 4), (Undifferentiated, 4), (Clipped, 4), (Kept, 4), (Pooled, 64)],
+)
 def test_dtypes_and_gradients_of_mixed_graphs(
     make: Callable[[], nn.Module], channels: int, isa: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -101,7 +136,10 @@ def test_dtypes_and_gradients_of_mixed_graphs(
 @pytest.mark.parametrize(
     "write",
     [lambda y, x: y.copy_(x), lambda y, x: y.zero_(), lambda y, x: y.masked_fill_(x > 0, 0.0),
-     lambda y, x: y.__ipow__(2), lambda y, x: operator.ipow(y, 2), operator.iadd],
+     lambda y, x: y.__ipow__(2), lambda y, x: operator.ipow(y, 2), operator.iadd,
+     lambda y, x: torch.relu_(input=y), lambda y, x: torch._foreach_mul_([y], 2.0),
+     lambda y, x: torch.ops.aten.mul_.Scalar(self=y, other=2),
+     lambda y, x: y.detach().gt_(0), lambda y, x: F.relu(inplace=True, input=y)],
 )  # fmt: skip
 def test_what_is_written_is_read_later(write: Callable[..., object], casts: bool) -> None:
     class Written(Two):
@@ -114,6 +152,13 @@ def test_what_is_written_is_read_later(write: Callable[..., object], casts: bool
     compare = check_rounded if casts else check
     with torch.autocast("cpu", torch.bfloat16, enabled=casts):
         compare(Written(), torch.randn(2, 4, 40))
+
+
+def test_around_a_checkpoint() -> None:
+    model, x = Checkpointed().eval(), torch.randn(2, 4, 40)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(model)(x), model(x))
+    assert "checkpoint" in compiled_report(model)[0].outside["all"]
 
 
 def test_inside_a_checkpoint() -> None:
