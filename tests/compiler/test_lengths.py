@@ -102,6 +102,21 @@ def test_forms_of_arguments() -> None:
     torch.testing.assert_close(compiled(forms)(x), forms(x))
 
 
+def test_functions_of_single_samples() -> None:
+    names = "celu gelu hardshrink hardswish hardtanh leaky_relu logsigmoid mish relu6 selu silu"
+    names += " softplus softshrink softsign tanhshrink"
+
+    class Functions(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            y = z = self[0](x)
+            for name in names.split():
+                z = z.add(getattr(F, name)(y), alpha=0.5)
+            return self[1](z)
+
+    report = check(Functions(sparse(4, 8, 5), sparse(8, 8, 5)), torch.randn(16, 4, 40))[0]
+    assert not report.outside, report
+
+
 class Steps(nn.Module):
     """Down and up again, by averages, next to what is skipped."""
 

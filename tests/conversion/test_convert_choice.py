@@ -171,12 +171,15 @@ def test_a_layer_called_on_several_shapes_is_measured_with_all_of_them(
             self.conv = prune.l1_unstructured(nn.Conv1d(3, 3, 3), "weight", 0.9)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.conv(x).sum() + self.conv(x).sum() + self.conv(x[..., :9]).sum()
+            short = torch.no_grad()(self.conv)(x[..., :9])
+            return self.conv(x).sum() + self.conv(x).sum() + short.sum()
 
     (layer,) = sc.convert(Shared(), example_input=X, training=False).report.layers
     assert shapes.count(40) == 2 * shapes.count(9) > 0
     assert (layer.calls, layer.sparse) == (3, True)
     assert layer.flops["inference"].after == 2 * layer.nnz * len(X) * (2 * 38 + 7)
+    (layer,) = sc.convert(Shared(), example_input=X).report.layers
+    assert layer.flops["training"].after == 2 * layer.nnz * len(X) * (4 * 38 + 7)
 
 
 def test_it_really_measures() -> None:
