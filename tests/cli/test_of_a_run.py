@@ -131,7 +131,11 @@ TUNE = ["--epochs", "2", "--quiet"]
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
-    assert main(["train", write_data(folder), "--out", str(folder / "trained"), *LARGER]) == 0
+    path = write_data(folder)
+    arrays = dict(np.load(path))
+    arrays["X_train"][0, 0] = np.nan
+    np.savez(path, **arrays)
+    assert main(["train", path, "--nan-to-zero", "--out", str(folder / "trained"), *LARGER]) == 0
     return folder / "trained"
 
 
@@ -148,7 +152,7 @@ def test_a_pruned_run_is_a_run(
     words: list[str], data: str, run: Path, tmp_path: Path, command: Any
 ) -> None:
     out, before = tmp_path / "pruned", files(run)
-    printed = command("prune", run, "--data", data, "--out", out, *TUNE, *words)
+    printed = command("prune", run, "--out", out, *TUNE, *words)
     assert files(run) == before
     assert "test accuracy" in printed
     whole, pruned = sc.load_run(run), sc.load_run(out)
@@ -166,7 +170,7 @@ def test_a_pruned_run_is_a_run(
 
 
 def test_what_silences_filters_is_scaled_to_the_batch(
-    data: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Any
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Any
 ) -> None:
     given: list[float] = []
     real = sc.pruning.InstanceSparsity
@@ -177,15 +181,15 @@ def test_what_silences_filters_is_scaled_to_the_batch(
 
     monkeypatch.setattr("sparseconv.pruning.InstanceSparsity", watched)
     words = ["--criterion", "dsp", "--eps", 0, "--silence-epochs", 1, "--batch-size", 4, *TUNE]
-    command("prune", run, "--data", data, "--out", tmp_path / "a", *words)
+    command("prune", run, "--out", tmp_path / "a", *words)
     assert given == pytest.approx([2e-5 * 64 / 4])
 
 
-def test_pruned_twice(data: str, run: Path, tmp_path: Path, command: Any) -> None:
+def test_pruned_twice(run: Path, tmp_path: Path, command: Any) -> None:
     folders = [run, tmp_path / "a", tmp_path / "b"]
     for source, out in itertools.pairwise(folders):
         words = ["--criterion", "hc", "--fraction", 0.5, *TUNE]
-        command("prune", source, "--data", data, "--out", out, *words)
+        command("prune", source, "--out", out, *words)
     config = json.loads((folders[2] / "config.json").read_text())
     kept = config["pruning"]["filters"]["blocks.0.conv"]
     assert len(kept) == 6

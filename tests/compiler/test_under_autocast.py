@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,8 @@ from graph_steps import check, check_rounded, compiled, sparse
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from sparseconv.compiler import compiled_report
+from sparseconv.compiler import backend, compiled_report
+from sparseconv.compiler.choice import choose
 
 pytestmark = pytest.mark.promise("P7")
 
@@ -38,6 +40,14 @@ def test_a_network_with_few_channels() -> None:
         (report,) = check_rounded(model, x)
         assert compiled(model)(x).dtype == model(x).dtype == torch.bfloat16
     assert (report.lanes["lanes_conv"], report.lanes["to"], report.leaves) == (2, 1, 0)
+
+
+def test_orders_are_compared_by_what_they_save(monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[Any] = []
+    monkeypatch.setattr(backend, "choose", lambda steps: found.append(choose(steps)) or found[-1])
+    with torch.no_grad():
+        compiled(nn.Sequential(sparse(4, 4, 3), nn.ReLU()).eval())(torch.randn(4, 4, 40))
+    assert found == [(set(), pytest.approx(0))]
 
 
 def test_casts_stay_without_autocast() -> None:

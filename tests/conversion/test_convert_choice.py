@@ -77,6 +77,7 @@ def test_sparse_is_what_was_measured_faster(clock: list[set[str]]) -> None:
     wins = report.layers[0]
     assert (wins.calls, wins.density, wins.weight_shape) == (1, 11 / 108, (4, 3, 9))
     assert (wins.times["training"].after.median, wins.times["training"].before.median) == (1.0, 3.5)
+    assert "3.50" in report.details().rows[0]  # the speedup; milliseconds have three decimals
     assert report.layers[3].speedup is None
     assert clock == 3 * [{"sparse training", "dense training"}]
     text = str(report)
@@ -140,6 +141,8 @@ def test_nothing_known_means_by_density(clock: list[set[str]]) -> None:
     assert verdicts(report)["loses"][0]
     _, report = sc.convert(model, max_density=0.0)
     assert not any(layer.sparse for layer in report.layers)
+    nn.utils.vector_to_parameters(torch.zeros(999), model.parameters())
+    assert "\n5 layers: the limit is 70 %" in str(sc.convert(model, max_density=0.7).report)
 
 
 def test_of_what_is_made_sparse_unasked_none_was_slower_than_dense() -> None:

@@ -19,6 +19,7 @@ import sparseconv as sc
 from benchmarks.edge import targets
 from sparseconv import SparseConv1d, SparseConvTranspose1d
 from sparseconv.edge import lowering, quantize
+from sparseconv.edge.layers import Pointwise
 
 WAYS = (("-O2",), ("-O3", "-march=native", "-ffp-contract=fast"))
 
@@ -41,6 +42,15 @@ def test_scores_and_layers_are_within_the_bound(
         count_cases(off.size)
     assert 0 < targets.used_of_bound(folder, lowered(name), X.numpy()) <= 1
     count_cases(len(X) * sum(layer.places.size for layer in lowered(name).layers))
+
+
+def test_bounds_grow_with_the_steepest_slope() -> None:
+    for step in lowered("everything").steps:
+        if isinstance(step, Pointwise) and len(step.inputs) == 1:
+            x = np.linspace(-4, 4, 999 * step.length * step.channels).reshape(999, -1)
+            slope = np.abs(np.diff(step.function(x).ravel()) / np.diff(x.ravel())).max()
+            grown = step.error([x], [np.ones_like(x)]) - step.error([x], [0 * x])
+            assert slope <= grown.max() <= 1.05 * slope, step.kind
 
 
 def test_not_a_number_travels_along_active_weights(tmp_path: Path) -> None:

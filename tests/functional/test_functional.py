@@ -44,6 +44,7 @@ def convolve(backend: str, **changes: Any) -> Tensor:
         ({"values": VALUES[:-1]}, ValueError, "values"),
         ({"values": VALUES[None]}, ValueError, "values"),
         ({"pattern": PATTERN.to_mask()}, TypeError, "pattern"),
+        ({"bias": 1.0}, TypeError, "bias"),
         ({"bias": BIAS.double()}, TypeError, "bias"),
         ({"bias": torch.randn(2, 1)}, ArgumentError, "bias"),
         ({"stride": 0}, ValueError, "stride"),

@@ -156,7 +156,8 @@ def test_convert_profile_and_back():
 
 
 def test_the_function_needs_no_layer():
-    layer, _, x = made(stride=3, padding=1)
+    layer, _, x = made(stride=3, padding=1, block=2)
+    assert layer._geometry().block == layer.pattern.block == (2, 2)
     y = sc.sparse_conv_transpose1d(x, layer.values, layer.pattern, layer.bias, 3, 1)
     assert y.equal(layer(x))
     reference = sc.sparse_conv_transpose1d(

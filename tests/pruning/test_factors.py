@@ -193,6 +193,7 @@ def test_all_sets_that_exist() -> None:
             "linear": nn.Linear(3, 3),
         }
     )
+    model["b again"] = model["b"]
     small, report = sc.factorize(model, rank=2)
     assert [found.layers for found in report.layers] == [("a", "b")]
     assert report.left.keys() == {"other", "grouped", "sparse", "tiny", "tiny too"}
