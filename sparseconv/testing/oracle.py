@@ -134,6 +134,8 @@ def error_bound(exact: Tensor, magnitude: Tensor, terms: Tensor, dtype: torch.dt
         >>> one = torch.ones(1, dtype=torch.float64)
         >>> bool(error_bound(one, one, one, torch.float32) == 3 * 2**-24)
         True
+        >>> float(error_bound(one, 0 * one, one, torch.bfloat16))  # rounded once
+        0.00390625
     """
     half = dtype in (torch.bfloat16, torch.float16)
     unit = torch.finfo(torch.float32 if half else dtype).eps / 2

@@ -131,7 +131,7 @@ LAYERS: dict[str, tuple[Any, Any]] = {
     "causal, strided": (lambda: Causal(4, 6, 5, stride=3, groups=2, padding=1), (5, 1)),
     "by a module": (lambda: PADDED(4, 6, 3, bias=False), (2, 0)),
     "replicated": (lambda: kind(_conv_forward=replicated)(4, 6, 3, stride=2), (4, 1)),
-    "cast": (lambda: kind(_conv_forward=cast)(4, 6, 3, padding=1), (1, 1)),
+    "cast": (lambda: kind(_conv_forward=cast)(4, 6, 4, padding="same"), (1, 2)),
     "chomped": (lambda: CHOMPED(4, 6, 5, padding=4), (4, 0)),
     "cut to the length": (lambda: CUT(4, 6, 5, padding=8, dilation=2), (8, 0)),
     "same": (lambda: kind(forward=same)(4, 6, 4), (1, 2)),
