@@ -99,6 +99,10 @@ class RaisedReLU(nn.ReLU):
         return super().forward(input) + 1
 
 
+class UncheckedNorm(nn.BatchNorm1d):
+    _check_input_dim = hook
+
+
 # What changes a block, and what is then still fused.
 CHANGES: dict[str, tuple[Callable[[Block], Any], list[str]]] = {
     "norm hook": (lambda b: b.norm.register_forward_hook(hook), []),
@@ -110,7 +114,7 @@ CHANGES: dict[str, tuple[Callable[[Block], Any], list[str]]] = {
     "frozen statistics": (lambda b: b.norm.eval(), FUSED),
     "own average": (lambda b: setattr(b.norm, "momentum", None), FUSED),
     "no affine": (lambda b: b.set_submodule("norm", nn.BatchNorm1d(9, affine=False)), FUSED),
-    "wrong channels": (lambda b: b.set_submodule("norm", nn.Identity()), NO_NORM),
+    "norm subclass": (lambda b: b.set_submodule("norm", UncheckedNorm(9)), NO_NORM),
     "weight norm": (lambda b: parametrizations.weight_norm(b.bottleneck), NO_1X1),
     "bias": (lambda b: b.set_submodule("bottleneck", nn.Conv1d(6, 4, 1)), FUSED),
     "stride": (with_bottleneck(1, stride=2), NO_1X1),

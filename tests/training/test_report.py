@@ -52,7 +52,10 @@ def test_receptive_field_is_the_span_of_the_active_taps() -> None:
     assert (figures.receptive_field_sizes(KernelCSR.full((3, 2, 7))) == 7).all()
 
 
-def test_group_profiles_sum_magnitudes_by_group_and_tap(model: DSN) -> None:
+def test_group_profiles_sum_magnitudes_by_group_and_tap(
+    model: DSN, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(figures, "save", lambda figure, _: figure)
     for layer in model.sparse_layers():
         profile = figures.group_profiles(layer)
         weight = layer.dense_weight().detach().abs().double()
@@ -64,6 +67,9 @@ def test_group_profiles_sum_magnitudes_by_group_and_tap(model: DSN) -> None:
         twin = copy.deepcopy(layer)
         twin.regions = layer.regions[::-1]
         np.testing.assert_array_equal(figures.group_profiles(twin), profile)
+        drawn: Any = figures.group_weights([profile], layer.regions, "")
+        shares = [f"{share:.0%}" for share in profile.sum(1) / profile.sum()]
+        assert [text.get_text() for text in drawn.axes[0].texts][:-1] == shares
 
 
 def test_training_report(tmp_path: Path, model: DSN) -> None:
