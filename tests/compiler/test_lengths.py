@@ -95,8 +95,8 @@ def test_forms_of_arguments() -> None:
         a = torch.narrow(y, dim=2, start=-12, length=11) + y.narrow(-1, -12, 11)
         b = F.prelu(y, weight=weight) + F.pad(y, (-40, 40))
         c = F.prelu(y.transpose(1, 2), weight.view(1)).transpose(1, 2).view(16, -1)
-        d, e = y.chunk(2, -1)
-        return a.sum() + b.sum() + c.sum() + (d * e.neg()).sum()
+        (d, e), (f, g) = y.chunk(2, -1), y.chunk(2, 1)
+        return a.sum() + b.sum() + c.sum() + (d * e.neg()).sum() + (f.tanh() * g.relu()).sum()
 
     x = torch.randn(16, 4, 40)
     torch.testing.assert_close(compiled(forms)(x), forms(x))
