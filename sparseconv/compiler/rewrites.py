@@ -103,7 +103,8 @@ def _narrow(graph: Graph, node: Any) -> None:
         x, dim, start = given["input"], given["dim"] % 3, given["start"]
         if is_signal(x) and isinstance(start, int) and dim > 0:
             size = value_of(x).shape[dim]
-            _as_narrow(graph, node, x, dim, start if start >= 0 else start + size)
+            if start >= 0 or isinstance(size, int):
+                _as_narrow(graph, node, x, dim, start if start >= 0 else start + size)
         return
     if node.target is not operator.getitem or not (is_signal(node.args[0]) and is_signal(node)):
         return

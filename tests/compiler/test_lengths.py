@@ -41,12 +41,13 @@ def test_series_that_become_shorter() -> None:
     assert not report.outside, report
 
 
+@pytest.mark.filterwarnings("error:Raw SymInt")  # the start of narrow has no number
 def test_series_that_become_shorter_at_dynamic_lengths() -> None:
     model = nn.Sequential(sparse(1, 4, 3, padding=0), nn.ReLU(), sparse(4, 4, 3, padding=0)).eval()
-    run = compiled(model)
+    run = compiled(lambda x: model(x).narrow(2, -9, 8))
     for length in (20, 30, 31):
         x = torch.randn(2, 1, length)
-        torch.testing.assert_close(run(x), model(x))
+        torch.testing.assert_close(run(x), model(x)[..., -9:-1])
 
 
 def test_what_is_cropped_is_not_seen() -> None:
