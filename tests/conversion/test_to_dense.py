@@ -91,12 +91,6 @@ class Causal(nn.Conv1d):
         return super().forward(F.pad(x, (self.left, 0)))
 
 
-class Initialised(nn.Conv1d):
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, padding="same", **options)
-        nn.init.kaiming_normal_(self.weight)
-
-
 def kind(**methods: Any) -> Any:
     return type("Own", (nn.Conv1d,), methods)
 
@@ -135,7 +129,6 @@ LAYERS: dict[str, tuple[Any, Any]] = {
     "chomped": (lambda: CHOMPED(4, 6, 5, padding=4), (4, 0)),
     "cut to the length": (lambda: CUT(4, 6, 5, padding=8, dilation=2), (8, 0)),
     "same": (lambda: kind(forward=same)(4, 6, 4), (1, 2)),
-    "initialised": (lambda: Initialised(4, 6, 5), (2, 2)),
 }
 
 
