@@ -100,7 +100,7 @@ class Lanes final : public KernelOrder {
     return best_fprop(input, values, bias, plan.in_lanes(), relu, &order_);
   }
   Tensor dgrad(const Tensor& grad, const Tensor& values, const ConvPlan& plan) const override {
-    // It packs more rows than fprop if there are more output channels, as in a gated convolution.
+    // With more output channels, as in gated convolutions, a segment for each tap packs too much.
     const bool tiles = takes_lanes(order_, plan.dgrad().phases[0].layout);
     return best_dgrad(grad, values, tiles ? plan : plan.in_lanes(), order_.length, {}, &order_);
   }

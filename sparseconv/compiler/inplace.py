@@ -16,7 +16,7 @@ from torch.fx import Graph, GraphModule, Node
 from sparseconv.compiler.steps import Outside, is_series, named, switches_gradients, value_of
 
 _OPERATORS = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow")
-_METHODS = {
+_FOLLOWED = {  # methods, by their functional names
     *(f"__{operation}__" for operation in _OPERATORS),
     *("add", "sub", "mul", "div", "pow", "neg", "abs", "square", "sqrt", "exp", "clamp"),
     *("relu", "sigmoid", "tanh"),
@@ -34,18 +34,23 @@ def make_functional(graph: Graph) -> None:
         Outside: an operation writes into a signal whose memory other tensors share, where parts of
             the graph run without gradients, or in a way that is not known here.
     """
-    same: dict[int, int] = {}  # storages of what returns its input: shapes do not show it
+    same: dict[int, int] = {}  # storages of what returns its input: fake tensors do not show it
+
+    def storage(node: Node) -> int:
+        own: int = value_of(node).untyped_storage()._cdata
+        return same.get(own, own)
+
     for node in list(graph.nodes):
         if node.target in (F.dropout, torch.dropout):
             given = named(node, "input p training" if node.target is F.dropout else "input p train")
             if not given.get("training", given.get("train", True)):
-                same[_storage(node)] = same.get(_storage(given["input"]), _storage(given["input"]))
+                same[storage(node)] = storage(given["input"])
                 node.replace_all_uses_with(given["input"])
                 graph.erase_node(node)
     sharing = defaultdict(list)
     for node in graph.nodes:
         if isinstance(value_of(node), Tensor):
-            sharing[same.get(_storage(node), _storage(node))].append(node)
+            sharing[storage(node)].append(node)
         body = node.op == "get_attr" and operator.attrgetter(node.target)(graph.owning_module)
         if isinstance(body, GraphModule) and any(map(is_series, map(_written, body.graph.nodes))):
             raise Outside(f"{node.name} writes into a signal, and belongs to a checkpoint")
@@ -57,25 +62,20 @@ def make_functional(graph: Graph) -> None:
         passed.append(node)
         if written is None:
             continue
-        others = []
-        if isinstance(value_of(written), Tensor):
-            others = sharing[same.get(_storage(written), _storage(written))]
+        others = sharing[storage(written)] if isinstance(value_of(written), Tensor) else []
         if not any(map(is_series, others or node.all_input_nodes)):
             continue  # a counter of batches, for one
         alone = others and others[0].op != "placeholder"
         if not alone or not before.intersection(others[1:]) <= replaced:
             raise Outside(f"{node.name} writes into a signal whose memory other tensors share")
-        if switches_gradients(graph) or not _replace(node):
+        if switches_gradients(graph):
+            raise Outside(f"{node.name} writes into a signal, and parts run without gradients")
+        if not _replace(node):
             raise Outside(f"{node.name} writes into a signal, and no function computes the same")
         computed = _in_its_dtype(node)
         replaced.update((node, computed))
         for user in written.users.keys() - before - {node}:
             user.replace_input_with(written, computed)
-
-
-def _storage(node: Node) -> int:
-    storage: int = value_of(node).untyped_storage()._cdata
-    return storage
 
 
 def _in_its_dtype(node: Node) -> Node:
@@ -135,7 +135,7 @@ def _replace(node: Node) -> bool:
     if given is not None:
         del given["inplace"]
         node.args, node.kwargs = (given.pop("input"),), given
-    elif node.op == "call_method" and _functional_name(str(node.target)) in _METHODS:
+    elif node.op == "call_method" and _functional_name(str(node.target)) in _FOLLOWED:
         node.target = _functional_name(str(node.target))
     elif node.target in _FUNCTIONAL and node.args:
         node.target = _FUNCTIONAL[node.target]
