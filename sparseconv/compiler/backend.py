@@ -39,7 +39,7 @@ def sparseconv(gm: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., 
         node.meta["real"] = tensor
     gm.graph, report = lower(gm.graph)
     remember(example_inputs, report)
-    _call_directly(gm.graph)
+    call_directly(gm.graph)
     gm.graph.lint()
     gm.recompile()
     return gm.forward
@@ -133,7 +133,7 @@ def _require_intact() -> Callable[..., None]:
     return require_intact
 
 
-def _call_directly(graph: Graph) -> None:
+def call_directly(graph: Graph) -> None:
     """Call the ops without torch's parser of arguments, which takes longer than a small layer."""
     for node in graph.nodes:
         op = node.target

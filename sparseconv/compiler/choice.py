@@ -6,7 +6,6 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping
 
-import networkx
 import torch
 from torch.fx import Node
 
@@ -26,6 +25,8 @@ def choose(steps: Mapping[Node, Step]) -> tuple[set[Node], float]:
     This is a minimum cut. An operation outside forgoes its gain, and a tensor that is needed in
     both orders is converted once; the cut with the lowest sum is optimal for each connected part.
     """
+    import networkx  # only here, as it takes 0.2 s
+
     # An edge without capacity is never cut: networkx takes it as infinite.
     with_gradients, all_gains = torch.is_grad_enabled(), 0.0
     graph = networkx.DiGraph()

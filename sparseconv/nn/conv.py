@@ -151,7 +151,7 @@ class SparseConv1d(SparseLayer):
     def _options_of(cls, conv: nn.Module) -> dict[str, Any]:
         if not isinstance(conv, nn.Conv1d):
             raise TypeError(f"conv must be an nn.Conv1d, but got {type(conv).__name__}")
-        if OVERRIDES & vars(conv).keys() or not computes_as(conv, (nn.Conv1d,)):
+        if OVERRIDES & vars(conv).keys() or not computes_as(conv, nn.Conv1d):
             return shared_options(conv) | padding_of(conv)
         padding: Any = conv.padding
         if conv.padding_mode != "zeros":  # torch pads by this list, even if the attribute differs

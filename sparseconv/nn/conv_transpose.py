@@ -119,7 +119,7 @@ density=9.96 %)
 
     @classmethod
     def _options_of(cls, conv: nn.Module) -> dict[str, Any]:
-        if not computes_as(conv, (nn.ConvTranspose1d,)) or "forward" in vars(conv):
+        if not computes_as(conv, nn.ConvTranspose1d) or "forward" in vars(conv):
             raise TypeError(
                 "conv must be an nn.ConvTranspose1d that runs no other code, but got "
                 f"{type_before_parametrizations(conv).__name__}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -162,14 +162,16 @@ _CODE = (
 )  # fmt: skip
 
 
-def computes_as(module: nn.Module, kinds: Iterable[type[nn.Module]]) -> bool:
-    """Return whether a module's class is one of these, or a subclass that runs the same code."""
-    kind = type_before_parametrizations(module)
-    return any(
-        issubclass(kind, known)
-        and all(getattr(kind, name, None) is getattr(known, name, None) for name in _CODE)
-        for known in kinds
+def runs_code_of(kind: type[nn.Module], known: type[nn.Module]) -> bool:
+    """Return whether a class is the known one, or a subclass that runs the same code."""
+    return issubclass(kind, known) and all(
+        getattr(kind, name, None) is getattr(known, name, None) for name in _CODE
     )
+
+
+def computes_as(module: nn.Module, known: type[nn.Module]) -> bool:
+    """Return whether a module runs the code of a class, apart from parametrizations."""
+    return runs_code_of(type_before_parametrizations(module), known)
 
 
 def own_parameters(module: nn.Module, *names: str) -> Any:

@@ -165,7 +165,7 @@ class SparseLayer(PatternedModule):
             Conv1d(2, 3, kernel_size=(5,), stride=(1,), padding=(2,))
         """
         ours = self._kind()
-        if not computes_as(self, (ours,)) or "forward" in vars(self):
+        if not computes_as(self, ours) or "forward" in vars(self):
             raise NotImplementedError(
                 f"this {type_before_parametrizations(self).__name__} runs code that an "
                 f"nn.{self._twin.__name__} cannot run; move that code into a module that wraps a "

@@ -298,7 +298,7 @@ def _obstacle(layer: Any, bond: Callable[[nn.Module, Tensor], str | None]) -> st
     if isinstance(layer, nn.Conv1d) and not {"weight", "bias"} <= layer._parameters.keys():
         return "has a computed weight or bias; first remove the pruning or parametrization"
     if type(layer) is not nn.Conv1d:
-        sparse = layer is not None and computes_as(layer, (SparseConv1d,))
+        sparse = layer is not None and computes_as(layer, SparseConv1d)
         hint = "; convert it with sc.to_dense" if sparse else ""
         return f"must be an nn.Conv1d, but is a {type(layer).__name__}{hint}"
     if layer.groups != 1:
