@@ -141,7 +141,7 @@ def _graph_of(calls: list[_Call], x: Tensor) -> Callable[[], Tensor] | None:
     key += extension.has_fma(), extension.has_block_kernels(), x.shape, x.dtype
     for call in calls:
         key += call.function, call.rest, call.counter is None, call.fits
-        key += (None if t is None else (t.shape, t.dtype) for t in call.tensors)
+        key += [t if t is None else (t.numel(), t.dtype) for t in call.tensors]
     which = tuple(key)
     try:
         run = _graphs[which]
