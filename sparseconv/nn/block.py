@@ -69,17 +69,16 @@ def _conv(conv: Any, rows: bool) -> _Call | None:
 
 def _norm(norm: Any, rows: bool) -> _Call | None:
     own = own_parameters(norm, "weight", "bias")
-    mean, var, counter = (
-        norm._buffers.get(name) for name in ("running_mean", "running_var", "num_batches_tracked")
-    )
-    numbers = norm.momentum, norm.eps
-    if own is None or not all(isinstance(number, float) for number in numbers):
+    momentum, eps, buffers = norm.momentum, norm.eps, norm._buffers
+    if own is None or not isinstance(momentum, float) or not isinstance(eps, float):
         return None
-    training = norm.training or mean is None
-    tracks = norm.training and norm.track_running_stats and mean is not None
-    statistics = (mean, var) if tracks or not training else (None, None)
-    how = training, *numbers
-    return _Call(F.batch_norm, (*statistics, *own), how, counter if tracks else None)
+    mean, var = buffers.get("running_mean"), buffers.get("running_var")
+    if mean is None or not norm.training:
+        return _Call(F.batch_norm, (mean, var, *own), (mean is None, momentum, eps))
+    if not norm.track_running_stats:
+        mean = var = None
+    counter = buffers.get("num_batches_tracked")
+    return _Call(F.batch_norm, (mean, var, *own), (True, momentum, eps), counter)
 
 
 def _average(pool: Any, rows: bool) -> _Call | None:
@@ -108,19 +107,20 @@ def _compute(modules: list[nn.Module], x: Tensor) -> Tensor:
     """Compute what the modules compute, by graphs where this pays."""
     while modules:
         calls: list[_Call] = []
-        rows = in_rows(x)
-        for module in modules:
-            call = _call_of(type(module))(module, rows)  # type: ignore[arg-type]
-            if call is None:
-                break
-            calls.append(call)
+        if type(x) in _PLAIN and x.is_cpu:
+            rows = in_rows(x)
+            for module in modules:
+                call = _call_of(type(module))(module, rows)  # type: ignore[arg-type]
+                if call is None:
+                    break
+                calls.append(call)
         now, modules = modules[: len(calls) or 1], modules[len(calls) or 1 :]
         run = _graph_of(calls, x)
-        if run is None:
-            for module in now:
-                x = module(x)
-        else:
+        if run is not None:
             x = run()
+            continue
+        for module in now:
+            x = module(x)
     return x
 
 
@@ -132,16 +132,21 @@ def _graph_of(calls: list[_Call], x: Tensor) -> Callable[[], Tensor] | None:
     """Return the graph of the calls with its arguments, or None where it would gain nothing."""
     if len(calls) < 2 or all(call.function is not _FPROP for call in calls) or extension is None:
         return None
-    tensors = [t for call in calls for t in (*call.tensors, call.counter) if t is not None]
-    if any(type(t) not in _PLAIN or not t.is_cpu for t in (x, *tensors)):
-        return None
     if x.is_inference() and torch.is_grad_enabled():  # autograd could not save it
         return None
     key: list[Any] = [torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")]
     key += extension.has_fma(), extension.has_block_kernels(), x.shape, x.dtype
+    tensors = [x]
     for call in calls:
-        key += call.function, call.rest, call.counter is None, call.fits
-        key += [t if t is None else (t.numel(), t.dtype) for t in call.tensors]
+        key += call.function, call.rest, call.fits
+        for t in (*call.tensors, call.counter):
+            if t is None:
+                key.append(None)
+            elif type(t) in _PLAIN and t.is_cpu:
+                key.append((t.numel(), t.dtype))
+                tensors.append(t)
+            else:
+                return None
     which = tuple(key)
     try:
         run = _graphs[which]
@@ -149,7 +154,7 @@ def _graph_of(calls: list[_Call], x: Tensor) -> Callable[[], Tensor] | None:
         if len(_graphs) >= _MOST_GRAPHS:
             _graphs.pop(next(iter(_graphs)), None)
         run = _graphs[which] = _made(calls, x)
-    return None if run is None else functools.partial(run, x, *tensors)
+    return None if run is None else functools.partial(run, *tensors)
 
 
 def _made(calls: list[_Call], x: Tensor) -> Callable[..., Tensor] | None:

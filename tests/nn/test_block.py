@@ -308,3 +308,25 @@ def test_a_1x1_convolution_of_too_many_channels_runs_as_a_module(unit: str) -> N
     x = torch.randn(1, 16, 5)
     with torch.autocast("cpu", BF16):
         torch.testing.assert_close(block(x), nn.Sequential(*block)(x))
+
+
+class Pair(nn.Module):
+    """Returns a tensor and what is none, as recurrent layers do."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, str]:
+        return x, "state"
+
+
+class First(nn.Module):
+    def forward(self, pair: tuple[Tensor, str]) -> Tensor:
+        return pair[0]
+
+
+def test_modules_of_other_types_are_called(taken: Ops) -> None:
+    block = make_block()
+    sequence = nn.Sequential(*block, Pair(), First(), *copy.deepcopy(block)[1:]).eval()
+    sequence[-3] = SparseConv1d(9, 9, 3, padding=1)
+    torch.testing.assert_close(Block(*sequence)(X), sequence(X))
+    assert taken
+    with pytest.raises(TypeError, match="input"):
+        block("a series")
