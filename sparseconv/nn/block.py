@@ -90,7 +90,7 @@ _CALLS: dict[type[nn.Module], Callable[[Any, bool], _Call | None]] = {
     SparseConv1d: _sparse,
     nn.Conv1d: _conv,
     nn.BatchNorm1d: _norm,
-    nn.ReLU: lambda *_: _Call(F.relu),
+    nn.ReLU: lambda relu, _: _Call(F.relu, rest=(relu.inplace,)),
     ShortAvgPool1d: lambda *_: _Call(averaging_matrix),
     nn.AdaptiveAvgPool1d: _average,
 }

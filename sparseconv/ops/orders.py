@@ -76,15 +76,3 @@ def kernels_for(pattern: KernelCSR, geometry: Geometry, dtype: torch.dtype) -> t
         return "blocks", ""
     empty = KernelCSR.from_positions(torch.zeros(0, dtype=torch.int64), geometry.shape)
     return "single weights", UNSHARED if fits_rows(empty, geometry) else UNFIT
-
-
-def keeps_order(geometry: Geometry) -> bool:
-    """Return whether the kernels can read and write tensors in their own order.
-
-    They can if the stride is 1, the length is kept, and the padding is zeros or replicated ends.
-
-    Example:
-        >>> keeps_order(Geometry.of((8, 4, 3), 1, "same", 1, 1, "zeros"))
-        True
-    """
-    return extension is not None and bool(extension.keeps_order(geometry))

@@ -330,3 +330,14 @@ def test_modules_of_other_types_are_called(taken: Ops) -> None:
     assert taken
     with pytest.raises(TypeError, match="input"):
         block("a series")
+
+
+def test_what_is_written_in_place_is_seen(taken: Ops) -> None:
+    x = X.clone()
+    conv = SparseConv1d(6, 6, 3, padding=1)
+    block = Block(nn.ReLU(inplace=True), conv, nn.BatchNorm1d(6), nn.ReLU(inplace=True))
+    torch.testing.assert_close(block(x), nn.Sequential(*block)(X.clone()))
+    assert x.equal(X.relu())
+    assert not taken
+    block[1:](x)
+    assert taken == [(CONV, NORM)]

@@ -17,7 +17,6 @@ from torch import Tensor
 from sparseconv import KernelCSR
 from sparseconv.ops.backends import extension
 from sparseconv.ops.lanes import OPS
-from sparseconv.ops.orders import keeps_order
 from sparseconv.testing import error_bound, expected, random_case
 
 SIZES = tuple(product((1, 3, 16, 20, 33), (1, 2, 5, 24, 129)))
@@ -34,6 +33,7 @@ def idle_is_zero(lanes: Tensor, batch: int, length: int) -> bool:
 def test_convolutions_have_the_bits_of_those_outside(
     isas: Callable[[], Iterator[str]], count_cases: Callable[[int], None]
 ) -> None:
+    assert extension is not None
     rng, cases = random.Random(0), 0
     while cases < 100:
         fixed: dict[str, Any] = {} if cases % 4 else {
@@ -42,7 +42,7 @@ def test_convolutions_have_the_bits_of_those_outside(
         }  # fmt: skip
         n, dtype = rng.choice((1, 2, 3, 5, 17, 40)), rng.choice(("float32", "float64"))
         case = random_case(rng, stride=1, batched=True, n=n, dtype=dtype, **fixed)
-        if not keeps_order(case.geometry):
+        if not extension.keeps_order(case.geometry):
             continue
         cases += 1
         x, values, bias, grad = case.tensors()
