@@ -125,8 +125,8 @@ def fcn() -> nn.Module:
 
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], dict[str, int]]] = {
     "InceptionTime": (
-        lambda: converted(sc.models.InceptionTime(2, 3, nf=4)),
-        {"lanes_conv": 18, "lanes_norm": 8, "lanes_max_pool": 6, "lanes_pointwise": 14,
+        lambda: converted(sc.models.InceptionTime(2, 3, nf=4, depth=3)),
+        {"lanes_conv": 9, "lanes_norm": 4, "lanes_max_pool": 3, "lanes_pointwise": 7,
          "lanes_mean": 1},
     ),
     "ResNet": (

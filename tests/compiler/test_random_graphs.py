@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from graph_steps import Run, check, check_rounded, step
+from graph_steps import Run, check, check_rounded, isa_without_blocks, step
 from random_graphs import RandomGraph
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
@@ -116,7 +116,7 @@ def test_random_graphs_under_autocast(
 ) -> None:
     """Single weights have no rule in bfloat16, and are computed in float32."""
     if seed % 2:  # no kernels of blocks: bfloat16 is never in rows
-        monkeypatch.setenv("SPARSECONV_CPU_ISA", "baseline")
+        monkeypatch.setenv("SPARSECONV_CPU_ISA", isa_without_blocks())
     graph = RandomGraph(seed).train(seed // 2 % 2 == 0)
     x = graph.example(torch.float32)
     with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from graph_steps import check, check_rounded, compiled, sparse
+from graph_steps import check, check_rounded, compiled, isa_without_blocks, sparse
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -128,16 +128,16 @@ class Pooled(nn.Module):
         return y
 
 
-@pytest.mark.parametrize("isa", [None, "baseline"])
+@pytest.mark.parametrize("blocks", [True, False])
 @pytest.mark.parametrize(
     ("make", "channels"),
     [(InPlace, 4), (Undifferentiated, 4), (Clipped, 4), (Kept, 4), (Pooled, 64)],
 )
 def test_dtypes_and_gradients_of_mixed_graphs(
-    make: Callable[[], nn.Module], channels: int, isa: str | None, monkeypatch: pytest.MonkeyPatch
+    make: Callable[[], nn.Module], channels: int, blocks: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if isa is not None:
-        monkeypatch.setenv("SPARSECONV_CPU_ISA", isa)
+    if not blocks:
+        monkeypatch.setenv("SPARSECONV_CPU_ISA", isa_without_blocks())
     with torch.autocast("cpu", torch.bfloat16):
         check_rounded(make(), torch.randn(5, channels, 60))
 

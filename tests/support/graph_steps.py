@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import sparseconv as sc
 from sparseconv.compiler import CompiledReport, compiled_report, sparseconv
+from sparseconv.ops.backends import extension
 from sparseconv.testing import error_bound
 
 Run = Callable[[Tensor], Tensor]
@@ -17,6 +18,12 @@ Run = Callable[[Tensor], Tensor]
 
 def compiled(model: nn.Module) -> Run:
     return torch.compile(model, backend=sparseconv)  # its name is tried in tests/packaging
+
+
+def isa_without_blocks() -> str:
+    """The best kernels that this CPU has, except those of blocks."""
+    assert extension is not None
+    return str(extension.isas()[-2:][0])
 
 
 def sine(y: Tensor) -> Tensor:
