@@ -35,17 +35,22 @@ def sparseconv(gm: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., 
     Tensors stay in the kernels' own memory order from one operation to the next, wherever this
     saves more than converting them costs. What has no rule runs as it is.
     """
-    for node, tensor in zip(gm.graph.find_nodes(op="placeholder"), example_inputs, strict=True):
-        node.meta["real"] = tensor
-    gm.graph, report = lower(gm.graph)
+    gm.graph, report = rewrite(gm.graph, example_inputs)
     remember(example_inputs, report)
-    call_directly(gm.graph)
-    gm.graph.lint()
-    gm.recompile()
     return gm.forward
 
 
-def lower(graph: Graph) -> tuple[Graph, GraphReport]:
+def rewrite(graph: Graph, example_inputs: Sequence[Any]) -> tuple[Graph, GraphReport]:
+    """Return what computes the same in lanes, and what was done."""
+    for node, tensor in zip(graph.find_nodes(op="placeholder"), example_inputs, strict=True):
+        node.meta["real"] = tensor
+    graph, report = _lower_best(graph)
+    _call_directly(graph)
+    graph.lint()
+    return graph, report
+
+
+def _lower_best(graph: Graph) -> tuple[Graph, GraphReport]:
     """Rewrite a graph, and say what was done."""
     _drop_dead(graph)
     if extension is None:
@@ -133,7 +138,7 @@ def _require_intact() -> Callable[..., None]:
     return require_intact
 
 
-def call_directly(graph: Graph) -> None:
+def _call_directly(graph: Graph) -> None:
     """Call the ops without torch's parser of arguments, which takes longer than a small layer."""
     for node in graph.nodes:
         op = node.target

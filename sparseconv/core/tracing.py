@@ -31,4 +31,5 @@ def outside_tracing() -> Iterator[None]:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(temporarily_clear_interpreter_stack())
         stack.enter_context(_disable_current_modes())
+        stack.enter_context(torch._C.DisableTorchFunction())
         yield

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from sparseconv.core.arrays import check_axes
 from sparseconv.core.checks import count
+from sparseconv.nn.block import KNOWN, run_together
 
 
 class Classifier(nn.Module):
@@ -24,8 +25,7 @@ class Classifier(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the log-probabilities ``(N, n_classes)`` of series ``(N, in_channels, L)``."""
         self.check_series(x)
-        log_proba: Tensor = self.head(self.blocks(x))
-        return log_proba
+        return run_together((self.blocks, self.head), x)
 
     def check_series(self, x: Tensor) -> None:
         """Reject a tensor with the wrong shape, unless it is a ``torch.fx`` proxy."""
@@ -62,6 +62,9 @@ class Parallel(nn.ModuleList):
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(N, in_channels, L)`` to ``(N, out_channels, L)``."""
         return torch.cat([module(x) for module in self], dim=1)
+
+
+KNOWN.update((Residual, Parallel))
 
 
 def average_and_classify(channels: int, n_classes: int) -> nn.Sequential:

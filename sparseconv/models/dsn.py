@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sparseconv.core.blocks import Region, checked_block, unit_shape
 from sparseconv.core.checks import count, share
@@ -153,14 +153,6 @@ class DSN(Classifier):
             nn.Flatten(),
             nn.LogSoftmax(dim=1),
         )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the log-probabilities ``(N, n_classes)`` of series ``(N, in_channels, L)``."""
-        self.check_series(x)
-        head = self.head
-        if isinstance(head, Block):  # together, from the first block into the head
-            return head.forward_after(self.blocks, x)
-        return super().forward(x)
 
     def sparse_layers(self) -> list[SparseConv1d]:
         """Return the sparse convolutions, from first to last."""

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from sparseconv.core.checks import count
 from sparseconv.models.classifier import Classifier, Parallel, average_and_classify
+from sparseconv.nn.block import KNOWN
 
 LEARNED = (40, 20, 10)  # taps
 CHANGES = (2, 4, 8, 16, 32, 64)  # taps of the filters that detect increase and decrease
@@ -28,6 +29,9 @@ class HandMade(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         parts = [nn.functional.conv1d(x, filter, padding="same") for filter in self.buffers()]
         return torch.cat(parts, dim=1).relu()
+
+
+KNOWN.add(HandMade)
 
 
 def hand_made_filters() -> list[Tensor]:

@@ -162,24 +162,12 @@ _CODE = (
 )  # fmt: skip
 
 
-def runs_code_of(kind: type[nn.Module], known: type[nn.Module]) -> bool:
-    """Return whether a class is the known one, or a subclass that runs the same code."""
+def computes_as(module: nn.Module, known: type[nn.Module]) -> bool:
+    """Return whether a module's class is the known one, or a subclass that runs the same code."""
+    kind = type_before_parametrizations(module)
     return issubclass(kind, known) and all(
         getattr(kind, name, None) is getattr(known, name, None) for name in _CODE
     )
-
-
-def computes_as(module: nn.Module, known: type[nn.Module]) -> bool:
-    """Return whether a module runs the code of a class, apart from parametrizations."""
-    return runs_code_of(type_before_parametrizations(module), known)
-
-
-def own_parameters(module: nn.Module, *names: str) -> Any:
-    """Return parameters by name, or None if one of them is a buffer, pruned or parametrized."""
-    try:
-        return [module._parameters[name] for name in names]
-    except KeyError:  # unlike an absent bias, which is None
-        return None
 
 
 def all_modules_are_watched() -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from graph_steps import check, compiled, sparse, step
+from graph_steps import check, compiled, converted, sparse, step
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
@@ -66,15 +66,6 @@ def test_dropout_scales_what_it_keeps_and_repeats_with_the_seed() -> None:
     for dims in ((0, 1), (0, 2), (1, 2)):  # nor does it depend on where an element is
         spread = (0.75 * 0.25 * kept.mean(dims).numel() / kept.numel()) ** 0.5
         assert (kept.mean(dims) - 0.75).abs().max() < 5 * spread
-
-
-def converted(model: nn.Module) -> nn.Module:
-    for name, module in list(model.named_modules()):
-        if isinstance(module, nn.Conv1d) and module.kernel_size[0] > 1:
-            layer = sc.SparseConv1d.from_dense(module, torch.rand_like(module.weight) < 0.1)
-            parent, _, own = name.rpartition(".")
-            setattr(model.get_submodule(parent), own, layer)
-    return model
 
 
 class Causal(nn.Module):

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-import operator
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
@@ -18,11 +16,10 @@ from graph_steps import Run, check, check_rounded, isa_without_blocks, step
 from random_graphs import RandomGraph
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
-from torch.fx import Graph, GraphModule, Node
-from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_map_only
+from torch.fx import GraphModule
 
 from sparseconv.compiler import sparseconv
+from sparseconv.compiler.recorder import Recorder
 from sparseconv.measure.machine import threads
 from sparseconv.ops.backends import extension
 from sparseconv.testing import error_bound
@@ -31,63 +28,15 @@ pytestmark = pytest.mark.promise("P7")
 NETWORKS = 300
 
 
-class Recorder(TorchFunctionMode):
-    """Records torch's functions in a graph, whose inputs are these tensors."""
-
-    def __init__(self, inputs: list[Tensor]) -> None:
-        super().__init__()
-        self.graph, self.root = Graph(), nn.Module()
-        self.nodes: dict[int, Node] = {}
-        self.kept: list[Tensor] = []  # or others would get their ids and their memory
-        for i, tensor in enumerate(inputs):
-            self.note(self.graph.placeholder(f"input_{i}"), tensor)
-
-    def note(self, node: Node, value: Any) -> None:
-        node.meta["example_value"] = value
-        if isinstance(value, Tensor):
-            self.nodes[id(value)] = node
-            self.kept.append(value)
-
-    def node_of(self, tensor: Tensor) -> Node:
-        if id(tensor) not in self.nodes:  # a pattern's
-            name = f"constant_{len(self.nodes)}"
-            self.root.register_buffer(name, tensor)
-            self.note(self.graph.get_attr(name), tensor)
-        return self.nodes[id(tensor)]
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        name, kwargs = func.__name__, kwargs or {}
-        found = func(*args, **kwargs)
-        parts = found if isinstance(found, tuple | list) else ()
-        if name == "__get__" or not isinstance((*parts, found)[0], Tensor):
-            return found  # a question, as for the shape
-        read = tree_map_only(Tensor, self.node_of, (args, kwargs))
-        if name == "__getitem__":
-            node = self.graph.call_function(operator.getitem, *read)
-        elif getattr(Tensor, name, None) is func:
-            node = self.graph.call_method(name, *read)
-        else:
-            node = self.graph.call_function(func, *read)
-        self.note(node, found)
-        for i, part in enumerate(parts):
-            self.note(self.graph.call_function(operator.getitem, (node, i)), part)
-        return found
-
-
 def lowered(model: nn.Module, x: Tensor) -> Run:
     """Return what the backend makes of a model for inputs of this shape."""
     twin = copy.deepcopy(model)  # recording runs it, which changes statistics
     inputs = [x.clone(), *twin.parameters(), *twin.buffers()]
     with Recorder(inputs) as recorder:
         y = twin(inputs[0])
-    recorder.graph.output(recorder.node_of(y))
-    for node in reversed(list(recorder.graph.nodes)):
-        if node.target is operator.getitem and not node.users:
-            recorder.graph.erase_node(node)
     held = [*model.parameters(), *model.buffers()]
-    run = sparseconv(GraphModule(recorder.root, recorder.graph), [inputs[0], *held])
+    graph = recorder.returning(y)
+    run = sparseconv(GraphModule(graph.owning_module, graph), [inputs[0], *held])
     return lambda x: run(x, *held)
 
 

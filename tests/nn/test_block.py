@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from blocks import CONV, NORM, POINTWISE, Ops, X, make_block, plain
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.modules import module as modules
@@ -29,46 +30,10 @@ pytestmark = pytest.mark.skipif(
     extension is None or not extension.has_fma(), reason="needs the C++ kernels and multiply-adds"
 )
 
-CONV, NORM, POINTWISE = "lanes_conv", "lanes_norm", "lanes_pointwise"
+
 FUSED = [(POINTWISE, CONV, NORM)]  # computed in one graph
 NO_NORM = FOLDED = [(POINTWISE, CONV)]
 NO_1X1 = [(CONV, NORM)]
-X = torch.randn(3, 6, 20, generator=torch.Generator().manual_seed(0))
-Ops = list[tuple[str, ...]]
-
-
-@pytest.fixture
-def taken(monkeypatch: pytest.MonkeyPatch) -> Ops:
-    """The operations in the kernels' order of each graph that ran."""
-    found: Ops = []
-    made = block_module._made
-
-    def watched(*how: Any) -> Callable[..., Tensor] | None:
-        run = made(*how)
-        if run is None:
-            return None
-        nodes = run.__self__.graph.nodes  # type: ignore[attr-defined]
-        names = [getattr(node.target, "__name__", "") for node in nodes]
-        ops = tuple(name for name in names if name in (CONV, NORM, POINTWISE))
-        return lambda *tensors: (found.append(ops), run(*tensors))[1]
-
-    monkeypatch.setattr(block_module, "_made", watched)
-    monkeypatch.setattr(block_module, "_graphs", {})
-    return found
-
-
-def make_block(dtype: torch.dtype = torch.float32, tracked: bool = True) -> Block:
-    torch.manual_seed(0)
-    layers: OrderedDict[str, nn.Module] = OrderedDict()
-    layers["bottleneck"] = nn.Conv1d(6, 4, 1, bias=False)
-    layers["conv"] = SparseConv1d(4, 9, 5, padding="same")
-    layers["norm"] = nn.BatchNorm1d(9, track_running_stats=tracked)
-    layers["relu"] = nn.ReLU()
-    return Block(layers).to(dtype)
-
-
-def plain(block: nn.Module) -> nn.Sequential:
-    return nn.Sequential(OrderedDict(copy.deepcopy(block)._modules))  # type: ignore[arg-type]
 
 
 @pytest.mark.promise("P7")
@@ -113,10 +78,10 @@ class UncheckedNorm(nn.BatchNorm1d):
 
 # What changes a block, and what is then still fused.
 CHANGES: dict[str, tuple[Callable[[Block], Any], list[str]]] = {
-    "norm hook": (lambda b: b.norm.register_forward_hook(hook), []),
-    "norm backward hook": (lambda b: b.norm.register_full_backward_hook(hook), []),
-    "relu hook": (lambda b: b.relu.register_forward_hook(hook), []),
-    "own forward": (own_forward, []),
+    "norm hook": (lambda b: b.norm.register_forward_hook(hook), NO_NORM),
+    "norm backward hook": (lambda b: b.norm.register_full_backward_hook(hook), NO_NORM),
+    "relu hook": (lambda b: b.relu.register_forward_hook(hook), FUSED),
+    "own forward": (own_forward, NO_NORM),
     "relu subclass": (lambda b: b.set_submodule("relu", RaisedReLU()), FUSED),
     "other activation": (lambda b: b.set_submodule("relu", nn.ELU()), FUSED),
     "frozen statistics": (lambda b: b.norm.eval(), FOLDED),

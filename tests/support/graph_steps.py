@@ -30,6 +30,15 @@ def sine(y: Tensor) -> Tensor:
     return y.sin().sum()
 
 
+def converted(model: nn.Module) -> nn.Module:
+    for name, module in list(model.named_modules()):
+        if isinstance(module, nn.Conv1d) and module.kernel_size[0] > 1:
+            layer = sc.SparseConv1d.from_dense(module, torch.rand_like(module.weight) < 0.1)
+            parent, _, own = name.rpartition(".")
+            setattr(model.get_submodule(parent), own, layer)
+    return model
+
+
 def linear(y: Tensor) -> Tensor:
     """A loss whose gradient does not depend on the rounding of its input."""
     weights = torch.arange(1.0, y.numel() + 1).cos().to(y.dtype)

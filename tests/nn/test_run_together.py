@@ -1,0 +1,134 @@
+"""Modules that run together in eager mode: which graphs are made, and for how long they fit."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import linecache
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from blocks import CONV, Ops, X, make_block, plain
+from graph_steps import converted
+from torch import Tensor, nn
+
+from sparseconv.models import DSN, LITE, OSCNN, InceptionTime, ResNet
+from sparseconv.nn import block as block_module
+from sparseconv.nn.block import Block
+from sparseconv.ops.backends import extension
+
+pytestmark = pytest.mark.skipif(
+    extension is None or not extension.has_fma(), reason="needs the C++ kernels and multiply-adds"
+)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: InceptionTime(2, 3, nf=4, depth=3),
+        lambda: ResNet(2, 3, nf=4),
+        lambda: LITE(2, 3, nf=4),
+        lambda: OSCNN(2, 3, n_timepoints=24),
+    ],
+    ids=["InceptionTime", "ResNet", "LITE", "OSCNN"],
+)
+def test_networks_run_together(
+    make: Callable[[], nn.Module], taken: Ops, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    model = converted(make()).double()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm1d):  # else ReLU follows zeros, up to rounding
+            nn.init.normal_(module.bias)
+    twin, x = copy.deepcopy(model), torch.randn(5, 2, 24, dtype=torch.float64)
+    for training in (True, False):
+        y = model.train(training)(x)
+        y.sin().sum().backward()
+        with monkeypatch.context() as patch:
+            patch.setattr(block_module, "runs_eagerly", lambda: False)
+            wanted = twin.train(training)(x)
+        wanted.sin().sum().backward()
+        torch.testing.assert_close(y, wanted)
+        for (name, a), b in zip(model.named_parameters(), twin.parameters(), strict=True):
+            torch.testing.assert_close(a.grad, b.grad, msg=lambda m, name=name: f"{name}: {m}")
+        torch.testing.assert_close(model.state_dict(), twin.state_dict())
+    assert len(taken) == 2
+    assert all(CONV in ops for ops in taken)
+
+
+def untracked(b: Block) -> None:
+    b.norm.track_running_stats = False
+
+
+def longer(b: Block) -> None:
+    b.bottleneck.padding = "same"
+    b.bottleneck.weight = nn.Parameter(torch.ones(4, 6, 3))
+
+
+def reordered(b: Block) -> None:
+    bias = b.norm.bias
+    del b.norm.weight, b.norm.bias
+    b.norm.bias, b.norm.weight = bias, nn.Parameter(torch.full((9,), 2.0))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        untracked,
+        longer,
+        reordered,
+        lambda b: setattr(b.bottleneck, "weight", nn.Parameter(torch.ones(2, 6, 2))),
+        lambda b: b.conv.register_parameter("bias", None),
+        lambda b: setattr(b.norm, "running_mean", None),
+        lambda b: b.norm.register_buffer("num_batches_tracked", None),
+        lambda b: setattr(b.norm, "momentum", 1),
+        lambda b: vars(b.norm).update(weight=b.norm._parameters.pop("weight").detach() + 1),
+    ],
+    ids=lambda change: change.__name__,
+)
+def test_layers_that_changed_compute_what_they_say(change: Callable[[Block], Any]) -> None:
+    block = make_block()
+    block(X)
+    change(block)
+    sequence = copy.deepcopy(nn.Sequential(*block))
+    results: list[Any] = []
+    for model in (block, sequence):
+        try:
+            results.append(model(X))
+        except (RuntimeError, ValueError) as error:
+            results.append(type(error))
+    torch.testing.assert_close(*results) if isinstance(results[0], Tensor) else None
+    assert type(results[0]) is type(results[1])
+    for a, b in zip(block.state_dict().values(), sequence.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+class Twice(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+def test_containers_of_other_classes_are_called() -> None:
+    model, x = DSN(1, 3, nf=5, kernel_size=9).eval(), torch.randn(2, 1, 30)
+    wanted = model.head(2 * model.blocks(x))
+    model.blocks = Twice(*model.blocks)
+    torch.testing.assert_close(model(x), wanted)
+
+
+def test_few_graphs_are_kept_and_no_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(block_module, "_graphs", {})
+    monkeypatch.setattr(block_module, "_MOST_GRAPHS", 2)
+    block = make_block()
+    sources = len(linecache.cache)
+    for length in (20, 30, 40, 20):
+        x = torch.randn(3, 6, length)
+        torch.testing.assert_close(block(x), plain(block)(x))
+    assert len(block_module._graphs) == 2
+    assert len(linecache.cache) == sources
+    held = [weakref.ref(tensor) for tensor in block.parameters()]
+    del block
+    gc.collect()
+    assert not any(ref() is not None for ref in held)
