@@ -19,9 +19,9 @@ from benchmarks.bench.cases import CASES, SUITES, WITHOUT_CASES, Problem, select
 from benchmarks.bench.masked import MaskedDST, PremaskedConv1d, masked_copy
 from benchmarks.bench.networks import TrainingStep
 from benchmarks.bench.run import WrongResultError
-from sparseconv import DSTScheduler
+from sparseconv import DSTScheduler, SparseConv1d
 from sparseconv.measure import timing
-from sparseconv.models import DSN
+from sparseconv.models import DSN, classifier
 from sparseconv.nn import block
 
 SECONDS = {"sparse": 2e-3, "masked_dense": 1e-2, "dense_best": 6e-3, "dense_compiled": 8e-3}
@@ -105,11 +105,13 @@ def test_rows_of_every_mode(fake_times: list[list[str]], monkeypatch: pytest.Mon
 def test_what_is_wrong_is_not_timed(
     mode: str, what: str, fake_times: list[list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls, compute = run.public_calls, block._compute
+    calls, together = run.public_calls, classifier.run_together
 
-    def wrong(*parts: Any) -> Tensor:
+    def wrong(modules: Any, x: Tensor) -> Tensor:
         """Let each layer be right alone, but not what runs them in a row."""
-        y = compute(*parts)
+        y = together(modules, x)
+        if not any(isinstance(m, SparseConv1d) for m in nn.ModuleList(modules).modules()):
+            return y
         return 1.01 * y if what == "outputs" else y + 0.1 * (y - y.detach())
 
     def wrong_calls(problem: Problem) -> Calls:
@@ -121,7 +123,7 @@ def test_what_is_wrong_is_not_timed(
     elif mode == "inference":
         monkeypatch.setattr(networks, "optimize_for_inference", lambda net: lambda x: net(x) + 1e-3)
     else:
-        monkeypatch.setattr(block, "_compute", wrong)
+        monkeypatch.setattr(classifier, "run_together", wrong)
     with pytest.raises(WrongResultError, match=f"{what}.*(is|are) wrong"):
         measured(mode, baselines=["masked_dense"])
     assert fake_times == []
@@ -135,7 +137,7 @@ def test_every_way_to_train_dense_learns_the_same(
     padding: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same gradients and masked weights, in memory of another order, and no kernel of ours."""
-    monkeypatch.setattr(block, "_compute", lambda *_: pytest.fail("a kernel of ours"))
+    monkeypatch.setattr(block, "_made", lambda *_: pytest.fail("a kernel of ours"))
     torch.manual_seed(0)
     model = small(3, padding=padding)
     X, y = torch.randn(4, 3, 20), torch.arange(4) % 2
