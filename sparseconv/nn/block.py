@@ -89,17 +89,18 @@ def _first_graph(modules: list[nn.Module], x: Any) -> tuple[int, Callable[[], Te
             del key[before[0] :], tensors[before[1] :]
             break
         known += 1
-    if SparseConv1d not in key or len(set(map(id, tensors))) < len(tensors):
-        return known, None  # a tensor that occurs twice would be two in another model
+    if len(set(map(id, tensors))) < len(tensors):  # in another model, they could be different
+        return known, None
     which = tuple(key)
     try:
         run = _graphs[which]
+    except TypeError:  # an attribute cannot be compared
+        return known, None
     except KeyError:
         if len(_graphs) >= _MOST_GRAPHS:
             _graphs.pop(next(iter(_graphs)), None)
-        run = _graphs[which] = _made(modules[:known], x)
-    except TypeError:  # an attribute that cannot be compared
-        return known, None
+        sparse = any(part is SparseConv1d for part in key)
+        run = _graphs[which] = _made(modules[:known], x) if sparse else None
     return known, None if run is None else functools.partial(run, *tensors)
 
 
@@ -133,6 +134,7 @@ def _describe(module: nn.Module, key: list[Any], tensors: list[Tensor], rows: bo
             tensors.append(t)
         else:
             return False
+    key.append(len(attributes["_modules"]))
     for name, inner in attributes["_modules"].items():
         key.append(name)
         if inner is not None and not _describe(inner, key, tensors, rows):
@@ -143,16 +145,17 @@ def _describe(module: nn.Module, key: list[Any], tensors: list[Tensor], rows: bo
 def _made(modules: list[nn.Module], x: Tensor) -> Callable[..., Tensor] | None:
     """Make the graph of the modules, or return None if nothing in it is in the kernels' order."""
     with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(devices=()):
-        twins: list[nn.Module] = copy.deepcopy(modules)
-        given = [x.clone()]
-        for twin in twins:
-            _describe(twin, [], given, False)
         try:
+            twins: list[nn.Module] = copy.deepcopy(modules)
+            given = [x.clone()]
+            for twin in twins:
+                _describe(twin, [], given, False)
             with Recorder(given) as recorder:
                 y = _call(twins, given[0])
+            recorded = recorder.returning(y)
         except (IndexError, RuntimeError, TypeError, ValueError):
-            return None  # the modules say what does not fit
-    graph, report = rewrite(recorder.returning(y), given)
+            return None  # what cannot be copied or called, or returns several tensors
+    graph, report = rewrite(recorded, given)
     if not report.enters:
         return None
     # A GraphModule's own function would stay in torch's cache of sources for ever.

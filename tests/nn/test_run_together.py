@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 import gc
 import linecache
+import threading
 import weakref
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from blocks import CONV, Ops, X, make_block, plain
@@ -85,6 +87,9 @@ def reordered(b: Block) -> None:
         lambda b: setattr(b.norm, "running_mean", None),
         lambda b: b.norm.register_buffer("num_batches_tracked", None),
         lambda b: setattr(b.norm, "momentum", 1),
+        lambda b: setattr(b.conv, "scores", np.ones(4)),
+        lambda b: setattr(b.norm, "scores", np.ones(4)),
+        lambda b: b.append(nn.MaxPool1d(2, return_indices=True)),
         lambda b: vars(b.norm).update(weight=b.norm._parameters.pop("weight").detach() + 1),
     ],
     ids=lambda change: change.__name__,
@@ -104,6 +109,12 @@ def test_layers_that_changed_compute_what_they_say(change: Callable[[Block], Any
     assert type(results[0]) is type(results[1])
     for a, b in zip(block.state_dict().values(), sequence.state_dict().values(), strict=True):
         torch.testing.assert_close(a, b)
+
+
+def test_layers_that_cannot_be_copied_are_called() -> None:
+    block = make_block().eval()
+    block.norm.lock = threading.Lock()  # type: ignore[union-attr]
+    torch.testing.assert_close(block(X), nn.Sequential(*block)(X))
 
 
 class Twice(nn.Sequential):
