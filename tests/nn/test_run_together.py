@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import linecache
+import re
 import threading
 import weakref
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from blocks import CONV, Ops, X, make_block, plain
 from graph_steps import converted
 from torch import Tensor, nn
 
+from sparseconv import KernelCSR, SparseConv1d
 from sparseconv.models import DSN, LITE, OSCNN, InceptionTime, ResNet
 from sparseconv.nn import block as block_module
 from sparseconv.nn.block import Block
@@ -143,3 +145,59 @@ def test_few_graphs_are_kept_and_no_tensors(monkeypatch: pytest.MonkeyPatch) -> 
     del block
     gc.collect()
     assert not any(ref() is not None for ref in held)
+
+
+def test_a_layer_that_occurs_twice_is_two_in_another_block() -> None:
+    torch.manual_seed(0)
+    layer, norm = SparseConv1d(6, 6, 5, padding=2), nn.BatchNorm1d(6, track_running_stats=False)
+    other = copy.deepcopy(layer)
+    nn.init.normal_(other.values)
+    for layers in ((layer, norm, layer), (layer, norm, other)):
+        torch.testing.assert_close(Block(*layers)(X), nn.Sequential(*layers)(X))
+    # One tensor in two layers, and then not.
+    other.values = layer.values
+    for _ in range(2):
+        torch.testing.assert_close(Block(layer, norm, other)(X), other(norm(layer(X))))
+        other.values = nn.Parameter(2 * layer.values.detach())
+
+
+def test_other_kernels_and_patterns_get_other_graphs(
+    unit: str, taken: Ops, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    conv = SparseConv1d(32, 32, 3, padding=1, density=0.5, block=16)
+    block = Block(nn.BatchNorm1d(32), conv, nn.Conv1d(32, 32, 1)).bfloat16()
+    x = torch.randn(4, 32, 60).bfloat16()
+
+    def error() -> float:
+        found, wanted = block(x).float(), nn.Sequential(*block)(x).float()
+        return float((found - wanted).norm() / wanted.norm())
+
+    assert error() < 0.02
+    assert len(taken) == 1
+    with monkeypatch.context() as patch:  # bfloat16 is in rows only where there are blocks
+        patch.setenv("SPARSECONV_CPU_ISA", "baseline")
+        assert error() < 0.02
+        assert len(taken) == 1
+    pattern = KernelCSR.random((32, 32, 3), conv.pattern.nnz)
+    conv.set_pattern(pattern, torch.randn(pattern.nnz).bfloat16())
+    assert error() < 0.02
+
+
+def test_making_a_graph_draws_no_random_numbers(taken: Ops) -> None:
+    block = Block(*make_block(), nn.Dropout(0.5), nn.Conv1d(9, 3, 1))
+    outputs = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        outputs.append(block(X))
+    assert outputs[0].equal(outputs[1])
+    assert len(taken) == 2
+
+
+def test_a_sparse_tensor_is_refused_by_the_layer() -> None:
+    block = Block(SparseConv1d(6, 9, 5, padding=2), nn.BatchNorm1d(9), nn.ReLU())
+    block(X)
+    with pytest.raises(Exception, match=r".") as found:
+        block(X.to_sparse())
+    with pytest.raises(type(found.value), match=re.escape(str(found.value))):
+        nn.Sequential(*block)(X.to_sparse())
