@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from sparseconv import KernelCSR, SparseConv1d
 from sparseconv.models import DSN, LITE, OSCNN, InceptionTime, ResNet
+from sparseconv.models.classifier import Residual
 from sparseconv.nn import block as block_module
 from sparseconv.nn.block import Block
 from sparseconv.ops.backends import extension
@@ -194,10 +195,36 @@ def test_making_a_graph_draws_no_random_numbers(taken: Ops) -> None:
     assert len(taken) == 2
 
 
-def test_a_sparse_tensor_is_refused_by_the_layer() -> None:
+@pytest.mark.parametrize("other", [X.to_sparse(), X.double()], ids=["layout", "dtype"])
+def test_another_tensor_is_refused_by_the_layer(other: Tensor) -> None:
     block = Block(SparseConv1d(6, 9, 5, padding=2), nn.BatchNorm1d(9), nn.ReLU())
     block(X)
     with pytest.raises(Exception, match=r".") as found:
-        block(X.to_sparse())
+        block(other)
     with pytest.raises(type(found.value), match=re.escape(str(found.value))):
-        nn.Sequential(*block)(X.to_sparse())
+        nn.Sequential(*block)(other)
+
+
+def test_the_same_block_under_autocast() -> None:
+    block = make_block()
+    for casts in (False, True, False):
+        with torch.autocast("cpu", torch.bfloat16, enabled=casts):
+            found, wanted = block(X), nn.Sequential(*block)(X)
+        torch.testing.assert_close(found, wanted, rtol=0.05, atol=0.05 if casts else 1e-5)
+
+
+def test_what_is_unknown_inside_a_container_is_called(taken: Ops) -> None:
+    inner = nn.Sequential(nn.Conv1d(9, 9, 1), nn.LayerNorm(20))
+    block = Block(*make_block(), Residual(inner, nn.Identity()), nn.Conv1d(9, 3, 1))
+    torch.testing.assert_close(block(X), nn.Sequential(*block)(X))
+    assert len(taken) == 1
+
+
+def test_a_pattern_that_was_overwritten_is_refused() -> None:
+    block = make_block()
+    block(X)
+    layer = block.conv
+    with torch.no_grad():
+        layer.col_indices.copy_(KernelCSR.random(layer.pattern.shape, 36).col_indices)
+    with pytest.raises(RuntimeError, match="overwritten in place"):
+        block(X)
