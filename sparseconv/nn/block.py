@@ -144,7 +144,7 @@ def _describe(module: nn.Module, key: list[Any], tensors: list[Tensor], rows: bo
 
 def _made(modules: list[nn.Module], x: Tensor) -> Callable[..., Tensor] | None:
     """Make the graph of the modules, or return None if nothing in it is in the kernels' order."""
-    with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(devices=()):
+    with torch.no_grad(), torch.random.fork_rng(devices=()):
         try:
             twins: list[nn.Module] = copy.deepcopy(modules)
             given = [x.clone()]
