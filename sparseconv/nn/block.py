@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import copy
 import functools
+import operator
 from collections.abc import Callable, Sequence
-from itertools import chain
 from typing import Any
 
 import torch
@@ -20,9 +20,9 @@ from sparseconv.nn.conv import SparseConv1d
 from sparseconv.nn.modules import all_modules_are_watched, has_own_code
 from sparseconv.nn.pooling import ShortAvgPool1d
 from sparseconv.ops.backends import extension, resolve_backend
-from sparseconv.ops.orders import fits_rows, in_rows, runs_eagerly
+from sparseconv.ops.orders import runs_eagerly
 
-_PLAIN = (Tensor, nn.Parameter)
+_PLAIN = {Tensor, nn.Parameter}
 _CPU = torch.device("cpu")
 _MOST_GRAPHS = 256  # that are kept
 # What these compute depends only on public attributes, tensors and the modules inside.
@@ -81,17 +81,23 @@ def _first_graph(modules: list[nn.Module], x: Any) -> tuple[int, Callable[[], Te
         return 0, None
     assert extension is not None  # or torch would not run eagerly
     key: list[Any] = [torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")]
-    key += extension.has_fma(), extension.has_block_kernels(), x.shape, x.dtype
-    tensors, rows, known = [x], in_rows(x), 0
+    key += extension.has_fma(), extension.has_block_kernels()
+    held: list[Tensor | None] = [x]
+    known = 0
     for module in modules:
-        before = len(key), len(tensors)
-        if not _describe(module, key, tensors, rows):
-            del key[before[0] :], tensors[before[1] :]
+        before = len(key), len(held)
+        if not _describe(module, key, held):
+            del key[before[0] :], held[before[1] :]
             break
         known += 1
-    if len(set(map(id, tensors))) < len(tensors):  # in another model, they could be different
+    tensors = [t for t in held if t is not None]
+    if (
+        not _PLAIN.issuperset(map(type, tensors))
+        or not _PLAIN.isdisjoint(map(type, key))  # an attribute, which may be a weight
+        or len(set(map(id, tensors))) < len(tensors)  # in another model, they could be different
+    ):
         return known, None
-    which = tuple(key)
+    which = *key, *[t if t is None else (t.shape, t.dtype, t.is_cpu) for t in held]
     try:
         run = _graphs[which]
     except TypeError:  # an attribute cannot be compared
@@ -99,13 +105,13 @@ def _first_graph(modules: list[nn.Module], x: Any) -> tuple[int, Callable[[], Te
     except KeyError:
         if len(_graphs) >= _MOST_GRAPHS:
             _graphs.pop(next(iter(_graphs)), None)
-        sparse = any(part is SparseConv1d for part in key)
-        run = _graphs[which] = _made(modules[:known], x) if sparse else None
+        pays = any(part is SparseConv1d for part in key) and all(t.is_cpu for t in tensors)
+        run = _graphs[which] = _made(modules[:known], x) if pays else None
     return known, None if run is None else functools.partial(run, *tensors)
 
 
-def _describe(module: nn.Module, key: list[Any], tensors: list[Tensor], rows: bool) -> bool:
-    """Add what decides the graph of a module, and its tensors; return whether that is known."""
+def _describe(module: nn.Module, key: list[Any], held: list[Tensor | None]) -> bool:
+    """Add what decides the graph of a module, and its tensors; return whether it is known."""
     kind, attributes = type(module), module.__dict__
     if kind not in KNOWN or has_own_code(module):
         return False
@@ -114,32 +120,34 @@ def _describe(module: nn.Module, key: list[Any], tensors: list[Tensor], rows: bo
         module._indices()  # read buffers that were written
         if module.dense_probe is not None or resolve_backend(module.backend, _CPU) != "cpp":
             return False
-        geometry = module._geometry()
-        key += geometry, rows and module.pattern.cached(fits_rows, geometry)
+        key.append(module._geometry())
     else:
-        for name, value in attributes.items():
-            if type(value) in _PLAIN:
-                return False  # it may be the weight
-            if name[0] != "_":
-                key.append(value)
+        key += _public(kind, attributes)
         if kind is nn.BatchNorm1d and module.momentum is None:
             return False  # it computes with the number of batches
         if kind is nn.Conv1d and module.padding_mode != "zeros":
             return False  # it pads by a private attribute
-    for name, t in chain(attributes["_parameters"].items(), attributes["_buffers"].items()):
-        if t is None:
-            key.append(name)
-        elif type(t) in _PLAIN and t.is_cpu:
-            key.append((name, t.shape, t.dtype))
-            tensors.append(t)
-        else:
-            return False
-    key.append(len(attributes["_modules"]))
-    for name, inner in attributes["_modules"].items():
-        key.append(name)
-        if inner is not None and not _describe(inner, key, tensors, rows):
+    parameters, buffers, inside = module._parameters, module._buffers, module._modules
+    key.append((*parameters, *buffers, *inside))
+    held += parameters.values()
+    held += buffers.values()
+    for inner in inside.values():
+        if inner is not None and not _describe(inner, key, held):
             return False
     return True
+
+
+_getters: dict[tuple[type[nn.Module], int], Callable[[dict[str, Any]], Any]] = {}
+
+
+def _public(kind: type[nn.Module], attributes: dict[str, Any]) -> Any:
+    """Return the values of a module's public attributes, faster than by asking for each name."""
+    try:
+        return _getters[kind, len(attributes)](attributes)
+    except KeyError:  # the first module of its class, or one with other attributes
+        names = [name for name in attributes if name[0] != "_"]
+        get = _getters[kind, len(attributes)] = operator.itemgetter("training", *names)
+        return get(attributes)
 
 
 def _made(modules: list[nn.Module], x: Tensor) -> Callable[..., Tensor] | None:
@@ -147,9 +155,10 @@ def _made(modules: list[nn.Module], x: Tensor) -> Callable[..., Tensor] | None:
     with torch.no_grad(), torch.random.fork_rng(devices=()):
         try:
             twins: list[nn.Module] = copy.deepcopy(modules)
-            given = [x.clone()]
+            held: list[Tensor | None] = []
             for twin in twins:
-                _describe(twin, [], given, False)
+                _describe(twin, [], held)
+            given = [x.clone(), *(t for t in held if t is not None)]
             with Recorder(given) as recorder:
                 y = _call(twins, given[0])
             recorded = recorder.returning(y)

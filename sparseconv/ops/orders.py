@@ -23,13 +23,6 @@ def runs_eagerly() -> bool:
     return bool(extension.runs_plainly(casts)) and (not casts or _casts_to_bfloat16())
 
 
-def in_rows(x: Tensor) -> bool:
-    """Return whether layers in an order compute ``x`` in bfloat16, in rows."""
-    if torch.is_autocast_enabled("cpu"):
-        return x.dtype in (torch.float32, torch.bfloat16) and _casts_to_bfloat16()
-    return x.dtype == torch.bfloat16 and extension is not None and extension.has_block_kernels()
-
-
 def _casts_to_bfloat16() -> bool:
     assert extension is not None
     dtype = torch.get_autocast_dtype("cpu")

@@ -11,7 +11,6 @@ from torch import Tensor
 from sparseconv.core.geometry import Geometry
 from sparseconv.core.pattern import KernelCSR
 from sparseconv.ops.lanes import OPS
-from sparseconv.ops.orders import in_rows
 
 
 class Conv(NamedTuple):
@@ -64,7 +63,7 @@ def run_ordered(x: Tensor, stages: Sequence[Stage]) -> Tensor:
     """Enter, compute all stages, and leave: ``(N, C, L)`` in and out."""
     n, channels, length = x.shape
     margin = max((max(s.geometry.padding) for s in stages if isinstance(s, Conv)), default=0)
-    y = OPS.lanes_enter(x.to(torch.bfloat16) if in_rows(x) else x, margin)
+    y = OPS.lanes_enter(x.to(torch.bfloat16) if torch.is_autocast_enabled("cpu") else x, margin)
     for stage in stages:
         y = stage.run(y, n, length)
         if isinstance(stage, Conv):
