@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 
 import torch
-from torch import Tensor
 
 from sparseconv.core.geometry import Geometry
 from sparseconv.core.pattern import KernelCSR
