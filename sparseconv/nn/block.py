@@ -180,7 +180,7 @@ class Block(nn.Sequential):
     These are the layers of ``KNOWN``, among them 1x1 convolutions, BatchNorm, ReLU and pooling;
     others are called, as are layers with hooks or overridden code. Results may differ by rounding
     from those of the separate modules. Each new combination of sizes, dtypes and modes needs a
-    graph. Making it takes as long as another forward pass, and 10 to 20 ms (the first one 0.2 s);
+    graph. Making it takes as long as another forward pass, and 20 to 30 ms (the first one 0.2 s);
     the last 256 that were made are kept.
 
     All modules run one by one wherever something else than eager execution traces, transforms or
