@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,7 +24,10 @@ from sparseconv.ops.orders import runs_eagerly
 _PLAIN = {Tensor, nn.Parameter}
 _CPU = torch.device("cpu")
 _MOST_GRAPHS = 256  # that are kept
-# What these compute depends only on public attributes, tensors and the modules inside.
+_SIMPLE = {bool, int, float, str, tuple, type(None)}
+# Attributes that all modules have, and a list in which convolutions keep their padding.
+_OF_ALL = {*vars(nn.Module()), "_reversed_padding_repeated_twice"}
+# What these compute depends only on their attributes, their tensors and the modules inside.
 KNOWN: set[type[nn.Module]] = {
     *(SparseConv1d, nn.Conv1d, nn.ConvTranspose1d, nn.Linear, nn.BatchNorm1d, nn.Dropout),
     *(nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.GLU),
@@ -50,9 +52,9 @@ def run_together(modules: Sequence[nn.Module], x: Tensor) -> Tensor:
         return _call(modules, x)
     rest = [leaf for module in modules for leaf in _leaves(module)]
     while rest:
-        known, graph = _first_graph(rest, x)
-        x = _call(rest[: known or 1], x) if graph is None else graph()
-        rest = rest[known or 1 :]
+        first, graph = _first_graph(rest, x)
+        x = _call(rest[:first], x) if graph is None else graph()
+        rest = rest[first:]
     return x
 
 
@@ -74,11 +76,11 @@ _graphs: dict[tuple[Any, ...], Callable[..., Tensor] | None] = {}
 
 
 def _first_graph(modules: list[nn.Module], x: Any) -> tuple[int, Callable[[], Tensor] | None]:
-    """Return how many of the first modules are known, and the graph that computes them, or None."""
-    if type(x) not in _PLAIN or not x.is_cpu or x.layout is not torch.strided:
-        return 0, None
+    """Return the number of modules to compute next, and the graph of them, or None."""
+    if type(x) not in _PLAIN or not x.is_cpu or x.layout is not torch.strided or x.is_nested:
+        return 1, None
     if x.is_inference() and torch.is_grad_enabled():  # autograd could not save it
-        return 0, None
+        return 1, None
     assert extension is not None  # or torch would not run eagerly
     key: list[Any] = [torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")]
     key += extension.has_fma(), extension.has_block_kernels()
@@ -91,44 +93,44 @@ def _first_graph(modules: list[nn.Module], x: Any) -> tuple[int, Callable[[], Te
             break
         known += 1
     tensors = [t for t in held if t is not None]
-    if (
-        not _PLAIN.issuperset(map(type, tensors))
-        or not _PLAIN.isdisjoint(map(type, key))  # an attribute, which may be a weight
-        or len(set(map(id, tensors))) < len(tensors)  # in another model, they could be different
-    ):
-        return known, None
+    # A tensor that occurs twice could be two in another model.
+    distinct = len(set(map(id, tensors))) == len(tensors)
+    if known == 0 or not distinct or not _PLAIN.issuperset(map(type, tensors)):
+        return known or 1, None
     which = *key, *[t if t is None else (t.shape, t.dtype, t.is_cpu) for t in held]
     try:
         run = _graphs[which]
-    except TypeError:  # an attribute cannot be compared
-        return known, None
     except KeyError:
         if len(_graphs) >= _MOST_GRAPHS:
             _graphs.pop(next(iter(_graphs)), None)
         pays = any(part is SparseConv1d for part in key) and all(t.is_cpu for t in tensors)
-        run = _graphs[which] = _made(modules[:known], x) if pays else None
+        run = _graphs[which] = _made(modules[:known], tensors) if pays else None
     return known, None if run is None else functools.partial(run, *tensors)
 
 
 def _describe(module: nn.Module, key: list[Any], held: list[Tensor | None]) -> bool:
     """Add what decides the graph of a module, and its tensors; return whether it is known."""
-    kind, attributes = type(module), module.__dict__
+    kind = type(module)
     if kind not in KNOWN or has_own_code(module):
         return False
-    key.append(kind)
+    parameters, buffers, inside = module._parameters, module._buffers, module._modules
+    key += kind, (*parameters, *buffers, *inside)
     if isinstance(module, SparseConv1d):
         module._indices()  # read buffers that were written
-        if module.dense_probe is not None or resolve_backend(module.backend, _CPU) != "cpp":
+        usable = module.dense_probe is None and "values" in parameters and "bias" in parameters
+        if not usable or resolve_backend(module.backend, _CPU) != "cpp":
             return False
         key.append(module._geometry())
     else:
-        key += _public(kind, attributes)
+        attributes = module.__dict__
+        values = list(map(attributes.__getitem__, _added(*attributes)))
+        if not _SIMPLE.issuperset(map(type, values)):
+            return False  # one may be a weight, or not comparable
+        key += values
         if kind is nn.BatchNorm1d and module.momentum is None:
             return False  # it computes with the number of batches
         if kind is nn.Conv1d and module.padding_mode != "zeros":
-            return False  # it pads by a private attribute
-    parameters, buffers, inside = module._parameters, module._buffers, module._modules
-    key.append((*parameters, *buffers, *inside))
+            return False  # it pads by a list, which the key has not
     held += parameters.values()
     held += buffers.values()
     for inner in inside.values():
@@ -137,33 +139,27 @@ def _describe(module: nn.Module, key: list[Any], held: list[Tensor | None]) -> b
     return True
 
 
-_getters: dict[tuple[type[nn.Module], int], Callable[[dict[str, Any]], Any]] = {}
+@functools.lru_cache
+def _added(*names: str) -> tuple[str, ...]:
+    """Return those attributes of a module that its class or its user added."""
+    return "training", *(name for name in names if name not in _OF_ALL)
 
 
-def _public(kind: type[nn.Module], attributes: dict[str, Any]) -> Any:
-    """Return the values of a module's public attributes, faster than by asking for each name."""
-    try:
-        return _getters[kind, len(attributes)](attributes)
-    except KeyError:  # the first module of its class, or one with other attributes
-        names = [name for name in attributes if name[0] != "_"]
-        get = _getters[kind, len(attributes)] = operator.itemgetter("training", *names)
-        return get(attributes)
-
-
-def _made(modules: list[nn.Module], x: Tensor) -> Callable[..., Tensor] | None:
+def _made(modules: list[nn.Module], tensors: list[Tensor]) -> Callable[..., Tensor] | None:
     """Make the graph of the modules, or return None if nothing in it is in the kernels' order."""
     with torch.no_grad(), torch.random.fork_rng(devices=()):
+        memo: dict[int, Any] = {id(t): t.detach().clone() for t in tensors}
+        given = list(memo.values())
+        for module in nn.ModuleList(modules).modules():  # attributes are not copied
+            own = (value for name, value in vars(module).items() if name not in _OF_ALL)
+            memo |= {id(value): value for value in own}
+        twins = copy.deepcopy(modules, memo)
         try:
-            twins: list[nn.Module] = copy.deepcopy(modules)
-            held: list[Tensor | None] = []
-            for twin in twins:
-                _describe(twin, [], held)
-            given = [x.clone(), *(t for t in held if t is not None)]
             with Recorder(given) as recorder:
                 y = _call(twins, given[0])
             recorded = recorder.returning(y)
-        except (IndexError, RuntimeError, TypeError, ValueError):
-            return None  # what cannot be copied or called, or returns several tensors
+        except Exception:
+            return None  # the modules raise it, too, or return several tensors
     graph, report = rewrite(recorded, given)
     if not report.enters:
         return None

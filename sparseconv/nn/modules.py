@@ -151,6 +151,7 @@ def has_own_code(module: nn.Module) -> bool:
         or attributes["_backward_hooks"]
         or attributes["_backward_pre_hooks"]
         or "forward" in attributes
+        or attributes.get("_compiled_call_impl") is not None
         or type(module).__call__ is not nn.Module.__call__
     )
 

@@ -310,6 +310,9 @@ def test_modules_of_other_types_are_called(taken: Ops) -> None:
     assert taken
     with pytest.raises(TypeError, match="input"):
         block("a series")
+    block.register_module("nothing", None)
+    with pytest.raises(TypeError, match="not callable"):
+        block(X)
 
 
 def test_what_is_written_in_place_is_seen(taken: Ops) -> None:

@@ -6,7 +6,6 @@ import copy
 import gc
 import linecache
 import re
-import threading
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -118,11 +117,15 @@ def test_layers_that_changed_compute_what_they_say(change: Callable[[Block], Any
         torch.testing.assert_close(a, b)
 
 
-def test_a_weight_that_is_an_attribute_is_read_in_every_call() -> None:
-    block = make_block()
-    block.norm.__dict__["weight"] = block.norm._parameters.pop("weight").detach()  # type: ignore[union-attr,operator]
+@pytest.mark.parametrize(("place", "name"), [("norm", "weight"), ("conv", "values")])
+def test_a_weight_that_is_an_attribute_is_read_in_every_call(place: str, name: str) -> None:
+    other, block = make_block(), make_block()
+    other.get_submodule(place)._note = "as long a list of attributes"  # type: ignore[assignment]
+    other(X)
+    layer: Any = block.get_submodule(place)
+    vars(layer)[name] = layer._parameters.pop(name).detach()
     for factor in (1, 2):
-        block.norm.weight.mul_(factor)  # type: ignore[union-attr,operator]
+        vars(layer)[name].mul_(factor)
         torch.testing.assert_close(block(X), nn.Sequential(*block)(X))
 
 
@@ -134,10 +137,43 @@ def test_dense_layers_pad_as_when_they_were_made() -> None:
         torch.testing.assert_close(block(X), nn.Sequential(*block)(X))
 
 
-def test_layers_that_cannot_be_copied_are_called() -> None:
-    block = make_block().eval()
-    block.norm.lock = threading.Lock()  # type: ignore[union-attr]
+class Owner:
+    """Belongs to the user, who put it into a layer."""
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        raise AttributeError("cannot be copied")
+
+    def __hash__(self) -> int:
+        raise ValueError("cannot be compared")
+
+
+@pytest.mark.parametrize("place", ["conv", "norm"])
+def test_what_a_user_put_into_layers_is_left_alone(place: str) -> None:
+    block, owner = make_block().eval(), Owner()
+    block.get_submodule(place).owner = owner  # type: ignore[assignment]
     torch.testing.assert_close(block(X), nn.Sequential(*block)(X))
+    held = weakref.ref(owner)
+    del block, owner
+    gc.collect()
+    assert held() is None
+
+
+def test_weights_of_a_functional_call_make_a_graph(taken: Ops) -> None:
+    block = make_block()
+    doubled = {name: 2 * p for name, p in block.named_parameters()}
+    found = torch.func.functional_call(block, doubled, (X,))
+    with torch.no_grad():
+        for p in block.parameters():
+            p.mul_(2)
+    torch.testing.assert_close(found, block(X))
+    assert len(taken) == 2
+
+
+def test_modules_with_code_of_their_own_are_called() -> None:
+    block = make_block()
+    block.bottleneck.compile(backend="eager", disable=True)
+    block.relu._compiled_call_impl = lambda x: x.relu() + 1  # type: ignore[union-attr,assignment]
+    assert block(X).min() >= 1
 
 
 class Twice(nn.Sequential):
@@ -217,7 +253,14 @@ def test_making_a_graph_draws_no_random_numbers(taken: Ops) -> None:
     assert len(taken) == 2
 
 
-@pytest.mark.parametrize("other", [X.to_sparse(), X.double()], ids=["layout", "dtype"])
+OTHERS = {
+    "layout": X.to_sparse(),
+    "dtype": X.double(),
+    "nested": torch.nested.nested_tensor([X[0]]),
+}
+
+
+@pytest.mark.parametrize("other", OTHERS.values(), ids=OTHERS)
 def test_another_tensor_is_refused_by_the_layer(other: Tensor) -> None:
     block = Block(SparseConv1d(6, 9, 5, padding=2), nn.BatchNorm1d(9), nn.ReLU())
     block(X)
