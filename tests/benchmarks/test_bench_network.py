@@ -137,7 +137,7 @@ def test_every_way_to_train_dense_learns_the_same(
     padding: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same gradients and masked weights, in memory of another order, and no kernel of ours."""
-    monkeypatch.setattr(block, "_made", lambda *_: pytest.fail("a kernel of ours"))
+    monkeypatch.setattr(block, "_describe", lambda *_: pytest.fail("time for kernels of ours"))
     torch.manual_seed(0)
     model = small(3, padding=padding)
     X, y = torch.randn(4, 3, 20), torch.arange(4) % 2
