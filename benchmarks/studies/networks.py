@@ -216,4 +216,4 @@ def section(path: Path = RESULTS) -> str:
 
 def cell(row: dict[str, Any]) -> str:
     mark = "*" if row["sparse"] == "sparse" else ""
-    return f"{Estimate(*row['ratio'])}{mark} {row['dense']}"
+    return f"{Estimate(*row['ratio'])}{mark}<br>{row['dense']}"

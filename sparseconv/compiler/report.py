@@ -32,7 +32,7 @@ class GraphReport:
     def __str__(self) -> str:
         """Describe the graph in a few lines."""
         inside = ", ".join(f"{count} {name}" for name, count in sorted(self.lanes.items()))
-        head = f"in lanes: {inside or 'nothing'}; {self.enters} enter, {self.leaves} leave"
+        head = f"in lanes: {inside or 'nothing'}\n  tensors: {self.enters} enter, {self.leaves} leave"
         modules = [f"  modules in lanes: {', '.join(self.modules)}"] * bool(self.modules)
         outside = (f"  {name}: {why}" for name, why in self.outside.items())
         return "\n".join((head, *modules, *outside))

@@ -219,5 +219,5 @@ def test_networks_are_timed_in_each_mode(
     monkeypatch.setattr(networks, "NETWORKS", small)
     _, printed = measured("networks")
     assert timed == [networks.DENSE.keys() | networks.SPARSE.keys()] * 4, "each mode once"
-    cell = "3.00 [3.00, 3.00]* channels_last |"
+    cell = "3.00 [3.00, 3.00]*<br>channels_last |"
     assert f"4 x 1 x 64 | {cell} {cell}" in " ".join(printed.split())
