@@ -118,6 +118,17 @@ def test_functions_of_single_samples() -> None:
     assert not report.outside, report
 
 
+def test_replicated_ends_are_read_by_the_convolution() -> None:
+    class Padded(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self[2](self[1](self[0](F.pad(x, (1, 1), mode="replicate"))))
+            return y
+
+    model = Padded(sparse(4, 8, 3, padding=0), nn.BatchNorm1d(8), nn.ReLU())
+    report = check(model, torch.randn(4, 4, 40))[0]
+    assert (report.lanes, report.enters) == ({"lanes_conv": 1, "lanes_norm": 1}, 1), report
+
+
 class Steps(nn.Module):
     """Down and up again, by averages, next to what is skipped."""
 

@@ -117,6 +117,7 @@ def test_checkpoints_in_place(empty: bool, tmp_path: Path) -> None:
         ("crow_indices", lambda t: t.fill_(10**6)),
         ("crow_indices", lambda t: t.copy_(t.flip(0))),
         ("crow_indices", lambda t: t.add_(1)),
+        ("col_indices", lambda t: t.resize_(len(t) - 1)),
     ],
 )
 def test_damaged_indices_reach_no_kernel(name: str, damage: Any) -> None:

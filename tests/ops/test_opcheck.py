@@ -37,6 +37,8 @@ def signatures() -> Iterator[tuple[str, tuple[Any, ...]]]:
     for dtype in lane_dtypes():
         for name, args in lane_arguments(dtype).items():
             yield name, args
+            if name == "lanes_norm":  # its channels come from no vector
+                yield name, (args[0], *[None] * 4, *args[5:])
             if name in DIFFERENTIABLE:
                 yield name, tuple(with_gradient(argument) for argument in args)
 
