@@ -20,7 +20,6 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from sparseconv.core.arrays import as_tensor, class_indices, without_index
 from sparseconv.core.generators import generators_kept
-from sparseconv.models.classifier import Classifier
 from sparseconv.nn.modules import has_codes
 
 BATCH = 64  # series in a batch, where arrays are given
@@ -51,13 +50,13 @@ def copied_arguments(model: nn.Module, given: Any) -> tuple[Any, ...]:
 def for_model(owner: str, model: nn.Module, X: Any) -> Tensor:
     """Return series in the model's dtype, on their current device.
 
-    Integers stay integers if the model has an ``nn.Embedding``. The networks of ``models`` also
-    accept single-channel series as ``(n_cases, n_timepoints)``.
+    Integers stay integers if the model has an ``nn.Embedding``. The networks of ``models``, which
+    have ``check_series``, also accept single-channel series as ``(n_cases, n_timepoints)``.
     """
     x = as_tensor(X, f"{owner}: expected X to contain real numbers")
     if x.is_floating_point() or not has_codes(model):
         x = x.to(next(model.parameters(), torch.empty(0)).dtype)
-    return x[:, None] if x.dim() == 2 and isinstance(model, Classifier) else x
+    return x[:, None] if x.dim() == 2 and hasattr(model, "check_series") else x
 
 
 @contextmanager
