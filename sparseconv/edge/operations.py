@@ -205,6 +205,13 @@ def mapped(build: Builder, x: Value, call: Call) -> Value:
     return Value(made, x.places)
 
 
+def gated(build: Builder, x: Value, call: Call) -> Value:
+    """Add ``glu``: one half times the sigmoid of the other."""
+    half, gate = (Value(x.of, part) for part in x.places.chunk(2, call.args["dim"]))
+    gate = mapped(build, gate, Call("sigmoid", [gate], {}, torch.sigmoid))
+    return arithmetic(build, half, call._replace(name="mul", values=[half, gate]))
+
+
 def power(build: Builder, x: Value, call: Call) -> Value:
     if call.args.get("exponent", 2) != 2:
         raise NotImplementedError("must have exponent 2; for x**3, write x * x * x")
@@ -305,6 +312,7 @@ RULES: dict[str, Callable[[Builder, Value, Call], Any]] = {
     "conv_transpose1d": transposed, "upsample_nearest1d": upsampled, "linear": linear,
     "batch_norm": norm, "max_pool1d": pool, "avg_pool1d": pool, "cat": joined, "pad": padded,
     "softmax": ending, "log_softmax": ending, "pow": power, "square": power,
+    "glu": gated,
     **dict.fromkeys((
         "mean", "sum", "max", "amax", "matmul", "adaptive_avg_pool1d", "adaptive_max_pool1d",
     ), over_time),

@@ -111,7 +111,7 @@ class Everything(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.first((x - self.middle) / 2)
         kept, gate = self.gates(x).chunk(2, dim=1)
-        y = torch.tanh(kept) * torch.sigmoid(gate) - x
+        y = torch.tanh(kept) * torch.sigmoid(gate) - F.glu(torch.cat([x, kept], 1), 1)
         twice = torch.cat([y.mean(-1)] * 2, 1)
         scale = F.hardsigmoid(self.many(F.leaky_relu(self.few(twice), 0.2)))
         y = torch.cat([y * scale.unsqueeze(-1), x.flip(-1), F.max_pool1d(F.elu(x), 3, 1, 1)], 1)
