@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import functools
 import re
 from typing import Any
@@ -11,8 +12,8 @@ from torch import nn
 
 from sparseconv.nn.modules import deepcopy_model
 
-# A module in the name of a guard: optimized._modules['0']._modules['conv']
-_CHILD = re.compile(r"\._modules\['([^']*)'\]")
+# A module in the name of a guard: optimized._modules['0']._modules["it's"]
+_CHILD = re.compile(r"""\._modules\[('(?:[^'\\]|\\.)*'|"[^"]*")\]""")
 _OF_MODEL = re.compile(rf"\boptimized\b(?:{_CHILD.pattern})*")
 
 
@@ -73,7 +74,9 @@ def _guards_worth_their_time(model: nn.Module, entries: Any) -> list[bool]:
     return [
         not (found := _OF_MODEL.search(entry.name))
         or entry.name.endswith(".training")
-        or not _is_known(model.get_submodule(".".join(_CHILD.findall(found[0]))))
+        or not _is_known(
+            model.get_submodule(".".join(map(ast.literal_eval, _CHILD.findall(found[0]))))
+        )
         for entry in entries
     ]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import random
-from collections import Counter
+from collections import Counter, OrderedDict
 from typing import Any, cast
 
 import pytest
@@ -200,6 +200,21 @@ def test_what_is_followed() -> None:
     for network in (model, fast):
         network.train()
     check_equal()
+
+
+@pytest.mark.parametrize("name", ["scale", "it's", 'a"b', 'it\'s "b"'])
+def test_attributes_of_own_modules_are_followed(name: str) -> None:
+    class Scale(nn.Module):
+        factor = 1.0
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x * self.factor
+
+    layers = OrderedDict([("conv", sc.SparseConv1d(2, 8, 5)), (name, Scale())])
+    fast, x = sc.optimize_for_inference(nn.Sequential(layers)), torch.randn(4, 2, 20)
+    once = fast(x)
+    fast._modules[name].factor = 2.0  # type: ignore[union-attr, assignment]
+    torch.testing.assert_close(fast(x), 2 * once)
 
 
 class Streams(nn.Module):
