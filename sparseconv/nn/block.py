@@ -115,6 +115,8 @@ def _first_graph(modules: list[nn.Module], x: Any) -> tuple[int, Callable[[], Te
             _graphs.pop(next(iter(_graphs)), None)
         pays = any(part is SparseConv1d for part in key) and all(t.is_cpu for t in tensors)
         run = _graphs[which] = _made(modules[:known], tensors) if pays else None
+    except TypeError:  # a list in a tuple that the user added to a module
+        return known, None
     return known, None if run is None else functools.partial(run, *tensors)
 
 

@@ -93,6 +93,7 @@ def reordered(b: Block) -> None:
         lambda b: setattr(b.norm, "momentum", 1),
         lambda b: setattr(b.conv, "scores", np.ones(4)),
         lambda b: setattr(b.norm, "scores", np.ones(4)),
+        lambda b: setattr(b.norm, "notes", ("kept", ["a list"])),
         lambda b: b.append(nn.MaxPool1d(2, return_indices=True)),
     ],
     ids=lambda change: change.__name__,
