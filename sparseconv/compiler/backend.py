@@ -13,16 +13,17 @@ from torch.fx import Graph, GraphModule, Node
 
 from sparseconv.compiler import rewrites
 from sparseconv.compiler.choice import choose
-from sparseconv.compiler.inplace import make_functional
+from sparseconv.compiler.inplace import keeps_places, make_functional
 from sparseconv.compiler.lowering import Lowering
 from sparseconv.compiler.report import GraphReport, remember
 from sparseconv.compiler.rules import mark_hidden, rule_of
 from sparseconv.compiler.steps import (
     Outside,
     Step,
+    is_permuted,
     is_signal,
     mark_float32,
-    switches_gradients,
+    require,
     value_of,
 )
 from sparseconv.core.checks import OVERWRITTEN
@@ -58,7 +59,7 @@ def _lower_best(graph: Graph) -> tuple[Graph, GraphReport]:
     try:
         make_functional(graph)
     except Outside as reason:
-        return graph, GraphReport(outside={"all": str(reason)})
+        return graph, GraphReport(outside={str(reason): ["all"]})
     _compare_versions(graph)
     rewrites.drop_casts(graph)
     ways = [graph]
@@ -74,30 +75,32 @@ def _lower_best(graph: Graph) -> tuple[Graph, GraphReport]:
 def _lower(graph: Graph) -> tuple[Graph, GraphReport, float]:
     """Rewrite a functional graph, and say what was done, and how many nanoseconds it saves."""
     report = GraphReport()
-    rewrites.simplify(graph)
+    fixed = keeps_places(graph)
+    rewrites.simplify(graph, fixed)
     mark_hidden(graph)
     steps: dict[Node, Step] = {}
     for node in graph.nodes:
         rule = rule_of(node)
         try:
             if rule is not None and isinstance(value_of(node), Tensor):
+                require(not is_permuted(value_of(node)), "its result is stored in another order")
                 steps[node] = rule(node)
             elif _touches_series(node):
                 raise Outside("it has no rule")
         except Outside as reason:
             if _touches_series(node):
-                report.outside[node.name] = str(reason)
+                report.outside.setdefault(str(reason), []).append(_place(node))
     chosen, saved = choose(steps)
     for node in steps:
         if node not in chosen:
-            report.outside[node.name] = "converting its tensors would cost more than it saves"
-    stacks = [node.meta.get("nn_module_stack") for node in steps if node in chosen]
-    paths = (list(stack.values())[-1][0] for stack in stacks if stack)
-    report.modules = list(dict.fromkeys(path.partition("].")[2] or path for path in paths))
+            why = "converting its tensors would cost more than it saves"
+            report.outside.setdefault(why, []).append(_place(node))
+    modules = dict.fromkeys(_module_of(node) for node in steps if node in chosen)
+    report.modules = [path for path in modules if path]
     before = set(graph.nodes)
     lowering = Lowering(graph, {node: step for node, step in steps.items() if node in chosen})
     lowering.run()
-    if not switches_gradients(graph):
+    if not fixed:
         rewrites.join_in_lanes(graph)
     _drop_dead(graph)
     report.enters, report.leaves = lowering.entered, lowering.left
@@ -155,10 +158,21 @@ def _title(node: Node) -> str:
     return str(getattr(node.target, "__name__", node.target))
 
 
+def _module_of(node: Node) -> str:
+    stack = node.meta.get("nn_module_stack")
+    return list(stack.values())[-1][0].partition("].")[2] if stack else ""
+
+
+def _place(node: Node) -> str:
+    """Return the name of an operation and of its module."""
+    return f"{_title(node)} in {_module_of(node) or 'the model'}"
+
+
 def _touches_series(node: Node) -> bool:
-    return node.op in ("call_function", "call_method") and (
-        is_signal(node) or any(map(is_signal, node.all_input_nodes))
-    )
+    if node.op not in ("call_function", "call_method"):
+        return False
+    is_size = isinstance(value_of(node), int | torch.SymInt)
+    return not is_size and any(map(is_signal, (node, *node.all_input_nodes)))
 
 
 def _drop_dead(graph: Graph) -> None:

@@ -78,6 +78,13 @@ def make_functional(graph: Graph) -> None:
             user.replace_input_with(written, computed)
 
 
+def keeps_places(graph: Graph) -> bool:
+    """Return whether no operation may move: gradients are switched, or weights are written."""
+    written = (value_of(_written(node)) for node in graph.nodes)
+    floats = any(isinstance(x, Tensor) and x.is_floating_point() for x in written)
+    return floats or switches_gradients(graph)
+
+
 def _in_its_dtype(node: Node) -> Node:
     """Cast what a node computes to the dtype of the tensor that it wrote into."""
     value = value_of(node)
@@ -100,7 +107,7 @@ def _written(node: Node) -> Any:
     name = str(target if node.op == "call_method" else getattr(target, "__name__", ""))
     if node.op not in ("call_method", "call_function"):
         return None
-    if isinstance(node.kwargs.get("out"), Node):
+    if node.kwargs.get("out") is not None:
         return node.kwargs["out"]
     if isinstance(target, torch._ops.OpOverload):
         schema = target._schema.arguments

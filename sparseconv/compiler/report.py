@@ -19,23 +19,24 @@ class GraphReport:
         lanes: how often each operation is computed in lanes, after others were joined to it.
         enters: how many tensors are converted to lanes.
         leaves: how many are converted back.
-        outside: for each operation on series that is not in lanes, the reason.
+        outside: reasons, each with the operations on series that it keeps out of lanes.
         modules: those with operations in lanes.
     """
 
     lanes: Counter[str] = field(default_factory=Counter)
     enters: int = 0
     leaves: int = 0
-    outside: dict[str, str] = field(default_factory=dict)
+    outside: dict[str, list[str]] = field(default_factory=dict)
     modules: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         """Describe the graph in a few lines."""
         inside = ", ".join(f"{count} {name}" for name, count in sorted(self.lanes.items()))
-        head = f"in lanes: {inside or 'nothing'}\n  tensors: {self.enters} enter, {self.leaves} leave"
+        head = f"in lanes: {inside or 'nothing'}"
+        tensors = f"  tensors: {self.enters} enter, {self.leaves} leave"
         modules = [f"  modules in lanes: {', '.join(self.modules)}"] * bool(self.modules)
-        outside = (f"  {name}: {why}" for name, why in self.outside.items())
-        return "\n".join((head, *modules, *outside))
+        outside = (f"  {', '.join(dict.fromkeys(who))}: {why}" for why, who in self.outside.items())
+        return "\n".join((head, tensors, *modules, *outside))
 
 
 class CompiledReport(tuple[GraphReport, ...]):

@@ -17,7 +17,6 @@ from sparseconv.compiler.steps import (
     in_rows,
     is_signal,
     named,
-    switches_gradients,
     value_of,
 )
 from sparseconv.core.geometry import PADDING_MODES, Geometry
@@ -36,11 +35,11 @@ _NORM = OPS.lanes_norm.default
 _POINTWISE = OPS.lanes_pointwise.default
 _ADDITIONS = operator.add, torch.add, "add"
 # Where these are among the arguments of ``lanes_norm``.
-_PARTS, _ADDED, _RELU = 0, 5, 9
+_PARTS, _STATISTICS, _ADDED, _RELU = 0, slice(3, 5), 5, 9
 
 
-def simplify(graph: Graph) -> None:
-    """Apply all rewrites to a functional graph."""
+def simplify(graph: Graph, fixed: bool) -> None:
+    """Apply all rewrites to a functional graph, or those that move nothing."""
     alone = _parts_of_split, _narrow
     joins = (
         _gate,
@@ -50,7 +49,7 @@ def simplify(graph: Graph) -> None:
         _fold_norm,
         _relu_after_conv,
     )
-    for rewrite in alone if switches_gradients(graph) else (*alone, *joins):
+    for rewrite in alone if fixed else (*alone, *joins):
         for node in list(graph.nodes):
             rewrite(graph, node)
 
@@ -83,16 +82,17 @@ def _as_narrow(graph: Graph, node: Node, x: Node, dim: int, start: int) -> None:
 
 def _parts_of_split(graph: Graph, node: Any) -> None:
     """Turn the parts of ``chunk`` and ``split`` over channels into ``narrow``."""
-    if node.target not in _SPLITS or not is_signal(node.args[0]):
+    if node.target not in _SPLITS:
         return
     given = named(node, "input sizes dim")
+    x: Any = given.get("input", given.get("tensor"))
     parts = [user for user in node.users if user.target is operator.getitem]
-    if given.get("dim", 0) not in (1, -2) or len(parts) < len(node.users):
+    if not is_signal(x) or given.get("dim", 0) not in (1, -2) or len(parts) < len(node.users):
         return
     widths = [int(part.shape[1]) for part in value_of(node)]
     for part in parts:
         i = part.args[1] % len(widths)
-        _as_narrow(graph, part, node.args[0], 1, sum(widths[:i]))
+        _as_narrow(graph, part, x, 1, sum(widths[:i]))
     graph.erase_node(node)
 
 
@@ -305,6 +305,9 @@ def _add_before_relu(graph: Graph, relu: Any) -> None:
     for output, other in _terms(add):
         norm = _norm_behind(output)
         if norm is None or norm.args[_RELU] or len(output.users) > 1:
+            continue
+        # The norm moves down to the addition, past what may read the statistics that it updates.
+        if any(isinstance(x, Node) and len(x.users) > 1 for x in norm.args[_STATISTICS]):
             continue
         arguments = list(norm.args)
         arguments[_ADDED], arguments[_RELU] = other, True

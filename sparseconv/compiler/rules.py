@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch.fx import Graph, Node
 
 from sparseconv.compiler import operations
-from sparseconv.compiler.steps import Step, is_signal
+from sparseconv.compiler.steps import Step, is_signal, named
 from sparseconv.ops.lanes import OPS
 
 RULES: dict[Any, Callable[[Any], Step]] = {
@@ -101,4 +101,5 @@ def mark_hidden(graph: Graph) -> None:
 
 def _crops(node: Node) -> bool:
     """Return whether a node drops first samples."""
-    return bool(node.target is torch.narrow and node.args[1] == 2 and node.args[2])
+    given = named(node, "input dim start length")
+    return bool(node.target is torch.narrow and given["dim"] == 2 and given["start"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -104,6 +105,11 @@ def require_signal(x: Any) -> None:
     require(is_signal(x), "it is not on a batch of float32, float64 or bfloat16 series on a CPU")
 
 
+def is_permuted(value: Tensor) -> bool:
+    """Return whether a tensor's dimensions are stored in another order, which torch often keeps."""
+    return not value.is_contiguous() and any(a < b for a, b in pairwise(value.stride()))
+
+
 def switches_gradients(graph: Graph) -> bool:
     """Return whether parts run without gradients, so that not all operations can be joined."""
     return any(node.target is torch._C._set_grad_enabled for node in graph.nodes)
@@ -123,6 +129,9 @@ def signal_of(node: Node, names: str) -> tuple[Node, dict[str, Any]]:
     given = named(node, names)
     x = given[names.split()[0]]
     require_signal(x)
+    sizes = (int, torch.SymInt, torch.SymFloat)
+    computed = any(isinstance(value_of(other), sizes) for other in node.all_input_nodes)
+    require(not computed, "its options are computed from sizes")
     return x, given
 
 

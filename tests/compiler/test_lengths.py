@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
 from graph_steps import check, compiled, sparse
 from torch import Tensor, nn
+
+from sparseconv.compiler import compiled_report
 
 pytestmark = pytest.mark.promise("P7")
 
@@ -127,6 +131,79 @@ def test_replicated_ends_are_read_by_the_convolution() -> None:
     model = Padded(sparse(4, 8, 3, padding=0), nn.BatchNorm1d(8), nn.ReLU())
     report = check(model, torch.randn(4, 4, 40))[0]
     assert (report.lanes, report.enters) == ({"lanes_conv": 1, "lanes_norm": 1}, 1), report
+
+
+def test_statistics_are_updated_in_order() -> None:
+    """A norm may not move past what reads or updates its statistics."""
+
+    class Twice(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            first, second, norm = self
+            y = F.relu(norm(first(x)) + torch.sigmoid(norm(second(x))))
+            z = norm(second(x))
+            mean = norm.running_mean.clone()
+            return y + F.relu(z + first(x)) + mean[:, None]
+
+    model = Twice(sparse(4, 8, 5), sparse(4, 8, 5), nn.BatchNorm1d(8))
+    assert check(model, torch.randn(16, 4, 40))[0].lanes["lanes_norm"] == 3
+
+
+def test_nothing_moves_past_what_writes_a_weight() -> None:
+    class Written(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            sparse, dense, norm = self
+            y, z = sparse(x), dense(x)
+            sparse.bias.add_(1.0)
+            dense.bias.mul_(2.0)
+            return F.relu(norm(y) + z)
+
+    for training in (True, False):
+        model = Written(sparse(4, 8, 5), nn.Conv1d(4, 8, 1), nn.BatchNorm1d(8)).train(training)
+        twin, x = copy.deepcopy(model), torch.randn(16, 4, 40)
+        with torch.no_grad():
+            torch.testing.assert_close(compiled(model)(x), twin(x))
+
+
+def test_several_outputs_may_be_written() -> None:
+    class Largest(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            y, index = x.new_zeros(x.shape), x.new_zeros(x.shape, dtype=torch.long)
+            torch.max(x[None], 0, out=(y, index))
+            z: Tensor = self[0](y) + self[1](y)
+            return z
+
+    model, x = Largest(sparse(4, 8, 5), sparse(4, 8, 5)), torch.randn(16, 4, 40)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(model)(x), model(x))
+
+
+def test_permuted_results_stay_permuted() -> None:
+    class Permuted(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            y = F.dropout(self[1](self[0](x)).transpose(1, 2), 0.0, training=True)
+            return torch.relu(y).transpose(1, 2).view(16, -1)
+
+    model = Permuted(sparse(4, 8, 5), nn.BatchNorm1d(8))
+    report = check(model, torch.randn(16, 4, 40))[0]
+    assert report.outside["its result is stored in another order"]
+
+
+def test_options_by_name_and_from_sizes() -> None:
+    class Named(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            y = self[0](x)
+            a, b = torch.chunk(input=y, chunks=2, dim=1)
+            c, _ = torch.split(tensor=y, split_size_or_sections=4, dim=1)
+            few = torch.narrow(y.mean(2), dim=1, start=0, length=3)
+            pooled = F.avg_pool1d(y, y.shape[-1]) + F.max_pool1d(y, y.shape[-1])
+            return (a * b + c).flatten(1).sum(1) + few.sum(1) + pooled.sum((1, 2))
+
+    model = Named(sparse(4, 8, 5))
+    run = compiled(model)
+    for length in (40, 48, 56):
+        x = torch.randn(16, 4, length)
+        torch.testing.assert_close(run(x), model(x))
+    assert "its options are computed from sizes" in str(compiled_report(model))
 
 
 class Steps(nn.Module):

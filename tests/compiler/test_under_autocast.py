@@ -168,7 +168,7 @@ def test_around_a_checkpoint() -> None:
     model, x = Checkpointed().eval(), torch.randn(2, 4, 40)
     with torch.no_grad():
         torch.testing.assert_close(compiled(model)(x), model(x))
-    assert "checkpoint" in compiled_report(model)[0].outside["all"]
+    assert "checkpoint" in str(compiled_report(model))
 
 
 def test_inside_a_checkpoint() -> None:
