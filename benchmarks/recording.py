@@ -106,9 +106,11 @@ def add_missing(
 
 def machines(rows: Sequence[Mapping[str, Any]]) -> str:
     """Name what the rows were measured on: processors, instruction sets, versions and days."""
-    found = (row["machine"] for row in rows)
-    texts = {f"{m['cpu']}, {m['isa']}, torch {m['torch']}, {m['date'][:10]}" for m in found}
-    return "; ".join(sorted(texts))
+    days: dict[str, set[str]] = {}
+    for machine in (row["machine"] for row in rows):
+        name = f"{machine['cpu']}, {machine['isa']}, torch {machine['torch']}"
+        days.setdefault(name, set()).add(machine["date"][:10])
+    return "; ".join(f"{name}, {' and '.join(sorted(found))}" for name, found in sorted(days.items()))
 
 
 def measurement_context() -> dict[str, str]:
