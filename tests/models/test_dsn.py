@@ -74,6 +74,9 @@ def test_groups_of_the_paper() -> None:
         )
         groups = layer.pattern.to_mask().chunk(3)
         assert tuple(int(group.sum()) for group in groups) == expected
+    wide = DSN(3, 2, nf=12, kernel_size=9, block=(4, 2)).sparse_layers()
+    assert [rows for rows, _ in wide[0].regions] == [(0, 12), (12, 24), (24, 36)]
+    assert {layer.pattern.block for layer in wide} == {(4, 2)}
     per_kernel = [group.sum().item() / (47 * 47) for group in groups]
     assert [round(taps, 1) for taps in per_kernel] == [2.6, 5.2, 7.8]
 
