@@ -110,7 +110,9 @@ def machines(rows: Sequence[Mapping[str, Any]]) -> str:
     for machine in (row["machine"] for row in rows):
         name = f"{machine['cpu']}, {machine['isa']}, torch {machine['torch']}"
         days.setdefault(name, set()).add(machine["date"][:10])
-    return "; ".join(f"{name}, {' and '.join(sorted(found))}" for name, found in sorted(days.items()))
+    return "; ".join(
+        f"{name}, {' and '.join(sorted(found))}" for name, found in sorted(days.items())
+    )
 
 
 def measurement_context() -> dict[str, str]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._dynamo import lookup_backend
 from torch.fx import Graph, GraphModule, Node
 
 from sparseconv.compiler import rewrites
@@ -36,6 +37,10 @@ def sparseconv(gm: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., 
     Tensors stay in the kernels' own memory order from one operation to the next, wherever this
     saves more than converting them costs. What has no rule runs as it is.
     """
+    checkpoint = torch.ops.higher_order.tag_activation_checkpoint
+    if gm.graph.find_nodes(op="call_function", target=checkpoint):  # AOTAutograd repeats its parts
+        remember(example_inputs, GraphReport(outside={"torch computes checkpoints": ["all"]}))
+        return lookup_backend("aot_eager")(gm, list(example_inputs))
     gm.graph, report = rewrite(gm.graph, example_inputs)
     remember(example_inputs, report)
     return gm.forward
@@ -75,6 +80,10 @@ def _lower_best(graph: Graph) -> tuple[Graph, GraphReport]:
 def _lower(graph: Graph) -> tuple[Graph, GraphReport, float]:
     """Rewrite a functional graph, and say what was done, and how many nanoseconds it saves."""
     report = GraphReport()
+
+    def leave_out(node: Node, why: str) -> None:
+        report.outside.setdefault(why, []).append(f"{_title(node)} in {_module_of(node)}")
+
     fixed = keeps_places(graph)
     rewrites.simplify(graph, fixed)
     mark_hidden(graph)
@@ -89,14 +98,12 @@ def _lower(graph: Graph) -> tuple[Graph, GraphReport, float]:
                 raise Outside("it has no rule")
         except Outside as reason:
             if _touches_series(node):
-                report.outside.setdefault(str(reason), []).append(_place(node))
+                leave_out(node, str(reason))
     chosen, saved = choose(steps)
     for node in steps:
         if node not in chosen:
-            why = "converting its tensors would cost more than it saves"
-            report.outside.setdefault(why, []).append(_place(node))
-    modules = dict.fromkeys(_module_of(node) for node in steps if node in chosen)
-    report.modules = [path for path in modules if path]
+            leave_out(node, "converting its tensors would cost more than it saves")
+    report.modules = list(dict.fromkeys(_module_of(node) for node in steps if node in chosen))
     before = set(graph.nodes)
     lowering = Lowering(graph, {node: step for node, step in steps.items() if node in chosen})
     lowering.run()
@@ -160,12 +167,7 @@ def _title(node: Node) -> str:
 
 def _module_of(node: Node) -> str:
     stack = node.meta.get("nn_module_stack")
-    return list(stack.values())[-1][0].partition("].")[2] if stack else ""
-
-
-def _place(node: Node) -> str:
-    """Return the name of an operation and of its module."""
-    return f"{_title(node)} in {_module_of(node) or 'the model'}"
+    return (list(stack.values())[-1][0].partition("].")[2] if stack else "") or "the model"
 
 
 def _touches_series(node: Node) -> bool:

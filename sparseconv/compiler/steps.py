@@ -129,8 +129,7 @@ def signal_of(node: Node, names: str) -> tuple[Node, dict[str, Any]]:
     given = named(node, names)
     x = given[names.split()[0]]
     require_signal(x)
-    sizes = (int, torch.SymInt, torch.SymFloat)
-    computed = any(isinstance(value_of(other), sizes) for other in node.all_input_nodes)
+    computed = any(isinstance(value_of(n), int | torch.SymInt) for n in node.all_input_nodes)
     require(not computed, "its options are computed from sizes")
     return x, given
 

@@ -207,6 +207,7 @@ def mapped(build: Builder, x: Value, call: Call) -> Value:
 
 def gated(build: Builder, x: Value, call: Call) -> Value:
     """Add ``glu``: one half times the sigmoid of the other."""
+    build.shared.add(x.of)  # both halves are read
     half, gate = (Value(x.of, part) for part in x.places.chunk(2, call.args["dim"]))
     gate = mapped(build, gate, Call("sigmoid", [gate], {}, torch.sigmoid))
     return arithmetic(build, half, call._replace(name="mul", values=[half, gate]))

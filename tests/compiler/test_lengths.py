@@ -188,6 +188,16 @@ def test_permuted_results_stay_permuted() -> None:
     assert report.outside["its result is stored in another order"]
 
 
+def test_a_length_that_pooling_fixed() -> None:
+    """The second graph is for any length at first, until it comes to the pool."""
+    layers = sparse(4, 8, 5), nn.MaxPool1d(3, 1, 1), sparse(8, 8, 3, padding=0), sparse(8, 4, 5)
+    model = nn.Sequential(*layers)
+    run = compiled(model)
+    for length in (40, 41, 57):
+        x = torch.randn(4, 4, length)
+        torch.testing.assert_close(run(x), model(x))
+
+
 def test_options_by_name_and_from_sizes() -> None:
     class Named(nn.Sequential):
         def forward(self, x: Tensor) -> Tensor:

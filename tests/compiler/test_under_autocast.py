@@ -171,6 +171,24 @@ def test_around_a_checkpoint() -> None:
     assert "checkpoint" in str(compiled_report(model))
 
 
+def test_a_checkpoint_inside_repeats_masks_and_counts_once() -> None:
+    norm = nn.BatchNorm1d(4)
+    first, last = sparse(4, 4, 3, bias=False), sparse(4, 4, 3, bias=False)
+    drops = nn.Sequential(first, nn.Dropout(0.5), last).double()
+
+    def forward(x: Tensor) -> Tensor:
+        y: Tensor = last(checkpoint(drops[:2], x, use_reentrant=False))
+        return y
+
+    x = torch.randn(4, 4, 40, dtype=torch.float64, requires_grad=True)
+    y = compiled(forward)(x)
+    (grad,) = torch.autograd.grad(y.sum(), x)
+    torch.testing.assert_close((grad * x).sum(), y.sum())  # y is linear in x, with one mask
+    z = compiled(lambda x: checkpoint(norm, x, use_reentrant=False))(x.float())
+    z.sum().backward()
+    assert norm.num_batches_tracked == 1
+
+
 def test_inside_a_checkpoint() -> None:
     model, x = nn.Sequential(sparse(4, 4, 3), nn.Sigmoid(), sparse(4, 4, 3)), torch.randn(5, 4, 60)
     y = checkpoint(compiled(model), x.requires_grad_(), use_reentrant=False)
