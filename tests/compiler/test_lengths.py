@@ -128,9 +128,29 @@ def test_replicated_ends_are_read_by_the_convolution() -> None:
             y: Tensor = self[2](self[1](self[0](F.pad(x, (1, 1), mode="replicate"))))
             return y
 
+    class Cut(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self[2](self[1](self[0](F.pad(x, (-1, 3)))))
+            return y
+
+    check(Cut(sparse(4, 8, 3, padding=0), nn.BatchNorm1d(8), nn.ReLU()), torch.randn(16, 4, 40))
     model = Padded(sparse(4, 8, 3, padding=0), nn.BatchNorm1d(8), nn.ReLU())
     report = check(model, torch.randn(4, 4, 40))[0]
     assert (report.lanes, report.enters) == ({"lanes_conv": 1, "lanes_norm": 1}, 1), report
+
+
+def test_a_norm_reads_the_parts_of_what_nothing_else_reads() -> None:
+    class Joined(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            first, second, norm, *others = self
+            y = torch.cat([first(x), second(x)], 1)
+            z = F.max_pool1d(norm(y), 3, 1, 1)
+            return z + others[0](y) if others else z
+
+    for others in ([], [nn.Sigmoid()]):
+        layers = sparse(4, 8, 5), sparse(4, 8, 5), nn.BatchNorm1d(16), *others
+        report = check(Joined(*layers), torch.randn(16, 4, 40))[0]
+        assert report.lanes["cat"] == len(others), report
 
 
 def test_statistics_are_updated_in_order() -> None:

@@ -156,8 +156,8 @@ def test_random_growth_draws_every_set_of_free_positions_equally_often(
 
 # --- blocks: whole units move, and their number stays ---
 
-SHAPE, BLOCK = (7, 5, 5), (4, 3)  # ragged both ways
-REGIONS = [Region((0, 4), (0, 3)), Region((0, 7), (3, 5))]
+SHAPE, BLOCK = (11, 5, 5), (4, 3)  # ragged both ways
+REGIONS = [Region((0, 4), (0, 3)), Region((4, 8), (0, 3)), Region((0, 11), (3, 5))]
 
 
 def counts(pattern: KernelCSR) -> list[tuple[int, int]]:
@@ -173,8 +173,8 @@ def counts(pattern: KernelCSR) -> list[tuple[int, int]]:
 
 def test_a_thousand_updates_keep_units_and_weights(count_cases: Any) -> None:
     generator = torch.Generator().manual_seed(3)
-    pattern = KernelCSR.random(SHAPE, 70, block=BLOCK, generator=generator)
-    expected, moved = counts(pattern), 0
+    pattern = KernelCSR.random(SHAPE, 110, block=BLOCK, generator=generator)
+    expected, moved, below = counts(pattern), 0, 0
     values = torch.randn(10, pattern.nnz, generator=generator)
     gradients = torch.randn(9, *SHAPE, generator=generator)
     for turn in range(1000):
@@ -187,10 +187,12 @@ def test_a_thousand_updates_keep_units_and_weights(count_cases: Any) -> None:
             kept = source >= 0
             assert new.positions()[kept].equal(pattern.positions()[source[kept]])
             moved += int((~kept).sum())
+            below += int(new.to_mask().masked_scatter(new.to_mask(), ~kept)[4:8, :, :3].sum())
         pattern = new
     assert counts(pattern) == expected
     assert KernelCSR.from_mask(pattern.to_mask(), BLOCK) == pattern
     assert moved > 1000, "by a ninth of the updates"
+    assert below > 100, "in the region that does not begin at the first channel"
     count_cases(1000)
 
 
@@ -221,7 +223,7 @@ def test_what_moves_is_what_a_plain_loop_says(grow: str) -> None:
         assert {tuple(at) for at in now.argwhere().tolist()} == kept | set(free)
 
 
-PATTERN = KernelCSR.random(SHAPE, 70, block=BLOCK)
+PATTERN = KernelCSR.random(SHAPE, 110, block=BLOCK)
 
 
 def cut() -> Any:

@@ -158,6 +158,7 @@ SOURCE = torch.arange(120)
         (lambda layer: layer.set_pattern(FULL, [0.0] * 120), TypeError),
         (lambda layer: layer.set_pattern(FULL, torch.ones(120, dtype=torch.int64)), TypeError),
         (lambda layer: layer.rewire(FULL, SOURCE[1:]), ValueError),
+        (lambda layer: layer.rewire(KernelCSR.full((6, 5, 4)), SOURCE % 24), ValueError),
         (lambda layer: layer.rewire(FULL, SOURCE), ValueError),
         (lambda layer: layer.rewire(FULL, -SOURCE), ValueError),
         (lambda layer: layer.rewire(FULL, SOURCE % 24, [torch.ones(120)]), ValueError),
