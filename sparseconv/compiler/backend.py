@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._dynamo import lookup_backend
 from torch.fx import Graph, GraphModule, Node
 
 from sparseconv.compiler import rewrites
@@ -40,7 +39,7 @@ def sparseconv(gm: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., 
     checkpoint = torch.ops.higher_order.tag_activation_checkpoint
     if gm.graph.find_nodes(op="call_function", target=checkpoint):  # AOTAutograd repeats its parts
         remember(example_inputs, GraphReport(outside={"torch computes checkpoints": ["all"]}))
-        return lookup_backend("aot_eager")(gm, list(example_inputs))
+        return torch._dynamo.lookup_backend("aot_eager")(gm, list(example_inputs))
     gm.graph, report = rewrite(gm.graph, example_inputs)
     remember(example_inputs, report)
     return gm.forward

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch.fx import Graph, Node
-from torch.fx.experimental.symbolic_shapes import is_concrete_int
 
 from sparseconv.compiler.steps import OUTSIDE, Step, in_rows, value_of
 from sparseconv.ops.lanes import OPS
@@ -98,10 +97,12 @@ class Lowering:
         sizes = []
         for dim in (0, 2):
             size: Any = shape[dim]
-            if not is_concrete_int(size):  # a later operation, such as pooling, may have fixed it
+            if not isinstance(size, int):  # a later operation, such as pooling, may have fixed it
+                size = size.node.maybe_as_int()
+            if size is None:
                 with self._graph.inserting_after(after):
                     size = self._graph.call_method("size", (signal, dim))
-            sizes.append(size if isinstance(size, Node) else int(size))
+            sizes.append(size)
         self._stored[signal] = entered, sizes[0], sizes[1]
         self.entered += 1
 
