@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.fx import Graph, Node
+from torch.fx import Graph, GraphModule, Node
 
 from sparseconv.compiler.steps import Outside, is_series, named, switches_gradients, value_of
 
@@ -51,6 +51,9 @@ def make_functional(graph: Graph) -> None:
     for node in graph.nodes:
         if isinstance(value_of(node), Tensor):
             sharing[storage(node)].append(node)
+        body = node.op == "get_attr" and operator.attrgetter(node.target)(graph.owning_module)
+        if isinstance(body, GraphModule) and any(map(is_series, map(_written, body.graph.nodes))):
+            raise Outside(f"{node.name} writes into a signal, in a function with its own gradient")
     passed: list[Node] = []
     replaced: set[Node] = set()
     for node in list(graph.nodes):

@@ -96,10 +96,8 @@ class Lowering:
         shape = value_of(signal).shape
         sizes = []
         for dim in (0, 2):
-            size: Any = shape[dim]
-            if not isinstance(size, int):  # a later operation, such as pooling, may have fixed it
-                size = size.node.maybe_as_int()
-            if size is None:
+            size = shape[dim] if isinstance(shape[dim], int) else shape[dim].node.maybe_as_int()
+            if size is None:  # an int, too, if a later operation, such as pooling, fixed it
                 with self._graph.inserting_after(after):
                     size = self._graph.call_method("size", (signal, dim))
             sizes.append(size)

@@ -312,8 +312,7 @@ RULES: dict[str, Callable[[Builder, Value, Call], Any]] = {
     "fprop": convolution, "conv1d": convolution, "dgrad": transposed,
     "conv_transpose1d": transposed, "upsample_nearest1d": upsampled, "linear": linear,
     "batch_norm": norm, "max_pool1d": pool, "avg_pool1d": pool, "cat": joined, "pad": padded,
-    "softmax": ending, "log_softmax": ending, "pow": power, "square": power,
-    "glu": gated,
+    "softmax": ending, "log_softmax": ending, "pow": power, "square": power, "glu": gated,
     **dict.fromkeys((
         "mean", "sum", "max", "amax", "matmul", "adaptive_avg_pool1d", "adaptive_max_pool1d",
     ), over_time),

@@ -189,6 +189,33 @@ def test_a_checkpoint_inside_repeats_masks_and_counts_once() -> None:
     assert norm.num_batches_tracked == 1
 
 
+class Doubling(torch.autograd.Function):
+    """Writes into its input."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        x.mul_(2)
+        ctx.mark_dirty(x)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        return 2 * grads[0]
+
+
+def test_a_function_that_writes_into_a_signal() -> None:
+    class Doubled(Two):
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.first(x)
+            z = Doubling.apply(y)
+            result: Tensor = self.second(y) + z
+            return result
+
+    report = check(Doubled(), torch.randn(4, 4, 40))[-1]  # of what records gradients
+    assert not report.lanes
+    assert "writes into a signal" in str(report)
+
+
 def test_inside_a_checkpoint() -> None:
     model, x = nn.Sequential(sparse(4, 4, 3), nn.Sigmoid(), sparse(4, 4, 3)), torch.randn(5, 4, 60)
     y = checkpoint(compiled(model), x.requires_grad_(), use_reentrant=False)
