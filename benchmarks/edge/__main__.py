@@ -37,13 +37,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     machines = targets.available()
     try:
         if arguments.run is None:
-            for network in measure.trained(arguments.archive):
-                measure.measure(network, machines, measure.RESULTS)
-            print(report.section(read_lines(measure.RESULTS), None))
+            out, networks = measure.RESULTS, measure.trained(arguments.archive)
         else:
             out = arguments.run / "edge.jsonl"
-            measure.measure(measure.load(arguments.run, arguments.data), machines, out)
-            print(report.cost_table(read_lines(out)).markdown())
+            networks = [measure.load(arguments.run, arguments.data)]
+        for network in networks:
+            measure.measure(network, machines, out)
+        print(report.cost_table(read_lines(out)).markdown())
     except ValueError as error:
         parser.error(str(error))
     return 0

@@ -76,7 +76,6 @@ def load(run_folder: Path, source: str | None = None, whole: bool = True) -> Tra
 
 
 def measure(one: Trained, machines: Sequence[Target], out: Path) -> None:
-    """Measure and add the rows that the file lacks."""
     with tempfile.TemporaryDirectory() as folder:
 
         @cache

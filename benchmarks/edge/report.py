@@ -20,42 +20,28 @@ NATIVE, BOARD = TARGETS[0].name, TARGETS[1].name  # where accuracy and where cos
 
 
 def chosen(rows: Sequence[Row], **wanted: Any) -> list[Row]:
-    """Return the rows with these values."""
     return [row for row in rows if wanted.items() <= row.items()]
 
 
-def section(recorded: Sequence[Row], picture: Path | None) -> str:
-    """Format everything as Markdown; draw the picture to the path ``picture``, if any."""
-    keys = "dataset", "sparsity", "weights", "target"
-    rows = list({tuple(row[key] for key in keys): row for row in recorded}.values())  # the newest
-    native = Counter(row["dataset"] for row in chosen(rows, sparsity=USUAL, target=NATIVE))
-    # Of the data sets whose usual network was measured natively in both types.
-    usual = [row for row in chosen(rows, sparsity=USUAL) if native[row["dataset"]] == len(WEIGHTS)]
+def section(rows: Sequence[Row], picture: Path) -> str:
+    """Format what was measured on all processors as Markdown, and draw the picture."""
+    usual = chosen(rows, sparsity=USUAL)
     sweep = chosen(rows, dataset=BUNDLED[0], target=BOARD)
     sweep.sort(key=lambda row: (row["weights"] != "int8", row["sparsity"]))
-    if not usual:
-        return "Not measured yet; run `make edge`."
-    dates, commits = (
-        sorted({row["machine"][key] for row in recorded}) for key in ("date", "commit")
-    )
-    tools = {
-        tool: said for row in recorded for tool, said in row["machine"].get("tools", {}).items()
-    }
-    parts = [accuracy_table(usual).markdown(), agreement(usual)]
-    if sweep:  # the board's emulator was there
-        parts += [f"Networks for {BUNDLED[0]} on {BOARD}:", sweep_table(sweep).markdown()]
-    if picture is not None:
-        draw(sweep, picture)
-        caption = (
-            f"Instructions and flash of DSN for {BUNDLED[0]} on {BOARD}, trained at each sparsity"
-        )
-        drawn = f"{picture.parent.name}/{picture.name}"
-        parts.append(f"![{caption}]({drawn})\n\n*{caption}*")
-    parts.append(
+    draw(sweep, picture)
+    caption = f"Instructions and flash of DSN for {BUNDLED[0]} on {BOARD}, trained at each sparsity"
+    dates, commits = (sorted({row["machine"][key] for row in rows}) for key in ("date", "commit"))
+    tools = {tool: said for row in rows for tool, said in row["machine"]["tools"].items()}
+    parts = [
+        accuracy_table(usual).markdown(),
+        agreement(usual),
+        f"Networks for {BUNDLED[0]} on {BOARD}:",
+        sweep_table(sweep).markdown(),
+        f"![{caption}]({picture.parent.name}/{picture.name})\n\n*{caption}*",
         f"Number of data sets whose test series were all predicted: {whole_sets(usual)}. All "
         f"processors except {NATIVE} were emulated with QEMU. {dates[-1]}; "
-        f"commits {', '.join(commits)}; {'; '.join(tools.values())}."
-    )
+        f"commits {', '.join(commits)}; {'; '.join(tools.values())}.",
+    ]
     return "\n\n".join(parts)
 
 
@@ -71,12 +57,11 @@ def whole_sets(usual: Sequence[Row]) -> str:
 
 
 def accuracy_table(usual: Sequence[Row]) -> Table:
-    """Tabulate each usual network's accuracy, and its cost on the board in int8."""
     lines = []
     for real in chosen(usual, weights="float32", target=NATIVE):
         name = real["dataset"]
         (whole,) = chosen(usual, dataset=name, weights="int8", target=NATIVE)
-        board = chosen(usual, dataset=name, weights="int8", target=BOARD)
+        (board,) = chosen(usual, dataset=name, weights="int8", target=BOARD)
         lines.append({
             "data set": name,
             "series": f"{real['n_channels']} x {real['n_timepoints']}",
@@ -84,15 +69,16 @@ def accuracy_table(usual: Sequence[Row]) -> Table:
             "PyTorch %": f"{100 * real['accuracy_pytorch']:.2f}",
             "float32 C %": f"{100 * real['accuracy']:.2f}",
             "int8 C %": f"{100 * whole['accuracy']:.2f}",
-            **(cost_cells(board[0]) if board else {}),
+            **cost_cells(board),
         })  # fmt: skip
     return Table.of(lines)
 
 
 def cost_table(rows: Sequence[Row]) -> Table:
-    """Tabulate accuracy and cost of one run, a line per row."""
     lines = (
         {
+            "data set": row["dataset"],
+            "sparsity": f"{row['sparsity']:.0%}",
             "weights": row["weights"],
             "processor": row["target"],
             "series": f"{row['n_predicted']} of {row['n_test']}",
@@ -102,11 +88,10 @@ def cost_table(rows: Sequence[Row]) -> Table:
         }
         for row in rows
     )
-    return Table.of(lines, ("weights", "processor"))
+    return Table.of(lines, ("data set", "sparsity", "weights", "processor"))
 
 
 def sweep_table(sweep: Sequence[Row]) -> Table:
-    """Tabulate the cost of the first data set's networks by sparsity."""
     lines = (
         {
             "weights": row["weights"],
@@ -142,7 +127,6 @@ def agreement(usual: Sequence[Row]) -> str:
 
 
 def draw(sweep: Sequence[Row], path: Path) -> None:
-    """Draw instructions and flash against sparsity, as in ``sweep_table``."""
     figure = new_figure("Cost of one prediction", 8.4, 3.5)
     axes = figure.subplots(1, 2)
     for weights, colour in (("int8", BLUE), ("float32", ORANGE)):
