@@ -2,7 +2,8 @@
 
     python -m benchmarks.studies unpruned
 
-Each row is saved at once. Run an interrupted study again to add its missing rows.
+A study measures the rows that its file lacks, and saves each at once: run an interrupted study
+again to continue.
 """
 
 from __future__ import annotations

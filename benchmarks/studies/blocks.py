@@ -123,7 +123,6 @@ def section(path: Path = RESULTS) -> str:
 
 
 def measure(path: Path, archive: Path | None = None) -> None:
-    """Run, time and record what is not recorded yet."""
     sources = open_archive(archive).sources
     jobs = {
         (network, name, seed): partial(run, network, sources[name], seed)

@@ -38,34 +38,22 @@ PLACES = {  # of labels that would lie over another, in points from their mark
 }
 
 
-def classifiers() -> dict[str, Callable[[int], Any]]:
-    """Return functions from a seed to a fresh classifier, by name."""
-    from aeon.classification.convolution_based import (
-        HydraClassifier,
-        MiniRocketClassifier,
-        MultiRocketClassifier,
-        RocketClassifier,
-    )
+def classifiers() -> dict[str, Callable[..., Any]]:
+    """Return what makes a classifier of a ``random_state``, by name."""
+    from aeon.classification import convolution_based as aeon
 
-    def ours(kernels: str, **options: Any) -> Callable[[int], Any]:
-        return lambda seed: POCKETClassifier(kernels, random_state=seed, **options)
-
-    return {
-        "aeon Rocket": lambda seed: RocketClassifier(random_state=seed),
-        "aeon MiniRocket": lambda seed: MiniRocketClassifier(random_state=seed),
-        "aeon MultiRocket": lambda seed: MultiRocketClassifier(random_state=seed),
-        "aeon Hydra": lambda seed: HydraClassifier(random_state=seed),
-        "ROCKET": ours("rocket", keep=1.0),
-        "ROCKET, 35 %": ours("rocket"),
-        "ROCKET, 10 %": ours("rocket", keep=0.1),
-        "ROCKET, 35 %, magnitude": ours("rocket", n_iter=1),
-        "MiniROCKET": ours("minirocket", keep=1.0),
-        "MiniROCKET, 35 %": ours("minirocket"),
+    names = ("Rocket", "MiniRocket", "MultiRocket", "Hydra")
+    return {f"aeon {name}": getattr(aeon, f"{name}Classifier") for name in names} | {
+        "ROCKET": partial(POCKETClassifier, "rocket", keep=1.0),
+        "ROCKET, 35 %": partial(POCKETClassifier, "rocket"),
+        "ROCKET, 10 %": partial(POCKETClassifier, "rocket", keep=0.1),
+        "ROCKET, 35 %, magnitude": partial(POCKETClassifier, "rocket", n_iter=1),
+        "MiniROCKET": partial(POCKETClassifier, "minirocket", keep=1.0),
+        "MiniROCKET, 35 %": partial(POCKETClassifier, "minirocket"),
     }
 
 
 def measure(path: Path, archive: Path | None) -> None:
-    """Fit, predict and time what the file lacks."""
     data_sets = open_archive(archive)
     trained = {row["dataset"] for row in read_rows(RECORDED["full"]) if row["run"] == "DSN"}
     names = [name for name in members("ucr85") if name in trained & data_sets.shapes.keys()]
@@ -80,10 +68,10 @@ def measure(path: Path, archive: Path | None) -> None:
 def row(kind: str, source: str, seed: int) -> dict[str, Any]:
     data, make = read(source), classifiers()[kind]
     if kind.startswith("aeon"):  # compiles; the data's shape is part of some
-        make(0).fit(data.X_train, data.y_train).predict(data.X_test[:2])
+        make(random_state=0).fit(data.X_train, data.y_train).predict(data.X_test[:2])
     with threads(1), threadpool_limits(1):
         begin = time.perf_counter()
-        fitted = make(seed).fit(data.X_train, data.y_train)
+        fitted = make(random_state=seed).fit(data.X_train, data.y_train)
         between = time.perf_counter()
         guess = fitted.predict(data.X_test)
         end = time.perf_counter()

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,18 +31,15 @@ from sparseconv.models import DSN
 RESULTS = Path(__file__).parents[1] / "results" / "densities.jsonl"
 
 
-class Network(NamedTuple):
-    """A network by density, and the shape of its batch."""
-
-    build: Callable[[float], Any]
-    shape: tuple[int, int, int] = (16, 1, 128)
+def dsn(density: float) -> DSN:
+    return DSN(1, 2, sparsity=1 - density, n_groups=1, init="random")  # one keeps it exactly
 
 
-NETWORKS = {
-    # One kernel group keeps a density exactly.
-    "DSN": Network(lambda density: DSN(1, 2, sparsity=1 - density, n_groups=1, init="random")),
+# Networks by density, and the shapes of their batches.
+NETWORKS: dict[str, tuple[Callable[[float], Any], tuple[int, int, int]]] = {
+    "DSN": (dsn, (16, 1, 128)),
     **{
-        name: Network(networks.NETWORKS[name].sparse, networks.NETWORKS[name].shape)
+        name: (networks.NETWORKS[name].sparse, networks.NETWORKS[name].shape)
         for name in ("InceptionTime", "ResNet", "FCN", "ECG ResNet", "U-Sleep")
     },
 }
@@ -52,7 +49,6 @@ SIZES = ("batch", "in_channels", "n_timepoints")
 
 
 def measure(path: Path, archive: Path | None = None) -> None:
-    """Time the networks that the file lacks."""
     add_missing(path, ("network",), {(name,): partial(row, name) for name in NETWORKS})
 
 

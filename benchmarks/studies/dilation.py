@@ -28,7 +28,6 @@ ROUNDS = 15
 
 
 def measure(path: Path, archive: Path | None = None) -> None:
-    """Time the calls that the file lacks."""
     jobs = {key: partial(row, *key) for key in product(SHAPES, (1, 16), LENGTHS)}
     add_missing(path, ("shape", "batch", "n_timepoints"), jobs)
 

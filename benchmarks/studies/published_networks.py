@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from functools import partial
 from importlib import import_module
@@ -65,8 +65,7 @@ class Network(NamedTuple):
 
 def _tsai(name: str) -> Callable[[int, int], nn.Module]:
     def build(channels: int, classes: int) -> nn.Module:
-        network: nn.Module = getattr(import_module(f"tsai.models.{name}"), name)(channels, classes)
-        return network
+        return getattr(import_module(f"tsai.models.{name}"), name)(channels, classes)
 
     return build
 
@@ -117,17 +116,7 @@ def run(network: Network, seed: int, path: Path) -> dict[str, Any]:
     """
     done = [row for row in read_lines(path) if row["network"] == network.name]
     layers = next((row["layers"] for row in done if "layers" in row), None)
-    choice = layers and [layer["name"] for layer in layers if layer["sparse"]]
-    with threads(1), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the packages
-        row = trained(network, seed, choice, Data.load(network.dataset))
-    return rounded(row | {"package": f"{network.package} {version(network.package)}"})
-
-
-def trained(
-    network: Network, seed: int, choice: Sequence[str] | None, data: Data
-) -> dict[str, Any]:
-    """Convert the layers of ``choice``, for ``run``; None measures and times."""
+    data = Data.load(network.dataset)
     torch.manual_seed(seed)
     dense = network.build(data.X_train.shape[1], data.classes)
     fit(dense, data, network.epochs, seed)
@@ -146,22 +135,23 @@ def trained(
         if isinstance(layer, nn.Conv1d):
             prune.l1_unstructured(layer, "weight", amount=PRUNED)
     row["before"]["pruned"] = accuracy(masked, data)
-    if choice is None:
+    if layers is None:
         converted, report = sc.convert(masked, example_input=data.X_train[:BATCH], rounds=12)
         row["layers"] = [
             {"name": layer.name, "sparse": layer.sparse, "reason": layer.reason}
             for layer in report.layers
         ]
     else:
+        choice = [layer["name"] for layer in layers if layer["sparse"]]
         converted, _ = sc.convert(masked, layers=choice)
     models = dict(zip(WAYS, (dense, masked, converted), strict=True))
-    if choice is None:
+    if layers is None:
         row["times"] = times({way: deepcopy_model(model) for way, model in models.items()}, data)
     row["after"] = {}
     for way, model in (models | {"moving": deepcopy_model(converted)}).items():
         fit(model, data, network.epochs, seed + 1, moving=way == "moving")
         row["after"][way] = accuracy(model, data)
-    return row
+    return rounded(row | {"package": f"{network.package} {version(network.package)}"})
 
 
 def fit(model: nn.Module, data: Data, epochs: int, seed: int, *, moving: bool = False) -> None:
@@ -188,7 +178,6 @@ def fit(model: nn.Module, data: Data, epochs: int, seed: int, *, moving: bool = 
 def training_step(
     model: nn.Module, optimizer: torch.optim.Optimizer | None = None
 ) -> Callable[[Tensor, Tensor], None]:
-    """Return a function that trains on a batch."""
     # fused: Adam's fastest form for either side, and the one that train() uses.
     optimizer = optimizer or torch.optim.Adam(model.train().parameters(), lr=3e-4, fused=True)
 
@@ -201,13 +190,11 @@ def training_step(
 
 
 def accuracy(model: nn.Module, data: Data) -> float:
-    """Return the share of test series classified correctly."""
     model.eval()  # also for the conversion that follows
     return evaluate(model, data.X_test, data.y_test, 64)["test_accuracy"]
 
 
 def times(models: Mapping[str, nn.Module], data: Data) -> dict[str, Any]:
-    """Time a training step and inference of one batch, all ways interleaved."""
     X, y = data.X_train[:BATCH], data.y_train[:BATCH]
     inference = torch.inference_mode()(nn.Module.__call__)
     makes: dict[str, Callable[[nn.Module], Callable[[], object]]] = {
@@ -278,9 +265,9 @@ def section(path: Path = RESULTS) -> str:
 
 
 def measure(path: Path, archive: Path | None = None) -> None:
-    """Run and record what is not recorded yet."""
     jobs = {
         (network.name, seed): partial(run, network, seed, path)
         for seed, network in product(SEEDS, NETWORKS)
     }
-    add_missing(path, ("network", "seed"), jobs)
+    with threads(1), warnings.catch_warnings(action="ignore"):  # of the packages
+        add_missing(path, ("network", "seed"), jobs)

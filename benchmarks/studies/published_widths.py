@@ -46,8 +46,7 @@ class Added(nn.Sequential):
     """``x + layers(x)``."""
 
     def forward(self, input: Tensor) -> Tensor:
-        y: Tensor = input + super().forward(input)
-        return y
+        return input + super().forward(input)
 
 
 def normed(
@@ -118,11 +117,10 @@ class SpliceTrunk(nn.Sequential):
         self.skips = nn.ModuleList(nn.Conv1d(width, width, 1) for _ in (None, *sizes))
 
     def forward(self, input: Tensor) -> Tensor:
-        total: Tensor | None = None
+        total = None
         for group, skip in zip(self, self.skips, strict=False):
             input = group(input)
             total = skip(input) if total is None else total + skip(input)
-        assert total is not None
         return total
 
 
@@ -200,7 +198,6 @@ class WaveNet(nn.Module):
                 head = y if head is None else head[..., -length:] + y
                 x = x[..., -length:] + across(y)
             head = last(head)
-        assert head is not None
         return head
 
 
@@ -265,8 +262,7 @@ class Recurrent(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y, _ = self.lstm(x.flatten(2).transpose(1, 2))
-        found: Tensor = y.transpose(1, 2).reshape(len(x), -1, *x.shape[2:])
-        return found
+        return y.transpose(1, 2).reshape(len(x), -1, *x.shape[2:])
 
 
 def eq_transformer() -> Published:

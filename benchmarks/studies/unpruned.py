@@ -41,7 +41,6 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 
 
 def measure(path: Path, archive: Path | None = None) -> None:
-    """Convert and time what the file lacks."""
     jobs = {key: partial(row, *key) for key in product(NETWORKS, LENGTHS, THREADS)}
     add_missing(path, ("network", "n_timepoints", "threads"), jobs)
 

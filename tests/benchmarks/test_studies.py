@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
@@ -111,8 +112,8 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> list[set[str]]:
 def test_networks_are_timed_by_density_and_drawn(
     timed: list[set[str]], measured: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    small = densities.Network(lambda d: blocks.pruned(ResNet(1, 2, nf=4), 1, d), (4, 1, 64))
-    monkeypatch.setattr(densities, "NETWORKS", {"ResNet": small})
+    small = lambda density: blocks.pruned(ResNet(1, 2, nf=4), 1, density)  # noqa: E731
+    monkeypatch.setattr(densities, "NETWORKS", {"ResNet": (small, (4, 1, 64))})
     monkeypatch.setattr(densities, "DENSITIES", (1.0, 0.1))
     path, printed = measured("densities")
     assert len(timed) == 1
@@ -196,7 +197,7 @@ def test_each_fit_is_a_line(measured: Any, tmp_path: Path, monkeypatch: pytest.M
     write_set(tmp_path / "archive" / "GunPoint.npz")
     trained = [{"run": "DSN", "dataset": "GunPoint", "seed": 0, "train_seconds": None}]
     monkeypatch.setattr(classifiers, "read_rows", lambda _: trained)
-    small = {"ROCKET": lambda seed: POCKETClassifier(n_kernels=20, random_state=seed)}
+    small = {"ROCKET": partial(POCKETClassifier, n_kernels=20)}
     monkeypatch.setattr(classifiers, "classifiers", lambda: small)
     out, _ = measured("classifiers", "--archive", str(tmp_path / "archive"))
     assert [row["seed"] for row in read_lines(out)] == [0, 1, 2]
