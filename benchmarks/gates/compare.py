@@ -1,14 +1,8 @@
 """``make bench-check BASE=<git ref>``: did anything become slower than at BASE?
 
-BASE and the present tree, with its uncommitted changes, are each built in a folder and run in a
-worker. The workers take turns on the same cores in random order, and only ratios of neighbouring
-turns count. The check fails (exit code 1) if the 95 % interval of the median ratio present / base
-is above --limit in two measurements. The second one uses fresh workers, because a process's memory
-addresses affect its speed.
-
-It compares fprop, dgrad and wgrad of four layers, and calls to a tiny layer, with and without
-gradients and compiled with torch.compile. It also compares a DSN's training step at each length
-of --steps. --cases FILE compares your own layers instead; FILE contains a JSON list such as ::
+CONTRIBUTING.md, "Guarding speed", describes the check. Only ratios of neighbouring turns count.
+What looks slower is measured again with fresh workers, because a process's memory addresses affect
+its speed. --cases FILE compares your own layers; FILE contains a JSON list such as ::
 
     [{"name": "mine", "in_channels": 64, "out_channels": 64, "kernel_size": 15, "length": 500,
       "density": 0.1, "n": 8, "padding": "same"}]
@@ -69,7 +63,6 @@ class Result(NamedTuple):
 
 
 def measure(base: Worker, present: Worker, key: Key, *, rounds: int, seed: int) -> Result:
-    """Time one computation of both sides, interleaved."""
     once = max(side.seconds(*key, 1) for side in (base, present))
     repeats = max(1, round(TURN_SECONDS / once))
     elapsed = 0.0
@@ -133,7 +126,6 @@ class Worker:
 
     def wait(self) -> str:
         """Wait for the answer: first which kernels ran, then seconds."""
-        assert self._process.stdout is not None
         if answer := self._process.stdout.readline().strip():
             return answer
         raise RuntimeError(
@@ -141,8 +133,7 @@ class Worker:
         )
 
     def seconds(self, row: str, computation: str, repeats: int) -> float:
-        """Run a computation ``times`` times; return seconds per call."""
-        assert self._process.stdin is not None
+        """Run a computation ``repeats`` times; return seconds per call."""
         self._process.stdin.write(json.dumps([row, computation, repeats]) + "\n")
         self._process.stdin.flush()
         return float(self.wait())
@@ -182,7 +173,6 @@ def workers(
 
 @contextmanager
 def worktree(repo: Path, ref: str) -> Iterator[Path]:
-    """Check out a commit into a temporary folder."""
     folder = Path(tempfile.mkdtemp(prefix="sparseconv-base-")).resolve()
     try:
         commit = output(repo, "git", "rev-parse", "--verify", "--end-of-options", ref + "^{commit}")

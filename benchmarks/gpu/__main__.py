@@ -95,7 +95,6 @@ def check(name: str) -> dict[str, Any]:
 
 
 def machine(device: torch.device) -> dict[str, str]:
-    """Return the device and versions that the times depend on."""
     about = measurement_context() | {"device": device.type}
     if device.type == "cuda":
         name, (major, minor) = torch.cuda.get_device_name(), torch.cuda.get_device_capability()

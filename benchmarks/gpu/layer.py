@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import product
+from itertools import product, starmap
 
 import torch
 import torch.nn.functional as F
@@ -81,7 +81,7 @@ RIVALS: dict[str, Rival] = {
 }
 
 
-def row(target: Target, length: int, computation: str, blocks: bool = False) -> Row:
+def row(target: Target, blocks: bool, length: int, computation: str) -> Row:
     """Time one computation in every form: sparse, dense, with FFT; also as graphs.
 
     A sparse kernel whose float32 error is far above 1e-6 is wrong. Blocks, which only Triton's
@@ -120,9 +120,7 @@ def row(target: Target, length: int, computation: str, blocks: bool = False) -> 
 
 
 def rows(target: Target, lengths: Sequence[int], blocks: bool = False) -> Iterator[Row]:
-    """Time each computation of the layer in every form."""
-    for length, computation in product(lengths, COMPUTATIONS):
-        yield row(target, length, computation, blocks)
+    return starmap(partial(row, target, blocks), product(lengths, COMPUTATIONS))
 
 
 def density_rows(target: Target, lengths: Sequence[int]) -> Iterator[Row]:
@@ -145,6 +143,5 @@ def density_rows(target: Target, lengths: Sequence[int]) -> Iterator[Row]:
 
 
 def all_calls(target: Target, length: int) -> list[Call]:
-    """Return the layer's three computations with each backend."""
     problem = on(target.device, target.layer(length).build())
     return [call for name in target.backends for call in kernel_calls(name, problem).values()]

@@ -27,7 +27,6 @@ NEVER = 10**9
 
 
 def model_of(target: Target, name: str, blocks: bool = False) -> nn.Module:
-    """Return the network with a backend, or the dense one."""
     nf, wide, kernel_size, depth, *_ = target.sizes
     options = {"kernel_size": kernel_size, "depth": depth, "padding": "centred-zeros"}
     options |= {"nf": wide, "block": 16} if blocks else {"nf": nf}
@@ -186,6 +185,4 @@ def norm_rows(target: Target, lengths: Sequence[int]) -> Iterator[Row]:
 
 
 def rows(target: Target, lengths: Sequence[int], blocks: bool = False) -> Iterator[Row]:
-    """Time a training step, eager and as a graph."""
-    for length in lengths[:2]:
-        yield row(target, length, blocks)
+    return (row(target, length, blocks) for length in lengths[:2])

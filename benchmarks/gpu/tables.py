@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -27,7 +26,7 @@ def times(row: Row) -> Table:
          "-" if (error := row["error"][name]) is None else f"{error:.1e}")
         for name in samples
     ]  # fmt: skip
-    lines += [(name, "-", "-", _line(why)[:200]) for name, why in row["absent"].items()]
+    lines += [(name, "-", "-", " ".join(why.split())[:200]) for name, why in row["absent"].items()]
     return Table(
         (f"{row['computation']}, {row['length']}", "ms", "times the fastest", "error"), lines
     )
@@ -38,12 +37,11 @@ def layers(rows: Sequence[Row]) -> Table:
     lines = []
     for row in _of(rows, "layer"):
         us = {name: 1e3 * float(np.median(some)) for name, some in row["samples_ms"].items()}
-        shown = {"CUDA": us.get("cuda fp32 graph", math.nan)}
-        shown["Triton"] = us.get("triton fp32 graph", math.nan)
+        shown = {"CUDA": us["cuda fp32 graph"], "Triton": us["triton fp32 graph"]}
         for kind in ("fp32", "TF32", "bf16"):
             graphs = (name for name in us if name.endswith(f"{kind} graph"))
             shown[f"dense {kind}"] = min(us[name] for name in graphs if name.startswith(DENSE))
-        shown["FFT fp32"] = us.get("FFT fp32 graph", math.nan)
+        shown["FFT fp32"] = us["FFT fp32 graph"]
         times = {name: f"{x:.0f}" for name, x in shown.items()}
         ratios = {
             f"{name} / CUDA": f"{shown[name] / shown['CUDA']:.1f}"
@@ -101,7 +99,3 @@ def about(found: Mapping[str, Any]) -> str:
 
 def _of(rows: Sequence[Row], part: str) -> list[Row]:
     return sorted((row for row in rows if row["part"] == part), key=lambda row: row["length"])
-
-
-def _line(text: str) -> str:
-    return " ".join(text.split())

@@ -75,7 +75,6 @@ class Target:
         torch.backends.cudnn.benchmark, torch.backends.cudnn.benchmark_limit = True, 5
 
     def layer(self, length: int, blocks: bool = False) -> Case:
-        """Return the network's later layer on 16 series, S = 80 %."""
         nf, wide, kernel_size, *_ = self.sizes
         nf = wide if blocks else nf
         changes = {"in_channels": nf, "out_channels": 3 * nf, "kernel_size": kernel_size}
