@@ -58,14 +58,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def report(arguments: argparse.Namespace) -> int:
-    """Make tables and figures from the available rows."""
     page = write_report(read_rows(arguments.out / ROWS_NAME), arguments.out / "report")
     print(f"wrote {page}")
     return 0
 
 
 def time(arguments: argparse.Namespace) -> int:
-    """Measure the networks of the rows, and report."""
     times = arguments.out / TIMES_NAME
     if added := measure(read_rows(arguments.out / ROWS_NAME), times):
         print(f"measured the networks of {counted(added, 'data set')}: {times}")
@@ -115,20 +113,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         of_rows.add_argument("out", type=folder, help="the folder of a sweep")
         of_rows.set_defaults(command=command)
     arguments = parser.parse_args(argv)
-    # What stops a job of a cluster is like Ctrl-C: workers end, and it says how to go on.
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        code: int = arguments.command(arguments)
+        return arguments.command(arguments)
     except (ValueError, OSError, ImportError, RuntimeError) as error:
         complain(f"error: {error}")
         return 2
     except KeyboardInterrupt:
         complain("interrupted; run the same command again to continue")
         return 130
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    return code
 
 
 if __name__ == "__main__":
+    # What stops a job of a cluster is like Ctrl-C: workers end, and it says how to go on.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     raise SystemExit(main())

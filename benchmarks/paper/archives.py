@@ -108,10 +108,11 @@ def read(source: str, series: str = "raw", split: str = "own") -> Dataset:
 
     ``"z-normalised"`` scales each channel to mean 0 and variance 1 over the training set. ``"within
     subjects"`` trains on the first half of each subject's segments of a class, and tests on the
-    rest.
+    rest; it needs a .npz file that also has subject_train, subject_test, segment_train and
+    segment_test.
 
     Raises:
-        ValueError: as ``datasets.load``; training series that are all 0; a file without subjects.
+        ValueError: as ``datasets.load``; training series that are all 0.
     """
     data = datasets.load(source, nan_to_zero=True)
     if not data.X_train.any():
@@ -131,17 +132,11 @@ def read(source: str, series: str = "raw", split: str = "own") -> Dataset:
 
 
 def _split_within_subjects(data: Dataset, source: str) -> Dataset:
-    try:
-        with np.load(source, allow_pickle=False) as file:
-            subject, segment = (
-                np.concatenate([file[f"{key}_{part}"] for part in ("train", "test")])
-                for key in ("subject", "segment")
-            )
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(
-            f"{source} names no subjects; the split within subjects needs a .npz file with "
-            "subject_train, subject_test, segment_train and segment_test"
-        ) from error
+    with np.load(source, allow_pickle=False) as file:
+        subject, segment = (
+            np.concatenate([file[f"{key}_{part}"] for part in ("train", "test")])
+            for key in ("subject", "segment")
+        )
     X, y = (
         np.concatenate(pair) for pair in ((data.X_train, data.X_test), (data.y_train, data.y_test))
     )
@@ -158,7 +153,6 @@ def published() -> pd.DataFrame:
 
 
 def published_accuracy(network: str) -> pd.Series:
-    """Return a column of published.csv, of the data sets that it has."""
     return published()[network].dropna()
 
 
@@ -194,7 +188,6 @@ def choose(archive: Archive, wanted: Any) -> tuple[list[str], list[str]]:
 
 
 def as_table(wanted: Any) -> dict[str, Any]:
-    """Return what ``choose`` accepts as a table."""
     return wanted if isinstance(wanted, dict) else {"of": wanted}
 
 

@@ -32,17 +32,13 @@ def by_set(rows: pd.DataFrame, run: str, key: str = "accuracy") -> pd.Series:
     return 100 * means if key == "accuracy" else means
 
 
-def paired(rows: pd.DataFrame, *runs: str) -> pd.DataFrame:
+def paired(rows: pd.DataFrame, *runs: str, by: Sequence[str] = ("dataset", "seed")) -> pd.DataFrame:
     """Return these runs' rows for the data sets and seeds that all of them have.
 
     Runs with equal seeds start alike; a mean over seeds does not match a single seed.
     """
-    return _of_all(rows, runs, "dataset", "seed")
-
-
-def of_common_sets(rows: pd.DataFrame, *runs: str) -> pd.DataFrame:
-    """Return these runs' rows for the data sets that all of them have."""
-    return _of_all(rows, runs, "dataset")
+    held = rows[rows["run"].isin(runs)]
+    return held[held.groupby(list(by))["run"].transform("nunique") == len(set(runs))]
 
 
 def timed(rows: pd.DataFrame, *runs: str) -> pd.DataFrame:
@@ -57,16 +53,8 @@ def on_one_machine(rows: pd.DataFrame, *runs: str) -> pd.DataFrame:
     the family, and refer to several generations of processors.
     """
     trained = rows.dropna(subset="train_seconds")
-    names = [
-        (machine["cpu"], machine.get("isas", ""), machine["date"].partition(" ")[0])
-        for machine in trained["machine"]
-    ]
-    return _of_all(trained.assign(machine=names), runs, "dataset", "seed", "machine")
-
-
-def _of_all(rows: pd.DataFrame, runs: Sequence[str], *keys: str) -> pd.DataFrame:
-    held = rows[rows["run"].isin(runs)]
-    return held[held.groupby(list(keys))["run"].transform("nunique") == len(set(runs))]
+    names = [(its["cpu"], its["isas"], its["date"].partition(" ")[0]) for its in trained["machine"]]
+    return paired(trained.assign(machine=names), *runs, by=("dataset", "seed", "machine"))
 
 
 @dataclass(frozen=True)

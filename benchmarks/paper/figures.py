@@ -14,7 +14,6 @@ from benchmarks.paper.archives import published_accuracy
 from benchmarks.paper.comparison import (
     by_set,
     interval,
-    of_common_sets,
     on_one_machine,
     paired,
     timed,
@@ -105,7 +104,6 @@ def growth(rows: pd.DataFrame, path: Path, names: Sequence[str]) -> Path | None:
     low = min(ours.min().min(), theirs.min()) - 2
     for axes, name in zip(all_axes, ours, strict=True):
         result = versus(ours[name], theirs)
-        assert result is not None
         axes.plot([0, 100], [0, 100], color=base.FAINT, linewidth=1)
         axes.scatter(theirs, ours[name], s=14, color=base.BLUE, alpha=0.6, linewidth=0)
         base.style_axes(axes, "OS-CNN, published (%)", f"{name} (%)")
@@ -275,7 +273,7 @@ def pareto(rows: pd.DataFrame, path: Path) -> Path | None:
 
     Times are geometric means over common sets; accuracies are means over these sets and seeds.
     """
-    common = of_common_sets(rows, *rows["run"].unique())
+    common = paired(rows, *rows["run"].unique(), by=["dataset"])
     sets = common["dataset"].nunique()
     means = common.groupby(["run", "dataset"])[["forward_ms", "accuracy"]].mean()
     points = means.groupby("run").agg({"forward_ms": geometric_mean, "accuracy": "mean"}).dropna()

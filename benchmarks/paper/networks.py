@@ -27,10 +27,7 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "OS-CNN": OSCNN,
     "LITE": LITE,
 }
-
-
-# The arguments of random kernels, which are not a network, whole and pruned.
-ROCKETS = dict.fromkeys(("ROCKET", "MiniROCKET"), ("n_kernels", "cv", "k"))
+ROCKETS = ("ROCKET", "MiniROCKET")  # random kernels, which are not a network
 
 
 def build(model: str, arguments: Mapping[str, Any], shape: Shape) -> nn.Module:

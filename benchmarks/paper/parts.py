@@ -66,12 +66,10 @@ class Part:
         return str(CAPTIONS[self.name]["title"])
 
     def caption(self, with_figure: bool) -> str:
-        """Return the caption of the table and of any figure."""
         said = CAPTIONS[self.name]
         return filled(said["caption"] + (said.get("of_figure", "") if with_figure else ""))
 
     def names(self) -> list[str]:
-        """Return the runs that the table and the figure name."""
         found: dict[str, None] = {}
         for make in (self.table, self.figure):
             for value in make.keywords.values() if isinstance(make, partial) else ():

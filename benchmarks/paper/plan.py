@@ -76,14 +76,11 @@ class Variant:
                 f"criterion must be one of {', '.join(CRITERIA)}, not {self.criterion!r}"
             )
         needs_ratio = self.criterion not in (None, *WITHOUT_RATIO)
-        if (self.ratio is not None) != needs_ratio:
+        both = (self.factorize is None) == (self.compression is None)
+        if (self.ratio is not None) != needs_ratio or not both:
             raise ValueError(
-                f"pruning's {self.name!r} {'needs a' if needs_ratio else 'must not have a'} "
-                "ratio, the share of the filters to remove"
-            )
-        if (self.factorize is None) != (self.compression is None):
-            raise ValueError(
-                f"pruning's {self.name!r} needs both factorize and compression, or neither"
+                f"pruning's {self.name!r} must have a ratio with a criterion, unless that is "
+                f"{' or '.join(WITHOUT_RATIO)}; compression with factorize; neither otherwise"
             )
 
 
@@ -99,14 +96,12 @@ class Job:
 
     @property
     def key(self) -> tuple[str, str, int]:
-        """Return a name that is unique in a sweep."""
         return self.run, self.dataset, self.seed
 
     def __str__(self) -> str:
         return f"{self.run}, {self.dataset}, seed {self.seed}"
 
     def recipe(self, member: int = 0) -> Recipe:
-        """Return the recipe of its training; for an ensemble, the recipe of ``member``."""
         return Recipe(seed=member_seed(self.options, self.seed, member), **self.options["recipe"])
 
 
@@ -164,7 +159,7 @@ def read_plan(
 
 
 def difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
-    """Describe an option in which two jobs differ; return an empty string if none does."""
+    """Describe an option in which two jobs differ; "" if none does."""
     pairs = ((key, there[key], here[key]) for key in DEFAULTS)
     return next((f"{key} {one!r}, not {other!r}" for key, one, other in pairs if one != other), "")
 
@@ -233,7 +228,7 @@ def _check_options(options: Mapping[str, Any]) -> None:
             raise ValueError(f"{key} must be one of {', '.join(allowed)}, not {options[key]!r}")
     model, pruned = options["model"], bool(options["pruning"])
     if model in ROCKETS:
-        _check_keys(options["network"], ROCKETS[model], "network.")
+        _check_keys(options["network"], ("n_kernels", "cv", "k"), "network.")
     else:
         inspect.signature(NETWORKS[model]).bind_partial(1, 2, **options["network"])
     names = [Variant(**asked).name for asked in options["pruning"]]

@@ -48,9 +48,8 @@ def write_report(rows: Rows, folder: Path) -> Path:
     if not rows:
         raise ValueError(f"there are no rows to report in {folder.parent}; run a plan first")
     folder.mkdir(parents=True, exist_ok=True)
-    for part in (*PARTS, *IN_BLOCKS, *KERNELS, *FILTERS, *RUNS):
-        for ending in (".md", ".png"):
-            (folder / f"{part.name}{ending}").unlink(missing_ok=True)
+    for earlier in (*folder.glob("*.md"), *folder.glob("*.png")):
+        earlier.unlink()
     times = read_times(folder.parent / TIMES_NAME)
     sections, text = _sections(rows, times, _parts(rows, times), f"{folder}/{{}}.png")
     for name, section in sections.items():

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.paper.archives import published_accuracy, read
+from benchmarks.paper.networks import ROCKETS
 from benchmarks.paper.plan import Job
 from benchmarks.paper.training import facts_of
 from sparseconv.rocket.bank import POCKET
@@ -17,7 +18,6 @@ from sparseconv.rocket.features import kernel_features
 from sparseconv.rocket.model import chosen
 from sparseconv.rocket.selection import GroupSelection
 
-KINDS = {"ROCKET": "rocket", "MiniROCKET": "minirocket"}
 ITERATIONS, RIDGE = POCKET["n_iter"], POCKET["k"]  # of the selection
 SHARES = {"35 %": 0.35, "10 %": 0.1}
 AS_PUBLISHED = "as published"  # the share of the authors' table for the data set, of ROCKET
@@ -36,7 +36,7 @@ def perform(job: Job, source: str) -> dict[str, Any]:
     n_classes, group = len(data.classes), 2 if model == "ROCKET" else 1
     n_kernels = arguments.get("n_kernels", POCKET["n_kernels"])
     lap = _stopwatch()
-    bank = draw_kernels(KINDS[model], n_kernels, job.seed, data.X_train)
+    bank = draw_kernels(model.lower(), n_kernels, job.seed, data.X_train)
     seconds = {"draw_seconds": lap()}
     train = kernel_features(data.X_train, bank)
     seconds["transform_seconds"] = lap()
@@ -59,8 +59,8 @@ def perform(job: Job, source: str) -> dict[str, Any]:
     seconds["prepare_seconds"] = lap()
     counts = _counts(job.dataset, model, candidates)
     variants = []
-    if arguments.get("cv", False) or arguments.get("k") == "cv":
-        keep = "cv" if arguments.get("cv", False) else next(iter(counts.values())) / candidates
+    if is_by_folds(arguments):
+        keep = "cv" if arguments.get("cv") else next(iter(counts.values())) / candidates
         variants.append(_cross_validated(job, data, bank, keep))
         counts = {}
     for (share, keep), way in product(counts.items(), ("POCKET", "magnitude", "random")):
@@ -137,13 +137,12 @@ def _stopwatch() -> Callable[[], float]:
 
 def is_pruned_kernels(row: Mapping[str, Any]) -> bool:
     """Return whether the row comes from ``perform``, not from training a network."""
-    return row["options"]["model"] in KINDS
+    return row["options"]["model"] in ROCKETS
 
 
-def is_by_folds(row: Mapping[str, Any]) -> bool:
-    """Return whether cross-validation chose the row's kernels or ridge penalty."""
-    network = row["options"]["network"]
-    return bool(network.get("cv")) or network.get("k") == "cv"
+def is_by_folds(arguments: Mapping[str, Any]) -> bool:
+    """Return whether cross-validation chooses kernels or the ridge penalty."""
+    return bool(arguments.get("cv")) or arguments.get("k") == "cv"
 
 
 def expanded(rows: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
@@ -158,7 +157,7 @@ def expanded(rows: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
         for variant in row["variants"]:
             name = f"{row['run']}, {variant['share']}, {variant['way']}"
             seconds = variant["select_seconds"]
-            if not is_by_folds(row):  # whose time is that of a whole fit
+            if not is_by_folds(row["options"]["network"]):  # whose time is that of a whole fit
                 seconds += row["draw_seconds"] + row["transform_seconds"]
                 seconds += row["prepare_seconds"] if variant["way"] != "random" else 0
             found = {**row, "predict_seconds": None, **variant, "run": name}

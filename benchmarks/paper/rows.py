@@ -28,7 +28,6 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def key_of(row: Mapping[str, Any]) -> Key:
-    """Return the name of the row's job."""
     return row["run"], row["dataset"], row["seed"]
 
 

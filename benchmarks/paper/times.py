@@ -61,7 +61,8 @@ def measure(rows: Sequence[Mapping[str, Any]], path: Path) -> int:
             if len(set(timed_as.values())) < 2 or done.get(dataset) == (seed, timed_as):
                 continue
             models = {network_of(row): like(row) for row in shown}
-            half = {timed_as[row["run"]] for row in shown if _is_half(row)}
+            recipes = {timed_as[row["run"]]: row["options"]["recipe"] for row in shown}
+            half = {name for name, its in recipes.items() if its.get("precision") == "bfloat16"}
             x = torch.randn(BATCH, shown[0]["n_channels"], shown[0]["n_timepoints"])
             with threads(1):
                 found = _timed(models, x, half)
@@ -78,10 +79,6 @@ def read_times(path: Path) -> list[dict[str, Any]]:
     """Read the last line that ``measure`` wrote for each data set and seed."""
     lines = {(line["dataset"], line["seed"]): line for line in read_lines(path)}
     return list(lines.values())
-
-
-def _is_half(row: Mapping[str, Any]) -> bool:
-    return bool(row["options"]["recipe"].get("precision") == "bfloat16")
 
 
 def _timed(

@@ -172,7 +172,6 @@ def costs(job: Job, model: nn.Module, shape: Shape) -> dict[str, Any]:
     }
     if job.options["model"] == "DSN":  # by its active weights, also where masks are over dense ones
         network = build("DSN", job.options["network"], shape)
-        assert isinstance(network, DSN)
         found["flops_paper"] = job.options["members"] * network.cost(shape.n_timepoints).flops_paper
     if isinstance(model, DSN) and model.sparse_layers():
         found["kernels_by_size"] = [counts.tolist() for counts in kernels_by_size(model)]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -21,15 +20,10 @@ from small_plan import PLAN, ROOT, command, facts, made
 from benchmarks.paper import report
 from benchmarks.paper.__main__ import main
 from benchmarks.paper.archives import Archive, members, open_archive, published_accuracy
-from benchmarks.paper.comparison import (
-    interval,
-    versus,
-)
-from benchmarks.paper.parts import PARTS
+from benchmarks.paper.comparison import interval, versus
 from benchmarks.paper.plan import Job, read_plan
-from benchmarks.paper.rows import ROWS_NAME, read_rows
+from benchmarks.paper.rows import ROWS_NAME
 from benchmarks.paper.sweep import dask_pool, local_pool, sweep
-from benchmarks.paper.times import TIMES_NAME
 from benchmarks.recording import add_line
 
 pytestmark = pytest.mark.usefixtures("in_this_process")
@@ -125,22 +119,6 @@ def test_dask(tmp_path: Path, archive: Path, plan: Path) -> None:
         assert sweep(jobs, opened, out, dask_pool(cluster.scheduler_address)) == {}
     assert sweep_here(jobs, opened, tmp_path / "calm") == {}
     assert facts(out) == facts(tmp_path / "calm")
-
-
-def test_report_with_everything(tmp_path: Path) -> None:
-    """Of the recorded rows, with their times."""
-    recorded = report.RECORDED["full"]
-    shutil.copy(recorded.with_name(TIMES_NAME), tmp_path)
-    page = report.write_report(read_rows(recorded), tmp_path / "report")
-    text = page.read_text(encoding="utf-8")
-    for part in PARTS:
-        assert part.optional or part.title in text, part.name
-        assert "{" not in part.caption(with_figure=True), "not filled in"
-        picture = page.with_name(f"{part.name}.png")
-        assert part.figure is None or picture.stat().st_size > 5000
-    assert "Omitted, because" not in text
-    assert "Of UCR 85, " in text
-    assert page.with_name("table-1.md").read_text().startswith("| published")
 
 
 def test_post_hoc_sets_count_in_no_comparison(tmp_path: Path) -> None:

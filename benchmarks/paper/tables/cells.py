@@ -35,7 +35,6 @@ def percent(value: float | None) -> str:
 
 
 def sets_and_rows(rows: pd.DataFrame) -> str:
-    """Count the data sets and the rows of a run."""
     return f"{rows['dataset'].nunique()}, {len(rows)}"
 
 

@@ -7,7 +7,7 @@ from collections.abc import Collection
 import pandas as pd
 
 from benchmarks.paper.archives import published_accuracy
-from benchmarks.paper.comparison import Versus, by_set, of_common_sets, versus
+from benchmarks.paper.comparison import Versus, by_set, paired, versus
 from benchmarks.paper.networks import ROCKETS
 from benchmarks.paper.tables.cells import (
     DIFFERENCE,
@@ -40,7 +40,7 @@ def pruned_kernels(rows: pd.DataFrame) -> Table:
     cells = to_whole(rows, whole_of)
     lines = []
     for name, whole in whole_of.items():
-        both = of_common_sets(rows, whole, name)
+        both = paired(rows, whole, name, by=["dataset"])
         held = both[both["run"] == name]
         peer = PUBLISHED_ROCKET.get(name)
         published = to_published(by_set(rows, name), peer) if peer else None

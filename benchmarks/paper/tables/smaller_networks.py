@@ -6,7 +6,7 @@ from statistics import geometric_mean
 
 import pandas as pd
 
-from benchmarks.paper.comparison import by_set, of_common_sets
+from benchmarks.paper.comparison import by_set, paired
 from benchmarks.paper.tables.cells import NONE, percent, sets_and_rows, to_whole
 from sparseconv.measure.table import Table, with_thousands
 from sparseconv.running import batch_sizes
@@ -20,9 +20,9 @@ def smaller_networks(rows: pd.DataFrame) -> Table:
     names = rows["run"].unique()
     whole_of = {name: name.split(",")[0] for name in names}
     cells = to_whole(rows, whole_of)
-    common = of_common_sets(rows, *names)
+    common = paired(rows, *names, by=["dataset"])
     # Times of the sets of which every run has some.
-    timed = of_common_sets(common.dropna(subset="forward_ms"), *names)
+    timed = paired(common.dropna(subset="forward_ms"), *names, by=["dataset"])
     lines = []
     for name, held in common.groupby("run", sort=False):
         mean = {key: by_set(held, name, key).mean() for key in ("accuracy", "params", "macs")}
