@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from functools import cache
-from statistics import fmean
 from typing import Any
 
 import pandas as pd
 
 from benchmarks import recording
+from benchmarks.bench.networks import BASELINES
 from benchmarks.bench.tables import BEST, Row, best_baseline, ratio
 from benchmarks.paper import rocket
 from benchmarks.paper.comparison import Versus, by_set, frame, paired, versus
@@ -23,7 +23,6 @@ from sparseconv.measure.table import Table
 
 RUNS = {"DSN, two layers": "depth 2"}
 KEEP = 35  # percent of the kernels
-DENSE_WAYS = ("masked_dense", "dense_best", "dense_compiled")
 PRUNED_ROCKET = f"ROCKET, {KEEP} %"
 
 
@@ -40,7 +39,6 @@ def kernels() -> pd.DataFrame:
 
 def points(found: Versus, digits: int = 1) -> str:
     """Format a difference of accuracies with its 95 % interval, and whether that contains 0."""
-    assert found.interval is not None
     low, high = (f"{end:+.{digits}f}" for end in found.interval)
     unclear = ", not significant" if found.interval[0] < 0 < found.interval[1] else ""
     return f"{found.difference:+.{digits}f} points [{low}, {high}]{unclear}"
@@ -95,7 +93,7 @@ def blocks() -> tuple[str, ...]:
     files = [results / f"blocks-{cpu}.json" for cpu in ("xeon", "zen4")]
     rows = [row for file in files for row in recording.read(file)["network"]]
     steps = [row for row in rows if row["mode"] == "blocks"]
-    speeds = [min(row["ratio"][way][0] for way in DENSE_WAYS) for row in steps]
+    speeds = [min(row["ratio"][way][0] for way in BASELINES) for row in steps]
     return (
         "train it in blocks of 16 channels, in bfloat16 (AMX or AVX-512 BF16)",
         "PyTorch's fastest dense bfloat16 setting",
@@ -107,26 +105,19 @@ def blocks() -> tuple[str, ...]:
 
 
 def inception_time() -> list[tuple[str, ...]]:
-    rows = read_lines(published_networks.RESULTS)
-    mine = [row for row in rows if row["network"] == "InceptionTime"]
-    (timed,) = (row for row in mine if "times" in row)
-    inference = timed["times"]["inference"]["ratio"]["dense"][0]
-    dense, converted = (
-        100 * fmean(row["after"][way] for row in mine) for way in ("dense", "converted")
-    )
-    lost = {
-        name: 100 * fmean(row["after"]["dense"] - row["after"]["converted"] for row in held)
-        for name in dict.fromkeys(row["network"] for row in rows)
-        if (held := [row for row in rows if row["network"] == name])
-    }
-    worst = max(lost, key=lambda name: lost[name])
+    rows = pd.json_normalize(read_lines(published_networks.RESULTS)).set_index("network")
+    mine = rows.loc["InceptionTime"]
+    (inference,) = mine["times.inference.ratio.dense"].dropna().str[0]
+    after = 100 * rows[["after.dense", "after.converted"]].groupby("network").mean()
+    dense, converted = after.loc["InceptionTime"]
+    lost = after["after.dense"] - after["after.converted"]
     row = by_density("InceptionTime")
     steps = {way: found[0] for way, found in row["ratio"][f"{1 - PRUNED:g}"].items()}
     return [
         (f"prune {100 * PRUNED:.0f} % of InceptionTime, convert, compile, fine-tune",
          "PyTorch's fastest dense setting", f"{steps[row['fastest']]:.1f}x",
-         f"{dense:.1f} % before, {converted:.1f} % after ({mine[0]['dataset']}); of four networks, "
-         f"{worst} lost the most, {lost[worst]:.0f} points", "when-it-pays"),
+         f"{dense:.1f} % before, {converted:.1f} % after ({mine['dataset'].iloc[0]}); of four "
+         f"networks, {lost.idxmax()} lost the most, {lost.max():.0f} points", "when-it-pays"),
         ("then predict", "plain dense (fastest not timed)", f"{inference:.1f}x", "",
          "converting"),
     ]  # fmt: skip
@@ -190,7 +181,6 @@ def dense_faster(bench: dict[str, Any], slower: list[Row]) -> str:
     worst, full = ratio(slower[0]), sum(row["density"] > 0.5 for row in slower)
     few = [row["kernel_size"] for row in slower if row["density"] < 0.15]
     sizes = ", ".join(map(str, sorted(set(few))))
-    assert worst
     return (
         "- **Most weights are active.** The fastest dense method, usually FFT with a precomputed "
         f"spectrum, was faster in [{len(slower)} of {timed} measured cases]"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from benchmarks.bench.run import COMPUTATIONS
 from benchmarks.bench.tables import BEST, Row, ratio
@@ -23,8 +22,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 AGAINST = {"conv1d": "F.conv1d", BEST: "the fastest baseline"}
-# With these settings, and shortened, equal results yield equal files.
-SVG = {"svg.hashsalt": "sparseconv", "svg.fonttype": "none"}
 LEAST_DENSITY = 0.01  # a case with fewer weights measures the packing, not a layer
 
 
@@ -63,51 +60,38 @@ def main_rows(rows: Iterable[Row]) -> list[Row]:
 
 
 def saved(rows: Sequence[Row]) -> Figure:
-    """Plot the time and FLOPs saved, compared with ``F.conv1d`` and with the fastest baseline."""
+    """Plot the time and FLOPs saved, compared with ``F.conv1d`` and with the fastest baseline.
+
+    Above the line y = x, the sparse kernel also uses the machine better than the dense one. Below
+    1, dense is faster.
+    """
     rows = main_rows(rows)
     figure = figures.new_figure("", 9.0, 4.6)
     left, right = figure.subplots(1, 2, sharex=True, sharey=True)
-    limits = []
+    drawn = [(2.0, 1.0), (2.0, 2.0)]  # what the axes show at least
     for ax, (against, spelled) in zip((left, right), AGAINST.items(), strict=True):
-        points = {
-            name: [
+        label = "" if ax is right else "time: other / sparse"
+        figures.style_axes(ax, "FLOPs: dense / executed", label)
+        ax.axhspan(1e-3, 1.0, color="#f4f1ee", zorder=0, linewidth=0)
+        ax.plot([0.5, 128], [0.5, 128], color=figures.FAINT, linewidth=1, linestyle=(0, (4, 3)))
+        for name, colour in zip(COMPUTATIONS, figures.SERIES, strict=False):
+            points = [
                 (row["dense_flops"] / row["flops"], found.median) for row in rows
                 if row["computation"] == name and (found := ratio(row, against))
-            ]
-            for name in COMPUTATIONS
-        }  # fmt: skip
-        draw_savings(ax, points)
-        ax.set_ylabel("" if ax is right else "time: other / sparse")
+            ]  # fmt: skip
+            ax.scatter(*np.transpose(points), s=14, color=colour, edgecolor="white",
+                       linewidth=0.4, zorder=3, label=name)  # fmt: skip
+            drawn += points
+        ax.set_xscale("log", base=2)
+        ax.set_yscale("log", base=2)
+        for axis in (ax.xaxis, ax.yaxis):
+            axis.set_major_formatter(lambda value, _: f"{value:g}x")
         ax.set_title(f"against {spelled}", fontsize=9, color=figures.INK, loc="left")
-        limits.append((*ax.get_xlim(), *ax.get_ylim()))
-    x0, x1, y0, y1 = zip(*limits, strict=True)  # of both: they share their axes
-    left.set_xlim(min(x0), max(x1))
-    left.set_ylim(min(y0), max(y1))
+    flops, times = np.transpose(drawn)
+    left.set_xlim(0.9, 1.2 * flops.max())
+    left.set_ylim(0.8 * times.min(), 1.3 * times.max())
     figures.legend_above(figure, left)
     return figure
-
-
-def draw_savings(ax: Axes, points: Mapping[str, ArrayLike]) -> None:
-    """Draw the factors by which FLOPs and time fell, with the line y = x.
-
-    Above the line, the sparse kernel also uses the machine better than the dense one. Below 1,
-    dense is faster.
-    """
-    figures.style_axes(ax, "FLOPs: dense / executed", "time: dense / sparse")
-    ax.axhspan(1e-3, 1.0, color="#f4f1ee", zorder=0, linewidth=0)
-    ax.plot([0.5, 128], [0.5, 128], color=figures.FAINT, linewidth=1, linestyle=(0, (4, 3)))
-    flops, times = [2.0], [1.0, 2.0]
-    for (name, series), colour in zip(points.items(), figures.SERIES, strict=False):
-        x, y = np.asarray(series, dtype=float).reshape(-1, 2).T
-        ax.scatter(x, y, s=14, color=colour, edgecolor="white", linewidth=0.4, zorder=3, label=name)
-        flops += x.tolist()
-        times += y.tolist()
-    ax.set_xscale("log", base=2)
-    ax.set_yscale("log", base=2)
-    for axis in (ax.xaxis, ax.yaxis):
-        axis.set_major_formatter(lambda value, _: f"{value:g}x")
-    ax.set_xlim(0.9, 1.2 * max(flops))
-    ax.set_ylim(0.8 * min(times), 1.3 * max(times))
 
 
 def plain_ticks(axis: Axis) -> None:
@@ -206,31 +190,10 @@ def captions(rows: Sequence[Row]) -> dict[str, str]:
     }
 
 
-def write_svg(figure: Figure, path: Path) -> None:
-    """Write a figure as SVG; equal results yield equal files."""
-    from matplotlib import rc_context
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with rc_context(SVG):
-        figure.savefig(path)
-    shorten(path)
-
-
-def shorten(path: Path) -> None:
-    """Round what matplotlib drew to hundredths of a point, and drop its metadata."""
-    text, drawn = re.subn(r" *<metadata>.*?</metadata>\n", "", path.read_text("utf-8"), flags=re.S)
-    if drawn:
-        path.write_text(re.sub(r"(\d\.\d\d)\d+", r"\1", text), encoding="utf-8")
-
-
 def write_all(document: dict[str, Any], folder: Path) -> list[Path]:
     """Write ``time-saved.svg`` and, per number of threads, ``break-even-1.svg``."""
     rows = document["rows"]
     made = {"time-saved": saved(rows)}
     for threads in sorted({row["threads"] for row in rows}):
         made[f"break-even-{threads}"] = break_even(rows, threads)
-    paths = []
-    for name, figure in made.items():
-        paths.append(folder / f"{name}.svg")
-        write_svg(figure, paths[-1])
-    return paths
+    return [figures.save(figure, folder / f"{name}.svg") for name, figure in made.items()]

@@ -14,6 +14,7 @@ from benchmarks.bench.run import COMPUTATIONS, ROUNDS
 from benchmarks.bench.tables import BEST, Row, best_baseline, ratio
 from benchmarks.studies import densities
 from sparseconv.measure.table import Table
+from sparseconv.report import figures
 
 RESULTS = Path(__file__).with_name("results")
 LOSING = (*tables.FASTEST, "vs F.conv1d")  # what a table of rows says that dense ways win
@@ -31,7 +32,7 @@ def front(pictures: Path) -> dict[str, Callable[[], str]]:
 
 
 def picture(path: Path) -> str:
-    plots.write_svg(plots.networks_by_density(densities.speeds()), path)
+    figures.save(plots.networks_by_density(densities.speeds()), path)
     return f"![Speed of training by density, with the break-even](docs/static/{path.name})"
 
 
@@ -65,12 +66,9 @@ def when_it_pays(bench: Mapping[str, Any]) -> Table:
     groups.append(("worst row of all suites and densities", "conv1d", rows))
     lines: list[tuple[str, ...]] = []
     for what, plain, mine in groups:
-        if row := closest(mine):
-            usual = [found.median for each in mine if (found := ratio(each, plain))]
-            shown = f"{min(usual):.2f}" if usual else "-"
-            fastest = ratio(row)
-            assert fastest
-            lines.append((what, shown, f"{fastest.median:.2f}", tables.which(row)))
+        row = closest(mine)
+        usual = min(found.median for each in mine if (found := ratio(each, plain)))
+        lines.append((what, f"{usual:.2f}", f"{ratio(row).median:.2f}", tables.which(row)))
     uniform = [row for row in rows if row["suite"] == "density" and "uniform" in row["case"]]
     if slower := lost(uniform):
         texts = []
@@ -89,7 +87,6 @@ def when_it_pays(bench: Mapping[str, Any]) -> Table:
 
 
 def kernels(rows: Iterable[Row]) -> Table:
-    """Show the main layer at every length."""
     layer = [row for row in rows if row["case"].startswith("dsn_evolved")]
     layer.sort(key=lambda r: (COMPUTATIONS.index(r["computation"]), r["length"], r["threads"]))
     columns = ("", "L", "threads", *tables.SPEED, *tables.FASTEST, *tables.AGAINST)
@@ -104,7 +101,6 @@ def worst(rows: Sequence[Row]) -> Table:
 
 
 def faster_baselines(rows: Iterable[Row]) -> Table:
-    """Show every row in which a baseline was faster."""
     columns = (*tables.CASE, "N", "channels", "K", "L", "density", *LOSING)
     return tables.table(lost(rows), columns, text_columns=2)
 
@@ -116,9 +112,7 @@ def recorded(path: Path = RESULTS / "bench.json") -> dict[str, Any]:
         ValueError: the recorded run is incomplete.
     """
     bench = recording.read(path)
-    # Older documents lack these keys, and are whole.
-    whole = bench.get("complete", True) and bench.get("rounds", ROUNDS) >= ROUNDS
-    if not whole or not set(SUITES) <= set(bench.get("suites", SUITES)):
+    if not bench["complete"]:
         raise ValueError(
             f"{path} must contain a complete run of all suites with {ROUNDS} rounds; run make bench"
         )
@@ -127,8 +121,7 @@ def recorded(path: Path = RESULTS / "bench.json") -> dict[str, Any]:
 
 def where(machine: Mapping[str, str]) -> str:
     """Describe a run's machine, versions and date."""
-    isa = machine["cpp"].removeprefix("available (CPU, ").removesuffix(")")
     return (
-        f"{machine['cpu']}, {machine['cores']} cores, {isa}, torch {machine['torch']}, "
+        f"{machine['cpu']}, {machine['cores']} cores, {machine['isa']}, torch {machine['torch']}, "
         f"{machine['date']}, commit {machine['commit']}"
     )

@@ -43,11 +43,7 @@ def rounded(value: Any) -> Any:
         >>> rounded([{"ms": 1.23456789, "nnz": 1234567, "data": "ACSF1"}, None])
         [{'ms': 1.2346, 'nnz': 1234567, 'data': 'ACSF1'}, None]
     """
-    if isinstance(value, float):
-        return float(f"{value:.5g}")
-    if isinstance(value, Mapping):
-        return {key: rounded(entry) for key, entry in value.items()}
-    return [rounded(entry) for entry in value] if isinstance(value, list) else value
+    return json.loads(json.dumps(value), parse_float=lambda text: float(f"{float(text):.5g}"))
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

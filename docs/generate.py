@@ -36,6 +36,8 @@ RESULTS = ROOT / "benchmarks" / "results"
 KERNELS_XEON = RESULTS / "random_kernels-xeon.json"
 PICTURES = ROOT / "docs" / "static"
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
+# With these settings, and shortened, equal results yield equal files.
+SVG = {"svg.hashsalt": "sparseconv", "svg.fonttype": "none"}
 PART = re.compile(r"^(<!-- begin (\w+): .* -->\n).*?^(<!-- end \2 -->)$", re.DOTALL | re.MULTILINE)
 
 
@@ -50,7 +52,7 @@ def parts(folder: Path = PICTURES) -> Mapping[str, Callable[[], str]]:
         "measured": lambda: f"One run of `python -m sparseconv bench` on {where}.",
         "kernels": lambda: readme.kernels(bench["rows"]).markdown(),
         "worst": lambda: readme.worst(bench["rows"]).markdown(),
-        "network": lambda: tables.network(bench["network"]).markdown(),
+        "network": lambda: tables.table(bench["network"], tables.NETWORK).markdown(),
         "gpu": lambda: gpu.about(on_gpu),
         "gpu_layers": lambda: gpu.layers(on_gpu["rows"]).markdown(),
         "gpu_steps": lambda: gpu.steps(on_gpu["rows"]).markdown(),
@@ -97,30 +99,23 @@ def figure(path: Path, caption: str) -> str:
 def random_kernels(folder: Path) -> str:
     """Return the times of the features, and of classifiers that use them."""
     bench = readme.recorded()
-    picture = classifiers.draw(folder / "classifiers.svg")
+    rows = bench["random_kernels"]
+    parts = [
+        "Microseconds to compute the features of one series, with 10 000 kernels. "
+        "aeon's transforms were compiled and timed interleaved in the same process, with the "
+        "same kernels and threads. Of peak: multiply-adds inside the series, relative to what "
+        f"the CPU can do from registers. {readme.where(bench['machine'])}."
+    ]
+    for count in sorted({row["threads"] for row in rows}):
+        mine = [row for row in rows if row["threads"] == count and (count == 1 or row["kept"] == 1)]
+        table = tables.table(mine, tables.RANDOM_KERNELS)
+        parts += [f"{threads_text(count)}:", table.markdown()]
     caption = (
         "Random kernels: aeon's classifiers (orange), ours (blue), and DSN (green; hollow because "
         "it was timed on another machine)"
     )
-    return "\n\n".join(
-        (
-            "Microseconds to compute the features of one series, with 10 000 kernels. "
-            "aeon's transforms were compiled and timed interleaved in the same process, with the "
-            "same kernels and threads. Of peak: multiply-adds inside the series, relative to what "
-            f"the CPU can do from registers. {readme.where(bench['machine'])}.",
-            "\n\n".join(
-                f"{threads_text(count)}:\n\n"
-                + tables.random_kernels(
-                    row
-                    for row in bench["random_kernels"]
-                    if row["threads"] == count and (count == 1 or row["kept"] == 1)
-                ).markdown()
-                for count in sorted({row["threads"] for row in bench["random_kernels"]})
-            ),
-            figure(picture, caption),
-            classifiers.section(),
-        )
-    )
+    picture = figure(classifiers.draw(folder / "classifiers.svg"), caption)
+    return "\n\n".join([*parts, picture, classifiers.section()])
 
 
 def graph(path: Path) -> str:
@@ -135,12 +130,15 @@ def kernels_elsewhere() -> str:
     """Return the times of the features on another machine, with all kernels."""
     bench = recording.read(KERNELS_XEON)
     whole = (row for row in bench["random_kernels"] if row["kept"] == 1)
-    return "\n\n".join(
-        (
-            f"{readme.where(bench['machine'])}.",
-            tables.random_kernels(whole).markdown(),
-        )
-    )
+    table = tables.table(whole, tables.RANDOM_KERNELS)
+    return f"{readme.where(bench['machine'])}.\n\n{table.markdown()}"
+
+
+def shorten(path: Path) -> None:
+    """Round what matplotlib drew to hundredths of a point, and drop its metadata."""
+    text, drawn = re.subn(r" *<metadata>.*?</metadata>\n", "", path.read_text("utf-8"), flags=re.S)
+    if drawn:
+        path.write_text(re.sub(r"(\d\.\d\d)\d+", r"\1", text), encoding="utf-8")
 
 
 def main() -> None:
@@ -148,12 +146,12 @@ def main() -> None:
     from matplotlib import rc_context
 
     made = parts()
-    with rc_context(plots.SVG):
+    with rc_context(SVG):
         for page in PAGES:
             text = page.read_text(encoding="utf-8")
             page.write_text(filled(text, made), encoding="utf-8")
     for picture in PICTURES.glob("*.svg"):
-        plots.shorten(picture)
+        shorten(picture)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ import torch
 from torch import nn
 from torch.fx import Graph, GraphModule, Node
 
-from benchmarks import plots
 from sparseconv import SparseConv1d
 from sparseconv.compiler import sparseconv
 from sparseconv.models.classifier import Parallel, Residual, shortcut
@@ -134,4 +133,4 @@ def draw(path: Path) -> None:
                 box = {"boxstyle": "round,pad=0.3", "color": colour}
                 ax.text(*at[node], data["text"], fontsize=8.5, ha="center", va="center",
                         color="white", bbox=box)  # fmt: skip
-    plots.write_svg(figure, path)
+    figures.save(figure, path)

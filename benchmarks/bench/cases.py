@@ -85,11 +85,9 @@ class Case(testing.Case):
     bias: bool = False
 
     def make_pattern(self) -> KernelCSR:
-        """Build the pattern."""
         return _make_pattern(self)
 
     def build(self) -> Problem:
-        """Draw the tensors."""
         x, values, _, grad = self.tensors()
         return Problem(x, values, grad, self.make_pattern(), self.geometry)
 

@@ -52,11 +52,8 @@ def _add_options(command: argparse.ArgumentParser) -> None:
     cases = "cases to time, in addition to those of --suites; --list shows them"
     several("--cases", choices=CASES, metavar="CASE", default=(), help=cases)
     counts = sorted({1, min(2, os.cpu_count() or 1)})
-    several(
-        "--threads",
-        **count("numbers of threads (default: 1 and, with more cores, 2)"),
-        default=counts,
-    )
+    numbers = count("numbers of threads (default: 1 and, with more cores, 2)")
+    several("--threads", **numbers, default=counts)
     baselines = f"baselines of the cases (default: {' '.join(BASELINES)})"
     add("--baselines", nargs="*", choices=BASELINES, metavar="BASELINE", default=list(BASELINES),
         help=baselines)  # fmt: skip
@@ -89,12 +86,9 @@ def run(arguments: argparse.Namespace) -> int:
         check_writable(path)
     retain_freed_memory()  # before anything is timed, so that all of it is timed alike
     rounds = QUICK_ROUNDS if arguments.quick else arguments.rounds
-    partly = {case.suite for case in CASES.values() if case not in cases}
-    partly |= {name for name in WITHOUT_CASES if name not in others}
+    everything = not (arguments.suites or arguments.cases) and (rounds or ROUNDS) >= ROUNDS
     found: dict[str, Any] = {
         "complete": False,
-        "suites": [name for name in SUITES if name not in partly],  # measured as a whole
-        "rounds": rounds or ROUNDS,
         "machine": measurement_context(),
         "rows": [],
         **{name: [] for name in WITHOUT_CASES},
@@ -111,7 +105,7 @@ def run(arguments: argparse.Namespace) -> int:
         except KeyboardInterrupt:
             print(f"stopped{kept}", file=sys.stderr)
             raise
-        found["complete"] = number == len(todo)
+        found["complete"] = everything and number == len(todo)
         if arguments.json:  # an interrupted run loses nothing
             recording.write_json(found, arguments.json)
             kept = f"; earlier measurements are in {arguments.json}"
@@ -158,11 +152,12 @@ def shown(found: Mapping[str, Any]) -> str:
     absent = [row["absent"].items() for row in [*rows, *found["network"]]]
     reasons = dict.fromkeys(f"{name}: {why}" for items in absent for name, why in items)
     parts += ["\n".join(["Left out where they could not run:", *reasons])] if reasons else []
-    makers = {name: getattr(tables, name) for name in WITHOUT_CASES}
+    others = {"network": tables.NETWORK, "random_kernels": tables.RANDOM_KERNELS}
     for name, what in SUITES.items():
-        mine = found[name] if name in makers else [row for row in rows if row["suite"] == name]
-        if mine:
-            parts += [f"{name}: {what}", makers.get(name, tables.cases)(mine).markdown()]
+        if mine := found.get(name) or [row for row in rows if row["suite"] == name]:
+            text_columns = 1 if name in others else 2
+            table = tables.table(mine, others.get(name, tables.CASES), text_columns)
+            parts += [f"{name}: {what}", table.markdown()]
     return "\n\n".join(parts) + "\n"
 
 

@@ -23,7 +23,6 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from sparseconv.core.pattern import KernelCSR
 from sparseconv.dst.update import cosine_decay, prune_and_grow
-from sparseconv.models import DSN
 from sparseconv.models.classifier import Classifier
 from sparseconv.nn.block import Block
 from sparseconv.nn.conv import SparseConv1d
@@ -150,20 +149,8 @@ class MaskedDST:
             layer.weight.mul_(layer.mask)
 
 
-def inference_variants(model: DSN, x: Tensor) -> dict[str, Callable[[], Network]]:
-    """Return functions that build the dense twin of ``model`` in eval mode, for inputs like ``x``.
-
-    ``x`` is ``(N, C, L)``. For ``jit``, TorchScript traces, freezes and optimizes the twin, which
-    folds BatchNorm and packs weights for oneDNN. ``channels_last jit`` is the same for
-    ``images_of``. Which of the two is faster depends on the length and the machine.
-    """
-    return {
-        "jit": lambda: _scripted(masked_copy(model, _MatrixPool).eval(), x),
-        "channels_last jit": lambda: _scripted(images_of(model, fold=True).eval(), x),
-    }
-
-
-def _scripted(network: nn.Module, x: Tensor) -> Network:
+def scripted(network: nn.Module, x: Tensor) -> Network:
+    """Let TorchScript trace and freeze a network, fold BatchNorm and pack weights for oneDNN."""
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # TorchScript is deprecated, and shapes become constants
         traced = torch.jit.trace(network, x)  # type: ignore[no-untyped-call]
@@ -187,7 +174,7 @@ class _ToSeries(nn.Module):
         return input.squeeze(2).contiguous()
 
 
-class _MatrixPool(nn.AdaptiveAvgPool1d):
+class MatrixPool(nn.AdaptiveAvgPool1d):
     def forward(self, input: Tensor) -> Tensor:
         length = input.shape[-1]
         if length > ShortAvgPool1d.LONGEST:
@@ -201,7 +188,7 @@ def images_of(model: Classifier, *, fold: bool = False) -> nn.Sequential:
     ``fold`` folds the norms of a DSN into its convolutions, for inference; without it, train with
     masks. Layers of the blocks that are not converted here must be pointwise.
     """
-    twin = masked_copy(model, _MatrixPool)
+    twin = masked_copy(model, MatrixPool)
     blocks: nn.Sequential = twin.blocks  # type: ignore[assignment]
     for block in blocks if fold else ():
         for (at, conv), (after, norm) in pairwise(list(block.named_children())):

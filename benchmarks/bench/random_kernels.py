@@ -107,8 +107,8 @@ def _row(
     times["sparse"] /= len(X)
     if "aeon" in times:
         times["aeon"] /= len(few)
-    flops = 2 * operations(bank)
-    share = loop.share(times, flops) if loop else None
+    work = operations(bank)
+    share = loop.share(times, 2 * work) if loop else None
     return {
         "kind": bank.kind,
         "in_channels": bank.series_channels,
@@ -117,7 +117,7 @@ def _row(
         "kept": 1.0,
         "threads": count,
         "isa": extension.isa(),
-        "operations": flops // 2,
+        "operations": work,
         **times_and_ratios(times),
         "share_of_peak": share,
     }

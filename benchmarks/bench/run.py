@@ -122,7 +122,6 @@ def check(
 
 
 def check_bounds(results: Mapping[str, Tensor], wanted: Mapping[str, Expected]) -> None:
-    """Compare the kernels' results with the expected ones."""
     for name, result in results.items():
         times = _times_its_bound(result, wanted[name])
         if not times <= 1:
@@ -185,11 +184,7 @@ def checked_baseline(name: str, problem: Problem, wanted: Mapping[str, Expected]
 
 
 def measure(
-    count: int,
-    case: Case,
-    *,
-    baselines: Sequence[str] = tuple(BASELINES),
-    rounds: int = ROUNDS,
+    count: int, case: Case, *, baselines: Sequence[str] = tuple(BASELINES), rounds: int = ROUNDS
 ) -> list[dict[str, Any]]:
     """Check a case, then time its computations on ``count`` threads; return one row for each.
 

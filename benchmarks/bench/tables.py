@@ -71,6 +71,14 @@ INTERVALS = {"vs fastest": BEST, "vs masked": "masked_dense", "times aeon": "aeo
 CASE, SPEED = ("case", "", "threads"), ("ms", "GFLOP/s", "of peak")
 FASTEST = ("vs fastest", "(which)")
 AGAINST = tuple(MEDIANS)[: len(BASELINES)]
+CASES = (*CASE, "density", *SPEED, *FASTEST, *AGAINST)
+NETWORK = (
+    "", "N", "C", "L", "threads", "ms", "vs masked", "vs settings", "(which)", "vs compiled",
+    "vs float32", "MB", "masked MB",
+)  # fmt: skip
+RANDOM_KERNELS = (
+    "kind", "N", "C", "L", "kept", "threads", "isa", "us", "aeon's us", "times aeon", "of peak",
+)  # fmt: skip
 
 
 def cells(row: Row) -> dict[str, str]:
@@ -101,28 +109,6 @@ def table(rows: Iterable[Row], columns: Sequence[str], text_columns: int = 1) ->
     """Show these of each row's ``cells``, a line per row; omit empty columns."""
     lines = [{title: found.get(title, "") for title in columns} for found in map(cells, rows)]
     return Table.of(lines, columns[:text_columns])
-
-
-def cases(rows: Iterable[Row]) -> Table:
-    """Show the time, the speed, and the ratio of each baseline's time to the sparse time."""
-    return table(rows, (*CASE, "density", *SPEED, *FASTEST, *AGAINST), text_columns=2)
-
-
-def network(rows: Iterable[Row]) -> Table:
-    """Show the sparse network's times, the ratios of the other times to them, and memory."""
-    columns = (
-        "", "N", "C", "L", "threads", "ms", "vs masked", "vs settings", "(which)", "vs compiled",
-        "vs float32", "MB", "masked MB",
-    )  # fmt: skip
-    return table(rows, columns)
-
-
-def random_kernels(rows: Iterable[Row]) -> Table:
-    """Show microseconds per series, the ratio of aeon's time to ours, and the share of the peak."""
-    columns = (
-        "kind", "N", "C", "L", "kept", "threads", "isa", "us", "aeon's us", "times aeon", "of peak",
-    )  # fmt: skip
-    return table(rows, columns)
 
 
 def write_csv(rows: Iterable[Row], path: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.bench import cases, masked, networks, run, tables
+from benchmarks.bench import cases, networks, run, tables
 from benchmarks.bench.baselines import Calls
 from benchmarks.bench.cases import CASES, SUITES, WITHOUT_CASES, Problem, select
 from benchmarks.bench.masked import MaskedDST, PremaskedConv1d, masked_copy
@@ -61,7 +61,7 @@ def fake_times(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 def test_rows_of_every_mode(fake_times: list[list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
     # Instead of half a minute for each network: the eager one. TorchScript has its own test.
     monkeypatch.setattr(torch, "compile", lambda model, **_: model)
-    monkeypatch.setattr(masked, "_scripted", lambda network, x: network)
+    monkeypatch.setattr(networks, "scripted", lambda network, x: network)
     state = torch.get_rng_state()
     tasks = networks.tasks([1, 2], rounds=5)
     assert [name for name, _ in tasks[:2]] == [
@@ -89,7 +89,7 @@ def test_rows_of_every_mode(fake_times: list[list[str]], monkeypatch: pytest.Mon
         fastest = None if update else "channels_last" if trains else "channels_last jit"
         assert row["settings"].get("dense_best") == fastest
     json.dumps(rows)
-    assert tables.network(rows).markdown().count("5.00 [5.00, 5.00]") == len(rows)
+    assert tables.table(rows, tables.NETWORK).markdown().count("5.00 [5.00, 5.00]") == len(rows)
 
 
 # Nothing wrong is timed
@@ -165,30 +165,15 @@ def test_every_way_to_train_dense_learns_the_same(
 SCHEDULE = {"update_every": 2, "end_step": 100, "decay_steps": 80, "prune_floor": 0.001}
 
 
-def deep(**options: Any) -> DSN:
-    torch.manual_seed(0)
-    return small(2, nf=5, depth=3, **options)
-
-
 def masked_layers(model: nn.Module) -> list[PremaskedConv1d]:
     return [layer for layer in model.modules() if isinstance(layer, PremaskedConv1d)]
 
 
-def batch() -> tuple[Tensor, Tensor]:
-    X = torch.randn(8, 2, 20, generator=torch.Generator().manual_seed(1))
-    return X, torch.arange(8) % 2
-
-
-def take_step(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    X, y = batch()
-    optimizer.zero_grad()
-    F.nll_loss(model(X.to(next(model.parameters()).dtype)), y).backward()
-    optimizer.step()
-
-
 def test_it_moves_what_the_sparse_scheduler_moves() -> None:
     """Same weights, seed and schedule: the same patterns and values, also when it was resumed."""
-    model = deep(backend="reference").double()
+    torch.manual_seed(0)
+    model = small(2, nf=5, depth=3, backend="reference").double()
+    X, y = torch.randn(8, 2, 20).double(), torch.arange(8) % 2
     twin = masked_copy(model)
     # Without optimizer state both follow the same trajectory; SGD without momentum has none.
     sparse_optimizer = torch.optim.SGD(model.parameters(), 0.1)
@@ -201,7 +186,9 @@ def test_it_moves_what_the_sparse_scheduler_moves() -> None:
             dense = MaskedDST(twin, dense_optimizer, **SCHEDULE)
             dense.load_state_dict(state)
         for each, optimizer in ((model, sparse_optimizer), (twin, dense_optimizer)):
-            take_step(each, optimizer)
+            optimizer.zero_grad()
+            F.nll_loss(each(X), y).backward()
+            optimizer.step()
         assert sparse.step() == dense.step()
         assert sparse.prune_fraction_now == pytest.approx(dense.prune_fraction_now, rel=1e-12)
         for ours, theirs in zip(model.sparse_layers(), masked_layers(twin), strict=True):
