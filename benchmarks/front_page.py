@@ -15,7 +15,7 @@ from benchmarks.paper import rocket
 from benchmarks.paper.comparison import Versus, by_set, frame, paired, versus
 from benchmarks.paper.report import RECORDED
 from benchmarks.paper.rows import read_rows
-from benchmarks.paper.tables.random_kernels import pruned_kernels
+from benchmarks.paper.tables.smaller import pruned_kernels
 from benchmarks.recording import read_lines
 from benchmarks.studies import classifiers, densities, published_networks
 from benchmarks.studies.published_networks import PRUNED
@@ -171,12 +171,7 @@ def about_gains(bench: dict[str, Any]) -> str:
 
 
 def dense_faster(bench: dict[str, Any], slower: list[Row]) -> str:
-    """Describe when the fastest dense way won.
-
-    Args:
-        bench: the recorded benchmark.
-        slower: its rows in which a dense way was faster, slowest first.
-    """
+    """Describe the rows in which the fastest dense way won, slowest first."""
     timed = sum(best_baseline(row) is not None for row in bench["rows"])
     worst, full = ratio(slower[0]), sum(row["density"] > 0.5 for row in slower)
     few = [row["kernel_size"] for row in slower if row["density"] < 0.15]

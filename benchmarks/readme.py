@@ -3,37 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import front_page, plots, recording
+from benchmarks import recording
 from benchmarks.bench import tables
 from benchmarks.bench.cases import SUITES
 from benchmarks.bench.run import COMPUTATIONS, ROUNDS
 from benchmarks.bench.tables import BEST, Row, best_baseline, ratio
-from benchmarks.studies import densities
 from sparseconv.measure.table import Table
-from sparseconv.report import figures
 
 RESULTS = Path(__file__).with_name("results")
 LOSING = (*tables.FASTEST, "vs F.conv1d")  # what a table of rows says that dense ways win
-
-
-def front(pictures: Path) -> dict[str, Callable[[], str]]:
-    """Return what makes README's parts; the picture is drawn into the folder ``pictures``."""
-    return {
-        "pitch": lambda: front_page.pitch(recorded()),
-        "picture": lambda: picture(pictures / "speed-by-density.svg"),
-        "gains": lambda: front_page.gains(recorded()),
-        "dense_faster": lambda: front_page.dense_faster(recorded(), lost(recorded()["rows"])),
-        "classifiers": lambda: f"{front_page.tools().markdown()}\n\n{front_page.about_tools()}",
-    }
-
-
-def picture(path: Path) -> str:
-    figures.save(plots.networks_by_density(densities.speeds()), path)
-    return f"![Speed of training by density, with the break-even](docs/static/{path.name})"
 
 
 def lost(rows: Iterable[Row], baseline: str = BEST) -> list[Row]:
@@ -106,11 +88,7 @@ def faster_baselines(rows: Iterable[Row]) -> Table:
 
 
 def recorded(path: Path = RESULTS / "bench.json") -> dict[str, Any]:
-    """Read the recorded benchmark.
-
-    Raises:
-        ValueError: the recorded run is incomplete.
-    """
+    """Read the recorded benchmark, which must be complete."""
     bench = recording.read(path)
     if not bench["complete"]:
         raise ValueError(

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from functools import cache, partial
 from pathlib import Path
 
-from benchmarks import plots, readme, recording
+from benchmarks import front_page, plots, readme, recording
 from benchmarks.bench import tables
 from benchmarks.edge import measure as edge
 from benchmarks.edge import report as edge_report
@@ -30,6 +30,7 @@ from benchmarks.studies import (
 )
 from docs import graph_picture, names
 from sparseconv.measure.table import threads_text
+from sparseconv.report import figures
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -57,7 +58,11 @@ def parts(folder: Path = PICTURES) -> Mapping[str, Callable[[], str]]:
         "gpu_layers": lambda: gpu.layers(on_gpu["rows"]).markdown(),
         "gpu_steps": lambda: gpu.steps(on_gpu["rows"]).markdown(),
         "gpu_checks": lambda: gpu.checks(on_gpu["checks"]).markdown(),
-        **readme.front(folder),
+        "pitch": lambda: front_page.pitch(bench),
+        "picture": lambda: speed_by_density(folder / "speed-by-density.svg"),
+        "gains": lambda: front_page.gains(bench),
+        "dense_faster": lambda: front_page.dense_faster(bench, readme.lost(bench["rows"])),
+        "classifiers": lambda: f"{front_page.tools().markdown()}\n\n{front_page.about_tools()}",
         "ratios": lambda: f"{readme.when_it_pays(bench).markdown()}\n\n{where}.",
         "paper": lambda: report.recorded(folder, "full"),
         "densities": densities.section,
@@ -116,6 +121,11 @@ def random_kernels(folder: Path) -> str:
     )
     picture = figure(classifiers.draw(folder / "classifiers.svg"), caption)
     return "\n\n".join([*parts, picture, classifiers.section()])
+
+
+def speed_by_density(path: Path) -> str:
+    figures.save(plots.networks_by_density(densities.speeds()), path)
+    return f"![Speed of training by density, with the break-even](docs/static/{path.name})"
 
 
 def graph(path: Path) -> str:

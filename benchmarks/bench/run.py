@@ -190,9 +190,6 @@ def measure(
 
     A row omits baselines that fail or are wrong, and states the reasons under ``"absent"``.
     ``"share_of_peak"`` is None in half precision.
-
-    Raises:
-        WrongResultError: a result is wrong; nothing was timed.
     """
     assert extension is not None
     with threads(count):

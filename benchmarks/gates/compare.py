@@ -147,12 +147,7 @@ class Worker:
 def workers(
     base: Path, present: Path, rows: Sequence[Row], *, threads: int = 1
 ) -> Iterator[tuple[Worker, Worker]]:
-    """Start both workers on the same cores, and check their results.
-
-    Raises:
-        WrongResultError: a result is wrong.
-        RuntimeError: a worker does not start.
-    """
+    """Start both workers on the same cores, and check their results."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         torch.save([row[:3] for row in rows], folder / "rows")
@@ -185,11 +180,7 @@ def worktree(repo: Path, ref: str) -> Iterator[Path]:
 
 
 def build(tree: Path, into: Path) -> Path:
-    """Build a tree's package into another folder; return the folder to import it from.
-
-    Raises:
-        RuntimeError: it does not build, or without kernels.
-    """
+    """Build a tree's package into another folder; return the folder to import it from."""
     folders = "--build-base", into / "temp", "--build-lib", into / "lib"
     said = output(tree, sys.executable, "setup.py", "-q", "build", *folders)
     # setup.py leaves the extension out if it cannot be compiled, and succeeds.

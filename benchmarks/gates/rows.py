@@ -69,11 +69,7 @@ def step(length: int) -> Row:
 
 
 def read_layers(path: Path) -> list[Case]:
-    """Read a user's layers: a JSON list of objects; see ``compare --help``.
-
-    Raises:
-        RuntimeError: the file is missing or malformed; the message names the entry.
-    """
+    """Read a user's layers: a JSON list of objects; see ``compare --help``."""
     cases: dict[str, Case] = {}
     where = "a JSON list of layers"
     try:

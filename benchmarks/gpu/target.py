@@ -56,11 +56,7 @@ class Sizes(NamedTuple):
 
 
 class Target:
-    """A device with the backends that run on it.
-
-    Raises:
-        RuntimeError: the device is missing.
-    """
+    """A device with the backends that run on it."""
 
     def __init__(self, device: str, rounds: int) -> None:
         self.device, self.rounds, states = torch.device(device), rounds, available_backends()

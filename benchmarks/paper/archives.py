@@ -55,9 +55,6 @@ def open_archive(folder: Path | None) -> Archive:
 
     The data sets are ``NAME.npz`` files, and pairs ``NAME_TRAIN`` and ``NAME_TEST`` that
     ``datasets.load`` can read, at any depth.
-
-    Raises:
-        ValueError: the folder does not exist or contains no data set.
     """
     sources = {name: name for name in datasets.BUNDLED} if folder is None else find(folder)
     shapes, checksums, broken = {}, {}, {}
@@ -80,11 +77,7 @@ def _checksum(data: Dataset) -> str:
 
 
 def find(folder: Path) -> dict[str, str]:
-    """Return each data set's file below a folder; for a pair, return the training file.
-
-    Raises:
-        ValueError: no data set, or two with the same name.
-    """
+    """Return each data set's file below a folder; for a pair, return the training file."""
     folder = folder.resolve()  # a relative path could be the name of one of aeon's sets
     found: dict[str, str] = {}
     pairs = datasets.training_files(folder.rglob("*_TRAIN*"))
@@ -110,9 +103,6 @@ def read(source: str, series: str = "raw", split: str = "own") -> Dataset:
     subjects"`` trains on the first half of each subject's segments of a class, and tests on the
     rest; it needs a .npz file that also has subject_train, subject_test, segment_train and
     segment_test.
-
-    Raises:
-        ValueError: as ``datasets.load``; training series that are all 0.
     """
     data = datasets.load(source, nan_to_zero=True)
     if not data.X_train.any():

@@ -54,11 +54,7 @@ WITHOUT_RATIO = ("dsp", "evolutionary")  # these find out themselves how many fi
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """One of a plan's ways to shrink a trained network (``pruning``).
-
-    Raises:
-        ValueError: options that would fail after training, or be ignored.
-    """
+    """One of a plan's ways to shrink a trained network (``pruning``)."""
 
     name: str
     criterion: str | None = None  # this and the next three: of ``prune_filters``

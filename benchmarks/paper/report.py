@@ -1,32 +1,32 @@
-"""All tables and figures of a sweep, as files and one HTML page."""
+"""All tables and figures of a sweep, as files and one HTML page.
+
+captions.toml has their titles and captions.
+"""
 
 from __future__ import annotations
 
+import tomllib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from benchmarks.paper import pruned_filters, rocket
-from benchmarks.paper.archives import members
-from benchmarks.paper.comparison import frame
-from benchmarks.paper.parts import (
-    BLOCKS,
-    FILTERS,
-    IN_BLOCKS,
-    KERNELS,
-    PARTS,
-    READING,
-    RUNS,
-    Part,
-)  # fmt: skip
+from benchmarks.paper import figures, pruned_filters, rocket
+from benchmarks.paper.archives import ARCHIVES, members
+from benchmarks.paper.comparison import TIE, by_set, frame
+from benchmarks.paper.figures import NEAR
 from benchmarks.paper.rocket import is_pruned_kernels
 from benchmarks.paper.rows import ROWS_NAME, read_rows
-from benchmarks.paper.tables.cells import counted
-from benchmarks.paper.times import TIMES_NAME, read_times
+from benchmarks.paper.tables import dsn, smaller
+from benchmarks.paper.tables.cells import NONE, counted, percent, sets_and_rows
+from benchmarks.paper.times import BATCH, TIMES_NAME, read_times
+from benchmarks.paper.training import CURVE_POINTS
 from sparseconv.measure.page import Section, write_html
+from sparseconv.measure.table import Table, with_thousands
 
 Rows = Sequence[Mapping[str, Any]]
 RESULTS = Path(__file__).parents[1] / "results"
@@ -35,15 +35,137 @@ RECORDED = {
     "full": RESULTS / "paper" / ROWS_NAME,
     **{plan: RESULTS / plan / ROWS_NAME for plan in ("pocket", "filters", "silence", "blocks")},
 }
+CAPTIONS: dict[str, Any] = tomllib.loads(
+    Path(__file__).with_name("captions.toml").read_text(encoding="utf-8")
+)
+SPARSITIES = ("dense", "S = 50 %", "DSN", "S = 90 %")
+ARCHITECTURES = ("DSN", "depth 2", "depth 6", "nf = 24", "nf = 71")
+GROWTH = ("DSN", "fixed pattern", "gradient growth")
+MOMENTS = ("moments: mean", "moments: corrected", "masked dense")
+WIDER = ("DSN", "S = 90 %, nf = 56", "S = 95 %, nf = 68", "S = 98 %, nf = 77")
+INPUTS = ("centred zeros", "centred replicate", "z-normalised")
+BLOCKS = ("dense", "DSN", "blocks, bfloat16")
+OTHER_BLOCKS = (
+    "blocks", "blocks of 8 x 8", "blocks of 32 x 16", "blocks of 16 x 32", "blocks of 47 x 47",
+    "blocks, bfloat16, gradient growth",
+)  # fmt: skip
+OF_UEA = ("UEA, centred zeros", "UEA, z-normalised", "UEA, 100 epochs")
+# Runs of univariate sets with the paper's settings, on UCR 85 and on the sets new in 2018.
+UNIVARIATE = ("DSN", "DSN, 60 epochs", "UCR 2018")
+OTHERS = ("ResNet", "InceptionTime", "OS-CNN", "LITE", "LITETime")
+OWN = ("DSN", *OTHERS, "masked dense")
+
+
+def filled(text: str) -> str:
+    """Return a caption on one line, with numbers from the code."""
+    text = text.format(tie=TIE, batch=BATCH, near=NEAR, looks=CURVE_POINTS, behind=dsn.BEHIND)
+    return " ".join(text.split())
+
+
+READING = filled(CAPTIONS["reading"])
+
+
+@dataclass(frozen=True)
+class Part:
+    """A table, a figure, or both; if runs are missing, the table is empty and the figure None."""
+
+    name: str  # of its files, and of its entry in captions.toml
+    table: Callable[[pd.DataFrame], Table] | None = None
+    figure: Callable[[pd.DataFrame, Path], Path | None] | None = None
+    post_hoc: bool = False  # about all rows, also those of sets that were chosen by results
+    optional: bool = False  # not missed where there is nothing to show
+
+    @property
+    def title(self) -> str:
+        return str(CAPTIONS[self.name]["title"])
+
+    def caption(self, with_figure: bool) -> str:
+        said = CAPTIONS[self.name]
+        return filled(said["caption"] + (said.get("of_figure", "") if with_figure else ""))
+
+    def names(self) -> list[str]:
+        found: dict[str, None] = {}
+        for make in (self.table, self.figure):
+            for value in make.keywords.values() if isinstance(make, partial) else ():
+                found |= dict.fromkeys([value] if isinstance(value, str) else value)
+        return [name for name in found if name not in ARCHIVES]
+
+
+def other_runs(rows: pd.DataFrame) -> Table:
+    """Compare with DSN the runs that appear in no other part."""
+    known = {"DSN"}.union(*(part.names() for part in PARTS))
+    return dsn.against(rows, "DSN", [name for name in rows["run"].unique() if name not in known])
+
+
+def every_run(rows: pd.DataFrame) -> Table:
+    """List every run: number, mean accuracy and size, CPU seconds of training.
+
+    The seconds are summed over the rows with times, whose number follows if some rows have none.
+    """
+    lines = []
+    for name, held in rows.groupby("run", sort=False):
+        times = held["train_seconds"].dropna()
+        of = "" if len(times) == len(held) else f" ({len(times)})"
+        lines.append({
+            "run": name,
+            "sets, runs": sets_and_rows(held),
+            "accuracy %": percent(by_set(held, name).mean()),
+            "params K": percent(by_set(held, name, "params").mean() / 1e3),
+            "training s": f"{with_thousands(times.sum())}{of}" if len(times) else NONE,
+        })  # fmt: skip
+    return Table.of(lines)
+
+
+against, costs = partial(partial, dsn.against), partial(partial, dsn.costs)
+PARTS = (
+    Part("table-1", dsn.against_published),
+    Part("new-sets", partial(dsn.against_published, run="UCR 2018", archive="ucr2018")),
+    Part("new-sets-settings", against(reference="UCR 2018", others=("UCR 2018, raw",))),
+    Part("costs", costs(names=OWN)),
+    Part("reproduced", partial(dsn.reproduced, names=OTHERS)),
+    Part("table-2", dsn.multivariate),
+    Part("table-2-wins", partial(dsn.against_published, run="UEA", archive="uea")),
+    Part("table-2-settings", against(reference="UEA", others=OF_UEA)),
+    Part("table-3", costs(names=SPARSITIES)),
+    Part("table-4", against(reference="DSN", others=("without groups",))),
+    Part("figure-5", costs(names=ARCHITECTURES),
+         partial(figures.architectures, names=ARCHITECTURES)),
+    Part("figure-6", figure=partial(figures.receptive_fields, names=("DSN", "without groups"))),
+    Part("figure-7", against(reference="DSN", others=GROWTH[1:]),
+         partial(figures.growth, names=GROWTH)),
+    Part("figure-8", figure=partial(figures.active_weights, name="DSN")),
+    Part("question-a", against(reference="DSN", others=("masked dense",)),
+         partial(figures.time_to_accuracy, sparse="DSN", dense="masked dense")),
+    Part("question-b", against(reference="DSN", others=MOMENTS),
+         partial(figures.differences, reference="DSN", others=MOMENTS)),
+    Part("question-c", costs(names=WIDER), partial(figures.accuracy_by_time, names=WIDER)),
+    Part("question-d", against(reference="DSN", others=INPUTS),
+         partial(figures.differences, reference="DSN", others=INPUTS)),
+    Part("other-runs", other_runs, optional=True),
+    Part("behind", partial(dsn.behind, names=(*UNIVARIATE, "UEA")), post_hoc=True),
+    Part("each-set", partial(dsn.each_set, names=UNIVARIATE), post_hoc=True),
+)  # fmt: skip
+IN_BLOCKS = (
+    Part("blocks", costs(names=BLOCKS), partial(figures.accuracy_by_time, names=BLOCKS)),
+    Part("blocks-others", against(reference="DSN", others=OTHER_BLOCKS), optional=True),
+    Part("blocks-uea", against(reference="UEA", others=("UEA, blocks, bfloat16",)), optional=True),
+)
+KERNELS = (
+    Part("pruned-kernels", smaller.pruned_kernels),
+    Part("choices", smaller.choices),
+    Part("each-set-pruned", smaller.pruned_kernels_each, post_hoc=True),
+)
+FILTERS = (
+    Part("smaller-networks", smaller.smaller_networks, figures.pareto),
+    Part("silenced", smaller.silenced),
+)
+RUNS = (Part("runs", every_run, post_hoc=True),)
 
 
 def write_report(rows: Rows, folder: Path) -> Path:
     """Write every table (Markdown), every picture, and ``report.html`` with all.
 
     The page names parts that lack rows. Times come from ``times.jsonl`` in the parent folder.
-
-    Raises:
-        ValueError: no rows.
     """
     if not rows:
         raise ValueError(f"there are no rows to report in {folder.parent}; run a plan first")
@@ -64,15 +186,15 @@ def _parts(rows: Rows, times: Rows) -> list[tuple[Part, pd.DataFrame]]:
     """Return the parts that have rows, each with its rows."""
     kernels = list(filter(is_pruned_kernels, rows))
     networks = [row for row in rows if not is_pruned_kernels(row)]
-    smaller = list(pruned_filters.expanded(networks, times))
-    plain = [row for row in smaller if not row["options"]["pruning"]]
+    trained = list(pruned_filters.expanded(networks, times))
+    plain = [row for row in trained if not row["options"]["pruning"]]
     drawn = list(rocket.expanded(kernels))
     groups: list[tuple[Sequence[Part], Rows]] = [
         (PARTS, plain),
         (IN_BLOCKS, plain if any(row["run"] == BLOCKS[-1] for row in plain) else ()),
-        (FILTERS, smaller if len(plain) < len(networks) else ()),
+        (FILTERS, trained if len(plain) < len(networks) else ()),
         (KERNELS, drawn),
-        (RUNS, [*smaller, *drawn]),
+        (RUNS, [*trained, *drawn]),
     ]
     found = []
     for parts, about_them in groups:

@@ -15,11 +15,7 @@ Key = tuple[str, str, int]  # run, data set, seed
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Read each finished job's last row, even while the sweep is running.
-
-    Raises:
-        ValueError: a line that is not a row.
-    """
+    """Read each finished job's last row, even while the sweep is running."""
     rows = {key_of(row): row for row in read_lines(path)}
     for row in rows.values():
         row["options"] = DEFAULTS | row["options"]  # older rows lack later options
@@ -32,12 +28,7 @@ def key_of(row: Mapping[str, Any]) -> Key:
 
 
 def done_jobs(path: Path, jobs: Sequence[Job], archive: Archive) -> set[Key]:
-    """Return the keys of the jobs that have a row.
-
-    Raises:
-        ValueError: rows of the same run with different options, or of different data with the same
-            name.
-    """
+    """Return the keys of the jobs that have a row; reject rows of other options or data."""
     rows = read_rows(path)
     options = {row["run"]: row["options"] for row in rows}
     for job in jobs:

@@ -37,9 +37,6 @@ def measure(rows: Sequence[Mapping[str, Any]], path: Path) -> int:
     Equal networks share their times; random kernels are left out.
 
     Returns how many lines were added.
-
-    Raises:
-        ValueError: no rows, or a sweep is running there.
     """
     if not rows:
         raise ValueError(f"there are no rows to measure in {path.parent}; run a plan first")

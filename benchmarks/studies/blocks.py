@@ -87,21 +87,14 @@ def times(network: str, data: Data) -> dict[str, Any]:
     torch.compiler.reset()  # it compiles one forward for a limited number of shapes
     models = networks(network, data, 0, 0)
     X, y = data.X_train[:BATCH], data.y_train[:BATCH]
-
-    def call(model: nn.Module, way: str) -> Callable[[], None]:
-        step = training_step(model)
-
-        def timed() -> None:
-            with in_precision(way):
-                step(X, y)
-
-        return timed
-
-    calls = {way: call(deepcopy_model(model), way) for way, model in models.items()}
+    ways = {way: deepcopy_model(model) for way, model in models.items()}
     for way in ("dense", "blocks"):
-        calls[f"{way}, compiled"] = call(torch.compile(deepcopy_model(models[way])), way)
-    found = summary(interleave(calls, rounds=ROUNDS), "blocks")
-    return {"shape": list(data.X_train.shape), **found}
+        ways[f"{way}, compiled"] = torch.compile(deepcopy_model(models[way]))
+    calls = {name: partial(training_step(model), X, y) for name, model in ways.items()}
+    taken = interleave(
+        calls, rounds=ROUNDS, context=lambda name: in_precision(name.partition(",")[0])
+    )
+    return {"shape": list(data.X_train.shape), **summary(taken, "blocks")}
 
 
 def section(path: Path = RESULTS) -> str:

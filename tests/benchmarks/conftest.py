@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from small_plan import PLAN, command, write_archive, write_set
-
-from benchmarks.paper.__main__ import main
+from small_plan import PLAN, write_set
 
 
 @pytest.fixture
 def archive(tmp_path: Path) -> Path:
     folder = tmp_path / "archive"
-    write_archive(folder)
+    write_set(folder / "ucr" / "Short.npz", 12)
+    write_set(folder / "Long.npz", 30, channels=2)
     return folder
 
 
@@ -32,17 +31,3 @@ def in_this_process() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("benchmarks.paper.__main__.local_pool", lambda workers: ThreadPoolExecutor(1))
         yield
-
-
-@pytest.fixture(scope="module")
-def swept(tmp_path_factory: pytest.TempPathFactory, in_this_process: None) -> Callable[[str], Path]:
-    """Run a plan's text on a small GunPoint; what is returned is the folder ``out``."""
-
-    def run(plan: str) -> Path:
-        folder = tmp_path_factory.mktemp("swept")
-        write_set(folder / "archive" / "GunPoint.npz")
-        (folder / "plan.toml").write_text(plan)
-        assert main(command(folder / "plan.toml", folder / "archive", folder / "out")) == 0
-        return folder / "out"
-
-    return run

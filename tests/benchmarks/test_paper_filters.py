@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
-from small_plan import made, without_times
+from small_plan import command, made, without_times, write_set
 from torch import Tensor, nn
 
 from benchmarks.paper import pruned_filters, rocket, times
@@ -20,7 +20,7 @@ from benchmarks.paper.plan import DEFAULTS, read_plan
 from benchmarks.paper.pruned_filters import expanded
 from benchmarks.paper.rows import ROWS_NAME, read_rows
 from benchmarks.paper.sweep import perform
-from benchmarks.paper.tables.smaller_networks import silenced
+from benchmarks.paper.tables.smaller import silenced
 from benchmarks.paper.times import TIMES_NAME, read_times
 from sparseconv.estimators.pocket import KS, POCKETClassifier
 from sparseconv.nn.conv import SparseConv1d
@@ -41,7 +41,6 @@ pruning = [
 ]
 [[run]]
 name = "DSN"
-model = "DSN"
 sets = "all"
 network = {nf = 3, depth = 1}
 [[run]]
@@ -81,8 +80,12 @@ network = {n_kernels = 60, k = "cv"}
 
 
 @pytest.fixture(scope="module")
-def out(swept: Callable[[str], Path]) -> Path:
-    return swept(PLAN)
+def out(tmp_path_factory: pytest.TempPathFactory, in_this_process: None) -> Path:
+    folder = tmp_path_factory.mktemp("swept")
+    write_set(folder / "archive" / "GunPoint.npz")
+    (folder / "plan.toml").write_text(PLAN)
+    assert main(command(folder / "plan.toml", folder / "archive", folder / "out")) == 0
+    return folder / "out"
 
 
 def networks(out: Path) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from random_banks import Problem
 
-from benchmarks.bench.bounds import feature_limits
+from benchmarks.bench.random_kernels import feature_limits
 from sparseconv.rocket import KernelBank, kernel_features
 from sparseconv.rocket.bank import KINDS
 from sparseconv.rocket.features import normalised

@@ -10,7 +10,7 @@ import pytest
 from engines import ISAS
 from random_banks import Problem
 
-from benchmarks.bench.bounds import feature_limits
+from benchmarks.bench.random_kernels import feature_limits
 from sparseconv.measure.machine import threads
 from sparseconv.ops.backends import extension
 from sparseconv.rocket import KernelBank, kernel_features

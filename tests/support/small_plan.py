@@ -1,4 +1,4 @@
-"""Two small data sets and a plan of five jobs; rows of trainings."""
+"""A small data set and a plan; rows of trainings."""
 
 from __future__ import annotations
 
@@ -39,11 +39,6 @@ def write_set(path: Path, length: int = 20, channels: int = 1) -> None:
     np.savez(path, X_train=X[:14], y_train=y[:14], X_test=X[14:], y_test=y[14:])
 
 
-def write_archive(folder: Path) -> None:
-    write_set(folder / "ucr" / "Short.npz", 12)
-    write_set(folder / "Long.npz", 30, channels=2)
-
-
 def without_times(row: dict[str, Any]) -> dict[str, Any]:
     """A row's facts, and those of its variants."""
     kept = {k: v for k, v in row.items() if not k.endswith("seconds") and k != "machine"}
@@ -67,9 +62,8 @@ def made(run: str, dataset: str, seed: int = 0, **more: Any) -> dict[str, Any]:
     return {**recorded(), "run": run, "dataset": dataset, "seed": seed, **more}
 
 
-def command(plan: Path, archive: Path, out: Path, *more: str) -> list[str]:
-    words = ["run", str(plan), "--archive", str(archive), "--out", str(out)]
-    return [*words, *(more or ("--workers", "2"))]
+def command(plan: Path, archive: Path, out: Path) -> list[str]:
+    return ["run", str(plan), "--archive", str(archive), "--out", str(out), "--workers", "2"]
 
 
 def job_with(**options: Any) -> Job:
