@@ -28,11 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--run", type=Path, metavar="FOLDER",
                         help="measure only this run of `python -m sparseconv train`, and write "
                         "edge.jsonl to its folder")  # fmt: skip
-    parser.add_argument(
-        "--data",
-        metavar="NAME_OR_PATH",
-        help="data set of --run (default: the location recorded in the run)",
-    )
+    parser.add_argument("--data", metavar="NAME_OR_PATH",
+                        help="data set of --run (default: where the run found it)")  # fmt: skip
     arguments = parser.parse_args(argv)
     machines = targets.available()
     try:

@@ -17,8 +17,6 @@ from sparseconv.datasets import Dataset
 
 # Accuracies that others published, and which set belongs to which archive.
 PUBLISHED = Path(__file__).with_name("published.csv")
-SERIES = ("raw", "z-normalised")
-SPLITS = ("own", "within subjects")
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,6 @@ from sparseconv.nn.patterned import move, survivors
 
 # Of LITE's even kernels, as published; torch pads a copy of their input.
 warnings.filterwarnings("ignore", message="Using padding='same' with even kernel lengths")
-WEIGHTS = ("sparse", "masked dense")
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "DSN": DSN,
     "ResNet": ResNet,
@@ -63,9 +62,6 @@ def multiply_adds(model: nn.Module, shape: Shape) -> int:
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model.eval()(torch.zeros(1, shape.n_channels, shape.n_timepoints))
     return int(counter.get_total_flops()) // 2
-
-
-MOMENTS = ("zero", "mean", "corrected")
 
 
 class MomentsDST(DSTScheduler):

@@ -12,8 +12,8 @@ from typing import Any
 
 from torch import Tensor
 
-from benchmarks.paper.archives import SERIES, SPLITS, Archive, as_table, choose
-from benchmarks.paper.networks import MOMENTS, NETWORKS, ROCKETS, WEIGHTS, member_seed
+from benchmarks.paper.archives import Archive, as_table, choose
+from benchmarks.paper.networks import NETWORKS, ROCKETS, member_seed
 from sparseconv.pruning import DSP, HC, WHC, Criterion, Evolutionary, Jacobian, Magnitude
 from sparseconv.training.recipe import Recipe
 
@@ -33,10 +33,10 @@ DEFAULTS: dict[str, Any] = {
 }
 CHOICES: dict[str, Sequence[str]] = {
     "model": (*NETWORKS, *ROCKETS),
-    "weights": WEIGHTS,
-    "series": SERIES,
-    "split": SPLITS,
-    "moments": MOMENTS,
+    "weights": ("sparse", "masked dense"),
+    "series": ("raw", "z-normalised"),
+    "split": ("own", "within subjects"),
+    "moments": ("zero", "mean", "corrected"),
 }
 # What ``pruning`` may name as ``criterion``: made of training data and a seed.
 CRITERIA: dict[str, Callable[[tuple[Tensor, Tensor], int], Criterion]] = {

@@ -36,8 +36,6 @@ from benchmarks.recording import add_line
 from sparseconv.core.files import locked
 from sparseconv.measure.machine import threads
 
-RUNNING_NAME = "running"
-
 
 def sweep(
     jobs: Sequence[Job],
@@ -126,7 +124,7 @@ def _folder(out: Path, job: Job) -> Path:
     name = "".join(c if c.isalnum() or c in "-_=.," else "_" for c in "-".join(map(str, job.key)))
     # Other names may look alike once they are a folder's, and a plan may have changed.
     digest = sha256(json.dumps([*job.key, job.options]).encode()).hexdigest()
-    return out / RUNNING_NAME / f"{name[:60]}-{digest[:10]}"
+    return out / "running" / f"{name[:60]}-{digest[:10]}"
 
 
 def _points(job: Job, archive: Archive) -> int:

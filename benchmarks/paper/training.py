@@ -30,7 +30,6 @@ from sparseconv.training.loop import TrainingResult, train
 from sparseconv.training.recipe import Recipe
 from sparseconv.training.run import SchedulerFactory
 
-SCHEDULED = ("prune_fraction", "prune_floor", "seed")  # what every scheduler takes of a recipe
 TRAINING = 3  # what a step costs, in predictions: fprop, dgrad, wgrad
 CHECKPOINTS = 50  # in a whole run: a killed one repeats 2 % at most
 CURVE_POINTS, CURVE_SHARE = 25, 0.05  # at most, and what they may cost of the training
@@ -147,7 +146,8 @@ def looks(shape: Shape, recipe: Recipe) -> list[int]:
 
 def scheduler_factory(job: Job, recipe: Recipe) -> SchedulerFactory | None:
     """Return the factory of the pattern scheduler; None for the recipe's ``DSTScheduler``."""
-    settings: dict[str, Any] = {name: getattr(recipe, name) for name in SCHEDULED}
+    names = ("prune_fraction", "prune_floor", "seed")
+    settings: dict[str, Any] = {name: getattr(recipe, name) for name in names}
     moments = job.options["moments"]
     if job.options["weights"] == "sparse" and moments == "zero":
         return None

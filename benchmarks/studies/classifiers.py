@@ -28,7 +28,6 @@ from sparseconv.report.figures import BLUE, GREEN, INK, ORANGE, new_figure, save
 RESULTS = Path(__file__).parents[1] / "results" / "pocket" / "time.jsonl"
 SETS = 12  # the cheapest of UCR 85 that the paper's sweep has trained DSN on
 SEEDS = (0, 1, 2)
-# Whose names stand to the left of their points, in the picture.
 PLACES = {  # of labels that would lie over another, in points from their mark
     "ROCKET, 10 %": (-6, 4),
     "ROCKET, 35 %, magnitude": (-6, -8),
