@@ -59,13 +59,8 @@ def when_it_pays(bench: Mapping[str, Any]) -> Table:
             texts.append(f"{min(densities):.0%}" if densities else "above 100 %")
         usual_winner = Counter(map(tables.which, slower)).most_common(1)[0][0]
         lines.append(("layer, lowest density at which dense was faster", *texts, usual_winner))
-    header = (
-        "13 % of the weights active, unless stated otherwise",
-        "plain dense",
-        "fastest",
-        "which",
-    )
-    return Table(header, lines)
+    about = "13 % of the weights active, unless stated otherwise"
+    return Table((about, "plain dense", "fastest", "which"), lines)
 
 
 def kernels(rows: Iterable[Row]) -> Table:

@@ -37,12 +37,7 @@ def write_json(document: Mapping[str, Any], path: Path) -> None:
 
 
 def rounded(value: Any) -> Any:
-    """Round every float in lists and dicts to five significant digits.
-
-    Example:
-        >>> rounded([{"ms": 1.23456789, "nnz": 1234567, "data": "ACSF1"}, None])
-        [{'ms': 1.2346, 'nnz': 1234567, 'data': 'ACSF1'}, None]
-    """
+    """Round every float in lists and dicts to five significant digits."""
     return json.loads(json.dumps(value), parse_float=lambda text: float(f"{float(text):.5g}"))
 
 
@@ -50,9 +45,6 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     """Read the rows, even while the file is being written; return none if it does not exist.
 
     An incomplete last line (still being written, or cut off by a kill) is left out.
-
-    Raises:
-        ValueError: a line that is not JSON.
     """
     if not path.exists():
         return []
@@ -134,11 +126,7 @@ def commit() -> str:
 
 
 def output(folder: Path, *words: str | Path) -> str:
-    """Run a command in a folder, and return what it printed, without the last line's end.
-
-    Raises:
-        RuntimeError: it failed; the message contains the end of what it said.
-    """
+    """Run a command in a folder, and return what it printed, without the last line's end."""
     done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
     if done.returncode:
         command, said = " ".join(map(str, words))[:300], (done.stderr + done.stdout).strip()

@@ -88,7 +88,7 @@ def run(arguments: argparse.Namespace) -> int:
     rounds = QUICK_ROUNDS if arguments.quick else arguments.rounds
     everything = not (arguments.suites or arguments.cases) and (rounds or ROUNDS) >= ROUNDS
     found: dict[str, Any] = {
-        "complete": False,
+        "complete": False,  # whether it holds everything, in all rounds
         "machine": measurement_context(),
         "rows": [],
         **{name: [] for name in WITHOUT_CASES},

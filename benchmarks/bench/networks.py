@@ -20,14 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.bench.cases import layer_problem
-from benchmarks.bench.masked import (
-    MaskedDST,
-    MatrixPool,
-    Network,
-    images_of,
-    masked_copy,
-    scripted,
-)
+from benchmarks.bench.masked import MaskedDST, MatrixPool, Network, images_of, masked_copy, scripted
 from benchmarks.bench.peaks import peak_bytes
 from benchmarks.bench.run import WrongResultError, check, first_line, times_and_ratios
 from sparseconv.dst.scheduler import DSTScheduler

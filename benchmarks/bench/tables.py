@@ -33,12 +33,7 @@ def ratio(row: Row, baseline: str = BEST) -> Estimate | None:
 
 
 def three_digits(value: float) -> str:
-    """Format a number with at least three significant digits.
-
-    Example:
-        >>> three_digits(1234.5), three_digits(12.345), three_digits(0.012345)
-        ('1234', '12.3', '0.0123')
-    """
+    """Format a number with at least three significant digits."""
     return f"{value:.0f}" if value >= 1000 else f"{value:#.3g}".rstrip(".")
 
 

@@ -157,9 +157,6 @@ def choose(archive: Archive, wanted: Any) -> tuple[list[str], list[str]]:
 
     ``wanted`` is "all", an archive's name, a list of names, or a table with ``of`` and ``without``
     (each one of these) and ``cheapest`` (how many). Only sets named one by one can be missing.
-
-    Raises:
-        ValueError: anything else, or a name in neither the archive nor published.csv.
     """
     table = as_table(wanted)
     if "of" not in table or table.keys() - {"of", "without", "cheapest"}:

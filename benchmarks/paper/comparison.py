@@ -75,14 +75,7 @@ class Versus:
 
 
 def versus(ours: pd.Series, theirs: pd.Series) -> Versus | None:
-    """Compare two classifiers' accuracies (%) by data set; None if they share no data set.
-
-    Example:
-        >>> ours = pd.Series({"a": 90.0, "b": 80.0, "c": 70.0})
-        >>> found = versus(ours, pd.Series({"a": 89.0, "b": 80.0}))
-        >>> found.wins, found.ties, found.losses, found.difference
-        (1, 1, 0, 0.5)
-    """
+    """Compare two classifiers' accuracies (%) by data set; None if they share no data set."""
     difference = (ours - theirs).dropna().to_numpy()
     if not len(difference):
         return None
@@ -129,14 +122,7 @@ def interval(values: Sequence[float] | np.ndarray[Any, Any]) -> tuple[float, flo
 
 
 def holm(p: Sequence[float | None]) -> list[float]:
-    """Correct the p-values of several tests with Holm's method; None becomes NaN.
-
-    Example:
-        >>> holm([0.01, None, 0.04, 0.03])
-        [0.03, nan, 0.06, 0.06]
-        >>> holm([0.6, 0.9])
-        [1.0, 1.0]
-    """
+    """Correct the p-values of several tests with Holm's method; None becomes NaN."""
     known = pd.Series(p, dtype=float).dropna().sort_values()
     corrected = (known * np.arange(len(known), 0, -1)).clip(upper=1).cummax()
     return corrected.reindex(range(len(p))).tolist()

@@ -11,14 +11,7 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.paper.archives import published_accuracy
-from benchmarks.paper.comparison import (
-    by_set,
-    interval,
-    on_one_machine,
-    paired,
-    timed,
-    versus,
-)
+from benchmarks.paper.comparison import by_set, interval, on_one_machine, paired, timed, versus
 from benchmarks.paper.tables.cells import counted, wins
 from benchmarks.paper.tables.dsn import step_ratios
 from benchmarks.paper.times import BATCH

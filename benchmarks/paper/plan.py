@@ -118,9 +118,6 @@ def read_plan(
 
     ``path`` is a ``.toml`` file, or the name of one in ``benchmarks/paper/plans``; ``left_out``
     receives the data sets that the archive lacks.
-
-    Raises:
-        ValueError: not a plan; the message names the run and the key.
     """
     file, content = _read(path)
     _check_keys(content, ("like", "cheapest", "epochs", "seeds", "order", "run"))

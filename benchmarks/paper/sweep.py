@@ -49,13 +49,7 @@ def sweep(
     After a kill, the same call continues: finished jobs are kept, and others resume from their last
     checkpoint in ``out/running``. The executor in ``pool`` runs ``perform``.
 
-    Returns:
-        Errors by job; the next call retries these.
-
-    Raises:
-        ValueError: another sweep is running in ``out``, or its rows belong to a different plan; a
-            GPU for a job that needs a CPU.
-        RuntimeError: a worker process was killed, or a cluster has lost its scheduler.
+    Returns errors by job; the next call retries these.
     """
     out = out.resolve()  # workers may be elsewhere
     out.mkdir(parents=True, exist_ok=True)

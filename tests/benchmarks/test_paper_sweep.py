@@ -20,7 +20,7 @@ from small_plan import PLAN, ROOT, command, facts, made
 from benchmarks.paper import report
 from benchmarks.paper.__main__ import main
 from benchmarks.paper.archives import Archive, members, open_archive, published_accuracy
-from benchmarks.paper.comparison import interval, versus
+from benchmarks.paper.comparison import holm, interval, versus
 from benchmarks.paper.plan import Job, read_plan
 from benchmarks.paper.rows import ROWS_NAME
 from benchmarks.paper.sweep import dask_pool, local_pool, sweep
@@ -152,5 +152,7 @@ def test_versus_published() -> None:
     assert even.p == wilcoxon([-1, -1, 1, 0, 1, 1]).pvalue, "the noise of means is not a difference"
     same = versus(ours, ours)
     assert (same.ties, same.p) == (6, None)
+    assert holm([0.01, None, 0.04, 0.03]) == pytest.approx([0.03, np.nan, 0.06, 0.06], nan_ok=True)
+    assert holm([0.6, 0.9]) == [1, 1]
     one = versus(pd.Series({"a": 90.0}), pd.Series({"a": 85.0}))
     assert (one.wins, one.interval, one.p) == (1, None, None), "one set has no spread"

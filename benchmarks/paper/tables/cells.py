@@ -20,12 +20,6 @@ COMPARED = {**RESULT, "to all seeds (sets)": NONE}
 
 
 def counted(number: int, noun: str) -> str:
-    """Write a number and a noun, in the plural unless the number is 1.
-
-    Example:
-        >>> counted(1, "job"), counted(2, "job")
-        ('1 job', '2 jobs')
-    """
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
