@@ -53,7 +53,7 @@ def parts(folder: Path = PICTURES) -> Mapping[str, Callable[[], str]]:
         "measured": lambda: f"One run of `python -m sparseconv bench` on {where}.",
         "kernels": lambda: readme.kernels(bench["rows"]).markdown(),
         "worst": lambda: readme.worst(bench["rows"]).markdown(),
-        "network": lambda: tables.table(bench["network"], tables.NETWORK).markdown(),
+        "network": lambda: tables.table(bench["network"], tables.NETWORK_COLUMNS).markdown(),
         "gpu": lambda: gpu.about(on_gpu),
         "gpu_layers": lambda: gpu.layers(on_gpu["rows"]).markdown(),
         "gpu_steps": lambda: gpu.steps(on_gpu["rows"]).markdown(),
@@ -113,7 +113,7 @@ def random_kernels(folder: Path) -> str:
     ]
     for count in sorted({row["threads"] for row in rows}):
         mine = [row for row in rows if row["threads"] == count and (count == 1 or row["kept"] == 1)]
-        table = tables.table(mine, tables.RANDOM_KERNELS)
+        table = tables.table(mine, tables.KERNEL_COLUMNS)
         parts += [f"{threads_text(count)}:", table.markdown()]
     caption = (
         "Random kernels: aeon's classifiers (orange), ours (blue), and DSN (green; hollow because "
@@ -140,7 +140,7 @@ def kernels_elsewhere() -> str:
     """Return the times of the features on another machine, with all kernels."""
     bench = recording.read(KERNELS_XEON)
     whole = (row for row in bench["random_kernels"] if row["kept"] == 1)
-    table = tables.table(whole, tables.RANDOM_KERNELS)
+    table = tables.table(whole, tables.KERNEL_COLUMNS)
     return f"{readme.where(bench['machine'])}.\n\n{table.markdown()}"
 
 

@@ -152,11 +152,11 @@ def shown(found: Mapping[str, Any]) -> str:
     absent = [row["absent"].items() for row in [*rows, *found["network"]]]
     reasons = dict.fromkeys(f"{name}: {why}" for items in absent for name, why in items)
     parts += ["\n".join(["Left out where they could not run:", *reasons])] if reasons else []
-    others = {"network": tables.NETWORK, "random_kernels": tables.RANDOM_KERNELS}
+    others = {"network": tables.NETWORK_COLUMNS, "random_kernels": tables.KERNEL_COLUMNS}
     for name, what in SUITES.items():
         if mine := found.get(name) or [row for row in rows if row["suite"] == name]:
             text_columns = 1 if name in others else 2
-            table = tables.table(mine, others.get(name, tables.CASES), text_columns)
+            table = tables.table(mine, others.get(name, tables.COLUMNS), text_columns)
             parts += [f"{name}: {what}", table.markdown()]
     return "\n\n".join(parts) + "\n"
 

@@ -66,12 +66,12 @@ INTERVALS = {"vs fastest": BEST, "vs masked": "masked_dense", "times aeon": "aeo
 CASE, SPEED = ("case", "", "threads"), ("ms", "GFLOP/s", "of peak")
 FASTEST = ("vs fastest", "(which)")
 AGAINST = tuple(MEDIANS)[: len(BASELINES)]
-CASES = (*CASE, "density", *SPEED, *FASTEST, *AGAINST)
-NETWORK = (
+COLUMNS = (*CASE, "density", *SPEED, *FASTEST, *AGAINST)
+NETWORK_COLUMNS = (
     "", "N", "C", "L", "threads", "ms", "vs masked", "vs settings", "(which)", "vs compiled",
     "vs float32", "MB", "masked MB",
 )  # fmt: skip
-RANDOM_KERNELS = (
+KERNEL_COLUMNS = (
     "kind", "N", "C", "L", "kept", "threads", "isa", "us", "aeon's us", "times aeon", "of peak",
 )  # fmt: skip
 
