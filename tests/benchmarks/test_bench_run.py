@@ -262,6 +262,16 @@ def test_what_was_measured_before_an_end_is_kept(
     assert [path.name for path in tmp_path.iterdir()] == ["rows.json"]
 
 
+def test_all_suites_in_all_rounds_are_complete(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench, "tasks", lambda *_: [("rows", "nothing", list)])
+    out = tmp_path / "rows.json"
+    for words, complete in (([], True), (["--quick"], False), (["--cases", "packing"], False)):
+        assert main(["bench", "--json", str(out), *words]) == 0
+        assert recording.read(out)["complete"] == complete
+
+
 def test_a_reader_that_has_enough() -> None:
     """As in ``... | head``: no message, a shell's exit code; and nothing is imported needlessly."""
     code = (
