@@ -61,21 +61,12 @@ def named(module: Any, names: str, *args: Any, **kwargs: Any) -> dict[str, Opera
 
 
 FOLLOWED: dict[str, dict[str, Operation]] = {
-    "elementwise": named(
-        torch,
-        """abs acos acosh angle asin asinh atan atanh ceil cos cosh deg2rad digamma erf erfc
-        erfinv exp exp2 expm1 floor frac i0 isfinite lgamma log log10 log1p log2 logical_not logit
-        nan_to_num neg ones_like positive reciprocal round rsqrt sgn sigmoid sign sin sinc
-        sinh sqrt square tan tanh trunc zeros_like clone detach relu_ sigmoid_""",
-    ),
-    "activations": named(
-        F,
-        """relu6 elu celu selu gelu silu mish hardswish hardtanh hardsigmoid leaky_relu logsigmoid
-        softplus softsign tanhshrink softshrink hardshrink""",
-    ),
+    "elementwise": {  # of others no rule knows more than of these
+        **named(torch, "abs acosh ceil exp isfinite logical_not ones_like clone detach relu_"),
+        **named(F, "gelu hardswish leaky_relu softplus"),
+    },
     "random": {
         **named(torch, "bernoulli rand_like randn_like"),
-        **named(F, "dropout dropout1d alpha_dropout"),
         "gumbel": partial(F.gumbel_softmax, dim=2), "rrelu": lambda x: F.rrelu(
             x - 0.6, training=True),
         "noise": lambda x: x + torch.randn(x.shape),
