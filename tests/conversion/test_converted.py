@@ -131,16 +131,6 @@ def test_everything_else_about_a_layer_stays() -> None:
         pickle.loads(pickle.dumps(candidate))
 
 
-def test_a_block_that_has_run_gives_up_its_layers() -> None:
-    model = sc.models.DSN(1, 2, nf=6).eval()
-    prune.l1_unstructured(model.blocks[1].bottleneck, "weight", 0.5)
-    x = torch.randn(4, 1, 50)
-    before = model(x)
-    converted, _ = sc.convert(model, layers=["blocks.1.bottleneck"])
-    assert isinstance(converted.blocks[1].bottleneck, SparseConv1d)
-    torch.testing.assert_close(converted(x), before)
-
-
 def test_what_is_made_in_inference_mode_trains_later() -> None:
     model = nested()
     pruned(model, "prune")

@@ -64,7 +64,7 @@ def test_constants_reach_the_network_and_the_recipe(monkeypatch: pytest.MonkeyPa
         return real(model, X, y, recipe, **kwargs)
 
     monkeypatch.setattr(dsn, "train", spy)
-    classifier = DSNClassifier(**NETWORK, **RECIPE, random_state=9).fit(*waves(24, 40))
+    classifier = DSNClassifier(**NETWORK, **RECIPE, random_state=9).fit(*waves(10, 20))
     assert seen == [Recipe(**RECIPE, seed=9)]
     assert is_network(classifier.model_)
 
@@ -155,11 +155,15 @@ def test_n_jobs_sets_the_threads_and_gives_them_back(monkeypatch: pytest.MonkeyP
         assert torch.get_num_threads() == 1
 
 
+def quick(**options: Any) -> DSNClassifier:
+    return small(epochs=8, lr=2e-2, batch_size=4, **options)
+
+
 def pocket(**options: Any) -> POCKETClassifier:
     return POCKETClassifier(n_kernels=60, n_iter=2, random_state=0, **options)
 
 
-BOTH = pytest.mark.parametrize("make", [small, pocket])
+BOTH = pytest.mark.parametrize("make", [quick, pocket])
 
 
 @BOTH
@@ -168,7 +172,7 @@ BOTH = pytest.mark.parametrize("make", [small, pocket])
 def test_validation_and_searches(make: Any) -> None:
     X, y = waves(24, 30)
     folds = StratifiedKFold(3)
-    grid = {"grow": ["random", "gradient"]} if make is small else {"keep": [0.2, 0.5]}
+    grid = {"grow": ["random", "gradient"]} if make is quick else {"keep": [0.2, 0.5]}
     scores = cross_val_score(make(), X, y, cv=folds)
     assert scores.mean() > 0.8
     again = cross_validate(make(), X, y, cv=folds, scoring=["accuracy", "neg_log_loss"])

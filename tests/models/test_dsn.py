@@ -204,7 +204,7 @@ def test_trained_pruned_converted_and_folded(name: str) -> None:
     X, y = torch.randn(20, 1, 30), torch.arange(20) % 2
     X[y == 1] += torch.sin(torch.arange(30.0))
     model = SMALL[name](1, 2)
-    result = train(model, X, y, Recipe(epochs=8), verbose=False)
+    result = train(model, X, y, Recipe(epochs=8, batch_size=10), verbose=False)
     assert result.best_loss < result.history[0]["train_loss"]
     fast = sc.optimize_for_inference(model)
     with torch.no_grad():
@@ -219,7 +219,8 @@ def test_trained_pruned_converted_and_folded(name: str) -> None:
     density = sum(x.pattern.nnz for x in sparse_layers(sparse)) / sum(
         x.pattern.numel for x in sparse_layers(sparse)
     )
-    result = train(sparse, X, y, Recipe(epochs=2, update_every_epochs=1), verbose=False)
+    recipe = Recipe(epochs=2, batch_size=10, update_every_epochs=1)
+    result = train(sparse, X, y, recipe, verbose=False)
     assert result.itop_rate is not None
     assert result.itop_rate > density, "trained dynamically sparse"
 

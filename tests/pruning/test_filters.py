@@ -63,7 +63,7 @@ def test_steps() -> None:
 
 
 @pytest.mark.parametrize("steps", [1, 3])
-@pytest.mark.parametrize(("name", "everywhere"), [("InceptionTime", False), ("DSN", True)])
+@pytest.mark.parametrize(("name", "everywhere"), [("tsai", False), ("DSN", True)])
 def test_target_macs_with_no_filter_more_than_needed(
     name: str, everywhere: bool, steps: int
 ) -> None:
