@@ -6,6 +6,7 @@ import itertools
 import json
 import re
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -217,8 +218,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
 )
 def test_a_pruned_run_is_a_run(
-    words: list[str], data: str, run: Path, tmp_path: Path, command: Any
+    words: list[str], data: str, run: Path, tmp_path: Path, command: Any, monkeypatch: Any
 ) -> None:
+    search = partial(sc.pruning.Evolutionary, generations=2)
+    monkeypatch.setattr(sc.pruning, "Evolutionary", search)
     out, before = tmp_path / "pruned", files(run)
     printed = command("prune", run, "--out", out, *TUNE, *words)
     assert files(run) == before
