@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from dst_runs import sparse_layers
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
@@ -223,10 +224,6 @@ def test_trained_pruned_converted_and_folded(name: str) -> None:
     result = train(sparse, X, y, recipe, verbose=False)
     assert result.itop_rate is not None
     assert result.itop_rate > density, "trained dynamically sparse"
-
-
-def sparse_layers(model: nn.Module) -> list[sc.SparseConv1d]:
-    return [module for module in model.modules() if isinstance(module, sc.SparseConv1d)]
 
 
 def test_inception_is_what_its_parts_compute() -> None:
