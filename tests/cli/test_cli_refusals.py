@@ -33,6 +33,7 @@ ROWS = [
     (f"{TRAIN} --grow fast", "--grow"),
     (f"{TRAIN} --threads 0", "--threads"),
     (f"{TRAIN} --threads 1000000", "threads (n_jobs)"),
+    (f"{TRAIN} --device cuda", "--device cuda needs a GPU, but torch sees none"),
     (f"{TRAIN} --keep 3", "--keep does not apply to --model dsn"),
     (f"{TRAIN} --resume", "is not a results folder"),
     (f"{TRAIN} --out {{toy}}", "toy.npz cannot be written"),
@@ -89,6 +90,7 @@ def test_refusals(
     line: str, said: str, home: Path, refused: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(home)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(bench, "measure", lambda *a, **k: pytest.fail("measured"))
     places = {path.stem: path.name for path in home.iterdir()}
     before = files(home)
@@ -140,13 +142,3 @@ def test_one_run_at_a_time(line: str, home: Path, out: Path, refused: Any) -> No
         said = f"another run is writing to {out}; wait for it, or choose another folder"
         other.submit(refused, [*words, "--out", str(out)], said).result()
     assert not list(out.iterdir())
-
-
-def test_a_gpu_that_is_not_there(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    words = ["train", "GunPoint", "--device", "cuda", "--out", str(tmp_path / "run")]
-    assert main(words) != 0
-    assert "--device cuda needs a GPU, but torch sees none" in capsys.readouterr().err
-    assert not (tmp_path / "run").exists()

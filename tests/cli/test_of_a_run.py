@@ -1,4 +1,4 @@
-"""Commands that read a run: ``info``, ``profile``, ``export``, ``prune``; random kernels."""
+"""What reads a run: ``load_run``, ``info``, ``profile``, ``export``, ``prune``; random kernels."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import itertools
 import json
 import re
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,9 @@ from sparseconv import datasets, profiling
 from sparseconv.cli.main import main
 from sparseconv.models import DSN
 from sparseconv.rocket.bank import POCKET
+from sparseconv.running import predict_log_proba
 from sparseconv.training import checkpoint
+from sparseconv.training.checkpoint import CheckpointError
 
 
 @pytest.fixture(autouse=True)
@@ -32,9 +35,79 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("home")
-    words = ["--epochs", "6", "--out", str(folder / "run"), *SMALL, "--update-every-epochs", "1"]
+    words = ["--epochs", "30", "--out", str(folder / "run"), *SMALL, "--update-every-epochs", "1"]
     assert main(["train", write_data(folder), *words]) == 0
     return folder
+
+
+@pytest.fixture
+def copied(home: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(home / "run", tmp_path / "run"))
+
+
+def test_the_network_of_the_best_epoch_and_its_labels(home: Path) -> None:
+    finished = home / "run"
+    before, generator = files(finished), torch.get_rng_state()
+    run = sc.load_run(finished)
+    assert files(finished) == before
+    assert torch.get_rng_state().equal(generator)
+    best = checkpoint.load(finished / "checkpoint.pt")["best"]
+    assert run.epoch == best["epoch"]
+    state = run.model.state_dict()
+    assert state.keys() == best["model"].keys()
+    assert all(state[name].equal(tensor) for name, tensor in best["model"].items())
+    assert not run.model.training
+    assert run.config == json.loads((finished / "config.json").read_text())
+    assert sc.load_run(str(finished / "checkpoint.pt")).epoch == run.epoch
+
+    data = datasets.load(home / "toy.npz")
+    assert run.classes.tolist() == data.classes.tolist() == ["fast", "slow"]
+    predicted = run.predict(data.X_test)
+    index = predict_log_proba(run.model, torch.from_numpy(data.X_test)).argmax(1)
+    assert predicted.tolist() == data.classes[index].tolist()
+    proba = run.predict_proba(data.X_test)
+    assert np.allclose(proba.sum(1), 1)
+    assert run.classes[proba.argmax(1)].tolist() == predicted.tolist()
+    correct = (predicted == data.classes[data.y_test]).sum()
+    printed = (finished / "summary.md").read_text()
+    assert f"{correct / len(predicted):.4f}" in printed, "the accuracy that training reported"
+    assert set(predicted) == {"fast", "slow"}
+    assert run.predict(data.X_test[:, 0].astype("float64")).tolist() == predicted.tolist()
+    watched = torch.from_numpy(data.X_test).requires_grad_()
+    assert run.predict(watched).tolist() == predicted.tolist()
+    run = sc.load_run(finished, backend="reference")
+    assert {layer.backend for layer in run.model.sparse_layers()} == {"reference"}
+    assert run.predict(np.tile(data.X_test, 2)).shape == predicted.shape, "of another length"
+
+
+def test_missing_values_as_in_training(copied: Path) -> None:
+    X = datasets.load(write_data(copied.parent)).X_test
+    X[0, 0, 3] = np.nan
+    run = sc.load_run(copied)
+    with pytest.raises(ValueError, match=r"predict: expected finite values in X, but 1 of"):
+        run.predict(X)
+    config = json.loads((copied / "config.json").read_text())
+    config["data"]["nan_to_zero"] = True
+    (copied / "config.json").write_text(json.dumps(config))
+    zero = np.nan_to_num(X)
+    assert sc.load_run(copied).predict(X).tolist() == run.predict(zero).tolist()
+
+
+def test_what_is_refused(copied: Path) -> None:
+    for X in (np.zeros((2, 3, 20)), np.zeros(20)):
+        with pytest.raises(ValueError, match=r"shape \(n_cases, .*n_timepoints"):
+            sc.load_run(copied).predict(X)
+    with pytest.raises(ValueError, match=r"nope\.pt does not exist"):
+        sc.load_run(copied / "nope.pt")
+    config = copied / "config.json"
+    good = config.read_text()
+    config.write_text(good.replace('"nf": 3', '"nf": 4'))
+    with pytest.raises(CheckpointError, match=r"checkpoint\.pt does not match its config\.json"):
+        sc.load_run(copied)
+    for bad in ("{}", "[]", '{"model": []}', good[:-9], good.replace('"n_train"', '"cases"')):
+        config.write_text(bad)
+        with pytest.raises(ValueError, match=r"config\.json is damaged, or was written"):
+            sc.load_run(copied)
 
 
 def test_profile(home: Path, out: Path, command: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,15 +186,11 @@ def test_an_unfinished_run(
         sc.load_run(run)
 
 
-def test_data_that_moved(home: Path, tmp_path: Path, refused: Any) -> None:
-    shutil.copytree(home / "run", tmp_path / "run")
-    config = json.loads((tmp_path / "run" / "config.json").read_text())
-    config["data"]["path"] = str(tmp_path / "gone.npz")
-    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
-    refused(
-        ["export", str(tmp_path / "run")],
-        "gone.npz', which does not exist; specify its location with",
-    )
+def test_data_that_moved(copied: Path, refused: Any) -> None:
+    config = json.loads((copied / "config.json").read_text())
+    config["data"]["path"] = str(copied / "gone.npz")
+    (copied / "config.json").write_text(json.dumps(config))
+    refused(["export", str(copied)], "gone.npz', which does not exist; specify its location with")
 
 
 LARGER = ["--epochs", "2", "--nf", "5", "--depth", "2", "--threads", "1", "--quiet"]
@@ -149,8 +218,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
 )
 def test_a_pruned_run_is_a_run(
-    words: list[str], data: str, run: Path, tmp_path: Path, command: Any
+    words: list[str], data: str, run: Path, tmp_path: Path, command: Any, monkeypatch: Any
 ) -> None:
+    search = partial(sc.pruning.Evolutionary, generations=2)
+    monkeypatch.setattr(sc.pruning, "Evolutionary", search)
     out, before = tmp_path / "pruned", files(run)
     printed = command("prune", run, "--out", out, *TUNE, *words)
     assert files(run) == before

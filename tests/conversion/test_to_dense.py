@@ -58,21 +58,6 @@ def test_active_zeros_and_what_is_not_finite() -> None:
     assert forgotten[0].pattern.nnz == 2  # NaN and infinity: the zeros are not active any more
 
 
-@pytest.mark.parametrize("mode", ["zeros", "replicate", "reflect", "circular"])
-@pytest.mark.parametrize("padding", [(0, 4), (3, 1), (2, 2), "same"])
-def test_to_dense_of_layers_made_by_hand(mode: str, padding: Any) -> None:
-    torch.manual_seed(0)
-    layer = SparseConv1d(2, 4, 5, padding=padding, padding_mode=mode, density=0.4)
-    integers(layer)
-    layer.eval()
-    dense = sc.to_dense(nn.ModuleDict({"layer": layer}))["layer"]
-    x = torch.randint(-3, 4, (2, 2, 20)).float()
-    assert torch.equal(dense(x), layer(x))
-    assert not any(m.training for m in dense.modules())
-    conv = dense if isinstance(dense, nn.Conv1d) else dense[1]
-    assert torch.equal(bits(conv.weight), bits(layer.dense_weight()))
-
-
 def test_a_scheduler_that_the_model_keeps_is_in_nobody_s_way() -> None:
     """It lists the layers, but does not run them."""
     model = nn.Sequential(SparseConv1d(2, 4, 5), nn.ReLU())
@@ -166,9 +151,11 @@ def test_padding_is_what_torch_pads(mode: str) -> None:
         lambda conv: None,
     ]
     for padding, change in product((0, 2, "same"), changes):
-        conv = integers(nn.Conv1d(3, 4, 5, padding=padding, padding_mode=mode))
+        conv = integers(nn.Conv1d(3, 4, 5, padding=padding, padding_mode=mode)).eval()
         change(conv)
         layer = SparseConv1d.from_dense(conv)
-        assert torch.equal(layer(x), conv(x))
+        dense = sc.to_dense(nn.ModuleDict({"layer": layer}))["layer"]
+        assert not any(m.training for m in dense.modules())
         assert torch.equal(sc.convert(nn.Sequential(conv), layers=["0"]).model(x), conv(x))
-        assert torch.equal(layer.to_dense()(x), conv(x))
+        for each in (layer, layer.to_dense(), dense):
+            assert torch.equal(each(x), conv(x))

@@ -1,24 +1,92 @@
-"""README, docs and examples: all code runs, links and public names exist, and the site builds."""
+"""README, docs and examples: all code runs, and the names, guarantees and tools exist."""
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import pkgutil
 import re
 import runpy
+import shlex
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import promises
 import pytest
-import snippets
 import torch
+from child import ROOT, TESTS
 from quick_figures import quick_figures  # noqa: F401 (a fixture of every test here)
 
 import sparseconv as sc
+from sparseconv.cli.main import main
 from sparseconv.measure.timing import LEAST_ROUNDS
 from sparseconv.profiling import stopwatch
 
-DOCS = snippets.ROOT / "docs"
+# A reader trains for longer: one epoch of a small network shows that a command runs to its end.
+SMALL = {"train": ["--epochs", "1", "--nf", "4", "--depth", "1", "--quiet"],
+         "train pocket": ["--n-kernels", "100", "--quiet"],
+         "prune": ["--epochs", "1", "--quiet"]}  # fmt: skip
+
+
+_ran: set[str] = set()  # commands that one page or another has shown
+
+
+class Snippet(NamedTuple):
+    """One fenced block: ``python`` or ``sh``, its text, where it starts, and what it prints."""
+
+    language: str
+    text: str
+    place: str
+    output: str  # the page's ``text`` block below, or empty
+
+
+def snippets(path: Path) -> Iterator[Snippet]:
+    """The fenced blocks of a Markdown file, also those inside directives."""
+    page = path.read_text(encoding="utf-8")
+    block = r"^```(python|sh)\n(.*?)^```$(?:\n\n```text\n(.*?)^```$)?"
+    for found in re.finditer(block, page, re.DOTALL | re.MULTILINE):
+        line = page.count("\n", 0, found.start()) + 2
+        yield Snippet(found[1], found[2], f"{path.relative_to(ROOT)}:{line}", found[3] or "")
+
+
+def comparable(text: str) -> list[str]:
+    """The lines that no measurement decides; of a row of a report its layer and density."""
+    lines = [" ".join(line.split()) for line in text.splitlines() if line.strip("|:- ")]
+    rows = (line.startswith("|") and not line.startswith("| layer") for line in lines)
+    return [
+        "|".join(line.split("|")[:3]) if row else line
+        for line, row in zip(lines, rows, strict=True)
+    ]
+
+
+def run_snippet(block: Snippet, scope: dict[str, Any]) -> None:
+    """Run a block: Python in ``scope``, commands of this package in this process, each once."""
+    if block.language == "python":
+        exec(compile(re.sub(r"\bepochs=\d+", "epochs=1", block.text), block.place, "exec"), scope)
+        return
+    for line in block.text.splitlines():
+        words = shlex.split(line, comments=True)
+        if words[:3] != ["python", "-m", "sparseconv"]:
+            check_foreign(words, f"{block.place}: {line}")
+        elif line not in _ran:
+            _ran.add(line)
+            kind = words[3] + (" pocket" if "pocket" in line else "")
+            assert main(words[3:] + SMALL.get(kind, [])) == 0, f"{block.place}: {line}"
+
+
+def check_foreign(words: list[str], place: str) -> None:
+    """What a test cannot run must at least exist: a target of the Makefile, a file."""
+    if words[0] == "make":
+        makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+        assert re.search(rf"^{re.escape(words[1])}:", makefile, re.MULTILINE), place
+    elif words[0] == "jupytext":
+        assert (ROOT / words[-1]).is_file(), place
+    else:
+        assert words[:2] == ["pip", "install"], f"{place}: nothing here runs this"
+
+
+DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
 NEEDS = {
     "cli": ["aeon"],
@@ -28,9 +96,9 @@ NEEDS = {
 }
 # Blocks that import these are left out where they are missing, and the page's others run.
 OPTIONAL = ("lightning", "safetensors", "tensorboard", "huggingface_hub")
-README = snippets.ROOT / "README.md"
-EXAMPLES = sorted((snippets.ROOT / "examples").glob("*.py"))
-WITH_SNIPPETS = [page for page in (README, *PAGES) if any(snippets.blocks(page))]
+README = ROOT / "README.md"
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+WITH_SNIPPETS = [page for page in (README, *PAGES) if any(snippets(page))]
 
 
 @pytest.fixture
@@ -42,6 +110,8 @@ def quickly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stopwatch, "interleave", lambda calls, **how: measure(calls, **how | short))
 
 
+@pytest.mark.tool("safetensors", "works", "docs/recipes.md")
+@pytest.mark.tool("PyTorch Lightning: Trainer.fit", "works", "a callback, in docs/recipes.md")
 @pytest.mark.parametrize("page", WITH_SNIPPETS, ids=lambda page: page.stem)
 def test_every_snippet_runs(page: Path, quickly: None, count_cases: Any, capsys: Any) -> None:
     for package in NEEDS.get(page.stem, []):
@@ -50,7 +120,7 @@ def test_every_snippet_runs(page: Path, quickly: None, count_cases: Any, capsys:
     scope: dict[str, Any] = {"__name__": "snippet"}
     absent = [name for name in OPTIONAL if importlib.util.find_spec(name) is None]
     left_out = set()
-    for block in snippets.blocks(page):
+    for block in snippets(page):
         if lacking := [
             name for name in absent if re.search(rf"(from|import) .*{name}", block.text)
         ]:
@@ -59,8 +129,8 @@ def test_every_snippet_runs(page: Path, quickly: None, count_cases: Any, capsys:
         capsys.readouterr()
         if page == README:  # each of its blocks runs alone
             scope = {"__name__": "snippet"}
-        snippets.run(block, scope)
-        shown, printed = map(snippets.comparable, (block.output, capsys.readouterr().out))
+        run_snippet(block, scope)
+        shown, printed = map(comparable, (block.output, capsys.readouterr().out))
         assert printed[: len(shown)] == shown, block.place
         count_cases(1)
     if left_out:
@@ -111,3 +181,43 @@ def test_every_public_name_is_in_the_api() -> None:
                 own = f"{package.name}.{name}" in documented
                 # Elsewhere in the package, or among the names of sparseconv itself.
                 assert own or any(getattr(held, name) is x for x in found), (package.name, name)
+
+
+FILES = {path.stem: path for path in TESTS.rglob("*.py")}
+
+
+def rows(page: str, header: str) -> list[list[str]]:
+    """The cells of a page's table whose header line begins so."""
+    table = (DOCS / page).read_text(encoding="utf-8").partition(header)[2].partition("\n\n")[0]
+    return [
+        [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+        for line in table.splitlines()[2:]
+    ]
+
+
+def test_every_promise_names_files_that_stand_for_it() -> None:
+    table = rows("reliability.md", "| | guarantee |")
+    assert tuple(row[0] for row in table) == promises.PROMISES
+    for promise, *_, files in table:
+        for name in re.findall(r"`(\w+)`", files):
+            assert f'promise("{promise}")' in FILES[name].read_text(encoding="utf-8"), name
+
+
+def markers() -> Iterator[tuple[str, str]]:
+    """Name and verdict of every ``tool`` marker that is written out."""
+    for path in FILES.values():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "tool":
+                words = [arg.value for arg in node.args if isinstance(arg, ast.Constant)]
+                if len(words) == len(node.args) >= 2:
+                    yield words[0], words[1]
+
+
+def test_every_tool_is_where_its_test_says() -> None:
+    columns = zip(*[row[1:] for row in rows("tools.md", "| | works |")], strict=True)
+    cells = (" ".join(column).replace("`", "") for column in columns)
+    said = dict(zip(promises.VERDICTS, cells, strict=True))
+    found = list(markers())
+    assert len(found) > 85
+    for name, verdict in found:
+        assert name.split(": ")[-1] in said[verdict], (name, verdict)

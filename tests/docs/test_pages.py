@@ -12,9 +12,9 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
+from child import ROOT
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
-from snippets import ROOT
 
 from docs import generate
 

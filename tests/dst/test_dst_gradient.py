@@ -131,6 +131,7 @@ def for_each_sample(layer: SparseConv1d, x: Tensor) -> list[Loss]:
 TRAININGS = (accumulated, one_series_in_place, within_checkpoints, in_a_block, for_each_sample)
 
 
+@pytest.mark.tool("gradient accumulation", "works")
 @pytest.mark.parametrize("block", [1, 2])
 @pytest.mark.parametrize("train", TRAININGS)
 def test_every_backward_pass_since_the_latest_step_counts(

@@ -1,4 +1,7 @@
-"""``DSNClassifier`` is a whole aeon estimator, and fitting it changes nothing outside it."""
+"""``DSNClassifier`` is a whole aeon estimator, and fitting it changes nothing outside it.
+
+It and ``POCKETClassifier`` stand where scikit-learn and aeon put an estimator.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,29 @@ import numpy as np
 import pytest
 import tiny
 import torch
+
+pytest.importorskip("aeon", reason="aeon is not installed")
+
+from aeon.datasets import load_classification
+from aeon.pipeline import make_pipeline
+from aeon.transformations.collection import Normalizer
+from sklearn.calibration import CalibratedClassifierCV
+from sklearn.ensemble import VotingClassifier
+from sklearn.metrics import accuracy_score
+from sklearn.model_selection import (
+    GridSearchCV,
+    RandomizedSearchCV,
+    StratifiedKFold,
+    cross_val_predict,
+    cross_val_score,
+    cross_validate,
+)
+from sklearn.pipeline import Pipeline
+from sklearn.preprocessing import FunctionTransformer
 from toy_run import NETWORK, RECIPE, is_network, waves
 
 import sparseconv as sc
-from sparseconv import DSNClassifier
+from sparseconv import DSNClassifier, POCKETClassifier
 from sparseconv.estimators import dsn
 from sparseconv.measure.machine import threads
 from sparseconv.training.recipe import Recipe
@@ -42,7 +64,7 @@ def test_constants_reach_the_network_and_the_recipe(monkeypatch: pytest.MonkeyPa
         return real(model, X, y, recipe, **kwargs)
 
     monkeypatch.setattr(dsn, "train", spy)
-    classifier = DSNClassifier(**NETWORK, **RECIPE, random_state=9).fit(*waves(24, 40))
+    classifier = DSNClassifier(**NETWORK, **RECIPE, random_state=9).fit(*waves(10, 20))
     assert seen == [Recipe(**RECIPE, seed=9)]
     assert is_network(classifier.model_)
 
@@ -131,3 +153,52 @@ def test_n_jobs_sets_the_threads_and_gives_them_back(monkeypatch: pytest.MonkeyP
         with pytest.raises(ValueError, match="sparsity"):
             small(n_jobs=2, sparsity=2).fit(X, y)
         assert torch.get_num_threads() == 1
+
+
+def quick(**options: Any) -> DSNClassifier:
+    return small(epochs=8, lr=2e-2, batch_size=4, **options)
+
+
+def pocket(**options: Any) -> POCKETClassifier:
+    return POCKETClassifier(n_kernels=60, n_iter=2, random_state=0, **options)
+
+
+BOTH = pytest.mark.parametrize("make", [quick, pocket])
+
+
+@BOTH
+@pytest.mark.tool("scikit-learn: cross_val_score, cross_validate, cross_val_predict", "works")
+@pytest.mark.tool("scikit-learn: GridSearchCV, RandomizedSearchCV", "works")
+def test_validation_and_searches(make: Any) -> None:
+    X, y = waves(24, 30)
+    folds = StratifiedKFold(3)
+    grid = {"grow": ["random", "gradient"]} if make is quick else {"keep": [0.2, 0.5]}
+    scores = cross_val_score(make(), X, y, cv=folds)
+    assert scores.mean() > 0.8
+    again = cross_validate(make(), X, y, cv=folds, scoring=["accuracy", "neg_log_loss"])
+    assert np.array_equal(again["test_accuracy"], scores)  # a seed fixes everything
+    proba = cross_val_predict(make(), X, y, cv=folds, method="predict_proba")
+    assert np.allclose(proba.sum(1), 1)
+    search = GridSearchCV(make(), grid, cv=2).fit(X, y)
+    assert accuracy_score(y, search.predict(X)) > 0.8
+    found = RandomizedSearchCV(make(), grid, n_iter=1, cv=2, random_state=0).fit(X, y)
+    assert found.best_estimator_.get_params()["random_state"] == 0
+
+
+@BOTH
+@pytest.mark.tool("scikit-learn: Pipeline, VotingClassifier", "works")
+@pytest.mark.tool("scikit-learn: CalibratedClassifierCV", "works")
+@pytest.mark.tool("aeon: make_pipeline", "works", "with aeon's transformers before it")
+@pytest.mark.tool("aeon: bundled data sets", "works")
+def test_pipelines(make: Any) -> None:
+    X, y = load_classification("ItalyPowerDemand", split="train")
+    pipeline = make_pipeline(Normalizer(), make())
+    assert accuracy_score(y, pipeline.fit(X * 50 + 3, y).predict(X * 50 + 3)) > 0.8
+    X, y = waves(24, 30)
+    steps = [("scale", FunctionTransformer(lambda a: a / np.abs(a).max())), ("last", make())]
+    pipeline = Pipeline(steps).fit(X, y)
+    assert pipeline.score(X, y) > 0.8
+    assert pipeline.set_params(last__n_jobs=2).fit(X, y).named_steps["last"].n_jobs == 2
+    members = [("a", make()), ("b", make(n_jobs=2))]
+    assert VotingClassifier(members, voting="soft").fit(X, y).score(X, y) > 0.8
+    assert CalibratedClassifierCV(make(), cv=3).fit(X, y).score(X, y) > 0.8

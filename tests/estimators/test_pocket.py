@@ -15,10 +15,8 @@ from aeon.classification.convolution_based import MiniRocketClassifier, RocketCl
 from aeon.testing.estimator_checking import check_estimator
 from aeon.transformations.collection.convolution_based import MiniRocket, Rocket
 from sklearn.base import clone
-from sklearn.calibration import CalibratedClassifierCV
 from sklearn.linear_model import RidgeClassifierCV
 from sklearn.metrics import log_loss, roc_auc_score
-from sklearn.model_selection import cross_val_predict, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler, label_binarize
 
@@ -85,8 +83,12 @@ def test_everything_kept_is_aeons_classifier(kind: str, n_classes: int) -> None:
     ours = classifier(kind, keep=1.0).fit(X, y)
     assert len(ours.kept_kernels_) == (200 if kind == "rocket" else 168)
     expected = theirs.pipeline_.decision_function(X_test)
-    decision = ours.model_.decision_function(X_test)
-    np.testing.assert_allclose(decision.squeeze(), expected, atol=1e-3)
+    decision = ours.decision_function(X_test)
+    assert decision.shape == expected.shape
+    np.testing.assert_allclose(decision, expected, atol=1e-3)
+    proba = ours.predict_proba(X_test)
+    assert proba.shape == (200, n_classes)
+    np.testing.assert_allclose(proba.sum(1), 1)
     pruned, few = prune_rocket(theirs, X, y, keep=0.1), classifier(kind, keep=0.1).fit(X, y)
     assert np.array_equal(pruned.kept_kernels_, few.kept_kernels_)
     assert np.array_equal(pruned.predict(X_test), few.predict(X_test))
@@ -294,19 +296,3 @@ def test_a_class_that_hardly_counts_leaves_the_probabilities_of_others() -> None
         for weight in (1e-2, 1e-5)
     )
     assert little / 2 < none < 2 * little  # little / 24 if its column counts as those of others
-
-
-@pytest.mark.tool("scikit-learn: CalibratedClassifierCV", "works")
-@pytest.mark.parametrize("n_classes", [2, 3])
-def test_conventions_of_scikit_learn(n_classes: int) -> None:
-    X, y = even(60, n_classes)
-    shape = (60,) if n_classes == 2 else (60, 3)
-    small = pocket(n_kernels=60)
-    decided = cross_val_predict(small, X, y, cv=3, method="decision_function")
-    proba = cross_val_predict(small, X, y, cv=3, method="predict_proba")
-    assert decided.shape == shape
-    assert proba.shape == (60, n_classes)
-    np.testing.assert_allclose(proba.sum(1), 1)
-    assert cross_val_score(small, X, y, cv=3, scoring="roc_auc_ovr").mean() > 0.6
-    calibrated = CalibratedClassifierCV(small, cv=3).fit(X, y)
-    assert calibrated.score(X, y) > 0.6

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,8 @@ import pytest
 import tiny
 import torch
 import torch.distributed as dist
+import torch.multiprocessing as mp
 from dst_runs import batches, in_blocks, scheduled, snapshot, sparse_layers, train_step, two_layers
-from ranks import WORLD, on_ranks
 from tiny import same
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -26,6 +27,46 @@ SETTINGS = {"update_every": 3, "end_step": 40, "seed": 5}
 pytestmark = pytest.mark.skipif(
     not (dist.is_available() and dist.is_gloo_available()), reason="torch without gloo"
 )
+
+
+WORLD = 2
+TIMEOUT = 60  # seconds; a deadlock ends in a failure
+
+
+def on_ranks(function: Callable[..., Any], folder: Path, *args: Any) -> list[Any]:
+    """Call ``function(rank, *args)`` on each rank of a gloo group; what each returns."""
+    # A new folder: a second group must not meet the first one's store.
+    folder = folder / f"ranks{len(list(folder.iterdir()))}"
+    folder.mkdir()
+    # The children of a fork cannot train where a torch with CUDA has differentiated before.
+    context = mp.get_context("fork" if torch.version.cuda is None else "forkserver")
+    ranks = [
+        context.Process(target=_rank, args=(rank, folder, function, args)) for rank in range(WORLD)
+    ]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(TIMEOUT)
+    hung = [rank for rank, process in enumerate(ranks) if process.is_alive()]
+    for process in ranks:
+        process.kill()
+        process.join()
+    texts = [path.read_text() for path in sorted(folder.glob("*.error"))]
+    assert not hung, f"ranks {hung} hang; {texts}"
+    assert not texts, "\n".join(texts)
+    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(WORLD)]
+
+
+def _rank(rank: int, folder: Path, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    torch.set_num_threads(1)  # the parent's OpenMP threads did not come along
+    try:
+        store = f"file://{folder / 'store'}"
+        dist.init_process_group("gloo", init_method=store, rank=rank, world_size=WORLD)
+        torch.save(function(rank, *args), folder / f"{rank}.pt")
+        dist.barrier()  # who leaves first would break the others' connections
+        dist.destroy_process_group()
+    except BaseException:
+        (folder / f"{rank}.error").write_text(f"rank {rank}: {traceback.format_exc()}")
 
 
 def data(rank: int) -> list[Tensor]:

@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -150,16 +151,6 @@ def test_networks(tmp_path: Path) -> None:
     torch.testing.assert_close(run(onnx.load(path), y)[0], wanted)
 
 
-class Readings:
-    """Series for the calibration, as onnxruntime's static quantiser asks for them."""
-
-    def __init__(self, name: str, X: Tensor) -> None:
-        self.left = iter([{name: x[None].numpy()} for x in X])
-
-    def get_next(self) -> dict[str, Any] | None:
-        return next(self.left, None)
-
-
 @pytest.mark.tool("onnxruntime.quantization, static and dynamic", "works")
 def test_the_quantiser_finds_the_weights(tmp_path: Path) -> None:
     """Weights of convolutions are initializers of the file, and become integers of 8 bits."""
@@ -178,7 +169,9 @@ def test_the_quantiser_finds_the_weights(tmp_path: Path) -> None:
     X, path = torch.randn(8, 2, 100), os.fspath(tmp_path / "model.onnx")
     onnx.save(proto, path)
     static, dynamic = (os.fspath(tmp_path / f"{name}.onnx") for name in ("static", "dynamic"))
-    quantization.quantize_static(path, static, Readings(proto.graph.input[0].name, X))
+    left = iter([{proto.graph.input[0].name: x[None].numpy()} for x in X])
+    readings = SimpleNamespace(get_next=lambda: next(left, None))
+    quantization.quantize_static(path, static, readings)
     quantization.quantize_dynamic(path, dynamic, weight_type=quantization.QuantType.QUInt8)
     for found in map(onnx.load, (static, dynamic)):
         bytes_ = (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from dst_runs import batches, two_layers
 from torch import nn
 
 from sparseconv import KernelCSR, Region, SparseConv1d
@@ -60,16 +59,6 @@ def test_copies(tmp_path: Path) -> None:
     check_twin(torch.load(file, weights_only=False), original)
     with pytest.raises(pickle.UnpicklingError, match="Weights only"):
         torch.load(file, weights_only=True)
-
-
-@pytest.mark.tool("safetensors", "works")
-def test_safetensors(tmp_path: Path) -> None:
-    safetensors = pytest.importorskip("safetensors.torch")
-    model, twin = two_layers(), two_layers(seed=1)
-    x = next(batches())
-    safetensors.save_model(model, tmp_path / "model.safetensors")
-    assert safetensors.load_model(twin, tmp_path / "model.safetensors") == (set(), [])
-    assert twin(x).equal(model(x))
 
 
 @pytest.mark.tool("load_state_dict(assign=True)", "works")

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import copy
+from itertools import islice
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from dst_runs import batches, scheduled, sparse_layers, train_step, two_layers
 from tiny import same
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from sparseconv import DSTScheduler, SparseConv1d
 
@@ -29,36 +33,8 @@ def test_optimizers_whose_state_cannot_follow_a_pattern() -> None:
         train_step(model, torch.optim.SparseAdam(model.parameters()), next(batches()))
 
 
-@pytest.mark.tool("gradient accumulation", "works")
-@pytest.mark.tool("clip_grad_norm_, clip_grad_value_", "works")
-@pytest.mark.parametrize("grow", ["random", "gradient"])
-def test_accumulated_and_clipped_gradients(grow: str) -> None:
-    """Three small batches train like one that holds them all."""
-    runs = []
-    for parts in (1, 3):
-        settings = {"update_every": 2, "end_step": 20, "grow": grow}
-        model, optimizer, dst = scheduled(two_layers(torch.float64), "SGD momentum", **settings)
-        norms, data = [], batches(torch.float64)
-        for _ in range(8):
-            optimizer.zero_grad()
-            for x in next(data).chunk(parts):
-                (model(x).square().mean() / parts).backward()
-            norms.append(float(nn.utils.clip_grad_norm_(model.parameters(), 0.05)))
-            optimizer.step()
-            dst.step()
-        assert max(norms) > 0.05  # it did clip
-        assert dst.updates == 4
-        runs.append((norms, model, dst))
-    (norms, one, _), (others, three, _) = runs
-    torch.testing.assert_close(norms, others)
-    for a, b in zip(sparse_layers(one), sparse_layers(three), strict=True):
-        assert a.pattern == b.pattern
-        torch.testing.assert_close(a.values, b.values)
-    nn.utils.clip_grad_value_(one.parameters(), 1e-9)
-    assert all(p.grad.abs().max() <= 1e-9 for p in one.parameters())
-
-
 @pytest.mark.tool("torch.autocast and GradScaler", "works", "float32 weights, half computation")
+@pytest.mark.tool("clip_grad_norm_, clip_grad_value_", "works")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_step_that_the_scaler_skips(dtype: torch.dtype) -> None:
     """A gradient that is not finite moves nothing, and is forgotten."""
@@ -71,6 +47,9 @@ def test_a_step_that_the_scaler_skips(dtype: torch.dtype) -> None:
             y = layer(torch.full((1, 2, 9), value))
             assert y.dtype == dtype
         scaler.scale(y.float().sum()).backward()
+        scaler.unscale_(optimizer)
+        nn.utils.clip_grad_norm_(layer.parameters(), 0.1)
+        nn.utils.clip_grad_value_(layer.parameters(), 0.05)
         scaler.step(optimizer)
         scaler.update()
         assert dst.step() == moves
@@ -98,3 +77,39 @@ def test_groups_and_frozen_layers() -> None:
     model[0].requires_grad_(True)
     with pytest.raises(ValueError, match="layer"):
         dst.step()
+
+
+@pytest.mark.tool("PyTorch Lightning: WeightAveraging callbacks", "refuses")
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
+def test_averages_of_lightning(tmp_path: Path) -> None:
+    lightning = pytest.importorskip("lightning.pytorch", reason="lightning is not installed")
+    from lightning.pytorch.callbacks import EMAWeightAveraging
+
+    class Module(lightning.LightningModule):
+        def __init__(self, grow: str) -> None:
+            super().__init__()
+            self.network, self.grow = two_layers(), grow
+
+        def training_step(self, x: Tensor, _: int) -> Tensor:
+            return self.network(x).square().mean()
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            _, optimizer, self.dst = scheduled(self.network, update_every=4, grow=self.grow)
+            return optimizer
+
+        def on_train_batch_end(self, *_: Any) -> None:
+            self.dst.step()
+
+    def train(grow: str) -> None:
+        module = Module(grow)
+        trainer = lightning.Trainer(
+            max_epochs=2, accelerator="cpu", devices=1, default_root_dir=tmp_path, logger=False,
+            enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
+            callbacks=[EMAWeightAveraging(decay=0.5)],
+        )  # fmt: skip
+        trainer.fit(module, DataLoader([*islice(batches(), 6)], batch_size=None))
+        assert module.network(torch.zeros(1, 2, 20)).isfinite().all()
+
+    train("static")
+    with pytest.raises(RuntimeError, match="averages="):
+        train("random")

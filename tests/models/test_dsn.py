@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from dst_runs import sparse_layers
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
@@ -63,24 +64,6 @@ def test_cost_is_the_papers_table(name: str, sparsity: float, params: str, flops
     assert cost.macs_dense == dense.macs_executed
 
 
-def test_groups_of_the_paper() -> None:
-    layers = DSN(1, 2).sparse_layers()
-    assert [layer.pattern.shape for layer in layers] == [(141, 1, 39)] + 3 * [(141, 47, 39)]
-    for layer, expected in ((layers[0], (122, 244, 366)), (layers[1], (5743, 11486, 17230))):
-        assert layer.regions == (
-            Region((0, 47), (0, 13)),
-            Region((47, 94), (0, 26)),
-            Region((94, 141), (0, 39)),
-        )
-        groups = layer.pattern.to_mask().chunk(3)
-        assert tuple(int(group.sum()) for group in groups) == expected
-    wide = DSN(3, 2, nf=12, kernel_size=9, block=(4, 2)).sparse_layers()
-    assert [rows for rows, _ in wide[0].regions] == [(0, 12), (12, 24), (24, 36)]
-    assert {layer.pattern.block for layer in wide} == {(4, 2)}
-    per_kernel = [group.sum().item() / (47 * 47) for group in groups]
-    assert [round(taps, 1) for taps in per_kernel] == [2.6, 5.2, 7.8]
-
-
 @pytest.mark.parametrize("init", ["prefix", "random"])
 @pytest.mark.parametrize(
     ("in_channels", "nf", "kernel_size", "n_groups", "sparsity"),
@@ -91,6 +74,8 @@ def test_groups_of_the_paper() -> None:
         (2, 12, 8, 4, 0.3),
         (1, 1, 6, 3, 0.99),
         (1, 4, 11, 3, 0.1),
+        # 50 * 50 * 13 weights times 0.2 are 6 500; 1 - 0.8 in floating point would make it 6 499.
+        (3, 50, 39, 3, 0.8),
     ],
 )
 def test_first_pattern(
@@ -106,23 +91,25 @@ def test_first_pattern(
             taps = int(kernel_size / n_groups) * i
             nnz = int(group[:, :, :taps].numel() * (1 - sparsity) + 1e-9)
             assert group.sum() == nnz
-            assert layer.regions[i - 1].taps == (0, taps)
+            rows = (len(group) * (i - 1), len(group) * i)
+            assert layer.regions[i - 1] == Region(rows, (0, taps))
             assert not group[:, :, taps:].any()
             if init == "prefix":  # tap-major order (tap, out, in): the first nnz are active
                 order = group.permute(2, 0, 1).flatten()
                 assert order[:nnz].all()
 
 
-def test_a_dense_network_a_network_without_groups_and_an_exact_count() -> None:
+def test_groups_of_the_paper_and_a_network_without() -> None:
+    paper = DSN(1, 2).sparse_layers()
+    assert [layer.pattern.shape for layer in paper] == [(141, 1, 39)] + 3 * [(141, 47, 39)]
+    counts = [int(group.sum()) for group in paper[1].pattern.to_mask().chunk(3)]
+    assert counts == [5743, 11486, 17230]
     for layer in DSN(3, 2, nf=4, sparsity=0.0).sparse_layers():
         assert layer.pattern == KernelCSR.full(layer.pattern.shape)
         assert layer.regions == (Region((0, 12), (0, 39)),)
-    layer = DSN(3, 2, n_groups=1).sparse_layers()[0]
-    assert layer.regions == (Region((0, 141), (0, 39)),)
-    assert layer.pattern.nnz == int(141 * 47 * 39 * 0.2)
-    # 50 * 50 * 13 weights times 0.2 are 6 500; 1 - 0.8 in floating point would make it 6 499.
-    layer = DSN(3, 2, nf=50, sparsity=0.8).sparse_layers()[0]
-    assert layer.pattern.to_mask()[:50].sum() == 6500
+    wide = DSN(3, 2, nf=12, kernel_size=9, block=(4, 2)).sparse_layers()
+    assert [rows for rows, _ in wide[0].regions] == [(0, 12), (12, 24), (24, 36)]
+    assert {layer.pattern.block for layer in wide} == {(4, 2)}
 
 
 def test_random_init_is_uniform_in_the_region() -> None:
@@ -218,7 +205,7 @@ def test_trained_pruned_converted_and_folded(name: str) -> None:
     X, y = torch.randn(20, 1, 30), torch.arange(20) % 2
     X[y == 1] += torch.sin(torch.arange(30.0))
     model = SMALL[name](1, 2)
-    result = train(model, X, y, Recipe(epochs=8), verbose=False)
+    result = train(model, X, y, Recipe(epochs=8, batch_size=10), verbose=False)
     assert result.best_loss < result.history[0]["train_loss"]
     fast = sc.optimize_for_inference(model)
     with torch.no_grad():
@@ -233,13 +220,10 @@ def test_trained_pruned_converted_and_folded(name: str) -> None:
     density = sum(x.pattern.nnz for x in sparse_layers(sparse)) / sum(
         x.pattern.numel for x in sparse_layers(sparse)
     )
-    result = train(sparse, X, y, Recipe(epochs=2, update_every_epochs=1), verbose=False)
+    recipe = Recipe(epochs=2, batch_size=10, update_every_epochs=1)
+    result = train(sparse, X, y, recipe, verbose=False)
     assert result.itop_rate is not None
     assert result.itop_rate > density, "trained dynamically sparse"
-
-
-def sparse_layers(model: nn.Module) -> list[sc.SparseConv1d]:
-    return [module for module in model.modules() if isinstance(module, sc.SparseConv1d)]
 
 
 def test_inception_is_what_its_parts_compute() -> None:

@@ -337,8 +337,7 @@ def test_the_formula() -> None:
     with InstanceSparsity(model, STAGES, SCALE) as penalty:
         out = model(FIVE)
         loss = penalty()
-    unit = 2.0**-53
-    assert abs(loss.item() - wanted) <= (5 * 13 + 12 + 10) * unit * wanted
+    assert abs(loss.item() - wanted) <= (5 * 13 + 12 + 10) * UNIT * wanted
     assert out.shape == (5, 3)
 
 

@@ -40,11 +40,6 @@ def filters(report: Any) -> dict[str, int]:
     return {layer.name: layer.filters.after for layer in report.layers}
 
 
-class Means(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return x.mean(-1)
-
-
 def test_a_u_net() -> None:
     torch.manual_seed(0)
     model, x = UNet(), series(4).double()
@@ -90,7 +85,8 @@ class Mixed(nn.Module):
 def between(middle: nn.Module) -> nn.Sequential:
     torch.manual_seed(0)
     ends = nn.Conv1d(2, 8, 3, padding=1), nn.Conv1d(8, 6, 3, padding=1)
-    return nn.Sequential(ends[0], nn.ReLU(), middle, nn.ReLU(), ends[1], Means(), nn.Linear(6, 3))
+    mean = Function(lambda x: x.mean(-1))
+    return nn.Sequential(ends[0], nn.ReLU(), middle, nn.ReLU(), ends[1], mean, nn.Linear(6, 3))
 
 
 TIED = nn.Sequential(nn.Conv1d(8, 8, 1), nn.Conv1d(8, 8, 1))
@@ -363,7 +359,7 @@ def test_channels_that_move_where_weights_are_zero(
                 keep_filters(model, x, {"up": kept}, ignore=["stem", "norm"])
 
 
-@pytest.mark.parametrize("block", range(6))
+@pytest.mark.parametrize("block", range(3))
 def test_random_networks(block: int) -> None:
     refused = []
     for seed in range(10 * block, 10 * block + 10):

@@ -187,7 +187,7 @@ else:
         run_child("test_global_state", environment={"OMP_NUM_THREADS": "2"})
 
     @pytest.mark.promise("P8")
-    def test_errors_of_numpy_may_be_raised(tmp_path: Any) -> None:
+    def test_fits_change_nothing_and_errors_of_numpy_may_be_raised(tmp_path: Any) -> None:
         """Small numbers become 0, also where the caller's own code may not underflow."""
         pytest.importorskip("aeon")
         import sparseconv as sc
@@ -204,8 +204,12 @@ else:
                     assert np.isfinite(pocket.predict_proba(scale * X)).all()
                     assert np.isfinite(pocket.model_.predict_proba(scale * X)).all()
                     pocket.score(scale * X, y)
-            dsn = sc.DSNClassifier(nf=4, depth=1, kernel_size=9, epochs=2).fit(X, y)
-            dsn.predict_proba(1e3 * X)
+            dsn = sc.DSNClassifier(nf=4, depth=1, kernel_size=9, epochs=2, random_state=0)
+            dsn.fit(X, y).predict(X)  # the imports of aeon are not what is looked at
+            torch.manual_seed(5)  # or a fit that seeds would leave what the first one left
+            before = state()
+            dsn.fit(X, y).predict_proba(1e3 * X)
+            compare(before, "fit and predict")
             for weights in ("float32", "int8"):
                 known = None if weights == "float32" else X
                 for scale in (1e-30, 1e3):
@@ -219,16 +223,3 @@ else:
                 tmp_path / "b.html"
             )
             assert np.geterr()["under"] == "raise"
-
-    @pytest.mark.promise("P8")
-    def test_fitting_a_classifier_changes_nothing() -> None:
-        pytest.importorskip("aeon")
-        from sparseconv import DSNClassifier
-
-        X = np.sin(np.outer(1 + np.arange(12) % 2, np.linspace(0, 20, 40)))
-        y = np.array(["slow", "fast"] * 6)
-        classifier = DSNClassifier(nf=4, kernel_size=9, epochs=2, random_state=0)
-        classifier.fit(X, y).predict(X)  # the imports of aeon are not what is looked at
-        before = state()
-        classifier.fit(X, y).predict(X)
-        compare(before, "fit and predict")
