@@ -24,12 +24,6 @@ from sparseconv.running import one_tensor
 @torch.no_grad()
 def lower(model: nn.Module, channels: int, length: int) -> Network:
     """Translate a model in eval mode for series ``(channels, length)``."""
-    for name, module in model.named_modules():
-        with _naming(name, type(module).__name__):
-            if module.training:  # torch.export's refuses eval()
-                raise ValueError(
-                    "expected a model in eval mode; call model.eval(), before torch.export"
-                )
     zeros = torch.zeros(1, channels, length, dtype=torch.float32)
     with torch.autocast("cpu", enabled=False), warnings.catch_warnings():
         one_tensor(model(zeros))
@@ -77,7 +71,7 @@ def _put_in_order(build: Builder, scores: Value) -> int:
 
 
 @contextlib.contextmanager
-def _naming(name: str, kind: str, operation: str = "") -> Iterator[None]:
+def _naming(name: str, kind: str, operation: str) -> Iterator[None]:
     """Name the module and the operation in errors raised inside the block."""
     which = f"{f'module {name!r}' if name else 'the model'} ({kind})"
     try:
@@ -95,8 +89,8 @@ def _walk(program: torch.export.ExportedProgram, build: Builder, series: Value) 
     """Follow the series through the traced model to the scores."""
     if any(spec.kind != OutputKind.USER_OUTPUT for spec in program.graph_signature.output_specs):
         raise NotImplementedError(
-            "the model cannot be exported to C, because it changes its buffers when it is called "
-            "in eval mode; remove that code"
+            "the model cannot be exported to C, because it changes its buffers when it is called; "
+            "call model.eval(), or remove that code"
         )
     held: dict[str, Any] = {}
     constants = {**program.constants, **program.state_dict}

@@ -59,7 +59,6 @@ ROWS = [
     (f"{PRUNE} --out {{run}}", "already contains a run"),
     ("profile {pocket}", "contains random kernels"),
     ("profile {run} --json .", "cannot be written"),
-    ("export {run} --data {toy} --name 1", "C identifier"),
     ("export {run} --data {toy} --out {run}", "contains files"),
     ("bench --cases dsn", "--cases"),
     ("bench --rounds 5", "--rounds"),
