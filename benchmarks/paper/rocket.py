@@ -13,8 +13,7 @@ from benchmarks.paper.archives import published_accuracy, read
 from benchmarks.paper.plan import Job
 from benchmarks.paper.training import facts_of
 from sparseconv.rocket.bank import POCKET
-from sparseconv.rocket.features import kernel_features
-from sparseconv.rocket.model import chosen
+from sparseconv.rocket.features import chosen, kernel_features
 from sparseconv.rocket.selection import GroupSelection
 
 KINDS = {"ROCKET": "rocket", "MiniROCKET": "minirocket"}
