@@ -13,17 +13,11 @@ from sparseconv import datasets
 from sparseconv.dst.update import GROWTHS
 from sparseconv.models.dsn import DSN, INITS, PADDINGS
 from sparseconv.ops.backends import BACKENDS
-from sparseconv.rocket.bank import KINDS, POCKET
+from sparseconv.rocket.bank import KINDS
 from sparseconv.training.recipe import PRECISIONS, Recipe
-from sparseconv.training.run_folder import MODELS
 
 PROG = "python -m sparseconv"
 INTERRUPTED = 130  # exit code: the shell's for SIGINT
-# The options of a run, with their defaults, by model and section of config.json.
-SECTIONS: dict[str, dict[str, dict[str, Any]]] = {
-    **MODELS, "pocket": MODELS["pocket"] | {"pocket": POCKET | {"seed": 0}},
-}  # fmt: skip
-
 _CHOICES = {
     "init": INITS, "padding": PADDINGS, "grow": GROWTHS, "backend": ("auto", *BACKENDS),
     "kernels": KINDS, "precision": PRECISIONS,
@@ -60,7 +54,6 @@ def at_least(least: int) -> Callable[[str], int]:
 
 
 def number_or_cv(text: str) -> float | str:
-    """Parse a number or ``cv``."""
     return text if text == "cv" else float(text)
 
 
@@ -69,25 +62,22 @@ def count(text: str) -> dict[str, Any]:
     return {"type": at_least(1), "metavar": "X", "help": text}
 
 
-Keywords = dict[str, Any]
-RUN: Keywords = {
+RUN: dict[str, Any] = {
     "metavar": "RUN", "type": Path, "help": "results folder of `train`, or its checkpoint.pt",
 }  # fmt: skip
-DATA: Keywords = {
+DATA: dict[str, Any] = {
     "metavar": "NAME_OR_PATH",
     "help": "the run's data set, as `train` accepts it (default: the location recorded in the run)",
 }
-QUIET: Keywords = {"action": "store_true", "help": "print only the final summary"}
+QUIET: dict[str, Any] = {"action": "store_true", "help": "print only the final summary"}
 
 
-def refuse_foreign(
-    args: argparse.Namespace, names: Iterable[str], owner: str, remedy: str = ""
-) -> None:
+def refuse_foreign(args: argparse.Namespace, names: Iterable[str], owner: str) -> None:
     """Reject options that ``owner`` does not read."""
     for name in names:
         if name in args:
             option = f"--{name.replace('_', '-')}"
-            raise ValueError(f"{option} does not apply to {owner}; omit {option}{remedy}")
+            raise ValueError(f"{option} does not apply to {owner}; omit it")
 
 
 def add_setting(group: argparse._ArgumentGroup, name: str, value: Any, default: str = "") -> None:

@@ -23,9 +23,9 @@ from sparseconv.report import figures
 from sparseconv.running import predict_log_proba
 from sparseconv.training.loop import CHECKPOINT_NAME
 from sparseconv.training.recipe import Recipe
-from sparseconv.training.run_folder import MODEL_NAME, RECIPE, read_config
+from sparseconv.training.run_folder import MODEL_NAME, MODELS, RECIPE, read_config
 
-SETTINGS = options.SECTIONS["dsn"] | {"pocket": options.SECTIONS["pocket"]["pocket"]}
+SETTINGS = MODELS["dsn"] | {"pocket": MODELS["pocket"]["pocket"]}
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
@@ -37,7 +37,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
         "data", metavar="NAME_OR_PATH", nargs="?", help=f"{data} (default with --resume: the run's)"
     )
     models = "a Dynamic Sparse Network (default), or random kernels pruned with POCKET"
-    add("--model", choices=tuple(options.SECTIONS), default="dsn", help=models)
+    add("--model", choices=tuple(MODELS), default="dsn", help=models)
     out = "results folder, new or empty (default: runs/NAME-seedSEED, or runs/NAME-pocket-seedSEED)"
     add("--out", type=Path, help=out)
     add("--resume", action="store_true", help="resume the run in the results folder")
@@ -62,14 +62,11 @@ def run(args: argparse.Namespace) -> int:
     and summary.md. The defaults are those of the DSN paper. --model pocket prunes the kernels of
     ROCKET or MiniROCKET, and writes config.json, model.npz and summary.md.
     """
-    sections = options.SECTIONS[args.model]
+    sections = MODELS[args.model]
     own, every = (
         {name for settings in of.values() for name in settings} for of in (sections, SETTINGS)
     )
-    other = "pocket" if args.model == "dsn" else "dsn"
-    options.refuse_foreign(
-        args, every - own, f"--model {args.model}", f", or choose --model {other}"
-    )
+    options.refuse_foreign(args, every - own, f"--model {args.model}")
     if args.model == "pocket" and args.device == "cuda":
         raise ValueError("--model pocket runs only on the CPU; omit --device")
     given = {name: value for name, value in vars(args).items() if name in own}
@@ -150,7 +147,7 @@ def _resumed(out: Path, given: Mapping[str, Any]) -> dict[str, Any]:
     if "recipe" not in config or "pruning" in config:
         kind = "pruned run" if "pruning" in config else f"{config['model']} model"
         raise ValueError(f"{out} contains a {kind}, which cannot be resumed; start a new run")
-    known = {name: value for key in options.SECTIONS["dsn"] for name, value in config[key].items()}
+    known = {name: value for key in MODELS["dsn"] for name, value in config[key].items()}
     for name, value in given.items():
         if value != known[name]:
             raise ValueError(
