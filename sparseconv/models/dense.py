@@ -57,23 +57,16 @@ class ResNet(Classifier):
         inputs = in_channels
         nf, blocks = count("nf", nf), []
         for channels in (nf, 2 * nf, 2 * nf):
-            blocks.append(_residual(inputs, channels))
-            inputs = channels
+            before = inputs
+            layers: list[nn.Module] = []
+            for taps in RESNET_TAPS:
+                conv = nn.Conv1d(inputs, channels, taps, padding="same", bias=False)
+                layers += [conv, nn.BatchNorm1d(channels), nn.ReLU()]
+                inputs = channels
+            body = nn.Sequential(*layers[:-1])
+            blocks.append(Residual(body, shortcut(before, channels)))
         self.blocks = nn.Sequential(*blocks)
         self.head = average_and_classify(inputs, self.n_classes)
-
-
-def _residual(in_channels: int, channels: int) -> Residual:
-    layers: list[nn.Module] = []
-    inputs = in_channels
-    for taps in RESNET_TAPS:
-        layers += [
-            nn.Conv1d(inputs, channels, taps, padding="same", bias=False),
-            nn.BatchNorm1d(channels),
-            nn.ReLU(),
-        ]
-        inputs = channels
-    return Residual(nn.Sequential(*layers[:-1]), shortcut(in_channels, channels))
 
 
 class InceptionTime(Classifier):
