@@ -62,19 +62,14 @@ def _of_run(folder: Path) -> list[tuple[str, str]]:
 def _installed() -> list[tuple[str, str]]:
     facts = environment_info()
     own = ", ".join(f"{name} {facts[name]}" for name in ("sparseconv", "torch", "python"))
+    installed = {found.name: found.version for found in metadata.distributions()}
+    missing = "not installed: pip install 'sparseconv[tsc]'"
     return [
         ("versions", own),
         ("processor", f"{facts['cpu']} ({facts['system']})"),
         *([] if extension is None else [("ISAs", ", ".join(extension.isas()))]),
         ("threads", f"torch uses {facts['threads']} of {facts['cores']} cores"),
         *((f"backend {name}", state) for name, state in available_backends().items()),
-        *_optional_versions().items(),
+        *((name, installed.get(name, missing)) for name in OPTIONAL_PACKAGES),
         *((name, os.environ[name]) for name in VARIABLES if name in os.environ),
     ]
-
-
-def _optional_versions() -> dict[str, str]:
-    """Return the optional packages' versions, or how to install them."""
-    installed = {found.name: found.version for found in metadata.distributions()}
-    missing = "not installed: pip install 'sparseconv[tsc]'"
-    return {name: installed.get(name, missing) for name in OPTIONAL_PACKAGES}

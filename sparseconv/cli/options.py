@@ -13,6 +13,7 @@ from sparseconv import datasets
 from sparseconv.dst.update import GROWTHS
 from sparseconv.models.dsn import DSN, INITS, PADDINGS
 from sparseconv.ops.backends import BACKENDS
+from sparseconv.pruning import prune_filters
 from sparseconv.rocket.bank import KINDS
 from sparseconv.training.recipe import PRECISIONS, Recipe
 
@@ -31,6 +32,11 @@ def described(owner: Any) -> dict[str, str]:
 
 
 _HELP = described(datasets.load) | described(DSN) | described(Recipe)
+_HELP |= described(prune_filters) | {
+    "eps": "remove filters whose activation is at most this share of their kernel group's largest",
+    "silence": "weight of the loss that silences filters",
+    "silence_epochs": "number of epochs with this loss (default: --epochs)",
+}
 _HELP["validation"] = "evaluate on the test series after each epoch, without affecting training"
 _HELP |= {  # POCKETClassifier's, whose module takes seconds to import
     "kernels": "kind of random kernels",

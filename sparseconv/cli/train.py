@@ -79,12 +79,9 @@ def run(args: argparse.Namespace) -> int:
             "expected a data set to train on, such as GunPoint or my.npz; to resume a run, pass "
             "its folder: --resume --out RUN"
         )
-    if args.data is None:
-        facts = read_config(args.out)["data"]
-        args.data = facts.get("path") or facts["name"]
     mark = "" if args.model == "dsn" else f"{args.model}-"
-    name = f"{datasets.name_of(args.data)}-{mark}seed{given.get('seed', RECIPE['seed'])}"
-    out: Path = args.out or Path("runs") / name
+    seed = given.get("seed", RECIPE["seed"])
+    out: Path = args.out or Path("runs") / f"{datasets.name_of(args.data)}-{mark}seed{seed}"
     if args.model == "pocket":
         return _pocket(args, config, out)
     if args.resume:
@@ -96,9 +93,10 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("--device cuda needs a GPU, but torch sees none; omit --device")
     # Whatever can be wrong shows before anything is written.
     figures.require_matplotlib()
-    data = datasets.load(args.data, nan_to_zero=config["data"]["nan_to_zero"])
     if args.resume:
-        results.check_same(data, config["data"], out)
+        data = results.data_of_run(config["data"], args.data, out)
+    else:
+        data = datasets.load(args.data, nan_to_zero=config["data"]["nan_to_zero"])
     with Drawing(Recipe(**config["recipe"]).seed):
         model = DSN(data.n_channels, len(data.classes), **config["network"]).to(device)
     predict_log_proba(model, torch.from_numpy(data.X_test[:1]))  # can the backend run?
