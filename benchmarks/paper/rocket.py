@@ -14,8 +14,7 @@ from benchmarks.paper.networks import ROCKETS
 from benchmarks.paper.plan import Job
 from benchmarks.paper.training import facts_of
 from sparseconv.rocket.bank import POCKET
-from sparseconv.rocket.features import kernel_features
-from sparseconv.rocket.model import chosen
+from sparseconv.rocket.features import chosen, kernel_features
 from sparseconv.rocket.selection import GroupSelection
 
 ITERATIONS, RIDGE = POCKET["n_iter"], POCKET["k"]  # of the selection

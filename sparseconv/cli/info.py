@@ -7,12 +7,12 @@ import os
 from importlib import metadata
 from pathlib import Path
 
-from sparseconv.cli.options import RUN, SECTIONS
+from sparseconv.cli.options import RUN
 from sparseconv.cli.results import unfinished
 from sparseconv.measure.machine import environment_info
 from sparseconv.ops.backends import available_backends, extension
 from sparseconv.rocket import RocketModel
-from sparseconv.training.run_folder import load_run
+from sparseconv.training.run_folder import MODELS, load_run
 
 OPTIONAL_PACKAGES = ("aeon", "scikit-learn", "tqdm", "matplotlib")
 VARIABLES = ("SPARSECONV_BACKEND", "SPARSECONV_CPU_ISA")
@@ -36,7 +36,7 @@ def _of_run(folder: Path) -> list[tuple[str, str]]:
     config, data = run.config, run.config["data"]
     options = {
         name: value
-        for section, defaults in SECTIONS[config.get("model", "dsn")].items()
+        for section, defaults in MODELS[config.get("model", "dsn")].items()
         for name, value in config[section].items()
         if name in defaults and value != defaults[name]
     }
@@ -62,30 +62,14 @@ def _of_run(folder: Path) -> list[tuple[str, str]]:
 def _installed() -> list[tuple[str, str]]:
     facts = environment_info()
     own = ", ".join(f"{name} {facts[name]}" for name in ("sparseconv", "torch", "python"))
+    installed = {found.name: found.version for found in metadata.distributions()}
+    missing = "not installed: pip install 'sparseconv[tsc]'"
     return [
         ("versions", own),
         ("processor", f"{facts['cpu']} ({facts['system']})"),
-        ("ISA", _isa()),
+        *([] if extension is None else [("ISAs", ", ".join(extension.isas()))]),
         ("threads", f"torch uses {facts['threads']} of {facts['cores']} cores"),
         *((f"backend {name}", state) for name, state in available_backends().items()),
-        *_optional_versions().items(),
+        *((name, installed.get(name, missing)) for name in OPTIONAL_PACKAGES),
         *((name, os.environ[name]) for name in VARIABLES if name in os.environ),
     ]
-
-
-def _isa() -> str:
-    """Name the instruction set of the C++ kernels, and the sets that this CPU can run."""
-    if extension is None:
-        return "none: the C++ extension is not built"
-    try:
-        chosen = f"{extension.isa()} in use"
-    except ValueError as error:  # SPARSECONV_CPU_ISA asks for what cannot run here
-        chosen = str(error)
-    return f"{chosen}; available: {', '.join(extension.isas())}"
-
-
-def _optional_versions() -> dict[str, str]:
-    """Return the optional packages' versions, or how to install them."""
-    installed = {found.name: found.version for found in metadata.distributions()}
-    missing = "not installed: pip install 'sparseconv[tsc]'"
-    return {name: installed.get(name, missing) for name in OPTIONAL_PACKAGES}

@@ -9,13 +9,15 @@ import io
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from sparseconv._version import __version__
-from sparseconv.cli import bench, export, info, profile, prune, train
+from sparseconv.cli import export, info, profile, prune, train
 from sparseconv.cli.options import INTERRUPTED, PROG
 
 REFUSED = 2  # exit code: argparse's for bad usage
 PIPE_CLOSED = 141  # as the shell counts SIGPIPE
+ROOT = Path(__file__).parents[2]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     args, rest = _parser().parse_known_args(argv)
     # Refused here, since argparse would show the usage of the whole program; bench parses its own.
-    if rest and args.run is not bench.run:
+    if rest and args.run is not bench:
         args.command.error("unrecognized arguments: " + " ".join(rest))
     args.rest = rest
     try:
@@ -62,6 +64,20 @@ def _parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=first, description=text, allow_abbrev=False)
         command.set_defaults(run=module.run, command=command)
         module.add_options(command)
-    command = commands.add_parser("bench", help=inspect.getdoc(bench.run), add_help=False)
-    command.set_defaults(run=bench.run)
+    command = commands.add_parser("bench", help=inspect.getdoc(bench), add_help=False)
+    command.set_defaults(run=bench)
     return parser
+
+
+def bench(arguments: argparse.Namespace) -> int:
+    """Time the sparse kernels and dense PyTorch (in a copy of the repository)."""
+    if not (ROOT / "benchmarks" / "bench").is_dir():
+        raise RuntimeError(
+            "expected the folder benchmarks of sparseconv's repository, which is not installed "
+            f"with the package, but {ROOT} has none; in a copy of the repository, run `pip install "
+            "--no-build-isolation --editable '.[tsc]'`, then `python -m sparseconv bench`"
+        )
+    sys.path.insert(0, str(ROOT))  # of an editable installation, used from another folder
+    from benchmarks.bench import command
+
+    return command.main(arguments.rest)

@@ -13,17 +13,12 @@ from sparseconv import datasets
 from sparseconv.dst.update import GROWTHS
 from sparseconv.models.dsn import DSN, INITS, PADDINGS
 from sparseconv.ops.backends import BACKENDS
-from sparseconv.rocket.bank import KINDS, POCKET
+from sparseconv.pruning import prune_filters
+from sparseconv.rocket.bank import KINDS
 from sparseconv.training.recipe import PRECISIONS, Recipe
-from sparseconv.training.run_folder import MODELS
 
 PROG = "python -m sparseconv"
 INTERRUPTED = 130  # exit code: the shell's for SIGINT
-# The options of a run, with their defaults, by model and section of config.json.
-SECTIONS: dict[str, dict[str, dict[str, Any]]] = {
-    **MODELS, "pocket": MODELS["pocket"] | {"pocket": POCKET | {"seed": 0}},
-}  # fmt: skip
-
 _CHOICES = {
     "init": INITS, "padding": PADDINGS, "grow": GROWTHS, "backend": ("auto", *BACKENDS),
     "kernels": KINDS, "precision": PRECISIONS,
@@ -37,6 +32,11 @@ def described(owner: Any) -> dict[str, str]:
 
 
 _HELP = described(datasets.load) | described(DSN) | described(Recipe)
+_HELP |= described(prune_filters) | {
+    "eps": "remove filters whose activation is at most this share of their kernel group's largest",
+    "silence": "weight of the loss that silences filters",
+    "silence_epochs": "number of epochs with this loss (default: --epochs)",
+}
 _HELP["validation"] = "evaluate on the test series after each epoch, without affecting training"
 _HELP |= {  # POCKETClassifier's, whose module takes seconds to import
     "kernels": "kind of random kernels",
@@ -60,7 +60,6 @@ def at_least(least: int) -> Callable[[str], int]:
 
 
 def number_or_cv(text: str) -> float | str:
-    """Parse a number or ``cv``."""
     return text if text == "cv" else float(text)
 
 
@@ -69,25 +68,22 @@ def count(text: str) -> dict[str, Any]:
     return {"type": at_least(1), "metavar": "X", "help": text}
 
 
-Keywords = dict[str, Any]
-RUN: Keywords = {
+RUN: dict[str, Any] = {
     "metavar": "RUN", "type": Path, "help": "results folder of `train`, or its checkpoint.pt",
 }  # fmt: skip
-DATA: Keywords = {
+DATA: dict[str, Any] = {
     "metavar": "NAME_OR_PATH",
     "help": "the run's data set, as `train` accepts it (default: the location recorded in the run)",
 }
-QUIET: Keywords = {"action": "store_true", "help": "print only the final summary"}
+QUIET: dict[str, Any] = {"action": "store_true", "help": "print only the final summary"}
 
 
-def refuse_foreign(
-    args: argparse.Namespace, names: Iterable[str], owner: str, remedy: str = ""
-) -> None:
+def refuse_foreign(args: argparse.Namespace, names: Iterable[str], owner: str) -> None:
     """Reject options that ``owner`` does not read."""
     for name in names:
         if name in args:
             option = f"--{name.replace('_', '-')}"
-            raise ValueError(f"{option} does not apply to {owner}; omit {option}{remedy}")
+            raise ValueError(f"{option} does not apply to {owner}; omit it")
 
 
 def add_setting(group: argparse._ArgumentGroup, name: str, value: Any, default: str = "") -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,27 +43,19 @@ def add_options(command: argparse.ArgumentParser) -> None:
     which = "criterion for the filters to remove (default: whc)"
     add("--criterion", choices=tuple(CRITERIA), default="whc", help=which)
     amount = command.add_mutually_exclusive_group()
-    number: dict[str, Any] = {"default": argparse.SUPPRESS, "metavar": "X"}
-    share, macs = "share of the filters to remove", "maximum multiply-adds per series"
-    amount.add_argument("--fraction", type=float, help=f"{share} (default: 0.5)", **number)
-    amount.add_argument("--target-macs", type=int, help=macs, **number)
-    add(
-        "--steps",
-        **options.count("number of steps in which the filters are removed (default: 1)"),
-        default=1,
-    )
+    options.add_setting(amount, "fraction", 0.5)
+    options.add_setting(amount, "target_macs", None)
+    steps = "number of steps in which the filters are removed (default: 1)"
+    add("--steps", **options.count(steps), default=1)
     add("--threads", **options.count("number of threads for torch (default: the run's)"))
     add("--data", **options.DATA)
     add("--out", type=Path, help="results folder, new or empty (default: RUN-CRITERION)")
     add("--quiet", **options.QUIET)
     dsp = command.add_argument_group("--criterion dsp")
-    eps = "remove filters whose activation is at most this share of the largest in their kernel"
-    dsp.add_argument("--eps", type=float, help=f"{eps} group (default: {EPS})", **number)
-    silence = f"(default: {PUBLISHED_WEIGHT} * {PUBLISHED_BATCH} / batch size)"
-    silence = f"weight of the loss that silences filters {silence}"
-    dsp.add_argument("--silence", type=float, help=silence, **number)
-    epochs = "number of epochs with this loss (default: --epochs)"
-    dsp.add_argument("--silence-epochs", **(options.count(epochs) | number))
+    options.add_setting(dsp, "eps", EPS)
+    published = f"{PUBLISHED_WEIGHT} * {PUBLISHED_BATCH} / batch size"
+    options.add_setting(dsp, "silence", PUBLISHED_WEIGHT, published)
+    options.add_setting(dsp, "silence_epochs", None)
     tuning = command.add_argument_group("fine-tuning", "as in the run, except for these options")
     options.add_setting(tuning, "epochs", EPOCHS)
     for name in FINE_TUNING[1:]:
@@ -103,9 +95,13 @@ def run(args: argparse.Namespace) -> int:
         at_once = results.correct(model, data)
         config = {**old.config, "recipe": {name: getattr(recipe, name) for name in RECIPE}}
         config["machine"] = machine.environment_info()
+        numbers = old.config.get("pruning", {}).get("filters", {})  # in the unpruned network
         config["pruning"] = {
             "criterion": report.method,
-            "filters": _numbered(report, old.config.get("pruning", {}).get("filters", {})),
+            "filters": {
+                layer.name: [numbers[layer.name][i] if numbers else i for i in layer.kept]
+                for layer in report.layers
+            },
         }
         _, after, summary = results.train_network(model, data, config, out, quiet=args.quiet)
         report = report.measure()
@@ -122,14 +118,6 @@ def run(args: argparse.Namespace) -> int:
         lines.insert(1, "no filter was silent; increase --silence-epochs or --silence")
     print("\n  ".join(lines))
     return 0
-
-
-def _numbered(report: pruning.SmallerNetwork, before: Mapping[str, Any]) -> dict[str, list[int]]:
-    """Map the kept filters of each layer to their numbers in the unpruned network."""
-    return {
-        layer.name: [before[layer.name][i] if before else i for i in layer.kept]
-        for layer in report.layers
-    }
 
 
 def _silence(model: DSN, X: Tensor, y: Tensor, recipe: Recipe, args: argparse.Namespace) -> None:

@@ -16,13 +16,13 @@ import torch
 
 from sparseconv import datasets
 from sparseconv.cli.options import PROG
-from sparseconv.core.files import LOCK_NAME, check_writable, claimed, partial_files, write_whole
+from sparseconv.core.files import LOCK_NAME, check_writable, claimed, write_whole
 from sparseconv.measure.table import Table, with_thousands
 from sparseconv.models import DSN
 from sparseconv.report import figures
 from sparseconv.running import predict_log_proba
 from sparseconv.training.checkpoint import digest
-from sparseconv.training.loop import CHECKPOINT_NAME, TrainingResult, train
+from sparseconv.training.loop import TrainingResult, train
 from sparseconv.training.recipe import Recipe
 from sparseconv.training.run_folder import CONFIG_NAME, DATA, HISTORY_NAME, TrainedRun, load_run
 
@@ -32,10 +32,9 @@ def new_folder(out: Path, resumable: bool = False) -> Iterator[None]:
     """Claim a new or empty results folder; remove it if the block fails before writing a file."""
     try:
         with claimed(out):
-            found = {path.name for path in out.iterdir()} - {LOCK_NAME, CONFIG_NAME}
-            for name in (CONFIG_NAME, CHECKPOINT_NAME):
-                found -= {path.name for path in partial_files(out / name)}
-            if found:  # a run that ended before its first checkpoint leaves none of them
+            found = {path.name for path in out.iterdir() if path.suffix != ".partial"}
+            # A run that ended before its first checkpoint leaves nothing else.
+            if found - {LOCK_NAME, CONFIG_NAME}:
                 is_run = (out / CONFIG_NAME).exists()
                 what = "a run" if is_run else "other files"
                 hint = ", or continue the run with --resume" if resumable and is_run else ""
@@ -151,7 +150,6 @@ def write_summary(
 
 
 def described(data: datasets.Dataset) -> str:
-    """Format the data's name and sizes."""
     return (
         f"{data.name}: {len(data.X_train)} training and {len(data.X_test)} test series, "
         f"{data.n_channels} x {data.n_timepoints}, {len(data.classes)} classes"
@@ -216,24 +214,19 @@ def load_network(path: Path) -> tuple[TrainedRun, DSN]:
 
 
 def data_of_run(facts: Mapping[str, Any], given: str | None, folder: Path) -> datasets.Dataset:
-    """Load the data of a run, from ``given`` or the recorded path."""
+    """Load a run's data from ``given`` or the recorded path; only the name may differ."""
     source = given or facts.get("path") or facts["name"]
     if given is None and source not in datasets.BUNDLED and not Path(source).exists():
         raise ValueError(
             f"{folder} was trained on {source!r}, which does not exist; specify its location with "
-            "--data"
+            "--data, or for `train` as NAME_OR_PATH"
         )
     data = datasets.load(source, nan_to_zero=facts["nan_to_zero"])
-    check_same(data, facts, folder)
-    return data
-
-
-def check_same(data: datasets.Dataset, known: Mapping[str, Any], folder: Path) -> None:
-    """Raise ValueError unless this is the data of a run; only names may differ."""
-    for name, value in data_facts(data, known).items():
-        if name != "name" and known.get(name) != value:
+    for name, value in data_facts(data, facts).items():
+        if name != "name" and facts.get(name) != value:
             raise ValueError(
                 f"{data.name} is not the data set that {folder} was trained on: its {name} is "
-                f"{value!r}, but was {known.get(name)!r} in training; pass the data of that run, "
+                f"{value!r}, but was {facts.get(name)!r} in training; pass the data of that run, "
                 "or start a new run"
             )
+    return data

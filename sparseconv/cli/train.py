@@ -23,9 +23,9 @@ from sparseconv.report import figures
 from sparseconv.running import predict_log_proba
 from sparseconv.training.loop import CHECKPOINT_NAME
 from sparseconv.training.recipe import Recipe
-from sparseconv.training.run_folder import MODEL_NAME, RECIPE, read_config
+from sparseconv.training.run_folder import MODEL_NAME, MODELS, RECIPE, read_config
 
-SETTINGS = options.SECTIONS["dsn"] | {"pocket": options.SECTIONS["pocket"]["pocket"]}
+SETTINGS = MODELS["dsn"] | {"pocket": MODELS["pocket"]["pocket"]}
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
@@ -37,7 +37,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
         "data", metavar="NAME_OR_PATH", nargs="?", help=f"{data} (default with --resume: the run's)"
     )
     models = "a Dynamic Sparse Network (default), or random kernels pruned with POCKET"
-    add("--model", choices=tuple(options.SECTIONS), default="dsn", help=models)
+    add("--model", choices=tuple(MODELS), default="dsn", help=models)
     out = "results folder, new or empty (default: runs/NAME-seedSEED, or runs/NAME-pocket-seedSEED)"
     add("--out", type=Path, help=out)
     add("--resume", action="store_true", help="resume the run in the results folder")
@@ -62,14 +62,11 @@ def run(args: argparse.Namespace) -> int:
     and summary.md. The defaults are those of the DSN paper. --model pocket prunes the kernels of
     ROCKET or MiniROCKET, and writes config.json, model.npz and summary.md.
     """
-    sections = options.SECTIONS[args.model]
+    sections = MODELS[args.model]
     own, every = (
         {name for settings in of.values() for name in settings} for of in (sections, SETTINGS)
     )
-    other = "pocket" if args.model == "dsn" else "dsn"
-    options.refuse_foreign(
-        args, every - own, f"--model {args.model}", f", or choose --model {other}"
-    )
+    options.refuse_foreign(args, every - own, f"--model {args.model}")
     if args.model == "pocket" and args.device == "cuda":
         raise ValueError("--model pocket runs only on the CPU; omit --device")
     given = {name: value for name, value in vars(args).items() if name in own}
@@ -82,12 +79,9 @@ def run(args: argparse.Namespace) -> int:
             "expected a data set to train on, such as GunPoint or my.npz; to resume a run, pass "
             "its folder: --resume --out RUN"
         )
-    if args.data is None:
-        facts = read_config(args.out)["data"]
-        args.data = facts.get("path") or facts["name"]
     mark = "" if args.model == "dsn" else f"{args.model}-"
-    name = f"{datasets.name_of(args.data)}-{mark}seed{given.get('seed', RECIPE['seed'])}"
-    out: Path = args.out or Path("runs") / name
+    seed = given.get("seed", RECIPE["seed"])
+    out: Path = args.out or Path("runs") / f"{datasets.name_of(args.data)}-{mark}seed{seed}"
     if args.model == "pocket":
         return _pocket(args, config, out)
     if args.resume:
@@ -99,9 +93,10 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("--device cuda needs a GPU, but torch sees none; omit --device")
     # Whatever can be wrong shows before anything is written.
     figures.require_matplotlib()
-    data = datasets.load(args.data, nan_to_zero=config["data"]["nan_to_zero"])
     if args.resume:
-        results.check_same(data, config["data"], out)
+        data = results.data_of_run(config["data"], args.data, out)
+    else:
+        data = datasets.load(args.data, nan_to_zero=config["data"]["nan_to_zero"])
     with Drawing(Recipe(**config["recipe"]).seed):
         model = DSN(data.n_channels, len(data.classes), **config["network"]).to(device)
     predict_log_proba(model, torch.from_numpy(data.X_test[:1]))  # can the backend run?
@@ -150,7 +145,7 @@ def _resumed(out: Path, given: Mapping[str, Any]) -> dict[str, Any]:
     if "recipe" not in config or "pruning" in config:
         kind = "pruned run" if "pruning" in config else f"{config['model']} model"
         raise ValueError(f"{out} contains a {kind}, which cannot be resumed; start a new run")
-    known = {name: value for key in options.SECTIONS["dsn"] for name, value in config[key].items()}
+    known = {name: value for key in MODELS["dsn"] for name, value in config[key].items()}
     for name, value in given.items():
         if value != known[name]:
             raise ValueError(

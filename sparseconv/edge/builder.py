@@ -42,7 +42,6 @@ class Call(NamedTuple):
     again: Callable[[Tensor], Any]
 
     def bias(self, rows: int) -> Array:
-        """Return the bias, or zeros without one."""
         bias = self.args.get("bias")
         return np.zeros(rows) if bias is None else to_numpy(bias)
 
@@ -103,7 +102,6 @@ class Builder:
         return found[0] if len(found) == 1 and isinstance(found[0], Layer) else None
 
     def change(self, step: AnyStep, /, **changes: Any) -> None:
-        """Replace fields of a step."""
         self.steps[self.steps.index(step)] = replace(step, **changes)
 
     def filled(self, x: Value) -> Value:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from sparseconv.core.arrays import as_series
+from sparseconv.core.arrays import as_series, check_axes
 from sparseconv.core.files import write_folder
 from sparseconv.edge.generate import write_c
 from sparseconv.edge.layers import Array, scores_and_bound
@@ -57,17 +56,17 @@ def export_c(
             The self-test contains the first three.
         folder: a new or empty folder for ``NAME.c``, ``NAME.h``, ``NAME_test.c`` and ``README.md``.
             After an error, it is unchanged.
-        name: a C identifier, the prefix of all public names.
+        name: a C identifier that begins with a letter, the prefix of all public names.
         weights: ``"float32"``, or ``"int8"`` for weights and activations.
-        calibration: training series ``(N, channels, length)`` that determine the int8 scales. If
-            there are more than 500, an evenly spaced subset of 500 is used.
+        calibration: for int8, training series ``(N, channels, length)`` that determine the scales.
+            If there are more than 500, an evenly spaced subset of 500 is used.
         classes: class names for the comments, in the order of the scores (for one score: 0, 1).
 
     Raises:
         NotImplementedError: an operation without a counterpart in C; the message names it.
-        TypeError, ValueError: a model in training mode, one that does not return one tensor, or one
-            that does not treat all series alike; weights, scores or series that are not finite;
-            int8 without calibration, or float32 with it; an unfit name or folder.
+        TypeError, ValueError: a model that does not return one tensor, or one that does not treat
+            all series alike; weights, scores or series that are not finite; int8 without
+            calibration; a folder that is not empty.
         RuntimeError: series that the model rejects.
 
     Example:
@@ -84,19 +83,8 @@ def export_c(
     Integer-Arithmetic-Only Inference", CVPR 2018 (int8).
     """
     check_module(model)
-    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z]\w*", name, re.ASCII):
-        raise ValueError(
-            f"name must be a C identifier that begins with a letter, such as 'dsn', but got "
-            f"{name!r}"
-        )
     if weights not in WEIGHTS:
         raise ValueError(f"weights must be one of {WEIGHTS}, but got {weights!r}")
-    if (weights == "int8") != (calibration is not None):
-        raise ValueError(
-            "int8 needs training series for its scales; pass calibration=X_train"
-            if calibration is None
-            else "calibration requires weights='int8', but got weights='float32'; omit calibration"
-        )
     example = as_series("export_c", "example_input", example_input)
     folder = Path(folder)
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
@@ -119,12 +107,16 @@ def export_c(
     X, agreement = example[:KNOWN], None
     labels, (exact, bound) = network.labels(scores), scores_and_bound(network, X)
     largest = np.abs(scores).max()
-    if (np.abs(_exact_scores(plain, X) - exact) > np.minimum(bound, largest * 2.0**-6)).any():
+    try:
+        precise = _scores_of(deepcopy_model(plain).double(), X.astype(np.float64))
+    except RuntimeError:  # it makes float32 tensors
+        precise = scores
+    if (np.abs(precise - exact) > np.minimum(bound, largest * 2.0**-6)).any():
         raise ValueError(
             "expected a model that runs the same operations for every series, but its scores for "
-            "example_input differ from those of the operations that torch.export recorded; remove "
-            "randomness, and operations that depend on the values of the series or on other series "
-            "in the batch"
+            "example_input differ from those of the operations that torch.export recorded; call "
+            "model.eval(), and remove randomness, and operations that depend on the values of the "
+            "series or on other series in the batch, such as BatchNorm without running statistics"
         )
     # PyTorch rounds as well, so both may be as far from the exact scores. Of many layers that is
     # so far that nothing would be noticed.
@@ -132,11 +124,8 @@ def export_c(
     bounds = np.minimum(2 * bound, usual)
     if weights == "int8":
         known = as_series("export_c", "calibration", calibration)
-        if known.shape[1:] != example.shape[1:]:
-            raise ValueError(
-                "calibration must have the channels and length of example_input, "
-                f"{example.shape[1:]}, but has {known.shape[1:]}"
-            )
+        expected = "expected calibration with the channels and length of example_input, "
+        check_axes(f"{expected}{example.shape[1:]}", known.shape, *example.shape[1:])
         if len(known) > CALIBRATION:
             known = known[np.linspace(0, len(known) - 1, CALIBRATION).astype(int)]
         theirs = network.labels(_scores_of(plain, known))
@@ -155,13 +144,6 @@ def export_c(
     cases = list(zip(X, scores, bounds, labels, strict=True))
     write_folder(folder, write_c(network, name, cases, agreement, named))
     return folder
-
-
-def _exact_scores(model: nn.Module, X: Array) -> Array:
-    try:
-        return _scores_of(deepcopy_model(model).double(), X.astype(np.float64))
-    except RuntimeError:  # it makes float32 tensors
-        return _scores_of(model, X)
 
 
 def _scores_of(model: nn.Module, X: Array) -> Array:

@@ -72,12 +72,11 @@ class Part(NamedTuple):
         step: Any = self.step
         if not isinstance(step, IntegerPointwise):
             return len(self.inputs), step.expression, step.relu
-        pair = "product" if step.is_product else "weighted sum"
+        pair = "product" if "*" in step.expression else "weighted sum"
         return len(self.inputs), pair if len(self.inputs) == 2 else "table[p + 128]", False
 
     @property
     def about(self) -> str:
-        """Describe the step in one line."""
         step = self.step
         outputs = [step.rows, step.positions]
         kept, kind = "", step.kind

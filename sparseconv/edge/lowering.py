@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import operator
 import warnings
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -24,12 +22,6 @@ from sparseconv.running import one_tensor
 @torch.no_grad()
 def lower(model: nn.Module, channels: int, length: int) -> Network:
     """Translate a model in eval mode for series ``(channels, length)``."""
-    for name, module in model.named_modules():
-        with _naming(name, type(module).__name__):
-            if module.training:  # torch.export's refuses eval()
-                raise ValueError(
-                    "expected a model in eval mode; call model.eval(), before torch.export"
-                )
     zeros = torch.zeros(1, channels, length, dtype=torch.float32)
     with torch.autocast("cpu", enabled=False), warnings.catch_warnings():
         one_tensor(model(zeros))
@@ -76,27 +68,12 @@ def _put_in_order(build: Builder, scores: Value) -> int:
     return build.copy(scores).of
 
 
-@contextlib.contextmanager
-def _naming(name: str, kind: str, operation: str = "") -> Iterator[None]:
-    """Name the module and the operation in errors raised inside the block."""
-    which = f"{f'module {name!r}' if name else 'the model'} ({kind})"
-    try:
-        yield
-    except NotImplementedError as error:
-        raise NotImplementedError(
-            f"{which} cannot be exported to C: {operation!r} {error}; the supported operations are "
-            f"{', '.join(sorted({*RULES} - {*STAY}))}"
-        ) from error
-    except ValueError as error:
-        raise ValueError(f"{which}: {error}") from error
-
-
 def _walk(program: torch.export.ExportedProgram, build: Builder, series: Value) -> Value:
     """Follow the series through the traced model to the scores."""
     if any(spec.kind != OutputKind.USER_OUTPUT for spec in program.graph_signature.output_specs):
         raise NotImplementedError(
-            "the model cannot be exported to C, because it changes its buffers when it is called "
-            "in eval mode; remove that code"
+            "the model cannot be exported to C, because it changes its buffers when it is called; "
+            "call model.eval(), or remove that code"
         )
     held: dict[str, Any] = {}
     constants = {**program.constants, **program.state_dict}
@@ -115,8 +92,17 @@ def _walk(program: torch.export.ExportedProgram, build: Builder, series: Value) 
             stack = [*(node.meta.get("nn_module_stack") or {"": ("", ".model")}).values()]
             schema = getattr(node.target, "_schema", None)  # torch.cond has none
             name = (schema.name if schema else node.target.__name__).rpartition("::")[2].rstrip("_")
-            with _naming(stack[-1][0], str(stack[-1][1]).rpartition(".")[2], name):
+            module, kind = stack[-1][0], str(stack[-1][1]).rpartition(".")[2]
+            which = f"{f'module {module!r}' if module else 'the model'} ({kind})"
+            try:
                 y = _result(build, node, name, args, kwargs)
+            except NotImplementedError as error:
+                raise NotImplementedError(
+                    f"{which} cannot be exported to C: {name!r} {error}; the supported operations "
+                    f"are {', '.join(sorted({*RULES} - {*STAY}))}"
+                ) from error
+            except ValueError as error:
+                raise ValueError(f"{which}: {error}") from error
             if len(node.users) > 1:
                 parts = tree_leaves(y, is_leaf=lambda x: isinstance(x, Value))
                 build.shared.update(part.of for part in parts if isinstance(part, Value))

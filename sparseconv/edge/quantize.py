@@ -77,7 +77,6 @@ class IntegerPointwise(Pointwise):
     zeros: list[int]
     rescale: Rescale
     table: Array
-    is_product: bool
 
     def values(self, *inputs: Array) -> Array:
         if len(inputs) == 1:
@@ -87,7 +86,8 @@ class IntegerPointwise(Pointwise):
             self.by_time(x).astype(np.int64) - z for x, z in zip(inputs, self.zeros, strict=True)
         )
         of_a, of_b = self.rescale.multiplier
-        return self.rescale.shifted(a * b * of_a if self.is_product else a * of_a + b * of_b)
+        product = a * b * of_a if "*" in self.expression else a * of_a + b * of_b
+        return self.rescale.shifted(product)
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,7 +117,6 @@ class IntegerNetwork(Network):
         return np.concatenate(parts).astype(np.int64)
 
     def labels(self, scores: Array) -> Array:
-        """Return the classes of the last layer's integers."""
         return super().labels(scores * 2.0**-self.point)
 
     def scores(self, X: Array) -> Array:
@@ -203,18 +202,16 @@ def _integer_samples(
     low = max(low, zeros[-1]) if step.relu else low
     x = (np.arange(-128.0, 128) - zeros[0]) * sizes[0]
     table = np.zeros(0)
-    is_product = "*" in step.expression
     factors = np.array([sizes[0], sizes[-2]])
     if len(step.inputs) == 1:
         table = np.clip(np.rint(step.function(x) / sizes[-1]) + zeros[-1], low, high)
-    elif is_product:
+    elif "*" in step.expression:
         factors[:] = factors.prod()
     elif "-" in step.expression:
         factors[1] *= -1
     rescale = Rescale.by(factors / sizes[-1], zeros[-1], low, high)
     return IntegerPointwise(
         **vars(step),
-        is_product=is_product,
         zeros=list(zeros[:-1]),
         rescale=rescale,
         table=table.astype(np.int8),

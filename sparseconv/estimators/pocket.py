@@ -25,8 +25,7 @@ from sparseconv.core.generators import generators_kept
 from sparseconv.estimators.shared import Scored, Shared, case_weights, draw_seed
 from sparseconv.measure.progress import progress
 from sparseconv.rocket.bank import KINDS, MINI_KERNELS, POCKET, KernelBank, Kind, check_length
-from sparseconv.rocket.features import check_shape, kernel_features
-from sparseconv.rocket.model import RocketModel, chosen
+from sparseconv.rocket.features import RocketModel, check_shape, chosen, kernel_features
 from sparseconv.rocket.selection import GroupSelection, Selected, fitted_scale, smallest_good
 
 KEEPS = (0.05, 0.1, 0.2, 0.35, 0.5, 1.0)  # shares of the kernels that "cv" tries
@@ -111,9 +110,9 @@ class POCKETClassifier(Scored, BaseClassifier):  # type: ignore[misc]
 
     Args:
         kernels, n_kernels, random_state, n_jobs: as in ``RocketTransformer``.
-        keep: share to keep, in (0, 1], of ROCKET's kernels or MiniROCKET's features. Of 5, 10, 20,
-            35, 50 and 100 %, ``"cv"`` chooses the smallest share whose accuracy in 5 folds is
-            within one standard error of the best.
+        keep: share to keep, in [0, 1], of ROCKET's kernels or MiniROCKET's features, at least one.
+            Of 5, 10, 20, 35, 50 and 100 %, ``"cv"`` chooses the smallest share whose accuracy in 5
+            folds is within one standard error of the best.
         k: the ridge penalty in the selection. ``"cv"`` chooses the best of 0.01, 0.1, ..., 1000 in
             the same folds.
         n_iter: iterations of ADMM. 1 keeps the kernels with the largest weights in one ridge
@@ -181,13 +180,14 @@ class POCKETClassifier(Scored, BaseClassifier):  # type: ignore[misc]
         ks = KS if self.k == "cv" else (float(self.k),)
         self.seed_ = draw_seed(self.random_state)
         labels = np.searchsorted(self.classes_, y)
-        weights = self._weights(labels)
+        weights = case_weights(self.class_weight, y)
         with self._threads():
             bank = draw_kernels(self.kernels, self.n_kernels, self.seed_, X)
             size = 2 if bank.kind == "rocket" else 1
             self.n_candidates_ = bank.n_features // size
             shares = KEEPS if self.keep == "cv" else (self.keep,)
-            keeps = sorted({how_many(share, self.n_candidates_) for share in shares})
+            counts = (round(share("keep", each) * self.n_candidates_) for each in shares)
+            keeps = sorted({max(1, n) for n in counts})
             choices = list(product(ks, keeps))
             features = kernel_features(X, bank)
             self.scores_ = None
@@ -204,16 +204,12 @@ class POCKETClassifier(Scored, BaseClassifier):  # type: ignore[misc]
                 wider = refit.leave_one_out(found.k).std(0) / unseen.std(0)
                 # With several classes a column counts by the total weight of its class.
                 several = weights is not None and self.n_classes_ > 2
-                share = np.bincount(labels, weights) if several else None
-                scale /= max(1.0, float(np.average(wider, weights=share)))
+                totals = np.bincount(labels, weights) if several else None
+                scale /= max(1.0, float(np.average(wider, weights=totals)))
         self.kept_kernels_ = found.groups
         self.bank_ = bank.select_features(found.columns)
         self.model_ = RocketModel(self.bank_, found.coef, found.intercept, self.classes_, scale)
         return self
-
-    def _weights(self, labels: Array) -> Array | None:
-        """Return the weight of each case; None if all are equal."""
-        return case_weights(self.class_weight, self.classes_[labels])
 
     def _head(
         self, select: GroupSelection, features: Array, labels: Array, k: float, keep: int
@@ -223,7 +219,8 @@ class POCKETClassifier(Scored, BaseClassifier):  # type: ignore[misc]
         if not self.refit:
             return found
         kept = features[:, found.columns]
-        coef, intercept, k = ridge_classifier(kept, labels, self._weights(labels))
+        weights = case_weights(self.class_weight, self.classes_[labels])
+        coef, intercept, k = ridge_classifier(kept, labels, weights)
         return replace(found, coef=coef, intercept=intercept, k=k)
 
     def _scores(
@@ -232,11 +229,6 @@ class POCKETClassifier(Scored, BaseClassifier):  # type: ignore[misc]
         """Return the accuracy of each choice on each fold."""
         scores: dict[tuple[float, int], list[float]] = {choice: [] for choice in choices}
         cases = np.bincount(labels)
-        if cases.max() < 2:
-            raise ValueError(
-                'expected a class with at least 2 cases for "cv", but every class has only one; '
-                "pass keep and k as numbers"
-            )
         with warnings.catch_warnings():  # a class may have fewer cases than there are folds
             warnings.filterwarnings("ignore", "The least populated class", UserWarning)
             folds = StratifiedKFold(
@@ -245,7 +237,7 @@ class POCKETClassifier(Scored, BaseClassifier):  # type: ignore[misc]
             splits = list(folds.split(features, labels))
         for inside, outside in progress(splits, self.verbose, desc="folds"):
             seen, missed = features[inside], features[outside]
-            weights = self._weights(labels[inside])
+            weights = case_weights(self.class_weight, self.classes_[labels[inside]])
             select = GroupSelection(seen, labels[inside], self.n_classes_, size, weights)
             # The refitted head only knows the classes of its cases.
             known = np.unique(labels[inside]) if self.refit else np.arange(self.n_classes_)
@@ -344,13 +336,6 @@ def draw_kernels(kernels: Any, n_kernels: int, seed: int, X: Array) -> KernelBan
     make = Rocket if kernels == "rocket" else MiniRocket
     with generators_kept(torchs=False):  # aeon seeds NumPy's
         return KernelBank.from_aeon(make(n_kernels, random_state=seed).fit(X))
-
-
-def how_many(keep: Any, candidates: int) -> int:
-    """Convert a share to a number, at least 1."""
-    if keep == 0:
-        raise ValueError("keep must be above 0, but got 0, which leaves no kernel")
-    return max(1, round(share("keep", keep) * candidates))
 
 
 def head_of_aeon(class_weight: Any = None) -> list[Any]:

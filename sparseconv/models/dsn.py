@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -206,12 +205,10 @@ def _regions(
         return (Region((0, channels), (0, kernel_size)),)
     groups = torch.arange(channels)[::size].chunk(n_groups)
     if len(groups) < n_groups or kernel_size < n_groups:
-        even = math.lcm(WIDTH, n_groups * size) // WIDTH
-        other = f", or make nf a multiple of {even}" if kernel_size >= n_groups else ""
         raise ValueError(
             f"n_groups={n_groups} is too large for {channels} output channels (3 * nf), blocks of "
             f"{size} and kernel_size={kernel_size}: each group needs at least one block, and at "
-            f"least one tap more than the previous group; choose fewer groups{other}"
+            "least one tap more than the previous group; choose fewer groups"
         )
     taps = kernel_size // n_groups
     return tuple(

@@ -1,7 +1,6 @@
 """Features of ROCKET's and MiniROCKET's random kernels, and their pruning."""
 
 from sparseconv.rocket.bank import KernelBank
-from sparseconv.rocket.features import kernel_features
-from sparseconv.rocket.model import RocketModel
+from sparseconv.rocket.features import RocketModel, kernel_features
 
 __all__ = ["KernelBank", "RocketModel", "kernel_features"]

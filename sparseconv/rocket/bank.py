@@ -272,12 +272,10 @@ class KernelBank(Saved):
         return made
 
     def content(self) -> dict[str, Any]:
-        """Return arrays and numbers by name."""
         return {name: getattr(self, name) for name in (*FACTS, "features")} | dict(self.arrays)
 
     @classmethod
     def from_content(cls, content: Mapping[str, Any]) -> Self:
-        """Build a bank from ``content``; raise an error if it is damaged."""
         kind, channels, length, normalise = (np.asarray(content[name]).item() for name in FACTS)
         bank = cls(kind, content, channels, length, normalise, content["features"])
         if extension is not None:

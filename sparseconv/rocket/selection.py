@@ -17,8 +17,7 @@ from scipy.optimize import minimize_scalar
 from sklearn.preprocessing import label_binarize
 from torch import Tensor
 
-from sparseconv.rocket.features import rounding
-from sparseconv.rocket.model import log_probabilities
+from sparseconv.rocket.features import log_probabilities, rounding
 
 Array = npt.NDArray[Any]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import io
 import os
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sparseconv.core.files import ctrl_c_waits, replacing
 
@@ -70,12 +69,6 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
         )
     found: dict[str, Any] = content
     return found
-
-
-def snapshot(model: nn.Module) -> dict[str, Any]:
-    """Copy a model's state dict (weights, patterns, buffers)."""
-    state: dict[str, Any] = copy.deepcopy(model.state_dict())
-    return state
 
 
 def restore_adam(optimizer: torch.optim.Adam, state: dict[str, Any]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -68,6 +67,8 @@ class GraphedStep:
     def __post_init__(self) -> None:
         self._layers = [layer for layer in self.model.modules() if isinstance(layer, SparseLayer)]
         self._device = self._only_device({tensor.device for tensor in self._tensors()})
+        self._side: Any = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        self._pool = torch.cuda.graph_pool_handle()
         self._graphs: dict[Hashable, _Graph] = {}
         self._calls: Counter[Hashable] = Counter()
         self._patterns: list[KernelCSR] = []  # whose plans the graphs read
@@ -97,14 +98,6 @@ class GraphedStep:
         replay = self._capture(*copies)
         self._graphs[key] = _Graph(copies, replay, self._addresses())
         return replay()
-
-    @cached_property
-    def _pool(self) -> Any:
-        return torch.cuda.graph_pool_handle()
-
-    @cached_property
-    def _side(self) -> Any:
-        return torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
 
     def _on_side_stream(self, *inputs: Tensor) -> Outputs:
         """Run on the capture stream, because autograd remembers the streams of its nodes."""
@@ -152,7 +145,7 @@ class GraphedStep:
     def _forget(self) -> None:
         for held in (self._graphs, self._calls, self._patterns):
             held.clear()
-        self.__dict__.pop("_pool", None)  # one with live outputs cannot be reused
+        self._pool = torch.cuda.graph_pool_handle()  # one with live outputs cannot be reused
 
     def _tensors(self) -> list[Tensor]:
         """Return the tensors that a graph reads or writes."""

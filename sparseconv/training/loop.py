@@ -98,8 +98,9 @@ def train(
         penalty: a ``pruning.InstanceSparsity``, added to each batch's loss, and so to
             ``train_loss``.
         cuda_graphs: replay steps on a CUDA device as CUDA graphs, with the same results and faster
-            launches; forward hooks run only in eager steps. None uses graphs on a GPU, except with
-            a penalty; if a step cannot be captured, a warning states the reason.
+            launches; forward hooks run only in eager steps. None uses graphs on a GPU; if a step
+            cannot be captured, a warning states the reason. A penalty, which needs hooks, always
+            runs eagerly.
 
     Raises:
         TypeError, ValueError: incompatible data or arguments; ``out`` not writable or in use by
@@ -122,11 +123,6 @@ def train(
     if resume and out is None:
         raise ValueError("resume=True needs out, the folder with the checkpoint to continue from")
     checkpoint_every = count("checkpoint_every", checkpoint_every)
-    if penalty is not None and cuda_graphs:
-        raise ValueError(
-            "expected a penalty or cuda_graphs, but got both; omit one of them, because graphs "
-            "skip the penalty's hooks"
-        )
     X, y, draws = _checked_data(model, X, y, recipe)
     if validation is not None:
         validation = _checked_data(model, *validation, recipe, len(X))[:2]
@@ -197,7 +193,10 @@ def _checked_data(
         if cases:
             log_proba = predict_log_proba(model, X[: size + last], size)
         else:
-            log_proba = _in_training(model, X[:last])
+            rng = torch.random.fork_rng([device], enabled=X.is_cuda)
+            # The model is left unchanged, also its modes and buffers.
+            with keeping_buffers(model), in_eval_mode(model), rng, torch.enable_grad():
+                log_proba = one_tensor(model.train()(X[:last])).detach()
     if log_proba.dim() != 2 or bool((log_proba.logsumexp(1).abs() > 0.01).any()):
         raise ValueError(
             "the model must return log-probabilities (n_cases, n_classes), but got shape "
@@ -212,13 +211,6 @@ def _checked_data(
             "return_inverse=True)[1] returns indices 0, 1, ..."
         )
     return X, y, draws.drew
-
-
-def _in_training(model: nn.Module, x: Tensor) -> Tensor:
-    """Return a model's output for a batch in training mode; leave the model unchanged."""
-    rng = torch.random.fork_rng([x.device], enabled=x.is_cuda)
-    with keeping_buffers(model), in_eval_mode(model), rng, torch.enable_grad():
-        return one_tensor(model.train()(x)).detach()
 
 
 def _how_to_resume(run: Run, path: Path | None, saved: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 import warnings
@@ -54,7 +55,7 @@ class Run:
         # A graph cannot read a Python number; eager steps read the same tensor, for the same bits.
         # (Torch's fused Adam reads 32 bits on CUDA, and 64 on a CPU.)
         dtype = torch.float32 if X.is_cuda else torch.float64
-        replays = self.cuda_graphs or (self.cuda_graphs is None and self._may_replay())
+        replays = self._may_replay()
         fixed = X.is_cuda or replays
         self.lr = torch.tensor(recipe.lr, dtype=dtype, device=X.device) if fixed else None
         self.optimizer = torch.optim.Adam(
@@ -82,7 +83,7 @@ class Run:
             )
         self.shuffle = torch.Generator("cpu").manual_seed(recipe.seed)
         self.history: list[dict[str, Any]] = []
-        start = checkpoint.snapshot(model)
+        start = copy.deepcopy(model.state_dict())
         self.best: dict[str, Any] = {"epoch": 0, "loss": math.inf, "model": start}
 
     def _dst(
@@ -126,7 +127,7 @@ class Run:
                 loss_sum = self._sum(torch.stack(losses).tolist(), number, lr)
             if batch == self.batches and loss_sum / len(self.X) <= self.best["loss"]:
                 # Before the pattern changes: the loss was measured with these weights.
-                best = checkpoint.snapshot(self.model)
+                best = copy.deepcopy(self.model.state_dict())
                 self.best = {"epoch": number, "loss": loss_sum / len(self.X), "model": best}
             if self.scheduler is not None:
                 with self.drawing():
@@ -157,7 +158,8 @@ class Run:
 
     def _may_replay(self) -> bool:
         """Return whether steps may use a CUDA graph, which skips a penalty's hooks."""
-        return self.X.is_cuda and self.penalty is None
+        wanted = self.X.is_cuda if self.cuda_graphs is None else self.cuda_graphs
+        return wanted and self.penalty is None
 
     def _replayed_step(self, x: Tensor, target: Tensor) -> tuple[Tensor, ...]:
         try:
@@ -219,7 +221,7 @@ class Run:
         content is wrong.
         """
         content = checkpoint.load(path)
-        before = checkpoint.snapshot(self.model)
+        before = copy.deepcopy(self.model.state_dict())
         try:
             for kind, here in self._identity().items():
                 _check_same(kind, here, content[kind])

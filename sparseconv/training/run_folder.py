@@ -20,6 +20,7 @@ from sparseconv.models import DSN
 from sparseconv.ops.backends import Backend
 from sparseconv.pruning.filters import keep_filters
 from sparseconv.rocket import RocketModel
+from sparseconv.rocket.bank import POCKET
 from sparseconv.running import predict_log_proba
 from sparseconv.training import checkpoint
 from sparseconv.training.loop import CHECKPOINT_NAME
@@ -27,7 +28,7 @@ from sparseconv.training.recipe import Recipe
 
 CONFIG_NAME, HISTORY_NAME, MODEL_NAME = "config.json", "history.csv", "model.npz"
 
-# The options with which a run is read, with their defaults, by the section of config.json.
+# The options of a run, with their defaults, by model and section of config.json.
 NETWORK: dict[str, Any] = {
     parameter.name: parameter.default
     for parameter in inspect.signature(DSN).parameters.values()
@@ -35,8 +36,10 @@ NETWORK: dict[str, Any] = {
 }
 RECIPE: dict[str, Any] = {field.name: field.default for field in fields(Recipe)}
 DATA: dict[str, Any] = {"nan_to_zero": False, "validation": False}
-SECTIONS = {"data": DATA, "network": NETWORK, "recipe": RECIPE}
-MODELS = {"dsn": SECTIONS, "pocket": {"data": {"nan_to_zero": False}, "pocket": {}}}
+MODELS: dict[str, dict[str, dict[str, Any]]] = {
+    "dsn": {"data": DATA, "network": NETWORK, "recipe": RECIPE},
+    "pocket": {"data": {"nan_to_zero": False}, "pocket": POCKET | {"seed": 0}},
+}
 
 
 @dataclass(frozen=True, eq=False)

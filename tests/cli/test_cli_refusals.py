@@ -60,7 +60,6 @@ ROWS = [
     (f"{PRUNE} --out {{run}}", "already contains a run"),
     ("profile {pocket}", "contains random kernels"),
     ("profile {run} --json .", "cannot be written"),
-    ("export {run} --data {toy} --name 1", "C identifier"),
     ("export {run} --data {toy} --out {run}", "contains files"),
     ("bench --cases dsn", "--cases"),
     ("bench --rounds 5", "--rounds"),
@@ -110,7 +109,7 @@ def test_what_is_missing(
     monkeypatch.setattr(backends, "_missing_reason", "the C++ extension is not built (why)")
     refused([*words, "--backend", "cpp"], "error: backend 'cpp' cannot run")
     refused(["bench"], "not built (why)")
-    monkeypatch.setattr("sparseconv.cli.bench.ROOT", out)  # as installed, without the repository
+    monkeypatch.setattr("sparseconv.cli.main.ROOT", out)  # as installed, without the repository
     refused(["bench"], f"but {out} has none")
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     for line in (words, ["prune", str(home / "run"), "--out", str(out)]):

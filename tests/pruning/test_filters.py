@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import sparseconv as sc
 from sparseconv import DSTScheduler, SparseConv1d
-from sparseconv.models.lite import hand_made_filters
+from sparseconv.models.dense import hand_made_filters
 from sparseconv.profiling.stopwatch import model_passes
 from sparseconv.pruning import DSP, WHC, Criterion, Jacobian, Magnitude
 from sparseconv.pruning.channels import Channels

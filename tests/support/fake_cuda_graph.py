@@ -76,6 +76,8 @@ class FakeCudaGraph:
             return counted
 
         monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+        monkeypatch.setattr(torch.cuda, "Stream", lambda device: None)
+        monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
         monkeypatch.setattr(GraphedStep, "_on_side_stream", on_side_stream)
         monkeypatch.setattr(GraphedStep, "_capture", capture)
         monkeypatch.setattr(GraphedStep, "_only_device", staticmethod(lambda _: None))
