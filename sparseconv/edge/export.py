@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -66,7 +67,7 @@ def export_c(
         NotImplementedError: an operation without a counterpart in C; the message names it.
         TypeError, ValueError: a model that does not return one tensor, or one that does not treat
             all series alike; weights, scores or series that are not finite; int8 without
-            calibration; a folder that is not empty.
+            calibration, or float32 with it; an unfit name or folder.
         RuntimeError: series that the model rejects.
 
     Example:
@@ -83,8 +84,17 @@ def export_c(
     Integer-Arithmetic-Only Inference", CVPR 2018 (int8).
     """
     check_module(model)
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z]\w*", name, re.ASCII):
+        raise ValueError(
+            f"name must be a C identifier that begins with a letter, such as 'dsn', but got "
+            f"{name!r}"
+        )
     if weights not in WEIGHTS:
         raise ValueError(f"weights must be one of {WEIGHTS}, but got {weights!r}")
+    if weights == "float32" and calibration is not None:
+        raise ValueError(
+            "calibration requires weights='int8', but got weights='float32'; omit calibration"
+        )
     example = as_series("export_c", "example_input", example_input)
     folder = Path(folder)
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):

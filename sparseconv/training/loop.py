@@ -98,9 +98,8 @@ def train(
         penalty: a ``pruning.InstanceSparsity``, added to each batch's loss, and so to
             ``train_loss``.
         cuda_graphs: replay steps on a CUDA device as CUDA graphs, with the same results and faster
-            launches; forward hooks run only in eager steps. None uses graphs on a GPU; if a step
-            cannot be captured, a warning states the reason. A penalty, which needs hooks, always
-            runs eagerly.
+            launches; forward hooks run only in eager steps. None uses graphs on a GPU, except with
+            a penalty; if a step cannot be captured, a warning states the reason.
 
     Raises:
         TypeError, ValueError: incompatible data or arguments; ``out`` not writable or in use by
@@ -123,6 +122,11 @@ def train(
     if resume and out is None:
         raise ValueError("resume=True needs out, the folder with the checkpoint to continue from")
     checkpoint_every = count("checkpoint_every", checkpoint_every)
+    if penalty is not None and cuda_graphs:
+        raise ValueError(
+            "expected a penalty or cuda_graphs, but got both; omit one of them, because graphs "
+            "skip the penalty's hooks"
+        )
     X, y, draws = _checked_data(model, X, y, recipe)
     if validation is not None:
         validation = _checked_data(model, *validation, recipe, len(X))[:2]

@@ -76,8 +76,10 @@ test_export_c = refusals(
     (lambda: export(weights="int8", calibration=series(3, length=50)), ValueError, "calibration"),
     (lambda: export(weights="int8"), ValueError, "calibration"),
     (lambda: export(weights="int4"), ValueError, "weights must be one of"),
+    (lambda: export(calibration=series(5)), ValueError, "calibration"),
     (lambda: export(MANY, **LONG, weights="int8"), ValueError, "linear"),
     (lambda: export(classes=["a"]), ValueError, "classes"),
+    (lambda: export(name="a-b"), ValueError, "name"),
     (lambda: export(folder=__file__), ValueError, "folder"),
 )  # fmt: skip
 

@@ -48,6 +48,7 @@ test_train = refusals(
     (lambda: run(PAIR), TypeError, "tuple"),
     (lambda: run(NO_SOFTMAX), ValueError, "LogSoftmax"),
     (lambda: run(network(), cuda_graphs=True), ValueError, "model.cuda()"),
+    (lambda: run(network(), cuda_graphs=True, penalty=1), ValueError, "penalty"),
 )  # fmt: skip
 
 test_recipe = refusals(
