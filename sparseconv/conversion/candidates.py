@@ -136,15 +136,14 @@ def _sparse(
     mask = mask if candidate.given is None else candidate.given
     kind = SparseConvTranspose1d if conv.transposed else SparseConv1d
     try:
-        sparse: SparseLayer = kind.from_dense(conv, mask)
+        sparse: SparseLayer = kind.from_dense(conv, mask, block=block)
+        if block != (1, 1):
+            candidate.notes += (f"in blocks of {block[0]} x {block[1]} channels",)
     except TypeError as error:  # another dtype, or a subclass with other code
         raise ObstacleError(str(error)) from None
-    if block != (1, 1):
-        try:
-            sparse = kind.from_dense(conv, mask, block=block)
-            candidate.notes += (f"in blocks of {block[0]} x {block[1]} channels",)
-        except ValueError as error:
-            candidate.notes += (f"with single weights: {error}",)
+    except ValueError as error:  # the blocks do not fit
+        sparse = kind.from_dense(conv, mask)
+        candidate.notes += (f"with single weights: {error}",)
     return sparse
 
 

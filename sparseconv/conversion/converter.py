@@ -17,16 +17,12 @@ from torch.utils._pytree import tree_leaves
 from sparseconv.conversion.candidates import Candidate, find_candidates, weight_and_mask
 from sparseconv.core.blocks import as_block
 from sparseconv.core.checks import share
-from sparseconv.measure.records import (
-    INFERENCE,
-    TRAINING,
-    LayerReport,
-    Verdict,
-)
+from sparseconv.measure.progress import progress
+from sparseconv.measure.records import INFERENCE, TRAINING, LayerReport, Verdict
 from sparseconv.measure.timing import LEAST_ROUNDS, LEAST_SECONDS
 from sparseconv.nn.modules import check_not_wrapped, deepcopy_model, hooks_of, replace
 from sparseconv.nn.sparse_layer import SparseLayer
-from sparseconv.profiling.stopwatch import Stopwatch, time_layers
+from sparseconv.profiling.stopwatch import Stopwatch, time_layer
 from sparseconv.running import Call, capture, close, copied_arguments
 
 # Up to this density every row of benchmarks/results/bench.json was faster sparse than as nn.Conv1d,
@@ -247,11 +243,10 @@ def _measure(
     for found in wanted:
         if found not in called:
             found.notes += (f"{Verdict.UNREACHED}",)
-    calls: Any = [(found.name, found.sparse, calls) for found, calls in called.items()]
-    for found, times in zip(called, time_layers(calls, stopwatch, verbose), strict=True):
-        found.times = times
+    for found, calls in progress(called.items(), verbose, desc="layers"):
+        found.times = time_layer(found.name, found.sparse, calls, stopwatch)
         if found.verdict is Verdict.UNREACHED:
-            found.verdict = times.verdict
+            found.verdict = found.times.verdict
 
 
 def _run(

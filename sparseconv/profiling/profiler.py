@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from sparseconv.measure.progress import progress
 from sparseconv.measure.records import (
     INFERENCE,
     TRAINING,
@@ -20,7 +21,7 @@ from sparseconv.measure.records import (
 from sparseconv.measure.timing import LEAST_SECONDS, ROUNDS, Estimate, milliseconds
 from sparseconv.nn.modules import deepcopy_model
 from sparseconv.nn.sparse_layer import SparseLayer
-from sparseconv.profiling.stopwatch import Stopwatch, model_passes, time_layers
+from sparseconv.profiling.stopwatch import Stopwatch, model_passes, time_layer
 from sparseconv.running import capture, copied_arguments
 
 
@@ -112,7 +113,8 @@ def profile(
     sparse and dense (with ``to_dense``), interleaved in random order, and the whole model last.
     Inference is a forward pass under ``torch.no_grad()``; training is a forward and a backward pass
     that computes the gradients of a real step. The number of threads, the mode (train or eval) and
-    autocast are the caller's. First, call ``sparseconv.retain_freed_memory``.
+    autocast are the caller's. Hooks and parametrizations of a layer add to its sparse time. First,
+    call ``sparseconv.retain_freed_memory``.
 
     Args:
         model: a module with ``SparseConv1d`` layers, on the CPU.
@@ -160,8 +162,9 @@ def profile(
                 f"({', '.join(layers.values())}); pass an input that reaches them, and choose "
                 "the mode (train or eval) in which they are called"
             )
-        calls = [(layers[x], x, [call]) for x, found in called.items() for call in found]
-        measured = time_layers(calls, stopwatch, verbose)
+        calls = [(layer, call) for layer, found in called.items() for call in found]
+        bar = progress(calls, verbose, desc="layers")
+        measured = [time_layer(layers[layer], layer, [call], stopwatch) for layer, call in bar]
         whole = model_passes(model, arguments, training)
         times = stopwatch.time({"model": whole})
     return Profile(
