@@ -146,21 +146,15 @@ def profile(
         for name, module in model.named_modules()
         if isinstance(module, SparseLayer)
     }
-    if not layers:
-        raise ValueError(
-            f"expected a model with a SparseConv1d, but {type(model).__name__} has none; "
-            "convert a pruned model with sc.convert(model, example_input=x), whose report also "
-            "shows the times"
-        )
     arguments = copied_arguments(model, example_input)
     stopwatch = Stopwatch(training, rounds, least_seconds)
     with stopwatch.running(layers):
         _, called = capture(model, layers, arguments)
         if not called:
             raise ValueError(
-                "the input reached none of the model's sparse layers "
-                f"({', '.join(layers.values())}); pass an input that reaches them, and choose "
-                "the mode (train or eval) in which they are called"
+                f"expected an input that reaches a SparseConv1d of the model, but its sparse "
+                f"layers are {[*layers.values()]}; pass such an input, choose the mode (train or "
+                "eval) in which they are called, or convert a pruned model with sc.convert"
             )
         calls = [(layer, call) for layer, found in called.items() for call in found]
         bar = progress(calls, verbose, desc="layers")

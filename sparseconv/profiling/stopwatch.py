@@ -15,7 +15,14 @@ from torch.utils._pytree import tree_leaves
 from sparseconv.core.checks import count
 from sparseconv.core.generators import generators_kept
 from sparseconv.measure.records import INFERENCE, TRAINING, BeforeAfter, Counts, LayerTimes, Verdict
-from sparseconv.measure.timing import LEAST_ROUNDS, Times, collector_paused, interleave, ratio
+from sparseconv.measure.timing import (
+    LEAST_ROUNDS,
+    Times,
+    collector_paused,
+    interleave,
+    milliseconds,
+    ratio,
+)
 from sparseconv.nn.sparse_layer import SparseLayer, asks_for_gradients
 from sparseconv.ops.backends import resolve_backend
 from sparseconv.ops.orders import kernels_for
@@ -36,7 +43,7 @@ class Stopwatch:
     rounds: int
     least_seconds: float
     decides: bool = False
-    known: dict[Any, Times] = field(default_factory=dict)
+    known: dict[Any, dict[str, BeforeAfter]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         count("rounds", self.rounds, LEAST_ROUNDS)  # fewer have no interval of 95 %
@@ -69,6 +76,18 @@ class Stopwatch:
             least_seconds=self.least_seconds,
             settled=_settled if self.decides else lambda _: True,
         )
+
+    def compare(self, **candidates: Passes) -> dict[str, BeforeAfter]:
+        """Time the passes of two candidates, the first one before a change, the other after it."""
+        times, found = self.time(candidates), {}
+        for which in (INFERENCE, TRAINING):
+            first, second = (f"{name} {which}" for name in candidates)
+            if first in times and second in times:
+                found[which] = BeforeAfter(
+                    milliseconds(times[first]), milliseconds(times[second]),
+                    ratio(times, first, second),
+                )  # fmt: skip
+        return found
 
 
 def _settled(times: Times) -> bool:
@@ -116,14 +135,12 @@ def time_layer(
     if key not in stopwatch.known:
         passes = {
             name: in_sequence([(call.count, _layer_passes(twin, call)) for call in calls])
-            for name, twin in (("sparse", layer), ("dense", layer.to_dense()))
+            for name, twin in (("dense", layer.to_dense()), ("sparse", layer))
         }
         if stopwatch.decides:
             passes = {name: dict([*found.items()][-1:]) for name, found in passes.items()}
-        stopwatch.known[key] = stopwatch.time(passes)
-    times = stopwatch.known[key]
-    timed = [which for which in (INFERENCE, TRAINING) if f"sparse {which}" in times]
-    found = {which: BeforeAfter.of(times, which, "dense", "sparse") for which in timed}
+        stopwatch.known[key] = stopwatch.compare(**passes)
+    found = stopwatch.known[key]
     trained = asks_for_gradients(layer, "values")
     backend = resolve_backend(layer.backend, layer.values.device)
     executed = pattern.numel if backend == "reference" else pattern.nnz
