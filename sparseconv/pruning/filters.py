@@ -16,7 +16,7 @@ from sparseconv.nn.modules import check_not_wrapped, deepcopy_model
 from sparseconv.nn.optimizers import Holdings
 from sparseconv.pruning.channels import FILTERED, FIXED, Channels, UnitSet, kept_channels
 from sparseconv.pruning.criteria import Criterion
-from sparseconv.pruning.equivalent import has_pairs, merge, with_pairs
+from sparseconv.pruning.equivalent import EquivalentLayer, merge, with_pairs
 from sparseconv.pruning.report import Smaller, SmallerNetwork, changes
 from sparseconv.pruning.surgery import mask, remove, successor
 from sparseconv.pruning.tracing import trace
@@ -108,14 +108,13 @@ def prune_filters(
             "equivalent pruning changes what the parameters mean; do not pass optimizer, but build "
             "a new one afterwards"
         )
-    work, channels, arguments = _traced(model, example_input, ignore)
     holdings = None if optimizer is None else Holdings(optimizer)
     if holdings:
         holdings.check(dict(model.named_parameters()), model)
     edit = with_pairs if equivalent else remove
-    failed: Mapping[UnitSet, str] | None = None
-    while failed is None or failed:
-        channels = channels.without(failed or {})
+    failed: dict[UnitSet, str] = {}
+    while True:
+        work, channels, arguments = _traced(model, example_input, ignore, failed)
         if not channels.n_units:
             every = "".join(f"\n{name}: {why}" for name, why in channels.left.items())
             expected = ", ".join(kind.__name__ for kind in FILTERED)
@@ -123,10 +122,10 @@ def prune_filters(
                 f"{type(model).__name__} has no filters that can be removed; expected layers such "
                 f"as {expected}{':' * bool(every)}{every}"
             )
-        for parameter, given in zip(work.parameters(), model.parameters(), strict=True):
-            parameter.data.copy_(given)
         kept, scores = _select_in_steps(work, channels, criterion, fraction, target_macs, steps)
-        failed = removed_wrongly(edit, model, arguments, channels, kept)
+        if not (wrong := removed_wrongly(edit, model, arguments, channels, kept)):
+            break
+        failed |= wrong
     pruned = deepcopy_model(model)
     unpaired: tuple[str, ...] = ()
     if equivalent:
@@ -146,17 +145,17 @@ def prune_filters(
 
 
 def _traced(
-    model: nn.Module, example_input: Any, ignore: Iterable[str]
+    model: nn.Module, example_input: Any, ignore: Iterable[str], failed: Mapping[UnitSet, str]
 ) -> tuple[nn.Module, Channels, tuple[Any, ...]]:
     check_not_wrapped(model, "prune")
     arguments = copied_arguments(model, example_input)
     ignore = [ignore] if isinstance(ignore, str) else list(ignore)
-    if has_pairs(model):
+    if any(isinstance(layer, EquivalentLayer) for layer in model.modules()):
         raise ValueError(
             "the model contains compressors; first call sparseconv.pruning.merge(model)"
         )
     work = deepcopy_model(model)
-    return work, trace(work, arguments, ignore), arguments
+    return work, trace(work, arguments, ignore, failed), arguments
 
 
 @torch.inference_mode(False)
@@ -190,7 +189,7 @@ def keep_filters(
         name: {integer(f"filters of {name!r} {NUMBERS}", number) for number in given}
         for name, given in filters.items()
     }
-    _, channels, arguments = _traced(model, example_input, ignore)
+    _, channels, arguments = _traced(model, example_input, ignore, {})
     kept = torch.ones(channels.n_units, dtype=torch.bool)
     for name, stay in wanted.items():
         if name not in channels.layers:
