@@ -71,15 +71,11 @@ def _guards_worth_their_time(model: nn.Module, entries: Any) -> list[bool]:
     Other classes may change their attributes in ``forward``. After a graph break, torch compiles
     frames that belong to a class, where only guards tell modules apart: all of them are kept.
     """
-    return [
-        not (found := _OF_MODEL.search(entry.name))
-        or entry.name.endswith(".training")
-        or not _is_known(
-            model.get_submodule(".".join(map(ast.literal_eval, _CHILD.findall(found[0]))))
-        )
-        for entry in entries
-    ]
-
-
-def _is_known(module: nn.Module) -> bool:
-    return type(module).__module__.partition(".")[0] in ("torch", "sparseconv")
+    kept = []
+    for entry in entries:
+        found = _OF_MODEL.search(entry.name)
+        path = map(ast.literal_eval, _CHILD.findall(found[0])) if found else ()
+        package = type(model.get_submodule(".".join(path))).__module__.partition(".")[0]
+        known = found and package in ("torch", "sparseconv")
+        kept.append(not known or entry.name.endswith(".training"))
+    return kept

@@ -19,7 +19,7 @@ import sparseconv as sc
 from benchmarks.recording import add_missing, machines, read_lines
 from sparseconv.measure.machine import threads
 from sparseconv.measure.table import Table
-from sparseconv.measure.timing import LEAST_SECONDS, Estimate, ratio
+from sparseconv.measure.timing import LEAST_SECONDS, Estimate
 from sparseconv.profiling.stopwatch import Stopwatch, model_passes
 from sparseconv.pruning import WHC, prune_filters
 
@@ -68,9 +68,8 @@ def _compared(model: nn.Module, x: torch.Tensor, which: str) -> dict[str, Any]:
         models = {"torch": model, "converted": converted}
         with stopwatch.running({}):
             passes = {name: model_passes(m, (x,), stopwatch.training) for name, m in models.items()}
-            times = stopwatch.time(passes)
-        speedup = ratio(times, f"torch {which}", f"converted {which}")
-        found["ratio"] = [round(value, 3) for value in speedup]
+            times = stopwatch.compare(**passes)
+        found["ratio"] = [round(value, 3) for value in times[which].speedup]
     return found
 
 

@@ -23,10 +23,6 @@ Dense = nn.Conv1d | nn.ConvTranspose1d
 MASKED = "its pruning mask is applied on every call; with training=False, it becomes permanent"
 
 
-class ObstacleError(Exception):
-    """Report why a layer cannot be replaced."""
-
-
 @dataclass(eq=False)
 class Candidate:
     """Pair a dense convolution with its possible replacement."""
@@ -108,7 +104,7 @@ def find_candidates(
     for candidate in found.values():
         try:
             candidate.sparse = _sparse(candidate, bond, block)
-        except ObstacleError as obstacle:
+        except TypeError as obstacle:  # also another dtype, or a subclass with other code
             candidate.refuse(obstacle)
     return list(found.values())
 
@@ -125,26 +121,24 @@ def _find(candidates: Mapping[str, Candidate], name: str, what: str) -> Candidat
 def _sparse(
     candidate: Candidate, bond: Callable[[nn.Module, Tensor], str | None], block: Block
 ) -> SparseLayer:
+    """Return the replacement of a layer; raise TypeError if it has none."""
     conv = candidate.conv
     weight, mask = weight_and_mask(conv)
     if reason := bond(conv, weight):
-        raise ObstacleError(f"it {reason}")
+        raise TypeError(f"it {reason}")
     if (shape := tuple(weight.shape)) != candidate.shape:  # cut by hand
-        raise ObstacleError(f"its weight is {shape}, but its attributes state {candidate.shape}")
+        raise TypeError(f"its weight is {shape}, but its attributes state {candidate.shape}")
     candidate.pruned = mask is not None
     mask = weight != 0 if mask is None else mask
     mask = mask if candidate.given is None else candidate.given
     kind = SparseConvTranspose1d if conv.transposed else SparseConv1d
     try:
-        sparse: SparseLayer = kind.from_dense(conv, mask)
-    except TypeError as error:  # another dtype, or a subclass with other code
-        raise ObstacleError(str(error)) from None
-    if block != (1, 1):
-        try:
-            sparse = kind.from_dense(conv, mask, block=block)
+        sparse: SparseLayer = kind.from_dense(conv, mask, block=block)
+        if block != (1, 1):
             candidate.notes += (f"in blocks of {block[0]} x {block[1]} channels",)
-        except ValueError as error:
-            candidate.notes += (f"with single weights: {error}",)
+    except ValueError as error:  # the blocks do not fit
+        sparse = kind.from_dense(conv, mask)
+        candidate.notes += (f"with single weights: {error}",)
     return sparse
 
 
@@ -164,14 +158,14 @@ def weight_and_mask(conv: Dense) -> tuple[Tensor, Tensor | None]:
         weight, mask = conv._parameters["weight_orig"], conv.get_buffer("weight_mask").bool()
     if weight is None or "bias" not in conv._parameters:
         names = {type(p).__name__ for p in [*computed, *conv._forward_pre_hooks.values()]}
-        raise ObstacleError(
+        raise TypeError(
             f"its {'weight' if weight is None else 'bias'} is recomputed on every call "
             f"({', '.join(sorted(names))}); make it a plain parameter first"
         )
     if is_lazy(weight):
-        raise ObstacleError("its weight is not initialised; first run the model once")
+        raise TypeError("its weight is not initialised; first run the model once")
     if weight.is_meta:
-        raise ObstacleError("its weight is on the meta device and has no data; load it first")
+        raise TypeError("its weight is on the meta device and has no data; load it first")
     return weight, mask
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -17,16 +16,12 @@ from torch.utils._pytree import tree_leaves
 from sparseconv.conversion.candidates import Candidate, find_candidates, weight_and_mask
 from sparseconv.core.blocks import as_block
 from sparseconv.core.checks import share
-from sparseconv.measure.records import (
-    INFERENCE,
-    TRAINING,
-    LayerReport,
-    Verdict,
-)
+from sparseconv.measure.progress import progress
+from sparseconv.measure.records import INFERENCE, TRAINING, LayerReport, Verdict
 from sparseconv.measure.timing import LEAST_ROUNDS, LEAST_SECONDS
 from sparseconv.nn.modules import check_not_wrapped, deepcopy_model, hooks_of, replace
 from sparseconv.nn.sparse_layer import SparseLayer
-from sparseconv.profiling.stopwatch import Stopwatch, time_layers
+from sparseconv.profiling.stopwatch import Stopwatch, time_layer
 from sparseconv.running import Call, capture, close, copied_arguments
 
 # Up to this density every row of benchmarks/results/bench.json was faster sparse than as nn.Conv1d,
@@ -224,7 +219,18 @@ def _measure(
 
     Layers with which the model raises an error or returns something else stay dense.
     """
-    run = partial(_run, model, candidates, example_input)
+
+    def run(chosen: Candidates) -> tuple[list[Tensor], dict[Candidate, list[Call]]]:
+        """Run a copy in which the chosen layers are sparse; return its output and their calls."""
+        copied = _install(deepcopy_model(model), candidates, chosen)
+        layers = {copied.get_submodule(found.path): found for found in chosen}
+        output, calls = capture(copied, layers, copied_arguments(model, example_input))
+        leaves = tree_leaves(output)
+        parts = [x if isinstance(x, Tensor) else getattr(x, "__dict__", x) for x in leaves]
+        data = [x for x in tree_leaves(parts) if isinstance(x, Tensor | float | int)]
+        outputs = [torch.as_tensor(x, device=getattr(x, "device", "cpu")).detach() for x in data]
+        return outputs, {layers[layer]: found for layer, found in calls.items()}
+
     expected, _ = run([])
 
     def fault(chosen: Candidates) -> str:
@@ -247,24 +253,10 @@ def _measure(
     for found in wanted:
         if found not in called:
             found.notes += (f"{Verdict.UNREACHED}",)
-    calls: Any = [(found.name, found.sparse, calls) for found, calls in called.items()]
-    for found, times in zip(called, time_layers(calls, stopwatch, verbose), strict=True):
-        found.times = times
+    for found, calls in progress(called.items(), verbose, desc="layers"):
+        found.times = time_layer(found.name, found.sparse, calls, stopwatch)
         if found.verdict is Verdict.UNREACHED:
-            found.verdict = times.verdict
-
-
-def _run(
-    model: nn.Module, candidates: Candidates, example_input: Any, chosen: Candidates
-) -> tuple[list[Tensor], dict[Candidate, list[Call]]]:
-    """Run a copy in which the chosen layers are sparse; return its output and their calls."""
-    copied = _install(deepcopy_model(model), candidates, chosen)
-    layers = {copied.get_submodule(found.path): found for found in chosen}
-    output, calls = capture(copied, layers, copied_arguments(model, example_input))
-    parts = [x if isinstance(x, Tensor) else getattr(x, "__dict__", x) for x in tree_leaves(output)]
-    data = [x for x in tree_leaves(parts) if isinstance(x, Tensor | float | int)]
-    outputs = [x.detach() if isinstance(x, Tensor) else torch.tensor(x, device="cpu") for x in data]
-    return outputs, {layers[layer]: found for layer, found in calls.items()}
+            found.verdict = found.times.verdict
 
 
 def _install(

@@ -17,7 +17,7 @@ from sparseconv.core.files import write_whole
 from sparseconv.measure.machine import environment_info
 from sparseconv.measure.page import Section, page, write_html
 from sparseconv.measure.table import Table, threads_text, with_thousands
-from sparseconv.measure.timing import Estimate, Times, milliseconds, ratio
+from sparseconv.measure.timing import Estimate
 
 INFERENCE, TRAINING = "inference", "training"
 WIDTH = 100  # columns of what is printed
@@ -60,16 +60,6 @@ class BeforeAfter:
     before: Estimate
     after: Estimate
     speedup: Estimate
-
-    @classmethod
-    def of(
-        cls, times: Times, which: str, before: str = "before", after: str = "after"
-    ) -> BeforeAfter:
-        """Compare two candidates of a ``Stopwatch`` in the pass named ``which``."""
-        first, second = f"{before} {which}", f"{after} {which}"
-        return cls(
-            milliseconds(times[first]), milliseconds(times[second]), ratio(times, first, second)
-        )
 
     def __str__(self) -> str:
         return f"{self.before.median:.3f} -> {self.after.median:.3f} ms, speedup {self.speedup}"
@@ -240,10 +230,9 @@ class Report:
         return found
 
     def _sections(self) -> list[Section]:
-        together = Section("Together", "\n".join(self.summary()))
         return [
             Section("Layers", table=self.table()),
-            together,
+            Section("Together", "\n".join(self.summary())),
             Section("Details", table=self.details()),
         ]
 

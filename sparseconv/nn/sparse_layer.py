@@ -164,7 +164,7 @@ class SparseLayer(PatternedModule):
             >>> SparseConv1d(2, 3, 5, padding=2).to_dense()
             Conv1d(2, 3, kernel_size=(5,), stride=(1,), padding=(2,))
         """
-        ours = self._kind()
+        ours = next(kind for kind in type(self).__mro__ if "_twin" in vars(kind))
         if not computes_as(self, ours) or "forward" in vars(self):
             raise NotImplementedError(
                 f"this {type_before_parametrizations(self).__name__} runs code that an "
@@ -179,11 +179,6 @@ class SparseLayer(PatternedModule):
         _copy_bias(self, conv)
         whole: nn.Module = nn.Sequential(*before, conv) if before else conv
         return whole.train(self.training)
-
-    @classmethod
-    def _kind(cls) -> type[Self]:
-        """Return ``SparseConv1d`` or ``SparseConvTranspose1d``, also for a subclass of it."""
-        return next(kind for kind in cls.__mro__ if "_twin" in vars(kind))
 
     @classmethod
     def _options_of(cls, conv: nn.Module) -> dict[str, Any]:

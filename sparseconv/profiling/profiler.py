@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from sparseconv.measure.progress import progress
 from sparseconv.measure.records import (
     INFERENCE,
     TRAINING,
@@ -20,7 +21,7 @@ from sparseconv.measure.records import (
 from sparseconv.measure.timing import LEAST_SECONDS, ROUNDS, Estimate, milliseconds
 from sparseconv.nn.modules import deepcopy_model
 from sparseconv.nn.sparse_layer import SparseLayer
-from sparseconv.profiling.stopwatch import Stopwatch, model_passes, time_layers
+from sparseconv.profiling.stopwatch import Stopwatch, model_passes, time_layer
 from sparseconv.running import capture, copied_arguments
 
 
@@ -112,7 +113,8 @@ def profile(
     sparse and dense (with ``to_dense``), interleaved in random order, and the whole model last.
     Inference is a forward pass under ``torch.no_grad()``; training is a forward and a backward pass
     that computes the gradients of a real step. The number of threads, the mode (train or eval) and
-    autocast are the caller's. First, call ``sparseconv.retain_freed_memory``.
+    autocast are the caller's. Hooks and parametrizations of a layer add to its sparse time. First,
+    call ``sparseconv.retain_freed_memory``.
 
     Args:
         model: a module with ``SparseConv1d`` layers, on the CPU.
@@ -144,24 +146,19 @@ def profile(
         for name, module in model.named_modules()
         if isinstance(module, SparseLayer)
     }
-    if not layers:
-        raise ValueError(
-            f"expected a model with a SparseConv1d, but {type(model).__name__} has none; "
-            "convert a pruned model with sc.convert(model, example_input=x), whose report also "
-            "shows the times"
-        )
     arguments = copied_arguments(model, example_input)
     stopwatch = Stopwatch(training, rounds, least_seconds)
     with stopwatch.running(layers):
         _, called = capture(model, layers, arguments)
         if not called:
             raise ValueError(
-                "the input reached none of the model's sparse layers "
-                f"({', '.join(layers.values())}); pass an input that reaches them, and choose "
-                "the mode (train or eval) in which they are called"
+                f"expected an input that reaches a SparseConv1d of the model, but its sparse "
+                f"layers are {[*layers.values()]}; pass such an input, choose the mode (train or "
+                "eval) in which they are called, or convert a pruned model with sc.convert"
             )
-        calls = [(layers[x], x, [call]) for x, found in called.items() for call in found]
-        measured = time_layers(calls, stopwatch, verbose)
+        calls = [(layer, call) for layer, found in called.items() for call in found]
+        bar = progress(calls, verbose, desc="layers")
+        measured = [time_layer(layers[layer], layer, [call], stopwatch) for layer, call in bar]
         whole = model_passes(model, arguments, training)
         times = stopwatch.time({"model": whole})
     return Profile(

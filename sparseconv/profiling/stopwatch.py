@@ -14,9 +14,15 @@ from torch.utils._pytree import tree_leaves
 
 from sparseconv.core.checks import count
 from sparseconv.core.generators import generators_kept
-from sparseconv.measure.progress import progress
 from sparseconv.measure.records import INFERENCE, TRAINING, BeforeAfter, Counts, LayerTimes, Verdict
-from sparseconv.measure.timing import LEAST_ROUNDS, Times, collector_paused, interleave, ratio
+from sparseconv.measure.timing import (
+    LEAST_ROUNDS,
+    Times,
+    collector_paused,
+    interleave,
+    milliseconds,
+    ratio,
+)
 from sparseconv.nn.sparse_layer import SparseLayer, asks_for_gradients
 from sparseconv.ops.backends import resolve_backend
 from sparseconv.ops.orders import kernels_for
@@ -37,7 +43,7 @@ class Stopwatch:
     rounds: int
     least_seconds: float
     decides: bool = False
-    known: dict[Any, Times] = field(default_factory=dict)
+    known: dict[Any, dict[str, BeforeAfter]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         count("rounds", self.rounds, LEAST_ROUNDS)  # fewer have no interval of 95 %
@@ -71,22 +77,23 @@ class Stopwatch:
             settled=_settled if self.decides else lambda _: True,
         )
 
+    def compare(self, **candidates: Passes) -> dict[str, BeforeAfter]:
+        """Time the passes of two candidates, the first one before a change, the other after it."""
+        times, found = self.time(candidates), {}
+        for which in (INFERENCE, TRAINING):
+            first, second = (f"{name} {which}" for name in candidates)
+            if first in times and second in times:
+                found[which] = BeforeAfter(
+                    milliseconds(times[first]), milliseconds(times[second]),
+                    ratio(times, first, second),
+                )  # fmt: skip
+        return found
+
 
 def _settled(times: Times) -> bool:
     """Return whether one layer is faster than the other, or both are about as fast."""
     speedup = ratio(times, *sorted(times))  # dense by sparse
     return Verdict.of(speedup) is not Verdict.UNCLEAR or round(speedup.median, 1) == 1
-
-
-def _plain_twins(layer: SparseLayer) -> tuple[nn.Module, SparseLayer]:
-    """Copy a layer into a dense and a sparse one, without hooks or computed values."""
-    dense = layer.to_dense()
-    conv: Any = dense[-1] if isinstance(dense, nn.Sequential) else dense  # after its padding layer
-    mask, block = layer.pattern.to_mask(), layer.pattern.block
-    kind: Any = layer._kind()
-    sparse = kind.from_dense(conv, mask, backend=layer.backend, block=block)
-    sparse.padding, sparse.padding_mode = layer.padding, layer.padding_mode
-    return dense, sparse
 
 
 def _layer_passes(layer: nn.Module, call: Call) -> Passes:
@@ -113,20 +120,10 @@ def in_sequence(passes: Sequence[tuple[int, Passes]]) -> Passes:
     return {which: partial(run, which) for which in (INFERENCE, TRAINING)[: 1 + trains]}
 
 
-def time_layers(
-    layers: Sequence[tuple[str, SparseLayer, Sequence[Call]]],
-    stopwatch: Stopwatch,
-    verbose: bool | None,
-) -> list[LayerTimes]:
-    """Time named layers, one after another; ``verbose`` is as in ``profile``."""
-    bar = progress(layers, verbose, desc="layers")
-    return [time_layer(name, layer, calls, stopwatch) for name, layer, calls in bar]
-
-
 def time_layer(
     name: str, layer: SparseLayer, calls: Sequence[Call], stopwatch: Stopwatch
 ) -> LayerTimes:
-    """Time a layer on all these calls together, with sparse and dense passes interleaved."""
+    """Time a layer and its dense version on all these calls together, interleaved."""
     pattern, first = layer.pattern, calls[0]
     x = [
         (c.input.shape, c.input.stride(), c.dtype, c.needs_dgrad, c.trains, c.count) for c in calls
@@ -136,17 +133,14 @@ def time_layer(
     kind = layer.transposed, layer.output_padding, layer.values.dtype, layer.backend
     key = (layer._geometry(), pattern.block, *kind, share, *trains, *x)
     if key not in stopwatch.known:
-        dense, sparse = _plain_twins(layer)
         passes = {
             name: in_sequence([(call.count, _layer_passes(twin, call)) for call in calls])
-            for name, twin in (("sparse", sparse), ("dense", dense))
+            for name, twin in (("dense", layer.to_dense()), ("sparse", layer))
         }
         if stopwatch.decides:
             passes = {name: dict([*found.items()][-1:]) for name, found in passes.items()}
-        stopwatch.known[key] = stopwatch.time(passes)
-    times = stopwatch.known[key]
-    timed = [which for which in (INFERENCE, TRAINING) if f"sparse {which}" in times]
-    found = {which: BeforeAfter.of(times, which, "dense", "sparse") for which in timed}
+        stopwatch.known[key] = stopwatch.compare(**passes)
+    found = stopwatch.known[key]
     trained = asks_for_gradients(layer, "values")
     backend = resolve_backend(layer.backend, layer.values.device)
     executed = pattern.numel if backend == "reference" else pattern.nnz

@@ -1,9 +1,8 @@
 """Make networks smaller: remove filters by a criterion, or factorize layers."""
 
 from sparseconv.pruning.channels import Channels, Layer, UnitSet
-from sparseconv.pruning.criteria import DSP, HC, WHC, Criterion, Jacobian, Magnitude
+from sparseconv.pruning.criteria import DSP, HC, WHC, Criterion, Evolutionary, Jacobian, Magnitude
 from sparseconv.pruning.equivalent import merge
-from sparseconv.pruning.evolution import Evolutionary
 from sparseconv.pruning.factorize import Sum, factorize
 from sparseconv.pruning.filters import keep_filters, prune_filters
 from sparseconv.pruning.report import Change, Smaller, SmallerNetwork

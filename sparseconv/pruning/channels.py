@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -134,24 +134,6 @@ class Channels:
         """Count the active weights, without biases, of all layers; see ``macs``."""
         return sum(layer.weights(kept) for layer in self.layers.values())
 
-    def without(self, failed: Mapping[UnitSet, str]) -> Channels:
-        """Return a copy in which these sets of units are kept, each for the given reason."""
-        sets = [group for group in self.sets if group not in failed]
-        units = torch.full((self.n_units + 1,), FIXED)  # FIXED also finds the last entry
-        every = torch.cat([group.units for group in sets]) if sets else units[:0]
-        units[every] = torch.arange(len(every))
-        return replace(
-            self,
-            layers={
-                name: replace(layer, outputs=units[layer.outputs], inputs=units[layer.inputs])
-                for name, layer in self.layers.items()
-            },
-            sets=tuple(UnitSet(units[group.units], group.rows) for group in sets),
-            n_units=len(every),
-            vectors={name: (units[own], dim) for name, (own, dim) in self.vectors.items()},
-            left=self.left | {name: why for group, why in failed.items() for name in group.rows},
-        )
-
     def zeros(self) -> Tensor:
         """Return a score of 0 for each unit: ``(n_units,)`` float64."""
         return torch.zeros(self.n_units, dtype=torch.float64)
@@ -174,13 +156,6 @@ def filters_first(module: nn.Module, tensor: Tensor) -> Tensor:
     """View a layer's weight, or a tensor of its shape, as ``(C_out, C_in // groups, ...)``."""
     swapped = isinstance(module, nn.ConvTranspose1d) and module.groups == 1
     return tensor.transpose(0, 1) if swapped else tensor
-
-
-def train_but_norms(model: nn.Module) -> None:
-    """Put a model in train mode, but leave norms in eval mode, where they accept single values."""
-    for module in model.train().modules():
-        if isinstance(module, NORMS):
-            module.eval()
 
 
 class ChannelNumbers:

@@ -97,10 +97,6 @@ def merge(model: nn.Module) -> nn.Module:
     return replace(merged, {layer: layer.merged() for layer in pairs})
 
 
-def has_pairs(model: nn.Module) -> bool:
-    return any(isinstance(layer, EquivalentLayer) for layer in model.modules())
-
-
 # The paper puts the compressor after BatchNorm. Before it, the same functions can be learned, and
 # BatchNorm stays.
 def with_pairs(model: nn.Module, channels: Channels, kept: Tensor) -> tuple[str, ...]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from sparseconv.nn.modules import check_not_wrapped, deepcopy_model
 from sparseconv.nn.optimizers import Holdings
 from sparseconv.pruning.channels import FILTERED, FIXED, Channels, UnitSet, kept_channels
 from sparseconv.pruning.criteria import Criterion
-from sparseconv.pruning.equivalent import has_pairs, merge, with_pairs
+from sparseconv.pruning.equivalent import EquivalentLayer, merge, with_pairs
 from sparseconv.pruning.report import Smaller, SmallerNetwork, changes
 from sparseconv.pruning.surgery import mask, remove, successor
 from sparseconv.pruning.tracing import trace
@@ -93,21 +93,28 @@ def prune_filters(
             "criterion must be a Criterion from sparseconv.pruning, for example WHC(), but got "
             f"{criterion!r}"
         )
-    fraction, target_macs = _checked_target(criterion, fraction, target_macs)
+    targets = [x for x in (fraction, target_macs) if x is not None]
+    if len(targets) != (criterion.threshold is None):
+        wanted = "one" if criterion.threshold is None else "none, because it decides itself,"
+        raise ValueError(
+            f"{criterion!r} needs {wanted} of fraction, a share of the filters, and target_macs, "
+            f"but got fraction={fraction} and target_macs={target_macs}"
+        )
+    fraction = None if fraction is None else share("fraction", fraction, below_one=True)
+    target_macs = None if target_macs is None else count("target_macs", target_macs)
     steps = count("steps", steps)
     if equivalent and optimizer is not None:
         raise ValueError(
             "equivalent pruning changes what the parameters mean; do not pass optimizer, but build "
             "a new one afterwards"
         )
-    work, channels, arguments = _traced(model, example_input, ignore)
     holdings = None if optimizer is None else Holdings(optimizer)
     if holdings:
         holdings.check(dict(model.named_parameters()), model)
     edit = with_pairs if equivalent else remove
-    failed: Mapping[UnitSet, str] | None = None
-    while failed is None or failed:
-        channels = channels.without(failed or {})
+    failed: dict[UnitSet, str] = {}
+    while True:
+        work, channels, arguments = _traced(model, example_input, ignore, failed)
         if not channels.n_units:
             every = "".join(f"\n{name}: {why}" for name, why in channels.left.items())
             expected = ", ".join(kind.__name__ for kind in FILTERED)
@@ -115,10 +122,10 @@ def prune_filters(
                 f"{type(model).__name__} has no filters that can be removed; expected layers such "
                 f"as {expected}{':' * bool(every)}{every}"
             )
-        for parameter, given in zip(work.parameters(), model.parameters(), strict=True):
-            parameter.data.copy_(given)
         kept, scores = _select_in_steps(work, channels, criterion, fraction, target_macs, steps)
-        failed = removed_wrongly(edit, model, arguments, channels, kept)
+        if not (wrong := removed_wrongly(edit, model, arguments, channels, kept)):
+            break
+        failed |= wrong
     pruned = deepcopy_model(model)
     unpaired: tuple[str, ...] = ()
     if equivalent:
@@ -138,17 +145,17 @@ def prune_filters(
 
 
 def _traced(
-    model: nn.Module, example_input: Any, ignore: Iterable[str]
+    model: nn.Module, example_input: Any, ignore: Iterable[str], failed: Mapping[UnitSet, str]
 ) -> tuple[nn.Module, Channels, tuple[Any, ...]]:
     check_not_wrapped(model, "prune")
     arguments = copied_arguments(model, example_input)
     ignore = [ignore] if isinstance(ignore, str) else list(ignore)
-    if has_pairs(model):
+    if any(isinstance(layer, EquivalentLayer) for layer in model.modules()):
         raise ValueError(
             "the model contains compressors; first call sparseconv.pruning.merge(model)"
         )
     work = deepcopy_model(model)
-    return work, trace(work, arguments, ignore), arguments
+    return work, trace(work, arguments, ignore, failed), arguments
 
 
 @torch.inference_mode(False)
@@ -182,7 +189,7 @@ def keep_filters(
         name: {integer(f"filters of {name!r} {NUMBERS}", number) for number in given}
         for name, given in filters.items()
     }
-    _, channels, arguments = _traced(model, example_input, ignore)
+    _, channels, arguments = _traced(model, example_input, ignore, {})
     kept = torch.ones(channels.n_units, dtype=torch.bool)
     for name, stay in wanted.items():
         if name not in channels.layers:
@@ -205,25 +212,6 @@ def keep_filters(
     return pruned
 
 
-def _checked_target(
-    criterion: Criterion, fraction: float | None, target_macs: int | None
-) -> tuple[float | None, int | None]:
-    """Check that exactly one of the targets, or the criterion's threshold, decides."""
-    given = [x for x in (fraction, target_macs) if x is not None]
-    if criterion.threshold is not None and given:
-        raise ValueError(
-            f"{criterion!r} decides how many filters to remove; omit fraction and target_macs"
-        )
-    if criterion.threshold is None and len(given) != 1:
-        raise ValueError(
-            f"{criterion!r} needs either fraction, a share of the filters, or target_macs, but got "
-            f"{'both' if given else 'neither'}"
-        )
-    if fraction is not None:
-        fraction = share("fraction", fraction, below_one=True)  # 1 would leave no filter
-    return fraction, None if target_macs is None else count("target_macs", target_macs)
-
-
 def _select_in_steps(
     work: nn.Module,
     channels: Channels,
@@ -234,6 +222,8 @@ def _select_in_steps(
 ) -> tuple[Tensor, Tensor]:
     """Return the kept units (bool) and the last scores; mask the removed units in ``work``."""
     kept, last = torch.ones(channels.n_units, dtype=torch.bool), channels.zeros()
+    sets = [group.units for group in channels.sets]
+    pools = [torch.arange(channels.n_units)] if criterion.everywhere else sets
     for step in range(1, steps + 1):
         scores = criterion.scores(work, _restricted(channels, kept))
         if not scores.isfinite().all():
@@ -244,14 +234,16 @@ def _select_in_steps(
                 "check that the weights and the data contain no NaN and no infinity"
             )
         last = scores.where(kept, last.to(scores))  # a removed unit keeps its last score
-        selection = _Selection(channels, criterion.everywhere, kept, scores)
+        order = scores.masked_fill(~kept, -torch.inf)
+        for units in sets:  # each keeps its best unit
+            order[units[order[units].argmax()]] = torch.inf
         if criterion.threshold is not None:
-            kept = kept & (scores > criterion.threshold) | selection.best()
+            kept = order > criterion.threshold
         elif fraction is not None:
-            kept = selection.without(fraction * step / steps)
+            kept = _without(fraction * step / steps, order, pools)
         else:
             assert target_macs is not None
-            kept = selection.within(target_macs, step / steps)
+            kept = _within(target_macs, step / steps, order, pools, channels)
         mask(work, channels, kept)
     return kept, last
 
@@ -266,44 +258,31 @@ def _restricted(channels: Channels, kept: Tensor) -> Channels:
     return replace(channels, sets=tuple(sets))
 
 
-class _Selection(NamedTuple):
-    channels: Channels
-    everywhere: bool
-    kept: Tensor
-    scores: Tensor
+def _without(share: float, order: Tensor, pools: Sequence[Tensor]) -> Tensor:
+    """Remove the worst share of each pool of units, but no unit whose order is infinite."""
+    kept = order > -torch.inf
+    for units in pools:
+        gone = min(int(share * len(units) + 1e-9), int((order[units] < torch.inf).sum()))
+        kept[units[order[units].argsort(stable=True)[:gone]]] = False
+    return kept
 
-    def pools(self) -> list[Tensor]:
-        """Return the sets of units that each lose the same share."""
-        sets = [group.units for group in self.channels.sets]
-        return [torch.arange(len(self.kept))] if self.everywhere else sets
 
-    def best(self) -> Tensor:
-        """Return a bool mask of the best unit of each set."""
-        best = torch.zeros_like(self.kept)
-        ordered = self.scores.masked_fill(~self.kept, -torch.inf)
-        for group in self.channels.sets:
-            best[group.units[ordered[group.units].argmax()]] = True
-        return best
+def _within(
+    target: int, progress: float, order: Tensor, pools: Sequence[Tensor], channels: Channels
+) -> Tensor:
+    """Remove as few units as possible to cover a share ``progress`` of the way to a target."""
 
-    def without(self, share: float) -> Tensor:
-        """Remove the worst share of the units, but keep at least one unit of each set."""
-        best, kept = self.best(), self.kept.clone()
-        order = self.scores.masked_fill(~kept, -torch.inf).masked_fill(best, torch.inf)
-        for units in self.pools():
-            gone = min(int(share * len(units) + 1e-9), len(units) - int(best[units].sum()))
-            kept[units[order[units].argsort(stable=True)[:gone]]] = False
-        return kept
+    def macs(share: float) -> int:
+        return channels.macs(_without(share, order, pools))
 
-    def within(self, target: int, progress: float) -> Tensor:
-        """Remove as few units as possible to cover a share ``progress`` of the way to a target."""
-        full = self.channels.macs()
-        limit = full - (full - target) * progress
-        sizes = {len(units) for units in self.pools()}
-        shares = sorted({gone / size for size in sizes for gone in range(size)})
-        first = bisect_left(shares, -limit, key=lambda x: -self.channels.macs(self.without(x)))
-        if first == len(shares):
-            raise ValueError(
-                f"target_macs must be at least {self.channels.macs(self.without(1))}, the cost "
-                f"with one filter in each layer, but got {target} (the whole model costs {full})"
-            )
-        return self.without(shares[first])
+    full = channels.macs()
+    limit = full - (full - target) * progress
+    sizes = {len(units) for units in pools}
+    shares = sorted({gone / size for size in sizes for gone in range(size)})
+    first = bisect_left(shares, -limit, key=lambda share: -macs(share))
+    if first == len(shares):
+        raise ValueError(
+            f"target_macs must be at least {macs(1)}, the cost with one filter in each layer, but "
+            f"got {target} (the whole model costs {full})"
+        )
+    return _without(shares[first], order, pools)

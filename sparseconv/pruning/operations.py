@@ -61,6 +61,12 @@ class Call:
         self.inputs = [x for x in self.tensors.values() if self.numbers.free(x)]
         self.shapes = {key: x.shape for key, x in self.tensors.items()}
 
+    def run(self, data: Mapping[int, Tensor]) -> list[Tensor]:
+        """Run the operation with other tensors, by id; return the tensors in its result."""
+        given = self.args, self.kwargs
+        args, kwargs = tree_map_only(Tensor, lambda x: data.get(id(x), x).clone(), given)
+        return [x for x in tree_leaves(self.func(*args, **kwargs)) if isinstance(x, Tensor)]
+
     def follow(self) -> None:
         """Find the channels of the outputs; if this fails, fill ``fixed``."""
         with warnings.catch_warnings(action="ignore"):  # the operation itself has warned already
@@ -121,29 +127,18 @@ def _trial(call: Call, dims: Mapping[int, int], n: int) -> list[list[int]]:
     few = max(shape.numel() for shape in call.shapes.values()) < FEW
     for _ in range(TRIALS if few else 1):
         data = {id(x): _random(x, call.shapes[id(x)], rng) for x in call.inputs}
-        whole = _outputs(call, data, {})
+        whole = call.run(data)
         for part in torch.from_numpy(rng.permutation(n)).tensor_split(2):
             part = part.sort().values
-            some = _outputs(call, data, {key: (dim, part) for key, dim in dims.items()})
+            parts = {
+                key: data.get(key, x).index_select(dims[key], part.to(x.device))
+                for key, x in call.tensors.items()
+                if key in dims
+            }
+            some = call.run(data | parts)
             for left, x, y in zip(found, whole, some, strict=True):
                 left[:] = [dim for dim in left if close(y, x.index_select(dim, part.to(x.device)))]
     return found
-
-
-def _outputs(
-    call: Call, data: Mapping[int, Tensor], parts: Mapping[int, tuple[int, Tensor]]
-) -> list[Tensor]:
-    """Run the call with other data in its tensors, and with parts of some dimensions."""
-
-    def stand_in(x: Tensor) -> Tensor:
-        given = data.get(id(x), x)
-        if id(x) not in parts:
-            return given.clone()
-        dim, part = parts[id(x)]
-        return given.index_select(dim, part.to(given.device))
-
-    args, kwargs = tree_map_only(Tensor, stand_in, (call.args, call.kwargs))
-    return [x for x in tree_leaves(call.func(*args, **kwargs)) if isinstance(x, Tensor)]
 
 
 def _random(x: Tensor, shape: torch.Size, rng: np.random.Generator) -> Tensor:
@@ -163,8 +158,6 @@ def moves(call: Call) -> bool:
 
     def numbered(x: Tensor) -> Tensor:
         """Return each sample's channel number; channels of unfollowed tensors are kept."""
-        if id(x) not in data:
-            return x
         if not x.numel():
             return x.long()
         size = call.shapes[id(x)]
@@ -174,8 +167,7 @@ def moves(call: Call) -> bool:
         shape[found[1]] = -1
         return found[0].view(shape).expand(size).contiguous()
 
-    args, kwargs = tree_map_only(Tensor, numbered, (call.args, call.kwargs))
-    moved = [x for x in tree_leaves(call.func(*args, **kwargs)) if isinstance(x, Tensor)]
+    moved = call.run({key: numbered(x) for key, x in call.tensors.items() if key in data})
     for result, output in zip(moved, call.outputs, strict=True):
         dim = _differing(result, dims)
         if dim is None or result.shape != output.shape:

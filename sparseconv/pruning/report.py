@@ -26,12 +26,7 @@ from sparseconv.measure.records import (
 from sparseconv.measure.table import with_thousands
 from sparseconv.measure.timing import LEAST_SECONDS, ROUNDS
 from sparseconv.nn.modules import deepcopy_model
-from sparseconv.profiling.stopwatch import (
-    Passes,
-    Stopwatch,
-    in_sequence,
-    model_passes,
-)
+from sparseconv.profiling.stopwatch import Passes, Stopwatch, in_sequence, model_passes
 from sparseconv.pruning.channels import Channels, kept_channels
 from sparseconv.pruning.equivalent import merge
 from sparseconv.running import capture, copied_arguments, evaluating
@@ -192,16 +187,15 @@ class SmallerNetwork(Report):
             for layer in self.layers:
                 passes = {when: in_sequence(found[layer.name]) for when, found in runs.items()}
                 if runs["before"][layer.name]:  # else eval mode does not call it
-                    times = BeforeAfter.of(stopwatch.time(passes), INFERENCE)
-                    layer = replace(layer, times={INFERENCE: times})
+                    layer = replace(layer, times=stopwatch.compare(**passes))
                 layers.append(layer)
             whole = {when: model_passes(m, arguments, training) for when, m in models.items()}
-            seconds = stopwatch.time(whole)
+            times = stopwatch.compare(**whole)
         return replace(
             self,
             macs=self.macs or Counts(*(_macs(m, arguments) for m in models.values())),
             layers=tuple(layers),
-            times={which: BeforeAfter.of(seconds, which) for which in whole["after"]},
+            times=times,
             machine=machine.environment_info(),
         )
 

@@ -9,14 +9,14 @@ be followed; ``Channels.left`` contains the reason.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
+from itertools import chain
 from typing import Any
 
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
-from torch.utils.module_tracker import ModuleTracker
 
 from sparseconv.nn.modules import owners_of
 from sparseconv.nn.pooling import ShortAvgPool1d
@@ -26,22 +26,33 @@ from sparseconv.pruning.channels import (
     ChannelNumbers,
     Channels,
     Layer,
+    UnitSet,
     numbered_units,
 )
 from sparseconv.pruning.operations import APART, READS, Call, SameDraws
 from sparseconv.running import evaluating, output_tensors
 
 PRUNABLE = (*FILTERED, *NORMS)
+# A layer has one of these attributes if its outputs match its inputs, otherwise two.
+WIDTHS = (
+    "in_channels", "in_features", "num_features", "num_channels", "out_channels", "out_features",
+)  # fmt: skip
 UNDO = "torch.nn.utils.prune.remove, parametrize.remove_parametrizations, remove_weight_norm"
 
 
-def trace(model: nn.Module, arguments: tuple[Any, ...], ignore: Iterable[str] = ()) -> Channels:
+def trace(
+    model: nn.Module,
+    arguments: tuple[Any, ...],
+    ignore: Iterable[str] = (),
+    failed: Mapping[UnitSet, str] | None = None,
+) -> Channels:
     """Follow the channels of a network from its inputs to its outputs while it runs in eval mode.
 
     Args:
         model: left unchanged.
         arguments: example inputs, with channels in their second dimension.
         ignore: as in ``prune_filters``, with the same errors.
+        failed: sets of an earlier result whose units are kept, each with the reason.
     """
     tracer = _Tracer(model, kept_modules(model, ignore))
     series = [x for x in tree_leaves(arguments) if isinstance(x, Tensor) and x.dim() > 1]
@@ -63,7 +74,7 @@ def trace(model: nn.Module, arguments: tuple[Any, ...], ignore: Iterable[str] = 
                 f"{type(error).__name__}: {error}; remove that part before pruning"
             ) from error
         tracer.numbers.fix("the model returns its channels", *output_tensors(out))
-    return tracer.found(max(1, len(series[0])) if series else 1)
+    return tracer.found(max(1, len(series[0])) if series else 1, failed or {})
 
 
 def kept_modules(model: nn.Module, ignore: Iterable[str]) -> dict[nn.Module, str]:
@@ -91,33 +102,26 @@ def kept_modules(model: nn.Module, ignore: Iterable[str]) -> dict[nn.Module, str
     return kept
 
 
-class _NoModules(ModuleTracker):
-    """Track no modules: the tracker's hooks fail if ``forward`` calls ``autograd.grad``."""
-
-    def __enter__(self) -> _NoModules:
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        pass
-
-
 class _Tracer(TorchFunctionMode):
     def __init__(self, model: nn.Module, kept: Mapping[nn.Module, str]) -> None:
         super().__init__()
-        self.model, self.kept = model, {**kept}
+        self.model, self.kept = model, kept
         self.numbers = ChannelNumbers()
         self.layers: dict[str, Layer] = {}
         self.left: dict[str, str] = {}  # layers that keep all channels, and why
         self.running: list[str] = []  # names of the modules that are being called
         self.inside = 0  # number of running layers that are followed as a whole
         self.flops = FlopCounterMode(display=False)
-        self.flops.mod_tracker = _NoModules()
+        tracker: Any = nullcontext()  # the counter's own fails if ``forward`` computes gradients
+        tracker.parents = {"Global"}
+        self.flops.mod_tracker = tracker
         self.flops_before, self.flops_of_layers = 0, 0
         self.own: dict[int, tuple[str, Tensor]] = {}  # parameters and buffers outside layers, by id
         for name, module in model.named_modules():
             if module in kept or isinstance(module, PRUNABLE):
                 continue
-            for key, x in _own(module).items():
+            parameters = module.named_parameters(recurse=False)
+            for key, x in chain(parameters, module.named_buffers(recurse=False)):
                 self.own[id(x)] = f"{name}.{key}" if name else key, x
                 wide = [dim for dim in range(x.dim()) if x.shape[dim] > 1]
                 if len(wide) == 1:  # for others, broadcasting decides
@@ -126,16 +130,15 @@ class _Tracer(TorchFunctionMode):
     # Modules
 
     def watch(self, name: str, module: nn.Module, stack: ExitStack) -> None:
-        is_layer = isinstance(module, (*PRUNABLE, ShortAvgPool1d))
+        whole = module in self.kept or isinstance(module, (*PRUNABLE, ShortAvgPool1d))
 
         def before(_: nn.Module, args: Any) -> None:
             self.running.append(name)
             if not self.inside:
                 self.flops_before = self.flops.get_total_flops()
-            self.inside += is_layer or module in self.kept
+            self.inside += whole
 
         def after(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            whole = is_layer or module in self.kept
             self.inside -= whole
             if whole and not self.inside:
                 tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
@@ -239,7 +242,7 @@ class _Tracer(TorchFunctionMode):
 
     # After the run
 
-    def found(self, n_series: int) -> Channels:
+    def found(self, n_series: int, failed: Mapping[UnitSet, str]) -> Channels:
         for name, module in self.model.named_modules():
             if module in self.kept:
                 self.left[name] = self.kept[module]
@@ -253,6 +256,10 @@ class _Tracer(TorchFunctionMode):
         flops = self.flops.get_total_flops() - self.flops_of_layers
         modules = dict(self.model.named_modules())
         left = {name: why for name, why in self.left.items() if isinstance(modules[name], FILTERED)}
+        for group, why in failed.items():
+            for name, rows in group.rows.items():
+                left[name] = why
+                self.numbers.fix_numbers(why, self.layers[name].outputs[rows.flatten()])
         kinds = ", ".join(kind.__name__ for kind in FILTERED)
         for name, x in self.model.named_parameters():
             owner = name.rpartition(".")[0].partition(".parametrizations")[0]
@@ -263,17 +270,6 @@ class _Tracer(TorchFunctionMode):
         return numbered_units(
             self.layers, self.numbers, vectors, n_series, flops // (2 * n_series), left
         )
-
-
-def _own(module: nn.Module) -> dict[str, Tensor]:
-    return dict([*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)])
-
-
-def _widths(module: Any) -> tuple[int, int]:
-    keys = ("in_channels", "in_features", "num_features", "num_channels")
-    inputs = next(getattr(module, key) for key in keys if hasattr(module, key))
-    outputs = [getattr(module, x) for x in ("out_channels", "out_features") if hasattr(module, x)]
-    return inputs, outputs[0] if outputs else inputs
 
 
 def _unlike(module: nn.Module, given: list[Tensor], output: Any) -> str | None:
@@ -287,6 +283,7 @@ def _unlike(module: nn.Module, given: list[Tensor], output: Any) -> str | None:
         return "it is a grouped transposed convolution"
     dim = -1 if isinstance(module, nn.Linear) else 1
     shapes = [x.shape for x in (*given[:1], output) if isinstance(x, Tensor)]
-    if tuple(shape[dim] for shape in shapes) != _widths(module):
+    widths = [getattr(module, key) for key in WIDTHS if hasattr(module, key)]
+    if [shape[dim] for shape in shapes] != [widths[0], widths[-1]]:
         return "its number of input or output channels differs from that of its base class"
     return None

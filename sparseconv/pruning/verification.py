@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from sparseconv.nn.conv import SparseConv1d
 from sparseconv.nn.modules import deepcopy_model
-from sparseconv.pruning.channels import NORMS, Channels, UnitSet, kept_channels, train_but_norms
+from sparseconv.pruning.channels import NORMS, Channels, UnitSet, kept_channels
 from sparseconv.pruning.operations import SameDraws
 from sparseconv.pruning.surgery import mask, remove
 from sparseconv.running import close, copied_arguments, output_tensors, watching
@@ -21,7 +21,6 @@ RELIES = (
     "the code relies on the number of channels, draws integers, or moves channels in a way that "
     "cannot be followed"
 )
-ADVICE = f"{RELIES}; name the module with that code in ignore"
 TRAIN = " in train mode"
 REPEATS = range(5)  # random parts of a model may not act in one run
 
@@ -57,7 +56,7 @@ def removed_wrongly(
         else:
             failed[group] = f"without some of its filters, {found}: {RELIES}"
     if not failed:
-        raise ValueError(f"{why}: {ADVICE}")
+        raise ValueError(f"{why}: {RELIES}; name the module with that code in ignore")
     return failed
 
 
@@ -132,8 +131,9 @@ def _received(
         found.append(x.clone() if kept is None else x.index_select(layer.channel_dim, columns))
 
     with watching(model, channels.layers, see), SameDraws():
-        if train:
-            train_but_norms(model)
+        for module in model.train().modules() if train else ():
+            if isinstance(module, NORMS):  # in eval mode they accept single values
+                module.eval()
         out = model(*copied_arguments(model, arguments))
     outputs = output_tensors(out) if not train else tree_leaves(out)
     return found + [x.clone() for x in outputs if isinstance(x, Tensor)]

@@ -167,15 +167,6 @@ def test_dense_is_what_the_layer_is_converted_to(monkeypatch: pytest.MonkeyPatch
     assert torch.equal(seen[0][1], layer.dense_weight())
 
 
-def test_blocks_are_timed_as_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[Any] = []
-    forward = SparseConv1d.forward
-    monkeypatch.setattr(SparseConv1d, "forward", lambda *a: seen.append(a[0]) or forward(*a))
-    layer = SparseConv1d(3, 6, 4, density=0.5, block=(2, 3))
-    profile(layer, X, training=False)
-    assert {found.pattern for found in seen} == {layer.pattern}
-
-
 @pytest.mark.parametrize(
     ("dense_step", "verdict"),
     [

@@ -20,8 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import sparseconv as sc
-from sparseconv.pruning import DSP, HC, WHC, Criterion, Jacobian, Magnitude
-from sparseconv.pruning.evolution import Evolutionary
+from sparseconv.pruning import DSP, HC, WHC, Criterion, Evolutionary, Jacobian, Magnitude
 from sparseconv.pruning.sparsity_loss import InstanceSparsity, Stage, published_stages
 from sparseconv.pruning.tracing import trace
 from sparseconv.training.loop import train
