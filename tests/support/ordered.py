@@ -60,7 +60,7 @@ def run_ordered(x: Tensor, stages: Sequence[Stage]) -> Tensor:
     """Enter, compute all stages, and leave: ``(N, C, L)`` in and out."""
     n, channels, length = x.shape
     margin = max((max(s.geometry.padding) for s in stages if isinstance(s, Conv)), default=0)
-    y = OPS.lanes_enter(x.to(torch.bfloat16) if torch.is_autocast_enabled("cpu") else x, margin)
+    y = OPS.lanes_enter(x, margin)
     for stage in stages:
         y = stage.run(y, n, length)
         if isinstance(stage, Conv):
