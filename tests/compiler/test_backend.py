@@ -4,42 +4,39 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
 from graph_steps import check, compiled, converted, sparse, step
+from layers import Function
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
 import sparseconv as sc
 from sparseconv.compiler import compiled_report, sparseconv
-from sparseconv.measure.machine import threads
 from sparseconv.nn.pooling import ShortAvgPool1d
 from sparseconv.testing import error_bound
 
 pytestmark = pytest.mark.promise("P7")
 
 
-class Waves(nn.Module):
+def waves(
+    x: Tensor, first: nn.Module, last: nn.Module, mix: nn.Module, *others: nn.Module
+) -> Tensor:
     """Padding before and cropping after convolutions, halves of the channels, 1x1, PReLU."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first = sparse(4, 12, 3, padding=0, dilation=2)
-        self.last = sparse(6, 6, 3, padding=4, dilation=2)
-        self.mix = nn.Conv1d(6, 6, 1)
-        self.norm, self.relu = nn.BatchNorm1d(6), nn.PReLU(6)
-
-    def forward(self, x: Tensor) -> Tensor:
-        a, b = self.first(F.pad(x, (4, 0))).chunk(2, 1)
-        y = torch.tanh(a) * torch.sigmoid(b)
-        y = y + self.mix(y)
-        return F.max_pool1d(self.norm(self.relu(self.last(y)[:, :, :-4])), 3, 1, 1)
+    a, b = first(F.pad(x, (4, 0))).chunk(2, 1)
+    y = torch.tanh(a) * torch.sigmoid(b)
+    y = y + mix(y)
+    relu, norm = others
+    return F.max_pool1d(norm(relu(last(y)[:, :, :-4])), 3, 1, 1)
 
 
 def test_padding_cropping_and_halves() -> None:
-    report = check(Waves(), torch.randn(4, 4, 40))[0]
+    convs = sparse(4, 12, 3, padding=0, dilation=2), sparse(6, 6, 3, padding=4, dilation=2)
+    model = Function(waves, *convs, nn.Conv1d(6, 6, 1), nn.PReLU(6), nn.BatchNorm1d(6))
+    report = check(model, torch.randn(4, 4, 40))[0]
     assert (report.enters, report.leaves) == (1, 1)
     assert not report.outside, report
     assert report.lanes["lanes_pointwise"] == 1
@@ -47,11 +44,8 @@ def test_padding_cropping_and_halves() -> None:
 
 
 def test_dropout_scales_what_it_keeps_and_repeats_with_the_seed() -> None:
-    class Drops(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return F.dropout(F.max_pool1d(x, 1, 1), 0.25)
-
-    x, run = torch.ones(16, 8, 500, requires_grad=True), compiled(Drops())
+    x = torch.ones(16, 8, 500, requires_grad=True)
+    run = compiled(Function(lambda x: F.dropout(F.max_pool1d(x, 1, 1), 0.25)))
     torch.manual_seed(3)
     y, other = run(x), run(x)
     torch.manual_seed(3)
@@ -88,23 +82,18 @@ class Causal(nn.Module):
         return F.relu(y + self.across(x))
 
 
-class UNet(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.down1, self.down2 = self.block(2, 8), self.block(8, 16)
-        self.up = nn.ConvTranspose1d(16, 8, 2, stride=2)
-        self.last, self.head = self.block(16, 8), nn.Conv1d(8, 3, 1)
+def block(inputs: int, outputs: int) -> nn.Module:
+    layers: list[nn.Module] = []
+    for channels in (inputs, outputs):
+        layers += [sparse(channels, outputs, 5), nn.BatchNorm1d(outputs), nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers)
 
-    def block(self, inputs: int, outputs: int) -> nn.Module:
-        layers: list[nn.Module] = []
-        for channels in (inputs, outputs):
-            layers += [sparse(channels, outputs, 5), nn.BatchNorm1d(outputs), nn.ReLU(inplace=True)]
-        return nn.Sequential(*layers)
 
-    def forward(self, x: Tensor) -> Tensor:
-        first = self.down1(x)
-        deep = self.down2(F.max_pool1d(first, 2))
-        return self.head(self.last(torch.cat((self.up(deep), first), dim=1)))
+def u_net(x: Tensor, *layers: nn.Module) -> Tensor:
+    down1, down2, up, last, head = layers
+    first = down1(x)
+    deep = down2(F.max_pool1d(first, 2))
+    return head(last(torch.cat((up(deep), first), dim=1)))
 
 
 def fcn() -> nn.Module:
@@ -129,7 +118,13 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], dict[str, int]]] = {
         lambda: nn.Sequential(Causal(2, 6, 1), Causal(6, 6, 2), Causal(6, 6, 4)),
         {"lanes_conv": 6, "lanes_dropout": 6, "lanes_pointwise": 3},
     ),
-    "U-Net": (UNet, {"lanes_conv": 6, "lanes_norm": 6}),
+    "U-Net": (
+        lambda: Function(
+            u_net, block(2, 8), block(8, 16), nn.ConvTranspose1d(16, 8, 2, stride=2), block(16, 8),
+            nn.Conv1d(8, 3, 1),
+        ),
+        {"lanes_conv": 6, "lanes_norm": 6},
+    ),
 }  # fmt: skip
 
 
@@ -188,30 +183,15 @@ def test_any_size_in_two_graphs() -> None:
     assert str(report).startswith("graph 1 and 2, in lanes: ")
 
 
-def test_threads_change_no_bit() -> None:
-    x, results = torch.randn(16, 2, 200), []
-    for number in (1, 2):
-        torch.manual_seed(1)
-        model = fcn()
-        with threads(number):
-            results.append(step(model, compiled(model), x))
-    assert all(a.equal(b) for a, b in zip(*results, strict=True))
-
-
 def test_gradients_are_not_written_to() -> None:
     """An addition hands one tensor to both branches; and the graph can be run through twice."""
 
-    class Both(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.convs = nn.ModuleList(sparse(4, 4, 3) for _ in range(2))
-            self.norms = nn.ModuleList(nn.BatchNorm1d(4) for _ in range(2))
+    def both(x: Tensor, *layers: nn.Module) -> Tensor:
+        branches = (norm(conv(x)) for conv, norm in (layers[:2], layers[2:]))
+        return F.max_pool1d(sum(branches, x), 3, 1, 1)
 
-        def forward(self, x: Tensor) -> Tensor:
-            branches = (norm(conv(x)) for norm, conv in zip(self.norms, self.convs, strict=True))
-            return F.max_pool1d(sum(branches, x), 3, 1, 1)
-
-    model, x = Both(), torch.randn(4, 4, 40)
+    layers = sparse(4, 4, 3), nn.BatchNorm1d(4), sparse(4, 4, 3), nn.BatchNorm1d(4)
+    model, x = Function(both, *layers), torch.randn(4, 4, 40)
     report = check(model, x)
     assert report[0].lanes["lanes_norm"] == 2
     y = compiled(model)(x).sin().sum()
@@ -254,14 +234,13 @@ def test_what_has_no_rule_runs_in_torch() -> None:
 
 
 def test_assertions_of_users_stay() -> None:
-    class Asserts(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            torch._assert_async((x < 9).all())
-            torch._assert_async((x > -9).all(), "too low")
-            return net(x)
+    def asserts(x: Tensor, net: nn.Module) -> Tensor:
+        torch._assert_async((x < 9).all())
+        torch._assert_async((x > -9).all(), "too low")
+        return net(x)
 
     net, x = fcn().eval(), torch.randn(4, 2, 40)
-    run = compiled(Asserts())
+    run = compiled(Function(asserts, net))
     with torch.no_grad():
         assert run(x).equal(compiled(net)(x))
         for wrong, message in ((x + 99, "Expected"), (x - 99, "too low")):
@@ -270,37 +249,28 @@ def test_assertions_of_users_stay() -> None:
 
 
 def test_a_graph_break() -> None:
-    class Broken(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.first, self.last = fcn()[:6], sparse(32, 32, 3)
-            self.pool = nn.MaxPool1d(3, 1, 1)
+    def broken(x: Tensor, first: nn.Module, last: nn.Module) -> Tensor:
+        y = first(x)
+        torch._dynamo.graph_break()
+        return F.max_pool1d(last(y), 3, 1, 1)
 
-        def forward(self, x: Tensor) -> Tensor:
-            y = self.first(x)
-            torch._dynamo.graph_break()
-            return self.pool(self.last(y))
-
-    report = check(Broken(), torch.randn(4, 2, 40))
+    report = check(Function(broken, fcn()[:6], sparse(32, 32, 3)), torch.randn(4, 2, 40))
     assert [graph.lanes["lanes_conv"] for graph in report] == [2, 1]
 
 
 def test_what_is_joined_only_in_part() -> None:
     """A concatenation that is normalised and added; a norm of one series; named arguments."""
 
-    class Odd(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a, self.b, self.norm = sparse(4, 3, 3), sparse(4, 3, 3), nn.BatchNorm1d(6)
-            self.mix, self.other = nn.Conv1d(6, 6, 1), nn.BatchNorm1d(6)
+    def odd(x: Tensor, *layers: nn.Module) -> Tensor:
+        a, b, norm, mix, other = layers
+        y = torch.cat([a(x), b(x)], 1)
+        y = F.relu(norm(y) + y)
+        return other(F.conv1d(input=y, weight=mix.weight))
 
-        def forward(self, x: Tensor) -> Tensor:
-            y = torch.cat([self.a(x), self.b(x)], 1)
-            y = F.relu(self.norm(y) + y)
-            return self.other(F.conv1d(input=y, weight=self.mix.weight))
-
-    check(Odd(), torch.randn(4, 4, 40))
-    check(Odd().eval(), torch.randn(4, 4, 40))
+    layers = sparse(4, 3, 3), sparse(4, 3, 3), nn.BatchNorm1d(6), nn.Conv1d(6, 6, 1)
+    model = Function(odd, *layers, nn.BatchNorm1d(6))
+    check(model, torch.randn(4, 4, 40))
+    check(model.eval(), torch.randn(4, 4, 40))
     model = nn.Sequential(nn.Conv1d(2, 16, 3, padding=1), nn.BatchNorm1d(16)).eval()
     model[1].running_mean.normal_()
     x = torch.randn(2, 16)
@@ -310,22 +280,20 @@ def test_what_is_joined_only_in_part() -> None:
 
 
 def test_operations_in_place() -> None:
-    class Writes(nn.Module):
-        def __init__(self, on_a_view: bool) -> None:
-            super().__init__()
-            self.body, self.on_a_view = fcn()[:5], on_a_view
-            self.head = nn.Sequential(nn.Linear(32, 8), nn.ReLU(inplace=True), nn.Linear(8, 2))
+    def writes(x: Tensor, body: nn.Module, head: nn.Module, on_a_view: bool = False) -> Tensor:
+        y = body(x)
+        y += y.tanh()
+        y.mul_(0.5)
+        z = F.relu(y[:, :4] if on_a_view else y, inplace=True)
+        return head((F.max_pool1d(y, 3, 1, 1) + z.sum()).mean(2))
 
-        def forward(self, x: Tensor) -> Tensor:
-            y = self.body(x)
-            y += y.tanh()
-            y.mul_(0.5)
-            z = F.relu(y[:, :4] if self.on_a_view else y, inplace=True)
-            return self.head((F.max_pool1d(y, 3, 1, 1) + z.sum()).mean(2))
+    def made(function: Callable[..., Tensor]) -> nn.Module:
+        head = nn.Sequential(nn.Linear(32, 8), nn.ReLU(inplace=True), nn.Linear(8, 2))
+        return Function(function, fcn()[:5], head)
 
     x = torch.randn(4, 2, 40)
-    assert check(Writes(False), x)[0].lanes["lanes_conv"] == 2
-    report = check(Writes(True), x)
+    assert check(made(writes), x)[0].lanes["lanes_conv"] == 2
+    report = check(made(partial(writes, on_a_view=True)), x)
     assert report[0].lanes == {}
     assert "whose memory other tensors share" in str(report)
 
@@ -333,40 +301,30 @@ def test_operations_in_place() -> None:
 def test_parts_without_gradients() -> None:
     """What enters in a part without gradients has them outside of it."""
 
-    class Frozen(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a, self.b, self.norm = sparse(4, 4, 3), sparse(4, 4, 3), nn.BatchNorm1d(4)
+    def frozen(x: Tensor, a: nn.Module, b: nn.Module, norm: nn.Module) -> Tensor:
+        y = a(x)
+        with torch.no_grad():
+            fixed = F.max_pool1d(b(y), 3, 1, 1)
+        return F.max_pool1d(norm(b(y) + fixed), 3, 1, 1)
 
-        def forward(self, x: Tensor) -> Tensor:
-            y = self.a(x)
-            with torch.no_grad():
-                fixed = F.max_pool1d(self.b(y), 3, 1, 1)
-            return F.max_pool1d(self.norm(self.b(y) + fixed), 3, 1, 1)
-
-    assert check(Frozen(), torch.randn(4, 4, 40))[0].enters == 1
+    model = Function(frozen, sparse(4, 4, 3), sparse(4, 4, 3), nn.BatchNorm1d(4))
+    assert check(model, torch.randn(4, 4, 40))[0].enters == 1
 
 
 def test_what_has_no_gradients_gets_none_by_joining() -> None:
-    class Frozen(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.body, self.norm, self.head = sparse(4, 4, 3), nn.BatchNorm1d(4), sparse(4, 4, 3)
-
-        def forward(self, x: Tensor) -> Tensor:
-            with torch.no_grad():
-                fixed = self.body(x)
-            y = self.norm(fixed)
-            with torch.no_grad():
-                y = F.relu(y)
-            return F.relu(self.head(y))
+    def frozen(x: Tensor, body: nn.Module, norm: nn.Module, head: nn.Module) -> Tensor:
+        with torch.no_grad():
+            fixed = body(x)
+        y = norm(fixed)
+        with torch.no_grad():
+            y = F.relu(y)
+        return F.relu(head(y))
 
     for training in (True, False):
-        model = Frozen().train(training)
-        compiled(model)(torch.randn(4, 4, 40)).sum().backward()
-        assert {name for name, p in model.named_parameters() if p.grad is not None} == {
-            "head.values", "head.bias",
-        }  # fmt: skip
+        layers = sparse(4, 4, 3), nn.BatchNorm1d(4), sparse(4, 4, 3)
+        compiled(Function(frozen, *layers).train(training))(torch.randn(4, 4, 40)).sum().backward()
+        got = [p.grad is not None for layer in layers for p in layer.parameters()]
+        assert got == [False] * 4 + [True] * 2
 
 
 def test_only_what_saves_more_than_it_costs() -> None:

@@ -1,34 +1,26 @@
-"""Under autocast to bfloat16: what has no rule in rows is computed in lanes, in float32."""
+"""In bfloat16: what has no rule in rows is computed in lanes, in float32."""
 
 from __future__ import annotations
 
+import copy
 import operator
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from graph_steps import check, check_rounded, compiled, isa_without_blocks, sparse
+from layers import Function
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from sparseconv.compiler import backend, compiled_report
 from sparseconv.compiler.choice import choose
+from sparseconv.ops.backends import extension
 
 pytestmark = pytest.mark.promise("P7")
-
-
-class Rounding(nn.Module):
-    """A convolution of rounded samples."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = sparse(2, 3, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.conv(x.to(torch.bfloat16).to(torch.float32))
-        return y
 
 
 def test_a_network_with_few_channels() -> None:
@@ -51,87 +43,66 @@ def test_orders_are_compared_by_what_they_save(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_casts_stay_without_autocast() -> None:
-    model, x = Rounding(), torch.randn(2, 2, 40)
+    """A convolution of rounded samples."""
+    conv, x = sparse(2, 3, 5), torch.randn(2, 2, 40)
+    model = Function(lambda x, conv: conv(x.to(torch.bfloat16).to(torch.float32)), conv)
     assert compiled(model)(x).equal(model(x))
-    assert not model(x).equal(model.conv(x))
+    assert not model(x).equal(conv(x))
     assert compiled_report(model)[0].lanes["lanes_conv"] == 0
 
 
-class Two(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second = sparse(4, 4, 3), sparse(4, 4, 3)
-
-
-class InPlace(Two):
+# Between two layers.
+def in_place(y: Tensor, x: Tensor) -> Tensor:
     """Operations in place on a signal, one of them with float32."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.first(x)
-        y += x
-        torch.relu_(y.mul_(2))
-        z: Tensor = self.second(torch.tanh(y))
-        return z
+    y += x
+    torch.relu_(y.mul_(2))
+    return torch.tanh(y)
 
 
-class Undifferentiated(Two):
+def undifferentiated(y: Tensor, x: Tensor) -> Tensor:
     """A factor that was cast without gradients."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.first(x)
-        with torch.no_grad():
-            factor = y.to(torch.float32)
-        z: Tensor = self.second(y * factor)
-        return z
+    with torch.no_grad():
+        factor = y.to(torch.float32)
+    return y * factor
 
 
-class Clipped(Two):
+def clipped(y: Tensor, x: Tensor) -> Tensor:
     """A signal that is clipped in place, without gradients."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.first(x)
-        with torch.no_grad():
-            y.clamp_(-0.1, 0.1)
-        z: Tensor = self.second(torch.tanh(y))
-        return z
+    with torch.no_grad():
+        y.clamp_(-0.1, 0.1)
+    return torch.tanh(y)
 
 
-class Kept(Two):
+def kept(y: Tensor, x: Tensor) -> Tensor:
     """A part of what a dropout without effect returned is changed in place."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = F.dropout(input=self.first(x), training=False)
-        y[:, 1:].mul_(3)
-        z: Tensor = self.second(y)
-        return z
+    y = F.dropout(input=y, training=False)
+    y[:, 1:].mul_(3)
+    return y
 
 
-class Checkpointed(Two):
+def checkpointed(y: Tensor, x: Tensor) -> Tensor:
     """A function that is computed again in the backward pass changes its argument."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.first(x)
-        z = checkpoint(lambda y: torch.tanh(y.mul_(2)), y, use_reentrant=False)
-        both: Tensor = self.second(y + z)
-        return both
+    z = checkpoint(lambda y: torch.tanh(y.mul_(2)), y, use_reentrant=False)
+    return y + z
 
 
-class Pooled(nn.Module):
+def two(between: Callable[[Tensor, Tensor], Tensor]) -> nn.Module:
+    layers = sparse(4, 4, 3), sparse(4, 4, 3)
+    return Function(lambda x, first, second: second(between(first(x), x)), *layers)
+
+
+def pooled() -> nn.Module:
     """Averages of float32 before a 1x1 convolution, which autocast computes in bfloat16."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(nn.AdaptiveAvgPool1d(4), nn.Conv1d(64, 8, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.layers(torch.tanh(x))
-        return y
+    return nn.Sequential(nn.Tanh(), nn.AdaptiveAvgPool1d(4), nn.Conv1d(64, 8, 1))
 
 
 @pytest.mark.parametrize("blocks", [True, False])
 @pytest.mark.parametrize(
     ("make", "channels"),
-    [(InPlace, 4), (Undifferentiated, 4), (Clipped, 4), (Kept, 4), (Pooled, 64)],
+    [
+        *((partial(two, each), 4) for each in (in_place, undifferentiated, clipped, kept)),
+        (pooled, 64),
+    ],
 )
 def test_dtypes_and_gradients_of_mixed_graphs(
     make: Callable[[], nn.Module], channels: int, blocks: bool, monkeypatch: pytest.MonkeyPatch
@@ -152,20 +123,17 @@ def test_dtypes_and_gradients_of_mixed_graphs(
      lambda y, x: y.detach().gt_(0), lambda y, x: F.relu(inplace=True, input=y)],
 )  # fmt: skip
 def test_what_is_written_is_read_later(write: Callable[..., object], casts: bool) -> None:
-    class Written(Two):
-        def forward(self, x: Tensor) -> Tensor:
-            y = self.first(x)
-            write(y, x)
-            z: Tensor = self.second(y)
-            return z
+    def between(y: Tensor, x: Tensor) -> Tensor:
+        write(y, x)
+        return y
 
     compare = check_rounded if casts else check
     with torch.autocast("cpu", torch.bfloat16, enabled=casts):
-        compare(Written(), torch.randn(2, 4, 40))
+        compare(two(between), torch.randn(2, 4, 40))
 
 
 def test_around_a_checkpoint() -> None:
-    model, x = Checkpointed().eval(), torch.randn(2, 4, 40)
+    model, x = two(checkpointed).eval(), torch.randn(2, 4, 40)
     with torch.no_grad():
         torch.testing.assert_close(compiled(model)(x), model(x))
     assert "checkpoint" in str(compiled_report(model))
@@ -177,8 +145,7 @@ def test_a_checkpoint_inside_repeats_masks_and_counts_once() -> None:
     drops = nn.Sequential(first, nn.Dropout(0.5), last).double()
 
     def forward(x: Tensor) -> Tensor:
-        y: Tensor = last(checkpoint(drops[:2], x, use_reentrant=False))
-        return y
+        return last(checkpoint(drops[:2], x, use_reentrant=False))
 
     x = torch.randn(4, 4, 40, dtype=torch.float64, requires_grad=True)
     y = compiled(forward)(x)
@@ -204,14 +171,13 @@ class Doubling(torch.autograd.Function):
 
 
 def test_a_function_that_writes_into_a_signal() -> None:
-    class Doubled(Two):
-        def forward(self, x: Tensor) -> Tensor:
-            y = self.first(x)
-            z = Doubling.apply(y)
-            result: Tensor = self.second(y) + z
-            return result
+    def doubled(x: Tensor, first: nn.Module, second: nn.Module) -> Tensor:
+        y = first(x)
+        z = Doubling.apply(y)
+        return second(y) + z
 
-    report = check(Doubled(), torch.randn(4, 4, 40))[-1]  # of what records gradients
+    model = Function(doubled, sparse(4, 4, 3), sparse(4, 4, 3))
+    report = check(model, torch.randn(4, 4, 40))[-1]  # of what records gradients
     assert not report.lanes
     assert "writes into a signal" in str(report)
 
@@ -222,3 +188,35 @@ def test_inside_a_checkpoint() -> None:
     (found,) = torch.autograd.grad(y.sum(), x)
     (wanted,) = torch.autograd.grad(model(x).sum(), x)
     torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.skipif(
+    not extension.has_block_kernels(), reason="needs a CPU with AVX-512 BF16 or AMX"
+)
+@pytest.mark.parametrize("casts", [False, True])
+def test_networks_of_blocks(casts: bool) -> None:
+    """Under autocast and of bfloat16: all their layers but the first are in rows."""
+    layers: list[nn.Module] = []
+    for inputs, outputs in ((1, 32), (32, 40), (40, 32)):
+        block = 16 if inputs > 1 else 1
+        layers += [sparse(inputs, outputs, 7, block=block), nn.BatchNorm1d(outputs), nn.ReLU()]
+    layers += [nn.MaxPool1d(3, 1, 1), nn.Conv1d(32, 16, 1), nn.Dropout(0.0)]
+    model = nn.Sequential(*layers, nn.AdaptiveAvgPool1d(1), nn.Flatten())
+    if not casts:
+        model.to(torch.bfloat16)
+    wanted = {"lanes_conv": 3, "lanes_norm": 3, "lanes_max_pool": 1, "lanes_pointwise": 1,
+              "lanes_mean": 1, "lanes_dropout": 1}  # fmt: skip
+    for batch, length in ((6, 30), (3, 71)):
+        x = torch.randn(batch, 1, length, dtype=torch.float32 if casts else torch.bfloat16)
+        with torch.autocast("cpu", torch.bfloat16, enabled=casts):
+            report = check_rounded(model, x)
+        assert {name: report[-1].lanes[name] for name in wanted} == wanted
+        assert (report[-1].enters, report[-1].leaves) == (1, 0)
+        wide = copy.deepcopy(model).double().eval()
+        run = compiled(model.eval())
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=casts):
+            exact, plain, found = wide(x.double()), model(x).double(), run(x).double()
+        # BatchNorm becomes part of the convolutions, whose weights are then rounded.
+        bound = 2 * (plain - exact).norm() + torch.finfo(torch.bfloat16).eps * exact.norm()
+        assert (found - exact).norm() <= bound
+        model.train()

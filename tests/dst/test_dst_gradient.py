@@ -11,30 +11,15 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from dst_runs import batches, scheduled, snapshot, sparse_layers, train_step, two_layers
 from tiny import same
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.checkpoint import checkpoint
 
-from sparseconv import DSTScheduler, Region, SparseConv1d
+from sparseconv import DSTScheduler, Region, SparseConv1d, SparseConvTranspose1d
 from sparseconv.dst import prune_and_grow
 from sparseconv.nn.block import Block
-
-
-def dense_twin(layer: SparseConv1d) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """A dense weight with every tap trainable, and the layer's function of it."""
-    weight = layer.dense_weight().detach().requires_grad_()
-    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-
-    def forward(x: Tensor) -> Tensor:
-        padded = F.pad(x, layer.resolved_padding, mode)
-        options = (layer.stride, 0, layer.dilation, layer.groups)
-        return F.conv1d(padded, weight, layer.bias, *options)
-
-    return weight, forward
-
 
 CONVOLUTIONS: list[dict[str, Any]] = [
     {"padding": 3},
@@ -43,21 +28,34 @@ CONVOLUTIONS: list[dict[str, Any]] = [
     {"padding": (5, 1), "padding_mode": "reflect", "stride": 3, "groups": 2},
     {"padding": 4, "padding_mode": "circular", "stride": 2, "dilation": 2, "bias": False},
 ]
+TRANSPOSED: list[dict[str, Any]] = [
+    {},
+    {"stride": 4, "padding": 2, "output_padding": 3, "groups": 2},
+    {"stride": 2, "dilation": 3, "output_padding": 2, "bias": False},
+    {"stride": 3, "padding": 1},
+]
 
 
-@pytest.mark.parametrize("options", CONVOLUTIONS, ids=str)
-@pytest.mark.parametrize(("batched", "block"), [(True, 1), (False, 1), (True, (1, 2))])
+@pytest.mark.parametrize(
+    ("kind", "options", "block"),
+    [
+        *((SparseConv1d, options, block) for options in CONVOLUTIONS for block in (1, (1, 2))),
+        *((SparseConvTranspose1d, options, 1) for options in TRANSPOSED),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("batched", [True, False])
 def test_growth_is_by_the_dense_gradient(
-    options: dict[str, Any], batched: bool, block: Any
+    kind: Any, options: dict[str, Any], batched: bool, block: Any
 ) -> None:
     torch.manual_seed(3)
-    layer = SparseConv1d(4, 6, 5, density=0.25, dtype=torch.float64, block=block, **options)
-    layer.regions = (Region((0, 2), (0, 3)), Region((2, 6), (1, 5)))
+    layer = kind(4, 6, 5, density=0.25, dtype=torch.float64, block=block, **options)
+    layer.regions = (Region((0, 2), (0, 3)), Region((2, layer.pattern.shape[0]), (1, 5)))
     layer.register_forward_hook(lambda module, args, y: y.square())
     _, optimizer, dst = scheduled(layer, update_every=2, end_step=100, grow="gradient")
     for step in range(1, 9):
         x = torch.randn(*([2] if batched else []), 4, 23, dtype=torch.float64)
-        weight, dense = dense_twin(layer)
+        dense = layer.to_dense()
         dense(x).pow(6).mean().backward()
         optimizer.zero_grad()
         layer(x).pow(3).mean().backward()
@@ -65,9 +63,10 @@ def test_growth_is_by_the_dense_gradient(
         assert (layer.dense_probe is not None) == (step % 2 == 0)
         if layer.dense_probe is not None:
             # Two orders of summing the same products.
-            torch.testing.assert_close(layer.dense_probe.grad, weight.grad, rtol=1e-10, atol=1e-12)
+            grad = next(dense.parameters()).grad
+            torch.testing.assert_close(layer.dense_probe.grad, grad, rtol=1e-10, atol=1e-12)
             fraction = 0.25 * (1 + math.cos(math.pi * step / 100))
-            by = {"grow": "gradient", "dense_grad": weight.grad}
+            by = {"grow": "gradient", "dense_grad": grad}
             grown = prune_and_grow(layer.pattern, layer.values, layer.regions, fraction, **by)
         assert dst.step() == (step % 2 == 0)
         if step % 2 == 0:
@@ -140,7 +139,8 @@ def test_every_backward_pass_since_the_latest_step_counts(
     torch.manual_seed(0)
     layer = SparseConv1d(2, 4, 9, padding="same", density=0.3, dtype=torch.float64, block=block)
     _, _, dst = scheduled(layer, grow="gradient")
-    weight, dense = dense_twin(layer)
+    dense = layer.to_dense()
+    weight = next(dense.parameters())
     for loss in train(layer, torch.randn(3, 2, 30, dtype=torch.float64)):
         loss(dense).backward()
     torch.testing.assert_close(layer.dense_probe.grad, weight.grad, rtol=1e-12, atol=1e-12)
@@ -152,7 +152,8 @@ def test_autocast_keeps_what_the_layer_computed_with() -> None:
     layer = SparseConv1d(2, 4, 9, density=0.3)
     _, _, dst = scheduled(layer, grow="gradient")
     x = torch.randn(3, 2, 30)
-    weight, dense = dense_twin(layer)
+    dense = layer.to_dense()
+    weight = next(dense.parameters())
     given = x.clone()
     with torch.autocast("cpu", torch.bfloat16):
         loss = layer(given).float().square().mean()

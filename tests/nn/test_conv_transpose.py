@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from dst_runs import scheduled
 from torch import Tensor, nn
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import functional_call, grad, vmap
@@ -115,25 +114,6 @@ def test_compile_and_export(options):
     program = torch.export.export(layer, (x,), dynamic_shapes=({2: length},))
     longer = torch.cat((x, x), 2)
     assert program.module()(longer).equal(layer(longer))
-
-
-@every_option
-@pytest.mark.parametrize("batched", [True, False])
-def test_growth_is_by_the_dense_gradient(options, batched):
-    layer, _, x = made(**options)
-    layer, x = layer.double(), x.double() if batched else x[0].double()
-    _, optimizer, dst = scheduled(layer, update_every=2, end_step=100, grow="gradient")
-    for step in range(1, 9):
-        dense = layer.to_dense()
-        dense(x).square().sum().backward()
-        layer(x).square().sum().backward()
-        if step % 2 == 0:
-            torch.testing.assert_close(layer.dense_probe.grad, dense.weight.grad)
-        before = layer.pattern
-        optimizer.step()
-        dst.step()
-        assert (layer.pattern != before) == (step % 2 == 0)
-        optimizer.zero_grad()
 
 
 def test_convert_profile_and_back():

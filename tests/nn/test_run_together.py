@@ -10,10 +10,9 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from blocks import CONV, Ops, X, make_block, plain
+from blocks import CONV, NORM, POINTWISE, Ops, X, make_block, plain
 from graph_steps import converted
 from torch import Tensor, nn
 
@@ -25,25 +24,23 @@ from sparseconv.nn.block import Block
 from sparseconv.ops.backends import extension
 
 pytestmark = pytest.mark.skipif(
-    extension is None or not extension.has_fma(), reason="needs the C++ kernels and multiply-adds"
+    not extension.has_fma(), reason="needs the C++ kernels and multiply-adds"
 )
 
 
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda: InceptionTime(2, 3, nf=4, depth=3),
-        lambda: ResNet(2, 3, nf=4),
-        lambda: LITE(2, 3, nf=4),
-        lambda: OSCNN(2, 3, n_timepoints=24),
-    ],
-    ids=["InceptionTime", "ResNet", "LITE", "OSCNN"],
-)
-def test_networks_run_together(
-    make: Callable[[], nn.Module], taken: Ops, monkeypatch: pytest.MonkeyPatch
-) -> None:
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "DSN": lambda: DSN(2, 3, nf=5, kernel_size=9, init="random"),
+    "InceptionTime": lambda: InceptionTime(2, 3, nf=4, depth=3),
+    "ResNet": lambda: ResNet(2, 3, nf=4),
+    "LITE": lambda: LITE(2, 3, nf=4),
+    "OSCNN": lambda: OSCNN(2, 3, n_timepoints=24),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks_run_together(name: str, taken: Ops, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    model = converted(make()).double()
+    model = converted(NETWORKS[name]()).double()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm1d):  # else ReLU follows zeros, up to rounding
             nn.init.normal_(module.bias)
@@ -61,61 +58,10 @@ def test_networks_run_together(
         torch.testing.assert_close(model.state_dict(), twin.state_dict())
     assert len(taken) == 2
     assert all(CONV in ops for ops in taken)
-
-
-def untracked(b: Block) -> None:
-    b.norm.track_running_stats = False
-
-
-def longer(b: Block) -> None:
-    b.bottleneck.padding = "same"
-    b.bottleneck.weight = nn.Parameter(torch.ones(4, 6, 3))
-
-
-def reordered(b: Block) -> None:
-    bias = b.norm.bias
-    del b.norm.weight, b.norm.bias
-    b.norm.bias, b.norm.weight = bias, nn.Parameter(torch.full((9,), 2.0))
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        untracked,
-        longer,
-        reordered,
-        lambda b: setattr(b.bottleneck, "weight", nn.Parameter(torch.ones(2, 6, 2))),
-        lambda b: setattr(b.bottleneck, "weight", nn.Parameter(torch.ones(6, 4, 1))),
-        lambda b: b.bottleneck.double(),
-        lambda b: b.conv.register_parameter("bias", None),
-        lambda b: setattr(b.norm, "running_mean", None),
-        lambda b: b.norm.register_buffer("num_batches_tracked", None),
-        lambda b: setattr(b.norm, "momentum", 1),
-        lambda b: setattr(b.conv, "scores", np.ones(4)),
-        lambda b: setattr(b.norm, "scores", np.ones(4)),
-        lambda b: setattr(b.norm, "notes", ("kept", ["a list"])),
-        lambda b: b.append(nn.MaxPool1d(2, return_indices=True)),
-    ],
-    ids=lambda change: change.__name__,
-)
-def test_layers_that_changed_compute_what_they_say(change: Callable[[Block], Any]) -> None:
-    block = make_block()
-    block(X)
-    change(block)
-    sequence = copy.deepcopy(nn.Sequential(*block))
-    results: list[Any] = []
-    for model in (block, sequence):
-        try:
-            results.append(model(X))
-        except (RuntimeError, ValueError) as error:
-            results.append(type(error))
-    found, wanted = results
-    if isinstance(wanted, type):
-        assert found is wanted
-    else:
-        torch.testing.assert_close(found, wanted)
-    for a, b in zip(block.state_dict().values(), sequence.state_dict().values(), strict=True):
-        torch.testing.assert_close(a, b)
+    # From the first block into the head, whose average comes after the reduction of channels.
+    block = (CONV, NORM)
+    whole = (*block, *3 * (POINTWISE, *block), POINTWISE)
+    assert name != "DSN" or taken[0][: len(whole)] == whole
 
 
 @pytest.mark.parametrize(("place", "name"), [("norm", "weight"), ("conv", "values")])
@@ -168,13 +114,6 @@ def test_weights_of_a_functional_call_make_a_graph(taken: Ops) -> None:
             p.mul_(2)
     torch.testing.assert_close(found, block(X))
     assert len(taken) == 2
-
-
-def test_modules_with_code_of_their_own_are_called() -> None:
-    block = make_block()
-    block.bottleneck.compile(backend="eager", disable=True)
-    block.relu._compiled_call_impl = lambda x: x.relu() + 1  # type: ignore[union-attr,assignment]
-    assert block(X).min() >= 1
 
 
 class Twice(nn.Sequential):
@@ -284,13 +223,3 @@ def test_what_is_unknown_inside_a_container_is_called(taken: Ops) -> None:
     block = Block(*make_block(), Residual(inner, nn.Identity()), nn.Conv1d(9, 3, 1))
     torch.testing.assert_close(block(X), nn.Sequential(*block)(X))
     assert len(taken) == 1
-
-
-def test_a_pattern_that_was_overwritten_is_refused() -> None:
-    block = make_block()
-    block(X)
-    layer = block.conv
-    with torch.no_grad():
-        layer.col_indices.copy_(KernelCSR.random(layer.pattern.shape, 36).col_indices)
-    with pytest.raises(RuntimeError, match="overwritten in place"):
-        block(X)

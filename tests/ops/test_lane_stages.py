@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from layouts import LAYOUTS
-from ordered import Conv, NormRelu, Pointwise, run_ordered
+from ordered import Conv, NormRelu, Pointwise, results, run_ordered
 from torch import Tensor
 
 from sparseconv import KernelCSR, sparse_conv1d
@@ -53,11 +53,6 @@ def random_stages(rng: random.Random, channels: int, n: int, dtype: torch.dtype)
     return stages
 
 
-def leaves(x: Tensor, stages: list[Any]) -> list[Tensor]:
-    tensors = [x, *(t for stage in stages for t in stage[:2])]
-    return [t.requires_grad_() for t in tensors if t is not None]
-
-
 def one_by_one(x: Tensor, stages: list[Any], backend: str = "reference") -> Tensor:
     """By torch and the dense reference, or the sparse kernels alone."""
     for stage in stages:
@@ -73,12 +68,6 @@ def one_by_one(x: Tensor, stages: list[Any], backend: str = "reference") -> Tens
         else:
             x = F.relu(F.batch_norm(x, None, None, *stage[:2], True, 0.0, stage.eps))
     return x
-
-
-def results(x: Tensor, stages: list[Any], grad: Tensor, run: Any = run_ordered) -> list[Tensor]:
-    wanted = leaves(x, stages)
-    y = run(x, stages)
-    return [y.detach(), *torch.autograd.grad(y, wanted, grad, materialize_grads=True)]
 
 
 @pytest.mark.promise("P1")
@@ -180,7 +169,7 @@ def test_strides_do_not_change_a_bit(name: str) -> None:
     conv = random_conv(rng, 4, torch.float32)
     stages = [conv, Pointwise(torch.randn(3, conv.pattern.shape[0], 1))]
     plain = x.detach().contiguous().clone(), stages, grad.contiguous().clone()
-    for a, b in zip(results(x.detach(), stages, grad), results(*plain), strict=True):
+    for a, b in zip(results(x, stages, grad), results(*plain), strict=True):
         assert a.equal(b)
 
 

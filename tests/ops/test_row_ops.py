@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from any_kernels import poisoned_memory  # noqa: F401 (a fixture of every test here)
 from engines import TWINS, UNITS
-from ordered import Conv, Pointwise, run_ordered
+from ordered import Conv, Pointwise, check_equal, results, run_ordered
 from torch import Tensor
+from transposed_cases import gradients
 
 from sparseconv import KernelCSR, sparse_conv1d
 from sparseconv.core.geometry import Geometry
@@ -35,22 +36,6 @@ def conv_of(channels: int, rows: int, padding: tuple[int, int], mode: str, **opt
     return Conv(torch.randn(pattern.nnz, dtype=BF16), bias, pattern, geometry, **options)
 
 
-def results(stages: list[Any], x: Tensor, grad: Tensor | None = None) -> list[Tensor]:
-    """The output, and gradients of the input and of all parameters."""
-    x = x.detach().requires_grad_()
-    found = [t.detach().requires_grad_() for stage in stages for t in stage[:2] if t is not None]
-    given = iter(found)
-    stages = [
-        s._replace(**{n: next(given) for n in s._fields[:2] if getattr(s, n) is not None})
-        for s in stages
-    ]
-    y = run_ordered(x, stages)
-    grad = (
-        torch.randn(y.shape, generator=torch.Generator().manual_seed(0)) if grad is None else grad
-    )
-    return [y.detach(), *torch.autograd.grad(y, (x, *found), grad.to(y.dtype))]
-
-
 @pytest.mark.promise("P3")
 @pytest.mark.parametrize(("n", "length"), SHAPES)
 def test_convolutions_have_the_bits_that_they_have_alone(n: int, length: int, unit: str) -> None:
@@ -58,7 +43,7 @@ def test_convolutions_have_the_bits_that_they_have_alone(n: int, length: int, un
     for (left, right), mode in itertools.product(((0, 6), (3, 3), (6, 0)), ("zeros", "replicate")):
         conv = conv_of(33, 50, (left, right), mode, bias=True, relu=mode == "zeros")
         x, grad = torch.randn(n, 33, length).to(BF16), torch.randn(n, 50, length).to(BF16)
-        y, dx, dw, db = results([conv], x, grad)
+        y, dx, dw, db = results(x, [conv], grad)
         x, values = x.requires_grad_(), conv.values.detach().requires_grad_()
         bias = conv.bias.detach().requires_grad_()  # type: ignore[union-attr]
         alone = sparse_conv1d(x, values, conv.pattern, bias, padding=(left, right),
@@ -101,7 +86,7 @@ def test_gradients_of_replicated_samples(padding: tuple[int, int], unit: str) ->
             return torch.autograd.grad(y, zero, g.double())[0]
 
         wanted, size = exact(conv.values, grad), exact(conv.values.abs(), grad.abs())
-        error = (results([conv], x, grad)[1].double() - wanted).abs()
+        error = (results(x, [conv], grad)[1].double() - wanted).abs()
         assert (error <= 4 * UNIT * (size + wanted.abs()) + FLOAT * size).all()
         inside = error[..., 1:-1] <= UNIT * wanted.abs()[..., 1:-1] + FLOAT * size[..., 1:-1]
         assert inside.all(), "one rounding where nothing was copied"
@@ -114,16 +99,12 @@ def test_pointwise(channels: int, rows: int, unit: str) -> None:
     for n, length in SHAPES:
         x, grad = torch.randn(n, channels, length).to(BF16), torch.randn(n, rows, length).to(BF16)
         weight = torch.randn(rows, channels, 1).to(BF16)
-        got = results([Pointwise(weight, torch.randn(rows).to(BF16))], x, grad)
+        got = results(x, [Pointwise(weight, torch.randn(rows).to(BF16))], grad)
 
-        def exact(*tensors: Tensor) -> list[Tensor]:
-            x, w, g = (t.double().requires_grad_() for t in tensors)
-            y = F.conv1d(x, w)
-            return [y.detach(), *torch.autograd.grad(y, (x, w), g)]
-
-        size = exact(x.abs(), weight.abs(), grad.abs())
-        bias = results([Pointwise(weight)], x, grad)
-        for a, wanted, most in zip(bias, exact(x, weight, grad), size, strict=True):
+        given = [t.double() for t in (x, weight, grad)]
+        exact, size = (gradients(F.conv1d, ts) for ts in (given, [t.abs() for t in given]))
+        bias = results(x, [Pointwise(weight)], grad)
+        for a, wanted, most in zip(bias, exact, size, strict=True):
             assert ((a.double() - wanted).abs() <= UNIT * wanted.abs() + FLOAT * most).all()
         assert all(a.equal(b) for a, b in zip(got[1:3], bias[1:], strict=True))
 
@@ -197,17 +178,10 @@ def test_pools_are_those_of_torch(size: int, stride: int, unit: str) -> None:
             continue
         x = torch.randint(-3, 4, (n, 33, length)).float()
         for data in (x, x.where(torch.rand(x.shape) > 0.1, float("nan")), torch.randn_like(x)):
-            a, b = data.to(BF16).requires_grad_(), data.to(BF16).requires_grad_()
-            y = F.max_pool1d(a.float(), size, stride, size // 2 if stride == 1 else 0)
-            rows = OPS.lanes_max_pool(OPS.lanes_enter(b), size, stride, n, length)
-            z = OPS.lanes_leave(rows, 33, n, pooled)
-            torch.testing.assert_close(z.float(), y, rtol=0, atol=0, equal_nan=True)
-            grad = torch.randint(-5, 6, y.shape).float()
-            (of_a,), (of_b,) = (
-                torch.autograd.grad(y, a, grad),
-                torch.autograd.grad(z, b, grad.to(BF16)),
-            )
-            assert of_a.equal(of_b), (n, length)
+            leaf = data.to(BF16).requires_grad_()
+            y = F.max_pool1d(leaf.float(), size, stride, size // 2 if stride == 1 else 0)
+            rows = OPS.lanes_max_pool(OPS.lanes_enter(leaf), size, stride, n, length)
+            check_equal(y, OPS.lanes_leave(rows, 33, n, pooled).float(), [leaf], (n, length))
         whole = x.to(BF16).requires_grad_()
         mean = OPS.lanes_mean(OPS.lanes_enter(whole), 33, n, length)
         assert mean.equal((x.double().sum(2) / length).to(BF16)), "sums of whole numbers are exact"
@@ -232,7 +206,7 @@ def test_bits_depend_on_no_number_of_threads_and_a_twin_has_the_same(
         for name, count in itertools.product(names, (1, 2, 3)):
             monkeypatch.setenv("SPARSECONV_CPU_ISA", name)
             with threads(count):
-                found = results(stages, x)
+                found = results(x, stages)
             first = first or found
             assert all(a.equal(b) for a, b in zip(found, first, strict=True)), (name, count, n)
 
@@ -247,16 +221,16 @@ def test_special_numbers_travel_along_active_weights_only(special: float, unit: 
         x, mark = torch.rand(3, 16, 24).to(BF16), torch.zeros(3, 16, 24)
         x[1, 5, at], mark[1, 5, at] = special, 1
         ones = [s._replace(**{s._fields[0]: torch.ones_like(s[0])}) for s in stages]
-        hit = results(ones, mark.to(BF16))[0]
-        y, _, dw, _ = results(stages, x)
+        hit = results(mark.to(BF16), ones)[0]
+        y, _, dw, _ = results(x, stages)
         assert y.isfinite().equal(hit == 0)
-        plain = [t.isfinite() for t in results(stages[:1], x)]
+        plain = [t.isfinite() for t in results(x, stages[:1])]
         assert dw.isfinite().equal(plain[2])
     biased = conv_of(16, 20, (1, 3), "zeros")._replace(bias=torch.zeros(20).to(BF16))
     grad = torch.ones(3, 20, 24).to(BF16)
     grad[0, 7, 0] = special
     grad[0, 5, :2] = torch.tensor([2e38, -2e38])
-    db = results([biased], torch.rand(3, 16, 24).to(BF16), grad)[-1]
+    db = results(torch.rand(3, 16, 24).to(BF16), [biased], grad)[-1]
     assert db.isfinite().sum() == 19
     assert db[5] == 70, "summed about zero"
     assert db[7].isnan().item() == math.isnan(special)
@@ -272,23 +246,21 @@ def test_taps_of_one_channel_are_channels(mode: str, unit: str) -> None:
         x, grad = torch.randn(n, 1, length).to(BF16), torch.randn(n, 37, length).to(BF16)
         conv = Conv(torch.randn(300).to(BF16), torch.randn(37).to(BF16), pattern, geometry)
 
-        def exact(x: Tensor, w: Tensor, b: Tensor, g: Tensor, conv: Conv = conv) -> list[Tensor]:
-            x, w, b = (t.double().requires_grad_() for t in (x, w, b))
-            y = sparse_conv1d(x, w, conv.pattern, b, padding=conv.geometry.padding,
-                              dilation=conv.geometry.dilation, padding_mode=mode,
-                              backend="reference")  # fmt: skip
-            return [y.detach(), *torch.autograd.grad(y, (x, w, b), g.double())]
+        options = {"padding": geometry.padding, "dilation": dilation, "padding_mode": mode}
+
+        def run(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+            return sparse_conv1d(x, w, pattern, b, **options, backend="reference")  # noqa: B023
 
         given = x, conv.values, conv.bias, grad
-        wanted, size = exact(*given), exact(*(t.abs() for t in given))
-        for got, a, most in zip(results([conv], x, grad), wanted, size, strict=True):
+        wide = [t.double() for t in given]
+        wanted, size = (gradients(run, tensors) for tensors in (wide, [t.abs() for t in wide]))
+        for got, a, most in zip(results(x, [conv], grad), wanted, size, strict=True):
             assert ((got.double() - a).abs() <= 2 * UNIT * a.abs() + FLOAT * most).all()
         # A tap that is not active must not make NaN of an infinity.
         x[0, 0, length // 2] = math.inf
-        y = results([conv], x, grad)[0]
-        assert y.isfinite().equal(sparse_conv1d(x, *given[1:2], pattern, given[2],
-                                                padding=geometry.padding, dilation=dilation,
-                                                padding_mode=mode).isfinite())  # fmt: skip
+        y = results(x, [conv], grad)[0]
+        alone = sparse_conv1d(x, conv.values, pattern, conv.bias, **options)
+        assert y.isfinite().equal(alone.isfinite())
 
 
 def test_weights_that_are_no_blocks_are_computed_outside(unit: str) -> None:
@@ -300,7 +272,7 @@ def test_weights_that_are_no_blocks_are_computed_outside(unit: str) -> None:
     leaves = [t.detach().requires_grad_() for t in (x, conv.values, conv.bias) if t is not None]
     y = sparse_conv1d(leaves[0], leaves[1], pattern, leaves[2], padding=(1, 3), relu=True)
     wanted = y, *torch.autograd.grad(y, leaves, grad)
-    found = results([conv], x, grad)
+    found = results(x, [conv], grad)
     assert all(a.equal(b) for a, b in zip(found[:3], wanted, strict=False))
     torch.testing.assert_close(found[3], wanted[3])
 
@@ -326,7 +298,6 @@ def test_backward_without_the_unit_of_the_forward_pass(
     stages = [Pointwise(torch.randn(4, 16, 1).to(BF16).requires_grad_())]
     rows = stages[0].run(OPS.lanes_enter(torch.randn(2, 16, 9).to(BF16)), 2, 9)
     monkeypatch.setenv("SPARSECONV_CPU_ISA", "baseline")
-    assert extension is not None
     assert extension.isa() == "baseline"
     with pytest.raises(RuntimeError, match="SPARSECONV_CPU_ISA"):
         rows.sum().backward()

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from engines import TWIN
+from engines import TWINS
 from fake_clock import fake_clock
 from model_state import everything
 from torch import Tensor, nn
@@ -213,7 +213,7 @@ IN_UNITS: list[dict[str, Any]] = [
 
 
 def test_it_says_whether_blocks_compute_and_why_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SPARSECONV_CPU_ISA", TWIN)
+    monkeypatch.setenv("SPARSECONV_CPU_ISA", TWINS["amx"])
     layers = [SparseConv1d(48, 48, 3, **{"padding": 1, **options}) for options in IN_UNITS]
     model, x = nn.Sequential(*layers), torch.randn(1, 48, 20)
     with torch.autocast("cpu", torch.bfloat16):

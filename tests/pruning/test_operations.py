@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from pruning_networks import Function, data, masked
+from layers import Function
+from pruning_networks import data, masked
 from torch import Tensor, nn
 
 import sparseconv as sc

@@ -13,7 +13,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from edge_networks import Causal, UNet, series
-from pruning_networks import Drawn, Function, classifier, data, masked, silenced
+from layers import Function
+from pruning_networks import Drawn, classifier, data, masked, silenced
 from random_networks import RandomNetwork
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm

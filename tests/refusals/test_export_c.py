@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 from edge_networks import network, series
-from pruning_networks import Function
-from refusals import refusals
+from layers import Function
+from refusals import changed, refusals
 from torch import nn
 from torch.nn import functional as F
 
@@ -24,13 +23,6 @@ FLAT = (nn.AdaptiveAvgPool1d(1), nn.Flatten())
 def after(*modules: nn.Module) -> nn.Module:
     """The modules after a convolution from three channels to four."""
     return nn.Sequential(nn.Conv1d(3, 4, 3), *modules).eval()
-
-
-@torch.no_grad()
-def dsn(change: Callable[[Any], Any]) -> nn.Module:
-    model = network("dsn")
-    change(model)
-    return model
 
 
 def export(model: nn.Module | None = None, **options: Any) -> None:
@@ -45,8 +37,6 @@ def export(model: nn.Module | None = None, **options: Any) -> None:
 NOT = NotImplementedError
 MANY = nn.Sequential(nn.Flatten(), nn.Linear(140_000, 2)).eval()
 nn.init.constant_(MANY[1].weight, 1.0)
-HIDDEN: Any = after(nn.ReLU(), *FLAT)
-HIDDEN[0].bias.data[0] = -np.inf  # PyTorch's scores are finite
 
 
 @dataclass
@@ -66,9 +56,11 @@ test_export_c = refusals(
      "without running statistics"),
     (lambda: export(after(*FLAT, nn.Linear(4, 1), nn.Softmax(1))), ValueError, "'4' (Softmax)"),
     (lambda: export(after(nn.Linear(20, 2))), ValueError, "(1, 4, 2)"),
-    (lambda: export(HIDDEN), ValueError, "finite bias"),
+    (lambda: export(changed(after(nn.ReLU(), *FLAT), lambda m: m[0].bias.data.fill_(-np.inf))),
+     ValueError, "finite bias"),  # PyTorch's scores are finite
     (lambda: export(network("dsn").train()), ValueError, "eval()"),
-    (lambda: export(dsn(lambda m: m.blocks[1].conv.values.fill_(np.nan))), ValueError, "finite"),
+    (lambda: export(changed(network("dsn"), lambda m: m.blocks[1].conv.values.data.fill_(np.nan))),
+     ValueError, "finite"),
     (lambda: export(example_input=series(1) * np.float32(1e38)), ValueError, "example_input"),
     (lambda: export(example_input=series(1)[0, 0]), ValueError, "example_input"),
     (lambda: export(Function(lambda x: (x * torch.randn(1, 3, 1500)).mean(-1)).eval(),

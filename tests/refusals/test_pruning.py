@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from pruning_networks import Function
-from refusals import refusals
+from layers import Function
+from refusals import changed, refusals
 from torch import Tensor, nn
 from torch.nn.utils import prune
 from torch.utils.data import DataLoader
@@ -37,6 +37,10 @@ def network(*middle: nn.Module) -> nn.Sequential:
     return nn.Sequential(*layers, nn.Flatten(), nn.LogSoftmax(1))
 
 
+def convs(*layers: nn.Module) -> nn.Sequential:
+    return nn.Sequential(*(layers or [nn.Conv1d(4, 4, 3) for _ in range(3)]))
+
+
 def sgd(model: nn.Module) -> Any:
     return torch.optim.SGD(model.parameters(), 0.1)
 
@@ -51,18 +55,16 @@ def call(
     return lambda: sc.prune_filters(whole, x, given, **(limits | options))
 
 
-def broken() -> nn.Module:
-    """A model with a weight that is NaN."""
-    model = network()
-    with torch.no_grad():
-        next(model.parameters())[0, 0, 0] = torch.nan
-    return model
+def spoil(model: Any) -> None:
+    model[0].weight.data[0, 0, 0] = torch.nan
 
 
-def shared() -> nn.Module:
-    model = nn.Sequential(nn.Conv1d(2, 8, 1), nn.Conv1d(8, 8, 1), nn.Conv1d(8, 8, 1))
+def hook(conv: nn.Module) -> None:
+    conv.register_forward_hook(print)
+
+
+def tie(model: Any) -> None:
     model[2].weight = model[1].weight
-    return model
 
 
 def alone(x: Tensor) -> Tensor:
@@ -72,10 +74,8 @@ def alone(x: Tensor) -> Tensor:
     return x
 
 
-def listed() -> nn.Module:
-    model = network()
+def hold(model: Any) -> None:
     model.order = [*model]
-    return model
 
 
 COUNT = itertools.count(1)
@@ -105,12 +105,12 @@ test_arguments = refusals(
     (call(x=X[:, :1]), RuntimeError, "2 channels"),
     (call(x=X[0]), ValueError, "channels"),
     (call(optimizer=sgd(network()), equivalent=True), ValueError, "optimizer"),
-    (call(listed(), fraction=0.5, equivalent=True), ValueError, "Sequential.order"),
+    (call(changed(network(), hold), fraction=0.5, equivalent=True), ValueError, "Sequential.order"),
     (call(**adafactor()), ValueError, "'row_var'] of '0.weight'"),
 )
 
 test_models = refusals(
-    (call(shared()), ValueError, "'2'"),
+    (call(changed(convs(*(nn.Conv1d(n, 8, 1) for n in (2, 8, 8))), tie)), ValueError, "'2'"),
     (call(torch.compile(network(), backend="eager")), ValueError, "._orig_mod"),
     (call(network(MASKED)), ValueError, "'weight'"),
     (call(nn.Sequential(nn.Conv1d(2, 8, 3), nn.Linear(10, 4))), ValueError, "1: its input has"),
@@ -148,7 +148,7 @@ test_criteria = refusals(
     (call(criterion=DSP(iter([]))), ValueError, "iterator"),
     (call(criterion=DSP(DataLoader([*X], batch_size=9, drop_last=True))), ValueError, "drop_last"),
     (call(criterion=DSP(HOLE)), ValueError, "NaN"),
-    (call(criterion=DSP(X), model=broken()), ValueError, "NaN"),
+    (call(changed(network(), spoil), criterion=DSP(X)), ValueError, "NaN"),
     (call(criterion=evolve(X, Y + 0.5)), TypeError, "Evolutionary"),
     (call(criterion=evolve(X, -100 * Y)), ValueError, "class index"),
 )
@@ -192,10 +192,6 @@ test_keep_filters = refusals(
 # --- factorize ---
 
 
-def convs(*layers: nn.Module) -> nn.Sequential:
-    return nn.Sequential(*(layers or [nn.Conv1d(4, 4, 3) for _ in range(3)]))
-
-
 def split(whole: nn.Module, *names: str, **options: Any) -> Callable[[], Any]:
     """Factorize the set of the named layers."""
     return lambda: sc.factorize(
@@ -207,12 +203,6 @@ def pair(layer: nn.Module) -> Callable[[], Any]:
     return split(convs(nn.Conv1d(4, 4, 3), layer), "0", "1")
 
 
-def hooked() -> nn.Module:
-    conv = nn.Conv1d(4, 4, 3)
-    conv.register_forward_hook(lambda *_: None)
-    return conv
-
-
 def causal() -> nn.Module:
     conv = nn.Conv1d(4, 4, 3)
     forward = conv.forward
@@ -220,19 +210,7 @@ def causal() -> nn.Module:
     return conv
 
 
-def tied() -> nn.Module:
-    found = convs()
-    found[2].weight = found[0].weight
-    return found
-
-
-def kept() -> nn.Module:
-    found = convs()
-    found.kept = [found[1]]
-    return found
-
-
-MINE = type("Mine", (sc.SparseConv1d,), {"forward": hooked})
+MINE = type("Mine", (sc.SparseConv1d,), {"forward": tie})
 
 test_factorize = refusals(
     (split(convs(), rank=1, parameter_compression=2), ValueError, "parameter_compression"),
@@ -258,10 +236,10 @@ test_factorize = refusals(
     (pair(nn.ConvTranspose1d(4, 4, 3)), ValueError, "ConvTranspose1d"),
     (pair(sc.SparseConv1d(4, 4, 3)), ValueError, "to_dense"),
     (split(convs(MINE(4, 4, 3), MINE(4, 4, 3))), ValueError, "Mine"),
-    (pair(hooked()), ValueError, "hooks"),
+    (pair(changed(nn.Conv1d(4, 4, 3), hook)), ValueError, "hooks"),
     (pair(causal()), ValueError, "'1'"),
     (split(convs(causal(), causal())), ValueError, "forward"),
     (pair(prune.l1_unstructured(nn.Conv1d(4, 4, 3), "bias", 2)), ValueError, "bias"),
-    (split(tied(), "0", "1"), ValueError, "weight"),
-    (split(kept(), "0", "1"), ValueError, "Sequential.kept"),
+    (split(changed(convs(), tie), "0", "1"), ValueError, "weight"),
+    (split(changed(convs(), hold), "0", "1"), ValueError, "Sequential.order"),
 )

@@ -16,14 +16,14 @@ X = torch.randn(3, 6, 20, generator=torch.Generator().manual_seed(0))
 Ops = list[tuple[str, ...]]
 
 
-def make_block(dtype: torch.dtype = torch.float32, tracked: bool = True) -> Block:
+def make_block() -> Block:
     torch.manual_seed(0)
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     layers["bottleneck"] = nn.Conv1d(6, 4, 1, bias=False)
     layers["conv"] = SparseConv1d(4, 9, 5, padding="same")
-    layers["norm"] = nn.BatchNorm1d(9, track_running_stats=tracked)
+    layers["norm"] = nn.BatchNorm1d(9)
     layers["relu"] = nn.ReLU()
-    return Block(layers).to(dtype)
+    return Block(layers)
 
 
 def plain(block: nn.Module) -> nn.Sequential:

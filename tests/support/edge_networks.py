@@ -94,8 +94,7 @@ class ResidualTCN(nn.Module):
         self.last = nn.Linear(5, 4)
 
     def forward(self, x: Tensor) -> Tensor:
-        scores: Tensor = self.last(self.blocks(x)[:, :, -1])
-        return scores
+        return self.last(self.blocks(x)[:, :, -1])
 
 
 class Everything(nn.Module):
@@ -137,8 +136,7 @@ class UNet(nn.Module):
         up = self.norm(self.up(self.middle(F.max_pool1d(half, 2)).relu())).relu()
         half = self.mixed(torch.cat([up, half], 1)).relu()
         parts = whole, self.last(half).relu(), F.interpolate(half, scale_factor=2)
-        scores: Tensor = self.end(torch.cat(parts, 1)).mean(-1)
-        return scores
+        return self.end(torch.cat(parts, 1)).mean(-1)
 
 
 class Positions(nn.Module):
@@ -159,8 +157,7 @@ class Positions(nn.Module):
         series = self.mixed(h.amax(-1)).view(-1, 2, 4).transpose(1, 2)
         means = (self.first(x) + self.at).mean(-1) + joined.mean(-1)
         parts = means, piece.amax(-1), self.depth(series).mean(-1)
-        scores: Tensor = self.end(torch.cat(parts, 1))
-        return scores
+        return self.end(torch.cat(parts, 1))
 
 
 class Alike(nn.Module):

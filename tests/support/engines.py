@@ -22,7 +22,6 @@ NAMES = ("fprop", "dgrad", "wgrad")
 LISTED = extension.isas() if extension is not None else []
 # Those with kernels for blocks of channels, and their twins in plain C++ for every CPU.
 TWINS = {"amx": "amx-emulated", "avx512bf16": "avx512bf16-emulated"}
-TWIN = TWINS["amx"]
 ISAS = [isa for isa in LISTED if isa not in TWINS]
 UNITS = [*TWINS.values(), *(isa for isa in LISTED if isa in TWINS)]
 
@@ -39,8 +38,8 @@ class Engine(NamedTuple):
 
     def backend_for(self, geometry: Geometry, dtype: torch.dtype) -> str:
         """What to ask for: what the CUDA kernels do not compute, ``"auto"`` leaves to Triton's."""
-        other = self.backend == "cuda" and not in_cuda(geometry, dtype)
-        return "auto" if other else self.backend
+        in_cuda = dtype != torch.float64 and gpu_plans.cuda_computes(geometry)
+        return "auto" if self.backend == "cuda" and not in_cuda else self.backend
 
     @property
     def kernels(self) -> Any:
@@ -85,11 +84,6 @@ def on_gpu() -> list[Engine]:
     states = available_backends()
     names = [n for n in ("cuda", "triton") if states.get(n, "").startswith("available")]
     return [Engine(name, "cuda") for name in names]
-
-
-def in_cuda(geometry: Geometry, dtype: torch.dtype) -> bool:
-    """Whether there are CUDA kernels for it; else Triton's are tested in their place."""
-    return dtype != torch.float64 and gpu_plans.cuda_computes(geometry)
 
 
 def compute(case: Case, tensors: Tensors, engine: Engine) -> tuple[Tensor, Tensor, Tensor]:

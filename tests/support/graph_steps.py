@@ -22,7 +22,6 @@ def compiled(model: nn.Module) -> Run:
 
 def isa_without_blocks() -> str:
     """The best kernels that this CPU has, except those of blocks."""
-    assert extension is not None
     return str(extension.isas()[-2:][0])
 
 

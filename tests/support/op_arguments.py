@@ -47,7 +47,6 @@ def arguments(geometry: Geometry, dtype: torch.dtype = torch.float32) -> dict[st
 
 
 def lane_dtypes() -> list[torch.dtype]:
-    assert extension is not None
     return [torch.float32, torch.float64, *[torch.bfloat16] * extension.has_block_kernels()]
 
 

@@ -134,17 +134,6 @@ UNITS: list[tuple[dict[str, list[int]], dict[str, list[int]]]] = [
 SETS = ((0, 1), (2, 3), (4, 5, 6))
 
 
-class Function(nn.Module):
-    """Calls a function."""
-
-    def __init__(self, function: Callable[[Tensor], Any]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, x: Tensor) -> Any:
-        return self.function(x)
-
-
 class ChannelsLast(nn.Module):
     """A linear layer that is applied at each sample."""
 

@@ -2,34 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
+from layers import Function
 from torch import Tensor, nn
 
 from sparseconv import KernelCSR, SparseConv1d
 
 
-class Added(nn.Module):
-    def __init__(self, *branches: nn.Module) -> None:
-        super().__init__()
-        self.branches = nn.ModuleList(branches)
-
-    def forward(self, x: Tensor) -> Tensor:
-        first, *others = (branch(x) for branch in self.branches)
-        for other in others:
-            first = first + other
-        return first
+def added(x: Tensor, *branches: nn.Module) -> Tensor:
+    return functools.reduce(torch.add, (branch(x) for branch in branches))
 
 
-class Joined(Added):
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([branch(x) for branch in self.branches], dim=1)
-
-
-class Summed(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return x.sum(2)
+def joined(x: Tensor, *branches: nn.Module) -> Tensor:
+    return torch.cat([branch(x) for branch in branches], dim=1)
 
 
 class RandomNetwork:
@@ -47,7 +35,10 @@ class RandomNetwork:
         flat = self.pick(0, 1)
         self.kinds.append("flatten" if flat else "sum")
         features = channels * self.example.shape[2] if flat else channels
-        layers += [nn.Flatten() if flat else Summed(), nn.Linear(features, 3, bias=False)]
+        layers += [
+            nn.Flatten() if flat else Function(lambda x: x.sum(2)),
+            nn.Linear(features, 3, bias=False),
+        ]
         self.model = nn.Sequential(*layers).double().eval()
         for module in self.model.modules():
             if isinstance(module, nn.BatchNorm1d):
@@ -92,8 +83,8 @@ class RandomNetwork:
                     branches[0] = self.conv("sparse", inputs, width)
                 elif inputs == width:
                     branches[0] = nn.Identity()
-                return nn.Sequential(Added(*branches), nn.ReLU()), width
-            return nn.Sequential(Joined(*branches), nn.ReLU()), sum(widths)
+                return nn.Sequential(Function(added, *branches), nn.ReLU()), width
+            return nn.Sequential(Function(joined, *branches), nn.ReLU()), sum(widths)
         outputs = self.pick(2, 6)
         if kind == "depthwise":
             outputs = inputs * self.pick(1, 2)

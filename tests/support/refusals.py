@@ -21,6 +21,17 @@ def refuses(call: Callable[[], Any], error: type[Exception], fragment: str) -> N
         call()
 
 
+def changed(thing: Any, change: Callable[[Any], Any]) -> Any:
+    """Return ``thing`` after ``change(thing)``, for a row of one expression.
+
+    Example:
+        >>> changed([3, 1], list.sort)
+        [1, 3]
+    """
+    change(thing)
+    return thing
+
+
 def refusals(*rows: Row) -> Callable[..., None]:
     """Make a test that each row ``refuses``; its fragment is its name."""
 
