@@ -7,7 +7,6 @@
 #include <ATen/ops/prelu.h>
 #include <ATen/ops/sigmoid.h>
 #include <ATen/ops/tanh.h>
-#include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/library.h>
 
 #include "lanes.h"
@@ -16,13 +15,14 @@ namespace sparseconv {
 
 namespace {
 
+// In the order of ActivationKind.
+constexpr const char* kActivations[] = {"elu", "tanh", "glu", "gated_tanh"};
+
 ActivationKind kind_of(c10::string_view name) {
-  TORCH_CHECK_VALUE(name == "elu" || name == "tanh" || name == "glu" || name == "gated_tanh",
+  const auto* found = std::find(std::begin(kActivations), std::end(kActivations), name);
+  TORCH_CHECK_VALUE(found != std::end(kActivations),
                     "expected 'elu', 'tanh', 'glu' or 'gated_tanh', but got '", name, "'");
-  return name == "elu"    ? ActivationKind::elu
-         : name == "tanh" ? ActivationKind::tanh
-         : name == "glu"  ? ActivationKind::glu
-                          : ActivationKind::gated_tanh;
+  return static_cast<ActivationKind>(found - kActivations);
 }
 
 constexpr int64_t kActivationCost = 64;  // of a vector, in multiply-adds of a convolution
@@ -57,47 +57,37 @@ Tensor activated(const Tensor& input, const Tensor& grad, c10::string_view name)
 }
 
 Tensor lanes_activation(const Tensor& input, c10::string_view name) {
-  const ForkGuard fork_guard;
   return activated(input, {}, name);
 }
 
 Tensor lanes_activation_backward(const Tensor& grad, const Tensor& input, c10::string_view name) {
-  const ForkGuard fork_guard;
   return activated(input, grad, name);
 }
 
-Tensor activated_by_torch(const Tensor& x, const std::string& name) {
-  if (name == "elu") {
-    return at::elu(x);
+Tensor activated_by_torch(const Tensor& x, ActivationKind kind) {
+  switch (kind) {
+    case ActivationKind::elu:
+      return at::elu(x);
+    case ActivationKind::tanh:
+      return at::tanh(x);
+    case ActivationKind::glu:
+      return at::glu(x, 0);
+    default: {
+      const std::vector<Tensor> halves = x.chunk(2, 0);
+      return at::tanh(halves[0]).mul(at::sigmoid(halves[1]));
+    }
   }
-  if (name == "tanh") {
-    return at::tanh(x);
-  }
-  if (name == "glu") {
-    return at::glu(x, 0);
-  }
-  const std::vector<Tensor> halves = x.chunk(2, 0);
-  return at::tanh(halves[0]).mul(at::sigmoid(halves[1]));
 }
 
-struct Activate : torch::autograd::Function<Activate> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& input, c10::string_view name) {
-    const at::AutoDispatchBelowADInplaceOrView below;
-    ctx->save_for_backward({input});
-    ctx->saved_data["name"] = std::string(name);
-    return CALL(lanes_activation)(input, name);
+variable_list activation_gradients(const Backward& b) {
+  const int64_t kind = b.kept[0];
+  if (b.again) {
+    return gradients_by_torch(b, b.saved, [&](const variable_list& x) {
+      return activated_by_torch(x[0], static_cast<ActivationKind>(kind));
+    });
   }
-  static variable_list backward(AutogradContext* ctx, variable_list grads) {
-    const Tensor input = ctx->get_saved_variables()[0];
-    const std::string name = ctx->saved_data["name"].toStringRef();
-    if (at::GradMode::is_enabled()) {
-      return gradients_by_torch({input}, grads[0], [&](const variable_list& x) {
-        return activated_by_torch(x[0], name);
-      });
-    }
-    return {CALL(lanes_activation_backward)(grads[0], input, name), {}};
-  }
-};
+  return {CALL(lanes_activation_backward)(b.grad, b.saved[0], kActivations[kind])};
+}
 
 // Of contiguous tensors whose dimension `dim` are channels.
 Prelu prelu_of(const Tensor& x, const Tensor& weight, int64_t dim) {
@@ -122,7 +112,6 @@ void run_prelu(const Prelu& p, const Tensor& x) {
 }
 
 Tensor prelu(const Tensor& input, const Tensor& weight, int64_t dim) {
-  const ForkGuard fork_guard;
   Prelu p = prelu_of(input, weight, dim);
   const Tensor x = input.resolve_neg().contiguous(), slopes = weight.resolve_neg().contiguous();
   Tensor output = at::empty_like(x);
@@ -138,7 +127,6 @@ std::tuple<Tensor, Tensor> prelu_backward(const Tensor& grad,
                                           const Tensor& input,
                                           const Tensor& weight,
                                           int64_t dim) {
-  const ForkGuard fork_guard;
   Prelu p = prelu_of(input, weight, dim);
   check_same_type(input, grad, "grad_output");
   TORCH_CHECK_VALUE(grad.sizes() == input.sizes(), "expected grad_output of sizes ", input.sizes(),
@@ -158,46 +146,33 @@ std::tuple<Tensor, Tensor> prelu_backward(const Tensor& grad,
   return {output, of_weight.to(x.scalar_type())};
 }
 
-struct PreluFunction : torch::autograd::Function<PreluFunction> {
-  static Tensor forward(AutogradContext* ctx,
-                        const Tensor& input,
-                        const Tensor& weight,
-                        int64_t dim) {
-    const at::AutoDispatchBelowADInplaceOrView below;
-    ctx->save_for_backward({input, weight});
-    ctx->saved_data["dim"] = dim;
-    return CALL(prelu)(input, weight, dim);
+variable_list prelu_gradients(const Backward& b) {
+  const int64_t dim = b.kept[0];
+  if (b.again) {
+    return gradients_by_torch(b, b.saved, [&](const variable_list& x) {
+      return at::prelu(x[0].movedim(dim, 1), x[1]).movedim(1, dim);
+    });
   }
-  static variable_list backward(AutogradContext* ctx, variable_list grads) {
-    const variable_list saved = ctx->get_saved_variables();
-    const int64_t dim = ctx->saved_data["dim"].toInt();
-    if (at::GradMode::is_enabled()) {
-      return gradients_by_torch(saved, grads[0], [&](const variable_list& x) {
-        return at::prelu(x[0].movedim(dim, 1), x[1]).movedim(1, dim);
-      });
-    }
-    const auto [of_input, of_weight] = CALL(prelu_backward)(grads[0], saved[0], saved[1], dim);
-    return {of_input, of_weight, {}};
-  }
-};
+  const auto [of_input, of_weight] = CALL(prelu_backward)(b.grad, b.saved[0], b.saved[1], dim);
+  return {of_input, of_weight};
+}
 
 }  // namespace
 
 }  // namespace sparseconv
 
-TORCH_LIBRARY_IMPL(sparseconv, CPU, m) {
+TORCH_LIBRARY_FRAGMENT(sparseconv, m) {
   using namespace sparseconv;
-  implement(m, "lanes_activation", lanes_activation);
-  implement(m, "lanes_activation_backward", lanes_activation_backward);
-  implement(m, "prelu", prelu);
-  implement(m, "prelu_backward", prelu_backward);
-}
-
-TORCH_LIBRARY_IMPL(sparseconv, Autograd, m) {
-  using namespace sparseconv;
-  m.impl("lanes_activation", Differentiable<Activate>::call);
-  m.impl("prelu", Differentiable<PreluFunction>::call);
-  for (const char* name : {"lanes_activation_backward", "prelu_backward"}) {
-    m.impl(name, torch::autograd::autogradNotImplementedFallback());
-  }
+  implement<lanes_activation>(m, "lanes_activation",
+                              [](const Tensor& input, c10::string_view name) {
+                                const Tensor output = COMPUTE(lanes_activation)(input, name);
+                                return recorded<activation_gradients>(
+                                    output, {input}, {static_cast<int64_t>(kind_of(name))}, input);
+                              });
+  implement<lanes_activation_backward>(m, "lanes_activation_backward");
+  implement<prelu>(m, "prelu", [](const Tensor& input, const Tensor& weight, int64_t dim) {
+    const Tensor output = COMPUTE(prelu)(input, weight, dim);
+    return recorded<prelu_gradients>(output, {input, weight}, {dim}, input, weight);
+  });
+  implement<prelu_backward>(m, "prelu_backward");
 }

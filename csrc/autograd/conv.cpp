@@ -23,8 +23,8 @@ pybind11::object& python_gradients() {
 }
 
 // Gradients that have gradients themselves, and which torch's compilers and transforms can trace.
-variable_list gradients_by_python(const Tensor& grad,
-                                  const variable_list& saved,
+variable_list gradients_by_python(const Backward& b,
+                                  const Tensor& grad,
                                   const std::vector<int64_t>& geometry,
                                   const std::array<bool, 3>& needed,
                                   bool triton,
@@ -32,102 +32,83 @@ variable_list gradients_by_python(const Tensor& grad,
   const pybind11::gil_scoped_acquire gil;
   variable_list gradients;
   for (const pybind11::handle found :
-       python_gradients()(grad, saved[0], saved[1], saved[3], saved[4], geometry, needed,
+       python_gradients()(grad, b.saved[0], b.saved[1], b.saved[3], b.saved[4], geometry, needed,
                           triton ? "triton" : "cpp", transposed)) {
     gradients.push_back(found.is_none() ? Tensor() : found.cast<Tensor>());
   }
   return gradients;
 }
 
-// What the forward pass takes besides the tensors that have gradients.
+variable_list conv_gradients(const Backward& b) {
+  const Tensor &input = b.saved[0], &output = b.saved[2];
+  const std::vector<int64_t> geometry(b.kept.begin(), b.kept.begin() + kGeometryNumbers);
+  const auto [has_bias, triton, transposed] = b.numbers<3>();
+  // What is not asked for, as in autograd.grad(y, x), is not computed.
+  const std::array<bool, 3> needed = {b.needs(0), b.needs(1), has_bias && b.needs(2)};
+  Tensor grad = b.grad;
+  if (output.defined()) {
+    grad = at::threshold_backward(grad, output, 0);  // where y > 0, as F.relu's
+  }
+  if (b.again || triton || !computes_plainly(grad)) {
+    return gradients_by_python(b, grad, geometry, needed, triton, transposed);
+  }
+  variable_list found(3);
+  const at::AutoDispatchBelowADInplaceOrView below;
+  const ConvPlanPtr plan = plan_of(b.saved[3], b.saved[4], geometry);
+  const Tensor values = [&] {
+    const pybind11::gil_scoped_acquire gil;
+    return detached_snapshot(b.saved[1]);
+  }();
+  // Checked again: hooks of saved tensors and other threads may have changed what was saved.
+  grad = grad.resolve_neg();
+  const Tensor given = input.resolve_neg();
+  const Tensor &y = transposed ? given : grad, &x = transposed ? grad : given;
+  check_gradient_of(*plan, y, x);
+  check_vector(values, "values", input, plan->nnz);
+  if (needed[0] && transposed) {
+    RECORD_FUNCTION("sparseconv::fprop", c10::ArrayRef<const c10::IValue>{});
+    found[0] = best_fprop(grad, values.resolve_neg(), std::nullopt, *plan, false);
+  } else if (needed[0]) {
+    RECORD_FUNCTION("sparseconv::dgrad", c10::ArrayRef<const c10::IValue>{});
+    found[0] = best_dgrad(grad, values.resolve_neg(), *plan, input.size(2));
+  }
+  if (needed[1]) {
+    RECORD_FUNCTION("sparseconv::wgrad", c10::ArrayRef<const c10::IValue>{});
+    found[1] = best_wgrad(y, x, *plan);
+  }
+  if (needed[2]) {
+    found[2] = bias_grad(grad);
+  }
+  return found;
+}
+
+// What a convolution takes besides the tensors that have gradients.
 struct Call {
   const Tensor &crow, &col;
   at::IntArrayRef geometry;
   bool relu, triton, transposed;  // then `input` is the gradient of the convolution's output
-  c10::function_ref<Tensor()> compute;
-};
-
-struct SparseConv : torch::autograd::Function<SparseConv> {
-  static Tensor forward(AutogradContext* ctx,
-                        const Tensor& input,
-                        const Tensor& values,
-                        const std::optional<Tensor>& bias,
-                        const Call& call) {
-    const at::AutoDispatchBelowADInplaceOrView below;
-    const Tensor output = call.compute();
-    ctx->save_for_backward({input, values, call.relu ? output : Tensor(), call.crow, call.col});
-    std::vector<int64_t> numbers = call.geometry.vec();
-    numbers.resize(kGeometryNumbers);  // fewer, as a wrong call may have, are refused by the op
-    numbers.push_back(bias.has_value());
-    numbers.push_back(call.triton);
-    numbers.push_back(call.transposed);
-    ctx->saved_data["numbers"] = std::move(numbers);
-    return output;
-  }
-
-  static variable_list backward(AutogradContext* ctx, variable_list grads) {
-    const ForkGuard fork_guard;
-    const variable_list saved = ctx->get_saved_variables();
-    const Tensor &input = saved[0], &output = saved[2];
-    std::vector<int64_t> geometry = ctx->saved_data["numbers"].toIntVector();
-    const bool has_bias = geometry.at(kGeometryNumbers) != 0;
-    const bool triton = geometry.at(kGeometryNumbers + 1) != 0;
-    const bool transposed = geometry.at(kGeometryNumbers + 2) != 0;
-    geometry.resize(kGeometryNumbers);
-    // What is not asked for, as in autograd.grad(y, x), is not computed.
-    const std::array<bool, 3> needed = {ctx->needs_input_grad(0), ctx->needs_input_grad(1),
-                                        has_bias && ctx->needs_input_grad(2)};
-    Tensor grad = grads[0];
-    if (output.defined()) {
-      grad = at::threshold_backward(grad, output, 0);  // where y > 0, as F.relu's
-    }
-    variable_list found(3);
-    if (at::GradMode::is_enabled() || triton || !computes_plainly(grad)) {
-      found = gradients_by_python(grad, saved, geometry, needed, triton, transposed);
-    } else {
-      const at::AutoDispatchBelowADInplaceOrView below;
-      const ConvPlanPtr plan = plan_of(saved[3], saved[4], geometry);
-      const Tensor values = [&] {
-        const pybind11::gil_scoped_acquire gil;
-        return detached_snapshot(saved[1]);
-      }();
-      // Checked again: hooks of saved tensors and other threads may have changed what was saved.
-      grad = grad.resolve_neg();
-      const Tensor given = input.resolve_neg();
-      const Tensor &y = transposed ? given : grad, &x = transposed ? grad : given;
-      check_gradient_of(*plan, y, x);
-      check_vector(values, "values", input, plan->nnz);
-      if (needed[0] && transposed) {
-        RECORD_FUNCTION("sparseconv::fprop", c10::ArrayRef<const c10::IValue>{});
-        found[0] = best_fprop(grad, values.resolve_neg(), std::nullopt, *plan, false);
-      } else if (needed[0]) {
-        RECORD_FUNCTION("sparseconv::dgrad", c10::ArrayRef<const c10::IValue>{});
-        found[0] = best_dgrad(grad, values.resolve_neg(), *plan, input.size(2));
-      }
-      if (needed[1]) {
-        RECORD_FUNCTION("sparseconv::wgrad", c10::ArrayRef<const c10::IValue>{});
-        found[1] = best_wgrad(y, x, *plan);
-      }
-      if (needed[2]) {
-        found[2] = bias_grad(grad);
-      }
-    }
-    found.resize(4);  // one for each argument of `forward`
-    return found;
-  }
 };
 
 // Computes, and records the gradients if any are wanted.
-Tensor recorded(const Tensor& input,
+template <typename Compute>
+Tensor computed(const Tensor& input,
                 const Tensor& values,
                 const std::optional<Tensor>& bias,
-                const Call& call) {
-  if (at::GradMode::is_enabled() && (input.requires_grad() || values.requires_grad() ||
-                                     (bias.has_value() && bias->requires_grad()))) {
-    return SparseConv::apply(input, values, bias, call);
+                const Call& call,
+                Compute compute) {
+  const Tensor output = [&] {
+    const BelowAutograd below;
+    return compute();
+  }();
+  if (!at::GradMode::is_enabled() || (!input.requires_grad() && !values.requires_grad() &&
+                                      !(bias.has_value() && bias->requires_grad()))) {
+    return output;
   }
-  const at::AutoDispatchBelowADInplaceOrView below;
-  return call.compute();
+  std::vector<int64_t> numbers = call.geometry.vec();
+  numbers.insert(numbers.end(), {bias.has_value(), call.triton, call.transposed});
+  return recorded<conv_gradients>(
+      output, {input, values, call.relu ? output : Tensor(), call.crow, call.col},
+      std::move(numbers), input, values, bias);
 }
 
 // What the ops fprop and triton_fprop do where autograd meets them.
@@ -142,7 +123,7 @@ Tensor differentiable_fprop(const Tensor& input,
   static const auto op = find_op<decltype(differentiable_fprop<triton>)>(
       triton ? "sparseconv::triton_fprop" : "sparseconv::fprop");
   const auto compute = [&] { return op.call(input, values, bias, crow, col, geometry, relu); };
-  return recorded(input, values, bias, {crow, col, geometry, relu, triton, false, compute});
+  return computed(input, values, bias, {crow, col, geometry, relu, triton, false}, compute);
 }
 
 // What the ops dgrad and triton_dgrad do there: a transposed convolution may train.
@@ -157,7 +138,7 @@ Tensor differentiable_dgrad(const Tensor& grad,
   static const auto op = find_op<decltype(differentiable_dgrad<triton>)>(
       triton ? "sparseconv::triton_dgrad" : "sparseconv::dgrad");
   const auto compute = [&] { return op.call(grad, values, crow, col, geometry, length, bias); };
-  return recorded(grad, values, bias, {crow, col, geometry, false, triton, true, compute});
+  return computed(grad, values, bias, {crow, col, geometry, false, triton, true}, compute);
 }
 
 // Whether `backend` is "cpp", or "auto" for tensors on a CPU: see ops/backends.py.
@@ -214,7 +195,7 @@ std::optional<Tensor> plain_conv(pybind11::handle input,
   RECORD_FUNCTION("sparseconv::fprop", c10::ArrayRef<const c10::IValue>{});
   const auto compute = [&] { return best_fprop(x_now, values_now, bias_now, *plan, relu); };
   const Tensor y =
-      recorded(signal, *parameter, b, {crow, col, numbers, relu, false, false, compute});
+      computed(signal, *parameter, b, {crow, col, numbers, relu, false, false}, compute);
   return batched ? y : y.squeeze(0);
 }
 

@@ -2,7 +2,7 @@
 // (cpu/rows.h). In lanes their outputs hold zeros where the order is idle, as inputs and gradients
 // have to. `batch` and `length` are those of the series.
 // Gradients are computed by ops, too, which have none themselves. A gradient may be shared: only
-// one that `is_own` is written into.
+// one that a pass owns (`owns_grad`) is written into.
 #pragma once
 
 #include <ATen/core/dispatch/Dispatcher.h>
@@ -27,86 +27,74 @@ using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 using OptionalTensor = std::optional<Tensor>;
 
-// The order of tensors like this one. `margin`: of rows.
-inline std::unique_ptr<KernelOrder> order_of(const Tensor& like,
-                                             int64_t batch,
-                                             int64_t length,
-                                             int64_t margin) {
-  TORCH_CHECK_VALUE(batch > 0 && length > 0 && margin >= 0,
-                    "expected at least one series and one sample, but got ", batch, " of ", length);
-  if (like.scalar_type() == at::kBFloat16) {
-    TORCH_CHECK(checked_kernels().blocks != nullptr,
-                "expected kernels for bfloat16, but SPARSECONV_CPU_ISA names another instruction "
-                "set, or this CPU has none");
-    return std::make_unique<RowOrder>(batch, length, margin);
-  }
-  TORCH_CHECK_TYPE(like.scalar_type() == at::kFloat || like.scalar_type() == at::kDouble,
-                   "expected float32, float64 or bfloat16, but got ", like.scalar_type());
-  return lanes_for(lane_order(batch, length, lanes_of(like)));
-}
 inline int64_t margin_of(const Tensor& rows, int64_t length) {
   const bool has = rows.scalar_type() == at::kBFloat16 && rows.dim() == 4;
   return has ? std::max<int64_t>(0, rows.size(2) - length) / 2 : 0;
 }
-// Of one that is in it.
-inline std::unique_ptr<KernelOrder> order_of(const Tensor& like, int64_t batch, int64_t length) {
-  return order_of(like, batch, length, margin_of(like, length));
-}
 
-// The tensor as kernels read it, once it is in this order, of any number of channels or of these.
-inline Tensor checked(const Tensor& x,
-                      const KernelOrder& order,
-                      std::optional<int64_t> channels,
-                      const char* name) {
-  TORCH_CHECK_TYPE(x.is_cpu() && x.layout() == at::kStrided, "expected ", name,
-                   " to be a dense tensor on the CPU");
-  const std::vector<int64_t> sizes = order.sizes(channels.value_or(1));
-  TORCH_CHECK_VALUE(x.dim() == 4 && (!channels || x.size(0) == sizes[0]) &&
-                        x.sizes().slice(1) == at::IntArrayRef(sizes).slice(1),
-                    "expected ", name, " of sizes ", sizes, ", the first for ",
-                    channels ? std::to_string(*channels) : "all", " channels, but got ", x.sizes());
-  check_memory(x, name);
-  return order.readable(x.resolve_neg().contiguous());
-}
+// The order of tensors like `like`, and the checks of an op's other arguments. `margin`: of rows.
+struct Ordered {
+  const Tensor like;
+  std::unique_ptr<KernelOrder> order;
 
-inline Tensor checked_like(const Tensor& x,
-                           const Tensor& like,
-                           const KernelOrder& order,
-                           std::optional<int64_t> channels,
-                           const char* name) {
-  check_same_type(like, x, name);
-  return checked(x, order, channels, name);
-}
+  Ordered(const Tensor& like, int64_t batch, int64_t length)
+      : Ordered(like, batch, length, margin_of(like, length)) {}
+  Ordered(const Tensor& like, int64_t batch, int64_t length, int64_t margin) : like(like) {
+    TORCH_CHECK_VALUE(batch > 0 && length > 0 && margin >= 0,
+                      "expected at least one series and one sample, but got ", batch, " of ",
+                      length);
+    if (like.scalar_type() == at::kBFloat16) {
+      TORCH_CHECK(checked_kernels().blocks != nullptr,
+                  "expected kernels for bfloat16, but SPARSECONV_CPU_ISA names another instruction "
+                  "set, or this CPU has none");
+      order = std::make_unique<RowOrder>(batch, length, margin);
+      return;
+    }
+    TORCH_CHECK_TYPE(like.scalar_type() == at::kFloat || like.scalar_type() == at::kDouble,
+                     "expected float32, float64 or bfloat16, but got ", like.scalar_type());
+    order = lanes_for(lane_order(batch, length, lanes_of(like)));
+  }
+  const KernelOrder* operator->() const { return order.get(); }
 
-// Weights and vectors: of the type of `like`, or with bfloat16 also float32.
-inline void check_weights(const Tensor& x, const Tensor& like, const char* name) {
-  if (like.scalar_type() == at::kBFloat16 && x.scalar_type() == at::kFloat && x.is_cpu()) {
-    check_memory(x, name);
-  } else {
+  // The tensor as kernels read it, once it is in this order, of any number of channels or of these.
+  Tensor checked(const Tensor& x, std::optional<int64_t> channels, const char* name) const {
+    TORCH_CHECK_TYPE(x.is_cpu() && x.layout() == at::kStrided, "expected ", name,
+                     " to be a dense tensor on the CPU");
     check_same_type(like, x, name);
+    const std::vector<int64_t> sizes = order->sizes(channels.value_or(1));
+    TORCH_CHECK_VALUE(x.dim() == 4 && (!channels || x.size(0) == sizes[0]) &&
+                          x.sizes().slice(1) == at::IntArrayRef(sizes).slice(1),
+                      "expected ", name, " of sizes ", sizes, ", the first for ",
+                      channels ? std::to_string(*channels) : "all", " channels, but got ",
+                      x.sizes());
+    return order->readable(x.resolve_neg().contiguous());
   }
-}
+  // The same, or an undefined tensor.
+  Tensor checked(const OptionalTensor& x, std::optional<int64_t> channels, const char* name) const {
+    return x.has_value() ? checked(*x, channels, name) : Tensor();
+  }
 
-// A vector of a channel's numbers, or an undefined one.
-inline Tensor vector_of(const OptionalTensor& x,
-                        const Tensor& like,
-                        int64_t channels,
-                        const char* name) {
-  if (!x.has_value()) {
-    return {};
+  // Weights and vectors: of the type of `like`, or with bfloat16 also float32.
+  void check_weights(const Tensor& x, const char* name) const {
+    if (like.scalar_type() == at::kBFloat16 && x.scalar_type() == at::kFloat && x.is_cpu()) {
+      check_memory(x, name);
+    } else {
+      check_same_type(like, x, name);
+    }
   }
-  check_weights(*x, like, name);
-  check_vector(*x, name, *x, channels);
-  return x->resolve_neg().contiguous();
-}
+  // A vector of a channel's numbers, or an undefined one.
+  Tensor vector(const OptionalTensor& x, int64_t channels, const char* name) const {
+    if (!x.has_value()) {
+      return {};
+    }
+    check_weights(*x, name);
+    check_vector(*x, name, *x, channels);
+    return x->resolve_neg().contiguous();
+  }
+};
+
 inline OptionalTensor optional(const Tensor& x) {
   return x.defined() ? OptionalTensor(x) : std::nullopt;
-}
-
-// Whether nothing but a list of a backward pass holds this gradient, so that its memory is free.
-inline bool is_own(const Tensor& grad) {
-  return !at::GradMode::is_enabled() && computes_plainly(grad, true) && grad.use_count() == 1 &&
-         grad.storage().use_count() == 1 && grad.is_contiguous();
 }
 
 template <typename Function>
@@ -121,6 +109,17 @@ auto find_op(const char* name) {
     return found;                                                        \
   }()                                                                    \
        .call)
+// While it lives, autograd neither is called nor records.
+struct BelowAutograd {
+  const at::AutoDispatchBelowADInplaceOrView below;
+  const at::NoGradGuard no_grad;
+};
+// As CALL, below autograd: for what an op computes before `recorded`.
+#define COMPUTE(op)                \
+  [](const auto&... arguments) {   \
+    const BelowAutograd below;     \
+    return CALL(op)(arguments...); \
+  }
 
 // What Python holds for an argument of an op.
 template <typename T>
@@ -140,12 +139,16 @@ struct HeldBy<c10::string_view> {
   using Type = std::string;
 };
 
-// Makes `kernel` an op's implementation on the CPU, and adds a function of Python that calls the op
-// at half the cost of torch.ops: it skips torch's parser of arguments, which knows any schema.
-template <typename R, typename... A>
-void implement(torch::Library& m, const char* name, R (*kernel)(A...)) {
-  m.impl(name, kernel);
-  direct_calls().push_back([name](pybind11::module_& module) {
+template <auto kKernel, typename = decltype(kKernel)>
+struct Kernel;
+template <auto kKernel, typename R, typename... A>
+struct Kernel<kKernel, R (*)(A...)> {
+  static R run(A... arguments) {
+    const ForkGuard fork_guard;
+    return kKernel(std::forward<A>(arguments)...);
+  }
+  // Calls the op of this name.
+  static void define(pybind11::module_& module, const char* name) {
     std::optional<c10::TypedOperatorHandle<R(A...)>> op;  // Python defines the schema later
     module.def(name, [name, op](const typename HeldBy<A>::Type&... arguments) mutable {
       if (!op) {
@@ -154,41 +157,87 @@ void implement(torch::Library& m, const char* name, R (*kernel)(A...)) {
       const pybind11::gil_scoped_release release;
       return op->call(arguments...);
     });
-  });
-}
-
-// Arguments of an op besides those that have gradients: torch drops what are too many undefined
-// gradients.
-constexpr size_t kOtherArguments = 8;
-
-inline variable_list gradient_of_first(const Tensor& gradient) {
-  variable_list gradients(1 + kOtherArguments);
-  gradients[0] = gradient;
-  return gradients;
-}
-
-// Computes a function of autograd; without a node if nothing can ask for gradients.
-template <typename Function, typename... Arguments>
-auto run_function(Arguments&&... arguments) {
-  if (at::GradMode::is_enabled() || !runs_plainly(true)) {
-    return Function::apply(std::forward<Arguments>(arguments)...);
   }
-  AutogradContext unused;
-  return Function::forward(&unused, std::forward<Arguments>(arguments)...);
+};
+
+// Makes kKernel an op's implementation, and adds a function of Python that calls the op at half the
+// cost of torch.ops: it skips torch's parser of arguments, which knows any schema.
+template <auto kKernel, c10::DispatchKey kKey = c10::DispatchKey::CPU>
+void implement(torch::Library& m, const char* name) {
+  m.impl(name, torch::dispatch(kKey, Kernel<kKernel>::run));
+  direct_calls().push_back([name](auto& module) { Kernel<kKernel>::define(module, name); });
+}
+// And `differentiable` what autograd calls for it.
+template <auto kKernel, typename Differentiable>
+void implement(torch::Library& m, const char* name, Differentiable differentiable) {
+  implement<kKernel>(m, name);
+  m.impl(name, torch::dispatch(c10::DispatchKey::Autograd, differentiable));
 }
 
-// What autograd does for an op: Function's `forward` takes the op's arguments.
-template <typename Function, typename Forward = decltype(Function::forward)>
-struct Differentiable;
-template <typename Function, typename... Arguments>
-struct Differentiable<Function, Tensor(AutogradContext*, Arguments...)> {
-  static Tensor call(Arguments... arguments) { return run_function<Function>(arguments...); }
+// A backward pass.
+struct Backward {
+  const AutogradContext* ctx;
+  const variable_list saved;        // tensors of the forward pass
+  const std::vector<int64_t> kept;  // and numbers
+  const Tensor& grad;               // of the output
+  const bool again;                 // whether gradients of the gradients may be asked for
+
+  bool needs(size_t input) const { return ctx->needs_input_grad(input); }
+  // The last kN numbers.
+  template <size_t kN>
+  std::array<int64_t, kN> numbers() const {
+    std::array<int64_t, kN> found;
+    std::copy_n(kept.end() - kN, kN, found.begin());
+    return found;
+  }
+  // Whether nothing but this pass holds the gradient, so that its memory is free.
+  bool owns_grad() const {
+    return !again && computes_plainly(grad, true) && grad.use_count() == 1 &&
+           grad.storage().use_count() == 1 && grad.is_contiguous();
+  }
 };
+
+template <variable_list (*kGradients)(const Backward&)>
+struct Recorded : torch::autograd::Function<Recorded<kGradients>> {
+  struct Call {
+    const Tensor& output;
+    variable_list saved;
+    std::vector<int64_t> numbers;
+  };
+  template <typename... Inputs>
+  static Tensor forward(AutogradContext* ctx, Call call, const Inputs&...) {
+    ctx->save_for_backward(std::move(call.saved));
+    // In one entry, because each one costs time in every call.
+    ctx->saved_data["numbers"] = std::move(call.numbers);
+    return call.output;
+  }
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const ForkGuard fork_guard;
+    variable_list found =
+        kGradients({ctx, ctx->get_saved_variables(), ctx->saved_data["numbers"].toIntVector(),
+                    grads[0], at::GradMode::is_enabled()});
+    found.insert(found.begin(), Tensor());  // of the call
+    return found;
+  }
+};
+
+// The output of an op, as autograd records it: kGradients computes a gradient for each of the
+// `inputs`, from the tensors and numbers that are kept. Without a node if nothing can ask for it.
+template <variable_list (*kGradients)(const Backward&), typename... Inputs>
+Tensor recorded(const Tensor& output,
+                variable_list saved,
+                std::vector<int64_t> numbers,
+                const Inputs&... inputs) {
+  if (!at::GradMode::is_enabled() && runs_plainly(true)) {
+    return output;
+  }
+  using Node = Recorded<kGradients>;
+  return Node::apply(typename Node::Call{output, std::move(saved), std::move(numbers)}, inputs...);
+}
 
 // The gradients of `compute`, which calls ops that torch can transform, and differentiate again.
 template <typename Compute>
-variable_list gradients_by_torch(const variable_list& inputs, const Tensor& grad, Compute compute) {
-  const bool again = at::GradMode::is_enabled();
+variable_list gradients_by_torch(const Backward& b, const variable_list& inputs, Compute compute) {
   const at::AutoGradMode records(true);
   variable_list own, wanted;
   for (const Tensor& x : inputs) {  // views tell one that occurs twice, or depends on another
@@ -199,8 +248,8 @@ variable_list gradients_by_torch(const variable_list& inputs, const Tensor& grad
     }
   }
   variable_list found =
-      torch::autograd::grad({compute(own)}, wanted, {grad}, std::nullopt, again, true);
-  variable_list gradients(inputs.size() + kOtherArguments);
+      torch::autograd::grad({compute(own)}, wanted, {b.grad}, std::nullopt, b.again, true);
+  variable_list gradients(inputs.size());
   for (size_t i = 0, next = 0; i < inputs.size(); ++i) {
     if (inputs[i].defined() && inputs[i].requires_grad()) {
       gradients[i] = found[next++];
@@ -208,16 +257,5 @@ variable_list gradients_by_torch(const variable_list& inputs, const Tensor& grad
   }
   return gradients;
 }
-
-struct Order {
-  int64_t batch, length;
-  void keep(AutogradContext* ctx) const {
-    ctx->saved_data["batch"] = batch;
-    ctx->saved_data["length"] = length;
-  }
-  static Order of(AutogradContext* ctx) {
-    return {ctx->saved_data["batch"].toInt(), ctx->saved_data["length"].toInt()};
-  }
-};
 
 }  // namespace sparseconv

@@ -6,8 +6,9 @@
 #include <ATen/Parallel.h>
 #include <ATen/ops/max_pool1d.h>
 #include <ATen/ops/zeros.h>
-#include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/library.h>
+
+#include <bit>
 
 #include "lanes.h"
 
@@ -32,7 +33,6 @@ Windows windows_of(const Tensor& input, int64_t size, int64_t stride, int64_t pa
 }
 
 Tensor max_pool(const Tensor& input, int64_t size, int64_t stride, int64_t padding) {
-  const ForkGuard fork_guard;
   windows_of(input, size, stride, padding);
   return at::max_pool1d(input, size, stride, padding);
 }
@@ -66,7 +66,6 @@ Tensor max_pool_backward(const Tensor& grad,
                          int64_t size,
                          int64_t stride,
                          int64_t padding) {
-  const ForkGuard fork_guard;
   const Windows w = windows_of(input, size, stride, padding);
   for (const Tensor& y : {grad, output}) {
     check_same_type(input, y, "grad_output");
@@ -92,30 +91,15 @@ Tensor max_pool_backward(const Tensor& grad,
   return found;
 }
 
-struct Pool : torch::autograd::Function<Pool> {
-  static Tensor forward(AutogradContext* ctx,
-                        const Tensor& input,
-                        int64_t size,
-                        int64_t stride,
-                        int64_t padding) {
-    const at::AutoDispatchBelowADInplaceOrView below;
-    const Tensor output = CALL(max_pool)(input, size, stride, padding);
-    ctx->save_for_backward({input, output});
-    ctx->saved_data["window"] = std::vector<int64_t>{size, stride, padding};
-    return output;
+variable_list max_pool_gradients(const Backward& b) {
+  const int64_t size = b.kept[0], stride = b.kept[1], padding = b.kept[2];
+  if (b.again) {
+    return gradients_by_torch(b, {b.saved[0]}, [&](const variable_list& x) {
+      return at::max_pool1d(x[0], size, stride, padding);
+    });
   }
-  static variable_list backward(AutogradContext* ctx, variable_list grads) {
-    const std::vector<int64_t> w = ctx->saved_data["window"].toIntVector();
-    const variable_list saved = ctx->get_saved_variables();
-    if (at::GradMode::is_enabled()) {
-      return gradients_by_torch({saved[0]}, grads[0], [&](const variable_list& x) {
-        return at::max_pool1d(x[0], w[0], w[1], w[2]);
-      });
-    }
-    return gradient_of_first(
-        CALL(max_pool_backward)(grads[0], saved[0], saved[1], w[0], w[1], w[2]));
-  }
-};
+  return {CALL(max_pool_backward)(b.grad, b.saved[0], b.saved[1], size, stride, padding)};
+}
 
 // The length after pooling.
 int64_t checked_pooling(const Tensor& like,
@@ -145,11 +129,10 @@ Tensor lanes_max_pool(const Tensor& input,
                       int64_t stride,
                       int64_t batch,
                       int64_t length) {
-  const ForkGuard fork_guard;
-  const auto order = order_of(input, batch, length);
-  const Tensor x = checked(input, *order, {}, "input");
+  const Ordered own(input, batch, length);
+  const Tensor x = own.checked(input, {}, "input");
   checked_pooling(input, size, stride, batch, length);
-  return order->max_pool(x, {}, size, stride);
+  return own->max_pool(x, {}, size, stride);
 }
 
 Tensor lanes_max_pool_backward(const Tensor& grad,
@@ -158,80 +141,46 @@ Tensor lanes_max_pool_backward(const Tensor& grad,
                                int64_t stride,
                                int64_t batch,
                                int64_t length) {
-  const ForkGuard fork_guard;
-  const auto order = order_of(input, batch, length);
-  const Tensor x = checked(input, *order, {}, "input");
+  const Ordered own(input, batch, length);
+  const Tensor x = own.checked(input, {}, "input");
   const int64_t pooled = checked_pooling(input, size, stride, batch, length);
-  const auto of_grad = order_of(input, batch, pooled, margin_of(input, length));
-  const Tensor dy = checked_like(grad, input, *of_grad, {}, "grad_output");
+  const Ordered of_grad(input, batch, pooled, margin_of(input, length));
+  const Tensor dy = of_grad.checked(grad, {}, "grad_output");
   TORCH_CHECK_VALUE(grad.size(0) == input.size(0), "expected grad_output of ", input.size(0),
                     " channels or panels, but got ", grad.size(0));
-  return order->max_pool(x, dy, size, stride);
+  return own->max_pool(x, dy, size, stride);
 }
 
-struct LanesPool : torch::autograd::Function<LanesPool> {
-  static Tensor forward(AutogradContext* ctx,
-                        const Tensor& input,
-                        int64_t size,
-                        int64_t stride,
-                        int64_t batch,
-                        int64_t length) {
-    const at::AutoDispatchBelowADInplaceOrView below;
-    ctx->save_for_backward({input});
-    ctx->saved_data["size"] = size;
-    ctx->saved_data["stride"] = stride;
-    Order{batch, length}.keep(ctx);
-    return CALL(lanes_max_pool)(input, size, stride, batch, length);
+variable_list lanes_max_pool_gradients(const Backward& b) {
+  const int64_t size = b.kept[0], stride = b.kept[1], batch = b.kept[2], length = b.kept[3];
+  const Tensor& input = b.saved[0];
+  if (b.again || !computes_plainly(b.grad, true)) {
+    const int64_t channels =
+        input.size(0) * (input.scalar_type() == at::kBFloat16 ? kPanelChannels : 1);
+    return gradients_by_torch(b, {input}, [&](const variable_list& x) {
+      const Tensor signal = CALL(lanes_leave)(x[0], channels, batch, length);
+      const int64_t padding = stride == 1 ? size / 2 : 0;
+      return CALL(lanes_enter)(at::max_pool1d(signal, size, stride, padding),
+                               margin_of(input, length));
+    });
   }
-  static variable_list backward(AutogradContext* ctx, variable_list grads) {
-    const Order y = Order::of(ctx);
-    const Tensor input = ctx->get_saved_variables()[0];
-    const int64_t size = ctx->saved_data["size"].toInt();
-    const int64_t stride = ctx->saved_data["stride"].toInt();
-    if (at::GradMode::is_enabled() || !computes_plainly(grads[0], true)) {
-      const int64_t channels =
-          input.size(0) * (input.scalar_type() == at::kBFloat16 ? kPanelChannels : 1);
-      return gradients_by_torch({input}, grads[0], [&](const variable_list& x) {
-        const Tensor signal = CALL(lanes_leave)(x[0], channels, y.batch, y.length);
-        const int64_t padding = stride == 1 ? size / 2 : 0;
-        return CALL(lanes_enter)(at::max_pool1d(signal, size, stride, padding),
-                                 margin_of(input, y.length));
-      });
-    }
-    return gradient_of_first(
-        CALL(lanes_max_pool_backward)(grads[0], input, size, stride, y.batch, y.length));
-  }
-};
+  return {CALL(lanes_max_pool_backward)(b.grad, input, size, stride, batch, length)};
+}
 
 // The average of each series, (N, C).
 Tensor lanes_mean(const Tensor& input, int64_t channels, int64_t batch, int64_t length) {
-  const ForkGuard fork_guard;
-  const auto order = order_of(input, batch, length);
-  return order->mean(checked(input, *order, channels, "input"), channels);
+  const Ordered own(input, batch, length);
+  return own->mean(own.checked(input, channels, "input"), channels);
 }
 
-struct Mean : torch::autograd::Function<Mean> {
-  static Tensor forward(AutogradContext* ctx,
-                        const Tensor& input,
-                        int64_t channels,
-                        int64_t batch,
-                        int64_t length) {
-    const at::AutoDispatchBelowADInplaceOrView below;
-    Order{batch, length}.keep(ctx);
-    ctx->saved_data["margin"] = margin_of(input, length);
-    return CALL(lanes_mean)(input, channels, batch, length);
-  }
-  static variable_list backward(AutogradContext* ctx, variable_list grads) {
-    const Order y = Order::of(ctx);
-    const Tensor each = grads[0].div(static_cast<double>(y.length)).unsqueeze(2);
-    return gradient_of_first(
-        CALL(lanes_enter)(each.expand({-1, -1, y.length}), ctx->saved_data["margin"].toInt()));
-  }
-};
+variable_list mean_gradients(const Backward& b) {
+  const auto [length, margin] = b.numbers<2>();
+  const Tensor each = b.grad.div(static_cast<double>(length)).unsqueeze(2);
+  return {CALL(lanes_enter)(each.expand({-1, -1, length}), margin)};
+}
 
 // Of any contiguous tensor. The same seed drops the same elements.
 Tensor lanes_dropout(const Tensor& input, double p, int64_t seed) {
-  const ForkGuard fork_guard;
   TORCH_CHECK_VALUE(p >= 0 && p <= 1, "expected a probability in [0, 1], but got ", p);
   TORCH_CHECK_TYPE(
       input.is_cpu() && input.layout() == at::kStrided && input.scalar_type() != at::kHalf,
@@ -251,40 +200,39 @@ Tensor lanes_dropout(const Tensor& input, double p, int64_t seed) {
   return output;
 }
 
-struct Drop : torch::autograd::Function<Drop> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& input, double p, int64_t seed) {
-    const at::AutoDispatchBelowADInplaceOrView below;
-    ctx->saved_data["p"] = p;
-    ctx->saved_data["seed"] = seed;
-    return CALL(lanes_dropout)(input, p, seed);
-  }
-  static variable_list backward(AutogradContext* ctx, variable_list grads) {
-    const double p = ctx->saved_data["p"].toDouble();
-    return {CALL(lanes_dropout)(grads[0], p, ctx->saved_data["seed"].toInt()), {}, {}};
-  }
-};
+variable_list dropout_gradients(const Backward& b) {
+  const auto [p, seed] = b.numbers<2>();
+  return {CALL(lanes_dropout)(b.grad, std::bit_cast<double>(p), seed)};
+}
 
 }  // namespace
 
 }  // namespace sparseconv
 
-TORCH_LIBRARY_IMPL(sparseconv, CPU, m) {
+TORCH_LIBRARY_FRAGMENT(sparseconv, m) {
   using namespace sparseconv;
-  implement(m, "max_pool", max_pool);
-  implement(m, "max_pool_backward", max_pool_backward);
-  implement(m, "lanes_max_pool", lanes_max_pool);
-  implement(m, "lanes_max_pool_backward", lanes_max_pool_backward);
-  implement(m, "lanes_mean", lanes_mean);
-  implement(m, "lanes_dropout", lanes_dropout);
-}
-
-TORCH_LIBRARY_IMPL(sparseconv, Autograd, m) {
-  using namespace sparseconv;
-  m.impl("max_pool", Differentiable<Pool>::call);
-  m.impl("lanes_max_pool", Differentiable<LanesPool>::call);
-  m.impl("lanes_mean", Differentiable<Mean>::call);
-  m.impl("lanes_dropout", Differentiable<Drop>::call);
-  for (const char* name : {"max_pool_backward", "lanes_max_pool_backward"}) {
-    m.impl(name, torch::autograd::autogradNotImplementedFallback());
-  }
+  implement<max_pool>(m, "max_pool",
+                      [](const Tensor& input, int64_t size, int64_t stride, int64_t padding) {
+                        const Tensor output = COMPUTE(max_pool)(input, size, stride, padding);
+                        return recorded<max_pool_gradients>(output, {input, output},
+                                                            {size, stride, padding}, input);
+                      });
+  implement<max_pool_backward>(m, "max_pool_backward");
+  implement<lanes_max_pool>(
+      m, "lanes_max_pool",
+      [](const Tensor& input, int64_t size, int64_t stride, int64_t batch, int64_t length) {
+        const Tensor output = COMPUTE(lanes_max_pool)(input, size, stride, batch, length);
+        return recorded<lanes_max_pool_gradients>(output, {input}, {size, stride, batch, length},
+                                                  input);
+      });
+  implement<lanes_max_pool_backward>(m, "lanes_max_pool_backward");
+  implement<lanes_mean>(
+      m, "lanes_mean", [](const Tensor& input, int64_t channels, int64_t batch, int64_t length) {
+        const Tensor output = COMPUTE(lanes_mean)(input, channels, batch, length);
+        return recorded<mean_gradients>(output, {}, {length, margin_of(input, length)}, input);
+      });
+  implement<lanes_dropout>(m, "lanes_dropout", [](const Tensor& input, double p, int64_t seed) {
+    const Tensor output = COMPUTE(lanes_dropout)(input, p, seed);
+    return recorded<dropout_gradients>(output, {}, {std::bit_cast<int64_t>(p), seed}, input);
+  });
 }

@@ -80,15 +80,14 @@ Tensor lanes_resample(const Tensor& input,
                       int64_t batch,
                       int64_t length,
                       int64_t samples) {
-  const ForkGuard fork_guard;
   TORCH_CHECK_VALUE(repeat > 0 && stride > 0 && (repeat == 1 || stride == 1) && samples > 0,
                     "expected a repeat and a stride above 0, one of them 1, and at least one "
                     "sample, but got ",
                     repeat, ", ", stride, " and ", samples);
   TORCH_CHECK_VALUE(start < length * repeat && -start < samples * stride,
                     "expected a start at which samples are read, but got ", start);
-  const auto order = order_of(input, batch, length);
-  const Tensor x = checked(input, *order, {}, "input");
+  const Ordered own(input, batch, length);
+  const Tensor x = own.checked(input, {}, "input");
   const Resampling r{start, repeat, stride};
   if (x.scalar_type() == at::kBFloat16) {
     const int64_t margin = margin_of(x, length);
@@ -109,40 +108,27 @@ Tensor lanes_resample(const Tensor& input,
     run_lanes(x, output, stride, sources_of(r, from.rows, to.rows));
     return output;
   }
-  return lanes_for(to)->enter(of_signal(order->leave(x, x.size(0)), r, samples));
+  return lanes_for(to)->enter(of_signal(own->leave(x, x.size(0)), r, samples));
 }
 
-struct Resample : torch::autograd::Function<Resample> {
-  static Tensor forward(AutogradContext* ctx,
-                        const Tensor& input,
-                        int64_t start,
-                        int64_t repeat,
-                        int64_t stride,
-                        int64_t batch,
-                        int64_t length,
-                        int64_t samples) {
-    const at::AutoDispatchBelowADInplaceOrView below;
-    ctx->saved_data["how"] = std::vector<int64_t>{start, repeat, stride, samples};
-    Order{batch, length}.keep(ctx);
-    return CALL(lanes_resample)(input, start, repeat, stride, batch, length, samples);
-  }
-  static variable_list backward(AutogradContext* ctx, variable_list grads) {
-    const std::vector<int64_t> how = ctx->saved_data["how"].toIntVector();
-    const Order y = Order::of(ctx);
-    return gradient_of_first(
-        CALL(lanes_resample)(grads[0], -how[0], how[2], how[1], y.batch, how[3], y.length));
-  }
-};
+variable_list resample_gradients(const Backward& b) {
+  const auto [start, repeat, stride, batch, length, samples] = b.numbers<6>();
+  return {CALL(lanes_resample)(b.grad, -start, stride, repeat, batch, samples, length)};
+}
 
 }  // namespace
 
 }  // namespace sparseconv
 
-TORCH_LIBRARY_IMPL(sparseconv, CPU, m) {
-  sparseconv::implement(m, "lanes_resample", sparseconv::lanes_resample);
-}
-
-TORCH_LIBRARY_IMPL(sparseconv, Autograd, m) {
+TORCH_LIBRARY_FRAGMENT(sparseconv, m) {
   using namespace sparseconv;
-  m.impl("lanes_resample", Differentiable<Resample>::call);
+  implement<lanes_resample>(
+      m, "lanes_resample",
+      [](const Tensor& input, int64_t start, int64_t repeat, int64_t stride, int64_t batch,
+         int64_t length, int64_t samples) {
+        const Tensor output =
+            COMPUTE(lanes_resample)(input, start, repeat, stride, batch, length, samples);
+        return recorded<resample_gradients>(output, {},
+                                            {start, repeat, stride, batch, length, samples}, input);
+      });
 }

@@ -20,31 +20,6 @@ namespace {
 constexpr int64_t kVectorCost = 32;
 constexpr int64_t kConvertCost = 16;  // and a row that is converted
 
-int64_t columns_of(const Tensor& lanes) {
-  return lanes.size(1) * lanes.size(2) * lanes.size(3);
-}
-
-// The columns of the matrix side by side: weights that the tile reads together. Undefined tensors
-// are not added.
-Tensor multiply(const Tensor& x,
-                const Tensor& weight,
-                int64_t rows,
-                const Tensor& bias = {},
-                const Tensor& added = {}) {
-  Tensor output = at::empty({rows, x.size(1), x.size(2), x.size(3)}, x.options());
-  Pointwise p{};
-  p.bias = bias.defined() ? bias.const_data_ptr() : nullptr;
-  p.added = added.defined() ? added.const_data_ptr() : nullptr;
-  p.in = x.const_data_ptr();
-  p.weight = weight.const_data_ptr();
-  p.out = output.data_ptr();
-  p.columns = columns_of(x);
-  p.depth = x.size(0);
-  p.rows = rows;
-  run_kernel(p, &KernelTable::pointwise, element_of(x), p.columns / x.size(3) * p.depth * p.rows);
-  return output;
-}
-
 template <typename T>
 Tensor transposed(const Tensor& weight) {
   const int64_t rows = weight.size(0), depth = weight.size(1);
@@ -92,49 +67,26 @@ class Lanes final : public KernelOrder {
     return signal;
   }
 
-  Tensor fprop(const Tensor& input,
-               const Tensor& values,
-               const std::optional<Tensor>& bias,
-               const ConvPlan& plan,
-               bool relu) const override {
-    return best_fprop(input, values, bias, plan.in_lanes(), relu, &order_);
+  Tensor fprop(const Tensor& input, const Convolution& c) const override {
+    if (c.plan != nullptr) {
+      return best_fprop(input, c.weights, c.bias, c.plan->in_lanes(), c.relu, &order_);
+    }
+    const bool wide = c.weights.scalar_type() == at::kDouble;
+    const Tensor weight = wide ? transposed<double>(c.weights) : transposed<float>(c.weights);
+    return multiply(input, weight, c.bias.value_or(Tensor()), c.added);
   }
-  Tensor dgrad(const Tensor& grad, const Tensor& values, const ConvPlan& plan) const override {
+  Tensor dgrad(const Tensor& grad, const Convolution& c) const override {
+    if (c.plan == nullptr) {
+      return multiply(grad, c.weights.squeeze(2).contiguous());
+    }
     // With more output channels, as in gated convolutions, a segment for each tap packs too much.
-    const bool tiles = takes_lanes(order_, plan.dgrad().phases[0].layout);
-    return best_dgrad(grad, values, tiles ? plan : plan.in_lanes(), order_.length, {}, &order_);
+    const ConvPlan& plan =
+        takes_lanes(order_, c.plan->dgrad().phases[0].layout) ? *c.plan : c.plan->in_lanes();
+    return best_dgrad(grad, c.weights, plan, order_.length, {}, &order_);
   }
-  Tensor wgrad(const Tensor& grad, const Tensor& input, const ConvPlan& plan) const override {
-    return best_wgrad(grad, input, plan.in_lanes(), &order_);
-  }
-
-  Tensor pointwise_fprop(const Tensor& input,
-                         const Tensor& weight,
-                         const Tensor& bias,
-                         const Tensor& added) const override {
-    const bool wide = weight.scalar_type() == at::kDouble;
-    Tensor output = multiply(input, wide ? transposed<double>(weight) : transposed<float>(weight),
-                             weight.size(0), bias, added);
-    clear_idle(output);
-    return output;
-  }
-  Tensor pointwise_dgrad(const Tensor& grad, const Tensor& weight) const override {
-    Tensor output = multiply(grad, weight.contiguous(), weight.size(1));
-    clear_idle(output);
-    return output;
-  }
-  Tensor pointwise_wgrad(const Tensor& grad, const Tensor& input, const Tensor&) const override {
-    Tensor result = at::empty({grad.size(0), input.size(0), 1}, input.options());
-    PointwiseGradient p{};
-    p.grad = grad.const_data_ptr();
-    p.in = input.const_data_ptr();
-    p.out = result.data_ptr();
-    p.columns = columns_of(input);
-    p.depth = input.size(0);
-    p.rows = grad.size(0);
-    run_kernel(p, &KernelTable::pointwise_gradient, element_of(input),
-               p.columns / input.size(3) * p.depth * p.rows);
-    return result;
+  Tensor wgrad(const Tensor& grad, const Tensor& input, const Convolution& c) const override {
+    return c.plan != nullptr ? best_wgrad(grad, input, c.plan->in_lanes(), &order_)
+                             : products(grad, input);
   }
 
   // In an order that does not depend on threads as torch's own sum does.
@@ -145,7 +97,7 @@ class Lanes final : public KernelOrder {
     } else {
       std::fill_n(ones.data_ptr<float>(), ones.numel(), 1.0f);
     }
-    return pointwise_wgrad(x, ones, {}).flatten();
+    return products(x, ones).flatten();
   }
 
   std::vector<int64_t> sizes(int64_t channels) const override {
@@ -153,78 +105,45 @@ class Lanes final : public KernelOrder {
   }
   Tensor readable(const Tensor& lanes) const override { return lanes; }
 
-  NormOutput norm(const std::vector<Tensor>& parts,
-                  int64_t channels,
-                  const Norm& norm,
-                  const Tensor& added,
-                  bool relu) const override {
-    Tensor output = new_lanes(channels, order_, parts[0].options());
-    Tensor mean = at::empty({channels}, output.options());
-    Tensor invstd = at::empty({channels}, output.options());
+  std::tuple<Tensor, Tensor, Tensor> norm(const Norm& norm) const override {
+    Tensor output = new_lanes(norm.channels, order_, norm.parts[0].options());
+    Tensor mean = at::empty({norm.channels}, output.options()), invstd = at::empty_like(mean);
     for (const Tensor& x : {norm.running_mean, norm.running_var}) {
       if (x.defined() && norm.training) {
         x.mutable_data_ptr();  // becomes the tensor's own, if it is a lazy copy
       }
     }
-    int64_t first = 0;
-    for (const Tensor& part : parts) {
-      BatchNormRelu p{};
-      p.order = order_;
-      p.in = part.const_data_ptr();
-      p.added = part_of(added, first, order_.channel());
-      p.out = part_of_output(output, first, order_.channel());
-      p.weight = part_of(norm.weight, first);
-      p.bias = part_of(norm.bias, first);
-      p.mean = part_of_output(mean, first);
-      p.invstd = part_of_output(invstd, first);
-      p.running_mean = part_of_output(norm.running_mean, first);
-      p.running_var = part_of_output(norm.running_var, first);
-      p.momentum = norm.momentum;
-      p.eps = norm.eps;
-      p.channels = part.size(0);
-      p.training = norm.training;
-      p.relu = relu;
-      run_kernel(p, &KernelTable::batch_norm_relu, element_of(part),
-                 part.numel() / order_.lanes * kVectorCost);
-      first += p.channels;
-    }
+    run_norm<BatchNormRelu>(norm, &KernelTable::batch_norm_relu,
+                            [&](BatchNormRelu& p, int64_t first) {
+                              p.added = part_of(norm.added, first, order_.channel());
+                              p.out = part_of_output(output, first, order_.channel());
+                              p.mean = part_of_output(mean, first);
+                              p.invstd = part_of_output(invstd, first);
+                              p.running_mean = part_of_output(norm.running_mean, first);
+                              p.running_var = part_of_output(norm.running_var, first);
+                              p.momentum = norm.momentum;
+                              p.eps = norm.eps;
+                            });
     return {output, mean, invstd};
   }
 
-  NormGradients norm_gradient(const Tensor& grad,
-                              const std::vector<Tensor>& parts,
-                              int64_t,
-                              const Norm& norm,
-                              const Tensor& output,
-                              bool relu,
-                              const Tensor& mean,
-                              const Tensor& invstd,
-                              bool in_place) const override {
-    const NormGradients found = {
-        in_place ? grad : at::empty_like(grad), output.defined() ? at::empty_like(grad) : Tensor(),
-        at::empty({grad.size(0)}, grad.options()), at::empty({grad.size(0)}, grad.options())};
-    int64_t first = 0;
-    for (const Tensor& part : parts) {
-      BatchNormReluGradient p{};
-      p.order = order_;
+  NormGradients norm_gradient(const Norm& norm, bool in_place) const override {
+    const Tensor& grad = norm.grad;
+    const NormGradients found = {in_place ? grad : at::empty_like(grad),
+                                 norm.added.defined() ? at::empty_like(grad) : Tensor(),
+                                 at::empty({norm.channels}, grad.options()),
+                                 at::empty({norm.channels}, grad.options())};
+    const auto fill = [&](BatchNormReluGradient& p, int64_t first) {
       p.grad = part_of(grad, first, order_.channel());
-      p.in = part.const_data_ptr();
-      p.output = part_of(output, first, order_.channel());
+      p.output = part_of(norm.added, first, order_.channel());
       p.grad_in = part_of_output(found.input, first, order_.channel());
       p.grad_added = part_of_output(found.added, first, order_.channel());
-      p.weight = part_of(norm.weight, first);
-      p.bias = part_of(norm.bias, first);
-      p.mean = part_of(mean, first);
-      p.invstd = part_of(invstd, first);
+      p.mean = part_of(norm.mean, first);
+      p.invstd = part_of(norm.invstd, first);
       p.grad_weight = part_of_output(found.weight, first);
       p.grad_bias = part_of_output(found.bias, first);
-      p.channels = part.size(0);
-      p.training = norm.training;
-      p.relu = relu;
-      run_kernel(p, &KernelTable::batch_norm_relu_gradient, element_of(part),
-                 part.numel() / order_.lanes * kVectorCost);
-      first += p.channels;
-    }
+    };
+    run_norm<BatchNormReluGradient>(norm, &KernelTable::batch_norm_relu_gradient, fill);
     return found;
   }
 
@@ -255,6 +174,62 @@ class Lanes final : public KernelOrder {
   }
 
  private:
+  // weight: (inputs, outputs), so that the tile reads neighbours together. Undefined tensors are
+  // not added.
+  Tensor multiply(const Tensor& x,
+                  const Tensor& weight,
+                  const Tensor& bias = {},
+                  const Tensor& added = {}) const {
+    Pointwise p{};
+    p.depth = weight.size(0);
+    p.rows = weight.size(1);
+    Tensor output = new_lanes(p.rows, order_, x.options());
+    p.bias = part_of(bias, 0);
+    p.added = part_of(added, 0);
+    p.in = x.const_data_ptr();
+    p.weight = weight.const_data_ptr();
+    p.out = output.data_ptr();
+    p.columns = order_.channel();
+    run_kernel(p, &KernelTable::pointwise, element_of(x),
+               p.columns / order_.lanes * p.depth * p.rows);
+    clear_idle(output);
+    return output;
+  }
+
+  // Of each pair of channels, summed over the columns.
+  Tensor products(const Tensor& grad, const Tensor& input) const {
+    Tensor result = at::empty({grad.size(0), input.size(0)}, input.options());
+    PointwiseGradient p{};
+    p.grad = grad.const_data_ptr();
+    p.in = input.const_data_ptr();
+    p.out = result.data_ptr();
+    p.columns = order_.channel();
+    p.depth = input.size(0);
+    p.rows = grad.size(0);
+    run_kernel(p, &KernelTable::pointwise_gradient, element_of(input),
+               p.columns / order_.lanes * p.depth * p.rows);
+    return result;
+  }
+
+  // Runs a kernel on each part, of whose problem `fill` knows the rest, from its first channel on.
+  template <typename Problem, typename Kernels, typename Fill>
+  void run_norm(const Norm& norm, Kernels kernels, Fill fill) const {
+    int64_t first = 0;
+    for (const Tensor& part : norm.parts) {
+      Problem p{};
+      p.order = order_;
+      p.in = part.const_data_ptr();
+      p.weight = part_of(norm.weight, first);
+      p.bias = part_of(norm.bias, first);
+      p.channels = part.size(0);
+      p.training = norm.training;
+      p.relu = norm.relu;
+      fill(p, first);
+      run_kernel(p, kernels, element_of(part), part.numel() / order_.lanes * kVectorCost);
+      first += p.channels;
+    }
+  }
+
   // Idle positions hold zeros, not a bias, nor what weights that are not finite have made of zeros.
   void clear_idle(Tensor& lanes) const {
     const int64_t used = order_.batch * order_.pieces, last = used % order_.lanes;

@@ -1,16 +1,13 @@
 // Tensors in the kernels' own order, (channels, groups, rows, lanes): see lane_order.h.
 #pragma once
 
-#include <ATen/core/Tensor.h>
-
 #include <memory>
-#include <vector>
 
 #include "kernel_order.h"
 
 namespace sparseconv {
 
-at::Tensor new_lanes(int64_t channels, const LaneOrder& order, const at::TensorOptions& options);
+Tensor new_lanes(int64_t channels, const LaneOrder& order, const at::TensorOptions& options);
 
 // The computations on tensors in this order.
 std::unique_ptr<KernelOrder> lanes_for(const LaneOrder& order);
@@ -27,8 +24,8 @@ struct Detour {
 
   Detour(const LaneOrder* lanes, bool leaves)
       : lanes(leaves ? nullptr : lanes), order(leaves ? lanes_for(*lanes) : nullptr) {}
-  at::Tensor leave(const at::Tensor& x) const { return order ? order->leave(x, 0) : x; }
-  at::Tensor enter(const at::Tensor& x) const { return order ? order->enter(x) : x; }
+  Tensor leave(const Tensor& x) const { return order ? order->leave(x, 0) : x; }
+  Tensor enter(const Tensor& x) const { return order ? order->enter(x) : x; }
 };
 
 }  // namespace sparseconv

@@ -146,16 +146,19 @@ void for_each_weight(const ConvPlan& plan, Visit visit) {
   }
 }
 
-const ConvPlan& plan_of_weight(const Tensor& weight) {
-  return pointwise_plan(weight.size(0), weight.size(1));
+const ConvPlan& plan_of(const Convolution& c) {
+  return c.plan != nullptr ? *c.plan : pointwise_plan(c.weights.size(0), c.weights.size(1));
+}
+
+// The dense convolution of the taps of one channel as channels.
+const ConvPlan& plan_of_taps(const Geometry& g) {
+  return pointwise_plan(g.out_channels, g.kernel_size);
 }
 
 }  // namespace
 
 bool fits_rows(const ConvPlan& plan) {
-  const Geometry& g = plan.geometry;
-  return has_one_channel(plan) ? pointwise_plan(g.out_channels, g.kernel_size).blocks() != nullptr
-                               : plan.blocks() != nullptr;
+  return (has_one_channel(plan) ? plan_of_taps(plan.geometry) : plan).blocks() != nullptr;
 }
 
 Rows RowOrder::of(const Tensor& rows) const {
@@ -203,16 +206,13 @@ Tensor RowOrder::leave(const Tensor& rows, int64_t channels) const {
   return signal;
 }
 
-Tensor RowOrder::fprop(const Tensor& input,
-                       const Tensor& values,
-                       const std::optional<Tensor>& bias,
-                       const ConvPlan& plan,
-                       bool relu) const {
+Tensor RowOrder::fprop(const Tensor& input, const Convolution& c) const {
+  const ConvPlan& plan = plan_of(c);
   const Geometry& g = plan.geometry;
   const auto outside = [&] {
-    const Tensor cast = values.to(at::kBFloat16);
-    const std::optional<Tensor> own = bias ? std::optional(bias->to(at::kBFloat16)) : std::nullopt;
-    return enter(best_fprop(leave(input, g.in_channels()), cast, own, plan, relu));
+    const Tensor cast = c.weights.to(at::kBFloat16);
+    const auto own = c.bias ? std::optional(c.bias->to(at::kBFloat16)) : std::nullopt;
+    return enter(best_fprop(leave(input, g.in_channels()), cast, own, plan, c.relu));
   };
   if (!fits_rows(plan)) {
     return outside();
@@ -223,11 +223,11 @@ Tensor RowOrder::fprop(const Tensor& input,
       return outside();
     }
     const Tensor weight = at::zeros({g.out_channels * g.kernel_size}, at::kFloat);
-    const Tensor own = values.to(at::kFloat).contiguous();
+    const Tensor own = c.weights.to(at::kFloat).contiguous();
     for_each_weight(plan,
                     [to = weight.mutable_data_ptr<float>(), from = own.const_data_ptr<float>()](
                         int64_t e, int64_t at) { to[at] = from[e]; });
-    return fprop(channels, weight, bias, pointwise_plan(g.out_channels, g.kernel_size), relu);
+    return fprop(channels, {&plan_of_taps(g), weight, c.bias, {}, c.relu});
   }
   fill_margins(input, g.in_channels(), *this, g.left, g.right, g.mode);
   Tensor output = empty(g.out_channels);
@@ -236,14 +236,16 @@ Tensor RowOrder::fprop(const Tensor& input,
   p.in_rows = of(input);
   p.in_length = length;
   p.out_rows = of(output);
-  run_block_fprop(p, values, bias, plan, relu);
-  return output;
+  run_block_fprop(p, c.weights.flatten(), c.bias, plan, c.relu);
+  return c.added.defined() ? output.add_(c.added) : output;
 }
 
-Tensor RowOrder::dgrad(const Tensor& grad, const Tensor& values, const ConvPlan& plan) const {
+Tensor RowOrder::dgrad(const Tensor& grad, const Convolution& c) const {
+  const ConvPlan& plan = plan_of(c);
   const Geometry& g = plan.geometry;
   if (!fits_rows(plan) || has_one_channel(plan)) {  // seldom asked for: the gradient of the series
-    return enter(best_dgrad(leave(grad, g.out_channels), values.to(at::kBFloat16), plan, length));
+    const Tensor dy = leave(grad, g.out_channels);
+    return enter(best_dgrad(dy, c.weights.to(at::kBFloat16), plan, length));
   }
   fill_margins(grad, g.out_channels, *this, g.right, g.left, PaddingMode::zeros);
   Tensor output = empty(g.in_channels());
@@ -257,7 +259,7 @@ Tensor RowOrder::dgrad(const Tensor& grad, const Tensor& values, const ConvPlan&
   p.out_rows = of(output);
   p.rows = length;
   p.out_step = 1;
-  const Tensor weights = packed_for_dgrad(values, plan, 0);
+  const Tensor weights = packed_for_dgrad(c.weights.flatten(), plan, 0);
   run_block_dgrad(p, weights, plan, 0);
   if (g.mode != PaddingMode::zeros && g.reach() > 1) {
     write_borders(output, grad, weights, plan, *this);
@@ -265,7 +267,8 @@ Tensor RowOrder::dgrad(const Tensor& grad, const Tensor& values, const ConvPlan&
   return output;
 }
 
-Tensor RowOrder::wgrad(const Tensor& grad, const Tensor& input, const ConvPlan& plan) const {
+Tensor RowOrder::wgrad(const Tensor& grad, const Tensor& input, const Convolution& c) const {
+  const ConvPlan& plan = plan_of(c);
   const Geometry& g = plan.geometry;
   const auto outside = [&] {
     return best_wgrad(leave(grad, g.out_channels), leave(input, g.in_channels()), plan)
@@ -275,8 +278,7 @@ Tensor RowOrder::wgrad(const Tensor& grad, const Tensor& input, const ConvPlan& 
     return outside();
   }
   if (has_one_channel(plan)) {
-    const Tensor all =
-        wgrad(grad, unfolded(input, g, *this).first, pointwise_plan(g.out_channels, g.kernel_size));
+    const Tensor all = wgrad(grad, unfolded(input, g, *this).first, {&plan_of_taps(g)});
     Tensor active = at::empty({plan.nnz}, at::kFloat);
     for_each_weight(plan,
                     [to = active.mutable_data_ptr<float>(), from = all.const_data_ptr<float>()](
@@ -292,25 +294,6 @@ Tensor RowOrder::wgrad(const Tensor& grad, const Tensor& input, const ConvPlan& 
   p.in_length = length;
   const std::optional<Tensor> found = run_block_wgrad(p, plan);
   return found.has_value() ? *found : outside();
-}
-
-Tensor RowOrder::pointwise_fprop(const Tensor& input,
-                                 const Tensor& weight,
-                                 const Tensor& bias,
-                                 const Tensor& added) const {
-  const std::optional<Tensor> own = bias.defined() ? std::optional(bias) : std::nullopt;
-  const Tensor output = fprop(input, weight.flatten(), own, plan_of_weight(weight), false);
-  return added.defined() ? output.add_(added) : output;
-}
-
-Tensor RowOrder::pointwise_dgrad(const Tensor& grad, const Tensor& weight) const {
-  return dgrad(grad, weight.flatten(), plan_of_weight(weight));
-}
-
-Tensor RowOrder::pointwise_wgrad(const Tensor& grad,
-                                 const Tensor& input,
-                                 const Tensor& weight) const {
-  return wgrad(grad, input, plan_of_weight(weight)).view(weight.sizes());
 }
 
 }  // namespace sparseconv

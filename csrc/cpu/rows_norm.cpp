@@ -173,10 +173,10 @@ Rows rows_from(const Tensor& rows, int64_t first, const RowOrder& order) {
 
 // Calls visit(rows, first channel, channels) for each part; all but the last fill their panels.
 template <typename Visit>
-void for_each_part(const std::vector<Tensor>& parts, int64_t channels, Visit visit) {
+void for_each_part(const Norm& norm, Visit visit) {
   int64_t first = 0;
-  for (const Tensor& part : parts) {
-    const int64_t count = std::min(part.size(0) * kPanelChannels, channels - first);
+  for (const Tensor& part : norm.parts) {
+    const int64_t count = std::min(part.size(0) * kPanelChannels, norm.channels - first);
     visit(part, first, count);
     first += count;
   }
@@ -204,8 +204,12 @@ struct NormVectors {
   RowNorm norm_of(const Tensor& part,
                   int64_t first,
                   int64_t channels,
+                  const Norm& norm,
                   const RowOrder& order) const {
     RowNorm p = sparseconv::norm_of(part, channels, order);
+    p.relu = norm.relu;
+    p.added = rows_from(norm.added, first, order);
+    p.grad = rows_from(norm.grad, first, order);
     p.centre = centre.data() + first;
     p.scale = scale.data() + first;
     p.shift = shift.data() + first;
@@ -215,17 +219,14 @@ struct NormVectors {
 
 }  // namespace
 
-NormOutput RowOrder::norm(const std::vector<Tensor>& parts,
-                          int64_t channels,
-                          const Norm& norm,
-                          const Tensor& added,
-                          bool relu) const {
+std::tuple<Tensor, Tensor, Tensor> RowOrder::norm(const Norm& norm) const {
+  const int64_t channels = norm.channels;
   const auto n = static_cast<double>(batch * length);
   std::vector<double> mean = numbers(norm.running_mean, channels, 0);
   std::vector<double> var = numbers(norm.running_var, channels, 1);
   if (norm.training) {
     Moments found;
-    for_each_part(parts, channels, [&](const Tensor& part, int64_t, int64_t count) {
+    for_each_part(norm, [&](const Tensor& part, int64_t, int64_t count) {
       const Moments of_part = moments_of(part, count, *this);
       append(found.sum, of_part.sum);
       append(found.distances, of_part.distances);
@@ -245,40 +246,25 @@ NormOutput RowOrder::norm(const std::vector<Tensor>& parts,
   }
   const NormVectors vectors(mean, invstd, norm);
   Tensor output = empty(channels);
-  for_each_part(parts, channels, [&](const Tensor& part, int64_t first, int64_t count) {
-    RowNorm p = vectors.norm_of(part, first, count, *this);
-    p.relu = relu;
-    p.added = rows_from(added, first, *this);
+  for_each_part(norm, [&](const Tensor& part, int64_t first, int64_t count) {
+    RowNorm p = vectors.norm_of(part, first, count, norm, *this);
     p.out = rows_from(output, first, *this);
     run_rows(p, checked_kernels().blocks->norm_rows);
   });
   return {output, tensor_of(mean), tensor_of(invstd)};
 }
 
-NormGradients RowOrder::norm_gradient(const Tensor& grad,
-                                      const std::vector<Tensor>& parts,
-                                      int64_t channels,
-                                      const Norm& norm,
-                                      const Tensor& output,
-                                      bool relu,
-                                      const Tensor& mean,
-                                      const Tensor& invstd,
-                                      bool in_place) const {
-  NormGradients found{in_place ? grad : empty(channels),
-                      output.defined() ? empty(channels) : Tensor()};
+NormGradients RowOrder::norm_gradient(const Norm& norm, bool in_place) const {
+  const int64_t channels = norm.channels;
+  NormGradients found{in_place ? norm.grad : empty(channels),
+                      norm.added.defined() ? empty(channels) : Tensor()};
   const auto n = static_cast<double>(batch * length);
-  const std::vector<double> inverse = numbers(invstd, channels, 0);
-  const NormVectors vectors(numbers(mean, channels, 0), inverse, norm);
-  const auto norm_of = [&](const Tensor& part, int64_t first, int64_t count) {
-    RowNorm p = vectors.norm_of(part, first, count, *this);
-    p.relu = relu;
-    p.added = rows_from(output, first, *this);
-    p.grad = rows_from(grad, first, *this);
-    return p;
-  };
+  const std::vector<double> inverse = numbers(norm.invstd, channels, 0);
+  const NormVectors vectors(numbers(norm.mean, channels, 0), inverse, norm);
   std::vector<double> sums, products;  // of dz, and of dz * (x - mean)
-  for_each_part(parts, channels, [&](const Tensor& part, int64_t first, int64_t count) {
-    const auto [sums_of_part, products_of_part] = sums_of(norm_of(part, first, count), count);
+  for_each_part(norm, [&](const Tensor& part, int64_t first, int64_t count) {
+    const auto [sums_of_part, products_of_part] =
+        sums_of(vectors.norm_of(part, first, count, norm, *this), count);
     append(sums, sums_of_part);
     append(products, products_of_part);
   });
@@ -290,8 +276,8 @@ NormGradients RowOrder::norm_gradient(const Tensor& grad,
   const PanelVector offset = of_channels(channels, [&](int64_t c) { return each(c) * sums[c]; });
   const PanelVector slope =
       of_channels(channels, [&](int64_t c) { return each(c) * products[c] * inverse[c]; });
-  for_each_part(parts, channels, [&](const Tensor& part, int64_t first, int64_t count) {
-    RowNorm p = norm_of(part, first, count);
+  for_each_part(norm, [&](const Tensor& part, int64_t first, int64_t count) {
+    RowNorm p = vectors.norm_of(part, first, count, norm, *this);
     p.slope = slope.data() + first;
     p.offset = offset.data() + first;
     p.out = rows_from(found.input, first, *this);
