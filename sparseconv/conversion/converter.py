@@ -228,7 +228,9 @@ def _measure(
         leaves = tree_leaves(output)
         parts = [x if isinstance(x, Tensor) else getattr(x, "__dict__", x) for x in leaves]
         data = [x for x in tree_leaves(parts) if isinstance(x, Tensor | float | int)]
-        outputs = [torch.as_tensor(x, device=getattr(x, "device", "cpu")).detach() for x in data]
+        outputs = [
+            x.detach() if isinstance(x, Tensor) else torch.tensor(x, device="cpu") for x in data
+        ]
         return outputs, {layers[layer]: found for layer, found in calls.items()}
 
     expected, _ = run([])

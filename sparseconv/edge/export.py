@@ -126,7 +126,7 @@ def export_c(
             "expected a model that runs the same operations for every series, but its scores for "
             "example_input differ from those of the operations that torch.export recorded; call "
             "model.eval(), and remove randomness, and operations that depend on the values of the "
-            "series or on other series in the batch, such as BatchNorm without running statistics"
+            "series or on other series in the batch"
         )
     # PyTorch rounds as well, so both may be as far from the exact scores. Of many layers that is
     # so far that nothing would be noticed.

@@ -146,6 +146,15 @@ def scaled(build: Builder, x: Value, call: Call) -> Value:
     return Value(made, x.places)
 
 
+def norm(build: Builder, x: Value, call: Call) -> Value:
+    if call.args["running_mean"] is None or call.args["training"]:
+        raise ValueError(
+            "expected a BatchNorm with running statistics, but this one uses those of each batch; "
+            "call model.eval(), before torch.export"
+        )
+    return scaled(build, x, call)
+
+
 def arithmetic(build: Builder, x: Value, call: Call) -> Value:
     if len(call.values) == 1 and not (call.name == "div" and call.args["self"] is not x):
         return scaled(build, x, call)
@@ -303,7 +312,7 @@ STAY = (
 RULES: dict[str, Callable[[Builder, Value, Call], Any]] = {
     "fprop": convolution, "conv1d": convolution, "dgrad": transposed,
     "conv_transpose1d": transposed, "upsample_nearest1d": upsampled, "linear": linear,
-    "batch_norm": scaled, "max_pool1d": pool, "avg_pool1d": pool, "cat": joined, "pad": padded,
+    "batch_norm": norm, "max_pool1d": pool, "avg_pool1d": pool, "cat": joined, "pad": padded,
     "softmax": ending, "log_softmax": ending, "pow": power, "square": power, "glu": gated,
     **dict.fromkeys((
         "mean", "sum", "max", "amax", "matmul", "adaptive_avg_pool1d", "adaptive_max_pool1d",

@@ -9,7 +9,7 @@ be followed; ``Channels.left`` contains the reason.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from itertools import chain
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.module_tracker import ModuleTracker
 
 from sparseconv.nn.modules import owners_of
 from sparseconv.nn.pooling import ShortAvgPool1d
@@ -102,6 +103,16 @@ def kept_modules(model: nn.Module, ignore: Iterable[str]) -> dict[nn.Module, str
     return kept
 
 
+class _NoModules(ModuleTracker):
+    """Track no modules: the tracker's hooks fail if ``forward`` calls ``autograd.grad``."""
+
+    def __enter__(self) -> _NoModules:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        pass
+
+
 class _Tracer(TorchFunctionMode):
     def __init__(self, model: nn.Module, kept: Mapping[nn.Module, str]) -> None:
         super().__init__()
@@ -112,9 +123,7 @@ class _Tracer(TorchFunctionMode):
         self.running: list[str] = []  # names of the modules that are being called
         self.inside = 0  # number of running layers that are followed as a whole
         self.flops = FlopCounterMode(display=False)
-        tracker: Any = nullcontext()  # the counter's own fails if ``forward`` computes gradients
-        tracker.parents = {"Global"}
-        self.flops.mod_tracker = tracker
+        self.flops.mod_tracker = _NoModules()
         self.flops_before, self.flops_of_layers = 0, 0
         self.own: dict[int, tuple[str, Tensor]] = {}  # parameters and buffers outside layers, by id
         for name, module in model.named_modules():

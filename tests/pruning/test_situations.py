@@ -360,7 +360,7 @@ def test_channels_that_move_where_weights_are_zero(
                 keep_filters(model, x, {"up": kept}, ignore=["stem", "norm"])
 
 
-@pytest.mark.parametrize("block", range(3))
+@pytest.mark.parametrize("block", range(6))
 def test_random_networks(block: int) -> None:
     refused = []
     for seed in range(10 * block, 10 * block + 10):
