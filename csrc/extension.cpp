@@ -104,7 +104,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("runs_plainly", &runs_plainly, pybind11::arg("may_cast") = false,
         "Whether torch only computes, and perhaps records gradients: nothing traces, casts, "
         "transforms, watches calls, or differentiates in forward mode.");
-  m.def("plain_conv", &plain_conv, pybind11::arg("input"), pybind11::arg("values"),
+  m.def("eager_conv", &eager_conv, pybind11::arg("input"), pybind11::arg("values"),
         pybind11::arg("bias"), pybind11::arg("crow_indices"), pybind11::arg("col_indices"),
         pybind11::arg("geometry"), pybind11::arg("backend"), pybind11::arg("relu"),
         "The convolution with its gradients; None if torch does more than compute, if another "

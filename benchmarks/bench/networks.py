@@ -140,7 +140,7 @@ class TrainingStep:
         held += [t for state in self.optimizer.state.values() for t in state.values()]
         plans = 0
         for layer in self.model.sparse_layers() if isinstance(self.model, DSN) else ():
-            held += layer.pattern.anywhere()
+            held += layer.pattern.indices_where_stored()
             if extension is not None:
                 plans += extension.plan_bytes(layer.crow_indices, layer.col_indices)
         known = sum(entry.nbytes for entry in held if isinstance(entry, Tensor))

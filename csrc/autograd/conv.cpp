@@ -161,7 +161,7 @@ void set_gradients(const pybind11::function& gradients) {
   python_gradients() = gradients;
 }
 
-std::optional<Tensor> plain_conv(pybind11::handle input,
+std::optional<Tensor> eager_conv(pybind11::handle input,
                                  pybind11::handle values,
                                  pybind11::handle bias,
                                  const Tensor& crow,

@@ -16,7 +16,7 @@ void set_gradients(const pybind11::function& gradients);
 // The convolution, of (N, C, L) or (C, L). Nothing if torch is asked for more than computing, if
 // another backend is, or if the arguments do not fit: sparseconv/functional/conv.py does all that,
 // and raises the errors. geometry: a core.geometry.Geometry.
-std::optional<at::Tensor> plain_conv(pybind11::handle input,
+std::optional<at::Tensor> eager_conv(pybind11::handle input,
                                      pybind11::handle values,
                                      pybind11::handle bias,
                                      const at::Tensor& crow,

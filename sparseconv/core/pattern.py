@@ -317,7 +317,7 @@ class KernelCSR:
         """Make ``cached(make)`` return ``made``."""
         self._cached[make, ()] = made
 
-    def anywhere(self) -> tuple[Tensor, Tensor]:
+    def indices_where_stored(self) -> tuple[Tensor, Tensor]:
         """Return the arrays on the CPU, or on the GPU if only the GPU has them."""
         return self._arrays or next(iter(self._copies.values()))
 
@@ -325,7 +325,7 @@ class KernelCSR:
         """Return the arrays on the CPU; copy and check those that an update made on a GPU."""
         if self._arrays is None:
             with outside_tracing():
-                crow, col = (array.cpu() for array in self.anywhere())
+                crow, col = (array.cpu() for array in self.indices_where_stored())
                 check_structure(crow, col, self._shape)
                 self._arrays = crow, col
         return self._arrays

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from sparseconv.nn.optimizers import Holdings
+from sparseconv.nn.optimizers import OptimizerState
 from sparseconv.nn.patterned import check_movable
 from sparseconv.nn.sparse_layer import SparseLayer
 
@@ -67,14 +67,14 @@ def check_layers(
     copies: Mapping[str, Sequence[SparseLayer]],
     optimizer: torch.optim.Optimizer,
     move: bool,
-) -> Holdings:
+) -> OptimizerState:
     """Reject values that the optimizer does not have, and averages whose patterns differ.
 
     If ``move`` is true, also check that values and the optimizer's state can follow moved weights.
     Return the state.
     """
-    holdings = Holdings(optimizer)
-    held = set(map(id, holdings.trained))
+    state = OptimizerState(optimizer)
+    held = set(map(id, state.trained))
     own = [x._parameters.get("values") for x in layers.values()]
     every = [id(values) for values in own if values is not None and values.requires_grad]
     if move and len(set(every)) < len(every):
@@ -93,11 +93,11 @@ def check_layers(
         if any(copy.pattern != layer.pattern for copy in copies[name]):
             raise ValueError(OTHER_AVERAGE)
     if move:
-        holdings.check({f"{name}.values": layer.values for name, layer in layers.items()})
+        state.check({f"{name}.values": layer.values for name, layer in layers.items()})
         for name, layer in layers.items():
             for each in (layer, *copies[name]) if layer.values.requires_grad else ():
                 check_movable(each)
-    return holdings
+    return state
 
 
 class Ranks:

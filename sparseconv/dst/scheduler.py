@@ -30,7 +30,7 @@ from sparseconv.dst.update import (
 )
 from sparseconv.nn.dense_gradient import new_probe
 from sparseconv.nn.modules import check_module
-from sparseconv.nn.optimizers import Holdings
+from sparseconv.nn.optimizers import OptimizerState
 from sparseconv.nn.pattern_buffers import checksum
 from sparseconv.nn.sparse_layer import SparseLayer
 
@@ -247,7 +247,7 @@ class DSTScheduler:
     def _is_due(self, step: int) -> bool:
         return self.grow != "static" and step <= self.end_step and step % self.update_every == 0
 
-    def _check_layers(self) -> Holdings:
+    def _check_layers(self) -> OptimizerState:
         move = self.grow != "static"
         return checks.check_layers(self._layers, self._copies, self._optimizer, move)
 
@@ -260,14 +260,16 @@ class DSTScheduler:
         # What may fail on one rank comes first, for that rank misses the exchanges that follow.
         before = self._generator.get_state()
         try:
-            held = self._ranks.agree(self._check_layers, lambda _: None)
+            state = self._ranks.agree(self._check_layers, lambda _: None)
             gradients = self._dense_gradients()
-            return self._ranks.agree(partial(self._changes, held, gradients), _checksums)
+            return self._ranks.agree(partial(self._changes, state, gradients), _checksums)
         except BaseException:
             self._generator.set_state(before)
             raise
 
-    def _changes(self, held: Holdings, gradients: Mapping[str, Tensor | None]) -> list[Change]:
+    def _changes(
+        self, state: OptimizerState, gradients: Mapping[str, Tensor | None]
+    ) -> list[Change]:
         """Return the updates of all layers, or none if a gradient (of all ranks) is not finite."""
         finite = [grad.isfinite().all() for grad in gradients.values() if grad is not None]
         share: Any = self._prune_fraction_at(self.step_count + 1)
@@ -282,7 +284,7 @@ class DSTScheduler:
             if training and not moving:
                 layers = [self._layers[name] for name in training]
                 checks.check_backward(layers, self._optimizer, self.step_count)
-        plans = (self._plan_layer(name, share, gradients.get(name), held) for name in moving)
+        plans = (self._plan_layer(name, share, gradients.get(name), state) for name in moving)
         return [plan for plan in plans if plan is not None]
 
     def _dense_gradients(self) -> dict[str, Tensor | None]:
@@ -299,7 +301,7 @@ class DSTScheduler:
         return totals
 
     def _plan_layer(
-        self, name: str, fraction: Any, dense_grad: Tensor | None, held: Holdings
+        self, name: str, fraction: Any, dense_grad: Tensor | None, state: OptimizerState
     ) -> Change | None:
         layer = self._layers[name]
         if dense_grad is not None and not (stays_on_gpu(dense_grad) or dense_grad.any()):
@@ -312,7 +314,7 @@ class DSTScheduler:
         )  # fmt: skip
         if pattern is layer.pattern:
             return None
-        rewire = [layer.prepare_rewire(pattern, source, held.state_of(layer.values))]
+        rewire = [layer.prepare_rewire(pattern, source, state.tensors_of(layer.values))]
         rewire += [copy.prepare_rewire(pattern, source) for copy in self._copies[name]]
         return Change(name, pattern, rewire)
 

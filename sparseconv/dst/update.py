@@ -210,7 +210,7 @@ def check_regions(regions: Sequence[Region], pattern: KernelCSR) -> tuple[Region
 
 def active_bits(pattern: KernelCSR) -> Tensor:
     """Return uint8 ``((numel + 7) // 8,)``: one bit per weight, set if the weight is active."""
-    crow, col = pattern.anywhere()
+    crow, col = pattern.indices_where_stored()
     at = positions_of(crow, col, pattern.shape)
     bits = at.new_zeros((pattern.numel + 7) // 8, dtype=torch.uint8)
     return bits.index_add_(0, at >> 3, (1 << (at & 7)).to(torch.uint8))

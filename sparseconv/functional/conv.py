@@ -150,7 +150,7 @@ def sparse_conv1d_resolved(
 ) -> Tensor:
     """Compute ``sparse_conv1d`` with the index tensors of a pattern and a resolved geometry."""
     if extension is not None and not is_dynamo_compiling():
-        plain: Tensor | None = extension.plain_conv(
+        plain: Tensor | None = extension.eager_conv(
             input, values, bias, crow_indices, col_indices, geometry, backend, relu
         )
         if plain is not None:

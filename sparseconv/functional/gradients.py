@@ -25,7 +25,7 @@ def is_transformed() -> bool:
     return _are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
-class Rest:
+class NonTensorArgs:
     """Hold the arguments that are not tensors; torch.func would search a tuple for tensors."""
 
     def __init__(self, args: tuple[Any, ...]) -> None:
@@ -33,7 +33,7 @@ class Rest:
 
 
 class Differentiable(torch.autograd.Function):
-    """Define a function, of tensors and a ``Rest``, that torch can transform and differentiate."""
+    """Define a function, of tensors and ``NonTensorArgs``, that torch can differentiate."""
 
     generate_vmap_rule = True
 
@@ -49,11 +49,11 @@ class Differentiable(torch.autograd.Function):
             )
         record: Any = cls.apply  # not in a separate function: torch.compile would trace it
         run = record if is_transformed() or torch.is_grad_enabled() else cls.forward
-        result: Tensor = run(*tensors, Rest(rest))
+        result: Tensor = run(*tensors, NonTensorArgs(rest))
         return result
 
 
-def save(ctx: Any, tensors: tuple[Tensor | None, ...], rest: Rest) -> None:
+def save(ctx: Any, tensors: tuple[Tensor | None, ...], rest: NonTensorArgs) -> None:
     """Save the arguments for ``backward`` and for forward mode."""
     ctx.save_for_backward(*tensors)
     ctx.save_for_forward(*tensors)
@@ -144,7 +144,7 @@ class Gradient(Differentiable):
 def _register_gradient(op: str, backend: str) -> None:
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         *tensors, numbers, relu = inputs
-        Fprop.setup_context(ctx, (*tensors, Rest((numbers, relu, backend))), output)
+        Fprop.setup_context(ctx, (*tensors, NonTensorArgs((numbers, relu, backend))), output)
 
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         return *Fprop.backward(ctx, grad), None
@@ -155,7 +155,7 @@ def _register_gradient(op: str, backend: str) -> None:
 def _register_gradient_of_dgrad(op: str, backend: str) -> None:
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         grad, values, crow, col, numbers, length, bias = inputs
-        rest = Rest(("dgrad", numbers, length, backend))
+        rest = NonTensorArgs(("dgrad", numbers, length, backend))
         Gradient.setup_context(ctx, (grad, values, bias, crow, col, rest), output)
 
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

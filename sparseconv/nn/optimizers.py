@@ -20,7 +20,7 @@ _FORMER_NNZ: MutableMapping[Tensor, set[int]] = WeakIdKeyDictionary()  # by valu
 PLAIN = (NoneType, bool, int, float, str, type, torch.dtype, torch.device)
 
 
-class Kept(NamedTuple):
+class StateEntry(NamedTuple):
     """Record an object that an optimizer keeps, its path, and the parameter it belongs to."""
 
     path: str
@@ -28,7 +28,7 @@ class Kept(NamedTuple):
     value: Any
 
 
-class Holdings:
+class OptimizerState:
     """Collect the state of an optimizer and of the optimizers nested in it (SAM, Lookahead, lists).
 
     A tensor belongs to the parameter that is its key in a dict. In a list that is arranged like one
@@ -92,7 +92,7 @@ class Holdings:
                     "afterwards"
                 )
 
-    def state_of(self, parameter: Tensor) -> list[Tensor]:
+    def tensors_of(self, parameter: Tensor) -> list[Tensor]:
         """Return the tensors in a parameter's state that have the parameter's shape."""
         state = [x.value for x in self.kept if x.owner is parameter]
         return [x for x in state if isinstance(x, Tensor) and x.shape == parameter.shape]
@@ -104,21 +104,21 @@ def _groups(optimizer: Optimizer) -> list[list[Tensor]]:
 
 def _walk(
     value: Any, path: str, owner: Any, layouts: list[list[Any]], seen: set[int]
-) -> Iterator[Kept]:
+) -> Iterator[StateEntry]:
     """Yield what is kept; match lists of tensors with the lists of parameters in ``layouts``."""
     if isinstance(value, (Optimizer, dict, *SEQUENCES)):
         if id(value) in seen:
             return
         seen.add(id(value))
     if isinstance(value, Optimizer):
-        yield Kept(path, None, value)
+        yield StateEntry(path, None, value)
         groups = _groups(value)
         layouts = [groups, [p for group in groups for p in group], *groups]
         for name, held in vars(value).items():
             yield from _walk(held, f"{path}.{name}", None, layouts, seen)
     elif isinstance(value, dict):
         for key, held in value.items():
-            yield Kept(path, None, key)
+            yield StateEntry(path, None, key)
             where = path if isinstance(key, Tensor) else f"{path}[{key!r}]"
             mine = key if isinstance(key, Tensor) else owner
             yield from _walk(held, where, mine, layouts, seen)
@@ -136,7 +136,7 @@ def _walk(
         for name, held in vars(value).items():  # but not of objects inside
             yield from _walk(held, f"{path}.{name}", owner, [], seen)
     else:
-        yield Kept(path, owner, value)
+        yield StateEntry(path, owner, value)
 
 
 def _fits(value: Any, layout: Any) -> bool:

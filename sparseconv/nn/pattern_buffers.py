@@ -80,7 +80,7 @@ class PatternBuffers(nn.Module):
                 # In training, DistributedDataParallel writes to all buffers before each forward
                 # pass. One check is enough: further ones would make each layer wait for the GPU.
                 gpu_plans.trust(crow, col, same=True)
-            elif not all(map(_equal, (crow, col), self._pattern.anywhere())):
+            elif not all(map(_equal, (crow, col), self._pattern.indices_where_stored())):
                 self._accept(crow, col, in_place)
             self._mark_seen()
 
@@ -88,7 +88,7 @@ class PatternBuffers(nn.Module):
         """Make assigned tensors the pattern; restore one that was averaged with itself."""
         pattern = self._pattern
         if in_place:
-            arrays = (crow, col), pattern.anywhere()
+            arrays = (crow, col), pattern.indices_where_stored()
             if not _is_truncated(*(torch.cat([x.cpu() for x in pair]) for pair in arrays)):
                 raise RuntimeError(OVERWRITTEN)
         else:
@@ -100,7 +100,7 @@ class PatternBuffers(nn.Module):
                     "After to_empty(), call reset_parameters() or load a state dict"
                 ) from error
         # Not every write counts as a version, but the kernels' plans depend on versions.
-        for array, new in zip((crow, col), pattern.anywhere(), strict=True):
+        for array, new in zip((crow, col), pattern.indices_where_stored(), strict=True):
             if not array.is_inference():
                 array.copy_(new)
         self._pattern = pattern
@@ -139,7 +139,7 @@ class PatternBuffers(nn.Module):
 
 def checksum(pattern: KernelCSR) -> int:
     """Return a 32-bit checksum of a pattern, which is the same in every process."""
-    arrays = torch.cat(pattern.anywhere()).cpu()
+    arrays = torch.cat(pattern.indices_where_stored()).cpu()
     return zlib.crc32(arrays.numpy().tobytes(), pattern.block[0] << 16 | pattern.block[1])
 
 

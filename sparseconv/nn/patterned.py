@@ -160,7 +160,7 @@ class PatternedModule(PatternBuffers):
             copies = [
                 None if in_place and fresh is None and _has_room(old, new, device)
                 else new.to(device, copy=True)
-                for old, new in zip(held, pattern.anywhere(), strict=True)
+                for old, new in zip(held, pattern.indices_where_stored(), strict=True)
             ]  # fmt: skip
 
         def adopt() -> None:
@@ -171,7 +171,9 @@ class PatternedModule(PatternBuffers):
                     values.data = forgotten
                 if fresh is not None:
                     values.data = fresh
-                for name, new, copied in zip(INDICES, pattern.anywhere(), copies, strict=True):
+                for name, new, copied in zip(
+                    INDICES, pattern.indices_where_stored(), copies, strict=True
+                ):
                     if copied is None:
                         self._buffers[name].copy_(new)  # type: ignore[union-attr]
                     else:

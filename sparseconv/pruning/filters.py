@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sparseconv.core.checks import count, integer, share
 from sparseconv.measure.records import Counts
 from sparseconv.nn.modules import check_not_wrapped, deepcopy_model
-from sparseconv.nn.optimizers import Holdings
+from sparseconv.nn.optimizers import OptimizerState
 from sparseconv.pruning.channels import FILTERED, FIXED, Channels, UnitSet, kept_channels
 from sparseconv.pruning.criteria import Criterion
 from sparseconv.pruning.equivalent import EquivalentLayer, merge, with_pairs
@@ -108,9 +108,9 @@ def prune_filters(
             "equivalent pruning changes what the parameters mean; do not pass optimizer, but build "
             "a new one afterwards"
         )
-    holdings = None if optimizer is None else Holdings(optimizer)
-    if holdings:
-        holdings.check(dict(model.named_parameters()), model)
+    state = None if optimizer is None else OptimizerState(optimizer)
+    if state:
+        state.check(dict(model.named_parameters()), model)
     edit = with_pairs if equivalent else remove
     failed: dict[UnitSet, str] = {}
     while True:
@@ -132,7 +132,7 @@ def prune_filters(
         unpaired = with_pairs(pruned, channels, kept)
     else:
         cuts = remove(pruned, channels, kept)
-        optimizer = successor(holdings, model, pruned, cuts) if holdings else None
+        optimizer = successor(state, model, pruned, cuts) if state else None
     sizes = (sum(p.numel() for p in m.parameters()) for m in (model, merge(pruned)))
     report = SmallerNetwork(
         method=repr(criterion), layers=changes(channels, kept), parameters=Counts(*sizes),

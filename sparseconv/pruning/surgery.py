@@ -13,14 +13,14 @@ from torch.optim import Optimizer
 from sparseconv.core.blocks import Region
 from sparseconv.core.pattern import KernelCSR
 from sparseconv.nn.conv import SparseConv1d
-from sparseconv.nn.optimizers import Holdings
+from sparseconv.nn.optimizers import OptimizerState
 from sparseconv.pruning.channels import NORMS, PER_CHANNEL, Channels, filters_first, kept_channels
 
 Cut = Mapping[int, Tensor]  # by dimension of a tensor, the indices that stay
 
 
 def successor(
-    old: Holdings, model: nn.Module, pruned: nn.Module, cuts: Mapping[str, Cut]
+    old: OptimizerState, model: nn.Module, pruned: nn.Module, cuts: Mapping[str, Cut]
 ) -> Optimizer:
     """Return an optimizer for the pruned model's parameters, with the state of the old one.
 

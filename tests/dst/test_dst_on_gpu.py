@@ -140,7 +140,7 @@ def test_copies_and_checkpoints_of_what_was_not_read(on_gpu: pytest.MonkeyPatch)
 def test_what_is_no_pattern_is_refused_when_it_is_read() -> None:
     good = KernelCSR.random((4, 3, 5), 20)
     for damage in (lambda crow, col: col.add_(9), lambda crow, col: crow.flip(0)):
-        crow, col = (array.clone() for array in good.anywhere())
+        crow, col = (array.clone() for array in good.indices_where_stored())
         damaged = damage(crow, col)
         arrays = (crow, damaged) if damaged.shape == col.shape else (damaged, col)
         pattern = KernelCSR.of_arrays(*arrays, good.shape, good.block, checked=False)
