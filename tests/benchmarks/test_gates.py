@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -86,7 +86,8 @@ def test_the_command_fails_for_what_is_slower_in_fresh_workers_too(
     assert len(compare.output(repository, "git", "worktree", "list").splitlines()) == 1
 
 
-REAL = rows.layer(CASES["first_layer_L128"])
+def real() -> rows.Row:
+    return rows.layer(CASES["first_layer_L128"])
 
 
 # A tree's package: this one, which is slow, and wrong if FACTOR says so.
@@ -104,10 +105,9 @@ sparseconv.sparse_conv1d = lambda x, v, *rest, **options: (
 """
 
 
-@pytest.mark.parametrize(
-    "row", [REAL, rows.layer(rows.TINY), rows.step(8)], ids=lambda row: row.name
-)
-def test_what_a_worker_computes_is_checked(row: rows.Row) -> None:
+@pytest.mark.parametrize("make", [real, lambda: rows.layer(rows.TINY), lambda: rows.step(8)])
+def test_what_a_worker_computes_is_checked(make: Callable[[], rows.Row]) -> None:
+    row = make()
     calls = worker.KINDS[row.kind](**row.data)
     assert tuple(calls) == row.computations
     results = {name: calls[name]().detach() for name in row.computations if "compiled" not in name}
@@ -119,13 +119,14 @@ def test_what_a_worker_computes_is_checked(row: rows.Row) -> None:
 def test_workers_time_what_is_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "sparseconv").mkdir()
     (tmp_path / "sparseconv" / "__init__.py").write_text(ALTERED)
-    with compare.workers(compare.ROOT, tmp_path, [REAL], threads=2) as sides:
-        fast, slow = (side.seconds(REAL.name, "fprop", 2) for side in sides)
+    row = real()
+    with compare.workers(compare.ROOT, tmp_path, [row], threads=2) as sides:
+        fast, slow = (side.seconds(row.name, "fprop", 2) for side in sides)
         assert fast > 0
         assert slow > 0.02
     monkeypatch.setenv("FACTOR", "1.001")
     with (
-        pytest.raises(WrongResultError, match=f"present, {REAL.name}: .*fprop is wrong"),
-        compare.workers(compare.ROOT, tmp_path, [REAL]),
+        pytest.raises(WrongResultError, match=f"present, {row.name}: .*fprop is wrong"),
+        compare.workers(compare.ROOT, tmp_path, [row]),
     ):
         pytest.fail("a wrong result was offered for timing")
