@@ -94,7 +94,12 @@ def load(name_or_path: str | os.PathLike[str], *, nan_to_zero: bool = False) -> 
     if path.suffix == ".npz" and os.path.isfile(path):
         raw = _read_npz(path)
     elif pair is not None and os.path.isfile(path):
-        files = (path.with_name(f"{name}_{part}{pair[2] or ''}") for part in ("TRAIN", "TEST"))
+        files = [path.with_name(f"{name}_{part}{pair[2] or ''}") for part in ("TRAIN", "TEST")]
+        for file in files:
+            if not file.is_file():
+                raise ValueError(
+                    f"{file} is missing: a data set is a pair of files, NAME_TRAIN and NAME_TEST"
+                )
         read = [_read(file) for file in files]
         raw = dict(zip(_KEYS, (array for pair in read for array in pair), strict=True))
     else:

@@ -35,7 +35,6 @@ _HELP = described(datasets.load) | described(DSN) | described(Recipe)
 _HELP |= described(prune_filters) | {
     "eps": "remove filters whose activation is at most this share of their kernel group's largest",
     "silence": "weight of the loss that silences filters",
-    "silence_epochs": "number of epochs with this loss (default: --epochs)",
 }
 _HELP["validation"] = "evaluate on the test series after each epoch, without affecting training"
 _HELP |= {  # POCKETClassifier's, whose module takes seconds to import

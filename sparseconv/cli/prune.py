@@ -55,7 +55,8 @@ def add_options(command: argparse.ArgumentParser) -> None:
     options.add_setting(dsp, "eps", EPS)
     published = f"{PUBLISHED_WEIGHT} * {PUBLISHED_BATCH} / batch size"
     options.add_setting(dsp, "silence", PUBLISHED_WEIGHT, published)
-    options.add_setting(dsp, "silence_epochs", None)
+    epochs = "number of epochs with this loss (default: --epochs)"
+    dsp.add_argument("--silence-epochs", default=argparse.SUPPRESS, **options.count(epochs))
     tuning = command.add_argument_group("fine-tuning", "as in the run, except for these options")
     options.add_setting(tuning, "epochs", EPOCHS)
     for name in FINE_TUNING[1:]:

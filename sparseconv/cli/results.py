@@ -16,13 +16,13 @@ import torch
 
 from sparseconv import datasets
 from sparseconv.cli.options import PROG
-from sparseconv.core.files import LOCK_NAME, check_writable, claimed, write_whole
+from sparseconv.core.files import LOCK_NAME, check_writable, claimed, partial_files, write_whole
 from sparseconv.measure.table import Table, with_thousands
 from sparseconv.models import DSN
 from sparseconv.report import figures
 from sparseconv.running import predict_log_proba
 from sparseconv.training.checkpoint import digest
-from sparseconv.training.loop import TrainingResult, train
+from sparseconv.training.loop import CHECKPOINT_NAME, TrainingResult, train
 from sparseconv.training.recipe import Recipe
 from sparseconv.training.run_folder import CONFIG_NAME, DATA, HISTORY_NAME, TrainedRun, load_run
 
@@ -32,9 +32,10 @@ def new_folder(out: Path, resumable: bool = False) -> Iterator[None]:
     """Claim a new or empty results folder; remove it if the block fails before writing a file."""
     try:
         with claimed(out):
-            found = {path.name for path in out.iterdir() if path.suffix != ".partial"}
-            # A run that ended before its first checkpoint leaves nothing else.
-            if found - {LOCK_NAME, CONFIG_NAME}:
+            found = {path.name for path in out.iterdir()} - {LOCK_NAME, CONFIG_NAME}
+            for name in (CONFIG_NAME, CHECKPOINT_NAME):
+                found -= {path.name for path in partial_files(out / name)}
+            if found:  # a run that ended before its first checkpoint leaves none of them
                 is_run = (out / CONFIG_NAME).exists()
                 what = "a run" if is_run else "other files"
                 hint = ", or continue the run with --resume" if resumable and is_run else ""

@@ -91,9 +91,11 @@ def export_c(
         )
     if weights not in WEIGHTS:
         raise ValueError(f"weights must be one of {WEIGHTS}, but got {weights!r}")
-    if weights == "float32" and calibration is not None:
+    if (weights == "int8") != (calibration is not None):
         raise ValueError(
-            "calibration requires weights='int8', but got weights='float32'; omit calibration"
+            "int8 needs training series for its scales; pass calibration=X_train"
+            if calibration is None
+            else "calibration requires weights='int8', but got weights='float32'; omit calibration"
         )
     example = as_series("export_c", "example_input", example_input)
     folder = Path(folder)
@@ -103,7 +105,12 @@ def export_c(
             "another"
         )
     plain = deepcopy_model(model).float().cpu()  # what the program is compared with
-    network = lower(plain, *example.shape[1:])
+    try:
+        network = lower(plain, *example.shape[1:])
+    except Exception as error:
+        if model.training:
+            error.add_note("the model is in training mode; call model.eval(), before torch.export")
+        raise
     scores = _scores_of(plain, example[:KNOWN])
     if not np.isfinite(scores).all():
         raise ValueError(

@@ -148,9 +148,11 @@ def scaled(build: Builder, x: Value, call: Call) -> Value:
 
 def norm(build: Builder, x: Value, call: Call) -> Value:
     if call.args["running_mean"] is None or call.args["training"]:
+        known = call.args["running_mean"] is not None
+        remedy = "call model.eval(), before torch.export" if known else "set track_running_stats"
         raise ValueError(
             "expected a BatchNorm with running statistics, but this one uses those of each batch; "
-            "call model.eval(), before torch.export"
+            f"{remedy}"
         )
     return scaled(build, x, call)
 

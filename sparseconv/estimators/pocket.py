@@ -229,10 +229,15 @@ class POCKETClassifier(Scored, BaseClassifier):  # type: ignore[misc]
         """Return the accuracy of each choice on each fold."""
         scores: dict[tuple[float, int], list[float]] = {choice: [] for choice in choices}
         cases = np.bincount(labels)
+        if cases.max() < 2:
+            raise ValueError(
+                'expected a class with at least 2 cases for "cv", but every class has only one; '
+                "pass keep and k as numbers"
+            )
         with warnings.catch_warnings():  # a class may have fewer cases than there are folds
             warnings.filterwarnings("ignore", "The least populated class", UserWarning)
             folds = StratifiedKFold(
-                int(np.clip(cases.max(), 2, FOLDS)), shuffle=True, random_state=self.seed_
+                min(int(cases.max()), FOLDS), shuffle=True, random_state=self.seed_
             )
             splits = list(folds.split(features, labels))
         for inside, outside in progress(splits, self.verbose, desc="folds"):

@@ -109,12 +109,12 @@ def profile(
 ) -> Profile:
     """Measure every ``SparseConv1d`` of a model and the same layer made dense.
 
-    A copy of the model runs once to record its layers' inputs. Then each layer is timed alone,
-    sparse and dense (with ``to_dense``), interleaved in random order, and the whole model last.
+    A copy of the model runs once to record its layers' inputs. Then the whole model is timed, and
+    each layer alone, sparse and dense (with ``to_dense``), interleaved in random order.
     Inference is a forward pass under ``torch.no_grad()``; training is a forward and a backward pass
     that computes the gradients of a real step. The number of threads, the mode (train or eval) and
-    autocast are the caller's. Hooks and parametrizations of a layer add to its sparse time. First,
-    call ``sparseconv.retain_freed_memory``.
+    autocast are the caller's. A layer is timed without its forward hooks; other hooks and
+    parametrizations add to its sparse time. First, call ``sparseconv.retain_freed_memory``.
 
     Args:
         model: a module with ``SparseConv1d`` layers, on the CPU.
@@ -146,21 +146,29 @@ def profile(
         for name, module in model.named_modules()
         if isinstance(module, SparseLayer)
     }
+    if not layers:
+        raise ValueError(
+            f"expected a model with a SparseConv1d, but {type(model).__name__} has none; "
+            "convert a pruned model with sc.convert(model, example_input=x), whose report also "
+            "shows the times"
+        )
     arguments = copied_arguments(model, example_input)
     stopwatch = Stopwatch(training, rounds, least_seconds)
     with stopwatch.running(layers):
         _, called = capture(model, layers, arguments)
         if not called:
             raise ValueError(
-                f"expected an input that reaches a SparseConv1d of the model, but its sparse "
-                f"layers are {[*layers.values()]}; pass such an input, choose the mode (train or "
-                "eval) in which they are called, or convert a pruned model with sc.convert"
+                "the input reached none of the model's sparse layers "
+                f"({', '.join(layers.values())}); pass an input that reaches them, and choose "
+                "the mode (train or eval) in which they are called"
             )
-        calls = [(layer, call) for layer, found in called.items() for call in found]
-        bar = progress(calls, verbose, desc="layers")
-        measured = [time_layer(layers[layer], layer, [call], stopwatch) for layer, call in bar]
         whole = model_passes(model, arguments, training)
         times = stopwatch.time({"model": whole})
+        calls = [(layer, call) for layer, found in called.items() for call in found]
+        for layer in called:  # copies; what a hook returns would be timed as the layer's output
+            layer._forward_hooks.clear()
+        bar = progress(calls, verbose, desc="layers")
+        measured = [time_layer(layers[layer], layer, [call], stopwatch) for layer, call in bar]
     return Profile(
         layers=tuple(measured),
         unreached=tuple(name for layer, name in layers.items() if layer not in called),

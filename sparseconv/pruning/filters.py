@@ -112,6 +112,7 @@ def prune_filters(
     if state:
         state.check(dict(model.named_parameters()), model)
     edit = with_pairs if equivalent else remove
+    ignore = ignore if isinstance(ignore, str) else tuple(ignore)  # each round reads it
     failed: dict[UnitSet, str] = {}
     while True:
         work, channels, arguments = _traced(model, example_input, ignore, failed)

@@ -246,6 +246,14 @@ def test_it_says_whether_blocks_compute_and_why_not(monkeypatch: pytest.MonkeyPa
     )
 
 
+@pytest.mark.parametrize("given", [lambda y: (y, y), lambda y: y.detach()])
+def test_what_a_forward_hook_returns_is_not_timed(given: Callable[[Tensor], Any]) -> None:
+    layer = SparseConv1d(2, 4, 3, density=0.5)
+    layer.register_forward_hook(lambda *call: given(call[-1]))
+    (found,) = profile(layer, torch.randn(2, 2, 20), rounds=6).layers
+    assert found.times.keys() == {"training", "inference"}
+
+
 def test_a_compiled_model() -> None:
     compiled = torch.compile(nn.Sequential(SparseConv1d(3, 4, 5), nn.ReLU()), backend="eager")
     compiled(X)

@@ -303,6 +303,17 @@ def test_networks(
     assert lost == left
 
 
+def test_an_iterator_of_ignored_layers_serves_every_round() -> None:
+    layers = [nn.Conv1d(2, 4, 3), nn.Conv1d(4, 4, 3), nn.Conv1d(4, 4, 3), nn.Conv1d(4, 2, 3)]
+    counts_channels = Function(lambda x: x * x.shape[1])  # which the first round finds out
+    model = nn.Sequential(*layers[:2], counts_channels, *layers[2:])
+    small, report = sc.prune_filters(
+        model, X[:, :2].float(), Magnitude(), fraction=0.5, ignore=iter("0")
+    )
+    assert [len(m.weight) for m in small if isinstance(m, nn.Conv1d)] == [4, 4, 2, 2]
+    assert report.left["0"] == "it is named in ignore"
+
+
 class Branch(nn.Module):
     """Channels move in a residual branch, some weights of which are zero, as in a new network."""
 

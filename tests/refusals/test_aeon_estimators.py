@@ -71,7 +71,7 @@ test_aeon_estimators = refusals(
     (lambda: fit(keep=35), ValueError, "keep"),
     (lambda: fit(k="auto"), TypeError, "k "),
     (lambda: fit(k=0), ValueError, "k "),
-    (lambda: fit(keep="cv", y=np.arange(12)), ValueError, "n_splits"),
+    (lambda: fit(keep="cv", y=np.arange(12)), ValueError, "at least 2 cases"),
     (lambda: fit(HOLE), ValueError, "missing values"),
     (lambda: fit(X[:, :, :10]), ValueError, "11"),
     (lambda: fit(random_state=-1), ValueError, "Seed"),

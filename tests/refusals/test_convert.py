@@ -71,7 +71,7 @@ META = SparseConv1d(3, 4, 5, device="meta")
 test_profile = refusals(
     (lambda: profile(nn.Conv1d(3, 4, 5), X), ValueError, "a SparseConv1d"),
     (lambda: profile(LAYER, [X]), TypeError, "input must be a Tensor"),
-    (lambda: profile(Function(lambda x, conv: x, LAYER), X), ValueError, "['layers.0']"),
+    (lambda: profile(Function(lambda x, conv: x, LAYER), X), ValueError, "(layers.0)"),
     (lambda: profile(META, X), NotImplementedError, "on meta"),
     (lambda: profile(nn.Sequential(OwnSparse(3, 4, 5)), X), NotImplementedError, "this OwnSparse"),
     (lambda: profile(LAYER, X, rounds=5), ValueError, "rounds"),

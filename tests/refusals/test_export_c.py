@@ -65,7 +65,7 @@ test_export_c = refusals(
     (lambda: export(Function(lambda x: (x * torch.randn(1, 3, 1500)).mean(-1)).eval(),
                     example_input=series(3, length=1500)), NOT, "'mul'"),
     (lambda: export(weights="int8", calibration=series(3, length=50)), ValueError, "calibration"),
-    (lambda: export(weights="int8"), ValueError, "calibration"),
+    (lambda: export(weights="int8"), ValueError, "pass calibration="),
     (lambda: export(weights="int4"), ValueError, "weights must be one of"),
     (lambda: export(calibration=series(5)), ValueError, "calibration"),
     (lambda: export(MANY, **LONG, weights="int8"), ValueError, "linear"),

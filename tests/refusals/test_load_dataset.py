@@ -66,7 +66,7 @@ test_load_dataset = refusals(
     (lambda: folder_of({"a.csv": "1,2"}, "a.csv"), ValueError, "no data set"),
     (lambda: folder_of({"a.npz": "a,b"}, "a.npz"), ValueError, "not a zip file"),
     (lambda: folder_of({"a.ts": "@data"}), ValueError, "NAME_TRAIN"),
-    (lambda: folder_of({"a_TEST.ts": "@data"}), ValueError, "a_TRAIN.ts cannot be read as"),
+    (lambda: folder_of({"a_TEST.ts": "@data"}), ValueError, "a_TRAIN.ts is missing"),
     (lambda: lines("label,t0\n1,2"), ValueError, "'t0'"),
     (lambda: lines("1,2,3\n2,4"), ValueError, "columns"),
     (lambda: lines("1,2\n?,4"), ValueError, "some labels are missing"),
