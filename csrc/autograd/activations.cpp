@@ -39,7 +39,7 @@ Tensor activated(const Tensor& input, const Tensor& grad, c10::string_view name)
       input.dim() == 4 && input.size(3) == lanes_of(input) && input.size(0) % parts == 0,
       "expected an input in lanes, and an even number of channels to halve, but got ",
       input.sizes());
-  const Tensor x = input.resolve_neg().contiguous();
+  const Tensor x = aligned(input);
   std::vector<int64_t> sizes = x.sizes().vec();
   sizes[0] /= parts;
   Tensor dy;
@@ -47,7 +47,7 @@ Tensor activated(const Tensor& input, const Tensor& grad, c10::string_view name)
     check_same_type(input, grad, "grad_output");
     TORCH_CHECK_VALUE(grad.sizes() == at::IntArrayRef(sizes), "expected grad_output of sizes ",
                       sizes, ", but got ", grad.sizes());
-    dy = grad.resolve_neg().contiguous();
+    dy = aligned(grad);
   }
   Tensor output = grad.defined() ? at::empty_like(x) : at::empty(sizes, x.options());
   const Activation p{x.const_data_ptr(), grad.defined() ? dy.const_data_ptr() : nullptr,

@@ -32,6 +32,13 @@ inline int64_t margin_of(const Tensor& rows, int64_t length) {
   return has ? std::max<int64_t>(0, rows.size(2) - length) / 2 : 0;
 }
 
+// Kernels load whole vectors of lanes; memory that torch did not allocate may begin anywhere.
+inline Tensor aligned(const Tensor& x) {
+  const Tensor own = x.resolve_neg().contiguous();
+  const auto address = reinterpret_cast<uintptr_t>(own.const_data_ptr());
+  return address % kRowBytes == 0 ? own : own.clone();
+}
+
 // The order of tensors like `like`, and the checks of an op's other arguments. `margin`: of rows.
 struct Ordered {
   const Tensor like;
@@ -67,7 +74,7 @@ struct Ordered {
                       "expected ", name, " of sizes ", sizes, ", the first for ",
                       channels ? std::to_string(*channels) : "all", " channels, but got ",
                       x.sizes());
-    return order->readable(x.resolve_neg().contiguous());
+    return order->readable(aligned(x));
   }
   // The same, or an undefined tensor.
   Tensor checked(const OptionalTensor& x, std::optional<int64_t> channels, const char* name) const {

@@ -14,6 +14,7 @@ from any_kernels import poisoned_memory  # noqa: F401 (a fixture of every test h
 from op_arguments import lane_arguments, lane_dtypes
 from ordered import check_equal
 from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
 
 from sparseconv import KernelCSR
 from sparseconv.ops.backends import extension
@@ -248,6 +249,23 @@ def test_a_gradient_that_someone_holds_is_not_written_into(name: str) -> None:
     (y * 2).sum().backward()
     assert kept
     assert all(grad.equal(copied) for grad, copied in kept)
+
+
+def displaced(x: Any) -> Any:
+    """A copy whose memory begins where torch would not let it begin."""
+    if not isinstance(x, Tensor):
+        return x
+    return torch.empty(x.numel() + 1, dtype=x.dtype)[1:].view(x.shape).copy_(x)
+
+
+@pytest.mark.parametrize("name", lane_arguments(torch.float32))
+def test_memory_may_begin_anywhere(name: str) -> None:
+    """As that of NumPy's arrays, of which hooks of saved tensors make tensors."""
+    for dtype in lane_dtypes():
+        if (given := lane_arguments(dtype).get(name)) is not None:
+            call = getattr(OPS, name)
+            found, wanted = call(*tree_map(displaced, given)), call(*given)
+            assert all(map(torch.equal, tree_leaves(found), tree_leaves(wanted)))
 
 
 @pytest.mark.parametrize("dense", [False, True])
