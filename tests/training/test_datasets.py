@@ -181,5 +181,5 @@ def test_of_several_pairs_the_one_with_the_folder_s_name(tmp_path: Path) -> None
         datasets.load(tmp_path)
     assert datasets.load(tmp_path.rename(tmp_path.with_name("b"))).name == "b"
     (tmp_path.with_name("b") / "b_TEST.ts").unlink()
-    with pytest.raises(ValueError, match=r"b_TEST\.ts cannot be read as series \(FileNotFound"):
+    with pytest.raises(ValueError, match=r"b_TEST\.ts is missing: a data set is a pair of files"):
         datasets.load(tmp_path.with_name("b") / "b_TRAIN.ts")
