@@ -107,7 +107,7 @@ def export_c(
     plain = deepcopy_model(model).float().cpu()  # what the program is compared with
     try:
         network = lower(plain, *example.shape[1:])
-    except Exception as error:
+    except Exception as error:  # the model's code may raise anything
         if model.training:
             error.add_note("the model is in training mode; call model.eval(), before torch.export")
         raise

@@ -148,11 +148,9 @@ def scaled(build: Builder, x: Value, call: Call) -> Value:
 
 def norm(build: Builder, x: Value, call: Call) -> Value:
     if call.args["running_mean"] is None or call.args["training"]:
-        known = call.args["running_mean"] is not None
-        remedy = "call model.eval(), before torch.export" if known else "set track_running_stats"
         raise ValueError(
-            "expected a BatchNorm with running statistics, but this one uses those of each batch; "
-            f"{remedy}"
+            "expected a BatchNorm that uses running statistics, but this one uses those of each "
+            "batch; it needs track_running_stats=True, and model.eval() before torch.export"
         )
     return scaled(build, x, call)
 

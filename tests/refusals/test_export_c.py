@@ -58,6 +58,7 @@ test_export_c = refusals(
     (lambda: export(changed(after(nn.ReLU(), *FLAT), lambda m: m[0].bias.data.fill_(-np.inf))),
      ValueError, "finite bias"),  # PyTorch's scores are finite
     (lambda: export(network("dsn").train()), ValueError, "eval()"),
+    (lambda: export(after(nn.RReLU(), *FLAT).train()), NOT, "is in training mode"),
     (lambda: export(changed(network("dsn"), lambda m: m.blocks[1].conv.values.data.fill_(np.nan))),
      ValueError, "finite"),
     (lambda: export(example_input=series(1) * np.float32(1e38)), ValueError, "example_input"),
