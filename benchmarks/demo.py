@@ -20,12 +20,12 @@ from benchmarks.studies.published_networks import training_step
 from sparseconv import datasets
 from sparseconv.conversion import to_dense
 from sparseconv.core.files import check_writable
+from sparseconv.core.modules import deepcopy_model
 from sparseconv.measure import timing
 from sparseconv.measure.machine import threads
 from sparseconv.measure.page import Section, write_html
 from sparseconv.measure.table import Table, with_thousands
 from sparseconv.models import DSN
-from sparseconv.nn.modules import deepcopy_model
 from sparseconv.ops.backends import resolve_backend
 from sparseconv.running import evaluate
 from sparseconv.training.loop import train

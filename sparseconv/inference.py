@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sparseconv.nn.modules import deepcopy_model
+from sparseconv.core.modules import deepcopy_model
 
 # A module in the name of a guard: optimized._modules['0']._modules["it's"]
 _CHILD = re.compile(r"""\._modules\[('(?:[^'\\]|\\.)*'|"[^"]*")\]""")

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from sparseconv.core.arrays import as_tensor, class_indices, without_index
 from sparseconv.core.generators import generators_kept
-from sparseconv.nn.modules import has_codes
+from sparseconv.core.modules import has_codes
 
 BATCH = 64  # series in a batch, where arrays are given
 Layer = TypeVar("Layer", bound=nn.Module)

@@ -17,8 +17,8 @@ from benchmarks.paper.archives import Shape
 from benchmarks.paper.networks import first_model, multiply_adds
 from benchmarks.paper.plan import CRITERIA, Job, Variant
 from sparseconv.core.files import write_whole
+from sparseconv.core.modules import deepcopy_model
 from sparseconv.datasets import Dataset
-from sparseconv.nn.modules import deepcopy_model
 from sparseconv.pruning import keep_filters, merge, prune_filters
 from sparseconv.pruning.tracing import trace
 from sparseconv.running import evaluate

@@ -19,9 +19,9 @@ from benchmarks.paper.rocket import is_pruned_kernels
 from benchmarks.paper.rows import LOCK_NAME
 from benchmarks.recording import add_line, measurement_context, read_lines
 from sparseconv.core.files import locked
+from sparseconv.core.modules import deepcopy_model
 from sparseconv.measure.machine import threads
 from sparseconv.measure.timing import interleave, milliseconds
-from sparseconv.nn.modules import deepcopy_model
 from sparseconv.profiling.stopwatch import model_passes
 
 TIMES_NAME = "times.jsonl"

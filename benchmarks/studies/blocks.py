@@ -24,11 +24,11 @@ from benchmarks.paper.archives import open_archive
 from benchmarks.paper.tables.cells import spread
 from benchmarks.recording import add_missing, read_lines, rounded
 from benchmarks.studies.published_networks import BATCH, Data, accuracy, fit, summary, training_step
+from sparseconv.core.modules import deepcopy_model
 from sparseconv.measure.machine import threads
 from sparseconv.measure.table import Table
 from sparseconv.measure.timing import Estimate, interleave
 from sparseconv.models import InceptionTime, ResNet
-from sparseconv.nn.modules import deepcopy_model
 
 RESULTS = Path(__file__).parents[1] / "results" / "blocks" / "networks.jsonl"
 NETWORKS: dict[str, Callable[[int, int], nn.Module]] = {

@@ -30,12 +30,12 @@ from benchmarks.studies import published_widths as widths
 from benchmarks.studies.blocks import pruned
 from benchmarks.studies.published_networks import training_step
 from sparseconv.conversion import to_dense
+from sparseconv.core.modules import deepcopy_model
 from sparseconv.inference import optimize_for_inference
 from sparseconv.measure.machine import threads
 from sparseconv.measure.table import Table
 from sparseconv.measure.timing import LEAST_ROUNDS, Estimate, interleave, milliseconds, ratio
 from sparseconv.models import InceptionTime, ResNet
-from sparseconv.nn.modules import deepcopy_model
 
 RESULTS = Path(__file__).parents[1] / "results" / "networks.jsonl"
 ROUNDS, SECONDS = 24, 20.0  # fewer rounds than that, if they would take longer

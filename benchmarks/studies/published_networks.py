@@ -38,10 +38,10 @@ import sparseconv as sc
 from benchmarks.paper.archives import read
 from benchmarks.paper.tables.cells import spread
 from benchmarks.recording import add_missing, read_lines, rounded
+from sparseconv.core.modules import deepcopy_model
 from sparseconv.measure.machine import threads
 from sparseconv.measure.table import Table
 from sparseconv.measure.timing import Estimate, Times, interleave, milliseconds, ratio
-from sparseconv.nn.modules import deepcopy_model
 from sparseconv.running import evaluate
 
 RESULTS = Path(__file__).parents[1] / "results" / "published_networks.jsonl"

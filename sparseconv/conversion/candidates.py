@@ -12,10 +12,10 @@ from torch.nn.parameter import is_lazy
 
 from sparseconv.core.blocks import Block
 from sparseconv.core.checks import checked_mask
+from sparseconv.core.modules import bonds_of, check_not_wrapped
 from sparseconv.measure.records import LayerTimes, Verdict
 from sparseconv.nn.conv import SparseConv1d
 from sparseconv.nn.conv_transpose import SparseConvTranspose1d
-from sparseconv.nn.modules import bonds_of, check_not_wrapped
 from sparseconv.nn.sparse_layer import SparseLayer
 
 Dense = nn.Conv1d | nn.ConvTranspose1d

@@ -16,10 +16,10 @@ from torch.utils._pytree import tree_leaves
 from sparseconv.conversion.candidates import Candidate, find_candidates, weight_and_mask
 from sparseconv.core.blocks import as_block
 from sparseconv.core.checks import share
+from sparseconv.core.modules import check_not_wrapped, deepcopy_model, hooks_of, replace
 from sparseconv.measure.progress import progress
 from sparseconv.measure.records import INFERENCE, TRAINING, LayerReport, Verdict
 from sparseconv.measure.timing import LEAST_ROUNDS, LEAST_SECONDS
-from sparseconv.nn.modules import check_not_wrapped, deepcopy_model, hooks_of, replace
 from sparseconv.nn.sparse_layer import SparseLayer
 from sparseconv.profiling.stopwatch import Stopwatch, time_layer
 from sparseconv.running import Call, capture, close, copied_arguments

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from sparseconv.core.checks import count, integer, number
 from sparseconv.core.files import ctrl_c_waits
+from sparseconv.core.modules import check_module
 from sparseconv.dst import checks
 from sparseconv.dst.update import (
     PRUNE_FLOOR,
@@ -29,7 +30,6 @@ from sparseconv.dst.update import (
     stays_on_gpu,
 )
 from sparseconv.nn.dense_gradient import new_probe
-from sparseconv.nn.modules import check_module
 from sparseconv.nn.optimizers import OptimizerState
 from sparseconv.nn.pattern_buffers import checksum
 from sparseconv.nn.sparse_layer import SparseLayer

@@ -15,11 +15,11 @@ from torch import nn
 
 from sparseconv.core.arrays import as_series, check_axes
 from sparseconv.core.files import write_folder
+from sparseconv.core.modules import check_module, deepcopy_model
 from sparseconv.edge.generate import write_c
 from sparseconv.edge.layers import Array, scores_and_bound
 from sparseconv.edge.lowering import lower
 from sparseconv.edge.quantize import quantize
-from sparseconv.nn.modules import check_module, deepcopy_model
 from sparseconv.running import batch_sizes, one_tensor
 
 Weights = Literal["float32", "int8"]

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from sparseconv.compiler.backend import rewrite
 from sparseconv.compiler.recorder import Recorder
+from sparseconv.core.modules import all_modules_are_watched, has_own_code
 from sparseconv.nn.conv import SparseConv1d
-from sparseconv.nn.modules import all_modules_are_watched, has_own_code
 from sparseconv.nn.pooling import ShortAvgPool1d
 from sparseconv.ops.backends import extension, resolve_backend
 from sparseconv.ops.orders import runs_eagerly

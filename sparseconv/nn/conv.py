@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from sparseconv.core.geometry import Geometry, Padding, PaddingMode, resolve_padding, single
+from sparseconv.core.modules import computes_as
 from sparseconv.core.pattern import KernelCSR
 from sparseconv.functional.conv import sparse_conv1d_resolved
 from sparseconv.nn.dense_gradient import probed
-from sparseconv.nn.modules import computes_as
 from sparseconv.nn.padded_conv import OVERRIDES, padding_of
 from sparseconv.nn.sparse_layer import SparseLayer, shared_options
 from sparseconv.ops.backends import Backend

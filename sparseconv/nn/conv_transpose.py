@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from sparseconv.core.geometry import Geometry
+from sparseconv.core.modules import computes_as
 from sparseconv.core.pattern import KernelCSR
 from sparseconv.functional.conv import conv_transpose_resolved
 from sparseconv.nn.dense_gradient import probed
-from sparseconv.nn.modules import computes_as
 from sparseconv.nn.sparse_layer import SparseLayer, shared_options
 from sparseconv.ops.backends import Backend
 

@@ -13,7 +13,7 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 from torch.overrides import TorchFunctionMode, resolve_name
 
 from sparseconv.core.geometry import Geometry
-from sparseconv.nn.modules import deepcopy_model
+from sparseconv.core.modules import deepcopy_model
 
 # Questions about a tensor that do not read what it contains.
 _ASKED: Any = (Tensor.shape, Tensor.ndim, Tensor.dtype, Tensor.device)

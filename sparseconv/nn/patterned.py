@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from sparseconv.core.pattern import KernelCSR
 from sparseconv.nn.dense_gradient import new_probe
-from sparseconv.nn.modules import Parametrizations
 from sparseconv.nn.optimizers import watch_optimizers
 from sparseconv.nn.pattern_buffers import INDICES, UNREAD, UNSEEN, WRITING, PatternBuffers
 from sparseconv.nn.state import check_floats, own_entries, read_layer
@@ -276,6 +275,26 @@ class PatternedModule(PatternBuffers):
         if name == "parametrizations" and type(value) is nn.ModuleDict:  # torch's, still empty
             value = Parametrizations(dict(value.items()))
         super().__setattr__(name, value)
+
+
+class Parametrizations(nn.ModuleDict):
+    """Hold the parametrizations of a layer by tensor name.
+
+    ``nn.ModuleDict`` rejects the name ``"values"``, but only after torch has removed the parameter.
+    This class accepts it.
+    """
+
+    def add_module(self, name: str, module: nn.Module | None) -> None:
+        if name == "values" and module is not None:
+            self._modules[name] = module
+        else:
+            super().add_module(name, module)
+
+    @property
+    def values(self) -> Any:
+        """Return the parametrizations of ``values``, or the method ``values`` if there are none."""
+        held = self._modules.get("values")
+        return super().values if held is None else held
 
 
 def check_pattern(pattern: KernelCSR, shape: tuple[int, int, int], groups: int) -> None:

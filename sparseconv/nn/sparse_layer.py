@@ -12,8 +12,8 @@ from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizat
 from sparseconv.core.blocks import Region
 from sparseconv.core.checks import share
 from sparseconv.core.geometry import DTYPES, Geometry, single
+from sparseconv.core.modules import computes_as
 from sparseconv.core.pattern import KernelCSR
-from sparseconv.nn.modules import computes_as
 from sparseconv.nn.patterned import PatternedModule, check_pattern
 from sparseconv.ops.backends import BACKENDS, Backend
 from sparseconv.reference import Indices, dense_weight

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from sparseconv.core.modules import deepcopy_model
 from sparseconv.measure.progress import progress
 from sparseconv.measure.records import (
     INFERENCE,
@@ -19,7 +20,6 @@ from sparseconv.measure.records import (
     megaflops,
 )
 from sparseconv.measure.timing import LEAST_SECONDS, ROUNDS, Estimate, milliseconds
-from sparseconv.nn.modules import deepcopy_model
 from sparseconv.nn.sparse_layer import SparseLayer
 from sparseconv.profiling.stopwatch import Stopwatch, model_passes, time_layer
 from sparseconv.running import capture, copied_arguments

@@ -12,15 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from sparseconv.core.checks import count, number
-from sparseconv.measure.records import Counts
-from sparseconv.nn.conv import SparseConv1d
-from sparseconv.nn.modules import (
+from sparseconv.core.modules import (
     bonds_of,
     check_not_wrapped,
     computes_as,
     deepcopy_model,
     replace,
 )
+from sparseconv.measure.records import Counts
+from sparseconv.nn.conv import SparseConv1d
 from sparseconv.pruning.report import Change, Smaller, SmallerNetwork
 from sparseconv.running import copied_arguments
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from sparseconv.core.checks import count, integer, share
+from sparseconv.core.modules import check_not_wrapped, deepcopy_model
 from sparseconv.measure.records import Counts
-from sparseconv.nn.modules import check_not_wrapped, deepcopy_model
 from sparseconv.nn.optimizers import OptimizerState
 from sparseconv.pruning.channels import FILTERED, FIXED, Channels, UnitSet, kept_channels
 from sparseconv.pruning.criteria import Criterion

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from sparseconv.core.modules import deepcopy_model
 from sparseconv.measure import machine
 from sparseconv.measure.records import (
     ACCURACY,
@@ -25,7 +26,6 @@ from sparseconv.measure.records import (
 )
 from sparseconv.measure.table import with_thousands
 from sparseconv.measure.timing import LEAST_SECONDS, ROUNDS
-from sparseconv.nn.modules import deepcopy_model
 from sparseconv.profiling.stopwatch import Passes, Stopwatch, in_sequence, model_passes
 from sparseconv.pruning.channels import Channels, kept_channels
 from sparseconv.pruning.equivalent import merge

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from sparseconv.core.checks import number
+from sparseconv.core.modules import check_module
 from sparseconv.models import LITE, InceptionTime
 from sparseconv.models.classifier import Residual
-from sparseconv.nn.modules import check_module
 
 PUBLISHED_WEIGHT, PUBLISHED_BATCH = 2e-5, 64  # for LITE; for other networks none is public
 

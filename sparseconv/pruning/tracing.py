@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.module_tracker import ModuleTracker
 
-from sparseconv.nn.modules import owners_of
+from sparseconv.core.modules import owners_of
 from sparseconv.nn.pooling import ShortAvgPool1d
 from sparseconv.pruning.channels import (
     FILTERED,

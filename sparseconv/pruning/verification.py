@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from sparseconv.core.modules import deepcopy_model
 from sparseconv.nn.conv import SparseConv1d
-from sparseconv.nn.modules import deepcopy_model
 from sparseconv.pruning.channels import NORMS, Channels, UnitSet, kept_channels
 from sparseconv.pruning.operations import SameDraws
 from sparseconv.pruning.surgery import mask, remove

@@ -16,10 +16,10 @@ from sparseconv.core.arrays import class_indices, warn_if_swapped
 from sparseconv.core.checks import count
 from sparseconv.core.files import claimed, partial_files
 from sparseconv.core.generators import Drawing
+from sparseconv.core.modules import check_module
 from sparseconv.dst import DSTScheduler
 from sparseconv.measure.machine import retain_freed_memory
 from sparseconv.measure.progress import progress
-from sparseconv.nn.modules import check_module
 from sparseconv.pruning.sparsity_loss import InstanceSparsity
 from sparseconv.running import (
     batch_sizes,

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.ao.pruning import WeightNormSparsifier
 from torch.nn.utils import prune
 
-from sparseconv.nn.modules import deepcopy_model
+from sparseconv.core.modules import deepcopy_model
 
 KINDS = ("prune", "twice", "ao", "zeros", "masks")
 

@@ -14,9 +14,9 @@ from torch.nn.utils import parametrizations, prune
 
 import sparseconv as sc
 from sparseconv import SparseConv1d, models
+from sparseconv.core.modules import deepcopy_model
 from sparseconv.edge.layers import Array, Network, scores_and_bound
 from sparseconv.edge.lowering import lower
-from sparseconv.nn.modules import deepcopy_model
 
 CHANNELS, LENGTH = 3, 22
 

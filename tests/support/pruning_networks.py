@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import sparseconv as sc
 from sparseconv import KernelCSR, SparseConv1d
-from sparseconv.nn.modules import deepcopy_model
+from sparseconv.core.modules import deepcopy_model
 from sparseconv.pruning import Criterion
 from sparseconv.pruning.channels import Channels
 from sparseconv.pruning.report import SmallerNetwork

@@ -33,26 +33,6 @@ def has_codes(model: nn.Module) -> bool:
     return any(isinstance(module, nn.Embedding | nn.EmbeddingBag) for module in model.modules())
 
 
-class Parametrizations(nn.ModuleDict):
-    """Hold the parametrizations of a layer by tensor name.
-
-    ``nn.ModuleDict`` rejects the name ``"values"``, but only after torch has removed the parameter.
-    This class accepts it.
-    """
-
-    def add_module(self, name: str, module: nn.Module | None) -> None:
-        if name == "values" and module is not None:
-            self._modules[name] = module
-        else:
-            super().add_module(name, module)
-
-    @property
-    def values(self) -> Any:
-        """Return the parametrizations of ``values``, or the method ``values`` if there are none."""
-        held = self._modules.get("values")
-        return super().values if held is None else held
-
-
 def check_module(model: nn.Module) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be an nn.Module, but got {type(model).__name__}")
