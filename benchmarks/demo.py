@@ -100,7 +100,7 @@ def run(epochs: int, out: Path) -> Path:
         row["dense step / this"] = str(timing.ratio(times, DENSE, name)) if name != DENSE else ""
     table = Table.of(rows.values(), ["network"])
     end = (
-        f"With {costs[SPARSE].params / costs[DENSE].params:.0%} of the weights, "
+        f"With {100 * costs[SPARSE].params / costs[DENSE].params:.0f} % of the weights, "
         f"{rows[SPARSE]['accuracy %']} % of the test series were classified correctly, against "
         f"{rows[DENSE]['accuracy %']} % by the dense network, whose training step took "
         f"{rows[SPARSE]['dense step / this']} times as long."

