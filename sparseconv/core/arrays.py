@@ -43,7 +43,8 @@ def as_array(raw: Any, expectation: str, kinds: str = NUMBERS) -> Array:
         ):
             raise ValueError(MIXED)  # NumPy would make text of all, even of NaN
     except (ValueError, TypeError, RuntimeError) as error:
-        raise ValueError(f"{expectation}, but {error}; pad or cut series to one length") from error
+        advice = "; pad or cut series to one length" if "inhomogeneous" in str(error) else ""
+        raise ValueError(f"{expectation}, but {error}{advice}") from error
     if found.dtype.kind not in kinds:
         advice = "; convert bytes with .astype(str)" if found.dtype.kind == "S" else ""
         raise ValueError(f"{expectation}, but got {found.dtype} of shape {found.shape}{advice}")
