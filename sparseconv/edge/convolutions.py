@@ -56,7 +56,7 @@ def convolve(
         x = build.copy(x)
         at, spacing = x.places[0].numpy(), build.shapes[x.of][1]
     # The layer pads what it reads itself.
-    source, pads = build.pads[x.of] if x.of in build.pads and build.is_in_order(x) else (x, {})
+    source, pads = build.pads.get(x.of, (x, {}))
     (rows, group_channels, taps), each = weight.shape, np.arange(geometry.groups)
     offsets = (np.arange(taps)[:, None] * geometry.dilation * spacing + at[:, 0]).ravel()
     order = offsets.argsort(kind="stable")

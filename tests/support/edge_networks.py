@@ -178,6 +178,13 @@ class Alike(nn.Module):
         return torch.cat([time, bins, *channels, (self.across @ y).sum(-1)], 1)
 
 
+class Part(nn.Module):
+    """Some of the channels and samples."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, 1:, 1::2]
+
+
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "dsn": _dsn,
     "positions": Positions,
@@ -226,7 +233,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "alike": Alike,
     "pads": lambda: nn.Sequential(
         nn.ReplicationPad1d((0, 4)), nn.Conv1d(3, 4, 5), nn.CircularPad1d(1), nn.Conv1d(4, 4, 3),
-        nn.ReflectionPad1d(2), nn.Conv1d(4, 2, 3), nn.ConstantPad1d((-1, 8), 0.0),
+        nn.ReflectionPad1d(2), Part(), nn.Conv1d(3, 2, 3), nn.ConstantPad1d((-1, 8), 0.0),
         nn.Conv1d(2, 2, 2, dilation=2),
         *_head(2),
     ),
