@@ -174,6 +174,8 @@ def test_moments_of_another_number_of_weights_are_refused(options, density):
         assert layer.values.tolist() == before
         new.step()  # which has no state before
         assert layer.values.tolist() != before
+        new.state[layer.values]["own"] = 3  # not all state is tensors
+        new.step()
         old, new = new, torch.optim.Adam(layer.parameters(), **options)
 
 

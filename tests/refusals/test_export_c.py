@@ -97,6 +97,7 @@ FUNCTIONS: Any = (
     (lambda x: torch.ones(len(x), 2), ValueError, "model"),
     (lambda x: F.pad(x, (1, 1), value=1.0).mean(-1), NOT, "'pad'"),
     (lambda x: torch.cat([x, torch.ones(1, 3, 2)], -1).mean(-1), NOT, "'cat'"),
+    (lambda x: torch.cat([x, x])[:1].mean(-1), NOT, "'cat'"),
     (lambda x: (x.mean(-1).softmax(1)[..., None] * x).mean(-1), NOT, "'mul'"),
     (lambda x: x.mean(-1).squeeze(), ValueError, "(3,)"),
     (lambda x: x.softmax(1).mean(-1), NOT, "'softmax' has dim=1"),
