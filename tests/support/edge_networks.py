@@ -212,8 +212,8 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     ),
     "ends_with_bins": lambda: nn.Sequential(nn.AdaptiveAvgPool1d(5), nn.Flatten(), nn.Softmax(1)),
     "bins": lambda: nn.Sequential(
-        SparseConv1d(3, 4, 3), nn.AdaptiveAvgPool1d(7), nn.Conv1d(4, 2, 3), nn.Flatten(),
-        nn.Linear(10, 3),
+        SparseConv1d(3, 4, 3), nn.AdaptiveAvgPool1d(7), nn.AdaptiveMaxPool1d(7),  # of one each
+        nn.Conv1d(4, 2, 3), nn.Flatten(), nn.Linear(10, 3),
     ),
     "keywords": lambda: nn.Sequential(
         nn.Conv1d(3, 8, 5, stride=2, padding=2), nn.BatchNorm1d(8), nn.ReLU6(), nn.Dropout1d(),
