@@ -40,6 +40,8 @@ Region.__module__ = "sparseconv"  # the name in pickles; in the class mypy would
 def as_block(block: Any) -> Block:
     """Return a block as ``(out, in)``; one int sets both, and 1 means single weights."""
     pair = (block, block) if isinstance(block, Integral) else block
+    if not isinstance(pair, tuple | list) or len(pair) != 2:
+        raise TypeError(f"block must be an int or a pair (out, in), but got {block!r}")
     out, channels = (count("block", channels) for channels in pair)
     return out, channels
 

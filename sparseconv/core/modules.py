@@ -43,7 +43,7 @@ def check_not_wrapped(model: nn.Module, what: str) -> None:
     check_module(model)
     for name, module in model.named_modules(remove_duplicate=False):
         where = repr(name) if name else "the model"
-        inside = {"_orig_mod", "_fsdp_wrapped_module"} & module._modules.keys()
+        inside = {"_orig_mod", "_fsdp_wrapped_module"}.intersection(module._modules.keys())
         if isinstance(module, nn.parallel.DistributedDataParallel):
             inside = {"module"}
         for attribute in inside:

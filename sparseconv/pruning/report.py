@@ -178,6 +178,8 @@ class SmallerNetwork(Report):
         """
         stopwatch = Stopwatch(training, rounds, least_seconds)
         given = self.arguments if example_input is None else example_input
+        if given is None:
+            raise ValueError("pass an example_input, since factorize got none")
         arguments = copied_arguments(self.before, given)
         # Both are new copies, because a model that was trained in place is slower.
         models = {"before": deepcopy_model(self.before).eval(), "after": merge(self.after).eval()}

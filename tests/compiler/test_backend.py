@@ -39,8 +39,9 @@ def test_padding_cropping_and_halves() -> None:
     report = check(model, torch.randn(4, 4, 40))[0]
     assert (report.enters, report.leaves) == (1, 1)
     assert not report.outside, report
-    assert report.lanes["lanes_pointwise"] == 1
+    assert report.lanes["lanes_pointwise"] == report.lanes["lanes_activation"] == 1
     assert not report.lanes["add"], "the 1x1 convolution adds"
+    assert not report.lanes["sigmoid"], "one operation gates"
 
 
 def test_dropout_scales_what_it_keeps_and_repeats_with_the_seed() -> None:
@@ -277,6 +278,22 @@ def test_what_is_joined_only_in_part() -> None:
     torch.testing.assert_close(compiled(model)(x), model(x))
     empty = torch.randn(0, 4, 10)
     assert compiled(sparse(4, 4, 3))(empty).shape == (0, 4, 10)
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        lambda y: F.pad(y, (1, 2), value=1.0), lambda y: F.pad(y, (1, 2), mode="reflect"),
+        lambda y: y.narrow(0, 1, 3),
+    ],
+    ids=["ones", "reflect", "series"],
+)  # fmt: skip
+def test_samples_and_series_of_other_kinds(between: Callable[[Tensor], Tensor]) -> None:
+    def pooled(x: Tensor, first: nn.Module, last: nn.Module) -> Tensor:
+        return F.max_pool1d(last(F.max_pool1d(between(first(x)), 3, 1, 1)), 3, 1, 1)
+
+    model = Function(pooled, sparse(4, 4, 3), sparse(4, 4, 3))
+    assert check(model, torch.randn(4, 4, 40))[0].outside
 
 
 def test_operations_in_place() -> None:

@@ -157,7 +157,8 @@ KEPT: dict[str, tuple[Operation, str]] = {
         "scaled_dot_product_attention": lambda x: F.scaled_dot_product_attention(*[x.mT] * 3).mT,
         "multi_head_attention_forward": Last(SelfAttention(8, 2, batch_first=True)), "lstm": Last(
             nn.LSTM(8, 8, batch_first=True)),
-        "layer_norm": Last(nn.LayerNorm(8)), "local_response_norm": nn.LocalResponseNorm(3),
+        "layer_norm": Last(nn.LayerNorm(8)), "local_response_norm": nn.LocalResponseNorm(
+            3, 1e-9),
         "avg_pool1d": Last(nn.AvgPool1d(3, 1, 1)), "conv2d": nn.Sequential(
             nn.Unflatten(2, (12, 1)), nn.Conv2d(8, 5, (3, 1))), "linear": Last(
             Parametrized(F.linear, 5, 8)), "fft_fft": lambda x: torch.fft.fft(x, dim=1),

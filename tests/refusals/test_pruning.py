@@ -224,6 +224,11 @@ test_factorize = refusals(
     (split(convs(), "0", "1", rank=9), ValueError, "rank"),
     (split(convs(), "0", "1", parameter_compression=50), ValueError, "parameter_compression"),
     (
+        lambda: sc.factorize(convs(), method="svd", rank=1).report.measure(),
+        ValueError,
+        "pass an example_input",
+    ),
+    (
         lambda: sc.factorize(convs(), method="svd", rank=1).report.measure(torch.ones(4, 9)),
         ValueError,
         "(N, C, L)",
