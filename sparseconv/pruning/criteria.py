@@ -213,6 +213,8 @@ class DSP(Criterion):
         def see(name: str, x: Tensor) -> None:
             layer = channels.layers[name]
             x = x.double().cpu().movedim(layer.channel_dim, 1)
+            if x.shape[1] != len(layer.inputs):
+                return  # the layer says what it expected
             squares = x.square().reshape(*x.shape[:2], -1).mean(2)
             # A unit may have several channels here, as after Flatten.
             counts = channels.sums(torch.ones_like(squares[0]), layer.inputs).clamp_min(1)

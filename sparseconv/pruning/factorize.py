@@ -127,6 +127,8 @@ def factorize(
         try:
             if obstacle or successors.keys() & set(convs) or len(set(convs)) < len(convs):
                 raise ValueError(obstacle or "a layer may be named only once")
+            if not all(conv.weight.isfinite().all() for conv in convs):
+                raise ValueError("the weights must be finite, but contain NaN or infinity")
             r, parameters = _sizes(convs, method, rank, compression)
             if layers is None and parameters.after >= parameters.before:
                 raise ValueError(

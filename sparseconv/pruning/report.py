@@ -133,7 +133,8 @@ class SmallerNetwork(Report):
 
         A value in the middle of a plateau is safe.
         """
-        assert self.channels is not None
+        if self.channels is None:
+            raise ValueError("expected a report of prune_filters, but factorize has no thresholds")
         best = [int(group.units[self.scores[group.units].argmax()]) for group in self.channels.sets]
         scores = self.scores.clone()
         scores[best] = torch.inf

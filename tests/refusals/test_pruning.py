@@ -148,6 +148,7 @@ test_criteria = refusals(
     (call(criterion=DSP(iter([]))), ValueError, "iterator"),
     (call(criterion=DSP(DataLoader([*X], batch_size=9, drop_last=True))), ValueError, "drop_last"),
     (call(criterion=DSP(HOLE)), ValueError, "NaN"),
+    (call(criterion=DSP(X[:, :1])), RuntimeError, "to have 2 channels"),
     (call(changed(network(), spoil), criterion=DSP(X)), ValueError, "NaN"),
     (call(criterion=evolve(X, Y + 0.5)), TypeError, "Evolutionary"),
     (call(criterion=evolve(X, -100 * Y)), ValueError, "class index"),
@@ -223,6 +224,8 @@ test_factorize = refusals(
     (split(convs(), "0", "1", rank=1, method="svd"), ValueError, "method='svd'"),
     (split(convs(), "0", "1", rank=9), ValueError, "rank"),
     (split(convs(), "0", "1", parameter_compression=50), ValueError, "parameter_compression"),
+    (split(changed(convs(), spoil), "0", "1"), ValueError, "finite"),
+    (lambda: sc.factorize(convs(), rank=1)[1].curve(), ValueError, "prune_filters"),
     (
         lambda: sc.factorize(convs(), method="svd", rank=1).report.measure(),
         ValueError,
