@@ -67,9 +67,19 @@ def test_group_profiles_sum_magnitudes_by_group_and_tap(
         twin = copy.deepcopy(layer)
         twin.regions = layer.regions[::-1]
         np.testing.assert_array_equal(figures.group_profiles(twin), profile)
-        drawn: Any = figures.group_weights([profile], layer.regions, "")
+        drawn: Any = figures.group_weights([profile] * 2, layer.regions, "")
+        assert [axes.get_xlabel() for axes in drawn.axes[:2]] == ["", "tap"]
         shares = [f"{share:.0%}" for share in profile.sum(1) / profile.sum()]
         assert [text.get_text() for text in drawn.axes[0].texts][:-1] == shares
+
+
+def test_fields_of_stacked_layers_are_those_of_all_paths(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(figures, "save", lambda figure, _: figure)
+    of_layers = [np.array([9, 2, 2]), np.array([0, 3, 0, 1])]  # the first number: empty kernels
+    drawn: Any = figures.receptive_fields({"both": of_layers}, "")
+    (line,) = drawn.axes[3].lines
+    assert line.get_xdata().tolist() == [1, 2, 3, 4]
+    assert line.get_ydata().tolist() == [37.5, 75, 87.5, 100]
 
 
 def test_training_report(tmp_path: Path, model: DSN) -> None:
